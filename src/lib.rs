@@ -1,0 +1,11 @@
+//! weir: an Envoy control plane for Istio's VirtualService and DestinationRule.
+//!
+//! The data flows one way, and so do the imports:
+//! [`source`] → [`store`] → mesh → translate → snapshot → xds.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod api;
+pub mod source;
+pub mod store;

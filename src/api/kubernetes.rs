@@ -1,0 +1,171 @@
+//! The part of Kubernetes' objects that decides about traffic.
+
+use serde::{Deserialize, Deserializer};
+
+use super::Labels;
+
+/// `Service.spec`. Source: Kubernetes API, core/v1 ServiceSpec.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Service {
+    /// The address inside the cluster; `None` (the word) for a headless service.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    /// All such addresses, of which `clusterIP` is the first.
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+    /// ClusterIP (default), NodePort, LoadBalancer or ExternalName.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// The host an ExternalName service is an alias of.
+    pub external_name: String,
+    /// The labels of the pods behind the service.
+    pub selector: Labels,
+    /// The ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServicePort {
+    /// The name, by which EndpointSlices refer to it; may be empty where the service has one port.
+    pub name: String,
+    /// The port clients use, 1 to 65535.
+    pub port: u16,
+    /// TCP (default), UDP or SCTP.
+    pub protocol: String,
+    /// The protocol spoken over it, where given.
+    pub app_protocol: Option<String>,
+    /// The port of the pods: a number or a name. Absent means the same as `port`.
+    pub target_port: Option<IntOrString>,
+}
+
+/// A port given by number or by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IntOrString {
+    /// By number.
+    Int(u16),
+    /// By the name of a container's port.
+    String(String),
+}
+
+impl<'de> Deserialize<'de> for IntOrString {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl serde::de::Visitor<'_> for Either {
+            type Value = IntOrString;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a port number from 1 to 65535 or a port name")
+            }
+            fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<IntOrString, E> {
+                u16::try_from(n)
+                    .map(IntOrString::Int)
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Unsigned(n), &self))
+            }
+            fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<IntOrString, E> {
+                Err(E::invalid_value(serde::de::Unexpected::Signed(n), &self))
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<IntOrString, E> {
+                Ok(text.parse().map_or_else(|_| IntOrString::String(text.to_owned()), IntOrString::Int))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// An EndpointSlice, whose content stands beside its metadata. Source: Kubernetes API, discovery.k8s.io/v1.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSlice {
+    /// IPv4, IPv6 or FQDN.
+    pub address_type: String,
+    /// The endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+    /// The ports that every endpoint of this slice has.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SliceEndpoint {
+    /// Its addresses; all are the same endpoint, the first one is used.
+    pub addresses: Vec<String>,
+    /// Its state.
+    pub conditions: EndpointConditions,
+    /// The node it runs on.
+    pub node_name: Option<String>,
+    /// The zone it runs in.
+    pub zone: Option<String>,
+    /// The object behind it, mostly a Pod.
+    pub target_ref: Option<TargetRef>,
+}
+
+/// The state of a slice's endpoint; what is absent is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointConditions {
+    /// Takes traffic.
+    pub ready: Option<bool>,
+    /// Answers, whether or not it is terminating.
+    pub serving: Option<bool>,
+    /// Is on its way out.
+    pub terminating: Option<bool>,
+}
+
+/// The object behind an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TargetRef {
+    /// `Pod`, mostly.
+    pub kind: String,
+    /// Its namespace; empty means that of the slice.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// One port of a slice or of an Endpoints subset.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointPort {
+    /// The name of the service's port; empty where that has none.
+    pub name: String,
+    /// The port of the endpoints; absent means all ports, which is of no use here.
+    pub port: Option<u16>,
+    /// TCP (default), UDP or SCTP.
+    pub protocol: String,
+}
+
+/// An Endpoints object, whose content stands beside its metadata. Source: Kubernetes API, core/v1 Endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Endpoints {
+    /// Groups of addresses that have the same ports.
+    pub subsets: Vec<EndpointSubset>,
+}
+
+/// Addresses with the same ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSubset {
+    /// Those that take traffic.
+    pub addresses: Vec<EndpointAddress>,
+    /// Those that do not.
+    pub not_ready_addresses: Vec<EndpointAddress>,
+    /// The ports.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// One address of an Endpoints subset.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointAddress {
+    /// The IP address.
+    pub ip: String,
+    /// The node it runs on.
+    pub node_name: Option<String>,
+    /// The object behind it, mostly a Pod.
+    pub target_ref: Option<TargetRef>,
+}

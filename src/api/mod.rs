@@ -1,0 +1,221 @@
+//! The objects weir reads, as plain types: Kubernetes' Service, EndpointSlice, Endpoints, Pod, Node and Namespace,
+//! and Istio's VirtualService and DestinationRule.
+//!
+//! [`parse`] turns one JSON document (from the API server, or from YAML) into an [`Object`] and says exactly what is
+//! wrong with it when it can not. Nothing here knows where a document came from or what it is used for.
+
+mod destination_rule;
+mod kubernetes;
+mod parse;
+mod scalar;
+mod validate;
+mod virtual_service;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+pub use destination_rule::*;
+pub use kubernetes::*;
+pub use parse::{Identity, ObjectError, Parsed, Problem, expand_list, identify, parse};
+pub use scalar::Duration;
+pub use virtual_service::*;
+
+/// Labels or annotations: name to value.
+pub type Labels = BTreeMap<String, String>;
+
+/// Whether every label of `selector` is among `labels` with the same value. An empty selector matches everything.
+pub fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(name, value)| labels.get(name) == Some(value))
+}
+
+/// The kinds weir reads. The API group and the versions that mean the same are in [`Kind::group`] and
+/// [`Kind::versions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// core/v1 Node, for the locality of what runs on it.
+    Node,
+    /// core/v1 Namespace.
+    Namespace,
+    /// core/v1 Service.
+    Service,
+    /// core/v1 Pod, of which only the metadata is used.
+    Pod,
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice,
+    /// core/v1 Endpoints, used for a service that has no slice.
+    Endpoints,
+    /// networking.istio.io VirtualService.
+    VirtualService,
+    /// networking.istio.io DestinationRule.
+    DestinationRule,
+}
+
+impl Kind {
+    /// Every kind, in the order in which they depend on each other.
+    pub const ALL: [Kind; 8] = [
+        Kind::Node,
+        Kind::Namespace,
+        Kind::Service,
+        Kind::Pod,
+        Kind::EndpointSlice,
+        Kind::Endpoints,
+        Kind::VirtualService,
+        Kind::DestinationRule,
+    ];
+
+    /// The name as `kind:` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Node => "Node",
+            Kind::Namespace => "Namespace",
+            Kind::Service => "Service",
+            Kind::Pod => "Pod",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::Endpoints => "Endpoints",
+            Kind::VirtualService => "VirtualService",
+            Kind::DestinationRule => "DestinationRule",
+        }
+    }
+
+    /// The API group; empty for Kubernetes' core group.
+    pub fn group(self) -> &'static str {
+        match self {
+            Kind::Node | Kind::Namespace | Kind::Service | Kind::Pod | Kind::Endpoints => "",
+            Kind::EndpointSlice => "discovery.k8s.io",
+            Kind::VirtualService | Kind::DestinationRule => "networking.istio.io",
+        }
+    }
+
+    /// The versions of the group that weir reads as one and the same, the preferred one first.
+    pub fn versions(self) -> &'static [&'static str] {
+        match self {
+            Kind::VirtualService | Kind::DestinationRule => &["v1", "v1beta1", "v1alpha3"],
+            _ => &["v1"],
+        }
+    }
+
+    /// The resource name in the API's paths.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Node => "nodes",
+            Kind::Namespace => "namespaces",
+            Kind::Service => "services",
+            Kind::Pod => "pods",
+            Kind::EndpointSlice => "endpointslices",
+            Kind::Endpoints => "endpoints",
+            Kind::VirtualService => "virtualservices",
+            Kind::DestinationRule => "destinationrules",
+        }
+    }
+
+    /// Whether objects of this kind live in a namespace.
+    pub fn namespaced(self) -> bool {
+        !matches!(self, Kind::Node | Kind::Namespace)
+    }
+
+    /// Whether weir reads only the metadata of this kind.
+    pub fn metadata_only(self) -> bool {
+        matches!(self, Kind::Node | Kind::Namespace | Kind::Pod)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What names an object in a cluster: kind, namespace (empty for a cluster-wide kind) and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// The kind.
+    pub kind: Kind,
+    /// The namespace; empty for a cluster-wide kind.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// The part of an object's metadata that weir uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// The namespace; empty for a cluster-wide kind.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+    /// The labels.
+    pub labels: Labels,
+    /// The annotations that weir reads (`*.istio.io/*` and `weir.dev/*`); all others are dropped to save memory.
+    pub annotations: Labels,
+    /// When the object came to be. Of two objects that speak for the same host, the older one wins.
+    pub age: Age,
+    /// `metadata.generation`; 0 where there is none.
+    pub generation: i64,
+}
+
+/// Orders objects from the oldest to the newest.
+///
+/// An object without a creation time is newer than all that have one; among those `order`, which a source counts up
+/// as it reads, decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Age {
+    /// Microseconds since 1970, or `i64::MAX` where the object has no creation time.
+    pub created: i64,
+    /// The position in its source.
+    pub order: u64,
+}
+
+/// One object that weir reads, valid as far as can be told without looking at others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// Its metadata.
+    pub meta: Meta,
+    /// Its content by kind.
+    pub spec: Spec,
+}
+
+/// The content of an [`Object`], by kind.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Spec {
+    Node,
+    Namespace,
+    Service(Service),
+    Pod,
+    EndpointSlice(EndpointSlice),
+    Endpoints(Endpoints),
+    VirtualService(VirtualService),
+    DestinationRule(DestinationRule),
+}
+
+impl Object {
+    /// The object's kind.
+    pub fn kind(&self) -> Kind {
+        match &self.spec {
+            Spec::Node => Kind::Node,
+            Spec::Namespace => Kind::Namespace,
+            Spec::Service(_) => Kind::Service,
+            Spec::Pod => Kind::Pod,
+            Spec::EndpointSlice(_) => Kind::EndpointSlice,
+            Spec::Endpoints(_) => Kind::Endpoints,
+            Spec::VirtualService(_) => Kind::VirtualService,
+            Spec::DestinationRule(_) => Kind::DestinationRule,
+        }
+    }
+
+    /// The object's key.
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey { kind: self.kind(), namespace: self.meta.namespace.clone(), name: self.meta.name.clone() }
+    }
+}

@@ -1,0 +1,388 @@
+//! From a JSON document to an [`Object`], with errors that name the field.
+
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Age, Kind, Labels, Meta, Object, ObjectKey, Spec, validate};
+
+/// Something wrong with one field of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The field, like `spec.http[0].route[1].weight`; empty for the object as a whole.
+    pub path: String,
+    /// What was found, and what would be right.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem at `path`.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+    }
+}
+
+/// Why a document is no object that can be used. Holds at least one problem.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct ObjectError {
+    /// Everything found, in the order of the fields.
+    pub problems: Vec<Problem>,
+}
+
+impl From<Problem> for ObjectError {
+    fn from(problem: Problem) -> Self {
+        Self { problems: vec![problem] }
+    }
+}
+
+/// An object, and what is odd about it but does no harm (unknown fields).
+#[derive(Clone, Debug)]
+pub struct Parsed {
+    /// The object.
+    pub object: Object,
+    /// Fields that weir, like Istio, does not know.
+    pub warnings: Vec<Problem>,
+}
+
+/// What a document says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// An object of a kind that weir reads.
+    Known(ObjectKey),
+    /// An object of another kind, which is none of weir's business: its `apiVersion` and `kind`.
+    Other(String, String),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct RawMeta {
+    name: String,
+    namespace: String,
+    labels: Labels,
+    annotations: Labels,
+    creation_timestamp: Option<Time>,
+    generation: i64,
+}
+
+/// The members of a `List` document (as `kubectl get -o yaml` prints), each with its path; otherwise the document
+/// itself with an empty path.
+pub fn expand_list(document: Value) -> Vec<(String, Value)> {
+    let is_list = document.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
+    match document {
+        Value::Object(mut map) if is_list && matches!(map.get("items"), Some(Value::Array(_))) => {
+            let list_kind = map.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let api_version = map.get("apiVersion").cloned();
+            let Some(Value::Array(items)) = map.remove("items") else { return Vec::new() };
+            let member_kind = list_kind.strip_suffix("List").filter(|kind| !kind.is_empty());
+            items
+                .into_iter()
+                .enumerate()
+                .map(|(index, mut item)| {
+                    // The members of a typed list (`ServiceList`) carry neither kind nor version of their own.
+                    if let (Value::Object(item), Some(kind)) = (&mut item, member_kind) {
+                        item.entry("kind").or_insert_with(|| Value::String(kind.to_owned()));
+                        if let Some(version) = &api_version {
+                            item.entry("apiVersion").or_insert_with(|| version.clone());
+                        }
+                    }
+                    (format!("items[{index}]"), item)
+                })
+                .collect()
+        }
+        other => vec![(String::new(), other)],
+    }
+}
+
+/// Says what a document is, without looking at its content. A missing namespace is `default`, as for kubectl.
+///
+/// # Errors
+/// The document is no object: not a map, or without `apiVersion`, `kind` or `metadata.name`; or its group is one that
+/// weir reads but its version is not.
+pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
+    let text = |pointer: &str, path: &str, like: &str| -> Result<String, ObjectError> {
+        match document.pointer(pointer) {
+            Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
+            None | Some(Value::Null | Value::String(_)) => {
+                Err(Problem::new(path, format!("is missing; expected a text like `{like}`")).into())
+            }
+            Some(other) => {
+                Err(Problem::new(path, format!("is {}, expected a text like `{like}`", describe(other))).into())
+            }
+        }
+    };
+    if !document.is_object() {
+        let found = describe(document);
+        return Err(Problem::new(
+            "",
+            format!("the document is {found}, expected an object with apiVersion, kind and metadata"),
+        )
+        .into());
+    }
+    let api_version = text("/apiVersion", "apiVersion", "networking.istio.io/v1")?;
+    let kind_name = text("/kind", "kind", "VirtualService")?;
+    let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == kind_name && kind.group() == group) else {
+        return Ok(Identity::Other(api_version, kind_name));
+    };
+    if !kind.versions().contains(&version) {
+        let known =
+            kind.versions().iter().map(|v| if group.is_empty() { (*v).to_owned() } else { format!("{group}/{v}") });
+        let known = known.collect::<Vec<_>>().join(", ");
+        return Err(Problem::new(
+            "apiVersion",
+            format!("`{api_version}` is not read for {kind}; expected one of {known}"),
+        )
+        .into());
+    }
+    let name = text("/metadata/name", "metadata.name", "my-app")?;
+    let namespace = match document.pointer("/metadata/namespace") {
+        _ if !kind.namespaced() => String::new(),
+        Some(Value::String(namespace)) if !namespace.is_empty() => namespace.clone(),
+        None | Some(Value::Null | Value::String(_)) => "default".to_owned(),
+        Some(other) => {
+            return Err(Problem::new("metadata.namespace", format!("is {}, expected a text", describe(other))).into());
+        }
+    };
+    Ok(Identity::Known(ObjectKey { kind, namespace: namespace.into(), name: name.into() }))
+}
+
+/// Reads the document that [`identify`] named `key`, and checks it as far as that can be done without looking at other
+/// objects. `order` is its place in the source and decides between objects without a creation time.
+///
+/// # Errors
+/// Every problem that makes the object unusable, each with its field.
+pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed, ObjectError> {
+    drop_nulls(&mut document);
+    let Value::Object(mut map) = document else {
+        return Err(Problem::new("", "the document is not an object").into());
+    };
+    let raw: RawMeta = read(map.remove("metadata").unwrap_or_default(), "metadata", &mut Vec::new())?;
+    let mut annotations = raw.annotations;
+    annotations.retain(|name, _| {
+        name.split('/').next().is_some_and(|domain| domain.ends_with("istio.io") || domain == "weir.dev")
+    });
+    let created = raw.creation_timestamp.map_or(i64::MAX, |time| time.0.as_microsecond());
+    let meta = Meta {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        labels: raw.labels,
+        annotations,
+        age: Age { created, order },
+        generation: raw.generation,
+    };
+    let mut warnings = Vec::new();
+    let spec = map.remove("spec").unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    let mut ignored = Vec::new();
+    let spec = match key.kind {
+        Kind::Node => Spec::Node,
+        Kind::Namespace => Spec::Namespace,
+        Kind::Pod => Spec::Pod,
+        Kind::Service => Spec::Service(read(spec, "spec", &mut ignored)?),
+        Kind::EndpointSlice => Spec::EndpointSlice(read(Value::Object(map), "", &mut ignored)?),
+        Kind::Endpoints => Spec::Endpoints(read(Value::Object(map), "", &mut ignored)?),
+        Kind::VirtualService => Spec::VirtualService(read(spec, "spec", &mut warnings)?),
+        Kind::DestinationRule => Spec::DestinationRule(read(spec, "spec", &mut warnings)?),
+    };
+    let object = Object { meta, spec };
+    let problems = validate::check(&object);
+    if problems.is_empty() { Ok(Parsed { object, warnings }) } else { Err(ObjectError { problems }) }
+}
+
+/// Reads `value` as `T`, notes unknown fields, and says at which path below `prefix` it is wrong.
+fn read<T: DeserializeOwned>(value: Value, prefix: &str, unknown: &mut Vec<Problem>) -> Result<T, ObjectError> {
+    let mut track = serde_path_to_error::Track::new();
+    let value = if value.is_null() { Value::Object(serde_json::Map::new()) } else { value };
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let result = serde_ignored::deserialize(tracked, |path| {
+        let path = join(prefix, &indexed(&path.to_string()));
+        unknown.push(Problem::new(path, "is not a known field; it has no effect (check its spelling and place)"));
+    });
+    result.map_err(|error: serde_json::Error| {
+        let path = track.path().to_string();
+        let path = if path == "." { prefix.to_owned() } else { join(prefix, &path) };
+        Problem::new(path, plain(&error.to_string())).into()
+    })
+}
+
+fn join(prefix: &str, path: &str) -> String {
+    match (prefix, path) {
+        ("", path) => path.to_owned(),
+        (prefix, "") => prefix.to_owned(),
+        (prefix, path) => format!("{prefix}.{path}"),
+    }
+}
+
+/// `http.0.route` as `http[0].route`.
+fn indexed(path: &str) -> String {
+    let mut out = String::with_capacity(path.len() + 4);
+    for (n, part) in path.split('.').enumerate() {
+        if part == "?" {
+            continue;
+        }
+        if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) {
+            out.push('[');
+            out.push_str(part);
+            out.push(']');
+        } else {
+            if n > 0 {
+                out.push('.');
+            }
+            out.push_str(part);
+        }
+    }
+    out
+}
+
+/// serde's message in the words of someone who writes YAML.
+fn plain(message: &str) -> String {
+    let mut text = message.to_owned();
+    for (rust, people) in [
+        ("expected struct ", "expected a map for "),
+        ("expected u16", "expected a whole number from 0 to 65535"),
+        ("expected u32", "expected a whole number from 0 to 4294967295"),
+        ("expected u64", "expected a whole number of 0 or more"),
+        ("expected i32", "expected a whole number"),
+        ("expected i64", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+        ("invalid type: ", "is the wrong type: "),
+        ("invalid value: ", "is out of range: "),
+    ] {
+        text = text.replace(rust, people);
+    }
+    text
+}
+
+/// What a JSON value is, for error messages.
+pub(crate) fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "empty".to_owned(),
+        Value::Bool(b) => format!("the truth value {b}"),
+        Value::Number(n) => format!("the number {n}"),
+        Value::String(s) => format!("the text `{}`", s.chars().take(60).collect::<String>()),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "a map".to_owned(),
+    }
+}
+
+/// An explicit null means the same as an absent field (Protobuf's JSON mapping; Kubernetes' API does the same).
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, member| !member.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+impl From<&Object> for ObjectKey {
+    fn from(object: &Object) -> Self {
+        object.key()
+    }
+}
+
+/// A key from plain text, for tests and tools.
+impl ObjectKey {
+    /// The key of `kind` `namespace`/`name`.
+    pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: Arc::from(namespace), name: Arc::from(name) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse_value(document: Value) -> Result<Parsed, ObjectError> {
+        match identify(&document)? {
+            Identity::Known(key) => parse(&key, document, 0),
+            Identity::Other(..) => panic!("not a known kind"),
+        }
+    }
+
+    fn virtual_service(spec: Value) -> Value {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "a"}, "spec": spec})
+    }
+
+    #[test]
+    fn all_versions_of_istios_group_mean_the_same() {
+        for version in ["v1", "v1beta1", "v1alpha3"] {
+            let mut document =
+                virtual_service(json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]}));
+            document["apiVersion"] = json!(format!("networking.istio.io/{version}"));
+            assert_eq!(
+                parse_value(document).unwrap().object.key(),
+                ObjectKey::new(Kind::VirtualService, "default", "a")
+            );
+        }
+        let mut document = virtual_service(json!({}));
+        document["apiVersion"] = json!("networking.istio.io/v9");
+        assert!(identify(&document).unwrap_err().to_string().contains("networking.istio.io/v1"));
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_what_would_be_right() {
+        let error = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"route": [
+            {"destination": {"host": "web"}}, {"destination": {"host": "web"}, "weight": "ten"}]}]})))
+        .unwrap_err();
+        assert_eq!(error.problems.len(), 1);
+        assert_eq!(error.problems[0].path, "spec.http[0].route[1].weight");
+        assert!(error.problems[0].message.contains("expected a whole number"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_field_is_a_warning_with_its_path() {
+        let parsed = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"route": [
+            {"destination": {"host": "web", "subsett": "v1"}}]}]})))
+        .unwrap();
+        assert_eq!(parsed.warnings.len(), 1);
+        assert_eq!(parsed.warnings[0].path, "spec.http[0].route[0].destination.subsett");
+    }
+
+    #[test]
+    fn null_means_absent() {
+        let parsed = parse_value(virtual_service(json!({"hosts": ["web"], "gateways": null, "http": [
+            {"match": null, "timeout": null, "route": [{"destination": {"host": "web", "port": null}}]}]})))
+        .unwrap();
+        let Spec::VirtualService(spec) = parsed.object.spec else { panic!() };
+        assert!(spec.gateways.is_empty() && spec.http[0].timeout.is_none());
+    }
+
+    #[test]
+    fn lists_are_taken_apart() {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [{"kind": "A"}, {"kind": "B"}]});
+        let paths: Vec<_> = expand_list(list).into_iter().map(|(path, _)| path).collect();
+        assert_eq!(paths, ["items[0]", "items[1]"]);
+        let typed = json!({"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "x"}}]});
+        assert_eq!(expand_list(typed)[0].1["kind"], "Service");
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_with_a_reason() {
+        for (document, says) in [
+            (json!([]), "a list"),
+            (json!("x"), "the text `x`"),
+            (json!({"kind": "Service"}), "apiVersion"),
+            (json!({"apiVersion": "v1", "kind": 5}), "the number 5"),
+            (json!({"apiVersion": "v1", "kind": "Service", "metadata": {}}), "metadata.name"),
+        ] {
+            let error = identify(&document).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

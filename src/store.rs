@@ -1,0 +1,109 @@
+//! What is in force: the last accepted form of every object, by key, and what is wrong with the ones refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::api::{Kind, Object, ObjectKey};
+use crate::source::{Change, LocatedProblem, Origin};
+
+/// An accepted object and where it came from.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The object.
+    pub object: Arc<Object>,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+/// All objects by key. One task owns it; what others need they get as a [`crate::mesh::Mesh`].
+#[derive(Debug, Default)]
+pub struct Store {
+    objects: BTreeMap<Kind, BTreeMap<(Arc<str>, Arc<str>), Entry>>,
+    refused: BTreeMap<ObjectKey, Vec<LocatedProblem>>,
+    warnings: BTreeMap<ObjectKey, Vec<LocatedProblem>>,
+    trouble: BTreeMap<String, Vec<LocatedProblem>>,
+    synced: bool,
+}
+
+impl Store {
+    /// Takes in one change, and adds the key of what is now different to `dirty`. Returns whether anything is
+    /// different, problems included.
+    pub fn apply(&mut self, change: Change, dirty: &mut BTreeSet<ObjectKey>) -> bool {
+        match change {
+            Change::Apply { object, origin, warnings } => {
+                let key = object.key();
+                let mut news = self.refused.remove(&key).is_some();
+                news |= set_or_clear(&mut self.warnings, key.clone(), warnings);
+                let slot = self.objects.entry(key.kind).or_default();
+                let name = (key.namespace.clone(), key.name.clone());
+                if slot.get(&name).is_some_and(|old| old.object == object) {
+                    return news;
+                }
+                slot.insert(name, Entry { object, origin });
+                dirty.insert(key);
+                true
+            }
+            Change::Refuse { key, problems } => set_or_clear(&mut self.refused, key, problems),
+            Change::Delete(key) => {
+                let mut news = self.refused.remove(&key).is_some();
+                news |= self.warnings.remove(&key).is_some();
+                let removed = self
+                    .objects
+                    .get_mut(&key.kind)
+                    .is_some_and(|slot| slot.remove(&(key.namespace.clone(), key.name.clone())).is_some());
+                if removed {
+                    dirty.insert(key);
+                }
+                news || removed
+            }
+            Change::Trouble { subject, problems } => set_or_clear(&mut self.trouble, subject, problems),
+            Change::Synced => !std::mem::replace(&mut self.synced, true),
+        }
+    }
+
+    /// Whether the source has handed on everything there was when it began.
+    pub fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// All objects of a kind, by namespace and name.
+    pub fn all(&self, kind: Kind) -> impl Iterator<Item = &Entry> {
+        self.objects.get(&kind).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// One object.
+    pub fn get(&self, key: &ObjectKey) -> Option<&Entry> {
+        self.objects.get(&key.kind)?.get(&(key.namespace.clone(), key.name.clone()))
+    }
+
+    /// How many objects of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.objects.get(&kind).map_or(0, BTreeMap::len)
+    }
+
+    /// The objects whose newest form is refused, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
+        self.refused.iter().map(|(key, problems)| (key, problems.as_slice()))
+    }
+
+    /// Objects that are in force but odd, and how.
+    pub fn warnings(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
+        self.warnings.iter().map(|(key, problems)| (key, problems.as_slice()))
+    }
+
+    /// Problems that belong to no single object, by file or watched kind.
+    pub fn trouble(&self) -> impl Iterator<Item = (&str, &[LocatedProblem])> {
+        self.trouble.iter().map(|(subject, problems)| (subject.as_str(), problems.as_slice()))
+    }
+}
+
+fn set_or_clear<K: Ord>(map: &mut BTreeMap<K, Vec<LocatedProblem>>, key: K, problems: Vec<LocatedProblem>) -> bool {
+    if problems.is_empty() {
+        map.remove(&key).is_some()
+    } else if map.get(&key) == Some(&problems) {
+        false
+    } else {
+        map.insert(key, problems);
+        true
+    }
+}
