@@ -7,5 +7,6 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod mesh;
 pub mod source;
 pub mod store;
