@@ -1,7 +1,7 @@
 //! weir: an Envoy control plane for Istio's VirtualService and DestinationRule.
 //!
 //! The data flows one way, and so do the imports:
-//! [`source`] → [`store`] → mesh → translate → snapshot → xds.
+//! [`source`] → [`store`] → [`mesh`] → translate → snapshot → xds.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
