@@ -7,6 +7,8 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod envoy;
 pub mod mesh;
+pub mod proto_json;
 pub mod source;
 pub mod store;
