@@ -10,5 +10,7 @@ pub mod api;
 pub mod envoy;
 pub mod mesh;
 pub mod proto_json;
+pub mod snapshot;
 pub mod source;
 pub mod store;
+pub mod translate;
