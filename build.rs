@@ -85,8 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let descriptors = envoy_types_dir(&manifest_dir)?.join("src/generated/types.bin");
     println!("cargo::rerun-if-changed={}", descriptors.display());
-    let set =
-        fs::read(&descriptors).map_err(|error| format!("{}: {error}", descriptors.display()))?;
+    let set = fs::read(&descriptors).map_err(|error| format!("{}: {error}", descriptors.display()))?;
     let pruned = prune(&set).map_err(|error| format!("{}: {error}", descriptors.display()))?;
 
     let out = Path::new(&var("OUT_DIR")?).join("envoy_descriptors.bin");
@@ -104,8 +103,9 @@ fn envoy_types_dir(manifest_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
     // build leaves out but metadata resolves, were never downloaded; then Cargo may fetch them.
     let metadata = match cargo_metadata(manifest_dir, &["--offline"]) {
         Ok(metadata) => metadata,
-        Err(offline) => cargo_metadata(manifest_dir, &[])
-            .map_err(|online| format!("{offline}\nand without --offline: {online}"))?,
+        Err(offline) => {
+            cargo_metadata(manifest_dir, &[]).map_err(|online| format!("{offline}\nand without --offline: {online}"))?
+        }
     };
     let manifest = metadata["packages"]
         .as_array()
@@ -114,10 +114,7 @@ fn envoy_types_dir(manifest_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
         .find(|package| package["name"] == "envoy-types")
         .and_then(|package| package["manifest_path"].as_str())
         .ok_or("cargo metadata names no package envoy-types")?;
-    Ok(Path::new(manifest)
-        .parent()
-        .ok_or("the manifest path of envoy-types has no parent")?
-        .to_owned())
+    Ok(Path::new(manifest).parent().ok_or("the manifest path of envoy-types has no parent")?.to_owned())
 }
 
 fn cargo_metadata(manifest_dir: &Path, args: &[&str]) -> Result<serde_json::Value, Box<dyn Error>> {
@@ -161,16 +158,11 @@ fn prune(set: &[u8]) -> Result<Vec<u8>, String> {
         }
     }
     let mut keep: BTreeSet<&str> = BTreeSet::new();
-    let mut open: Vec<&str> = files
-        .keys()
-        .copied()
-        .filter(|name| ROOTS.iter().any(|root| name.starts_with(root)))
-        .collect();
+    let mut open: Vec<&str> =
+        files.keys().copied().filter(|name| ROOTS.iter().any(|root| name.starts_with(root))).collect();
     while let Some(name) = open.pop() {
         if keep.insert(name) {
-            let file = files
-                .get(name)
-                .ok_or_else(|| format!("{name} is imported but not there"))?;
+            let file = files.get(name).ok_or_else(|| format!("{name} is imported but not there"))?;
             open.extend(&file.dependencies);
         }
     }
@@ -189,10 +181,7 @@ fn prune(set: &[u8]) -> Result<Vec<u8>, String> {
 
 fn read_file(bytes: &[u8]) -> Result<(&str, File<'_>), String> {
     let mut name = None;
-    let mut file = File {
-        dependencies: Vec::new(),
-        bytes: Vec::new(),
-    };
+    let mut file = File { dependencies: Vec::new(), bytes: Vec::new() };
     for field in Fields(bytes) {
         let field = field?;
         let text = || std::str::from_utf8(field.payload).map_err(|error| error.to_string());
@@ -248,11 +237,7 @@ fn read_field(bytes: &[u8]) -> Option<Field<'_>> {
         5 => at += 4,
         _ => return None,
     }
-    Some(Field {
-        number: tag >> 3,
-        payload,
-        whole: bytes.get(..at)?,
-    })
+    Some(Field { number: tag >> 3, payload, whole: bytes.get(..at)? })
 }
 
 fn read_varint(bytes: &[u8], at: &mut usize) -> Option<u64> {

@@ -7,6 +7,8 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod bootstrap;
+pub mod cli;
 pub mod envoy;
 pub mod mesh;
 pub mod proto_json;

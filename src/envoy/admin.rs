@@ -29,10 +29,7 @@ pub struct Admin {
 impl Admin {
     /// The admin interface at `address`; nothing is connected yet.
     pub fn new(address: SocketAddr) -> Self {
-        Self {
-            address,
-            client: Client::builder(TokioExecutor::new()).build_http(),
-        }
+        Self { address, client: Client::builder(TokioExecutor::new()).build_http() }
     }
 
     /// Where it listens.
@@ -47,10 +44,7 @@ impl Admin {
     pub async fn get(&self, path: &str) -> Result<Bytes, Error> {
         match self.ask(path).await? {
             (StatusCode::OK, body) => Ok(body),
-            (status, body) => Err(failed(
-                path,
-                format!("{status}: {}", String::from_utf8_lossy(&body).trim()),
-            )),
+            (status, body) => Err(failed(path, format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
         }
     }
 
@@ -69,9 +63,7 @@ impl Admin {
     /// # Errors
     /// [`Error::Admin`].
     pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>, Error> {
-        let body = self
-            .get(&format!("/stats?filter={}", percent_encoded(filter)))
-            .await?;
+        let body = self.get(&format!("/stats?filter={}", percent_encoded(filter))).await?;
         Ok(String::from_utf8_lossy(&body)
             .lines()
             .filter_map(|line| line.rsplit_once(": "))
@@ -94,11 +86,7 @@ impl Admin {
         let uri = format!("http://{}{path}", self.address);
         let uri = uri.parse().map_err(|error| failed(path, error))?;
         let exchange = async {
-            let answer = self
-                .client
-                .get(uri)
-                .await
-                .map_err(|error| failed(path, with_causes(&error)))?;
+            let answer = self.client.get(uri).await.map_err(|error| failed(path, with_causes(&error)))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MAX_ANSWER)
                 .collect()
@@ -113,10 +101,7 @@ impl Admin {
 }
 
 fn failed(path: &str, reason: impl ToString) -> Error {
-    Error::Admin {
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    }
+    Error::Admin { path: path.to_owned(), reason: reason.to_string() }
 }
 
 /// The error with all that caused it; hyper's own words alone ("client error") say nothing.
@@ -152,9 +137,6 @@ mod tests {
 
     #[test]
     fn filter_survives_as_a_query_value() {
-        assert_eq!(
-            percent_encoded(r"^cluster\.a|b&c=d+e.*$"),
-            "%5Ecluster%5C.a%7Cb%26c%3Dd%2Be.%2A%24"
-        );
+        assert_eq!(percent_encoded(r"^cluster\.a|b&c=d+e.*$"), "%5Ecluster%5C.a%7Cb%26c%3Dd%2Be.%2A%24");
     }
 }

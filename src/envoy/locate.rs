@@ -74,8 +74,7 @@ impl Lookup {
         }
         let Some(cache) = &self.cache else {
             return Err(Error::Install {
-                reason: "there is no folder to keep it in: neither $WEIR_CACHE nor $HOME is set"
-                    .to_owned(),
+                reason: "there is no folder to keep it in: neither $WEIR_CACHE nor $HOME is set".to_owned(),
                 binary: None,
             });
         };
@@ -88,9 +87,7 @@ impl Lookup {
 
     /// The first executable file of that name in the folders of `$PATH`.
     fn on_path(&self, name: &str) -> Option<PathBuf> {
-        env::split_paths(self.path.as_ref()?)
-            .map(|folder| folder.join(name))
-            .find(|path| executable(path).is_ok())
+        env::split_paths(self.path.as_ref()?).map(|folder| folder.join(name)).find(|path| executable(path).is_ok())
     }
 }
 
@@ -99,20 +96,12 @@ impl Lookup {
 pub(super) fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let folder = |name| var(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     folder("WEIR_CACHE")
-        .or_else(|| {
-            folder("XDG_CACHE_HOME")
-                .filter(|path| path.is_absolute())
-                .map(|path| path.join("weir"))
-        })
+        .or_else(|| folder("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("weir")))
         .or_else(|| folder("HOME").map(|home| home.join(".cache/weir")))
 }
 
 fn asked_for(path: &Path, origin: Source) -> Result<EnvoyBinary, Error> {
-    executable(path).map_err(|reason| Error::NotExecutable {
-        origin,
-        path: path.to_owned(),
-        reason,
-    })?;
+    executable(path).map_err(|reason| Error::NotExecutable { origin, path: path.to_owned(), reason })?;
     EnvoyBinary::probe(path, origin)
 }
 

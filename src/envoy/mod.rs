@@ -19,18 +19,10 @@ pub use locate::{Lookup, Source};
 pub use process::{EnvoyProcess, SpawnOptions};
 
 /// The Envoy weir installs when it finds none, and is tested with.
-pub const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion {
-    major: 1,
-    minor: 40,
-    patch: 0,
-};
+pub const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 40, patch: 0 };
 
 /// The oldest Envoy weir's configuration is meant for; an older one is used with a warning.
-pub const OLDEST_VERSION: EnvoyVersion = EnvoyVersion {
-    major: 1,
-    minor: 30,
-    patch: 0,
-};
+pub const OLDEST_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 30, patch: 0 };
 
 /// What went wrong with finding, installing or running Envoy.
 #[derive(Debug, thiserror::Error)]
@@ -156,11 +148,7 @@ impl EnvoyVersion {
         let number = build.split('/').nth(1)?;
         let number = number.split_once('-').map_or(number, |(number, _)| number);
         let mut parts = number.split('.').map(str::parse);
-        let version = Self {
-            major: parts.next()?.ok()?,
-            minor: parts.next()?.ok()?,
-            patch: parts.next()?.ok()?,
-        };
+        let version = Self { major: parts.next()?.ok()?, minor: parts.next()?.ok()?, patch: parts.next()?.ok()? };
         parts.next().is_none().then_some(version)
     }
 }
@@ -186,8 +174,7 @@ impl EnvoyBinary {
     /// Asks the binary at `path` for its version.
     fn probe(path: &Path, source: Source) -> Result<Self, Error> {
         // A bare name would be looked up on $PATH again.
-        let path =
-            std::path::absolute(path).map_err(Error::io(format!("the path {}", path.display())))?;
+        let path = std::path::absolute(path).map_err(Error::io(format!("the path {}", path.display())))?;
         let output = Command::new(&path)
             .arg("--version")
             .stdin(Stdio::null())
@@ -202,11 +189,7 @@ impl EnvoyBinary {
                         "this Envoy is older than {OLDEST_VERSION}: it may refuse some of weir's configuration"
                     );
                 }
-                Ok(Self {
-                    path,
-                    version,
-                    source,
-                })
+                Ok(Self { path, version, source })
             }
             _ => Err(Error::NotEnvoy {
                 path,

@@ -71,10 +71,7 @@ impl EnvoyProcess {
             .prefix("weir-envoy-")
             .tempdir()
             .map_err(Error::io("creating a temporary folder"))?;
-        let log = options
-            .log
-            .clone()
-            .unwrap_or_else(|| folder.path().join("envoy.log"));
+        let log = options.log.clone().unwrap_or_else(|| folder.path().join("envoy.log"));
         let open_log = || {
             File::options()
                 .create(true)
@@ -102,12 +99,7 @@ impl EnvoyProcess {
             .stderr(open_log()?)
             .spawn()
             .map_err(Error::io(format!("running {}", binary.path().display())))?;
-        Ok(Self {
-            child,
-            log,
-            admin: OnceLock::new(),
-            folder,
-        })
+        Ok(Self { child, log, admin: OnceLock::new(), folder })
     }
 
     /// The process id.
@@ -141,9 +133,7 @@ impl EnvoyProcess {
     /// # Errors
     /// [`Error::Io`] if the system does not say.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
-        self.child
-            .try_wait()
-            .map_err(Error::io("waiting for Envoy"))
+        self.child.try_wait().map_err(Error::io("waiting for Envoy"))
     }
 
     /// Its admin interface, whose address it says once it listens there.
@@ -155,10 +145,7 @@ impl EnvoyProcess {
             return Ok(admin);
         }
         let file = admin_address_file(self.folder.path());
-        let not_yet = |reason: String| Error::Admin {
-            path: "/".to_owned(),
-            reason,
-        };
+        let not_yet = |reason: String| Error::Admin { path: "/".to_owned(), reason };
         let address = std::fs::read_to_string(&file)
             .map_err(|error| not_yet(format!("it does not listen yet: {error}")))?
             .trim()
@@ -183,18 +170,11 @@ impl EnvoyProcess {
         self.wait(timeout, |live| live).await
     }
 
-    async fn wait(
-        &mut self,
-        timeout: Duration,
-        enough: fn(live: bool) -> bool,
-    ) -> Result<(), Error> {
+    async fn wait(&mut self, timeout: Duration, enough: fn(live: bool) -> bool) -> Result<(), Error> {
         let start = Instant::now();
         loop {
             if let Some(status) = self.exited()? {
-                return Err(Error::Ended {
-                    status,
-                    log: self.log_tail(),
-                });
+                return Err(Error::Ended { status, log: self.log_tail() });
             }
             let left = timeout.saturating_sub(start.elapsed());
             let state = match tokio::time::timeout(left, self.ask_ready()).await {
@@ -204,11 +184,7 @@ impl EnvoyProcess {
                 Err(_) => "its admin interface does not answer".to_owned(),
             };
             if start.elapsed() >= timeout {
-                return Err(Error::NotReady {
-                    after: timeout,
-                    state,
-                    log: self.log_tail(),
-                });
+                return Err(Error::NotReady { after: timeout, state, log: self.log_tail() });
             }
             tokio::time::sleep(POLL).await;
         }

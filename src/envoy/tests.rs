@@ -85,10 +85,8 @@ fn config(folder: &TempDir, text: &str) -> PathBuf {
 #[test]
 fn version_is_read_from_releases_and_builds_between_them() {
     let parse = |build: &str| {
-        EnvoyVersion::parse(&format!(
-            "envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"
-        ))
-        .map(|version| version.to_string())
+        EnvoyVersion::parse(&format!("envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"))
+            .map(|version| version.to_string())
     };
     assert_eq!(parse("1.40.0").as_deref(), Some("1.40.0"));
     assert_eq!(parse("1.41.0-dev").as_deref(), Some("1.41.0"));
@@ -107,10 +105,7 @@ fn cache_folder_follows_the_environment() {
     };
     let home = ("HOME", "/home/u");
     let xdg = ("XDG_CACHE_HOME", "/xdg");
-    assert_eq!(
-        folder(&[home, xdg, ("WEIR_CACHE", "/own")]),
-        Some("/own".into())
-    );
+    assert_eq!(folder(&[home, xdg, ("WEIR_CACHE", "/own")]), Some("/own".into()));
     assert_eq!(folder(&[home, xdg]), Some("/xdg/weir".into()));
     let at_home = Some("/home/u/.cache/weir".into());
     assert_eq!(folder(&[home, ("XDG_CACHE_HOME", "relative")]), at_home);
@@ -161,10 +156,7 @@ fn what_was_asked_for_and_is_no_envoy_is_an_error() {
     lookup.explicit = Some(plain.clone());
     assert_eq!(
         lookup.find().unwrap_err().to_string(),
-        format!(
-            "--envoy names {}, which is not executable (chmod +x)",
-            plain.display()
-        )
+        format!("--envoy names {}, which is not executable (chmod +x)", plain.display())
     );
 
     let nginx = folder.path().join("nginx");
@@ -172,10 +164,7 @@ fn what_was_asked_for_and_is_no_envoy_is_an_error() {
     lookup.explicit = Some(nginx.clone());
     assert_eq!(
         lookup.find().unwrap_err().to_string(),
-        format!(
-            r#"{} is not an Envoy: --version answered "nginx 1.2.3""#,
-            nginx.display()
-        )
+        format!(r#"{} is not an Envoy: --version answered "nginx 1.2.3""#, nginx.display())
     );
 }
 
@@ -199,10 +188,8 @@ fn installs_once_and_whole() {
     }
 
     assert_eq!(runs(&folder), 1);
-    let mut left: Vec<_> = fs::read_dir(folder.path().join("cache"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let mut left: Vec<_> =
+        fs::read_dir(folder.path().join("cache")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, ["envoy-1.40.0", "envoy-1.40.0.lock"]);
     let request = fs::read_to_string(folder.path().join("runs")).unwrap();
@@ -288,10 +275,7 @@ async fn envoy_runs_answers_and_ends() {
     let stats = envoy.stats("^server.(live|concurrency)$").await.unwrap();
     assert_eq!(
         stats.into_iter().collect::<Vec<_>>(),
-        [
-            ("server.concurrency".to_owned(), 2),
-            ("server.live".to_owned(), 1)
-        ]
+        [("server.concurrency".to_owned(), 2), ("server.live".to_owned(), 1)]
     );
     let dump = envoy.config_dump().await.unwrap();
     let node = &dump["configs"][0]["bootstrap"]["node"];
@@ -321,10 +305,7 @@ async fn envoy_that_ends_early_is_noticed_with_its_last_words() {
     let options = SpawnOptions::new(config(&folder, r#"{"nodes": {}}"#));
     let mut envoy = real_envoy().spawn(&options).unwrap();
     let error = envoy.ready(PATIENCE).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Ended { log, .. } if log.contains("'nodes'")),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::Ended { log, .. } if log.contains("'nodes'")), "{error}");
 }
 
 #[tokio::test]
@@ -349,10 +330,7 @@ async fn envoy_that_never_gets_ready_is_reported_and_killed() {
     tokio::time::timeout(PATIENCE, told).await.unwrap();
 
     let error = envoy.ready(Duration::from_millis(50)).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::NotReady { log, .. } if log == "stuck"),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::NotReady { log, .. } if log == "stuck"), "{error}");
     let status = envoy.stop().await.unwrap();
     assert_eq!(status.signal(), Some(9));
 }

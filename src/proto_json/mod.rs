@@ -60,8 +60,7 @@ pub enum Error {
 /// # Errors
 /// [`Error::Descriptors`] if the binary was built wrong.
 pub fn pool() -> Result<&'static DescriptorPool, Error> {
-    POOL.as_ref()
-        .map_err(|reason| Error::Descriptors(reason.clone()))
+    POOL.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))
 }
 
 /// Prints the contents of an `Any` as one object, `@type` first.
@@ -88,11 +87,8 @@ pub fn message_to_json<M: prost::Message + prost::Name>(message: &M) -> Result<V
 /// # Errors
 /// As [`message_to_json`].
 pub fn bytes_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
-    let message =
-        DynamicMessage::decode(descriptor(full_name)?, bytes).map_err(|source| Error::Decode {
-            type_name: full_name.to_owned(),
-            source,
-        })?;
+    let message = DynamicMessage::decode(descriptor(full_name)?, bytes)
+        .map_err(|source| Error::Decode { type_name: full_name.to_owned(), source })?;
     print::message(&message, 0)
 }
 
@@ -110,19 +106,15 @@ pub fn json_to_any(full_name: &str, json: &Value) -> Result<Vec<u8>, Error> {
 fn read(full_name: &str, json: &Value) -> Result<DynamicMessage, Error> {
     let descriptor = descriptor(full_name)?;
     let mut track = serde_path_to_error::Track::new();
-    descriptor
-        .deserialize(serde_path_to_error::Deserializer::new(json, &mut track))
-        .map_err(|source| Error::Json {
-            type_name: full_name.to_owned(),
-            path: track.path().to_string(),
-            source,
-        })
+    descriptor.deserialize(serde_path_to_error::Deserializer::new(json, &mut track)).map_err(|source| Error::Json {
+        type_name: full_name.to_owned(),
+        path: track.path().to_string(),
+        source,
+    })
 }
 
 fn descriptor(full_name: &str) -> Result<MessageDescriptor, Error> {
-    pool()?
-        .get_message_by_name(full_name)
-        .ok_or_else(|| Error::UnknownType(full_name.to_owned()))
+    pool()?.get_message_by_name(full_name).ok_or_else(|| Error::UnknownType(full_name.to_owned()))
 }
 
 #[cfg(test)]

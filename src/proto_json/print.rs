@@ -1,9 +1,7 @@
 //! Walks a message and builds its JSON. Done here and not by prost-reflect's serializer, which fails on an `Any` of an unknown type.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage, Value as Field,
-};
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage, Value as Field};
 use serde_json::{Map, Number, Value, json};
 
 use super::Error;
@@ -15,12 +13,7 @@ const MAX_ANY_DEPTH: usize = 32;
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
 /// The JSON of an `Any`; `depth` says in how many others it lies.
-pub(super) fn any(
-    pool: &DescriptorPool,
-    type_url: &str,
-    bytes: &[u8],
-    depth: usize,
-) -> Result<Value, Error> {
+pub(super) fn any(pool: &DescriptorPool, type_url: &str, bytes: &[u8], depth: usize) -> Result<Value, Error> {
     if type_url.is_empty() && bytes.is_empty() {
         return Ok(json!({}));
     }
@@ -29,15 +22,10 @@ pub(super) fn any(
         return Ok(json!({ "@type": type_url, "value": BASE64_STANDARD.encode(bytes) }));
     };
     if depth >= MAX_ANY_DEPTH {
-        return Err(no_json_form(
-            name,
-            format!("more than {MAX_ANY_DEPTH} Any in each other"),
-        ));
+        return Err(no_json_form(name, format!("more than {MAX_ANY_DEPTH} Any in each other")));
     }
-    let message = DynamicMessage::decode(descriptor, bytes).map_err(|source| Error::Decode {
-        type_name: name.to_owned(),
-        source,
-    })?;
+    let message = DynamicMessage::decode(descriptor, bytes)
+        .map_err(|source| Error::Decode { type_name: name.to_owned(), source })?;
     let contents = self::message(&message, depth + 1)?;
 
     let mut out = Map::new();
@@ -60,10 +48,7 @@ pub(super) fn message(message: &DynamicMessage, depth: usize) -> Result<Value, E
             return any(
                 descriptor.parent_pool(),
                 type_url.as_deref().and_then(Field::as_str).unwrap_or(""),
-                bytes
-                    .as_deref()
-                    .and_then(Field::as_bytes)
-                    .map_or(&[], |bytes| bytes),
+                bytes.as_deref().and_then(Field::as_bytes).map_or(&[], |bytes| bytes),
                 depth,
             );
         }
@@ -80,20 +65,14 @@ pub(super) fn message(message: &DynamicMessage, depth: usize) -> Result<Value, E
         }
         _ if is_wrapper(name) => return only_field(message, "value", depth),
         _ if has_own_form(name) => {
-            return serde_json::to_value(message)
-                .map_err(|error| no_json_form(name, error.to_string()));
+            return serde_json::to_value(message).map_err(|error| no_json_form(name, error.to_string()));
         }
         _ => {}
     }
 
     message
         .fields()
-        .map(|(field, value)| {
-            Ok((
-                field.json_name().to_owned(),
-                field_value(value, &field, depth)?,
-            ))
-        })
+        .map(|(field, value)| Ok((field.json_name().to_owned(), field_value(value, &field, depth)?)))
         .collect::<Result<Vec<_>, Error>>()
         .map(sorted)
 }
@@ -144,11 +123,9 @@ fn value(value: &Field, kind: &Kind, depth: usize) -> Result<Value, Error> {
             _ => (*number).into(),
         },
         Field::Message(message) => self::message(message, depth)?,
-        Field::List(values) => values
-            .iter()
-            .map(|value| self::value(value, kind, depth))
-            .collect::<Result<Vec<_>, Error>>()?
-            .into(),
+        Field::List(values) => {
+            values.iter().map(|value| self::value(value, kind, depth)).collect::<Result<Vec<_>, Error>>()?.into()
+        }
         // A map is a field's form, which `field_value` takes.
         Field::Map(_) => return Err(no_json_form("map", "a map that is not a field")),
     })
@@ -214,8 +191,5 @@ fn has_own_form(name: &str) -> bool {
 }
 
 fn no_json_form(type_name: &str, reason: impl Into<String>) -> Error {
-    Error::NoJsonForm {
-        type_name: type_name.to_owned(),
-        reason: reason.into(),
-    }
+    Error::NoJsonForm { type_name: type_name.to_owned(), reason: reason.into() }
 }
