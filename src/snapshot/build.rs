@@ -155,10 +155,7 @@ impl Memo {
         }
         let listeners = self.listeners(mesh, scope, &visible);
         let routes = self.routes(mesh, scope, &visible);
-        Snapshot {
-            revision,
-            resources: [Arc::new(clusters), Arc::new(endpoints), Arc::new(listeners), Arc::new(routes)],
-        }
+        Snapshot::new(revision, [clusters, endpoints, listeners, routes])
     }
 
     fn listeners(&mut self, mesh: &Mesh, scope: &Scope, visible: &[&ServiceEntry]) -> Resources {

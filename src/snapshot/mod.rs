@@ -114,6 +114,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The snapshot of state `revision` with these resources, in the order of [`ResourceType::ALL`].
+    pub fn new(revision: u64, resources: [Resources; 4]) -> Self {
+        Self { revision, resources: resources.map(Arc::new) }
+    }
+
     /// The resources of one type.
     pub fn get(&self, kind: ResourceType) -> &Arc<Resources> {
         let [clusters, endpoints, listeners, routes] = &self.resources;
