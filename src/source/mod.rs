@@ -1,6 +1,10 @@
 //! Where objects come from. A source reads documents, parses them with [`crate::api`], and hands [`Change`]s on; it
 //! knows nothing of what is done with them.
 
+pub mod yaml;
+
+pub mod directory;
+pub mod kubernetes;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
