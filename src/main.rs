@@ -11,8 +11,12 @@ use weir::cli;
 /// weir watches VirtualServices and DestinationRules with the Services, EndpointSlices and Pods they
 /// speak of, translates them into Envoy's resources, and streams them to sidecars over ADS.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_help = "Try it: weir demo
-Exit status: 0 fine, 1 found a problem, 2 wrong usage.")]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Try it: weir demo
+Exit status: 0 fine, 1 found a problem, 2 wrong usage."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

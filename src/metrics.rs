@@ -50,8 +50,16 @@ impl Default for Metrics {
         registry.register("weir_xds_sent_bytes", "Bytes of responses sent, by type", this.sent_bytes.clone());
         registry.register("weir_scopes", "Distinct scopes of connected proxies", this.scopes.clone());
         registry.register("weir_encoded_resources", "Encoded parts that answers are made of", this.parts.clone());
-        registry.register("weir_mesh_revision", "The state of the mesh, counted up with each change", this.revision.clone());
-        registry.register("weir_config_problems", "Objects and files that are refused at present", this.problems.clone());
+        registry.register(
+            "weir_mesh_revision",
+            "The state of the mesh, counted up with each change",
+            this.revision.clone(),
+        );
+        registry.register(
+            "weir_config_problems",
+            "Objects and files that are refused at present",
+            this.problems.clone(),
+        );
         this
     }
 }

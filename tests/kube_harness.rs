@@ -20,16 +20,14 @@ const PID_FILE: &str = "WEIR_TEST_PID_FILE";
 
 #[test]
 fn the_canary_example_lives_in_a_real_api_server() {
-    let Some(mut cluster) = KubeCluster::start("the_canary_example_lives_in_a_real_api_server")
-    else {
+    let Some(mut cluster) = KubeCluster::start("the_canary_example_lives_in_a_real_api_server") else {
         return;
     };
     cluster.apply_crds();
     cluster.apply_folder("deploy/examples/canary");
 
-    let in_namespace = |cluster: &KubeCluster, args: &[&str]| {
-        cluster.kubectl_ok(&[args, &["--namespace", "your-namespace"]].concat())
-    };
+    let in_namespace =
+        |cluster: &KubeCluster, args: &[&str]| cluster.kubectl_ok(&[args, &["--namespace", "your-namespace"]].concat());
     let weights = |cluster: &KubeCluster| {
         let path = "jsonpath={.spec.http[0].route[*].weight}";
         in_namespace(cluster, &["get", "virtualservice", "my-app", "-o", path])
@@ -40,23 +38,12 @@ fn the_canary_example_lives_in_a_real_api_server() {
 
     let patch = r#"[{"op": "replace", "path": "/spec/http/0/route/0/weight", "value": 75},
                     {"op": "replace", "path": "/spec/http/0/route/1/weight", "value": 25}]"#;
-    in_namespace(
-        &cluster,
-        &["patch", "vs", "my-app", "--type=json", "-p", patch],
-    );
+    in_namespace(&cluster, &["patch", "vs", "my-app", "--type=json", "-p", patch]);
     assert_eq!(weights(&cluster), "75 25");
 
     // The status is a subresource: to write it does not make a new generation.
     let status = r#"{"status": {"conditions": [{"type": "Reconciled", "status": "True"}]}}"#;
-    let patch = [
-        "patch",
-        "vs",
-        "my-app",
-        "--type=merge",
-        "--subresource=status",
-        "-p",
-        status,
-    ];
+    let patch = ["patch", "vs", "my-app", "--type=merge", "--subresource=status", "-p", status];
     in_namespace(&cluster, &patch);
     let path = "jsonpath={.metadata.generation} {.status.conditions[0].type}";
     let live = in_namespace(&cluster, &["get", "vs", "my-app", "-o", path]);
@@ -70,8 +57,7 @@ fn the_canary_example_lives_in_a_real_api_server() {
 
 #[test]
 fn the_istio_kinds_go_by_their_usual_names_and_versions() {
-    let Some(cluster) = KubeCluster::start("the_istio_kinds_go_by_their_usual_names_and_versions")
-    else {
+    let Some(cluster) = KubeCluster::start("the_istio_kinds_go_by_their_usual_names_and_versions") else {
         return;
     };
     cluster.apply_crds();
@@ -98,10 +84,7 @@ fn the_istio_kinds_go_by_their_usual_names_and_versions() {
         }
         let table = cluster.kubectl_ok(&["get", name]);
         let header = table.lines().next().unwrap_or_default();
-        assert_eq!(
-            header.split_whitespace().collect::<Vec<_>>().join(" "),
-            columns
-        );
+        assert_eq!(header.split_whitespace().collect::<Vec<_>>().join(" "), columns);
     }
     for (category, count) in [("istio-io", 15), ("networking-istio-io", 15)] {
         let all = cluster.kubectl_ok(&["get", category, "-o", "name"]);
@@ -112,8 +95,7 @@ fn the_istio_kinds_go_by_their_usual_names_and_versions() {
 #[test]
 fn access_is_decided_by_role_bindings() {
     let users: [(&str, &[&str]); 2] = [("jo", &["readers"]), ("kim", &[])];
-    let Some(cluster) = KubeCluster::start_with_users("access_is_decided_by_role_bindings", &users)
-    else {
+    let Some(cluster) = KubeCluster::start_with_users("access_is_decided_by_role_bindings", &users) else {
         return;
     };
     for args in [
@@ -131,9 +113,7 @@ fn access_is_decided_by_role_bindings() {
     };
     // The API server learns of a new role binding by a watch of its own, a moment after it was written.
     for allowed in [cluster.kubeconfig_for("jo"), account] {
-        eventually("the role binding to be in force", || {
-            list_pods(&allowed).status.success().then_some(())
-        });
+        eventually("the role binding to be in force", || list_pods(&allowed).status.success().then_some(()));
     }
     let refused = list_pods(&cluster.kubeconfig_for("kim"));
     let why = String::from_utf8_lossy(&refused.stderr);
@@ -159,23 +139,16 @@ fn a_killed_test_leaves_no_server_and_no_folder() {
         .stdout(Stdio::null())
         .spawn()
         .expect("start this test binary");
-    let text = eventually("the server to start", || {
-        fs::read_to_string(&pid_file)
-            .ok()
-            .filter(|text| text.ends_with('\n'))
-    });
+    let text =
+        eventually("the server to start", || fs::read_to_string(&pid_file).ok().filter(|text| text.ends_with('\n')));
     let (server, scratch) = text.trim().split_once(' ').expect("two words");
     let server = Pid::from_raw(server.parse().expect("a process id"));
     assert_eq!(kill(server, None), Ok(()));
 
     test.kill().expect("kill the test binary");
     test.wait().expect("wait for the test binary");
-    eventually("the server to end", || {
-        (kill(server, None) == Err(Errno::ESRCH)).then_some(())
-    });
-    eventually("its folder to go", || {
-        (!Path::new(scratch).exists()).then_some(())
-    });
+    eventually("the server to end", || (kill(server, None) == Err(Errno::ESRCH)).then_some(()));
+    eventually("its folder to go", || (!Path::new(scratch).exists()).then_some(()));
 }
 
 /// Not a test: the process that `a_killed_test_leaves_no_server_and_no_folder` kills.
@@ -219,10 +192,7 @@ fn stubborn(folder: &Path, grace_tenths: u32) -> (Supervised, Pid) {
     while line.last() != Some(&b'\n') && stderr.read(&mut byte).expect("read") == 1 {
         line.push(byte[0]);
     }
-    let pid = String::from_utf8_lossy(&line)
-        .trim()
-        .parse()
-        .expect("a process id");
+    let pid = String::from_utf8_lossy(&line).trim().parse().expect("a process id");
     (server, Pid::from_raw(pid))
 }
 

@@ -40,15 +40,15 @@ async fn ready(State(admin): State<Admin>) -> Response {
     if *admin.ready.borrow() {
         "ready\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: the first full list of objects has not come in yet\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: the first full list of objects has not come in yet\n")
+            .into_response()
     }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     match admin.metrics.text(admin.hub.stats()) {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
-        }
+        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

@@ -77,8 +77,8 @@ const TYPES: [(TypeName, &str, ResourceType); 4] = [
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut store = Store::default();
     let mut dirty = std::collections::BTreeSet::new();
-    let changes = source::directory::load_once(&args.file)
-        .with_context(|| format!("can not read {}", args.file.display()))?;
+    let changes =
+        source::directory::load_once(&args.file).with_context(|| format!("can not read {}", args.file.display()))?;
     for change in changes {
         store.apply(change, &mut dirty);
     }
@@ -144,7 +144,8 @@ fn proxy(args: &Args, store: &Store) -> anyhow::Result<Proxy> {
         return Ok(Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::default())?);
     }
     let name = args.proxy.as_deref().unwrap_or("default/weir-translate");
-    let Some((namespace, pod)) = name.split_once('/').filter(|(namespace, pod)| !namespace.is_empty() && !pod.is_empty())
+    let Some((namespace, pod)) =
+        name.split_once('/').filter(|(namespace, pod)| !namespace.is_empty() && !pod.is_empty())
     else {
         bail!("--proxy `{name}` is not of the form NAMESPACE/POD");
     };
@@ -165,7 +166,8 @@ fn pod_address(store: &Store, namespace: &str, pod: &str) -> Option<Arc<str>> {
     slices.into_iter().find_map(|entry| match &entry.object.spec {
         api::Spec::EndpointSlice(slice) => slice.endpoints.iter().find_map(|one| {
             let target = one.target_ref.as_ref()?;
-            (target.kind == "Pod" && target.name == pod).then(|| one.addresses.first().map(|address| address.as_str().into()))?
+            (target.kind == "Pod" && target.name == pod)
+                .then(|| one.addresses.first().map(|address| address.as_str().into()))?
         }),
         _ => None,
     })

@@ -314,14 +314,10 @@ impl Memo {
                 }
                 found.map(|entry| entry.service.clone())
             };
-            let context = Context {
-                config: &wanted.mesh.config,
-                scope: wanted.scope,
-                port: wanted.port,
-                service: &service,
-            };
-            let encoded = make(&context)
-                .map(|host| Encoded { field: virtual_host_field(&host), domains: host.domains });
+            let context =
+                Context { config: &wanted.mesh.config, scope: wanted.scope, port: wanted.port, service: &service };
+            let encoded =
+                make(&context).map(|host| Encoded { field: virtual_host_field(&host), domains: host.domains });
             Arc::new(HostPart { looked_at: looked_at.into_inner().unwrap_or_default(), encoded })
         })
     }

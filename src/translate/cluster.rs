@@ -9,8 +9,8 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Any, Duration};
 
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, inbound_cluster_name, seconds, socket_address,
-    u32_value,
+    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, inbound_cluster_name, seconds,
+    socket_address, u32_value,
 };
 use crate::mesh::{DestinationRule, InboundPort, Port, Protocol, Resolution, Service};
 
@@ -80,11 +80,8 @@ pub fn fixed() -> Vec<pb::Cluster> {
         ..Default::default()
     };
     original_destination(&mut pass);
-    let inbound = pb::Cluster {
-        name: INBOUND_PASSTHROUGH.to_owned(),
-        upstream_bind_config: loopback_source(),
-        ..pass.clone()
-    };
+    let inbound =
+        pb::Cluster { name: INBOUND_PASSTHROUGH.to_owned(), upstream_bind_config: loopback_source(), ..pass.clone() };
     vec![black_hole, pass, inbound]
 }
 
@@ -98,8 +95,8 @@ pub fn inbound(port: &InboundPort) -> pb::Cluster {
         circuit_breakers: no_limits(),
         upstream_bind_config: loopback_source(),
         typed_extension_protocol_options: upstream_protocol(port.protocol),
-        // Never: the one address behind it does not go away.
-        cleanup_interval: Some(Duration { seconds: i64::MAX / 1_000_000_000, nanos: 854_775_807 }),
+        // Never (the longest that Envoy takes): the one address behind it does not go away.
+        cleanup_interval: Some(Duration { seconds: 9_223_372_035, nanos: 0 }),
         ..Default::default()
     };
     original_destination(&mut cluster);
@@ -137,17 +134,15 @@ fn no_limits() -> Option<pb::CircuitBreakers> {
 
 fn upstream_protocol(protocol: Protocol) -> HashMap<String, Any> {
     let options = match protocol {
-        protocol if protocol.is_http2() => {
-            http::http_protocol_options::UpstreamProtocolOptions::ExplicitHttpConfig(
-                http::http_protocol_options::ExplicitHttpConfig {
-                    protocol_config: Some(
-                        http::http_protocol_options::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(
-                            core::Http2ProtocolOptions::default(),
-                        ),
+        protocol if protocol.is_http2() => http::http_protocol_options::UpstreamProtocolOptions::ExplicitHttpConfig(
+            http::http_protocol_options::ExplicitHttpConfig {
+                protocol_config: Some(
+                    http::http_protocol_options::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(
+                        core::Http2ProtocolOptions::default(),
                     ),
-                },
-            )
-        }
+                ),
+            },
+        ),
         Protocol::Unknown => as_downstream(),
         _ => return HashMap::new(),
     };

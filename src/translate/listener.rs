@@ -93,14 +93,15 @@ pub fn outbound(listener: &Outbound<'_>, interception: Interception, policy: Out
         listener_filters_timeout: seconds(0),
         continue_on_listener_filters_timeout: true,
         bind_to_port: if bind { None } else { bool_value(false) },
+        // So that one busy worker does not take all the connections that wait.
+        max_connections_to_accept_per_socket_event: if bind { u32_value(1) } else { None },
         ..Default::default()
     }
 }
 
 /// The name of the listener that [`outbound`] makes.
 pub fn outbound_name(listener: &Outbound<'_>, interception: Interception) -> String {
-    let address =
-        if interception == Interception::None { loopback_for(listener.address) } else { listener.address };
+    let address = if interception == Interception::None { loopback_for(listener.address) } else { listener.address };
     format!("{address}_{}", listener.port)
 }
 
@@ -196,10 +197,7 @@ pub fn virtual_inbound(ports: &[InboundPort]) -> pb::Listener {
 const HTTP: &str = "envoy.filters.network.http_connection_manager";
 
 fn filter<M: prost::Name>(name: &str, config: &M) -> pb::Filter {
-    pb::Filter {
-        name: name.to_owned(),
-        config_type: Some(pb::filter::ConfigType::TypedConfig(any(config))),
-    }
+    pb::Filter { name: name.to_owned(), config_type: Some(pb::filter::ConfigType::TypedConfig(any(config))) }
 }
 
 fn tcp(cluster: &str) -> pb::Filter {
@@ -366,10 +364,7 @@ fn disabled_at(ports: &[u16]) -> Option<pb::ListenerFilterChainMatchPredicate> {
     let mut rules: Vec<_> = ports
         .iter()
         .map(|port| pb::ListenerFilterChainMatchPredicate {
-            rule: Some(Rule::DestinationPortRange(Int32Range {
-                start: i32::from(*port),
-                end: i32::from(*port) + 1,
-            })),
+            rule: Some(Rule::DestinationPortRange(Int32Range { start: i32::from(*port), end: i32::from(*port) + 1 })),
         })
         .collect();
     if rules.len() > 1 {

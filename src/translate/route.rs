@@ -115,12 +115,7 @@ fn translate(
     })
 }
 
-fn forward(
-    http: &HttpRoute,
-    namespace: &str,
-    headers: &mut Operations,
-    context: &Context<'_>,
-) -> pb::route::Action {
+fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context: &Context<'_>) -> pb::route::Action {
     let timeout = http.timeout.map_or(Duration::ZERO, |timeout| timeout.0);
     let mut action = pb::RouteAction {
         timeout: duration(timeout),
@@ -206,11 +201,7 @@ fn destination(to: Option<&api::Destination>, namespace: &str, context: &Context
     cluster_name(port.unwrap_or(context.port), &to.subset, &host)
 }
 
-fn mirrors(
-    http: &HttpRoute,
-    namespace: &str,
-    context: &Context<'_>,
-) -> Vec<pb::route_action::RequestMirrorPolicy> {
+fn mirrors(http: &HttpRoute, namespace: &str, context: &Context<'_>) -> Vec<pb::route_action::RequestMirrorPolicy> {
     let mut all: Vec<(&api::Destination, Option<Percent>)> = Vec::new();
     if http.mirrors.is_empty() {
         let percent = http.mirror_percentage.or(http.mirror_percent.map(|value| Percent { value: f64::from(value) }));
@@ -263,10 +254,9 @@ fn retry_policy(retries: Option<&api::HttpRetry>) -> Option<pb::RetryPolicy> {
     let attempts = u32::try_from(retries.attempts).ok().filter(|attempts| *attempts > 0)?;
     policy.num_retries = u32_value(attempts);
     policy.per_try_timeout = retries.per_try_timeout.and_then(|timeout| duration(timeout.0));
-    policy.retry_back_off = retries.backoff.map(|base| pb::retry_policy::RetryBackOff {
-        base_interval: duration(base.0),
-        ..Default::default()
-    });
+    policy.retry_back_off = retries
+        .backoff
+        .map(|base| pb::retry_policy::RetryBackOff { base_interval: duration(base.0), ..Default::default() });
     if !retries.retry_on.is_empty() {
         let (codes, mut conditions): (Vec<&str>, Vec<&str>) =
             retries.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()).partition(is_status_code);
@@ -390,10 +380,10 @@ fn grpc_status(status: &str) -> Option<u32> {
 }
 
 fn cors_policy(from: &api::CorsPolicy) -> cors::CorsPolicy {
-    let old = from.allow_origin.iter().map(|origin| api::StringMatch {
-        exact: (origin != "*").then(|| origin.clone()),
-        ..Default::default()
-    });
+    let old = from
+        .allow_origin
+        .iter()
+        .map(|origin| api::StringMatch { exact: (origin != "*").then(|| origin.clone()), ..Default::default() });
     let origins: Vec<_> = if from.allow_origins.is_empty() { old.collect() } else { from.allow_origins.clone() };
     cors::CorsPolicy {
         allow_origin_string_match: origins.iter().map(route_match::string_matcher).collect(),

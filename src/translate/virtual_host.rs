@@ -113,8 +113,12 @@ fn service_domains(service: &Service, context: &Context<'_>) -> Vec<String> {
         let pods: Vec<_> = names.iter().map(|name| format!("*.{name}")).collect();
         names.extend(pods);
     }
-    names.extend(service.addresses.iter().map(|address| {
-        if address.contains(':') { format!("[{address}]") } else { address.to_string() }
-    }));
+    names.extend(
+        service.addresses.iter().map(
+            |address| {
+                if address.contains(':') { format!("[{address}]") } else { address.to_string() }
+            },
+        ),
+    );
     names
 }

@@ -20,8 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::board::{Board, ProxyStatus};
 use super::stream::{self, Answer, Stream, Variant};
 use super::wire::{Frame, FrameCodec};
-use crate::metrics::Metrics;
 use crate::mesh::{Locality, NodeMetadata, Proxy};
+use crate::metrics::Metrics;
 use crate::snapshot::{Hub, ResourceType};
 
 /// The largest request that is read, in bytes: names of some 100 000 clusters.

@@ -229,7 +229,10 @@ impl Stream {
         if !clusters.subscribed || !endpoints.subscribed {
             return true;
         }
-        target.get(ResourceType::Endpoints).keys().all(|name| !clusters.known.contains_key(name) || endpoints.wants(name))
+        target
+            .get(ResourceType::Endpoints)
+            .keys()
+            .all(|name| !clusters.known.contains_key(name) || endpoints.wants(name))
     }
 
     fn is_switched(&self) -> bool {

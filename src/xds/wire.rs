@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use crate::snapshot::{Resource, ResourceType};
 
@@ -184,7 +184,8 @@ mod tests {
         let decoded = pb::DiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
         assert_eq!((decoded.version_info.as_str(), decoded.nonce.as_str()), ("0000000000000007", "n1"));
         assert_eq!(decoded.type_url, ResourceType::Cluster.type_url());
-        let bodies: Vec<_> = decoded.resources.iter().map(|any| (any.type_url.as_str(), any.value.as_slice())).collect();
+        let bodies: Vec<_> =
+            decoded.resources.iter().map(|any| (any.type_url.as_str(), any.value.as_slice())).collect();
         assert_eq!(bodies, [(decoded.type_url.as_str(), b"onetwo".as_slice()), (decoded.type_url.as_str(), b"")]);
     }
 

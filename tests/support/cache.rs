@@ -64,8 +64,7 @@ pub fn once(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Resul
 /// Installs one Python package without its dependencies into the cache, once; gives back the folder it is in.
 pub fn python_package(name: &str, version: &str) -> Result<PathBuf, String> {
     once(&format!("{name}-{version}"), |folder| {
-        let python = on_path("python3")
-            .ok_or_else(|| format!("no python3 on PATH to install {name} with"))?;
+        let python = on_path("python3").ok_or_else(|| format!("no python3 on PATH to install {name} with"))?;
         say(&format!("installing {name} {version} once"));
         let pip = Command::new(&python)
             .args(["-m", "pip", "install", "--quiet"])
@@ -85,9 +84,7 @@ pub fn python_package(name: &str, version: &str) -> Result<PathBuf, String> {
 /// The program `name` in the folders of `PATH`.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|file| is_program(file))
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| is_program(file))
 }
 
 /// Whether `file` is a file that somebody may execute.

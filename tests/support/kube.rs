@@ -60,10 +60,7 @@ impl KubeCluster {
     }
 
     fn launch(parts: KubeParts, users: &[(&str, &[&str])]) -> Result<Self, String> {
-        let dir = tempfile::Builder::new()
-            .prefix("weir-kube-")
-            .tempdir()
-            .map_err(at(&std::env::temp_dir()))?;
+        let dir = tempfile::Builder::new().prefix("weir-kube-").tempdir().map_err(at(&std::env::temp_dir()))?;
         let admin: (&str, &[&str]) = (ADMIN, &["system:masters"]);
         let mut tokens = String::new();
         let mut named = Vec::new();
@@ -76,14 +73,8 @@ impl KubeCluster {
         write(&dir.path().join("tokens.csv"), &tokens)?;
 
         let etcd = start_etcd(&parts, dir.path())?;
-        let mut cluster = Self {
-            kubeconfig: kubeconfig_path(dir.path(), ADMIN),
-            parts,
-            port: 0,
-            apiserver: None,
-            etcd,
-            dir,
-        };
+        let mut cluster =
+            Self { kubeconfig: kubeconfig_path(dir.path(), ADMIN), parts, port: 0, apiserver: None, etcd, dir };
         for attempt in 1.. {
             cluster.port = free_port();
             for (name, token) in &named {
@@ -106,18 +97,14 @@ impl KubeCluster {
     /// The kubeconfig of one of the users that the cluster was started with.
     pub fn kubeconfig_for(&self, user: &str) -> PathBuf {
         let path = kubeconfig_path(self.dir.path(), user);
-        assert!(
-            path.is_file(),
-            "the cluster was started without user {user}"
-        );
+        assert!(path.is_file(), "the cluster was started without user {user}");
         path
     }
 
     /// The kubeconfig of a ServiceAccount, which must exist, with a token as a pod gets it.
     pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> PathBuf {
         let token = self.kubectl_ok(&["create", "token", name, "--namespace", namespace]);
-        self.write_kubeconfig(&format!("{namespace}.{name}"), token.trim())
-            .unwrap_or_else(|why| panic!("{why}"))
+        self.write_kubeconfig(&format!("{namespace}.{name}"), token.trim()).unwrap_or_else(|why| panic!("{why}"))
     }
 
     /// The address of the API, as in `https://127.0.0.1:20000`.
@@ -165,12 +152,7 @@ impl KubeCluster {
         wait.extend(crds.lines());
         self.kubectl_ok(&wait);
         // A definition is in force a moment before discovery, which kubectl goes by, lists it.
-        let listed = [
-            "api-resources",
-            "--api-group=networking.istio.io",
-            "--cached=false",
-            "--no-headers",
-        ];
+        let listed = ["api-resources", "--api-group=networking.istio.io", "--cached=false", "--no-headers"];
         poll("discovery to list the Istio kinds", || {
             let lines = self.kubectl_ok(&listed).lines().count();
             Ok((lines == crds.lines().count()).then_some(()))
@@ -189,8 +171,7 @@ impl KubeCluster {
     /// When it does not become ready.
     pub fn start_apiserver(&mut self) {
         if self.apiserver.is_none() {
-            self.launch_apiserver()
-                .unwrap_or_else(|why| panic!("{why}"));
+            self.launch_apiserver().unwrap_or_else(|why| panic!("{why}"));
         }
     }
 
@@ -234,9 +215,7 @@ impl KubeCluster {
                         if tail.contains("address already in use") {
                             return Err(Failure::PortTaken);
                         }
-                        return Err(Failure::Other(format!(
-                            "kube-apiserver ended ({status}):\n{tail}"
-                        )));
+                        return Err(Failure::Other(format!("kube-apiserver ended ({status}):\n{tail}")));
                     }
                     let ready = runtime.block_on(is_ready(&self.kubeconfig));
                     Ok(ready.is_ok_and(|ready| ready).then_some(()))
@@ -249,10 +228,9 @@ impl KubeCluster {
                 self.apiserver = Some(server);
                 Ok(())
             }
-            Ok(Err(Failure::TimedOut(what))) => Err(Failure::Other(format!(
-                "gave up waiting for {what}:\n{}",
-                tail(&log, log_end)
-            ))),
+            Ok(Err(Failure::TimedOut(what))) => {
+                Err(Failure::Other(format!("gave up waiting for {what}:\n{}", tail(&log, log_end))))
+            }
             Ok(Err(failure)) => Err(failure),
             Err(panic) => std::panic::resume_unwind(panic),
         }
@@ -278,9 +256,7 @@ impl KubeCluster {
                 // A command that does not read it all says why itself.
                 pipe.and_then(|mut pipe| pipe.write_all(stdin.as_bytes()).ok())
             });
-            child
-                .wait_with_output()
-                .unwrap_or_else(|error| panic!("{}: {error}", kubectl.display()))
+            child.wait_with_output().unwrap_or_else(|error| panic!("{}: {error}", kubectl.display()))
         })
     }
 
@@ -340,10 +316,7 @@ fn poll<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>, Failure>) -> 
             return Ok(found);
         }
         if Instant::now() > deadline {
-            return Err(Failure::TimedOut(format!(
-                "{what} ({} s)",
-                READY_WITHIN.as_secs()
-            )));
+            return Err(Failure::TimedOut(format!("{what} ({} s)", READY_WITHIN.as_secs())));
         }
         std::thread::sleep(POLL);
     }
@@ -355,9 +328,7 @@ async fn is_ready(kubeconfig: &Path) -> Result<bool, Box<dyn std::error::Error +
     let config = ::kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
     let client = ::kube::Client::try_from(config)?;
     for path in ["/readyz", "/api/v1/namespaces/default"] {
-        client
-            .request_text(http::Request::get(path).body(Vec::new())?)
-            .await?;
+        client.request_text(http::Request::get(path).body(Vec::new())?).await?;
     }
     Ok(true)
 }
@@ -378,8 +349,7 @@ fn start_etcd(parts: &KubeParts, dir: &Path) -> Result<Supervised, String> {
         // The data need not survive the machine.
         "--unsafe-no-fsync".into(),
     ];
-    let mut etcd = spawn(&parts.etcd, args.to_vec(), &log, 10, Some(dir))
-        .map_err(|failure| failure.to_string())?;
+    let mut etcd = spawn(&parts.etcd, args.to_vec(), &log, 10, Some(dir)).map_err(|failure| failure.to_string())?;
     let socket = dir.join("etcd.sock");
     poll("etcd to listen", || {
         if let Some(status) = etcd.exited().map_err(at(&log))? {
@@ -408,11 +378,7 @@ fn spawn(
     grace_tenths: u32,
     remove: Option<&Path>,
 ) -> Result<Supervised, Failure> {
-    let output = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(at(log))?;
+    let output = File::options().create(true).append(true).open(log).map_err(at(log))?;
     let launch = Launch {
         program,
         args,

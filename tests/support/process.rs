@@ -130,10 +130,7 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
-    panic!(
-        "no free TCP port on 127.0.0.1 between {FIRST} and {}",
-        FIRST + COUNT
-    );
+    panic!("no free TCP port on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT);
 }
 
 /// A number nobody else in this run has: the standard library seeds its hash maps from the system's randomness.

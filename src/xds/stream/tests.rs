@@ -78,8 +78,13 @@ impl Client {
         let delta = self.stream.variant == Variant::Delta;
         let names = if delta { Vec::new() } else { names.iter().map(|name| (*name).to_owned()).collect() };
         let error = error.map(Into::into);
-        let answer =
-            self.stream.on_request(Request { type_url: kind.type_url().into(), nonce, error, names, ..Default::default() });
+        let answer = self.stream.on_request(Request {
+            type_url: kind.type_url().into(),
+            nonce,
+            error,
+            names,
+            ..Default::default()
+        });
         self.pump();
         answer
     }
@@ -89,14 +94,8 @@ impl Client {
     }
 }
 
-const V1: Parts<'_> =
-    &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "to c1")];
-const V2: Parts<'_> = &[
-    (Cluster, "c2", "C2"),
-    (Endpoints, "c2", "E2"),
-    (Listener, "l", "L"),
-    (Route, "80", "to c2"),
-];
+const V1: Parts<'_> = &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "to c1")];
+const V2: Parts<'_> = &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L"), (Route, "80", "to c2")];
 
 fn started() -> Client {
     let mut client = Client::new(Variant::Delta);
@@ -212,12 +211,16 @@ fn a_client_that_comes_back_gets_only_what_it_lacks_and_is_told_what_is_gone() {
 #[test]
 fn sotw_sends_all_clusters_but_only_the_endpoints_that_changed() {
     let mut client = Client::new(Variant::Sotw);
-    client.give(snapshot(1, &[(Cluster, "a", "A"), (Cluster, "b", "B"), (Endpoints, "a", "EA"), (Endpoints, "b", "EB")]));
+    client
+        .give(snapshot(1, &[(Cluster, "a", "A"), (Cluster, "b", "B"), (Endpoints, "a", "EA"), (Endpoints, "b", "EB")]));
     client.ask(Cluster, &[]);
     client.answer(None, &[]);
     client.ask(Endpoints, &["a", "b"]);
     client.answer(None, &["a", "b"]);
     assert_eq!(client.take_log(), ["cds A B", "eds EA EB"]);
-    client.give(snapshot(2, &[(Cluster, "a", "A"), (Cluster, "b", "B2"), (Endpoints, "a", "EA2"), (Endpoints, "b", "EB")]));
+    client.give(snapshot(
+        2,
+        &[(Cluster, "a", "A"), (Cluster, "b", "B2"), (Endpoints, "a", "EA2"), (Endpoints, "b", "EB")],
+    ));
     assert_eq!(client.take_log(), ["cds A B2", "eds EA2"]);
 }
