@@ -81,7 +81,7 @@ impl ControlPlane {
         let mut tasks = JoinSet::new();
         match options.source {
             Source::Directory(folder) => {
-                tasks.spawn(async move { Ok(source::directory::watch(&folder, changes_sender).await?) });
+                tasks.spawn(async move { Ok(source::directory::watch(folder, changes_sender).await?) });
             }
             Source::Kubernetes { kubeconfig } => {
                 let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
