@@ -1,6 +1,7 @@
 //! Where objects come from. A source reads documents, parses them with [`crate::api`], and hands [`Change`]s on; it
 //! knows nothing of what is done with them.
 
+pub mod loader;
 pub mod yaml;
 
 use std::fmt;
