@@ -104,7 +104,8 @@ impl Loader {
             match content {
                 Content::Gone => self.remove(&path, &mut touched),
                 Content::Unreadable(why) => {
-                    self.file(&path, &mut touched).problems = vec![problem_at(&path, 1, Problem::new("", why))];
+                    let message = format!("{why}; what was last read from it stays in force");
+                    self.file(&path, &mut touched).problems = vec![problem_at(&path, 1, Problem::new("", message))];
                 }
                 Content::Bytes(bytes) => self.read(&path, &bytes, &mut touched),
             }
