@@ -1,6 +1,10 @@
 //! Where objects come from. A source reads documents, parses them with [`crate::api`], and hands [`Change`]s on; it
 //! knows nothing of what is done with them.
 
+pub mod directory;
+mod inotify;
+pub mod loader;
+mod scan;
 pub mod yaml;
 
 pub mod directory;

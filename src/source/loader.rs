@@ -1,0 +1,766 @@
+//! From the contents of files to [`Change`]s: remembers which object came from which file, so that a file that breaks,
+//! shrinks or goes away never takes more with it than it should. Reads no file itself.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Change, LocatedProblem, Origin, change_from, yaml};
+use crate::api::{Identity, Object, ObjectKey, Problem, expand_list, identify, parse};
+
+/// What a file holds now.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Its bytes.
+    Bytes(Vec<u8>),
+    /// It is there but can not be read, and why: a sentence about the file, without its name.
+    Unreadable(String),
+    /// It is not there any more.
+    Gone,
+}
+
+/// Turns what files hold into changes.
+///
+/// - A file that is empty (an editor empties it before it writes), can not be read or is no YAML changes nothing: what
+///   was last accepted from it stays in force. A [`Change::Trouble`] under the file's path says what is wrong, and one
+///   without problems says when all is well again.
+/// - A document of a known kind that is not valid becomes a [`Change::Refuse`]. A document that does not say what it is
+///   becomes a trouble of its file. It may be any of the objects that were in the file before, so none of those is
+///   deleted until all documents of the file say what they are.
+/// - An object that more than one document holds is taken from the first by path and place in the file; the others are
+///   a trouble of their files, and the next of them takes over when the first goes.
+/// - Objects of kinds that weir does not read are skipped.
+#[derive(Debug, Default)]
+pub struct Loader {
+    files: BTreeMap<Arc<PathBuf>, File>,
+    holders: HashMap<ObjectKey, BTreeSet<(Arc<PathBuf>, usize)>>,
+    current: HashMap<ObjectKey, Current>,
+    trouble: BTreeMap<Arc<PathBuf>, Vec<LocatedProblem>>,
+}
+
+/// What is known of one file.
+#[derive(Debug, Default)]
+struct File {
+    /// Where the file stands among the others; see [`between`].
+    slot: u64,
+    claims: Vec<Claim>,
+    /// What is wrong with the file itself.
+    problems: Vec<LocatedProblem>,
+}
+
+/// That a document of a file holds an object.
+#[derive(Clone, Debug)]
+struct Claim {
+    key: ObjectKey,
+    line: u32,
+    /// The last form of it, in this file, that was valid.
+    accepted: Option<Accepted>,
+    /// What is wrong with its present form.
+    problems: Vec<LocatedProblem>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Accepted {
+    object: Arc<Object>,
+    origin: Origin,
+    warnings: Vec<LocatedProblem>,
+}
+
+/// What was last handed on about an object.
+#[derive(Debug, Default)]
+struct Current {
+    accepted: Option<Accepted>,
+    problems: Vec<LocatedProblem>,
+}
+
+/// What has to be looked at again after an update.
+#[derive(Default)]
+struct Touched {
+    keys: BTreeSet<ObjectKey>,
+    files: BTreeSet<Arc<PathBuf>>,
+}
+
+/// The low bits of an object's order, which count the objects of one file.
+const PLACE_BITS: u32 = 24;
+const SLOTS: u64 = 1 << (64 - PLACE_BITS);
+/// The distance between files that are read one after the other: room for those that come between them later.
+const STRIDE: u64 = 1 << 20;
+
+impl Loader {
+    /// A loader that knows no file yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in what some files hold now, by the path that messages are to name. Returns what that changes, with
+    /// deletions after all else, so that an object that moved from one file to another is never gone in between.
+    pub fn update(&mut self, files: impl IntoIterator<Item = (PathBuf, Content)>) -> Vec<Change> {
+        let mut touched = Touched::default();
+        for (path, content) in files {
+            let path = Arc::new(path);
+            touched.files.insert(path.clone());
+            match content {
+                Content::Gone => self.remove(&path, &mut touched),
+                Content::Unreadable(why) => {
+                    let message = format!("{why}; what was last read from it stays in force");
+                    self.file(&path, &mut touched).problems = vec![problem_at(&path, 1, Problem::new("", message))];
+                }
+                Content::Bytes(bytes) => self.read(&path, &bytes, &mut touched),
+            }
+        }
+        self.changes(touched)
+    }
+
+    fn file(&mut self, path: &Arc<PathBuf>, touched: &mut Touched) -> &mut File {
+        if !self.files.contains_key(path) {
+            let slot = match self.free_slot(path) {
+                Some(slot) => slot,
+                None => {
+                    self.spread(touched);
+                    self.free_slot(path).unwrap_or(SLOTS - 1)
+                }
+            };
+            self.files.insert(path.clone(), File { slot, ..File::default() });
+        }
+        self.files.entry(path.clone()).or_default()
+    }
+
+    fn free_slot(&self, path: &Arc<PathBuf>) -> Option<u64> {
+        let before = self.files.range(..path.clone()).next_back().map(|(_, file)| file.slot);
+        let after = self.files.range(path.clone()..).next().map(|(_, file)| file.slot);
+        between(before, after)
+    }
+
+    /// Spreads the files' slots evenly, when there is no room left between two of them.
+    fn spread(&mut self, touched: &mut Touched) {
+        let step = SLOTS / (self.files.len() as u64 + 2);
+        for (file, slot) in self.files.values_mut().zip((1..).map(|n| n * step)) {
+            file.slot = slot;
+            for claim in &mut file.claims {
+                let Some(accepted) = &mut claim.accepted else { continue };
+                let mut object = Object::clone(&accepted.object);
+                object.meta.age.order = (slot << PLACE_BITS) | (object.meta.age.order & ((1 << PLACE_BITS) - 1));
+                accepted.object = Arc::new(object);
+                touched.keys.insert(claim.key.clone());
+            }
+        }
+    }
+
+    fn remove(&mut self, path: &Arc<PathBuf>, touched: &mut Touched) {
+        if let Some(file) = self.files.remove(path) {
+            self.release(path, &file.claims, touched);
+        }
+    }
+
+    fn release(&mut self, path: &Arc<PathBuf>, claims: &[Claim], touched: &mut Touched) {
+        for (place, claim) in claims.iter().enumerate() {
+            if let Some(holders) = self.holders.get_mut(&claim.key) {
+                holders.remove(&(path.clone(), place));
+                if holders.is_empty() {
+                    self.holders.remove(&claim.key);
+                }
+            }
+            touched.keys.insert(claim.key.clone());
+        }
+    }
+
+    fn read(&mut self, path: &Arc<PathBuf>, bytes: &[u8], touched: &mut Touched) {
+        let file = self.file(path, touched);
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            let message = "the file is empty; what was last read from it stays in force (to remove its objects, delete \
+                           the file or leave only a comment in it)";
+            file.problems = vec![problem_at(path, 1, Problem::new("", message))];
+            return;
+        }
+        let documents = match yaml::documents(bytes) {
+            Ok(documents) => documents,
+            Err(error) => {
+                let message = format!(
+                    "column {}: {}; what was last read from the file stays in force",
+                    error.column, error.message
+                );
+                file.problems = vec![problem_at(path, error.line, Problem::new("", message))];
+                return;
+            }
+        };
+        let slot = file.slot;
+        let old = std::mem::take(&mut file.claims);
+        self.release(path, &old, touched);
+        let (claims, problems) = self.claims(path, slot, documents, old);
+        for (place, claim) in claims.iter().enumerate() {
+            self.holders.entry(claim.key.clone()).or_default().insert((path.clone(), place));
+            touched.keys.insert(claim.key.clone());
+        }
+        if let Some(file) = self.files.get_mut(path) {
+            file.claims = claims;
+            file.problems = problems;
+        }
+    }
+
+    /// What the documents of a file hold, given what it held before; and what is wrong with documents that do not say
+    /// what they are.
+    fn claims(
+        &self,
+        path: &Arc<PathBuf>,
+        slot: u64,
+        documents: Vec<yaml::Document>,
+        old: Vec<Claim>,
+    ) -> (Vec<Claim>, Vec<LocatedProblem>) {
+        let mut before: HashMap<ObjectKey, VecDeque<Claim>> = HashMap::new();
+        for claim in old {
+            before.entry(claim.key.clone()).or_default().push_back(claim);
+        }
+        let mut claims: Vec<Claim> = Vec::new();
+        let mut problems = Vec::new();
+        let mut place = 0;
+        let mut skipped = 0_u32;
+        for mut document in documents {
+            let value = std::mem::take(&mut document.value);
+            for (prefix, member) in expand_list(value) {
+                let order = (slot << PLACE_BITS) | place;
+                place = (place + 1).min((1 << PLACE_BITS) - 1);
+                let line_of = |field: &str| {
+                    let dot = if prefix.is_empty() || field.is_empty() { "" } else { "." };
+                    document.locate(&format!("{prefix}{dot}{field}")).unwrap_or(document.line)
+                };
+                let key = match identify(&member) {
+                    Ok(Identity::Known(key)) => key,
+                    Ok(Identity::Other(..)) => {
+                        skipped += 1;
+                        continue;
+                    }
+                    Err(error) => {
+                        problems.extend(error.problems.into_iter().map(|problem| {
+                            let line = line_of(&problem.path);
+                            problem_at(path, line, below(&prefix, problem))
+                        }));
+                        continue;
+                    }
+                };
+                let last = before.get_mut(&key).and_then(VecDeque::pop_front);
+                claims.push(claim(path, key, member, order, &line_of, last));
+            }
+        }
+        if skipped > 0 {
+            tracing::debug!(file = %path.display(), skipped, "skipped objects of kinds that are not read");
+        }
+        if !problems.is_empty() {
+            // Of an object that stood in the file more than once, one is enough to keep it.
+            let held: HashSet<&ObjectKey> = claims.iter().map(|claim| &claim.key).collect();
+            before.retain(|key, _| !held.contains(key));
+            let mut kept: Vec<Claim> = before.into_iter().filter_map(|(_, mut old)| old.pop_front()).collect();
+            kept.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
+            claims.append(&mut kept);
+        }
+        (claims, problems)
+    }
+
+    fn changes(&mut self, mut touched: Touched) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut gone = Vec::new();
+        let mut winners = Vec::new();
+        for key in touched.keys {
+            let Some(holders) = self.holders.get(&key) else {
+                if self.current.remove(&key).is_some() {
+                    gone.push(Change::Delete(key));
+                }
+                continue;
+            };
+            // A file that had or has the second of two has a trouble to gain or lose.
+            touched.files.extend(holders.iter().map(|(path, _)| path.clone()));
+            if let Some((path, place)) = holders.first() {
+                winners.push((path.clone(), *place, key));
+            }
+        }
+        winners.sort();
+        for (path, place, key) in winners {
+            let Some(claim) = self.files.get(&path).and_then(|file| file.claims.get(place)) else { continue };
+            let current = self.current.entry(key.clone()).or_default();
+            let valid = claim.problems.is_empty();
+            if let Some(accepted) = &claim.accepted
+                && (current.accepted.as_ref() != Some(accepted) || valid && !current.problems.is_empty())
+            {
+                current.accepted = Some(accepted.clone());
+                current.problems.clear();
+                let Accepted { object, origin, warnings } = accepted.clone();
+                changes.push(Change::Apply { object, origin, warnings });
+            }
+            if !valid && current.problems != claim.problems {
+                current.problems.clone_from(&claim.problems);
+                changes.push(Change::Refuse { key, problems: claim.problems.clone() });
+            }
+        }
+        changes.append(&mut gone);
+        for path in touched.files {
+            let problems = self.problems(&path);
+            let old = self.trouble.get(&path).map_or(&[][..], Vec::as_slice);
+            if old == problems.as_slice() {
+                continue;
+            }
+            if problems.is_empty() {
+                self.trouble.remove(&path);
+            } else {
+                self.trouble.insert(path.clone(), problems.clone());
+            }
+            changes.push(Change::Trouble { subject: path.display().to_string(), problems });
+        }
+        changes
+    }
+
+    /// What is wrong with a file, objects that another document already holds included.
+    fn problems(&self, path: &Arc<PathBuf>) -> Vec<LocatedProblem> {
+        let Some(file) = self.files.get(path) else { return Vec::new() };
+        let mut problems = file.problems.clone();
+        for (place, claim) in file.claims.iter().enumerate() {
+            let Some((first_path, first_place)) = self.holders.get(&claim.key).and_then(BTreeSet::first) else {
+                continue;
+            };
+            if (first_path, *first_place) == (path, place) {
+                continue;
+            }
+            let first = self.files.get(first_path).and_then(|file| file.claims.get(*first_place));
+            let first_line = first.map_or(1, |claim| claim.line);
+            let message = format!(
+                "{} is already at {}:{first_line}, which comes first and is the one in use; remove one of the two",
+                claim.key,
+                first_path.display()
+            );
+            problems.push(problem_at(path, claim.line, Problem::new("", message)));
+        }
+        problems
+    }
+}
+
+/// Parses one object. If it is not valid, its last valid form in the same file (`last`) stays the accepted one.
+fn claim(
+    path: &Arc<PathBuf>,
+    key: ObjectKey,
+    document: Value,
+    order: u64,
+    line_of: &impl Fn(&str) -> u32,
+    last: Option<Claim>,
+) -> Claim {
+    let at = |line: u32| Origin::File { path: path.clone(), line };
+    let line = line_of("");
+    let parsed = parse(&key, document, order);
+    match change_from(key.clone(), parsed, at(line), |field| at(line_of(field))) {
+        Change::Apply { object, origin, warnings } => {
+            Claim { key, line, accepted: Some(Accepted { object, origin, warnings }), problems: Vec::new() }
+        }
+        Change::Refuse { problems, .. } => Claim { key, line, accepted: last.and_then(|last| last.accepted), problems },
+        Change::Delete(_) | Change::Trouble { .. } | Change::Synced => {
+            Claim { key, line, accepted: last.and_then(|last| last.accepted), problems: Vec::new() }
+        }
+    }
+}
+
+fn problem_at(path: &Arc<PathBuf>, line: u32, problem: Problem) -> LocatedProblem {
+    LocatedProblem { origin: Origin::File { path: path.clone(), line }, problem }
+}
+
+/// A problem of a list's member as one of the list.
+fn below(prefix: &str, problem: Problem) -> Problem {
+    match (prefix, problem.path.as_str()) {
+        ("", _) => problem,
+        (_, "") => Problem { path: prefix.to_owned(), ..problem },
+        (_, path) => Problem { path: format!("{prefix}.{path}"), ..problem },
+    }
+}
+
+/// A slot for a file between its two neighbours; `None` if there is no room.
+fn between(before: Option<u64>, after: Option<u64>) -> Option<u64> {
+    match (before, after) {
+        (None, None) => Some(SLOTS / 2),
+        (Some(before), None) => Some(before + STRIDE).filter(|&slot| slot < SLOTS),
+        (None, Some(after)) => after.checked_sub(STRIDE),
+        (Some(before), Some(after)) => {
+            let middle = before + after.saturating_sub(before) / 2;
+            (middle > before && middle < after).then_some(middle)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Kind, Spec};
+    use crate::store::Store;
+    use proptest::prelude::*;
+
+    fn rule(name: &str, host: &str) -> String {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec:\n  hosts: [{host}]\n  \
+             http:\n  - route:\n    - destination:\n        host: {host}\n"
+        )
+    }
+
+    fn broken(name: &str) -> String {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec:\n  hosts: 5\n"
+        )
+    }
+
+    /// A loader with the store it feeds.
+    #[derive(Default)]
+    struct Rig {
+        loader: Loader,
+        store: Store,
+    }
+
+    impl Rig {
+        fn update(&mut self, files: Vec<(PathBuf, Content)>) -> Vec<Change> {
+            let changes = self.loader.update(files);
+            for change in &changes {
+                self.store.apply(change.clone(), &mut BTreeSet::new());
+            }
+            changes
+        }
+
+        fn write(&mut self, path: &str, text: impl AsRef<[u8]>) -> Vec<Change> {
+            self.update(vec![(PathBuf::from(path), Content::Bytes(text.as_ref().to_vec()))])
+        }
+
+        fn delete(&mut self, path: &str) -> Vec<Change> {
+            self.update(vec![(PathBuf::from(path), Content::Gone)])
+        }
+
+        /// Name and first host of all VirtualServices in force.
+        fn in_force(&self) -> BTreeMap<String, String> {
+            let entries = self.store.all(Kind::VirtualService);
+            entries
+                .map(|entry| match &entry.object.spec {
+                    Spec::VirtualService(spec) => (entry.object.meta.name.to_string(), spec.hosts[0].to_string()),
+                    other => panic!("{other:?}"),
+                })
+                .collect()
+        }
+
+        fn hosts(&self) -> String {
+            self.in_force().into_iter().map(|(name, host)| format!("{name}={host}")).collect::<Vec<_>>().join(" ")
+        }
+
+        fn trouble(&self) -> Vec<String> {
+            self.store.trouble().flat_map(|(_, problems)| problems).map(ToString::to_string).collect()
+        }
+
+        fn refused(&self) -> Vec<String> {
+            self.store.refused().flat_map(|(_, problems)| problems).map(ToString::to_string).collect()
+        }
+    }
+
+    #[test]
+    fn what_breaks_a_file_changes_nothing_but_is_told() {
+        let good = rule("a", "one");
+        for (bad, says) in [
+            (Content::Bytes(Vec::new()), "d/a.yaml:1: the file is empty"),
+            (Content::Bytes(b" \n\n".to_vec()), "d/a.yaml:1: the file is empty"),
+            (Content::Bytes(format!("{good}---\nx: [").into_bytes()), "d/a.yaml:11: column 4: unclosed"),
+            (Content::Bytes(b"\xff".to_vec()), "d/a.yaml:1: column 1: the byte 0xff is not UTF-8"),
+            (Content::Unreadable("can not be read: denied".to_owned()), "d/a.yaml:1: can not be read: denied"),
+            (Content::Bytes(b"hello".to_vec()), "d/a.yaml:1: the document is the text `hello`"),
+        ] {
+            let mut rig = Rig::default();
+            rig.write("d/a.yaml", &good);
+            rig.update(vec![("d/a.yaml".into(), bad)]);
+            assert_eq!(rig.hosts(), "a=one");
+            assert_eq!(rig.trouble().len(), 1);
+            assert!(rig.trouble()[0].starts_with(says), "{}", rig.trouble()[0]);
+            let changes = rig.write("d/a.yaml", &good);
+            assert!(rig.trouble().is_empty());
+            assert!(
+                matches!(changes.as_slice(), [Change::Trouble { problems, .. }] if problems.is_empty()),
+                "{changes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_object_is_refused_and_its_last_form_stays() {
+        let mut rig = Rig::default();
+        rig.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
+        rig.write("a.yaml", format!("{}---\n{}", broken("a"), rule("b", "two")));
+        assert_eq!(rig.hosts(), "a=one b=two");
+        assert_eq!(rig.refused().len(), 1);
+        assert!(rig.refused()[0].starts_with("a.yaml:5: spec.hosts"), "{:?}", rig.refused());
+        rig.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "two")));
+        assert_eq!((rig.hosts().as_str(), rig.refused().len()), ("a=one b=two", 0));
+    }
+
+    #[test]
+    fn what_is_gone_from_a_valid_file_is_deleted() {
+        let mut rig = Rig::default();
+        rig.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
+        rig.write("a.yaml", rule("b", "one"));
+        assert_eq!(rig.hosts(), "b=one");
+        rig.write("a.yaml", "# nothing\n");
+        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("", 0));
+        rig.write("a.yaml", rule("b", "one"));
+        assert!(matches!(rig.delete("a.yaml").as_slice(), [Change::Delete(key)] if &*key.name == "b"));
+    }
+
+    #[test]
+    fn a_document_without_identity_keeps_what_it_may_have_been() {
+        let mut rig = Rig::default();
+        rig.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
+        let nameless = rule("b", "two").replace("name: b", "nam: b");
+        rig.write("a.yaml", format!("{}---\n{nameless}", rule("a", "two")));
+        assert_eq!(rig.hosts(), "a=two b=one");
+        assert!(rig.trouble()[0].starts_with("a.yaml:13: metadata.name: is missing"), "{:?}", rig.trouble());
+        rig.write("a.yaml", rule("a", "two"));
+        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=two", 0));
+    }
+
+    #[test]
+    fn the_first_of_two_wins_and_the_next_takes_over() {
+        let mut rig = Rig::default();
+        rig.write("b.yaml", format!("{}---\n{}", rule("a", "two"), rule("a", "three")));
+        assert_eq!(rig.hosts(), "a=two");
+        assert_eq!(rig.trouble().len(), 1);
+        assert!(
+            rig.trouble()[0].starts_with("b.yaml:11: VirtualService default/a is already at b.yaml:1,"),
+            "{:?}",
+            rig.trouble()
+        );
+        rig.write("a.yaml", rule("a", "one"));
+        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=one", 2));
+        rig.write("a.yaml", "nonsense: [");
+        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=one", 3));
+        let changes = rig.delete("a.yaml");
+        assert!(!changes.iter().any(|change| matches!(change, Change::Delete(_))), "{changes:?}");
+        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=two", 1));
+        rig.write("b.yaml", rule("a", "three"));
+        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=three", 0));
+    }
+
+    #[test]
+    fn an_object_moves_between_files_without_being_gone() {
+        let mut rig = Rig::default();
+        rig.write("a.yaml", rule("a", "one"));
+        let moved = Content::Bytes(rule("a", "one").into_bytes());
+        let changes = rig.update(vec![("a.yaml".into(), Content::Gone), ("b.yaml".into(), moved)]);
+        assert!(changes.iter().all(|change| matches!(change, Change::Apply { .. })), "{changes:?}");
+        assert_eq!(rig.hosts(), "a=one");
+    }
+
+    #[test]
+    fn lists_hold_objects_and_other_kinds_are_skipped() {
+        let mut rig = Rig::default();
+        let text = "\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: apps/v1
+  kind: Deployment
+- apiVersion: networking.istio.io/v1
+  kind: VirtualService
+  metadata: {name: a}
+  spec: {hosts: [one], http: [{route: [{destination: {host: one}}], nonsense: 1}]}
+- apiVersion: networking.istio.io/v1
+  kind: VirtualService
+  metadata: {name: b}
+  spec:
+    hosts: 5
+- kind: Service
+";
+        let changes = rig.write("list.json", text);
+        assert_eq!(rig.hosts(), "a=one");
+        let Change::Apply { origin, warnings, .. } = &changes[0] else { panic!("{changes:?}") };
+        assert_eq!(origin.to_string(), "list.json:6");
+        assert_eq!(warnings[0].origin.to_string(), "list.json:9");
+        assert!(rig.refused()[0].starts_with("list.json:14: spec.hosts:"), "{:?}", rig.refused());
+        assert!(rig.trouble()[0].starts_with("list.json:15: items[3].apiVersion: is missing"), "{:?}", rig.trouble());
+    }
+
+    #[test]
+    fn a_later_place_is_a_newer_object_wherever_files_are_added() {
+        let mut rig = Rig::default();
+        // Each name sorts between the two before it, so the room between them is used up more than once.
+        let mut name = "m".to_owned();
+        for n in 0..60 {
+            rig.write(
+                &format!("{name}.yaml"),
+                format!("{}---\n{}", rule(&format!("{name}-a"), "x"), rule(&format!("{name}-b"), "x")),
+            );
+            name.push(if n % 2 == 0 { 'm' } else { 'a' });
+            if n % 3 == 0 {
+                rig.write(&format!("a{}.yaml", 100 - n), rule(&format!("a{}", 100 - n), "x"));
+                rig.write(&format!("z{}.yaml", 100 + n), rule(&format!("z{}", 100 + n), "x"));
+            }
+        }
+        let mut placed: Vec<_> = rig
+            .store
+            .all(Kind::VirtualService)
+            .map(|entry| (entry.origin.clone(), entry.object.meta.age.order))
+            .collect();
+        placed.sort_by(|(a, _), (b, _)| a.cmp(b));
+        assert!(placed.len() > 120 && placed.windows(2).all(|pair| pair[0].1 < pair[1].1), "{placed:#?}");
+    }
+
+    /// What a step of the model writes to one file.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Documents(Vec<Piece>),
+        Garbage(Vec<u8>),
+        Empty,
+        Unreadable,
+        Gone,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Piece {
+        Valid(u8, u8),
+        Broken(u8),
+        Nameless,
+        Other,
+    }
+
+    fn pieces() -> impl Strategy<Value = Piece> {
+        prop_oneof![
+            6 => (0..4_u8, 0..4_u8).prop_map(|(name, host)| Piece::Valid(name, host)),
+            2 => (0..4_u8).prop_map(Piece::Broken),
+            1 => Just(Piece::Nameless),
+            1 => Just(Piece::Other),
+        ]
+    }
+
+    fn steps() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => prop::collection::vec(pieces(), 0..4).prop_map(Step::Documents),
+            1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(|mut bytes| { bytes.push(0xff); Step::Garbage(bytes) }),
+            1 => Just(Step::Empty),
+            1 => Just(Step::Unreadable),
+            2 => Just(Step::Gone),
+        ]
+    }
+
+    fn content(step: &Step) -> Content {
+        match step {
+            Step::Documents(pieces) => {
+                let texts = pieces.iter().map(|piece| match piece {
+                    Piece::Valid(name, host) => rule(&format!("n{name}"), &format!("h{host}")),
+                    Piece::Broken(name) => broken(&format!("n{name}")),
+                    Piece::Nameless => "apiVersion: v1\nkind: Service\n".to_owned(),
+                    Piece::Other => "apiVersion: apps/v1\nkind: Deployment\n".to_owned(),
+                });
+                Content::Bytes(format!("# words\n{}", texts.collect::<Vec<_>>().join("---\n")).into_bytes())
+            }
+            Step::Garbage(bytes) => Content::Bytes(bytes.clone()),
+            Step::Empty => Content::Bytes(b"\n".to_vec()),
+            Step::Unreadable => Content::Unreadable("can not be read".to_owned()),
+            Step::Gone => Content::Gone,
+        }
+    }
+
+    /// The rules of [`Loader`], written down once more in the plainest way.
+    #[derive(Default)]
+    struct Model {
+        /// By file: is it wrong itself, and name, last valid host, and whether it is broken now, of what it holds.
+        files: BTreeMap<usize, (bool, Vec<(String, Option<String>, bool)>)>,
+        in_force: BTreeMap<String, String>,
+    }
+
+    impl Model {
+        fn apply(&mut self, file: usize, step: &Step) {
+            match step {
+                Step::Gone => {
+                    self.files.remove(&file);
+                }
+                Step::Garbage(_) | Step::Empty | Step::Unreadable => self.files.entry(file).or_default().0 = true,
+                Step::Documents(pieces) => {
+                    let (wrong, held) = self.files.entry(file).or_default();
+                    let mut old = std::mem::take(held);
+                    *wrong = pieces.iter().any(|piece| matches!(piece, Piece::Nameless));
+                    for piece in pieces {
+                        let (name, host) = match piece {
+                            Piece::Valid(name, host) => (format!("n{name}"), Some(format!("h{host}"))),
+                            Piece::Broken(name) => (format!("n{name}"), None),
+                            Piece::Nameless | Piece::Other => continue,
+                        };
+                        let last = old.iter().position(|(old, ..)| *old == name).map(|at| old.remove(at));
+                        let valid = host.is_some();
+                        held.push((name, host.or(last.and_then(|(_, host, _)| host)), !valid));
+                    }
+                    if *wrong {
+                        for (name, host, broken) in old {
+                            if !held.iter().any(|(other, ..)| *other == name) {
+                                held.push((name, host, broken));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+
+        fn settle(&mut self) {
+            let held: BTreeSet<&String> =
+                self.files.values().flat_map(|(_, held)| held).map(|(name, ..)| name).collect();
+            self.in_force.retain(|name, _| held.contains(name));
+            for name in held {
+                let first = self.files.values().flat_map(|(_, held)| held).find(|(other, ..)| other == name);
+                if let Some((_, Some(host), _)) = first {
+                    self.in_force.insert(name.clone(), host.clone());
+                }
+            }
+        }
+
+        fn refused(&self) -> BTreeSet<String> {
+            let mut seen = BTreeSet::new();
+            let all = self.files.values().flat_map(|(_, held)| held);
+            all.filter(|(name, ..)| seen.insert(name))
+                .filter(|(.., broken)| *broken)
+                .map(|(name, ..)| name.clone())
+                .collect()
+        }
+
+        fn troubled(&self) -> BTreeSet<String> {
+            let mut seen = BTreeSet::new();
+            let mut troubled = BTreeSet::new();
+            for (file, (wrong, held)) in &self.files {
+                let again = held.iter().filter(|(name, ..)| !seen.insert(name.clone())).count() > 0;
+                if *wrong || again {
+                    troubled.insert(format!("f{file}.yaml"));
+                }
+            }
+            troubled
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn nothing_that_worked_is_lost(
+            batches in prop::collection::vec(prop::collection::vec((0..3_usize, steps()), 1..3), 1..12)
+        ) {
+            let mut rig = Rig::default();
+            let mut model = Model::default();
+            for batch in batches {
+                let files = batch.iter().map(|(file, step)| (PathBuf::from(format!("f{file}.yaml")), content(step)));
+                rig.update(files.collect());
+                for (file, step) in &batch {
+                    model.apply(*file, step);
+                }
+                model.settle();
+                prop_assert_eq!(&rig.in_force(), &model.in_force, "{:?}", &batch);
+                let refused: BTreeSet<_> = rig.store.refused().map(|(key, _)| key.name.to_string()).collect();
+                prop_assert_eq!(refused, model.refused());
+                let troubled: BTreeSet<_> = rig.store.trouble().map(|(subject, _)| subject.to_owned()).collect();
+                prop_assert_eq!(troubled, model.troubled());
+            }
+        }
+
+        #[test]
+        fn any_bytes_in_any_order_do_no_harm(
+            files in prop::collection::vec((0..2_usize, prop::collection::vec(any::<u8>(), 0..60)), 1..8)
+        ) {
+            let mut rig = Rig::default();
+            rig.write("good.yaml", rule("good", "one"));
+            for (file, bytes) in files {
+                rig.write(&format!("f{file}.yaml"), bytes);
+                prop_assert_eq!(rig.hosts(), "good=one");
+            }
+        }
+    }
+}
