@@ -3,12 +3,11 @@
 
 pub mod directory;
 mod inotify;
+pub mod kubernetes;
 pub mod loader;
 mod scan;
 pub mod yaml;
 
-pub mod directory;
-pub mod kubernetes;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;

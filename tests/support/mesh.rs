@@ -49,9 +49,11 @@ impl Backends {
 fn answer(connection: TcpStream, version: u8) {
     let mut reader = BufReader::new(connection.try_clone().unwrap());
     let mut out = connection;
+    let _ = out.set_nodelay(true);
+    let response = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nv{version}");
     let mut line = String::new();
     while reader.read_line(&mut line).is_ok_and(|n| n > 0) {
-        if line == "\r\n" && write!(out, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nv{version}").is_err() {
+        if line == "\r\n" && out.write_all(response.as_bytes()).is_err() {
             return;
         }
         line.clear();
