@@ -99,6 +99,12 @@ enum XdsHost {
     Name(String),
 }
 
+impl From<SocketAddr> for XdsAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: XdsHost::Ip(address.ip()), port: address.port() }
+    }
+}
+
 impl FromStr for XdsAddress {
     type Err = String;
 

@@ -21,14 +21,17 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What to log: error, warn, info, debug or trace, for all or by module (info,weir::xds=debug)
-    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", default_value = "info")]
-    log: String,
+    /// [default: info for serve, warn otherwise]
+    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG")]
+    log: Option<String>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Run the control plane
     Serve(cli::serve::Args),
+    /// Show a canary through a real Envoy, from the first step to the last
+    Demo(cli::demo::Args),
     /// Print everything one proxy gets for some objects
     Translate(cli::translate::Args),
     Bootstrap(cli::bootstrap::Args),
@@ -36,10 +39,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = match tracing_subscriber::EnvFilter::try_new(&cli.log) {
+    let usual = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let levels = cli.log.as_deref().unwrap_or(usual);
+    let filter = match tracing_subscriber::EnvFilter::try_new(levels) {
         Ok(filter) => filter,
         Err(error) => {
-            eprintln!("weir: --log `{}`: {error}; expected something like info or info,weir::xds=debug", cli.log);
+            eprintln!("weir: --log `{}`: {error}; expected something like info or info,weir::xds=debug", levels);
             return ExitCode::from(2);
         }
     };
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         Command::Translate(args) => cli::translate::run(args),
         Command::Bootstrap(args) => cli::bootstrap::run(args),
         Command::Serve(args) => block_on(cli::serve::run(args)),
+        Command::Demo(args) => block_on(cli::demo::run(args)),
     };
     result.unwrap_or_else(|error| {
         eprintln!("weir: {error:#}");

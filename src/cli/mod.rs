@@ -1,6 +1,7 @@
 //! The commands, a file each: what they take, and what they print.
 
 pub mod bootstrap;
+pub mod demo;
 pub mod serve;
 pub mod translate;
 
