@@ -34,7 +34,7 @@ enum Command {
     Demo(cli::demo::Args),
     /// Print everything one proxy gets for some objects
     Translate(cli::translate::Args),
-    Bootstrap(cli::bootstrap::Args),
+    Bootstrap(Box<cli::bootstrap::Args>),
 }
 
 fn main() -> ExitCode {
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Translate(args) => cli::translate::run(args),
-        Command::Bootstrap(args) => cli::bootstrap::run(args),
+        Command::Bootstrap(args) => cli::bootstrap::run(*args),
         Command::Serve(args) => block_on(cli::serve::run(args)),
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };

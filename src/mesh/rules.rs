@@ -178,7 +178,9 @@ impl DestinationRules {
     pub(super) fn new<'a>(objects: impl Iterator<Item = (u64, &'a Arc<Object>)>, domain: &str) -> Self {
         let mut sorted: Vec<_> = objects.collect();
         sorted.sort_by(|(_, a), (_, b)| (a.meta.age, &a.meta.name).cmp(&(b.meta.age, &b.meta.name)));
-        let mut merged: BTreeMap<(Arc<str>, Host), Vec<(DestinationRule, Vec<u64>)>> = BTreeMap::new();
+        /// A rule, and the revisions of the objects it was made from.
+        type Merged = (DestinationRule, Vec<u64>);
+        let mut merged: BTreeMap<(Arc<str>, Host), Vec<Merged>> = BTreeMap::new();
         for (revision, object) in sorted {
             let Spec::DestinationRule(spec) = &object.spec else { continue };
             let rule = DestinationRule {

@@ -687,7 +687,7 @@ mod tests {
         rig.write("a.yaml", rule("a", "two"));
         assert_eq!(rig.look(), "a=two");
         // The administrator's rights are not bound by permissions, so there is nothing to see as root.
-        fs::set_permissions(rig.path("a.yaml"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(rig.path("a.yaml"), Permissions::from_mode(0o000)).unwrap();
         if File::open(rig.path("a.yaml")).is_err() {
             rig.look();
             assert_eq!(rig.after(SETTLE), "a=two");

@@ -336,7 +336,6 @@ fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
             fault_delay_secifier: Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(duration(
                 delay.fixed_delay?.0,
             )?)),
-            ..Default::default()
         })
     });
     let abort = from.abort.as_ref().and_then(|abort| {
