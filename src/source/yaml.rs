@@ -874,7 +874,8 @@ spec:
         leaf.prop_recursive(5, 60, 6, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-                prop::collection::btree_map("[a-z.\\[\\]/ ]{1,6}", inner, 0..6)
+                // Dots and brackets in a key would make a path that can be read in two ways.
+                prop::collection::btree_map("[a-z/ ]{1,6}", inner, 0..6)
                     .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
