@@ -260,8 +260,11 @@ impl Follower {
         if let Some(events) = &mut self.events {
             events.settle();
         }
-        let moved =
-            |path: &Path| happened.moved_to(path).is_some_and(|to| to_read.iter().any(|(path, ..)| *path == to));
+        // `to_read` is in the order of its paths, as `scan.files` is.
+        let moved = |path: &Path| {
+            let to = happened.moved_to(path);
+            to.is_some_and(|to| to_read.binary_search_by(|(path, ..)| path.cmp(&to)).is_ok())
+        };
         updates.extend(self.gone(&scan, moved, now, &mut next));
         let (known, events) = (&mut self.known, &mut self.events);
         let read =
@@ -687,7 +690,7 @@ mod tests {
         rig.write("a.yaml", rule("a", "two"));
         assert_eq!(rig.look(), "a=two");
         // The administrator's rights are not bound by permissions, so there is nothing to see as root.
-        fs::set_permissions(rig.path("a.yaml"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(rig.path("a.yaml"), Permissions::from_mode(0o000)).unwrap();
         if File::open(rig.path("a.yaml")).is_err() {
             rig.look();
             assert_eq!(rig.after(SETTLE), "a=two");

@@ -250,7 +250,7 @@ impl Loader {
             // Of an object that stood in the file more than once, one is enough to keep it.
             let held: HashSet<&ObjectKey> = claims.iter().map(|claim| &claim.key).collect();
             before.retain(|key, _| !held.contains(key));
-            let mut kept: Vec<Claim> = before.into_iter().filter_map(|(_, mut old)| old.pop_front()).collect();
+            let mut kept: Vec<Claim> = before.into_values().filter_map(|mut old| old.pop_front()).collect();
             kept.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
             claims.append(&mut kept);
         }
@@ -653,11 +653,14 @@ items:
         }
     }
 
+    /// Name, last valid host, and whether it is broken now.
+    type Held = (String, Option<String>, bool);
+
     /// The rules of [`Loader`], written down once more in the plainest way.
     #[derive(Default)]
     struct Model {
-        /// By file: is it wrong itself, and name, last valid host, and whether it is broken now, of what it holds.
-        files: BTreeMap<usize, (bool, Vec<(String, Option<String>, bool)>)>,
+        /// By file: whether it is wrong itself, and what it holds.
+        files: BTreeMap<usize, (bool, Vec<Held>)>,
         in_force: BTreeMap<String, String>,
     }
 
