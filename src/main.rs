@@ -1,1 +1,71 @@
-fn main() {}
+//! The `weir` program.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use weir::cli;
+
+/// Envoy control plane for Istio's VirtualService and DestinationRule
+///
+/// weir watches VirtualServices and DestinationRules with the Services, EndpointSlices and Pods they
+/// speak of, translates them into Envoy's resources, and streams them to sidecars over ADS.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Try it: weir demo
+Exit status: 0 fine, 1 found a problem, 2 wrong usage."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log: error, warn, info, debug or trace, for all or by module (info,weir::xds=debug)
+    /// [default: info for serve, warn otherwise]
+    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG")]
+    log: Option<String>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Run the control plane
+    Serve(cli::serve::Args),
+    /// Show a canary through a real Envoy, from the first step to the last
+    Demo(cli::demo::Args),
+    /// Print everything one proxy gets for some objects
+    Translate(cli::translate::Args),
+    Bootstrap(Box<cli::bootstrap::Args>),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let usual = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let levels = cli.log.as_deref().unwrap_or(usual);
+    let filter = match tracing_subscriber::EnvFilter::try_new(levels) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("weir: --log `{}`: {error}; expected something like info or info,weir::xds=debug", levels);
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let result = match cli.command {
+        Command::Translate(args) => cli::translate::run(args),
+        Command::Bootstrap(args) => cli::bootstrap::run(*args),
+        Command::Serve(args) => block_on(cli::serve::run(args)),
+        Command::Demo(args) => block_on(cli::demo::run(args)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("weir: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+}

@@ -13,12 +13,17 @@ pub struct Entry {
     pub object: Arc<Object>,
     /// Where it was read.
     pub origin: Origin,
+    /// Unlike that of any other object, and of any other content of this one.
+    pub revision: u64,
 }
+
+type ByName = BTreeMap<(Arc<str>, Arc<str>), Entry>;
 
 /// All objects by key. One task owns it; what others need they get as a [`crate::mesh::Mesh`].
 #[derive(Debug, Default)]
 pub struct Store {
-    objects: BTreeMap<Kind, BTreeMap<(Arc<str>, Arc<str>), Entry>>,
+    objects: BTreeMap<Kind, ByName>,
+    revision: u64,
     refused: BTreeMap<ObjectKey, Vec<LocatedProblem>>,
     warnings: BTreeMap<ObjectKey, Vec<LocatedProblem>>,
     trouble: BTreeMap<String, Vec<LocatedProblem>>,
@@ -39,7 +44,8 @@ impl Store {
                 if slot.get(&name).is_some_and(|old| old.object == object) {
                     return news;
                 }
-                slot.insert(name, Entry { object, origin });
+                self.revision += 1;
+                slot.insert(name, Entry { object, origin, revision: self.revision });
                 dirty.insert(key);
                 true
             }

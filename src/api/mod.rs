@@ -196,7 +196,7 @@ pub enum Spec {
     EndpointSlice(EndpointSlice),
     Endpoints(Endpoints),
     VirtualService(VirtualService),
-    DestinationRule(DestinationRule),
+    DestinationRule(Box<DestinationRule>),
 }
 
 impl Object {

@@ -193,7 +193,7 @@ pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed,
         Kind::EndpointSlice => Spec::EndpointSlice(read(Value::Object(map), "", &mut ignored)?),
         Kind::Endpoints => Spec::Endpoints(read(Value::Object(map), "", &mut ignored)?),
         Kind::VirtualService => Spec::VirtualService(read(spec, "spec", &mut warnings)?),
-        Kind::DestinationRule => Spec::DestinationRule(read(spec, "spec", &mut warnings)?),
+        Kind::DestinationRule => Spec::DestinationRule(Box::new(read(spec, "spec", &mut warnings)?)),
     };
     let object = Object { meta, spec };
     let problems = validate::check(&object);

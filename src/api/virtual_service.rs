@@ -178,8 +178,10 @@ pub struct HeaderOperations {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRedirect {
-    /// The new path; `%PREFIX()%`-free text replaces it whole.
+    /// The new path.
     pub uri: String,
+    /// What the matched prefix is replaced by; the rest of the path stays.
+    pub prefix_rewrite: String,
     /// The new authority.
     pub authority: String,
     /// The new port.

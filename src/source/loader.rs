@@ -653,14 +653,13 @@ items:
         }
     }
 
-    /// Name, last valid host, and whether it is broken now.
-    type Held = (String, Option<String>, bool);
+    type Documents = Vec<(String, Option<String>, bool)>;
 
     /// The rules of [`Loader`], written down once more in the plainest way.
     #[derive(Default)]
     struct Model {
-        /// By file: whether it is wrong itself, and what it holds.
-        files: BTreeMap<usize, (bool, Vec<Held>)>,
+        /// By file: is it wrong itself, and name, last valid host, and whether it is broken now, of what it holds.
+        files: BTreeMap<usize, (bool, Documents)>,
         in_force: BTreeMap<String, String>,
     }
 

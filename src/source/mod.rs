@@ -3,6 +3,7 @@
 
 pub mod directory;
 mod inotify;
+pub mod kubernetes;
 pub mod loader;
 mod scan;
 pub mod yaml;

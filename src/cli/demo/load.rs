@@ -1,0 +1,140 @@
+//! The demo's load: requests without a break, also while the objects are edited, counted by step.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tokio::task::JoinSet;
+
+/// Connections that send at the same time.
+const WORKERS: usize = 8;
+
+/// The pause between a worker's requests, which keeps the whole at some 2000 a second.
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Where the load ends by itself.
+const MOST: u64 = 2_000_000;
+
+/// Answers of one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// From v1.
+    pub v1: u64,
+    /// From v2.
+    pub v2: u64,
+    /// Anything but a 200, connection errors included.
+    pub failed: u64,
+}
+
+impl Tally {
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.v1 + self.v2 + self.failed
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts up with each step and each edit: a request counts for a step only if it was sent and answered in it.
+    step: AtomicU64,
+    counting: AtomicBool,
+    paused: AtomicBool,
+    tally: Mutex<Tally>,
+    sent: AtomicU64,
+    failed_between: AtomicU64,
+}
+
+/// A running load; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Load {
+    state: Arc<State>,
+    workers: JoinSet<()>,
+}
+
+impl Load {
+    /// Sends requests for `my-app.shop` to this port on loopback from now on.
+    pub fn start(port: u16) -> Self {
+        let state = Arc::new(State::default());
+        let mut workers = JoinSet::new();
+        for _ in 0..WORKERS {
+            workers.spawn(work(state.clone(), port));
+        }
+        Self { state, workers }
+    }
+
+    /// From now on answers do not count for a step.
+    pub fn edit_begins(&self) {
+        self.state.counting.store(false, Ordering::SeqCst);
+        self.state.step.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// From now on answers count for a new step.
+    pub fn step_begins(&self) {
+        *self.state.tally.lock().unwrap_or_else(PoisonError::into_inner) = Tally::default();
+        self.state.step.fetch_add(1, Ordering::SeqCst);
+        self.state.counting.store(true, Ordering::SeqCst);
+    }
+
+    /// The answers of this step so far.
+    pub fn tally(&self) -> Tally {
+        *self.state.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All requests so far.
+    pub fn sent(&self) -> u64 {
+        self.state.sent.load(Ordering::SeqCst)
+    }
+
+    /// Requests that failed and counted for no step.
+    pub fn failed_between_steps(&self) -> u64 {
+        self.state.failed_between.load(Ordering::SeqCst)
+    }
+
+    /// Sends no more.
+    pub fn pause(&self) {
+        self.state.paused.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the workers, and waits for them.
+    pub async fn end(mut self) {
+        self.workers.shutdown().await;
+    }
+}
+
+async fn work(state: Arc<State>, port: u16) {
+    let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    while state.sent.load(Ordering::SeqCst) < MOST {
+        if state.paused.load(Ordering::SeqCst) {
+            return;
+        }
+        let step = state.step.load(Ordering::SeqCst);
+        let answer = request(&client, port).await;
+        state.sent.fetch_add(1, Ordering::SeqCst);
+        let same_step = step == state.step.load(Ordering::SeqCst) && state.counting.load(Ordering::SeqCst);
+        if same_step {
+            let mut tally = state.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            match answer.as_deref() {
+                Some(b"v1") => tally.v1 += 1,
+                Some(b"v2") => tally.v2 += 1,
+                _ => tally.failed += 1,
+            }
+        } else if answer.is_none() {
+            state.failed_between.fetch_add(1, Ordering::SeqCst);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn request(client: &Client<HttpConnector, Empty<Bytes>>, port: u16) -> Option<Bytes> {
+    let request = http::Request::get(format!("http://127.0.0.1:{port}/")).header("host", "my-app.shop");
+    let response = client.request(request.body(Empty::new()).ok()?).await.ok()?;
+    let good = response.status() == http::StatusCode::OK;
+    let body = response.into_body().collect().await.ok()?.to_bytes();
+    good.then_some(body)
+}

@@ -1,0 +1,120 @@
+//! The demo's table, and what makes a row right.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use super::load::Tally;
+
+/// Standard deviations by which a share may be off: one right split in 100 000 would be called wrong.
+const Z: f64 = 4.4;
+
+/// One step.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What was written.
+    pub step: String,
+    /// The share of v2 that was asked for, in percent.
+    pub wanted_v2: u32,
+    /// What came back.
+    pub tally: Tally,
+    /// From the write until Envoy had acked it; `None` for the state at the start.
+    pub took: Option<Duration>,
+}
+
+impl Row {
+    /// The observed share of v2, in percent.
+    pub fn observed(&self) -> f64 {
+        let answered = self.tally.v1 + self.tally.v2;
+        if answered == 0 { 0.0 } else { 100.0 * self.tally.v2 as f64 / answered as f64 }
+    }
+
+    /// How far the share may be off, in percent: [`Z`] standard deviations of a binomial share. 0 for 0 and 100 percent.
+    pub fn bound(&self) -> f64 {
+        let p = f64::from(self.wanted_v2) / 100.0;
+        let answered = (self.tally.v1 + self.tally.v2).max(1) as f64;
+        100.0 * Z * (p * (1.0 - p) / answered).sqrt()
+    }
+
+    /// Whether the share is within its bound and nothing failed.
+    pub fn is_fine(&self) -> bool {
+        self.tally.failed == 0 && (self.observed() - f64::from(self.wanted_v2)).abs() <= self.bound()
+    }
+
+    fn text(&self) -> String {
+        let took = self.took.map_or_else(|| "-".to_owned(), |took| format!("{:.1} ms", took.as_secs_f64() * 1000.0));
+        let share = format!("{:.2} % ± {:.2}", self.observed(), self.bound());
+        format!(
+            "{:<12} {:>9} {:>18} {:>10} {:>8} {:>16}",
+            self.step,
+            format!("{} %", self.wanted_v2),
+            share,
+            self.tally.total(),
+            self.tally.failed,
+            took
+        )
+    }
+}
+
+/// Prints rows; on a terminal the one that is under way as well.
+#[derive(Debug)]
+pub struct Table {
+    live: bool,
+}
+
+impl Table {
+    /// A table on standard output.
+    pub fn new() -> Self {
+        Self { live: std::io::stdout().is_terminal() }
+    }
+
+    /// Prints the head.
+    pub fn head(&self) {
+        println!(
+            "{:<12} {:>9} {:>18} {:>10} {:>8} {:>16}",
+            "v1/v2", "wanted v2", "observed v2", "requests", "failed", "write to ack"
+        );
+    }
+
+    /// Shows a row that is under way.
+    pub fn progress(&self, row: &Row) {
+        if self.live {
+            print!("\r{}", row.text());
+            let _ = std::io::stdout().flush();
+        }
+    }
+
+    /// Prints a row that is done.
+    pub fn done(&self, row: &Row) {
+        let mark = if row.is_fine() { "" } else { "  !" };
+        println!("{}{}{mark}", if self.live { "\r" } else { "" }, row.text());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(wanted_v2: u32, v1: u64, v2: u64, failed: u64) -> Row {
+        Row { step: "90/10".into(), wanted_v2, tally: Tally { v1, v2, failed }, took: None }
+    }
+
+    #[test]
+    fn a_share_within_its_bound_is_fine_and_one_outside_is_not() {
+        assert!(row(10, 1800, 200, 0).is_fine());
+        assert!(row(10, 1750, 250, 0).is_fine());
+        assert!(!row(10, 1700, 300, 0).is_fine());
+        assert!(!row(10, 2000, 0, 0).is_fine());
+        assert!(!row(10, 1800, 200, 1).is_fine(), "a failed request is never fine");
+    }
+
+    #[test]
+    fn all_or_nothing_is_exact() {
+        assert!(row(0, 2000, 0, 0).is_fine() && row(100, 0, 2000, 0).is_fine());
+        assert!(!row(0, 1999, 1, 0).is_fine() && !row(100, 1, 1999, 0).is_fine());
+    }
+
+    #[test]
+    fn rows_fit_a_terminal() {
+        assert!(row(10, 100_000, 100_000, 100_000).text().chars().count() <= 97);
+    }
+}

@@ -1,0 +1,78 @@
+//! `weir serve`: the control plane.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::control_plane::{ControlPlane, Options, Source};
+
+/// Flags of `weir serve`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  weir serve --config-dir deploy/examples/canary
+  weir serve --kubeconfig ~/.kube/config
+  weir serve                                  inside a cluster
+
+Ports: 15010 ADS in plain text, 15014 /healthz /ready /metrics. With --config-dir both listen on
+loopback, in a cluster on all addresses, unless told otherwise.")]
+pub struct Args {
+    /// Read objects from the YAML files in this folder, and again whenever they change
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    config_dir: Option<PathBuf>,
+    /// Read objects from the Kubernetes API of this kubeconfig
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Where ADS listens [default: port 15010]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    xds_listen: Option<SocketAddr>,
+    /// Where health and metrics listen [default: port 15014]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    mesh: super::MeshArgs,
+}
+
+/// Runs until SIGINT or SIGTERM, or until a part of it fails.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    let local: IpAddr =
+        if args.config_dir.is_some() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let mut plane = ControlPlane::start(Options {
+        source: match args.config_dir {
+            Some(folder) => Source::Directory(folder),
+            None => Source::Kubernetes { kubeconfig: args.kubeconfig },
+        },
+        xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
+        admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
+        mesh: args.mesh.config(),
+    })
+    .await?;
+    tracing::info!("ADS on {}, health and metrics on {}", plane.xds_addr(), plane.admin_addr());
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (interrupted, ended) = tokio::select! {
+        ended = until_ready_and_after(&mut plane, begun) => (false, ended),
+        _ = interrupt.recv() => (true, Ok(())),
+        _ = terminate.recv() => (true, Ok(())),
+    };
+    if !interrupted {
+        ended?;
+        anyhow::bail!("a part of the control plane ended by itself");
+    }
+    tracing::info!("stopping");
+    plane.shutdown().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says when it is ready, and returns when a part of it has ended.
+async fn until_ready_and_after(plane: &mut ControlPlane, begun: Instant) -> anyhow::Result<()> {
+    let mut ready = plane.readiness();
+    tokio::select! {
+        ended = plane.failed() => return ended,
+        _ = ready.wait_for(|ready| *ready) => {}
+    }
+    tracing::info!("ready after {} ms", begun.elapsed().as_millis());
+    plane.failed().await
+}

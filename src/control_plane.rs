@@ -1,0 +1,254 @@
+//! The whole, running: a source, the store, the mesh, the snapshots, ADS and the admin pages.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin};
+use crate::mesh::{Builder, MeshConfig};
+use crate::metrics::Metrics;
+use crate::snapshot::Hub;
+use crate::source::{self, Change};
+use crate::store::Store;
+use crate::xds::board::Board;
+use crate::xds::server::Ads;
+
+/// Batches of changes that may wait to be taken in; a source that is faster waits.
+const WAITING_BATCHES: usize = 64;
+
+/// How long a proxy keeps what its routes no longer use.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(1);
+
+/// Where the objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A folder of YAML files.
+    Directory(PathBuf),
+    /// The Kubernetes API: of this kubeconfig, or of the cluster weir runs in.
+    Kubernetes {
+        /// The kubeconfig file, where given.
+        kubeconfig: Option<PathBuf>,
+    },
+}
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the objects come from.
+    pub source: Source,
+    /// Where ADS listens; port 0 takes a free one.
+    pub xds_listen: SocketAddr,
+    /// Where the admin pages listen; port 0 takes a free one.
+    pub admin_listen: SocketAddr,
+    /// What holds for the whole mesh.
+    pub mesh: MeshConfig,
+}
+
+/// A running control plane. Dropping it ends its tasks.
+#[derive(Debug)]
+pub struct ControlPlane {
+    xds_addr: SocketAddr,
+    admin_addr: SocketAddr,
+    ready: watch::Receiver<bool>,
+    revision: watch::Receiver<u64>,
+    board: Arc<Board>,
+    closing: CancellationToken,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl ControlPlane {
+    /// Starts, and returns as soon as both listeners are bound.
+    ///
+    /// # Errors
+    /// An address can not be bound, or the source can not be opened.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let xds = bind(options.xds_listen, "--xds-listen").await?;
+        let pages = bind(options.admin_listen, "--admin-listen").await?;
+        let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
+        let closing = CancellationToken::new();
+        let (hub, board, metrics) = (Arc::<Hub>::default(), Arc::<Board>::default(), Arc::<Metrics>::default());
+        let (ready_sender, ready) = watch::channel(false);
+        let (revision_sender, revision) = watch::channel(0);
+        let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
+        let mut tasks = JoinSet::new();
+        match options.source {
+            Source::Directory(folder) => {
+                tasks.spawn(async move { Ok(source::directory::watch(folder, changes_sender).await?) });
+            }
+            Source::Kubernetes { kubeconfig } => {
+                let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
+                tasks.spawn(async move { Ok(source::kubernetes::watch(client, changes_sender).await?) });
+            }
+        }
+        let engine = Engine {
+            hub: hub.clone(),
+            metrics: metrics.clone(),
+            builder: Builder::new(options.mesh),
+            store: Store::default(),
+            dirty: BTreeSet::new(),
+            revision: revision_sender,
+            ready: ready_sender,
+        };
+        tasks.spawn(engine.run(changes));
+        let admin = Admin { ready: ready.clone(), metrics: metrics.clone(), hub: hub.clone(), board: board.clone() };
+        let stop = closing.clone();
+        tasks.spawn(async move {
+            let stopped = async move { stop.cancelled().await };
+            axum::serve(pages, admin::router(admin)).with_graceful_shutdown(stopped).await.context("admin pages")
+        });
+        let ads = Ads::new(hub, board.clone(), metrics, DEFAULT_GRACE, closing.clone());
+        let stop = closing.clone();
+        let mut open = ready.clone();
+        tasks.spawn(async move {
+            // Until then there is nothing true to say. A client that connects meanwhile waits in the socket's queue.
+            tokio::select! {
+                opened = open.wait_for(|ready| *ready) => { opened.context("the source ended before it was read")?; }
+                () = stop.cancelled() => return Ok(()),
+            }
+            let incoming = tonic::transport::server::TcpIncoming::from(xds).with_nodelay(Some(true));
+            tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(Duration::from_secs(30)))
+                .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+                .initial_stream_window_size(1 << 20)
+                .initial_connection_window_size(1 << 20)
+                .add_service(ads)
+                .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await })
+                .await
+                .context("ADS")
+        });
+        Ok(Self { xds_addr, admin_addr, ready, revision, board, closing, tasks })
+    }
+
+    /// Where ADS listens.
+    pub fn xds_addr(&self) -> SocketAddr {
+        self.xds_addr
+    }
+
+    /// Where the admin pages listen.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
+    }
+
+    /// Waits until the first full state has been taken in.
+    pub async fn ready(&self) {
+        let _ = self.ready.clone().wait_for(|ready| *ready).await;
+    }
+
+    /// Whether the first full state has been taken in, and when it is.
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    /// The state of the mesh, counted up with each change that was accepted.
+    pub fn revision(&self) -> u64 {
+        *self.revision.borrow()
+    }
+
+    /// Waits until the state of the mesh is newer than `revision`, and says which it is.
+    pub async fn revision_after(&self, revision: u64) -> u64 {
+        let mut current = self.revision.clone();
+        current.wait_for(|now| *now > revision).await.map_or(revision, |now| *now)
+    }
+
+    /// Waits until the proxy with this node id has acked everything of state `revision` or a later one.
+    pub async fn live(&self, node_id: &str, revision: u64) {
+        self.board.acked(node_id, revision).await;
+    }
+
+    /// Waits until a part of it ends, which none does by itself unless something is wrong.
+    ///
+    /// # Errors
+    /// Why it ended.
+    pub async fn failed(&mut self) -> anyhow::Result<()> {
+        match self.tasks.join_next().await {
+            None => Ok(()),
+            Some(ended) => ended.context("a task died")?,
+        }
+    }
+
+    /// Ends every stream and listener, and waits for them.
+    pub async fn shutdown(mut self) {
+        self.closing.cancel();
+        // Connections that do not want to end are not waited for.
+        let _ = tokio::time::timeout(Duration::from_secs(2), async {
+            // The first two tasks, the source and the engine, end when they are dropped.
+            while self.tasks.len() > 2 {
+                self.tasks.join_next().await;
+            }
+        })
+        .await;
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{flag}: can not listen on {address}"))
+}
+
+/// The one task that takes changes in and gives snapshots out.
+struct Engine {
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    builder: Builder,
+    store: Store,
+    dirty: BTreeSet<crate::api::ObjectKey>,
+    revision: watch::Sender<u64>,
+    ready: watch::Sender<bool>,
+}
+
+impl Engine {
+    async fn run(mut self, mut changes: mpsc::Receiver<Vec<Change>>) -> anyhow::Result<()> {
+        while let Some(mut batch) = changes.recv().await {
+            // All that has queued up goes in one step.
+            while let Ok(more) = changes.try_recv() {
+                batch.extend(more);
+            }
+            self.take(batch);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, batch: Vec<Change>) {
+        let events = batch.len();
+        for change in batch {
+            log(&change);
+            self.store.apply(change, &mut self.dirty);
+        }
+        let problems = self.store.refused().count() + self.store.trouble().count();
+        if self.store.synced() && (!self.dirty.is_empty() || !*self.ready.borrow()) {
+            let dirty = std::mem::take(&mut self.dirty);
+            let mesh = self.builder.update(&self.store, &dirty);
+            let revision = *self.revision.borrow() + 1;
+            self.hub.publish(mesh, revision);
+            self.revision.send_replace(revision);
+            self.ready.send_replace(true);
+        }
+        self.metrics.changed(events, *self.revision.borrow(), problems);
+    }
+}
+
+fn log(change: &Change) {
+    match change {
+        Change::Refuse { key, problems } => {
+            for one in problems {
+                tracing::error!("{}: {key}: {}; what was accepted before stays in force", one.origin, one.problem);
+            }
+        }
+        Change::Trouble { subject, problems } if problems.is_empty() => tracing::info!("{subject}: all is well again"),
+        Change::Trouble { problems, .. } => problems.iter().for_each(|one| tracing::error!("{one}")),
+        Change::Apply { object, warnings, .. } => {
+            for one in warnings {
+                tracing::warn!("{}: {}: {}", one.origin, object.key(), one.problem);
+            }
+        }
+        Change::Delete(_) | Change::Synced => {}
+    }
+}

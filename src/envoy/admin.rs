@@ -1,0 +1,142 @@
+//! A client for Envoy's admin interface: plain HTTP GET on a local address.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use super::Error;
+
+/// The most that is read of one answer, in bytes; the configuration of a large mesh is some hundred megabytes.
+const MAX_ANSWER: usize = 1 << 30;
+
+/// How long one question may take. Envoy answers on its main thread, which a large update keeps busy.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The admin interface of one Envoy. Cheap to clone; clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    address: SocketAddr,
+    client: Client<HttpConnector, Empty<Bytes>>,
+}
+
+impl Admin {
+    /// The admin interface at `address`; nothing is connected yet.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, client: Client::builder(TokioExecutor::new()).build_http() }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The body of the answer to `GET path`, where `path` begins with `/` and may have a query.
+    ///
+    /// # Errors
+    /// [`Error::Admin`] if there is no answer, or one with another status than 200.
+    pub async fn get(&self, path: &str) -> Result<Bytes, Error> {
+        match self.ask(path).await? {
+            (StatusCode::OK, body) => Ok(body),
+            (status, body) => Err(failed(path, format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
+        }
+    }
+
+    /// Whether Envoy serves, and what it says of its state: `LIVE`, or as `PRE_INITIALIZING` while it waits for its first configuration.
+    ///
+    /// # Errors
+    /// [`Error::Admin`] if there is no answer.
+    pub async fn ready(&self) -> Result<(bool, String), Error> {
+        let (status, body) = self.ask("/ready").await?;
+        let state = String::from_utf8_lossy(&body).trim().to_owned();
+        Ok((status == StatusCode::OK, state))
+    }
+
+    /// The counters and gauges whose names match the regular expression `filter` (all for the empty one), by name.
+    ///
+    /// # Errors
+    /// [`Error::Admin`].
+    pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>, Error> {
+        let body = self.get(&format!("/stats?filter={}", percent_encoded(filter))).await?;
+        Ok(String::from_utf8_lossy(&body)
+            .lines()
+            .filter_map(|line| line.rsplit_once(": "))
+            // What is not a number is a text or a histogram.
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+            .collect())
+    }
+
+    /// `/config_dump` with the endpoints, as JSON.
+    ///
+    /// # Errors
+    /// [`Error::Admin`].
+    pub async fn config_dump(&self) -> Result<serde_json::Value, Error> {
+        let path = "/config_dump?include_eds";
+        let body = self.get(path).await?;
+        serde_json::from_slice(&body).map_err(|error| failed(path, error))
+    }
+
+    async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Error> {
+        let uri = format!("http://{}{path}", self.address);
+        let uri = uri.parse().map_err(|error| failed(path, error))?;
+        let exchange = async {
+            let answer = self.client.get(uri).await.map_err(|error| failed(path, with_causes(&error)))?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|error| failed(path, with_causes(error.as_ref())))?;
+            Ok((status, body.to_bytes()))
+        };
+        tokio::time::timeout(TIMEOUT, exchange)
+            .await
+            .unwrap_or_else(|_| Err(failed(path, format!("no answer in {TIMEOUT:?}"))))
+    }
+}
+
+fn failed(path: &str, reason: impl ToString) -> Error {
+    Error::Admin { path: path.to_owned(), reason: reason.to_string() }
+}
+
+/// The error with all that caused it; hyper's own words alone ("client error") say nothing.
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The text as the value of a query parameter.
+fn percent_encoded(text: &str) -> String {
+    use std::fmt::Write as _;
+
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a String does not fail.
+            _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent_encoded;
+
+    #[test]
+    fn filter_survives_as_a_query_value() {
+        assert_eq!(percent_encoded(r"^cluster\.a|b&c=d+e.*$"), "%5Ecluster%5C.a%7Cb%26c%3Dd%2Be.%2A%24");
+    }
+}

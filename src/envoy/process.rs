@@ -1,0 +1,270 @@
+//! A running Envoy: started with an admin interface on a free loopback port, stopped when its owner goes.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Admin, EnvoyBinary, Error, last_lines};
+
+/// How long Envoy gets to end after SIGTERM before SIGKILL; it takes some milliseconds.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// How often the process and its admin interface are looked at while waiting for them.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How much of the log's end goes into an error, in lines, and is read for it, in bytes.
+const LOG_TAIL_LINES: usize = 20;
+const LOG_TAIL_BYTES: i64 = 16 * 1024;
+
+/// An admin interface on a free port of loopback, merged over the configuration's own.
+const ADMIN: &str = "{admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}}";
+
+/// How to run Envoy.
+#[derive(Debug, Clone)]
+pub struct SpawnOptions {
+    /// The bootstrap file (`.json`, `.yaml` or `.pb`). Its admin address is replaced by a free port of loopback.
+    pub config: PathBuf,
+    /// Where Envoy's output goes; a file that goes with the process if not given.
+    pub log: Option<PathBuf>,
+    /// As Envoy's `--log-level`.
+    pub log_level: String,
+    /// The number of worker threads; as many as there are processors if not given.
+    pub concurrency: Option<u32>,
+    /// More arguments for Envoy.
+    pub args: Vec<OsString>,
+}
+
+impl SpawnOptions {
+    /// Runs `config` with one worker and a log of warnings that goes with the process.
+    pub fn new(config: impl Into<PathBuf>) -> Self {
+        Self {
+            config: config.into(),
+            log: None,
+            log_level: "warning".to_owned(),
+            concurrency: Some(1),
+            args: Vec::new(),
+        }
+    }
+}
+
+/// A running Envoy. Dropping it ends the process: SIGTERM, and SIGKILL if that does not help within 3 seconds.
+#[derive(Debug)]
+pub struct EnvoyProcess {
+    child: Child,
+    log: PathBuf,
+    admin: OnceLock<Admin>,
+    folder: tempfile::TempDir,
+}
+
+impl EnvoyProcess {
+    pub(super) fn start(binary: &EnvoyBinary, options: &SpawnOptions) -> Result<Self, Error> {
+        let folder = tempfile::Builder::new()
+            .prefix("weir-envoy-")
+            .tempdir()
+            .map_err(Error::io("creating a temporary folder"))?;
+        let log = options.log.clone().unwrap_or_else(|| folder.path().join("envoy.log"));
+        let open_log = || {
+            File::options()
+                .create(true)
+                .append(true)
+                .open(&log)
+                .map_err(Error::io(format!("opening {}", log.display())))
+        };
+
+        let mut command = binary.command();
+        command
+            .arg("-c")
+            .arg(&options.config)
+            .args(["--config-yaml", ADMIN, "--admin-address-path"])
+            .arg(admin_address_file(folder.path()))
+            // No shared memory, so that any number of Envoys run beside each other.
+            .arg("--disable-hot-restart")
+            .args(["--log-level", &options.log_level]);
+        if let Some(concurrency) = options.concurrency {
+            command.arg("--concurrency").arg(concurrency.to_string());
+        }
+        let child = command
+            .args(&options.args)
+            .stdin(Stdio::null())
+            .stdout(open_log()?)
+            .stderr(open_log()?)
+            .spawn()
+            .map_err(Error::io(format!("running {}", binary.path().display())))?;
+        Ok(Self { child, log, admin: OnceLock::new(), folder })
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The file its output goes to.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// The last lines of its output.
+    pub fn log_tail(&self) -> String {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(&self.log)?;
+            let length = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX);
+            file.seek(SeekFrom::End(-length.min(LOG_TAIL_BYTES)))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        match read() {
+            Ok(bytes) => last_lines(&String::from_utf8_lossy(&bytes), LOG_TAIL_LINES).to_owned(),
+            Err(error) => format!("{}: {error}", self.log.display()),
+        }
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the system does not say.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
+        self.child.try_wait().map_err(Error::io("waiting for Envoy"))
+    }
+
+    /// Its admin interface, whose address it says once it listens there.
+    ///
+    /// # Errors
+    /// [`Error::Admin`] before that; wait for [`EnvoyProcess::admin_up`] or [`EnvoyProcess::ready`] first.
+    pub fn admin(&self) -> Result<&Admin, Error> {
+        if let Some(admin) = self.admin.get() {
+            return Ok(admin);
+        }
+        let file = admin_address_file(self.folder.path());
+        let not_yet = |reason: String| Error::Admin { path: "/".to_owned(), reason };
+        let address = std::fs::read_to_string(&file)
+            .map_err(|error| not_yet(format!("it does not listen yet: {error}")))?
+            .trim()
+            .parse()
+            .map_err(|error| not_yet(format!("{}: {error}", file.display())))?;
+        Ok(self.admin.get_or_init(|| Admin::new(address)))
+    }
+
+    /// Waits until the admin interface answers, which it does before Envoy has any configuration from its control plane.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] as soon as the process has ended, [`Error::NotReady`] after `timeout`.
+    pub async fn admin_up(&mut self, timeout: Duration) -> Result<(), Error> {
+        self.wait(timeout, |_live| true).await
+    }
+
+    /// Waits until Envoy is live: it has its first configuration and serves.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] as soon as the process has ended, [`Error::NotReady`] after `timeout`.
+    pub async fn ready(&mut self, timeout: Duration) -> Result<(), Error> {
+        self.wait(timeout, |live| live).await
+    }
+
+    async fn wait(&mut self, timeout: Duration, enough: fn(live: bool) -> bool) -> Result<(), Error> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.exited()? {
+                return Err(Error::Ended { status, log: self.log_tail() });
+            }
+            let left = timeout.saturating_sub(start.elapsed());
+            let state = match tokio::time::timeout(left, self.ask_ready()).await {
+                Ok(Ok((live, _))) if enough(live) => return Ok(()),
+                Ok(Ok((_, state))) => state,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "its admin interface does not answer".to_owned(),
+            };
+            if start.elapsed() >= timeout {
+                return Err(Error::NotReady { after: timeout, state, log: self.log_tail() });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn ask_ready(&self) -> Result<(bool, String), Error> {
+        self.admin()?.ready().await
+    }
+
+    /// As [`Admin::get`].
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn admin_get(&self, path: &str) -> Result<Bytes, Error> {
+        self.admin()?.get(path).await
+    }
+
+    /// As [`Admin::stats`].
+    ///
+    /// # Errors
+    /// As [`Admin::stats`].
+    pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>, Error> {
+        self.admin()?.stats(filter).await
+    }
+
+    /// As [`Admin::config_dump`].
+    ///
+    /// # Errors
+    /// As [`Admin::config_dump`].
+    pub async fn config_dump(&self) -> Result<serde_json::Value, Error> {
+        self.admin()?.config_dump().await
+    }
+
+    /// Ends the process as dropping it does, without blocking the thread, and says how it ended.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the system does not say.
+    pub async fn stop(mut self) -> Result<ExitStatus, Error> {
+        self.terminate();
+        let start = Instant::now();
+        while start.elapsed() < STOP_GRACE {
+            if let Some(status) = self.exited()? {
+                return Ok(status);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        self.kill_and_reap().map_err(Error::io("waiting for Envoy"))
+    }
+
+    /// Sends SIGTERM unless the process has ended already; until it is waited for, its id cannot go to another process.
+    fn terminate(&mut self) {
+        if let (Ok(None), Ok(id)) = (self.child.try_wait(), i32::try_from(self.child.id())) {
+            // The only failure is that it is gone.
+            _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+    }
+
+    fn kill_and_reap(&mut self) -> io::Result<ExitStatus> {
+        self.child.kill()?;
+        self.child.wait()
+    }
+}
+
+impl Drop for EnvoyProcess {
+    fn drop(&mut self) {
+        self.terminate();
+        let start = Instant::now();
+        while start.elapsed() < STOP_GRACE {
+            // An error means that there is nothing to wait for.
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(POLL);
+        }
+        if let Err(error) = self.kill_and_reap() {
+            tracing::warn!(id = self.child.id(), %error, "Envoy could not be ended");
+        }
+    }
+}
+
+fn admin_address_file(folder: &Path) -> PathBuf {
+    folder.join("admin-address")
+}

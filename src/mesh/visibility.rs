@@ -1,0 +1,61 @@
+//! `exportTo`: which namespaces see an object.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The namespaces that see an object.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Visibility {
+    /// All of them (`*`, the default).
+    #[default]
+    Public,
+    /// These; none at all where it is empty (`~`).
+    Namespaces(BTreeSet<Arc<str>>),
+}
+
+impl Visibility {
+    /// Reads `exportTo` of an object in `own`: `*` all, `.` its own, `~` none, otherwise names. Nothing means all.
+    pub fn new<'a>(export_to: impl IntoIterator<Item = &'a str>, own: &Arc<str>) -> Self {
+        let mut namespaces = BTreeSet::new();
+        let mut given = false;
+        for entry in export_to.into_iter().map(str::trim).filter(|entry| !entry.is_empty()) {
+            given = true;
+            match entry {
+                "*" => return Visibility::Public,
+                "." => {
+                    namespaces.insert(own.clone());
+                }
+                "~" => {}
+                name => {
+                    namespaces.insert(Arc::from(name));
+                }
+            }
+        }
+        if given { Visibility::Namespaces(namespaces) } else { Visibility::Public }
+    }
+
+    /// Whether `namespace` sees the object.
+    pub fn includes(&self, namespace: &str) -> bool {
+        match self {
+            Visibility::Public => true,
+            Visibility::Namespaces(namespaces) => namespaces.contains(namespace),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn export_to_is_read_as_istio_does() {
+        let own: Arc<str> = "shop".into();
+        assert!(Visibility::new([], &own).includes("any"));
+        assert!(Visibility::new(["*"], &own).includes("any"));
+        let private = Visibility::new(["."], &own);
+        assert!(private.includes("shop") && !private.includes("pay"));
+        let listed = Visibility::new(["pay", "."], &own);
+        assert!(listed.includes("shop") && listed.includes("pay") && !listed.includes("other"));
+        assert!(!Visibility::new(["~"], &own).includes("shop"));
+    }
+}

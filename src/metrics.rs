@@ -1,0 +1,102 @@
+//! The numbers weir counts. Names are Istio's where the meaning is the same.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::snapshot::{HubStats, ResourceType};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: &'static str,
+}
+
+/// All metrics, and the registry that prints them.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pushes: Family<TypeLabel, Counter>,
+    sent_bytes: Family<TypeLabel, Counter>,
+    rejects: Family<TypeLabel, Counter>,
+    connected: Gauge,
+    scopes: Gauge,
+    parts: Gauge,
+    revision: Gauge,
+    problems: Gauge,
+    config_events: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut this = Self {
+            registry: Registry::default(),
+            pushes: Family::default(),
+            sent_bytes: Family::default(),
+            rejects: Family::default(),
+            connected: Gauge::default(),
+            scopes: Gauge::default(),
+            parts: Gauge::default(),
+            revision: Gauge::default(),
+            problems: Gauge::default(),
+            config_events: Counter::default(),
+        };
+        let registry = &mut this.registry;
+        registry.register("pilot_xds", "Proxies connected by ADS", this.connected.clone());
+        registry.register("pilot_xds_pushes", "Responses sent, by type", this.pushes.clone());
+        registry.register("pilot_total_xds_rejects", "Responses that a proxy refused, by type", this.rejects.clone());
+        registry.register("pilot_k8s_cfg_events", "Changes of objects taken in", this.config_events.clone());
+        registry.register("weir_xds_sent_bytes", "Bytes of responses sent, by type", this.sent_bytes.clone());
+        registry.register("weir_scopes", "Distinct scopes of connected proxies", this.scopes.clone());
+        registry.register("weir_encoded_resources", "Encoded parts that answers are made of", this.parts.clone());
+        registry.register(
+            "weir_mesh_revision",
+            "The state of the mesh, counted up with each change",
+            this.revision.clone(),
+        );
+        registry.register(
+            "weir_config_problems",
+            "Objects and files that are refused at present",
+            this.problems.clone(),
+        );
+        this
+    }
+}
+
+impl Metrics {
+    /// A response of `bytes` was sent.
+    pub fn pushed(&self, kind: ResourceType, bytes: usize) {
+        let label = TypeLabel { r#type: kind.short_name() };
+        self.pushes.get_or_create(&label).inc();
+        self.sent_bytes.get_or_create(&label).inc_by(bytes as u64);
+    }
+
+    /// A response was refused.
+    pub fn refused(&self, kind: ResourceType) {
+        self.rejects.get_or_create(&TypeLabel { r#type: kind.short_name() }).inc();
+    }
+
+    /// Objects changed, and `problems` of them are refused now.
+    pub fn changed(&self, events: usize, revision: u64, problems: usize) {
+        self.config_events.inc_by(events as u64);
+        self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
+    }
+
+    /// The text that Prometheus reads.
+    ///
+    /// # Errors
+    /// Formatting failed, which only a broken metric does.
+    pub fn text(&self, hub: HubStats) -> Result<String, std::fmt::Error> {
+        let set = |gauge: &Gauge, n: usize| {
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        };
+        set(&self.connected, hub.proxies);
+        set(&self.scopes, hub.scopes);
+        set(&self.parts, hub.parts);
+        let mut out = String::new();
+        prometheus_client::encoding::text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,121 @@
+//! Envoy messages as canonical proto3 JSON, and back, with every `google.protobuf.Any` opened.
+//!
+//! The JSON is the one Envoy's own `/config_dump` and bootstrap files speak. Output is stable: object keys are sorted, `@type`
+//! first. The descriptors behind it are parsed on first use, so a process that prints nothing does not pay for them.
+
+mod print;
+
+use std::sync::LazyLock;
+
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use serde::de::DeserializeSeed;
+use serde_json::Value;
+
+static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy_descriptors.bin"));
+
+static POOL: LazyLock<Result<DescriptorPool, String>> =
+    LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).map_err(|error| error.to_string()));
+
+/// What kept a message from being printed or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name belongs to no message in [`pool`].
+    #[error("{0} is not a message type weir knows")]
+    UnknownType(String),
+    /// The bytes are not a message of that type.
+    #[error("{type_name}: {source}")]
+    Decode {
+        /// The full name of the message the bytes were taken for.
+        type_name: String,
+        /// What is wrong with the bytes.
+        source: prost::DecodeError,
+    },
+    /// The message holds something JSON has no form for, as a duration of more than 10000 years.
+    #[error("{type_name}: {reason}")]
+    NoJsonForm {
+        /// The full name of the (inner) message that has no JSON form.
+        type_name: String,
+        /// What about it has none.
+        reason: String,
+    },
+    /// The JSON is not one of a message of that type.
+    #[error("{type_name}: {path}: {source}")]
+    Json {
+        /// The full name of the message the JSON was taken for.
+        type_name: String,
+        /// Where in the JSON, as `static_resources.clusters[0].name`; `.` is the whole of it.
+        path: String,
+        /// What is wrong there.
+        source: serde_json::Error,
+    },
+    /// The descriptors inside this binary are broken, which a test rules out.
+    #[error("the descriptors of Envoy's messages cannot be read: {0}")]
+    Descriptors(String),
+}
+
+/// The descriptors of all messages weir emits or reads, with their options (`validate.rules` among them).
+///
+/// # Errors
+/// [`Error::Descriptors`] if the binary was built wrong.
+pub fn pool() -> Result<&'static DescriptorPool, Error> {
+    POOL.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))
+}
+
+/// Prints the contents of an `Any` as one object, `@type` first.
+///
+/// `type_url` is what the `Any` says (`type.googleapis.com/` and the full name); `bytes` its encoded message. An `Any` of a type that
+/// is not in [`pool`] comes out as `{"@type": …, "value": BASE64}`.
+///
+/// # Errors
+/// [`Error::Decode`] if `bytes` are no such message, [`Error::NoJsonForm`] if something in it cannot be said in JSON.
+pub fn any_to_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
+    print::any(pool()?, type_url, bytes, 0)
+}
+
+/// Prints a message as one object, without a `@type` of its own.
+///
+/// # Errors
+/// As [`any_to_json`], and [`Error::UnknownType`] if `M` is not in [`pool`].
+pub fn message_to_json<M: prost::Message + prost::Name>(message: &M) -> Result<Value, Error> {
+    bytes_to_json(&M::full_name(), &message.encode_to_vec())
+}
+
+/// Prints the encoded message `bytes` of the type `full_name` (as `envoy.config.cluster.v3.Cluster`), without a `@type` of its own.
+///
+/// # Errors
+/// As [`message_to_json`].
+pub fn bytes_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
+    let message = DynamicMessage::decode(descriptor(full_name)?, bytes)
+        .map_err(|source| Error::Decode { type_name: full_name.to_owned(), source })?;
+    print::message(&message, 0)
+}
+
+/// Encodes the JSON of one message of the type `full_name`: the `value` of an `Any`.
+///
+/// Reads what the other functions print, and field names in the `snake_case` of the proto files too. A field that does not exist is
+/// an error, as is an inner `Any` of a type that is not in [`pool`]. A top-level `@type` is not expected.
+///
+/// # Errors
+/// [`Error::UnknownType`] or [`Error::Json`] with the path.
+pub fn json_to_any(full_name: &str, json: &Value) -> Result<Vec<u8>, Error> {
+    Ok(read(full_name, json)?.encode_to_vec())
+}
+
+fn read(full_name: &str, json: &Value) -> Result<DynamicMessage, Error> {
+    let descriptor = descriptor(full_name)?;
+    let mut track = serde_path_to_error::Track::new();
+    descriptor.deserialize(serde_path_to_error::Deserializer::new(json, &mut track)).map_err(|source| Error::Json {
+        type_name: full_name.to_owned(),
+        path: track.path().to_string(),
+        source,
+    })
+}
+
+fn descriptor(full_name: &str) -> Result<MessageDescriptor, Error> {
+    pool()?.get_message_by_name(full_name).ok_or_else(|| Error::UnknownType(full_name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests;

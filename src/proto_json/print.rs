@@ -1,0 +1,195 @@
+//! Walks a message and builds its JSON. Done here and not by prost-reflect's serializer, which fails on an `Any` of an unknown type.
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage, Value as Field};
+use serde_json::{Map, Number, Value, json};
+
+use super::Error;
+
+/// How deep `Any` may hold `Any`. Each starts a decode of its own, so protobuf's recursion limit does not count across them.
+const MAX_ANY_DEPTH: usize = 32;
+
+/// The largest integer up to which every whole number is a double of its own.
+const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
+
+/// The JSON of an `Any`; `depth` says in how many others it lies.
+pub(super) fn any(pool: &DescriptorPool, type_url: &str, bytes: &[u8], depth: usize) -> Result<Value, Error> {
+    if type_url.is_empty() && bytes.is_empty() {
+        return Ok(json!({}));
+    }
+    let name = type_url.rsplit_once('/').map_or(type_url, |(_, name)| name);
+    let Some(descriptor) = pool.get_message_by_name(name) else {
+        return Ok(json!({ "@type": type_url, "value": BASE64_STANDARD.encode(bytes) }));
+    };
+    if depth >= MAX_ANY_DEPTH {
+        return Err(no_json_form(name, format!("more than {MAX_ANY_DEPTH} Any in each other")));
+    }
+    let message = DynamicMessage::decode(descriptor, bytes)
+        .map_err(|source| Error::Decode { type_name: name.to_owned(), source })?;
+    let contents = self::message(&message, depth + 1)?;
+
+    let mut out = Map::new();
+    out.insert("@type".to_owned(), type_url.into());
+    match contents {
+        Value::Object(fields) if !has_own_form(name) => out.extend(fields),
+        contents => _ = out.insert("value".to_owned(), contents),
+    }
+    Ok(Value::Object(out))
+}
+
+/// The JSON of a message; `depth` says in how many `Any` it lies.
+pub(super) fn message(message: &DynamicMessage, depth: usize) -> Result<Value, Error> {
+    let descriptor = message.descriptor();
+    let name = descriptor.full_name();
+    match name {
+        "google.protobuf.Any" => {
+            let type_url = message.get_field_by_name("type_url");
+            let bytes = message.get_field_by_name("value");
+            return any(
+                descriptor.parent_pool(),
+                type_url.as_deref().and_then(Field::as_str).unwrap_or(""),
+                bytes.as_deref().and_then(Field::as_bytes).map_or(&[], |bytes| bytes),
+                depth,
+            );
+        }
+        "google.protobuf.Struct" => return only_field(message, "fields", depth),
+        "google.protobuf.ListValue" => return only_field(message, "values", depth),
+        "google.protobuf.Value" => {
+            return match message.fields().next() {
+                None => Ok(Value::Null),
+                Some((_, Field::F64(number))) if !number.is_finite() => {
+                    Err(no_json_form(name, format!("the number is {number}")))
+                }
+                Some((field, value)) => self::value(value, &field.kind(), depth),
+            };
+        }
+        _ if is_wrapper(name) => return only_field(message, "value", depth),
+        _ if has_own_form(name) => {
+            return serde_json::to_value(message).map_err(|error| no_json_form(name, error.to_string()));
+        }
+        _ => {}
+    }
+
+    message
+        .fields()
+        .map(|(field, value)| Ok((field.json_name().to_owned(), field_value(value, &field, depth)?)))
+        .collect::<Result<Vec<_>, Error>>()
+        .map(sorted)
+}
+
+/// The one field a well-known message is printed as, set or not.
+fn only_field(message: &DynamicMessage, name: &str, depth: usize) -> Result<Value, Error> {
+    let descriptor = message.descriptor();
+    let field = descriptor
+        .get_field_by_name(name)
+        .ok_or_else(|| no_json_form(descriptor.full_name(), format!("it has no field {name}")))?;
+    field_value(&message.get_field(&field), &field, depth)
+}
+
+fn field_value(value: &Field, field: &FieldDescriptor, depth: usize) -> Result<Value, Error> {
+    let kind = field.kind();
+    let Field::Map(entries) = value else {
+        return self::value(value, &kind, depth);
+    };
+    let Kind::Message(entry) = kind else {
+        return Err(no_json_form(field.full_name(), "a map without entries"));
+    };
+    let kind = entry.map_entry_value_field().kind();
+    entries
+        .iter()
+        .map(|(key, value)| Ok((map_key(key), self::value(value, &kind, depth)?)))
+        .collect::<Result<Vec<_>, Error>>()
+        .map(sorted)
+}
+
+fn value(value: &Field, kind: &Kind, depth: usize) -> Result<Value, Error> {
+    Ok(match value {
+        Field::Bool(value) => (*value).into(),
+        Field::I32(value) => (*value).into(),
+        Field::U32(value) => (*value).into(),
+        Field::I64(value) => value.to_string().into(),
+        Field::U64(value) => value.to_string().into(),
+        // By way of its shortest decimal form, or 0.1 would come out as the double next to the float.
+        Field::F32(value) => number(value.to_string().parse().unwrap_or(f64::from(*value))),
+        Field::F64(value) => number(*value),
+        Field::String(value) => value.as_str().into(),
+        Field::Bytes(value) => BASE64_STANDARD.encode(value).into(),
+        Field::EnumNumber(number) => match kind {
+            Kind::Enum(kind) if kind.full_name() == "google.protobuf.NullValue" => Value::Null,
+            Kind::Enum(kind) => match kind.get_value(*number) {
+                Some(value) => value.name().into(),
+                None => (*number).into(),
+            },
+            _ => (*number).into(),
+        },
+        Field::Message(message) => self::message(message, depth)?,
+        Field::List(values) => {
+            values.iter().map(|value| self::value(value, kind, depth)).collect::<Result<Vec<_>, Error>>()?.into()
+        }
+        // A map is a field's form, which `field_value` takes.
+        Field::Map(_) => return Err(no_json_form("map", "a map that is not a field")),
+    })
+}
+
+fn number(value: f64) -> Value {
+    if value.is_nan() {
+        "NaN".into()
+    } else if value.is_infinite() {
+        if value > 0.0 { "Infinity" } else { "-Infinity" }.into()
+    } else if value.fract() == 0.0 && value.abs() <= MAX_SAFE_INTEGER {
+        (value as i64).into()
+    } else {
+        Number::from_f64(value).map_or(Value::Null, Value::Number)
+    }
+}
+
+fn map_key(key: &MapKey) -> String {
+    match key {
+        MapKey::Bool(key) => key.to_string(),
+        MapKey::I32(key) => key.to_string(),
+        MapKey::I64(key) => key.to_string(),
+        MapKey::U32(key) => key.to_string(),
+        MapKey::U64(key) => key.to_string(),
+        MapKey::String(key) => key.clone(),
+    }
+}
+
+fn sorted(mut entries: Vec<(String, Value)>) -> Value {
+    entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    Value::Object(entries.into_iter().collect())
+}
+
+fn is_wrapper(name: &str) -> bool {
+    matches!(
+        name,
+        "google.protobuf.BoolValue"
+            | "google.protobuf.BytesValue"
+            | "google.protobuf.DoubleValue"
+            | "google.protobuf.FloatValue"
+            | "google.protobuf.Int32Value"
+            | "google.protobuf.Int64Value"
+            | "google.protobuf.StringValue"
+            | "google.protobuf.UInt32Value"
+            | "google.protobuf.UInt64Value"
+    )
+}
+
+/// The messages that are not printed as an object of their fields; an `Any` holds them under `value`.
+fn has_own_form(name: &str) -> bool {
+    is_wrapper(name)
+        || matches!(
+            name,
+            "google.protobuf.Any"
+                | "google.protobuf.Duration"
+                | "google.protobuf.Empty"
+                | "google.protobuf.FieldMask"
+                | "google.protobuf.ListValue"
+                | "google.protobuf.Struct"
+                | "google.protobuf.Timestamp"
+                | "google.protobuf.Value"
+        )
+}
+
+fn no_json_form(type_name: &str, reason: impl Into<String>) -> Error {
+    Error::NoJsonForm { type_name: type_name.to_owned(), reason: reason.into() }
+}

@@ -1,0 +1,374 @@
+//! LDS: a listener for each HTTP port, for each TCP service, and the two that redirected traffic enters by.
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::http::{
+    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, router::v3::Router,
+};
+use envoy_types::pb::envoy::extensions::filters::listener::{
+    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
+};
+use envoy_types::pb::envoy::extensions::filters::network::{
+    http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp_proxy,
+};
+use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+use envoy_types::pb::envoy::r#type::v3::Int32Range;
+
+use super::{
+    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, bool_value, inbound_cluster_name, seconds, socket_address,
+    u32_value,
+};
+use crate::mesh::{InboundPort, Interception, OutboundPolicy, Protocol};
+
+const OUTBOUND_PORT: u16 = 15001;
+const INBOUND_PORT: u16 = 15006;
+
+/// A listener for connections to one port, or to one address and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound<'a> {
+    /// The address it is for; where traffic is not redirected, the loopback address instead.
+    pub address: &'a str,
+    /// The port.
+    pub port: u16,
+    /// What it does with connections.
+    pub kind: OutboundKind<'a>,
+}
+
+/// What a listener does with connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OutboundKind<'a> {
+    /// HTTP with this route configuration; what is not HTTP goes where the outbound policy says.
+    Http(&'a str),
+    /// TCP to this cluster.
+    Tcp(&'a str),
+    /// HTTP with this route configuration where it looks like HTTP, TCP to this cluster otherwise.
+    Inspect(&'a str, &'a str),
+}
+
+/// A listener for what the workload sends.
+pub fn outbound(listener: &Outbound<'_>, interception: Interception, policy: OutboundPolicy) -> pb::Listener {
+    let bind = interception == Interception::None;
+    let address = if bind { loopback_for(listener.address) } else { listener.address };
+    let name = format!("{address}_{}", listener.port);
+    let stat_prefix = format!("outbound_{name};");
+    let http = |routes: &str| filter(HTTP, &http_manager(stat_prefix.clone(), rds(routes), false, false));
+    let chain = |filter: pb::Filter, inspected: bool| pb::FilterChain {
+        filter_chain_match: inspected.then(|| looks_like_http(None)),
+        filters: vec![filter],
+        transport_socket_connect_timeout: seconds(15),
+        ..Default::default()
+    };
+    let otherwise = |cluster: &str, name: &str| pb::FilterChain {
+        name: name.to_owned(),
+        filters: vec![tcp(cluster)],
+        ..Default::default()
+    };
+    let (filter_chains, default_filter_chain) = match &listener.kind {
+        OutboundKind::Tcp(cluster) => (vec![chain(tcp(cluster), false)], None),
+        // Without redirection only HTTP clients that were told so come here.
+        OutboundKind::Http(routes) if bind => (vec![chain(http(routes), false)], None),
+        OutboundKind::Http(routes) => {
+            let pass = match policy {
+                OutboundPolicy::AllowAny => PASSTHROUGH,
+                OutboundPolicy::RegistryOnly => BLACK_HOLE,
+            };
+            (vec![chain(http(routes), true)], Some(otherwise(pass, "PassthroughFilterChain")))
+        }
+        OutboundKind::Inspect(routes, cluster) => (vec![chain(http(routes), true)], Some(otherwise(cluster, ""))),
+    };
+    let inspector = if default_filter_chain.is_some() {
+        vec![listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default(), None)]
+    } else {
+        Vec::new()
+    };
+    pb::Listener {
+        name,
+        address: Some(socket_address(address, listener.port)),
+        traffic_direction: core::TrafficDirection::Outbound as i32,
+        filter_chains,
+        default_filter_chain,
+        listener_filters: inspector,
+        // No time limit on inspection: a server that speaks first would be cut off by one.
+        listener_filters_timeout: seconds(0),
+        continue_on_listener_filters_timeout: true,
+        bind_to_port: if bind { None } else { bool_value(false) },
+        // So that one busy worker does not take all the connections that wait.
+        max_connections_to_accept_per_socket_event: if bind { u32_value(1) } else { None },
+        ..Default::default()
+    }
+}
+
+/// The name of the listener that [`outbound`] makes.
+pub fn outbound_name(listener: &Outbound<'_>, interception: Interception) -> String {
+    let address = if interception == Interception::None { loopback_for(listener.address) } else { listener.address };
+    format!("{address}_{}", listener.port)
+}
+
+fn loopback_for(address: &str) -> &'static str {
+    if address.contains(':') { "::1" } else { "127.0.0.1" }
+}
+
+/// The listener that redirected outgoing connections enter by, which hands them to the one for their destination.
+pub fn virtual_outbound(policy: OutboundPolicy) -> pb::Listener {
+    let (name, cluster) = match policy {
+        OutboundPolicy::AllowAny => ("virtualOutbound-catchall-tcp", PASSTHROUGH),
+        OutboundPolicy::RegistryOnly => ("virtualOutbound-catchall-tcp", BLACK_HOLE),
+    };
+    pb::Listener {
+        name: "virtualOutbound".to_owned(),
+        address: Some(socket_address("0.0.0.0", OUTBOUND_PORT)),
+        traffic_direction: core::TrafficDirection::Outbound as i32,
+        use_original_dst: bool_value(true),
+        filter_chains: vec![
+            black_hole("virtualOutbound-blackhole", OUTBOUND_PORT),
+            pb::FilterChain { name: name.to_owned(), filters: vec![tcp(cluster)], ..Default::default() },
+        ],
+        max_connections_to_accept_per_socket_event: u32_value(1),
+        ..Default::default()
+    }
+}
+
+/// The listener that redirected incoming connections enter by: a chain for each port of the workload's own services,
+/// and pass-through for the rest.
+pub fn virtual_inbound(ports: &[InboundPort]) -> pb::Listener {
+    let pass_http = inbound_http("InboundPassthroughCluster;", INBOUND_PASSTHROUGH, "inbound|http|0", Protocol::Http);
+    let named = |name: &str, matches: pb::FilterChainMatch, filter: pb::Filter| pb::FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: Some(matches),
+        filters: vec![filter],
+        ..Default::default()
+    };
+    let mut chains = vec![
+        black_hole("virtualInbound-blackhole", INBOUND_PORT),
+        named("virtualInbound-catchall-http", looks_like_http(None), pass_http),
+        named("virtualInbound", transport("raw_buffer", None), tcp(INBOUND_PASSTHROUGH)),
+        named("virtualInbound", transport("tls", None), tcp(INBOUND_PASSTHROUGH)),
+    ];
+    for port in ports {
+        let name = format!("0.0.0.0_{}", port.target);
+        let cluster = inbound_cluster_name(port.target);
+        let http = || {
+            let virtual_host = format!("inbound|http|{}", port.port);
+            inbound_http(&format!("inbound_{name};"), &cluster, &virtual_host, port.protocol)
+        };
+        let at = Some(port.target);
+        match port.protocol {
+            Protocol::Unknown => {
+                chains.push(named(&name, looks_like_http(at), http()));
+                chains.push(named(&name, transport("raw_buffer", at), tcp(&cluster)));
+                chains.push(named(&name, transport("tls", at), tcp(&cluster)));
+            }
+            protocol if protocol.is_http() => chains.push(named(&name, transport("raw_buffer", at), http())),
+            _ => {
+                chains.push(named(&name, transport("tls", at), tcp(&cluster)));
+                chains.push(named(&name, transport("raw_buffer", at), tcp(&cluster)));
+            }
+        }
+    }
+    // Where the protocol is known, waiting for the client's first bytes would hold up servers that speak first.
+    let known = ports.iter().filter(|port| port.protocol != Protocol::Unknown).map(|port| port.target);
+    let uninspected: Vec<u16> = known.chain([INBOUND_PORT]).collect();
+    pb::Listener {
+        name: "virtualInbound".to_owned(),
+        address: Some(socket_address("0.0.0.0", INBOUND_PORT)),
+        traffic_direction: core::TrafficDirection::Inbound as i32,
+        filter_chains: chains,
+        listener_filters: vec![
+            listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default(), None),
+            listener_filter(
+                "envoy.filters.listener.tls_inspector",
+                &TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() },
+                disabled_at(&[INBOUND_PORT]),
+            ),
+            listener_filter(
+                "envoy.filters.listener.http_inspector",
+                &HttpInspector::default(),
+                disabled_at(&uninspected),
+            ),
+        ],
+        listener_filters_timeout: seconds(0),
+        continue_on_listener_filters_timeout: true,
+        max_connections_to_accept_per_socket_event: u32_value(1),
+        ..Default::default()
+    }
+}
+
+const HTTP: &str = "envoy.filters.network.http_connection_manager";
+
+fn filter<M: prost::Name>(name: &str, config: &M) -> pb::Filter {
+    pb::Filter { name: name.to_owned(), config_type: Some(pb::filter::ConfigType::TypedConfig(any(config))) }
+}
+
+fn tcp(cluster: &str) -> pb::Filter {
+    let proxy = tcp_proxy::TcpProxy {
+        stat_prefix: cluster.to_owned(),
+        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..Default::default()
+    };
+    filter("envoy.filters.network.tcp_proxy", &proxy)
+}
+
+/// What was sent to the proxy's own port would go round for ever.
+fn black_hole(name: &str, port: u16) -> pb::FilterChain {
+    pb::FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: Some(pb::FilterChainMatch {
+            destination_port: u32_value(u32::from(port)),
+            ..Default::default()
+        }),
+        filters: vec![tcp(BLACK_HOLE)],
+        ..Default::default()
+    }
+}
+
+fn looks_like_http(port: Option<u16>) -> pb::FilterChainMatch {
+    pb::FilterChainMatch {
+        application_protocols: vec!["http/1.1".to_owned(), "h2c".to_owned()],
+        ..transport("raw_buffer", port)
+    }
+}
+
+fn transport(protocol: &str, port: Option<u16>) -> pb::FilterChainMatch {
+    pb::FilterChainMatch {
+        transport_protocol: protocol.to_owned(),
+        destination_port: port.and_then(|port| u32_value(u32::from(port))),
+        ..Default::default()
+    }
+}
+
+fn rds(name: &str) -> hcm::http_connection_manager::RouteSpecifier {
+    hcm::http_connection_manager::RouteSpecifier::Rds(hcm::Rds {
+        config_source: ads(),
+        route_config_name: name.to_owned(),
+    })
+}
+
+fn http_manager(
+    stat_prefix: String,
+    routes: hcm::http_connection_manager::RouteSpecifier,
+    inbound: bool,
+    http2: bool,
+) -> hcm::HttpConnectionManager {
+    use hcm::http_connection_manager as inner;
+    let mut manager = hcm::HttpConnectionManager {
+        stat_prefix,
+        route_specifier: Some(routes),
+        http_filters: vec![
+            http_filter(
+                "envoy.filters.http.grpc_stats",
+                &GrpcStats {
+                    emit_filter_state: true,
+                    per_method_stat_specifier: Some(
+                        envoy_types::pb::envoy::extensions::filters::http::grpc_stats::v3::filter_config::PerMethodStatSpecifier::StatsForAllMethods(
+                            envoy_types::pb::google::protobuf::BoolValue { value: false },
+                        ),
+                    ),
+                    ..Default::default()
+                },
+            ),
+            http_filter("envoy.filters.http.fault", &HttpFault::default()),
+            http_filter("envoy.filters.http.cors", &Cors::default()),
+            http_filter("envoy.filters.http.router", &Router::default()),
+        ],
+        use_remote_address: bool_value(false),
+        normalize_path: bool_value(true),
+        path_with_escaped_slashes_action: inner::PathWithEscapedSlashesAction::KeepUnchanged as i32,
+        proxy_100_continue: true,
+        // Streams may be silent for as long as they like.
+        stream_idle_timeout: seconds(0),
+        upgrade_configs: vec![inner::UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() }],
+        request_id_extension: Some(hcm::RequestIdExtension {
+            typed_config: Some(any(&UuidRequestIdConfig {
+                use_request_id_for_trace_sampling: bool_value(true),
+                ..Default::default()
+            })),
+        }),
+        ..Default::default()
+    };
+    if inbound {
+        manager.server_name = "istio-envoy".to_owned();
+        manager.forward_client_cert_details = inner::ForwardClientCertDetails::AppendForward as i32;
+        manager.set_current_client_cert_details = Some(inner::SetCurrentClientCertDetails {
+            subject: bool_value(true),
+            dns: true,
+            uri: true,
+            ..Default::default()
+        });
+        manager.http2_protocol_options = http2.then(core::Http2ProtocolOptions::default);
+    }
+    manager
+}
+
+fn http_filter<M: prost::Name>(name: &str, config: &M) -> hcm::HttpFilter {
+    hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(config))),
+        ..Default::default()
+    }
+}
+
+/// HTTP for the workload itself; everything goes to `cluster`.
+fn inbound_http(stat_prefix: &str, cluster: &str, virtual_host: &str, protocol: Protocol) -> pb::Filter {
+    // A request that was reset before it was sent out can not have done any work; gRPC clients retry by themselves.
+    let retry = (!protocol.is_http2()).then(|| route::RetryPolicy {
+        retry_on: "reset-before-request".to_owned(),
+        num_retries: u32_value(2),
+        ..Default::default()
+    });
+    let action = route::RouteAction {
+        timeout: seconds(0),
+        max_stream_duration: Some(route::route_action::MaxStreamDuration {
+            max_stream_duration: seconds(0),
+            grpc_timeout_header_max: seconds(0),
+            ..Default::default()
+        }),
+        retry_policy: retry,
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..Default::default()
+    };
+    let routes = route::RouteConfiguration {
+        name: cluster.to_owned(),
+        validate_clusters: bool_value(false),
+        virtual_hosts: vec![route::VirtualHost {
+            name: virtual_host.to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route::Route {
+                name: "default".to_owned(),
+                r#match: Some(super::route_match::translate(None)),
+                action: Some(route::route::Action::Route(action)),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let routes = hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes);
+    filter(HTTP, &http_manager(stat_prefix.to_owned(), routes, true, protocol.is_http2()))
+}
+
+fn listener_filter<M: prost::Name>(
+    name: &str,
+    config: &M,
+    filter_disabled: Option<pb::ListenerFilterChainMatchPredicate>,
+) -> pb::ListenerFilter {
+    pb::ListenerFilter {
+        name: name.to_owned(),
+        filter_disabled,
+        config_type: Some(pb::listener_filter::ConfigType::TypedConfig(any(config))),
+    }
+}
+
+fn disabled_at(ports: &[u16]) -> Option<pb::ListenerFilterChainMatchPredicate> {
+    use pb::listener_filter_chain_match_predicate::{MatchSet, Rule};
+    let mut rules: Vec<_> = ports
+        .iter()
+        .map(|port| pb::ListenerFilterChainMatchPredicate {
+            rule: Some(Rule::DestinationPortRange(Int32Range { start: i32::from(*port), end: i32::from(*port) + 1 })),
+        })
+        .collect();
+    if rules.len() > 1 {
+        return Some(pb::ListenerFilterChainMatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) });
+    }
+    rules.pop()
+}

@@ -1,0 +1,73 @@
+//! From the mesh to Envoy's resources: pure functions, a file per resource type. No clock, no I/O, no lock.
+
+pub mod cluster;
+pub mod endpoint;
+pub mod header;
+pub mod listener;
+pub mod route;
+pub mod route_match;
+pub mod virtual_host;
+
+use std::time;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, UInt32Value};
+
+/// The cluster that leads nowhere.
+pub const BLACK_HOLE: &str = "BlackHoleCluster";
+/// The cluster that leads where the client wanted to go.
+pub const PASSTHROUGH: &str = "PassthroughCluster";
+/// The same for what comes in.
+pub const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+
+/// The name of the cluster for a subset (empty for all) of a host's port.
+pub fn cluster_name(port: u16, subset: &str, host: &str) -> String {
+    format!("outbound|{port}|{subset}|{host}")
+}
+
+/// The name of the cluster for a port of the workload itself.
+pub fn inbound_cluster_name(port: u16) -> String {
+    format!("inbound|{port}||")
+}
+
+pub(crate) fn any<M: prost::Name>(message: &M) -> Any {
+    Any { type_url: format!("type.googleapis.com/{}", M::full_name()), value: message.encode_to_vec() }
+}
+
+pub(crate) fn duration(duration: time::Duration) -> Option<Duration> {
+    let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    // Below 10⁹, so that it fits.
+    Some(Duration { seconds, nanos: duration.subsec_nanos() as i32 })
+}
+
+pub(crate) fn seconds(seconds: u64) -> Option<Duration> {
+    duration(time::Duration::from_secs(seconds))
+}
+
+pub(crate) fn u32_value(value: u32) -> Option<UInt32Value> {
+    Some(UInt32Value { value })
+}
+
+pub(crate) fn bool_value(value: bool) -> Option<BoolValue> {
+    Some(BoolValue { value })
+}
+
+pub(crate) fn socket_address(address: &str, port: u16) -> core::Address {
+    core::Address {
+        address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+            address: address.to_owned(),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(port))),
+            ..Default::default()
+        })),
+    }
+}
+
+/// "Ask on the ADS stream". No time limit, so that a slow control plane never makes a proxy go on with nothing.
+pub(crate) fn ads() -> Option<core::ConfigSource> {
+    Some(core::ConfigSource {
+        initial_fetch_timeout: seconds(0),
+        resource_api_version: core::ApiVersion::V3 as i32,
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(core::AggregatedConfigSource {})),
+        ..Default::default()
+    })
+}

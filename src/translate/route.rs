@@ -1,0 +1,403 @@
+//! HTTP routes: what a VirtualService's `http` says, and what a service without one gets.
+
+#![allow(deprecated)] // `max_grpc_timeout`: Istio sets it, and what replaces it does not mean the same.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3 as cors;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault;
+use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
+use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use envoy_types::pb::google::protobuf::Any;
+
+use super::header::Operations;
+use super::{any, bool_value, cluster_name, duration, route_match, seconds, u32_value};
+use crate::api::{self, HttpRoute, HttpRouteDestination, Percent};
+use crate::mesh::{MeshConfig, Port, Scope, Service, VirtualService, resolve};
+
+/// What a route's translation may look at beside the VirtualService.
+pub struct Context<'a> {
+    /// What holds for the whole mesh.
+    pub config: &'a MeshConfig,
+    /// The proxies it is for.
+    pub scope: &'a Scope,
+    /// The port of the listener.
+    pub port: u16,
+    /// Finds a destination's service by host.
+    pub service: &'a dyn Fn(&str) -> Option<Arc<Service>>,
+}
+
+/// The route of a service without a VirtualService.
+pub fn default(service: &Service, port: &Port) -> pb::Route {
+    let cluster = cluster_name(port.number, "", &service.host);
+    pb::Route {
+        name: "default".to_owned(),
+        r#match: Some(route_match::translate(None)),
+        action: Some(pb::route::Action::Route(pb::RouteAction {
+            timeout: seconds(0),
+            max_grpc_timeout: seconds(0),
+            retry_policy: retry_policy(None),
+            cluster_specifier: Some(pb::route_action::ClusterSpecifier::Cluster(cluster)),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+/// The routes of a VirtualService for one port, in order. Each match becomes a route, and nothing comes after one that
+/// takes every request.
+pub fn of_virtual_service(rules: &VirtualService, context: &Context<'_>) -> Vec<pb::Route> {
+    let mut routes = Vec::new();
+    for http in &rules.spec().http {
+        let matches: Vec<Option<&api::HttpMatchRequest>> =
+            if http.matches.is_empty() { vec![None] } else { http.matches.iter().map(Some).collect() };
+        for one in matches {
+            if one.is_some_and(|one| !route_match::applies(one, context.scope, context.port)) {
+                continue;
+            }
+            let Some(route) = translate(http, one, rules.namespace(), context) else { continue };
+            let last = route.r#match.as_ref().is_some_and(route_match::is_catch_all);
+            routes.push(route);
+            if last {
+                return routes;
+            }
+        }
+    }
+    routes
+}
+
+fn translate(
+    http: &HttpRoute,
+    one: Option<&api::HttpMatchRequest>,
+    namespace: &str,
+    context: &Context<'_>,
+) -> Option<pb::Route> {
+    let mut name = http.name.clone();
+    if let Some(one) = one.filter(|one| !one.name.is_empty()) {
+        name = if name.is_empty() { one.name.clone() } else { format!("{name}.{}", one.name) };
+    }
+    let mut headers = Operations::new(http.headers.as_ref());
+    let action = if let Some(redirect) = &http.redirect {
+        pb::route::Action::Redirect(redirect_action(redirect))
+    } else if let Some(response) = &http.direct_response {
+        pb::route::Action::DirectResponse(direct_response(response))
+    } else if http.route.is_empty() {
+        // A delegate, whose routes come from another object.
+        return None;
+    } else {
+        forward(http, namespace, &mut headers, context)
+    };
+    let mut filters: HashMap<String, Any> = HashMap::new();
+    if let Some(fault) = http.fault.as_ref().and_then(http_fault) {
+        filters.insert("envoy.filters.http.fault".to_owned(), any(&fault));
+    }
+    if let Some(policy) = &http.cors_policy {
+        filters.insert("envoy.filters.http.cors".to_owned(), any(&cors_policy(policy)));
+    }
+    Some(pb::Route {
+        name,
+        r#match: Some(route_match::translate(one)),
+        stat_prefix: one.map(|one| one.stat_prefix.clone()).unwrap_or_default(),
+        typed_per_filter_config: filters,
+        request_headers_to_add: headers.request_add,
+        request_headers_to_remove: headers.request_remove,
+        response_headers_to_add: headers.response_add,
+        response_headers_to_remove: headers.response_remove,
+        action: Some(action),
+        ..Default::default()
+    })
+}
+
+fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context: &Context<'_>) -> pb::route::Action {
+    let timeout = http.timeout.map_or(Duration::ZERO, |timeout| timeout.0);
+    let mut action = pb::RouteAction {
+        timeout: duration(timeout),
+        max_grpc_timeout: duration(timeout),
+        retry_policy: retry_policy(http.retries.as_ref()),
+        request_mirror_policies: mirrors(http, namespace, context),
+        ..Default::default()
+    };
+    let mut authority = headers.authority.take();
+    if let Some(rewrite) = &http.rewrite {
+        if let Some(regex) = &rewrite.uri_regex_rewrite {
+            action.regex_rewrite = Some(matcher::RegexMatchAndSubstitute {
+                pattern: Some(route_match::safe_regex(&regex.pattern)),
+                substitution: regex.rewrite.clone(),
+            });
+        } else {
+            action.prefix_rewrite = rewrite.uri.clone();
+        }
+        if !rewrite.authority.is_empty() {
+            authority = Some(rewrite.authority.clone());
+        }
+    }
+    let cluster = |to: &HttpRouteDestination| destination(to.destination.as_ref(), namespace, context);
+    action.cluster_specifier = Some(match http.route.as_slice() {
+        [only] => {
+            let own = Operations::new(only.headers.as_ref());
+            headers.request_add.extend(own.request_add);
+            headers.request_remove.extend(own.request_remove);
+            headers.response_add.extend(own.response_add);
+            headers.response_remove.extend(own.response_remove);
+            authority = own.authority.or(authority);
+            pb::route_action::ClusterSpecifier::Cluster(cluster(only))
+        }
+        several => {
+            let weighted: Vec<_> = several
+                .iter()
+                .filter_map(|to| Some((to, u32::try_from(to.weight).ok().filter(|weight| *weight > 0)?)))
+                .map(|(to, weight)| weighted_cluster(cluster(to), weight, to))
+                .collect();
+            if weighted.is_empty() {
+                // Envoy refuses a sum of 0, and with it the whole route table. This way one route is out, not all.
+                return pb::route::Action::DirectResponse(pb::DirectResponseAction {
+                    status: 503,
+                    body: inline("every destination of this route has weight 0"),
+                    ..Default::default()
+                });
+            }
+            pb::route_action::ClusterSpecifier::WeightedClusters(pb::WeightedCluster {
+                clusters: weighted,
+                ..Default::default()
+            })
+        }
+    });
+    action.host_rewrite_specifier = authority.map(pb::route_action::HostRewriteSpecifier::HostRewriteLiteral);
+    pb::route::Action::Route(action)
+}
+
+fn weighted_cluster(name: String, weight: u32, to: &HttpRouteDestination) -> pb::weighted_cluster::ClusterWeight {
+    let own = Operations::new(to.headers.as_ref());
+    pb::weighted_cluster::ClusterWeight {
+        name,
+        weight: u32_value(weight),
+        request_headers_to_add: own.request_add,
+        request_headers_to_remove: own.request_remove,
+        response_headers_to_add: own.response_add,
+        response_headers_to_remove: own.response_remove,
+        host_rewrite_specifier: own
+            .authority
+            .map(pb::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
+        ..Default::default()
+    }
+}
+
+/// The cluster of a destination: its port is the one given, else the service's only one, else the listener's.
+fn destination(to: Option<&api::Destination>, namespace: &str, context: &Context<'_>) -> String {
+    let Some(to) = to else { return super::BLACK_HOLE.to_owned() };
+    let host = resolve(&to.host, namespace, &context.config.domain);
+    let given = to.port.and_then(|port| u16::try_from(port.number).ok());
+    let port = given.or_else(|| match (context.service)(&host)?.ports.as_slice() {
+        [only] => Some(only.number),
+        _ => None,
+    });
+    cluster_name(port.unwrap_or(context.port), &to.subset, &host)
+}
+
+fn mirrors(http: &HttpRoute, namespace: &str, context: &Context<'_>) -> Vec<pb::route_action::RequestMirrorPolicy> {
+    let mut all: Vec<(&api::Destination, Option<Percent>)> = Vec::new();
+    if http.mirrors.is_empty() {
+        let percent = http.mirror_percentage.or(http.mirror_percent.map(|value| Percent { value: f64::from(value) }));
+        all.extend(http.mirror.as_ref().map(|to| (to, percent)));
+    } else {
+        all.extend(http.mirrors.iter().filter_map(|mirror| Some((mirror.destination.as_ref()?, mirror.percentage))));
+    }
+    all.into_iter()
+        .filter(|(_, percent)| percent.is_none_or(|percent| percent.value > 0.0))
+        .map(|(to, percent)| pb::route_action::RequestMirrorPolicy {
+            cluster: destination(Some(to), namespace, context),
+            runtime_fraction: Some(core::RuntimeFractionalPercent {
+                default_value: Some(percent.map_or_else(all_of_them, fraction)),
+                ..Default::default()
+            }),
+            trace_sampled: bool_value(false),
+            disable_shadow_host_suffix_append: true,
+            ..Default::default()
+        })
+        .collect()
+}
+
+fn all_of_them() -> FractionalPercent {
+    FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred as i32 }
+}
+
+/// Percent as a fraction of a million, which keeps four decimals.
+fn fraction(percent: Percent) -> FractionalPercent {
+    // Validated to be from 0 to 100.
+    let numerator = (percent.value.clamp(0.0, 100.0) * 10_000.0).round() as u32;
+    FractionalPercent { numerator, denominator: DenominatorType::Million as i32 }
+}
+
+/// Absent means Istio's default: two more tries, on failures in which the request did no work. Source: Istio's
+/// `HTTPRetry`.
+fn retry_policy(retries: Option<&api::HttpRetry>) -> Option<pb::RetryPolicy> {
+    let mut policy = pb::RetryPolicy {
+        retry_on: "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes".to_owned(),
+        num_retries: u32_value(2),
+        host_selection_retry_max_attempts: 5,
+        retry_host_predicate: vec![pb::retry_policy::RetryHostPredicate {
+            name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+            config_type: Some(pb::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any(
+                &PreviousHostsPredicate {},
+            ))),
+        }],
+        ..Default::default()
+    };
+    let Some(retries) = retries else { return Some(policy) };
+    let attempts = u32::try_from(retries.attempts).ok().filter(|attempts| *attempts > 0)?;
+    policy.num_retries = u32_value(attempts);
+    policy.per_try_timeout = retries.per_try_timeout.and_then(|timeout| duration(timeout.0));
+    policy.retry_back_off = retries
+        .backoff
+        .map(|base| pb::retry_policy::RetryBackOff { base_interval: duration(base.0), ..Default::default() });
+    if !retries.retry_on.is_empty() {
+        let (codes, mut conditions): (Vec<&str>, Vec<&str>) =
+            retries.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()).partition(is_status_code);
+        policy.retriable_status_codes = codes.iter().filter_map(|code| code.parse().ok()).collect();
+        if !codes.is_empty() && !conditions.contains(&"retriable-status-codes") {
+            conditions.push("retriable-status-codes");
+        }
+        policy.retry_on = conditions.join(",");
+    }
+    if retries.retry_ignore_previous_hosts == Some(false) {
+        policy.retry_host_predicate.clear();
+        policy.host_selection_retry_max_attempts = 0;
+    }
+    if retries.retry_remote_localities == Some(true) {
+        policy.retry_priority = Some(pb::retry_policy::RetryPriority {
+            name: "envoy.retry_priorities.previous_priorities".to_owned(),
+            config_type: Some(pb::retry_policy::retry_priority::ConfigType::TypedConfig(any(
+                &PreviousPrioritiesConfig { update_frequency: 2 },
+            ))),
+        });
+    }
+    Some(policy)
+}
+
+fn is_status_code(word: &&str) -> bool {
+    word.parse::<u32>().is_ok_and(|code| (100..600).contains(&code))
+}
+
+fn redirect_action(from: &api::HttpRedirect) -> pb::RedirectAction {
+    use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
+    let code = match from.redirect_code {
+        302 => RedirectResponseCode::Found,
+        303 => RedirectResponseCode::SeeOther,
+        307 => RedirectResponseCode::TemporaryRedirect,
+        308 => RedirectResponseCode::PermanentRedirect,
+        _ => RedirectResponseCode::MovedPermanently,
+    };
+    let derived = match (from.derive_port, from.scheme.as_str()) {
+        (Some(api::RedirectPort::FromProtocolDefault), "http") => 80,
+        (Some(api::RedirectPort::FromProtocolDefault), "https") => 443,
+        _ => 0,
+    };
+    pb::RedirectAction {
+        host_redirect: from.authority.clone(),
+        port_redirect: from.port.unwrap_or(derived),
+        response_code: code as i32,
+        scheme_rewrite_specifier: (!from.scheme.is_empty())
+            .then(|| SchemeRewriteSpecifier::SchemeRedirect(from.scheme.clone())),
+        path_rewrite_specifier: if !from.prefix_rewrite.is_empty() {
+            Some(PathRewriteSpecifier::PrefixRewrite(from.prefix_rewrite.clone()))
+        } else {
+            (!from.uri.is_empty()).then(|| PathRewriteSpecifier::PathRedirect(from.uri.clone()))
+        },
+        ..Default::default()
+    }
+}
+
+fn inline(text: &str) -> Option<core::DataSource> {
+    let specifier = core::data_source::Specifier::InlineString(text.to_owned());
+    Some(core::DataSource { specifier: Some(specifier), ..Default::default() })
+}
+
+fn direct_response(from: &api::HttpDirectResponse) -> pb::DirectResponseAction {
+    let body = from.body.as_ref().and_then(|body| match (&body.string, &body.bytes) {
+        (Some(text), _) => inline(text),
+        (None, Some(bytes)) => inline(bytes),
+        (None, None) => None,
+    });
+    pb::DirectResponseAction { status: from.status, body, ..Default::default() }
+}
+
+fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
+    let delay = from.delay.as_ref().and_then(|delay| {
+        let whole = (delay.percent > 0).then(|| Percent { value: f64::from(delay.percent) });
+        Some(common_fault::FaultDelay {
+            percentage: Some(fraction(delay.percentage.or(whole).unwrap_or(Percent { value: 100.0 }))),
+            fault_delay_secifier: Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(duration(
+                delay.fixed_delay?.0,
+            )?)),
+        })
+    });
+    let abort = from.abort.as_ref().and_then(|abort| {
+        let status = match (abort.http_status, &abort.grpc_status) {
+            (Some(status), _) => fault::fault_abort::ErrorType::HttpStatus(u32::try_from(status).ok()?),
+            (None, Some(status)) => fault::fault_abort::ErrorType::GrpcStatus(grpc_status(status)?),
+            (None, None) => return None,
+        };
+        Some(fault::FaultAbort {
+            percentage: Some(fraction(abort.percentage.unwrap_or(Percent { value: 100.0 }))),
+            error_type: Some(status),
+            ..Default::default()
+        })
+    });
+    (delay.is_some() || abort.is_some()).then(|| fault::HttpFault { delay, abort, ..Default::default() })
+}
+
+/// A gRPC status by name or number. Source: gRPC's "Status codes and their use".
+fn grpc_status(status: &str) -> Option<u32> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    let by_name = NAMES.iter().position(|name| *name == status).and_then(|n| u32::try_from(n).ok());
+    by_name.or_else(|| status.parse().ok().filter(|number| *number <= 16))
+}
+
+fn cors_policy(from: &api::CorsPolicy) -> cors::CorsPolicy {
+    let old = from
+        .allow_origin
+        .iter()
+        .map(|origin| api::StringMatch { exact: (origin != "*").then(|| origin.clone()), ..Default::default() });
+    let origins: Vec<_> = if from.allow_origins.is_empty() { old.collect() } else { from.allow_origins.clone() };
+    cors::CorsPolicy {
+        allow_origin_string_match: origins.iter().map(route_match::string_matcher).collect(),
+        allow_methods: from.allow_methods.join(","),
+        allow_headers: from.allow_headers.join(","),
+        expose_headers: from.expose_headers.join(","),
+        max_age: from.max_age.map(|age| age.0.as_secs().to_string()).unwrap_or_default(),
+        allow_credentials: from.allow_credentials.and_then(bool_value),
+        filter_enabled: Some(core::RuntimeFractionalPercent {
+            default_value: Some(all_of_them()),
+            ..Default::default()
+        }),
+        forward_not_matching_preflights: bool_value(
+            from.unmatched_preflights != Some(api::UnmatchedPreflights::Ignore),
+        ),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,124 @@
+//! Virtual hosts: which names a service or a VirtualService's host answers to on a port.
+
+#![allow(deprecated)] // `max_grpc_timeout`: Istio sets it, and what replaces it does not mean the same.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+
+use super::route::{self, Context};
+use super::{PASSTHROUGH, seconds};
+use crate::mesh::{OutboundPolicy, Port, Resolution, Service, VirtualService};
+
+/// The virtual host of a service's HTTP port. `aliases` are the ExternalName services that stand for it. `None` where
+/// its VirtualService leaves no route for these proxies.
+pub fn of_service(
+    service: &Service,
+    port: &Port,
+    aliases: &[Arc<Service>],
+    rules: Option<&VirtualService>,
+    context: &Context<'_>,
+) -> Option<pb::VirtualHost> {
+    let mut domains = service_domains(service, context);
+    for alias in aliases {
+        domains.extend(service_domains(alias, context));
+    }
+    Some(virtual_host(&service.host, port.number, domains, routes(service, port, rules, context)?))
+}
+
+/// The only virtual host of a port whose protocol is not known; it answers to every name.
+pub fn of_unknown_port(
+    service: &Service,
+    port: &Port,
+    rules: Option<&VirtualService>,
+    context: &Context<'_>,
+) -> Option<pb::VirtualHost> {
+    Some(virtual_host(&service.host, port.number, vec!["*".to_owned()], routes(service, port, rules, context)?))
+}
+
+/// The virtual host of a VirtualService's host that no service has.
+pub fn of_host(host: &str, rules: &VirtualService, context: &Context<'_>) -> Option<pb::VirtualHost> {
+    let routes = route::of_virtual_service(rules, context);
+    (!routes.is_empty()).then(|| virtual_host(host, context.port, vec![host.to_owned()], routes))
+}
+
+/// The last virtual host of a port, for names that nobody knows.
+pub fn catch_all(policy: OutboundPolicy) -> pb::VirtualHost {
+    let (name, action) = match policy {
+        OutboundPolicy::AllowAny => (
+            "allow_any",
+            pb::route::Action::Route(pb::RouteAction {
+                timeout: seconds(0),
+                max_grpc_timeout: seconds(0),
+                cluster_specifier: Some(pb::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
+                ..Default::default()
+            }),
+        ),
+        OutboundPolicy::RegistryOnly => (
+            "block_all",
+            pb::route::Action::DirectResponse(pb::DirectResponseAction { status: 502, ..Default::default() }),
+        ),
+    };
+    let route = pb::Route {
+        name: name.to_owned(),
+        r#match: Some(super::route_match::translate(None)),
+        action: Some(action),
+        ..Default::default()
+    };
+    pb::VirtualHost {
+        name: name.to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: vec![route],
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
+}
+
+fn routes(
+    service: &Service,
+    port: &Port,
+    rules: Option<&VirtualService>,
+    context: &Context<'_>,
+) -> Option<Vec<pb::Route>> {
+    match rules.filter(|rules| !rules.spec().http.is_empty()) {
+        Some(rules) => Some(route::of_virtual_service(rules, context)).filter(|routes| !routes.is_empty()),
+        None => Some(vec![route::default(service, port)]),
+    }
+}
+
+fn virtual_host(host: &str, port: u16, domains: Vec<String>, routes: Vec<pb::Route>) -> pb::VirtualHost {
+    pb::VirtualHost {
+        name: format!("{host}:{port}"),
+        domains,
+        routes,
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
+}
+
+/// The names by which clients call a service: the full one, the ones that DNS search paths allow, and its addresses.
+fn service_domains(service: &Service, context: &Context<'_>) -> Vec<String> {
+    let host = &*service.host;
+    let mut names = vec![host.to_owned(), format!("{host}.")];
+    let Service { name, namespace, .. } = service;
+    if host.ends_with(&*context.config.domain) {
+        if *namespace == context.scope.namespace {
+            names.push(name.to_string());
+        }
+        names.push(format!("{name}.{namespace}.svc"));
+        names.push(format!("{name}.{namespace}"));
+    }
+    if service.resolution == Resolution::Passthrough {
+        // A headless service's pods have names of their own below it.
+        let pods: Vec<_> = names.iter().map(|name| format!("*.{name}")).collect();
+        names.extend(pods);
+    }
+    names.extend(
+        service.addresses.iter().map(
+            |address| {
+                if address.contains(':') { format!("[{address}]") } else { address.to_string() }
+            },
+        ),
+    );
+    names
+}

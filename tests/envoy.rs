@@ -1,0 +1,164 @@
+//! The canary against real Envoys: splits, reloads, broken files, restarts on either side.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use support::mesh::{Backends, Objects, Serve, Tally, route_yaml, rule_yaml, send, start_envoy, until};
+use support::process::free_port;
+use weir::envoy::EnvoyProcess;
+
+struct Canary {
+    _folder: tempfile::TempDir,
+    objects: Objects,
+    weir: Serve,
+    envoy: EnvoyProcess,
+}
+
+impl Canary {
+    async fn start(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config");
+        std::fs::create_dir(&config).unwrap();
+        let objects = Objects { folder: config.clone(), service: free_port(), backend: Backends::start().port };
+        objects.write_all(100, 0);
+        let weir = Serve::start(&["--config-dir", config.to_str().unwrap()], free_port(), free_port());
+        weir.ready().await;
+        let envoy = start_envoy(folder.path(), weir.xds, more).await;
+        weir.acked_after(0).await;
+        Self { _folder: folder, objects, weir, envoy }
+    }
+
+    async fn edit(&self, file: &str, text: &str) {
+        let before = self.weir.revision().await;
+        self.objects.write(file, text);
+        self.weir.acked_after(before).await;
+    }
+
+    async fn send(&self, count: u64) -> Tally {
+        let port = self.objects.service;
+        tokio::task::spawn_blocking(move || send(port, count)).await.unwrap()
+    }
+
+    /// Requests without a pause until told to stop.
+    fn load(&self) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (port, told) = (self.objects.service, stop.clone());
+        let thread = std::thread::spawn(move || {
+            let mut sum = Tally::default();
+            // Bounded, so that a test that hangs does not send for ever.
+            for _ in 0..20_000 {
+                if told.load(Ordering::Relaxed) {
+                    break;
+                }
+                for (answer, count) in send(port, 50).answers {
+                    *sum.answers.entry(answer).or_default() += count;
+                }
+            }
+            sum
+        });
+        Load { stop, thread }
+    }
+}
+
+struct Load {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Tally>,
+}
+
+impl Load {
+    fn end(self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+async fn tutorial(more: &[&str]) {
+    let canary = Canary::start(more).await;
+    let load = canary.load();
+    for (v1, v2) in [(100, 0), (90, 10), (50, 50), (0, 100)] {
+        if (v1, v2) != (100, 0) {
+            canary.edit("virtual-service.yaml", &route_yaml(v1, v2)).await;
+        }
+        canary.send(3000).await.assert_split(v2);
+    }
+    let only_v2 = route_yaml(0, 100).lines().filter(|line| !line.contains("subset: v1")).collect::<Vec<_>>().join("\n");
+    canary.edit("virtual-service.yaml", &only_v2).await;
+    canary.edit("destination-rule.yaml", &rule_yaml(&["v2"])).await;
+    canary.send(500).await.assert_split(100);
+    let all = load.end();
+    assert_eq!(all.failed(), 0, "{all:?}");
+    until("the subset's cluster is gone from Envoy", async || {
+        let clusters = canary.envoy.admin_get("/clusters").await.unwrap();
+        !String::from_utf8_lossy(&clusters).contains("|v1|")
+    })
+    .await;
+    let rejected = canary.envoy.stats("update_rejected").await.unwrap();
+    assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
+}
+
+#[tokio::test]
+async fn the_tutorials_steps_split_as_written_over_delta() {
+    tutorial(&[]).await;
+}
+
+#[tokio::test]
+async fn the_tutorials_steps_split_as_written_over_sotw() {
+    tutorial(&["--sotw"]).await;
+}
+
+#[tokio::test]
+async fn a_broken_file_changes_nothing_and_a_mended_one_does() {
+    let canary = Canary::start(&[]).await;
+    canary.edit("virtual-service.yaml", &route_yaml(0, 100)).await;
+    let revision = canary.weir.revision().await;
+    for broken in ["spec: [", "", &route_yaml(50, 50).replace("weight: 50", "weight: fifty")] {
+        canary.objects.write("virtual-service.yaml", broken);
+        until("the problem is counted", async || canary.weir.metric("weir_config_problems ").await == Some(1)).await;
+        canary.send(100).await.assert_split(100);
+        assert_eq!(canary.weir.revision().await, revision, "{broken:?}");
+        canary.objects.write("virtual-service.yaml", &route_yaml(0, 100));
+        until("the problem is gone", async || canary.weir.metric("weir_config_problems ").await == Some(0)).await;
+    }
+    canary.edit("virtual-service.yaml", &route_yaml(100, 0)).await;
+    canary.send(100).await.assert_split(0);
+    std::fs::remove_file(canary.objects.folder.join("virtual-service.yaml")).unwrap();
+    canary.weir.acked_after(revision + 1).await;
+    // Without the VirtualService every endpoint is as good as any.
+    let tally = canary.send(1000).await;
+    assert!(tally.of("v1") > 0 && tally.of("v2") > 0 && tally.failed() == 0, "{tally:?}");
+}
+
+#[tokio::test]
+async fn traffic_goes_on_while_weir_restarts_and_the_next_edit_arrives() {
+    let mut canary = Canary::start(&[]).await;
+    canary.edit("virtual-service.yaml", &route_yaml(0, 100)).await;
+    let load = canary.load();
+    canary.weir.kill();
+    canary.send(500).await.assert_split(100);
+    let (xds, admin) = (canary.weir.xds, canary.weir.admin);
+    canary.weir = Serve::start(&["--config-dir", canary.objects.folder.to_str().unwrap()], xds, admin);
+    canary.weir.ready().await;
+    canary.weir.acked_after(0).await;
+    canary.send(500).await.assert_split(100);
+    canary.edit("virtual-service.yaml", &route_yaml(100, 0)).await;
+    canary.send(500).await.assert_split(0);
+    let all = load.end();
+    assert_eq!(all.failed(), 0, "{all:?}");
+}
+
+#[tokio::test]
+async fn a_new_envoy_gets_everything_from_a_running_weir() {
+    let mut canary = Canary::start(&[]).await;
+    canary.edit("virtual-service.yaml", &route_yaml(0, 100)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let new = start_envoy(folder.path(), canary.weir.xds, &[]);
+    // The old one must give up the port first.
+    let pid = canary.envoy.id();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
+    canary.envoy = new.await;
+    canary.weir.acked_after(0).await;
+    until("the listener is there", async || canary.send(1).await.failed() == 0).await;
+    canary.send(500).await.assert_split(100);
+}

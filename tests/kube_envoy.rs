@@ -1,0 +1,99 @@
+//! `weir serve` against a real API server: what kubectl changes, a real Envoy sees.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::kube::KubeCluster;
+use support::mesh::{Serve, start_envoy, until};
+use support::process::free_port;
+use weir::envoy::EnvoyProcess;
+
+const NAMESPACE: &str = "your-namespace";
+
+#[tokio::test]
+async fn what_kubectl_changes_a_real_envoy_sees() {
+    let Some(mut cluster) = KubeCluster::start("what_kubectl_changes_a_real_envoy_sees") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = cluster.kubeconfig_path().to_str().unwrap().to_owned();
+
+    // Without the definitions weir comes up all the same, and takes them up when they come.
+    let weir = Serve::start(&["--kubeconfig", &kubeconfig], free_port(), free_port());
+    weir.ready().await;
+    cluster.apply_crds();
+    cluster.apply_folder("deploy/examples/canary");
+    // Envoy binds the service's port on loopback, and 80 may be taken.
+    let port = free_port();
+    let patch = json!([{"op": "replace", "path": "/spec/ports/0/port", "value": port}]).to_string();
+    cluster.kubectl_ok(&["-n", NAMESPACE, "patch", "service", "my-app", "--type=json", "-p", &patch]);
+
+    let envoy = start_envoy(folder.path(), weir.xds, &[]).await;
+    until("the route of the tutorial", async || {
+        weights(&envoy).await == [("v1".to_owned(), 90), ("v2".to_owned(), 10)]
+    })
+    .await;
+    until("three endpoints each", async || hosts(&envoy, "v1").await == 3 && hosts(&envoy, "v2").await == 3).await;
+
+    patch_weights(&cluster, 70, 30);
+    until("a patched weight", async || weights(&envoy).await == [("v1".to_owned(), 70), ("v2".to_owned(), 30)]).await;
+
+    cluster.kubectl_ok(&["-n", NAMESPACE, "label", "pod", "my-app-v1-0", "version=v2", "--overwrite"]);
+    until("a relabelled pod", async || hosts(&envoy, "v1").await == 2 && hosts(&envoy, "v2").await == 4).await;
+
+    let slices = cluster.kubectl_ok(&["-n", NAMESPACE, "get", "endpointslices", "-o", "json"]);
+    let mut slices: Value = serde_json::from_str(&slices).unwrap();
+    let slice = &mut slices["items"][0];
+    slice["endpoints"].as_array_mut().unwrap().retain(|one| one["targetRef"]["name"] != "my-app-v1-1");
+    cluster.apply(&slice.to_string());
+    until("a replaced slice", async || hosts(&envoy, "v1").await == 1 && hosts(&envoy, "v2").await == 4).await;
+
+    // An object that can not be used changes nothing, and says so.
+    let wrong = r#"{"spec":{"http":[{"route":[{"destination":{"host":"my-app"},"weight":-5}]}]}}"#;
+    cluster.kubectl_ok(&["-n", NAMESPACE, "patch", "virtualservice", "my-app", "--type=merge", "-p", wrong]);
+    until("the problem is counted", async || weir.metric("weir_config_problems ").await == Some(1)).await;
+    assert_eq!(weights(&envoy).await, [("v1".to_owned(), 70), ("v2".to_owned(), 30)]);
+    patch_weights(&cluster, 60, 40);
+    until("the mended object", async || weights(&envoy).await == [("v1".to_owned(), 60), ("v2".to_owned(), 40)]).await;
+
+    cluster.stop_apiserver();
+    assert_eq!(weights(&envoy).await, [("v1".to_owned(), 60), ("v2".to_owned(), 40)]);
+    cluster.start_apiserver();
+    patch_weights(&cluster, 10, 90);
+    until("a weight after an outage", async || weights(&envoy).await == [("v1".to_owned(), 10), ("v2".to_owned(), 90)])
+        .await;
+    let rejected = envoy.stats("update_rejected").await.unwrap();
+    assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
+}
+
+fn patch_weights(cluster: &KubeCluster, v1: u32, v2: u32) {
+    let route = json!({"spec": {"http": [{"route": [
+        {"destination": {"host": "my-app", "subset": "v1"}, "weight": v1},
+        {"destination": {"host": "my-app", "subset": "v2"}, "weight": v2},
+    ]}]}});
+    let patch = route.to_string();
+    cluster.kubectl_ok(&["-n", NAMESPACE, "patch", "virtualservice", "my-app", "--type=merge", "-p", &patch]);
+}
+
+/// Subset and weight of each destination of the first weighted route in Envoy.
+async fn weights(envoy: &EnvoyProcess) -> Vec<(String, u64)> {
+    let dump = envoy.config_dump().await.unwrap();
+    let Some(clusters) = find(&dump, "weighted_clusters").and_then(|found| found["clusters"].as_array()) else {
+        return Vec::new();
+    };
+    let subset = |one: &Value| one["name"].as_str()?.split('|').nth(2).map(str::to_owned);
+    clusters.iter().filter_map(|one| Some((subset(one)?, one["weight"].as_u64()?))).collect()
+}
+
+fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(map) => map.get(key).or_else(|| map.values().find_map(|member| find(member, key))),
+        Value::Array(items) => items.iter().find_map(|item| find(item, key)),
+        _ => None,
+    }
+}
+
+/// How many endpoints Envoy has for a subset.
+async fn hosts(envoy: &EnvoyProcess, subset: &str) -> usize {
+    let text = envoy.admin_get("/clusters").await.unwrap();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    text.lines().filter(|line| line.contains(&format!("|{subset}|my-app")) && line.contains("::cx_total::")).count()
+}

@@ -1,0 +1,300 @@
+//! A mesh on loopback: a folder of objects, backends that say their version, `weir serve`, and a real Envoy.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use weir::envoy::{Admin, EnvoyBinary, EnvoyProcess, SpawnOptions};
+
+use super::process::free_port;
+
+/// How long anything may take before the test fails; nothing waits that long when all is well.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Backends: three of v1 on 127.0.1.1 to 3, three of v2 on 127.0.2.1 to 3, all on one port.
+pub struct Backends {
+    pub port: u16,
+}
+
+impl Backends {
+    pub fn start() -> Self {
+        let addresses = |port: u16| {
+            let all = [1u8, 2].into_iter().flat_map(|version| [1u8, 2, 3].map(|n| (version, n)));
+            all.map(move |(version, n)| (version, SocketAddr::from(([127, 0, version, n], port))))
+        };
+        for _ in 0..50 {
+            let port = free_port();
+            let bound: Vec<_> =
+                addresses(port).map(|(version, address)| (version, TcpListener::bind(address))).collect();
+            if bound.iter().any(|(_, listener)| listener.is_err()) {
+                continue;
+            }
+            for (version, listener) in bound {
+                let listener = listener.unwrap();
+                std::thread::spawn(move || {
+                    for connection in listener.incoming().flatten() {
+                        std::thread::spawn(move || answer(connection, version));
+                    }
+                });
+            }
+            return Self { port };
+        }
+        panic!("no port is free on all of 127.0.1.1 to 127.0.2.3");
+    }
+}
+
+fn answer(connection: TcpStream, version: u8) {
+    let mut reader = BufReader::new(connection.try_clone().unwrap());
+    let mut out = connection;
+    let _ = out.set_nodelay(true);
+    let response = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nv{version}");
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|n| n > 0) {
+        if line == "\r\n" && out.write_all(response.as_bytes()).is_err() {
+            return;
+        }
+        line.clear();
+    }
+}
+
+/// `weir serve` as a child process; ended when dropped.
+pub struct Serve {
+    child: Child,
+    pub xds: u16,
+    pub admin: u16,
+}
+
+impl Serve {
+    pub fn start(args: &[&str], xds: u16, admin: u16) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .arg("serve")
+            .args(args)
+            .args(["--xds-listen", &format!("127.0.0.1:{xds}"), "--admin-listen", &format!("127.0.0.1:{admin}")])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, xds, admin }
+    }
+
+    pub fn admin(&self) -> Admin {
+        Admin::new(SocketAddr::from(([127, 0, 0, 1], self.admin)))
+    }
+
+    pub async fn ready(&self) {
+        until("weir is ready", async || self.admin().get("/ready").await.is_ok()).await;
+    }
+
+    /// A number of `/metrics`.
+    pub async fn metric(&self, name: &str) -> Option<u64> {
+        let text = self.admin().get("/metrics").await.ok()?;
+        let text = String::from_utf8(text.to_vec()).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
+    pub async fn revision(&self) -> u64 {
+        self.metric("weir_mesh_revision ").await.expect("the metric weir_mesh_revision")
+    }
+
+    /// Waits until the only proxy has acked everything of a state newer than `revision`.
+    pub async fn acked_after(&self, revision: u64) {
+        until("the proxy has acked the newest state", async || {
+            let Ok(body) = self.admin().get("/debug/syncz").await else { return false };
+            let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let Some(proxy) = list.get(0) else { return false };
+            let (acked, wanted) = (proxy["acked"].as_u64(), proxy["wanted"].as_u64());
+            acked.is_some() && acked == wanted && acked > Some(revision)
+        })
+        .await;
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waits for something to become true; fails the test by name where it does not.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The canary's objects in a folder, for clients on the port `service`.
+pub struct Objects {
+    pub folder: PathBuf,
+    pub service: u16,
+    pub backend: u16,
+}
+
+impl Objects {
+    pub fn write_all(&self, v1: u32, v2: u32) {
+        self.write("service.yaml", &self.service_yaml());
+        self.write("endpoints.yaml", &self.endpoints_yaml());
+        self.write("destination-rule.yaml", &rule_yaml(&["v1", "v2"]));
+        self.write("virtual-service.yaml", &route_yaml(v1, v2));
+    }
+
+    /// Writes a file the way careful editors do, so that it is never seen half.
+    pub fn write(&self, name: &str, text: &str) {
+        let temporary = self.folder.join(format!(".{name}.new"));
+        std::fs::write(&temporary, text).unwrap();
+        std::fs::rename(temporary, self.folder.join(name)).unwrap();
+    }
+
+    pub fn service_yaml(&self) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: my-app, namespace: shop}}\nspec:\n  clusterIP: 10.96.0.10\n  \
+             selector: {{app: my-app}}\n  ports: [{{name: http, port: {}, targetPort: {}}}]\n",
+            self.service, self.backend
+        )
+    }
+
+    pub fn endpoints_yaml(&self) -> String {
+        let mut text = String::from(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: my-app-1, namespace: shop, labels: \
+             {kubernetes.io/service-name: my-app}}\naddressType: IPv4\nendpoints:\n",
+        );
+        for (version, n) in [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)] {
+            text += &format!(
+                "- {{addresses: [127.0.{version}.{n}], conditions: {{ready: true}}, \
+                 targetRef: {{kind: Pod, name: my-app-v{version}-{n}}}}}\n"
+            );
+        }
+        text += &format!("ports: [{{name: http, port: {}, protocol: TCP}}]\n", self.backend);
+        for (version, n) in [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)] {
+            text += &format!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: my-app-v{version}-{n}, namespace: shop, labels: \
+                 {{app: my-app, version: v{version}}}}}\n"
+            );
+        }
+        text
+    }
+}
+
+pub fn rule_yaml(subsets: &[&str]) -> String {
+    let subsets: Vec<_> = subsets.iter().map(|name| format!("{{name: {name}, labels: {{version: {name}}}}}")).collect();
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: my-app, namespace: shop}}\nspec:\n  \
+         host: my-app\n  subsets: [{}]\n",
+        subsets.join(", ")
+    )
+}
+
+pub fn route_yaml(v1: u32, v2: u32) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1alpha3\nkind: VirtualService\nmetadata: {{name: my-app, namespace: shop}}\nspec:\n  \
+         hosts: [my-app]\n  http:\n  - route:\n    - {{destination: {{host: my-app, subset: v1}}, weight: {v1}}}\n    - \
+         {{destination: {{host: my-app, subset: v2}}, weight: {v2}}}\n"
+    )
+}
+
+/// Starts Envoy on the bootstrap that `weir bootstrap` prints.
+pub async fn start_envoy(folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess {
+    let printed = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["bootstrap", "--xds", &format!("127.0.0.1:{xds}"), "--namespace", "shop", "--pod", "client-0"])
+        .args(["--intercept", "none", "--label", "app=client"])
+        .args(more)
+        .output()
+        .unwrap();
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let file = folder.join("bootstrap.yaml");
+    std::fs::write(&file, printed.stdout).unwrap();
+    let envoy = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
+    let mut process = envoy.spawn(&SpawnOptions::new(file)).unwrap();
+    process.ready(DEADLINE).await.unwrap();
+    process
+}
+
+/// What came back: answers by body or status, or by the kind of failure.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tally {
+    pub answers: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    pub fn total(&self) -> u64 {
+        self.answers.values().sum()
+    }
+
+    pub fn of(&self, answer: &str) -> u64 {
+        self.answers.get(answer).copied().unwrap_or(0)
+    }
+
+    /// Everything that is neither v1 nor v2.
+    pub fn failed(&self) -> u64 {
+        self.total() - self.of("v1") - self.of("v2")
+    }
+
+    /// Fails unless the share of v2 is within 4.4 standard deviations of `percent`: with that bound one right split in
+    /// 100 000 would be called wrong. 0 and 100 percent are exact.
+    pub fn assert_split(&self, percent: u32) {
+        assert_eq!(self.failed(), 0, "{self:?}");
+        let (n, p) = (self.total() as f64, f64::from(percent) / 100.0);
+        let bound = 4.4 * (p * (1.0 - p) / n).sqrt();
+        let seen = self.of("v2") as f64 / n;
+        assert!(
+            (seen - p).abs() <= bound,
+            "wanted {percent} % of v2 within ±{bound:.4}, saw {seen:.4} of {n} requests"
+        );
+    }
+}
+
+/// Sends `count` requests, 50 on a connection.
+pub fn send(port: u16, count: u64) -> Tally {
+    let mut tally = Tally::default();
+    let mut left = count;
+    while left > 0 {
+        let on_this = left.min(50);
+        left -= on_this;
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Err(error) => *tally.answers.entry(format!("connect: {error}")).or_default() += on_this,
+            Ok(stream) => exchange(stream, on_this, &mut tally),
+        }
+    }
+    tally
+}
+
+fn exchange(stream: TcpStream, count: u64, tally: &mut Tally) {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut out = stream.try_clone().unwrap();
+    let mut reader = BufReader::new(stream);
+    for _ in 0..count {
+        let answer = one(&mut out, &mut reader).unwrap_or_else(|error| format!("error: {error}"));
+        *tally.answers.entry(answer).or_default() += 1;
+    }
+}
+
+fn one(out: &mut TcpStream, reader: &mut BufReader<TcpStream>) -> std::io::Result<String> {
+    out.write_all(b"GET / HTTP/1.1\r\nhost: my-app.shop\r\n\r\n")?;
+    let (mut status, mut length, mut line) = (String::new(), 0usize, String::new());
+    loop {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let lower = line.trim().to_ascii_lowercase();
+        if status.is_empty() {
+            status = lower.split(' ').nth(1).unwrap_or_default().to_owned();
+        } else if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or(0);
+        } else if lower.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    Ok(if status == "200" { String::from_utf8_lossy(&body).into_owned() } else { status })
+}

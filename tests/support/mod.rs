@@ -1,0 +1,37 @@
+//! What integration tests share: real servers to test against, and ways to start them that leave nothing behind.
+
+#![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
+
+pub mod cache;
+pub mod kube;
+pub mod mesh;
+pub mod parts;
+pub mod process;
+
+use std::io::Write;
+
+/// Why a test cannot run on this machine.
+#[derive(Debug, Clone)]
+pub struct Skip {
+    pub why: String,
+}
+
+impl Skip {
+    /// Says on stderr that `test` is skipped and why.
+    ///
+    /// # Panics
+    /// When `CI` is set in the environment: there a test that does not run is a failure.
+    pub fn report(&self, test: &str) {
+        let why = &self.why;
+        if std::env::var_os("CI").is_some_and(|ci| !ci.is_empty()) {
+            panic!("{test} cannot run, and CI is set, where no test may be skipped: {why}");
+        }
+        say(&format!("skipped: {test}: {why}"));
+    }
+}
+
+/// Writes a line to stderr past the capture of the test harness, which would keep it until a test fails.
+pub fn say(line: &str) {
+    // With stderr closed there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
