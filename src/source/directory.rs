@@ -3,7 +3,7 @@
 //! A change is taken in as soon as a writer has closed the file or a rename has put it in place, and never before: a
 //! file that is being written is left alone even if others around it change. Files whose changes the kernel does not
 //! tell (on network file systems, behind links to links, or where the limit of inotify watches is reached) are looked
-//! at from time to time and taken in once they have been the same for [`SETTLE`].
+//! at from time to time and taken in once they have been the same for a second.
 
 use std::collections::BTreeMap;
 use std::io;
