@@ -3,7 +3,7 @@
 //! A change is taken in as soon as a writer has closed the file or a rename has put it in place, and never before: a
 //! file that is being written is left alone even if others around it change. Files whose changes the kernel does not
 //! tell (on network file systems, behind links to links, or where the limit of inotify watches is reached) are looked
-//! at from time to time and taken in once they have been the same for [`SETTLE`].
+//! at from time to time and taken in once they have been the same for a second.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -260,8 +260,11 @@ impl Follower {
         if let Some(events) = &mut self.events {
             events.settle();
         }
-        let moved =
-            |path: &Path| happened.moved_to(path).is_some_and(|to| to_read.iter().any(|(path, ..)| *path == to));
+        // `to_read` is in the order of its paths, as `scan.files` is.
+        let moved = |path: &Path| {
+            let to = happened.moved_to(path);
+            to.is_some_and(|to| to_read.binary_search_by(|(path, ..)| path.cmp(&to)).is_ok())
+        };
         updates.extend(self.gone(&scan, moved, now, &mut next));
         let (known, events) = (&mut self.known, &mut self.events);
         let read =

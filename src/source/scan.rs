@@ -61,9 +61,7 @@ pub(super) fn scan(root: &Path, on_folder: &mut dyn FnMut(&Path)) -> Scan {
     let mut scan = Scan::default();
     match fs::metadata(root) {
         Ok(metadata) if metadata.is_dir() => folder(root, &metadata, 0, &mut HashSet::new(), &mut scan, on_folder),
-        Ok(_) => {
-            scan.files.insert(root.to_owned(), found(root));
-        }
+        Ok(_) => scan.files.extend(found(root, true).map(|found| (root.to_owned(), found))),
         Err(error) => {
             scan.unreadable.insert(root.to_owned(), reason(&error));
         }
@@ -99,37 +97,42 @@ fn folder(
             return;
         }
     };
-    let mut paths: Vec<_> = entries.iter().map(|entry| entry.path()).filter(|path| !is_hidden(path)).collect();
+    let entries = entries.iter().map(|entry| (entry.path(), entry.file_type().ok()));
+    let mut entries: Vec<_> = entries.filter(|(path, _)| !is_hidden(path)).collect();
     // The order decides under which of two paths a folder is read.
-    paths.sort();
-    for path in paths {
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => folder(&path, &metadata, depth + 1, seen, scan, on_folder),
-            _ if is_read(&path) => {
-                let found = found(&path);
-                if fs::symlink_metadata(&path).is_ok() {
-                    scan.files.insert(path, found);
-                }
-            }
-            _ => {}
+    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for (path, kind) in entries {
+        // Most entries are files, and the listing tells so: they cost one look each, or none.
+        let is_file = kind.is_some_and(|kind| kind.is_file());
+        if !is_file
+            && let Ok(metadata) = fs::metadata(&path)
+            && metadata.is_dir()
+        {
+            folder(&path, &metadata, depth + 1, seen, scan, on_folder);
+        } else if is_read(&path)
+            && let Some(found) = found(&path, !is_file)
+        {
+            scan.files.insert(path, found);
         }
     }
 }
 
-fn found(path: &Path) -> Found {
-    let is_link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+/// Looks at a file. `None` if there is nothing of that name, not even a link.
+fn found(path: &Path, may_be_link: bool) -> Option<Found> {
+    let is_link = may_be_link && fs::symlink_metadata(path).ok()?.is_symlink();
     let target = if is_link { fs::canonicalize(path).ok() } else { None };
     let metadata = fs::metadata(path);
     let linked = metadata.as_ref().is_ok_and(|metadata| metadata.nlink() > 1);
     let stamp = match metadata {
         Ok(metadata) if metadata.is_file() => Ok(Stamp::of(&metadata)),
         Ok(_) => Err("is neither a file nor a folder".to_owned()),
-        Err(error) if is_link && error.kind() == ErrorKind::NotFound => {
+        Err(error) if error.kind() == ErrorKind::NotFound && is_link => {
             Err("is a link to something that is not there".to_owned())
         }
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => Err(reason(&error)),
     };
-    Found { stamp, target, linked }
+    Some(Found { stamp, target, linked })
 }
 
 /// Reads a file that a scan has found. `None` if it is gone by now. The stamp is that of the state that was read, or an
@@ -258,7 +261,7 @@ mod tests {
         assert!(why.contains("16777217 bytes long, expected at most 16777216"), "{why}");
         let pipe = dir.path().join("pipe.yaml");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        assert!(found(&pipe).stamp.is_err());
+        assert!(found(&pipe, true).unwrap().stamp.is_err());
         assert!(matches!(read(&pipe), Some((_, Content::Unreadable(_)))));
         assert!(read(&dir.path().join("none.yaml")).is_none());
     }
