@@ -90,6 +90,8 @@ pub struct LoadBalancerSettings {
     pub consistent_hash: Option<ConsistentHashLb>,
     /// By locality.
     pub locality_lb_setting: Option<LocalityLbSetting>,
+    /// Within the zone first, as far as its endpoints can take it.
+    pub zone_aware_lb_setting: Option<ZoneAwareLbSetting>,
     /// Deprecated form of `warmup.duration`.
     pub warmup_duration_secs: Option<Duration>,
     /// New endpoints get their share slowly.
@@ -198,6 +200,20 @@ pub struct Distribute {
     pub to: BTreeMap<String, u32>,
 }
 
+/// Load balancing within the client's zone first.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ZoneAwareLbSetting {
+    /// Whether it applies; absent means yes.
+    pub enabled: Option<bool>,
+    /// Where traffic goes when a region fails.
+    pub failover: Vec<Failover>,
+    /// Labels that rank endpoints.
+    pub failover_priority: Vec<String>,
+    /// The number of endpoints below which it does not apply; absent means 6.
+    pub min_cluster_size: Option<u64>,
+}
+
 /// The region that stands in for another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -280,6 +296,18 @@ pub struct HttpSettings {
     pub use_client_protocol: bool,
     /// Streams on one HTTP/2 connection; 0 means Envoy's number.
     pub max_concurrent_streams: i32,
+    /// Probes on HTTP/2 connections.
+    pub http2_keep_alive: Option<ConnectionKeepalive>,
+}
+
+/// PING frames on an HTTP/2 connection; both are needed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConnectionKeepalive {
+    /// How often.
+    pub interval: Option<Duration>,
+    /// How long to wait for the answer.
+    pub timeout: Option<Duration>,
 }
 
 /// Whether HTTP/1.1 is upgraded to HTTP/2.
@@ -317,6 +345,8 @@ pub struct OutlierDetection {
     pub max_ejection_percent: i32,
     /// The share that must be healthy for this to work, in percent.
     pub min_health_percent: i32,
+    /// The statuses that count as errors, 100 to 599; empty means 5xx.
+    pub outlier_detection_http_error_codes: Vec<u32>,
 }
 
 /// TLS towards the endpoints.
@@ -393,9 +423,9 @@ pub enum ProxyProtocolVersion {
 #[serde(rename_all = "camelCase", default)]
 pub struct RetryBudget {
     /// As a share of the requests under way, in percent; absent means 20.
-    pub percent: Option<Percent>,
+    pub percent: Option<f64>,
     /// At least this many; 0 means 3.
     pub min_retry_concurrency: u32,
+    /// For how long a request counts; absent means only while it is under way.
+    pub budget_interval: Option<Duration>,
 }
-
-pub use super::virtual_service::Percent;

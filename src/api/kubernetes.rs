@@ -23,6 +23,20 @@ pub struct Service {
     pub selector: Labels,
     /// The ports.
     pub ports: Vec<ServicePort>,
+    /// Which endpoints are preferred: PreferClose, PreferSameZone or PreferSameNode.
+    pub traffic_distribution: String,
+}
+
+/// What a Pod says beside its metadata. The API server is asked for the metadata alone, so that this is only known of
+/// pods that were read from files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// The node it runs on.
+    pub node_name: String,
+    /// Who it runs as.
+    pub service_account: String,
+    /// Its address.
+    pub ip: String,
 }
 
 /// One port of a service.

@@ -1,5 +1,5 @@
-//! The objects weir reads, as plain types: Kubernetes' Service, EndpointSlice, Endpoints, Pod, Node and Namespace,
-//! and Istio's VirtualService and DestinationRule.
+//! The objects weir reads, as plain types: Kubernetes' Service, EndpointSlice, Endpoints, Pod, Node and Namespace, and
+//! Istio's VirtualService, DestinationRule, ServiceEntry, WorkloadEntry and Sidecar.
 //!
 //! [`parse`] turns one JSON document (from the API server, or from YAML) into an [`Object`] and says exactly what is
 //! wrong with it when it can not. Nothing here knows where a document came from or what it is used for.
@@ -8,6 +8,8 @@ mod destination_rule;
 mod kubernetes;
 mod parse;
 mod scalar;
+mod service_entry;
+mod sidecar;
 mod validate;
 mod virtual_service;
 
@@ -19,6 +21,8 @@ pub use destination_rule::*;
 pub use kubernetes::*;
 pub use parse::{Identity, ObjectError, Parsed, Problem, expand_list, identify, parse};
 pub use scalar::Duration;
+pub use service_entry::*;
+pub use sidecar::*;
 pub use virtual_service::*;
 
 /// Labels or annotations: name to value.
@@ -49,17 +53,26 @@ pub enum Kind {
     VirtualService,
     /// networking.istio.io DestinationRule.
     DestinationRule,
+    /// networking.istio.io ServiceEntry.
+    ServiceEntry,
+    /// networking.istio.io WorkloadEntry.
+    WorkloadEntry,
+    /// networking.istio.io Sidecar.
+    Sidecar,
 }
 
 impl Kind {
     /// Every kind, in the order in which they depend on each other.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Node,
         Kind::Namespace,
         Kind::Service,
         Kind::Pod,
         Kind::EndpointSlice,
         Kind::Endpoints,
+        Kind::WorkloadEntry,
+        Kind::ServiceEntry,
+        Kind::Sidecar,
         Kind::VirtualService,
         Kind::DestinationRule,
     ];
@@ -75,6 +88,9 @@ impl Kind {
             Kind::Endpoints => "Endpoints",
             Kind::VirtualService => "VirtualService",
             Kind::DestinationRule => "DestinationRule",
+            Kind::ServiceEntry => "ServiceEntry",
+            Kind::WorkloadEntry => "WorkloadEntry",
+            Kind::Sidecar => "Sidecar",
         }
     }
 
@@ -83,14 +99,14 @@ impl Kind {
         match self {
             Kind::Node | Kind::Namespace | Kind::Service | Kind::Pod | Kind::Endpoints => "",
             Kind::EndpointSlice => "discovery.k8s.io",
-            Kind::VirtualService | Kind::DestinationRule => "networking.istio.io",
+            _ => "networking.istio.io",
         }
     }
 
     /// The versions of the group that weir reads as one and the same, the preferred one first.
     pub fn versions(self) -> &'static [&'static str] {
         match self {
-            Kind::VirtualService | Kind::DestinationRule => &["v1", "v1beta1", "v1alpha3"],
+            _ if self.group() == "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
             _ => &["v1"],
         }
     }
@@ -106,6 +122,9 @@ impl Kind {
             Kind::Endpoints => "endpoints",
             Kind::VirtualService => "virtualservices",
             Kind::DestinationRule => "destinationrules",
+            Kind::ServiceEntry => "serviceentries",
+            Kind::WorkloadEntry => "workloadentries",
+            Kind::Sidecar => "sidecars",
         }
     }
 
@@ -192,11 +211,14 @@ pub enum Spec {
     Node,
     Namespace,
     Service(Service),
-    Pod,
+    Pod(Pod),
     EndpointSlice(EndpointSlice),
     Endpoints(Endpoints),
     VirtualService(VirtualService),
     DestinationRule(Box<DestinationRule>),
+    ServiceEntry(Box<ServiceEntry>),
+    WorkloadEntry(Box<WorkloadEntry>),
+    Sidecar(Box<Sidecar>),
 }
 
 impl Object {
@@ -206,11 +228,14 @@ impl Object {
             Spec::Node => Kind::Node,
             Spec::Namespace => Kind::Namespace,
             Spec::Service(_) => Kind::Service,
-            Spec::Pod => Kind::Pod,
+            Spec::Pod(_) => Kind::Pod,
             Spec::EndpointSlice(_) => Kind::EndpointSlice,
             Spec::Endpoints(_) => Kind::Endpoints,
             Spec::VirtualService(_) => Kind::VirtualService,
             Spec::DestinationRule(_) => Kind::DestinationRule,
+            Spec::ServiceEntry(_) => Kind::ServiceEntry,
+            Spec::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Spec::Sidecar(_) => Kind::Sidecar,
         }
     }
 

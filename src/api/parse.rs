@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Age, Kind, Labels, Meta, Object, ObjectKey, Spec, validate};
+use super::{Age, Kind, Labels, Meta, Object, ObjectKey, Pod, Spec, validate};
 
 /// Something wrong with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,16 +188,29 @@ pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed,
     let spec = match key.kind {
         Kind::Node => Spec::Node,
         Kind::Namespace => Spec::Namespace,
-        Kind::Pod => Spec::Pod,
+        Kind::Pod => Spec::Pod(pod(&spec, map.get("status"))),
         Kind::Service => Spec::Service(read(spec, "spec", &mut ignored)?),
         Kind::EndpointSlice => Spec::EndpointSlice(read(Value::Object(map), "", &mut ignored)?),
         Kind::Endpoints => Spec::Endpoints(read(Value::Object(map), "", &mut ignored)?),
         Kind::VirtualService => Spec::VirtualService(read(spec, "spec", &mut warnings)?),
         Kind::DestinationRule => Spec::DestinationRule(Box::new(read(spec, "spec", &mut warnings)?)),
+        Kind::ServiceEntry => Spec::ServiceEntry(Box::new(read(spec, "spec", &mut warnings)?)),
+        Kind::WorkloadEntry => Spec::WorkloadEntry(Box::new(read(spec, "spec", &mut warnings)?)),
+        Kind::Sidecar => Spec::Sidecar(Box::new(read(spec, "spec", &mut warnings)?)),
     };
     let object = Object { meta, spec };
     let problems = validate::check(&object);
     if problems.is_empty() { Ok(Parsed { object, warnings }) } else { Err(ObjectError { problems }) }
+}
+
+/// Nothing here can be wrong: what is missing or odd is as if it were not known.
+fn pod(spec: &Value, status: Option<&Value>) -> Pod {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+    Pod {
+        node_name: text(spec.get("nodeName")),
+        service_account: text(spec.get("serviceAccountName")),
+        ip: text(status.and_then(|status| status.get("podIP"))),
+    }
 }
 
 /// Reads `value` as `T`, notes unknown fields, and says at which path below `prefix` it is wrong.

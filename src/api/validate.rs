@@ -1,8 +1,8 @@
 //! What must hold for one object by itself. What needs other objects (a subset that no rule has) is not checked here.
 
 use super::{
-    Destination, DestinationRule, Duration, HttpRoute, Object, Percent, Problem, RouteDestination, Service, Spec,
-    VirtualService,
+    Destination, DestinationRule, Duration, EntryResolution, HttpRoute, Object, Percent, Problem, RouteDestination,
+    Service, ServiceEntry, Sidecar, Spec, VirtualService, WorkloadEntry,
 };
 
 /// Everything that makes `object` unusable; empty where it is fine. Source of the rules: the comments of the fields in
@@ -13,7 +13,10 @@ pub(super) fn check(object: &Object) -> Vec<Problem> {
         Spec::VirtualService(spec) => virtual_service(spec, &mut found),
         Spec::DestinationRule(spec) => destination_rule(spec, &mut found),
         Spec::Service(spec) => service(spec, &mut found),
-        Spec::Node | Spec::Namespace | Spec::Pod | Spec::EndpointSlice(_) | Spec::Endpoints(_) => {}
+        Spec::Node | Spec::Namespace | Spec::Pod(_) | Spec::EndpointSlice(_) | Spec::Endpoints(_) => {}
+        Spec::ServiceEntry(spec) => service_entry(spec, &mut found),
+        Spec::WorkloadEntry(spec) => workload_entry(spec, "spec", &mut found),
+        Spec::Sidecar(spec) => sidecar(spec, &mut found),
     }
     found.0
 }
@@ -54,10 +57,18 @@ fn virtual_service(spec: &VirtualService, found: &mut Findings) {
             if one.sni_hosts.is_empty() {
                 found.add(format!("{path}.match[{m}].sniHosts"), "is empty; expected at least one name");
             }
+            for (k, address) in one.destination_subnets.iter().enumerate() {
+                subnet(address, &format!("{path}.match[{m}].destinationSubnets[{k}]"), found);
+            }
         }
         destinations(&route.route, &path, found);
     }
     for (n, route) in spec.tcp.iter().enumerate() {
+        for (m, one) in route.matches.iter().enumerate() {
+            for (k, address) in one.destination_subnets.iter().enumerate() {
+                subnet(address, &format!("spec.tcp[{n}].match[{m}].destinationSubnets[{k}]"), found);
+            }
+        }
         destinations(&route.route, &format!("spec.tcp[{n}]"), found);
     }
 }
@@ -204,6 +215,129 @@ fn destination_rule(spec: &DestinationRule, found: &mut Findings) {
             found.add(path, format!("`{}` is not a name; expected letters, digits, `-`, `_` and `.`", subset.name));
         } else if !seen.insert(&subset.name) {
             found.add(path, format!("`{}` stands twice; expected each name once", subset.name));
+        }
+    }
+}
+
+fn service_entry(spec: &ServiceEntry, found: &mut Findings) {
+    if spec.hosts.is_empty() {
+        found.add("spec.hosts", "is empty; expected at least one host");
+    }
+    for (n, host) in spec.hosts.iter().enumerate() {
+        host_name(host, &format!("spec.hosts[{n}]"), found);
+        if host == "*" {
+            found.add(format!("spec.hosts[{n}]"), "is `*`; expected a host or a wildcard like *.example.com");
+        } else if host.starts_with('*')
+            && matches!(spec.resolution, EntryResolution::Dns | EntryResolution::DnsRoundRobin)
+            && spec.endpoints.is_empty()
+        {
+            found.add(
+                format!("spec.hosts[{n}]"),
+                format!("`{host}` is a wildcard, which DNS can not resolve; expected a full name, or endpoints"),
+            );
+        }
+    }
+    if spec.resolution == EntryResolution::DynamicDns {
+        found.add(
+            "spec.resolution",
+            "is DYNAMIC_DNS, which weir does not serve; expected NONE, STATIC, DNS or DNS_ROUND_ROBIN",
+        );
+    }
+    if spec.workload_selector.is_some() && !spec.endpoints.is_empty() {
+        found.add("spec.endpoints", "stand beside workloadSelector; expected only one of them");
+    }
+    for (n, address) in spec.addresses.iter().enumerate() {
+        subnet(address, &format!("spec.addresses[{n}]"), found);
+    }
+    let (mut names, mut numbers) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+    for (n, port) in spec.ports.iter().enumerate() {
+        let path = format!("spec.ports[{n}]");
+        if !(1..=65535).contains(&port.number) {
+            found.add(format!("{path}.number"), format!("is {}; expected 1 to 65535", port.number));
+        } else if !numbers.insert(port.number) {
+            found.add(format!("{path}.number"), format!("{} stands twice; expected each port once", port.number));
+        }
+        if port.name.is_empty() {
+            found.add(format!("{path}.name"), "is missing; expected a name");
+        } else if !names.insert(&port.name) {
+            found.add(format!("{path}.name"), format!("`{}` stands twice; expected each name once", port.name));
+        }
+        if port.target_port > 65535 {
+            found.add(format!("{path}.targetPort"), format!("is {}; expected 1 to 65535", port.target_port));
+        }
+    }
+    for (n, endpoint) in spec.endpoints.iter().enumerate() {
+        let path = format!("spec.endpoints[{n}]");
+        workload_entry(endpoint, &path, found);
+        let is_ip = endpoint.address.parse::<std::net::IpAddr>().is_ok() || endpoint.address.starts_with("unix://");
+        if spec.resolution == EntryResolution::Static && !is_ip && !endpoint.address.is_empty() {
+            found.add(
+                format!("{path}.address"),
+                format!(
+                    "`{}` is no IP address, which STATIC resolution needs; expected one, or resolution DNS",
+                    endpoint.address
+                ),
+            );
+        }
+    }
+}
+
+fn workload_entry(entry: &WorkloadEntry, path: &str, found: &mut Findings) {
+    match entry.address.strip_prefix("unix://") {
+        Some(file) if !file.starts_with('/') => {
+            found.add(
+                format!("{path}.address"),
+                format!("`{}` is no absolute path; expected unix:///PATH", entry.address),
+            );
+        }
+        Some(_) => {}
+        None if entry.address.is_empty() => {
+            found.add(format!("{path}.address"), "is missing; expected an IP address or a host name");
+        }
+        None => host_name(&entry.address, &format!("{path}.address"), found),
+    }
+    for (name, port) in &entry.ports {
+        if !(1..=65535).contains(port) {
+            found.add(format!("{path}.ports.{name}"), format!("is {port}; expected 1 to 65535"));
+        }
+    }
+}
+
+/// An IP address, with or without a prefix length.
+fn subnet(text: &str, path: &str, found: &mut Findings) {
+    let (address, length) = text.split_once('/').unwrap_or((text, ""));
+    let fits = match address.parse::<std::net::IpAddr>() {
+        Ok(ip) => {
+            length.is_empty() && !text.ends_with('/')
+                || length.parse().is_ok_and(|n: u8| n <= if ip.is_ipv4() { 32 } else { 128 })
+        }
+        Err(_) => false,
+    };
+    if !fits {
+        found.add(path, format!("`{text}` is not an address; expected one like 10.0.0.1 or 10.0.0.0/16"));
+    }
+}
+
+fn sidecar(spec: &Sidecar, found: &mut Findings) {
+    for (n, listener) in spec.egress.iter().enumerate() {
+        let path = format!("spec.egress[{n}]");
+        if listener.hosts.is_empty() {
+            found.add(format!("{path}.hosts"), "is empty; expected hosts of the form NAMESPACE/HOST");
+        }
+        for (m, host) in listener.hosts.iter().enumerate() {
+            if host.split('/').count() != 2 || host.starts_with('/') || host.ends_with('/') {
+                found.add(
+                    format!("{path}.hosts[{m}]"),
+                    format!(
+                        "`{host}` is not of the form NAMESPACE/HOST; expected one like ./web.shop.svc.cluster.local"
+                    ),
+                );
+            }
+        }
+        if let Some(port) = &listener.port
+            && !(1..=65535).contains(&port.number)
+        {
+            found.add(format!("{path}.port.number"), format!("is {}; expected 1 to 65535", port.number));
         }
     }
 }

@@ -3,21 +3,26 @@
 //! [`Builder`] keeps the model up to date from the [`Store`], touching what a change touches; a [`Mesh`] is one state
 //! of it, shared and never changed.
 
+mod delegate;
 mod endpoint;
 mod host;
 mod proxy;
 mod rules;
 mod service;
+mod sidecar;
+mod view;
 mod visibility;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use endpoint::{Endpoint, EndpointSet, Health, Locality};
+pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
 pub use host::{Host, covers, is_wildcard, resolve};
-pub use proxy::{InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
-pub use rules::{DestinationRule, DestinationRules, VirtualService, VirtualServices, VirtualServicesByHost};
-pub use service::{Port, Protocol, Resolution, Service};
+pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
+pub use rules::{DestinationRule, DestinationRules, HttpRule, VirtualService, VirtualServices, VirtualServicesByHost};
+pub use service::{Port, Preference, Protocol, Registry, Resolution, Service};
+pub use sidecar::{Sidecar, Sidecars};
+pub use view::{Seen, View};
 pub use visibility::Visibility;
 
 use crate::api::{Kind, Labels, Object, ObjectKey, Spec, selects};
@@ -45,7 +50,7 @@ impl Default for MeshConfig {
 }
 
 /// What happens to traffic for hosts that nobody knows. Source: Istio's `meshConfig.outboundTrafficPolicy.mode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum OutboundPolicy {
     /// It passes.
     AllowAny,
@@ -55,7 +60,7 @@ pub enum OutboundPolicy {
 
 /// A service with its endpoints.
 #[derive(Clone, Debug)]
-pub struct ServiceEntry {
+pub struct Registered {
     /// The service.
     pub service: Arc<Service>,
     /// Changes whenever `service` does.
@@ -66,27 +71,43 @@ pub struct ServiceEntry {
     pub endpoints_revision: u64,
 }
 
+/// The services that have one host, the one that counts first where all are seen.
+pub type SameHost = Arc<Vec<Registered>>;
+
 /// One state of the mesh.
 #[derive(Clone, Debug)]
 pub struct Mesh {
     /// What holds for all of it.
     pub config: Arc<MeshConfig>,
     /// All services by host.
-    pub services: Arc<BTreeMap<Host, ServiceEntry>>,
+    pub services: Arc<BTreeMap<Host, SameHost>>,
     /// All VirtualServices.
     pub virtual_services: Arc<VirtualServices>,
     /// All DestinationRules.
     pub destination_rules: Arc<DestinationRules>,
+    /// All Sidecars.
+    pub sidecars: Arc<Sidecars>,
     /// Which services have an endpoint at an address.
     by_address: Arc<BTreeMap<Arc<str>, BTreeSet<Host>>>,
-    /// The labels that some rule looks at.
-    labels_in_use: Arc<BTreeSet<String>>,
+    /// Where pods are, as far as they were read with their node.
+    pod_localities: Arc<BTreeMap<Name, Arc<Locality>>>,
+    /// What of proxies some rule looks at.
+    looked_at: Arc<LookedAt>,
+}
+
+/// What of proxies some rule looks at; the rest can not change an answer.
+#[derive(Clone, Debug, Default)]
+struct LookedAt {
+    labels: BTreeSet<String>,
+    locality: bool,
+    node: bool,
 }
 
 impl Mesh {
     /// What of `proxy` can change its answer in this state of the mesh.
     pub fn scope(&self, proxy: &Proxy) -> Scope {
-        let labels = proxy.labels.iter().filter(|(name, _)| self.labels_in_use.contains(*name));
+        let labels = proxy.labels.iter().filter(|(name, _)| self.looked_at.labels.contains(*name));
+        let sidecar = self.sidecars.find(&proxy.namespace, &proxy.labels, &self.config.root_namespace);
         Scope {
             namespace: proxy.namespace.clone(),
             labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
@@ -95,48 +116,80 @@ impl Mesh {
                 Interception::None => Vec::new(),
                 Interception::Redirect => self.inbound(proxy),
             },
+            locality: if self.looked_at.locality { self.locality(proxy) } else { Locality::default() },
+            node: if self.looked_at.node { proxy.node.clone() } else { Arc::default() },
+            families: Families::of(&proxy.addresses),
+            headless: {
+                let headless = |(service, _): &(&Service, _)| service.resolution == Resolution::Passthrough;
+                let own = self.endpoints_of(proxy).filter(headless).map(|(_, endpoint)| endpoint.address.clone());
+                own.collect::<BTreeSet<_>>().into_iter().collect()
+            },
+            sidecar: sidecar.map(|sidecar| (sidecar.key.clone(), sidecar.revision)),
         }
+    }
+
+    /// Where a proxy is: as it says itself, else as its label says, else where its pod's node is, else as the endpoints
+    /// at its address are.
+    fn locality(&self, proxy: &Proxy) -> Locality {
+        if proxy.locality != Locality::default() {
+            return proxy.locality.clone();
+        }
+        if let Some(own) = endpoint::label_locality(&proxy.labels) {
+            return own;
+        }
+        if let Some(own) = self.pod_localities.get(&(proxy.namespace.clone(), proxy.name.clone())) {
+            return (**own).clone();
+        }
+        let own = self.endpoints_of(proxy).find(|(_, endpoint)| *endpoint.locality != Locality::default());
+        own.map(|(_, endpoint)| (*endpoint.locality).clone()).unwrap_or_default()
+    }
+
+    /// The endpoints that a proxy's own workload is, each with its service.
+    fn endpoints_of<'a>(&'a self, proxy: &'a Proxy) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
+        let hosts = proxy.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten();
+        let known = hosts.filter_map(|host| self.services.get(host)).flat_map(|list| list.iter());
+        known.flat_map(|known| {
+            let own = known.endpoints.list.iter().filter(|endpoint| proxy.addresses.contains(&endpoint.address));
+            own.map(|endpoint| (&*known.service, endpoint))
+        })
     }
 
     /// The ports at which services reach `proxy`, each number once; the oldest service wins it.
     fn inbound(&self, proxy: &Proxy) -> Vec<InboundPort> {
         let mut by_target: BTreeMap<u16, (crate::api::Age, InboundPort)> = BTreeMap::new();
-        let hosts = proxy.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten();
-        for entry in hosts.filter_map(|host| self.services.get(host)) {
-            let service = &entry.service;
-            for endpoint in entry.endpoints.list.iter().filter(|endpoint| proxy.addresses.contains(&endpoint.address)) {
-                let Some(port) = service.ports.iter().find(|port| port.name == endpoint.port_name) else { continue };
-                let inbound = InboundPort {
-                    target: endpoint.port,
-                    host: service.host.clone(),
-                    port: port.number,
-                    protocol: port.protocol,
-                };
-                match by_target.get(&endpoint.port) {
-                    Some((age, known)) if (*age, known) <= (service.age, &inbound) => {}
-                    _ => {
-                        by_target.insert(endpoint.port, (service.age, inbound));
-                    }
+        for (service, endpoint) in self.endpoints_of(proxy) {
+            let Some(port) = service.ports.iter().find(|port| port.name == endpoint.port_name) else { continue };
+            let inbound = InboundPort {
+                target: endpoint.port,
+                host: service.host.clone(),
+                port: port.number,
+                protocol: port.protocol,
+            };
+            match by_target.get(&endpoint.port) {
+                Some((age, known)) if (*age, known) <= (service.age, &inbound) => {}
+                _ => {
+                    by_target.insert(endpoint.port, (service.age, inbound));
                 }
             }
         }
         by_target.into_values().map(|(_, port)| port).collect()
     }
 
-    /// The services that `namespace` sees, by host.
-    pub fn visible_services<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a ServiceEntry> {
-        self.services.values().filter(move |entry| entry.service.visibility.includes(namespace))
+    /// Of several services with one host the one that counts in `namespace`: its own, else a Kubernetes Service, else
+    /// the oldest.
+    fn pick<'a>(
+        &self,
+        list: &'a SameHost,
+        namespace: &str,
+        also: impl Fn(&Registered) -> bool,
+    ) -> Option<&'a Registered> {
+        let seen = || list.iter().filter(|one| one.service.visibility.includes(namespace) && also(one));
+        seen().find(|one| *one.service.namespace == *namespace).or_else(|| seen().next())
     }
 
-    /// The rule for a service as a client in `scope` sees it.
-    pub fn destination_rule(&self, service: &Service, scope: &Scope) -> Option<&Arc<DestinationRule>> {
-        self.destination_rules.find(
-            &service.host,
-            &service.namespace,
-            &self.config.root_namespace,
-            &scope.namespace,
-            &scope.labels,
-        )
+    /// The first service of a host, whoever sees it.
+    pub fn any_service(&self, host: &str) -> Option<&Registered> {
+        self.services.get(host)?.first()
     }
 }
 
@@ -154,8 +207,21 @@ pub struct Builder {
     /// The slices of each service, and the service of each slice as last seen, to find those that moved.
     slices: BTreeMap<Name, BTreeSet<Arc<str>>>,
     service_of_slice: BTreeMap<Name, Arc<str>>,
+    /// The hosts of each ServiceEntry as last seen.
+    hosts_of_entry: BTreeMap<Name, Vec<Host>>,
     virtual_services: BTreeMap<ObjectKey, Arc<VirtualService>>,
     revision: u64,
+}
+
+/// What has to be made anew.
+#[derive(Default)]
+struct Stale {
+    services: BTreeSet<Name>,
+    entries: BTreeSet<Name>,
+    virtual_services: bool,
+    destination_rules: bool,
+    sidecars: bool,
+    pods: bool,
 }
 
 impl Builder {
@@ -166,8 +232,10 @@ impl Builder {
             services: Arc::default(),
             virtual_services: Arc::default(),
             destination_rules: Arc::default(),
+            sidecars: Arc::default(),
             by_address: Arc::default(),
-            labels_in_use: Arc::default(),
+            pod_localities: Arc::default(),
+            looked_at: Arc::default(),
         };
         Self {
             mesh,
@@ -176,6 +244,7 @@ impl Builder {
             pods_of_service: BTreeMap::new(),
             slices: BTreeMap::new(),
             service_of_slice: BTreeMap::new(),
+            hosts_of_entry: BTreeMap::new(),
             virtual_services: BTreeMap::new(),
             revision: 0,
         }
@@ -183,49 +252,84 @@ impl Builder {
 
     /// Takes in what changed in `store`, and gives the new state.
     pub fn update(&mut self, store: &Store, dirty: &BTreeSet<ObjectKey>) -> Mesh {
-        let mut services: BTreeSet<Name> = BTreeSet::new();
-        let (mut virtual_services, mut destination_rules) = (false, false);
+        let mut stale = Stale::default();
         for key in dirty {
-            let name = (key.namespace.clone(), key.name.clone());
-            let object = store.get(key).map(|entry| &entry.object);
-            match key.kind {
-                Kind::Namespace => {}
-                Kind::Node => {
-                    if self.update_node(key, object) {
-                        services.extend(self.slices.keys().cloned());
-                        services.extend(store.all(Kind::Endpoints).map(|entry| name_of(&entry.object)));
-                    }
-                }
-                Kind::Pod => {
-                    self.update_pod(&name, object);
-                    services.extend(self.services_of_pod.get(&name).into_iter().flatten().cloned());
-                }
-                Kind::Service | Kind::Endpoints => {
-                    services.insert(name);
-                }
-                Kind::EndpointSlice => services.extend(self.update_slice(name, object)),
-                Kind::VirtualService => {
-                    virtual_services = true;
-                    self.update_virtual_service(store, key);
-                }
-                Kind::DestinationRule => destination_rules = true,
-            }
+            self.note(store, key, &mut stale);
         }
-        for name in &services {
+        for name in &stale.services {
             self.update_service(store, name);
         }
-        if virtual_services {
+        for name in &stale.entries {
+            self.update_entry(store, name);
+        }
+        if stale.virtual_services {
             let list = self.virtual_services.values().cloned().collect();
             self.mesh.virtual_services = Arc::new(VirtualServices::new(list));
         }
-        if destination_rules {
+        if stale.destination_rules {
             let objects = store.all(Kind::DestinationRule).map(|entry| (entry.revision, &entry.object));
             self.mesh.destination_rules = Arc::new(DestinationRules::new(objects, &self.mesh.config.domain));
         }
-        if virtual_services || destination_rules {
-            self.mesh.labels_in_use = Arc::new(labels_in_use(&self.mesh));
+        if stale.sidecars {
+            let objects = store.all(Kind::Sidecar).map(|entry| (entry.revision, &entry.object));
+            self.mesh.sidecars = Arc::new(Sidecars::new(objects));
+        }
+        if stale.pods {
+            let place = |(name, pod): (&Name, &Arc<Workload>)| {
+                Some((name.clone(), self.workloads.nodes.get(pod.node.as_str())?.clone()))
+            };
+            self.mesh.pod_localities = Arc::new(self.workloads.pods.iter().filter_map(place).collect());
+        }
+        if stale.virtual_services || stale.destination_rules || !stale.services.is_empty() {
+            self.mesh.looked_at = Arc::new(looked_at(&self.mesh));
         }
         self.mesh.clone()
+    }
+
+    fn note(&mut self, store: &Store, key: &ObjectKey, stale: &mut Stale) {
+        let name = (key.namespace.clone(), key.name.clone());
+        let object = store.get(key).map(|entry| &entry.object);
+        match key.kind {
+            Kind::Namespace => {}
+            Kind::Node => {
+                if self.update_node(key, object) {
+                    stale.pods = true;
+                    stale.services.extend(self.slices.keys().cloned());
+                    stale.services.extend(store.all(Kind::Endpoints).map(|entry| name_of(&entry.object)));
+                    stale.entries.extend(store.all(Kind::ServiceEntry).map(|entry| name_of(&entry.object)));
+                }
+            }
+            Kind::Pod => {
+                stale.pods |= self.update_pod(&name, object);
+                stale.services.extend(self.services_of_pod.get(&name).into_iter().flatten().cloned());
+                stale.entries.extend(selecting_entries(store, &key.namespace));
+            }
+            Kind::Service | Kind::Endpoints => {
+                stale.services.insert(name);
+            }
+            Kind::EndpointSlice => {
+                stale.services.extend(self.update_slice(name, object));
+                stale.entries.extend(selecting_entries(store, &key.namespace));
+            }
+            Kind::ServiceEntry => {
+                stale.entries.insert(name);
+            }
+            Kind::WorkloadEntry => {
+                // Whom it was selected by before is not known, and these are few.
+                stale.entries.extend(selecting_entries(store, &key.namespace));
+                let selecting = store.all(Kind::Service).filter(|entry| match &entry.object.spec {
+                    Spec::Service(spec) => entry.object.meta.namespace == key.namespace && !spec.selector.is_empty(),
+                    _ => false,
+                });
+                stale.services.extend(selecting.map(|entry| name_of(&entry.object)));
+            }
+            Kind::VirtualService => {
+                stale.virtual_services = true;
+                self.update_virtual_service(store, key);
+            }
+            Kind::DestinationRule => stale.destination_rules = true,
+            Kind::Sidecar => stale.sidecars = true,
+        }
     }
 
     fn update_node(&mut self, key: &ObjectKey, object: Option<&Arc<Object>>) -> bool {
@@ -237,11 +341,20 @@ impl Builder {
         old != new
     }
 
-    fn update_pod(&mut self, name: &Name, object: Option<&Arc<Object>>) {
-        match object {
-            Some(pod) => self.workloads.pods.insert(name.clone(), Arc::new(pod.meta.labels.clone())),
-            None => self.workloads.pods.remove(name),
+    /// Returns whether it is, or was, known where the pod runs.
+    fn update_pod(&mut self, name: &Name, object: Option<&Arc<Object>>) -> bool {
+        let Some(pod) = object else {
+            return self.workloads.pods.remove(name).is_some_and(|old| !old.node.is_empty());
         };
+        let (node, service_account, ip) = match &pod.spec {
+            Spec::Pod(spec) => (spec.node_name.clone(), spec.service_account.clone(), spec.ip.clone()),
+            _ => Default::default(),
+        };
+        let (labels, namespace) = (pod.meta.labels.clone(), pod.meta.namespace.clone());
+        let placed = !node.is_empty();
+        let workload = Workload { labels, namespace, node, service_account, ip };
+        let old = self.workloads.pods.insert(name.clone(), Arc::new(workload));
+        placed || old.is_some_and(|old| !old.node.is_empty())
     }
 
     /// The services it belonged to and belongs to now.
@@ -284,16 +397,13 @@ impl Builder {
         let key = |kind: Kind| ObjectKey { kind, namespace: name.0.clone(), name: name.1.clone() };
         let domain = self.mesh.config.domain.clone();
         let host: Host = format!("{}.{}.svc.{domain}", name.1, name.0).to_ascii_lowercase().into();
-        let old = self.mesh.services.get(&host).cloned();
+        self.forget_pods(name);
         let new = store.get(&key(Kind::Service)).and_then(|entry| match &entry.object.spec {
             Spec::Service(spec) => Some((entry.revision, Service::from_kubernetes(&entry.object.meta, spec, &domain))),
             _ => None,
         });
         let Some((revision, service)) = new else {
-            if let Some(old) = old {
-                self.forget_endpoints(name, &old);
-                Arc::make_mut(&mut self.mesh.services).remove(&host);
-            }
+            self.put(&host, Registry::Kubernetes, &name.0, None);
             return;
         };
         let slices = self.slices.get(name).into_iter().flatten().filter_map(|slice| {
@@ -302,35 +412,122 @@ impl Builder {
         });
         let slices: Vec<_> = slices.collect();
         let endpoints = store.get(&key(Kind::Endpoints)).map(|entry| &*entry.object);
-        let set = endpoint::collect(&service, slices.iter().copied(), endpoints, &self.workloads);
-        let (endpoints_revision, set) = match &old {
-            Some(old) if *old.endpoints == set => (old.endpoints_revision, old.endpoints.clone()),
-            _ => {
-                self.revision += 1;
-                (self.revision, Arc::new(set))
-            }
-        };
-        let (service_revision, service) = match &old {
-            Some(old) if *old.service == service => (old.service_revision, old.service.clone()),
-            _ => (revision, Arc::new(service)),
-        };
-        if let Some(old) = &old {
-            self.forget_endpoints(name, old);
-        }
+        let entries = selected_entries(store, &name.0, &service.selector);
+        let set = endpoint::collect(&service, slices.iter().copied(), endpoints, entries, &self.workloads);
         let pods = pods_of(&slices, endpoints);
         for pod in &pods {
             self.services_of_pod.entry(pod.clone()).or_default().insert(name.clone());
         }
         self.pods_of_service.insert(name.clone(), pods);
-        let by_address = Arc::make_mut(&mut self.mesh.by_address);
-        for endpoint in &set.list {
-            by_address.entry(endpoint.address.clone()).or_default().insert(host.clone());
-        }
-        let entry = ServiceEntry { service, service_revision, endpoints: set, endpoints_revision };
-        Arc::make_mut(&mut self.mesh.services).insert(host, entry);
+        self.put(&host, Registry::Kubernetes, &name.0, Some((revision, service, set)));
     }
 
-    fn forget_endpoints(&mut self, name: &Name, old: &ServiceEntry) {
+    fn update_entry(&mut self, store: &Store, name: &Name) {
+        let key = ObjectKey { kind: Kind::ServiceEntry, namespace: name.0.clone(), name: name.1.clone() };
+        let old = self.hosts_of_entry.remove(name).unwrap_or_default();
+        let Some((entry, Spec::ServiceEntry(spec))) = store.get(&key).map(|entry| (entry, &entry.object.spec)) else {
+            for host in old {
+                self.put(&host, Registry::ServiceEntry, &name.0, None);
+            }
+            return;
+        };
+        let mut hosts: Vec<Host> = Vec::new();
+        for host in &spec.hosts {
+            let service = Service::from_service_entry(&entry.object.meta, spec, host);
+            let selector = spec.workload_selector.as_ref().map(|selector| &selector.labels);
+            let entries = selector.into_iter().flat_map(|labels| selected_entries(store, &name.0, labels));
+            let pods = selector.into_iter().flat_map(|labels| self.selected_pods(store, &name.0, labels));
+            let set = endpoint::collect_entry(&service, spec, entries, pods, &self.workloads);
+            let host = service.host.clone();
+            self.put(&host, Registry::ServiceEntry, &name.0, Some((entry.revision, service, set)));
+            hosts.push(host);
+        }
+        for host in old.iter().filter(|host| !hosts.contains(host)) {
+            self.put(host, Registry::ServiceEntry, &name.0, None);
+        }
+        self.hosts_of_entry.insert(name.clone(), hosts);
+    }
+
+    /// The pods of a namespace with these labels, each with its address: its own where it was read, else the one that
+    /// a slice gives it.
+    fn selected_pods(&self, store: &Store, namespace: &Arc<str>, labels: &Labels) -> Vec<(Arc<str>, &Arc<Workload>)> {
+        let mut found: BTreeMap<Arc<str>, (Arc<str>, &Arc<Workload>)> = BTreeMap::new();
+        let of_namespace = (namespace.clone(), Arc::from(""))..;
+        for ((_, pod), workload) in self.workloads.pods.range(of_namespace).take_while(|((ns, _), _)| ns == namespace) {
+            if !workload.ip.is_empty() && selects(labels, &workload.labels) {
+                found.insert(pod.clone(), (workload.ip.as_str().into(), workload));
+            }
+        }
+        for entry in store.all(Kind::EndpointSlice).filter(|entry| entry.object.meta.namespace == *namespace) {
+            let Spec::EndpointSlice(slice) = &entry.object.spec else { continue };
+            for one in &slice.endpoints {
+                let Some((address, target)) = one.addresses.first().zip(one.target_ref.as_ref()) else { continue };
+                let pod: Arc<str> = target.name.as_str().into();
+                if target.kind != "Pod" || found.contains_key(&pod) {
+                    continue;
+                }
+                let known = self.workloads.pods.get(&(namespace.clone(), pod.clone()));
+                if let Some(workload) = known.filter(|workload| selects(labels, &workload.labels)) {
+                    found.insert(pod, (address.as_str().into(), workload));
+                }
+            }
+        }
+        found.into_values().collect()
+    }
+
+    /// Puts a service in the place of the one that this registry and namespace have for `host`, or takes it away.
+    fn put(&mut self, host: &Host, registry: Registry, namespace: &Arc<str>, new: Option<(u64, Service, EndpointSet)>) {
+        let mut list: Vec<Registered> = self.mesh.services.get(host).map(|list| list.to_vec()).unwrap_or_default();
+        let same = |one: &Registered| one.service.registry == registry && one.service.namespace == *namespace;
+        let old = list.iter().position(same).map(|at| list.remove(at));
+        let new = new.map(|(revision, service, set)| {
+            let (endpoints_revision, endpoints) = match &old {
+                Some(old) if *old.endpoints == set => (old.endpoints_revision, old.endpoints.clone()),
+                _ => {
+                    self.revision += 1;
+                    (self.revision, Arc::new(set))
+                }
+            };
+            let (service_revision, service) = match &old {
+                Some(old) if *old.service == service => (old.service_revision, old.service.clone()),
+                _ => (revision, Arc::new(service)),
+            };
+            Registered { service, service_revision, endpoints, endpoints_revision }
+        });
+        let addresses = |one: &Registered| -> BTreeSet<Arc<str>> {
+            one.endpoints.list.iter().map(|endpoint| endpoint.address.clone()).collect()
+        };
+        let before = old.as_ref().map(addresses).unwrap_or_default();
+        let after = new.as_ref().map(addresses).unwrap_or_default();
+        if before != after {
+            let elsewhere: BTreeSet<_> = list.iter().flat_map(addresses).collect();
+            let by_address = Arc::make_mut(&mut self.mesh.by_address);
+            for address in before.difference(&after).filter(|address| !elsewhere.contains(*address)) {
+                if let Some(hosts) = by_address.get_mut(address) {
+                    hosts.remove(host);
+                    if hosts.is_empty() {
+                        by_address.remove(address);
+                    }
+                }
+            }
+            for address in after.difference(&before) {
+                by_address.entry(address.clone()).or_default().insert(host.clone());
+            }
+        }
+        list.extend(new);
+        list.sort_by(|a, b| {
+            let rank = |one: &Registered| (one.service.registry, one.service.age, one.service.namespace.clone());
+            rank(a).cmp(&rank(b))
+        });
+        let services = Arc::make_mut(&mut self.mesh.services);
+        if list.is_empty() {
+            services.remove(host);
+        } else {
+            services.insert(host.clone(), Arc::new(list));
+        }
+    }
+
+    fn forget_pods(&mut self, name: &Name) {
         for pod in self.pods_of_service.remove(name).unwrap_or_default() {
             if let Some(services) = self.services_of_pod.get_mut(&pod) {
                 services.remove(name);
@@ -339,16 +536,35 @@ impl Builder {
                 }
             }
         }
-        let by_address = Arc::make_mut(&mut self.mesh.by_address);
-        for endpoint in &old.endpoints.list {
-            if let Some(hosts) = by_address.get_mut(&endpoint.address) {
-                hosts.remove(&old.service.host);
-                if hosts.is_empty() {
-                    by_address.remove(&endpoint.address);
-                }
-            }
-        }
     }
+}
+
+/// The ServiceEntries of a namespace that choose their endpoints by labels.
+fn selecting_entries<'a>(store: &'a Store, namespace: &'a Arc<str>) -> impl Iterator<Item = Name> + 'a {
+    let selects = |object: &Object| match &object.spec {
+        Spec::ServiceEntry(spec) => spec.workload_selector.is_some(),
+        _ => false,
+    };
+    let entries = store.all(Kind::ServiceEntry).map(|entry| &entry.object);
+    entries.filter(move |object| object.meta.namespace == *namespace && selects(object)).map(|object| name_of(object))
+}
+
+/// The WorkloadEntries of a namespace with these labels; none for no labels.
+fn selected_entries<'a>(
+    store: &'a Store,
+    namespace: &'a Arc<str>,
+    labels: &'a Labels,
+) -> impl Iterator<Item = &'a Object> {
+    let entries = store.all(Kind::WorkloadEntry).filter(|_| !labels.is_empty()).map(|entry| &*entry.object);
+    entries.filter(move |object| match &object.spec {
+        Spec::WorkloadEntry(spec) => {
+            let has = |(name, value): (&String, &String)| {
+                object.meta.labels.get(name).or_else(|| spec.labels.get(name)) == Some(value)
+            };
+            object.meta.namespace == *namespace && labels.iter().all(has)
+        }
+        _ => false,
+    })
 }
 
 fn name_of(object: &Object) -> Name {
@@ -378,23 +594,28 @@ fn pods_of(slices: &[&Object], endpoints: Option<&Object>) -> Vec<Name> {
     pods
 }
 
-/// The names of the labels by which some rule tells proxies apart.
-fn labels_in_use(mesh: &Mesh) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
+/// What of proxies the rules of `mesh` look at.
+fn looked_at(mesh: &Mesh) -> LookedAt {
+    let mut found = LookedAt::default();
     for one in mesh.virtual_services.iter() {
         let spec = one.spec();
         let http = spec.http.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
         let tls = spec.tls.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
         let tcp = spec.tcp.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
-        names.extend(http.chain(tls).chain(tcp).flat_map(|labels| labels.keys().cloned()));
+        found.labels.extend(http.chain(tls).chain(tcp).flat_map(|labels| labels.keys().cloned()));
     }
     for rule in mesh.destination_rules.iter() {
-        names.extend(rule.selector.iter().flat_map(|labels| labels.keys().cloned()));
+        found.labels.extend(rule.selector.iter().flat_map(|labels| labels.keys().cloned()));
+        for place in rule.places() {
+            found.locality |= place.locality;
+            found.node |= place.failover_priority.iter().any(|label| label.starts_with("kubernetes.io/hostname"));
+            let names = place.failover_priority.iter().filter_map(|label| label.split('=').next());
+            found.labels.extend(names.map(str::to_owned));
+        }
     }
-    names
-}
-
-/// Whether an endpoint belongs to a subset with these labels.
-pub fn in_subset(endpoint: &Endpoint, labels: &Labels) -> bool {
-    selects(labels, &endpoint.labels)
+    for known in mesh.services.values().flat_map(|list| list.iter()) {
+        found.locality |= known.service.preference.is_some();
+        found.node |= known.service.preference == Some(Preference::Node);
+    }
+    found
 }

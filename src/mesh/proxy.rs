@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::endpoint::Locality;
-use crate::api::Labels;
+use crate::api::{Labels, ObjectKey};
 
 /// What a proxy says of itself in its node message. Source: Istio's node id `TYPE~IP~POD.NAMESPACE~DNSDOMAIN` and the
 /// node metadata NAMESPACE, LABELS, CLUSTER_ID, INSTANCE_IPS and INTERCEPTION_MODE.
@@ -25,6 +25,8 @@ pub struct Proxy {
     pub locality: Locality,
     /// How traffic gets to it.
     pub interception: Interception,
+    /// The node it runs on; empty where it does not say.
+    pub node: Arc<str>,
 }
 
 /// How traffic gets to a proxy.
@@ -71,6 +73,8 @@ pub struct NodeMetadata {
     pub instance_ips: Vec<String>,
     /// INTERCEPTION_MODE.
     pub interception_mode: Option<String>,
+    /// NODE_NAME.
+    pub node_name: Option<String>,
 }
 
 impl NodeMetadata {
@@ -88,6 +92,7 @@ impl NodeMetadata {
                 .map(|ips| ips.split(',').map(|ip| ip.trim().to_owned()).collect())
                 .unwrap_or_default(),
             interception_mode: text("INTERCEPTION_MODE"),
+            node_name: text("NODE_NAME"),
         }
     }
 }
@@ -129,6 +134,7 @@ impl Proxy {
                 Some("NONE") => Interception::None,
                 _ => Interception::Redirect,
             },
+            node: metadata.node_name.unwrap_or_default().into(),
         })
     }
 }
@@ -150,6 +156,52 @@ pub struct Scope {
     pub interception: Interception,
     /// The ports it serves itself, by port number.
     pub inbound: Vec<InboundPort>,
+    /// Where it is, where some rule looks at that.
+    pub locality: Locality,
+    /// The node it runs on, where some rule looks at that.
+    pub node: Arc<str>,
+    /// The address families it speaks.
+    pub families: Families,
+    /// Those of its addresses that are endpoints of headless services, by which it does not call itself.
+    pub headless: Vec<Arc<str>>,
+    /// The Sidecar that counts for it, with the Sidecar's revision.
+    pub sidecar: Option<(ObjectKey, u64)>,
+}
+
+/// The address families that a proxy speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Families {
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+    /// Both.
+    Both,
+}
+
+impl Families {
+    /// Those of a proxy with these addresses.
+    pub fn of<'a>(addresses: impl IntoIterator<Item = &'a Arc<str>>) -> Self {
+        let (mut v4, mut v6) = (false, false);
+        for address in addresses {
+            if address.contains(':') { v6 = true } else { v4 = true }
+        }
+        match (v4, v6) {
+            (false, true) => Families::V6,
+            (true, true) => Families::Both,
+            _ => Families::V4,
+        }
+    }
+
+    /// Whether a proxy of these families can connect to `address`, which may be a host name or a path.
+    pub fn reach(self, address: &str) -> bool {
+        let plain = address.split('/').next().unwrap_or_default();
+        match (self, plain.parse::<std::net::IpAddr>()) {
+            (Families::V4, Ok(ip)) => ip.is_ipv4(),
+            (Families::V6, Ok(ip)) => ip.is_ipv6(),
+            (Families::Both, _) | (_, Err(_)) => true,
+        }
+    }
 }
 
 /// A port that a proxy's own workload serves.

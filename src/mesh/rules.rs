@@ -20,6 +20,27 @@ pub struct VirtualService {
     pub visibility: Visibility,
     object: Arc<Object>,
     empty: api::VirtualService,
+    /// The routes with those of delegates taken in; `None` where there are no delegates.
+    merged: Option<Vec<MergedRoute>>,
+}
+
+/// A route of a delegate, with what its root says.
+#[derive(Clone, Debug)]
+struct MergedRoute {
+    key: ObjectKey,
+    index: usize,
+    route: api::HttpRoute,
+}
+
+/// A route of `http` and where it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpRule<'a> {
+    /// The route, delegates taken in.
+    pub route: &'a api::HttpRoute,
+    /// The VirtualService that says it, in whose namespace short hosts are read.
+    pub key: &'a ObjectKey,
+    /// Its position in that one's `http`.
+    pub index: usize,
 }
 
 impl VirtualService {
@@ -31,6 +52,7 @@ impl VirtualService {
             visibility: Visibility::Public,
             object: object.clone(),
             empty: api::VirtualService::default(),
+            merged: None,
         };
         let namespace = &object.meta.namespace;
         this.hosts = this.spec().hosts.iter().map(|name| host::resolve(name, namespace, domain)).collect();
@@ -44,6 +66,54 @@ impl VirtualService {
             Spec::VirtualService(spec) => spec,
             _ => &self.empty,
         }
+    }
+
+    /// Its HTTP routes in order, delegates taken in.
+    pub fn http(&self) -> impl Iterator<Item = HttpRule<'_>> {
+        let own = match &self.merged {
+            None => self.spec().http.as_slice(),
+            Some(_) => &[],
+        };
+        let own = own.iter().enumerate().map(|(index, route)| HttpRule { route, key: &self.key, index });
+        let merged = self.merged.iter().flatten();
+        own.chain(merged.map(|one| HttpRule { route: &one.route, key: &one.key, index: one.index }))
+    }
+
+    /// The same with the routes of its delegates taken in; `None` where it has none. A delegate that is missing, not
+    /// visible here or has delegates of its own gives no routes, and the other routes stand.
+    fn with_delegates(&self, delegates: &BTreeMap<(&str, &str), &Arc<VirtualService>>) -> Option<Self> {
+        let routes = &self.spec().http;
+        if routes.iter().all(|route| route.delegate.is_none()) {
+            return None;
+        }
+        let mut revisions = vec![self.revision];
+        let mut merged = Vec::new();
+        for (index, route) in routes.iter().enumerate() {
+            let Some(to) = &route.delegate else {
+                merged.push(MergedRoute { key: self.key.clone(), index, route: route.clone() });
+                continue;
+            };
+            let namespace = if to.namespace.is_empty() { &**self.namespace() } else { to.namespace.as_str() };
+            let Some(delegate) = delegates.get(&(namespace, to.name.as_str())) else { continue };
+            if !delegate.visibility.includes(self.namespace()) {
+                continue;
+            }
+            revisions.push(delegate.revision);
+            let leaves = delegate.spec().http.iter().enumerate().filter(|(_, leaf)| leaf.delegate.is_none());
+            merged.extend(leaves.filter_map(|(index, leaf)| {
+                Some(MergedRoute { key: delegate.key.clone(), index, route: super::delegate::merge(route, leaf)? })
+            }));
+        }
+        let bytes: Vec<u8> = revisions.iter().flat_map(|revision| revision.to_le_bytes()).collect();
+        Some(Self {
+            revision: xxhash_rust::xxh3::xxh3_64(&bytes),
+            key: self.key.clone(),
+            hosts: self.hosts.clone(),
+            visibility: self.visibility.clone(),
+            object: self.object.clone(),
+            empty: api::VirtualService::default(),
+            merged: Some(merged),
+        })
     }
 
     /// Its namespace, in which short hosts are read.
@@ -84,6 +154,14 @@ pub struct DestinationRule {
     pub subsets: Vec<Arc<api::Subset>>,
 }
 
+/// What load balancing looks at of where clients are.
+pub(super) struct Place<'a> {
+    /// Whether their locality counts.
+    pub locality: bool,
+    /// Whether some of their labels do, as names or `name=value`.
+    pub failover_priority: &'a [String],
+}
+
 /// All VirtualServices, the oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct VirtualServices {
@@ -91,9 +169,16 @@ pub struct VirtualServices {
 }
 
 impl VirtualServices {
-    pub(super) fn new(mut list: Vec<Arc<VirtualService>>) -> Self {
-        list.sort_by(|a, b| (a.age(), &a.key.name, &a.key.namespace).cmp(&(b.age(), &b.key.name, &b.key.namespace)));
-        Self { list }
+    pub(super) fn new(list: Vec<Arc<VirtualService>>) -> Self {
+        let delegates: BTreeMap<_, _> = list
+            .iter()
+            .filter(|one| one.hosts.is_empty())
+            .map(|one| ((&*one.key.namespace, &*one.key.name), one))
+            .collect();
+        let mut merged: Vec<_> =
+            list.iter().map(|one| one.with_delegates(&delegates).map_or_else(|| one.clone(), Arc::new)).collect();
+        merged.sort_by(|a, b| (a.age(), &a.key.name, &a.key.namespace).cmp(&(b.age(), &b.key.name, &b.key.namespace)));
+        Self { list: merged }
     }
 
     /// All of them, the oldest first.
@@ -101,15 +186,16 @@ impl VirtualServices {
         self.list.iter()
     }
 
-    /// The ones that count for sidecars of `namespace`, by host.
-    pub fn for_namespace(&self, namespace: &str) -> VirtualServicesByHost {
+    /// The ones that count for sidecars of `namespace` and that `seen` lets through, by host.
+    pub fn for_namespace(&self, namespace: &str, seen: impl Fn(&VirtualService) -> bool) -> VirtualServicesByHost {
         let mut by_host = VirtualServicesByHost::default();
-        for service in self.list.iter().filter(|one| one.is_for_mesh() && one.visibility.includes(namespace)) {
+        let counts = |one: &&Arc<VirtualService>| one.is_for_mesh() && one.visibility.includes(namespace) && seen(one);
+        for service in self.list.iter().filter(counts) {
             for name in &service.hosts {
                 if host::is_wildcard(name) {
                     by_host.wildcards.push((name.clone(), service.clone()));
                 } else {
-                    by_host.exact.entry(name.clone()).or_insert_with(|| service.clone());
+                    by_host.exact.entry(name.clone()).or_default().push(service.clone());
                 }
             }
         }
@@ -122,22 +208,26 @@ impl VirtualServices {
 /// The VirtualServices that count for one namespace. Of two for one host the older wins it whole.
 #[derive(Clone, Debug, Default)]
 pub struct VirtualServicesByHost {
-    exact: BTreeMap<Host, Arc<VirtualService>>,
+    exact: BTreeMap<Host, Vec<Arc<VirtualService>>>,
     wildcards: Vec<(Host, Arc<VirtualService>)>,
 }
 
 impl VirtualServicesByHost {
-    /// The one for a host: an exact host beats a wildcard, a longer wildcard a shorter.
-    pub fn find(&self, name: &str) -> Option<&Arc<VirtualService>> {
-        self.exact.get(name).or_else(|| {
-            let covering = |(wildcard, _): &&(Host, Arc<VirtualService>)| host::covers(wildcard, name);
-            self.wildcards.iter().find(covering).map(|(_, service)| service)
-        })
+    /// The one whose HTTP routes count for a host: an exact host beats a wildcard, a longer wildcard a shorter.
+    pub fn http(&self, name: &str) -> Option<&Arc<VirtualService>> {
+        self.all(name).find(|service| !service.spec().http.is_empty())
+    }
+
+    /// All that speak for a host, in the order in which they count.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
+        let covering = self.wildcards.iter().filter(move |(wildcard, _)| host::covers(wildcard, name));
+        self.exact.get(name).into_iter().flatten().chain(covering.map(|(_, service)| service))
     }
 
     /// Every host, wildcards included, with its VirtualService.
     pub fn hosts(&self) -> impl Iterator<Item = (&Host, &Arc<VirtualService>)> {
-        self.exact.iter().chain(self.wildcards.iter().map(|(name, service)| (name, service)))
+        let exact = self.exact.iter().flat_map(|(name, list)| list.iter().map(move |service| (name, service)));
+        exact.chain(self.wildcards.iter().map(|(name, service)| (name, service)))
     }
 }
 
@@ -155,21 +245,12 @@ struct NamespaceRules {
 }
 
 impl NamespaceRules {
-    fn find(&self, host: &str, fits: impl Fn(&DestinationRule) -> bool) -> Option<&Arc<DestinationRule>> {
-        let choose = |rules: &'_ Vec<Arc<DestinationRule>>| -> Option<usize> {
-            // A rule for these very proxies beats one for all.
-            let selected = rules.iter().position(|rule| rule.selector.is_some() && fits(rule));
-            selected.or_else(|| rules.iter().position(|rule| rule.selector.is_none() && fits(rule)))
-        };
-        if let Some(rules) = self.exact.get(host)
-            && let Some(found) = choose(rules)
-        {
-            return rules.get(found);
-        }
-        self.wildcards
-            .iter()
-            .filter(|(wildcard, _)| host::covers(wildcard, host))
-            .find_map(|(_, rules)| choose(rules).and_then(|found| rules.get(found)))
+    /// The rules for the most specific host that covers `host` and of which any is seen.
+    fn find(&self, host: &str, seen: impl Fn(&DestinationRule) -> bool) -> Option<&[Arc<DestinationRule>]> {
+        let exact = self.exact.get(host).into_iter();
+        let wildcards = self.wildcards.iter().filter(|(wildcard, _)| host::covers(wildcard, host));
+        let mut all = exact.chain(wildcards.map(|(_, rules)| rules));
+        all.find(|rules| rules.iter().any(|rule| seen(rule))).map(Vec::as_slice)
     }
 }
 
@@ -229,7 +310,8 @@ impl DestinationRules {
     }
 
     /// The rule for a host as a client sees it: from the client's namespace, else the service's, else the root
-    /// namespace; the first of these that has one. Source: Istio's documentation, "Global namespace aliases" of
+    /// namespace; the first of these that has one. Rules that select other proxies than the client keep those for all
+    /// from counting as well (measured on Istiod). Source: Istio's documentation, "Global namespace aliases" of
     /// `DestinationRule.exportTo`.
     pub fn find(
         &self,
@@ -239,25 +321,17 @@ impl DestinationRules {
         client_namespace: &str,
         client_labels: &Labels,
     ) -> Option<&Arc<DestinationRule>> {
-        let fits = |rule: &DestinationRule| {
-            rule.visibility.includes(client_namespace)
-                && match &rule.selector {
-                    None => true,
-                    // A selector speaks of the workloads of the rule's own namespace.
-                    Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
-                }
+        let seen = |rule: &DestinationRule| rule.visibility.includes(client_namespace);
+        let found = [client_namespace, service_namespace, root_namespace]
+            .iter()
+            .find_map(|namespace| self.by_namespace.get(*namespace)?.find(host, seen))?;
+        let mut visible = found.iter().filter(|rule| seen(rule));
+        // A selector speaks of the workloads of the rule's own namespace. A rule for these very proxies beats one for all.
+        let selects = |rule: &&Arc<DestinationRule>| match &rule.selector {
+            None => false,
+            Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
         };
-        let mut looked_at: Vec<&str> = Vec::with_capacity(3);
-        for namespace in [client_namespace, service_namespace, root_namespace] {
-            if looked_at.contains(&namespace) {
-                continue;
-            }
-            looked_at.push(namespace);
-            if let Some(rule) = self.by_namespace.get(namespace).and_then(|rules| rules.find(host, fits)) {
-                return Some(rule);
-            }
-        }
-        None
+        visible.clone().find(selects).or_else(|| visible.find(|rule| rule.selector.is_none()))
     }
 
     /// Every rule.
@@ -280,6 +354,33 @@ impl DestinationRule {
                 self.subsets.push(subset);
             }
         }
+    }
+
+    /// Whether clients in different places get different endpoints by it.
+    pub fn looks_at_locality(&self) -> bool {
+        self.places().any(|place| place.locality)
+    }
+
+    /// What its load balancing looks at of where clients are.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        let own = self.traffic_policy.as_deref().into_iter();
+        let policies = own.chain(self.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref()));
+        policies.flat_map(|policy| {
+            let ports = policy.port_level_settings.iter().map(|port| (&port.load_balancer, &port.outlier_detection));
+            let all = std::iter::once((&policy.load_balancer, &policy.outlier_detection)).chain(ports);
+            all.map(|(balancer, outlier)| {
+                let locality = balancer.as_ref().and_then(|balancer| balancer.locality_lb_setting.as_ref());
+                let zone = balancer.as_ref().and_then(|balancer| balancer.zone_aware_lb_setting.as_ref());
+                Place {
+                    // Outlier detection by itself switches failover by locality on.
+                    locality: outlier.is_some() || locality.is_some() || zone.is_some(),
+                    failover_priority: zone
+                        .map(|zone| zone.failover_priority.as_slice())
+                        .or_else(|| locality.map(|locality| locality.failover_priority.as_slice()))
+                        .unwrap_or_default(),
+                }
+            })
+        })
     }
 
     /// The subset with this name.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::host::Host;
 use super::visibility::Visibility;
-use crate::api::{self, IntOrString, Meta};
+use crate::api::{self, EntryResolution, IntOrString, Labels, Meta};
 
 /// What is spoken over a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,8 +84,30 @@ impl Protocol {
 pub enum Resolution {
     /// From the cluster's endpoints, by EDS.
     Endpoints,
-    /// From the address the client asked for: a headless service.
+    /// From the address the client asked for: a headless service, or a ServiceEntry that says so.
     Passthrough,
+    /// From DNS, all addresses at once.
+    Dns,
+    /// From DNS, one address after the other.
+    DnsRoundRobin,
+}
+
+/// What kind of object a service comes from. Of two for one host the first kind counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Registry {
+    /// A Kubernetes Service.
+    Kubernetes,
+    /// A ServiceEntry.
+    ServiceEntry,
+}
+
+/// Which endpoints are preferred without any rule. Source: Kubernetes' Service, `spec.trafficDistribution`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Preference {
+    /// Those in the client's zone.
+    Zone,
+    /// Those on the client's node.
+    Node,
 }
 
 /// A port of a service.
@@ -110,7 +132,7 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// The name in its namespace.
     pub name: Arc<str>,
-    /// Its addresses inside the cluster; none for a headless service.
+    /// The addresses clients connect to; none for a headless service. Those of a ServiceEntry may have a prefix length.
     pub addresses: Vec<Arc<str>>,
     /// Where its endpoints come from.
     pub resolution: Resolution,
@@ -122,6 +144,14 @@ pub struct Service {
     pub age: api::Age,
     /// The host this one is another name of (`ExternalName`).
     pub alias_of: Option<Host>,
+    /// What kind of object it comes from.
+    pub registry: Registry,
+    /// The labels of the workloads behind it; empty where they are listed.
+    pub selector: Labels,
+    /// Which endpoints are preferred without any rule.
+    pub preference: Option<Preference>,
+    /// The names that its servers' certificates may hold.
+    pub subject_alt_names: Vec<String>,
 }
 
 impl Service {
@@ -159,6 +189,49 @@ impl Service {
             visibility: Visibility::new(export_to.split(','), &meta.namespace),
             age: meta.age,
             alias_of,
+            registry: Registry::Kubernetes,
+            selector: spec.selector.clone(),
+            preference: match spec.traffic_distribution.as_str() {
+                "PreferClose" | "PreferSameZone" => Some(Preference::Zone),
+                "PreferSameNode" => Some(Preference::Node),
+                _ => None,
+            },
+            subject_alt_names: Vec::new(),
+        }
+    }
+
+    /// The service of one host of a ServiceEntry.
+    pub fn from_service_entry(meta: &Meta, spec: &api::ServiceEntry, host: &str) -> Self {
+        let ports = spec.ports.iter().filter_map(|port| {
+            let number = u16::try_from(port.number).ok().filter(|number| *number > 0)?;
+            let target = u16::try_from(port.target_port).ok().filter(|target| *target > 0);
+            let protocol = Protocol::named(&port.protocol.to_ascii_lowercase()).unwrap_or(Some(Protocol::Unknown))?;
+            Some(Port { number, name: port.name.as_str().into(), protocol, target: target.unwrap_or(number) })
+        });
+        // A prefix as long as the address is the address.
+        let addresses = spec.addresses.iter().map(|address| match address.split_once('/') {
+            Some((plain, "32" | "128")) => plain.into(),
+            _ => address.as_str().into(),
+        });
+        Service {
+            host: host.to_ascii_lowercase().into(),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            addresses: addresses.collect(),
+            resolution: match spec.resolution {
+                EntryResolution::None | EntryResolution::DynamicDns => Resolution::Passthrough,
+                EntryResolution::Static => Resolution::Endpoints,
+                EntryResolution::Dns => Resolution::Dns,
+                EntryResolution::DnsRoundRobin => Resolution::DnsRoundRobin,
+            },
+            ports: ports.collect(),
+            visibility: Visibility::new(spec.export_to.iter().map(String::as_str), &meta.namespace),
+            age: meta.age,
+            alias_of: None,
+            registry: Registry::ServiceEntry,
+            selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
+            preference: None,
+            subject_alt_names: spec.subject_alt_names.clone(),
         }
     }
 

@@ -11,22 +11,36 @@ use prost::Message;
 
 use super::{Resource, Resources, Snapshot};
 use crate::mesh::{
-    Host, InboundPort, Interception, Mesh, OutboundPolicy, Port, Protocol, Resolution, Scope, Service, ServiceEntry,
-    VirtualService, covers, is_wildcard,
+    Families, Host, InboundPort, Interception, Locality, Mesh, Port, Protocol, Scope, Seen, View, VirtualService,
+    covers, is_wildcard,
 };
-use crate::translate::listener::{self, Outbound, OutboundKind};
-use crate::translate::route::Context;
-use crate::translate::{cluster, cluster_name, endpoint, virtual_host};
+use crate::translate::outbound::{self, Outbound, route_name};
+use crate::translate::route::{Context, Known};
+use crate::translate::{cluster, endpoint, listener, virtual_host};
 
 /// Parts made before, by everything they were made from. Parts that no snapshot of a round used are dropped at its end.
 #[derive(Debug, Default)]
 pub struct Memo {
-    clusters: Cache<(Host, u64, u64), Vec<Arc<Resource>>>,
-    endpoints: Cache<(Host, u64, u64, u64), Vec<Arc<Resource>>>,
+    clusters: Cache<ServiceKey, Vec<Arc<Resource>>>,
+    endpoints: Cache<ServiceKey, Vec<Arc<Resource>>>,
     inbound_clusters: Cache<InboundPort, Arc<Resource>>,
-    listeners: Cache<(String, Interception, bool), Arc<Resource>>,
-    inbound_listeners: Cache<Vec<InboundPort>, Arc<Resource>>,
+    listeners: Cache<Outbound, Arc<Resource>>,
+    inbound_listeners: Cache<(Vec<InboundPort>, Families), Arc<Resource>>,
     hosts: Cache<HostKey, Arc<HostPart>>,
+}
+
+/// What the clusters or endpoints of a service are made from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ServiceKey {
+    host: Host,
+    service: u64,
+    /// Set where they are a part of it.
+    endpoints: Option<u64>,
+    rule: u64,
+    only: Option<BTreeSet<u16>>,
+    families: Families,
+    /// Set where clients in different places get different ones.
+    place: Option<(Locality, Arc<str>, BTreeMap<String, String>)>,
 }
 
 /// What a virtual host is made from, apart from the services its routes lead to (see [`HostPart::looked_at`]).
@@ -46,8 +60,8 @@ struct HostKey {
 /// An encoded virtual host, as a field of its route configuration; nothing where no route is left.
 #[derive(Debug)]
 struct HostPart {
-    /// The services that were looked up, and the revision found.
-    looked_at: Vec<(Host, Option<u64>)>,
+    /// The services that were looked up, and the revisions of service and rule that were found.
+    looked_at: Vec<(Host, Option<(u64, u64)>)>,
     encoded: Option<Encoded>,
 }
 
@@ -114,7 +128,7 @@ impl Memo {
 
     /// Everything that proxies of `scope` get in this state of the mesh.
     pub fn snapshot(&mut self, mesh: &Mesh, scope: &Scope, revision: u64) -> Snapshot {
-        let visible: Vec<&ServiceEntry> = mesh.visible_services(&scope.namespace).collect();
+        let view = View::new(mesh, scope);
         let mut clusters = Resources::new();
         let mut endpoints = Resources::new();
         for fixed in cluster::fixed() {
@@ -127,129 +141,102 @@ impl Memo {
             };
             put(&mut clusters, self.inbound_clusters.get(port.clone(), |_| true, make));
         }
-        for entry in visible.iter().filter(|entry| entry.service.alias_of.is_none()) {
-            let service = &entry.service;
-            let rule = mesh.destination_rule(service, scope).map(|rule| &**rule);
-            let rule_revision = rule.map_or(0, |rule| rule.revision);
-            let key = (service.host.clone(), entry.service_revision, rule_revision);
-            let made = self.clusters.get(
-                key,
-                |_| true,
-                || {
-                    let all = service.ports.iter().flat_map(|port| cluster::outbound(service, port, rule));
-                    all.map(|cluster| encode(&cluster.name, &cluster)).collect()
-                },
-            );
-            made.into_iter().for_each(|resource| put(&mut clusters, resource));
-            let key = (service.host.clone(), entry.service_revision, entry.endpoints_revision, rule_revision);
-            let made = self.endpoints.get(
-                key,
-                |_| true,
-                || {
-                    let ports = service.ports.iter();
-                    let all = ports.flat_map(|port| endpoint::outbound(service, port, &entry.endpoints, rule));
-                    all.map(|assignment| encode(&assignment.cluster_name, &assignment)).collect()
-                },
-            );
-            made.into_iter().for_each(|resource| put(&mut endpoints, resource));
+        for seen in view.services().filter(|seen| seen.known.service.alias_of.is_none()) {
+            self.service(&view, seen, &mut clusters, &mut endpoints);
         }
-        let listeners = self.listeners(mesh, scope, &visible);
-        let routes = self.routes(mesh, scope, &visible);
+        let listeners = self.listeners(&view);
+        let routes = self.routes(&view);
         Snapshot::new(revision, [clusters, endpoints, listeners, routes])
     }
 
-    fn listeners(&mut self, mesh: &Mesh, scope: &Scope, visible: &[&ServiceEntry]) -> Resources {
-        let mut by_age: Vec<_> = visible.iter().filter(|entry| entry.service.alias_of.is_none()).collect();
-        by_age.sort_by(|a, b| (a.service.age, &a.service.host).cmp(&(b.service.age, &b.service.host)));
-        let mut listeners = Resources::new();
-        let policy = mesh.config.outbound;
-        // Of two services that want one listener the older gets it.
-        let mut add = |wanted: &Outbound<'_>| {
-            let name = listener::outbound_name(wanted, scope.interception);
-            if listeners.contains_key(name.as_str()) {
-                return;
-            }
-            let key = (format!("{wanted:?}"), scope.interception, policy == OutboundPolicy::AllowAny);
-            let make = || encode(&name, &listener::outbound(wanted, scope.interception, policy));
-            let made = self.listeners.get(key, |_| true, make);
-            put(&mut listeners, made);
+    fn service(&mut self, view: &View<'_>, seen: &Seen<'_>, clusters: &mut Resources, endpoints: &mut Resources) {
+        let (known, scope) = (seen.known, view.scope);
+        let rule = view.destination_rule(known).map(|rule| &**rule);
+        let context = cluster::Context { config: &view.mesh.config, scope, known, rule };
+        let placed = endpoint::depends_on_place(&known.service, rule);
+        let key = |with_endpoints: bool| ServiceKey {
+            host: known.service.host.clone(),
+            service: known.service_revision,
+            endpoints: with_endpoints.then_some(known.endpoints_revision),
+            rule: rule.map_or(0, |rule| rule.revision),
+            only: seen.only().cloned(),
+            families: scope.families,
+            place: (placed && with_endpoints)
+                .then(|| (scope.locality.clone(), scope.node.clone(), scope.labels.clone())),
         };
-        for entry in by_age {
-            let service = &entry.service;
-            for port in &service.ports {
-                let cluster = cluster_name(port.number, "", &service.host);
-                let routes = route_name(service, port);
-                let kind = match port.protocol {
-                    protocol if protocol.is_http() => {
-                        add(&Outbound { address: "0.0.0.0", port: port.number, kind: OutboundKind::Http(&routes) });
-                        continue;
-                    }
-                    Protocol::Unknown => OutboundKind::Inspect(&routes, &cluster),
-                    _ => OutboundKind::Tcp(&cluster),
-                };
-                let addresses: BTreeSet<&str> = match service.resolution {
-                    Resolution::Endpoints => service.addresses.iter().map(|address| &**address).collect(),
-                    // The addresses of a headless service are those of its pods.
-                    Resolution::Passthrough => {
-                        let members = entry.endpoints.list.iter().filter(|one| one.port_name == port.name);
-                        members.map(|one| &*one.address).collect()
-                    }
-                };
-                for address in addresses {
-                    add(&Outbound { address, port: port.number, kind: kind.clone() });
-                }
-            }
+        let with_endpoints = cluster::holds_endpoints(&known.service, rule);
+        let make = || {
+            let all = seen.ports().flat_map(|port| cluster::outbound(port, context));
+            all.map(|cluster| encode(&cluster.name, &cluster)).collect()
+        };
+        let made = self.clusters.get(key(with_endpoints), |_| true, make);
+        made.into_iter().for_each(|resource| put(clusters, resource));
+        let make = || {
+            let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
+            all.map(|assignment| encode(&assignment.cluster_name, &assignment)).collect()
+        };
+        let made = self.endpoints.get(key(true), |_| true, make);
+        made.into_iter().for_each(|resource| put(endpoints, resource));
+    }
+
+    fn listeners(&mut self, view: &View<'_>) -> Resources {
+        let scope = view.scope;
+        let mut listeners = Resources::new();
+        for wanted in outbound::listeners(view) {
+            let make = || encode(&wanted.name(), &listener::outbound(&wanted));
+            let made = self.listeners.get(wanted.clone(), |_| true, make);
+            put(&mut listeners, made);
         }
         if scope.interception == Interception::Redirect {
-            let virtual_outbound = listener::virtual_outbound(policy);
+            let virtual_outbound = listener::virtual_outbound(view.outbound, scope.families);
             put(&mut listeners, encode(&virtual_outbound.name, &virtual_outbound));
-            let make = || encode("virtualInbound", &listener::virtual_inbound(&scope.inbound));
-            let made = self.inbound_listeners.get(scope.inbound.clone(), |_| true, make);
+            let make = || encode("virtualInbound", &listener::virtual_inbound(&scope.inbound, scope.families));
+            let made = self.inbound_listeners.get((scope.inbound.clone(), scope.families), |_| true, make);
             put(&mut listeners, made);
         }
         listeners
     }
 
-    fn routes(&mut self, mesh: &Mesh, scope: &Scope, visible: &[&ServiceEntry]) -> Resources {
-        let rules = mesh.virtual_services.for_namespace(&scope.namespace);
-        let mut aliases: BTreeMap<&Host, Vec<&ServiceEntry>> = BTreeMap::new();
-        for entry in visible {
-            if let Some(target) = &entry.service.alias_of {
-                aliases.entry(target).or_default().push(entry);
+    fn routes(&mut self, view: &View<'_>) -> Resources {
+        let mut aliases: BTreeMap<&Host, Vec<&Seen<'_>>> = BTreeMap::new();
+        for seen in view.callable() {
+            if let Some(target) = &seen.known.service.alias_of {
+                aliases.entry(target).or_default().push(seen);
             }
         }
         let mut configurations: BTreeMap<String, Vec<Encoded>> = BTreeMap::new();
-        let mut http_ports = BTreeSet::new();
-        for entry in visible.iter().filter(|entry| entry.service.alias_of.is_none()) {
-            let service = &entry.service;
-            let rule = rules.find(&service.host).map(|rule| &**rule);
+        let mut on_80: BTreeSet<&Host> = BTreeSet::new();
+        let mut http_80 = false;
+        for seen in view.callable().filter(|seen| seen.known.service.alias_of.is_none()) {
+            let service = &seen.known.service;
+            let rule = view.rules.http(&service.host).map(|rule| &**rule);
             let others = aliases.get(&service.host).map_or(&[][..], Vec::as_slice);
-            for port in &service.ports {
+            for port in seen.ports() {
                 let any_name = match port.protocol {
                     Protocol::Unknown => true,
                     protocol if protocol.is_http() => false,
                     _ => continue,
                 };
-                if !any_name {
-                    http_ports.insert(port.number);
+                if !any_name && port.number == 80 {
+                    http_80 = true;
+                    on_80.insert(&service.host);
                 }
-                let wanted = Wanted { mesh, scope, port: port.number, rule };
-                let part = self.service_host(&wanted, entry, port, any_name, others);
+                let wanted = Wanted { view, port: port.number, rule };
+                let part = self.service_host(&wanted, seen, port, any_name, others);
                 let configuration = configurations.entry(route_name(service, port)).or_default();
                 configuration.extend(part.encoded.clone());
             }
         }
-        // A host that no service has is only known on the port of plain HTTP.
-        if http_ports.contains(&80) {
-            for (host, rule) in rules.hosts() {
-                let taken = |entry: &&ServiceEntry| covers(host, &entry.service.host);
+        // A host that no service has there is known on the port of plain HTTP all the same.
+        if http_80 {
+            for (host, rule) in view.rules.hosts().filter(|(_, rule)| !rule.spec().http.is_empty()) {
                 let served = if is_wildcard(host) {
-                    visible.iter().any(taken)
+                    on_80.iter().any(|known| covers(host, known))
                 } else {
-                    mesh.services.get(host).is_some_and(|entry| entry.service.visibility.includes(&scope.namespace))
+                    on_80.contains(host)
                 };
-                if !served && !rule.spec().http.is_empty() {
-                    let wanted = Wanted { mesh, scope, port: 80, rule: Some(rule) };
+                if !served {
+                    let wanted = Wanted { view, port: 80, rule: Some(rule) };
                     let part = self.other_host(&wanted, host, rule);
                     configurations.entry("80".to_owned()).or_default().extend(part.encoded.clone());
                 }
@@ -257,7 +244,7 @@ impl Memo {
         }
         let mut resources = Resources::new();
         for (name, hosts) in configurations {
-            let catch_all = name.parse::<u16>().is_ok().then(|| virtual_host::catch_all(mesh.config.outbound));
+            let catch_all = name.parse::<u16>().is_ok().then(|| virtual_host::catch_all(view.outbound));
             put(&mut resources, configuration(&name, hosts, catch_all));
         }
         resources
@@ -266,23 +253,24 @@ impl Memo {
     fn service_host(
         &mut self,
         wanted: &Wanted<'_>,
-        entry: &ServiceEntry,
+        seen: &Seen<'_>,
         port: &Port,
         any_name: bool,
-        aliases: &[&ServiceEntry],
+        aliases: &[&Seen<'_>],
     ) -> Arc<HostPart> {
-        let service = &entry.service;
+        let service = &seen.known.service;
+        let own = &wanted.view.scope.namespace;
         let key = HostKey {
             host: service.host.clone(),
             port: port.number,
             any_name,
-            service: entry.service_revision,
-            aliases: aliases.iter().map(|alias| alias.service_revision).collect(),
-            own_namespace: service.namespace == wanted.scope.namespace
-                || aliases.iter().any(|alias| alias.service.namespace == wanted.scope.namespace),
+            service: seen.known.service_revision,
+            aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
+            own_namespace: service.namespace == *own
+                || aliases.iter().any(|alias| alias.known.service.namespace == *own),
             ..wanted.key(&service.host)
         };
-        let aliases: Vec<_> = aliases.iter().map(|alias| alias.service.clone()).collect();
+        let aliases: Vec<_> = aliases.iter().map(|alias| alias.known.service.clone()).collect();
         self.host(wanted, key, |context| {
             if any_name {
                 virtual_host::of_unknown_port(service, port, wanted.rule, context)
@@ -302,20 +290,24 @@ impl Memo {
         key: HostKey,
         make: impl FnOnce(&Context<'_>) -> Option<route::VirtualHost>,
     ) -> Arc<HostPart> {
-        let revision = |host: &Host| wanted.mesh.services.get(host).map(|entry| entry.service_revision);
-        let unchanged = |part: &Arc<HostPart>| part.looked_at.iter().all(|(host, seen)| revision(host) == *seen);
+        let view = wanted.view;
+        let revisions = |host: &str| {
+            let known = view.service(host)?.known;
+            Some((known.service_revision, view.destination_rule(known).map_or(0, |rule| rule.revision)))
+        };
+        let unchanged = |part: &Arc<HostPart>| part.looked_at.iter().all(|(host, seen)| revisions(host) == *seen);
         self.hosts.get(key, unchanged, || {
             // Noting what a translation looks at is what makes it sure that a change of it is seen.
             let looked_at = Mutex::new(Vec::new());
-            let service = |host: &str| -> Option<Arc<Service>> {
-                let found = wanted.mesh.services.get(host);
+            let service = |host: &str| -> Option<Known> {
                 if let Ok(mut looked_at) = looked_at.lock() {
-                    looked_at.push((Host::from(host), found.map(|entry| entry.service_revision)));
+                    looked_at.push((Host::from(host), revisions(host)));
                 }
-                found.map(|entry| entry.service.clone())
+                let known = view.service(host)?.known;
+                Some((known.service.clone(), view.destination_rule(known).cloned()))
             };
             let context =
-                Context { config: &wanted.mesh.config, scope: wanted.scope, port: wanted.port, service: &service };
+                Context { config: &view.mesh.config, scope: view.scope, port: wanted.port, service: &service };
             let encoded =
                 make(&context).map(|host| Encoded { field: virtual_host_field(&host), domains: host.domains });
             Arc::new(HostPart { looked_at: looked_at.into_inner().unwrap_or_default(), encoded })
@@ -325,8 +317,7 @@ impl Memo {
 
 /// For whom, on which port and by which rules a virtual host is wanted.
 struct Wanted<'a> {
-    mesh: &'a Mesh,
-    scope: &'a Scope,
+    view: &'a View<'a>,
     port: u16,
     rule: Option<&'a VirtualService>,
 }
@@ -334,7 +325,7 @@ struct Wanted<'a> {
 impl Wanted<'_> {
     fn key(&self, host: &Host) -> HostKey {
         let tells_apart = self.rule.is_some_and(|rule| {
-            let mut matches = rule.spec().http.iter().flat_map(|http| &http.matches);
+            let mut matches = rule.http().flat_map(|http| &http.route.matches);
             matches.any(|one| !one.source_labels.is_empty() || !one.source_namespace.is_empty())
         });
         HostKey {
@@ -345,17 +336,8 @@ impl Wanted<'_> {
             aliases: Vec::new(),
             rules: self.rule.map_or(0, |rule| rule.revision),
             own_namespace: false,
-            source: tells_apart.then(|| (self.scope.namespace.clone(), self.scope.labels.clone())),
+            source: tells_apart.then(|| (self.view.scope.namespace.clone(), self.view.scope.labels.clone())),
         }
-    }
-}
-
-/// The route configuration's name: the port, or the host and the port where one service has the listener to itself.
-fn route_name(service: &Service, port: &Port) -> String {
-    if port.protocol == Protocol::Unknown {
-        format!("{}:{}", service.host, port.number)
-    } else {
-        port.number.to_string()
     }
 }
 

@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::api::{Kind, Object, ObjectError, ObjectKey, Problem};
+use crate::api::{Object, ObjectError, ObjectKey, Problem};
 
 /// Where an object was read, for messages.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +102,3 @@ pub fn change_from(
         Err(error) => Change::Refuse { key, problems: error.problems.into_iter().map(at).collect() },
     }
 }
-
-/// The kinds a source must deliver before it may say [`Change::Synced`].
-pub const KINDS: [Kind; 8] = Kind::ALL;

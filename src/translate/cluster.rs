@@ -1,30 +1,71 @@
 //! CDS: the clusters of a service's ports and subsets, of the workload's own ports, and the fixed ones.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Any, Duration};
 
+use super::connection_pool::{self, HttpOptions, no_limits};
+use super::policy::Policy;
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, inbound_cluster_name, seconds,
-    socket_address, u32_value,
+    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, endpoint, inbound_cluster_name,
+    load_balancer, outlier, seconds, socket_address, tls,
 };
-use crate::mesh::{DestinationRule, InboundPort, Port, Protocol, Resolution, Service};
+use crate::api::TlsMode;
+use crate::mesh::{
+    DestinationRule, EndpointSet, Families, InboundPort, MeshConfig, Port, Registered, Resolution, Scope, Service,
+};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
-/// The clusters of one port: one for all endpoints, and one for each subset of `rule`.
-pub fn outbound(service: &Service, port: &Port, rule: Option<&DestinationRule>) -> Vec<pb::Cluster> {
-    let subsets = rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
-    std::iter::once("").chain(subsets).map(|subset| one(service, port, subset)).collect()
+/// What a service's clusters are made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// What holds for the whole mesh.
+    pub config: &'a MeshConfig,
+    /// The proxies they are for.
+    pub scope: &'a Scope,
+    /// The service and its endpoints.
+    pub known: &'a Registered,
+    /// The rule for it.
+    pub rule: Option<&'a DestinationRule>,
 }
 
-fn one(service: &Service, port: &Port, subset: &str) -> pb::Cluster {
+/// The clusters of one port: one for all endpoints, and one for each subset.
+pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::Cluster> {
+    let subsets = context.rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
+    std::iter::once("").chain(subsets).map(|subset| one(port, subset, context)).collect()
+}
+
+/// Whether the endpoints of a cluster come by EDS.
+pub fn asks_eds(service: &Service, policy: &Policy<'_>) -> bool {
+    service.resolution == Resolution::Endpoints && !load_balancer::is_passthrough(policy.load_balancer)
+}
+
+/// Whether clusters of a service hold something of its endpoints: addresses that DNS resolves, or the identities that
+/// certificates are checked for.
+pub fn holds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bool {
+    let mutual = || {
+        let own = rule.and_then(|rule| rule.traffic_policy.as_deref()).into_iter();
+        let subsets = rule.into_iter().flat_map(|rule| &rule.subsets);
+        let mut all = own.chain(subsets.filter_map(|subset| subset.traffic_policy.as_ref()));
+        all.any(|policy| {
+            let ports = policy.port_level_settings.iter().map(|port| &port.tls);
+            let mut tls = ports.chain(std::iter::once(&policy.tls)).flatten();
+            tls.any(|tls| tls.mode == TlsMode::IstioMutual)
+        })
+    };
+    matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin) || mutual()
+}
+
+fn one(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
+    let service = &context.known.service;
+    let policy = Policy::new(context.rule, subset, port.number);
     let name = cluster_name(port.number, subset, &service.host);
     let mut cluster = pb::Cluster {
+        name: name.clone(),
         alt_stat_name: format!("{name};"),
         // 0 means that Envoy never sends to endpoints it knows to be unhealthy.
         common_lb_config: Some(pb::cluster::CommonLbConfig {
@@ -32,22 +73,87 @@ fn one(service: &Service, port: &Port, subset: &str) -> pb::Cluster {
             ..Default::default()
         }),
         connect_timeout: seconds(10),
-        circuit_breakers: no_limits(),
-        typed_extension_protocol_options: upstream_protocol(port.protocol),
         ..Default::default()
     };
+    let mut options = connection_pool::http_version(port.protocol);
+    connection_pool::apply(&mut cluster, &mut options, policy.connection_pool, policy.retry_budget);
+    outlier::apply(&mut cluster, &mut options, policy.outlier_detection);
+    load_balancer::apply(&mut cluster, service, policy.load_balancer, policy.outlier_detection.is_some());
     match service.resolution {
+        _ if load_balancer::is_passthrough(policy.load_balancer) => original_destination(&mut cluster),
         Resolution::Endpoints => {
-            cluster.cluster_discovery_type =
-                Some(pb::cluster::ClusterDiscoveryType::Type(pb::cluster::DiscoveryType::Eds as i32));
-            cluster.eds_cluster_config =
-                Some(pb::cluster::EdsClusterConfig { eds_config: ads(), service_name: name.clone() });
-            cluster.lb_policy = pb::cluster::LbPolicy::LeastRequest as i32;
+            cluster.cluster_discovery_type = Some(discovery(pb::cluster::DiscoveryType::Eds));
+            cluster.eds_cluster_config = Some(pb::cluster::EdsClusterConfig { eds_config: ads(), service_name: name });
         }
-        Resolution::Passthrough => original_destination(&mut cluster),
+        Resolution::Passthrough => {
+            original_destination(&mut cluster);
+            if service.registry == crate::mesh::Registry::ServiceEntry && port.target != port.number {
+                cluster.lb_config =
+                    Some(pb::cluster::LbConfig::OriginalDstLbConfig(pb::cluster::OriginalDstLbConfig {
+                        upstream_port_override: super::u32_value(u32::from(port.target)),
+                        ..Default::default()
+                    }));
+            }
+        }
+        Resolution::Dns | Resolution::DnsRoundRobin => dns(&mut cluster, port, subset, &policy, context),
     }
-    cluster.name = name;
+    let accounts = accounts(&context.known.endpoints, port, &context.config.domain);
+    let servers = tls::Servers {
+        mesh_sni: &format!("outbound_.{}_.{subset}_.{}", port.number, service.host),
+        accounts: &accounts,
+        subject_alt_names: &service.subject_alt_names,
+    };
+    tls::apply(&mut cluster, &mut options, policy.tls, policy.proxy_protocol, servers);
+    cluster.typed_extension_protocol_options = typed(connection_pool::finish(options));
     cluster
+}
+
+/// Who the workloads behind a port are, as far as their pods say it.
+fn accounts(endpoints: &EndpointSet, port: &Port, domain: &str) -> Vec<String> {
+    let members = endpoints.list.iter().filter(|endpoint| endpoint.port_name == port.name);
+    let ids = members.filter(|endpoint| !endpoint.workload.service_account.is_empty()).map(|endpoint| {
+        let workload = &endpoint.workload;
+        format!("spiffe://{domain}/ns/{}/sa/{}", workload.namespace, workload.service_account)
+    });
+    ids.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+#[allow(deprecated)] // The cluster extension that replaces these fields is younger than some Envoys in service.
+fn dns(cluster: &mut pb::Cluster, port: &Port, subset: &str, policy: &Policy<'_>, context: Context<'_>) {
+    let kind = match context.known.service.resolution {
+        Resolution::DnsRoundRobin => pb::cluster::DiscoveryType::LogicalDns,
+        _ => pb::cluster::DiscoveryType::StrictDns,
+    };
+    cluster.cluster_discovery_type = Some(discovery(kind));
+    cluster.dns_lookup_family = match context.scope.families {
+        Families::V4 => pb::cluster::DnsLookupFamily::V4Only,
+        Families::V6 => pb::cluster::DnsLookupFamily::V6Only,
+        Families::Both => pb::cluster::DnsLookupFamily::All,
+    } as i32;
+    cluster.dns_refresh_rate = seconds(60);
+    cluster.respect_dns_ttl = true;
+    let mut assignment = endpoint::assignment(port, subset, policy, context);
+    if kind == pb::cluster::DiscoveryType::LogicalDns {
+        // Envoy takes one address for these, and refuses the cluster otherwise.
+        let first = assignment.endpoints.iter().position(|group| !group.lb_endpoints.is_empty());
+        if let Some(at) = first {
+            assignment.endpoints.swap(0, at);
+            assignment.endpoints.truncate(1);
+            assignment.endpoints.iter_mut().for_each(|group| {
+                group.lb_endpoints.truncate(1);
+                group.priority = 0;
+            });
+        }
+    }
+    cluster.load_assignment = Some(assignment);
+}
+
+fn discovery(kind: pb::cluster::DiscoveryType) -> pb::cluster::ClusterDiscoveryType {
+    pb::cluster::ClusterDiscoveryType::Type(kind as i32)
+}
+
+fn typed(options: HttpOptions) -> HashMap<String, Any> {
+    options.map(|options| (HTTP_OPTIONS.to_owned(), any(&options))).into_iter().collect()
 }
 
 /// The clusters that every proxy has.
@@ -56,9 +162,7 @@ pub fn fixed() -> Vec<pb::Cluster> {
         name: BLACK_HOLE.to_owned(),
         alt_stat_name: format!("{BLACK_HOLE};"),
         connect_timeout: seconds(10),
-        cluster_discovery_type: Some(pb::cluster::ClusterDiscoveryType::Type(
-            pb::cluster::DiscoveryType::Static as i32,
-        )),
+        cluster_discovery_type: Some(discovery(pb::cluster::DiscoveryType::Static)),
         ..Default::default()
     };
     let mut pass = pb::Cluster {
@@ -66,17 +170,7 @@ pub fn fixed() -> Vec<pb::Cluster> {
         alt_stat_name: format!("{PASSTHROUGH};"),
         connect_timeout: seconds(10),
         circuit_breakers: no_limits(),
-        typed_extension_protocol_options: HashMap::from([(
-            HTTP_OPTIONS.to_owned(),
-            any(&http::HttpProtocolOptions {
-                common_http_protocol_options: Some(core::HttpProtocolOptions {
-                    idle_timeout: seconds(300),
-                    ..Default::default()
-                }),
-                upstream_protocol_options: Some(as_downstream()),
-                ..Default::default()
-            }),
-        )]),
+        typed_extension_protocol_options: typed(Some(connection_pool::passthrough())),
         ..Default::default()
     };
     original_destination(&mut pass);
@@ -94,7 +188,7 @@ pub fn inbound(port: &InboundPort) -> pb::Cluster {
         connect_timeout: seconds(10),
         circuit_breakers: no_limits(),
         upstream_bind_config: loopback_source(),
-        typed_extension_protocol_options: upstream_protocol(port.protocol),
+        typed_extension_protocol_options: typed(connection_pool::http_version(port.protocol)),
         // Never (the longest that Envoy takes): the one address behind it does not go away.
         cleanup_interval: Some(Duration { seconds: 9_223_372_035, nanos: 0 }),
         ..Default::default()
@@ -104,9 +198,9 @@ pub fn inbound(port: &InboundPort) -> pb::Cluster {
 }
 
 fn original_destination(cluster: &mut pb::Cluster) {
-    cluster.cluster_discovery_type =
-        Some(pb::cluster::ClusterDiscoveryType::Type(pb::cluster::DiscoveryType::OriginalDst as i32));
+    cluster.cluster_discovery_type = Some(discovery(pb::cluster::DiscoveryType::OriginalDst));
     cluster.lb_policy = pb::cluster::LbPolicy::ClusterProvided as i32;
+    cluster.lb_config = None;
 }
 
 /// The address that redirection lets pass, so that what the proxy sends to its own workload does not come back.
@@ -117,45 +211,4 @@ fn loopback_source() -> Option<core::BindConfig> {
         _ => None,
     };
     Some(core::BindConfig { source_address, ..Default::default() })
-}
-
-/// Envoy's defaults (1024 of each) would be limits that nobody asked for.
-fn no_limits() -> Option<pb::CircuitBreakers> {
-    let thresholds = pb::circuit_breakers::Thresholds {
-        max_connections: u32_value(u32::MAX),
-        max_pending_requests: u32_value(u32::MAX),
-        max_requests: u32_value(u32::MAX),
-        max_retries: u32_value(u32::MAX),
-        track_remaining: true,
-        ..Default::default()
-    };
-    Some(pb::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() })
-}
-
-fn upstream_protocol(protocol: Protocol) -> HashMap<String, Any> {
-    let options = match protocol {
-        protocol if protocol.is_http2() => http::http_protocol_options::UpstreamProtocolOptions::ExplicitHttpConfig(
-            http::http_protocol_options::ExplicitHttpConfig {
-                protocol_config: Some(
-                    http::http_protocol_options::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(
-                        core::Http2ProtocolOptions::default(),
-                    ),
-                ),
-            },
-        ),
-        Protocol::Unknown => as_downstream(),
-        _ => return HashMap::new(),
-    };
-    let options = http::HttpProtocolOptions { upstream_protocol_options: Some(options), ..Default::default() };
-    HashMap::from([(HTTP_OPTIONS.to_owned(), any(&options))])
-}
-
-fn as_downstream() -> http::http_protocol_options::UpstreamProtocolOptions {
-    http::http_protocol_options::UpstreamProtocolOptions::UseDownstreamProtocolConfig(
-        http::http_protocol_options::UseDownstreamHttpConfig {
-            http_protocol_options: Some(core::Http1ProtocolOptions::default()),
-            http2_protocol_options: Some(core::Http2ProtocolOptions::default()),
-            ..Default::default()
-        },
-    )
 }

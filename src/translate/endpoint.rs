@@ -1,58 +1,70 @@
 //! EDS: the endpoints of a service's ports and subsets, by locality.
 
-use std::collections::BTreeMap;
-
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 
+use super::cluster::{Context, asks_eds};
+use super::locality::{self, Setting};
+use super::policy::Policy;
 use super::{cluster_name, socket_address, u32_value};
 use crate::api::{Labels, selects};
-use crate::mesh::{DestinationRule, Endpoint, EndpointSet, Health, Locality, Port, Resolution, Service};
+use crate::mesh::{DestinationRule, Endpoint, Health, Port, Service};
 
-/// The assignments of one port: one for all endpoints, and one for each subset of `rule`. None for a service whose
-/// clusters do not ask EDS.
-pub fn outbound(
-    service: &Service,
-    port: &Port,
-    endpoints: &EndpointSet,
-    rule: Option<&DestinationRule>,
-) -> Vec<pb::ClusterLoadAssignment> {
-    if service.resolution != Resolution::Endpoints {
-        return Vec::new();
-    }
-    let everything = Labels::new();
-    let subsets = rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| (subset.name.as_str(), &subset.labels));
-    std::iter::once(("", &everything))
+/// The assignments of one port: one for all endpoints, and one for each subset, where their clusters ask EDS.
+pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignment> {
+    let subsets = context.rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
+    std::iter::once("")
         .chain(subsets)
-        .map(|(subset, labels)| {
-            let members = endpoints
-                .list
-                .iter()
-                .filter(|endpoint| endpoint.port_name == port.name && selects(labels, &endpoint.labels));
-            assignment(cluster_name(port.number, subset, &service.host), members)
-        })
+        .map(|subset| (subset, Policy::new(context.rule, subset, port.number)))
+        .filter(|(_, policy)| asks_eds(&context.known.service, policy))
+        .map(|(subset, policy)| assignment(port, subset, &policy, context))
         .collect()
 }
 
-fn assignment<'a>(cluster_name: String, members: impl Iterator<Item = &'a Endpoint>) -> pb::ClusterLoadAssignment {
-    let mut by_locality: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
-    for endpoint in members {
-        by_locality.entry(&endpoint.locality).or_default().push(endpoint);
-    }
-    let endpoints = by_locality.into_iter().map(|(locality, members)| pb::LocalityLbEndpoints {
-        locality: Some(core::Locality {
-            region: locality.region.clone(),
-            zone: locality.zone.clone(),
-            sub_zone: locality.sub_zone.clone(),
-        }),
-        load_balancing_weight: u32_value(members.iter().fold(0u32, |sum, one| sum.saturating_add(one.weight))),
-        lb_endpoints: members.into_iter().map(lb_endpoint).collect(),
-        ..Default::default()
+/// Whether clients in different places get different endpoints of a service.
+pub fn depends_on_place(service: &Service, rule: Option<&DestinationRule>) -> bool {
+    service.preference.is_some() || rule.is_some_and(DestinationRule::looks_at_locality)
+}
+
+/// The endpoints of one subset (empty for all) of a port.
+pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Context<'_>) -> pb::ClusterLoadAssignment {
+    let everything = Labels::new();
+    let labels = context.rule.and_then(|rule| rule.subset(subset)).map_or(&everything, |subset| &subset.labels);
+    let service = &context.known.service;
+    let members = context.known.endpoints.list.iter().filter(|endpoint| {
+        endpoint.port_name == port.name
+            && selects(labels, &endpoint.workload.labels)
+            && context.scope.families.reach(&endpoint.address)
     });
-    pb::ClusterLoadAssignment { cluster_name, endpoints: endpoints.collect(), ..Default::default() }
+    let setting = Setting::new(service, policy.load_balancer);
+    let groups = locality::arrange(members, setting, policy.outlier_detection.is_some(), context.scope);
+    pb::ClusterLoadAssignment {
+        cluster_name: cluster_name(port.number, subset, &service.host),
+        endpoints: groups
+            .into_iter()
+            .map(|group| pb::LocalityLbEndpoints {
+                locality: Some(core::Locality {
+                    region: group.locality.region.clone(),
+                    zone: group.locality.zone.clone(),
+                    sub_zone: group.locality.sub_zone.clone(),
+                }),
+                priority: group.priority,
+                load_balancing_weight: u32_value(group.weight),
+                lb_endpoints: group.members.into_iter().map(lb_endpoint).collect(),
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    }
 }
 
 fn lb_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {
+    let address = match endpoint.address.strip_prefix("unix://") {
+        Some(path) => {
+            core::Address { address: Some(core::address::Address::Pipe(core::Pipe { path: path.to_owned(), mode: 0 })) }
+        }
+        None => socket_address(&endpoint.address, endpoint.port),
+    };
     pb::LbEndpoint {
         health_status: match endpoint.health {
             Health::Healthy => core::HealthStatus::Healthy,
@@ -60,7 +72,7 @@ fn lb_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {
         } as i32,
         load_balancing_weight: u32_value(endpoint.weight),
         host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(pb::Endpoint {
-            address: Some(socket_address(&endpoint.address, endpoint.port)),
+            address: Some(address),
             ..Default::default()
         })),
         ..Default::default()

@@ -13,111 +13,108 @@ use envoy_types::pb::envoy::extensions::filters::network::{
     http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp_proxy,
 };
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-use envoy_types::pb::envoy::r#type::v3::Int32Range;
+use envoy_types::pb::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy};
 
+use super::outbound::{Outbound, any_address};
+use super::tcp::{Chain, Target};
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, bool_value, inbound_cluster_name, seconds, socket_address,
-    u32_value,
+    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, bool_value, duration, inbound_cluster_name, seconds,
+    socket_address, u32_value,
 };
-use crate::mesh::{InboundPort, Interception, OutboundPolicy, Protocol};
+use crate::mesh::{Families, InboundPort, OutboundPolicy, Protocol};
 
 const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
 
-/// A listener for connections to one port, or to one address and port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outbound<'a> {
-    /// The address it is for; where traffic is not redirected, the loopback address instead.
-    pub address: &'a str,
-    /// The port.
-    pub port: u16,
-    /// What it does with connections.
-    pub kind: OutboundKind<'a>,
-}
-
-/// What a listener does with connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OutboundKind<'a> {
-    /// HTTP with this route configuration; what is not HTTP goes where the outbound policy says.
-    Http(&'a str),
-    /// TCP to this cluster.
-    Tcp(&'a str),
-    /// HTTP with this route configuration where it looks like HTTP, TCP to this cluster otherwise.
-    Inspect(&'a str, &'a str),
-}
-
 /// A listener for what the workload sends.
-pub fn outbound(listener: &Outbound<'_>, interception: Interception, policy: OutboundPolicy) -> pb::Listener {
-    let bind = interception == Interception::None;
-    let address = if bind { loopback_for(listener.address) } else { listener.address };
-    let name = format!("{address}_{}", listener.port);
+pub fn outbound(listener: &Outbound) -> pb::Listener {
+    let name = listener.name();
     let stat_prefix = format!("outbound_{name};");
-    let http = |routes: &str| filter(HTTP, &http_manager(stat_prefix.clone(), rds(routes), false, false));
-    let chain = |filter: pb::Filter, inspected: bool| pb::FilterChain {
-        filter_chain_match: inspected.then(|| looks_like_http(None)),
-        filters: vec![filter],
-        transport_socket_connect_timeout: seconds(15),
-        ..Default::default()
-    };
-    let otherwise = |cluster: &str, name: &str| pb::FilterChain {
-        name: name.to_owned(),
-        filters: vec![tcp(cluster)],
-        ..Default::default()
-    };
-    let (filter_chains, default_filter_chain) = match &listener.kind {
-        OutboundKind::Tcp(cluster) => (vec![chain(tcp(cluster), false)], None),
-        // Without redirection only HTTP clients that were told so come here.
-        OutboundKind::Http(routes) if bind => (vec![chain(http(routes), false)], None),
-        OutboundKind::Http(routes) => {
-            let pass = match policy {
-                OutboundPolicy::AllowAny => PASSTHROUGH,
-                OutboundPolicy::RegistryOnly => BLACK_HOLE,
-            };
-            (vec![chain(http(routes), true)], Some(otherwise(pass, "PassthroughFilterChain")))
-        }
-        OutboundKind::Inspect(routes, cluster) => (vec![chain(http(routes), true)], Some(otherwise(cluster, ""))),
-    };
-    let inspector = if default_filter_chain.is_some() {
-        vec![listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default(), None)]
-    } else {
-        Vec::new()
-    };
+    let only_http = listener.only_http && listener.bind;
+    let mut filter_chains: Vec<pb::FilterChain> = listener.chains.iter().map(chain).collect();
+    let mut default_filter_chain = None;
+    // Inspection finds out what is HTTP; a chain that takes everything is what is left then.
+    let inspects = listener.http.is_some() && !only_http;
+    if inspects && !listener.any_address {
+        let rest = filter_chains.iter().position(|chain| chain.filter_chain_match.is_none());
+        default_filter_chain = rest.map(|at| filter_chains.remove(at));
+    }
+    if let Some(routes) = &listener.http {
+        filter_chains.push(pb::FilterChain {
+            filter_chain_match: inspects.then(|| looks_like_http(None)),
+            filters: vec![filter(HTTP, &http_manager(stat_prefix, rds(routes), false, false))],
+            transport_socket_connect_timeout: seconds(15),
+            ..Default::default()
+        });
+    }
+    if listener.any_address && !listener.bind {
+        let rest = match listener.policy {
+            OutboundPolicy::AllowAny => PASSTHROUGH,
+            OutboundPolicy::RegistryOnly => BLACK_HOLE,
+        };
+        default_filter_chain = Some(pb::FilterChain {
+            name: "PassthroughFilterChain".to_owned(),
+            filters: vec![tcp(rest)],
+            ..Default::default()
+        });
+    }
+    let mut inspectors = Vec::new();
+    if listener.chains.iter().any(|chain| !chain.sni.is_empty()) {
+        let inspector = TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() };
+        inspectors.push(listener_filter("envoy.filters.listener.tls_inspector", &inspector, None));
+    }
+    if inspects {
+        inspectors.push(listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default(), None));
+    }
     pb::Listener {
         name,
-        address: Some(socket_address(address, listener.port)),
+        address: Some(socket_address(&listener.address, listener.port)),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         filter_chains,
         default_filter_chain,
-        listener_filters: inspector,
+        listener_filters: inspectors,
         // No time limit on inspection: a server that speaks first would be cut off by one.
         listener_filters_timeout: seconds(0),
         continue_on_listener_filters_timeout: true,
-        bind_to_port: if bind { None } else { bool_value(false) },
+        bind_to_port: if listener.bind { None } else { bool_value(false) },
         // So that one busy worker does not take all the connections that wait.
-        max_connections_to_accept_per_socket_event: if bind { u32_value(1) } else { None },
+        max_connections_to_accept_per_socket_event: if listener.bind { u32_value(1) } else { None },
         ..Default::default()
     }
 }
 
-/// The name of the listener that [`outbound`] makes.
-pub fn outbound_name(listener: &Outbound<'_>, interception: Interception) -> String {
-    let address = if interception == Interception::None { loopback_for(listener.address) } else { listener.address };
-    format!("{address}_{}", listener.port)
+fn chain(from: &Chain) -> pb::FilterChain {
+    let matches = pb::FilterChainMatch {
+        server_names: from.sni.clone(),
+        prefix_ranges: from.subnets.iter().filter_map(|subnet| cidr(subnet)).collect(),
+        ..Default::default()
+    };
+    pb::FilterChain {
+        filter_chain_match: (matches != pb::FilterChainMatch::default()).then_some(matches),
+        filters: vec![tcp_target(&from.target)],
+        transport_socket_connect_timeout: seconds(15),
+        ..Default::default()
+    }
 }
 
-fn loopback_for(address: &str) -> &'static str {
-    if address.contains(':') { "::1" } else { "127.0.0.1" }
+/// `ADDRESS/LENGTH`, or an address alone.
+fn cidr(text: &str) -> Option<core::CidrRange> {
+    let (address, length) = text.split_once('/').unwrap_or((text, ""));
+    let address: std::net::IpAddr = address.parse().ok()?;
+    let whole = if address.is_ipv4() { 32 } else { 128 };
+    let length = if length.is_empty() { whole } else { length.parse().ok().filter(|length| *length <= whole)? };
+    Some(core::CidrRange { address_prefix: address.to_string(), prefix_len: u32_value(length) })
 }
 
 /// The listener that redirected outgoing connections enter by, which hands them to the one for their destination.
-pub fn virtual_outbound(policy: OutboundPolicy) -> pb::Listener {
+pub fn virtual_outbound(policy: OutboundPolicy, families: Families) -> pb::Listener {
     let (name, cluster) = match policy {
         OutboundPolicy::AllowAny => ("virtualOutbound-catchall-tcp", PASSTHROUGH),
         OutboundPolicy::RegistryOnly => ("virtualOutbound-catchall-tcp", BLACK_HOLE),
     };
     pb::Listener {
         name: "virtualOutbound".to_owned(),
-        address: Some(socket_address("0.0.0.0", OUTBOUND_PORT)),
+        address: Some(socket_address(any_address(families), OUTBOUND_PORT)),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         use_original_dst: bool_value(true),
         filter_chains: vec![
@@ -131,7 +128,7 @@ pub fn virtual_outbound(policy: OutboundPolicy) -> pb::Listener {
 
 /// The listener that redirected incoming connections enter by: a chain for each port of the workload's own services,
 /// and pass-through for the rest.
-pub fn virtual_inbound(ports: &[InboundPort]) -> pb::Listener {
+pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listener {
     let pass_http = inbound_http("InboundPassthroughCluster;", INBOUND_PASSTHROUGH, "inbound|http|0", Protocol::Http);
     let named = |name: &str, matches: pb::FilterChainMatch, filter: pb::Filter| pb::FilterChain {
         name: name.to_owned(),
@@ -171,7 +168,7 @@ pub fn virtual_inbound(ports: &[InboundPort]) -> pb::Listener {
     let uninspected: Vec<u16> = known.chain([INBOUND_PORT]).collect();
     pb::Listener {
         name: "virtualInbound".to_owned(),
-        address: Some(socket_address("0.0.0.0", INBOUND_PORT)),
+        address: Some(socket_address(any_address(families), INBOUND_PORT)),
         traffic_direction: core::TrafficDirection::Inbound as i32,
         filter_chains: chains,
         listener_filters: vec![
@@ -201,9 +198,36 @@ fn filter<M: prost::Name>(name: &str, config: &M) -> pb::Filter {
 }
 
 fn tcp(cluster: &str) -> pb::Filter {
+    tcp_target(&Target::plain(cluster))
+}
+
+fn tcp_target(target: &Target) -> pb::Filter {
+    use tcp_proxy::tcp_proxy::{ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight};
+    let specifier = match target.clusters.as_slice() {
+        [(only, _)] => ClusterSpecifier::Cluster(only.clone()),
+        several => ClusterSpecifier::WeightedClusters(WeightedCluster {
+            clusters: several
+                .iter()
+                .map(|(name, weight)| ClusterWeight { name: name.clone(), weight: *weight, ..Default::default() })
+                .collect(),
+        }),
+    };
+    let by_source = hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {});
     let proxy = tcp_proxy::TcpProxy {
-        stat_prefix: cluster.to_owned(),
-        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        stat_prefix: target.clusters.first().map(|(name, _)| name.clone()).unwrap_or_default(),
+        cluster_specifier: Some(specifier),
+        idle_timeout: target.idle_timeout.and_then(duration),
+        max_downstream_connection_duration: target.longest.and_then(duration),
+        hash_policy: if target.hash_source {
+            vec![HashPolicy { policy_specifier: Some(by_source) }]
+        } else {
+            Vec::new()
+        },
+        tunneling_config: target.tunnel.as_ref().map(|(hostname, post)| TunnelingConfig {
+            hostname: hostname.clone(),
+            use_post: *post,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     filter("envoy.filters.network.tcp_proxy", &proxy)

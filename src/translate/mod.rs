@@ -1,17 +1,28 @@
 //! From the mesh to Envoy's resources: pure functions, a file per resource type. No clock, no I/O, no lock.
 
 pub mod cluster;
+pub mod connection_pool;
 pub mod endpoint;
 pub mod header;
 pub mod listener;
+pub mod load_balancer;
+pub mod locality;
+pub mod outbound;
+pub mod outlier;
+pub mod policy;
 pub mod route;
 pub mod route_match;
+pub mod tcp;
+pub mod tls;
 pub mod virtual_host;
 
 use std::time;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, UInt32Value};
+
+use crate::api::Destination;
+use crate::mesh::Service;
 
 /// The cluster that leads nowhere.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -28,6 +39,16 @@ pub fn cluster_name(port: u16, subset: &str, host: &str) -> String {
 /// The name of the cluster for a port of the workload itself.
 pub fn inbound_cluster_name(port: u16) -> String {
     format!("inbound|{port}||")
+}
+
+/// The port of a destination: the one given, else the service's only one, else the listener's.
+pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u16) -> u16 {
+    let given = to.port.and_then(|port| u16::try_from(port.number).ok()).filter(|port| *port > 0);
+    let only = || match service?.ports.as_slice() {
+        [only] => Some(only.number),
+        _ => None,
+    };
+    given.or_else(only).unwrap_or(listener)
 }
 
 pub(crate) fn any<M: prost::Name>(message: &M) -> Any {

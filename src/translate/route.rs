@@ -18,9 +18,14 @@ use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::
 use envoy_types::pb::google::protobuf::Any;
 
 use super::header::Operations;
-use super::{any, bool_value, cluster_name, duration, route_match, seconds, u32_value};
+use super::{
+    any, bool_value, cluster_name, destination_port, duration, load_balancer, route_match, seconds, u32_value,
+};
 use crate::api::{self, HttpRoute, HttpRouteDestination, Percent};
-use crate::mesh::{MeshConfig, Port, Scope, Service, VirtualService, resolve};
+use crate::mesh::{DestinationRule, HttpRule, MeshConfig, Port, Scope, Service, VirtualService, resolve};
+
+/// A destination's service, and the rule for it.
+pub type Known = (Arc<Service>, Option<Arc<DestinationRule>>);
 
 /// What a route's translation may look at beside the VirtualService.
 pub struct Context<'a> {
@@ -30,41 +35,69 @@ pub struct Context<'a> {
     pub scope: &'a Scope,
     /// The port of the listener.
     pub port: u16,
-    /// Finds a destination's service by host.
-    pub service: &'a dyn Fn(&str) -> Option<Arc<Service>>,
+    /// Finds a destination's service, and the rule for it, by host.
+    pub service: &'a dyn Fn(&str) -> Option<Known>,
+}
+
+/// A route, and what says it.
+#[derive(Clone, Debug)]
+pub struct Said<'a> {
+    /// The route.
+    pub route: pb::Route,
+    /// The VirtualService's own route; `None` for the one a service has without any.
+    pub rule: Option<HttpRule<'a>>,
+    /// The position of its match; `None` where the route has none.
+    pub matched: Option<usize>,
 }
 
 /// The route of a service without a VirtualService.
-pub fn default(service: &Service, port: &Port) -> pb::Route {
+pub fn default(service: &Service, port: &Port, context: &Context<'_>) -> Said<'static> {
     let cluster = cluster_name(port.number, "", &service.host);
-    pb::Route {
+    let (_, rule) = (context.service)(&service.host).unzip();
+    let hash = rule
+        .flatten()
+        .and_then(|rule| load_balancer::hash_policy(load_balancer::consistent_hash(&rule, "", port.number)?));
+    let route = pb::Route {
         name: "default".to_owned(),
         r#match: Some(route_match::translate(None)),
         action: Some(pb::route::Action::Route(pb::RouteAction {
             timeout: seconds(0),
             max_grpc_timeout: seconds(0),
             retry_policy: retry_policy(None),
+            hash_policy: hash.into_iter().collect(),
             cluster_specifier: Some(pb::route_action::ClusterSpecifier::Cluster(cluster)),
             ..Default::default()
         })),
         ..Default::default()
+    };
+    Said { route, rule: None, matched: None }
+}
+
+/// A request that is hashed must come to its host again when it is tried again.
+fn keep_hashed_host(policy: &mut Option<pb::RetryPolicy>) {
+    if let Some(policy) = policy {
+        policy.retry_host_predicate.clear();
     }
 }
 
 /// The routes of a VirtualService for one port, in order. Each match becomes a route, and nothing comes after one that
 /// takes every request.
-pub fn of_virtual_service(rules: &VirtualService, context: &Context<'_>) -> Vec<pb::Route> {
+pub fn of_virtual_service<'a>(rules: &'a VirtualService, context: &Context<'_>) -> Vec<Said<'a>> {
     let mut routes = Vec::new();
-    for http in &rules.spec().http {
-        let matches: Vec<Option<&api::HttpMatchRequest>> =
-            if http.matches.is_empty() { vec![None] } else { http.matches.iter().map(Some).collect() };
+    for rule in rules.http() {
+        let matches: Vec<Option<(usize, &api::HttpMatchRequest)>> = if rule.route.matches.is_empty() {
+            vec![None]
+        } else {
+            rule.route.matches.iter().enumerate().map(Some).collect()
+        };
         for one in matches {
+            let (matched, one) = one.unzip();
             if one.is_some_and(|one| !route_match::applies(one, context.scope, context.port)) {
                 continue;
             }
-            let Some(route) = translate(http, one, rules.namespace(), context) else { continue };
+            let Some(route) = translate(rule.route, one, &rule.key.namespace, context) else { continue };
             let last = route.r#match.as_ref().is_some_and(route_match::is_catch_all);
-            routes.push(route);
+            routes.push(Said { route, rule: Some(rule), matched });
             if last {
                 return routes;
             }
@@ -147,6 +180,10 @@ fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context:
             headers.response_add.extend(own.response_add);
             headers.response_remove.extend(own.response_remove);
             authority = own.authority.or(authority);
+            action.hash_policy.extend(hash(only, namespace, context));
+            if !action.hash_policy.is_empty() {
+                keep_hashed_host(&mut action.retry_policy);
+            }
             pb::route_action::ClusterSpecifier::Cluster(cluster(only))
         }
         several => {
@@ -162,6 +199,11 @@ fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context:
                     body: inline("every destination of this route has weight 0"),
                     ..Default::default()
                 });
+            }
+            for policy in several.iter().filter_map(|to| hash(to, namespace, context)) {
+                if !action.hash_policy.contains(&policy) {
+                    action.hash_policy.push(policy);
+                }
             }
             pb::route_action::ClusterSpecifier::WeightedClusters(pb::WeightedCluster {
                 clusters: weighted,
@@ -189,16 +231,20 @@ fn weighted_cluster(name: String, weight: u32, to: &HttpRouteDestination) -> pb:
     }
 }
 
-/// The cluster of a destination: its port is the one given, else the service's only one, else the listener's.
 fn destination(to: Option<&api::Destination>, namespace: &str, context: &Context<'_>) -> String {
     let Some(to) = to else { return super::BLACK_HOLE.to_owned() };
     let host = resolve(&to.host, namespace, &context.config.domain);
-    let given = to.port.and_then(|port| u16::try_from(port.number).ok());
-    let port = given.or_else(|| match (context.service)(&host)?.ports.as_slice() {
-        [only] => Some(only.number),
-        _ => None,
-    });
-    cluster_name(port.unwrap_or(context.port), &to.subset, &host)
+    let known = (context.service)(&host);
+    let port = destination_port(to, known.as_ref().map(|(service, _)| &**service), context.port);
+    cluster_name(port, &to.subset, &host)
+}
+
+/// What of a request is hashed for a destination.
+fn hash(to: &HttpRouteDestination, namespace: &str, context: &Context<'_>) -> Option<pb::route_action::HashPolicy> {
+    let to = to.destination.as_ref()?;
+    let (service, rule) = (context.service)(&resolve(&to.host, namespace, &context.config.domain))?;
+    let port = destination_port(to, Some(&service), context.port);
+    load_balancer::hash_policy(load_balancer::consistent_hash(&*rule?, &to.subset, port)?)
 }
 
 fn mirrors(http: &HttpRoute, namespace: &str, context: &Context<'_>) -> Vec<pb::route_action::RequestMirrorPolicy> {

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 
 use super::route::{self, Context};
 use super::{PASSTHROUGH, seconds};
-use crate::mesh::{OutboundPolicy, Port, Resolution, Service, VirtualService};
+use crate::mesh::{OutboundPolicy, Port, Registry, Resolution, Service, VirtualService};
 
 /// The virtual host of a service's HTTP port. `aliases` are the ExternalName services that stand for it. `None` where
 /// its VirtualService leaves no route for these proxies.
@@ -39,6 +39,7 @@ pub fn of_unknown_port(
 /// The virtual host of a VirtualService's host that no service has.
 pub fn of_host(host: &str, rules: &VirtualService, context: &Context<'_>) -> Option<pb::VirtualHost> {
     let routes = route::of_virtual_service(rules, context);
+    let routes: Vec<_> = routes.into_iter().map(|said| said.route).collect();
     (!routes.is_empty()).then(|| virtual_host(host, context.port, vec![host.to_owned()], routes))
 }
 
@@ -80,9 +81,20 @@ fn routes(
     rules: Option<&VirtualService>,
     context: &Context<'_>,
 ) -> Option<Vec<pb::Route>> {
-    match rules.filter(|rules| !rules.spec().http.is_empty()) {
-        Some(rules) => Some(route::of_virtual_service(rules, context)).filter(|routes| !routes.is_empty()),
-        None => Some(vec![route::default(service, port)]),
+    let said = said(service, port, rules, context);
+    (!said.is_empty()).then(|| said.into_iter().map(|said| said.route).collect())
+}
+
+/// The routes of a service's port, each with what says it.
+pub fn said<'a>(
+    service: &Service,
+    port: &Port,
+    rules: Option<&'a VirtualService>,
+    context: &Context<'_>,
+) -> Vec<route::Said<'a>> {
+    match rules {
+        Some(rules) => route::of_virtual_service(rules, context),
+        None => vec![route::default(service, port, context)],
     }
 }
 
@@ -100,25 +112,20 @@ fn virtual_host(host: &str, port: u16, domains: Vec<String>, routes: Vec<pb::Rou
 fn service_domains(service: &Service, context: &Context<'_>) -> Vec<String> {
     let host = &*service.host;
     let mut names = vec![host.to_owned(), format!("{host}.")];
-    let Service { name, namespace, .. } = service;
-    if host.ends_with(&*context.config.domain) {
-        if *namespace == context.scope.namespace {
-            names.push(name.to_string());
+    let short = host.strip_suffix(&*context.config.domain).and_then(|rest| rest.strip_suffix(".svc."));
+    if let Some((name, namespace)) = short.and_then(|short| short.split_once('.')).filter(|(_, ns)| !ns.contains('.')) {
+        if *namespace == *context.scope.namespace {
+            names.push(name.to_owned());
         }
         names.push(format!("{name}.{namespace}.svc"));
         names.push(format!("{name}.{namespace}"));
     }
-    if service.resolution == Resolution::Passthrough {
+    if service.resolution == Resolution::Passthrough && service.registry == Registry::Kubernetes {
         // A headless service's pods have names of their own below it.
         let pods: Vec<_> = names.iter().map(|name| format!("*.{name}")).collect();
         names.extend(pods);
     }
-    names.extend(
-        service.addresses.iter().map(
-            |address| {
-                if address.contains(':') { format!("[{address}]") } else { address.to_string() }
-            },
-        ),
-    );
+    let plain = service.addresses.iter().filter(|address| !address.contains('/'));
+    names.extend(plain.map(|address| if address.contains(':') { format!("[{address}]") } else { address.to_string() }));
     names
 }

@@ -1,0 +1,160 @@
+//! Which listeners there are for what a workload sends, and what each of them does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::tcp::{self, Chain};
+use crate::mesh::{Families, Interception, OutboundPolicy, Port, Protocol, Registry, Resolution, Seen, Service, View};
+
+/// A listener for connections to one port, or to one address and port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Outbound {
+    /// The address.
+    pub address: String,
+    /// The port.
+    pub port: u16,
+    /// Whether it binds its port: traffic is not redirected.
+    pub bind: bool,
+    /// Whether the address is every address.
+    pub any_address: bool,
+    /// The route configuration for what is, or looks like, HTTP.
+    pub http: Option<String>,
+    /// Whether only HTTP can come: the port says so, and nothing is redirected.
+    pub only_http: bool,
+    /// Everything else.
+    pub chains: Vec<Chain>,
+    /// What happens to what no chain takes.
+    pub policy: OutboundPolicy,
+}
+
+impl Outbound {
+    /// Its name.
+    pub fn name(&self) -> String {
+        format!("{}_{}", self.address, self.port)
+    }
+
+    /// Takes in chains for connections that none so far takes.
+    fn add(&mut self, chains: Vec<Chain>) {
+        for chain in chains {
+            // Envoy refuses a listener of which two chains match the same: of two services the older gets it.
+            let same = |known: &Chain| known.sni == chain.sni && known.subnets == chain.subnets;
+            if !self.chains.iter().any(same) {
+                self.chains.push(chain);
+            }
+        }
+    }
+}
+
+/// The name of a port's route configuration: the port, or the host and the port where one service has the listener to
+/// itself.
+pub fn route_name(service: &Service, port: &Port) -> String {
+    if port.protocol == Protocol::Unknown {
+        format!("{}:{}", service.host, port.number)
+    } else {
+        port.number.to_string()
+    }
+}
+
+/// Every address, for listeners that are not bound to one.
+pub fn any_address(families: Families) -> &'static str {
+    if families == Families::V6 { "::" } else { "0.0.0.0" }
+}
+
+/// The listeners for what `view` sees, older services first where two want the same.
+pub fn listeners(view: &View<'_>) -> Vec<Outbound> {
+    let mut by_age: Vec<_> = view.callable().filter(|seen| seen.known.service.alias_of.is_none()).collect();
+    by_age.sort_by(|a, b| {
+        let (a, b) = (&a.known.service, &b.known.service);
+        (a.age, &a.host).cmp(&(b.age, &b.host))
+    });
+    let mut plan = Plan { view, found: BTreeMap::new() };
+    for seen in by_age {
+        for port in seen.ports() {
+            plan.add(seen, port);
+        }
+    }
+    plan.found.into_values().collect()
+}
+
+struct Plan<'a> {
+    view: &'a View<'a>,
+    found: BTreeMap<(String, u16), Outbound>,
+}
+
+impl Plan<'_> {
+    fn add(&mut self, seen: &Seen<'_>, port: &Port) {
+        let service = &seen.known.service;
+        let any = any_address(self.view.scope.families);
+        if port.protocol.is_http() {
+            let listener = self.listener(any, port.number);
+            if listener.http.is_none() {
+                listener.http = Some(route_name(service, port));
+                listener.only_http = listener.chains.is_empty();
+            }
+            return;
+        }
+        let http = (port.protocol == Protocol::Unknown).then(|| route_name(service, port));
+        for (address, subnets) in self.addresses(seen, port) {
+            let everywhere = address == any;
+            let chains = tcp::chains(seen, port, &subnets, everywhere, self.view);
+            let listener = self.listener(&address, port.number);
+            if listener.http.is_none() && (listener.chains.is_empty() || everywhere) {
+                listener.http.clone_from(&http);
+            }
+            listener.only_http = false;
+            listener.add(chains);
+        }
+    }
+
+    /// Where clients connect to: an address each, or every address with the subnets that are meant.
+    fn addresses(&self, seen: &Seen<'_>, port: &Port) -> Vec<(String, Vec<String>)> {
+        let service = &seen.known.service;
+        let scope = self.view.scope;
+        let any = any_address(scope.families).to_owned();
+        let (subnets, plain): (Vec<_>, Vec<_>) = service
+            .addresses
+            .iter()
+            .filter(|address| scope.families.reach(address))
+            .map(ToString::to_string)
+            .partition(|address| address.contains('/'));
+        let mut found: Vec<(String, Vec<String>)> = plain.into_iter().map(|address| (address, Vec::new())).collect();
+        if !subnets.is_empty() {
+            found.push((any.clone(), subnets));
+        }
+        if !service.addresses.is_empty() {
+            return found;
+        }
+        let members = seen.known.endpoints.list.iter().filter(|one| one.port_name == port.name);
+        let of_pods: BTreeSet<&str> = members.map(|one| &*one.address).collect();
+        let no_pods = service.registry == Registry::ServiceEntry && of_pods.is_empty() && service.selector.is_empty();
+        if service.resolution == Resolution::Passthrough && !no_pods {
+            // The addresses of a headless service are those of its pods; a pod calls itself without its proxy.
+            let others = of_pods.into_iter().filter(|address| {
+                scope.families.reach(address) && !scope.headless.iter().any(|own| **own == **address)
+            });
+            return others.map(|address| (address.to_owned(), Vec::new())).collect();
+        }
+        vec![(any, Vec::new())]
+    }
+
+    fn listener(&mut self, address: &str, port: u16) -> &mut Outbound {
+        let bind = self.view.scope.interception == Interception::None;
+        // What is not redirected is sent to the loopback address.
+        let address = match (bind, address.contains(':')) {
+            (true, true) => "::1",
+            (true, false) => "127.0.0.1",
+            (false, _) => address,
+        };
+        let policy = self.view.outbound;
+        let any_address = address == any_address(self.view.scope.families);
+        self.found.entry((address.to_owned(), port)).or_insert_with(|| Outbound {
+            address: address.to_owned(),
+            port,
+            bind,
+            any_address,
+            http: None,
+            only_http: false,
+            chains: Vec::new(),
+            policy,
+        })
+    }
+}
