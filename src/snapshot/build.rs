@@ -5,11 +5,12 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use prost::Message;
 
-use super::{Resource, Resources, Snapshot};
+use super::{Part, Refers, Resource, Resources, Snapshot};
 use crate::mesh::{
     Families, Host, InboundPort, Interception, Locality, Mesh, Port, Protocol, Scope, Seen, View, VirtualService,
     covers, is_wildcard,
@@ -62,13 +63,7 @@ struct HostKey {
 struct HostPart {
     /// The services that were looked up, and the revisions of service and rule that were found.
     looked_at: Vec<(Host, Option<(u64, u64)>)>,
-    encoded: Option<Encoded>,
-}
-
-#[derive(Clone, Debug)]
-struct Encoded {
-    domains: Vec<String>,
-    field: Bytes,
+    encoded: Option<Part>,
 }
 
 #[derive(Debug)]
@@ -183,14 +178,14 @@ impl Memo {
         let scope = view.scope;
         let mut listeners = Resources::new();
         for wanted in outbound::listeners(view) {
-            let make = || encode(&wanted.name(), &listener::outbound(&wanted));
+            let make = || encode_listener(&listener::outbound(&wanted));
             let made = self.listeners.get(wanted.clone(), |_| true, make);
             put(&mut listeners, made);
         }
         if scope.interception == Interception::Redirect {
             let virtual_outbound = listener::virtual_outbound(view.outbound, scope.families);
-            put(&mut listeners, encode(&virtual_outbound.name, &virtual_outbound));
-            let make = || encode("virtualInbound", &listener::virtual_inbound(&scope.inbound, scope.families));
+            put(&mut listeners, encode_listener(&virtual_outbound));
+            let make = || encode_listener(&listener::virtual_inbound(&scope.inbound, scope.families));
             let made = self.inbound_listeners.get((scope.inbound.clone(), scope.families), |_| true, make);
             put(&mut listeners, made);
         }
@@ -204,7 +199,7 @@ impl Memo {
                 aliases.entry(target).or_default().push(seen);
             }
         }
-        let mut configurations: BTreeMap<String, Vec<Encoded>> = BTreeMap::new();
+        let mut configurations: BTreeMap<String, Vec<Part>> = BTreeMap::new();
         let mut on_80: BTreeSet<&Host> = BTreeSet::new();
         let mut http_80 = false;
         for seen in view.callable().filter(|seen| seen.known.service.alias_of.is_none()) {
@@ -308,8 +303,7 @@ impl Memo {
             };
             let context =
                 Context { config: &view.mesh.config, scope: view.scope, port: wanted.port, service: &service };
-            let encoded =
-                make(&context).map(|host| Encoded { field: virtual_host_field(&host), domains: host.domains });
+            let encoded = make(&context).map(Part::new);
             Arc::new(HostPart { looked_at: looked_at.into_inner().unwrap_or_default(), encoded })
         })
     }
@@ -349,16 +343,12 @@ fn encode<M: Message>(name: &str, message: &M) -> Arc<Resource> {
     Resource::new(name, vec![message.encode_to_vec().into()])
 }
 
-/// `RouteConfiguration.virtual_hosts`, field 2: messages put together from encoded fields are valid Protobuf.
-fn virtual_host_field(host: &route::VirtualHost) -> Bytes {
-    let mut out = Vec::with_capacity(host.encoded_len() + 6);
-    prost::encoding::message::encode(2, host, &mut out);
-    out.into()
+fn encode_listener(listener: &Listener) -> Arc<Resource> {
+    Resource::leading_to(&listener.name, vec![listener.encode_to_vec().into()], Refers::of_listener(listener))
 }
 
-/// Puts a route configuration together. A domain may stand only once in it, or Envoy refuses it whole: the first host
-/// that says it keeps it.
-fn configuration(name: &str, hosts: Vec<Encoded>, catch_all: Option<route::VirtualHost>) -> Arc<Resource> {
+/// Puts a route configuration together.
+fn configuration(name: &str, hosts: Vec<Part>, catch_all: Option<route::VirtualHost>) -> Arc<Resource> {
     let frame = route::RouteConfiguration {
         name: name.to_owned(),
         ignore_port_in_host_matching: true,
@@ -366,21 +356,6 @@ fn configuration(name: &str, hosts: Vec<Encoded>, catch_all: Option<route::Virtu
         max_direct_response_body_size_bytes: Some(UInt32Value { value: 1 << 20 }),
         ..Default::default()
     };
-    let mut body = vec![Bytes::from(frame.encode_to_vec())];
-    let mut taken: BTreeSet<String> = BTreeSet::new();
-    let last = catch_all.map(|host| Encoded { field: virtual_host_field(&host), domains: host.domains });
-    for host in hosts.into_iter().chain(last) {
-        let twice = host.domains.iter().any(|domain| taken.contains(domain));
-        let field = if twice { without_domains(&host.field, &taken) } else { Some(host.field) };
-        taken.extend(host.domains);
-        body.extend(field);
-    }
-    Resource::new(name, body)
-}
-
-fn without_domains(field: &Bytes, taken: &BTreeSet<String>) -> Option<Bytes> {
-    let wrapped = route::RouteConfiguration::decode(field.clone()).ok()?;
-    let mut host = wrapped.virtual_hosts.into_iter().next()?;
-    host.domains.retain(|domain| !taken.contains(domain));
-    (!host.domains.is_empty()).then(|| virtual_host_field(&host))
+    let parts = hosts.into_iter().chain(catch_all.map(Part::new)).collect();
+    Resource::of_hosts(name.into(), Bytes::from(frame.encode_to_vec()), parts)
 }

@@ -3,6 +3,8 @@
 
 mod build;
 mod hub;
+mod refers;
+mod routes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use bytes::Bytes;
 
 pub use build::Memo;
 pub use hub::{Hub, HubStats, Subscription};
+pub use refers::Refers;
+pub use routes::Part;
 
 /// The resource types that are served, in the order in which they depend on each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,14 +80,27 @@ pub struct Resource {
     pub version: u64,
     /// The encoded message, in parts that stand one behind the other.
     pub body: Vec<Bytes>,
+    /// The clusters that a listener or a route configuration leads to, sorted.
+    pub refers: Refers,
+    /// The virtual hosts that a route configuration is made of; empty for everything else.
+    pub parts: Arc<[Part]>,
 }
 
 impl Resource {
     /// The resource of these parts.
     pub fn new(name: &str, body: Vec<Bytes>) -> Arc<Self> {
+        Self::leading_to(name, body, Refers::default())
+    }
+
+    /// The resource of these parts, which leads to the clusters `refers`.
+    pub fn leading_to(name: &str, body: Vec<Bytes>, refers: Refers) -> Arc<Self> {
+        Self::composed(name.into(), body, refers, Arc::default())
+    }
+
+    fn composed(name: Arc<str>, body: Vec<Bytes>, refers: Refers, parts: Arc<[Part]>) -> Arc<Self> {
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
         body.iter().for_each(|part| hasher.update(part));
-        Arc::new(Self { name: name.into(), version: hasher.digest(), body })
+        Arc::new(Self { name, version: hasher.digest(), body, refers, parts })
     }
 
     /// The length of the encoded message, in bytes.

@@ -18,7 +18,7 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::board::{Board, ProxyStatus};
-use super::stream::{self, Answer, Stream, Variant};
+use super::stream::{self, Answer, Settings, Stream, Variant};
 use super::wire::{Frame, FrameCodec};
 use crate::mesh::{Locality, NodeMetadata, Proxy};
 use crate::metrics::Metrics;
@@ -173,7 +173,7 @@ async fn serve<M: DiscoveryRequest>(
         .and_then(|node| read_node(node).map_err(|error| Status::invalid_argument(error.to_string())))?;
     tracing::info!(proxy = %proxy.id, ?variant, "proxy connected");
     let mut subscription = shared.hub.subscribe(proxy.clone());
-    let mut machine = Stream::new(variant, shared.grace);
+    let mut machine = Stream::new(variant, Settings { grace: shared.grace, ..Default::default() });
     let mut status = ProxyStatus {
         id: proxy.id.clone(),
         variant: match variant {
@@ -187,7 +187,7 @@ async fn serve<M: DiscoveryRequest>(
     let mut request = Some(first);
     loop {
         if let Some(message) = request.take() {
-            match machine.on_request(message.into()) {
+            match machine.on_request(message.into()).map_err(|error| Status::resource_exhausted(error.to_string()))? {
                 Some(Answer::Refused(kind, reason)) => {
                     shared.metrics.refused(kind);
                     tracing::warn!(proxy = %proxy.id, kind = kind.short_name(), reason, "proxy refused resources");

@@ -4,78 +4,51 @@
 //! types must change.
 //!
 //! A change of the mesh goes out in three steps, each gated on this client's own ACKs: *make* (new clusters and their
-//! endpoints, the old ones kept), *switch* (listeners and routes, once everything made is acked, the answer to the
-//! client's own request for each new cluster's endpoints included, because that answer is what ends the cluster's
-//! warming), *break* (what nothing uses any more is dropped, a grace after the switch is acked).
+//! endpoints, the old ones kept), *switch* (each listener and virtual host as soon as every cluster it leads to is
+//! made), *break* (what nothing leads to any more is dropped, a grace after the client acked that nothing does). A
+//! cluster is made when the client has acked it and the answer to its own request for its endpoints, because that
+//! answer is what ends the cluster's warming. Envoy asks for the endpoints of a new cluster; of one that changed it may
+//! not, because it is subscribed to them already, and waits all the same: they are sent again when the change is acked.
+//!
+//! What leads to a cluster that nothing defines keeps the form the client has until something does, and a cluster that
+//! is dropped too early stays as long as something leads to it, so that objects may be written in any order.
+
+mod hold;
+mod request;
+mod subscription;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use envoy_types::pb::envoy::service::discovery::v3 as pb;
+use hold::{Chosen, Fit};
+use subscription::{Change, Room, Subscription, View};
 
-use super::wire::{self, Frame};
+pub use hold::Held;
+pub use request::{Answer, Request, Variant, Violation};
+
+use super::wire::Frame;
 use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
 
-/// The variant of the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variant {
-    /// State of the world: each response holds all that was asked for.
-    Sotw,
-    /// Incremental: each response holds what changed.
-    Delta,
+/// How a stream is served.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long a client keeps what nothing leads to any more.
+    pub grace: Duration,
+    /// After how long without an answer a client counts as lagging.
+    pub ack_timeout: Duration,
+    /// How many names one stream may ask for.
+    pub max_names: usize,
 }
 
-/// A request of either variant, in one shape.
-#[derive(Clone, Debug, Default)]
-pub struct Request {
-    /// The type URL.
-    pub type_url: String,
-    /// The nonce of the response it answers; empty where it answers none.
-    pub nonce: String,
-    /// Why the response was refused.
-    pub error: Option<String>,
-    /// Names: all that are wanted (SotW), or those newly wanted (delta).
-    pub names: Vec<String>,
-    /// Names no longer wanted (delta).
-    pub unsubscribe: Vec<String>,
-    /// What the client has from an earlier stream: name to version (delta).
-    pub initial_versions: BTreeMap<String, String>,
-}
-
-impl From<pb::DiscoveryRequest> for Request {
-    fn from(request: pb::DiscoveryRequest) -> Self {
-        Self {
-            type_url: request.type_url,
-            nonce: request.response_nonce,
-            error: request.error_detail.map(|error| error.message),
-            names: request.resource_names,
-            ..Default::default()
-        }
+impl Default for Settings {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(1), ack_timeout: Duration::from_secs(10), max_names: 100_000 }
     }
 }
 
-impl From<pb::DeltaDiscoveryRequest> for Request {
-    fn from(request: pb::DeltaDiscoveryRequest) -> Self {
-        Self {
-            type_url: request.type_url,
-            nonce: request.response_nonce,
-            error: request.error_detail.map(|error| error.message),
-            names: request.resource_names_subscribe,
-            unsubscribe: request.resource_names_unsubscribe,
-            initial_versions: request.initial_resource_versions.into_iter().collect(),
-        }
-    }
-}
-
-/// What a client did with a response.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It took it.
-    Acked(ResourceType),
-    /// It refused it, and said why.
-    Refused(ResourceType, String),
-}
+/// What the names of one stream may take on average, in bytes. The longest that weir itself makes has some 300.
+const BYTES_PER_NAME: usize = 256;
 
 /// A response to send.
 #[derive(Clone, Debug)]
@@ -88,176 +61,250 @@ pub struct Response {
     pub resources: usize,
 }
 
-/// A version that no resource has: "the client was told that there is none".
-const ABSENT: u64 = 0;
+/// A resource that the client refused; it keeps the last form it took.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Refused {
+    /// `cds`, `eds`, `lds` or `rds`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The name.
+    pub name: Arc<str>,
+    /// The version that was refused.
+    pub version: String,
+    /// What the client said.
+    pub message: Arc<str>,
+}
 
-#[derive(Debug, Default)]
-struct TypeState {
-    subscribed: bool,
-    wildcard: bool,
-    names: BTreeSet<Arc<str>>,
-    /// What the client has, as far as was sent: name to version.
-    known: BTreeMap<Arc<str>, u64>,
-    /// A response must follow even if nothing differs: the client asked for something.
-    owed: bool,
-    pending: Option<String>,
-    /// Versions sent in the response that is pending, and those refused before; refused bytes are not sent again.
-    in_flight: Vec<(Arc<str>, u64)>,
-    refused: BTreeMap<Arc<str>, u64>,
+/// A cluster that is no longer wanted but may still be in use.
+#[derive(Clone, Debug)]
+struct Kept {
+    /// The form that the client has; `None` where it is one of an earlier stream.
+    cluster: Option<Arc<Resource>>,
+    endpoints: Option<Arc<Resource>>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    InUse,
+    UnusedSince(Instant),
+    /// The client is told that it is gone; its endpoints go with it.
+    Leaving,
 }
 
 /// The state of one stream.
 #[derive(Debug)]
 pub struct Stream {
     variant: Variant,
-    grace: Duration,
+    settings: Settings,
     nonce: u64,
-    types: [TypeState; 4],
+    types: [Subscription; 4],
     /// What the client is to have in the end.
     target: Option<Arc<Snapshot>>,
-    /// Whose listeners and routes the client is given.
-    live: Option<Arc<Snapshot>>,
-    /// Clusters and endpoints that are no longer wanted but may still be in use.
-    leaving: [Resources; 2],
-    break_at: Option<Instant>,
+    /// The listeners and routes that the client is given; none before its first clusters are made.
+    live: [Arc<Resources>; 2],
+    started: bool,
+    held: [Vec<Held>; 2],
+    waiting: bool,
+    kept: BTreeMap<Arc<str>, Kept>,
+    /// Clusters whose first form the client has and that warm until it has their endpoints.
+    cold: BTreeSet<Arc<str>>,
+    cold_since: Option<Instant>,
+    /// The client was here before, on a stream that ended: it has clusters and routes of which nothing is known.
+    returning: bool,
+    /// Every listener and route that may be in use at the client is known.
+    routes_known: bool,
+    now: Option<Instant>,
+    at_rest: Option<u64>,
 }
 
 impl Stream {
-    /// A stream on which nothing happened yet. `grace` is how long what is no longer used is kept.
-    pub fn new(variant: Variant, grace: Duration) -> Self {
+    /// A stream on which nothing happened yet.
+    pub fn new(variant: Variant, settings: Settings) -> Self {
         Self {
             variant,
-            grace,
+            settings,
             nonce: 0,
             types: Default::default(),
             target: None,
-            live: None,
-            leaving: Default::default(),
-            break_at: None,
+            live: Default::default(),
+            started: false,
+            held: Default::default(),
+            waiting: false,
+            kept: BTreeMap::new(),
+            cold: BTreeSet::new(),
+            cold_since: None,
+            returning: false,
+            routes_known: false,
+            now: None,
+            at_rest: None,
         }
     }
 
     /// Takes in a request. `None` where it is stale, of an unknown type, or asks for something new only.
-    pub fn on_request(&mut self, request: Request) -> Option<Answer> {
-        let kind = ResourceType::from_type_url(&request.type_url)?;
+    ///
+    /// # Errors
+    /// The client asks for more than a stream may hold. The stream is of no use any more.
+    pub fn on_request(&mut self, request: Request) -> Result<Option<Answer>, Violation> {
+        let Some(kind) = ResourceType::from_type_url(&request.type_url) else { return Ok(None) };
+        self.at_rest = None;
+        let room = self.room(kind);
+        let first = !self.get(kind).subscribed;
         let variant = self.variant;
-        let state = self.state(kind);
-        let first = !state.subscribed;
-        // Section "ACK/NACK and resource type instance version": a nonce that is not the last one sent is stale.
-        // In SotW the whole request is then stale; in delta its subscriptions still count.
-        let answers = !request.nonce.is_empty() && state.pending.as_deref() == Some(&request.nonce);
-        if variant == Variant::Sotw && !request.nonce.is_empty() && !first && state.pending.is_some() && !answers {
-            return None;
+        let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
+        let returns = first && (!request.version.is_empty() || !initial.is_empty());
+        let taken = self.state(kind).take(kind, variant, request, room)?;
+        self.returning |= returns;
+        let refused = taken.refused.map(|message| Answer::Refused(kind, message));
+        let acked = taken.acked.is_some().then_some(Answer::Acked(kind));
+        match kind {
+            ResourceType::Cluster => {
+                self.clusters_acked(taken.acked.unwrap_or_default());
+                self.cold.extend(initial);
+            }
+            ResourceType::Endpoints => {
+                self.endpoints_acked(taken.acked.unwrap_or_default());
+                for name in &initial {
+                    // It has had endpoints: it does not warm for the first time.
+                    self.cold.remove(name);
+                }
+                // A returning client's first request left before it saw any cluster of this stream.
+                if !(first && self.returning) {
+                    for name in &taken.news {
+                        if let Some(change) = self.state(ResourceType::Cluster).in_flight_mut(name) {
+                            change.taken = true;
+                        }
+                    }
+                }
+            }
+            ResourceType::Listener | ResourceType::Route => {}
         }
-        let answer = answers.then(|| state.answered(kind, request.error.clone()));
-        state.subscribed = true;
-        match variant {
-            Variant::Sotw => state.ask_sotw(kind, first, &request),
-            Variant::Delta => state.ask_delta(kind, first, request),
-        }
-        answer
+        Ok(refused.or(acked))
     }
 
     /// Takes in a new state of the mesh.
     pub fn on_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        if let Some(old) = self.target.replace(snapshot.clone()) {
-            for (leaving, kind) in self.leaving.iter_mut().zip([ResourceType::Cluster, ResourceType::Endpoints]) {
-                let new = snapshot.get(kind);
-                let gone = old.get(kind).iter().filter(|(name, _)| !new.contains_key(*name));
-                leaving.extend(gone.map(|(name, resource)| (name.clone(), resource.clone())));
-                leaving.retain(|name, _| !new.contains_key(name));
+        self.at_rest = None;
+        let new = snapshot.get(ResourceType::Cluster).clone();
+        if let Some(old) = self.target.replace(snapshot)
+            && self.get(ResourceType::Cluster).wildcard
+        {
+            for name in old.get(ResourceType::Cluster).keys().filter(|name| !new.contains_key(*name)) {
+                let Some(cluster) = self.get(ResourceType::Cluster).form(name).cloned() else { continue };
+                let sent = self.get(ResourceType::Endpoints).form(name).cloned();
+                let endpoints = sent.or_else(|| old.get(ResourceType::Endpoints).get(name).cloned());
+                self.kept.insert(name.clone(), Kept { cluster: Some(cluster), endpoints, phase: Phase::InUse });
             }
         }
-        self.break_at = None;
+        self.kept.retain(|name, _| !new.contains_key(name));
     }
 
     /// Everything that can be sent now. Call it after each event, and again when [`Stream::wake_at`] is over.
     pub fn responses(&mut self, now: Instant) -> Vec<Response> {
+        self.now = Some(now);
         let mut out = Vec::new();
-        self.make(&mut out);
-        if self.is_made() {
-            self.live = self.target.clone();
+        if self.target.is_none() {
+            return out;
         }
-        out.extend(self.respond(ResourceType::Listener));
-        out.extend(self.respond(ResourceType::Route));
-        if self.leaving.iter().all(BTreeMap::is_empty) {
-            self.break_at = None;
-        } else if self.is_switched() {
-            let at = *self.break_at.get_or_insert(now + self.grace);
-            if at <= now {
-                self.leaving = Default::default();
-                self.break_at = None;
-                self.make(&mut out);
-            }
+        self.compare(ResourceType::Cluster);
+        self.compare(ResourceType::Endpoints);
+        self.switch();
+        if self.started {
+            self.compare(ResourceType::Listener);
+            self.compare(ResourceType::Route);
         }
+        self.let_go(now);
+        for kind in ResourceType::ALL {
+            out.extend(self.respond(kind, now));
+        }
+        if self.is_warming() {
+            self.cold_since.get_or_insert(now);
+        } else {
+            self.cold_since = None;
+        }
+        let quiet = self.types.iter().all(|state| state.pending.is_none());
+        let done = quiet && !self.waiting && self.cold_since.is_none();
+        self.at_rest = self.target.as_ref().filter(|_| done).map(|target| target.revision);
         out
     }
 
     /// When to call [`Stream::responses`] again without an event.
     pub fn wake_at(&self) -> Option<Instant> {
-        self.break_at
+        let due = self.kept.values().filter_map(|kept| match kept.phase {
+            Phase::UnusedSince(since) => Some(since + self.settings.grace),
+            Phase::InUse | Phase::Leaving => None,
+        });
+        let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
+        let late = late.filter(|at| self.now.is_none_or(|now| *at > now));
+        due.chain(late).min()
     }
 
     /// The state of the mesh that the client has acked all of, as far as it asked for it; `None` while something is
-    /// under way or was refused.
+    /// under way, is held back, or was refused.
     pub fn settled(&self) -> Option<u64> {
-        let target = self.target.as_ref()?;
-        let live = self.live.as_ref()?;
-        let all = ResourceType::ALL.into_iter().all(|kind| self.is_settled(kind));
-        (live.revision == target.revision && all).then_some(target.revision)
+        let all = self.held.iter().all(Vec::is_empty) && self.types.iter().all(|state| state.refused().is_empty());
+        self.reached().filter(|_| all)
+    }
+
+    /// The state of the mesh of which the client has acked all but what is held back and what it refused; `None` while
+    /// something is under way.
+    pub fn reached(&self) -> Option<u64> {
+        self.at_rest
+    }
+
+    /// The forms that are held back because they lead to a cluster that nothing defines.
+    pub fn held(&self) -> Vec<Held> {
+        self.held.concat()
+    }
+
+    /// Clusters that are kept because something still leads to them though nothing defines them any more.
+    pub fn kept(&self) -> Vec<Arc<str>> {
+        let used = self.kept.iter().filter(|(_, kept)| kept.phase == Phase::InUse && kept.cluster.is_some());
+        used.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What the client refused and has not got in another form since.
+    pub fn refused(&self) -> Vec<Refused> {
+        let all = ResourceType::ALL.into_iter().flat_map(|kind| {
+            self.get(kind).refused().iter().map(move |(name, refusal)| Refused {
+                kind: kind.short_name(),
+                name: name.clone(),
+                version: super::wire::version_text(refusal.version),
+                message: refusal.message.clone(),
+            })
+        });
+        all.collect()
+    }
+
+    /// Why the client counts as lagging at this time; `None` where it does not.
+    pub fn lag(&self, now: Instant) -> Option<String> {
+        let late = self.waits().filter(|(since, _)| *since + self.settings.ack_timeout <= now);
+        late.min_by_key(|(since, _)| *since).map(|(_, reason)| reason)
     }
 
     /// Whether the client asked for this type.
     pub fn asked_for(&self, kind: ResourceType) -> bool {
-        self.types.get(kind.index()).is_some_and(|state| state.subscribed)
+        self.get(kind).subscribed
     }
 
-    fn make(&mut self, out: &mut Vec<Response>) {
-        out.extend(self.respond(ResourceType::Cluster));
-        out.extend(self.respond(ResourceType::Endpoints));
+    /// What the client is waited for, and since when.
+    fn waits(&self) -> impl Iterator<Item = (Instant, String)> {
+        let answers = ResourceType::ALL.into_iter().filter_map(|kind| {
+            let pending = self.get(kind).pending.as_ref()?;
+            Some((
+                pending.since,
+                format!("no answer to the {} response with nonce {}", kind.short_name(), pending.nonce),
+            ))
+        });
+        let endpoints = self.cold_since.and_then(|since| {
+            let asked = |name: &&Arc<str>| self.get(ResourceType::Endpoints).wants(name);
+            let name = self.cold.iter().find(|name| !asked(name) && self.fit(name) == Fit::Making)?;
+            Some((since, format!("no request for the endpoints of cluster {name}")))
+        });
+        answers.chain(endpoints)
     }
 
-    /// Whether the client has acked every new cluster and the endpoints it asked for them.
-    fn is_made(&self) -> bool {
-        let Some(target) = &self.target else { return false };
-        if !self.is_settled(ResourceType::Cluster) || !self.is_settled(ResourceType::Endpoints) {
-            return false;
-        }
-        let endpoints = self.get(ResourceType::Endpoints);
-        let clusters = self.get(ResourceType::Cluster);
-        // A client that takes no clusters from this stream has its own ways of getting them.
-        if !clusters.subscribed || !endpoints.subscribed {
-            return true;
-        }
-        target
-            .get(ResourceType::Endpoints)
-            .keys()
-            .all(|name| !clusters.known.contains_key(name) || endpoints.wants(name))
-    }
-
-    fn is_switched(&self) -> bool {
-        let same = match (&self.live, &self.target) {
-            (Some(live), Some(target)) => Arc::ptr_eq(live, target),
-            _ => false,
-        };
-        same && self.is_settled(ResourceType::Listener) && self.is_settled(ResourceType::Route)
-    }
-
-    fn is_settled(&self, kind: ResourceType) -> bool {
-        let state = self.get(kind);
-        if !state.subscribed {
-            return true;
-        }
-        if state.pending.is_some() || state.owed {
-            return false;
-        }
-        let view = self.view(kind);
-        view.is_some_and(|view| {
-            state.changed(&view).next().is_none() && state.removed(&view).next().is_none() && !state.refuses(&view)
-        })
-    }
-
-    fn get(&self, kind: ResourceType) -> &TypeState {
+    fn get(&self, kind: ResourceType) -> &Subscription {
         let [clusters, endpoints, listeners, routes] = &self.types;
         match kind {
             ResourceType::Cluster => clusters,
@@ -267,7 +314,7 @@ impl Stream {
         }
     }
 
-    fn state(&mut self, kind: ResourceType) -> &mut TypeState {
+    fn state(&mut self, kind: ResourceType) -> &mut Subscription {
         let [clusters, endpoints, listeners, routes] = &mut self.types;
         match kind {
             ResourceType::Cluster => clusters,
@@ -277,190 +324,238 @@ impl Stream {
         }
     }
 
+    fn room(&self, kind: ResourceType) -> Room {
+        let others = ResourceType::ALL.into_iter().filter(|other| *other != kind).map(|other| self.get(other).size());
+        let (names, bytes) = others.fold((0, 0), |(names, bytes), one| (names + one.0, bytes + one.1));
+        let limit = self.settings.max_names;
+        Room { names: limit.saturating_sub(names), bytes: (limit * BYTES_PER_NAME).saturating_sub(bytes) }
+    }
+
+    /// Clusters were taken: from here on they warm until their endpoints come.
+    fn clusters_acked(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            let name = &change.name;
+            if change.resource.is_none() {
+                self.cold.remove(name);
+                continue;
+            }
+            if change.new && !change.warms && self.needs_endpoints(name) {
+                self.cold.insert(name.clone());
+            }
+            if !change.taken {
+                self.state(ResourceType::Endpoints).send_again(name);
+            }
+        }
+    }
+
+    fn endpoints_acked(&mut self, changes: Vec<Change>) {
+        for change in changes.iter().filter(|change| change.warms && change.resource.is_some()) {
+            if self.get(ResourceType::Cluster).has(&change.name) {
+                self.cold.remove(&change.name);
+            } else if let Some(cluster) = self.state(ResourceType::Cluster).in_flight_mut(&change.name) {
+                cluster.warms = true;
+            }
+        }
+    }
+
+    fn needs_endpoints(&self, cluster: &str) -> bool {
+        let wanted =
+            self.target.as_ref().is_some_and(|target| target.get(ResourceType::Endpoints).contains_key(cluster));
+        wanted || self.kept.get(cluster).is_some_and(|kept| kept.endpoints.is_some())
+    }
+
+    fn is_warming(&self) -> bool {
+        self.cold.iter().any(|name| self.fit(name) == Fit::Making)
+    }
+
+    /// What a cluster is for this client now.
+    fn fit(&self, cluster: &str) -> Fit {
+        let clusters = self.get(ResourceType::Cluster);
+        // A client that names its clusters, or has other ways of getting them, takes what its routes lead to by itself.
+        if !clusters.wildcard {
+            return Fit::Ready;
+        }
+        let wanted = self.target.as_ref().and_then(|target| target.get(ResourceType::Cluster).get(cluster));
+        let leaves = clusters.in_flight(cluster).is_some_and(|change| change.resource.is_none());
+        if !clusters.has(cluster) || leaves {
+            return match wanted {
+                Some(wanted) if !clusters.refuses(wanted) => Fit::Making,
+                _ => Fit::Missing,
+            };
+        }
+        if self.kept.get(cluster).is_some_and(|kept| kept.phase == Phase::Leaving) {
+            return Fit::Missing;
+        }
+        let endpoints = self.get(ResourceType::Endpoints);
+        if self.cold.contains(cluster) && endpoints.subscribed && self.needs_endpoints(cluster) {
+            let refused = endpoints.refused().contains_key(cluster) && !endpoints.has(cluster);
+            return if refused { Fit::Missing } else { Fit::Making };
+        }
+        Fit::Ready
+    }
+
+    /// Gives the client those listeners and virtual hosts of which all clusters are made.
+    fn switch(&mut self) {
+        let Some(target) = self.target.clone() else { return };
+        // A client's first listeners and routes come only when it has its first clusters.
+        let asked = self.asked_for(ResourceType::Listener) || self.asked_for(ResourceType::Route);
+        if !self.started {
+            self.waiting = target.get(ResourceType::Cluster).keys().any(|name| self.fit(name) == Fit::Making);
+            self.started = asked && !self.waiting;
+        }
+        if !self.started {
+            return;
+        }
+        self.waiting = false;
+        for kind in [ResourceType::Listener, ResourceType::Route] {
+            let wanted = target.get(kind);
+            let nothing = Arc::default();
+            let live = match &self.live {
+                // To a client that has not asked for it nothing was given.
+                _ if !self.get(kind).subscribed => &nothing,
+                [listeners, _] if kind == ResourceType::Listener => listeners,
+                [_, routes] => routes,
+            };
+            let chosen = if Arc::ptr_eq(live, wanted) {
+                Chosen::default()
+            } else {
+                hold::choose(kind, live, wanted, |cluster| self.fit(cluster))
+            };
+            self.waiting |= chosen.waiting && self.get(kind).subscribed;
+            let live = chosen.resources.map_or_else(|| wanted.clone(), Arc::new);
+            let ([listeners, routes], [held_listeners, held_routes]) = (&mut self.live, &mut self.held);
+            match kind {
+                ResourceType::Listener => (*listeners, *held_listeners) = (live, chosen.held),
+                _ => (*routes, *held_routes) = (live, chosen.held),
+            }
+        }
+    }
+
+    /// Lets clusters go that nothing leads to any more and whose grace is over.
+    fn let_go(&mut self, now: Instant) {
+        let strangers: Vec<_> = self.get(ResourceType::Cluster).strangers().cloned().collect();
+        if let Some(target) = &self.target {
+            for name in strangers {
+                if !target.get(ResourceType::Cluster).contains_key(&name) {
+                    self.kept.entry(name).or_insert(Kept { cluster: None, endpoints: None, phase: Phase::InUse });
+                }
+            }
+        }
+        if self.kept.is_empty() {
+            return;
+        }
+        let [.., listeners, routes] = &self.types;
+        let users = [listeners, routes];
+        self.routes_known = self.routes_known
+            || !self.returning
+            || (self.started && users.iter().all(|state| !state.subscribed || state.knows_all()));
+        let mut used: BTreeSet<&str> = BTreeSet::new();
+        for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed) {
+            for resource in state.in_use().chain(live.values()) {
+                used.extend(resource.refers.iter().map(|name| &**name));
+            }
+        }
+        let mut over = Vec::new();
+        for (name, kept) in &self.kept {
+            let phase = match kept.phase {
+                Phase::Leaving => Phase::Leaving,
+                _ if !self.routes_known || used.contains(&**name) => Phase::InUse,
+                Phase::InUse => Phase::UnusedSince(now),
+                Phase::UnusedSince(since) => Phase::UnusedSince(since),
+            };
+            let due = matches!(phase, Phase::UnusedSince(since) if since + self.settings.grace <= now);
+            over.push(if due { Phase::Leaving } else { phase });
+        }
+        let [clusters, ..] = &self.types;
+        for (kept, phase) in self.kept.values_mut().zip(over) {
+            kept.phase = phase;
+        }
+        self.kept.retain(|name, kept| {
+            kept.phase != Phase::Leaving || clusters.has(name) || clusters.in_flight(name).is_some()
+        });
+    }
+
     /// What the client is to have of a type at this step.
     fn view(&self, kind: ResourceType) -> Option<View> {
-        let [clusters, endpoints] = &self.leaving;
+        let target = self.target.as_ref()?.get(kind).clone();
+        let [listeners, routes] = &self.live;
+        let kept = self.kept.iter();
         Some(match kind {
-            ResourceType::Cluster => View(self.target.as_ref()?.get(kind).clone(), clusters.clone()),
-            ResourceType::Endpoints => View(self.target.as_ref()?.get(kind).clone(), endpoints.clone()),
-            // A client's first listeners and routes come only when it has its first clusters.
-            ResourceType::Listener | ResourceType::Route => {
-                View(self.live.as_ref()?.get(kind).clone(), Resources::new())
+            ResourceType::Cluster => {
+                let staying = kept.filter(|(_, kept)| kept.phase != Phase::Leaving);
+                View { base: target, kept: staying.map(|(name, kept)| (name.clone(), kept.cluster.clone())).collect() }
             }
+            ResourceType::Endpoints => {
+                View { base: target, kept: kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone())).collect() }
+            }
+            ResourceType::Listener if self.started => given(listeners, &target),
+            ResourceType::Route if self.started => given(routes, &target),
+            ResourceType::Listener | ResourceType::Route => return None,
         })
     }
 
-    fn respond(&mut self, kind: ResourceType) -> Option<Response> {
+    fn compare(&mut self, kind: ResourceType) {
+        if let Some(view) = self.view(kind) {
+            self.state(kind).compare(&view);
+        }
+    }
+
+    fn respond(&mut self, kind: ResourceType, now: Instant) -> Option<Response> {
         let view = self.view(kind)?;
-        let variant = self.variant;
         let nonce = (self.nonce + 1).to_string();
-        let response = self.state(kind).respond(kind, variant, &view, &nonce)?;
+        let variant = self.variant;
+        let [clusters, endpoints, listeners, routes] = &mut self.types;
+        // Endpoints of a cluster that changes are due when the client has taken the change: before, they are for
+        // nothing.
+        let untaken: &dyn Fn(&str) -> bool =
+            &|name| clusters.in_flight(name).is_some_and(|change| change.resource.is_some() && !change.taken);
+        let never: &dyn Fn(&str) -> bool = &|_| false;
+        let (frame, resources) = match kind {
+            ResourceType::Cluster => clusters.respond(kind, variant, &view, &nonce, now, never),
+            ResourceType::Endpoints => endpoints.respond(kind, variant, &view, &nonce, now, untaken),
+            ResourceType::Listener => listeners.respond(kind, variant, &view, &nonce, now, never),
+            ResourceType::Route => routes.respond(kind, variant, &view, &nonce, now, never),
+        }?;
         self.nonce += 1;
-        Some(response)
-    }
-}
-
-/// Resources of a type: those of a snapshot, and those kept for a while.
-struct View(Arc<Resources>, Resources);
-
-impl View {
-    fn get(&self, name: &str) -> Option<&Arc<Resource>> {
-        self.0.get(name).or_else(|| self.1.get(name))
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.0.values().chain(self.1.values())
-    }
-}
-
-impl TypeState {
-    fn wants(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains(name)
-    }
-
-    fn answered(&mut self, kind: ResourceType, error: Option<String>) -> Answer {
-        self.pending = None;
-        let sent = std::mem::take(&mut self.in_flight);
-        match error {
-            None => {
-                sent.iter().for_each(|(name, _)| {
-                    self.refused.remove(name);
-                });
-                Answer::Acked(kind)
-            }
-            Some(reason) => {
-                self.refused.extend(sent);
-                Answer::Refused(kind, reason)
-            }
+        match kind {
+            ResourceType::Endpoints => self.mark_warming(),
+            ResourceType::Cluster => self.mark_leaving(),
+            _ => {}
         }
-    }
-
-    fn ask_sotw(&mut self, kind: ResourceType, first: bool, request: &Request) {
-        let names: BTreeSet<Arc<str>> =
-            request.names.iter().filter(|name| *name != "*").map(|name| name.as_str().into()).collect();
-        let star = names.len() < request.names.len();
-        let legacy = request.names.is_empty() && kind.has_wildcard() && (first || self.wildcard);
-        self.wildcard = star || legacy;
-        let news: Vec<_> = names.difference(&self.names).cloned().collect();
-        self.known.retain(|name, _| self.wildcard || names.contains(name));
-        // A name asked for anew is answered even if its version was sent before (section "Subscribing to resources").
-        news.iter().for_each(|name| {
-            self.known.remove(name);
-        });
-        self.owed |= first || !news.is_empty() || request.nonce.is_empty();
-        self.names = names;
-    }
-
-    fn ask_delta(&mut self, kind: ResourceType, first: bool, request: Request) {
-        if first {
-            self.wildcard = request.names.is_empty() && kind.has_wildcard();
-            self.owed = true;
-            for (name, version) in request.initial_versions {
-                // A version that is not ours differs from every one of ours.
-                let version = u64::from_str_radix(&version, 16).unwrap_or(u64::MAX);
-                self.known.insert(name.into(), version);
-            }
-        }
-        for name in &request.names {
-            if name == "*" {
-                self.wildcard = true;
-            } else {
-                let name: Arc<str> = name.as_str().into();
-                if !first {
-                    self.known.remove(&name);
-                }
-                self.names.insert(name);
-            }
-            self.owed = true;
-        }
-        for name in &request.unsubscribe {
-            if name == "*" {
-                self.wildcard = false;
-                let names = &self.names;
-                self.known.retain(|name, _| names.contains(name));
-            } else {
-                self.names.remove(name.as_str());
-                if !self.wildcard {
-                    self.known.remove(name.as_str());
-                }
-            }
-        }
-    }
-
-    /// The resources of `view` that are wanted and that the client lacks or has in another version.
-    fn changed<'a>(&'a self, view: &'a View) -> Box<dyn Iterator<Item = &'a Arc<Resource>> + 'a> {
-        let differs = |resource: &&'a Arc<Resource>| {
-            self.known.get(&resource.name) != Some(&resource.version)
-                && self.refused.get(&resource.name) != Some(&resource.version)
-        };
-        if self.wildcard {
-            Box::new(view.all().filter(differs))
-        } else {
-            Box::new(self.names.iter().filter_map(|name| view.get(name)).filter(differs))
-        }
-    }
-
-    /// The names that the client has, or asked for, and that are not there.
-    fn removed<'a>(&'a self, view: &'a View) -> impl Iterator<Item = Arc<str>> + 'a {
-        let gone = self.known.iter().filter(|(name, version)| **version != ABSENT && view.get(name).is_none());
-        let never = self.names.iter().filter(|name| !self.known.contains_key(*name) && view.get(name).is_none());
-        gone.map(|(name, _)| name.clone()).chain(never.cloned())
-    }
-
-    fn refuses(&self, view: &View) -> bool {
-        self.refused.iter().any(|(name, version)| view.get(name).is_some_and(|one| one.version == *version))
-    }
-
-    fn respond(&mut self, kind: ResourceType, variant: Variant, view: &View, nonce: &str) -> Option<Response> {
-        // One response at a time for a type: what comes up meanwhile goes out together after the answer.
-        if !self.subscribed || self.pending.is_some() {
-            return None;
-        }
-        let changed: Vec<Arc<Resource>> = self.changed(view).cloned().collect();
-        let removed: Vec<Arc<str>> = self.removed(view).collect();
-        if changed.is_empty() && removed.is_empty() && !self.owed {
-            return None;
-        }
-        self.owed = false;
-        let (frame, resources) = match variant {
-            Variant::Delta => (wire::delta_response(kind, nonce, &changed, &removed), changed.len()),
-            Variant::Sotw => {
-                let all: Vec<Arc<Resource>> = if self.wildcard {
-                    view.all().cloned().collect()
-                } else if kind.has_wildcard() {
-                    self.names.iter().filter_map(|name| view.get(name)).cloned().collect()
-                } else {
-                    // Endpoints and routes may come one by one (section "Grouping resources into responses").
-                    changed.clone()
-                };
-                let version = all.iter().fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
-                if all.is_empty() && !kind.has_wildcard() {
-                    // Nothing to say about names that do not exist: SotW tells that by silence.
-                    removed.iter().for_each(|name| {
-                        self.known.insert(name.clone(), ABSENT);
-                    });
-                    return None;
-                }
-                let count = all.len();
-                (wire::sotw_response(kind, version, nonce, &all), count)
-            }
-        };
-        for resource in &changed {
-            self.known.insert(resource.name.clone(), resource.version);
-        }
-        for name in &removed {
-            if self.names.contains(name) {
-                self.known.insert(name.clone(), ABSENT);
-            } else {
-                self.known.remove(name);
-            }
-            self.refused.remove(name);
-        }
-        self.in_flight = changed.iter().map(|one| (one.name.clone(), one.version)).collect();
-        self.pending = Some(nonce.to_owned());
         Some(Response { kind, frame, resources })
     }
+
+    /// Of endpoints just sent: whether the client has the cluster, so that they end its warming.
+    fn mark_warming(&mut self) {
+        let [clusters, endpoints, ..] = &mut self.types;
+        for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
+            let taken = clusters.in_flight(&change.name).is_some_and(|cluster| cluster.taken);
+            change.warms = clusters.has(&change.name) || taken;
+        }
+    }
+
+    /// Of clusters just dropped: endpoints that are under way are not for one of the same name that may come later.
+    fn mark_leaving(&mut self) {
+        let [clusters, endpoints, ..] = &mut self.types;
+        for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
+            if clusters.in_flight(&change.name).is_some_and(|cluster| cluster.resource.is_none()) {
+                change.warms = false;
+            }
+        }
+    }
 }
 
+/// The forms of `live`. What is to be there but waits is not to be told as missing.
+fn given(live: &Arc<Resources>, target: &Arc<Resources>) -> View {
+    let waits = target.keys().filter(|name| !live.contains_key(*name));
+    View { base: live.clone(), kept: waits.map(|name| (name.clone(), None)).collect() }
+}
+
+fn names(request: &Request) -> Vec<Arc<str>> {
+    request.initial_versions.keys().map(|name| name.as_str().into()).collect()
+}
+
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

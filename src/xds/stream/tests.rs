@@ -1,44 +1,33 @@
+use super::model::{Parts, show, snapshot};
 use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
+use crate::xds::wire;
 use bytes::Bytes;
+use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use prost::Message;
-
-type Parts<'a> = &'a [(ResourceType, &'a str, &'a str)];
-
-fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
-    let of = |kind: ResourceType| -> Resources {
-        let wanted = parts.iter().filter(|(one, ..)| *one == kind);
-        wanted
-            .map(|(_, name, body)| ((*name).into(), Resource::new(name, vec![Bytes::copy_from_slice(body.as_bytes())])))
-            .collect()
-    };
-    Arc::new(Snapshot::new(revision, [of(Cluster), of(Endpoints), of(Listener), of(Route)]))
-}
 
 /// A client that keeps what it is sent, and acks when told.
 struct Client {
     stream: Stream,
     now: Instant,
     unanswered: Vec<(ResourceType, String)>,
-    has: BTreeMap<(usize, String), Vec<u8>>,
     log: Vec<String>,
 }
 
 impl Client {
     fn new(variant: Variant) -> Self {
-        Self {
-            stream: Stream::new(variant, Duration::from_secs(1)),
-            now: Instant::now(),
-            unanswered: Vec::new(),
-            has: BTreeMap::new(),
-            log: Vec::new(),
-        }
+        let stream = Stream::new(variant, Settings::default());
+        Self { stream, now: Instant::now(), unanswered: Vec::new(), log: Vec::new() }
+    }
+
+    fn send(&mut self, request: Request) -> Option<Answer> {
+        let answer = self.stream.on_request(request).unwrap();
+        self.pump();
+        answer
     }
 
     fn ask(&mut self, kind: ResourceType, names: &[&str]) {
-        let names = names.iter().map(|name| (*name).to_owned()).collect();
-        self.stream.on_request(Request { type_url: kind.type_url().into(), names, ..Default::default() });
-        self.pump();
+        self.send(Request { type_url: kind.type_url().into(), names: owned(names), ..Default::default() });
     }
 
     fn give(&mut self, snapshot: Arc<Snapshot>) {
@@ -46,47 +35,51 @@ impl Client {
         self.pump();
     }
 
+    /// Everything that is sent, as `cds +new -gone` in delta and `cds all that it holds` in SotW.
     fn pump(&mut self) {
         for response in self.stream.responses(self.now) {
-            let mut names = Vec::new();
+            let frame = Bytes::from(response.frame.bytes());
+            let mut words = vec![response.kind.short_name().to_owned()];
             let nonce = match self.stream.variant {
                 Variant::Delta => {
-                    let message = pb::DeltaDiscoveryResponse::decode(Bytes::from(response.frame.bytes())).unwrap();
-                    for one in message.resources {
-                        names.push(format!("+{}", one.name));
-                        self.has.insert((response.kind.index(), one.name), one.resource.unwrap().value);
-                    }
-                    for name in message.removed_resources {
-                        names.push(format!("-{name}"));
-                        self.has.remove(&(response.kind.index(), name));
-                    }
+                    let message = pb::DeltaDiscoveryResponse::decode(frame).unwrap();
+                    let body = |one: &pb::Resource| show(response.kind, &one.resource.as_ref().unwrap().value);
+                    words.extend(message.resources.iter().map(|one| format!("+{}={}", one.name, body(one))));
+                    words.extend(message.removed_resources.iter().map(|name| format!("-{name}")));
                     message.nonce
                 }
                 Variant::Sotw => {
-                    let message = pb::DiscoveryResponse::decode(Bytes::from(response.frame.bytes())).unwrap();
-                    names = message.resources.iter().map(|any| String::from_utf8_lossy(&any.value).into()).collect();
+                    let message = pb::DiscoveryResponse::decode(frame).unwrap();
+                    words.extend(message.resources.iter().map(|any| show(response.kind, &any.value)));
                     message.nonce
                 }
             };
-            self.log.push(format!("{} {}", response.kind.short_name(), names.join(" ")));
+            self.log.push(words.join(" "));
             self.unanswered.push((response.kind, nonce));
         }
     }
 
+    /// Answers the oldest response; in SotW with these names.
     fn answer(&mut self, error: Option<&str>, names: &[&str]) -> Option<Answer> {
         let (kind, nonce) = self.unanswered.remove(0);
-        let delta = self.stream.variant == Variant::Delta;
-        let names = if delta { Vec::new() } else { names.iter().map(|name| (*name).to_owned()).collect() };
+        let names = if self.stream.variant == Variant::Delta { Vec::new() } else { owned(names) };
         let error = error.map(Into::into);
-        let answer = self.stream.on_request(Request {
-            type_url: kind.type_url().into(),
-            nonce,
-            error,
-            names,
-            ..Default::default()
-        });
+        self.send(Request { type_url: kind.type_url().into(), nonce, error, names, ..Default::default() })
+    }
+
+    fn ack(&mut self) {
+        assert!(matches!(self.answer(None, &[]), Some(Answer::Acked(_))));
+    }
+
+    fn ack_all(&mut self) {
+        while !self.unanswered.is_empty() {
+            self.ack();
+        }
+    }
+
+    fn wait(&mut self) {
+        self.now = self.stream.wake_at().expect("nothing is due");
         self.pump();
-        answer
     }
 
     fn take_log(&mut self) -> Vec<String> {
@@ -94,43 +87,231 @@ impl Client {
     }
 }
 
-const V1: Parts<'_> = &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "to c1")];
-const V2: Parts<'_> = &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L"), (Route, "80", "to c2")];
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+const NOTHING: [&str; 0] = [];
+const V1: Parts<'_> = &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "a>c1")];
+const V2: Parts<'_> = &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L"), (Route, "80", "a>c2")];
+
+/// A delta client that has taken all of `parts`, whose endpoints all belong to the clusters of the same name.
+fn started_with(parts: Parts<'_>) -> Client {
+    let of = |kind: ResourceType| -> Vec<&str> {
+        parts.iter().filter(|(one, ..)| *one == kind).map(|(_, name, _)| *name).collect()
+    };
+    let mut client = Client::new(Variant::Delta);
+    client.give(snapshot(1, parts));
+    client.ask(Cluster, &[]);
+    client.ask(Endpoints, &of(Endpoints));
+    client.ack_all();
+    client.ask(Listener, &[]);
+    client.ask(Route, &of(Route));
+    client.ack_all();
+    client.take_log();
+    client
+}
 
 fn started() -> Client {
+    let client = started_with(V1);
+    assert_eq!(client.stream.settled(), Some(1));
+    client
+}
+
+#[test]
+fn a_client_starts_with_clusters_then_endpoints_then_listeners_then_routes() {
     let mut client = Client::new(Variant::Delta);
     client.give(snapshot(1, V1));
     client.ask(Cluster, &[]);
-    client.answer(None, &[]);
     client.ask(Endpoints, &["c1"]);
-    client.answer(None, &[]);
     client.ask(Listener, &[]);
-    client.answer(None, &[]);
     client.ask(Route, &["80"]);
-    client.answer(None, &[]);
-    assert_eq!(client.take_log(), ["cds +c1", "eds +c1", "lds +l", "rds +80"]);
+    assert_eq!(client.take_log(), ["cds +c1=C1", "eds +c1=E1"], "a new client shows by asking that it has the cluster");
+    client.ack();
+    assert_eq!(client.take_log(), NOTHING, "the cluster still warms");
+    client.ack();
+    assert_eq!(client.take_log(), ["lds +l=L", "rds +80=a>c1"]);
+    assert_eq!(client.stream.settled(), None);
+    client.ack_all();
     assert_eq!(client.stream.settled(), Some(1));
-    client
 }
 
 #[test]
 fn routes_wait_for_the_clusters_they_use_and_for_their_endpoints() {
     let mut client = started();
     client.give(snapshot(2, V2));
-    assert_eq!(client.take_log(), ["cds +c2"], "nothing is removed, and the route stays");
-    client.answer(None, &[]);
-    assert_eq!(client.take_log(), [""; 0], "the client has not asked for the endpoints yet");
+    assert_eq!(client.take_log(), ["cds +c2=C2"], "nothing is removed, and the route stays");
     client.ask(Endpoints, &["c2"]);
-    assert_eq!(client.take_log(), ["eds +c2"]);
-    client.answer(None, &[]);
-    assert_eq!(client.take_log(), ["rds +80"]);
+    assert_eq!(client.take_log(), ["eds +c2=E2"]);
+    client.ack();
+    assert_eq!(client.take_log(), NOTHING, "the endpoints are not acked");
+    client.ack();
+    assert_eq!(client.take_log(), ["rds +80=a>c2"]);
     assert_eq!(client.stream.settled(), None);
-    client.answer(None, &[]);
-    let at = client.stream.wake_at().expect("what is left over is to be dropped");
-    assert_eq!(client.take_log(), [""; 0], "not before the grace is over");
-    client.now = at;
-    client.pump();
-    assert_eq!(client.take_log(), ["cds -c1", "eds -c1"]);
+    client.ack();
+    assert_eq!(client.stream.settled(), Some(2));
+    assert_eq!(client.take_log(), NOTHING, "not before the grace is over");
+    client.wait();
+    assert_eq!(client.take_log(), ["cds -c1"], "its endpoints go with it");
+    client.ack();
+    assert_eq!(client.take_log(), ["eds -c1"], "unless the client is still subscribed to them");
+}
+
+#[test]
+fn routes_wait_until_the_client_asks_for_the_endpoints_of_a_new_cluster() {
+    let mut client = started();
+    client.give(snapshot(2, V2));
+    client.ack();
+    assert_eq!(client.take_log(), ["cds +c2=C2"]);
+    assert_eq!(client.stream.reached(), None);
+    client.ask(Endpoints, &["c2"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["eds +c2=E2", "rds +80=a>c2"]);
+}
+
+#[test]
+fn a_change_that_needs_no_new_cluster_goes_at_once_while_another_waits() {
+    let both: Parts<'_> =
+        &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "a>c1 b>c1")];
+    let mut client = started_with(both);
+    client.give(snapshot(
+        2,
+        &[
+            (Cluster, "c1", "C1"),
+            (Cluster, "c2", "C2"),
+            (Endpoints, "c1", "E1b"),
+            (Endpoints, "c2", "E2"),
+            (Listener, "l", "L"),
+            (Route, "80", "a>c1*9 b>c2"),
+        ],
+    ));
+    assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c1=E1b", "rds +80=a>c1*9 b>c1"]);
+    client.ask(Endpoints, &["c2"]);
+    client.ack_all();
+    assert_eq!(client.take_log(), ["eds +c2=E2", "rds +80=a>c1*9 b>c2"]);
+    assert_eq!(client.stream.settled(), Some(2));
+}
+
+#[test]
+fn states_that_come_meanwhile_merge_and_the_latest_wins() {
+    let mut client = started();
+    client.give(snapshot(2, V2));
+    client.give(snapshot(3, V1));
+    client.ask(Endpoints, &["c2"]);
+    client.ack_all();
+    assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c2=E2"], "the route never moved");
+    client.wait();
+    assert_eq!(client.take_log(), ["cds -c2"]);
+    client.ack_all();
+    assert_eq!(client.stream.settled(), Some(3));
+}
+
+#[test]
+fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
+    let before: Parts<'_> =
+        &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "a>c1 b>c1")];
+    let mut client = started_with(before);
+    let route_first: Parts<'_> =
+        &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "a>c1,c2 b>c1*7 d>c2")];
+    client.give(snapshot(2, route_first));
+    assert_eq!(client.take_log(), ["rds +80=a>c1 b>c1*7 d>c2"], "d is new and has nothing to hold on to");
+    client.ack();
+    assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2)));
+    let held = client.stream.held();
+    assert_eq!(held.len(), 1);
+    assert_eq!((held[0].virtual_host.as_deref(), &*held[0].missing_cluster), (Some("a"), "c2"));
+    let then_the_rule: Parts<'_> = &[
+        (Cluster, "c1", "C1"),
+        (Cluster, "c2", "C2"),
+        (Endpoints, "c1", "E1"),
+        (Endpoints, "c2", "E2"),
+        (Listener, "l", "L"),
+        (Route, "80", "a>c1,c2 b>c1*7 d>c2"),
+    ];
+    client.give(snapshot(3, then_the_rule));
+    client.ask(Endpoints, &["c2"]);
+    client.ack_all();
+    assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c2=E2", "rds +80=a>c1,c2 b>c1*7 d>c2"]);
+    assert_eq!((client.stream.settled(), client.stream.held()), (Some(3), Vec::new()));
+}
+
+#[test]
+fn a_subset_that_is_dropped_before_its_route_stays_as_long_as_the_route_leads_to_it() {
+    let before: Parts<'_> = &[
+        (Cluster, "c1", "C1"),
+        (Cluster, "c2", "C2"),
+        (Endpoints, "c1", "E1"),
+        (Endpoints, "c2", "E2"),
+        (Listener, "l", "L"),
+        (Route, "80", "a>c1"),
+    ];
+    let mut client = started_with(before);
+    let rule_first: Parts<'_> =
+        &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L"), (Route, "80", "a>c1")];
+    client.give(snapshot(2, rule_first));
+    assert_eq!((client.take_log(), client.stream.wake_at()), (Vec::new(), None));
+    assert_eq!(client.stream.kept(), ["c1".into()]);
+    client.ask(Endpoints, &["c1"]);
+    assert_eq!(client.take_log(), ["eds +c1=E1"], "its last endpoints stay as well");
+    client.ack();
+    let then_the_route: Parts<'_> =
+        &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L"), (Route, "80", "a>c2")];
+    client.give(snapshot(3, then_the_route));
+    assert_eq!((client.take_log(), client.stream.wake_at().is_some()), (vec!["rds +80=a>c2".to_owned()], true));
+    client.ack();
+    client.wait();
+    assert_eq!(client.take_log(), ["cds -c1"]);
+}
+
+#[test]
+fn a_listener_that_leads_to_a_cluster_waits_and_is_held_as_a_route_is() {
+    let mut client = started_with(&[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L>c1")]);
+    client.give(snapshot(2, &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L>c2")]));
+    assert_eq!(client.take_log(), NOTHING);
+    assert_eq!((client.stream.held()[0].kind, &*client.stream.held()[0].name), ("lds", "l"));
+    client.give(snapshot(3, &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L>c2")]));
+    client.ask(Endpoints, &["c2"]);
+    client.ack();
+    client.ack();
+    assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c2=E2", "lds +l=L>c2"]);
+}
+
+#[test]
+fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
+    for variant in [Variant::Delta, Variant::Sotw] {
+        let mut client = Client::new(variant);
+        client.give(snapshot(1, V1));
+        client.ask(Cluster, &[]);
+        client.answer(None, &[]);
+        client.ask(Endpoints, &["c1"]);
+        client.answer(None, &["c1"]);
+        client.take_log();
+        client.give(snapshot(2, &[(Cluster, "c1", "C1b"), (Endpoints, "c1", "E1b")]));
+        let sotw = variant == Variant::Sotw;
+        assert_eq!(client.take_log(), [if sotw { "cds C1b" } else { "cds +c1=C1b" }], "endpoints are for nothing now");
+        client.answer(None, &[]);
+        assert_eq!(client.take_log(), [if sotw { "eds E1b" } else { "eds +c1=E1b" }]);
+        client.answer(None, &["c1"]);
+        client.give(snapshot(3, &[(Cluster, "c1", "C1c"), (Endpoints, "c1", "E1b")]));
+        client.answer(None, &[]);
+        assert_eq!(client.take_log().last().unwrap(), if sotw { "eds E1b" } else { "eds +c1=E1b" });
+    }
+}
+
+#[test]
+fn a_cluster_that_goes_and_comes_back_is_made_anew() {
+    let mut client = started();
+    client.give(snapshot(2, &[(Listener, "l", "L"), (Route, "80", "a>")]));
+    client.ack();
+    client.wait();
+    assert_eq!(client.take_log(), ["rds +80=a>", "cds -c1"]);
+    client.give(snapshot(3, V1));
+    client.ack();
+    assert_eq!(client.take_log(), ["cds +c1=C1"], "no route before it is made");
+    client.ack();
+    assert_eq!(client.take_log(), ["eds +c1=E1"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["rds +80=a>c1"]);
 }
 
 #[test]
@@ -139,9 +320,90 @@ fn a_refused_cluster_keeps_the_routes_where_they_are_and_is_not_sent_again() {
     client.give(snapshot(2, V2));
     client.take_log();
     assert_eq!(client.answer(Some("no such thing"), &[]), Some(Answer::Refused(Cluster, "no such thing".into())));
-    assert_eq!(client.take_log(), [""; 0]);
+    assert_eq!(client.take_log(), NOTHING);
+    assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2)));
+    let refused = client.stream.refused();
+    assert_eq!((refused[0].kind, &*refused[0].name, &*refused[0].message), ("cds", "c2", "no such thing"));
     client.give(snapshot(3, V1));
-    assert_eq!(client.stream.settled(), None, "c2 is still to be dropped");
+    assert_eq!((client.stream.settled(), client.stream.refused()), (Some(3), Vec::new()));
+}
+
+#[test]
+fn a_refused_resource_is_sent_again_when_it_changes() {
+    let mut client = started();
+    client.give(snapshot(2, &[(Cluster, "c1", "bad"), (Endpoints, "c1", "E1"), (Route, "80", "a>c1*2")]));
+    client.answer(Some("c1"), &[]);
+    client.ack_all();
+    client.take_log();
+    client.give(snapshot(3, &[(Cluster, "c1", "good"), (Endpoints, "c1", "E1"), (Route, "80", "a>c1*2")]));
+    assert_eq!(client.take_log(), ["cds +c1=good"]);
+}
+
+/// The refusals until only the bad one of these clusters is left, and what is sent in between.
+fn contained(variant: Variant, message: &dyn Fn(&str) -> String) -> (usize, Vec<String>, Client) {
+    let names = ["first", "second", "third", "fourth", "fifth"];
+    let parts = |second: &'static str| -> Vec<(ResourceType, &'static str, &'static str)> {
+        names.iter().map(|name| (Cluster, *name, if *name == "second" { second } else { *name })).collect()
+    };
+    let mut client = Client::new(variant);
+    client.give(snapshot(1, &parts("old")));
+    client.ask(Cluster, &[]);
+    client.ack();
+    client.take_log();
+    let mut all = parts("bad");
+    all.retain(|(_, name, _)| *name != "fifth");
+    all.push((Cluster, "fifth", "new"));
+    all.push((Cluster, "sixth", "new"));
+    client.give(snapshot(2, &all));
+    let mut refusals = 0;
+    while !client.unanswered.is_empty() {
+        assert!(refusals < 10, "{:?}", client.log);
+        let last = client.log.last().unwrap().clone();
+        if last.contains("bad") {
+            refusals += 1;
+            client.answer(Some(&message("second")), &[]);
+        } else {
+            client.ack();
+        }
+    }
+    (refusals, client.take_log(), client)
+}
+
+#[test]
+fn the_resource_that_a_refusal_names_is_left_out_and_the_rest_goes_on() {
+    let message = |name: &str| format!("Error adding/updating cluster(s) {name}: no");
+    let (refusals, log, client) = contained(Variant::Delta, &message);
+    assert_eq!((refusals, log.last().unwrap().as_str()), (1, "cds +fifth=new +sixth=new"));
+    assert_eq!(client.stream.refused().len(), 1);
+    let (refusals, log, client) = contained(Variant::Sotw, &message);
+    let last = log.last().unwrap();
+    assert_eq!((refusals, last.as_str()), (1, "cds new first fourth old new third"), "the last form that was taken");
+    assert_eq!((client.stream.refused().len(), client.stream.reached()), (1, Some(2)));
+}
+
+#[test]
+fn a_refusal_that_names_nothing_is_narrowed_down_to_one_resource() {
+    for variant in [Variant::Delta, Variant::Sotw] {
+        let (refusals, log, client) = contained(variant, &|_| "something is wrong".to_owned());
+        assert!((2..=3).contains(&refusals), "{log:?}");
+        let refused = client.stream.refused();
+        assert_eq!((refused.len(), &*refused[0].name), (1, "second"), "{variant:?}: {log:?}");
+        let sent = log.join(" ");
+        assert!(sent.contains("sixth") || variant == Variant::Sotw, "{log:?}");
+        assert_eq!(client.stream.reached(), Some(2));
+    }
+}
+
+#[test]
+fn a_route_configuration_that_is_refused_keeps_what_its_last_form_leads_to() {
+    let mut client = started();
+    client.give(snapshot(2, V2));
+    client.ask(Endpoints, &["c2"]);
+    client.ack();
+    client.ack();
+    assert_eq!(client.answer(Some("no"), &[]), Some(Answer::Refused(Route, "no".into())));
+    assert_eq!(client.stream.wake_at(), None, "the client still uses c1");
+    assert_eq!((client.stream.kept(), client.stream.refused().len()), (vec!["c1".into()], 1));
 }
 
 #[test]
@@ -153,7 +415,7 @@ fn what_did_not_change_is_not_sent_again() {
         client.answer(None, &[]);
         client.take_log();
         client.give(snapshot(2, V1));
-        assert_eq!(client.take_log(), [""; 0], "{variant:?}");
+        assert_eq!(client.take_log(), NOTHING, "{variant:?}");
         assert_eq!(client.stream.settled(), Some(2));
     }
 }
@@ -161,12 +423,30 @@ fn what_did_not_change_is_not_sent_again() {
 #[test]
 fn a_client_that_has_not_answered_gets_the_latest_state_and_none_between() {
     let mut client = started();
-    client.give(snapshot(2, &[(Cluster, "c1", "C1a"), (Endpoints, "c1", "E1")]));
-    client.give(snapshot(3, &[(Cluster, "c1", "C1b"), (Endpoints, "c1", "E1")]));
-    client.give(snapshot(4, &[(Cluster, "c1", "C1c"), (Endpoints, "c1", "E1")]));
-    assert_eq!(client.take_log(), ["cds +c1"]);
-    client.answer(None, &[]);
-    assert_eq!(client.has[&(Cluster.index(), "c1".to_owned())], b"C1c");
+    for (revision, body) in [(2, "C1a"), (3, "C1b"), (4, "C1c")] {
+        client.give(snapshot(revision, &[(Cluster, "c1", body), (Endpoints, "c1", "E1"), (Route, "80", "a>c1")]));
+    }
+    assert_eq!(client.take_log(), ["cds +c1=C1a", "lds -l"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["cds +c1=C1c"]);
+}
+
+#[test]
+fn a_client_that_does_not_answer_lags_and_says_why() {
+    let mut client = started();
+    client.give(snapshot(2, V2));
+    assert_eq!(client.stream.lag(client.now), None);
+    client.wait();
+    let reason = client.stream.lag(client.now).unwrap();
+    assert!(reason.contains("cds response"), "{reason}");
+    assert_eq!(client.stream.wake_at(), None, "it is not looked at again and again");
+    client.ack();
+    assert_eq!(client.stream.lag(client.now), None);
+    client.wait();
+    assert_eq!(client.stream.lag(client.now).unwrap(), "no request for the endpoints of cluster c2");
+    client.ask(Endpoints, &["c2"]);
+    client.ack_all();
+    assert_eq!((client.stream.lag(client.now), client.stream.settled()), (None, Some(2)));
 }
 
 #[test]
@@ -175,7 +455,7 @@ fn a_stale_nonce_is_no_answer() {
     client.give(snapshot(1, V1));
     client.ask(Cluster, &[]);
     let stale = Request { type_url: Cluster.type_url().into(), nonce: "0".into(), ..Default::default() };
-    assert_eq!(client.stream.on_request(stale), None);
+    assert_eq!(client.send(stale), None);
     assert_eq!(client.stream.settled(), None);
     assert_eq!(client.answer(None, &[]), Some(Answer::Acked(Cluster)));
 }
@@ -192,20 +472,36 @@ fn a_name_that_does_not_exist_is_answered_so_that_nobody_waits_for_it() {
 fn a_name_asked_for_again_is_sent_again() {
     let mut client = started();
     client.ask(Endpoints, &["c1"]);
-    assert_eq!(client.take_log(), ["eds +c1"]);
+    assert_eq!(client.take_log(), ["eds +c1=E1"]);
 }
 
 #[test]
-fn a_client_that_comes_back_gets_only_what_it_lacks_and_is_told_what_is_gone() {
+fn a_client_that_comes_back_gets_only_what_it_lacks_and_loses_nothing_before_its_routes_have_moved() {
     let mut client = Client::new(Variant::Delta);
     let state = snapshot(1, V1);
-    let version = wire::version_text(state.get(Cluster)["c1"].version);
-    client.give(state);
-    let initial_versions = BTreeMap::from([("c1".to_owned(), version), ("old".to_owned(), "5".to_owned())]);
-    let request = Request { type_url: Cluster.type_url().into(), initial_versions, ..Default::default() };
-    client.stream.on_request(request);
-    client.pump();
+    let version = |kind: ResourceType, name: &str| wire::version_text(state.get(kind)[name].version);
+    let came = |kind: ResourceType, had: &[(&str, String)]| Request {
+        type_url: kind.type_url().into(),
+        names: if kind.has_wildcard() { Vec::new() } else { had.iter().map(|(name, _)| (*name).to_owned()).collect() },
+        initial_versions: had.iter().map(|(name, version)| ((*name).to_owned(), version.clone())).collect(),
+        ..Default::default()
+    };
+    let requests = [
+        came(Cluster, &[("c1", version(Cluster, "c1")), ("old", "5".into())]),
+        came(Endpoints, &[("c1", version(Endpoints, "c1")), ("old", "5".into())]),
+        came(Listener, &[("l", version(Listener, "l"))]),
+        came(Route, &[("80", "7".into())]),
+    ];
+    client.give(state.clone());
+    for request in requests {
+        client.send(request);
+    }
+    assert_eq!(client.take_log(), ["rds +80=a>c1"]);
+    client.ack();
+    client.wait();
     assert_eq!(client.take_log(), ["cds -old"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["eds -old"]);
 }
 
 #[test]
@@ -223,4 +519,24 @@ fn sotw_sends_all_clusters_but_only_the_endpoints_that_changed() {
         &[(Cluster, "a", "A"), (Cluster, "b", "B2"), (Endpoints, "a", "EA2"), (Endpoints, "b", "EB")],
     ));
     assert_eq!(client.take_log(), ["cds A B2", "eds EA2"]);
+    client.answer(None, &[]);
+    client.answer(None, &["a", "b"]);
+    assert_eq!(client.take_log(), ["eds EB"], "its cluster changed");
+}
+
+#[test]
+fn more_names_than_the_limit_end_the_stream() {
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let ask = |stream: &mut Stream, kind: ResourceType, names: &[&str]| {
+            stream.on_request(Request { type_url: kind.type_url().into(), names: owned(names), ..Default::default() })
+        };
+        let mut stream = Stream::new(variant, Settings { max_names: 3, ..Default::default() });
+        assert_eq!(ask(&mut stream, Endpoints, &["a", "b"]), Ok(None));
+        let long = "n".repeat(3 * BYTES_PER_NAME);
+        assert!(matches!(ask(&mut stream, Route, &[&long]), Err(Violation::NamesTooLong { .. })), "{variant:?}");
+        let mut stream = Stream::new(variant, Settings { max_names: 3, ..Default::default() });
+        assert_eq!(ask(&mut stream, Endpoints, &["a", "b"]), Ok(None));
+        assert_eq!(ask(&mut stream, Route, &["80"]), Ok(None));
+        assert_eq!(ask(&mut stream, Cluster, &["c"]), Err(Violation::TooManyNames { limit: 0 }), "{variant:?}");
+    }
 }

@@ -1,0 +1,164 @@
+//! Which clusters an encoded listener or virtual host leads to, so that it is known when a proxy may have it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::listener::v3 as listener;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use envoy_types::pb::google::protobuf::Any;
+use prost::{Message, Name};
+
+/// Names of clusters, sorted, each once. Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refers(Arc<[Arc<str>]>);
+
+impl Refers {
+    /// These names.
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let sorted: BTreeSet<&str> = names.into_iter().filter(|name| !name.is_empty()).collect();
+        Self(sorted.into_iter().map(Arc::from).collect())
+    }
+
+    /// The names that any of `all` has.
+    pub fn union<'a>(all: impl IntoIterator<Item = &'a Refers>) -> Self {
+        let sorted: BTreeSet<&Arc<str>> = all.into_iter().flat_map(Refers::iter).collect();
+        Self(sorted.into_iter().cloned().collect())
+    }
+
+    /// What a virtual host leads to: the clusters of its routes, weighted ones, and those that get copies.
+    pub fn of_virtual_host(host: &route::VirtualHost) -> Self {
+        Self::new(of_host(host))
+    }
+
+    /// What a listener leads to: by TCP, or by routes that stand in it.
+    pub fn of_listener(listener: &listener::Listener) -> Self {
+        let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+        let configs = chains.flat_map(|chain| &chain.filters).filter_map(|filter| match &filter.config_type {
+            Some(listener::filter::ConfigType::TypedConfig(config)) => Some(config),
+            _ => None,
+        });
+        let names: Vec<String> = configs.flat_map(of_filter).collect();
+        Self::new(names.iter().map(String::as_str))
+    }
+
+    /// Whether this cluster is among them.
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.binary_search_by(|one| (**one).cmp(name)).is_ok()
+    }
+
+    /// The names in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Arc<str>> {
+        self.0.iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Refers {
+    type Item = &'a Arc<str>;
+    type IntoIter = std::slice::Iter<'a, Arc<str>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+fn of_filter(config: &Any) -> Vec<String> {
+    use hcm::http_connection_manager::RouteSpecifier;
+    use tcp::tcp_proxy::ClusterSpecifier;
+    if config.type_url == tcp::TcpProxy::type_url() {
+        let specifier = tcp::TcpProxy::decode(&*config.value).ok().and_then(|proxy| proxy.cluster_specifier);
+        return match specifier {
+            Some(ClusterSpecifier::Cluster(name)) => vec![name],
+            Some(ClusterSpecifier::WeightedClusters(list)) => list.clusters.into_iter().map(|one| one.name).collect(),
+            _ => Vec::new(),
+        };
+    }
+    if config.type_url == hcm::HttpConnectionManager::type_url()
+        && let Ok(manager) = hcm::HttpConnectionManager::decode(&*config.value)
+        && let Some(RouteSpecifier::RouteConfig(routes)) = manager.route_specifier
+    {
+        return routes.virtual_hosts.iter().flat_map(of_host).map(str::to_owned).collect();
+    }
+    Vec::new()
+}
+
+fn of_host(host: &route::VirtualHost) -> Vec<&str> {
+    use route::route_action::ClusterSpecifier;
+    let mut names: Vec<&str> = host.request_mirror_policies.iter().map(|copy| copy.cluster.as_str()).collect();
+    for one in &host.routes {
+        let Some(route::route::Action::Route(action)) = &one.action else { continue };
+        match &action.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => names.push(name),
+            Some(ClusterSpecifier::WeightedClusters(list)) => {
+                names.extend(list.clusters.iter().map(|one| one.name.as_str()));
+            }
+            _ => {}
+        }
+        names.extend(action.request_mirror_policies.iter().map(|copy| copy.cluster.as_str()));
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::{Families, OutboundPolicy};
+    use crate::translate::listener::{outbound, virtual_inbound};
+    use crate::translate::outbound::Outbound;
+    use crate::translate::tcp::{Chain, Target};
+
+    fn names(refers: &Refers) -> Vec<&str> {
+        refers.iter().map(|name| &**name).collect()
+    }
+
+    #[test]
+    fn a_virtual_host_leads_to_plain_weighted_and_mirror_clusters_once_each() {
+        use route::route_action::{ClusterSpecifier, RequestMirrorPolicy};
+        let to = |specifier, copies: &[&str]| route::Route {
+            action: Some(route::route::Action::Route(route::RouteAction {
+                cluster_specifier: Some(specifier),
+                request_mirror_policies: copies
+                    .iter()
+                    .map(|name| RequestMirrorPolicy { cluster: (*name).to_owned(), ..Default::default() })
+                    .collect(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let weighted = route::WeightedCluster {
+            clusters: ["c", "a"]
+                .map(|name| route::weighted_cluster::ClusterWeight { name: name.to_owned(), ..Default::default() })
+                .to_vec(),
+            ..Default::default()
+        };
+        let host = route::VirtualHost {
+            routes: vec![
+                to(ClusterSpecifier::Cluster("b".into()), &["d"]),
+                to(ClusterSpecifier::WeightedClusters(weighted), &["b"]),
+                to(ClusterSpecifier::ClusterHeader("x-where".into()), &[]),
+            ],
+            ..Default::default()
+        };
+        let refers = Refers::of_virtual_host(&host);
+        assert_eq!(names(&refers), ["a", "b", "c", "d"]);
+        assert!(refers.contains("c") && !refers.contains("x-where"));
+    }
+
+    #[test]
+    fn a_listener_leads_to_its_tcp_clusters_and_to_those_of_routes_within_it() {
+        let wanted = Outbound {
+            address: "10.0.0.1".into(),
+            port: 80,
+            bind: false,
+            any_address: false,
+            http: Some("r".into()),
+            only_http: false,
+            chains: vec![Chain { sni: vec![], subnets: vec![], target: Target::plain("outbound|80||a") }],
+            policy: OutboundPolicy::AllowAny,
+        };
+        assert_eq!(names(&Refers::of_listener(&outbound(&wanted))), ["outbound|80||a"]);
+        let inbound = Refers::of_listener(&virtual_inbound(&[], Families::V4));
+        assert_eq!(names(&inbound), ["BlackHoleCluster", "InboundPassthroughCluster"]);
+    }
+}

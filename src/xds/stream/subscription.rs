@@ -1,0 +1,516 @@
+//! One type's half of a stream: what the client asked for, what it has, what it refused, and the next response.
+//!
+//! Section names in comments are those of Envoy's "xDS REST and gRPC protocol" document.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::request::{Request, Variant, Violation};
+use crate::snapshot::{Resource, ResourceType, Resources};
+use crate::xds::wire::{self, Frame};
+
+/// The longest text of a refusal that is kept, in bytes.
+const MAX_MESSAGE: usize = 2048;
+
+/// A resource that the client refused, and that is not sent again before it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub version: u64,
+    pub message: Arc<str>,
+}
+
+/// A change that a response carries: a resource in a new form, or that there is none.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub name: Arc<str>,
+    pub resource: Option<Arc<Resource>>,
+    /// Whether the client had no form of it.
+    pub new: bool,
+    /// Of a cluster: the client has asked for its endpoints, which shows that it took it even before it acks.
+    pub taken: bool,
+    /// Of a cluster: its endpoints are acked as well. Of endpoints: the client had the cluster when they were sent.
+    pub warms: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub nonce: String,
+    /// In the order of their names.
+    pub changes: Vec<Change>,
+    pub since: Instant,
+}
+
+/// What a client is to have of a type: the resources of a snapshot, and those that it keeps for a while. A kept one
+/// without a body is one of an earlier stream: the client has it, and it is unknown what it looks like.
+#[derive(Debug)]
+pub(super) struct View {
+    pub base: Arc<Resources>,
+    pub kept: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
+}
+
+impl View {
+    fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.base.get(name).or_else(|| self.kept.get(name)?.as_ref())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.base.values().chain(self.kept.values().flatten())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.base.contains_key(name) || self.kept.contains_key(name)
+    }
+}
+
+/// What a request brought.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// The changes that the client took.
+    pub acked: Option<Vec<Change>>,
+    /// Why it refused the response.
+    pub refused: Option<String>,
+    /// Names that are wanted now and were not before.
+    pub news: Vec<Arc<str>>,
+}
+
+/// How much one stream may ask for, over all types.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub names: usize,
+    pub bytes: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Subscription {
+    pub subscribed: bool,
+    pub wildcard: bool,
+    /// A name was asked for at some time, so that asking for none no longer means all.
+    explicit: bool,
+    names: BTreeSet<Arc<str>>,
+    /// The bytes of `names` together.
+    name_bytes: usize,
+    /// What the client has; `None` where it has a form of an earlier stream that is not known.
+    acked: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
+    /// What the client said it has from an earlier stream, until it is compared.
+    claimed: BTreeMap<Arc<str>, u64>,
+    /// Names to answer even if nothing changed.
+    again: BTreeSet<Arc<str>>,
+    /// A response must follow even if nothing differs.
+    owed: bool,
+    pub pending: Option<Pending>,
+    last_nonce: String,
+    refused: BTreeMap<Arc<str>, Refusal>,
+    /// Changes one of which was refused, in groups that are tried one after the other.
+    suspects: Vec<Vec<(Arc<str>, u64)>>,
+}
+
+impl Subscription {
+    pub fn wants(&self, name: &str) -> bool {
+        self.subscribed && (self.wildcard || self.names.contains(name))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.acked.contains_key(name)
+    }
+
+    /// The form that the client has or is about to have.
+    pub fn form(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.in_flight(name).and_then(|change| change.resource.as_ref()).or_else(|| self.acked.get(name)?.as_ref())
+    }
+
+    pub fn in_flight(&self, name: &str) -> Option<&Change> {
+        let changes = &self.pending.as_ref()?.changes;
+        changes.get(changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?)
+    }
+
+    pub fn in_flight_mut(&mut self, name: &str) -> Option<&mut Change> {
+        let changes = &mut self.pending.as_mut()?.changes;
+        let at = changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?;
+        changes.get_mut(at)
+    }
+
+    /// Whether the client refused this very form.
+    pub fn refuses(&self, resource: &Resource) -> bool {
+        self.refused.get(&resource.name).is_some_and(|refusal| refusal.version == resource.version)
+    }
+
+    pub fn refused(&self) -> &BTreeMap<Arc<str>, Refusal> {
+        &self.refused
+    }
+
+    /// Every form that may be in use at the client.
+    pub fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        let pending = self.pending.iter().flat_map(|pending| &pending.changes);
+        self.acked.values().flatten().chain(pending.filter_map(|change| change.resource.as_ref()))
+    }
+
+    /// Whether everything that the client has is known.
+    pub fn knows_all(&self) -> bool {
+        self.pending.is_none()
+            && !self.owed
+            && self.again.is_empty()
+            && self.claimed.is_empty()
+            && self.acked.values().all(Option::is_some)
+    }
+
+    /// Names that the client has and of whose form nothing is known.
+    pub fn strangers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.acked.iter().filter(|(_, form)| form.is_none()).map(|(name, _)| name)
+    }
+
+    /// Answers `name` once more, whether it changed or not.
+    pub fn send_again(&mut self, name: &Arc<str>) {
+        if self.wants(name) {
+            self.again.insert(name.clone());
+        }
+    }
+
+    /// How many names it holds, and how many bytes they have.
+    pub fn size(&self) -> (usize, usize) {
+        (self.names.len(), self.name_bytes)
+    }
+
+    pub fn take(
+        &mut self,
+        kind: ResourceType,
+        variant: Variant,
+        request: Request,
+        room: Room,
+    ) -> Result<Taken, Violation> {
+        let first = !self.subscribed;
+        // Section "ACK/NACK and resource type instance version": a nonce that is not that of the last response is
+        // stale. In SotW the whole request is then to be left alone; in delta its subscriptions still count.
+        let current = request.nonce == self.last_nonce;
+        if variant == Variant::Sotw && !first && !request.nonce.is_empty() && !current {
+            return Ok(Taken::default());
+        }
+        let mut taken = Taken::default();
+        if current
+            && !request.nonce.is_empty()
+            && let Some(pending) = self.pending.take()
+        {
+            match &request.error {
+                None => taken.acked = Some(self.accepted(pending.changes)),
+                Some(message) => {
+                    self.contain(pending.changes, message);
+                    taken.refused = Some(message.clone());
+                }
+            }
+        }
+        self.subscribed = true;
+        match variant {
+            Variant::Sotw => self.ask_sotw(kind, first, &request, room, &mut taken)?,
+            Variant::Delta => self.ask_delta(kind, first, request, room, &mut taken)?,
+        }
+        Ok(taken)
+    }
+
+    fn accepted(&mut self, changes: Vec<Change>) -> Vec<Change> {
+        for change in &changes {
+            match &change.resource {
+                // A client that has meanwhile left a name no longer has its resource.
+                Some(resource) if self.wants(&change.name) => {
+                    self.acked.insert(change.name.clone(), Some(resource.clone()));
+                }
+                _ => {
+                    self.acked.remove(&change.name);
+                }
+            }
+            self.refused.remove(&change.name);
+        }
+        changes
+    }
+
+    /// Finds out which change was refused: the one there is, or those that the message names, or by trying halves.
+    fn contain(&mut self, changes: Vec<Change>, message: &str) {
+        let sent = || changes.iter().filter_map(|change| change.resource.as_ref());
+        let named: BTreeSet<&str> = sent().filter(|one| is_named(message, &one.name)).map(|one| &*one.name).collect();
+        let count = sent().count();
+        let refused = |one: &&Arc<Resource>| count == 1 || named.contains(&*one.name);
+        let message: Arc<str> = cut(message).into();
+        for one in sent().filter(refused) {
+            let refusal = Refusal { version: one.version, message: message.clone() };
+            self.refused.insert(one.name.clone(), refusal);
+        }
+        if count == 0 {
+            // A response that only takes away has nothing to try again without.
+            changes.iter().for_each(|change| {
+                self.acked.remove(&change.name);
+            });
+        } else if count > 1 && named.is_empty() {
+            let all: Vec<_> = sent().map(|one| (one.name.clone(), one.version)).collect();
+            let (left, right) = all.split_at(all.len() / 2);
+            self.suspects.extend([right.to_vec(), left.to_vec()]);
+        }
+        // What was sent once more without a change would otherwise be thought to be there.
+        for one in sent().filter(|one| !refused(one)) {
+            if matches!(self.acked.get(&one.name), Some(Some(had)) if had.version == one.version) {
+                self.again.insert(one.name.clone());
+            }
+        }
+    }
+
+    fn check(&self, names: usize, bytes: usize, room: Room) -> Result<(), Violation> {
+        if names > room.names {
+            return Err(Violation::TooManyNames { limit: room.names });
+        }
+        if bytes > room.bytes {
+            return Err(Violation::NamesTooLong { limit: room.bytes });
+        }
+        Ok(())
+    }
+
+    fn ask_sotw(
+        &mut self,
+        kind: ResourceType,
+        first: bool,
+        request: &Request,
+        room: Room,
+        taken: &mut Taken,
+    ) -> Result<(), Violation> {
+        self.check(request.names.len(), request.names.iter().map(String::len).sum(), room)?;
+        let names: BTreeSet<Arc<str>> =
+            request.names.iter().filter(|name| *name != "*").map(|name| name.as_str().into()).collect();
+        let star = request.names.iter().any(|name| name == "*");
+        self.explicit |= !request.names.is_empty();
+        // Section "How the client specifies what resources to return": naming nothing asks for everything only as long
+        // as nothing was named.
+        let wildcard = star || (kind.has_wildcard() && !self.explicit);
+        self.owed |= (first && kind.has_wildcard()) || (wildcard && !self.wildcard);
+        self.wildcard = wildcard;
+        self.acked.retain(|name, _| wildcard || names.contains(name));
+        // What is asked for anew is sent even if it was sent before.
+        taken.news = names.difference(&self.names).cloned().collect();
+        self.again.retain(|name| wildcard || names.contains(name));
+        self.again.extend(taken.news.iter().cloned());
+        if !first && request.nonce.is_empty() && self.pending.is_none() {
+            // Without a nonce it is no answer: the client starts over.
+            self.owed |= kind.has_wildcard();
+            self.again.extend(names.iter().cloned());
+        }
+        self.owed |= kind.has_wildcard() && !taken.news.is_empty();
+        self.name_bytes = names.iter().map(|name| name.len()).sum();
+        self.names = names;
+        Ok(())
+    }
+
+    fn ask_delta(
+        &mut self,
+        kind: ResourceType,
+        first: bool,
+        request: Request,
+        room: Room,
+        taken: &mut Taken,
+    ) -> Result<(), Violation> {
+        if first {
+            let (count, bytes) =
+                (request.initial_versions.len(), request.initial_versions.keys().map(String::len).sum());
+            self.check(count, bytes, room)?;
+            self.wildcard = request.names.is_empty() && kind.has_wildcard();
+            let wildcard = self.wildcard || request.names.iter().any(|name| name == "*");
+            // A client that has nothing waits for an answer, even if it is that there is nothing.
+            self.owed = wildcard && request.initial_versions.is_empty();
+            for (name, version) in request.initial_versions {
+                // A version that is not ours differs from every one of ours.
+                self.claimed.insert(name.into(), u64::from_str_radix(&version, 16).unwrap_or(u64::MAX));
+            }
+        }
+        for name in request.names {
+            self.explicit = true;
+            if name == "*" {
+                self.owed |= !self.wildcard && !first;
+                self.wildcard = true;
+                continue;
+            }
+            let name: Arc<str> = name.into();
+            if self.names.insert(name.clone()) {
+                self.name_bytes += name.len();
+                self.check(self.names.len(), self.name_bytes, room)?;
+                taken.news.push(name.clone());
+            }
+            // Section "Subscribing to Resources": even what the client is believed to have must be sent.
+            if !(first && self.claimed.contains_key(&name)) {
+                self.again.insert(name);
+            }
+        }
+        for name in &request.unsubscribe {
+            if name == "*" {
+                self.wildcard = false;
+                let names = &self.names;
+                self.acked.retain(|name, _| names.contains(name));
+                self.again.retain(|name| names.contains(name));
+            } else if let Some(name) = self.names.take(name.as_str()) {
+                self.name_bytes = self.name_bytes.saturating_sub(name.len());
+                if self.wildcard {
+                    // Section "Unsubscribing from Resources": the client does not know whether the wildcard has it.
+                    self.again.insert(name);
+                } else {
+                    self.again.remove(&name);
+                    self.acked.remove(&name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what the client said it has with what there is.
+    pub fn compare(&mut self, view: &View) {
+        for (name, version) in std::mem::take(&mut self.claimed) {
+            if !self.wants(&name) {
+                continue;
+            }
+            let same = view.get(&name).filter(|one| one.version == version);
+            self.acked.entry(name).or_insert_with(|| same.cloned());
+        }
+    }
+
+    /// The next response; `None` where there is nothing to say, or the client has not yet answered the last one.
+    /// `defer` says of a name that it is to wait.
+    pub fn respond(
+        &mut self,
+        kind: ResourceType,
+        variant: Variant,
+        view: &View,
+        nonce: &str,
+        now: Instant,
+        defer: &dyn Fn(&str) -> bool,
+    ) -> Option<(Frame, usize)> {
+        // One response at a time for a type: what comes up meanwhile goes out together after the answer.
+        if !self.subscribed || self.pending.is_some() {
+            return None;
+        }
+        self.refused.retain(|name, refusal| view.get(name).is_some_and(|one| one.version == refusal.version));
+        let trial = self.next_trial(view);
+        let mut changes: Vec<Change> = match &trial {
+            Some(group) => group.iter().map(|one| self.change(&one.name, Some(one.clone()))).collect(),
+            None => self.differences(kind, variant, view, defer),
+        };
+        if changes.is_empty() && !self.owed {
+            return None;
+        }
+        let sent = changes.iter().filter_map(|change| change.resource.as_ref());
+        let (frame, resources) = match variant {
+            Variant::Delta => {
+                let resources: Vec<_> = sent.cloned().collect();
+                let gone = changes.iter().filter(|change| change.resource.is_none());
+                let removed: Vec<_> = gone.map(|change| change.name.clone()).collect();
+                (wire::delta_response(kind, nonce, &resources, &removed), resources.len())
+            }
+            Variant::Sotw => {
+                // Section "Grouping Resources into Responses": listeners and clusters always come all together.
+                let resources: Vec<_> = match trial {
+                    _ if !kind.has_wildcard() => sent.cloned().collect(),
+                    Some(group) => self.with(group),
+                    None => self.wanted(view).filter_map(|one| self.allowed(one)).collect(),
+                };
+                let version = resources.iter().fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
+                (wire::sotw_response(kind, version, nonce, &resources), resources.len())
+            }
+        };
+        changes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        self.owed = false;
+        nonce.clone_into(&mut self.last_nonce);
+        self.pending = Some(Pending { nonce: nonce.to_owned(), changes, since: now });
+        Some((frame, resources))
+    }
+
+    fn change(&self, name: &Arc<str>, resource: Option<Arc<Resource>>) -> Change {
+        Change { name: name.clone(), resource, new: !self.has(name), taken: false, warms: false }
+    }
+
+    fn next_trial(&mut self, view: &View) -> Option<Vec<Arc<Resource>>> {
+        while let Some(group) = self.suspects.pop() {
+            let still = |(name, version): (Arc<str>, u64)| {
+                view.get(&name).filter(|one| one.version == version && self.wants(&name)).cloned()
+            };
+            let group: Vec<_> = group.into_iter().filter_map(still).collect();
+            if !group.is_empty() {
+                return Some(group);
+            }
+        }
+        None
+    }
+
+    fn wanted<'a>(&'a self, view: &'a View) -> Box<dyn Iterator<Item = &'a Arc<Resource>> + 'a> {
+        if self.wildcard { Box::new(view.all()) } else { Box::new(self.names.iter().filter_map(|name| view.get(name))) }
+    }
+
+    /// The form of a resource that the client may have: the last one it took where it refused this one.
+    fn allowed(&self, resource: &Arc<Resource>) -> Option<Arc<Resource>> {
+        if self.refuses(resource) { self.acked.get(&resource.name)?.clone() } else { Some(resource.clone()) }
+    }
+
+    /// What the client has, with these in their new form.
+    fn with(&self, group: Vec<Arc<Resource>>) -> Vec<Arc<Resource>> {
+        let mut all: BTreeMap<&Arc<str>, &Arc<Resource>> =
+            self.acked.iter().filter_map(|(name, form)| Some((name, form.as_ref()?))).collect();
+        all.extend(group.iter().map(|one| (&one.name, one)));
+        all.into_values().cloned().collect()
+    }
+
+    fn differences(
+        &mut self,
+        kind: ResourceType,
+        variant: Variant,
+        view: &View,
+        defer: &dyn Fn(&str) -> bool,
+    ) -> Vec<Change> {
+        let mut again = std::mem::take(&mut self.again);
+        let mut later = BTreeSet::new();
+        let mut changes = Vec::new();
+        for resource in self.wanted(view) {
+            let name = &resource.name;
+            let asked = !again.is_empty() && again.remove(name);
+            let Some(form) = self.allowed(resource) else { continue };
+            let has = matches!(self.acked.get(name), Some(Some(had)) if had.version == form.version);
+            if has && !asked {
+                continue;
+            }
+            if defer(name) {
+                if asked {
+                    later.insert(name.clone());
+                }
+                continue;
+            }
+            changes.push(self.change(name, Some(form)));
+        }
+        // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
+        // Resources").
+        if variant == Variant::Delta || kind.has_wildcard() {
+            let gone = self.acked.keys().filter(|name| !view.has(name));
+            changes.extend(gone.map(|name| self.change(name, None)));
+        }
+        if variant == Variant::Delta {
+            // Section "Knowing When a Requested Resource Does Not Exist".
+            let never = again.iter().filter(|name| !view.has(name) && !self.has(name));
+            changes.extend(never.map(|name| self.change(name, None)));
+        }
+        self.again = later;
+        changes
+    }
+}
+
+/// Whether a message speaks of this name and not only of one that holds it. A number or a letter could be anything.
+fn is_named(message: &str, name: &str) -> bool {
+    if name.len() < 3 || name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return false;
+    }
+    let part_of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-' | b':');
+    message.match_indices(name).any(|(at, _)| {
+        let before = message.as_bytes().get(..at).and_then(<[u8]>::last);
+        let mut after = message.as_bytes().get(at + name.len()..).unwrap_or_default().iter();
+        let next = match after.next() {
+            // The end of the sentence, or the next label of a host.
+            Some(b'.' | b':') => after.next(),
+            next => next,
+        };
+        !before.is_some_and(|byte| part_of_name(*byte) || *byte == b'.')
+            && !next.is_some_and(|byte| part_of_name(*byte))
+    })
+}
+
+fn cut(message: &str) -> &str {
+    let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|at| message.is_char_boundary(*at));
+    message.get(..end.unwrap_or(0)).unwrap_or_default()
+}
