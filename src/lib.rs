@@ -12,6 +12,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod control_plane;
 pub mod envoy;
+pub mod explain;
 pub mod mesh;
 pub mod metrics;
 pub mod proto_json;

@@ -34,6 +34,7 @@ enum Command {
     Demo(cli::demo::Args),
     /// Print everything one proxy gets for some objects
     Translate(cli::translate::Args),
+    Explain(cli::explain::Args),
     Bootstrap(Box<cli::bootstrap::Args>),
 }
 
@@ -56,13 +57,14 @@ fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Translate(args) => cli::translate::run(args),
+        Command::Explain(args) => cli::explain::run(args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
         Command::Serve(args) => block_on(cli::serve::run(args)),
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };
     result.unwrap_or_else(|error| {
         eprintln!("weir: {error:#}");
-        ExitCode::FAILURE
+        if error.is::<cli::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
 }
 

@@ -2,6 +2,8 @@
 
 pub mod bootstrap;
 pub mod demo;
+pub mod explain;
+pub mod objects;
 pub mod serve;
 pub mod translate;
 
@@ -38,4 +40,14 @@ impl MeshArgs {
 /// The value can not be written, which none does.
 pub fn to_yaml(value: &serde_json::Value) -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(value)?)
+}
+
+/// A command line that is wrong in a way that only the command itself can see; the program ends with status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// A [`Usage`] as an error.
+pub fn usage(message: impl Into<String>) -> anyhow::Error {
+    Usage(message.into()).into()
 }

@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 
-use crate::mesh::{Builder, Locality, NodeMetadata, Proxy};
+use super::objects::Objects;
+use crate::mesh::{Locality, NodeMetadata, Proxy};
+use crate::proto_json;
 use crate::snapshot::{Memo, ResourceType, Snapshot};
-use crate::store::Store;
-use crate::{api, proto_json, source};
 
 /// Flags of `weir translate`.
 #[derive(Debug, clap::Args)]
@@ -75,30 +74,18 @@ const TYPES: [(TypeName, &str, ResourceType); 4] = [
 
 /// Runs the command: prints the answer, and what is wrong with the objects on standard error (exit status 1).
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut store = Store::default();
-    let mut dirty = std::collections::BTreeSet::new();
-    let changes =
-        source::directory::load_once(&args.file).with_context(|| format!("can not read {}", args.file.display()))?;
-    for change in changes {
-        store.apply(change, &mut dirty);
-    }
-    let mut problems = 0;
-    for (key, list) in store.refused() {
-        list.iter().for_each(|one| eprintln!("{}: {key}: {}", one.origin, one.problem));
-        problems += list.len();
-    }
-    for (_, list) in store.trouble() {
-        list.iter().for_each(|one| eprintln!("{one}"));
-        problems += list.len();
-    }
-    for (key, list) in store.warnings() {
-        list.iter().for_each(|one| eprintln!("{}: {key}: warning: {}", one.origin, one.problem));
-    }
-    let proxy = proxy(&args, &store)?;
-    let mesh = Builder::new(args.mesh.config()).update(&store, &dirty);
-    let snapshot = Memo::default().snapshot(&mesh, &mesh.scope(&proxy), 1);
+    let objects = Objects::load(&args.file, args.mesh.config())?;
+    let proxy = match &args.node_id {
+        Some(id) => by_node(id, args.node_metadata.as_deref())?,
+        None => match &args.proxy {
+            Some(name) => objects.proxy(name, true)?,
+            None => objects.proxy("default/weir-translate", false)?,
+        },
+    };
+    let mesh = &objects.mesh;
+    let snapshot = Memo::default().snapshot(mesh, &mesh.scope(&proxy), 1);
     print(&args, &snapshot)?;
-    Ok(if problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if objects.problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(args: &Args, snapshot: &Snapshot) -> anyhow::Result<()> {
@@ -134,41 +121,10 @@ pub fn to_json(snapshot: &Snapshot, kind: ResourceType) -> anyhow::Result<Vec<Va
     all.collect()
 }
 
-fn proxy(args: &Args, store: &Store) -> anyhow::Result<Proxy> {
-    if let Some(id) = &args.node_id {
-        let metadata = args.node_metadata.as_deref().unwrap_or("{}");
-        let metadata: Value = serde_json::from_str(metadata).context("--node-metadata is not JSON")?;
-        if !metadata.is_object() {
-            bail!("--node-metadata is not a JSON object; expected something like {{\"NAMESPACE\": \"shop\"}}");
-        }
-        return Ok(Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::default())?);
+fn by_node(id: &str, metadata: Option<&str>) -> anyhow::Result<Proxy> {
+    let metadata: Value = serde_json::from_str(metadata.unwrap_or("{}")).context("--node-metadata is not JSON")?;
+    if !metadata.is_object() {
+        bail!("--node-metadata is not a JSON object; expected something like {{\"NAMESPACE\": \"shop\"}}");
     }
-    let name = args.proxy.as_deref().unwrap_or("default/weir-translate");
-    let Some((namespace, pod)) =
-        name.split_once('/').filter(|(namespace, pod)| !namespace.is_empty() && !pod.is_empty())
-    else {
-        bail!("--proxy `{name}` is not of the form NAMESPACE/POD");
-    };
-    let key = api::ObjectKey::new(api::Kind::Pod, namespace, pod);
-    let labels = store.get(&key).map(|entry| entry.object.meta.labels.clone());
-    if labels.is_none() && args.proxy.is_some() {
-        bail!("there is no {key} in {}", args.file.display());
-    }
-    let address = pod_address(store, namespace, pod).unwrap_or_else(|| Arc::from("127.0.0.1"));
-    let id = format!("sidecar~{address}~{pod}.{namespace}~{namespace}.svc.{}", args.mesh.config().domain);
-    let metadata = NodeMetadata { labels: labels.unwrap_or_default(), ..Default::default() };
-    Ok(Proxy::new(&id, metadata, Locality::default())?)
-}
-
-/// A pod's address as the slices know it; only a pod's metadata is read.
-fn pod_address(store: &Store, namespace: &str, pod: &str) -> Option<Arc<str>> {
-    let slices = store.all(api::Kind::EndpointSlice).filter(|entry| *entry.object.meta.namespace == *namespace);
-    slices.into_iter().find_map(|entry| match &entry.object.spec {
-        api::Spec::EndpointSlice(slice) => slice.endpoints.iter().find_map(|one| {
-            let target = one.target_ref.as_ref()?;
-            (target.kind == "Pod" && target.name == pod)
-                .then(|| one.addresses.first().map(|address| address.as_str().into()))?
-        }),
-        _ => None,
-    })
+    Ok(Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::default())?)
 }

@@ -9,14 +9,26 @@ use crate::mesh::Scope;
 
 /// Whether a match can hold for proxies of `scope` and requests to `port` at all.
 pub fn applies(one: &HttpMatchRequest, scope: &Scope, port: u16) -> bool {
-    if one.port.is_some_and(|wanted| wanted != u32::from(port)) {
-        return false;
+    why_not(one, scope, port).is_none()
+}
+
+/// Why a match can not hold for proxies of `scope` and requests to `port`; `None` where it can.
+pub fn why_not(one: &HttpMatchRequest, scope: &Scope, port: u16) -> Option<String> {
+    if let Some(wanted) = one.port.filter(|wanted| *wanted != u32::from(port)) {
+        return Some(format!("the port is {port}, wanted {wanted}"));
     }
     if !one.gateways.is_empty() {
-        return one.gateways.iter().any(|gateway| gateway == "mesh");
+        let for_mesh = one.gateways.iter().any(|gateway| gateway == "mesh");
+        return (!for_mesh).then(|| format!("it is for the gateways {} alone", one.gateways.join(", ")));
     }
-    selects(&one.source_labels, &scope.labels)
-        && (one.source_namespace.is_empty() || *one.source_namespace == *scope.namespace)
+    if !selects(&one.source_labels, &scope.labels) {
+        let wanted: Vec<String> = one.source_labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        return Some(format!("the client lacks a label of {}", wanted.join(",")));
+    }
+    if !one.source_namespace.is_empty() && *one.source_namespace != *scope.namespace {
+        return Some(format!("the client's namespace is {}, wanted {}", scope.namespace, one.source_namespace));
+    }
+    None
 }
 
 /// A match in Envoy's form; `None` matches every request.

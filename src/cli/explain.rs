@@ -1,0 +1,172 @@
+//! `weir explain`: what happens to a request, by the resources that Envoy gets.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+use super::objects::Objects;
+use crate::explain::{self, Destination, Explanation, Outcome, Question, Request};
+use crate::mesh::View;
+use crate::snapshot::Memo;
+
+/// Say what happens to a request: which route takes it, why not the ones before, and where it goes
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  weir explain -f objects/ --from shop/client-0 --request 'GET http://web/api/x' -H 'x-user: alice'
+  weir explain -f objects/ --from shop/client-0 --tcp db.shop:5432
+  weir explain -f objects/ --from shop/client-0 --tcp api.example.com:443 --sni api.example.com
+
+The answer is read from the very resources that the client's Envoy gets. Exit status 1 where the
+request ends in an error: no route, a missing cluster, or no healthy endpoint.")]
+pub struct Args {
+    /// The objects: a YAML file, or a folder of them
+    #[arg(short, long, value_name = "FILE|DIR")]
+    file: PathBuf,
+    /// The client: a pod, among the objects or not
+    #[arg(long, value_name = "NAMESPACE/POD")]
+    from: String,
+    /// The request
+    #[arg(long, value_name = "METHOD URL", required_unless_present = "tcp")]
+    request: Option<String>,
+    /// A header of the request
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", requires = "request")]
+    headers: Vec<String>,
+    /// A connection that is not HTTP, instead of a request
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "request")]
+    tcp: Option<String>,
+    /// The server name that a TLS client asks for
+    #[arg(long, value_name = "NAME", requires = "tcp")]
+    sni: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    mesh: super::MeshArgs,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// As one JSON object.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let question = match (&args.request, &args.tcp) {
+        (Some(request), _) => Request::parse(request, &args.headers).map(Question::Http).map_err(super::usage)?,
+        (None, Some(to)) => tcp(to, args.sni.clone()).map_err(super::usage)?,
+        (None, None) => bail!("neither --request nor --tcp is given"),
+    };
+    let objects = Objects::load(&args.file, args.mesh.config())?;
+    let proxy = objects.proxy(&args.from, false)?;
+    let scope = objects.mesh.scope(&proxy);
+    let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
+    let view = View::new(&objects.mesh, &scope);
+    let answer = explain::explain(&view, &snapshot, &question);
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
+        Output::Yaml => print!("{}", super::to_yaml(&serde_json::to_value(&answer)?)?),
+        Output::Table => print!("{}", text(&answer)),
+    }
+    Ok(if ends_well(&answer.outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn tcp(to: &str, sni: Option<String>) -> Result<Question, String> {
+    let parsed = to.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    match parsed.filter(|(host, port)| !host.is_empty() && *port > 0) {
+        Some((host, port)) => Ok(Question::Tcp { host: host.to_ascii_lowercase(), port, sni }),
+        None => Err(format!("--tcp `{to}` is not of the form HOST:PORT")),
+    }
+}
+
+fn ends_well(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Forward { destinations, .. } => destinations.iter().all(|to| !to.missing && has_endpoint(to)),
+        Outcome::Redirect { .. } => true,
+        Outcome::Respond { status, .. } => *status < 500,
+        Outcome::NoRoute | Outcome::Closed => false,
+    }
+}
+
+/// Clusters that go where the client wanted have no endpoints of their own.
+fn has_endpoint(to: &Destination) -> bool {
+    let original = to.policies.iter().any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED");
+    original || to.endpoints.iter().any(|one| one.healthy)
+}
+
+fn text(answer: &Explanation) -> String {
+    let mut out = String::new();
+    let mut line = |label: &str, text: &str| {
+        out.push_str(format!("{label:<18}{text}").trim_end());
+        out.push('\n');
+    };
+    if answer.listener.is_empty() {
+        line("listener", "none");
+    } else {
+        line("listener", &answer.listener);
+    }
+    if let Some(routes) = &answer.route_configuration {
+        line("routes", routes);
+    }
+    if let Some(host) = &answer.virtual_host {
+        line("host", &format!("{host}, by its domain {}", answer.domain.as_deref().unwrap_or_default()));
+    }
+    for (n, one) in answer.considered.iter().enumerate() {
+        let label = if n == 0 { "tried" } else { "" };
+        let name = if one.name.is_empty() { String::new() } else { format!(" ({})", one.name) };
+        let what = match &one.object {
+            Some(object) => format!("{object} {}{name}", one.field),
+            None => format!("the host's own route{name}"),
+        };
+        match &one.not {
+            Some(reason) => {
+                line(label, &format!("no   {what}"));
+                line("", &format!("     {reason}"));
+            }
+            None => line(label, &format!("yes  {what}")),
+        }
+    }
+    match &answer.outcome {
+        Outcome::Forward { destinations, copies, policies } => {
+            for (name, value) in policies {
+                line(name, value);
+            }
+            for (label, list) in [("to", destinations), ("copies to", copies)] {
+                for one in list {
+                    line(label, &format!("{:>6.2} %  {}", one.percent, one.cluster));
+                    if one.missing {
+                        line("", "          there is no such cluster: 503");
+                        continue;
+                    }
+                    let policies: Vec<String> =
+                        one.policies.iter().map(|(name, value)| format!("{name} {value}")).collect();
+                    line("", &format!("          {}", policies.join("; ")));
+                    for endpoint in &one.endpoints {
+                        let state = if endpoint.healthy { "" } else { "  not ready" };
+                        let priority = if endpoint.priority > 0 {
+                            format!("  priority {}", endpoint.priority)
+                        } else {
+                            String::new()
+                        };
+                        let at = format!("{:<24} {}", endpoint.address, endpoint.locality);
+                        line("", &format!("            {}{priority}{state}", at.trim_end()));
+                    }
+                    if !has_endpoint(one) {
+                        line("", "            no endpoint takes traffic: 503");
+                    }
+                }
+            }
+        }
+        Outcome::Redirect { status, location } => line("answer", &format!("{status}, to {location}")),
+        Outcome::Respond { status, body } => line("answer", &format!("{status} {body}")),
+        Outcome::NoRoute => line("answer", "404: no route takes the request"),
+        Outcome::Closed => line("answer", "the connection is closed: nothing takes it"),
+    }
+    out
+}

@@ -1,0 +1,606 @@
+//! What happens to a request: which listener, virtual host and route take it, why the routes before do not, and where it
+//! goes. Played over the resources of a snapshot, so that the answer is about what Envoy gets and not about a second
+//! reading of the objects.
+
+mod matching;
+mod request;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
+use envoy_types::pb::envoy::config::listener::v3 as listener;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::network::{http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp};
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use prost::Message;
+
+pub use matching::{filter_chain, route as route_matches, virtual_host};
+pub use request::{Question, Request};
+
+use crate::mesh::{Interception, Protocol, View, resolve};
+use crate::snapshot::{ResourceType, Snapshot};
+use crate::translate::route::{Context, Known, Said};
+use crate::translate::{route_match, virtual_host as hosts};
+
+/// The answer.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// The listener that the connection comes to.
+    pub listener: String,
+    /// The route configuration, for HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route_configuration: Option<String>,
+    /// The virtual host, for HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_host: Option<String>,
+    /// The domain of the virtual host that the request's authority was found by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The routes that were looked at, in order; the last one took the request where any did.
+    pub considered: Vec<Considered>,
+    /// What happens.
+    pub outcome: Outcome,
+}
+
+/// A route that was looked at.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Considered {
+    /// The object that says it; nothing for the route a service has by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// Where in the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub field: String,
+    /// Its name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Its position among the routes of the virtual host; nothing where this proxy does not have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    /// Why it did not take the request; nothing where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not: Option<String>,
+}
+
+/// What happens.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Outcome {
+    /// It goes to one of these.
+    #[serde(rename_all = "camelCase")]
+    Forward {
+        /// Where, with shares.
+        destinations: Vec<Destination>,
+        /// Where copies go, with the share of requests that is copied.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        copies: Vec<Destination>,
+        /// What else the route does, as name and text.
+        policies: Vec<(&'static str, String)>,
+    },
+    /// It is answered with a redirect.
+    Redirect {
+        /// The status.
+        status: u32,
+        /// The new URL, as far as the route says it.
+        location: String,
+    },
+    /// It is answered by the proxy.
+    Respond {
+        /// The status.
+        status: u32,
+        /// The body.
+        body: String,
+    },
+    /// No route takes it: it is answered with 404.
+    NoRoute,
+    /// No filter chain takes the connection: it is closed.
+    #[default]
+    Closed,
+}
+
+/// A cluster that requests go to.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Destination {
+    /// Its name.
+    pub cluster: String,
+    /// Its share, in percent.
+    pub percent: f64,
+    /// Whether the proxy has no such cluster: requests are answered with 503.
+    pub missing: bool,
+    /// How an endpoint is chosen, whether TLS is spoken, and what limits there are, as name and text.
+    pub policies: Vec<(&'static str, String)>,
+    /// The endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// An endpoint.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Address and port.
+    pub address: String,
+    /// Where it is.
+    pub locality: String,
+    /// 0 is the first.
+    pub priority: u32,
+    /// Its share among the endpoints of its locality.
+    pub weight: u32,
+    /// Whether it takes traffic.
+    pub healthy: bool,
+}
+
+/// Plays `question` for the proxies of `view` over what they get.
+pub fn explain(view: &View<'_>, snapshot: &Snapshot, question: &Question) -> Explanation {
+    Player { view, snapshot }.play(question)
+}
+
+struct Player<'a> {
+    view: &'a View<'a>,
+    snapshot: &'a Snapshot,
+}
+
+impl Player<'_> {
+    fn play(&self, question: &Question) -> Explanation {
+        let (host, port, sni) = match question {
+            Question::Http(request) => (request.host.as_str(), request.port, None),
+            Question::Tcp { host, port, sni } => (host.as_str(), *port, sni.as_deref()),
+        };
+        let address = self.address(host);
+        let mut answer = Explanation::default();
+        let Some((name, listener)) = self.listener(address.as_deref(), port) else {
+            return answer;
+        };
+        answer.listener = name;
+        let ip = address.and_then(|address| address.parse::<IpAddr>().ok());
+        let is_http = matches!(question, Question::Http(_));
+        let Some(chain) = matching::filter_chain(&listener, ip, sni, is_http) else { return answer };
+        match (terminal(chain), question) {
+            (Some(Terminal::Routes(routes)), Question::Http(request)) => {
+                self.http(&routes, request, &mut answer);
+            }
+            (Some(Terminal::Tcp(proxy)), _) => answer.outcome = self.tcp(&proxy),
+            (Some(Terminal::Routes(routes)), Question::Tcp { .. }) => {
+                answer.route_configuration = Some(routes);
+                answer.outcome = Outcome::Respond { status: 400, body: "the port is for HTTP alone".to_owned() };
+            }
+            (None, _) => {}
+        }
+        answer
+    }
+
+    /// The address that the client connects to: the host's own where it is one, else the service's first.
+    fn address(&self, host: &str) -> Option<String> {
+        let plain = host.trim_start_matches('[').trim_end_matches(']');
+        if plain.parse::<IpAddr>().is_ok() {
+            return Some(plain.to_owned());
+        }
+        let config = &self.view.mesh.config;
+        let full = resolve(host.trim_end_matches('.'), &self.view.scope.namespace, &config.domain);
+        let longer = [format!("{full}.svc.{}", config.domain), format!("{full}.{}", config.domain)];
+        let known = std::iter::once(&*full).chain(longer.iter().map(String::as_str));
+        let seen = known.into_iter().find_map(|name| self.view.service(name))?;
+        let service = match &seen.known.service.alias_of {
+            Some(target) => self.view.service(target)?.known.service.clone(),
+            None => seen.known.service.clone(),
+        };
+        let own = service.addresses.iter().find(|address| !address.contains('/')).map(ToString::to_string);
+        own.or_else(|| Some(seen.known.endpoints.list.first()?.address.to_string()))
+    }
+
+    fn listener(&self, address: Option<&str>, port: u16) -> Option<(String, listener::Listener)> {
+        let any = crate::translate::outbound::any_address(self.view.scope.families);
+        let mut names: Vec<String> = Vec::new();
+        if self.view.scope.interception == Interception::None {
+            names.push(format!("127.0.0.1_{port}"));
+            names.push(format!("::1_{port}"));
+        } else {
+            names.extend(address.map(|address| format!("{address}_{port}")));
+            names.push(format!("{any}_{port}"));
+            names.push("virtualOutbound".to_owned());
+        }
+        let all = self.snapshot.get(ResourceType::Listener);
+        names.into_iter().find_map(|name| {
+            let bytes = all.get(name.as_str())?.bytes();
+            Some((name, listener::Listener::decode(bytes.as_slice()).ok()?))
+        })
+    }
+
+    fn http(&self, routes: &str, request: &Request, answer: &mut Explanation) {
+        answer.route_configuration = Some(routes.to_owned());
+        answer.outcome = Outcome::NoRoute;
+        let Some(resource) = self.snapshot.get(ResourceType::Route).get(routes) else { return };
+        let Ok(configuration) = route::RouteConfiguration::decode(resource.bytes().as_slice()) else { return };
+        let Some((host, domain)) = matching::virtual_host(&configuration, &request.authority) else { return };
+        answer.virtual_host = Some(host.name.clone());
+        answer.domain = Some(domain.to_owned());
+        let said = self.said(&host.name, routes);
+        for (index, one) in host.routes.iter().enumerate() {
+            let said = said.get(index);
+            let mismatch = one.r#match.as_ref().map_or(Ok(()), |matches| matching::route(matches, request)).err();
+            let taken = mismatch.is_none();
+            answer.considered.push(Considered {
+                object: said.and_then(|said| said.object.clone()),
+                field: said.map(|said| said.field.clone()).unwrap_or_default(),
+                name: one.name.clone(),
+                index: Some(index),
+                not: mismatch,
+            });
+            if taken {
+                answer.outcome = self.outcome(one, request);
+                break;
+            }
+        }
+        self.add_left_out(&host.name, request.port, answer);
+    }
+
+    /// What says each of the routes of a virtual host, in order.
+    fn said(&self, virtual_host: &str, routes: &str) -> Vec<Source> {
+        let Some((host, port)) = virtual_host.rsplit_once(':') else { return Vec::new() };
+        let Ok(port) = port.parse::<u16>() else { return Vec::new() };
+        let lookup = |name: &str| -> Option<Known> {
+            let known = self.view.service(name)?.known;
+            Some((known.service.clone(), self.view.destination_rule(known).cloned()))
+        };
+        let context = Context { config: &self.view.mesh.config, scope: self.view.scope, port, service: &lookup };
+        let rules = self.view.rules.http(host).map(Arc::as_ref);
+        let said: Vec<Said<'_>> = match (self.view.service(host), rules) {
+            (Some(seen), _) if seen.ports().any(|one| one.number == port && carries_http(one.protocol, routes)) => {
+                let service = &seen.known.service;
+                match service.port(port) {
+                    Some(port) => hosts::said(service, port, rules, &context),
+                    None => Vec::new(),
+                }
+            }
+            (_, Some(rules)) => crate::translate::route::of_virtual_service(rules, &context),
+            (_, None) => Vec::new(),
+        };
+        said.into_iter().map(|said| Source::new(&said)).collect()
+    }
+
+    /// The routes that this proxy does not get at all, and why.
+    fn add_left_out(&self, virtual_host: &str, port: u16, answer: &mut Explanation) {
+        let Some((host, _)) = virtual_host.rsplit_once(':') else { return };
+        let Some(rules) = self.view.rules.http(host) else { return };
+        let mut at = 0;
+        for rule in rules.http() {
+            for (n, one) in rule.route.matches.iter().enumerate() {
+                let field = format!("spec.http[{}].match[{n}]", rule.index);
+                let object = Some(rule.key.to_string());
+                if let Some(found) =
+                    answer.considered.iter().position(|seen| seen.object == object && seen.field == field)
+                {
+                    at = found + 1;
+                    continue;
+                }
+                if let Some(reason) = route_match::why_not(one, self.view.scope, port) {
+                    // Only what stands before the route that took the request is of interest.
+                    let took = answer.considered.get(at.wrapping_sub(1)).is_some_and(|seen| seen.not.is_none());
+                    if took {
+                        return;
+                    }
+                    let name = rule.route.name.clone();
+                    let left_out = Considered { object, field, name, index: None, not: Some(reason) };
+                    answer.considered.insert(at.min(answer.considered.len()), left_out);
+                    at += 1;
+                }
+            }
+            if rule.route.matches.is_empty() {
+                at = answer.considered.len().min(at + 1);
+            }
+        }
+    }
+
+    fn outcome(&self, one: &route::Route, request: &Request) -> Outcome {
+        match &one.action {
+            Some(route::route::Action::Redirect(redirect)) => redirected(redirect, one, request),
+            Some(route::route::Action::DirectResponse(response)) => Outcome::Respond {
+                status: response.status,
+                body: match response.body.as_ref().and_then(|body| body.specifier.as_ref()) {
+                    Some(core::data_source::Specifier::InlineString(text)) => text.clone(),
+                    Some(core::data_source::Specifier::InlineBytes(bytes)) => format!("{} bytes", bytes.len()),
+                    _ => String::new(),
+                },
+            },
+            Some(route::route::Action::Route(action)) => self.forward(action, one),
+            _ => Outcome::NoRoute,
+        }
+    }
+
+    fn forward(&self, action: &route::RouteAction, one: &route::Route) -> Outcome {
+        use route::route_action::ClusterSpecifier;
+        let destinations = match &action.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => vec![self.destination(name, 100.0)],
+            Some(ClusterSpecifier::WeightedClusters(list)) => {
+                let weight = |one: &route::weighted_cluster::ClusterWeight| {
+                    one.weight.as_ref().map_or(0.0, |weight| f64::from(weight.value))
+                };
+                let total: f64 = list.clusters.iter().map(weight).sum();
+                let share = |one| if total > 0.0 { weight(one) / total * 100.0 } else { 0.0 };
+                list.clusters.iter().map(|one| self.destination(&one.name, share(one))).collect()
+            }
+            _ => Vec::new(),
+        };
+        let copies = action.request_mirror_policies.iter().map(|copy| {
+            let share = copy.runtime_fraction.as_ref().and_then(|share| share.default_value.as_ref());
+            self.destination(&copy.cluster, share.map_or(100.0, percent))
+        });
+        Outcome::Forward { destinations, copies: copies.collect(), policies: route_policies(action, one) }
+    }
+
+    fn tcp(&self, proxy: &tcp::TcpProxy) -> Outcome {
+        use tcp::tcp_proxy::ClusterSpecifier;
+        let destinations = match &proxy.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => vec![self.destination(name, 100.0)],
+            Some(ClusterSpecifier::WeightedClusters(list)) => {
+                let total: f64 = list.clusters.iter().map(|one| f64::from(one.weight)).sum();
+                let share = |weight: u32| f64::from(weight) / total.max(1.0) * 100.0;
+                list.clusters.iter().map(|one| self.destination(&one.name, share(one.weight))).collect()
+            }
+            None => Vec::new(),
+        };
+        let mut policies = Vec::new();
+        policies.extend(proxy.idle_timeout.as_ref().map(|time| ("idle timeout", seconds(time))));
+        policies.extend(proxy.tunneling_config.as_ref().map(|to| ("tunnel", to.hostname.clone())));
+        Outcome::Forward { destinations, copies: Vec::new(), policies }
+    }
+
+    fn destination(&self, name: &str, percent: f64) -> Destination {
+        let resource = self.snapshot.get(ResourceType::Cluster).get(name);
+        let decoded = resource.and_then(|resource| cluster::Cluster::decode(resource.bytes().as_slice()).ok());
+        let Some(cluster) = decoded else {
+            let cluster = name.to_owned();
+            return Destination { cluster, percent, missing: true, policies: Vec::new(), endpoints: Vec::new() };
+        };
+        let assignment = cluster.load_assignment.clone().or_else(|| {
+            let resource = self.snapshot.get(ResourceType::Endpoints).get(name)?;
+            endpoint::ClusterLoadAssignment::decode(resource.bytes().as_slice()).ok()
+        });
+        Destination {
+            cluster: name.to_owned(),
+            percent,
+            missing: false,
+            policies: cluster_policies(&cluster),
+            endpoints: assignment.iter().flat_map(endpoints).collect(),
+        }
+    }
+}
+
+struct Source {
+    object: Option<String>,
+    field: String,
+}
+
+impl Source {
+    fn new(said: &Said<'_>) -> Self {
+        let Some(rule) = &said.rule else { return Self { object: None, field: String::new() } };
+        let field = match said.matched {
+            Some(matched) => format!("spec.http[{}].match[{matched}]", rule.index),
+            None => format!("spec.http[{}]", rule.index),
+        };
+        Self { object: Some(rule.key.to_string()), field }
+    }
+}
+
+/// Whether a port of this protocol has its virtual host in a route configuration of this name.
+fn carries_http(protocol: Protocol, routes: &str) -> bool {
+    let by_port = routes.bytes().all(|b| b.is_ascii_digit());
+    if by_port { protocol.is_http() } else { protocol == Protocol::Unknown }
+}
+
+enum Terminal {
+    Routes(String),
+    Tcp(Box<tcp::TcpProxy>),
+}
+
+fn terminal(chain: &listener::FilterChain) -> Option<Terminal> {
+    let Some(listener::filter::ConfigType::TypedConfig(config)) = &chain.filters.last()?.config_type else {
+        return None;
+    };
+    if config.type_url.ends_with(".TcpProxy") {
+        return Some(Terminal::Tcp(Box::new(tcp::TcpProxy::decode(config.value.as_slice()).ok()?)));
+    }
+    match hcm::HttpConnectionManager::decode(config.value.as_slice()).ok()?.route_specifier? {
+        hcm::http_connection_manager::RouteSpecifier::Rds(rds) => Some(Terminal::Routes(rds.route_config_name)),
+        _ => None,
+    }
+}
+
+fn redirected(redirect: &route::RedirectAction, one: &route::Route, request: &Request) -> Outcome {
+    use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
+    let scheme = match &redirect.scheme_rewrite_specifier {
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => scheme.clone(),
+        Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => "https".to_owned(),
+        _ => request.scheme.clone(),
+    };
+    let own = if redirect.host_redirect.is_empty() { &request.authority } else { &redirect.host_redirect };
+    let authority = match redirect.port_redirect {
+        0 => own.clone(),
+        port => format!("{}:{port}", own.split(':').next().unwrap_or_default()),
+    };
+    let query = request.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+    let path = match &redirect.path_rewrite_specifier {
+        Some(PathRewriteSpecifier::PathRedirect(path)) if path.contains('?') => path.clone(),
+        Some(PathRewriteSpecifier::PathRedirect(path)) => format!("{path}{query}"),
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+            let matched = match one.r#match.as_ref().and_then(|one| one.path_specifier.as_ref()) {
+                Some(route::route_match::PathSpecifier::Prefix(prefix)) => prefix.len(),
+                _ => request.path.len(),
+            };
+            format!("{prefix}{}{query}", request.path.get(matched..).unwrap_or_default())
+        }
+        _ => format!("{}{query}", request.path),
+    };
+    let status = match RedirectResponseCode::try_from(redirect.response_code) {
+        Ok(RedirectResponseCode::Found) => 302,
+        Ok(RedirectResponseCode::SeeOther) => 303,
+        Ok(RedirectResponseCode::TemporaryRedirect) => 307,
+        Ok(RedirectResponseCode::PermanentRedirect) => 308,
+        _ => 301,
+    };
+    Outcome::Redirect { status, location: format!("{scheme}://{authority}{path}") }
+}
+
+fn route_policies(action: &route::RouteAction, one: &route::Route) -> Vec<(&'static str, String)> {
+    use route::route_action::HostRewriteSpecifier;
+    let mut found = Vec::new();
+    let timeout = action.timeout.as_ref().filter(|time| time.seconds != 0 || time.nanos != 0);
+    found.push(("timeout", timeout.map_or_else(|| "none".to_owned(), seconds)));
+    found.push(match &action.retry_policy {
+        None => ("retries", "none".to_owned()),
+        Some(policy) => {
+            let tries = policy.num_retries.as_ref().map_or(1, |tries| tries.value);
+            let each = policy.per_try_timeout.as_ref().map(|time| format!(", {} each", seconds(time)));
+            ("retries", format!("{tries} on {}{}", policy.retry_on, each.unwrap_or_default()))
+        }
+    });
+    let fault = one.typed_per_filter_config.get("envoy.filters.http.fault");
+    if let Some(fault) = fault.and_then(|any| HttpFault::decode(any.value.as_slice()).ok()) {
+        found.push(("fault", describe_fault(&fault)));
+    }
+    if one.typed_per_filter_config.contains_key("envoy.filters.http.cors") {
+        found.push(("cors", "the route has a CORS policy".to_owned()));
+    }
+    if !action.prefix_rewrite.is_empty() {
+        found.push(("rewrite", format!("the matched path becomes {}", action.prefix_rewrite)));
+    }
+    if let Some(regex) = &action.regex_rewrite {
+        let pattern = regex.pattern.as_ref().map(|pattern| pattern.regex.as_str()).unwrap_or_default();
+        found.push(("rewrite", format!("`{pattern}` becomes `{}`", regex.substitution)));
+    }
+    if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = &action.host_rewrite_specifier {
+        found.push(("authority", host.clone()));
+    }
+    let names = |list: &[core::HeaderValueOption]| -> Vec<String> {
+        list.iter().filter_map(|one| one.header.as_ref()).map(|header| header.key.clone()).collect()
+    };
+    for (label, set, removed) in [
+        ("request headers", names(&one.request_headers_to_add), &one.request_headers_to_remove),
+        ("response headers", names(&one.response_headers_to_add), &one.response_headers_to_remove),
+    ] {
+        let set = set.iter().map(|name| format!("+{name}"));
+        let all: Vec<String> = set.chain(removed.iter().map(|name| format!("-{name}"))).collect();
+        if !all.is_empty() {
+            found.push((label, all.join(" ")));
+        }
+    }
+    if !action.hash_policy.is_empty() {
+        found.push(("hash", format!("{} of the request", hashed(action).join(", "))));
+    }
+    found
+}
+
+fn hashed(action: &route::RouteAction) -> Vec<String> {
+    use route::route_action::hash_policy::PolicySpecifier;
+    let name = |policy: &route::route_action::HashPolicy| match &policy.policy_specifier {
+        Some(PolicySpecifier::Header(header)) => format!("header {}", header.header_name),
+        Some(PolicySpecifier::Cookie(cookie)) => format!("cookie {}", cookie.name),
+        Some(PolicySpecifier::QueryParameter(query)) => format!("query parameter {}", query.name),
+        _ => "the client's address".to_owned(),
+    };
+    action.hash_policy.iter().map(name).collect()
+}
+
+fn describe_fault(fault: &HttpFault) -> String {
+    use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+    use envoy_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
+    let mut parts = Vec::new();
+    if let Some(delay) = &fault.delay {
+        let time = match &delay.fault_delay_secifier {
+            Some(FaultDelaySecifier::FixedDelay(time)) => seconds(time),
+            _ => String::new(),
+        };
+        parts.push(format!("{} % delayed {time}", delay.percentage.as_ref().map_or(0.0, percent)));
+    }
+    if let Some(abort) = &fault.abort {
+        let status = match &abort.error_type {
+            Some(ErrorType::HttpStatus(status)) => status.to_string(),
+            Some(ErrorType::GrpcStatus(status)) => format!("gRPC {status}"),
+            _ => String::new(),
+        };
+        parts.push(format!("{} % answered {status}", abort.percentage.as_ref().map_or(0.0, percent)));
+    }
+    parts.join(", ")
+}
+
+fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    let balancer = cluster::cluster::LbPolicy::try_from(cluster.lb_policy).map_or("?", |policy| policy.as_str_name());
+    found.push(("load balancer", balancer.to_owned()));
+    if let Some(socket) = &cluster.transport_socket {
+        found.push(("transport", socket.name.rsplit('.').next().unwrap_or_default().to_owned()));
+    }
+    if let Some(outlier) = &cluster.outlier_detection {
+        let count = outlier.consecutive_5xx.as_ref().map_or(5, |count| count.value);
+        found.push(("outlier detection", format!("after {count} errors in a row")));
+    }
+    let limits = cluster.circuit_breakers.as_ref().and_then(|limits| limits.thresholds.first());
+    if let Some(limits) = limits {
+        let all = [
+            ("connections", &limits.max_connections),
+            ("pending requests", &limits.max_pending_requests),
+            ("requests", &limits.max_requests),
+            ("retries", &limits.max_retries),
+        ];
+        let set = all.iter().filter_map(|(name, limit)| {
+            let value = limit.as_ref()?.value;
+            (value != u32::MAX).then(|| format!("{value} {name}"))
+        });
+        let set: Vec<String> = set.collect();
+        if !set.is_empty() {
+            found.push(("limits", set.join(", ")));
+        }
+    }
+    found
+}
+
+fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item = Endpoint> {
+    assignment.endpoints.iter().flat_map(|group| {
+        let locality = group.locality.clone().unwrap_or_default();
+        let locality = [locality.region, locality.zone, locality.sub_zone].join("/");
+        group.lb_endpoints.iter().filter_map(move |one| {
+            let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &one.host_identifier else {
+                return None;
+            };
+            let address = match host.address.as_ref()?.address.as_ref()? {
+                core::address::Address::SocketAddress(socket) => {
+                    let port = match socket.port_specifier {
+                        Some(core::socket_address::PortSpecifier::PortValue(port)) => port,
+                        _ => 0,
+                    };
+                    format!("{}:{port}", socket.address)
+                }
+                core::address::Address::Pipe(pipe) => pipe.path.clone(),
+                _ => return None,
+            };
+            Some(Endpoint {
+                address,
+                locality: locality.trim_end_matches('/').to_owned(),
+                priority: group.priority,
+                weight: one.load_balancing_weight.as_ref().map_or(1, |weight| weight.value),
+                healthy: one.health_status != core::HealthStatus::Unhealthy as i32,
+            })
+        })
+    })
+}
+
+fn percent(fraction: &FractionalPercent) -> f64 {
+    let whole = match DenominatorType::try_from(fraction.denominator) {
+        Ok(DenominatorType::TenThousand) => 10_000.0,
+        Ok(DenominatorType::Million) => 1_000_000.0,
+        _ => 100.0,
+    };
+    f64::from(fraction.numerator) / whole * 100.0
+}
+
+fn seconds(time: &envoy_types::pb::google::protobuf::Duration) -> String {
+    let whole = Duration::new(u64::try_from(time.seconds).unwrap_or(0), u32::try_from(time.nanos).unwrap_or(0));
+    format!("{}s", whole.as_secs_f64())
+}
