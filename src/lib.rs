@@ -15,6 +15,7 @@ pub mod envoy;
 pub mod mesh;
 pub mod metrics;
 pub mod proto_json;
+pub mod proto_rules;
 pub mod snapshot;
 pub mod source;
 pub mod store;
