@@ -379,11 +379,10 @@ fn cluster(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     let (kind, policy) = (message.number("type")?, message.number("lb_policy")?);
     let (is_custom, has_policy) = (message.has("cluster_type")?, message.has("load_balancing_policy")?);
     if !has_policy {
-        if policy == RING_HASH {
-            match message.message("ring_hash_lb_config")? {
-                Some(ring) => ring_hash(&ring, &mut |path, wrong| report(&below("ring_hash_lb_config", path), wrong))?,
-                None => {}
-            }
+        if policy == RING_HASH
+            && let Some(ring) = message.message("ring_hash_lb_config")?
+        {
+            ring_hash(&ring, &mut |path, wrong| report(&below("ring_hash_lb_config", path), wrong))?;
         }
         if policy == MAGLEV
             && let Some(table) = message.message("maglev_lb_config")?
