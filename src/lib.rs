@@ -16,6 +16,7 @@ pub mod explain;
 pub mod mesh;
 pub mod metrics;
 pub mod proto_json;
+pub mod proto_rules;
 pub mod snapshot;
 pub mod source;
 pub mod store;

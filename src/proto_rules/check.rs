@@ -1,0 +1,428 @@
+//! Walks the bytes of a message along its plan.
+//!
+//! A reader of protobuf keeps the last value of a field that stands several times, and merges a message that does. So single fields
+//! are noted while the bytes are read and looked at in the end; lists are looked at item by item on the way.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write as _;
+
+use super::plan::{FieldPlan, Label, Plan, Plans, ValuePlan};
+use super::rules::Wrong;
+use super::semantics::Message;
+use super::wire::{Fields, Malformed, Payload, Scalar, Value};
+use super::{MAX_VIOLATIONS, Violation};
+
+/// How deep messages may lie in each other, `Any` included. Source: protobuf's default recursion limit.
+const MAX_DEPTH: usize = 100;
+
+/// Holds `bytes` against the rules of the type `full_name`.
+pub(super) fn run(plans: &'static Plans, full_name: &str, bytes: &[u8]) -> Vec<Violation> {
+    let mut walker = Walker { plans, path: Vec::new(), depth: 0, slots: Vec::new(), found: Vec::new() };
+    match plans.get(full_name) {
+        Some(plan) => walker.message(plan, bytes),
+        None => walker.add(String::new(), format!("type {full_name:?}"), "a message type weir knows".to_owned()),
+    }
+    walker.found
+}
+
+/// The type URL and the contents of a `google.protobuf.Any`.
+pub(super) fn open_any(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    let (mut url, mut value): (&[u8], &[u8]) = (&[], &[]);
+    for field in Fields::new(bytes) {
+        match field? {
+            (1, Payload::Bytes(bytes)) => url = bytes,
+            (2, Payload::Bytes(bytes)) => value = bytes,
+            (1 | 2, _) => return Err(Malformed),
+            _ => {}
+        }
+    }
+    Ok((url, value))
+}
+
+/// A step on the way from the message to a value in it.
+enum Step {
+    Field(&'static str),
+    Index(usize),
+    Key(String),
+}
+
+/// What was read of one field of a message that is being read.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    count: usize,
+    /// Where the field's first occurrence that counts begins: the number of fields read before it.
+    since: usize,
+    /// The value of a number, or where the bytes of a text or message lie in those of the message around it.
+    bits: u64,
+    length: usize,
+}
+
+/// A field as it was read: in which order, and where its bytes end.
+struct Read<'a> {
+    payload: Payload<'a>,
+    order: usize,
+    end: usize,
+}
+
+struct Walker {
+    plans: &'static Plans,
+    path: Vec<Step>,
+    /// How many messages the current one lies in.
+    depth: usize,
+    /// Of the messages that are being read, the innermost last.
+    slots: Vec<Slot>,
+    found: Vec<Violation>,
+}
+
+impl Walker {
+    fn message(&mut self, plan: &'static Plan, bytes: &[u8]) {
+        if !plan.active || self.found.len() >= MAX_VIOLATIONS {
+            return;
+        }
+        if self.depth >= MAX_DEPTH {
+            return self.wrong("", format!("more than {MAX_DEPTH} messages in each other"), "fewer");
+        }
+        self.depth += 1;
+        let read = match plan.is_any {
+            true => self.any(bytes),
+            false => self.fields(plan, bytes),
+        };
+        self.depth -= 1;
+        let read = read.and_then(|()| match plan.hook {
+            Some(hook) => {
+                let message = Message { plans: self.plans, plan, bytes, is_root: self.depth == 0 };
+                hook(&message, &mut |path: &str, wrong: Wrong| self.wrong(path, wrong.found, wrong.expected))
+            }
+            None => Ok(()),
+        });
+        if read.is_err() {
+            self.wrong("", "bytes that are no such message", format!("an encoded {}", plan.name));
+        }
+    }
+
+    fn any(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        let (url, value) = open_any(bytes)?;
+        let url = std::str::from_utf8(url).map_err(|_| Malformed)?;
+        let plans = self.plans;
+        let name = url.rsplit_once('/').map_or(url, |(_, name)| name);
+        if let Some(plan) = plans.get(name) {
+            self.message(plan, value);
+        }
+        Ok(())
+    }
+
+    fn fields(&mut self, plan: &'static Plan, bytes: &[u8]) -> Result<(), Malformed> {
+        let base = self.slots.len();
+        self.slots.resize(base + plan.fields.len() + plan.oneofs.len(), Slot::default());
+        let read = self.read(plan, bytes, base).and_then(|()| self.end(plan, bytes, base));
+        self.slots.truncate(base);
+        read
+    }
+
+    /// Goes over the bytes once: looks at items, notes the rest.
+    fn read(&mut self, plan: &'static Plan, bytes: &[u8], base: usize) -> Result<(), Malformed> {
+        let mut seen: BTreeMap<usize, HashSet<Vec<u8>>> = BTreeMap::new();
+        let (mut fields, mut order) = (Fields::new(bytes), 0);
+        while let Some(entry) = fields.next() {
+            let (number, payload) = entry?;
+            order += 1;
+            let Ok(at) = plan.fields.binary_search_by_key(&number, |field| field.number) else {
+                if payload == Payload::Group {
+                    return Err(Malformed);
+                }
+                continue;
+            };
+            let Some(field) = plan.fields.get(at) else {
+                continue;
+            };
+            match field.label {
+                Label::Single => {
+                    let end = bytes.len() - fields.left();
+                    self.note(plan, at, base, Read { payload, order: order - 1, end })?;
+                }
+                Label::List => {
+                    let seen = match &field.count {
+                        Some(count) if count.unique => Some(seen.entry(at).or_default()),
+                        _ => None,
+                    };
+                    self.items(field, base + at, payload, seen)?;
+                }
+                Label::Map => {
+                    let Payload::Bytes(entry) = payload else {
+                        return Err(Malformed);
+                    };
+                    self.count(base + at);
+                    self.entry(field, entry)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, at: usize) -> usize {
+        self.slots.get_mut(at).map_or(0, |slot| {
+            slot.count += 1;
+            slot.count - 1
+        })
+    }
+
+    fn note(&mut self, plan: &'static Plan, at: usize, base: usize, read: Read<'_>) -> Result<(), Malformed> {
+        let Some(field) = plan.fields.get(at) else {
+            return Ok(());
+        };
+        let value = readable(field.value.scalar, read.payload)?;
+        if let Some(oneof) = field.oneof {
+            // A oneof's slot holds the place of the field that is set, counted from 1.
+            let state = base + plan.fields.len() + oneof;
+            let before = self.slots.get(state).map_or(0, |slot| slot.count);
+            if before != at + 1 {
+                if let Some(slot) = before.checked_sub(1).and_then(|before| self.slots.get_mut(base + before)) {
+                    *slot = Slot::default();
+                }
+                if let Some(slot) = self.slots.get_mut(state) {
+                    slot.count = at + 1;
+                }
+            }
+        }
+        if let Some(slot) = self.slots.get_mut(base + at) {
+            if slot.count == 0 {
+                slot.since = read.order;
+            }
+            slot.count += 1;
+            match (value, read.payload) {
+                (Value::Bytes(part), _) => {
+                    slot.bits = read.end.saturating_sub(part.len()) as u64;
+                    slot.length = part.len();
+                }
+                (_, Payload::Varint(bits) | Payload::Fixed64(bits)) => slot.bits = bits,
+                (_, Payload::Fixed32(bits)) => slot.bits = bits.into(),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn items(
+        &mut self,
+        field: &'static FieldPlan,
+        slot: usize,
+        payload: Payload<'_>,
+        mut seen: Option<&mut HashSet<Vec<u8>>>,
+    ) -> Result<(), Malformed> {
+        let scalar = field.value.scalar;
+        let mut item = |walker: &mut Self, payload| {
+            let value = readable(scalar, payload)?;
+            let index = walker.count(slot);
+            if field.value.rule.is_none() && field.value.message.is_none() && seen.is_none() {
+                return Ok(());
+            }
+            walker.path.extend([Step::Field(&field.name), Step::Index(index)]);
+            if let Some(seen) = &mut seen
+                && !seen.insert(fingerprint(value))
+            {
+                walker.wrong("", "an item that stands before already", "items that differ");
+            }
+            let checked = walker.value(&field.value, value);
+            walker.path.truncate(walker.path.len().saturating_sub(2));
+            checked
+        };
+        match payload {
+            Payload::Bytes(mut packed) if scalar.packs() => {
+                while !packed.is_empty() {
+                    let payload = scalar.unpack(&mut packed).ok_or(Malformed)?;
+                    item(self, payload)?;
+                }
+                Ok(())
+            }
+            payload => item(self, payload),
+        }
+    }
+
+    fn entry(&mut self, field: &'static FieldPlan, entry: &[u8]) -> Result<(), Malformed> {
+        let Some(key_plan) = &field.key else {
+            return Ok(());
+        };
+        let (mut key, mut value) = (key_plan.scalar.zero(), field.value.scalar.zero());
+        for part in Fields::new(entry) {
+            match part? {
+                (1, payload) => key = readable(key_plan.scalar, payload)?,
+                (2, payload) => value = readable(field.value.scalar, payload)?,
+                (_, Payload::Group) => return Err(Malformed),
+                _ => {}
+            }
+        }
+        if key_plan.rule.is_none() && field.value.rule.is_none() && field.value.message.is_none() {
+            return Ok(());
+        }
+        let shown = match key {
+            Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Value::Int(number) => number.to_string(),
+            Value::Bool(flag) => flag.to_string(),
+            Value::Float(number) => number.to_string(),
+        };
+        self.path.extend([Step::Field(&field.name), Step::Key(shown)]);
+        let checked = self.value(key_plan, key).and_then(|()| self.value(&field.value, value));
+        self.path.truncate(self.path.len().saturating_sub(2));
+        checked
+    }
+
+    /// Looks at what was noted, and at what is missing.
+    fn end(&mut self, plan: &'static Plan, bytes: &[u8], base: usize) -> Result<(), Malformed> {
+        for at in &plan.at_end {
+            let (Some(field), Some(slot)) = (plan.fields.get(*at), self.slots.get(base + at).copied()) else {
+                continue;
+            };
+            self.path.push(Step::Field(&field.name));
+            let checked = match field.label {
+                Label::Single => self.single(field, slot, bytes),
+                Label::List | Label::Map => {
+                    self.size(field, slot.count as u64);
+                    Ok(())
+                }
+            };
+            self.path.pop();
+            checked?;
+        }
+        for (oneof, at) in plan.oneofs.iter().zip(base + plan.fields.len()..) {
+            if oneof.required && self.slots.get(at).is_none_or(|slot| slot.count == 0) {
+                let fields = plan.fields.iter().filter(|field| {
+                    field.oneof.and_then(|at| plan.oneofs.get(at)).is_some_and(|of| of.name == oneof.name)
+                });
+                let names: Vec<_> = fields.map(|field| field.name.as_str()).collect();
+                self.wrong(&oneof.name, "nothing", format!("one of {}", names.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    fn single(&mut self, field: &'static FieldPlan, slot: Slot, bytes: &[u8]) -> Result<(), Malformed> {
+        if slot.count == 0 {
+            // Rules of a oneof's member count when it is the one that is set.
+            match field.oneof {
+                None if field.required => self.wrong("", "nothing", "a value: the field is required"),
+                // Proto3 leaves zero out, so absent is zero here.
+                None if !field.presence => return self.value(&field.value, field.value.scalar.zero()),
+                _ => {}
+            }
+            return Ok(());
+        }
+        let merged;
+        let value = match field.value.scalar {
+            Scalar::Message if slot.count > 1 => {
+                merged = merge(field.number, slot.since, bytes)?;
+                Value::Bytes(&merged)
+            }
+            Scalar::Message | Scalar::Text | Scalar::Bytes => {
+                let start = usize::try_from(slot.bits).map_err(|_| Malformed)?;
+                Value::Bytes(bytes.get(start..start.saturating_add(slot.length)).ok_or(Malformed)?)
+            }
+            scalar => {
+                let of = [Payload::Varint(slot.bits), Payload::Fixed64(slot.bits), Payload::Fixed32(slot.bits as u32)];
+                of.into_iter().find_map(|payload| scalar.read(payload)).ok_or(Malformed)?
+            }
+        };
+        self.value(&field.value, value)
+    }
+
+    fn size(&mut self, field: &'static FieldPlan, is: u64) {
+        let Some(count) = &field.count else {
+            return;
+        };
+        if count.ignore_empty && is == 0 {
+            return;
+        }
+        if is < count.min {
+            self.wrong("", format!("{is} items"), format!("at least {}", count.min));
+        }
+        if let Some(max) = count.max.filter(|max| is > *max) {
+            self.wrong("", format!("{is} items"), format!("at most {max}"));
+        }
+    }
+
+    fn value(&mut self, plan: &'static ValuePlan, value: Value<'_>) -> Result<(), Malformed> {
+        if let Some(rule) = &plan.rule {
+            let wrong = match (plan.wrapped, value) {
+                (Some(scalar), Value::Bytes(wrapper)) => rule.check(unwrap(scalar, wrapper)?)?,
+                _ => rule.check(value)?,
+            };
+            if let Some(wrong) = wrong {
+                self.wrong("", wrong.found, wrong.expected);
+            }
+        }
+        let plans = self.plans;
+        if let (Some(message), Value::Bytes(bytes)) = (plan.message.and_then(|at| plans.messages.get(at)), value) {
+            self.message(message, bytes);
+        }
+        Ok(())
+    }
+
+    /// Reports something wrong at the current place, or at `below` from there.
+    fn wrong(&mut self, below: &str, found: impl Into<String>, expected: impl Into<String>) {
+        let mut path = String::new();
+        for step in &self.path {
+            // Writing to a String does not fail.
+            let _ = match step {
+                Step::Field(name) if path.is_empty() => write!(path, "{name}"),
+                Step::Field(name) => write!(path, ".{name}"),
+                Step::Index(index) => write!(path, "[{index}]"),
+                Step::Key(key) => write!(path, "[{key:?}]"),
+            };
+        }
+        if !path.is_empty() && !below.is_empty() && !below.starts_with('[') {
+            path.push('.');
+        }
+        path.push_str(below);
+        self.add(path, found.into(), expected.into());
+    }
+
+    fn add(&mut self, path: String, found: String, expected: String) {
+        if self.found.len() < MAX_VIOLATIONS {
+            self.found.push(Violation { path, found, expected });
+        }
+    }
+}
+
+/// The value of a payload; strings must be UTF-8.
+fn readable(scalar: Scalar, payload: Payload<'_>) -> Result<Value<'_>, Malformed> {
+    let value = scalar.read(payload).ok_or(Malformed)?;
+    match value {
+        Value::Bytes(bytes) if scalar == Scalar::Text && std::str::from_utf8(bytes).is_err() => Err(Malformed),
+        value => Ok(value),
+    }
+}
+
+/// What a wrapper holds; `value` is its only field.
+fn unwrap(scalar: Scalar, wrapper: &[u8]) -> Result<Value<'_>, Malformed> {
+    let mut value = scalar.zero();
+    for field in Fields::new(wrapper) {
+        if let (1, payload) = field? {
+            value = readable(scalar, payload)?;
+        }
+    }
+    Ok(value)
+}
+
+/// All parts of a message that stands several times, one behind the other: that is how protobuf merges.
+fn merge(number: u32, since: usize, bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let mut merged = Vec::new();
+    for field in Fields::new(bytes).skip(since) {
+        if let (at, Payload::Bytes(part)) = field?
+            && at == number
+        {
+            merged.extend_from_slice(part);
+        }
+    }
+    Ok(merged)
+}
+
+/// Equal for equal values.
+fn fingerprint(value: Value<'_>) -> Vec<u8> {
+    let bytes: Cow<'_, [u8]> = match value {
+        Value::Int(number) => number.to_le_bytes().to_vec().into(),
+        Value::Float(number) => number.to_bits().to_le_bytes().to_vec().into(),
+        Value::Bool(flag) => vec![u8::from(flag)].into(),
+        Value::Bytes(bytes) => bytes.into(),
+    };
+    bytes.into_owned()
+}
