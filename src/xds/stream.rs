@@ -158,7 +158,10 @@ impl Stream {
         let returns = first && (!request.version.is_empty() || !initial.is_empty());
         let taken = self.state(kind).take(kind, variant, request, room)?;
         self.returning |= returns;
-        self.refused_one |= taken.refused.is_some();
+        if taken.refused.is_some() {
+            self.refused_one = true;
+            self.keep_accepted();
+        }
         let refused = taken.refused.map(|message| Answer::Refused(kind, message));
         let acked = taken.acked.is_some().then_some(Answer::Acked(kind));
         match kind {
@@ -352,6 +355,15 @@ impl Stream {
         }
     }
 
+    /// What is kept was about to come in a form that the client refused: the one that it has is kept instead.
+    fn keep_accepted(&mut self) {
+        let [clusters, endpoints, ..] = &self.types;
+        for (name, kept) in &mut self.kept {
+            kept.cluster = clusters.form(name).or(kept.cluster.as_ref()).cloned();
+            kept.endpoints = endpoints.form(name).or(kept.endpoints.as_ref()).cloned();
+        }
+    }
+
     fn endpoints_acked(&mut self, changes: Vec<Change>) {
         for change in changes.iter().filter(|change| change.warms && change.resource.is_some()) {
             if self.get(ResourceType::Cluster).has(&change.name) {
@@ -362,10 +374,14 @@ impl Stream {
         }
     }
 
+    /// The endpoints that the client is to have for a cluster.
+    fn endpoints(&self, cluster: &str) -> Option<&Arc<Resource>> {
+        let wanted = self.target.as_ref().and_then(|target| target.get(ResourceType::Endpoints).get(cluster));
+        wanted.or_else(|| self.kept.get(cluster)?.endpoints.as_ref())
+    }
+
     fn needs_endpoints(&self, cluster: &str) -> bool {
-        let wanted =
-            self.target.as_ref().is_some_and(|target| target.get(ResourceType::Endpoints).contains_key(cluster));
-        wanted || self.kept.get(cluster).is_some_and(|kept| kept.endpoints.is_some())
+        self.endpoints(cluster).is_some()
     }
 
     fn is_warming(&self) -> bool {
@@ -392,7 +408,7 @@ impl Stream {
         }
         let endpoints = self.get(ResourceType::Endpoints);
         if self.cold.contains(cluster) && endpoints.subscribed && self.needs_endpoints(cluster) {
-            let refused = endpoints.refused().contains_key(cluster) && !endpoints.has(cluster);
+            let refused = !endpoints.has(cluster) && self.endpoints(cluster).is_some_and(|one| endpoints.refuses(one));
             return if refused { Fit::Missing } else { Fit::Making };
         }
         Fit::Ready
