@@ -106,6 +106,8 @@ pub struct Stream {
     started: bool,
     held: [Vec<Held>; 2],
     waiting: bool,
+    /// A form that the client was about to have was refused: what was chosen because of it is to be chosen anew.
+    refused_one: bool,
     kept: BTreeMap<Arc<str>, Kept>,
     /// Clusters whose first form the client has and that warm until it has their endpoints.
     cold: BTreeSet<Arc<str>>,
@@ -131,6 +133,7 @@ impl Stream {
             started: false,
             held: Default::default(),
             waiting: false,
+            refused_one: false,
             kept: BTreeMap::new(),
             cold: BTreeSet::new(),
             cold_since: None,
@@ -155,6 +158,10 @@ impl Stream {
         let returns = first && (!request.version.is_empty() || !initial.is_empty());
         let taken = self.state(kind).take(kind, variant, request, room)?;
         self.returning |= returns;
+        if taken.refused.is_some() {
+            self.refused_one = true;
+            self.keep_accepted();
+        }
         let refused = taken.refused.map(|message| Answer::Refused(kind, message));
         let acked = taken.acked.is_some().then_some(Answer::Acked(kind));
         match kind {
@@ -348,6 +355,15 @@ impl Stream {
         }
     }
 
+    /// What is kept was about to come in a form that the client refused: the one that it has is kept instead.
+    fn keep_accepted(&mut self) {
+        let [clusters, endpoints, ..] = &self.types;
+        for (name, kept) in &mut self.kept {
+            kept.cluster = clusters.form(name).or(kept.cluster.as_ref()).cloned();
+            kept.endpoints = endpoints.form(name).or(kept.endpoints.as_ref()).cloned();
+        }
+    }
+
     fn endpoints_acked(&mut self, changes: Vec<Change>) {
         for change in changes.iter().filter(|change| change.warms && change.resource.is_some()) {
             if self.get(ResourceType::Cluster).has(&change.name) {
@@ -358,10 +374,14 @@ impl Stream {
         }
     }
 
+    /// The endpoints that the client is to have for a cluster.
+    fn endpoints(&self, cluster: &str) -> Option<&Arc<Resource>> {
+        let wanted = self.target.as_ref().and_then(|target| target.get(ResourceType::Endpoints).get(cluster));
+        wanted.or_else(|| self.kept.get(cluster)?.endpoints.as_ref())
+    }
+
     fn needs_endpoints(&self, cluster: &str) -> bool {
-        let wanted =
-            self.target.as_ref().is_some_and(|target| target.get(ResourceType::Endpoints).contains_key(cluster));
-        wanted || self.kept.get(cluster).is_some_and(|kept| kept.endpoints.is_some())
+        self.endpoints(cluster).is_some()
     }
 
     fn is_warming(&self) -> bool {
@@ -388,7 +408,7 @@ impl Stream {
         }
         let endpoints = self.get(ResourceType::Endpoints);
         if self.cold.contains(cluster) && endpoints.subscribed && self.needs_endpoints(cluster) {
-            let refused = endpoints.refused().contains_key(cluster) && !endpoints.has(cluster);
+            let refused = !endpoints.has(cluster) && self.endpoints(cluster).is_some_and(|one| endpoints.refuses(one));
             return if refused { Fit::Missing } else { Fit::Making };
         }
         Fit::Ready
@@ -407,19 +427,18 @@ impl Stream {
             return;
         }
         self.waiting = false;
+        let again = std::mem::take(&mut self.refused_one);
         for kind in [ResourceType::Listener, ResourceType::Route] {
             let wanted = target.get(kind);
-            let nothing = Arc::default();
             let live = match &self.live {
-                // To a client that has not asked for it nothing was given.
-                _ if !self.get(kind).subscribed => &nothing,
                 [listeners, _] if kind == ResourceType::Listener => listeners,
                 [_, routes] => routes,
             };
-            let chosen = if Arc::ptr_eq(live, wanted) {
+            let chosen = if Arc::ptr_eq(live, wanted) && !again {
                 Chosen::default()
             } else {
-                hold::choose(kind, live, wanted, |cluster| self.fit(cluster))
+                let has = |name: &str| self.get(kind).form(name);
+                hold::choose(kind, wanted, has, |cluster| self.fit(cluster))
             };
             self.waiting |= chosen.waiting && self.get(kind).subscribed;
             let live = chosen.resources.map_or_else(|| wanted.clone(), Arc::new);
@@ -451,7 +470,8 @@ impl Stream {
             || (self.started && users.iter().all(|state| !state.subscribed || state.knows_all()));
         let mut used: BTreeSet<&str> = BTreeSet::new();
         for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed) {
-            for resource in state.in_use().chain(live.values()) {
+            let coming = live.values().filter(|one| state.wants(&one.name) && !state.refuses(one));
+            for resource in state.in_use().chain(coming) {
                 used.extend(resource.refers.iter().map(|name| &**name));
             }
         }
@@ -495,8 +515,13 @@ impl Stream {
     }
 
     fn compare(&mut self, kind: ResourceType) {
-        if let Some(view) = self.view(kind) {
-            self.state(kind).compare(&view);
+        let Some(view) = self.view(kind) else { return };
+        let [clusters, endpoints, listeners, routes] = &mut self.types;
+        match kind {
+            ResourceType::Cluster => clusters.compare(&view, &plain),
+            ResourceType::Endpoints => endpoints.compare(&view, &|one| version_for(clusters, one)),
+            ResourceType::Listener => listeners.compare(&view, &plain),
+            ResourceType::Route => routes.compare(&view, &plain),
         }
     }
 
@@ -511,10 +536,12 @@ impl Stream {
             &|name| clusters.in_flight(name).is_some_and(|change| change.resource.is_some() && !change.taken);
         let never: &dyn Fn(&str) -> bool = &|_| false;
         let (frame, resources) = match kind {
-            ResourceType::Cluster => clusters.respond(kind, variant, &view, &nonce, now, never),
-            ResourceType::Endpoints => endpoints.respond(kind, variant, &view, &nonce, now, untaken),
-            ResourceType::Listener => listeners.respond(kind, variant, &view, &nonce, now, never),
-            ResourceType::Route => routes.respond(kind, variant, &view, &nonce, now, never),
+            ResourceType::Cluster => clusters.respond(kind, variant, &view, &nonce, now, never, &plain),
+            ResourceType::Endpoints => {
+                endpoints.respond(kind, variant, &view, &nonce, now, untaken, &|one| version_for(clusters, one))
+            }
+            ResourceType::Listener => listeners.respond(kind, variant, &view, &nonce, now, never, &plain),
+            ResourceType::Route => routes.respond(kind, variant, &view, &nonce, now, never, &plain),
         }?;
         self.nonce += 1;
         match kind {
@@ -543,6 +570,18 @@ impl Stream {
             }
         }
     }
+}
+
+fn plain(resource: &Resource) -> u64 {
+    resource.version
+}
+
+/// The version of endpoints: theirs and that of the cluster they were sent for. A client whose stream ends after it took
+/// a changed cluster and before it got the endpoints again would otherwise come back with the version that there is,
+/// get nothing, and warm for ever.
+fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
+    let cluster = clusters.form(&endpoints.name).map_or(0, |cluster| cluster.version);
+    endpoints.version ^ cluster.rotate_left(32)
 }
 
 /// The forms of `live`. What is to be there but waits is not to be told as missing.

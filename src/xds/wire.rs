@@ -55,8 +55,13 @@ pub fn sotw_response(kind: ResourceType, version: u64, nonce: &str, resources: &
 }
 
 /// A `DeltaDiscoveryResponse` (fields: system_version_info 1, resources 2, type_url 4, nonce 5, removed_resources 6);
-/// its `Resource` has the fields version 1, resource 2, name 3.
-pub fn delta_response(kind: ResourceType, nonce: &str, resources: &[Arc<Resource>], removed: &[Arc<str>]) -> Frame {
+/// its `Resource` has the fields version 1, resource 2, name 3. Each resource comes with the version to tell.
+pub fn delta_response(
+    kind: ResourceType,
+    nonce: &str,
+    resources: &[(Arc<Resource>, u64)],
+    removed: &[Arc<str>],
+) -> Frame {
     let mut parts = Vec::with_capacity(resources.len() * 2 + 1);
     let mut head = BytesMut::new();
     put_text(&mut head, 4, kind.type_url());
@@ -64,8 +69,8 @@ pub fn delta_response(kind: ResourceType, nonce: &str, resources: &[Arc<Resource
     for name in removed {
         put_text(&mut head, 6, name);
     }
-    for resource in resources {
-        let version = version_text(resource.version);
+    for (resource, version) in resources {
+        let version = version_text(*version);
         let any = any_len(kind, resource);
         let len = text_len(1, &version) + text_len(3, &resource.name) + length_len(2, any) + any;
         put_length(&mut head, 2, len);
@@ -191,7 +196,8 @@ mod tests {
 
     #[test]
     fn a_delta_response_put_together_decodes_as_one_that_was_encoded() {
-        let frame = delta_response(ResourceType::Route, "n2", &resources(), &["gone".into()]);
+        let versions: Vec<_> = resources().into_iter().map(|one| (one.clone(), one.version)).collect();
+        let frame = delta_response(ResourceType::Route, "n2", &versions, &["gone".into()]);
         let decoded = pb::DeltaDiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
         assert_eq!((decoded.nonce.as_str(), decoded.removed_resources.as_slice()), ("n2", &["gone".to_owned()][..]));
         let names: Vec<_> = decoded.resources.iter().map(|one| one.name.as_str()).collect();

@@ -68,13 +68,19 @@ fn judge(new: &Refers, old: Option<&Refers>, fit: &impl Fn(&str) -> Fit) -> Verd
     }
 }
 
-/// The forms of `target` that the client may have, and those of `live` that it keeps for now.
-pub(super) fn choose(kind: ResourceType, live: &Resources, target: &Resources, fit: impl Fn(&str) -> Fit) -> Chosen {
+/// The forms of `target` that the client may have, and those that it keeps for now. `has` is the form of a name that the
+/// client has or is about to have.
+pub(super) fn choose<'a>(
+    kind: ResourceType,
+    target: &Resources,
+    has: impl Fn(&str) -> Option<&'a Arc<Resource>>,
+    fit: impl Fn(&str) -> Fit,
+) -> Chosen {
     let mut chosen = Chosen::default();
     let mut forms = Resources::new();
     let mut all_new = true;
     for (name, new) in target {
-        let old = live.get(name);
+        let old = has(name);
         let form = match old {
             Some(old) if old.version == new.version => Some(new.clone()),
             _ if new.parts.is_empty() => chosen.whole(kind, old, new, &fit),

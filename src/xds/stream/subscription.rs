@@ -355,18 +355,19 @@ impl Subscription {
     }
 
     /// Compares what the client said it has with what there is.
-    pub fn compare(&mut self, view: &View) {
+    /// `version_of` is as in [`Subscription::respond`].
+    pub fn compare(&mut self, view: &View, version_of: &dyn Fn(&Resource) -> u64) {
         for (name, version) in std::mem::take(&mut self.claimed) {
             if !self.wants(&name) {
                 continue;
             }
-            let same = view.get(&name).filter(|one| one.version == version);
+            let same = view.get(&name).filter(|one| version_of(one) == version);
             self.acked.entry(name).or_insert_with(|| same.cloned());
         }
     }
 
     /// The next response; `None` where there is nothing to say, or the client has not yet answered the last one.
-    /// `defer` says of a name that it is to wait.
+    /// `defer` says of a name that it is to wait, and `version_of` which version to tell.
     pub fn respond(
         &mut self,
         kind: ResourceType,
@@ -375,6 +376,7 @@ impl Subscription {
         nonce: &str,
         now: Instant,
         defer: &dyn Fn(&str) -> bool,
+        version_of: &dyn Fn(&Resource) -> u64,
     ) -> Option<(Frame, usize)> {
         // One response at a time for a type: what comes up meanwhile goes out together after the answer.
         if !self.subscribed || self.pending.is_some() {
@@ -392,7 +394,7 @@ impl Subscription {
         let sent = changes.iter().filter_map(|change| change.resource.as_ref());
         let (frame, resources) = match variant {
             Variant::Delta => {
-                let resources: Vec<_> = sent.cloned().collect();
+                let resources: Vec<_> = sent.map(|one| (one.clone(), version_of(one))).collect();
                 let gone = changes.iter().filter(|change| change.resource.is_none());
                 let removed: Vec<_> = gone.map(|change| change.name.clone()).collect();
                 (wire::delta_response(kind, nonce, &resources, &removed), resources.len())
