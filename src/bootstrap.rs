@@ -224,6 +224,11 @@ impl Bootstrap {
                 "cds_config": over_ads,
             },
             "static_resources": { "clusters": [self.xds.cluster()] },
+            // Envoy's own limit (100) refuses a route table for one ordinary expression, or one path of that length.
+            "layered_runtime": { "layers": [{
+                "name": "static",
+                "static_layer": { "re2.max_program_size.error_level": 32768 },
+            }] },
         })
     }
 

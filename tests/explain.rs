@@ -1,0 +1,369 @@
+//! `weir explain` against a real Envoy: the same requests, played and sent, over the routes of every case.
+//!
+//! Envoy gets the very route configurations that weir translates, with one change: every action is a direct response
+//! that says which virtual host and route it is. So the matching is Envoy's own, and its answer can be read.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+use prost::Message;
+use serde_json::{Value, json};
+use support::mesh::DEADLINE;
+use support::process::free_port;
+use weir::cli::objects::Objects;
+use weir::envoy::{EnvoyBinary, SpawnOptions};
+use weir::explain::{self, Outcome, Question, Request};
+use weir::mesh::{MeshConfig, Scope, View};
+use weir::snapshot::{Memo, ResourceType, Snapshot};
+
+/// How many requests are sent at least, all cases together.
+const REQUESTS: usize = 6_000;
+
+struct Case {
+    name: String,
+    objects: Objects,
+    scope: Scope,
+    snapshot: Snapshot,
+}
+
+struct Table {
+    case: usize,
+    configuration: route::RouteConfiguration,
+    /// The port of the services in it.
+    port: u16,
+    /// Where Envoy listens for it.
+    listens: u16,
+}
+
+#[tokio::test]
+async fn explain_agrees_with_envoy_on_every_request() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    let cases: Vec<Case> = folders.iter().map(|folder| case(folder)).collect();
+    let mut tables: Vec<Table> = cases.iter().enumerate().flat_map(|(at, case)| route_tables(at, case)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let envoy = start(folder.path(), &mut tables).await;
+    let (seed, per_table) = (0x9e37_79b9_7f4a_7c15, REQUESTS.div_ceil(tables.len()) + 1);
+    let (count, wrong, taken, routes) = tokio::task::spawn_blocking(move || {
+        let mut random = Random(seed);
+        let (mut count, mut wrong, mut taken) = (0, Vec::new(), BTreeSet::new());
+        let hosts = tables.iter().flat_map(|table| &table.configuration.virtual_hosts);
+        let routes: usize = hosts.map(|host| host.routes.len()).sum();
+        for (at, table) in tables.iter().enumerate() {
+            let case = &cases[table.case];
+            let mut connection = Connection::new(table.listens);
+            for request in requests(table, per_table, &mut random) {
+                count += 1;
+                let (got, played) = (connection.send(&request), play(case, table, &request));
+                taken.insert((at, got.clone()));
+                if got != played {
+                    wrong.push(format!("{} {request:?}\n  Envoy   {got}\n  explain {played}", case.name));
+                }
+            }
+        }
+        (count, wrong, taken.len(), routes)
+    })
+    .await
+    .unwrap();
+    drop(envoy);
+    assert!(count >= REQUESTS, "only {count} requests");
+    assert!(taken * 10 >= routes * 9, "only {taken} of {routes} routes took any request");
+    assert!(
+        wrong.is_empty(),
+        "seed {seed:x}: {} of {count} differ:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(10)].join("\n")
+    );
+}
+
+fn case(folder: &Path) -> Case {
+    let objects = Objects::load(&folder.join("input.yaml"), MeshConfig::default()).unwrap();
+    let scope = objects.mesh.scope(&objects.proxy("shop/client-0", false).unwrap());
+    let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
+    Case { name: folder.file_name().unwrap().to_string_lossy().into_owned(), objects, scope, snapshot }
+}
+
+fn route_tables(at: usize, case: &Case) -> Vec<Table> {
+    let all = case.snapshot.get(ResourceType::Route).values();
+    all.map(|resource| {
+        let configuration = route::RouteConfiguration::decode(resource.bytes().as_slice()).unwrap();
+        let port = configuration.name.rsplit(':').next().unwrap().parse().unwrap();
+        Table { case: at, configuration, port, listens: 0 }
+    })
+    .collect()
+}
+
+/// Envoy with a listener for each table.
+async fn start(folder: &Path, tables: &mut [Table]) -> weir::envoy::EnvoyProcess {
+    let mut listeners = Vec::new();
+    let mut used = BTreeSet::new();
+    for table in tables.iter_mut() {
+        table.listens = loop {
+            let port = free_port();
+            if used.insert(port) {
+                break port;
+            }
+        };
+        let mut marked = table.configuration.clone();
+        for host in &mut marked.virtual_hosts {
+            for (n, one) in host.routes.iter_mut().enumerate() {
+                let body = Some(core::data_source::Specifier::InlineString(format!("{}|{n}", host.name)));
+                *one = route::Route {
+                    r#match: one.r#match.clone(),
+                    action: Some(route::route::Action::DirectResponse(route::DirectResponseAction {
+                        status: 200,
+                        body: Some(core::DataSource { specifier: body, ..Default::default() }),
+                        ..Default::default()
+                    })),
+                    ..Default::default()
+                };
+            }
+        }
+        listeners.push(json!({
+            "name": format!("{}-{}", table.case, marked.name),
+            "address": {"socketAddress": {"address": "127.0.0.1", "portValue": table.listens}},
+            "filterChains": [{"filters": [{
+                "name": "envoy.filters.network.http_connection_manager",
+                "typedConfig": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+                    "statPrefix": "x",
+                    "normalizePath": true,
+                    "routeConfig": weir::proto_json::message_to_json(&marked).unwrap(),
+                    "httpFilters": [{"name": "envoy.filters.http.router", "typedConfig":
+                        {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
+                }
+            }]}]
+        }));
+    }
+    let bootstrap = json!({
+        "node": {"id": "explain", "cluster": "explain"},
+        "admin": {"address": {"socketAddress": {"address": "127.0.0.1", "portValue": 0}}},
+        "staticResources": {"listeners": listeners},
+    });
+    let file = folder.join("bootstrap.json");
+    std::fs::write(&file, serde_json::to_vec(&bootstrap).unwrap()).unwrap();
+    let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
+    let mut process = binary.spawn(&SpawnOptions::new(file)).unwrap();
+    process.ready(DEADLINE).await.unwrap();
+    process
+}
+
+#[derive(Clone, Debug)]
+struct Wanted {
+    method: &'static str,
+    authority: String,
+    target: String,
+    headers: BTreeMap<String, String>,
+}
+
+/// Requests for every host of a table, made of what its routes look for and of what they do not.
+fn requests(table: &Table, count: usize, random: &mut Random) -> Vec<Wanted> {
+    let hosts = &table.configuration.virtual_hosts;
+    (0..count)
+        .map(|n| {
+            let host = &hosts[n % hosts.len()];
+            let domain = random.of(&host.domains).replace('*', "some");
+            let domain = if domain == "some" { "nobody.knows.example".to_owned() } else { domain };
+            let authority = match random.below(4) {
+                0 => format!("{domain}:{}", table.port),
+                1 => domain.to_uppercase(),
+                _ => domain,
+            };
+            let one = random.of(&host.routes).r#match.clone().unwrap_or_default();
+            let other = random.of(&host.routes).r#match.clone().unwrap_or_default();
+            let mut wanted = Wanted {
+                method: *random.of::<&str>(&["GET", "GET", "POST", "PUT", "DELETE"]),
+                authority,
+                target: path(&one, random),
+                headers: BTreeMap::new(),
+            };
+            for header in one.headers.iter().chain(&other.headers) {
+                apply(header, &mut wanted, random);
+            }
+            let parameters: Vec<String> = one
+                .query_parameters
+                .iter()
+                .filter(|_| random.below(4) > 0)
+                .map(|query| match &query.query_parameter_match_specifier {
+                    Some(route::query_parameter_matcher::QueryParameterMatchSpecifier::StringMatch(text)) => {
+                        (query.name.clone(), sample(text))
+                    }
+                    _ => (query.name.clone(), "any".to_owned()),
+                })
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            if !parameters.is_empty() {
+                wanted.target = format!("{}?{}", wanted.target, parameters.join("&"));
+            }
+            wanted
+        })
+        .collect()
+}
+
+fn path(one: &route::RouteMatch, random: &mut Random) -> String {
+    use route::route_match::PathSpecifier;
+    let text = match &one.path_specifier {
+        Some(PathSpecifier::Prefix(text) | PathSpecifier::Path(text)) => text.clone(),
+        Some(PathSpecifier::SafeRegex(regex)) => of_regex(&regex.regex),
+        _ => "/".to_owned(),
+    };
+    match random.below(8) {
+        0 => format!("{text}x"),
+        1 => format!("{}/deeper", text.trim_end_matches('/')),
+        2 => text.to_uppercase(),
+        3 => format!("{}/./a/../b", text.trim_end_matches('/')),
+        4 => "/elsewhere".to_owned(),
+        5 => text.chars().take(text.len().saturating_sub(1).max(1)).collect(),
+        _ => text,
+    }
+}
+
+fn apply(header: &route::HeaderMatcher, wanted: &mut Wanted, random: &mut Random) {
+    use route::header_matcher::HeaderMatchSpecifier;
+    let value = match &header.header_match_specifier {
+        Some(HeaderMatchSpecifier::StringMatch(text)) => sample(text),
+        _ => "something".to_owned(),
+    };
+    if header.name == ":method" {
+        let known = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
+        if let Some(method) = known.into_iter().find(|method| *method == value).filter(|_| random.below(3) > 0) {
+            wanted.method = method;
+        }
+    }
+    if header.name.starts_with(':') {
+        return;
+    }
+    match random.below(6) {
+        0 => {
+            wanted.headers.remove(&header.name);
+        }
+        1 => {
+            wanted.headers.insert(header.name.clone(), String::new());
+        }
+        2 => {
+            wanted.headers.insert(header.name.clone(), format!("{value}z"));
+        }
+        _ => {
+            wanted.headers.insert(header.name.clone(), value);
+        }
+    }
+}
+
+fn sample(text: &matcher::StringMatcher) -> String {
+    use matcher::string_matcher::MatchPattern;
+    match &text.match_pattern {
+        Some(MatchPattern::Exact(text) | MatchPattern::Prefix(text)) => text.clone(),
+        Some(MatchPattern::SafeRegex(regex)) => of_regex(&regex.regex),
+        _ => "x".to_owned(),
+    }
+}
+
+/// A text that looks like what an expression takes; whether it is, is for Envoy to say.
+fn of_regex(pattern: &str) -> String {
+    let mut out = pattern.replace("[0-9]+", "7").replace("\\d+", "7").replace("[a-z]+", "q").replace(".*", "anything");
+    out = out.replace(".+", "some").replace("(", "").replace(")", "").replace("?", "").replace('|', "");
+    out.chars().filter(|c| c.is_ascii_graphic() && !"[]{}^$\\+*#%".contains(*c)).collect()
+}
+
+/// `VIRTUAL HOST|ROUTE` as Envoy's answer says it, or the status where no route took the request.
+struct Connection {
+    reader: BufReader<TcpStream>,
+    writer: TcpStream,
+}
+
+impl Connection {
+    fn new(port: u16) -> Self {
+        let writer = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        writer.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self { reader: BufReader::new(writer.try_clone().unwrap()), writer }
+    }
+
+    fn send(&mut self, request: &Wanted) -> String {
+        let mut text = format!(
+            "{} {} HTTP/1.1\r\nhost: {}\r\ncontent-length: 0\r\n",
+            request.method, request.target, request.authority
+        );
+        for (name, value) in &request.headers {
+            text += &format!("{name}: {value}\r\n");
+        }
+        self.writer.write_all(format!("{text}\r\n").as_bytes()).unwrap();
+        let (mut status, mut length, mut line) = (String::new(), 0usize, String::new());
+        loop {
+            line.clear();
+            assert!(self.reader.read_line(&mut line).unwrap() > 0, "Envoy closed the connection at {request:?}");
+            let lower = line.trim().to_ascii_lowercase();
+            if status.is_empty() {
+                status = lower.split(' ').nth(1).unwrap_or_default().to_owned();
+            } else if let Some(value) = lower.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            } else if lower.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.reader.read_exact(&mut body).unwrap();
+        if status == "200" { String::from_utf8(body).unwrap() } else { status }
+    }
+}
+
+/// The same from `weir explain`; and where it says that the request goes must be where the route leads.
+fn play(case: &Case, table: &Table, wanted: &Wanted) -> String {
+    let domain = wanted.authority.split(':').next().unwrap();
+    let own = table.configuration.name.split(':').next().filter(|_| table.configuration.name.contains(':'));
+    let url = format!("{} http://{}:{}{}", wanted.method, own.unwrap_or(domain), table.port, wanted.target);
+    let mut headers: Vec<String> = wanted.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    headers.push(format!("host: {}", wanted.authority));
+    let request = Request::parse(&url, &headers).unwrap();
+    let view = View::new(&case.objects.mesh, &case.scope);
+    let answer = explain::explain(&view, &case.snapshot, &Question::Http(request));
+    assert_eq!(answer.route_configuration.as_deref(), Some(table.configuration.name.as_str()), "{url}");
+    let taken = answer.considered.iter().find(|one| one.not.is_none());
+    let (Some(host), Some(index)) = (&answer.virtual_host, taken.and_then(|one| one.index)) else {
+        assert_eq!(answer.outcome, Outcome::NoRoute);
+        return "404".to_owned();
+    };
+    let route = &table.configuration.virtual_hosts.iter().find(|one| one.name == *host).unwrap().routes[index];
+    assert_eq!(clusters(&answer.outcome), leads_to(route), "{} {host} {index}", case.name);
+    format!("{host}|{index}")
+}
+
+fn clusters(outcome: &Outcome) -> BTreeSet<String> {
+    match outcome {
+        Outcome::Forward { destinations, .. } => destinations.iter().map(|to| to.cluster.clone()).collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+fn leads_to(route: &route::Route) -> BTreeSet<String> {
+    let json: Value = weir::proto_json::message_to_json(route).unwrap();
+    let action = &json["route"];
+    let weighted = action["weightedClusters"]["clusters"].as_array().into_iter().flatten().map(|one| &one["name"]);
+    weighted.chain([&action["cluster"]]).filter_map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
+        &list[self.below(list.len() as u64) as usize]
+    }
+}
