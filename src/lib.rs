@@ -13,6 +13,7 @@ pub mod cli;
 pub mod control_plane;
 pub mod envoy;
 pub mod explain;
+pub mod guard;
 pub mod mesh;
 pub mod metrics;
 pub mod proto_json;

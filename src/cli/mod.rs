@@ -7,7 +7,7 @@ pub mod objects;
 pub mod serve;
 pub mod translate;
 
-use crate::mesh::{MeshConfig, OutboundPolicy};
+use crate::mesh::{EmptySubset, MeshConfig, OutboundPolicy};
 
 /// Flags that say what holds for the whole mesh.
 #[derive(Debug, clap::Args)]
@@ -21,6 +21,10 @@ pub struct MeshArgs {
     /// What happens to requests for hosts that nobody knows
     #[arg(long, value_enum, default_value = "allow-any")]
     outbound_policy: OutboundPolicy,
+    /// What happens to weight for a subset without a ready endpoint, where a VirtualService's annotation
+    /// weir.dev/empty-subset does not say
+    #[arg(long, value_enum, default_value = "hold")]
+    empty_subset: EmptySubset,
 }
 
 impl MeshArgs {
@@ -30,6 +34,7 @@ impl MeshArgs {
             domain: self.domain.trim_matches('.').to_ascii_lowercase().into(),
             root_namespace: self.root_namespace.as_str().into(),
             outbound: self.outbound_policy,
+            empty_subset: self.empty_subset,
         }
     }
 }

@@ -37,6 +37,18 @@ pub struct MeshConfig {
     pub root_namespace: Arc<str>,
     /// What happens to requests for hosts that nobody knows.
     pub outbound: OutboundPolicy,
+    /// What happens to weight for a subset that has no ready endpoint, where the VirtualService does not say.
+    pub empty_subset: EmptySubset,
+}
+
+/// What happens to weight for a subset that has no ready endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum EmptySubset {
+    /// It is held back until one is ready.
+    #[default]
+    Hold,
+    /// It is given; requests that go there fail.
+    Allow,
 }
 
 impl Default for MeshConfig {
@@ -45,6 +57,7 @@ impl Default for MeshConfig {
             domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
             outbound: OutboundPolicy::AllowAny,
+            empty_subset: EmptySubset::Hold,
         }
     }
 }

@@ -20,8 +20,10 @@ pub struct VirtualService {
     pub visibility: Visibility,
     object: Arc<Object>,
     empty: api::VirtualService,
-    /// The routes with those of delegates taken in; `None` where there are no delegates.
+    /// The HTTP routes with those of delegates taken in, or with other weights; `None` where they are the object's own.
     merged: Option<Vec<MergedRoute>>,
+    /// TCP and TLS routes in place of the object's own.
+    streams: Option<Box<(Vec<api::TcpRoute>, Vec<api::TlsRoute>)>>,
 }
 
 /// A route of a delegate, with what its root says.
@@ -53,6 +55,7 @@ impl VirtualService {
             object: object.clone(),
             empty: api::VirtualService::default(),
             merged: None,
+            streams: None,
         };
         let namespace = &object.meta.namespace;
         this.hosts = this.spec().hosts.iter().map(|name| host::resolve(name, namespace, domain)).collect();
@@ -113,7 +116,64 @@ impl VirtualService {
             object: self.object.clone(),
             empty: api::VirtualService::default(),
             merged: Some(merged),
+            streams: None,
         })
+    }
+
+    /// The same with other destinations: `http` for each of [`VirtualService::http`] in order, `tcp` and `tls` for each
+    /// route of that kind; `None` leaves a route as it is.
+    pub fn redirected(
+        &self,
+        http: &[Option<Vec<api::HttpRouteDestination>>],
+        tcp: &[Option<Vec<api::RouteDestination>>],
+        tls: &[Option<Vec<api::RouteDestination>>],
+        revision: u64,
+    ) -> Self {
+        let routes = self.http().enumerate().map(|(n, rule)| {
+            let mut route = rule.route.clone();
+            if let Some(Some(to)) = http.get(n) {
+                route.route.clone_from(to);
+            }
+            MergedRoute { key: rule.key.clone(), index: rule.index, route }
+        });
+        let replaced = |n: usize, list: &[Option<Vec<api::RouteDestination>>], own: &mut Vec<api::RouteDestination>| {
+            if let Some(Some(to)) = list.get(n) {
+                own.clone_from(to);
+            }
+        };
+        let (mut new_tcp, mut new_tls) = (self.tcp().to_vec(), self.tls().to_vec());
+        new_tcp.iter_mut().enumerate().for_each(|(n, route)| replaced(n, tcp, &mut route.route));
+        new_tls.iter_mut().enumerate().for_each(|(n, route)| replaced(n, tls, &mut route.route));
+        Self {
+            revision,
+            key: self.key.clone(),
+            hosts: self.hosts.clone(),
+            visibility: self.visibility.clone(),
+            object: self.object.clone(),
+            empty: api::VirtualService::default(),
+            merged: Some(routes.collect()),
+            streams: Some(Box::new((new_tcp, new_tls))),
+        }
+    }
+
+    /// Its TCP routes.
+    pub fn tcp(&self) -> &[api::TcpRoute] {
+        self.streams.as_ref().map_or(&self.spec().tcp, |streams| &streams.0)
+    }
+
+    /// Its TLS routes.
+    pub fn tls(&self) -> &[api::TlsRoute] {
+        self.streams.as_ref().map_or(&self.spec().tls, |streams| &streams.1)
+    }
+
+    /// Its annotations.
+    pub fn annotations(&self) -> &Labels {
+        &self.object.meta.annotations
+    }
+
+    /// Its `metadata.generation`; 0 where there is none.
+    pub fn generation(&self) -> i64 {
+        self.object.meta.generation
     }
 
     /// Its namespace, in which short hosts are read.
@@ -179,6 +239,11 @@ impl VirtualServices {
             list.iter().map(|one| one.with_delegates(&delegates).map_or_else(|| one.clone(), Arc::new)).collect();
         merged.sort_by(|a, b| (a.age(), &a.key.name, &a.key.namespace).cmp(&(b.age(), &b.key.name, &b.key.namespace)));
         Self { list: merged }
+    }
+
+    /// The same with others in the place of those with their keys.
+    pub fn with(&self, others: &BTreeMap<ObjectKey, Arc<VirtualService>>) -> Self {
+        Self { list: self.list.iter().map(|one| others.get(&one.key).unwrap_or(one).clone()).collect() }
     }
 
     /// All of them, the oldest first.
@@ -332,6 +397,23 @@ impl DestinationRules {
             Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
         };
         visible.clone().find(selects).or_else(|| visible.find(|rule| rule.selector.is_none()))
+    }
+
+    /// The same with others in the place of those with their revisions.
+    pub fn with(&self, others: &BTreeMap<u64, Arc<DestinationRule>>) -> Self {
+        let mut same = self.clone();
+        let replace = |rules: &mut Vec<Arc<DestinationRule>>| {
+            for rule in rules {
+                if let Some(other) = others.get(&rule.revision) {
+                    *rule = other.clone();
+                }
+            }
+        };
+        for rules in same.by_namespace.values_mut() {
+            rules.exact.values_mut().for_each(replace);
+            rules.wildcards.iter_mut().for_each(|(_, rules)| replace(rules));
+        }
+        same
     }
 
     /// Every rule.

@@ -103,8 +103,7 @@ impl<'a> View<'a> {
                 let all: Vec<_> = routes.chain(mirrors).chain(&http.route.mirror).cloned().collect();
                 all.into_iter().map(move |to| (to, namespace.clone()))
             });
-            let (tcp, tls) =
-                (rule.spec().tcp.iter().map(|one| &one.route), rule.spec().tls.iter().map(|one| &one.route));
+            let (tcp, tls) = (rule.tcp().iter().map(|one| &one.route), rule.tls().iter().map(|one| &one.route));
             let streams = tcp.chain(tls).flatten().filter_map(|one| one.destination.clone());
             let all: Vec<(api::Destination, Arc<str>)> =
                 http.chain(streams.map(|to| (to, rule.namespace().clone()))).collect();

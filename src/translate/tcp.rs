@@ -93,7 +93,7 @@ pub fn chains(seen: &Seen<'_>, port: &Port, subnets: &[String], by_name: bool, v
 }
 
 fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &View<'_>, out: &mut Vec<Chain>) {
-    for route in &rule.spec().tls {
+    for route in rule.tls() {
         for one in route.matches.iter().filter(|one| tls_applies(one, view.scope, port.number)) {
             let subnets = if one.destination_subnets.is_empty() { subnets } else { one.destination_subnets.as_slice() };
             // The first of two equal matches takes all.
@@ -109,7 +109,7 @@ fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &Vie
 
 /// Returns whether connections of every kind are taken care of.
 fn tcp_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &View<'_>, out: &mut Vec<Chain>) -> bool {
-    for route in &rule.spec().tcp {
+    for route in rule.tcp() {
         let Some(target) = target(&route.route, rule, port, view) else { continue };
         let applying: Vec<_> = route.matches.iter().filter(|one| tcp_applies(one, view.scope, port.number)).collect();
         if route.matches.is_empty() || applying.iter().any(|one| one.destination_subnets.is_empty()) {
