@@ -34,6 +34,8 @@ enum Command {
     Demo(cli::demo::Args),
     /// Print everything one proxy gets for some objects
     Translate(cli::translate::Args),
+    /// Find what is wrong with objects in files or in a cluster
+    Analyze(cli::analyze::Args),
     Bootstrap(Box<cli::bootstrap::Args>),
 }
 
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Translate(args) => cli::translate::run(args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
+        Command::Analyze(args) => block_on(cli::analyze::run(args)),
         Command::Serve(args) => block_on(cli::serve::run(args)),
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };
