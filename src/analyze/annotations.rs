@@ -137,7 +137,7 @@ mod tests {
             )
         };
         assert_eq!(
-            ids(&service("networking.istio.io/exportTo: 'shop, .', example.com/x: y, internal.istio.io/a: b")),
+            ids(&service("networking.istio.io/exportTo: 'shop, .', example.com/x: z, internal.istio.io/a: b")),
             [""; 0]
         );
         for (annotation, code) in [

@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(with(delegate("name: d, namespace: shop", "hosts: ['*.c.d'], ")), missing);
         assert_eq!(with(delegate("name: d, namespace: shop", "exportTo: [pay], ")), missing);
         let both = with(delegate("name: other, namespace: shop", ""));
-        assert_eq!(both, [("WEIR0108", String::new()), ("IST0101", "spec.http[0].delegate".to_owned())]);
+        assert_eq!(both, [("IST0101", "spec.http[0].delegate".to_owned()), ("WEIR0108", String::new())]);
     }
 
     #[test]

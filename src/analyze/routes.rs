@@ -90,7 +90,9 @@ fn http(one: &VirtualService<'_>, found: &mut Findings) {
         for (m, matched) in matches.iter().enumerate() {
             let (paths, conditions) = (Paths::of(matched), conditions(matched));
             let own = seen.get(&conditions).and_then(|seen| cover(seen, &paths));
-            if let Some(by) = own.or_else(|| seen.get("").and_then(|seen| cover(seen, &paths))) {
+            // Without case, a path is only known to be among those of a match with case if that takes all paths.
+            let any = if matched.ignore_uri_case { Paths::Prefix(String::new()) } else { paths.clone() };
+            if let Some(by) = own.or_else(|| seen.get("").and_then(|seen| cover(seen, &any))) {
                 covered.push((m, by.clone()));
                 continue;
             }
@@ -169,7 +171,7 @@ mod tests {
             ("{uri: {prefix: /a}}", "{uri: {exact: /a/b}, method: {exact: GET}}", true),
             ("{uri: {prefix: /ab}}", "{uri: {prefix: /a}}", false),
             ("{uri: {exact: /a}}", "{uri: {prefix: /a}}", false),
-            ("{uri: {exact: /a}}", "{uri: {exact: /a}, headers: {x: {exact: y}}}", true),
+            ("{uri: {exact: /a}}", "{uri: {exact: /a}, headers: {x: {exact: z}}}", true),
             ("{uri: {prefix: /a}, method: {exact: GET}}", "{uri: {prefix: /ab}, method: {exact: GET}}", true),
             ("{uri: {prefix: /a}, method: {exact: GET}}", "{uri: {prefix: /ab}, method: {exact: PUT}}", false),
             ("{uri: {prefix: /a}, method: {exact: GET}}", "{uri: {prefix: /ab}}", false),
@@ -177,7 +179,7 @@ mod tests {
             ("{uri: {prefix: /a}}", "{uri: {prefix: /A}, ignoreUriCase: true}", false),
             ("{uri: {regex: /a.*}}", "{uri: {regex: /a.*}}", true),
             ("{uri: {prefix: /a}}", "{uri: {regex: /a.*}}", false),
-            ("{headers: {x: {exact: y}}}", "{uri: {prefix: /a}, headers: {x: {exact: y}}}", true),
+            ("{headers: {x: {exact: z}}}", "{uri: {prefix: /a}, headers: {x: {exact: z}}}", true),
         ] {
             let expected = if is_covered { vec![("IST0130", "spec.http[1]".to_owned())] } else { Vec::new() };
             assert_eq!(http(&[first, second]), expected, "{first} {second}");

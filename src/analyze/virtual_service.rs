@@ -745,7 +745,10 @@ mod tests {
     fn hosts_gateways_and_namespaces() {
         let http = format!("http: [{{{TO}}}]");
         for (fields, expected) in [
-            ("hosts: ['*.example.com', a.example.com]", vec![("IST0106", "spec.hosts[1]")]),
+            (
+                "hosts: ['*.example.com', a.example.com]",
+                vec![("IST0106", "spec.hosts[1]"), ("WEIR0110", "spec.hosts[1]")],
+            ),
             ("hosts: ['*']", vec![("IST0106", "spec.hosts[0]")]),
             ("hosts: ['*'], gateways: [ns/gw]", vec![("WEIR0201", "spec.gateways")]),
             (

@@ -171,7 +171,7 @@ fn list(output: Output) -> anyhow::Result<String> {
         place: vec![one.name.to_owned()],
         message: one.about.to_owned(),
     });
-    Ok(print(Some(["LEVEL", "CODE", "NAME", "MEANING"]), &rows.collect::<Vec<_>>(), false))
+    Ok(print(["LEVEL", "CODE", "NAME", "MEANING"], &rows.collect::<Vec<_>>(), WIDTH / 2, false))
 }
 
 fn to_json(findings: &[Finding], objects: usize) -> Value {
@@ -260,7 +260,7 @@ fn table(findings: &[Finding], objects: usize, colours: bool) -> String {
         }
     });
     let rows: Vec<_> = rows.collect();
-    let mut text = print(Some(["LEVEL", "CODE", "WHERE", "WHAT"]), &rows, colours);
+    let mut text = print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, PLACE_WIDTH, colours);
     text += &format!(
         "\n{}, {}, {} in {objects}\n",
         count(Severity::Error, "error", "errors"),
@@ -270,16 +270,13 @@ fn table(findings: &[Finding], objects: usize, colours: bool) -> String {
     text
 }
 
-fn print(header: Option<[&'static str; 4]>, rows: &[Row], colours: bool) -> String {
+fn print([a, b, c, d]: [&str; 4], rows: &[Row], most_place: usize, colours: bool) -> String {
     let longest = |of: fn(&Row) -> usize, least: usize| rows.iter().map(of).max().unwrap_or(0).max(least);
     let severity = longest(|row| row.severity.len(), 5);
     let code = longest(|row| row.code.len(), 4);
-    let place = longest(|row| row.place.iter().map(|line| line.chars().count()).max().unwrap_or(0), 5).min(PLACE_WIDTH);
+    let place = longest(|row| row.place.iter().map(|line| line.chars().count()).max().unwrap_or(0), 5).min(most_place);
     let message = WIDTH.saturating_sub(severity + code + place + 6);
-    let mut text = String::new();
-    if let Some([a, b, c, d]) = header {
-        text += &format!("{a:severity$}  {b:code$}  {c:place$}  {d}\n");
-    }
+    let mut text = format!("{a:severity$}  {b:code$}  {c:place$}  {d}\n");
     for row in rows {
         let places: Vec<String> = row.place.iter().flat_map(|line| wrap(line, place, &['/', '.', ' '])).collect();
         let messages = wrap(&row.message, message, &[' ']);
