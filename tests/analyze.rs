@@ -1,9 +1,12 @@
 //! `weir analyze` from outside: what it prints, and how it exits.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
+use support::kube::KubeCluster;
 
 const SERVICES: &str = "\
 apiVersion: v1
@@ -208,6 +211,35 @@ fn the_cases_that_are_right_have_no_errors() {
             .collect();
         assert_eq!(errors, expected, "{name}");
     }
+}
+
+#[test]
+fn a_cluster_is_listed_once() {
+    let Some(cluster) = KubeCluster::start("a_cluster_is_listed_once") else { return };
+    let kubeconfig = cluster.kubeconfig_path().to_str().unwrap().to_owned();
+    let listed = |more: &[&str]| {
+        let output = weir(&[&["--kubeconfig", &kubeconfig, "-o", "json"], more].concat());
+        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let short = all["findings"].as_array().unwrap().iter();
+        let short: Vec<_> = short
+            .map(|one| json!([one["code"], one["object"]["name"], one["file"], one["line"], one["path"]]))
+            .collect();
+        (output.status.code(), short)
+    };
+    let absent = |kind: &str| json!(["WEIR0002", null, null, null, kind]);
+    assert_eq!(listed(&[]), (Some(0), vec![absent("destinationrules"), absent("virtualservices")]));
+
+    cluster.apply_crds();
+    cluster.apply_folder("deploy/examples/canary");
+    assert_eq!(listed(&["--fail-on", "info"]), (Some(0), Vec::new()));
+
+    let patch =
+        json!([{"op": "replace", "path": "/spec/http/0/route/1/destination/subset", "value": "v3"}]).to_string();
+    let object = ["virtualservice", "my-app", "--type=json", "-p", &patch];
+    cluster.kubectl_ok(&[&["-n", "your-namespace", "patch"], &object[..]].concat());
+    let subset = "spec.http[0].route[1].destination.subset";
+    assert_eq!(listed(&[]), (Some(1), vec![json!(["IST0101", "my-app", null, null, subset])]));
+    assert_eq!(listed(&["-n", "default"]), (Some(0), Vec::new()));
 }
 
 /// A folder like that of a large mesh: run with `cargo test --release --test analyze -- --ignored --nocapture` to see

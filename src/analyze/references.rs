@@ -71,7 +71,15 @@ fn namespaces(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings)
         let matches = route.matches.iter().enumerate();
         matches.map(move |(m, one)| (format!("spec.http[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
     });
-    for (path, name) in exported.chain(http) {
+    let tls = one.spec.tls.iter().enumerate().flat_map(|(n, route)| {
+        let matches = route.matches.iter().enumerate();
+        matches.map(move |(m, one)| (format!("spec.tls[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
+    });
+    let tcp = one.spec.tcp.iter().enumerate().flat_map(|(n, route)| {
+        let matches = route.matches.iter().enumerate();
+        matches.map(move |(m, one)| (format!("spec.tcp[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
+    });
+    for (path, name) in exported.chain(http).chain(tls).chain(tcp) {
         unknown_namespace(one.entry, name, path, index, found);
     }
 }
@@ -386,6 +394,8 @@ mod tests {
         assert_eq!(found(&service("nowhere")), [], "nothing is known of namespaces");
         assert_eq!(found(&(service("pay, shop") + namespace)), []);
         assert_eq!(found(&(service("nowhere") + namespace)), [("WEIR0109", "spec.exportTo[0]".into())]);
+        let matched = service("pay").replace("http: [{", "http: [{match: [{sourceNamespace: nowhere}], ");
+        assert_eq!(found(&(matched + namespace)), [("WEIR0109", "spec.http[0].match[0].sourceNamespace".into())]);
     }
 
     #[test]

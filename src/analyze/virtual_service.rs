@@ -99,7 +99,7 @@ pub(super) fn check(one: &VirtualService<'_>, found: &mut Findings) {
                 sni_host(one, name, &format!("{path}.sniHosts[{k}]"), &mut sink);
             }
             subnets(&matched.destination_subnets, &path, &mut sink);
-            port(matched.port, &path, &mut sink);
+            who_and_where(one, matched.port, &matched.source_namespace, &matched.gateways, &path, &mut sink);
         }
     }
     for (n, route) in one.spec.tcp.iter().enumerate() {
@@ -108,7 +108,7 @@ pub(super) fn check(one: &VirtualService<'_>, found: &mut Findings) {
         for (m, matched) in route.matches.iter().enumerate() {
             let path = format!("{path}.match[{m}]");
             subnets(&matched.destination_subnets, &path, &mut sink);
-            port(matched.port, &path, &mut sink);
+            who_and_where(one, matched.port, &matched.source_namespace, &matched.gateways, &path, &mut sink);
             if !matched.source_subnet.is_empty() {
                 let advice = "use sourceLabels or sourceNamespace";
                 sink.idle(format!("{path}.sourceSubnet"), "is not used, by Istio neither", advice);
@@ -172,8 +172,21 @@ fn gateways(one: &VirtualService<'_>, sink: &mut Sink<'_, '_>) {
     }
 }
 
-fn match_gateways(gateways: &[String], path: &str, sink: &mut Sink<'_, '_>) {
-    if !gateways.is_empty() && !gateways.iter().any(|name| name == "mesh") {
+/// What matches of all kinds have: the port, the namespace of the client, and the gateways.
+fn who_and_where(
+    one: &VirtualService<'_>,
+    number: Option<u32>,
+    namespace: &str,
+    gateways: &[String],
+    path: &str,
+    sink: &mut Sink<'_, '_>,
+) {
+    port(number, path, sink);
+    if !namespace.is_empty() && !is_label(namespace) {
+        let message = format!("`{namespace}` is not the name of a namespace");
+        sink.wrong(format!("{path}.sourceNamespace"), message, "write the name of a namespace");
+    }
+    if one.is_for_mesh() && !gateways.is_empty() && !gateways.iter().any(|name| name == "mesh") {
         let message = "counts at gateways alone: no sidecar uses this match";
         let advice = "add `mesh` to its gateways if sidecars are to use it";
         sink.found.add(&code::NOT_FOR_SIDECARS, sink.entry, format!("{path}.gateways"), message, advice);
@@ -308,15 +321,7 @@ fn sni_host(one: &VirtualService<'_>, name: &str, path: &str, sink: &mut Sink<'_
 }
 
 fn http_match(one: &VirtualService<'_>, matched: &HttpMatchRequest, path: &str, sink: &mut Sink<'_, '_>) {
-    if one.is_for_mesh() {
-        match_gateways(&matched.gateways, path, sink);
-    }
-    port(matched.port, path, sink);
-    let namespace = &matched.source_namespace;
-    if !namespace.is_empty() && !is_label(namespace) {
-        let message = format!("`{namespace}` is not the name of a namespace");
-        sink.wrong(format!("{path}.sourceNamespace"), message, "write the name of a namespace");
-    }
+    who_and_where(one, matched.port, &matched.source_namespace, &matched.gateways, path, sink);
     let single = [
         ("uri", &matched.uri),
         ("scheme", &matched.scheme),
@@ -783,6 +788,11 @@ mod tests {
                 "tcp: [{match: [{sourceSubnet: 10.0.0.0/8}], route: [{destination: {host: web}}]}]",
                 "WEIR0203",
                 "tcp[0].match[0].sourceSubnet",
+            ),
+            (
+                "tcp: [{match: [{gateways: [ns/gw]}], route: [{destination: {host: web}}]}]",
+                "WEIR0201",
+                "tcp[0].match[0].gateways",
             ),
             (
                 "tcp: [{match: [{destinationSubnets: [10.0.0.0/33]}], route: [{destination: {host: web}}]}]",

@@ -16,7 +16,7 @@ use crate::source::{Origin, directory, kubernetes};
 use crate::store::Store;
 
 /// How long the Kubernetes API may take to list everything.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How wide a table is.
 const WIDTH: usize = 100;
 /// How wide its column of places may be.
