@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::index::{DestinationRule, Index, VirtualService, overlap};
 use super::{Findings, code};
+use crate::store::Entry;
 
 pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
     virtual_services(index, found);
@@ -31,8 +32,9 @@ fn virtual_services(index: &Index<'_>, found: &mut Findings) {
                 .find(|older| overlap(&older.visibility, &one.visibility));
             let Some(winner) = winner else { continue };
             let message = format!(
-                "{} is older and speaks for `{host}` too: all of its routes are in force, and none of these",
-                winner.entry.object.key()
+                "{} {} and speaks for `{host}` too: all of its routes are in force, and none of these",
+                winner.entry.object.key(),
+                comes_first(winner.entry)
             );
             let advice = "merge the two, or keep them apart by exportTo";
             found.add(&code::HOST_CONFLICT, one.entry, format!("spec.hosts[{n}]"), message, advice);
@@ -65,9 +67,10 @@ fn pair(rule: &DestinationRule<'_>, older: &[&DestinationRule<'_>], found: &mut 
     let Some(first) = merged.first() else {
         if let Some(winner) = same_clients.iter().find(|older| overlap(&older.visibility, &rule.visibility)) {
             let message = format!(
-                "{} is older and for the same host, but exported to other namespaces, so the two are not merged: \
+                "{} {} and is for the same host, but exported to other namespaces, so the two are not merged: \
                  clients that see both use that one alone",
-                winner.entry.object.key()
+                winner.entry.object.key(),
+                comes_first(winner.entry)
             );
             found.add(
                 &code::RULE_CONFLICT,
@@ -79,26 +82,32 @@ fn pair(rule: &DestinationRule<'_>, older: &[&DestinationRule<'_>], found: &mut 
         }
         return;
     };
-    let first = first.entry.object.key();
-    let message = format!("{first} is older and for the same host: the subsets of this rule are added to it");
+    let (first, why) = (first.entry.object.key(), comes_first(first.entry));
+    let message = format!("{first} {why} and is for the same host: the subsets of this rule are added to it");
     found.add(&code::MERGED, rule.entry, "spec.host", message, "merge the two, if one person looks after both");
     if let Some(policy) = &rule.spec.traffic_policy
         && let Some(winner) = merged.iter().find(|older| older.spec.traffic_policy.is_some())
         && winner.spec.traffic_policy.as_ref() != Some(policy)
     {
-        let message = format!("has no effect: {} is older and has another", winner.entry.object.key());
+        let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
+        let message = format!("has no effect: {winner} {why} and has another");
         let advice = "move it there, or into the subsets";
         found.add(&code::RULE_CONFLICT, rule.entry, "spec.trafficPolicy", message, advice);
     }
     for (n, subset) in rule.spec.subsets.iter().enumerate() {
         let winner = merged.iter().find(|older| older.spec.subsets.iter().any(|known| known.name == subset.name));
         if let Some(winner) = winner {
-            let message =
-                format!("`{}` has no effect: {} is older and has one too", subset.name, winner.entry.object.key());
+            let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
+            let message = format!("`{}` has no effect: {winner} {why} and has one too", subset.name);
             let path = format!("spec.subsets[{n}].name");
             found.add(&code::RULE_CONFLICT, rule.entry, path, message, "rename or remove one of the two");
         }
     }
+}
+
+/// Why an object goes before another one.
+fn comes_first(winner: &Entry) -> &'static str {
+    if winner.object.meta.age.created == i64::MAX { "comes first" } else { "is older" }
 }
 
 #[cfg(test)]

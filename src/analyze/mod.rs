@@ -8,7 +8,6 @@ mod destination_rule;
 mod index;
 mod lines;
 mod problems;
-mod re2;
 mod references;
 mod routes;
 mod service;

@@ -47,6 +47,15 @@ fn ports(entry: &Entry, spec: &api::Service, found: &mut Findings) {
     }
 }
 
+/// The protocol that a port says; none where it leaves that to inspection.
+fn said(port: &api::ServicePort) -> Option<Protocol> {
+    Protocol::of(port).filter(|protocol| *protocol != Protocol::Unknown)
+}
+
+fn word(protocol: Protocol) -> String {
+    format!("{protocol:?}").to_ascii_uppercase()
+}
+
 /// Two services with one address and port can not be told apart by what a client asks for.
 fn addresses(services: &[(&Entry, &api::Service)], found: &mut Findings) {
     let mut taken: HashMap<(IpAddr, u16), (&Entry, Protocol)> = HashMap::new();
@@ -56,15 +65,17 @@ fn addresses(services: &[(&Entry, &api::Service)], found: &mut Findings) {
         addresses.sort_unstable();
         addresses.dedup();
         for (n, port) in spec.ports.iter().enumerate() {
-            let Some(protocol) = Protocol::of(port) else { continue };
+            let Some(protocol) = said(port) else { continue };
             for address in &addresses {
                 let (first, other) = *taken.entry((*address, port.port)).or_insert((entry, protocol));
                 if other == protocol {
                     continue;
                 }
                 let message = format!(
-                    "{address}:{} is {protocol:?} here and {other:?} in {}, which is older and wins",
+                    "{address}:{} speaks {} here and {} in {}, which goes first",
                     port.port,
+                    word(protocol),
+                    word(other),
                     first.object.key()
                 );
                 let advice = "give the two one protocol, or different addresses or ports";
@@ -84,7 +95,7 @@ fn workloads(services: &[(&Entry, &api::Service)], index: &Index<'_>, found: &mu
         let namespace = &*entry.object.meta.namespace;
         let selected: Vec<&Labels> = pods.find(namespace, &spec.selector).collect();
         for (n, port) in spec.ports.iter().enumerate() {
-            let Some(protocol) = Protocol::of(port) else { continue };
+            let Some(protocol) = said(port) else { continue };
             let target = match &port.target_port {
                 None => port.port.to_string(),
                 Some(IntOrString::Int(number)) => number.to_string(),
@@ -97,8 +108,10 @@ fn workloads(services: &[(&Entry, &api::Service)], index: &Index<'_>, found: &mu
             });
             if let Some((first, other)) = clash {
                 let message = format!(
-                    "leads to port {target} of the same pods as {}, where it is {other:?}; here it is {protocol:?}",
-                    first.object.key()
+                    "leads to port {target} of the same pods as {}, and says {}, where that one says {}",
+                    first.object.key(),
+                    word(protocol),
+                    word(other)
                 );
                 let advice = "name both ports after the protocol that the pods speak";
                 found.add(&code::WORKLOAD_CONFLICT, entry, format!("spec.ports[{n}]"), message, advice);

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::index::{VirtualService, wildcards};
-use super::{Findings, any_of, code, export_to, is_label, re2};
+use super::{Findings, any_of, code, export_to, is_label};
 use crate::api::{
     CorsPolicy, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest, HttpRedirect, HttpRetry, HttpRewrite,
-    HttpRoute, Percent, StringMatch,
+    HttpRoute, Percent, StringMatch, re2,
 };
 use crate::mesh::{covers, is_wildcard};
 use crate::store::Entry;

@@ -7,6 +7,7 @@
 mod destination_rule;
 mod kubernetes;
 mod parse;
+pub mod re2;
 mod scalar;
 mod validate;
 mod virtual_service;

@@ -75,9 +75,8 @@ pub enum Output {
 /// # Errors
 /// The answer can not be written.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
     if args.list_codes {
-        return finish(out.write_all(list(args.output)?.as_bytes()), ExitCode::SUCCESS);
+        return print_out(&list(args.output)?, ExitCode::SUCCESS);
     }
     if let Some(unknown) = args.ignore.iter().find(|name| !code::ALL.iter().any(|code| is(code, name))) {
         eprintln!("weir: --ignore `{unknown}` is no code; weir analyze --list-codes prints them all");
@@ -108,12 +107,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     let failed = findings.iter().any(|one| one.code.severity >= args.fail_on);
-    finish(out.write_all(text.as_bytes()), if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    print_out(&text, if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// A reader that has seen enough (`| head`) is no failure.
-fn finish(written: std::io::Result<()>, code: ExitCode) -> anyhow::Result<ExitCode> {
-    match written {
+fn print_out(text: &str, code: ExitCode) -> anyhow::Result<ExitCode> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(code),
     }
