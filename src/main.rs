@@ -35,6 +35,8 @@ enum Command {
     /// Print everything one proxy gets for some objects
     Translate(cli::translate::Args),
     Explain(cli::explain::Args),
+    /// Find what is wrong with objects in files or in a cluster
+    Analyze(cli::analyze::Args),
     Bootstrap(Box<cli::bootstrap::Args>),
 }
 
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Translate(args) => cli::translate::run(args),
         Command::Explain(args) => cli::explain::run(args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
+        Command::Analyze(args) => block_on(cli::analyze::run(args)),
         Command::Serve(args) => block_on(cli::serve::run(args)),
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };

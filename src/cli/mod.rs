@@ -1,5 +1,6 @@
 //! The commands, a file each: what they take, and what they print.
 
+pub mod analyze;
 pub mod bootstrap;
 pub mod demo;
 pub mod explain;

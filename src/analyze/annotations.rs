@@ -1,0 +1,153 @@
+//! Istio's annotations: known ones, in the right place, with a value that can be read.
+
+use std::collections::HashSet;
+
+use super::{Findings, code, is_label};
+use crate::api::Kind;
+use crate::store::Store;
+
+/// Istio's annotations, what they stand on (empty for anything), and whether they are deprecated. Source: istio/api,
+/// `annotation/annotations.yaml`.
+const KNOWN: &[(&str, &[&str], bool)] = &[
+    ("alpha.istio.io/canonical-serviceaccounts", &["Service"], true),
+    ("alpha.istio.io/kubernetes-serviceaccounts", &["Service"], true),
+    ("ambient.istio.io/bypass-inbound-capture", &["Pod"], false),
+    ("ambient.istio.io/dns-capture", &["Pod"], false),
+    ("ambient.istio.io/redirection", &["Pod"], false),
+    ("ambient.istio.io/waypoint-inbound-binding", &["GatewayClass", "Gateway"], false),
+    ("galley.istio.io/analyze-suppress", &[], false),
+    ("gateway.istio.io/controller-version", &[], false),
+    ("gateway.istio.io/name-override", &["Gateway"], false),
+    ("gateway.istio.io/service-account", &["Gateway"], false),
+    ("inject.istio.io/templates", &["Pod"], false),
+    ("istio.io/autoRegistrationGroup", &["WorkloadEntry"], false),
+    ("istio.io/connectedAt", &["WorkloadEntry"], false),
+    ("istio.io/disconnectedAt", &["WorkloadEntry"], false),
+    ("istio.io/dry-run", &["AuthorizationPolicy"], false),
+    ("istio.io/reroute-virtual-interfaces", &["Pod"], false),
+    ("istio.io/rev", &["Pod"], false),
+    ("istio.io/use-waypoint-canary-weight", &["Service", "ServiceEntry", "Namespace"], false),
+    ("istio.io/workloadController", &["WorkloadEntry"], false),
+    ("networking.istio.io/exportTo", &["Service"], false),
+    ("networking.istio.io/service-type", &["Gateway"], false),
+    ("networking.istio.io/traffic-distribution", &["Namespace", "Service", "ServiceEntry"], false),
+    ("prometheus.istio.io/merge-metrics", &["Pod"], false),
+    ("proxy.istio.io/config", &["Pod"], false),
+    ("proxy.istio.io/overrides", &["Pod"], false),
+    ("readiness.status.sidecar.istio.io/applicationPorts", &["Pod"], false),
+    ("readiness.status.sidecar.istio.io/failureThreshold", &["Pod"], false),
+    ("readiness.status.sidecar.istio.io/initialDelaySeconds", &["Pod"], false),
+    ("readiness.status.sidecar.istio.io/periodSeconds", &["Pod"], false),
+    ("sidecar.istio.io/agentLogLevel", &["Pod"], false),
+    ("sidecar.istio.io/bootstrapOverride", &["Pod"], false),
+    ("sidecar.istio.io/componentLogLevel", &["Pod"], false),
+    ("sidecar.istio.io/discoveryAddress", &["Pod"], true),
+    ("sidecar.istio.io/extraStatTags", &["Pod"], true),
+    ("sidecar.istio.io/inject", &["Pod"], true),
+    ("sidecar.istio.io/interceptionMode", &["Pod"], false),
+    ("sidecar.istio.io/logLevel", &["Pod"], false),
+    ("sidecar.istio.io/nativeSidecar", &["Pod"], false),
+    ("sidecar.istio.io/proxyCPU", &["Pod"], false),
+    ("sidecar.istio.io/proxyCPULimit", &["Pod"], false),
+    ("sidecar.istio.io/proxyImage", &["Pod"], false),
+    ("sidecar.istio.io/proxyImageType", &["Pod"], false),
+    ("sidecar.istio.io/proxyMemory", &["Pod"], false),
+    ("sidecar.istio.io/proxyMemoryLimit", &["Pod"], false),
+    ("sidecar.istio.io/rewriteAppHTTPProbers", &["Pod"], false),
+    ("sidecar.istio.io/statsCompression", &["Pod"], true),
+    ("sidecar.istio.io/statsEvictionInterval", &["Pod"], false),
+    ("sidecar.istio.io/statsFlushInterval", &["Pod"], false),
+    ("sidecar.istio.io/statsHistogramBins", &["Pod"], false),
+    ("sidecar.istio.io/statsHistogramBuckets", &["Pod"], false),
+    ("sidecar.istio.io/statsInclusionPrefixes", &["Pod"], true),
+    ("sidecar.istio.io/statsInclusionRegexps", &["Pod"], true),
+    ("sidecar.istio.io/statsInclusionSuffixes", &["Pod"], true),
+    ("sidecar.istio.io/status", &["Pod"], false),
+    ("sidecar.istio.io/userVolume", &["Pod"], false),
+    ("sidecar.istio.io/userVolumeMount", &["Pod"], false),
+    ("status.sidecar.istio.io/port", &["Pod"], false),
+    ("topology.istio.io/controlPlaneClusters", &["Namespace"], false),
+    ("traffic.istio.io/nodeSelector", &["Service"], false),
+    ("traffic.sidecar.istio.io/excludeInboundPorts", &["Pod"], false),
+    ("traffic.sidecar.istio.io/excludeInterfaces", &["Pod"], false),
+    ("traffic.sidecar.istio.io/excludeOutboundIPRanges", &["Pod"], false),
+    ("traffic.sidecar.istio.io/excludeOutboundPorts", &["Pod"], false),
+    ("traffic.sidecar.istio.io/includeInboundPorts", &["Pod"], false),
+    ("traffic.sidecar.istio.io/includeOutboundIPRanges", &["Pod"], false),
+    ("traffic.sidecar.istio.io/includeOutboundPorts", &["Pod"], false),
+    ("traffic.sidecar.istio.io/kubevirtInterfaces", &["Pod"], true),
+];
+
+/// What Istio's own tools write, which is no list of names.
+const OWN: [&str; 3] = ["internal.istio.io", "install.operator.istio.io", "operator.istio.io"];
+
+pub(super) fn check(store: &Store, found: &mut Findings) {
+    let mut seen = HashSet::new();
+    for entry in Kind::ALL.into_iter().flat_map(|kind| store.all(kind)) {
+        let kind = entry.object.kind();
+        for (name, value) in &entry.object.meta.annotations {
+            let domain = name.split('/').next().unwrap_or_default();
+            let is_istios = domain == "istio.io" || domain.ends_with(".istio.io");
+            if !is_istios || OWN.contains(&domain) {
+                continue;
+            }
+            // The pods of one workload all have the same ones: the first speaks for them all.
+            if kind == Kind::Pod && !seen.insert((entry.object.meta.namespace.clone(), name, value)) {
+                continue;
+            }
+            let path = format!("metadata.annotations.{name}");
+            let Some((_, kinds, deprecated)) = KNOWN.iter().find(|(known, ..)| known == name) else {
+                let message = "Istio has no annotation of this name";
+                found.add(&code::UNKNOWN_ANNOTATION, entry, path, message, "check its spelling, or remove it");
+                continue;
+            };
+            if !kinds.is_empty() && !kinds.contains(&kind.as_str()) {
+                let message = format!("has no effect on a {kind}; it belongs on a {}", kinds.join(" or "));
+                let advice = if name == "networking.istio.io/exportTo" { "use spec.exportTo" } else { "move it there" };
+                found.add(&code::MISPLACED_ANNOTATION, entry, path, message, advice);
+                continue;
+            }
+            if *deprecated {
+                let advice =
+                    if name == "sidecar.istio.io/inject" { "use the label of the same name" } else { "remove it" };
+                found.add(&code::DEPRECATED_ANNOTATION, entry, path.clone(), "is deprecated", advice);
+            }
+            if name == "networking.istio.io/exportTo" {
+                let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+                for part in parts.filter(|part| !matches!(*part, "*" | "." | "~") && !is_label(part)) {
+                    let message = format!("`{part}` is not a namespace");
+                    let advice = "write namespaces separated by commas, `.`, `*` or `~`";
+                    found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{found, ids};
+
+    #[test]
+    fn annotations_are_known_and_in_their_place() {
+        let service = |annotations: &str| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: web, annotations: {{{annotations}}}}}\n\
+                 spec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80}}]}}\n"
+            )
+        };
+        assert_eq!(
+            ids(&service("networking.istio.io/exportTo: 'shop, .', example.com/x: z, internal.istio.io/a: b")),
+            [""; 0]
+        );
+        for (annotation, code) in [
+            ("networking.istio.io/exportTo: 'Sh op'", "IST0125"),
+            ("networking.istio.io/exportto: shop", "IST0108"),
+            ("proxy.istio.io/config: x", "IST0107"),
+            ("alpha.istio.io/canonical-serviceaccounts: x", "IST0135"),
+        ] {
+            let name = annotation.split(':').next().unwrap();
+            assert_eq!(found(&service(annotation)), [(code, format!("metadata.annotations.{name}"))]);
+        }
+    }
+}

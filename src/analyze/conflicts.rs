@@ -1,0 +1,159 @@
+//! Objects that speak for the same host.
+
+use std::collections::HashMap;
+
+use super::index::{DestinationRule, Index, VirtualService, overlap};
+use super::{Findings, code};
+use crate::store::Entry;
+
+pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
+    virtual_services(index, found);
+    destination_rules(index, found);
+}
+
+/// Of two VirtualServices for one host that some sidecar sees, the older one is in force.
+fn virtual_services(index: &Index<'_>, found: &mut Findings) {
+    let mut by_host: HashMap<&str, Vec<(&VirtualService<'_>, usize)>> = HashMap::new();
+    for one in index.virtual_services.iter().filter(|one| one.is_for_mesh()) {
+        for (n, host) in one.hosts.iter().enumerate() {
+            by_host.entry(host).or_default().push((one, n));
+        }
+    }
+    for (host, mut all) in by_host {
+        let age = |one: &VirtualService<'_>| {
+            let meta = &one.entry.object.meta;
+            (meta.age, meta.name.clone(), meta.namespace.clone())
+        };
+        all.sort_by_key(|(one, _)| age(one));
+        for (place, (one, n)) in all.iter().enumerate() {
+            let older = all.iter().take(place).map(|(older, _)| *older);
+            let winner = older
+                .filter(|older| older.entry.object.key() != one.entry.object.key())
+                .find(|older| overlap(&older.visibility, &one.visibility));
+            let Some(winner) = winner else { continue };
+            let message = format!(
+                "{} {} and speaks for `{host}` too: all of its routes are in force, and none of these",
+                winner.entry.object.key(),
+                comes_first(winner.entry)
+            );
+            let advice = "merge the two, or keep them apart by exportTo";
+            found.add(&code::HOST_CONFLICT, one.entry, format!("spec.hosts[{n}]"), message, advice);
+        }
+    }
+}
+
+/// Two DestinationRules of one namespace for one host are read as one where they are for the same clients.
+fn destination_rules(index: &Index<'_>, found: &mut Findings) {
+    for places in index.rules_by_host.values() {
+        let mut rules: Vec<_> = places.iter().filter_map(|n| index.destination_rules.get(*n)).collect();
+        rules.sort_by_key(|rule| {
+            let meta = &rule.entry.object.meta;
+            (meta.namespace.clone(), meta.age, meta.name.clone())
+        });
+        for one_namespace in rules.chunk_by(|a, b| a.namespace() == b.namespace()) {
+            for (place, rule) in one_namespace.iter().enumerate() {
+                let older: Vec<_> = one_namespace.iter().take(place).copied().collect();
+                pair(rule, &older, found);
+            }
+        }
+    }
+}
+
+/// `older` holds the oldest first.
+fn pair(rule: &DestinationRule<'_>, older: &[&DestinationRule<'_>], found: &mut Findings) {
+    let selector = |rule: &DestinationRule<'_>| rule.spec.workload_selector.clone();
+    let same_clients: Vec<_> = older.iter().filter(|older| selector(older) == selector(rule)).collect();
+    let merged: Vec<_> = same_clients.iter().filter(|older| older.visibility == rule.visibility).collect();
+    let Some(first) = merged.first() else {
+        if let Some(winner) = same_clients.iter().find(|older| overlap(&older.visibility, &rule.visibility)) {
+            let message = format!(
+                "{} {} and is for the same host, but exported to other namespaces, so the two are not merged: \
+                 clients that see both use that one alone",
+                winner.entry.object.key(),
+                comes_first(winner.entry)
+            );
+            found.add(
+                &code::RULE_CONFLICT,
+                rule.entry,
+                "spec.host",
+                message,
+                "give both the same exportTo, or merge them",
+            );
+        }
+        return;
+    };
+    let (first, why) = (first.entry.object.key(), comes_first(first.entry));
+    let message = format!("{first} {why} and is for the same host: the subsets of this rule are added to it");
+    found.add(&code::MERGED, rule.entry, "spec.host", message, "merge the two, if one person looks after both");
+    if let Some(policy) = &rule.spec.traffic_policy
+        && let Some(winner) = merged.iter().find(|older| older.spec.traffic_policy.is_some())
+        && winner.spec.traffic_policy.as_ref() != Some(policy)
+    {
+        let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
+        let message = format!("has no effect: {winner} {why} and has another");
+        let advice = "move it there, or into the subsets";
+        found.add(&code::RULE_CONFLICT, rule.entry, "spec.trafficPolicy", message, advice);
+    }
+    for (n, subset) in rule.spec.subsets.iter().enumerate() {
+        let winner = merged.iter().find(|older| older.spec.subsets.iter().any(|known| known.name == subset.name));
+        if let Some(winner) = winner {
+            let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
+            let message = format!("`{}` has no effect: {winner} {why} and has one too", subset.name);
+            let path = format!("spec.subsets[{n}].name");
+            found.add(&code::RULE_CONFLICT, rule.entry, path, message, "rename or remove one of the two");
+        }
+    }
+}
+
+/// Why an object goes before another one.
+fn comes_first(winner: &Entry) -> &'static str {
+    if winner.object.meta.age.created == i64::MAX { "comes first" } else { "is older" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{base, found};
+
+    fn service(name: &str, fields: &str) -> String {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{http: [{{route: [{{destination: {{host: web}}}}]}}], {fields}}}\n"
+        )
+    }
+
+    #[test]
+    fn of_two_for_one_host_the_older_wins() {
+        let two = |a: &str, b: &str| found(&(base() + &service("b", a) + &service("a", b)));
+        let second = [("IST0109", "spec.hosts[0]".to_owned())];
+        assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.A.b']"), second);
+        assert_eq!(two("hosts: [many]", "hosts: [many.shop.svc.cluster.local]"), second);
+        assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.c.b']"), []);
+        assert_eq!(two("hosts: ['*.a.b'], exportTo: [p]", "hosts: ['*.a.b'], exportTo: [q]"), []);
+        assert_eq!(two("hosts: ['*.a.b'], exportTo: [p]", "hosts: ['*.a.b']"), second);
+        let gateway = two("hosts: ['*.a.b'], gateways: [gw]", "hosts: ['*.a.b']");
+        assert_eq!(gateway, [("WEIR0201", "spec.gateways".to_owned())]);
+    }
+
+    #[test]
+    fn two_rules_for_one_host_are_one() {
+        let rule = |name: &str, fields: &str| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                 metadata: {{name: {name}, namespace: shop}}\nspec: {{host: other, {fields}}}\n"
+            )
+        };
+        let two = |a: &str, b: &str| found(&(base() + &rule("b", a) + &rule("a", b)));
+        let lb = |kind: &str| format!("trafficPolicy: {{loadBalancer: {{simple: {kind}}}}}");
+        let subset = |name: &str| format!("subsets: [{{name: {name}, labels: {{version: v1}}}}]");
+        let merged = ("WEIR0102", "spec.host".to_owned());
+        assert_eq!(two(&subset("a"), &subset("b")), std::slice::from_ref(&merged));
+        assert_eq!(two(&lb("RANDOM"), &lb("RANDOM")), std::slice::from_ref(&merged));
+        let policy = ("WEIR0103", "spec.trafficPolicy".to_owned());
+        assert_eq!(two(&lb("RANDOM"), &lb("ROUND_ROBIN")), [policy, merged.clone()]);
+        let name = ("WEIR0103", "spec.subsets[0].name".to_owned());
+        assert_eq!(two(&subset("a"), &subset("a")), [name, merged]);
+        let apart = two("exportTo: [.]", &subset("a"));
+        assert_eq!(apart, [("WEIR0103", "spec.host".to_owned())]);
+        assert_eq!(two("exportTo: [p]", "exportTo: [q]"), []);
+    }
+}

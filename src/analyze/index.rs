@@ -1,0 +1,316 @@
+//! The objects by what others call them, so that each check looks at an object once.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::spec_of;
+use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
+use crate::mesh::{self, Builder, Host, MeshConfig, Visibility, is_wildcard};
+use crate::store::{Entry, Store};
+
+/// A VirtualService with its names resolved.
+pub(super) struct VirtualService<'a> {
+    pub entry: &'a Entry,
+    pub spec: &'a api::VirtualService,
+    /// In the order of `spec.hosts`.
+    pub hosts: Vec<Host>,
+    pub visibility: Visibility,
+}
+
+impl VirtualService<'_> {
+    pub fn namespace(&self) -> &Arc<str> {
+        &self.entry.object.meta.namespace
+    }
+
+    /// Whether sidecars use it.
+    pub fn is_for_mesh(&self) -> bool {
+        self.spec.gateways.is_empty() || self.spec.gateways.iter().any(|name| name == "mesh")
+    }
+}
+
+/// A DestinationRule with its host resolved.
+pub(super) struct DestinationRule<'a> {
+    pub entry: &'a Entry,
+    pub spec: &'a api::DestinationRule,
+    pub host: Host,
+    pub visibility: Visibility,
+}
+
+impl DestinationRule<'_> {
+    pub fn namespace(&self) -> &Arc<str> {
+        &self.entry.object.meta.namespace
+    }
+}
+
+/// A service as destinations see it.
+pub(super) struct Service {
+    pub namespace: Arc<str>,
+    /// The ports it is known to have; none where nothing is known of them.
+    pub ports: Vec<u16>,
+    pub visibility: Visibility,
+    /// The labels of each of its endpoints; `None` where they are not known.
+    pub endpoints: Option<Vec<Arc<Labels>>>,
+}
+
+/// All that is looked up.
+pub(super) struct Index<'a> {
+    pub store: &'a Store,
+    pub config: &'a MeshConfig,
+    pub virtual_services: Vec<VirtualService<'a>>,
+    pub destination_rules: Vec<DestinationRule<'a>>,
+    pub services: HashMap<Host, Service>,
+    /// Places in `destination_rules` by host.
+    pub rules_by_host: HashMap<Host, Vec<usize>>,
+    /// The pods' labels by namespace, each set once.
+    pub pods: HashMap<Arc<str>, BTreeSet<&'a Labels>>,
+    /// The objects that are there but can not be used.
+    pub refused: HashSet<&'a ObjectKey>,
+    /// The hosts of services written backwards, to find those with one ending.
+    endings: BTreeSet<String>,
+    /// The full hosts of services by their first label.
+    by_short_name: HashMap<String, Vec<Host>>,
+    /// The namespaces there are; `None` where none is known.
+    namespaces: Option<HashSet<&'a str>>,
+}
+
+impl<'a> Index<'a> {
+    pub fn new(store: &'a Store, config: &'a MeshConfig) -> Self {
+        let mut pods: HashMap<Arc<str>, BTreeSet<&Labels>> = HashMap::new();
+        for entry in store.all(Kind::Pod) {
+            pods.entry(entry.object.meta.namespace.clone()).or_default().insert(&entry.object.meta.labels);
+        }
+        let services = services(store, config, &pods);
+        let mut by_short_name: HashMap<String, Vec<Host>> = HashMap::new();
+        for host in services.keys() {
+            let short = host.split('.').next().unwrap_or_default();
+            by_short_name.entry(short.to_owned()).or_default().push(host.clone());
+        }
+        by_short_name.values_mut().for_each(|hosts| hosts.sort_unstable());
+        let virtual_services = store.all(Kind::VirtualService).filter_map(|entry| {
+            let spec = spec_of(entry, |spec| if let Spec::VirtualService(spec) = spec { Some(spec) } else { None })?;
+            let namespace = &entry.object.meta.namespace;
+            let hosts = spec.hosts.iter().map(|host| mesh::resolve(host, namespace, &config.domain)).collect();
+            let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
+            Some(VirtualService { entry, spec, hosts, visibility })
+        });
+        let destination_rules = store.all(Kind::DestinationRule).filter_map(|entry| {
+            let spec =
+                spec_of(entry, |spec| if let Spec::DestinationRule(spec) = spec { Some(&**spec) } else { None })?;
+            let namespace = &entry.object.meta.namespace;
+            let host = mesh::resolve(&spec.host, namespace, &config.domain);
+            let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
+            Some(DestinationRule { entry, spec, host, visibility })
+        });
+        let destination_rules: Vec<_> = destination_rules.collect();
+        let mut rules_by_host: HashMap<Host, Vec<usize>> = HashMap::new();
+        for (n, rule) in destination_rules.iter().enumerate() {
+            rules_by_host.entry(rule.host.clone()).or_default().push(n);
+        }
+        // Without a single Namespace object there is nothing to hold a name against.
+        let namespaces = (store.count(Kind::Namespace) > 0).then(|| {
+            let objects = Kind::ALL.into_iter().flat_map(|kind| store.all(kind));
+            let used = objects.map(|entry| &*entry.object.meta.namespace);
+            used.chain(store.all(Kind::Namespace).map(|entry| &*entry.object.meta.name)).collect()
+        });
+        Self {
+            virtual_services: virtual_services.collect(),
+            endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
+            refused: store.refused().map(|(key, _)| key).collect(),
+            store,
+            config,
+            destination_rules,
+            services,
+            rules_by_host,
+            pods,
+            by_short_name,
+            namespaces,
+        }
+    }
+
+    /// The service of an exact host: its own, or one whose wildcard covers it.
+    pub fn service(&self, host: &str) -> Option<&Service> {
+        self.services.get(host).or_else(|| wildcards(host).find_map(|wildcard| self.services.get(&*wildcard)))
+    }
+
+    /// Whether a host or wildcard is or covers any service.
+    pub fn is_known(&self, host: &str) -> bool {
+        let Some(ending) = host.strip_prefix('*') else { return self.service(host).is_some() };
+        let backwards: String = ending.chars().rev().collect();
+        let mut after = self.endings.range(backwards.clone()..);
+        after.next().is_some_and(|host| host.starts_with(&backwards)) || self.service(host).is_some()
+    }
+
+    /// Whether `host` is a Service that is there but can not be used.
+    pub fn is_refused_service(&self, host: &str) -> bool {
+        let Some((name, namespace)) = host
+            .strip_suffix(&*self.config.domain)
+            .and_then(|rest| rest.strip_suffix(".svc."))
+            .and_then(|rest| rest.split_once('.'))
+        else {
+            return false;
+        };
+        self.refused.contains(&ObjectKey::new(Kind::Service, namespace, name))
+    }
+
+    /// Services that may have been meant by `host`: the full names of those with the same first label.
+    pub fn similar(&self, host: &str) -> Vec<String> {
+        let short = host.split('.').next().unwrap_or_default();
+        let hosts = self.by_short_name.get(short).map(Vec::as_slice).unwrap_or_default();
+        hosts.iter().filter(|known| ***known != *host).take(3).map(|host| format!("`{host}`")).collect()
+    }
+
+    /// Whether a namespace is known not to exist.
+    pub fn is_unknown_namespace(&self, name: &str) -> bool {
+        self.namespaces.as_ref().is_some_and(|known| !known.contains(name))
+    }
+
+    /// The DestinationRules that count for a host in one place for clients in `client`: the exact ones, else those of
+    /// the most specific wildcard.
+    fn rules_in(&self, place: &str, host: &str, client: &str) -> Vec<&DestinationRule<'a>> {
+        let at = |host: &str| -> Vec<&DestinationRule<'a>> {
+            let places = self.rules_by_host.get(host).into_iter().flatten();
+            let rules = places.filter_map(|n| self.destination_rules.get(*n));
+            rules.filter(|rule| **rule.namespace() == *place && rule.visibility.includes(client)).collect()
+        };
+        let exact = at(host);
+        if !exact.is_empty() {
+            return exact;
+        }
+        wildcards(host).map(|wildcard| at(&wildcard)).find(|rules| !rules.is_empty()).unwrap_or_default()
+    }
+
+    /// The DestinationRules that may count for `host` and clients in `client`. A rule with a `workloadSelector` leaves
+    /// clients that it does not select to the next place.
+    pub fn rules(&self, host: &str, client: &str) -> Vec<&DestinationRule<'a>> {
+        let service = self.service(host).map(|service| &*service.namespace);
+        let mut all: Vec<&DestinationRule<'a>> = Vec::new();
+        let mut places: Vec<&str> = Vec::with_capacity(3);
+        for place in [Some(client), service, Some(&*self.config.root_namespace)].into_iter().flatten() {
+            if places.contains(&place) {
+                continue;
+            }
+            places.push(place);
+            let rules = self.rules_in(place, host, client);
+            let for_all = rules.iter().any(|rule| rule.spec.workload_selector.is_none());
+            all.extend(rules);
+            if for_all {
+                break;
+            }
+        }
+        all
+    }
+}
+
+/// The wildcards that cover `host`, the most specific first. A wildcard covers itself.
+pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
+    let (whole, rest) = match host.strip_prefix('*') {
+        Some(rest) => (true, rest),
+        None => (false, host),
+    };
+    let starts = rest.char_indices().filter(|(_, c)| matches!(c, '.' | '-')).map(|(at, _)| at);
+    let starts = starts.filter(move |at| whole || *at > 0).chain([rest.len()]);
+    starts.map(|at| format!("*{}", rest.get(at..).unwrap_or_default())).collect::<Vec<_>>().into_iter()
+}
+
+/// The services as weir serves them, with what is known of their endpoints.
+fn services(store: &Store, config: &MeshConfig, pods: &HashMap<Arc<str>, BTreeSet<&Labels>>) -> HashMap<Host, Service> {
+    let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
+    let mesh = Builder::new(config.clone()).update(store, &all);
+    let by_pod_label = PodsByLabel::new(pods);
+    let mut services = HashMap::new();
+    let first = mesh.services.iter().filter_map(|(host, list)| Some((host, list.first()?)));
+    for (host, known) in first {
+        let service = &known.service;
+        let labels: Vec<_> =
+            known.endpoints.list.iter().map(|endpoint| Arc::new(endpoint.workload.labels.clone())).collect();
+        let key = ObjectKey::new(Kind::Service, &service.namespace, &service.name);
+        let selector = store.get(&key).and_then(|entry| {
+            spec_of(entry, |spec| if let Spec::Service(spec) = spec { Some(&spec.selector) } else { None })
+        });
+        let endpoints = if labels.is_empty() {
+            selector.map(|selector| by_pod_label.select(&service.namespace, selector)).filter(|pods| !pods.is_empty())
+        } else {
+            // An endpoint without labels is one of which nothing is known.
+            labels.iter().all(|labels| !labels.is_empty()).then_some(labels)
+        };
+        let ports = service.ports.iter().map(|port| port.number).collect();
+        let visibility = service.visibility.clone();
+        let service = Service { namespace: service.namespace.clone(), ports, visibility, endpoints };
+        services.insert(host.clone(), service);
+    }
+    services
+}
+
+/// Pods by each of their labels, so that a selector looks at few of them.
+pub(super) struct PodsByLabel<'a> {
+    by_label: HashMap<(&'a str, &'a str, &'a str), Vec<&'a Labels>>,
+}
+
+impl<'a> PodsByLabel<'a> {
+    pub fn new(pods: &'a HashMap<Arc<str>, BTreeSet<&'a Labels>>) -> Self {
+        let mut by_label: HashMap<_, Vec<&Labels>> = HashMap::new();
+        for (namespace, labels) in pods.iter().flat_map(|(namespace, all)| all.iter().map(move |one| (namespace, one)))
+        {
+            for (name, value) in *labels {
+                by_label.entry((&**namespace, &**name, &**value)).or_default().push(labels);
+            }
+        }
+        Self { by_label }
+    }
+
+    /// The label sets of the pods that a service's selector chooses; none for an empty selector.
+    pub fn select(&self, namespace: &str, selector: &Labels) -> Vec<Arc<Labels>> {
+        self.find(namespace, selector).map(|labels| Arc::new(labels.clone())).collect()
+    }
+
+    /// The same, as they are.
+    pub fn find<'b>(&'b self, namespace: &'b str, selector: &'b Labels) -> impl Iterator<Item = &'a Labels> + 'b {
+        let candidates = selector.iter().map(|(name, value)| {
+            self.by_label.get(&(namespace, name.as_str(), value.as_str())).map(Vec::as_slice).unwrap_or_default()
+        });
+        let fewest = candidates.min_by_key(|list| list.len()).unwrap_or_default();
+        fewest.iter().copied().filter(move |labels| selects(selector, labels))
+    }
+}
+
+/// Whether some namespace sees both.
+pub(super) fn overlap(a: &Visibility, b: &Visibility) -> bool {
+    match (a, b) {
+        (Visibility::Public, Visibility::Public) => true,
+        (Visibility::Public, Visibility::Namespaces(some)) | (Visibility::Namespaces(some), Visibility::Public) => {
+            !some.is_empty()
+        }
+        (Visibility::Namespaces(a), Visibility::Namespaces(b)) => !a.is_disjoint(b),
+    }
+}
+
+/// A host for messages: short where that says the same.
+pub(super) fn shown(host: &str, config: &MeshConfig) -> String {
+    host.strip_suffix(&*config.domain).and_then(|rest| rest.strip_suffix(".svc.")).unwrap_or(host).to_owned()
+}
+
+/// Whether `host` is one name, and no wildcard or address.
+pub(super) fn is_name(host: &str) -> bool {
+    !is_wildcard(host) && host.parse::<std::net::IpAddr>().is_err()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_go_from_the_most_specific_to_the_least() {
+        assert_eq!(wildcards("a-b.c.d").collect::<Vec<_>>(), ["*-b.c.d", "*.c.d", "*.d", "*"]);
+        assert_eq!(wildcards("*.c.d").collect::<Vec<_>>(), ["*.c.d", "*.d", "*"]);
+        for host in ["a-b.c.d", "*.c.d"] {
+            assert!(wildcards(host).all(|wildcard| mesh::covers(&wildcard, host)), "{host}");
+        }
+    }
+
+    #[test]
+    fn visibilities_overlap_where_one_namespace_sees_both() {
+        let some = |names: &[&str]| Visibility::Namespaces(names.iter().map(|name| Arc::from(*name)).collect());
+        assert!(overlap(&Visibility::Public, &some(&["a"])) && overlap(&some(&["a", "b"]), &some(&["b"])));
+        assert!(!overlap(&some(&["a"]), &some(&["b"])) && !overlap(&Visibility::Public, &some(&[])));
+    }
+}

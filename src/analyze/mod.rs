@@ -1,0 +1,158 @@
+//! What is wrong with a set of objects: every problem of syntax, schema, value and reference that can be told without
+//! running anything. Pure: from a [`Store`] to [`Finding`]s.
+
+mod annotations;
+pub mod code;
+mod conflicts;
+mod destination_rule;
+mod index;
+mod lines;
+mod problems;
+mod references;
+mod routes;
+mod service;
+mod virtual_service;
+
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+
+pub use code::{Code, Severity};
+pub use lines::refine;
+
+use crate::api::{ObjectKey, Spec};
+use crate::mesh::MeshConfig;
+use crate::source::Origin;
+use crate::store::{Entry, Store};
+
+/// One thing that is wrong, or worth knowing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What kind of finding it is.
+    pub code: &'static Code,
+    /// The object; `None` where the finding is about a file or a watched kind.
+    pub object: Option<ObjectKey>,
+    /// Where that is: the line of the object, or of the field where it is known.
+    pub origin: Origin,
+    /// The field, like `spec.http[0].route[1].weight`; empty for the object as a whole.
+    pub path: String,
+    /// What was found.
+    pub message: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+/// Everything that is wrong with what `store` holds, in the order of [`sort`]. The lines are those of the objects;
+/// [`refine`] makes them those of the fields.
+pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
+    let index = index::Index::new(store, config);
+    let mut found = Findings::default();
+    problems::check(store, &mut found);
+    annotations::check(store, &mut found);
+    service::check(&index, &mut found);
+    for one in &index.virtual_services {
+        virtual_service::check(one, &mut found);
+        routes::check(one, &mut found);
+        references::check(one, &index, &mut found);
+    }
+    references::delegates(&index, &mut found);
+    for one in &index.destination_rules {
+        destination_rule::check(one, &index, &mut found);
+    }
+    conflicts::check(&index, &mut found);
+    let mut found = found.0;
+    sort(&mut found);
+    found
+}
+
+/// Sorts findings by file and line, then by object, the worst of each first.
+pub fn sort(findings: &mut [Finding]) {
+    findings.sort_by(|a, b| {
+        let key = |one: &'_ Finding| (Reverse(one.code.severity), one.code.id);
+        (&a.origin, &a.object)
+            .cmp(&(&b.origin, &b.object))
+            .then_with(|| key(a).cmp(&key(b)))
+            .then_with(|| (&a.path, &a.message).cmp(&(&b.path, &b.message)))
+    });
+}
+
+/// The findings so far.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// Adds one about a field of an object: what was found, and what to do.
+    fn add(
+        &mut self,
+        code: &'static Code,
+        entry: &Entry,
+        path: impl Into<String>,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
+        self.0.push(Finding {
+            code,
+            object: Some(entry.object.key()),
+            origin: entry.origin.clone(),
+            path: path.into(),
+            message: message.into(),
+            advice: advice.into(),
+        });
+    }
+}
+
+/// Checks `exportTo` of an object in the namespace of `entry`. Source: istio/istio's validation of `exportTo`.
+fn export_to(entry: &Entry, list: &[String], found: &mut Findings) {
+    let own = &*entry.object.meta.namespace;
+    let mut seen = std::collections::HashSet::new();
+    for (n, name) in list.iter().enumerate() {
+        let path = format!("spec.exportTo[{n}]");
+        let full = if name == "." { own } else { name };
+        if name == "~" {
+            found.add(&code::SCHEMA, entry, path, "`~` is only for a ServiceEntry", "write `.` for its own namespace");
+        } else if name == "*" && list.len() > 1 {
+            found.add(
+                &code::SCHEMA,
+                entry,
+                path,
+                "`*` stands beside other namespaces",
+                "leave `*` alone, or the others",
+            );
+        } else if !seen.insert(full) {
+            found.add(
+                &code::SCHEMA,
+                entry,
+                path,
+                format!("names the namespace `{full}` twice"),
+                "remove one of the two",
+            );
+        } else if name != "*" && name != "." && !is_label(name) {
+            let message = format!("`{name}` is not the name of a namespace");
+            found.add(&code::SCHEMA, entry, path, message, "write a namespace, `.` for its own or `*` for all");
+        }
+    }
+}
+
+/// Whether `text` can be the name of a namespace (a DNS label).
+fn is_label(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// `one, two or three`.
+fn any_of(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
+}
+
+/// The spec of an entry as the kind that `get` picks.
+fn spec_of<'a, T>(entry: &'a Entry, get: impl Fn(&'a Spec) -> Option<&'a T>) -> Option<&'a T> {
+    get(&entry.object.spec)
+}

@@ -1,0 +1,408 @@
+//! Where VirtualServices lead: hosts, ports, subsets, delegates and namespaces that are not there or not seen.
+
+use std::collections::HashSet;
+
+use super::index::{DestinationRule, Index, VirtualService, is_name, shown};
+use super::virtual_service::exact_hosts;
+use super::{Findings, any_of, code};
+use crate::api::{Delegate, Destination, HttpRoute, Kind, ObjectKey};
+use crate::mesh::{self, Visibility};
+
+/// Stands for any namespace that no object names.
+const ELSEWHERE: &str = "\0elsewhere";
+
+pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
+    hosts(one, index, found);
+    namespaces(one, index, found);
+    for (n, route) in one.spec.http.iter().enumerate() {
+        for (field, to) in http_destinations(route) {
+            destination(one, to, &format!("spec.http[{n}].{field}"), index, found);
+        }
+        if let Some(to) = &route.delegate {
+            delegate(one, to, &format!("spec.http[{n}].delegate"), index, found);
+        }
+        ports(one, route.matches.iter().map(|one| one.port), &format!("spec.http[{n}]"), index, found);
+    }
+    for (n, route) in one.spec.tls.iter().enumerate() {
+        for (m, to) in route.route.iter().enumerate() {
+            let Some(to) = &to.destination else { continue };
+            destination(one, to, &format!("spec.tls[{n}].route[{m}].destination"), index, found);
+        }
+        ports(one, route.matches.iter().map(|one| one.port), &format!("spec.tls[{n}]"), index, found);
+    }
+    for (n, route) in one.spec.tcp.iter().enumerate() {
+        for (m, to) in route.route.iter().enumerate() {
+            let Some(to) = &to.destination else { continue };
+            destination(one, to, &format!("spec.tcp[{n}].route[{m}].destination"), index, found);
+        }
+        ports(one, route.matches.iter().map(|one| one.port), &format!("spec.tcp[{n}]"), index, found);
+    }
+}
+
+fn http_destinations(route: &HttpRoute) -> impl Iterator<Item = (String, &Destination)> {
+    let routes = route.route.iter().enumerate();
+    let routes = routes.filter_map(|(n, to)| Some((format!("route[{n}].destination"), to.destination.as_ref()?)));
+    let mirrors = route.mirrors.iter().enumerate();
+    let mirrors = mirrors.filter_map(|(n, to)| Some((format!("mirrors[{n}].destination"), to.destination.as_ref()?)));
+    routes.chain(route.mirror.iter().map(|to| ("mirror".to_owned(), to))).chain(mirrors)
+}
+
+/// Hosts that no service has.
+fn hosts(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
+    if !one.is_for_mesh() {
+        return;
+    }
+    for (n, host) in exact_hosts(one) {
+        if is_name(host) && !index.is_known(host) && !index.is_refused_service(host) {
+            let message = format!("`{host}` is no known service: requests to it are routed on port 80 alone");
+            let advice = match index.similar(host).as_slice() {
+                [] => "add a Service or ServiceEntry for it, unless port 80 is what is meant".to_owned(),
+                similar => format!("check its spelling and namespace: there is {}", any_of(similar)),
+            };
+            found.add(&code::UNKNOWN_HOST, one.entry, format!("spec.hosts[{n}]"), message, advice);
+        }
+    }
+}
+
+/// Namespaces that do not exist.
+fn namespaces(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
+    let exported = one.spec.export_to.iter().enumerate().map(|(n, name)| (format!("spec.exportTo[{n}]"), name));
+    let http = one.spec.http.iter().enumerate().flat_map(|(n, route)| {
+        let matches = route.matches.iter().enumerate();
+        matches.map(move |(m, one)| (format!("spec.http[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
+    });
+    let tls = one.spec.tls.iter().enumerate().flat_map(|(n, route)| {
+        let matches = route.matches.iter().enumerate();
+        matches.map(move |(m, one)| (format!("spec.tls[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
+    });
+    let tcp = one.spec.tcp.iter().enumerate().flat_map(|(n, route)| {
+        let matches = route.matches.iter().enumerate();
+        matches.map(move |(m, one)| (format!("spec.tcp[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
+    });
+    for (path, name) in exported.chain(http).chain(tls).chain(tcp) {
+        unknown_namespace(one.entry, name, path, index, found);
+    }
+}
+
+/// A finding where `name` is a namespace that does not exist.
+pub(super) fn unknown_namespace(
+    entry: &crate::store::Entry,
+    name: &str,
+    path: String,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    if !matches!(name, "" | "*" | "." | "~") && index.is_unknown_namespace(name) {
+        let message = format!("there is no namespace `{name}`");
+        found.add(&code::UNKNOWN_NAMESPACE, entry, path, message, "check its spelling, or create it");
+    }
+}
+
+/// Ports that no service of the VirtualService's hosts has.
+fn ports(
+    one: &VirtualService<'_>,
+    matched: impl Iterator<Item = Option<u32>>,
+    path: &str,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    let matched: Vec<_> = matched.enumerate().filter_map(|(m, port)| Some((m, port?))).collect();
+    if matched.is_empty() || one.hosts.is_empty() || !one.is_for_mesh() {
+        return;
+    }
+    let mut known = HashSet::new();
+    for host in &one.hosts {
+        match index.service(host).filter(|service| !mesh::is_wildcard(host) && !service.ports.is_empty()) {
+            Some(service) => known.extend(service.ports.iter().map(|port| u32::from(*port))),
+            // Of such a host nothing is known, so any port may be right.
+            None => return,
+        }
+    }
+    let mut list: Vec<_> = known.iter().copied().collect();
+    list.sort_unstable();
+    for (m, port) in matched {
+        if !known.contains(&port) {
+            let message = format!("none of the hosts has port {port}, so nothing matches");
+            let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+            let advice = format!("use the port of the service, {}", any_of(&list));
+            found.add(&code::UNKNOWN_PORT, one.entry, format!("{path}.match[{m}].port"), message, advice);
+        }
+    }
+}
+
+fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &Index<'_>, found: &mut Findings) {
+    let host = mesh::resolve(&to.host, one.namespace(), &index.config.domain);
+    let name = shown(&host, index.config);
+    let Some(service) = index.service(&host) else {
+        if index.is_refused_service(&host) {
+            return;
+        }
+        let message = format!("there is no service `{host}`");
+        let advice = match index.similar(&host).as_slice() {
+            [] => "check its spelling and namespace, or add a Service or ServiceEntry for it".to_owned(),
+            similar => format!("write {}, if that is what is meant", any_of(similar)),
+        };
+        found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
+        return;
+    };
+    if !service.visibility.includes(one.namespace()) {
+        let message = format!("the service {name} is not exported to the namespace {}", one.namespace());
+        let advice = format!("add {} to its exportTo", one.namespace());
+        found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
+    }
+    let numbers: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
+    match to.port {
+        Some(port) if !numbers.is_empty() && !service.ports.iter().any(|known| u32::from(*known) == port.number) => {
+            let message = format!("the service {name} has no port {}", port.number);
+            let advice = format!("use {}", any_of(&numbers));
+            found.add(&code::REFERENCE, one.entry, format!("{path}.port.number"), message, advice);
+        }
+        None if numbers.len() > 1 => {
+            let message = format!("the service {name} has the ports {}, and none is chosen", numbers.join(", "));
+            let advice = format!("add port: {{number: {}}}", any_of(&numbers));
+            found.add(&code::PORT_REQUIRED, one.entry, path, message, advice);
+        }
+        _ => {}
+    }
+    if !to.subset.is_empty() {
+        subset(one, &host, &to.subset, &format!("{path}.subset"), index, found);
+    }
+}
+
+fn subset(one: &VirtualService<'_>, host: &str, name: &str, path: &str, index: &Index<'_>, found: &mut Findings) {
+    let has = |rules: &[&DestinationRule<'_>]| {
+        rules.iter().any(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name))
+    };
+    let short = shown(host, index.config);
+    let rules = index.rules(host, one.namespace());
+    if one.visibility.includes(one.namespace()) && !has(&rules) {
+        let (mut message, advice) = missing_subset(one, host, name, &rules, index);
+        let refused: Vec<_> = index.refused.iter().filter(|key| key.kind == Kind::DestinationRule).collect();
+        if let Some(key) = refused.iter().find(|key| key.namespace == *one.namespace()) {
+            message = format!("{message} ({key}, which may have it, is refused)");
+        }
+        found.add(&code::REFERENCE, one.entry, path, message, advice);
+        return;
+    }
+    let others: Vec<&str> = match &one.visibility {
+        Visibility::Public => vec![ELSEWHERE],
+        Visibility::Namespaces(names) => {
+            names.iter().map(|name| &**name).filter(|name| **name != **one.namespace()).collect()
+        }
+    };
+    if let Some(client) = others.into_iter().find(|client| !has(&index.rules(host, client))) {
+        let who = if client == ELSEWHERE { "other namespaces".to_owned() } else { format!("namespace {client}") };
+        let message = format!(
+            "clients in {who} use this route too, and see no DestinationRule with the subset `{name}` of {short}: they \
+             get 503"
+        );
+        let advice =
+            "move the DestinationRule to the service's namespace and export it, or set spec.exportTo: [.] here";
+        found.add(&code::SUBSET_VISIBILITY, one.entry, path, message, advice);
+    }
+}
+
+/// Why there is no such subset, and what to do.
+fn missing_subset(
+    one: &VirtualService<'_>,
+    host: &str,
+    name: &str,
+    rules: &[&DestinationRule<'_>],
+    index: &Index<'_>,
+) -> (String, String) {
+    let short = shown(host, index.config);
+    let places = index.rules_by_host.get(host).into_iter().flatten();
+    let unseen = places
+        .filter_map(|n| index.destination_rules.get(*n))
+        .find(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name));
+    if let Some(rule) = unseen {
+        let key = rule.entry.object.key();
+        let message =
+            format!("the subset `{name}` of {short} is in {key}, which clients in {} do not use", one.namespace());
+        let advice = if rule.visibility.includes(one.namespace()) {
+            format!("move the rule to the service's namespace, or add the subset to one in {}", one.namespace())
+        } else {
+            format!("add {} to the rule's exportTo", one.namespace())
+        };
+        return (message, advice);
+    }
+    let Some(rule) = rules.first() else {
+        let message = format!("there is no subset `{name}` of {short}: it has no DestinationRule");
+        return (message, format!("add a DestinationRule for {short} with the subset"));
+    };
+    let known = rules.iter().flat_map(|rule| &rule.spec.subsets);
+    let known: Vec<_> = known.map(|subset| format!("`{}`", subset.name)).take(8).collect();
+    let key = rule.entry.object.key();
+    let message = format!("there is no subset `{name}` of {short} in {key}");
+    let advice =
+        if known.is_empty() { "add it there".to_owned() } else { format!("add it there, or use {}", any_of(&known)) };
+    (message, advice)
+}
+
+/// The VirtualService that a route delegates to.
+fn target(one: &VirtualService<'_>, to: &Delegate) -> ObjectKey {
+    let namespace = if to.namespace.is_empty() { &**one.namespace() } else { &to.namespace };
+    ObjectKey::new(Kind::VirtualService, namespace, &to.name)
+}
+
+fn delegate(one: &VirtualService<'_>, to: &Delegate, path: &str, index: &Index<'_>, found: &mut Findings) {
+    let key = target(one, to);
+    let at = index.virtual_services.binary_search_by(|other| {
+        let meta = &other.entry.object.meta;
+        (&meta.namespace, &meta.name).cmp(&(&key.namespace, &key.name))
+    });
+    let (message, advice) = match at.ok().and_then(|at| index.virtual_services.get(at)) {
+        None if index.refused.contains(&key) => return,
+        None => (format!("there is no {key}"), "check its name and namespace"),
+        Some(other) if !other.spec.hosts.is_empty() => {
+            (format!("{key} has hosts, so it is no delegate"), "remove its hosts, or give it a twin without")
+        }
+        Some(other) if !other.visibility.includes(one.namespace()) => {
+            (format!("{key} is not exported to the namespace {}", one.namespace()), "add it to its exportTo")
+        }
+        Some(_) => return,
+    };
+    found.add(&code::REFERENCE, one.entry, path, format!("{message}; the route is left out"), advice);
+}
+
+/// Delegates that no one delegates to.
+pub(super) fn delegates(index: &Index<'_>, found: &mut Findings) {
+    let mut used = HashSet::new();
+    for one in &index.virtual_services {
+        used.extend(one.spec.http.iter().filter_map(|route| route.delegate.as_ref()).map(|to| target(one, to)));
+    }
+    for one in index.virtual_services.iter().filter(|one| one.spec.hosts.is_empty()) {
+        if !used.contains(&one.entry.object.key()) {
+            let message = "has no hosts, and no other VirtualService delegates to it: its routes are not used";
+            found.add(&code::UNUSED_DELEGATE, one.entry, "", message, "give it hosts, or delegate to it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{base, found, found_in_route as route, found_in_virtual_service as spec};
+
+    #[test]
+    fn destinations_lead_somewhere() {
+        for (to, code, path) in [
+            ("host: nobody", "IST0101", "host"),
+            ("host: web.shop", "IST0101", "host"),
+            ("host: web.shop.svc.cluster.local, subset: v3", "IST0101", "subset"),
+            ("host: other, subset: v1", "IST0101", "subset"),
+            ("host: web, port: {number: 81}", "IST0101", "port.number"),
+            ("host: many", "IST0112", ""),
+            ("host: hidden", "IST0101", "host"),
+        ] {
+            for (before, after, place) in [
+                ("route: [{destination: {", "}}]", "route[0].destination"),
+                ("route: [{destination: {host: web}}], mirror: {", "}", "mirror"),
+                ("route: [{destination: {host: web}}], mirrors: [{destination: {", "}}]", "mirrors[0].destination"),
+            ] {
+                let path = format!("spec.http[0].{place}.{path}").trim_end_matches('.').to_owned();
+                assert_eq!(route(&format!("{before}{to}{after}")), [(code, path)], "{to}");
+            }
+            for kind in ["tcp", "tls"] {
+                let matches = if kind == "tls" { "match: [{sniHosts: [x.a.b]}], " } else { "" };
+                let got = spec(&format!("hosts: ['*.a.b'], {kind}: [{{{matches}route: [{{destination: {{{to}}}}}]}}]"));
+                let path = format!("spec.{kind}[0].route[0].destination.{path}").trim_end_matches('.').to_owned();
+                assert_eq!(got, [(code, path)], "{kind} {to}");
+            }
+        }
+        for fine in
+            ["host: many, port: {number: 81}", "host: WEB", "host: web, subset: v2", "host: web.shop.svc.cluster.local"]
+        {
+            assert_eq!(route(&format!("route: [{{destination: {{{fine}}}}}]")), [], "{fine}");
+        }
+    }
+
+    const TO: &str = "http: [{route: [{destination: {host: web.pay.svc.cluster.local, subset: v1}}]}]";
+
+    /// A subset of a service in `pay` as the namespace `shop` sees it, with the rule in `rule_namespace`.
+    fn elsewhere(rule_namespace: &str, rule: &str, service: &str) -> Vec<(&'static str, String)> {
+        found(&format!(
+            "{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: pay}}\n\
+             spec: {{clusterIP: 10.0.0.9, ports: [{{name: http, port: 80}}]}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: r, namespace: {rule_namespace}}}\n\
+             spec: {{host: web.pay.svc.cluster.local, subsets: [{{name: v1, labels: {{version: v1}}}}], {rule}}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
+             spec: {{hosts: ['*.x.y'], {TO}, {service}}}\n",
+            base()
+        ))
+    }
+
+    #[test]
+    fn a_subset_is_seen_where_the_rule_counts() {
+        let path = "spec.http[0].route[0].destination.subset".to_owned();
+        assert_eq!(elsewhere("pay", "", ""), []);
+        assert_eq!(elsewhere("istio-system", "", ""), []);
+        assert_eq!(elsewhere("third", "", ""), [("IST0101", path.clone())]);
+        assert_eq!(elsewhere("pay", "exportTo: [.]", ""), [("IST0101", path.clone())]);
+        assert_eq!(elsewhere("shop", "", ""), [("WEIR0104", path.clone())]);
+        assert_eq!(elsewhere("shop", "", "exportTo: [.]"), []);
+        assert_eq!(elsewhere("shop", "", "exportTo: [., third]"), [("WEIR0104", path.clone())]);
+        assert_eq!(elsewhere("pay", "exportTo: [shop]", ""), [("WEIR0104", path)]);
+    }
+
+    #[test]
+    fn a_port_that_no_host_has_matches_nothing() {
+        let with = |host: &str, port: u16| {
+            let to = "route: [{destination: {host: web}}]";
+            spec(&format!("hosts: [{host}], http: [{{match: [{{port: {port}}}], {to}}}]"))
+        };
+        assert_eq!(with("web", 80), []);
+        assert_eq!(with("web", 81), [("WEIR0106", "spec.http[0].match[0].port".into())]);
+        assert_eq!(with("'*.a.b'", 81), []);
+    }
+
+    #[test]
+    fn delegates_are_there_and_are_delegates() {
+        let delegate = |meta: &str, spec: &str| {
+            let to = "http: [{route: [{destination: {host: web}}]}]";
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{{meta}}}\nspec: {{{spec}{to}}}\n"
+            )
+        };
+        let root = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: root, namespace: shop}\n\
+                    spec: {hosts: ['*.a.b'], http: [{delegate: {name: d, namespace: shop}}]}\n";
+        let missing = [("IST0101", "spec.http[0].delegate".to_owned())];
+        let with = |delegate: String| found(&format!("{}{root}{delegate}", base()));
+        assert_eq!(with(delegate("name: d, namespace: shop", "")), []);
+        assert_eq!(with(delegate("name: d, namespace: shop", "hosts: ['*.c.d'], ")), missing);
+        assert_eq!(with(delegate("name: d, namespace: shop", "exportTo: [pay], ")), missing);
+        let both = with(delegate("name: other, namespace: shop", ""));
+        assert_eq!(both, [("IST0101", "spec.http[0].delegate".to_owned()), ("WEIR0108", String::new())]);
+    }
+
+    #[test]
+    fn a_delegate_does_not_delegate_on() {
+        let got = spec("http: [{delegate: {name: other}}]");
+        assert_eq!(got, [("IST0106", "spec.http[0].delegate".to_owned())]);
+    }
+
+    #[test]
+    fn namespaces_exist() {
+        let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: pay}\n";
+        let service = |to: &str| {
+            format!(
+                "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
+                 spec: {{hosts: ['*.a.b'], exportTo: [{to}], http: [{{route: [{{destination: {{host: web}}}}]}}]}}\n",
+                base()
+            )
+        };
+        assert_eq!(found(&service("nowhere")), [], "nothing is known of namespaces");
+        assert_eq!(found(&(service("pay, shop") + namespace)), []);
+        assert_eq!(found(&(service("nowhere") + namespace)), [("WEIR0109", "spec.exportTo[0]".into())]);
+        let matched = service("pay").replace("http: [{", "http: [{match: [{sourceNamespace: nowhere}], ");
+        assert_eq!(found(&(matched + namespace)), [("WEIR0109", "spec.http[0].match[0].sourceNamespace".into())]);
+    }
+
+    #[test]
+    fn a_host_of_no_service_is_worth_knowing() {
+        let to = "http: [{route: [{destination: {host: web}}]}]";
+        assert_eq!(spec(&format!("hosts: [nobody], {to}")), [("WEIR0110", "spec.hosts[0]".into())]);
+        assert_eq!(spec(&format!("hosts: [nobody], gateways: [gw], {to}")), [("WEIR0201", "spec.gateways".into())]);
+        assert_eq!(spec(&format!("hosts: [10.0.0.77], {to}")), []);
+    }
+}
