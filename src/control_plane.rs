@@ -19,13 +19,15 @@ use crate::snapshot::Hub;
 use crate::source::{self, Change};
 use crate::store::Store;
 use crate::xds::board::Board;
+use crate::xds::door::Limits;
 use crate::xds::server::Ads;
+use crate::xds::stream::Settings;
 
 /// Batches of changes that may wait to be taken in; a source that is faster waits.
 const WAITING_BATCHES: usize = 64;
 
-/// How long a proxy keeps what its routes no longer use.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(1);
+/// How long streams and listeners may take to end.
+const SHUTDOWN: Duration = Duration::from_secs(8);
 
 /// Where the objects come from.
 #[derive(Clone, Debug)]
@@ -50,6 +52,10 @@ pub struct Options {
     pub admin_listen: SocketAddr,
     /// What holds for the whole mesh.
     pub mesh: MeshConfig,
+    /// How streams are served.
+    pub streams: Settings,
+    /// How many streams there may be.
+    pub limits: Limits,
 }
 
 /// A running control plane. Dropping it ends its tasks.
@@ -104,7 +110,7 @@ impl ControlPlane {
             let stopped = async move { stop.cancelled().await };
             axum::serve(pages, admin::router(admin)).with_graceful_shutdown(stopped).await.context("admin pages")
         });
-        let ads = Ads::new(hub, board.clone(), metrics, DEFAULT_GRACE, closing.clone());
+        let ads = Ads::new(hub, board.clone(), metrics, options.streams, options.limits, closing.clone());
         let stop = closing.clone();
         let mut open = ready.clone();
         tasks.spawn(async move {
@@ -114,15 +120,18 @@ impl ControlPlane {
                 () = stop.cancelled() => return Ok(()),
             }
             let incoming = tonic::transport::server::TcpIncoming::from(xds).with_nodelay(Some(true));
-            tonic::transport::Server::builder()
+            let server = tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(Duration::from_secs(30)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(10)))
                 .initial_stream_window_size(1 << 20)
-                .initial_connection_window_size(1 << 20)
-                .add_service(ads)
+                .initial_connection_window_size(1 << 20);
+            let served = ads
+                .router(server)
                 .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await })
                 .await
-                .context("ADS")
+                .context("ADS");
+            ads.ended().await;
+            served
         });
         Ok(Self { xds_addr, admin_addr, ready, revision, board, closing, tasks })
     }
@@ -178,7 +187,7 @@ impl ControlPlane {
     pub async fn shutdown(mut self) {
         self.closing.cancel();
         // Connections that do not want to end are not waited for.
-        let _ = tokio::time::timeout(Duration::from_secs(2), async {
+        let _ = tokio::time::timeout(SHUTDOWN, async {
             // The first two tasks, the source and the engine, end when they are dropped.
             while self.tasks.len() > 2 {
                 self.tasks.join_next().await;

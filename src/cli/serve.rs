@@ -3,11 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::control_plane::{ControlPlane, Options, Source};
+use crate::xds::door::Limits;
+use crate::xds::stream::Settings;
 
 /// Flags of `weir serve`.
 #[derive(Debug, clap::Args)]
@@ -31,8 +33,24 @@ pub struct Args {
     /// Where health and metrics listen [default: port 15014]
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin_listen: Option<SocketAddr>,
+    /// How long a proxy keeps clusters that nothing leads to any more
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    grace: Duration,
+    /// After how long without an answer a proxy is shown as lagging
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    ack_timeout: Duration,
+    /// How many streams of proxies there may be
+    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().streams)]
+    max_streams: usize,
     #[command(flatten)]
     mesh: super::MeshArgs,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = |_| format!("{text:?} is not a number of seconds such as 10, 0.5 or 10s");
+    let number: f64 = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| wrong(()))?;
+    // A day: longer than any proxy should wait, and short enough to add to any time.
+    if (0.0..=86_400.0).contains(&number) { Ok(Duration::from_secs_f64(number)) } else { Err(wrong(())) }
 }
 
 /// Runs until SIGINT or SIGTERM, or until a part of it fails.
@@ -48,6 +66,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         mesh: args.mesh.config(),
+        streams: Settings { grace: args.grace, ack_timeout: args.ack_timeout, ..Default::default() },
+        limits: Limits { streams: args.max_streams, ..Default::default() },
     })
     .await?;
     tracing::info!("ADS on {}, health and metrics on {}", plane.xds_addr(), plane.admin_addr());

@@ -5,19 +5,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use super::stream::{Held, Refused};
+
 /// What is known of one connected proxy.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ProxyStatus {
     /// The node id.
     pub id: Arc<str>,
+    /// `ads`, or the one type that this stream is for.
+    pub service: &'static str,
     /// `sotw` or `delta`.
     pub variant: &'static str,
     /// The newest state of the mesh it has acked all of; `None` before the first.
     pub acked: Option<u64>,
+    /// The newest state of which it has acked all but what is held back and what it refused.
+    pub reached: Option<u64>,
     /// The state it is to have.
     pub wanted: Option<u64>,
-    /// The last thing it refused since it last acked everything, and why.
-    pub refused: Option<String>,
+    /// Why it counts as lagging; `None` where it does not.
+    pub lagging: Option<String>,
+    /// What it refused and keeps in the last form it took.
+    pub refused: Vec<Refused>,
+    /// Virtual hosts and listeners that keep their last form because the new one leads to a cluster that nothing
+    /// defines.
+    pub held: Vec<Held>,
+    /// Clusters that nothing defines any more and that it keeps because something leads to them.
+    pub kept: Vec<Arc<str>>,
 }
 
 /// All connected proxies.
@@ -33,10 +46,10 @@ impl Board {
     }
 
     /// Notes what is known of the proxy on `stream`.
-    pub fn set(&self, stream: u64, status: ProxyStatus) {
+    pub fn set(&self, stream: u64, status: &ProxyStatus) {
         let mut proxies = self.lock();
-        if proxies.get(&stream) != Some(&status) {
-            proxies.insert(stream, status);
+        if proxies.get(&stream) != Some(status) {
+            proxies.insert(stream, status.clone());
             drop(proxies);
             self.changed.send_modify(|n| *n += 1);
         }
@@ -53,17 +66,21 @@ impl Board {
         self.lock().values().cloned().collect()
     }
 
-    /// Waits until a proxy with this node id has acked everything of state `revision` or a later one.
+    /// Waits until the proxy with this node id has acked everything of state `revision` or a later one, on each of its
+    /// streams.
     pub async fn acked(&self, id: &str, revision: u64) {
         let mut changed = self.changed.subscribe();
         loop {
             changed.mark_unchanged();
-            if self.lock().values().any(|one| *one.id == *id && one.acked.is_some_and(|acked| acked >= revision)) {
-                return;
-            }
-            if changed.changed().await.is_err() {
+            if self.has_acked(id, revision) || changed.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    fn has_acked(&self, id: &str, revision: u64) -> bool {
+        let proxies = self.lock();
+        let mut streams = proxies.values().filter(|one| *one.id == *id).peekable();
+        streams.peek().is_some() && streams.all(|one| one.acked.is_some_and(|acked| acked >= revision))
     }
 }

@@ -1,23 +1,29 @@
-//! The aggregated discovery service over gRPC: carries requests to a [`Stream`] and its responses back.
+//! The discovery services over gRPC, aggregated and one by one: carries requests to a [`Stream`] and its responses
+//! back.
 
 use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use envoy_types::pb::google::protobuf::{Struct, Value as PbValue, value::Kind};
-use futures::Stream as FuturesStream;
+use futures::{FutureExt, Stream as FuturesStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::transport::server::{Router, Server};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::board::{Board, ProxyStatus};
+use super::door::{Door, Limits, Seat};
 use super::stream::{self, Answer, Settings, Stream, Variant};
 use super::wire::{Frame, FrameCodec};
 use crate::mesh::{Locality, NodeMetadata, Proxy};
@@ -25,12 +31,16 @@ use crate::metrics::Metrics;
 use crate::snapshot::{Hub, ResourceType};
 
 /// The largest request that is read, in bytes: names of some 100 000 clusters.
-const MAX_REQUEST: usize = 16 << 20;
+const MAX_REQUEST: usize = 8 << 20;
 
-/// Responses that may wait for a client to read them. More would be memory that a slow client holds.
-const WAITING: usize = 4;
+/// Responses that may wait for a client to read them: one for each type, and as many for a client that answers what it
+/// has not read. More would be memory that a slow client holds.
+const WAITING: usize = 8;
 
-/// The service. Cheap to clone.
+/// How long a client that does not read may take to learn why its stream ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The services. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ads {
     shared: Arc<Shared>,
@@ -41,32 +51,114 @@ struct Shared {
     hub: Arc<Hub>,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
-    grace: Duration,
-    next: AtomicU64,
-    closing: tokio_util::sync::CancellationToken,
+    settings: Settings,
+    door: Arc<Door>,
+    closing: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Ads {
-    /// A service that hands out what `hub` has, until `closing` is cancelled. `grace` is how long a proxy keeps what it
-    /// no longer uses.
+    /// Services that hand out what `hub` has, until `closing` is cancelled.
     pub fn new(
         hub: Arc<Hub>,
         board: Arc<Board>,
         metrics: Arc<Metrics>,
-        grace: Duration,
-        closing: tokio_util::sync::CancellationToken,
+        settings: Settings,
+        limits: Limits,
+        closing: CancellationToken,
     ) -> Self {
-        Self { shared: Arc::new(Shared { hub, board, metrics, grace, next: AtomicU64::new(1), closing }) }
+        let (door, tasks) = (Arc::new(Door::new(limits)), TaskTracker::new());
+        Self { shared: Arc::new(Shared { hub, board, metrics, settings, door, closing, tasks }) }
+    }
+
+    /// A server of all the services.
+    pub fn router(&self, mut server: Server) -> Router {
+        server
+            .add_service(self.service::<Aggregated>())
+            .add_service(self.service::<Clusters>())
+            .add_service(self.service::<Endpoints>())
+            .add_service(self.service::<Listeners>())
+            .add_service(self.service::<Routes>())
+    }
+
+    /// Waits until every stream has ended; `closing` is what ends them.
+    pub async fn ended(&self) {
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    fn service<P>(&self) -> Service<P> {
+        Service { shared: self.shared.clone(), path: PhantomData }
     }
 }
 
-impl NamedService for Ads {
-    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+/// A discovery service of the xDS protocol. Source: Envoy's protocol document, "RPC Services and Methods for Each
+/// Variant".
+trait Path: Clone + Send + Sync + 'static {
+    const NAME: &'static str;
+    const SOTW: &'static str;
+    const DELTA: &'static str;
+    /// The one type it serves; `None` where it serves all.
+    const KIND: Option<ResourceType>;
+}
+
+macro_rules! path {
+    ($type:ident, $name:literal, $sotw:literal, $delta:literal, $kind:expr) => {
+        #[derive(Clone, Debug)]
+        struct $type;
+
+        impl Path for $type {
+            const NAME: &'static str = $name;
+            const SOTW: &'static str = $sotw;
+            const DELTA: &'static str = $delta;
+            const KIND: Option<ResourceType> = $kind;
+        }
+    };
+}
+
+path!(
+    Aggregated,
+    "envoy.service.discovery.v3.AggregatedDiscoveryService",
+    "StreamAggregatedResources",
+    "DeltaAggregatedResources",
+    None
+);
+path!(
+    Clusters,
+    "envoy.service.cluster.v3.ClusterDiscoveryService",
+    "StreamClusters",
+    "DeltaClusters",
+    Some(ResourceType::Cluster)
+);
+path!(
+    Endpoints,
+    "envoy.service.endpoint.v3.EndpointDiscoveryService",
+    "StreamEndpoints",
+    "DeltaEndpoints",
+    Some(ResourceType::Endpoints)
+);
+path!(
+    Listeners,
+    "envoy.service.listener.v3.ListenerDiscoveryService",
+    "StreamListeners",
+    "DeltaListeners",
+    Some(ResourceType::Listener)
+);
+path!(Routes, "envoy.service.route.v3.RouteDiscoveryService", "StreamRoutes", "DeltaRoutes", Some(ResourceType::Route));
+
+#[derive(Clone, Debug)]
+struct Service<P> {
+    shared: Arc<Shared>,
+    path: PhantomData<fn() -> P>,
+}
+
+impl<P: Path> NamedService for Service<P> {
+    const NAME: &'static str = P::NAME;
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-impl<B> tower_service::Service<http::Request<B>> for Ads
+impl<P: Path, B> tower_service::Service<http::Request<B>> for Service<P>
 where
     B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
@@ -83,27 +175,24 @@ where
         let shared = self.shared.clone();
         Box::pin(async move {
             let response = match request.uri().path().rsplit('/').next() {
-                Some("StreamAggregatedResources") => {
-                    let method = Method::<pb::DiscoveryRequest>::new(shared, Variant::Sotw);
-                    Grpc::new(FrameCodec::default())
-                        .max_decoding_message_size(MAX_REQUEST)
-                        .max_encoding_message_size(usize::MAX)
-                        .streaming(method, request)
-                        .await
+                Some(name) if name == P::SOTW => {
+                    let method = Method::<pb::DiscoveryRequest>::new(shared, Variant::Sotw, P::KIND);
+                    grpc().streaming(method, request).await
                 }
-                Some("DeltaAggregatedResources") => {
-                    let method = Method::<pb::DeltaDiscoveryRequest>::new(shared, Variant::Delta);
-                    Grpc::new(FrameCodec::default())
-                        .max_decoding_message_size(MAX_REQUEST)
-                        .max_encoding_message_size(usize::MAX)
-                        .streaming(method, request)
-                        .await
+                Some(name) if name == P::DELTA => {
+                    let method = Method::<pb::DeltaDiscoveryRequest>::new(shared, Variant::Delta, P::KIND);
+                    grpc().streaming(method, request).await
                 }
-                _ => Status::unimplemented("no such method of the aggregated discovery service").into_http(),
+                _ => Status::unimplemented(format!("{} has the methods {} and {}", P::NAME, P::SOTW, P::DELTA))
+                    .into_http(),
             };
             Ok(response)
         })
     }
+}
+
+fn grpc<M: prost::Message + Default + Send + 'static>() -> Grpc<FrameCodec<M>> {
+    Grpc::new(FrameCodec::default()).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(usize::MAX)
 }
 
 /// A request message of either variant.
@@ -126,14 +215,17 @@ impl DiscoveryRequest for pb::DeltaDiscoveryRequest {
 struct Method<M> {
     shared: Arc<Shared>,
     variant: Variant,
-    message: std::marker::PhantomData<fn(M)>,
+    kind: Option<ResourceType>,
+    message: PhantomData<fn(M)>,
 }
 
 impl<M> Method<M> {
-    fn new(shared: Arc<Shared>, variant: Variant) -> Self {
-        Self { shared, variant, message: std::marker::PhantomData }
+    fn new(shared: Arc<Shared>, variant: Variant, kind: Option<ResourceType>) -> Self {
+        Self { shared, variant, kind, message: PhantomData }
     }
 }
+
+type Sender = mpsc::Sender<Result<Frame, Status>>;
 
 impl<M: DiscoveryRequest> StreamingService<M> for Method<M> {
     type Response = Frame;
@@ -141,17 +233,30 @@ impl<M: DiscoveryRequest> StreamingService<M> for Method<M> {
     type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<M>>) -> Self::Future {
-        let (shared, variant) = (self.shared.clone(), self.variant);
+        let (shared, variant, kind) = (self.shared.clone(), self.variant, self.kind);
         Box::pin(async move {
+            let seat = shared.door.enter(request.remote_addr())?;
             let (sender, receiver) = mpsc::channel(WAITING);
             // The task ends when the client does: both halves of the connection are in its hands.
-            tokio::spawn(async move {
-                let id = shared.next.fetch_add(1, Ordering::Relaxed);
-                if let Err(status) = serve(&shared, id, variant, request.into_inner(), &sender).await {
-                    tracing::debug!(stream = id, %status, "stream closed");
-                    let _ = sender.send(Err(status)).await;
+            let tasks = shared.tasks.clone();
+            tasks.spawn(async move {
+                let served = Served { shared: &shared, seat: &seat, variant, kind, sender: &sender };
+                let ended = AssertUnwindSafe(served.run(request.into_inner())).catch_unwind().await;
+                let status = match ended {
+                    Ok(Ok(())) => None,
+                    Ok(Err(status)) => {
+                        tracing::debug!(stream = seat.id(), %status, "stream closed");
+                        Some(status)
+                    }
+                    Err(_) => {
+                        tracing::error!(stream = seat.id(), "a stream's task panicked; the proxy will come back");
+                        Some(Status::internal("the stream came to a state that should not be"))
+                    }
+                };
+                shared.board.remove(seat.id());
+                if let Some(status) = status {
+                    let _ = tokio::time::timeout(FAREWELL, sender.send(Err(status))).await;
                 }
-                shared.board.remove(id);
             });
             let stream: Self::ResponseStream = Box::pin(ReceiverStream::new(receiver));
             Ok(Response::new(stream))
@@ -159,81 +264,159 @@ impl<M: DiscoveryRequest> StreamingService<M> for Method<M> {
     }
 }
 
-async fn serve<M: DiscoveryRequest>(
-    shared: &Shared,
-    id: u64,
+/// One stream and what it is served with.
+struct Served<'a> {
+    shared: &'a Shared,
+    seat: &'a Seat,
     variant: Variant,
-    mut requests: Streaming<M>,
-    sender: &mpsc::Sender<Result<Frame, Status>>,
-) -> Result<(), Status> {
-    let Some(first) = requests.message().await? else { return Ok(()) };
-    let proxy = first
-        .node()
-        .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
-        .and_then(|node| read_node(node).map_err(|error| Status::invalid_argument(error.to_string())))?;
-    tracing::info!(proxy = %proxy.id, ?variant, "proxy connected");
-    let mut subscription = shared.hub.subscribe(proxy.clone());
-    let mut machine = Stream::new(variant, Settings { grace: shared.grace, ..Default::default() });
-    let mut status = ProxyStatus {
-        id: proxy.id.clone(),
-        variant: match variant {
-            Variant::Sotw => "sotw",
-            Variant::Delta => "delta",
-        },
-        acked: None,
-        wanted: None,
-        refused: None,
-    };
-    let mut request = Some(first);
-    loop {
-        if let Some(message) = request.take() {
-            match machine.on_request(message.into()).map_err(|error| Status::resource_exhausted(error.to_string()))? {
-                Some(Answer::Refused(kind, reason)) => {
-                    shared.metrics.refused(kind);
-                    tracing::warn!(proxy = %proxy.id, kind = kind.short_name(), reason, "proxy refused resources");
-                    status.refused = Some(format!("{}: {reason}", kind.short_name()));
-                }
-                Some(Answer::Acked(_)) | None => {}
-            }
-        }
-        let latest = subscription.snapshots.borrow_and_update().clone();
-        if let Some(snapshot) = latest
-            && status.wanted != Some(snapshot.revision)
-        {
-            status.wanted = Some(snapshot.revision);
-            machine.on_snapshot(snapshot);
-        }
-        for response in machine.responses(Instant::now()) {
-            shared.metrics.pushed(response.kind, response.frame.len());
-            if sender.send(Ok(response.frame)).await.is_err() {
-                return Ok(());
-            }
-        }
-        if let Some(revision) = machine.settled() {
-            status.acked = Some(revision);
-            status.refused = None;
-        }
-        shared.board.set(id, status.clone());
-        let wake = async {
-            match machine.wake_at() {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+    kind: Option<ResourceType>,
+    sender: &'a Sender,
+}
+
+impl Served<'_> {
+    async fn run<M: DiscoveryRequest>(&self, mut requests: Streaming<M>) -> Result<(), Status> {
+        let shared = self.shared;
         tokio::select! {
-            message = requests.message() => match message? {
-                Some(message) => request = Some(message),
-                None => return Ok(()),
-            },
-            changed = subscription.snapshots.changed() => {
-                if changed.is_err() {
-                    return Err(Status::unavailable("weir is going away"));
+            () = self.seat.turn() => {}
+            () = self.sender.closed() => return Ok(()),
+            () = shared.closing.cancelled() => return Err(going_away()),
+        }
+        let Some(first) = requests.message().await.map_err(too_large)? else { return Ok(()) };
+        let proxy = first
+            .node()
+            .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
+            .and_then(|node| read_node(node).map_err(|error| Status::invalid_argument(error.to_string())))?;
+        tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
+        let mut subscription = shared.hub.subscribe(proxy.clone());
+        let mut machine = Stream::new(self.variant, shared.settings);
+        let mut status = self.first_status(&proxy);
+        let mut request = Some(first);
+        let mut leave_at: Option<tokio::time::Instant> = None;
+        loop {
+            if let Some(message) = request.take() {
+                self.take(&mut machine, &proxy, message)?;
+            }
+            let latest = subscription.snapshots.borrow_and_update().clone();
+            if let Some(snapshot) = latest
+                && status.wanted != Some(snapshot.revision)
+            {
+                status.wanted = Some(snapshot.revision);
+                machine.on_snapshot(snapshot);
+            }
+            let now = Instant::now();
+            for response in machine.responses(now) {
+                shared.metrics.pushed(response.kind, response.frame.len());
+                if !self.send(response.frame).await? {
+                    return Ok(());
                 }
             }
-            () = wake => {}
-            () = shared.closing.cancelled() => return Err(Status::unavailable("weir is going away")),
+            note(&mut status, &machine, now);
+            shared.board.set(self.seat.id(), &status);
+            let wake = at(machine.wake_at().map(Into::into));
+            tokio::select! {
+                message = requests.message() => match message.map_err(too_large)? {
+                    Some(message) => request = Some(message),
+                    None => return Ok(()),
+                },
+                changed = subscription.snapshots.changed() => changed.map_err(|_| going_away())?,
+                () = wake => {}
+                () = shared.closing.cancelled(), if leave_at.is_none() => {
+                    leave_at = Some(tokio::time::Instant::now() + shared.door.leave_after());
+                }
+                () = at(leave_at) => return Err(going_away()),
+            }
         }
     }
+
+    fn first_status(&self, proxy: &Proxy) -> ProxyStatus {
+        ProxyStatus {
+            id: proxy.id.clone(),
+            service: self.kind.map_or("ads", ResourceType::short_name),
+            variant: match self.variant {
+                Variant::Sotw => "sotw",
+                Variant::Delta => "delta",
+            },
+            acked: None,
+            reached: None,
+            wanted: None,
+            lagging: None,
+            refused: Vec::new(),
+            held: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    fn take<M: DiscoveryRequest>(&self, machine: &mut Stream, proxy: &Proxy, message: M) -> Result<(), Status> {
+        let mut request: stream::Request = message.into();
+        match self.kind {
+            Some(kind) if request.type_url.is_empty() => kind.type_url().clone_into(&mut request.type_url),
+            Some(kind) if request.type_url != kind.type_url() => {
+                return Err(Status::invalid_argument(format!(
+                    "type_url is {:?}; this service serves {} alone",
+                    request.type_url,
+                    kind.type_url()
+                )));
+            }
+            None if request.type_url.is_empty() => {
+                return Err(Status::invalid_argument(
+                    "type_url is empty; on an aggregated stream it says what is asked for",
+                ));
+            }
+            _ => {}
+        }
+        if ResourceType::from_type_url(&request.type_url).is_none() {
+            tracing::debug!(proxy = %proxy.id, type_url = request.type_url, "asked for a type that is not served");
+        }
+        let answer = machine.on_request(request).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        if let Some(Answer::Refused(kind, reason)) = answer {
+            self.shared.metrics.refused(kind);
+            tracing::warn!(proxy = %proxy.id, kind = kind.short_name(), reason, "proxy refused resources");
+        }
+        Ok(())
+    }
+
+    /// Whether the client is still there.
+    async fn send(&self, frame: Frame) -> Result<bool, Status> {
+        let limit = self.shared.settings.ack_timeout;
+        tokio::select! {
+            sent = tokio::time::timeout(limit, self.sender.send(Ok(frame))) => match sent {
+                Ok(sent) => Ok(sent.is_ok()),
+                Err(_) => Err(Status::resource_exhausted("the client answers responses that it does not read")),
+            },
+            () = self.shared.closing.cancelled() => Err(going_away()),
+        }
+    }
+}
+
+fn note(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
+    status.acked = machine.settled().or(status.acked);
+    status.reached = machine.reached().or(status.reached);
+    let lagging = machine.lag(now);
+    if status.lagging.is_none()
+        && let Some(reason) = &lagging
+    {
+        tracing::warn!(proxy = %status.id, reason, "proxy lags; it stays on its last whole state");
+    }
+    status.lagging = lagging;
+    status.refused = machine.refused();
+    status.held = machine.held();
+    status.kept = machine.kept();
+}
+
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn going_away() -> Status {
+    Status::unavailable("weir is going away")
+}
+
+/// Says by the status what tonic says of a message above the limit with another one.
+fn too_large(status: Status) -> Status {
+    if status.code() == Code::OutOfRange { Status::resource_exhausted(status.message()) } else { status }
 }
 
 fn read_node(node: &core::Node) -> Result<Proxy, crate::mesh::ProxyError> {

@@ -403,7 +403,8 @@ impl Stream {
                 _ => Fit::Missing,
             };
         }
-        if self.kept.get(cluster).is_some_and(|kept| kept.phase == Phase::Leaving) {
+        let stays = self.kept.get(cluster).is_some_and(|kept| kept.phase != Phase::Leaving);
+        if wanted.is_none() && !stays {
             return Fit::Missing;
         }
         let endpoints = self.get(ResourceType::Endpoints);
@@ -453,9 +454,13 @@ impl Stream {
     /// Lets clusters go that nothing leads to any more and whose grace is over.
     fn let_go(&mut self, now: Instant) {
         let strangers: Vec<_> = self.get(ResourceType::Cluster).strangers().cloned().collect();
+        let [_, endpoints, ..] = &self.types;
         if let Some(target) = &self.target {
             for name in strangers {
-                if !target.get(ResourceType::Cluster).contains_key(&name) {
+                if self.cold.contains(&name) && endpoints.wants(&name) {
+                    // It never had endpoints, so that it serves nobody, and there are none to give it.
+                    self.kept.remove(&name);
+                } else if !target.get(ResourceType::Cluster).contains_key(&name) {
                     self.kept.entry(name).or_insert(Kept { cluster: None, endpoints: None, phase: Phase::InUse });
                 }
             }

@@ -5,11 +5,19 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::encoding::{
+    DecodeContext, WireType, decode_key, encode_key, encode_varint, encoded_len_varint, key_len, skip_field,
+};
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use crate::snapshot::{Resource, ResourceType};
+
+/// The longest single field of a request, in bytes.
+const MAX_FIELD: usize = 256 << 10;
+
+/// How many fields a request may have: a name is one each, as is a version that a client comes back with.
+const MAX_FIELDS: usize = 250_000;
 
 /// An encoded message in parts that stand one behind the other.
 #[derive(Clone, Debug, Default)]
@@ -167,8 +175,36 @@ impl<M: Message + Default> Decoder for MessageDecoder<M> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
         let bytes = buf.copy_to_bytes(buf.remaining());
+        check_size(&bytes)?;
         M::decode(bytes).map(Some).map_err(|error| Status::invalid_argument(format!("the request is no {error}")))
     }
+}
+
+/// Refuses what would take much more memory than its bytes once it is decoded: very many fields, or a single one (the
+/// node, the text of an error) that is itself made of very many.
+fn check_size(message: &Bytes) -> Result<(), Status> {
+    let mut rest = message.clone();
+    let mut fields = 0usize;
+    while rest.has_remaining() {
+        let before = rest.remaining();
+        let Ok((field, kind)) = decode_key(&mut rest) else { return Ok(()) };
+        if skip_field(kind, field, &mut rest, DecodeContext::default()).is_err() {
+            // Decoding says better what is wrong with it.
+            return Ok(());
+        }
+        fields += 1;
+        if before - rest.remaining() > MAX_FIELD {
+            return Err(Status::resource_exhausted(format!(
+                "field {field} of the request is longer than {MAX_FIELD} bytes, which is the limit"
+            )));
+        }
+        if fields > MAX_FIELDS {
+            return Err(Status::resource_exhausted(format!(
+                "the request has more than {MAX_FIELDS} names, which is the limit"
+            )));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
 
+pub mod ads;
 pub mod cache;
 pub mod kube;
 pub mod mesh;

@@ -16,6 +16,8 @@ use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::envoy::{EnvoyBinary, EnvoyProcess, SpawnOptions};
 use crate::mesh::{Interception, Locality, MeshConfig};
+use crate::xds::door::Limits;
+use crate::xds::stream::Settings;
 
 use load::Load;
 use report::{Row, Table};
@@ -83,6 +85,8 @@ async fn demo(args: &Args) -> anyhow::Result<ExitCode> {
         xds_listen: any,
         admin_listen: any,
         mesh: MeshConfig::default(),
+        streams: Settings::default(),
+        limits: Limits::default(),
     })
     .await?;
     patiently("weir to read its folder", plane.ready()).await?;

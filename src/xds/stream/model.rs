@@ -684,7 +684,8 @@ impl World {
         }
         let envoy = &self.envoy;
         for name in envoy.warming.keys() {
-            assert!(text(Endpoints, name).is_some_and(|body| body.contains("bad")), "{name} warms\n{}", log());
+            let endpoints = self.stream.endpoints(name).map(|one| show(Endpoints, &one.bytes()));
+            assert!(endpoints.is_some_and(|body| body.contains("bad")), "{name} warms\n{}", log());
         }
         for name in target.get(Cluster).keys() {
             let body = text(Cluster, name).unwrap();

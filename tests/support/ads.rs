@@ -1,0 +1,344 @@
+//! A client of weir's discovery services that a test plays by hand, in either variant of the protocol.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::service::cluster::v3::cluster_discovery_service_client::ClusterDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3 as pb;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::endpoint::v3::endpoint_discovery_service_client::EndpointDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::listener::v3::listener_discovery_service_client::ListenerDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::route::v3::route_discovery_service_client::RouteDiscoveryServiceClient;
+use envoy_types::pb::google::protobuf::{Any, Struct, Value, value::Kind};
+use envoy_types::pb::google::rpc;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use super::mesh::{DEADLINE, Objects, Serve, until};
+use super::process::free_port;
+
+pub const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+pub const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    Sotw,
+    Delta,
+}
+
+/// `weir serve` over a folder of its own.
+pub struct Weir {
+    pub objects: Objects,
+    pub serve: Serve,
+    // Goes last, so that weir does not see it go.
+    _folder: tempfile::TempDir,
+}
+
+impl Weir {
+    pub async fn start(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects { folder: folder.path().to_owned(), service: free_port(), backend: 8080 };
+        objects.write_all(100, 0);
+        let args = [&["--config-dir", folder.path().to_str().unwrap()], more].concat();
+        let serve = Serve::start(&args, free_port(), free_port());
+        serve.ready().await;
+        Self { _folder: folder, objects, serve }
+    }
+
+    /// The name of the cluster of a subset; of the whole service where it is empty.
+    pub fn cluster(&self, subset: &str) -> String {
+        format!("outbound|{}|{subset}|my-app.shop.svc.cluster.local", self.objects.service)
+    }
+
+    /// The name of the route configuration.
+    pub fn routes(&self) -> String {
+        self.objects.service.to_string()
+    }
+
+    /// Writes a file and waits until weir has taken it in.
+    pub async fn edit(&self, file: &str, text: &str) {
+        let before = self.serve.revision().await;
+        self.objects.write(file, text);
+        until("the change is taken in", async || self.serve.revision().await > before).await;
+    }
+
+    /// What `/debug/syncz` says of the only stream.
+    pub async fn status(&self) -> serde_json::Value {
+        let body = self.serve.admin().get("/debug/syncz").await.unwrap();
+        let mut list: Vec<serde_json::Value> = serde_json::from_slice(&body).unwrap();
+        list.pop().unwrap_or_default()
+    }
+
+    pub async fn ads(&self, variant: Variant) -> Client {
+        self.connect(variant, None).await
+    }
+
+    /// A stream of the service of one type; of the aggregated service where none is given.
+    pub async fn connect(&self, variant: Variant, kind: Option<&str>) -> Client {
+        let to = format!("http://127.0.0.1:{}", self.serve.xds);
+        let channel = Channel::from_shared(to).unwrap().connect().await.unwrap();
+        Client::open(channel, variant, kind).await
+    }
+}
+
+/// A request; what is not said is empty.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    pub type_url: String,
+    pub names: Vec<String>,
+    pub unsubscribe: Vec<String>,
+    pub nonce: String,
+    pub version: String,
+    pub error: Option<String>,
+    pub initial: BTreeMap<String, String>,
+    pub node: Option<String>,
+}
+
+pub fn ask(type_url: &str, names: &[&str]) -> Ask {
+    let names = names.iter().map(|name| (*name).to_owned()).collect();
+    Ask { type_url: type_url.to_owned(), names, ..Default::default() }
+}
+
+/// A response: its resources by name, with their version (delta) or that of all (SotW), and their bytes.
+#[derive(Clone, Debug)]
+pub struct Got {
+    pub type_url: String,
+    pub nonce: String,
+    pub version: String,
+    pub resources: BTreeMap<String, (String, Vec<u8>)>,
+    pub removed: Vec<String>,
+}
+
+impl Got {
+    pub fn names(&self) -> BTreeSet<&str> {
+        self.resources.keys().map(String::as_str).collect()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.resources.contains_key(name)
+    }
+}
+
+enum Half {
+    Sotw(mpsc::Sender<pb::DiscoveryRequest>, Streaming<pb::DiscoveryResponse>),
+    Delta(mpsc::Sender<pb::DeltaDiscoveryRequest>, Streaming<pb::DeltaDiscoveryResponse>),
+}
+
+/// One stream.
+pub struct Client {
+    half: Half,
+    greeted: bool,
+    /// SotW: the names that the client wants of each type; delta needs no such thing.
+    names: BTreeMap<String, Vec<String>>,
+    pub channel: Channel,
+}
+
+impl Client {
+    pub async fn open(channel: Channel, variant: Variant, kind: Option<&str>) -> Self {
+        Self::try_open(channel, variant, kind).await.unwrap()
+    }
+
+    pub async fn try_open(channel: Channel, variant: Variant, kind: Option<&str>) -> Result<Self, Status> {
+        let half = match variant {
+            Variant::Sotw => {
+                let (sender, requests) = mpsc::channel(64);
+                let (requests, to) = (ReceiverStream::new(requests), channel.clone());
+                let stream = match kind {
+                    Some(CDS) => ClusterDiscoveryServiceClient::new(to).stream_clusters(requests).await,
+                    Some(EDS) => EndpointDiscoveryServiceClient::new(to).stream_endpoints(requests).await,
+                    Some(LDS) => ListenerDiscoveryServiceClient::new(to).stream_listeners(requests).await,
+                    Some(RDS) => RouteDiscoveryServiceClient::new(to).stream_routes(requests).await,
+                    _ => AggregatedDiscoveryServiceClient::new(to).stream_aggregated_resources(requests).await,
+                };
+                Half::Sotw(sender, stream?.into_inner())
+            }
+            Variant::Delta => {
+                let (sender, requests) = mpsc::channel(64);
+                let (requests, to) = (ReceiverStream::new(requests), channel.clone());
+                let stream = match kind {
+                    Some(CDS) => ClusterDiscoveryServiceClient::new(to).delta_clusters(requests).await,
+                    Some(EDS) => EndpointDiscoveryServiceClient::new(to).delta_endpoints(requests).await,
+                    Some(LDS) => ListenerDiscoveryServiceClient::new(to).delta_listeners(requests).await,
+                    Some(RDS) => RouteDiscoveryServiceClient::new(to).delta_routes(requests).await,
+                    _ => AggregatedDiscoveryServiceClient::new(to).delta_aggregated_resources(requests).await,
+                };
+                Half::Delta(sender, stream?.into_inner())
+            }
+        };
+        Ok(Self { half, greeted: false, names: BTreeMap::new(), channel })
+    }
+
+    pub fn variant(&self) -> Variant {
+        if matches!(self.half, Half::Sotw(..)) { Variant::Sotw } else { Variant::Delta }
+    }
+
+    /// Sends a request; the first of a stream with a node.
+    pub async fn send(&mut self, mut ask: Ask) {
+        if !std::mem::replace(&mut self.greeted, true) && ask.node.is_none() {
+            ask.node = Some("sidecar~127.0.0.1~client-0.shop~shop.svc.cluster.local".to_owned());
+        }
+        self.send_as_it_is(ask).await;
+    }
+
+    pub async fn send_as_it_is(&mut self, ask: Ask) {
+        let node = ask.node.map(|id| core::Node { id, metadata: Some(metadata()), ..Default::default() });
+        let error_detail = ask.error.map(|message| rpc::Status { code: 13, message, ..Default::default() });
+        match &self.half {
+            Half::Sotw(sender, _) => {
+                self.names.insert(ask.type_url.clone(), ask.names.clone());
+                let request = pb::DiscoveryRequest {
+                    version_info: ask.version,
+                    node,
+                    resource_names: ask.names,
+                    type_url: ask.type_url,
+                    response_nonce: ask.nonce,
+                    error_detail,
+                    ..Default::default()
+                };
+                let _ = sender.send(request).await;
+            }
+            Half::Delta(sender, _) => {
+                let request = pb::DeltaDiscoveryRequest {
+                    node,
+                    type_url: ask.type_url,
+                    resource_names_subscribe: ask.names,
+                    resource_names_unsubscribe: ask.unsubscribe,
+                    initial_resource_versions: ask.initial.into_iter().collect(),
+                    response_nonce: ask.nonce,
+                    error_detail,
+                    ..Default::default()
+                };
+                let _ = sender.send(request).await;
+            }
+        }
+    }
+
+    /// The next response, or why there is none.
+    pub async fn next(&mut self) -> Result<Got, Status> {
+        let next = async {
+            let gone = || Status::unknown("the stream ended without a status");
+            match &mut self.half {
+                Half::Sotw(_, stream) => stream.message().await?.map(got_sotw).ok_or_else(gone),
+                Half::Delta(_, stream) => stream.message().await?.map(got_delta).ok_or_else(gone),
+            }
+        };
+        tokio::time::timeout(DEADLINE, next).await.expect("no response in time")
+    }
+
+    /// The next response, which must be of this type.
+    pub async fn got(&mut self, type_url: &str) -> Got {
+        let got = self.next().await.unwrap();
+        assert_eq!(got.type_url, type_url, "{got:?}");
+        got
+    }
+
+    pub async fn ack(&mut self, got: &Got) {
+        self.answer(got, None).await;
+    }
+
+    pub async fn answer(&mut self, got: &Got, error: Option<&str>) {
+        let names = match self.half {
+            Half::Sotw(..) => self.names.get(&got.type_url).cloned().unwrap_or_default(),
+            Half::Delta(..) => Vec::new(),
+        };
+        let error = error.map(str::to_owned);
+        let version = if error.is_none() { got.version.clone() } else { String::new() };
+        let (type_url, nonce) = (got.type_url.clone(), got.nonce.clone());
+        self.send(Ask { type_url, names, nonce, version, error, ..Default::default() }).await;
+    }
+
+    /// Asks, takes the answer, and acks it.
+    pub async fn fetch(&mut self, type_url: &str, names: &[&str]) -> Got {
+        self.send(ask(type_url, names)).await;
+        let got = self.got(type_url).await;
+        self.ack(&got).await;
+        got
+    }
+
+    /// Fails if anything is sent that was not asked for: asks for a route configuration by a name that nobody asked for
+    /// before, whose answer must be the next to come. In SotW, where there is no answer for what does not exist, asks
+    /// for the clusters as if for the first time instead; they must have been acked.
+    pub async fn nothing_more(&mut self, probe: &str) {
+        match self.variant() {
+            Variant::Delta => {
+                self.send(ask(EDS, &[probe])).await;
+                let got = self.got(EDS).await;
+                assert_eq!((got.removed.as_slice(), got.resources.len()), (&[probe.to_owned()][..], 0), "{got:?}");
+                self.ack(&got).await;
+            }
+            Variant::Sotw => {
+                let names = self.names.get(CDS).cloned().unwrap_or_default();
+                self.send(Ask { type_url: CDS.to_owned(), names, ..Default::default() }).await;
+                let got = self.got(CDS).await;
+                self.ack(&got).await;
+            }
+        }
+    }
+
+    /// Has everything, in the order in which Envoy asks.
+    pub async fn start(&mut self, weir: &Weir) -> Got {
+        let names = ["", "v1", "v2"].map(|subset| weir.cluster(subset));
+        let clusters = self.fetch(CDS, &[]).await;
+        let wanted: Vec<&str> = names.iter().map(String::as_str).filter(|name| clusters.has(name)).collect();
+        self.fetch(EDS, &wanted).await;
+        self.fetch(LDS, &[]).await;
+        self.fetch(RDS, &[&weir.routes()]).await
+    }
+}
+
+fn metadata() -> Struct {
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let fields = [("NAMESPACE", "shop"), ("INTERCEPTION_MODE", "NONE")];
+    Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), text(value))).collect() }
+}
+
+fn got_sotw(message: pb::DiscoveryResponse) -> Got {
+    let version = message.version_info.clone();
+    let named = |any: Any| {
+        assert_eq!(any.type_url, message.type_url);
+        (name_of(&any), (version.clone(), any.value))
+    };
+    let count = message.resources.len();
+    let resources: BTreeMap<_, _> = message.resources.clone().into_iter().map(named).collect();
+    assert_eq!(resources.len(), count, "a name stands twice in one response");
+    Got {
+        type_url: message.type_url,
+        nonce: message.nonce,
+        version: message.version_info,
+        resources,
+        removed: Vec::new(),
+    }
+}
+
+fn got_delta(message: pb::DeltaDiscoveryResponse) -> Got {
+    let named = |one: pb::Resource| {
+        let any = one.resource.unwrap();
+        assert_eq!((&any.type_url, &name_of(&any)), (&message.type_url, &one.name));
+        (one.name, (one.version, any.value))
+    };
+    let resources = message.resources.clone().into_iter().map(named).collect();
+    Got {
+        type_url: message.type_url,
+        nonce: message.nonce,
+        version: message.system_version_info,
+        resources,
+        removed: message.removed_resources,
+    }
+}
+
+fn name_of(any: &Any) -> String {
+    use envoy_types::pb::envoy::config as api;
+    let bytes = any.value.as_slice();
+    match any.type_url.as_str() {
+        CDS => api::cluster::v3::Cluster::decode(bytes).unwrap().name,
+        EDS => api::endpoint::v3::ClusterLoadAssignment::decode(bytes).unwrap().cluster_name,
+        LDS => api::listener::v3::Listener::decode(bytes).unwrap().name,
+        RDS => api::route::v3::RouteConfiguration::decode(bytes).unwrap().name,
+        other => panic!("resource of type {other}"),
+    }
+}
