@@ -90,6 +90,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let out = Path::new(&var("OUT_DIR")?).join("envoy_descriptors.bin");
     fs::write(&out, pruned).map_err(|error| format!("{}: {error}", out.display()))?;
+    admin_api()
+}
+
+/// Compiles weir's own protos; protox needs no `protoc` on the machine.
+fn admin_api() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let files = protox::compile(["weir/admin/v1/admin.proto"], ["proto"])?;
+    tonic_prost_build::configure().compile_fds(files)?;
     Ok(())
 }
 

@@ -13,10 +13,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::guard::{Guard, Held};
 use crate::mesh::{Builder, MeshConfig};
 use crate::metrics::Metrics;
 use crate::snapshot::Hub;
 use crate::source::{self, Change};
+use crate::status::Ledger;
 use crate::store::Store;
 use crate::xds::board::Board;
 use crate::xds::door::Limits;
@@ -81,6 +83,7 @@ impl ControlPlane {
         let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
         let closing = CancellationToken::new();
         let (hub, board, metrics) = (Arc::<Hub>::default(), Arc::<Board>::default(), Arc::<Metrics>::default());
+        let ledger = Arc::<Ledger>::default();
         let (ready_sender, ready) = watch::channel(false);
         let (revision_sender, revision) = watch::channel(0);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
@@ -98,13 +101,17 @@ impl ControlPlane {
             hub: hub.clone(),
             metrics: metrics.clone(),
             builder: Builder::new(options.mesh),
+            guard: Guard::default(),
+            ledger: ledger.clone(),
+            told: BTreeSet::new(),
             store: Store::default(),
             dirty: BTreeSet::new(),
             revision: revision_sender,
             ready: ready_sender,
         };
         tasks.spawn(engine.run(changes));
-        let admin = Admin { ready: ready.clone(), metrics: metrics.clone(), hub: hub.clone(), board: board.clone() };
+        let admin =
+            Admin { ready: ready.clone(), metrics: metrics.clone(), hub: hub.clone(), board: board.clone(), ledger };
         let stop = closing.clone();
         tasks.spawn(async move {
             let stopped = async move { stop.cancelled().await };
@@ -207,6 +214,10 @@ struct Engine {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     builder: Builder,
+    guard: Guard,
+    ledger: Arc<Ledger>,
+    /// What was said to be held back.
+    told: BTreeSet<String>,
     store: Store,
     dirty: BTreeSet<crate::api::ObjectKey>,
     revision: watch::Sender<u64>,
@@ -234,13 +245,27 @@ impl Engine {
         let problems = self.store.refused().count() + self.store.trouble().count();
         if self.store.synced() && (!self.dirty.is_empty() || !*self.ready.borrow()) {
             let dirty = std::mem::take(&mut self.dirty);
-            let mesh = self.builder.update(&self.store, &dirty);
+            let wanted = self.builder.update(&self.store, &dirty);
+            let virtual_services = wanted.virtual_services.clone();
+            let (mesh, held) = self.guard.apply(wanted);
+            self.tell(&held);
             let revision = *self.revision.borrow() + 1;
+            self.ledger.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.hub.publish(mesh, revision);
             self.revision.send_replace(revision);
             self.ready.send_replace(true);
         }
+        self.ledger.refused(&self.store);
         self.metrics.changed(events, *self.revision.borrow(), problems);
+    }
+
+    /// Logs what is held back from now on, and what no longer is.
+    fn tell(&mut self, held: &[Held]) {
+        let now: BTreeSet<String> = held.iter().map(ToString::to_string).collect();
+        now.difference(&self.told).for_each(|one| tracing::warn!("{one}"));
+        self.told.difference(&now).for_each(|one| tracing::info!("no longer: {one}"));
+        self.metrics.held(held.len());
+        self.told = now;
     }
 }
 

@@ -21,6 +21,7 @@ pub mod proto_json;
 pub mod proto_rules;
 pub mod snapshot;
 pub mod source;
+pub mod status;
 pub mod store;
 pub mod translate;
 pub mod xds;

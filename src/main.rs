@@ -38,6 +38,10 @@ enum Command {
     /// Find what is wrong with objects in files or in a cluster
     Analyze(cli::analyze::Args),
     Bootstrap(Box<cli::bootstrap::Args>),
+    Ps(cli::ps::Args),
+    Dump(cli::dump::Args),
+    Splits(cli::splits::Args),
+    Wait(cli::wait::Args),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +66,10 @@ fn main() -> ExitCode {
         Command::Explain(args) => cli::explain::run(args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
         Command::Analyze(args) => block_on(cli::analyze::run(args)),
+        Command::Ps(args) => block_on(cli::ps::run(args)),
+        Command::Dump(args) => block_on(cli::dump::run(args)),
+        Command::Splits(args) => block_on(cli::splits::run(args)),
+        Command::Wait(args) => block_on(cli::wait::run(args)),
         Command::Serve(args) => block_on(cli::serve::run(args)),
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };

@@ -25,6 +25,7 @@ pub struct Metrics {
     parts: Gauge,
     revision: Gauge,
     problems: Gauge,
+    held: Gauge,
     config_events: Counter,
 }
 
@@ -40,6 +41,7 @@ impl Default for Metrics {
             parts: Gauge::default(),
             revision: Gauge::default(),
             problems: Gauge::default(),
+            held: Gauge::default(),
             config_events: Counter::default(),
         };
         let registry = &mut this.registry;
@@ -54,6 +56,11 @@ impl Default for Metrics {
             "weir_mesh_revision",
             "The state of the mesh, counted up with each change",
             this.revision.clone(),
+        );
+        registry.register(
+            "weir_held",
+            "Weights and labels held back because a subset has no ready endpoint",
+            this.held.clone(),
         );
         registry.register(
             "weir_config_problems",
@@ -82,6 +89,11 @@ impl Metrics {
         self.config_events.inc_by(events as u64);
         self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
         self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
+    }
+
+    /// So many weights and labels are held back now.
+    pub fn held(&self, count: usize) {
+        self.held.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// The text that Prometheus reads.

@@ -1,8 +1,10 @@
-//! Health, readiness, metrics and the state of the proxies over HTTP.
+//! Health, readiness, metrics and the state of the proxies over HTTP, and the admin API over gRPC on the same port.
+
+pub mod api;
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -11,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::snapshot::Hub;
+use crate::status::{self, Ledger};
 use crate::xds::board::Board;
 
 /// What the pages are made of.
@@ -24,16 +27,50 @@ pub struct Admin {
     pub hub: Arc<Hub>,
     /// The proxies.
     pub board: Arc<Board>,
+    /// What was published last.
+    pub ledger: Arc<Ledger>,
 }
 
-/// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, `/debug/syncz` (what each proxy has).
+/// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, `/debug/syncz` (what each proxy has), and
+/// the reports of [`crate::status`] as JSON: `/api/v1/proxies`, `/api/v1/splits[?namespace=NS]` and
+/// `/api/v1/objects/KIND/NAMESPACE/NAME`.
 pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/debug/syncz", get(async |State(admin): State<Admin>| Json(admin.board.list())))
-        .with_state(admin)
+        .route("/api/v1/proxies", get(proxies))
+        .route("/api/v1/splits", get(splits))
+        .route("/api/v1/objects/{kind}/{namespace}/{name}", get(object))
+        .with_state(admin.clone())
+        .merge(tonic::service::Routes::new(api::service(admin)).into_axum_router())
+}
+
+async fn proxies(State(admin): State<Admin>) -> Response {
+    Json(status::proxies(&admin.ledger.state(), &admin.board.list())).into_response()
+}
+
+#[derive(serde::Deserialize)]
+struct Narrowed {
+    #[serde(default)]
+    namespace: String,
+}
+
+async fn splits(State(admin): State<Admin>, Query(narrowed): Query<Narrowed>) -> Response {
+    Json(status::splits(&admin.ledger.state(), &admin.board.list(), &narrowed.namespace)).into_response()
+}
+
+async fn object(State(admin): State<Admin>, Path((kind, namespace, name)): Path<(String, String, String)>) -> Response {
+    let Some(kind) = api::object_kind(&kind) else {
+        let message = format!("kind `{kind}`: expected virtualservice or destinationrule\n");
+        return (StatusCode::BAD_REQUEST, message).into_response();
+    };
+    let key = crate::api::ObjectKey::new(kind, &namespace, &name);
+    match status::object(&admin.ledger.state(), &admin.board.list(), &key) {
+        Some(report) => Json(report).into_response(),
+        None => (StatusCode::NOT_FOUND, format!("there is no {key}\n")).into_response(),
+    }
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {

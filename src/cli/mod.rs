@@ -3,10 +3,15 @@
 pub mod analyze;
 pub mod bootstrap;
 pub mod demo;
+pub mod dump;
 pub mod explain;
 pub mod objects;
+pub mod ps;
+pub mod remote;
 pub mod serve;
+pub mod splits;
 pub mod translate;
+pub mod wait;
 
 use crate::mesh::{EmptySubset, MeshConfig, OutboundPolicy};
 

@@ -54,6 +54,13 @@ pub enum TypeName {
     Routes,
 }
 
+impl TypeName {
+    /// Whether a type URL is of this type.
+    pub fn is(self, type_url: &str) -> bool {
+        TYPES.iter().any(|(name, _, kind)| *name == self && kind.type_url() == type_url)
+    }
+}
+
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {

@@ -3,15 +3,23 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::stream::{Held, Refused};
+use super::stream::{Held, Item, Progress, Refused};
+use crate::mesh::Proxy;
 
 /// What is known of one connected proxy.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ProxyStatus {
     /// The node id.
     pub id: Arc<str>,
+    /// What it says of itself.
+    #[serde(skip)]
+    pub proxy: Arc<Proxy>,
+    /// When it connected, RFC 3339.
+    pub since: Arc<str>,
+    /// How far it is with clusters, endpoints, listeners and routes.
+    pub types: [Progress; 4],
     /// `ads`, or the one type that this stream is for.
     pub service: &'static str,
     /// `sotw` or `delta`.
@@ -33,10 +41,15 @@ pub struct ProxyStatus {
     pub kept: Vec<Arc<str>>,
 }
 
+/// A question to a stream: what was its client sent?
+pub type Question = oneshot::Sender<Vec<Item>>;
+
 /// All connected proxies.
 #[derive(Debug, Default)]
 pub struct Board {
     proxies: Mutex<BTreeMap<u64, ProxyStatus>>,
+    /// By which each stream can be asked.
+    questions: Mutex<BTreeMap<u64, mpsc::Sender<Question>>>,
     changed: watch::Sender<u64>,
 }
 
@@ -55,8 +68,34 @@ impl Board {
         }
     }
 
+    /// Takes questions to `stream` from now on.
+    pub fn answers(&self, stream: u64) -> mpsc::Receiver<Question> {
+        let (sender, receiver) = mpsc::channel(4);
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner).insert(stream, sender);
+        receiver
+    }
+
+    /// What the proxy on `stream` was sent; `None` where it is gone.
+    pub async fn inventory(&self, stream: u64) -> Option<Vec<Item>> {
+        let questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner).get(&stream).cloned()?;
+        let (sender, receiver) = oneshot::channel();
+        questions.send(sender).await.ok()?;
+        receiver.await.ok()
+    }
+
+    /// Tells of each change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// All connected proxies with their streams, in the order in which they came.
+    pub fn streams(&self) -> Vec<(u64, ProxyStatus)> {
+        self.lock().iter().map(|(stream, status)| (*stream, status.clone())).collect()
+    }
+
     /// Forgets the proxy on `stream`.
     pub fn remove(&self, stream: u64) {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
         self.lock().remove(&stream);
         self.changed.send_modify(|n| *n += 1);
     }

@@ -290,6 +290,7 @@ impl Served<'_> {
         let mut subscription = shared.hub.subscribe(proxy.clone());
         let mut machine = Stream::new(self.variant, shared.settings);
         let mut status = self.first_status(&proxy);
+        let mut questions = shared.board.answers(self.seat.id());
         let mut request = Some(first);
         let mut leave_at: Option<tokio::time::Instant> = None;
         loop {
@@ -319,6 +320,10 @@ impl Served<'_> {
                     None => return Ok(()),
                 },
                 changed = subscription.snapshots.changed() => changed.map_err(|_| going_away())?,
+                Some(question) = questions.recv() => {
+                    // Whoever asked may be gone by now.
+                    let _ = question.send(machine.inventory());
+                }
                 () = wake => {}
                 () = shared.closing.cancelled(), if leave_at.is_none() => {
                     leave_at = Some(tokio::time::Instant::now() + shared.door.leave_after());
@@ -331,6 +336,11 @@ impl Served<'_> {
     fn first_status(&self, proxy: &Proxy) -> ProxyStatus {
         ProxyStatus {
             id: proxy.id.clone(),
+            proxy: Arc::new(proxy.clone()),
+            since: k8s_openapi::jiff::Timestamp::now()
+                .round(k8s_openapi::jiff::Unit::Second)
+                .map_or_else(|_| Arc::default(), |now| now.to_string().into()),
+            types: [stream::Progress::None; 4],
             service: self.kind.map_or("ads", ResourceType::short_name),
             variant: match self.variant {
                 Variant::Sotw => "sotw",
@@ -398,6 +408,7 @@ fn note(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
         tracing::warn!(proxy = %status.id, reason, "proxy lags; it stays on its last whole state");
     }
     status.lagging = lagging;
+    status.types = machine.progress();
     status.refused = machine.refused();
     status.held = machine.held();
     status.kept = machine.kept();

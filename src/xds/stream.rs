@@ -61,6 +61,31 @@ pub struct Response {
     pub resources: usize,
 }
 
+/// What a client was sent of one resource.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// The type.
+    pub kind: ResourceType,
+    /// The newest form that was sent and not refused.
+    pub resource: Arc<Resource>,
+    /// Whether the client acked it.
+    pub acked: bool,
+}
+
+/// How far a client is with one type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress {
+    /// It did not ask for it.
+    None,
+    /// It has everything.
+    Synced,
+    /// Something is under way.
+    Stale,
+    /// It has everything but what it refused.
+    Refused,
+}
+
 /// A resource that the client refused; it keeps the last form it took.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Refused {
@@ -281,6 +306,31 @@ impl Stream {
             })
         });
         all.collect()
+    }
+
+    /// What the client was sent and has, or is about to have.
+    pub fn inventory(&self) -> Vec<Item> {
+        let all = ResourceType::ALL.into_iter().flat_map(|kind| {
+            self.get(kind).forms().map(move |(resource, acked)| Item { kind, resource: resource.clone(), acked })
+        });
+        all.collect()
+    }
+
+    /// How far the client is with each type, in the order of [`ResourceType::ALL`].
+    pub fn progress(&self) -> [Progress; 4] {
+        ResourceType::ALL.map(|kind| {
+            let state = self.get(kind);
+            let behind = matches!(kind, ResourceType::Listener | ResourceType::Route) && self.waiting;
+            if !state.subscribed {
+                Progress::None
+            } else if state.pending.is_some() || behind || self.target.is_none() {
+                Progress::Stale
+            } else if state.refused().is_empty() {
+                Progress::Synced
+            } else {
+                Progress::Refused
+            }
+        })
     }
 
     /// Why the client counts as lagging at this time; `None` where it does not.

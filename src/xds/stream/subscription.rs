@@ -139,6 +139,14 @@ impl Subscription {
         &self.refused
     }
 
+    /// The newest form of each resource that the client has or is about to have, and whether it acked it.
+    pub fn forms(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
+        let acked = self.acked.iter().filter(|(name, _)| self.in_flight(name).is_none());
+        let pending = self.pending.iter().flat_map(|pending| &pending.changes);
+        let acked = acked.filter_map(|(_, form)| Some((form.as_ref()?, true)));
+        acked.chain(pending.filter_map(|change| Some((change.resource.as_ref()?, false))))
+    }
+
     /// Every form that may be in use at the client.
     pub fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);

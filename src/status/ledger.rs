@@ -1,0 +1,104 @@
+//! What was published last: the mesh in force, what the objects want instead, and since when each object is as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::api::{Kind, ObjectKey};
+use crate::guard::Held;
+use crate::mesh::{Mesh, VirtualServices};
+use crate::store::Store;
+
+/// One state.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// The mesh in force; `None` before the first.
+    pub mesh: Option<Mesh>,
+    /// Its number, counted up with each change.
+    pub revision: u64,
+    /// The VirtualServices as their objects say.
+    pub wanted: Arc<VirtualServices>,
+    /// What is held back of them.
+    pub held: Arc<[Held]>,
+    /// VirtualServices and DestinationRules: since which revision they are in force as they are.
+    pub since: Arc<BTreeMap<ObjectKey, u64>>,
+    /// Objects whose newest form is not in force, and why.
+    pub invalid: Arc<BTreeMap<ObjectKey, Vec<String>>>,
+}
+
+/// The newest state, for everyone who asks.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+impl Ledger {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a new state of the mesh, of which `dirty` objects changed.
+    pub fn publish(
+        &self,
+        mesh: &Mesh,
+        revision: u64,
+        wanted: Arc<VirtualServices>,
+        held: Vec<Held>,
+        dirty: &BTreeSet<ObjectKey>,
+        store: &Store,
+    ) {
+        let mut state = self.lock();
+        let mut since = (*state.since).clone();
+        let ours = |key: &&ObjectKey| matches!(key.kind, Kind::VirtualService | Kind::DestinationRule);
+        for key in dirty.iter().filter(ours) {
+            match store.get(key) {
+                Some(_) => since.insert(key.clone(), revision),
+                None => since.remove(key),
+            };
+        }
+        // What is held, or let go, changes what is in force as much as an edit does.
+        let moved = |a: &[Held], b: &[Held]| -> BTreeSet<String> {
+            a.iter().filter(|one| !b.contains(one)).map(|one| one.object.clone()).collect()
+        };
+        let objects = &moved(&state.held, &held) | &moved(&held, &state.held);
+        for (key, at) in since.iter_mut().filter(|(key, _)| objects.contains(&key.to_string())) {
+            debug_assert!(ours(&key));
+            *at = revision;
+        }
+        state.since = Arc::new(since);
+        state.held = held.into();
+        state.mesh = Some(mesh.clone());
+        state.wanted = wanted;
+        state.revision = revision;
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Notes which objects are refused at present.
+    pub fn refused(&self, store: &Store) {
+        let invalid: BTreeMap<ObjectKey, Vec<String>> = store
+            .refused()
+            .map(|(key, list)| {
+                (key.clone(), list.iter().map(|one| format!("{}: {}", one.origin, one.problem)).collect())
+            })
+            .collect();
+        let mut state = self.lock();
+        if *state.invalid != invalid {
+            state.invalid = Arc::new(invalid);
+            drop(state);
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// The newest state.
+    pub fn state(&self) -> State {
+        self.lock().clone()
+    }
+
+    /// Tells of each new state.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}

@@ -1,0 +1,9 @@
+//! The truth: which proxies have which form of which object, computed from what they acked.
+
+mod ledger;
+mod report;
+
+pub use ledger::{Ledger, State};
+pub use report::{
+    DestinationShare, ObjectReport, ProxyReport, ProxyVerdict, SplitReport, Verdict, object, proxies, splits,
+};
