@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hold::{Chosen, Fit};
-use subscription::{Change, Room, Subscription, View};
+use subscription::{Change, Room, Subscription, Turn, View};
 
 pub use hold::Held;
 pub use request::{Answer, Request, Variant, Violation};
@@ -539,14 +539,16 @@ impl Stream {
         // nothing.
         let untaken: &dyn Fn(&str) -> bool =
             &|name| clusters.in_flight(name).is_some_and(|change| change.resource.is_some() && !change.taken);
+        let for_cluster: &dyn Fn(&Resource) -> u64 = &|one| version_for(clusters, one);
         let never: &dyn Fn(&str) -> bool = &|_| false;
+        let turn = Turn { variant, view: &view, nonce: &nonce, now, defer: never, version_of: &plain };
         let (frame, resources) = match kind {
-            ResourceType::Cluster => clusters.respond(kind, variant, &view, &nonce, now, never, &plain),
             ResourceType::Endpoints => {
-                endpoints.respond(kind, variant, &view, &nonce, now, untaken, &|one| version_for(clusters, one))
+                endpoints.respond(kind, &Turn { defer: untaken, version_of: for_cluster, ..turn })
             }
-            ResourceType::Listener => listeners.respond(kind, variant, &view, &nonce, now, never, &plain),
-            ResourceType::Route => routes.respond(kind, variant, &view, &nonce, now, never, &plain),
+            ResourceType::Cluster => clusters.respond(kind, &turn),
+            ResourceType::Listener => listeners.respond(kind, &turn),
+            ResourceType::Route => routes.respond(kind, &turn),
         }?;
         self.nonce += 1;
         match kind {
