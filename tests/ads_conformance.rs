@@ -621,7 +621,7 @@ async fn delta_what_does_not_exist_is_told_and_sent_when_it_does() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let v3 = weir.cluster("v3");
-    assert_eq!(client.fetch(EDS, &[&v3]).await.removed, [v3.clone()]);
+    assert_eq!(client.fetch(EDS, &[&v3]).await.removed, [v3.as_str()]);
     weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
     let got = client.got(EDS).await;
     assert!(got.has(&v3));

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hold::{Chosen, Fit};
-use subscription::{Change, Room, Subscription, View};
+use subscription::{Change, Room, Subscription, Turn, View};
 
 pub use hold::Held;
 pub use request::{Answer, Request, Variant, Violation};
@@ -518,11 +518,13 @@ impl Stream {
         if self.kept.is_empty() {
             return;
         }
-        let [.., listeners, routes] = &self.types;
+        let [clusters, _, listeners, routes] = &self.types;
         let users = [listeners, routes];
-        self.routes_known = self.routes_known
+        // Not for good before both were asked for: a client that comes back asks for one after the other.
+        let known = self.routes_known
             || !self.returning
             || (self.started && users.iter().all(|state| !state.subscribed || state.knows_all()));
+        self.routes_known = known && (!self.returning || users.iter().all(|state| state.subscribed));
         let mut used: BTreeSet<&str> = BTreeSet::new();
         for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed) {
             let coming = live.values().filter(|one| state.wants(&one.name) && !state.refuses(one));
@@ -532,16 +534,16 @@ impl Stream {
         }
         let mut over = Vec::new();
         for (name, kept) in &self.kept {
+            let told = !clusters.has(name) || clusters.in_flight(name).is_some_and(|change| change.resource.is_none());
             let phase = match kept.phase {
-                Phase::Leaving => Phase::Leaving,
-                _ if !self.routes_known || used.contains(&**name) => Phase::InUse,
+                Phase::Leaving if told => Phase::Leaving,
+                _ if !known || used.contains(&**name) => Phase::InUse,
                 Phase::InUse => Phase::UnusedSince(now),
-                Phase::UnusedSince(since) => Phase::UnusedSince(since),
+                phase => phase,
             };
             let due = matches!(phase, Phase::UnusedSince(since) if since + self.settings.grace <= now);
             over.push(if due { Phase::Leaving } else { phase });
         }
-        let [clusters, ..] = &self.types;
         for (kept, phase) in self.kept.values_mut().zip(over) {
             kept.phase = phase;
         }
@@ -589,14 +591,16 @@ impl Stream {
         // nothing.
         let untaken: &dyn Fn(&str) -> bool =
             &|name| clusters.in_flight(name).is_some_and(|change| change.resource.is_some() && !change.taken);
+        let for_cluster: &dyn Fn(&Resource) -> u64 = &|one| version_for(clusters, one);
         let never: &dyn Fn(&str) -> bool = &|_| false;
+        let turn = Turn { variant, view: &view, nonce: &nonce, now, defer: never, version_of: &plain };
         let (frame, resources) = match kind {
-            ResourceType::Cluster => clusters.respond(kind, variant, &view, &nonce, now, never, &plain),
             ResourceType::Endpoints => {
-                endpoints.respond(kind, variant, &view, &nonce, now, untaken, &|one| version_for(clusters, one))
+                endpoints.respond(kind, &Turn { defer: untaken, version_of: for_cluster, ..turn })
             }
-            ResourceType::Listener => listeners.respond(kind, variant, &view, &nonce, now, never, &plain),
-            ResourceType::Route => routes.respond(kind, variant, &view, &nonce, now, never, &plain),
+            ResourceType::Cluster => clusters.respond(kind, &turn),
+            ResourceType::Listener => listeners.respond(kind, &turn),
+            ResourceType::Route => routes.respond(kind, &turn),
         }?;
         self.nonce += 1;
         match kind {

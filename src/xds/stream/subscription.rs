@@ -63,6 +63,19 @@ impl View {
     }
 }
 
+/// What a response is made from.
+#[derive(Clone, Copy)]
+pub(super) struct Turn<'a> {
+    pub variant: Variant,
+    pub view: &'a View,
+    pub nonce: &'a str,
+    pub now: Instant,
+    /// Says of a name that it is to wait.
+    pub defer: &'a dyn Fn(&str) -> bool,
+    /// Which version to tell of a resource.
+    pub version_of: &'a dyn Fn(&Resource) -> u64,
+}
+
 /// What a request brought.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
@@ -363,7 +376,7 @@ impl Subscription {
     }
 
     /// Compares what the client said it has with what there is.
-    /// `version_of` is as in [`Subscription::respond`].
+    /// `version_of` is as in [`Turn`].
     pub fn compare(&mut self, view: &View, version_of: &dyn Fn(&Resource) -> u64) {
         for (name, version) in std::mem::take(&mut self.claimed) {
             if !self.wants(&name) {
@@ -375,17 +388,8 @@ impl Subscription {
     }
 
     /// The next response; `None` where there is nothing to say, or the client has not yet answered the last one.
-    /// `defer` says of a name that it is to wait, and `version_of` which version to tell.
-    pub fn respond(
-        &mut self,
-        kind: ResourceType,
-        variant: Variant,
-        view: &View,
-        nonce: &str,
-        now: Instant,
-        defer: &dyn Fn(&str) -> bool,
-        version_of: &dyn Fn(&Resource) -> u64,
-    ) -> Option<(Frame, usize)> {
+    pub fn respond(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Option<(Frame, usize)> {
+        let Turn { variant, view, nonce, now, version_of, .. } = *turn;
         // One response at a time for a type: what comes up meanwhile goes out together after the answer.
         if !self.subscribed || self.pending.is_some() {
             return None;
@@ -394,7 +398,7 @@ impl Subscription {
         let trial = self.next_trial(view);
         let mut changes: Vec<Change> = match &trial {
             Some(group) => group.iter().map(|one| self.change(&one.name, Some(one.clone()))).collect(),
-            None => self.differences(kind, variant, view, defer),
+            None => self.differences(kind, turn),
         };
         if changes.is_empty() && !self.owed {
             return None;
@@ -459,13 +463,8 @@ impl Subscription {
         all.into_values().cloned().collect()
     }
 
-    fn differences(
-        &mut self,
-        kind: ResourceType,
-        variant: Variant,
-        view: &View,
-        defer: &dyn Fn(&str) -> bool,
-    ) -> Vec<Change> {
+    fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Vec<Change> {
+        let Turn { variant, view, defer, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
         let mut later = BTreeSet::new();
         let mut changes = Vec::new();
