@@ -2,77 +2,8 @@
 
 mod support;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use support::mesh::{Backends, Objects, Serve, Tally, route_yaml, rule_yaml, send, start_envoy, until};
-use support::process::free_port;
-use weir::envoy::EnvoyProcess;
-
-struct Canary {
-    _folder: tempfile::TempDir,
-    objects: Objects,
-    weir: Serve,
-    envoy: EnvoyProcess,
-}
-
-impl Canary {
-    async fn start(more: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("config");
-        std::fs::create_dir(&config).unwrap();
-        let objects = Objects { folder: config.clone(), service: free_port(), backend: Backends::start().port };
-        objects.write_all(100, 0);
-        let weir = Serve::start(&["--config-dir", config.to_str().unwrap()], free_port(), free_port());
-        weir.ready().await;
-        let envoy = start_envoy(folder.path(), weir.xds, more).await;
-        weir.acked_after(0).await;
-        Self { _folder: folder, objects, weir, envoy }
-    }
-
-    async fn edit(&self, file: &str, text: &str) {
-        let before = self.weir.revision().await;
-        self.objects.write(file, text);
-        self.weir.acked_after(before).await;
-    }
-
-    async fn send(&self, count: u64) -> Tally {
-        let port = self.objects.service;
-        tokio::task::spawn_blocking(move || send(port, count)).await.unwrap()
-    }
-
-    /// Requests without a pause until told to stop.
-    fn load(&self) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (port, told) = (self.objects.service, stop.clone());
-        let thread = std::thread::spawn(move || {
-            let mut sum = Tally::default();
-            // Bounded, so that a test that hangs does not send for ever.
-            for _ in 0..20_000 {
-                if told.load(Ordering::Relaxed) {
-                    break;
-                }
-                for (answer, count) in send(port, 50).answers {
-                    *sum.answers.entry(answer).or_default() += count;
-                }
-            }
-            sum
-        });
-        Load { stop, thread }
-    }
-}
-
-struct Load {
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Tally>,
-}
-
-impl Load {
-    fn end(self) -> Tally {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
-}
+use support::canary::Canary;
+use support::mesh::{Serve, route_yaml, rule_yaml, start_envoy, until};
 
 async fn tutorial(more: &[&str]) {
     let canary = Canary::start(more).await;

@@ -42,6 +42,9 @@ pub struct Args {
     /// How many streams of proxies there may be
     #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().streams)]
     max_streams: usize,
+    /// Send everything at once and wait for nothing, for a test that shows what the waiting is for
+    #[arg(long, hide = true)]
+    test_ungated: bool,
     #[command(flatten)]
     mesh: super::MeshArgs,
 }
@@ -66,7 +69,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         mesh: args.mesh.config(),
-        streams: Settings { grace: args.grace, ack_timeout: args.ack_timeout, ..Default::default() },
+        streams: Settings {
+            grace: args.grace,
+            ack_timeout: args.ack_timeout,
+            gated: !args.test_ungated,
+            ..Default::default()
+        },
         limits: Limits { streams: args.max_streams, ..Default::default() },
     })
     .await?;

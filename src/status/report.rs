@@ -209,7 +209,7 @@ fn verdict(mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey, since: u64) -> Pr
     }
     let hosts = hosts(mesh, key);
     let concerns = |name: &str| hosts.iter().any(|host| is_about(name, host));
-    if status.reached.is_some_and(|reached| reached >= since) {
+    if status.resting && status.reached.is_some_and(|reached| reached >= since) {
         if let Some(refused) = status.refused.iter().find(|one| concerns(&one.name) || one.kind == "rds") {
             let reason = format!("{} {}: {}", refused.kind, refused.name, refused.message);
             return ProxyVerdict { id, state: Verdict::Refused, reason };

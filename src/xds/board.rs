@@ -28,6 +28,8 @@ pub struct ProxyStatus {
     pub acked: Option<u64>,
     /// The newest state of which it has acked all but what is held back and what it refused.
     pub reached: Option<u64>,
+    /// Whether nothing is under way: all that is missing is held back or was refused.
+    pub resting: bool,
     /// The state it is to have.
     pub wanted: Option<u64>,
     /// Why it counts as lagging; `None` where it does not.

@@ -348,6 +348,7 @@ impl Served<'_> {
             },
             acked: None,
             reached: None,
+            resting: false,
             wanted: None,
             lagging: None,
             refused: Vec::new(),
@@ -400,6 +401,7 @@ impl Served<'_> {
 
 fn note(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     status.acked = machine.settled().or(status.acked);
+    status.resting = machine.reached().is_some();
     status.reached = machine.reached().or(status.reached);
     let lagging = machine.lag(now);
     if status.lagging.is_none()

@@ -116,6 +116,26 @@ impl Serve {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     }
 
+    /// How many changes of objects were taken in.
+    pub async fn events(&self) -> u64 {
+        self.metric("pilot_k8s_cfg_events_total ").await.expect("the metric pilot_k8s_cfg_events_total")
+    }
+
+    /// Waits until so many changes of objects were taken in and the proxy of pod `client-0` has acked all of them.
+    pub async fn live_with(&self, events: u64) {
+        until("the proxy has acked all that was written", async || {
+            if self.metric("pilot_k8s_cfg_events_total ").await.is_none_or(|seen| seen < events) {
+                return false;
+            }
+            let revision = self.metric("weir_mesh_revision ").await;
+            let Ok(body) = self.admin().get("/debug/syncz").await else { return false };
+            let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let own = list.as_array().unwrap().iter().find(|one| one["id"].as_str().unwrap().contains("~client-0."));
+            own.is_some_and(|own| own["acked"].as_u64().is_some() && own["acked"].as_u64() == revision)
+        })
+        .await;
+    }
+
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -168,18 +188,24 @@ impl Objects {
     }
 
     pub fn endpoints_yaml(&self) -> String {
+        self.endpoints_of(&[1, 2])
+    }
+
+    /// The endpoints and pods of these versions alone.
+    pub fn endpoints_of(&self, versions: &[u8]) -> String {
+        let all: Vec<(u8, u8)> = versions.iter().flat_map(|version| [1, 2, 3].map(|n| (*version, n))).collect();
         let mut text = String::from(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: my-app-1, namespace: shop, labels: \
              {kubernetes.io/service-name: my-app}}\naddressType: IPv4\nendpoints:\n",
         );
-        for (version, n) in [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)] {
+        for (version, n) in &all {
             text += &format!(
                 "- {{addresses: [127.0.{version}.{n}], conditions: {{ready: true}}, \
                  targetRef: {{kind: Pod, name: my-app-v{version}-{n}}}}}\n"
             );
         }
         text += &format!("ports: [{{name: http, port: {}, protocol: TCP}}]\n", self.backend);
-        for (version, n) in [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)] {
+        for (version, n) in &all {
             text += &format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: my-app-v{version}-{n}, namespace: shop, labels: \
                  {{app: my-app, version: v{version}}}}}\n"
@@ -209,8 +235,9 @@ pub fn route_yaml(v1: u32, v2: u32) -> String {
 /// Starts Envoy on the bootstrap that `weir bootstrap` prints.
 pub async fn start_envoy(folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess {
     let printed = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["bootstrap", "--xds", &format!("127.0.0.1:{xds}"), "--namespace", "shop", "--pod", "client-0"])
-        .args(["--intercept", "none", "--label", "app=client"])
+        .args(["bootstrap", "--xds", &format!("127.0.0.1:{xds}"), "--namespace", "shop", "--label", "app=client"])
+        .args(if more.contains(&"--pod") { [""; 0].as_slice() } else { &["--pod", "client-0"] })
+        .args(if more.contains(&"--intercept") { [""; 0].as_slice() } else { &["--intercept", "none"] })
         .args(more)
         .output()
         .unwrap();

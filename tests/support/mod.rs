@@ -4,6 +4,7 @@
 
 pub mod ads;
 pub mod cache;
+pub mod canary;
 pub mod kube;
 pub mod mesh;
 pub mod parts;

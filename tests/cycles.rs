@@ -1,0 +1,209 @@
+//! Canary steps under steady load, over and over: whatever the order of the writes, no request may fail.
+//!
+//! Each test runs every kind of cycle 20 times (`WEIR_CYCLES` says otherwise). The writes of a step are 9 ms apart, as
+//! rollout tools make them; everything else waits for events.
+
+mod support;
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::canary::Canary;
+use support::mesh::{Tally, route_yaml, rule_yaml, start_envoy, until};
+
+/// Between the two writes of a step.
+const APART: Duration = Duration::from_millis(9);
+
+fn cycles() -> u32 {
+    std::env::var("WEIR_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
+}
+
+/// `rule` and `route` files for a mesh of these subsets, all traffic to the last.
+fn only(subset: &str) -> String {
+    let share = if subset == "v1" { (100, 0) } else { (0, 100) };
+    let text = route_yaml(share.0, share.1);
+    let other = if subset == "v1" { "subset: v2" } else { "subset: v1" };
+    text.lines().filter(|line| !line.contains(other)).map(|line| format!("{line}\n")).collect()
+}
+
+const RULE: &str = "destination-rule.yaml";
+const ROUTE: &str = "virtual-service.yaml";
+
+/// Writes one file, and the other 9 ms later, and waits until the proxy has acked both.
+async fn pair(canary: &Canary, first: (&str, &str), then: (&str, &str)) {
+    let before = canary.weir.events().await;
+    canary.objects.write(first.0, first.1);
+    tokio::time::sleep(APART).await;
+    canary.objects.write(then.0, then.1);
+    canary.weir.live_with(before + 2).await;
+}
+
+async fn run(canary: &mut Canary, kill: bool) -> Vec<(&'static str, Tally)> {
+    let (both, v1, v2) = (rule_yaml(&["v1", "v2"]), rule_yaml(&["v1"]), rule_yaml(&["v2"]));
+    let (to_v1, to_v2, half) = (only("v1"), only("v2"), route_yaml(50, 50));
+    let mut found = Vec::new();
+    // The rule adds a subset, then the route uses it; and the other way round.
+    canary.edit(ROUTE, &to_v1).await;
+    canary.edit(RULE, &v1).await;
+    for (name, rule_first) in [("a: rule adds, route uses", true), ("b: route uses, rule adds", false)] {
+        let load = canary.load();
+        for _ in 0..cycles() {
+            let (rule, route) = ((RULE, both.as_str()), (ROUTE, to_v2.as_str()));
+            let (first, then) = if rule_first { (rule, route) } else { (route, rule) };
+            step(canary, first, then, kill).await;
+            canary.edit(ROUTE, &to_v1).await;
+            canary.edit(RULE, &v1).await;
+        }
+        found.push((name, load.end()));
+    }
+    // The route leaves a subset, then the rule drops it; and the other way round.
+    canary.edit(RULE, &both).await;
+    canary.edit(ROUTE, &half).await;
+    for (name, route_first) in [("c: route leaves, rule drops", true), ("d: rule drops, route leaves", false)] {
+        let load = canary.load();
+        for _ in 0..cycles() {
+            let (rule, route) = ((RULE, v2.as_str()), (ROUTE, to_v2.as_str()));
+            let (first, then) = if route_first { (route, rule) } else { (rule, route) };
+            step(canary, first, then, kill).await;
+            canary.edit(RULE, &both).await;
+            canary.edit(ROUTE, &half).await;
+        }
+        found.push((name, load.end()));
+    }
+    // Both in one write of one file.
+    std::fs::remove_file(canary.objects.folder.join(RULE)).unwrap();
+    let one = |rule: &str, route: &str| format!("{rule}---\n{route}");
+    canary.edit(ROUTE, &one(&both, &half)).await;
+    let load = canary.load();
+    for _ in 0..cycles() {
+        canary.edit(ROUTE, &one(&v1, &to_v1)).await;
+        canary.edit(ROUTE, &one(&v2, &to_v2)).await;
+    }
+    found.push(("e: both in one write", load.end()));
+    canary.edit(ROUTE, &half).await;
+    canary.edit(RULE, &both).await;
+    // Weight, and a subset's labels, come before the pods they are for.
+    let all = canary.objects.endpoints_yaml();
+    let no_v2 = canary.objects.endpoints_of(&[1]);
+    let load = canary.load();
+    for _ in 0..cycles() {
+        canary.edit(ROUTE, &to_v1).await;
+        canary.edit("endpoints.yaml", &no_v2).await;
+        let before = canary.weir.events().await;
+        canary.objects.write(ROUTE, &half);
+        canary.objects.write(RULE, &both.replace("name: v1, labels: {version: v1}", "name: v1, labels: {version: v2}"));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        canary.objects.write("endpoints.yaml", &all);
+        canary.weir.live_with(before + 3).await;
+        canary.edit(RULE, &both).await;
+    }
+    found.push(("f: weight and labels before pods", load.end()));
+    // The pods of the old version go right after the switch.
+    let no_v1 = canary.objects.endpoints_of(&[2]);
+    let load = canary.load();
+    for _ in 0..cycles() {
+        canary.edit(ROUTE, &to_v1).await;
+        pair(canary, (ROUTE, &to_v2), ("endpoints.yaml", &no_v1)).await;
+        canary.edit("endpoints.yaml", &all).await;
+    }
+    found.push(("g: old pods go after the switch", load.end()));
+    found
+}
+
+/// One step, with weir killed between the two writes or not.
+async fn step(canary: &mut Canary, first: (&str, &str), then: (&str, &str), kill: bool) {
+    if !kill {
+        pair(canary, first, then).await;
+        return;
+    }
+    canary.objects.write(first.0, first.1);
+    tokio::time::sleep(APART).await;
+    canary.kill_weir();
+    canary.objects.write(then.0, then.1);
+    canary.revive().await;
+    canary.weir.live_with(1).await;
+}
+
+fn nothing_failed(found: &[(&str, Tally)]) {
+    for (name, tally) in found {
+        eprintln!("{name}: {} requests, {} failed", tally.total(), tally.failed());
+        if tally.failed() > 0 {
+            eprintln!("  {:?}", tally.answers);
+        }
+    }
+    let bad: Vec<_> = found.iter().filter(|(_, tally)| tally.failed() > 0).collect();
+    assert!(bad.is_empty(), "{bad:?}");
+    assert!(found.iter().all(|(_, tally)| tally.total() > 100), "{found:?}");
+}
+
+/// A short grace, so that what is dropped is dropped within its cycle.
+const GRACE: [&str; 2] = ["--grace", "0.05"];
+
+#[tokio::test]
+async fn no_step_costs_a_request_over_delta() {
+    let mut canary = Canary::with(&[], &GRACE).await;
+    nothing_failed(&run(&mut canary, false).await);
+}
+
+#[tokio::test]
+async fn no_step_costs_a_request_over_sotw() {
+    let mut canary = Canary::with(&["--sotw"], &GRACE).await;
+    nothing_failed(&run(&mut canary, false).await);
+}
+
+#[tokio::test]
+async fn no_step_costs_a_request_while_weir_is_killed_and_restarted() {
+    let mut canary = Canary::with(&[], &GRACE).await;
+    nothing_failed(&run(&mut canary, true).await);
+}
+
+#[tokio::test]
+async fn without_the_gates_requests_do_fail() {
+    let mut canary = Canary::with(&[], &["--grace", "0.05", "--test-ungated"]).await;
+    let found = run(&mut canary, false).await;
+    let failed: u64 = found.iter().map(|(_, tally)| tally.failed()).sum();
+    assert!(failed > 0, "the load does not notice what the gates are for: {found:?}");
+}
+
+/// Two Envoys, one of them stopped for a while in the middle: the other has every step as fast as ever, and the stopped
+/// one is shown as lagging, comes back to the newest state, and has lost nothing on the way.
+#[tokio::test]
+async fn a_proxy_that_stops_for_a_while_delays_nobody_and_comes_back_to_the_newest_state() {
+    let canary = Canary::with(&[], &["--grace", "0.05", "--ack-timeout", "0.5"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    // This one binds none of the service's ports, so that all requests go to the first.
+    let more = ["--pod", "client-1", "--intercept", "redirect"];
+    let other = start_envoy(folder.path(), canary.weir.xds, &more).await;
+    let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(other.id().cast_signed()), signal).unwrap();
+    let state = async || -> Value {
+        let list: Value = serde_json::from_slice(&canary.weir.admin().get("/debug/syncz").await.unwrap()).unwrap();
+        let all = list.as_array().unwrap().clone();
+        all.into_iter().find(|one| one["id"].as_str().unwrap().contains("~client-1.")).unwrap_or_default()
+    };
+    until("the second proxy has all", async || {
+        let now = state().await;
+        now["acked"].is_u64() && now["acked"] == now["wanted"]
+    })
+    .await;
+    let load = canary.load();
+    signal(Signal::SIGSTOP);
+    for _ in 0..cycles() {
+        pair(&canary, (RULE, &rule_yaml(&["v2"])), (ROUTE, &only("v2"))).await;
+        pair(&canary, (RULE, &rule_yaml(&["v1", "v2"])), (ROUTE, &only("v1"))).await;
+    }
+    canary.edit(ROUTE, &only("v2")).await;
+    until("the stopped proxy is shown as lagging", async || state().await["lagging"].is_string()).await;
+    let behind = state().await;
+    assert!(behind["acked"].as_u64() < behind["wanted"].as_u64(), "{behind}");
+    signal(Signal::SIGCONT);
+    until("the proxy has caught up", async || {
+        let now = state().await;
+        now["acked"] == now["wanted"] && now["lagging"].is_null()
+    })
+    .await;
+    let rejected = other.stats("update_rejected").await.unwrap();
+    assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
+    let all = load.end();
+    assert_eq!(all.failed(), 0, "{all:?}");
+}

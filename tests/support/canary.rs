@@ -1,0 +1,98 @@
+//! The canary, running: objects in a folder, backends, weir, and an Envoy that takes requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use weir::envoy::EnvoyProcess;
+
+use super::mesh::{Backends, Objects, Serve, Tally, send, start_envoy};
+use super::process::free_port;
+
+pub struct Canary {
+    pub folder: tempfile::TempDir,
+    pub objects: Objects,
+    pub weir: Serve,
+    pub envoy: EnvoyProcess,
+    flags: Vec<String>,
+}
+
+impl Canary {
+    /// With more flags for `weir bootstrap`.
+    pub async fn start(more: &[&str]) -> Self {
+        Self::with(more, &[]).await
+    }
+
+    /// With more flags for `weir bootstrap` and for `weir serve`.
+    pub async fn with(more: &[&str], flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config");
+        std::fs::create_dir(&config).unwrap();
+        let objects = Objects { folder: config.clone(), service: free_port(), backend: Backends::start().port };
+        objects.write_all(100, 0);
+        let mut args = vec!["--config-dir", config.to_str().unwrap()];
+        args.extend(flags);
+        let weir = Serve::start(&args, free_port(), free_port());
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        weir.ready().await;
+        let envoy = start_envoy(folder.path(), weir.xds, more).await;
+        weir.acked_after(0).await;
+        Self { folder, objects, weir, envoy, flags }
+    }
+
+    /// Writes a file and waits until the proxy has acked what it says.
+    pub async fn edit(&self, file: &str, text: &str) {
+        let before = self.weir.revision().await;
+        self.objects.write(file, text);
+        self.weir.acked_after(before).await;
+    }
+
+    pub async fn send(&self, count: u64) -> Tally {
+        let port = self.objects.service;
+        tokio::task::spawn_blocking(move || send(port, count)).await.unwrap()
+    }
+
+    /// Kills weir; [`Canary::revive`] starts it again.
+    pub fn kill_weir(&mut self) {
+        self.weir.kill();
+    }
+
+    /// Starts weir again where it was, and waits until it is ready.
+    pub async fn revive(&mut self) {
+        let mut args = vec!["--config-dir", self.objects.folder.to_str().unwrap()];
+        args.extend(self.flags.iter().map(String::as_str));
+        self.weir = Serve::start(&args, self.weir.xds, self.weir.admin);
+        self.weir.ready().await;
+    }
+
+    /// Requests without a pause until told to stop.
+    pub fn load(&self) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (port, told) = (self.objects.service, stop.clone());
+        let thread = std::thread::spawn(move || {
+            let mut sum = Tally::default();
+            // Bounded, so that a test that hangs does not send for ever.
+            for _ in 0..200_000 {
+                if told.load(Ordering::Relaxed) {
+                    break;
+                }
+                for (answer, count) in send(port, 50).answers {
+                    *sum.answers.entry(answer).or_default() += count;
+                }
+            }
+            sum
+        });
+        Load { stop, thread }
+    }
+}
+
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Tally>,
+}
+
+impl Load {
+    pub fn end(self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
