@@ -27,6 +27,8 @@ pub(super) struct Change {
     pub resource: Option<Arc<Resource>>,
     /// Whether the client had no form of it.
     pub new: bool,
+    /// Whether it is due even if it did not change.
+    pub asked: bool,
     /// Of a cluster: the client has asked for its endpoints, which shows that it took it even before it acks.
     pub taken: bool,
     /// Of a cluster: its endpoints are acked as well. Of endpoints: the client had the cluster when they were sent.
@@ -252,7 +254,12 @@ impl Subscription {
         let message: Arc<str> = cut(message).into();
         for one in sent().filter(refused) {
             let refusal = Refusal { version: one.version, message: message.clone() };
-            self.refused.insert(one.name.clone(), refusal);
+            if self.has_form(one) {
+                // The form that it has, refused when it came once more: what is kept from it stays kept from it.
+                self.refused.entry(one.name.clone()).or_insert(refusal);
+            } else {
+                self.refused.insert(one.name.clone(), refusal);
+            }
         }
         if count == 0 {
             // A response that only takes away has nothing to try again without.
@@ -264,12 +271,17 @@ impl Subscription {
             let (left, right) = all.split_at(all.len() / 2);
             self.suspects.extend([right.to_vec(), left.to_vec()]);
         }
-        // What was sent once more without a change would otherwise be thought to be there.
-        for one in sent().filter(|one| !refused(one)) {
-            if matches!(self.acked.get(&one.name), Some(Some(had)) if had.version == one.version) {
+        // What was due without a change still is: the same, or the form that the client has instead of a refused one.
+        for change in changes.iter().filter(|change| change.asked) {
+            let Some(one) = &change.resource else { continue };
+            if !(refused(&one) && self.has_form(one)) {
                 self.again.insert(one.name.clone());
             }
         }
+    }
+
+    fn has_form(&self, resource: &Resource) -> bool {
+        matches!(self.acked.get(&resource.name), Some(Some(had)) if had.version == resource.version)
     }
 
     fn check(&self, names: usize, bytes: usize, room: Room) -> Result<(), Violation> {
@@ -430,7 +442,8 @@ impl Subscription {
     }
 
     fn change(&self, name: &Arc<str>, resource: Option<Arc<Resource>>) -> Change {
-        Change { name: name.clone(), resource, new: !self.has(name), taken: false, warms: false }
+        let asked = self.again.contains(name);
+        Change { name: name.clone(), resource, new: !self.has(name), asked, taken: false, warms: false }
     }
 
     fn next_trial(&mut self, view: &View) -> Option<Vec<Arc<Resource>>> {
@@ -472,8 +485,7 @@ impl Subscription {
             let name = &resource.name;
             let asked = !again.is_empty() && again.remove(name);
             let Some(form) = self.allowed(resource) else { continue };
-            let has = matches!(self.acked.get(name), Some(Some(had)) if had.version == form.version);
-            if has && !asked {
+            if self.has_form(&form) && !asked {
                 continue;
             }
             if defer(name) {
@@ -482,7 +494,7 @@ impl Subscription {
                 }
                 continue;
             }
-            changes.push(self.change(name, Some(form)));
+            changes.push(Change { asked, ..self.change(name, Some(form)) });
         }
         // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
         // Resources").

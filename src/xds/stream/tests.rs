@@ -299,6 +299,18 @@ fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
 }
 
 #[test]
+fn a_changed_cluster_whose_new_endpoints_are_refused_gets_those_that_it_had() {
+    let mut client = started();
+    client.give(snapshot(2, &[(Cluster, "c1", "C1b"), (Endpoints, "c1", "bad"), (Listener, "l", "L"), V1[3]]));
+    client.ack();
+    assert_eq!(client.take_log(), ["cds +c1=C1b", "eds +c1=bad"]);
+    client.answer(Some("no"), &[]);
+    assert_eq!(client.take_log(), ["eds +c1=E1"], "they end its warming");
+    client.answer(Some("not those either"), &[]);
+    assert_eq!(client.take_log(), NOTHING, "and it does not go round");
+}
+
+#[test]
 fn a_cluster_that_goes_and_comes_back_is_made_anew() {
     let mut client = started();
     client.give(snapshot(2, &[(Listener, "l", "L"), (Route, "80", "a>")]));

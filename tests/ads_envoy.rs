@@ -1,0 +1,79 @@
+//! Objects written in the wrong order, milliseconds apart, under load through a real Envoy: no request may fail.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use support::mesh::{Backends, Objects, Serve, Tally, route_yaml, rule_yaml, send, start_envoy, until};
+use support::process::free_port;
+
+async fn written_in_the_wrong_order(more: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    std::fs::create_dir(&config).unwrap();
+    let objects = Objects { folder: config.clone(), service: free_port(), backend: Backends::start().port };
+    objects.write_all(100, 0);
+    let v1 = only("v1", &route_yaml(100, 0));
+    let v2 = only("v2", &route_yaml(0, 100));
+    objects.write("virtual-service.yaml", &v1);
+    objects.write("destination-rule.yaml", &rule_yaml(&["v1"]));
+    let weir = Serve::start(&["--config-dir", config.to_str().unwrap(), "--grace", "0.1"], free_port(), free_port());
+    weir.ready().await;
+    let envoy = start_envoy(folder.path(), weir.xds, more).await;
+    weir.acked_after(0).await;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let (port, told) = (objects.service, stop.clone());
+    let load = std::thread::spawn(move || {
+        let mut sum = Tally::default();
+        // Bounded, so that a test that hangs does not send for ever.
+        for _ in 0..20_000 {
+            if told.load(Ordering::Relaxed) {
+                break;
+            }
+            for (answer, count) in send(port, 50).answers {
+                *sum.answers.entry(answer).or_default() += count;
+            }
+        }
+        sum
+    });
+    let clusters = async || String::from_utf8(envoy.admin_get("/clusters").await.unwrap().to_vec()).unwrap();
+    let taken = async |what: &str, file: &str, text: &str| {
+        let before = weir.revision().await;
+        objects.write(file, text);
+        until(what, async || weir.revision().await > before).await;
+    };
+    for (route, next, now, gone) in [(&v2, "v2", 100, "|v1|"), (&v1, "v1", 0, "|v2|")].repeat(3) {
+        // The route comes first, to a subset that nothing defines, then the rule, which drops the other at once.
+        taken("the route is read", "virtual-service.yaml", route).await;
+        let tally = tokio::task::spawn_blocking(move || send(port, 50)).await.unwrap();
+        tally.assert_split(100 - now);
+        let before = weir.revision().await;
+        objects.write("destination-rule.yaml", &rule_yaml(&[next]));
+        weir.acked_after(before).await;
+        let tally = tokio::task::spawn_blocking(move || send(port, 50)).await.unwrap();
+        tally.assert_split(now);
+        until("the old subset's cluster is gone", async || !clusters().await.contains(gone)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let all = load.join().unwrap();
+    assert_eq!(all.failed(), 0, "{all:?}");
+    let rejected = envoy.stats("update_rejected").await.unwrap();
+    assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
+}
+
+fn only(subset: &str, route: &str) -> String {
+    let other = if subset == "v1" { "subset: v2" } else { "subset: v1" };
+    route.lines().filter(|line| !line.contains(other)).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn no_request_fails_when_objects_are_written_in_the_wrong_order_over_delta() {
+    written_in_the_wrong_order(&[]).await;
+}
+
+#[tokio::test]
+async fn no_request_fails_when_objects_are_written_in_the_wrong_order_over_sotw() {
+    written_in_the_wrong_order(&["--sotw"]).await;
+}
