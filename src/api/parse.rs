@@ -51,7 +51,7 @@ impl From<Problem> for ObjectError {
 pub struct Parsed {
     /// The object.
     pub object: Object,
-    /// Fields that weir, like Istio, does not know.
+    /// Fields that weir, like Istio, does not know, and fields that have no effect.
     pub warnings: Vec<Problem>,
 }
 
@@ -199,8 +199,12 @@ pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed,
         Kind::Sidecar => Spec::Sidecar(Box::new(read(spec, "spec", &mut warnings)?)),
     };
     let object = Object { meta, spec };
-    let problems = validate::check(&object);
-    if problems.is_empty() { Ok(Parsed { object, warnings }) } else { Err(ObjectError { problems }) }
+    let found = validate::check(&object);
+    if !found.problems.is_empty() {
+        return Err(ObjectError { problems: found.problems });
+    }
+    warnings.extend(found.warnings);
+    Ok(Parsed { object, warnings })
 }
 
 /// Nothing here can be wrong: what is missing or odd is as if it were not known.

@@ -10,11 +10,14 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Duration(pub time::Duration);
 
+/// In nanoseconds. Source: `kMaxInt64Nanoseconds` in Envoy's `source/common/protobuf/utility.cc`, whole seconds.
+const LONGEST: u64 = 9_223_372_035_999_999_999;
+
 impl Duration {
     /// Reads the written form.
     ///
     /// # Errors
-    /// Says what was expected where `text` is not a duration, is negative, or is longer than 2⁶³ ns (292 years).
+    /// Says what was expected where `text` is not a duration, is negative, or is longer than the 292 years that Envoy counts.
     pub fn parse(text: &str) -> Result<Self, String> {
         let bad = || format!("`{text}` is not a duration; expected a form like 5s, 250ms or 1h30m");
         let mut rest = text.strip_prefix('+').unwrap_or(text);
@@ -55,7 +58,7 @@ impl Duration {
             }
             rest = tail;
         }
-        let nanos = u64::try_from(total).ok().filter(|n| *n <= i64::MAX as u64).ok_or_else(bad)?;
+        let nanos = u64::try_from(total).ok().filter(|n| *n <= LONGEST).ok_or_else(bad)?;
         Ok(Self(time::Duration::from_nanos(nanos)))
     }
 

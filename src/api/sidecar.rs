@@ -44,6 +44,8 @@ pub struct SidecarPort {
     pub protocol: String,
     /// Its name.
     pub name: String,
+    /// Means nothing, and is refused.
+    pub target_port: u32,
 }
 
 /// What happens to traffic for hosts that nobody knows.

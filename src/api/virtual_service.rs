@@ -426,3 +426,28 @@ pub struct RouteDestination {
     /// Its share, relative to the sum of all; 0 means none.
     pub weight: i32,
 }
+
+/// A gRPC status by name or number. Source: gRPC's "Status codes and their use".
+pub fn grpc_status(status: &str) -> Option<u32> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    let by_name = NAMES.iter().position(|name| *name == status).and_then(|n| u32::try_from(n).ok());
+    by_name.or_else(|| status.parse().ok().filter(|number| *number <= 16))
+}

@@ -15,6 +15,8 @@ use std::fmt;
 use prost_reflect::prost::Message as _;
 use prost_reflect::{DynamicMessage, ReflectMessage as _};
 
+pub use semantics::with_literal_percents;
+
 /// One thing in a message that Envoy would refuse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {

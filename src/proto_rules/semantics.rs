@@ -2,6 +2,7 @@
 //!
 //! Paths are those of Envoy's source tree; every rule was also tried on Envoy 1.40, whose answers `tests.rs` compares with these.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
@@ -240,6 +241,32 @@ fn check_format(value: &str) -> Result<(), usize> {
         };
     }
     Ok(())
+}
+
+/// `value` with each `%` doubled that is neither doubled already nor part of a command, so that Envoy takes it.
+pub fn with_literal_percents(value: &str) -> Cow<'_, str> {
+    if check_format(value).is_ok() {
+        return Cow::Borrowed(value);
+    }
+    let mut out = String::with_capacity(value.len() + 4);
+    let mut rest = value;
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        let left = after.strip_prefix('%').or_else(|| after_command(after));
+        match left {
+            Some(left) => {
+                out.push('%');
+                out.push_str(after.strip_suffix(left).unwrap_or(after));
+                rest = left;
+            }
+            None => {
+                out.push_str("%%");
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
 }
 
 fn after_command(text: &str) -> Option<&str> {

@@ -3,6 +3,7 @@
 use envoy_types::pb::envoy::config::core::v3 as core;
 
 use crate::api::{HeaderOperations, Headers};
+use crate::proto_rules::with_literal_percents;
 
 /// Header operations in Envoy's form.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,12 +40,16 @@ fn is_authority(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
-/// Names that begin with a colon belong to HTTP itself; Envoy refuses to change them by header operations.
+/// In Envoy's values `%` begins a command; one that does not is meant as it stands. Names that begin with a colon belong to HTTP itself; Envoy refuses to change them by header operations.
 fn operations(from: &HeaderOperations) -> (Vec<core::HeaderValueOption>, Vec<String>) {
     use core::header_value_option::HeaderAppendAction::{AppendIfExistsOrAdd, OverwriteIfExistsOrAdd};
     let ours = |name: &str| !name.starts_with(':') && !is_authority(name) && !name.is_empty();
     let option = |(name, value): (&String, &String), action| core::HeaderValueOption {
-        header: Some(core::HeaderValue { key: name.clone(), value: value.clone(), ..Default::default() }),
+        header: Some(core::HeaderValue {
+            key: name.clone(),
+            value: with_literal_percents(value).into_owned(),
+            ..Default::default()
+        }),
         append_action: action as i32,
         ..Default::default()
     };

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
@@ -365,10 +366,16 @@ fn inline(text: &str) -> Option<core::DataSource> {
     Some(core::DataSource { specifier: Some(specifier), ..Default::default() })
 }
 
+/// Of bytes in base64.
+fn inline_bytes(text: &str) -> Option<core::DataSource> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+    Some(core::DataSource { specifier: Some(core::data_source::Specifier::InlineBytes(bytes)), ..Default::default() })
+}
+
 fn direct_response(from: &api::HttpDirectResponse) -> pb::DirectResponseAction {
     let body = from.body.as_ref().and_then(|body| match (&body.string, &body.bytes) {
         (Some(text), _) => inline(text),
-        (None, Some(bytes)) => inline(bytes),
+        (None, Some(bytes)) => inline_bytes(bytes),
         (None, None) => None,
     });
     pb::DirectResponseAction { status: from.status, body, ..Default::default() }
@@ -387,7 +394,7 @@ fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
     let abort = from.abort.as_ref().and_then(|abort| {
         let status = match (abort.http_status, &abort.grpc_status) {
             (Some(status), _) => fault::fault_abort::ErrorType::HttpStatus(u32::try_from(status).ok()?),
-            (None, Some(status)) => fault::fault_abort::ErrorType::GrpcStatus(grpc_status(status)?),
+            (None, Some(status)) => fault::fault_abort::ErrorType::GrpcStatus(api::grpc_status(status)?),
             (None, None) => return None,
         };
         Some(fault::FaultAbort {
@@ -397,31 +404,6 @@ fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
         })
     });
     (delay.is_some() || abort.is_some()).then(|| fault::HttpFault { delay, abort, ..Default::default() })
-}
-
-/// A gRPC status by name or number. Source: gRPC's "Status codes and their use".
-fn grpc_status(status: &str) -> Option<u32> {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let by_name = NAMES.iter().position(|name| *name == status).and_then(|n| u32::try_from(n).ok());
-    by_name.or_else(|| status.parse().ok().filter(|number| *number <= 16))
 }
 
 fn cors_policy(from: &api::CorsPolicy) -> cors::CorsPolicy {

@@ -1,0 +1,436 @@
+//! What must hold for a DestinationRule.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Findings;
+use super::common::{
+    at_least_one_ms, export_to, header_name, host_name, is_address, labels, not_negative, one_line, only_one,
+    percentage, port, selector, subset_name, whole_percent,
+};
+use crate::api::{
+    ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule, Failover, LoadBalancerSettings,
+    LocalityLbSetting, Meta, OutlierDetection, PortTrafficPolicy, RetryBudget, TlsMode, TrafficPolicy, TunnelSettings,
+    WarmupConfiguration, ZoneAwareLbSetting,
+};
+
+/// The largest ring that Envoy makes. Source: `RingHashLbConfig` in Envoy's protos.
+const LARGEST_RING: u64 = 8 * 1024 * 1024;
+/// The largest table that Envoy makes. Source: `MaglevLbConfig` in Envoy's protos.
+const LARGEST_TABLE: u64 = 5_000_011;
+/// The longest server name that Envoy sends. Source: `UpstreamTlsContext` in Envoy's protos.
+const LONGEST_SNI: usize = 255;
+/// Where endpoints are, by labels that Istio knows of itself.
+const PLACES: [&str; 3] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+
+pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Findings) {
+    host_name(&spec.host, "spec.host", found);
+    if let Some(policy) = &spec.traffic_policy {
+        traffic_policy(policy, "spec.trafficPolicy", found);
+    }
+    let mut seen = BTreeSet::new();
+    for (n, subset) in spec.subsets.iter().enumerate() {
+        let path = format!("spec.subsets[{n}]");
+        if subset.name.is_empty() {
+            found.add(format!("{path}.name"), "is missing; expected a name");
+        } else if !seen.insert(&subset.name) {
+            found.add(format!("{path}.name"), format!("`{}` stands twice; expected each name once", subset.name));
+        } else {
+            subset_name(&subset.name, &format!("{path}.name"), found);
+        }
+        labels(&subset.labels, &format!("{path}.labels"), found);
+        if let Some(policy) = &subset.traffic_policy {
+            traffic_policy(policy, &format!("{path}.trafficPolicy"), found);
+        }
+    }
+    export_to(&spec.export_to, &meta.namespace, false, "spec.exportTo", found);
+    if let Some(workloads) = &spec.workload_selector {
+        selector(&workloads.match_labels, "spec.workloadSelector.matchLabels", found);
+        if let Some(name) = spec.export_to.iter().find(|name| *name != "." && **name != *meta.namespace) {
+            found.add(
+                "spec.exportTo",
+                format!(
+                    "has `{name}` beside workloadSelector; expected `.`: a selector is for the own namespace alone"
+                ),
+            );
+        }
+    }
+}
+
+fn traffic_policy(policy: &TrafficPolicy, path: &str, found: &mut Findings) {
+    if *policy == TrafficPolicy::default() {
+        found.add(path, "is empty; expected at least one setting");
+    }
+    if policy.tunnel.is_some() && policy.proxy_protocol.is_some() {
+        found.add(format!("{path}.proxyProtocol"), "stands beside tunnel; expected only one of them");
+    }
+    parts(
+        policy.load_balancer.as_ref(),
+        policy.connection_pool.as_ref(),
+        policy.outlier_detection.as_ref(),
+        policy.tls.as_ref(),
+        path,
+        found,
+    );
+    let mut ports = BTreeSet::new();
+    for (n, at_port) in policy.port_level_settings.iter().enumerate() {
+        let path = format!("{path}.portLevelSettings[{n}]");
+        match at_port.port {
+            None => found.add(format!("{path}.port"), "is missing; expected a map with number"),
+            Some(at) if !ports.insert(at.number) => {
+                found.add(format!("{path}.port"), format!("{} stands twice; expected each port once", at.number));
+            }
+            Some(at) => port(at.number, &format!("{path}.port.number"), found),
+        }
+        if (PortTrafficPolicy { port: at_port.port, ..Default::default() }) == *at_port {
+            found
+                .add(&path, "is empty; expected at least one of loadBalancer, connectionPool, outlierDetection or tls");
+        }
+        parts(
+            at_port.load_balancer.as_ref(),
+            at_port.connection_pool.as_ref(),
+            at_port.outlier_detection.as_ref(),
+            at_port.tls.as_ref(),
+            &path,
+            found,
+        );
+    }
+    if let Some(tunnel) = &policy.tunnel {
+        self::tunnel(tunnel, &format!("{path}.tunnel"), found);
+    }
+    if let Some(budget) = &policy.retry_budget {
+        retry_budget(budget, &format!("{path}.retryBudget"), found);
+    }
+}
+
+/// What a policy and its entry for a port have in common.
+fn parts(
+    balancer: Option<&LoadBalancerSettings>,
+    pool: Option<&ConnectionPoolSettings>,
+    outlier: Option<&OutlierDetection>,
+    tls: Option<&ClientTlsSettings>,
+    path: &str,
+    found: &mut Findings,
+) {
+    if let Some(balancer) = balancer {
+        load_balancer(balancer, outlier.is_some(), &format!("{path}.loadBalancer"), found);
+    }
+    if let Some(pool) = pool {
+        connection_pool(pool, &format!("{path}.connectionPool"), found);
+    }
+    if let Some(outlier) = outlier {
+        outlier_detection(outlier, &format!("{path}.outlierDetection"), found);
+    }
+    if let Some(tls) = tls {
+        self::tls(tls, &format!("{path}.tls"), found);
+    }
+}
+
+fn load_balancer(from: &LoadBalancerSettings, has_outlier: bool, path: &str, found: &mut Findings) {
+    let members = [("simple", from.simple.is_some()), ("consistentHash", from.consistent_hash.is_some())];
+    only_one(&members, path, found);
+    if let Some(hash) = &from.consistent_hash {
+        consistent_hash(hash, &format!("{path}.consistentHash"), found);
+    }
+    if from.locality_lb_setting.is_some() && from.zone_aware_lb_setting.is_some() {
+        found.add(format!("{path}.zoneAwareLbSetting"), "stands beside localityLbSetting; expected only one of them");
+    }
+    if let Some(setting) = &from.locality_lb_setting {
+        locality(setting, has_outlier, &format!("{path}.localityLbSetting"), found);
+    }
+    if let Some(setting) = &from.zone_aware_lb_setting {
+        zone_aware(setting, has_outlier, &format!("{path}.zoneAwareLbSetting"), found);
+    }
+    at_least_one_ms(from.warmup_duration_secs, &format!("{path}.warmupDurationSecs"), found);
+    if let Some(warmup) = &from.warmup {
+        self::warmup(warmup, &format!("{path}.warmup"), found);
+    }
+}
+
+fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Findings) {
+    let keys = [
+        ("httpHeaderName", hash.http_header_name.is_some()),
+        ("httpCookie", hash.http_cookie.is_some()),
+        ("useSourceIp", hash.use_source_ip.is_some()),
+        ("httpQueryParameterName", hash.http_query_parameter_name.is_some()),
+    ];
+    only_one(&keys, path, found);
+    let algorithms = [
+        ("ringHash", hash.ring_hash.is_some()),
+        ("maglev", hash.maglev.is_some()),
+        ("minimumRingSize", hash.minimum_ring_size != 0),
+    ];
+    only_one(&algorithms, path, found);
+    if let Some(name) = &hash.http_header_name {
+        header_name(name, &format!("{path}.httpHeaderName"), found);
+    }
+    if hash.http_query_parameter_name.as_ref().is_some_and(String::is_empty) {
+        found.add(format!("{path}.httpQueryParameterName"), "is empty; expected the name of a parameter");
+    }
+    if let Some(cookie) = &hash.http_cookie {
+        let path = format!("{path}.httpCookie");
+        if cookie.name.is_empty() {
+            found.add(format!("{path}.name"), "is missing; expected the name of a cookie");
+        }
+        let mut names = BTreeSet::new();
+        for (n, attribute) in cookie.attributes.iter().enumerate() {
+            let path = format!("{path}.attributes[{n}]");
+            if attribute.name.is_empty() {
+                found.add(format!("{path}.name"), "is missing; expected a name");
+            } else if !names.insert(&attribute.name) {
+                found.add(format!("{path}.name"), format!("`{}` stands twice; expected each once", attribute.name));
+            }
+            header_text(&attribute.name, &format!("{path}.name"), found);
+            header_text(&attribute.value, &format!("{path}.value"), found);
+        }
+    }
+    let ring = hash.ring_hash.as_ref().map(|ring| (ring.minimum_ring_size, "ringHash.minimumRingSize"));
+    for (size, name) in ring.into_iter().chain([(hash.minimum_ring_size, "minimumRingSize")]) {
+        if size > LARGEST_RING {
+            found.add(format!("{path}.{name}"), format!("is {size}; expected at most {LARGEST_RING}"));
+        }
+    }
+    if let Some(maglev) = &hash.maglev
+        && !(maglev.table_size <= LARGEST_TABLE && is_prime(maglev.table_size))
+    {
+        let size = maglev.table_size;
+        found.add(format!("{path}.maglev.tableSize"), format!("is {size}; expected a prime up to {LARGEST_TABLE}"));
+    }
+}
+
+fn header_text(text: &str, path: &str, found: &mut Findings) {
+    one_line(text, path, found);
+    if text.len() > 16_384 {
+        found.add(path, format!("has {} bytes; expected at most 16384", text.len()));
+    }
+}
+
+fn is_prime(number: u64) -> bool {
+    number > 1 && (2..).take_while(|d| d * d <= number).all(|divisor| !number.is_multiple_of(divisor))
+}
+
+fn locality(setting: &LocalityLbSetting, has_outlier: bool, path: &str, found: &mut Findings) {
+    if !setting.distribute.is_empty() && !setting.failover.is_empty() {
+        found.add(format!("{path}.failover"), "stands beside distribute; expected only one of them");
+    }
+    for (n, rule) in setting.distribute.iter().enumerate() {
+        let path = format!("{path}.distribute[{n}]");
+        shares(&rule.to, &path, found);
+        let names: Vec<&String> = rule.to.keys().collect();
+        for (k, name) in names.iter().enumerate() {
+            place(name, names.iter().copied().take(k), &format!("{path}.to"), found);
+        }
+        let before = setting.distribute.iter().take(n).map(|other| &other.from);
+        place(&rule.from, before, &format!("{path}.from"), found);
+    }
+    if !setting.failover.is_empty() {
+        for (n, label) in setting.failover_priority.iter().enumerate() {
+            if PLACES.contains(&label.as_str()) {
+                found.add(
+                    format!("{path}.failoverPriority[{n}]"),
+                    format!("`{label}` stands beside failover, which ranks by the same; expected only one of them"),
+                );
+            }
+        }
+    }
+    failover(&setting.failover, &setting.failover_priority, has_outlier, path, found);
+}
+
+fn zone_aware(setting: &ZoneAwareLbSetting, has_outlier: bool, path: &str, found: &mut Findings) {
+    for (n, label) in setting.failover_priority.iter().enumerate() {
+        if PLACES.contains(&label.as_str()) {
+            found.add(
+                format!("{path}.failoverPriority[{n}]"),
+                format!("is `{label}`, by which zone-aware load balancing ranks anyway; expected other labels"),
+            );
+        }
+    }
+    failover(&setting.failover, &setting.failover_priority, has_outlier, path, found);
+}
+
+fn failover(regions: &[Failover], labels: &[String], has_outlier: bool, path: &str, found: &mut Findings) {
+    if !has_outlier && !(regions.is_empty() && labels.is_empty()) {
+        found.warn(path, "says where to fail over to, but without outlierDetection beside it nothing fails");
+    }
+    for (n, one) in regions.iter().enumerate() {
+        let path = format!("{path}.failover[{n}]");
+        if one.from == one.to {
+            found.add(&path, format!("leads from `{}` to itself; expected two regions", one.from));
+        }
+        for (name, region) in [("from", &one.from), ("to", &one.to)] {
+            if region.contains(['/', '*']) {
+                found.add(format!("{path}.{name}"), format!("is `{region}`; expected a region, without / and *"));
+            }
+        }
+    }
+}
+
+fn shares(to: &BTreeMap<String, u32>, path: &str, found: &mut Findings) {
+    for (name, share) in to {
+        if !(1..=100).contains(share) {
+            found.add(format!("{path}.to.{name}"), format!("is {share}; expected 1 to 100"));
+        }
+    }
+    let total: u64 = to.values().map(|share| u64::from(*share)).sum();
+    if total != 100 {
+        found.add(format!("{path}.to"), format!("sums to {total}; expected 100"));
+    }
+}
+
+/// `region/zone/subzone`, of which the end may be left out or `*`, and which no other one covers.
+fn place<'a>(name: &str, before: impl Iterator<Item = &'a String>, path: &str, found: &mut Findings) {
+    let stars = name.matches('*').count();
+    if name.splitn(3, '/').any(str::is_empty) {
+        found.add(path, format!("`{name}` has an empty part; expected region/zone/subzone"));
+    } else if stars > 1 || (stars == 1 && !name.ends_with('*')) {
+        found.add(path, format!("`{name}` has a wildcard that is not its end; expected one like region/zone/*"));
+    }
+    fn parts(name: &str) -> impl Iterator<Item = &str> {
+        name.splitn(3, '/').take_while(|part| *part != "*")
+    }
+    // One covers the other where the shorter of both has nothing that tells them apart.
+    for other in before.filter(|other| parts(name).zip(parts(other)).all(|(a, b)| a == b)) {
+        found.add(path, format!("`{name}` overlaps with `{other}`; expected places that do not"));
+    }
+}
+
+fn warmup(warmup: &WarmupConfiguration, path: &str, found: &mut Findings) {
+    if warmup.duration.is_none() {
+        found.add(format!("{path}.duration"), "is missing; expected a duration like 60s");
+    }
+    at_least_one_ms(warmup.duration, &format!("{path}.duration"), found);
+    if let Some(least) = warmup.minimum_percent {
+        percentage(least, &format!("{path}.minimumPercent"), found);
+    }
+    if let Some(aggression) = warmup.aggression.filter(|aggression| !(*aggression > 0.0 && aggression.is_finite())) {
+        found.add(format!("{path}.aggression"), format!("is {aggression}; expected more than 0"));
+    }
+}
+
+/// Also that of a Sidecar.
+pub(super) fn connection_pool(pool: &ConnectionPoolSettings, path: &str, found: &mut Findings) {
+    if pool.tcp.is_none() && pool.http.is_none() {
+        found.add(path, "is empty; expected tcp or http");
+    }
+    if let Some(tcp) = &pool.tcp {
+        let path = format!("{path}.tcp");
+        not_negative(tcp.max_connections, &format!("{path}.maxConnections"), found);
+        at_least_one_ms(tcp.connect_timeout, &format!("{path}.connectTimeout"), found);
+        at_least_one_ms(tcp.max_connection_duration, &format!("{path}.maxConnectionDuration"), found);
+        if let Some(probes) = &tcp.tcp_keepalive {
+            at_least_one_ms(probes.time, &format!("{path}.tcpKeepalive.time"), found);
+            at_least_one_ms(probes.interval, &format!("{path}.tcpKeepalive.interval"), found);
+        }
+    }
+    let Some(http) = &pool.http else { return };
+    let path = format!("{path}.http");
+    for (name, value) in [
+        ("http1MaxPendingRequests", http.http1_max_pending_requests),
+        ("http2MaxRequests", http.http2_max_requests),
+        ("maxRequestsPerConnection", http.max_requests_per_connection),
+        ("maxRetries", http.max_retries),
+        ("maxConcurrentStreams", http.max_concurrent_streams),
+    ] {
+        not_negative(value, &format!("{path}.{name}"), found);
+    }
+    if http.use_client_protocol && http.h2_upgrade_policy == Some(crate::api::H2UpgradePolicy::Upgrade) {
+        found.add(format!("{path}.useClientProtocol"), "stands beside h2UpgradePolicy: UPGRADE; expected one of them");
+    }
+    if let Some(probes) = &http.http2_keep_alive {
+        for (name, value) in [("interval", probes.interval), ("timeout", probes.timeout)] {
+            let path = format!("{path}.http2KeepAlive.{name}");
+            if value.is_none() {
+                found.add(&path, "is missing; expected a duration like 10s");
+            }
+            at_least_one_ms(value, &path, found);
+        }
+    }
+}
+
+fn outlier_detection(from: &OutlierDetection, path: &str, found: &mut Findings) {
+    at_least_one_ms(from.interval, &format!("{path}.interval"), found);
+    at_least_one_ms(from.base_ejection_time, &format!("{path}.baseEjectionTime"), found);
+    whole_percent(from.max_ejection_percent, &format!("{path}.maxEjectionPercent"), found);
+    whole_percent(from.min_health_percent, &format!("{path}.minHealthPercent"), found);
+    if from.consecutive_errors != 0 {
+        found.warn(format!("{path}.consecutiveErrors"), "has no effect, as in Istio; use consecutive5xxErrors");
+    }
+    if from.consecutive_local_origin_failures.is_some_and(|count| count > 0) && !from.split_external_local_origin_errors
+    {
+        found.add(
+            format!("{path}.consecutiveLocalOriginFailures"),
+            "counts only with splitExternalLocalOriginErrors; expected that to be true",
+        );
+    }
+    for (n, code) in from.outlier_detection_http_error_codes.iter().enumerate() {
+        if !(100..600).contains(code) {
+            found.add(
+                format!("{path}.outlierDetectionHttpErrorCodes[{n}]"),
+                format!("is {code}; expected a status from 100 to 599"),
+            );
+        }
+    }
+}
+
+fn tls(tls: &ClientTlsSettings, path: &str, found: &mut Findings) {
+    let files = [
+        ("clientCertificate", &tls.client_certificate),
+        ("privateKey", &tls.private_key),
+        ("caCertificates", &tls.ca_certificates),
+        ("caCrl", &tls.ca_crl),
+    ];
+    if tls.sni.len() > LONGEST_SNI {
+        found.add(format!("{path}.sni"), format!("has {} bytes; expected at most {LONGEST_SNI}", tls.sni.len()));
+    }
+    let own = matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual);
+    if own && !tls.credential_name.is_empty() {
+        for (name, _) in files.iter().filter(|(_, file)| !file.is_empty()) {
+            found.add(format!("{path}.{name}"), "stands beside credentialName; expected files or a credential");
+        }
+        found.warn(
+            format!("{path}.credentialName"),
+            "is for gateways; sidecars, which may not read Secrets, send plain text instead, as in Istio",
+        );
+        return;
+    }
+    if tls.mode == TlsMode::Mutual {
+        for (name, file) in files.iter().take(2) {
+            if file.is_empty() {
+                found.add(format!("{path}.{name}"), "is missing; expected a file, which mode MUTUAL needs");
+            }
+        }
+    }
+    if !own {
+        return;
+    }
+    let unverified = tls.insecure_skip_verify == Some(true);
+    if unverified && !tls.ca_certificates.is_empty() {
+        found.add(format!("{path}.caCertificates"), "stands beside insecureSkipVerify; expected only one of them");
+    }
+    if unverified && !tls.subject_alt_names.is_empty() {
+        found.add(format!("{path}.subjectAltNames"), "stands beside insecureSkipVerify; expected only one of them");
+    }
+    if !tls.ca_crl.is_empty() && tls.ca_certificates.is_empty() {
+        found.add(
+            format!("{path}.caCrl"),
+            "stands without caCertificates; expected both: Envoy takes no list without the authority that made it",
+        );
+    }
+}
+
+fn tunnel(tunnel: &TunnelSettings, path: &str, found: &mut Findings) {
+    if !matches!(tunnel.protocol.as_str(), "" | "CONNECT" | "POST") {
+        found.add(format!("{path}.protocol"), format!("is `{}`; expected CONNECT or POST", tunnel.protocol));
+    }
+    if tunnel.target_host.contains('*') {
+        found.add(format!("{path}.targetHost"), format!("`{}` is a wildcard; expected a host", tunnel.target_host));
+    } else if !is_address(&tunnel.target_host) {
+        host_name(&tunnel.target_host, &format!("{path}.targetHost"), found);
+    }
+    port(tunnel.target_port, &format!("{path}.targetPort"), found);
+}
+
+fn retry_budget(budget: &RetryBudget, path: &str, found: &mut Findings) {
+    if let Some(percent) = budget.percent {
+        percentage(percent, &format!("{path}.percent"), found);
+    }
+}

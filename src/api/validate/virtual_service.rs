@@ -1,0 +1,489 @@
+//! What must hold for a VirtualService.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+
+use super::Findings;
+use super::common::{
+    at_least_one_ms, covers, destination, export_to, expression, gateways, header_name, header_value, host_name,
+    is_address, is_dns_label, labels, not_negative, one_line, only_one, percent, port_or_none, string_match, subnet,
+    weights,
+};
+use crate::api::{
+    CorsPolicy, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection, HttpMatchRequest, HttpRedirect,
+    HttpRetry, HttpRewrite, HttpRoute, L4MatchAttributes, Meta, RouteDestination, TlsMatchAttributes, VirtualService,
+};
+
+/// The most that a fixed answer's body may be: every proxy holds it in memory, and gets it with each change.
+const LARGEST_BODY: usize = 1 << 20;
+/// The most that Envoy takes of a query parameter's name. Source: `QueryParameterMatcher` in Envoy's protos.
+const LONGEST_PARAMETER: usize = 1024;
+/// Headers whose name begins with a colon. Source: RFC 9113, 8.3.
+const PSEUDO_HEADERS: [&str; 5] = [":method", ":scheme", ":authority", ":path", ":status"];
+/// Source: Envoy's documentation of `x-envoy-retry-on` and `x-envoy-retry-grpc-on`.
+const RETRY_ON: [&str; 16] = [
+    "5xx",
+    "gateway-error",
+    "reset",
+    "reset-before-request",
+    "connect-failure",
+    "retriable-4xx",
+    "refused-stream",
+    "retriable-status-codes",
+    "retriable-headers",
+    "envoy-ratelimited",
+    "http3-post-connect-failure",
+    "cancelled",
+    "deadline-exceeded",
+    "internal",
+    "resource-exhausted",
+    "unavailable",
+];
+const METHODS: [&str; 10] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
+
+pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Findings) {
+    let is_delegate = spec.hosts.is_empty();
+    let for_gateway = spec.gateways.iter().any(|name| name != "mesh");
+    hosts(&spec.hosts, for_gateway, found);
+    if is_delegate {
+        for (name, given) in
+            [("gateways", !spec.gateways.is_empty()), ("tls", !spec.tls.is_empty()), ("tcp", !spec.tcp.is_empty())]
+        {
+            if given {
+                found.add(format!("spec.{name}"), "stands in a VirtualService without hosts, which is a delegate");
+            }
+        }
+    }
+    gateways(&spec.gateways, "spec.gateways", found);
+    export_to(&spec.export_to, &meta.namespace, false, "spec.exportTo", found);
+    if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
+        found.add("spec", "has no routes; expected at least one of http, tls or tcp");
+    }
+    for (n, route) in spec.http.iter().enumerate() {
+        http_route(route, is_delegate, for_gateway, &format!("spec.http[{n}]"), found);
+    }
+    for (n, route) in spec.tls.iter().enumerate() {
+        let path = format!("spec.tls[{n}]");
+        if route.matches.is_empty() {
+            found.add(format!("{path}.match"), "is missing; expected at least one match with sniHosts");
+        }
+        for (m, one) in route.matches.iter().enumerate() {
+            tls_match(one, &spec.hosts, for_gateway, &format!("{path}.match[{m}]"), found);
+        }
+        destinations(&route.route, &path, found);
+    }
+    for (n, route) in spec.tcp.iter().enumerate() {
+        let path = format!("spec.tcp[{n}]");
+        for (m, one) in route.matches.iter().enumerate() {
+            tcp_match(one, &format!("{path}.match[{m}]"), found);
+        }
+        destinations(&route.route, &path, found);
+    }
+}
+
+/// Each host once, a host that a wildcard of the same object covers included.
+fn hosts(hosts: &[String], for_gateway: bool, found: &mut Findings) {
+    for (n, host) in hosts.iter().enumerate() {
+        let path = format!("spec.hosts[{n}]");
+        if host == "*" && !for_gateway {
+            found.add(path, "is `*`, which is for gateways alone; expected a host or a wildcard like *.example.com");
+            continue;
+        }
+        host_name(host, &path, found);
+        if let Some(other) = hosts.iter().take(n).find(|other| overlap(host, other)) {
+            found.add(path, format!("`{host}` is among `{other}` already; expected hosts that do not overlap"));
+        }
+    }
+}
+
+fn overlap(a: &str, b: &str) -> bool {
+    let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
+    covers(&a, &b) || covers(&b, &a)
+}
+
+fn http_route(route: &HttpRoute, is_delegate: bool, for_gateway: bool, path: &str, found: &mut Findings) {
+    let actions = [
+        (!route.route.is_empty(), "route"),
+        (route.redirect.is_some(), "redirect"),
+        (route.direct_response.is_some(), "directResponse"),
+        (route.delegate.is_some(), "delegate"),
+    ];
+    let given: Vec<_> = actions.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
+    match given.as_slice() {
+        [] => found.add(path, "does nothing; expected one of route, redirect, directResponse or delegate"),
+        [_] => {}
+        many => found.add(path, format!("has {}; expected only one of them", many.join(" and "))),
+    }
+    if is_delegate && route.delegate.is_some() {
+        found.add(format!("{path}.delegate"), "a VirtualService without hosts is a delegate and can not delegate on");
+    }
+    if let Some(to) = &route.delegate {
+        if to.name.is_empty() {
+            found.warn(format!("{path}.delegate.name"), "is missing, so that the route leads nowhere");
+        }
+    }
+    for (what, other) in [("redirect", route.redirect.is_some()), ("directResponse", route.direct_response.is_some())] {
+        for (name, given) in [("fault", route.fault.is_some()), ("rewrite", route.rewrite.is_some())] {
+            if other && given {
+                found.add(format!("{path}.{name}"), format!("stands beside {what}; expected only one of them"));
+            }
+        }
+    }
+    for (n, one) in route.matches.iter().enumerate() {
+        http_match(one, for_gateway, &format!("{path}.match[{n}]"), found);
+    }
+    weights(route.route.iter().map(|one| one.weight), &format!("{path}.route"), found);
+    for (n, one) in route.route.iter().enumerate() {
+        let path = format!("{path}.route[{n}]");
+        destination(one.destination.as_ref(), &format!("{path}.destination"), found);
+        headers(one.headers.as_ref(), &format!("{path}.headers"), found);
+    }
+    mirrors(route, path, found);
+    headers(route.headers.as_ref(), &format!("{path}.headers"), found);
+    one_authority(route, path, found);
+    if let Some(redirect) = &route.redirect {
+        self::redirect(redirect, &route.matches, &format!("{path}.redirect"), found);
+    }
+    if let Some(response) = &route.direct_response {
+        direct_response(response, &format!("{path}.directResponse"), found);
+    }
+    if let Some(rewrite) = &route.rewrite {
+        self::rewrite(rewrite, &format!("{path}.rewrite"), found);
+    }
+    if let Some(retries) = &route.retries {
+        self::retries(retries, &format!("{path}.retries"), found);
+    }
+    if let Some(fault) = &route.fault {
+        self::fault(fault, &format!("{path}.fault"), found);
+    }
+    if let Some(policy) = &route.cors_policy {
+        cors(policy, &format!("{path}.corsPolicy"), found);
+    }
+}
+
+fn http_match(one: &HttpMatchRequest, for_gateway: bool, path: &str, found: &mut Findings) {
+    if let Some(uri) = &one.uri {
+        string_match(uri, true, &format!("{path}.uri"), found);
+    }
+    for (name, value) in [("scheme", &one.scheme), ("method", &one.method), ("authority", &one.authority)] {
+        if let Some(value) = value {
+            string_match(value, false, &format!("{path}.{name}"), found);
+        }
+    }
+    for (list, values) in [("headers", &one.headers), ("withoutHeaders", &one.without_headers)] {
+        for (name, value) in values {
+            let path = format!("{path}.{list}");
+            if name.starts_with("@request.auth.") {
+                if !for_gateway {
+                    found.add(path, format!("`{name}` is a claim of a token, which gateways alone can look at"));
+                }
+                continue;
+            }
+            if name.starts_with(':') && !PSEUDO_HEADERS.contains(&name.as_str()) {
+                found.add(&path, format!("`{name}` is not a header; expected one of {}", PSEUDO_HEADERS.join(", ")));
+            } else {
+                header_name(name, &path, found);
+            }
+            string_match(value, false, &format!("{path}.{name}"), found);
+        }
+    }
+    for (name, value) in &one.query_params {
+        let path = format!("{path}.queryParams");
+        if name.is_empty() || name.len() > LONGEST_PARAMETER {
+            found.add(&path, format!("has a name of {} bytes; expected 1 to {LONGEST_PARAMETER}", name.len()));
+        }
+        string_match(value, false, &format!("{path}.{name}"), found);
+    }
+    port_or_none(one.port, &format!("{path}.port"), found);
+    labels(&one.source_labels, &format!("{path}.sourceLabels"), found);
+    gateways(&one.gateways, &format!("{path}.gateways"), found);
+    source_namespace(&one.source_namespace, path, found);
+}
+
+fn source_namespace(name: &str, path: &str, found: &mut Findings) {
+    if !name.is_empty() && !is_dns_label(name) {
+        found.add(format!("{path}.sourceNamespace"), format!("is `{name}`; expected the name of a namespace"));
+    }
+}
+
+fn headers(headers: Option<&Headers>, path: &str, found: &mut Findings) {
+    let Some(headers) = headers else { return };
+    if let Some(request) = &headers.request {
+        operations(request, true, &format!("{path}.request"), found);
+    }
+    if let Some(response) = &headers.response {
+        operations(response, false, &format!("{path}.response"), found);
+    }
+}
+
+fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+}
+
+fn operations(from: &HeaderOperations, of_request: bool, path: &str, found: &mut Findings) {
+    let mut name_of = |name: &str, path: &str, is_removal: bool| {
+        header_name(name, path, found);
+        // Of these Envoy changes the authority alone, and that only by a rewrite.
+        if (name.starts_with(':') || is_authority(name)) && (!of_request || is_removal || !is_authority(name)) {
+            found.warn(path, format!("`{name}` belongs to HTTP itself and stays as it is"));
+        }
+    };
+    for (list, values) in [("set", &from.set), ("add", &from.add)] {
+        values.keys().for_each(|name| name_of(name, &format!("{path}.{list}"), false));
+    }
+    for (n, name) in from.remove.iter().enumerate() {
+        name_of(name, &format!("{path}.remove[{n}]"), true);
+    }
+    for (list, values) in [("set", &from.set), ("add", &from.add)] {
+        values.iter().for_each(|(name, value)| header_value(value, &format!("{path}.{list}.{name}"), found));
+    }
+}
+
+/// The authority can be set in one place alone, or nobody can tell which counts.
+fn one_authority(route: &HttpRoute, path: &str, found: &mut Findings) {
+    let rewrites = route.rewrite.as_ref().is_some_and(|rewrite| !rewrite.authority.is_empty());
+    let request = route.headers.as_ref().and_then(|headers| headers.request.as_ref());
+    let count = |list: &BTreeMap<String, String>| list.keys().filter(|name| is_authority(name)).count();
+    let set = request.map_or(0, |request| count(&request.set) + count(&request.add));
+    if set + usize::from(rewrites) > 1 {
+        found.add(
+            format!("{path}.headers.request"),
+            "sets the authority again; expected it once, in rewrite.authority or as the header `host`",
+        );
+    }
+}
+
+fn mirrors(route: &HttpRoute, path: &str, found: &mut Findings) {
+    if let Some(to) = &route.mirror {
+        destination(Some(to), &format!("{path}.mirror"), found);
+        if !route.mirrors.is_empty() {
+            found.add(format!("{path}.mirrors"), "stands beside mirror; expected only one of them");
+        }
+    }
+    if let Some(value) = route.mirror_percent.filter(|value| *value > 100) {
+        found.add(format!("{path}.mirrorPercent"), format!("is {value}; expected 0 to 100"));
+    }
+    percent(route.mirror_percentage, &format!("{path}.mirrorPercentage"), found);
+    for (n, mirror) in route.mirrors.iter().enumerate() {
+        destination(mirror.destination.as_ref(), &format!("{path}.mirrors[{n}].destination"), found);
+        percent(mirror.percentage, &format!("{path}.mirrors[{n}].percentage"), found);
+    }
+}
+
+fn redirect(redirect: &HttpRedirect, matches: &[HttpMatchRequest], path: &str, found: &mut Findings) {
+    if !matches!(redirect.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
+        let code = redirect.redirect_code;
+        found.add(format!("{path}.redirectCode"), format!("is {code}; expected 301, 302, 303, 307 or 308"));
+    }
+    let members = [("uri", !redirect.uri.is_empty()), ("prefixRewrite", !redirect.prefix_rewrite.is_empty())];
+    only_one(&members, path, found);
+    only_one(&[("port", redirect.port.is_some()), ("derivePort", redirect.derive_port.is_some())], path, found);
+    let uris = matches.iter().filter_map(|one| one.uri.as_ref());
+    if !redirect.prefix_rewrite.is_empty() && uris.clone().any(|uri| uri.prefix.is_none()) {
+        found
+            .add(format!("{path}.prefixRewrite"), "replaces a prefix; expected every match of the uri to be by prefix");
+    }
+    if redirect.uri.is_empty()
+        && redirect.prefix_rewrite.is_empty()
+        && redirect.authority.is_empty()
+        && redirect.scheme.is_empty()
+        && redirect.port.is_none()
+        && redirect.derive_port.is_none()
+    {
+        found.add(path, "changes nothing; expected uri, prefixRewrite, authority, scheme or port");
+    }
+    if !matches!(redirect.scheme.as_str(), "" | "http" | "https") {
+        found.add(format!("{path}.scheme"), format!("is `{}`; expected http or https", redirect.scheme));
+    }
+    port_or_none(redirect.port, &format!("{path}.port"), found);
+    one_line(&redirect.uri, &format!("{path}.uri"), found);
+    one_line(&redirect.prefix_rewrite, &format!("{path}.prefixRewrite"), found);
+    one_line(&redirect.authority, &format!("{path}.authority"), found);
+}
+
+fn direct_response(response: &HttpDirectResponse, path: &str, found: &mut Findings) {
+    if !(200..600).contains(&response.status) {
+        found.add(format!("{path}.status"), format!("is {}; expected 200 to 599", response.status));
+    }
+    let Some(body) = &response.body else { return };
+    only_one(&[("string", body.string.is_some()), ("bytes", body.bytes.is_some())], &format!("{path}.body"), found);
+    let bytes = body.bytes.as_ref().map(|text| base64::engine::general_purpose::STANDARD.decode(text));
+    let length = match (&body.string, bytes) {
+        (_, Some(Err(reason))) => {
+            found.add(format!("{path}.body.bytes"), format!("is not base64: {reason}"));
+            0
+        }
+        (_, Some(Ok(bytes))) => bytes.len(),
+        (Some(text), None) => text.len(),
+        (None, None) => 0,
+    };
+    if length > LARGEST_BODY {
+        found.add(format!("{path}.body"), format!("has {length} bytes; expected at most {LARGEST_BODY}"));
+    }
+}
+
+fn rewrite(rewrite: &HttpRewrite, path: &str, found: &mut Findings) {
+    let members = [("uri", !rewrite.uri.is_empty()), ("uriRegexRewrite", rewrite.uri_regex_rewrite.is_some())];
+    only_one(&members, path, found);
+    if rewrite.uri.is_empty() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_empty() {
+        found.add(path, "changes nothing; expected uri, uriRegexRewrite or authority");
+    }
+    one_line(&rewrite.uri, &format!("{path}.uri"), found);
+    one_line(&rewrite.authority, &format!("{path}.authority"), found);
+    if let Some(regex) = &rewrite.uri_regex_rewrite {
+        expression(&regex.pattern, &format!("{path}.uriRegexRewrite.match"), found);
+        one_line(&regex.rewrite, &format!("{path}.uriRegexRewrite.rewrite"), found);
+        if regex.rewrite.is_empty() {
+            found.add(format!("{path}.uriRegexRewrite.rewrite"), "is missing; expected what to write instead");
+        }
+    }
+}
+
+fn retries(retries: &HttpRetry, path: &str, found: &mut Findings) {
+    not_negative(retries.attempts, &format!("{path}.attempts"), found);
+    let more =
+        retries.per_try_timeout.is_some() || !retries.retry_on.is_empty() || retries.retry_remote_localities.is_some();
+    if retries.attempts == 0 && more {
+        found.add(format!("{path}.attempts"), "is 0, which means never, beside other settings; expected 1 or more");
+    }
+    at_least_one_ms(retries.per_try_timeout, &format!("{path}.perTryTimeout"), found);
+    at_least_one_ms(retries.backoff, &format!("{path}.backoff"), found);
+    for word in retries.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        let is_status = word.parse::<u32>().is_ok_and(|status| (100..600).contains(&status));
+        if !is_status && !RETRY_ON.contains(&word) {
+            found.add(
+                format!("{path}.retryOn"),
+                format!("`{word}` is no condition; expected a status or one of {}", RETRY_ON.join(", ")),
+            );
+        }
+    }
+}
+
+fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Findings) {
+    if fault.delay.is_none() && fault.abort.is_none() {
+        found.add(path, "does nothing; expected delay, abort or both");
+    }
+    if let Some(delay) = &fault.delay {
+        percent(delay.percentage, &format!("{path}.delay.percentage"), found);
+        at_least_one_ms(delay.fixed_delay, &format!("{path}.delay.fixedDelay"), found);
+        if delay.exponential_delay.is_some() {
+            found.add(
+                format!("{path}.delay.exponentialDelay"),
+                "is not known to Envoy (Istio refuses it as well); expected fixedDelay",
+            );
+        } else if delay.fixed_delay.is_none() {
+            found.warn(format!("{path}.delay"), "has no fixedDelay and does nothing");
+        }
+    }
+    let Some(abort) = &fault.abort else { return };
+    let path = format!("{path}.abort");
+    percent(abort.percentage, &format!("{path}.percentage"), found);
+    only_one(&[("httpStatus", abort.http_status.is_some()), ("grpcStatus", abort.grpc_status.is_some())], &path, found);
+    if abort.http2_error.is_some() {
+        found.add(
+            format!("{path}.http2Error"),
+            "is not known to Envoy (Istio refuses it as well); expected httpStatus or grpcStatus",
+        );
+    } else if abort.http_status.is_none() && abort.grpc_status.is_none() {
+        found.warn(&path, "has neither httpStatus nor grpcStatus and does nothing");
+    }
+    if let Some(status) = abort.http_status
+        && !(200..600).contains(&status)
+    {
+        found.add(format!("{path}.httpStatus"), format!("is {status}; expected 200 to 599"));
+    }
+    if let Some(status) = &abort.grpc_status
+        && crate::api::grpc_status(status).is_none()
+    {
+        found
+            .add(format!("{path}.grpcStatus"), format!("is `{status}`; expected a status like UNAVAILABLE or 0 to 16"));
+    }
+}
+
+fn cors(policy: &CorsPolicy, path: &str, found: &mut Findings) {
+    for (n, origin) in policy.allow_origins.iter().enumerate() {
+        let path = format!("{path}.allowOrigins[{n}]");
+        let text = origin.exact.as_ref().or(origin.prefix.as_ref()).or(origin.regex.as_ref());
+        if text.is_none_or(String::is_empty) {
+            found.add(&path, "is empty; expected exact, prefix or regex with a text");
+        } else {
+            string_match(origin, false, &path, found);
+            // Elsewhere `*` means that there is a value; an origin is always there.
+            if origin.regex.as_deref() == Some("*") {
+                found.add(format!("{path}.regex"), "`*` is no RE2 expression; expected one like .*");
+            }
+        }
+    }
+    for (n, origin) in policy.allow_origin.iter().enumerate() {
+        one_line(origin, &format!("{path}.allowOrigin[{n}]"), found);
+    }
+    for (n, method) in policy.allow_methods.iter().enumerate() {
+        if !METHODS.contains(&method.as_str()) {
+            found.add(
+                format!("{path}.allowMethods[{n}]"),
+                format!("is `{method}`; expected one of {}", METHODS.join(", ")),
+            );
+        }
+    }
+    for (list, names) in [("allowHeaders", &policy.allow_headers), ("exposeHeaders", &policy.expose_headers)] {
+        for (n, name) in names.iter().enumerate() {
+            header_name(name, &format!("{path}.{list}[{n}]"), found);
+        }
+    }
+    if let Some(age) = policy.max_age.filter(|age| age.0.subsec_nanos() != 0) {
+        found.add(format!("{path}.maxAge"), format!("is {age}; expected whole seconds"));
+    }
+}
+
+fn tls_match(one: &TlsMatchAttributes, hosts: &[String], for_gateway: bool, path: &str, found: &mut Findings) {
+    if one.sni_hosts.is_empty() {
+        found.add(format!("{path}.sniHosts"), "is empty; expected at least one name");
+    }
+    for (n, name) in one.sni_hosts.iter().enumerate() {
+        let path = format!("{path}.sniHosts[{n}]");
+        let partial = name.starts_with('*') && name != "*" && !name.starts_with("*.");
+        let lower = name.to_ascii_lowercase();
+        if is_address(name) {
+            found.warn(path, format!("`{name}` is an address, which hardly any client sends as its server name"));
+        } else if partial {
+            found.add(path, format!("`{name}` is a partial wildcard, which Envoy refuses; expected *.example.com"));
+        } else if for_gateway && name.starts_with("outbound_.") {
+            // The names of mesh mTLS, which gateways pass on.
+        } else if !hosts.iter().any(|host| covers(&host.to_ascii_lowercase(), &lower)) {
+            found.add(path, format!("`{name}` is none of the hosts; expected one that spec.hosts covers"));
+        } else {
+            host_name(name, &path, found);
+        }
+    }
+    for (k, address) in one.destination_subnets.iter().enumerate() {
+        subnet(address, &format!("{path}.destinationSubnets[{k}]"), found);
+    }
+    port_or_none(one.port, &format!("{path}.port"), found);
+    labels(&one.source_labels, &format!("{path}.sourceLabels"), found);
+    gateways(&one.gateways, &format!("{path}.gateways"), found);
+    source_namespace(&one.source_namespace, path, found);
+}
+
+fn tcp_match(one: &L4MatchAttributes, path: &str, found: &mut Findings) {
+    for (k, address) in one.destination_subnets.iter().enumerate() {
+        subnet(address, &format!("{path}.destinationSubnets[{k}]"), found);
+    }
+    if !one.source_subnet.is_empty() {
+        found.warn(format!("{path}.sourceSubnet"), "has no effect, as in Istio");
+    }
+    port_or_none(one.port, &format!("{path}.port"), found);
+    labels(&one.source_labels, &format!("{path}.sourceLabels"), found);
+    gateways(&one.gateways, &format!("{path}.gateways"), found);
+    source_namespace(&one.source_namespace, path, found);
+}
+
+fn destinations(routes: &[RouteDestination], path: &str, found: &mut Findings) {
+    if routes.is_empty() {
+        found.add(format!("{path}.route"), "is missing; expected at least one destination");
+    }
+    weights(routes.iter().map(|one| one.weight), &format!("{path}.route"), found);
+    for (n, one) in routes.iter().enumerate() {
+        destination(one.destination.as_ref(), &format!("{path}.route[{n}].destination"), found);
+    }
+}
