@@ -3,10 +3,13 @@
 #![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
 
 pub mod cache;
+pub mod certs;
 pub mod kube;
 pub mod mesh;
 pub mod parts;
 pub mod process;
+pub mod sds;
+pub mod sidecar;
 
 use std::io::Write;
 
