@@ -180,7 +180,7 @@ fn requests(table: &Table, count: usize, random: &mut Random) -> Vec<Wanted> {
             let one = random.of(&host.routes).r#match.clone().unwrap_or_default();
             let other = random.of(&host.routes).r#match.clone().unwrap_or_default();
             let mut wanted = Wanted {
-                method: *random.of::<&str>(&["GET", "GET", "POST", "PUT", "DELETE"]),
+                method: random.of::<&str>(&["GET", "GET", "POST", "PUT", "DELETE"]),
                 authority,
                 target: path(&one, random),
                 headers: BTreeMap::new(),

@@ -5,10 +5,13 @@
 pub mod ads;
 pub mod cache;
 pub mod canary;
+pub mod certs;
 pub mod kube;
 pub mod mesh;
 pub mod parts;
 pub mod process;
+pub mod sds;
+pub mod sidecar;
 
 use std::io::Write;
 

@@ -1,0 +1,190 @@
+//! `weir serve` on a folder and an Envoy beside it that takes its configuration from it. Both end with this value, and
+//! also with this process, so that the tests of one binary can share one that is never dropped.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use serde_json::Value;
+use weir::envoy::{Admin, EnvoyBinary};
+
+use super::mesh::DEADLINE;
+use super::process::{Launch, Supervised, free_port};
+
+/// How they are started.
+#[derive(Debug, Clone, Default)]
+pub struct Options<'a> {
+    /// More arguments for `weir serve`.
+    pub serve: &'a [&'a str],
+    /// More arguments for `weir bootstrap`.
+    pub bootstrap: &'a [&'a str],
+    /// Clusters that Envoy has beside what weir sends.
+    pub clusters: Vec<Value>,
+}
+
+/// The two processes.
+#[derive(Debug)]
+pub struct Sidecar {
+    envoy: Supervised,
+    weir: Supervised,
+    envoy_admin: SocketAddr,
+    weir_admin: SocketAddr,
+    folder: PathBuf,
+}
+
+impl Sidecar {
+    /// Starts them on the objects in `folder/config` and waits until Envoy has all it is to have. `folder` is removed
+    /// with them.
+    ///
+    /// # Panics
+    /// When that does not come about, with what weir knows of the proxy and the ends of both logs.
+    pub async fn start(folder: &Path, options: Options<'_>) -> Self {
+        let (xds, admin) = (free_port(), free_port());
+        let weir = Path::new(env!("CARGO_BIN_EXE_weir"));
+        let mut serve = ["serve", "--config-dir"].map(str::to_owned).to_vec();
+        serve.push(path(&folder.join("config")));
+        serve.extend(["--xds-listen".into(), format!("127.0.0.1:{xds}")]);
+        serve.extend(["--admin-listen".into(), format!("127.0.0.1:{admin}")]);
+        serve.extend(options.serve.iter().map(|&arg| arg.to_owned()));
+
+        let printed = Command::new(weir)
+            .args(["bootstrap", "-o", "json", "--xds", &format!("127.0.0.1:{xds}")])
+            .args(options.bootstrap)
+            .output()
+            .unwrap();
+        assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+        let mut bootstrap: Value = serde_json::from_slice(&printed.stdout).unwrap();
+        bootstrap["admin"]["address"]["socket_address"]["port_value"] = 0.into();
+        bootstrap["static_resources"]["clusters"].as_array_mut().unwrap().extend(options.clusters);
+        std::fs::write(folder.join("bootstrap.json"), bootstrap.to_string()).unwrap();
+
+        let weir = spawn(weir, serve, &folder.join("weir.log"), None);
+        let envoy = start_envoy(folder, "envoy", &folder.join("bootstrap.json")).await;
+        let mut this = Self {
+            envoy,
+            weir,
+            envoy_admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            weir_admin: SocketAddr::from(([127, 0, 0, 1], admin)),
+            folder: folder.to_owned(),
+        };
+        this.wait("its admin address", async |this| {
+            this.envoy_admin = admin_address(&this.folder, "envoy")?;
+            Some(())
+        })
+        .await;
+        this.settled(0).await;
+        this.wait("Envoy is live", async |this| this.envoy().ready().await.ok()?.0.then_some(())).await;
+        this.wait("every listener is warm", async |this| {
+            let warming = this.envoy().stats("^listener_manager.total_listeners_warming$").await.ok()?;
+            (warming.values().sum::<u64>() == 0).then_some(())
+        })
+        .await;
+        this
+    }
+
+    /// weir's admin pages.
+    pub fn weir(&self) -> Admin {
+        // Not kept: its connections belong to the runtime of one test.
+        Admin::new(self.weir_admin)
+    }
+
+    /// Envoy's admin pages.
+    pub fn envoy(&self) -> Admin {
+        Admin::new(self.envoy_admin)
+    }
+
+    /// A counter or gauge of Envoy by its whole name; 0 where there is none.
+    pub async fn stat(&self, name: &str) -> u64 {
+        let stats = self.envoy().stats(&format!("^{}$", name.replace('.', r"\.").replace('|', r"\|"))).await.unwrap();
+        stats.get(name).copied().unwrap_or(0)
+    }
+
+    /// The newest state of the objects.
+    pub async fn revision(&self) -> u64 {
+        let text = self.weir().get("/metrics").await.unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("weir_mesh_revision ")?.trim().parse().ok()).unwrap()
+    }
+
+    /// Writes one of the objects' files the way careful editors do, so that it is never seen half, and waits until
+    /// Envoy has what follows from it.
+    pub async fn edit(&mut self, name: &str, text: &str) {
+        let before = self.revision().await;
+        let temporary = self.folder.join(name);
+        std::fs::write(&temporary, text).unwrap();
+        std::fs::rename(&temporary, self.folder.join("config").join(name)).unwrap();
+        self.settled(before).await;
+    }
+
+    /// Waits until the proxy has acked everything of a state newer than `revision`, and has refused nothing.
+    pub async fn settled(&mut self, revision: u64) {
+        self.wait("the proxy has acked everything", async |this| {
+            let proxy = this.status().await?;
+            let (acked, wanted) = (proxy["acked"].as_u64(), proxy["wanted"].as_u64());
+            let all = acked.is_some() && acked == wanted && acked > Some(revision);
+            (all && proxy["refused"].is_null()).then_some(())
+        })
+        .await;
+    }
+
+    /// What weir knows of the proxy.
+    pub async fn status(&self) -> Option<Value> {
+        let body = self.weir().get("/debug/syncz").await.ok()?;
+        let list: Value = serde_json::from_slice(&body).ok()?;
+        list.get(0).cloned()
+    }
+
+    async fn wait<T>(&mut self, what: &str, mut look: impl AsyncFnMut(&mut Self) -> Option<T>) -> T {
+        let begun = Instant::now();
+        loop {
+            if let Some(found) = look(self).await {
+                return found;
+            }
+            let ended = [self.weir.exited().unwrap(), self.envoy.exited().unwrap()];
+            if begun.elapsed() > DEADLINE || ended.iter().any(Option::is_some) {
+                panic!(
+                    "waited for: {what}; weir and Envoy ended: {ended:?}; the proxy: {:?}\n{}\n{}",
+                    self.status().await,
+                    log(&self.folder.join("weir.log")),
+                    log(&self.folder.join("envoy.log"))
+                );
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Envoy on a bootstrap file; it writes its log to `folder/NAME.log` and its admin address to `folder/NAME.admin`.
+pub async fn start_envoy(folder: &Path, name: &str, bootstrap: &Path) -> Supervised {
+    let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
+    let mut args = vec!["-c".to_owned(), path(bootstrap)];
+    args.extend(["--admin-address-path".into(), path(&folder.join(format!("{name}.admin")))]);
+    // No shared memory, so that any number of Envoys run beside each other.
+    args.extend(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"].map(str::to_owned));
+    spawn(binary.path(), args, &folder.join(format!("{name}.log")), Some(folder))
+}
+
+/// The address that Envoy wrote, once it has.
+pub fn admin_address(folder: &Path, name: &str) -> Option<SocketAddr> {
+    std::fs::read_to_string(folder.join(format!("{name}.admin"))).ok()?.trim().parse().ok()
+}
+
+fn spawn(program: &Path, args: Vec<String>, log: &Path, remove: Option<&Path>) -> Supervised {
+    let file = File::options().create(true).append(true).open(log).unwrap();
+    let stderr = file.try_clone().unwrap();
+    Supervised::spawn(Launch { program, args, stdout: file.into(), stderr: stderr.into(), grace_tenths: 30, remove })
+        .unwrap()
+}
+
+/// The end of a log.
+pub fn log(file: &Path) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    format!("{}:\n{}", file.display(), lines[lines.len().saturating_sub(30)..].join("\n"))
+}
+
+fn path(path: &Path) -> String {
+    path.to_str().expect("temporary folders have names in UTF-8").to_owned()
+}
