@@ -248,7 +248,8 @@ fn zone_aware(setting: &ZoneAwareLbSetting, has_outlier: bool, path: &str, found
 }
 
 fn failover(regions: &[Failover], labels: &[String], has_outlier: bool, path: &str, found: &mut Findings) {
-    if !has_outlier && !(regions.is_empty() && labels.is_empty()) {
+    let ranked = !regions.is_empty() || !labels.is_empty();
+    if ranked && !has_outlier {
         found.warn(path, "says where to fail over to, but without outlierDetection beside it nothing fails");
     }
     for (n, one) in regions.iter().enumerate() {

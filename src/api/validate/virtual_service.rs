@@ -118,10 +118,8 @@ fn http_route(route: &HttpRoute, is_delegate: bool, for_gateway: bool, path: &st
     if is_delegate && route.delegate.is_some() {
         found.add(format!("{path}.delegate"), "a VirtualService without hosts is a delegate and can not delegate on");
     }
-    if let Some(to) = &route.delegate {
-        if to.name.is_empty() {
-            found.warn(format!("{path}.delegate.name"), "is missing, so that the route leads nowhere");
-        }
+    if route.delegate.as_ref().is_some_and(|to| to.name.is_empty()) {
+        found.warn(format!("{path}.delegate.name"), "is missing, so that the route leads nowhere");
     }
     for (what, other) in [("redirect", route.redirect.is_some()), ("directResponse", route.direct_response.is_some())] {
         for (name, given) in [("fault", route.fault.is_some()), ("rewrite", route.rewrite.is_some())] {
