@@ -1,7 +1,7 @@
 //! The whole, running: a source, the store, the mesh, the snapshots, ADS and the admin pages.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -206,7 +206,13 @@ impl ControlPlane {
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{flag}: can not listen on {address}"))
+    let bound = TcpListener::bind(address).await;
+    if bound.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
+        // All addresses, on a machine that has no IPv6.
+        let plain = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+        return TcpListener::bind(plain).await.with_context(|| format!("{flag}: can not listen on {plain}"));
+    }
+    bound.with_context(|| format!("{flag}: can not listen on {address}"))
 }
 
 /// The one task that takes changes in and gives snapshots out.

@@ -41,7 +41,9 @@ impl Store {
                 news |= set_or_clear(&mut self.warnings, key.clone(), warnings);
                 let slot = self.objects.entry(key.kind).or_default();
                 let name = (key.namespace.clone(), key.name.clone());
-                if slot.get(&name).is_some_and(|old| old.object == object) {
+                if let Some(old) = slot.get_mut(&name).filter(|old| old.object == object) {
+                    // It may stand on another line by now.
+                    old.origin = origin;
                     return news;
                 }
                 self.revision += 1;

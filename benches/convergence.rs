@@ -1,0 +1,363 @@
+//! How long a weight takes from the write of its file to every proxy, what that costs, and what a stuck proxy changes.
+//!
+//! `cargo bench --bench convergence` starts `weir serve` on a folder of 1000 Services (4 endpoints, a VirtualService 90/10
+//! and a DestinationRule each) and connects 100 plain ADS clients that ack everything at once, over SotW and over delta.
+//! Then it changes one weight after another, and in every second round one more client is connected that reads nothing, so
+//! that both kinds of rounds see the same machine. `WEIR_SERVICES`, `WEIR_CLIENTS` and `WEIR_ROUNDS` say otherwise.
+
+use std::error::Error;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::service::discovery::v3 as pb;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+
+const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+
+/// A response of which the resources are not taken apart.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Sotw {
+    #[prost(string, tag = "1")]
+    version_info: String,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    resources: Vec<Bytes>,
+    #[prost(string, tag = "4")]
+    type_url: String,
+    #[prost(string, tag = "5")]
+    nonce: String,
+}
+
+/// The same of the delta variant.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Delta {
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    resources: Vec<Bytes>,
+    #[prost(string, tag = "4")]
+    type_url: String,
+    #[prost(string, tag = "5")]
+    nonce: String,
+}
+
+fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+struct Weir {
+    child: Child,
+    xds: u16,
+    admin: u16,
+}
+
+impl Drop for Weir {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Weir {
+    fn start(folder: &Path) -> Result<Self, Box<dyn Error>> {
+        let port =
+            || std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|one| one.local_addr()).map(|one| one.port());
+        let (xds, admin) = (port()?, port()?);
+        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["serve", "--log", "error", "--config-dir"])
+            .arg(folder)
+            .args(["--xds-listen", &format!("127.0.0.1:{xds}"), "--admin-listen", &format!("127.0.0.1:{admin}")])
+            .stdin(Stdio::null())
+            .spawn()?;
+        Ok(Self { child, xds, admin })
+    }
+
+    async fn ready(&self) {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], self.admin));
+        while weir::envoy::Admin::new(address).get("/ready").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Resident memory in MB, and processor time so far in seconds.
+    fn cost(&self) -> Result<(f64, f64), Box<dyn Error>> {
+        let folder = format!("/proc/{}", self.child.id());
+        let status = std::fs::read_to_string(format!("{folder}/status"))?;
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        let stat = std::fs::read_to_string(format!("{folder}/stat"))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+        Ok((resident.unwrap_or(0.0) / 1024.0, (ticks(11) + ticks(12)) / 100.0))
+    }
+
+    async fn channel(&self) -> Result<Channel, Box<dyn Error>> {
+        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{}", self.xds))?;
+        Ok(endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(1 << 20).connect().await?)
+    }
+}
+
+fn node(n: usize) -> core::Node {
+    core::Node {
+        id: format!("sidecar~10.9.{}.{}~client-{n}.bench~bench.svc.cluster.local", n / 250, n % 250 + 1),
+        ..Default::default()
+    }
+}
+
+/// When a client got route tables.
+type Arrivals = mpsc::UnboundedReceiver<Instant>;
+
+fn cluster_names(resources: &[Bytes], delta: bool) -> Vec<String> {
+    let any = |bytes: &Bytes| {
+        let any = if delta {
+            pb::Resource::decode(bytes.clone()).ok()?.resource?
+        } else {
+            envoy_types::pb::google::protobuf::Any::decode(bytes.clone()).ok()?
+        };
+        cluster::Cluster::decode(any.value.as_slice()).ok()
+    };
+    let all = resources.iter().filter_map(any).filter(|one| one.eds_cluster_config.is_some());
+    all.map(|one| one.name).collect()
+}
+
+async fn client(weir: &Weir, n: usize, delta: bool) -> Result<Arrivals, Box<dyn Error>> {
+    let (arrived, arrivals) = mpsc::unbounded_channel();
+    let channel = weir.channel().await?;
+    if delta {
+        let (send, requests) = mpsc::channel::<pb::DeltaDiscoveryRequest>(64);
+        for (type_url, names) in [(CDS, vec![]), (LDS, vec![]), (RDS, vec!["80".to_owned()])] {
+            let node = Some(node(n));
+            let request = pb::DeltaDiscoveryRequest {
+                node,
+                type_url: type_url.to_owned(),
+                resource_names_subscribe: names,
+                ..Default::default()
+            };
+            send.send(request).await?;
+        }
+        let path = http::uri::PathAndQuery::from_static(
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+        );
+        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
+        grpc.ready().await?;
+        let codec = tonic_prost::ProstCodec::<pb::DeltaDiscoveryRequest, Delta>::default();
+        let mut responses =
+            grpc.streaming(Request::new(ReceiverStream::new(requests)), path, codec).await?.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(response)) = responses.message().await {
+                if response.type_url == RDS && arrived.send(Instant::now()).is_err() {
+                    return;
+                }
+                if response.type_url == CDS {
+                    let request = pb::DeltaDiscoveryRequest {
+                        type_url: EDS.to_owned(),
+                        resource_names_subscribe: cluster_names(&response.resources, true),
+                        ..Default::default()
+                    };
+                    let _ = send.send(request).await;
+                }
+                let ack = pb::DeltaDiscoveryRequest {
+                    type_url: response.type_url,
+                    response_nonce: response.nonce,
+                    ..Default::default()
+                };
+                if send.send(ack).await.is_err() {
+                    return;
+                }
+            }
+        });
+    } else {
+        let (send, requests) = mpsc::channel::<pb::DiscoveryRequest>(64);
+        for (type_url, names) in [(CDS, vec![]), (LDS, vec![]), (RDS, vec!["80".to_owned()])] {
+            let node = Some(node(n));
+            let request = pb::DiscoveryRequest {
+                node,
+                type_url: type_url.to_owned(),
+                resource_names: names,
+                ..Default::default()
+            };
+            send.send(request).await?;
+        }
+        let path = http::uri::PathAndQuery::from_static(
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+        );
+        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
+        grpc.ready().await?;
+        let codec = tonic_prost::ProstCodec::<pb::DiscoveryRequest, Sotw>::default();
+        let mut responses =
+            grpc.streaming(Request::new(ReceiverStream::new(requests)), path, codec).await?.into_inner();
+        tokio::spawn(async move {
+            let mut names = Vec::new();
+            while let Ok(Some(response)) = responses.message().await {
+                if response.type_url == RDS && arrived.send(Instant::now()).is_err() {
+                    return;
+                }
+                if response.type_url == CDS && names.is_empty() {
+                    names = cluster_names(&response.resources, false);
+                    let request = pb::DiscoveryRequest {
+                        type_url: EDS.to_owned(),
+                        resource_names: names.clone(),
+                        ..Default::default()
+                    };
+                    let _ = send.send(request).await;
+                }
+                let asked = match response.type_url.as_str() {
+                    EDS => names.clone(),
+                    RDS => vec!["80".to_owned()],
+                    _ => Vec::new(),
+                };
+                let ack = pb::DiscoveryRequest {
+                    type_url: response.type_url,
+                    response_nonce: response.nonce,
+                    version_info: response.version_info,
+                    resource_names: asked,
+                    ..Default::default()
+                };
+                if send.send(ack).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(arrivals)
+}
+
+/// A client that asks for everything and reads nothing.
+async fn stuck(weir: &Weir) -> Result<Box<dyn std::any::Any>, Box<dyn Error>> {
+    let (send, requests) = mpsc::channel::<pb::DeltaDiscoveryRequest>(4);
+    for type_url in [CDS, LDS] {
+        let node = Some(node(60_000));
+        send.send(pb::DeltaDiscoveryRequest { node, type_url: type_url.to_owned(), ..Default::default() }).await?;
+    }
+    let path = http::uri::PathAndQuery::from_static(
+        "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+    );
+    let mut grpc = tonic::client::Grpc::new(weir.channel().await?);
+    grpc.ready().await?;
+    let codec = tonic_prost::ProstCodec::<pb::DeltaDiscoveryRequest, Delta>::default();
+    let responses = grpc.streaming(Request::new(ReceiverStream::new(requests)), path, codec).await?;
+    Ok(Box::new((responses, send, grpc)))
+}
+
+fn objects(n: usize, weight: u32) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: s{n}, namespace: bench}}\nspec:\n  \
+         hosts: [s{n}]\n  http:\n  - route:\n    - {{destination: {{host: s{n}, subset: v1}}, weight: {}}}\n    - \
+         {{destination: {{host: s{n}, subset: v2}}, weight: {weight}}}\n",
+        100 - weight
+    )
+}
+
+fn rest(n: usize) -> String {
+    let (a, b) = (n / 250, n % 250);
+    let mut text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: s{n}, namespace: bench}}\nspec:\n  clusterIP: 10.96.{a}.{b}\n  \
+         ports: [{{name: http, port: 80, targetPort: 8080}}]\n---\napiVersion: networking.istio.io/v1\nkind: \
+         DestinationRule\nmetadata: {{name: s{n}, namespace: bench}}\nspec:\n  host: s{n}\n  subsets: [{{name: v1, \
+         labels: {{version: v1}}}}, {{name: v2, labels: {{version: v2}}}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: \
+         EndpointSlice\nmetadata: {{name: s{n}-1, namespace: bench, labels: {{kubernetes.io/service-name: s{n}}}}}\n\
+         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints:\n"
+    );
+    for pod in 0..4 {
+        text += &format!("- {{addresses: [10.{}.{a}.{b}], targetRef: {{kind: Pod, name: s{n}-{pod}}}}}\n", pod + 1);
+    }
+    for pod in 0..4 {
+        text += &format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: s{n}-{pod}, namespace: bench, labels: {{app: s{n}, \
+             version: v{}}}}}\n",
+            pod % 2 + 1
+        );
+    }
+    text
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> std::io::Result<()> {
+    let temporary = folder.join(format!(".{name}"));
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(temporary, folder.join(name))
+}
+
+#[derive(Default)]
+struct Rounds {
+    p50: Vec<Duration>,
+    last: Vec<Duration>,
+}
+
+fn median(list: &mut [Duration]) -> f64 {
+    list.sort_unstable();
+    list.get(list.len() / 2).map_or(0.0, |middle| middle.as_secs_f64() * 1000.0)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let (services, clients, rounds) =
+        (number("WEIR_SERVICES", 1000), number("WEIR_CLIENTS", 100), number("WEIR_ROUNDS", 20));
+    println!("{services} services, {} endpoints, {clients} clients, {rounds} weights of each kind", services * 4);
+    let folder = tempfile::tempdir()?;
+    for n in 0..services {
+        write(folder.path(), &format!("s{n}.yaml"), &rest(n))?;
+        write(folder.path(), &format!("v{n}.yaml"), &objects(n, 10))?;
+    }
+    println!("{:<6} {:<12} {:>8} {:>8} {:>12} {:>12}", "", "", "p50 ms", "last ms", "CPU ms/step", "resident MB");
+    for delta in [false, true] {
+        let begun = Instant::now();
+        let weir = Weir::start(folder.path())?;
+        weir.ready().await;
+        let ready = begun.elapsed();
+        let begun = Instant::now();
+        let mut all = Vec::new();
+        for n in 0..clients {
+            all.push(client(&weir, n, delta).await?);
+        }
+        for arrivals in &mut all {
+            arrivals.recv().await;
+        }
+        let name = if delta { "delta" } else { "sotw" };
+        let (resident, processor) = weir.cost()?;
+        println!(
+            "{name:<6} start: ready in {} ms, all clients served in {} ms, {processor:.2} s CPU, {resident:.0} MB",
+            ready.as_millis(),
+            begun.elapsed().as_millis()
+        );
+        let mut kinds = [Rounds::default(), Rounds::default()];
+        let mut busy = [0.0, 0.0];
+        for round in 0..rounds * 2 {
+            let with_stuck = round % 2;
+            let _stuck = if with_stuck == 1 { Some(stuck(&weir).await?) } else { None };
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let (_, before) = weir.cost()?;
+            let begun = Instant::now();
+            let n = round % services;
+            write(folder.path(), &format!("v{n}.yaml"), &objects(n, 11 + u32::try_from(round)?))?;
+            let mut took = Vec::new();
+            for arrivals in &mut all {
+                let arrived = arrivals.recv().await.ok_or("a client lost its stream")?;
+                took.push(arrived.saturating_duration_since(begun));
+            }
+            let (_, after) = weir.cost()?;
+            took.sort_unstable();
+            let (Some(kind), Some(sum)) = (kinds.get_mut(with_stuck), busy.get_mut(with_stuck)) else { continue };
+            *sum += after - before;
+            kind.p50.push(took[took.len() / 2]);
+            kind.last.push(took[took.len() - 1]);
+        }
+        let (resident, _) = weir.cost()?;
+        for (kind, busy, label) in kinds.iter_mut().zip(busy).zip(["alone", "one stuck"]).map(|((a, b), c)| (a, b, c)) {
+            println!(
+                "{name:<6} {label:<12} {:>8.1} {:>8.1} {:>12.0} {resident:>12.0}",
+                median(&mut kind.p50),
+                median(&mut kind.last),
+                busy / rounds as f64 * 1000.0
+            );
+        }
+    }
+    Ok(())
+}
