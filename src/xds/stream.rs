@@ -595,11 +595,26 @@ impl Stream {
         let untaken: &dyn Fn(&str) -> bool =
             &|name| clusters.in_flight(name).is_some_and(|change| change.resource.is_some() && !change.taken);
         let for_cluster: &dyn Fn(&Resource) -> u64 = &|one| version_for(clusters, one);
+        // Endpoints of a cluster that only the client's old routes lead to are due when it has the new ones: pods that go
+        // in the very change that moves the traffic away from them would be missed for a moment.
+        let [live_listeners, live_routes] = &self.live;
+        let users = [(&*listeners, live_listeners), (&*routes, live_routes)];
+        let left: &dyn Fn(&str) -> bool = &|name| {
+            users.iter().any(|(state, live)| {
+                let old = state.in_use().filter(|old| state.wants(&old.name) && old.refers.contains(name));
+                old.into_iter().any(|old| {
+                    let new = live.get(&old.name).filter(|new| !state.refuses(new));
+                    new.is_some_and(|new| !new.refers.contains(name))
+                })
+            })
+        };
+        let gated = self.settings.gated;
+        let not_yet: &dyn Fn(&str) -> bool = &|name| untaken(name) || (gated && left(name));
         let never: &dyn Fn(&str) -> bool = &|_| false;
         let turn = Turn { variant, view: &view, nonce: &nonce, now, defer: never, version_of: &plain };
         let (frame, resources) = match kind {
             ResourceType::Endpoints => {
-                endpoints.respond(kind, &Turn { defer: untaken, version_of: for_cluster, ..turn })
+                endpoints.respond(kind, &Turn { defer: not_yet, version_of: for_cluster, ..turn })
             }
             ResourceType::Cluster => clusters.respond(kind, &turn),
             ResourceType::Listener => listeners.respond(kind, &turn),

@@ -207,6 +207,32 @@ fn states_that_come_meanwhile_merge_and_the_latest_wins() {
 }
 
 #[test]
+fn endpoints_that_go_in_the_change_that_moves_the_traffic_go_after_it() {
+    let before: Parts<'_> = &[
+        (Cluster, "c1", "C1"),
+        (Cluster, "c2", "C2"),
+        (Endpoints, "c1", "E1"),
+        (Endpoints, "c2", "E2"),
+        (Listener, "l", "L"),
+        (Route, "80", "a>c1"),
+    ];
+    let after: Parts<'_> = &[
+        (Cluster, "c1", "C1"),
+        (Cluster, "c2", "C2"),
+        (Endpoints, "c1", "none"),
+        (Endpoints, "c2", "E3"),
+        (Listener, "l", "L"),
+        (Route, "80", "a>c2"),
+    ];
+    let mut client = started_with(before);
+    client.give(snapshot(2, after));
+    assert_eq!(client.take_log(), ["eds +c2=E3", "rds +80=a>c2"]);
+    client.ack_all();
+    assert_eq!(client.take_log(), ["eds +c1=none"]);
+    assert_eq!(client.stream.settled(), Some(2));
+}
+
+#[test]
 fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
     let before: Parts<'_> =
         &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "a>c1 b>c1")];
