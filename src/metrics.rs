@@ -23,6 +23,7 @@ pub struct Metrics {
     connected: Gauge,
     scopes: Gauge,
     parts: Gauge,
+    left_out: Gauge,
     revision: Gauge,
     problems: Gauge,
     held: Gauge,
@@ -39,6 +40,7 @@ impl Default for Metrics {
             connected: Gauge::default(),
             scopes: Gauge::default(),
             parts: Gauge::default(),
+            left_out: Gauge::default(),
             revision: Gauge::default(),
             problems: Gauge::default(),
             held: Gauge::default(),
@@ -52,6 +54,11 @@ impl Default for Metrics {
         registry.register("weir_xds_sent_bytes", "Bytes of responses sent, by type", this.sent_bytes.clone());
         registry.register("weir_scopes", "Distinct scopes of connected proxies", this.scopes.clone());
         registry.register("weir_encoded_resources", "Encoded parts that answers are made of", this.parts.clone());
+        registry.register(
+            "weir_resources_left_out",
+            "Resources, or parts of them, that are not sent because Envoy would refuse them",
+            this.left_out.clone(),
+        );
         registry.register(
             "weir_mesh_revision",
             "The state of the mesh, counted up with each change",
@@ -107,6 +114,7 @@ impl Metrics {
         set(&self.connected, hub.proxies);
         set(&self.scopes, hub.scopes);
         set(&self.parts, hub.parts);
+        set(&self.left_out, hub.left_out);
         let mut out = String::new();
         prometheus_client::encoding::text::encode(&mut out, &self.registry)?;
         Ok(out)

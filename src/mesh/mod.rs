@@ -20,7 +20,7 @@ pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
 pub use host::{Host, covers, is_wildcard, resolve};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
 pub use rules::{DestinationRule, DestinationRules, HttpRule, VirtualService, VirtualServices, VirtualServicesByHost};
-pub use service::{Port, Preference, Protocol, Registry, Resolution, Service};
+pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
 pub use sidecar::{Sidecar, Sidecars};
 pub use view::{Seen, View};
 pub use visibility::Visibility;
@@ -416,7 +416,7 @@ impl Builder {
             _ => None,
         });
         let Some((revision, service)) = new else {
-            self.put(&host, Registry::Kubernetes, &name.0, None);
+            self.put(&host, Registry::Kubernetes, name, None);
             return;
         };
         let slices = self.slices.get(name).into_iter().flatten().filter_map(|slice| {
@@ -432,7 +432,7 @@ impl Builder {
             self.services_of_pod.entry(pod.clone()).or_default().insert(name.clone());
         }
         self.pods_of_service.insert(name.clone(), pods);
-        self.put(&host, Registry::Kubernetes, &name.0, Some((revision, service, set)));
+        self.put(&host, Registry::Kubernetes, name, Some((revision, service, set)));
     }
 
     fn update_entry(&mut self, store: &Store, name: &Name) {
@@ -440,7 +440,7 @@ impl Builder {
         let old = self.hosts_of_entry.remove(name).unwrap_or_default();
         let Some((entry, Spec::ServiceEntry(spec))) = store.get(&key).map(|entry| (entry, &entry.object.spec)) else {
             for host in old {
-                self.put(&host, Registry::ServiceEntry, &name.0, None);
+                self.put(&host, Registry::ServiceEntry, name, None);
             }
             return;
         };
@@ -452,11 +452,11 @@ impl Builder {
             let pods = selector.into_iter().flat_map(|labels| self.selected_pods(store, &name.0, labels));
             let set = endpoint::collect_entry(&service, spec, entries, pods, &self.workloads);
             let host = service.host.clone();
-            self.put(&host, Registry::ServiceEntry, &name.0, Some((entry.revision, service, set)));
+            self.put(&host, Registry::ServiceEntry, name, Some((entry.revision, service, set)));
             hosts.push(host);
         }
         for host in old.iter().filter(|host| !hosts.contains(host)) {
-            self.put(host, Registry::ServiceEntry, &name.0, None);
+            self.put(host, Registry::ServiceEntry, name, None);
         }
         self.hosts_of_entry.insert(name.clone(), hosts);
     }
@@ -488,10 +488,12 @@ impl Builder {
         found.into_values().collect()
     }
 
-    /// Puts a service in the place of the one that this registry and namespace have for `host`, or takes it away.
-    fn put(&mut self, host: &Host, registry: Registry, namespace: &Arc<str>, new: Option<(u64, Service, EndpointSet)>) {
+    /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes it away.
+    fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(u64, Service, EndpointSet)>) {
         let mut list: Vec<Registered> = self.mesh.services.get(host).map(|list| list.to_vec()).unwrap_or_default();
-        let same = |one: &Registered| one.service.registry == registry && one.service.namespace == *namespace;
+        let same = |one: &Registered| {
+            one.service.registry == registry && one.service.namespace == name.0 && one.service.name == name.1
+        };
         let old = list.iter().position(same).map(|at| list.remove(at));
         let new = new.map(|(revision, service, set)| {
             let (endpoints_revision, endpoints) = match &old {
@@ -529,7 +531,10 @@ impl Builder {
         }
         list.extend(new);
         list.sort_by(|a, b| {
-            let rank = |one: &Registered| (one.service.registry, one.service.age, one.service.namespace.clone());
+            let rank = |one: &Registered| {
+                let service = &one.service;
+                (service.registry, service.age, service.namespace.clone(), service.name.clone())
+            };
             rank(a).cmp(&rank(b))
         });
         let services = Arc::make_mut(&mut self.mesh.services);

@@ -1,5 +1,6 @@
 //! Services as clients see them: a host, addresses and ports with protocols.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::host::Host;
@@ -154,6 +155,24 @@ pub struct Service {
     pub subject_alt_names: Vec<String>,
 }
 
+/// An address, or a range of them, as everyone writes it: two that are the same would be two listeners at one address,
+/// of which Envoy refuses one. A prefix as long as the address is the address.
+pub fn one_form(address: &str) -> Arc<str> {
+    let (plain, length) = address.split_once('/').unwrap_or((address, ""));
+    match (plain.parse::<IpAddr>(), length.parse::<u32>()) {
+        (Ok(IpAddr::V4(ip)), Ok(length)) if length < 32 => {
+            let mask = u32::MAX.checked_shl(32 - length).unwrap_or_default();
+            format!("{}/{length}", Ipv4Addr::from_bits(ip.to_bits() & mask)).into()
+        }
+        (Ok(IpAddr::V6(ip)), Ok(length)) if length < 128 => {
+            let mask = u128::MAX.checked_shl(128 - length).unwrap_or_default();
+            format!("{}/{length}", Ipv6Addr::from_bits(ip.to_bits() & mask)).into()
+        }
+        (Ok(ip), _) => ip.to_string().into(),
+        (Err(_), _) => address.into(),
+    }
+}
+
 impl Service {
     /// The service of a Kubernetes object; `domain` is the cluster's, like `cluster.local`.
     pub fn from_kubernetes(meta: &Meta, spec: &api::Service, domain: &str) -> Self {
@@ -161,8 +180,10 @@ impl Service {
             .then(|| Host::from(spec.external_name.trim_end_matches('.').to_ascii_lowercase()));
         let mut addresses: Vec<Arc<str>> = Vec::new();
         for address in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips) {
-            if address.parse::<std::net::IpAddr>().is_ok() && !addresses.iter().any(|known| **known == **address) {
-                addresses.push(address.as_str().into());
+            if let Some(address) = address.parse::<IpAddr>().ok().map(|_| one_form(address))
+                && !addresses.contains(&address)
+            {
+                addresses.push(address);
             }
         }
         let ports = spec.ports.iter().filter_map(|port| {
@@ -208,16 +229,17 @@ impl Service {
             let protocol = Protocol::named(&port.protocol.to_ascii_lowercase()).unwrap_or(Some(Protocol::Unknown))?;
             Some(Port { number, name: port.name.as_str().into(), protocol, target: target.unwrap_or(number) })
         });
-        // A prefix as long as the address is the address.
-        let addresses = spec.addresses.iter().map(|address| match address.split_once('/') {
-            Some((plain, "32" | "128")) => plain.into(),
-            _ => address.as_str().into(),
-        });
+        let mut addresses: Vec<Arc<str>> = Vec::new();
+        for address in spec.addresses.iter().map(|address| one_form(address)) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
         Service {
             host: host.to_ascii_lowercase().into(),
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
-            addresses: addresses.collect(),
+            addresses,
             resolution: match spec.resolution {
                 EntryResolution::None | EntryResolution::DynamicDns => Resolution::Passthrough,
                 EntryResolution::Static => Resolution::Endpoints,

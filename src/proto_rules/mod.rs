@@ -4,6 +4,7 @@
 //! that Envoy's code adds. They are compiled once per process; a check then walks the wire bytes and builds no message.
 
 mod check;
+mod format;
 mod plan;
 pub mod re2;
 mod rules;
@@ -15,7 +16,7 @@ use std::fmt;
 use prost_reflect::prost::Message as _;
 use prost_reflect::{DynamicMessage, ReflectMessage as _};
 
-pub use semantics::with_literal_percents;
+pub use format::with_literal_percents;
 
 /// One thing in a message that Envoy would refuse.
 #[derive(Clone, Debug, PartialEq, Eq)]

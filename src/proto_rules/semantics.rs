@@ -2,7 +2,6 @@
 //!
 //! Paths are those of Envoy's source tree; every rule was also tried on Envoy 1.40, whose answers `tests.rs` compares with these.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
@@ -199,12 +198,12 @@ fn header_operations(message: &Message<'_>, report: Report<'_>) -> Result<(), Ma
                     ),
                 );
             }
-            if let Err(place) = check_format(header.text("value")?) {
+            if let Err(place) = super::format::check(header.text("value")?) {
                 report(
                     &format!("{list}[{at}].header.value"),
                     wrong(
                         format!("a single % at byte {place} of {}", quoted(header.text("value")?.as_bytes())),
-                        "%% for a percent sign, or a command such as %REQ(NAME)%",
+                        "%% for a percent sign, or a command that Envoy knows, such as %REQ(NAME)%",
                     ),
                 );
             }
@@ -225,67 +224,6 @@ fn header_operations(message: &Message<'_>, report: Report<'_>) -> Result<(), Ma
 
 fn is_reserved(header: &str) -> bool {
     header.starts_with(':') || header.eq_ignore_ascii_case("host")
-}
-
-/// Whether each `%` of a header's value is doubled or belongs to a command `%NAME%`, `%NAME(PARAMETERS)%` or `%NAME(PARAMETERS):9%`;
-/// if not, where it stands.
-///
-/// Source: `source/common/formatter/substitution_formatter.cc`, `SubstitutionFormatParser::parse`.
-fn check_format(value: &str) -> Result<(), usize> {
-    let mut rest = value;
-    while let Some(at) = rest.find('%') {
-        let (place, after) = (value.len() - rest.len() + at, rest.get(at + 1..).unwrap_or_default());
-        rest = match after.strip_prefix('%') {
-            Some(rest) => rest,
-            None => after_command(after).ok_or(place)?,
-        };
-    }
-    Ok(())
-}
-
-/// `value` with each `%` doubled that is neither doubled already nor part of a command, so that Envoy takes it.
-pub fn with_literal_percents(value: &str) -> Cow<'_, str> {
-    if check_format(value).is_ok() {
-        return Cow::Borrowed(value);
-    }
-    let mut out = String::with_capacity(value.len() + 4);
-    let mut rest = value;
-    while let Some((before, after)) = rest.split_once('%') {
-        out.push_str(before);
-        let left = after.strip_prefix('%').or_else(|| after_command(after));
-        match left {
-            Some(left) => {
-                out.push('%');
-                out.push_str(after.strip_suffix(left).unwrap_or(after));
-                rest = left;
-            }
-            None => {
-                out.push_str("%%");
-                rest = after;
-            }
-        }
-    }
-    out.push_str(rest);
-    Cow::Owned(out)
-}
-
-fn after_command(text: &str) -> Option<&str> {
-    let is_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-    let rest = text.trim_start_matches(is_name);
-    if rest.len() == text.len() {
-        return None;
-    }
-    let end = |rest: &'_ str| {
-        let digits = rest.strip_prefix(':').map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
-        let is_length = digits.is_some_and(|digits| digits.len() + 1 < rest.len());
-        let left = if is_length { digits.unwrap_or(rest) } else { rest };
-        left.strip_prefix('%').map(str::len)
-    };
-    let left = end(rest).or_else(|| {
-        let parameters = rest.strip_prefix('(')?;
-        parameters.match_indices(')').find_map(|(at, _)| end(parameters.get(at + 1..)?))
-    })?;
-    text.get(text.len() - left..)
 }
 
 /// Source: `source/common/router/weighted_cluster_specifier.cc`.

@@ -394,10 +394,10 @@ fn header_values_with_a_percent_sign() {
         let add = json!([{"header": {"key": "a", "value": value}}]);
         paths("envoy.config.route.v3.VirtualHost", json!({"name": "a", "domains": ["a"], "requestHeadersToAdd": add}))
     };
-    for fine in ["", "a", "100%%", "%REQ(x)%", "%REQ(x?y):5%", "%A%%B%", "%A(\"b)\")%", "%START_TIME(%s)%"] {
+    for fine in ["", "a", "100%%", "%REQ(x)%", "%REQ(x?y):5%", "%DURATION%%PROTOCOL%", "%START_TIME(%s)%"] {
         assert!(host(fine).is_empty(), "{fine}");
     }
-    for refused in ["%", "100%", "%a%", "%A", "%A(b%", "%A(b):x%", "%%%", "% %"] {
+    for refused in ["%", "100%", "%a%", "%A%", "%PATH", "%REQ(b%", "%REQ(b):x%", "%REQ%", "%%%", "% %"] {
         assert_eq!(host(refused), ["request_headers_to_add[0].header.value"], "{refused}");
     }
 }

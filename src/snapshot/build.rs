@@ -5,15 +5,19 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use prost::Message;
 
-use super::{Part, Refers, Resource, Resources, Snapshot};
+use super::net::{Left, Net};
+use super::{LeftOut, Part, Refers, Resource, Resources, Snapshot};
+use crate::api::{Kind, ObjectKey};
 use crate::mesh::{
-    Families, Host, InboundPort, Interception, Locality, Mesh, Port, Protocol, Scope, Seen, View, VirtualService,
-    covers, is_wildcard,
+    Families, Host, InboundPort, Interception, Locality, Mesh, Port, Protocol, Registry, Scope, Seen, Service, View,
+    VirtualService, covers, is_wildcard,
 };
 use crate::translate::outbound::{self, Outbound, route_name};
 use crate::translate::route::{Context, Known};
@@ -22,12 +26,43 @@ use crate::translate::{cluster, endpoint, listener, virtual_host};
 /// Parts made before, by everything they were made from. Parts that no snapshot of a round used are dropped at its end.
 #[derive(Debug, Default)]
 pub struct Memo {
-    clusters: Cache<ServiceKey, Vec<Arc<Resource>>>,
-    endpoints: Cache<ServiceKey, Vec<Arc<Resource>>>,
-    inbound_clusters: Cache<InboundPort, Arc<Resource>>,
-    listeners: Cache<Outbound, Arc<Resource>>,
-    inbound_listeners: Cache<(Vec<InboundPort>, Families), Arc<Resource>>,
+    clusters: Cache<ServiceKey, Made>,
+    endpoints: Cache<ServiceKey, Made>,
+    inbound_clusters: Cache<InboundPort, Made>,
+    listeners: Cache<Outbound, Made>,
+    inbound_listeners: Cache<(Vec<InboundPort>, Families), Made>,
     hosts: Cache<HostKey, Arc<HostPart>>,
+}
+
+/// Encoded resources, and what had to be left out of them.
+#[derive(Clone, Debug, Default)]
+struct Made {
+    resources: Vec<Arc<Resource>>,
+    left: Left,
+}
+
+impl Made {
+    fn new(make: impl FnOnce(&mut Net) -> Vec<Arc<Resource>>) -> Self {
+        let mut net = Net::default();
+        let resources = make(&mut net);
+        Self { resources, left: net.finish() }
+    }
+}
+
+/// What a snapshot is put together in.
+#[derive(Default)]
+struct Filling {
+    left: BTreeSet<LeftOut>,
+    clusters: Resources,
+    endpoints: Resources,
+    listeners: Resources,
+}
+
+impl Filling {
+    fn take(&mut self, made: Made, into: fn(&mut Self) -> &mut Resources) {
+        self.left.extend(made.left.iter().cloned());
+        into(self).extend(made.resources.into_iter().map(|resource| (resource.name.clone(), resource)));
+    }
 }
 
 /// What the clusters or endpoints of a service are made from.
@@ -64,6 +99,7 @@ struct HostPart {
     /// The services that were looked up, and the revisions of service and rule that were found.
     looked_at: Vec<(Host, Option<(u64, u64)>)>,
     encoded: Option<Part>,
+    left: Left,
 }
 
 #[derive(Debug)]
@@ -108,8 +144,8 @@ impl Memo {
 
     /// How many encoded parts there are.
     pub fn len(&self) -> usize {
-        self.clusters.entries.values().map(|(_, list)| list.len()).sum::<usize>()
-            + self.endpoints.entries.values().map(|(_, list)| list.len()).sum::<usize>()
+        self.clusters.entries.values().map(|(_, made)| made.resources.len()).sum::<usize>()
+            + self.endpoints.entries.values().map(|(_, made)| made.resources.len()).sum::<usize>()
             + self.inbound_clusters.entries.len()
             + self.listeners.entries.len()
             + self.inbound_listeners.entries.len()
@@ -124,27 +160,27 @@ impl Memo {
     /// Everything that proxies of `scope` get in this state of the mesh.
     pub fn snapshot(&mut self, mesh: &Mesh, scope: &Scope, revision: u64) -> Snapshot {
         let view = View::new(mesh, scope);
-        let mut clusters = Resources::new();
-        let mut endpoints = Resources::new();
-        for fixed in cluster::fixed() {
-            put(&mut clusters, encode(&fixed.name, &fixed));
-        }
+        let mut filling = Filling::default();
+        let make =
+            |net: &mut Net| cluster::fixed().iter().filter_map(|fixed| encode_cluster(net, fixed, None)).collect();
+        filling.take(Made::new(make), |filling| &mut filling.clusters);
         for port in &scope.inbound {
-            let make = || {
-                let cluster = cluster::inbound(port);
-                encode(&cluster.name, &cluster)
-            };
-            put(&mut clusters, self.inbound_clusters.get(port.clone(), |_| true, make));
+            let make = || Made::new(|net| encode_cluster(net, &cluster::inbound(port), None).into_iter().collect());
+            let made = self.inbound_clusters.get(port.clone(), |_| true, make);
+            filling.take(made, |filling| &mut filling.clusters);
         }
         for seen in view.services().filter(|seen| seen.known.service.alias_of.is_none()) {
-            self.service(&view, seen, &mut clusters, &mut endpoints);
+            self.service(&view, seen, &mut filling);
         }
-        let listeners = self.listeners(&view);
-        let routes = self.routes(&view);
-        Snapshot::new(revision, [clusters, endpoints, listeners, routes])
+        self.listeners(&view, &mut filling);
+        let routes = self.routes(&view, &mut filling);
+        let Filling { left, clusters, endpoints, listeners } = filling;
+        let mut snapshot = Snapshot::new(revision, [clusters, endpoints, listeners, routes]);
+        snapshot.left_out = left.into_iter().collect();
+        snapshot
     }
 
-    fn service(&mut self, view: &View<'_>, seen: &Seen<'_>, clusters: &mut Resources, endpoints: &mut Resources) {
+    fn service(&mut self, view: &View<'_>, seen: &Seen<'_>, filling: &mut Filling) {
         let (known, scope) = (seen.known, view.scope);
         let rule = view.destination_rule(known).map(|rule| &**rule);
         let context = cluster::Context { config: &view.mesh.config, scope, known, rule };
@@ -160,39 +196,46 @@ impl Memo {
                 .then(|| (scope.locality.clone(), scope.node.clone(), scope.labels.clone())),
         };
         let with_endpoints = cluster::holds_endpoints(&known.service, rule);
+        let object = rule.and_then(|rule| rule.keys.first().cloned()).unwrap_or_else(|| key_of(&known.service));
         let make = || {
-            let all = seen.ports().flat_map(|port| cluster::outbound(port, context));
-            all.map(|cluster| encode(&cluster.name, &cluster)).collect()
+            Made::new(|net| {
+                let all = seen.ports().flat_map(|port| cluster::outbound(port, context));
+                all.filter_map(|cluster| encode_cluster(net, &cluster, Some(&object))).collect()
+            })
         };
         let made = self.clusters.get(key(with_endpoints), |_| true, make);
-        made.into_iter().for_each(|resource| put(clusters, resource));
+        filling.take(made, |filling| &mut filling.clusters);
         let make = || {
-            let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
-            all.map(|assignment| encode(&assignment.cluster_name, &assignment)).collect()
+            Made::new(|net| {
+                let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
+                let encode = |assignment: ClusterLoadAssignment| {
+                    let name = assignment.cluster_name.clone();
+                    Resource::new(&name, vec![net.pass_assignment(assignment, Some(&object))])
+                };
+                all.map(encode).collect()
+            })
         };
         let made = self.endpoints.get(key(true), |_| true, make);
-        made.into_iter().for_each(|resource| put(endpoints, resource));
+        filling.take(made, |filling| &mut filling.endpoints);
     }
 
-    fn listeners(&mut self, view: &View<'_>) -> Resources {
+    fn listeners(&mut self, view: &View<'_>, filling: &mut Filling) {
         let scope = view.scope;
-        let mut listeners = Resources::new();
+        let encode = |listener: Listener| Made::new(|net| encode_listener(net, listener).into_iter().collect());
         for wanted in outbound::listeners(view) {
-            let make = || encode_listener(&listener::outbound(&wanted));
-            let made = self.listeners.get(wanted.clone(), |_| true, make);
-            put(&mut listeners, made);
+            let made = self.listeners.get(wanted.clone(), |_| true, || encode(listener::outbound(&wanted)));
+            filling.take(made, |filling| &mut filling.listeners);
         }
         if scope.interception == Interception::Redirect {
             let virtual_outbound = listener::virtual_outbound(view.outbound, scope.families);
-            put(&mut listeners, encode_listener(&virtual_outbound));
-            let make = || encode_listener(&listener::virtual_inbound(&scope.inbound, scope.families));
+            filling.take(encode(virtual_outbound), |filling| &mut filling.listeners);
+            let make = || encode(listener::virtual_inbound(&scope.inbound, scope.families));
             let made = self.inbound_listeners.get((scope.inbound.clone(), scope.families), |_| true, make);
-            put(&mut listeners, made);
+            filling.take(made, |filling| &mut filling.listeners);
         }
-        listeners
     }
 
-    fn routes(&mut self, view: &View<'_>) -> Resources {
+    fn routes(&mut self, view: &View<'_>, filling: &mut Filling) -> Resources {
         let mut aliases: BTreeMap<&Host, Vec<&Seen<'_>>> = BTreeMap::new();
         for seen in view.callable() {
             if let Some(target) = &seen.known.service.alias_of {
@@ -220,6 +263,7 @@ impl Memo {
                 let part = self.service_host(&wanted, seen, port, any_name, others);
                 let configuration = configurations.entry(route_name(service, port)).or_default();
                 configuration.extend(part.encoded.clone());
+                filling.left.extend(part.left.iter().cloned());
             }
         }
         // A host that no service has there is known on the port of plain HTTP all the same.
@@ -234,13 +278,15 @@ impl Memo {
                     let wanted = Wanted { view, port: 80, rule: Some(rule) };
                     let part = self.other_host(&wanted, host, rule);
                     configurations.entry("80".to_owned()).or_default().extend(part.encoded.clone());
+                    filling.left.extend(part.left.iter().cloned());
                 }
             }
         }
         let mut resources = Resources::new();
         for (name, hosts) in configurations {
             let catch_all = name.parse::<u16>().is_ok().then(|| virtual_host::catch_all(view.outbound));
-            put(&mut resources, configuration(&name, hosts, catch_all));
+            let resource = configuration(&name, hosts, catch_all);
+            resources.insert(resource.name.clone(), resource);
         }
         resources
     }
@@ -283,7 +329,7 @@ impl Memo {
         &mut self,
         wanted: &Wanted<'_>,
         key: HostKey,
-        make: impl FnOnce(&Context<'_>) -> Option<route::VirtualHost>,
+        make: impl FnOnce(&Context<'_>) -> Option<virtual_host::Made>,
     ) -> Arc<HostPart> {
         let view = wanted.view;
         let revisions = |host: &str| {
@@ -303,8 +349,10 @@ impl Memo {
             };
             let context =
                 Context { config: &view.mesh.config, scope: view.scope, port: wanted.port, service: &service };
-            let encoded = make(&context).map(Part::new);
-            Arc::new(HostPart { looked_at: looked_at.into_inner().unwrap_or_default(), encoded })
+            let mut net = Net::default();
+            let encoded = make(&context).and_then(|made| net.pass_host(&head("any"), made));
+            let looked_at = looked_at.into_inner().unwrap_or_default();
+            Arc::new(HostPart { looked_at, encoded, left: net.finish() })
         })
     }
 }
@@ -335,20 +383,26 @@ impl Wanted<'_> {
     }
 }
 
-fn put(resources: &mut Resources, resource: Arc<Resource>) {
-    resources.insert(resource.name.clone(), resource);
+/// The object that a service comes from.
+fn key_of(service: &Service) -> ObjectKey {
+    let kind = match service.registry {
+        Registry::Kubernetes => Kind::Service,
+        Registry::ServiceEntry => Kind::ServiceEntry,
+    };
+    ObjectKey { kind, namespace: service.namespace.clone(), name: service.name.clone() }
 }
 
-fn encode<M: Message>(name: &str, message: &M) -> Arc<Resource> {
-    Resource::new(name, vec![message.encode_to_vec().into()])
+fn encode_cluster(net: &mut Net, cluster: &Cluster, object: Option<&ObjectKey>) -> Option<Arc<Resource>> {
+    Some(Resource::new(&cluster.name, vec![net.pass("cds", &cluster.name, cluster, object)?]))
 }
 
-fn encode_listener(listener: &Listener) -> Arc<Resource> {
-    Resource::leading_to(&listener.name, vec![listener.encode_to_vec().into()], Refers::of_listener(listener))
+fn encode_listener(net: &mut Net, listener: Listener) -> Option<Arc<Resource>> {
+    let (listener, bytes) = net.pass_listener(listener)?;
+    Some(Resource::leading_to(&listener.name, vec![bytes], Refers::of_listener(&listener)))
 }
 
-/// Puts a route configuration together.
-fn configuration(name: &str, hosts: Vec<Part>, catch_all: Option<route::VirtualHost>) -> Arc<Resource> {
+/// A route configuration but for its virtual hosts.
+fn head(name: &str) -> Bytes {
     let frame = route::RouteConfiguration {
         name: name.to_owned(),
         ignore_port_in_host_matching: true,
@@ -356,6 +410,11 @@ fn configuration(name: &str, hosts: Vec<Part>, catch_all: Option<route::VirtualH
         max_direct_response_body_size_bytes: Some(UInt32Value { value: 1 << 20 }),
         ..Default::default()
     };
+    frame.encode_to_vec().into()
+}
+
+/// Puts a route configuration together.
+fn configuration(name: &str, hosts: Vec<Part>, catch_all: Option<route::VirtualHost>) -> Arc<Resource> {
     let parts = hosts.into_iter().chain(catch_all.map(Part::new)).collect();
-    Resource::of_hosts(name.into(), Bytes::from(frame.encode_to_vec()), parts)
+    Resource::of_hosts(name.into(), head(name), parts)
 }

@@ -1,6 +1,6 @@
 //! Hands each proxy the snapshot of its scope, now and whenever it changes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,6 +42,8 @@ pub struct HubStats {
     pub scopes: usize,
     /// Encoded parts that snapshots are made of.
     pub parts: usize,
+    /// Resources, or parts of them, that are not sent because Envoy would refuse them.
+    pub left_out: usize,
 }
 
 /// A proxy's place at the hub; dropping it gives it up.
@@ -114,7 +116,13 @@ impl Hub {
     /// Numbers for metrics.
     pub fn stats(&self) -> HubStats {
         let inner = self.lock();
-        HubStats { proxies: inner.proxies.len(), scopes: inner.scopes.len(), parts: inner.memo.len() }
+        let left_out: BTreeSet<_> = inner.scopes.values().flat_map(|snapshot| snapshot.left_out.iter()).collect();
+        HubStats {
+            proxies: inner.proxies.len(),
+            scopes: inner.scopes.len(),
+            parts: inner.memo.len(),
+            left_out: left_out.len(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod build;
 mod hub;
+mod net;
 mod refers;
 mod routes;
 
@@ -13,6 +14,7 @@ use bytes::Bytes;
 
 pub use build::Memo;
 pub use hub::{Hub, HubStats, Subscription};
+pub use net::LeftOut;
 pub use refers::Refers;
 pub use routes::Part;
 
@@ -127,13 +129,15 @@ pub type Resources = BTreeMap<Arc<str>, Arc<Resource>>;
 pub struct Snapshot {
     /// The state of the mesh it was made from; grows with each.
     pub revision: u64,
+    /// What Envoy would refuse and is therefore not among the resources; nothing as long as weir is right.
+    pub left_out: Arc<[LeftOut]>,
     resources: [Arc<Resources>; 4],
 }
 
 impl Snapshot {
     /// The snapshot of state `revision` with these resources, in the order of [`ResourceType::ALL`].
     pub fn new(revision: u64, resources: [Resources; 4]) -> Self {
-        Self { revision, resources: resources.map(Arc::new) }
+        Self { revision, left_out: Arc::default(), resources: resources.map(Arc::new) }
     }
 
     /// The resources of one type.

@@ -32,28 +32,34 @@ impl Part {
         Self { name: host.name.into(), domains: host.domains.into(), field: field.into(), refers }
     }
 
+    /// Whether it has no routes.
+    pub fn is_empty(&self) -> bool {
+        route::RouteConfiguration::decode(self.field.clone())
+            .is_ok_and(|of| of.virtual_hosts.iter().all(|host| host.routes.is_empty()))
+    }
+
     /// The same host without the domains that others have; nothing where no domain is left.
-    fn without(&self, taken: &BTreeSet<&str>) -> Option<Self> {
+    fn without(&self, taken: &BTreeSet<String>) -> Option<Self> {
         let wrapped = route::RouteConfiguration::decode(self.field.clone()).ok()?;
         let mut host = wrapped.virtual_hosts.into_iter().next()?;
-        host.domains.retain(|domain| !taken.contains(domain.as_str()));
+        host.domains.retain(|domain| !taken.contains(&domain.to_ascii_lowercase()));
         (!host.domains.is_empty()).then(|| Self::new(host))
     }
 }
 
 impl Resource {
     /// The route configuration of `head`, its fields but for virtual hosts, and `hosts`. A domain may stand only once
-    /// in it, or Envoy refuses it whole: the first host that says it keeps it.
+    /// in it, whatever its case, or Envoy refuses it whole: the first host that says it keeps it.
     pub fn of_hosts(name: Arc<str>, head: Bytes, hosts: Vec<Part>) -> Arc<Self> {
-        let mut taken: BTreeSet<&str> = BTreeSet::new();
+        let mut taken: BTreeSet<String> = BTreeSet::new();
         let mut parts = Vec::with_capacity(hosts.len());
         for host in &hosts {
-            if host.domains.iter().any(|domain| taken.contains(domain.as_str())) {
+            if host.domains.iter().any(|domain| taken.contains(&domain.to_ascii_lowercase())) {
                 parts.extend(host.without(&taken));
             } else {
                 parts.push(host.clone());
             }
-            taken.extend(host.domains.iter().map(String::as_str));
+            taken.extend(host.domains.iter().map(|domain| domain.to_ascii_lowercase()));
         }
         let body = std::iter::once(head).chain(parts.iter().map(|part| part.field.clone())).collect();
         let refers = Refers::union(parts.iter().map(|part| &part.refers));

@@ -120,8 +120,11 @@ fn accounts(endpoints: &EndpointSet, port: &Port, domain: &str) -> Vec<String> {
 
 #[allow(deprecated)] // The cluster extension that replaces these fields is younger than some Envoys in service.
 fn dns(cluster: &mut pb::Cluster, port: &Port, subset: &str, policy: &Policy<'_>, context: Context<'_>) {
+    let mut assignment = endpoint::assignment(port, subset, policy, context);
+    let none = assignment.endpoints.iter().all(|group| group.lb_endpoints.is_empty());
+    // One address is what LOGICAL_DNS needs, no more and no less; without any both kinds do the same.
     let kind = match context.known.service.resolution {
-        Resolution::DnsRoundRobin => pb::cluster::DiscoveryType::LogicalDns,
+        Resolution::DnsRoundRobin if !none => pb::cluster::DiscoveryType::LogicalDns,
         _ => pb::cluster::DiscoveryType::StrictDns,
     };
     cluster.cluster_discovery_type = Some(discovery(kind));
@@ -132,7 +135,6 @@ fn dns(cluster: &mut pb::Cluster, port: &Port, subset: &str, policy: &Policy<'_>
     } as i32;
     cluster.dns_refresh_rate = seconds(60);
     cluster.respect_dns_ttl = true;
-    let mut assignment = endpoint::assignment(port, subset, policy, context);
     if kind == pb::cluster::DiscoveryType::LogicalDns {
         // Envoy takes one address for these, and refuses the cluster otherwise.
         let first = assignment.endpoints.iter().position(|group| !group.lb_endpoints.is_empty());

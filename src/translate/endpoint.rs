@@ -1,5 +1,7 @@
 //! EDS: the endpoints of a service's ports and subsets, by locality.
 
+use std::net::IpAddr;
+
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 
@@ -8,7 +10,7 @@ use super::locality::{self, Setting};
 use super::policy::Policy;
 use super::{cluster_name, socket_address, u32_value};
 use crate::api::{Labels, selects};
-use crate::mesh::{DestinationRule, Endpoint, Health, Port, Service};
+use crate::mesh::{DestinationRule, Endpoint, Health, Port, Resolution, Service};
 
 /// The assignments of one port: one for all endpoints, and one for each subset, where their clusters ask EDS.
 pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignment> {
@@ -34,6 +36,7 @@ pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Conte
     let members = context.known.endpoints.list.iter().filter(|endpoint| {
         endpoint.port_name == port.name
             && selects(labels, &endpoint.workload.labels)
+            && fits(&endpoint.address, service.resolution)
             && context.scope.families.reach(&endpoint.address)
     });
     let setting = Setting::new(service, policy.load_balancer);
@@ -56,6 +59,13 @@ pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Conte
             .collect(),
         ..Default::default()
     }
+}
+
+/// Whether a cluster can hold an address: DNS resolves names but no paths, and nobody resolves the names that EDS gives.
+fn fits(address: &str, resolution: Resolution) -> bool {
+    let by_dns = matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+    let is_path = address.starts_with("unix://");
+    !address.is_empty() && if by_dns { !is_path } else { is_path || address.parse::<IpAddr>().is_ok() }
 }
 
 fn lb_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {

@@ -23,8 +23,10 @@ use super::{
 };
 use crate::mesh::{Families, InboundPort, OutboundPolicy, Protocol};
 
-const OUTBOUND_PORT: u16 = 15001;
-const INBOUND_PORT: u16 = 15006;
+/// Where redirected traffic of the workload enters.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Where redirected traffic for the workload enters.
+pub const INBOUND_PORT: u16 = 15006;
 
 /// A listener for what the workload sends.
 pub fn outbound(listener: &Outbound) -> pb::Listener {

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::listener::{INBOUND_PORT, OUTBOUND_PORT};
 use super::tcp::{self, Chain};
-use crate::mesh::{Families, Interception, OutboundPolicy, Port, Protocol, Registry, Resolution, Seen, Service, View};
+use crate::mesh::{
+    Families, Interception, OutboundPolicy, Port, Protocol, Registry, Resolution, Seen, Service, View, one_form,
+};
 
 /// A listener for connections to one port, or to one address and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,16 +35,61 @@ impl Outbound {
         format!("{}_{}", self.address, self.port)
     }
 
-    /// Takes in chains for connections that none so far takes.
+    /// Takes in chains for connections that none so far takes. Envoy refuses a listener of which two chains take the same
+    /// connections: of two services the older gets them.
     fn add(&mut self, chains: Vec<Chain>) {
-        for chain in chains {
-            // Envoy refuses a listener of which two chains match the same: of two services the older gets it.
-            let same = |known: &Chain| known.sni == chain.sni && known.subnets == chain.subnets;
-            if !self.chains.iter().any(same) {
-                self.chains.push(chain);
+        for mut chain in chains {
+            if chain.sni.iter().any(|name| name == "*") {
+                chain.sni.clear();
+            } else if !chain.sni.is_empty() {
+                // Envoy knows no other wildcards, and names of TLS have no dot at their end.
+                for name in &mut chain.sni {
+                    *name = name.trim_end_matches('.').to_ascii_lowercase();
+                }
+                chain.sni.retain(|name| !name.contains('*') || name.starts_with("*."));
+                if chain.sni.is_empty() {
+                    continue;
+                }
             }
+            for subnet in &mut chain.subnets {
+                *subnet = one_form(subnet).to_string();
+            }
+            chain.sni = distinct(chain.sni);
+            chain.subnets = distinct(chain.subnets);
+            self.add_rest(chain);
         }
     }
+
+    /// What of `chain` no chain takes yet: its names without those that are taken everywhere, each kind of the others by
+    /// itself.
+    fn add_rest(&mut self, chain: Chain) {
+        let any = |list: &[String]| if list.is_empty() { vec![None] } else { list.iter().cloned().map(Some).collect() };
+        let mut taken: BTreeSet<(Option<String>, Option<String>)> = BTreeSet::new();
+        for known in &self.chains {
+            for name in any(&known.sni) {
+                taken.extend(any(&known.subnets).into_iter().map(|subnet| (name.clone(), subnet)));
+            }
+        }
+        let (names, subnets) = (any(&chain.sni), any(&chain.subnets));
+        // Names that have the same subnets left stay together.
+        let mut left: BTreeMap<Vec<Option<String>>, Vec<String>> = BTreeMap::new();
+        for name in names {
+            let free: Vec<_> =
+                subnets.iter().filter(|subnet| !taken.contains(&(name.clone(), (*subnet).clone()))).cloned().collect();
+            if !free.is_empty() {
+                left.entry(free).or_default().extend(name);
+            }
+        }
+        for (subnets, sni) in left {
+            let subnets = subnets.into_iter().flatten().collect();
+            self.chains.push(Chain { sni, subnets, target: chain.target.clone() });
+        }
+    }
+}
+
+fn distinct(list: Vec<String>) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    list.into_iter().filter(|one| seen.insert(one.clone())).collect()
 }
 
 /// The name of a port's route configuration: the port, or the host and the port where one service has the listener to
@@ -72,7 +120,8 @@ pub fn listeners(view: &View<'_>) -> Vec<Outbound> {
             plan.add(seen, port);
         }
     }
-    plan.found.into_values().collect()
+    let listeners = plan.found.into_values();
+    listeners.filter(|one| one.http.is_some() || !one.chains.is_empty()).collect()
 }
 
 struct Plan<'a> {
@@ -83,6 +132,11 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn add(&mut self, seen: &Seen<'_>, port: &Port) {
         let service = &seen.known.service;
+        let redirected = self.view.scope.interception == Interception::Redirect;
+        // Envoy takes no second listener at the address of the two that redirected traffic enters by.
+        if redirected && matches!(port.number, OUTBOUND_PORT | INBOUND_PORT) {
+            return;
+        }
         let any = any_address(self.view.scope.families);
         if port.protocol.is_http() {
             let listener = self.listener(any, port.number);

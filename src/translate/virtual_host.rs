@@ -8,7 +8,17 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 
 use super::route::{self, Context};
 use super::{PASSTHROUGH, seconds};
+use crate::api::ObjectKey;
 use crate::mesh::{OutboundPolicy, Port, Registry, Resolution, Service, VirtualService};
+
+/// A virtual host, and the VirtualService that says each of its routes.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The virtual host.
+    pub host: pb::VirtualHost,
+    /// By route; `None` for the one that a service has without any VirtualService.
+    pub said_by: Vec<Option<ObjectKey>>,
+}
 
 /// The virtual host of a service's HTTP port. `aliases` are the ExternalName services that stand for it. `None` where
 /// its VirtualService leaves no route for these proxies.
@@ -18,12 +28,12 @@ pub fn of_service(
     aliases: &[Arc<Service>],
     rules: Option<&VirtualService>,
     context: &Context<'_>,
-) -> Option<pb::VirtualHost> {
+) -> Option<Made> {
     let mut domains = service_domains(service, context);
     for alias in aliases {
         domains.extend(service_domains(alias, context));
     }
-    Some(virtual_host(&service.host, port.number, domains, routes(service, port, rules, context)?))
+    made(&service.host, port.number, domains, said(service, port, rules, context))
 }
 
 /// The only virtual host of a port whose protocol is not known; it answers to every name.
@@ -32,15 +42,13 @@ pub fn of_unknown_port(
     port: &Port,
     rules: Option<&VirtualService>,
     context: &Context<'_>,
-) -> Option<pb::VirtualHost> {
-    Some(virtual_host(&service.host, port.number, vec!["*".to_owned()], routes(service, port, rules, context)?))
+) -> Option<Made> {
+    made(&service.host, port.number, vec!["*".to_owned()], said(service, port, rules, context))
 }
 
 /// The virtual host of a VirtualService's host that no service has.
-pub fn of_host(host: &str, rules: &VirtualService, context: &Context<'_>) -> Option<pb::VirtualHost> {
-    let routes = route::of_virtual_service(rules, context);
-    let routes: Vec<_> = routes.into_iter().map(|said| said.route).collect();
-    (!routes.is_empty()).then(|| virtual_host(host, context.port, vec![host.to_owned()], routes))
+pub fn of_host(host: &str, rules: &VirtualService, context: &Context<'_>) -> Option<Made> {
+    made(host, context.port, vec![host.to_owned()], route::of_virtual_service(rules, context))
 }
 
 /// The last virtual host of a port, for names that nobody knows.
@@ -75,16 +83,6 @@ pub fn catch_all(policy: OutboundPolicy) -> pb::VirtualHost {
     }
 }
 
-fn routes(
-    service: &Service,
-    port: &Port,
-    rules: Option<&VirtualService>,
-    context: &Context<'_>,
-) -> Option<Vec<pb::Route>> {
-    let said = said(service, port, rules, context);
-    (!said.is_empty()).then(|| said.into_iter().map(|said| said.route).collect())
-}
-
 /// The routes of a service's port, each with what says it.
 pub fn said<'a>(
     service: &Service,
@@ -98,14 +96,18 @@ pub fn said<'a>(
     }
 }
 
-fn virtual_host(host: &str, port: u16, domains: Vec<String>, routes: Vec<pb::Route>) -> pb::VirtualHost {
-    pb::VirtualHost {
+/// `None` where there are no routes.
+fn made(host: &str, port: u16, domains: Vec<String>, said: Vec<route::Said<'_>>) -> Option<Made> {
+    let (routes, said_by): (Vec<_>, Vec<_>) =
+        said.into_iter().map(|said| (said.route, said.rule.map(|rule| rule.key.clone()))).unzip();
+    let host = pb::VirtualHost {
         name: format!("{host}:{port}"),
         domains,
         routes,
         include_request_attempt_count: true,
         ..Default::default()
-    }
+    };
+    (!host.routes.is_empty()).then_some(Made { host, said_by })
 }
 
 /// The names by which clients call a service: the full one, the ones that DNS search paths allow, and its addresses.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::Findings;
 use crate::api::{Destination, Duration, Labels, Percent, PortSelector, StringMatch};
-use crate::proto_rules::re2;
+use crate::proto_rules::{re2, with_literal_percents};
 
 /// The most that Istio lets an expression be; Envoy counts the size of the compiled program instead.
 const LONGEST_EXPRESSION: usize = 1024;
@@ -233,8 +233,13 @@ pub(super) fn header_name(name: &str, path: &str, found: &mut Findings) {
 pub(super) fn header_value(value: &str, path: &str, found: &mut Findings) {
     if value.bytes().any(|b| (b < 0x20 && b != b'\t') || b == 0x7f) {
         found.add(path, "has a control character; expected a text of one line");
-    } else if crate::proto_rules::with_literal_percents(value).len() > LONGEST_HEADER {
-        found.add(path, format!("has {} bytes; expected at most {LONGEST_HEADER}", value.len()));
+        return;
+    }
+    let written = with_literal_percents(value);
+    if written.len() > LONGEST_HEADER {
+        found.add(path, format!("has {} bytes; expected at most {LONGEST_HEADER}", written.len()));
+    } else if written != value {
+        found.warn(path, format!("`{value}` has a % that begins no command of Envoy's; it is sent as it stands"));
     }
 }
 
