@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::acked::Acked;
 use super::request::{Request, Variant, Violation};
 use crate::snapshot::{Resource, ResourceType, Resources};
-use crate::xds::wire::{self, Frame};
+use crate::xds::wire::Frame;
 
 /// The longest text of a refusal that is kept, in bytes.
 const MAX_MESSAGE: usize = 2048;
@@ -460,7 +460,8 @@ impl Subscription {
                 let resources: Vec<_> = sent.map(|one| (one.clone(), version_of(one))).collect();
                 let gone = changes.iter().filter(|change| change.resource.is_none());
                 let removed: Vec<_> = gone.map(|change| change.name.clone()).collect();
-                (wire::delta_response(kind, nonce, &resources, &removed), resources.len())
+                let count = resources.len();
+                (Frame::delta(kind, nonce, resources, &removed), count)
             }
             Variant::Sotw => {
                 // Section "Grouping Resources into Responses": listeners and clusters always come all together.
@@ -470,7 +471,8 @@ impl Subscription {
                     None => self.wanted(view).filter_map(|one| self.allowed(one)).collect(),
                 };
                 let version = resources.iter().fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
-                (wire::sotw_response(kind, version, nonce, &resources), resources.len())
+                let count = resources.len();
+                (Frame::sotw(kind, version, nonce, resources), count)
             }
         };
         changes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
