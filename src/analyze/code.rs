@@ -63,7 +63,8 @@ codes! {
         "a host, port, subset or delegate that is not there, or that the object's namespace does not see";
     /// A value that is not allowed.
     SCHEMA = "IST0106", "SchemaValidationError", Error,
-        "a field is missing, has a value that is not allowed, or contradicts another one";
+        "a field is missing, has a value that is not allowed, or contradicts another: the object is refused, and what was \
+         accepted of it before stays in force; of a VirtualService that is not, one route is dead";
     /// An annotation on the wrong kind.
     MISPLACED_ANNOTATION = "IST0107", "MisplacedAnnotation", Warning,
         "an annotation of Istio's stands on a kind of object on which nothing reads it";
@@ -82,6 +83,9 @@ codes! {
     /// A port name that says no protocol.
     PORT_NAME = "IST0118", "PortNameIsNotUnderNamingConvention", Info,
         "neither appProtocol nor the port's name says a protocol: it is told from the first bytes of each connection";
+    /// An expression that is none. Istio warns; weir refuses the object, as Envoy would refuse what is made of it.
+    REGEX = "IST0122", "InvalidRegexp", Error,
+        "a regular expression that Envoy's RE2 does not take: the object is refused";
     /// An annotation with a wrong value.
     INVALID_ANNOTATION = "IST0125", "InvalidAnnotation", Warning,
         "an annotation of Istio's has a value that is not allowed";
@@ -156,7 +160,7 @@ codes! {
         "something that only counts at gateways, which weir does not serve";
     /// A credential only gateways can fetch.
     CREDENTIAL_NAME = "WEIR0202", "CredentialNameForSidecars", Error,
-        "credentialName works for gateways, and for sidecars only in a rule with a workloadSelector";
+        "credentialName works for gateways: sidecars can not read the Secret, and send plain text";
     /// A field that does nothing.
     NO_EFFECT = "WEIR0203", "NoEffect", Warning,
         "a field that is read but does nothing where it stands";

@@ -26,6 +26,65 @@ impl VirtualService<'_> {
     pub fn is_for_mesh(&self) -> bool {
         self.spec.gateways.is_empty() || self.spec.gateways.iter().any(|name| name == "mesh")
     }
+
+    /// What matches of all kinds have in common, each with its path.
+    pub fn matches(&self) -> impl Iterator<Item = (String, Match<'_>)> {
+        let path = |kind: &str, n: usize, m: usize| format!("spec.{kind}[{n}].match[{m}]");
+        let http = self.spec.http.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, one)| (path("http", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
+        });
+        let tls = self.spec.tls.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, one)| (path("tls", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
+        });
+        let tcp = self.spec.tcp.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, one)| (path("tcp", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
+        });
+        http.chain(tls).chain(tcp)
+    }
+
+    /// Where its routes lead, each with its path.
+    pub fn destinations(&self) -> impl Iterator<Item = (String, &api::Destination)> {
+        let http = self.spec.http.iter().enumerate().flat_map(|(n, route)| {
+            let routes = route.route.iter().enumerate();
+            let routes =
+                routes.map(move |(m, to)| (format!("spec.http[{n}].route[{m}].destination"), to.destination.as_ref()));
+            let mirror = (format!("spec.http[{n}].mirror"), route.mirror.as_ref());
+            let mirrors = route.mirrors.iter().enumerate();
+            let mirrors = mirrors
+                .map(move |(m, to)| (format!("spec.http[{n}].mirrors[{m}].destination"), to.destination.as_ref()));
+            routes.chain([mirror]).chain(mirrors)
+        });
+        let tls = self.spec.tls.iter().enumerate().flat_map(move |(n, route)| connections("tls", n, &route.route));
+        let tcp = self.spec.tcp.iter().enumerate().flat_map(move |(n, route)| connections("tcp", n, &route.route));
+        http.chain(tls).chain(tcp).filter_map(|(path, to)| Some((path, to?)))
+    }
+}
+
+/// Where a TLS or TCP route leads, each with its path.
+fn connections<'a>(
+    kind: &'static str,
+    n: usize,
+    routes: &'a [api::RouteDestination],
+) -> impl Iterator<Item = (String, Option<&'a api::Destination>)> {
+    let path = move |m: usize| format!("spec.{kind}[{n}].route[{m}].destination");
+    routes.iter().enumerate().map(move |(m, to)| (path(m), to.destination.as_ref()))
+}
+
+/// What matches of HTTP, TLS and TCP routes have in common.
+pub(super) struct Match<'a> {
+    /// 0 means any.
+    pub port: u32,
+    pub source_namespace: &'a str,
+    pub gateways: &'a [String],
+}
+
+impl<'a> Match<'a> {
+    fn new(port: Option<u32>, source_namespace: &'a str, gateways: &'a [String]) -> Self {
+        Self { port: port.unwrap_or_default(), source_namespace, gateways }
+    }
 }
 
 /// A DestinationRule with its host resolved.
@@ -63,8 +122,8 @@ pub(super) struct Index<'a> {
     pub rules_by_host: HashMap<Host, Vec<usize>>,
     /// The pods' labels by namespace, each set once.
     pub pods: HashMap<Arc<str>, BTreeSet<&'a Labels>>,
-    /// The objects that are there but can not be used.
-    pub refused: HashSet<&'a ObjectKey>,
+    /// The objects that are there but can not be used, and what they speak of.
+    refused: Refused<'a>,
     /// The hosts of services written backwards, to find those with one ending.
     endings: BTreeSet<String>,
     /// The full hosts of services by their first label.
@@ -115,7 +174,7 @@ impl<'a> Index<'a> {
         Self {
             virtual_services: virtual_services.collect(),
             endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
-            refused: store.refused().map(|(key, _)| key).collect(),
+            refused: Refused::new(store, config),
             store,
             config,
             destination_rules,
@@ -140,16 +199,25 @@ impl<'a> Index<'a> {
         after.next().is_some_and(|host| host.starts_with(&backwards)) || self.service(host).is_some()
     }
 
-    /// Whether `host` is a Service that is there but can not be used.
-    pub fn is_refused_service(&self, host: &str) -> bool {
-        let Some((name, namespace)) = host
-            .strip_suffix(&*self.config.domain)
-            .and_then(|rest| rest.strip_suffix(".svc."))
-            .and_then(|rest| rest.split_once('.'))
-        else {
-            return false;
-        };
-        self.refused.contains(&ObjectKey::new(Kind::Service, namespace, name))
+    /// Whether an object is there but can not be used.
+    pub fn is_refused(&self, key: &ObjectKey) -> bool {
+        self.refused.objects.contains(key)
+    }
+
+    /// Whether `host` is that of a Service or ServiceEntry that is there but can not be used.
+    pub fn is_refused_host(&self, host: &str) -> bool {
+        self.refused.hosts.contains(host) || wildcards(host).any(|wildcard| self.refused.hosts.contains(&*wildcard))
+    }
+
+    /// Whether a DestinationRule for `host` that can not be used has a subset of this name.
+    pub fn is_refused_subset(&self, host: &str, name: &str) -> bool {
+        let of = |host: &str| self.refused.subsets.get(host).is_some_and(|names| names.contains(name));
+        of(host) || wildcards(host).any(|wildcard| of(&wildcard))
+    }
+
+    /// The VirtualServices that objects that can not be used delegate to.
+    pub fn refused_delegates(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.refused.delegates.iter()
     }
 
     /// Services that may have been meant by `host`: the full names of those with the same first label.
@@ -195,6 +263,43 @@ impl<'a> Index<'a> {
             all.extend(rules);
             if for_all {
                 break;
+            }
+        }
+        all
+    }
+}
+
+/// What is there but can not be used. What refers to it is not wrong for that.
+struct Refused<'a> {
+    objects: HashSet<&'a ObjectKey>,
+    hosts: HashSet<Host>,
+    /// The names of subsets by host.
+    subsets: HashMap<Host, HashSet<&'a str>>,
+    delegates: Vec<ObjectKey>,
+}
+
+impl<'a> Refused<'a> {
+    fn new(store: &'a Store, config: &MeshConfig) -> Self {
+        let mut all =
+            Self { objects: HashSet::new(), hosts: HashSet::new(), subsets: HashMap::new(), delegates: Vec::new() };
+        for (key, outline) in store.outlines() {
+            all.objects.insert(key);
+            let resolved = |host: &String| mesh::resolve(host, &key.namespace, &config.domain);
+            match key.kind {
+                Kind::Service => all.hosts.extend([mesh::resolve(&key.name, &key.namespace, &config.domain)]),
+                Kind::ServiceEntry => {
+                    all.hosts.extend(outline.hosts.iter().map(|host| Host::from(host.to_lowercase())))
+                }
+                Kind::DestinationRule => {
+                    for host in outline.hosts.iter().map(resolved) {
+                        all.subsets.entry(host).or_default().extend(outline.subsets.iter().map(String::as_str));
+                    }
+                }
+                Kind::VirtualService => all.delegates.extend(outline.delegates.iter().map(|(namespace, name)| {
+                    let namespace = if namespace.is_empty() { &key.namespace } else { namespace.as_str() };
+                    ObjectKey::new(Kind::VirtualService, namespace, name)
+                })),
+                _ => {}
             }
         }
         all
