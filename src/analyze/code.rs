@@ -74,6 +74,12 @@ codes! {
     /// Two VirtualServices for one host.
     HOST_CONFLICT = "IST0109", "ConflictingMeshGatewayVirtualServiceHosts", Error,
         "two VirtualServices speak for one host to the same sidecars: the older one is in force, whole";
+    /// Two Sidecars with a selector for one pod.
+    SIDECAR_SELECTORS = "IST0110", "ConflictingSidecarWorkloadSelectors", Error,
+        "two Sidecars of one namespace select one pod: the older one counts";
+    /// Two Sidecars for one namespace.
+    SIDECARS_WITHOUT_SELECTOR = "IST0111", "MultipleSidecarsWithoutWorkloadSelectors", Error,
+        "two Sidecars of one namespace have no workloadSelector: the older one counts";
     /// Which of several ports?
     PORT_REQUIRED = "IST0112", "VirtualServiceDestinationPortSelectorRequired", Error,
         "a destination names no port though its service has several: the port of the request is used, if there is one";
@@ -107,6 +113,9 @@ codes! {
     /// Odd, but accepted.
     SCHEMA_WARNING = "IST0133", "SchemaWarning", Warning,
         "an unknown field, or a value that is accepted but hardly meant";
+    /// A ServiceEntry that takes a port of every address.
+    ADDRESS_REQUIRED = "IST0134", "ServiceEntryAddressesRequired", Warning,
+        "a ServiceEntry without addresses has a port of TCP or of no protocol: it takes that port of every address";
     /// A deprecated annotation.
     DEPRECATED_ANNOTATION = "IST0135", "DeprecatedAnnotation", Info,
         "an annotation that Istio has deprecated";
@@ -118,7 +127,7 @@ codes! {
         "no known endpoint of the service has the labels of the subset: requests to it get 503";
     /// A rule for nothing.
     UNUSED_RULE = "IST0174", "UnknownDestinationRuleHost", Warning,
-        "a DestinationRule whose host is no known service";
+        "a DestinationRule that no client uses: its host is no known service, or it is where no client looks for it";
     /// A file or document that can not be used.
     UNREADABLE = "WEIR0001", "UnreadableDocument", Error,
         "a file is no YAML or can not be read, or a document does not say what it is, or is there twice";
@@ -155,6 +164,12 @@ codes! {
     /// A host of no service.
     UNKNOWN_HOST = "WEIR0110", "HostNotInRegistry", Info,
         "the host of a VirtualService is no known service: it is routed on port 80 alone";
+    /// Two services for one host.
+    SERVICE_CONFLICT = "WEIR0111", "ConflictingServiceHosts", Warning,
+        "two services have one host: clients see that of their own namespace, else the first";
+    /// A host that a Sidecar asks for in vain.
+    EGRESS_HOST = "WEIR0112", "EgressHostNotFound", Warning,
+        "a Sidecar asks for hosts of which there is no service";
     /// Not for sidecars.
     NOT_FOR_SIDECARS = "WEIR0201", "NotForSidecars", Info,
         "something that only counts at gateways, which weir does not serve";

@@ -2,7 +2,7 @@
 //! allowed is told when they are read.
 
 use super::code::{self, Code};
-use super::index::{DestinationRule, Index, shown};
+use super::index::{DestinationRule, Index, Service, shown};
 use super::references::unknown_namespace;
 use super::{Findings, any_of};
 use crate::api::{ClientTlsSettings, TlsMode, TrafficPolicy, selects};
@@ -50,6 +50,9 @@ fn host_and_subsets(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Fi
         }
         return;
     }
+    if let Some(service) = index.service(host).filter(|_| !is_wildcard(host)) {
+        unused(one, service, index, found);
+    }
     let endpoints = index.service(host).filter(|_| !is_wildcard(host)).and_then(|service| service.endpoints.as_ref());
     for (n, subset) in one.spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{n}].labels");
@@ -72,6 +75,26 @@ fn host_and_subsets(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Fi
             found.add(&code::EMPTY_SUBSET, one.entry, path, message, "correct the labels, or start the pods first");
         }
     }
+}
+
+/// A rule that is looked for nowhere: clients look in their own namespace, in the service's and in the root namespace.
+fn unused(one: &DestinationRule<'_>, service: &Service, index: &Index<'_>, found: &mut Findings) {
+    let own = one.namespace();
+    if *own == service.namespace || **own == *index.config.root_namespace {
+        return;
+    }
+    let name = shown(&one.host, index.config);
+    let (path, message, advice) = if !service.visibility.includes(own) {
+        let message =
+            format!("{name} is not exported to {own}, the only namespace whose clients look for the rule here");
+        ("spec.host", message, format!("move the rule to {}, or export the service to {own}", service.namespace))
+    } else if !one.visibility.includes(own) {
+        let message = format!("the rule is not for clients in {own}, and no others look for it here");
+        ("spec.exportTo", message, format!("add `.`, or move the rule to {}", service.namespace))
+    } else {
+        return;
+    };
+    found.add(&code::UNUSED_RULE, one.entry, path, message, advice);
 }
 
 fn policy(one: &DestinationRule<'_>, policy: &TrafficPolicy, path: &str, index: &Index<'_>, found: &mut Findings) {
@@ -123,7 +146,7 @@ fn unverified(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::found_in_rule as rule;
+    use super::super::tests::{base, found, found_in_rule as rule};
 
     #[test]
     fn fine_is_fine() {
@@ -158,6 +181,24 @@ mod tests {
         }
         let unknown = "host: other, subsets: [{name: v9, labels: {version: v9}}]";
         assert_eq!(rule(unknown), [], "nothing is known of its endpoints");
+    }
+
+    #[test]
+    fn a_rule_is_where_clients_look_for_it() {
+        let rule = |namespace: &str, fields: &str| {
+            found(&format!(
+                "{}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                 metadata: {{name: r, namespace: {namespace}}}\nspec: {{{fields}}}\n",
+                base()
+            ))
+        };
+        let (hidden, other) = ("host: hidden.shop.svc.cluster.local", "host: other.shop.svc.cluster.local");
+        for fine in ["shop", "third", "istio-system"] {
+            assert_eq!(rule(fine, hidden), [], "{fine}");
+        }
+        assert_eq!(rule("pay", hidden), [("IST0174", "spec.host".to_owned())]);
+        assert_eq!(rule("pay", other), []);
+        assert_eq!(rule("pay", &format!("{other}, exportTo: [shop]")), [("IST0174", "spec.exportTo".to_owned())]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::spec_of;
 use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
-use crate::mesh::{self, Builder, Host, MeshConfig, Visibility, is_wildcard};
+use crate::mesh::{self, Builder, Host, Mesh, MeshConfig, Registered, Registry, Visibility, is_wildcard};
 use crate::store::{Entry, Store};
 
 /// A VirtualService with its names resolved.
@@ -111,6 +111,12 @@ pub(super) struct Service {
     pub endpoints: Option<Vec<Arc<Labels>>>,
 }
 
+/// One of several services for a host.
+pub(super) struct Rival {
+    pub key: ObjectKey,
+    pub visibility: Visibility,
+}
+
 /// All that is looked up.
 pub(super) struct Index<'a> {
     pub store: &'a Store,
@@ -118,6 +124,10 @@ pub(super) struct Index<'a> {
     pub virtual_services: Vec<VirtualService<'a>>,
     pub destination_rules: Vec<DestinationRule<'a>>,
     pub services: HashMap<Host, Service>,
+    /// The services of hosts that several have, the one that counts first.
+    pub rivals: Vec<(Host, Vec<Rival>)>,
+    /// The hosts of services by namespace.
+    pub hosts: HashMap<Arc<str>, Vec<Host>>,
     /// Places in `destination_rules` by host.
     pub rules_by_host: HashMap<Host, Vec<usize>>,
     /// The pods' labels by namespace, each set once.
@@ -138,7 +148,13 @@ impl<'a> Index<'a> {
         for entry in store.all(Kind::Pod) {
             pods.entry(entry.object.meta.namespace.clone()).or_default().insert(&entry.object.meta.labels);
         }
-        let services = services(store, config, &pods);
+        let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
+        let mesh = Builder::new(config.clone()).update(store, &all);
+        let services = services(store, &mesh, &pods);
+        let mut hosts: HashMap<Arc<str>, Vec<Host>> = HashMap::new();
+        for known in mesh.services.values().flat_map(|list| list.iter()) {
+            hosts.entry(known.service.namespace.clone()).or_default().push(known.service.host.clone());
+        }
         let mut by_short_name: HashMap<String, Vec<Host>> = HashMap::new();
         for host in services.keys() {
             let short = host.split('.').next().unwrap_or_default();
@@ -175,10 +191,12 @@ impl<'a> Index<'a> {
             virtual_services: virtual_services.collect(),
             endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
             refused: Refused::new(store, config),
+            rivals: rivals(&mesh),
             store,
             config,
             destination_rules,
             services,
+            hosts,
             rules_by_host,
             pods,
             by_short_name,
@@ -317,10 +335,23 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
     starts.map(|at| format!("*{}", rest.get(at..).unwrap_or_default())).collect::<Vec<_>>().into_iter()
 }
 
+/// The services of each host that several have.
+fn rivals(mesh: &Mesh) -> Vec<(Host, Vec<Rival>)> {
+    let several = mesh.services.iter().filter(|(_, list)| list.len() > 1);
+    let rival = |known: &Registered| {
+        let service = &known.service;
+        let kind = match service.registry {
+            Registry::Kubernetes => Kind::Service,
+            Registry::ServiceEntry => Kind::ServiceEntry,
+        };
+        let key = ObjectKey::new(kind, &service.namespace, &service.name);
+        Rival { key, visibility: service.visibility.clone() }
+    };
+    several.map(|(host, list)| (host.clone(), list.iter().map(rival).collect())).collect()
+}
+
 /// The services as weir serves them, with what is known of their endpoints.
-fn services(store: &Store, config: &MeshConfig, pods: &HashMap<Arc<str>, BTreeSet<&Labels>>) -> HashMap<Host, Service> {
-    let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
-    let mesh = Builder::new(config.clone()).update(store, &all);
+fn services(store: &Store, mesh: &Mesh, pods: &HashMap<Arc<str>, BTreeSet<&Labels>>) -> HashMap<Host, Service> {
     let by_pod_label = PodsByLabel::new(pods);
     let mut services = HashMap::new();
     let first = mesh.services.iter().filter_map(|(host, list)| Some((host, list.first()?)));

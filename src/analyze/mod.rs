@@ -14,6 +14,7 @@ mod problems;
 mod references;
 mod routes;
 mod service;
+mod sidecar;
 mod virtual_service;
 
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     problems::check(store, &mut found);
     annotations::check(store, &mut found);
     service::check(&index, &mut found);
+    sidecar::check(&index, &mut found);
     for one in &index.virtual_services {
         virtual_service::check(one, &mut found);
         routes::check(one, &mut found);

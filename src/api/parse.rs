@@ -268,7 +268,9 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
     let object = Object { meta, spec };
     let found = validate::check(&object);
     if !found.problems.is_empty() {
-        return Err(ObjectError { problems: found.problems, outline: Outline::default() });
+        // A field that is missing may be there under a wrong name.
+        let problems = found.problems.into_iter().chain(warnings).collect();
+        return Err(ObjectError { problems, outline: Outline::default() });
     }
     warnings.extend(found.warnings);
     Ok(Parsed { object, warnings })
@@ -445,6 +447,13 @@ mod tests {
         assert_eq!(parsed.warnings.len(), 1);
         assert_eq!(parsed.warnings[0].kind, ProblemKind::UnknownField);
         assert_eq!(parsed.warnings[0].path, "spec.http[0].route[0].destination.subsett");
+    }
+
+    #[test]
+    fn a_refusal_names_unknown_fields_as_well() {
+        let error = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"rout": []}]}))).unwrap_err();
+        let found: Vec<_> = error.problems.iter().map(|one| (one.kind, one.path.as_str())).collect();
+        assert_eq!(found, [(ProblemKind::Invalid, "spec.http[0]"), (ProblemKind::UnknownField, "spec.http[0].rout")]);
     }
 
     #[test]
