@@ -91,7 +91,7 @@ fn json_names_the_code_the_object_the_line_and_the_field() {
     assert_eq!(last["file"], format!("{path}/wrong.yaml"));
     assert_eq!(last["message"], "there is no subset `v2` of web.shop in DestinationRule shop/web");
     assert_eq!(last["advice"], "add it there, or use `v1`");
-    assert_eq!(all["summary"], json!({"error": 1, "warning": 1, "info": 1, "objects": 3}));
+    assert_eq!(all["summary"], json!({"error": 1, "warning": 1, "info": 1, "objects": 3, "refused": 0}));
 }
 
 #[test]

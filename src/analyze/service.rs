@@ -76,63 +76,75 @@ fn addresses(services: &[(&Entry, &api::Service)], found: &mut Findings) {
                 (other != protocol).then(|| (format!("{address}:{}", port.port), first, other))
             });
             if let Some((at, first, other)) = clash {
-                conflict(entry, n, &at, (word(protocol), word(other)), first, found);
+                conflict(entry, n, &at, (&word(protocol), &word(other)), first, found);
             }
         }
     }
 }
 
-fn conflict(entry: &Entry, n: usize, at: &str, (own, other): (String, String), first: &Entry, found: &mut Findings) {
+fn conflict(entry: &Entry, n: usize, at: &str, (own, other): (&str, &str), first: &Entry, found: &mut Findings) {
     let message = format!("{at} speaks {own} here and {other} in {}, which goes first", first.object.key());
     let advice = "give the two one protocol, or different addresses or ports";
     found.add(&code::PROTOCOL_CONFLICT, entry, format!("spec.ports[{n}]"), message, advice);
 }
 
-/// ServiceEntries: those without addresses have whatever is sent to their ports, which only HTTP and TLS tell apart.
-fn entries(index: &Index<'_>, found: &mut Findings) {
-    let mut all: Vec<(&Entry, &api::ServiceEntry)> = Vec::new();
-    for entry in index.store.all(Kind::ServiceEntry) {
-        if let Spec::ServiceEntry(spec) = &entry.object.spec {
-            all.push((entry, spec));
-        }
-    }
-    all.sort_by_key(|(entry, _)| (entry.object.meta.age, entry.object.meta.name.clone()));
-    let mut taken: HashMap<(&str, u32), Vec<(&Entry, bool, &str, Visibility)>> = HashMap::new();
-    for (entry, spec) in all {
-        let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), &entry.object.meta.namespace);
-        for (n, port) in spec.ports.iter().enumerate() {
-            let is_tcp = port.protocol.is_empty() || port.protocol.eq_ignore_ascii_case("TCP");
-            if is_tcp && spec.addresses.is_empty() {
-                let message =
-                    format!("without addresses, all that is sent to port {} of any address is meant", port.number);
-                let advice = "add addresses, or a protocol that names its host: HTTP, HTTPS or TLS";
-                found.add(&code::ADDRESS_REQUIRED, entry, format!("spec.ports[{n}]"), message, advice);
-            }
-            let (is_http, is_any) = (port.protocol.to_ascii_uppercase().starts_with("HTTP"), spec.addresses.is_empty());
-            let is_http = is_http && !port.protocol.eq_ignore_ascii_case("HTTPS");
-            let mut addresses: Vec<&str> = spec.addresses.iter().map(String::as_str).collect();
-            addresses.extend(is_any.then_some("0.0.0.0"));
-            let clash = addresses.iter().find_map(|address| {
-                let others = taken.entry((address, port.number)).or_default();
-                let rival = others.iter().find(|(_, other, name, seen)| {
-                    // TLS is told from anything by its first bytes.
-                    let told_apart = [*name, &port.protocol].iter().any(|name| is_tls(name));
-                    *other != is_http && !told_apart && overlap(seen, &visibility)
-                });
-                let rival = rival.map(|(first, _, name, _)| (format!("{address}:{}", port.number), *first, *name));
-                others.push((entry, is_http, &port.protocol, visibility.clone()));
-                rival
-            });
-            if let Some((at, first, other)) = clash {
-                let word = |name: &str| if name.is_empty() { "TCP".to_owned() } else { name.to_ascii_uppercase() };
-                conflict(entry, n, &at, (word(&port.protocol), word(other)), first, found);
-            }
-        }
+/// A port of a ServiceEntry and who sees it.
+struct Claim<'a> {
+    entry: &'a Entry,
+    protocol: &'a str,
+    visibility: Visibility,
+}
+
+impl Claim<'_> {
+    /// Whether a client can not tell the two apart. TLS is told from anything by its first bytes.
+    fn contradicts(&self, other: &Self) -> bool {
+        let is_tls = |protocol: &str| matches!(protocol, "HTTPS" | "TLS");
+        let is_http = |protocol: &str| protocol.starts_with("HTTP") || protocol.starts_with("GRPC");
+        is_http(self.protocol) != is_http(other.protocol)
+            && !is_tls(self.protocol)
+            && !is_tls(other.protocol)
+            && overlap(&self.visibility, &other.visibility)
     }
 }
 
-fn is_tls(protocol: &str) -> bool {
-    protocol.eq_ignore_ascii_case("HTTPS") || protocol.eq_ignore_ascii_case("TLS")
+/// ServiceEntries: those without addresses get whatever is sent to their ports, which only HTTP and TLS tell apart.
+fn entries(index: &Index<'_>, found: &mut Findings) {
+    let mut all: Vec<(&Entry, &api::ServiceEntry, Vec<String>)> = Vec::new();
+    for entry in index.store.all(Kind::ServiceEntry) {
+        if let Spec::ServiceEntry(spec) = &entry.object.spec {
+            let protocol = |name: &str| if name.is_empty() { "TCP".to_owned() } else { name.to_ascii_uppercase() };
+            all.push((entry, spec, spec.ports.iter().map(|port| protocol(&port.protocol)).collect()));
+        }
+    }
+    all.sort_by_key(|(entry, ..)| (entry.object.meta.age, entry.object.meta.name.clone()));
+    let mut taken: HashMap<(&str, u32), Vec<Claim<'_>>> = HashMap::new();
+    for (entry, spec, protocols) in &all {
+        let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), &entry.object.meta.namespace);
+        let addresses: Vec<&str> = if spec.addresses.is_empty() {
+            vec!["0.0.0.0"]
+        } else {
+            spec.addresses.iter().map(String::as_str).collect()
+        };
+        for (n, (port, protocol)) in spec.ports.iter().zip(protocols).enumerate() {
+            if protocol == "TCP" && spec.addresses.is_empty() {
+                let message =
+                    format!("takes all that is sent to port {} of any address, for want of addresses", port.number);
+                let advice = "add addresses, or a protocol that names its host: HTTP, HTTPS or TLS";
+                found.add(&code::ADDRESS_REQUIRED, entry, format!("spec.ports[{n}]"), message, advice);
+            }
+            let mut told = false;
+            for address in &addresses {
+                let claim = Claim { entry, protocol, visibility: visibility.clone() };
+                let others = taken.entry((address, port.number)).or_default();
+                if let Some(rival) = others.iter().find(|other| claim.contradicts(other)).filter(|_| !told) {
+                    let at = format!("{address}:{}", port.number);
+                    conflict(entry, n, &at, (protocol, rival.protocol), rival.entry, found);
+                    told = true;
+                }
+                others.push(claim);
+            }
+        }
+    }
 }
 
 /// A port of a pod has one protocol, whichever service leads there.

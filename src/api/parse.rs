@@ -346,6 +346,7 @@ fn plain(message: &str) -> (String, String) {
         ("expected i64", "expected a whole number"),
         ("expected f64", "expected a number"),
         ("expected a boolean", "expected true or false"),
+        ("expected a string", "expected a text, in quotes where it reads as something else"),
         ("invalid type: ", "is the wrong type: "),
         ("invalid value: ", "is out of range: "),
     ] {
