@@ -168,6 +168,74 @@ fn a_refused_field_has_its_line() {
     assert_eq!(all.len(), 1, "{all:#?}");
 }
 
+/// Each file with the lines and paths of what is wrong in it.
+#[test]
+fn a_field_has_its_line_in_any_style() {
+    let anchors = "\
+# A comment before the document.
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: anchors, namespace: shop}
+spec:
+  hosts: ['*.a.b']
+  http:
+  - match: [{uri: {prefix: /a}}]
+    route: &both
+    - destination: &web
+        host: web
+      weight: 50
+    - destination:
+        <<: *web
+        host: nobody
+      weight: 50
+  - match:
+    - headers:
+        x.dots.in-it:
+          regex: .*
+      uri: {prefix: /b}
+    route: *both
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: second, namespace: shop}
+spec: {hosts: ['*.c.d'], http: [{route: [
+  {destination: {host: web,
+    subset: v7}}]}]}
+...
+";
+    let json_list = "\
+{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [
+  {\"apiVersion\": \"networking.istio.io/v1\", \"kind\": \"VirtualService\",
+   \"metadata\": {\"name\": \"json\", \"namespace\": \"shop\"},
+   \"spec\": {\"hosts\": [\"*.e.f\"], \"http\": [{\"route\": [
+     {\"destination\": {\"host\": \"web\"}},
+     {\"destination\": {\"host\": \"nobody\"},
+      \"weight\": 100}]}]}}]}
+";
+    let windows = "apiVersion: networking.istio.io/v1\r\nkind: VirtualService\r\nmetadata: {name: crlf, namespace: shop}\r\n\
+                   spec:\r\n  hosts: ['*.g.h']\r\n  http:\r\n  - route:\r\n    - destination: {host: web}\r\n    timeout: soon\r\n";
+    let files = [("anchors.yml", anchors), ("list.json", json_list), ("windows.yaml", windows)];
+    let (_folder, path) = folder(&[&[("services.yaml", SERVICES)], &files[..]].concat());
+    let short: Vec<_> = findings(&path)
+        .iter()
+        .map(|one| {
+            let file = Path::new(one["file"].as_str().unwrap()).file_name().unwrap().to_str().unwrap().to_owned();
+            (file, one["line"].as_u64().unwrap(), one["path"].as_str().unwrap().to_owned())
+        })
+        .collect();
+    let expected = [
+        ("anchors.yml", 16, "spec.http[0].route[1].destination.host"),
+        ("anchors.yml", 16, "spec.http[1].route[1].destination.host"),
+        ("anchors.yml", 30, "spec.http[0].route[0].destination.subset"),
+        ("list.json", 6, "spec.http[0].route[1].destination.host"),
+        ("windows.yaml", 9, "spec.http[0].timeout"),
+    ];
+    let expected: Vec<_> =
+        expected.iter().map(|(file, line, path)| ((*file).to_owned(), *line, (*path).to_owned())).collect();
+    assert_eq!(short, expected);
+}
+
 #[test]
 fn every_code_is_listed() {
     let output = text(&weir(&["--list-codes"]));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::analyze;
+use super::{analyze, code};
 use crate::mesh::MeshConfig;
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
@@ -144,4 +144,75 @@ fn much_is_looked_at_once() {
     let found = ids(&text);
     assert_eq!(found.iter().filter(|id| **id == "IST0101").count(), 300);
     assert_eq!(found.iter().filter(|id| **id == "WEIR0110").count(), 300);
+}
+
+#[test]
+fn every_kind_of_finding_is_found() {
+    let core = |kind: &str, meta: &str, spec: &str| {
+        format!("---\napiVersion: v1\nkind: {kind}\nmetadata: {{{meta}}}\nspec: {{{spec}}}\n")
+    };
+    let istio = |kind: &str, name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{{spec}}}\n"
+        )
+    };
+    let route =
+        |name: &str, fields: &str| istio("VirtualService", name, &format!("hosts: [{name}.com], http: [{{{fields}}}]"));
+    let to = "route: [{destination: {host: web}}]";
+    let shares = |a: i32, b: i32| {
+        format!("route: [{{destination: {{host: web}}, weight: {a}}}, {{destination: {{host: other}}, weight: {b}}}]")
+    };
+    let rule = |name: &str, spec: &str| istio("DestinationRule", name, spec);
+    let annotated = |name: &str, annotation: &str| {
+        let ports = "clusterIP: 10.0.0.9, ports: [{name: http, port: 80}]";
+        core("Service", &format!("name: {name}, namespace: shop, annotations: {{{annotation}}}"), ports)
+    };
+    let mut text = base() + &core("Namespace", "name: pay", "");
+    for object in [
+        "--- just text\n".to_owned(),
+        route("a1", &format!("{to}, mirror: {{host: web}}, mirrorPercent: 5")),
+        route("a2", "route: [{destination: {host: nobody}}]"),
+        route("a3", &format!("{to}, timeout: soon")),
+        route("a4", &format!("{to}, match: [{{uri: {{regex: '('}}}}]")),
+        route("a5", "route: [{destination: {host: many}}]"),
+        route("a6", &format!("{to}, timeuot: 3s")),
+        route("a7", &shares(1, 2)),
+        route("a8", &format!("{to}, timeout: 1s, retries: {{attempts: 2, perTryTimeout: 2s}}")),
+        route("a9", "route: [{destination: {host: other, subset: v9}}]"),
+        route("b1", &format!("{to}, match: [{{gateways: [gw]}}]")),
+        route("b2", "redirect: {uri: /x}, timeout: 1s"),
+        route("b3", &format!("{to}, match: [{{uri: {{prefix: /}}}}, {{uri: {{prefix: /a}}}}]")),
+        istio("VirtualService", "c1", &format!("hosts: ['*.a.b'], http: [{{{to}}}, {{{to}}}]")),
+        istio("VirtualService", "c2", &format!("hosts: ['*.a.b'], exportTo: [nowhere, shop], http: [{{{to}}}]")),
+        istio("VirtualService", "c3", &format!("hosts: [web], http: [{{match: [{{port: 5}}], {to}}}]")),
+        istio("VirtualService", "c4", &format!("http: [{{{to}}}]")),
+        annotated("s1", "proxy.istio.io/config: x"),
+        annotated("s2", "networking.istio.io/exportto: shop"),
+        annotated("s3", "networking.istio.io/exportTo: 'a b'"),
+        annotated("s4", "alpha.istio.io/canonical-serviceaccounts: x"),
+        core("Service", "name: p1, namespace: shop", "clusterIP: 10.0.0.9, ports: [{name: tcp, port: 80}, {port: 81}]"),
+        core("Service", "name: p2, namespace: shop", "selector: {version: v1}, ports: [{name: tcp, port: 80}]"),
+        core("Service", "name: p3, namespace: shop", "type: ExternalName, externalName: a.b, ports: [{port: 80}]"),
+        istio("ServiceEntry", "e1", "hosts: [e.com], ports: [{name: tcp, number: 5, protocol: TCP}]"),
+        istio("ServiceEntry", "e2", "hosts: [e.com], ports: [{name: http, number: 80, protocol: HTTP}]"),
+        istio("Sidecar", "x1", "egress: [{hosts: ['./nobody.com']}]"),
+        istio("Sidecar", "x2", "egress: [{hosts: ['./*']}]"),
+        istio("Sidecar", "x3", "workloadSelector: {labels: {app: web}}, egress: [{hosts: ['./*']}]"),
+        istio("Sidecar", "x4", "workloadSelector: {labels: {version: v1}}, egress: [{hosts: ['./*']}]"),
+        rule("r1", "host: other, workloadSelector: {matchLabels: {app: nobody}}"),
+        rule("r2", "host: many, trafficPolicy: {tls: {mode: SIMPLE}}"),
+        rule("r3", "host: many, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}"),
+        rule("r4", "host: web, exportTo: [.], subsets: [{name: v3, labels: {version: v3}}, {name: all}]"),
+        rule("r5", "host: nobody"),
+        rule("r6", "host: '*.e.com', trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}"),
+        rule("r7", "host: p2.shop.svc.cluster.local, subsets: [{name: v1, labels: {version: v1}}], exportTo: [.]"),
+        route("d1", "route: [{destination: {host: p2, subset: v1}}]"),
+    ] {
+        text += &object;
+    }
+    let seen: BTreeSet<_> = ids(&text).into_iter().collect();
+    // What the Kubernetes API does not list is seen in a cluster alone.
+    let all: BTreeSet<_> = code::ALL.iter().map(|code| code.id).filter(|id| *id != code::NOT_LISTED.id).collect();
+    assert_eq!(all.difference(&seen).collect::<Vec<_>>(), [""; 0].iter().collect::<Vec<_>>());
 }
