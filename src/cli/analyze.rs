@@ -19,8 +19,10 @@ use crate::store::Store;
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How wide a table is, unless it is for a terminal that is narrower.
 const WIDTH: usize = 100;
-/// Narrower than this no table can be read.
-const LEAST_WIDTH: usize = 50;
+/// Narrower than this, columns side by side can not be read.
+const LEAST_TABLE: usize = 80;
+/// Narrower than this, nothing can.
+const LEAST_WIDTH: usize = 30;
 
 /// Flags of `weir analyze`.
 #[derive(Debug, clap::Args)]
@@ -279,17 +281,38 @@ fn table(findings: &[Finding], looked_at: LookedAt, width: usize, colours: bool)
         }
     });
     let rows: Vec<_> = rows.collect();
-    let mut text = print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, width, width * 36 / 100, colours);
-    text += &format!(
-        "\n{}, {}, {} in {objects}\n",
+    let mut text = if width < LEAST_TABLE {
+        stack(&rows, width, colours)
+    } else {
+        print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, width, width * 36 / 100, colours)
+    };
+    let mut last = vec![format!(
+        "{}, {}, {} in {objects}",
         count(Severity::Error, "error", "errors"),
         count(Severity::Warning, "warning", "warnings"),
         count(Severity::Info, "note", "notes"),
-    );
+    )];
     if refused > 0 {
         let which = if refused == 1 { "1 of these is refused" } else { &format!("{refused} of these are refused") };
-        text += &wrap(&format!("{which}: a running weir goes on with what it last accepted"), width, &[' ']).join("\n");
-        text.push('\n');
+        last.push(format!("{which}: what weir last accepted of them, if anything, stays in force"));
+    }
+    text.push('\n');
+    for line in last.iter().flat_map(|line| wrap(line, width, &[' '])) {
+        text += &format!("{line}\n");
+    }
+    text
+}
+
+/// The rows with each cell on lines of its own.
+fn stack(rows: &[Row], width: usize, colours: bool) -> String {
+    let mut text = String::new();
+    for row in rows {
+        let (on, off) = if colours { (row.colour, "\x1b[0m") } else { ("", "") };
+        text += &format!("{on}{}{off} {}\n", row.severity, row.code);
+        let places = row.place.iter().flat_map(|line| wrap(line, width - 2, &['/', '.', ' ']));
+        for line in places.chain(wrap(&row.message, width - 2, &[' '])) {
+            text += &format!("  {line}\n");
+        }
     }
     text
 }
@@ -365,7 +388,7 @@ mod tests {
             advice: "write something else, something that is expected".to_owned(),
         };
         let file = Origin::File { path: std::sync::Arc::new("some/folder/with/a/file.yaml".into()), line: 1234 };
-        for width in [LEAST_WIDTH, 80, WIDTH] {
+        for width in [LEAST_WIDTH, LEAST_TABLE, WIDTH] {
             let text = table(
                 &[finding(file.clone()), finding(Origin::Cluster)],
                 LookedAt { objects: 7, refused: 2 },
@@ -374,10 +397,7 @@ mod tests {
             );
             assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
             let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert!(
-                words.ends_with("2 of these are refused: a running weir goes on with what it last accepted"),
-                "{text}"
-            );
+            assert!(words.contains("2 of these are refused: what weir last"), "{text}");
             assert!(words.contains("2 errors, 0 warnings, 0 notes in 9 objects"), "{text}");
         }
     }
