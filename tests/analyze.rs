@@ -138,6 +138,8 @@ fn wrong_usage_is_told_from_findings() {
         (&["-f", ".", "--ignore", "IST9999"], "IST9999"),
         (&["--kubeconfig", "/nowhere/at/all"], "/nowhere/at/all"),
         (&["-f", ".", "-o", "xml"], "xml"),
+        (&["-f", "deploy/examples/nothing"], "nothing"),
+        (&["-f", "src/analyze"], "holds an object"),
     ] {
         let output = weir(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

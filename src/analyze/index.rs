@@ -238,11 +238,19 @@ impl<'a> Index<'a> {
         self.refused.delegates.iter()
     }
 
-    /// Services that may have been meant by `host`: the full names of those with the same first label.
+    /// Services that may have been meant by `host`: the full names of those with the same first label, else of those
+    /// in its namespace whose first label is one slip of the fingers away.
     pub fn similar(&self, host: &str) -> Vec<String> {
-        let short = host.split('.').next().unwrap_or_default();
-        let hosts = self.by_short_name.get(short).map(Vec::as_slice).unwrap_or_default();
-        hosts.iter().filter(|known| ***known != *host).take(3).map(|host| format!("`{host}`")).collect()
+        let mut labels = host.split('.');
+        let short = labels.next().unwrap_or_default();
+        let same = self.by_short_name.get(short).into_iter().flatten();
+        let same: Vec<_> = same.filter(|known| ***known != *host).collect();
+        let mut near = || {
+            let neighbours = labels.next().and_then(|namespace| self.hosts.get(namespace)).into_iter().flatten();
+            neighbours.filter(|known| is_slip(known.split('.').next().unwrap_or_default(), short)).collect()
+        };
+        let found = if same.is_empty() { near() } else { same };
+        found.into_iter().take(3).map(|host| format!("`{host}`")).collect()
     }
 
     /// Whether a namespace is known not to exist.
@@ -409,6 +417,19 @@ impl<'a> PodsByLabel<'a> {
     }
 }
 
+/// Whether two names differ by one character that is missing, wrong or too much, or by two that are swapped.
+fn is_slip(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let start = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let (a, b) = (a.get(start..).unwrap_or_default(), b.get(start..).unwrap_or_default());
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
+    match (a.get(..a.len() - end).unwrap_or_default(), b.get(..b.len() - end).unwrap_or_default()) {
+        ([], [_]) | ([_], []) | ([_], [_]) => true,
+        ([a, b], [c, d]) => a == d && b == c,
+        _ => false,
+    }
+}
+
 /// Whether some namespace sees both.
 pub(super) fn overlap(a: &Visibility, b: &Visibility) -> bool {
     match (a, b) {
@@ -440,6 +461,21 @@ mod tests {
         assert_eq!(wildcards("*.c.d").collect::<Vec<_>>(), ["*.c.d", "*.d", "*"]);
         for host in ["a-b.c.d", "*.c.d"] {
             assert!(wildcards(host).all(|wildcard| mesh::covers(&wildcard, host)), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_slip_is_one_character_or_two_swapped() {
+        for (wrong, is_near) in [
+            ("cart", false),
+            ("crat", true),
+            ("cat", true),
+            ("carts", true),
+            ("kart", true),
+            ("trac", false),
+            ("", false),
+        ] {
+            assert_eq!(is_slip("cart", wrong), is_near, "{wrong}");
         }
     }
 

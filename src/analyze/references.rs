@@ -244,7 +244,9 @@ pub(super) fn delegates(index: &Index<'_>, found: &mut Findings) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{base, found, found_in_route as route, found_in_virtual_service as spec};
+    use super::super::analyze;
+    use super::super::tests::{base, found, found_in_route as route, found_in_virtual_service as spec, store};
+    use crate::mesh::MeshConfig;
 
     #[test]
     fn destinations_lead_somewhere() {
@@ -306,6 +308,21 @@ mod tests {
         assert_eq!(elsewhere("shop", "", "exportTo: [.]"), []);
         assert_eq!(elsewhere("shop", "", "exportTo: [., third]"), [("WEIR0104", path.clone())]);
         assert_eq!(elsewhere("pay", "exportTo: [shop]", ""), [("WEIR0104", path)]);
+    }
+
+    #[test]
+    fn what_may_be_meant_is_named() {
+        let object = |host: &str| {
+            format!(
+                "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
+                 spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n",
+                base()
+            )
+        };
+        let advice = |host: &str| analyze(&store(&object(host)), &MeshConfig::default()).remove(0).advice;
+        assert_eq!(advice("wbe"), "write `web.shop.svc.cluster.local`, if that is what is meant");
+        assert_eq!(advice("web.shop"), "write `web.shop.svc.cluster.local`, if that is what is meant");
+        assert!(advice("nothing-like-it").starts_with("check its spelling"));
     }
 
     #[test]

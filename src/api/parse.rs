@@ -251,6 +251,11 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
     };
     let mut warnings = Vec::new();
     let spec = map.remove("spec").unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    if key.kind.group() == Kind::VirtualService.group() {
+        for name in map.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status")) {
+            warnings.push(unknown_field(name));
+        }
+    }
     let mut ignored = Vec::new();
     let spec = match key.kind {
         Kind::Node => Spec::Node,
@@ -293,9 +298,7 @@ fn read<T: DeserializeOwned>(value: Value, prefix: &str, unknown: &mut Vec<Probl
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
     let result = serde_ignored::deserialize(tracked, |path| {
         let path = join(prefix, &indexed(&path.to_string()));
-        let advice = "check its spelling and place, or remove it";
-        unknown
-            .push(Problem::new(path, "is not a known field, and has no effect", advice).of(ProblemKind::UnknownField));
+        unknown.push(unknown_field(path));
     });
     result.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();
@@ -303,6 +306,11 @@ fn read<T: DeserializeOwned>(value: Value, prefix: &str, unknown: &mut Vec<Probl
         let (message, advice) = plain(&error.to_string());
         Problem::new(path, message, advice).into()
     })
+}
+
+fn unknown_field(path: impl Into<String>) -> Problem {
+    let advice = "check its spelling and place, or remove it";
+    Problem::new(path, "is not a known field, and has no effect", advice).of(ProblemKind::UnknownField)
 }
 
 fn join(prefix: &str, path: &str) -> String {
@@ -455,6 +463,11 @@ mod tests {
         let error = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"rout": []}]}))).unwrap_err();
         let found: Vec<_> = error.problems.iter().map(|one| (one.kind, one.path.as_str())).collect();
         assert_eq!(found, [(ProblemKind::Invalid, "spec.http[0]"), (ProblemKind::UnknownField, "spec.http[0].rout")]);
+        let mut document = virtual_service(json!({}));
+        document["specs"] = document["spec"].take();
+        let error = parse_value(document).unwrap_err();
+        let found: Vec<_> = error.problems.iter().map(|one| (one.kind, one.path.as_str())).collect();
+        assert_eq!(found, [(ProblemKind::Invalid, "spec"), (ProblemKind::UnknownField, "specs")]);
     }
 
     #[test]

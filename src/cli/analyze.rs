@@ -91,6 +91,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
+    if let Some(name) = args.namespace.as_deref().filter(|name| !is_known(&store, name)) {
+        eprintln!("weir: no object is in the namespace `{name}`");
+    }
     let mut findings = analyze::analyze(&store, &args.mesh.config());
     findings.retain(|one| {
         let ignored = args.ignore.iter().any(|name| is(one.code, name));
@@ -113,6 +116,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let failed = findings.iter().any(|one| one.code.severity >= args.fail_on);
     print_out(&text, if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn is_known(store: &Store, namespace: &str) -> bool {
+    let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| &*entry.object.meta.namespace);
+    all.chain(store.refused().map(|(key, _)| &*key.namespace)).any(|known| known == namespace)
 }
 
 /// What was looked at.
@@ -147,6 +155,11 @@ async fn read(args: &Args) -> anyhow::Result<Store> {
     if let Some(path) = &args.file {
         for change in directory::load_once(path)? {
             store.apply(change, &mut dirty);
+        }
+        // A hook that looks at the wrong folder must not pass.
+        if dirty.is_empty() && store.refused().next().is_none() && store.trouble().next().is_none() {
+            let kinds = Kind::ALL.map(Kind::as_str).join(", ");
+            bail!("{}: no file in it (.yaml, .yml or .json) holds an object of these kinds: {kinds}", path.display());
         }
         return Ok(store);
     }

@@ -16,7 +16,7 @@ pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
         selector(&workloads.labels, "spec.workloadSelector.labels", found);
     }
     if !spec.ingress.is_empty() {
-        found.idle("spec.ingress", NOT_YET, "remove it, or expect what happens without it");
+        found.idle("spec.ingress", NOT_YET, "remove it: it is as if it were not there");
     }
     for (n, one) in spec.ingress.iter().enumerate() {
         let number = one.pointer("/port/number").and_then(serde_json::Value::as_u64).unwrap_or_default();
@@ -24,7 +24,7 @@ pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
         port(number, &format!("spec.ingress[{n}].port.number"), found);
     }
     if spec.inbound_connection_pool.is_some() {
-        found.idle("spec.inboundConnectionPool", NOT_YET, "remove it, or expect what happens without it");
+        found.idle("spec.inboundConnectionPool", NOT_YET, "remove it: it is as if it were not there");
     }
     let mut ports = BTreeSet::new();
     for (n, listener) in spec.egress.iter().enumerate() {
@@ -74,12 +74,12 @@ fn egress(listener: &IstioEgressListener, path: &str, found: &mut Findings) {
         if pipe.is_none() && listener.bind.parse::<std::net::IpAddr>().is_err() {
             found.add(format!("{path}.bind"), format!("is `{}`", listener.bind), "expected an IP address");
         }
-        found.idle(format!("{path}.bind"), NOT_YET, "remove it, or expect what happens without it");
+        found.idle(format!("{path}.bind"), NOT_YET, "remove it: it is as if it were not there");
     }
     match listener.capture_mode.as_str() {
         "" | "DEFAULT" => {}
         "IPTABLES" | "NONE" => {
-            found.idle(format!("{path}.captureMode"), NOT_YET, "remove it, or expect what happens without it")
+            found.idle(format!("{path}.captureMode"), NOT_YET, "remove it: it is as if it were not there")
         }
         other => {
             found.add(format!("{path}.captureMode"), format!("is `{other}`"), "expected DEFAULT, IPTABLES or NONE");
@@ -113,7 +113,7 @@ fn scoped_host(text: &str, path: &str, found: &mut Findings) {
 fn outbound_policy(policy: &OutboundTrafficPolicy, found: &mut Findings) {
     let Some(proxy) = &policy.egress_proxy else { return };
     let path = "spec.outboundTrafficPolicy.egressProxy";
-    found.idle(path, NOT_YET, "remove it, or expect what happens without it");
+    found.idle(path, NOT_YET, "remove it: it is as if it were not there");
     if policy.mode != OutboundMode::AllowAny {
         found.add(path, "stands beside a mode other than ALLOW_ANY", "expected mode ALLOW_ANY");
     }
