@@ -277,7 +277,7 @@ impl Engine {
 
 fn log(change: &Change) {
     match change {
-        Change::Refuse { key, problems } => {
+        Change::Refuse { key, problems, .. } => {
             for one in problems {
                 tracing::error!("{}: {key}: {}; what was accepted before stays in force", one.origin, one.problem);
             }

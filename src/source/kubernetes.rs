@@ -268,9 +268,10 @@ impl KindState {
         }
         self.in_trouble = message.is_some();
         let subject = self.kind.plural().to_owned();
-        let problems = message
-            .into_iter()
-            .map(|message| LocatedProblem { origin: Origin::Cluster, problem: Problem::new(subject.clone(), message) });
+        let problems = message.into_iter().map(|message| LocatedProblem {
+            origin: Origin::Cluster,
+            problem: Problem::new(subject.clone(), message, ""),
+        });
         let problems = problems.collect();
         out.push(Change::Trouble { subject, problems });
     }
