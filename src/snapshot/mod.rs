@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use build::Memo;
+pub use build::{Memo, stand_in};
 pub use hub::{Hub, HubStats, Subscription};
 pub use net::LeftOut;
 pub use refers::Refers;

@@ -10,6 +10,10 @@
 //! answer is what ends the cluster's warming. Envoy asks for the endpoints of a new cluster; of one that changed it may
 //! not, because it is subscribed to them already, and waits all the same: they are sent again when the change is acked.
 //!
+//! A client that comes back after its stream ended, perhaps because weir was restarted, has clusters and routes of which
+//! nothing is known here. Over delta it says which clusters; over SotW the endpoints it asks for tell. Those that are no
+//! longer to be are kept until its routes are known.
+//!
 //! What leads to a cluster that nothing defines keeps the form the client has until something does, and a cluster that
 //! is dropped too early stays as long as something leads to it, so that objects may be written in any order.
 
@@ -29,7 +33,7 @@ pub use hold::Held;
 pub use request::{Answer, Request, Variant, Violation};
 
 use super::wire::Frame;
-use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
+use crate::snapshot::{Resource, ResourceType, Resources, Snapshot, stand_in};
 
 /// How a stream is served.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +53,9 @@ impl Default for Settings {
         Self { grace: Duration::from_secs(1), ack_timeout: Duration::from_secs(10), max_names: 100_000, gated: true }
     }
 }
+
+/// How many clusters a client keeps for which there are no more than their names; more than ever go while weir is away.
+const MAX_STAND_INS: usize = 1000;
 
 /// What the names of one stream may take on average, in bytes. The longest that weir itself makes has some 300.
 const BYTES_PER_NAME: usize = 256;
@@ -108,6 +115,8 @@ pub struct Refused {
 struct Kept {
     /// The form that the client has; `None` where it is one of an earlier stream.
     cluster: Option<Arc<Resource>>,
+    /// Whether that form stands in for one of an earlier stream.
+    stands_in: bool,
     endpoints: Option<Arc<Resource>>,
     phase: Phase,
 }
@@ -142,6 +151,8 @@ pub struct Stream {
     cold_since: Option<Instant>,
     /// The client was here before, on a stream that ended: it has clusters and routes of which nothing is known.
     returning: bool,
+    /// Clusters that a client of the SotW variant came back with, as the endpoints tell that it asks for.
+    came_with: Vec<Arc<str>>,
     /// Every listener and route that may be in use at the client is known.
     routes_known: bool,
     /// When there was something to tell for the first time.
@@ -168,6 +179,7 @@ impl Stream {
             cold: BTreeSet::new(),
             cold_since: None,
             returning: false,
+            came_with: Vec::new(),
             routes_known: false,
             since: None,
             now: None,
@@ -208,7 +220,11 @@ impl Stream {
                     self.cold.remove(name);
                 }
                 // A returning client's first request left before it saw any cluster of this stream.
-                if !(first && self.returning) {
+                if first && self.returning {
+                    if variant == Variant::Sotw {
+                        self.came_with = taken.news;
+                    }
+                } else {
                     for name in &taken.news {
                         if let Some(change) = self.state(ResourceType::Cluster).in_flight_mut(name) {
                             change.taken = true;
@@ -239,7 +255,10 @@ impl Stream {
                 let Some(cluster) = self.get(ResourceType::Cluster).form(name).cloned() else { continue };
                 let sent = self.get(ResourceType::Endpoints).form(name).cloned();
                 let endpoints = sent.or_else(|| old.get(ResourceType::Endpoints).get(name).cloned());
-                self.kept.insert(name.clone(), Kept { cluster: Some(cluster), endpoints, phase: Phase::InUse });
+                self.kept.insert(
+                    name.clone(),
+                    Kept { cluster: Some(cluster), stands_in: false, endpoints, phase: Phase::InUse },
+                );
             }
         }
         self.kept.retain(|name, _| !new.contains_key(name));
@@ -253,6 +272,7 @@ impl Stream {
             return out;
         }
         self.since.get_or_insert(now);
+        self.keep_what_it_came_with();
         self.compare(ResourceType::Cluster);
         self.compare(ResourceType::Endpoints);
         self.switch();
@@ -271,7 +291,7 @@ impl Stream {
         }
         let quiet = self.types.iter().all(|state| state.pending.is_none());
         let later = self.led_to().is_some() && self.get(ResourceType::Endpoints).differs();
-        let done = quiet && !self.waiting && self.cold_since.is_none() && !later;
+        let done = quiet && !self.waiting && self.cold_since.is_none() && !later && !self.may_have_more();
         self.at_rest = self.target.as_ref().filter(|_| done).map(|target| target.revision);
         out
     }
@@ -284,7 +304,8 @@ impl Stream {
         });
         let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
         let late = late.filter(|at| self.now.is_none_or(|now| *at > now));
-        let asks = self.since.filter(|_| self.returning && !self.asks_for_routes()).map(|at| at + self.settings.grace);
+        // Until then a client that comes back is given time to ask for all it wants.
+        let asks = self.since.filter(|_| self.returning).map(|at| at + self.settings.grace);
         let asks = asks.filter(|at| self.now.is_none_or(|now| *at > now));
         due.chain(late).chain(asks).min()
     }
@@ -383,6 +404,40 @@ impl Stream {
         self.asked_for(ResourceType::Listener) || self.asked_for(ResourceType::Route)
     }
 
+    /// Whether a client that came back is about to tell which clusters it has: it asks for one type after the other.
+    fn may_have_more(&self) -> bool {
+        self.settings.gated
+            && self.returning
+            && self.variant == Variant::Sotw
+            && self.get(ResourceType::Cluster).wildcard
+            && !self.asked_for(ResourceType::Endpoints)
+            && self.is_early()
+    }
+
+    /// Whether the stream is younger than a grace.
+    fn is_early(&self) -> bool {
+        self.since.zip(self.now).is_none_or(|(since, now)| now < since + self.settings.grace)
+    }
+
+    /// Keeps the clusters that a client came back with and that are not to be: over SotW, what is not sent is gone.
+    fn keep_what_it_came_with(&mut self) {
+        let names = std::mem::take(&mut self.came_with);
+        let Some(target) = self.target.as_ref().filter(|_| self.settings.gated) else { return };
+        if !self.get(ResourceType::Cluster).wildcard {
+            return;
+        }
+        let gone = names.into_iter().filter(|name| !target.get(ResourceType::Cluster).contains_key(name));
+        for name in gone.take(MAX_STAND_INS).collect::<Vec<_>>() {
+            let Some(cluster) = stand_in(&name) else { continue };
+            self.kept.entry(name).or_insert(Kept {
+                cluster: Some(cluster),
+                stands_in: true,
+                endpoints: None,
+                phase: Phase::InUse,
+            });
+        }
+    }
+
     /// Whether every listener and route that may be in use at the client is known.
     fn knows_routes(&self) -> bool {
         let [.., listeners, routes] = &self.types;
@@ -402,7 +457,7 @@ impl Stream {
             listeners.refused().is_empty() && routes.refused().is_empty()
         } else {
             // A client that comes back asks for one type after the other.
-            self.since.zip(self.now).is_none_or(|(since, now)| now < since + self.settings.grace)
+            self.is_early()
         };
         if !self.settings.gated || !clusters.wildcard || self.knows_routes() || !will_be_known {
             return None;
@@ -503,7 +558,8 @@ impl Stream {
                 _ => Fit::Missing,
             };
         }
-        let stays = self.kept.get(cluster).is_some_and(|kept| kept.phase != Phase::Leaving);
+        // Whether one that another stands in for takes requests is not known.
+        let stays = self.kept.get(cluster).is_some_and(|kept| kept.phase != Phase::Leaving && !kept.stands_in);
         if wanted.is_none() && !stays {
             return Fit::Missing;
         }
@@ -563,7 +619,12 @@ impl Stream {
                     // It never had endpoints, so that it serves nobody, and there are none to give it.
                     self.kept.remove(&name);
                 } else if !target.get(ResourceType::Cluster).contains_key(&name) {
-                    self.kept.entry(name).or_insert(Kept { cluster: None, endpoints: None, phase: Phase::InUse });
+                    self.kept.entry(name).or_insert(Kept {
+                        cluster: None,
+                        stands_in: false,
+                        endpoints: None,
+                        phase: Phase::InUse,
+                    });
                 }
             }
         }
@@ -633,6 +694,9 @@ impl Stream {
     }
 
     fn respond(&mut self, kind: ResourceType, now: Instant) -> Option<Response> {
+        if kind == ResourceType::Cluster && self.may_have_more() {
+            return None;
+        }
         let view = self.view(kind)?;
         let nonce = (self.nonce + 1).to_string();
         let variant = self.variant;

@@ -5,6 +5,7 @@ use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
 use crate::snapshot::{Part, Refers};
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use prost::Message;
 
@@ -54,6 +55,11 @@ fn host(text: &str) -> route::VirtualHost {
 
 /// The text that an encoded resource was made of.
 pub(super) fn show(kind: ResourceType, bytes: &[u8]) -> String {
+    if kind == Cluster
+        && let Ok(cluster) = cluster::Cluster::decode(bytes)
+    {
+        return format!("{} that stands in", cluster.name);
+    }
     if kind != Route {
         return String::from_utf8_lossy(bytes).into_owned();
     }
@@ -139,13 +145,13 @@ struct Mesh {
 }
 
 fn cluster_name(service: u64, subset: u64) -> String {
-    if subset == 0 { format!("service-{service}") } else { format!("service-{service}-v{subset}") }
+    format!("outbound|80|v{subset}|service-{service}")
 }
 
 impl Mesh {
     fn new() -> Self {
         let clusters = BTreeMap::from([((0, 0), 0), ((0, 1), 0)]);
-        let hosts = BTreeMap::from([((80, 0), "service-0".to_owned())]);
+        let hosts = BTreeMap::from([((80, 0), cluster_name(0, 0))]);
         let (endpoints, tcp, bad) = Default::default();
         Self { clusters, endpoints, hosts, tcp, bad }
     }
@@ -250,7 +256,7 @@ struct Envoy {
 }
 
 fn is_eds(cluster: &str) -> bool {
-    cluster.starts_with("service")
+    cluster.starts_with("outbound|")
 }
 
 /// The parts of a listener or a route configuration that lead somewhere: name and clusters.
@@ -691,8 +697,11 @@ impl World {
         // A stream that ends at the wrong moment leaves behind one that warms beside the very same that is active (it
         // changed and changed back), or beside one of which the new stream knows only that it is to go. Neither harms.
         let odd = |name: &str, body: &String| {
-            let stranger = self.stream.kept.get(name).is_some_and(|kept| kept.cluster.is_none());
-            envoy.active.get(name).is_some_and(|active| stranger || active == body)
+            let kept = self.stream.kept.get(name).filter(|kept| kept.endpoints.is_none());
+            let stranger = kept.is_some_and(|kept| kept.cluster.is_none());
+            // What stands in for one that it has warms for as long as it is kept.
+            kept.is_some_and(|kept| kept.stands_in)
+                || envoy.active.get(name).is_some_and(|active| stranger || active == body)
         };
         for (name, _) in envoy.warming.iter().filter(|(name, body)| !odd(name, body)) {
             let endpoints = self.stream.endpoints(name).map(|one| show(Endpoints, &one.bytes()));

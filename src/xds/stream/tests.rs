@@ -602,6 +602,38 @@ fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_
 }
 
 #[test]
+fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
+    let old = "outbound|80|v1|web";
+    let new = "outbound|80|v2|web";
+    let body = format!("a>{new}");
+    let parts = [(Cluster, new, "C2"), (Endpoints, new, "E2"), (Listener, "l", "L"), (Route, "80", &*body)];
+    let mut client = Client::new(Variant::Sotw);
+    client.give(snapshot(1, &parts));
+    let came = |kind: ResourceType, names: &[&str]| Request {
+        type_url: kind.type_url().into(),
+        names: owned(names),
+        version: "1".into(),
+        ..Default::default()
+    };
+    client.send(came(Cluster, &[]));
+    assert_eq!(client.take_log(), NOTHING, "it has not yet told what it has");
+    client.send(came(Endpoints, &[old]));
+    client.send(came(Listener, &[]));
+    client.send(came(Route, &["80"]));
+    assert_eq!(client.take_log(), [format!("cds C2 {old} that stands in")]);
+    client.answer(None, &[]);
+    client.send(Request { nonce: String::new(), ..came(Endpoints, &[old, new]) });
+    assert_eq!(client.take_log(), ["eds E2"], "the one that stands in gets no endpoints, so that it never takes over");
+    client.answer(None, &[old, new]);
+    assert_eq!(client.take_log(), ["lds L".to_owned(), format!("rds {body}")]);
+    client.answer(None, &[]);
+    client.answer(None, &["80"]);
+    assert_eq!(client.take_log(), NOTHING);
+    client.wait();
+    assert_eq!(client.take_log(), ["cds C2"]);
+}
+
+#[test]
 fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_grace() {
     let next = snapshot(2, &[(Cluster, "c1", "C1"), (Endpoints, "c1", "none")]);
     let mut client = Client::new(Variant::Delta);
