@@ -80,5 +80,9 @@ fn main() -> ExitCode {
 }
 
 fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(command);
+    // What blocks a thread, such as a file system that does not answer, must not keep the program.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
 }
