@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::api::ObjectKey;
 use crate::guard::{Guard, Held};
 use crate::mesh::{Builder, MeshConfig};
 use crate::metrics::Metrics;
@@ -30,6 +31,12 @@ const WAITING_BATCHES: usize = 64;
 
 /// How long streams and listeners may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
+
+/// The group of the objects that people write.
+const ISTIO: &str = "networking.istio.io";
+
+/// Objects that a line of the log names.
+const NAMED: usize = 4;
 
 /// Where the objects come from.
 #[derive(Clone, Debug)]
@@ -225,7 +232,7 @@ struct Engine {
     /// What was said to be held back.
     told: BTreeSet<String>,
     store: Store,
-    dirty: BTreeSet<crate::api::ObjectKey>,
+    dirty: BTreeSet<ObjectKey>,
     revision: watch::Sender<u64>,
     ready: watch::Sender<bool>,
 }
@@ -256,6 +263,7 @@ impl Engine {
             let (mesh, held) = self.guard.apply(wanted);
             self.tell(&held);
             let revision = *self.revision.borrow() + 1;
+            say(revision, &dirty);
             self.ledger.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.hub.publish(mesh, revision);
             self.revision.send_replace(revision);
@@ -272,6 +280,21 @@ impl Engine {
         self.told.difference(&now).for_each(|one| tracing::info!("no longer: {one}"));
         self.metrics.held(held.len());
         self.told = now;
+    }
+}
+
+/// Logs which objects a state came from: those that people write at level info, all others at level debug.
+fn say(revision: u64, dirty: &BTreeSet<ObjectKey>) {
+    let (ours, others): (Vec<_>, Vec<_>) = dirty.iter().partition(|key| key.kind.group() == ISTIO);
+    let list = |keys: &[&ObjectKey]| {
+        let named = keys.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if keys.len() > NAMED { format!("{named} and {} more", keys.len() - NAMED) } else { named }
+    };
+    if !ours.is_empty() {
+        tracing::info!("state {revision}: {}", list(&ours));
+    }
+    if !others.is_empty() {
+        tracing::debug!("state {revision}: {}", list(&others));
     }
 }
 

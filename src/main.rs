@@ -22,7 +22,7 @@ struct Cli {
     command: Command,
     /// What to log: error, warn, info, debug or trace, for all or by module (info,weir::xds=debug)
     /// [default: info for serve, warn otherwise]
-    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG")]
+    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
     log: Option<String>,
 }
 
@@ -46,12 +46,17 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let usual = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    // What the Kubernetes client complains of, weir says itself, by kind and once.
+    let usual = if matches!(cli.command, Command::Serve(_)) {
+        "info,kube_client=off,kube_runtime=off"
+    } else {
+        "warn,kube_client=off,kube_runtime=off"
+    };
     let levels = cli.log.as_deref().unwrap_or(usual);
     let filter = match tracing_subscriber::EnvFilter::try_new(levels) {
-        Ok(filter) => filter,
-        Err(error) => {
-            eprintln!("weir: --log `{}`: {error}; expected something like info or info,weir::xds=debug", levels);
+        Ok(filter) if levels.split(',').all(has_level) => filter,
+        _ => {
+            eprintln!("weir: --log `{levels}`: expected something like info, or info,weir::xds=debug");
             return ExitCode::from(2);
         }
     };
@@ -74,9 +79,19 @@ fn main() -> ExitCode {
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };
     result.unwrap_or_else(|error| {
+        if error.is::<cli::ReaderGone>() {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("weir: {error:#}");
         if error.is::<cli::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
+}
+
+/// Whether a part of `--log` ends in a level. A level with a slip of the pen would be taken for a module, and nothing
+/// would be logged.
+fn has_level(part: &str) -> bool {
+    let level = part.rsplit('=').next().unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(level.as_str(), "off" | "error" | "warn" | "info" | "debug" | "trace")
 }
 
 fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {

@@ -34,7 +34,15 @@ pub fn service(admin: Admin) -> AdminServer<Admin> {
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Admin {
-    /// `make` now, and again whenever a proxy or the mesh changes and it says something else.
+    /// Refuses to speak of a state that is not complete yet.
+    fn complete(&self) -> Result<(), Status> {
+        if *self.ready.borrow() {
+            return Ok(());
+        }
+        Err(Status::unavailable(super::NOT_READY))
+    }
+
+    /// `make` as soon as weir is ready, and again whenever a proxy or the mesh changes and it says something else.
     fn updates<T: Clone + PartialEq + Send + 'static>(
         &self,
         make: impl Fn(&Admin) -> Result<T, Status> + Send + 'static,
@@ -43,6 +51,11 @@ impl Admin {
         let admin = self.clone();
         // Ends with the client: nobody receives then.
         tokio::spawn(async move {
+            let mut ready = admin.ready.clone();
+            tokio::select! {
+                ready = ready.wait_for(|ready| *ready) => if ready.is_err() { return },
+                () = sender.closed() => return,
+            }
             let (mut proxies, mut states) = (admin.board.changes(), admin.ledger.changes());
             let mut last: Option<T> = None;
             loop {
@@ -121,6 +134,7 @@ impl v1::admin_server::Admin for Admin {
         &self,
         _: Request<v1::ListProxiesRequest>,
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
+        self.complete()?;
         let state = self.ledger.state();
         let proxies = status::proxies(&state, &self.board.list()).into_iter().map(Into::into).collect();
         Ok(Response::new(v1::ListProxiesResponse { proxies, revision: state.revision }))
@@ -130,6 +144,7 @@ impl v1::admin_server::Admin for Admin {
         &self,
         request: Request<v1::DumpProxyRequest>,
     ) -> Result<Response<v1::DumpProxyResponse>, Status> {
+        self.complete()?;
         let request = request.into_inner();
         let (stream, report) = self.find(&request.proxy)?;
         let gone = || Status::not_found(format!("proxy `{}` has just left", request.proxy));
@@ -165,6 +180,7 @@ impl v1::admin_server::Admin for Admin {
         &self,
         request: Request<v1::ListSplitsRequest>,
     ) -> Result<Response<v1::ListSplitsResponse>, Status> {
+        self.complete()?;
         Ok(Response::new(self.splits(&request.get_ref().namespace)))
     }
 
@@ -179,6 +195,7 @@ impl v1::admin_server::Admin for Admin {
     }
 
     async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::ObjectStatus>, Status> {
+        self.complete()?;
         self.object(request.get_ref()).map(Response::new)
     }
 

@@ -13,14 +13,16 @@ use crate::admin::api::v1;
   weir splits
   weir splits -n shop -w
 
-IN FORCE differs from WANTED while a subset has no ready endpoint (see --empty-subset of weir serve).
-LIVE counts the proxies that have acked what is in force, of those that see the route.")]
+IN FORCE differs from WANTED while a subset has no ready endpoint: see --empty-subset of weir serve.
+LIVE counts the proxies that have acked what is in force, of those connected that see the route.
+
+Exit status 0, or 1 where weir can not be asked.")]
 pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,
     /// Only this namespace
-    #[arg(short, long, value_name = "NAMESPACE", default_value = "")]
-    namespace: String,
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     /// Go on, and print again whenever something changes
     #[arg(short, long)]
     watch: bool,
@@ -32,7 +34,7 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
-    let request = v1::ListSplitsRequest { namespace: args.namespace };
+    let request = v1::ListSplitsRequest { namespace: args.namespace.unwrap_or_default() };
     if !args.watch {
         let answer = client.list_splits(request).await.map_err(refused)?.into_inner();
         args.output.print(&to_json(&answer), || text(&answer))?;
@@ -44,10 +46,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         tokio::select! {
             update = updates.message() => match update.map_err(refused)? {
                 Some(answer) => {
-                    if !first && args.output == Output::Table {
-                        println!();
+                    match args.output {
+                        _ if std::mem::take(&mut first) => {}
+                        Output::Table => super::print("\n")?,
+                        Output::Yaml => super::print("---\n")?,
+                        Output::Json => {}
                     }
-                    first = false;
                     args.output.print(&to_json(&answer), || text(&answer))?;
                 }
                 None => anyhow::bail!("weir ended the stream"),

@@ -12,8 +12,8 @@ use crate::admin::api::v1;
   weir wait virtualservice/my-app -n shop
   kubectl apply -f canary.yaml && weir wait vs/my-app -n shop --timeout 30s && ./next-step
 
-Exit status 0 when the object's present form is live, 1 when the time is over (with what is missing
-where), 2 for wrong usage.")]
+Exit status 0 when the object's present form is live, 1 when the time is over, with what is missing
+where, or when there is no such object, 2 for wrong usage.")]
 pub struct Args {
     /// The object: virtualservice/NAME (vs) or destinationrule/NAME (dr)
     #[arg(value_name = "KIND/NAME")]
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
     /// How long to wait, like 30s or 2m
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = time)]
     timeout: Duration,
     /// Wait for this generation or a later one, as the API server counts (metadata.generation)
     #[arg(long, value_name = "N")]
@@ -64,7 +64,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let status = status?;
             let generation =
                 if status.generation > 0 { format!(" generation {}", status.generation) } else { String::new() };
-            println!("{}{generation} is live on {} proxies", status.object, status.proxies.len());
+            let number = match status.proxies.len() {
+                0 => "0 proxies: none that sees it is connected".to_owned(),
+                1 => "1 proxy".to_owned(),
+                n => format!("{n} proxies"),
+            };
+            super::print(&format!("{}{generation} is live on {number}\n", status.object))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(_) => {
