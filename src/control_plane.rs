@@ -18,6 +18,7 @@ use crate::guard::{Guard, Held};
 use crate::mesh::{Builder, MeshConfig};
 use crate::metrics::Metrics;
 use crate::snapshot::Hub;
+use crate::source::newest::Asker;
 use crate::source::{self, Change};
 use crate::status::Ledger;
 use crate::store::Store;
@@ -95,15 +96,19 @@ impl ControlPlane {
         let (revision_sender, revision) = watch::channel(0);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
         let mut tasks = JoinSet::new();
-        match options.source {
+        let asker = match options.source {
             Source::Directory(folder) => {
-                tasks.spawn(async move { Ok(source::directory::watch(folder, changes_sender).await?) });
+                let (asker, looks) = Asker::directory();
+                tasks.spawn(async move { Ok(source::directory::watch(folder, changes_sender, looks).await?) });
+                asker
             }
             Source::Kubernetes { kubeconfig } => {
                 let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
+                let asker = Asker::kubernetes(client.clone());
                 tasks.spawn(async move { Ok(source::kubernetes::watch(client, changes_sender).await?) });
+                asker
             }
-        }
+        };
         let engine = Engine {
             hub: hub.clone(),
             metrics: metrics.clone(),
@@ -117,8 +122,14 @@ impl ControlPlane {
             ready: ready_sender,
         };
         tasks.spawn(engine.run(changes));
-        let admin =
-            Admin { ready: ready.clone(), metrics: metrics.clone(), hub: hub.clone(), board: board.clone(), ledger };
+        let admin = Admin {
+            ready: ready.clone(),
+            metrics: metrics.clone(),
+            hub: hub.clone(),
+            board: board.clone(),
+            ledger,
+            asker,
+        };
         let stop = closing.clone();
         tasks.spawn(async move {
             let stopped = async move { stop.cancelled().await };
@@ -250,8 +261,13 @@ impl Engine {
     }
 
     fn take(&mut self, batch: Vec<Change>) {
-        let events = batch.len();
+        let (mut events, mut marks) = (0, Vec::new());
         for change in batch {
+            if let Change::Mark(mark) = change {
+                marks.push(mark);
+                continue;
+            }
+            events += 1;
             log(&change);
             self.store.apply(change, &mut self.dirty);
         }
@@ -270,6 +286,7 @@ impl Engine {
             self.ready.send_replace(true);
         }
         self.ledger.refused(&self.store);
+        marks.into_iter().for_each(|mark| self.ledger.mark(mark));
         self.metrics.changed(events, *self.revision.borrow(), problems);
     }
 
@@ -312,6 +329,6 @@ fn log(change: &Change) {
                 tracing::warn!("{}: {}: {}", one.origin, object.key(), one.problem);
             }
         }
-        Change::Delete(_) | Change::Synced => {}
+        Change::Delete(_) | Change::Synced | Change::Mark(_) => {}
     }
 }

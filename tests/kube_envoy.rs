@@ -39,6 +39,24 @@ async fn what_kubectl_changes_a_real_envoy_sees() {
     patch_weights(&cluster, 70, 30);
     until("a patched weight", async || weights(&envoy).await == [("v1".to_owned(), 70), ("v2".to_owned(), 30)]).await;
 
+    // It waits for the form that the API has, not for the one that weir has heard of.
+    let admin = format!("127.0.0.1:{}", weir.admin);
+    let wait = |object: &str, more: &[&str]| {
+        let args = ["wait", object, "-n", NAMESPACE, "--admin", &admin];
+        Command::new(env!("CARGO_BIN_EXE_weir")).args(args).args(more).output().unwrap()
+    };
+    for n in [31, 32, 33] {
+        patch_weights(&cluster, 100 - n, n);
+        let waited = wait("vs/my-app", &[]);
+        assert!(waited.status.success(), "{waited:?}");
+        let n = u64::from(n);
+        assert_eq!(weights(&envoy).await, [("v1".to_owned(), 100 - n), ("v2".to_owned(), n)]);
+    }
+    assert!(wait("dr/my-app", &["--generation", "1"]).status.success());
+    let waited = wait("vs/nothing", &[]);
+    assert!(String::from_utf8_lossy(&waited.stderr).contains("there is no VirtualService"), "{waited:?}");
+    patch_weights(&cluster, 70, 30);
+
     cluster.kubectl_ok(&["-n", NAMESPACE, "label", "pod", "my-app-v1-0", "version=v2", "--overwrite"]);
     until("a relabelled pod", async || hosts(&envoy, "v1").await == 2 && hosts(&envoy, "v2").await == 4).await;
 

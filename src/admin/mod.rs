@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::snapshot::Hub;
+use crate::source::newest::Asker;
 use crate::status::{self, Ledger};
 use crate::xds::board::Board;
 
@@ -33,6 +34,8 @@ pub struct Admin {
     pub board: Arc<Board>,
     /// What was published last.
     pub ledger: Arc<Ledger>,
+    /// Who knows whether that was all.
+    pub asker: Asker,
 }
 
 /// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, `/debug/syncz` (what each proxy has), and

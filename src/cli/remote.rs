@@ -28,11 +28,12 @@ impl AdminArgs {
     /// The address is none, or nobody answers there.
     pub async fn client(&self) -> anyhow::Result<AdminClient<Channel>> {
         let wrong = || super::usage(format!("--admin `{}` is not of the form ADDRESS:PORT", self.admin));
-        let port = self.admin.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+        let address = self.admin.strip_prefix("http://").unwrap_or(&self.admin).trim_end_matches('/');
+        let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
         if port.is_none_or(|port| port.parse::<u16>().is_err()) {
             return Err(wrong());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.admin)).map_err(|_| wrong())?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
         let channel =
             endpoint.connect_timeout(CONNECT).timeout(ANSWER).connect().await.with_context(|| {
                 format!("no weir answers on {}; --admin or $WEIR_ADMIN says where it is", self.admin)
@@ -43,6 +44,11 @@ impl AdminArgs {
 
 /// What weir answered instead of what was asked for.
 pub fn refused(status: tonic::Status) -> anyhow::Error {
+    use std::error::Error as _;
+    // Its own refusals have no cause; what the connection met has.
+    if status.source().is_some() {
+        return anyhow::anyhow!("what answers there is no weir, or has just ended: {}", status.message());
+    }
     match status.code() {
         tonic::Code::InvalidArgument => super::usage(status.message()),
         // What is there speaks HTTP, and not weir's API.

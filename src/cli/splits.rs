@@ -1,5 +1,6 @@
-//! `weir splits`: each weighted route, as wanted, as in force, and where it is live.
+//! `weir splits`: each weighted route, as wanted, as effective, and where it is live.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -7,14 +8,14 @@ use serde_json::{Value, json};
 use super::remote::{AdminArgs, Output, refused, table};
 use crate::admin::api::v1;
 
-/// Show each weighted route: the weights wanted, in force, and on how many proxies they are live
+/// Show each weighted route: the weights wanted, effective, and on how many proxies they are live
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weir splits
   weir splits -n shop -w
 
-IN FORCE differs from WANTED while a subset has no ready endpoint: see --empty-subset of weir serve.
-LIVE counts the proxies that have acked what is in force, of those connected that see the route.
+EFFECTIVE differs from WANTED while a subset has no ready endpoint: see --empty-subset of weir serve.
+LIVE counts the proxies that have acked the effective weights, of those connected that see them.
 
 Exit status 0, or 1 where weir can not be asked.")]
 pub struct Args {
@@ -65,7 +66,7 @@ fn text(answer: &v1::ListSplitsResponse) -> String {
     if answer.splits.is_empty() {
         return "no route shares requests among several destinations\n".to_owned();
     }
-    let mut rows = vec![["ROUTE", "DESTINATION", "WANTED", "IN FORCE", "LIVE"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["ROUTE", "DESTINATION", "WANTED", "EFFECTIVE", "LIVE"].map(str::to_owned).to_vec()];
     for split in &answer.splits {
         let name = split.object.trim_start_matches("VirtualService ");
         for (n, share) in split.shares.iter().enumerate() {
@@ -86,7 +87,13 @@ fn text(answer: &v1::ListSplitsResponse) -> String {
             ]);
         }
     }
-    table(&rows)
+    let mut out = table(&rows);
+    let invalid: BTreeMap<&str, &[String]> =
+        answer.splits.iter().map(|split| (split.object.as_str(), split.invalid.as_slice())).collect();
+    for (object, problems) in invalid {
+        problems.iter().for_each(|one| out.push_str(&format!("{object}: the newest form is refused: {one}\n")));
+    }
+    out
 }
 
 fn live(split: &v1::Split) -> String {
@@ -100,7 +107,7 @@ fn to_json(answer: &v1::ListSplitsResponse) -> Value {
                 "effective": share.effective})
         });
         json!({"object": one.object, "field": one.field, "name": one.name, "shares": shares.collect::<Vec<_>>(),
-            "live": one.live, "inScope": one.in_scope})
+            "live": one.live, "inScope": one.in_scope, "invalid": one.invalid})
     };
     answer.splits.iter().map(split).collect()
 }

@@ -47,7 +47,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         v1::GetObjectRequest { kind: kind.to_owned(), namespace: args.namespace.clone(), name: name.to_owned() };
     let mut client = args.admin.client().await?;
     let mut last: Option<v1::ObjectStatus> = None;
-    let waited = tokio::time::timeout(args.timeout, async {
+    // Whatever the time, one answer is taken.
+    let time = args.timeout.max(Duration::from_secs(1));
+    let waited = tokio::time::timeout(time, async {
         let mut updates = client.watch_object(request).await.map_err(refused)?.into_inner();
         while let Some(status) = updates.message().await.map_err(refused)? {
             let new_enough = args.generation.is_none_or(|wanted| status.generation >= wanted);
@@ -81,10 +83,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn missing(args: &Args, status: Option<&v1::ObjectStatus>) -> String {
     let seconds = args.timeout.as_secs_f64();
-    let Some(status) = status else { return format!("weir said nothing of {} in {seconds} s\n", args.object) };
+    let Some(status) = status else {
+        return format!("weir said nothing of {} in {seconds} s; it may not be ready\n", args.object);
+    };
     let mut out = format!("{} is not live after {seconds} s\n", status.object);
     if let Some(wanted) = args.generation.filter(|wanted| status.generation < *wanted) {
         out.push_str(&format!("  weir has generation {}, wanted {wanted}\n", status.generation));
+    } else if status.generation < status.newest_generation && status.invalid.is_empty() {
+        let newest = status.newest_generation;
+        out.push_str(&format!("  weir has generation {} and has not heard of {newest} yet\n", status.generation));
     }
     status.invalid.iter().for_each(|one| out.push_str(&format!("  refused: {one}\n")));
     status.held.iter().for_each(|one| out.push_str(&format!("  held: {one}\n")));

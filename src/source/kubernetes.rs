@@ -19,6 +19,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::newest::Newest;
 use super::{Change, LocatedProblem, Origin, change_from};
 use crate::api::{self, Identity, Kind, ObjectKey, Problem};
 
@@ -189,6 +190,23 @@ fn reason(error: &kube::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// How new an object is in the API.
+///
+/// # Errors
+/// Why the API does not say.
+pub async fn newest(client: &Client, key: &ObjectKey) -> Result<Newest, String> {
+    let found = async {
+        let Some(resource) = resource(client, key.kind).await? else { return Ok(None) };
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
+        api.get_metadata_opt(&key.name).await
+    };
+    match found.await {
+        Ok(Some(object)) => Ok(Newest::Generation(object.metadata.generation.unwrap_or_default())),
+        Ok(None) => Ok(Newest::Absent),
+        Err(error) => Err(reason(&error)),
+    }
 }
 
 /// The resource to watch: the first version of the kind that the API serves.

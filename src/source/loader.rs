@@ -350,7 +350,7 @@ fn claim(
             Claim { key, line, accepted: Some(Accepted { object, origin, warnings }), problems: Vec::new() }
         }
         Change::Refuse { problems, .. } => Claim { key, line, accepted: last.and_then(|last| last.accepted), problems },
-        Change::Delete(_) | Change::Trouble { .. } | Change::Synced => {
+        Change::Delete(_) | Change::Trouble { .. } | Change::Synced | Change::Mark(_) => {
             Claim { key, line, accepted: last.and_then(|last| last.accepted), problems: Vec::new() }
         }
     }

@@ -41,6 +41,7 @@ pub struct InForce {
 pub struct Ledger {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
+    marked: watch::Sender<u64>,
 }
 
 impl Ledger {
@@ -103,6 +104,17 @@ impl Ledger {
             drop(state);
             self.changed.send_modify(|n| *n += 1);
         }
+    }
+
+    /// Notes that everything up to this [`crate::source::Change::Mark`] is taken in.
+    pub fn mark(&self, mark: u64) {
+        self.marked.send_modify(|newest| *newest = mark.max(*newest));
+    }
+
+    /// Waits until everything up to this mark is taken in.
+    pub async fn marked(&self, mark: u64) {
+        // The sender lives as long as this.
+        let _ = self.marked.subscribe().wait_for(|newest| *newest >= mark).await;
     }
 
     /// The newest state.

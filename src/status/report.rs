@@ -101,6 +101,8 @@ pub struct SplitReport {
     pub live: usize,
     /// Proxies that see it.
     pub in_scope: usize,
+    /// Why the object's newest form is not in force; the shares are those of the last accepted one.
+    pub invalid: Vec<String>,
 }
 
 /// A destination's share.
@@ -281,6 +283,7 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
             shares,
             live,
             in_scope: verdicts.len(),
+            invalid: state.invalid.get(&wanted.key).cloned().unwrap_or_default(),
         }));
     }
     found
