@@ -14,8 +14,14 @@ use weir::cli;
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Try it: weir demo
-Exit status: 0 fine, 1 found a problem, 2 wrong usage."
+    after_help = "Where to begin:
+  weir demo                                        a canary, in under a minute
+  weir serve --config-dir deploy/examples/canary   the control plane, on a folder of YAML
+  weir bootstrap --intercept none > envoy.yaml     for a sidecar of it: envoy -c envoy.yaml
+  weir ps                                          what the sidecars have
+  weir splits -w                                   the weights, and where they are live
+
+Every command has --help with examples. Exit status: 0 fine, 1 found a problem, 2 wrong usage."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -100,4 +106,31 @@ fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
     // What blocks a thread, such as a file system that does not answer, must not keep the program.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_teaches_by_example_within_100_columns() {
+        let mut weir = Cli::command();
+        weir.build();
+        let own = weir.render_long_help().to_string();
+        let all = weir.get_subcommands().filter(|command| command.get_name() != "help");
+        let all = all.map(|command| (command.get_name().to_owned(), command.clone().render_long_help().to_string()));
+        for (name, help) in all.chain([("".to_owned(), own)]) {
+            assert!(help.contains(&format!("  weir {name}")), "no example:\n{help}");
+            let long = help.lines().find(|line| line.chars().count() > 100);
+            assert_eq!(long, None, "weir {name} --help");
+        }
+    }
+
+    #[test]
+    fn a_level_is_told_from_a_slip_of_the_pen() {
+        assert!(["info", "WARN", "weir::xds=debug", " off"].into_iter().all(has_level));
+        assert!(!["verbose", "weir=loud", "", "weir::xds"].into_iter().any(has_level));
+    }
 }

@@ -20,8 +20,14 @@ use crate::xds::stream::Settings;
   weir serve --kubeconfig ~/.kube/config
   weir serve                                  inside a cluster
 
-Ports: 15010 ADS in plain text, 15014 /healthz /ready /metrics. With --config-dir both listen on
-loopback, in a cluster on all addresses, unless told otherwise.")]
+Of a folder the files *.yaml, *.yml and *.json are read, also those in folders below it, as soon as
+they are closed or renamed into place. What is broken leaves in force what was last accepted, and
+the log says why; what is deleted is gone.
+
+Ports: 15010 ADS in plain text, 15014 /healthz /ready /metrics and what weir ps, dump, splits and
+wait ask. With --config-dir both listen on loopback, in a cluster on all addresses.
+
+Exit status: 0 ended by SIGTERM or Ctrl-C, 1 something failed, 2 wrong usage or nothing to read.")]
 pub struct Args {
     /// Read objects from the YAML files in this folder, and again whenever they change
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]

@@ -17,7 +17,10 @@ use crate::snapshot::{Memo, ResourceType, Snapshot};
   weir translate -f deploy/examples/canary --proxy your-namespace/my-app-v1-0 -o table
   weir translate -f mesh.yaml --type routes -o yaml
   weir translate -f mesh.yaml --node-id 'sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local' \\
-      --node-metadata '{\"LABELS\": {\"app\": \"client\"}, \"INTERCEPTION_MODE\": \"NONE\"}'")]
+      --node-metadata '{\"LABELS\": {\"app\": \"client\"}, \"INTERCEPTION_MODE\": \"NONE\"}'
+
+Without --proxy and --node-id it answers a proxy in the namespace default that has no labels.
+Exit status 1 where an object can not be used; standard error says which, and why.")]
 pub struct Args {
     /// A YAML or JSON file, or a folder of them, with Kubernetes and Istio objects
     #[arg(short, long, value_name = "FILE|DIR")]
