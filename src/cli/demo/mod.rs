@@ -21,7 +21,7 @@ use crate::xds::door::Limits;
 use crate::xds::stream::Settings;
 
 use load::Load;
-use report::{Row, Table};
+use report::{Row, Table, say};
 use tutorial::Tutorial;
 
 /// How long one thing may take before the demo gives up.
@@ -96,16 +96,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(status) => status,
     };
     if kept.into_inner() {
-        println!(
-            "
-everything is stopped"
-        );
+        say("\neverything is stopped");
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!(
-        "
-interrupted; everything is stopped"
-    );
+    eprintln!("\ninterrupted; everything is stopped");
     Ok(ExitCode::from(status))
 }
 
@@ -162,9 +156,13 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
     envoy.ready(PATIENCE).await?;
     let revision = plane.revision();
     patiently("Envoy to ack its first configuration", plane.live(&node, revision)).await?;
-    println!("weir     ADS on {}, objects in {}", plane.xds_addr(), tutorial.folder().display());
-    println!("Envoy    {} as a sidecar of shop/client-0, my-app on 127.0.0.1:{}", binary.version(), tutorial.port());
-    println!("backends three of v1 on 127.0.1.1-3, three of v2 on 127.0.2.1-3, port {}\n", backends.port);
+    say(&format!("weir     ADS on {}, objects in {}", plane.xds_addr(), tutorial.folder().display()));
+    say(&format!(
+        "Envoy    {} as a sidecar of shop/client-0, my-app on 127.0.0.1:{}",
+        binary.version(),
+        tutorial.port()
+    ));
+    say(&format!("backends three of v1 on 127.0.1.1-3, three of v2 on 127.0.2.1-3, port {}\n", backends.port));
     let load = Load::start(tutorial.port(), most(args));
     let mut demo = Demo { plane, envoy, node, tutorial, load, table: Table::new() };
     let outcome = steps(args, &mut demo).await;
@@ -177,21 +175,28 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
         }
     };
     if fine {
-        println!(
+        say(&format!(
             "\nEvery share is within its bound (±), and none of {} requests failed, the edits included.",
             demo.load.sent()
-        );
-        println!("Next: weir serve --config-dir DIR, with your own objects; weir serve --help");
+        ));
+        say("Next: weir serve --config-dir DIR, with your own objects; weir serve --help");
     } else {
-        println!("\nSomething is wrong: see the rows marked with !. {failed_between} requests failed during edits.");
-        println!("Envoy's log ends:\n{}", demo.envoy.log_tail());
+        say(&format!(
+            "\nSomething is wrong: see the rows marked with !. {failed_between} requests failed during edits."
+        ));
+        say(&format!("Envoy's log ends:\n{}", demo.envoy.log_tail()));
     }
     if args.keep && fine {
+        if args.steps.last() == Some(&0) {
+            // Two versions again, so that there are weights to edit.
+            let tutorial = &demo.tutorial;
+            edit(&demo, &[&|| tutorial.write_all(50)]).await?;
+        }
         let (file, port, admin) = (demo.tutorial.route_file(), demo.tutorial.port(), demo.plane.admin_addr());
-        println!("\nStill running. Edit {}", file.display());
-        println!("  weir splits -w --admin {admin}    shows the weights, and whether Envoy has them");
-        println!("  curl -H 'host: my-app.shop' http://127.0.0.1:{port}/    sends a request");
-        println!("Ctrl-C ends it.");
+        say(&format!("\nStill running. Edit the weights in {}", file.display()));
+        say(&format!("  weir splits -w --admin {admin}    shows the weights, and whether Envoy has them"));
+        say(&format!("  curl -H 'host: my-app.shop' http://127.0.0.1:{port}/    sends a request"));
+        say("Ctrl-C ends it.");
         demo.load.pause();
         kept.store(true, Ordering::Relaxed);
         demo.plane.failed().await?;
