@@ -129,6 +129,7 @@ impl ControlPlane {
             board: board.clone(),
             ledger,
             asker,
+            closing: closing.clone(),
         };
         let stop = closing.clone();
         tasks.spawn(async move {

@@ -51,48 +51,60 @@ impl Admin {
     ) -> Updates<T> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let admin = self.clone();
-        // Ends with the client: nobody receives then.
         tokio::spawn(async move {
-            let mut ready = admin.ready.clone();
+            // Ends with the client, when nobody receives, and with weir.
             tokio::select! {
-                ready = ready.wait_for(|ready| *ready) => if ready.is_err() { return },
-                () = sender.closed() => return,
-            }
-            let before = tokio::select! {
-                before = before => before,
-                () = sender.closed() => return,
-            };
-            let before = match before {
-                Ok(before) => before,
-                Err(status) => {
-                    let _ = sender.send(Err(status)).await;
-                    return;
+                () = admin.closing.cancelled() => {
+                    let _ = sender.try_send(Err(Status::unavailable("weir has ended")));
                 }
-            };
-            let (mut proxies, mut states) = (admin.board.changes(), admin.ledger.changes());
-            let mut last: Option<T> = None;
-            loop {
-                proxies.mark_unchanged();
-                states.mark_unchanged();
-                let next = make(&admin, &before);
-                let ends = next.is_err();
-                if ends || last.as_ref() != next.as_ref().ok() {
-                    last = next.as_ref().ok().cloned();
-                    if sender.send(next).await.is_err() {
-                        return;
-                    }
-                }
-                if ends {
-                    return;
-                }
-                tokio::select! {
-                    changed = proxies.changed() => if changed.is_err() { return },
-                    changed = states.changed() => if changed.is_err() { return },
-                    () = sender.closed() => return,
-                }
+                () = sender.closed() => {}
+                () = admin.tell(before, make, &sender) => {}
             }
         });
         Box::pin(ReceiverStream::new(receiver))
+    }
+
+    async fn tell<T: Clone + PartialEq, P>(
+        &self,
+        before: impl Future<Output = Result<P, Status>>,
+        make: impl Fn(&Admin, &P) -> Result<T, Status>,
+        to: &mpsc::Sender<Result<T, Status>>,
+    ) {
+        let mut ready = self.ready.clone();
+        if ready.wait_for(|ready| *ready).await.is_err() {
+            return;
+        }
+        let before = match before.await {
+            Ok(before) => before,
+            Err(status) => {
+                let _ = to.send(Err(status)).await;
+                return;
+            }
+        };
+        let (mut proxies, mut states) = (self.board.changes(), self.ledger.changes());
+        let mut last: Option<T> = None;
+        loop {
+            proxies.mark_unchanged();
+            states.mark_unchanged();
+            let next = make(self, &before);
+            let ends = next.is_err();
+            if ends || last.as_ref() != next.as_ref().ok() {
+                last = next.as_ref().ok().cloned();
+                if to.send(next).await.is_err() {
+                    return;
+                }
+            }
+            if ends {
+                return;
+            }
+            let changed = tokio::select! {
+                changed = proxies.changed() => changed,
+                changed = states.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
     }
 
     fn splits(&self, namespace: &str) -> v1::ListSplitsResponse {

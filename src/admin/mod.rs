@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::snapshot::Hub;
@@ -36,6 +37,8 @@ pub struct Admin {
     pub ledger: Arc<Ledger>,
     /// Who knows whether that was all.
     pub asker: Asker,
+    /// Ends what would go on for as long as a client listens.
+    pub closing: CancellationToken,
 }
 
 /// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, `/debug/syncz` (what each proxy has), and
