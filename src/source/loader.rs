@@ -514,6 +514,11 @@ mod tests {
         assert!(rig.trouble()[0].starts_with("a.yaml:13: metadata.name: is missing"), "{:?}", rig.trouble());
         rig.write("a.yaml", rule("a", "two"));
         assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=two", 0));
+        rig.write("a.yaml", rule("a", "three").replace("VirtualService", "VirtualServise"));
+        assert_eq!(rig.hosts(), "a=two");
+        assert!(rig.trouble()[0].starts_with("a.yaml:2: kind: `VirtualServise` is no kind of"), "{:?}", rig.trouble());
+        rig.write("a.yaml", rule("a", "three").replace("VirtualService", "Gateway"));
+        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("", 0));
     }
 
     #[test]
