@@ -318,7 +318,7 @@ fn say(revision: u64, dirty: &BTreeSet<ObjectKey>) {
 
 fn log(change: &Change) {
     match change {
-        Change::Refuse { key, problems } => {
+        Change::Refuse { key, problems, .. } => {
             for one in problems {
                 tracing::error!("{}: {key}: {}; what was accepted before stays in force", one.origin, one.problem);
             }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::api::{Kind, Object, ObjectKey};
+use crate::api::{Kind, Object, ObjectKey, Outline};
 use crate::source::{Change, LocatedProblem, Origin};
 
 /// An accepted object and where it came from.
@@ -19,12 +19,19 @@ pub struct Entry {
 
 type ByName = BTreeMap<(Arc<str>, Arc<str>), Entry>;
 
+/// Why the newest form of an object is refused, and what it speaks of.
+#[derive(Debug, PartialEq)]
+struct Refusal {
+    problems: Vec<LocatedProblem>,
+    outline: Outline,
+}
+
 /// All objects by key. One task owns it; what others need they get as a [`crate::mesh::Mesh`].
 #[derive(Debug, Default)]
 pub struct Store {
     objects: BTreeMap<Kind, ByName>,
     revision: u64,
-    refused: BTreeMap<ObjectKey, Vec<LocatedProblem>>,
+    refused: BTreeMap<ObjectKey, Refusal>,
     warnings: BTreeMap<ObjectKey, Vec<LocatedProblem>>,
     trouble: BTreeMap<String, Vec<LocatedProblem>>,
     synced: bool,
@@ -51,7 +58,12 @@ impl Store {
                 dirty.insert(key);
                 true
             }
-            Change::Refuse { key, problems } => set_or_clear(&mut self.refused, key, problems),
+            Change::Refuse { key, problems, outline } => {
+                let refusal = Refusal { problems, outline };
+                let news = self.refused.get(&key) != Some(&refusal);
+                self.refused.insert(key, refusal);
+                news
+            }
             Change::Delete(key) => {
                 let mut news = self.refused.remove(&key).is_some();
                 news |= self.warnings.remove(&key).is_some();
@@ -92,7 +104,12 @@ impl Store {
 
     /// The objects whose newest form is refused, and why.
     pub fn refused(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
-        self.refused.iter().map(|(key, problems)| (key, problems.as_slice()))
+        self.refused.iter().map(|(key, refusal)| (key, refusal.problems.as_slice()))
+    }
+
+    /// What the objects whose newest form is refused speak of.
+    pub fn outlines(&self) -> impl Iterator<Item = (&ObjectKey, &Outline)> {
+        self.refused.iter().map(|(key, refusal)| (key, &refusal.outline))
     }
 
     /// Objects that are in force but odd, and how.

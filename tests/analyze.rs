@@ -91,7 +91,7 @@ fn json_names_the_code_the_object_the_line_and_the_field() {
     assert_eq!(last["file"], format!("{path}/wrong.yaml"));
     assert_eq!(last["message"], "there is no subset `v2` of web.shop in DestinationRule shop/web");
     assert_eq!(last["advice"], "add it there, or use `v1`");
-    assert_eq!(all["summary"], json!({"error": 1, "warning": 1, "info": 1, "objects": 3}));
+    assert_eq!(all["summary"], json!({"error": 1, "warning": 1, "info": 1, "objects": 3, "refused": 0}));
 }
 
 #[test]
@@ -138,6 +138,8 @@ fn wrong_usage_is_told_from_findings() {
         (&["-f", ".", "--ignore", "IST9999"], "IST9999"),
         (&["--kubeconfig", "/nowhere/at/all"], "/nowhere/at/all"),
         (&["-f", ".", "-o", "xml"], "xml"),
+        (&["-f", "deploy/examples/nothing"], "nothing"),
+        (&["-f", "src/analyze"], "holds an object"),
     ] {
         let output = weir(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
@@ -166,6 +168,74 @@ fn a_refused_field_has_its_line() {
     assert_eq!((&all[0]["code"], &all[0]["line"]), (&json!("IST0106"), &json!(13)));
     assert_eq!(all[0]["path"], "spec.http[0].route[1].weight");
     assert_eq!(all.len(), 1, "{all:#?}");
+}
+
+/// Each file with the lines and paths of what is wrong in it.
+#[test]
+fn a_field_has_its_line_in_any_style() {
+    let anchors = "\
+# A comment before the document.
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: anchors, namespace: shop}
+spec:
+  hosts: ['*.a.b']
+  http:
+  - match: [{uri: {prefix: /a}}]
+    route: &both
+    - destination: &web
+        host: web
+      weight: 50
+    - destination:
+        <<: *web
+        host: nobody
+      weight: 50
+  - match:
+    - headers:
+        x.dots.in-it:
+          regex: .*
+      uri: {prefix: /b}
+    route: *both
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: second, namespace: shop}
+spec: {hosts: ['*.c.d'], http: [{route: [
+  {destination: {host: web,
+    subset: v7}}]}]}
+...
+";
+    let json_list = "\
+{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [
+  {\"apiVersion\": \"networking.istio.io/v1\", \"kind\": \"VirtualService\",
+   \"metadata\": {\"name\": \"json\", \"namespace\": \"shop\"},
+   \"spec\": {\"hosts\": [\"*.e.f\"], \"http\": [{\"route\": [
+     {\"destination\": {\"host\": \"web\"}},
+     {\"destination\": {\"host\": \"nobody\"},
+      \"weight\": 100}]}]}}]}
+";
+    let windows = "apiVersion: networking.istio.io/v1\r\nkind: VirtualService\r\nmetadata: {name: crlf, namespace: shop}\r\n\
+                   spec:\r\n  hosts: ['*.g.h']\r\n  http:\r\n  - route:\r\n    - destination: {host: web}\r\n    timeout: soon\r\n";
+    let files = [("anchors.yml", anchors), ("list.json", json_list), ("windows.yaml", windows)];
+    let (_folder, path) = folder(&[&[("services.yaml", SERVICES)], &files[..]].concat());
+    let short: Vec<_> = findings(&path)
+        .iter()
+        .map(|one| {
+            let file = Path::new(one["file"].as_str().unwrap()).file_name().unwrap().to_str().unwrap().to_owned();
+            (file, one["line"].as_u64().unwrap(), one["path"].as_str().unwrap().to_owned())
+        })
+        .collect();
+    let expected = [
+        ("anchors.yml", 16, "spec.http[0].route[1].destination.host"),
+        ("anchors.yml", 16, "spec.http[1].route[1].destination.host"),
+        ("anchors.yml", 30, "spec.http[0].route[0].destination.subset"),
+        ("list.json", 6, "spec.http[0].route[1].destination.host"),
+        ("windows.yaml", 9, "spec.http[0].timeout"),
+    ];
+    let expected: Vec<_> =
+        expected.iter().map(|(file, line, path)| ((*file).to_owned(), *line, (*path).to_owned())).collect();
+    assert_eq!(short, expected);
 }
 
 #[test]

@@ -59,24 +59,6 @@ async fn run(canary: &mut Canary, kill: bool) -> Vec<(&'static str, Tally)> {
         }
         found.push((name, load.end()));
     }
-    // Both in one write of one file.
-    std::fs::remove_file(canary.objects.folder.join(RULE)).unwrap();
-    let one = |rule: &str, route: &str| format!("{rule}---\n{route}");
-    canary.edit(ROUTE, &one(&both, &half)).await;
-    let load = canary.load();
-    for _ in 0..cycles() {
-        canary.edit(ROUTE, &one(&v1, &to_v1)).await;
-        if kill {
-            canary.objects.write(ROUTE, &one(&v2, &to_v2));
-            restart(canary).await;
-            canary.weir.live_with(1).await;
-        } else {
-            canary.edit(ROUTE, &one(&v2, &to_v2)).await;
-        }
-    }
-    found.push(("e: both in one write", load.end()));
-    canary.edit(ROUTE, &half).await;
-    canary.edit(RULE, &both).await;
     // Weight, and a subset's labels, come before the pods they are for.
     let all = canary.objects.endpoints_yaml();
     let no_v2 = canary.objects.endpoints_of(&[1]);
@@ -106,6 +88,22 @@ async fn run(canary: &mut Canary, kill: bool) -> Vec<(&'static str, Tally)> {
         canary.edit("endpoints.yaml", &all).await;
     }
     found.push(("g: old pods go after the switch", load.end()));
+    // Both in one write of one file.
+    std::fs::remove_file(canary.objects.folder.join(RULE)).unwrap();
+    let one = |rule: &str, route: &str| format!("{rule}---\n{route}");
+    canary.edit(ROUTE, &one(&both, &half)).await;
+    let load = canary.load();
+    for _ in 0..cycles() {
+        canary.edit(ROUTE, &one(&v1, &to_v1)).await;
+        if kill {
+            canary.objects.write(ROUTE, &one(&v2, &to_v2));
+            restart(canary).await;
+            canary.weir.live_with(1).await;
+        } else {
+            canary.edit(ROUTE, &one(&v2, &to_v2)).await;
+        }
+    }
+    found.push(("e: both in one write", load.end()));
     found
 }
 

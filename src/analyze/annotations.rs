@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::{Findings, code, is_label};
-use crate::api::Kind;
+use super::{Findings, code};
+use crate::api::{Kind, is_dns_label};
 use crate::store::Store;
 
 /// Istio's annotations, what they stand on (empty for anything), and whether they are deprecated. Source: istio/api,
@@ -114,7 +114,7 @@ pub(super) fn check(store: &Store, found: &mut Findings) {
             }
             if name == "networking.istio.io/exportTo" {
                 let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
-                for part in parts.filter(|part| !matches!(*part, "*" | "." | "~") && !is_label(part)) {
+                for part in parts.filter(|part| !matches!(*part, "*" | "." | "~") && !is_dns_label(part)) {
                     let message = format!("`{part}` is not a namespace");
                     let advice = "write namespaces separated by commas, `.`, `*` or `~`";
                     found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);

@@ -63,7 +63,8 @@ codes! {
         "a host, port, subset or delegate that is not there, or that the object's namespace does not see";
     /// A value that is not allowed.
     SCHEMA = "IST0106", "SchemaValidationError", Error,
-        "a field is missing, has a value that is not allowed, or contradicts another one";
+        "a field is missing, has a value that is not allowed, or contradicts another: the object is refused, and what was \
+         accepted of it before stays in force; of a VirtualService that is not, one route is dead";
     /// An annotation on the wrong kind.
     MISPLACED_ANNOTATION = "IST0107", "MisplacedAnnotation", Warning,
         "an annotation of Istio's stands on a kind of object on which nothing reads it";
@@ -73,6 +74,12 @@ codes! {
     /// Two VirtualServices for one host.
     HOST_CONFLICT = "IST0109", "ConflictingMeshGatewayVirtualServiceHosts", Error,
         "two VirtualServices speak for one host to the same sidecars: the older one is in force, whole";
+    /// Two Sidecars with a selector for one pod.
+    SIDECAR_SELECTORS = "IST0110", "ConflictingSidecarWorkloadSelectors", Error,
+        "two Sidecars of one namespace select one pod: the older one counts";
+    /// Two Sidecars for one namespace.
+    SIDECARS_WITHOUT_SELECTOR = "IST0111", "MultipleSidecarsWithoutWorkloadSelectors", Error,
+        "two Sidecars of one namespace have no workloadSelector: the older one counts";
     /// Which of several ports?
     PORT_REQUIRED = "IST0112", "VirtualServiceDestinationPortSelectorRequired", Error,
         "a destination names no port though its service has several: the port of the request is used, if there is one";
@@ -82,6 +89,9 @@ codes! {
     /// A port name that says no protocol.
     PORT_NAME = "IST0118", "PortNameIsNotUnderNamingConvention", Info,
         "neither appProtocol nor the port's name says a protocol: it is told from the first bytes of each connection";
+    /// An expression that is none. Istio warns; weir refuses the object, as Envoy would refuse what is made of it.
+    REGEX = "IST0122", "InvalidRegexp", Error,
+        "a regular expression that Envoy's RE2 does not take: the object is refused";
     /// An annotation with a wrong value.
     INVALID_ANNOTATION = "IST0125", "InvalidAnnotation", Warning,
         "an annotation of Istio's has a value that is not allowed";
@@ -103,6 +113,9 @@ codes! {
     /// Odd, but accepted.
     SCHEMA_WARNING = "IST0133", "SchemaWarning", Warning,
         "an unknown field, or a value that is accepted but hardly meant";
+    /// A ServiceEntry that takes a port of every address.
+    ADDRESS_REQUIRED = "IST0134", "ServiceEntryAddressesRequired", Warning,
+        "a ServiceEntry without addresses has a port of TCP or of no protocol: it takes that port of every address";
     /// A deprecated annotation.
     DEPRECATED_ANNOTATION = "IST0135", "DeprecatedAnnotation", Info,
         "an annotation that Istio has deprecated";
@@ -114,7 +127,7 @@ codes! {
         "no known endpoint of the service has the labels of the subset: requests to it get 503";
     /// A rule for nothing.
     UNUSED_RULE = "IST0174", "UnknownDestinationRuleHost", Warning,
-        "a DestinationRule whose host is no known service";
+        "a DestinationRule that no client uses: its host is no known service, or it is where no client looks for it";
     /// A file or document that can not be used.
     UNREADABLE = "WEIR0001", "UnreadableDocument", Error,
         "a file is no YAML or can not be read, or a document does not say what it is, or is there twice";
@@ -151,12 +164,18 @@ codes! {
     /// A host of no service.
     UNKNOWN_HOST = "WEIR0110", "HostNotInRegistry", Info,
         "the host of a VirtualService is no known service: it is routed on port 80 alone";
+    /// Two services for one host.
+    SERVICE_CONFLICT = "WEIR0111", "ConflictingServiceHosts", Warning,
+        "two services have one host: clients see that of their own namespace, else the first";
+    /// A host that a Sidecar asks for in vain.
+    EGRESS_HOST = "WEIR0112", "EgressHostNotFound", Warning,
+        "a Sidecar asks for hosts of which there is no service";
     /// Not for sidecars.
     NOT_FOR_SIDECARS = "WEIR0201", "NotForSidecars", Info,
         "something that only counts at gateways, which weir does not serve";
     /// A credential only gateways can fetch.
     CREDENTIAL_NAME = "WEIR0202", "CredentialNameForSidecars", Error,
-        "credentialName works for gateways, and for sidecars only in a rule with a workloadSelector";
+        "credentialName works for gateways: sidecars can not read the Secret, and send plain text";
     /// A field that does nothing.
     NO_EFFECT = "WEIR0203", "NoEffect", Warning,
         "a field that is read but does nothing where it stands";

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::spec_of;
 use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
-use crate::mesh::{self, Builder, Host, MeshConfig, Visibility, is_wildcard};
+use crate::mesh::{self, Builder, Host, Mesh, MeshConfig, Registered, Registry, Visibility, is_wildcard};
 use crate::store::{Entry, Store};
 
 /// A VirtualService with its names resolved.
@@ -25,6 +25,65 @@ impl VirtualService<'_> {
     /// Whether sidecars use it.
     pub fn is_for_mesh(&self) -> bool {
         self.spec.gateways.is_empty() || self.spec.gateways.iter().any(|name| name == "mesh")
+    }
+
+    /// What matches of all kinds have in common, each with its path.
+    pub fn matches(&self) -> impl Iterator<Item = (String, Match<'_>)> {
+        let path = |kind: &str, n: usize, m: usize| format!("spec.{kind}[{n}].match[{m}]");
+        let http = self.spec.http.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, one)| (path("http", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
+        });
+        let tls = self.spec.tls.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, one)| (path("tls", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
+        });
+        let tcp = self.spec.tcp.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, one)| (path("tcp", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
+        });
+        http.chain(tls).chain(tcp)
+    }
+
+    /// Where its routes lead, each with its path.
+    pub fn destinations(&self) -> impl Iterator<Item = (String, &api::Destination)> {
+        let http = self.spec.http.iter().enumerate().flat_map(|(n, route)| {
+            let routes = route.route.iter().enumerate();
+            let routes =
+                routes.map(move |(m, to)| (format!("spec.http[{n}].route[{m}].destination"), to.destination.as_ref()));
+            let mirror = (format!("spec.http[{n}].mirror"), route.mirror.as_ref());
+            let mirrors = route.mirrors.iter().enumerate();
+            let mirrors = mirrors
+                .map(move |(m, to)| (format!("spec.http[{n}].mirrors[{m}].destination"), to.destination.as_ref()));
+            routes.chain([mirror]).chain(mirrors)
+        });
+        let tls = self.spec.tls.iter().enumerate().flat_map(move |(n, route)| connections("tls", n, &route.route));
+        let tcp = self.spec.tcp.iter().enumerate().flat_map(move |(n, route)| connections("tcp", n, &route.route));
+        http.chain(tls).chain(tcp).filter_map(|(path, to)| Some((path, to?)))
+    }
+}
+
+/// Where a TLS or TCP route leads, each with its path.
+fn connections<'a>(
+    kind: &'static str,
+    n: usize,
+    routes: &'a [api::RouteDestination],
+) -> impl Iterator<Item = (String, Option<&'a api::Destination>)> {
+    let path = move |m: usize| format!("spec.{kind}[{n}].route[{m}].destination");
+    routes.iter().enumerate().map(move |(m, to)| (path(m), to.destination.as_ref()))
+}
+
+/// What matches of HTTP, TLS and TCP routes have in common.
+pub(super) struct Match<'a> {
+    /// 0 means any.
+    pub port: u32,
+    pub source_namespace: &'a str,
+    pub gateways: &'a [String],
+}
+
+impl<'a> Match<'a> {
+    fn new(port: Option<u32>, source_namespace: &'a str, gateways: &'a [String]) -> Self {
+        Self { port: port.unwrap_or_default(), source_namespace, gateways }
     }
 }
 
@@ -52,6 +111,12 @@ pub(super) struct Service {
     pub endpoints: Option<Vec<Arc<Labels>>>,
 }
 
+/// One of several services for a host.
+pub(super) struct Rival {
+    pub key: ObjectKey,
+    pub visibility: Visibility,
+}
+
 /// All that is looked up.
 pub(super) struct Index<'a> {
     pub store: &'a Store,
@@ -59,12 +124,16 @@ pub(super) struct Index<'a> {
     pub virtual_services: Vec<VirtualService<'a>>,
     pub destination_rules: Vec<DestinationRule<'a>>,
     pub services: HashMap<Host, Service>,
+    /// The services of hosts that several have, the one that counts first.
+    pub rivals: Vec<(Host, Vec<Rival>)>,
+    /// The hosts of services by namespace.
+    pub hosts: HashMap<Arc<str>, Vec<Host>>,
     /// Places in `destination_rules` by host.
     pub rules_by_host: HashMap<Host, Vec<usize>>,
     /// The pods' labels by namespace, each set once.
     pub pods: HashMap<Arc<str>, BTreeSet<&'a Labels>>,
-    /// The objects that are there but can not be used.
-    pub refused: HashSet<&'a ObjectKey>,
+    /// The objects that are there but can not be used, and what they speak of.
+    refused: Refused<'a>,
     /// The hosts of services written backwards, to find those with one ending.
     endings: BTreeSet<String>,
     /// The full hosts of services by their first label.
@@ -79,7 +148,13 @@ impl<'a> Index<'a> {
         for entry in store.all(Kind::Pod) {
             pods.entry(entry.object.meta.namespace.clone()).or_default().insert(&entry.object.meta.labels);
         }
-        let services = services(store, config, &pods);
+        let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
+        let mesh = Builder::new(config.clone()).update(store, &all);
+        let services = services(store, &mesh, &pods);
+        let mut hosts: HashMap<Arc<str>, Vec<Host>> = HashMap::new();
+        for known in mesh.services.values().flat_map(|list| list.iter()) {
+            hosts.entry(known.service.namespace.clone()).or_default().push(known.service.host.clone());
+        }
         let mut by_short_name: HashMap<String, Vec<Host>> = HashMap::new();
         for host in services.keys() {
             let short = host.split('.').next().unwrap_or_default();
@@ -115,11 +190,13 @@ impl<'a> Index<'a> {
         Self {
             virtual_services: virtual_services.collect(),
             endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
-            refused: store.refused().map(|(key, _)| key).collect(),
+            refused: Refused::new(store, config),
+            rivals: rivals(&mesh),
             store,
             config,
             destination_rules,
             services,
+            hosts,
             rules_by_host,
             pods,
             by_short_name,
@@ -140,23 +217,40 @@ impl<'a> Index<'a> {
         after.next().is_some_and(|host| host.starts_with(&backwards)) || self.service(host).is_some()
     }
 
-    /// Whether `host` is a Service that is there but can not be used.
-    pub fn is_refused_service(&self, host: &str) -> bool {
-        let Some((name, namespace)) = host
-            .strip_suffix(&*self.config.domain)
-            .and_then(|rest| rest.strip_suffix(".svc."))
-            .and_then(|rest| rest.split_once('.'))
-        else {
-            return false;
-        };
-        self.refused.contains(&ObjectKey::new(Kind::Service, namespace, name))
+    /// Whether an object is there but can not be used.
+    pub fn is_refused(&self, key: &ObjectKey) -> bool {
+        self.refused.objects.contains(key)
     }
 
-    /// Services that may have been meant by `host`: the full names of those with the same first label.
+    /// Whether `host` is that of a Service or ServiceEntry that is there but can not be used.
+    pub fn is_refused_host(&self, host: &str) -> bool {
+        self.refused.hosts.contains(host) || wildcards(host).any(|wildcard| self.refused.hosts.contains(&*wildcard))
+    }
+
+    /// Whether a DestinationRule for `host` that can not be used has a subset of this name.
+    pub fn is_refused_subset(&self, host: &str, name: &str) -> bool {
+        let of = |host: &str| self.refused.subsets.get(host).is_some_and(|names| names.contains(name));
+        of(host) || wildcards(host).any(|wildcard| of(&wildcard))
+    }
+
+    /// The VirtualServices that objects that can not be used delegate to.
+    pub fn refused_delegates(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.refused.delegates.iter()
+    }
+
+    /// Services that may have been meant by `host`: the full names of those with the same first label, else of those
+    /// in its namespace whose first label is one slip of the fingers away.
     pub fn similar(&self, host: &str) -> Vec<String> {
-        let short = host.split('.').next().unwrap_or_default();
-        let hosts = self.by_short_name.get(short).map(Vec::as_slice).unwrap_or_default();
-        hosts.iter().filter(|known| ***known != *host).take(3).map(|host| format!("`{host}`")).collect()
+        let mut labels = host.split('.');
+        let short = labels.next().unwrap_or_default();
+        let same = self.by_short_name.get(short).into_iter().flatten();
+        let same: Vec<_> = same.filter(|known| ***known != *host).collect();
+        let mut near = || {
+            let neighbours = labels.next().and_then(|namespace| self.hosts.get(namespace)).into_iter().flatten();
+            neighbours.filter(|known| is_slip(known.split('.').next().unwrap_or_default(), short)).collect()
+        };
+        let found = if same.is_empty() { near() } else { same };
+        found.into_iter().take(3).map(|host| format!("`{host}`")).collect()
     }
 
     /// Whether a namespace is known not to exist.
@@ -201,6 +295,43 @@ impl<'a> Index<'a> {
     }
 }
 
+/// What is there but can not be used. What refers to it is not wrong for that.
+struct Refused<'a> {
+    objects: HashSet<&'a ObjectKey>,
+    hosts: HashSet<Host>,
+    /// The names of subsets by host.
+    subsets: HashMap<Host, HashSet<&'a str>>,
+    delegates: Vec<ObjectKey>,
+}
+
+impl<'a> Refused<'a> {
+    fn new(store: &'a Store, config: &MeshConfig) -> Self {
+        let mut all =
+            Self { objects: HashSet::new(), hosts: HashSet::new(), subsets: HashMap::new(), delegates: Vec::new() };
+        for (key, outline) in store.outlines() {
+            all.objects.insert(key);
+            let resolved = |host: &String| mesh::resolve(host, &key.namespace, &config.domain);
+            match key.kind {
+                Kind::Service => all.hosts.extend([mesh::resolve(&key.name, &key.namespace, &config.domain)]),
+                Kind::ServiceEntry => {
+                    all.hosts.extend(outline.hosts.iter().map(|host| Host::from(host.to_lowercase())))
+                }
+                Kind::DestinationRule => {
+                    for host in outline.hosts.iter().map(resolved) {
+                        all.subsets.entry(host).or_default().extend(outline.subsets.iter().map(String::as_str));
+                    }
+                }
+                Kind::VirtualService => all.delegates.extend(outline.delegates.iter().map(|(namespace, name)| {
+                    let namespace = if namespace.is_empty() { &key.namespace } else { namespace.as_str() };
+                    ObjectKey::new(Kind::VirtualService, namespace, name)
+                })),
+                _ => {}
+            }
+        }
+        all
+    }
+}
+
 /// The wildcards that cover `host`, the most specific first. A wildcard covers itself.
 pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
     let (whole, rest) = match host.strip_prefix('*') {
@@ -212,10 +343,23 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
     starts.map(|at| format!("*{}", rest.get(at..).unwrap_or_default())).collect::<Vec<_>>().into_iter()
 }
 
+/// The services of each host that several have.
+fn rivals(mesh: &Mesh) -> Vec<(Host, Vec<Rival>)> {
+    let several = mesh.services.iter().filter(|(_, list)| list.len() > 1);
+    let rival = |known: &Registered| {
+        let service = &known.service;
+        let kind = match service.registry {
+            Registry::Kubernetes => Kind::Service,
+            Registry::ServiceEntry => Kind::ServiceEntry,
+        };
+        let key = ObjectKey::new(kind, &service.namespace, &service.name);
+        Rival { key, visibility: service.visibility.clone() }
+    };
+    several.map(|(host, list)| (host.clone(), list.iter().map(rival).collect())).collect()
+}
+
 /// The services as weir serves them, with what is known of their endpoints.
-fn services(store: &Store, config: &MeshConfig, pods: &HashMap<Arc<str>, BTreeSet<&Labels>>) -> HashMap<Host, Service> {
-    let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
-    let mesh = Builder::new(config.clone()).update(store, &all);
+fn services(store: &Store, mesh: &Mesh, pods: &HashMap<Arc<str>, BTreeSet<&Labels>>) -> HashMap<Host, Service> {
     let by_pod_label = PodsByLabel::new(pods);
     let mut services = HashMap::new();
     let first = mesh.services.iter().filter_map(|(host, list)| Some((host, list.first()?)));
@@ -273,6 +417,19 @@ impl<'a> PodsByLabel<'a> {
     }
 }
 
+/// Whether two names differ by one character that is missing, wrong or too much, or by two that are swapped.
+fn is_slip(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let start = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let (a, b) = (a.get(start..).unwrap_or_default(), b.get(start..).unwrap_or_default());
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
+    match (a.get(..a.len() - end).unwrap_or_default(), b.get(..b.len() - end).unwrap_or_default()) {
+        ([], [_]) | ([_], []) | ([_], [_]) => true,
+        ([a, b], [c, d]) => a == d && b == c,
+        _ => false,
+    }
+}
+
 /// Whether some namespace sees both.
 pub(super) fn overlap(a: &Visibility, b: &Visibility) -> bool {
     match (a, b) {
@@ -304,6 +461,21 @@ mod tests {
         assert_eq!(wildcards("*.c.d").collect::<Vec<_>>(), ["*.c.d", "*.d", "*"]);
         for host in ["a-b.c.d", "*.c.d"] {
             assert!(wildcards(host).all(|wildcard| mesh::covers(&wildcard, host)), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_slip_is_one_character_or_two_swapped() {
+        for (wrong, is_near) in [
+            ("cart", false),
+            ("crat", true),
+            ("cat", true),
+            ("carts", true),
+            ("kart", true),
+            ("trac", false),
+            ("", false),
+        ] {
+            assert_eq!(is_slip("cart", wrong), is_near, "{wrong}");
         }
     }
 

@@ -1,5 +1,8 @@
 //! What is wrong with a set of objects: every problem of syntax, schema, value and reference that can be told without
 //! running anything. Pure: from a [`Store`] to [`Finding`]s.
+//!
+//! What can be told of one object alone is told when it is read (`api::validate`), and handed on by `problems`. The
+//! other modules hold what needs more: the other objects, or the knowledge that a person wants to know what is fine.
 
 mod annotations;
 pub mod code;
@@ -11,6 +14,7 @@ mod problems;
 mod references;
 mod routes;
 mod service;
+mod sidecar;
 mod virtual_service;
 
 #[cfg(test)]
@@ -51,6 +55,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     problems::check(store, &mut found);
     annotations::check(store, &mut found);
     service::check(&index, &mut found);
+    sidecar::check(&index, &mut found);
     for one in &index.virtual_services {
         virtual_service::check(one, &mut found);
         routes::check(one, &mut found);
@@ -100,47 +105,6 @@ impl Findings {
             advice: advice.into(),
         });
     }
-}
-
-/// Checks `exportTo` of an object in the namespace of `entry`. Source: istio/istio's validation of `exportTo`.
-fn export_to(entry: &Entry, list: &[String], found: &mut Findings) {
-    let own = &*entry.object.meta.namespace;
-    let mut seen = std::collections::HashSet::new();
-    for (n, name) in list.iter().enumerate() {
-        let path = format!("spec.exportTo[{n}]");
-        let full = if name == "." { own } else { name };
-        if name == "~" {
-            found.add(&code::SCHEMA, entry, path, "`~` is only for a ServiceEntry", "write `.` for its own namespace");
-        } else if name == "*" && list.len() > 1 {
-            found.add(
-                &code::SCHEMA,
-                entry,
-                path,
-                "`*` stands beside other namespaces",
-                "leave `*` alone, or the others",
-            );
-        } else if !seen.insert(full) {
-            found.add(
-                &code::SCHEMA,
-                entry,
-                path,
-                format!("names the namespace `{full}` twice"),
-                "remove one of the two",
-            );
-        } else if name != "*" && name != "." && !is_label(name) {
-            let message = format!("`{name}` is not the name of a namespace");
-            found.add(&code::SCHEMA, entry, path, message, "write a namespace, `.` for its own or `*` for all");
-        }
-    }
-}
-
-/// Whether `text` can be the name of a namespace (a DNS label).
-fn is_label(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= 63
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 /// `one, two or three`.

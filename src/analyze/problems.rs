@@ -1,33 +1,70 @@
-//! What the source and the parser already know: files that can not be read, objects that are refused, unknown fields.
+//! What the source and the parser have found: files that can not be read, objects that are refused, and what is odd
+//! about those in force. Every rule about one object alone is in `api::validate`; here its findings get their codes.
 
-use super::{Finding, Findings, code};
-use crate::api::ObjectKey;
+use super::code::{self, Code};
+use super::{Finding, Findings};
+use crate::api::{ObjectKey, ProblemKind};
 use crate::source::{LocatedProblem, Origin};
 use crate::store::Store;
 
 pub(super) fn check(store: &Store, found: &mut Findings) {
-    let mut add = |code, object: Option<&ObjectKey>, problem: &LocatedProblem, advice: &str| {
-        found.0.push(Finding {
-            code,
-            object: object.cloned(),
-            origin: problem.origin.clone(),
-            path: problem.problem.path.clone(),
-            message: problem.problem.message.clone(),
-            advice: advice.to_owned(),
-        });
-    };
-    for (_, problem) in store.trouble().flat_map(|(subject, list)| list.iter().map(move |one| (subject, one))) {
-        match problem.origin {
-            Origin::File { .. } => add(&code::UNREADABLE, None, problem, "correct the document"),
-            Origin::Cluster => {
-                add(&code::NOT_LISTED, None, problem, "install the definition, or allow weir to list it")
-            }
+    for problem in store.trouble().flat_map(|(_, list)| list) {
+        let code = match problem.origin {
+            Origin::File { .. } => &code::UNREADABLE,
+            Origin::Cluster => &code::NOT_LISTED,
+        };
+        add(code, None, problem, found);
+    }
+    let of_objects = store.refused().chain(store.warnings());
+    for (key, problem) in of_objects.flat_map(|(key, list)| list.iter().map(move |one| (key, one))) {
+        add(code_of(problem.problem.kind), Some(key), problem, found);
+    }
+}
+
+fn code_of(kind: ProblemKind) -> &'static Code {
+    match kind {
+        ProblemKind::Invalid | ProblemKind::DeadRoute => &code::SCHEMA,
+        ProblemKind::Expression => &code::REGEX,
+        ProblemKind::Credential => &code::CREDENTIAL_NAME,
+        ProblemKind::Deprecated => &code::DEPRECATED,
+        ProblemKind::NoEffect => &code::NO_EFFECT,
+        ProblemKind::UnknownField | ProblemKind::Odd => &code::SCHEMA_WARNING,
+    }
+}
+
+fn add(code: &'static Code, object: Option<&ObjectKey>, problem: &LocatedProblem, found: &mut Findings) {
+    found.0.push(Finding {
+        code,
+        object: object.cloned(),
+        origin: problem.origin.clone(),
+        path: problem.problem.path.clone(),
+        message: problem.problem.message.clone(),
+        advice: problem.problem.advice.clone(),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{found, found_in_route as route, found_in_rule as rule};
+
+    const TO: &str = "route: [{destination: {host: web}}]";
+
+    #[test]
+    fn each_sort_of_problem_has_one_finding_with_a_code_of_its_own() {
+        for (fields, code, path) in [
+            ("timeout: soon", "IST0106", "timeout"),
+            ("timeuot: 3s", "IST0133", "timeuot"),
+            ("match: [{uri: {regex: 'a(?=b)'}}]", "IST0122", "match[0].uri.regex"),
+            ("corsPolicy: {allowOrigins: [{regex: '*'}]}", "IST0122", "corsPolicy.allowOrigins[0].regex"),
+            ("mirror: {host: web}, mirrorPercent: 5", "IST0002", "mirrorPercent"),
+            ("mirrorPercentage: {value: 5}", "WEIR0203", "mirrorPercentage"),
+            ("fault: {delay: {percentage: {value: 5}}}", "IST0133", "fault.delay"),
+        ] {
+            assert_eq!(route(&format!("{TO}, {fields}")), [(code, format!("spec.http[0].{path}"))], "{fields}");
         }
-    }
-    for (key, problem) in store.refused().flat_map(|(key, list)| list.iter().map(move |one| (key, one))) {
-        add(&code::SCHEMA, Some(key), problem, "correct it: until then the whole object is refused");
-    }
-    for (key, problem) in store.warnings().flat_map(|(key, list)| list.iter().map(move |one| (key, one))) {
-        add(&code::SCHEMA_WARNING, Some(key), problem, "correct or remove the field");
+        assert_eq!(route("delegate: {}"), [("IST0106", "spec.http[0].delegate.name".to_owned())]);
+        let credential = rule("host: other, trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}");
+        assert_eq!(credential, [("WEIR0202", "spec.trafficPolicy.tls.credentialName".to_owned())]);
+        assert_eq!(found("a: ["), [("WEIR0001", String::new())]);
     }
 }

@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::index::{DestinationRule, Index, VirtualService, is_name, shown};
-use super::virtual_service::exact_hosts;
+use super::index::{DestinationRule, Index, Match, VirtualService, is_name, shown};
 use super::{Findings, any_of, code};
-use crate::api::{Delegate, Destination, HttpRoute, Kind, ObjectKey};
+use crate::api::{Delegate, Destination, Kind, ObjectKey};
 use crate::mesh::{self, Visibility};
 
 /// Stands for any namespace that no object names.
@@ -14,37 +13,15 @@ const ELSEWHERE: &str = "\0elsewhere";
 pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
     hosts(one, index, found);
     namespaces(one, index, found);
+    ports(one, index, found);
+    for (path, to) in one.destinations() {
+        destination(one, to, &path, index, found);
+    }
     for (n, route) in one.spec.http.iter().enumerate() {
-        for (field, to) in http_destinations(route) {
-            destination(one, to, &format!("spec.http[{n}].{field}"), index, found);
-        }
         if let Some(to) = &route.delegate {
             delegate(one, to, &format!("spec.http[{n}].delegate"), index, found);
         }
-        ports(one, route.matches.iter().map(|one| one.port), &format!("spec.http[{n}]"), index, found);
     }
-    for (n, route) in one.spec.tls.iter().enumerate() {
-        for (m, to) in route.route.iter().enumerate() {
-            let Some(to) = &to.destination else { continue };
-            destination(one, to, &format!("spec.tls[{n}].route[{m}].destination"), index, found);
-        }
-        ports(one, route.matches.iter().map(|one| one.port), &format!("spec.tls[{n}]"), index, found);
-    }
-    for (n, route) in one.spec.tcp.iter().enumerate() {
-        for (m, to) in route.route.iter().enumerate() {
-            let Some(to) = &to.destination else { continue };
-            destination(one, to, &format!("spec.tcp[{n}].route[{m}].destination"), index, found);
-        }
-        ports(one, route.matches.iter().map(|one| one.port), &format!("spec.tcp[{n}]"), index, found);
-    }
-}
-
-fn http_destinations(route: &HttpRoute) -> impl Iterator<Item = (String, &Destination)> {
-    let routes = route.route.iter().enumerate();
-    let routes = routes.filter_map(|(n, to)| Some((format!("route[{n}].destination"), to.destination.as_ref()?)));
-    let mirrors = route.mirrors.iter().enumerate();
-    let mirrors = mirrors.filter_map(|(n, to)| Some((format!("mirrors[{n}].destination"), to.destination.as_ref()?)));
-    routes.chain(route.mirror.iter().map(|to| ("mirror".to_owned(), to))).chain(mirrors)
 }
 
 /// Hosts that no service has.
@@ -52,8 +29,8 @@ fn hosts(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
     if !one.is_for_mesh() {
         return;
     }
-    for (n, host) in exact_hosts(one) {
-        if is_name(host) && !index.is_known(host) && !index.is_refused_service(host) {
+    for (n, host) in one.hosts.iter().enumerate() {
+        if is_name(host) && !index.is_known(host) && !index.is_refused_host(host) {
             let message = format!("`{host}` is no known service: requests to it are routed on port 80 alone");
             let advice = match index.similar(host).as_slice() {
                 [] => "add a Service or ServiceEntry for it, unless port 80 is what is meant".to_owned(),
@@ -66,20 +43,10 @@ fn hosts(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
 
 /// Namespaces that do not exist.
 fn namespaces(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    let exported = one.spec.export_to.iter().enumerate().map(|(n, name)| (format!("spec.exportTo[{n}]"), name));
-    let http = one.spec.http.iter().enumerate().flat_map(|(n, route)| {
-        let matches = route.matches.iter().enumerate();
-        matches.map(move |(m, one)| (format!("spec.http[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
-    });
-    let tls = one.spec.tls.iter().enumerate().flat_map(|(n, route)| {
-        let matches = route.matches.iter().enumerate();
-        matches.map(move |(m, one)| (format!("spec.tls[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
-    });
-    let tcp = one.spec.tcp.iter().enumerate().flat_map(|(n, route)| {
-        let matches = route.matches.iter().enumerate();
-        matches.map(move |(m, one)| (format!("spec.tcp[{n}].match[{m}].sourceNamespace"), &one.source_namespace))
-    });
-    for (path, name) in exported.chain(http).chain(tls).chain(tcp) {
+    let exported =
+        one.spec.export_to.iter().enumerate().map(|(n, name)| (format!("spec.exportTo[{n}]"), name.as_str()));
+    let matched = one.matches().map(|(path, one)| (format!("{path}.sourceNamespace"), one.source_namespace));
+    for (path, name) in exported.chain(matched) {
         unknown_namespace(one.entry, name, path, index, found);
     }
 }
@@ -99,14 +66,8 @@ pub(super) fn unknown_namespace(
 }
 
 /// Ports that no service of the VirtualService's hosts has.
-fn ports(
-    one: &VirtualService<'_>,
-    matched: impl Iterator<Item = Option<u32>>,
-    path: &str,
-    index: &Index<'_>,
-    found: &mut Findings,
-) {
-    let matched: Vec<_> = matched.enumerate().filter_map(|(m, port)| Some((m, port?))).collect();
+fn ports(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
+    let matched: Vec<_> = one.matches().filter(|(_, one)| one.port != 0).collect();
     if matched.is_empty() || one.hosts.is_empty() || !one.is_for_mesh() {
         return;
     }
@@ -120,12 +81,12 @@ fn ports(
     }
     let mut list: Vec<_> = known.iter().copied().collect();
     list.sort_unstable();
-    for (m, port) in matched {
+    for (path, Match { port, .. }) in matched {
         if !known.contains(&port) {
             let message = format!("none of the hosts has port {port}, so nothing matches");
             let list: Vec<_> = list.iter().map(ToString::to_string).collect();
             let advice = format!("use the port of the service, {}", any_of(&list));
-            found.add(&code::UNKNOWN_PORT, one.entry, format!("{path}.match[{m}].port"), message, advice);
+            found.add(&code::UNKNOWN_PORT, one.entry, format!("{path}.port"), message, advice);
         }
     }
 }
@@ -134,7 +95,7 @@ fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &I
     let host = mesh::resolve(&to.host, one.namespace(), &index.config.domain);
     let name = shown(&host, index.config);
     let Some(service) = index.service(&host) else {
-        if index.is_refused_service(&host) {
+        if index.is_refused_host(&host) {
             return;
         }
         let message = format!("there is no service `{host}`");
@@ -176,11 +137,10 @@ fn subset(one: &VirtualService<'_>, host: &str, name: &str, path: &str, index: &
     let short = shown(host, index.config);
     let rules = index.rules(host, one.namespace());
     if one.visibility.includes(one.namespace()) && !has(&rules) {
-        let (mut message, advice) = missing_subset(one, host, name, &rules, index);
-        let refused: Vec<_> = index.refused.iter().filter(|key| key.kind == Kind::DestinationRule).collect();
-        if let Some(key) = refused.iter().find(|key| key.namespace == *one.namespace()) {
-            message = format!("{message} ({key}, which may have it, is refused)");
+        if index.is_refused_subset(host, name) {
+            return;
         }
+        let (message, advice) = missing_subset(one, host, name, &rules, index);
         found.add(&code::REFERENCE, one.entry, path, message, advice);
         return;
     }
@@ -246,13 +206,16 @@ fn target(one: &VirtualService<'_>, to: &Delegate) -> ObjectKey {
 }
 
 fn delegate(one: &VirtualService<'_>, to: &Delegate, path: &str, index: &Index<'_>, found: &mut Findings) {
+    if to.name.is_empty() {
+        return;
+    }
     let key = target(one, to);
     let at = index.virtual_services.binary_search_by(|other| {
         let meta = &other.entry.object.meta;
         (&meta.namespace, &meta.name).cmp(&(&key.namespace, &key.name))
     });
     let (message, advice) = match at.ok().and_then(|at| index.virtual_services.get(at)) {
-        None if index.refused.contains(&key) => return,
+        None if index.is_refused(&key) => return,
         None => (format!("there is no {key}"), "check its name and namespace"),
         Some(other) if !other.spec.hosts.is_empty() => {
             (format!("{key} has hosts, so it is no delegate"), "remove its hosts, or give it a twin without")
@@ -267,7 +230,7 @@ fn delegate(one: &VirtualService<'_>, to: &Delegate, path: &str, index: &Index<'
 
 /// Delegates that no one delegates to.
 pub(super) fn delegates(index: &Index<'_>, found: &mut Findings) {
-    let mut used = HashSet::new();
+    let mut used: HashSet<ObjectKey> = index.refused_delegates().cloned().collect();
     for one in &index.virtual_services {
         used.extend(one.spec.http.iter().filter_map(|route| route.delegate.as_ref()).map(|to| target(one, to)));
     }
@@ -281,7 +244,9 @@ pub(super) fn delegates(index: &Index<'_>, found: &mut Findings) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{base, found, found_in_route as route, found_in_virtual_service as spec};
+    use super::super::analyze;
+    use super::super::tests::{base, found, found_in_route as route, found_in_virtual_service as spec, store};
+    use crate::mesh::MeshConfig;
 
     #[test]
     fn destinations_lead_somewhere() {
@@ -343,6 +308,21 @@ mod tests {
         assert_eq!(elsewhere("shop", "", "exportTo: [.]"), []);
         assert_eq!(elsewhere("shop", "", "exportTo: [., third]"), [("WEIR0104", path.clone())]);
         assert_eq!(elsewhere("pay", "exportTo: [shop]", ""), [("WEIR0104", path)]);
+    }
+
+    #[test]
+    fn what_may_be_meant_is_named() {
+        let object = |host: &str| {
+            format!(
+                "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
+                 spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n",
+                base()
+            )
+        };
+        let advice = |host: &str| analyze(&store(&object(host)), &MeshConfig::default()).remove(0).advice;
+        assert_eq!(advice("wbe"), "write `web.shop.svc.cluster.local`, if that is what is meant");
+        assert_eq!(advice("web.shop"), "write `web.shop.svc.cluster.local`, if that is what is meant");
+        assert!(advice("nothing-like-it").starts_with("check its spelling"));
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! Services: ports that say their protocol, and services that contradict each other.
+//! Services and ServiceEntries: ports that say their protocol, and services that contradict each other.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::index::{Index, PodsByLabel};
+use super::index::{Index, PodsByLabel, overlap};
 use super::{Findings, code};
 use crate::api::{self, IntOrString, Kind, Labels, Spec};
-use crate::mesh::Protocol;
+use crate::mesh::{Protocol, Visibility};
 use crate::store::Entry;
 
 /// Kubernetes' own, which no user of a mesh can change.
@@ -26,6 +26,7 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
         ports(entry, spec, found);
     }
     addresses(&services, found);
+    entries(index, found);
     workloads(&services, index, found);
 }
 
@@ -36,15 +37,19 @@ fn ports(entry: &Entry, spec: &api::Service, found: &mut Findings) {
         let path = format!("spec.ports[{n}]");
         let number = port.port;
         if external && (unnamed || port.name == "tcp") {
-            let message = format!("port {number} of an ExternalName service is named `{}`", port.name);
+            let message = format!("port {number} of an ExternalName service {}", named(&port.name));
             let advice = "name it after its protocol, like http-web or tcp-db";
             found.add(&code::EXTERNAL_NAME_PORT, entry, path, message, advice);
         } else if unnamed {
-            let message = format!("port {number} is named `{}`, which says no protocol", port.name);
+            let message = format!("port {number} {}, which says no protocol", named(&port.name));
             let advice = "set appProtocol, or begin the name with http, http2, grpc, https, tls or tcp";
             found.add(&code::PORT_NAME, entry, path, message, advice);
         }
     }
+}
+
+fn named(name: &str) -> String {
+    if name.is_empty() { "has no name".to_owned() } else { format!("is named `{name}`") }
 }
 
 /// The protocol that a port says; none where it leaves that to inspection.
@@ -66,21 +71,77 @@ fn addresses(services: &[(&Entry, &api::Service)], found: &mut Findings) {
         addresses.dedup();
         for (n, port) in spec.ports.iter().enumerate() {
             let Some(protocol) = said(port) else { continue };
-            for address in &addresses {
+            let clash = addresses.iter().find_map(|address| {
                 let (first, other) = *taken.entry((*address, port.port)).or_insert((entry, protocol));
-                if other == protocol {
-                    continue;
+                (other != protocol).then(|| (format!("{address}:{}", port.port), first, other))
+            });
+            if let Some((at, first, other)) = clash {
+                conflict(entry, n, &at, (&word(protocol), &word(other)), first, found);
+            }
+        }
+    }
+}
+
+fn conflict(entry: &Entry, n: usize, at: &str, (own, other): (&str, &str), first: &Entry, found: &mut Findings) {
+    let message = format!("{at} speaks {own} here and {other} in {}, which goes first", first.object.key());
+    let advice = "give the two one protocol, or different addresses or ports";
+    found.add(&code::PROTOCOL_CONFLICT, entry, format!("spec.ports[{n}]"), message, advice);
+}
+
+/// A port of a ServiceEntry and who sees it.
+struct Claim<'a> {
+    entry: &'a Entry,
+    protocol: &'a str,
+    visibility: Visibility,
+}
+
+impl Claim<'_> {
+    /// Whether a client can not tell the two apart. TLS is told from anything by its first bytes.
+    fn contradicts(&self, other: &Self) -> bool {
+        let is_tls = |protocol: &str| matches!(protocol, "HTTPS" | "TLS");
+        let is_http = |protocol: &str| protocol.starts_with("HTTP") || protocol.starts_with("GRPC");
+        is_http(self.protocol) != is_http(other.protocol)
+            && !is_tls(self.protocol)
+            && !is_tls(other.protocol)
+            && overlap(&self.visibility, &other.visibility)
+    }
+}
+
+/// ServiceEntries: those without addresses get whatever is sent to their ports, which only HTTP and TLS tell apart.
+fn entries(index: &Index<'_>, found: &mut Findings) {
+    let mut all: Vec<(&Entry, &api::ServiceEntry, Vec<String>)> = Vec::new();
+    for entry in index.store.all(Kind::ServiceEntry) {
+        if let Spec::ServiceEntry(spec) = &entry.object.spec {
+            let protocol = |name: &str| if name.is_empty() { "TCP".to_owned() } else { name.to_ascii_uppercase() };
+            all.push((entry, spec, spec.ports.iter().map(|port| protocol(&port.protocol)).collect()));
+        }
+    }
+    all.sort_by_key(|(entry, ..)| (entry.object.meta.age, entry.object.meta.name.clone()));
+    let mut taken: HashMap<(&str, u32), Vec<Claim<'_>>> = HashMap::new();
+    for (entry, spec, protocols) in &all {
+        let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), &entry.object.meta.namespace);
+        let addresses: Vec<&str> = if spec.addresses.is_empty() {
+            vec!["0.0.0.0"]
+        } else {
+            spec.addresses.iter().map(String::as_str).collect()
+        };
+        for (n, (port, protocol)) in spec.ports.iter().zip(protocols).enumerate() {
+            if protocol == "TCP" && spec.addresses.is_empty() {
+                let message =
+                    format!("takes all that is sent to port {} of any address, for want of addresses", port.number);
+                let advice = "add addresses, or a protocol that names its host: HTTP, HTTPS or TLS";
+                found.add(&code::ADDRESS_REQUIRED, entry, format!("spec.ports[{n}]"), message, advice);
+            }
+            let mut told = false;
+            for address in &addresses {
+                let claim = Claim { entry, protocol, visibility: visibility.clone() };
+                let others = taken.entry((address, port.number)).or_default();
+                if let Some(rival) = others.iter().find(|other| claim.contradicts(other)).filter(|_| !told) {
+                    let at = format!("{address}:{}", port.number);
+                    conflict(entry, n, &at, (protocol, rival.protocol), rival.entry, found);
+                    told = true;
                 }
-                let message = format!(
-                    "{address}:{} speaks {} here and {} in {}, which goes first",
-                    port.port,
-                    word(protocol),
-                    word(other),
-                    first.object.key()
-                );
-                let advice = "give the two one protocol, or different addresses or ports";
-                found.add(&code::PROTOCOL_CONFLICT, entry, format!("spec.ports[{n}]"), message, advice);
-                break;
+                others.push(claim);
             }
         }
     }
@@ -171,5 +232,38 @@ mod tests {
         assert_eq!(ids(&two("app: other", 8080)), [""; 0]);
         assert_eq!(ids(&two("version: v1", 8081)), [""; 0]);
         assert_eq!(found(&two("version: v1", 8080)), [("IST0116", "spec.ports[0]".to_owned())]);
+    }
+
+    fn entry(name: &str, spec: &str) -> String {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\n\
+             spec: {{hosts: [{name}.example.com], resolution: DNS, {spec}}}\n"
+        )
+    }
+
+    #[test]
+    fn a_service_entry_needs_addresses_for_tcp() {
+        let one = |spec: &str| found(&entry("a", spec));
+        let expected = [("IST0134", "spec.ports[0]".to_owned())];
+        assert_eq!(one("ports: [{name: tcp, number: 5432, protocol: TCP}]"), expected);
+        assert_eq!(one("ports: [{name: any, number: 5432}]"), expected);
+        assert_eq!(one("addresses: [240.0.0.1], ports: [{name: tcp, number: 5432, protocol: TCP}]"), []);
+        assert_eq!(
+            one("ports: [{name: tls, number: 443, protocol: TLS}, {name: http, number: 80, protocol: HTTP}]"),
+            []
+        );
+    }
+
+    #[test]
+    fn service_entries_with_one_address_and_port_have_one_protocol() {
+        let one = |name: &str, protocol: &str, more: &str| {
+            let port = format!("ports: [{{name: p, number: 99, protocol: {protocol}}}]");
+            entry(name, &format!("addresses: [240.0.0.1], {port}, {more}"))
+        };
+        let two = |other: &str, more: &str| found(&(one("a", "HTTP", "") + &one("b", other, more)));
+        assert_eq!(two("TCP", ""), [("WEIR0204", "spec.ports[0]".to_owned())]);
+        assert_eq!(two("TCP", "exportTo: ['~']"), []);
+        assert_eq!(two("HTTP2", ""), []);
+        assert_eq!(two("TLS", ""), []);
     }
 }

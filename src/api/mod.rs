@@ -19,10 +19,11 @@ use std::sync::Arc;
 
 pub use destination_rule::*;
 pub use kubernetes::*;
-pub use parse::{Identity, ObjectError, Parsed, Problem, expand_list, identify, parse};
+pub use parse::{Identity, ObjectError, Outline, Parsed, Problem, ProblemKind, expand_list, identify, parse};
 pub use scalar::Duration;
 pub use service_entry::*;
 pub use sidecar::*;
+pub(crate) use validate::is_dns_label;
 pub use virtual_service::*;
 
 /// Labels or annotations: name to value.

@@ -17,25 +17,60 @@ const ISTIO: &str = "networking.istio.io";
 /// object that was meant must not be taken for one that is gone.
 const NOT_READ: [&str; 4] = ["Gateway", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"];
 
+/// What sort of problem it is, for who has to tell without reading the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProblemKind {
+    /// A value that can not be used, one that contradicts another, or one that is missing. The object is refused.
+    Invalid,
+    /// A regular expression that Envoy does not take. The object is refused.
+    Expression,
+    /// A route of an object in force that answers every request with an error.
+    DeadRoute,
+    /// TLS with a credential that sidecars can not read, in an object in force: they send plain text.
+    Credential,
+    /// A field that nobody knows.
+    UnknownField,
+    /// A field or value that has a newer form.
+    Deprecated,
+    /// A field that is known and does nothing where it stands.
+    NoEffect,
+    /// A value that is accepted but hardly meant.
+    Odd,
+}
+
 /// Something wrong with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
+    /// What sort of problem it is.
+    pub kind: ProblemKind,
     /// The field, like `spec.http[0].route[1].weight`; empty for the object as a whole.
     pub path: String,
-    /// What was found, and what would be right.
+    /// What was found.
     pub message: String,
+    /// What would be right, or what to do; may be empty.
+    pub advice: String,
 }
 
 impl Problem {
-    /// A problem at `path`.
-    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into() }
+    /// A problem at `path` because of which something can not be used.
+    pub fn new(path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { kind: ProblemKind::Invalid, path: path.into(), message: message.into(), advice: advice.into() }
+    }
+
+    /// The same, of another kind.
+    pub fn of(self, kind: ProblemKind) -> Self {
+        Self { kind, ..self }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+        for (text, end) in [(&self.path, ": "), (&self.message, "")] {
+            if !text.is_empty() {
+                write!(f, "{text}{end}")?;
+            }
+        }
+        if self.advice.is_empty() { Ok(()) } else { write!(f, "; {}", self.advice) }
     }
 }
 
@@ -45,11 +80,43 @@ impl fmt::Display for Problem {
 pub struct ObjectError {
     /// Everything found, in the order of the fields.
     pub problems: Vec<Problem>,
+    /// What the document speaks of, as far as it can be read.
+    pub outline: Outline,
 }
 
 impl From<Problem> for ObjectError {
     fn from(problem: Problem) -> Self {
-        Self { problems: vec![problem] }
+        Self { problems: vec![problem], outline: Outline::default() }
+    }
+}
+
+/// What a refused object speaks of, so that others that refer to that are not called wrong as well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline {
+    /// `spec.hosts` or `spec.host`.
+    pub hosts: Vec<String>,
+    /// The names of `spec.subsets`.
+    pub subsets: Vec<String>,
+    /// The namespace (may be empty) and name of each `spec.http[].delegate`.
+    pub delegates: Vec<(String, String)>,
+}
+
+impl Outline {
+    fn of(kind: Kind, document: &Value) -> Self {
+        if !matches!(kind, Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry) {
+            return Self::default();
+        }
+        let items = |at: &str| document.pointer(at).and_then(Value::as_array).into_iter().flatten();
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let member = |value: &Value, name: &str| value.get(name).and_then(text);
+        let delegates = items("/spec/http").filter_map(|route| route.get("delegate"));
+        Self {
+            hosts: items("/spec/hosts").chain(document.pointer("/spec/host")).filter_map(text).collect(),
+            subsets: items("/spec/subsets").filter_map(|subset| member(subset, "name")).collect(),
+            delegates: delegates
+                .filter_map(|to| Some((member(to, "namespace").unwrap_or_default(), member(to, "name")?)))
+                .collect(),
+        }
     }
 }
 
@@ -122,20 +189,18 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
         match document.pointer(pointer) {
             Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
             None | Some(Value::Null | Value::String(_)) => {
-                Err(Problem::new(path, format!("is missing; expected a text like `{like}`")).into())
+                Err(Problem::new(path, "is missing", format!("expected a text like `{like}`")).into())
             }
             Some(other) => {
-                Err(Problem::new(path, format!("is {}, expected a text like `{like}`", describe(other))).into())
+                Err(Problem::new(path, format!("is {}", describe(other)), format!("expected a text like `{like}`"))
+                    .into())
             }
         }
     };
     if !document.is_object() {
         let found = describe(document);
-        return Err(Problem::new(
-            "",
-            format!("the document is {found}, expected an object with apiVersion, kind and metadata"),
-        )
-        .into());
+        let advice = "expected an object with apiVersion, kind and metadata";
+        return Err(Problem::new("", format!("the document is {found}"), advice).into());
     }
     let api_version = text("/apiVersion", "apiVersion", "networking.istio.io/v1")?;
     let kind_name = text("/kind", "kind", "VirtualService")?;
@@ -144,8 +209,8 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
         if group == ISTIO && !NOT_READ.contains(&&*kind_name) {
             let ours = Kind::ALL.into_iter().filter(|kind| kind.group() == ISTIO).map(|kind| kind.as_str());
             let known = ours.chain(NOT_READ).collect::<Vec<_>>().join(", ");
-            let message = format!("`{kind_name}` is no kind of {ISTIO}; expected one of {known}");
-            return Err(Problem::new("kind", message).into());
+            let message = format!("`{kind_name}` is no kind of {ISTIO}");
+            return Err(Problem::new("kind", message, format!("expected one of {known}")).into());
         }
         return Ok(Identity::Other(api_version, kind_name));
     };
@@ -153,11 +218,8 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
         let known =
             kind.versions().iter().map(|v| if group.is_empty() { (*v).to_owned() } else { format!("{group}/{v}") });
         let known = known.collect::<Vec<_>>().join(", ");
-        return Err(Problem::new(
-            "apiVersion",
-            format!("`{api_version}` is not read for {kind}; expected one of {known}"),
-        )
-        .into());
+        let message = format!("`{api_version}` is not read for {kind}");
+        return Err(Problem::new("apiVersion", message, format!("expected one of {known}")).into());
     }
     let name = text("/metadata/name", "metadata.name", "my-app")?;
     let namespace = match document.pointer("/metadata/namespace") {
@@ -165,7 +227,7 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
         Some(Value::String(namespace)) if !namespace.is_empty() => namespace.clone(),
         None | Some(Value::Null | Value::String(_)) => "default".to_owned(),
         Some(other) => {
-            return Err(Problem::new("metadata.namespace", format!("is {}, expected a text", describe(other))).into());
+            return Err(Problem::new("metadata.namespace", format!("is {}", describe(other)), "expected a text").into());
         }
     };
     Ok(Identity::Known(ObjectKey { kind, namespace: namespace.into(), name: name.into() }))
@@ -178,8 +240,13 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
 /// Every problem that makes the object unusable, each with its field.
 pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed, ObjectError> {
     drop_nulls(&mut document);
+    let outline = Outline::of(key.kind, &document);
+    object(key, document, order).map_err(|error| ObjectError { outline, ..error })
+}
+
+fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, ObjectError> {
     let Value::Object(mut map) = document else {
-        return Err(Problem::new("", "the document is not an object").into());
+        return Err(Problem::new("", "the document is not an object", "expected a map").into());
     };
     let raw: RawMeta = read(map.remove("metadata").unwrap_or_default(), "metadata", &mut Vec::new())?;
     let mut annotations = raw.annotations;
@@ -197,6 +264,11 @@ pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed,
     };
     let mut warnings = Vec::new();
     let spec = map.remove("spec").unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    if key.kind.group() == Kind::VirtualService.group() {
+        for name in map.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status")) {
+            warnings.push(unknown_field(name));
+        }
+    }
     let mut ignored = Vec::new();
     let spec = match key.kind {
         Kind::Node => Spec::Node,
@@ -214,7 +286,9 @@ pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed,
     let object = Object { meta, spec };
     let found = validate::check(&object);
     if !found.problems.is_empty() {
-        return Err(ObjectError { problems: found.problems });
+        // A field that is missing may be there under a wrong name.
+        let problems = found.problems.into_iter().chain(warnings).collect();
+        return Err(ObjectError { problems, outline: Outline::default() });
     }
     warnings.extend(found.warnings);
     Ok(Parsed { object, warnings })
@@ -237,13 +311,19 @@ fn read<T: DeserializeOwned>(value: Value, prefix: &str, unknown: &mut Vec<Probl
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
     let result = serde_ignored::deserialize(tracked, |path| {
         let path = join(prefix, &indexed(&path.to_string()));
-        unknown.push(Problem::new(path, "is not a known field; it has no effect (check its spelling and place)"));
+        unknown.push(unknown_field(path));
     });
     result.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();
         let path = if path == "." { prefix.to_owned() } else { join(prefix, &path) };
-        Problem::new(path, plain(&error.to_string())).into()
+        let (message, advice) = plain(&error.to_string());
+        Problem::new(path, message, advice).into()
     })
+}
+
+fn unknown_field(path: impl Into<String>) -> Problem {
+    let advice = "check its spelling and place, or remove it";
+    Problem::new(path, "is not a known field, and has no effect", advice).of(ProblemKind::UnknownField)
 }
 
 fn join(prefix: &str, path: &str) -> String {
@@ -275,8 +355,8 @@ fn indexed(path: &str) -> String {
     out
 }
 
-/// serde's message in the words of someone who writes YAML.
-fn plain(message: &str) -> String {
+/// serde's message in the words of someone who writes YAML: what was found, and what was expected.
+fn plain(message: &str) -> (String, String) {
     let mut text = message.to_owned();
     for (rust, people) in [
         ("expected struct ", "expected a map for "),
@@ -287,12 +367,17 @@ fn plain(message: &str) -> String {
         ("expected i64", "expected a whole number"),
         ("expected f64", "expected a number"),
         ("expected a boolean", "expected true or false"),
+        ("expected a string", "expected a text, in quotes where it reads as something else"),
         ("invalid type: ", "is the wrong type: "),
         ("invalid value: ", "is out of range: "),
     ] {
         text = text.replace(rust, people);
     }
-    text
+    let found = text.rfind("expected ").and_then(|at| Some((text.get(..at)?, text.get(at..)?)));
+    match found.map(|(found, expected)| (found.trim_end_matches([',', ';', ' ']), expected)) {
+        Some((found, expected)) if !found.is_empty() => (found.to_owned(), expected.to_owned()),
+        _ => (text, String::new()),
+    }
 }
 
 /// What a JSON value is, for error messages.
@@ -372,7 +457,8 @@ mod tests {
         .unwrap_err();
         assert_eq!(error.problems.len(), 1);
         assert_eq!(error.problems[0].path, "spec.http[0].route[1].weight");
-        assert!(error.problems[0].message.contains("expected a whole number"), "{error}");
+        assert_eq!(error.problems[0].message, "is the wrong type: string \"ten\"");
+        assert_eq!(error.problems[0].advice, "expected a whole number");
     }
 
     #[test]
@@ -381,7 +467,20 @@ mod tests {
             {"destination": {"host": "web", "subsett": "v1"}}]}]})))
         .unwrap();
         assert_eq!(parsed.warnings.len(), 1);
+        assert_eq!(parsed.warnings[0].kind, ProblemKind::UnknownField);
         assert_eq!(parsed.warnings[0].path, "spec.http[0].route[0].destination.subsett");
+    }
+
+    #[test]
+    fn a_refusal_names_unknown_fields_as_well() {
+        let error = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"rout": []}]}))).unwrap_err();
+        let found: Vec<_> = error.problems.iter().map(|one| (one.kind, one.path.as_str())).collect();
+        assert_eq!(found, [(ProblemKind::Invalid, "spec.http[0]"), (ProblemKind::UnknownField, "spec.http[0].rout")]);
+        let mut document = virtual_service(json!({}));
+        document["specs"] = document["spec"].take();
+        let error = parse_value(document).unwrap_err();
+        let found: Vec<_> = error.problems.iter().map(|one| (one.kind, one.path.as_str())).collect();
+        assert_eq!(found, [(ProblemKind::Invalid, "spec"), (ProblemKind::UnknownField, "specs")]);
     }
 
     #[test]

@@ -17,10 +17,12 @@ use crate::store::Store;
 
 /// How long the Kubernetes API may take to list everything.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How wide a table is.
+/// How wide a table is, unless it is for a terminal that is narrower.
 const WIDTH: usize = 100;
-/// How wide its column of places may be.
-const PLACE_WIDTH: usize = 36;
+/// Narrower than this, columns side by side can not be read.
+const LEAST_TABLE: usize = 80;
+/// Narrower than this, nothing can.
+const LEAST_WIDTH: usize = 30;
 
 /// Flags of `weir analyze`.
 #[derive(Debug, clap::Args)]
@@ -89,6 +91,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
+    if let Some(name) = args.namespace.as_deref().filter(|name| !is_known(&store, name)) {
+        eprintln!("weir: no object is in the namespace `{name}`");
+    }
     let mut findings = analyze::analyze(&store, &args.mesh.config());
     findings.retain(|one| {
         let ignored = args.ignore.iter().any(|name| is(one.code, name));
@@ -97,17 +102,40 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         !ignored && !elsewhere
     });
     analyze::refine(&mut findings, |path| std::fs::read(path).ok());
-    let objects = Kind::ALL.into_iter().map(|kind| store.count(kind)).sum();
+    let looked_at = LookedAt {
+        objects: Kind::ALL.into_iter().map(|kind| store.count(kind)).sum(),
+        refused: store.refused().count(),
+    };
     let text = match args.output {
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&to_json(&findings, objects))?),
+        Output::Json => format!("{}\n", serde_json::to_string_pretty(&to_json(&findings, looked_at))?),
         Output::Table => {
             let colours =
                 std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-            table(&findings, objects, colours)
+            table(&findings, looked_at, width(), colours)
         }
     };
     let failed = findings.iter().any(|one| one.code.severity >= args.fail_on);
     print_out(&text, if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn is_known(store: &Store, namespace: &str) -> bool {
+    let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| &*entry.object.meta.namespace);
+    all.chain(store.refused().map(|(key, _)| &*key.namespace)).any(|known| known == namespace)
+}
+
+/// What was looked at.
+#[derive(Clone, Copy)]
+struct LookedAt {
+    /// How many objects that can be used.
+    objects: usize,
+    /// How many that can not.
+    refused: usize,
+}
+
+/// How many columns there are; the size is that of the terminal, and a pipe has none.
+fn width() -> usize {
+    let columns = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
+    columns.map_or(WIDTH, |columns| columns.clamp(LEAST_WIDTH, WIDTH))
 }
 
 /// A reader that has seen enough (`| head`) is no failure.
@@ -127,6 +155,11 @@ async fn read(args: &Args) -> anyhow::Result<Store> {
     if let Some(path) = &args.file {
         for change in directory::load_once(path)? {
             store.apply(change, &mut dirty);
+        }
+        // A hook that looks at the wrong folder must not pass.
+        if dirty.is_empty() && store.refused().next().is_none() && store.trouble().next().is_none() {
+            let kinds = Kind::ALL.map(Kind::as_str).join(", ");
+            bail!("{}: no file in it (.yaml, .yml or .json) holds an object of these kinds: {kinds}", path.display());
         }
         return Ok(store);
     }
@@ -170,10 +203,10 @@ fn list(output: Output) -> anyhow::Result<String> {
         place: vec![one.name.to_owned()],
         message: one.about.to_owned(),
     });
-    Ok(print(["LEVEL", "CODE", "NAME", "MEANING"], &rows.collect::<Vec<_>>(), WIDTH / 2, false))
+    Ok(print(["LEVEL", "CODE", "NAME", "MEANING"], &rows.collect::<Vec<_>>(), WIDTH, WIDTH / 2, false))
 }
 
-fn to_json(findings: &[Finding], objects: usize) -> Value {
+fn to_json(findings: &[Finding], looked_at: LookedAt) -> Value {
     let one = |finding: &Finding| {
         let (file, line) = match &finding.origin {
             Origin::File { path, line } => (Some(path.display().to_string()), Some(*line)),
@@ -203,7 +236,8 @@ fn to_json(findings: &[Finding], objects: usize) -> Value {
             "error": count(Severity::Error),
             "warning": count(Severity::Warning),
             "info": count(Severity::Info),
-            "objects": objects,
+            "objects": looked_at.objects,
+            "refused": looked_at.refused,
         },
     })
 }
@@ -232,13 +266,14 @@ struct Row {
     message: String,
 }
 
-fn table(findings: &[Finding], objects: usize, colours: bool) -> String {
+fn table(findings: &[Finding], looked_at: LookedAt, width: usize, colours: bool) -> String {
     let counts = counts(findings);
     let count = |severity, one: &str, many: &str| {
         let n = counts.get(&severity).copied().unwrap_or_default();
         format!("{n} {}", if n == 1 { one } else { many })
     };
-    let objects = format!("{objects} {}", if objects == 1 { "object" } else { "objects" });
+    let LookedAt { objects, refused } = looked_at;
+    let objects = format!("{} {}", objects + refused, if objects + refused == 1 { "object" } else { "objects" });
     if findings.is_empty() {
         return format!("Nothing found in {objects}.\n");
     }
@@ -259,22 +294,48 @@ fn table(findings: &[Finding], objects: usize, colours: bool) -> String {
         }
     });
     let rows: Vec<_> = rows.collect();
-    let mut text = print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, PLACE_WIDTH, colours);
-    text += &format!(
-        "\n{}, {}, {} in {objects}\n",
+    let mut text = if width < LEAST_TABLE {
+        stack(&rows, width, colours)
+    } else {
+        print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, width, width * 36 / 100, colours)
+    };
+    let mut last = vec![format!(
+        "{}, {}, {} in {objects}",
         count(Severity::Error, "error", "errors"),
         count(Severity::Warning, "warning", "warnings"),
         count(Severity::Info, "note", "notes"),
-    );
+    )];
+    if refused > 0 {
+        let which = if refused == 1 { "1 of these is refused" } else { &format!("{refused} of these are refused") };
+        last.push(format!("{which}: what weir last accepted of them, if anything, stays in force"));
+    }
+    text.push('\n');
+    for line in last.iter().flat_map(|line| wrap(line, width, &[' '])) {
+        text += &format!("{line}\n");
+    }
     text
 }
 
-fn print([a, b, c, d]: [&str; 4], rows: &[Row], most_place: usize, colours: bool) -> String {
+/// The rows with each cell on lines of its own.
+fn stack(rows: &[Row], width: usize, colours: bool) -> String {
+    let mut text = String::new();
+    for row in rows {
+        let (on, off) = if colours { (row.colour, "\x1b[0m") } else { ("", "") };
+        text += &format!("{on}{}{off} {}\n", row.severity, row.code);
+        let places = row.place.iter().flat_map(|line| wrap(line, width - 2, &['/', '.', ' ']));
+        for line in places.chain(wrap(&row.message, width - 2, &[' '])) {
+            text += &format!("  {line}\n");
+        }
+    }
+    text
+}
+
+fn print([a, b, c, d]: [&str; 4], rows: &[Row], width: usize, most_place: usize, colours: bool) -> String {
     let longest = |of: fn(&Row) -> usize, least: usize| rows.iter().map(of).max().unwrap_or(0).max(least);
     let severity = longest(|row| row.severity.len(), 5);
     let code = longest(|row| row.code.len(), 4);
     let place = longest(|row| row.place.iter().map(|line| line.chars().count()).max().unwrap_or(0), 5).min(most_place);
-    let message = WIDTH.saturating_sub(severity + code + place + 6);
+    let message = width.saturating_sub(severity + code + place + 6);
     let mut text = format!("{a:severity$}  {b:code$}  {c:place$}  {d}\n");
     for row in rows {
         let places: Vec<String> = row.place.iter().flat_map(|line| wrap(line, place, &['/', '.', ' '])).collect();
@@ -327,5 +388,30 @@ mod tests {
         let text = list(Output::Table).unwrap();
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(code::ALL.iter().all(|code| text.contains(code.id) && text.contains(code.name)));
+    }
+
+    #[test]
+    fn a_table_fits_the_terminal() {
+        let finding = |origin| Finding {
+            code: &code::SCHEMA,
+            object: Some(crate::api::ObjectKey::new(Kind::VirtualService, "shop", "a-name-that-is-not-short-at-all")),
+            origin,
+            path: "spec.http[0].route[0].destination.host".to_owned(),
+            message: "is not what anyone would have expected to find in this place".to_owned(),
+            advice: "write something else, something that is expected".to_owned(),
+        };
+        let file = Origin::File { path: std::sync::Arc::new("some/folder/with/a/file.yaml".into()), line: 1234 };
+        for width in [LEAST_WIDTH, LEAST_TABLE, WIDTH] {
+            let text = table(
+                &[finding(file.clone()), finding(Origin::Cluster)],
+                LookedAt { objects: 7, refused: 2 },
+                width,
+                false,
+            );
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
+            let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words.contains("2 of these are refused: what weir last"), "{text}");
+            assert!(words.contains("2 errors, 0 warnings, 0 notes in 9 objects"), "{text}");
+        }
     }
 }

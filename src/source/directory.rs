@@ -627,7 +627,7 @@ mod tests {
         fs::rename(&conf, rig.dir.path().join("old")).unwrap();
         rig.look();
         assert_eq!(rig.after(IDLE), "a=one b=one");
-        assert!(rig.trouble()[0].contains("conf:1: is not there; what was last read"), "{:?}", rig.trouble());
+        assert!(rig.trouble()[0].contains("conf:1: is not there; a running weir keeps"), "{:?}", rig.trouble());
         fs::create_dir(&conf).unwrap();
         rig.write("a.yaml", rule("a", "two"));
         rig.look();

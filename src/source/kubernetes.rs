@@ -368,9 +368,10 @@ impl KindState {
         }
         self.trouble.clone_from(&message);
         let subject = self.kind.plural().to_owned();
-        let problems = message
-            .into_iter()
-            .map(|message| LocatedProblem { origin: Origin::Cluster, problem: Problem::new(subject.clone(), message) });
+        let problems = message.into_iter().map(|message| LocatedProblem {
+            origin: Origin::Cluster,
+            problem: Problem::new(subject.clone(), message, ""),
+        });
         let problems = problems.collect();
         out.push(Change::Trouble { subject, problems });
     }

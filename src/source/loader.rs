@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Change, LocatedProblem, Origin, change_from, yaml};
-use crate::api::{Identity, Object, ObjectKey, Problem, expand_list, identify, parse};
+use crate::api::{Identity, Object, ObjectKey, Outline, Problem, expand_list, identify, parse};
 
 /// What a file holds now.
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ struct Claim {
     accepted: Option<Accepted>,
     /// What is wrong with its present form.
     problems: Vec<LocatedProblem>,
+    /// What that form speaks of, if something is wrong with it.
+    outline: Outline,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +75,7 @@ struct Accepted {
 struct Current {
     accepted: Option<Accepted>,
     problems: Vec<LocatedProblem>,
+    outline: Outline,
 }
 
 /// What has to be looked at again after an update.
@@ -82,6 +85,8 @@ struct Touched {
     files: BTreeSet<Arc<PathBuf>>,
 }
 
+/// What becomes of a file that can not be used.
+const KEPT: &str = "a running weir keeps what it last read from it";
 /// The low bits of an object's order, which count the objects of one file.
 const PLACE_BITS: u32 = 24;
 const SLOTS: u64 = 1 << (64 - PLACE_BITS);
@@ -104,8 +109,8 @@ impl Loader {
             match content {
                 Content::Gone => self.remove(&path, &mut touched),
                 Content::Unreadable(why) => {
-                    let message = format!("{why}; what was last read from it stays in force");
-                    self.file(&path, &mut touched).problems = vec![problem_at(&path, 1, Problem::new("", message))];
+                    let problem = Problem::new("", why, KEPT);
+                    self.file(&path, &mut touched).problems = vec![problem_at(&path, 1, problem)];
                 }
                 Content::Bytes(bytes) => self.read(&path, &bytes, &mut touched),
             }
@@ -169,19 +174,16 @@ impl Loader {
     fn read(&mut self, path: &Arc<PathBuf>, bytes: &[u8], touched: &mut Touched) {
         let file = self.file(path, touched);
         if bytes.iter().all(u8::is_ascii_whitespace) {
-            let message = "the file is empty; what was last read from it stays in force (to remove its objects, delete \
-                           the file or leave only a comment in it)";
-            file.problems = vec![problem_at(path, 1, Problem::new("", message))];
+            let advice = format!("{KEPT} (to remove its objects, delete it or leave only a comment in it)");
+            file.problems = vec![problem_at(path, 1, Problem::new("", "the file is empty", advice))];
             return;
         }
         let documents = match yaml::documents(bytes) {
             Ok(documents) => documents,
             Err(error) => {
-                let message = format!(
-                    "column {}: {}; what was last read from the file stays in force",
-                    error.column, error.message
-                );
-                file.problems = vec![problem_at(path, error.line, Problem::new("", message))];
+                let message = format!("column {}: {}", error.column, error.message);
+                let problem = Problem::new("", message, KEPT);
+                file.problems = vec![problem_at(path, error.line, problem)];
                 return;
             }
         };
@@ -284,12 +286,15 @@ impl Loader {
             {
                 current.accepted = Some(accepted.clone());
                 current.problems.clear();
+                current.outline = Outline::default();
                 let Accepted { object, origin, warnings } = accepted.clone();
                 changes.push(Change::Apply { object, origin, warnings });
             }
-            if !valid && current.problems != claim.problems {
+            if !valid && (&current.problems, &current.outline) != (&claim.problems, &claim.outline) {
                 current.problems.clone_from(&claim.problems);
-                changes.push(Change::Refuse { key, problems: claim.problems.clone() });
+                current.outline.clone_from(&claim.outline);
+                let (problems, outline) = (claim.problems.clone(), claim.outline.clone());
+                changes.push(Change::Refuse { key, problems, outline });
             }
         }
         changes.append(&mut gone);
@@ -323,11 +328,11 @@ impl Loader {
             let first = self.files.get(first_path).and_then(|file| file.claims.get(*first_place));
             let first_line = first.map_or(1, |claim| claim.line);
             let message = format!(
-                "{} is already at {}:{first_line}, which comes first and is the one in use; remove one of the two",
+                "{} is already at {}:{first_line}, which comes first and is the one in use",
                 claim.key,
                 first_path.display()
             );
-            problems.push(problem_at(path, claim.line, Problem::new("", message)));
+            problems.push(problem_at(path, claim.line, Problem::new("", message, "remove one of the two")));
         }
         problems
     }
@@ -345,14 +350,14 @@ fn claim(
     let at = |line: u32| Origin::File { path: path.clone(), line };
     let line = line_of("");
     let parsed = parse(&key, document, order);
-    match change_from(key.clone(), parsed, at(line), |field| at(line_of(field))) {
+    let accepted = last.and_then(|last| last.accepted);
+    let kept = Claim { key: key.clone(), line, accepted, problems: Vec::new(), outline: Outline::default() };
+    match change_from(key, parsed, at(line), |field| at(line_of(field))) {
         Change::Apply { object, origin, warnings } => {
-            Claim { key, line, accepted: Some(Accepted { object, origin, warnings }), problems: Vec::new() }
+            Claim { accepted: Some(Accepted { object, origin, warnings }), ..kept }
         }
-        Change::Refuse { problems, .. } => Claim { key, line, accepted: last.and_then(|last| last.accepted), problems },
-        Change::Delete(_) | Change::Trouble { .. } | Change::Synced | Change::Mark(_) => {
-            Claim { key, line, accepted: last.and_then(|last| last.accepted), problems: Vec::new() }
-        }
+        Change::Refuse { problems, outline, .. } => Claim { problems, outline, ..kept },
+        Change::Delete(_) | Change::Trouble { .. } | Change::Synced | Change::Mark(_) => kept,
     }
 }
 

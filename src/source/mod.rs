@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::api::{Object, ObjectError, ObjectKey, Problem};
+use crate::api::{Object, ObjectError, ObjectKey, Outline, Problem};
 
 /// Where an object was read, for messages.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +71,8 @@ pub enum Change {
         key: ObjectKey,
         /// Why; at least one.
         problems: Vec<LocatedProblem>,
+        /// What it speaks of, as far as it can be read.
+        outline: Outline,
     },
     /// An object is gone.
     Delete(ObjectKey),
@@ -102,6 +104,8 @@ pub fn change_from(
             origin,
             warnings: parsed.warnings.into_iter().map(at).collect(),
         },
-        Err(error) => Change::Refuse { key, problems: error.problems.into_iter().map(at).collect() },
+        Err(ObjectError { problems, outline }) => {
+            Change::Refuse { key, problems: problems.into_iter().map(at).collect(), outline }
+        }
     }
 }

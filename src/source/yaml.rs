@@ -320,7 +320,9 @@ impl Builder {
 
     fn check_collection(&self, tag: Option<&Tag>, core: &str, name: &str, mark: &Marker) -> Result<(), SyntaxError> {
         if self.expects_key() {
-            return Err(SyntaxError::new(mark, format!("a {name} as a key; expected a text")));
+            // `{{ .Values.name }}` reads as a map whose key is a map.
+            let template = if name == "map" { "; a template, such as Helm's, has to be rendered first" } else { "" };
+            return Err(SyntaxError::new(mark, format!("a {name} as a key; expected a text{template}")));
         }
         match tag {
             Some(tag) if !is_plain(tag) && tag.core_suffix() != Some(core) => {

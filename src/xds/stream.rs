@@ -144,6 +144,8 @@ pub struct Stream {
     returning: bool,
     /// Every listener and route that may be in use at the client is known.
     routes_known: bool,
+    /// When there was something to tell for the first time.
+    since: Option<Instant>,
     now: Option<Instant>,
     at_rest: Option<u64>,
 }
@@ -167,6 +169,7 @@ impl Stream {
             cold_since: None,
             returning: false,
             routes_known: false,
+            since: None,
             now: None,
             at_rest: None,
         }
@@ -249,6 +252,7 @@ impl Stream {
         if self.target.is_none() {
             return out;
         }
+        self.since.get_or_insert(now);
         self.compare(ResourceType::Cluster);
         self.compare(ResourceType::Endpoints);
         self.switch();
@@ -266,7 +270,8 @@ impl Stream {
             self.cold_since = None;
         }
         let quiet = self.types.iter().all(|state| state.pending.is_none());
-        let done = quiet && !self.waiting && self.cold_since.is_none();
+        let later = self.led_to().is_some() && self.get(ResourceType::Endpoints).differs();
+        let done = quiet && !self.waiting && self.cold_since.is_none() && !later;
         self.at_rest = self.target.as_ref().filter(|_| done).map(|target| target.revision);
         out
     }
@@ -279,7 +284,9 @@ impl Stream {
         });
         let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
         let late = late.filter(|at| self.now.is_none_or(|now| *at > now));
-        due.chain(late).min()
+        let asks = self.since.filter(|_| self.returning && !self.asks_for_routes()).map(|at| at + self.settings.grace);
+        let asks = asks.filter(|at| self.now.is_none_or(|now| *at > now));
+        due.chain(late).chain(asks).min()
     }
 
     /// The state of the mesh that the client has acked all of, as far as it asked for it; `None` while something is
@@ -370,6 +377,38 @@ impl Stream {
             Some((since, format!("no request for the endpoints of cluster {name}")))
         });
         answers.chain(endpoints)
+    }
+
+    fn asks_for_routes(&self) -> bool {
+        self.asked_for(ResourceType::Listener) || self.asked_for(ResourceType::Route)
+    }
+
+    /// Whether every listener and route that may be in use at the client is known.
+    fn knows_routes(&self) -> bool {
+        let [.., listeners, routes] = &self.types;
+        self.routes_known
+            || !self.returning
+            || (self.started && [listeners, routes].iter().all(|state| !state.subscribed || state.knows_all()))
+    }
+
+    /// What the new listeners and routes of a client lead to that came back with others, of which nothing is known yet;
+    /// `None` where all are known, or will not be. The old ones may lead to anything else: its endpoints are left as
+    /// they are until then, because pods that went in the change that moves the traffic away would be missed for a
+    /// moment.
+    fn led_to(&self) -> Option<BTreeSet<&str>> {
+        let target = self.target.as_ref()?;
+        let [clusters, _, listeners, routes] = &self.types;
+        let will_be_known = if self.asks_for_routes() {
+            listeners.refused().is_empty() && routes.refused().is_empty()
+        } else {
+            // A client that comes back asks for one type after the other.
+            self.since.zip(self.now).is_none_or(|(since, now)| now < since + self.settings.grace)
+        };
+        if !self.settings.gated || !clusters.wildcard || self.knows_routes() || !will_be_known {
+            return None;
+        }
+        let all = [ResourceType::Listener, ResourceType::Route].into_iter().flat_map(|kind| target.get(kind).values());
+        Some(all.flat_map(|one| &one.refers).map(|name| &**name).collect())
     }
 
     fn get(&self, kind: ResourceType) -> &Subscription {
@@ -480,10 +519,12 @@ impl Stream {
     fn switch(&mut self) {
         let Some(target) = self.target.clone() else { return };
         // A client's first listeners and routes come only when it has its first clusters.
-        let asked = self.asked_for(ResourceType::Listener) || self.asked_for(ResourceType::Route);
         if !self.started {
-            self.waiting = target.get(ResourceType::Cluster).keys().any(|name| self.fit(name) == Fit::Making);
-            self.started = asked && !self.waiting;
+            let led_to = self.led_to();
+            let needed = |name: &str| led_to.as_ref().is_none_or(|led_to| led_to.contains(name));
+            let mut clusters = target.get(ResourceType::Cluster).keys().filter(|name| needed(name));
+            self.waiting = clusters.any(|name| self.fit(name) == Fit::Making);
+            self.started = self.asks_for_routes() && !self.waiting;
         }
         if !self.started {
             return;
@@ -532,9 +573,7 @@ impl Stream {
         let [clusters, _, listeners, routes] = &self.types;
         let users = [listeners, routes];
         // Not for good before both were asked for: a client that comes back asks for one after the other.
-        let known = self.routes_known
-            || !self.returning
-            || (self.started && users.iter().all(|state| !state.subscribed || state.knows_all()));
+        let known = self.knows_routes();
         self.routes_known = known && (!self.returning || users.iter().all(|state| state.subscribed));
         let mut used: BTreeSet<&str> = BTreeSet::new();
         for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed) {
@@ -597,6 +636,10 @@ impl Stream {
         let view = self.view(kind)?;
         let nonce = (self.nonce + 1).to_string();
         let variant = self.variant;
+        let led_to: Option<BTreeSet<Arc<str>>> = match kind {
+            ResourceType::Endpoints => self.led_to().map(|names| names.into_iter().map(Arc::from).collect()),
+            _ => None,
+        };
         let [clusters, endpoints, listeners, routes] = &mut self.types;
         // Endpoints of a cluster that changes are due when the client has taken the change: before, they are for
         // nothing.
@@ -617,7 +660,13 @@ impl Stream {
             })
         };
         let gated = self.settings.gated;
-        let not_yet: &dyn Fn(&str) -> bool = &|name| untaken(name) || (gated && left(name));
+        // One that never had endpoints serves nobody, which only the delta variant tells.
+        let cold = &self.cold;
+        let unknown: &dyn Fn(&str) -> bool = &|name| {
+            let never_had = variant == Variant::Delta && cold.contains(name);
+            led_to.as_ref().is_some_and(|led_to| !led_to.contains(name)) && !never_had
+        };
+        let not_yet: &dyn Fn(&str) -> bool = &|name| untaken(name) || (gated && (unknown(name) || left(name)));
         let never: &dyn Fn(&str) -> bool = &|_| false;
         let turn = Turn { variant, view: &view, nonce: &nonce, now, defer: never, version_of: &plain };
         let (frame, resources) = match kind {

@@ -9,8 +9,8 @@ use super::common::{
 };
 use crate::api::{
     ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule, Failover, LoadBalancerSettings,
-    LocalityLbSetting, Meta, OutlierDetection, PortTrafficPolicy, RetryBudget, TlsMode, TrafficPolicy, TunnelSettings,
-    WarmupConfiguration, ZoneAwareLbSetting,
+    LocalityLbSetting, Meta, OutlierDetection, PortTrafficPolicy, ProblemKind, RetryBudget, SimpleLb, TlsMode,
+    TrafficPolicy, TunnelSettings, WarmupConfiguration, ZoneAwareLbSetting,
 };
 
 /// The largest ring that Envoy makes. Source: `RingHashLbConfig` in Envoy's protos.
@@ -31,9 +31,9 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Findings) {
     for (n, subset) in spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{n}]");
         if subset.name.is_empty() {
-            found.add(format!("{path}.name"), "is missing; expected a name");
+            found.add(format!("{path}.name"), "is missing", "expected a name");
         } else if !seen.insert(&subset.name) {
-            found.add(format!("{path}.name"), format!("`{}` stands twice; expected each name once", subset.name));
+            found.add(format!("{path}.name"), format!("`{}` stands twice", subset.name), "expected each name once");
         } else {
             subset_name(&subset.name, &format!("{path}.name"), found);
         }
@@ -48,9 +48,8 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Findings) {
         if let Some(name) = spec.export_to.iter().find(|name| *name != "." && **name != *meta.namespace) {
             found.add(
                 "spec.exportTo",
-                format!(
-                    "has `{name}` beside workloadSelector; expected `.`: a selector is for the own namespace alone"
-                ),
+                format!("has `{name}` beside workloadSelector"),
+                "expected `.`: a selector is for the own namespace alone",
             );
         }
     }
@@ -58,10 +57,10 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Findings) {
 
 fn traffic_policy(policy: &TrafficPolicy, path: &str, found: &mut Findings) {
     if *policy == TrafficPolicy::default() {
-        found.add(path, "is empty; expected at least one setting");
+        found.add(path, "is empty", "expected at least one setting");
     }
     if policy.tunnel.is_some() && policy.proxy_protocol.is_some() {
-        found.add(format!("{path}.proxyProtocol"), "stands beside tunnel; expected only one of them");
+        found.add(format!("{path}.proxyProtocol"), "stands beside tunnel", "expected only one of them");
     }
     parts(
         policy.load_balancer.as_ref(),
@@ -75,15 +74,18 @@ fn traffic_policy(policy: &TrafficPolicy, path: &str, found: &mut Findings) {
     for (n, at_port) in policy.port_level_settings.iter().enumerate() {
         let path = format!("{path}.portLevelSettings[{n}]");
         match at_port.port {
-            None => found.add(format!("{path}.port"), "is missing; expected a map with number"),
+            None => found.add(format!("{path}.port"), "is missing", "expected a map with number"),
             Some(at) if !ports.insert(at.number) => {
-                found.add(format!("{path}.port"), format!("{} stands twice; expected each port once", at.number));
+                found.add(format!("{path}.port"), format!("{} stands twice", at.number), "expected each port once");
             }
             Some(at) => port(at.number, &format!("{path}.port.number"), found),
         }
         if (PortTrafficPolicy { port: at_port.port, ..Default::default() }) == *at_port {
-            found
-                .add(&path, "is empty; expected at least one of loadBalancer, connectionPool, outlierDetection or tls");
+            found.add(
+                &path,
+                "is empty",
+                "expected at least one of loadBalancer, connectionPool, outlierDetection or tls",
+            );
         }
         parts(
             at_port.load_balancer.as_ref(),
@@ -132,7 +134,7 @@ fn load_balancer(from: &LoadBalancerSettings, has_outlier: bool, path: &str, fou
         consistent_hash(hash, &format!("{path}.consistentHash"), found);
     }
     if from.locality_lb_setting.is_some() && from.zone_aware_lb_setting.is_some() {
-        found.add(format!("{path}.zoneAwareLbSetting"), "stands beside localityLbSetting; expected only one of them");
+        found.add(format!("{path}.zoneAwareLbSetting"), "stands beside localityLbSetting", "expected only one of them");
     }
     if let Some(setting) = &from.locality_lb_setting {
         locality(setting, has_outlier, &format!("{path}.localityLbSetting"), found);
@@ -140,7 +142,17 @@ fn load_balancer(from: &LoadBalancerSettings, has_outlier: bool, path: &str, fou
     if let Some(setting) = &from.zone_aware_lb_setting {
         zone_aware(setting, has_outlier, &format!("{path}.zoneAwareLbSetting"), found);
     }
+    if from.simple == Some(SimpleLb::LeastConn) {
+        found.deprecated(
+            format!("{path}.simple"),
+            "LEAST_CONN is deprecated",
+            "use LEAST_REQUEST, which means the same",
+        );
+    }
     at_least_one_ms(from.warmup_duration_secs, &format!("{path}.warmupDurationSecs"), found);
+    if from.warmup_duration_secs.is_some() {
+        found.deprecated(format!("{path}.warmupDurationSecs"), "is deprecated", "use warmup: {duration: ...}");
+    }
     if let Some(warmup) = &from.warmup {
         self::warmup(warmup, &format!("{path}.warmup"), found);
     }
@@ -154,30 +166,38 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Findings) {
         ("httpQueryParameterName", hash.http_query_parameter_name.is_some()),
     ];
     only_one(&keys, path, found);
+    if keys.iter().all(|(_, given)| !given) {
+        let names: Vec<_> = keys.iter().map(|(name, _)| *name).collect();
+        let message = "does not say what is hashed, so each request goes anywhere";
+        found.odd(path, message, format!("add one of {}", names.join(", ")));
+    }
     let algorithms = [
         ("ringHash", hash.ring_hash.is_some()),
         ("maglev", hash.maglev.is_some()),
         ("minimumRingSize", hash.minimum_ring_size != 0),
     ];
     only_one(&algorithms, path, found);
+    if hash.minimum_ring_size != 0 {
+        found.deprecated(format!("{path}.minimumRingSize"), "is deprecated", "use ringHash: {minimumRingSize: ...}");
+    }
     if let Some(name) = &hash.http_header_name {
         header_name(name, &format!("{path}.httpHeaderName"), found);
     }
     if hash.http_query_parameter_name.as_ref().is_some_and(String::is_empty) {
-        found.add(format!("{path}.httpQueryParameterName"), "is empty; expected the name of a parameter");
+        found.add(format!("{path}.httpQueryParameterName"), "is empty", "expected the name of a parameter");
     }
     if let Some(cookie) = &hash.http_cookie {
         let path = format!("{path}.httpCookie");
         if cookie.name.is_empty() {
-            found.add(format!("{path}.name"), "is missing; expected the name of a cookie");
+            found.add(format!("{path}.name"), "is missing", "expected the name of a cookie");
         }
         let mut names = BTreeSet::new();
         for (n, attribute) in cookie.attributes.iter().enumerate() {
             let path = format!("{path}.attributes[{n}]");
             if attribute.name.is_empty() {
-                found.add(format!("{path}.name"), "is missing; expected a name");
+                found.add(format!("{path}.name"), "is missing", "expected a name");
             } else if !names.insert(&attribute.name) {
-                found.add(format!("{path}.name"), format!("`{}` stands twice; expected each once", attribute.name));
+                found.add(format!("{path}.name"), format!("`{}` stands twice", attribute.name), "expected each once");
             }
             header_text(&attribute.name, &format!("{path}.name"), found);
             header_text(&attribute.value, &format!("{path}.value"), found);
@@ -186,21 +206,25 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Findings) {
     let ring = hash.ring_hash.as_ref().map(|ring| (ring.minimum_ring_size, "ringHash.minimumRingSize"));
     for (size, name) in ring.into_iter().chain([(hash.minimum_ring_size, "minimumRingSize")]) {
         if size > LARGEST_RING {
-            found.add(format!("{path}.{name}"), format!("is {size}; expected at most {LARGEST_RING}"));
+            found.add(format!("{path}.{name}"), format!("is {size}"), format!("expected at most {LARGEST_RING}"));
         }
     }
     if let Some(maglev) = &hash.maglev
         && !(maglev.table_size <= LARGEST_TABLE && is_prime(maglev.table_size))
     {
         let size = maglev.table_size;
-        found.add(format!("{path}.maglev.tableSize"), format!("is {size}; expected a prime up to {LARGEST_TABLE}"));
+        found.add(
+            format!("{path}.maglev.tableSize"),
+            format!("is {size}"),
+            format!("expected a prime up to {LARGEST_TABLE}"),
+        );
     }
 }
 
 fn header_text(text: &str, path: &str, found: &mut Findings) {
     one_line(text, path, found);
     if text.len() > 16_384 {
-        found.add(path, format!("has {} bytes; expected at most 16384", text.len()));
+        found.add(path, format!("has {} bytes", text.len()), "expected at most 16384");
     }
 }
 
@@ -210,7 +234,7 @@ fn is_prime(number: u64) -> bool {
 
 fn locality(setting: &LocalityLbSetting, has_outlier: bool, path: &str, found: &mut Findings) {
     if !setting.distribute.is_empty() && !setting.failover.is_empty() {
-        found.add(format!("{path}.failover"), "stands beside distribute; expected only one of them");
+        found.add(format!("{path}.failover"), "stands beside distribute", "expected only one of them");
     }
     for (n, rule) in setting.distribute.iter().enumerate() {
         let path = format!("{path}.distribute[{n}]");
@@ -227,7 +251,8 @@ fn locality(setting: &LocalityLbSetting, has_outlier: bool, path: &str, found: &
             if PLACES.contains(&label.as_str()) {
                 found.add(
                     format!("{path}.failoverPriority[{n}]"),
-                    format!("`{label}` stands beside failover, which ranks by the same; expected only one of them"),
+                    format!("`{label}` stands beside failover, which ranks by the same"),
+                    "expected only one of them",
                 );
             }
         }
@@ -240,7 +265,8 @@ fn zone_aware(setting: &ZoneAwareLbSetting, has_outlier: bool, path: &str, found
         if PLACES.contains(&label.as_str()) {
             found.add(
                 format!("{path}.failoverPriority[{n}]"),
-                format!("is `{label}`, by which zone-aware load balancing ranks anyway; expected other labels"),
+                format!("is `{label}`, by which zone-aware load balancing ranks anyway"),
+                "expected other labels",
             );
         }
     }
@@ -250,16 +276,20 @@ fn zone_aware(setting: &ZoneAwareLbSetting, has_outlier: bool, path: &str, found
 fn failover(regions: &[Failover], labels: &[String], has_outlier: bool, path: &str, found: &mut Findings) {
     let ranked = !regions.is_empty() || !labels.is_empty();
     if ranked && !has_outlier {
-        found.warn(path, "says where to fail over to, but without outlierDetection beside it nothing fails");
+        found.odd(
+            path,
+            "says where to fail over to, but without outlierDetection no locality ever fails",
+            "add outlierDetection beside loadBalancer",
+        );
     }
     for (n, one) in regions.iter().enumerate() {
         let path = format!("{path}.failover[{n}]");
         if one.from == one.to {
-            found.add(&path, format!("leads from `{}` to itself; expected two regions", one.from));
+            found.add(&path, format!("leads from `{}` to itself", one.from), "expected two regions");
         }
         for (name, region) in [("from", &one.from), ("to", &one.to)] {
             if region.contains(['/', '*']) {
-                found.add(format!("{path}.{name}"), format!("is `{region}`; expected a region, without / and *"));
+                found.add(format!("{path}.{name}"), format!("is `{region}`"), "expected a region, without / and *");
             }
         }
     }
@@ -268,12 +298,12 @@ fn failover(regions: &[Failover], labels: &[String], has_outlier: bool, path: &s
 fn shares(to: &BTreeMap<String, u32>, path: &str, found: &mut Findings) {
     for (name, share) in to {
         if !(1..=100).contains(share) {
-            found.add(format!("{path}.to.{name}"), format!("is {share}; expected 1 to 100"));
+            found.add(format!("{path}.to.{name}"), format!("is {share}"), "expected 1 to 100");
         }
     }
     let total: u64 = to.values().map(|share| u64::from(*share)).sum();
     if total != 100 {
-        found.add(format!("{path}.to"), format!("sums to {total}; expected 100"));
+        found.add(format!("{path}.to"), format!("sums to {total}"), "expected 100");
     }
 }
 
@@ -281,36 +311,36 @@ fn shares(to: &BTreeMap<String, u32>, path: &str, found: &mut Findings) {
 fn place<'a>(name: &str, before: impl Iterator<Item = &'a String>, path: &str, found: &mut Findings) {
     let stars = name.matches('*').count();
     if name.splitn(3, '/').any(str::is_empty) {
-        found.add(path, format!("`{name}` has an empty part; expected region/zone/subzone"));
+        found.add(path, format!("`{name}` has an empty part"), "expected region/zone/subzone");
     } else if stars > 1 || (stars == 1 && !name.ends_with('*')) {
-        found.add(path, format!("`{name}` has a wildcard that is not its end; expected one like region/zone/*"));
+        found.add(path, format!("`{name}` has a wildcard that is not its end"), "expected one like region/zone/*");
     }
     fn parts(name: &str) -> impl Iterator<Item = &str> {
         name.splitn(3, '/').take_while(|part| *part != "*")
     }
     // One covers the other where the shorter of both has nothing that tells them apart.
     for other in before.filter(|other| parts(name).zip(parts(other)).all(|(a, b)| a == b)) {
-        found.add(path, format!("`{name}` overlaps with `{other}`; expected places that do not"));
+        found.add(path, format!("`{name}` overlaps with `{other}`"), "expected places that do not");
     }
 }
 
 fn warmup(warmup: &WarmupConfiguration, path: &str, found: &mut Findings) {
     if warmup.duration.is_none() {
-        found.add(format!("{path}.duration"), "is missing; expected a duration like 60s");
+        found.add(format!("{path}.duration"), "is missing", "expected a duration like 60s");
     }
     at_least_one_ms(warmup.duration, &format!("{path}.duration"), found);
     if let Some(least) = warmup.minimum_percent {
         percentage(least, &format!("{path}.minimumPercent"), found);
     }
     if let Some(aggression) = warmup.aggression.filter(|aggression| !(*aggression > 0.0 && aggression.is_finite())) {
-        found.add(format!("{path}.aggression"), format!("is {aggression}; expected more than 0"));
+        found.add(format!("{path}.aggression"), format!("is {aggression}"), "expected more than 0");
     }
 }
 
 /// Also that of a Sidecar.
 pub(super) fn connection_pool(pool: &ConnectionPoolSettings, path: &str, found: &mut Findings) {
     if pool.tcp.is_none() && pool.http.is_none() {
-        found.add(path, "is empty; expected tcp or http");
+        found.add(path, "is empty", "expected tcp or http");
     }
     if let Some(tcp) = &pool.tcp {
         let path = format!("{path}.tcp");
@@ -334,13 +364,17 @@ pub(super) fn connection_pool(pool: &ConnectionPoolSettings, path: &str, found: 
         not_negative(value, &format!("{path}.{name}"), found);
     }
     if http.use_client_protocol && http.h2_upgrade_policy == Some(crate::api::H2UpgradePolicy::Upgrade) {
-        found.add(format!("{path}.useClientProtocol"), "stands beside h2UpgradePolicy: UPGRADE; expected one of them");
+        found.add(
+            format!("{path}.useClientProtocol"),
+            "stands beside h2UpgradePolicy: UPGRADE",
+            "expected one of them",
+        );
     }
     if let Some(probes) = &http.http2_keep_alive {
         for (name, value) in [("interval", probes.interval), ("timeout", probes.timeout)] {
             let path = format!("{path}.http2KeepAlive.{name}");
             if value.is_none() {
-                found.add(&path, "is missing; expected a duration like 10s");
+                found.add(&path, "is missing", "expected a duration like 10s");
             }
             at_least_one_ms(value, &path, found);
         }
@@ -353,20 +387,23 @@ fn outlier_detection(from: &OutlierDetection, path: &str, found: &mut Findings) 
     whole_percent(from.max_ejection_percent, &format!("{path}.maxEjectionPercent"), found);
     whole_percent(from.min_health_percent, &format!("{path}.minHealthPercent"), found);
     if from.consecutive_errors != 0 {
-        found.warn(format!("{path}.consecutiveErrors"), "has no effect, as in Istio; use consecutive5xxErrors");
+        let message = "is deprecated, and has no effect, as in Istio";
+        found.deprecated(format!("{path}.consecutiveErrors"), message, "use consecutive5xxErrors");
     }
     if from.consecutive_local_origin_failures.is_some_and(|count| count > 0) && !from.split_external_local_origin_errors
     {
         found.add(
             format!("{path}.consecutiveLocalOriginFailures"),
-            "counts only with splitExternalLocalOriginErrors; expected that to be true",
+            "counts only with splitExternalLocalOriginErrors",
+            "expected that to be true",
         );
     }
     for (n, code) in from.outlier_detection_http_error_codes.iter().enumerate() {
         if !(100..600).contains(code) {
             found.add(
                 format!("{path}.outlierDetectionHttpErrorCodes[{n}]"),
-                format!("is {code}; expected a status from 100 to 599"),
+                format!("is {code}"),
+                "expected a status from 100 to 599",
             );
         }
     }
@@ -380,50 +417,61 @@ fn tls(tls: &ClientTlsSettings, path: &str, found: &mut Findings) {
         ("caCrl", &tls.ca_crl),
     ];
     if tls.sni.len() > LONGEST_SNI {
-        found.add(format!("{path}.sni"), format!("has {} bytes; expected at most {LONGEST_SNI}", tls.sni.len()));
+        found.add(
+            format!("{path}.sni"),
+            format!("has {} bytes", tls.sni.len()),
+            format!("expected at most {LONGEST_SNI}"),
+        );
     }
     let own = matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual);
     if own && !tls.credential_name.is_empty() {
         for (name, _) in files.iter().filter(|(_, file)| !file.is_empty()) {
-            found.add(format!("{path}.{name}"), "stands beside credentialName; expected files or a credential");
+            found.add(format!("{path}.{name}"), "stands beside credentialName", "expected files or a credential");
         }
         found.warn(
+            ProblemKind::Credential,
             format!("{path}.credentialName"),
-            "is for gateways; sidecars, which may not read Secrets, send plain text instead, as in Istio",
+            "is for gateways: sidecars, which may not read Secrets, send plain text instead",
+            "use clientCertificate, privateKey and caCertificates",
         );
         return;
     }
     if tls.mode == TlsMode::Mutual {
         for (name, file) in files.iter().take(2) {
             if file.is_empty() {
-                found.add(format!("{path}.{name}"), "is missing; expected a file, which mode MUTUAL needs");
+                found.add(format!("{path}.{name}"), "is missing", "expected a file, which mode MUTUAL needs");
             }
         }
     }
     if !own {
+        for (name, _) in files.iter().filter(|(_, file)| !file.is_empty()) {
+            let message = "has no effect in this mode";
+            found.idle(format!("{path}.{name}"), message, "use mode SIMPLE or MUTUAL, or remove it");
+        }
         return;
     }
     let unverified = tls.insecure_skip_verify == Some(true);
     if unverified && !tls.ca_certificates.is_empty() {
-        found.add(format!("{path}.caCertificates"), "stands beside insecureSkipVerify; expected only one of them");
+        found.add(format!("{path}.caCertificates"), "stands beside insecureSkipVerify", "expected only one of them");
     }
     if unverified && !tls.subject_alt_names.is_empty() {
-        found.add(format!("{path}.subjectAltNames"), "stands beside insecureSkipVerify; expected only one of them");
+        found.add(format!("{path}.subjectAltNames"), "stands beside insecureSkipVerify", "expected only one of them");
     }
     if !tls.ca_crl.is_empty() && tls.ca_certificates.is_empty() {
         found.add(
             format!("{path}.caCrl"),
-            "stands without caCertificates; expected both: Envoy takes no list without the authority that made it",
+            "stands without caCertificates",
+            "expected both: Envoy takes no list without the authority that made it",
         );
     }
 }
 
 fn tunnel(tunnel: &TunnelSettings, path: &str, found: &mut Findings) {
     if !matches!(tunnel.protocol.as_str(), "" | "CONNECT" | "POST") {
-        found.add(format!("{path}.protocol"), format!("is `{}`; expected CONNECT or POST", tunnel.protocol));
+        found.add(format!("{path}.protocol"), format!("is `{}`", tunnel.protocol), "expected CONNECT or POST");
     }
     if tunnel.target_host.contains('*') {
-        found.add(format!("{path}.targetHost"), format!("`{}` is a wildcard; expected a host", tunnel.target_host));
+        found.add(format!("{path}.targetHost"), format!("`{}` is a wildcard", tunnel.target_host), "expected a host");
     } else if !is_address(&tunnel.target_host) {
         host_name(&tunnel.target_host, &format!("{path}.targetHost"), found);
     }

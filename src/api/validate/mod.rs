@@ -3,6 +3,9 @@
 //!
 //! Source of the rules: the comments of the fields in istio/api's protos, what Istio's admission webhook refuses, and
 //! what Envoy refuses ([`crate::proto_rules`]).
+//!
+//! Everything that can be said of one object alone is said here, so that `weir serve` logs it and `weir analyze` prints
+//! it. What may well be meant (weights that do not sum to 100, TLS that verifies nobody) is left to [`crate::analyze`].
 
 mod common;
 mod destination_rule;
@@ -10,7 +13,9 @@ mod service_entry;
 mod sidecar;
 mod virtual_service;
 
-use super::{Object, Problem, Service, Spec};
+pub(crate) use common::is_dns_label;
+
+use super::{Object, Problem, ProblemKind, Service, Spec};
 
 /// What was found in an object.
 #[derive(Debug, Default)]
@@ -21,13 +26,41 @@ pub(super) struct Findings {
     pub warnings: Vec<Problem>,
 }
 
+/// `message` says what was found, `advice` what would be right or what to do.
 impl Findings {
-    fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.problems.push(Problem::new(path, message));
+    /// Because of this the object is refused.
+    fn add(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
+        self.problems.push(Problem::new(path, message, advice));
     }
 
-    fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.warnings.push(Problem::new(path, message));
+    /// So is it for an expression that Envoy does not take.
+    fn expression(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
+        self.problems.push(Problem::new(path, message, advice).of(ProblemKind::Expression));
+    }
+
+    /// Accepted, but hardly meant.
+    fn odd(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
+        self.warn(ProblemKind::Odd, path, message, advice);
+    }
+
+    /// A field that does nothing where it stands.
+    fn idle(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
+        self.warn(ProblemKind::NoEffect, path, message, advice);
+    }
+
+    /// A field or value that has a newer form.
+    fn deprecated(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
+        self.warn(ProblemKind::Deprecated, path, message, advice);
+    }
+
+    fn warn(
+        &mut self,
+        kind: ProblemKind,
+        path: impl Into<String>,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
+        self.warnings.push(Problem::new(path, message, advice).of(kind));
     }
 }
 
@@ -36,7 +69,7 @@ pub(super) fn check(object: &Object) -> Findings {
     let mut found = Findings::default();
     let meta = &object.meta;
     if !meta.namespace.is_empty() && !common::is_dns_label(&meta.namespace) {
-        found.add("metadata.namespace", format!("is `{}`; expected the name of a namespace", meta.namespace));
+        found.add("metadata.namespace", format!("is `{}`", meta.namespace), "expected the name of a namespace");
     }
     match &object.spec {
         Spec::VirtualService(spec) => virtual_service::check(spec, meta, &mut found),
@@ -44,7 +77,11 @@ pub(super) fn check(object: &Object) -> Findings {
         Spec::Service(spec) => {
             // Its name stands in its host.
             if !common::is_dns_label(&meta.name) {
-                found.add("metadata.name", format!("is `{}`; expected lower-case letters, digits and `-`", meta.name));
+                found.add(
+                    "metadata.name",
+                    format!("is `{}`", meta.name),
+                    "expected lower-case letters, digits and `-`",
+                );
             }
             service(spec, &mut found);
         }
@@ -59,24 +96,38 @@ pub(super) fn check(object: &Object) -> Findings {
 fn service(spec: &Service, found: &mut Findings) {
     for (n, port) in spec.ports.iter().enumerate() {
         if port.port == 0 {
-            found.add(format!("spec.ports[{n}].port"), "is 0 or missing; expected a port from 1 to 65535");
+            found.add(format!("spec.ports[{n}].port"), "is 0 or missing", "expected a port from 1 to 65535");
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Identity, identify, parse};
+    use super::super::{Identity, Parsed, Problem, ProblemKind, identify, parse};
+    use crate::source::yaml;
     use serde_json::{Value, json};
 
-    fn problems(kind: &str, spec: Value) -> Vec<String> {
+    fn checked(kind: &str, spec: Value) -> Vec<Problem> {
         let document =
             json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": "a"}, "spec": spec});
         let Ok(Identity::Known(key)) = identify(&document) else { panic!("no key") };
         match parse(&key, document, 0) {
-            Ok(_) => Vec::new(),
-            Err(error) => error.problems.iter().map(|p| p.path.clone()).collect(),
+            Ok(Parsed { warnings, .. }) => warnings,
+            Err(error) => error.problems,
         }
+    }
+
+    fn problems(kind: &str, spec: Value) -> Vec<String> {
+        checked(kind, spec).into_iter().map(|one| one.path).collect()
+    }
+
+    /// What is found in a spec in YAML: its only problem or warning, or none.
+    fn only(kind: &str, spec: &str) -> Option<(ProblemKind, String)> {
+        let value = yaml::documents(format!("{{{spec}}}").as_bytes()).unwrap().remove(0).value;
+        let mut all = checked(kind, value);
+        assert!(all.len() < 2, "{spec}: {all:#?}");
+        assert!(all.iter().all(|one| !one.message.is_empty() && !one.advice.is_empty()), "{all:#?}");
+        all.pop().map(|one| (one.kind, one.path))
     }
 
     #[test]
@@ -118,5 +169,201 @@ mod tests {
         );
         assert_eq!(problems("DestinationRule", json!({"subsets": [{"name": "v1"}]})), ["spec.host"]);
         assert!(problems("DestinationRule", json!({"host": "*.example.com", "subsets": [{"name": "v1"}]})).is_empty());
+    }
+
+    const TO: &str = "route: [{destination: {host: web}}]";
+
+    #[test]
+    fn fields_of_http_routes() {
+        use ProblemKind::{Deprecated, Expression, Invalid, NoEffect, Odd};
+        for (fields, kind, path) in [
+            ("match: [{uri: {regex: 'a(?=b)'}}]", Expression, "match[0].uri.regex"),
+            ("match: [{uri: {regex: ''}}]", Expression, "match[0].uri.regex"),
+            ("match: [{method: {prefix: ''}}]", Invalid, "match[0].method.prefix"),
+            ("match: [{uri: {exact: /a, prefix: /b}}]", Invalid, "match[0].uri"),
+            ("match: [{headers: {a.b: {regex: '['}}}]", Expression, "match[0].headers.a.b.regex"),
+            ("match: [{headers: {uri: {exact: x}}}]", Odd, "match[0].headers.uri"),
+            ("match: [{headers: {'a b': {exact: x}}}]", Invalid, "match[0].headers"),
+            ("match: [{headers: {'@request.auth.claims.a': {exact: x}}}]", Invalid, "match[0].headers"),
+            ("match: [{queryParams: {q: {regex: 'a**'}}}]", Expression, "match[0].queryParams.q.regex"),
+            ("match: [{uri: {regex: a}, ignoreUriCase: true}]", NoEffect, "match[0].ignoreUriCase"),
+            ("match: [{port: 70000}]", Invalid, "match[0].port"),
+            ("match: [{sourceNamespace: 'a b'}]", Invalid, "match[0].sourceNamespace"),
+            ("retries: {attempts: 2, retryOn: 'connect_failure'}", Invalid, "retries.retryOn"),
+            ("retries: {attempts: 0, retryOn: 5xx}", Invalid, "retries.attempts"),
+            ("fault: {}", Invalid, "fault"),
+            ("fault: {abort: {percentage: {value: 5}}}", Odd, "fault.abort"),
+            ("fault: {abort: {http2Error: X}}", Invalid, "fault.abort.http2Error"),
+            ("fault: {abort: {httpStatus: 500, grpcStatus: UNAVAILABLE}}", Invalid, "fault.abort"),
+            ("fault: {abort: {grpcStatus: NOPE}}", Invalid, "fault.abort.grpcStatus"),
+            ("fault: {abort: {httpStatus: 500, percentage: {value: 0.00001}}}", Odd, "fault.abort.percentage.value"),
+            ("fault: {delay: {exponentialDelay: 1s}}", Invalid, "fault.delay.exponentialDelay"),
+            ("fault: {delay: {percent: 5, fixedDelay: 1s}}", Deprecated, "fault.delay.percent"),
+            ("fault: {delay: {percentage: {value: 5}}}", Odd, "fault.delay"),
+            ("corsPolicy: {allowOrigins: [{regex: '*'}]}", Expression, "corsPolicy.allowOrigins[0].regex"),
+            ("corsPolicy: {allowOrigins: [{}]}", Invalid, "corsPolicy.allowOrigins[0]"),
+            ("corsPolicy: {allowOrigin: ['*']}", Deprecated, "corsPolicy.allowOrigin"),
+            ("corsPolicy: {allowMethods: [GET]}", Odd, "corsPolicy"),
+            ("corsPolicy: {allowOrigins: [{exact: x}], allowMethods: [get]}", Invalid, "corsPolicy.allowMethods[0]"),
+            ("corsPolicy: {allowOrigins: [{exact: x}], allowHeaders: ['a, b']}", Invalid, "corsPolicy.allowHeaders[0]"),
+            ("corsPolicy: {allowOrigins: [{exact: x}], maxAge: 1500ms}", Invalid, "corsPolicy.maxAge"),
+            ("mirrorPercent: 5, mirror: {host: web}", Deprecated, "mirrorPercent"),
+            ("mirrorPercentage: {value: 5}", NoEffect, "mirrorPercentage"),
+            ("mirror: {host: web}, mirrors: [{destination: {host: web}}]", Invalid, "mirrors"),
+            ("rewrite: {}", Invalid, "rewrite"),
+            ("rewrite: {uri: /, uriRegexRewrite: {match: a, rewrite: b}}", Invalid, "rewrite"),
+            ("rewrite: {uriRegexRewrite: {match: '(', rewrite: b}}", Expression, "rewrite.uriRegexRewrite.match"),
+            ("headers: {response: {set: {host: x}}}", NoEffect, "headers.response.set"),
+            ("headers: {request: {remove: [':path']}}", NoEffect, "headers.request.remove[0]"),
+            ("headers: {request: {set: {'a b': c}}}", Invalid, "headers.request.set"),
+            ("rewrite: {authority: a}, headers: {request: {set: {host: x}}}", Invalid, "headers.request"),
+        ] {
+            let found = only("VirtualService", &format!("hosts: [web], http: [{{{TO}, {fields}}}]"));
+            assert_eq!(found, Some((kind, format!("spec.http[0].{path}"))), "{fields}");
+        }
+        let long = format!("hosts: [web], http: [{{{TO}, match: [{{uri: {{regex: '{}'}}}}]}}]", "a".repeat(1025));
+        assert_eq!(only("VirtualService", &long).unwrap().0, Expression);
+        for (fields, kind, path) in [
+            ("redirect: {uri: /x}, fault: {abort: {httpStatus: 500}}", Invalid, "fault"),
+            ("directResponse: {status: 200}, rewrite: {uri: /x}", Invalid, "rewrite"),
+            ("redirect: {uri: /x}, timeout: 1s", NoEffect, "timeout"),
+            ("directResponse: {status: 200}, retries: {attempts: 1}", NoEffect, "retries"),
+            ("redirect: {}", Invalid, "redirect"),
+            ("redirect: {uri: /x, prefixRewrite: /y}", Invalid, "redirect"),
+            ("match: [{uri: {exact: /a}}], redirect: {prefixRewrite: /y}", Invalid, "redirect.prefixRewrite"),
+            ("redirect: {scheme: ftp}", Invalid, "redirect.scheme"),
+            ("delegate: {}", ProblemKind::DeadRoute, "delegate.name"),
+        ] {
+            let found = only("VirtualService", &format!("hosts: [web], http: [{{{fields}}}]"));
+            assert_eq!(found, Some((kind, format!("spec.http[0].{path}"))), "{fields}");
+        }
+    }
+
+    #[test]
+    fn hosts_gateways_and_connections() {
+        use ProblemKind::{DeadRoute, Invalid, NoEffect, Odd};
+        let two = "route: [{destination: {host: a}}, {destination: {host: b}}]";
+        for (spec, kind, path) in [
+            (format!("hosts: ['*.a.b', x.a.b], http: [{{{TO}}}]"), Invalid, "hosts[1]"),
+            (format!("hosts: ['*'], http: [{{{TO}}}]"), Invalid, "hosts[0]"),
+            (format!("hosts: ['*'], gateways: [mesh, ns/gw], http: [{{{TO}}}]"), Invalid, "hosts[0]"),
+            (format!("hosts: [web], exportTo: ['*', '.'], http: [{{{TO}}}]"), Invalid, "exportTo[0]"),
+            (format!("hosts: [web], exportTo: ['.', default], http: [{{{TO}}}]"), Invalid, "exportTo[1]"),
+            (format!("hosts: [web], exportTo: ['~'], http: [{{{TO}}}]"), Invalid, "exportTo[0]"),
+            (format!("gateways: [mesh], http: [{{{TO}}}]"), Invalid, "gateways"),
+            (format!("http: [{{{TO}}}], tcp: [{{{TO}}}]"), Invalid, "tcp"),
+            ("http: [{delegate: {name: other}}]".to_owned(), Invalid, "http[0].delegate"),
+            (
+                format!("hosts: [a.b], tls: [{{match: [{{sniHosts: [c.d]}}], {TO}}}]"),
+                Invalid,
+                "tls[0].match[0].sniHosts[0]",
+            ),
+            (
+                format!("hosts: [a.b], tls: [{{match: [{{sniHosts: [10.0.0.1]}}], {TO}}}]"),
+                Odd,
+                "tls[0].match[0].sniHosts[0]",
+            ),
+            (
+                format!("hosts: [a.b], tcp: [{{match: [{{sourceSubnet: 10.0.0.0/8}}], {TO}}}]"),
+                NoEffect,
+                "tcp[0].match[0].sourceSubnet",
+            ),
+            (
+                format!("hosts: [a.b], tcp: [{{match: [{{destinationSubnets: [10.0.0.0/33]}}], {TO}}}]"),
+                Invalid,
+                "tcp[0].match[0].destinationSubnets[0]",
+            ),
+            (format!("hosts: [a.b], tcp: [{{{two}}}]"), DeadRoute, "tcp[0].route"),
+            (format!("hosts: [a.b], http: [{{{two}}}, {{{TO}}}]"), DeadRoute, "http[0].route"),
+        ] {
+            assert_eq!(only("VirtualService", &spec), Some((kind, format!("spec.{path}"))), "{spec}");
+        }
+        assert_eq!(only("VirtualService", &format!("hosts: ['*'], gateways: [gw], http: [{{{TO}}}]")), None);
+    }
+
+    #[test]
+    fn fields_of_traffic_policies() {
+        use ProblemKind::{Credential, Deprecated, Invalid, NoEffect, Odd};
+        for (policy, kind, path) in [
+            ("", Invalid, ""),
+            ("loadBalancer: {simple: LEAST_CONN}", Deprecated, "loadBalancer.simple"),
+            ("loadBalancer: {warmupDurationSecs: 5s}", Deprecated, "loadBalancer.warmupDurationSecs"),
+            ("loadBalancer: {warmup: {}}", Invalid, "loadBalancer.warmup.duration"),
+            (
+                "loadBalancer: {warmup: {duration: 5s, minimumPercent: 101}}",
+                Invalid,
+                "loadBalancer.warmup.minimumPercent",
+            ),
+            ("loadBalancer: {warmup: {duration: 5s, aggression: 0}}", Invalid, "loadBalancer.warmup.aggression"),
+            ("loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}", Invalid, "loadBalancer"),
+            ("loadBalancer: {consistentHash: {}}", Odd, "loadBalancer.consistentHash"),
+            (
+                "loadBalancer: {consistentHash: {useSourceIp: true, httpHeaderName: x}}",
+                Invalid,
+                "loadBalancer.consistentHash",
+            ),
+            (
+                "loadBalancer: {consistentHash: {httpCookie: {ttl: 1s}}}",
+                Invalid,
+                "loadBalancer.consistentHash.httpCookie.name",
+            ),
+            (
+                "loadBalancer: {consistentHash: {useSourceIp: true, minimumRingSize: 5}}",
+                Deprecated,
+                "loadBalancer.consistentHash.minimumRingSize",
+            ),
+            (
+                "loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 10}}}",
+                Invalid,
+                "loadBalancer.consistentHash.maglev.tableSize",
+            ),
+            (
+                "loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}",
+                Odd,
+                "loadBalancer.localityLbSetting",
+            ),
+            (
+                "outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: a, to: a}]}}",
+                Invalid,
+                "loadBalancer.localityLbSetting.failover[0]",
+            ),
+            (
+                "loadBalancer: {localityLbSetting: {distribute: [{from: 'a/*', to: {'a/*': 90}}]}}",
+                Invalid,
+                "loadBalancer.localityLbSetting.distribute[0].to",
+            ),
+            ("outlierDetection: {consecutiveErrors: 5}", Deprecated, "outlierDetection.consecutiveErrors"),
+            (
+                "outlierDetection: {consecutiveLocalOriginFailures: 5}",
+                Invalid,
+                "outlierDetection.consecutiveLocalOriginFailures",
+            ),
+            ("outlierDetection: {maxEjectionPercent: 101}", Invalid, "outlierDetection.maxEjectionPercent"),
+            ("outlierDetection: {interval: 0s}", Invalid, "outlierDetection.interval"),
+            ("connectionPool: {}", Invalid, "connectionPool"),
+            ("connectionPool: {tcp: {maxConnections: -1}}", Invalid, "connectionPool.tcp.maxConnections"),
+            ("connectionPool: {http: {maxRetries: -1}}", Invalid, "connectionPool.http.maxRetries"),
+            (
+                "connectionPool: {http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE}}",
+                Invalid,
+                "connectionPool.http.useClientProtocol",
+            ),
+            ("tls: {mode: ISTIO_MUTUAL, caCertificates: /ca.pem}", NoEffect, "tls.caCertificates"),
+            ("tls: {mode: MUTUAL, clientCertificate: /c, caCertificates: /ca}", Invalid, "tls.privateKey"),
+            ("tls: {mode: SIMPLE, caCertificates: /ca.pem, insecureSkipVerify: true}", Invalid, "tls.caCertificates"),
+            ("tls: {mode: SIMPLE, credentialName: x}", Credential, "tls.credentialName"),
+            ("portLevelSettings: [{tls: {mode: DISABLE}}]", Invalid, "portLevelSettings[0].port"),
+            ("portLevelSettings: [{port: {number: 80}}]", Invalid, "portLevelSettings[0]"),
+            ("tunnel: {targetHost: a.b}", Invalid, "tunnel.targetPort"),
+        ] {
+            let path = |start: &str| format!("spec.{start}.{path}").trim_end_matches('.').to_owned();
+            let found = only("DestinationRule", &format!("host: other, trafficPolicy: {{{policy}}}"));
+            assert_eq!(found, Some((kind, path("trafficPolicy"))), "{policy}");
+            let subset = "host: other, subsets: [{name: s, labels: {version: v1}, trafficPolicy";
+            let found = only("DestinationRule", &format!("{subset}: {{{policy}}}}}]"));
+            assert_eq!(found, Some((kind, path("subsets[0].trafficPolicy"))), "{policy}");
+        }
+        let beyond = "host: other, workloadSelector: {matchLabels: {app: web}}, exportTo: ['*']";
+        assert_eq!(only("DestinationRule", beyond), Some((Invalid, "spec.exportTo".to_owned())));
     }
 }

@@ -6,17 +6,17 @@ use super::Findings;
 use super::common::{destination, host_name, is_dns_label, port, port_name, protocol, selector};
 use crate::api::{IstioEgressListener, OutboundMode, OutboundTrafficPolicy, Sidecar};
 
-const NO_EFFECT: &str = "has no effect in weir yet";
+const NOT_YET: &str = "has no effect in weir yet";
 
 pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
     if *spec == (Sidecar { workload_selector: spec.workload_selector.clone(), ..Default::default() }) {
-        found.add("spec", "is empty; expected egress or outboundTrafficPolicy");
+        found.add("spec", "is empty", "expected egress or outboundTrafficPolicy");
     }
     if let Some(workloads) = &spec.workload_selector {
         selector(&workloads.labels, "spec.workloadSelector.labels", found);
     }
     if !spec.ingress.is_empty() {
-        found.warn("spec.ingress", NO_EFFECT);
+        found.idle("spec.ingress", NOT_YET, "remove it: it is as if it were not there");
     }
     for (n, one) in spec.ingress.iter().enumerate() {
         let number = one.pointer("/port/number").and_then(serde_json::Value::as_u64).unwrap_or_default();
@@ -24,7 +24,7 @@ pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
         port(number, &format!("spec.ingress[{n}].port.number"), found);
     }
     if spec.inbound_connection_pool.is_some() {
-        found.warn("spec.inboundConnectionPool", NO_EFFECT);
+        found.idle("spec.inboundConnectionPool", NOT_YET, "remove it: it is as if it were not there");
     }
     let mut ports = BTreeSet::new();
     for (n, listener) in spec.egress.iter().enumerate() {
@@ -32,11 +32,11 @@ pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
         egress(listener, &path, found);
         match &listener.port {
             None if n + 1 < spec.egress.len() => {
-                found.add(format!("{path}.port"), "is missing, so that nothing behind it counts; expected it last");
+                found.add(format!("{path}.port"), "is missing, so that nothing behind it counts", "expected it last");
             }
             None => {}
             Some(at) if at.number != 0 && !ports.insert(at.number) => {
-                found.add(format!("{path}.port.number"), format!("{} stands twice; expected each once", at.number));
+                found.add(format!("{path}.port.number"), format!("{} stands twice", at.number), "expected each once");
             }
             Some(_) => {}
         }
@@ -48,7 +48,7 @@ pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
 
 fn egress(listener: &IstioEgressListener, path: &str, found: &mut Findings) {
     if listener.hosts.is_empty() {
-        found.add(format!("{path}.hosts"), "is empty; expected hosts of the form NAMESPACE/HOST");
+        found.add(format!("{path}.hosts"), "is empty", "expected hosts of the form NAMESPACE/HOST");
     }
     for (m, host) in listener.hosts.iter().enumerate() {
         scoped_host(host, &format!("{path}.hosts[{m}]"), found);
@@ -63,20 +63,26 @@ fn egress(listener: &IstioEgressListener, path: &str, found: &mut Findings) {
         }
         protocol(&at.protocol, &format!("{path}.port.protocol"), found);
         if at.target_port != 0 {
-            found.add(format!("{path}.port.targetPort"), "means nothing here (Istio refuses it as well); leave it out");
+            found.add(
+                format!("{path}.port.targetPort"),
+                "means nothing here (Istio refuses it as well)",
+                "leave it out",
+            );
         }
     }
     if !listener.bind.is_empty() {
         if pipe.is_none() && listener.bind.parse::<std::net::IpAddr>().is_err() {
-            found.add(format!("{path}.bind"), format!("is `{}`; expected an IP address", listener.bind));
+            found.add(format!("{path}.bind"), format!("is `{}`", listener.bind), "expected an IP address");
         }
-        found.warn(format!("{path}.bind"), NO_EFFECT);
+        found.idle(format!("{path}.bind"), NOT_YET, "remove it: it is as if it were not there");
     }
     match listener.capture_mode.as_str() {
         "" | "DEFAULT" => {}
-        "IPTABLES" | "NONE" => found.warn(format!("{path}.captureMode"), NO_EFFECT),
+        "IPTABLES" | "NONE" => {
+            found.idle(format!("{path}.captureMode"), NOT_YET, "remove it: it is as if it were not there")
+        }
         other => {
-            found.add(format!("{path}.captureMode"), format!("is `{other}`; expected DEFAULT, IPTABLES or NONE"));
+            found.add(format!("{path}.captureMode"), format!("is `{other}`"), "expected DEFAULT, IPTABLES or NONE");
         }
     }
 }
@@ -86,18 +92,19 @@ fn scoped_host(text: &str, path: &str, found: &mut Findings) {
     let Some((namespace, host)) = text.split_once('/').filter(|(ns, host)| !ns.is_empty() && !host.is_empty()) else {
         found.add(
             path,
-            format!("`{text}` is not of the form NAMESPACE/HOST; expected one like ./web.shop.svc.cluster.local"),
+            format!("`{text}` is not of the form NAMESPACE/HOST"),
+            "expected one like ./web.shop.svc.cluster.local",
         );
         return;
     };
     let plain = namespace.strip_prefix('~').unwrap_or(namespace);
     if !matches!(plain, "" | "*" | ".") && !is_dns_label(plain) {
-        found.add(path, format!("has the namespace `{namespace}`; expected a name, `*`, `.` or `~`"));
+        found.add(path, format!("has the namespace `{namespace}`"), "expected a name, `*`, `.` or `~`");
     }
     if host != "*" && !host.contains('.') {
-        found.add(path, format!("has the short host `{host}`; expected a full name like web.shop.svc.cluster.local"));
+        found.add(path, format!("has the short host `{host}`"), "expected a full name like web.shop.svc.cluster.local");
     } else if host.starts_with('*') && host != "*" && !host.starts_with("*.") {
-        found.add(path, format!("has the partial wildcard `{host}`; expected one like *.example.com"));
+        found.add(path, format!("has the partial wildcard `{host}`"), "expected one like *.example.com");
     } else {
         host_name(host, path, found);
     }
@@ -106,12 +113,12 @@ fn scoped_host(text: &str, path: &str, found: &mut Findings) {
 fn outbound_policy(policy: &OutboundTrafficPolicy, found: &mut Findings) {
     let Some(proxy) = &policy.egress_proxy else { return };
     let path = "spec.outboundTrafficPolicy.egressProxy";
-    found.warn(path, NO_EFFECT);
+    found.idle(path, NOT_YET, "remove it: it is as if it were not there");
     if policy.mode != OutboundMode::AllowAny {
-        found.add(path, "stands beside a mode other than ALLOW_ANY; expected mode ALLOW_ANY");
+        found.add(path, "stands beside a mode other than ALLOW_ANY", "expected mode ALLOW_ANY");
     }
     destination(Some(proxy), path, found);
     if proxy.port.is_none() {
-        found.add(format!("{path}.port"), "is missing; expected a map with number");
+        found.add(format!("{path}.port"), "is missing", "expected a map with number");
     }
 }

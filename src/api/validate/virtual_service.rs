@@ -12,7 +12,8 @@ use super::common::{
 };
 use crate::api::{
     CorsPolicy, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection, HttpMatchRequest, HttpRedirect,
-    HttpRetry, HttpRewrite, HttpRoute, L4MatchAttributes, Meta, RouteDestination, TlsMatchAttributes, VirtualService,
+    HttpRetry, HttpRewrite, HttpRoute, L4MatchAttributes, Meta, ProblemKind, RouteDestination, TlsMatchAttributes,
+    VirtualService,
 };
 
 /// The most that a fixed answer's body may be: every proxy holds it in memory, and gets it with each change.
@@ -45,20 +46,25 @@ const METHODS: [&str; 10] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "C
 pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Findings) {
     let is_delegate = spec.hosts.is_empty();
     let for_gateway = spec.gateways.iter().any(|name| name != "mesh");
-    hosts(&spec.hosts, for_gateway, found);
+    let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|name| name == "mesh");
+    hosts(&spec.hosts, for_mesh, found);
     if is_delegate {
         for (name, given) in
             [("gateways", !spec.gateways.is_empty()), ("tls", !spec.tls.is_empty()), ("tcp", !spec.tcp.is_empty())]
         {
             if given {
-                found.add(format!("spec.{name}"), "stands in a VirtualService without hosts, which is a delegate");
+                found.add(
+                    format!("spec.{name}"),
+                    "stands in a VirtualService without hosts, which is a delegate",
+                    format!("remove {name}, or add hosts"),
+                );
             }
         }
     }
     gateways(&spec.gateways, "spec.gateways", found);
     export_to(&spec.export_to, &meta.namespace, false, "spec.exportTo", found);
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
-        found.add("spec", "has no routes; expected at least one of http, tls or tcp");
+        found.add("spec", "has no routes", "expected at least one of http, tls or tcp");
     }
     for (n, route) in spec.http.iter().enumerate() {
         http_route(route, is_delegate, for_gateway, &format!("spec.http[{n}]"), found);
@@ -66,7 +72,7 @@ pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Findings) {
     for (n, route) in spec.tls.iter().enumerate() {
         let path = format!("spec.tls[{n}]");
         if route.matches.is_empty() {
-            found.add(format!("{path}.match"), "is missing; expected at least one match with sniHosts");
+            found.add(format!("{path}.match"), "is missing", "expected at least one match with sniHosts");
         }
         for (m, one) in route.matches.iter().enumerate() {
             tls_match(one, &spec.hosts, for_gateway, &format!("{path}.match[{m}]"), found);
@@ -83,16 +89,16 @@ pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Findings) {
 }
 
 /// Each host once, a host that a wildcard of the same object covers included.
-fn hosts(hosts: &[String], for_gateway: bool, found: &mut Findings) {
+fn hosts(hosts: &[String], for_mesh: bool, found: &mut Findings) {
     for (n, host) in hosts.iter().enumerate() {
         let path = format!("spec.hosts[{n}]");
-        if host == "*" && !for_gateway {
-            found.add(path, "is `*`, which is for gateways alone; expected a host or a wildcard like *.example.com");
+        if host == "*" && for_mesh {
+            found.add(path, "is `*`, which is for gateways alone", "expected a host or a wildcard like *.example.com");
             continue;
         }
         host_name(host, &path, found);
         if let Some(other) = hosts.iter().take(n).find(|other| overlap(host, other)) {
-            found.add(path, format!("`{host}` is among `{other}` already; expected hosts that do not overlap"));
+            found.add(path, format!("`{host}` is among `{other}` already"), "expected hosts that do not overlap");
         }
     }
 }
@@ -111,20 +117,44 @@ fn http_route(route: &HttpRoute, is_delegate: bool, for_gateway: bool, path: &st
     ];
     let given: Vec<_> = actions.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
     match given.as_slice() {
-        [] => found.add(path, "does nothing; expected one of route, redirect, directResponse or delegate"),
+        [] => found.add(path, "does nothing", "expected one of route, redirect, directResponse or delegate"),
         [_] => {}
-        many => found.add(path, format!("has {}; expected only one of them", many.join(" and "))),
+        many => found.add(path, format!("has {}", many.join(" and ")), "expected only one of them"),
     }
     if is_delegate && route.delegate.is_some() {
-        found.add(format!("{path}.delegate"), "a VirtualService without hosts is a delegate and can not delegate on");
+        found.add(
+            format!("{path}.delegate"),
+            "a VirtualService without hosts is a delegate and can not delegate on",
+            "expected route, redirect or directResponse",
+        );
     }
     if route.delegate.as_ref().is_some_and(|to| to.name.is_empty()) {
-        found.warn(format!("{path}.delegate.name"), "is missing, so that the route leads nowhere");
+        found.warn(
+            ProblemKind::DeadRoute,
+            format!("{path}.delegate.name"),
+            "is missing, so the route is left out",
+            "expected the name of a VirtualService without hosts",
+        );
     }
     for (what, other) in [("redirect", route.redirect.is_some()), ("directResponse", route.direct_response.is_some())] {
         for (name, given) in [("fault", route.fault.is_some()), ("rewrite", route.rewrite.is_some())] {
             if other && given {
-                found.add(format!("{path}.{name}"), format!("stands beside {what}; expected only one of them"));
+                found.add(format!("{path}.{name}"), format!("stands beside {what}"), "expected only one of them");
+            }
+        }
+    }
+    let answer =
+        route.redirect.as_ref().map(|_| "redirect").or(route.direct_response.as_ref().map(|_| "directResponse"));
+    if let Some(answer) = answer {
+        for (name, given) in [
+            ("timeout", route.timeout.is_some()),
+            ("retries", route.retries.is_some()),
+            ("mirror", route.mirror.is_some()),
+            ("mirrors", !route.mirrors.is_empty()),
+        ] {
+            if given {
+                let message = format!("has no effect beside {answer}, after which nothing is forwarded");
+                found.idle(format!("{path}.{name}"), message, format!("remove {name}"));
             }
         }
     }
@@ -164,6 +194,10 @@ fn http_match(one: &HttpMatchRequest, for_gateway: bool, path: &str, found: &mut
     if let Some(uri) = &one.uri {
         string_match(uri, true, &format!("{path}.uri"), found);
     }
+    if one.ignore_uri_case && one.uri.as_ref().is_none_or(|uri| uri.regex.is_some()) {
+        let message = "counts for an exact or prefix uri alone";
+        found.idle(format!("{path}.ignoreUriCase"), message, "begin the expression with (?i), or remove the field");
+    }
     for (name, value) in [("scheme", &one.scheme), ("method", &one.method), ("authority", &one.authority)] {
         if let Some(value) = value {
             string_match(value, false, &format!("{path}.{name}"), found);
@@ -172,14 +206,26 @@ fn http_match(one: &HttpMatchRequest, for_gateway: bool, path: &str, found: &mut
     for (list, values) in [("headers", &one.headers), ("withoutHeaders", &one.without_headers)] {
         for (name, value) in values {
             let path = format!("{path}.{list}");
+            if matches!(name.as_str(), "uri" | "scheme" | "method" | "authority") {
+                let message = format!("is compared with a header `{name}`, which hardly any client sends");
+                found.odd(format!("{path}.{name}"), message, format!("use match.{name}"));
+            }
             if name.starts_with("@request.auth.") {
                 if !for_gateway {
-                    found.add(path, format!("`{name}` is a claim of a token, which gateways alone can look at"));
+                    found.add(
+                        path,
+                        format!("`{name}` is a claim of a token, which gateways alone can look at"),
+                        "remove it, or bind the VirtualService to gateways alone",
+                    );
                 }
                 continue;
             }
             if name.starts_with(':') && !PSEUDO_HEADERS.contains(&name.as_str()) {
-                found.add(&path, format!("`{name}` is not a header; expected one of {}", PSEUDO_HEADERS.join(", ")));
+                found.add(
+                    &path,
+                    format!("`{name}` is not a header"),
+                    format!("expected one of {}", PSEUDO_HEADERS.join(", ")),
+                );
             } else {
                 header_name(name, &path, found);
             }
@@ -189,7 +235,11 @@ fn http_match(one: &HttpMatchRequest, for_gateway: bool, path: &str, found: &mut
     for (name, value) in &one.query_params {
         let path = format!("{path}.queryParams");
         if name.is_empty() || name.len() > LONGEST_PARAMETER {
-            found.add(&path, format!("has a name of {} bytes; expected 1 to {LONGEST_PARAMETER}", name.len()));
+            found.add(
+                &path,
+                format!("has a name of {} bytes", name.len()),
+                format!("expected 1 to {LONGEST_PARAMETER}"),
+            );
         }
         string_match(value, false, &format!("{path}.{name}"), found);
     }
@@ -201,7 +251,7 @@ fn http_match(one: &HttpMatchRequest, for_gateway: bool, path: &str, found: &mut
 
 fn source_namespace(name: &str, path: &str, found: &mut Findings) {
     if !name.is_empty() && !is_dns_label(name) {
-        found.add(format!("{path}.sourceNamespace"), format!("is `{name}`; expected the name of a namespace"));
+        found.add(format!("{path}.sourceNamespace"), format!("is `{name}`"), "expected the name of a namespace");
     }
 }
 
@@ -224,7 +274,11 @@ fn operations(from: &HeaderOperations, of_request: bool, path: &str, found: &mut
         header_name(name, path, found);
         // Of these Envoy changes the authority alone, and that only by a rewrite.
         if (name.starts_with(':') || is_authority(name)) && (!of_request || is_removal || !is_authority(name)) {
-            found.warn(path, format!("`{name}` belongs to HTTP itself and stays as it is"));
+            found.idle(
+                path,
+                format!("`{name}` belongs to HTTP itself and stays as it is"),
+                "remove it; rewrite.authority changes the host of a request",
+            );
         }
     };
     for (list, values) in [("set", &from.set), ("add", &from.add)] {
@@ -247,7 +301,8 @@ fn one_authority(route: &HttpRoute, path: &str, found: &mut Findings) {
     if set + usize::from(rewrites) > 1 {
         found.add(
             format!("{path}.headers.request"),
-            "sets the authority again; expected it once, in rewrite.authority or as the header `host`",
+            "sets the authority again",
+            "expected it once, in rewrite.authority or as the header `host`",
         );
     }
 }
@@ -256,13 +311,24 @@ fn mirrors(route: &HttpRoute, path: &str, found: &mut Findings) {
     if let Some(to) = &route.mirror {
         destination(Some(to), &format!("{path}.mirror"), found);
         if !route.mirrors.is_empty() {
-            found.add(format!("{path}.mirrors"), "stands beside mirror; expected only one of them");
+            found.add(format!("{path}.mirrors"), "stands beside mirror", "expected only one of them");
         }
     }
     if let Some(value) = route.mirror_percent.filter(|value| *value > 100) {
-        found.add(format!("{path}.mirrorPercent"), format!("is {value}; expected 0 to 100"));
+        found.add(format!("{path}.mirrorPercent"), format!("is {value}"), "expected 0 to 100");
     }
     percent(route.mirror_percentage, &format!("{path}.mirrorPercentage"), found);
+    if route.mirror.is_some() && route.mirror_percent.is_some() {
+        found.deprecated(format!("{path}.mirrorPercent"), "is deprecated", "use mirrorPercentage: {value: ...}");
+    }
+    for (name, given) in
+        [("mirrorPercentage", route.mirror_percentage.is_some()), ("mirrorPercent", route.mirror_percent.is_some())]
+    {
+        if given && route.mirror.is_none() {
+            let message = "is the share of a mirror that is not given";
+            found.idle(format!("{path}.{name}"), message, "add mirror, or use mirrors[].percentage");
+        }
+    }
     for (n, mirror) in route.mirrors.iter().enumerate() {
         destination(mirror.destination.as_ref(), &format!("{path}.mirrors[{n}].destination"), found);
         percent(mirror.percentage, &format!("{path}.mirrors[{n}].percentage"), found);
@@ -272,15 +338,18 @@ fn mirrors(route: &HttpRoute, path: &str, found: &mut Findings) {
 fn redirect(redirect: &HttpRedirect, matches: &[HttpMatchRequest], path: &str, found: &mut Findings) {
     if !matches!(redirect.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
         let code = redirect.redirect_code;
-        found.add(format!("{path}.redirectCode"), format!("is {code}; expected 301, 302, 303, 307 or 308"));
+        found.add(format!("{path}.redirectCode"), format!("is {code}"), "expected 301, 302, 303, 307 or 308");
     }
     let members = [("uri", !redirect.uri.is_empty()), ("prefixRewrite", !redirect.prefix_rewrite.is_empty())];
     only_one(&members, path, found);
     only_one(&[("port", redirect.port.is_some()), ("derivePort", redirect.derive_port.is_some())], path, found);
     let uris = matches.iter().filter_map(|one| one.uri.as_ref());
     if !redirect.prefix_rewrite.is_empty() && uris.clone().any(|uri| uri.prefix.is_none()) {
-        found
-            .add(format!("{path}.prefixRewrite"), "replaces a prefix; expected every match of the uri to be by prefix");
+        found.add(
+            format!("{path}.prefixRewrite"),
+            "replaces a prefix",
+            "expected every match of the uri to be by prefix",
+        );
     }
     if redirect.uri.is_empty()
         && redirect.prefix_rewrite.is_empty()
@@ -289,10 +358,10 @@ fn redirect(redirect: &HttpRedirect, matches: &[HttpMatchRequest], path: &str, f
         && redirect.port.is_none()
         && redirect.derive_port.is_none()
     {
-        found.add(path, "changes nothing; expected uri, prefixRewrite, authority, scheme or port");
+        found.add(path, "changes nothing", "expected uri, prefixRewrite, authority, scheme or port");
     }
     if !matches!(redirect.scheme.as_str(), "" | "http" | "https") {
-        found.add(format!("{path}.scheme"), format!("is `{}`; expected http or https", redirect.scheme));
+        found.add(format!("{path}.scheme"), format!("is `{}`", redirect.scheme), "expected http or https");
     }
     port_or_none(redirect.port, &format!("{path}.port"), found);
     one_line(&redirect.uri, &format!("{path}.uri"), found);
@@ -302,14 +371,18 @@ fn redirect(redirect: &HttpRedirect, matches: &[HttpMatchRequest], path: &str, f
 
 fn direct_response(response: &HttpDirectResponse, path: &str, found: &mut Findings) {
     if !(200..600).contains(&response.status) {
-        found.add(format!("{path}.status"), format!("is {}; expected 200 to 599", response.status));
+        found.add(format!("{path}.status"), format!("is {}", response.status), "expected 200 to 599");
     }
     let Some(body) = &response.body else { return };
     only_one(&[("string", body.string.is_some()), ("bytes", body.bytes.is_some())], &format!("{path}.body"), found);
     let bytes = body.bytes.as_ref().map(|text| base64::engine::general_purpose::STANDARD.decode(text));
     let length = match (&body.string, bytes) {
         (_, Some(Err(reason))) => {
-            found.add(format!("{path}.body.bytes"), format!("is not base64: {reason}"));
+            found.add(
+                format!("{path}.body.bytes"),
+                format!("is not base64: {reason}"),
+                "expected base64, or body.string for plain text",
+            );
             0
         }
         (_, Some(Ok(bytes))) => bytes.len(),
@@ -317,7 +390,7 @@ fn direct_response(response: &HttpDirectResponse, path: &str, found: &mut Findin
         (None, None) => 0,
     };
     if length > LARGEST_BODY {
-        found.add(format!("{path}.body"), format!("has {length} bytes; expected at most {LARGEST_BODY}"));
+        found.add(format!("{path}.body"), format!("has {length} bytes"), format!("expected at most {LARGEST_BODY}"));
     }
 }
 
@@ -325,7 +398,7 @@ fn rewrite(rewrite: &HttpRewrite, path: &str, found: &mut Findings) {
     let members = [("uri", !rewrite.uri.is_empty()), ("uriRegexRewrite", rewrite.uri_regex_rewrite.is_some())];
     only_one(&members, path, found);
     if rewrite.uri.is_empty() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_empty() {
-        found.add(path, "changes nothing; expected uri, uriRegexRewrite or authority");
+        found.add(path, "changes nothing", "expected uri, uriRegexRewrite or authority");
     }
     one_line(&rewrite.uri, &format!("{path}.uri"), found);
     one_line(&rewrite.authority, &format!("{path}.authority"), found);
@@ -333,7 +406,7 @@ fn rewrite(rewrite: &HttpRewrite, path: &str, found: &mut Findings) {
         expression(&regex.pattern, &format!("{path}.uriRegexRewrite.match"), found);
         one_line(&regex.rewrite, &format!("{path}.uriRegexRewrite.rewrite"), found);
         if regex.rewrite.is_empty() {
-            found.add(format!("{path}.uriRegexRewrite.rewrite"), "is missing; expected what to write instead");
+            found.add(format!("{path}.uriRegexRewrite.rewrite"), "is missing", "expected what to write instead");
         }
     }
 }
@@ -343,35 +416,41 @@ fn retries(retries: &HttpRetry, path: &str, found: &mut Findings) {
     let more =
         retries.per_try_timeout.is_some() || !retries.retry_on.is_empty() || retries.retry_remote_localities.is_some();
     if retries.attempts == 0 && more {
-        found.add(format!("{path}.attempts"), "is 0, which means never, beside other settings; expected 1 or more");
+        found.add(format!("{path}.attempts"), "is 0, which means never, beside other settings", "expected 1 or more");
     }
     at_least_one_ms(retries.per_try_timeout, &format!("{path}.perTryTimeout"), found);
     at_least_one_ms(retries.backoff, &format!("{path}.backoff"), found);
     for word in retries.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         let is_status = word.parse::<u32>().is_ok_and(|status| (100..600).contains(&status));
         if !is_status && !RETRY_ON.contains(&word) {
-            found.add(
-                format!("{path}.retryOn"),
-                format!("`{word}` is no condition; expected a status or one of {}", RETRY_ON.join(", ")),
-            );
+            let plain = |word: &str| word.replace(['-', '_'], "").to_ascii_lowercase();
+            let advice = match RETRY_ON.iter().find(|known| plain(known) == plain(word)) {
+                Some(near) => format!("expected `{near}`"),
+                None => format!("expected a status or one of {}", RETRY_ON.join(", ")),
+            };
+            found.add(format!("{path}.retryOn"), format!("`{word}` is no condition"), advice);
         }
     }
 }
 
 fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Findings) {
     if fault.delay.is_none() && fault.abort.is_none() {
-        found.add(path, "does nothing; expected delay, abort or both");
+        found.add(path, "does nothing", "expected delay, abort or both");
     }
     if let Some(delay) = &fault.delay {
         percent(delay.percentage, &format!("{path}.delay.percentage"), found);
         at_least_one_ms(delay.fixed_delay, &format!("{path}.delay.fixedDelay"), found);
+        if delay.percent != 0 {
+            found.deprecated(format!("{path}.delay.percent"), "is deprecated", "use percentage: {value: ...}");
+        }
         if delay.exponential_delay.is_some() {
             found.add(
                 format!("{path}.delay.exponentialDelay"),
-                "is not known to Envoy (Istio refuses it as well); expected fixedDelay",
+                "is not known to Envoy (Istio refuses it as well)",
+                "expected fixedDelay",
             );
         } else if delay.fixed_delay.is_none() {
-            found.warn(format!("{path}.delay"), "has no fixedDelay and does nothing");
+            found.odd(format!("{path}.delay"), "has no fixedDelay, so no request is held", "add fixedDelay");
         }
     }
     let Some(abort) = &fault.abort else { return };
@@ -381,35 +460,44 @@ fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Findings) {
     if abort.http2_error.is_some() {
         found.add(
             format!("{path}.http2Error"),
-            "is not known to Envoy (Istio refuses it as well); expected httpStatus or grpcStatus",
+            "is not known to Envoy (Istio refuses it as well)",
+            "expected httpStatus or grpcStatus",
         );
     } else if abort.http_status.is_none() && abort.grpc_status.is_none() {
-        found.warn(&path, "has neither httpStatus nor grpcStatus and does nothing");
+        found.odd(&path, "has neither httpStatus nor grpcStatus, so no request is aborted", "add one of them");
     }
     if let Some(status) = abort.http_status
         && !(200..600).contains(&status)
     {
-        found.add(format!("{path}.httpStatus"), format!("is {status}; expected 200 to 599"));
+        found.add(format!("{path}.httpStatus"), format!("is {status}"), "expected 200 to 599");
     }
     if let Some(status) = &abort.grpc_status
         && crate::api::grpc_status(status).is_none()
     {
-        found
-            .add(format!("{path}.grpcStatus"), format!("is `{status}`; expected a status like UNAVAILABLE or 0 to 16"));
+        found.add(
+            format!("{path}.grpcStatus"),
+            format!("is `{status}`"),
+            "expected a status like UNAVAILABLE or 0 to 16",
+        );
     }
 }
 
 fn cors(policy: &CorsPolicy, path: &str, found: &mut Findings) {
+    if !policy.allow_origin.is_empty() {
+        found.deprecated(format!("{path}.allowOrigin"), "is deprecated", "use allowOrigins: [{exact: ...}]");
+    } else if policy.allow_origins.is_empty() {
+        found.odd(path, "allows no origin, so no browser lets a page read the answer", "add allowOrigins");
+    }
     for (n, origin) in policy.allow_origins.iter().enumerate() {
         let path = format!("{path}.allowOrigins[{n}]");
         let text = origin.exact.as_ref().or(origin.prefix.as_ref()).or(origin.regex.as_ref());
         if text.is_none_or(String::is_empty) {
-            found.add(&path, "is empty; expected exact, prefix or regex with a text");
+            found.add(&path, "is empty", "expected exact, prefix or regex with a text");
         } else {
             string_match(origin, false, &path, found);
             // Elsewhere `*` means that there is a value; an origin is always there.
             if origin.regex.as_deref() == Some("*") {
-                found.add(format!("{path}.regex"), "`*` is no RE2 expression; expected one like .*");
+                found.expression(format!("{path}.regex"), "`*` is no RE2 expression", "write .* for any text");
             }
         }
     }
@@ -420,7 +508,8 @@ fn cors(policy: &CorsPolicy, path: &str, found: &mut Findings) {
         if !METHODS.contains(&method.as_str()) {
             found.add(
                 format!("{path}.allowMethods[{n}]"),
-                format!("is `{method}`; expected one of {}", METHODS.join(", ")),
+                format!("is `{method}`"),
+                format!("expected one of {}", METHODS.join(", ")),
             );
         }
     }
@@ -430,26 +519,30 @@ fn cors(policy: &CorsPolicy, path: &str, found: &mut Findings) {
         }
     }
     if let Some(age) = policy.max_age.filter(|age| age.0.subsec_nanos() != 0) {
-        found.add(format!("{path}.maxAge"), format!("is {age}; expected whole seconds"));
+        found.add(format!("{path}.maxAge"), format!("is {age}"), "expected whole seconds");
     }
 }
 
 fn tls_match(one: &TlsMatchAttributes, hosts: &[String], for_gateway: bool, path: &str, found: &mut Findings) {
     if one.sni_hosts.is_empty() {
-        found.add(format!("{path}.sniHosts"), "is empty; expected at least one name");
+        found.add(format!("{path}.sniHosts"), "is empty", "expected at least one name");
     }
     for (n, name) in one.sni_hosts.iter().enumerate() {
         let path = format!("{path}.sniHosts[{n}]");
         let partial = name.starts_with('*') && name != "*" && !name.starts_with("*.");
         let lower = name.to_ascii_lowercase();
         if is_address(name) {
-            found.warn(path, format!("`{name}` is an address, which hardly any client sends as its server name"));
+            found.odd(
+                path,
+                format!("`{name}` is an address, which hardly any client sends as its server name"),
+                "expected a name",
+            );
         } else if partial {
-            found.add(path, format!("`{name}` is a partial wildcard, which Envoy refuses; expected *.example.com"));
+            found.add(path, format!("`{name}` is a partial wildcard, which Envoy refuses"), "expected *.example.com");
         } else if for_gateway && name.starts_with("outbound_.") {
             // The names of mesh mTLS, which gateways pass on.
         } else if !hosts.iter().any(|host| covers(&host.to_ascii_lowercase(), &lower)) {
-            found.add(path, format!("`{name}` is none of the hosts; expected one that spec.hosts covers"));
+            found.add(path, format!("`{name}` is none of the hosts"), "expected one that spec.hosts covers");
         } else {
             host_name(name, &path, found);
         }
@@ -468,7 +561,7 @@ fn tcp_match(one: &L4MatchAttributes, path: &str, found: &mut Findings) {
         subnet(address, &format!("{path}.destinationSubnets[{k}]"), found);
     }
     if !one.source_subnet.is_empty() {
-        found.warn(format!("{path}.sourceSubnet"), "has no effect, as in Istio");
+        found.idle(format!("{path}.sourceSubnet"), "has no effect, as in Istio", "use sourceLabels or sourceNamespace");
     }
     port_or_none(one.port, &format!("{path}.port"), found);
     labels(&one.source_labels, &format!("{path}.sourceLabels"), found);
@@ -478,7 +571,7 @@ fn tcp_match(one: &L4MatchAttributes, path: &str, found: &mut Findings) {
 
 fn destinations(routes: &[RouteDestination], path: &str, found: &mut Findings) {
     if routes.is_empty() {
-        found.add(format!("{path}.route"), "is missing; expected at least one destination");
+        found.add(format!("{path}.route"), "is missing", "expected at least one destination");
     }
     weights(routes.iter().map(|one| one.weight), &format!("{path}.route"), found);
     for (n, one) in routes.iter().enumerate() {

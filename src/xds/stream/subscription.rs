@@ -181,6 +181,11 @@ impl Subscription {
         self.acked.forms().filter(|one| self.wants(&one.name))
     }
 
+    /// Whether the client has, or asks for, something else than what there was to be at the last response.
+    pub fn differs(&self) -> bool {
+        !self.again.is_empty() || self.acked.differing().any(|name| self.wants(name))
+    }
+
     /// Whether everything that the client has is known.
     pub fn knows_all(&self) -> bool {
         self.pending.is_none()

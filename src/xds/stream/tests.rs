@@ -543,6 +543,81 @@ fn a_client_that_comes_back_gets_only_what_it_lacks_and_loses_nothing_before_its
     assert_eq!(client.take_log(), ["eds -old"]);
 }
 
+/// A client that comes back with routes of which nothing is known: those to `c1`, whose pods went meanwhile, as did the
+/// routes to it.
+fn came_back_from_v1(variant: Variant, next: &Arc<Snapshot>) -> Client {
+    let before = snapshot(1, V1);
+    let version = |kind: ResourceType, name: &str| wire::version_text(before.get(kind)[name].version);
+    let came = |kind: ResourceType, names: &[&str], had: &[(&str, String)]| match variant {
+        Variant::Sotw => {
+            Request { type_url: kind.type_url().into(), names: owned(names), version: "1".into(), ..Default::default() }
+        }
+        Variant::Delta => Request {
+            type_url: kind.type_url().into(),
+            names: owned(names),
+            initial_versions: had.iter().map(|(name, version)| ((*name).to_owned(), version.clone())).collect(),
+            ..Default::default()
+        },
+    };
+    let mut client = Client::new(variant);
+    client.give(next.clone());
+    client.send(came(Cluster, &[], &[("c1", version(Cluster, "c1"))]));
+    client.send(came(Endpoints, &["c1"], &[("c1", "5".into())]));
+    client.send(came(Listener, &[], &[("l", version(Listener, "l"))]));
+    client.send(came(Route, &["80"], &[("80", version(Route, "80"))]));
+    client
+}
+
+#[test]
+fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_until_it_has_the_new_ones() {
+    let next = snapshot(
+        2,
+        &[
+            (Cluster, "c1", "C1"),
+            (Endpoints, "c1", "none"),
+            (Cluster, "c2", "C2"),
+            (Listener, "l", "L"),
+            (Route, "80", "a>c2"),
+        ],
+    );
+    let mut delta = came_back_from_v1(Variant::Delta, &next);
+    assert_eq!(delta.take_log(), ["cds +c2=C2"]);
+    delta.ack();
+    assert_eq!(delta.take_log(), ["rds +80=a>c2"]);
+    assert_eq!(delta.stream.settled(), None, "there is more to come");
+    delta.ack();
+    assert_eq!(delta.take_log(), ["eds +c1=none"]);
+    delta.ack();
+    assert_eq!(delta.stream.settled(), Some(2));
+
+    let mut sotw = came_back_from_v1(Variant::Sotw, &next);
+    assert_eq!(sotw.take_log(), ["cds C1 C2"]);
+    sotw.answer(None, &[]);
+    assert_eq!(sotw.take_log(), ["lds L", "rds a>c2"]);
+    sotw.answer(None, &[]);
+    sotw.answer(None, &["80"]);
+    assert_eq!(sotw.take_log(), ["eds none"]);
+    sotw.answer(None, &["c1"]);
+    assert_eq!(sotw.stream.settled(), Some(2));
+}
+
+#[test]
+fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_grace() {
+    let next = snapshot(2, &[(Cluster, "c1", "C1"), (Endpoints, "c1", "none")]);
+    let mut client = Client::new(Variant::Delta);
+    client.give(next.clone());
+    for (kind, names, version) in
+        [(Cluster, NOTHING.as_slice(), next.get(Cluster)["c1"].version), (Endpoints, &["c1"], 5)]
+    {
+        let initial_versions = BTreeMap::from([("c1".to_owned(), wire::version_text(version))]);
+        let names = owned(names);
+        client.send(Request { type_url: kind.type_url().into(), names, initial_versions, ..Default::default() });
+    }
+    assert_eq!(client.take_log(), NOTHING);
+    client.wait();
+    assert_eq!(client.take_log(), ["eds +c1=none"]);
+}
+
 #[test]
 fn sotw_sends_all_clusters_but_only_the_endpoints_that_changed() {
     let mut client = Client::new(Variant::Sotw);

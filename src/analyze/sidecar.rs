@@ -1,0 +1,150 @@
+//! Sidecars: two for one pod, selectors that select nothing, and hosts of which there is no service.
+
+use std::collections::HashMap;
+
+use super::index::Index;
+use super::references::unknown_namespace;
+use super::{Findings, code};
+use crate::api::{self, Kind, Spec, selects};
+use crate::mesh::{covers, is_wildcard};
+use crate::store::Entry;
+
+pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
+    let mut by_namespace: HashMap<&str, Vec<(&Entry, &api::Sidecar)>> = HashMap::new();
+    for entry in index.store.all(Kind::Sidecar) {
+        if let Spec::Sidecar(spec) = &entry.object.spec {
+            by_namespace.entry(&entry.object.meta.namespace).or_default().push((entry, spec));
+            hosts(entry, spec, index, found);
+        }
+    }
+    for (namespace, mut sidecars) in by_namespace {
+        sidecars.sort_by_key(|(entry, _)| (entry.object.meta.age, entry.object.meta.name.clone()));
+        for (n, (entry, spec)) in sidecars.iter().enumerate() {
+            selector(namespace, entry, spec, sidecars.get(..n).unwrap_or_default(), index, found);
+        }
+    }
+}
+
+/// Of several that count for a pod, the oldest does.
+fn selector(
+    namespace: &str,
+    entry: &Entry,
+    spec: &api::Sidecar,
+    older: &[(&Entry, &api::Sidecar)],
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    let labels = |spec: &'_ api::Sidecar| spec.workload_selector.clone().unwrap_or_default().labels;
+    let own = labels(spec);
+    if own.is_empty() {
+        if let Some((first, _)) = older.iter().find(|(_, other)| labels(other).is_empty()) {
+            let message = format!("{} is for the whole namespace too, and comes first", first.object.key());
+            let advice = "merge the two, or give this one a workloadSelector";
+            found.add(&code::SIDECARS_WITHOUT_SELECTOR, entry, "", message, advice);
+        }
+        return;
+    }
+    let path = "spec.workloadSelector";
+    let Some(pods) = index.pods.get(namespace) else { return };
+    if !pods.iter().any(|pod| selects(&own, pod)) {
+        let message = format!("no pod in {namespace} has all of these labels, so the Sidecar is for no proxy");
+        found.add(&code::NO_WORKLOADS, entry, path, message, "correct the labels, or remove the Sidecar");
+        return;
+    }
+    let rival = older.iter().find(|(_, other)| {
+        let other = labels(other);
+        !other.is_empty() && pods.iter().any(|pod| selects(&own, pod) && selects(&other, pod))
+    });
+    if let Some((first, _)) = rival {
+        let message = format!("{} selects some of the same pods, and comes first for them", first.object.key());
+        found.add(&code::SIDECAR_SELECTORS, entry, path, message, "merge the two, or make the selectors differ");
+    }
+}
+
+fn hosts(entry: &Entry, spec: &api::Sidecar, index: &Index<'_>, found: &mut Findings) {
+    for (n, listener) in spec.egress.iter().enumerate() {
+        for (m, text) in listener.hosts.iter().enumerate() {
+            // Of what is left out nothing has to be there.
+            let Some((namespace, host)) = text.split_once('/').filter(|(name, _)| !name.starts_with('~')) else {
+                continue;
+            };
+            let path = format!("spec.egress[{n}].hosts[{m}]");
+            let (host, own) = (host.to_ascii_lowercase(), &*entry.object.meta.namespace);
+            let namespace = if namespace == "." { own } else { namespace };
+            if index.is_unknown_namespace(namespace) && namespace != "*" {
+                unknown_namespace(entry, namespace, path, index, found);
+                continue;
+            }
+            let is_there = match (namespace, index.hosts.get(namespace)) {
+                _ if host == "*" => true,
+                ("*", _) => index.is_known(&host),
+                (_, None) => false,
+                (_, Some(known)) if is_wildcard(&host) => known.iter().any(|known| covers(&host, known)),
+                (_, Some(known)) => known.iter().any(|known| covers(known, &host)),
+            };
+            if !is_there && !index.is_refused_host(&host) {
+                let message = format!("no service is `{text}`, so nothing is let out by this");
+                let advice = "check the namespace and the host, which is a full name like web.shop.svc.cluster.local";
+                found.add(&code::EGRESS_HOST, entry, path, message, advice);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{base, found};
+
+    fn sidecar(name: &str, spec: &str) -> String {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{egress: [{{hosts: ['./*']}}], {spec}}}\n"
+        )
+    }
+
+    #[test]
+    fn one_sidecar_counts_for_a_pod() {
+        let all = |specs: &[&str]| {
+            let objects = specs.iter().enumerate().map(|(n, spec)| sidecar(&format!("s{n}"), spec));
+            found(&(base() + &objects.collect::<String>()))
+        };
+        let app = "workloadSelector: {labels: {app: web}}";
+        let version = "workloadSelector: {labels: {version: v1}}";
+        assert_eq!(all(&["", app]), []);
+        assert_eq!(all(&["", ""]), [("IST0111", String::new())]);
+        assert_eq!(all(&[app, version]), [("IST0110", "spec.workloadSelector".to_owned())]);
+        assert_eq!(all(&[version, "workloadSelector: {labels: {version: v2}}"]), []);
+        let nobody = "workloadSelector: {labels: {app: nobody}}";
+        assert_eq!(all(&[nobody]), [("IST0127", "spec.workloadSelector".to_owned())]);
+    }
+
+    #[test]
+    fn hosts_are_those_of_services() {
+        let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: pay}\n";
+        let entry = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: pay}\n\
+                     spec: {hosts: ['*.example.com'], ports: [{name: http, number: 80, protocol: HTTP}]}\n";
+        let with = |host: &str| {
+            let sidecar = sidecar("s", "").replace("./*", host);
+            found(&(base() + namespace + entry + &sidecar))
+        };
+        let path = "spec.egress[0].hosts[0]".to_owned();
+        for fine in [
+            "shop/*",
+            "./web.shop.svc.cluster.local",
+            "*/web.shop.svc.cluster.local",
+            "./*.shop.svc.cluster.local",
+            "pay/*",
+            "pay/api.example.com",
+            "*/api.example.com",
+            "~/*",
+        ] {
+            assert_eq!(with(fine), [], "{fine}");
+        }
+        for nothing in
+            ["./cart.shop.svc.cluster.local", "pay/web.shop.svc.cluster.local", "*/api.example.org", "./*.example.com"]
+        {
+            assert_eq!(with(nothing), [("WEIR0112", path.clone())], "{nothing}");
+        }
+        assert_eq!(with("nowhere/*"), [("WEIR0109", path)]);
+    }
+}
