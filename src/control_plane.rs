@@ -13,10 +13,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::api::ObjectKey;
 use crate::guard::{Guard, Held};
 use crate::mesh::{Builder, MeshConfig};
 use crate::metrics::Metrics;
 use crate::snapshot::Hub;
+use crate::source::newest::Asker;
 use crate::source::{self, Change};
 use crate::status::Ledger;
 use crate::store::Store;
@@ -30,6 +32,12 @@ const WAITING_BATCHES: usize = 64;
 
 /// How long streams and listeners may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(8);
+
+/// The group of the objects that people write.
+const ISTIO: &str = "networking.istio.io";
+
+/// Objects that a line of the log names.
+const NAMED: usize = 4;
 
 /// Where the objects come from.
 #[derive(Clone, Debug)]
@@ -88,15 +96,19 @@ impl ControlPlane {
         let (revision_sender, revision) = watch::channel(0);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
         let mut tasks = JoinSet::new();
-        match options.source {
+        let asker = match options.source {
             Source::Directory(folder) => {
-                tasks.spawn(async move { Ok(source::directory::watch(folder, changes_sender).await?) });
+                let (asker, looks) = Asker::directory();
+                tasks.spawn(async move { Ok(source::directory::watch(folder, changes_sender, looks).await?) });
+                asker
             }
             Source::Kubernetes { kubeconfig } => {
                 let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
+                let asker = Asker::kubernetes(client.clone());
                 tasks.spawn(async move { Ok(source::kubernetes::watch(client, changes_sender).await?) });
+                asker
             }
-        }
+        };
         let engine = Engine {
             hub: hub.clone(),
             metrics: metrics.clone(),
@@ -110,8 +122,15 @@ impl ControlPlane {
             ready: ready_sender,
         };
         tasks.spawn(engine.run(changes));
-        let admin =
-            Admin { ready: ready.clone(), metrics: metrics.clone(), hub: hub.clone(), board: board.clone(), ledger };
+        let admin = Admin {
+            ready: ready.clone(),
+            metrics: metrics.clone(),
+            hub: hub.clone(),
+            board: board.clone(),
+            ledger,
+            asker,
+            closing: closing.clone(),
+        };
         let stop = closing.clone();
         tasks.spawn(async move {
             let stopped = async move { stop.cancelled().await };
@@ -225,7 +244,7 @@ struct Engine {
     /// What was said to be held back.
     told: BTreeSet<String>,
     store: Store,
-    dirty: BTreeSet<crate::api::ObjectKey>,
+    dirty: BTreeSet<ObjectKey>,
     revision: watch::Sender<u64>,
     ready: watch::Sender<bool>,
 }
@@ -243,8 +262,13 @@ impl Engine {
     }
 
     fn take(&mut self, batch: Vec<Change>) {
-        let events = batch.len();
+        let (mut events, mut marks) = (0, Vec::new());
         for change in batch {
+            if let Change::Mark(mark) = change {
+                marks.push(mark);
+                continue;
+            }
+            events += 1;
             log(&change);
             self.store.apply(change, &mut self.dirty);
         }
@@ -256,12 +280,14 @@ impl Engine {
             let (mesh, held) = self.guard.apply(wanted);
             self.tell(&held);
             let revision = *self.revision.borrow() + 1;
+            say(revision, &dirty);
             self.ledger.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.hub.publish(mesh, revision);
             self.revision.send_replace(revision);
             self.ready.send_replace(true);
         }
         self.ledger.refused(&self.store);
+        marks.into_iter().for_each(|mark| self.ledger.mark(mark));
         self.metrics.changed(events, *self.revision.borrow(), problems);
     }
 
@@ -272,6 +298,21 @@ impl Engine {
         self.told.difference(&now).for_each(|one| tracing::info!("no longer: {one}"));
         self.metrics.held(held.len());
         self.told = now;
+    }
+}
+
+/// Logs which objects a state came from: those that people write at level info, all others at level debug.
+fn say(revision: u64, dirty: &BTreeSet<ObjectKey>) {
+    let (ours, others): (Vec<_>, Vec<_>) = dirty.iter().partition(|key| key.kind.group() == ISTIO);
+    let list = |keys: &[&ObjectKey]| {
+        let named = keys.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if keys.len() > NAMED { format!("{named} and {} more", keys.len() - NAMED) } else { named }
+    };
+    if !ours.is_empty() {
+        tracing::info!("state {revision}: {}", list(&ours));
+    }
+    if !others.is_empty() {
+        tracing::debug!("state {revision}: {}", list(&others));
     }
 }
 
@@ -289,6 +330,6 @@ fn log(change: &Change) {
                 tracing::warn!("{}: {}: {}", one.origin, object.key(), one.problem);
             }
         }
-        Change::Delete(_) | Change::Synced => {}
+        Change::Delete(_) | Change::Synced | Change::Mark(_) => {}
     }
 }

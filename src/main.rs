@@ -14,15 +14,21 @@ use weir::cli;
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Try it: weir demo
-Exit status: 0 fine, 1 found a problem, 2 wrong usage."
+    after_help = "Where to begin:
+  weir demo                                        a canary, in under a minute
+  weir serve --config-dir deploy/examples/canary   the control plane, on a folder of YAML
+  weir bootstrap --intercept none > envoy.yaml     for a sidecar of it: envoy -c envoy.yaml
+  weir ps                                          what the sidecars have
+  weir splits -w                                   the weights, and where they are live
+
+Every command has --help with examples. Exit status: 0 fine, 1 found a problem, 2 wrong usage."
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What to log: error, warn, info, debug or trace, for all or by module (info,weir::xds=debug)
     /// [default: info for serve, warn otherwise]
-    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG")]
+    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
     log: Option<String>,
 }
 
@@ -46,12 +52,17 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let usual = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    // What the Kubernetes client complains of, weir says itself, by kind and once.
+    let usual = if matches!(cli.command, Command::Serve(_)) {
+        "info,kube_client=off,kube_runtime=off"
+    } else {
+        "warn,kube_client=off,kube_runtime=off"
+    };
     let levels = cli.log.as_deref().unwrap_or(usual);
     let filter = match tracing_subscriber::EnvFilter::try_new(levels) {
-        Ok(filter) => filter,
-        Err(error) => {
-            eprintln!("weir: --log `{}`: {error}; expected something like info or info,weir::xds=debug", levels);
+        Ok(filter) if levels.split(',').all(has_level) => filter,
+        _ => {
+            eprintln!("weir: --log `{levels}`: expected something like info, or info,weir::xds=debug");
             return ExitCode::from(2);
         }
     };
@@ -74,11 +85,52 @@ fn main() -> ExitCode {
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };
     result.unwrap_or_else(|error| {
+        if error.is::<cli::ReaderGone>() {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("weir: {error:#}");
         if error.is::<cli::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
 }
 
+/// Whether a part of `--log` ends in a level. A level with a slip of the pen would be taken for a module, and nothing
+/// would be logged.
+fn has_level(part: &str) -> bool {
+    let level = part.rsplit('=').next().unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(level.as_str(), "off" | "error" | "warn" | "info" | "debug" | "trace")
+}
+
 fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(command);
+    // What blocks a thread, such as a file system that does not answer, must not keep the program.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_teaches_by_example_within_100_columns() {
+        let mut weir = Cli::command();
+        weir.build();
+        let own = weir.render_long_help().to_string();
+        let all = weir.get_subcommands().filter(|command| command.get_name() != "help");
+        let all = all.map(|command| (command.get_name().to_owned(), command.clone().render_long_help().to_string()));
+        for (name, help) in all.chain([("".to_owned(), own)]) {
+            assert!(help.contains(&format!("  weir {name}")), "no example:\n{help}");
+            let long = help.lines().find(|line| line.chars().count() > 100);
+            assert_eq!(long, None, "weir {name} --help");
+        }
+    }
+
+    #[test]
+    fn a_level_is_told_from_a_slip_of_the_pen() {
+        assert!(["info", "WARN", "weir::xds=debug", " off"].into_iter().all(has_level));
+        assert!(!["verbose", "weir=loud", "", "weir::xds"].into_iter().any(has_level));
+    }
 }

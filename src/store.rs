@@ -78,6 +78,7 @@ impl Store {
             }
             Change::Trouble { subject, problems } => set_or_clear(&mut self.trouble, subject, problems),
             Change::Synced => !std::mem::replace(&mut self.synced, true),
+            Change::Mark(_) => false,
         }
     }
 

@@ -63,10 +63,30 @@ async fn ps_dump_splits_and_wait_tell_what_a_real_envoy_has() {
         assert!(waited.status.success() && text(&waited).contains("is live on 1 prox"), "{waited:?}");
     }
     let missing = weir(&canary, &["wait", "vs/nothing", "-n", "shop", "--timeout", "1s"]);
-    assert_eq!(missing.status.code(), Some(1), "{missing:?}");
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(missing.status.code() == Some(1) && said.contains("there is no VirtualService shop/nothing"), "{said}");
     for wrong in [["wait", "my-app"], ["wait", "pod/x"]] {
         assert_eq!(weir(&canary, &wrong).status.code(), Some(2), "{wrong:?}");
     }
+}
+
+#[tokio::test]
+async fn what_was_written_a_moment_ago_is_waited_for() {
+    let canary = Canary::start(&[]).await;
+    for n in 1..=20 {
+        canary.objects.write("virtual-service.yaml", &route_yaml(100 - n, n));
+        let waited = weir(&canary, &["wait", "vs/my-app", "-n", "shop"]);
+        assert!(waited.status.success(), "{waited:?}");
+        let splits = json(&weir(&canary, &["splits", "-o", "json"]));
+        let shares = &splits[0]["shares"];
+        assert_eq!((&shares[1]["effective"], &splits[0]["live"]), (&f64::from(n).into(), &1.into()), "{splits}");
+    }
+    canary.objects.write("virtual-service.yaml", &route_yaml(50, 50).replace("weight: 50", "weight: fifty"));
+    let waited = weir(&canary, &["wait", "vs/my-app", "-n", "shop", "--timeout", "1s"]);
+    let said = String::from_utf8_lossy(&waited.stderr).into_owned();
+    assert!(waited.status.code() == Some(1) && said.contains("fifty"), "{said}");
+    let splits = text(&weir(&canary, &["splits"]));
+    assert!(splits.contains("the newest form is refused") && splits.contains("80 %"), "{splits}");
 }
 
 #[tokio::test]

@@ -2,6 +2,12 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::canary::Canary;
 use support::mesh::{Serve, route_yaml, rule_yaml, start_envoy, until};
 
@@ -87,9 +93,58 @@ async fn a_new_envoy_gets_everything_from_a_running_weir() {
     let new = start_envoy(folder.path(), canary.weir.xds, &[]);
     // The old one must give up the port first.
     let pid = canary.envoy.id();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     canary.envoy = new.await;
     canary.weir.acked_after(0).await;
     until("the listener is there", async || canary.send(1).await.failed() == 0).await;
     canary.send(500).await.assert_split(100);
+}
+
+/// `weir demo` with a folder of its own for temporary files.
+fn demo(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.arg("demo").args(args).env("TMPDIR", folder).stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+}
+
+/// What a demo has left: files, and processes by what their environment says.
+fn left_in(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().display().to_string());
+    let mark = format!("TMPDIR={}", folder.display());
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let environment = std::fs::read(path.join("environ")).ok()?;
+        let ours = environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes());
+        ours.then(|| path.display().to_string())
+    });
+    files.chain(processes).collect()
+}
+
+#[test]
+fn the_demo_shows_each_step_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--requests", "100", "--steps", "100,90,90,0"];
+    let output = demo(folder.path(), &args).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let steps = ["100/0", "90/10", "90/10", "0/100", "v1 removed"];
+    let rows: Vec<&str> = said.lines().filter(|line| line.contains(" ± ")).collect();
+    assert!(rows.len() == 5 && rows.iter().zip(steps).all(|(row, step)| row.starts_with(step)), "{said}");
+    assert!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
+    assert_eq!(left_in(folder.path()), [""; 0]);
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = demo(folder.path(), &["--requests", "100000"]).spawn().unwrap();
+        // Envoy runs and takes requests once the head of the table is there.
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("wanted v2")));
+        assert!(left_in(folder.path()).len() > 2);
+        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(128 + signal as i32));
+        assert_eq!(left_in(folder.path()), [""; 0], "{signal}");
+    }
 }

@@ -2,7 +2,10 @@
 
 mod support;
 
+use std::process::Command;
+
 use serde_json::{Value, json};
+use support::ads::{CDS, Client, Variant, ask};
 use support::kube::KubeCluster;
 use support::mesh::{Serve, start_envoy, until};
 use support::process::free_port;
@@ -36,6 +39,24 @@ async fn what_kubectl_changes_a_real_envoy_sees() {
     patch_weights(&cluster, 70, 30);
     until("a patched weight", async || weights(&envoy).await == [("v1".to_owned(), 70), ("v2".to_owned(), 30)]).await;
 
+    // It waits for the form that the API has, not for the one that weir has heard of.
+    let admin = format!("127.0.0.1:{}", weir.admin);
+    let wait = |object: &str, more: &[&str]| {
+        let args = ["wait", object, "-n", NAMESPACE, "--admin", &admin];
+        Command::new(env!("CARGO_BIN_EXE_weir")).args(args).args(more).output().unwrap()
+    };
+    for n in [31, 32, 33] {
+        patch_weights(&cluster, 100 - n, n);
+        let waited = wait("vs/my-app", &[]);
+        assert!(waited.status.success(), "{waited:?}");
+        let n = u64::from(n);
+        assert_eq!(weights(&envoy).await, [("v1".to_owned(), 100 - n), ("v2".to_owned(), n)]);
+    }
+    assert!(wait("dr/my-app", &["--generation", "1"]).status.success());
+    let waited = wait("vs/nothing", &[]);
+    assert!(String::from_utf8_lossy(&waited.stderr).contains("there is no VirtualService"), "{waited:?}");
+    patch_weights(&cluster, 70, 30);
+
     cluster.kubectl_ok(&["-n", NAMESPACE, "label", "pod", "my-app-v1-0", "version=v2", "--overwrite"]);
     until("a relabelled pod", async || hosts(&envoy, "v1").await == 2 && hosts(&envoy, "v2").await == 4).await;
 
@@ -60,8 +81,63 @@ async fn what_kubectl_changes_a_real_envoy_sees() {
     patch_weights(&cluster, 10, 90);
     until("a weight after an outage", async || weights(&envoy).await == [("v1".to_owned(), 10), ("v2".to_owned(), 90)])
         .await;
+    // Kinds of which nothing has changed since are known to be well again all the same.
+    until("nothing is wrong any more", async || weir.metric("weir_config_problems ").await == Some(0)).await;
     let rejected = envoy.stats("update_rejected").await.unwrap();
     assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
+}
+
+#[tokio::test]
+async fn nobody_is_answered_until_every_kind_is_listed() {
+    let users: [(&str, &[&str]); 1] = [("weir", &[])];
+    let Some(cluster) = KubeCluster::start_with_users("nobody_is_answered_until_every_kind_is_listed", &users) else {
+        return;
+    };
+    cluster.apply_crds();
+    cluster.apply_folder("deploy/examples/canary");
+    // Everything but the rules that make subsets: without those, weir would serve less than there is.
+    let kinds = "services,endpoints,pods,nodes,namespaces,endpointslices.discovery.k8s.io,\
+                 virtualservices.networking.istio.io,serviceentries.networking.istio.io,\
+                 workloadentries.networking.istio.io,sidecars.networking.istio.io";
+    let allow = |name: &str, kinds: &str| {
+        let kinds = format!("--resource={kinds}");
+        cluster.kubectl_ok(&["create", "clusterrole", name, "--verb=get,list,watch", &kinds]);
+        let role = format!("--clusterrole={name}");
+        cluster.kubectl_ok(&["create", "clusterrolebinding", name, &role, "--user=weir"]);
+    };
+    allow("most", kinds);
+    let kubeconfig = cluster.kubeconfig_for("weir");
+    let weir = Serve::start(&["--kubeconfig", kubeconfig.to_str().unwrap()], free_port(), free_port());
+    // The role comes into force a moment later than it is written, and all but one kind are well after that.
+    until("one kind is left that may not be listed", async || {
+        weir.metric("weir_config_problems ").await == Some(1) && weir.events().await > 0
+    })
+    .await;
+    let told = weir.admin().get("/ready").await.unwrap_err().to_string();
+    assert!(told.contains("503"), "{told}");
+    assert_eq!(weir.revision().await, 0);
+    let admin = format!("127.0.0.1:{}", weir.admin);
+    for command in ["ps", "splits"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir")).args([command, "--admin", &admin]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains("not ready"), "{command}: {said}");
+    }
+
+    // A proxy that comes meanwhile waits, and the first that it hears holds what had been missing.
+    let to = format!("http://127.0.0.1:{}", weir.xds);
+    let asking = tokio::spawn(async move {
+        let channel = tonic::transport::Channel::from_shared(to).unwrap().connect().await.unwrap();
+        let mut client = Client::open(channel, Variant::Delta, None).await;
+        client.send(ask(CDS, &[])).await;
+        client.got(CDS).await
+    });
+    allow("rest", "destinationrules.networking.istio.io");
+    weir.ready().await;
+    let first = asking.await.unwrap();
+    for subset in ["v1", "v2"] {
+        assert!(first.has(&format!("outbound|80|{subset}|my-app.{NAMESPACE}.svc.cluster.local")), "{first:?}");
+    }
+    assert_eq!(weir.metric("weir_config_problems ").await, Some(0));
 }
 
 fn patch_weights(cluster: &KubeCluster, v1: u32, v2: u32) {

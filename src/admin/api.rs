@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use super::Admin;
 use crate::api::{Kind, ObjectKey};
 use crate::snapshot::{Memo, ResourceType};
+use crate::source::newest::Newest;
 use crate::status::{self, ObjectReport, ProxyReport, SplitReport};
 use crate::xds::stream::Progress;
 
@@ -34,39 +35,76 @@ pub fn service(admin: Admin) -> AdminServer<Admin> {
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Admin {
-    /// `make` now, and again whenever a proxy or the mesh changes and it says something else.
-    fn updates<T: Clone + PartialEq + Send + 'static>(
+    /// Refuses to speak of a state that is not complete yet.
+    fn complete(&self) -> Result<(), Status> {
+        if *self.ready.borrow() {
+            return Ok(());
+        }
+        Err(Status::unavailable(super::NOT_READY))
+    }
+
+    /// What `make` makes of the outcome of `before`, as soon as weir is ready, and again whenever a proxy or the mesh changes and it says something else.
+    fn updates<T: Clone + PartialEq + Send + 'static, P: Send + Sync + 'static>(
         &self,
-        make: impl Fn(&Admin) -> Result<T, Status> + Send + 'static,
+        before: impl Future<Output = Result<P, Status>> + Send + 'static,
+        make: impl Fn(&Admin, &P) -> Result<T, Status> + Send + 'static,
     ) -> Updates<T> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let admin = self.clone();
-        // Ends with the client: nobody receives then.
         tokio::spawn(async move {
-            let (mut proxies, mut states) = (admin.board.changes(), admin.ledger.changes());
-            let mut last: Option<T> = None;
-            loop {
-                proxies.mark_unchanged();
-                states.mark_unchanged();
-                let next = make(&admin);
-                let ends = next.is_err();
-                if last.as_ref() != next.as_ref().ok() {
-                    last = next.as_ref().ok().cloned();
-                    if sender.send(next).await.is_err() {
-                        return;
-                    }
+            // Ends with the client, when nobody receives, and with weir.
+            tokio::select! {
+                () = admin.closing.cancelled() => {
+                    let _ = sender.try_send(Err(Status::unavailable("weir has ended")));
                 }
-                if ends {
-                    return;
-                }
-                tokio::select! {
-                    changed = proxies.changed() => if changed.is_err() { return },
-                    changed = states.changed() => if changed.is_err() { return },
-                    () = sender.closed() => return,
-                }
+                () = sender.closed() => {}
+                () = admin.tell(before, make, &sender) => {}
             }
         });
         Box::pin(ReceiverStream::new(receiver))
+    }
+
+    async fn tell<T: Clone + PartialEq, P>(
+        &self,
+        before: impl Future<Output = Result<P, Status>>,
+        make: impl Fn(&Admin, &P) -> Result<T, Status>,
+        to: &mpsc::Sender<Result<T, Status>>,
+    ) {
+        let mut ready = self.ready.clone();
+        if ready.wait_for(|ready| *ready).await.is_err() {
+            return;
+        }
+        let before = match before.await {
+            Ok(before) => before,
+            Err(status) => {
+                let _ = to.send(Err(status)).await;
+                return;
+            }
+        };
+        let (mut proxies, mut states) = (self.board.changes(), self.ledger.changes());
+        let mut last: Option<T> = None;
+        loop {
+            proxies.mark_unchanged();
+            states.mark_unchanged();
+            let next = make(self, &before);
+            let ends = next.is_err();
+            if ends || last.as_ref() != next.as_ref().ok() {
+                last = next.as_ref().ok().cloned();
+                if to.send(next).await.is_err() {
+                    return;
+                }
+            }
+            if ends {
+                return;
+            }
+            let changed = tokio::select! {
+                changed = proxies.changed() => changed,
+                changed = states.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
     }
 
     fn splits(&self, namespace: &str) -> v1::ListSplitsResponse {
@@ -75,13 +113,9 @@ impl Admin {
     }
 
     fn object(&self, request: &v1::GetObjectRequest) -> Result<v1::ObjectStatus, Status> {
-        let kind = object_kind(&request.kind).ok_or_else(|| {
-            let found = &request.kind;
-            Status::invalid_argument(format!("kind `{found}`: expected virtualservice or destinationrule"))
-        })?;
-        let key = ObjectKey::new(kind, &request.namespace, &request.name);
+        let key = object_key(request)?;
         let found = status::object(&self.ledger.state(), &self.board.list(), &key);
-        found.map(Into::into).ok_or_else(|| Status::not_found(format!("there is no {key}")))
+        found.map(Into::into).ok_or_else(|| no_such(&key))
     }
 
     /// The stream of a proxy, by `NAMESPACE/POD`, a pod's name or a node id.
@@ -106,6 +140,18 @@ impl Admin {
     }
 }
 
+fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
+    let kind = object_kind(&request.kind).ok_or_else(|| {
+        let found = &request.kind;
+        Status::invalid_argument(format!("kind `{found}`: expected virtualservice or destinationrule"))
+    })?;
+    Ok(ObjectKey::new(kind, &request.namespace, &request.name))
+}
+
+fn no_such(key: &ObjectKey) -> Status {
+    Status::not_found(format!("there is no {key}"))
+}
+
 /// A kind as people write it.
 pub fn object_kind(text: &str) -> Option<Kind> {
     match text.to_ascii_lowercase().as_str() {
@@ -121,6 +167,7 @@ impl v1::admin_server::Admin for Admin {
         &self,
         _: Request<v1::ListProxiesRequest>,
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
+        self.complete()?;
         let state = self.ledger.state();
         let proxies = status::proxies(&state, &self.board.list()).into_iter().map(Into::into).collect();
         Ok(Response::new(v1::ListProxiesResponse { proxies, revision: state.revision }))
@@ -130,6 +177,7 @@ impl v1::admin_server::Admin for Admin {
         &self,
         request: Request<v1::DumpProxyRequest>,
     ) -> Result<Response<v1::DumpProxyResponse>, Status> {
+        self.complete()?;
         let request = request.into_inner();
         let (stream, report) = self.find(&request.proxy)?;
         let gone = || Status::not_found(format!("proxy `{}` has just left", request.proxy));
@@ -165,6 +213,7 @@ impl v1::admin_server::Admin for Admin {
         &self,
         request: Request<v1::ListSplitsRequest>,
     ) -> Result<Response<v1::ListSplitsResponse>, Status> {
+        self.complete()?;
         Ok(Response::new(self.splits(&request.get_ref().namespace)))
     }
 
@@ -175,10 +224,11 @@ impl v1::admin_server::Admin for Admin {
         request: Request<v1::ListSplitsRequest>,
     ) -> Result<Response<Self::WatchSplitsStream>, Status> {
         let namespace = request.into_inner().namespace;
-        Ok(Response::new(self.updates(move |admin| Ok(admin.splits(&namespace)))))
+        Ok(Response::new(self.updates(async { Ok(()) }, move |admin, ()| Ok(admin.splits(&namespace)))))
     }
 
     async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::ObjectStatus>, Status> {
+        self.complete()?;
         self.object(request.get_ref()).map(Response::new)
     }
 
@@ -189,7 +239,30 @@ impl v1::admin_server::Admin for Admin {
         request: Request<v1::GetObjectRequest>,
     ) -> Result<Response<Self::WatchObjectStream>, Status> {
         let request = request.into_inner();
-        Ok(Response::new(self.updates(move |admin| admin.object(&request))))
+        let key = object_key(&request)?;
+        let admin = self.clone();
+        // What was written before this was asked must not be missed, or an older form would be called live.
+        let before = async move {
+            let newest = admin.asker.newest(&key).await;
+            if let Ok(Newest::Mark(mark)) = newest {
+                admin.ledger.marked(mark).await;
+            }
+            newest
+                .map_err(|error| Status::unavailable(format!("what is the newest form of {key} is not known: {error}")))
+        };
+        Ok(Response::new(self.updates(before, move |admin, newest| match newest {
+            Newest::Mark(_) => admin.object(&request),
+            Newest::Absent => Err(no_such(&object_key(&request)?)),
+            Newest::Generation(newest) => {
+                let key = object_key(&request)?;
+                let mut status = admin
+                    .object(&request)
+                    .unwrap_or_else(|_| v1::ObjectStatus { object: key.to_string(), ..Default::default() });
+                status.newest_generation = *newest;
+                status.live &= status.generation >= *newest;
+                Ok(status)
+            }
+        })))
     }
 }
 
@@ -269,6 +342,7 @@ impl From<SplitReport> for v1::Split {
             shares: shares.collect(),
             live: u32::try_from(report.live).unwrap_or(u32::MAX),
             in_scope: u32::try_from(report.in_scope).unwrap_or(u32::MAX),
+            invalid: report.invalid,
         }
     }
 }
@@ -288,6 +362,7 @@ impl From<ObjectReport> for v1::ObjectStatus {
             proxies: proxies.collect(),
             invalid: report.invalid,
             held: report.held,
+            newest_generation: 0,
         }
     }
 }

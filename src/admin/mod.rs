@@ -4,17 +4,23 @@ pub mod api;
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::snapshot::Hub;
+use crate::source::newest::Asker;
 use crate::status::{self, Ledger};
 use crate::xds::board::Board;
+
+/// What is said instead of a report before the first full state has been taken in.
+const NOT_READY: &str = "weir is not ready: the first full list of objects has not come in yet; its log says why";
 
 /// What the pages are made of.
 #[derive(Clone, Debug)]
@@ -29,22 +35,38 @@ pub struct Admin {
     pub board: Arc<Board>,
     /// What was published last.
     pub ledger: Arc<Ledger>,
+    /// Who knows whether that was all.
+    pub asker: Asker,
+    /// Ends what would go on for as long as a client listens.
+    pub closing: CancellationToken,
 }
 
 /// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, `/debug/syncz` (what each proxy has), and
 /// the reports of [`crate::status`] as JSON: `/api/v1/proxies`, `/api/v1/splits[?namespace=NS]` and
 /// `/api/v1/objects/KIND/NAMESPACE/NAME`.
 pub fn router(admin: Admin) -> Router {
+    let reports = Router::new()
+        .route("/api/v1/proxies", get(proxies))
+        .route("/api/v1/splits", get(splits))
+        .route("/api/v1/objects/{kind}/{namespace}/{name}", get(object))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), once_ready));
     Router::new()
+        .merge(reports)
         .route("/healthz", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/debug/syncz", get(async |State(admin): State<Admin>| Json(admin.board.list())))
-        .route("/api/v1/proxies", get(proxies))
-        .route("/api/v1/splits", get(splits))
-        .route("/api/v1/objects/{kind}/{namespace}/{name}", get(object))
         .with_state(admin.clone())
         .merge(tonic::service::Routes::new(api::service(admin)).into_axum_router())
+}
+
+/// Before the first full state there is nothing true to report.
+async fn once_ready(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    if *admin.ready.borrow() { next.run(request).await } else { not_ready() }
+}
+
+fn not_ready() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{NOT_READY}\n")).into_response()
 }
 
 async fn proxies(State(admin): State<Admin>) -> Response {
@@ -74,12 +96,7 @@ async fn object(State(admin): State<Admin>, Path((kind, namespace, name)): Path<
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
-    if *admin.ready.borrow() {
-        "ready\n".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: the first full list of objects has not come in yet\n")
-            .into_response()
-    }
+    if *admin.ready.borrow() { "ready\n".into_response() } else { not_ready() }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

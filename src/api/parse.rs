@@ -10,6 +10,13 @@ use serde_json::Value;
 
 use super::{Age, Kind, Labels, Meta, Object, ObjectKey, Pod, Spec, validate};
 
+/// The group of Istio's objects for traffic.
+const ISTIO: &str = "networking.istio.io";
+
+/// Kinds of that group that weir has nothing to do with. Any other that it does not read is a slip of the pen, and the
+/// object that was meant must not be taken for one that is gone.
+const NOT_READ: [&str; 4] = ["Gateway", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"];
+
 /// What sort of problem it is, for who has to tell without reading the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProblemKind {
@@ -199,6 +206,12 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
     let kind_name = text("/kind", "kind", "VirtualService")?;
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == kind_name && kind.group() == group) else {
+        if group == ISTIO && !NOT_READ.contains(&&*kind_name) {
+            let ours = Kind::ALL.into_iter().filter(|kind| kind.group() == ISTIO).map(|kind| kind.as_str());
+            let known = ours.chain(NOT_READ).collect::<Vec<_>>().join(", ");
+            let message = format!("`{kind_name}` is no kind of {ISTIO}");
+            return Err(Problem::new("kind", message, format!("expected one of {known}")).into());
+        }
         return Ok(Identity::Other(api_version, kind_name));
     };
     if !kind.versions().contains(&version) {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use super::remote::{AdminArgs, refused};
+use super::remote::{AdminArgs, Output, refused};
 use super::translate::TypeName;
 use crate::admin::api::v1;
 use crate::proto_json;
@@ -18,8 +18,10 @@ use crate::snapshot::ResourceType;
   weir dump client-0 -o table
   weir dump shop/client-0 --diff
 
-With --diff it prints where that differs from a translation from scratch, and ends with status 1 if it
-does: while a change is under way, while something is held back, or because of a mistake in weir.")]
+With --diff it prints where that differs from a translation from scratch. It does while a change is
+under way, while something is held back, or because of a mistake in weir.
+
+Exit status 0; 1 where no such proxy is connected, or --diff found a difference.")]
 pub struct Args {
     /// The proxy: NAMESPACE/POD, a pod's name where that is enough, or a node id
     #[arg(value_name = "POD")]
@@ -32,9 +34,9 @@ pub struct Args {
     diff: bool,
     #[command(flatten)]
     admin: AdminArgs,
-    /// How to print
-    #[arg(short, long, value_enum, default_value = "json")]
-    output: super::remote::Output,
+    /// How to print [default: json; table with --diff, a line for each difference]
+    #[arg(short, long, value_enum)]
+    output: Option<Output>,
 }
 
 /// Runs the command.
@@ -47,7 +49,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let sent = by_name(answer.sent.iter().filter(wanted))?;
         let fresh = by_name(answer.fresh.iter().filter(wanted))?;
         let lines = differences(&sent, &fresh);
-        lines.iter().for_each(|line| println!("{line}"));
+        let text = || lines.iter().map(|line| format!("{line}\n")).collect();
+        args.output.unwrap_or(Output::Table).print(&lines.clone().into(), text)?;
         return Ok(if lines.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let mut all = Map::new();
@@ -65,7 +68,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let list: anyhow::Result<Vec<Value>> = own.into_iter().map(to_json).collect();
         all.insert(name.to_owned(), list?.into());
     }
-    args.output.print(&all.into(), || {
+    args.output.unwrap_or(Output::Json).print(&all.into(), || {
         let mut rows = vec![["TYPE", "NAME", "VERSION", "STATE", "BYTES"].map(str::to_owned).to_vec()];
         for one in answer.sent.iter().filter(wanted) {
             let kind = ResourceType::from_type_url(&one.type_url).map_or("?", ResourceType::short_name);

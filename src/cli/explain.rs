@@ -69,11 +69,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
     let view = View::new(&objects.mesh, &scope);
     let answer = explain::explain(&view, &snapshot, &question);
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
-        Output::Yaml => print!("{}", super::to_yaml(&serde_json::to_value(&answer)?)?),
-        Output::Table => print!("{}", text(&answer)),
-    }
+    super::print(&match args.output {
+        Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer)?),
+        Output::Yaml => super::to_yaml(&serde_json::to_value(&answer)?)?,
+        Output::Table => text(&answer),
+    })?;
     Ok(if ends_well(&answer.outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
-
+use super::usage;
 use crate::api;
 use crate::mesh::{Builder, Locality, Mesh, MeshConfig, NodeMetadata, Proxy};
 use crate::source;
@@ -29,7 +28,7 @@ impl Objects {
     /// It can not be read at all.
     pub fn load(path: &Path, config: MeshConfig) -> anyhow::Result<Self> {
         let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-        let changes = source::directory::load_once(path).with_context(|| format!("can not read {}", path.display()))?;
+        let changes = source::directory::load_once(path).map_err(|error| usage(error.to_string()))?;
         for change in changes {
             store.apply(change, &mut dirty);
         }
@@ -57,12 +56,12 @@ impl Objects {
         let Some((namespace, pod)) =
             name.split_once('/').filter(|(namespace, pod)| !namespace.is_empty() && !pod.is_empty())
         else {
-            bail!("`{name}` is not of the form NAMESPACE/POD");
+            return Err(usage(format!("`{name}` is not of the form NAMESPACE/POD")));
         };
         let key = api::ObjectKey::new(api::Kind::Pod, namespace, pod);
         let object = self.store.get(&key).map(|entry| &entry.object);
         if object.is_none() && known {
-            bail!("there is no {key} among the objects");
+            anyhow::bail!("there is no {key} among the objects");
         }
         let own = object.and_then(|object| match &object.spec {
             api::Spec::Pod(pod) if !pod.ip.is_empty() => Some(Arc::from(pod.ip.as_str())),

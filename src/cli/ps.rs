@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::remote::{AdminArgs, Output, refused, table};
@@ -14,8 +15,10 @@ use crate::admin::api::v1;
   weir ps -o json
 
 CDS, EDS, LDS and RDS are `synced` (the proxy acked everything), `stale` (something is under way),
-`refused` (everything but what it refused) or `-` (it did not ask). Exit status 1 where a proxy lags,
-refused something, or where something is held back from it.")]
+`refused` (everything but what it refused) or `-` (it did not ask). Proxies of one SCOPE get the same.
+REVISION counts the states of the mesh: `7` has acked the newest, `5 of 7` is on its way there.
+
+Exit status 0, or 1 where a proxy lags, refused something, or where something is held back from it.")]
 pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,
@@ -38,8 +41,9 @@ fn text(answer: &v1::ListProxiesResponse) -> String {
     if answer.proxies.is_empty() {
         return "no proxy is connected\n".to_owned();
     }
-    let head = ["PROXY", "SINCE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "STATE"].map(str::to_owned).to_vec();
+    let head = ["PROXY", "AGE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "REVISION"].map(str::to_owned).to_vec();
     let mut rows = vec![head];
+    let now = Timestamp::now();
     for one in &answer.proxies {
         let state = |kind: &str| {
             let found = one.types.iter().find(|status| status.r#type == kind).map_or("none", |status| &status.state);
@@ -52,15 +56,16 @@ fn text(answer: &v1::ListProxiesResponse) -> String {
             _ => "-".to_owned(),
         };
         let name = format!("{}/{}", one.namespace, one.pod);
-        let since = one.since.trim_end_matches('Z').replace('T', " ");
+        // The namespace stands in front already.
+        let scope = one.scope.strip_prefix(&one.namespace).map_or(&*one.scope, |hash| hash.trim_start_matches('-'));
         rows.push(vec![
             name,
-            since,
+            age(&one.since, now),
             state("cds"),
             state("eds"),
             state("lds"),
             state("rds"),
-            one.scope.clone(),
+            scope.to_owned(),
             version,
         ]);
     }
@@ -80,6 +85,19 @@ fn text(answer: &v1::ListProxiesResponse) -> String {
         }
     }
     out
+}
+
+/// How long ago that was, in its two largest units at the most: `9s`, `4m32s`, `5h12m`, `3d7h`.
+fn age(since: &str, now: Timestamp) -> String {
+    let Ok(since) = since.parse::<Timestamp>() else { return since.to_owned() };
+    let seconds = now.as_second().saturating_sub(since.as_second()).max(0);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        ..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m{}s", seconds % 60),
+        3600..86_400 => format!("{hours}h{}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
 }
 
 pub(super) fn to_json(one: &v1::Proxy) -> Value {
@@ -107,4 +125,24 @@ pub(super) fn to_json(one: &v1::Proxy) -> Value {
         "held": held.collect::<Vec<_>>(),
         "kept": one.kept,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_two_units_at_the_most() {
+        let now: Timestamp = "2026-01-10T12:00:00Z".parse().unwrap();
+        for (since, shown) in [
+            ("2026-01-10T11:59:51.9Z", "9s"),
+            ("2026-01-10T11:55:28Z", "4m32s"),
+            ("2026-01-10T06:48:00Z", "5h12m"),
+            ("2026-01-07T05:00:00Z", "3d7h"),
+            ("2026-01-10T12:00:05Z", "0s"),
+            ("then", "then"),
+        ] {
+            assert_eq!(age(since, now), shown, "{since}");
+        }
+    }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::control_plane::{ControlPlane, Options, Source};
+use crate::source::directory::DirectoryError;
+use crate::source::kubernetes;
 use crate::xds::door::Limits;
 use crate::xds::stream::Settings;
 
@@ -18,8 +20,14 @@ use crate::xds::stream::Settings;
   weir serve --kubeconfig ~/.kube/config
   weir serve                                  inside a cluster
 
-Ports: 15010 ADS in plain text, 15014 /healthz /ready /metrics. With --config-dir both listen on
-loopback, in a cluster on all addresses, unless told otherwise.")]
+Of a folder the files *.yaml, *.yml and *.json are read, also those in folders below it, as soon as
+they are closed or renamed into place. What is broken leaves in force what was last accepted, and
+the log says why; what is deleted is gone.
+
+Ports: 15010 ADS in plain text, 15014 /healthz /ready /metrics and what weir ps, dump, splits and
+wait ask. With --config-dir both listen on loopback, in a cluster on all addresses.
+
+Exit status: 0 ended by SIGTERM or Ctrl-C, 1 something failed, 2 wrong usage or nothing to read.")]
 pub struct Args {
     /// Read objects from the YAML files in this folder, and again whenever they change
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
@@ -28,19 +36,20 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// Where ADS listens [default: port 15010]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     xds_listen: Option<SocketAddr>,
     /// Where health and metrics listen [default: port 15014]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     admin_listen: Option<SocketAddr>,
     /// How long a proxy keeps clusters that nothing leads to any more
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "1", allow_negative_numbers = true, value_parser = seconds)]
     grace: Duration,
     /// After how long without an answer a proxy is shown as lagging
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "10", allow_negative_numbers = true, value_parser = seconds)]
     ack_timeout: Duration,
     /// How many streams of proxies there may be
-    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().streams)]
+    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().streams, allow_negative_numbers = true,
+          value_parser = at_least_one)]
     max_streams: usize,
     /// Send everything at once and wait for nothing, for a test that shows what the waiting is for
     #[arg(long, hide = true)]
@@ -50,10 +59,18 @@ pub struct Args {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let wrong = |_| format!("{text:?} is not a number of seconds such as 10, 0.5 or 10s");
+    let wrong = |_| "expected a number of seconds from 0 to 86400, such as 10, 0.5 or 10s".to_owned();
     let number: f64 = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| wrong(()))?;
     // A day: longer than any proxy should wait, and short enough to add to any time.
     if (0.0..=86_400.0).contains(&number) { Ok(Duration::from_secs_f64(number)) } else { Err(wrong(())) }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected ADDRESS:PORT, such as 127.0.0.1:15010, 0.0.0.0:15010 or [::]:15010".to_owned())
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "expected a whole number of 1 or more".to_owned())
 }
 
 /// Runs until SIGINT or SIGTERM, or until a part of it fails.
@@ -77,7 +94,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
         limits: Limits { streams: args.max_streams, ..Default::default() },
     })
-    .await?;
+    .await
+    .map_err(misused)?;
     tracing::info!("ADS on {}, health and metrics on {}", plane.xds_addr(), plane.admin_addr());
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (interrupted, ended) = tokio::select! {
@@ -86,12 +104,19 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         _ = terminate.recv() => (true, Ok(())),
     };
     if !interrupted {
-        ended?;
+        ended.map_err(misused)?;
         anyhow::bail!("a part of the control plane ended by itself");
     }
     tracing::info!("stopping");
     plane.shutdown().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A folder or kubeconfig that can not be read is wrong usage; all else that may go wrong is not.
+fn misused(error: anyhow::Error) -> anyhow::Error {
+    let folder = matches!(error.downcast_ref(), Some(DirectoryError::Unreadable { .. }));
+    let kubeconfig = matches!(error.downcast_ref(), Some(kubernetes::Error::Config(_)));
+    if folder || kubeconfig { super::usage(format!("{error:#}")) } else { error }
 }
 
 /// Says when it is ready, and returns when a part of it has ended.

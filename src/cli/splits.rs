@@ -1,5 +1,6 @@
-//! `weir splits`: each weighted route, as wanted, as in force, and where it is live.
+//! `weir splits`: each weighted route, as wanted, as effective, and where it is live.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -7,20 +8,22 @@ use serde_json::{Value, json};
 use super::remote::{AdminArgs, Output, refused, table};
 use crate::admin::api::v1;
 
-/// Show each weighted route: the weights wanted, in force, and on how many proxies they are live
+/// Show each weighted route: the weights wanted, effective, and on how many proxies they are live
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weir splits
   weir splits -n shop -w
 
-IN FORCE differs from WANTED while a subset has no ready endpoint (see --empty-subset of weir serve).
-LIVE counts the proxies that have acked what is in force, of those that see the route.")]
+EFFECTIVE differs from WANTED while a subset has no ready endpoint: see --empty-subset of weir serve.
+LIVE counts the proxies that have acked the effective weights, of those connected that see them.
+
+Exit status 0, or 1 where weir can not be asked.")]
 pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,
     /// Only this namespace
-    #[arg(short, long, value_name = "NAMESPACE", default_value = "")]
-    namespace: String,
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     /// Go on, and print again whenever something changes
     #[arg(short, long)]
     watch: bool,
@@ -32,7 +35,7 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
-    let request = v1::ListSplitsRequest { namespace: args.namespace };
+    let request = v1::ListSplitsRequest { namespace: args.namespace.unwrap_or_default() };
     if !args.watch {
         let answer = client.list_splits(request).await.map_err(refused)?.into_inner();
         args.output.print(&to_json(&answer), || text(&answer))?;
@@ -44,10 +47,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         tokio::select! {
             update = updates.message() => match update.map_err(refused)? {
                 Some(answer) => {
-                    if !first && args.output == Output::Table {
-                        println!();
+                    match args.output {
+                        _ if std::mem::take(&mut first) => {}
+                        Output::Table => super::print("\n")?,
+                        Output::Yaml => super::print("---\n")?,
+                        Output::Json => {}
                     }
-                    first = false;
                     args.output.print(&to_json(&answer), || text(&answer))?;
                 }
                 None => anyhow::bail!("weir ended the stream"),
@@ -61,7 +66,7 @@ fn text(answer: &v1::ListSplitsResponse) -> String {
     if answer.splits.is_empty() {
         return "no route shares requests among several destinations\n".to_owned();
     }
-    let mut rows = vec![["ROUTE", "DESTINATION", "WANTED", "IN FORCE", "LIVE"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["ROUTE", "DESTINATION", "WANTED", "EFFECTIVE", "LIVE"].map(str::to_owned).to_vec()];
     for split in &answer.splits {
         let name = split.object.trim_start_matches("VirtualService ");
         for (n, share) in split.shares.iter().enumerate() {
@@ -82,7 +87,13 @@ fn text(answer: &v1::ListSplitsResponse) -> String {
             ]);
         }
     }
-    table(&rows)
+    let mut out = table(&rows);
+    let invalid: BTreeMap<&str, &[String]> =
+        answer.splits.iter().map(|split| (split.object.as_str(), split.invalid.as_slice())).collect();
+    for (object, problems) in invalid {
+        problems.iter().for_each(|one| out.push_str(&format!("{object}: the newest form is refused: {one}\n")));
+    }
+    out
 }
 
 fn live(split: &v1::Split) -> String {
@@ -96,7 +107,7 @@ fn to_json(answer: &v1::ListSplitsResponse) -> Value {
                 "effective": share.effective})
         });
         json!({"object": one.object, "field": one.field, "name": one.name, "shares": shares.collect::<Vec<_>>(),
-            "live": one.live, "inScope": one.in_scope})
+            "live": one.live, "inScope": one.in_scope, "invalid": one.invalid})
     };
     answer.splits.iter().map(split).collect()
 }

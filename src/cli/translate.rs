@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 
 use super::objects::Objects;
+use super::usage;
 use crate::mesh::{Locality, NodeMetadata, Proxy};
 use crate::proto_json;
 use crate::snapshot::{Memo, ResourceType, Snapshot};
@@ -17,7 +17,10 @@ use crate::snapshot::{Memo, ResourceType, Snapshot};
   weir translate -f deploy/examples/canary --proxy your-namespace/my-app-v1-0 -o table
   weir translate -f mesh.yaml --type routes -o yaml
   weir translate -f mesh.yaml --node-id 'sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local' \\
-      --node-metadata '{\"LABELS\": {\"app\": \"client\"}, \"INTERCEPTION_MODE\": \"NONE\"}'")]
+      --node-metadata '{\"LABELS\": {\"app\": \"client\"}, \"INTERCEPTION_MODE\": \"NONE\"}'
+
+Without --proxy and --node-id it answers a proxy in the namespace default that has no labels.
+Exit status 1 where an object can not be used; standard error says which, and why.")]
 pub struct Args {
     /// A YAML or JSON file, or a folder of them, with Kubernetes and Istio objects
     #[arg(short, long, value_name = "FILE|DIR")]
@@ -104,21 +107,18 @@ fn print(args: &Args, snapshot: &Snapshot) -> anyhow::Result<()> {
             rows.extend(resources.map(|one| (name.to_owned(), one.name.to_string(), one.len().to_string())));
         }
         let width = rows.iter().map(|(_, name, _)| name.len()).max().unwrap_or(0);
-        for (kind, name, bytes) in rows {
-            println!("{kind:<10} {name:<width$} {bytes:>8}");
-        }
-        return Ok(());
+        let lines = rows.iter().map(|(kind, name, bytes)| format!("{kind:<10} {name:<width$} {bytes:>8}\n"));
+        return super::print(&lines.collect::<String>());
     }
     let mut all = Map::new();
     for (_, name, kind) in wanted {
         all.insert(name.to_owned(), to_json(snapshot, kind)?.into());
     }
     let all = Value::Object(all);
-    match args.output {
-        Output::Yaml => print!("{}", super::to_yaml(&all)?),
-        _ => println!("{}", serde_json::to_string_pretty(&all)?),
-    }
-    Ok(())
+    super::print(&match args.output {
+        Output::Yaml => super::to_yaml(&all)?,
+        _ => format!("{all:#}\n"),
+    })
 }
 
 /// The resources of one type as canonical JSON, sorted by name.
@@ -129,9 +129,12 @@ pub fn to_json(snapshot: &Snapshot, kind: ResourceType) -> anyhow::Result<Vec<Va
 }
 
 fn by_node(id: &str, metadata: Option<&str>) -> anyhow::Result<Proxy> {
-    let metadata: Value = serde_json::from_str(metadata.unwrap_or("{}")).context("--node-metadata is not JSON")?;
+    let like = r#"expected a JSON object like {"NAMESPACE": "shop"}"#;
+    let metadata: Value = serde_json::from_str(metadata.unwrap_or("{}"))
+        .map_err(|error| usage(format!("--node-metadata is not JSON: {error}; {like}")))?;
     if !metadata.is_object() {
-        bail!("--node-metadata is not a JSON object; expected something like {{\"NAMESPACE\": \"shop\"}}");
+        return Err(usage(format!("--node-metadata is {metadata}; {like}")));
     }
-    Ok(Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::default())?)
+    let proxy = Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::default());
+    proxy.map_err(|error| usage(format!("--node-id: {error}")))
 }

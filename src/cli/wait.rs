@@ -12,8 +12,8 @@ use crate::admin::api::v1;
   weir wait virtualservice/my-app -n shop
   kubectl apply -f canary.yaml && weir wait vs/my-app -n shop --timeout 30s && ./next-step
 
-Exit status 0 when the object's present form is live, 1 when the time is over (with what is missing
-where), 2 for wrong usage.")]
+Exit status 0 when the object's present form is live, 1 when the time is over, with what is missing
+where, or when there is no such object, 2 for wrong usage.")]
 pub struct Args {
     /// The object: virtualservice/NAME (vs) or destinationrule/NAME (dr)
     #[arg(value_name = "KIND/NAME")]
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
     /// How long to wait, like 30s or 2m
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = time)]
     timeout: Duration,
     /// Wait for this generation or a later one, as the API server counts (metadata.generation)
     #[arg(long, value_name = "N")]
@@ -47,7 +47,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         v1::GetObjectRequest { kind: kind.to_owned(), namespace: args.namespace.clone(), name: name.to_owned() };
     let mut client = args.admin.client().await?;
     let mut last: Option<v1::ObjectStatus> = None;
-    let waited = tokio::time::timeout(args.timeout, async {
+    // Whatever the time, one answer is taken.
+    let time = args.timeout.max(Duration::from_secs(1));
+    let waited = tokio::time::timeout(time, async {
         let mut updates = client.watch_object(request).await.map_err(refused)?.into_inner();
         while let Some(status) = updates.message().await.map_err(refused)? {
             let new_enough = args.generation.is_none_or(|wanted| status.generation >= wanted);
@@ -64,7 +66,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let status = status?;
             let generation =
                 if status.generation > 0 { format!(" generation {}", status.generation) } else { String::new() };
-            println!("{}{generation} is live on {} proxies", status.object, status.proxies.len());
+            let number = match status.proxies.len() {
+                0 => "0 proxies: none that sees it is connected".to_owned(),
+                1 => "1 proxy".to_owned(),
+                n => format!("{n} proxies"),
+            };
+            super::print(&format!("{}{generation} is live on {number}\n", status.object))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(_) => {
@@ -76,10 +83,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn missing(args: &Args, status: Option<&v1::ObjectStatus>) -> String {
     let seconds = args.timeout.as_secs_f64();
-    let Some(status) = status else { return format!("weir said nothing of {} in {seconds} s\n", args.object) };
+    let Some(status) = status else {
+        return format!("weir said nothing of {} in {seconds} s; it may not be ready\n", args.object);
+    };
     let mut out = format!("{} is not live after {seconds} s\n", status.object);
     if let Some(wanted) = args.generation.filter(|wanted| status.generation < *wanted) {
         out.push_str(&format!("  weir has generation {}, wanted {wanted}\n", status.generation));
+    } else if status.generation < status.newest_generation && status.invalid.is_empty() {
+        let newest = status.newest_generation;
+        out.push_str(&format!("  weir has generation {} and has not heard of {newest} yet\n", status.generation));
     }
     status.invalid.iter().for_each(|one| out.push_str(&format!("  refused: {one}\n")));
     status.held.iter().for_each(|one| out.push_str(&format!("  held: {one}\n")));

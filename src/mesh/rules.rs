@@ -171,11 +171,6 @@ impl VirtualService {
         &self.object.meta.annotations
     }
 
-    /// Its `metadata.generation`; 0 where there is none.
-    pub fn generation(&self) -> i64 {
-        self.object.meta.generation
-    }
-
     /// Its namespace, in which short hosts are read.
     pub fn namespace(&self) -> &Arc<str> {
         &self.object.meta.namespace

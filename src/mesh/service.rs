@@ -80,6 +80,9 @@ impl Protocol {
     }
 }
 
+/// The word that a headless service has for its address.
+const HEADLESS: &str = "None";
+
 /// Where a service's endpoints come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Resolution {
@@ -133,7 +136,7 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// The name in its namespace.
     pub name: Arc<str>,
-    /// The addresses clients connect to; none for a headless service. Those of a ServiceEntry may have a prefix length.
+    /// The addresses clients connect to; none for a headless service, and for one from a file that does not say. Those of a ServiceEntry may have a prefix length.
     pub addresses: Vec<Arc<str>>,
     /// Where its endpoints come from.
     pub resolution: Resolution,
@@ -200,7 +203,9 @@ impl Service {
             host: format!("{}.{}.svc.{domain}", meta.name, meta.namespace).to_ascii_lowercase().into(),
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
-            resolution: if addresses.is_empty() && alias_of.is_none() {
+            // A service that says nothing of an address, as people write it into files, is no headless one: the API
+            // server would give it one.
+            resolution: if spec.cluster_ip == HEADLESS && alias_of.is_none() {
                 Resolution::Passthrough
             } else {
                 Resolution::Endpoints
@@ -297,5 +302,24 @@ mod tests {
             assert_eq!(Protocol::of(&port(name, app, number, "TCP")), expected, "{name} {app:?}");
         }
         assert_eq!(Protocol::of(&port("http", None, 80, "UDP")), None);
+    }
+
+    #[test]
+    fn only_the_word_none_makes_a_service_headless() {
+        let meta = Meta {
+            namespace: "shop".into(),
+            name: "web".into(),
+            labels: Labels::default(),
+            annotations: Labels::default(),
+            age: api::Age { created: 0, order: 0 },
+            generation: 0,
+        };
+        let resolution = |cluster_ip: &str| {
+            let spec = api::Service { cluster_ip: cluster_ip.into(), ..Default::default() };
+            Service::from_kubernetes(&meta, &spec, "cluster.local").resolution
+        };
+        assert_eq!(resolution("None"), Resolution::Passthrough);
+        // The second is what people write into files.
+        assert_eq!([resolution("10.96.0.10"), resolution("")], [Resolution::Endpoints; 2]);
     }
 }

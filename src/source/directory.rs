@@ -60,14 +60,19 @@ pub fn load_once(path: &Path) -> Result<Vec<Change>, DirectoryError> {
 }
 
 /// Reads a file, or all files of a folder and those below it, sends what that gives and [`Change::Synced`] as one
-/// batch, and then a batch whenever files change. Ends when the receiver is gone; may be dropped at any time.
+/// batch, and then a batch whenever files change. For each number that comes over `looks` it looks at once, and ends
+/// the batch with [`Change::Mark`]. Ends when the receiver is gone; may be dropped at any time.
 ///
 /// What was read stays in force while the path itself is not there or can not be listed.
 ///
 /// # Errors
 /// At the start, the path is not there, or is a folder that can not be listed; or watching fails in a way that leaves
 /// nothing to fall back to.
-pub async fn watch(path: PathBuf, changes: mpsc::Sender<Vec<Change>>) -> Result<(), DirectoryError> {
+pub async fn watch(
+    path: PathBuf,
+    changes: mpsc::Sender<Vec<Change>>,
+    mut looks: mpsc::Receiver<u64>,
+) -> Result<(), DirectoryError> {
     let failed = |source: io::Error| DirectoryError::Watch { path: path.clone(), source };
     let (events, wakes) = match Events::new().and_then(|(events, wakes)| Ok((events, register(wakes)?))) {
         Ok((events, wakes)) => (Some(events), Some(wakes)),
@@ -79,18 +84,25 @@ pub async fn watch(path: PathBuf, changes: mpsc::Sender<Vec<Change>>) -> Result<
     let follower = Follower::new(path.clone(), events);
     let (mut follower, batch) = blocking(follower, |follower| follower.load(Instant::now())).await.map_err(failed)?;
     let mut batch = batch?;
+    let mut asked = true;
     loop {
         if !batch.is_empty() && changes.send(batch).await.is_err() {
             return Ok(());
         }
-        if !follower.wants_look() {
+        let mut mark = looks.try_recv().ok();
+        if mark.is_none() && !follower.wants_look() {
             tokio::select! {
                 () = changes.closed() => return Ok(()),
                 woken = readable(wakes.as_ref()) => woken.map_err(failed)?,
                 () = tokio::time::sleep_until(follower.deadline.into()) => {}
+                number = looks.recv(), if asked => {
+                    mark = number;
+                    asked = number.is_some();
+                }
             }
         }
         (follower, batch) = blocking(follower, |follower| follower.look(Instant::now())).await.map_err(failed)?;
+        batch.extend(mark.map(Change::Mark));
     }
 }
 
@@ -736,7 +748,7 @@ mod tests {
     impl Live {
         fn start(root: &Path) -> Self {
             let (sender, changes) = mpsc::channel(1);
-            let task = tokio::spawn(watch(root.to_owned(), sender));
+            let task = tokio::spawn(watch(root.to_owned(), sender, mpsc::channel(1).1));
             Self { changes, task, store: Store::default() }
         }
 
@@ -785,7 +797,8 @@ mod tests {
     #[tokio::test]
     async fn a_folder_that_is_not_there_at_the_start_is_an_error() {
         let (sender, _changes) = mpsc::channel(1);
-        let error = watch(PathBuf::from("/nonexistent/conf"), sender).await.unwrap_err().to_string();
+        let error =
+            watch(PathBuf::from("/nonexistent/conf"), sender, mpsc::channel(1).1).await.unwrap_err().to_string();
         assert!(error.starts_with("/nonexistent/conf: is not there"), "{error}");
     }
 

@@ -4,11 +4,13 @@
 //! itself and never ends the watch of its kind. Of Pods, Nodes and Namespaces only the metadata is asked for.
 
 use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, SelectAll};
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt};
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
@@ -17,6 +19,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::newest::Newest;
 use super::{Change, LocatedProblem, Origin, change_from};
 use crate::api::{self, Identity, Kind, ObjectKey, Problem};
 
@@ -25,6 +28,12 @@ const BATCH: usize = 1024;
 
 /// How often the API is asked for a kind that it did not have.
 const ABSENT_KIND: Duration = Duration::from_secs(5);
+
+/// How long after a failure a kind is listed anew: this long after the first, twice as long after each that follows.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The longest such wait.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// Why the API can not be used.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +101,7 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Vec<Change>>) -> Result
                 state.take(event, &mut batch);
             }
             // What is there already goes in the same batch; what is not is not waited for.
-            next = if batch.len() < BATCH { futures::FutureExt::now_or_never(events.next()).flatten() } else { None };
+            next = if batch.len() < BATCH { events.next().now_or_never().flatten() } else { None };
         }
         if !synced && kinds.iter().all(|state| state.complete) {
             synced = true;
@@ -105,22 +114,53 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Vec<Change>>) -> Result
     Ok(())
 }
 
+/// How far the watching of a kind has come.
+#[derive(Default)]
+struct Attempt {
+    /// The watch that is under way, or the wait before the next one.
+    stream: Option<BoxStream<'static, Event>>,
+    /// Failures since the last complete list.
+    failures: u32,
+}
+
+impl Attempt {
+    /// After a failure everything begins anew, with the question which version the API serves by now: a watch that is
+    /// only taken up again would not tell that it is well, nor ever find a version that has taken the place of its own.
+    fn failed(&mut self) {
+        let longest = RETRY.saturating_mul(1 << self.failures.min(16)).min(LONGEST_RETRY);
+        self.failures = self.failures.saturating_add(1);
+        // Not all kinds, nor all of weir's replicas, at the same moment.
+        let part = 0.5 + 0.5 * (RandomState::new().hash_one(()) as f64 / u64::MAX as f64);
+        self.stream = Some(pause(longest.mul_f64(part)));
+    }
+}
+
 fn events(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Event)> {
     let client = client.clone();
-    let stream = futures::stream::unfold(None::<BoxStream<'static, Event>>, move |current| {
+    let stream = futures::stream::unfold(Attempt::default(), move |mut attempt| {
         let client = client.clone();
         async move {
-            let mut current = current;
             loop {
-                if let Some(stream) = &mut current
+                if let Some(stream) = &mut attempt.stream
                     && let Some(event) = stream.next().await
                 {
-                    return Some((event, current));
+                    match &event {
+                        Event::InitDone => attempt.failures = 0,
+                        Event::Failed(_) => attempt.failed(),
+                        _ => {}
+                    }
+                    return Some((event, attempt));
                 }
                 match resource(&client, kind).await {
-                    Ok(Some(resource)) => current = Some(watched(&client, kind, &resource)),
-                    Ok(None) => return Some((Event::Absent, Some(later()))),
-                    Err(error) => return Some((Event::Failed(error.to_string()), Some(later()))),
+                    Ok(Some(resource)) => attempt.stream = Some(watched(&client, kind, &resource)),
+                    Ok(None) => {
+                        attempt.stream = Some(pause(ABSENT_KIND));
+                        return Some((Event::Absent, attempt));
+                    }
+                    Err(error) => {
+                        attempt.failed();
+                        return Some((Event::Failed(reason(&error)), attempt));
+                    }
                 }
             }
         }
@@ -129,8 +169,44 @@ fn events(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Event)> {
 }
 
 /// Nothing for a while, then the end.
-fn later() -> BoxStream<'static, Event> {
-    futures::stream::once(tokio::time::sleep(ABSENT_KIND)).filter_map(async |()| None).boxed()
+fn pause(time: Duration) -> BoxStream<'static, Event> {
+    futures::stream::once(tokio::time::sleep(time)).filter_map(async |()| None).boxed()
+}
+
+/// What the API said; where it said nothing, the error with what caused it, down to what the system said.
+fn reason(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return status.message.clone();
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Some errors say what caused them, and also give it.
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// How new an object is in the API.
+///
+/// # Errors
+/// Why the API does not say.
+pub async fn newest(client: &Client, key: &ObjectKey) -> Result<Newest, String> {
+    let found = async {
+        let Some(resource) = resource(client, key.kind).await? else { return Ok(None) };
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
+        api.get_metadata_opt(&key.name).await
+    };
+    match found.await {
+        Ok(Some(object)) => Ok(Newest::Generation(object.metadata.generation.unwrap_or_default())),
+        Ok(None) => Ok(Newest::Absent),
+        Err(error) => Err(reason(&error)),
+    }
 }
 
 /// The resource to watch: the first version of the kind that the API serves.
@@ -193,13 +269,33 @@ fn flatten<K: Send + 'static>(
     stream: impl futures::Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
     document: impl Fn(K) -> Value + Send + 'static,
 ) -> BoxStream<'static, Event> {
-    let events = stream.map_ok(move |event| match event {
-        watcher::Event::Init => Event::Init,
-        watcher::Event::InitApply(object) | watcher::Event::Apply(object) => Event::Apply(document(object)),
-        watcher::Event::InitDone => Event::InitDone,
-        watcher::Event::Delete(object) => Event::Delete(document(object)),
+    let mut broken = false;
+    let events = stream.filter_map(move |event| {
+        let event = match event {
+            Ok(event) => {
+                broken = false;
+                Some(match event {
+                    watcher::Event::Init => Event::Init,
+                    watcher::Event::InitApply(object) | watcher::Event::Apply(object) => Event::Apply(document(object)),
+                    watcher::Event::InitDone => Event::InitDone,
+                    watcher::Event::Delete(object) => Event::Delete(document(object)),
+                })
+            }
+            // What it was watching from is too old for the API: the watcher lists anew by itself.
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => None,
+            // A connection broke: the watcher goes on from where it was, and says so if it can not.
+            Err(watcher::Error::WatchFailed(_)) if !std::mem::replace(&mut broken, true) => None,
+            Err(error) => Some(Event::Failed(match &error {
+                watcher::Error::InitialListFailed(error)
+                | watcher::Error::WatchStartFailed(error)
+                | watcher::Error::WatchFailed(error) => reason(error),
+                watcher::Error::WatchError(status) => status.message.clone(),
+                watcher::Error::NoResourceVersion => error.to_string(),
+            })),
+        };
+        std::future::ready(event)
     });
-    events.map(|event| event.unwrap_or_else(|error| Event::Failed(error.to_string()))).boxed()
+    events.boxed()
 }
 
 /// What is known of one kind.
@@ -211,12 +307,13 @@ struct KindState {
     known: BTreeSet<ObjectKey>,
     /// The objects of the list that is coming in.
     listing: Option<BTreeSet<ObjectKey>>,
-    in_trouble: bool,
+    /// What was last said to be wrong.
+    trouble: Option<String>,
 }
 
 impl KindState {
     fn new(kind: Kind) -> Self {
-        Self { kind, complete: false, known: BTreeSet::new(), listing: None, in_trouble: false }
+        Self { kind, complete: false, known: BTreeSet::new(), listing: None, trouble: None }
     }
 
     fn take(&mut self, event: Event, out: &mut Vec<Change>) {
@@ -237,14 +334,17 @@ impl KindState {
                 }
             }
             Event::Failed(error) => {
-                let message = format!("can not be watched, and is tried again: {error}; what is known stays in force");
-                self.trouble(Some(message), out);
+                let now = if self.complete { "what is known stays in force" } else { "weir is not ready until it is" };
+                self.trouble(Some(format!("can not be watched, and is tried again: {error}; {now}")), out);
             }
             Event::Absent => {
                 self.complete = true;
-                let message = "the API does not have this kind (is its CustomResourceDefinition installed?); it is \
-                               taken as empty and looked for again every few seconds";
-                self.trouble(Some(message.to_owned()), out);
+                let now = if self.known.is_empty() { "it is taken as empty" } else { "what is known stays in force" };
+                let message = format!(
+                    "the API does not have this kind (is its CustomResourceDefinition installed?); {now}, and it is \
+                     looked for again every few seconds"
+                );
+                self.trouble(Some(message), out);
             }
         }
     }
@@ -263,10 +363,10 @@ impl KindState {
     }
 
     fn trouble(&mut self, message: Option<String>, out: &mut Vec<Change>) {
-        if message.is_none() && !self.in_trouble {
+        if message == self.trouble {
             return;
         }
-        self.in_trouble = message.is_some();
+        self.trouble.clone_from(&message);
         let subject = self.kind.plural().to_owned();
         let problems = message.into_iter().map(|message| LocatedProblem {
             origin: Origin::Cluster,
@@ -308,5 +408,23 @@ mod tests {
         let again = vec![Event::Failed("gone".into()), Event::Init, Event::Apply(pod("b")), Event::InitDone];
         assert_eq!(after(&mut state, again), ["trouble 1", "+b", "-a", "trouble 0"]);
         assert_eq!(after(&mut state, vec![Event::Delete(pod("b"))]), ["-b"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_once() {
+        let mut state = KindState::new(Kind::VirtualService);
+        assert_eq!(after(&mut state, vec![Event::Absent, Event::Absent, Event::Absent]), ["trouble 1"]);
+        let failed = || Event::Failed("no route".into());
+        assert_eq!(after(&mut state, vec![failed(), failed(), failed()]), ["trouble 1"]);
+        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), ["trouble 0"]);
+        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), [""; 0]);
+    }
+
+    #[test]
+    fn a_reason_goes_down_to_what_the_system_said() {
+        let inner = std::io::Error::other("connection refused");
+        let error = kube::Error::Service(Box::new(inner));
+        let text = reason(&error);
+        assert!(text.ends_with("connection refused") && text.matches("refused").count() == 1, "{text}");
     }
 }

@@ -357,7 +357,7 @@ fn claim(
             Claim { accepted: Some(Accepted { object, origin, warnings }), ..kept }
         }
         Change::Refuse { problems, outline, .. } => Claim { problems, outline, ..kept },
-        Change::Delete(_) | Change::Trouble { .. } | Change::Synced => kept,
+        Change::Delete(_) | Change::Trouble { .. } | Change::Synced | Change::Mark(_) => kept,
     }
 }
 
@@ -442,6 +442,10 @@ mod tests {
                 .collect()
         }
 
+        fn holds(&self, name: &str) -> bool {
+            self.store.all(Kind::VirtualService).any(|entry| &*entry.object.meta.name == name)
+        }
+
         fn hosts(&self) -> String {
             self.in_force().into_iter().map(|(name, host)| format!("{name}={host}")).collect::<Vec<_>>().join(" ")
         }
@@ -515,6 +519,11 @@ mod tests {
         assert!(rig.trouble()[0].starts_with("a.yaml:13: metadata.name: is missing"), "{:?}", rig.trouble());
         rig.write("a.yaml", rule("a", "two"));
         assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=two", 0));
+        rig.write("a.yaml", rule("a", "three").replace("VirtualService", "VirtualServise"));
+        assert_eq!(rig.hosts(), "a=two");
+        assert!(rig.trouble()[0].starts_with("a.yaml:2: kind: `VirtualServise` is no kind of"), "{:?}", rig.trouble());
+        rig.write("a.yaml", rule("a", "three").replace("VirtualService", "Gateway"));
+        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("", 0));
     }
 
     #[test]
@@ -769,5 +778,53 @@ items:
                 prop_assert_eq!(rig.hosts(), "good=one");
             }
         }
+
+        #[test]
+        fn a_damaged_file_loses_only_what_it_plainly_no_longer_holds(
+            damage in prop::collection::vec((0..3_u8, any::<prop::sample::Index>(), any::<u8>()), 1..6)
+        ) {
+            let mut rig = Rig::default();
+            let mut text = format!("{}---\n{}", rule("a", "one"), rule("b", "one")).into_bytes();
+            rig.write("f.yaml", &text);
+            for (what, at, byte) in damage {
+                if text.is_empty() {
+                    break;
+                }
+                let at = at.index(text.len());
+                match what {
+                    0 => text[at] = byte,
+                    1 => text.insert(at, byte),
+                    _ => text.truncate(at),
+                }
+                rig.write("f.yaml", &text);
+                let names = names(&text);
+                for name in ["a", "b"] {
+                    let gone = names.as_ref().is_some_and(|names| !names.iter().any(|one| one == name));
+                    prop_assert!(gone || rig.holds(name), "{name} of {:?}", String::from_utf8_lossy(&text));
+                }
+                // What went with an earlier damage need not come back with a later one.
+                rig = Rig::default();
+                rig.write("f.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
+            }
+        }
+    }
+
+    /// The VirtualServices of the namespace `default` that a text holds; `None` where it does not say of all its
+    /// documents what they are.
+    fn names(text: &[u8]) -> Option<Vec<String>> {
+        let documents = yaml::documents(text).ok()?;
+        if text.iter().all(u8::is_ascii_whitespace) {
+            return None;
+        }
+        let mut names = Vec::new();
+        for (_, member) in documents.into_iter().flat_map(|document| expand_list(document.value)) {
+            match identify(&member).ok()? {
+                Identity::Known(key) if key.kind == Kind::VirtualService && &*key.namespace == "default" => {
+                    names.push(key.name.to_string());
+                }
+                _ => {}
+            }
+        }
+        Some(names)
     }
 }

@@ -5,6 +5,7 @@ pub mod directory;
 mod inotify;
 pub mod kubernetes;
 pub mod loader;
+pub mod newest;
 mod scan;
 pub mod yaml;
 
@@ -85,6 +86,8 @@ pub enum Change {
     },
     /// Everything that was there when the source began has been handed on.
     Synced,
+    /// Everything that was there when [`newest::Asker`] asked for this number has been handed on.
+    Mark(u64),
 }
 
 /// Turns one parse result into a change. `locate` gives the place of a field path.

@@ -21,10 +21,19 @@ pub struct State {
     pub wanted: Arc<VirtualServices>,
     /// What is held back of them.
     pub held: Arc<[Held]>,
-    /// VirtualServices and DestinationRules: since which revision they are in force as they are.
-    pub since: Arc<BTreeMap<ObjectKey, u64>>,
+    /// The VirtualServices and DestinationRules in force.
+    pub in_force: Arc<BTreeMap<ObjectKey, InForce>>,
     /// Objects whose newest form is not in force, and why.
     pub invalid: Arc<BTreeMap<ObjectKey, Vec<String>>>,
+}
+
+/// The accepted form of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InForce {
+    /// The revision since which it is in force as it is.
+    pub since: u64,
+    /// Its `metadata.generation`; 0 where there is none.
+    pub generation: i64,
 }
 
 /// The newest state, for everyone who asks.
@@ -32,6 +41,7 @@ pub struct State {
 pub struct Ledger {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
+    marked: watch::Sender<u64>,
 }
 
 impl Ledger {
@@ -50,12 +60,16 @@ impl Ledger {
         store: &Store,
     ) {
         let mut state = self.lock();
-        let mut since = (*state.since).clone();
+        let mut in_force = state.in_force.clone();
         let ours = |key: &&ObjectKey| matches!(key.kind, Kind::VirtualService | Kind::DestinationRule);
         for key in dirty.iter().filter(ours) {
+            let all = Arc::make_mut(&mut in_force);
             match store.get(key) {
-                Some(_) => since.insert(key.clone(), revision),
-                None => since.remove(key),
+                Some(entry) => {
+                    let generation = entry.object.meta.generation;
+                    all.insert(key.clone(), InForce { since: revision, generation })
+                }
+                None => all.remove(key),
             };
         }
         // What is held, or let go, changes what is in force as much as an edit does.
@@ -63,11 +77,11 @@ impl Ledger {
             a.iter().filter(|one| !b.contains(one)).map(|one| one.object.clone()).collect()
         };
         let objects = &moved(&state.held, &held) | &moved(&held, &state.held);
-        for (key, at) in since.iter_mut().filter(|(key, _)| objects.contains(&key.to_string())) {
-            debug_assert!(ours(&key));
-            *at = revision;
+        if !objects.is_empty() {
+            let all = Arc::make_mut(&mut in_force).iter_mut();
+            all.filter(|(key, _)| objects.contains(&key.to_string())).for_each(|(_, one)| one.since = revision);
         }
-        state.since = Arc::new(since);
+        state.in_force = in_force;
         state.held = held.into();
         state.mesh = Some(mesh.clone());
         state.wanted = wanted;
@@ -90,6 +104,17 @@ impl Ledger {
             drop(state);
             self.changed.send_modify(|n| *n += 1);
         }
+    }
+
+    /// Notes that everything up to this [`crate::source::Change::Mark`] is taken in.
+    pub fn mark(&self, mark: u64) {
+        self.marked.send_modify(|newest| *newest = mark.max(*newest));
+    }
+
+    /// Waits until everything up to this mark is taken in.
+    pub async fn marked(&self, mark: u64) {
+        // The sender lives as long as this.
+        let _ = self.marked.subscribe().wait_for(|newest| *newest >= mark).await;
     }
 
     /// The newest state.

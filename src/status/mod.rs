@@ -3,7 +3,7 @@
 mod ledger;
 mod report;
 
-pub use ledger::{Ledger, State};
+pub use ledger::{InForce, Ledger, State};
 pub use report::{
     DestinationShare, ObjectReport, ProxyReport, ProxyVerdict, SplitReport, Verdict, object, proxies, splits,
 };

@@ -101,6 +101,8 @@ pub struct SplitReport {
     pub live: usize,
     /// Proxies that see it.
     pub in_scope: usize,
+    /// Why the object's newest form is not in force; the shares are those of the last accepted one.
+    pub invalid: Vec<String>,
 }
 
 /// A destination's share.
@@ -149,7 +151,8 @@ fn scope_name(scope: &Scope) -> String {
 /// Where an object is live; `None` where there is no such object.
 pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Option<ObjectReport> {
     let invalid = state.invalid.get(key).cloned().unwrap_or_default();
-    let since = state.since.get(key).copied();
+    let in_force = state.in_force.get(key).copied();
+    let since = in_force.map(|one| one.since);
     if since.is_none() && invalid.is_empty() {
         return None;
     }
@@ -167,17 +170,13 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
     let all = proxies.iter().all(|proxy| proxy.state == Verdict::Live);
     Some(ObjectReport {
         object: name,
-        generation: generation(state, key),
+        generation: in_force.map_or(0, |one| one.generation),
         revision: since.unwrap_or(0),
         live: all && held.is_empty() && invalid.is_empty(),
         proxies,
         invalid,
         held,
     })
-}
-
-fn generation(state: &State, key: &ObjectKey) -> i64 {
-    state.wanted.iter().find(|one| one.key == *key).map_or(0, |one| one.generation())
 }
 
 /// Which scopes see which objects, each worked out once.
@@ -210,7 +209,9 @@ fn verdict(mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey, since: u64) -> Pr
     let hosts = hosts(mesh, key);
     let concerns = |name: &str| hosts.iter().any(|host| is_about(name, host));
     if status.resting && status.reached.is_some_and(|reached| reached >= since) {
-        if let Some(refused) = status.refused.iter().find(|one| concerns(&one.name) || one.kind == "rds") {
+        // A listener or route table of many hosts that was refused may be for the sake of this one.
+        let whole = |kind: &str| kind == "rds" || kind == "lds";
+        if let Some(refused) = status.refused.iter().find(|one| concerns(&one.name) || whole(one.kind)) {
             let reason = format!("{} {}: {}", refused.kind, refused.name, refused.message);
             return ProxyVerdict { id, state: Verdict::Refused, reason };
         }
@@ -267,7 +268,7 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
         if routes.is_empty() {
             continue;
         }
-        let since = state.since.get(&wanted.key).copied().unwrap_or(0);
+        let since = state.in_force.get(&wanted.key).map_or(0, |one| one.since);
         let verdicts: Vec<ProxyVerdict> = connected
             .iter()
             .filter(|status| seen.sees(mesh, status, &wanted.key))
@@ -282,6 +283,7 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
             shares,
             live,
             in_scope: verdicts.len(),
+            invalid: state.invalid.get(&wanted.key).cloned().unwrap_or_default(),
         }));
     }
     found

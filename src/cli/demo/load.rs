@@ -18,9 +18,6 @@ const WORKERS: usize = 8;
 /// The pause between a worker's requests, which keeps the whole at some 2000 a second.
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// Where the load ends by itself.
-const MOST: u64 = 2_000_000;
-
 /// Answers of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -58,12 +55,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// Sends requests for `my-app.shop` to this port on loopback from now on.
-    pub fn start(port: u16) -> Self {
+    /// Sends requests for `my-app.shop` to this port on loopback from now on, `most` at the most.
+    pub fn start(port: u16, most: u64) -> Self {
         let state = Arc::new(State::default());
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
-            workers.spawn(work(state.clone(), port));
+            workers.spawn(work(state.clone(), port, most));
         }
         Self { state, workers }
     }
@@ -107,9 +104,9 @@ impl Load {
     }
 }
 
-async fn work(state: Arc<State>, port: u16) {
+async fn work(state: Arc<State>, port: u16, most: u64) {
     let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    while state.sent.load(Ordering::SeqCst) < MOST {
+    while state.sent.load(Ordering::SeqCst) < most {
         if state.paused.load(Ordering::SeqCst) {
             return;
         }

@@ -7,20 +7,21 @@ mod tutorial;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
 use crate::control_plane::{ControlPlane, Options, Source};
-use crate::envoy::{EnvoyBinary, EnvoyProcess, SpawnOptions};
+use crate::envoy::{self, EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
 use crate::mesh::{Interception, Locality, MeshConfig};
 use crate::xds::door::Limits;
 use crate::xds::stream::Settings;
 
 use load::Load;
-use report::{Row, Table};
+use report::{Row, Table, say};
 use tutorial::Tutorial;
 
 /// How long one thing may take before the demo gives up.
@@ -31,16 +32,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[command(after_help = "Examples:
   weir demo
   weir demo --steps 100,99,75,0 --requests 10000
-  weir demo --keep                            then edit the file it names and watch the split
+  weir demo --keep           then edit the file it names, and watch with the commands it prints
 
-Exit status 0 only if every observed share is within its bound and no request failed.")]
+The bound, behind the ±, is 4.4 standard deviations of a fair share of that many requests; for 0 and
+100 percent it is nothing at all. Exit status 0 only if every observed share is within its bound and
+no request failed, 1 otherwise, 2 for wrong usage.")]
 pub struct Args {
     /// The Envoy to run [default: $ENVOY, then PATH, else installed once into ~/.cache/weir]
     #[arg(long, value_name = "FILE")]
     envoy: Option<PathBuf>,
     /// Percent of requests to v1, step by step
     #[arg(long, value_name = "PERCENT,...", default_value = "100,90,50,0", value_delimiter = ',',
-          value_parser = clap::value_parser!(u32).range(0..=100))]
+          allow_hyphen_values = true, value_parser = percent)]
     steps: Vec<u32>,
     /// Requests counted in each step
     #[arg(long, value_name = "N", default_value = "2000", value_parser = clap::value_parser!(u64).range(100..=100_000))]
@@ -50,16 +53,74 @@ pub struct Args {
     keep: bool,
 }
 
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.trim().parse().ok().filter(|number| *number <= 100);
+    number.ok_or_else(|| "expected whole numbers from 0 to 100 with commas between, such as 100,90,50,0".to_owned())
+}
+
+/// The signals that end the demo.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one of them, and gives the exit status that shells expect of a program that it ended.
+    async fn any(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+            _ = self.hangup.recv() => 129,
+        }
+    }
+}
+
 /// Runs the demo until it ends or is interrupted; nothing it started outlives it.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = Signals::new()?;
+    let kept = AtomicBool::new(false);
+    let status = match find(&args, &mut signals).await? {
+        Ok(binary) => tokio::select! {
+            done = demo(&args, &binary, &kept) => return done,
+            status = signals.any() => status,
+        },
+        Err(status) => status,
+    };
+    if kept.into_inner() {
+        say("\neverything is stopped");
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("\ninterrupted; everything is stopped");
+    Ok(ExitCode::from(status))
+}
+
+/// Finds or installs Envoy; if a signal comes first, all of that ends, and the exit status is given.
+async fn find(args: &Args, signals: &mut Signals) -> anyhow::Result<Result<EnvoyBinary, u8>> {
+    let lookup = Lookup::from_env(args.envoy.as_deref());
+    let stop = lookup.stop.clone();
+    let mut finding = tokio::task::spawn_blocking(move || lookup.find());
     tokio::select! {
-        done = demo(&args) => done,
-        _ = interrupt.recv() => {
-            eprintln!("\ninterrupted; everything is stopped");
-            Ok(ExitCode::from(130))
+        found = &mut finding => match found? {
+            Err(error @ (envoy::Error::NotExecutable { .. } | envoy::Error::NotEnvoy { .. })) => {
+                Err(super::usage(error.to_string()))
+            }
+            found => Ok(Ok(found?)),
+        },
+        status = signals.any() => {
+            stop.cancel();
+            // A binary that was asked for its version and never answers is not waited for.
+            let _ = tokio::time::timeout(Duration::from_secs(5), finding).await;
+            Ok(Err(status))
         }
-        _ = terminate.recv() => Ok(ExitCode::from(143)),
     }
 }
 
@@ -72,9 +133,7 @@ struct Demo {
     table: Table,
 }
 
-async fn demo(args: &Args) -> anyhow::Result<ExitCode> {
-    let explicit = args.envoy.clone();
-    let binary = tokio::task::spawn_blocking(move || EnvoyBinary::find(explicit.as_deref())).await??;
+async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::Result<ExitCode> {
     let backends = backends::start().await?;
     let tutorial = Tutorial::new(backends.port).context("can not write the demo's objects")?;
     let first = args.steps.first().copied().unwrap_or(100);
@@ -97,37 +156,49 @@ async fn demo(args: &Args) -> anyhow::Result<ExitCode> {
     envoy.ready(PATIENCE).await?;
     let revision = plane.revision();
     patiently("Envoy to ack its first configuration", plane.live(&node, revision)).await?;
-    println!("weir     ADS on {}, objects in {}", plane.xds_addr(), tutorial.folder().display());
-    println!("Envoy    {} as a sidecar of shop/client-0, my-app on 127.0.0.1:{}", binary.version(), tutorial.port());
-    println!("backends three of v1 on 127.0.1.1-3, three of v2 on 127.0.2.1-3, port {}\n", backends.port);
-    let load = Load::start(tutorial.port());
+    say(&format!("weir     ADS on {}, objects in {}", plane.xds_addr(), tutorial.folder().display()));
+    say(&format!(
+        "Envoy    {} as a sidecar of shop/client-0, my-app on 127.0.0.1:{}",
+        binary.version(),
+        tutorial.port()
+    ));
+    say(&format!("backends three of v1 on 127.0.1.1-3, three of v2 on 127.0.2.1-3, port {}\n", backends.port));
+    let load = Load::start(tutorial.port(), most(args));
     let mut demo = Demo { plane, envoy, node, tutorial, load, table: Table::new() };
     let outcome = steps(args, &mut demo).await;
     let failed_between = demo.load.failed_between_steps();
-    let log = demo.envoy.log_path().display().to_string();
     let fine = match outcome {
         Ok(fine) => fine && failed_between == 0,
         Err(error) => {
-            eprintln!("\n{error:#}\nEnvoy's log ends:\n{}", demo.envoy.log_tail());
+            eprintln!("\n{error:#}");
             false
         }
     };
     if fine {
-        println!(
-            "\nEvery split is within its bound, and none of {} requests failed, those during the edits included.",
+        say(&format!(
+            "\nEvery share is within its bound (±), and none of {} requests failed, the edits included.",
             demo.load.sent()
-        );
-        println!("Next: weir serve --config-dir DIR, with your own objects; weir serve --help");
+        ));
+        say("Next: weir serve --config-dir DIR, with your own objects; weir serve --help");
     } else {
-        println!(
-            "\nSomething is wrong: see the rows marked with !. {failed_between} requests failed during edits; Envoy's log was {log}"
-        );
+        say(&format!(
+            "\nSomething is wrong: see the rows marked with !. {failed_between} requests failed during edits."
+        ));
+        say(&format!("Envoy's log ends:\n{}", demo.envoy.log_tail()));
     }
     if args.keep && fine {
-        println!("\nStill running. Edit {}", demo.tutorial.route_file().display());
-        println!("and send requests: curl -H 'host: my-app.shop' http://127.0.0.1:{}/", demo.tutorial.port());
-        println!("Ctrl-C ends it.");
+        if args.steps.last() == Some(&0) {
+            // Two versions again, so that there are weights to edit.
+            let tutorial = &demo.tutorial;
+            edit(&demo, &[&|| tutorial.write_all(50)]).await?;
+        }
+        let (file, port, admin) = (demo.tutorial.route_file(), demo.tutorial.port(), demo.plane.admin_addr());
+        say(&format!("\nStill running. Edit the weights in {}", file.display()));
+        say(&format!("  weir splits -w --admin {admin}    shows the weights, and whether Envoy has them"));
+        say(&format!("  curl -H 'host: my-app.shop' http://127.0.0.1:{port}/    sends a request"));
+        say("Ctrl-C ends it.");
         demo.load.pause();
+        kept.store(true, Ordering::Relaxed);
         demo.plane.failed().await?;
     }
     demo.load.end().await;
@@ -142,46 +213,49 @@ async fn steps(args: &Args, demo: &mut Demo) -> anyhow::Result<bool> {
     for (n, v1) in args.steps.iter().copied().enumerate() {
         let step = format!("{v1}/{}", 100 - v1);
         let tutorial = &demo.tutorial;
-        let took = if n == 0 { None } else { Some(edit(demo, || tutorial.route(v1)).await?) };
+        // Writing the same again changes nothing, so there would be nothing to wait for.
+        let same = n > 0 && args.steps.get(n - 1) == Some(&v1);
+        let took = if n == 0 || same { None } else { Some(edit(demo, &[&|| tutorial.route(v1)]).await?) };
         fine &= measure(args, demo, &step, 100 - v1, took).await?;
     }
     if args.steps.last() == Some(&0) {
         let tutorial = &demo.tutorial;
-        let took = edit(demo, || {
-            tutorial.route_to_v2_alone()?;
-            tutorial.rule_without_v1()
-        })
-        .await?;
+        let took = edit(demo, &[&|| tutorial.route_to_v2_alone(), &|| tutorial.rule_without_v1()]).await?;
         fine &= measure(args, demo, "v1 removed", 100, Some(took)).await?;
     }
     Ok(fine)
 }
 
-/// Writes, and waits until Envoy has acked; the time between is what a user waits for a weight.
-async fn edit(demo: &Demo, write: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<Duration> {
-    let before = demo.plane.revision();
+/// Writes files one after the other, and waits until Envoy has acked all of it; the time between is what a user waits for a weight.
+async fn edit(demo: &Demo, writes: &[&dyn Fn() -> std::io::Result<()>]) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     demo.load.edit_begins();
-    write()?;
-    let revision = patiently("weir to see the edit", demo.plane.revision_after(before)).await?;
+    let mut revision = demo.plane.revision();
+    for write in writes {
+        write().context("can not write the demo's objects")?;
+        revision = patiently("weir to see the edit", demo.plane.revision_after(revision)).await?;
+    }
     patiently("Envoy to ack the edit", demo.plane.live(&demo.node, revision)).await?;
     Ok(begun.elapsed())
 }
 
 async fn measure(args: &Args, demo: &Demo, step: &str, v2: u32, took: Option<Duration>) -> anyhow::Result<bool> {
     demo.load.step_begins();
-    let begun = Instant::now();
+    let (mut answered, mut since) = (0, Instant::now());
     let row = |tally| Row { step: step.to_owned(), wanted_v2: v2, tally, took };
     loop {
         let tally = demo.load.tally();
+        if tally.total() > answered {
+            (answered, since) = (tally.total(), Instant::now());
+        }
         if tally.total() >= args.requests {
             let row = row(tally);
             demo.table.done(&row);
             return Ok(row.is_fine());
         }
-        if begun.elapsed() > PATIENCE {
+        if since.elapsed() > PATIENCE {
             demo.table.done(&row(tally));
-            bail!("only {} of {} requests were answered in {PATIENCE:?}", demo.load.tally().total(), args.requests);
+            bail!("after {answered} of {} requests none was answered for {PATIENCE:?}", args.requests);
         }
         demo.table.progress(&row(tally));
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -189,7 +263,14 @@ async fn measure(args: &Args, demo: &Demo, step: &str, v2: u32, took: Option<Dur
 }
 
 async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> anyhow::Result<T> {
-    tokio::time::timeout(PATIENCE, future).await.with_context(|| format!("waited {PATIENCE:?} for {what}"))
+    let waited = tokio::time::timeout(PATIENCE, future).await;
+    waited.map_err(|_| anyhow::anyhow!("waited {PATIENCE:?} for {what}, in vain"))
+}
+
+/// Where the load ends by itself: well above what all steps can need, those sent during edits included.
+fn most(args: &Args) -> u64 {
+    let steps = u64::try_from(args.steps.len()).unwrap_or(u64::MAX).saturating_add(2);
+    steps.saturating_mul(args.requests.saturating_add(100_000))
 }
 
 /// The node id of the demo's sidecar, and its bootstrap.

@@ -8,6 +8,11 @@ use super::load::Tally;
 /// Standard deviations by which a share may be off: one right split in 100 000 would be called wrong.
 const Z: f64 = 4.4;
 
+/// Prints a line. A reader that has gone away is no reason to end in the middle of a step.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// One step.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -69,24 +74,25 @@ impl Table {
 
     /// Prints the head.
     pub fn head(&self) {
-        println!(
+        say(&format!(
             "{:<12} {:>9} {:>18} {:>10} {:>8} {:>16}",
             "v1/v2", "wanted v2", "observed v2", "requests", "failed", "write to ack"
-        );
+        ));
     }
 
     /// Shows a row that is under way.
     pub fn progress(&self, row: &Row) {
         if self.live {
-            print!("\r{}", row.text());
-            let _ = std::io::stdout().flush();
+            let mut out = std::io::stdout().lock();
+            let _ = write!(out, "\r{}", row.text());
+            let _ = out.flush();
         }
     }
 
     /// Prints a row that is done.
     pub fn done(&self, row: &Row) {
         let mark = if row.is_fine() { "" } else { "  !" };
-        println!("{}{}{mark}", if self.live { "\r" } else { "" }, row.text());
+        say(&format!("{}{}{mark}", if self.live { "\r" } else { "" }, row.text()));
     }
 }
 
