@@ -77,7 +77,11 @@ fn traffic_policy(policy: &TrafficPolicy, path: &str, found: &mut Findings) {
         match at_port.port {
             None => found.add(format!("{path}.port"), "is missing; expected a map with number"),
             Some(at) if !ports.insert(at.number) => {
-                found.add(format!("{path}.port"), format!("{} stands twice; expected each port once", at.number));
+                let message = format!("{} stands twice; the first entry counts, and this one has no effect", at.number);
+                found.warn(format!("{path}.port"), message);
+            }
+            Some(at) if at.number == 0 => {
+                found.warn(format!("{path}.port.number"), "is 0 or missing, so that the entry has no effect");
             }
             Some(at) => port(at.number, &format!("{path}.port.number"), found),
         }
