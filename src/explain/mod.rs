@@ -24,7 +24,7 @@ pub use request::{Question, Request};
 
 use crate::mesh::{Interception, Protocol, View, resolve};
 use crate::snapshot::{ResourceType, Snapshot};
-use crate::translate::route::{Context, Known, Said};
+use crate::translate::route::{Context, Known, Said, has_routes, rules_at};
 use crate::translate::{route_match, virtual_host as hosts};
 
 /// The answer.
@@ -250,7 +250,7 @@ impl Player<'_> {
             Some((known.service.clone(), self.view.destination_rule(known).cloned()))
         };
         let context = Context { config: &self.view.mesh.config, scope: self.view.scope, port, service: &lookup };
-        let rules = self.view.rules.http(host).map(Arc::as_ref);
+        let rules = rules_at(self.view, host, port).map(Arc::as_ref);
         let said: Vec<Said<'_>> = match (self.view.service(host), rules) {
             (Some(seen), _) if seen.ports().any(|one| one.number == port && carries_http(one.protocol, routes)) => {
                 let service = &seen.known.service;
@@ -268,9 +268,15 @@ impl Player<'_> {
     /// The routes that this proxy does not get at all, and why.
     fn add_left_out(&self, virtual_host: &str, port: u16, answer: &mut Explanation) {
         let Some((host, _)) = virtual_host.rsplit_once(':') else { return };
-        let Some(rules) = self.view.rules.http(host) else { return };
+        let mut all = Vec::new();
+        for rules in self.view.rules_at(port).http(host) {
+            all.extend(rules.http());
+            if has_routes(rules, self.view.scope, port) {
+                break;
+            }
+        }
         let mut at = 0;
-        for rule in rules.http() {
+        for rule in all {
             for (n, one) in rule.route.matches.iter().enumerate() {
                 let field = format!("spec.http[{}].match[{n}]", rule.index);
                 let object = Some(rule.key.to_string());

@@ -20,7 +20,7 @@ use crate::mesh::{
     VirtualService, covers, is_wildcard,
 };
 use crate::translate::outbound::{self, Outbound, route_name};
-use crate::translate::route::{Context, Known};
+use crate::translate::route::{Context, Known, has_routes, rules_at};
 use crate::translate::{cluster, endpoint, listener, virtual_host};
 
 /// Parts made before, by everything they were made from. Parts that no snapshot of a round used are dropped at its end.
@@ -243,11 +243,10 @@ impl Memo {
             }
         }
         let mut configurations: BTreeMap<String, Vec<Part>> = BTreeMap::new();
-        let mut on_80: BTreeSet<&Host> = BTreeSet::new();
-        let mut http_80 = false;
+        // The services that have a virtual host among those of a port.
+        let mut served: BTreeMap<u16, BTreeSet<&Host>> = BTreeMap::new();
         for seen in view.callable().filter(|seen| seen.known.service.alias_of.is_none()) {
             let service = &seen.known.service;
-            let rule = view.rules.http(&service.host).map(|rule| &**rule);
             let others = aliases.get(&service.host).map_or(&[][..], Vec::as_slice);
             for port in seen.ports() {
                 let any_name = match port.protocol {
@@ -255,10 +254,10 @@ impl Memo {
                     protocol if protocol.is_http() => false,
                     _ => continue,
                 };
-                if !any_name && port.number == 80 {
-                    http_80 = true;
-                    on_80.insert(&service.host);
+                if !any_name {
+                    served.entry(port.number).or_default().insert(&service.host);
                 }
+                let rule = rules_at(view, &service.host, port.number).map(|rule| &**rule);
                 let wanted = Wanted { view, port: port.number, rule };
                 let part = self.service_host(&wanted, seen, port, any_name, others);
                 let configuration = configurations.entry(route_name(service, port)).or_default();
@@ -266,21 +265,8 @@ impl Memo {
                 filling.left.extend(part.left.iter().cloned());
             }
         }
-        // A host that no service has there is known on the port of plain HTTP all the same.
-        if http_80 {
-            for (host, rule) in view.rules.hosts().filter(|(_, rule)| !rule.spec().http.is_empty()) {
-                let served = if is_wildcard(host) {
-                    on_80.iter().any(|known| covers(host, known))
-                } else {
-                    on_80.contains(host)
-                };
-                if !served {
-                    let wanted = Wanted { view, port: 80, rule: Some(rule) };
-                    let part = self.other_host(&wanted, host, rule);
-                    configurations.entry("80".to_owned()).or_default().extend(part.encoded.clone());
-                    filling.left.extend(part.left.iter().cloned());
-                }
-            }
+        for (port, hosts) in &served {
+            self.other_hosts(view, *port, hosts, configurations.entry(port.to_string()).or_default(), filling);
         }
         let mut resources = Resources::new();
         for (name, hosts) in configurations {
@@ -289,6 +275,30 @@ impl Memo {
             resources.insert(resource.name.clone(), resource);
         }
         resources
+    }
+
+    /// The hosts of VirtualServices that no service has at a port: known on the port of plain HTTP all the same, and on
+    /// another where the VirtualService names a service that is there as well.
+    fn other_hosts(
+        &mut self,
+        view: &View<'_>,
+        port: u16,
+        served: &BTreeSet<&Host>,
+        configuration: &mut Vec<Part>,
+        filling: &mut Filling,
+    ) {
+        let is_served = |host: &Host| {
+            if is_wildcard(host) { served.iter().any(|known| covers(host, known)) } else { served.contains(host) }
+        };
+        for (host, rule) in view.rules_at(port).hosts().filter(|(host, _)| !is_served(host)) {
+            let belongs = port == 80 || rule.hosts.iter().any(is_served);
+            if belongs && has_routes(rule, view.scope, port) {
+                let wanted = Wanted { view, port, rule: Some(rule) };
+                let part = self.other_host(&wanted, host, rule);
+                configuration.extend(part.encoded.clone());
+                filling.left.extend(part.left.iter().cloned());
+            }
+        }
     }
 
     fn service_host(

@@ -154,6 +154,7 @@ mod tests {
             any_address: false,
             http: Some("r".into()),
             only_http: false,
+            grpc_web: false,
             chains: vec![Chain { sni: vec![], subnets: vec![], target: Target::plain("outbound|80||a") }],
             policy: OutboundPolicy::AllowAny,
         };

@@ -4,7 +4,8 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::{
-    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, router::v3::Router,
+    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, grpc_web::v3::GrpcWeb,
+    router::v3::Router,
 };
 use envoy_types::pb::envoy::extensions::filters::listener::{
     http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
@@ -44,7 +45,7 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
     if let Some(routes) = &listener.http {
         filter_chains.push(pb::FilterChain {
             filter_chain_match: inspects.then(|| looks_like_http(None)),
-            filters: vec![filter(HTTP, &http_manager(stat_prefix, rds(routes), false, false))],
+            filters: vec![filter(HTTP, &http_manager(stat_prefix, rds(routes), None, listener.grpc_web))],
             transport_socket_connect_timeout: seconds(15),
             ..Default::default()
         });
@@ -273,8 +274,8 @@ fn rds(name: &str) -> hcm::http_connection_manager::RouteSpecifier {
 fn http_manager(
     stat_prefix: String,
     routes: hcm::http_connection_manager::RouteSpecifier,
-    inbound: bool,
-    http2: bool,
+    inbound: Option<Protocol>,
+    grpc_web: bool,
 ) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager as inner;
     let mut manager = hcm::HttpConnectionManager {
@@ -312,7 +313,11 @@ fn http_manager(
         }),
         ..Default::default()
     };
-    if inbound {
+    if grpc_web {
+        // It leaves alone what is not gRPC-Web.
+        manager.http_filters.insert(0, http_filter("envoy.filters.http.grpc_web", &GrpcWeb {}));
+    }
+    if let Some(protocol) = inbound {
         manager.server_name = "istio-envoy".to_owned();
         manager.forward_client_cert_details = inner::ForwardClientCertDetails::AppendForward as i32;
         manager.set_current_client_cert_details = Some(inner::SetCurrentClientCertDetails {
@@ -321,7 +326,7 @@ fn http_manager(
             uri: true,
             ..Default::default()
         });
-        manager.http2_protocol_options = http2.then(core::Http2ProtocolOptions::default);
+        manager.http2_protocol_options = protocol.is_http2().then(core::Http2ProtocolOptions::default);
     }
     manager
 }
@@ -337,7 +342,7 @@ fn http_filter<M: prost::Name>(name: &str, config: &M) -> hcm::HttpFilter {
 /// HTTP for the workload itself; everything goes to `cluster`.
 fn inbound_http(stat_prefix: &str, cluster: &str, virtual_host: &str, protocol: Protocol) -> pb::Filter {
     // A request that was reset before it was sent out can not have done any work; gRPC clients retry by themselves.
-    let retry = (!protocol.is_http2()).then(|| route::RetryPolicy {
+    let retry = (!protocol.is_grpc()).then(|| route::RetryPolicy {
         retry_on: "reset-before-request".to_owned(),
         num_retries: u32_value(2),
         ..Default::default()
@@ -370,7 +375,8 @@ fn inbound_http(stat_prefix: &str, cluster: &str, virtual_host: &str, protocol: 
         ..Default::default()
     };
     let routes = hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes);
-    filter(HTTP, &http_manager(stat_prefix.to_owned(), routes, true, protocol.is_http2()))
+    let grpc_web = protocol == Protocol::GrpcWeb;
+    filter(HTTP, &http_manager(stat_prefix.to_owned(), routes, Some(protocol), grpc_web))
 }
 
 fn listener_filter<M: prost::Name>(

@@ -51,6 +51,11 @@ pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u
     given.or_else(only).unwrap_or(listener)
 }
 
+/// The host that a destination's clusters are named by: of an ExternalName service the one it stands for.
+pub fn real_host<'a>(host: &'a str, service: Option<&'a Service>) -> &'a str {
+    service.and_then(|service| service.alias_of.as_deref()).unwrap_or(host)
+}
+
 pub(crate) fn any<M: prost::Name>(message: &M) -> Any {
     Any { type_url: format!("type.googleapis.com/{}", M::full_name()), value: message.encode_to_vec() }
 }

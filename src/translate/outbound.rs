@@ -23,6 +23,8 @@ pub struct Outbound {
     pub http: Option<String>,
     /// Whether only HTTP can come: the port says so, and nothing is redirected.
     pub only_http: bool,
+    /// Whether some of it is gRPC-Web.
+    pub grpc_web: bool,
     /// Everything else.
     pub chains: Vec<Chain>,
     /// What happens to what no chain takes.
@@ -144,6 +146,7 @@ impl Plan<'_> {
                 listener.http = Some(route_name(service, port));
                 listener.only_http = listener.chains.is_empty();
             }
+            listener.grpc_web |= port.protocol == Protocol::GrpcWeb;
             return;
         }
         let http = (port.protocol == Protocol::Unknown).then(|| route_name(service, port));
@@ -207,6 +210,7 @@ impl Plan<'_> {
             any_address,
             http: None,
             only_http: false,
+            grpc_web: false,
             chains: Vec::new(),
             policy,
         })

@@ -66,7 +66,7 @@ impl Target {
 /// of others as well; `by_name` says whether only the server name tells them apart.
 pub fn chains(seen: &Seen<'_>, port: &Port, subnets: &[String], by_name: bool, view: &View<'_>) -> Vec<Chain> {
     let host = &seen.known.service.host;
-    let rules: Vec<_> = view.rules.all(host).collect();
+    let rules: Vec<_> = view.rules_at(port.number).all(host).collect();
     let is_tls = matches!(port.protocol, crate::mesh::Protocol::Https | crate::mesh::Protocol::Tls);
     let mut found: Vec<Chain> = Vec::new();
     let mut covered = false;
@@ -151,8 +151,9 @@ fn target(routes: &[RouteDestination], rule: &VirtualService, port: &Port, view:
     let resolved = |to: &api::Destination| resolve(&to.host, rule.namespace(), &view.mesh.config.domain);
     let cluster = |to: &api::Destination| {
         let host = resolved(to);
-        let number = super::destination_port(to, view.service(&host).map(|seen| &*seen.known.service), port.number);
-        cluster_name(number, &to.subset, &host)
+        let service = view.service(&host).map(|seen| &*seen.known.service);
+        let number = super::destination_port(to, service, port.number);
+        cluster_name(number, &to.subset, super::real_host(&host, service))
     };
     let rule_of = |known: &Registered| view.destination_rule(known).map(|rule| &**rule);
     let first = routes.first().and_then(|one| one.destination.as_ref())?;
