@@ -421,6 +421,34 @@ impl DestinationRules {
         client_namespace: &str,
         client_labels: &Labels,
     ) -> Option<&Arc<DestinationRule>> {
+        let found = self.counting(host, service_namespace, root_namespace, client_namespace);
+        // A selector speaks of the workloads of the rule's own namespace. A rule for these very proxies beats one for all.
+        let selects = |rule: &&Arc<DestinationRule>| match &rule.selector {
+            None => false,
+            Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
+        };
+        found.iter().copied().find(selects).or_else(|| for_all(&found))
+    }
+
+    /// The same for what comes in at a workload of the service itself: rules that select clients do not count.
+    pub fn find_inbound(
+        &self,
+        host: &str,
+        service_namespace: &str,
+        root_namespace: &str,
+        namespace: &str,
+    ) -> Option<&Arc<DestinationRule>> {
+        for_all(&self.counting(host, service_namespace, root_namespace, namespace))
+    }
+
+    /// The rules of the place that counts.
+    fn counting(
+        &self,
+        host: &str,
+        service_namespace: &str,
+        root_namespace: &str,
+        client_namespace: &str,
+    ) -> Vec<&Arc<DestinationRule>> {
         let seen = |rule: &DestinationRule| rule.visibility.includes(client_namespace);
         // What the root namespace shows to all must not come before a service's own for proxies of the root namespace.
         let own = |rule: &DestinationRule| {
@@ -436,13 +464,7 @@ impl DestinationRules {
                 found = within(namespace, &|rule| !rule.is_private());
             }
         }
-        // A selector speaks of the workloads of the rule's own namespace. A rule for these very proxies beats one for all.
-        let selects = |rule: &&Arc<DestinationRule>| match &rule.selector {
-            None => false,
-            Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
-        };
-        let for_all = || found.iter().rfind(|rule| rule.selector.is_none());
-        found.iter().copied().find(selects).or_else(|| for_all().copied())
+        found
     }
 
     /// The same with others in the place of those with their revisions.
@@ -468,6 +490,10 @@ impl DestinationRules {
             .values()
             .flat_map(|rules| rules.exact.values().chain(rules.wildcards.iter().map(|(_, rules)| rules)).flatten())
     }
+}
+
+fn for_all<'a>(found: &[&'a Arc<DestinationRule>]) -> Option<&'a Arc<DestinationRule>> {
+    found.iter().copied().rfind(|rule| rule.selector.is_none())
 }
 
 impl DestinationRule {

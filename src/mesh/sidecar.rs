@@ -16,6 +16,8 @@ pub struct Sidecar {
     pub revision: u64,
     /// What happens to traffic for hosts that nobody knows; `None` leaves that to the mesh.
     pub outbound: Option<OutboundPolicy>,
+    /// Limits of what comes in.
+    pub inbound_pool: Option<api::ConnectionPoolSettings>,
     age: Age,
     selector: Labels,
     egress: Vec<Egress>,
@@ -57,6 +59,7 @@ impl Sidecar {
                 OutboundMode::AllowAny => OutboundPolicy::AllowAny,
                 OutboundMode::RegistryOnly => OutboundPolicy::RegistryOnly,
             }),
+            inbound_pool: spec.inbound_connection_pool.clone(),
             age: object.meta.age,
             selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
             egress: egress.collect(),

@@ -175,6 +175,19 @@ impl<'a> View<'a> {
         self.services.get(host)
     }
 
+    /// The rule for what comes in at a workload of a host.
+    pub fn inbound_rule(&self, host: &str) -> Option<&'a Arc<DestinationRule>> {
+        let service = &self.service(host)?.known.service;
+        let root = &self.mesh.config.root_namespace;
+        self.mesh.destination_rules.find_inbound(&service.host, &service.namespace, root, &self.scope.namespace)
+    }
+
+    /// The limits that their Sidecar sets for what comes in.
+    pub fn inbound_pool(&self) -> Option<&'a api::ConnectionPoolSettings> {
+        let (key, _) = self.scope.sidecar.as_ref()?;
+        self.mesh.sidecars.get(key)?.inbound_pool.as_ref()
+    }
+
     /// The rule for a service.
     pub fn destination_rule(&self, known: &Registered) -> Option<&'a Arc<DestinationRule>> {
         let service = &known.service;

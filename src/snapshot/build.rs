@@ -28,7 +28,7 @@ use crate::translate::{cluster, endpoint, listener, virtual_host};
 pub struct Memo {
     clusters: Cache<ServiceKey, Made>,
     endpoints: Cache<ServiceKey, Made>,
-    inbound_clusters: Cache<InboundPort, Made>,
+    inbound_clusters: Cache<InboundKey, Made>,
     listeners: Cache<Outbound, Made>,
     inbound_listeners: Cache<(Vec<InboundPort>, Families), Made>,
     hosts: Cache<HostKey, Arc<HostPart>>,
@@ -77,6 +77,15 @@ struct ServiceKey {
     families: Families,
     /// Set where clients in different places get different ones.
     place: Option<(Locality, Arc<str>, BTreeMap<String, String>)>,
+}
+
+/// What the cluster of a proxy's own port is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct InboundKey {
+    port: InboundPort,
+    rule: u64,
+    /// Set where its Sidecar sets limits.
+    sidecar: u64,
 }
 
 /// What a virtual host is made from, apart from the services its routes lead to (see [`HostPart::looked_at`]).
@@ -165,8 +174,20 @@ impl Memo {
             |net: &mut Net| cluster::fixed().iter().filter_map(|fixed| encode_cluster(net, fixed, None)).collect();
         filling.take(Made::new(make), |filling| &mut filling.clusters);
         for port in &scope.inbound {
-            let make = || Made::new(|net| encode_cluster(net, &cluster::inbound(port), None).into_iter().collect());
-            let made = self.inbound_clusters.get(port.clone(), |_| true, make);
+            let rule = view.inbound_rule(&port.host).map(|rule| &**rule);
+            let pool = view.inbound_pool();
+            let sidecar = scope.sidecar.as_ref().filter(|_| pool.is_some());
+            let key = InboundKey {
+                port: port.clone(),
+                rule: rule.map_or(0, |rule| rule.revision),
+                sidecar: sidecar.map_or(0, |(_, revision)| *revision),
+            };
+            let object = rule.and_then(|rule| rule.keys.first());
+            let make = || {
+                let cluster = cluster::inbound(port, rule, pool);
+                Made::new(|net| encode_cluster(net, &cluster, object).into_iter().collect())
+            };
+            let made = self.inbound_clusters.get(key, |_| true, make);
             filling.take(made, |filling| &mut filling.clusters);
         }
         for seen in view.services().filter(|seen| seen.known.service.alias_of.is_none()) {

@@ -341,6 +341,49 @@ fn a_port_with_an_egress_listener_of_its_own_is_that_ones_alone() {
 }
 
 #[test]
+fn a_workload_keeps_the_limits_that_its_clients_are_told_to_keep() {
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-0, namespace: shop, \
+                 labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\n\
+                 endpoints: [{addresses: [10.9.0.1]}]\n";
+    let requests = |text: &str| {
+        let cluster = resource(&seen(text), ResourceType::Cluster, "inbound|8080||");
+        cluster["circuitBreakers"]["thresholds"][0]["maxRequests"].clone()
+    };
+    let text = shop() + slice;
+    assert_eq!(requests(&text), u32::MAX);
+    let pool = "connectionPool: {http: {http2MaxRequests: 7, h2UpgradePolicy: UPGRADE}}";
+    let selecting =
+        format!("{{host: web, workloadSelector: {{matchLabels: {{app: client}}}}, trafficPolicy: {{{pool}}}}}");
+    assert_eq!(requests(&(text.clone() + &rule("DestinationRule", "a", "shop", 0, &selecting))), u32::MAX);
+    let text = text + &rule("DestinationRule", "b", "shop", 1, &format!("{{host: web, trafficPolicy: {{{pool}}}}}"));
+    assert_eq!(requests(&text), 7);
+    // The version that clients are to speak is no matter of what comes in.
+    let cluster = resource(&seen(&text), ResourceType::Cluster, "inbound|8080||");
+    assert!(cluster.get("typedExtensionProtocolOptions").is_none(), "{cluster}");
+    let own = "{inboundConnectionPool: {http: {http2MaxRequests: 9}}}";
+    assert_eq!(requests(&(text + &object("Sidecar", "default", "namespace: shop", own))), 9);
+}
+
+#[test]
+fn a_subset_has_a_tunnel_of_its_own_or_none() {
+    let tunnel = |port: u16| format!("tunnel: {{targetHost: far.example.com, targetPort: {port}}}");
+    let policies = format!(
+        "{{host: web, trafficPolicy: {{{}}}, subsets: [{{name: v1}}, {{name: v2, trafficPolicy: {{{}}}}}]}}",
+        tunnel(1),
+        tunnel(2)
+    );
+    for (subset, end) in [("", Some("far.example.com:1")), ("v1", None), ("v2", Some("far.example.com:2"))] {
+        let route = format!("{{hosts: [web], tcp: [{{route: [{{destination: {{host: web, subset: '{subset}'}}}}]}}]}}");
+        let text = service("web", "shop", "10.0.0.1", "{name: tcp, port: 9000}")
+            + &rule("DestinationRule", "web", "shop", 0, &policies)
+            + &rule("VirtualService", "web", "shop", 0, &route);
+        let listener = resource(&seen(&text), ResourceType::Listener, "10.0.0.1_9000");
+        let proxy = &listener["filterChains"][0]["filters"][0]["typedConfig"];
+        assert_eq!(proxy["tunnelingConfig"]["hostname"].as_str(), end, "{listener}");
+    }
+}
+
+#[test]
 fn grpc_web_is_turned_into_grpc() {
     let text = service("web", "shop", "10.0.0.1", "{name: grpc-web, port: 80}");
     let snapshot = seen(&text);

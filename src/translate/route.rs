@@ -199,7 +199,7 @@ fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context:
             headers.request_remove.extend(own.request_remove);
             headers.response_add.extend(own.response_add);
             headers.response_remove.extend(own.response_remove);
-            // As with several destinations, where Envoy takes the route's before the destination's.
+            // The route's own wins, as it does over those of several destinations.
             authority = authority.or(own.authority);
             action.hash_policy.extend(hash(only, namespace, context));
             let explicit = http.retries.as_ref().is_some_and(|retries| retries.retry_ignore_previous_hosts.is_some());
@@ -352,7 +352,21 @@ fn is_status_code(word: &&str) -> bool {
     word.parse::<u32>().is_ok_and(|code| (100..600).contains(&code))
 }
 
-fn redirect_action(from: &api::HttpRedirect, listener: u16) -> pb::RedirectAction {
+/// The port of the new address. Envoy keeps the one that the client named where the host stays and no other is said, less
+/// 80 where the scheme changes; so a scheme's own port need not be said where clients name none or 80. Source: Istio's
+/// `HTTPRedirect`.
+fn redirect_port(from: &api::HttpRedirect, listener: u16) -> u32 {
+    let own = if from.scheme == "https" { 443 } else { 80 };
+    let wanted = match from.derive_port {
+        Some(api::RedirectPort::FromRequestPort) => u32::from(listener),
+        Some(api::RedirectPort::FromProtocolDefault) => own,
+        None => from.port.unwrap_or_default(),
+    };
+    let goes_without_saying = wanted == own && (listener == 80 || !from.authority.is_empty());
+    if goes_without_saying { 0 } else { wanted }
+}
+
+fn redirect_action(from: &api::HttpRedirect, port: u16) -> pb::RedirectAction {
     use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let code = match from.redirect_code {
         302 => RedirectResponseCode::Found,
@@ -361,17 +375,9 @@ fn redirect_action(from: &api::HttpRedirect, listener: u16) -> pb::RedirectActio
         308 => RedirectResponseCode::PermanentRedirect,
         _ => RedirectResponseCode::MovedPermanently,
     };
-    // Envoy can not say the request's port, but a route table is for one port alone. The port that a scheme has by
-    // itself is left out.
-    let port = match (from.port, from.derive_port) {
-        (Some(port), _) => port,
-        (None, Some(api::RedirectPort::FromRequestPort)) => u32::from(listener),
-        (None, Some(api::RedirectPort::FromProtocolDefault) | None) => 0,
-    };
-    let usual = if from.scheme == "https" { 443 } else { 80 };
     pb::RedirectAction {
         host_redirect: from.authority.clone(),
-        port_redirect: if port == usual { 0 } else { port },
+        port_redirect: redirect_port(from, port),
         response_code: code as i32,
         scheme_rewrite_specifier: (!from.scheme.is_empty())
             .then(|| SchemeRewriteSpecifier::SchemeRedirect(from.scheme.clone())),

@@ -50,7 +50,12 @@ impl Target {
         let policy = Policy::new(Some(rule), subset, 0);
         let hash = policy.load_balancer.and_then(|balancer| balancer.consistent_hash.as_ref());
         this.hash_source = hash.is_some_and(|hash| hash.use_source_ip == Some(true));
-        this.tunnel = policy.tunnel.map(|tunnel| {
+        // A subset's tunnel is its own, or none.
+        let tunnel = match subset {
+            "" => whole.and_then(|policy| policy.tunnel.as_ref()),
+            name => rule.subset(name).and_then(|subset| subset.traffic_policy.as_ref()?.tunnel.as_ref()),
+        };
+        this.tunnel = tunnel.map(|tunnel| {
             let host = if tunnel.target_host.contains(':') {
                 format!("[{}]", tunnel.target_host)
             } else {
