@@ -65,6 +65,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let objects = Objects::load(&args.file, args.mesh.config())?;
     let proxy = objects.proxy(&args.from, false)?;
+    if !objects.has_pod(&args.from) {
+        eprintln!("weir: no pod {} is among the objects: it is taken to have no labels", args.from);
+    }
     let scope = objects.mesh.scope(&proxy);
     let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
     let view = View::new(&objects.mesh, &scope);

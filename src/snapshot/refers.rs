@@ -155,7 +155,12 @@ mod tests {
             http: Some("r".into()),
             only_http: false,
             grpc_web: false,
-            chains: vec![Chain { sni: vec![], subnets: vec![], target: Target::plain("outbound|80||a") }],
+            chains: vec![Chain {
+                sni: vec![],
+                subnets: vec![],
+                target: Target::plain("outbound|80||a"),
+                said_by: None,
+            }],
             policy: OutboundPolicy::AllowAny,
         };
         assert_eq!(names(&Refers::of_listener(&outbound(&wanted))), ["outbound|80||a"]);

@@ -86,7 +86,8 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
     }
 }
 
-fn chain(from: &Chain) -> pb::FilterChain {
+/// A filter chain for connections that are not, or do not look like, HTTP.
+pub fn chain(from: &Chain) -> pb::FilterChain {
     let matches = pb::FilterChainMatch {
         server_names: from.sni.clone(),
         prefix_ranges: from.subnets.iter().filter_map(|subnet| cidr(subnet)).collect(),

@@ -84,7 +84,7 @@ impl Outbound {
         }
         for (subnets, sni) in left {
             let subnets = subnets.into_iter().flatten().collect();
-            self.chains.push(Chain { sni, subnets, target: chain.target.clone() });
+            self.chains.push(Chain { sni, subnets, ..chain.clone() });
         }
     }
 }

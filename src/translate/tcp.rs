@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::cluster_name;
 use super::policy::Policy;
-use crate::api::{self, L4MatchAttributes, RouteDestination, TlsMatchAttributes, selects};
+use crate::api::{self, L4MatchAttributes, ObjectKey, RouteDestination, TlsMatchAttributes, selects};
 use crate::mesh::{DestinationRule, Port, Registered, Scope, Seen, View, VirtualService, resolve};
 
 /// Connections of one kind, and where they go.
@@ -16,6 +16,8 @@ pub struct Chain {
     pub subnets: Vec<String>,
     /// Where they go.
     pub target: Target,
+    /// The VirtualService and field that say it; `None` for what a service has by itself.
+    pub said_by: Option<(ObjectKey, String)>,
 }
 
 /// Where connections go.
@@ -92,21 +94,24 @@ pub fn chains(seen: &Seen<'_>, port: &Port, subnets: &[String], by_name: bool, v
         let cluster = cluster_name(port.number, "", host);
         let rule = view.destination_rule(seen.known).map(|rule| &**rule);
         let sni = if is_tls && (by_name || !subnets.is_empty()) { vec![host.to_string()] } else { Vec::new() };
-        found.push(Chain { sni, subnets: subnets.to_vec(), target: Target::new(vec![(cluster, 1)], rule, "") });
+        let target = Target::new(vec![(cluster, 1)], rule, "");
+        found.push(Chain { sni, subnets: subnets.to_vec(), target, said_by: None });
     }
     found
 }
 
 fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &View<'_>, out: &mut Vec<Chain>) {
-    for route in rule.tls() {
-        for one in route.matches.iter().filter(|one| tls_applies(one, view.scope, port.number)) {
+    for (n, route) in rule.tls().iter().enumerate() {
+        let applying = route.matches.iter().enumerate().filter(|(_, one)| tls_applies(one, view.scope, port.number));
+        for (m, one) in applying {
             let subnets = if one.destination_subnets.is_empty() { subnets } else { one.destination_subnets.as_slice() };
             // The first of two equal matches takes all.
             if out.iter().any(|chain| chain.sni == one.sni_hosts && *chain.subnets == *subnets) {
                 continue;
             }
             if let Some(target) = target(&route.route, rule, port, view) {
-                out.push(Chain { sni: one.sni_hosts.clone(), subnets: subnets.to_vec(), target });
+                let said_by = Some((rule.key.clone(), format!("spec.tls[{n}].match[{m}]")));
+                out.push(Chain { sni: one.sni_hosts.clone(), subnets: subnets.to_vec(), target, said_by });
             }
         }
     }
@@ -114,16 +119,17 @@ fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &Vie
 
 /// Returns whether connections of every kind are taken care of.
 fn tcp_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &View<'_>, out: &mut Vec<Chain>) -> bool {
-    for route in rule.tcp() {
+    for (n, route) in rule.tcp().iter().enumerate() {
+        let said_by = Some((rule.key.clone(), format!("spec.tcp[{n}]")));
         let Some(target) = target(&route.route, rule, port, view) else { continue };
         let applying: Vec<_> = route.matches.iter().filter(|one| tcp_applies(one, view.scope, port.number)).collect();
         if route.matches.is_empty() || applying.iter().any(|one| one.destination_subnets.is_empty()) {
-            out.push(Chain { sni: Vec::new(), subnets: subnets.to_vec(), target });
+            out.push(Chain { sni: Vec::new(), subnets: subnets.to_vec(), target, said_by });
             return true;
         }
         let given: Vec<String> = applying.iter().flat_map(|one| one.destination_subnets.iter().cloned()).collect();
         if !given.is_empty() && !out.iter().any(|chain| chain.subnets == given) {
-            out.push(Chain { sni: Vec::new(), subnets: given, target });
+            out.push(Chain { sni: Vec::new(), subnets: given, target, said_by });
         }
     }
     false
