@@ -276,6 +276,7 @@ impl VirtualServices {
             Visibility::Namespaces(_) => 1,
             Visibility::Public => 2,
         });
+        by_host.order = counting.iter().enumerate().map(|(n, one)| (one.key.clone(), n)).collect();
         for service in counting {
             for name in &service.hosts {
                 if host::is_wildcard(name) {
@@ -294,6 +295,8 @@ impl VirtualServices {
 /// The VirtualServices that count for one namespace. Of two for one host the first wins it whole.
 #[derive(Clone, Debug, Default)]
 pub struct VirtualServicesByHost {
+    /// The place of each in the order in which they count.
+    order: BTreeMap<ObjectKey, usize>,
     exact: BTreeMap<Host, Vec<Arc<VirtualService>>>,
     wildcards: Vec<(Host, Arc<VirtualService>)>,
 }
@@ -311,6 +314,11 @@ impl VirtualServicesByHost {
             found.extend(wildcards().find(|(wildcard, _)| host::covers(wildcard, name)).map(|(_, service)| service));
         }
         found.into_iter().filter(|service| !service.spec().http.is_empty())
+    }
+
+    /// The place of one in the order in which they count.
+    pub fn place(&self, key: &ObjectKey) -> Option<usize> {
+        self.order.get(key).copied()
     }
 
     /// All that speak for a host, in the order in which they count.

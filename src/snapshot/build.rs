@@ -17,7 +17,7 @@ use super::{LeftOut, Part, Refers, Resource, Resources, Snapshot};
 use crate::api::{Kind, ObjectKey};
 use crate::mesh::{
     Families, Host, InboundPort, Interception, Locality, Mesh, Port, Protocol, Registry, Scope, Seen, Service, View,
-    VirtualService, covers, is_wildcard,
+    VirtualService, VirtualServicesByHost, covers, is_wildcard,
 };
 use crate::translate::outbound::{self, Outbound, route_name};
 use crate::translate::route::{Context, Known, has_routes, rules_at};
@@ -263,7 +263,7 @@ impl Memo {
                 aliases.entry(target).or_default().push(seen);
             }
         }
-        let mut configurations: BTreeMap<String, Vec<Part>> = BTreeMap::new();
+        let mut configurations: BTreeMap<String, Vec<(Place, Part)>> = BTreeMap::new();
         // The services that have a virtual host among those of a port.
         let mut served: BTreeMap<u16, BTreeSet<&Host>> = BTreeMap::new();
         for seen in view.callable().filter(|seen| seen.known.service.alias_of.is_none()) {
@@ -282,7 +282,8 @@ impl Memo {
                 let wanted = Wanted { view, port: port.number, rule };
                 let part = self.service_host(&wanted, seen, port, any_name, others);
                 let configuration = configurations.entry(route_name(service, port)).or_default();
-                configuration.extend(part.encoded.clone());
+                let place = Place::new(view.rules_at(port.number), rule, true);
+                configuration.extend(part.encoded.clone().map(|part| (place, part)));
                 filling.left.extend(part.left.iter().cloned());
             }
         }
@@ -290,7 +291,9 @@ impl Memo {
             self.other_hosts(view, *port, hosts, configurations.entry(port.to_string()).or_default(), filling);
         }
         let mut resources = Resources::new();
-        for (name, hosts) in configurations {
+        for (name, mut hosts) in configurations {
+            hosts.sort_by_key(|(place, _)| *place);
+            let hosts = hosts.into_iter().map(|(_, part)| part).collect();
             let catch_all = name.parse::<u16>().is_ok().then(|| virtual_host::catch_all(view.outbound));
             let resource = configuration(&name, hosts, catch_all);
             resources.insert(resource.name.clone(), resource);
@@ -305,7 +308,7 @@ impl Memo {
         view: &View<'_>,
         port: u16,
         served: &BTreeSet<&Host>,
-        configuration: &mut Vec<Part>,
+        configuration: &mut Vec<(Place, Part)>,
         filling: &mut Filling,
     ) {
         let is_served = |host: &Host| {
@@ -316,7 +319,8 @@ impl Memo {
             if belongs && has_routes(rule, view.scope, port) {
                 let wanted = Wanted { view, port, rule: Some(rule) };
                 let part = self.other_host(&wanted, host, rule);
-                configuration.extend(part.encoded.clone());
+                let place = Place::new(view.rules_at(port), Some(rule), false);
+                configuration.extend(part.encoded.clone().map(|part| (place, part)));
                 filling.left.extend(part.left.iter().cloned());
             }
         }
@@ -385,6 +389,17 @@ impl Memo {
             let looked_at = looked_at.into_inner().unwrap_or_default();
             Arc::new(HostPart { looked_at, encoded, left: net.finish() })
         })
+    }
+}
+
+/// Which of several virtual hosts that want one domain gets it: those of VirtualServices in their order, of each first
+/// the hosts that no service has, and last the services without any.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place(usize, bool);
+
+impl Place {
+    fn new(rules: &VirtualServicesByHost, rule: Option<&VirtualService>, is_service: bool) -> Self {
+        Self(rule.and_then(|rule| rules.place(&rule.key)).unwrap_or(usize::MAX), is_service)
     }
 }
 

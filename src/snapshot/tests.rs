@@ -140,6 +140,36 @@ fn hosts_beside_a_service_are_known_at_its_ports() {
 }
 
 #[test]
+fn a_rule_for_a_short_form_of_a_name_has_it_before_the_service() {
+    let text = shop()
+        + &rule(
+            "VirtualService",
+            "a",
+            "pay",
+            0,
+            "{hosts: [web.shop], http: [{route: [{destination: {host: cart.shop.svc.cluster.local}}]}]}",
+        );
+    let snapshot = seen(&text);
+    let table = resource(&snapshot, ResourceType::Route, "80");
+    let of = |name: &str| {
+        let host = table["virtualHosts"].as_array().unwrap().iter().find(|host| host["name"] == name).unwrap();
+        host["domains"].to_string()
+    };
+    assert_eq!(of("web.shop:80"), "[\"web.shop\"]");
+    assert!(of(WEB).contains("\"web\"") && !of(WEB).contains("\"web.shop\""), "{}", of(WEB));
+    // An alias is a name of its own as well.
+    let text = shop()
+        + &object(
+            "Service",
+            "alias",
+            "namespace: shop",
+            "{type: ExternalName, externalName: cart.shop.svc.cluster.local}",
+        )
+        + &rule("VirtualService", "a", "shop", 0, "{hosts: [alias], http: [{route: [{destination: {host: web}}]}]}");
+    assert_eq!(leads_to(&seen(&text), "alias.shop.svc.cluster.local:80"), [web("")]);
+}
+
+#[test]
 fn a_route_to_an_external_name_leads_to_what_it_stands_for() {
     let text = shop()
         + &object(
