@@ -135,6 +135,9 @@ fn text(answer: &Explanation) -> String {
             None => line(label, &format!("yes  {what}")),
         }
     }
+    if !answer.overruled.is_empty() {
+        line("overruled", &answer.overruled.join(", "));
+    }
     match &answer.outcome {
         Outcome::Forward { destinations, copies, policies } => {
             for (name, value) in policies {

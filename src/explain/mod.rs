@@ -49,6 +49,9 @@ pub struct Explanation {
     pub domain: Option<String>,
     /// The routes that were looked at, in order; the last one took the request where any did.
     pub considered: Vec<Considered>,
+    /// VirtualServices that speak for the host as well, and have no say because another one does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overruled: Vec<String>,
     /// What happens.
     pub outcome: Outcome,
 }
@@ -287,13 +290,25 @@ impl Player<'_> {
     /// The routes that this proxy does not get at all, and why.
     fn add_left_out(&self, virtual_host: &str, port: u16, answer: &mut Explanation) {
         let Some((host, _)) = virtual_host.rsplit_once(':') else { return };
-        let mut all = Vec::new();
+        let (mut all, mut lost, mut overruled) = (Vec::new(), Vec::new(), Vec::new());
+        let mut counting = None;
         for rules in self.view.rules_at(port).http(host) {
             all.extend(rules.http());
+            lost.extend(rules.lost().iter().map(|one| (&rules.key, one)));
             if has_routes(rules, self.view.scope, port) {
+                counting = Some(&rules.key);
                 break;
             }
         }
+        for rules in self.view.rules_at(port).all(host).filter(|rules| !rules.spec().http.is_empty()) {
+            let name = rules.key.to_string();
+            if counting.is_some_and(|key| *key != rules.key) && !overruled.contains(&name) {
+                overruled.push(name);
+            }
+        }
+        // One that counts before it, and has no route here, is told of by its routes.
+        overruled.retain(|name| !all.iter().any(|rule| rule.key.to_string() == *name));
+        answer.overruled = overruled;
         let mut at = 0;
         for rule in all {
             for (n, one) in rule.route.matches.iter().enumerate() {
@@ -321,6 +336,14 @@ impl Player<'_> {
                 at = answer.considered.len().min(at + 1);
             }
         }
+        let lost = lost.into_iter().map(|(key, lost)| Considered {
+            object: Some(key.to_string()),
+            field: format!("spec.http[{}].delegate", lost.index),
+            name: String::new(),
+            index: None,
+            not: Some(lost.reason.clone()),
+        });
+        answer.considered.splice(0..0, lost);
     }
 
     fn outcome(&self, one: &route::Route, request: &Request) -> Outcome {

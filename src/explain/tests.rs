@@ -55,8 +55,12 @@ spec:
 ";
 
 fn ask(question: Question) -> Explanation {
+    ask_of(OBJECTS, question)
+}
+
+fn ask_of(objects: &str, question: Question) -> Explanation {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-    let objects = OBJECTS.replace("x-canary: yes", "x-canary: 'yes'");
+    let objects = objects.replace("x-canary: yes", "x-canary: 'yes'");
     for change in Loader::new().update([(PathBuf::from("a.yaml"), Content::Bytes(objects.into_bytes()))]) {
         store.apply(change, &mut dirty);
     }
@@ -122,4 +126,52 @@ fn a_request_within_tls_goes_by_the_name_that_its_client_asks_for() {
     // At a port of plain HTTP nobody looks into it.
     let answer = request("GET https://web:80/");
     assert!(answer.route_configuration.is_none() && said_by(&answer).is_empty(), "{answer:?}");
+}
+
+#[test]
+fn what_a_delegate_does_not_give_and_who_is_overruled_is_told() {
+    let objects = r"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: root, namespace: shop}
+spec:
+  hosts: [web]
+  http:
+  - {match: [{uri: {prefix: /a}}], delegate: {name: nope}}
+  - {match: [{uri: {prefix: /b}}], delegate: {name: leaf}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: leaf, namespace: shop}
+spec:
+  http:
+  - {match: [{uri: {prefix: /b/c}}], route: [{destination: {host: web}}]}
+  - {match: [{uri: {prefix: /x}}], route: [{destination: {host: web}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: second, namespace: shop}
+spec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: all, namespace: shop}
+spec: {hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host: web}}]}]}
+";
+    let answer = ask_of(objects, Question::Http(Request::parse("GET http://web/a", &[]).unwrap()));
+    let told: Vec<_> =
+        answer.considered.iter().map(|one| format!("{}: {}", one.field, one.not.as_deref().unwrap_or("yes"))).collect();
+    let wanted = [
+        "spec.http[0].delegate: its delegate shop/nope is not there",
+        "spec.http[1].delegate: spec.http[1] of its delegate shop/leaf has a match that goes beyond its own",
+        "spec.http[0].match[0]: the path is `/a`, wanted one that begins with `/b/c`",
+    ];
+    assert_eq!(told, wanted);
+    assert_eq!(answer.overruled, ["VirtualService shop/second", "VirtualService shop/all"]);
+    assert_eq!(answer.outcome, Outcome::NoRoute);
 }

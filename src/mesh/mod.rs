@@ -19,7 +19,9 @@ use std::sync::Arc;
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
 pub use host::{Host, covers, is_wildcard, resolve};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
-pub use rules::{DestinationRule, DestinationRules, HttpRule, VirtualService, VirtualServices, VirtualServicesByHost};
+pub use rules::{
+    DestinationRule, DestinationRules, HttpRule, LostRoute, VirtualService, VirtualServices, VirtualServicesByHost,
+};
 pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
 pub use sidecar::{Sidecar, Sidecars};
 pub use view::{Seen, View};

@@ -22,6 +22,8 @@ pub struct VirtualService {
     empty: api::VirtualService,
     /// The HTTP routes with those of delegates taken in, or with other weights; `None` where they are the object's own.
     merged: Option<Vec<MergedRoute>>,
+    /// Routes of its own that lead to no, or not to all of a delegate's routes, and why.
+    lost: Vec<LostRoute>,
     /// TCP and TLS routes in place of the object's own.
     streams: Option<Box<(Vec<api::TcpRoute>, Vec<api::TlsRoute>)>>,
 }
@@ -32,6 +34,15 @@ struct MergedRoute {
     key: ObjectKey,
     index: usize,
     route: api::HttpRoute,
+}
+
+/// A route that leads to no route of a delegate's, or not to all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostRoute {
+    /// Its position in `http`.
+    pub index: usize,
+    /// Why.
+    pub reason: String,
 }
 
 /// A route of `http` and where it stands.
@@ -55,6 +66,7 @@ impl VirtualService {
             object: object.clone(),
             empty: api::VirtualService::default(),
             merged: None,
+            lost: Vec::new(),
             streams: None,
         };
         let namespace = &object.meta.namespace;
@@ -91,22 +103,32 @@ impl VirtualService {
         }
         let mut revisions = vec![self.revision];
         let mut merged = Vec::new();
+        let mut lost = Vec::new();
         for (index, route) in routes.iter().enumerate() {
             let Some(to) = &route.delegate else {
                 merged.push(MergedRoute { key: self.key.clone(), index, route: route.clone() });
                 continue;
             };
             let namespace = if to.namespace.is_empty() { &**self.namespace() } else { to.namespace.as_str() };
-            let Some(delegate) = delegates.get(&(namespace, to.name.as_str())) else { continue };
+            let at = |reason: String| LostRoute { index, reason };
+            let name = format!("its delegate {namespace}/{}", to.name);
+            let Some(delegate) = delegates.get(&(namespace, to.name.as_str())) else {
+                lost.push(at(format!("{name} is not there")));
+                continue;
+            };
             if !delegate.visibility.includes(self.namespace()) {
+                lost.push(at(format!("{name} is not exported to {}", self.namespace())));
                 continue;
             }
             revisions.push(delegate.revision);
             let root = self.with_full_mirrors(route, domain);
             let leaves = delegate.spec().http.iter().enumerate().filter(|(_, leaf)| leaf.delegate.is_none());
-            merged.extend(leaves.filter_map(|(index, leaf)| {
-                Some(MergedRoute { key: delegate.key.clone(), index, route: super::delegate::merge(&root, leaf)? })
-            }));
+            for (index, leaf) in leaves {
+                match super::delegate::merge(&root, leaf) {
+                    Some(route) => merged.push(MergedRoute { key: delegate.key.clone(), index, route }),
+                    None => lost.push(at(format!("spec.http[{index}] of {name} has a match that goes beyond its own"))),
+                }
+            }
         }
         let bytes: Vec<u8> = revisions.iter().flat_map(|revision| revision.to_le_bytes()).collect();
         Some(Self {
@@ -117,6 +139,7 @@ impl VirtualService {
             object: self.object.clone(),
             empty: api::VirtualService::default(),
             merged: Some(merged),
+            lost,
             streams: None,
         })
     }
@@ -163,8 +186,14 @@ impl VirtualService {
             object: self.object.clone(),
             empty: api::VirtualService::default(),
             merged: Some(routes.collect()),
+            lost: self.lost.clone(),
             streams: Some(Box::new((new_tcp, new_tls))),
         }
+    }
+
+    /// Its routes that lead to no, or not to all of a delegate's routes.
+    pub fn lost(&self) -> &[LostRoute] {
+        &self.lost
     }
 
     /// Its TCP routes.
