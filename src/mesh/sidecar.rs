@@ -16,6 +16,8 @@ pub struct Sidecar {
     pub revision: u64,
     /// What happens to traffic for hosts that nobody knows; `None` leaves that to the mesh.
     pub outbound: Option<OutboundPolicy>,
+    /// Where traffic for hosts that nobody knows goes instead of where it wants to.
+    pub egress_proxy: Option<api::Destination>,
     /// Limits of what comes in.
     pub inbound_pool: Option<api::ConnectionPoolSettings>,
     age: Age,
@@ -59,6 +61,7 @@ impl Sidecar {
                 OutboundMode::AllowAny => OutboundPolicy::AllowAny,
                 OutboundMode::RegistryOnly => OutboundPolicy::RegistryOnly,
             }),
+            egress_proxy: spec.outbound_traffic_policy.as_ref().and_then(|policy| policy.egress_proxy.clone()),
             inbound_pool: spec.inbound_connection_pool.clone(),
             age: object.meta.age,
             selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),

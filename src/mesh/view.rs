@@ -116,6 +116,12 @@ impl<'a> View<'a> {
         self.by_port.get(&port).or(self.elsewhere.as_ref()).unwrap_or(&self.rules)
     }
 
+    /// Where their Sidecar has traffic for hosts that nobody knows go.
+    pub fn egress_proxy(&self) -> Option<&'a api::Destination> {
+        let (key, _) = self.scope.sidecar.as_ref()?;
+        self.mesh.sidecars.get(key)?.egress_proxy.as_ref()
+    }
+
     /// What a visible route sends to is seen as well, those ports alone.
     fn add_destinations(&mut self) {
         let domain = &self.mesh.config.domain;
@@ -146,6 +152,9 @@ impl<'a> View<'a> {
                     None => *ports = None,
                 }
             }
+        }
+        if let Some(to) = self.egress_proxy() {
+            wanted.insert(to.host.to_ascii_lowercase().into(), None);
         }
         for (host, ports) in wanted {
             let Some((host, list)) = self.mesh.services.get_key_value(&host) else { continue };

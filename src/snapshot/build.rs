@@ -21,7 +21,7 @@ use crate::mesh::{
 };
 use crate::translate::outbound::{self, Outbound, route_name};
 use crate::translate::route::{Context, Known, has_routes, rules_at};
-use crate::translate::{cluster, endpoint, listener, virtual_host};
+use crate::translate::{cluster, endpoint, listener, rest, virtual_host};
 
 /// Parts made before, by everything they were made from. Parts that no snapshot of a round used are dropped at its end.
 #[derive(Debug, Default)]
@@ -248,7 +248,7 @@ impl Memo {
             filling.take(made, |filling| &mut filling.listeners);
         }
         if scope.interception == Interception::Redirect {
-            let virtual_outbound = listener::virtual_outbound(view.outbound, scope.families);
+            let virtual_outbound = listener::virtual_outbound(&rest(view), scope.families);
             filling.take(encode(virtual_outbound), |filling| &mut filling.listeners);
             let make = || encode(listener::virtual_inbound(&scope.inbound, scope.families));
             let made = self.inbound_listeners.get((scope.inbound.clone(), scope.families), |_| true, make);
@@ -291,10 +291,11 @@ impl Memo {
             self.other_hosts(view, *port, hosts, configurations.entry(port.to_string()).or_default(), filling);
         }
         let mut resources = Resources::new();
+        let rest = rest(view);
         for (name, mut hosts) in configurations {
             hosts.sort_by_key(|(place, _)| *place);
             let hosts = hosts.into_iter().map(|(_, part)| part).collect();
-            let catch_all = name.parse::<u16>().is_ok().then(|| virtual_host::catch_all(view.outbound));
+            let catch_all = name.parse::<u16>().is_ok().then(|| virtual_host::catch_all(view.outbound, &rest));
             let resource = configuration(&name, hosts, catch_all);
             resources.insert(resource.name.clone(), resource);
         }

@@ -103,7 +103,7 @@ fn of_host(host: &route::VirtualHost) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{Families, OutboundPolicy};
+    use crate::mesh::Families;
     use crate::translate::listener::{outbound, virtual_inbound};
     use crate::translate::outbound::Outbound;
     use crate::translate::tcp::{Chain, Target};
@@ -161,7 +161,7 @@ mod tests {
                 target: Target::plain("outbound|80||a"),
                 said_by: None,
             }],
-            policy: OutboundPolicy::AllowAny,
+            rest: "PassthroughCluster".into(),
         };
         assert_eq!(names(&Refers::of_listener(&outbound(&wanted))), ["outbound|80||a"]);
         let inbound = Refers::of_listener(&virtual_inbound(&[], Families::V4));

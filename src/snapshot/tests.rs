@@ -371,6 +371,36 @@ fn a_port_with_an_egress_listener_of_its_own_is_that_ones_alone() {
 }
 
 #[test]
+fn what_nobody_knows_goes_through_the_egress_proxy() {
+    let through = |sidecar: &str| {
+        let text = shop()
+            + &service("out", "edge", "10.0.0.9", "{name: tcp, port: 8443}")
+            + &object("Sidecar", "default", "namespace: shop", sidecar);
+        let snapshot = seen(&text);
+        let last = leads_to(&snapshot, WEB).first().map(|_| resource(&snapshot, ResourceType::Route, "80")).unwrap();
+        let hosts = last["virtualHosts"].as_array().unwrap().clone();
+        let all = hosts.iter().find(|host| host["name"] == "allow_any").unwrap();
+        let http = all["routes"][0]["route"]["cluster"].as_str().unwrap().to_owned();
+        for name in ["virtualOutbound", "0.0.0.0_80"] {
+            let listener = resource(&snapshot, ResourceType::Listener, name);
+            let last = listener.get("defaultFilterChain").unwrap_or(&listener["filterChains"][1]);
+            assert_eq!(last["filters"][0]["typedConfig"]["cluster"].as_str(), Some(&*http), "{name}");
+        }
+        assert!(snapshot.get(ResourceType::Cluster).contains_key(&*http));
+        http
+    };
+    let policy = |port: u16| {
+        format!(
+            "{{egress: [{{hosts: [./*]}}], outboundTrafficPolicy: {{mode: ALLOW_ANY, egressProxy: \
+             {{host: out.edge.svc.cluster.local, port: {{number: {port}}}}}}}}}"
+        )
+    };
+    assert_eq!(through("{egress: [{hosts: [./*]}]}"), "PassthroughCluster");
+    assert_eq!(through(&policy(8443)), "outbound|8443||out.edge.svc.cluster.local");
+    assert_eq!(through(&policy(1)), "BlackHoleCluster");
+}
+
+#[test]
 fn a_workload_keeps_the_limits_that_its_clients_are_told_to_keep() {
     let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-0, namespace: shop, \
                  labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\n\

@@ -19,10 +19,10 @@ use envoy_types::pb::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy};
 use super::outbound::{Outbound, any_address};
 use super::tcp::{Chain, Target};
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, bool_value, duration, inbound_cluster_name, seconds,
-    socket_address, u32_value,
+    BLACK_HOLE, INBOUND_PASSTHROUGH, ads, any, bool_value, duration, inbound_cluster_name, seconds, socket_address,
+    u32_value,
 };
-use crate::mesh::{Families, InboundPort, OutboundPolicy, Protocol};
+use crate::mesh::{Families, InboundPort, Protocol};
 
 /// Where redirected traffic of the workload enters.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -51,13 +51,9 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
         });
     }
     if listener.any_address && !listener.bind {
-        let rest = match listener.policy {
-            OutboundPolicy::AllowAny => PASSTHROUGH,
-            OutboundPolicy::RegistryOnly => BLACK_HOLE,
-        };
         default_filter_chain = Some(pb::FilterChain {
             name: "PassthroughFilterChain".to_owned(),
-            filters: vec![tcp(rest)],
+            filters: vec![tcp(&listener.rest)],
             ..Default::default()
         });
     }
@@ -110,12 +106,10 @@ fn cidr(text: &str) -> Option<core::CidrRange> {
     Some(core::CidrRange { address_prefix: address.to_string(), prefix_len: u32_value(length) })
 }
 
-/// The listener that redirected outgoing connections enter by, which hands them to the one for their destination.
-pub fn virtual_outbound(policy: OutboundPolicy, families: Families) -> pb::Listener {
-    let (name, cluster) = match policy {
-        OutboundPolicy::AllowAny => ("virtualOutbound-catchall-tcp", PASSTHROUGH),
-        OutboundPolicy::RegistryOnly => ("virtualOutbound-catchall-tcp", BLACK_HOLE),
-    };
+/// The listener that redirected outgoing connections enter by, which hands them to the one for their destination; those
+/// for which there is none go to the cluster `rest`.
+pub fn virtual_outbound(rest: &str, families: Families) -> pb::Listener {
+    let name = "virtualOutbound-catchall-tcp";
     pb::Listener {
         name: "virtualOutbound".to_owned(),
         address: Some(socket_address(any_address(families), OUTBOUND_PORT)),
@@ -123,7 +117,7 @@ pub fn virtual_outbound(policy: OutboundPolicy, families: Families) -> pb::Liste
         use_original_dst: bool_value(true),
         filter_chains: vec![
             black_hole("virtualOutbound-blackhole", OUTBOUND_PORT),
-            pb::FilterChain { name: name.to_owned(), filters: vec![tcp(cluster)], ..Default::default() },
+            pb::FilterChain { name: name.to_owned(), filters: vec![tcp(rest)], ..Default::default() },
         ],
         max_connections_to_accept_per_socket_event: u32_value(1),
         ..Default::default()

@@ -107,7 +107,6 @@ fn scoped_host(text: &str, path: &str, found: &mut Findings) {
 fn outbound_policy(policy: &OutboundTrafficPolicy, found: &mut Findings) {
     let Some(proxy) = &policy.egress_proxy else { return };
     let path = "spec.outboundTrafficPolicy.egressProxy";
-    found.warn(path, NO_EFFECT);
     if policy.mode != OutboundMode::AllowAny {
         found.add(path, "stands beside a mode other than ALLOW_ANY; expected mode ALLOW_ANY");
     }
