@@ -31,6 +31,7 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/filters/http/cors/v3/",
     "envoy/extensions/filters/http/fault/v3/",
     "envoy/extensions/filters/http/grpc_stats/v3/",
+    "envoy/extensions/filters/http/grpc_web/v3/",
     "envoy/extensions/filters/http/header_to_metadata/v3/",
     "envoy/extensions/filters/http/local_ratelimit/v3/",
     "envoy/extensions/filters/http/rbac/v3/",

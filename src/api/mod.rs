@@ -5,6 +5,8 @@
 //! wrong with it when it can not. Nothing here knows where a document came from or what it is used for.
 
 mod destination_rule;
+#[cfg(test)]
+mod fields;
 mod kubernetes;
 mod parse;
 mod scalar;

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Destination, EntrySelector};
+use super::{ConnectionPoolSettings, Destination, EntrySelector};
 
 /// `Sidecar.spec`: what proxies of some workloads get to see.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -15,7 +15,7 @@ pub struct Sidecar {
     /// What goes out; empty means everything that is visible.
     pub egress: Vec<IstioEgressListener>,
     /// Limits of connections and requests that come in.
-    pub inbound_connection_pool: Option<serde_json::Value>,
+    pub inbound_connection_pool: Option<ConnectionPoolSettings>,
     /// What happens to traffic for hosts that nobody knows.
     pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
 }

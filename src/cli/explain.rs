@@ -65,6 +65,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let objects = Objects::load(&args.file, args.mesh.config())?;
     let proxy = objects.proxy(&args.from, false)?;
+    if !objects.has_pod(&args.from) {
+        eprintln!("weir: no pod {} is among the objects: it is taken to have no labels", args.from);
+    }
     let scope = objects.mesh.scope(&proxy);
     let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
     let view = View::new(&objects.mesh, &scope);
@@ -94,14 +97,18 @@ fn ends_well(outcome: &Outcome) -> bool {
     }
 }
 
-/// Clusters that go where the client wanted have no endpoints of their own.
 fn has_endpoint(to: &Destination) -> bool {
-    let original = to.policies.iter().any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED");
-    original || to.endpoints.iter().any(|one| one.healthy)
+    goes_where_it_wants(to) || to.endpoints.iter().any(|one| one.healthy)
+}
+
+/// Clusters that go where the client wanted have no endpoints of their own.
+fn goes_where_it_wants(to: &Destination) -> bool {
+    to.policies.iter().any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED")
 }
 
 fn text(answer: &Explanation) -> String {
     let mut out = String::new();
+    let failure = if answer.route_configuration.is_some() { "503" } else { "the connection is closed" };
     let mut line = |label: &str, text: &str| {
         out.push_str(format!("{label:<18}{text}").trim_end());
         out.push('\n');
@@ -132,6 +139,9 @@ fn text(answer: &Explanation) -> String {
             None => line(label, &format!("yes  {what}")),
         }
     }
+    if !answer.overruled.is_empty() {
+        line("overruled", &answer.overruled.join(", "));
+    }
     match &answer.outcome {
         Outcome::Forward { destinations, copies, policies } => {
             for (name, value) in policies {
@@ -141,7 +151,7 @@ fn text(answer: &Explanation) -> String {
                 for one in list {
                     line(label, &format!("{:>6.2} %  {}", one.percent, one.cluster));
                     if one.missing {
-                        line("", "          there is no such cluster: 503");
+                        line("", &format!("          there is no such cluster: {failure}"));
                         continue;
                     }
                     let policies: Vec<String> =
@@ -157,8 +167,10 @@ fn text(answer: &Explanation) -> String {
                         let at = format!("{:<24} {}", endpoint.address, endpoint.locality);
                         line("", &format!("            {}{priority}{state}", at.trim_end()));
                     }
-                    if !has_endpoint(one) {
-                        line("", "            no endpoint takes traffic: 503");
+                    if goes_where_it_wants(one) {
+                        line("", "            the address that the client connects to");
+                    } else if !has_endpoint(one) {
+                        line("", &format!("            no endpoint takes traffic: {failure}"));
                     }
                 }
             }
@@ -169,4 +181,33 @@ fn text(answer: &Explanation) -> String {
         Outcome::Closed => line("answer", "the connection is closed: nothing takes it"),
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_of_traffic_without_an_endpoint_is_said() {
+        let to = |balancer: &str, missing: bool| Destination {
+            cluster: "c".into(),
+            percent: 100.0,
+            missing,
+            policies: vec![("load balancer", balancer.into())],
+            endpoints: Vec::new(),
+        };
+        let answer = |to: Destination, routes: Option<&str>| {
+            let outcome = Outcome::Forward { destinations: vec![to], copies: Vec::new(), policies: Vec::new() };
+            text(&Explanation { route_configuration: routes.map(str::to_owned), outcome, ..Explanation::default() })
+        };
+        let lines = [
+            (answer(to("LEAST_REQUEST", false), Some("80")), "no endpoint takes traffic: 503"),
+            (answer(to("LEAST_REQUEST", false), None), "no endpoint takes traffic: the connection is closed"),
+            (answer(to("LEAST_REQUEST", true), Some("80")), "there is no such cluster: 503"),
+            (answer(to("CLUSTER_PROVIDED", false), None), "the address that the client connects to"),
+        ];
+        for (text, wanted) in lines {
+            assert_eq!(text.lines().last().unwrap().trim(), wanted);
+        }
+    }
 }

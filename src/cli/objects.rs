@@ -74,6 +74,12 @@ impl Objects {
         Ok(Proxy::new(&id, metadata, Locality::default())?)
     }
 
+    /// Whether a pod, `NAMESPACE/POD`, is among the objects.
+    pub fn has_pod(&self, name: &str) -> bool {
+        let parts = name.split_once('/');
+        parts.is_some_and(|(ns, pod)| self.store.get(&api::ObjectKey::new(api::Kind::Pod, ns, pod)).is_some())
+    }
+
     /// A pod's address as the slices know it.
     fn pod_address(&self, namespace: &str, pod: &str) -> Option<Arc<str>> {
         let slices =

@@ -4,6 +4,8 @@
 
 mod matching;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,7 +18,10 @@ use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::network::{http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp};
+use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use envoy_types::pb::google::protobuf::UInt32Value;
 use prost::Message;
 
 pub use matching::{filter_chain, route as route_matches, virtual_host};
@@ -24,8 +29,8 @@ pub use request::{Question, Request};
 
 use crate::mesh::{Interception, Protocol, View, resolve};
 use crate::snapshot::{ResourceType, Snapshot};
-use crate::translate::route::{Context, Known, Said};
-use crate::translate::{route_match, virtual_host as hosts};
+use crate::translate::route::{Context, Known, Said, has_routes, rules_at};
+use crate::translate::{listener as translate_listener, outbound, route_match, virtual_host as hosts};
 
 /// The answer.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
@@ -44,6 +49,9 @@ pub struct Explanation {
     pub domain: Option<String>,
     /// The routes that were looked at, in order; the last one took the request where any did.
     pub considered: Vec<Considered>,
+    /// VirtualServices that speak for the host as well, and have no say because another one does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overruled: Vec<String>,
     /// What happens.
     pub outcome: Outcome,
 }
@@ -149,9 +157,13 @@ struct Player<'a> {
 
 impl Player<'_> {
     fn play(&self, question: &Question) -> Explanation {
-        let (host, port, sni) = match question {
-            Question::Http(request) => (request.host.as_str(), request.port, None),
-            Question::Tcp { host, port, sni } => (host.as_str(), *port, sni.as_deref()),
+        // Nobody sees that what is inside of TLS is HTTP; clients say there whom they want to speak to.
+        let (host, port, sni, is_http) = match question {
+            Question::Http(request) if request.scheme == "https" => {
+                (request.host.as_str(), request.port, Some(request.host.as_str()), false)
+            }
+            Question::Http(request) => (request.host.as_str(), request.port, None, true),
+            Question::Tcp { host, port, sni } => (host.as_str(), *port, sni.as_deref(), false),
         };
         let address = self.address(host);
         let mut answer = Explanation::default();
@@ -160,13 +172,15 @@ impl Player<'_> {
         };
         answer.listener = name;
         let ip = address.and_then(|address| address.parse::<IpAddr>().ok());
-        let is_http = matches!(question, Question::Http(_));
         let Some(chain) = matching::filter_chain(&listener, ip, sni, is_http) else { return answer };
         match (terminal(chain), question) {
             (Some(Terminal::Routes(routes)), Question::Http(request)) => {
                 self.http(&routes, request, &mut answer);
             }
-            (Some(Terminal::Tcp(proxy)), _) => answer.outcome = self.tcp(&proxy),
+            (Some(Terminal::Tcp(proxy)), _) => {
+                answer.considered.extend(self.chain_said_by(&answer.listener, chain));
+                answer.outcome = self.tcp(&proxy);
+            }
             (Some(Terminal::Routes(routes)), Question::Tcp { .. }) => {
                 answer.route_configuration = Some(routes);
                 answer.outcome = Outcome::Respond { status: 400, body: "the port is for HTTP alone".to_owned() };
@@ -174,6 +188,14 @@ impl Player<'_> {
             (None, _) => {}
         }
         answer
+    }
+
+    /// What says a filter chain, where a VirtualService does.
+    fn chain_said_by(&self, listener: &str, chain: &listener::FilterChain) -> Option<Considered> {
+        let all = outbound::listeners(self.view).into_iter().find(|one| one.name() == listener)?;
+        let said = all.chains.iter().find(|one| translate_listener::chain(one) == *chain)?;
+        let (object, field) = said.said_by.clone()?;
+        Some(Considered { object: Some(object.to_string()), field, name: String::new(), index: None, not: None })
     }
 
     /// The address that the client connects to: the host's own where it is one, else the service's first.
@@ -250,7 +272,7 @@ impl Player<'_> {
             Some((known.service.clone(), self.view.destination_rule(known).cloned()))
         };
         let context = Context { config: &self.view.mesh.config, scope: self.view.scope, port, service: &lookup };
-        let rules = self.view.rules.http(host).map(Arc::as_ref);
+        let rules = rules_at(self.view, host, port).map(Arc::as_ref);
         let said: Vec<Said<'_>> = match (self.view.service(host), rules) {
             (Some(seen), _) if seen.ports().any(|one| one.number == port && carries_http(one.protocol, routes)) => {
                 let service = &seen.known.service;
@@ -268,9 +290,27 @@ impl Player<'_> {
     /// The routes that this proxy does not get at all, and why.
     fn add_left_out(&self, virtual_host: &str, port: u16, answer: &mut Explanation) {
         let Some((host, _)) = virtual_host.rsplit_once(':') else { return };
-        let Some(rules) = self.view.rules.http(host) else { return };
+        let (mut all, mut lost, mut overruled) = (Vec::new(), Vec::new(), Vec::new());
+        let mut counting = None;
+        for rules in self.view.rules_at(port).http(host) {
+            all.extend(rules.http());
+            lost.extend(rules.lost().iter().map(|one| (&rules.key, one)));
+            if has_routes(rules, self.view.scope, port) {
+                counting = Some(&rules.key);
+                break;
+            }
+        }
+        for rules in self.view.rules_at(port).all(host).filter(|rules| !rules.spec().http.is_empty()) {
+            let name = rules.key.to_string();
+            if counting.is_some_and(|key| *key != rules.key) && !overruled.contains(&name) {
+                overruled.push(name);
+            }
+        }
+        // One that counts before it, and has no route here, is told of by its routes.
+        overruled.retain(|name| !all.iter().any(|rule| rule.key.to_string() == *name));
+        answer.overruled = overruled;
         let mut at = 0;
-        for rule in rules.http() {
+        for rule in all {
             for (n, one) in rule.route.matches.iter().enumerate() {
                 let field = format!("spec.http[{}].match[{n}]", rule.index);
                 let object = Some(rule.key.to_string());
@@ -296,6 +336,14 @@ impl Player<'_> {
                 at = answer.considered.len().min(at + 1);
             }
         }
+        let lost = lost.into_iter().map(|(key, lost)| Considered {
+            object: Some(key.to_string()),
+            field: format!("spec.http[{}].delegate", lost.index),
+            name: String::new(),
+            index: None,
+            not: Some(lost.reason.clone()),
+        });
+        answer.considered.splice(0..0, lost);
     }
 
     fn outcome(&self, one: &route::Route, request: &Request) -> Outcome {
@@ -323,8 +371,13 @@ impl Player<'_> {
                     one.weight.as_ref().map_or(0.0, |weight| f64::from(weight.value))
                 };
                 let total: f64 = list.clusters.iter().map(weight).sum();
-                let share = |one| if total > 0.0 { weight(one) / total * 100.0 } else { 0.0 };
-                list.clusters.iter().map(|one| self.destination(&one.name, share(one))).collect()
+                let to = |one: &route::weighted_cluster::ClusterWeight| {
+                    let share = if total > 0.0 { weight(one) / total * 100.0 } else { 0.0 };
+                    let mut to = self.destination(&one.name, share);
+                    to.policies.extend(destination_policies(one));
+                    to
+                };
+                list.clusters.iter().map(to).collect()
             }
             _ => Vec::new(),
         };
@@ -368,7 +421,11 @@ impl Player<'_> {
             percent,
             missing: false,
             policies: cluster_policies(&cluster),
-            endpoints: assignment.iter().flat_map(endpoints).collect(),
+            endpoints: {
+                let mut all: Vec<_> = assignment.iter().flat_map(endpoints).collect();
+                all.sort_by_key(|one| one.priority);
+                all
+            },
         }
     }
 }
@@ -458,7 +515,9 @@ fn route_policies(action: &route::RouteAction, one: &route::Route) -> Vec<(&'sta
         Some(policy) => {
             let tries = policy.num_retries.as_ref().map_or(1, |tries| tries.value);
             let each = policy.per_try_timeout.as_ref().map(|time| format!(", {} each", seconds(time)));
-            ("retries", format!("{tries} on {}{}", policy.retry_on, each.unwrap_or_default()))
+            let codes: Vec<String> = policy.retriable_status_codes.iter().map(ToString::to_string).collect();
+            let codes = if codes.is_empty() { String::new() } else { format!(" ({})", codes.join(",")) };
+            ("retries", format!("{tries} on {}{codes}{}", policy.retry_on, each.unwrap_or_default()))
         }
     });
     let fault = one.typed_per_filter_config.get("envoy.filters.http.fault");
@@ -478,23 +537,30 @@ fn route_policies(action: &route::RouteAction, one: &route::Route) -> Vec<(&'sta
     if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = &action.host_rewrite_specifier {
         found.push(("authority", host.clone()));
     }
-    let names = |list: &[core::HeaderValueOption]| -> Vec<String> {
-        list.iter().filter_map(|one| one.header.as_ref()).map(|header| header.key.clone()).collect()
-    };
-    for (label, set, removed) in [
-        ("request headers", names(&one.request_headers_to_add), &one.request_headers_to_remove),
-        ("response headers", names(&one.response_headers_to_add), &one.response_headers_to_remove),
-    ] {
-        let set = set.iter().map(|name| format!("+{name}"));
-        let all: Vec<String> = set.chain(removed.iter().map(|name| format!("-{name}"))).collect();
-        if !all.is_empty() {
-            found.push((label, all.join(" ")));
-        }
-    }
+    found.extend(headers("request headers", &one.request_headers_to_add, &one.request_headers_to_remove));
+    found.extend(headers("response headers", &one.response_headers_to_add, &one.response_headers_to_remove));
     if !action.hash_policy.is_empty() {
         found.push(("hash", format!("{} of the request", hashed(action).join(", "))));
     }
     found
+}
+
+/// What is done for one of several destinations.
+fn destination_policies(one: &route::weighted_cluster::ClusterWeight) -> Vec<(&'static str, String)> {
+    use route::weighted_cluster::cluster_weight::HostRewriteSpecifier;
+    let mut found = Vec::new();
+    if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = &one.host_rewrite_specifier {
+        found.push(("authority", host.clone()));
+    }
+    found.extend(headers("request headers", &one.request_headers_to_add, &one.request_headers_to_remove));
+    found.extend(headers("response headers", &one.response_headers_to_add, &one.response_headers_to_remove));
+    found
+}
+
+fn headers(label: &'static str, set: &[core::HeaderValueOption], removed: &[String]) -> Option<(&'static str, String)> {
+    let set = set.iter().filter_map(|one| Some(format!("+{}", one.header.as_ref()?.key)));
+    let all: Vec<String> = set.chain(removed.iter().map(|name| format!("-{name}"))).collect();
+    (!all.is_empty()).then(|| (label, all.join(" ")))
 }
 
 fn hashed(action: &route::RouteAction) -> Vec<String> {
@@ -534,12 +600,26 @@ fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     let balancer = cluster::cluster::LbPolicy::try_from(cluster.lb_policy).map_or("?", |policy| policy.as_str_name());
     found.push(("load balancer", balancer.to_owned()));
-    if let Some(socket) = &cluster.transport_socket {
-        found.push(("transport", socket.name.rsplit('.').next().unwrap_or_default().to_owned()));
+    if let Some(time) = cluster.connect_timeout.as_ref().filter(|time| time.seconds != 10 || time.nanos != 0) {
+        found.push(("connect timeout", seconds(time)));
     }
+    found.extend(cluster.transport_socket.as_ref().into_iter().flat_map(transport));
     if let Some(outlier) = &cluster.outlier_detection {
-        let count = outlier.consecutive_5xx.as_ref().map_or(5, |count| count.value);
-        found.push(("outlier detection", format!("after {count} errors in a row")));
+        let counted = |count: &Option<UInt32Value>, enforced: &Option<UInt32Value>, unless_said: u32| {
+            let on = enforced.as_ref().map_or(unless_said > 0, |enforced| enforced.value > 0);
+            on.then(|| count.as_ref().map_or(unless_said, |count| count.value))
+        };
+        let kinds = [
+            ("errors", counted(&outlier.consecutive_5xx, &outlier.enforcing_consecutive_5xx, 5)),
+            (
+                "gateway errors",
+                counted(&outlier.consecutive_gateway_failure, &outlier.enforcing_consecutive_gateway_failure, 0),
+            ),
+        ];
+        let kinds: Vec<String> =
+            kinds.iter().filter_map(|(kind, count)| Some(format!("{} {kind}", (*count)?))).collect();
+        let all = if kinds.is_empty() { "nothing is counted".to_owned() } else { kinds.join(" or ") };
+        found.push(("outlier detection", format!("after {all} in a row")));
     }
     let limits = cluster.circuit_breakers.as_ref().and_then(|limits| limits.thresholds.first());
     if let Some(limits) = limits {
@@ -559,6 +639,30 @@ fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str, String)> {
         }
     }
     found
+}
+
+/// How connections are set up, layer by layer.
+fn transport(socket: &core::TransportSocket) -> Vec<(&'static str, String)> {
+    let Some(core::transport_socket::ConfigType::TypedConfig(config)) = &socket.config_type else {
+        return Vec::new();
+    };
+    if config.type_url.ends_with(".ProxyProtocolUpstreamTransport") {
+        let header = ProxyProtocolUpstreamTransport::decode(config.value.as_slice()).unwrap_or_default();
+        let version = header.config.as_ref().map_or(0, |config| config.version) + 1;
+        let inner = header.transport_socket.iter().flat_map(transport);
+        return std::iter::once(("proxy protocol", format!("v{version}"))).chain(inner).collect();
+    }
+    if !config.type_url.ends_with(".UpstreamTlsContext") {
+        return Vec::new();
+    }
+    let context = UpstreamTlsContext::decode(config.value.as_slice()).unwrap_or_default();
+    let common = context.common_tls_context.unwrap_or_default();
+    let own = !common.tls_certificates.is_empty() || !common.tls_certificate_sds_secret_configs.is_empty();
+    let mut text = if own { "with a certificate of the client's".to_owned() } else { "yes".to_owned() };
+    if !context.sni.is_empty() {
+        text += &format!(", asking for {}", context.sni);
+    }
+    vec![("TLS", text)]
 }
 
 fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item = Endpoint> {

@@ -60,7 +60,7 @@ fn merge_match(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> HttpMatchReq
     merged.scheme = merged.scheme.or_else(|| root.scheme.clone());
     merged.method = merged.method.or_else(|| root.method.clone());
     merged.authority = merged.authority.or_else(|| root.authority.clone());
-    merged.port = merged.port.or(root.port);
+    merged.port = merged.port.filter(|port| *port != 0).or(root.port);
     for (name, value) in &root.headers {
         merged.headers.entry(name.clone()).or_insert_with(|| value.clone());
     }
@@ -102,7 +102,7 @@ fn contradicts(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> bool {
             .into_iter()
             .any(|(root, leaf)| leaf.iter().any(|(name, value)| texts_contradict(root.get(name), Some(value))))
         || root.ignore_uri_case != leaf.ignore_uri_case
-        || matches!((root.port, leaf.port), (Some(root), Some(leaf)) if root != leaf)
+        || matches!((root.port, leaf.port), (Some(root), Some(leaf)) if root != 0 && leaf != 0 && root != leaf)
         || (!root.source_namespace.is_empty() && root.source_namespace != leaf.source_namespace)
         || leaf.source_labels.iter().any(|(name, value)| root.source_labels.get(name).is_some_and(|own| own != value))
         || (!root.gateways.is_empty() && leaf.gateways.iter().any(|gateway| !root.gateways.contains(gateway)))

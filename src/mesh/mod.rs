@@ -19,7 +19,9 @@ use std::sync::Arc;
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
 pub use host::{Host, covers, is_wildcard, resolve};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
-pub use rules::{DestinationRule, DestinationRules, HttpRule, VirtualService, VirtualServices, VirtualServicesByHost};
+pub use rules::{
+    DestinationRule, DestinationRules, HttpRule, LostRoute, VirtualService, VirtualServices, VirtualServicesByHost,
+};
 pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
 pub use sidecar::{Sidecar, Sidecars};
 pub use view::{Seen, View};
@@ -277,7 +279,7 @@ impl Builder {
         }
         if stale.virtual_services {
             let list = self.virtual_services.values().cloned().collect();
-            self.mesh.virtual_services = Arc::new(VirtualServices::new(list));
+            self.mesh.virtual_services = Arc::new(VirtualServices::new(list, &self.mesh.config.domain));
         }
         if stale.destination_rules {
             let objects = store.all(Kind::DestinationRule).map(|entry| (entry.revision, &entry.object));
@@ -293,7 +295,8 @@ impl Builder {
             };
             self.mesh.pod_localities = Arc::new(self.workloads.pods.iter().filter_map(place).collect());
         }
-        if stale.virtual_services || stale.destination_rules || !stale.services.is_empty() {
+        let services = !stale.services.is_empty() || !stale.entries.is_empty();
+        if stale.virtual_services || stale.destination_rules || services {
             self.mesh.looked_at = Arc::new(looked_at(&self.mesh));
         }
         self.mesh.clone()

@@ -22,6 +22,8 @@ pub struct VirtualService {
     empty: api::VirtualService,
     /// The HTTP routes with those of delegates taken in, or with other weights; `None` where they are the object's own.
     merged: Option<Vec<MergedRoute>>,
+    /// Routes of its own that lead to no, or not to all of a delegate's routes, and why.
+    lost: Vec<LostRoute>,
     /// TCP and TLS routes in place of the object's own.
     streams: Option<Box<(Vec<api::TcpRoute>, Vec<api::TlsRoute>)>>,
 }
@@ -32,6 +34,15 @@ struct MergedRoute {
     key: ObjectKey,
     index: usize,
     route: api::HttpRoute,
+}
+
+/// A route that leads to no route of a delegate's, or not to all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostRoute {
+    /// Its position in `http`.
+    pub index: usize,
+    /// Why.
+    pub reason: String,
 }
 
 /// A route of `http` and where it stands.
@@ -55,6 +66,7 @@ impl VirtualService {
             object: object.clone(),
             empty: api::VirtualService::default(),
             merged: None,
+            lost: Vec::new(),
             streams: None,
         };
         let namespace = &object.meta.namespace;
@@ -84,28 +96,39 @@ impl VirtualService {
 
     /// The same with the routes of its delegates taken in; `None` where it has none. A delegate that is missing, not
     /// visible here or has delegates of its own gives no routes, and the other routes stand.
-    fn with_delegates(&self, delegates: &BTreeMap<(&str, &str), &Arc<VirtualService>>) -> Option<Self> {
+    fn with_delegates(&self, delegates: &BTreeMap<(&str, &str), &Arc<VirtualService>>, domain: &str) -> Option<Self> {
         let routes = &self.spec().http;
         if routes.iter().all(|route| route.delegate.is_none()) {
             return None;
         }
         let mut revisions = vec![self.revision];
         let mut merged = Vec::new();
+        let mut lost = Vec::new();
         for (index, route) in routes.iter().enumerate() {
             let Some(to) = &route.delegate else {
                 merged.push(MergedRoute { key: self.key.clone(), index, route: route.clone() });
                 continue;
             };
             let namespace = if to.namespace.is_empty() { &**self.namespace() } else { to.namespace.as_str() };
-            let Some(delegate) = delegates.get(&(namespace, to.name.as_str())) else { continue };
+            let at = |reason: String| LostRoute { index, reason };
+            let name = format!("its delegate {namespace}/{}", to.name);
+            let Some(delegate) = delegates.get(&(namespace, to.name.as_str())) else {
+                lost.push(at(format!("{name} is not there")));
+                continue;
+            };
             if !delegate.visibility.includes(self.namespace()) {
+                lost.push(at(format!("{name} is not exported to {}", self.namespace())));
                 continue;
             }
             revisions.push(delegate.revision);
+            let root = self.with_full_mirrors(route, domain);
             let leaves = delegate.spec().http.iter().enumerate().filter(|(_, leaf)| leaf.delegate.is_none());
-            merged.extend(leaves.filter_map(|(index, leaf)| {
-                Some(MergedRoute { key: delegate.key.clone(), index, route: super::delegate::merge(route, leaf)? })
-            }));
+            for (index, leaf) in leaves {
+                match super::delegate::merge(&root, leaf) {
+                    Some(route) => merged.push(MergedRoute { key: delegate.key.clone(), index, route }),
+                    None => lost.push(at(format!("spec.http[{index}] of {name} has a match that goes beyond its own"))),
+                }
+            }
         }
         let bytes: Vec<u8> = revisions.iter().flat_map(|revision| revision.to_le_bytes()).collect();
         Some(Self {
@@ -116,8 +139,19 @@ impl VirtualService {
             object: self.object.clone(),
             empty: api::VirtualService::default(),
             merged: Some(merged),
+            lost,
             streams: None,
         })
+    }
+
+    /// A route of which a delegate's routes, in whose namespace short hosts are read, can take the mirrors.
+    fn with_full_mirrors(&self, route: &api::HttpRoute, domain: &str) -> api::HttpRoute {
+        let mut full = route.clone();
+        let listed = full.mirrors.iter_mut().filter_map(|mirror| mirror.destination.as_mut());
+        for to in listed.chain(&mut full.mirror) {
+            to.host = host::resolve(&to.host, self.namespace(), domain).to_string();
+        }
+        full
     }
 
     /// The same with other destinations: `http` for each of [`VirtualService::http`] in order, `tcp` and `tls` for each
@@ -152,8 +186,14 @@ impl VirtualService {
             object: self.object.clone(),
             empty: api::VirtualService::default(),
             merged: Some(routes.collect()),
+            lost: self.lost.clone(),
             streams: Some(Box::new((new_tcp, new_tls))),
         }
+    }
+
+    /// Its routes that lead to no, or not to all of a delegate's routes.
+    pub fn lost(&self) -> &[LostRoute] {
+        &self.lost
     }
 
     /// Its TCP routes.
@@ -224,14 +264,16 @@ pub struct VirtualServices {
 }
 
 impl VirtualServices {
-    pub(super) fn new(list: Vec<Arc<VirtualService>>) -> Self {
+    pub(super) fn new(list: Vec<Arc<VirtualService>>, domain: &str) -> Self {
         let delegates: BTreeMap<_, _> = list
             .iter()
             .filter(|one| one.hosts.is_empty())
             .map(|one| ((&*one.key.namespace, &*one.key.name), one))
             .collect();
-        let mut merged: Vec<_> =
-            list.iter().map(|one| one.with_delegates(&delegates).map_or_else(|| one.clone(), Arc::new)).collect();
+        let mut merged: Vec<_> = list
+            .iter()
+            .map(|one| one.with_delegates(&delegates, domain).map_or_else(|| one.clone(), Arc::new))
+            .collect();
         merged.sort_by(|a, b| (a.age(), &a.key.name, &a.key.namespace).cmp(&(b.age(), &b.key.name, &b.key.namespace)));
         Self { list: merged }
     }
@@ -246,11 +288,20 @@ impl VirtualServices {
         self.list.iter()
     }
 
-    /// The ones that count for sidecars of `namespace` and that `seen` lets through, by host.
+    /// The ones that count for sidecars of `namespace` and that `seen` lets through, by host. Those that the namespace
+    /// keeps to itself come before those that others export to it by name, and these before those that all see; among
+    /// each the oldest first.
     pub fn for_namespace(&self, namespace: &str, seen: impl Fn(&VirtualService) -> bool) -> VirtualServicesByHost {
         let mut by_host = VirtualServicesByHost::default();
         let counts = |one: &&Arc<VirtualService>| one.is_for_mesh() && one.visibility.includes(namespace) && seen(one);
-        for service in self.list.iter().filter(counts) {
+        let mut counting: Vec<_> = self.list.iter().filter(counts).collect();
+        counting.sort_by_key(|one| match one.visibility {
+            Visibility::Namespaces(_) if **one.namespace() == *namespace => 0,
+            Visibility::Namespaces(_) => 1,
+            Visibility::Public => 2,
+        });
+        by_host.order = counting.iter().enumerate().map(|(n, one)| (one.key.clone(), n)).collect();
+        for service in counting {
             for name in &service.hosts {
                 if host::is_wildcard(name) {
                     by_host.wildcards.push((name.clone(), service.clone()));
@@ -259,23 +310,39 @@ impl VirtualServices {
                 }
             }
         }
-        // A stable sort, so that of two with the same wildcard the older one stays first.
+        // A stable sort, so that of two with the same wildcard the first one stays first.
         by_host.wildcards.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
         by_host
     }
 }
 
-/// The VirtualServices that count for one namespace. Of two for one host the older wins it whole.
+/// The VirtualServices that count for one namespace. Of two for one host the first wins it whole.
 #[derive(Clone, Debug, Default)]
 pub struct VirtualServicesByHost {
+    /// The place of each in the order in which they count.
+    order: BTreeMap<ObjectKey, usize>,
     exact: BTreeMap<Host, Vec<Arc<VirtualService>>>,
     wildcards: Vec<(Host, Arc<VirtualService>)>,
 }
 
 impl VirtualServicesByHost {
-    /// The one whose HTTP routes count for a host: an exact host beats a wildcard, a longer wildcard a shorter.
-    pub fn http(&self, name: &str) -> Option<&Arc<VirtualService>> {
-        self.all(name).find(|service| !service.spec().http.is_empty())
+    /// Those whose HTTP routes may count for a host, in order: the ones that name it; without any the first with the
+    /// longest wildcard, and that alone. The first that has a route for a proxy and port counts there.
+    pub fn http(&self, name: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
+        let wildcards = || self.wildcards.iter();
+        let mut found: Vec<&Arc<VirtualService>> = match host::is_wildcard(name) {
+            true => wildcards().filter(|(wildcard, _)| **wildcard == *name).map(|(_, service)| service).collect(),
+            false => self.exact.get(name).into_iter().flatten().collect(),
+        };
+        if found.is_empty() {
+            found.extend(wildcards().find(|(wildcard, _)| host::covers(wildcard, name)).map(|(_, service)| service));
+        }
+        found.into_iter().filter(|service| !service.spec().http.is_empty())
+    }
+
+    /// The place of one in the order in which they count.
+    pub fn place(&self, key: &ObjectKey) -> Option<usize> {
+        self.order.get(key).copied()
     }
 
     /// All that speak for a host, in the order in which they count.
@@ -329,7 +396,11 @@ impl DestinationRules {
                 keys: vec![object.key()],
                 namespace: object.meta.namespace.clone(),
                 host: host::resolve(&spec.host, &object.meta.namespace, domain),
-                visibility: Visibility::new(spec.export_to.iter().map(String::as_str), &object.meta.namespace),
+                visibility: match spec.workload_selector {
+                    // It speaks of workloads of its own namespace.
+                    Some(_) => Visibility::private(&object.meta.namespace),
+                    None => Visibility::new(spec.export_to.iter().map(String::as_str), &object.meta.namespace),
+                },
                 selector: spec.workload_selector.as_ref().map(|selector| selector.match_labels.clone()),
                 traffic_policy: spec.traffic_policy.clone().map(Arc::new),
                 subsets: spec.subsets.iter().cloned().map(Arc::new).collect(),
@@ -369,10 +440,11 @@ impl DestinationRules {
         Self { by_namespace }
     }
 
-    /// The rule for a host as a client sees it: from the client's namespace, else the service's, else the root
-    /// namespace; the first of these that has one. Rules that select other proxies than the client keep those for all
-    /// from counting as well (measured on Istiod). Source: Istio's documentation, "Global namespace aliases" of
-    /// `DestinationRule.exportTo`.
+    /// The rule for a host as a client sees it: from the client's namespace, else what the service's namespace exports,
+    /// else what the root namespace exports; the first of these that has one. In each the most specific host decides
+    /// alone. Rules that select other proxies than the client keep those for all from counting as well (measured on
+    /// Istiod). Of several for all, which differ in who sees them, the youngest counts. Source: Istio's documentation,
+    /// "Global namespace aliases" of `DestinationRule.exportTo`, and its code.
     pub fn find(
         &self,
         host: &str,
@@ -381,17 +453,50 @@ impl DestinationRules {
         client_namespace: &str,
         client_labels: &Labels,
     ) -> Option<&Arc<DestinationRule>> {
-        let seen = |rule: &DestinationRule| rule.visibility.includes(client_namespace);
-        let found = [client_namespace, service_namespace, root_namespace]
-            .iter()
-            .find_map(|namespace| self.by_namespace.get(*namespace)?.find(host, seen))?;
-        let mut visible = found.iter().filter(|rule| seen(rule));
+        let found = self.counting(host, service_namespace, root_namespace, client_namespace);
         // A selector speaks of the workloads of the rule's own namespace. A rule for these very proxies beats one for all.
         let selects = |rule: &&Arc<DestinationRule>| match &rule.selector {
             None => false,
             Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
         };
-        visible.clone().find(selects).or_else(|| visible.find(|rule| rule.selector.is_none()))
+        found.iter().copied().find(selects).or_else(|| for_all(&found))
+    }
+
+    /// The same for what comes in at a workload of the service itself: rules that select clients do not count.
+    pub fn find_inbound(
+        &self,
+        host: &str,
+        service_namespace: &str,
+        root_namespace: &str,
+        namespace: &str,
+    ) -> Option<&Arc<DestinationRule>> {
+        for_all(&self.counting(host, service_namespace, root_namespace, namespace))
+    }
+
+    /// The rules of the place that counts.
+    fn counting(
+        &self,
+        host: &str,
+        service_namespace: &str,
+        root_namespace: &str,
+        client_namespace: &str,
+    ) -> Vec<&Arc<DestinationRule>> {
+        let seen = |rule: &DestinationRule| rule.visibility.includes(client_namespace);
+        // What the root namespace shows to all must not come before a service's own for proxies of the root namespace.
+        let own = |rule: &DestinationRule| {
+            if client_namespace == root_namespace { rule.is_private() } else { seen(rule) }
+        };
+        let within = |namespace: &str, which: &dyn Fn(&DestinationRule) -> bool| -> Vec<&Arc<DestinationRule>> {
+            let rules = self.by_namespace.get(namespace).and_then(|rules| rules.find(host, which));
+            rules.into_iter().flatten().filter(|rule| which(rule) && seen(rule)).collect()
+        };
+        let mut found = within(client_namespace, &own);
+        for namespace in [service_namespace, root_namespace] {
+            if found.is_empty() {
+                found = within(namespace, &|rule| !rule.is_private());
+            }
+        }
+        found
     }
 
     /// The same with others in the place of those with their revisions.
@@ -419,7 +524,16 @@ impl DestinationRules {
     }
 }
 
+fn for_all<'a>(found: &[&'a Arc<DestinationRule>]) -> Option<&'a Arc<DestinationRule>> {
+    found.iter().copied().rfind(|rule| rule.selector.is_none())
+}
+
 impl DestinationRule {
+    /// Whether only its own namespace sees it.
+    fn is_private(&self) -> bool {
+        self.visibility == Visibility::private(&self.namespace)
+    }
+
     /// Takes in a younger rule for the same host.
     fn absorb(&mut self, younger: DestinationRule) {
         self.keys.extend(younger.keys);

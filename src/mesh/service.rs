@@ -16,7 +16,7 @@ pub enum Protocol {
     Http2,
     /// gRPC, which is HTTP/2.
     Grpc,
-    /// gRPC-Web, which is HTTP/1.1.
+    /// gRPC-Web, which Istio speaks to endpoints in HTTP/2 as well.
     GrpcWeb,
     /// HTTPS that is passed through.
     Https,
@@ -30,24 +30,18 @@ pub enum Protocol {
 
 impl Protocol {
     /// The protocol of a service port, or `None` for UDP and SCTP, which Envoy sidecars do not carry. Source: Istio's
-    /// documentation, "Protocol Selection": `appProtocol` first, then the name up to its first `-`.
+    /// documentation, "Protocol Selection": `appProtocol`, or without one the name, up to its first `-`.
     pub fn of(port: &api::ServicePort) -> Option<Self> {
         if !matches!(port.protocol.as_str(), "" | "TCP") {
             return None;
         }
-        if let Some(app) = &port.app_protocol {
-            match app.to_ascii_lowercase().as_str() {
-                "kubernetes.io/h2c" => return Some(Protocol::Http2),
-                "kubernetes.io/ws" => return Some(Protocol::Http),
-                "kubernetes.io/wss" => return Some(Protocol::Https),
-                name => {
-                    if let Some(protocol) = Self::named(name) {
-                        return protocol;
-                    }
-                }
-            }
+        match port.app_protocol.as_deref() {
+            Some("kubernetes.io/h2c") => return Some(Protocol::Http2),
+            Some("kubernetes.io/ws") => return Some(Protocol::Http),
+            Some("kubernetes.io/wss") => return Some(Protocol::Https),
+            _ => {}
         }
-        let name = port.name.to_ascii_lowercase();
+        let name = port.app_protocol.as_ref().unwrap_or(&port.name).to_ascii_lowercase();
         let word = if name.starts_with("grpc-web") { "grpc-web" } else { name.split('-').next().unwrap_or_default() };
         // Ports whose server speaks first would hang under inspection, so they are TCP unless said otherwise.
         let server_first = matches!(port.port, 25 | 53 | 3306 | 27017);
@@ -57,7 +51,7 @@ impl Protocol {
     /// `None` where the word is no protocol, `Some(None)` for UDP.
     fn named(word: &str) -> Option<Option<Self>> {
         Some(Some(match word {
-            "http" => Protocol::Http,
+            "http" | "http_proxy" => Protocol::Http,
             "http2" => Protocol::Http2,
             "grpc" => Protocol::Grpc,
             "grpc-web" => Protocol::GrpcWeb,
@@ -74,9 +68,19 @@ impl Protocol {
         matches!(self, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
     }
 
+    /// Whether requests can be seen, or may turn out to be seen.
+    pub fn may_be_http(self) -> bool {
+        self.is_http() || self == Protocol::Unknown
+    }
+
     /// Whether the endpoints are spoken to in HTTP/2.
     pub fn is_http2(self) -> bool {
-        matches!(self, Protocol::Http2 | Protocol::Grpc)
+        matches!(self, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
+    }
+
+    /// Whether it is gRPC, whose clients try again by themselves.
+    pub fn is_grpc(self) -> bool {
+        matches!(self, Protocol::Grpc | Protocol::GrpcWeb)
     }
 }
 
@@ -112,6 +116,21 @@ pub enum Preference {
     Zone,
     /// Those on the client's node.
     Node,
+}
+
+impl Preference {
+    fn new(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "preferclose" | "prefersamezone" => Some(Preference::Zone),
+            "prefersamenode" => Some(Preference::Node),
+            _ => None,
+        }
+    }
+
+    /// What the annotation says that is older than the field. Source: Istio's `networking.istio.io/traffic-distribution`.
+    fn annotated(meta: &Meta) -> Option<Self> {
+        Self::new(meta.annotations.get("networking.istio.io/traffic-distribution")?)
+    }
 }
 
 /// A port of a service.
@@ -217,11 +236,7 @@ impl Service {
             alias_of,
             registry: Registry::Kubernetes,
             selector: spec.selector.clone(),
-            preference: match spec.traffic_distribution.as_str() {
-                "PreferClose" | "PreferSameZone" => Some(Preference::Zone),
-                "PreferSameNode" => Some(Preference::Node),
-                _ => None,
-            },
+            preference: Preference::new(&spec.traffic_distribution).or_else(|| Preference::annotated(meta)),
             subject_alt_names: Vec::new(),
         }
     }
@@ -257,7 +272,7 @@ impl Service {
             alias_of: None,
             registry: Registry::ServiceEntry,
             selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
-            preference: None,
+            preference: Preference::annotated(meta),
             subject_alt_names: spec.subject_alt_names.clone(),
         }
     }
@@ -292,7 +307,9 @@ mod tests {
             ("grpc-x", None, 80, Some(Protocol::Grpc)),
             ("x", Some("http"), 80, Some(Protocol::Http)),
             ("tcp", Some("kubernetes.io/h2c"), 80, Some(Protocol::Http2)),
-            ("http", Some("unknown-thing"), 80, Some(Protocol::Http)),
+            ("http", Some("unknown-thing"), 80, Some(Protocol::Unknown)),
+            ("tcp", Some("http-web"), 80, Some(Protocol::Http)),
+            ("tcp", Some("gRPC-Web"), 80, Some(Protocol::GrpcWeb)),
             ("redis-a", None, 6379, Some(Protocol::Tcp)),
             ("plain", None, 7000, Some(Protocol::Unknown)),
             ("", None, 3306, Some(Protocol::Tcp)),

@@ -16,6 +16,10 @@ pub struct Sidecar {
     pub revision: u64,
     /// What happens to traffic for hosts that nobody knows; `None` leaves that to the mesh.
     pub outbound: Option<OutboundPolicy>,
+    /// Where traffic for hosts that nobody knows goes instead of where it wants to.
+    pub egress_proxy: Option<api::Destination>,
+    /// Limits of what comes in.
+    pub inbound_pool: Option<api::ConnectionPoolSettings>,
     age: Age,
     selector: Labels,
     egress: Vec<Egress>,
@@ -32,17 +36,23 @@ pub(super) struct Egress {
 #[derive(Debug)]
 struct Pattern {
     excluded: bool,
-    /// `None` means every namespace.
-    namespace: Option<Arc<str>>,
+    namespace: Place,
     host: Host,
+}
+
+#[derive(Debug)]
+enum Place {
+    Any,
+    /// The proxy's, which is not the Sidecar's where that stands in the root namespace.
+    Own,
+    Named(Arc<str>),
 }
 
 impl Sidecar {
     fn new(revision: u64, object: &Object, spec: &api::Sidecar) -> Self {
-        let own = &object.meta.namespace;
         let egress = spec.egress.iter().map(|listener| Egress {
             port: listener.port.as_ref().and_then(|port| u16::try_from(port.number).ok()).filter(|port| *port > 0),
-            hosts: listener.hosts.iter().filter_map(|text| Pattern::new(text, own)).collect(),
+            hosts: listener.hosts.iter().filter_map(|text| Pattern::new(text)).collect(),
         });
         Self {
             key: object.key(),
@@ -51,6 +61,8 @@ impl Sidecar {
                 OutboundMode::AllowAny => OutboundPolicy::AllowAny,
                 OutboundMode::RegistryOnly => OutboundPolicy::RegistryOnly,
             }),
+            egress_proxy: spec.outbound_traffic_policy.as_ref().and_then(|policy| policy.egress_proxy.clone()),
+            inbound_pool: spec.inbound_connection_pool.clone(),
             age: object.meta.age,
             selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
             egress: egress.collect(),
@@ -64,44 +76,50 @@ impl Sidecar {
 }
 
 impl Pattern {
-    fn new(text: &str, own: &Arc<str>) -> Option<Self> {
+    /// Reads `NAMESPACE/HOST`; with `~` before the namespace it takes hosts away, in all namespaces where none is named.
+    fn new(text: &str) -> Option<Self> {
         let (namespace, host) = text.split_once('/')?;
         let (excluded, namespace) = match namespace.strip_prefix('~') {
-            // `~/*` means no host at all.
-            Some("") => return None,
-            _ => match namespace.strip_prefix('!') {
-                Some("") => (true, "*"),
-                Some(rest) => (true, rest),
-                None => (false, namespace),
-            },
+            Some(rest) => (true, rest),
+            None => (false, namespace),
         };
         let namespace = match namespace {
-            "*" => None,
-            "." => Some(own.clone()),
-            name => Some(Arc::from(name)),
+            "*" | "" => Place::Any,
+            "." => Place::Own,
+            name => Place::Named(name.into()),
         };
         Some(Self { excluded, namespace, host: host.to_ascii_lowercase().into() })
     }
 
-    fn is_in(&self, namespace: &str) -> bool {
-        self.namespace.as_ref().is_none_or(|own| **own == *namespace)
+    fn is_in(&self, namespace: &str, own: &str) -> bool {
+        match &self.namespace {
+            Place::Any => true,
+            Place::Own => namespace == own,
+            Place::Named(name) => **name == *namespace,
+        }
     }
 }
 
 impl Egress {
-    /// Whether a service is among the hosts.
-    pub fn has_service(&self, namespace: &str, name: &str) -> bool {
-        let fits = |pattern: &&Pattern| pattern.is_in(namespace) && host::covers(&pattern.host, name);
-        !self.hosts.iter().filter(|one| one.excluded).any(|one| fits(&one))
-            && self.hosts.iter().filter(|one| !one.excluded).any(|one| fits(&one))
+    /// Whether a service is among the hosts for proxies of the namespace `own`.
+    pub fn has_service(&self, namespace: &str, name: &str, own: &str) -> bool {
+        self.includes(namespace, own, |host| host::covers(host, name)) && !self.excludes(namespace, name, own)
     }
 
-    /// Whether a VirtualService speaks for any of the hosts.
-    pub fn has_rule(&self, rule: &VirtualService) -> bool {
-        let included = self.hosts.iter().filter(|one| !one.excluded && one.is_in(rule.namespace()));
-        included.into_iter().any(|pattern| {
-            rule.hosts.iter().any(|name| host::covers(&pattern.host, name) || host::covers(name, &pattern.host))
+    /// Whether a VirtualService speaks for any of the hosts for proxies of the namespace `own`.
+    pub fn has_rule(&self, rule: &VirtualService, own: &str) -> bool {
+        rule.hosts.iter().any(|name| {
+            let either = |host: &str| host::covers(host, name) || host::covers(name, host);
+            self.includes(rule.namespace(), own, either) && !self.excludes(rule.namespace(), name, own)
         })
+    }
+
+    fn includes(&self, namespace: &str, own: &str, fits: impl Fn(&str) -> bool) -> bool {
+        self.hosts.iter().any(|one| !one.excluded && one.is_in(namespace, own) && fits(&one.host))
+    }
+
+    fn excludes(&self, namespace: &str, name: &str, own: &str) -> bool {
+        self.hosts.iter().any(|one| one.excluded && one.is_in(namespace, own) && host::covers(&one.host, name))
     }
 }
 
@@ -148,17 +166,33 @@ mod tests {
     use super::*;
 
     fn egress(hosts: &[&str]) -> Egress {
-        let own: Arc<str> = "shop".into();
-        Egress { port: None, hosts: hosts.iter().filter_map(|text| Pattern::new(text, &own)).collect() }
+        Egress { port: None, hosts: hosts.iter().filter_map(|text| Pattern::new(text)).collect() }
     }
 
     #[test]
     fn hosts_are_chosen_by_namespace_and_name() {
         let listener = egress(&["./web.shop.svc.cluster.local", "pay/*", "*/*.example.com"]);
-        assert!(listener.has_service("shop", "web.shop.svc.cluster.local"));
-        assert!(!listener.has_service("shop", "cart.shop.svc.cluster.local"));
-        assert!(listener.has_service("pay", "billing.pay.svc.cluster.local"));
-        assert!(listener.has_service("any", "api.example.com"));
-        assert!(!egress(&["~/*"]).has_service("shop", "web.shop.svc.cluster.local"));
+        assert!(listener.has_service("shop", "web.shop.svc.cluster.local", "shop"));
+        assert!(!listener.has_service("shop", "cart.shop.svc.cluster.local", "shop"));
+        assert!(listener.has_service("pay", "billing.pay.svc.cluster.local", "shop"));
+        assert!(listener.has_service("any", "api.example.com", "shop"));
+        assert!(!egress(&["~/*"]).has_service("shop", "web.shop.svc.cluster.local", "shop"));
+    }
+
+    #[test]
+    fn own_is_the_proxys_namespace() {
+        let listener = egress(&["./*"]);
+        assert!(listener.has_service("shop", "web.shop.svc.cluster.local", "shop"));
+        assert!(!listener.has_service("pay", "billing.pay.svc.cluster.local", "shop"));
+        assert!(!listener.has_service("istio-system", "istiod.istio-system.svc.cluster.local", "shop"));
+    }
+
+    #[test]
+    fn a_tilde_takes_hosts_away() {
+        let listener = egress(&["*/*", "~pay/*", "~/*.example.com", "~./secret.shop.svc.cluster.local"]);
+        assert!(listener.has_service("shop", "web.shop.svc.cluster.local", "shop"));
+        assert!(!listener.has_service("pay", "billing.pay.svc.cluster.local", "shop"));
+        assert!(!listener.has_service("any", "api.example.com", "shop"));
+        assert!(!listener.has_service("shop", "secret.shop.svc.cluster.local", "shop"));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::host::{self, Host};
+use super::sidecar::Egress;
 use super::{DestinationRule, Mesh, OutboundPolicy, Port, Registered, Scope, VirtualServicesByHost};
 use crate::api;
 
@@ -14,8 +15,11 @@ pub struct View<'a> {
     pub mesh: &'a Mesh,
     /// The proxies.
     pub scope: &'a Scope,
-    /// The VirtualServices that count for them, by host.
+    /// The VirtualServices that count for them at some port, by host.
     pub rules: VirtualServicesByHost,
+    /// Those of the ports for which their Sidecar has an egress listener of its own, and those of all other ports.
+    by_port: BTreeMap<u16, VirtualServicesByHost>,
+    elsewhere: Option<VirtualServicesByHost>,
     /// What happens to their traffic for hosts that nobody knows.
     pub outbound: OutboundPolicy,
     services: BTreeMap<Host, Seen<'a>>,
@@ -58,17 +62,29 @@ impl<'a> View<'a> {
     pub fn new(mesh: &'a Mesh, scope: &'a Scope) -> Self {
         let sidecar = scope.sidecar.as_ref().and_then(|(key, _)| mesh.sidecars.get(key));
         let egress = sidecar.map_or(&[][..], |sidecar| sidecar.egress());
-        let rules = mesh.virtual_services.for_namespace(&scope.namespace, |rule| {
-            egress.is_empty() || egress.iter().any(|listener| listener.has_rule(rule))
-        });
+        let rules_of = |listeners: &mut dyn Iterator<Item = &Egress>| {
+            let listeners: Vec<_> = listeners.collect();
+            mesh.virtual_services.for_namespace(&scope.namespace, |rule| {
+                listeners.iter().any(|listener| listener.has_rule(rule, &scope.namespace))
+            })
+        };
+        let own_ports: BTreeSet<u16> = egress.iter().filter_map(|listener| listener.port).collect();
+        let at_port = |port: u16| egress.iter().find(move |listener| listener.port == Some(port));
         let mut view = Self {
             mesh,
             scope,
-            rules,
+            rules: match egress {
+                [] => mesh.virtual_services.for_namespace(&scope.namespace, |_| true),
+                _ => rules_of(&mut egress.iter()),
+            },
+            by_port: own_ports.iter().map(|port| (*port, rules_of(&mut at_port(*port).into_iter()))).collect(),
+            elsewhere: (!own_ports.is_empty())
+                .then(|| rules_of(&mut egress.iter().filter(|listener| listener.port.is_none()))),
             outbound: sidecar.and_then(|sidecar| sidecar.outbound).unwrap_or(mesh.config.outbound),
             services: BTreeMap::new(),
             callable: None,
         };
+        let mut callable = BTreeMap::new();
         for (host, list) in mesh.services.iter() {
             if egress.is_empty() {
                 if let Some(known) = mesh.pick(list, &scope.namespace, |_| true) {
@@ -77,17 +93,33 @@ impl<'a> View<'a> {
                 continue;
             }
             for listener in egress {
-                let seen = |one: &Registered| listener.has_service(&one.service.namespace, host);
-                if let Some(known) = mesh.pick(list, &scope.namespace, seen) {
-                    view.add(host, known, listener.port.map(|port| BTreeSet::from([port])));
-                }
+                let seen = |one: &Registered| listener.has_service(&one.service.namespace, host, &scope.namespace);
+                let Some(known) = mesh.pick(list, &scope.namespace, seen) else { continue };
+                let ports = listener.port.map(|port| BTreeSet::from([port]));
+                // Requests to a port that has a listener of its own are that one's alone.
+                let taken = |port: &Port| port.protocol.may_be_http() && own_ports.contains(&port.number);
+                let left = || known.service.ports.iter().filter(|port| !taken(port)).map(|port| port.number).collect();
+                let callable_ports = ports.clone().or_else(|| (!own_ports.is_empty()).then(left));
+                add(&mut callable, host, known, callable_ports);
+                add(&mut view.services, host, known, ports);
             }
         }
         if !egress.is_empty() {
-            view.callable = Some(view.services.clone());
+            view.callable = Some(callable);
             view.add_destinations();
         }
         view
+    }
+
+    /// The VirtualServices that count at a port, by host.
+    pub fn rules_at(&self, port: u16) -> &VirtualServicesByHost {
+        self.by_port.get(&port).or(self.elsewhere.as_ref()).unwrap_or(&self.rules)
+    }
+
+    /// Where their Sidecar has traffic for hosts that nobody knows go.
+    pub fn egress_proxy(&self) -> Option<&'a api::Destination> {
+        let (key, _) = self.scope.sidecar.as_ref()?;
+        self.mesh.sidecars.get(key)?.egress_proxy.as_ref()
     }
 
     /// What a visible route sends to is seen as well, those ports alone.
@@ -121,23 +153,20 @@ impl<'a> View<'a> {
                 }
             }
         }
+        if let Some(to) = self.egress_proxy() {
+            wanted.insert(to.host.to_ascii_lowercase().into(), None);
+        }
         for (host, ports) in wanted {
             let Some((host, list)) = self.mesh.services.get_key_value(&host) else { continue };
-            if let Some(known) = self.mesh.pick(list, &self.scope.namespace, |_| true) {
-                self.add(host, known, ports);
+            let Some(known) = self.mesh.pick(list, &self.scope.namespace, |_| true) else { continue };
+            let target = known.service.alias_of.as_ref().and_then(|target| self.mesh.services.get_key_value(target));
+            if let Some((target, list)) = target
+                && let Some(real) = self.mesh.pick(list, &self.scope.namespace, |_| true)
+            {
+                add(&mut self.services, target, real, ports.clone());
             }
+            add(&mut self.services, host, known, ports);
         }
-    }
-
-    fn add(&mut self, host: &'a Host, known: &'a Registered, ports: Option<BTreeSet<u16>>) {
-        let fits = |port: &Port| ports.as_ref().is_none_or(|only| only.contains(&port.number));
-        if !known.service.ports.iter().any(fits) && ports.is_some() {
-            return;
-        }
-        self.services
-            .entry(host.clone())
-            .and_modify(|seen| seen.add(ports.clone()))
-            .or_insert_with(|| Seen { known, only: ports });
     }
 
     /// The services that clients may call themselves; what only a route leads to is not among them.
@@ -155,6 +184,19 @@ impl<'a> View<'a> {
         self.services.get(host)
     }
 
+    /// The rule for what comes in at a workload of a host.
+    pub fn inbound_rule(&self, host: &str) -> Option<&'a Arc<DestinationRule>> {
+        let service = &self.service(host)?.known.service;
+        let root = &self.mesh.config.root_namespace;
+        self.mesh.destination_rules.find_inbound(&service.host, &service.namespace, root, &self.scope.namespace)
+    }
+
+    /// The limits that their Sidecar sets for what comes in.
+    pub fn inbound_pool(&self) -> Option<&'a api::ConnectionPoolSettings> {
+        let (key, _) = self.scope.sidecar.as_ref()?;
+        self.mesh.sidecars.get(key)?.inbound_pool.as_ref()
+    }
+
     /// The rule for a service.
     pub fn destination_rule(&self, known: &Registered) -> Option<&'a Arc<DestinationRule>> {
         let service = &known.service;
@@ -166,4 +208,13 @@ impl<'a> View<'a> {
             &self.scope.labels,
         )
     }
+}
+
+/// Adds a service, with those of `ports` that it has; `None` means all of them.
+fn add<'a>(to: &mut BTreeMap<Host, Seen<'a>>, host: &Host, known: &'a Registered, ports: Option<BTreeSet<u16>>) {
+    let fits = |port: &Port| ports.as_ref().is_none_or(|only| only.contains(&port.number));
+    if ports.is_some() && known.service.alias_of.is_none() && !known.service.ports.iter().any(fits) {
+        return;
+    }
+    to.entry(host.clone()).and_modify(|seen| seen.add(ports.clone())).or_insert_with(|| Seen { known, only: ports });
 }

@@ -14,10 +14,11 @@ pub enum Visibility {
 }
 
 impl Visibility {
-    /// Reads `exportTo` of an object in `own`: `*` all, `.` its own, `~` none, otherwise names. Nothing means all.
+    /// Reads `exportTo` of an object in `own`: `*` all, `.` its own, `~` none whatever else is said, otherwise
+    /// names. Nothing means all.
     pub fn new<'a>(export_to: impl IntoIterator<Item = &'a str>, own: &Arc<str>) -> Self {
         let mut namespaces = BTreeSet::new();
-        let mut given = false;
+        let (mut given, mut nobody) = (false, false);
         for entry in export_to.into_iter().map(str::trim).filter(|entry| !entry.is_empty()) {
             given = true;
             match entry {
@@ -25,13 +26,21 @@ impl Visibility {
                 "." => {
                     namespaces.insert(own.clone());
                 }
-                "~" => {}
+                "~" => nobody = true,
                 name => {
                     namespaces.insert(Arc::from(name));
                 }
             }
         }
+        if nobody {
+            namespaces.clear();
+        }
         if given { Visibility::Namespaces(namespaces) } else { Visibility::Public }
+    }
+
+    /// That of an object which only `own`, its own namespace, sees.
+    pub fn private(own: &Arc<str>) -> Self {
+        Visibility::Namespaces(BTreeSet::from([own.clone()]))
     }
 
     /// Whether `namespace` sees the object.
@@ -57,5 +66,7 @@ mod tests {
         let listed = Visibility::new(["pay", "."], &own);
         assert!(listed.includes("shop") && listed.includes("pay") && !listed.includes("other"));
         assert!(!Visibility::new(["~"], &own).includes("shop"));
+        assert!(!Visibility::new(["~", "pay"], &own).includes("pay"));
+        assert_eq!(Visibility::new(["."], &own), Visibility::private(&own));
     }
 }

@@ -17,18 +17,18 @@ use super::{LeftOut, Part, Refers, Resource, Resources, Snapshot};
 use crate::api::{Kind, ObjectKey};
 use crate::mesh::{
     Families, Host, InboundPort, Interception, Locality, Mesh, Port, Protocol, Registry, Scope, Seen, Service, View,
-    VirtualService, covers, is_wildcard,
+    VirtualService, VirtualServicesByHost, covers, is_wildcard,
 };
 use crate::translate::outbound::{self, Outbound, route_name};
-use crate::translate::route::{Context, Known};
-use crate::translate::{cluster, endpoint, listener, virtual_host};
+use crate::translate::route::{Context, Known, has_routes, rules_at};
+use crate::translate::{cluster, endpoint, listener, rest, virtual_host};
 
 /// Parts made before, by everything they were made from. Parts that no snapshot of a round used are dropped at its end.
 #[derive(Debug, Default)]
 pub struct Memo {
     clusters: Cache<ServiceKey, Made>,
     endpoints: Cache<ServiceKey, Made>,
-    inbound_clusters: Cache<InboundPort, Made>,
+    inbound_clusters: Cache<InboundKey, Made>,
     listeners: Cache<Outbound, Made>,
     inbound_listeners: Cache<(Vec<InboundPort>, Families), Made>,
     hosts: Cache<HostKey, Arc<HostPart>>,
@@ -77,6 +77,15 @@ struct ServiceKey {
     families: Families,
     /// Set where clients in different places get different ones.
     place: Option<(Locality, Arc<str>, BTreeMap<String, String>)>,
+}
+
+/// What the cluster of a proxy's own port is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct InboundKey {
+    port: InboundPort,
+    rule: u64,
+    /// Set where its Sidecar sets limits.
+    sidecar: u64,
 }
 
 /// What a virtual host is made from, apart from the services its routes lead to (see [`HostPart::looked_at`]).
@@ -165,8 +174,20 @@ impl Memo {
             |net: &mut Net| cluster::fixed().iter().filter_map(|fixed| encode_cluster(net, fixed, None)).collect();
         filling.take(Made::new(make), |filling| &mut filling.clusters);
         for port in &scope.inbound {
-            let make = || Made::new(|net| encode_cluster(net, &cluster::inbound(port), None).into_iter().collect());
-            let made = self.inbound_clusters.get(port.clone(), |_| true, make);
+            let rule = view.inbound_rule(&port.host).map(|rule| &**rule);
+            let pool = view.inbound_pool();
+            let sidecar = scope.sidecar.as_ref().filter(|_| pool.is_some());
+            let key = InboundKey {
+                port: port.clone(),
+                rule: rule.map_or(0, |rule| rule.revision),
+                sidecar: sidecar.map_or(0, |(_, revision)| *revision),
+            };
+            let object = rule.and_then(|rule| rule.keys.first());
+            let make = || {
+                let cluster = cluster::inbound(port, rule, pool);
+                Made::new(|net| encode_cluster(net, &cluster, object).into_iter().collect())
+            };
+            let made = self.inbound_clusters.get(key, |_| true, make);
             filling.take(made, |filling| &mut filling.clusters);
         }
         for seen in view.services().filter(|seen| seen.known.service.alias_of.is_none()) {
@@ -227,7 +248,7 @@ impl Memo {
             filling.take(made, |filling| &mut filling.listeners);
         }
         if scope.interception == Interception::Redirect {
-            let virtual_outbound = listener::virtual_outbound(view.outbound, scope.families);
+            let virtual_outbound = listener::virtual_outbound(&rest(view), scope.families);
             filling.take(encode(virtual_outbound), |filling| &mut filling.listeners);
             let make = || encode(listener::virtual_inbound(&scope.inbound, scope.families));
             let made = self.inbound_listeners.get((scope.inbound.clone(), scope.families), |_| true, make);
@@ -242,12 +263,11 @@ impl Memo {
                 aliases.entry(target).or_default().push(seen);
             }
         }
-        let mut configurations: BTreeMap<String, Vec<Part>> = BTreeMap::new();
-        let mut on_80: BTreeSet<&Host> = BTreeSet::new();
-        let mut http_80 = false;
+        let mut configurations: BTreeMap<String, Vec<(Place, Part)>> = BTreeMap::new();
+        // The services that have a virtual host among those of a port.
+        let mut served: BTreeMap<u16, BTreeSet<&Host>> = BTreeMap::new();
         for seen in view.callable().filter(|seen| seen.known.service.alias_of.is_none()) {
             let service = &seen.known.service;
-            let rule = view.rules.http(&service.host).map(|rule| &**rule);
             let others = aliases.get(&service.host).map_or(&[][..], Vec::as_slice);
             for port in seen.ports() {
                 let any_name = match port.protocol {
@@ -255,40 +275,56 @@ impl Memo {
                     protocol if protocol.is_http() => false,
                     _ => continue,
                 };
-                if !any_name && port.number == 80 {
-                    http_80 = true;
-                    on_80.insert(&service.host);
+                if !any_name {
+                    served.entry(port.number).or_default().insert(&service.host);
                 }
+                let rule = rules_at(view, &service.host, port.number).map(|rule| &**rule);
                 let wanted = Wanted { view, port: port.number, rule };
                 let part = self.service_host(&wanted, seen, port, any_name, others);
                 let configuration = configurations.entry(route_name(service, port)).or_default();
-                configuration.extend(part.encoded.clone());
+                let place = Place::new(view.rules_at(port.number), rule, true);
+                configuration.extend(part.encoded.clone().map(|part| (place, part)));
                 filling.left.extend(part.left.iter().cloned());
             }
         }
-        // A host that no service has there is known on the port of plain HTTP all the same.
-        if http_80 {
-            for (host, rule) in view.rules.hosts().filter(|(_, rule)| !rule.spec().http.is_empty()) {
-                let served = if is_wildcard(host) {
-                    on_80.iter().any(|known| covers(host, known))
-                } else {
-                    on_80.contains(host)
-                };
-                if !served {
-                    let wanted = Wanted { view, port: 80, rule: Some(rule) };
-                    let part = self.other_host(&wanted, host, rule);
-                    configurations.entry("80".to_owned()).or_default().extend(part.encoded.clone());
-                    filling.left.extend(part.left.iter().cloned());
-                }
-            }
+        for (port, hosts) in &served {
+            self.other_hosts(view, *port, hosts, configurations.entry(port.to_string()).or_default(), filling);
         }
         let mut resources = Resources::new();
-        for (name, hosts) in configurations {
-            let catch_all = name.parse::<u16>().is_ok().then(|| virtual_host::catch_all(view.outbound));
+        let rest = rest(view);
+        for (name, mut hosts) in configurations {
+            hosts.sort_by_key(|(place, _)| *place);
+            let hosts = hosts.into_iter().map(|(_, part)| part).collect();
+            let catch_all = name.parse::<u16>().is_ok().then(|| virtual_host::catch_all(view.outbound, &rest));
             let resource = configuration(&name, hosts, catch_all);
             resources.insert(resource.name.clone(), resource);
         }
         resources
+    }
+
+    /// The hosts of VirtualServices that no service has at a port: known on the port of plain HTTP all the same, and on
+    /// another where the VirtualService names a service that is there as well.
+    fn other_hosts(
+        &mut self,
+        view: &View<'_>,
+        port: u16,
+        served: &BTreeSet<&Host>,
+        configuration: &mut Vec<(Place, Part)>,
+        filling: &mut Filling,
+    ) {
+        let is_served = |host: &Host| {
+            if is_wildcard(host) { served.iter().any(|known| covers(host, known)) } else { served.contains(host) }
+        };
+        for (host, rule) in view.rules_at(port).hosts().filter(|(host, _)| !is_served(host)) {
+            let belongs = port == 80 || rule.hosts.iter().any(is_served);
+            if belongs && has_routes(rule, view.scope, port) {
+                let wanted = Wanted { view, port, rule: Some(rule) };
+                let part = self.other_host(&wanted, host, rule);
+                let place = Place::new(view.rules_at(port), Some(rule), false);
+                configuration.extend(part.encoded.clone().map(|part| (place, part)));
+                filling.left.extend(part.left.iter().cloned());
+            }
+        }
     }
 
     fn service_host(
@@ -354,6 +390,17 @@ impl Memo {
             let looked_at = looked_at.into_inner().unwrap_or_default();
             Arc::new(HostPart { looked_at, encoded, left: net.finish() })
         })
+    }
+}
+
+/// Which of several virtual hosts that want one domain gets it: those of VirtualServices in their order, of each first
+/// the hosts that no service has, and last the services without any.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place(usize, bool);
+
+impl Place {
+    fn new(rules: &VirtualServicesByHost, rule: Option<&VirtualService>, is_service: bool) -> Self {
+        Self(rule.and_then(|rule| rules.place(&rule.key)).unwrap_or(usize::MAX), is_service)
     }
 }
 

@@ -6,6 +6,8 @@ mod hub;
 mod net;
 mod refers;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

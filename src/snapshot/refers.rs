@@ -103,7 +103,7 @@ fn of_host(host: &route::VirtualHost) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{Families, OutboundPolicy};
+    use crate::mesh::Families;
     use crate::translate::listener::{outbound, virtual_inbound};
     use crate::translate::outbound::Outbound;
     use crate::translate::tcp::{Chain, Target};
@@ -154,8 +154,14 @@ mod tests {
             any_address: false,
             http: Some("r".into()),
             only_http: false,
-            chains: vec![Chain { sni: vec![], subnets: vec![], target: Target::plain("outbound|80||a") }],
-            policy: OutboundPolicy::AllowAny,
+            grpc_web: false,
+            chains: vec![Chain {
+                sni: vec![],
+                subnets: vec![],
+                target: Target::plain("outbound|80||a"),
+                said_by: None,
+            }],
+            rest: "PassthroughCluster".into(),
         };
         assert_eq!(names(&Refers::of_listener(&outbound(&wanted))), ["outbound|80||a"]);
         let inbound = Refers::of_listener(&virtual_inbound(&[], Families::V4));

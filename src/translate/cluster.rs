@@ -13,7 +13,7 @@ use super::{
     BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, endpoint, inbound_cluster_name,
     load_balancer, outlier, seconds, socket_address, tls,
 };
-use crate::api::TlsMode;
+use crate::api::{ConnectionPoolSettings, TlsMode};
 use crate::mesh::{
     DestinationRule, EndpointSet, Families, InboundPort, MeshConfig, Port, Registered, Resolution, Scope, Service,
 };
@@ -89,6 +89,7 @@ fn one(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
         ..Default::default()
     };
     let mut options = connection_pool::http_version(port.protocol);
+    connection_pool::upgrade(&mut options, policy.connection_pool);
     connection_pool::apply(&mut cluster, &mut options, policy.connection_pool, policy.retry_budget);
     outlier::apply(&mut cluster, &mut options, policy.outlier_detection);
     load_balancer::apply(&mut cluster, service, policy.load_balancer, policy.outlier_detection.is_some());
@@ -194,20 +195,27 @@ pub fn fixed() -> Vec<pb::Cluster> {
     vec![black_hole, pass, inbound]
 }
 
-/// The cluster of a port of the workload itself.
-pub fn inbound(port: &InboundPort) -> pb::Cluster {
+/// The cluster of a port of the workload itself. Servers keep the limits that their clients are told to keep, those of
+/// the rule for the service, unless their Sidecar says others.
+pub fn inbound(
+    port: &InboundPort,
+    rule: Option<&DestinationRule>,
+    own: Option<&ConnectionPoolSettings>,
+) -> pb::Cluster {
     let name = inbound_cluster_name(port.target);
     let mut cluster = pb::Cluster {
         alt_stat_name: format!("{name};"),
         name,
         connect_timeout: seconds(10),
-        circuit_breakers: no_limits(),
         upstream_bind_config: loopback_source(),
-        typed_extension_protocol_options: typed(connection_pool::http_version(port.protocol)),
         // Never (the longest that Envoy takes): the one address behind it does not go away.
         cleanup_interval: Some(Duration { seconds: 9_223_372_035, nanos: 0 }),
         ..Default::default()
     };
+    let policy = Policy::new(rule, "", port.port);
+    let mut options = connection_pool::http_version(port.protocol);
+    connection_pool::apply(&mut cluster, &mut options, own.or(policy.connection_pool), policy.retry_budget);
+    cluster.typed_extension_protocol_options = typed(connection_pool::finish(options));
     original_destination(&mut cluster);
     cluster
 }

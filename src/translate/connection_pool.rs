@@ -64,6 +64,14 @@ pub fn finish(options: HttpOptions) -> HttpOptions {
     })
 }
 
+/// Sets the HTTP version that a client's settings ask for. What is set after it may depend on that.
+pub fn upgrade(options: &mut HttpOptions, pool: Option<&ConnectionPoolSettings>) {
+    let http = pool.and_then(|pool| pool.http.as_ref());
+    if http.is_some_and(|http| !http.use_client_protocol && http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade)) {
+        options.get_or_insert_default().upstream_protocol_options = Some(http2(core::Http2ProtocolOptions::default()));
+    }
+}
+
 /// Sets limits, timeouts and keepalive. What is 0 or absent is no limit: Envoy's defaults (1024 of each) would be limits
 /// that nobody asked for.
 pub fn apply(
@@ -79,9 +87,6 @@ pub fn apply(
     }
     cluster.circuit_breakers = Some(limits(pool, budget));
     cluster.upstream_connection_options = tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).map(keepalive);
-    if http.is_some_and(|http| !http.use_client_protocol && http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade)) {
-        options.get_or_insert_default().upstream_protocol_options = Some(http2(core::Http2ProtocolOptions::default()));
-    }
     let idle = http.and_then(|http| http.idle_timeout).or_else(|| tcp.and_then(|tcp| tcp.idle_timeout));
     let longest = tcp.and_then(|tcp| tcp.max_connection_duration);
     let per_connection = http.and_then(|http| positive(http.max_requests_per_connection));

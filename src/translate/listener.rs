@@ -4,7 +4,8 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::{
-    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, router::v3::Router,
+    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, grpc_web::v3::GrpcWeb,
+    router::v3::Router,
 };
 use envoy_types::pb::envoy::extensions::filters::listener::{
     http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
@@ -18,10 +19,10 @@ use envoy_types::pb::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy};
 use super::outbound::{Outbound, any_address};
 use super::tcp::{Chain, Target};
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, bool_value, duration, inbound_cluster_name, seconds,
-    socket_address, u32_value,
+    BLACK_HOLE, INBOUND_PASSTHROUGH, ads, any, bool_value, duration, inbound_cluster_name, seconds, socket_address,
+    u32_value,
 };
-use crate::mesh::{Families, InboundPort, OutboundPolicy, Protocol};
+use crate::mesh::{Families, InboundPort, Protocol};
 
 /// Where redirected traffic of the workload enters.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -44,19 +45,15 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
     if let Some(routes) = &listener.http {
         filter_chains.push(pb::FilterChain {
             filter_chain_match: inspects.then(|| looks_like_http(None)),
-            filters: vec![filter(HTTP, &http_manager(stat_prefix, rds(routes), false, false))],
+            filters: vec![filter(HTTP, &http_manager(stat_prefix, rds(routes), None, listener.grpc_web))],
             transport_socket_connect_timeout: seconds(15),
             ..Default::default()
         });
     }
     if listener.any_address && !listener.bind {
-        let rest = match listener.policy {
-            OutboundPolicy::AllowAny => PASSTHROUGH,
-            OutboundPolicy::RegistryOnly => BLACK_HOLE,
-        };
         default_filter_chain = Some(pb::FilterChain {
             name: "PassthroughFilterChain".to_owned(),
-            filters: vec![tcp(rest)],
+            filters: vec![tcp(&listener.rest)],
             ..Default::default()
         });
     }
@@ -85,7 +82,8 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
     }
 }
 
-fn chain(from: &Chain) -> pb::FilterChain {
+/// A filter chain for connections that are not, or do not look like, HTTP.
+pub fn chain(from: &Chain) -> pb::FilterChain {
     let matches = pb::FilterChainMatch {
         server_names: from.sni.clone(),
         prefix_ranges: from.subnets.iter().filter_map(|subnet| cidr(subnet)).collect(),
@@ -108,12 +106,10 @@ fn cidr(text: &str) -> Option<core::CidrRange> {
     Some(core::CidrRange { address_prefix: address.to_string(), prefix_len: u32_value(length) })
 }
 
-/// The listener that redirected outgoing connections enter by, which hands them to the one for their destination.
-pub fn virtual_outbound(policy: OutboundPolicy, families: Families) -> pb::Listener {
-    let (name, cluster) = match policy {
-        OutboundPolicy::AllowAny => ("virtualOutbound-catchall-tcp", PASSTHROUGH),
-        OutboundPolicy::RegistryOnly => ("virtualOutbound-catchall-tcp", BLACK_HOLE),
-    };
+/// The listener that redirected outgoing connections enter by, which hands them to the one for their destination; those
+/// for which there is none go to the cluster `rest`.
+pub fn virtual_outbound(rest: &str, families: Families) -> pb::Listener {
+    let name = "virtualOutbound-catchall-tcp";
     pb::Listener {
         name: "virtualOutbound".to_owned(),
         address: Some(socket_address(any_address(families), OUTBOUND_PORT)),
@@ -121,7 +117,7 @@ pub fn virtual_outbound(policy: OutboundPolicy, families: Families) -> pb::Liste
         use_original_dst: bool_value(true),
         filter_chains: vec![
             black_hole("virtualOutbound-blackhole", OUTBOUND_PORT),
-            pb::FilterChain { name: name.to_owned(), filters: vec![tcp(cluster)], ..Default::default() },
+            pb::FilterChain { name: name.to_owned(), filters: vec![tcp(rest)], ..Default::default() },
         ],
         max_connections_to_accept_per_socket_event: u32_value(1),
         ..Default::default()
@@ -273,8 +269,8 @@ fn rds(name: &str) -> hcm::http_connection_manager::RouteSpecifier {
 fn http_manager(
     stat_prefix: String,
     routes: hcm::http_connection_manager::RouteSpecifier,
-    inbound: bool,
-    http2: bool,
+    inbound: Option<Protocol>,
+    grpc_web: bool,
 ) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager as inner;
     let mut manager = hcm::HttpConnectionManager {
@@ -312,7 +308,11 @@ fn http_manager(
         }),
         ..Default::default()
     };
-    if inbound {
+    if grpc_web {
+        // It leaves alone what is not gRPC-Web.
+        manager.http_filters.insert(0, http_filter("envoy.filters.http.grpc_web", &GrpcWeb {}));
+    }
+    if let Some(protocol) = inbound {
         manager.server_name = "istio-envoy".to_owned();
         manager.forward_client_cert_details = inner::ForwardClientCertDetails::AppendForward as i32;
         manager.set_current_client_cert_details = Some(inner::SetCurrentClientCertDetails {
@@ -321,7 +321,7 @@ fn http_manager(
             uri: true,
             ..Default::default()
         });
-        manager.http2_protocol_options = http2.then(core::Http2ProtocolOptions::default);
+        manager.http2_protocol_options = protocol.is_http2().then(core::Http2ProtocolOptions::default);
     }
     manager
 }
@@ -337,7 +337,7 @@ fn http_filter<M: prost::Name>(name: &str, config: &M) -> hcm::HttpFilter {
 /// HTTP for the workload itself; everything goes to `cluster`.
 fn inbound_http(stat_prefix: &str, cluster: &str, virtual_host: &str, protocol: Protocol) -> pb::Filter {
     // A request that was reset before it was sent out can not have done any work; gRPC clients retry by themselves.
-    let retry = (!protocol.is_http2()).then(|| route::RetryPolicy {
+    let retry = (!protocol.is_grpc()).then(|| route::RetryPolicy {
         retry_on: "reset-before-request".to_owned(),
         num_retries: u32_value(2),
         ..Default::default()
@@ -370,7 +370,8 @@ fn inbound_http(stat_prefix: &str, cluster: &str, virtual_host: &str, protocol: 
         ..Default::default()
     };
     let routes = hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes);
-    filter(HTTP, &http_manager(stat_prefix.to_owned(), routes, true, protocol.is_http2()))
+    let grpc_web = protocol == Protocol::GrpcWeb;
+    filter(HTTP, &http_manager(stat_prefix.to_owned(), routes, Some(protocol), grpc_web))
 }
 
 fn listener_filter<M: prost::Name>(

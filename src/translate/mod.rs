@@ -22,7 +22,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, UInt32Value};
 
 use crate::api::Destination;
-use crate::mesh::Service;
+use crate::mesh::{OutboundPolicy, Service, View};
 
 /// The cluster that leads nowhere.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -49,6 +49,31 @@ pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u
         _ => None,
     };
     given.or_else(only).unwrap_or(listener)
+}
+
+/// The cluster that traffic for hosts that nobody knows goes to. Of a proxy that is not there nothing is sent: a listener
+/// that leads to no cluster would never go live.
+pub fn rest(view: &View<'_>) -> String {
+    let through = match (view.outbound, view.egress_proxy()) {
+        (OutboundPolicy::RegistryOnly, _) => return BLACK_HOLE.to_owned(),
+        (OutboundPolicy::AllowAny, None) => return PASSTHROUGH.to_owned(),
+        (OutboundPolicy::AllowAny, Some(through)) => through,
+    };
+    let host = through.host.to_ascii_lowercase();
+    let known = view.service(&host).filter(|seen| seen.known.service.alias_of.is_none());
+    let cluster = known.and_then(|seen| {
+        let number = destination_port(through, Some(&seen.known.service), 0);
+        let rule = view.destination_rule(seen.known);
+        let has_subset = through.subset.is_empty() || rule.is_some_and(|rule| rule.subset(&through.subset).is_some());
+        let has_port = seen.ports().any(|port| port.number == number);
+        (has_subset && has_port).then(|| cluster_name(number, &through.subset, &host))
+    });
+    cluster.unwrap_or_else(|| BLACK_HOLE.to_owned())
+}
+
+/// The host that a destination's clusters are named by: of an ExternalName service the one it stands for.
+pub fn real_host<'a>(host: &'a str, service: Option<&'a Service>) -> &'a str {
+    service.and_then(|service| service.alias_of.as_deref()).unwrap_or(host)
 }
 
 pub(crate) fn any<M: prost::Name>(message: &M) -> Any {

@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::listener::{INBOUND_PORT, OUTBOUND_PORT};
 use super::tcp::{self, Chain};
-use crate::mesh::{
-    Families, Interception, OutboundPolicy, Port, Protocol, Registry, Resolution, Seen, Service, View, one_form,
-};
+use crate::mesh::{Families, Interception, Port, Protocol, Registry, Resolution, Seen, Service, View, one_form};
 
 /// A listener for connections to one port, or to one address and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,10 +21,12 @@ pub struct Outbound {
     pub http: Option<String>,
     /// Whether only HTTP can come: the port says so, and nothing is redirected.
     pub only_http: bool,
+    /// Whether some of it is gRPC-Web.
+    pub grpc_web: bool,
     /// Everything else.
     pub chains: Vec<Chain>,
-    /// What happens to what no chain takes.
-    pub policy: OutboundPolicy,
+    /// The cluster that what no chain takes goes to.
+    pub rest: String,
 }
 
 impl Outbound {
@@ -82,7 +82,7 @@ impl Outbound {
         }
         for (subnets, sni) in left {
             let subnets = subnets.into_iter().flatten().collect();
-            self.chains.push(Chain { sni, subnets, target: chain.target.clone() });
+            self.chains.push(Chain { sni, subnets, ..chain.clone() });
         }
     }
 }
@@ -114,7 +114,7 @@ pub fn listeners(view: &View<'_>) -> Vec<Outbound> {
         let (a, b) = (&a.known.service, &b.known.service);
         (a.age, &a.host).cmp(&(b.age, &b.host))
     });
-    let mut plan = Plan { view, found: BTreeMap::new() };
+    let mut plan = Plan { view, rest: super::rest(view), found: BTreeMap::new() };
     for seen in by_age {
         for port in seen.ports() {
             plan.add(seen, port);
@@ -126,6 +126,7 @@ pub fn listeners(view: &View<'_>) -> Vec<Outbound> {
 
 struct Plan<'a> {
     view: &'a View<'a>,
+    rest: String,
     found: BTreeMap<(String, u16), Outbound>,
 }
 
@@ -144,6 +145,7 @@ impl Plan<'_> {
                 listener.http = Some(route_name(service, port));
                 listener.only_http = listener.chains.is_empty();
             }
+            listener.grpc_web |= port.protocol == Protocol::GrpcWeb;
             return;
         }
         let http = (port.protocol == Protocol::Unknown).then(|| route_name(service, port));
@@ -198,7 +200,6 @@ impl Plan<'_> {
             (true, false) => "127.0.0.1",
             (false, _) => address,
         };
-        let policy = self.view.outbound;
         let any_address = address == any_address(self.view.scope.families);
         self.found.entry((address.to_owned(), port)).or_insert_with(|| Outbound {
             address: address.to_owned(),
@@ -207,8 +208,9 @@ impl Plan<'_> {
             any_address,
             http: None,
             only_http: false,
+            grpc_web: false,
             chains: Vec::new(),
-            policy,
+            rest: self.rest.clone(),
         })
     }
 }

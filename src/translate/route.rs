@@ -20,10 +20,11 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::header::Operations;
 use super::{
-    any, bool_value, cluster_name, destination_port, duration, load_balancer, route_match, seconds, u32_value,
+    any, bool_value, cluster_name, destination_port, duration, load_balancer, real_host, route_match, seconds,
+    u32_value,
 };
 use crate::api::{self, HttpRoute, HttpRouteDestination, Percent};
-use crate::mesh::{DestinationRule, HttpRule, MeshConfig, Port, Scope, Service, VirtualService, resolve};
+use crate::mesh::{DestinationRule, HttpRule, MeshConfig, Port, Scope, Service, View, VirtualService, resolve};
 
 /// A destination's service, and the rule for it.
 pub type Known = (Arc<Service>, Option<Arc<DestinationRule>>);
@@ -81,6 +82,25 @@ fn keep_hashed_host(policy: &mut Option<pb::RetryPolicy>) {
     }
 }
 
+/// The VirtualService whose routes a host has at a port for these proxies: the first that has any there. One that has
+/// none, by its matches of ports or of where requests come from, is as if it did not name the host.
+pub fn rules_at<'a>(view: &'a View<'_>, host: &str, port: u16) -> Option<&'a Arc<VirtualService>> {
+    view.rules_at(port).http(host).find(|rules| has_routes(rules, view.scope, port))
+}
+
+/// Whether [`of_virtual_service`] gives any.
+pub fn has_routes(rules: &VirtualService, scope: &Scope, port: u16) -> bool {
+    rules.http().any(|rule| {
+        let mut matches = rule.route.matches.iter();
+        acts(rule.route) && (rule.route.matches.is_empty() || matches.any(|one| route_match::applies(one, scope, port)))
+    })
+}
+
+/// Whether a route does anything: a delegate that is not there leaves one that does not.
+fn acts(http: &HttpRoute) -> bool {
+    http.redirect.is_some() || http.direct_response.is_some() || !http.route.is_empty()
+}
+
 /// The routes of a VirtualService for one port, in order. Each match becomes a route, and nothing comes after one that
 /// takes every request.
 pub fn of_virtual_service<'a>(rules: &'a VirtualService, context: &Context<'_>) -> Vec<Said<'a>> {
@@ -119,11 +139,10 @@ fn translate(
     }
     let mut headers = Operations::new(http.headers.as_ref());
     let action = if let Some(redirect) = &http.redirect {
-        pb::route::Action::Redirect(redirect_action(redirect))
+        pb::route::Action::Redirect(redirect_action(redirect, context.port))
     } else if let Some(response) = &http.direct_response {
         pb::route::Action::DirectResponse(direct_response(response))
-    } else if http.route.is_empty() {
-        // A delegate, whose routes come from another object.
+    } else if !acts(http) {
         return None;
     } else {
         forward(http, namespace, &mut headers, context)
@@ -180,9 +199,11 @@ fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context:
             headers.request_remove.extend(own.request_remove);
             headers.response_add.extend(own.response_add);
             headers.response_remove.extend(own.response_remove);
-            authority = own.authority.or(authority);
+            // The route's own wins, as it does over those of several destinations.
+            authority = authority.or(own.authority);
             action.hash_policy.extend(hash(only, namespace, context));
-            if !action.hash_policy.is_empty() {
+            let explicit = http.retries.as_ref().is_some_and(|retries| retries.retry_ignore_previous_hosts.is_some());
+            if !action.hash_policy.is_empty() && !explicit {
                 keep_hashed_host(&mut action.retry_policy);
             }
             pb::route_action::ClusterSpecifier::Cluster(cluster(only))
@@ -236,8 +257,9 @@ fn destination(to: Option<&api::Destination>, namespace: &str, context: &Context
     let Some(to) = to else { return super::BLACK_HOLE.to_owned() };
     let host = resolve(&to.host, namespace, &context.config.domain);
     let known = (context.service)(&host);
-    let port = destination_port(to, known.as_ref().map(|(service, _)| &**service), context.port);
-    cluster_name(port, &to.subset, &host)
+    let service = known.as_ref().map(|(service, _)| &**service);
+    let port = destination_port(to, service, context.port);
+    cluster_name(port, &to.subset, real_host(&host, service))
 }
 
 /// What of a request is hashed for a destination.
@@ -249,14 +271,12 @@ fn hash(to: &HttpRouteDestination, namespace: &str, context: &Context<'_>) -> Op
 }
 
 fn mirrors(http: &HttpRoute, namespace: &str, context: &Context<'_>) -> Vec<pb::route_action::RequestMirrorPolicy> {
-    let mut all: Vec<(&api::Destination, Option<Percent>)> = Vec::new();
-    if http.mirrors.is_empty() {
-        let percent = http.mirror_percentage.or(http.mirror_percent.map(|value| Percent { value: f64::from(value) }));
-        all.extend(http.mirror.as_ref().map(|to| (to, percent)));
-    } else {
-        all.extend(http.mirrors.iter().filter_map(|mirror| Some((mirror.destination.as_ref()?, mirror.percentage))));
-    }
-    all.into_iter()
+    // One object has only one of both; with a delegate one can come from it and one from its root.
+    let percent = http.mirror_percentage.or(http.mirror_percent.map(|value| Percent { value: f64::from(value) }));
+    let one = http.mirror.as_ref().map(|to| (to, percent));
+    let list = http.mirrors.iter().filter_map(|mirror| Some((mirror.destination.as_ref()?, mirror.percentage)));
+    one.into_iter()
+        .chain(list)
         .filter(|(_, percent)| percent.is_none_or(|percent| percent.value > 0.0))
         .map(|(to, percent)| pb::route_action::RequestMirrorPolicy {
             cluster: destination(Some(to), namespace, context),
@@ -332,7 +352,21 @@ fn is_status_code(word: &&str) -> bool {
     word.parse::<u32>().is_ok_and(|code| (100..600).contains(&code))
 }
 
-fn redirect_action(from: &api::HttpRedirect) -> pb::RedirectAction {
+/// The port of the new address. Envoy keeps the one that the client named where the host stays and no other is said, less
+/// 80 where the scheme changes; so a scheme's own port need not be said where clients name none or 80. Source: Istio's
+/// `HTTPRedirect`.
+fn redirect_port(from: &api::HttpRedirect, listener: u16) -> u32 {
+    let own = if from.scheme == "https" { 443 } else { 80 };
+    let wanted = match from.derive_port {
+        Some(api::RedirectPort::FromRequestPort) => u32::from(listener),
+        Some(api::RedirectPort::FromProtocolDefault) => own,
+        None => from.port.unwrap_or_default(),
+    };
+    let goes_without_saying = wanted == own && (listener == 80 || !from.authority.is_empty());
+    if goes_without_saying { 0 } else { wanted }
+}
+
+fn redirect_action(from: &api::HttpRedirect, port: u16) -> pb::RedirectAction {
     use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let code = match from.redirect_code {
         302 => RedirectResponseCode::Found,
@@ -341,14 +375,9 @@ fn redirect_action(from: &api::HttpRedirect) -> pb::RedirectAction {
         308 => RedirectResponseCode::PermanentRedirect,
         _ => RedirectResponseCode::MovedPermanently,
     };
-    let derived = match (from.derive_port, from.scheme.as_str()) {
-        (Some(api::RedirectPort::FromProtocolDefault), "http") => 80,
-        (Some(api::RedirectPort::FromProtocolDefault), "https") => 443,
-        _ => 0,
-    };
     pb::RedirectAction {
         host_redirect: from.authority.clone(),
-        port_redirect: from.port.unwrap_or(derived),
+        port_redirect: redirect_port(from, port),
         response_code: code as i32,
         scheme_rewrite_specifier: (!from.scheme.is_empty())
             .then(|| SchemeRewriteSpecifier::SchemeRedirect(from.scheme.clone())),
@@ -382,10 +411,10 @@ fn direct_response(from: &api::HttpDirectResponse) -> pb::DirectResponseAction {
 }
 
 fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
+    // Without a share no request is meant.
     let delay = from.delay.as_ref().and_then(|delay| {
-        let whole = (delay.percent > 0).then(|| Percent { value: f64::from(delay.percent) });
         Some(common_fault::FaultDelay {
-            percentage: Some(fraction(delay.percentage.or(whole).unwrap_or(Percent { value: 100.0 }))),
+            percentage: Some(fraction(delay.percentage.unwrap_or(Percent { value: f64::from(delay.percent) }))),
             fault_delay_secifier: Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(duration(
                 delay.fixed_delay?.0,
             )?)),
@@ -398,7 +427,7 @@ fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
             (None, None) => return None,
         };
         Some(fault::FaultAbort {
-            percentage: Some(fraction(abort.percentage.unwrap_or(Percent { value: 100.0 }))),
+            percentage: Some(fraction(abort.percentage.unwrap_or_default())),
             error_type: Some(status),
             ..Default::default()
         })

@@ -14,7 +14,7 @@ pub fn applies(one: &HttpMatchRequest, scope: &Scope, port: u16) -> bool {
 
 /// Why a match can not hold for proxies of `scope` and requests to `port`; `None` where it can.
 pub fn why_not(one: &HttpMatchRequest, scope: &Scope, port: u16) -> Option<String> {
-    if let Some(wanted) = one.port.filter(|wanted| *wanted != u32::from(port)) {
+    if let Some(wanted) = one.port.filter(|wanted| *wanted != 0 && *wanted != u32::from(port)) {
         return Some(format!("the port is {port}, wanted {wanted}"));
     }
     if !one.gateways.is_empty() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::cluster_name;
 use super::policy::Policy;
-use crate::api::{self, L4MatchAttributes, RouteDestination, TlsMatchAttributes, selects};
+use crate::api::{self, L4MatchAttributes, ObjectKey, RouteDestination, TlsMatchAttributes, selects};
 use crate::mesh::{DestinationRule, Port, Registered, Scope, Seen, View, VirtualService, resolve};
 
 /// Connections of one kind, and where they go.
@@ -16,6 +16,8 @@ pub struct Chain {
     pub subnets: Vec<String>,
     /// Where they go.
     pub target: Target,
+    /// The VirtualService and field that say it; `None` for what a service has by itself.
+    pub said_by: Option<(ObjectKey, String)>,
 }
 
 /// Where connections go.
@@ -50,7 +52,12 @@ impl Target {
         let policy = Policy::new(Some(rule), subset, 0);
         let hash = policy.load_balancer.and_then(|balancer| balancer.consistent_hash.as_ref());
         this.hash_source = hash.is_some_and(|hash| hash.use_source_ip == Some(true));
-        this.tunnel = policy.tunnel.map(|tunnel| {
+        // A subset's tunnel is its own, or none.
+        let tunnel = match subset {
+            "" => whole.and_then(|policy| policy.tunnel.as_ref()),
+            name => rule.subset(name).and_then(|subset| subset.traffic_policy.as_ref()?.tunnel.as_ref()),
+        };
+        this.tunnel = tunnel.map(|tunnel| {
             let host = if tunnel.target_host.contains(':') {
                 format!("[{}]", tunnel.target_host)
             } else {
@@ -66,7 +73,7 @@ impl Target {
 /// of others as well; `by_name` says whether only the server name tells them apart.
 pub fn chains(seen: &Seen<'_>, port: &Port, subnets: &[String], by_name: bool, view: &View<'_>) -> Vec<Chain> {
     let host = &seen.known.service.host;
-    let rules: Vec<_> = view.rules.all(host).collect();
+    let rules: Vec<_> = view.rules_at(port.number).all(host).collect();
     let is_tls = matches!(port.protocol, crate::mesh::Protocol::Https | crate::mesh::Protocol::Tls);
     let mut found: Vec<Chain> = Vec::new();
     let mut covered = false;
@@ -87,21 +94,24 @@ pub fn chains(seen: &Seen<'_>, port: &Port, subnets: &[String], by_name: bool, v
         let cluster = cluster_name(port.number, "", host);
         let rule = view.destination_rule(seen.known).map(|rule| &**rule);
         let sni = if is_tls && (by_name || !subnets.is_empty()) { vec![host.to_string()] } else { Vec::new() };
-        found.push(Chain { sni, subnets: subnets.to_vec(), target: Target::new(vec![(cluster, 1)], rule, "") });
+        let target = Target::new(vec![(cluster, 1)], rule, "");
+        found.push(Chain { sni, subnets: subnets.to_vec(), target, said_by: None });
     }
     found
 }
 
 fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &View<'_>, out: &mut Vec<Chain>) {
-    for route in rule.tls() {
-        for one in route.matches.iter().filter(|one| tls_applies(one, view.scope, port.number)) {
+    for (n, route) in rule.tls().iter().enumerate() {
+        let applying = route.matches.iter().enumerate().filter(|(_, one)| tls_applies(one, view.scope, port.number));
+        for (m, one) in applying {
             let subnets = if one.destination_subnets.is_empty() { subnets } else { one.destination_subnets.as_slice() };
             // The first of two equal matches takes all.
             if out.iter().any(|chain| chain.sni == one.sni_hosts && *chain.subnets == *subnets) {
                 continue;
             }
             if let Some(target) = target(&route.route, rule, port, view) {
-                out.push(Chain { sni: one.sni_hosts.clone(), subnets: subnets.to_vec(), target });
+                let said_by = Some((rule.key.clone(), format!("spec.tls[{n}].match[{m}]")));
+                out.push(Chain { sni: one.sni_hosts.clone(), subnets: subnets.to_vec(), target, said_by });
             }
         }
     }
@@ -109,16 +119,17 @@ fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &Vie
 
 /// Returns whether connections of every kind are taken care of.
 fn tcp_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &View<'_>, out: &mut Vec<Chain>) -> bool {
-    for route in rule.tcp() {
+    for (n, route) in rule.tcp().iter().enumerate() {
+        let said_by = Some((rule.key.clone(), format!("spec.tcp[{n}]")));
         let Some(target) = target(&route.route, rule, port, view) else { continue };
         let applying: Vec<_> = route.matches.iter().filter(|one| tcp_applies(one, view.scope, port.number)).collect();
         if route.matches.is_empty() || applying.iter().any(|one| one.destination_subnets.is_empty()) {
-            out.push(Chain { sni: Vec::new(), subnets: subnets.to_vec(), target });
+            out.push(Chain { sni: Vec::new(), subnets: subnets.to_vec(), target, said_by });
             return true;
         }
         let given: Vec<String> = applying.iter().flat_map(|one| one.destination_subnets.iter().cloned()).collect();
         if !given.is_empty() && !out.iter().any(|chain| chain.subnets == given) {
-            out.push(Chain { sni: Vec::new(), subnets: given, target });
+            out.push(Chain { sni: Vec::new(), subnets: given, target, said_by });
         }
     }
     false
@@ -151,8 +162,9 @@ fn target(routes: &[RouteDestination], rule: &VirtualService, port: &Port, view:
     let resolved = |to: &api::Destination| resolve(&to.host, rule.namespace(), &view.mesh.config.domain);
     let cluster = |to: &api::Destination| {
         let host = resolved(to);
-        let number = super::destination_port(to, view.service(&host).map(|seen| &*seen.known.service), port.number);
-        cluster_name(number, &to.subset, &host)
+        let service = view.service(&host).map(|seen| &*seen.known.service);
+        let number = super::destination_port(to, service, port.number);
+        cluster_name(number, &to.subset, super::real_host(&host, service))
     };
     let rule_of = |known: &Registered| view.destination_rule(known).map(|rule| &**rule);
     let first = routes.first().and_then(|one| one.destination.as_ref())?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 
 use super::route::{self, Context};
-use super::{PASSTHROUGH, seconds};
+use super::seconds;
 use crate::api::ObjectKey;
 use crate::mesh::{OutboundPolicy, Port, Registry, Resolution, Service, VirtualService};
 
@@ -51,15 +51,15 @@ pub fn of_host(host: &str, rules: &VirtualService, context: &Context<'_>) -> Opt
     made(host, context.port, vec![host.to_owned()], route::of_virtual_service(rules, context))
 }
 
-/// The last virtual host of a port, for names that nobody knows.
-pub fn catch_all(policy: OutboundPolicy) -> pb::VirtualHost {
+/// The last virtual host of a port, for names that nobody knows. `rest` is where what passes goes.
+pub fn catch_all(policy: OutboundPolicy, rest: &str) -> pb::VirtualHost {
     let (name, action) = match policy {
         OutboundPolicy::AllowAny => (
             "allow_any",
             pb::route::Action::Route(pb::RouteAction {
                 timeout: seconds(0),
                 max_grpc_timeout: seconds(0),
-                cluster_specifier: Some(pb::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
+                cluster_specifier: Some(pb::route_action::ClusterSpecifier::Cluster(rest.to_owned())),
                 ..Default::default()
             }),
         ),

@@ -76,7 +76,12 @@ fn traffic_policy(policy: &TrafficPolicy, path: &str, found: &mut Findings) {
         match at_port.port {
             None => found.add(format!("{path}.port"), "is missing", "expected a map with number"),
             Some(at) if !ports.insert(at.number) => {
-                found.add(format!("{path}.port"), format!("{} stands twice", at.number), "expected each port once");
+                let message = format!("{} stands twice, and only the first counts, so it has no effect", at.number);
+                found.idle(format!("{path}.port"), message, "expected each port once");
+            }
+            Some(at) if at.number == 0 => {
+                let message = "is 0 or missing, so the entry has no effect";
+                found.idle(format!("{path}.port.number"), message, "expected a port from 1 to 65535");
             }
             Some(at) => port(at.number, &format!("{path}.port.number"), found),
         }

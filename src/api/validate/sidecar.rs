@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Findings;
 use super::common::{destination, host_name, is_dns_label, port, port_name, protocol, selector};
+use super::destination_rule::connection_pool;
 use crate::api::{IstioEgressListener, OutboundMode, OutboundTrafficPolicy, Sidecar};
 
 const NOT_YET: &str = "has no effect in weir yet";
@@ -23,8 +24,8 @@ pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         port(number, &format!("spec.ingress[{n}].port.number"), found);
     }
-    if spec.inbound_connection_pool.is_some() {
-        found.idle("spec.inboundConnectionPool", NOT_YET, "remove it: it is as if it were not there");
+    if let Some(pool) = &spec.inbound_connection_pool {
+        connection_pool(pool, "spec.inboundConnectionPool", found);
     }
     let mut ports = BTreeSet::new();
     for (n, listener) in spec.egress.iter().enumerate() {
@@ -113,7 +114,6 @@ fn scoped_host(text: &str, path: &str, found: &mut Findings) {
 fn outbound_policy(policy: &OutboundTrafficPolicy, found: &mut Findings) {
     let Some(proxy) = &policy.egress_proxy else { return };
     let path = "spec.outboundTrafficPolicy.egressProxy";
-    found.idle(path, NOT_YET, "remove it: it is as if it were not there");
     if policy.mode != OutboundMode::AllowAny {
         found.add(path, "stands beside a mode other than ALLOW_ANY", "expected mode ALLOW_ANY");
     }

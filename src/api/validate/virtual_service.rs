@@ -118,7 +118,8 @@ fn http_route(route: &HttpRoute, is_delegate: bool, for_gateway: bool, path: &st
     let given: Vec<_> = actions.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
     match given.as_slice() {
         [] => found.add(path, "does nothing", "expected one of route, redirect, directResponse or delegate"),
-        [_] => {}
+        // What the delegate's routes leave unsaid, this answer among it, they take from here.
+        [_] | ["directResponse", "delegate"] => {}
         many => found.add(path, format!("has {}", many.join(" and ")), "expected only one of them"),
     }
     if is_delegate && route.delegate.is_some() {
@@ -138,7 +139,7 @@ fn http_route(route: &HttpRoute, is_delegate: bool, for_gateway: bool, path: &st
     }
     for (what, other) in [("redirect", route.redirect.is_some()), ("directResponse", route.direct_response.is_some())] {
         for (name, given) in [("fault", route.fault.is_some()), ("rewrite", route.rewrite.is_some())] {
-            if other && given {
+            if other && given && route.delegate.is_none() {
                 found.add(format!("{path}.{name}"), format!("stands beside {what}"), "expected only one of them");
             }
         }
