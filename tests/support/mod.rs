@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
 
 pub mod ads;
+pub mod backend;
 pub mod cache;
 pub mod canary;
 pub mod certs;
@@ -12,6 +13,7 @@ pub mod parts;
 pub mod process;
 pub mod sds;
 pub mod sidecar;
+pub mod traffic;
 
 use std::io::Write;
 

@@ -124,7 +124,8 @@ impl Sidecar {
             let proxy = this.status().await?;
             let (acked, wanted) = (proxy["acked"].as_u64(), proxy["wanted"].as_u64());
             let all = acked.is_some() && acked == wanted && acked > Some(revision);
-            (all && proxy["refused"].is_null()).then_some(())
+            let refused = proxy["refused"].as_array().is_some_and(Vec::is_empty);
+            (all && refused).then_some(())
         })
         .await;
     }
