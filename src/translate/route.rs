@@ -119,7 +119,7 @@ fn translate(
     }
     let mut headers = Operations::new(http.headers.as_ref());
     let action = if let Some(redirect) = &http.redirect {
-        pb::route::Action::Redirect(redirect_action(redirect))
+        pb::route::Action::Redirect(redirect_action(redirect, context.port))
     } else if let Some(response) = &http.direct_response {
         pb::route::Action::DirectResponse(direct_response(response))
     } else if http.route.is_empty() {
@@ -180,7 +180,8 @@ fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context:
             headers.request_remove.extend(own.request_remove);
             headers.response_add.extend(own.response_add);
             headers.response_remove.extend(own.response_remove);
-            authority = own.authority.or(authority);
+            // The route's own wins, as it does over those of several destinations.
+            authority = authority.or(own.authority);
             action.hash_policy.extend(hash(only, namespace, context));
             if !action.hash_policy.is_empty() {
                 keep_hashed_host(&mut action.retry_policy);
@@ -332,7 +333,21 @@ fn is_status_code(word: &&str) -> bool {
     word.parse::<u32>().is_ok_and(|code| (100..600).contains(&code))
 }
 
-fn redirect_action(from: &api::HttpRedirect) -> pb::RedirectAction {
+/// The port of the new address. Envoy keeps the one that the client named where the host stays and no other is said, less
+/// 80 where the scheme changes; so a scheme's own port need not be said where clients name none or 80. Source: Istio's
+/// `HTTPRedirect`.
+fn redirect_port(from: &api::HttpRedirect, listener: u16) -> u32 {
+    let own = if from.scheme == "https" { 443 } else { 80 };
+    let wanted = match from.derive_port {
+        Some(api::RedirectPort::FromRequestPort) => u32::from(listener),
+        Some(api::RedirectPort::FromProtocolDefault) => own,
+        None => from.port.unwrap_or_default(),
+    };
+    let goes_without_saying = wanted == own && (listener == 80 || !from.authority.is_empty());
+    if goes_without_saying { 0 } else { wanted }
+}
+
+fn redirect_action(from: &api::HttpRedirect, port: u16) -> pb::RedirectAction {
     use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let code = match from.redirect_code {
         302 => RedirectResponseCode::Found,
@@ -341,14 +356,9 @@ fn redirect_action(from: &api::HttpRedirect) -> pb::RedirectAction {
         308 => RedirectResponseCode::PermanentRedirect,
         _ => RedirectResponseCode::MovedPermanently,
     };
-    let derived = match (from.derive_port, from.scheme.as_str()) {
-        (Some(api::RedirectPort::FromProtocolDefault), "http") => 80,
-        (Some(api::RedirectPort::FromProtocolDefault), "https") => 443,
-        _ => 0,
-    };
     pb::RedirectAction {
         host_redirect: from.authority.clone(),
-        port_redirect: from.port.unwrap_or(derived),
+        port_redirect: redirect_port(from, port),
         response_code: code as i32,
         scheme_rewrite_specifier: (!from.scheme.is_empty())
             .then(|| SchemeRewriteSpecifier::SchemeRedirect(from.scheme.clone())),
