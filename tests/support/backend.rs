@@ -28,7 +28,7 @@ pub const ID: &str = "x-id";
 /// Has backends answer with these statuses, separated by commas: the first where the request is seen for the first time,
 /// and so on, and the last from then on. `x-answer-N` is for the Nth backend alone.
 pub const ANSWER: &str = "x-answer";
-/// Has backends keep the request until [`Backends::release`].
+/// Has backends keep the request until [`Backends::release`], from its Nth sight on, where this is N.
 pub const HOLD: &str = "x-hold";
 /// What comes after this in the name of a header comes back as a header of the answer.
 pub const REPLY: &str = "x-reply-";
@@ -200,7 +200,8 @@ impl Backends {
             at = log.seen.len();
             log.seen.push(seen.clone());
         });
-        if !seen.header(HOLD).is_empty() && !self.until(|log| log.released.contains(&id)).await {
+        let holds = seen.header(HOLD).parse().is_ok_and(|from: usize| before + 1 >= from);
+        if holds && !self.until(|log| log.released.contains(&id)).await {
             return Response::new(Full::from("nobody released this"));
         }
         self.log.send_modify(|log| log.seen[at].answered = true);

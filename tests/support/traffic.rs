@@ -213,9 +213,9 @@ impl Request {
         self.header(&format!("{REPLY}{name}"), value)
     }
 
-    /// Backends keep it until it is released.
-    pub fn hold(self) -> Self {
-        self.header(HOLD, "yes")
+    /// Backends keep it until it is released, from its Nth try on.
+    pub fn hold(self, from: usize) -> Self {
+        self.header(HOLD, &from.to_string())
     }
 
     pub fn body(mut self, body: &'static str) -> Self {
