@@ -16,10 +16,8 @@ use tokio::sync::OnceCell;
 async fn mesh() -> &'static Mesh {
     static MESH: OnceCell<Mesh> = OnceCell::const_new();
     MESH.get_or_init(async || {
-        let mut objects = vec![
-            entry("delayed.test", "delayed", "HTTP", &[1]),
-            entry("aborted.test", "aborted", "HTTP", &[1]),
-        ];
+        let mut objects =
+            vec![entry("delayed.test", "delayed", "HTTP", &[1]), entry("aborted.test", "aborted", "HTTP", &[1])];
         let hosts = [
             ("one.test", &[1][..]),
             ("retried.test", &[1]),

@@ -17,8 +17,23 @@ async fn mesh() -> &'static Mesh {
         let backends = [("one.test", 1), ("two.test", 2), ("three.test", 3)];
         let mut objects: Vec<_> = backends.map(|(host, n)| entry(host, "web", "HTTP", &[n])).to_vec();
         let own = [
-            "paths", "headers", "requests", "sources", "gateways", "rewrites", "redirects", "direct", "operations",
-            "each", "canary", "roots", "mirrors", "cors", "zero", "socket", "stats",
+            "paths",
+            "headers",
+            "requests",
+            "sources",
+            "gateways",
+            "rewrites",
+            "redirects",
+            "direct",
+            "operations",
+            "each",
+            "canary",
+            "roots",
+            "mirrors",
+            "cors",
+            "zero",
+            "socket",
+            "stats",
         ];
         objects.extend(own.map(|name| entry(&format!("{name}.test"), "web", "HTTP", &[1, 2])));
         let own = [

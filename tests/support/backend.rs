@@ -1,4 +1,5 @@
-//! HTTP backends that remember what they got, say who they are, and do what a request's headers tell them to.
+//! HTTP backends that remember what they got, say who they are, and do what a request's headers tell them to. WebSockets
+//! and tunnels they answer by sending back what comes.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -218,10 +219,14 @@ impl Backends {
                 response.headers_mut().append(name, value.clone());
             }
         }
-        if seen.header("upgrade") == "websocket" {
+        let websocket = seen.header("upgrade") == "websocket";
+        if websocket {
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
             response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+        }
+        if websocket || seen.method == Method::CONNECT {
+            *response.body_mut() = Full::default();
             tokio::spawn(async move {
                 let Ok(upgraded) = upgrade.await else { return };
                 let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));

@@ -20,7 +20,7 @@ pub const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/server";
 /// | files | what |
 /// |---|---|
 /// | `ca.pem`, `other-ca.pem` | the authorities; the second has signed nothing |
-/// | `server.pem`, `server-key.pem` | for `secure.test` and `*.secure.test` |
+/// | `server.pem`, `server-key.pem` | for `secure.test`, `*.secure.test` and `*.wild.secure.test` |
 /// | `client.pem`, `client-key.pem` | for `client.test` |
 /// | `workload.pem`, `workload-key.pem` | for [`WORKLOAD`] |
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ impl Certificates {
         let ca = this.authority("ca");
         this.authority("other-ca");
         let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
-        this.signed("server", &ca, vec![dns("secure.test"), dns("*.secure.test")]);
+        this.signed("server", &ca, ["secure.test", "*.secure.test", "*.wild.secure.test"].map(dns).to_vec());
         this.signed("client", &ca, vec![dns("client.test")]);
         this.signed("workload", &ca, vec![SanType::URI(WORKLOAD.try_into().unwrap())]);
         this

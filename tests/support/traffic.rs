@@ -17,6 +17,7 @@ use super::backend::{ANSWER, Backends, HOLD, ID, REPLY, Seen, joined};
 use super::certs::Certificates;
 use super::mesh::Tally;
 use super::process::{Reserved, free_port, random};
+use super::sds;
 use super::sidecar::{Options, Sidecar};
 
 /// The mesh.
@@ -37,7 +38,8 @@ impl Mesh {
     /// | `$HTTP`, `$HTTPS`, `$TCP`, `$CLOSED` | the ports of [`Backends`] |
     /// | `$CERTS` | the folder of [`Certificates`] |
     ///
-    /// The client is the pod `client-0` in the namespace `shop` with the label `app=client`, in `eu/eu-a`.
+    /// The client is the pod `client-0` in the namespace `shop` with the label `app=client`, in `eu/eu-a`, and has what
+    /// Istio's agent serves.
     pub async fn start(objects: &[String], options: Options<'_>) -> Self {
         let folder = tempfile::tempdir().unwrap().keep();
         let certificates = Certificates::make(&folder);
@@ -58,7 +60,9 @@ impl Mesh {
             bootstrap.extend(["--intercept", "none"]);
         }
         bootstrap.extend(options.bootstrap);
-        let sidecar = Sidecar::start(&folder, Options { bootstrap: &bootstrap, ..options }).await;
+        let mut clusters = options.clusters;
+        clusters.push(sds::cluster(sds::start(&certificates)));
+        let sidecar = Sidecar::start(&folder, Options { bootstrap: &bootstrap, clusters, ..options }).await;
         Self { backends, certificates, sidecar, ports: this.ports, _reserved: this.reserved }
     }
 
@@ -90,9 +94,11 @@ impl Mesh {
         self.request("GET", "web", host, path)
     }
 
-    /// A connection to Envoy's port of that name.
-    pub async fn connect(&self, port: &str) -> TcpStream {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port(port))).await.unwrap()
+    /// A connection to Envoy's port of that name, from that address.
+    pub async fn connect(&self, port: &str, from: Ipv4Addr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        socket.connect((Ipv4Addr::LOCALHOST, self.port(port)).into()).await.unwrap()
     }
 
     /// A counter or gauge of a cluster.
@@ -269,8 +275,7 @@ impl Request {
         *request.headers_mut() = self.headers;
         // An error of the connection shows at the request as well.
         if http2 {
-            let (mut sender, connection) =
-                hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
+            let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
             tokio::spawn(connection);
             sender.send_request(request).await
         } else {
