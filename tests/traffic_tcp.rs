@@ -8,9 +8,8 @@ use std::net::Ipv4Addr;
 use support::backend::Seen;
 use support::mesh::{Tally, until};
 use support::sidecar::Options;
-use support::traffic::{Mesh, entry};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use support::traffic::{Mesh, entry, greeting};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::OnceCell;
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -33,14 +32,7 @@ async fn mesh() -> &'static Mesh {
     .await
 }
 
-/// The backend that says its number on a new connection; `None` where the connection ends before one does.
-async fn greeting(stream: TcpStream) -> Option<(u8, BufReader<TcpStream>)> {
-    let mut stream = BufReader::new(stream);
-    let mut line = String::new();
-    stream.read_line(&mut line).await.ok()?;
-    Some((line.trim().parse().ok()?, stream))
-}
-
+/// The backend that a new connection comes to.
 async fn backend(mesh: &Mesh, port: &str) -> u8 {
     greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await).await.expect("a greeting").0
 }

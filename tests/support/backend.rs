@@ -21,7 +21,7 @@ use super::certs::{Certificates, Shown};
 use super::mesh::DEADLINE;
 use super::process::{Reserved, free_port};
 
-/// How many backends there are: the first on 127.0.1.1, the second on 127.0.1.2, and so on, each on all ports.
+/// How many backends there are, each on all ports: the Nth at the Nth address of their network.
 pub const COUNT: u8 = 6;
 
 /// The header by which a request is told from all others, on every way that it takes.
@@ -95,9 +95,9 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// Starts them; they run for as long as this process.
-    pub fn start(certificates: &Certificates) -> Self {
-        let (http, https, tcp, closed) = (bind(), bind(), bind(), reserve());
+    /// Starts them in the network whose addresses begin with these numbers; they run for as long as this process.
+    pub fn start(network: [u8; 3], certificates: &Certificates) -> Self {
+        let (http, https, tcp, closed) = (bind(network), bind(network), bind(network), reserve(network));
         let this = Self { http: http.0, https: https.0, tcp: tcp.0, closed, log: Arc::new(watch::Sender::default()) };
         let (served, tls) = (this.clone(), certificates.acceptor());
         // Not on a test's runtime: the Envoys that tests share outlive it.
@@ -258,33 +258,34 @@ where
     }
 }
 
-fn address(backend: u8) -> Ipv4Addr {
-    Ipv4Addr::new(127, 0, 1, backend)
+fn addresses([a, b, c]: [u8; 3]) -> impl Iterator<Item = Ipv4Addr> {
+    (1..=COUNT).map(move |n| Ipv4Addr::new(a, b, c, n))
 }
 
 /// A port, and a listener of each backend on it.
-fn bind() -> (u16, Vec<std::net::TcpListener>) {
+fn bind(network: [u8; 3]) -> (u16, Vec<std::net::TcpListener>) {
     for _ in 0..50 {
         let port = free_port();
-        let all: Result<Vec<_>, _> = (1..=COUNT).map(|n| std::net::TcpListener::bind((address(n), port))).collect();
+        let all = addresses(network).map(|address| std::net::TcpListener::bind((address, port)));
+        let all: Result<Vec<_>, _> = all.collect();
         if let Ok(all) = all {
             all.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
             return (port, all);
         }
     }
-    panic!("no port is free on all of {} to {}", address(1), address(COUNT));
+    panic!("no port is free on all addresses of the backends");
 }
 
 /// A port that every backend's address has for itself without listening on it.
-fn reserve() -> u16 {
+fn reserve(network: [u8; 3]) -> u16 {
     for _ in 0..50 {
         let port = free_port();
-        let reserve = |n| Reserved::new(SocketAddr::from((address(n), port)));
-        let all: Result<Vec<_>, _> = (1..=COUNT).map(reserve).collect();
+        let all = addresses(network).map(|address| Reserved::new((address, port).into()));
+        let all: Result<Vec<_>, _> = all.collect();
         if let Ok(all) = all {
             std::mem::forget(all);
             return port;
         }
     }
-    panic!("no port is free on all of {} to {}", address(1), address(COUNT));
+    panic!("no port is free on all addresses of the backends");
 }

@@ -9,6 +9,7 @@ pub mod canary;
 pub mod certs;
 pub mod kube;
 pub mod mesh;
+pub mod network;
 pub mod parts;
 pub mod process;
 pub mod sds;

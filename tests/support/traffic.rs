@@ -2,6 +2,7 @@
 //! loopback, and requests.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
@@ -11,11 +12,12 @@ use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::backend::{ANSWER, Backends, HOLD, ID, REPLY, Seen, joined};
 use super::certs::Certificates;
-use super::mesh::Tally;
+use super::mesh::{DEADLINE, Tally};
 use super::process::{Reserved, free_port, random};
 use super::sds;
 use super::sidecar::{Options, Sidecar};
@@ -41,9 +43,14 @@ impl Mesh {
     /// The client is the pod `client-0` in the namespace `shop` with the label `app=client`, in `eu/eu-a`, and has what
     /// Istio's agent serves.
     pub async fn start(objects: &[String], options: Options<'_>) -> Self {
+        Self::start_in([127, 0, 1], objects, options).await
+    }
+
+    /// The same with backends in another network than 127.0.1; see [`Backends::start`].
+    pub async fn start_in(network: [u8; 3], objects: &[String], options: Options<'_>) -> Self {
         let folder = tempfile::tempdir().unwrap().keep();
         let certificates = Certificates::make(&folder);
-        let backends = Backends::start(&certificates);
+        let backends = Backends::start(network, &certificates);
         let mut this = Names { ports: BTreeMap::new(), reserved: Vec::new() };
         let known = [("HTTP", backends.http), ("HTTPS", backends.https), ("TCP", backends.tcp)];
         this.ports.extend(known.map(|(name, port)| (name.to_owned(), port)));
@@ -96,9 +103,7 @@ impl Mesh {
 
     /// A connection to Envoy's port of that name, from that address.
     pub async fn connect(&self, port: &str, from: Ipv4Addr) -> TcpStream {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind((from, 0).into()).unwrap();
-        socket.connect((Ipv4Addr::LOCALHOST, self.port(port)).into()).await.unwrap()
+        connect(from, (Ipv4Addr::LOCALHOST, self.port(port)).into()).await.unwrap()
     }
 
     /// A counter or gauge of a cluster.
@@ -182,6 +187,22 @@ pub fn entry(host: &str, port: &str, protocol: &str, backends: &[u8]) -> String 
     )
 }
 
+/// A connection from one address to another.
+pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    socket.connect(to).await
+}
+
+/// The backend that says its number on a new connection to [`Backends::tcp`], and the connection; `None` where it ends
+/// before one does.
+pub async fn greeting(stream: TcpStream) -> Option<(u8, BufReader<TcpStream>)> {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    tokio::time::timeout(DEADLINE, stream.read_line(&mut line)).await.expect("a greeting, or an end").ok()?;
+    Some((line.trim().parse().ok()?, stream))
+}
+
 /// A request on its way to be sent.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -250,9 +271,11 @@ impl Request {
     /// Sends it on a connection of its own, and gives back the answer with what backends saw of it till then.
     pub async fn send(self) -> Answer {
         let (backends, id) = (self.backends.clone(), self.id.clone());
-        let response = self.begin().await.unwrap();
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
+        let exchange = async {
+            let (head, body) = self.begin().await.unwrap().into_parts();
+            (head, body.collect().await.unwrap().to_bytes())
+        };
+        let (head, body) = tokio::time::timeout(DEADLINE, exchange).await.expect("an answer");
         let body = String::from_utf8_lossy(&body).into_owned();
         Answer { status: head.status, headers: head.headers, body, seen: backends.seen(&id) }
     }
@@ -264,9 +287,7 @@ impl Request {
 
     /// Sends it, and gives back the answer as far as its body.
     pub async fn begin(self) -> hyper::Result<hyper::Response<Incoming>> {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind((self.from, 0).into()).unwrap();
-        let stream = TokioIo::new(socket.connect(self.to).await.unwrap());
+        let stream = TokioIo::new(connect(self.from, self.to).await.unwrap());
         let http2 = self.version == Version::HTTP_2;
         let uri = if http2 { format!("http://{}{}", self.host, self.path) } else { self.path };
         let mut request = hyper::Request::new(Full::new(self.body));
