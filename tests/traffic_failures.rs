@@ -31,6 +31,7 @@ async fn mesh() -> &'static Mesh {
             ("pending.test", &[1]),
             ("requests.test", &[1]),
             ("budget.test", &[1]),
+            ("share.test", &[1]),
             ("short.test", &[1]),
             ("header.test", &[1, 2, 3]),
             ("cookie.test", &[1, 2, 3]),
@@ -228,6 +229,12 @@ async fn without_a_word_on_retries_an_answer_is_an_answer() {
     let mesh = mesh().await;
     let answer = mesh.get("defaults.test", "/").answer("503").send().await;
     assert_eq!((answer.status.as_u16(), answer.seen.len()), (503, 1));
+    // Of gRPC these two say that the request did no work.
+    for (status, tries) in [("14", 3), ("1", 3), ("13", 1)] {
+        let request = mesh.get("defaults.test", "/").reply("content-type", "application/grpc");
+        let answer = request.reply("grpc-status", status).send().await;
+        assert_eq!((answer.header("grpc-status").as_str(), answer.seen.len()), (status, tries));
+    }
 }
 
 const UNREACHABLE: &str = "
@@ -452,11 +459,25 @@ spec:
   trafficPolicy: {connectionPool: {http: {maxRetries: 1}}}
 ---
 apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: share, namespace: shop}
+spec:
+  host: share.test
+  trafficPolicy: {retryBudget: {percent: 10, minRetryConcurrency: 1}}
+---
+apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: budget, namespace: shop}
 spec:
   hosts: [budget.test]
   http: [{retries: {attempts: 1, retryOn: 5xx, backoff: 1ms}, route: [{destination: {host: budget.test}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: share, namespace: shop}
+spec:
+  hosts: [share.test]
+  http: [{retries: {attempts: 1, retryOn: 5xx, backoff: 1ms}, route: [{destination: {host: share.test}}]}]
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -511,15 +532,17 @@ async fn more_requests_than_allowed_are_refused() {
 #[tokio::test]
 async fn more_retries_than_allowed_are_not_made() {
     let mesh = mesh().await;
-    // The first is tried again, and its second try is what its backend keeps.
-    let request = mesh.get("budget.test", "/").hold(2).answer("503,200");
-    let waiting = request.clone().spawn();
-    mesh.backends.wait(&request.id, 2).await;
-    let answer = mesh.get("budget.test", "/").answer("503,200").send().await;
-    assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 1));
-    assert_eq!(mesh.cluster_stat("web", "", "budget.test", "upstream_rq_retry_overflow").await, 1);
-    mesh.backends.release(&request.id);
-    assert_eq!(waiting.await.unwrap().backend(), 1);
+    for host in ["budget.test", "share.test"] {
+        // The first is tried again, and its second try is what its backend keeps.
+        let request = mesh.get(host, "/").hold(2).answer("503,200");
+        let waiting = request.clone().spawn();
+        mesh.backends.wait(&request.id, 2).await;
+        let answer = mesh.get(host, "/").answer("503,200").send().await;
+        assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 1), "{host}");
+        assert_eq!(mesh.cluster_stat("web", "", host, "upstream_rq_retry_overflow").await, 1, "{host}");
+        mesh.backends.release(&request.id);
+        assert_eq!(waiting.await.unwrap().backend(), 1);
+    }
 }
 
 #[tokio::test]

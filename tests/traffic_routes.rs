@@ -790,6 +790,18 @@ apiVersion: v1
 kind: Service
 metadata: {name: alias, namespace: shop}
 spec: {type: ExternalName, externalName: names.other.svc.cluster.local, ports: [{name: http, port: $web}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: hidden, namespace: other, annotations: {networking.istio.io/exportTo: .}}
+spec: {clusterIP: 10.96.0.13, ports: [{name: http, port: $web, targetPort: $HTTP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: hidden-1, namespace: other, labels: {kubernetes.io/service-name: hidden}}
+addressType: IPv4
+endpoints: [{addresses: [127.0.1.4], conditions: {ready: true}}]
+ports: [{name: http, port: $HTTP}]
 ";
 
 #[tokio::test]
@@ -812,8 +824,10 @@ async fn services_answer_to_all_their_names_and_nobody_else_does() {
             assert_eq!(mesh.get(host, "/").send().await.backend(), backend, "{host}");
         }
     }
-    let answer = mesh.get("nobody.test", "/").send().await;
-    assert_eq!((answer.status, answer.seen.len()), (StatusCode::BAD_GATEWAY, 0));
+    for host in ["nobody.test", "hidden.other", "10.96.0.13"] {
+        let answer = mesh.get(host, "/").send().await;
+        assert_eq!((answer.status, answer.seen.len()), (StatusCode::BAD_GATEWAY, 0), "{host}");
+    }
 }
 
 #[tokio::test]

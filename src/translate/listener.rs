@@ -183,11 +183,7 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
                 &TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() },
                 disabled_at(&not_tls),
             ),
-            listener_filter(
-                "envoy.filters.listener.http_inspector",
-                &HttpInspector::default(),
-                disabled_at(&not_http),
-            ),
+            listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default(), disabled_at(&not_http)),
         ],
         listener_filters_timeout: seconds(0),
         continue_on_listener_filters_timeout: true,
