@@ -312,6 +312,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let weir = Weir::start(folder.path())?;
         weir.ready().await;
         let ready = begun.elapsed();
+        let (alone, _) = weir.cost()?;
         let begun = Instant::now();
         let mut all = Vec::new();
         for n in 0..clients {
@@ -323,7 +324,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let name = if delta { "delta" } else { "sotw" };
         let (resident, processor) = weir.cost()?;
         println!(
-            "{name:<6} start: ready in {} ms, all clients served in {} ms, {processor:.2} s CPU, {resident:.0} MB",
+            "{name:<6} start: ready in {} ms with {alone:.0} MB; all clients served in {} ms, {processor:.2} s CPU, \
+             {resident:.0} MB",
             ready.as_millis(),
             begun.elapsed().as_millis()
         );
@@ -336,7 +338,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let (_, before) = weir.cost()?;
             let begun = Instant::now();
             let n = round % services;
-            write(folder.path(), &format!("v{n}.yaml"), &objects(n, 11 + u32::try_from(round)?))?;
+            // Never the weight that the file has from the variant before.
+            let weight = 11 + u32::try_from(round)? % 40 + if delta { 40 } else { 0 };
+            write(folder.path(), &format!("v{n}.yaml"), &objects(n, weight))?;
             let mut took = Vec::new();
             for arrivals in &mut all {
                 let arrived = arrivals.recv().await.ok_or("a client lost its stream")?;

@@ -78,10 +78,10 @@ impl Hub {
     pub fn publish(&self, mesh: Mesh, revision: u64) {
         let mut inner = self.lock();
         let Inner { memo, scopes, proxies, .. } = &mut *inner;
-        scopes.clear();
+        let before = std::mem::take(scopes);
         for connected in proxies.values_mut() {
             let scope = mesh.scope(&connected.proxy);
-            let snapshot = snapshot_of(memo, scopes, &mesh, &scope, revision);
+            let snapshot = snapshot_of(memo, scopes, before.get(&scope), &mesh, &scope, revision);
             connected.scope = Some(scope);
             connected.sender.send_replace(Some(snapshot));
         }
@@ -97,7 +97,7 @@ impl Hub {
         let Inner { mesh, revision, memo, scopes, proxies } = &mut *inner;
         let scope = mesh.as_ref().map(|mesh| mesh.scope(&proxy));
         let first = match (mesh.as_ref(), &scope) {
-            (Some(mesh), Some(scope)) => Some(snapshot_of(memo, scopes, mesh, scope, *revision)),
+            (Some(mesh), Some(scope)) => Some(snapshot_of(memo, scopes, None, mesh, scope, *revision)),
             _ => None,
         };
         let (sender, snapshots) = watch::channel(first);
@@ -129,9 +129,19 @@ impl Hub {
 fn snapshot_of(
     memo: &mut Memo,
     scopes: &mut BTreeMap<Scope, Arc<Snapshot>>,
+    before: Option<&Arc<Snapshot>>,
     mesh: &Mesh,
     scope: &Scope,
     revision: u64,
 ) -> Arc<Snapshot> {
-    scopes.entry(scope.clone()).or_insert_with(|| Arc::new(memo.snapshot(mesh, scope, revision))).clone()
+    if let Some(made) = scopes.get(scope) {
+        return made.clone();
+    }
+    let mut snapshot = memo.snapshot(mesh, scope, revision);
+    if let Some(before) = before {
+        snapshot.share_with(before);
+    }
+    let snapshot = Arc::new(snapshot);
+    scopes.insert(scope.clone(), snapshot.clone());
+    snapshot
 }

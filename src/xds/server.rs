@@ -12,26 +12,23 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use envoy_types::pb::google::protobuf::{Struct, Value as PbValue, value::Kind};
-use futures::{FutureExt, Stream as FuturesStream};
+use futures::FutureExt;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService, StreamingService};
-use tonic::transport::server::{Router, Server};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::server::NamedService;
+use tonic::transport::server::{Router, Server, TcpConnectInfo};
 
 use super::board::{Board, ProxyStatus};
 use super::door::{Door, Limits, Seat};
+use super::grpc::{self, Requests};
 use super::stream::{self, Answer, Settings, Stream, Variant};
-use super::wire::{Frame, FrameCodec};
+use super::wire::Frame;
 use crate::mesh::{Locality, NodeMetadata, Proxy};
 use crate::metrics::Metrics;
 use crate::snapshot::{Hub, ResourceType};
-
-/// The largest request that is read, in bytes: names of some 100 000 clusters.
-const MAX_REQUEST: usize = 8 << 20;
 
 /// Responses that may wait for a client to read them: one for each type, and as many for a client that answers what it
 /// has not read. More would be memory that a slow client holds.
@@ -176,12 +173,10 @@ where
         Box::pin(async move {
             let response = match request.uri().path().rsplit('/').next() {
                 Some(name) if name == P::SOTW => {
-                    let method = Method::<pb::DiscoveryRequest>::new(shared, Variant::Sotw, P::KIND);
-                    grpc().streaming(method, request).await
+                    open::<pb::DiscoveryRequest>(shared, Variant::Sotw, P::KIND, request.map(Body::new))
                 }
                 Some(name) if name == P::DELTA => {
-                    let method = Method::<pb::DeltaDiscoveryRequest>::new(shared, Variant::Delta, P::KIND);
-                    grpc().streaming(method, request).await
+                    open::<pb::DeltaDiscoveryRequest>(shared, Variant::Delta, P::KIND, request.map(Body::new))
                 }
                 _ => Status::unimplemented(format!("{} has the methods {} and {}", P::NAME, P::SOTW, P::DELTA))
                     .into_http(),
@@ -191,12 +186,8 @@ where
     }
 }
 
-fn grpc<M: prost::Message + Default + Send + 'static>() -> Grpc<FrameCodec<M>> {
-    Grpc::new(FrameCodec::default()).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(usize::MAX)
-}
-
 /// A request message of either variant.
-trait DiscoveryRequest: Into<stream::Request> + Send + 'static {
+trait DiscoveryRequest: prost::Message + Default + Into<stream::Request> + 'static {
     fn node(&self) -> Option<&core::Node>;
 }
 
@@ -212,56 +203,44 @@ impl DiscoveryRequest for pb::DeltaDiscoveryRequest {
     }
 }
 
-struct Method<M> {
+type Sender = mpsc::Sender<Result<Frame, Status>>;
+
+/// Begins a stream for a call of a method that streams both ways.
+fn open<M: DiscoveryRequest>(
     shared: Arc<Shared>,
     variant: Variant,
     kind: Option<ResourceType>,
-    message: PhantomData<fn(M)>,
-}
-
-impl<M> Method<M> {
-    fn new(shared: Arc<Shared>, variant: Variant, kind: Option<ResourceType>) -> Self {
-        Self { shared, variant, kind, message: PhantomData }
-    }
-}
-
-type Sender = mpsc::Sender<Result<Frame, Status>>;
-
-impl<M: DiscoveryRequest> StreamingService<M> for Method<M> {
-    type Response = Frame;
-    type ResponseStream = Pin<Box<dyn FuturesStream<Item = Result<Frame, Status>> + Send>>;
-    type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<M>>) -> Self::Future {
-        let (shared, variant, kind) = (self.shared.clone(), self.variant, self.kind);
-        Box::pin(async move {
-            let seat = shared.door.enter(request.remote_addr())?;
-            let (sender, receiver) = mpsc::channel(WAITING);
-            // The task ends when the client does: both halves of the connection are in its hands.
-            let tasks = shared.tasks.clone();
-            tasks.spawn(async move {
-                let served = Served { shared: &shared, seat: &seat, variant, kind, sender: &sender };
-                let ended = AssertUnwindSafe(served.run(request.into_inner())).catch_unwind().await;
-                let status = match ended {
-                    Ok(Ok(())) => None,
-                    Ok(Err(status)) => {
-                        tracing::debug!(stream = seat.id(), %status, "stream closed");
-                        Some(status)
-                    }
-                    Err(_) => {
-                        tracing::error!(stream = seat.id(), "a stream's task panicked; the proxy will come back");
-                        Some(Status::internal("the stream came to a state that should not be"))
-                    }
-                };
-                shared.board.remove(seat.id());
-                if let Some(status) = status {
-                    let _ = tokio::time::timeout(FAREWELL, sender.send(Err(status))).await;
-                }
-            });
-            let stream: Self::ResponseStream = Box::pin(ReceiverStream::new(receiver));
-            Ok(Response::new(stream))
-        })
-    }
+    request: http::Request<Body>,
+) -> http::Response<Body> {
+    let (head, body) = request.into_parts();
+    let address = head.extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+    let seat = match shared.door.enter(address) {
+        Ok(seat) => seat,
+        Err(status) => return status.into_http(),
+    };
+    let (sender, frames) = mpsc::channel(WAITING);
+    // The task ends when the client does: both halves of the connection are in its hands.
+    let tasks = shared.tasks.clone();
+    tasks.spawn(async move {
+        let served = Served { shared: &shared, seat: &seat, variant, kind, sender: &sender };
+        let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body))).catch_unwind().await;
+        let status = match ended {
+            Ok(Ok(())) => None,
+            Ok(Err(status)) => {
+                tracing::debug!(stream = seat.id(), %status, "stream closed");
+                Some(status)
+            }
+            Err(_) => {
+                tracing::error!(stream = seat.id(), "a stream's task panicked; the proxy will come back");
+                Some(Status::internal("the stream came to a state that should not be"))
+            }
+        };
+        shared.board.remove(seat.id());
+        if let Some(status) = status {
+            let _ = tokio::time::timeout(FAREWELL, sender.send(Err(status))).await;
+        }
+    });
+    grpc::response(frames)
 }
 
 /// One stream and what it is served with.
@@ -274,14 +253,14 @@ struct Served<'a> {
 }
 
 impl Served<'_> {
-    async fn run<M: DiscoveryRequest>(&self, mut requests: Streaming<M>) -> Result<(), Status> {
+    async fn run<M: DiscoveryRequest>(&self, mut requests: Requests<M>) -> Result<(), Status> {
         let shared = self.shared;
         tokio::select! {
             () = self.seat.turn() => {}
             () = self.sender.closed() => return Ok(()),
             () = shared.closing.cancelled() => return Err(going_away()),
         }
-        let Some(first) = requests.message().await.map_err(too_large)? else { return Ok(()) };
+        let Some(first) = requests.next().await? else { return Ok(()) };
         let proxy = first
             .node()
             .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
@@ -315,7 +294,7 @@ impl Served<'_> {
             shared.board.set(self.seat.id(), &status);
             let wake = at(machine.wake_at().map(Into::into));
             tokio::select! {
-                message = requests.message() => match message.map_err(too_large)? {
+                message = requests.next() => match message? {
                     Some(message) => request = Some(message),
                     None => return Ok(()),
                 },
@@ -425,11 +404,6 @@ async fn at(time: Option<tokio::time::Instant>) {
 
 fn going_away() -> Status {
     Status::unavailable("weir is going away")
-}
-
-/// Says by the status what tonic says of a message above the limit with another one.
-fn too_large(status: Status) -> Status {
-    if status.code() == Code::OutOfRange { Status::resource_exhausted(status.message()) } else { status }
 }
 
 fn read_node(node: &core::Node) -> Result<Proxy, crate::mesh::ProxyError> {

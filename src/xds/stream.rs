@@ -13,6 +13,7 @@
 //! What leads to a cluster that nothing defines keeps the form the client has until something does, and a cluster that
 //! is dropped too early stays as long as something leads to it, so that objects may be written in any order.
 
+mod acked;
 mod hold;
 mod request;
 mod subscription;
@@ -183,7 +184,8 @@ impl Stream {
         let variant = self.variant;
         let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
         let returns = first && (!request.version.is_empty() || !initial.is_empty());
-        let taken = self.state(kind).take(kind, variant, request, room)?;
+        let known = self.target.as_ref().map(|target| target.get(kind).clone());
+        let taken = self.state(kind).take(kind, variant, request, room, known.as_deref())?;
         self.returning |= returns;
         if taken.refused.is_some() {
             self.refused_one = true;
@@ -224,7 +226,13 @@ impl Stream {
             && self.settings.gated
             && self.get(ResourceType::Cluster).wildcard
         {
-            for name in old.get(ResourceType::Cluster).keys().filter(|name| !new.contains_key(*name)) {
+            let mut gone = Vec::new();
+            acked::compare(old.get(ResourceType::Cluster), &new, |name, _, now| {
+                if now.is_none() {
+                    gone.push(name);
+                }
+            });
+            for name in gone {
                 let Some(cluster) = self.get(ResourceType::Cluster).form(name).cloned() else { continue };
                 let sent = self.get(ResourceType::Endpoints).form(name).cloned();
                 let endpoints = sent.or_else(|| old.get(ResourceType::Endpoints).get(name).cloned());
@@ -663,8 +671,12 @@ fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
 
 /// The forms of `live`. What is to be there but waits is not to be told as missing.
 fn given(live: &Arc<Resources>, target: &Arc<Resources>) -> View {
-    let waits = target.keys().filter(|name| !live.contains_key(*name));
-    View { base: live.clone(), kept: waits.map(|name| (name.clone(), None)).collect() }
+    let mut kept = BTreeMap::new();
+    if !Arc::ptr_eq(live, target) {
+        let waits = target.keys().filter(|name| !live.contains_key(*name));
+        kept.extend(waits.map(|name| (name.clone(), None)));
+    }
+    View { base: live.clone(), kept }
 }
 
 fn names(request: &Request) -> Vec<Arc<str>> {

@@ -1,101 +1,170 @@
 //! Responses put together from encoded resources: every resource's bytes are shared, none is encoded again.
+//!
+//! A response is written out piece by piece, as fast as its client reads, so that it takes next to no memory while it
+//! waits, however long it is and however many clients it goes to.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use prost::Message;
-use prost::encoding::{
-    DecodeContext, WireType, decode_key, encode_key, encode_varint, encoded_len_varint, key_len, skip_field,
-};
-use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use crate::snapshot::{Resource, ResourceType};
 
-/// The longest single field of a request, in bytes.
-const MAX_FIELD: usize = 256 << 10;
-
-/// How many fields a request may have: a name is one each, as is a version that a client comes back with.
-const MAX_FIELDS: usize = 250_000;
-
-/// An encoded message in parts that stand one behind the other.
-#[derive(Clone, Debug, Default)]
-pub struct Frame {
-    parts: Vec<Bytes>,
-}
-
-impl Frame {
-    /// The length, in bytes.
-    pub fn len(&self) -> usize {
-        self.parts.iter().map(Bytes::len).sum()
-    }
-
-    /// Whether there are no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The message in one piece.
-    pub fn bytes(&self) -> Vec<u8> {
-        self.parts.concat()
-    }
-}
+/// How much of a response is written out in one go, in bytes: the most that HTTP/2 puts into one frame unless the
+/// client allows more (RFC 9113, `SETTINGS_MAX_FRAME_SIZE`).
+const CHUNK: usize = 16_384;
 
 /// The text form of a version.
 pub fn version_text(version: u64) -> String {
     format!("{version:016x}")
 }
 
-/// A `DiscoveryResponse` (fields: version_info 1, resources 2, type_url 4, nonce 5).
-pub fn sotw_response(kind: ResourceType, version: u64, nonce: &str, resources: &[Arc<Resource>]) -> Frame {
-    let mut parts = Vec::with_capacity(resources.len() * 2 + 1);
-    let mut head = BytesMut::new();
-    put_text(&mut head, 1, &version_text(version));
-    put_text(&mut head, 4, kind.type_url());
-    put_text(&mut head, 5, nonce);
-    for resource in resources {
-        put_length(&mut head, 2, any_len(kind, resource));
-        put_any(&mut head, &mut parts, kind, resource);
-    }
-    parts.push(head.freeze());
-    Frame { parts }
-}
-
-/// A `DeltaDiscoveryResponse` (fields: system_version_info 1, resources 2, type_url 4, nonce 5, removed_resources 6);
-/// its `Resource` has the fields version 1, resource 2, name 3. Each resource comes with the version to tell.
-pub fn delta_response(
+/// A response of either variant, not yet written out.
+#[derive(Clone, Debug)]
+pub struct Frame {
     kind: ResourceType,
-    nonce: &str,
-    resources: &[(Arc<Resource>, u64)],
-    removed: &[Arc<str>],
-) -> Frame {
-    let mut parts = Vec::with_capacity(resources.len() * 2 + 1);
-    let mut head = BytesMut::new();
-    put_text(&mut head, 4, kind.type_url());
-    put_text(&mut head, 5, nonce);
-    for name in removed {
-        put_text(&mut head, 6, name);
-    }
-    for (resource, version) in resources {
-        let version = version_text(*version);
-        let any = any_len(kind, resource);
-        let len = text_len(1, &version) + text_len(3, &resource.name) + length_len(2, any) + any;
-        put_length(&mut head, 2, len);
-        put_text(&mut head, 1, &version);
-        put_text(&mut head, 3, &resource.name);
-        put_length(&mut head, 2, any);
-        put_any(&mut head, &mut parts, kind, resource);
-    }
-    parts.push(head.freeze());
-    Frame { parts }
+    delta: bool,
+    /// All fields but the resources.
+    head: Bytes,
+    /// Each with the version to tell.
+    resources: Vec<(Arc<Resource>, u64)>,
+    len: usize,
 }
 
-fn put_any(head: &mut BytesMut, parts: &mut Vec<Bytes>, kind: ResourceType, resource: &Resource) {
-    put_text(head, 1, kind.type_url());
-    put_length(head, 2, resource.len());
-    parts.push(head.split().freeze());
-    parts.extend(resource.body.iter().cloned());
+impl Frame {
+    /// A `DiscoveryResponse` (fields: version_info 1, resources 2, type_url 4, nonce 5).
+    pub fn sotw(kind: ResourceType, version: u64, nonce: &str, resources: Vec<Arc<Resource>>) -> Self {
+        let mut head = BytesMut::new();
+        put_text(&mut head, 1, &version_text(version));
+        put_text(&mut head, 4, kind.type_url());
+        put_text(&mut head, 5, nonce);
+        let resources = resources.into_iter().map(|one| (one, 0)).collect();
+        Self::new(kind, false, head.freeze(), resources)
+    }
+
+    /// A `DeltaDiscoveryResponse` (fields: resources 2, type_url 4, nonce 5, removed_resources 6); its `Resource` has the
+    /// fields version 1, resource 2, name 3. Each resource comes with the version to tell.
+    pub fn delta(kind: ResourceType, nonce: &str, resources: Vec<(Arc<Resource>, u64)>, removed: &[Arc<str>]) -> Self {
+        let mut head = BytesMut::new();
+        put_text(&mut head, 4, kind.type_url());
+        put_text(&mut head, 5, nonce);
+        for name in removed {
+            put_text(&mut head, 6, name);
+        }
+        Self::new(kind, true, head.freeze(), resources)
+    }
+
+    fn new(kind: ResourceType, delta: bool, head: Bytes, resources: Vec<(Arc<Resource>, u64)>) -> Self {
+        let mut this = Self { kind, delta, head, resources, len: 0 };
+        let fields = this.resources.iter().map(|(one, version)| this.field_len(one, *version));
+        this.len = this.head.len() + fields.map(|len| length_len(2, len) + len).sum::<usize>();
+        this
+    }
+
+    /// The length of the message, in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The message in pieces, with `prefix` before it.
+    pub fn chunks(self, prefix: &[u8]) -> Chunks {
+        let left = prefix.len() + self.len;
+        let mut rest = BytesMut::with_capacity(prefix.len() + self.head.len());
+        rest.put_slice(prefix);
+        rest.put_slice(&self.head);
+        Chunks { rest: rest.freeze(), frame: self, resource: 0, part: 0, left }
+    }
+
+    /// The message in one piece.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.clone().chunks(&[]).flatten().collect()
+    }
+
+    /// The length of one `resources` field.
+    fn field_len(&self, resource: &Resource, version: u64) -> usize {
+        let any = any_len(self.kind, resource);
+        if !self.delta {
+            return any;
+        }
+        text_len(1, &version_text(version)) + text_len(3, &resource.name) + length_len(2, any) + any
+    }
+
+    /// What stands before a resource's own bytes.
+    fn start(&self, resource: &Resource, version: u64) -> Bytes {
+        let mut out = BytesMut::with_capacity(160);
+        put_length(&mut out, 2, self.field_len(resource, version));
+        if self.delta {
+            put_text(&mut out, 1, &version_text(version));
+            put_text(&mut out, 3, &resource.name);
+            put_length(&mut out, 2, any_len(self.kind, resource));
+        }
+        put_text(&mut out, 1, self.kind.type_url());
+        put_length(&mut out, 2, resource.len());
+        out.freeze()
+    }
+}
+
+/// The pieces of a [`Frame`]: those of its resources that are long are shared, the others are put together.
+#[derive(Debug)]
+pub struct Chunks {
+    frame: Frame,
+    /// The resource whose turn it is.
+    resource: usize,
+    /// The part of it whose turn it is; the first is what stands before its body.
+    part: usize,
+    /// What is left of the part before.
+    rest: Bytes,
+    /// The bytes that are left in all.
+    left: usize,
+}
+
+impl Chunks {
+    fn part(&mut self) -> Option<Bytes> {
+        loop {
+            let (resource, version) = self.frame.resources.get(self.resource)?;
+            let part = match self.part.checked_sub(1) {
+                None => Some(self.frame.start(resource, *version)),
+                Some(at) => resource.body.get(at).cloned(),
+            };
+            if part.is_some() {
+                self.part += 1;
+                return part;
+            }
+            self.resource += 1;
+            self.part = 0;
+        }
+    }
+}
+
+impl Iterator for Chunks {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut out = BytesMut::new();
+        while out.len() < CHUNK {
+            if self.rest.is_empty() {
+                let Some(part) = self.part() else { break };
+                self.rest = part;
+                continue;
+            }
+            if out.is_empty() {
+                if self.rest.len() >= CHUNK {
+                    self.left = self.left.saturating_sub(self.rest.len());
+                    return Some(std::mem::take(&mut self.rest));
+                }
+                out.reserve(self.left.min(CHUNK));
+            }
+            let room = CHUNK - out.len();
+            out.put(self.rest.split_to(self.rest.len().min(room)));
+        }
+        self.left = self.left.saturating_sub(out.len());
+        (!out.is_empty()).then(|| out.freeze())
+    }
 }
 
 fn any_len(kind: ResourceType, resource: &Resource) -> usize {
@@ -121,124 +190,63 @@ fn length_len(field: u32, len: usize) -> usize {
     key_len(field) + encoded_len_varint(len as u64)
 }
 
-/// Sends [`Frame`]s and receives messages of type `M`.
-#[derive(Debug)]
-pub struct FrameCodec<M>(PhantomData<M>);
-
-impl<M> Default for FrameCodec<M> {
-    fn default() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<M: Message + Default + Send + 'static> Codec for FrameCodec<M> {
-    type Encode = Frame;
-    type Decode = M;
-    type Encoder = FrameEncoder;
-    type Decoder = MessageDecoder<M>;
-
-    fn encoder(&mut self) -> FrameEncoder {
-        FrameEncoder
-    }
-
-    fn decoder(&mut self) -> MessageDecoder<M> {
-        MessageDecoder(PhantomData)
-    }
-}
-
-/// The sending half of [`FrameCodec`].
-#[derive(Debug)]
-pub struct FrameEncoder;
-
-impl Encoder for FrameEncoder {
-    type Item = Frame;
-    type Error = Status;
-
-    fn encode(&mut self, frame: Frame, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.reserve(frame.len());
-        frame.parts.into_iter().for_each(|part| out.put(part));
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::default()
-    }
-}
-
-/// The receiving half of [`FrameCodec`].
-#[derive(Debug)]
-pub struct MessageDecoder<M>(PhantomData<M>);
-
-impl<M: Message + Default> Decoder for MessageDecoder<M> {
-    type Item = M;
-    type Error = Status;
-
-    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        let bytes = buf.copy_to_bytes(buf.remaining());
-        check_size(&bytes)?;
-        M::decode(bytes).map(Some).map_err(|error| Status::invalid_argument(format!("the request is no {error}")))
-    }
-}
-
-/// Refuses what would take much more memory than its bytes once it is decoded: very many fields, or a single one (the
-/// node, the text of an error) that is itself made of very many.
-fn check_size(message: &Bytes) -> Result<(), Status> {
-    let mut rest = message.clone();
-    let mut fields = 0usize;
-    while rest.has_remaining() {
-        let before = rest.remaining();
-        let Ok((field, kind)) = decode_key(&mut rest) else { return Ok(()) };
-        if skip_field(kind, field, &mut rest, DecodeContext::default()).is_err() {
-            // Decoding says better what is wrong with it.
-            return Ok(());
-        }
-        fields += 1;
-        if before - rest.remaining() > MAX_FIELD {
-            return Err(Status::resource_exhausted(format!(
-                "field {field} of the request is longer than {MAX_FIELD} bytes, which is the limit"
-            )));
-        }
-        if fields > MAX_FIELDS {
-            return Err(Status::resource_exhausted(format!(
-                "the request has more than {MAX_FIELDS} names, which is the limit"
-            )));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use envoy_types::pb::envoy::service::discovery::v3 as pb;
+    use prost::Message;
 
     fn resources() -> Vec<Arc<Resource>> {
         vec![
             Resource::new("a", vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]),
             Resource::new("b", vec![Bytes::new()]),
+            Resource::new("c", vec![vec![7; CHUNK * 3].into(), vec![8; CHUNK - 1].into(), vec![9; 100].into()]),
         ]
     }
 
     #[test]
     fn a_response_put_together_decodes_as_one_that_was_encoded() {
-        let frame = sotw_response(ResourceType::Cluster, 7, "n1", &resources());
+        let frame = Frame::sotw(ResourceType::Cluster, 7, "n1", resources());
+        assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
         assert_eq!((decoded.version_info.as_str(), decoded.nonce.as_str()), ("0000000000000007", "n1"));
         assert_eq!(decoded.type_url, ResourceType::Cluster.type_url());
-        let bodies: Vec<_> =
-            decoded.resources.iter().map(|any| (any.type_url.as_str(), any.value.as_slice())).collect();
-        assert_eq!(bodies, [(decoded.type_url.as_str(), b"onetwo".as_slice()), (decoded.type_url.as_str(), b"")]);
+        let bodies: Vec<_> = decoded.resources.iter().map(|any| (any.type_url.as_str(), any.value.clone())).collect();
+        let wanted: Vec<_> = resources().iter().map(|one| (ResourceType::Cluster.type_url(), one.bytes())).collect();
+        assert_eq!(bodies, wanted);
     }
 
     #[test]
     fn a_delta_response_put_together_decodes_as_one_that_was_encoded() {
         let versions: Vec<_> = resources().into_iter().map(|one| (one.clone(), one.version)).collect();
-        let frame = delta_response(ResourceType::Route, "n2", &versions, &["gone".into()]);
+        let frame = Frame::delta(ResourceType::Route, "n2", versions, &["gone".into()]);
+        assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DeltaDiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
         assert_eq!((decoded.nonce.as_str(), decoded.removed_resources.as_slice()), ("n2", &["gone".to_owned()][..]));
-        let names: Vec<_> = decoded.resources.iter().map(|one| one.name.as_str()).collect();
-        assert_eq!(names, ["a", "b"]);
-        assert_eq!(decoded.resources[0].version, version_text(resources()[0].version));
-        assert_eq!(decoded.resources[0].resource.as_ref().unwrap().value, b"onetwo");
+        for (got, made) in decoded.resources.iter().zip(resources()) {
+            assert_eq!((&*got.name, &*got.version), (&*made.name, &*version_text(made.version)));
+            assert_eq!(got.resource.as_ref().unwrap().value, made.bytes());
+        }
+        assert_eq!(decoded.resources.len(), 3);
+    }
+
+    #[test]
+    fn pieces_are_shared_where_they_are_long_and_put_together_where_they_are_short() {
+        let long = Bytes::from(vec![1; CHUNK]);
+        let short: Vec<Bytes> = (0..100).map(|_| Bytes::from(vec![2; 600])).collect();
+        let all = vec![Resource::new("long", vec![long.clone()]), Resource::new("short", short)];
+        let pieces: Vec<_> = Frame::sotw(ResourceType::Route, 1, "n", all).chunks(b"12345").collect();
+        assert_eq!(pieces.first().map(|one| &one[..5]), Some(&b"12345"[..]));
+        assert!(pieces.iter().rev().skip(1).all(|one| one.len() == CHUNK || one.len() < 300), "{pieces:?}");
+        assert!(pieces.len() < 8, "{}", pieces.len());
+    }
+
+    #[test]
+    fn what_waits_to_be_sent_shares_a_long_part() {
+        let long = Bytes::from(vec![1; CHUNK * 2]);
+        let one = Resource::new("long", vec![long.clone()]);
+        let mut pieces = Frame::sotw(ResourceType::Route, 1, "n", vec![one]).chunks(&[]);
+        let shared = pieces.find_map(|piece| (piece.as_ptr_range().end == long.as_ptr_range().end).then_some(()));
+        assert!(shared.is_some());
     }
 }

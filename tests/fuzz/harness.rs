@@ -44,6 +44,9 @@ struct Dice<'a> {
     order: u64,
 }
 
+/// Makes one field's value.
+type Make<T> = fn(&mut T) -> Value;
+
 const NAMESPACES: [&str; 3] = ["shop", "pay", "istio-system"];
 const NAMES: [&str; 4] = ["web", "cart", "a", "b"];
 const HOSTS: [&str; 14] = [
@@ -173,7 +176,7 @@ impl Dice<'_> {
     }
 
     /// Some of these fields.
-    fn some(&mut self, fields: &[(&str, fn(&mut Self) -> Value)]) -> Value {
+    fn some(&mut self, fields: &[(&str, Make<Self>)]) -> Value {
         let mut map = Map::new();
         for (name, make) in fields {
             if self.once_in(3) {

@@ -1,12 +1,17 @@
 //! The canary, running: objects in a folder, backends, weir, and an Envoy that takes requests.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use weir::envoy::EnvoyProcess;
 
-use super::mesh::{Backends, Objects, Serve, Tally, send, start_envoy};
+use super::mesh::{Backends, Objects, Serve, Tally, send, start_envoy_from};
 use super::process::free_port;
+
+/// Between the two writes of a step.
+pub const APART: Duration = Duration::from_millis(9);
 
 pub struct Canary {
     pub folder: tempfile::TempDir,
@@ -24,6 +29,11 @@ impl Canary {
 
     /// With more flags for `weir bootstrap` and for `weir serve`.
     pub async fn with(more: &[&str], flags: &[&str]) -> Self {
+        Self::on(None, more, flags).await
+    }
+
+    /// The same with this program for Envoy; `None` for the usual one.
+    pub async fn on(program: Option<PathBuf>, more: &[&str], flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config");
         std::fs::create_dir(&config).unwrap();
@@ -34,7 +44,7 @@ impl Canary {
         let weir = Serve::start(&args, free_port(), free_port());
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         weir.ready().await;
-        let envoy = start_envoy(folder.path(), weir.xds, more).await;
+        let envoy = start_envoy_from(program, folder.path(), weir.xds, more).await;
         weir.acked_after(0).await;
         Self { folder, objects, weir, envoy, flags }
     }
@@ -44,6 +54,15 @@ impl Canary {
         let before = self.weir.revision().await;
         self.objects.write(file, text);
         self.weir.acked_after(before).await;
+    }
+
+    /// Writes one file, and the other 9 ms later, as rollout tools do, and waits until the proxy has acked both.
+    pub async fn pair(&self, first: (&str, &str), then: (&str, &str)) {
+        let before = self.weir.events().await;
+        self.objects.write(first.0, first.1);
+        tokio::time::sleep(APART).await;
+        self.objects.write(then.0, then.1);
+        self.weir.live_with(before + 2).await;
     }
 
     pub async fn send(&self, count: u64) -> Tally {

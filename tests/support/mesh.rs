@@ -234,6 +234,11 @@ pub fn route_yaml(v1: u32, v2: u32) -> String {
 
 /// Starts Envoy on the bootstrap that `weir bootstrap` prints.
 pub async fn start_envoy(folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess {
+    start_envoy_from(None, folder, xds, more).await
+}
+
+/// The same with this program for Envoy; `None` for the usual one.
+pub async fn start_envoy_from(program: Option<PathBuf>, folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess {
     let printed = Command::new(env!("CARGO_BIN_EXE_weir"))
         .args(["bootstrap", "--xds", &format!("127.0.0.1:{xds}"), "--namespace", "shop", "--label", "app=client"])
         .args(if more.contains(&"--pod") { [""; 0].as_slice() } else { &["--pod", "client-0"] })
@@ -244,7 +249,7 @@ pub async fn start_envoy(folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
     let file = folder.join("bootstrap.yaml");
     std::fs::write(&file, printed.stdout).unwrap();
-    let envoy = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
+    let envoy = tokio::task::spawn_blocking(move || EnvoyBinary::find(program.as_deref())).await.unwrap().unwrap();
     let mut process = envoy.spawn(&SpawnOptions::new(file)).unwrap();
     process.ready(DEADLINE).await.unwrap();
     process

@@ -134,12 +134,19 @@ impl Chosen {
         new: &Arc<Resource>,
         fit: &impl Fn(&str) -> Fit,
     ) -> Arc<Resource> {
-        let before: BTreeMap<&str, &Part> = old.parts.iter().map(|part| (&*part.name, part)).collect();
+        // Most hosts stand where they stood; the others are looked for by name.
+        let mut by_name: Option<BTreeMap<&str, &Part>> = None;
         let mut all_new = true;
         let mut parts = Vec::with_capacity(new.parts.len());
-        for part in new.parts.iter() {
-            let had = before.get(&*part.name).copied();
-            if had.is_some_and(|had| had.field == part.field) {
+        for (n, part) in new.parts.iter().enumerate() {
+            let had = match old.parts.get(n) {
+                Some(same) if same.name == part.name => Some(same),
+                _ => {
+                    let named = || old.parts.iter().map(|part| (&*part.name, part)).collect();
+                    by_name.get_or_insert_with(named).get(&*part.name).copied()
+                }
+            };
+            if had.is_some_and(|had| had.is_same(part)) {
                 parts.push(part.clone());
                 continue;
             }

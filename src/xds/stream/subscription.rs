@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::acked::Acked;
 use super::request::{Request, Variant, Violation};
 use crate::snapshot::{Resource, ResourceType, Resources};
-use crate::xds::wire::{self, Frame};
+use crate::xds::wire::Frame;
 
 /// The longest text of a refusal that is kept, in bytes.
 const MAX_MESSAGE: usize = 2048;
@@ -40,6 +41,8 @@ pub(super) struct Pending {
     pub nonce: String,
     /// In the order of their names.
     pub changes: Vec<Change>,
+    /// The resources there were, of which the response holds what the client lacked.
+    base: Arc<Resources>,
     pub since: Instant,
 }
 
@@ -105,8 +108,8 @@ pub(super) struct Subscription {
     names: BTreeSet<Arc<str>>,
     /// The bytes of `names` together.
     name_bytes: usize,
-    /// What the client has; `None` where it has a form of an earlier stream that is not known.
-    acked: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
+    /// What the client has, as far as it asks for it.
+    acked: Acked,
     /// What the client said it has from an earlier stream, until it is compared.
     claimed: BTreeMap<Arc<str>, u64>,
     /// Names to answer even if nothing changed.
@@ -126,12 +129,18 @@ impl Subscription {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.acked.contains_key(name)
+        self.had(name).is_some()
+    }
+
+    /// What the client has under a name: `None` where it has nothing, `Some(None)` where it has a form of an earlier
+    /// stream that is not known.
+    fn had(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
+        if self.wants(name) { self.acked.get(name) } else { None }
     }
 
     /// The form that the client has or is about to have.
     pub fn form(&self, name: &str) -> Option<&Arc<Resource>> {
-        self.in_flight(name).and_then(|change| change.resource.as_ref()).or_else(|| self.acked.get(name)?.as_ref())
+        self.in_flight(name).and_then(|change| change.resource.as_ref()).or_else(|| self.had(name)?)
     }
 
     pub fn in_flight(&self, name: &str) -> Option<&Change> {
@@ -156,16 +165,20 @@ impl Subscription {
 
     /// The newest form of each resource that the client has or is about to have, and whether it acked it.
     pub fn forms(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
-        let acked = self.acked.iter().filter(|(name, _)| self.in_flight(name).is_none());
+        let acked = self.taken().filter(|one| self.in_flight(&one.name).is_none());
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
-        let acked = acked.filter_map(|(_, form)| Some((form.as_ref()?, true)));
-        acked.chain(pending.filter_map(|change| Some((change.resource.as_ref()?, false))))
+        acked.map(|one| (one, true)).chain(pending.filter_map(|change| Some((change.resource.as_ref()?, false))))
     }
 
     /// Every form that may be in use at the client.
     pub fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
-        self.acked.values().flatten().chain(pending.filter_map(|change| change.resource.as_ref()))
+        self.taken().chain(pending.filter_map(|change| change.resource.as_ref()))
+    }
+
+    /// Every form that the client acked, as far as it is known.
+    fn taken(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.acked.forms().filter(|one| self.wants(&one.name))
     }
 
     /// Whether everything that the client has is known.
@@ -174,12 +187,12 @@ impl Subscription {
             && !self.owed
             && self.again.is_empty()
             && self.claimed.is_empty()
-            && self.acked.values().all(Option::is_some)
+            && self.acked.unknown().next().is_none()
     }
 
     /// Names that the client has and of whose form nothing is known.
     pub fn strangers(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.acked.iter().filter(|(_, form)| form.is_none()).map(|(name, _)| name)
+        self.acked.unknown()
     }
 
     /// Answers `name` once more, whether it changed or not.
@@ -194,12 +207,14 @@ impl Subscription {
         (self.names.len(), self.name_bytes)
     }
 
+    /// Takes a request in. `known` are the resources of its type, whose names serve for those that it asks for.
     pub fn take(
         &mut self,
         kind: ResourceType,
         variant: Variant,
         request: Request,
         room: Room,
+        known: Option<&Resources>,
     ) -> Result<Taken, Violation> {
         let first = !self.subscribed;
         // Section "ACK/NACK and resource type instance version": a nonce that is not that of the last response is
@@ -214,7 +229,7 @@ impl Subscription {
             && let Some(pending) = self.pending.take()
         {
             match &request.error {
-                None => taken.acked = Some(self.accepted(pending.changes)),
+                None => taken.acked = Some(self.accepted(pending)),
                 Some(message) => {
                     self.contain(pending.changes, message);
                     taken.refused = Some(message.clone());
@@ -223,23 +238,27 @@ impl Subscription {
         }
         self.subscribed = true;
         match variant {
-            Variant::Sotw => self.ask_sotw(kind, first, &request, room, &mut taken)?,
-            Variant::Delta => self.ask_delta(kind, first, request, room, &mut taken)?,
+            Variant::Sotw => self.ask_sotw(kind, first, &request, room, known, &mut taken)?,
+            Variant::Delta => self.ask_delta(kind, first, request, room, known, &mut taken)?,
         }
         Ok(taken)
     }
 
-    fn accepted(&mut self, changes: Vec<Change>) -> Vec<Change> {
-        for change in &changes {
-            match &change.resource {
-                // A client that has meanwhile left a name no longer has its resource.
-                Some(resource) if self.wants(&change.name) => {
-                    self.acked.insert(change.name.clone(), Some(resource.clone()));
-                }
-                _ => {
-                    self.acked.remove(&change.name);
+    fn accepted(&mut self, pending: Pending) -> Vec<Change> {
+        let Pending { changes, base, .. } = pending;
+        if self.acked.is_shared() {
+            for change in &changes {
+                match &change.resource {
+                    // A client that has meanwhile left a name no longer has its resource.
+                    _ if !self.wants(&change.name) => {}
+                    Some(resource) => self.acked.set(&change.name, Some(resource.clone())),
+                    None => self.acked.remove(&change.name),
                 }
             }
+        } else {
+            self.acked.share(&base, &changes, (!self.wildcard).then(|| self.names.iter()));
+        }
+        for change in &changes {
             self.refused.remove(&change.name);
         }
         changes
@@ -281,7 +300,7 @@ impl Subscription {
     }
 
     fn has_form(&self, resource: &Resource) -> bool {
-        matches!(self.acked.get(&resource.name), Some(Some(had)) if had.version == resource.version)
+        matches!(self.had(&resource.name), Some(Some(had)) if had.version == resource.version)
     }
 
     fn check(&self, names: usize, bytes: usize, room: Room) -> Result<(), Violation> {
@@ -300,21 +319,28 @@ impl Subscription {
         first: bool,
         request: &Request,
         room: Room,
+        known: Option<&Resources>,
         taken: &mut Taken,
     ) -> Result<(), Violation> {
         self.check(request.names.len(), request.names.iter().map(String::len).sum(), room)?;
         let names: BTreeSet<Arc<str>> =
-            request.names.iter().filter(|name| *name != "*").map(|name| name.as_str().into()).collect();
+            request.names.iter().filter(|name| *name != "*").map(|name| shared(known, name)).collect();
         let star = request.names.iter().any(|name| name == "*");
         self.explicit |= !request.names.is_empty();
         // Section "How the client specifies what resources to return": naming nothing asks for everything only as long
         // as nothing was named.
         let wildcard = star || (kind.has_wildcard() && !self.explicit);
         self.owed |= (first && kind.has_wildcard()) || (wildcard && !self.wildcard);
-        self.wildcard = wildcard;
-        self.acked.retain(|name, _| wildcard || names.contains(name));
         // What is asked for anew is sent even if it was sent before.
         taken.news = names.difference(&self.names).cloned().collect();
+        if !self.wildcard {
+            if wildcard {
+                self.acked.unshare(|name| self.names.contains(name));
+            }
+            taken.news.iter().for_each(|name| self.acked.remove(name));
+        }
+        self.wildcard = wildcard;
+        self.acked.retain(|name| wildcard || names.contains(name));
         self.again.retain(|name| wildcard || names.contains(name));
         self.again.extend(taken.news.iter().cloned());
         if !first && request.nonce.is_empty() && self.pending.is_none() {
@@ -334,6 +360,7 @@ impl Subscription {
         first: bool,
         request: Request,
         room: Room,
+        known: Option<&Resources>,
         taken: &mut Taken,
     ) -> Result<(), Violation> {
         if first {
@@ -353,11 +380,16 @@ impl Subscription {
             self.explicit = true;
             if name == "*" {
                 self.owed |= !self.wildcard && !first;
-                self.wildcard = true;
+                if !std::mem::replace(&mut self.wildcard, true) {
+                    self.acked.unshare(|name| self.names.contains(name));
+                }
                 continue;
             }
-            let name: Arc<str> = name.into();
+            let name = shared(known, &name);
             if self.names.insert(name.clone()) {
+                if !self.wildcard {
+                    self.acked.remove(&name);
+                }
                 self.name_bytes += name.len();
                 self.check(self.names.len(), self.name_bytes, room)?;
                 taken.news.push(name.clone());
@@ -371,7 +403,7 @@ impl Subscription {
             if name == "*" {
                 self.wildcard = false;
                 let names = &self.names;
-                self.acked.retain(|name, _| names.contains(name));
+                self.acked.retain(|name| names.contains(name));
                 self.again.retain(|name| names.contains(name));
             } else if let Some(name) = self.names.take(name.as_str()) {
                 self.name_bytes = self.name_bytes.saturating_sub(name.len());
@@ -380,7 +412,7 @@ impl Subscription {
                     self.again.insert(name);
                 } else {
                     self.again.remove(&name);
-                    self.acked.remove(&name);
+                    self.acked.forget(&name);
                 }
             }
         }
@@ -390,12 +422,17 @@ impl Subscription {
     /// Compares what the client said it has with what there is.
     /// `version_of` is as in [`Turn`].
     pub fn compare(&mut self, view: &View, version_of: &dyn Fn(&Resource) -> u64) {
+        if self.claimed.is_empty() {
+            return;
+        }
         for (name, version) in std::mem::take(&mut self.claimed) {
-            if !self.wants(&name) {
-                continue;
+            if self.wants(&name) && !self.has(&name) {
+                let same = view.get(&name).filter(|one| version_of(one) == version);
+                self.acked.set(&name, same.cloned());
             }
-            let same = view.get(&name).filter(|one| version_of(one) == version);
-            self.acked.entry(name).or_insert_with(|| same.cloned());
+        }
+        if !self.acked.is_shared() {
+            self.acked.share(&view.base, &[], (!self.wildcard).then(|| self.names.iter()));
         }
     }
 
@@ -406,6 +443,8 @@ impl Subscription {
         if !self.subscribed || self.pending.is_some() {
             return None;
         }
+        let Self { acked, names, wildcard, .. } = &mut *self;
+        acked.follow(&view.base, |name| *wildcard || names.contains(name));
         self.refused.retain(|name, refusal| view.get(name).is_some_and(|one| one.version == refusal.version));
         let trial = self.next_trial(view);
         let mut changes: Vec<Change> = match &trial {
@@ -421,7 +460,8 @@ impl Subscription {
                 let resources: Vec<_> = sent.map(|one| (one.clone(), version_of(one))).collect();
                 let gone = changes.iter().filter(|change| change.resource.is_none());
                 let removed: Vec<_> = gone.map(|change| change.name.clone()).collect();
-                (wire::delta_response(kind, nonce, &resources, &removed), resources.len())
+                let count = resources.len();
+                (Frame::delta(kind, nonce, resources, &removed), count)
             }
             Variant::Sotw => {
                 // Section "Grouping Resources into Responses": listeners and clusters always come all together.
@@ -431,13 +471,14 @@ impl Subscription {
                     None => self.wanted(view).filter_map(|one| self.allowed(one)).collect(),
                 };
                 let version = resources.iter().fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
-                (wire::sotw_response(kind, version, nonce, &resources), resources.len())
+                let count = resources.len();
+                (Frame::sotw(kind, version, nonce, resources), count)
             }
         };
         changes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         self.owed = false;
         nonce.clone_into(&mut self.last_nonce);
-        self.pending = Some(Pending { nonce: nonce.to_owned(), changes, since: now });
+        self.pending = Some(Pending { nonce: nonce.to_owned(), changes, base: view.base.clone(), since: now });
         Some((frame, resources))
     }
 
@@ -465,13 +506,12 @@ impl Subscription {
 
     /// The form of a resource that the client may have: the last one it took where it refused this one.
     fn allowed(&self, resource: &Arc<Resource>) -> Option<Arc<Resource>> {
-        if self.refuses(resource) { self.acked.get(&resource.name)?.clone() } else { Some(resource.clone()) }
+        if self.refuses(resource) { self.had(&resource.name)?.cloned() } else { Some(resource.clone()) }
     }
 
     /// What the client has, with these in their new form.
     fn with(&self, group: Vec<Arc<Resource>>) -> Vec<Arc<Resource>> {
-        let mut all: BTreeMap<&Arc<str>, &Arc<Resource>> =
-            self.acked.iter().filter_map(|(name, form)| Some((name, form.as_ref()?))).collect();
+        let mut all: BTreeMap<&Arc<str>, &Arc<Resource>> = self.taken().map(|one| (&one.name, one)).collect();
         all.extend(group.iter().map(|one| (&one.name, one)));
         all.into_values().cloned().collect()
     }
@@ -479,27 +519,39 @@ impl Subscription {
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Vec<Change> {
         let Turn { variant, view, defer, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
+        // All that can differ, where that is known.
+        let names: Option<BTreeSet<Arc<str>>> = self
+            .acked
+            .is_shared()
+            .then(|| self.acked.differing().chain(&again).chain(view.kept.keys()).cloned().collect());
         let mut later = BTreeSet::new();
         let mut changes = Vec::new();
-        for resource in self.wanted(view) {
+        let look = |resource: &Arc<Resource>| {
             let name = &resource.name;
             let asked = !again.is_empty() && again.remove(name);
-            let Some(form) = self.allowed(resource) else { continue };
+            let Some(form) = self.allowed(resource) else { return };
             if self.has_form(&form) && !asked {
-                continue;
+                return;
             }
             if defer(name) {
                 if asked {
                     later.insert(name.clone());
                 }
-                continue;
+                return;
             }
             changes.push(Change { asked, ..self.change(name, Some(form)) });
+        };
+        match &names {
+            Some(names) => {
+                let wanted = names.iter().filter(|name| self.wants(name));
+                wanted.filter_map(|name| view.get(name)).for_each(look);
+            }
+            None => self.wanted(view).for_each(look),
         }
         // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
         // Resources").
         if variant == Variant::Delta || kind.has_wildcard() {
-            let gone = self.acked.keys().filter(|name| !view.has(name));
+            let gone = self.acked.own().filter(|name| !view.has(name));
             changes.extend(gone.map(|name| self.change(name, None)));
         }
         if variant == Variant::Delta {
@@ -510,6 +562,11 @@ impl Subscription {
         self.again = later;
         changes
     }
+}
+
+/// The name as the resources have it, so that many clients that ask for it share one.
+fn shared(known: Option<&Resources>, name: &str) -> Arc<str> {
+    known.and_then(|known| known.get_key_value(name)).map_or_else(|| name.into(), |(name, _)| name.clone())
 }
 
 /// Whether a message speaks of this name and not only of one that holds it. A number or a letter could be anything.

@@ -1,0 +1,259 @@
+//! gRPC's framing for streams whose messages share bytes: the body of a request as messages, and [`Frame`]s as the body
+//! of a response.
+//!
+//! Source: gRPC's "gRPC over HTTP2" document, Length-Prefixed-Message: one byte that says whether the message is
+//! compressed, four bytes of its length, the message.
+
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body_util::BodyExt;
+use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+use tokio::sync::mpsc;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::wire::{Chunks, Frame};
+
+/// The largest request that is read, in bytes: names of some 100 000 clusters.
+const MAX_REQUEST: usize = 8 << 20;
+
+/// The longest single field of a request, in bytes.
+const MAX_FIELD: usize = 256 << 10;
+
+/// How many fields a request may have: a name is one each, as is a version that a client comes back with.
+const MAX_FIELDS: usize = 250_000;
+
+/// What stands before each message, in bytes.
+const PREFIX: usize = 5;
+
+/// The messages of a request's body.
+#[derive(Debug)]
+pub(super) struct Requests<M> {
+    body: Body,
+    buffer: BytesMut,
+    message: PhantomData<fn() -> M>,
+}
+
+impl<M: Message + Default> Requests<M> {
+    pub fn new(body: Body) -> Self {
+        Self { body, buffer: BytesMut::new(), message: PhantomData }
+    }
+
+    /// The next message; `None` where the client has ended its half. Nothing is lost where the future is dropped.
+    pub async fn next(&mut self) -> Result<Option<M>, Status> {
+        loop {
+            if let Some(message) = self.whole()? {
+                check_size(&message)?;
+                let decoded = M::decode(message);
+                if self.buffer.is_empty() {
+                    // Most requests are short, and few clients send another soon: a long one's memory is given back.
+                    self.buffer = BytesMut::new();
+                }
+                return decoded
+                    .map(Some)
+                    .map_err(|error| Status::invalid_argument(format!("the request can not be read: {error}")));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(status)) => return Err(status),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(Status::invalid_argument("the stream ends in the middle of a request")),
+            }
+        }
+    }
+
+    /// The first message of what has come in, where all of it has.
+    fn whole(&mut self) -> Result<Option<Bytes>, Status> {
+        let mut prefix = self.buffer.as_ref();
+        if prefix.len() < PREFIX {
+            return Ok(None);
+        }
+        let compressed = prefix.get_u8();
+        let length = usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX);
+        if compressed != 0 {
+            return Err(Status::unimplemented("the request is compressed, which is not supported"));
+        }
+        if length > MAX_REQUEST {
+            return Err(Status::resource_exhausted(format!(
+                "the request has {length} bytes; the limit is {MAX_REQUEST}"
+            )));
+        }
+        if prefix.len() < length {
+            return Ok(None);
+        }
+        self.buffer.advance(PREFIX);
+        Ok(Some(self.buffer.split_to(length).freeze()))
+    }
+}
+
+/// Refuses what would take much more memory than its bytes once it is decoded: very many fields, or a single one (the
+/// node, the text of an error) that is itself made of very many.
+fn check_size(message: &Bytes) -> Result<(), Status> {
+    let mut rest = message.clone();
+    let mut fields = 0usize;
+    while rest.has_remaining() {
+        let before = rest.remaining();
+        let Ok((field, kind)) = decode_key(&mut rest) else { return Ok(()) };
+        if skip_field(kind, field, &mut rest, DecodeContext::default()).is_err() {
+            // Decoding says better what is wrong with it.
+            return Ok(());
+        }
+        fields += 1;
+        if before - rest.remaining() > MAX_FIELD {
+            return Err(Status::resource_exhausted(format!(
+                "field {field} of the request is longer than {MAX_FIELD} bytes, which is the limit"
+            )));
+        }
+        if fields > MAX_FIELDS {
+            return Err(Status::resource_exhausted(format!(
+                "the request has more than {MAX_FIELDS} names, which is the limit"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The body of a response: each frame that comes in, then the status with which the stream ends.
+#[derive(Debug)]
+struct Responses {
+    frames: mpsc::Receiver<Result<Frame, Status>>,
+    current: Option<Chunks>,
+    ended: bool,
+}
+
+/// A response of these frames.
+pub(super) fn response(frames: mpsc::Receiver<Result<Frame, Status>>) -> http::Response<Body> {
+    let body = Body::new(Responses { frames, current: None, ended: false });
+    let mut response = http::Response::new(body);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+    response
+}
+
+impl http_body::Body for Responses {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        loop {
+            if let Some(chunk) = self.current.as_mut().and_then(Iterator::next) {
+                return Poll::Ready(Some(Ok(http_body::Frame::data(chunk))));
+            }
+            self.current = None;
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            let status = match std::task::ready!(self.frames.poll_recv(context)) {
+                Some(Ok(frame)) => {
+                    let length = u32::try_from(frame.len());
+                    let Ok(length) = length else {
+                        self.ended = true;
+                        let status = Status::internal("the response is longer than gRPC can tell, 4 GiB");
+                        return Poll::Ready(Some(Ok(http_body::Frame::trailers(trailers(status)))));
+                    };
+                    let [a, b, c, d] = length.to_be_bytes();
+                    self.current = Some(frame.chunks(&[0, a, b, c, d]));
+                    continue;
+                }
+                Some(Err(status)) => status,
+                None => Status::ok(""),
+            };
+            self.ended = true;
+            return Poll::Ready(Some(Ok(http_body::Frame::trailers(trailers(status)))));
+        }
+    }
+}
+
+/// The status as it stands after the last message.
+fn trailers(status: Status) -> HeaderMap {
+    let mut headers = status.into_http::<()>().into_parts().0.headers;
+    headers.remove(http::header::CONTENT_TYPE);
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
+    use http_body_util::{Full, StreamBody};
+
+    fn framed(message: &DiscoveryRequest) -> Vec<u8> {
+        let bytes = message.encode_to_vec();
+        let mut out = vec![0];
+        out.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
+        out.extend(bytes);
+        out
+    }
+
+    fn request(name: &str) -> DiscoveryRequest {
+        DiscoveryRequest { type_url: name.to_owned(), ..Default::default() }
+    }
+
+    async fn all(body: Body) -> (Vec<String>, Option<Status>) {
+        let mut requests = Requests::<DiscoveryRequest>::new(body);
+        let mut found = Vec::new();
+        loop {
+            match requests.next().await {
+                Ok(Some(message)) => found.push(message.type_url),
+                Ok(None) => return (found, None),
+                Err(status) => return (found, Some(status)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_are_read_however_the_bytes_come() {
+        let bytes: Vec<u8> = ["a", "bb", ""].iter().flat_map(|name| framed(&request(name))).collect();
+        for size in [1, 3, 7, bytes.len()] {
+            let pieces: Vec<_> = bytes
+                .chunks(size)
+                .map(|piece| Ok::<_, Infallible>(http_body::Frame::data(Bytes::copy_from_slice(piece))))
+                .collect();
+            let (found, error) = all(Body::new(StreamBody::new(futures::stream::iter(pieces)))).await;
+            assert_eq!(found, ["a", "bb", ""], "in pieces of {size}");
+            assert!(error.is_none(), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_ends_the_stream_with_its_status() {
+        let cut = framed(&request("long enough"))[..9].to_vec();
+        let too_long = [&[0][..], &u32::MAX.to_be_bytes()].concat();
+        for (bytes, code) in [
+            (cut, tonic::Code::InvalidArgument),
+            (vec![1, 0, 0, 0, 0], tonic::Code::Unimplemented),
+            (vec![0, 0, 0, 0, 1, 255], tonic::Code::InvalidArgument),
+            (too_long, tonic::Code::ResourceExhausted),
+        ] {
+            let (found, error) = all(Body::new(Full::new(Bytes::from(bytes)))).await;
+            assert!(found.is_empty());
+            assert_eq!(error.map(|status| status.code()), Some(code));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_status_of_the_end_comes_last() {
+        let (sender, frames) = mpsc::channel(2);
+        let frame = Frame::sotw(crate::snapshot::ResourceType::Route, 1, "n", Vec::new());
+        let length = frame.len();
+        sender.send(Ok(frame)).await.unwrap();
+        sender.send(Err(Status::unavailable("going"))).await.unwrap();
+        let collected = response(frames).into_body().collect().await.unwrap();
+        let trailers = collected.trailers().unwrap();
+        assert_eq!(trailers.get("grpc-status").unwrap(), "14");
+        assert_eq!(trailers.get("grpc-message").unwrap(), "going");
+        assert_eq!(collected.to_bytes().len(), length + PREFIX);
+    }
+}

@@ -1,0 +1,179 @@
+//! What a client has of one type: the resources of a map that all clients share, and what it has otherwise.
+//!
+//! Most clients have just what they are to have, most of the time. So that a client costs no memory and no time for what
+//! is as it should be, only the differences are written down; they are also what is looked at for the next response.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::subscription::Change;
+use crate::snapshot::{Resource, Resources};
+
+/// What a client has under a name, where that is not what the shared map says.
+#[derive(Clone, Debug)]
+enum Form {
+    Known(Arc<Resource>),
+    /// It has one of an earlier stream, and nobody knows what it looks like.
+    Unknown,
+    Absent,
+}
+
+/// What a client has of a type. What it does not ask for is of no account: whoever looks a name up leaves that out.
+#[derive(Debug, Default)]
+pub(super) struct Acked {
+    /// `None` until the client has had a first response; it then has just what `other` says.
+    shared: Option<Arc<Resources>>,
+    other: BTreeMap<Arc<str>, Form>,
+}
+
+impl Acked {
+    /// The form under a name: `None` where there is none, `Some(None)` where it is unknown.
+    pub fn get(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
+        match self.other.get(name) {
+            Some(Form::Known(resource)) => Some(Some(resource)),
+            Some(Form::Unknown) => Some(None),
+            Some(Form::Absent) => None,
+            None => self.shared.as_ref()?.get(name).map(Some),
+        }
+    }
+
+    /// Whether only the names of [`Acked::differing`] can differ from what there is to be.
+    pub fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// The names under which the client has something else than the shared map, or nothing.
+    pub fn differing(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.other.keys()
+    }
+
+    /// The names of [`Acked::differing`] under which the client has something, known or not.
+    pub fn own(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.other.iter().filter(|(_, form)| !matches!(form, Form::Absent)).map(|(name, _)| name)
+    }
+
+    /// The names of which the client has a form that nobody knows.
+    pub fn unknown(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.other.iter().filter(|(_, form)| matches!(form, Form::Unknown)).map(|(name, _)| name)
+    }
+
+    /// Every form that is known.
+    pub fn forms(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        let shared = self.shared.iter().flat_map(|shared| shared.iter());
+        let shared = shared.filter(|(name, _)| self.other.is_empty() || !self.other.contains_key(*name));
+        let other = self.other.values().filter_map(|form| if let Form::Known(one) = form { Some(one) } else { None });
+        shared.map(|(_, resource)| resource).chain(other)
+    }
+
+    /// From now on the client has this form, or one that is unknown.
+    pub fn set(&mut self, name: &Arc<str>, form: Option<Arc<Resource>>) {
+        self.put(name, form.map_or(Form::Unknown, Form::Known));
+    }
+
+    /// From now on the client has none.
+    pub fn remove(&mut self, name: &Arc<str>) {
+        self.put(name, Form::Absent);
+    }
+
+    /// The client no longer asks for it.
+    pub fn forget(&mut self, name: &str) {
+        self.other.remove(name);
+    }
+
+    /// What is said of names that this is not true of is forgotten: the client does not ask for them any more.
+    pub fn retain(&mut self, wants: impl Fn(&str) -> bool) {
+        self.other.retain(|name, _| wants(name));
+    }
+
+    fn put(&mut self, name: &Arc<str>, form: Form) {
+        let shared = self.shared.as_ref().and_then(|shared| shared.get(name));
+        let same = match (&form, shared) {
+            (Form::Known(form), Some(shared)) => form.version == shared.version,
+            (Form::Absent, None) => true,
+            _ => false,
+        };
+        if same {
+            self.other.remove(name);
+        } else {
+            self.other.insert(name.clone(), form);
+        }
+    }
+
+    /// The same, told by its differences from another map.
+    pub fn follow(&mut self, to: &Arc<Resources>, wants: impl Fn(&str) -> bool) {
+        let Some(from) = self.shared.as_ref().filter(|from| !Arc::ptr_eq(from, to)).cloned() else { return };
+        self.shared = Some(to.clone());
+        let told = std::mem::take(&mut self.other);
+        compare(&from, to, |name, old, _| {
+            if !told.contains_key(name) && wants(name) {
+                self.other.insert(name.clone(), old.map_or(Form::Absent, |old| Form::Known(old.clone())));
+            }
+        });
+        for (name, form) in told {
+            self.put(&name, form);
+        }
+    }
+
+    /// Takes `to` for the shared map where there is none yet, after the client took `changes` (in the order of their
+    /// names). `names` are those it asks for; `None` for all.
+    pub fn share<'a>(
+        &mut self,
+        to: &Arc<Resources>,
+        changes: &[Change],
+        names: Option<impl Iterator<Item = &'a Arc<str>>>,
+    ) {
+        let told = std::mem::take(&mut self.other);
+        self.shared = Some(to.clone());
+        let form = |name: &str| -> Form {
+            match changes.binary_search_by(|change| (*change.name).cmp(name)).ok().and_then(|at| changes.get(at)) {
+                Some(change) => change.resource.clone().map_or(Form::Absent, Form::Known),
+                None => told.get(name).cloned().unwrap_or(Form::Absent),
+            }
+        };
+        match names {
+            Some(names) => names.for_each(|name| self.put(name, form(name))),
+            None => {
+                to.keys().for_each(|name| self.put(name, form(name)));
+                let outside = told.keys().chain(changes.iter().map(|change| &change.name));
+                let outside: Vec<_> = outside.filter(|name| !to.contains_key(*name)).collect();
+                outside.into_iter().for_each(|name| self.put(name, form(name)));
+            }
+        }
+    }
+
+    /// Tells all by itself again, before a client asks for more than `wants` says it did.
+    pub fn unshare(&mut self, wants: impl Fn(&str) -> bool) {
+        let forms: Vec<_> = self.forms().filter(|one| wants(&one.name)).cloned().collect();
+        self.shared = None;
+        self.other.retain(|_, form| !matches!(form, Form::Absent));
+        self.other.extend(forms.into_iter().map(|one| (one.name.clone(), Form::Known(one))));
+    }
+}
+
+/// Calls `found` with each name under which two maps hold different versions, or only one holds any, and both.
+pub(super) fn compare<'a>(
+    old: &'a Resources,
+    new: &'a Resources,
+    mut found: impl FnMut(&'a Arc<str>, Option<&'a Arc<Resource>>, Option<&'a Arc<Resource>>),
+) {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let (a, b) = (old.peek().copied(), new.peek().copied());
+        let order = match (a, b) {
+            (None, None) => return,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            // Most are the very same, of which the names need not be read.
+            (Some((_, a)), Some((_, b))) if Arc::ptr_eq(a, b) => Ordering::Equal,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        let a = if order == Ordering::Greater { None } else { old.next() };
+        let b = if order == Ordering::Less { None } else { new.next() };
+        let Some((name, _)) = a.or(b) else { return };
+        let (a, b) = (a.map(|(_, one)| one), b.map(|(_, one)| one));
+        if a.map(|one| one.version) != b.map(|one| one.version) {
+            found(name, a, b);
+        }
+    }
+}
