@@ -190,8 +190,12 @@ pub fn fixed() -> Vec<pb::Cluster> {
         ..Default::default()
     };
     original_destination(&mut pass);
-    let inbound =
-        pb::Cluster { name: INBOUND_PASSTHROUGH.to_owned(), upstream_bind_config: loopback_source(), ..pass.clone() };
+    let inbound = pb::Cluster {
+        name: INBOUND_PASSTHROUGH.to_owned(),
+        alt_stat_name: format!("{INBOUND_PASSTHROUGH};"),
+        upstream_bind_config: loopback_source(),
+        ..pass.clone()
+    };
     vec![black_hole, pass, inbound]
 }
 

@@ -163,7 +163,10 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
     }
     // Where the protocol is known, waiting for the client's first bytes would hold up servers that speak first.
     let known = ports.iter().filter(|port| port.protocol != Protocol::Unknown).map(|port| port.target);
-    let uninspected: Vec<u16> = known.chain([INBOUND_PORT]).collect();
+    let not_http: Vec<u16> = known.chain([INBOUND_PORT]).collect();
+    // Nothing hangs on it whether bytes are TLS.
+    let bytes = ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.target);
+    let not_tls: Vec<u16> = bytes.chain([INBOUND_PORT]).collect();
     pb::Listener {
         name: "virtualInbound".to_owned(),
         address: Some(socket_address(any_address(families), INBOUND_PORT)),
@@ -174,13 +177,9 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
             listener_filter(
                 "envoy.filters.listener.tls_inspector",
                 &TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() },
-                disabled_at(&[INBOUND_PORT]),
+                disabled_at(&not_tls),
             ),
-            listener_filter(
-                "envoy.filters.listener.http_inspector",
-                &HttpInspector::default(),
-                disabled_at(&uninspected),
-            ),
+            listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default(), disabled_at(&not_http)),
         ],
         listener_filters_timeout: seconds(0),
         continue_on_listener_filters_timeout: true,

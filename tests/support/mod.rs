@@ -3,15 +3,18 @@
 #![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
 
 pub mod ads;
+pub mod backend;
 pub mod cache;
 pub mod canary;
 pub mod certs;
 pub mod kube;
 pub mod mesh;
+pub mod network;
 pub mod parts;
 pub mod process;
 pub mod sds;
 pub mod sidecar;
+pub mod traffic;
 
 use std::io::Write;
 

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -131,6 +131,24 @@ pub fn free_port() -> u16 {
         }
     }
     panic!("no free TCP port on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT);
+}
+
+/// An address that nobody listens on, and that nobody but the programs this process starts can take: those that, like
+/// Envoy, share their ports.
+#[derive(Debug)]
+pub struct Reserved {
+    _socket: tokio::net::TcpSocket,
+}
+
+impl Reserved {
+    /// # Errors
+    /// Somebody has the address.
+    pub fn new(address: SocketAddr) -> io::Result<Self> {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.set_reuseport(true)?;
+        socket.bind(address)?;
+        Ok(Self { _socket: socket })
+    }
 }
 
 /// A number nobody else in this run has: the standard library seeds its hash maps from the system's randomness.

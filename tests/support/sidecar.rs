@@ -74,7 +74,13 @@ impl Sidecar {
             Some(())
         })
         .await;
-        this.settled(0).await;
+        this.wait("the proxy has acked everything and refused nothing", async |this| {
+            let proxy = this.status().await?;
+            let (acked, wanted) = (proxy["acked"].as_u64(), proxy["wanted"].as_u64());
+            let refused = proxy["refused"].as_array().is_none_or(|list| !list.is_empty());
+            (acked.is_some_and(|acked| acked > 0) && acked == wanted && !refused).then_some(())
+        })
+        .await;
         this.wait("Envoy is live", async |this| this.envoy().ready().await.ok()?.0.then_some(())).await;
         this.wait("every listener is warm", async |this| {
             let warming = this.envoy().stats("^listener_manager.total_listeners_warming$").await.ok()?;
@@ -101,37 +107,8 @@ impl Sidecar {
         stats.get(name).copied().unwrap_or(0)
     }
 
-    /// The newest state of the objects.
-    pub async fn revision(&self) -> u64 {
-        let text = self.weir().get("/metrics").await.unwrap();
-        let text = String::from_utf8(text.to_vec()).unwrap();
-        text.lines().find_map(|line| line.strip_prefix("weir_mesh_revision ")?.trim().parse().ok()).unwrap()
-    }
-
-    /// Writes one of the objects' files the way careful editors do, so that it is never seen half, and waits until
-    /// Envoy has what follows from it.
-    pub async fn edit(&mut self, name: &str, text: &str) {
-        let before = self.revision().await;
-        let temporary = self.folder.join(name);
-        std::fs::write(&temporary, text).unwrap();
-        std::fs::rename(&temporary, self.folder.join("config").join(name)).unwrap();
-        self.settled(before).await;
-    }
-
-    /// Waits until the proxy has acked everything of a state newer than `revision`, and has refused nothing.
-    pub async fn settled(&mut self, revision: u64) {
-        self.wait("the proxy has acked everything", async |this| {
-            let proxy = this.status().await?;
-            let (acked, wanted) = (proxy["acked"].as_u64(), proxy["wanted"].as_u64());
-            let all = acked.is_some() && acked == wanted && acked > Some(revision);
-            let refused = proxy["refused"].as_array().is_some_and(|list| !list.is_empty());
-            (all && !refused).then_some(())
-        })
-        .await;
-    }
-
     /// What weir knows of the proxy.
-    pub async fn status(&self) -> Option<Value> {
+    async fn status(&self) -> Option<Value> {
         let body = self.weir().get("/debug/syncz").await.ok()?;
         let list: Value = serde_json::from_slice(&body).ok()?;
         list.get(0).cloned()

@@ -1,0 +1,291 @@
+//! HTTP backends that remember what they got, say who they are, and do what a request's headers tell them to. WebSockets
+//! and tunnels they answer by sending back what comes.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::certs::{Certificates, Shown};
+use super::mesh::DEADLINE;
+use super::process::{Reserved, free_port};
+
+/// How many backends there are, each on all ports: the Nth at the Nth address of their network.
+pub const COUNT: u8 = 6;
+
+/// The header by which a request is told from all others, on every way that it takes.
+pub const ID: &str = "x-id";
+/// Has backends answer with these statuses, separated by commas: the first where the request is seen for the first time,
+/// and so on, and the last from then on. `x-answer-N` is for the Nth backend alone.
+pub const ANSWER: &str = "x-answer";
+/// Has backends keep the request until [`Backends::release`], from its Nth sight on, where this is N.
+pub const HOLD: &str = "x-hold";
+/// What comes after this in the name of a header comes back as a header of the answer.
+pub const REPLY: &str = "x-reply-";
+
+/// What a backend saw of one request.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Which backend it was, counted from 1.
+    pub backend: u8,
+    /// The client's end of the connection.
+    pub peer: SocketAddr,
+    pub version: Version,
+    pub method: Method,
+    /// With the query.
+    pub path: String,
+    /// The authority, however the HTTP version says it.
+    pub host: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// Whether it has been answered.
+    pub answered: bool,
+    /// How the client presented itself, where it came by TLS.
+    pub tls: Option<Shown>,
+}
+
+impl Seen {
+    /// A header's values, joined by commas; empty where there is none.
+    pub fn header(&self, name: &str) -> String {
+        joined(&self.headers, name)
+    }
+}
+
+/// The values of a header, joined by commas.
+pub fn joined(headers: &HeaderMap, name: &str) -> String {
+    let values: Vec<_> = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    values.join(",")
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    seen: Vec<Seen>,
+    released: BTreeSet<String>,
+}
+
+impl Log {
+    fn of(&self, id: &str) -> impl Iterator<Item = &Seen> {
+        self.seen.iter().filter(move |seen| seen.header(ID) == id)
+    }
+}
+
+/// All backends.
+#[derive(Debug, Clone)]
+pub struct Backends {
+    /// Where they speak HTTP, of both versions.
+    pub http: u16,
+    /// Where they speak HTTP over TLS.
+    pub https: u16,
+    /// Where they say `N\n` and then send back what comes.
+    pub tcp: u16,
+    /// A port on which none of them listens, and nobody else can.
+    pub closed: u16,
+    log: Arc<watch::Sender<Log>>,
+}
+
+impl Backends {
+    /// Starts them in the network whose addresses begin with these numbers; they run for as long as this process.
+    pub fn start(network: [u8; 3], certificates: &Certificates) -> Self {
+        let (http, https, tcp, closed) = (bind(network), bind(network), bind(network), reserve(network));
+        let this = Self { http: http.0, https: https.0, tcp: tcp.0, closed, log: Arc::new(watch::Sender::default()) };
+        let (served, tls) = (this.clone(), certificates.acceptor());
+        // Not on a test's runtime: the Envoys that tests share outlive it.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                for (backend, listener) in (1..).zip(tcp.1) {
+                    tokio::spawn(accept(listener, move |stream, _| echo(backend, stream)));
+                }
+                for (backend, listener) in (1..).zip(http.1) {
+                    let served = served.clone();
+                    tokio::spawn(accept(listener, move |stream, peer| {
+                        let served = served.clone();
+                        async move { served.serve(backend, peer, stream, None).await }
+                    }));
+                }
+                for (backend, listener) in (1..).zip(https.1) {
+                    let (served, tls) = (served.clone(), tls.clone());
+                    tokio::spawn(accept(listener, move |stream, peer| {
+                        let (served, tls) = (served.clone(), tls.clone());
+                        async move {
+                            // Those that fail are the client's to tell.
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            let shown = Shown::of(stream.get_ref().1);
+                            served.serve(backend, peer, stream, Some(shown)).await;
+                        }
+                    }));
+                }
+                std::future::pending::<()>().await;
+            });
+        });
+        this
+    }
+
+    /// What was seen of a request by all backends, in order.
+    pub fn seen(&self, id: &str) -> Vec<Seen> {
+        self.log.borrow().of(id).cloned().collect()
+    }
+
+    /// Waits until a request has been seen `count` times.
+    pub async fn wait(&self, id: &str, count: usize) -> Vec<Seen> {
+        let enough = self.until(|log| log.of(id).count() >= count).await;
+        assert!(enough, "waited for {count} sights of request {id}: {:?}", self.seen(id));
+        self.seen(id)
+    }
+
+    /// Has a request that is held answered.
+    pub fn release(&self, id: &str) {
+        self.log.send_modify(|log| _ = log.released.insert(id.to_owned()));
+    }
+
+    async fn until(&self, holds: impl Fn(&Log) -> bool) -> bool {
+        let mut changes = self.log.subscribe();
+        let found = tokio::time::timeout(DEADLINE, changes.wait_for(|log| holds(log))).await;
+        found.is_ok()
+    }
+
+    async fn serve(
+        &self,
+        backend: u8,
+        peer: SocketAddr,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        tls: Option<Shown>,
+    ) {
+        let this = self.clone();
+        let service = hyper::service::service_fn(move |request| {
+            let (this, tls) = (this.clone(), tls.clone());
+            async move { Ok::<_, Infallible>(this.answer(backend, peer, tls, request).await) }
+        });
+        let server = auto::Builder::new(TokioExecutor::new());
+        // An error here is a client that went away.
+        let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+    }
+
+    async fn answer(
+        &self,
+        backend: u8,
+        peer: SocketAddr,
+        tls: Option<Shown>,
+        mut request: Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (head, body) = request.into_parts();
+        let host = head.uri.authority().map(ToString::to_string);
+        let seen = Seen {
+            backend,
+            peer,
+            version: head.version,
+            method: head.method,
+            path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            host: host.unwrap_or_else(|| joined(&head.headers, "host")),
+            headers: head.headers,
+            body: body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default(),
+            answered: false,
+            tls,
+        };
+        let id = seen.header(ID);
+        let (mut at, mut before) = (0, 0);
+        self.log.send_modify(|log| {
+            before = log.of(&id).count();
+            at = log.seen.len();
+            log.seen.push(seen.clone());
+        });
+        let holds = seen.header(HOLD).parse().is_ok_and(|from: usize| before + 1 >= from);
+        if holds && !self.until(|log| log.released.contains(&id)).await {
+            return Response::new(Full::from("nobody released this"));
+        }
+        self.log.send_modify(|log| log.seen[at].answered = true);
+
+        let own = seen.header(&format!("{ANSWER}-{backend}"));
+        let told = if own.is_empty() { seen.header(ANSWER) } else { own };
+        let statuses: Vec<&str> = told.split(',').filter(|status| !status.is_empty()).collect();
+        let status = statuses.get(before).or(statuses.last()).map_or(200, |status| status.parse().unwrap());
+        let mut response = Response::new(Full::from(backend.to_string()));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        for (name, value) in &seen.headers {
+            if let Some(name) = name.as_str().strip_prefix(REPLY) {
+                let name: hyper::header::HeaderName = name.parse().unwrap();
+                response.headers_mut().append(name, value.clone());
+            }
+        }
+        let websocket = seen.header("upgrade") == "websocket";
+        if websocket {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+            response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+        }
+        if websocket || seen.method == Method::CONNECT {
+            *response.body_mut() = Full::default();
+            tokio::spawn(async move {
+                let Ok(upgraded) = upgrade.await else { return };
+                let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            });
+        }
+        response
+    }
+}
+
+async fn echo(backend: u8, mut stream: TcpStream) {
+    let (mut reader, mut writer) = stream.split();
+    // An error here is a client that went away.
+    if writer.write_all(format!("{backend}\n").as_bytes()).await.is_ok() {
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    }
+}
+
+async fn accept<F>(listener: std::net::TcpListener, serve: impl Fn(TcpStream, SocketAddr) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::from_std(listener).unwrap();
+    loop {
+        // An error here is a client that went away before it was taken.
+        if let Ok((stream, peer)) = listener.accept().await {
+            tokio::spawn(serve(stream, peer));
+        }
+    }
+}
+
+fn addresses([a, b, c]: [u8; 3]) -> impl Iterator<Item = Ipv4Addr> {
+    (1..=COUNT).map(move |n| Ipv4Addr::new(a, b, c, n))
+}
+
+/// A port, and a listener of each backend on it.
+fn bind(network: [u8; 3]) -> (u16, Vec<std::net::TcpListener>) {
+    for _ in 0..50 {
+        let port = free_port();
+        let all = addresses(network).map(|address| std::net::TcpListener::bind((address, port)));
+        let all: Result<Vec<_>, _> = all.collect();
+        if let Ok(all) = all {
+            all.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
+            return (port, all);
+        }
+    }
+    panic!("no port is free on all addresses of the backends");
+}
+
+/// A port that every backend's address has for itself without listening on it.
+fn reserve(network: [u8; 3]) -> u16 {
+    for _ in 0..50 {
+        let port = free_port();
+        let all = addresses(network).map(|address| Reserved::new((address, port).into()));
+        let all: Result<Vec<_>, _> = all.collect();
+        if let Ok(all) = all {
+            std::mem::forget(all);
+            return port;
+        }
+    }
+    panic!("no port is free on all addresses of the backends");
+}

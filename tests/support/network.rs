@@ -1,0 +1,50 @@
+//! Tests in a network of their own, in which connections are redirected to Envoy as they are in a pod.
+
+use std::process::Command;
+
+use super::cache::on_path;
+use super::say;
+
+const INSIDE: &str = "WEIR_TEST_NETWORK";
+
+/// Addresses 10.1.0.1 to 10.1.0.7, and everything else reachable as well. What is sent from 10.1.0.6, where the workload
+/// is, goes to Envoy's port for outgoing connections, and what 10.1.0.7 sends to it to the port for incoming ones.
+const SETUP: &str = r#"
+set -e
+ip link set lo up
+for n in 1 2 3 4 5 6 7; do ip address add 10.1.0.$n/32 dev lo; done
+ip route add default dev lo
+iptables -t nat -A OUTPUT -p tcp -s 10.1.0.6 -j REDIRECT --to-ports 15001
+iptables -t nat -A OUTPUT -p tcp -s 10.1.0.7 -d 10.1.0.6 -j REDIRECT --to-ports 15006
+exec "$0" "$@"
+"#;
+
+/// Whether this process is in such a network. Where it is not, runs the test `name` of this binary in one, and fails if
+/// that fails; where the machine has no way to, says that the test is skipped.
+pub fn is_inside(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if let Some(missing) = ["unshare", "ip", "iptables"].into_iter().find(|tool| on_path(tool).is_none()) {
+        say(&format!("skipped: {name}: there is no {missing} to redirect connections with"));
+        return false;
+    }
+    let allowed = |args: &[&str]| Command::new("unshare").args(args).arg("true").output().unwrap().status.success();
+    let Some(args) = [&["--net"][..], &["--net", "--user", "--map-root-user"]].into_iter().find(|args| allowed(args))
+    else {
+        say(&format!("skipped: {name}: this user may not have a network of its own"));
+        return false;
+    };
+    let inside = Command::new("unshare")
+        .args(args)
+        .args(["sh", "-c", SETUP])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "yes")
+        .output()
+        .unwrap();
+    let said = [inside.stdout, inside.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(inside.status.success(), "{}\n{}", said[0], said[1]);
+    assert!(said[0].contains("1 passed"), "{}", said[0]);
+    false
+}

@@ -1,0 +1,243 @@
+//! Traffic that is redirected to Envoy, as it is in a pod: what a workload sends goes by where it was meant to go, and what
+//! is sent to it comes through Envoy.
+
+mod support;
+
+use std::net::Ipv4Addr;
+
+use support::network::is_inside;
+use support::sidecar::Options;
+use support::traffic::{Mesh, Request, connect, greeting};
+
+/// Where the workload is; it is the sixth backend.
+const WORKLOAD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 6);
+/// Where somebody is who calls it.
+const CALLER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 7);
+
+async fn mesh(objects: &[&str], policy: &str) -> Mesh {
+    let objects: Vec<_> = objects.iter().map(|text| (*text).to_owned()).collect();
+    let (serve, bootstrap) = (["--outbound-policy", policy], ["--intercept", "redirect", "--ip", "10.1.0.6"]);
+    Mesh::start_in([10, 1, 0], &objects, Options { serve: &serve, bootstrap: &bootstrap, ..Options::default() }).await
+}
+
+/// A request of the workload to an address.
+fn get(mesh: &Mesh, to: [u8; 4], port: u16, host: &str) -> Request {
+    mesh.request("GET", "HTTP", host, "/").from(WORKLOAD).to((to, port).into())
+}
+
+/// The backend that a new connection comes to; `None` where it comes to none.
+async fn backend(from: Ipv4Addr, to: [u8; 4], port: u16) -> Option<u8> {
+    let stream = connect(from, (to, port).into()).await.ok()?;
+    greeting(stream).await.map(|(backend, _)| backend)
+}
+
+const SERVICES: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80, targetPort: $HTTP}, {name: tcp, port: 5432, targetPort: $TCP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.1], conditions: {ready: true}}]
+ports: [{name: http, port: $HTTP}, {name: tcp, port: $TCP}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: shop}
+spec: {clusterIP: 10.96.0.2, ports: [{name: http, port: 80, targetPort: $HTTP}, {name: tcp, port: 5432, targetPort: $TCP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: other-1, namespace: shop, labels: {kubernetes.io/service-name: other}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.2], conditions: {ready: true}}]
+ports: [{name: http, port: $HTTP}, {name: tcp, port: $TCP}]
+";
+
+#[tokio::test]
+async fn services_are_called_by_name_in_http_and_by_address_otherwise() {
+    if !is_inside("services_are_called_by_name_in_http_and_by_address_otherwise") {
+        return;
+    }
+    let mesh = mesh(&[SERVICES], "allow-any").await;
+    // HTTP goes by what the client names, whatever address it calls.
+    for (host, to, backend) in [("web", 1, 1), ("other", 2, 2), ("10.96.0.2", 2, 2), ("other", 1, 2)] {
+        let answer = get(&mesh, [10, 96, 0, to], 80, host).send().await;
+        assert_eq!(answer.backend(), backend, "{host}");
+        // A source address that is not redirected again: Envoy's own.
+        assert_ne!(answer.only().peer.ip(), WORKLOAD);
+    }
+    assert_eq!(backend(WORKLOAD, [10, 96, 0, 1], 5432).await, Some(1));
+    assert_eq!(backend(WORKLOAD, [10, 96, 0, 2], 5432).await, Some(2));
+}
+
+#[tokio::test]
+async fn what_nobody_knows_passes_through() {
+    if !is_inside("what_nobody_knows_passes_through") {
+        return;
+    }
+    let mesh = mesh(&[SERVICES], "allow-any").await;
+    let answer = get(&mesh, [10, 1, 0, 4], mesh.backends.http, "nobody.test").send().await;
+    assert_eq!(answer.backend(), 4);
+    assert_eq!(backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await, Some(5));
+    assert_eq!(mesh.sidecar.stat("cluster.PassthroughCluster;.upstream_cx_total").await, 2);
+}
+
+#[tokio::test]
+async fn what_nobody_knows_is_refused_where_the_mesh_says_so() {
+    if !is_inside("what_nobody_knows_is_refused_where_the_mesh_says_so") {
+        return;
+    }
+    let mesh = mesh(&[SERVICES], "registry-only").await;
+    assert_eq!(backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await, None);
+    assert_eq!(get(&mesh, [10, 96, 0, 1], 80, "web").send().await.backend(), 1);
+    assert_eq!(get(&mesh, [10, 96, 0, 1], 80, "nobody.test").send().await.status, 502);
+}
+
+const HEADLESS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: pods, namespace: shop}
+spec:
+  clusterIP: None
+  ports: [{name: http, port: $HTTP, targetPort: $HTTP}, {name: tcp, port: $TCP, targetPort: $TCP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: pods-1, namespace: shop, labels: {kubernetes.io/service-name: pods}}
+addressType: IPv4
+endpoints:
+- {addresses: [10.1.0.1], conditions: {ready: true}}
+- {addresses: [10.1.0.2], conditions: {ready: true}}
+ports: [{name: http, port: $HTTP}, {name: tcp, port: $TCP}]
+";
+
+#[tokio::test]
+async fn pods_of_headless_services_are_called_by_their_addresses() {
+    if !is_inside("pods_of_headless_services_are_called_by_their_addresses") {
+        return;
+    }
+    let mesh = mesh(&[HEADLESS], "registry-only").await;
+    for pod in [1, 2] {
+        for host in ["pods".to_owned(), format!("pod-{pod}.pods.shop.svc.cluster.local")] {
+            let answer = get(&mesh, [10, 1, 0, pod], mesh.backends.http, &host).send().await;
+            assert_eq!(answer.backend(), pod, "{host}");
+        }
+        assert_eq!(backend(WORKLOAD, [10, 1, 0, pod], mesh.backends.tcp).await, Some(pod));
+    }
+    assert_eq!(backend(WORKLOAD, [10, 1, 0, 3], mesh.backends.tcp).await, None, "this one is no pod of it");
+    assert!(mesh.cluster_stat("HTTP", "", "pods.shop.svc.cluster.local", "upstream_rq_total").await == 4);
+    assert!(mesh.cluster_stat("TCP", "", "pods.shop.svc.cluster.local", "upstream_cx_total").await == 2);
+}
+
+const ORIGINAL: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wild, namespace: shop}
+spec:
+  hosts: ['*.wild.test']
+  resolution: NONE
+  ports: [{number: $HTTP, name: web, protocol: HTTP}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: through, namespace: shop}
+spec:
+  hosts: [through.test]
+  resolution: STATIC
+  ports: [{number: $HTTP, name: web, protocol: HTTP}]
+  endpoints: [{address: 10.1.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: through, namespace: shop}
+spec: {host: through.test, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: subnets, namespace: shop}
+spec:
+  hosts: [subnets.test]
+  addresses: [10.97.0.0/16]
+  resolution: STATIC
+  ports: [{number: 6000, name: tcp, protocol: TCP, targetPort: $TCP}]
+  endpoints: [{address: 10.1.0.1, labels: {version: v1}}, {address: 10.1.0.2, labels: {version: v2}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: subnets, namespace: shop}
+spec:
+  host: subnets.test
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v2, labels: {version: v2}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: subnets, namespace: shop}
+spec:
+  hosts: [subnets.test]
+  tcp:
+  - match: [{destinationSubnets: [10.97.2.0/24, 10.97.3.3]}]
+    route: [{destination: {host: subnets.test, subset: v2}}]
+  - route: [{destination: {host: subnets.test, subset: v1}}]
+";
+
+#[tokio::test]
+async fn the_original_destination_counts_where_a_service_or_rule_says_so() {
+    if !is_inside("the_original_destination_counts_where_a_service_or_rule_says_so") {
+        return;
+    }
+    let mesh = mesh(&[ORIGINAL], "registry-only").await;
+    for (host, backend) in [("a.wild.test", 3), ("b.wild.test", 4), ("through.test", 5)] {
+        let answer = get(&mesh, [10, 1, 0, backend], mesh.backends.http, host).send().await;
+        assert_eq!(answer.backend(), backend, "{host}");
+    }
+    for (to, wanted) in [([10, 97, 0, 1], 1), ([10, 97, 2, 1], 2), ([10, 97, 3, 3], 2), ([10, 97, 3, 4], 1)] {
+        assert_eq!(backend(WORKLOAD, to, 6000).await, Some(wanted), "{to:?}");
+    }
+}
+
+const OWN: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: own, namespace: shop}
+spec:
+  clusterIP: 10.96.0.6
+  ports: [{name: http, port: 80, targetPort: $HTTP}, {name: tcp, port: 5432, targetPort: $TCP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: own-1, namespace: shop, labels: {kubernetes.io/service-name: own}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.6], conditions: {ready: true}}]
+ports: [{name: http, port: $HTTP}, {name: tcp, port: $TCP}]
+";
+
+#[tokio::test]
+async fn what_is_sent_to_the_workload_comes_through_its_proxy() {
+    if !is_inside("what_is_sent_to_the_workload_comes_through_its_proxy") {
+        return;
+    }
+    let mesh = mesh(&[OWN], "registry-only").await;
+    let (http, tcp, https) = (mesh.backends.http, mesh.backends.tcp, mesh.backends.https);
+    let own = WORKLOAD.octets();
+    for request in [get(&mesh, own, http, "own"), get(&mesh, own, http, "any.name").http2()] {
+        let answer = request.from(CALLER).send().await;
+        assert_eq!((answer.backend(), answer.only().peer.ip()), (6, Ipv4Addr::new(127, 0, 0, 6).into()));
+        assert_eq!(answer.header("server"), "istio-envoy");
+    }
+    assert_eq!(backend(CALLER, own, tcp).await, Some(6));
+    let stat = async |name: String| mesh.sidecar.stat(&name).await;
+    assert_eq!(stat(format!("cluster.inbound|{http}||;.upstream_rq_total")).await, 2);
+    assert_eq!(stat(format!("cluster.inbound|{tcp}||;.upstream_cx_total")).await, 1);
+
+    // A port that no service has is let through too, in this case TLS.
+    let stream = connect(CALLER, (WORKLOAD, https).into()).await.unwrap();
+    let name = "own.secure.test".try_into().unwrap();
+    mesh.certificates.connector().connect(name, stream).await.unwrap();
+    assert_eq!(stat("cluster.InboundPassthroughCluster;.upstream_cx_total".to_owned()).await, 1);
+}
