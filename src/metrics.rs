@@ -1,9 +1,12 @@
 //! The numbers weir counts. Names are Istio's where the meaning is the same.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::snapshot::{HubStats, ResourceType};
@@ -28,7 +31,11 @@ pub struct Metrics {
     problems: Gauge,
     held: Gauge,
     config_events: Counter,
+    convergence: Histogram,
 }
+
+/// Upper bounds of what `pilot_proxy_convergence_time` counts together, in seconds: Istio's, and shorter ones.
+const CONVERGENCE: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -45,12 +52,18 @@ impl Default for Metrics {
             problems: Gauge::default(),
             held: Gauge::default(),
             config_events: Counter::default(),
+            convergence: Histogram::new(CONVERGENCE),
         };
         let registry = &mut this.registry;
         registry.register("pilot_xds", "Proxies connected by ADS", this.connected.clone());
         registry.register("pilot_xds_pushes", "Responses sent, by type", this.pushes.clone());
         registry.register("pilot_total_xds_rejects", "Responses that a proxy refused, by type", this.rejects.clone());
         registry.register("pilot_k8s_cfg_events", "Changes of objects taken in", this.config_events.clone());
+        registry.register(
+            "pilot_proxy_convergence_time",
+            "Seconds from a change to a proxy's last ACK of what it led to, for each proxy",
+            this.convergence.clone(),
+        );
         registry.register("weir_xds_sent_bytes", "Bytes of responses sent, by type", this.sent_bytes.clone());
         registry.register("weir_scopes", "Distinct scopes of connected proxies", this.scopes.clone());
         registry.register("weir_encoded_resources", "Encoded parts that answers are made of", this.parts.clone());
@@ -89,6 +102,11 @@ impl Metrics {
     /// A response was refused.
     pub fn refused(&self, kind: ResourceType) {
         self.rejects.get_or_create(&TypeLabel { r#type: kind.short_name() }).inc();
+    }
+
+    /// A proxy acked the last of what a change led to, so long after the change was taken in.
+    pub fn converged(&self, after: Duration) {
+        self.convergence.observe(after.as_secs_f64());
     }
 
     /// Objects changed, and `problems` of them are refused now.

@@ -81,6 +81,8 @@ async fn what_was_written_a_moment_ago_is_waited_for() {
         let shares = &splits[0]["shares"];
         assert_eq!((&shares[1]["effective"], &splits[0]["live"]), (&f64::from(n).into(), &1.into()), "{splits}");
     }
+    // Each of them reached the proxy, and is counted once.
+    assert_eq!(canary.weir.metric("pilot_proxy_convergence_time_count ").await, Some(20));
     canary.objects.write("virtual-service.yaml", &route_yaml(50, 50).replace("weight: 50", "weight: fifty"));
     let waited = weir(&canary, &["wait", "vs/my-app", "-n", "shop", "--timeout", "1s"]);
     let said = String::from_utf8_lossy(&waited.stderr).into_owned();

@@ -15,7 +15,7 @@ use serde_json::Value;
 static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy_descriptors.bin"));
 
 static POOL: LazyLock<Result<DescriptorPool, String>> =
-    LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).map_err(|error| error.to_string()));
+    LazyLock::new(|| fresh_pool().map_err(|error| error.to_string()));
 
 /// What kept a message from being printed or read.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,11 @@ pub enum Error {
     /// The descriptors inside this binary are broken, which a test rules out.
     #[error("the descriptors of Envoy's messages cannot be read: {0}")]
     Descriptors(String),
+}
+
+/// The same as [`pool`], read anew.
+pub(crate) fn fresh_pool() -> Result<DescriptorPool, prost_reflect::DescriptorError> {
+    DescriptorPool::decode(DESCRIPTORS)
 }
 
 /// The descriptors of all messages weir emits or reads, with their options (`validate.rules` among them).

@@ -85,8 +85,9 @@ pub(super) struct ValuePlan {
 /// The rules, compiled on first use.
 pub(super) fn plans() -> Result<&'static Plans, &'static str> {
     static PLANS: LazyLock<Result<Plans, String>> = LazyLock::new(|| {
-        let pool = proto_json::pool().map_err(|error| error.to_string())?;
-        Plans::new(pool)
+        // A pool of its own, which takes several times as much memory as what is made of it, and goes again.
+        let pool = proto_json::fresh_pool().map_err(|error| error.to_string())?;
+        Plans::new(&pool)
     });
     PLANS.as_ref().map_err(String::as_str)
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -76,12 +77,13 @@ impl Hub {
 
     /// Takes in a new state of the mesh, and gives every proxy whose answer it changes a new snapshot.
     pub fn publish(&self, mesh: Mesh, revision: u64) {
+        let begun = Instant::now();
         let mut inner = self.lock();
         let Inner { memo, scopes, proxies, .. } = &mut *inner;
         let before = std::mem::take(scopes);
         for connected in proxies.values_mut() {
             let scope = mesh.scope(&connected.proxy);
-            let snapshot = snapshot_of(memo, scopes, before.get(&scope), &mesh, &scope, revision);
+            let snapshot = snapshot_of(memo, scopes, before.get(&scope), &mesh, &scope, (revision, Some(begun)));
             connected.scope = Some(scope);
             connected.sender.send_replace(Some(snapshot));
         }
@@ -97,7 +99,7 @@ impl Hub {
         let Inner { mesh, revision, memo, scopes, proxies } = &mut *inner;
         let scope = mesh.as_ref().map(|mesh| mesh.scope(&proxy));
         let first = match (mesh.as_ref(), &scope) {
-            (Some(mesh), Some(scope)) => Some(snapshot_of(memo, scopes, None, mesh, scope, *revision)),
+            (Some(mesh), Some(scope)) => Some(snapshot_of(memo, scopes, None, mesh, scope, (*revision, None))),
             _ => None,
         };
         let (sender, snapshots) = watch::channel(first);
@@ -132,12 +134,13 @@ fn snapshot_of(
     before: Option<&Arc<Snapshot>>,
     mesh: &Mesh,
     scope: &Scope,
-    revision: u64,
+    (revision, published): (u64, Option<Instant>),
 ) -> Arc<Snapshot> {
     if let Some(made) = scopes.get(scope) {
         return made.clone();
     }
     let mut snapshot = memo.snapshot(mesh, scope, revision);
+    snapshot.published = published;
     if let Some(before) = before {
         snapshot.share_with(before);
     }

@@ -11,6 +11,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -131,6 +132,8 @@ pub type Resources = BTreeMap<Arc<str>, Arc<Resource>>;
 pub struct Snapshot {
     /// The state of the mesh it was made from; grows with each.
     pub revision: u64,
+    /// When the change that led to it was taken in; `None` for one that is only looked at.
+    pub published: Option<Instant>,
     /// What Envoy would refuse and is therefore not among the resources; nothing as long as weir is right.
     pub left_out: Arc<[LeftOut]>,
     resources: [Arc<Resources>; 4],
@@ -139,7 +142,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// The snapshot of state `revision` with these resources, in the order of [`ResourceType::ALL`].
     pub fn new(revision: u64, resources: [Resources; 4]) -> Self {
-        Self { revision, left_out: Arc::default(), resources: resources.map(Arc::new) }
+        Self { revision, published: None, left_out: Arc::default(), resources: resources.map(Arc::new) }
     }
 
     /// Takes the resources of `before` for those of its own types that are the same, so that whoever has them need not

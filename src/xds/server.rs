@@ -34,6 +34,9 @@ use crate::snapshot::{Hub, ResourceType};
 /// has not read. More would be memory that a slow client holds.
 const WAITING: usize = 8;
 
+/// How long a stream may take to its first request.
+const FIRST_REQUEST: Duration = Duration::from_secs(60);
+
 /// How long a client that does not read may take to learn why its stream ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -260,7 +263,13 @@ impl Served<'_> {
             () = self.sender.closed() => return Ok(()),
             () = shared.closing.cancelled() => return Err(going_away()),
         }
-        let Some(first) = requests.next().await? else { return Ok(()) };
+        let first = tokio::select! {
+            first = tokio::time::timeout(FIRST_REQUEST, requests.next()) => first.map_err(|_| {
+                Status::deadline_exceeded(format!("no request came within {} s", FIRST_REQUEST.as_secs()))
+            })??,
+            () = shared.closing.cancelled() => return Err(going_away()),
+        };
+        let Some(first) = first else { return Ok(()) };
         let proxy = first
             .node()
             .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
@@ -272,19 +281,35 @@ impl Served<'_> {
         let mut questions = shared.board.answers(self.seat.id());
         let mut request = Some(first);
         let mut leave_at: Option<tokio::time::Instant> = None;
+        // Since when a change is on its way to the client.
+        let mut changed_at: Option<Instant> = None;
         loop {
             if let Some(message) = request.take() {
                 self.take(&mut machine, &proxy, message)?;
             }
             let latest = subscription.snapshots.borrow_and_update().clone();
+            // What changes nothing for the client has reached it at once, which would say nothing of how long it takes.
+            let mut is_new = false;
             if let Some(snapshot) = latest
                 && status.wanted != Some(snapshot.revision)
             {
+                // A client that has the state before it, and not one that just came.
+                if status.reached.is_some() && machine.reached().is_some() {
+                    changed_at = snapshot.published;
+                }
                 status.wanted = Some(snapshot.revision);
                 machine.on_snapshot(snapshot);
+                is_new = true;
             }
             let now = Instant::now();
-            for response in machine.responses(now) {
+            let responses = machine.responses(now);
+            if machine.reached().is_some()
+                && let Some(begun) = changed_at.take()
+                && !is_new
+            {
+                shared.metrics.converged(now.saturating_duration_since(begun));
+            }
+            for response in responses {
                 shared.metrics.pushed(response.kind, response.frame.len());
                 if !self.send(response.frame).await? {
                     return Ok(());

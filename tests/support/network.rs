@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
+use super::Skip;
 use super::cache::on_path;
-use super::say;
 
 const INSIDE: &str = "WEIR_TEST_NETWORK";
 
@@ -26,13 +26,13 @@ pub fn is_inside(name: &str) -> bool {
         return true;
     }
     if let Some(missing) = ["unshare", "ip", "iptables"].into_iter().find(|tool| on_path(tool).is_none()) {
-        say(&format!("skipped: {name}: there is no {missing} to redirect connections with"));
+        Skip { why: format!("there is no {missing} to redirect connections with") }.report(name);
         return false;
     }
     let allowed = |args: &[&str]| Command::new("unshare").args(args).arg("true").output().unwrap().status.success();
     let Some(args) = [&["--net"][..], &["--net", "--user", "--map-root-user"]].into_iter().find(|args| allowed(args))
     else {
-        say(&format!("skipped: {name}: this user may not have a network of its own"));
+        Skip { why: "this user may not have a network of its own".to_owned() }.report(name);
         return false;
     };
     let inside = Command::new("unshare")
