@@ -5,6 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use support::canary::Canary;
 use support::mesh::{Backends, Objects, Serve, Tally, route_yaml, rule_yaml, send, start_envoy, until};
 use support::process::free_port;
 
@@ -76,4 +77,30 @@ async fn no_request_fails_when_objects_are_written_in_the_wrong_order_over_delta
 #[tokio::test]
 async fn no_request_fails_when_objects_are_written_in_the_wrong_order_over_sotw() {
     written_in_the_wrong_order(&["--sotw"]).await;
+}
+
+/// A cluster whose policy changes warms again, and needs its endpoints once more for that, though they did not change.
+async fn a_changed_policy_is_taken(more: &[&str]) {
+    let canary = Canary::start(more).await;
+    let load = canary.load();
+    let rule = rule_yaml(&["v1", "v2"]);
+    for seconds in 1..=5 {
+        let policy = format!("  trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {seconds}s}}}}}}\n");
+        canary.edit("destination-rule.yaml", &format!("{}\n{policy}", rule.trim_end())).await;
+        canary.edit("virtual-service.yaml", &route_yaml(100 - seconds, seconds)).await;
+    }
+    let all = load.end();
+    assert_eq!(all.failed(), 0, "{all:?}");
+    let dump = canary.envoy.config_dump().await.unwrap().to_string();
+    assert!(dump.contains(r#""connect_timeout":"5s""#) && !dump.contains(r#""connect_timeout":"4s""#), "{dump}");
+}
+
+#[tokio::test]
+async fn a_changed_policy_is_taken_over_delta() {
+    a_changed_policy_is_taken(&[]).await;
+}
+
+#[tokio::test]
+async fn a_changed_policy_is_taken_over_sotw() {
+    a_changed_policy_is_taken(&["--sotw"]).await;
 }

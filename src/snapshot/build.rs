@@ -443,14 +443,6 @@ fn encode_cluster(net: &mut Net, cluster: &Cluster, object: Option<&ObjectKey>) 
     Some(Resource::new(&cluster.name, vec![net.pass("cds", &cluster.name, cluster, object)?]))
 }
 
-/// A cluster that a proxy keeps in the form it has; see [`cluster::stand_in`]. Nothing where no cluster of weir's has such
-/// a name.
-pub fn stand_in(name: &str) -> Option<Arc<Resource>> {
-    // Envoy takes no longer ones from weir either.
-    let ours = name.starts_with("outbound|") && name.len() <= 1024;
-    ours.then(|| Resource::new(name, vec![cluster::stand_in(name).encode_to_vec().into()]))
-}
-
 fn encode_listener(net: &mut Net, listener: Listener) -> Option<Arc<Resource>> {
     let (listener, bytes) = net.pass_listener(listener)?;
     Some(Resource::leading_to(&listener.name, vec![bytes], Refers::of_listener(&listener)))

@@ -6,6 +6,7 @@ mod hub;
 mod net;
 mod refers;
 mod routes;
+mod stand_in;
 #[cfg(test)]
 mod tests;
 
@@ -15,11 +16,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-pub use build::{Memo, stand_in};
+pub use build::Memo;
 pub use hub::{Hub, HubStats, Subscription};
 pub use net::LeftOut;
 pub use refers::Refers;
 pub use routes::Part;
+pub use stand_in::no_endpoints;
 
 /// The resource types that are served, in the order in which they depend on each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

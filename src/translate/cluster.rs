@@ -39,19 +39,6 @@ pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::Cluster> {
     std::iter::once("").chain(subsets).map(|subset| one(port, subset, context)).collect()
 }
 
-/// A cluster for a proxy that has one of this name of which nothing else is known. It never gets endpoints, and until a
-/// changed cluster has those, Envoy goes on with the form that it has. Source: Envoy's "Cluster manager", "Cluster
-/// warming".
-pub fn stand_in(name: &str) -> pb::Cluster {
-    pb::Cluster {
-        name: name.to_owned(),
-        cluster_discovery_type: Some(discovery(pb::cluster::DiscoveryType::Eds)),
-        eds_cluster_config: Some(pb::cluster::EdsClusterConfig { eds_config: ads(), service_name: name.to_owned() }),
-        connect_timeout: seconds(10),
-        ..Default::default()
-    }
-}
-
 /// Whether the endpoints of a cluster come by EDS.
 pub fn asks_eds(service: &Service, policy: &Policy<'_>) -> bool {
     service.resolution == Resolution::Endpoints && !load_balancer::is_passthrough(policy.load_balancer)

@@ -86,6 +86,13 @@ pub(crate) fn duration(duration: time::Duration) -> Option<Duration> {
     Some(Duration { seconds, nanos: duration.subsec_nanos() as i32 })
 }
 
+/// The name of the cluster of a whole service, given that of one of its subsets' clusters.
+pub(crate) fn whole_service(cluster: &str) -> Option<String> {
+    let (port, rest) = cluster.strip_prefix("outbound|")?.split_once('|')?;
+    let (subset, host) = rest.split_once('|')?;
+    (!subset.is_empty()).then(|| format!("outbound|{port}||{host}"))
+}
+
 pub(crate) fn seconds(seconds: u64) -> Option<Duration> {
     duration(time::Duration::from_secs(seconds))
 }

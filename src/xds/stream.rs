@@ -8,11 +8,14 @@
 //! made), *break* (what nothing leads to any more is dropped, a grace after the client acked that nothing does). A
 //! cluster is made when the client has acked it and the answer to its own request for its endpoints, because that
 //! answer is what ends the cluster's warming. Envoy asks for the endpoints of a new cluster; of one that changed it may
-//! not, because it is subscribed to them already, and waits all the same: they are sent again when the change is acked.
+//! not, because it is subscribed to them already, and waits all the same. As long as any cluster warms it acks no
+//! clusters either. So the endpoints of a changed cluster follow the change at once, whatever they would wait for
+//! otherwise.
 //!
 //! A client that comes back after its stream ended, perhaps because weir was restarted, has clusters and routes of which
 //! nothing is known here. Over delta it says which clusters; over SotW the endpoints it asks for tell. Those that are no
-//! longer to be are kept until its routes are known.
+//! longer to be are kept until its routes are known; over SotW, where a client has only what it is sent, the whole
+//! service stands in for a subset.
 //!
 //! What leads to a cluster that nothing defines keeps the form the client has until something does, and a cluster that
 //! is dropped too early stays as long as something leads to it, so that objects may be written in any order.
@@ -33,7 +36,7 @@ pub use hold::Held;
 pub use request::{Answer, Request, Variant, Violation};
 
 use super::wire::Frame;
-use crate::snapshot::{Resource, ResourceType, Resources, Snapshot, stand_in};
+use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
 
 /// How a stream is served.
 #[derive(Clone, Copy, Debug)]
@@ -115,8 +118,6 @@ pub struct Refused {
 struct Kept {
     /// The form that the client has; `None` where it is one of an earlier stream.
     cluster: Option<Arc<Resource>>,
-    /// Whether that form stands in for one of an earlier stream.
-    stands_in: bool,
     endpoints: Option<Arc<Resource>>,
     phase: Phase,
 }
@@ -153,6 +154,8 @@ pub struct Stream {
     returning: bool,
     /// Clusters that a client of the SotW variant came back with, as the endpoints tell that it asks for.
     came_with: Vec<Arc<str>>,
+    /// Clusters of which the client has a form that stands in for one it came with, and that form's version.
+    stand_ins: BTreeMap<Arc<str>, u64>,
     /// Every listener and route that may be in use at the client is known.
     routes_known: bool,
     /// When there was something to tell for the first time.
@@ -180,6 +183,7 @@ impl Stream {
             cold_since: None,
             returning: false,
             came_with: Vec::new(),
+            stand_ins: BTreeMap::new(),
             routes_known: false,
             since: None,
             now: None,
@@ -230,6 +234,10 @@ impl Stream {
                             change.taken = true;
                         }
                     }
+                    if variant == Variant::Sotw && taken.repeated {
+                        // Over SotW Envoy asks once more for all when one of its clusters changes.
+                        self.clusters_taken();
+                    }
                 }
             }
             ResourceType::Listener | ResourceType::Route => {}
@@ -255,10 +263,7 @@ impl Stream {
                 let Some(cluster) = self.get(ResourceType::Cluster).form(name).cloned() else { continue };
                 let sent = self.get(ResourceType::Endpoints).form(name).cloned();
                 let endpoints = sent.or_else(|| old.get(ResourceType::Endpoints).get(name).cloned());
-                self.kept.insert(
-                    name.clone(),
-                    Kept { cluster: Some(cluster), stands_in: false, endpoints, phase: Phase::InUse },
-                );
+                self.kept.insert(name.clone(), Kept { cluster: Some(cluster), endpoints, phase: Phase::InUse });
             }
         }
         self.kept.retain(|name, _| !new.contains_key(name));
@@ -273,6 +278,10 @@ impl Stream {
         }
         self.since.get_or_insert(now);
         self.keep_what_it_came_with();
+        if self.returning && self.variant == Variant::Sotw && !self.is_early() {
+            // One that warmed already when the stream before ended would wait for ever, and asks for nothing more.
+            self.clusters_taken();
+        }
         self.compare(ResourceType::Cluster);
         self.compare(ResourceType::Endpoints);
         self.switch();
@@ -426,15 +435,12 @@ impl Stream {
         if !self.get(ResourceType::Cluster).wildcard {
             return;
         }
-        let gone = names.into_iter().filter(|name| !target.get(ResourceType::Cluster).contains_key(name));
-        for name in gone.take(MAX_STAND_INS).collect::<Vec<_>>() {
-            let Some(cluster) = stand_in(&name) else { continue };
-            self.kept.entry(name).or_insert(Kept {
-                cluster: Some(cluster),
-                stands_in: true,
-                endpoints: None,
-                phase: Phase::InUse,
-            });
+        let gone = names.iter().filter(|name| !target.get(ResourceType::Cluster).contains_key(*name));
+        for name in gone.take(MAX_STAND_INS) {
+            let Some((cluster, endpoints)) = target.stand_in(name) else { continue };
+            self.stand_ins.insert(name.clone(), cluster.version);
+            let kept = Kept { cluster: Some(cluster), endpoints: Some(endpoints), phase: Phase::InUse };
+            self.kept.entry(name.clone()).or_insert(kept);
         }
     }
 
@@ -497,15 +503,31 @@ impl Stream {
     fn clusters_acked(&mut self, changes: Vec<Change>) {
         for change in changes {
             let name = &change.name;
-            if change.resource.is_none() {
+            let Some(resource) = &change.resource else {
                 self.cold.remove(name);
+                self.stand_ins.remove(name);
                 continue;
+            };
+            let stood_in = self.stand_ins.get(name).is_some_and(|version| *version != resource.version);
+            if stood_in {
+                self.stand_ins.remove(name);
             }
-            if change.new && !change.warms && self.needs_endpoints(name) {
+            let first = change.new || stood_in;
+            if first && !change.warms && self.needs_endpoints(name) {
                 self.cold.insert(name.clone());
             }
-            if !change.taken {
+            if first && !change.taken {
                 self.state(ResourceType::Endpoints).send_again(name);
+            }
+        }
+    }
+
+    /// The client has taken the clusters that are in flight, and waits for endpoints of some.
+    fn clusters_taken(&mut self) {
+        let [clusters, endpoints, ..] = &mut self.types;
+        for change in clusters.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
+            if !std::mem::replace(&mut change.taken, true) {
+                endpoints.send_again(&change.name);
             }
         }
     }
@@ -539,6 +561,12 @@ impl Stream {
         self.endpoints(cluster).is_some()
     }
 
+    /// Whether the client refused the endpoints of a cluster and has no others.
+    fn has_none(&self, cluster: &str) -> bool {
+        let endpoints = self.get(ResourceType::Endpoints);
+        self.endpoints(cluster).is_some_and(|one| endpoints.refuses(one) && !endpoints.has_good(cluster))
+    }
+
     fn is_warming(&self) -> bool {
         self.cold.iter().any(|name| self.fit(name) == Fit::Making)
     }
@@ -552,23 +580,22 @@ impl Stream {
         }
         let wanted = self.target.as_ref().and_then(|target| target.get(ResourceType::Cluster).get(cluster));
         let leaves = clusters.in_flight(cluster).is_some_and(|change| change.resource.is_none());
-        if !clusters.has(cluster) || leaves {
+        // Whether one that another stands in for takes requests is not known.
+        if !clusters.has(cluster) || leaves || self.stand_ins.contains_key(cluster) {
             return match wanted {
                 Some(wanted) if !clusters.refuses(wanted) => Fit::Making,
                 _ => Fit::Missing,
             };
         }
-        // Whether one that another stands in for takes requests is not known.
-        let stays = self.kept.get(cluster).is_some_and(|kept| kept.phase != Phase::Leaving && !kept.stands_in);
+        let stays = self.kept.get(cluster).is_some_and(|kept| kept.phase != Phase::Leaving);
         if wanted.is_none() && !stays {
             return Fit::Missing;
         }
         let endpoints = self.get(ResourceType::Endpoints);
         if self.cold.contains(cluster) && endpoints.subscribed && self.needs_endpoints(cluster) {
-            let refused = !endpoints.has(cluster) && self.endpoints(cluster).is_some_and(|one| endpoints.refuses(one));
-            return if refused { Fit::Missing } else { Fit::Making };
+            return if self.has_none(cluster) { Fit::Missing } else { Fit::Making };
         }
-        Fit::Ready
+        if self.has_none(cluster) { Fit::Missing } else { Fit::Ready }
     }
 
     /// Gives the client those listeners and virtual hosts of which all clusters are made.
@@ -619,12 +646,7 @@ impl Stream {
                     // It never had endpoints, so that it serves nobody, and there are none to give it.
                     self.kept.remove(&name);
                 } else if !target.get(ResourceType::Cluster).contains_key(&name) {
-                    self.kept.entry(name).or_insert(Kept {
-                        cluster: None,
-                        stands_in: false,
-                        endpoints: None,
-                        phase: Phase::InUse,
-                    });
+                    self.kept.entry(name).or_insert(Kept { cluster: None, endpoints: None, phase: Phase::InUse });
                 }
             }
         }
@@ -705,10 +727,14 @@ impl Stream {
             _ => None,
         };
         let [clusters, endpoints, listeners, routes] = &mut self.types;
-        // Endpoints of a cluster that changes are due when the client has taken the change: before, they are for
-        // nothing.
+        // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
+        let stand_ins = &self.stand_ins;
+        let coming = |name: &str| clusters.in_flight(name).filter(|change| change.resource.is_some());
+        let changes = |change: &Change| !change.new || stand_ins.contains_key(&change.name);
         let untaken: &dyn Fn(&str) -> bool =
-            &|name| clusters.in_flight(name).is_some_and(|change| change.resource.is_some() && !change.taken);
+            &|name| coming(name).is_some_and(|change| !changes(change) && !change.taken);
+        let in_change: &dyn Fn(&str) -> bool =
+            &|name| coming(name).is_some_and(|change| changes(change) || change.taken);
         let for_cluster: &dyn Fn(&Resource) -> u64 = &|one| version_for(clusters, one);
         // Endpoints of a cluster that only the client's old routes lead to are due when it has the new ones: pods that go
         // in the very change that moves the traffic away from them would be missed for a moment.
@@ -732,10 +758,11 @@ impl Stream {
         };
         let not_yet: &dyn Fn(&str) -> bool = &|name| untaken(name) || (gated && (unknown(name) || left(name)));
         let never: &dyn Fn(&str) -> bool = &|_| false;
-        let turn = Turn { variant, view: &view, nonce: &nonce, now, defer: never, version_of: &plain };
+        let turn =
+            Turn { variant, view: &view, nonce: &nonce, now, defer: never, in_change: never, version_of: &plain };
         let (frame, resources) = match kind {
             ResourceType::Endpoints => {
-                endpoints.respond(kind, &Turn { defer: not_yet, version_of: for_cluster, ..turn })
+                endpoints.respond(kind, &Turn { defer: not_yet, in_change, version_of: for_cluster, ..turn })
             }
             ResourceType::Cluster => clusters.respond(kind, &turn),
             ResourceType::Listener => listeners.respond(kind, &turn),
@@ -744,7 +771,10 @@ impl Stream {
         self.nonce += 1;
         match kind {
             ResourceType::Endpoints => self.mark_warming(),
-            ResourceType::Cluster => self.mark_leaving(),
+            ResourceType::Cluster => {
+                self.mark_leaving();
+                self.follow_changes();
+            }
             _ => {}
         }
         Some(Response { kind, frame, resources })
@@ -755,7 +785,18 @@ impl Stream {
         let [clusters, endpoints, ..] = &mut self.types;
         for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
             let taken = clusters.in_flight(&change.name).is_some_and(|cluster| cluster.taken);
-            change.warms = clusters.has(&change.name) || taken;
+            change.warms = (clusters.has(&change.name) && !self.stand_ins.contains_key(&change.name)) || taken;
+        }
+    }
+
+    /// Of clusters just changed: their endpoints are due again.
+    fn follow_changes(&mut self) {
+        let [clusters, endpoints, ..] = &mut self.types;
+        for change in clusters.pending.iter().flat_map(|pending| &pending.changes) {
+            let is_new = change.new && !self.stand_ins.contains_key(&change.name);
+            if change.resource.is_some() && !is_new {
+                endpoints.send_again(&change.name);
+            }
         }
     }
 

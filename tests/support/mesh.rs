@@ -123,17 +123,26 @@ impl Serve {
 
     /// Waits until so many changes of objects were taken in and the proxy of pod `client-0` has acked all of them.
     pub async fn live_with(&self, events: u64) {
-        until("the proxy has acked all that was written", async || {
+        let mut seen = String::new();
+        let begun = Instant::now();
+        let mut holds = async || {
             if self.metric("pilot_k8s_cfg_events_total ").await.is_none_or(|seen| seen < events) {
                 return false;
             }
             let revision = self.metric("weir_mesh_revision ").await;
             let Ok(body) = self.admin().get("/debug/syncz").await else { return false };
             let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            seen = format!("state {revision:?}, {list}");
             let own = list.as_array().unwrap().iter().find(|one| one["id"].as_str().unwrap().contains("~client-0."));
             own.is_some_and(|own| own["acked"].as_u64().is_some() && own["acked"].as_u64() == revision)
-        })
-        .await;
+        };
+        while !holds().await {
+            if begun.elapsed() > DEADLINE {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(begun.elapsed() <= DEADLINE, "waited {DEADLINE:?} for the proxy to ack all that was written: {seen}");
     }
 
     pub fn kill(&mut self) {

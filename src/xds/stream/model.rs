@@ -5,7 +5,7 @@ use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
 use crate::snapshot::{Part, Refers};
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use prost::Message;
 
@@ -55,10 +55,10 @@ fn host(text: &str) -> route::VirtualHost {
 
 /// The text that an encoded resource was made of.
 pub(super) fn show(kind: ResourceType, bytes: &[u8]) -> String {
-    if kind == Cluster
-        && let Ok(cluster) = cluster::Cluster::decode(bytes)
+    if kind == Endpoints
+        && let Ok(none) = endpoint::ClusterLoadAssignment::decode(bytes)
     {
-        return format!("{} that stands in", cluster.name);
+        return format!("{} none", none.cluster_name);
     }
     if kind != Route {
         return String::from_utf8_lossy(bytes).into_owned();
@@ -253,6 +253,8 @@ struct Envoy {
     /// Listeners and route configurations of which it is unknown how far they are since a stream ended.
     forgotten: BTreeSet<String>,
     out: std::collections::VecDeque<Request>,
+    /// Answers to clusters, which do not go out before all of these have warmed.
+    paused: Vec<Request>,
 }
 
 fn is_eds(cluster: &str) -> bool {
@@ -283,6 +285,7 @@ impl Envoy {
             excused: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             out: std::collections::VecDeque::new(),
+            paused: Vec::new(),
         };
         envoy.connect();
         envoy
@@ -290,6 +293,7 @@ impl Envoy {
 
     fn connect(&mut self) {
         self.out.clear();
+        self.paused.clear();
         self.nonces = Default::default();
         for kind in ResourceType::ALL.into_iter().filter(|kind| self.subscribed[kind.index()]) {
             let i = kind.index();
@@ -372,8 +376,19 @@ impl Envoy {
             request.names = self.names[i].iter().cloned().collect();
             request.version = self.versions[i].get("").cloned().unwrap_or_default();
         }
-        self.out.push_back(request);
+        if kind == Cluster {
+            self.paused.push(request);
+            self.resume();
+        } else {
+            self.out.push_back(request);
+        }
         refused
+    }
+
+    fn resume(&mut self) {
+        if self.warming.is_empty() {
+            self.out.extend(self.paused.drain(..));
+        }
     }
 
     fn apply(&mut self, kind: ResourceType, good: &[Got], gone: &[String]) {
@@ -404,6 +419,7 @@ impl Envoy {
                         self.active.insert(one.name.clone(), body);
                     }
                 }
+                self.resume();
             }
             Listener => {
                 for one in good {
@@ -700,7 +716,7 @@ impl World {
             let kept = self.stream.kept.get(name).filter(|kept| kept.endpoints.is_none());
             let stranger = kept.is_some_and(|kept| kept.cluster.is_none());
             // What stands in for one that it has warms for as long as it is kept.
-            kept.is_some_and(|kept| kept.stands_in)
+            self.stream.stand_ins.contains_key(name)
                 || envoy.active.get(name).is_some_and(|active| stranger || active == body)
         };
         for (name, _) in envoy.warming.iter().filter(|(name, body)| !odd(name, body)) {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::acked::Acked;
 use super::request::{Request, Variant, Violation};
-use crate::snapshot::{Resource, ResourceType, Resources};
+use crate::snapshot::{Resource, ResourceType, Resources, no_endpoints};
 use crate::xds::wire::Frame;
 
 /// The longest text of a refusal that is kept, in bytes.
@@ -77,6 +77,8 @@ pub(super) struct Turn<'a> {
     pub now: Instant,
     /// Says of a name that it is to wait.
     pub defer: &'a dyn Fn(&str) -> bool,
+    /// Says of endpoints that their cluster changes at the client, which waits for some.
+    pub in_change: &'a dyn Fn(&str) -> bool,
     /// Which version to tell of a resource.
     pub version_of: &'a dyn Fn(&Resource) -> u64,
 }
@@ -90,6 +92,8 @@ pub(super) struct Taken {
     pub refused: Option<String>,
     /// Names that are wanted now and were not before.
     pub news: Vec<Arc<str>>,
+    /// Whether it is neither the first nor an answer: over SotW, all names that are wanted once more.
+    pub repeated: bool,
 }
 
 /// How much one stream may ask for, over all types.
@@ -242,6 +246,7 @@ impl Subscription {
             }
         }
         self.subscribed = true;
+        taken.repeated = !first && taken.acked.is_none() && taken.refused.is_none();
         match variant {
             Variant::Sotw => self.ask_sotw(kind, first, &request, room, known, &mut taken)?,
             Variant::Delta => self.ask_delta(kind, first, request, room, known, &mut taken)?,
@@ -473,7 +478,7 @@ impl Subscription {
                 let resources: Vec<_> = match trial {
                     _ if !kind.has_wildcard() => sent.cloned().collect(),
                     Some(group) => self.with(group),
-                    None => self.wanted(view).filter_map(|one| self.allowed(one)).collect(),
+                    None => self.wanted(view).filter_map(|one| self.allowed(kind, one)).collect(),
                 };
                 let version = resources.iter().fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
                 let count = resources.len();
@@ -510,8 +515,17 @@ impl Subscription {
     }
 
     /// The form of a resource that the client may have: the last one it took where it refused this one.
-    fn allowed(&self, resource: &Arc<Resource>) -> Option<Arc<Resource>> {
-        if self.refuses(resource) { self.had(&resource.name)?.cloned() } else { Some(resource.clone()) }
+    fn allowed(&self, kind: ResourceType, resource: &Arc<Resource>) -> Option<Arc<Resource>> {
+        if !self.refuses(resource) {
+            return Some(resource.clone());
+        }
+        let none = || (kind == ResourceType::Endpoints).then(|| no_endpoints(&resource.name));
+        self.had(&resource.name).flatten().cloned().or_else(none)
+    }
+
+    /// Whether the client has endpoints for a cluster that are not none for want of others.
+    pub fn has_good(&self, name: &str) -> bool {
+        self.had(name).is_some_and(|form| form.is_none_or(|form| form.version != no_endpoints(name).version))
     }
 
     /// What the client has, with these in their new form.
@@ -522,7 +536,7 @@ impl Subscription {
     }
 
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Vec<Change> {
-        let Turn { variant, view, defer, .. } = *turn;
+        let Turn { variant, view, defer, in_change, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
         // All that can differ, where that is known.
         let names: Option<BTreeSet<Arc<str>>> = self
@@ -534,15 +548,19 @@ impl Subscription {
         let look = |resource: &Arc<Resource>| {
             let name = &resource.name;
             let asked = !again.is_empty() && again.remove(name);
-            let Some(form) = self.allowed(resource) else { return };
+            let Some(mut form) = self.allowed(kind, resource) else { return };
             if self.has_form(&form) && !asked {
                 return;
             }
             if defer(name) {
-                if asked {
-                    later.insert(name.clone());
+                if !(asked && in_change(name)) {
+                    if asked {
+                        later.insert(name.clone());
+                    }
+                    return;
                 }
-                return;
+                // Those that it has do for the change, where they are known.
+                form = self.had(name).flatten().cloned().unwrap_or(form);
             }
             changes.push(Change { asked, ..self.change(name, Some(form)) });
         };

@@ -3,6 +3,8 @@ use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
 use crate::xds::wire;
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use prost::Message;
 
@@ -313,14 +315,16 @@ fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
         client.answer(None, &["c1"]);
         client.take_log();
         client.give(snapshot(2, &[(Cluster, "c1", "C1b"), (Endpoints, "c1", "E1b")]));
-        let sotw = variant == Variant::Sotw;
-        assert_eq!(client.take_log(), [if sotw { "cds C1b" } else { "cds +c1=C1b" }], "endpoints are for nothing now");
+        let sent = |cluster: &str| match variant {
+            Variant::Sotw => [format!("cds {cluster}"), "eds E1b".to_owned()],
+            Variant::Delta => [format!("cds +c1={cluster}"), "eds +c1=E1b".to_owned()],
+        };
+        assert_eq!(client.take_log(), sent("C1b"), "Envoy does not ack the change before it has them");
         client.answer(None, &[]);
-        assert_eq!(client.take_log(), [if sotw { "eds E1b" } else { "eds +c1=E1b" }]);
         client.answer(None, &["c1"]);
+        assert_eq!(client.take_log(), NOTHING);
         client.give(snapshot(3, &[(Cluster, "c1", "C1c"), (Endpoints, "c1", "E1b")]));
-        client.answer(None, &[]);
-        assert_eq!(client.take_log().last().unwrap(), if sotw { "eds E1b" } else { "eds +c1=E1b" });
+        assert_eq!(client.take_log(), sent("C1c"), "even if they are the same");
     }
 }
 
@@ -374,7 +378,7 @@ fn a_refused_resource_is_sent_again_when_it_changes() {
     client.ack_all();
     client.take_log();
     client.give(snapshot(3, &[(Cluster, "c1", "good"), (Endpoints, "c1", "E1"), (Route, "80", "a>c1*2")]));
-    assert_eq!(client.take_log(), ["cds +c1=good"]);
+    assert_eq!(client.take_log(), ["cds +c1=good", "eds +c1=E1"]);
 }
 
 /// The refusals until only the bad one of these clusters is left, and what is sent in between.
@@ -464,9 +468,11 @@ fn a_client_that_has_not_answered_gets_the_latest_state_and_none_between() {
     for (revision, body) in [(2, "C1a"), (3, "C1b"), (4, "C1c")] {
         client.give(snapshot(revision, &[(Cluster, "c1", body), (Endpoints, "c1", "E1"), (Route, "80", "a>c1")]));
     }
-    assert_eq!(client.take_log(), ["cds +c1=C1a", "lds -l"]);
+    assert_eq!(client.take_log(), ["cds +c1=C1a", "eds +c1=E1", "lds -l"]);
     client.ack();
     assert_eq!(client.take_log(), ["cds +c1=C1c"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["eds +c1=E1"], "once more for the newer form");
 }
 
 #[test]
@@ -603,34 +609,73 @@ fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_
 
 #[test]
 fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
-    let old = "outbound|80|v1|web";
-    let new = "outbound|80|v2|web";
-    let body = format!("a>{new}");
-    let parts = [(Cluster, new, "C2"), (Endpoints, new, "E2"), (Listener, "l", "L"), (Route, "80", &*body)];
-    let mut client = Client::new(Variant::Sotw);
-    client.give(snapshot(1, &parts));
-    let came = |kind: ResourceType, names: &[&str]| Request {
+    let (whole, old, new) = ("outbound|80||web", "outbound|80|v1|web", "outbound|80|v2|web");
+    let cluster = |name: &str| {
+        let eds = cluster::cluster::EdsClusterConfig { service_name: name.to_owned(), ..Default::default() };
+        let message = cluster::Cluster {
+            name: name.to_owned(),
+            alt_stat_name: format!("{name};"),
+            eds_cluster_config: Some(eds),
+            ..Default::default()
+        };
+        Resource::new(name, vec![message.encode_to_vec().into()])
+    };
+    let endpoints = |name: &str| {
+        let message = endpoint::ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() };
+        Resource::new(name, vec![message.encode_to_vec().into()])
+    };
+    let by_name = |all: Vec<Arc<Resource>>| all.into_iter().map(|one| (one.name.clone(), one)).collect();
+    let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{new}"))]);
+    let state = Snapshot::new(
+        1,
+        [
+            by_name(vec![cluster(whole), cluster(new)]),
+            by_name(vec![endpoints(whole), endpoints(new)]),
+            (**rest.get(Listener)).clone(),
+            (**rest.get(Route)).clone(),
+        ],
+    );
+    let mut stream = Stream::new(Variant::Sotw, Settings::default());
+    stream.on_snapshot(Arc::new(state));
+    let begun = Instant::now();
+    let mut send = |request: Request, now: Instant| -> Vec<(ResourceType, Vec<Vec<u8>>, String)> {
+        stream.on_request(request).unwrap();
+        let sent = stream.responses(now).into_iter().map(|response| {
+            let message = pb::DiscoveryResponse::decode(Bytes::from(response.frame.bytes())).unwrap();
+            (response.kind, message.resources.into_iter().map(|any| any.value).collect(), message.nonce)
+        });
+        sent.collect()
+    };
+    let request = |kind: ResourceType, names: &[&str], nonce: &str| Request {
         type_url: kind.type_url().into(),
         names: owned(names),
         version: "1".into(),
+        nonce: nonce.into(),
         ..Default::default()
     };
-    client.send(came(Cluster, &[]));
-    assert_eq!(client.take_log(), NOTHING, "it has not yet told what it has");
-    client.send(came(Endpoints, &[old]));
-    client.send(came(Listener, &[]));
-    client.send(came(Route, &["80"]));
-    assert_eq!(client.take_log(), [format!("cds C2 {old} that stands in")]);
-    client.answer(None, &[]);
-    client.send(Request { nonce: String::new(), ..came(Endpoints, &[old, new]) });
-    assert_eq!(client.take_log(), ["eds E2"], "the one that stands in gets no endpoints, so that it never takes over");
-    client.answer(None, &[old, new]);
-    assert_eq!(client.take_log(), ["lds L".to_owned(), format!("rds {body}")]);
-    client.answer(None, &[]);
-    client.answer(None, &["80"]);
-    assert_eq!(client.take_log(), NOTHING);
-    client.wait();
-    assert_eq!(client.take_log(), ["cds C2"]);
+    assert_eq!(send(request(Cluster, &[], ""), begun), [], "it has not yet told what it has");
+    let sent = send(request(Endpoints, &[whole, old], ""), begun);
+    assert_eq!(sent.len(), 2, "clusters, and the endpoints of the one that stands in: {sent:?}");
+    assert_eq!(sent[0].1, [cluster(new).bytes(), cluster(whole).bytes(), cluster(old).bytes()]);
+    assert_eq!(sent[1].1, [endpoints(old).bytes()]);
+    send(request(Listener, &[], ""), begun);
+    send(request(Route, &["80"], ""), begun);
+    // Envoy asks for the endpoints of the new cluster, and acks the clusters when none of them warms any more.
+    let more = send(request(Endpoints, &[whole, old, new], &sent[1].2), begun);
+    assert!(more.iter().any(|one| one.1.contains(&endpoints(new).bytes())), "{more:?}");
+    send(request(Endpoints, &[whole, old, new], &more[0].2), begun);
+    let moved = send(request(Cluster, &[], &sent[0].2), begun);
+    let nonce = |all: &[(ResourceType, Vec<Vec<u8>>, String)], kind: ResourceType| -> String {
+        all.iter().find(|one| one.0 == kind).map(|one| one.2.clone()).unwrap_or_default()
+    };
+    let again = send(request(Endpoints, &[whole, old, new], &nonce(&moved, Endpoints)), begun);
+    let routes = [nonce(&moved, Route), nonce(&again, Route)].concat();
+    let listeners = [nonce(&moved, Listener), nonce(&again, Listener)].concat();
+    assert!(!routes.is_empty() && !listeners.is_empty(), "{moved:?} {again:?}");
+    send(request(Listener, &[], &listeners), begun);
+    send(request(Route, &["80"], &routes), begun);
+    let last = send(request(Route, &["80"], "stale"), begun + Settings::default().grace);
+    assert_eq!(last[0].1, [cluster(new).bytes(), cluster(whole).bytes()], "{last:?}");
 }
 
 #[test]
@@ -664,10 +709,10 @@ fn sotw_sends_all_clusters_but_only_the_endpoints_that_changed() {
         2,
         &[(Cluster, "a", "A"), (Cluster, "b", "B2"), (Endpoints, "a", "EA2"), (Endpoints, "b", "EB")],
     ));
-    assert_eq!(client.take_log(), ["cds A B2", "eds EA2"]);
+    assert_eq!(client.take_log(), ["cds A B2", "eds EA2 EB"], "those of the changed cluster as well");
     client.answer(None, &[]);
     client.answer(None, &["a", "b"]);
-    assert_eq!(client.take_log(), ["eds EB"], "its cluster changed");
+    assert_eq!(client.take_log(), NOTHING);
 }
 
 #[test]

@@ -1,0 +1,36 @@
+//! Resources for what nothing defines and a proxy needs all the same for a moment.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use prost::Message;
+
+use super::{Resource, ResourceType, Snapshot};
+use crate::translate::whole_service;
+
+/// No endpoints for a cluster: they end its warming, which otherwise keeps a proxy from taking any other cluster.
+pub fn no_endpoints(cluster: &str) -> Arc<Resource> {
+    let assignment = ClusterLoadAssignment { cluster_name: cluster.to_owned(), ..Default::default() };
+    Resource::new(cluster, vec![assignment.encode_to_vec().into()])
+}
+
+impl Snapshot {
+    /// Cluster and endpoints for a subset that is no more, of which only the cluster's name is known: those of the whole
+    /// service. `None` where the service is not known either, or its endpoints do not come by EDS.
+    pub fn stand_in(&self, name: &str) -> Option<(Arc<Resource>, Arc<Resource>)> {
+        let whole = whole_service(name)?;
+        let cluster = self.get(ResourceType::Cluster).get(&*whole)?;
+        let endpoints = self.get(ResourceType::Endpoints).get(&*whole)?;
+        let mut cluster = Cluster::decode(&*cluster.bytes()).ok()?;
+        cluster.eds_cluster_config.as_mut()?.service_name = name.to_owned();
+        cluster.alt_stat_name = format!("{name};");
+        name.clone_into(&mut cluster.name);
+        let mut endpoints = ClusterLoadAssignment::decode(&*endpoints.bytes()).ok()?;
+        name.clone_into(&mut endpoints.cluster_name);
+        Some((
+            Resource::new(name, vec![cluster.encode_to_vec().into()]),
+            Resource::new(name, vec![endpoints.encode_to_vec().into()]),
+        ))
+    }
+}
