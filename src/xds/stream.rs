@@ -57,6 +57,10 @@ impl Default for Settings {
     }
 }
 
+/// Within which time a client that comes back has asked for all that it had. Envoy asks for one type after the other
+/// without waiting for answers; this is for one that has next to no processor time.
+const ASKS_WITHIN: Duration = Duration::from_secs(2);
+
 /// How many clusters a client keeps for which there are no more than their names; more than ever go while weir is away.
 const MAX_STAND_INS: usize = 1000;
 
@@ -223,12 +227,12 @@ impl Stream {
                     // It has had endpoints: it does not warm for the first time.
                     self.cold.remove(name);
                 }
-                // A returning client's first request left before it saw any cluster of this stream.
-                if first && self.returning {
-                    if variant == Variant::Sotw {
-                        self.came_with = taken.news;
-                    }
+                if first && self.returning && variant == Variant::Sotw {
+                    // It left before the client saw any cluster of this stream, and tells only which it had.
+                    self.came_with = taken.news;
                 } else {
+                    // Over delta a client that comes back has a cluster of each name it asks for, and waits for the
+                    // endpoints of some, whatever it says of the clusters.
                     for name in &taken.news {
                         if let Some(change) = self.state(ResourceType::Cluster).in_flight_mut(name) {
                             change.taken = true;
@@ -238,6 +242,10 @@ impl Stream {
                         // Over SotW Envoy asks once more for all when one of its clusters changes.
                         self.clusters_taken();
                     }
+                }
+                if first && self.returning {
+                    // Clusters that changed before it asked for endpoints at all.
+                    self.follow_changes();
                 }
             }
             ResourceType::Listener | ResourceType::Route => {}
@@ -267,6 +275,14 @@ impl Stream {
             }
         }
         self.kept.retain(|name, _| !new.contains_key(name));
+        // What stands in for one may be just like it, but for the endpoints.
+        let same = |(name, version): &(&Arc<str>, &u64)| new.get(*name).is_some_and(|one| one.version == **version);
+        let same: Vec<_> = self.stand_ins.iter().filter(same).map(|(name, _)| name.clone()).collect();
+        for name in same {
+            self.stand_ins.remove(&name);
+            self.state(ResourceType::Endpoints).send_again(&name);
+            self.cold.insert(name);
+        }
     }
 
     /// Everything that can be sent now. Call it after each event, and again when [`Stream::wake_at`] is over.
@@ -314,7 +330,7 @@ impl Stream {
         let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
         let late = late.filter(|at| self.now.is_none_or(|now| *at > now));
         // Until then a client that comes back is given time to ask for all it wants.
-        let asks = self.since.filter(|_| self.returning).map(|at| at + self.settings.grace);
+        let asks = self.since.filter(|_| self.returning).map(|at| at + ASKS_WITHIN);
         let asks = asks.filter(|at| self.now.is_none_or(|now| *at > now));
         due.chain(late).chain(asks).min()
     }
@@ -423,9 +439,9 @@ impl Stream {
             && self.is_early()
     }
 
-    /// Whether the stream is younger than a grace.
+    /// Whether the client may not yet have asked for all it wants.
     fn is_early(&self) -> bool {
-        self.since.zip(self.now).is_none_or(|(since, now)| now < since + self.settings.grace)
+        self.since.zip(self.now).is_none_or(|(since, now)| now < since + ASKS_WITHIN)
     }
 
     /// Keeps the clusters that a client came back with and that are not to be: over SotW, what is not sent is gone.
@@ -512,11 +528,10 @@ impl Stream {
             if stood_in {
                 self.stand_ins.remove(name);
             }
-            let first = change.new || stood_in;
-            if first && !change.warms && self.needs_endpoints(name) {
+            if ((change.new && !change.warms) || stood_in) && self.needs_endpoints(name) {
                 self.cold.insert(name.clone());
             }
-            if first && !change.taken {
+            if stood_in || (change.new && !change.taken) {
                 self.state(ResourceType::Endpoints).send_again(name);
             }
         }
@@ -785,7 +800,7 @@ impl Stream {
         let [clusters, endpoints, ..] = &mut self.types;
         for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
             let taken = clusters.in_flight(&change.name).is_some_and(|cluster| cluster.taken);
-            change.warms = (clusters.has(&change.name) && !self.stand_ins.contains_key(&change.name)) || taken;
+            change.warms = clusters.has(&change.name) || taken;
         }
     }
 

@@ -100,14 +100,28 @@ impl Serve {
 
     /// Waits until the only proxy has acked everything of a state newer than `revision`.
     pub async fn acked_after(&self, revision: u64) {
-        until("the proxy has acked the newest state", async || {
-            let Ok(body) = self.admin().get("/debug/syncz").await else { return false };
-            let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        self.proxies_until("the proxy has acked the newest state", async |list| {
             let Some(proxy) = list.get(0) else { return false };
             let (acked, wanted) = (proxy["acked"].as_u64(), proxy["wanted"].as_u64());
             acked.is_some() && acked == wanted && acked > Some(revision)
         })
         .await;
+    }
+
+    /// Waits until what weir tells of its proxies is as it should be.
+    async fn proxies_until(&self, what: &str, mut holds: impl AsyncFnMut(&serde_json::Value) -> bool) {
+        let begun = Instant::now();
+        let mut seen = serde_json::Value::Null;
+        loop {
+            if let Ok(body) = self.admin().get("/debug/syncz").await {
+                seen = serde_json::from_slice(&body).unwrap();
+                if holds(&seen).await {
+                    return;
+                }
+            }
+            assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}; the proxies: {seen}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Tells it to end, as a supervisor does.
@@ -123,26 +137,15 @@ impl Serve {
 
     /// Waits until so many changes of objects were taken in and the proxy of pod `client-0` has acked all of them.
     pub async fn live_with(&self, events: u64) {
-        let mut seen = String::new();
-        let begun = Instant::now();
-        let mut holds = async || {
+        self.proxies_until("the proxy has acked all that was written", async |list| {
             if self.metric("pilot_k8s_cfg_events_total ").await.is_none_or(|seen| seen < events) {
                 return false;
             }
             let revision = self.metric("weir_mesh_revision ").await;
-            let Ok(body) = self.admin().get("/debug/syncz").await else { return false };
-            let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
-            seen = format!("state {revision:?}, {list}");
             let own = list.as_array().unwrap().iter().find(|one| one["id"].as_str().unwrap().contains("~client-0."));
             own.is_some_and(|own| own["acked"].as_u64().is_some() && own["acked"].as_u64() == revision)
-        };
-        while !holds().await {
-            if begun.elapsed() > DEADLINE {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert!(begun.elapsed() <= DEADLINE, "waited {DEADLINE:?} for the proxy to ack all that was written: {seen}");
+        })
+        .await;
     }
 
     pub fn kill(&mut self) {

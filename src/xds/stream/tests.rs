@@ -679,7 +679,7 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
 }
 
 #[test]
-fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_grace() {
+fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_while() {
     let next = snapshot(2, &[(Cluster, "c1", "C1"), (Endpoints, "c1", "none")]);
     let mut client = Client::new(Variant::Delta);
     client.give(next.clone());
