@@ -463,9 +463,11 @@ impl Stream {
     /// Whether every listener and route that may be in use at the client is known.
     fn knows_routes(&self) -> bool {
         let [.., listeners, routes] = &self.types;
-        self.routes_known
-            || !self.returning
-            || (self.started && [listeners, routes].iter().all(|state| !state.subscribed || state.knows_all()))
+        let users = [listeners, routes];
+        // It may be about to ask for the other.
+        let asked = users.iter().all(|state| state.subscribed) || !self.is_early();
+        let known = || users.iter().all(|state| !state.subscribed || state.knows_all());
+        self.routes_known || !self.returning || (self.started && asked && known())
     }
 
     /// What the new listeners and routes of a client lead to that came back with others, of which nothing is known yet;
