@@ -477,12 +477,9 @@ impl Stream {
     fn led_to(&self) -> Option<BTreeSet<&str>> {
         let target = self.target.as_ref()?;
         let [clusters, _, listeners, routes] = &self.types;
-        let will_be_known = if self.asks_for_routes() {
-            listeners.refused().is_empty() && routes.refused().is_empty()
-        } else {
-            // A client that comes back asks for one type after the other.
-            self.is_early()
-        };
+        // Not for long: a cluster that warmed already when the stream before ended waits for its endpoints, and with it
+        // every other that is new.
+        let will_be_known = self.is_early() && listeners.refused().is_empty() && routes.refused().is_empty();
         if !self.settings.gated || !clusters.wildcard || self.knows_routes() || !will_be_known {
             return None;
         }

@@ -253,6 +253,8 @@ struct Envoy {
     /// Listeners and route configurations of which it is unknown how far they are since a stream ended.
     forgotten: BTreeSet<String>,
     out: std::collections::VecDeque<Request>,
+    /// Clusters that it took from a response which it refused as a whole, so that they may go again.
+    doubtful: BTreeSet<String>,
     /// Answers to clusters, which do not go out before all of these have warmed.
     paused: Vec<Request>,
 }
@@ -285,6 +287,7 @@ impl Envoy {
             excused: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             out: std::collections::VecDeque::new(),
+            doubtful: BTreeSet::new(),
             paused: Vec::new(),
         };
         envoy.connect();
@@ -354,6 +357,15 @@ impl Envoy {
                     _ => self.listeners.keys().collect(),
                 };
                 gone = had.into_iter().filter(|name| !keep.contains(name)).cloned().collect();
+            }
+            if kind == Cluster {
+                for one in &good {
+                    if error.is_none() {
+                        self.doubtful.remove(&one.name);
+                    } else if !self.active.contains_key(&one.name) {
+                        self.doubtful.insert(one.name.clone());
+                    }
+                }
             }
             self.apply(kind, &good, &gone);
             if error.is_none() {
@@ -441,8 +453,8 @@ impl Envoy {
                 }
             }
         }
-        let active = &self.active;
-        self.excused.values_mut().for_each(|clusters| clusters.retain(|name| !active.contains_key(name)));
+        let there = |name: &String| self.active.contains_key(name) && !self.doubtful.contains(name);
+        self.excused.values_mut().for_each(|clusters| clusters.retain(|name| !there(name)));
     }
 
     /// What comes up for the first time may lead to what is not there: there was nothing to hold on to.
