@@ -61,7 +61,7 @@ spec:
     fault: {delay: {fixedDelay: 3600s, percentage: {value: 0}}}
     route: [{destination: {host: one.test}}]
   - match: [{uri: {prefix: /long}}]
-    fault: {delay: {fixedDelay: 3600s}}
+    fault: {delay: {fixedDelay: 3600s, percentage: {value: 100}}}
     route: [{destination: {host: one.test}}]
   - match: [{uri: {prefix: /short}}]
     fault: {delay: {fixedDelay: 10ms, percentage: {value: 100}}}
@@ -74,6 +74,9 @@ spec:
   hosts: [aborted.test]
   http:
   - match: [{uri: {prefix: /all}}]
+    fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
+    route: [{destination: {host: one.test}}]
+  - match: [{uri: {prefix: /unsaid}}]
     fault: {abort: {httpStatus: 418}}
     route: [{destination: {host: one.test}}]
   - match: [{uri: {prefix: /none}}]
@@ -83,10 +86,10 @@ spec:
     fault: {abort: {httpStatus: 418, percentage: {value: 50}}}
     route: [{destination: {host: one.test}}]
   - match: [{uri: {prefix: /grpc}}]
-    fault: {abort: {grpcStatus: RESOURCE_EXHAUSTED}}
+    fault: {abort: {grpcStatus: RESOURCE_EXHAUSTED, percentage: {value: 100}}}
     route: [{destination: {host: one.test}}]
   - match: [{uri: {prefix: /retried}}]
-    fault: {abort: {httpStatus: 503}}
+    fault: {abort: {httpStatus: 503, percentage: {value: 100}}}
     retries: {attempts: 3, retryOn: 5xx}
     route: [{destination: {host: one.test}}]
 ";
@@ -119,6 +122,8 @@ async fn aborts_answer_in_the_place_of_backends() {
         let answer = aborted("/all").send().await;
         assert_eq!((answer.status, answer.seen.len()), (StatusCode::IM_A_TEAPOT, 0));
         assert_eq!(aborted("/none").send().await.backend(), 1);
+        // Without a share no request is meant, as Istio's API says.
+        assert_eq!(aborted("/unsaid").send().await.backend(), 1);
     }
     assert_eq!(mesh.http_stat("aborted", "fault.aborts_injected").await, 20);
 
