@@ -309,12 +309,17 @@ impl Stream {
         for kind in ResourceType::ALL {
             out.extend(self.respond(kind, now));
         }
+        let quiet = self.types.iter().all(|state| state.pending.is_none());
+        if quiet {
+            // With both acked nothing warms: Envoy acks no clusters before that.
+            let [clusters, endpoints, ..] = &self.types;
+            self.cold.retain(|name| !(clusters.has(name) && endpoints.has(name)));
+        }
         if self.is_warming() {
             self.cold_since.get_or_insert(now);
         } else {
             self.cold_since = None;
         }
-        let quiet = self.types.iter().all(|state| state.pending.is_none());
         let later = self.led_to().is_some() && self.get(ResourceType::Endpoints).differs();
         let done = quiet && !self.waiting && self.cold_since.is_none() && !later && !self.may_have_more();
         self.at_rest = self.target.as_ref().filter(|_| done).map(|target| target.revision);
