@@ -610,11 +610,12 @@ impl Stream {
         if wanted.is_none() && !stays {
             return Fit::Missing;
         }
-        let endpoints = self.get(ResourceType::Endpoints);
-        if self.cold.contains(cluster) && endpoints.subscribed && self.needs_endpoints(cluster) {
-            return if self.has_none(cluster) { Fit::Missing } else { Fit::Making };
+        if self.has_none(cluster) {
+            return Fit::Missing;
         }
-        if self.has_none(cluster) { Fit::Missing } else { Fit::Ready }
+        let asked = self.asked_for(ResourceType::Endpoints);
+        let warms = self.cold.contains(cluster) && asked && self.needs_endpoints(cluster);
+        if warms { Fit::Making } else { Fit::Ready }
     }
 
     /// Gives the client those listeners and virtual hosts of which all clusters are made.
@@ -749,7 +750,7 @@ impl Stream {
         // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
         let stand_ins = &self.stand_ins;
         let coming = |name: &str| clusters.in_flight(name).filter(|change| change.resource.is_some());
-        let changes = |change: &Change| !change.new || stand_ins.contains_key(&change.name);
+        let changes = |change: &Change| !is_new(change, stand_ins);
         let untaken: &dyn Fn(&str) -> bool =
             &|name| coming(name).is_some_and(|change| !changes(change) && !change.taken);
         let in_change: &dyn Fn(&str) -> bool =
@@ -812,8 +813,7 @@ impl Stream {
     fn follow_changes(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
         for change in clusters.pending.iter().flat_map(|pending| &pending.changes) {
-            let is_new = change.new && !self.stand_ins.contains_key(&change.name);
-            if change.resource.is_some() && !is_new {
+            if change.resource.is_some() && !is_new(change, &self.stand_ins) {
                 endpoints.send_again(&change.name);
             }
         }
@@ -828,6 +828,11 @@ impl Stream {
             }
         }
     }
+}
+
+/// Whether the client has no cluster of this name. It has one where another stands in for it.
+fn is_new(change: &Change, stand_ins: &BTreeMap<Arc<str>, u64>) -> bool {
+    change.new && !stand_ins.contains_key(&change.name)
 }
 
 fn plain(resource: &Resource) -> u64 {

@@ -157,6 +157,10 @@ pub(super) fn compare<'a>(
     new: &'a Resources,
     mut found: impl FnMut(&'a Arc<str>, Option<&'a Arc<Resource>>, Option<&'a Arc<Resource>>),
 ) {
+    if std::ptr::eq(old, new) {
+        // Most changes leave most types as they were, and each is compared for every client.
+        return;
+    }
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     loop {
         let (a, b) = (old.peek().copied(), new.peek().copied());
