@@ -10,18 +10,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::canary::{APART, Canary};
-use support::mesh::{Tally, route_yaml, rule_yaml, start_envoy, until};
+use support::mesh::{Tally, only_yaml, route_yaml, rule_yaml, start_envoy, until};
 
 fn cycles() -> u32 {
     std::env::var("WEIR_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
-}
-
-/// `rule` and `route` files for a mesh of these subsets, all traffic to the last.
-fn only(subset: &str) -> String {
-    let share = if subset == "v1" { (100, 0) } else { (0, 100) };
-    let text = route_yaml(share.0, share.1);
-    let other = if subset == "v1" { "subset: v2" } else { "subset: v1" };
-    text.lines().filter(|line| !line.contains(other)).map(|line| format!("{line}\n")).collect()
 }
 
 const RULE: &str = "destination-rule.yaml";
@@ -29,7 +21,7 @@ const ROUTE: &str = "virtual-service.yaml";
 
 async fn run(canary: &mut Canary, kill: bool) -> Vec<(&'static str, Tally)> {
     let (both, v1, v2) = (rule_yaml(&["v1", "v2"]), rule_yaml(&["v1"]), rule_yaml(&["v2"]));
-    let (to_v1, to_v2, half) = (only("v1"), only("v2"), route_yaml(50, 50));
+    let (to_v1, to_v2, half) = (only_yaml("v1"), only_yaml("v2"), route_yaml(50, 50));
     let mut found = Vec::new();
     // The rule adds a subset, then the route uses it; and the other way round.
     canary.edit(ROUTE, &to_v1).await;
@@ -196,10 +188,10 @@ async fn a_proxy_that_stops_for_a_while_delays_nobody_and_comes_back_to_the_newe
     let load = canary.load();
     signal(Signal::SIGSTOP);
     for _ in 0..cycles() {
-        canary.pair((RULE, &rule_yaml(&["v2"])), (ROUTE, &only("v2"))).await;
-        canary.pair((RULE, &rule_yaml(&["v1", "v2"])), (ROUTE, &only("v1"))).await;
+        canary.pair((RULE, &rule_yaml(&["v2"])), (ROUTE, &only_yaml("v2"))).await;
+        canary.pair((RULE, &rule_yaml(&["v1", "v2"])), (ROUTE, &only_yaml("v1"))).await;
     }
-    canary.edit(ROUTE, &only("v2")).await;
+    canary.edit(ROUTE, &only_yaml("v2")).await;
     until("the stopped proxy is shown as lagging", async || state().await["lagging"].is_string()).await;
     let behind = state().await;
     assert!(behind["acked"].as_u64() < behind["wanted"].as_u64(), "{behind}");

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use support::cache::{is_program, python_package};
 use support::canary::Canary;
-use support::mesh::{route_yaml, rule_yaml};
+use support::mesh::{only_yaml, route_yaml, rule_yaml};
 
 /// The newest of each line that there is a package of.
 const VERSIONS: [&str; 4] = ["1.36.4", "1.37.0", "1.38.3", "1.39.3"];
@@ -19,13 +19,9 @@ fn program(version: &str) -> PathBuf {
     program
 }
 
-fn only(subset: &str, route: &str) -> String {
-    route.lines().filter(|line| !line.contains(&format!("subset: {subset}"))).collect::<Vec<_>>().join("\n")
-}
-
 #[tokio::test]
 async fn every_envoy_from_1_36_on_takes_a_canarys_steps_without_losing_a_request() {
-    let (v1, v2) = (only("v2", &route_yaml(100, 0)), only("v1", &route_yaml(0, 100)));
+    let (v1, v2) = (only_yaml("v1"), only_yaml("v2"));
     for version in VERSIONS {
         for variant in [&[][..], &["--sotw"]] {
             let program = tokio::task::spawn_blocking(move || program(version)).await.unwrap();

@@ -267,6 +267,13 @@ pub async fn start_envoy_from(program: Option<PathBuf>, folder: &Path, xds: u16,
     process
 }
 
+/// The route with all traffic to `v1` or to `v2`, and no word of the other.
+pub fn only_yaml(subset: &str) -> String {
+    let (share, other) = if subset == "v1" { ((100, 0), "subset: v2") } else { ((0, 100), "subset: v1") };
+    let text = route_yaml(share.0, share.1);
+    text.lines().filter(|line| !line.contains(other)).map(|line| format!("{line}\n")).collect()
+}
+
 /// What came back: answers by body or status, or by the kind of failure.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally {
