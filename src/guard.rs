@@ -16,8 +16,7 @@ use crate::mesh::{DestinationRule, EmptySubset, Health, Host, Mesh, Registered, 
 pub const ANNOTATION: &str = "weir.dev/empty-subset";
 
 /// Something that is held back.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// The object that wants it.
     pub object: String,
@@ -32,8 +31,7 @@ pub struct Held {
 }
 
 /// What is held back.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// Weight: no endpoint of the subset is ready.
     Weight {
