@@ -306,7 +306,7 @@ async fn a_refused_resource_comes_again_when_it_changes(variant: Variant) {
     let next = client.got(RDS).await;
     assert_ne!(bodies(&got), bodies(&next));
     client.ack(&next).await;
-    until("nothing is refused any more", async || weir.status().await.refused.is_empty()).await;
+    until("nothing is refused any more", async || weir.status().await.rejected.is_empty()).await;
 }
 
 /// "ACK/NACK and resource type instance version": each type stands for itself.
@@ -329,8 +329,8 @@ async fn a_refusal_is_shown_with_type_name_and_message(variant: Variant) {
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     let got = client.got(RDS).await;
     client.answer(&got, Some("the seventh route is odd")).await;
-    until("the refusal is shown", async || !weir.status().await.refused.is_empty()).await;
-    let refused = &weir.status().await.refused[0];
+    until("the refusal is shown", async || !weir.status().await.rejected.is_empty()).await;
+    let refused = &weir.status().await.rejected[0];
     assert_eq!(
         (refused.r#type(), &*refused.name, &*refused.message),
         (v1::ResourceType::Rds, &*weir.routes(), "the seventh route is odd")
@@ -346,7 +346,7 @@ async fn an_answer_that_comes_twice_counts_once(variant: Variant) {
     client.ack(&got).await;
     client.answer(&got, Some("a refusal of what was taken is none")).await;
     client.nothing_more("probe").await;
-    assert_eq!(weir.status().await.refused, []);
+    assert_eq!(weir.status().await.rejected, []);
 }
 
 /// "RPC Services and Methods for Each Variant".

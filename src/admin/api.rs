@@ -223,7 +223,7 @@ impl v1::admin_server::Admin for Admin {
                 refused.iter().any(|refused| refused.kind == kind.short_name() && *refused.name == *name)
             };
             match item {
-                Item { kind, resource, .. } if is_refused(*kind, &resource.name) => v1::resource::State::Refused,
+                Item { kind, resource, .. } if is_refused(*kind, &resource.name) => v1::resource::State::Rejected,
                 Item { acked: true, .. } => v1::resource::State::Acked,
                 Item { .. } => v1::resource::State::Sent,
             }

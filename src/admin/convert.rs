@@ -65,10 +65,10 @@ impl std::fmt::Display for v1::ObjectRef {
 impl From<Progress> for v1::type_status::State {
     fn from(progress: Progress) -> Self {
         match progress {
-            Progress::None => Self::NotAsked,
+            Progress::None => Self::NotSubscribed,
             Progress::Synced => Self::Synced,
             Progress::Stale => Self::Stale,
-            Progress::Refused => Self::Refused,
+            Progress::Refused => Self::Rejected,
         }
     }
 }
@@ -99,7 +99,7 @@ impl From<ProxyReport> for v1::Proxy {
             acked: status.acked,
             wanted: status.wanted,
             lagging: status.lagging.unwrap_or_default(),
-            refused: status.refused.into_iter().map(Into::into).collect(),
+            rejected: status.refused.into_iter().map(Into::into).collect(),
             held: status.held.into_iter().map(Into::into).collect(),
             kept: status.kept.iter().map(ToString::to_string).collect(),
         }
@@ -116,7 +116,7 @@ fn timestamp(time: jiff::Timestamp) -> Timestamp {
     }
 }
 
-impl From<Refused> for v1::RefusedResource {
+impl From<Refused> for v1::RejectedResource {
     fn from(one: Refused) -> Self {
         Self {
             r#type: v1::ResourceType::from_short_name(one.kind).into(),
@@ -191,7 +191,7 @@ impl From<Verdict> for v1::proxy_state::State {
             Verdict::Live => Self::Live,
             Verdict::Lagging => Self::Lagging,
             Verdict::Held => Self::Held,
-            Verdict::Refused => Self::Refused,
+            Verdict::Refused => Self::Rejected,
         }
     }
 }

@@ -73,7 +73,7 @@ fn state_word(resource: &v1::Resource) -> &'static str {
     match resource.state() {
         State::Acked => "acked",
         State::Sent => "sent",
-        State::Refused => "refused",
+        State::Rejected => "rejected",
         State::Unspecified => "?",
     }
 }

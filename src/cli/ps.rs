@@ -18,10 +18,10 @@ use crate::snapshot::ResourceType;
   weir ps -o json
 
 CDS, EDS, LDS and RDS are `synced` (the proxy acked everything), `stale` (something is under way),
-`refused` (everything but what it refused) or `-` (it did not ask). Proxies of one SCOPE get the same.
+`rejected` (everything but what it rejected) or `-` (it did not subscribe). Proxies of one SCOPE get the same.
 REVISION counts the states of the mesh: `7` has acked the newest, `5 of 7` is on its way there.
 
-Exit status 0, or 1 where a proxy lags, refused something, or where something is held back from it.")]
+Exit status 0, or 1 where a proxy lags, rejected something, or where something is held back from it.")]
 pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,
@@ -35,7 +35,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
     let answer = client.list_proxies(v1::ListProxiesRequest {}).await.map_err(refused)?.into_inner();
     args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
-    let is_well = |proxy: &v1::Proxy| proxy.lagging.is_empty() && proxy.refused.is_empty() && proxy.held.is_empty();
+    let is_well = |proxy: &v1::Proxy| proxy.lagging.is_empty() && proxy.rejected.is_empty() && proxy.held.is_empty();
     Ok(if answer.proxies.iter().all(is_well) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -62,7 +62,7 @@ fn row(proxy: &v1::Proxy, now: Timestamp) -> [String; 8] {
     let [cds, eds, lds, rds] = ResourceType::ALL.map(|kind| {
         let kind = v1::ResourceType::from(kind);
         let state =
-            proxy.types.iter().find(|status| status.r#type() == kind).map_or(State::NotAsked, |own| own.state());
+            proxy.types.iter().find(|status| status.r#type() == kind).map_or(State::NotSubscribed, |own| own.state());
         state_word(state).to_owned()
     });
     let revision = match (proxy.acked, proxy.wanted) {
@@ -80,10 +80,10 @@ fn row(proxy: &v1::Proxy, now: Timestamp) -> [String; 8] {
 
 fn state_word(state: State) -> &'static str {
     match state {
-        State::NotAsked => "-",
+        State::NotSubscribed => "-",
         State::Synced => "synced",
         State::Stale => "stale",
-        State::Refused => "refused",
+        State::Rejected => "rejected",
         State::Unspecified => "?",
     }
 }
@@ -91,14 +91,14 @@ fn state_word(state: State) -> &'static str {
 fn problems(proxy: &v1::Proxy) -> Vec<[String; 2]> {
     let mut found = Vec::new();
     if !proxy.lagging.is_empty() {
-        found.push(format!("lags: {}", proxy.lagging));
+        found.push(format!("is lagging: {}", proxy.lagging));
     }
-    for refused in &proxy.refused {
-        found.push(format!("refused {} {}: {}", refused.r#type().short_name(), refused.name, refused.message));
+    for rejected in &proxy.rejected {
+        found.push(format!("rejected {} {}: {}", rejected.r#type().short_name(), rejected.name, rejected.message));
     }
     for held in &proxy.held {
         let what = if held.virtual_host.is_empty() { &held.name } else { &held.virtual_host };
-        found.push(format!("keeps the last form of {what}: there is no cluster {}", held.missing_cluster));
+        found.push(format!("keeps the previous version of {what}: there is no cluster {}", held.missing_cluster));
     }
     found.into_iter().map(|problem| [name(proxy), problem]).collect()
 }

@@ -119,7 +119,7 @@ fn state_word(state: State) -> &'static str {
         State::Live => "live",
         State::Lagging => "lagging",
         State::Held => "held",
-        State::Refused => "refused",
+        State::Rejected => "rejected",
         State::Unspecified => "in a state that this program does not know",
     }
 }

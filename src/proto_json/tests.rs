@@ -384,6 +384,6 @@ fn own_messages_show_every_field_without_presence_in_the_order_of_their_numbers(
     let json = message_to_json(&proxies).unwrap();
     assert_eq!(json["meshRevision"], "1152921504606846976");
     assert_eq!((&json["proxies"][0]["acked"], json["proxies"][0].get("wanted")), (&"0".into(), None));
-    assert_eq!(json["proxies"][0]["refused"], json!([]));
+    assert_eq!(json["proxies"][0]["rejected"], json!([]));
     assert_eq!(message_from_json::<v1::ListProxiesResponse>(&json).unwrap(), proxies);
 }

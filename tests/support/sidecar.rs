@@ -78,7 +78,7 @@ impl Sidecar {
         this.wait("the proxy has acked everything and refused nothing", async |this| {
             let proxy = this.status().await?;
             let has_all = proxy.acked.is_some_and(|acked| acked > 0) && proxy.acked == proxy.wanted;
-            (has_all && proxy.refused.is_empty()).then_some(())
+            (has_all && proxy.rejected.is_empty()).then_some(())
         })
         .await;
         this.wait("Envoy is live", async |this| this.envoy().ready().await.ok()?.0.then_some(())).await;
