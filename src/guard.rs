@@ -193,7 +193,7 @@ impl Guard {
         let instead: BTreeMap<ObjectKey, Arc<VirtualService>> =
             self.known.iter().filter_map(|(key, known)| Some((key.clone(), known.instead.clone()?))).collect();
         if !instead.is_empty() {
-            mesh.virtual_services = Arc::new(mesh.virtual_services.with(&instead));
+            mesh.virtual_services = Arc::new(mesh.virtual_services.with(&instead, &mesh.config.domain));
         }
     }
 

@@ -3,32 +3,41 @@
 //! [`Builder`] keeps the model up to date from the [`Store`], touching what a change touches; a [`Mesh`] is one state
 //! of it, shared and never changed.
 
+mod change;
 mod delegate;
+mod destination_rules;
 mod endpoint;
 mod host;
+mod looked_at;
 mod proxy;
 mod rules;
 mod service;
 mod sidecar;
 mod view;
+mod virtual_services;
 mod visibility;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use change::MeshChange;
+pub use destination_rules::DestinationRules;
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
 pub use host::{Host, covers, is_wildcard, resolve};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
-pub use rules::{
-    DestinationRule, DestinationRules, HttpRule, LostRoute, VirtualService, VirtualServices, VirtualServicesByHost,
-};
+pub use rules::{DestinationRule, HttpRule, LostRoute, VirtualService};
 pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
 pub use sidecar::{Sidecar, Sidecars};
 pub use view::{Seen, View};
+pub use virtual_services::{Precedence, VirtualServices, VisibleVirtualServices};
 pub use visibility::Visibility;
 
-use crate::api::{Kind, Labels, Object, ObjectKey, Spec, selects};
+use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
+
+use crate::api::{Age, Kind, Labels, Object, ObjectKey, Spec, selects};
 use crate::store::Store;
+use looked_at::LookedAt;
 
 /// What holds for the whole mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +95,12 @@ pub struct Registered {
     pub endpoints_revision: u64,
 }
 
+impl PartialEq for Registered {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.service, &other.service) && self.endpoints_revision == other.endpoints_revision
+    }
+}
+
 /// The services that have one host, the one that counts first where all are seen.
 pub type SameHost = Arc<Vec<Registered>>;
 
@@ -95,7 +110,7 @@ pub struct Mesh {
     /// What holds for all of it.
     pub config: Arc<MeshConfig>,
     /// All services by host.
-    pub services: Arc<BTreeMap<Host, SameHost>>,
+    pub services: OrdMap<Host, SameHost>,
     /// All VirtualServices.
     pub virtual_services: Arc<VirtualServices>,
     /// All DestinationRules.
@@ -103,22 +118,59 @@ pub struct Mesh {
     /// All Sidecars.
     pub sidecars: Arc<Sidecars>,
     /// Which services have an endpoint at an address.
-    by_address: Arc<BTreeMap<Arc<str>, BTreeSet<Host>>>,
+    by_address: OrdMap<Arc<str>, OrdSet<Host>>,
+    /// The services that have a port with this number, by what is spoken there, the oldest first.
+    by_port: OrdMap<(u16, PortClass), OrdSet<(Age, Host)>>,
+    /// The hosts of the ExternalName services that stand for a host.
+    aliases: OrdMap<Host, OrdSet<Host>>,
     /// Where pods are, as far as they were read with their node.
-    pod_localities: Arc<BTreeMap<Name, Arc<Locality>>>,
+    pod_localities: OrdMap<Name, Arc<Locality>>,
     /// What of proxies some rule looks at.
     looked_at: Arc<LookedAt>,
 }
 
-/// What of proxies some rule looks at; the rest can not change an answer.
-#[derive(Clone, Debug, Default)]
-struct LookedAt {
-    labels: BTreeSet<String>,
-    locality: bool,
-    node: bool,
+/// What a listener has to tell apart of the ports that share its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PortClass {
+    /// HTTP other than gRPC-Web: every such port adds the same to its listener.
+    Http,
+    /// gRPC-Web: the same, with one filter more.
+    GrpcWeb,
+    /// Everything else: each adds something of its own.
+    Other,
+}
+
+impl PortClass {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Http, Self::GrpcWeb, Self::Other];
+
+    /// That of a protocol.
+    pub fn of(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::GrpcWeb => Self::GrpcWeb,
+            protocol if protocol.is_http() => Self::Http,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Mesh {
+    /// A mesh without any object.
+    pub fn empty(config: MeshConfig) -> Self {
+        Self {
+            config: Arc::new(config),
+            services: OrdMap::new(),
+            virtual_services: Arc::default(),
+            destination_rules: Arc::default(),
+            sidecars: Arc::default(),
+            by_address: OrdMap::new(),
+            by_port: OrdMap::new(),
+            aliases: OrdMap::new(),
+            pod_localities: OrdMap::new(),
+            looked_at: Arc::default(),
+        }
+    }
+
     /// What of `proxy` can change its answer in this state of the mesh.
     pub fn scope(&self, proxy: &Proxy) -> Scope {
         let labels = proxy.labels.iter().filter(|(name, _)| self.looked_at.labels.contains(*name));
@@ -192,7 +244,7 @@ impl Mesh {
 
     /// Of several services with one host the one that counts in `namespace`: its own, else a Kubernetes Service, else
     /// the oldest.
-    fn pick<'a>(
+    pub(crate) fn pick<'a>(
         &self,
         list: &'a SameHost,
         namespace: &str,
@@ -200,6 +252,27 @@ impl Mesh {
     ) -> Option<&'a Registered> {
         let seen = || list.iter().filter(|one| one.service.visibility.includes(namespace) && also(one));
         seen().find(|one| *one.service.namespace == *namespace).or_else(|| seen().next())
+    }
+
+    /// The hosts of services that have a port of this number and class, the oldest first.
+    pub fn hosts_at(&self, port: u16, class: PortClass) -> impl Iterator<Item = &Host> {
+        self.by_port.get(&(port, class)).into_iter().flatten().map(|(_, host)| host)
+    }
+
+    /// The hosts of the ExternalName services that stand for a host, whoever sees them.
+    pub fn aliases_of(&self, host: &str) -> impl Iterator<Item = &Host> {
+        self.aliases.get(host).into_iter().flatten()
+    }
+
+    /// The services with an endpoint at an address.
+    pub fn services_at(&self, address: &str) -> impl Iterator<Item = &Registered> {
+        let hosts = self.by_address.get(address).into_iter().flatten();
+        hosts.filter_map(|host| self.services.get(host)).flat_map(|list| list.iter())
+    }
+
+    /// The numbers of all ports that any service has.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        self.by_port.keys().map(|(port, _)| *port).collect()
     }
 
     /// The first service of a host, whoever sees it.
@@ -224,7 +297,14 @@ pub struct Builder {
     service_of_slice: BTreeMap<Name, Arc<str>>,
     /// The hosts of each ServiceEntry as last seen.
     hosts_of_entry: BTreeMap<Name, Vec<Host>>,
+    /// The VirtualServices as they are written, without their delegates' routes.
     virtual_services: BTreeMap<ObjectKey, Arc<VirtualService>>,
+    /// The VirtualServices that delegate to one, by its namespace and name.
+    roots_of: BTreeMap<Name, BTreeSet<ObjectKey>>,
+    /// The DestinationRules of a namespace for a host, and where each was last seen.
+    rules_of_host: BTreeMap<(Arc<str>, Host), BTreeSet<ObjectKey>>,
+    host_of_rule: BTreeMap<ObjectKey, Host>,
+    looked_at: looked_at::Counts,
     revision: u64,
 }
 
@@ -233,25 +313,18 @@ pub struct Builder {
 struct Stale {
     services: BTreeSet<Name>,
     entries: BTreeSet<Name>,
-    virtual_services: bool,
-    destination_rules: bool,
+    virtual_services: BTreeSet<ObjectKey>,
+    destination_rules: BTreeSet<(Arc<str>, Host)>,
     sidecars: bool,
-    pods: bool,
+    /// Whether a node moved, and with it every pod on it.
+    nodes: bool,
+    pods: BTreeSet<Name>,
 }
 
 impl Builder {
     /// An empty mesh.
     pub fn new(config: MeshConfig) -> Self {
-        let mesh = Mesh {
-            config: Arc::new(config),
-            services: Arc::default(),
-            virtual_services: Arc::default(),
-            destination_rules: Arc::default(),
-            sidecars: Arc::default(),
-            by_address: Arc::default(),
-            pod_localities: Arc::default(),
-            looked_at: Arc::default(),
-        };
+        let mesh = Mesh::empty(config);
         Self {
             mesh,
             workloads: endpoint::Workloads::default(),
@@ -261,12 +334,17 @@ impl Builder {
             service_of_slice: BTreeMap::new(),
             hosts_of_entry: BTreeMap::new(),
             virtual_services: BTreeMap::new(),
+            roots_of: BTreeMap::new(),
+            rules_of_host: BTreeMap::new(),
+            host_of_rule: BTreeMap::new(),
+            looked_at: looked_at::Counts::default(),
             revision: 0,
         }
     }
 
     /// Takes in what changed in `store`, and gives the new state.
     pub fn update(&mut self, store: &Store, dirty: &BTreeSet<ObjectKey>) -> Mesh {
+        let before = self.mesh.clone();
         let mut stale = Stale::default();
         for key in dirty {
             self.note(store, key, &mut stale);
@@ -277,27 +355,24 @@ impl Builder {
         for name in &stale.entries {
             self.update_entry(store, name);
         }
-        if stale.virtual_services {
-            let list = self.virtual_services.values().cloned().collect();
-            self.mesh.virtual_services = Arc::new(VirtualServices::new(list, &self.mesh.config.domain));
+        for key in &stale.virtual_services {
+            self.merge_virtual_service(key);
         }
-        if stale.destination_rules {
-            let objects = store.all(Kind::DestinationRule).map(|entry| (entry.revision, &entry.object));
-            self.mesh.destination_rules = Arc::new(DestinationRules::new(objects, &self.mesh.config.domain));
+        for (namespace, host) in &stale.destination_rules {
+            self.merge_destination_rules(store, namespace, host);
         }
         if stale.sidecars {
             let objects = store.all(Kind::Sidecar).map(|entry| (entry.revision, &entry.object));
             self.mesh.sidecars = Arc::new(Sidecars::new(objects));
         }
-        if stale.pods {
-            let place = |(name, pod): (&Name, &Arc<Workload>)| {
-                Some((name.clone(), self.workloads.nodes.get(pod.node.as_str())?.clone()))
-            };
-            self.mesh.pod_localities = Arc::new(self.workloads.pods.iter().filter_map(place).collect());
+        if stale.nodes {
+            stale.pods.extend(self.workloads.pods.keys().cloned());
         }
-        let services = !stale.services.is_empty() || !stale.entries.is_empty();
-        if stale.virtual_services || stale.destination_rules || services {
-            self.mesh.looked_at = Arc::new(looked_at(&self.mesh));
+        for name in &stale.pods {
+            self.place_pod(name);
+        }
+        if self.looked_at.follow(&before, &self.mesh) {
+            self.mesh.looked_at = Arc::new(self.looked_at.all());
         }
         self.mesh.clone()
     }
@@ -309,14 +384,16 @@ impl Builder {
             Kind::Namespace => {}
             Kind::Node => {
                 if self.update_node(key, object) {
-                    stale.pods = true;
+                    stale.nodes = true;
                     stale.services.extend(self.slices.keys().cloned());
                     stale.services.extend(store.all(Kind::Endpoints).map(|entry| name_of(&entry.object)));
                     stale.entries.extend(store.all(Kind::ServiceEntry).map(|entry| name_of(&entry.object)));
                 }
             }
             Kind::Pod => {
-                stale.pods |= self.update_pod(&name, object);
+                if self.update_pod(&name, object) {
+                    stale.pods.insert(name.clone());
+                }
                 stale.services.extend(self.services_of_pod.get(&name).into_iter().flatten().cloned());
                 stale.entries.extend(selecting_entries(store, &key.namespace));
             }
@@ -340,10 +417,13 @@ impl Builder {
                 stale.services.extend(selecting.map(|entry| name_of(&entry.object)));
             }
             Kind::VirtualService => {
-                stale.virtual_services = true;
                 self.update_virtual_service(store, key);
+                stale.virtual_services.insert(key.clone());
+                stale.virtual_services.extend(self.roots_of.get(&name).into_iter().flatten().cloned());
             }
-            Kind::DestinationRule => stale.destination_rules = true,
+            Kind::DestinationRule => {
+                stale.destination_rules.extend(self.update_destination_rule(key, object));
+            }
             Kind::Sidecar => stale.sidecars = true,
         }
     }
@@ -398,14 +478,80 @@ impl Builder {
     }
 
     fn update_virtual_service(&mut self, store: &Store, key: &ObjectKey) {
-        match store.get(key) {
-            Some(entry) => {
-                let one = VirtualService::new(entry.revision, &entry.object, &self.mesh.config.domain);
-                self.virtual_services.insert(key.clone(), Arc::new(one));
+        let new = store
+            .get(key)
+            .map(|entry| Arc::new(VirtualService::new(entry.revision, &entry.object, &self.mesh.config.domain)));
+        let old = match &new {
+            Some(new) => self.virtual_services.insert(key.clone(), new.clone()),
+            None => self.virtual_services.remove(key),
+        };
+        for delegate in old.iter().flat_map(|old| old.delegates()) {
+            if let Some(roots) = self.roots_of.get_mut(&delegate) {
+                roots.remove(key);
+                if roots.is_empty() {
+                    self.roots_of.remove(&delegate);
+                }
             }
-            None => {
-                self.virtual_services.remove(key);
+        }
+        for delegate in new.iter().flat_map(|new| new.delegates()) {
+            self.roots_of.entry(delegate).or_default().insert(key.clone());
+        }
+    }
+
+    /// Puts a VirtualService with the routes of its delegates into the mesh.
+    fn merge_virtual_service(&mut self, key: &ObjectKey) {
+        let domain = &self.mesh.config.domain;
+        let own = self.virtual_services.get(key);
+        let delegate_of = |namespace: &str, name: &str| {
+            let key = ObjectKey { kind: Kind::VirtualService, namespace: namespace.into(), name: name.into() };
+            self.virtual_services.get(&key).filter(|delegate| delegate.hosts.is_empty())
+        };
+        let merged = own.map(|own| own.with_delegates(delegate_of, domain).map_or_else(|| own.clone(), Arc::new));
+        Arc::make_mut(&mut self.mesh.virtual_services).set(key, merged, domain);
+    }
+
+    /// The namespace and hosts whose rules the object was and is among.
+    fn update_destination_rule(&mut self, key: &ObjectKey, object: Option<&Arc<Object>>) -> Vec<(Arc<str>, Host)> {
+        let new = object.and_then(|object| match &object.spec {
+            Spec::DestinationRule(spec) => Some(resolve(&spec.host, &key.namespace, &self.mesh.config.domain)),
+            _ => None,
+        });
+        let old = match &new {
+            Some(host) => self.host_of_rule.insert(key.clone(), host.clone()),
+            None => self.host_of_rule.remove(key),
+        };
+        let mut touched = Vec::new();
+        if let Some(host) = old {
+            let place = (key.namespace.clone(), host);
+            if let Some(keys) = self.rules_of_host.get_mut(&place) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.rules_of_host.remove(&place);
+                }
             }
+            touched.push(place);
+        }
+        if let Some(host) = new {
+            let place = (key.namespace.clone(), host);
+            self.rules_of_host.entry(place.clone()).or_default().insert(key.clone());
+            touched.push(place);
+        }
+        touched
+    }
+
+    fn merge_destination_rules(&mut self, store: &Store, namespace: &Arc<str>, host: &Host) {
+        let keys = self.rules_of_host.get(&(namespace.clone(), host.clone()));
+        let objects = keys.into_iter().flatten().filter_map(|key| store.get(key));
+        let merged = rules::merge(objects.map(|entry| (entry.revision, &entry.object)), &self.mesh.config.domain);
+        Arc::make_mut(&mut self.mesh.destination_rules).set(namespace, host, merged);
+    }
+
+    /// Writes down where a pod is, as far as its node is known.
+    fn place_pod(&mut self, name: &Name) {
+        let pod = self.workloads.pods.get(name);
+        match pod.and_then(|pod| self.workloads.nodes.get(pod.node.as_str())) {
+            Some(locality) => drop(self.mesh.pod_localities.insert(name.clone(), locality.clone())),
+            None => drop(self.mesh.pod_localities.remove(name)),
         }
     }
 
@@ -519,7 +665,7 @@ impl Builder {
         let after = new.as_ref().map(addresses).unwrap_or_default();
         if before != after {
             let elsewhere: BTreeSet<_> = list.iter().flat_map(addresses).collect();
-            let by_address = Arc::make_mut(&mut self.mesh.by_address);
+            let by_address = &mut self.mesh.by_address;
             for address in before.difference(&after).filter(|address| !elsewhere.contains(*address)) {
                 if let Some(hosts) = by_address.get_mut(address) {
                     hosts.remove(host);
@@ -532,6 +678,7 @@ impl Builder {
                 by_address.entry(address.clone()).or_default().insert(host.clone());
             }
         }
+        self.index_service(host, old.as_ref(), new.as_ref(), &list);
         list.extend(new);
         list.sort_by(|a, b| {
             let rank = |one: &Registered| {
@@ -540,11 +687,52 @@ impl Builder {
             };
             rank(a).cmp(&rank(b))
         });
-        let services = Arc::make_mut(&mut self.mesh.services);
         if list.is_empty() {
-            services.remove(host);
+            self.mesh.services.remove(host);
         } else {
-            services.insert(host.clone(), Arc::new(list));
+            self.mesh.services.insert(host.clone(), Arc::new(list));
+        }
+    }
+
+    /// Keeps the indexes by port and by alias when a service of `host` goes from `old` to `new` beside `others`.
+    fn index_service(
+        &mut self,
+        host: &Host,
+        old: Option<&Registered>,
+        new: Option<&Registered>,
+        others: &[Registered],
+    ) {
+        if old.zip(new).is_some_and(|(old, new)| Arc::ptr_eq(&old.service, &new.service)) {
+            return;
+        }
+        let entries = |known: &Registered| -> BTreeSet<(u16, PortClass, Age)> {
+            let ports = known.service.ports.iter();
+            ports.map(|port| (port.number, PortClass::of(port.protocol), known.service.age)).collect()
+        };
+        let kept: BTreeSet<_> = others.iter().chain(new).flat_map(entries).collect();
+        for (number, class, age) in old.map(entries).unwrap_or_default().difference(&kept) {
+            if let Some(hosts) = self.mesh.by_port.get_mut(&(*number, *class)) {
+                hosts.remove(&(*age, host.clone()));
+                if hosts.is_empty() {
+                    self.mesh.by_port.remove(&(*number, *class));
+                }
+            }
+        }
+        for (number, class, age) in new.map(entries).unwrap_or_default() {
+            self.mesh.by_port.entry((number, class)).or_default().insert((age, host.clone()));
+        }
+        let target = |known: &Registered| known.service.alias_of.clone();
+        if let Some(target) = old.and_then(target)
+            && !others.iter().any(|known| known.service.alias_of.as_ref() == Some(&target))
+            && let Some(aliases) = self.mesh.aliases.get_mut(&target)
+        {
+            aliases.remove(host);
+            if aliases.is_empty() {
+                self.mesh.aliases.remove(&target);
+            }
+        }
+        if let Some(target) = new.and_then(target) {
+            self.mesh.aliases.entry(target).or_default().insert(host.clone());
         }
     }
 
@@ -556,6 +744,22 @@ impl Builder {
                     self.services_of_pod.remove(&pod);
                 }
             }
+        }
+    }
+}
+
+/// Calls `found` with each key at which two maps differ, and both values. Takes the time that the differences take where
+/// one map was made from the other.
+pub fn diff<'a, K: Ord + Clone, V: PartialEq + Clone>(
+    old: &'a OrdMap<K, V>,
+    new: &'a OrdMap<K, V>,
+    mut found: impl FnMut(&'a K, Option<&'a V>, Option<&'a V>),
+) {
+    for item in old.diff(new) {
+        match item {
+            DiffItem::Add(key, new) => found(key, None, Some(new)),
+            DiffItem::Update { old, new } => found(new.0, Some(old.1), Some(new.1)),
+            DiffItem::Remove(key, old) => found(key, Some(old), None),
         }
     }
 }
@@ -613,30 +817,4 @@ fn pods_of(slices: &[&Object], endpoints: Option<&Object>) -> Vec<Name> {
         }
     }
     pods
-}
-
-/// What of proxies the rules of `mesh` look at.
-fn looked_at(mesh: &Mesh) -> LookedAt {
-    let mut found = LookedAt::default();
-    for one in mesh.virtual_services.iter() {
-        let spec = one.spec();
-        let http = spec.http.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
-        let tls = spec.tls.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
-        let tcp = spec.tcp.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
-        found.labels.extend(http.chain(tls).chain(tcp).flat_map(|labels| labels.keys().cloned()));
-    }
-    for rule in mesh.destination_rules.iter() {
-        found.labels.extend(rule.selector.iter().flat_map(|labels| labels.keys().cloned()));
-        for place in rule.places() {
-            found.locality |= place.locality;
-            found.node |= place.failover_priority.iter().any(|label| label.starts_with("kubernetes.io/hostname"));
-            let names = place.failover_priority.iter().filter_map(|label| label.split('=').next());
-            found.labels.extend(names.map(str::to_owned));
-        }
-    }
-    for known in mesh.services.values().flat_map(|list| list.iter()) {
-        found.locality |= known.service.preference.is_some();
-        found.node |= known.service.preference == Some(Preference::Node);
-    }
-    found
 }

@@ -190,7 +190,7 @@ impl Scopes {
             let view = View::new(mesh, &scope);
             match key.kind {
                 Kind::VirtualService => {
-                    view.rules.hosts().any(|(_, rule)| rule.key == *key || rule.http().any(|http| *http.key == *key))
+                    view.rules.iter().any(|rule| rule.key == *key || rule.http().any(|http| *http.key == *key))
                 }
                 _ => view
                     .services()

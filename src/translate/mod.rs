@@ -53,7 +53,7 @@ pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u
 
 /// The cluster that traffic for hosts that nobody knows goes to. Of a proxy that is not there nothing is sent: a listener
 /// that leads to no cluster would never go live.
-pub fn rest(view: &View<'_>) -> String {
+pub fn default_cluster(view: &View<'_>) -> String {
     let through = match (view.outbound, view.egress_proxy()) {
         (OutboundPolicy::RegistryOnly, _) => return BLACK_HOLE.to_owned(),
         (OutboundPolicy::AllowAny, None) => return PASSTHROUGH.to_owned(),

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::listener::{INBOUND_PORT, OUTBOUND_PORT};
 use super::tcp::{self, Chain};
-use crate::mesh::{Families, Interception, Port, Protocol, Registry, Resolution, Seen, Service, View, one_form};
+use crate::api::Age;
+use crate::mesh::{
+    Families, Host, Interception, Port, PortClass, Protocol, Registry, Resolution, Seen, Service, View, one_form,
+};
 
 /// A listener for connections to one port, or to one address and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -107,16 +110,29 @@ pub fn any_address(families: Families) -> &'static str {
     if families == Families::V6 { "::" } else { "0.0.0.0" }
 }
 
-/// The listeners for what `view` sees, older services first where two want the same.
+/// The listeners for what `view` sees, at all ports.
 pub fn listeners(view: &View<'_>) -> Vec<Outbound> {
-    let mut by_age: Vec<_> = view.callable().filter(|seen| seen.known.service.alias_of.is_none()).collect();
-    by_age.sort_by(|a, b| {
-        let (a, b) = (&a.known.service, &b.known.service);
-        (a.age, &a.host).cmp(&(b.age, &b.host))
-    });
-    let mut plan = Plan { view, rest: super::rest(view), found: BTreeMap::new() };
-    for seen in by_age {
-        for port in seen.ports() {
+    view.mesh.ports().into_iter().flat_map(|port| listeners_at(view, port)).collect()
+}
+
+/// The listeners at one port for what `view` sees, older services first where two want the same. Of plain HTTP the oldest
+/// service speaks for all: each further one adds nothing.
+pub fn listeners_at(view: &View<'_>, number: u16) -> Vec<Outbound> {
+    let mut found: BTreeMap<(Age, Host), Seen<'_>> = BTreeMap::new();
+    for class in PortClass::ALL {
+        let has_class = |port: &&Port| port.number == number && PortClass::of(port.protocol) == class;
+        let callable = view.mesh.hosts_at(number, class).filter_map(|host| view.callable_service(host));
+        let here =
+            callable.filter(|seen| seen.known.service.alias_of.is_none() && seen.ports().any(|port| has_class(&port)));
+        let count = if class == PortClass::Other { usize::MAX } else { 1 };
+        found.extend(here.take(count).map(|seen| {
+            let service = &seen.known.service;
+            ((service.age, service.host.clone()), seen)
+        }));
+    }
+    let mut plan = Plan { view, rest: super::default_cluster(view), found: BTreeMap::new() };
+    for seen in found.values() {
+        for port in seen.ports().filter(|port| port.number == number) {
             plan.add(seen, port);
         }
     }
