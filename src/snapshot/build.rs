@@ -16,7 +16,7 @@ use super::net::{Left, Net};
 use super::{LeftOut, Part, Refers, Resource, Resources, Snapshot};
 use crate::api::{Kind, ObjectKey};
 use crate::mesh::{
-    Families, Host, InboundPort, Interception, Locality, Mesh, Port, Protocol, Registry, Scope, Seen, Service, View,
+    Families, Host, InboundPort, Interception, Mesh, Port, Protocol, Registry, Scope, Seen, Service, View,
     VirtualService, VirtualServicesByHost, covers, is_wildcard,
 };
 use crate::translate::outbound::{self, Outbound, route_name};
@@ -76,7 +76,7 @@ struct ServiceKey {
     only: Option<BTreeSet<u16>>,
     families: Families,
     /// Set where clients in different places get different ones.
-    place: Option<(Locality, Arc<str>, BTreeMap<String, String>)>,
+    place: endpoint::Place,
 }
 
 /// What the cluster of a proxy's own port is made from.
@@ -205,7 +205,7 @@ impl Memo {
         let (known, scope) = (seen.known, view.scope);
         let rule = view.destination_rule(known).map(|rule| &**rule);
         let context = cluster::Context { config: &view.mesh.config, scope, known, rule };
-        let placed = endpoint::depends_on_place(&known.service, rule);
+        let place = endpoint::Place::new(&known.service, rule, scope);
         let key = |with_endpoints: bool| ServiceKey {
             host: known.service.host.clone(),
             service: known.service_revision,
@@ -213,8 +213,7 @@ impl Memo {
             rule: rule.map_or(0, |rule| rule.revision),
             only: seen.only().cloned(),
             families: scope.families,
-            place: (placed && with_endpoints)
-                .then(|| (scope.locality.clone(), scope.node.clone(), scope.labels.clone())),
+            place: if with_endpoints { place.clone() } else { endpoint::Place::default() },
         };
         let with_endpoints = cluster::holds_endpoints(&known.service, rule);
         let object = rule.and_then(|rule| rule.keys.first().cloned()).unwrap_or_else(|| key_of(&known.service));
