@@ -213,8 +213,10 @@ impl Player<'_> {
             Some(target) => self.view.service(target)?.known.service.clone(),
             None => seen.known.service.clone(),
         };
-        let own = service.addresses.iter().find(|address| !address.contains('/')).map(ToString::to_string);
-        own.or_else(|| Some(seen.known.endpoints.list.first()?.address.to_string()))
+        let families = self.view.scope.families;
+        let own = service.addresses.iter().find(|address| !address.contains('/') && families.reach(address));
+        let mut of_pods = seen.known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses());
+        own.or_else(|| of_pods.find(|address| families.reach(address))).map(ToString::to_string)
     }
 
     fn listener(&self, address: Option<&str>, port: u16) -> Option<(String, listener::Listener)> {

@@ -26,7 +26,9 @@ impl MeshChange {
         let mut change = Self {
             scopes: !Arc::ptr_eq(&old.sidecars, &new.sidecars)
                 || !Arc::ptr_eq(&old.looked_at, &new.looked_at)
-                || !old.pod_localities.ptr_eq(&new.pod_localities),
+                || !Arc::ptr_eq(&old.nodes, &new.nodes)
+                || old.network != new.network
+                || !old.pod_topologies.ptr_eq(&new.pod_topologies),
             ..Self::default()
         };
         // Hosts that differ in more than their endpoints.
@@ -55,7 +57,7 @@ impl MeshChange {
             let moved = before.iter().filter(|known| !after.contains(known));
             let moved: Vec<_> = moved.chain(after.iter().filter(|known| !before.contains(known))).collect();
             for known in &moved {
-                self.addresses.extend(known.endpoints.list.iter().map(|endpoint| endpoint.address.clone()));
+                self.addresses.extend(known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses().cloned()));
                 if known.service.resolution == Resolution::Passthrough {
                     // Its listeners are at the addresses of its endpoints.
                     self.ports.extend(ports(known, |class| class == PortClass::Other));

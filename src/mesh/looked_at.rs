@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DestinationRule, Mesh, Preference, Service, VirtualService, diff};
+use super::{DestinationRule, Mesh, Service, VirtualService, Visibility, diff};
 
 /// What of proxies some rule or service looks at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,8 +12,8 @@ pub(super) struct LookedAt {
     pub labels: BTreeSet<String>,
     /// Whether their locality counts.
     pub locality: bool,
-    /// Whether the node they run on counts.
-    pub node: bool,
+    /// Who sees the services of which clients reach only the endpoints on their own node.
+    pub node: BTreeSet<Visibility>,
 }
 
 /// How many objects look at each thing.
@@ -21,7 +21,7 @@ pub(super) struct LookedAt {
 pub(super) struct Counts {
     labels: BTreeMap<String, usize>,
     locality: usize,
-    node: usize,
+    node: BTreeMap<Visibility, usize>,
 }
 
 impl Counts {
@@ -46,24 +46,27 @@ impl Counts {
 
     /// All that is looked at.
     pub fn all(&self) -> LookedAt {
-        LookedAt { labels: self.labels.keys().cloned().collect(), locality: self.locality > 0, node: self.node > 0 }
+        LookedAt {
+            labels: self.labels.keys().cloned().collect(),
+            locality: self.locality > 0,
+            node: self.node.keys().cloned().collect(),
+        }
     }
 
     fn add(&mut self, object: &LookedAt, comes: bool) {
-        let change = |count: &mut usize| *count = if comes { *count + 1 } else { count.saturating_sub(1) };
-        for label in &object.labels {
-            let count = self.labels.entry(label.clone()).or_default();
-            change(count);
-            if *count == 0 {
-                self.labels.remove(label);
-            }
-        }
+        object.labels.iter().for_each(|label| count(&mut self.labels, label, comes));
+        object.node.iter().for_each(|visibility| count(&mut self.node, visibility, comes));
         if object.locality {
-            change(&mut self.locality);
+            self.locality = if comes { self.locality + 1 } else { self.locality.saturating_sub(1) };
         }
-        if object.node {
-            change(&mut self.node);
-        }
+    }
+}
+
+fn count<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K, comes: bool) {
+    let count = counts.entry(key.clone()).or_default();
+    *count = if comes { *count + 1 } else { count.saturating_sub(1) };
+    if *count == 0 {
+        counts.remove(key);
     }
 }
 
@@ -83,7 +86,6 @@ fn of_rule(rule: &DestinationRule) -> LookedAt {
     found.labels.extend(rule.selector.iter().flat_map(|labels| labels.keys().cloned()));
     for place in rule.places() {
         found.locality |= place.locality;
-        found.node |= place.failover_priority.iter().any(|label| label.starts_with("kubernetes.io/hostname"));
         let names = place.failover_priority.iter().filter_map(|label| label.split('=').next());
         found.labels.extend(names.map(str::to_owned));
     }
@@ -91,9 +93,10 @@ fn of_rule(rule: &DestinationRule) -> LookedAt {
 }
 
 fn of_service(service: &Service) -> LookedAt {
+    let ranked = service.preference.into_iter().flat_map(|preference| preference.labels());
     LookedAt {
-        locality: service.preference.is_some(),
-        node: service.preference == Some(Preference::Node),
-        ..LookedAt::default()
+        labels: ranked.map(|label| (*label).to_owned()).collect(),
+        locality: false,
+        node: service.node_local.then(|| service.visibility.clone()).into_iter().collect(),
     }
 }

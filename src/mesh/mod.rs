@@ -11,8 +11,10 @@ mod host;
 mod looked_at;
 mod proxy;
 mod rules;
+mod scope;
 mod service;
 mod sidecar;
+mod topology;
 mod view;
 mod virtual_services;
 mod visibility;
@@ -28,6 +30,7 @@ pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyE
 pub use rules::{DestinationRule, HttpRule, LostRoute, VirtualService};
 pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
 pub use sidecar::{Sidecar, Sidecars};
+pub use topology::{HOSTNAME, NETWORK, REGION, SUBZONE, Topology, ZONE};
 pub use view::{Seen, View};
 pub use virtual_services::{Precedence, VirtualServices, VisibleVirtualServices};
 pub use visibility::Visibility;
@@ -35,8 +38,9 @@ pub use visibility::Visibility;
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 
-use crate::api::{Age, Kind, Labels, Object, ObjectKey, Spec, selects};
+use crate::api::{Age, Kind, Labels, Meta, Object, ObjectKey, Spec, selects};
 use crate::store::Store;
+use endpoint::SelectedPod;
 use looked_at::LookedAt;
 
 /// What holds for the whole mesh.
@@ -44,6 +48,8 @@ use looked_at::LookedAt;
 pub struct MeshConfig {
     /// The cluster's domain.
     pub domain: Arc<str>,
+    /// The cluster's id.
+    pub cluster: Arc<str>,
     /// The namespace whose rules hold for all others.
     pub root_namespace: Arc<str>,
     /// What happens to requests for hosts that nobody knows.
@@ -66,6 +72,7 @@ impl Default for MeshConfig {
     fn default() -> Self {
         Self {
             domain: "cluster.local".into(),
+            cluster: "Kubernetes".into(),
             root_namespace: "istio-system".into(),
             outbound: OutboundPolicy::AllowAny,
             empty_subset: EmptySubset::Hold,
@@ -124,7 +131,10 @@ pub struct Mesh {
     /// The hosts of the ExternalName services that stand for a host.
     aliases: OrdMap<Host, OrdSet<Host>>,
     /// Where pods are, as far as they were read with their node.
-    pod_localities: OrdMap<Name, Arc<Locality>>,
+    pod_topologies: OrdMap<Name, Arc<Topology>>,
+    nodes: Arc<endpoint::Nodes>,
+    /// The network that the cluster is in, as the root namespace's label says it; empty where it does not.
+    network: Arc<str>,
     /// What of proxies some rule looks at.
     looked_at: Arc<LookedAt>,
 }
@@ -166,59 +176,11 @@ impl Mesh {
             by_address: OrdMap::new(),
             by_port: OrdMap::new(),
             aliases: OrdMap::new(),
-            pod_localities: OrdMap::new(),
+            pod_topologies: OrdMap::new(),
+            nodes: Arc::default(),
+            network: Arc::default(),
             looked_at: Arc::default(),
         }
-    }
-
-    /// What of `proxy` can change its answer in this state of the mesh.
-    pub fn scope(&self, proxy: &Proxy) -> Scope {
-        let labels = proxy.labels.iter().filter(|(name, _)| self.looked_at.labels.contains(*name));
-        let sidecar = self.sidecars.find(&proxy.namespace, &proxy.labels, &self.config.root_namespace);
-        Scope {
-            namespace: proxy.namespace.clone(),
-            labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
-            interception: proxy.interception,
-            inbound: match proxy.interception {
-                Interception::None => Vec::new(),
-                Interception::Redirect => self.inbound(proxy),
-            },
-            locality: if self.looked_at.locality { self.locality(proxy) } else { Locality::default() },
-            node: if self.looked_at.node { proxy.node.clone() } else { Arc::default() },
-            families: Families::of(&proxy.addresses),
-            headless: {
-                let headless = |(service, _): &(&Service, _)| service.resolution == Resolution::Passthrough;
-                let own = self.endpoints_of(proxy).filter(headless).map(|(_, endpoint)| endpoint.address.clone());
-                own.collect::<BTreeSet<_>>().into_iter().collect()
-            },
-            sidecar: sidecar.map(|sidecar| (sidecar.key.clone(), sidecar.revision)),
-        }
-    }
-
-    /// Where a proxy is: as it says itself, else as its label says, else where its pod's node is, else as the endpoints
-    /// at its address are.
-    fn locality(&self, proxy: &Proxy) -> Locality {
-        if proxy.locality != Locality::default() {
-            return proxy.locality.clone();
-        }
-        if let Some(own) = endpoint::label_locality(&proxy.labels) {
-            return own;
-        }
-        if let Some(own) = self.pod_localities.get(&(proxy.namespace.clone(), proxy.name.clone())) {
-            return (**own).clone();
-        }
-        let own = self.endpoints_of(proxy).find(|(_, endpoint)| *endpoint.locality != Locality::default());
-        own.map(|(_, endpoint)| (*endpoint.locality).clone()).unwrap_or_default()
-    }
-
-    /// The endpoints that a proxy's own workload is, each with its service.
-    fn endpoints_of<'a>(&'a self, proxy: &'a Proxy) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
-        let hosts = proxy.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten();
-        let known = hosts.filter_map(|host| self.services.get(host)).flat_map(|list| list.iter());
-        known.flat_map(|known| {
-            let own = known.endpoints.list.iter().filter(|endpoint| proxy.addresses.contains(&endpoint.address));
-            own.map(|endpoint| (&*known.service, endpoint))
-        })
     }
 
     /// The ports at which services reach `proxy`, each number once; the oldest service wins it.
@@ -326,8 +288,8 @@ impl Builder {
     pub fn new(config: MeshConfig) -> Self {
         let mesh = Mesh::empty(config);
         Self {
+            workloads: endpoint::Workloads::new(&mesh.config.cluster),
             mesh,
-            workloads: endpoint::Workloads::default(),
             services_of_pod: BTreeMap::new(),
             pods_of_service: BTreeMap::new(),
             slices: BTreeMap::new(),
@@ -371,6 +333,7 @@ impl Builder {
         for name in &stale.pods {
             self.place_pod(name);
         }
+        self.mesh.nodes = self.workloads.nodes.clone();
         if self.looked_at.follow(&before, &self.mesh) {
             self.mesh.looked_at = Arc::new(self.looked_at.all());
         }
@@ -381,9 +344,9 @@ impl Builder {
         let name = (key.namespace.clone(), key.name.clone());
         let object = store.get(key).map(|entry| &entry.object);
         match key.kind {
-            Kind::Namespace => {}
+            Kind::Namespace => self.note_namespace(store, key, object, stale),
             Kind::Node => {
-                if self.update_node(key, object) {
+                if self.workloads.set_node(&key.name, object.map(|node| &node.meta.labels)) {
                     stale.nodes = true;
                     stale.services.extend(self.slices.keys().cloned());
                     stale.services.extend(store.all(Kind::Endpoints).map(|entry| name_of(&entry.object)));
@@ -428,13 +391,21 @@ impl Builder {
         }
     }
 
-    fn update_node(&mut self, key: &ObjectKey, object: Option<&Arc<Object>>) -> bool {
-        let new = object.map(|node| Arc::new(endpoint::node_locality(&node.meta.labels)));
-        let old = match &new {
-            Some(locality) => self.workloads.nodes.insert(key.name.clone(), locality.clone()),
-            None => self.workloads.nodes.remove(&key.name),
+    /// A namespace's annotation holds for its services, and the root namespace's label for all workloads.
+    fn note_namespace(&mut self, store: &Store, key: &ObjectKey, object: Option<&Arc<Object>>, stale: &mut Stale) {
+        let mut all = false;
+        if key.name == self.mesh.config.root_namespace {
+            let network = object.and_then(|object| object.meta.labels.get(NETWORK));
+            self.mesh.network = network.map(|network| network.as_str().into()).unwrap_or_default();
+            all = self.workloads.set_network(&self.mesh.network);
+            stale.nodes |= all;
+        }
+        let of = |kind: Kind| {
+            let objects = store.all(kind).map(|entry| &entry.object);
+            objects.filter(|object| all || object.meta.namespace == key.name).map(|object| name_of(object))
         };
-        old != new
+        stale.services.extend(of(Kind::Service));
+        stale.entries.extend(of(Kind::ServiceEntry));
     }
 
     /// Returns whether it is, or was, known where the pod runs.
@@ -442,13 +413,16 @@ impl Builder {
         let Some(pod) = object else {
             return self.workloads.pods.remove(name).is_some_and(|old| !old.node.is_empty());
         };
-        let (node, service_account, ip) = match &pod.spec {
-            Spec::Pod(spec) => (spec.node_name.clone(), spec.service_account.clone(), spec.ip.clone()),
+        let (node, service_account, ips) = match &pod.spec {
+            Spec::Pod(spec) => {
+                let ips = spec.ips.iter().map(|ip| ip.as_str().into()).collect();
+                (spec.node_name.clone(), spec.service_account.clone(), ips)
+            }
             _ => Default::default(),
         };
         let (labels, namespace) = (pod.meta.labels.clone(), pod.meta.namespace.clone());
         let placed = !node.is_empty();
-        let workload = Workload { labels, namespace, node, service_account, ip };
+        let workload = Workload { labels, namespace, node, service_account, ips };
         let old = self.workloads.pods.insert(name.clone(), Arc::new(workload));
         placed || old.is_some_and(|old| !old.node.is_empty())
     }
@@ -548,10 +522,12 @@ impl Builder {
 
     /// Writes down where a pod is, as far as its node is known.
     fn place_pod(&mut self, name: &Name) {
-        let pod = self.workloads.pods.get(name);
-        match pod.and_then(|pod| self.workloads.nodes.get(pod.node.as_str())) {
-            Some(locality) => drop(self.mesh.pod_localities.insert(name.clone(), locality.clone())),
-            None => drop(self.mesh.pod_localities.remove(name)),
+        match self.workloads.pods.get(name).filter(|pod| !pod.node.is_empty()) {
+            Some(pod) => {
+                let topology = self.workloads.topology(pod, None, None);
+                self.mesh.pod_topologies.insert(name.clone(), topology);
+            }
+            None => drop(self.mesh.pod_topologies.remove(name)),
         }
     }
 
@@ -560,11 +536,12 @@ impl Builder {
         let domain = self.mesh.config.domain.clone();
         let host: Host = format!("{}.{}.svc.{domain}", name.1, name.0).to_ascii_lowercase().into();
         self.forget_pods(name);
+        let namespace = namespace_of(store, &name.0);
         let new = store.get(&key(Kind::Service)).and_then(|entry| match &entry.object.spec {
-            Spec::Service(spec) => Some((entry.revision, Service::from_kubernetes(&entry.object.meta, spec, &domain))),
+            Spec::Service(spec) => Some(Service::from_kubernetes(&entry.object.meta, spec, namespace, &domain)),
             _ => None,
         });
-        let Some((revision, service)) = new else {
+        let Some(service) = new else {
             self.put(&host, Registry::Kubernetes, name, None);
             return;
         };
@@ -581,7 +558,7 @@ impl Builder {
             self.services_of_pod.entry(pod.clone()).or_default().insert(name.clone());
         }
         self.pods_of_service.insert(name.clone(), pods);
-        self.put(&host, Registry::Kubernetes, name, Some((revision, service, set)));
+        self.put(&host, Registry::Kubernetes, name, Some((service, set)));
     }
 
     fn update_entry(&mut self, store: &Store, name: &Name) {
@@ -595,13 +572,13 @@ impl Builder {
         };
         let mut hosts: Vec<Host> = Vec::new();
         for host in &spec.hosts {
-            let service = Service::from_service_entry(&entry.object.meta, spec, host);
+            let service = Service::from_service_entry(&entry.object.meta, spec, namespace_of(store, &name.0), host);
             let selector = spec.workload_selector.as_ref().map(|selector| &selector.labels);
             let entries = selector.into_iter().flat_map(|labels| selected_entries(store, &name.0, labels));
             let pods = selector.into_iter().flat_map(|labels| self.selected_pods(store, &name.0, labels));
             let set = endpoint::collect_entry(&service, spec, entries, pods, &self.workloads);
             let host = service.host.clone();
-            self.put(&host, Registry::ServiceEntry, name, Some((entry.revision, service, set)));
+            self.put(&host, Registry::ServiceEntry, name, Some((service, set)));
             hosts.push(host);
         }
         for host in old.iter().filter(|host| !hosts.contains(host)) {
@@ -610,27 +587,26 @@ impl Builder {
         self.hosts_of_entry.insert(name.clone(), hosts);
     }
 
-    /// The pods of a namespace with these labels, each with its address: its own where it was read, else the one that
-    /// a slice gives it.
-    fn selected_pods(&self, store: &Store, namespace: &Arc<str>, labels: &Labels) -> Vec<(Arc<str>, &Arc<Workload>)> {
-        let mut found: BTreeMap<Arc<str>, (Arc<str>, &Arc<Workload>)> = BTreeMap::new();
+    /// The pods of a namespace with these labels, each with its addresses: its own where they were read, else those
+    /// that slices give it.
+    fn selected_pods<'a>(&'a self, store: &'a Store, namespace: &'a Arc<str>, labels: &Labels) -> Vec<SelectedPod<'a>> {
+        let mut found: BTreeMap<&str, SelectedPod<'_>> = BTreeMap::new();
         let of_namespace = (namespace.clone(), Arc::from(""))..;
-        for ((_, pod), workload) in self.workloads.pods.range(of_namespace).take_while(|((ns, _), _)| ns == namespace) {
-            if !workload.ip.is_empty() && selects(labels, &workload.labels) {
-                found.insert(pod.clone(), (workload.ip.as_str().into(), workload));
+        for ((_, name), workload) in self.workloads.pods.range(of_namespace).take_while(|((ns, _), _)| ns == namespace)
+        {
+            if selects(labels, &workload.labels) {
+                found.insert(name, SelectedPod { name, addresses: workload.ips.clone(), node: None, workload });
             }
         }
         for entry in store.all(Kind::EndpointSlice).filter(|entry| entry.object.meta.namespace == *namespace) {
             let Spec::EndpointSlice(slice) = &entry.object.spec else { continue };
             for one in &slice.endpoints {
                 let Some((address, target)) = one.addresses.first().zip(one.target_ref.as_ref()) else { continue };
-                let pod: Arc<str> = target.name.as_str().into();
-                if target.kind != "Pod" || found.contains_key(&pod) {
-                    continue;
-                }
-                let known = self.workloads.pods.get(&(namespace.clone(), pod.clone()));
-                if let Some(workload) = known.filter(|workload| selects(labels, &workload.labels)) {
-                    found.insert(pod, (address.as_str().into(), workload));
+                let Some(pod) = found.get_mut(target.name.as_str()).filter(|_| target.kind == "Pod") else { continue };
+                pod.node = pod.node.or(one.node_name.as_deref());
+                let is_v6 = |address: &str| address.contains(':');
+                if pod.workload.ips.is_empty() && !pod.addresses.iter().any(|known| is_v6(known) == is_v6(address)) {
+                    pod.addresses.push(address.as_str().into());
                 }
             }
         }
@@ -638,13 +614,13 @@ impl Builder {
     }
 
     /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes it away.
-    fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(u64, Service, EndpointSet)>) {
+    fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
         let mut list: Vec<Registered> = self.mesh.services.get(host).map(|list| list.to_vec()).unwrap_or_default();
         let same = |one: &Registered| {
             one.service.registry == registry && one.service.namespace == name.0 && one.service.name == name.1
         };
         let old = list.iter().position(same).map(|at| list.remove(at));
-        let new = new.map(|(revision, service, set)| {
+        let new = new.map(|(service, set)| {
             let (endpoints_revision, endpoints) = match &old {
                 Some(old) if *old.endpoints == set => (old.endpoints_revision, old.endpoints.clone()),
                 _ => {
@@ -654,12 +630,15 @@ impl Builder {
             };
             let (service_revision, service) = match &old {
                 Some(old) if *old.service == service => (old.service_revision, old.service.clone()),
-                _ => (revision, Arc::new(service)),
+                _ => {
+                    self.revision += 1;
+                    (self.revision, Arc::new(service))
+                }
             };
             Registered { service, service_revision, endpoints, endpoints_revision }
         });
         let addresses = |one: &Registered| -> BTreeSet<Arc<str>> {
-            one.endpoints.list.iter().map(|endpoint| endpoint.address.clone()).collect()
+            one.endpoints.list.iter().flat_map(Endpoint::addresses).cloned().collect()
         };
         let before = old.as_ref().map(addresses).unwrap_or_default();
         let after = new.as_ref().map(addresses).unwrap_or_default();
@@ -790,6 +769,10 @@ fn selected_entries<'a>(
         }
         _ => false,
     })
+}
+
+fn namespace_of<'a>(store: &'a Store, name: &str) -> Option<&'a Meta> {
+    store.get(&ObjectKey::new(Kind::Namespace, "", name)).map(|entry| &entry.object.meta)
 }
 
 fn name_of(object: &Object) -> Name {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::host::Host;
+use super::topology::{HOSTNAME, NETWORK, REGION, SUBZONE, ZONE};
 use super::visibility::Visibility;
 use crate::api::{self, EntryResolution, IntOrString, Labels, Meta};
 
@@ -119,17 +120,31 @@ pub enum Preference {
 }
 
 impl Preference {
-    fn new(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
+    /// That of a service: as its spec says, else its annotation, else the annotation of its namespace. An annotation
+    /// with another value says that there is none. Source: Istio's GetTrafficDistribution.
+    fn new(spec: &str, service: &Meta, namespace: Option<&Meta>) -> Option<Self> {
+        match spec {
+            "PreferClose" | "PreferSameZone" => return Some(Preference::Zone),
+            "PreferSameNode" => return Some(Preference::Node),
+            _ => {}
+        }
+        let annotation = |meta: &Meta| {
+            let value = meta.annotations.get("networking.istio.io/traffic-distribution")?;
+            Some(value.to_ascii_lowercase()).filter(|value| !value.is_empty())
+        };
+        match annotation(service).or_else(|| annotation(namespace?))?.as_str() {
             "preferclose" | "prefersamezone" => Some(Preference::Zone),
             "prefersamenode" => Some(Preference::Node),
             _ => None,
         }
     }
 
-    /// What the annotation says that is older than the field. Source: Istio's `networking.istio.io/traffic-distribution`.
-    fn annotated(meta: &Meta) -> Option<Self> {
-        Self::new(meta.annotations.get("networking.istio.io/traffic-distribution")?)
+    /// The labels by which endpoints are ranked: the more of them are the client's, from the first on, the better.
+    pub fn labels(self) -> &'static [&'static str] {
+        match self {
+            Preference::Zone => &[NETWORK, REGION, ZONE],
+            Preference::Node => &[NETWORK, REGION, ZONE, SUBZONE, HOSTNAME],
+        }
     }
 }
 
@@ -173,6 +188,9 @@ pub struct Service {
     pub selector: Labels,
     /// Which endpoints are preferred without any rule.
     pub preference: Option<Preference>,
+    /// Whether clients reach only the endpoints on their own node. Source: Kubernetes' Service,
+    /// `spec.internalTrafficPolicy`.
+    pub node_local: bool,
     /// The names that its servers' certificates may hold.
     pub subject_alt_names: Vec<String>,
 }
@@ -197,7 +215,7 @@ pub fn one_form(address: &str) -> Arc<str> {
 
 impl Service {
     /// The service of a Kubernetes object; `domain` is the cluster's, like `cluster.local`.
-    pub fn from_kubernetes(meta: &Meta, spec: &api::Service, domain: &str) -> Self {
+    pub fn from_kubernetes(meta: &Meta, spec: &api::Service, namespace: Option<&Meta>, domain: &str) -> Self {
         let alias_of = (spec.type_ == "ExternalName")
             .then(|| Host::from(spec.external_name.trim_end_matches('.').to_ascii_lowercase()));
         let mut addresses: Vec<Arc<str>> = Vec::new();
@@ -236,13 +254,14 @@ impl Service {
             alias_of,
             registry: Registry::Kubernetes,
             selector: spec.selector.clone(),
-            preference: Preference::new(&spec.traffic_distribution).or_else(|| Preference::annotated(meta)),
+            preference: Preference::new(&spec.traffic_distribution, meta, namespace),
+            node_local: spec.internal_traffic_policy == "Local",
             subject_alt_names: Vec::new(),
         }
     }
 
     /// The service of one host of a ServiceEntry.
-    pub fn from_service_entry(meta: &Meta, spec: &api::ServiceEntry, host: &str) -> Self {
+    pub fn from_service_entry(meta: &Meta, spec: &api::ServiceEntry, namespace: Option<&Meta>, host: &str) -> Self {
         let ports = spec.ports.iter().filter_map(|port| {
             let number = u16::try_from(port.number).ok().filter(|number| *number > 0)?;
             let target = u16::try_from(port.target_port).ok().filter(|target| *target > 0);
@@ -272,7 +291,8 @@ impl Service {
             alias_of: None,
             registry: Registry::ServiceEntry,
             selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
-            preference: Preference::annotated(meta),
+            preference: Preference::new("", meta, namespace),
+            node_local: false,
             subject_alt_names: spec.subject_alt_names.clone(),
         }
     }
@@ -333,7 +353,7 @@ mod tests {
         };
         let resolution = |cluster_ip: &str| {
             let spec = api::Service { cluster_ip: cluster_ip.into(), ..Default::default() };
-            Service::from_kubernetes(&meta, &spec, "cluster.local").resolution
+            Service::from_kubernetes(&meta, &spec, None, "cluster.local").resolution
         };
         assert_eq!(resolution("None"), Resolution::Passthrough);
         // The second is what people write into files.

@@ -17,9 +17,7 @@ use super::net::{Left, Net};
 use super::resource::{Provenance, provenance};
 use super::{ClusterRefs, EncodedVirtualHost, Resource};
 use crate::api::{Kind, ObjectKey};
-use crate::mesh::{
-    Families, Host, InboundPort, Interception, Locality, Port, Registry, Seen, Service, View, VirtualService,
-};
+use crate::mesh::{Families, Host, InboundPort, Interception, Port, Registry, Seen, Service, View, VirtualService};
 use crate::translate::outbound::{self, Outbound};
 use crate::translate::route::{Context, Known};
 use crate::translate::{cluster, default_cluster, endpoint, listener, virtual_host};
@@ -66,8 +64,8 @@ struct ServiceKey {
     rule: u64,
     only: Option<BTreeSet<u16>>,
     families: Families,
-    /// Set where clients in different places get different ones.
-    place: Option<(Locality, Arc<str>, BTreeMap<String, String>)>,
+    /// What differs for clients in different places.
+    place: endpoint::Place,
 }
 
 /// What a virtual host is made from, apart from the services its routes lead to (see [`HostPart::looked_at`]).
@@ -186,15 +184,14 @@ impl Parts {
         let (known, scope) = (seen.known, view.scope);
         let rule = view.destination_rule(known).map(|rule| &**rule);
         let context = cluster::Context { config: &view.mesh.config, scope, known, rule };
-        let placed = endpoint::depends_on_place(&known.service, rule);
+        let place = endpoint::Place::new(&known.service, rule, scope);
         let key = |with_endpoints: bool| ServiceKey {
             service: known.service_revision,
             endpoints: with_endpoints.then_some(known.endpoints_revision),
             rule: rule.map_or(0, |rule| rule.revision),
             only: seen.only().cloned(),
             families: scope.families,
-            place: (placed && with_endpoints)
-                .then(|| (scope.locality.clone(), scope.node.clone(), scope.labels.clone())),
+            place: if with_endpoints { place.clone() } else { endpoint::Place::default() },
         };
         let with_endpoints = cluster::holds_endpoints(&known.service, rule);
         let objects =

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::scope::Touched;
-use crate::mesh::{Host, Mesh, PortClass, Scope, Visibility, covers, is_wildcard};
-use crate::translate::endpoint;
+use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility, covers, is_wildcard};
 
 /// The hosts that tell scopes apart in one state of the mesh.
 #[derive(Debug, Default)]
@@ -28,8 +27,8 @@ impl Sensitivity {
                 this.seen_by(&service.visibility, &service.namespace, hosts.into_iter().flatten().cloned());
             }
             let rules = mesh.destination_rules.all(host);
-            let placed = |known: &crate::mesh::Registered| endpoint::depends_on_place(&known.service, None);
-            if list.iter().any(placed) || rules.iter().any(|rule| rule.looks_at_locality()) {
+            let placed = |service: &Service| service.preference.is_some() || service.node_local;
+            if list.iter().any(|known| placed(&known.service)) || rules.iter().any(|rule| rule.looks_at_locality()) {
                 this.by_place.insert(host.clone());
             }
         }

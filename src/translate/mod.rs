@@ -9,6 +9,8 @@ pub mod load_balancer;
 pub mod locality;
 pub mod outbound;
 pub mod outlier;
+#[cfg(test)]
+mod placement_tests;
 pub mod policy;
 pub mod route;
 pub mod route_match;

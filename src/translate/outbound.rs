@@ -196,7 +196,8 @@ impl Plan<'_> {
             return found;
         }
         let members = seen.known.endpoints.list.iter().filter(|one| one.port_name == port.name);
-        let of_pods: BTreeSet<&str> = members.map(|one| &*one.address).collect();
+        let of_pods: BTreeSet<&str> =
+            members.flat_map(|endpoint| endpoint.addresses()).map(|address| &**address).collect();
         let no_pods = service.registry == Registry::ServiceEntry && of_pods.is_empty() && service.selector.is_empty();
         if service.resolution == Resolution::Passthrough && !no_pods {
             // The addresses of a headless service are those of its pods; a pod calls itself without its proxy.
