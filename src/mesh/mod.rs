@@ -8,6 +8,7 @@ mod endpoint;
 mod host;
 mod proxy;
 mod rules;
+mod same_host;
 mod service;
 mod sidecar;
 mod view;
@@ -17,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
-pub use host::{Host, covers, is_wildcard, resolve};
+pub use host::{Host, covers, is_wildcard, resolve, without_brackets};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
 pub use rules::{
     DestinationRule, DestinationRules, HttpRule, LostRoute, VirtualService, VirtualServices, VirtualServicesByHost,
@@ -190,16 +191,19 @@ impl Mesh {
         by_target.into_values().map(|(_, port)| port).collect()
     }
 
-    /// Of several services with one host the one that counts in `namespace`: its own, else a Kubernetes Service, else
-    /// the oldest.
+    /// Of several services with one host the one that counts in `namespace`: its own before others, a Kubernetes Service
+    /// before a ServiceEntry, what is exported to it by name before what all see, and the oldest of these.
     fn pick<'a>(
         &self,
         list: &'a SameHost,
         namespace: &str,
         also: impl Fn(&Registered) -> bool,
     ) -> Option<&'a Registered> {
-        let seen = || list.iter().filter(|one| one.service.visibility.includes(namespace) && also(one));
-        seen().find(|one| *one.service.namespace == *namespace).or_else(|| seen().next())
+        let seen = list.iter().filter(|known| known.service.visibility.includes(namespace) && also(known));
+        seen.min_by_key(|known| {
+            let service = &known.service;
+            (*service.namespace != *namespace, service.registry, service.visibility == Visibility::Public)
+        })
     }
 
     /// The first service of a host, whoever sees it.
@@ -224,6 +228,7 @@ pub struct Builder {
     service_of_slice: BTreeMap<Name, Arc<str>>,
     /// The hosts of each ServiceEntry as last seen.
     hosts_of_entry: BTreeMap<Name, Vec<Host>>,
+    declared: same_host::Declared,
     virtual_services: BTreeMap<ObjectKey, Arc<VirtualService>>,
     revision: u64,
 }
@@ -260,6 +265,7 @@ impl Builder {
             slices: BTreeMap::new(),
             service_of_slice: BTreeMap::new(),
             hosts_of_entry: BTreeMap::new(),
+            declared: same_host::Declared::default(),
             virtual_services: BTreeMap::new(),
             revision: 0,
         }
@@ -276,6 +282,9 @@ impl Builder {
         }
         for name in &stale.entries {
             self.update_entry(store, name);
+        }
+        if !stale.services.is_empty() {
+            self.follow_aliases();
         }
         if stale.virtual_services {
             let list = self.virtual_services.values().cloned().collect();
@@ -493,34 +502,21 @@ impl Builder {
 
     /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes it away.
     fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(u64, Service, EndpointSet)>) {
-        let mut list: Vec<Registered> = self.mesh.services.get(host).map(|list| list.to_vec()).unwrap_or_default();
-        let same = |one: &Registered| {
-            one.service.registry == registry && one.service.namespace == name.0 && one.service.name == name.1
+        self.declared.put(host, registry, name, new, &mut self.revision);
+        self.publish(host);
+    }
+
+    /// Takes in what has become of a host.
+    fn publish(&mut self, host: &Host) {
+        let list = self.declared.services(host);
+        let addresses = |list: &[Registered]| -> BTreeSet<Arc<str>> {
+            list.iter().flat_map(|known| &known.endpoints.list).map(|endpoint| endpoint.address.clone()).collect()
         };
-        let old = list.iter().position(same).map(|at| list.remove(at));
-        let new = new.map(|(revision, service, set)| {
-            let (endpoints_revision, endpoints) = match &old {
-                Some(old) if *old.endpoints == set => (old.endpoints_revision, old.endpoints.clone()),
-                _ => {
-                    self.revision += 1;
-                    (self.revision, Arc::new(set))
-                }
-            };
-            let (service_revision, service) = match &old {
-                Some(old) if *old.service == service => (old.service_revision, old.service.clone()),
-                _ => (revision, Arc::new(service)),
-            };
-            Registered { service, service_revision, endpoints, endpoints_revision }
-        });
-        let addresses = |one: &Registered| -> BTreeSet<Arc<str>> {
-            one.endpoints.list.iter().map(|endpoint| endpoint.address.clone()).collect()
-        };
-        let before = old.as_ref().map(addresses).unwrap_or_default();
-        let after = new.as_ref().map(addresses).unwrap_or_default();
+        let before = self.mesh.services.get(host).map(|list| addresses(list)).unwrap_or_default();
+        let after = addresses(&list);
         if before != after {
-            let elsewhere: BTreeSet<_> = list.iter().flat_map(addresses).collect();
             let by_address = Arc::make_mut(&mut self.mesh.by_address);
-            for address in before.difference(&after).filter(|address| !elsewhere.contains(*address)) {
+            for address in before.difference(&after) {
                 if let Some(hosts) = by_address.get_mut(address) {
                     hosts.remove(host);
                     if hosts.is_empty() {
@@ -532,19 +528,24 @@ impl Builder {
                 by_address.entry(address.clone()).or_default().insert(host.clone());
             }
         }
-        list.extend(new);
-        list.sort_by(|a, b| {
-            let rank = |one: &Registered| {
-                let service = &one.service;
-                (service.registry, service.age, service.namespace.clone(), service.name.clone())
-            };
-            rank(a).cmp(&rank(b))
-        });
         let services = Arc::make_mut(&mut self.mesh.services);
         if list.is_empty() {
             services.remove(host);
         } else {
             services.insert(host.clone(), Arc::new(list));
+        }
+    }
+
+    /// Lets chains of ExternalName services lead to where they end now.
+    fn follow_aliases(&mut self) {
+        let leads_to = |host: &Host, end: &Host| {
+            let known = self.mesh.services.get(host).and_then(|list| list.first());
+            known.is_some_and(|known| known.service.alias_of.as_ref() == Some(end))
+        };
+        let moved = self.declared.aliases().filter(|(alias, end)| !leads_to(alias, end));
+        let moved: Vec<Host> = moved.map(|(alias, _)| alias.clone()).collect();
+        for alias in &moved {
+            self.publish(alias);
         }
     }
 
