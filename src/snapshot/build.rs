@@ -16,10 +16,10 @@ use super::net::{Left, Net};
 use super::{LeftOut, Part, Refers, Resource, Resources, Snapshot};
 use crate::api::{Kind, ObjectKey};
 use crate::mesh::{
-    Families, Host, InboundPort, Interception, Locality, Mesh, Port, Protocol, Registry, Scope, Seen, Service, View,
+    Families, Host, InboundPort, Interception, Locality, Mesh, Port, Registry, Scope, Seen, Service, View,
     VirtualService, VirtualServicesByHost, covers, is_wildcard,
 };
-use crate::translate::outbound::{self, Outbound, route_name};
+use crate::translate::outbound::{self, Outbound, own_routes, shared_routes};
 use crate::translate::route::{Context, Known, has_routes, rules_at};
 use crate::translate::{cluster, endpoint, listener, rest, virtual_host};
 
@@ -193,8 +193,9 @@ impl Memo {
         for seen in view.services().filter(|seen| seen.known.service.alias_of.is_none()) {
             self.service(&view, seen, &mut filling);
         }
-        self.listeners(&view, &mut filling);
-        let routes = self.routes(&view, &mut filling);
+        let outbound = outbound::listeners(&view);
+        self.listeners(&view, &outbound, &mut filling);
+        let routes = self.routes(&view, &outbound, &mut filling);
         let Filling { left, clusters, endpoints, listeners } = filling;
         let mut snapshot = Snapshot::new(revision, [clusters, endpoints, listeners, routes]);
         snapshot.left_out = left.into_iter().collect();
@@ -240,11 +241,11 @@ impl Memo {
         filling.take(made, |filling| &mut filling.endpoints);
     }
 
-    fn listeners(&mut self, view: &View<'_>, filling: &mut Filling) {
+    fn listeners(&mut self, view: &View<'_>, outbound: &[Outbound], filling: &mut Filling) {
         let scope = view.scope;
         let encode = |listener: Listener| Made::new(|net| encode_listener(net, listener).into_iter().collect());
-        for wanted in outbound::listeners(view) {
-            let made = self.listeners.get(wanted.clone(), |_| true, || encode(listener::outbound(&wanted)));
+        for wanted in outbound {
+            let made = self.listeners.get(wanted.clone(), |_| true, || encode(listener::outbound(wanted)));
             filling.take(made, |filling| &mut filling.listeners);
         }
         if scope.interception == Interception::Redirect {
@@ -256,39 +257,44 @@ impl Memo {
         }
     }
 
-    fn routes(&mut self, view: &View<'_>, filling: &mut Filling) -> Resources {
+    /// The route configurations that the listeners ask for.
+    fn routes(&mut self, view: &View<'_>, outbound: &[Outbound], filling: &mut Filling) -> Resources {
         let mut aliases: BTreeMap<&Host, Vec<&Seen<'_>>> = BTreeMap::new();
         for seen in view.callable() {
             if let Some(target) = &seen.known.service.alias_of {
                 aliases.entry(target).or_default().push(seen);
             }
         }
-        let mut configurations: BTreeMap<String, Vec<(Place, Part)>> = BTreeMap::new();
+        let names = outbound.iter().filter_map(|listener| listener.http.clone());
+        let mut configurations: BTreeMap<String, Vec<(Place, Part)>> = names.map(|name| (name, Vec::new())).collect();
         // The services that have a virtual host among those of a port.
         let mut served: BTreeMap<u16, BTreeSet<&Host>> = BTreeMap::new();
-        for seen in view.callable().filter(|seen| seen.known.service.alias_of.is_none()) {
+        for seen in view.callable() {
             let service = &seen.known.service;
-            let others = aliases.get(&service.host).map_or(&[][..], Vec::as_slice);
-            for port in seen.ports() {
-                let any_name = match port.protocol {
-                    Protocol::Unknown => true,
-                    protocol if protocol.is_http() => false,
-                    _ => continue,
-                };
-                if !any_name {
-                    served.entry(port.number).or_default().insert(&service.host);
-                }
+            let is_alias = service.alias_of.is_some();
+            let others = aliases.get(&service.host).filter(|_| !is_alias).map_or(&[][..], Vec::as_slice);
+            for port in seen.ports().filter(|port| port.protocol.may_be_http()) {
                 let rule = rules_at(view, &service.host, port.number).map(|rule| &**rule);
                 let wanted = Wanted { view, port: port.number, rule };
-                let part = self.service_host(&wanted, seen, port, any_name, others);
-                let configuration = configurations.entry(route_name(service, port)).or_default();
-                let place = Place::new(view.rules_at(port.number), rule, true);
-                configuration.extend(part.encoded.clone().map(|part| (place, part)));
-                filling.left.extend(part.left.iter().cloned());
+                for (name, any_name) in [(shared_routes(port.number), false), (own_routes(service, port.number), true)]
+                {
+                    let Some(configuration) = configurations.get_mut(&name) else { continue };
+                    if !any_name {
+                        served.entry(port.number).or_default().insert(&service.host);
+                    }
+                    // Without rules of its own an alias is called as what it stands for, at the ports of that.
+                    if is_alias && rule.is_none() {
+                        continue;
+                    }
+                    let part = self.service_host(&wanted, seen, port, any_name, others);
+                    let place = Place::new(view.rules_at(port.number), rule, true);
+                    configuration.extend(part.encoded.clone().map(|part| (place, part)));
+                    filling.left.extend(part.left.iter().cloned());
+                }
             }
         }
         for (port, hosts) in &served {
-            self.other_hosts(view, *port, hosts, configurations.entry(port.to_string()).or_default(), filling);
+            self.other_hosts(view, *port, hosts, configurations.entry(shared_routes(*port)).or_default(), filling);
         }
         let mut resources = Resources::new();
         let rest = rest(view);
@@ -350,7 +356,7 @@ impl Memo {
         let aliases: Vec<_> = aliases.iter().map(|alias| alias.known.service.clone()).collect();
         self.host(wanted, key, |context| {
             if any_name {
-                virtual_host::of_unknown_port(service, port, wanted.rule, context)
+                virtual_host::of_any_name(service, port, wanted.rule, context)
             } else {
                 virtual_host::of_service(service, port, &aliases, wanted.rule, context)
             }
