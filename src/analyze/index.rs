@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::spec_of;
 use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
 use crate::mesh::{
-    self, Builder, HOSTNAME, Host, Mesh, MeshConfig, REGION, Registered, Registry, SUBZONE, Topology, Visibility, ZONE,
+    self, Builder, HOSTNAME, Host, Mesh, MeshConfig, REGION, Registered, SUBZONE, Topology, Visibility, ZONE,
     is_wildcard,
 };
 use crate::store::{Entry, Store};
@@ -138,12 +138,6 @@ impl WorkloadLabels {
     }
 }
 
-/// One of several services for a host.
-pub(super) struct Rival {
-    pub key: ObjectKey,
-    pub visibility: Visibility,
-}
-
 /// All that is looked up.
 pub(super) struct Index<'a> {
     pub store: &'a Store,
@@ -151,8 +145,8 @@ pub(super) struct Index<'a> {
     pub virtual_services: Vec<VirtualService<'a>>,
     pub destination_rules: Vec<DestinationRule<'a>>,
     pub services: HashMap<Host, Service>,
-    /// The services of hosts that several have, the one that counts first.
-    pub rivals: Vec<(Host, Vec<Rival>)>,
+    /// The services of hosts that several objects name, in the order in which they count.
+    pub same_host: Vec<(Host, Vec<Arc<mesh::Service>>)>,
     /// The hosts of services by namespace.
     pub hosts: HashMap<Arc<str>, Vec<Host>>,
     /// Places in `destination_rules` by host.
@@ -226,7 +220,7 @@ impl<'a> Index<'a> {
             virtual_services: virtual_services.collect(),
             endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
             refused: Refused::new(store, config),
-            rivals: rivals(&mesh),
+            same_host: same_host(&mesh),
             store,
             config,
             destination_rules,
@@ -379,19 +373,17 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
     starts.map(|at| format!("*{}", rest.get(at..).unwrap_or_default())).collect::<Vec<_>>().into_iter()
 }
 
-/// The services of each host that several have.
-fn rivals(mesh: &Mesh) -> Vec<(Host, Vec<Rival>)> {
-    let several = mesh.services.iter().filter(|(_, list)| list.len() > 1);
-    let rival = |known: &Registered| {
-        let service = &known.service;
-        let kind = match service.registry {
-            Registry::Kubernetes => Kind::Service,
-            Registry::ServiceEntry => Kind::ServiceEntry,
-        };
-        let key = ObjectKey::new(kind, &service.namespace, &service.name);
-        Rival { key, visibility: service.visibility.clone() }
-    };
-    several.map(|(host, list)| (host.clone(), list.iter().map(rival).collect())).collect()
+/// The services of each host that several objects name.
+fn same_host(mesh: &Mesh) -> Vec<(Host, Vec<Arc<mesh::Service>>)> {
+    let several =
+        |list: &[Registered]| list.len() > 1 || list.iter().any(|known| !known.service.merged_from.is_empty());
+    let hosts = mesh.services.iter().filter(|(_, list)| several(list));
+    let sorted = hosts.map(|(host, list)| {
+        let mut services: Vec<_> = list.iter().map(|known| known.service.clone()).collect();
+        services.sort_by_key(|service| (service.registry, service.visibility == Visibility::Public));
+        (host.clone(), services)
+    });
+    sorted.collect()
 }
 
 /// The services as weir serves them, with what is known of their endpoints.

@@ -64,7 +64,7 @@ impl MeshChange {
                 }
             }
             let same_shape = before.len() == after.len()
-                && before.iter().zip(after).all(|(before, after)| Arc::ptr_eq(&before.service, &after.service));
+                && before.iter().zip(after).all(|(before, after)| before.service_revision == after.service_revision);
             if same_shape {
                 return;
             }

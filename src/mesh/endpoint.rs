@@ -119,6 +119,23 @@ pub struct EndpointSet {
 /// Where nodes are, by name.
 pub(super) type Nodes = BTreeMap<Arc<str>, Arc<Topology>>;
 
+impl EndpointSet {
+    /// Sorts endpoints, of which none stands twice.
+    pub(super) fn new(mut list: Vec<Endpoint>) -> Self {
+        // Envoy sums weights in 32 bits: shares that are too large are made smaller, all by the same factor.
+        let total: u64 = list.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+        let most = u64::from(u32::MAX).saturating_sub(list.len() as u64).max(1);
+        if total > most {
+            for endpoint in &mut list {
+                let share = u128::from(endpoint.weight) * u128::from(most) / u128::from(total);
+                endpoint.weight = u32::try_from(share).unwrap_or(u32::MAX).max(1);
+            }
+        }
+        list.sort_unstable();
+        Self { list }
+    }
+}
+
 /// What is needed of pods and nodes to make endpoints.
 #[derive(Debug, Default)]
 pub(super) struct Workloads {
@@ -443,17 +460,7 @@ impl<'a> Collector<'a> {
         });
     }
 
-    fn finish(mut self) -> EndpointSet {
-        // Envoy sums weights in 32 bits: shares that are too large are made smaller, all by the same factor.
-        let total: u64 = self.list.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
-        let most = u64::from(u32::MAX).saturating_sub(self.list.len() as u64).max(1);
-        if total > most {
-            for endpoint in &mut self.list {
-                let share = u128::from(endpoint.weight) * u128::from(most) / u128::from(total);
-                endpoint.weight = u32::try_from(share).unwrap_or(u32::MAX).max(1);
-            }
-        }
-        self.list.sort_unstable();
-        EndpointSet { list: self.list }
+    fn finish(self) -> EndpointSet {
+        EndpointSet::new(self.list)
     }
 }

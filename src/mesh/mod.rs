@@ -11,6 +11,7 @@ mod host;
 mod looked_at;
 mod proxy;
 mod rules;
+mod same_host;
 mod scope;
 mod service;
 mod sidecar;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 pub use change::MeshChange;
 pub use destination_rules::DestinationRules;
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
-pub use host::{Host, covers, is_wildcard, resolve};
+pub use host::{Host, covers, is_wildcard, resolve, without_brackets};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
 pub use rules::{DestinationRule, HttpRule, LostRoute, VirtualService};
 pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
@@ -104,7 +105,7 @@ pub struct Registered {
 
 impl PartialEq for Registered {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.service, &other.service) && self.endpoints_revision == other.endpoints_revision
+        (self.service_revision, self.endpoints_revision) == (other.service_revision, other.endpoints_revision)
     }
 }
 
@@ -204,16 +205,19 @@ impl Mesh {
         by_target.into_values().map(|(_, port)| port).collect()
     }
 
-    /// Of several services with one host the one that counts in `namespace`: its own, else a Kubernetes Service, else
-    /// the oldest.
+    /// Of several services with one host the one that counts in `namespace`: its own before others, a Kubernetes Service
+    /// before a ServiceEntry, what is exported to it by name before what all see, and the oldest of these.
     pub(crate) fn pick<'a>(
         &self,
         list: &'a SameHost,
         namespace: &str,
         also: impl Fn(&Registered) -> bool,
     ) -> Option<&'a Registered> {
-        let seen = || list.iter().filter(|one| one.service.visibility.includes(namespace) && also(one));
-        seen().find(|one| *one.service.namespace == *namespace).or_else(|| seen().next())
+        let seen = list.iter().filter(|known| known.service.visibility.includes(namespace) && also(known));
+        seen.min_by_key(|known| {
+            let service = &known.service;
+            (*service.namespace != *namespace, service.registry, service.visibility == Visibility::Public)
+        })
     }
 
     /// The hosts of services that have a port of this number and class, the oldest first.
@@ -259,6 +263,7 @@ pub struct Builder {
     service_of_slice: BTreeMap<Name, Arc<str>>,
     /// The hosts of each ServiceEntry as last seen.
     hosts_of_entry: BTreeMap<Name, Vec<Host>>,
+    declared: same_host::Declared,
     /// The VirtualServices as they are written, without their delegates' routes.
     virtual_services: BTreeMap<ObjectKey, Arc<VirtualService>>,
     /// The VirtualServices that delegate to one, by its namespace and name.
@@ -295,6 +300,7 @@ impl Builder {
             slices: BTreeMap::new(),
             service_of_slice: BTreeMap::new(),
             hosts_of_entry: BTreeMap::new(),
+            declared: same_host::Declared::default(),
             virtual_services: BTreeMap::new(),
             roots_of: BTreeMap::new(),
             rules_of_host: BTreeMap::new(),
@@ -316,6 +322,9 @@ impl Builder {
         }
         for name in &stale.entries {
             self.update_entry(store, name);
+        }
+        if self.declared.take_aliases_changed() {
+            self.follow_aliases();
         }
         for key in &stale.virtual_services {
             self.merge_virtual_service(key);
@@ -615,37 +624,22 @@ impl Builder {
 
     /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes it away.
     fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
-        let mut list: Vec<Registered> = self.mesh.services.get(host).map(|list| list.to_vec()).unwrap_or_default();
-        let same = |one: &Registered| {
-            one.service.registry == registry && one.service.namespace == name.0 && one.service.name == name.1
+        self.declared.put(host, registry, name, new, &mut self.revision);
+        self.publish(host);
+    }
+
+    /// Takes in what has become of a host.
+    fn publish(&mut self, host: &Host) {
+        let list = self.declared.services(host);
+        let old = self.mesh.services.get(host).cloned().unwrap_or_default();
+        let addresses = |list: &[Registered]| -> BTreeSet<Arc<str>> {
+            list.iter().flat_map(|known| &known.endpoints.list).flat_map(Endpoint::addresses).cloned().collect()
         };
-        let old = list.iter().position(same).map(|at| list.remove(at));
-        let new = new.map(|(service, set)| {
-            let (endpoints_revision, endpoints) = match &old {
-                Some(old) if *old.endpoints == set => (old.endpoints_revision, old.endpoints.clone()),
-                _ => {
-                    self.revision += 1;
-                    (self.revision, Arc::new(set))
-                }
-            };
-            let (service_revision, service) = match &old {
-                Some(old) if *old.service == service => (old.service_revision, old.service.clone()),
-                _ => {
-                    self.revision += 1;
-                    (self.revision, Arc::new(service))
-                }
-            };
-            Registered { service, service_revision, endpoints, endpoints_revision }
-        });
-        let addresses = |one: &Registered| -> BTreeSet<Arc<str>> {
-            one.endpoints.list.iter().flat_map(Endpoint::addresses).cloned().collect()
-        };
-        let before = old.as_ref().map(addresses).unwrap_or_default();
-        let after = new.as_ref().map(addresses).unwrap_or_default();
+        let before = addresses(&old);
+        let after = addresses(&list);
         if before != after {
-            let elsewhere: BTreeSet<_> = list.iter().flat_map(addresses).collect();
             let by_address = &mut self.mesh.by_address;
-            for address in before.difference(&after).filter(|address| !elsewhere.contains(*address)) {
+            for address in before.difference(&after) {
                 if let Some(hosts) = by_address.get_mut(address) {
                     hosts.remove(host);
                     if hosts.is_empty() {
@@ -657,15 +651,7 @@ impl Builder {
                 by_address.entry(address.clone()).or_default().insert(host.clone());
             }
         }
-        self.index_service(host, old.as_ref(), new.as_ref(), &list);
-        list.extend(new);
-        list.sort_by(|a, b| {
-            let rank = |one: &Registered| {
-                let service = &one.service;
-                (service.registry, service.age, service.namespace.clone(), service.name.clone())
-            };
-            rank(a).cmp(&rank(b))
-        });
+        self.index_host(host, &old, &list);
         if list.is_empty() {
             self.mesh.services.remove(host);
         } else {
@@ -673,23 +659,15 @@ impl Builder {
         }
     }
 
-    /// Keeps the indexes by port and by alias when a service of `host` goes from `old` to `new` beside `others`.
-    fn index_service(
-        &mut self,
-        host: &Host,
-        old: Option<&Registered>,
-        new: Option<&Registered>,
-        others: &[Registered],
-    ) {
-        if old.zip(new).is_some_and(|(old, new)| Arc::ptr_eq(&old.service, &new.service)) {
-            return;
-        }
-        let entries = |known: &Registered| -> BTreeSet<(u16, PortClass, Age)> {
-            let ports = known.service.ports.iter();
-            ports.map(|port| (port.number, PortClass::of(port.protocol), known.service.age)).collect()
+    /// Keeps the indexes by port and by alias when the services of a host change.
+    fn index_host(&mut self, host: &Host, old: &[Registered], new: &[Registered]) {
+        let ports = |list: &[Registered]| -> BTreeSet<(u16, PortClass, Age)> {
+            let entries =
+                list.iter().flat_map(|known| known.service.ports.iter().map(|port| (port, known.service.age)));
+            entries.map(|(port, age)| (port.number, PortClass::of(port.protocol), age)).collect()
         };
-        let kept: BTreeSet<_> = others.iter().chain(new).flat_map(entries).collect();
-        for (number, class, age) in old.map(entries).unwrap_or_default().difference(&kept) {
+        let (before, after) = (ports(old), ports(new));
+        for (number, class, age) in before.difference(&after) {
             if let Some(hosts) = self.mesh.by_port.get_mut(&(*number, *class)) {
                 hosts.remove(&(*age, host.clone()));
                 if hosts.is_empty() {
@@ -697,21 +675,36 @@ impl Builder {
                 }
             }
         }
-        for (number, class, age) in new.map(entries).unwrap_or_default() {
-            self.mesh.by_port.entry((number, class)).or_default().insert((age, host.clone()));
+        for (number, class, age) in after.difference(&before) {
+            self.mesh.by_port.entry((*number, *class)).or_default().insert((*age, host.clone()));
         }
-        let target = |known: &Registered| known.service.alias_of.clone();
-        if let Some(target) = old.and_then(target)
-            && !others.iter().any(|known| known.service.alias_of.as_ref() == Some(&target))
-            && let Some(aliases) = self.mesh.aliases.get_mut(&target)
-        {
-            aliases.remove(host);
-            if aliases.is_empty() {
-                self.mesh.aliases.remove(&target);
+        let targets = |list: &[Registered]| -> BTreeSet<Host> {
+            list.iter().filter_map(|known| known.service.alias_of.clone()).collect()
+        };
+        let (before, after) = (targets(old), targets(new));
+        for target in before.difference(&after) {
+            if let Some(aliases) = self.mesh.aliases.get_mut(target) {
+                aliases.remove(host);
+                if aliases.is_empty() {
+                    self.mesh.aliases.remove(target);
+                }
             }
         }
-        if let Some(target) = new.and_then(target) {
-            self.mesh.aliases.entry(target).or_default().insert(host.clone());
+        for target in after.difference(&before) {
+            self.mesh.aliases.entry(target.clone()).or_default().insert(host.clone());
+        }
+    }
+
+    /// Lets chains of ExternalName services lead to where they end now.
+    fn follow_aliases(&mut self) {
+        let leads_to = |host: &Host, end: &Host| {
+            let known = self.mesh.services.get(host).and_then(|list| list.first());
+            known.is_some_and(|known| known.service.alias_of.as_ref() == Some(end))
+        };
+        let moved = self.declared.aliases().filter(|(alias, end)| !leads_to(alias, end));
+        let moved: Vec<Host> = moved.map(|(alias, _)| alias.clone()).collect();
+        for alias in &moved {
+            self.publish(alias);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::host::Host;
+use super::host::{Host, without_brackets};
 use super::topology::{HOSTNAME, NETWORK, REGION, SUBZONE, ZONE};
 use super::visibility::Visibility;
 use crate::api::{self, EntryResolution, IntOrString, Labels, Meta};
@@ -193,6 +193,10 @@ pub struct Service {
     pub node_local: bool,
     /// The names that its servers' certificates may hold.
     pub subject_alt_names: Vec<String>,
+    /// The labels of a ServiceEntry; those for one host are merged where they have the same.
+    pub labels: Labels,
+    /// The services of the ServiceEntries it was merged from, the oldest first; none where there is only one.
+    pub merged_from: Vec<Arc<Service>>,
 }
 
 /// An address, or a range of them, as everyone writes it: two that are the same would be two listeners at one address,
@@ -257,6 +261,8 @@ impl Service {
             preference: Preference::new(&spec.traffic_distribution, meta, namespace),
             node_local: spec.internal_traffic_policy == "Local",
             subject_alt_names: Vec::new(),
+            labels: Labels::new(),
+            merged_from: Vec::new(),
         }
     }
 
@@ -275,7 +281,7 @@ impl Service {
             }
         }
         Service {
-            host: host.to_ascii_lowercase().into(),
+            host: without_brackets(host).to_ascii_lowercase().into(),
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
             addresses,
@@ -294,7 +300,16 @@ impl Service {
             preference: Preference::new("", meta, namespace),
             node_local: false,
             subject_alt_names: spec.subject_alt_names.clone(),
+            labels: meta.labels.clone(),
+            merged_from: Vec::new(),
         }
+    }
+
+    /// The services of the objects that it was made from and that have a port with this number: itself, where it was not
+    /// merged.
+    pub fn declaring(&self, port: u16) -> impl Iterator<Item = &Service> {
+        let own = self.merged_from.is_empty().then_some(self);
+        own.into_iter().chain(self.merged_from.iter().map(Arc::as_ref)).filter(move |from| from.port(port).is_some())
     }
 
     /// The port with this number.

@@ -44,6 +44,8 @@ pub struct WorkCounts {
 pub(super) struct Encoded {
     pub resources: Vec<Arc<Resource>>,
     pub left: Left,
+    /// The route configuration that a listener asks for.
+    pub asks_for: Option<Arc<str>>,
 }
 
 /// An encoded virtual host; nothing where no route is left.
@@ -164,19 +166,19 @@ impl Parts {
         self.sweep_listeners();
     }
 
-    fn encode(counts: &mut WorkCounts, make: impl FnOnce(&mut Net) -> Vec<Arc<Resource>>) -> Arc<Encoded> {
+    fn encode(counts: &mut WorkCounts, make: impl FnOnce(&mut Net) -> Vec<Arc<Resource>>) -> Encoded {
         let mut net = Net::default();
         let resources = make(&mut net);
         counts.translated += 1;
         counts.encoded += resources.len() as u64;
-        Arc::new(Encoded { resources, left: net.finish() })
+        Encoded { resources, left: net.finish(), asks_for: None }
     }
 
     /// The clusters that every proxy has.
     pub fn fixed_clusters(&mut self) -> Arc<Encoded> {
-        Self::encode(&mut self.counts, |net| {
+        Arc::new(Self::encode(&mut self.counts, |net| {
             cluster::fixed().iter().filter_map(|fixed| encode_cluster(net, fixed, &Provenance::default())).collect()
-        })
+        }))
     }
 
     /// The clusters and the endpoints of a service.
@@ -199,14 +201,14 @@ impl Parts {
         let Self { hosts, counts, .. } = self;
         let parts = hosts.entry(known.service.host.clone()).or_default();
         let clusters = parts.clusters.entry(key(with_endpoints)).or_insert_with(|| {
-            Self::encode(counts, |net| {
+            Arc::new(Self::encode(counts, |net| {
                 let objects = objects();
                 let all = seen.ports().flat_map(|port| cluster::outbound(port, context));
                 all.filter_map(|cluster| encode_cluster(net, &cluster, &objects)).collect()
-            })
+            }))
         });
         let endpoints = parts.endpoints.entry(key(true)).or_insert_with(|| {
-            Self::encode(counts, |net| {
+            Arc::new(Self::encode(counts, |net| {
                 let objects = objects();
                 let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
                 let encode = |assignment: ClusterLoadAssignment| {
@@ -214,7 +216,7 @@ impl Parts {
                     Resource::new(name, net.pass_assignment(assignment, objects.first()), objects.clone())
                 };
                 all.map(encode).collect()
-            })
+            }))
         });
         (clusters.clone(), endpoints.clone())
     }
@@ -236,7 +238,7 @@ impl Parts {
                 let objects = rule.iter().flat_map(|rule| rule.keys.iter().cloned());
                 let objects = provenance(objects.chain(sidecar.map(|(key, _)| key.clone())));
                 let cluster = cluster::inbound(port, rule, pool);
-                Self::encode(counts, |net| encode_cluster(net, &cluster, &objects).into_iter().collect())
+                Arc::new(Self::encode(counts, |net| encode_cluster(net, &cluster, &objects).into_iter().collect()))
             });
             made.clone()
         });
@@ -250,9 +252,10 @@ impl Parts {
             let made = listeners.entry(wanted).or_insert_with_key(|wanted| {
                 let said_by = wanted.chains.iter().filter_map(|chain| chain.said_by.as_ref());
                 let objects = provenance(said_by.map(|(key, _)| key.clone()));
-                Self::encode(counts, |net| {
+                let encoded = Self::encode(counts, |net| {
                     encode_listener(net, listener::outbound(wanted), objects).into_iter().collect()
-                })
+                });
+                Arc::new(Encoded { asks_for: wanted.http.as_deref().map(Arc::from), ..encoded })
             });
             made.clone()
         });
@@ -267,7 +270,9 @@ impl Parts {
         }
         let Self { inbound_listeners, counts, .. } = self;
         let mut encode = |listener: Listener| {
-            Self::encode(counts, |net| encode_listener(net, listener, Provenance::default()).into_iter().collect())
+            Arc::new(Self::encode(counts, |net| {
+                encode_listener(net, listener, Provenance::default()).into_iter().collect()
+            }))
         };
         let outbound = encode(listener::virtual_outbound(&default_cluster(view), scope.families));
         let inbound = inbound_listeners
@@ -300,7 +305,7 @@ impl Parts {
         let object = key_of(service);
         self.host(wanted, &service.host, key, Some(object), |context| {
             if any_name {
-                virtual_host::of_unknown_port(service, port, wanted.rule, context)
+                virtual_host::of_any_name(service, port, wanted.rule, context)
             } else {
                 virtual_host::of_service(service, port, &aliases, wanted.rule, context)
             }

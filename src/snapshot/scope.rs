@@ -11,7 +11,7 @@ use super::net::Left;
 use super::parts::{Encoded, HostPart, Parts, Wanted, head};
 use super::{EncodedVirtualHost, LeftOut, Resource, ResourceType, Resources, RouteTable, Snapshot};
 use crate::mesh::{Host, Mesh, Protocol, Scope, Seen, View, VirtualService, covers, is_wildcard};
-use crate::translate::outbound::route_name;
+use crate::translate::outbound::{own_routes, shared_routes};
 use crate::translate::route::{has_routes, rules_at};
 use crate::translate::{default_cluster, virtual_host};
 
@@ -27,8 +27,6 @@ struct HostResources {
 #[derive(Clone, Debug)]
 struct Placed {
     configuration: Arc<str>,
-    /// Whether a service has it, so that its port has a listener.
-    of_service: bool,
     rank: Rank,
     part: Arc<HostPart>,
 }
@@ -38,8 +36,6 @@ struct Placed {
 struct Configuration {
     domains: Domains,
     table: RouteTable,
-    /// How many of its virtual hosts belong to a service; without any there is no listener that asks for it.
-    of_services: usize,
     catch_all: Option<Arc<EncodedVirtualHost>>,
 }
 
@@ -55,6 +51,8 @@ pub(super) struct Touched {
 pub(super) struct ScopeResources {
     hosts: OrdMap<Host, Arc<HostResources>>,
     configurations: OrdMap<Arc<str>, Configuration>,
+    /// How many listeners ask for each route configuration.
+    asked_for: OrdMap<Arc<str>, usize>,
     /// The listeners at each port, and those of redirected traffic at none.
     listeners: OrdMap<Option<u16>, Arc<[Arc<Encoded>]>>,
     inbound: Vec<Arc<Encoded>>,
@@ -87,7 +85,7 @@ impl ScopeResources {
         }
         for port in &touched.ports {
             let new: Arc<[Arc<Encoded>]> = parts.listeners_at(&view, *port).into();
-            self.replace_listeners(Some(*port), new);
+            self.replace_listeners(&view, Some(*port), new);
         }
         if scope.inbound.iter().any(|port| touched.hosts.contains(&port.host)) {
             self.update_inbound(&view, parts);
@@ -99,7 +97,7 @@ impl ScopeResources {
     /// Looks at what belongs to the proxies themselves again.
     pub fn update_own(&mut self, mesh: &Mesh, scope: &Scope, parts: &mut Parts) {
         let view = View::new(mesh, scope);
-        self.replace_listeners(None, parts.redirected_listeners(&view).into());
+        self.replace_listeners(&view, None, parts.redirected_listeners(&view).into());
         self.update_inbound(&view, parts);
     }
 
@@ -130,18 +128,45 @@ impl ScopeResources {
         }
     }
 
-    fn replace_listeners(&mut self, port: Option<u16>, new: Arc<[Arc<Encoded>]>) {
+    fn replace_listeners(&mut self, view: &View<'_>, port: Option<u16>, new: Arc<[Arc<Encoded>]>) {
         let old = self.listeners.get(&port).cloned().unwrap_or_default();
         let all = |parts: &[Arc<Encoded>]| Encoded {
             resources: parts.iter().flat_map(|part| part.resources.iter().cloned()).collect(),
             left: parts.iter().flat_map(|part| part.left.iter().cloned()).collect(),
+            asks_for: None,
         };
         let owner = format!("listeners {port:?}");
         self.replace(&owner, &Arc::new(all(&old)), &Arc::new(all(&new)), ResourceType::Listener);
+        let asked = |parts: &[Arc<Encoded>]| -> Vec<Arc<str>> {
+            parts.iter().filter_map(|part| part.asks_for.clone()).collect()
+        };
+        self.ask(view, &asked(&old), &asked(&new));
         if new.is_empty() {
             self.listeners.remove(&port);
         } else {
             self.listeners.insert(port, new);
+        }
+    }
+
+    /// Counts the listeners that ask for route configurations: one that no listener asks for is not given to proxies.
+    fn ask(&mut self, view: &View<'_>, old: &[Arc<str>], new: &[Arc<str>]) {
+        for name in new {
+            *self.asked_for.entry(name.clone()).or_default() += 1;
+        }
+        for name in old {
+            if let Some(count) = self.asked_for.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    self.asked_for.remove(name);
+                }
+            }
+        }
+        for name in old.iter().chain(new).collect::<BTreeSet<_>>() {
+            let [.., routes] = &self.resources;
+            if self.asked_for.contains_key(name) != routes.contains_key(name) {
+                let known = self.configurations.get(name).cloned();
+                self.publish(name, known.unwrap_or_else(|| Configuration::new(view, name)));
+            }
         }
     }
 
@@ -190,11 +215,10 @@ impl ScopeResources {
         for name in configurations {
             let within = |list: &[Placed]| list.iter().find(|placed| placed.configuration == *name).cloned();
             let (before, after) = (within(old), within(new));
-            let same = before.as_ref().zip(after.as_ref()).is_some_and(|(before, after)| {
-                Arc::ptr_eq(&before.part, &after.part)
-                    && before.rank == after.rank
-                    && before.of_service == after.of_service
-            });
+            let same = before
+                .as_ref()
+                .zip(after.as_ref())
+                .is_some_and(|(before, after)| Arc::ptr_eq(&before.part, &after.part) && before.rank == after.rank);
             if same {
                 continue;
             }
@@ -211,7 +235,7 @@ impl ScopeResources {
     /// Writes down a route configuration, and its resource where a service has it.
     fn publish(&mut self, name: &Arc<str>, configuration: Configuration) {
         let [.., routes] = &mut self.resources;
-        if configuration.of_services > 0 {
+        if self.asked_for.contains_key(name) {
             routes.insert(Resource::routes(name.clone(), configuration.table.clone()));
         } else {
             routes.remove(name);
@@ -232,7 +256,7 @@ impl Configuration {
         });
         let mut table = RouteTable::new(head(name));
         table.set_catch_all(catch_all.clone());
-        Self { domains: Domains::default(), table, of_services: 0, catch_all }
+        Self { domains: Domains::default(), table, catch_all }
     }
 
     fn replace(&mut self, old: Option<&Placed>, new: Option<&Placed>) {
@@ -246,8 +270,6 @@ impl Configuration {
         if let Some(name) = name {
             self.domains.set(&name, claim, &mut self.table);
         }
-        self.of_services -= usize::from(old.is_some_and(|placed| placed.of_service));
-        self.of_services += usize::from(new.is_some_and(|placed| placed.of_service));
         let catch_all = self.catch_all.clone().filter(|_| !self.domains.has("*"));
         if catch_all != self.table.catch_all().cloned() {
             self.table.set_catch_all(catch_all);
@@ -255,41 +277,47 @@ impl Configuration {
     }
 
     fn is_empty(&self) -> bool {
-        self.of_services == 0 && self.domains.is_empty()
+        self.domains.is_empty()
     }
 }
 
 /// The virtual hosts of a host, at every port that has one.
 fn virtual_hosts(view: &View<'_>, host: &Host, parts: &mut Parts) -> Vec<Placed> {
     let mut found = Vec::new();
-    let seen = view.callable_service(host).filter(|seen| seen.known.service.alias_of.is_none());
     let mut served = BTreeSet::new();
-    if let Some(seen) = &seen {
-        let aliases: Vec<Seen<'_>> =
-            view.mesh.aliases_of(host).filter_map(|alias| view.callable_service(alias)).collect();
-        let aliases: Vec<_> =
-            aliases.into_iter().filter(|alias| alias.known.service.alias_of.as_ref() == Some(host)).collect();
-        for port in seen.ports() {
-            let any_name = match port.protocol {
-                Protocol::Unknown => true,
-                protocol if protocol.is_http() => false,
-                _ => continue,
-            };
-            if !any_name {
-                served.insert(port.number);
-            }
+    if let Some(seen) = view.callable_service(host) {
+        let is_alias = seen.known.service.alias_of.is_some();
+        let aliases = if is_alias { Vec::new() } else { aliases(view, host) };
+        for port in seen.ports().filter(|port| port.protocol.may_be_http()) {
+            served.insert(port.number);
             let rule = rules_at(view, host, port.number).map(|rule| &**rule);
+            // Without rules of its own an alias is called as what it stands for, at the ports of that.
+            if is_alias && rule.is_none() {
+                continue;
+            }
             let wanted = Wanted { view, port: port.number, rule };
-            found.push(Placed {
-                configuration: route_name(&seen.known.service, port).into(),
-                of_service: true,
-                rank: rank(view, port.number, rule, true),
-                part: parts.service_host(&wanted, seen, port, any_name, &aliases),
-            });
+            let rank = match rule {
+                Some(rule) => Rank::Ruled(view.rules_at(port.number).precedence(rule), true),
+                None => Rank::Plain,
+            };
+            let mut place = |configuration: String, any_name: bool| {
+                let part = parts.service_host(&wanted, &seen, port, any_name, &aliases);
+                found.push(Placed { configuration: configuration.into(), rank: rank.clone(), part });
+            };
+            place(shared_routes(port.number), false);
+            if port.protocol == Protocol::Unknown {
+                place(own_routes(&seen.known.service, port.number), true);
+            }
         }
     }
     other_hosts(view, host, &served, parts, &mut found);
     found
+}
+
+/// The ExternalName services that clients see standing for a host.
+fn aliases<'a>(view: &View<'a>, host: &Host) -> Vec<Seen<'a>> {
+    let seen = view.mesh.aliases_of(host).filter_map(|alias| view.callable_service(alias));
+    seen.filter(|alias| alias.known.service.alias_of.as_ref() == Some(host)).collect()
 }
 
 /// The virtual hosts of a VirtualService's host at ports where no service has it: at the port of plain HTTP, and at
@@ -315,8 +343,8 @@ fn other_hosts(view: &View<'_>, host: &Host, served: &BTreeSet<u16>, parts: &mut
             let part = parts.other_host(&wanted, host, rule);
             let is_made = part.encoded.is_some();
             if is_made || made.is_none() {
-                let (configuration, rank) = (port.to_string().into(), rank(view, port, Some(rule), false));
-                made = Some(Placed { configuration, of_service: false, rank, part });
+                let rank = Rank::Ruled(view.rules_at(port).precedence(rule), false);
+                made = Some(Placed { configuration: shared_routes(port).into(), rank, part });
             }
             if is_made {
                 break;
@@ -326,23 +354,15 @@ fn other_hosts(view: &View<'_>, host: &Host, served: &BTreeSet<u16>, parts: &mut
     }
 }
 
-/// The ports of plain HTTP that services of a host, or of the hosts that a wildcard covers, have.
+/// The ports at which requests can be seen that services of a host, or of the hosts that a wildcard covers, have.
 fn ports_of(view: &View<'_>, name: &Host) -> BTreeSet<u16> {
     let http = |seen: Seen<'_>| -> Vec<u16> {
-        let ports = seen.ports().filter(|port| port.protocol.is_http() && seen.known.service.alias_of.is_none());
-        ports.map(|port| port.number).collect()
+        seen.ports().filter(|port| port.protocol.may_be_http()).map(|port| port.number).collect()
     };
     if is_wildcard(name) {
         let covered = view.mesh.services.keys().filter(|known| covers(name, known));
         covered.filter_map(|host| view.callable_service(host)).flat_map(http).collect()
     } else {
         view.callable_service(name).into_iter().flat_map(http).collect()
-    }
-}
-
-fn rank(view: &View<'_>, port: u16, rule: Option<&VirtualService>, of_service: bool) -> Rank {
-    match rule {
-        Some(rule) => Rank::Ruled(view.rules_at(port).precedence(rule), of_service),
-        None => Rank::Plain,
     }
 }
