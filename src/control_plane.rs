@@ -17,7 +17,7 @@ use crate::api::ObjectKey;
 use crate::guard::{Guard, Held};
 use crate::mesh::{Builder, MeshConfig};
 use crate::metrics::Metrics;
-use crate::snapshot::Hub;
+use crate::snapshot::SnapshotCache;
 use crate::source::newest::Asker;
 use crate::source::{self, Change};
 use crate::status::Ledger;
@@ -90,7 +90,8 @@ impl ControlPlane {
         let pages = bind(options.admin_listen, "--admin-listen").await?;
         let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
         let closing = CancellationToken::new();
-        let (hub, board, metrics) = (Arc::<Hub>::default(), Arc::<Board>::default(), Arc::<Metrics>::default());
+        let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
+        let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
         let ledger = Arc::<Ledger>::default();
         let (ready_sender, ready) = watch::channel(false);
         let (revision_sender, revision) = watch::channel(0);
@@ -110,7 +111,7 @@ impl ControlPlane {
             }
         };
         let engine = Engine {
-            hub: hub.clone(),
+            snapshots: snapshots.clone(),
             metrics: metrics.clone(),
             builder: Builder::new(options.mesh),
             guard: Guard::default(),
@@ -122,10 +123,15 @@ impl ControlPlane {
             ready: ready_sender,
         };
         tasks.spawn(engine.run(changes));
+        tasks.spawn(async move {
+            // Its sender is never used: it goes with the thread.
+            let _ = snapshots_ended.await;
+            anyhow::bail!("the snapshot thread has ended")
+        });
         let admin = Admin {
             ready: ready.clone(),
             metrics: metrics.clone(),
-            hub: hub.clone(),
+            snapshots: snapshots.clone(),
             board: board.clone(),
             ledger,
             asker,
@@ -136,7 +142,7 @@ impl ControlPlane {
             let stopped = async move { stop.cancelled().await };
             axum::serve(pages, admin::router(admin)).with_graceful_shutdown(stopped).await.context("admin pages")
         });
-        let ads = Ads::new(hub, board.clone(), metrics, options.streams, options.limits, closing.clone());
+        let ads = Ads::new(snapshots, board.clone(), metrics, options.streams, options.limits, closing.clone());
         let stop = closing.clone();
         let mut open = ready.clone();
         tasks.spawn(async move {
@@ -214,8 +220,9 @@ impl ControlPlane {
         self.closing.cancel();
         // Connections that do not want to end are not waited for.
         let _ = tokio::time::timeout(SHUTDOWN, async {
-            // The first two tasks, the source and the engine, end when they are dropped.
-            while self.tasks.len() > 2 {
+            // The first three tasks, the source, the engine and the watch over the snapshot thread, end when they are
+            // dropped.
+            while self.tasks.len() > 3 {
                 self.tasks.join_next().await;
             }
         })
@@ -236,7 +243,7 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 
 /// The one task that takes changes in and gives snapshots out.
 struct Engine {
-    hub: Arc<Hub>,
+    snapshots: SnapshotCache,
     metrics: Arc<Metrics>,
     builder: Builder,
     guard: Guard,
@@ -256,12 +263,12 @@ impl Engine {
             while let Ok(more) = changes.try_recv() {
                 batch.extend(more);
             }
-            self.take(batch);
+            self.take(batch).await?;
         }
         Ok(())
     }
 
-    fn take(&mut self, batch: Vec<Change>) {
+    async fn take(&mut self, batch: Vec<Change>) -> anyhow::Result<()> {
         let (mut events, mut marks) = (0, Vec::new());
         for change in batch {
             if let Change::Mark(mark) = change {
@@ -282,13 +289,14 @@ impl Engine {
             let revision = *self.revision.borrow() + 1;
             say(revision, &dirty);
             self.ledger.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
-            self.hub.publish(mesh, revision);
+            self.snapshots.publish(mesh, revision).await?;
             self.revision.send_replace(revision);
             self.ready.send_replace(true);
         }
         self.ledger.refused(&self.store);
         marks.into_iter().for_each(|mark| self.ledger.mark(mark));
         self.metrics.changed(events, *self.revision.borrow(), problems);
+        Ok(())
     }
 
     /// Logs what is held back from now on, and what no longer is.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::api::{Destination, HttpRouteDestination, Labels, ObjectKey, RouteDestination, selects};
+use crate::api::{Destination, HttpRouteDestination, Labels, ObjectKey, RouteDestination};
 use crate::mesh::{DestinationRule, EmptySubset, Health, Host, Mesh, Registered, Resolution, VirtualService, resolve};
 
 /// The annotation on a VirtualService that overrides the mesh's setting: `hold` or `allow`.
@@ -191,7 +191,7 @@ impl Guard {
         let instead: BTreeMap<ObjectKey, Arc<VirtualService>> =
             self.known.iter().filter_map(|(key, known)| Some((key.clone(), known.instead.clone()?))).collect();
         if !instead.is_empty() {
-            mesh.virtual_services = Arc::new(mesh.virtual_services.with(&instead));
+            mesh.virtual_services = Arc::new(mesh.virtual_services.with(&instead, &mesh.config.domain));
         }
     }
 
@@ -368,7 +368,7 @@ fn has_ready(known: &Registered, labels: &Labels, port: Option<&str>) -> bool {
     known.endpoints.list.iter().any(|endpoint| {
         endpoint.health == Health::Healthy
             && port.is_none_or(|port| *endpoint.port_name == *port)
-            && selects(labels, &endpoint.workload.labels)
+            && endpoint.is_in_subset(labels)
     })
 }
 

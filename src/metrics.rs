@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::snapshot::{HubStats, ResourceType};
+use crate::snapshot::{CacheStats, ResourceType};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TypeLabel {
@@ -125,7 +125,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Formatting failed, which only a broken metric does.
-    pub fn text(&self, hub: HubStats) -> Result<String, std::fmt::Error> {
+    pub fn text(&self, hub: CacheStats) -> Result<String, std::fmt::Error> {
         let set = |gauge: &Gauge, n: usize| {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         };

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{Admin, diff};
 use crate::api::{Kind, ObjectKey};
 use crate::bootstrap::dns_label;
-use crate::snapshot::{Memo, ResourceType, Snapshot};
+use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use crate::source::newest::Newest;
 use crate::status::{self, ProxyReport};
 use crate::xds::stream::Item;
@@ -242,7 +242,7 @@ impl v1::admin_server::Admin for Admin {
         let (report, items) = self.inventory(&request.proxy, &types).await?;
         // From scratch, so that a mistake of what is kept between changes would show.
         let fresh = match self.ledger.state().mesh {
-            Some(mesh) => Memo::default().snapshot(&mesh, &mesh.scope(&report.status.proxy), 0),
+            Some(mesh) => SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&report.status.proxy), 0),
             None => Snapshot::default(),
         };
         let mut differences = Vec::new();

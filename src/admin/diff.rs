@@ -101,14 +101,14 @@ mod tests {
             lb_policy: cluster::LbPolicy::RoundRobin.into(),
             ..Default::default()
         };
-        Resource::new(name, vec![cluster.encode_to_vec().into()])
+        Resource::new(name, cluster.encode_to_vec().into(), Arc::default())
     }
 
     #[test]
     fn differences_are_named_by_resource_and_field() {
         let sent = [cluster("same", "a"), cluster("other", "a"), cluster("old", "a")];
         let fresh = [cluster("same", "a"), cluster("other", "b"), cluster("new", "a")];
-        let fresh: Resources = fresh.into_iter().map(|one| (one.name.clone(), one)).collect();
+        let fresh: Resources = fresh.into_iter().collect();
         let found = resources(ResourceType::Cluster, sent.iter(), &fresh).unwrap();
         let text = |json: Value| Some(value(&json));
         let names: Vec<_> = found.iter().map(|one| (&*one.name, &*one.field)).collect();

@@ -13,6 +13,7 @@ mod lines;
 mod problems;
 mod references;
 mod routes;
+mod same_host;
 mod service;
 mod sidecar;
 mod virtual_service;
@@ -66,6 +67,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
         destination_rule::check(one, &index, &mut found);
     }
     conflicts::check(&index, &mut found);
+    same_host::check(&index, &mut found);
     let mut found = found.0;
     sort(&mut found);
     found

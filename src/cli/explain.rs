@@ -8,7 +8,7 @@ use anyhow::bail;
 use super::objects::Objects;
 use crate::explain::{self, Destination, Explanation, Outcome, Question, Request};
 use crate::mesh::View;
-use crate::snapshot::Memo;
+use crate::snapshot::SnapshotBuilder;
 
 /// Say what happens to a request: which route takes it, why not the ones before, and where it goes
 #[derive(Debug, clap::Args)]
@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("weir: no pod {} is among the objects: it is taken to have no labels", args.from);
     }
     let scope = objects.mesh.scope(&proxy);
-    let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope, 1);
     let view = View::new(&objects.mesh, &scope);
     let answer = explain::explain(&view, &snapshot, &question);
     super::print(&match args.output {

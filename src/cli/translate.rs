@@ -11,7 +11,7 @@ use super::table::table;
 use super::usage;
 use crate::mesh::{Locality, NodeMetadata, Proxy};
 use crate::proto_json;
-use crate::snapshot::{Memo, ResourceType, Snapshot};
+use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 
 /// Flags of `weir translate`.
 #[derive(Debug, clap::Args)]
@@ -103,7 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
     };
     let mesh = &objects.mesh;
-    let snapshot = Memo::default().snapshot(mesh, &mesh.scope(&proxy), 1);
+    let snapshot = SnapshotBuilder::default().snapshot(mesh, &mesh.scope(&proxy), 1);
     print(&args, &snapshot)?;
     Ok(if objects.problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

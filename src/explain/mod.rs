@@ -213,8 +213,10 @@ impl Player<'_> {
             Some(target) => self.view.service(target)?.known.service.clone(),
             None => seen.known.service.clone(),
         };
-        let own = service.addresses.iter().find(|address| !address.contains('/')).map(ToString::to_string);
-        own.or_else(|| Some(seen.known.endpoints.list.first()?.address.to_string()))
+        let families = self.view.scope.families;
+        let own = service.addresses.iter().find(|address| !address.contains('/') && families.reach(address));
+        let mut of_pods = seen.known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses());
+        own.or_else(|| of_pods.find(|address| families.reach(address))).map(ToString::to_string)
     }
 
     fn listener(&self, address: Option<&str>, port: u16) -> Option<(String, listener::Listener)> {
@@ -265,8 +267,7 @@ impl Player<'_> {
 
     /// What says each of the routes of a virtual host, in order.
     fn said(&self, virtual_host: &str, routes: &str) -> Vec<Source> {
-        let Some((host, port)) = virtual_host.rsplit_once(':') else { return Vec::new() };
-        let Ok(port) = port.parse::<u16>() else { return Vec::new() };
+        let Some((host, port)) = hosts::host_and_port(virtual_host) else { return Vec::new() };
         let lookup = |name: &str| -> Option<Known> {
             let known = self.view.service(name)?.known;
             Some((known.service.clone(), self.view.destination_rule(known).cloned()))
@@ -289,7 +290,7 @@ impl Player<'_> {
 
     /// The routes that this proxy does not get at all, and why.
     fn add_left_out(&self, virtual_host: &str, port: u16, answer: &mut Explanation) {
-        let Some((host, _)) = virtual_host.rsplit_once(':') else { return };
+        let Some((host, _)) = hosts::host_and_port(virtual_host) else { return };
         let (mut all, mut lost, mut overruled) = (Vec::new(), Vec::new(), Vec::new());
         let mut counting = None;
         for rules in self.view.rules_at(port).http(host) {
@@ -449,7 +450,7 @@ impl Source {
 /// Whether a port of this protocol has its virtual host in a route configuration of this name.
 fn carries_http(protocol: Protocol, routes: &str) -> bool {
     let by_port = routes.bytes().all(|b| b.is_ascii_digit());
-    if by_port { protocol.is_http() } else { protocol == Protocol::Unknown }
+    if by_port { protocol.may_be_http() } else { protocol == Protocol::Unknown }
 }
 
 enum Terminal {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{Explanation, Outcome, Question, Request, explain};
 use crate::mesh::{Builder, Locality, MeshConfig, NodeMetadata, Proxy, View};
-use crate::snapshot::Memo;
+use crate::snapshot::SnapshotBuilder;
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
 
@@ -70,7 +70,7 @@ fn ask_of(objects: &str, question: Question) -> Explanation {
     let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
     let proxy = Proxy::new(id, NodeMetadata::default(), Locality::parse("/z-a")).unwrap();
     let scope = mesh.scope(&proxy);
-    let snapshot = Memo::default().snapshot(&mesh, &scope, 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope, 1);
     explain(&View::new(&mesh, &scope), &snapshot, &question)
 }
 

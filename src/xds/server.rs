@@ -28,7 +28,7 @@ use super::stream::{self, Answer, Settings, Stream, Variant};
 use super::wire::Frame;
 use crate::mesh::{Locality, NodeMetadata, Proxy};
 use crate::metrics::Metrics;
-use crate::snapshot::{Hub, ResourceType};
+use crate::snapshot::{ResourceType, SnapshotCache};
 
 /// Responses that may wait for a client to read them: one for each type, and as many for a client that answers what it
 /// has not read. More would be memory that a slow client holds.
@@ -48,7 +48,7 @@ pub struct Ads {
 
 #[derive(Debug)]
 struct Shared {
-    hub: Arc<Hub>,
+    snapshots: SnapshotCache,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     settings: Settings,
@@ -58,9 +58,9 @@ struct Shared {
 }
 
 impl Ads {
-    /// Services that hand out what `hub` has, until `closing` is cancelled.
+    /// Services that hand out what `snapshots` has, until `closing` is cancelled.
     pub fn new(
-        hub: Arc<Hub>,
+        snapshots: SnapshotCache,
         board: Arc<Board>,
         metrics: Arc<Metrics>,
         settings: Settings,
@@ -68,7 +68,7 @@ impl Ads {
         closing: CancellationToken,
     ) -> Self {
         let (door, tasks) = (Arc::new(Door::new(limits)), TaskTracker::new());
-        Self { shared: Arc::new(Shared { hub, board, metrics, settings, door, closing, tasks }) }
+        Self { shared: Arc::new(Shared { snapshots, board, metrics, settings, door, closing, tasks }) }
     }
 
     /// A server of all the services.
@@ -275,7 +275,7 @@ impl Served<'_> {
             .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
             .and_then(|node| read_node(node).map_err(|error| Status::invalid_argument(error.to_string())))?;
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
-        let mut subscription = shared.hub.subscribe(proxy.clone());
+        let mut subscription = shared.snapshots.subscribe(proxy.clone()).await.map_err(|_| going_away())?;
         let mut machine = Stream::new(self.variant, shared.settings);
         let mut status = self.first_status(&proxy);
         let mut questions = shared.board.answers(self.seat.id());

@@ -286,6 +286,8 @@ fn bootstrap(xds: std::net::SocketAddr) -> (String, Bootstrap) {
         node,
         labels: [("app".to_owned(), "client".to_owned())].into(),
         cluster_id: "Kubernetes".to_owned(),
+        other_ips: Vec::new(),
+        node_name: None,
         locality: None::<Locality>,
         interception: Interception::None,
         xds: XdsAddress::from(xds),

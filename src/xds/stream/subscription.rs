@@ -42,7 +42,7 @@ pub(super) struct Pending {
     /// In the order of their names.
     pub changes: Vec<Change>,
     /// The resources there were, of which the response holds what the client lacked.
-    base: Arc<Resources>,
+    base: Resources,
     pub since: Instant,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Pending {
 /// without a body is one of an earlier stream: the client has it, and it is unknown what it looks like.
 #[derive(Debug)]
 pub(super) struct View {
-    pub base: Arc<Resources>,
+    pub base: Resources,
     pub kept: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
 }
 
@@ -589,7 +589,7 @@ impl Subscription {
 
 /// The name as the resources have it, so that many clients that ask for it share one.
 fn shared(known: Option<&Resources>, name: &str) -> Arc<str> {
-    known.and_then(|known| known.get_key_value(name)).map_or_else(|| name.into(), |(name, _)| name.clone())
+    known.and_then(|known| known.get(name)).map_or_else(|| name.into(), |known| known.name.clone())
 }
 
 /// Whether a message speaks of this name and not only of one that holds it. A number or a letter could be anything.
