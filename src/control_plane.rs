@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::api::ObjectKey;
-use crate::guard::{Guard, Held};
 use crate::mesh::{Builder, MeshConfig};
 use crate::metrics::Metrics;
+use crate::revision::MeshRevision;
+use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::snapshot::SnapshotCache;
 use crate::source::newest::Asker;
 use crate::source::{self, Change};
@@ -74,7 +75,7 @@ pub struct ControlPlane {
     xds_addr: SocketAddr,
     admin_addr: SocketAddr,
     ready: watch::Receiver<bool>,
-    revision: watch::Receiver<u64>,
+    revision: watch::Receiver<MeshRevision>,
     board: Arc<Board>,
     closing: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
@@ -94,7 +95,7 @@ impl ControlPlane {
         let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
         let ledger = Arc::<Ledger>::default();
         let (ready_sender, ready) = watch::channel(false);
-        let (revision_sender, revision) = watch::channel(0);
+        let (revision_sender, revision) = watch::channel(MeshRevision::NONE);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
         let mut tasks = JoinSet::new();
         let asker = match options.source {
@@ -114,7 +115,7 @@ impl ControlPlane {
             snapshots: snapshots.clone(),
             metrics: metrics.clone(),
             builder: Builder::new(options.mesh),
-            guard: Guard::default(),
+            guard: RolloutGuard::default(),
             ledger: ledger.clone(),
             told: BTreeSet::new(),
             store: Store::default(),
@@ -188,19 +189,19 @@ impl ControlPlane {
         self.ready.clone()
     }
 
-    /// The state of the mesh, counted up with each change that was accepted.
-    pub fn revision(&self) -> u64 {
+    /// The newest published mesh.
+    pub fn revision(&self) -> MeshRevision {
         *self.revision.borrow()
     }
 
-    /// Waits until the state of the mesh is newer than `revision`, and says which it is.
-    pub async fn revision_after(&self, revision: u64) -> u64 {
+    /// Waits until the published mesh is newer than `revision`, and says which it is.
+    pub async fn revision_after(&self, revision: MeshRevision) -> MeshRevision {
         let mut current = self.revision.clone();
         current.wait_for(|now| *now > revision).await.map_or(revision, |now| *now)
     }
 
-    /// Waits until the proxy with this node id has acked everything of state `revision` or a later one.
-    pub async fn live(&self, node_id: &str, revision: u64) {
+    /// Waits until the proxy with this node id has acked everything of mesh `revision` or a later one.
+    pub async fn live(&self, node_id: &str, revision: MeshRevision) {
         self.board.acked(node_id, revision).await;
     }
 
@@ -246,13 +247,13 @@ struct Engine {
     snapshots: SnapshotCache,
     metrics: Arc<Metrics>,
     builder: Builder,
-    guard: Guard,
+    guard: RolloutGuard,
     ledger: Arc<Ledger>,
     /// What was said to be held back.
     told: BTreeSet<String>,
     store: Store,
     dirty: BTreeSet<ObjectKey>,
-    revision: watch::Sender<u64>,
+    revision: watch::Sender<MeshRevision>,
     ready: watch::Sender<bool>,
 }
 
@@ -286,7 +287,7 @@ impl Engine {
             let virtual_services = wanted.virtual_services.clone();
             let (mesh, held) = self.guard.apply(wanted);
             self.tell(&held);
-            let revision = *self.revision.borrow() + 1;
+            let revision = self.revision.borrow().next();
             say(revision, &dirty);
             self.ledger.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.snapshots.publish(mesh, revision).await?;
@@ -300,17 +301,17 @@ impl Engine {
     }
 
     /// Logs what is held back from now on, and what no longer is.
-    fn tell(&mut self, held: &[Held]) {
+    fn tell(&mut self, held: &[HeldChange]) {
         let now: BTreeSet<String> = held.iter().map(ToString::to_string).collect();
         now.difference(&self.told).for_each(|one| tracing::warn!("{one}"));
         self.told.difference(&now).for_each(|one| tracing::info!("no longer: {one}"));
-        self.metrics.held(held.len());
+        self.metrics.held(now.len());
         self.told = now;
     }
 }
 
 /// Logs which objects a state came from: those that people write at level info, all others at level debug.
-fn say(revision: u64, dirty: &BTreeSet<ObjectKey>) {
+fn say(revision: MeshRevision, dirty: &BTreeSet<ObjectKey>) {
     let (ours, others): (Vec<_>, Vec<_>) = dirty.iter().partition(|key| key.kind.group() == ISTIO);
     let list = |keys: &[&ObjectKey]| {
         let named = keys.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");

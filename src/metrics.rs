@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::revision::MeshRevision;
 use crate::snapshot::{CacheStats, ResourceType};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -110,9 +111,9 @@ impl Metrics {
     }
 
     /// Objects changed, and `problems` of them are refused now.
-    pub fn changed(&self, events: usize, revision: u64, problems: usize) {
+    pub fn changed(&self, events: usize, revision: MeshRevision, problems: usize) {
         self.config_events.inc_by(events as u64);
-        self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.revision.set(i64::try_from(revision.get()).unwrap_or(i64::MAX));
         self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::api::{Kind, Object, ObjectKey, Outline};
+use crate::revision::Revision;
 use crate::source::{Change, LocatedProblem, Origin};
 
 /// An accepted object and where it came from.
@@ -13,8 +14,8 @@ pub struct Entry {
     pub object: Arc<Object>,
     /// Where it was read.
     pub origin: Origin,
-    /// Unlike that of any other object, and of any other content of this one.
-    pub revision: u64,
+    /// Fresh for each content.
+    pub revision: Revision,
 }
 
 type ByName = BTreeMap<(Arc<str>, Arc<str>), Entry>;
@@ -30,7 +31,6 @@ struct Refusal {
 #[derive(Debug, Default)]
 pub struct Store {
     objects: BTreeMap<Kind, ByName>,
-    revision: u64,
     refused: BTreeMap<ObjectKey, Refusal>,
     warnings: BTreeMap<ObjectKey, Vec<LocatedProblem>>,
     trouble: BTreeMap<String, Vec<LocatedProblem>>,
@@ -53,8 +53,7 @@ impl Store {
                     old.origin = origin;
                     return news;
                 }
-                self.revision += 1;
-                slot.insert(name, Entry { object, origin, revision: self.revision });
+                slot.insert(name, Entry { object, origin, revision: Revision::fresh() });
                 dirty.insert(key);
                 true
             }

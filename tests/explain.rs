@@ -87,7 +87,7 @@ async fn explain_agrees_with_envoy_on_every_request() {
 fn case(folder: &Path) -> Case {
     let objects = Objects::load(&folder.join("input.yaml"), MeshConfig::default()).unwrap();
     let scope = objects.mesh.scope(&objects.proxy("shop/client-0", false).unwrap());
-    let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope, 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope);
     Case { name: folder.file_name().unwrap().to_string_lossy().into_owned(), objects, scope, snapshot }
 }
 

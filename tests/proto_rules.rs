@@ -369,7 +369,7 @@ fn snapshots() -> Vec<(PathBuf, Snapshot)> {
         for metadata in [json!({}), json!({"LABELS": {"app": "client"}, "INTERCEPTION_MODE": "NONE"})] {
             let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
             let proxy = Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/eu-a")).unwrap();
-            out.push((input.clone(), SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy), 1)));
+            out.push((input.clone(), SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy))));
         }
     }
     out

@@ -92,7 +92,7 @@ impl Case {
         let mode = if self.redirected { "REDIRECT" } else { "NONE" };
         let metadata = NodeMetadata::from_json(&json!({"LABELS": labels, "INTERCEPTION_MODE": mode}));
         let proxy = Proxy::new(&self.node_id(), metadata, Locality::parse("eu/eu-a")).unwrap();
-        let snapshot = SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy), 1);
+        let snapshot = SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy));
         let all = |kind, name| {
             let list = weir::cli::translate::to_json(&snapshot, kind).unwrap();
             let named = |one: Value| (one[name].as_str().unwrap().to_owned(), one);

@@ -207,7 +207,7 @@ impl v1::admin_server::Admin for Admin {
         self.complete()?;
         let state = self.ledger.state();
         let proxies = status::proxies(&state, &self.board.list()).into_iter().map(Into::into).collect();
-        Ok(Response::new(v1::ListProxiesResponse { proxies, mesh_revision: state.revision }))
+        Ok(Response::new(v1::ListProxiesResponse { proxies, mesh_revision: state.revision.get() }))
     }
 
     async fn dump_proxy(
@@ -242,7 +242,7 @@ impl v1::admin_server::Admin for Admin {
         let (report, items) = self.inventory(&request.proxy, &types).await?;
         // From scratch, so that a mistake of what is kept between changes would show.
         let fresh = match self.ledger.state().mesh {
-            Some(mesh) => SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&report.status.proxy), 0),
+            Some(mesh) => SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&report.status.proxy)),
             None => Snapshot::default(),
         };
         let mut differences = Vec::new();

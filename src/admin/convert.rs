@@ -6,6 +6,7 @@ use envoy_types::pb::google::protobuf::{Any, Timestamp};
 
 use super::api::v1;
 use crate::api::ObjectKey;
+use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType};
 use crate::status::{DestinationShare, ObjectReport, ProxyReport, SplitReport, Verdict};
 use crate::xds::stream::{Held, Progress, Refused, Variant};
@@ -96,8 +97,8 @@ impl From<ProxyReport> for v1::Proxy {
             scope: report.scope,
             streams: vec![stream],
             types: types.collect(),
-            acked: status.acked,
-            wanted: status.wanted,
+            acked: status.acked.map(MeshRevision::get),
+            wanted: status.wanted.map(MeshRevision::get),
             lagging: status.lagging.unwrap_or_default(),
             rejected: status.refused.into_iter().map(Into::into).collect(),
             held: status.held.into_iter().map(Into::into).collect(),
@@ -175,7 +176,7 @@ impl From<ObjectReport> for v1::ObjectStatus {
         Self {
             object: Some((&report.object).into()),
             generation: report.generation,
-            mesh_revision: report.revision,
+            mesh_revision: report.revision.get(),
             live: report.live,
             proxies: proxies.collect(),
             invalid: report.invalid,

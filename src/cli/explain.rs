@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("weir: no pod {} is among the objects: it is taken to have no labels", args.from);
     }
     let scope = objects.mesh.scope(&proxy);
-    let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope, 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope);
     let view = View::new(&objects.mesh, &scope);
     let answer = explain::explain(&view, &snapshot, &question);
     super::print(&match args.output {

@@ -103,7 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
     };
     let mesh = &objects.mesh;
-    let snapshot = SnapshotBuilder::default().snapshot(mesh, &mesh.scope(&proxy), 1);
+    let snapshot = SnapshotBuilder::default().snapshot(mesh, &mesh.scope(&proxy));
     print(&args, &snapshot)?;
     Ok(if objects.problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

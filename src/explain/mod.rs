@@ -27,6 +27,7 @@ use prost::Message;
 pub use matching::{filter_chain, route as route_matches, virtual_host};
 pub use request::{Question, Request};
 
+use crate::api::shares;
 use crate::mesh::{Interception, Protocol, View, resolve};
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::translate::route::{Context, Known, Said, has_routes, rules_at};
@@ -368,17 +369,13 @@ impl Player<'_> {
         let destinations = match &action.cluster_specifier {
             Some(ClusterSpecifier::Cluster(name)) => vec![self.destination(name, 100.0)],
             Some(ClusterSpecifier::WeightedClusters(list)) => {
-                let weight = |one: &route::weighted_cluster::ClusterWeight| {
-                    one.weight.as_ref().map_or(0.0, |weight| f64::from(weight.value))
-                };
-                let total: f64 = list.clusters.iter().map(weight).sum();
-                let to = |one: &route::weighted_cluster::ClusterWeight| {
-                    let share = if total > 0.0 { weight(one) / total * 100.0 } else { 0.0 };
-                    let mut to = self.destination(&one.name, share);
+                let weights = list.clusters.iter().map(|one| one.weight.as_ref().map_or(0, |weight| weight.value));
+                let to = |(one, share): (&route::weighted_cluster::ClusterWeight, f64)| {
+                    let mut to = self.destination(&one.name, share * 100.0);
                     to.policies.extend(destination_policies(one));
                     to
                 };
-                list.clusters.iter().map(to).collect()
+                list.clusters.iter().zip(shares(weights)).map(to).collect()
             }
             _ => Vec::new(),
         };
@@ -394,9 +391,12 @@ impl Player<'_> {
         let destinations = match &proxy.cluster_specifier {
             Some(ClusterSpecifier::Cluster(name)) => vec![self.destination(name, 100.0)],
             Some(ClusterSpecifier::WeightedClusters(list)) => {
-                let total: f64 = list.clusters.iter().map(|one| f64::from(one.weight)).sum();
-                let share = |weight: u32| f64::from(weight) / total.max(1.0) * 100.0;
-                list.clusters.iter().map(|one| self.destination(&one.name, share(one.weight))).collect()
+                let shares = shares(list.clusters.iter().map(|one| one.weight));
+                list.clusters
+                    .iter()
+                    .zip(shares)
+                    .map(|(one, share)| self.destination(&one.name, share * 100.0))
+                    .collect()
             }
             None => Vec::new(),
         };

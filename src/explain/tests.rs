@@ -70,7 +70,7 @@ fn ask_of(objects: &str, question: Question) -> Explanation {
     let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
     let proxy = Proxy::new(id, NodeMetadata::default(), Locality::parse("/z-a")).unwrap();
     let scope = mesh.scope(&proxy);
-    let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope, 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope);
     explain(&View::new(&mesh, &scope), &snapshot, &question)
 }
 

@@ -1,7 +1,6 @@
 //! Every DestinationRule by namespace and host. Cheap to clone, and a changed copy shares what did not change.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -9,6 +8,7 @@ use imbl::OrdMap;
 use super::host::{self, Host};
 use super::rules::DestinationRule;
 use crate::api::{self, Labels};
+use crate::revision::Revision;
 
 /// The rules of one namespace for one host.
 pub type RulesForHost = Arc<[Arc<DestinationRule>]>;
@@ -134,8 +134,13 @@ impl DestinationRules {
         found
     }
 
-    /// The same with others in the place of those with their revisions.
-    pub fn with(&self, others: &BTreeMap<u64, Arc<DestinationRule>>) -> Self {
+    /// The rules of a namespace for this very host.
+    pub fn of_host(&self, namespace: &str, host: &Host) -> &[Arc<DestinationRule>] {
+        self.by_namespace.get(namespace).and_then(|rules| rules.get(host)).map_or(&[], |rules| rules)
+    }
+
+    /// The same with others in the place of those with these revisions.
+    pub fn with<'a>(&self, others: impl Iterator<Item = (&'a Revision, &'a Arc<DestinationRule>)>) -> Self {
         let mut same = self.clone();
         for (revision, other) in others {
             let rules = same.by_namespace.get(&other.namespace).and_then(|rules| rules.get(&other.host));

@@ -10,6 +10,8 @@ mod endpoint;
 mod host;
 mod looked_at;
 mod proxy;
+#[cfg(test)]
+mod revision_tests;
 mod rules;
 mod same_host;
 mod scope;
@@ -28,7 +30,7 @@ pub use destination_rules::DestinationRules;
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
 pub use host::{Host, covers, is_wildcard, resolve, without_brackets};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
-pub use rules::{DestinationRule, HttpRule, LostRoute, VirtualService};
+pub use rules::{DestinationRule, HttpRule, LostRoute, Overlay, StreamRule, VirtualService};
 pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
 pub use sidecar::{Sidecar, Sidecars};
 pub use topology::{HOSTNAME, NETWORK, REGION, SUBZONE, Topology, ZONE};
@@ -40,6 +42,7 @@ use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 
 use crate::api::{Age, Kind, Labels, Meta, Object, ObjectKey, Spec, selects};
+use crate::revision::Revision;
 use crate::store::Store;
 use endpoint::SelectedPod;
 use looked_at::LookedAt;
@@ -95,12 +98,12 @@ pub enum OutboundPolicy {
 pub struct Registered {
     /// The service.
     pub service: Arc<Service>,
-    /// Changes whenever `service` does.
-    pub service_revision: u64,
+    /// Identifies the content of `service`.
+    pub service_revision: Revision,
     /// Its endpoints.
     pub endpoints: Arc<EndpointSet>,
-    /// Changes whenever `endpoints` do.
-    pub endpoints_revision: u64,
+    /// Identifies the content of `endpoints`.
+    pub endpoints_revision: Revision,
 }
 
 impl PartialEq for Registered {
@@ -272,7 +275,6 @@ pub struct Builder {
     rules_of_host: BTreeMap<(Arc<str>, Host), BTreeSet<ObjectKey>>,
     host_of_rule: BTreeMap<ObjectKey, Host>,
     looked_at: looked_at::Counts,
-    revision: u64,
 }
 
 /// What has to be made anew.
@@ -306,7 +308,6 @@ impl Builder {
             rules_of_host: BTreeMap::new(),
             host_of_rule: BTreeMap::new(),
             looked_at: looked_at::Counts::default(),
-            revision: 0,
         }
     }
 
@@ -489,7 +490,8 @@ impl Builder {
             let key = ObjectKey { kind: Kind::VirtualService, namespace: namespace.into(), name: name.into() };
             self.virtual_services.get(&key).filter(|delegate| delegate.hosts.is_empty())
         };
-        let merged = own.map(|own| own.with_delegates(delegate_of, domain).map_or_else(|| own.clone(), Arc::new));
+        let before = self.mesh.virtual_services.get(key);
+        let merged = own.map(|own| own.with_delegates(delegate_of, before, domain));
         Arc::make_mut(&mut self.mesh.virtual_services).set(key, merged, domain);
     }
 
@@ -525,7 +527,9 @@ impl Builder {
     fn merge_destination_rules(&mut self, store: &Store, namespace: &Arc<str>, host: &Host) {
         let keys = self.rules_of_host.get(&(namespace.clone(), host.clone()));
         let objects = keys.into_iter().flatten().filter_map(|key| store.get(key));
-        let merged = rules::merge(objects.map(|entry| (entry.revision, &entry.object)), &self.mesh.config.domain);
+        let objects = objects.map(|entry| (entry.revision, &entry.object));
+        let before = self.mesh.destination_rules.of_host(namespace, host);
+        let merged = rules::merge(objects, before, &self.mesh.config.domain);
         Arc::make_mut(&mut self.mesh.destination_rules).set(namespace, host, merged);
     }
 
@@ -624,14 +628,14 @@ impl Builder {
 
     /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes it away.
     fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
-        self.declared.put(host, registry, name, new, &mut self.revision);
+        self.declared.put(host, registry, name, new);
         self.publish(host);
     }
 
     /// Takes in what has become of a host.
     fn publish(&mut self, host: &Host) {
-        let list = self.declared.services(host);
         let old = self.mesh.services.get(host).cloned().unwrap_or_default();
+        let list = self.declared.services(host, &old);
         let addresses = |list: &[Registered]| -> BTreeSet<Arc<str>> {
             list.iter().flat_map(|known| &known.endpoints.list).flat_map(Endpoint::addresses).cloned().collect()
         };

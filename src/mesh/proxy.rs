@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::endpoint::Locality;
 use crate::api::{Labels, ObjectKey};
+use crate::revision::Revision;
 
 /// What a proxy says of itself in its node message. Source: Istio's node id `TYPE~IP~POD.NAMESPACE~DNSDOMAIN` and the
 /// node metadata NAMESPACE, LABELS, CLUSTER_ID, NETWORK, NODE_NAME, INSTANCE_IPS and INTERCEPTION_MODE.
@@ -177,7 +178,7 @@ pub struct Scope {
     /// Those of its addresses that are endpoints of headless services, by which it does not call itself.
     pub headless: Vec<Arc<str>>,
     /// The Sidecar that counts for it, with the Sidecar's revision.
-    pub sidecar: Option<(ObjectKey, u64)>,
+    pub sidecar: Option<(ObjectKey, Revision)>,
 }
 
 /// The address families that a proxy speaks.

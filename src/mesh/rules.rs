@@ -1,16 +1,18 @@
 //! VirtualServices and DestinationRules by host: which of several counts for whom.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::host::{self, Host};
 use super::visibility::Visibility;
 use crate::api::{self, Age, Labels, Object, ObjectKey, Spec};
+use crate::revision::Revision;
 
 /// A VirtualService with its hosts resolved.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct VirtualService {
-    /// Changes whenever its content does.
-    pub revision: u64,
+    /// Identifies its content, delegates and overlay included.
+    pub revision: Revision,
     /// Its key, to name it.
     pub key: ObjectKey,
     /// Its hosts as full names or wildcards.
@@ -19,12 +21,31 @@ pub struct VirtualService {
     pub visibility: Visibility,
     object: Arc<Object>,
     empty: api::VirtualService,
-    /// The HTTP routes with those of delegates taken in, or with other weights; `None` where they are the object's own.
-    merged: Option<Vec<MergedRoute>>,
+    /// The HTTP routes with those of delegates taken in; `None` where they are the object's own.
+    merged: Option<Arc<[MergedRoute]>>,
+    /// The revisions of the object and of its delegates; empty where it has none.
+    merged_from: Arc<[Revision]>,
     /// Routes of its own that lead to no, or not to all of a delegate's routes, and why.
-    lost: Vec<LostRoute>,
-    /// TCP and TLS routes in place of the object's own.
-    streams: Option<Box<(Vec<api::TcpRoute>, Vec<api::TlsRoute>)>>,
+    lost: Arc<[LostRoute]>,
+    overlay: Option<Arc<Overlay>>,
+}
+
+/// Effective destinations of routes that are not those that the routes name: for each route of a kind, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overlay {
+    /// Of [`VirtualService::http`].
+    pub http: Vec<Option<Vec<api::HttpRouteDestination>>>,
+    /// Of [`VirtualService::tcp`].
+    pub tcp: Vec<Option<Vec<api::RouteDestination>>>,
+    /// Of [`VirtualService::tls`].
+    pub tls: Vec<Option<Vec<api::RouteDestination>>>,
+}
+
+impl Overlay {
+    /// Whether every route has the destinations that it names.
+    pub fn is_empty(&self) -> bool {
+        self.http.iter().all(Option::is_none) && self.tcp.iter().chain(&self.tls).all(Option::is_none)
+    }
 }
 
 /// A route of a delegate, with what its root says.
@@ -49,14 +70,25 @@ pub struct LostRoute {
 pub struct HttpRule<'a> {
     /// The route, delegates taken in.
     pub route: &'a api::HttpRoute,
+    /// Its effective destinations.
+    pub destinations: &'a [api::HttpRouteDestination],
     /// The VirtualService that says it, in whose namespace short hosts are read.
     pub key: &'a ObjectKey,
     /// Its position in that one's `http`.
     pub index: usize,
 }
 
+/// A TCP or TLS route.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamRule<'a, M> {
+    /// The connections it is for.
+    pub matches: &'a [M],
+    /// Its effective destinations.
+    pub destinations: &'a [api::RouteDestination],
+}
+
 impl VirtualService {
-    pub(super) fn new(revision: u64, object: &Arc<Object>, domain: &str) -> Self {
+    pub(super) fn new(revision: Revision, object: &Arc<Object>, domain: &str) -> Self {
         let mut this = Self {
             revision,
             key: object.key(),
@@ -65,8 +97,9 @@ impl VirtualService {
             object: object.clone(),
             empty: api::VirtualService::default(),
             merged: None,
-            lost: Vec::new(),
-            streams: None,
+            merged_from: Arc::default(),
+            lost: Arc::default(),
+            overlay: None,
         };
         let namespace = &object.meta.namespace;
         this.hosts = this.spec().hosts.iter().map(|name| host::resolve(name, namespace, domain)).collect();
@@ -88,23 +121,33 @@ impl VirtualService {
             None => self.spec().http.as_slice(),
             Some(_) => &[],
         };
-        let own = own.iter().enumerate().map(|(index, route)| HttpRule { route, key: &self.key, index });
-        let merged = self.merged.iter().flatten();
-        own.chain(merged.map(|one| HttpRule { route: &one.route, key: &one.key, index: one.index }))
+        let own = own.iter().enumerate().map(|(index, route)| (route, &self.key, index));
+        let merged = self.merged.iter().flat_map(|merged| merged.iter().map(|one| (&one.route, &one.key, one.index)));
+        own.chain(merged).enumerate().map(|(n, (route, key, index))| {
+            let instead = self.overlay.as_deref().and_then(|overlay| overlay.http.get(n)?.as_deref());
+            HttpRule { route, destinations: instead.unwrap_or(&route.route), key, index }
+        })
     }
 
-    /// The same with the routes of its delegates taken in; `None` where it has none. A delegate that is missing, not
-    /// visible here or has delegates of its own gives no routes, and the other routes stand.
+    /// The same with the routes of its delegates taken in. A delegate that is missing, not visible here or has delegates
+    /// of its own gives no routes, and the other routes stand. `before` is what this gave last: it stays as long as it is
+    /// made from the same.
     pub(super) fn with_delegates<'a>(
-        &self,
+        self: &Arc<Self>,
         delegate_of: impl Fn(&str, &str) -> Option<&'a Arc<VirtualService>>,
+        before: Option<&Arc<Self>>,
         domain: &str,
-    ) -> Option<Self> {
+    ) -> Arc<Self> {
         let routes = &self.spec().http;
         if routes.iter().all(|route| route.delegate.is_none()) {
-            return None;
+            return self.clone();
         }
-        let mut revisions = vec![self.revision];
+        let delegates = self.delegates().filter_map(|(namespace, name)| delegate_of(&namespace, &name));
+        let from: Arc<[Revision]> =
+            std::iter::once(self.revision).chain(delegates.map(|delegate| delegate.revision)).collect();
+        if let Some(same) = before.filter(|before| before.merged_from == from) {
+            return same.clone();
+        }
         let mut merged = Vec::new();
         let mut lost = Vec::new();
         for (index, route) in routes.iter().enumerate() {
@@ -123,7 +166,6 @@ impl VirtualService {
                 lost.push(at(format!("{name} is not exported to {}", self.namespace())));
                 continue;
             }
-            revisions.push(delegate.revision);
             let root = self.with_full_mirrors(route, domain);
             let leaves = delegate.spec().http.iter().enumerate().filter(|(_, leaf)| leaf.delegate.is_none());
             for (index, leaf) in leaves {
@@ -133,17 +175,12 @@ impl VirtualService {
                 }
             }
         }
-        let bytes: Vec<u8> = revisions.iter().flat_map(|revision| revision.to_le_bytes()).collect();
-        Some(Self {
-            revision: xxhash_rust::xxh3::xxh3_64(&bytes),
-            key: self.key.clone(),
-            hosts: self.hosts.clone(),
-            visibility: self.visibility.clone(),
-            object: self.object.clone(),
-            empty: api::VirtualService::default(),
-            merged: Some(merged),
-            lost,
-            streams: None,
+        Arc::new(Self {
+            revision: Revision::fresh(),
+            merged: Some(merged.into()),
+            merged_from: from,
+            lost: lost.into(),
+            ..(**self).clone()
         })
     }
 
@@ -157,41 +194,14 @@ impl VirtualService {
         full
     }
 
-    /// The same with other destinations: `http` for each of [`VirtualService::http`] in order, `tcp` and `tls` for each
-    /// route of that kind; `None` leaves a route as it is.
-    pub fn redirected(
-        &self,
-        http: &[Option<Vec<api::HttpRouteDestination>>],
-        tcp: &[Option<Vec<api::RouteDestination>>],
-        tls: &[Option<Vec<api::RouteDestination>>],
-        revision: u64,
-    ) -> Self {
-        let routes = self.http().enumerate().map(|(n, rule)| {
-            let mut route = rule.route.clone();
-            if let Some(Some(to)) = http.get(n) {
-                route.route.clone_from(to);
-            }
-            MergedRoute { key: rule.key.clone(), index: rule.index, route }
-        });
-        let replaced = |n: usize, list: &[Option<Vec<api::RouteDestination>>], own: &mut Vec<api::RouteDestination>| {
-            if let Some(Some(to)) = list.get(n) {
-                own.clone_from(to);
-            }
-        };
-        let (mut new_tcp, mut new_tls) = (self.tcp().to_vec(), self.tls().to_vec());
-        new_tcp.iter_mut().enumerate().for_each(|(n, route)| replaced(n, tcp, &mut route.route));
-        new_tls.iter_mut().enumerate().for_each(|(n, route)| replaced(n, tls, &mut route.route));
-        Self {
-            revision,
-            key: self.key.clone(),
-            hosts: self.hosts.clone(),
-            visibility: self.visibility.clone(),
-            object: self.object.clone(),
-            empty: api::VirtualService::default(),
-            merged: Some(routes.collect()),
-            lost: self.lost.clone(),
-            streams: Some(Box::new((new_tcp, new_tls))),
-        }
+    /// The same with other effective destinations.
+    pub fn with_overlay(&self, overlay: Overlay) -> Self {
+        Self { revision: Revision::fresh(), overlay: Some(Arc::new(overlay)), ..self.clone() }
+    }
+
+    /// The destinations that are effective instead of those that its routes name.
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_deref()
     }
 
     /// Its routes that lead to no, or not to all of a delegate's routes.
@@ -199,14 +209,20 @@ impl VirtualService {
         &self.lost
     }
 
-    /// Its TCP routes.
-    pub fn tcp(&self) -> &[api::TcpRoute] {
-        self.streams.as_ref().map_or(&self.spec().tcp, |streams| &streams.0)
+    /// Its TCP routes in order.
+    pub fn tcp(&self) -> impl Iterator<Item = StreamRule<'_, api::L4MatchAttributes>> {
+        self.spec().tcp.iter().enumerate().map(|(n, route)| {
+            let instead = self.overlay.as_deref().and_then(|overlay| overlay.tcp.get(n)?.as_deref());
+            StreamRule { matches: &route.matches, destinations: instead.unwrap_or(&route.route) }
+        })
     }
 
-    /// Its TLS routes.
-    pub fn tls(&self) -> &[api::TlsRoute] {
-        self.streams.as_ref().map_or(&self.spec().tls, |streams| &streams.1)
+    /// Its TLS routes in order.
+    pub fn tls(&self) -> impl Iterator<Item = StreamRule<'_, api::TlsMatchAttributes>> {
+        self.spec().tls.iter().enumerate().map(|(n, route)| {
+            let instead = self.overlay.as_deref().and_then(|overlay| overlay.tls.get(n)?.as_deref());
+            StreamRule { matches: &route.matches, destinations: instead.unwrap_or(&route.route) }
+        })
     }
 
     /// The VirtualServices that its routes delegate to, by namespace and name, known or not.
@@ -223,12 +239,12 @@ impl VirtualService {
     /// one, as full names.
     pub fn destinations<'a>(&'a self, domain: &'a str) -> impl Iterator<Item = (Host, Option<u16>)> + 'a {
         let http = self.http().flat_map(|http| {
-            let routes = http.route.route.iter().filter_map(|to| to.destination.as_ref());
+            let routes = http.destinations.iter().filter_map(|to| to.destination.as_ref());
             let mirrors = http.route.mirrors.iter().filter_map(|to| to.destination.as_ref());
             let all = routes.chain(mirrors).chain(&http.route.mirror);
             all.map(move |to| (to, &http.key.namespace))
         });
-        let streams = self.tcp().iter().map(|route| &route.route).chain(self.tls().iter().map(|route| &route.route));
+        let streams = self.tcp().map(|rule| rule.destinations).chain(self.tls().map(|rule| rule.destinations));
         let streams = streams.flatten().filter_map(|to| to.destination.as_ref());
         http.chain(streams.map(|to| (to, self.namespace()))).map(|(to, namespace)| {
             let port = to.port.and_then(|port| u16::try_from(port.number).ok());
@@ -240,14 +256,8 @@ impl VirtualService {
     pub fn tells_sources_apart(&self) -> bool {
         let http =
             self.http().flat_map(|http| http.route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
-        let tcp = self
-            .tcp()
-            .iter()
-            .flat_map(|route| route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
-        let tls = self
-            .tls()
-            .iter()
-            .flat_map(|route| route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
+        let tcp = self.tcp().flat_map(|rule| rule.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
+        let tls = self.tls().flat_map(|rule| rule.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
         http.chain(tcp).chain(tls).any(|(labels, namespace)| !labels.is_empty() || !namespace.is_empty())
     }
 
@@ -276,8 +286,8 @@ impl VirtualService {
 /// What one or several DestinationRules of one namespace say about one host.
 #[derive(Clone, Debug)]
 pub struct DestinationRule {
-    /// Changes whenever its content does.
-    pub revision: u64,
+    /// Identifies its content, overlay included.
+    pub revision: Revision,
     /// The rules it was made from, the oldest first.
     pub keys: Vec<ObjectKey>,
     /// The namespace.
@@ -292,6 +302,10 @@ pub struct DestinationRule {
     pub traffic_policy: Option<Arc<api::TrafficPolicy>>,
     /// The subsets of all of them; of two with one name the older one's.
     pub subsets: Vec<Arc<api::Subset>>,
+    /// The revisions of the objects it was merged from; empty where it is one object's own.
+    merged_from: Vec<Revision>,
+    /// The effective labels of subsets, where they are not those that the subsets name.
+    overlay: BTreeMap<String, Labels>,
 }
 
 /// What load balancing looks at of where clients are.
@@ -303,29 +317,31 @@ pub(super) struct Place<'a> {
 }
 
 /// The rules that objects for one host in one namespace make, each object with its revision. Rules for the same proxies
-/// in the same namespaces merge, the oldest first.
+/// in the same namespaces merge, the oldest first. `before` are the rules that this gave last: one stays as long as it is
+/// merged from the same.
 pub(super) fn merge<'a>(
-    objects: impl Iterator<Item = (u64, &'a Arc<Object>)>,
+    objects: impl Iterator<Item = (Revision, &'a Arc<Object>)>,
+    before: &[Arc<DestinationRule>],
     domain: &str,
 ) -> Vec<Arc<DestinationRule>> {
     let mut sorted: Vec<_> = objects.collect();
     sorted.sort_by(|(_, a), (_, b)| (a.meta.age, &a.meta.name).cmp(&(b.meta.age, &b.meta.name)));
-    let mut merged: Vec<(DestinationRule, Vec<u64>)> = Vec::new();
+    let mut merged: Vec<DestinationRule> = Vec::new();
     for (revision, object) in sorted {
         let Some(rule) = DestinationRule::new(revision, object, domain) else { continue };
-        let same = |older: &DestinationRule| older.selector == rule.selector && older.visibility == rule.visibility;
-        match merged.iter_mut().find(|(older, _)| same(older)) {
-            Some((older, revisions)) => {
-                older.absorb(rule);
-                revisions.push(revision);
-            }
-            None => merged.push((rule, vec![revision])),
+        let same =
+            |older: &&mut DestinationRule| older.selector == rule.selector && older.visibility == rule.visibility;
+        match merged.iter_mut().find(same) {
+            Some(older) => older.absorb(rule),
+            None => merged.push(rule),
         }
     }
-    let rules = merged.into_iter().map(|(mut rule, revisions)| {
-        if revisions.len() > 1 {
-            let bytes: Vec<u8> = revisions.iter().flat_map(|revision| revision.to_le_bytes()).collect();
-            rule.revision = xxhash_rust::xxh3::xxh3_64(&bytes);
+    let rules = merged.into_iter().map(|mut rule| {
+        if !rule.merged_from.is_empty() {
+            if let Some(same) = before.iter().find(|before| before.merged_from == rule.merged_from) {
+                return same.clone();
+            }
+            rule.revision = Revision::fresh();
         }
         Arc::new(rule)
     });
@@ -346,7 +362,7 @@ impl PartialEq for VirtualService {
 
 impl DestinationRule {
     /// What one object says; `None` for an object of another kind.
-    fn new(revision: u64, object: &Arc<Object>, domain: &str) -> Option<Self> {
+    fn new(revision: Revision, object: &Arc<Object>, domain: &str) -> Option<Self> {
         let Spec::DestinationRule(spec) = &object.spec else { return None };
         Some(Self {
             revision,
@@ -361,6 +377,8 @@ impl DestinationRule {
             selector: spec.workload_selector.as_ref().map(|selector| selector.match_labels.clone()),
             traffic_policy: spec.traffic_policy.clone().map(Arc::new),
             subsets: spec.subsets.iter().cloned().map(Arc::new).collect(),
+            merged_from: Vec::new(),
+            overlay: BTreeMap::new(),
         })
     }
 
@@ -371,6 +389,10 @@ impl DestinationRule {
 
     /// Takes in a younger rule for the same host.
     fn absorb(&mut self, younger: DestinationRule) {
+        if self.merged_from.is_empty() {
+            self.merged_from.push(self.revision);
+        }
+        self.merged_from.push(younger.revision);
         self.keys.extend(younger.keys);
         if self.traffic_policy.is_none() {
             self.traffic_policy = younger.traffic_policy;
@@ -412,5 +434,20 @@ impl DestinationRule {
     /// The subset with this name.
     pub fn subset(&self, name: &str) -> Option<&Arc<api::Subset>> {
         self.subsets.iter().find(|subset| subset.name == name)
+    }
+
+    /// The effective labels of a subset.
+    pub fn labels(&self, subset: &str) -> Option<&Labels> {
+        self.overlay.get(subset).or_else(|| Some(&self.subset(subset)?.labels))
+    }
+
+    /// The same with other effective labels for these subsets.
+    pub fn with_overlay(&self, labels: BTreeMap<String, Labels>) -> Self {
+        Self { revision: Revision::fresh(), overlay: labels, ..self.clone() }
+    }
+
+    /// The labels that are effective instead of those that the subsets name.
+    pub fn overlay(&self) -> &BTreeMap<String, Labels> {
+        &self.overlay
     }
 }

@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::endpoint::{Endpoint, EndpointSet};
 use super::host::Host;
 use super::service::{Port, Registry, Resolution, Service};
 use super::{Name, Registered};
+use crate::revision::Revision;
 
 /// The service that each object gives its hosts.
 #[derive(Debug, Default)]
@@ -21,22 +20,34 @@ pub(super) struct Declared {
     aliases_changed: bool,
 }
 
+impl Registered {
+    fn new(service: Service, endpoints: EndpointSet) -> Self {
+        Self {
+            service: Arc::new(service),
+            service_revision: Revision::fresh(),
+            endpoints: Arc::new(endpoints),
+            endpoints_revision: Revision::fresh(),
+        }
+    }
+
+    /// Takes the service of `before` if it is equal to the own one, and its endpoints likewise.
+    fn unless_same_as(mut self, before: Option<&Self>) -> Self {
+        if let Some(before) = before.filter(|before| before.service == self.service) {
+            (self.service, self.service_revision) = (before.service.clone(), before.service_revision);
+        }
+        if let Some(before) = before.filter(|before| before.endpoints == self.endpoints) {
+            (self.endpoints, self.endpoints_revision) = (before.endpoints.clone(), before.endpoints_revision);
+        }
+        self
+    }
+}
+
 impl Declared {
     /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes that
-    /// away. `revision` counts the changes of services and endpoints.
-    pub fn put(
-        &mut self,
-        host: &Host,
-        registry: Registry,
-        name: &Name,
-        new: Option<(Service, EndpointSet)>,
-        revision: &mut u64,
-    ) {
+    /// away.
+    pub fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
         let list = self.by_host.entry(host.clone()).or_default();
-        let same = |known: &Registered| {
-            let service = &known.service;
-            service.registry == registry && service.namespace == name.0 && service.name == name.1
-        };
+        let same = |known: &Registered| known.service.is_from(registry, &name.0, &name.1);
         let old = list.iter().position(same).map(|at| list.remove(at));
         if registry == Registry::Kubernetes {
             let target = new.as_ref().and_then(|(service, _)| service.alias_of.clone());
@@ -46,23 +57,7 @@ impl Declared {
             };
             self.aliases_changed |= before != target;
         }
-        list.extend(new.map(|(service, set)| {
-            let (endpoints_revision, endpoints) = match &old {
-                Some(old) if *old.endpoints == set => (old.endpoints_revision, old.endpoints.clone()),
-                _ => {
-                    *revision += 1;
-                    (*revision, Arc::new(set))
-                }
-            };
-            let (service_revision, service) = match &old {
-                Some(old) if *old.service == service => (old.service_revision, old.service.clone()),
-                _ => {
-                    *revision += 1;
-                    (*revision, Arc::new(service))
-                }
-            };
-            Registered { service, service_revision, endpoints, endpoints_revision }
-        }));
+        list.extend(new.map(|(service, set)| Registered::new(service, set).unless_same_as(old.as_ref())));
         list.sort_by(|a, b| {
             let rank = |known: &Registered| {
                 let service = &known.service;
@@ -75,8 +70,9 @@ impl Declared {
         }
     }
 
-    /// The services of a host as clients see them, the one that counts first where all are seen.
-    pub fn services(&self, host: &Host) -> Vec<Registered> {
+    /// The services of a host as clients see them, the one that counts first where all are seen. What is still as in
+    /// `before` keeps its revisions.
+    pub fn services(&self, host: &Host, before: &[Registered]) -> Vec<Registered> {
         let declared = self.by_host.get(host).map(Vec::as_slice).unwrap_or_default();
         let mut groups: Vec<Vec<&Registered>> = Vec::new();
         for known in declared {
@@ -89,7 +85,12 @@ impl Declared {
             }
         }
         let merged = groups.iter().filter_map(|group| merge(group, declared));
-        merged.map(|known| self.with_end(known)).collect()
+        let keep = |known: Registered| {
+            let own = &known.service;
+            let before = before.iter().find(|old| old.service.is_from(own.registry, &own.namespace, &own.name));
+            known.unless_same_as(before)
+        };
+        merged.map(|known| keep(self.with_end(known))).collect()
     }
 
     /// Whether an ExternalName service came, went or changed its target since this was asked last.
@@ -120,8 +121,7 @@ impl Declared {
             return known;
         };
         if known.service.alias_of.as_ref() != Some(end) {
-            let revision = known.service_revision.to_le_bytes();
-            known.service_revision = xxh3_64(&[revision.as_slice(), end.as_bytes()].concat());
+            known.service_revision = Revision::fresh();
             known.service = Arc::new(Service { alias_of: Some(end.clone()), ..(*known.service).clone() });
         }
         known
@@ -149,17 +149,11 @@ fn merge(group: &[&Registered], declared: &[Registered]) -> Option<Registered> {
     }
     if group.len() > 1 {
         merged.service = Arc::new(merge_services(group, &merged.service));
-        merged.service_revision = hash(group.iter().map(|known| known.service_revision));
+        merged.service_revision = Revision::fresh();
     }
     merged.endpoints = Arc::new(merge_endpoints(&merged.service, &neighbours));
-    // Which port an endpoint belongs to is said by the services.
-    let revisions = neighbours.iter().flat_map(|known| [known.service_revision, known.endpoints_revision]);
-    merged.endpoints_revision = hash(revisions);
+    merged.endpoints_revision = Revision::fresh();
     Some(merged)
-}
-
-fn hash(revisions: impl Iterator<Item = u64>) -> u64 {
-    xxh3_64(&revisions.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
 }
 
 fn merge_services(group: &[&Registered], first: &Service) -> Service {

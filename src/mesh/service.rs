@@ -218,6 +218,11 @@ pub fn one_form(address: &str) -> Arc<str> {
 }
 
 impl Service {
+    /// Whether it comes from the object of this registry with this name.
+    pub(super) fn is_from(&self, registry: Registry, namespace: &str, name: &str) -> bool {
+        self.registry == registry && *self.namespace == *namespace && *self.name == *name
+    }
+
     /// The service of a Kubernetes object; `domain` is the cluster's, like `cluster.local`.
     pub fn from_kubernetes(meta: &Meta, spec: &api::Service, namespace: Option<&Meta>, domain: &str) -> Self {
         let alias_of = (spec.type_ == "ExternalName")

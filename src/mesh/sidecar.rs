@@ -6,14 +6,15 @@ use std::sync::Arc;
 use super::host::{self, Host};
 use super::{OutboundPolicy, VirtualService};
 use crate::api::{self, Age, Labels, Object, ObjectKey, OutboundMode, Spec};
+use crate::revision::Revision;
 
 /// A Sidecar with its hosts taken apart.
 #[derive(Debug)]
 pub struct Sidecar {
     /// Its key.
     pub key: ObjectKey,
-    /// Changes whenever its content does.
-    pub revision: u64,
+    /// Identifies its content.
+    pub revision: Revision,
     /// What happens to traffic for hosts that nobody knows; `None` leaves that to the mesh.
     pub outbound: Option<OutboundPolicy>,
     /// Where traffic for hosts that nobody knows goes instead of where it wants to.
@@ -49,7 +50,7 @@ enum Place {
 }
 
 impl Sidecar {
-    fn new(revision: u64, object: &Object, spec: &api::Sidecar) -> Self {
+    fn new(revision: Revision, object: &Object, spec: &api::Sidecar) -> Self {
         let egress = spec.egress.iter().map(|listener| Egress {
             port: listener.port.as_ref().and_then(|port| u16::try_from(port.number).ok()).filter(|port| *port > 0),
             hosts: listener.hosts.iter().filter_map(|text| Pattern::new(text)).collect(),
@@ -131,7 +132,7 @@ pub struct Sidecars {
 
 impl Sidecars {
     /// Sorts `objects`, each with its revision.
-    pub(super) fn new<'a>(objects: impl Iterator<Item = (u64, &'a Arc<Object>)>) -> Self {
+    pub(super) fn new<'a>(objects: impl Iterator<Item = (Revision, &'a Arc<Object>)>) -> Self {
         let mut by_namespace: BTreeMap<Arc<str>, Vec<Arc<Sidecar>>> = BTreeMap::new();
         for (revision, object) in objects {
             if let Spec::Sidecar(spec) = &object.spec {

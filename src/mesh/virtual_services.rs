@@ -2,7 +2,6 @@
 //! shares what did not change, so that two states are compared in the time that their differences take.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -71,7 +70,11 @@ impl VirtualServices {
     }
 
     /// The same with others in the place of those with their keys.
-    pub fn with(&self, others: &BTreeMap<ObjectKey, Arc<VirtualService>>, domain: &str) -> Self {
+    pub fn with<'a>(
+        &self,
+        others: impl Iterator<Item = (&'a ObjectKey, &'a Arc<VirtualService>)>,
+        domain: &str,
+    ) -> Self {
         let mut same = self.clone();
         for (key, other) in others {
             same.set(key, Some(other.clone()), domain);

@@ -10,13 +10,14 @@ use super::sensitivity::Sensitivity;
 use super::{LeftOut, Snapshot};
 use crate::api::ObjectKey;
 use crate::mesh::{Families, Interception, Mesh, MeshChange, Scope, View};
+use crate::revision::{MeshRevision, Revision};
 
 /// Makes snapshots, and keeps those of the scopes it was asked for up to date.
 #[derive(Debug, Default)]
 pub struct SnapshotBuilder {
     parts: Parts,
     mesh: Option<Arc<Mesh>>,
-    revision: u64,
+    revision: MeshRevision,
     scopes: HashMap<Scope, Entry>,
     /// Which hosts tell scopes apart, as long as the mesh is the same.
     sensitivity: Option<Sensitivity>,
@@ -25,7 +26,7 @@ pub struct SnapshotBuilder {
 }
 
 /// Scopes one of which can be made from another.
-type Family = (Interception, Families, Option<(ObjectKey, u64)>);
+type Family = (Interception, Families, Option<(ObjectKey, Revision)>);
 
 #[derive(Debug)]
 struct Entry {
@@ -35,13 +36,13 @@ struct Entry {
 
 impl SnapshotBuilder {
     /// Everything that proxies of `scope` get in a state of the mesh, made from nothing but the parts that are known.
-    pub fn snapshot(&mut self, mesh: &Mesh, scope: &Scope, revision: u64) -> Snapshot {
-        ScopeResources::build(mesh, scope, &mut self.parts).snapshot(revision)
+    pub fn snapshot(&mut self, mesh: &Mesh, scope: &Scope) -> Snapshot {
+        ScopeResources::build(mesh, scope, &mut self.parts).snapshot(MeshRevision::NONE)
     }
 
     /// Takes in a new state of the mesh. `published` is when the change that led to it came in. Returns what differs from
     /// the state before; `None` where there was none.
-    pub fn publish(&mut self, mesh: Mesh, revision: u64, published: Option<Instant>) -> Option<MeshChange> {
+    pub fn publish(&mut self, mesh: Mesh, revision: MeshRevision, published: Option<Instant>) -> Option<MeshChange> {
         let mesh = Arc::new(mesh);
         let change = self.mesh.as_ref().map(|old| MeshChange::between(old, &mesh));
         if let Some(change) = &change {
@@ -138,7 +139,7 @@ impl Entry {
         scope: &Scope,
         touched: &Touched,
         parts: &mut Parts,
-        (revision, published): (u64, Option<Instant>),
+        (revision, published): (MeshRevision, Option<Instant>),
     ) {
         let before = self.resources.clone();
         // Where traffic for unknown hosts goes is part of every listener.

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::parts::WorkCounts;
 use super::{Snapshot, SnapshotBuilder};
 use crate::mesh::{Mesh, MeshChange, Proxy, Scope};
+use crate::revision::MeshRevision;
 
 /// Requests that may wait for the thread that makes snapshots; who sends more waits.
 const WAITING_REQUESTS: usize = 1024;
@@ -25,7 +26,7 @@ pub struct SnapshotCache {
 
 #[derive(Debug)]
 enum Request {
-    Publish { mesh: Box<Mesh>, revision: u64, done: oneshot::Sender<()> },
+    Publish { mesh: Box<Mesh>, revision: MeshRevision, done: oneshot::Sender<()> },
     Subscribe { proxy: Box<Proxy>, reply: oneshot::Sender<watch::Receiver<Option<Arc<Snapshot>>>> },
     Preview { proxy: Box<Proxy>, reply: oneshot::Sender<Option<Arc<Snapshot>>> },
 }
@@ -85,7 +86,7 @@ impl SnapshotCache {
     ///
     /// # Errors
     /// The thread has ended.
-    pub async fn publish(&self, mesh: Mesh, revision: u64) -> Result<(), Ended> {
+    pub async fn publish(&self, mesh: Mesh, revision: MeshRevision) -> Result<(), Ended> {
         let (done, published) = oneshot::channel();
         let request = Request::Publish { mesh: Box::new(mesh), revision, done };
         self.requests.send(request).await.map_err(|_| Ended)?;
@@ -174,7 +175,7 @@ impl Owner {
         snapshots
     }
 
-    fn publish(&mut self, mesh: Mesh, revision: u64) {
+    fn publish(&mut self, mesh: Mesh, revision: MeshRevision) {
         let begun = Instant::now();
         self.proxies.retain(|_, connected| !connected.sender.is_closed());
         let used: BTreeSet<&Scope> = self.proxies.values().filter_map(|connected| connected.scope.as_ref()).collect();

@@ -27,6 +27,8 @@ pub use resource::{Pieces, Provenance, Resource, Resources};
 pub use route_table::{EncodedVirtualHost, RouteTable};
 pub use stand_in::no_endpoints;
 
+use crate::revision::MeshRevision;
+
 /// The resource types that are served, in the order in which they depend on each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceType {
@@ -85,8 +87,8 @@ impl ResourceType {
 /// Everything one scope of proxies gets.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// The state of the mesh it was made from; grows with each.
-    pub revision: u64,
+    /// The published mesh it was made from; none for one that is only looked at.
+    pub revision: MeshRevision,
     /// When the change that led to it was taken in; `None` for one that is only looked at.
     pub published: Option<Instant>,
     /// What Envoy would refuse and is therefore not among the resources; nothing as long as weir is right.
@@ -95,8 +97,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The snapshot of state `revision` with these resources, in the order of [`ResourceType::ALL`].
-    pub fn new(revision: u64, resources: [Resources; 4]) -> Self {
+    /// The snapshot of a published mesh with these resources, in the order of [`ResourceType::ALL`].
+    pub fn new(revision: MeshRevision, resources: [Resources; 4]) -> Self {
         Self { revision, published: None, left_out: Arc::default(), resources }
     }
 

@@ -18,6 +18,7 @@ use super::resource::{Provenance, provenance};
 use super::{ClusterRefs, EncodedVirtualHost, Resource};
 use crate::api::{Kind, ObjectKey};
 use crate::mesh::{Families, Host, InboundPort, Interception, Port, Registry, Seen, Service, View, VirtualService};
+use crate::revision::Revision;
 use crate::translate::outbound::{self, Outbound};
 use crate::translate::route::{Context, Known};
 use crate::translate::{cluster, default_cluster, endpoint, listener, virtual_host};
@@ -52,7 +53,7 @@ pub(super) struct Encoded {
 #[derive(Debug)]
 pub(super) struct HostPart {
     /// The services that were looked up, and the revisions of service and rule that were found.
-    looked_at: Vec<(Host, Option<(u64, u64)>)>,
+    looked_at: Vec<(Host, Option<(Revision, Option<Revision>)>)>,
     pub encoded: Option<Arc<EncodedVirtualHost>>,
     pub left: Left,
 }
@@ -60,10 +61,10 @@ pub(super) struct HostPart {
 /// What the clusters or endpoints of a service are made from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct ServiceKey {
-    service: u64,
+    service: Revision,
     /// Set where they are a part of it.
-    endpoints: Option<u64>,
-    rule: u64,
+    endpoints: Option<Revision>,
+    rule: Option<Revision>,
     only: Option<BTreeSet<u16>>,
     families: Families,
     /// What differs for clients in different places.
@@ -75,9 +76,9 @@ struct ServiceKey {
 struct HostKey {
     port: u16,
     any_name: bool,
-    service: u64,
-    aliases: Vec<u64>,
-    rules: u64,
+    service: Option<Revision>,
+    aliases: Vec<Revision>,
+    rules: Option<Revision>,
     own_namespace: bool,
     /// Set where the rules tell proxies apart.
     source: Option<(Arc<str>, BTreeMap<String, String>)>,
@@ -87,9 +88,9 @@ struct HostKey {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct InboundKey {
     port: InboundPort,
-    rule: u64,
+    rule: Option<Revision>,
     /// Set where its Sidecar sets limits.
-    sidecar: u64,
+    sidecar: Option<Revision>,
 }
 
 /// The parts of one host.
@@ -190,7 +191,7 @@ impl Parts {
         let key = |with_endpoints: bool| ServiceKey {
             service: known.service_revision,
             endpoints: with_endpoints.then_some(known.endpoints_revision),
-            rule: rule.map_or(0, |rule| rule.revision),
+            rule: rule.map(|rule| rule.revision),
             only: seen.only().cloned(),
             families: scope.families,
             place: if with_endpoints { place.clone() } else { endpoint::Place::default() },
@@ -230,8 +231,8 @@ impl Parts {
             let sidecar = scope.sidecar.as_ref().filter(|_| pool.is_some());
             let key = InboundKey {
                 port: port.clone(),
-                rule: rule.map_or(0, |rule| rule.revision),
-                sidecar: sidecar.map_or(0, |(_, revision)| *revision),
+                rule: rule.map(|rule| rule.revision),
+                sidecar: sidecar.map(|(_, revision)| *revision),
             };
             let Self { inbound_clusters, counts, .. } = self;
             let made = inbound_clusters.entry(key).or_insert_with(|| {
@@ -295,7 +296,7 @@ impl Parts {
         let key = HostKey {
             port: port.number,
             any_name,
-            service: seen.known.service_revision,
+            service: Some(seen.known.service_revision),
             aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
             own_namespace: service.namespace == *own
                 || aliases.iter().any(|alias| alias.known.service.namespace == *own),
@@ -328,7 +329,7 @@ impl Parts {
         let view = wanted.view;
         let revisions = |host: &str| {
             let known = view.service(host)?.known;
-            Some((known.service_revision, view.destination_rule(known).map_or(0, |rule| rule.revision)))
+            Some((known.service_revision, view.destination_rule(known).map(|rule| rule.revision)))
         };
         let parts = self.hosts.entry(host.clone()).or_default();
         if let Some(part) = parts.virtual_hosts.get(&key)
@@ -370,9 +371,9 @@ impl Wanted<'_> {
         HostKey {
             port: self.port,
             any_name: false,
-            service: 0,
+            service: None,
             aliases: Vec::new(),
-            rules: self.rule.map_or(0, |rule| rule.revision),
+            rules: self.rule.map(|rule| rule.revision),
             own_namespace: false,
             source: tells_apart.then(|| (self.view.scope.namespace.clone(), self.view.scope.labels.clone())),
         }

@@ -11,6 +11,7 @@ use super::net::Left;
 use super::parts::{Encoded, HostPart, Parts, Wanted, head};
 use super::{EncodedVirtualHost, LeftOut, Resource, ResourceType, Resources, RouteTable, Snapshot};
 use crate::mesh::{Host, Mesh, Protocol, Scope, Seen, View, VirtualService, covers, is_wildcard};
+use crate::revision::MeshRevision;
 use crate::translate::outbound::{own_routes, shared_routes};
 use crate::translate::route::{has_routes, rules_at};
 use crate::translate::{default_cluster, virtual_host};
@@ -107,7 +108,7 @@ impl ScopeResources {
     }
 
     /// The snapshot of this state.
-    pub fn snapshot(&self, revision: u64) -> Snapshot {
+    pub fn snapshot(&self, revision: MeshRevision) -> Snapshot {
         let mut snapshot = Snapshot::new(revision, self.resources.clone());
         let left_out: BTreeSet<&LeftOut> = self.left_out.values().flat_map(|left| left.iter()).collect();
         snapshot.left_out = left_out.into_iter().cloned().collect();

@@ -47,7 +47,7 @@ fn proxy(namespace: &str, pod: &str, labels: Value) -> Proxy {
 }
 
 fn seen_by(mesh: &Mesh, proxy: &Proxy) -> Snapshot {
-    SnapshotBuilder::default().snapshot(mesh, &mesh.scope(proxy), 1)
+    SnapshotBuilder::default().snapshot(mesh, &mesh.scope(proxy))
 }
 
 /// What `client-0` in `shop` gets.
@@ -477,7 +477,7 @@ async fn proxies_of_one_scope_share_everything_and_others_what_is_the_same() {
                  route: [{destination: {host: cart}}]}, {route: [{destination: {host: web, subset: v1}}]}]}",
         );
     let state = mesh(&text);
-    cache.publish(state.clone(), 1).await.unwrap();
+    cache.publish(state.clone(), 1.into()).await.unwrap();
     let join =
         async |namespace: &str, pod: &str, labels: Value| cache.subscribe(proxy(namespace, pod, labels)).await.unwrap();
     let latest = |place: &super::Subscription| place.snapshots.borrow().clone().unwrap();
@@ -499,11 +499,11 @@ async fn proxies_of_one_scope_share_everything_and_others_what_is_the_same() {
     // For the gold client one virtual host more, for the other namespace both, whose short names differ.
     assert_eq!(cache.stats().parts, encoded + 1 + 2);
     // The same again after a change that touches one of the services.
-    cache.publish(state.clone(), 2).await.unwrap();
+    cache.publish(state.clone(), 2.into()).await.unwrap();
     assert!(Arc::ptr_eq(&latest(&a), &latest(&b)));
     assert_eq!(cache.stats().scopes, 3);
     drop((gold, pay));
     assert_eq!(cache.stats().proxies, 2);
-    cache.publish(state, 3).await.unwrap();
+    cache.publish(state, 3.into()).await.unwrap();
     assert_eq!((cache.stats().scopes, cache.stats().parts), (1, encoded));
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::api::{Kind, ObjectKey};
-use crate::guard::Held;
 use crate::mesh::{Mesh, VirtualServices};
+use crate::revision::MeshRevision;
+use crate::rollout_guard::HeldChange;
 use crate::store::Store;
 
 /// One state.
@@ -15,12 +16,12 @@ use crate::store::Store;
 pub struct State {
     /// The mesh in force; `None` before the first.
     pub mesh: Option<Mesh>,
-    /// Its number, counted up with each change.
-    pub revision: u64,
+    /// Its revision.
+    pub revision: MeshRevision,
     /// The VirtualServices as their objects say.
     pub wanted: Arc<VirtualServices>,
     /// What is held back of them.
-    pub held: Arc<[Held]>,
+    pub held: Arc<[HeldChange]>,
     /// The VirtualServices and DestinationRules in force.
     pub in_force: Arc<BTreeMap<ObjectKey, InForce>>,
     /// Objects whose newest form is not in force, and why.
@@ -31,7 +32,7 @@ pub struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InForce {
     /// The revision since which it is in force as it is.
-    pub since: u64,
+    pub since: MeshRevision,
     /// Its `metadata.generation`; 0 where there is none.
     pub generation: i64,
 }
@@ -53,9 +54,9 @@ impl Ledger {
     pub fn publish(
         &self,
         mesh: &Mesh,
-        revision: u64,
+        revision: MeshRevision,
         wanted: Arc<VirtualServices>,
-        held: Vec<Held>,
+        held: Vec<HeldChange>,
         dirty: &BTreeSet<ObjectKey>,
         store: &Store,
     ) {
@@ -73,13 +74,14 @@ impl Ledger {
             };
         }
         // What is held, or let go, changes what is in force as much as an edit does.
-        let moved = |a: &[Held], b: &[Held]| -> BTreeSet<String> {
-            a.iter().filter(|one| !b.contains(one)).map(|one| one.object.clone()).collect()
+        let moved = |a: &[HeldChange], b: &[HeldChange]| -> BTreeSet<ObjectKey> {
+            let only_here = a.iter().filter(|change| !b.contains(change));
+            only_here.flat_map(|change| [change.object.clone(), change.root.clone()]).collect()
         };
         let objects = &moved(&state.held, &held) | &moved(&held, &state.held);
         if !objects.is_empty() {
             let all = Arc::make_mut(&mut in_force).iter_mut();
-            all.filter(|(key, _)| objects.contains(&key.to_string())).for_each(|(_, one)| one.since = revision);
+            all.filter(|(key, _)| objects.contains(*key)).for_each(|(_, one)| one.since = revision);
         }
         state.in_force = in_force;
         state.held = held.into();

@@ -1,6 +1,7 @@
 //! The truth: which proxies have which form of which object, computed from what they acked.
 
 mod ledger;
+mod origin;
 mod report;
 
 pub use ledger::{InForce, Ledger, State};

@@ -5,10 +5,12 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::ledger::State;
-use crate::api::{Destination, HttpRouteDestination, Kind, ObjectKey, RouteDestination};
-use crate::mesh::{Mesh, Scope, View, VirtualService, covers, resolve};
-use crate::translate::virtual_host::host_and_port;
+use super::origin::Origin;
+use crate::api::{Destination, HttpRouteDestination, Kind, ObjectKey, RouteDestination, share_of};
+use crate::mesh::{Mesh, Scope, View, VirtualService, resolve};
+use crate::revision::MeshRevision;
 use crate::xds::board::ProxyStatus;
+use crate::xds::stream::Held;
 
 /// A proxy and the scope it is in.
 #[derive(Clone, Debug)]
@@ -30,8 +32,8 @@ pub struct ObjectReport {
     pub object: ObjectKey,
     /// `metadata.generation`; 0 where there is none.
     pub generation: i64,
-    /// The state of the mesh that its present form came into force with.
-    pub revision: u64,
+    /// The mesh that its present form came into force with.
+    pub revision: MeshRevision,
     /// Whether all proxies in scope have it and nothing of it is held back or refused.
     pub live: bool,
     /// The proxies in scope.
@@ -137,8 +139,8 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
     if since.is_none() && invalid.is_empty() {
         return None;
     }
-    let name = key.to_string();
-    let held: Vec<String> = state.held.iter().filter(|held| held.object == name).map(ToString::to_string).collect();
+    let held = state.held.iter().filter(|held| held.object == *key || held.root == *key);
+    let held: Vec<String> = held.map(ToString::to_string).collect();
     let mut seen = Scopes::default();
     let proxies: Vec<ProxyVerdict> = match (&state.mesh, since) {
         (Some(mesh), Some(since)) => connected
@@ -152,7 +154,7 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
     Some(ObjectReport {
         object: key.clone(),
         generation: in_force.map_or(0, |one| one.generation),
-        revision: since.unwrap_or(0),
+        revision: since.unwrap_or_default(),
         live: all && held.is_empty() && invalid.is_empty(),
         proxies,
         invalid,
@@ -181,22 +183,20 @@ impl Scopes {
     }
 }
 
-fn verdict(mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey, since: u64) -> ProxyVerdict {
+fn verdict(mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey, since: MeshRevision) -> ProxyVerdict {
     let id = status.id.clone();
     let live = ProxyVerdict { id: id.clone(), state: Verdict::Live, reason: String::new() };
     if status.acked.is_some_and(|acked| acked >= since) {
         return live;
     }
-    let hosts = hosts(mesh, key);
-    let concerns = |name: &str| hosts.iter().any(|host| is_about(name, host));
     if status.resting && status.reached.is_some_and(|reached| reached >= since) {
-        // A listener or route table of many hosts that was refused may be for the sake of this one.
-        let whole = |kind: &str| kind == "rds" || kind == "lds";
-        if let Some(refused) = status.refused.iter().find(|one| concerns(&one.name) || whole(one.kind)) {
+        let origin = Origin::new(mesh, key);
+        if let Some(refused) = status.refused.iter().find(|one| origin.includes(one.kind, &one.name, None)) {
             let reason = format!("{} {}: {}", refused.kind, refused.name, refused.message);
             return ProxyVerdict { id, state: Verdict::Refused, reason };
         }
-        let held = status.held.iter().find(|one| one.virtual_host.as_deref().is_none_or(concerns));
+        let is_held = |one: &&Held| origin.includes(one.kind, &one.name, one.virtual_host.as_deref());
+        let held = status.held.iter().find(is_held);
         return match held {
             Some(held) => {
                 let reason = format!("there is no cluster {}", held.missing_cluster);
@@ -210,28 +210,6 @@ fn verdict(mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey, since: u64) -> Pr
         _ => "has nothing yet".to_owned(),
     });
     ProxyVerdict { id, state: Verdict::Lagging, reason }
-}
-
-fn hosts(mesh: &Mesh, key: &ObjectKey) -> Vec<Arc<str>> {
-    match key.kind {
-        Kind::VirtualService => {
-            let of = |rule: &Arc<VirtualService>| rule.key == *key || rule.http().any(|http| *http.key == *key);
-            mesh.virtual_services.iter().filter(|rule| of(rule)).flat_map(|rule| rule.hosts.clone()).collect()
-        }
-        _ => {
-            let rules = mesh.destination_rules.iter().filter(|rule| rule.keys.contains(key));
-            rules.map(|rule| rule.host.clone()).collect()
-        }
-    }
-}
-
-/// Whether a resource's name (`HOST:PORT`, or a cluster's) is about a host.
-fn is_about(name: &str, host: &str) -> bool {
-    let own = match name.rsplit_once('|') {
-        Some((_, own)) => own,
-        None => host_and_port(name).map_or(name, |(own, _)| own),
-    };
-    covers(host, own)
 }
 
 /// Every route that shares requests among several destinations, or of which something is held back.
@@ -249,7 +227,7 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
         if routes.is_empty() {
             continue;
         }
-        let since = state.in_force.get(&wanted.key).map_or(0, |one| one.since);
+        let since = state.in_force.get(&wanted.key).map(|one| one.since).unwrap_or_default();
         let verdicts: Vec<ProxyVerdict> = connected
             .iter()
             .filter(|status| seen.sees(mesh, status, &wanted.key))
@@ -283,7 +261,7 @@ fn of(wanted: &VirtualService, in_force: &BTreeMap<&ObjectKey, &Arc<VirtualServi
     let mut found = Vec::new();
     for (want, have) in wanted.http().zip(effective.http()) {
         let namespace = &want.key.namespace;
-        if let Some(shares) = shares(&want.route.route, &have.route.route, namespace, domain) {
+        if let Some(shares) = shares(want.destinations, have.destinations, namespace, domain) {
             let (key, name) = (want.key.clone(), want.route.name.clone());
             found.push(Route { key, field: format!("spec.http[{}]", want.index), name, shares });
         }
@@ -301,11 +279,11 @@ fn of(wanted: &VirtualService, in_force: &BTreeMap<&ObjectKey, &Arc<VirtualServi
         let shares = shares(&plain(want), &plain(have), &own.namespace, domain)?;
         Some(Route { key: own.clone(), field, name: String::new(), shares })
     };
-    for (n, (want, have)) in wanted.tcp().iter().zip(effective.tcp()).enumerate() {
-        found.extend(stream(&want.route, &have.route, format!("spec.tcp[{n}]")));
+    for (n, (want, have)) in wanted.tcp().zip(effective.tcp()).enumerate() {
+        found.extend(stream(want.destinations, have.destinations, format!("spec.tcp[{n}]")));
     }
-    for (n, (want, have)) in wanted.tls().iter().zip(effective.tls()).enumerate() {
-        found.extend(stream(&want.route, &have.route, format!("spec.tls[{n}]")));
+    for (n, (want, have)) in wanted.tls().zip(effective.tls()).enumerate() {
+        found.extend(stream(want.destinations, have.destinations, format!("spec.tls[{n}]")));
     }
     found
 }
@@ -326,18 +304,14 @@ fn shares(
             all.push(to);
         }
     }
-    let share = |list: &[HttpRouteDestination], to: &Destination| {
-        let weight = |one: &&HttpRouteDestination| if list.len() == 1 { 1.0 } else { f64::from(one.weight.max(0)) };
-        let total: f64 = list.iter().map(|one| weight(&one)).sum();
-        let own: f64 = list.iter().filter(|one| one.destination.as_ref() == Some(to)).map(|one| weight(&one)).sum();
-        if total > 0.0 { (own / total * 10_000.0).round() / 100.0 } else { 0.0 }
-    };
+    let percent =
+        |list: &[HttpRouteDestination], to: &Destination| (share_of(list, Some(to)) * 10_000.0).round() / 100.0;
     let one = |to: &&Destination| DestinationShare {
         host: resolve(&to.host, namespace, domain).to_string(),
         subset: to.subset.clone(),
         port: to.port.map_or(0, |port| port.number),
-        wanted: share(wanted, to),
-        effective: share(effective, to),
+        wanted: percent(wanted, to),
+        effective: percent(effective, to),
     };
     Some(all.iter().map(one).collect())
 }

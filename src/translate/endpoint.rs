@@ -51,7 +51,7 @@ impl Place {
 /// The endpoints of one subset (empty for all) of a port.
 pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Context<'_>) -> pb::ClusterLoadAssignment {
     let everything = Labels::new();
-    let labels = context.rule.and_then(|rule| rule.subset(subset)).map_or(&everything, |subset| &subset.labels);
+    let labels = context.rule.and_then(|rule| rule.labels(subset)).unwrap_or(&everything);
     let (service, scope) = (&context.known.service, context.scope);
     let members = context.known.endpoints.list.iter().filter(|endpoint| {
         endpoint.port_name == port.name

@@ -42,7 +42,7 @@ impl World {
     }
 
     fn snapshot(&mut self, mesh: &Mesh, proxy: &Proxy) -> Snapshot {
-        self.memo.snapshot(mesh, &mesh.scope(proxy), 1)
+        self.memo.snapshot(mesh, &mesh.scope(proxy))
     }
 
     /// The addresses of a cluster's endpoints.
@@ -56,7 +56,7 @@ fn mesh(text: &str) -> Mesh {
 }
 
 fn seen_by(mesh: &Mesh, proxy: &Proxy) -> Snapshot {
-    SnapshotBuilder::default().snapshot(mesh, &mesh.scope(proxy), 1)
+    SnapshotBuilder::default().snapshot(mesh, &mesh.scope(proxy))
 }
 
 /// The proxy of a pod in `shop` at this address.
@@ -409,7 +409,7 @@ fn a_node_local_service_is_only_what_runs_on_the_clients_node() {
         }
         // Of all endpoints only those of that service are made anew for another node.
         let mut shared = |name: &str| {
-            let [one, other] = ["n1", "n2"].map(|node| world.memo.snapshot(&mesh, &mesh.scope(&on_node(node)), 1));
+            let [one, other] = ["n1", "n2"].map(|node| world.memo.snapshot(&mesh, &mesh.scope(&on_node(node))));
             let part = |snapshot: &Snapshot| snapshot.get(ResourceType::Endpoints).get(name).unwrap().clone();
             Arc::ptr_eq(&part(&one), &part(&other))
         };

@@ -92,13 +92,13 @@ pub fn rules_at<'a>(view: &'a View<'_>, host: &str, port: u16) -> Option<&'a Arc
 pub fn has_routes(rules: &VirtualService, scope: &Scope, port: u16) -> bool {
     rules.http().any(|rule| {
         let mut matches = rule.route.matches.iter();
-        acts(rule.route) && (rule.route.matches.is_empty() || matches.any(|one| route_match::applies(one, scope, port)))
+        acts(&rule) && (rule.route.matches.is_empty() || matches.any(|one| route_match::applies(one, scope, port)))
     })
 }
 
 /// Whether a route does anything: a delegate that is not there leaves one that does not.
-fn acts(http: &HttpRoute) -> bool {
-    http.redirect.is_some() || http.direct_response.is_some() || !http.route.is_empty()
+fn acts(rule: &HttpRule<'_>) -> bool {
+    rule.route.redirect.is_some() || rule.route.direct_response.is_some() || !rule.destinations.is_empty()
 }
 
 /// The routes of a VirtualService for one port, in order. Each match becomes a route, and nothing comes after one that
@@ -116,7 +116,7 @@ pub fn of_virtual_service<'a>(rules: &'a VirtualService, context: &Context<'_>) 
             if one.is_some_and(|one| !route_match::applies(one, context.scope, context.port)) {
                 continue;
             }
-            let Some(route) = translate(rule.route, one, &rule.key.namespace, context) else { continue };
+            let Some(route) = translate(&rule, one, context) else { continue };
             let last = route.r#match.as_ref().is_some_and(route_match::is_catch_all);
             routes.push(Said { route, rule: Some(rule), matched });
             if last {
@@ -127,12 +127,8 @@ pub fn of_virtual_service<'a>(rules: &'a VirtualService, context: &Context<'_>) 
     routes
 }
 
-fn translate(
-    http: &HttpRoute,
-    one: Option<&api::HttpMatchRequest>,
-    namespace: &str,
-    context: &Context<'_>,
-) -> Option<pb::Route> {
+fn translate(rule: &HttpRule<'_>, one: Option<&api::HttpMatchRequest>, context: &Context<'_>) -> Option<pb::Route> {
+    let http = rule.route;
     let mut name = http.name.clone();
     if let Some(one) = one.filter(|one| !one.name.is_empty()) {
         name = if name.is_empty() { one.name.clone() } else { format!("{name}.{}", one.name) };
@@ -142,10 +138,10 @@ fn translate(
         pb::route::Action::Redirect(redirect_action(redirect, context.port))
     } else if let Some(response) = &http.direct_response {
         pb::route::Action::DirectResponse(direct_response(response))
-    } else if !acts(http) {
+    } else if !acts(rule) {
         return None;
     } else {
-        forward(http, namespace, &mut headers, context)
+        forward(rule, &mut headers, context)
     };
     let mut filters: HashMap<String, Any> = HashMap::new();
     if let Some(fault) = http.fault.as_ref().and_then(http_fault) {
@@ -168,7 +164,8 @@ fn translate(
     })
 }
 
-fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context: &Context<'_>) -> pb::route::Action {
+fn forward(rule: &HttpRule<'_>, headers: &mut Operations, context: &Context<'_>) -> pb::route::Action {
+    let (http, namespace) = (rule.route, &*rule.key.namespace);
     let timeout = http.timeout.map_or(Duration::ZERO, |timeout| timeout.0);
     let mut action = pb::RouteAction {
         timeout: duration(timeout),
@@ -192,7 +189,7 @@ fn forward(http: &HttpRoute, namespace: &str, headers: &mut Operations, context:
         }
     }
     let cluster = |to: &HttpRouteDestination| destination(to.destination.as_ref(), namespace, context);
-    action.cluster_specifier = Some(match http.route.as_slice() {
+    action.cluster_specifier = Some(match rule.destinations {
         [only] => {
             let own = Operations::new(only.headers.as_ref());
             headers.request_add.extend(own.request_add);

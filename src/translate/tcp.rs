@@ -101,7 +101,7 @@ pub fn chains(seen: &Seen<'_>, port: &Port, subnets: &[String], by_name: bool, v
 }
 
 fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &View<'_>, out: &mut Vec<Chain>) {
-    for (n, route) in rule.tls().iter().enumerate() {
+    for (n, route) in rule.tls().enumerate() {
         let applying = route.matches.iter().enumerate().filter(|(_, one)| tls_applies(one, view.scope, port.number));
         for (m, one) in applying {
             let subnets = if one.destination_subnets.is_empty() { subnets } else { one.destination_subnets.as_slice() };
@@ -109,7 +109,7 @@ fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &Vie
             if out.iter().any(|chain| chain.sni == one.sni_hosts && *chain.subnets == *subnets) {
                 continue;
             }
-            if let Some(target) = target(&route.route, rule, port, view) {
+            if let Some(target) = target(route.destinations, rule, port, view) {
                 let said_by = Some((rule.key.clone(), format!("spec.tls[{n}].match[{m}]")));
                 out.push(Chain { sni: one.sni_hosts.clone(), subnets: subnets.to_vec(), target, said_by });
             }
@@ -119,9 +119,9 @@ fn tls_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &Vie
 
 /// Returns whether connections of every kind are taken care of.
 fn tcp_chains(rule: &VirtualService, port: &Port, subnets: &[String], view: &View<'_>, out: &mut Vec<Chain>) -> bool {
-    for (n, route) in rule.tcp().iter().enumerate() {
+    for (n, route) in rule.tcp().enumerate() {
         let said_by = Some((rule.key.clone(), format!("spec.tcp[{n}]")));
-        let Some(target) = target(&route.route, rule, port, view) else { continue };
+        let Some(target) = target(route.destinations, rule, port, view) else { continue };
         let applying: Vec<_> = route.matches.iter().filter(|one| tcp_applies(one, view.scope, port.number)).collect();
         if route.matches.is_empty() || applying.iter().any(|one| one.destination_subnets.is_empty()) {
             out.push(Chain { sni: Vec::new(), subnets: subnets.to_vec(), target, said_by });

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::stream::{Held, Item, Progress, Refused, Variant};
 use crate::mesh::Proxy;
+use crate::revision::MeshRevision;
 use crate::snapshot::ResourceType;
 
 /// What is known of one connected proxy.
@@ -25,14 +26,14 @@ pub struct ProxyStatus {
     pub only: Option<ResourceType>,
     /// The variant of the protocol.
     pub variant: Variant,
-    /// The newest state of the mesh it has acked all of; `None` before the first.
-    pub acked: Option<u64>,
-    /// The newest state of which it has acked all but what is held back and what it refused.
-    pub reached: Option<u64>,
+    /// The newest mesh of which it has ACKed everything; `None` before the first.
+    pub acked: Option<MeshRevision>,
+    /// The newest mesh of which it has ACKed all but what is held back and what it refused.
+    pub reached: Option<MeshRevision>,
     /// Whether nothing is under way: all that is missing is held back or was refused.
     pub resting: bool,
-    /// The state it is to have.
-    pub wanted: Option<u64>,
+    /// The mesh it is to have.
+    pub wanted: Option<MeshRevision>,
     /// Why it counts as lagging; `None` where it does not.
     pub lagging: Option<String>,
     /// What it refused and keeps in the last form it took.
@@ -110,7 +111,7 @@ impl Board {
 
     /// Waits until the proxy with this node id has acked everything of state `revision` or a later one, on each of its
     /// streams.
-    pub async fn acked(&self, id: &str, revision: u64) {
+    pub async fn acked(&self, id: &str, revision: MeshRevision) {
         let mut changed = self.changed.subscribe();
         loop {
             changed.mark_unchanged();
@@ -120,7 +121,7 @@ impl Board {
         }
     }
 
-    fn has_acked(&self, id: &str, revision: u64) -> bool {
+    fn has_acked(&self, id: &str, revision: MeshRevision) -> bool {
         let proxies = self.lock();
         let mut streams = proxies.values().filter(|one| *one.id == *id).peekable();
         streams.peek().is_some() && streams.all(|one| one.acked.is_some_and(|acked| acked >= revision))

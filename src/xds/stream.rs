@@ -36,6 +36,7 @@ pub use hold::Held;
 pub use request::{Answer, Request, Variant, Violation};
 
 use super::wire::Frame;
+use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
 
 /// How a stream is served.
@@ -163,7 +164,7 @@ pub struct Stream {
     /// When there was something to tell for the first time.
     since: Option<Instant>,
     now: Option<Instant>,
-    at_rest: Option<u64>,
+    at_rest: Option<MeshRevision>,
 }
 
 impl Stream {
@@ -340,14 +341,14 @@ impl Stream {
 
     /// The state of the mesh that the client has acked all of, as far as it asked for it; `None` while something is
     /// under way, is held back, or was refused.
-    pub fn settled(&self) -> Option<u64> {
+    pub fn settled(&self) -> Option<MeshRevision> {
         let all = self.held.iter().all(Vec::is_empty) && self.types.iter().all(|state| state.refused().is_empty());
         self.reached().filter(|_| all)
     }
 
     /// The state of the mesh of which the client has acked all but what is held back and what it refused; `None` while
     /// something is under way.
-    pub fn reached(&self) -> Option<u64> {
+    pub fn reached(&self) -> Option<MeshRevision> {
         self.at_rest
     }
 

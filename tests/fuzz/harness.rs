@@ -679,14 +679,14 @@ pub fn history(bytes: &[u8]) -> Tried {
             scopes.rotate_left(1);
             memo.keep(&scopes.iter().take(2).collect());
         }
-        memo.publish(mesh.clone(), 1, None);
+        memo.publish(mesh.clone(), 1.into(), None);
         let snapshots: Vec<_> = proxies.iter().filter_map(|proxy| memo.get(&mesh.scope(proxy))).collect();
         snapshots.iter().for_each(|snapshot| sound(snapshot, &log));
         // From nothing every state would take too long; some of the states and the last one find the same.
         if dice.left.is_empty() || dice.once_in(4) {
             let fresh = from_nothing(&store);
             for (proxy, kept) in proxies.iter().zip(&snapshots) {
-                same(kept, &SnapshotBuilder::default().snapshot(&fresh, &fresh.scope(proxy), 1), &log);
+                same(kept, &SnapshotBuilder::default().snapshot(&fresh, &fresh.scope(proxy)), &log);
             }
         }
     }

@@ -18,7 +18,7 @@ pub(super) fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
         let wanted = parts.iter().filter(|(one, ..)| *one == kind);
         wanted.map(|(_, name, body)| resource(kind, name, body)).collect()
     };
-    Arc::new(Snapshot::new(revision, ResourceType::ALL.map(of)))
+    Arc::new(Snapshot::new(revision.into(), ResourceType::ALL.map(of)))
 }
 
 fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
@@ -717,7 +717,7 @@ impl World {
                 self.log.join("\n")
             )
         };
-        assert_eq!(self.stream.reached(), Some(self.revision), "{}", log());
+        assert_eq!(self.stream.reached(), Some(self.revision.into()), "{}", log());
         let target = self.stream.target.clone().unwrap();
         let text = |kind: ResourceType, name: &str| target.get(kind).get(name).map(|one| show(kind, &one.bytes()));
         for refused in self.stream.refused() {

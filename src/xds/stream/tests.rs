@@ -116,7 +116,7 @@ fn started_with(parts: Parts<'_>) -> Client {
 
 fn started() -> Client {
     let client = started_with(V1);
-    assert_eq!(client.stream.settled(), Some(1));
+    assert_eq!(client.stream.settled(), Some(1.into()));
     client
 }
 
@@ -135,7 +135,7 @@ fn a_client_starts_with_clusters_then_endpoints_then_listeners_then_routes() {
     assert_eq!(client.take_log(), ["lds +l=L", "rds +80=a>c1"]);
     assert_eq!(client.stream.settled(), None);
     client.ack_all();
-    assert_eq!(client.stream.settled(), Some(1));
+    assert_eq!(client.stream.settled(), Some(1.into()));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn routes_wait_for_the_clusters_they_use_and_for_their_endpoints() {
     assert_eq!(client.take_log(), ["rds +80=a>c2"]);
     assert_eq!(client.stream.settled(), None);
     client.ack();
-    assert_eq!(client.stream.settled(), Some(2));
+    assert_eq!(client.stream.settled(), Some(2.into()));
     assert_eq!(client.take_log(), NOTHING, "not before the grace is over");
     client.wait();
     assert_eq!(client.take_log(), ["cds -c1"], "its endpoints go with it");
@@ -191,7 +191,7 @@ fn a_change_that_needs_no_new_cluster_goes_at_once_while_another_waits() {
     client.ask(Endpoints, &["c2"]);
     client.ack_all();
     assert_eq!(client.take_log(), ["eds +c2=E2", "rds +80=a>c1*9 b>c2"]);
-    assert_eq!(client.stream.settled(), Some(2));
+    assert_eq!(client.stream.settled(), Some(2.into()));
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn states_that_come_meanwhile_merge_and_the_latest_wins() {
     client.wait();
     assert_eq!(client.take_log(), ["cds -c2"]);
     client.ack_all();
-    assert_eq!(client.stream.settled(), Some(3));
+    assert_eq!(client.stream.settled(), Some(3.into()));
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn endpoints_that_go_in_the_change_that_moves_the_traffic_go_after_it() {
     assert_eq!(client.take_log(), ["eds +c2=E3", "rds +80=a>c2"]);
     client.ack_all();
     assert_eq!(client.take_log(), ["eds +c1=none"]);
-    assert_eq!(client.stream.settled(), Some(2));
+    assert_eq!(client.stream.settled(), Some(2.into()));
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
     client.give(snapshot(2, route_first));
     assert_eq!(client.take_log(), ["rds +80=a>c1 b>c1*7 d>c2"], "d is new and has nothing to hold on to");
     client.ack();
-    assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2)));
+    assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2.into())));
     let held = client.stream.held();
     assert_eq!(held.len(), 1);
     assert_eq!((held[0].virtual_host.as_deref(), &*held[0].missing_cluster), (Some("a"), "c2"));
@@ -260,7 +260,7 @@ fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
     client.ask(Endpoints, &["c2"]);
     client.ack_all();
     assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c2=E2", "rds +80=a>c1,c2 b>c1*7 d>c2"]);
-    assert_eq!((client.stream.settled(), client.stream.held()), (Some(3), Vec::new()));
+    assert_eq!((client.stream.settled(), client.stream.held()), (Some(3.into()), Vec::new()));
 }
 
 #[test]
@@ -363,11 +363,11 @@ fn a_refused_cluster_keeps_the_routes_where_they_are_and_is_not_sent_again() {
     client.take_log();
     assert_eq!(client.answer(Some("no such thing"), &[]), Some(Answer::Refused(Cluster, "no such thing".into())));
     assert_eq!(client.take_log(), NOTHING);
-    assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2)));
+    assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2.into())));
     let refused = client.stream.refused();
     assert_eq!((refused[0].kind, &*refused[0].name, &*refused[0].message), ("cds", "c2", "no such thing"));
     client.give(snapshot(3, V1));
-    assert_eq!((client.stream.settled(), client.stream.refused()), (Some(3), Vec::new()));
+    assert_eq!((client.stream.settled(), client.stream.refused()), (Some(3.into()), Vec::new()));
 }
 
 #[test]
@@ -420,7 +420,7 @@ fn the_resource_that_a_refusal_names_is_left_out_and_the_rest_goes_on() {
     let (refusals, log, client) = contained(Variant::Sotw, &message);
     let last = log.last().unwrap();
     assert_eq!((refusals, last.as_str()), (1, "cds new first fourth old new third"), "the last form that was taken");
-    assert_eq!((client.stream.refused().len(), client.stream.reached()), (1, Some(2)));
+    assert_eq!((client.stream.refused().len(), client.stream.reached()), (1, Some(2.into())));
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn a_refusal_that_names_nothing_is_narrowed_down_to_one_resource() {
         assert_eq!((refused.len(), &*refused[0].name), (1, "second"), "{variant:?}: {log:?}");
         let sent = log.join(" ");
         assert!(sent.contains("sixth") || variant == Variant::Sotw, "{log:?}");
-        assert_eq!(client.stream.reached(), Some(2));
+        assert_eq!(client.stream.reached(), Some(2.into()));
     }
 }
 
@@ -458,7 +458,7 @@ fn what_did_not_change_is_not_sent_again() {
         client.take_log();
         client.give(snapshot(2, V1));
         assert_eq!(client.take_log(), NOTHING, "{variant:?}");
-        assert_eq!(client.stream.settled(), Some(2));
+        assert_eq!(client.stream.settled(), Some(2.into()));
     }
 }
 
@@ -490,7 +490,7 @@ fn a_client_that_does_not_answer_lags_and_says_why() {
     assert_eq!(client.stream.lag(client.now).unwrap(), "no request for the endpoints of cluster c2");
     client.ask(Endpoints, &["c2"]);
     client.ack_all();
-    assert_eq!((client.stream.lag(client.now), client.stream.settled()), (None, Some(2)));
+    assert_eq!((client.stream.lag(client.now), client.stream.settled()), (None, Some(2.into())));
 }
 
 #[test]
@@ -595,7 +595,7 @@ fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_
     delta.ack();
     assert_eq!(delta.take_log(), ["eds +c1=none"]);
     delta.ack();
-    assert_eq!(delta.stream.settled(), Some(2));
+    assert_eq!(delta.stream.settled(), Some(2.into()));
 
     let mut sotw = came_back_from_v1(Variant::Sotw, &next);
     assert_eq!(sotw.take_log(), ["cds C1 C2"]);
@@ -605,7 +605,7 @@ fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_
     sotw.answer(None, &["80"]);
     assert_eq!(sotw.take_log(), ["eds none"]);
     sotw.answer(None, &["c1"]);
-    assert_eq!(sotw.stream.settled(), Some(2));
+    assert_eq!(sotw.stream.settled(), Some(2.into()));
 }
 
 #[test]
@@ -628,7 +628,7 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
     let by_name = |all: Vec<Arc<Resource>>| all.into_iter().collect();
     let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{new}"))]);
     let state = Snapshot::new(
-        1,
+        1.into(),
         [
             by_name(vec![cluster(whole), cluster(new)]),
             by_name(vec![endpoints(whole), endpoints(new)]),

@@ -1,0 +1,660 @@
+//! Keeps traffic away from subsets without a ready endpoint: weight that a change adds to such a subset is held back
+//! until an endpoint is ready, and a subset whose labels change keeps its old endpoints until an endpoint with the new
+//! labels is ready.
+//!
+//! Takes the desired [`Mesh`] and returns the effective one: the same objects, with an overlay of weights or labels where
+//! something is held back. Only changes are held back, never the effective state, so endpoints that are really gone are
+//! removed. DestinationRules are resolved as the VirtualService's own namespace sees them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::api::{Destination, HttpRouteDestination, Labels, ObjectKey, RouteDestination, share_of, shares};
+use crate::mesh::{
+    DestinationRule, DestinationRules, EmptySubset, Health, Host, Mesh, Overlay, Registered, Resolution,
+    VirtualService, VirtualServices, Visibility, diff, resolve,
+};
+use crate::revision::Revision;
+
+/// The annotation on a VirtualService that overrides the mesh's setting: `hold` or `allow`.
+pub const ANNOTATION: &str = "weir.dev/empty-subset";
+
+/// A change that is held back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldChange {
+    /// The object that contains the change.
+    pub object: ObjectKey,
+    /// The object that the change takes effect in: the same, or a VirtualService that delegates to it.
+    pub root: ObjectKey,
+    /// The field in `object`.
+    pub field: String,
+    /// The host.
+    pub host: Host,
+    /// The subset; empty for the whole service.
+    pub subset: String,
+    /// The value that is held back.
+    pub value: HeldValue,
+}
+
+/// The value that is held back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeldValue {
+    /// A weight, because no endpoint of the subset is ready.
+    Weight {
+        /// The desired weight, in percent.
+        wanted: i32,
+        /// The effective weight, in percent.
+        effective: i32,
+    },
+    /// New labels, because no endpoint that has them is ready.
+    Labels {
+        /// The desired labels.
+        wanted: Labels,
+        /// The effective labels.
+        effective: Labels,
+    },
+}
+
+impl fmt::Display for HeldChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.object, self.field, self.reason())
+    }
+}
+
+impl HeldChange {
+    /// What is held back, and until when.
+    pub fn reason(&self) -> String {
+        let Self { host, subset, value, .. } = self;
+        let text = |labels: &Labels| labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
+        match value {
+            HeldValue::Weight { wanted, effective } => {
+                let whom = if subset.is_empty() { host.to_string() } else { format!("subset `{subset}` of {host}") };
+                format!("weight {wanted} for {whom} is held at {effective} until one of its endpoints is ready")
+            }
+            HeldValue::Labels { wanted, effective } => format!(
+                "subset `{subset}` of {host} keeps the endpoints with {} until one with {} is ready",
+                text(effective),
+                text(wanted)
+            ),
+        }
+    }
+}
+
+/// Identifies a route of a VirtualService independently of its position: kind, name, matches, and an index among equal
+/// routes.
+type RouteId = (&'static str, String, u64, usize);
+
+/// Identifies the rules for one host in one namespace.
+type RuleHost = (Arc<str>, Host);
+
+/// Identifies a rule among those for one host in one namespace, and a subset in it.
+type SubsetId = (Option<Labels>, Visibility, String);
+
+/// Rules for one host in one namespace of which something is held back.
+#[derive(Debug, Default)]
+struct HeldRules {
+    /// The rules with an overlay, by the revision of the desired rule.
+    overlaid: BTreeMap<Revision, Arc<DestinationRule>>,
+    changes: Vec<HeldChange>,
+}
+
+/// A VirtualService of which something is held back.
+#[derive(Debug)]
+struct HeldRoutes {
+    /// The revision of the desired VirtualService.
+    of: Revision,
+    overlaid: Arc<VirtualService>,
+    changes: Vec<HeldChange>,
+}
+
+/// Remembers the effective state.
+#[derive(Debug, Default)]
+pub struct RolloutGuard {
+    /// The effective destinations of each route of each VirtualService.
+    routes: BTreeMap<ObjectKey, BTreeMap<RouteId, Vec<HttpRouteDestination>>>,
+    held_routes: BTreeMap<ObjectKey, HeldRoutes>,
+    /// The effective labels of each subset.
+    labels: BTreeMap<RuleHost, BTreeMap<SubsetId, Labels>>,
+    held_rules: BTreeMap<RuleHost, HeldRules>,
+    /// The desired rules and VirtualServices of the last call, to find what changed.
+    last_rules: Arc<DestinationRules>,
+    last_services: Arc<VirtualServices>,
+}
+
+impl RolloutGuard {
+    /// Returns the effective mesh for `wanted` and the changes that are held back.
+    pub fn apply(&mut self, wanted: Mesh) -> (Mesh, Vec<HeldChange>) {
+        let mut mesh = wanted;
+        self.hold_labels(&mut mesh);
+        self.hold_weights(&mut mesh);
+        let labels = self.held_rules.values().flat_map(|held| &held.changes);
+        let weights = self.held_routes.values().flat_map(|held| &held.changes);
+        (mesh, labels.chain(weights).cloned().collect())
+    }
+
+    fn hold_labels(&mut self, mesh: &mut Mesh) {
+        let last = std::mem::replace(&mut self.last_rules, mesh.destination_rules.clone());
+        let mut stale: BTreeSet<RuleHost> = self.held_rules.keys().cloned().collect();
+        last.diff(&mesh.destination_rules, |old, new| {
+            let rules = old.into_iter().chain(new).filter_map(|rules| rules.first());
+            stale.extend(rules.map(|rule| (rule.namespace.clone(), rule.host.clone())));
+        });
+        let mut weighted = None;
+        for (namespace, host) in stale {
+            let rules = mesh.destination_rules.of_host(&namespace, &host);
+            self.hold_labels_of((namespace, host), rules, mesh, &mut weighted);
+        }
+        if !self.held_rules.is_empty() {
+            let overlaid = self.held_rules.values().flat_map(|held| &held.overlaid);
+            mesh.destination_rules = Arc::new(mesh.destination_rules.with(overlaid));
+        }
+    }
+
+    /// Decides on the labels of the rules for one host in one namespace. `weighted` are the [`weighted_subsets`], once
+    /// they were needed.
+    fn hold_labels_of(
+        &mut self,
+        place: RuleHost,
+        rules: &[Arc<DestinationRule>],
+        mesh: &Mesh,
+        weighted: &mut Option<BTreeSet<(Host, String)>>,
+    ) {
+        let old_labels = self.labels.remove(&place).unwrap_or_default();
+        let old = self.held_rules.remove(&place).unwrap_or_default();
+        let (mut labels, mut held) = (BTreeMap::new(), HeldRules::default());
+        for rule in rules {
+            let mut overlay = BTreeMap::new();
+            for (n, subset) in rule.subsets.iter().enumerate() {
+                let id: SubsetId = (rule.selector.clone(), rule.visibility.clone(), subset.name.clone());
+                let kept = old_labels.get(&id).filter(|old| {
+                    let Some(known) = mesh.any_service(&rule.host).filter(|_| **old != subset.labels) else {
+                        return false;
+                    };
+                    let weighted = weighted.get_or_insert_with(|| weighted_subsets(mesh));
+                    weighted.contains(&(rule.host.clone(), subset.name.clone()))
+                        && !has_ready(known, &subset.labels, None)
+                        && has_ready(known, old, None)
+                });
+                labels.insert(id, kept.unwrap_or(&subset.labels).clone());
+                let (Some(kept), Some(object)) = (kept, rule.keys.first()) else { continue };
+                held.changes.push(HeldChange {
+                    object: object.clone(),
+                    root: object.clone(),
+                    field: format!("spec.subsets[{n}].labels"),
+                    host: rule.host.clone(),
+                    subset: subset.name.clone(),
+                    value: HeldValue::Labels { wanted: subset.labels.clone(), effective: kept.clone() },
+                });
+                overlay.insert(subset.name.clone(), kept.clone());
+            }
+            if !overlay.is_empty() {
+                let same = old.overlaid.get(&rule.revision).filter(|old| *old.overlay() == overlay);
+                let overlaid = same.cloned().unwrap_or_else(|| Arc::new(rule.with_overlay(overlay)));
+                held.overlaid.insert(rule.revision, overlaid);
+            }
+        }
+        if !labels.is_empty() {
+            self.labels.insert(place.clone(), labels);
+        }
+        if !held.changes.is_empty() {
+            self.held_rules.insert(place, held);
+        }
+    }
+
+    fn hold_weights(&mut self, mesh: &mut Mesh) {
+        let last = std::mem::replace(&mut self.last_services, mesh.virtual_services.clone());
+        // While nothing is held back, endpoints cannot change that: only what changes is ever held back.
+        let mut stale: BTreeSet<ObjectKey> = self.held_routes.keys().cloned().collect();
+        diff(last.by_key(), mesh.virtual_services.by_key(), |key, _, _| _ = stale.insert(key.clone()));
+        for key in stale {
+            // The routes of a delegate take effect in those that delegate to it.
+            match mesh.virtual_services.get(&key).filter(|wanted| !wanted.hosts.is_empty()) {
+                Some(wanted) => self.hold_weights_of(wanted, mesh),
+                None => {
+                    self.routes.remove(&key);
+                    self.held_routes.remove(&key);
+                }
+            }
+        }
+        if !self.held_routes.is_empty() {
+            let overlaid = self.held_routes.iter().map(|(key, held)| (key, &held.overlaid));
+            mesh.virtual_services = Arc::new(mesh.virtual_services.with(overlaid, &mesh.config.domain));
+        }
+    }
+
+    fn hold_weights_of(&mut self, wanted: &VirtualService, mesh: &Mesh) {
+        let setting = match wanted.annotations().get(ANNOTATION).map(String::as_str) {
+            Some("allow") => EmptySubset::Allow,
+            Some("hold") => EmptySubset::Hold,
+            _ => mesh.config.empty_subset,
+        };
+        let before = self.routes.remove(&wanted.key).unwrap_or_default();
+        let mut routes =
+            Routes { wanted, mesh, setting, before, after: BTreeMap::new(), seen: BTreeMap::new(), held: Vec::new() };
+        let own = &wanted.key;
+        let overlay = Overlay {
+            http: wanted
+                .http()
+                .map(|rule| {
+                    let (id, field) = (("http", &*rule.route.name, hash(&rule.route.matches)), rule.index);
+                    routes.hold(id, rule.key, &format!("spec.http[{field}]"), rule.destinations.to_vec())
+                })
+                .collect(),
+            tcp: (wanted.tcp().enumerate())
+                .map(|(n, rule)| {
+                    let to = rule.destinations.iter().map(http_destination).collect();
+                    let held = routes.hold(("tcp", "", hash(&rule.matches)), own, &format!("spec.tcp[{n}]"), to);
+                    held.map(stream_destinations)
+                })
+                .collect(),
+            tls: (wanted.tls().enumerate())
+                .map(|(n, rule)| {
+                    let to = rule.destinations.iter().map(http_destination).collect();
+                    let held = routes.hold(("tls", "", hash(&rule.matches)), own, &format!("spec.tls[{n}]"), to);
+                    held.map(stream_destinations)
+                })
+                .collect(),
+        };
+        let Routes { after, held: changes, .. } = routes;
+        self.routes.insert(wanted.key.clone(), after);
+        let old = self.held_routes.remove(&wanted.key).filter(|old| old.of == wanted.revision);
+        if !overlay.is_empty() {
+            let same = old.map(|old| old.overlaid).filter(|old| old.overlay() == Some(&overlay));
+            let overlaid = same.unwrap_or_else(|| Arc::new(wanted.with_overlay(overlay)));
+            self.held_routes.insert(wanted.key.clone(), HeldRoutes { of: wanted.revision, overlaid, changes });
+        }
+    }
+}
+
+/// The routes of one VirtualService while they are decided on.
+struct Routes<'a> {
+    wanted: &'a VirtualService,
+    mesh: &'a Mesh,
+    setting: EmptySubset,
+    before: BTreeMap<RouteId, Vec<HttpRouteDestination>>,
+    after: BTreeMap<RouteId, Vec<HttpRouteDestination>>,
+    /// How many equal routes there were so far.
+    seen: BTreeMap<(&'static str, String, u64), usize>,
+    held: Vec<HeldChange>,
+}
+
+impl Routes<'_> {
+    /// Decides on one route, which `object` contains at `field`. Returns its effective destinations if they are not `to`.
+    fn hold(
+        &mut self,
+        (kind, name, matches): (&'static str, &str, u64),
+        object: &ObjectKey,
+        field: &str,
+        to: Vec<HttpRouteDestination>,
+    ) -> Option<Vec<HttpRouteDestination>> {
+        let ordinal = self.seen.entry((kind, name.to_owned(), matches)).or_insert(0);
+        let id: RouteId = (kind, name.to_owned(), matches, *ordinal);
+        *ordinal += 1;
+        let old = self.before.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let client = &self.wanted.key.namespace;
+        let split = match self.setting {
+            EmptySubset::Allow => None,
+            EmptySubset::Hold => split(old, &to, |to| is_ready(to, &object.namespace, client, self.mesh)),
+        };
+        let Some(split) = split else {
+            self.after.insert(id, to);
+            return None;
+        };
+        for (n, (wanted, effective)) in split.held {
+            let Some(destination) = to.get(n).and_then(|one| one.destination.as_ref()) else { continue };
+            self.held.push(HeldChange {
+                object: object.clone(),
+                root: self.wanted.key.clone(),
+                field: format!("{field}.route[{n}]"),
+                host: resolve(&destination.host, &object.namespace, &self.mesh.config.domain),
+                subset: destination.subset.clone(),
+                value: HeldValue::Weight { wanted, effective },
+            });
+        }
+        self.after.insert(id, split.effective.clone());
+        Some(split.effective)
+    }
+}
+
+fn hash(matches: &impl fmt::Debug) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(format!("{matches:?}").as_bytes())
+}
+
+fn http_destination(one: &RouteDestination) -> HttpRouteDestination {
+    HttpRouteDestination { destination: one.destination.clone(), weight: one.weight, headers: None }
+}
+
+fn stream_destinations(list: Vec<HttpRouteDestination>) -> Vec<RouteDestination> {
+    list.into_iter().map(|one| RouteDestination { destination: one.destination, weight: one.weight }).collect()
+}
+
+struct Split {
+    effective: Vec<HttpRouteDestination>,
+    /// By position among the desired destinations: the desired and the effective weight, in percent.
+    held: BTreeMap<usize, (i32, i32)>,
+}
+
+/// The effective destinations while some of `wanted` must not get more than they had of `old`; `None` if all of it can be
+/// effective.
+fn split(
+    old: &[HttpRouteDestination],
+    wanted: &[HttpRouteDestination],
+    ready: impl Fn(&Destination) -> bool,
+) -> Option<Split> {
+    let had = |one: &HttpRouteDestination| share_of(old, one.destination.as_ref());
+    let wants = |one: &HttpRouteDestination| share_of(wanted, one.destination.as_ref());
+    let is_held =
+        |one: &HttpRouteDestination| wants(one) > had(one) + 1e-9 && !one.destination.as_ref().is_some_and(&ready);
+    // Each entry with its own part of its destination's share, and whether it is held.
+    let parts = shares(wanted.iter().map(|one| u32::try_from(one.weight).unwrap_or_default()));
+    let entries: Vec<_> = wanted.iter().zip(parts).map(|(one, part)| (one, part, is_held(one))).collect();
+    let held = entries.iter().enumerate().filter(|(_, (.., is_held))| *is_held);
+    let held: BTreeMap<usize, (i32, i32)> =
+        held.map(|(n, (one, ..))| (n, (whole_percent(wants(one)), whole_percent(had(one))))).collect();
+    if held.is_empty() {
+        return None;
+    }
+    let free: f64 = entries.iter().filter(|(.., is_held)| !is_held).map(|(_, part, _)| part).sum();
+    if free <= 0.0 {
+        // Nothing can take what the held ones must not have, so everything stays as it was. If there was nothing, there is
+        // nothing to keep.
+        return (!old.is_empty()).then(|| Split { effective: old.to_vec(), held });
+    }
+    let kept_part = |one: &HttpRouteDestination, part: f64| had(one) * part / wants(one);
+    let kept: f64 = entries.iter().filter(|(.., is_held)| *is_held).map(|(one, part, _)| kept_part(one, *part)).sum();
+    let effective = entries.into_iter().map(|(one, part, is_held)| {
+        let part = if is_held { kept_part(one, part) } else { part / free * (1.0 - kept) };
+        // Fine enough for any split that people write, and far from overflow.
+        HttpRouteDestination { weight: (part * 10_000.0).round() as i32, ..one.clone() }
+    });
+    Some(Split { effective: effective.collect(), held })
+}
+
+fn whole_percent(share: f64) -> i32 {
+    (share * 100.0).round() as i32
+}
+
+/// Whether requests that go to a destination find a ready endpoint, as far as that can be known.
+fn is_ready(to: &Destination, namespace: &str, client: &str, mesh: &Mesh) -> bool {
+    let host = resolve(&to.host, namespace, &mesh.config.domain);
+    let Some(known) = mesh.any_service(&host) else { return true };
+    if known.service.resolution != Resolution::Endpoints || known.service.alias_of.is_some() {
+        return true;
+    }
+    let number = crate::translate::destination_port(to, Some(&known.service), 0);
+    let port = known.service.port(number).map(|port| &*port.name);
+    if to.subset.is_empty() {
+        return has_ready(known, &Labels::new(), port);
+    }
+    let (config, service) = (&mesh.config, &known.service);
+    let rules = &mesh.destination_rules;
+    let rule = rules.find(&host, &service.namespace, &config.root_namespace, client, &Labels::new());
+    // A subset that no rule has is a cluster that no proxy has: its routes are held elsewhere.
+    rule.and_then(|rule| rule.labels(&to.subset)).is_none_or(|labels| has_ready(known, labels, port))
+}
+
+fn has_ready(known: &Registered, labels: &Labels, port: Option<&str>) -> bool {
+    known.endpoints.list.iter().any(|endpoint| {
+        endpoint.health == Health::Healthy
+            && port.is_none_or(|port| *endpoint.port_name == *port)
+            && endpoint.is_in_subset(labels)
+    })
+}
+
+/// The subsets that some route gives weight to.
+pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
+    let mut found = BTreeSet::new();
+    let mut add = |to: &Destination, namespace: &str| {
+        if !to.subset.is_empty() {
+            found.insert((resolve(&to.host, namespace, &mesh.config.domain), to.subset.clone()));
+        }
+    };
+    for one in mesh.virtual_services.iter() {
+        for rule in one.http() {
+            let single = rule.destinations.len() == 1;
+            let weighted = rule.destinations.iter().filter(|to| to.weight > 0 || single);
+            weighted.filter_map(|to| to.destination.as_ref()).for_each(|to| add(to, &rule.key.namespace));
+        }
+        let streams = one.tcp().map(|rule| rule.destinations).chain(one.tls().map(|rule| rule.destinations));
+        for destinations in streams {
+            let weighted = destinations.iter().filter(|to| to.weight > 0 || destinations.len() == 1);
+            weighted.filter_map(|to| to.destination.as_ref()).for_each(|to| add(to, &one.key.namespace));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{self, Identity};
+    use crate::mesh::{Builder, MeshConfig};
+    use crate::source::{Change, Origin};
+    use crate::store::Store;
+    use serde_json::{Value, json};
+
+    struct World {
+        store: Store,
+        builder: Builder,
+        guard: RolloutGuard,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let mut world = Self {
+                store: Store::default(),
+                builder: Builder::new(MeshConfig::default()),
+                guard: RolloutGuard::default(),
+            };
+            world
+                .apply(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+                "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "http", "port": 80}]}}));
+            world.rule(&[("v1", "v1"), ("v2", "v2")]);
+            world.pods(&[("v1", true)]);
+            world
+        }
+
+        fn apply(&mut self, document: Value) -> Vec<HeldChange> {
+            let Ok(Identity::Known(key)) = api::identify(&document) else { panic!("{document}") };
+            let object = Arc::new(api::parse(&key, document, 0).unwrap().object);
+            let mut dirty = BTreeSet::new();
+            self.store.apply(Change::Apply { object, origin: Origin::Cluster, warnings: vec![] }, &mut dirty);
+            let mesh = self.builder.update(&self.store, &dirty);
+            self.guard.apply(mesh).1
+        }
+
+        /// One pod for each version.
+        fn pods(&mut self, versions: &[(&str, bool)]) -> Vec<HeldChange> {
+            for (version, _) in versions {
+                self.apply(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("web-{version}"),
+                    "namespace": "shop", "labels": {"version": version}}}));
+            }
+            let endpoints: Vec<_> = versions
+                .iter()
+                .enumerate()
+                .map(|(n, (version, ready))| {
+                    json!({"addresses": [format!("10.1.0.{}", n + 1)],
+                        "conditions": {"ready": ready, "terminating": false},
+                        "targetRef": {"kind": "Pod", "name": format!("web-{version}")}})
+                })
+                .collect();
+            self.apply(
+                json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "web-1",
+                "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+                "endpoints": endpoints, "ports": [{"name": "http", "port": 8080}]}),
+            )
+        }
+
+        fn rule(&mut self, subsets: &[(&str, &str)]) -> Vec<HeldChange> {
+            let subsets: Vec<_> =
+                subsets.iter().map(|(name, version)| json!({"name": name, "labels": {"version": version}})).collect();
+            self.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+                "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": subsets}}))
+        }
+
+        fn route(&mut self, weights: &[(&str, i32)], annotation: &str) -> Vec<HeldChange> {
+            let route: Vec<_> = weights
+                .iter()
+                .map(|(subset, weight)| json!({"destination": {"host": "web", "subset": subset}, "weight": weight}))
+                .collect();
+            self.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+                "metadata": {"name": "web", "namespace": "shop", "annotations": {ANNOTATION: annotation}},
+                "spec": {"hosts": ["web"], "http": [{"route": route}]}}))
+        }
+
+        /// Subset and share in percent, as in force.
+        fn split(&mut self) -> Vec<(String, i32)> {
+            let mesh = self.builder.update(&self.store, &BTreeSet::new());
+            let (mesh, _) = self.guard.apply(mesh);
+            let one = mesh.virtual_services.iter().next().unwrap().clone();
+            let to = one.http().next().unwrap().destinations;
+            let share = |one: &HttpRouteDestination| whole_percent(share_of(to, one.destination.as_ref()));
+            to.iter().map(|one| (one.destination.clone().unwrap().subset, share(one))).collect()
+        }
+    }
+
+    fn shares(list: &[(&str, i32)]) -> Vec<(String, i32)> {
+        list.iter().map(|(subset, weight)| ((*subset).to_owned(), *weight)).collect()
+    }
+
+    #[test]
+    fn more_weight_for_an_empty_subset_waits_for_an_endpoint() {
+        let mut world = World::new();
+        assert!(world.route(&[("v1", 100), ("v2", 0)], "").is_empty());
+        let held = world.route(&[("v1", 90), ("v2", 10)], "");
+        assert_eq!(held[0].value, HeldValue::Weight { wanted: 10, effective: 0 });
+        assert_eq!(
+            (held[0].field.as_str(), &*held[0].object.to_string()),
+            ("spec.http[0].route[1]", "VirtualService shop/web")
+        );
+        assert_eq!(world.split(), shares(&[("v1", 100), ("v2", 0)]));
+        assert!(!world.pods(&[("v1", true), ("v2", false)]).is_empty(), "not ready is not enough");
+        assert!(world.pods(&[("v1", true), ("v2", true)]).is_empty());
+        assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
+    }
+
+    #[test]
+    fn what_an_empty_subset_had_it_keeps_and_less_is_never_held() {
+        let mut world = World::new();
+        world.pods(&[("v1", true), ("v2", true)]);
+        world.route(&[("v1", 90), ("v2", 10)], "");
+        world.pods(&[("v1", true), ("v2", false)]);
+        assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]), "what is in force is not touched");
+        assert_eq!(world.route(&[("v1", 50), ("v2", 50)], "").len(), 1);
+        assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
+        assert!(world.route(&[("v1", 95), ("v2", 5)], "").is_empty());
+        assert_eq!(world.split(), shares(&[("v1", 95), ("v2", 5)]));
+    }
+
+    #[test]
+    fn a_whole_switch_to_an_empty_subset_waits() {
+        let mut world = World::new();
+        world.route(&[("v1", 100)], "");
+        assert_eq!(world.route(&[("v2", 100)], "").len(), 1);
+        assert_eq!(world.split(), shares(&[("v1", 100)]));
+        world.pods(&[("v1", true), ("v2", true)]);
+        assert_eq!(world.split(), shares(&[("v2", 100)]));
+    }
+
+    #[test]
+    fn a_first_appearance_gets_nothing_and_an_only_destination_is_left_alone() {
+        let mut world = World::new();
+        assert_eq!(world.route(&[("v1", 50), ("v2", 50)], "").len(), 1);
+        assert_eq!(world.split(), shares(&[("v1", 100), ("v2", 0)]));
+        let mut world = World::new();
+        assert!(world.route(&[("v2", 100)], "").is_empty());
+        assert_eq!(world.split(), shares(&[("v2", 100)]));
+    }
+
+    #[test]
+    fn the_annotation_lets_weight_through() {
+        let mut world = World::new();
+        world.route(&[("v1", 100), ("v2", 0)], "allow");
+        assert!(world.route(&[("v1", 90), ("v2", 10)], "allow").is_empty());
+        assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
+    }
+
+    #[test]
+    fn entries_for_one_destination_are_held_back_together() {
+        let mut world = World::new();
+        world.pods(&[("v1", true), ("v2", false)]);
+        world.route(&[("v1", 80), ("v2", 20)], "allow");
+        let held = world.route(&[("v1", 30), ("v2", 40), ("v1", 10), ("v2", 20)], "");
+        assert_eq!(held.len(), 2);
+        assert!(held.iter().all(|one| one.value == HeldValue::Weight { wanted: 60, effective: 20 }), "{held:?}");
+        assert_eq!(world.split(), shares(&[("v1", 80), ("v2", 20), ("v1", 80), ("v2", 20)]));
+    }
+
+    #[test]
+    fn what_a_delegate_says_is_held_back_in_the_one_that_delegates_to_it() {
+        let mut world = World::new();
+        let object = |name: &str, spec: Value| {
+            json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "spec": spec,
+                "metadata": {"name": name, "namespace": "shop"}})
+        };
+        let to = |weights: [i32; 2]| {
+            let to = |n: usize| json!({"destination": {"host": "web", "subset": format!("v{}", n + 1)}, "weight": weights[n]});
+            json!({"http": [{"route": [to(0), to(1)]}]})
+        };
+        world.apply(object("leaf", to([100, 0])));
+        world.apply(object("root", json!({"hosts": ["web"], "http": [{"delegate": {"name": "leaf"}}]})));
+        let held = world.apply(object("leaf", to([90, 10])));
+        let names = |one: &HeldChange| (one.object.to_string(), one.root.to_string(), one.field.clone());
+        let (leaf, root) = ("VirtualService shop/leaf".to_owned(), "VirtualService shop/root".to_owned());
+        assert_eq!(held.iter().map(names).collect::<Vec<_>>(), [(leaf, root, "spec.http[0].route[1]".to_owned())]);
+    }
+
+    #[test]
+    fn an_overlay_keeps_its_revision_until_it_changes() {
+        let mut world = World::new();
+        let revisions = |world: &mut World| {
+            let mesh = world.builder.update(&world.store, &BTreeSet::new());
+            let (mesh, held) = world.guard.apply(mesh);
+            let rules = mesh.destination_rules.iter().next().unwrap().revision;
+            (mesh.virtual_services.iter().next().unwrap().revision, rules, held.len())
+        };
+        world.route(&[("v1", 100), ("v2", 0)], "");
+        world.route(&[("v1", 90), ("v2", 10)], "");
+        world.rule(&[("v1", "v3"), ("v2", "v2")]);
+        let held = revisions(&mut world);
+        assert_eq!(held.2, 2);
+        // A pod that changes nothing of what is held back.
+        world.pods(&[("v1", true), ("v2", false)]);
+        assert_eq!(revisions(&mut world), held);
+        world.route(&[("v1", 80), ("v2", 20)], "");
+        world.rule(&[("v1", "v4"), ("v2", "v2")]);
+        let changed = revisions(&mut world);
+        assert!(changed.0 != held.0 && changed.1 != held.1 && changed.2 == 2, "{changed:?}");
+        world.pods(&[("v2", true), ("v4", true)]);
+        let free = revisions(&mut world);
+        assert!(free.0 != changed.0 && free.1 != changed.1 && free.2 == 0, "{free:?}");
+    }
+
+    #[test]
+    fn rules_for_different_proxies_keep_labels_of_their_own() {
+        let mut world = World::new();
+        world.pods(&[("v1", true), ("v2", true)]);
+        world.route(&[("v1", 100)], "");
+        // The same subset, for some clients with other labels.
+        let held = world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "some", "namespace": "shop"}, "spec": {"host": "web",
+                "workloadSelector": {"matchLabels": {"app": "client"}},
+                "subsets": [{"name": "v1", "labels": {"version": "v2"}}]}}));
+        assert!(held.is_empty(), "{held:?}");
+        world.pods(&[("v1", true)]);
+        assert!(world.rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3")]).is_empty());
+    }
+
+    #[test]
+    fn a_subset_keeps_its_endpoints_until_its_new_labels_have_one() {
+        let mut world = World::new();
+        world.route(&[("v1", 100)], "");
+        let held = world.rule(&[("v1", "v3"), ("v2", "v2")]);
+        assert!(matches!(&held[0].value, HeldValue::Labels { wanted, .. } if wanted["version"] == "v3"), "{held:?}");
+        assert!(world.pods(&[("v1", true), ("v3", true)]).is_empty());
+        // Labels whose endpoints are gone are not kept.
+        assert!(!world.rule(&[("v1", "v4")]).is_empty());
+        assert!(world.pods(&[]).is_empty());
+    }
+}
