@@ -1,5 +1,6 @@
 //! The numbers weir counts. Names are Istio's where the meaning is the same.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -16,6 +17,11 @@ struct TypeLabel {
     r#type: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkLabel {
+    work: &'static str,
+}
+
 /// All metrics, and the registry that prints them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -27,6 +33,7 @@ pub struct Metrics {
     scopes: Gauge,
     parts: Gauge,
     left_out: Gauge,
+    work: Family<WorkLabel, Counter>,
     revision: Gauge,
     problems: Gauge,
     held: Gauge,
@@ -48,6 +55,7 @@ impl Default for Metrics {
             scopes: Gauge::default(),
             parts: Gauge::default(),
             left_out: Gauge::default(),
+            work: Family::default(),
             revision: Gauge::default(),
             problems: Gauge::default(),
             held: Gauge::default(),
@@ -71,6 +79,12 @@ impl Default for Metrics {
             "weir_resources_left_out",
             "Resources, or parts of them, that are not sent because Envoy would refuse them",
             this.left_out.clone(),
+        );
+        registry.register(
+            "weir_work",
+            "Work that changes of the mesh cost: hosts and ports looked at in all scopes, parts translated, resources \
+             encoded, scopes built from nothing and scopes changed",
+            this.work.clone(),
         );
         registry.register(
             "weir_mesh_revision",
@@ -133,6 +147,10 @@ impl Metrics {
         set(&self.scopes, hub.scopes);
         set(&self.parts, hub.parts);
         set(&self.left_out, hub.left_out);
+        for (work, count) in hub.work.named() {
+            let counter = self.work.get_or_create(&WorkLabel { work });
+            counter.inner().store(count, Ordering::Relaxed);
+        }
         let mut out = String::new();
         prometheus_client::encoding::text::encode(&mut out, &self.registry)?;
         Ok(out)

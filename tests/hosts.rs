@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use weir::mesh::{Builder, Locality, Mesh, MeshConfig, NodeMetadata, Proxy};
-use weir::snapshot::{Memo, ResourceType};
+use weir::snapshot::{ResourceType, SnapshotBuilder};
 use weir::source::loader::{Content, Loader};
 use weir::store::Store;
 
@@ -72,7 +72,7 @@ impl Got {
     fn of(mesh: &Mesh, namespace: &str, metadata: &Value) -> Self {
         let id = format!("sidecar~10.9.0.1~client-0.{namespace}~{namespace}.svc.cluster.local");
         let proxy = Proxy::new(&id, NodeMetadata::from_json(metadata), Locality::default()).unwrap();
-        let snapshot = Memo::default().snapshot(mesh, &mesh.scope(&proxy), 1);
+        let snapshot = SnapshotBuilder::default().snapshot(mesh, &mesh.scope(&proxy), 1);
         assert!(snapshot.left_out.is_empty(), "{:?}", snapshot.left_out);
         let all = |kind, name: &str| {
             let all = weir::cli::translate::to_json(&snapshot, kind).unwrap();
