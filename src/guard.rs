@@ -546,6 +546,25 @@ mod tests {
     }
 
     #[test]
+    fn weight_for_a_region_waits_for_a_node_in_it() {
+        let mut world = World::new();
+        world.apply(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "web-2", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [{"addresses": ["10.1.0.9"], "nodeName": "n1"}]}));
+        world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": [
+                {"name": "v1", "labels": {"version": "v1"}},
+                {"name": "eu", "labels": {"topology.kubernetes.io/region": "eu"}}]}}));
+        world.route(&[("v1", 100), ("eu", 0)], "");
+        assert_eq!(world.route(&[("v1", 90), ("eu", 10)], "").len(), 1);
+        let node = json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/region": "eu"}}});
+        assert!(world.apply(node).is_empty());
+        assert_eq!(world.split(), shares(&[("v1", 90), ("eu", 10)]));
+    }
+
+    #[test]
     fn a_subset_keeps_its_endpoints_until_its_new_labels_have_one() {
         let mut world = World::new();
         world.route(&[("v1", 100)], "");

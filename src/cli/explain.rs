@@ -164,7 +164,8 @@ fn text(answer: &Explanation) -> String {
                         } else {
                             String::new()
                         };
-                        let at = format!("{:<24} {}", endpoint.address, endpoint.locality);
+                        let addresses = [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses].concat();
+                        let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
                         line("", &format!("            {}{priority}{state}", at.trim_end()));
                     }
                     if goes_where_it_wants(one) {

@@ -135,6 +135,9 @@ pub struct Destination {
 pub struct Endpoint {
     /// Address and port.
     pub address: String,
+    /// Further addresses of the same endpoint, which Envoy tries as well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_addresses: Vec<String>,
     /// Where it is.
     pub locality: String,
     /// 0 is the first.
@@ -674,19 +677,10 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
             let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &one.host_identifier else {
                 return None;
             };
-            let address = match host.address.as_ref()?.address.as_ref()? {
-                core::address::Address::SocketAddress(socket) => {
-                    let port = match socket.port_specifier {
-                        Some(core::socket_address::PortSpecifier::PortValue(port)) => port,
-                        _ => 0,
-                    };
-                    format!("{}:{port}", socket.address)
-                }
-                core::address::Address::Pipe(pipe) => pipe.path.clone(),
-                _ => return None,
-            };
+            let others = host.additional_addresses.iter().filter_map(|one| one.address.as_ref());
             Some(Endpoint {
-                address,
+                address: address_text(host.address.as_ref()?)?,
+                other_addresses: others.filter_map(address_text).collect(),
                 locality: locality.trim_end_matches('/').to_owned(),
                 priority: group.priority,
                 weight: one.load_balancing_weight.as_ref().map_or(1, |weight| weight.value),
@@ -694,6 +688,21 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
             })
         })
     })
+}
+
+fn address_text(address: &core::Address) -> Option<String> {
+    match address.address.as_ref()? {
+        core::address::Address::SocketAddress(socket) => {
+            let port = match socket.port_specifier {
+                Some(core::socket_address::PortSpecifier::PortValue(port)) => port,
+                _ => 0,
+            };
+            let is_v6 = socket.address.contains(':');
+            Some(if is_v6 { format!("[{}]:{port}", socket.address) } else { format!("{}:{port}", socket.address) })
+        }
+        core::address::Address::Pipe(pipe) => Some(pipe.path.clone()),
+        _ => None,
+    }
 }
 
 fn percent(fraction: &FractionalPercent) -> f64 {
