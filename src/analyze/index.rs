@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::spec_of;
 use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
-use crate::mesh::{self, Builder, Host, Mesh, MeshConfig, Registered, Registry, Visibility, is_wildcard};
+use crate::guard::{self, Guard, Held};
+use crate::mesh::{self, Builder, Host, Mesh, MeshConfig, Protocol, Registered, Registry, Visibility, is_wildcard};
 use crate::store::{Entry, Store};
 
 /// A VirtualService with its names resolved.
@@ -104,11 +105,25 @@ impl DestinationRule<'_> {
 /// A service as destinations see it.
 pub(super) struct Service {
     pub namespace: Arc<str>,
-    /// The ports it is known to have; none where nothing is known of them.
-    pub ports: Vec<u16>,
+    /// The ports it is known to have, with what is spoken there; none where nothing is known of them.
+    pub ports: Vec<(u16, Protocol)>,
+    /// The host that it is another name of (`ExternalName`).
+    pub alias_of: Option<Host>,
     pub visibility: Visibility,
     /// The labels of each of its endpoints; `None` where they are not known.
     pub endpoints: Option<Vec<Arc<Labels>>>,
+}
+
+impl Service {
+    /// Whether it has a port of this number; also where its ports are not known.
+    pub fn may_have_port(&self, number: u32) -> bool {
+        self.ports.is_empty() || self.ports.iter().any(|(known, _)| u32::from(*known) == number)
+    }
+
+    /// The numbers of its ports, for messages.
+    pub fn port_numbers(&self) -> Vec<String> {
+        self.ports.iter().map(|(number, _)| number.to_string()).collect()
+    }
 }
 
 /// One of several services for a host.
@@ -121,6 +136,12 @@ pub(super) struct Rival {
 pub(super) struct Index<'a> {
     pub store: &'a Store,
     pub config: &'a MeshConfig,
+    /// The mesh as a weir that starts on these objects has it in force.
+    pub mesh: Mesh,
+    /// What is held back of what the objects say.
+    pub held: Vec<Held>,
+    /// The subsets that get weight all the same.
+    pub weighted_subsets: BTreeSet<(Host, String)>,
     pub virtual_services: Vec<VirtualService<'a>>,
     pub destination_rules: Vec<DestinationRule<'a>>,
     pub services: HashMap<Host, Service>,
@@ -149,7 +170,7 @@ impl<'a> Index<'a> {
             pods.entry(entry.object.meta.namespace.clone()).or_default().insert(&entry.object.meta.labels);
         }
         let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
-        let mesh = Builder::new(config.clone()).update(store, &all);
+        let (mesh, held) = Guard::default().apply(Builder::new(config.clone()).update(store, &all));
         let services = services(store, &mesh, &pods);
         let mut hosts: HashMap<Arc<str>, Vec<Host>> = HashMap::new();
         for known in mesh.services.values().flat_map(|list| list.iter()) {
@@ -192,6 +213,9 @@ impl<'a> Index<'a> {
             endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
             refused: Refused::new(store, config),
             rivals: rivals(&mesh),
+            weighted_subsets: guard::weighted_subsets(&mesh),
+            mesh,
+            held,
             store,
             config,
             destination_rules,
@@ -207,6 +231,13 @@ impl<'a> Index<'a> {
     /// The service of an exact host: its own, or one whose wildcard covers it.
     pub fn service(&self, host: &str) -> Option<&Service> {
         self.services.get(host).or_else(|| wildcards(host).find_map(|wildcard| self.services.get(&*wildcard)))
+    }
+
+    /// The service that has the clusters of an exact host: the host's own, or the one that an ExternalName stands for.
+    pub fn real_service(&self, host: &str) -> Option<(&Host, &Service)> {
+        let (host, service) = self.services.get_key_value(host)?;
+        let Some(target) = &service.alias_of else { return Some((host, service)) };
+        self.services.get_key_value(target).filter(|(_, real)| real.alias_of.is_none())
     }
 
     /// Whether a host or wildcard is or covers any service.
@@ -377,9 +408,10 @@ fn services(store: &Store, mesh: &Mesh, pods: &HashMap<Arc<str>, BTreeSet<&Label
             // An endpoint without labels is one of which nothing is known.
             labels.iter().all(|labels| !labels.is_empty()).then_some(labels)
         };
-        let ports = service.ports.iter().map(|port| port.number).collect();
-        let visibility = service.visibility.clone();
-        let service = Service { namespace: service.namespace.clone(), ports, visibility, endpoints };
+        let ports = service.ports.iter().map(|port| (port.number, port.protocol)).collect();
+        let (namespace, visibility) = (service.namespace.clone(), service.visibility.clone());
+        let alias_of = service.alias_of.clone();
+        let service = Service { namespace, ports, alias_of, visibility, endpoints };
         services.insert(host.clone(), service);
     }
     services

@@ -61,6 +61,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// What is behind it.
     pub workload: Arc<Workload>,
+    /// The name it has in DNS below its service's; empty where it has none.
+    pub hostname: Arc<str>,
 }
 
 /// What is behind an endpoint.
@@ -149,7 +151,9 @@ pub(super) fn collect<'a>(
             };
             let workload = workloads.pod(endpoint.target_ref.as_ref(), &slice.meta.namespace);
             let (node, zone) = (endpoint.node_name.as_deref(), endpoint.zone.as_deref());
+            let added_from = out.list.len();
             out.add_all(address, health, workload, |workload| workloads.locality(workload, node, zone), &spec.ports);
+            out.name_from(added_from, endpoint.hostname.as_deref());
         }
     }
     if let (false, Some(Object { meta, spec: Spec::Endpoints(spec) })) = (had_slice, endpoints) {
@@ -160,7 +164,9 @@ pub(super) fn collect<'a>(
                 let workload = workloads.pod(address.target_ref.as_ref(), &meta.namespace);
                 let node = address.node_name.as_deref();
                 let locality = |workload: &Workload| workloads.locality(workload, node, None);
+                let added_from = out.list.len();
                 out.add_all(&address.ip, health, workload, locality, &subset.ports);
+                out.name_from(added_from, address.hostname.as_deref());
             }
         }
     }
@@ -286,7 +292,16 @@ impl Collector<'_> {
     ) {
         if self.seen.insert((address.clone(), port_name.clone(), port)) {
             let (address, locality, workload) = (address.clone(), locality.clone(), workload.clone());
-            self.list.push(Endpoint { address, port, port_name, locality, health, weight, workload });
+            let hostname = Arc::default();
+            self.list.push(Endpoint { address, port, port_name, locality, health, weight, workload, hostname });
+        }
+    }
+
+    /// Gives the endpoints from this place on their name in DNS.
+    fn name_from(&mut self, place: usize, hostname: Option<&str>) {
+        if let Some(hostname) = hostname {
+            let hostname: Arc<str> = hostname.to_ascii_lowercase().into();
+            self.list.iter_mut().skip(place).for_each(|endpoint| endpoint.hostname = hostname.clone());
         }
     }
 
