@@ -5,7 +5,7 @@
 //! what is in force, so that endpoints which are really gone are gone. A rule counts as the VirtualService's own namespace
 //! sees it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use crate::mesh::{DestinationRule, EmptySubset, Health, Host, Mesh, Registered, 
 pub const ANNOTATION: &str = "weir.dev/empty-subset";
 
 /// Something that is held back.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Held {
-    /// The object that wants it.
+    /// The object that wants it; of a delegate's route the delegate.
     pub object: String,
     /// Where in the object.
     pub field: String,
@@ -32,7 +32,7 @@ pub struct Held {
 }
 
 /// What is held back.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum What {
     /// Weight: no endpoint of the subset is ready.
@@ -53,17 +53,22 @@ pub enum What {
 
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { object, field, host, subset, what } = self;
+        write!(f, "{}: {}: {}", self.object, self.field, self.reason())
+    }
+}
+
+impl Held {
+    /// What is held back, and until when.
+    pub fn reason(&self) -> String {
+        let Self { host, subset, what, .. } = self;
         let text = |labels: &Labels| labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
         match what {
-            What::Weight { wanted, effective } => write!(
-                f,
-                "{object}: {field}: weight {wanted} for subset `{subset}` of {host} is held at {effective} until one of \
-                 its endpoints is ready"
-            ),
-            What::Labels { wanted, effective } => write!(
-                f,
-                "{object}: {field}: subset `{subset}` of {host} keeps the endpoints with {} until one with {} is ready",
+            What::Weight { wanted, effective } => {
+                let whom = if subset.is_empty() { host.to_string() } else { format!("subset `{subset}` of {host}") };
+                format!("weight {wanted} for {whom} is held at {effective} until one of its endpoints is ready")
+            }
+            What::Labels { wanted, effective } => format!(
+                "subset `{subset}` of {host} keeps the endpoints with {} until one with {} is ready",
                 text(effective),
                 text(wanted)
             ),
@@ -105,7 +110,10 @@ impl Guard {
         let mut mesh = wanted;
         self.hold_labels(&mut mesh);
         self.hold_weights(&mut mesh);
-        let held = self.moving.iter().chain(self.known.values().flat_map(|known| &known.held)).cloned().collect();
+        let held = self.moving.iter().chain(self.known.values().flat_map(|known| &known.held));
+        // Of a delegate that several lead to, each holds the same.
+        let mut seen = HashSet::new();
+        let held = held.filter(|one| seen.insert(*one)).cloned().collect();
         (mesh, held)
     }
 
@@ -198,6 +206,10 @@ impl Guard {
     }
 
     fn weigh(&mut self, wanted: &VirtualService, mesh: &Mesh) {
+        // A delegate's routes are in force as part of those that lead to it.
+        if wanted.hosts.is_empty() {
+            return;
+        }
         let setting = match wanted.annotations().get(ANNOTATION).map(String::as_str) {
             Some("allow") => EmptySubset::Allow,
             Some("hold") => EmptySubset::Hold,
@@ -211,8 +223,9 @@ impl Guard {
                          name: &str,
                          matches: u64,
                          field: String,
-                         namespace: &str,
+                         key: &ObjectKey,
                          to: Vec<HttpRouteDestination>| {
+            let namespace = &key.namespace;
             let ordinal = seen.entry((kind, name.to_owned(), matches)).or_insert(0);
             let id: RouteId = (kind, name.to_owned(), matches, *ordinal);
             *ordinal += 1;
@@ -228,7 +241,7 @@ impl Guard {
             for (n, (wanted_weight, effective)) in split.held {
                 let Some(destination) = to.get(n).and_then(|one| one.destination.as_ref()) else { continue };
                 after.held.push(Held {
-                    object: wanted.key.to_string(),
+                    object: key.to_string(),
                     field: format!("{field}.route[{n}]"),
                     host: resolve(&destination.host, namespace, &mesh.config.domain),
                     subset: destination.subset.clone(),
@@ -242,10 +255,10 @@ impl Guard {
             .http()
             .map(|rule| {
                 let (route, field) = (rule.route, format!("spec.http[{}]", rule.index));
-                weigh("http", &route.name, hash(&route.matches), field, &rule.key.namespace, route.route.clone())
+                weigh("http", &route.name, hash(&route.matches), field, rule.key, route.route.clone())
             })
             .collect();
-        let own = &wanted.key.namespace;
+        let own = &wanted.key;
         let tcp: Vec<_> = (wanted.tcp().iter().enumerate())
             .map(|(n, route)| {
                 let to = route.route.iter().map(http_form).collect();
@@ -375,7 +388,7 @@ fn has_ready(known: &Registered, labels: &Labels, port: Option<&str>) -> bool {
 }
 
 /// The subsets that some route gives weight to.
-fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
+pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
     let mut found = BTreeSet::new();
     let mut add = |to: &Destination, namespace: &str| {
         if !to.subset.is_empty() {

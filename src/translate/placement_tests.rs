@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::mesh::{Builder, Families, Locality, Mesh, MeshConfig, NodeMetadata, Proxy};
-use crate::snapshot::{Memo, ResourceType, Snapshot};
+use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
 
@@ -16,7 +16,7 @@ struct World {
     loader: Loader,
     store: Store,
     builder: Builder,
-    memo: Memo,
+    memo: SnapshotBuilder,
 }
 
 impl World {
@@ -25,7 +25,7 @@ impl World {
             loader: Loader::new(),
             store: Store::default(),
             builder: Builder::new(MeshConfig::default()),
-            memo: Memo::default(),
+            memo: SnapshotBuilder::default(),
         }
     }
 
@@ -56,7 +56,7 @@ fn mesh(text: &str) -> Mesh {
 }
 
 fn seen_by(mesh: &Mesh, proxy: &Proxy) -> Snapshot {
-    Memo::default().snapshot(mesh, &mesh.scope(proxy), 1)
+    SnapshotBuilder::default().snapshot(mesh, &mesh.scope(proxy), 1)
 }
 
 /// The proxy of a pod in `shop` at this address.
