@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -15,10 +16,12 @@ use http_body_util::BodyExt;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::wire::{Chunks, Frame};
+use crate::admission::Exchange;
 
 /// The largest request that is read, in bytes: names of some 100 000 clusters.
 const MAX_REQUEST: usize = 8 << 20;
@@ -32,24 +35,39 @@ const MAX_FIELDS: usize = 250_000;
 /// What stands before each message, in bytes.
 const PREFIX: usize = 5;
 
-/// The messages of a request's body.
+/// What a message may take before its peer is charged for it, in bytes: most are shorter.
+const FREE: usize = 4 << 10;
+
+/// How much larger than its bytes a message is, at most, while it is decoded and taken in.
+const DECODED: usize = 3;
+
+/// The messages of a request's body. What they take is charged to the peer.
 #[derive(Debug)]
 pub(super) struct Requests<M> {
     body: Body,
+    exchange: Arc<Exchange>,
     buffer: BytesMut,
+    /// When the message that is coming in must be complete.
+    due: Option<Instant>,
+    /// What the peer is charged for what was taken in, in bytes.
+    settled: usize,
+    charged: usize,
     message: PhantomData<fn() -> M>,
 }
 
 impl<M: Message + Default> Requests<M> {
-    pub fn new(body: Body) -> Self {
-        Self { body, buffer: BytesMut::new(), message: PhantomData }
+    pub fn new(body: Body, exchange: Arc<Exchange>) -> Self {
+        Self { body, exchange, buffer: BytesMut::new(), due: None, settled: 0, charged: 0, message: PhantomData }
     }
 
-    /// The next message; `None` where the client has ended its half. Nothing is lost where the future is dropped.
+    /// The next message; `None` where the client has ended its half. Nothing is lost where the future is dropped. The
+    /// peer is charged for the message until [`Requests::settle`].
     pub async fn next(&mut self) -> Result<Option<M>, Status> {
         loop {
             if let Some(message) = self.whole()? {
+                self.due = None;
                 check_size(&message)?;
+                self.charge(message.len().saturating_mul(DECODED))?;
                 let decoded = M::decode(message);
                 if self.buffer.is_empty() {
                     // Most requests are short, and few clients send another soon: a long one's memory is given back.
@@ -59,10 +77,11 @@ impl<M: Message + Default> Requests<M> {
                     .map(Some)
                     .map_err(|error| Status::invalid_argument(format!("the request can not be read: {error}")));
             }
-            match self.body.frame().await {
+            match self.frame().await? {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
+                        self.charge(self.buffer.capacity())?;
                     }
                 }
                 Some(Err(status)) => return Err(status),
@@ -70,6 +89,44 @@ impl<M: Message + Default> Requests<M> {
                 None => return Err(Status::invalid_argument("the stream ends in the middle of a request")),
             }
         }
+    }
+
+    /// Charges the peer `bytes` for as long as the stream lasts, and no more for the message that was taken in.
+    pub fn settle(&mut self, bytes: usize) -> Result<(), Status> {
+        self.settled = bytes;
+        self.charge(self.buffer.capacity())
+    }
+
+    /// Charges the peer `bytes` beside what is settled.
+    fn charge(&mut self, bytes: usize) -> Result<(), Status> {
+        let all = self.settled.saturating_add(bytes);
+        let all = if all <= FREE { 0 } else { all };
+        if all != self.charged {
+            self.exchange.hold(all).map_err(|exhausted| Status::resource_exhausted(exhausted.to_string()))?;
+            self.charged = all;
+        }
+        Ok(())
+    }
+
+    /// The next part of the body, as long as the message that it belongs to is in time.
+    async fn frame(&mut self) -> Result<Option<Result<http_body::Frame<Bytes>, Status>>, Status> {
+        if self.buffer.is_empty() {
+            return Ok(self.body.frame().await);
+        }
+        let length = self.length().unwrap_or(0);
+        let within = self.exchange.limits().message_within(length);
+        let due = *self.due.get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
+        // The length may not have been known at first.
+        let due = due + (within - self.exchange.limits().message);
+        tokio::time::timeout_at(due, self.body.frame())
+            .await
+            .map_err(|_| Status::deadline_exceeded(format!("a request of {length} bytes was not complete in time")))
+    }
+
+    /// The length of the message that is coming in, where it is known.
+    fn length(&self) -> Option<usize> {
+        let mut prefix = self.buffer.get(1..PREFIX)?;
+        usize::try_from(prefix.get_u32()).ok()
     }
 
     /// The first message of what has come in, where all of it has.
@@ -201,8 +258,12 @@ mod tests {
         DiscoveryRequest { type_url: name.to_owned(), ..Default::default() }
     }
 
+    fn exchange() -> Arc<Exchange> {
+        crate::admission::exchange_for_tests(crate::admission::Limits::default())
+    }
+
     async fn all(body: Body) -> (Vec<String>, Option<Status>) {
-        let mut requests = Requests::<DiscoveryRequest>::new(body);
+        let mut requests = Requests::<DiscoveryRequest>::new(body, exchange());
         let mut found = Vec::new();
         loop {
             match requests.next().await {

@@ -519,6 +519,11 @@ impl Stream {
         Room { names: limit.saturating_sub(names), bytes: (limit * BYTES_PER_NAME).saturating_sub(bytes) }
     }
 
+    /// What the client made this stream hold that no other shares, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.types.iter().map(Subscription::held_bytes).sum()
+    }
+
     /// Clusters were taken: from here on they warm until their endpoints come.
     fn clusters_acked(&mut self, changes: Vec<Change>) {
         for change in changes {
