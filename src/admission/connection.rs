@@ -56,7 +56,17 @@ pub struct Exchange {
     memory: Permit,
     /// Cancelled where the response is to end.
     over: CancellationToken,
-    used: AtomicBool,
+    /// What is held beside what every request takes, in bytes.
+    held: Mutex<usize>,
+    in_use: AtomicBool,
+    made_sense: AtomicBool,
+}
+
+/// Bytes that a request holds; dropping it gives them back.
+#[derive(Debug)]
+pub struct Hold {
+    exchange: Arc<Exchange>,
+    bytes: usize,
 }
 
 impl Admission {
@@ -120,8 +130,9 @@ impl Connection {
         };
         match permits() {
             Ok((slot, memory)) => {
-                let used = AtomicBool::new(false);
-                Ok(Arc::new(Exchange { connection: self.clone(), slot, memory, over, used }))
+                let connection = self.clone();
+                let (held, in_use, made_sense) = Default::default();
+                Ok(Arc::new(Exchange { connection, slot, memory, over, held, in_use, made_sense }))
             }
             Err(exhausted) => {
                 self.wasted();
@@ -153,19 +164,26 @@ impl Exchange {
         self.connection.admission.limits()
     }
 
-    /// Notes that the request is of use: it was read and makes sense.
-    pub fn in_use(&self) {
-        if !self.used.swap(true, Ordering::Relaxed) {
+    /// Notes that the request is under way: its connection is not idle.
+    pub fn is_in_use(&self) {
+        if !self.in_use.swap(true, Ordering::Relaxed) {
             self.connection.in_use.send_modify(|count| *count += 1);
         }
     }
 
-    /// Holds `bytes` beside what every request takes, instead of what it held before.
+    /// Notes that the request was read and made sense: it has not come to nothing, whatever follows.
+    pub fn makes_sense(&self) {
+        self.made_sense.store(true, Ordering::Relaxed);
+    }
+
+    /// Holds `bytes` beside what every request takes.
     ///
     /// # Errors
     /// There is not so much left for its peer.
-    pub fn hold(&self, bytes: usize) -> Result<(), Exhausted> {
-        self.memory.resize(EXCHANGE_BYTES.saturating_add(bytes))
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<Hold, Exhausted> {
+        let mut hold = Hold { exchange: self.clone(), bytes: 0 };
+        hold.resize(bytes)?;
+        Ok(hold)
     }
 
     /// Ends the response, after a moment in which it can still say why.
@@ -186,11 +204,35 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if *self.used.get_mut() {
+        if *self.in_use.get_mut() {
             self.connection.in_use.send_modify(|count| *count = count.saturating_sub(1));
-        } else {
+        }
+        if !*self.made_sense.get_mut() {
             self.connection.wasted();
         }
+    }
+}
+
+impl Hold {
+    /// Holds so much from now on.
+    ///
+    /// # Errors
+    /// There is not so much left for its peer. It then holds what it held before.
+    pub fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        let mut held = self.exchange.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = held.saturating_sub(self.bytes).saturating_add(bytes);
+        if all != *held {
+            self.exchange.memory.resize(EXCHANGE_BYTES.saturating_add(all))?;
+        }
+        (*held, self.bytes) = (all, bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Less can always be held, unless all of it was taken away already.
+        let _ = self.resize(0);
     }
 }
 

@@ -52,7 +52,8 @@ const HEADERS: u32 = 16 << 10;
 /// What is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// gRPC alone. A request is of use once its handler says so with [`Exchange::in_use`](super::Exchange::in_use).
+    /// gRPC alone. A request is of use once its handler says so with
+    /// [`Exchange::is_in_use`](super::Exchange::is_in_use).
     Grpc,
     /// Pages, and gRPC beside them.
     Pages,
@@ -222,7 +223,8 @@ impl Served {
                 infallible(router.call(request).await)
             }
             Protocol::Pages => {
-                exchange.in_use();
+                exchange.is_in_use();
+                exchange.makes_sense();
                 let answered = tokio::time::timeout(PAGE, router.call(request)).await.map(infallible);
                 answered.unwrap_or_else(|_| (StatusCode::GATEWAY_TIMEOUT, "that took too long\n").into_response())
             }

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
-pub use connection::{Connection, Exchange};
+pub use connection::{Connection, Exchange, Hold};
 pub use listener::{Protocol, serve};
 pub use pool::{Exhausted, Permit, Pool, Resource};
 pub use turns::Turns;

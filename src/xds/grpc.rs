@@ -21,7 +21,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::wire::{Chunks, Frame};
-use crate::admission::Exchange;
+use crate::admission::{Exchange, Exhausted, Hold};
 
 /// The largest request that is read, in bytes: names of some 100 000 clusters.
 const MAX_REQUEST: usize = 8 << 20;
@@ -51,13 +51,13 @@ pub(super) struct Requests<M> {
     due: Option<Instant>,
     /// What the peer is charged for what was taken in, in bytes.
     settled: usize,
-    charged: usize,
+    hold: Option<Hold>,
     message: PhantomData<fn() -> M>,
 }
 
 impl<M: Message + Default> Requests<M> {
     pub fn new(body: Body, exchange: Arc<Exchange>) -> Self {
-        Self { body, exchange, buffer: BytesMut::new(), due: None, settled: 0, charged: 0, message: PhantomData }
+        Self { body, exchange, buffer: BytesMut::new(), due: None, settled: 0, hold: None, message: PhantomData }
     }
 
     /// The next message; `None` where the client has ended its half. Nothing is lost where the future is dropped. The
@@ -77,18 +77,31 @@ impl<M: Message + Default> Requests<M> {
                     .map(Some)
                     .map_err(|error| Status::invalid_argument(format!("the request can not be read: {error}")));
             }
-            match self.frame().await? {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
-                        self.charge(self.buffer.capacity())?;
-                    }
-                }
-                Some(Err(status)) => return Err(status),
-                None if self.buffer.is_empty() => return Ok(None),
-                None => return Err(Status::invalid_argument("the stream ends in the middle of a request")),
+            if !self.more().await? {
+                let message = "the stream ends in the middle of a request";
+                return if self.buffer.is_empty() { Ok(None) } else { Err(Status::invalid_argument(message)) };
             }
         }
+    }
+
+    /// Waits until a message begins; says whether one did before the client ended its half.
+    pub async fn begun(&mut self) -> Result<bool, Status> {
+        while self.buffer.is_empty() {
+            if !self.more().await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes in the next part of the body; says whether there was one.
+    async fn more(&mut self) -> Result<bool, Status> {
+        let Some(frame) = self.frame().await? else { return Ok(false) };
+        if let Ok(data) = frame?.into_data() {
+            self.buffer.extend_from_slice(&data);
+            self.charge(self.buffer.capacity())?;
+        }
+        Ok(true)
     }
 
     /// Charges the peer `bytes` for as long as the stream lasts, and no more for the message that was taken in.
@@ -100,12 +113,17 @@ impl<M: Message + Default> Requests<M> {
     /// Charges the peer `bytes` beside what is settled.
     fn charge(&mut self, bytes: usize) -> Result<(), Status> {
         let all = self.settled.saturating_add(bytes);
-        let all = if all <= FREE { 0 } else { all };
-        if all != self.charged {
-            self.exchange.hold(all).map_err(|exhausted| Status::resource_exhausted(exhausted.to_string()))?;
-            self.charged = all;
+        if all <= FREE {
+            self.hold = None;
+            return Ok(());
         }
-        Ok(())
+        match &mut self.hold {
+            Some(hold) => hold.resize(all).map_err(exhausted),
+            None => {
+                self.hold = Some(self.exchange.hold(all).map_err(exhausted)?);
+                Ok(())
+            }
+        }
     }
 
     /// The next part of the body, as long as the message that it belongs to is in time.
@@ -183,13 +201,33 @@ fn check_size(message: &Bytes) -> Result<(), Status> {
 /// The body of a response: each frame that comes in, then the status with which the stream ends.
 #[derive(Debug)]
 struct Responses {
-    frames: mpsc::Receiver<Result<Frame, Status>>,
-    current: Option<Chunks>,
+    frames: mpsc::Receiver<Result<Outgoing, Status>>,
+    current: Option<(Chunks, Option<Hold>)>,
     ended: bool,
 }
 
-/// A response of these frames.
-pub(super) fn response(frames: mpsc::Receiver<Result<Frame, Status>>) -> http::Response<Body> {
+/// A message to send, and what its peer is charged for it until it is sent.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    frame: Frame,
+    hold: Option<Hold>,
+}
+
+impl Outgoing {
+    /// Charges the peer for what of a message is not shared.
+    pub fn new(frame: Frame, exchange: &Arc<Exchange>) -> Result<Self, Status> {
+        let own = frame.own_len();
+        let hold = if own > FREE { Some(exchange.hold(own).map_err(exhausted)?) } else { None };
+        Ok(Self { frame, hold })
+    }
+}
+
+fn exhausted(exhausted: Exhausted) -> Status {
+    Status::resource_exhausted(exhausted.to_string())
+}
+
+/// A response of these messages.
+pub(super) fn response(frames: mpsc::Receiver<Result<Outgoing, Status>>) -> http::Response<Body> {
     let body = Body::new(Responses { frames, current: None, ended: false });
     let mut response = http::Response::new(body);
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
@@ -205,7 +243,7 @@ impl http_body::Body for Responses {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
         loop {
-            if let Some(chunk) = self.current.as_mut().and_then(Iterator::next) {
+            if let Some(chunk) = self.current.as_mut().and_then(|(chunks, _)| chunks.next()) {
                 return Poll::Ready(Some(Ok(http_body::Frame::data(chunk))));
             }
             self.current = None;
@@ -213,7 +251,7 @@ impl http_body::Body for Responses {
                 return Poll::Ready(None);
             }
             let status = match std::task::ready!(self.frames.poll_recv(context)) {
-                Some(Ok(frame)) => {
+                Some(Ok(Outgoing { frame, hold })) => {
                     let length = u32::try_from(frame.len());
                     let Ok(length) = length else {
                         self.ended = true;
@@ -221,7 +259,7 @@ impl http_body::Body for Responses {
                         return Poll::Ready(Some(Ok(http_body::Frame::trailers(trailers(status)))));
                     };
                     let [a, b, c, d] = length.to_be_bytes();
-                    self.current = Some(frame.chunks(&[0, a, b, c, d]));
+                    self.current = Some((frame.chunks(&[0, a, b, c, d]), hold));
                     continue;
                 }
                 Some(Err(status)) => status,
@@ -309,7 +347,7 @@ mod tests {
         let (sender, frames) = mpsc::channel(2);
         let frame = Frame::sotw(crate::snapshot::ResourceType::Route, 1, "n", Vec::new());
         let length = frame.len();
-        sender.send(Ok(frame)).await.unwrap();
+        sender.send(Ok(Outgoing::new(frame, &exchange()).unwrap())).await.unwrap();
         sender.send(Err(Status::unavailable("going"))).await.unwrap();
         let collected = response(frames).into_body().collect().await.unwrap();
         let trailers = collected.trailers().unwrap();

@@ -26,7 +26,7 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 
 use super::board::{Board, ProxyStatus};
-use super::grpc::{self, Requests};
+use super::grpc::{self, Outgoing, Requests};
 use super::stream::{self, Answer, Settings, Stream, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
@@ -228,7 +228,7 @@ impl DiscoveryRequest for pb::DeltaDiscoveryRequest {
     }
 }
 
-type Sender = mpsc::Sender<Result<Frame, Status>>;
+type Sender = mpsc::Sender<Result<Outgoing, Status>>;
 
 /// Begins a stream for a call of a method that streams both ways.
 fn open<M: DiscoveryRequest>(
@@ -276,7 +276,7 @@ fn open<M: DiscoveryRequest>(
 /// One stream and what it is served with.
 struct Served<'a> {
     shared: &'a Shared,
-    exchange: &'a Exchange,
+    exchange: &'a Arc<Exchange>,
     id: u64,
     variant: Variant,
     kind: Option<ResourceType>,
@@ -292,13 +292,7 @@ impl Served<'_> {
         let proxy = node
             .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
             .and_then(|node| read_node(node).map_err(|error| Status::invalid_argument(error.to_string())))?;
-        self.exchange.in_use();
-        tokio::select! {
-            () = shared.turns.turn(self.exchange.peer()) => {}
-            () = self.sender.closed() => return Ok(()),
-            () = self.exchange.over() => return Err(self.revoked()),
-            () = shared.closing.cancelled() => return Err(going_away()),
-        }
+        self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
         let mut subscription = shared.hub.subscribe(proxy.clone());
         let mut machine = Stream::new(self.variant, shared.settings);
@@ -311,7 +305,6 @@ impl Served<'_> {
         loop {
             if let Some(message) = request.take() {
                 self.take(&mut machine, &proxy, message)?;
-                requests.settle(node_bytes.saturating_add(machine.held_bytes()))?;
             }
             let latest = subscription.snapshots.borrow_and_update().clone();
             // What changes nothing for the client has reached it at once, which would say nothing of how long it takes.
@@ -341,6 +334,7 @@ impl Served<'_> {
                     return Ok(());
                 }
             }
+            requests.settle(node_bytes.saturating_add(machine.held_bytes()))?;
             note(&mut status, &machine, now);
             shared.board.set(self.id, &status);
             let wake = at(machine.wake_at().map(Into::into));
@@ -364,16 +358,21 @@ impl Served<'_> {
         }
     }
 
-    /// The first request; `None` where the client ends the stream without one.
+    /// The first request; `None` where the client ends the stream without one. A stream waits for its turn when its
+    /// first request begins: one that only opens streams has no turn, and who waits holds next to nothing.
     async fn first<M: DiscoveryRequest>(&self, requests: &mut Requests<M>) -> Result<Option<M>, Status> {
         let within = self.exchange.limits().first_request;
-        // A message that has begun has a limit of its own.
-        let late = async {
-            tokio::time::sleep(within).await;
+        let late = || Status::deadline_exceeded(format!("no request came within {} s", within.as_secs_f64()));
+        let first = async {
+            if !tokio::time::timeout(within, requests.begun()).await.map_err(|_| late())?? {
+                return Ok(None);
+            }
+            self.exchange.is_in_use();
+            self.shared.turns.turn(self.exchange.peer()).await;
+            requests.next().await
         };
         tokio::select! {
-            first = requests.next() => first,
-            () = late => Err(Status::deadline_exceeded(format!("no request came within {} s", within.as_secs_f64()))),
+            first = first => first,
             () = self.sender.closed() => Ok(None),
             () = self.exchange.over() => Err(self.revoked()),
             () = self.shared.closing.cancelled() => Err(going_away()),
@@ -442,8 +441,9 @@ impl Served<'_> {
     /// Whether the client is still there.
     async fn send(&self, frame: Frame) -> Result<bool, Status> {
         let limit = self.shared.settings.ack_timeout;
+        let outgoing = Outgoing::new(frame, self.exchange)?;
         tokio::select! {
-            sent = tokio::time::timeout(limit, self.sender.send(Ok(frame))) => match sent {
+            sent = tokio::time::timeout(limit, self.sender.send(Ok(outgoing))) => match sent {
                 Ok(sent) => Ok(sent.is_ok()),
                 Err(_) => Err(Status::resource_exhausted("the client answers responses that it does not read")),
             },

@@ -22,6 +22,7 @@
 
 mod acked;
 mod hold;
+mod names;
 mod request;
 mod subscription;
 
@@ -521,7 +522,9 @@ impl Stream {
 
     /// What the client made this stream hold that no other shares, in bytes.
     pub fn held_bytes(&self) -> usize {
-        self.types.iter().map(Subscription::held_bytes).sum()
+        let names = self.cold.iter().chain(&self.came_with).chain(self.stand_ins.keys()).chain(self.kept.keys());
+        let own: usize = names.map(|name| subscription::name_bytes(name)).sum();
+        own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
     }
 
     /// Clusters were taken: from here on they warm until their endpoints come.
