@@ -22,6 +22,32 @@ struct WorkLabel {
     work: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    port: &'static str,
+    resource: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    port: &'static str,
+    resource: &'static str,
+    reason: &'static str,
+}
+
+/// What is told of a resource that clients share.
+#[derive(Clone, Debug, Default)]
+pub struct PoolMetrics {
+    /// How much is in use.
+    pub used: Gauge,
+    /// How often a peer asked for more than its share.
+    pub over_share: Counter,
+    /// How often there was nothing left.
+    pub exhausted: Counter,
+    /// How often something was taken from the peer that had the most.
+    pub revoked: Counter,
+}
+
 /// All metrics, and the registry that prints them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -39,6 +65,8 @@ pub struct Metrics {
     held: Gauge,
     config_events: Counter,
     convergence: Histogram,
+    admitted: Family<PoolLabels, Gauge>,
+    refusals: Family<RefusalLabels, Counter>,
 }
 
 /// Upper bounds of what `pilot_proxy_convergence_time` counts together, in seconds: Istio's, and shorter ones.
@@ -61,6 +89,8 @@ impl Default for Metrics {
             held: Gauge::default(),
             config_events: Counter::default(),
             convergence: Histogram::new(CONVERGENCE),
+            admitted: Family::default(),
+            refusals: Family::default(),
         };
         let registry = &mut this.registry;
         registry.register("pilot_xds", "Proxies connected by ADS", this.connected.clone());
@@ -101,6 +131,16 @@ impl Default for Metrics {
             "Objects and files that are refused at present",
             this.problems.clone(),
         );
+        registry.register(
+            "weir_admitted",
+            "Connections, open requests and bytes of memory that clients have in use, by port",
+            this.admitted.clone(),
+        );
+        registry.register(
+            "weir_admission_refusals",
+            "How often a client did not get one of them, or lost it to others, by port and reason",
+            this.refusals.clone(),
+        );
         this
     }
 }
@@ -133,6 +173,17 @@ impl Metrics {
     /// So many weights and labels are held back now.
     pub fn held(&self, count: usize) {
         self.held.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// What is told of a resource that the clients of a port share.
+    pub fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
+        let refusals = |reason| self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone();
+        PoolMetrics {
+            used: self.admitted.get_or_create(&PoolLabels { port, resource }).clone(),
+            over_share: refusals("share"),
+            exhausted: refusals("exhausted"),
+            revoked: refusals("revoked"),
+        }
     }
 
     /// The text that Prometheus reads.
