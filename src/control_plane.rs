@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::admission::{self, Admission, Limits, Protocol};
 use crate::api::ObjectKey;
 use crate::mesh::{Builder, MeshConfig};
 use crate::metrics::Metrics;
@@ -24,7 +25,6 @@ use crate::source::{self, Change};
 use crate::status::Ledger;
 use crate::store::Store;
 use crate::xds::board::Board;
-use crate::xds::door::Limits;
 use crate::xds::server::Ads;
 use crate::xds::stream::Settings;
 
@@ -65,8 +65,10 @@ pub struct Options {
     pub mesh: MeshConfig,
     /// How streams are served.
     pub streams: Settings,
-    /// How many streams there may be.
+    /// How much the clients of ADS may take.
     pub limits: Limits,
+    /// How much the clients of the admin pages may take.
+    pub admin_limits: Limits,
 }
 
 /// A running control plane. Dropping it ends its tasks.
@@ -87,8 +89,8 @@ impl ControlPlane {
     /// # Errors
     /// An address can not be bound, or the source can not be opened.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
-        let xds = bind(options.xds_listen, "--xds-listen").await?;
-        let pages = bind(options.admin_listen, "--admin-listen").await?;
+        let xds = bind(options.xds_listen, "--xds-listen")?;
+        let pages = bind(options.admin_listen, "--admin-listen")?;
         let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
         let closing = CancellationToken::new();
         let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
@@ -138,10 +140,11 @@ impl ControlPlane {
             asker,
             closing: closing.clone(),
         };
+        let let_in = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
         let stop = closing.clone();
         tasks.spawn(async move {
-            let stopped = async move { stop.cancelled().await };
-            axum::serve(pages, admin::router(admin)).with_graceful_shutdown(stopped).await.context("admin pages")
+            admission::serve(pages, admin::router(admin), let_in, Protocol::Pages, stop).await;
+            Ok(())
         });
         let ads = Ads::new(snapshots, board.clone(), metrics, options.streams, options.limits, closing.clone());
         let stop = closing.clone();
@@ -152,19 +155,8 @@ impl ControlPlane {
                 opened = open.wait_for(|ready| *ready) => { opened.context("the source ended before it was read")?; }
                 () = stop.cancelled() => return Ok(()),
             }
-            let incoming = tonic::transport::server::TcpIncoming::from(xds).with_nodelay(Some(true));
-            let server = tonic::transport::Server::builder()
-                .http2_keepalive_interval(Some(Duration::from_secs(30)))
-                .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-                .initial_stream_window_size(1 << 20)
-                .initial_connection_window_size(1 << 20);
-            let served = ads
-                .router(server)
-                .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await })
-                .await
-                .context("ADS");
-            ads.ended().await;
-            served
+            ads.serve(xds).await;
+            Ok(())
         });
         Ok(Self { xds_addr, admin_addr, ready, revision, board, closing, tasks })
     }
@@ -232,14 +224,26 @@ impl ControlPlane {
     }
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    let bound = TcpListener::bind(address).await;
+/// Connections that wait to be accepted: as many as the system allows, so that none has to be tried again while very
+/// many come at once.
+const BACKLOG: u32 = 4096;
+
+fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let bound = listen(address);
     if bound.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
         // All addresses, on a machine that has no IPv6.
         let plain = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-        return TcpListener::bind(plain).await.with_context(|| format!("{flag}: can not listen on {plain}"));
+        return listen(plain).with_context(|| format!("{flag}: can not listen on {plain}"));
     }
     bound.with_context(|| format!("{flag}: can not listen on {address}"))
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A port that was in use a moment ago is free.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The one task that takes changes in and gives snapshots out.

@@ -6,7 +6,7 @@
 //! something is held back. Only changes are held back, never the effective state, so endpoints that are really gone are
 //! removed. DestinationRules are resolved as the VirtualService's own namespace sees them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -21,12 +21,15 @@ use crate::revision::Revision;
 pub const ANNOTATION: &str = "weir.dev/empty-subset";
 
 /// A change that is held back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct HeldChange {
     /// The object that contains the change.
+    #[serde(serialize_with = "as_text")]
     pub object: ObjectKey,
-    /// The object that the change takes effect in: the same, or a VirtualService that delegates to it.
-    pub root: ObjectKey,
+    /// The objects that the change takes effect in: the same, or VirtualServices that delegate to it.
+    #[serde(skip)]
+    pub roots: Vec<ObjectKey>,
     /// The field in `object`.
     pub field: String,
     /// The host.
@@ -38,7 +41,8 @@ pub struct HeldChange {
 }
 
 /// The value that is held back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum HeldValue {
     /// A weight, because no endpoint of the subset is ready.
     Weight {
@@ -54,6 +58,10 @@ pub enum HeldValue {
         /// The effective labels.
         effective: Labels,
     },
+}
+
+fn as_text<S: serde::Serializer>(key: &ObjectKey, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(key)
 }
 
 impl fmt::Display for HeldChange {
@@ -130,7 +138,7 @@ impl RolloutGuard {
         self.hold_weights(&mut mesh);
         let labels = self.held_rules.values().flat_map(|held| &held.changes);
         let weights = self.held_routes.values().flat_map(|held| &held.changes);
-        (mesh, labels.chain(weights).cloned().collect())
+        (mesh, merge(labels.chain(weights)))
     }
 
     fn hold_labels(&mut self, mesh: &mut Mesh) {
@@ -180,7 +188,7 @@ impl RolloutGuard {
                 let (Some(kept), Some(object)) = (kept, rule.keys.first()) else { continue };
                 held.changes.push(HeldChange {
                     object: object.clone(),
-                    root: object.clone(),
+                    roots: vec![object.clone()],
                     field: format!("spec.subsets[{n}].labels"),
                     host: rule.host.clone(),
                     subset: subset.name.clone(),
@@ -267,6 +275,24 @@ impl RolloutGuard {
     }
 }
 
+/// The changes, each once: several VirtualServices may delegate to the one that contains a change.
+fn merge<'a>(changes: impl Iterator<Item = &'a HeldChange>) -> Vec<HeldChange> {
+    let mut merged: Vec<HeldChange> = Vec::new();
+    let mut by_place: HashMap<(&ObjectKey, &str), usize> = HashMap::new();
+    for change in changes {
+        let place = (&change.object, &*change.field);
+        let known = by_place.get(&place).and_then(|n| merged.get_mut(*n));
+        match known.filter(|known| known.value == change.value) {
+            Some(known) => known.roots.extend(change.roots.iter().cloned()),
+            None => {
+                by_place.insert(place, merged.len());
+                merged.push(change.clone());
+            }
+        }
+    }
+    merged
+}
+
 /// The routes of one VirtualService while they are decided on.
 struct Routes<'a> {
     wanted: &'a VirtualService,
@@ -305,7 +331,7 @@ impl Routes<'_> {
             let Some(destination) = to.get(n).and_then(|one| one.destination.as_ref()) else { continue };
             self.held.push(HeldChange {
                 object: object.clone(),
-                root: self.wanted.key.clone(),
+                roots: vec![self.wanted.key.clone()],
                 field: format!("{field}.route[{n}]"),
                 host: resolve(&destination.host, &object.namespace, &self.mesh.config.domain),
                 subset: destination.subset.clone(),
@@ -428,7 +454,7 @@ pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{self, Identity};
+    use crate::api::{self, Identity, Kind};
     use crate::mesh::{Builder, MeshConfig};
     use crate::source::{Change, Origin};
     use crate::store::Store;
@@ -599,10 +625,12 @@ mod tests {
         };
         world.apply(object("leaf", to([100, 0])));
         world.apply(object("root", json!({"hosts": ["web"], "http": [{"delegate": {"name": "leaf"}}]})));
+        world.apply(object("other", json!({"hosts": ["other"], "http": [{"delegate": {"name": "leaf"}}]})));
         let held = world.apply(object("leaf", to([90, 10])));
-        let names = |one: &HeldChange| (one.object.to_string(), one.root.to_string(), one.field.clone());
-        let (leaf, root) = ("VirtualService shop/leaf".to_owned(), "VirtualService shop/root".to_owned());
-        assert_eq!(held.iter().map(names).collect::<Vec<_>>(), [(leaf, root, "spec.http[0].route[1]".to_owned())]);
+        let key = |name: &str| ObjectKey::new(Kind::VirtualService, "shop", name);
+        assert_eq!(held.len(), 1, "{held:?}");
+        assert_eq!((&held[0].object, &*held[0].field), (&key("leaf"), "spec.http[0].route[1]"));
+        assert_eq!(held[0].roots, [key("other"), key("root")]);
     }
 
     #[test]
@@ -644,6 +672,25 @@ mod tests {
         assert!(held.is_empty(), "{held:?}");
         world.pods(&[("v1", true)]);
         assert!(world.rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3")]).is_empty());
+    }
+
+    #[test]
+    fn weight_for_a_region_waits_for_a_node_in_it() {
+        let mut world = World::new();
+        world.apply(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "web-2", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [{"addresses": ["10.1.0.9"], "nodeName": "n1"}]}));
+        world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": [
+                {"name": "v1", "labels": {"version": "v1"}},
+                {"name": "eu", "labels": {"topology.kubernetes.io/region": "eu"}}]}}));
+        world.route(&[("v1", 100), ("eu", 0)], "");
+        assert_eq!(world.route(&[("v1", 90), ("eu", 10)], "").len(), 1);
+        let node = json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/region": "eu"}}});
+        assert!(world.apply(node).is_empty());
+        assert_eq!(world.split(), shares(&[("v1", 90), ("eu", 10)]));
     }
 
     #[test]

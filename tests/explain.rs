@@ -1,7 +1,8 @@
 //! `weir explain` against a real Envoy: the same requests, played and sent, over the routes of every case.
 //!
-//! Envoy gets the very route configurations that weir translates, with one change: every action is a direct response
-//! that says which virtual host and route it is. So the matching is Envoy's own, and its answer can be read.
+//! Envoy gets the very route configurations that weir translates, in the HTTP connection managers that weir translates,
+//! with one change: every action is a direct response that says which virtual host and route it is. So the matching is
+//! Envoy's own, and its answer can be read.
 
 mod support;
 
@@ -11,7 +12,9 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use prost::Message;
 use serde_json::{Value, json};
@@ -38,14 +41,18 @@ struct Table {
     configuration: route::RouteConfiguration,
     /// The port of the services in it.
     port: u16,
+    /// What weir's listener has requests taken in by.
+    manager: hcm::HttpConnectionManager,
     /// Where Envoy listens for it.
     listens: u16,
 }
 
 #[tokio::test]
 async fn explain_agrees_with_envoy_on_every_request() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let cases = std::fs::read_dir(root.join("cases")).unwrap();
+    let mut folders: Vec<PathBuf> = cases.map(|entry| entry.unwrap().path()).collect();
+    folders.push(root.join("explain"));
     folders.sort();
     let cases: Vec<Case> = folders.iter().map(|folder| case(folder)).collect();
     let mut tables: Vec<Table> = cases.iter().enumerate().flat_map(|(at, case)| route_tables(at, case)).collect();
@@ -96,7 +103,11 @@ fn route_tables(at: usize, case: &Case) -> Vec<Table> {
     all.map(|resource| {
         let configuration = route::RouteConfiguration::decode(resource.bytes().as_slice()).unwrap();
         let port = configuration.name.rsplit(':').next().unwrap().parse().unwrap();
-        Table { case: at, configuration, port, listens: 0 }
+        let listeners = case.snapshot.get(ResourceType::Listener).values();
+        let mut listeners = listeners.map(|one| listener::Listener::decode(one.bytes().as_slice()).unwrap());
+        let manager = listeners.find_map(|one| managers(&one).find(|(name, _)| *name == configuration.name));
+        let (_, manager) = manager.unwrap_or_else(|| panic!("{}: nothing asks for {}", case.name, configuration.name));
+        Table { case: at, configuration, port, manager, listens: 0 }
     })
     .collect()
 }
@@ -132,14 +143,7 @@ async fn start(folder: &Path, tables: &mut [Table]) -> weir::envoy::EnvoyProcess
             "address": {"socketAddress": {"address": "127.0.0.1", "portValue": table.listens}},
             "filterChains": [{"filters": [{
                 "name": "envoy.filters.network.http_connection_manager",
-                "typedConfig": {
-                    "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                    "statPrefix": "x",
-                    "normalizePath": true,
-                    "routeConfig": weir::proto_json::message_to_json(&marked).unwrap(),
-                    "httpFilters": [{"name": "envoy.filters.http.router", "typedConfig":
-                        {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
-                }
+                "typedConfig": typed(table.manager.clone(), marked),
             }]}]
         }));
     }
@@ -154,6 +158,33 @@ async fn start(folder: &Path, tables: &mut [Table]) -> weir::envoy::EnvoyProcess
     let mut process = binary.spawn(&SpawnOptions::new(file)).unwrap();
     process.ready(DEADLINE).await.unwrap();
     process
+}
+
+/// The managers of a listener that ask for routes, with the names of these.
+fn managers(listener: &listener::Listener) -> impl Iterator<Item = (String, hcm::HttpConnectionManager)> {
+    let filters = listener.filter_chains.iter().flat_map(|chain| &chain.filters);
+    filters.filter_map(|filter| {
+        let Some(listener::filter::ConfigType::TypedConfig(any)) = &filter.config_type else { return None };
+        if !any.type_url.ends_with(".HttpConnectionManager") {
+            return None;
+        }
+        let manager = hcm::HttpConnectionManager::decode(any.value.as_slice()).unwrap();
+        match &manager.route_specifier {
+            Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) => {
+                Some((rds.route_config_name.clone(), manager))
+            }
+            _ => None,
+        }
+    })
+}
+
+/// A manager with routes of its own instead of those that it would ask for.
+fn typed(mut manager: hcm::HttpConnectionManager, routes: route::RouteConfiguration) -> Value {
+    manager.route_specifier = Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes));
+    let mut json = weir::proto_json::message_to_json(&manager).unwrap();
+    let name = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    json["@type"] = format!("type.googleapis.com/{name}").into();
+    json
 }
 
 #[derive(Clone, Debug)]
@@ -201,8 +232,10 @@ fn requests(table: &Table, count: usize, random: &mut Random) -> Vec<Wanted> {
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect();
             if !parameters.is_empty() {
-                wanted.target = format!("{}?{}", wanted.target, parameters.join("&"));
+                let sign = if wanted.target.contains('?') { '&' } else { '?' };
+                wanted.target = format!("{}{sign}{}", wanted.target, parameters.join("&"));
             }
+            hop_by_hop(&mut wanted, random);
             wanted
         })
         .collect()
@@ -215,15 +248,56 @@ fn path(one: &route::RouteMatch, random: &mut Random) -> String {
         Some(PathSpecifier::SafeRegex(regex)) => of_regex(&regex.regex),
         _ => "/".to_owned(),
     };
-    match random.below(8) {
+    match random.below(12) {
         0 => format!("{text}x"),
         1 => format!("{}/deeper", text.trim_end_matches('/')),
         2 => text.to_uppercase(),
         3 => format!("{}/./a/../b", text.trim_end_matches('/')),
         4 => "/elsewhere".to_owned(),
         5 => text.chars().take(text.len().saturating_sub(1).max(1)).collect(),
+        6..9 => disguised(&text, random),
         _ => text,
     }
+}
+
+/// A path that Envoy may take for `text` once it has normalized it.
+fn disguised(text: &str, random: &mut Random) -> String {
+    let mut text = text.to_owned();
+    for _ in 0..=random.below(2) {
+        let places: Vec<usize> = text.char_indices().skip(1).map(|(at, _)| at).chain([text.len()]).collect();
+        let at = *random.of(&places);
+        let (start, end) = (text[..at].to_owned(), text[at..].to_owned());
+        let next = end.chars().next().filter(|next| next.is_ascii());
+        let extra =
+            random.of(&["/.", "/x/..", "/%2e", "/x/.%2E", "/x/..;y", "/.;", "\\.", "\\x\\..", "/", "%2F", "\"", "%7e"]);
+        text = match (random.below(3), next) {
+            (0, Some(next)) => format!("{start}%{:02x}{}", u32::from(next), &end[1..]),
+            (1, Some('/')) => format!("{start}\\{}", &end[1..]),
+            _ => format!("{start}{extra}{end}"),
+        };
+    }
+    text
+}
+
+/// Headers that are for the connection alone, and those that say which.
+fn hop_by_hop(wanted: &mut Wanted, random: &mut Random) {
+    let (name, value) = *random.of(&[
+        ("x-hop", "1"),
+        ("x-forwarded-proto", "HTTPS"),
+        ("x-forwarded-proto", "http, https"),
+        ("te", "gzip, trailers"),
+        ("te", "gzip"),
+        ("keep-alive", "timeout=5"),
+        ("upgrade", "websocket"),
+        ("upgrade", "other"),
+        ("connection", "x-hop"),
+    ]);
+    match random.below(16) {
+        0 => wanted.headers.insert("connection".to_owned(), "upgrade".to_owned()),
+        1 | 2 => wanted.headers.insert(name.to_owned(), value.to_owned()),
+        3 => return wanted.target = "/a%00b".to_owned(),
+        _ => None,
+    };
 }
 
 fn apply(header: &route::HeaderMatcher, wanted: &mut Wanted, random: &mut Random) {
@@ -237,6 +311,12 @@ fn apply(header: &route::HeaderMatcher, wanted: &mut Wanted, random: &mut Random
         if let Some(method) = known.into_iter().find(|method| *method == value).filter(|_| random.below(3) > 0) {
             wanted.method = method;
         }
+    }
+    if header.name == ":path" && value.starts_with('/') && random.below(2) > 0 {
+        wanted.target = value.clone();
+    }
+    if header.name == ":scheme" && random.below(3) > 0 {
+        wanted.headers.insert("x-forwarded-proto".to_owned(), value.clone());
     }
     if header.name.starts_with(':') {
         return;
@@ -275,6 +355,7 @@ fn of_regex(pattern: &str) -> String {
 
 /// `VIRTUAL HOST|ROUTE` as Envoy's answer says it, or the status where no route took the request.
 struct Connection {
+    port: u16,
     reader: BufReader<TcpStream>,
     writer: TcpStream,
 }
@@ -283,7 +364,7 @@ impl Connection {
     fn new(port: u16) -> Self {
         let writer = TcpStream::connect(("127.0.0.1", port)).unwrap();
         writer.set_read_timeout(Some(DEADLINE)).unwrap();
-        Self { reader: BufReader::new(writer.try_clone().unwrap()), writer }
+        Self { port, reader: BufReader::new(writer.try_clone().unwrap()), writer }
     }
 
     fn send(&mut self, request: &Wanted) -> String {
@@ -295,7 +376,7 @@ impl Connection {
             text += &format!("{name}: {value}\r\n");
         }
         self.writer.write_all(format!("{text}\r\n").as_bytes()).unwrap();
-        let (mut status, mut length, mut line) = (String::new(), 0usize, String::new());
+        let (mut status, mut length, mut closes, mut line) = (String::new(), 0usize, false, String::new());
         loop {
             line.clear();
             assert!(self.reader.read_line(&mut line).unwrap() > 0, "Envoy closed the connection at {request:?}");
@@ -304,12 +385,17 @@ impl Connection {
                 status = lower.split(' ').nth(1).unwrap_or_default().to_owned();
             } else if let Some(value) = lower.strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap();
+            } else if lower == "connection: close" {
+                closes = true;
             } else if lower.is_empty() {
                 break;
             }
         }
         let mut body = vec![0; length];
         self.reader.read_exact(&mut body).unwrap();
+        if closes {
+            *self = Self::new(self.port);
+        }
         if status == "200" { String::from_utf8(body).unwrap() } else { status }
     }
 }
@@ -325,6 +411,9 @@ fn play(case: &Case, table: &Table, wanted: &Wanted) -> String {
     let view = View::new(&case.objects.mesh, &case.scope);
     let answer = explain::explain(&view, &case.snapshot, &Question::Http(request));
     assert_eq!(answer.route_configuration.as_deref(), Some(table.configuration.name.as_str()), "{url}");
+    if let (None, Outcome::Respond { status, .. }) = (&answer.virtual_host, &answer.outcome) {
+        return status.to_string();
+    }
     let taken = answer.considered.iter().find(|one| one.not.is_none());
     let (Some(host), Some(index)) = (&answer.virtual_host, taken.and_then(|one| one.index)) else {
         assert_eq!(answer.outcome, Outcome::NoRoute);

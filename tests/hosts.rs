@@ -232,6 +232,38 @@ fn connections_that_are_no_http_go_to_the_entry_that_speaks_of_them() {
 }
 
 #[test]
+fn what_takes_every_connection_is_the_default_of_its_listener() {
+    let default = |text: &str, address: &str| {
+        let got = Got::in_shop(text);
+        let listener = got.listener(address, 8080);
+        let chains = listener["filterChains"].as_array().unwrap();
+        let default = &listener["defaultFilterChain"]["filters"][0]["typedConfig"]["cluster"];
+        (chains.len(), default.as_str().map(str::to_owned))
+    };
+    let at = |name: &str, minute: u32, addresses: &str, port: &str| {
+        entry(
+            name,
+            minute,
+            &format!("hosts: [{name}.example], addresses: [{addresses}], ports: [{{number: 8080, {port}}}]"),
+        )
+    };
+    let (tcp, tls) = ("name: tcp, protocol: TCP", "name: tls, protocol: TLS");
+    let to = |host: &str| Some(format!("outbound|8080||{host}.example"));
+    // Envoy would look no further once it has seen that bytes are not TLS.
+    assert_eq!(default(&(at("t", 0, "", tcp) + &api(1)), ANYWHERE), (1, to("t")));
+    assert_eq!(default(&(at("t", 0, "", tcp) + &at("s", 1, "", tls)), ANYWHERE), (1, to("t")));
+    assert_eq!(default(&(at("t", 0, "", tcp) + &at("s", 1, "10.97.0.0/16", tls)), ANYWHERE), (1, to("t")));
+    assert_eq!(default(&at("t", 0, "", tcp), ANYWHERE), (1, None));
+    // What nothing takes goes where it was meant to go, at the address of a service as well.
+    let pass = Some("PassthroughCluster".to_owned());
+    assert_eq!(default(&at("s", 0, "", tls), ANYWHERE), (1, pass.clone()));
+    let route =
+        "hosts: [s.example], tls: [{match: [{sniHosts: [s.example]}], route: [{destination: {host: s.example}}]}]";
+    let named = at("s", 0, "240.0.0.1", tls) + &object("VirtualService", "s", "shop", 1, route);
+    assert_eq!(default(&named, "240.0.0.1"), (1, pass));
+}
+
+#[test]
 fn what_is_sent_to_the_address_of_one_service_is_meant_for_it() {
     let text =
         object("Service", "some", "shop", 0, "clusterIP: 10.96.0.20, ports: [{name: web, port: 8080}]") + &api(1);

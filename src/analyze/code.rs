@@ -73,7 +73,7 @@ codes! {
         "an annotation below istio.io that Istio does not have";
     /// Two VirtualServices for one host.
     HOST_CONFLICT = "IST0109", "ConflictingMeshGatewayVirtualServiceHosts", Error,
-        "two VirtualServices speak for one host to the same sidecars: the older one is in force, whole";
+        "two VirtualServices speak for one host to the same sidecars: one of them is in force there, whole";
     /// Two Sidecars with a selector for one pod.
     SIDECAR_SELECTORS = "IST0110", "ConflictingSidecarWorkloadSelectors", Error,
         "two Sidecars of one namespace select one pod: the older one counts";
@@ -98,12 +98,13 @@ codes! {
     /// A selector that selects nothing.
     NO_WORKLOADS = "IST0127", "NoMatchingWorkloadsFound", Warning,
         "no known pod has the labels of a workloadSelector";
-    /// TLS to a server that is not verified.
+    /// TLS to a server that is not verified. Istio's analyzer asks for caCertificates; without them the roots that the
+    /// system trusts count.
     UNVERIFIED = "IST0128", "NoServerCertificateVerificationDestinationLevel", Warning,
-        "a TLS policy without caCertificates: the server's certificate is not verified";
+        "a TLS policy with insecureSkipVerify: the server's certificate is not verified";
     /// TLS to a server's port that is not verified.
     UNVERIFIED_PORT = "IST0129", "NoServerCertificateVerificationPortLevel", Warning,
-        "a TLS policy of one port without caCertificates: the server's certificate is not verified";
+        "a TLS policy of one port with insecureSkipVerify: the server's certificate is not verified";
     /// A route nothing reaches.
     UNREACHABLE = "IST0130", "VirtualServiceUnreachableRule", Warning,
         "a route that no request reaches, because routes before it take them all";
@@ -124,10 +125,11 @@ codes! {
         "the port of an ExternalName service is named `tcp` or says no protocol: traffic may take the wrong way";
     /// A subset without pods.
     EMPTY_SUBSET = "IST0173", "DestinationRuleSubsetNotSelectPods", Error,
-        "no known endpoint of the service has the labels of the subset: requests to it get 503";
+        "no known endpoint of the service has the labels of the subset: requests to it get 503, unless its weight is held back";
     /// A rule for nothing.
     UNUSED_RULE = "IST0174", "UnknownDestinationRuleHost", Warning,
-        "a DestinationRule that no client uses: its host is no known service, or it is where no client looks for it";
+        "a DestinationRule that no client uses: its host is no known service, or another name of one (ExternalName), or it \
+         is where no client looks for it";
     /// A file or document that can not be used.
     UNREADABLE = "WEIR0001", "UnreadableDocument", Error,
         "a file is no YAML or can not be read, or a document does not say what it is, or is there twice";
@@ -163,13 +165,19 @@ codes! {
         "exportTo or a match names a namespace that does not exist";
     /// A host of no service.
     UNKNOWN_HOST = "WEIR0110", "HostNotInRegistry", Info,
-        "the host of a VirtualService is no known service: it is routed on port 80 alone";
+        "the host of a VirtualService is no known service: it is routed on port 80, and on the ports of known hosts beside it";
     /// Two services for one host.
     SERVICE_CONFLICT = "WEIR0111", "ConflictingServiceHosts", Warning,
         "two services have one host and are not merged: clients see that of their own namespace, else the first";
     /// A host that a Sidecar asks for in vain.
     EGRESS_HOST = "WEIR0112", "EgressHostNotFound", Warning,
         "a Sidecar asks for hosts of which there is no service";
+    /// Weight that is held back.
+    WEIGHT_HELD = "WEIR0113", "WeightHeld", Info,
+        "weight for a destination without a ready endpoint: a weir that starts now gives it to the other destinations";
+    /// A VirtualService that some clients do not get.
+    OVERRIDDEN = "WEIR0114", "VirtualServiceOverridden", Info,
+        "clients of some namespaces get the routes of another VirtualService for the host, which is for them alone";
     /// Not for sidecars.
     NOT_FOR_SIDECARS = "WEIR0201", "NotForSidecars", Info,
         "something that only counts at gateways, which weir does not serve";

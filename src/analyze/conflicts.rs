@@ -1,45 +1,11 @@
-//! Objects that speak for the same host.
+//! DestinationRules for the same host.
 
-use std::collections::HashMap;
-
-use super::index::{DestinationRule, Index, VirtualService, overlap};
+use super::index::{DestinationRule, Index, overlap};
 use super::{Findings, code};
 use crate::store::Entry;
 
 pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
-    virtual_services(index, found);
     destination_rules(index, found);
-}
-
-/// Of two VirtualServices for one host that some sidecar sees, the older one is in force.
-fn virtual_services(index: &Index<'_>, found: &mut Findings) {
-    let mut by_host: HashMap<&str, Vec<(&VirtualService<'_>, usize)>> = HashMap::new();
-    for one in index.virtual_services.iter().filter(|one| one.is_for_mesh()) {
-        for (n, host) in one.hosts.iter().enumerate() {
-            by_host.entry(host).or_default().push((one, n));
-        }
-    }
-    for (host, mut all) in by_host {
-        let age = |one: &VirtualService<'_>| {
-            let meta = &one.entry.object.meta;
-            (meta.age, meta.name.clone(), meta.namespace.clone())
-        };
-        all.sort_by_key(|(one, _)| age(one));
-        for (place, (one, n)) in all.iter().enumerate() {
-            let older = all.iter().take(place).map(|(older, _)| *older);
-            let winner = older
-                .filter(|older| older.entry.object.key() != one.entry.object.key())
-                .find(|older| overlap(&older.visibility, &one.visibility));
-            let Some(winner) = winner else { continue };
-            let message = format!(
-                "{} {} and speaks for `{host}` too: all of its routes are in force, and none of these",
-                winner.entry.object.key(),
-                comes_first(winner.entry)
-            );
-            let advice = "merge the two, or keep them apart by exportTo";
-            found.add(&code::HOST_CONFLICT, one.entry, format!("spec.hosts[{n}]"), message, advice);
-        }
-    }
 }
 
 /// Two DestinationRules of one namespace for one host are read as one where they are for the same clients.
@@ -106,33 +72,13 @@ fn pair(rule: &DestinationRule<'_>, older: &[&DestinationRule<'_>], found: &mut 
 }
 
 /// Why an object goes before another one.
-fn comes_first(winner: &Entry) -> &'static str {
+pub(super) fn comes_first(winner: &Entry) -> &'static str {
     if winner.object.meta.age.created == i64::MAX { "comes first" } else { "is older" }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::{base, found};
-
-    fn service(name: &str, fields: &str) -> String {
-        format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\n\
-             spec: {{http: [{{route: [{{destination: {{host: web}}}}]}}], {fields}}}\n"
-        )
-    }
-
-    #[test]
-    fn of_two_for_one_host_the_older_wins() {
-        let two = |a: &str, b: &str| found(&(base() + &service("b", a) + &service("a", b)));
-        let second = [("IST0109", "spec.hosts[0]".to_owned())];
-        assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.A.b']"), second);
-        assert_eq!(two("hosts: [many]", "hosts: [many.shop.svc.cluster.local]"), second);
-        assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.c.b']"), []);
-        assert_eq!(two("hosts: ['*.a.b'], exportTo: [p]", "hosts: ['*.a.b'], exportTo: [q]"), []);
-        assert_eq!(two("hosts: ['*.a.b'], exportTo: [p]", "hosts: ['*.a.b']"), second);
-        let gateway = two("hosts: ['*.a.b'], gateways: [gw]", "hosts: ['*.a.b']");
-        assert_eq!(gateway, [("WEIR0201", "spec.gateways".to_owned())]);
-    }
 
     #[test]
     fn two_rules_for_one_host_are_one() {

@@ -1,12 +1,13 @@
-//! DestinationRules: hosts, subsets, ports and selectors that lead nowhere, and TLS that verifies nobody. What is not
+//! DestinationRules: hosts, subsets, ports and selectors that lead nowhere, and TLS that takes any server. What is not
 //! allowed is told when they are read.
 
 use super::code::{self, Code};
 use super::index::{DestinationRule, Index, Service, shown};
 use super::references::unknown_namespace;
-use super::{Findings, any_of};
-use crate::api::{ClientTlsSettings, TlsMode, TrafficPolicy};
-use crate::mesh::is_wildcard;
+use super::{Findings, any_of, protocols};
+use crate::api::{ClientTlsSettings, LoadBalancerSettings, TlsMode, TrafficPolicy};
+use crate::mesh::{Protocol, is_wildcard};
+use crate::rollout_guard::HeldChange;
 
 pub(super) fn check(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
     for (n, name) in one.spec.export_to.iter().enumerate() {
@@ -52,6 +53,12 @@ fn host_and_subsets(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Fi
     }
     if let Some(service) = index.service(host).filter(|_| !is_wildcard(host)) {
         unused(one, service, index, found);
+        if let Some(target) = &service.alias_of {
+            let target = shown(target, index.config);
+            let message = format!("{name} is an ExternalName service: the rule that counts is that for {target}");
+            found.add(&code::UNUSED_RULE, one.entry, "spec.host", message, format!("write the rule for {target}"));
+            return;
+        }
     }
     let endpoints = index.service(host).filter(|_| !is_wildcard(host)).and_then(|service| service.endpoints.as_ref());
     for (n, subset) in one.spec.subsets.iter().enumerate() {
@@ -67,13 +74,27 @@ fn host_and_subsets(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Fi
         {
             let labels: Vec<_> = subset.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let message = format!(
-                "none of the {} known endpoints of {name} has {}: requests to the subset `{}` get 503",
+                "none of the {} known endpoints of {name} has {}: {}",
                 endpoints.len(),
                 labels.join(","),
-                subset.name
+                consequence(&one.host, &subset.name, index)
             );
             found.add(&code::EMPTY_SUBSET, one.entry, path, message, "correct the labels, or start the pods first");
         }
+    }
+}
+
+/// What becomes of traffic for a subset without endpoints.
+fn consequence(host: &str, subset: &str, index: &Index<'_>) -> String {
+    if index.weighted_subsets.iter().any(|(of, name)| **of == *host && name == subset) {
+        return format!("requests to the subset `{subset}` get 503");
+    }
+    let held = index.held.iter().find(|held| *held.host == *host && held.subset == subset);
+    match held {
+        Some(HeldChange { object, field, .. }) => {
+            format!("the weight that {object} gives the subset `{subset}` in {field} is held back")
+        }
+        None => format!("the subset `{subset}` is empty, and no route gives it weight yet"),
     }
 }
 
@@ -101,6 +122,8 @@ fn policy(one: &DestinationRule<'_>, policy: &TrafficPolicy, path: &str, index: 
     if let Some(tls) = &policy.tls {
         unverified(one, tls, path, &code::UNVERIFIED, found);
     }
+    let ports = index.real_service(&one.host).map(|(_, service)| service.ports.as_slice()).unwrap_or_default();
+    hash_of_requests(one, policy.load_balancer.as_ref(), path, ports, found);
     for (n, settings) in policy.port_level_settings.iter().enumerate() {
         let path = format!("{path}.portLevelSettings[{n}]");
         if let Some(port) = settings.port {
@@ -109,17 +132,44 @@ fn policy(one: &DestinationRule<'_>, policy: &TrafficPolicy, path: &str, index: 
         if let Some(tls) = &settings.tls {
             unverified(one, tls, &path, &code::UNVERIFIED_PORT, found);
         }
+        let number = settings.port.map_or(0, |port| port.number);
+        let own: Vec<_> = ports.iter().copied().filter(|(known, _)| u32::from(*known) == number).collect();
+        hash_of_requests(one, settings.load_balancer.as_ref(), &path, &own, found);
+    }
+}
+
+/// A hash of what only requests have, for ports where no request is seen.
+fn hash_of_requests(
+    one: &DestinationRule<'_>,
+    balancer: Option<&LoadBalancerSettings>,
+    path: &str,
+    ports: &[(u16, Protocol)],
+    found: &mut Findings,
+) {
+    let Some(hash) = balancer.and_then(|balancer| balancer.consistent_hash.as_ref()) else { return };
+    if ports.is_empty() || ports.iter().any(|(_, protocol)| protocol.may_be_http()) {
+        return;
+    }
+    let fields = [
+        ("httpHeaderName", hash.http_header_name.is_some()),
+        ("httpCookie", hash.http_cookie.is_some()),
+        ("httpQueryParameterName", hash.http_query_parameter_name.is_some()),
+    ];
+    for (field, _) in fields.into_iter().filter(|(_, given)| *given) {
+        let message = format!("has no effect, because no request is seen on {}", protocols::list(ports));
+        let advice = "hash the client's address (useSourceIp: true), or name the port after its HTTP protocol";
+        found.add(&code::NO_EFFECT, one.entry, format!("{path}.loadBalancer.consistentHash.{field}"), message, advice);
     }
 }
 
 /// A port that the service does not have.
 fn port(one: &DestinationRule<'_>, number: u32, path: &str, index: &Index<'_>, found: &mut Findings) {
     let Some(service) = index.service(&one.host).filter(|_| !is_wildcard(&one.host)) else { return };
-    if service.ports.is_empty() || service.ports.iter().any(|known| u32::from(*known) == number) {
+    if service.may_have_port(number) {
         return;
     }
     let name = shown(&one.host, index.config);
-    let known: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
+    let known = service.port_numbers();
     let message = format!("the service {name} has no port {number}, so the settings do nothing");
     let advice = format!("use the port of the service, {}", any_of(&known));
     found.add(&code::UNKNOWN_PORT, one.entry, path, message, advice);
@@ -132,21 +182,21 @@ fn unverified(
     code: &'static Code,
     found: &mut Findings,
 ) {
-    let mode = match tls.mode {
-        TlsMode::Simple => "SIMPLE",
-        TlsMode::Mutual => "MUTUAL",
-        TlsMode::Disable | TlsMode::IstioMutual => return,
-    };
-    // With a credential no TLS comes about at all, which is told of when the rule is read.
-    if tls.ca_certificates.is_empty() && tls.credential_name.is_empty() {
-        let message = format!("mode {mode} without caCertificates verifies no server");
-        found.add(code, one.entry, format!("{path}.tls"), message, "add caCertificates");
+    // Without caCertificates the roots that the proxy's system trusts count. With a credential no TLS comes about at all,
+    // which is told of when the rule is read.
+    let verifiable = matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual) && tls.credential_name.is_empty();
+    if verifiable && tls.insecure_skip_verify == Some(true) {
+        let message = "takes any certificate: whoever can answer in the server's place reads and changes the traffic";
+        let advice = "remove it; give the server's authority as caCertificates if the system does not trust it";
+        found.add(code, one.entry, format!("{path}.tls.insecureSkipVerify"), message, advice);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{base, found, found_in_rule as rule};
+    use super::super::analyze;
+    use super::super::tests::{base, found, found_in_rule as rule, store};
+    use crate::mesh::{EmptySubset, MeshConfig};
 
     #[test]
     fn fine_is_fine() {
@@ -251,12 +301,16 @@ mod tests {
     #[test]
     fn ports_and_tls_of_every_policy() {
         for (policy, expected) in [
-            ("tls: {mode: SIMPLE}", vec![("IST0128", "tls")]),
+            ("tls: {mode: SIMPLE}", vec![]),
+            ("tls: {mode: MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem}", vec![]),
             ("tls: {mode: SIMPLE, caCertificates: /ca.pem}", vec![]),
+            ("tls: {mode: SIMPLE, insecureSkipVerify: false}", vec![]),
+            ("tls: {mode: SIMPLE, insecureSkipVerify: true}", vec![("IST0128", "tls.insecureSkipVerify")]),
             ("tls: {mode: SIMPLE, credentialName: x}", vec![("WEIR0202", "tls.credentialName")]),
+            ("portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]", vec![]),
             (
-                "portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]",
-                vec![("IST0129", "portLevelSettings[0].tls")],
+                "portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, insecureSkipVerify: true}}]",
+                vec![("IST0129", "portLevelSettings[0].tls.insecureSkipVerify")],
             ),
             (
                 "portLevelSettings: [{port: {number: 81}, tls: {mode: DISABLE}}]",
@@ -272,5 +326,83 @@ mod tests {
             let found = rule(&format!("{subset}: {{{policy}}}}}]"));
             assert_eq!(found, at("subsets[0].trafficPolicy"), "{policy}");
         }
+    }
+
+    #[test]
+    fn of_a_subset_without_endpoints_the_consequence_is_told() {
+        let with = |config: &MeshConfig, annotation: &str, routes: &str| -> Vec<(String, String)> {
+            let service = format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                 metadata: {{name: v, namespace: shop, annotations: {{weir.dev/empty-subset: {annotation}}}}}\n\
+                 spec: {{hosts: [web], http: [{{route: [{routes}]}}]}}\n"
+            );
+            let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                         metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}\n\
+                         ports: [{name: http, port: 80}]\n\
+                         endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: web-v1}}]\n";
+            let text = base().replace("{name: v2, labels: {version: v2}}", "{name: v2, labels: {version: v9}}")
+                + slice
+                + &service;
+            let findings = analyze(&store(&text), config);
+            findings.into_iter().map(|one| (one.code.id.to_owned(), one.message)).collect()
+        };
+        let to =
+            |subset: &str, weight: u8| format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}");
+        let both = format!("{}, {}", to("v1", 50), to("v2", 50));
+        let empty = "none of the 1 known endpoints of web.shop has version=v9: ";
+        let fails = ("IST0173".to_owned(), format!("{empty}requests to the subset `v2` get 503"));
+        let (hold, allow) =
+            (MeshConfig::default(), MeshConfig { empty_subset: EmptySubset::Allow, ..Default::default() });
+        let holds = [
+            (
+                "IST0173".to_owned(),
+                format!("{empty}the weight that VirtualService shop/v gives the subset `v2` in spec.http[0].route[1] is held back"),
+            ),
+            (
+                "WEIR0113".to_owned(),
+                "weight 50 for subset `v2` of web.shop.svc.cluster.local is held at 0 until one of its endpoints is ready"
+                    .to_owned(),
+            ),
+        ];
+        assert_eq!(with(&hold, "''", &both), holds);
+        assert_eq!(with(&allow, "hold", &both), holds);
+        assert_eq!(with(&allow, "''", &both), std::slice::from_ref(&fails));
+        assert_eq!(with(&hold, "allow", &both), std::slice::from_ref(&fails));
+        // There is nothing else that could take its requests.
+        assert_eq!(with(&hold, "''", &to("v2", 100)), [fails]);
+        let unused = format!("{empty}the subset `v2` is empty, and no route gives it weight yet");
+        assert_eq!(with(&hold, "''", &to("v1", 100)), [("IST0173".to_owned(), unused)]);
+    }
+
+    #[test]
+    fn a_hash_of_requests_is_for_ports_of_http() {
+        let service = |ports: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: shop}}\n\
+                 spec: {{clusterIP: 10.0.0.9, ports: [{ports}]}}\n"
+            )
+        };
+        let hash = |policy: &str, ports: &str| {
+            found(&format!(
+                "{}{}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                 metadata: {{name: r, namespace: shop}}\nspec: {{host: db, trafficPolicy: {{{policy}}}}}\n",
+                base(),
+                service(ports)
+            ))
+        };
+        let field = |at: &str, name: &str| {
+            vec![("WEIR0203", format!("spec.trafficPolicy.{at}loadBalancer.consistentHash.{name}"))]
+        };
+        let (tcp, http) = ("{name: tcp, port: 5432}", "{name: tcp, port: 5432}, {name: http, port: 80}");
+        let by = |key: &str| format!("loadBalancer: {{consistentHash: {{{key}}}}}");
+        assert_eq!(hash(&by("httpHeaderName: x"), tcp), field("", "httpHeaderName"));
+        assert_eq!(hash(&by("httpCookie: {name: c, ttl: 1s}"), tcp), field("", "httpCookie"));
+        assert_eq!(hash(&by("httpQueryParameterName: q"), tcp), field("", "httpQueryParameterName"));
+        assert_eq!(hash(&by("useSourceIp: true"), tcp), []);
+        assert_eq!(hash(&by("httpHeaderName: x"), http), []);
+        let at_port =
+            |number: u16| format!("portLevelSettings: [{{port: {{number: {number}}}, {}}}]", by("httpHeaderName: x"));
+        assert_eq!(hash(&at_port(5432), http), field("portLevelSettings[0].", "httpHeaderName"));
+        assert_eq!(hash(&at_port(80), http), []);
     }
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::spec_of;
 use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
 use crate::mesh::{
-    self, Builder, HOSTNAME, Host, Mesh, MeshConfig, REGION, Registered, SUBZONE, Topology, Visibility, ZONE,
+    self, Builder, HOSTNAME, Host, Mesh, MeshConfig, Protocol, REGION, Registered, SUBZONE, Topology, Visibility, ZONE,
     is_wildcard,
 };
+use crate::rollout_guard::{self, HeldChange, RolloutGuard};
 use crate::store::{Entry, Store};
 
 /// A VirtualService with its names resolved.
@@ -107,8 +108,10 @@ impl DestinationRule<'_> {
 /// A service as destinations see it.
 pub(super) struct Service {
     pub namespace: Arc<str>,
-    /// The ports it is known to have; none where nothing is known of them.
-    pub ports: Vec<u16>,
+    /// The ports it is known to have, with what is spoken there; none where nothing is known of them.
+    pub ports: Vec<(u16, Protocol)>,
+    /// The host that it is another name of (`ExternalName`).
+    pub alias_of: Option<Host>,
     pub visibility: Visibility,
     /// The labels of each of its endpoints; `None` where they are not known.
     pub endpoints: Option<Vec<WorkloadLabels>>,
@@ -138,10 +141,28 @@ impl WorkloadLabels {
     }
 }
 
+impl Service {
+    /// Whether it has a port of this number; also where its ports are not known.
+    pub fn may_have_port(&self, number: u32) -> bool {
+        self.ports.is_empty() || self.ports.iter().any(|(known, _)| u32::from(*known) == number)
+    }
+
+    /// The numbers of its ports, for messages.
+    pub fn port_numbers(&self) -> Vec<String> {
+        self.ports.iter().map(|(number, _)| number.to_string()).collect()
+    }
+}
+
 /// All that is looked up.
 pub(super) struct Index<'a> {
     pub store: &'a Store,
     pub config: &'a MeshConfig,
+    /// The mesh as a weir that starts on these objects has it in force.
+    pub mesh: Mesh,
+    /// What is held back of what the objects say.
+    pub held: Vec<HeldChange>,
+    /// The subsets that get weight all the same.
+    pub weighted_subsets: BTreeSet<(Host, String)>,
     pub virtual_services: Vec<VirtualService<'a>>,
     pub destination_rules: Vec<DestinationRule<'a>>,
     pub services: HashMap<Host, Service>,
@@ -172,7 +193,7 @@ impl<'a> Index<'a> {
             pods.entry(entry.object.meta.namespace.clone()).or_default().insert(&entry.object.meta.labels);
         }
         let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
-        let mesh = Builder::new(config.clone()).update(store, &all);
+        let (mesh, held) = RolloutGuard::default().apply(Builder::new(config.clone()).update(store, &all));
         let mut workloads: HashMap<Arc<str>, BTreeSet<WorkloadLabels>> = HashMap::new();
         for entry in store.all(Kind::Pod) {
             let meta = &entry.object.meta;
@@ -221,6 +242,9 @@ impl<'a> Index<'a> {
             endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
             refused: Refused::new(store, config),
             same_host: same_host(&mesh),
+            weighted_subsets: rollout_guard::weighted_subsets(&mesh),
+            mesh,
+            held,
             store,
             config,
             destination_rules,
@@ -237,6 +261,13 @@ impl<'a> Index<'a> {
     /// The service of an exact host: its own, or one whose wildcard covers it.
     pub fn service(&self, host: &str) -> Option<&Service> {
         self.services.get(host).or_else(|| wildcards(host).find_map(|wildcard| self.services.get(&*wildcard)))
+    }
+
+    /// The service that has the clusters of an exact host: the host's own, or the one that an ExternalName stands for.
+    pub fn real_service(&self, host: &str) -> Option<(&Host, &Service)> {
+        let (host, service) = self.services.get_key_value(host)?;
+        let Some(target) = &service.alias_of else { return Some((host, service)) };
+        self.services.get_key_value(target).filter(|(_, real)| real.alias_of.is_none())
     }
 
     /// Whether a host or wildcard is or covers any service.
@@ -409,9 +440,10 @@ fn services(store: &Store, mesh: &Mesh, pods: &HashMap<Arc<str>, BTreeSet<&Label
             // An endpoint without labels is one of which nothing is known.
             known.endpoints.list.iter().all(|one| !one.workload.labels.is_empty()).then_some(labels)
         };
-        let ports = service.ports.iter().map(|port| port.number).collect();
-        let visibility = service.visibility.clone();
-        let service = Service { namespace: service.namespace.clone(), ports, visibility, endpoints };
+        let ports = service.ports.iter().map(|port| (port.number, port.protocol)).collect();
+        let (namespace, visibility) = (service.namespace.clone(), service.visibility.clone());
+        let alias_of = service.alias_of.clone();
+        let service = Service { namespace, ports, alias_of, visibility, endpoints };
         services.insert(host.clone(), service);
     }
     services

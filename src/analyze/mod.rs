@@ -8,12 +8,16 @@ mod annotations;
 pub mod code;
 mod conflicts;
 mod destination_rule;
+mod held;
+mod host_conflicts;
 mod index;
 mod lines;
 mod problems;
+mod protocols;
 mod references;
 mod routes;
 mod same_host;
+mod served;
 mod service;
 mod sidecar;
 mod virtual_service;
@@ -52,6 +56,7 @@ pub struct Finding {
 /// [`refine`] makes them those of the fields.
 pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     let index = index::Index::new(store, config);
+    let mut served = served::Served::new(&index.mesh);
     let mut found = Findings::default();
     problems::check(store, &mut found);
     annotations::check(store, &mut found);
@@ -61,6 +66,8 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
         virtual_service::check(one, &mut found);
         routes::check(one, &mut found);
         references::check(one, &index, &mut found);
+        served::check(one, &index, &mut served, &mut found);
+        protocols::check(one, &index, &mut found);
     }
     references::delegates(&index, &mut found);
     for one in &index.destination_rules {
@@ -68,6 +75,8 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     }
     conflicts::check(&index, &mut found);
     same_host::check(&index, &mut found);
+    host_conflicts::check(&index, &mut found);
+    held::check(&index, &mut found);
     let mut found = found.0;
     sort(&mut found);
     found
@@ -111,10 +120,19 @@ impl Findings {
 
 /// `one, two or three`.
 fn any_of(names: &[String]) -> String {
+    listed(names, "or")
+}
+
+/// `one, two and three`.
+fn all_of(names: &[String]) -> String {
+    listed(names, "and")
+}
+
+fn listed(names: &[String], last_word: &str) -> String {
     match names {
         [] => String::new(),
-        [one] => one.clone(),
-        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+        [name] => name.clone(),
+        [first @ .., last] => format!("{} {last_word} {last}", first.join(", ")),
     }
 }
 

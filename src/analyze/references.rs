@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::index::{DestinationRule, Index, Match, VirtualService, is_name, shown};
+use super::index::{DestinationRule, Index, Match, Service, VirtualService, shown, wildcards};
 use super::{Findings, any_of, code};
 use crate::api::{Delegate, Destination, Kind, ObjectKey};
 use crate::mesh::{self, Visibility};
@@ -11,7 +11,6 @@ use crate::mesh::{self, Visibility};
 const ELSEWHERE: &str = "\0elsewhere";
 
 pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    hosts(one, index, found);
     namespaces(one, index, found);
     ports(one, index, found);
     for (path, to) in one.destinations() {
@@ -20,23 +19,6 @@ pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Fin
     for (n, route) in one.spec.http.iter().enumerate() {
         if let Some(to) = &route.delegate {
             delegate(one, to, &format!("spec.http[{n}].delegate"), index, found);
-        }
-    }
-}
-
-/// Hosts that no service has.
-fn hosts(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    if !one.is_for_mesh() {
-        return;
-    }
-    for (n, host) in one.hosts.iter().enumerate() {
-        if is_name(host) && !index.is_known(host) && !index.is_refused_host(host) {
-            let message = format!("`{host}` is no known service: requests to it are routed on port 80 alone");
-            let advice = match index.similar(host).as_slice() {
-                [] => "add a Service or ServiceEntry for it, unless port 80 is what is meant".to_owned(),
-                similar => format!("check its spelling and namespace: there is {}", any_of(similar)),
-            };
-            found.add(&code::UNKNOWN_HOST, one.entry, format!("spec.hosts[{n}]"), message, advice);
         }
     }
 }
@@ -74,7 +56,7 @@ fn ports(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
     let mut known = HashSet::new();
     for host in &one.hosts {
         match index.service(host).filter(|service| !mesh::is_wildcard(host) && !service.ports.is_empty()) {
-            Some(service) => known.extend(service.ports.iter().map(|port| u32::from(*port))),
+            Some(service) => known.extend(service.ports.iter().map(|(number, _)| u32::from(*number))),
             // Of such a host nothing is known, so any port may be right.
             None => return,
         }
@@ -94,16 +76,11 @@ fn ports(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
 fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &Index<'_>, found: &mut Findings) {
     let host = mesh::resolve(&to.host, one.namespace(), &index.config.domain);
     let name = shown(&host, index.config);
-    let Some(service) = index.service(&host) else {
-        if index.is_refused_host(&host) {
-            return;
+    let Some(service) = index.services.get(&host) else {
+        if !index.is_refused_host(&host) {
+            let (message, advice) = no_service(&host, index);
+            found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
         }
-        let message = format!("there is no service `{host}`");
-        let advice = match index.similar(&host).as_slice() {
-            [] => "check its spelling and namespace, or add a Service or ServiceEntry for it".to_owned(),
-            similar => format!("write {}, if that is what is meant", any_of(similar)),
-        };
-        found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
         return;
     };
     if !service.visibility.includes(one.namespace()) {
@@ -111,26 +88,81 @@ fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &I
         let advice = format!("add {} to its exportTo", one.namespace());
         found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
     }
-    let numbers: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
-    match to.port {
-        Some(port) if !numbers.is_empty() && !service.ports.iter().any(|known| u32::from(*known) == port.number) => {
-            let message = format!("the service {name} has no port {}", port.number);
+    let Some((real_host, real)) = index.real_service(&host) else {
+        if let Some(target) = service.alias_of.as_ref().filter(|target| !index.is_refused_host(target)) {
+            let what = match index.services.contains_key(target) {
+                true => "is an ExternalName as well",
+                false => "is no known service",
+            };
+            let message = format!("{name} stands for `{target}`, which {what}: requests get 503");
+            let advice = format!("add a ServiceEntry for `{target}`, or lead to a service");
+            found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
+        }
+        return;
+    };
+    port(one, to, path, (service, real), &shown(real_host, index.config), found);
+    if !to.subset.is_empty() {
+        subset(one, (&host, real_host), &to.subset, &format!("{path}.subset"), index, found);
+    }
+}
+
+/// Why a destination's host leads nowhere, and what to do.
+fn no_service(host: &str, index: &Index<'_>) -> (String, String) {
+    if let Some(wildcard) = wildcards(host).find(|wildcard| index.services.contains_key(wildcard.as_str())) {
+        let message = format!("there is no service `{host}`: `{wildcard}` covers it, which is no name to lead to");
+        return (message, format!("lead to `{wildcard}`, or add a ServiceEntry for `{host}`"));
+    }
+    let advice = match index.similar(host).as_slice() {
+        [] => "check its spelling and namespace, or add a Service or ServiceEntry for it".to_owned(),
+        similar => format!("write {}, if that is what is meant", any_of(similar)),
+    };
+    (format!("there is no service `{host}`"), advice)
+}
+
+/// The port of a destination. `service` is the one it names, `real` the one that has the clusters.
+fn port(
+    one: &VirtualService<'_>,
+    to: &Destination,
+    path: &str,
+    (service, real): (&Service, &Service),
+    name: &str,
+    found: &mut Findings,
+) {
+    let numbers = real.port_numbers();
+    // Without a port the only one of the service that is named counts, else that of the request.
+    let only = match service.ports.as_slice() {
+        [(number, _)] => Some(u32::from(*number)),
+        _ => None,
+    };
+    match (to.port.map(|port| port.number), only) {
+        (Some(number), _) if !real.may_have_port(number) => {
+            let message = format!("the service {name} has no port {number}");
             let advice = format!("use {}", any_of(&numbers));
             found.add(&code::REFERENCE, one.entry, format!("{path}.port.number"), message, advice);
         }
-        None if numbers.len() > 1 => {
+        (None, Some(number)) if !real.may_have_port(number) => {
+            let message = format!("the only port of this ExternalName is {number}, and {name} has none of that number");
+            let advice = format!("add port: {{number: {}}}", any_of(&numbers));
+            found.add(&code::REFERENCE, one.entry, path, message, advice);
+        }
+        (None, None) if numbers.len() > 1 => {
             let message = format!("the service {name} has the ports {}, and none is chosen", numbers.join(", "));
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
             found.add(&code::PORT_REQUIRED, one.entry, path, message, advice);
         }
         _ => {}
     }
-    if !to.subset.is_empty() {
-        subset(one, &host, &to.subset, &format!("{path}.subset"), index, found);
-    }
 }
 
-fn subset(one: &VirtualService<'_>, host: &str, name: &str, path: &str, index: &Index<'_>, found: &mut Findings) {
+/// The subset `name` of a destination: of the host that it names, and of the one that has the clusters.
+fn subset(
+    one: &VirtualService<'_>,
+    (named, host): (&str, &str),
+    name: &str,
+    path: &str,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
     let has = |rules: &[&DestinationRule<'_>]| {
         rules.iter().any(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name))
     };
@@ -140,7 +172,20 @@ fn subset(one: &VirtualService<'_>, host: &str, name: &str, path: &str, index: &
         if index.is_refused_subset(host, name) {
             return;
         }
-        let (message, advice) = missing_subset(one, host, name, &rules, index);
+        let of_alias = index.rules_by_host.get(named).into_iter().flatten();
+        let mut of_alias = of_alias.filter_map(|n| index.destination_rules.get(*n)).filter(|_| named != host);
+        let (message, advice) = match of_alias.find(|rule| has(&[rule])) {
+            Some(rule) => (
+                format!(
+                    "the subset `{name}` is in {}, which does not count: {} is an ExternalName, and has the subsets of \
+                     {short}",
+                    rule.entry.object.key(),
+                    shown(named, index.config)
+                ),
+                format!("add the subset to a DestinationRule for {short}"),
+            ),
+            None => missing_subset(one, host, name, &rules, index),
+        };
         found.add(&code::REFERENCE, one.entry, path, message, advice);
         return;
     }
@@ -379,10 +424,70 @@ mod tests {
     }
 
     #[test]
-    fn a_host_of_no_service_is_worth_knowing() {
-        let to = "http: [{route: [{destination: {host: web}}]}]";
-        assert_eq!(spec(&format!("hosts: [nobody], {to}")), [("WEIR0110", "spec.hosts[0]".into())]);
-        assert_eq!(spec(&format!("hosts: [nobody], gateways: [gw], {to}")), [("WEIR0201", "spec.gateways".into())]);
-        assert_eq!(spec(&format!("hosts: [10.0.0.77], {to}")), []);
+    fn an_external_name_leads_where_its_service_is() {
+        let alias = |name: &str, to: &str, ports: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+                 spec: {{type: ExternalName, externalName: {to}{ports}}}\n"
+            )
+        };
+        let rule = |host: &str| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                 metadata: {{name: {host}, namespace: shop}}\n\
+                 spec: {{host: {host}, subsets: [{{name: v7, labels: {{version: v1}}}}]}}\n"
+            )
+        };
+        let full = |name: &str| format!("{name}.shop.svc.cluster.local");
+        let objects = base()
+            + &alias("same", &full("web"), "")
+            + &alias("upper", &full("Web"), ", ports: [{name: http, port: 80}]")
+            + &alias("several", &full("many"), "")
+            + &alias("other-port", &full("web"), ", ports: [{name: http, port: 8080}]")
+            + &alias("nowhere", "nobody.example", ", ports: [{name: http, port: 80}]")
+            + &alias("round-a", &full("round-b"), "")
+            + &alias("round-b", &full("round-a"), "");
+        let to = |fields: &str, more: &str| {
+            let service = format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                 metadata: {{name: v, namespace: shop}}\n\
+                 spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{{fields}}}}}]}}]}}\n"
+            );
+            found(&(objects.clone() + more + &service))
+        };
+        for fine in ["host: same", "host: upper", "host: same, subset: v1", "host: several, port: {number: 81}"] {
+            assert_eq!(to(fine, ""), [], "{fine}");
+        }
+        for (fields, code, field) in [
+            ("host: nowhere", "IST0101", ".host"),
+            ("host: round-a", "IST0101", ".host"),
+            ("host: several", "IST0112", ""),
+            ("host: several, port: {number: 82}", "IST0101", ".port.number"),
+            ("host: other-port", "IST0101", ""),
+            ("host: same, subset: v3", "IST0101", ".subset"),
+        ] {
+            let path = format!("spec.http[0].route[0].destination{field}");
+            assert_eq!(to(fields, ""), [(code, path)], "{fields}");
+        }
+        let unused = ("IST0174", "spec.host".to_owned());
+        let subset = ("IST0101", "spec.http[0].route[0].destination.subset".to_owned());
+        assert_eq!(to("host: same, subset: v7", &rule("same")), [unused, subset]);
+    }
+
+    #[test]
+    fn a_wildcard_is_no_service_to_lead_to() {
+        let entry = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                     metadata: {name: all, namespace: shop}\n\
+                     spec: {hosts: ['*.x.y'], ports: [{number: 80, name: http, protocol: HTTP}]}\n";
+        let to = |host: &str| {
+            let service = format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                 metadata: {{name: v, namespace: shop}}\n\
+                 spec: {{hosts: [a.x.y], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n"
+            );
+            found(&(base() + entry + &service))
+        };
+        assert_eq!(to("a.x.y"), [("IST0101", "spec.http[0].route[0].destination.host".to_owned())]);
+        assert_eq!(to("'*.x.y'"), []);
     }
 }

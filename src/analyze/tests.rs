@@ -168,7 +168,20 @@ fn every_kind_of_finding_is_found() {
         let ports = "clusterIP: 10.0.0.9, ports: [{name: http, port: 80}]";
         core("Service", &format!("name: {name}, namespace: shop, annotations: {{{annotation}}}"), ports)
     };
-    let mut text = base() + &core("Namespace", "name: pay", "");
+    let slice = |service: &str, conditions: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {service}-1, namespace: shop, labels: {{kubernetes.io/service-name: {service}}}}}\n\
+             ports: [{{name: http, port: 80}}]\n\
+             endpoints: [{{addresses: [10.1.0.1], conditions: {{{conditions}}}, targetRef: {{kind: Pod, name: web-v1}}}}]\n"
+        )
+    };
+    let elsewhere = istio("VirtualService", "a", &format!("hosts: [a.com], http: [{{{to}}}]"));
+    let elsewhere =
+        elsewhere.replace("namespace: shop", "namespace: pay").replace("host: web", "host: web.shop.svc.cluster.local");
+    let not_ready = slice("other", "ready: false, terminating: false");
+    let mut text =
+        base() + &slice("web", "ready: true") + &not_ready + &core("Namespace", "name: pay", "") + &elsewhere;
     for object in [
         "--- just text\n".to_owned(),
         route("a1", &format!("{to}, mirror: {{host: web}}, mirrorPercent: 5")),
@@ -181,10 +194,12 @@ fn every_kind_of_finding_is_found() {
         route("a8", &format!("{to}, timeout: 1s, retries: {{attempts: 2, perTryTimeout: 2s}}")),
         route("a9", "route: [{destination: {host: other, subset: v9}}]"),
         route("b1", &format!("{to}, match: [{{gateways: [gw]}}]")),
+        route("b4", &shares(50, 50)),
         route("b2", "redirect: {uri: /x}, timeout: 1s"),
         route("b3", &format!("{to}, match: [{{uri: {{prefix: /}}}}, {{uri: {{prefix: /a}}}}]")),
         istio("VirtualService", "c1", &format!("hosts: ['*.a.b'], http: [{{{to}}}, {{{to}}}]")),
         istio("VirtualService", "c2", &format!("hosts: ['*.a.b'], exportTo: [nowhere, shop], http: [{{{to}}}]")),
+        istio("VirtualService", "c5", &format!("hosts: ['*.a.b'], http: [{{{to}}}]")),
         istio("VirtualService", "c3", &format!("hosts: [web], http: [{{match: [{{port: 5}}], {to}}}]")),
         istio("VirtualService", "c4", &format!("http: [{{{to}}}]")),
         annotated("s1", "proxy.istio.io/config: x"),
@@ -205,8 +220,11 @@ fn every_kind_of_finding_is_found() {
         istio("Sidecar", "x3", "workloadSelector: {labels: {app: web}}, egress: [{hosts: ['./*']}]"),
         istio("Sidecar", "x4", "workloadSelector: {labels: {version: v1}}, egress: [{hosts: ['./*']}]"),
         rule("r1", "host: other, workloadSelector: {matchLabels: {app: nobody}}"),
-        rule("r2", "host: many, trafficPolicy: {tls: {mode: SIMPLE}}"),
-        rule("r3", "host: many, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}"),
+        rule("r2", "host: many, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}"),
+        rule(
+            "r3",
+            "host: many, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, insecureSkipVerify: true}}]}",
+        ),
         rule("r4", "host: web, exportTo: [.], subsets: [{name: v3, labels: {version: v3}}, {name: all}]"),
         rule("r5", "host: nobody"),
         rule("r6", "host: '*.e.com', trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}"),

@@ -110,6 +110,8 @@ pub struct SliceEndpoint {
     pub addresses: Vec<String>,
     /// Its state.
     pub conditions: EndpointConditions,
+    /// The name it has in DNS below its service's.
+    pub hostname: Option<String>,
     /// The node it runs on.
     pub node_name: Option<String>,
     /// The zone it runs in.
@@ -182,6 +184,8 @@ pub struct EndpointSubset {
 pub struct EndpointAddress {
     /// The IP address.
     pub ip: String,
+    /// The name it has in DNS below its service's.
+    pub hostname: Option<String>,
     /// The node it runs on.
     pub node_name: Option<String>,
     /// The object behind it, mostly a Pod.

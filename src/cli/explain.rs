@@ -17,8 +17,9 @@ use crate::snapshot::SnapshotBuilder;
   weir explain -f objects/ --from shop/client-0 --tcp db.shop:5432
   weir explain -f objects/ --from shop/client-0 --tcp api.example.com:443 --sni api.example.com
 
-The answer is read from the very resources that the client's Envoy gets. Exit status 1 where the
-request ends in an error: no route, a missing cluster, or no healthy endpoint.")]
+The answer is read from the very resources that the client's Envoy gets from a weir serve that starts
+on these objects: weight for a subset without a ready endpoint is held back, as --empty-subset says.
+Exit status 1 where the request ends in an error: no route, a missing cluster, or no healthy endpoint.")]
 pub struct Args {
     /// The objects: a YAML file, or a folder of them
     #[arg(short, long, value_name = "FILE|DIR")]
@@ -71,7 +72,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = objects.mesh.scope(&proxy);
     let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope);
     let view = View::new(&objects.mesh, &scope);
-    let answer = explain::explain(&view, &snapshot, &question);
+    let mut answer = explain::explain(&view, &snapshot, &question);
+    answer.add_held(&objects.held);
     super::print(&match args.output {
         Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer)?),
         Output::Yaml => super::to_yaml(&serde_json::to_value(&answer)?)?,
@@ -139,6 +141,9 @@ fn text(answer: &Explanation) -> String {
             None => line(label, &format!("yes  {what}")),
         }
     }
+    for held in &answer.held {
+        line("held", &format!("{}: {}", held.field, held.reason()));
+    }
     if !answer.overruled.is_empty() {
         line("overruled", &answer.overruled.join(", "));
     }
@@ -164,7 +169,8 @@ fn text(answer: &Explanation) -> String {
                         } else {
                             String::new()
                         };
-                        let at = format!("{:<24} {}", endpoint.address, endpoint.locality);
+                        let addresses = [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses].concat();
+                        let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
                         line("", &format!("            {}{priority}{state}", at.trim_end()));
                     }
                     if goes_where_it_wants(one) {

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::usage;
 use crate::api;
 use crate::mesh::{Builder, Locality, Mesh, MeshConfig, NodeMetadata, Proxy};
+use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::source;
 use crate::store::Store;
 
@@ -14,8 +15,10 @@ use crate::store::Store;
 pub struct Objects {
     /// The objects.
     pub store: Store,
-    /// The mesh.
+    /// The mesh as `weir serve` has it in force when it starts on these objects.
     pub mesh: Mesh,
+    /// What is held back of what the objects say.
+    pub held: Vec<HeldChange>,
     /// How many problems were found, warnings not counted.
     pub problems: usize,
 }
@@ -43,8 +46,9 @@ impl Objects {
         for (key, list) in store.warnings() {
             list.iter().for_each(|one| eprintln!("{}: {key}: warning: {}", one.origin, one.problem));
         }
-        let mesh = Builder::new(config).update(&store, &dirty);
-        Ok(Self { store, mesh, problems })
+        let wanted = Builder::new(config).update(&store, &dirty);
+        let (mesh, held) = RolloutGuard::default().apply(wanted);
+        Ok(Self { store, mesh, held, problems })
     }
 
     /// The proxy of a pod, `NAMESPACE/POD`; with `known` the pod must be among the objects.

@@ -22,7 +22,9 @@ use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
       --node-metadata '{\"LABELS\": {\"app\": \"client\"}, \"INTERCEPTION_MODE\": \"NONE\"}'
 
 Without --proxy and --node-id it answers a proxy in the namespace default that has no labels.
-Exit status 1 where an object can not be used; standard error says which, and why.")]
+The answer is what weir serve gives when it starts on these objects: weight for a subset without a
+ready endpoint is held back, as --empty-subset says. Standard error names what is held, and objects
+that can not be used; because of these the exit status is 1.")]
 pub struct Args {
     /// A YAML or JSON file, or a folder of them, with Kubernetes and Istio objects
     #[arg(short, long, value_name = "FILE|DIR")]
@@ -102,6 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             None => objects.proxy("default/weir-translate", false)?,
         },
     };
+    objects.held.iter().for_each(|held| eprintln!("held: {held}"));
     let mesh = &objects.mesh;
     let snapshot = SnapshotBuilder::default().snapshot(mesh, &mesh.scope(&proxy));
     print(&args, &snapshot)?;

@@ -76,9 +76,10 @@ fn header(one: &pb::HeaderMatcher, request: &Request) -> Result<(), String> {
     use pb::header_matcher::HeaderMatchSpecifier;
     let name = one.name.to_ascii_lowercase();
     let found = match request.header(&name) {
-        None if one.treat_missing_header_as_empty => Some(""),
+        None if one.treat_missing_header_as_empty => Some("".into()),
         found => found,
     };
+    let found = found.as_deref();
     let (matches, wanted) = match &one.header_match_specifier {
         Some(HeaderMatchSpecifier::PresentMatch(present)) => {
             (found.is_some() == *present, if *present { "any value".to_owned() } else { "none".to_owned() })

@@ -3,6 +3,7 @@
 //! reading of the objects.
 
 mod matching;
+mod path;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,8 @@ pub use matching::{filter_chain, route as route_matches, virtual_host};
 pub use request::{Question, Request};
 
 use crate::api::shares;
-use crate::mesh::{Interception, Protocol, View, resolve};
+use crate::mesh::{Interception, Protocol, Registry, Resolution, Seen, View, resolve};
+use crate::rollout_guard::HeldChange;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::translate::route::{Context, Known, Said, has_routes, rules_at};
 use crate::translate::{listener as translate_listener, outbound, route_match, virtual_host as hosts};
@@ -53,8 +55,25 @@ pub struct Explanation {
     /// VirtualServices that speak for the host as well, and have no say because another one does.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub overruled: Vec<String>,
+    /// What is held back of the weights that the route's object says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldChange>,
     /// What happens.
     pub outcome: Outcome,
+}
+
+impl Explanation {
+    /// Adds what of `held` concerns the route that takes the request.
+    pub fn add_held(&mut self, held: &[HeldChange]) {
+        let Some(taken) = self.considered.iter().find(|one| one.not.is_none()) else { return };
+        let Some(object) = &taken.object else { return };
+        let route = taken.field.split(".match[").next().unwrap_or_default();
+        let concerns = |one: &&HeldChange| {
+            one.object.to_string() == *object
+                && one.field.strip_prefix(route).is_some_and(|rest| rest.starts_with(".route["))
+        };
+        self.held = held.iter().filter(concerns).cloned().collect();
+    }
 }
 
 /// A route that was looked at.
@@ -136,6 +155,9 @@ pub struct Destination {
 pub struct Endpoint {
     /// Address and port.
     pub address: String,
+    /// Further addresses of the same endpoint, which Envoy tries as well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_addresses: Vec<String>,
     /// Where it is.
     pub locality: String,
     /// 0 is the first.
@@ -175,14 +197,18 @@ impl Player<'_> {
         let ip = address.and_then(|address| address.parse::<IpAddr>().ok());
         let Some(chain) = matching::filter_chain(&listener, ip, sni, is_http) else { return answer };
         match (terminal(chain), question) {
-            (Some(Terminal::Routes(routes)), Question::Http(request)) => {
-                self.http(&routes, request, &mut answer);
+            (Some(Terminal::Routes(routes, manager)), Question::Http(request)) => {
+                answer.route_configuration = Some(routes.clone());
+                match request.received(&manager) {
+                    Ok(request) => self.http(&routes, &request, &mut answer),
+                    Err((status, why)) => answer.outcome = Outcome::Respond { status, body: why.to_owned() },
+                }
             }
             (Some(Terminal::Tcp(proxy)), _) => {
                 answer.considered.extend(self.chain_said_by(&answer.listener, chain));
                 answer.outcome = self.tcp(&proxy);
             }
-            (Some(Terminal::Routes(routes)), Question::Tcp { .. }) => {
+            (Some(Terminal::Routes(routes, _)), Question::Tcp { .. }) => {
                 answer.route_configuration = Some(routes);
                 answer.outcome = Outcome::Respond { status: 400, body: "the port is for HTTP alone".to_owned() };
             }
@@ -205,19 +231,35 @@ impl Player<'_> {
         if plain.parse::<IpAddr>().is_ok() {
             return Some(plain.to_owned());
         }
+        let host = host.trim_end_matches('.');
+        if let Some(seen) = self.named(host) {
+            let service = match &seen.known.service.alias_of {
+                Some(target) => self.view.service(target)?.known.service.clone(),
+                None => seen.known.service.clone(),
+            };
+            let families = self.view.scope.families;
+            let own = service.addresses.iter().find(|address| !address.contains('/') && families.reach(address));
+            let mut of_pods = seen.known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses());
+            return own.or_else(|| of_pods.find(|address| families.reach(address))).map(ToString::to_string);
+        }
+        // A pod of a headless service has a name below the service's.
+        let (pod, service) = host.split_once('.')?;
+        let known = self.named(service).map(|seen| seen.known)?;
+        let headless =
+            known.service.resolution == Resolution::Passthrough && known.service.registry == Registry::Kubernetes;
+        let pods = known.endpoints.list.iter().filter(|endpoint| headless && *endpoint.hostname == *pod);
+        let families = self.view.scope.families;
+        let mut addresses = pods.flat_map(|endpoint| endpoint.addresses());
+        addresses.find(|address| families.reach(address)).map(ToString::to_string)
+    }
+
+    /// The service that a client means by a name, which DNS search paths make longer.
+    fn named(&self, name: &str) -> Option<Seen<'_>> {
         let config = &self.view.mesh.config;
-        let full = resolve(host.trim_end_matches('.'), &self.view.scope.namespace, &config.domain);
+        let full = resolve(name, &self.view.scope.namespace, &config.domain);
         let longer = [format!("{full}.svc.{}", config.domain), format!("{full}.{}", config.domain)];
         let known = std::iter::once(&*full).chain(longer.iter().map(String::as_str));
-        let seen = known.into_iter().find_map(|name| self.view.service(name))?;
-        let service = match &seen.known.service.alias_of {
-            Some(target) => self.view.service(target)?.known.service.clone(),
-            None => seen.known.service.clone(),
-        };
-        let families = self.view.scope.families;
-        let own = service.addresses.iter().find(|address| !address.contains('/') && families.reach(address));
-        let mut of_pods = seen.known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses());
-        own.or_else(|| of_pods.find(|address| families.reach(address))).map(ToString::to_string)
+        known.into_iter().find_map(|name| self.view.service(name))
     }
 
     fn listener(&self, address: Option<&str>, port: u16) -> Option<(String, listener::Listener)> {
@@ -239,7 +281,6 @@ impl Player<'_> {
     }
 
     fn http(&self, routes: &str, request: &Request, answer: &mut Explanation) {
-        answer.route_configuration = Some(routes.to_owned());
         answer.outcome = Outcome::NoRoute;
         let Some(resource) = self.snapshot.get(ResourceType::Route).get(routes) else { return };
         let Ok(configuration) = route::RouteConfiguration::decode(resource.bytes().as_slice()) else { return };
@@ -454,7 +495,8 @@ fn carries_http(protocol: Protocol, routes: &str) -> bool {
 }
 
 enum Terminal {
-    Routes(String),
+    /// HTTP: the name of the route configuration, and what takes requests in.
+    Routes(String, Box<hcm::HttpConnectionManager>),
     Tcp(Box<tcp::TcpProxy>),
 }
 
@@ -465,8 +507,11 @@ fn terminal(chain: &listener::FilterChain) -> Option<Terminal> {
     if config.type_url.ends_with(".TcpProxy") {
         return Some(Terminal::Tcp(Box::new(tcp::TcpProxy::decode(config.value.as_slice()).ok()?)));
     }
-    match hcm::HttpConnectionManager::decode(config.value.as_slice()).ok()?.route_specifier? {
-        hcm::http_connection_manager::RouteSpecifier::Rds(rds) => Some(Terminal::Routes(rds.route_config_name)),
+    let manager = hcm::HttpConnectionManager::decode(config.value.as_slice()).ok()?;
+    match &manager.route_specifier {
+        Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) => {
+            Some(Terminal::Routes(rds.route_config_name.clone(), Box::new(manager)))
+        }
         _ => None,
     }
 }
@@ -674,19 +719,10 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
             let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &one.host_identifier else {
                 return None;
             };
-            let address = match host.address.as_ref()?.address.as_ref()? {
-                core::address::Address::SocketAddress(socket) => {
-                    let port = match socket.port_specifier {
-                        Some(core::socket_address::PortSpecifier::PortValue(port)) => port,
-                        _ => 0,
-                    };
-                    format!("{}:{port}", socket.address)
-                }
-                core::address::Address::Pipe(pipe) => pipe.path.clone(),
-                _ => return None,
-            };
+            let others = host.additional_addresses.iter().filter_map(|one| one.address.as_ref());
             Some(Endpoint {
-                address,
+                address: address_text(host.address.as_ref()?)?,
+                other_addresses: others.filter_map(address_text).collect(),
                 locality: locality.trim_end_matches('/').to_owned(),
                 priority: group.priority,
                 weight: one.load_balancing_weight.as_ref().map_or(1, |weight| weight.value),
@@ -694,6 +730,21 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
             })
         })
     })
+}
+
+fn address_text(address: &core::Address) -> Option<String> {
+    match address.address.as_ref()? {
+        core::address::Address::SocketAddress(socket) => {
+            let port = match socket.port_specifier {
+                Some(core::socket_address::PortSpecifier::PortValue(port)) => port,
+                _ => 0,
+            };
+            let is_v6 = socket.address.contains(':');
+            Some(if is_v6 { format!("[{}]:{port}", socket.address) } else { format!("{}:{port}", socket.address) })
+        }
+        core::address::Address::Pipe(pipe) => Some(pipe.path.clone()),
+        _ => None,
+    }
 }
 
 fn percent(fraction: &FractionalPercent) -> f64 {

@@ -1,6 +1,14 @@
 //! The request that is asked about, as Envoy sees it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+
+use super::path;
+
+/// Stands for the id that Envoy gives a request that has none.
+const SOME_ID: &str = "00000000-0000-4000-8000-000000000000";
 
 /// A request or connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +39,7 @@ pub struct Request {
     pub port: u16,
     /// The authority: the `host` header where one was given, else the URL's.
     pub authority: String,
-    /// The path without its query.
+    /// The path without its query, as the client wrote it.
     pub path: String,
     /// The query without its `?`; `None` where there is no `?`.
     pub query: Option<String>,
@@ -54,22 +62,34 @@ impl Request {
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-') {
             return Err(bad("does not begin with a method"));
         }
-        let uri: http::Uri = url.parse().map_err(|error| bad(&format!("has no URL ({error})")))?;
-        let scheme = uri.scheme_str().ok_or_else(|| bad("has no http:// or https://"))?.to_owned();
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("has no http:// or https://"))?;
+        let scheme = scheme.to_ascii_lowercase();
         let default = match scheme.as_str() {
             "http" => 80,
             "https" => 443,
             _ => return Err(bad("is not of http or https")),
         };
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| bad("has no host"))?;
+        let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let authority: http::uri::Authority =
+            authority.parse().map_err(|error| bad(&format!("has no host ({error})")))?;
+        // Clients keep a fragment to themselves.
+        let target = target.split('#').next().unwrap_or_default();
+        if let Some(character) = target.chars().find(|character| !character.is_ascii_graphic()) {
+            return Err(bad(&format!("has {character:?} in its path, which has to be percent-encoded")));
+        }
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_owned())),
+            None => (target, None),
+        };
+        let host = Some(authority.host()).filter(|host| !host.is_empty()).ok_or_else(|| bad("has no host"))?;
         let mut request = Self {
             method: method.to_ascii_uppercase(),
             scheme,
             host: host.to_ascii_lowercase(),
-            port: uri.port_u16().unwrap_or(default),
-            authority: uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default(),
-            path: normal_path(uri.path()),
-            query: uri.query().map(str::to_owned),
+            port: authority.port_u16().unwrap_or(default),
+            authority: authority.as_str().rsplit('@').next().unwrap_or_default().to_owned(),
+            path: if path.is_empty() { "/".to_owned() } else { path.to_owned() },
+            query,
             headers: BTreeMap::new(),
         };
         for header in headers {
@@ -94,14 +114,72 @@ impl Request {
         Ok(request)
     }
 
-    /// A header, those of HTTP itself (`:method`) included.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        match name {
-            ":method" => Some(&self.method),
-            ":scheme" => Some(&self.scheme),
-            ":authority" | "host" => Some(&self.authority),
-            _ => self.headers.get(name).map(String::as_str),
+    /// The request as routes see it, once `manager` has taken it in.
+    ///
+    /// # Errors
+    /// The status that it is answered with instead, and why.
+    pub fn received(&self, manager: &HttpConnectionManager) -> Result<Self, (u32, &'static str)> {
+        let mut seen = self.clone();
+        if manager.normalize_path.as_ref().is_some_and(|normalize| normalize.value) {
+            seen.path = path::normalized(&self.path).ok_or((400, "the path can not be normalized"))?;
         }
+        if manager.merge_slashes {
+            seen.path = path::merged(&seen.path);
+        }
+        seen.drop_hop_by_hop(manager)?;
+        // What a proxy before this one says of the client's scheme counts.
+        let forwarded = seen.headers.entry("x-forwarded-proto".to_owned()).or_insert_with(|| self.scheme.clone());
+        if forwarded.is_empty() {
+            return Err((404, "x-forwarded-proto is empty, and without a scheme no route is looked for"));
+        }
+        if matches!(forwarded.to_ascii_lowercase().as_str(), "http" | "https") {
+            seen.scheme = forwarded.to_ascii_lowercase();
+        }
+        seen.headers.entry("x-request-id".to_owned()).or_insert_with(|| SOME_ID.to_owned());
+        seen.headers.remove("x-envoy-internal");
+        Ok(seen)
+    }
+
+    /// Drops the headers that speak of the client's connection. Those of an upgrade stay.
+    fn drop_hop_by_hop(&mut self, manager: &HttpConnectionManager) -> Result<(), (u32, &'static str)> {
+        let list = |text: &String| text.split(',').map(|one| one.trim().to_ascii_lowercase()).collect::<Vec<_>>();
+        let connection = self.headers.get("connection").map(list).unwrap_or_default();
+        let upgrade = self.headers.get("upgrade").filter(|_| connection.iter().any(|one| one == "upgrade"));
+        match upgrade.filter(|kind| !kind.eq_ignore_ascii_case("h2c")) {
+            Some(kind) => {
+                if !manager.upgrade_configs.iter().any(|one| one.upgrade_type.eq_ignore_ascii_case(kind)) {
+                    return Err((403, "the upgrade is not allowed"));
+                }
+            }
+            None => {
+                for name in connection.iter().map(String::as_str).chain(["connection", "upgrade"]) {
+                    self.headers.remove(name);
+                }
+            }
+        }
+        for name in ["keep-alive", "proxy-connection", "transfer-encoding"] {
+            self.headers.remove(name);
+        }
+        if let Some(given) = self.headers.remove("te").as_ref().map(list)
+            && given.iter().any(|one| one == "trailers")
+        {
+            self.headers.insert("te".to_owned(), "trailers".to_owned());
+        }
+        Ok(())
+    }
+
+    /// A header, those of HTTP itself (`:method`) included.
+    pub fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        Some(match name {
+            ":method" => self.method.as_str().into(),
+            ":scheme" => self.scheme.as_str().into(),
+            ":authority" | "host" => self.authority.as_str().into(),
+            ":path" => match &self.query {
+                Some(query) => format!("{}?{query}", self.path).into(),
+                None => self.path.as_str().into(),
+            },
+            _ => self.headers.get(name)?.as_str().into(),
+        })
     }
 
     /// The first value of a query parameter; empty where it has none.
@@ -111,47 +189,82 @@ impl Request {
     }
 }
 
-/// The path without `.` and `..`. Source: Envoy's HTTP connection manager, `normalize_path` (RFC 3986, section 6).
-fn normal_path(path: &str) -> String {
-    let mut kept: Vec<&str> = Vec::new();
-    let mut parts = path.split('/').skip(1).peekable();
-    while let Some(part) = parts.next() {
-        let last = parts.peek().is_none();
-        match part {
-            "." | ".." => {
-                if part == ".." {
-                    kept.pop();
-                }
-                if last {
-                    kept.push("");
-                }
-            }
-            part => kept.push(part),
-        }
-    }
-    format!("/{}", kept.join("/"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn manager() -> HttpConnectionManager {
+        use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager;
+        let websocket =
+            http_connection_manager::UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() };
+        HttpConnectionManager {
+            normalize_path: Some(envoy_types::pb::google::protobuf::BoolValue { value: true }),
+            upgrade_configs: vec![websocket],
+            ..Default::default()
+        }
+    }
 
     #[test]
     fn a_request_is_read() {
         let headers = ["X-User: alice".to_owned(), "x-user: bob".to_owned(), "host: other".to_owned()];
         let request = Request::parse("post http://Web:8080/a/../b/./c?x=1&y", &headers).unwrap();
         assert_eq!((request.method.as_str(), request.host.as_str(), request.port), ("POST", "web", 8080));
-        assert_eq!((request.path.as_str(), request.authority.as_str()), ("/b/c", "other"));
+        assert_eq!((request.path.as_str(), request.authority.as_str()), ("/a/../b/./c", "other"));
         assert_eq!(
             (request.parameter("x"), request.parameter("y"), request.parameter("z")),
             (Some("1"), Some(""), None)
         );
-        assert_eq!(request.header("x-user"), Some("alice,bob"));
+        assert_eq!(request.header("x-user").as_deref(), Some("alice,bob"));
+        for (url, path, query) in [
+            ("http://web", "/", None),
+            ("http://web?a=/b", "/", Some("a=/b")),
+            ("http://web/a\\b<%2e>#c?d", "/a\\b<%2e>", None),
+            ("http://user@web:80/?", "/", Some("")),
+        ] {
+            let request = Request::parse(url, &[]).unwrap();
+            assert_eq!((request.path.as_str(), request.query.as_deref()), (path, query), "{url}");
+            assert!(request.authority.starts_with("web"), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_seen_as_envoy_hands_it_to_its_routes() {
+        let seen = |text: &str, headers: &[&str]| {
+            let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
+            Request::parse(text, &headers).unwrap().received(&manager())
+        };
+        let plain = seen("GET http://web/a/%2e%2e/p?a=/../1", &[]).unwrap();
+        assert_eq!(plain.header(":path").as_deref(), Some("/p?a=/../1"));
+        assert_eq!(
+            (plain.header(":scheme").as_deref(), plain.header("x-forwarded-proto").as_deref()),
+            (Some("http"), Some("http"))
+        );
+        assert!(plain.header("x-request-id").is_some());
+        for (given, scheme) in [("https", "https"), ("HTTPS", "https"), ("ftp", "http"), ("https,http", "http")] {
+            let seen = seen("GET http://web/", &[&format!("x-forwarded-proto: {given}")]).unwrap();
+            assert_eq!(seen.header(":scheme").as_deref(), Some(scheme), "{given}");
+            assert_eq!(seen.header("x-forwarded-proto").as_deref(), Some(given));
+        }
+        let hops = ["connection: close, x-a", "x-a: 1", "x-b: 2", "keep-alive: 5", "te: gzip, trailers", "upgrade: x"];
+        let seen_hops = seen("GET http://web/", &hops).unwrap();
+        let left = ["connection", "x-a", "x-b", "keep-alive", "te", "upgrade"].map(|name| seen_hops.header(name));
+        assert_eq!(
+            left.map(|value| value.map(Cow::into_owned)),
+            [None, None, Some("2".to_owned()), None, Some("trailers".to_owned()), None]
+        );
+        let upgraded = seen("GET http://web/", &["connection: upgrade", "upgrade: WebSocket"]).unwrap();
+        assert_eq!(upgraded.header("upgrade").as_deref(), Some("WebSocket"));
+        let refused = |text: &str, headers: &[&str]| seen(text, headers).unwrap_err().0;
+        assert_eq!(refused("GET http://web/", &["connection: upgrade", "upgrade: other"]), 403);
+        assert_eq!(refused("GET http://web/%00", &[]), 400);
+        assert_eq!(refused("GET http://web/", &["x-forwarded-proto:"]), 404);
     }
 
     #[test]
     fn what_is_no_request_is_refused() {
-        for text in ["", "GET", "GET web/x", "GET ftp://web/", "G=T http://web/", "GET http:///x"] {
+        for text in
+            ["", "GET", "GET web/x", "GET ftp://web/", "G=T http://web/", "GET http:///x", "GET http://web/\u{e9}"]
+        {
             assert!(Request::parse(text, &[]).is_err(), "{text}");
         }
         assert!(Request::parse("http://web", &["novalue".to_owned()]).is_err());

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{Explanation, Outcome, Question, Request, explain};
-use crate::mesh::{Builder, Locality, MeshConfig, NodeMetadata, Proxy, View};
+use crate::mesh::{Builder, EmptySubset, Locality, MeshConfig, NodeMetadata, Proxy, View};
+use crate::rollout_guard::{HeldValue, RolloutGuard};
 use crate::snapshot::SnapshotBuilder;
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
@@ -59,6 +60,10 @@ fn ask(question: Question) -> Explanation {
 }
 
 fn ask_of(objects: &str, question: Question) -> Explanation {
+    ask_with(&MeshConfig::default(), objects, question)
+}
+
+fn ask_with(config: &MeshConfig, objects: &str, question: Question) -> Explanation {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
     let objects = objects.replace("x-canary: yes", "x-canary: 'yes'");
     for change in Loader::new().update([(PathBuf::from("a.yaml"), Content::Bytes(objects.into_bytes()))]) {
@@ -66,12 +71,14 @@ fn ask_of(objects: &str, question: Question) -> Explanation {
     }
     let refused: Vec<_> = store.refused().collect();
     assert!(refused.is_empty(), "{refused:?}");
-    let mesh = Builder::new(MeshConfig::default()).update(&store, &dirty);
+    let (mesh, held) = RolloutGuard::default().apply(Builder::new(config.clone()).update(&store, &dirty));
     let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
     let proxy = Proxy::new(id, NodeMetadata::default(), Locality::parse("/z-a")).unwrap();
     let scope = mesh.scope(&proxy);
     let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope);
-    explain(&View::new(&mesh, &scope), &snapshot, &question)
+    let mut answer = explain(&View::new(&mesh, &scope), &snapshot, &question);
+    answer.add_held(&held);
+    answer
 }
 
 fn request(text: &str) -> Explanation {
@@ -174,4 +181,140 @@ spec: {hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host:
     assert_eq!(told, wanted);
     assert_eq!(answer.overruled, ["VirtualService shop/second", "VirtualService shop/all"]);
     assert_eq!(answer.outcome, Outcome::NoRoute);
+}
+
+#[test]
+fn what_is_held_back_is_told_with_the_route() {
+    let objects = r"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.0.0.1, ports: [{name: http, port: 80}, {name: tcp, port: 9000}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: shop, labels: {version: v1}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-0, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}, {name: tcp, port: 9000}]
+endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: web-0}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec: {host: web, subsets: [{name: v1, labels: {version: v1}}, {name: v3, labels: {version: v3}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: root, namespace: shop}
+spec:
+  hosts: [web]
+  http:
+  - match: [{uri: {prefix: /a}}]
+    delegate: {name: leaf}
+  - route: [{destination: {host: web, subset: v1}, weight: 50}, {destination: {host: web, subset: v3}, weight: 50}]
+  tcp:
+  - route: [{destination: {host: web, subset: v1}, weight: 50}, {destination: {host: web, subset: v3}, weight: 50}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: leaf, namespace: shop}
+spec:
+  http:
+  - route: [{destination: {host: web, subset: v3}, weight: 10}, {destination: {host: web, subset: v1}, weight: 90}]
+";
+    let get = |path: &str| Question::Http(Request::parse(&format!("GET http://web{path}"), &[]).unwrap());
+    let tcp = Question::Tcp { host: "web".into(), port: 9000, sni: None };
+    let hold = MeshConfig::default();
+    let allow = MeshConfig { empty_subset: EmptySubset::Allow, ..MeshConfig::default() };
+    let shares = |answer: &Explanation| -> Vec<(String, f64)> {
+        let Outcome::Forward { destinations, .. } = &answer.outcome else { panic!("{answer:?}") };
+        destinations.iter().map(|to| (to.cluster.split('|').nth(2).unwrap().to_owned(), to.percent)).collect()
+    };
+    let all = |subset: &str| vec![(subset.to_owned(), 100.0)];
+    for (question, object, field, wanted) in [
+        (get("/"), "VirtualService shop/root", "spec.http[1].route[1]", 50),
+        (get("/a"), "VirtualService shop/leaf", "spec.http[0].route[0]", 10),
+        (tcp, "VirtualService shop/root", "spec.tcp[0].route[1]", 50),
+    ] {
+        let answer = ask_with(&hold, objects, question.clone());
+        assert_eq!(shares(&answer), all("v1"), "{answer:?}");
+        let [held] = answer.held.as_slice() else { panic!("{answer:?}") };
+        assert_eq!((&*held.object.to_string(), held.field.as_str()), (object, field));
+        assert_eq!(held.value, HeldValue::Weight { wanted, effective: 0 });
+        let answer = ask_with(&allow, objects, question);
+        assert_eq!((shares(&answer).len(), answer.held.len()), (2, 0), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_pod_of_a_headless_service_is_found_by_its_name() {
+    let objects = r"
+apiVersion: v1
+kind: Service
+metadata: {name: hl, namespace: shop}
+spec: {clusterIP: None, ports: [{name: tcp, port: 7000}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: hl-1, namespace: shop, labels: {kubernetes.io/service-name: hl}}
+addressType: IPv4
+ports: [{name: tcp, port: 7000}]
+endpoints: [{addresses: [10.1.0.5], hostname: hl-0}, {addresses: [10.1.0.6], hostname: hl-1}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: old, namespace: shop}
+spec: {clusterIP: None, ports: [{name: tcp, port: 7001}]}
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: old, namespace: shop}
+subsets: [{addresses: [{ip: 10.1.0.7, hostname: old-0}], ports: [{name: tcp, port: 7001}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.0.0.1, ports: [{name: tcp, port: 7000}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: tcp, port: 7000}]
+endpoints: [{addresses: [10.1.0.8], hostname: web-0}]
+";
+    for (host, port, listener) in [
+        ("hl-0.hl", 7000, "10.1.0.5_7000"),
+        ("hl-1.hl", 7000, "10.1.0.6_7000"),
+        ("hl-1.hl.shop", 7000, "10.1.0.6_7000"),
+        ("hl-1.hl.shop.svc", 7000, "10.1.0.6_7000"),
+        ("hl-1.hl.shop.svc.cluster.local.", 7000, "10.1.0.6_7000"),
+        ("old-0.old", 7001, "10.1.0.7_7001"),
+        ("hl", 7000, "10.1.0.5_7000"),
+        ("hl-2.hl", 7000, "virtualOutbound"),
+        ("hl-0.hl.other", 7000, "virtualOutbound"),
+        // Only headless services have names for their pods.
+        ("web-0.web", 7000, "virtualOutbound"),
+    ] {
+        let answer = ask_of(objects, Question::Tcp { host: host.into(), port, sni: None });
+        assert_eq!(answer.listener, listener, "{host}");
+    }
+}
+
+#[test]
+fn a_request_that_envoy_does_not_take_is_answered_by_it() {
+    let status = |text: &str, headers: &[&str]| {
+        let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
+        match ask(Question::Http(Request::parse(text, &headers).unwrap())).outcome {
+            Outcome::Respond { status, .. } => Some(status),
+            _ => None,
+        }
+    };
+    assert_eq!(status("GET http://web/%00", &[]), Some(400));
+    assert_eq!(status("GET http://web/", &["connection: upgrade", "upgrade: other"]), Some(403));
+    assert_eq!(status("GET http://web/%01", &["connection: upgrade", "upgrade: websocket"]), None);
 }

@@ -65,6 +65,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// What is behind it.
     pub workload: Arc<Workload>,
+    /// The name it has in DNS below its service's; empty where it has none.
+    pub hostname: Arc<str>,
 }
 
 impl Endpoint {
@@ -240,8 +242,10 @@ pub(super) fn collect<'a>(
             let (Some(health), Some(address)) = (health(&endpoint.conditions), endpoint.addresses.first()) else {
                 continue;
             };
+            let added_from = out.list.len();
             let place = (endpoint.node_name.as_deref(), endpoint.zone.as_deref());
             out.add_target(address, health, &slice.meta.namespace, endpoint.target_ref.as_ref(), place, &spec.ports);
+            out.name_from(added_from, endpoint.hostname.as_deref());
         }
     }
     if let (false, Some(Object { meta, spec: Spec::Endpoints(spec) })) = (had_slice, endpoints) {
@@ -249,9 +253,11 @@ pub(super) fn collect<'a>(
             let ready = subset.addresses.iter().map(|address| (address, Health::Healthy));
             let not_ready = subset.not_ready_addresses.iter().map(|address| (address, Health::Unhealthy));
             for (address, health) in ready.chain(not_ready) {
+                let added_from = out.list.len();
                 let place = (address.node_name.as_deref(), None);
                 let target = address.target_ref.as_ref();
                 out.add_target(&address.ip, health, &meta.namespace, target, place, &subset.ports);
+                out.name_from(added_from, address.hostname.as_deref());
             }
         }
     }
@@ -425,6 +431,14 @@ impl<'a> Collector<'a> {
         }
     }
 
+    /// Gives the endpoints from this place on their name in DNS.
+    fn name_from(&mut self, place: usize, hostname: Option<&str>) {
+        if let Some(hostname) = hostname {
+            let hostname: Arc<str> = hostname.to_ascii_lowercase().into();
+            self.list.iter_mut().skip(place).for_each(|endpoint| endpoint.hostname = hostname.clone());
+        }
+    }
+
     /// Adds an address. Where it is a pod's, of which the address of the other family is there, the two are one
     /// endpoint.
     fn add(&mut self, address: &Arc<str>, port: u16, port_name: &Arc<str>, of: Of<'_>, pod: Option<PodId<'a>>) {
@@ -457,6 +471,7 @@ impl<'a> Collector<'a> {
             health: of.health,
             weight: of.weight,
             workload: of.workload.clone(),
+            hostname: Arc::default(),
         });
     }
 

@@ -40,6 +40,33 @@ pub struct WorkCounts {
     pub scopes_changed: u64,
 }
 
+impl WorkCounts {
+    /// The counts by name, as they stand in metrics.
+    pub fn named(self) -> [(&'static str, u64); 6] {
+        let Self { translated, encoded, scope_hosts, scope_ports, scopes_built, scopes_changed } = self;
+        [
+            ("parts_translated", translated),
+            ("resources_encoded", encoded),
+            ("scope_hosts", scope_hosts),
+            ("scope_ports", scope_ports),
+            ("scopes_built", scopes_built),
+            ("scopes_changed", scopes_changed),
+        ]
+    }
+
+    /// The work done since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            translated: self.translated - before.translated,
+            encoded: self.encoded - before.encoded,
+            scope_hosts: self.scope_hosts - before.scope_hosts,
+            scope_ports: self.scope_ports - before.scope_ports,
+            scopes_built: self.scopes_built - before.scopes_built,
+            scopes_changed: self.scopes_changed - before.scopes_changed,
+        }
+    }
+}
+
 /// Encoded resources, and what had to be left out of them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Encoded {

@@ -76,7 +76,7 @@ impl Ledger {
         // What is held, or let go, changes what is in force as much as an edit does.
         let moved = |a: &[HeldChange], b: &[HeldChange]| -> BTreeSet<ObjectKey> {
             let only_here = a.iter().filter(|change| !b.contains(change));
-            only_here.flat_map(|change| [change.object.clone(), change.root.clone()]).collect()
+            only_here.flat_map(|change| change.roots.iter().chain([&change.object])).cloned().collect()
         };
         let objects = &moved(&state.held, &held) | &moved(&held, &state.held);
         if !objects.is_empty() {

@@ -139,7 +139,7 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
     if since.is_none() && invalid.is_empty() {
         return None;
     }
-    let held = state.held.iter().filter(|held| held.object == *key || held.root == *key);
+    let held = state.held.iter().filter(|held| held.object == *key || held.roots.contains(key));
     let held: Vec<String> = held.map(ToString::to_string).collect();
     let mut seen = Scopes::default();
     let proxies: Vec<ProxyVerdict> = match (&state.mesh, since) {

@@ -22,6 +22,7 @@
 
 mod acked;
 mod hold;
+mod names;
 mod request;
 mod subscription;
 
@@ -516,6 +517,13 @@ impl Stream {
         let (names, bytes) = others.fold((0, 0), |(names, bytes), one| (names + one.0, bytes + one.1));
         let limit = self.settings.max_names;
         Room { names: limit.saturating_sub(names), bytes: (limit * BYTES_PER_NAME).saturating_sub(bytes) }
+    }
+
+    /// What the client made this stream hold that no other shares, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        let names = self.cold.iter().chain(&self.came_with).chain(self.stand_ins.keys()).chain(self.kept.keys());
+        let own: usize = names.map(|name| subscription::name_bytes(name)).sum();
+        own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
     }
 
     /// Clusters were taken: from here on they warm until their endpoints come.

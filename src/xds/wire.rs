@@ -66,6 +66,11 @@ impl Frame {
         self.len
     }
 
+    /// The bytes that no other response shares.
+    pub fn own_len(&self) -> usize {
+        self.head.len()
+    }
+
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0

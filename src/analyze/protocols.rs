@@ -1,0 +1,212 @@
+//! Routes for another protocol than that of the ports they are for: they have no effect.
+
+use super::index::{Index, VirtualService};
+use super::{Findings, all_of, code};
+use crate::mesh::{self, Protocol};
+
+/// The three lists of routes that a VirtualService has.
+#[derive(Clone, Copy)]
+enum Kind {
+    Http,
+    Tls,
+    Tcp,
+}
+
+impl Kind {
+    fn field(self) -> &'static str {
+        match self {
+            Kind::Http => "http",
+            Kind::Tls => "tls",
+            Kind::Tcp => "tcp",
+        }
+    }
+
+    /// Whether such routes count at a port of this protocol.
+    fn counts_at(self, protocol: Protocol) -> bool {
+        match self {
+            Kind::Http => protocol.may_be_http(),
+            Kind::Tls => matches!(protocol, Protocol::Https | Protocol::Tls),
+            Kind::Tcp => matches!(protocol, Protocol::Tcp | Protocol::Unknown),
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Kind::Http => "use tls or tcp routes, or begin the port's name with http or grpc if HTTP is spoken there",
+            Kind::Tls => "use http or tcp routes, or begin the port's name with https or tls if the client speaks TLS",
+            Kind::Tcp => "use http or tls routes, or begin the port's name with tcp",
+        }
+    }
+}
+
+pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
+    if !one.is_for_mesh() || one.hosts.is_empty() {
+        return;
+    }
+    let Some(ports) = ports(one, index) else { return };
+    // A route for any port is one match without a port.
+    let of = |matches: Vec<(Option<u32>, &[String])>| -> Vec<Option<u32>> {
+        if matches.is_empty() {
+            return vec![None];
+        }
+        let for_mesh = |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
+        matches.into_iter().filter(|(_, gateways)| for_mesh(gateways)).map(|(port, _)| port).collect()
+    };
+    let spec = one.spec;
+    let http = spec.http.iter().map(|route| of(route.matches.iter().map(|one| (one.port, &*one.gateways)).collect()));
+    let tls = spec.tls.iter().map(|route| of(route.matches.iter().map(|one| (one.port, &*one.gateways)).collect()));
+    let tcp = spec.tcp.iter().map(|route| of(route.matches.iter().map(|one| (one.port, &*one.gateways)).collect()));
+    for (kind, routes) in
+        [(Kind::Http, http.collect::<Vec<_>>()), (Kind::Tls, tls.collect()), (Kind::Tcp, tcp.collect())]
+    {
+        routes_of(one, kind, &routes, &ports, found);
+    }
+}
+
+/// The ports of the hosts with what is spoken there; `None` where a host may have ports that are not known.
+fn ports(one: &VirtualService<'_>, index: &Index<'_>) -> Option<Vec<(u16, Protocol)>> {
+    let mut found = Vec::new();
+    for host in &one.hosts {
+        if !mesh::is_wildcard(host) {
+            let service = index.service(host)?;
+            let service = if service.alias_of.is_some() { index.real_service(host)?.1 } else { service };
+            found.extend(&service.ports);
+            continue;
+        }
+        // Some name that no service has may be covered as well, and has its routes where HTTP is spoken.
+        return None;
+    }
+    found.sort_unstable();
+    found.dedup();
+    (!found.is_empty()).then_some(found)
+}
+
+/// The ports that a match is for.
+fn meant(port: Option<u32>, ports: &[(u16, Protocol)]) -> Vec<(u16, Protocol)> {
+    let wanted = port.filter(|port| *port != 0);
+    ports.iter().copied().filter(|(known, _)| wanted.is_none_or(|wanted| wanted == u32::from(*known))).collect()
+}
+
+fn routes_of(
+    one: &VirtualService<'_>,
+    kind: Kind,
+    routes: &[Vec<Option<u32>>],
+    ports: &[(u16, Protocol)],
+    found: &mut Findings,
+) {
+    // A port that no host has is told of elsewhere.
+    let wrong = |port: &Option<u32>| {
+        let meant = meant(*port, ports);
+        !meant.is_empty() && !meant.iter().any(|(_, protocol)| kind.counts_at(*protocol))
+    };
+    let all_wrong = |matches: &Vec<Option<u32>>| !matches.is_empty() && matches.iter().all(wrong);
+    let mut add = |path: String, meant: &[(u16, Protocol)]| {
+        let message = format!("has no effect: {} routes do not count on {}", kind.field(), list(meant));
+        found.add(&code::NO_EFFECT, one.entry, path, message, kind.advice());
+    };
+    let together = |matches: &[Option<u32>]| {
+        let mut all: Vec<_> = matches.iter().flat_map(|port| meant(*port, ports)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    };
+    let field = kind.field();
+    if routes.len() > 1 && routes.iter().all(all_wrong) {
+        add(format!("spec.{field}"), &together(&routes.concat()));
+        return;
+    }
+    for (n, matches) in routes.iter().enumerate() {
+        if all_wrong(matches) {
+            add(format!("spec.{field}[{n}]"), &together(matches));
+            continue;
+        }
+        for (m, port) in matches.iter().enumerate().filter(|(_, port)| wrong(port)) {
+            add(format!("spec.{field}[{n}].match[{m}].port"), &meant(*port, ports));
+        }
+    }
+}
+
+/// `port 80 (HTTP)`, or `the ports 80 (HTTP) and 443 (TLS)`.
+pub(super) fn list(ports: &[(u16, Protocol)]) -> String {
+    let word = |protocol: &Protocol| format!("{protocol:?}").to_ascii_uppercase();
+    let all: Vec<_> = ports.iter().map(|(number, protocol)| format!("{number} ({})", word(protocol))).collect();
+    let noun = if all.len() == 1 { "port" } else { "the ports" };
+    format!("{noun} {}", all_of(&all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::found;
+
+    /// What is found in a VirtualService for a Service `db` with these ports.
+    fn with(ports: &str, fields: &str) -> Vec<(&'static str, String)> {
+        found(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: shop}}\n\
+             spec: {{clusterIP: 10.0.0.9, ports: [{ports}]}}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {{name: alias, namespace: shop}}\n\
+             spec: {{type: ExternalName, externalName: db.shop.svc.cluster.local}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
+             spec: {{{fields}}}\n"
+        ))
+    }
+
+    const TCP: &str = "{name: tcp, port: 5432}";
+    const HTTP: &str = "{name: http, port: 80}";
+    const TLS: &str = "{name: tls, port: 443}";
+
+    fn none(path: &str) -> Vec<(&'static str, String)> {
+        vec![("WEIR0203", path.to_owned())]
+    }
+
+    #[test]
+    fn routes_count_at_ports_of_their_protocol() {
+        let route = |port: u16| format!("route: [{{destination: {{host: db, port: {{number: {port}}}}}}}]");
+        let http = |port: u16| format!("hosts: [db], http: [{{{}}}]", route(port));
+        let tcp = |port: u16| format!("hosts: [db], tcp: [{{{}}}]", route(port));
+        let tls = |port: u16| format!("hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]", route(port));
+        for (ports, port, [http_is_fine, tls_is_fine, tcp_is_fine]) in [
+            (HTTP, 80, [true, false, false]),
+            ("{name: grpc-web, port: 80}", 80, [true, false, false]),
+            (TLS, 443, [false, true, false]),
+            ("{name: https-x, port: 443}", 443, [false, true, false]),
+            (TCP, 5432, [false, false, true]),
+            ("{name: mysql, port: 5432}", 5432, [false, false, true]),
+        ] {
+            for (fields, kind, is_fine) in
+                [(http(port), "http", http_is_fine), (tls(port), "tls", tls_is_fine), (tcp(port), "tcp", tcp_is_fine)]
+            {
+                let wanted = if is_fine { vec![] } else { none(&format!("spec.{kind}[0]")) };
+                assert_eq!(with(ports, &fields), wanted, "{ports} {fields}");
+            }
+        }
+        // What is spoken is told from the first bytes.
+        let unknown = "{name: db, port: 5432}";
+        for (fields, fine) in [(http(5432), true), (tcp(5432), true), (tls(5432), false)] {
+            let effects = with(unknown, &fields).into_iter().filter(|(code, _)| *code == "WEIR0203").count();
+            assert_eq!(effects == 0, fine, "{fields}");
+        }
+    }
+
+    #[test]
+    fn each_match_is_held_against_its_own_port() {
+        let both = format!("{HTTP}, {TLS}");
+        let to = "route: [{destination: {host: db, port: {number: 80}}}]";
+        let http = |routes: &str| with(&both, &format!("hosts: [db], http: [{routes}]"));
+        assert_eq!(http(&format!("{{{to}}}")), []);
+        assert_eq!(http(&format!("{{match: [{{port: 80}}], {to}}}")), []);
+        assert_eq!(http(&format!("{{match: [{{port: 443}}], {to}}}")), none("spec.http[0]"));
+        assert_eq!(
+            http(&format!("{{match: [{{port: 443}}, {{port: 80}}], {to}}}")),
+            none("spec.http[0].match[0].port")
+        );
+        let unknown = [("WEIR0106", "spec.http[0].match[0].port".to_owned())];
+        assert_eq!(http(&format!("{{match: [{{port: 99}}], {to}}}")), unknown);
+        let several = format!("{{match: [{{uri: {{prefix: /a}}}}], {to}}}, {{{to}}}");
+        let to_db = several.replace("number: 80", "number: 5432");
+        assert_eq!(with(TCP, &format!("hosts: [db], http: [{to_db}]")), none("spec.http"));
+        // Another name of the service has its ports; of a wildcard, and of other hosts, not all is known.
+        let db = "http: [{route: [{destination: {host: db}}]}]";
+        assert_eq!(with(TCP, &format!("hosts: [alias], {db}")), none("spec.http[0]"));
+        assert_eq!(with(TCP, &format!("hosts: [db, '*.a.b'], {db}")), []);
+    }
+}
