@@ -30,7 +30,7 @@ use super::grpc::{self, Outgoing, Requests};
 use super::stream::{self, Answer, Settings, Stream, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
-use crate::mesh::{Locality, NodeMetadata, Proxy};
+use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::snapshot::{ResourceType, SnapshotCache};
 
@@ -291,7 +291,7 @@ impl Served<'_> {
         let node_bytes = node.map_or(0, |node| node.encoded_len().saturating_mul(NODE));
         let proxy = node
             .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
-            .and_then(|node| read_node(node).map_err(|error| Status::invalid_argument(error.to_string())))?;
+            .and_then(|node| read_node(node).map_err(|error| not_served(&error)))?;
         self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
         let mut subscription = shared.snapshots.subscribe(proxy.clone()).await.map_err(|_| going_away())?;
@@ -490,7 +490,17 @@ fn going_away() -> Status {
     Status::unavailable("weir is going away")
 }
 
-fn read_node(node: &core::Node) -> Result<Proxy, crate::mesh::ProxyError> {
+fn not_served(error: &ProxyError) -> Status {
+    tracing::warn!(%error, "a client is not served");
+    match error {
+        ProxyError::Generator { .. } => Status::unimplemented(error.to_string()),
+        ProxyError::Id(_) | ProxyError::Type { .. } | ProxyError::Address { .. } => {
+            Status::invalid_argument(error.to_string())
+        }
+    }
+}
+
+fn read_node(node: &core::Node) -> Result<Proxy, ProxyError> {
     let metadata = node.metadata.as_ref().map_or(serde_json::Value::Null, struct_to_json);
     let locality = node.locality.clone().unwrap_or_default();
     let locality = Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };

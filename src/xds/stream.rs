@@ -38,12 +38,16 @@ pub use request::{Answer, Request, Variant, Violation};
 
 use super::wire::Frame;
 use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
+use crate::translate::is_inbound;
 
 /// How a stream is served.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// How long a client keeps what nothing leads to any more.
     pub grace: Duration,
+    /// How long Envoy drains the filter chains that a new listener no longer has: its `--drain-time-s`. So long they
+    /// lead to their inbound clusters, for as long as their connections last.
+    pub drain: Duration,
     /// After how long without an answer a client counts as lagging.
     pub ack_timeout: Duration,
     /// How many names one stream may ask for.
@@ -54,7 +58,21 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { grace: Duration::from_secs(1), ack_timeout: Duration::from_secs(10), max_names: 100_000, gated: true }
+        Self {
+            grace: Duration::from_secs(1),
+            // Envoy's default.
+            drain: Duration::from_secs(600),
+            ack_timeout: Duration::from_secs(10),
+            max_names: 100_000,
+            gated: true,
+        }
+    }
+}
+
+impl Settings {
+    /// How long a client keeps a cluster that nothing leads to any more.
+    fn grace_of(&self, cluster: &str) -> Duration {
+        if is_inbound(cluster) { self.grace + self.drain } else { self.grace }
     }
 }
 
@@ -329,8 +347,8 @@ impl Stream {
 
     /// When to call [`Stream::responses`] again without an event.
     pub fn wake_at(&self) -> Option<Instant> {
-        let due = self.kept.values().filter_map(|kept| match kept.phase {
-            Phase::UnusedSince(since) => Some(since + self.settings.grace),
+        let due = self.kept.iter().filter_map(|(name, kept)| match kept.phase {
+            Phase::UnusedSince(since) => Some(since + self.settings.grace_of(name)),
             Phase::InUse | Phase::Leaving => None,
         });
         let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
@@ -702,7 +720,7 @@ impl Stream {
                 Phase::InUse => Phase::UnusedSince(now),
                 phase => phase,
             };
-            let due = matches!(phase, Phase::UnusedSince(since) if since + self.settings.grace <= now);
+            let due = matches!(phase, Phase::UnusedSince(since) if since + self.settings.grace_of(name) <= now);
             over.push(if due { Phase::Leaving } else { phase });
         }
         for (kept, phase) in self.kept.values_mut().zip(over) {
