@@ -257,7 +257,7 @@ impl Memo {
         }
     }
 
-    /// The route configurations that the listeners ask for.
+    /// The route configurations that the listeners refer to.
     fn routes(&mut self, view: &View<'_>, outbound: &[Outbound], filling: &mut Filling) -> Resources {
         let mut aliases: BTreeMap<&Host, Vec<&Seen<'_>>> = BTreeMap::new();
         for seen in view.callable() {
@@ -282,7 +282,7 @@ impl Memo {
                     if !any_name {
                         served.entry(port.number).or_default().insert(&service.host);
                     }
-                    // Without rules of its own an alias is called as what it stands for, at the ports of that.
+                    // Without a VirtualService of its own an alias is a domain of its target's virtual host.
                     if is_alias && rule.is_none() {
                         continue;
                     }
