@@ -166,7 +166,7 @@ pub(super) struct Index<'a> {
     pub virtual_services: Vec<VirtualService<'a>>,
     pub destination_rules: Vec<DestinationRule<'a>>,
     pub services: HashMap<Host, Service>,
-    /// The services of hosts that several objects name, in the order in which they count.
+    /// The services of hosts that several objects declare, in order of precedence.
     pub same_host: Vec<(Host, Vec<Arc<mesh::Service>>)>,
     /// The hosts of services by namespace.
     pub hosts: HashMap<Arc<str>, Vec<Host>>,
@@ -404,7 +404,7 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
     starts.map(|at| format!("*{}", rest.get(at..).unwrap_or_default())).collect::<Vec<_>>().into_iter()
 }
 
-/// The services of each host that several objects name.
+/// The services of each host that several objects declare.
 fn same_host(mesh: &Mesh) -> Vec<(Host, Vec<Arc<mesh::Service>>)> {
     let several =
         |list: &[Registered]| list.len() > 1 || list.iter().any(|known| !known.service.merged_from.is_empty());
