@@ -295,9 +295,8 @@ async fn read_all(shared: Arc<Shared>, mut read: OwnedReadHalf) {
             }
             _ => {}
         }
-        if ends || kind == RST_STREAM {
+        if (ends || kind == RST_STREAM) && seen.windows.remove(&stream).is_some() {
             seen.ended += 1;
-            seen.windows.remove(&stream);
         }
         drop(seen);
         shared.changed.notify_waiters();
