@@ -23,6 +23,10 @@ pub struct Bootstrap {
     pub labels: BTreeMap<String, String>,
     /// The cluster it runs in (node metadata CLUSTER_ID).
     pub cluster_id: String,
+    /// Its addresses beside the one of its id (node metadata INSTANCE_IPS).
+    pub other_ips: Vec<IpAddr>,
+    /// The node it runs on, if known (node metadata NODE_NAME).
+    pub node_name: Option<String>,
     /// Where it runs, if known.
     pub locality: Option<Locality>,
     /// How traffic gets to it (node metadata INTERCEPTION_MODE).
@@ -244,6 +248,7 @@ impl Bootstrap {
     fn node(&self) -> Value {
         let NodeId { ip, pod, namespace, .. } = &self.node;
         let workload = self.labels.get("app").unwrap_or(pod);
+        let ips: Vec<String> = std::iter::once(ip).chain(&self.other_ips).map(ToString::to_string).collect();
         let mut node = json!({
             "id": self.node.to_string(),
             "cluster": format!("{workload}.{namespace}"),
@@ -251,13 +256,16 @@ impl Bootstrap {
                 "NAMESPACE": namespace,
                 "LABELS": self.labels,
                 "CLUSTER_ID": self.cluster_id,
-                "INSTANCE_IPS": ip.to_string(),
+                "INSTANCE_IPS": ips.join(","),
                 "INTERCEPTION_MODE": match self.interception {
                     Interception::Redirect => "REDIRECT",
                     Interception::None => "NONE",
                 },
             },
         });
+        if let Some(name) = &self.node_name {
+            node["metadata"]["NODE_NAME"] = name.as_str().into();
+        }
         if let Some(Locality { region, zone, sub_zone }) = &self.locality {
             let parts = [("region", region), ("zone", zone), ("sub_zone", sub_zone)];
             node["locality"] = parts
@@ -323,6 +331,8 @@ mod tests {
             node: "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local".parse().unwrap(),
             labels: [("app", "client"), ("version", "1"), ("on", "true")].map(|(k, v)| (k.into(), v.into())).into(),
             cluster_id: "Kubernetes".into(),
+            other_ips: Vec::new(),
+            node_name: None,
             locality: Some(locality("eu/eu-a").unwrap()),
             interception: Interception::Redirect,
             xds: "127.0.0.1:15010".parse().unwrap(),

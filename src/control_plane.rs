@@ -7,23 +7,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
+use crate::admission::{self, Admission, Limits, Protocol};
 use crate::api::ObjectKey;
 use crate::guard::{Guard, Held};
 use crate::mesh::{Builder, MeshConfig};
 use crate::metrics::Metrics;
-use crate::snapshot::Hub;
+use crate::snapshot::SnapshotCache;
 use crate::source::newest::Asker;
 use crate::source::{self, Change};
 use crate::status::Ledger;
 use crate::store::Store;
 use crate::xds::board::Board;
-use crate::xds::door::Limits;
 use crate::xds::server::Ads;
 use crate::xds::stream::Settings;
 
@@ -64,8 +64,10 @@ pub struct Options {
     pub mesh: MeshConfig,
     /// How streams are served.
     pub streams: Settings,
-    /// How many streams there may be.
+    /// How much the clients of ADS may take.
     pub limits: Limits,
+    /// How much the clients of the admin pages may take.
+    pub admin_limits: Limits,
 }
 
 /// A running control plane. Dropping it ends its tasks.
@@ -86,11 +88,12 @@ impl ControlPlane {
     /// # Errors
     /// An address can not be bound, or the source can not be opened.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
-        let xds = bind(options.xds_listen, "--xds-listen").await?;
-        let pages = bind(options.admin_listen, "--admin-listen").await?;
+        let xds = bind(options.xds_listen, "--xds-listen")?;
+        let pages = bind(options.admin_listen, "--admin-listen")?;
         let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
         let closing = CancellationToken::new();
-        let (hub, board, metrics) = (Arc::<Hub>::default(), Arc::<Board>::default(), Arc::<Metrics>::default());
+        let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
+        let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
         let ledger = Arc::<Ledger>::default();
         let (ready_sender, ready) = watch::channel(false);
         let (revision_sender, revision) = watch::channel(0);
@@ -110,7 +113,7 @@ impl ControlPlane {
             }
         };
         let engine = Engine {
-            hub: hub.clone(),
+            snapshots: snapshots.clone(),
             metrics: metrics.clone(),
             builder: Builder::new(options.mesh),
             guard: Guard::default(),
@@ -122,21 +125,27 @@ impl ControlPlane {
             ready: ready_sender,
         };
         tasks.spawn(engine.run(changes));
+        tasks.spawn(async move {
+            // Its sender is never used: it goes with the thread.
+            let _ = snapshots_ended.await;
+            anyhow::bail!("the snapshot thread has ended")
+        });
         let admin = Admin {
             ready: ready.clone(),
             metrics: metrics.clone(),
-            hub: hub.clone(),
+            snapshots: snapshots.clone(),
             board: board.clone(),
             ledger,
             asker,
             closing: closing.clone(),
         };
+        let let_in = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
         let stop = closing.clone();
         tasks.spawn(async move {
-            let stopped = async move { stop.cancelled().await };
-            axum::serve(pages, admin::router(admin)).with_graceful_shutdown(stopped).await.context("admin pages")
+            admission::serve(pages, admin::router(admin), let_in, Protocol::Pages, stop).await;
+            Ok(())
         });
-        let ads = Ads::new(hub, board.clone(), metrics, options.streams, options.limits, closing.clone());
+        let ads = Ads::new(snapshots, board.clone(), metrics, options.streams, options.limits, closing.clone());
         let stop = closing.clone();
         let mut open = ready.clone();
         tasks.spawn(async move {
@@ -145,19 +154,8 @@ impl ControlPlane {
                 opened = open.wait_for(|ready| *ready) => { opened.context("the source ended before it was read")?; }
                 () = stop.cancelled() => return Ok(()),
             }
-            let incoming = tonic::transport::server::TcpIncoming::from(xds).with_nodelay(Some(true));
-            let server = tonic::transport::Server::builder()
-                .http2_keepalive_interval(Some(Duration::from_secs(30)))
-                .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-                .initial_stream_window_size(1 << 20)
-                .initial_connection_window_size(1 << 20);
-            let served = ads
-                .router(server)
-                .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await })
-                .await
-                .context("ADS");
-            ads.ended().await;
-            served
+            ads.serve(xds).await;
+            Ok(())
         });
         Ok(Self { xds_addr, admin_addr, ready, revision, board, closing, tasks })
     }
@@ -214,8 +212,9 @@ impl ControlPlane {
         self.closing.cancel();
         // Connections that do not want to end are not waited for.
         let _ = tokio::time::timeout(SHUTDOWN, async {
-            // The first two tasks, the source and the engine, end when they are dropped.
-            while self.tasks.len() > 2 {
+            // The first three tasks, the source, the engine and the watch over the snapshot thread, end when they are
+            // dropped.
+            while self.tasks.len() > 3 {
                 self.tasks.join_next().await;
             }
         })
@@ -224,19 +223,31 @@ impl ControlPlane {
     }
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    let bound = TcpListener::bind(address).await;
+/// Connections that wait to be accepted: as many as the system allows, so that none has to be tried again while very
+/// many come at once.
+const BACKLOG: u32 = 4096;
+
+fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let bound = listen(address);
     if bound.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
         // All addresses, on a machine that has no IPv6.
         let plain = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-        return TcpListener::bind(plain).await.with_context(|| format!("{flag}: can not listen on {plain}"));
+        return listen(plain).with_context(|| format!("{flag}: can not listen on {plain}"));
     }
     bound.with_context(|| format!("{flag}: can not listen on {address}"))
 }
 
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A port that was in use a moment ago is free.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// The one task that takes changes in and gives snapshots out.
 struct Engine {
-    hub: Arc<Hub>,
+    snapshots: SnapshotCache,
     metrics: Arc<Metrics>,
     builder: Builder,
     guard: Guard,
@@ -256,12 +267,12 @@ impl Engine {
             while let Ok(more) = changes.try_recv() {
                 batch.extend(more);
             }
-            self.take(batch);
+            self.take(batch).await?;
         }
         Ok(())
     }
 
-    fn take(&mut self, batch: Vec<Change>) {
+    async fn take(&mut self, batch: Vec<Change>) -> anyhow::Result<()> {
         let (mut events, mut marks) = (0, Vec::new());
         for change in batch {
             if let Change::Mark(mark) = change {
@@ -282,13 +293,14 @@ impl Engine {
             let revision = *self.revision.borrow() + 1;
             say(revision, &dirty);
             self.ledger.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
-            self.hub.publish(mesh, revision);
+            self.snapshots.publish(mesh, revision).await?;
             self.revision.send_replace(revision);
             self.ready.send_replace(true);
         }
         self.ledger.refused(&self.store);
         marks.into_iter().for_each(|mark| self.ledger.mark(mark));
         self.metrics.changed(events, *self.revision.borrow(), problems);
+        Ok(())
     }
 
     /// Logs what is held back from now on, and what no longer is.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::api::{Destination, HttpRouteDestination, Labels, ObjectKey, RouteDestination, selects};
+use crate::api::{Destination, HttpRouteDestination, Labels, ObjectKey, RouteDestination};
 use crate::mesh::{DestinationRule, EmptySubset, Health, Host, Mesh, Registered, Resolution, VirtualService, resolve};
 
 /// The annotation on a VirtualService that overrides the mesh's setting: `hold` or `allow`.
@@ -201,7 +201,7 @@ impl Guard {
         let instead: BTreeMap<ObjectKey, Arc<VirtualService>> =
             self.known.iter().filter_map(|(key, known)| Some((key.clone(), known.instead.clone()?))).collect();
         if !instead.is_empty() {
-            mesh.virtual_services = Arc::new(mesh.virtual_services.with(&instead));
+            mesh.virtual_services = Arc::new(mesh.virtual_services.with(&instead, &mesh.config.domain));
         }
     }
 
@@ -383,7 +383,7 @@ fn has_ready(known: &Registered, labels: &Labels, port: Option<&str>) -> bool {
     known.endpoints.list.iter().any(|endpoint| {
         endpoint.health == Health::Healthy
             && port.is_none_or(|port| *endpoint.port_name == *port)
-            && selects(labels, &endpoint.workload.labels)
+            && endpoint.is_in_subset(labels)
     })
 }
 
@@ -556,6 +556,25 @@ mod tests {
         world.route(&[("v1", 100), ("v2", 0)], "allow");
         assert!(world.route(&[("v1", 90), ("v2", 10)], "allow").is_empty());
         assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
+    }
+
+    #[test]
+    fn weight_for_a_region_waits_for_a_node_in_it() {
+        let mut world = World::new();
+        world.apply(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "web-2", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [{"addresses": ["10.1.0.9"], "nodeName": "n1"}]}));
+        world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": [
+                {"name": "v1", "labels": {"version": "v1"}},
+                {"name": "eu", "labels": {"topology.kubernetes.io/region": "eu"}}]}}));
+        world.route(&[("v1", 100), ("eu", 0)], "");
+        assert_eq!(world.route(&[("v1", 90), ("eu", 10)], "").len(), 1);
+        let node = json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/region": "eu"}}});
+        assert!(world.apply(node).is_empty());
+        assert_eq!(world.split(), shares(&[("v1", 90), ("eu", 10)]));
     }
 
     #[test]

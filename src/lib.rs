@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+pub mod admission;
 pub mod analyze;
 pub mod api;
 pub mod bootstrap;

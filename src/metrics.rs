@@ -1,5 +1,6 @@
 //! The numbers weir counts. Names are Istio's where the meaning is the same.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,11 +10,42 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::snapshot::{HubStats, ResourceType};
+use crate::snapshot::{CacheStats, ResourceType};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TypeLabel {
     r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkLabel {
+    work: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    port: &'static str,
+    resource: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    port: &'static str,
+    resource: &'static str,
+    reason: &'static str,
+}
+
+/// What is told of a resource that clients share.
+#[derive(Clone, Debug, Default)]
+pub struct PoolMetrics {
+    /// How much is in use.
+    pub used: Gauge,
+    /// How often a peer asked for more than its share.
+    pub over_share: Counter,
+    /// How often there was nothing left.
+    pub exhausted: Counter,
+    /// How often something was taken from the peer that had the most.
+    pub revoked: Counter,
 }
 
 /// All metrics, and the registry that prints them.
@@ -27,11 +59,14 @@ pub struct Metrics {
     scopes: Gauge,
     parts: Gauge,
     left_out: Gauge,
+    work: Family<WorkLabel, Counter>,
     revision: Gauge,
     problems: Gauge,
     held: Gauge,
     config_events: Counter,
     convergence: Histogram,
+    admitted: Family<PoolLabels, Gauge>,
+    refusals: Family<RefusalLabels, Counter>,
 }
 
 /// Upper bounds of what `pilot_proxy_convergence_time` counts together, in seconds: Istio's, and shorter ones.
@@ -48,11 +83,14 @@ impl Default for Metrics {
             scopes: Gauge::default(),
             parts: Gauge::default(),
             left_out: Gauge::default(),
+            work: Family::default(),
             revision: Gauge::default(),
             problems: Gauge::default(),
             held: Gauge::default(),
             config_events: Counter::default(),
             convergence: Histogram::new(CONVERGENCE),
+            admitted: Family::default(),
+            refusals: Family::default(),
         };
         let registry = &mut this.registry;
         registry.register("pilot_xds", "Proxies connected by ADS", this.connected.clone());
@@ -73,6 +111,12 @@ impl Default for Metrics {
             this.left_out.clone(),
         );
         registry.register(
+            "weir_work",
+            "Work that changes of the mesh cost: hosts and ports looked at in all scopes, parts translated, resources \
+             encoded, scopes built from nothing and scopes changed",
+            this.work.clone(),
+        );
+        registry.register(
             "weir_mesh_revision",
             "The state of the mesh, counted up with each change",
             this.revision.clone(),
@@ -86,6 +130,16 @@ impl Default for Metrics {
             "weir_config_problems",
             "Objects and files that are refused at present",
             this.problems.clone(),
+        );
+        registry.register(
+            "weir_admitted",
+            "Connections, open requests and bytes of memory that clients have in use, by port",
+            this.admitted.clone(),
+        );
+        registry.register(
+            "weir_admission_refusals",
+            "How often a client did not get one of them, or lost it to others, by port and reason",
+            this.refusals.clone(),
         );
         this
     }
@@ -121,11 +175,22 @@ impl Metrics {
         self.held.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// What is told of a resource that the clients of a port share.
+    pub fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
+        let refusals = |reason| self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone();
+        PoolMetrics {
+            used: self.admitted.get_or_create(&PoolLabels { port, resource }).clone(),
+            over_share: refusals("share"),
+            exhausted: refusals("exhausted"),
+            revoked: refusals("revoked"),
+        }
+    }
+
     /// The text that Prometheus reads.
     ///
     /// # Errors
     /// Formatting failed, which only a broken metric does.
-    pub fn text(&self, hub: HubStats) -> Result<String, std::fmt::Error> {
+    pub fn text(&self, hub: CacheStats) -> Result<String, std::fmt::Error> {
         let set = |gauge: &Gauge, n: usize| {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         };
@@ -133,6 +198,10 @@ impl Metrics {
         set(&self.scopes, hub.scopes);
         set(&self.parts, hub.parts);
         set(&self.left_out, hub.left_out);
+        for (work, count) in hub.work.named() {
+            let counter = self.work.get_or_create(&WorkLabel { work });
+            counter.inner().store(count, Ordering::Relaxed);
+        }
         let mut out = String::new();
         prometheus_client::encoding::text::encode(&mut out, &self.registry)?;
         Ok(out)

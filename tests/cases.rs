@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 use weir::mesh::{Builder, Locality, MeshConfig, NodeMetadata, Proxy};
-use weir::snapshot::{Memo, ResourceType};
+use weir::snapshot::{ResourceType, SnapshotBuilder};
 use weir::store::Store;
 
 /// Fields that do not change what happens to traffic.
@@ -136,7 +136,7 @@ fn translate(folder: &Path) -> Value {
     assert_eq!(store.refused().count() + store.trouble().count(), 0, "{}", objects.display());
     let mesh = Builder::new(MeshConfig::default()).update(&store, &dirty);
     let proxy = Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/eu-a")).unwrap();
-    let snapshot = Memo::default().snapshot(&mesh, &mesh.scope(&proxy), 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy), 1);
     let all = |kind| Value::Array(weir::cli::translate::to_json(&snapshot, kind).unwrap());
     json!({
         "clusters": all(ResourceType::Cluster),

@@ -24,7 +24,7 @@ use weir::cli::objects::Objects;
 use weir::envoy::{EnvoyBinary, SpawnOptions};
 use weir::explain::{self, Outcome, Question, Request};
 use weir::mesh::{MeshConfig, Scope, View};
-use weir::snapshot::{Memo, ResourceType, Snapshot};
+use weir::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 
 /// How many requests are sent at least, all cases together.
 const REQUESTS: usize = 6_000;
@@ -94,7 +94,7 @@ async fn explain_agrees_with_envoy_on_every_request() {
 fn case(folder: &Path) -> Case {
     let objects = Objects::load(&folder.join("input.yaml"), MeshConfig::default()).unwrap();
     let scope = objects.mesh.scope(&objects.proxy("shop/client-0", false).unwrap());
-    let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope, 1);
     Case { name: folder.file_name().unwrap().to_string_lossy().into_owned(), objects, scope, snapshot }
 }
 

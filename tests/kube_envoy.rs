@@ -140,6 +140,74 @@ async fn nobody_is_answered_until_every_kind_is_listed() {
     assert_eq!(weir.metric("weir_config_problems ").await, Some(0));
 }
 
+/// Nodes, and services with an endpoint on each of them, on these ports.
+fn placed(ports: [u16; 2]) -> String {
+    let mut text = String::from("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+    for (node, zone) in [("n1", "eu-a"), ("n2", "eu-b")] {
+        let labels = format!("topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: {zone}");
+        text += &format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{{labels}}}}}\n");
+    }
+    for (name, port, policy) in [("web", ports[0], "Cluster"), ("agent", ports[1], "Local")] {
+        text += &format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{internalTrafficPolicy: {policy}, ports: [{{name: http, port: {port}}}]}}\n\
+             ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}-1, namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+             addressType: IPv4\nports: [{{name: http, port: 8080}}]\n\
+             endpoints: [{{addresses: [10.1.1.1], nodeName: n1}}, {{addresses: [10.1.1.2], nodeName: n2}}]\n"
+        );
+    }
+    text + "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web, namespace: shop}\n\
+            spec: {host: web, subsets: [{name: b, labels: {topology.kubernetes.io/zone: eu-b}}]}\n"
+}
+
+#[tokio::test]
+async fn nodes_and_namespaces_of_the_api_decide_where_requests_go() {
+    let Some(cluster) = KubeCluster::start("nodes_and_namespaces_of_the_api_decide_where_requests_go") else { return };
+    cluster.apply_crds();
+    let ports = [free_port(), free_port()];
+    cluster.apply(&placed(ports));
+    let kubeconfig = cluster.kubeconfig_path().to_str().unwrap().to_owned();
+    let weir = Serve::start(&["--kubeconfig", &kubeconfig], free_port(), free_port());
+    weir.ready().await;
+    let folder = tempfile::tempdir().unwrap();
+    let envoy = start_envoy(folder.path(), weir.xds, &["--node-name", "n1"]).await;
+
+    let web = |subset: &str| format!("outbound|{}|{subset}|web.shop.svc.cluster.local", ports[0]);
+    let agent = format!("outbound|{}||agent.shop.svc.cluster.local", ports[1]);
+    let is = async |cluster: &str, expected: &[(&str, u64)]| {
+        let found = priorities(&envoy, cluster).await;
+        found.iter().map(|(address, priority)| (address.as_str(), *priority)).eq(expected.iter().copied())
+    };
+    until("all endpoints", async || is(&web(""), &[("10.1.1.1", 0), ("10.1.1.2", 0)]).await).await;
+    until("those of a zone", async || is(&web("b"), &[("10.1.1.2", 0)]).await).await;
+    until("those on the client's node", async || is(&agent, &[("10.1.1.1", 0)]).await).await;
+
+    let annotation = "networking.istio.io/traffic-distribution";
+    cluster.kubectl_ok(&["annotate", "namespace", "shop", &format!("{annotation}=PreferClose")]);
+    until("the client's zone first", async || is(&web(""), &[("10.1.1.1", 0), ("10.1.1.2", 1)]).await).await;
+    cluster.kubectl_ok(&["annotate", "namespace", "shop", &format!("{annotation}-")]);
+    until("no zone first", async || is(&web(""), &[("10.1.1.1", 0), ("10.1.1.2", 0)]).await).await;
+
+    cluster.kubectl_ok(&["label", "node", "n1", "topology.kubernetes.io/zone=eu-b", "--overwrite"]);
+    until("a node in another zone", async || is(&web("b"), &[("10.1.1.1", 0), ("10.1.1.2", 0)]).await).await;
+}
+
+/// The endpoints that Envoy has for a cluster, with their priorities, sorted.
+async fn priorities(envoy: &EnvoyProcess, cluster: &str) -> Vec<(String, u64)> {
+    let body = envoy.admin_get("/clusters?format=json").await.unwrap();
+    let all: Value = serde_json::from_slice(&body).unwrap();
+    let found = all["cluster_statuses"].as_array().into_iter().flatten().find(|one| one["name"] == cluster);
+    let hosts = found.and_then(|found| found["host_statuses"].as_array()).into_iter().flatten();
+    let host = |one: &Value| {
+        let address = one["address"]["socket_address"]["address"].as_str()?;
+        Some((address.to_owned(), one["priority"].as_u64().unwrap_or(0)))
+    };
+    let mut all: Vec<_> = hosts.filter_map(host).collect();
+    all.sort();
+    all
+}
+
 fn patch_weights(cluster: &KubeCluster, v1: u32, v2: u32) {
     let route = json!({"spec": {"http": [{"route": [
         {"destination": {"host": "my-app", "subset": "v1"}, "weight": v1},

@@ -11,7 +11,7 @@ use weir::envoy::EnvoyBinary;
 use weir::mesh::{Builder, Locality, MeshConfig, NodeMetadata, Proxy};
 use weir::proto_json::{bytes_to_json, json_to_any};
 use weir::proto_rules::{check, re2};
-use weir::snapshot::{Memo, ResourceType, Snapshot};
+use weir::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use weir::store::Store;
 
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
@@ -369,7 +369,7 @@ fn snapshots() -> Vec<(PathBuf, Snapshot)> {
         for metadata in [json!({}), json!({"LABELS": {"app": "client"}, "INTERCEPTION_MODE": "NONE"})] {
             let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
             let proxy = Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/eu-a")).unwrap();
-            out.push((input.clone(), Memo::default().snapshot(&mesh, &mesh.scope(&proxy), 1)));
+            out.push((input.clone(), SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy), 1)));
         }
     }
     out

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use support::network::is_inside;
 use support::sidecar::Options;
 use support::traffic::{Mesh, Request, connect, greeting};
+use tokio::io::AsyncWriteExt as _;
 
 /// Where the workload is; it is the sixth backend.
 const WORKLOAD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 6);
@@ -199,6 +200,59 @@ async fn the_original_destination_counts_where_a_service_or_rule_says_so() {
     for (to, wanted) in [([10, 97, 0, 1], 1), ([10, 97, 2, 1], 2), ([10, 97, 3, 3], 2), ([10, 97, 3, 4], 1)] {
         assert_eq!(backend(WORKLOAD, to, 6000).await, Some(wanted), "{to:?}");
     }
+}
+
+const UNKNOWN: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: partner, namespace: shop, creationTimestamp: '2020-01-01T00:00:00Z'}
+spec:
+  hosts: [partner.test]
+  resolution: STATIC
+  ports: [{number: $HTTP, name: web}, {number: $TCP, name: bytes}]
+  endpoints: [{address: 10.1.0.3}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wild, namespace: shop, creationTimestamp: '2021-01-01T00:00:00Z'}
+spec:
+  hosts: ['*.wild.test']
+  resolution: NONE
+  ports: [{number: $HTTP, name: web}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: api, namespace: shop}
+spec: {clusterIP: 10.96.0.9, ports: [{name: http, port: $HTTP, targetPort: $HTTP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: api-1, namespace: shop, labels: {kubernetes.io/service-name: api}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.1], conditions: {ready: true}}]
+ports: [{name: http, port: $HTTP}]
+";
+
+#[tokio::test]
+async fn an_entry_that_does_not_say_its_protocol_leaves_others_their_requests() {
+    if !is_inside("an_entry_that_does_not_say_its_protocol_leaves_others_their_requests") {
+        return;
+    }
+    let mesh = mesh(&[UNKNOWN], "allow-any").await;
+    let http = mesh.backends.http;
+    for (to, host, backend) in [
+        ([10, 96, 0, 9], "api", 1),
+        ([10, 1, 0, 5], "partner.test", 3),
+        ([10, 1, 0, 4], "a.wild.test", 4),
+        ([10, 1, 0, 5], "nobody.test", 5),
+    ] {
+        assert_eq!(get(&mesh, to, http, host).send().await.backend(), backend, "{host}");
+        assert_eq!(get(&mesh, to, http, host).http2().send().await.backend(), backend, "{host}");
+    }
+    // What is no HTTP is the entry's.
+    let mut stream = connect(WORKLOAD, ([10, 1, 0, 5], mesh.backends.tcp).into()).await.unwrap();
+    stream.write_all(b"\x01\x02").await.unwrap();
+    assert_eq!(greeting(stream).await.map(|(backend, _)| backend), Some(3));
 }
 
 const OWN: &str = "

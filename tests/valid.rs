@@ -13,7 +13,7 @@ use support::sds;
 use support::sidecar::{Options, Sidecar};
 use weir::envoy::{EnvoyBinary, Error};
 use weir::mesh::{Builder, Locality, MeshConfig, NodeMetadata, Proxy};
-use weir::snapshot::{Memo, ResourceType};
+use weir::snapshot::{ResourceType, SnapshotBuilder};
 use weir::store::Store;
 
 /// The certificate files that cases name, and what stands for them.
@@ -92,7 +92,7 @@ impl Case {
         let mode = if self.redirected { "REDIRECT" } else { "NONE" };
         let metadata = NodeMetadata::from_json(&json!({"LABELS": labels, "INTERCEPTION_MODE": mode}));
         let proxy = Proxy::new(&self.node_id(), metadata, Locality::parse("eu/eu-a")).unwrap();
-        let snapshot = Memo::default().snapshot(&mesh, &mesh.scope(&proxy), 1);
+        let snapshot = SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy), 1);
         let all = |kind, name| {
             let list = weir::cli::translate::to_json(&snapshot, kind).unwrap();
             let named = |one: Value| (one[name].as_str().unwrap().to_owned(), one);

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::Admin;
 use crate::api::{Kind, ObjectKey};
-use crate::snapshot::{Memo, ResourceType};
+use crate::snapshot::{ResourceType, SnapshotBuilder};
 use crate::source::newest::Newest;
 use crate::status::{self, ObjectReport, ProxyReport, SplitReport};
 use crate::xds::stream::Progress;
@@ -201,7 +201,7 @@ impl v1::admin_server::Admin for Admin {
             && let Some(mesh) = self.ledger.state().mesh
         {
             // From scratch, so that a mistake of what is kept between changes would show.
-            let snapshot = Memo::default().snapshot(&mesh, &mesh.scope(&report.status.proxy), 0);
+            let snapshot = SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&report.status.proxy), 0);
             for kind in ResourceType::ALL {
                 fresh.extend(snapshot.get(kind).values().map(|one| resource(kind, one, "")));
             }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::snapshot::Hub;
+use crate::snapshot::SnapshotCache;
 use crate::source::newest::Asker;
 use crate::status::{self, Ledger};
 use crate::xds::board::Board;
@@ -30,7 +30,7 @@ pub struct Admin {
     /// The numbers.
     pub metrics: Arc<Metrics>,
     /// The snapshots.
-    pub hub: Arc<Hub>,
+    pub snapshots: SnapshotCache,
     /// The proxies.
     pub board: Arc<Board>,
     /// What was published last.
@@ -100,7 +100,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    match admin.metrics.text(admin.hub.stats()) {
+    match admin.metrics.text(admin.snapshots.stats()) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

@@ -112,6 +112,14 @@ pub(super) fn check(store: &Store, found: &mut Findings) {
                     if name == "sidecar.istio.io/inject" { "use the label of the same name" } else { "remove it" };
                 found.add(&code::DEPRECATED_ANNOTATION, entry, path.clone(), "is deprecated", advice);
             }
+            if name == "networking.istio.io/traffic-distribution" {
+                let known = ["", "any", "preferclose", "prefersamezone", "prefersamenode"];
+                if !known.contains(&value.to_ascii_lowercase().as_str()) {
+                    let message = format!("`{value}` prefers no endpoints, and keeps the namespace's from counting");
+                    let advice = "write PreferClose, PreferSameZone or PreferSameNode";
+                    found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
+                }
+            }
             if name == "networking.istio.io/exportTo" {
                 let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
                 for part in parts.filter(|part| !matches!(*part, "*" | "." | "~") && !is_dns_label(part)) {
@@ -140,8 +148,10 @@ mod tests {
             ids(&service("networking.istio.io/exportTo: 'shop, .', example.com/x: z, internal.istio.io/a: b")),
             [""; 0]
         );
+        assert_eq!(ids(&service("networking.istio.io/traffic-distribution: preferclose")), [""; 0]);
         for (annotation, code) in [
             ("networking.istio.io/exportTo: 'Sh op'", "IST0125"),
+            ("networking.istio.io/traffic-distribution: PreferNear", "IST0125"),
             ("networking.istio.io/exportto: shop", "IST0108"),
             ("proxy.istio.io/config: x", "IST0107"),
             ("alpha.istio.io/canonical-serviceaccounts: x", "IST0135"),

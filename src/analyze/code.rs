@@ -168,7 +168,7 @@ codes! {
         "the host of a VirtualService is no known service: it is routed on port 80, and on the ports of known hosts beside it";
     /// Two services for one host.
     SERVICE_CONFLICT = "WEIR0111", "ConflictingServiceHosts", Warning,
-        "two services have one host: clients see that of their own namespace, else the first";
+        "two services have one host and are not merged: clients see that of their own namespace, else the first";
     /// A host that a Sidecar asks for in vain.
     EGRESS_HOST = "WEIR0112", "EgressHostNotFound", Warning,
         "a Sidecar asks for hosts of which there is no service";

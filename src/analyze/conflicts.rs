@@ -1,39 +1,11 @@
-//! Services and DestinationRules for the same host.
+//! DestinationRules for the same host.
 
 use super::index::{DestinationRule, Index, overlap};
 use super::{Findings, code};
-use crate::api::Spec;
 use crate::store::Entry;
 
 pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
-    services(index, found);
     destination_rules(index, found);
-}
-
-/// Of two services for one host, clients see that of their own namespace, else the first.
-fn services(index: &Index<'_>, found: &mut Findings) {
-    for (host, rivals) in &index.rivals {
-        for (place, rival) in rivals.iter().enumerate() {
-            let mut before = rivals.iter().take(place);
-            let winner = before.find(|first| first.key != rival.key && overlap(&first.visibility, &rival.visibility));
-            let (Some(winner), Some(entry)) = (winner, index.store.get(&rival.key)) else { continue };
-            let path = match &entry.object.spec {
-                Spec::ServiceEntry(spec) => {
-                    let n = spec.hosts.iter().position(|name| name.eq_ignore_ascii_case(host));
-                    n.map(|n| format!("spec.hosts[{n}]")).unwrap_or_default()
-                }
-                _ => String::new(),
-            };
-            let who = if winner.key.namespace == rival.key.namespace {
-                "no client uses this one".to_owned()
-            } else {
-                format!("clients outside of {} do not use this one", rival.key.namespace)
-            };
-            let message = format!("`{host}` is the host of {} too, which comes first: {who}", winner.key);
-            let advice = "remove one of the two, or keep them apart by exportTo";
-            found.add(&code::SERVICE_CONFLICT, entry, path, message, advice);
-        }
-    }
 }
 
 /// Two DestinationRules of one namespace for one host are read as one where they are for the same clients.
@@ -129,24 +101,5 @@ mod tests {
         let apart = two("exportTo: [.]", &subset("a"));
         assert_eq!(apart, [("WEIR0103", "spec.host".to_owned())]);
         assert_eq!(two("exportTo: [p]", "exportTo: [q]"), []);
-    }
-
-    #[test]
-    fn two_services_for_one_host() {
-        let entry = |name: &str, namespace: &str, spec: &str| {
-            format!(
-                "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
-                 metadata: {{name: {name}, namespace: {namespace}}}\n\
-                 spec: {{resolution: DNS, ports: [{{name: http, number: 80, protocol: HTTP}}], {spec}}}\n"
-            )
-        };
-        let api = "hosts: [b.example.com, api.example.com]";
-        let two = |b: &str| found(&(entry("a", "shop", "hosts: [api.example.com]") + b));
-        assert_eq!(two(&entry("b", "shop", api)), [("WEIR0111", "spec.hosts[1]".to_owned())]);
-        assert_eq!(two(&entry("b", "pay", api)), [("WEIR0111", "spec.hosts[1]".to_owned())]);
-        assert_eq!(two(&entry("b", "pay", &format!("{api}, exportTo: ['~']"))), []);
-        assert_eq!(two(&entry("b", "shop", "hosts: [b.example.com]")), []);
-        let service = entry("b", "shop", "hosts: [web.shop.svc.cluster.local]");
-        assert_eq!(found(&(base() + &service)), [("WEIR0111", "spec.hosts[0]".to_owned())]);
     }
 }

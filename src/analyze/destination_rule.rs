@@ -5,7 +5,7 @@ use super::code::{self, Code};
 use super::index::{DestinationRule, Index, Service, shown};
 use super::references::unknown_namespace;
 use super::{Findings, any_of, protocols};
-use crate::api::{ClientTlsSettings, LoadBalancerSettings, TlsMode, TrafficPolicy, selects};
+use crate::api::{ClientTlsSettings, LoadBalancerSettings, TlsMode, TrafficPolicy};
 use crate::guard::Held;
 use crate::mesh::{Protocol, is_wildcard};
 
@@ -28,8 +28,8 @@ pub(super) fn check(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Fi
 fn selector(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
     let Some(selector) = &one.spec.workload_selector else { return };
     let namespace = one.namespace();
-    if let Some(pods) = index.pods.get(namespace)
-        && !pods.iter().any(|labels| selects(&selector.match_labels, labels))
+    if let Some(pods) = index.workloads.get(namespace)
+        && !pods.iter().any(|labels| labels.may_have(&selector.match_labels))
     {
         let message = format!("no pod in {namespace} has all of these labels, so the rule is for no client");
         let advice = "correct the labels: they are those of the clients, not of the service";
@@ -70,7 +70,7 @@ fn host_and_subsets(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Fi
             continue;
         }
         if let Some(endpoints) = endpoints
-            && !endpoints.iter().any(|labels| selects(&subset.labels, labels))
+            && !endpoints.iter().any(|labels| labels.may_have(&subset.labels))
         {
             let labels: Vec<_> = subset.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let message = format!(
@@ -231,6 +231,53 @@ mod tests {
         }
         let unknown = "host: other, subsets: [{name: v9, labels: {version: v9}}]";
         assert_eq!(rule(unknown), [], "nothing is known of its endpoints");
+    }
+
+    #[test]
+    fn a_subset_may_say_where_its_pods_are() {
+        let node =
+            |labels: &str| format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{{labels}}}}}\n");
+        let region = node("topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-a");
+        let placed = "---\napiVersion: v1\nkind: Service\nmetadata: {name: placed, namespace: shop}\n\
+                      spec: {clusterIP: 10.0.9.1, ports: [{name: http, port: 80}]}\n\
+                      ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                      metadata: {name: p, namespace: shop, labels: {kubernetes.io/service-name: placed}}\n\
+                      addressType: IPv4\nports: [{name: http, port: 8080}]\n\
+                      endpoints: [{addresses: [10.1.1.1], nodeName: n1, targetRef: {kind: Pod, name: web-v1}}]\n";
+        let in_rule = |more: &str, fields: &str| {
+            found(&format!(
+                "{}{more}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                 metadata: {{name: r, namespace: shop}}\nspec: {{{fields}}}\n",
+                base()
+            ))
+        };
+        let empty = [("IST0173", "spec.subsets[0].labels".to_owned())];
+        for (labels, without_node, with_node) in [
+            ("topology.kubernetes.io/zone: eu-a", true, true),
+            ("topology.kubernetes.io/zone: eu-b", true, false),
+            ("topology.kubernetes.io/region: eu, version: v1", true, true),
+            ("topology.kubernetes.io/region: eu, version: v2", false, false),
+            ("topology.istio.io/subzone: rack", true, false),
+            ("kubernetes.io/hostname: n1", true, true),
+            ("kubernetes.io/hostname: n2", false, false),
+            ("topology.istio.io/cluster: Kubernetes", true, true),
+            ("topology.istio.io/cluster: other", false, false),
+        ] {
+            let rule = format!("host: placed, subsets: [{{name: s, labels: {{{labels}}}}}]");
+            for (nodes, fine) in [("", without_node), (&region, with_node)] {
+                let found = in_rule(&format!("{placed}{nodes}"), &rule);
+                assert_eq!(found, if fine { &[][..] } else { &empty }, "{labels} {nodes}");
+            }
+        }
+        // Of pods alone it is not known where they are.
+        for labels in ["topology.kubernetes.io/zone: eu-a", "topology.istio.io/cluster: Kubernetes"] {
+            let rule = format!("host: web, subsets: [{{name: s, labels: {{{labels}, version: v1}}}}]");
+            assert!(!in_rule(&region, &rule).iter().any(|(code, _)| *code == "IST0173"), "{labels}");
+            let selector =
+                format!("host: other, workloadSelector: {{matchLabels: {{{labels}, app: web}}}}, exportTo: [.]");
+            let selector = format!("{selector}, trafficPolicy: {{tls: {{mode: DISABLE}}}}");
+            assert_eq!(in_rule(&region, &selector), [], "{labels}");
+        }
     }
 
     #[test]

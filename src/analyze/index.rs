@@ -6,7 +6,10 @@ use std::sync::Arc;
 use super::spec_of;
 use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
 use crate::guard::{self, Guard, Held};
-use crate::mesh::{self, Builder, Host, Mesh, MeshConfig, Protocol, Registered, Registry, Visibility, is_wildcard};
+use crate::mesh::{
+    self, Builder, HOSTNAME, Host, Mesh, MeshConfig, Protocol, REGION, Registered, SUBZONE, Topology, Visibility, ZONE,
+    is_wildcard,
+};
 use crate::store::{Entry, Store};
 
 /// A VirtualService with its names resolved.
@@ -111,7 +114,31 @@ pub(super) struct Service {
     pub alias_of: Option<Host>,
     pub visibility: Visibility,
     /// The labels of each of its endpoints; `None` where they are not known.
-    pub endpoints: Option<Vec<Arc<Labels>>>,
+    pub endpoints: Option<Vec<WorkloadLabels>>,
+}
+
+/// The labels of a workload, with those that say where it is, as far as they are known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct WorkloadLabels {
+    labels: Labels,
+    /// Whether its node is known. If not, it may be anywhere.
+    placed: bool,
+}
+
+impl WorkloadLabels {
+    fn new(topology: &Topology, own: &Labels, store: &Store) -> Self {
+        let node = ObjectKey::new(Kind::Node, "", &topology.node);
+        let placed = !topology.locality.region.is_empty() || store.get(&node).is_some();
+        Self { labels: topology.labels(own), placed }
+    }
+
+    /// Whether `selector` selects the workload, or may do so.
+    pub fn may_have(&self, selector: &Labels) -> bool {
+        selector.iter().all(|(name, value)| match self.labels.get(name) {
+            Some(own) => own == value,
+            None => !self.placed && matches!(name.as_str(), REGION | ZONE | SUBZONE | HOSTNAME),
+        })
+    }
 }
 
 impl Service {
@@ -124,12 +151,6 @@ impl Service {
     pub fn port_numbers(&self) -> Vec<String> {
         self.ports.iter().map(|(number, _)| number.to_string()).collect()
     }
-}
-
-/// One of several services for a host.
-pub(super) struct Rival {
-    pub key: ObjectKey,
-    pub visibility: Visibility,
 }
 
 /// All that is looked up.
@@ -145,14 +166,16 @@ pub(super) struct Index<'a> {
     pub virtual_services: Vec<VirtualService<'a>>,
     pub destination_rules: Vec<DestinationRule<'a>>,
     pub services: HashMap<Host, Service>,
-    /// The services of hosts that several have, the one that counts first.
-    pub rivals: Vec<(Host, Vec<Rival>)>,
+    /// The services of hosts that several objects name, in the order in which they count.
+    pub same_host: Vec<(Host, Vec<Arc<mesh::Service>>)>,
     /// The hosts of services by namespace.
     pub hosts: HashMap<Arc<str>, Vec<Host>>,
     /// Places in `destination_rules` by host.
     pub rules_by_host: HashMap<Host, Vec<usize>>,
     /// The pods' labels by namespace, each set once.
     pub pods: HashMap<Arc<str>, BTreeSet<&'a Labels>>,
+    /// The same as Istio's selectors see them.
+    pub workloads: HashMap<Arc<str>, BTreeSet<WorkloadLabels>>,
     /// The objects that are there but can not be used, and what they speak of.
     refused: Refused<'a>,
     /// The hosts of services written backwards, to find those with one ending.
@@ -171,6 +194,12 @@ impl<'a> Index<'a> {
         }
         let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
         let (mesh, held) = Guard::default().apply(Builder::new(config.clone()).update(store, &all));
+        let mut workloads: HashMap<Arc<str>, BTreeSet<WorkloadLabels>> = HashMap::new();
+        for entry in store.all(Kind::Pod) {
+            let meta = &entry.object.meta;
+            let labels = WorkloadLabels::new(&mesh.pod_topology(&meta.namespace, &meta.name), &meta.labels, store);
+            workloads.entry(meta.namespace.clone()).or_default().insert(labels);
+        }
         let services = services(store, &mesh, &pods);
         let mut hosts: HashMap<Arc<str>, Vec<Host>> = HashMap::new();
         for known in mesh.services.values().flat_map(|list| list.iter()) {
@@ -212,7 +241,7 @@ impl<'a> Index<'a> {
             virtual_services: virtual_services.collect(),
             endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
             refused: Refused::new(store, config),
-            rivals: rivals(&mesh),
+            same_host: same_host(&mesh),
             weighted_subsets: guard::weighted_subsets(&mesh),
             mesh,
             held,
@@ -223,6 +252,7 @@ impl<'a> Index<'a> {
             hosts,
             rules_by_host,
             pods,
+            workloads,
             by_short_name,
             namespaces,
         }
@@ -380,39 +410,41 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
     starts.map(|at| format!("*{}", rest.get(at..).unwrap_or_default())).collect::<Vec<_>>().into_iter()
 }
 
-/// The services of each host that several have.
-fn rivals(mesh: &Mesh) -> Vec<(Host, Vec<Rival>)> {
-    let several = mesh.services.iter().filter(|(_, list)| list.len() > 1);
-    let rival = |known: &Registered| {
-        let service = &known.service;
-        let kind = match service.registry {
-            Registry::Kubernetes => Kind::Service,
-            Registry::ServiceEntry => Kind::ServiceEntry,
-        };
-        let key = ObjectKey::new(kind, &service.namespace, &service.name);
-        Rival { key, visibility: service.visibility.clone() }
-    };
-    several.map(|(host, list)| (host.clone(), list.iter().map(rival).collect())).collect()
+/// The services of each host that several objects name.
+fn same_host(mesh: &Mesh) -> Vec<(Host, Vec<Arc<mesh::Service>>)> {
+    let several =
+        |list: &[Registered]| list.len() > 1 || list.iter().any(|known| !known.service.merged_from.is_empty());
+    let hosts = mesh.services.iter().filter(|(_, list)| several(list));
+    let sorted = hosts.map(|(host, list)| {
+        let mut services: Vec<_> = list.iter().map(|known| known.service.clone()).collect();
+        services.sort_by_key(|service| (service.registry, service.visibility == Visibility::Public));
+        (host.clone(), services)
+    });
+    sorted.collect()
 }
 
 /// The services as weir serves them, with what is known of their endpoints.
 fn services(store: &Store, mesh: &Mesh, pods: &HashMap<Arc<str>, BTreeSet<&Labels>>) -> HashMap<Host, Service> {
     let by_pod_label = PodsByLabel::new(pods);
+    let (none, anywhere) = (Labels::new(), mesh.own_topology());
     let mut services = HashMap::new();
     let first = mesh.services.iter().filter_map(|(host, list)| Some((host, list.first()?)));
     for (host, known) in first {
         let service = &known.service;
-        let labels: Vec<_> =
-            known.endpoints.list.iter().map(|endpoint| Arc::new(endpoint.workload.labels.clone())).collect();
+        let all = known.endpoints.list.iter();
+        let labels = all.map(|one| WorkloadLabels::new(&one.topology, &one.workload.labels, store));
+        let labels: Vec<_> = labels.collect();
         let key = ObjectKey::new(Kind::Service, &service.namespace, &service.name);
         let selector = store.get(&key).and_then(|entry| {
             spec_of(entry, |spec| if let Spec::Service(spec) = spec { Some(&spec.selector) } else { None })
         });
         let endpoints = if labels.is_empty() {
-            selector.map(|selector| by_pod_label.select(&service.namespace, selector)).filter(|pods| !pods.is_empty())
+            let pods = by_pod_label.find(&service.namespace, selector.unwrap_or(&none));
+            let pods = pods.map(|own| WorkloadLabels::new(&anywhere, own, store));
+            Some(pods.collect::<Vec<_>>()).filter(|pods| !pods.is_empty())
         } else {
             // An endpoint without labels is one of which nothing is known.
-            labels.iter().all(|labels| !labels.is_empty()).then_some(labels)
+            known.endpoints.list.iter().all(|one| !one.workload.labels.is_empty()).then_some(labels)
         };
         let ports = service.ports.iter().map(|port| (port.number, port.protocol)).collect();
         let (namespace, visibility) = (service.namespace.clone(), service.visibility.clone());
@@ -441,11 +473,6 @@ impl<'a> PodsByLabel<'a> {
     }
 
     /// The label sets of the pods that a service's selector chooses; none for an empty selector.
-    pub fn select(&self, namespace: &str, selector: &Labels) -> Vec<Arc<Labels>> {
-        self.find(namespace, selector).map(|labels| Arc::new(labels.clone())).collect()
-    }
-
-    /// The same, as they are.
     pub fn find<'b>(&'b self, namespace: &'b str, selector: &'b Labels) -> impl Iterator<Item = &'a Labels> + 'b {
         let candidates = selector.iter().map(|(name, value)| {
             self.by_label.get(&(namespace, name.as_str(), value.as_str())).map(Vec::as_slice).unwrap_or_default()

@@ -16,6 +16,7 @@ mod problems;
 mod protocols;
 mod references;
 mod routes;
+mod same_host;
 mod served;
 mod service;
 mod sidecar;
@@ -73,6 +74,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
         destination_rule::check(one, &index, &mut found);
     }
     conflicts::check(&index, &mut found);
+    same_host::check(&index, &mut found);
     host_conflicts::check(&index, &mut found);
     held::check(&index, &mut found);
     let mut found = found.0;

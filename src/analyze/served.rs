@@ -7,7 +7,7 @@ use super::index::{Index, VirtualService, is_name};
 use super::{Findings, all_of, any_of, code};
 use crate::api::Labels;
 use crate::mesh::{Locality, Mesh, NodeMetadata, Proxy, Scope, Visibility};
-use crate::snapshot::{Memo, ResourceType};
+use crate::snapshot::{ResourceType, SnapshotBuilder};
 
 /// The ports on which each name is answered.
 type Ports = HashMap<String, BTreeSet<u16>>;
@@ -15,13 +15,13 @@ type Ports = HashMap<String, BTreeSet<u16>>;
 /// What sidecars are served, as far as it was asked for.
 pub(super) struct Served<'a> {
     mesh: &'a Mesh,
-    memo: Memo,
+    memo: SnapshotBuilder,
     by_scope: BTreeMap<Scope, Ports>,
 }
 
 impl<'a> Served<'a> {
     pub fn new(mesh: &'a Mesh) -> Self {
-        Self { mesh, memo: Memo::default(), by_scope: BTreeMap::new() }
+        Self { mesh, memo: SnapshotBuilder::default(), by_scope: BTreeMap::new() }
     }
 
     /// The ports on which sidecars with these labels in `namespace` have routes for `host`.
@@ -34,7 +34,9 @@ impl<'a> Served<'a> {
             let mut ports = Ports::new();
             for routes in memo.snapshot(mesh, scope, 0).get(ResourceType::Route).values() {
                 let Ok(port) = routes.name.parse::<u16>() else { continue };
-                for domain in routes.parts.iter().flat_map(|part| part.domains.iter()) {
+                for domain in
+                    routes.table().into_iter().flat_map(|table| table.iter()).flat_map(|host| host.domains.iter())
+                {
                     ports.entry(domain.to_ascii_lowercase()).or_default().insert(port);
                 }
             }

@@ -57,7 +57,7 @@ fn said(port: &api::ServicePort) -> Option<Protocol> {
     Protocol::of(port).filter(|protocol| *protocol != Protocol::Unknown)
 }
 
-fn word(protocol: Protocol) -> String {
+pub(super) fn word(protocol: Protocol) -> String {
     format!("{protocol:?}").to_ascii_uppercase()
 }
 

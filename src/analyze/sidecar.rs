@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::index::Index;
 use super::references::unknown_namespace;
 use super::{Findings, code};
-use crate::api::{self, Kind, Spec, selects};
+use crate::api::{self, Kind, Spec};
 use crate::mesh::{covers, is_wildcard};
 use crate::store::Entry;
 
@@ -45,15 +45,15 @@ fn selector(
         return;
     }
     let path = "spec.workloadSelector";
-    let Some(pods) = index.pods.get(namespace) else { return };
-    if !pods.iter().any(|pod| selects(&own, pod)) {
+    let Some(pods) = index.workloads.get(namespace) else { return };
+    if !pods.iter().any(|pod| pod.may_have(&own)) {
         let message = format!("no pod in {namespace} has all of these labels, so the Sidecar is for no proxy");
         found.add(&code::NO_WORKLOADS, entry, path, message, "correct the labels, or remove the Sidecar");
         return;
     }
     let rival = older.iter().find(|(_, other)| {
         let other = labels(other);
-        !other.is_empty() && pods.iter().any(|pod| selects(&own, pod) && selects(&other, pod))
+        !other.is_empty() && pods.iter().any(|pod| pod.may_have(&own) && pod.may_have(&other))
     });
     if let Some((first, _)) = rival {
         let message = format!("{} selects some of the same pods, and comes first for them", first.object.key());

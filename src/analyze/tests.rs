@@ -212,7 +212,11 @@ fn every_kind_of_finding_is_found() {
         core("Service", "name: p2, namespace: shop", "selector: {version: v1}, ports: [{name: tcp, port: 80}]"),
         core("Service", "name: p3, namespace: shop", "type: ExternalName, externalName: a.b, ports: [{port: 80}]"),
         istio("ServiceEntry", "e1", "hosts: [e.com], ports: [{name: tcp, number: 5, protocol: TCP}]"),
-        istio("ServiceEntry", "e2", "hosts: [e.com], ports: [{name: http, number: 80, protocol: HTTP}]"),
+        istio(
+            "ServiceEntry",
+            "e2",
+            "hosts: [e.com], resolution: DNS, ports: [{name: http, number: 80, protocol: HTTP}]",
+        ),
         istio("Sidecar", "x1", "egress: [{hosts: ['./nobody.com']}]"),
         istio("Sidecar", "x2", "egress: [{hosts: ['./*']}]"),
         istio("Sidecar", "x3", "workloadSelector: {labels: {app: web}}, egress: [{hosts: ['./*']}]"),

@@ -25,6 +25,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Which endpoints are preferred: PreferClose, PreferSameZone or PreferSameNode.
     pub traffic_distribution: String,
+    /// Cluster (default), or Local: clients reach only the endpoints on their own node.
+    pub internal_traffic_policy: String,
 }
 
 /// What a Pod says beside its metadata. The API server is asked for the metadata alone, so that this is only known of
@@ -35,8 +37,8 @@ pub struct Pod {
     pub node_name: String,
     /// Who it runs as.
     pub service_account: String,
-    /// Its address.
-    pub ip: String,
+    /// Its addresses: one, or one of each family, that of the cluster's first family at the front.
+    pub ips: Vec<String>,
 }
 
 /// One port of a service.
@@ -140,6 +142,8 @@ pub struct TargetRef {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// What tells it from another one that had the name before.
+    pub uid: String,
 }
 
 /// One port of a slice or of an Endpoints subset.

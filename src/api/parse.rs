@@ -297,11 +297,16 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
 /// Nothing here can be wrong: what is missing or odd is as if it were not known.
 fn pod(spec: &Value, status: Option<&Value>) -> Pod {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
-    Pod {
-        node_name: text(spec.get("nodeName")),
-        service_account: text(spec.get("serviceAccountName")),
-        ip: text(status.and_then(|status| status.get("podIP"))),
+    let listed = status.and_then(|status| status.get("podIPs")).and_then(Value::as_array).into_iter().flatten();
+    let listed = listed.filter_map(|one| one.get("ip"));
+    let first = status.and_then(|status| status.get("podIP"));
+    let mut ips: Vec<String> = Vec::new();
+    for ip in first.into_iter().chain(listed).filter_map(Value::as_str) {
+        if !ip.is_empty() && !ips.iter().any(|known| known == ip) {
+            ips.push(ip.to_owned());
+        }
     }
+    Pod { node_name: text(spec.get("nodeName")), service_account: text(spec.get("serviceAccountName")), ips }
 }
 
 /// Reads `value` as `T`, notes unknown fields, and says at which path below `prefix` it is wrong.

@@ -1,7 +1,7 @@
 //! `weir bootstrap`: prints the file to start an Envoy with.
 
 use std::io::{self, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -35,9 +35,9 @@ pub struct Args {
     #[arg(id = "kind", long = "type", value_name = "TYPE", default_value = "sidecar")]
     kind: Kind,
 
-    /// The address of the proxy's pod
+    /// The address of the proxy's pod; of a pod with two, give both, its first one first
     #[arg(long, default_value = "127.0.0.1")]
-    ip: IpAddr,
+    ip: Vec<IpAddr>,
 
     /// The name of the proxy's pod
     #[arg(long, value_name = "NAME", default_value = "envoy", value_parser = dns_name)]
@@ -58,6 +58,10 @@ pub struct Args {
     /// The name of the cluster the proxy runs in
     #[arg(long, value_name = "ID", default_value = "Kubernetes")]
     cluster_id: String,
+
+    /// The node the proxy runs on, for services with `internalTrafficPolicy: Local`
+    #[arg(long, value_name = "NAME", value_parser = dns_name)]
+    node_name: Option<String>,
 
     /// Where the proxy runs; zone and sub-zone may be left out
     #[arg(long, value_name = "REGION/ZONE/SUBZONE", value_parser = locality)]
@@ -127,8 +131,12 @@ impl Args {
 
     fn bootstrap(self) -> Bootstrap {
         let Kind::Sidecar = self.kind;
+        let (first, others) = match self.ip.split_first() {
+            Some((first, others)) => (*first, others.to_vec()),
+            None => (Ipv4Addr::LOCALHOST.into(), Vec::new()),
+        };
         let node = self.node_id.unwrap_or_else(|| NodeId {
-            ip: self.ip,
+            ip: first,
             pod: self.pod,
             dns_domain: self.dns_domain.unwrap_or_else(|| format!("{}.svc.cluster.local", self.namespace)),
             namespace: self.namespace,
@@ -137,6 +145,8 @@ impl Args {
             node,
             labels: self.labels.into_iter().collect(),
             cluster_id: self.cluster_id,
+            other_ips: others,
+            node_name: self.node_name,
             locality: self.locality,
             interception: match self.intercept {
                 Intercept::Redirect => Interception::Redirect,
@@ -200,10 +210,13 @@ mod tests {
     fn every_flag_shows() {
         let json = json(
             "--xds weir:1234 --label app=web -l version=v1 --cluster-id east --locality eu/eu-a/r7 --intercept none --sotw \
-             --admin-address [::1]:9901",
+             --ip 10.1.2.3 --ip fd00::3 --node-name n1 --admin-address [::1]:9901",
         );
         let node = &json["node"];
         assert_eq!(node["cluster"], "web.default");
+        assert_eq!(node["id"], "sidecar~10.1.2.3~envoy.default~default.svc.cluster.local");
+        assert_eq!(node["metadata"]["INSTANCE_IPS"], "10.1.2.3,fd00::3");
+        assert_eq!(node["metadata"]["NODE_NAME"], "n1");
         assert_eq!(node["metadata"]["LABELS"], serde_json::json!({ "app": "web", "version": "v1" }));
         assert_eq!(node["metadata"]["CLUSTER_ID"], "east");
         assert_eq!(node["metadata"]["INTERCEPTION_MODE"], "NONE");

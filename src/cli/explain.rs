@@ -8,7 +8,7 @@ use anyhow::bail;
 use super::objects::Objects;
 use crate::explain::{self, Destination, Explanation, Outcome, Question, Request};
 use crate::mesh::View;
-use crate::snapshot::Memo;
+use crate::snapshot::SnapshotBuilder;
 
 /// Say what happens to a request: which route takes it, why not the ones before, and where it goes
 #[derive(Debug, clap::Args)]
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("weir: no pod {} is among the objects: it is taken to have no labels", args.from);
     }
     let scope = objects.mesh.scope(&proxy);
-    let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope, 1);
     let view = View::new(&objects.mesh, &scope);
     let mut answer = explain::explain(&view, &snapshot, &question);
     answer.add_held(&objects.held);
@@ -169,7 +169,8 @@ fn text(answer: &Explanation) -> String {
                         } else {
                             String::new()
                         };
-                        let at = format!("{:<24} {}", endpoint.address, endpoint.locality);
+                        let addresses = [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses].concat();
+                        let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
                         line("", &format!("            {}{priority}{state}", at.trim_end()));
                     }
                     if goes_where_it_wants(one) {

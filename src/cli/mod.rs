@@ -24,6 +24,9 @@ pub struct MeshArgs {
     /// The cluster's DNS domain
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = domain)]
     domain: String,
+    /// The id of the cluster, which workloads have as the label topology.istio.io/cluster
+    #[arg(long, value_name = "ID", default_value = "Kubernetes")]
+    cluster_id: String,
     /// The namespace whose DestinationRules and Sidecar hold for all others
     #[arg(long, value_name = "NAMESPACE", default_value = "istio-system", value_parser = dns_label)]
     root_namespace: String,
@@ -41,6 +44,7 @@ impl MeshArgs {
     pub fn config(&self) -> MeshConfig {
         MeshConfig {
             domain: self.domain.as_str().into(),
+            cluster: self.cluster_id.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
             outbound: self.outbound_policy,
             empty_subset: self.empty_subset,

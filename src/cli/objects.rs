@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::usage;
 use crate::api;
@@ -67,14 +66,17 @@ impl Objects {
         if object.is_none() && known {
             anyhow::bail!("there is no {key} among the objects");
         }
-        let own = object.and_then(|object| match &object.spec {
-            api::Spec::Pod(pod) if !pod.ip.is_empty() => Some(Arc::from(pod.ip.as_str())),
-            _ => None,
-        });
-        let address = own.or_else(|| self.pod_address(namespace, pod)).unwrap_or_else(|| Arc::from("127.0.0.1"));
+        let mut addresses = match object.map(|object| &object.spec) {
+            Some(api::Spec::Pod(pod)) => pod.ips.clone(),
+            _ => Vec::new(),
+        };
+        if addresses.is_empty() {
+            addresses = self.pod_addresses(namespace, pod);
+        }
+        let address = addresses.first().map_or("127.0.0.1", String::as_str);
         let id = format!("sidecar~{address}~{pod}.{namespace}~{namespace}.svc.{}", self.mesh.config.domain);
         let labels = object.map(|object| object.meta.labels.clone()).unwrap_or_default();
-        let metadata = NodeMetadata { labels, ..Default::default() };
+        let metadata = NodeMetadata { labels, instance_ips: addresses, ..Default::default() };
         Ok(Proxy::new(&id, metadata, Locality::default())?)
     }
 
@@ -84,17 +86,62 @@ impl Objects {
         parts.is_some_and(|(ns, pod)| self.store.get(&api::ObjectKey::new(api::Kind::Pod, ns, pod)).is_some())
     }
 
-    /// A pod's address as the slices know it.
-    fn pod_address(&self, namespace: &str, pod: &str) -> Option<Arc<str>> {
+    /// A pod's addresses as the slices know them: the first of each family, IPv4 at the front.
+    fn pod_addresses(&self, namespace: &str, pod: &str) -> Vec<String> {
         let slices =
             self.store.all(api::Kind::EndpointSlice).filter(|entry| *entry.object.meta.namespace == *namespace);
-        slices.into_iter().find_map(|entry| match &entry.object.spec {
-            api::Spec::EndpointSlice(slice) => slice.endpoints.iter().find_map(|one| {
-                let target = one.target_ref.as_ref()?;
-                (target.kind == "Pod" && target.name == pod)
-                    .then(|| one.addresses.first().map(|address| address.as_str().into()))?
-            }),
-            _ => None,
-        })
+        let endpoints = slices.flat_map(|entry| match &entry.object.spec {
+            api::Spec::EndpointSlice(slice) => slice.endpoints.as_slice(),
+            _ => &[],
+        });
+        let own = endpoints.filter(|endpoint| {
+            endpoint.target_ref.as_ref().is_some_and(|target| target.kind == "Pod" && target.name == pod)
+        });
+        let addresses: Vec<&String> = own.filter_map(|endpoint| endpoint.addresses.first()).collect();
+        let of_family = |v6: bool| addresses.iter().find(|address| address.contains(':') == v6);
+        [of_family(false), of_family(true)].into_iter().flatten().map(|address| (*address).clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(objects: &str, pod: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("objects.yaml");
+        std::fs::write(&file, objects).unwrap();
+        let objects = Objects::load(&file, MeshConfig::default()).unwrap();
+        let proxy = objects.proxy(pod, false).unwrap();
+        assert_eq!(proxy.id.split('~').nth(1), Some(&*proxy.addresses[0]));
+        proxy.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_proxy_has_all_addresses_of_its_pod() {
+        let pod = |status: &str| {
+            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop}}\nstatus: {{{status}}}\n")
+        };
+        let slice = |name: &str, family: &str, address: &str| {
+            format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                 metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
+                 addressType: {family}\n\
+                 endpoints: [{{addresses: ['{address}'], targetRef: {{kind: Pod, name: web-0}}}}]\n"
+            )
+        };
+        let slices =
+            slice("a", "IPv6", "fd00:1::1") + &slice("b", "IPv4", "10.1.1.1") + &slice("c", "IPv4", "10.1.1.1");
+        for (status, slices, expected) in [
+            ("", "", &["127.0.0.1"][..]),
+            ("podIP: 10.1.7.1", "", &["10.1.7.1"]),
+            ("podIP: 10.1.7.1, podIPs: [{ip: 10.1.7.1}, {ip: 'fd00:7::1'}]", "", &["10.1.7.1", "fd00:7::1"]),
+            ("podIP: 'fd00:7::1', podIPs: [{ip: 'fd00:7::1'}, {ip: 10.1.7.1}]", "", &["fd00:7::1", "10.1.7.1"]),
+            ("podIPs: [{ip: 10.1.7.1}, {ip: 'fd00:7::1'}, {}]", "", &["10.1.7.1", "fd00:7::1"]),
+            ("podIP: 10.1.7.1", slices.as_str(), &["10.1.7.1"]),
+            ("", slices.as_str(), &["10.1.1.1", "fd00:1::1"]),
+        ] {
+            assert_eq!(addresses(&format!("{}{slices}", pod(status)), "shop/web-0"), expected, "{status}");
+        }
     }
 }

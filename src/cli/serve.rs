@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::admission::{Limits, descriptors};
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::source::directory::DirectoryError;
 use crate::source::kubernetes;
-use crate::xds::door::Limits;
 use crate::xds::stream::Settings;
 
 /// Flags of `weir serve`.
@@ -47,10 +47,19 @@ pub struct Args {
     /// After how long without an answer a proxy is shown as lagging
     #[arg(long, value_name = "SECONDS", default_value = "10", allow_negative_numbers = true, value_parser = seconds)]
     ack_timeout: Duration,
-    /// How many streams of proxies there may be
+    /// How many streams of proxies there may be, and how many connections
     #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().streams, allow_negative_numbers = true,
           value_parser = at_least_one)]
     max_streams: usize,
+    /// Memory that all proxies together may make weir hold, such as 512M or 2G; a proxy takes some 50 KB
+    /// [default: half of the container's or the machine's, at most 1G]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = bytes)]
+    client_memory: Option<usize>,
+    /// Which part of the streams, connections and memory one address may have; give 100 where all proxies come
+    /// through one load balancer
+    #[arg(long, value_name = "PERCENT", default_value_t = Limits::default().peer_share, allow_negative_numbers = true,
+          value_parser = percent)]
+    peer_share: u8,
     /// Send everything at once and wait for nothing, for a test that shows what the waiting is for
     #[arg(long, hide = true)]
     test_ungated: bool,
@@ -73,11 +82,48 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "expected a whole number of 1 or more".to_owned())
 }
 
+fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse().ok();
+    number.filter(|number| (1..=100).contains(number)).ok_or_else(|| "expected a percentage from 1 to 100".to_owned())
+}
+
+fn bytes(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let shift = match text.get(digits.len()..) {
+        Some("") => Some(0),
+        Some("k" | "K" | "Ki" | "KiB") => Some(10),
+        Some("m" | "M" | "Mi" | "MiB") => Some(20),
+        Some("g" | "G" | "Gi" | "GiB") => Some(30),
+        _ => None,
+    };
+    let number = digits.parse::<usize>().ok().filter(|number| *number > 0);
+    let all = number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+    // A single connection takes 32 KB.
+    let enough = all.filter(|all| *all >= 1 << 20);
+    enough.ok_or_else(|| "expected a number of bytes of 1M or more, such as 256M, 512Mi or 2G".to_owned())
+}
+
+/// What clients of ADS may take, and those of the admin port.
+fn limits(args: &Args) -> (Limits, Limits) {
+    let descriptors = descriptors::raise();
+    tracing::info!("{descriptors}");
+    let default = Limits::default();
+    let limits = Limits {
+        streams: args.max_streams,
+        connections: args.max_streams,
+        memory: args.client_memory.unwrap_or(default.memory),
+        peer_share: args.peer_share,
+        ..default
+    };
+    (limits.within(descriptors.for_proxies()), Limits::admin().within(descriptors.for_admin()))
+}
+
 /// Runs until SIGINT or SIGTERM, or until a part of it fails.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let local: IpAddr =
         if args.config_dir.is_some() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let (limits, admin_limits) = limits(&args);
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),
@@ -92,7 +138,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             gated: !args.test_ungated,
             ..Default::default()
         },
-        limits: Limits { streams: args.max_streams, ..Default::default() },
+        limits,
+        admin_limits,
     })
     .await
     .map_err(misused)?;

@@ -9,7 +9,7 @@ use super::objects::Objects;
 use super::usage;
 use crate::mesh::{Locality, NodeMetadata, Proxy};
 use crate::proto_json;
-use crate::snapshot::{Memo, ResourceType, Snapshot};
+use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 
 /// Flags of `weir translate`.
 #[derive(Debug, clap::Args)]
@@ -96,7 +96,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     objects.held.iter().for_each(|held| eprintln!("held: {held}"));
     let mesh = &objects.mesh;
-    let snapshot = Memo::default().snapshot(mesh, &mesh.scope(&proxy), 1);
+    let snapshot = SnapshotBuilder::default().snapshot(mesh, &mesh.scope(&proxy), 1);
     print(&args, &snapshot)?;
     Ok(if objects.problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -153,6 +153,9 @@ pub struct Destination {
 pub struct Endpoint {
     /// Address and port.
     pub address: String,
+    /// Further addresses of the same endpoint, which Envoy tries as well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_addresses: Vec<String>,
     /// Where it is.
     pub locality: String,
     /// 0 is the first.
@@ -232,20 +235,24 @@ impl Player<'_> {
                 Some(target) => self.view.service(target)?.known.service.clone(),
                 None => seen.known.service.clone(),
             };
-            let own = service.addresses.iter().find(|address| !address.contains('/')).map(ToString::to_string);
-            return own.or_else(|| Some(seen.known.endpoints.list.first()?.address.to_string()));
+            let families = self.view.scope.families;
+            let own = service.addresses.iter().find(|address| !address.contains('/') && families.reach(address));
+            let mut of_pods = seen.known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses());
+            return own.or_else(|| of_pods.find(|address| families.reach(address))).map(ToString::to_string);
         }
         // A pod of a headless service has a name below the service's.
         let (pod, service) = host.split_once('.')?;
         let known = self.named(service).map(|seen| seen.known)?;
         let headless =
             known.service.resolution == Resolution::Passthrough && known.service.registry == Registry::Kubernetes;
-        let mut pods = known.endpoints.list.iter().filter(|endpoint| headless && *endpoint.hostname == *pod);
-        Some(pods.next()?.address.to_string())
+        let pods = known.endpoints.list.iter().filter(|endpoint| headless && *endpoint.hostname == *pod);
+        let families = self.view.scope.families;
+        let mut addresses = pods.flat_map(|endpoint| endpoint.addresses());
+        addresses.find(|address| families.reach(address)).map(ToString::to_string)
     }
 
     /// The service that a client means by a name, which DNS search paths make longer.
-    fn named(&self, name: &str) -> Option<&Seen<'_>> {
+    fn named(&self, name: &str) -> Option<Seen<'_>> {
         let config = &self.view.mesh.config;
         let full = resolve(name, &self.view.scope.namespace, &config.domain);
         let longer = [format!("{full}.svc.{}", config.domain), format!("{full}.{}", config.domain)];
@@ -300,8 +307,7 @@ impl Player<'_> {
 
     /// What says each of the routes of a virtual host, in order.
     fn said(&self, virtual_host: &str, routes: &str) -> Vec<Source> {
-        let Some((host, port)) = virtual_host.rsplit_once(':') else { return Vec::new() };
-        let Ok(port) = port.parse::<u16>() else { return Vec::new() };
+        let Some((host, port)) = hosts::host_and_port(virtual_host) else { return Vec::new() };
         let lookup = |name: &str| -> Option<Known> {
             let known = self.view.service(name)?.known;
             Some((known.service.clone(), self.view.destination_rule(known).cloned()))
@@ -324,7 +330,7 @@ impl Player<'_> {
 
     /// The routes that this proxy does not get at all, and why.
     fn add_left_out(&self, virtual_host: &str, port: u16, answer: &mut Explanation) {
-        let Some((host, _)) = virtual_host.rsplit_once(':') else { return };
+        let Some((host, _)) = hosts::host_and_port(virtual_host) else { return };
         let (mut all, mut lost, mut overruled) = (Vec::new(), Vec::new(), Vec::new());
         let mut counting = None;
         for rules in self.view.rules_at(port).http(host) {
@@ -485,7 +491,7 @@ impl Source {
 /// Whether a port of this protocol has its virtual host in a route configuration of this name.
 fn carries_http(protocol: Protocol, routes: &str) -> bool {
     let by_port = routes.bytes().all(|b| b.is_ascii_digit());
-    if by_port { protocol.is_http() } else { protocol == Protocol::Unknown }
+    if by_port { protocol.may_be_http() } else { protocol == Protocol::Unknown }
 }
 
 enum Terminal {
@@ -713,19 +719,10 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
             let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &one.host_identifier else {
                 return None;
             };
-            let address = match host.address.as_ref()?.address.as_ref()? {
-                core::address::Address::SocketAddress(socket) => {
-                    let port = match socket.port_specifier {
-                        Some(core::socket_address::PortSpecifier::PortValue(port)) => port,
-                        _ => 0,
-                    };
-                    format!("{}:{port}", socket.address)
-                }
-                core::address::Address::Pipe(pipe) => pipe.path.clone(),
-                _ => return None,
-            };
+            let others = host.additional_addresses.iter().filter_map(|one| one.address.as_ref());
             Some(Endpoint {
-                address,
+                address: address_text(host.address.as_ref()?)?,
+                other_addresses: others.filter_map(address_text).collect(),
                 locality: locality.trim_end_matches('/').to_owned(),
                 priority: group.priority,
                 weight: one.load_balancing_weight.as_ref().map_or(1, |weight| weight.value),
@@ -733,6 +730,21 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
             })
         })
     })
+}
+
+fn address_text(address: &core::Address) -> Option<String> {
+    match address.address.as_ref()? {
+        core::address::Address::SocketAddress(socket) => {
+            let port = match socket.port_specifier {
+                Some(core::socket_address::PortSpecifier::PortValue(port)) => port,
+                _ => 0,
+            };
+            let is_v6 = socket.address.contains(':');
+            Some(if is_v6 { format!("[{}]:{port}", socket.address) } else { format!("{}:{port}", socket.address) })
+        }
+        core::address::Address::Pipe(pipe) => Some(pipe.path.clone()),
+        _ => None,
+    }
 }
 
 fn percent(fraction: &FractionalPercent) -> f64 {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{Explanation, Outcome, Question, Request, explain};
 use crate::guard::{Guard, What};
 use crate::mesh::{Builder, EmptySubset, Locality, MeshConfig, NodeMetadata, Proxy, View};
-use crate::snapshot::Memo;
+use crate::snapshot::SnapshotBuilder;
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
 
@@ -75,7 +75,7 @@ fn ask_with(config: &MeshConfig, objects: &str, question: Question) -> Explanati
     let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
     let proxy = Proxy::new(id, NodeMetadata::default(), Locality::parse("/z-a")).unwrap();
     let scope = mesh.scope(&proxy);
-    let snapshot = Memo::default().snapshot(&mesh, &scope, 1);
+    let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope, 1);
     let mut answer = explain(&View::new(&mesh, &scope), &snapshot, &question);
     answer.add_held(&held);
     answer

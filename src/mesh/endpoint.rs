@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::service::{Resolution, Service};
+use super::topology::{REGION, SUBZONE, Topology, ZONE};
 use crate::api::{self, Labels, Object, Spec, TargetRef};
 
 /// A place: region, zone and sub-zone, each possibly empty.
@@ -49,12 +51,14 @@ pub enum Health {
 pub struct Endpoint {
     /// The address: an IP address, a host name (with DNS resolution), or `unix://` and a path.
     pub address: Arc<str>,
+    /// The same workload's address of the other family, where it has both.
+    pub other_address: Option<Arc<str>>,
     /// The port at that address.
     pub port: u16,
     /// The name of the service's port.
     pub port_name: Arc<str>,
     /// Where it is.
-    pub locality: Arc<Locality>,
+    pub topology: Arc<Topology>,
     /// Whether it takes traffic.
     pub health: Health,
     /// Its share among the endpoints of its locality, 1 unless said otherwise.
@@ -65,6 +69,33 @@ pub struct Endpoint {
     pub hostname: Arc<str>,
 }
 
+impl Endpoint {
+    /// Every address, the one that is tried first at the front.
+    pub fn addresses(&self) -> impl Iterator<Item = &Arc<str>> {
+        std::iter::once(&self.address).chain(&self.other_address)
+    }
+
+    /// Region, zone and sub-zone.
+    pub fn locality(&self) -> &Locality {
+        &self.topology.locality
+    }
+
+    /// A label of what is behind it, where it is included.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.topology.label(&self.workload.labels, name)
+    }
+
+    /// All of these labels.
+    pub fn labels(&self) -> Labels {
+        self.topology.labels(&self.workload.labels)
+    }
+
+    /// Whether it has all labels of a subset.
+    pub fn is_in_subset(&self, subset: &Labels) -> bool {
+        self.topology.selects(subset, &self.workload.labels)
+    }
+}
+
 /// What is behind an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Workload {
@@ -72,12 +103,12 @@ pub struct Workload {
     pub labels: Labels,
     /// Its namespace.
     pub namespace: Arc<str>,
-    /// The node it runs on, as far as its pod says it.
+    /// The node it runs on, as far as its pod says it; slices say it as well.
     pub node: String,
     /// Who it runs as, as far as its pod says it.
     pub service_account: String,
-    /// Its address, as far as its pod says it.
-    pub ip: String,
+    /// Its addresses, as far as its pod says them.
+    pub ips: Vec<Arc<str>>,
 }
 
 /// The endpoints of one service, sorted, each address and port once.
@@ -87,26 +118,81 @@ pub struct EndpointSet {
     pub list: Vec<Endpoint>,
 }
 
+/// Where nodes are, by name.
+pub(super) type Nodes = BTreeMap<Arc<str>, Arc<Topology>>;
+
+impl EndpointSet {
+    /// Sorts endpoints, of which none stands twice.
+    pub(super) fn new(mut list: Vec<Endpoint>) -> Self {
+        // Envoy sums weights in 32 bits: shares that are too large are made smaller, all by the same factor.
+        let total: u64 = list.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+        let most = u64::from(u32::MAX).saturating_sub(list.len() as u64).max(1);
+        if total > most {
+            for endpoint in &mut list {
+                let share = u128::from(endpoint.weight) * u128::from(most) / u128::from(total);
+                endpoint.weight = u32::try_from(share).unwrap_or(u32::MAX).max(1);
+            }
+        }
+        list.sort_unstable();
+        Self { list }
+    }
+}
+
 /// What is needed of pods and nodes to make endpoints.
 #[derive(Debug, Default)]
 pub(super) struct Workloads {
     /// The pods, by namespace and name.
     pub pods: BTreeMap<(Arc<str>, Arc<str>), Arc<Workload>>,
-    /// Localities of the nodes, by name.
-    pub nodes: BTreeMap<Arc<str>, Arc<Locality>>,
+    /// Where the nodes are, by name.
+    pub nodes: Arc<Nodes>,
+    /// Where everything else is: in this cluster.
+    elsewhere: Arc<Topology>,
 }
 
 /// The locality that a node's labels give. Source: Kubernetes' well-known labels, and Istio's for the sub-zone.
 pub(super) fn node_locality(labels: &Labels) -> Locality {
     let label = |name: &str, old: &str| labels.get(name).or_else(|| labels.get(old)).cloned().unwrap_or_default();
     Locality {
-        region: label("topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"),
-        zone: label("topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"),
-        sub_zone: labels.get("topology.istio.io/subzone").cloned().unwrap_or_default(),
+        region: label(REGION, "failure-domain.beta.kubernetes.io/region"),
+        zone: label(ZONE, "failure-domain.beta.kubernetes.io/zone"),
+        sub_zone: labels.get(SUBZONE).cloned().unwrap_or_default(),
     }
 }
 
 impl Workloads {
+    pub fn new(cluster: &Arc<str>) -> Self {
+        let elsewhere = Arc::new(Topology { cluster: cluster.clone(), ..Topology::default() });
+        Self { elsewhere, ..Self::default() }
+    }
+
+    /// Takes in a node, or that it is gone. Returns whether anything is different.
+    pub fn set_node(&mut self, name: &Arc<str>, labels: Option<&Labels>) -> bool {
+        let new = labels.map(|labels| {
+            let locality = node_locality(labels);
+            Arc::new(Topology { locality, node: name.clone(), ..(*self.elsewhere).clone() })
+        });
+        if self.nodes.get(name) == new.as_ref() {
+            return false;
+        }
+        let nodes = Arc::make_mut(&mut self.nodes);
+        match new {
+            Some(topology) => nodes.insert(name.clone(), topology),
+            None => nodes.remove(name),
+        };
+        true
+    }
+
+    /// Takes in the network that the cluster is in. Returns whether anything is different.
+    pub fn set_network(&mut self, network: &Arc<str>) -> bool {
+        if self.elsewhere.network == *network {
+            return false;
+        }
+        for topology in Arc::make_mut(&mut self.nodes).values_mut().chain([&mut self.elsewhere]) {
+            *topology = Arc::new(Topology { network: network.clone(), ..(**topology).clone() });
+        }
+        true
+    }
+
     fn pod(&self, target: Option<&TargetRef>, namespace: &Arc<str>) -> Option<&Arc<Workload>> {
         let target = target.filter(|target| target.kind == "Pod")?;
         let namespace =
@@ -114,14 +200,21 @@ impl Workloads {
         self.pods.get(&(namespace, Arc::from(target.name.as_str())))
     }
 
-    fn locality(&self, workload: &Workload, node: Option<&str>, zone: Option<&str>) -> Arc<Locality> {
-        if let Some(own) = label_locality(&workload.labels) {
-            return Arc::new(own);
+    /// Where a workload is, of which its endpoint may say `node` and `zone`. What a pod says itself comes first.
+    pub fn topology(&self, workload: &Workload, node: Option<&str>, zone: Option<&str>) -> Arc<Topology> {
+        let node = Some(workload.node.as_str()).filter(|node| !node.is_empty()).or(node).unwrap_or_default();
+        let known = self.nodes.get(node);
+        let own = label_locality(&workload.labels);
+        if let (Some(known), None) = (known, &own) {
+            return known.clone();
         }
-        match node.and_then(|node| self.nodes.get(node)) {
-            Some(locality) => locality.clone(),
-            None => Arc::new(Locality { zone: zone.unwrap_or_default().to_owned(), ..Locality::default() }),
+        let zone = zone.unwrap_or_default();
+        if own.is_none() && node.is_empty() && zone.is_empty() {
+            return self.elsewhere.clone();
         }
+        let locality = own.unwrap_or_else(|| Locality { zone: zone.to_owned(), ..Locality::default() });
+        let node = known.map_or_else(|| Arc::from(node), |known| known.node.clone());
+        Arc::new(Topology { locality, node, ..(*self.elsewhere).clone() })
     }
 }
 
@@ -140,7 +233,7 @@ pub(super) fn collect<'a>(
     entries: impl Iterator<Item = &'a Object>,
     workloads: &Workloads,
 ) -> EndpointSet {
-    let mut out = Collector { service, seen: BTreeSet::new(), list: Vec::new() };
+    let mut out = Collector::new(service, workloads);
     let mut had_slice = false;
     for slice in slices {
         let Spec::EndpointSlice(spec) = &slice.spec else { continue };
@@ -149,10 +242,9 @@ pub(super) fn collect<'a>(
             let (Some(health), Some(address)) = (health(&endpoint.conditions), endpoint.addresses.first()) else {
                 continue;
             };
-            let workload = workloads.pod(endpoint.target_ref.as_ref(), &slice.meta.namespace);
-            let (node, zone) = (endpoint.node_name.as_deref(), endpoint.zone.as_deref());
             let added_from = out.list.len();
-            out.add_all(address, health, workload, |workload| workloads.locality(workload, node, zone), &spec.ports);
+            let place = (endpoint.node_name.as_deref(), endpoint.zone.as_deref());
+            out.add_target(address, health, &slice.meta.namespace, endpoint.target_ref.as_ref(), place, &spec.ports);
             out.name_from(added_from, endpoint.hostname.as_deref());
         }
     }
@@ -161,11 +253,10 @@ pub(super) fn collect<'a>(
             let ready = subset.addresses.iter().map(|address| (address, Health::Healthy));
             let not_ready = subset.not_ready_addresses.iter().map(|address| (address, Health::Unhealthy));
             for (address, health) in ready.chain(not_ready) {
-                let workload = workloads.pod(address.target_ref.as_ref(), &meta.namespace);
-                let node = address.node_name.as_deref();
-                let locality = |workload: &Workload| workloads.locality(workload, node, None);
                 let added_from = out.list.len();
-                out.add_all(&address.ip, health, workload, locality, &subset.ports);
+                let place = (address.node_name.as_deref(), None);
+                let target = address.target_ref.as_ref();
+                out.add_target(&address.ip, health, &meta.namespace, target, place, &subset.ports);
                 out.name_from(added_from, address.hostname.as_deref());
             }
         }
@@ -178,16 +269,28 @@ pub(super) fn collect<'a>(
     out.finish()
 }
 
-/// The endpoints of a ServiceEntry's `service`: the ones it lists, the WorkloadEntries and pods it selects (each pod
-/// with its address where that is known), or its own host where DNS is to be asked for that.
+/// A pod that a ServiceEntry selects.
+pub(super) struct SelectedPod<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its addresses: one, or one of each family.
+    pub addresses: Vec<Arc<str>>,
+    /// The node that a slice says it runs on.
+    pub node: Option<&'a str>,
+    /// The pod.
+    pub workload: &'a Arc<Workload>,
+}
+
+/// The endpoints of a ServiceEntry's `service`: the ones it lists, the WorkloadEntries and pods it selects (as far as
+/// their addresses are known), or its own host where DNS is to be asked for that.
 pub(super) fn collect_entry<'a>(
     service: &Service,
     spec: &api::ServiceEntry,
     entries: impl Iterator<Item = &'a Object>,
-    pods: impl Iterator<Item = (Arc<str>, &'a Arc<Workload>)>,
+    pods: impl Iterator<Item = SelectedPod<'a>>,
     workloads: &Workloads,
 ) -> EndpointSet {
-    let mut out = Collector { service, seen: BTreeSet::new(), list: Vec::new() };
+    let mut out = Collector::new(service, workloads);
     for entry in &spec.endpoints {
         out.add_entry(entry, None);
     }
@@ -197,17 +300,21 @@ pub(super) fn collect_entry<'a>(
                 out.add_entry(entry, Some(&object.meta.labels));
             }
         }
-        for (address, workload) in pods {
-            let node = Some(workload.node.as_str()).filter(|node| !node.is_empty());
-            let locality = workloads.locality(workload, node, None);
-            for port in &service.ports {
-                out.add(&address, port.target, port.name.clone(), Health::Healthy, 1, &locality, workload);
+        for pod in pods {
+            let topology = workloads.topology(pod.workload, pod.node, None);
+            for address in &pod.addresses {
+                let of = Of { workload: pod.workload, topology: &topology, health: Health::Healthy, weight: 1 };
+                let id = PodId { namespace: &service.namespace, name: pod.name, uid: "" };
+                for port in &service.ports {
+                    out.add(address, port.target, &port.name, of, Some(id));
+                }
             }
         }
     } else if spec.endpoints.is_empty() && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
-        let (workload, locality) = (Arc::default(), Arc::default());
+        let (workload, topology) = (Arc::default(), Arc::default());
+        let of = Of { workload: &workload, topology: &topology, health: Health::Healthy, weight: 1 };
         for port in &service.ports {
-            out.add(&service.host, port.target, port.name.clone(), Health::Healthy, 1, &locality, &workload);
+            out.add(&service.host, port.target, &port.name, of, None);
         }
     }
     out.finish()
@@ -223,32 +330,73 @@ fn health(conditions: &api::EndpointConditions) -> Option<Health> {
     }
 }
 
+/// A pod, told apart from an earlier one of the same name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct PodId<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    uid: &'a str,
+}
+
+/// What the endpoints of one workload have in common.
+#[derive(Clone, Copy)]
+struct Of<'a> {
+    workload: &'a Arc<Workload>,
+    topology: &'a Arc<Topology>,
+    health: Health,
+    weight: u32,
+}
+
 struct Collector<'a> {
     service: &'a Service,
+    workloads: &'a Workloads,
+    /// Whether IPv6 comes first for workloads that have both families.
+    v6_first: bool,
     seen: BTreeSet<(Arc<str>, Arc<str>, u16)>,
+    /// Places in `list` of the endpoints of pods, by pod, name of the service's port, and port.
+    of_pods: BTreeMap<(PodId<'a>, Arc<str>, u16), usize>,
     list: Vec<Endpoint>,
 }
 
-impl Collector<'_> {
-    fn add_all(
+impl<'a> Collector<'a> {
+    fn new(service: &'a Service, workloads: &'a Workloads) -> Self {
+        Self {
+            service,
+            workloads,
+            v6_first: service.addresses.first().is_some_and(|address| address.contains(':')),
+            seen: BTreeSet::new(),
+            of_pods: BTreeMap::new(),
+            list: Vec::new(),
+        }
+    }
+
+    /// An address of a slice or an Endpoints object in `namespace`, with what that says of its node and zone.
+    fn add_target(
         &mut self,
         address: &str,
         health: Health,
-        workload: Option<&Arc<Workload>>,
-        locality: impl Fn(&Workload) -> Arc<Locality>,
+        namespace: &'a Arc<str>,
+        target: Option<&'a TargetRef>,
+        (node, zone): (Option<&str>, Option<&str>),
         ports: &[api::EndpointPort],
     ) {
-        if address.parse::<std::net::IpAddr>().is_err() {
+        if address.parse::<IpAddr>().is_err() {
             return;
         }
         let address: Arc<str> = address.into();
-        let workload = workload.cloned().unwrap_or_default();
-        let locality = locality(&workload);
+        let workload = self.workloads.pod(target, namespace).cloned().unwrap_or_default();
+        let topology = self.workloads.topology(&workload, node, zone);
+        let id = target.filter(|target| target.kind == "Pod").map(|target| PodId {
+            namespace: if target.namespace.is_empty() { namespace } else { &target.namespace },
+            name: &target.name,
+            uid: &target.uid,
+        });
         for port in ports {
             let Some(number) = port.port.filter(|number| *number != 0) else { continue };
             let known = self.service.ports.iter().find(|known| *known.name == *port.name);
-            let Some(name) = known.map(|port| port.name.clone()) else { continue };
-            self.add(&address, number, name, health, 1, &locality, &workload);
+            let Some(name) = known.map(|port| &port.name) else { continue };
+            let of = Of { workload: &workload, topology: &topology, health, weight: 1 };
+            self.add(&address, number, name, of, id);
         }
     }
 
@@ -262,7 +410,11 @@ impl Collector<'_> {
             ("", None) => Locality::default(),
             (given, _) => Locality::parse(given),
         };
-        let (address, locality) = (Arc::from(entry.address.as_str()), Arc::new(locality));
+        let mut topology = Topology { locality, ..(*self.workloads.elsewhere).clone() };
+        if !entry.network.is_empty() {
+            topology.network = entry.network.as_str().into();
+        }
+        let (address, topology) = (Arc::from(entry.address.as_str()), Arc::new(topology));
         let workload = Arc::new(Workload {
             labels,
             namespace: self.service.namespace.clone(),
@@ -274,26 +426,8 @@ impl Collector<'_> {
             let own = entry.ports.get(&*port.name).and_then(|own| u16::try_from(*own).ok()).filter(|own| *own > 0);
             let target = if port.target > 0 { port.target } else { port.number };
             let weight = entry.weight.max(1);
-            let number = own.unwrap_or(target);
-            self.add(&address, number, port.name.clone(), Health::Healthy, weight, &locality, &workload);
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn add(
-        &mut self,
-        address: &Arc<str>,
-        port: u16,
-        port_name: Arc<str>,
-        health: Health,
-        weight: u32,
-        locality: &Arc<Locality>,
-        workload: &Arc<Workload>,
-    ) {
-        if self.seen.insert((address.clone(), port_name.clone(), port)) {
-            let (address, locality, workload) = (address.clone(), locality.clone(), workload.clone());
-            let hostname = Arc::default();
-            self.list.push(Endpoint { address, port, port_name, locality, health, weight, workload, hostname });
+            let of = Of { workload: &workload, topology: &topology, health: Health::Healthy, weight };
+            self.add(&address, own.unwrap_or(target), &port.name, of, None);
         }
     }
 
@@ -305,17 +439,43 @@ impl Collector<'_> {
         }
     }
 
-    fn finish(mut self) -> EndpointSet {
-        // Envoy sums weights in 32 bits: shares that are too large are made smaller, all by the same factor.
-        let total: u64 = self.list.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
-        let most = u64::from(u32::MAX).saturating_sub(self.list.len() as u64).max(1);
-        if total > most {
-            for endpoint in &mut self.list {
-                let share = u128::from(endpoint.weight) * u128::from(most) / u128::from(total);
-                endpoint.weight = u32::try_from(share).unwrap_or(u32::MAX).max(1);
+    /// Adds an address. Where it is a pod's, of which the address of the other family is there, the two are one
+    /// endpoint.
+    fn add(&mut self, address: &Arc<str>, port: u16, port_name: &Arc<str>, of: Of<'_>, pod: Option<PodId<'a>>) {
+        if !self.seen.insert((address.clone(), port_name.clone(), port)) {
+            return;
+        }
+        let is_v6 = |address: &str| address.contains(':');
+        if let Some(pod) = pod {
+            let at = self.of_pods.entry((pod, port_name.clone(), port)).or_insert(self.list.len());
+            if let Some(known) = self.list.get_mut(*at)
+                && known.other_address.is_none()
+                && is_v6(&known.address) != is_v6(address)
+            {
+                // Each family has a slice of its own, and one of them may lag behind.
+                known.health = known.health.max(of.health);
+                known.other_address = Some(if is_v6(address) == self.v6_first {
+                    std::mem::replace(&mut known.address, address.clone())
+                } else {
+                    address.clone()
+                });
+                return;
             }
         }
-        self.list.sort_unstable();
-        EndpointSet { list: self.list }
+        self.list.push(Endpoint {
+            address: address.clone(),
+            other_address: None,
+            port,
+            port_name: port_name.clone(),
+            topology: of.topology.clone(),
+            health: of.health,
+            weight: of.weight,
+            workload: of.workload.clone(),
+            hostname: Arc::default(),
+        });
+    }
+
+    fn finish(self) -> EndpointSet {
+        EndpointSet::new(self.list)
     }
 }

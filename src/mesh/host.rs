@@ -9,12 +9,17 @@ pub type Host = Arc<str>;
 /// name with a dot (or a wildcard, or an address) is taken as it is. Hosts compare without case, so the result is in
 /// lower case.
 pub fn resolve(host: &str, namespace: &str, domain: &str) -> Host {
-    let host = host.to_ascii_lowercase();
+    let host = without_brackets(host).to_ascii_lowercase();
     if host.contains('.') || host.contains('*') || host.contains(':') || host.is_empty() {
         host.into()
     } else {
         format!("{host}.{namespace}.svc.{domain}").into()
     }
+}
+
+/// A host without the brackets that IPv6 addresses have before a port.
+pub fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Whether `host` is a wildcard.
@@ -40,6 +45,9 @@ mod tests {
         assert_eq!(&*resolve("Web", "shop", "cluster.local"), "web.shop.svc.cluster.local");
         assert_eq!(&*resolve("web.shop", "pay", "cluster.local"), "web.shop");
         assert_eq!(&*resolve("*", "pay", "cluster.local"), "*");
+        for address in ["2001:DB8::77", "[2001:db8::77]"] {
+            assert_eq!(&*resolve(address, "shop", "cluster.local"), "2001:db8::77");
+        }
     }
 
     #[test]

@@ -3,38 +3,54 @@
 //! [`Builder`] keeps the model up to date from the [`Store`], touching what a change touches; a [`Mesh`] is one state
 //! of it, shared and never changed.
 
+mod change;
 mod delegate;
+mod destination_rules;
 mod endpoint;
 mod host;
+mod looked_at;
 mod proxy;
 mod rules;
+mod same_host;
+mod scope;
 mod service;
 mod sidecar;
+mod topology;
 mod view;
+mod virtual_services;
 mod visibility;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use change::MeshChange;
+pub use destination_rules::DestinationRules;
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
-pub use host::{Host, covers, is_wildcard, resolve};
+pub use host::{Host, covers, is_wildcard, resolve, without_brackets};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
-pub use rules::{
-    DestinationRule, DestinationRules, HttpRule, LostRoute, VirtualService, VirtualServices, VirtualServicesByHost,
-};
+pub use rules::{DestinationRule, HttpRule, LostRoute, VirtualService};
 pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
 pub use sidecar::{Sidecar, Sidecars};
+pub use topology::{HOSTNAME, NETWORK, REGION, SUBZONE, Topology, ZONE};
 pub use view::{Seen, View};
+pub use virtual_services::{Precedence, VirtualServices, VisibleVirtualServices};
 pub use visibility::Visibility;
 
-use crate::api::{Kind, Labels, Object, ObjectKey, Spec, selects};
+use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
+
+use crate::api::{Age, Kind, Labels, Meta, Object, ObjectKey, Spec, selects};
 use crate::store::Store;
+use endpoint::SelectedPod;
+use looked_at::LookedAt;
 
 /// What holds for the whole mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeshConfig {
     /// The cluster's domain.
     pub domain: Arc<str>,
+    /// The cluster's id.
+    pub cluster: Arc<str>,
     /// The namespace whose rules hold for all others.
     pub root_namespace: Arc<str>,
     /// What happens to requests for hosts that nobody knows.
@@ -57,6 +73,7 @@ impl Default for MeshConfig {
     fn default() -> Self {
         Self {
             domain: "cluster.local".into(),
+            cluster: "Kubernetes".into(),
             root_namespace: "istio-system".into(),
             outbound: OutboundPolicy::AllowAny,
             empty_subset: EmptySubset::Hold,
@@ -86,6 +103,12 @@ pub struct Registered {
     pub endpoints_revision: u64,
 }
 
+impl PartialEq for Registered {
+    fn eq(&self, other: &Self) -> bool {
+        (self.service_revision, self.endpoints_revision) == (other.service_revision, other.endpoints_revision)
+    }
+}
+
 /// The services that have one host, the one that counts first where all are seen.
 pub type SameHost = Arc<Vec<Registered>>;
 
@@ -95,7 +118,7 @@ pub struct Mesh {
     /// What holds for all of it.
     pub config: Arc<MeshConfig>,
     /// All services by host.
-    pub services: Arc<BTreeMap<Host, SameHost>>,
+    pub services: OrdMap<Host, SameHost>,
     /// All VirtualServices.
     pub virtual_services: Arc<VirtualServices>,
     /// All DestinationRules.
@@ -103,70 +126,62 @@ pub struct Mesh {
     /// All Sidecars.
     pub sidecars: Arc<Sidecars>,
     /// Which services have an endpoint at an address.
-    by_address: Arc<BTreeMap<Arc<str>, BTreeSet<Host>>>,
+    by_address: OrdMap<Arc<str>, OrdSet<Host>>,
+    /// The services that have a port with this number, by what is spoken there, the oldest first.
+    by_port: OrdMap<(u16, PortClass), OrdSet<(Age, Host)>>,
+    /// The hosts of the ExternalName services that stand for a host.
+    aliases: OrdMap<Host, OrdSet<Host>>,
     /// Where pods are, as far as they were read with their node.
-    pod_localities: Arc<BTreeMap<Name, Arc<Locality>>>,
+    pod_topologies: OrdMap<Name, Arc<Topology>>,
+    nodes: Arc<endpoint::Nodes>,
+    /// The network that the cluster is in, as the root namespace's label says it; empty where it does not.
+    network: Arc<str>,
     /// What of proxies some rule looks at.
     looked_at: Arc<LookedAt>,
 }
 
-/// What of proxies some rule looks at; the rest can not change an answer.
-#[derive(Clone, Debug, Default)]
-struct LookedAt {
-    labels: BTreeSet<String>,
-    locality: bool,
-    node: bool,
+/// What a listener has to tell apart of the ports that share its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PortClass {
+    /// HTTP other than gRPC-Web: every such port adds the same to its listener.
+    Http,
+    /// gRPC-Web: the same, with one filter more.
+    GrpcWeb,
+    /// Everything else: each adds something of its own.
+    Other,
+}
+
+impl PortClass {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Http, Self::GrpcWeb, Self::Other];
+
+    /// That of a protocol.
+    pub fn of(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::GrpcWeb => Self::GrpcWeb,
+            protocol if protocol.is_http() => Self::Http,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Mesh {
-    /// What of `proxy` can change its answer in this state of the mesh.
-    pub fn scope(&self, proxy: &Proxy) -> Scope {
-        let labels = proxy.labels.iter().filter(|(name, _)| self.looked_at.labels.contains(*name));
-        let sidecar = self.sidecars.find(&proxy.namespace, &proxy.labels, &self.config.root_namespace);
-        Scope {
-            namespace: proxy.namespace.clone(),
-            labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
-            interception: proxy.interception,
-            inbound: match proxy.interception {
-                Interception::None => Vec::new(),
-                Interception::Redirect => self.inbound(proxy),
-            },
-            locality: if self.looked_at.locality { self.locality(proxy) } else { Locality::default() },
-            node: if self.looked_at.node { proxy.node.clone() } else { Arc::default() },
-            families: Families::of(&proxy.addresses),
-            headless: {
-                let headless = |(service, _): &(&Service, _)| service.resolution == Resolution::Passthrough;
-                let own = self.endpoints_of(proxy).filter(headless).map(|(_, endpoint)| endpoint.address.clone());
-                own.collect::<BTreeSet<_>>().into_iter().collect()
-            },
-            sidecar: sidecar.map(|sidecar| (sidecar.key.clone(), sidecar.revision)),
+    /// A mesh without any object.
+    pub fn empty(config: MeshConfig) -> Self {
+        Self {
+            config: Arc::new(config),
+            services: OrdMap::new(),
+            virtual_services: Arc::default(),
+            destination_rules: Arc::default(),
+            sidecars: Arc::default(),
+            by_address: OrdMap::new(),
+            by_port: OrdMap::new(),
+            aliases: OrdMap::new(),
+            pod_topologies: OrdMap::new(),
+            nodes: Arc::default(),
+            network: Arc::default(),
+            looked_at: Arc::default(),
         }
-    }
-
-    /// Where a proxy is: as it says itself, else as its label says, else where its pod's node is, else as the endpoints
-    /// at its address are.
-    fn locality(&self, proxy: &Proxy) -> Locality {
-        if proxy.locality != Locality::default() {
-            return proxy.locality.clone();
-        }
-        if let Some(own) = endpoint::label_locality(&proxy.labels) {
-            return own;
-        }
-        if let Some(own) = self.pod_localities.get(&(proxy.namespace.clone(), proxy.name.clone())) {
-            return (**own).clone();
-        }
-        let own = self.endpoints_of(proxy).find(|(_, endpoint)| *endpoint.locality != Locality::default());
-        own.map(|(_, endpoint)| (*endpoint.locality).clone()).unwrap_or_default()
-    }
-
-    /// The endpoints that a proxy's own workload is, each with its service.
-    fn endpoints_of<'a>(&'a self, proxy: &'a Proxy) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
-        let hosts = proxy.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten();
-        let known = hosts.filter_map(|host| self.services.get(host)).flat_map(|list| list.iter());
-        known.flat_map(|known| {
-            let own = known.endpoints.list.iter().filter(|endpoint| proxy.addresses.contains(&endpoint.address));
-            own.map(|endpoint| (&*known.service, endpoint))
-        })
     }
 
     /// The ports at which services reach `proxy`, each number once; the oldest service wins it.
@@ -190,16 +205,40 @@ impl Mesh {
         by_target.into_values().map(|(_, port)| port).collect()
     }
 
-    /// Of several services with one host the one that counts in `namespace`: its own, else a Kubernetes Service, else
-    /// the oldest.
-    fn pick<'a>(
+    /// Of several services with one host the one that counts in `namespace`: its own before others, a Kubernetes Service
+    /// before a ServiceEntry, what is exported to it by name before what all see, and the oldest of these.
+    pub(crate) fn pick<'a>(
         &self,
         list: &'a SameHost,
         namespace: &str,
         also: impl Fn(&Registered) -> bool,
     ) -> Option<&'a Registered> {
-        let seen = || list.iter().filter(|one| one.service.visibility.includes(namespace) && also(one));
-        seen().find(|one| *one.service.namespace == *namespace).or_else(|| seen().next())
+        let seen = list.iter().filter(|known| known.service.visibility.includes(namespace) && also(known));
+        seen.min_by_key(|known| {
+            let service = &known.service;
+            (*service.namespace != *namespace, service.registry, service.visibility == Visibility::Public)
+        })
+    }
+
+    /// The hosts of services that have a port of this number and class, the oldest first.
+    pub fn hosts_at(&self, port: u16, class: PortClass) -> impl Iterator<Item = &Host> {
+        self.by_port.get(&(port, class)).into_iter().flatten().map(|(_, host)| host)
+    }
+
+    /// The hosts of the ExternalName services that stand for a host, whoever sees them.
+    pub fn aliases_of(&self, host: &str) -> impl Iterator<Item = &Host> {
+        self.aliases.get(host).into_iter().flatten()
+    }
+
+    /// The services with an endpoint at an address.
+    pub fn services_at(&self, address: &str) -> impl Iterator<Item = &Registered> {
+        let hosts = self.by_address.get(address).into_iter().flatten();
+        hosts.filter_map(|host| self.services.get(host)).flat_map(|list| list.iter())
+    }
+
+    /// The numbers of all ports that any service has.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        self.by_port.keys().map(|(port, _)| *port).collect()
     }
 
     /// The first service of a host, whoever sees it.
@@ -224,7 +263,15 @@ pub struct Builder {
     service_of_slice: BTreeMap<Name, Arc<str>>,
     /// The hosts of each ServiceEntry as last seen.
     hosts_of_entry: BTreeMap<Name, Vec<Host>>,
+    declared: same_host::Declared,
+    /// The VirtualServices as they are written, without their delegates' routes.
     virtual_services: BTreeMap<ObjectKey, Arc<VirtualService>>,
+    /// The VirtualServices that delegate to one, by its namespace and name.
+    roots_of: BTreeMap<Name, BTreeSet<ObjectKey>>,
+    /// The DestinationRules of a namespace for a host, and where each was last seen.
+    rules_of_host: BTreeMap<(Arc<str>, Host), BTreeSet<ObjectKey>>,
+    host_of_rule: BTreeMap<ObjectKey, Host>,
+    looked_at: looked_at::Counts,
     revision: u64,
 }
 
@@ -233,40 +280,39 @@ pub struct Builder {
 struct Stale {
     services: BTreeSet<Name>,
     entries: BTreeSet<Name>,
-    virtual_services: bool,
-    destination_rules: bool,
+    virtual_services: BTreeSet<ObjectKey>,
+    destination_rules: BTreeSet<(Arc<str>, Host)>,
     sidecars: bool,
-    pods: bool,
+    /// Whether a node moved, and with it every pod on it.
+    nodes: bool,
+    pods: BTreeSet<Name>,
 }
 
 impl Builder {
     /// An empty mesh.
     pub fn new(config: MeshConfig) -> Self {
-        let mesh = Mesh {
-            config: Arc::new(config),
-            services: Arc::default(),
-            virtual_services: Arc::default(),
-            destination_rules: Arc::default(),
-            sidecars: Arc::default(),
-            by_address: Arc::default(),
-            pod_localities: Arc::default(),
-            looked_at: Arc::default(),
-        };
+        let mesh = Mesh::empty(config);
         Self {
+            workloads: endpoint::Workloads::new(&mesh.config.cluster),
             mesh,
-            workloads: endpoint::Workloads::default(),
             services_of_pod: BTreeMap::new(),
             pods_of_service: BTreeMap::new(),
             slices: BTreeMap::new(),
             service_of_slice: BTreeMap::new(),
             hosts_of_entry: BTreeMap::new(),
+            declared: same_host::Declared::default(),
             virtual_services: BTreeMap::new(),
+            roots_of: BTreeMap::new(),
+            rules_of_host: BTreeMap::new(),
+            host_of_rule: BTreeMap::new(),
+            looked_at: looked_at::Counts::default(),
             revision: 0,
         }
     }
 
     /// Takes in what changed in `store`, and gives the new state.
     pub fn update(&mut self, store: &Store, dirty: &BTreeSet<ObjectKey>) -> Mesh {
+        let before = self.mesh.clone();
         let mut stale = Stale::default();
         for key in dirty {
             self.note(store, key, &mut stale);
@@ -277,27 +323,28 @@ impl Builder {
         for name in &stale.entries {
             self.update_entry(store, name);
         }
-        if stale.virtual_services {
-            let list = self.virtual_services.values().cloned().collect();
-            self.mesh.virtual_services = Arc::new(VirtualServices::new(list, &self.mesh.config.domain));
+        if self.declared.take_aliases_changed() {
+            self.follow_aliases();
         }
-        if stale.destination_rules {
-            let objects = store.all(Kind::DestinationRule).map(|entry| (entry.revision, &entry.object));
-            self.mesh.destination_rules = Arc::new(DestinationRules::new(objects, &self.mesh.config.domain));
+        for key in &stale.virtual_services {
+            self.merge_virtual_service(key);
+        }
+        for (namespace, host) in &stale.destination_rules {
+            self.merge_destination_rules(store, namespace, host);
         }
         if stale.sidecars {
             let objects = store.all(Kind::Sidecar).map(|entry| (entry.revision, &entry.object));
             self.mesh.sidecars = Arc::new(Sidecars::new(objects));
         }
-        if stale.pods {
-            let place = |(name, pod): (&Name, &Arc<Workload>)| {
-                Some((name.clone(), self.workloads.nodes.get(pod.node.as_str())?.clone()))
-            };
-            self.mesh.pod_localities = Arc::new(self.workloads.pods.iter().filter_map(place).collect());
+        if stale.nodes {
+            stale.pods.extend(self.workloads.pods.keys().cloned());
         }
-        let services = !stale.services.is_empty() || !stale.entries.is_empty();
-        if stale.virtual_services || stale.destination_rules || services {
-            self.mesh.looked_at = Arc::new(looked_at(&self.mesh));
+        for name in &stale.pods {
+            self.place_pod(name);
+        }
+        self.mesh.nodes = self.workloads.nodes.clone();
+        if self.looked_at.follow(&before, &self.mesh) {
+            self.mesh.looked_at = Arc::new(self.looked_at.all());
         }
         self.mesh.clone()
     }
@@ -306,17 +353,19 @@ impl Builder {
         let name = (key.namespace.clone(), key.name.clone());
         let object = store.get(key).map(|entry| &entry.object);
         match key.kind {
-            Kind::Namespace => {}
+            Kind::Namespace => self.note_namespace(store, key, object, stale),
             Kind::Node => {
-                if self.update_node(key, object) {
-                    stale.pods = true;
+                if self.workloads.set_node(&key.name, object.map(|node| &node.meta.labels)) {
+                    stale.nodes = true;
                     stale.services.extend(self.slices.keys().cloned());
                     stale.services.extend(store.all(Kind::Endpoints).map(|entry| name_of(&entry.object)));
                     stale.entries.extend(store.all(Kind::ServiceEntry).map(|entry| name_of(&entry.object)));
                 }
             }
             Kind::Pod => {
-                stale.pods |= self.update_pod(&name, object);
+                if self.update_pod(&name, object) {
+                    stale.pods.insert(name.clone());
+                }
                 stale.services.extend(self.services_of_pod.get(&name).into_iter().flatten().cloned());
                 stale.entries.extend(selecting_entries(store, &key.namespace));
             }
@@ -340,21 +389,32 @@ impl Builder {
                 stale.services.extend(selecting.map(|entry| name_of(&entry.object)));
             }
             Kind::VirtualService => {
-                stale.virtual_services = true;
                 self.update_virtual_service(store, key);
+                stale.virtual_services.insert(key.clone());
+                stale.virtual_services.extend(self.roots_of.get(&name).into_iter().flatten().cloned());
             }
-            Kind::DestinationRule => stale.destination_rules = true,
+            Kind::DestinationRule => {
+                stale.destination_rules.extend(self.update_destination_rule(key, object));
+            }
             Kind::Sidecar => stale.sidecars = true,
         }
     }
 
-    fn update_node(&mut self, key: &ObjectKey, object: Option<&Arc<Object>>) -> bool {
-        let new = object.map(|node| Arc::new(endpoint::node_locality(&node.meta.labels)));
-        let old = match &new {
-            Some(locality) => self.workloads.nodes.insert(key.name.clone(), locality.clone()),
-            None => self.workloads.nodes.remove(&key.name),
+    /// A namespace's annotation holds for its services, and the root namespace's label for all workloads.
+    fn note_namespace(&mut self, store: &Store, key: &ObjectKey, object: Option<&Arc<Object>>, stale: &mut Stale) {
+        let mut all = false;
+        if key.name == self.mesh.config.root_namespace {
+            let network = object.and_then(|object| object.meta.labels.get(NETWORK));
+            self.mesh.network = network.map(|network| network.as_str().into()).unwrap_or_default();
+            all = self.workloads.set_network(&self.mesh.network);
+            stale.nodes |= all;
+        }
+        let of = |kind: Kind| {
+            let objects = store.all(kind).map(|entry| &entry.object);
+            objects.filter(|object| all || object.meta.namespace == key.name).map(|object| name_of(object))
         };
-        old != new
+        stale.services.extend(of(Kind::Service));
+        stale.entries.extend(of(Kind::ServiceEntry));
     }
 
     /// Returns whether it is, or was, known where the pod runs.
@@ -362,13 +422,16 @@ impl Builder {
         let Some(pod) = object else {
             return self.workloads.pods.remove(name).is_some_and(|old| !old.node.is_empty());
         };
-        let (node, service_account, ip) = match &pod.spec {
-            Spec::Pod(spec) => (spec.node_name.clone(), spec.service_account.clone(), spec.ip.clone()),
+        let (node, service_account, ips) = match &pod.spec {
+            Spec::Pod(spec) => {
+                let ips = spec.ips.iter().map(|ip| ip.as_str().into()).collect();
+                (spec.node_name.clone(), spec.service_account.clone(), ips)
+            }
             _ => Default::default(),
         };
         let (labels, namespace) = (pod.meta.labels.clone(), pod.meta.namespace.clone());
         let placed = !node.is_empty();
-        let workload = Workload { labels, namespace, node, service_account, ip };
+        let workload = Workload { labels, namespace, node, service_account, ips };
         let old = self.workloads.pods.insert(name.clone(), Arc::new(workload));
         placed || old.is_some_and(|old| !old.node.is_empty())
     }
@@ -398,14 +461,82 @@ impl Builder {
     }
 
     fn update_virtual_service(&mut self, store: &Store, key: &ObjectKey) {
-        match store.get(key) {
-            Some(entry) => {
-                let one = VirtualService::new(entry.revision, &entry.object, &self.mesh.config.domain);
-                self.virtual_services.insert(key.clone(), Arc::new(one));
+        let new = store
+            .get(key)
+            .map(|entry| Arc::new(VirtualService::new(entry.revision, &entry.object, &self.mesh.config.domain)));
+        let old = match &new {
+            Some(new) => self.virtual_services.insert(key.clone(), new.clone()),
+            None => self.virtual_services.remove(key),
+        };
+        for delegate in old.iter().flat_map(|old| old.delegates()) {
+            if let Some(roots) = self.roots_of.get_mut(&delegate) {
+                roots.remove(key);
+                if roots.is_empty() {
+                    self.roots_of.remove(&delegate);
+                }
             }
-            None => {
-                self.virtual_services.remove(key);
+        }
+        for delegate in new.iter().flat_map(|new| new.delegates()) {
+            self.roots_of.entry(delegate).or_default().insert(key.clone());
+        }
+    }
+
+    /// Puts a VirtualService with the routes of its delegates into the mesh.
+    fn merge_virtual_service(&mut self, key: &ObjectKey) {
+        let domain = &self.mesh.config.domain;
+        let own = self.virtual_services.get(key);
+        let delegate_of = |namespace: &str, name: &str| {
+            let key = ObjectKey { kind: Kind::VirtualService, namespace: namespace.into(), name: name.into() };
+            self.virtual_services.get(&key).filter(|delegate| delegate.hosts.is_empty())
+        };
+        let merged = own.map(|own| own.with_delegates(delegate_of, domain).map_or_else(|| own.clone(), Arc::new));
+        Arc::make_mut(&mut self.mesh.virtual_services).set(key, merged, domain);
+    }
+
+    /// The namespace and hosts whose rules the object was and is among.
+    fn update_destination_rule(&mut self, key: &ObjectKey, object: Option<&Arc<Object>>) -> Vec<(Arc<str>, Host)> {
+        let new = object.and_then(|object| match &object.spec {
+            Spec::DestinationRule(spec) => Some(resolve(&spec.host, &key.namespace, &self.mesh.config.domain)),
+            _ => None,
+        });
+        let old = match &new {
+            Some(host) => self.host_of_rule.insert(key.clone(), host.clone()),
+            None => self.host_of_rule.remove(key),
+        };
+        let mut touched = Vec::new();
+        if let Some(host) = old {
+            let place = (key.namespace.clone(), host);
+            if let Some(keys) = self.rules_of_host.get_mut(&place) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.rules_of_host.remove(&place);
+                }
             }
+            touched.push(place);
+        }
+        if let Some(host) = new {
+            let place = (key.namespace.clone(), host);
+            self.rules_of_host.entry(place.clone()).or_default().insert(key.clone());
+            touched.push(place);
+        }
+        touched
+    }
+
+    fn merge_destination_rules(&mut self, store: &Store, namespace: &Arc<str>, host: &Host) {
+        let keys = self.rules_of_host.get(&(namespace.clone(), host.clone()));
+        let objects = keys.into_iter().flatten().filter_map(|key| store.get(key));
+        let merged = rules::merge(objects.map(|entry| (entry.revision, &entry.object)), &self.mesh.config.domain);
+        Arc::make_mut(&mut self.mesh.destination_rules).set(namespace, host, merged);
+    }
+
+    /// Writes down where a pod is, as far as its node is known.
+    fn place_pod(&mut self, name: &Name) {
+        match self.workloads.pods.get(name).filter(|pod| !pod.node.is_empty()) {
+            Some(pod) => {
+                let topology = self.workloads.topology(pod, None, None);
+                self.mesh.pod_topologies.insert(name.clone(), topology);
+            }
+            None => drop(self.mesh.pod_topologies.remove(name)),
         }
     }
 
@@ -414,11 +545,12 @@ impl Builder {
         let domain = self.mesh.config.domain.clone();
         let host: Host = format!("{}.{}.svc.{domain}", name.1, name.0).to_ascii_lowercase().into();
         self.forget_pods(name);
+        let namespace = namespace_of(store, &name.0);
         let new = store.get(&key(Kind::Service)).and_then(|entry| match &entry.object.spec {
-            Spec::Service(spec) => Some((entry.revision, Service::from_kubernetes(&entry.object.meta, spec, &domain))),
+            Spec::Service(spec) => Some(Service::from_kubernetes(&entry.object.meta, spec, namespace, &domain)),
             _ => None,
         });
-        let Some((revision, service)) = new else {
+        let Some(service) = new else {
             self.put(&host, Registry::Kubernetes, name, None);
             return;
         };
@@ -435,7 +567,7 @@ impl Builder {
             self.services_of_pod.entry(pod.clone()).or_default().insert(name.clone());
         }
         self.pods_of_service.insert(name.clone(), pods);
-        self.put(&host, Registry::Kubernetes, name, Some((revision, service, set)));
+        self.put(&host, Registry::Kubernetes, name, Some((service, set)));
     }
 
     fn update_entry(&mut self, store: &Store, name: &Name) {
@@ -449,13 +581,13 @@ impl Builder {
         };
         let mut hosts: Vec<Host> = Vec::new();
         for host in &spec.hosts {
-            let service = Service::from_service_entry(&entry.object.meta, spec, host);
+            let service = Service::from_service_entry(&entry.object.meta, spec, namespace_of(store, &name.0), host);
             let selector = spec.workload_selector.as_ref().map(|selector| &selector.labels);
             let entries = selector.into_iter().flat_map(|labels| selected_entries(store, &name.0, labels));
             let pods = selector.into_iter().flat_map(|labels| self.selected_pods(store, &name.0, labels));
             let set = endpoint::collect_entry(&service, spec, entries, pods, &self.workloads);
             let host = service.host.clone();
-            self.put(&host, Registry::ServiceEntry, name, Some((entry.revision, service, set)));
+            self.put(&host, Registry::ServiceEntry, name, Some((service, set)));
             hosts.push(host);
         }
         for host in old.iter().filter(|host| !hosts.contains(host)) {
@@ -464,27 +596,26 @@ impl Builder {
         self.hosts_of_entry.insert(name.clone(), hosts);
     }
 
-    /// The pods of a namespace with these labels, each with its address: its own where it was read, else the one that
-    /// a slice gives it.
-    fn selected_pods(&self, store: &Store, namespace: &Arc<str>, labels: &Labels) -> Vec<(Arc<str>, &Arc<Workload>)> {
-        let mut found: BTreeMap<Arc<str>, (Arc<str>, &Arc<Workload>)> = BTreeMap::new();
+    /// The pods of a namespace with these labels, each with its addresses: its own where they were read, else those
+    /// that slices give it.
+    fn selected_pods<'a>(&'a self, store: &'a Store, namespace: &'a Arc<str>, labels: &Labels) -> Vec<SelectedPod<'a>> {
+        let mut found: BTreeMap<&str, SelectedPod<'_>> = BTreeMap::new();
         let of_namespace = (namespace.clone(), Arc::from(""))..;
-        for ((_, pod), workload) in self.workloads.pods.range(of_namespace).take_while(|((ns, _), _)| ns == namespace) {
-            if !workload.ip.is_empty() && selects(labels, &workload.labels) {
-                found.insert(pod.clone(), (workload.ip.as_str().into(), workload));
+        for ((_, name), workload) in self.workloads.pods.range(of_namespace).take_while(|((ns, _), _)| ns == namespace)
+        {
+            if selects(labels, &workload.labels) {
+                found.insert(name, SelectedPod { name, addresses: workload.ips.clone(), node: None, workload });
             }
         }
         for entry in store.all(Kind::EndpointSlice).filter(|entry| entry.object.meta.namespace == *namespace) {
             let Spec::EndpointSlice(slice) = &entry.object.spec else { continue };
             for one in &slice.endpoints {
                 let Some((address, target)) = one.addresses.first().zip(one.target_ref.as_ref()) else { continue };
-                let pod: Arc<str> = target.name.as_str().into();
-                if target.kind != "Pod" || found.contains_key(&pod) {
-                    continue;
-                }
-                let known = self.workloads.pods.get(&(namespace.clone(), pod.clone()));
-                if let Some(workload) = known.filter(|workload| selects(labels, &workload.labels)) {
-                    found.insert(pod, (address.as_str().into(), workload));
+                let Some(pod) = found.get_mut(target.name.as_str()).filter(|_| target.kind == "Pod") else { continue };
+                pod.node = pod.node.or(one.node_name.as_deref());
+                let is_v6 = |address: &str| address.contains(':');
+                if pod.workload.ips.is_empty() && !pod.addresses.iter().any(|known| is_v6(known) == is_v6(address)) {
+                    pod.addresses.push(address.as_str().into());
                 }
             }
         }
@@ -492,35 +623,23 @@ impl Builder {
     }
 
     /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes it away.
-    fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(u64, Service, EndpointSet)>) {
-        let mut list: Vec<Registered> = self.mesh.services.get(host).map(|list| list.to_vec()).unwrap_or_default();
-        let same = |one: &Registered| {
-            one.service.registry == registry && one.service.namespace == name.0 && one.service.name == name.1
+    fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
+        self.declared.put(host, registry, name, new, &mut self.revision);
+        self.publish(host);
+    }
+
+    /// Takes in what has become of a host.
+    fn publish(&mut self, host: &Host) {
+        let list = self.declared.services(host);
+        let old = self.mesh.services.get(host).cloned().unwrap_or_default();
+        let addresses = |list: &[Registered]| -> BTreeSet<Arc<str>> {
+            list.iter().flat_map(|known| &known.endpoints.list).flat_map(Endpoint::addresses).cloned().collect()
         };
-        let old = list.iter().position(same).map(|at| list.remove(at));
-        let new = new.map(|(revision, service, set)| {
-            let (endpoints_revision, endpoints) = match &old {
-                Some(old) if *old.endpoints == set => (old.endpoints_revision, old.endpoints.clone()),
-                _ => {
-                    self.revision += 1;
-                    (self.revision, Arc::new(set))
-                }
-            };
-            let (service_revision, service) = match &old {
-                Some(old) if *old.service == service => (old.service_revision, old.service.clone()),
-                _ => (revision, Arc::new(service)),
-            };
-            Registered { service, service_revision, endpoints, endpoints_revision }
-        });
-        let addresses = |one: &Registered| -> BTreeSet<Arc<str>> {
-            one.endpoints.list.iter().map(|endpoint| endpoint.address.clone()).collect()
-        };
-        let before = old.as_ref().map(addresses).unwrap_or_default();
-        let after = new.as_ref().map(addresses).unwrap_or_default();
+        let before = addresses(&old);
+        let after = addresses(&list);
         if before != after {
-            let elsewhere: BTreeSet<_> = list.iter().flat_map(addresses).collect();
-            let by_address = Arc::make_mut(&mut self.mesh.by_address);
-            for address in before.difference(&after).filter(|address| !elsewhere.contains(*address)) {
+            let by_address = &mut self.mesh.by_address;
+            for address in before.difference(&after) {
                 if let Some(hosts) = by_address.get_mut(address) {
                     hosts.remove(host);
                     if hosts.is_empty() {
@@ -532,19 +651,60 @@ impl Builder {
                 by_address.entry(address.clone()).or_default().insert(host.clone());
             }
         }
-        list.extend(new);
-        list.sort_by(|a, b| {
-            let rank = |one: &Registered| {
-                let service = &one.service;
-                (service.registry, service.age, service.namespace.clone(), service.name.clone())
-            };
-            rank(a).cmp(&rank(b))
-        });
-        let services = Arc::make_mut(&mut self.mesh.services);
+        self.index_host(host, &old, &list);
         if list.is_empty() {
-            services.remove(host);
+            self.mesh.services.remove(host);
         } else {
-            services.insert(host.clone(), Arc::new(list));
+            self.mesh.services.insert(host.clone(), Arc::new(list));
+        }
+    }
+
+    /// Keeps the indexes by port and by alias when the services of a host change.
+    fn index_host(&mut self, host: &Host, old: &[Registered], new: &[Registered]) {
+        let ports = |list: &[Registered]| -> BTreeSet<(u16, PortClass, Age)> {
+            let entries =
+                list.iter().flat_map(|known| known.service.ports.iter().map(|port| (port, known.service.age)));
+            entries.map(|(port, age)| (port.number, PortClass::of(port.protocol), age)).collect()
+        };
+        let (before, after) = (ports(old), ports(new));
+        for (number, class, age) in before.difference(&after) {
+            if let Some(hosts) = self.mesh.by_port.get_mut(&(*number, *class)) {
+                hosts.remove(&(*age, host.clone()));
+                if hosts.is_empty() {
+                    self.mesh.by_port.remove(&(*number, *class));
+                }
+            }
+        }
+        for (number, class, age) in after.difference(&before) {
+            self.mesh.by_port.entry((*number, *class)).or_default().insert((*age, host.clone()));
+        }
+        let targets = |list: &[Registered]| -> BTreeSet<Host> {
+            list.iter().filter_map(|known| known.service.alias_of.clone()).collect()
+        };
+        let (before, after) = (targets(old), targets(new));
+        for target in before.difference(&after) {
+            if let Some(aliases) = self.mesh.aliases.get_mut(target) {
+                aliases.remove(host);
+                if aliases.is_empty() {
+                    self.mesh.aliases.remove(target);
+                }
+            }
+        }
+        for target in after.difference(&before) {
+            self.mesh.aliases.entry(target.clone()).or_default().insert(host.clone());
+        }
+    }
+
+    /// Lets chains of ExternalName services lead to where they end now.
+    fn follow_aliases(&mut self) {
+        let leads_to = |host: &Host, end: &Host| {
+            let known = self.mesh.services.get(host).and_then(|list| list.first());
+            known.is_some_and(|known| known.service.alias_of.as_ref() == Some(end))
+        };
+        let moved = self.declared.aliases().filter(|(alias, end)| !leads_to(alias, end));
+        let moved: Vec<Host> = moved.map(|(alias, _)| alias.clone()).collect();
+        for alias in &moved {
+            self.publish(alias);
         }
     }
 
@@ -556,6 +716,22 @@ impl Builder {
                     self.services_of_pod.remove(&pod);
                 }
             }
+        }
+    }
+}
+
+/// Calls `found` with each key at which two maps differ, and both values. Takes the time that the differences take where
+/// one map was made from the other.
+pub fn diff<'a, K: Ord + Clone, V: PartialEq + Clone>(
+    old: &'a OrdMap<K, V>,
+    new: &'a OrdMap<K, V>,
+    mut found: impl FnMut(&'a K, Option<&'a V>, Option<&'a V>),
+) {
+    for item in old.diff(new) {
+        match item {
+            DiffItem::Add(key, new) => found(key, None, Some(new)),
+            DiffItem::Update { old, new } => found(new.0, Some(old.1), Some(new.1)),
+            DiffItem::Remove(key, old) => found(key, Some(old), None),
         }
     }
 }
@@ -588,6 +764,10 @@ fn selected_entries<'a>(
     })
 }
 
+fn namespace_of<'a>(store: &'a Store, name: &str) -> Option<&'a Meta> {
+    store.get(&ObjectKey::new(Kind::Namespace, "", name)).map(|entry| &entry.object.meta)
+}
+
 fn name_of(object: &Object) -> Name {
     (object.meta.namespace.clone(), object.meta.name.clone())
 }
@@ -613,30 +793,4 @@ fn pods_of(slices: &[&Object], endpoints: Option<&Object>) -> Vec<Name> {
         }
     }
     pods
-}
-
-/// What of proxies the rules of `mesh` look at.
-fn looked_at(mesh: &Mesh) -> LookedAt {
-    let mut found = LookedAt::default();
-    for one in mesh.virtual_services.iter() {
-        let spec = one.spec();
-        let http = spec.http.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
-        let tls = spec.tls.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
-        let tcp = spec.tcp.iter().flat_map(|route| route.matches.iter().map(|one| &one.source_labels));
-        found.labels.extend(http.chain(tls).chain(tcp).flat_map(|labels| labels.keys().cloned()));
-    }
-    for rule in mesh.destination_rules.iter() {
-        found.labels.extend(rule.selector.iter().flat_map(|labels| labels.keys().cloned()));
-        for place in rule.places() {
-            found.locality |= place.locality;
-            found.node |= place.failover_priority.iter().any(|label| label.starts_with("kubernetes.io/hostname"));
-            let names = place.failover_priority.iter().filter_map(|label| label.split('=').next());
-            found.labels.extend(names.map(str::to_owned));
-        }
-    }
-    for known in mesh.services.values().flat_map(|list| list.iter()) {
-        found.locality |= known.service.preference.is_some();
-        found.node |= known.service.preference == Some(Preference::Node);
-    }
-    found
 }

@@ -8,7 +8,7 @@ use super::endpoint::Locality;
 use crate::api::{Labels, ObjectKey};
 
 /// What a proxy says of itself in its node message. Source: Istio's node id `TYPE~IP~POD.NAMESPACE~DNSDOMAIN` and the
-/// node metadata NAMESPACE, LABELS, CLUSTER_ID, INSTANCE_IPS and INTERCEPTION_MODE.
+/// node metadata NAMESPACE, LABELS, CLUSTER_ID, NETWORK, NODE_NAME, INSTANCE_IPS and INTERCEPTION_MODE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
     /// The node id.
@@ -27,6 +27,10 @@ pub struct Proxy {
     pub interception: Interception,
     /// The node it runs on; empty where it does not say.
     pub node: Arc<str>,
+    /// The id of the cluster it runs in; empty where it does not say.
+    pub cluster: Arc<str>,
+    /// The network it is in; empty where it does not say.
+    pub network: Arc<str>,
 }
 
 /// How traffic gets to a proxy.
@@ -75,6 +79,10 @@ pub struct NodeMetadata {
     pub interception_mode: Option<String>,
     /// NODE_NAME.
     pub node_name: Option<String>,
+    /// CLUSTER_ID.
+    pub cluster_id: Option<String>,
+    /// NETWORK.
+    pub network: Option<String>,
 }
 
 impl NodeMetadata {
@@ -93,6 +101,8 @@ impl NodeMetadata {
                 .unwrap_or_default(),
             interception_mode: text("INTERCEPTION_MODE"),
             node_name: text("NODE_NAME"),
+            cluster_id: text("CLUSTER_ID"),
+            network: text("NETWORK"),
         }
     }
 }
@@ -135,6 +145,8 @@ impl Proxy {
                 _ => Interception::Redirect,
             },
             node: metadata.node_name.unwrap_or_default().into(),
+            cluster: metadata.cluster_id.unwrap_or_default().into(),
+            network: metadata.network.unwrap_or_default().into(),
         })
     }
 }
@@ -150,7 +162,7 @@ impl fmt::Display for Proxy {
 pub struct Scope {
     /// The namespace, which decides what is visible.
     pub namespace: Arc<str>,
-    /// Those of its labels that some rule looks at.
+    /// Those of its labels that some rule looks at, the ones that say where it is included.
     pub labels: BTreeMap<String, String>,
     /// How traffic gets to it.
     pub interception: Interception,
@@ -158,7 +170,7 @@ pub struct Scope {
     pub inbound: Vec<InboundPort>,
     /// Where it is, where some rule looks at that.
     pub locality: Locality,
-    /// The node it runs on, where some rule looks at that.
+    /// The node it runs on, where some service is only reached on the client's own.
     pub node: Arc<str>,
     /// The address families it speaks.
     pub families: Families,

@@ -1,6 +1,5 @@
 //! VirtualServices and DestinationRules by host: which of several counts for whom.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::host::{self, Host};
@@ -96,7 +95,11 @@ impl VirtualService {
 
     /// The same with the routes of its delegates taken in; `None` where it has none. A delegate that is missing, not
     /// visible here or has delegates of its own gives no routes, and the other routes stand.
-    fn with_delegates(&self, delegates: &BTreeMap<(&str, &str), &Arc<VirtualService>>, domain: &str) -> Option<Self> {
+    pub(super) fn with_delegates<'a>(
+        &self,
+        delegate_of: impl Fn(&str, &str) -> Option<&'a Arc<VirtualService>>,
+        domain: &str,
+    ) -> Option<Self> {
         let routes = &self.spec().http;
         if routes.iter().all(|route| route.delegate.is_none()) {
             return None;
@@ -112,7 +115,7 @@ impl VirtualService {
             let namespace = if to.namespace.is_empty() { &**self.namespace() } else { to.namespace.as_str() };
             let at = |reason: String| LostRoute { index, reason };
             let name = format!("its delegate {namespace}/{}", to.name);
-            let Some(delegate) = delegates.get(&(namespace, to.name.as_str())) else {
+            let Some(delegate) = delegate_of(namespace, &to.name) else {
                 lost.push(at(format!("{name} is not there")));
                 continue;
             };
@@ -206,6 +209,48 @@ impl VirtualService {
         self.streams.as_ref().map_or(&self.spec().tls, |streams| &streams.1)
     }
 
+    /// The VirtualServices that its routes delegate to, by namespace and name, known or not.
+    pub(super) fn delegates(&self) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
+        let named = self.spec().http.iter().filter_map(|route| route.delegate.as_ref());
+        named.map(|to| {
+            let namespace =
+                if to.namespace.is_empty() { self.namespace().clone() } else { to.namespace.as_str().into() };
+            (namespace, to.name.as_str().into())
+        })
+    }
+
+    /// The hosts that its routes send requests, copies of requests or connections to, with the port where they name
+    /// one, as full names.
+    pub fn destinations<'a>(&'a self, domain: &'a str) -> impl Iterator<Item = (Host, Option<u16>)> + 'a {
+        let http = self.http().flat_map(|http| {
+            let routes = http.route.route.iter().filter_map(|to| to.destination.as_ref());
+            let mirrors = http.route.mirrors.iter().filter_map(|to| to.destination.as_ref());
+            let all = routes.chain(mirrors).chain(&http.route.mirror);
+            all.map(move |to| (to, &http.key.namespace))
+        });
+        let streams = self.tcp().iter().map(|route| &route.route).chain(self.tls().iter().map(|route| &route.route));
+        let streams = streams.flatten().filter_map(|to| to.destination.as_ref());
+        http.chain(streams.map(|to| (to, self.namespace()))).map(|(to, namespace)| {
+            let port = to.port.and_then(|port| u16::try_from(port.number).ok());
+            (host::resolve(&to.host, namespace, domain), port)
+        })
+    }
+
+    /// Whether any match of its HTTP, TCP or TLS routes looks at who asks.
+    pub fn tells_sources_apart(&self) -> bool {
+        let http =
+            self.http().flat_map(|http| http.route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
+        let tcp = self
+            .tcp()
+            .iter()
+            .flat_map(|route| route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
+        let tls = self
+            .tls()
+            .iter()
+            .flat_map(|route| route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
+        http.chain(tcp).chain(tls).any(|(labels, namespace)| !labels.is_empty() || !namespace.is_empty())
+    }
+
     /// Its annotations.
     pub fn annotations(&self) -> &Labels {
         &self.object.meta.annotations
@@ -257,280 +302,70 @@ pub(super) struct Place<'a> {
     pub failover_priority: &'a [String],
 }
 
-/// All VirtualServices, the oldest first.
-#[derive(Clone, Debug, Default)]
-pub struct VirtualServices {
-    list: Vec<Arc<VirtualService>>,
-}
-
-impl VirtualServices {
-    pub(super) fn new(list: Vec<Arc<VirtualService>>, domain: &str) -> Self {
-        let delegates: BTreeMap<_, _> = list
-            .iter()
-            .filter(|one| one.hosts.is_empty())
-            .map(|one| ((&*one.key.namespace, &*one.key.name), one))
-            .collect();
-        let mut merged: Vec<_> = list
-            .iter()
-            .map(|one| one.with_delegates(&delegates, domain).map_or_else(|| one.clone(), Arc::new))
-            .collect();
-        merged.sort_by(|a, b| (a.age(), &a.key.name, &a.key.namespace).cmp(&(b.age(), &b.key.name, &b.key.namespace)));
-        Self { list: merged }
-    }
-
-    /// The same with others in the place of those with their keys.
-    pub fn with(&self, others: &BTreeMap<ObjectKey, Arc<VirtualService>>) -> Self {
-        Self { list: self.list.iter().map(|one| others.get(&one.key).unwrap_or(one).clone()).collect() }
-    }
-
-    /// All of them, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<VirtualService>> {
-        self.list.iter()
-    }
-
-    /// The ones that count for sidecars of `namespace` and that `seen` lets through, by host. Those that the namespace
-    /// keeps to itself come before those that others export to it by name, and these before those that all see; among
-    /// each the oldest first.
-    pub fn for_namespace(&self, namespace: &str, seen: impl Fn(&VirtualService) -> bool) -> VirtualServicesByHost {
-        let mut by_host = VirtualServicesByHost::default();
-        let counts = |one: &&Arc<VirtualService>| one.is_for_mesh() && one.visibility.includes(namespace) && seen(one);
-        let mut counting: Vec<_> = self.list.iter().filter(counts).collect();
-        counting.sort_by_key(|one| match one.visibility {
-            Visibility::Namespaces(_) if **one.namespace() == *namespace => 0,
-            Visibility::Namespaces(_) => 1,
-            Visibility::Public => 2,
-        });
-        by_host.order = counting.iter().enumerate().map(|(n, one)| (one.key.clone(), n)).collect();
-        for service in counting {
-            for name in &service.hosts {
-                if host::is_wildcard(name) {
-                    by_host.wildcards.push((name.clone(), service.clone()));
-                } else {
-                    by_host.exact.entry(name.clone()).or_default().push(service.clone());
-                }
+/// The rules that objects for one host in one namespace make, each object with its revision. Rules for the same proxies
+/// in the same namespaces merge, the oldest first.
+pub(super) fn merge<'a>(
+    objects: impl Iterator<Item = (u64, &'a Arc<Object>)>,
+    domain: &str,
+) -> Vec<Arc<DestinationRule>> {
+    let mut sorted: Vec<_> = objects.collect();
+    sorted.sort_by(|(_, a), (_, b)| (a.meta.age, &a.meta.name).cmp(&(b.meta.age, &b.meta.name)));
+    let mut merged: Vec<(DestinationRule, Vec<u64>)> = Vec::new();
+    for (revision, object) in sorted {
+        let Some(rule) = DestinationRule::new(revision, object, domain) else { continue };
+        let same = |older: &DestinationRule| older.selector == rule.selector && older.visibility == rule.visibility;
+        match merged.iter_mut().find(|(older, _)| same(older)) {
+            Some((older, revisions)) => {
+                older.absorb(rule);
+                revisions.push(revision);
             }
+            None => merged.push((rule, vec![revision])),
         }
-        // A stable sort, so that of two with the same wildcard the first one stays first.
-        by_host.wildcards.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
-        by_host
+    }
+    let rules = merged.into_iter().map(|(mut rule, revisions)| {
+        if revisions.len() > 1 {
+            let bytes: Vec<u8> = revisions.iter().flat_map(|revision| revision.to_le_bytes()).collect();
+            rule.revision = xxhash_rust::xxh3::xxh3_64(&bytes);
+        }
+        Arc::new(rule)
+    });
+    rules.collect()
+}
+
+impl PartialEq for DestinationRule {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision
     }
 }
 
-/// The VirtualServices that count for one namespace. Of two for one host the first wins it whole.
-#[derive(Clone, Debug, Default)]
-pub struct VirtualServicesByHost {
-    /// The place of each in the order in which they count.
-    order: BTreeMap<ObjectKey, usize>,
-    exact: BTreeMap<Host, Vec<Arc<VirtualService>>>,
-    wildcards: Vec<(Host, Arc<VirtualService>)>,
-}
-
-impl VirtualServicesByHost {
-    /// Those whose HTTP routes may count for a host, in order: the ones that name it; without any the first with the
-    /// longest wildcard, and that alone. The first that has a route for a proxy and port counts there.
-    pub fn http(&self, name: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
-        let wildcards = || self.wildcards.iter();
-        let mut found: Vec<&Arc<VirtualService>> = match host::is_wildcard(name) {
-            true => wildcards().filter(|(wildcard, _)| **wildcard == *name).map(|(_, service)| service).collect(),
-            false => self.exact.get(name).into_iter().flatten().collect(),
-        };
-        if found.is_empty() {
-            found.extend(wildcards().find(|(wildcard, _)| host::covers(wildcard, name)).map(|(_, service)| service));
-        }
-        found.into_iter().filter(|service| !service.spec().http.is_empty())
+impl PartialEq for VirtualService {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision
     }
-
-    /// The place of one in the order in which they count.
-    pub fn place(&self, key: &ObjectKey) -> Option<usize> {
-        self.order.get(key).copied()
-    }
-
-    /// All that speak for a host, in the order in which they count.
-    pub fn all(&self, name: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
-        let covering = self.wildcards.iter().filter(move |(wildcard, _)| host::covers(wildcard, name));
-        self.exact.get(name).into_iter().flatten().chain(covering.map(|(_, service)| service))
-    }
-
-    /// Every host, wildcards included, with its VirtualService.
-    pub fn hosts(&self) -> impl Iterator<Item = (&Host, &Arc<VirtualService>)> {
-        let exact = self.exact.iter().flat_map(|(name, list)| list.iter().map(move |service| (name, service)));
-        exact.chain(self.wildcards.iter().map(|(name, service)| (name, service)))
-    }
-}
-
-/// All DestinationRules by namespace.
-#[derive(Clone, Debug, Default)]
-pub struct DestinationRules {
-    by_namespace: BTreeMap<Arc<str>, NamespaceRules>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct NamespaceRules {
-    exact: BTreeMap<Host, Vec<Arc<DestinationRule>>>,
-    /// The longest first.
-    wildcards: Vec<(Host, Vec<Arc<DestinationRule>>)>,
-}
-
-impl NamespaceRules {
-    /// The rules for the most specific host that covers `host` and of which any is seen.
-    fn find(&self, host: &str, seen: impl Fn(&DestinationRule) -> bool) -> Option<&[Arc<DestinationRule>]> {
-        let exact = self.exact.get(host).into_iter();
-        let wildcards = self.wildcards.iter().filter(|(wildcard, _)| host::covers(wildcard, host));
-        let mut all = exact.chain(wildcards.map(|(_, rules)| rules));
-        all.find(|rules| rules.iter().any(|rule| seen(rule))).map(Vec::as_slice)
-    }
-}
-
-impl DestinationRules {
-    /// Orders and merges `objects`, each with its revision.
-    pub(super) fn new<'a>(objects: impl Iterator<Item = (u64, &'a Arc<Object>)>, domain: &str) -> Self {
-        let mut sorted: Vec<_> = objects.collect();
-        sorted.sort_by(|(_, a), (_, b)| (a.meta.age, &a.meta.name).cmp(&(b.meta.age, &b.meta.name)));
-        /// A rule, and the revisions of the objects it was made from.
-        type Merged = (DestinationRule, Vec<u64>);
-        let mut merged: BTreeMap<(Arc<str>, Host), Vec<Merged>> = BTreeMap::new();
-        for (revision, object) in sorted {
-            let Spec::DestinationRule(spec) = &object.spec else { continue };
-            let rule = DestinationRule {
-                revision,
-                keys: vec![object.key()],
-                namespace: object.meta.namespace.clone(),
-                host: host::resolve(&spec.host, &object.meta.namespace, domain),
-                visibility: match spec.workload_selector {
-                    // It speaks of workloads of its own namespace.
-                    Some(_) => Visibility::private(&object.meta.namespace),
-                    None => Visibility::new(spec.export_to.iter().map(String::as_str), &object.meta.namespace),
-                },
-                selector: spec.workload_selector.as_ref().map(|selector| selector.match_labels.clone()),
-                traffic_policy: spec.traffic_policy.clone().map(Arc::new),
-                subsets: spec.subsets.iter().cloned().map(Arc::new).collect(),
-            };
-            let group = merged.entry((rule.namespace.clone(), rule.host.clone())).or_default();
-            // Only rules for the same proxies in the same namespaces speak with one voice.
-            match group
-                .iter_mut()
-                .find(|(older, _)| older.selector == rule.selector && older.visibility == rule.visibility)
-            {
-                Some((older, revisions)) => {
-                    older.absorb(rule);
-                    revisions.push(revision);
-                }
-                None => group.push((rule, vec![revision])),
-            }
-        }
-        let mut by_namespace: BTreeMap<Arc<str>, NamespaceRules> = BTreeMap::new();
-        for ((namespace, host), group) in merged {
-            let rules = group.into_iter().map(|(mut rule, revisions)| {
-                if revisions.len() > 1 {
-                    let bytes: Vec<u8> = revisions.iter().flat_map(|revision| revision.to_le_bytes()).collect();
-                    rule.revision = xxhash_rust::xxh3::xxh3_64(&bytes);
-                }
-                Arc::new(rule)
-            });
-            let place = by_namespace.entry(namespace).or_default();
-            if host::is_wildcard(&host) {
-                place.wildcards.push((host, rules.collect()));
-            } else {
-                place.exact.insert(host, rules.collect());
-            }
-        }
-        for rules in by_namespace.values_mut() {
-            rules.wildcards.sort_by_key(|(host, _)| std::cmp::Reverse(host.len()));
-        }
-        Self { by_namespace }
-    }
-
-    /// The rule for a host as a client sees it: from the client's namespace, else what the service's namespace exports,
-    /// else what the root namespace exports; the first of these that has one. In each the most specific host decides
-    /// alone. Rules that select other proxies than the client keep those for all from counting as well (measured on
-    /// Istiod). Of several for all, which differ in who sees them, the youngest counts. Source: Istio's documentation,
-    /// "Global namespace aliases" of `DestinationRule.exportTo`, and its code.
-    pub fn find(
-        &self,
-        host: &str,
-        service_namespace: &str,
-        root_namespace: &str,
-        client_namespace: &str,
-        client_labels: &Labels,
-    ) -> Option<&Arc<DestinationRule>> {
-        let found = self.counting(host, service_namespace, root_namespace, client_namespace);
-        // A selector speaks of the workloads of the rule's own namespace. A rule for these very proxies beats one for all.
-        let selects = |rule: &&Arc<DestinationRule>| match &rule.selector {
-            None => false,
-            Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
-        };
-        found.iter().copied().find(selects).or_else(|| for_all(&found))
-    }
-
-    /// The same for what comes in at a workload of the service itself: rules that select clients do not count.
-    pub fn find_inbound(
-        &self,
-        host: &str,
-        service_namespace: &str,
-        root_namespace: &str,
-        namespace: &str,
-    ) -> Option<&Arc<DestinationRule>> {
-        for_all(&self.counting(host, service_namespace, root_namespace, namespace))
-    }
-
-    /// The rules of the place that counts.
-    fn counting(
-        &self,
-        host: &str,
-        service_namespace: &str,
-        root_namespace: &str,
-        client_namespace: &str,
-    ) -> Vec<&Arc<DestinationRule>> {
-        let seen = |rule: &DestinationRule| rule.visibility.includes(client_namespace);
-        // What the root namespace shows to all must not come before a service's own for proxies of the root namespace.
-        let own = |rule: &DestinationRule| {
-            if client_namespace == root_namespace { rule.is_private() } else { seen(rule) }
-        };
-        let within = |namespace: &str, which: &dyn Fn(&DestinationRule) -> bool| -> Vec<&Arc<DestinationRule>> {
-            let rules = self.by_namespace.get(namespace).and_then(|rules| rules.find(host, which));
-            rules.into_iter().flatten().filter(|rule| which(rule) && seen(rule)).collect()
-        };
-        let mut found = within(client_namespace, &own);
-        for namespace in [service_namespace, root_namespace] {
-            if found.is_empty() {
-                found = within(namespace, &|rule| !rule.is_private());
-            }
-        }
-        found
-    }
-
-    /// The same with others in the place of those with their revisions.
-    pub fn with(&self, others: &BTreeMap<u64, Arc<DestinationRule>>) -> Self {
-        let mut same = self.clone();
-        let replace = |rules: &mut Vec<Arc<DestinationRule>>| {
-            for rule in rules {
-                if let Some(other) = others.get(&rule.revision) {
-                    *rule = other.clone();
-                }
-            }
-        };
-        for rules in same.by_namespace.values_mut() {
-            rules.exact.values_mut().for_each(replace);
-            rules.wildcards.iter_mut().for_each(|(_, rules)| replace(rules));
-        }
-        same
-    }
-
-    /// Every rule.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
-        self.by_namespace
-            .values()
-            .flat_map(|rules| rules.exact.values().chain(rules.wildcards.iter().map(|(_, rules)| rules)).flatten())
-    }
-}
-
-fn for_all<'a>(found: &[&'a Arc<DestinationRule>]) -> Option<&'a Arc<DestinationRule>> {
-    found.iter().copied().rfind(|rule| rule.selector.is_none())
 }
 
 impl DestinationRule {
+    /// What one object says; `None` for an object of another kind.
+    fn new(revision: u64, object: &Arc<Object>, domain: &str) -> Option<Self> {
+        let Spec::DestinationRule(spec) = &object.spec else { return None };
+        Some(Self {
+            revision,
+            keys: vec![object.key()],
+            namespace: object.meta.namespace.clone(),
+            host: host::resolve(&spec.host, &object.meta.namespace, domain),
+            visibility: match spec.workload_selector {
+                // It speaks of workloads of its own namespace.
+                Some(_) => Visibility::private(&object.meta.namespace),
+                None => Visibility::new(spec.export_to.iter().map(String::as_str), &object.meta.namespace),
+            },
+            selector: spec.workload_selector.as_ref().map(|selector| selector.match_labels.clone()),
+            traffic_policy: spec.traffic_policy.clone().map(Arc::new),
+            subsets: spec.subsets.iter().cloned().map(Arc::new).collect(),
+        })
+    }
+
     /// Whether only its own namespace sees it.
-    fn is_private(&self) -> bool {
+    pub(super) fn is_private(&self) -> bool {
         self.visibility == Visibility::private(&self.namespace)
     }
 

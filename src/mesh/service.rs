@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::host::Host;
+use super::host::{Host, without_brackets};
+use super::topology::{HOSTNAME, NETWORK, REGION, SUBZONE, ZONE};
 use super::visibility::Visibility;
 use crate::api::{self, EntryResolution, IntOrString, Labels, Meta};
 
@@ -119,17 +120,31 @@ pub enum Preference {
 }
 
 impl Preference {
-    fn new(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
+    /// That of a service: as its spec says, else its annotation, else the annotation of its namespace. An annotation
+    /// with another value says that there is none. Source: Istio's GetTrafficDistribution.
+    fn new(spec: &str, service: &Meta, namespace: Option<&Meta>) -> Option<Self> {
+        match spec {
+            "PreferClose" | "PreferSameZone" => return Some(Preference::Zone),
+            "PreferSameNode" => return Some(Preference::Node),
+            _ => {}
+        }
+        let annotation = |meta: &Meta| {
+            let value = meta.annotations.get("networking.istio.io/traffic-distribution")?;
+            Some(value.to_ascii_lowercase()).filter(|value| !value.is_empty())
+        };
+        match annotation(service).or_else(|| annotation(namespace?))?.as_str() {
             "preferclose" | "prefersamezone" => Some(Preference::Zone),
             "prefersamenode" => Some(Preference::Node),
             _ => None,
         }
     }
 
-    /// What the annotation says that is older than the field. Source: Istio's `networking.istio.io/traffic-distribution`.
-    fn annotated(meta: &Meta) -> Option<Self> {
-        Self::new(meta.annotations.get("networking.istio.io/traffic-distribution")?)
+    /// The labels by which endpoints are ranked: the more of them are the client's, from the first on, the better.
+    pub fn labels(self) -> &'static [&'static str] {
+        match self {
+            Preference::Zone => &[NETWORK, REGION, ZONE],
+            Preference::Node => &[NETWORK, REGION, ZONE, SUBZONE, HOSTNAME],
+        }
     }
 }
 
@@ -173,8 +188,15 @@ pub struct Service {
     pub selector: Labels,
     /// Which endpoints are preferred without any rule.
     pub preference: Option<Preference>,
+    /// Whether clients reach only the endpoints on their own node. Source: Kubernetes' Service,
+    /// `spec.internalTrafficPolicy`.
+    pub node_local: bool,
     /// The names that its servers' certificates may hold.
     pub subject_alt_names: Vec<String>,
+    /// The labels of a ServiceEntry; those for one host are merged where they have the same.
+    pub labels: Labels,
+    /// The services of the ServiceEntries it was merged from, the oldest first; none where there is only one.
+    pub merged_from: Vec<Arc<Service>>,
 }
 
 /// An address, or a range of them, as everyone writes it: two that are the same would be two listeners at one address,
@@ -197,7 +219,7 @@ pub fn one_form(address: &str) -> Arc<str> {
 
 impl Service {
     /// The service of a Kubernetes object; `domain` is the cluster's, like `cluster.local`.
-    pub fn from_kubernetes(meta: &Meta, spec: &api::Service, domain: &str) -> Self {
+    pub fn from_kubernetes(meta: &Meta, spec: &api::Service, namespace: Option<&Meta>, domain: &str) -> Self {
         let alias_of = (spec.type_ == "ExternalName")
             .then(|| Host::from(spec.external_name.trim_end_matches('.').to_ascii_lowercase()));
         let mut addresses: Vec<Arc<str>> = Vec::new();
@@ -236,13 +258,16 @@ impl Service {
             alias_of,
             registry: Registry::Kubernetes,
             selector: spec.selector.clone(),
-            preference: Preference::new(&spec.traffic_distribution).or_else(|| Preference::annotated(meta)),
+            preference: Preference::new(&spec.traffic_distribution, meta, namespace),
+            node_local: spec.internal_traffic_policy == "Local",
             subject_alt_names: Vec::new(),
+            labels: Labels::new(),
+            merged_from: Vec::new(),
         }
     }
 
     /// The service of one host of a ServiceEntry.
-    pub fn from_service_entry(meta: &Meta, spec: &api::ServiceEntry, host: &str) -> Self {
+    pub fn from_service_entry(meta: &Meta, spec: &api::ServiceEntry, namespace: Option<&Meta>, host: &str) -> Self {
         let ports = spec.ports.iter().filter_map(|port| {
             let number = u16::try_from(port.number).ok().filter(|number| *number > 0)?;
             let target = u16::try_from(port.target_port).ok().filter(|target| *target > 0);
@@ -256,7 +281,7 @@ impl Service {
             }
         }
         Service {
-            host: host.to_ascii_lowercase().into(),
+            host: without_brackets(host).to_ascii_lowercase().into(),
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
             addresses,
@@ -272,9 +297,19 @@ impl Service {
             alias_of: None,
             registry: Registry::ServiceEntry,
             selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
-            preference: Preference::annotated(meta),
+            preference: Preference::new("", meta, namespace),
+            node_local: false,
             subject_alt_names: spec.subject_alt_names.clone(),
+            labels: meta.labels.clone(),
+            merged_from: Vec::new(),
         }
+    }
+
+    /// The services of the objects that it was made from and that have a port with this number: itself, where it was not
+    /// merged.
+    pub fn declaring(&self, port: u16) -> impl Iterator<Item = &Service> {
+        let own = self.merged_from.is_empty().then_some(self);
+        own.into_iter().chain(self.merged_from.iter().map(Arc::as_ref)).filter(move |from| from.port(port).is_some())
     }
 
     /// The port with this number.
@@ -333,7 +368,7 @@ mod tests {
         };
         let resolution = |cluster_ip: &str| {
             let spec = api::Service { cluster_ip: cluster_ip.into(), ..Default::default() };
-            Service::from_kubernetes(&meta, &spec, "cluster.local").resolution
+            Service::from_kubernetes(&meta, &spec, None, "cluster.local").resolution
         };
         assert_eq!(resolution("None"), Resolution::Passthrough);
         // The second is what people write into files.

@@ -151,11 +151,11 @@ impl Sidecars {
     }
 
     /// The one that counts for a proxy: one of its namespace that selects it, else its namespace's own, else the root
-    /// namespace's; of several the oldest. Source: Istio's Sidecar, "workloadSelector".
-    pub fn find(&self, namespace: &str, labels: &Labels, root: &str) -> Option<&Arc<Sidecar>> {
+    /// namespace's; of several the oldest. `has` says whether the proxy has the labels of a selector. Source: Istio's Sidecar, "workloadSelector".
+    pub fn find(&self, namespace: &str, has: impl Fn(&Labels) -> bool, root: &str) -> Option<&Arc<Sidecar>> {
         let own = || self.by_namespace.get(namespace).into_iter().flatten();
         own()
-            .find(|one| !one.selector.is_empty() && api::selects(&one.selector, labels))
+            .find(|one| !one.selector.is_empty() && has(&one.selector))
             .or_else(|| own().find(|one| one.selector.is_empty()))
             .or_else(|| self.by_namespace.get(root).into_iter().flatten().find(|one| one.selector.is_empty()))
     }

@@ -3,28 +3,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::host::{self, Host};
 use super::sidecar::Egress;
-use super::{DestinationRule, Mesh, OutboundPolicy, Port, Registered, Scope, VirtualServicesByHost};
+use super::{DestinationRule, Mesh, OutboundPolicy, Port, Registered, SameHost, Scope, VisibleVirtualServices};
 use crate::api;
 
-/// What the proxies of one scope see.
+/// What the proxies of one scope see. Looks up what is asked for: making one costs next to nothing, whatever the size of
+/// the mesh.
 #[derive(Debug)]
 pub struct View<'a> {
     /// The state of the mesh.
     pub mesh: &'a Mesh,
     /// The proxies.
     pub scope: &'a Scope,
-    /// The VirtualServices that count for them at some port, by host.
-    pub rules: VirtualServicesByHost,
+    /// The VirtualServices that count for them at some port.
+    pub rules: VisibleVirtualServices<'a>,
     /// Those of the ports for which their Sidecar has an egress listener of its own, and those of all other ports.
-    by_port: BTreeMap<u16, VirtualServicesByHost>,
-    elsewhere: Option<VirtualServicesByHost>,
+    by_port: BTreeMap<u16, VisibleVirtualServices<'a>>,
+    elsewhere: Option<VisibleVirtualServices<'a>>,
     /// What happens to their traffic for hosts that nobody knows.
     pub outbound: OutboundPolicy,
-    services: BTreeMap<Host, Seen<'a>>,
-    /// Those that clients may call themselves; `None` means all.
-    callable: Option<BTreeMap<Host, Seen<'a>>>,
+    /// The egress listeners of their Sidecar; none means that everything is visible.
+    egress: &'a [Egress],
+    /// The ports for which one of them stands.
+    own_ports: BTreeSet<u16>,
 }
 
 /// A service as it is seen.
@@ -62,57 +63,29 @@ impl<'a> View<'a> {
     pub fn new(mesh: &'a Mesh, scope: &'a Scope) -> Self {
         let sidecar = scope.sidecar.as_ref().and_then(|(key, _)| mesh.sidecars.get(key));
         let egress = sidecar.map_or(&[][..], |sidecar| sidecar.egress());
-        let rules_of = |listeners: &mut dyn Iterator<Item = &Egress>| {
-            let listeners: Vec<_> = listeners.collect();
-            mesh.virtual_services.for_namespace(&scope.namespace, |rule| {
-                listeners.iter().any(|listener| listener.has_rule(rule, &scope.namespace))
-            })
+        let rules_of = |listeners: Vec<&'a Egress>| {
+            VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, Some(listeners))
         };
         let own_ports: BTreeSet<u16> = egress.iter().filter_map(|listener| listener.port).collect();
-        let at_port = |port: u16| egress.iter().find(move |listener| listener.port == Some(port));
-        let mut view = Self {
+        let at_port = |port: u16| egress.iter().find(|listener| listener.port == Some(port)).into_iter().collect();
+        Self {
             mesh,
             scope,
             rules: match egress {
-                [] => mesh.virtual_services.for_namespace(&scope.namespace, |_| true),
-                _ => rules_of(&mut egress.iter()),
+                [] => VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, None),
+                _ => rules_of(egress.iter().collect()),
             },
-            by_port: own_ports.iter().map(|port| (*port, rules_of(&mut at_port(*port).into_iter()))).collect(),
+            by_port: own_ports.iter().map(|port| (*port, rules_of(at_port(*port)))).collect(),
             elsewhere: (!own_ports.is_empty())
-                .then(|| rules_of(&mut egress.iter().filter(|listener| listener.port.is_none()))),
+                .then(|| rules_of(egress.iter().filter(|listener| listener.port.is_none()).collect())),
             outbound: sidecar.and_then(|sidecar| sidecar.outbound).unwrap_or(mesh.config.outbound),
-            services: BTreeMap::new(),
-            callable: None,
-        };
-        let mut callable = BTreeMap::new();
-        for (host, list) in mesh.services.iter() {
-            if egress.is_empty() {
-                if let Some(known) = mesh.pick(list, &scope.namespace, |_| true) {
-                    view.services.insert(host.clone(), Seen { known, only: None });
-                }
-                continue;
-            }
-            for listener in egress {
-                let seen = |one: &Registered| listener.has_service(&one.service.namespace, host, &scope.namespace);
-                let Some(known) = mesh.pick(list, &scope.namespace, seen) else { continue };
-                let ports = listener.port.map(|port| BTreeSet::from([port]));
-                // Requests to a port that has a listener of its own are that one's alone.
-                let taken = |port: &Port| port.protocol.may_be_http() && own_ports.contains(&port.number);
-                let left = || known.service.ports.iter().filter(|port| !taken(port)).map(|port| port.number).collect();
-                let callable_ports = ports.clone().or_else(|| (!own_ports.is_empty()).then(left));
-                add(&mut callable, host, known, callable_ports);
-                add(&mut view.services, host, known, ports);
-            }
+            egress,
+            own_ports,
         }
-        if !egress.is_empty() {
-            view.callable = Some(callable);
-            view.add_destinations();
-        }
-        view
     }
 
-    /// The VirtualServices that count at a port, by host.
-    pub fn rules_at(&self, port: u16) -> &VirtualServicesByHost {
+    /// The VirtualServices that count at a port.
+    pub fn rules_at(&self, port: u16) -> &VisibleVirtualServices<'a> {
         self.by_port.get(&port).or(self.elsewhere.as_ref()).unwrap_or(&self.rules)
     }
 
@@ -122,66 +95,88 @@ impl<'a> View<'a> {
         self.mesh.sidecars.get(key)?.egress_proxy.as_ref()
     }
 
-    /// What a visible route sends to is seen as well, those ports alone.
-    fn add_destinations(&mut self) {
-        let domain = &self.mesh.config.domain;
-        let mut wanted: BTreeMap<Host, Option<BTreeSet<u16>>> = BTreeMap::new();
-        let rules: Vec<_> = self.rules.hosts().map(|(_, rule)| rule.clone()).collect();
-        for rule in rules {
-            let http = rule.http().flat_map(|http| {
-                let namespace = http.key.namespace.clone();
-                let routes = http.route.route.iter().filter_map(|one| one.destination.as_ref());
-                let mirrors = http.route.mirrors.iter().filter_map(|one| one.destination.as_ref());
-                let all: Vec<_> = routes.chain(mirrors).chain(&http.route.mirror).cloned().collect();
-                all.into_iter().map(move |to| (to, namespace.clone()))
-            });
-            let (tcp, tls) = (rule.tcp().iter().map(|one| &one.route), rule.tls().iter().map(|one| &one.route));
-            let streams = tcp.chain(tls).flatten().filter_map(|one| one.destination.clone());
-            let all: Vec<(api::Destination, Arc<str>)> =
-                http.chain(streams.map(|to| (to, rule.namespace().clone()))).collect();
-            for (to, namespace) in all {
-                let host = host::resolve(&to.host, &namespace, domain);
-                let port = to.port.and_then(|port| u16::try_from(port.number).ok());
-                let ports = wanted.entry(host).or_insert_with(|| Some(BTreeSet::new()));
-                match port {
-                    Some(port) => {
-                        if let Some(ports) = ports {
-                            ports.insert(port);
-                        }
-                    }
-                    None => *ports = None,
-                }
-            }
-        }
-        if let Some(to) = self.egress_proxy() {
-            wanted.insert(to.host.to_ascii_lowercase().into(), None);
-        }
-        for (host, ports) in wanted {
-            let Some((host, list)) = self.mesh.services.get_key_value(&host) else { continue };
-            let Some(known) = self.mesh.pick(list, &self.scope.namespace, |_| true) else { continue };
-            let target = known.service.alias_of.as_ref().and_then(|target| self.mesh.services.get_key_value(target));
-            if let Some((target, list)) = target
-                && let Some(real) = self.mesh.pick(list, &self.scope.namespace, |_| true)
-            {
-                add(&mut self.services, target, real, ports.clone());
-            }
-            add(&mut self.services, host, known, ports);
-        }
-    }
-
     /// The services that clients may call themselves; what only a route leads to is not among them.
-    pub fn callable(&self) -> impl Iterator<Item = &Seen<'a>> {
-        self.callable.as_ref().unwrap_or(&self.services).values()
+    pub fn callable(&self) -> impl Iterator<Item = Seen<'a>> {
+        self.mesh.services.keys().filter_map(|host| self.callable_service(host))
     }
 
     /// Every service that is seen, by host.
-    pub fn services(&self) -> impl Iterator<Item = &Seen<'a>> {
-        self.services.values()
+    pub fn services(&self) -> impl Iterator<Item = Seen<'a>> {
+        self.mesh.services.keys().filter_map(|host| self.service(host))
+    }
+
+    /// The service of a host, where clients may call it themselves.
+    pub fn callable_service(&self, host: &str) -> Option<Seen<'a>> {
+        let list = self.mesh.services.get(host)?;
+        if self.egress.is_empty() {
+            let known = self.mesh.pick(list, &self.scope.namespace, |_| true)?;
+            return Some(Seen { known, only: None });
+        }
+        let mut found = None;
+        for listener in self.egress {
+            let Some(known) = self.listed(listener, host, list) else { continue };
+            // Requests to a port that has a listener of its own are that one's alone.
+            let taken = |port: &Port| port.protocol.may_be_http() && self.own_ports.contains(&port.number);
+            let left = || known.service.ports.iter().filter(|port| !taken(port)).map(|port| port.number).collect();
+            let ports = listener.port.map(|port| BTreeSet::from([port]));
+            add(&mut found, known, ports.or_else(|| (!self.own_ports.is_empty()).then(left)));
+        }
+        found
     }
 
     /// The service of a host, where it is seen.
-    pub fn service(&self, host: &str) -> Option<&Seen<'a>> {
-        self.services.get(host)
+    pub fn service(&self, host: &str) -> Option<Seen<'a>> {
+        let list = self.mesh.services.get(host)?;
+        if self.egress.is_empty() {
+            return self.callable_service(host);
+        }
+        let mut found = None;
+        for listener in self.egress {
+            if let Some(known) = self.listed(listener, host, list) {
+                add(&mut found, known, listener.port.map(|port| BTreeSet::from([port])));
+            }
+        }
+        // What a visible route sends to is seen as well, those ports alone; so is what an ExternalName stands for.
+        let aliases = self.mesh.aliases_of(host).filter_map(|alias| Some((alias, self.routed(alias)?)));
+        let aliases: Vec<_> = aliases.collect();
+        let own = self.routed(host).into_iter();
+        let through = aliases.into_iter().filter(|(alias, _)| self.picks_alias(alias, host)).map(|(_, ports)| ports);
+        for ports in own.chain(through) {
+            if let Some(known) = self.mesh.pick(list, &self.scope.namespace, |_| true) {
+                add(&mut found, known, ports);
+            }
+        }
+        found
+    }
+
+    /// The service of a host that an egress listener of their Sidecar lists.
+    fn listed(&self, listener: &Egress, host: &str, list: &'a SameHost) -> Option<&'a Registered> {
+        let namespace = &self.scope.namespace;
+        self.mesh.pick(list, namespace, |known| listener.has_service(&known.service.namespace, host, namespace))
+    }
+
+    /// Whether the service they see for the host `alias` stands for `target`.
+    fn picks_alias(&self, alias: &str, target: &str) -> bool {
+        let known =
+            self.mesh.services.get(alias).and_then(|list| self.mesh.pick(list, &self.scope.namespace, |_| true));
+        known.is_some_and(|known| known.service.alias_of.as_deref() == Some(target))
+    }
+
+    /// The ports of a host that visible routes send to, `Some(None)` for all; `None` where none does.
+    fn routed(&self, host: &str) -> Option<Option<BTreeSet<u16>>> {
+        if self.egress_proxy().is_some_and(|to| to.host.eq_ignore_ascii_case(host)) {
+            return Some(None);
+        }
+        let mut ports: Option<Option<BTreeSet<u16>>> = None;
+        for rules in self.mesh.virtual_services.routing_to(host).filter(|rules| self.rules.includes(rules)) {
+            for (_, port) in rules.destinations(&self.mesh.config.domain).filter(|(to, _)| **to == *host) {
+                match (ports.get_or_insert_with(|| Some(BTreeSet::new())), port) {
+                    (Some(ports), Some(port)) => drop(ports.insert(port)),
+                    (all, _) => *all = None,
+                }
+            }
+        }
+        ports
     }
 
     /// The rule for what comes in at a workload of a host.
@@ -211,10 +206,13 @@ impl<'a> View<'a> {
 }
 
 /// Adds a service, with those of `ports` that it has; `None` means all of them.
-fn add<'a>(to: &mut BTreeMap<Host, Seen<'a>>, host: &Host, known: &'a Registered, ports: Option<BTreeSet<u16>>) {
+fn add<'a>(to: &mut Option<Seen<'a>>, known: &'a Registered, ports: Option<BTreeSet<u16>>) {
     let fits = |port: &Port| ports.as_ref().is_none_or(|only| only.contains(&port.number));
     if ports.is_some() && known.service.alias_of.is_none() && !known.service.ports.iter().any(fits) {
         return;
     }
-    to.entry(host.clone()).and_modify(|seen| seen.add(ports.clone())).or_insert_with(|| Seen { known, only: ports });
+    match to {
+        Some(seen) => seen.add(ports),
+        None => *to = Some(Seen { known, only: ports }),
+    }
 }

@@ -12,7 +12,8 @@ use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use prost::{Message, Name};
 
-use super::Part;
+use super::EncodedVirtualHost;
+use super::resource::Provenance;
 use crate::api::ObjectKey;
 use crate::proto_rules;
 use crate::translate::virtual_host::Made;
@@ -102,9 +103,9 @@ impl Net {
 
     /// The virtual host as a field of the route configuration `head`. A bad route whose match is good answers 503, so that
     /// no other route takes what was meant for it; one whose match is bad is left out.
-    pub(super) fn pass_host(&mut self, head: &[u8], made: Made) -> Option<Part> {
+    pub(super) fn pass_host(&mut self, head: &[u8], made: Made, objects: &Provenance) -> Option<EncodedVirtualHost> {
         let Made { mut host, said_by } = made;
-        let part = Part::new(host.clone());
+        let part = EncodedVirtualHost::new(host.clone(), objects.clone());
         if wrong_host(head, &part).is_none() {
             return Some(part);
         }
@@ -118,7 +119,7 @@ impl Net {
                     routes: vec![one.clone()],
                     ..Default::default()
                 };
-                wrong_host(head, &Part::new(host))
+                wrong_host(head, &EncodedVirtualHost::new(host, Provenance::default()))
             };
             let Some(reason) = alone(&one) else {
                 kept.push(one);
@@ -130,7 +131,7 @@ impl Net {
             kept.extend(alone(&answer).is_none().then_some(answer));
         }
         host.routes = kept;
-        let part = Part::new(host);
+        let part = EncodedVirtualHost::new(host, objects.clone());
         match wrong_host(head, &part) {
             None => Some(part).filter(|part| !part.is_empty()),
             Some(reason) => {
@@ -164,7 +165,7 @@ fn wrong<M: Name>(bytes: &[u8]) -> Option<String> {
 }
 
 /// What is wrong with a virtual host as part of a route configuration: some rules are about both.
-fn wrong_host(head: &[u8], part: &Part) -> Option<String> {
+fn wrong_host(head: &[u8], part: &EncodedVirtualHost) -> Option<String> {
     wrong::<route::RouteConfiguration>(&[head, &part.field].concat())
 }
 

@@ -12,7 +12,7 @@ use crate::translate::whole_service;
 /// No endpoints for a cluster: they end its warming, which otherwise keeps a proxy from taking any other cluster.
 pub fn no_endpoints(cluster: &str) -> Arc<Resource> {
     let assignment = ClusterLoadAssignment { cluster_name: cluster.to_owned(), ..Default::default() };
-    Resource::new(cluster, vec![assignment.encode_to_vec().into()])
+    Resource::new(cluster, assignment.encode_to_vec().into(), Arc::default())
 }
 
 impl Snapshot {
@@ -28,9 +28,7 @@ impl Snapshot {
         name.clone_into(&mut cluster.name);
         let mut endpoints = ClusterLoadAssignment::decode(&*endpoints.bytes()).ok()?;
         name.clone_into(&mut endpoints.cluster_name);
-        Some((
-            Resource::new(name, vec![cluster.encode_to_vec().into()]),
-            Resource::new(name, vec![endpoints.encode_to_vec().into()]),
-        ))
+        let encoded = |bytes: Vec<u8>| Resource::new(name, bytes.into(), Arc::default());
+        Some((encoded(cluster.encode_to_vec()), encoded(endpoints.encode_to_vec())))
     }
 }

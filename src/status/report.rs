@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::ledger::State;
 use crate::api::{Destination, HttpRouteDestination, Kind, ObjectKey, RouteDestination};
 use crate::mesh::{Mesh, Scope, View, VirtualService, covers, resolve};
+use crate::translate::virtual_host::host_and_port;
 use crate::xds::board::ProxyStatus;
 
 /// A proxy and the scope it is in.
@@ -190,7 +191,7 @@ impl Scopes {
             let view = View::new(mesh, &scope);
             match key.kind {
                 Kind::VirtualService => {
-                    view.rules.hosts().any(|(_, rule)| rule.key == *key || rule.http().any(|http| *http.key == *key))
+                    view.rules.iter().any(|rule| rule.key == *key || rule.http().any(|http| *http.key == *key))
                 }
                 _ => view
                     .services()
@@ -248,7 +249,7 @@ fn hosts(mesh: &Mesh, key: &ObjectKey) -> Vec<Arc<str>> {
 fn is_about(name: &str, host: &str) -> bool {
     let own = match name.rsplit_once('|') {
         Some((_, own)) => own,
-        None => name.rsplit_once(':').map_or(name, |(own, _)| own),
+        None => host_and_port(name).map_or(name, |(own, _)| own),
     };
     covers(host, own)
 }

@@ -1,6 +1,8 @@
 //! EDS: the endpoints of a service's ports and subsets, by locality.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
@@ -9,8 +11,8 @@ use super::cluster::{Context, asks_eds};
 use super::locality::{self, Setting};
 use super::policy::Policy;
 use super::{cluster_name, socket_address, u32_value};
-use crate::api::{Labels, selects};
-use crate::mesh::{DestinationRule, Endpoint, Health, Port, Resolution, Service};
+use crate::api::Labels;
+use crate::mesh::{DestinationRule, Endpoint, Families, Health, Locality, Port, Resolution, Scope, Service};
 
 /// The assignments of one port: one for all endpoints, and one for each subset, where their clusters ask EDS.
 pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignment> {
@@ -23,24 +25,43 @@ pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignm
         .collect()
 }
 
-/// Whether clients in different places get different endpoints of a service.
-pub fn depends_on_place(service: &Service, rule: Option<&DestinationRule>) -> bool {
-    service.preference.is_some() || rule.is_some_and(DestinationRule::looks_at_locality)
+/// What of where clients are decides about their endpoints of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
+    locality: Locality,
+    labels: BTreeMap<String, String>,
+    node: Arc<str>,
+}
+
+impl Place {
+    /// That of the clients of `scope`.
+    pub fn new(service: &Service, rule: Option<&DestinationRule>, scope: &Scope) -> Self {
+        let mut place = Self::default();
+        if service.preference.is_some() || rule.is_some_and(DestinationRule::looks_at_locality) {
+            place.locality.clone_from(&scope.locality);
+            place.labels.clone_from(&scope.labels);
+        }
+        if service.node_local {
+            place.node.clone_from(&scope.node);
+        }
+        place
+    }
 }
 
 /// The endpoints of one subset (empty for all) of a port.
 pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Context<'_>) -> pb::ClusterLoadAssignment {
     let everything = Labels::new();
     let labels = context.rule.and_then(|rule| rule.subset(subset)).map_or(&everything, |subset| &subset.labels);
-    let service = &context.known.service;
+    let (service, scope) = (&context.known.service, context.scope);
     let members = context.known.endpoints.list.iter().filter(|endpoint| {
         endpoint.port_name == port.name
-            && selects(labels, &endpoint.workload.labels)
+            && endpoint.is_in_subset(labels)
+            && (!service.node_local || endpoint.topology.node == scope.node)
             && fits(&endpoint.address, service.resolution)
-            && context.scope.families.reach(&endpoint.address)
+            && endpoint.addresses().any(|address| scope.families.reach(address))
     });
     let setting = Setting::new(service, policy.load_balancer);
-    let groups = locality::arrange(members, setting, policy.outlier_detection.is_some(), context.scope);
+    let groups = locality::arrange(members, setting, policy.outlier_detection.is_some(), scope);
     pb::ClusterLoadAssignment {
         cluster_name: cluster_name(port.number, subset, &service.host),
         endpoints: groups
@@ -53,7 +74,7 @@ pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Conte
                 }),
                 priority: group.priority,
                 load_balancing_weight: u32_value(group.weight),
-                lb_endpoints: group.members.into_iter().map(lb_endpoint).collect(),
+                lb_endpoints: group.members.into_iter().filter_map(|one| lb_endpoint(one, scope.families)).collect(),
                 ..Default::default()
             })
             .collect(),
@@ -68,14 +89,20 @@ fn fits(address: &str, resolution: Resolution) -> bool {
     !address.is_empty() && if by_dns { !is_path } else { is_path || address.parse::<IpAddr>().is_ok() }
 }
 
-fn lb_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {
-    let address = match endpoint.address.strip_prefix("unix://") {
+/// An endpoint by the addresses that clients of these families can reach. Envoy tries the first one, and a moment later
+/// the other as well; the two remain one endpoint.
+fn lb_endpoint(endpoint: &Endpoint, families: Families) -> Option<pb::LbEndpoint> {
+    let mut addresses = endpoint.addresses().filter(|address| families.reach(address));
+    let address = addresses.next()?;
+    let address = match address.strip_prefix("unix://") {
         Some(path) => {
             core::Address { address: Some(core::address::Address::Pipe(core::Pipe { path: path.to_owned(), mode: 0 })) }
         }
-        None => socket_address(&endpoint.address, endpoint.port),
+        None => socket_address(address, endpoint.port),
     };
-    pb::LbEndpoint {
+    let additional = addresses
+        .map(|address| pb::endpoint::AdditionalAddress { address: Some(socket_address(address, endpoint.port)) });
+    Some(pb::LbEndpoint {
         health_status: match endpoint.health {
             Health::Healthy => core::HealthStatus::Healthy,
             Health::Unhealthy => core::HealthStatus::Unhealthy,
@@ -83,8 +110,9 @@ fn lb_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {
         load_balancing_weight: u32_value(endpoint.weight),
         host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(pb::Endpoint {
             address: Some(address),
+            additional_addresses: additional.collect(),
             ..Default::default()
         })),
         ..Default::default()
-    }
+    })
 }

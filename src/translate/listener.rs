@@ -35,13 +35,8 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
     let stat_prefix = format!("outbound_{name};");
     let only_http = listener.only_http && listener.bind;
     let mut filter_chains: Vec<pb::FilterChain> = listener.chains.iter().map(chain).collect();
-    let mut default_filter_chain = None;
-    // Inspection finds out what is HTTP; a chain that takes everything is what is left then.
+    // Inspection finds out what is HTTP.
     let inspects = listener.http.is_some() && !only_http;
-    if inspects && !listener.any_address {
-        let rest = filter_chains.iter().position(|chain| chain.filter_chain_match.is_none());
-        default_filter_chain = rest.map(|at| filter_chains.remove(at));
-    }
     if let Some(routes) = &listener.http {
         filter_chains.push(pb::FilterChain {
             filter_chain_match: inspects.then(|| looks_like_http(None)),
@@ -50,13 +45,7 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
             ..Default::default()
         });
     }
-    if listener.any_address && !listener.bind {
-        default_filter_chain = Some(pb::FilterChain {
-            name: "PassthroughFilterChain".to_owned(),
-            filters: vec![tcp(&listener.rest)],
-            ..Default::default()
-        });
-    }
+    let default_filter_chain = default_chain(&mut filter_chains, listener);
     let mut inspectors = Vec::new();
     if listener.chains.iter().any(|chain| !chain.sni.is_empty()) {
         let inspector = TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() };
@@ -79,6 +68,22 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
         // So that one busy worker does not take all the connections that wait.
         max_connections_to_accept_per_socket_event: if listener.bind { u32_value(1) } else { None },
         ..Default::default()
+    }
+}
+
+/// The chain for connections that no other one takes. Envoy goes by one property after the other and never back: a chain
+/// that takes everything must stand here, or it misses those that another chain has taken by half.
+fn default_chain(chains: &mut Vec<pb::FilterChain>, listener: &Outbound) -> Option<pb::FilterChain> {
+    match chains.iter().position(|chain| chain.filter_chain_match.is_none()) {
+        Some(_) if chains.len() == 1 => None,
+        Some(at) => Some(chains.remove(at)),
+        // Without redirection nobody knows where the client wanted to go.
+        None if listener.bind => None,
+        None => Some(pb::FilterChain {
+            name: "PassthroughFilterChain".to_owned(),
+            filters: vec![tcp(&listener.rest)],
+            ..Default::default()
+        }),
     }
 }
 

@@ -7,14 +7,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::UInt64Value;
 
 use crate::api::{Distribute, Failover, LoadBalancerSettings};
-use crate::mesh::{Endpoint, Locality, Preference, Scope, Service};
-
-const NETWORK: &str = "topology.istio.io/network";
-const CLUSTER: &str = "topology.istio.io/cluster";
-const REGION: &str = "topology.kubernetes.io/region";
-const ZONE: &str = "topology.kubernetes.io/zone";
-const SUBZONE: &str = "topology.istio.io/subzone";
-const HOSTNAME: &str = "kubernetes.io/hostname";
+use crate::mesh::{Endpoint, Locality, NETWORK, Scope, Service};
 
 /// The setting that counts for a cluster: the rule's, else what the Service prefers, else the mesh's, which is failover
 /// where there is outlier detection. Source: Istio's documentation of `LocalityLoadBalancerSetting`.
@@ -67,11 +60,7 @@ impl<'a> Setting<'a> {
                 Setting::Distribute(&setting.distribute)
             };
         }
-        let labels = match service.preference {
-            None => Vec::new(),
-            Some(Preference::Zone) => vec![NETWORK, REGION, ZONE],
-            Some(Preference::Node) => vec![NETWORK, REGION, ZONE, SUBZONE, HOSTNAME],
-        };
+        let labels = service.preference.into_iter().flat_map(|preference| preference.labels()).copied().collect();
         Setting::Failover { regions: &[], labels, always: service.preference.is_some() }
     }
 }
@@ -118,7 +107,7 @@ pub fn arrange<'a>(
 ) -> Vec<Group<'a>> {
     let mut by_locality: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in members {
-        by_locality.entry(&endpoint.locality).or_default().push(endpoint);
+        by_locality.entry(endpoint.locality()).or_default().push(endpoint);
     }
     let groups: Vec<Group<'a>> =
         by_locality.into_iter().map(|(locality, members)| group(locality, 0, members)).collect();
@@ -225,51 +214,34 @@ fn close_gaps(mut groups: Vec<Group<'_>>) -> Vec<Group<'_>> {
     groups
 }
 
-/// Ranks endpoints by how many of the labels, from the first on, are the client's: all of them is 0. A group falls apart
-/// where its endpoints have different ranks.
+/// Ranks endpoints by how many of the labels, from the first on, are the client's: all of them is 0. Those in another
+/// network come after all others, and are ranked by the labels that follow. A group falls apart where its endpoints have
+/// different ranks.
 fn rank_by_labels<'a>(groups: Vec<Group<'a>>, labels: &[&str], scope: &Scope) -> Vec<Group<'a>> {
     let lowest = u32::try_from(labels.len()).unwrap_or(u32::MAX);
+    let is_equal = |label: &str, endpoint: &Endpoint| {
+        let (name, wanted) = match label.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (label, scope.labels.get(label).map(String::as_str)),
+        };
+        wanted.unwrap_or_default() == endpoint.label(name).unwrap_or_default()
+    };
+    let rank = |endpoint: &Endpoint| {
+        let elsewhere = labels.first() == Some(&NETWORK) && !is_equal(NETWORK, endpoint);
+        let rest = labels.iter().skip(usize::from(elsewhere));
+        let equal = rest.take_while(|label| is_equal(label, endpoint)).count() + usize::from(elsewhere);
+        let rank = lowest - u32::try_from(equal).unwrap_or(lowest);
+        if elsewhere { rank + lowest } else { rank }
+    };
     let mut out = Vec::new();
     for whole in groups {
         let mut by_rank: BTreeMap<u32, Vec<&Endpoint>> = BTreeMap::new();
         for endpoint in whole.members {
-            let equal = labels.iter().zip(0u32..).take_while(|(label, _)| {
-                let label: &str = label;
-                let (name, wanted) = match label.split_once('=') {
-                    Some((name, value)) => (name, Some(value)),
-                    None => (label, client_label(scope, label)),
-                };
-                wanted.unwrap_or_default() == endpoint_label(endpoint, name)
-            });
-            let rank = lowest - u32::try_from(equal.count()).unwrap_or(lowest);
-            by_rank.entry(rank).or_default().push(endpoint);
+            by_rank.entry(rank(endpoint)).or_default().push(endpoint);
         }
         out.extend(by_rank.into_iter().map(|(rank, members)| group(whole.locality, rank, members)));
     }
     close_gaps(out)
-}
-
-/// There is one cluster and one network, so that all are in the same.
-fn client_label<'a>(scope: &'a Scope, name: &str) -> Option<&'a str> {
-    match name {
-        NETWORK | CLUSTER => Some(""),
-        REGION => Some(&scope.locality.region),
-        ZONE => Some(&scope.locality.zone),
-        SUBZONE => Some(&scope.locality.sub_zone),
-        HOSTNAME => Some(&scope.node),
-        _ => scope.labels.get(name).map(String::as_str),
-    }
-}
-
-fn endpoint_label<'a>(endpoint: &'a Endpoint, name: &str) -> &'a str {
-    match name {
-        NETWORK | CLUSTER => "",
-        REGION => &endpoint.locality.region,
-        ZONE => &endpoint.locality.zone,
-        SUBZONE => &endpoint.locality.sub_zone,
-        HOSTNAME => &endpoint.workload.node,
-        _ => endpoint.workload.labels.get(name).map_or("", String::as_str),
-    }
 }
 
 #[cfg(test)]

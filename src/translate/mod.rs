@@ -9,6 +9,8 @@ pub mod load_balancer;
 pub mod locality;
 pub mod outbound;
 pub mod outlier;
+#[cfg(test)]
+mod placement_tests;
 pub mod policy;
 pub mod route;
 pub mod route_match;
@@ -53,7 +55,7 @@ pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u
 
 /// The cluster that traffic for hosts that nobody knows goes to. Of a proxy that is not there nothing is sent: a listener
 /// that leads to no cluster would never go live.
-pub fn rest(view: &View<'_>) -> String {
+pub fn default_cluster(view: &View<'_>) -> String {
     let through = match (view.outbound, view.egress_proxy()) {
         (OutboundPolicy::RegistryOnly, _) => return BLACK_HOLE.to_owned(),
         (OutboundPolicy::AllowAny, None) => return PASSTHROUGH.to_owned(),

@@ -1,10 +1,14 @@
 //! Which listeners there are for what a workload sends, and what each of them does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::listener::{INBOUND_PORT, OUTBOUND_PORT};
 use super::tcp::{self, Chain};
-use crate::mesh::{Families, Interception, Port, Protocol, Registry, Resolution, Seen, Service, View, one_form};
+use crate::api::Age;
+use crate::mesh::{
+    Families, Host, Interception, Port, PortClass, Protocol, Registry, Resolution, Seen, Service, View, one_form,
+};
 
 /// A listener for connections to one port, or to one address and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -92,14 +96,14 @@ fn distinct(list: Vec<String>) -> Vec<String> {
     list.into_iter().filter(|one| seen.insert(one.clone())).collect()
 }
 
-/// The name of a port's route configuration: the port, or the host and the port where one service has the listener to
-/// itself.
-pub fn route_name(service: &Service, port: &Port) -> String {
-    if port.protocol == Protocol::Unknown {
-        format!("{}:{}", service.host, port.number)
-    } else {
-        port.number.to_string()
-    }
+/// The name of the route configuration that all services share at a port.
+pub fn shared_routes(port: u16) -> String {
+    port.to_string()
+}
+
+/// The name of the route configuration that a service has to itself at a port of which nobody says the protocol.
+pub fn own_routes(service: &Service, port: u16) -> String {
+    format!("{}:{port}", service.host)
 }
 
 /// Every address, for listeners that are not bound to one.
@@ -107,32 +111,64 @@ pub fn any_address(families: Families) -> &'static str {
     if families == Families::V6 { "::" } else { "0.0.0.0" }
 }
 
-/// The listeners for what `view` sees, older services first where two want the same.
+/// The listeners for what `view` sees, at all ports.
 pub fn listeners(view: &View<'_>) -> Vec<Outbound> {
-    let mut by_age: Vec<_> = view.callable().filter(|seen| seen.known.service.alias_of.is_none()).collect();
-    by_age.sort_by(|a, b| {
-        let (a, b) = (&a.known.service, &b.known.service);
-        (a.age, &a.host).cmp(&(b.age, &b.host))
-    });
-    let mut plan = Plan { view, rest: super::rest(view), found: BTreeMap::new() };
-    for seen in by_age {
-        for port in seen.ports() {
+    view.mesh.ports().into_iter().flat_map(|port| listeners_at(view, port)).collect()
+}
+
+/// The listeners at one port for what `view` sees, older services first where two want the same. Of plain HTTP the oldest
+/// service speaks for all: each further one adds nothing.
+pub fn listeners_at(view: &View<'_>, number: u16) -> Vec<Outbound> {
+    let mut found: BTreeMap<(Age, Host), Seen<'_>> = BTreeMap::new();
+    for class in PortClass::ALL {
+        let has_class = |port: &&Port| port.number == number && PortClass::of(port.protocol) == class;
+        let callable = view.mesh.hosts_at(number, class).filter_map(|host| view.callable_service(host));
+        let here =
+            callable.filter(|seen| seen.known.service.alias_of.is_none() && seen.ports().any(|port| has_class(&port)));
+        let count = if class == PortClass::Other { usize::MAX } else { 1 };
+        found.extend(here.take(count).map(|seen| {
+            let service = &seen.known.service;
+            ((service.age, service.host.clone()), seen)
+        }));
+    }
+    let mut plan = Plan { view, rest: super::default_cluster(view), found: BTreeMap::new() };
+    for seen in found.values() {
+        for port in seen.ports().filter(|port| port.number == number) {
             plan.add(seen, port);
         }
     }
-    let listeners = plan.found.into_values();
+    let listeners = plan.found.into_values().map(Draft::finish);
     listeners.filter(|one| one.http.is_some() || !one.chains.is_empty()).collect()
+}
+
+/// A listener that is not complete yet.
+struct Draft {
+    listener: Outbound,
+    /// Whether requests are looked at.
+    takes_http: bool,
+    /// The routes of the only service that has it; none once several do.
+    own_routes: Option<String>,
+}
+
+impl Draft {
+    /// Requests go by their Host, unless a single service has the address: what is sent there is meant for it, whatever
+    /// the client calls it. Every address is nobody's.
+    fn finish(self) -> Outbound {
+        let Self { mut listener, takes_http, own_routes } = self;
+        let own = own_routes.filter(|_| !listener.any_address);
+        listener.http = takes_http.then(|| own.unwrap_or_else(|| shared_routes(listener.port)));
+        listener
+    }
 }
 
 struct Plan<'a> {
     view: &'a View<'a>,
     rest: String,
-    found: BTreeMap<(String, u16), Outbound>,
+    found: BTreeMap<(String, u16), Draft>,
 }
 
 impl Plan<'_> {
     fn add(&mut self, seen: &Seen<'_>, port: &Port) {
-        let service = &seen.known.service;
         let redirected = self.view.scope.interception == Interception::Redirect;
         // Envoy takes no second listener at the address of the two that redirected traffic enters by.
         if redirected && matches!(port.number, OUTBOUND_PORT | INBOUND_PORT) {
@@ -140,22 +176,24 @@ impl Plan<'_> {
         }
         let any = any_address(self.view.scope.families);
         if port.protocol.is_http() {
-            let listener = self.listener(any, port.number);
-            if listener.http.is_none() {
-                listener.http = Some(route_name(service, port));
+            let draft = self.draft(any, port.number, None);
+            let listener = &mut draft.listener;
+            if !draft.takes_http {
+                draft.takes_http = true;
                 listener.only_http = listener.chains.is_empty();
             }
             listener.grpc_web |= port.protocol == Protocol::GrpcWeb;
             return;
         }
-        let http = (port.protocol == Protocol::Unknown).then(|| route_name(service, port));
+        let may_be_http = port.protocol == Protocol::Unknown;
+        let own = may_be_http.then(|| own_routes(&seen.known.service, port.number));
         for (address, subnets) in self.addresses(seen, port) {
             let everywhere = address == any;
             let chains = tcp::chains(seen, port, &subnets, everywhere, self.view);
-            let listener = self.listener(&address, port.number);
-            if listener.http.is_none() && (listener.chains.is_empty() || everywhere) {
-                listener.http.clone_from(&http);
-            }
+            let draft = self.draft(&address, port.number, own.clone());
+            let listener = &mut draft.listener;
+            // What is sent to an address of an older service is that one's, HTTP or not.
+            draft.takes_http |= may_be_http && (listener.chains.is_empty() || everywhere || listener.bind);
             listener.only_http = false;
             listener.add(chains);
         }
@@ -163,7 +201,19 @@ impl Plan<'_> {
 
     /// Where clients connect to: an address each, or every address with the subnets that are meant.
     fn addresses(&self, seen: &Seen<'_>, port: &Port) -> Vec<(String, Vec<String>)> {
-        let service = &seen.known.service;
+        let mut found = Vec::new();
+        for service in seen.known.service.declaring(port.number) {
+            for place in self.addresses_of(service, seen, port) {
+                if !found.contains(&place) {
+                    found.push(place);
+                }
+            }
+        }
+        found
+    }
+
+    /// The same for one of the services that `seen` was merged from.
+    fn addresses_of(&self, service: &Service, seen: &Seen<'_>, port: &Port) -> Vec<(String, Vec<String>)> {
         let scope = self.view.scope;
         let any = any_address(scope.families).to_owned();
         let (subnets, plain): (Vec<_>, Vec<_>) = service
@@ -180,7 +230,11 @@ impl Plan<'_> {
             return found;
         }
         let members = seen.known.endpoints.list.iter().filter(|one| one.port_name == port.name);
-        let of_pods: BTreeSet<&str> = members.map(|one| &*one.address).collect();
+        let of_pods: BTreeSet<&str> = members
+            .flat_map(|endpoint| endpoint.addresses())
+            .map(|address| &**address)
+            .filter(|address| address.parse::<IpAddr>().is_ok())
+            .collect();
         let no_pods = service.registry == Registry::ServiceEntry && of_pods.is_empty() && service.selector.is_empty();
         if service.resolution == Resolution::Passthrough && !no_pods {
             // The addresses of a headless service are those of its pods; a pod calls itself without its proxy.
@@ -192,7 +246,9 @@ impl Plan<'_> {
         vec![(any, Vec::new())]
     }
 
-    fn listener(&mut self, address: &str, port: u16) -> &mut Outbound {
+    /// The listener at an address and port, for one more service, with the routes that it would have there if it were the
+    /// only one.
+    fn draft(&mut self, address: &str, port: u16, own_routes: Option<String>) -> &mut Draft {
         let bind = self.view.scope.interception == Interception::None;
         // What is not redirected is sent to the loopback address.
         let address = match (bind, address.contains(':')) {
@@ -201,16 +257,24 @@ impl Plan<'_> {
             (false, _) => address,
         };
         let any_address = address == any_address(self.view.scope.families);
-        self.found.entry((address.to_owned(), port)).or_insert_with(|| Outbound {
-            address: address.to_owned(),
-            port,
-            bind,
-            any_address,
-            http: None,
-            only_http: false,
-            grpc_web: false,
-            chains: Vec::new(),
-            rest: self.rest.clone(),
-        })
+        let draft = self.found.entry((address.to_owned(), port)).or_insert_with(|| Draft {
+            listener: Outbound {
+                address: address.to_owned(),
+                port,
+                bind,
+                any_address,
+                http: None,
+                only_http: false,
+                grpc_web: false,
+                chains: Vec::new(),
+                rest: self.rest.clone(),
+            },
+            takes_http: false,
+            own_routes: own_routes.clone(),
+        });
+        if draft.own_routes != own_routes {
+            draft.own_routes = None;
+        }
+        draft
     }
 }

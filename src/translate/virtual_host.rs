@@ -2,6 +2,7 @@
 
 #![allow(deprecated)] // `max_grpc_timeout`: Istio sets it, and what replaces it does not mean the same.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
@@ -9,7 +10,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use super::route::{self, Context};
 use super::seconds;
 use crate::api::ObjectKey;
-use crate::mesh::{OutboundPolicy, Port, Registry, Resolution, Service, VirtualService};
+use crate::mesh::{OutboundPolicy, Port, Registry, Resolution, Service, VirtualService, without_brackets};
 
 /// A virtual host, and the VirtualService that says each of its routes.
 #[derive(Clone, Debug)]
@@ -29,15 +30,22 @@ pub fn of_service(
     rules: Option<&VirtualService>,
     context: &Context<'_>,
 ) -> Option<Made> {
-    let mut domains = service_domains(service, context);
+    let mut domains = names(&service.host, context);
     for alias in aliases {
-        domains.extend(service_domains(alias, context));
+        domains.extend(names(&alias.host, context));
     }
+    if service.resolution == Resolution::Passthrough && service.registry == Registry::Kubernetes {
+        // A headless service's pods have names of their own below it.
+        let pods: Vec<_> = domains.iter().map(|name| format!("*.{name}")).collect();
+        domains.extend(pods);
+    }
+    let addresses = service.addresses.iter().filter(|address| !address.contains('/'));
+    domains.extend(addresses.map(|address| in_brackets(address)));
     made(&service.host, port.number, domains, said(service, port, rules, context))
 }
 
-/// The only virtual host of a port whose protocol is not known; it answers to every name.
-pub fn of_unknown_port(
+/// The only virtual host of a service that has a route configuration to itself; it answers to every name.
+pub fn of_any_name(
     service: &Service,
     port: &Port,
     rules: Option<&VirtualService>,
@@ -48,7 +56,8 @@ pub fn of_unknown_port(
 
 /// The virtual host of a VirtualService's host that no service has.
 pub fn of_host(host: &str, rules: &VirtualService, context: &Context<'_>) -> Option<Made> {
-    made(host, context.port, vec![host.to_owned()], route::of_virtual_service(rules, context))
+    let domains = address_names(host).unwrap_or_else(|| vec![host.to_owned()]);
+    made(host, context.port, domains, route::of_virtual_service(rules, context))
 }
 
 /// The last virtual host of a port, for names that nobody knows. `rest` is where what passes goes.
@@ -101,7 +110,7 @@ fn made(host: &str, port: u16, domains: Vec<String>, said: Vec<route::Said<'_>>)
     let (routes, said_by): (Vec<_>, Vec<_>) =
         said.into_iter().map(|said| (said.route, said.rule.map(|rule| rule.key.clone()))).unzip();
     let host = pb::VirtualHost {
-        name: format!("{host}:{port}"),
+        name: format!("{}:{port}", in_brackets(host)),
         domains,
         routes,
         include_request_attempt_count: true,
@@ -110,9 +119,11 @@ fn made(host: &str, port: u16, domains: Vec<String>, said: Vec<route::Said<'_>>)
     (!host.routes.is_empty()).then_some(Made { host, said_by })
 }
 
-/// The names by which clients call a service: the full one, the ones that DNS search paths allow, and its addresses.
-fn service_domains(service: &Service, context: &Context<'_>) -> Vec<String> {
-    let host = &*service.host;
+/// The names by which clients call a host: the full one, and the ones that DNS search paths allow.
+fn names(host: &str, context: &Context<'_>) -> Vec<String> {
+    if let Some(names) = address_names(host) {
+        return names;
+    }
     let mut names = vec![host.to_owned(), format!("{host}.")];
     let short = host.strip_suffix(&*context.config.domain).and_then(|rest| rest.strip_suffix(".svc."));
     if let Some((name, namespace)) = short.and_then(|short| short.split_once('.')).filter(|(_, ns)| !ns.contains('.')) {
@@ -122,12 +133,24 @@ fn service_domains(service: &Service, context: &Context<'_>) -> Vec<String> {
         names.push(format!("{name}.{namespace}.svc"));
         names.push(format!("{name}.{namespace}"));
     }
-    if service.resolution == Resolution::Passthrough && service.registry == Registry::Kubernetes {
-        // A headless service's pods have names of their own below it.
-        let pods: Vec<_> = names.iter().map(|name| format!("*.{name}")).collect();
-        names.extend(pods);
-    }
-    let plain = service.addresses.iter().filter(|address| !address.contains('/'));
-    names.extend(plain.map(|address| if address.contains(':') { format!("[{address}]") } else { address.to_string() }));
     names
+}
+
+/// How clients write an address as a host: as the object does, or in its shortest form. `None` for a name.
+fn address_names(host: &str) -> Option<Vec<String>> {
+    let address: IpAddr = host.parse().ok()?;
+    let mut names = vec![in_brackets(host), in_brackets(&address.to_string())];
+    names.dedup();
+    Some(names)
+}
+
+/// The host and the port in the name of a virtual host.
+pub fn host_and_port(name: &str) -> Option<(&str, u16)> {
+    let (host, port) = name.rsplit_once(':')?;
+    Some((without_brackets(host), port.parse().ok()?))
+}
+
+/// A host as it stands before a port: IPv6 addresses in brackets.
+fn in_brackets(host: &str) -> String {
+    if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() }
 }

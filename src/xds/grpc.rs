@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -15,10 +16,12 @@ use http_body_util::BodyExt;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::wire::{Chunks, Frame};
+use crate::admission::{Exchange, Exhausted, Hold};
 
 /// The largest request that is read, in bytes: names of some 100 000 clusters.
 const MAX_REQUEST: usize = 8 << 20;
@@ -32,24 +35,39 @@ const MAX_FIELDS: usize = 250_000;
 /// What stands before each message, in bytes.
 const PREFIX: usize = 5;
 
-/// The messages of a request's body.
+/// What a message may take before its peer is charged for it, in bytes: most are shorter.
+const FREE: usize = 4 << 10;
+
+/// How much larger than its bytes a message is, at most, while it is decoded and taken in.
+const DECODED: usize = 3;
+
+/// The messages of a request's body. What they take is charged to the peer.
 #[derive(Debug)]
 pub(super) struct Requests<M> {
     body: Body,
+    exchange: Arc<Exchange>,
     buffer: BytesMut,
+    /// When the message that is coming in must be complete.
+    due: Option<Instant>,
+    /// What the peer is charged for what was taken in, in bytes.
+    settled: usize,
+    hold: Option<Hold>,
     message: PhantomData<fn() -> M>,
 }
 
 impl<M: Message + Default> Requests<M> {
-    pub fn new(body: Body) -> Self {
-        Self { body, buffer: BytesMut::new(), message: PhantomData }
+    pub fn new(body: Body, exchange: Arc<Exchange>) -> Self {
+        Self { body, exchange, buffer: BytesMut::new(), due: None, settled: 0, hold: None, message: PhantomData }
     }
 
-    /// The next message; `None` where the client has ended its half. Nothing is lost where the future is dropped.
+    /// The next message; `None` where the client has ended its half. Nothing is lost where the future is dropped. The
+    /// peer is charged for the message until [`Requests::settle`].
     pub async fn next(&mut self) -> Result<Option<M>, Status> {
         loop {
             if let Some(message) = self.whole()? {
+                self.due = None;
                 check_size(&message)?;
+                self.charge(message.len().saturating_mul(DECODED))?;
                 let decoded = M::decode(message);
                 if self.buffer.is_empty() {
                     // Most requests are short, and few clients send another soon: a long one's memory is given back.
@@ -59,17 +77,74 @@ impl<M: Message + Default> Requests<M> {
                     .map(Some)
                     .map_err(|error| Status::invalid_argument(format!("the request can not be read: {error}")));
             }
-            match self.body.frame().await {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
-                    }
-                }
-                Some(Err(status)) => return Err(status),
-                None if self.buffer.is_empty() => return Ok(None),
-                None => return Err(Status::invalid_argument("the stream ends in the middle of a request")),
+            if !self.more().await? {
+                let message = "the stream ends in the middle of a request";
+                return if self.buffer.is_empty() { Ok(None) } else { Err(Status::invalid_argument(message)) };
             }
         }
+    }
+
+    /// Waits until a message begins; says whether one did before the client ended its half.
+    pub async fn begun(&mut self) -> Result<bool, Status> {
+        while self.buffer.is_empty() {
+            if !self.more().await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes in the next part of the body; says whether there was one.
+    async fn more(&mut self) -> Result<bool, Status> {
+        let Some(frame) = self.frame().await? else { return Ok(false) };
+        if let Ok(data) = frame?.into_data() {
+            self.buffer.extend_from_slice(&data);
+            self.charge(self.buffer.capacity())?;
+        }
+        Ok(true)
+    }
+
+    /// Charges the peer `bytes` for as long as the stream lasts, and no more for the message that was taken in.
+    pub fn settle(&mut self, bytes: usize) -> Result<(), Status> {
+        self.settled = bytes;
+        self.charge(self.buffer.capacity())
+    }
+
+    /// Charges the peer `bytes` beside what is settled.
+    fn charge(&mut self, bytes: usize) -> Result<(), Status> {
+        let all = self.settled.saturating_add(bytes);
+        if all <= FREE {
+            self.hold = None;
+            return Ok(());
+        }
+        match &mut self.hold {
+            Some(hold) => hold.resize(all).map_err(exhausted),
+            None => {
+                self.hold = Some(self.exchange.hold(all).map_err(exhausted)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// The next part of the body, as long as the message that it belongs to is in time.
+    async fn frame(&mut self) -> Result<Option<Result<http_body::Frame<Bytes>, Status>>, Status> {
+        if self.buffer.is_empty() {
+            return Ok(self.body.frame().await);
+        }
+        let length = self.length().unwrap_or(0);
+        let within = self.exchange.limits().message_within(length);
+        let due = *self.due.get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
+        // The length may not have been known at first.
+        let due = due + (within - self.exchange.limits().message);
+        tokio::time::timeout_at(due, self.body.frame())
+            .await
+            .map_err(|_| Status::deadline_exceeded(format!("a request of {length} bytes was not complete in time")))
+    }
+
+    /// The length of the message that is coming in, where it is known.
+    fn length(&self) -> Option<usize> {
+        let mut prefix = self.buffer.get(1..PREFIX)?;
+        usize::try_from(prefix.get_u32()).ok()
     }
 
     /// The first message of what has come in, where all of it has.
@@ -126,13 +201,33 @@ fn check_size(message: &Bytes) -> Result<(), Status> {
 /// The body of a response: each frame that comes in, then the status with which the stream ends.
 #[derive(Debug)]
 struct Responses {
-    frames: mpsc::Receiver<Result<Frame, Status>>,
-    current: Option<Chunks>,
+    frames: mpsc::Receiver<Result<Outgoing, Status>>,
+    current: Option<(Chunks, Option<Hold>)>,
     ended: bool,
 }
 
-/// A response of these frames.
-pub(super) fn response(frames: mpsc::Receiver<Result<Frame, Status>>) -> http::Response<Body> {
+/// A message to send, and what its peer is charged for it until it is sent.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    frame: Frame,
+    hold: Option<Hold>,
+}
+
+impl Outgoing {
+    /// Charges the peer for what of a message is not shared.
+    pub fn new(frame: Frame, exchange: &Arc<Exchange>) -> Result<Self, Status> {
+        let own = frame.own_len();
+        let hold = if own > FREE { Some(exchange.hold(own).map_err(exhausted)?) } else { None };
+        Ok(Self { frame, hold })
+    }
+}
+
+fn exhausted(exhausted: Exhausted) -> Status {
+    Status::resource_exhausted(exhausted.to_string())
+}
+
+/// A response of these messages.
+pub(super) fn response(frames: mpsc::Receiver<Result<Outgoing, Status>>) -> http::Response<Body> {
     let body = Body::new(Responses { frames, current: None, ended: false });
     let mut response = http::Response::new(body);
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
@@ -148,7 +243,7 @@ impl http_body::Body for Responses {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
         loop {
-            if let Some(chunk) = self.current.as_mut().and_then(Iterator::next) {
+            if let Some(chunk) = self.current.as_mut().and_then(|(chunks, _)| chunks.next()) {
                 return Poll::Ready(Some(Ok(http_body::Frame::data(chunk))));
             }
             self.current = None;
@@ -156,7 +251,7 @@ impl http_body::Body for Responses {
                 return Poll::Ready(None);
             }
             let status = match std::task::ready!(self.frames.poll_recv(context)) {
-                Some(Ok(frame)) => {
+                Some(Ok(Outgoing { frame, hold })) => {
                     let length = u32::try_from(frame.len());
                     let Ok(length) = length else {
                         self.ended = true;
@@ -164,7 +259,7 @@ impl http_body::Body for Responses {
                         return Poll::Ready(Some(Ok(http_body::Frame::trailers(trailers(status)))));
                     };
                     let [a, b, c, d] = length.to_be_bytes();
-                    self.current = Some(frame.chunks(&[0, a, b, c, d]));
+                    self.current = Some((frame.chunks(&[0, a, b, c, d]), hold));
                     continue;
                 }
                 Some(Err(status)) => status,
@@ -201,8 +296,12 @@ mod tests {
         DiscoveryRequest { type_url: name.to_owned(), ..Default::default() }
     }
 
+    fn exchange() -> Arc<Exchange> {
+        crate::admission::exchange_for_tests(crate::admission::Limits::default())
+    }
+
     async fn all(body: Body) -> (Vec<String>, Option<Status>) {
-        let mut requests = Requests::<DiscoveryRequest>::new(body);
+        let mut requests = Requests::<DiscoveryRequest>::new(body, exchange());
         let mut found = Vec::new();
         loop {
             match requests.next().await {
@@ -248,7 +347,7 @@ mod tests {
         let (sender, frames) = mpsc::channel(2);
         let frame = Frame::sotw(crate::snapshot::ResourceType::Route, 1, "n", Vec::new());
         let length = frame.len();
-        sender.send(Ok(frame)).await.unwrap();
+        sender.send(Ok(Outgoing::new(frame, &exchange()).unwrap())).await.unwrap();
         sender.send(Err(Status::unavailable("going"))).await.unwrap();
         let collected = response(frames).into_body().collect().await.unwrap();
         let trailers = collected.trailers().unwrap();

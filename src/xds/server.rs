@@ -2,10 +2,12 @@
 //! back.
 
 use std::convert::Infallible;
+use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -13,32 +15,38 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use envoy_types::pb::google::protobuf::{Struct, Value as PbValue, value::Kind};
 use futures::FutureExt;
+use prost::Message as _;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
-use tonic::transport::server::{Router, Server, TcpConnectInfo};
+use tonic::service::Routes;
 
 use super::board::{Board, ProxyStatus};
-use super::door::{Door, Limits, Seat};
-use super::grpc::{self, Requests};
+use super::grpc::{self, Outgoing, Requests};
 use super::stream::{self, Answer, Settings, Stream, Variant};
 use super::wire::Frame;
+use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
 use crate::mesh::{Locality, NodeMetadata, Proxy};
 use crate::metrics::Metrics;
-use crate::snapshot::{Hub, ResourceType};
+use crate::snapshot::{ResourceType, SnapshotCache};
 
 /// Responses that may wait for a client to read them: one for each type, and as many for a client that answers what it
 /// has not read. More would be memory that a slow client holds.
 const WAITING: usize = 8;
 
-/// How long a stream may take to its first request.
-const FIRST_REQUEST: Duration = Duration::from_secs(60);
-
 /// How long a client that does not read may take to learn why its stream ends.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Time for each stream to leave in, and the most for all of them.
+const LEAVE_EACH: Duration = Duration::from_millis(2);
+const LEAVE_ALL: Duration = Duration::from_secs(5);
+
+/// How much larger than its bytes what a proxy says of itself is, at most, once it is taken in.
+const NODE: usize = 2;
 
 /// The services. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -48,43 +56,51 @@ pub struct Ads {
 
 #[derive(Debug)]
 struct Shared {
-    hub: Arc<Hub>,
+    snapshots: SnapshotCache,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     settings: Settings,
-    door: Arc<Door>,
+    admission: Arc<Admission>,
+    turns: Turns,
+    last_id: AtomicU64,
     closing: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Ads {
-    /// Services that hand out what `hub` has, until `closing` is cancelled.
+    /// Services that hand out what `snapshots` has, until `closing` is cancelled.
     pub fn new(
-        hub: Arc<Hub>,
+        snapshots: SnapshotCache,
         board: Arc<Board>,
         metrics: Arc<Metrics>,
         settings: Settings,
         limits: Limits,
         closing: CancellationToken,
     ) -> Self {
-        let (door, tasks) = (Arc::new(Door::new(limits)), TaskTracker::new());
-        Self { shared: Arc::new(Shared { hub, board, metrics, settings, door, closing, tasks }) }
+        let admission = Arc::new(Admission::new(limits, "xds", &metrics));
+        let turns = Turns::new(limits.streams_per_second);
+        let (last_id, tasks) = (AtomicU64::new(0), TaskTracker::new());
+        let shared = Shared { snapshots, board, metrics, settings, admission, turns, last_id, closing, tasks };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// A server of all the services.
-    pub fn router(&self, mut server: Server) -> Router {
-        server
-            .add_service(self.service::<Aggregated>())
+    /// Serves all the services to those who connect, until `closing` is cancelled and every stream has ended.
+    pub async fn serve(self, listener: TcpListener) {
+        let routes = Routes::new(self.service::<Aggregated>())
             .add_service(self.service::<Clusters>())
             .add_service(self.service::<Endpoints>())
             .add_service(self.service::<Listeners>())
-            .add_service(self.service::<Routes>())
-    }
-
-    /// Waits until every stream has ended; `closing` is what ends them.
-    pub async fn ended(&self) {
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+            .add_service(self.service::<RouteTables>())
+            .into_axum_router();
+        let shared = &self.shared;
+        let served =
+            admission::serve(listener, routes, shared.admission.clone(), Protocol::Grpc, shared.closing.clone());
+        tokio::select! {
+            () = served => {}
+            () = shared.turns.run() => {}
+        }
+        shared.tasks.close();
+        shared.tasks.wait().await;
     }
 
     fn service<P>(&self) -> Service<P> {
@@ -144,7 +160,13 @@ path!(
     "DeltaListeners",
     Some(ResourceType::Listener)
 );
-path!(Routes, "envoy.service.route.v3.RouteDiscoveryService", "StreamRoutes", "DeltaRoutes", Some(ResourceType::Route));
+path!(
+    RouteTables,
+    "envoy.service.route.v3.RouteDiscoveryService",
+    "StreamRoutes",
+    "DeltaRoutes",
+    Some(ResourceType::Route)
+);
 
 #[derive(Clone, Debug)]
 struct Service<P> {
@@ -206,7 +228,7 @@ impl DiscoveryRequest for pb::DeltaDiscoveryRequest {
     }
 }
 
-type Sender = mpsc::Sender<Result<Frame, Status>>;
+type Sender = mpsc::Sender<Result<Outgoing, Status>>;
 
 /// Begins a stream for a call of a method that streams both ways.
 fn open<M: DiscoveryRequest>(
@@ -215,33 +237,38 @@ fn open<M: DiscoveryRequest>(
     kind: Option<ResourceType>,
     request: http::Request<Body>,
 ) -> http::Response<Body> {
-    let (head, body) = request.into_parts();
-    let address = head.extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-    let seat = match shared.door.enter(address) {
-        Ok(seat) => seat,
-        Err(status) => return status.into_http(),
+    let (mut head, body) = request.into_parts();
+    let Some(exchange) = head.extensions.remove::<Arc<Exchange>>() else {
+        return Status::internal("the request came past admission").into_http();
     };
+    let id = shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
     let (sender, frames) = mpsc::channel(WAITING);
     // The task ends when the client does: both halves of the connection are in its hands.
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let served = Served { shared: &shared, seat: &seat, variant, kind, sender: &sender };
-        let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body))).catch_unwind().await;
+        let served = Served { shared: &shared, exchange: &exchange, id, variant, kind, sender: &sender };
+        let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone()))).catch_unwind().await;
         let status = match ended {
             Ok(Ok(())) => None,
             Ok(Err(status)) => {
-                tracing::debug!(stream = seat.id(), %status, "stream closed");
+                tracing::debug!(stream = id, %status, "stream closed");
                 Some(status)
             }
             Err(_) => {
-                tracing::error!(stream = seat.id(), "a stream's task panicked; the proxy will come back");
+                tracing::error!(stream = id, "a stream's task panicked; the proxy will come back");
                 Some(Status::internal("the stream came to a state that should not be"))
             }
         };
-        shared.board.remove(seat.id());
-        if let Some(status) = status {
-            let _ = tokio::time::timeout(FAREWELL, sender.send(Err(status))).await;
-        }
+        shared.board.remove(id);
+        let farewell = async {
+            if let Some(status) = status {
+                let _ = sender.send(Err(status)).await;
+            }
+            sender.closed().await;
+        };
+        // What a client has not read by then it is not sent.
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        exchange.end();
     });
     grpc::response(frames)
 }
@@ -249,7 +276,8 @@ fn open<M: DiscoveryRequest>(
 /// One stream and what it is served with.
 struct Served<'a> {
     shared: &'a Shared,
-    seat: &'a Seat,
+    exchange: &'a Arc<Exchange>,
+    id: u64,
     variant: Variant,
     kind: Option<ResourceType>,
     sender: &'a Sender,
@@ -258,27 +286,18 @@ struct Served<'a> {
 impl Served<'_> {
     async fn run<M: DiscoveryRequest>(&self, mut requests: Requests<M>) -> Result<(), Status> {
         let shared = self.shared;
-        tokio::select! {
-            () = self.seat.turn() => {}
-            () = self.sender.closed() => return Ok(()),
-            () = shared.closing.cancelled() => return Err(going_away()),
-        }
-        let first = tokio::select! {
-            first = tokio::time::timeout(FIRST_REQUEST, requests.next()) => first.map_err(|_| {
-                Status::deadline_exceeded(format!("no request came within {} s", FIRST_REQUEST.as_secs()))
-            })??,
-            () = shared.closing.cancelled() => return Err(going_away()),
-        };
-        let Some(first) = first else { return Ok(()) };
-        let proxy = first
-            .node()
+        let Some(first) = self.first(&mut requests).await? else { return Ok(()) };
+        let node = first.node();
+        let node_bytes = node.map_or(0, |node| node.encoded_len().saturating_mul(NODE));
+        let proxy = node
             .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
             .and_then(|node| read_node(node).map_err(|error| Status::invalid_argument(error.to_string())))?;
+        self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
-        let mut subscription = shared.hub.subscribe(proxy.clone());
+        let mut subscription = shared.snapshots.subscribe(proxy.clone()).await.map_err(|_| going_away())?;
         let mut machine = Stream::new(self.variant, shared.settings);
         let mut status = self.first_status(&proxy);
-        let mut questions = shared.board.answers(self.seat.id());
+        let mut questions = shared.board.answers(self.id);
         let mut request = Some(first);
         let mut leave_at: Option<tokio::time::Instant> = None;
         // Since when a change is on its way to the client.
@@ -315,8 +334,9 @@ impl Served<'_> {
                     return Ok(());
                 }
             }
+            requests.settle(node_bytes.saturating_add(machine.held_bytes()))?;
             note(&mut status, &machine, now);
-            shared.board.set(self.seat.id(), &status);
+            shared.board.set(self.id, &status);
             let wake = at(machine.wake_at().map(Into::into));
             tokio::select! {
                 message = requests.next() => match message? {
@@ -329,12 +349,40 @@ impl Served<'_> {
                     let _ = question.send(machine.inventory());
                 }
                 () = wake => {}
+                () = self.exchange.over() => return Err(self.revoked()),
                 () = shared.closing.cancelled(), if leave_at.is_none() => {
-                    leave_at = Some(tokio::time::Instant::now() + shared.door.leave_after());
+                    leave_at = Some(tokio::time::Instant::now() + leave_after(shared.admission.streams().used()));
                 }
                 () = at(leave_at) => return Err(going_away()),
             }
         }
+    }
+
+    /// The first request; `None` where the client ends the stream without one. A stream waits for its turn when its
+    /// first request begins: one that only opens streams has no turn, and who waits holds next to nothing.
+    async fn first<M: DiscoveryRequest>(&self, requests: &mut Requests<M>) -> Result<Option<M>, Status> {
+        let within = self.exchange.limits().first_request;
+        let late = || Status::deadline_exceeded(format!("no request came within {} s", within.as_secs_f64()));
+        let first = async {
+            if !tokio::time::timeout(within, requests.begun()).await.map_err(|_| late())?? {
+                return Ok(None);
+            }
+            self.exchange.is_in_use();
+            self.shared.turns.turn(self.exchange.peer()).await;
+            requests.next().await
+        };
+        tokio::select! {
+            first = first => first,
+            () = self.sender.closed() => Ok(None),
+            () = self.exchange.over() => Err(self.revoked()),
+            () = self.shared.closing.cancelled() => Err(going_away()),
+        }
+    }
+
+    /// Why the stream is ended for others.
+    fn revoked(&self) -> Status {
+        let why = self.exchange.why_revoked();
+        Status::resource_exhausted(why.map_or_else(|| "the stream was ended".to_owned(), |why| why.to_string()))
     }
 
     fn first_status(&self, proxy: &Proxy) -> ProxyStatus {
@@ -393,14 +441,25 @@ impl Served<'_> {
     /// Whether the client is still there.
     async fn send(&self, frame: Frame) -> Result<bool, Status> {
         let limit = self.shared.settings.ack_timeout;
+        let outgoing = Outgoing::new(frame, self.exchange)?;
         tokio::select! {
-            sent = tokio::time::timeout(limit, self.sender.send(Ok(frame))) => match sent {
+            sent = tokio::time::timeout(limit, self.sender.send(Ok(outgoing))) => match sent {
                 Ok(sent) => Ok(sent.is_ok()),
                 Err(_) => Err(Status::resource_exhausted("the client answers responses that it does not read")),
             },
+            () = self.exchange.over() => Err(self.revoked()),
             () = self.shared.closing.cancelled() => Err(going_away()),
         }
     }
+}
+
+/// How long a stream waits before it leaves, when all are to leave: some time or other within what all together may
+/// take, so that they do not all come back at once.
+fn leave_after(streams: usize) -> Duration {
+    let streams = u32::try_from(streams).unwrap_or(u32::MAX);
+    let all = LEAVE_EACH.saturating_mul(streams.saturating_sub(1)).min(LEAVE_ALL);
+    // The standard library seeds its hash maps from the system's randomness.
+    all.mul_f64(RandomState::new().hash_one(()) as f64 / u64::MAX as f64)
 }
 
 fn note(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
@@ -455,3 +514,17 @@ fn value_to_json(value: &PbValue) -> serde_json::Value {
 
 /// The types a metric may be about.
 pub const TYPES: [ResourceType; 4] = ResourceType::ALL;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_leave_within_what_all_together_may_take() {
+        let times: Vec<_> = (0..100).map(|_| leave_after(101)).collect();
+        assert!(times.iter().all(|time| *time <= LEAVE_EACH * 100));
+        assert!(times.iter().max() > times.iter().min(), "not all at the same time");
+        assert!(leave_after(usize::MAX) <= LEAVE_ALL);
+        assert_eq!(leave_after(1), Duration::ZERO);
+    }
+}

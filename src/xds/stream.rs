@@ -22,6 +22,7 @@
 
 mod acked;
 mod hold;
+mod names;
 mod request;
 mod subscription;
 
@@ -144,7 +145,7 @@ pub struct Stream {
     /// What the client is to have in the end.
     target: Option<Arc<Snapshot>>,
     /// The listeners and routes that the client is given; none before its first clusters are made.
-    live: [Arc<Resources>; 2],
+    live: [Resources; 2],
     started: bool,
     held: [Vec<Held>; 2],
     waiting: bool,
@@ -208,7 +209,7 @@ impl Stream {
         let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
         let returns = first && (!request.version.is_empty() || !initial.is_empty());
         let known = self.target.as_ref().map(|target| target.get(kind).clone());
-        let taken = self.state(kind).take(kind, variant, request, room, known.as_deref())?;
+        let taken = self.state(kind).take(kind, variant, request, room, known.as_ref())?;
         self.returning |= returns;
         if taken.refused.is_some() {
             self.refused_one = true;
@@ -489,7 +490,7 @@ impl Stream {
             return None;
         }
         let all = [ResourceType::Listener, ResourceType::Route].into_iter().flat_map(|kind| target.get(kind).values());
-        Some(all.flat_map(|one| &one.refers).map(|name| &**name).collect())
+        Some(all.flat_map(|one| one.clusters()).map(|name| &**name).collect())
     }
 
     fn get(&self, kind: ResourceType) -> &Subscription {
@@ -517,6 +518,13 @@ impl Stream {
         let (names, bytes) = others.fold((0, 0), |(names, bytes), one| (names + one.0, bytes + one.1));
         let limit = self.settings.max_names;
         Room { names: limit.saturating_sub(names), bytes: (limit * BYTES_PER_NAME).saturating_sub(bytes) }
+    }
+
+    /// What the client made this stream hold that no other shares, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        let names = self.cold.iter().chain(&self.came_with).chain(self.stand_ins.keys()).chain(self.kept.keys());
+        let own: usize = names.map(|name| subscription::name_bytes(name)).sum();
+        own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
     }
 
     /// Clusters were taken: from here on they warm until their endpoints come.
@@ -640,14 +648,14 @@ impl Stream {
                 [listeners, _] if kind == ResourceType::Listener => listeners,
                 [_, routes] => routes,
             };
-            let chosen = if Arc::ptr_eq(live, wanted) && !again {
+            let chosen = if live.ptr_eq(wanted) && !again {
                 Chosen::default()
             } else {
                 let has = |name: &str| self.get(kind).form(name);
                 hold::choose(kind, wanted, has, |cluster| self.fit(cluster))
             };
             self.waiting |= chosen.waiting && self.get(kind).subscribed;
-            let live = chosen.resources.map_or_else(|| wanted.clone(), Arc::new);
+            let live = chosen.resources.unwrap_or_else(|| wanted.clone());
             let ([listeners, routes], [held_listeners, held_routes]) = (&mut self.live, &mut self.held);
             match kind {
                 ResourceType::Listener => (*listeners, *held_listeners) = (live, chosen.held),
@@ -682,7 +690,7 @@ impl Stream {
         for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed) {
             let coming = live.values().filter(|one| state.wants(&one.name) && !state.refuses(one));
             for resource in state.in_use().chain(coming) {
-                used.extend(resource.refers.iter().map(|name| &**name));
+                used.extend(self.kept.keys().map(|name| &**name).filter(|name| resource.leads_to(name)));
             }
         }
         let mut over = Vec::new();
@@ -762,10 +770,10 @@ impl Stream {
         let users = [(&*listeners, live_listeners), (&*routes, live_routes)];
         let left: &dyn Fn(&str) -> bool = &|name| {
             users.iter().any(|(state, live)| {
-                let old = state.in_use().filter(|old| state.wants(&old.name) && old.refers.contains(name));
+                let old = state.in_use().filter(|old| state.wants(&old.name) && old.leads_to(name));
                 old.into_iter().any(|old| {
                     let new = live.get(&old.name).filter(|new| !state.refuses(new));
-                    new.is_some_and(|new| !new.refers.contains(name))
+                    new.is_some_and(|new| !new.leads_to(name))
                 })
             })
         };
@@ -848,9 +856,9 @@ fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
 }
 
 /// The forms of `live`. What is to be there but waits is not to be told as missing.
-fn given(live: &Arc<Resources>, target: &Arc<Resources>) -> View {
+fn given(live: &Resources, target: &Resources) -> View {
     let mut kept = BTreeMap::new();
-    if !Arc::ptr_eq(live, target) {
+    if !live.ptr_eq(target) {
         let waits = target.keys().filter(|name| !live.contains_key(*name));
         kept.extend(waits.map(|name| (name.clone(), None)));
     }

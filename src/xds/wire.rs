@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use crate::snapshot::{Resource, ResourceType};
+use crate::snapshot::{Pieces, Resource, ResourceType};
 
 /// How much of a response is written out in one go, in bytes: the most that HTTP/2 puts into one frame unless the
 /// client allows more (RFC 9113, `SETTINGS_MAX_FRAME_SIZE`).
@@ -66,6 +66,11 @@ impl Frame {
         self.len
     }
 
+    /// The bytes that no other response shares.
+    pub fn own_len(&self) -> usize {
+        self.head.len()
+    }
+
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -77,7 +82,7 @@ impl Frame {
         let mut rest = BytesMut::with_capacity(prefix.len() + self.head.len());
         rest.put_slice(prefix);
         rest.put_slice(&self.head);
-        Chunks { rest: rest.freeze(), frame: self, resource: 0, part: 0, left }
+        Chunks { rest: rest.freeze(), frame: self, resource: 0, pieces: None, left }
     }
 
     /// The message in one piece.
@@ -115,8 +120,8 @@ pub struct Chunks {
     frame: Frame,
     /// The resource whose turn it is.
     resource: usize,
-    /// The part of it whose turn it is; the first is what stands before its body.
-    part: usize,
+    /// The pieces of its body that are left; `None` before what stands before it.
+    pieces: Option<Pieces>,
     /// What is left of the part before.
     rest: Bytes,
     /// The bytes that are left in all.
@@ -127,16 +132,15 @@ impl Chunks {
     fn part(&mut self) -> Option<Bytes> {
         loop {
             let (resource, version) = self.frame.resources.get(self.resource)?;
-            let part = match self.part.checked_sub(1) {
-                None => Some(self.frame.start(resource, *version)),
-                Some(at) => resource.body.get(at).cloned(),
+            let Some(pieces) = &mut self.pieces else {
+                self.pieces = Some(resource.pieces());
+                return Some(self.frame.start(resource, *version));
             };
-            if part.is_some() {
-                self.part += 1;
-                return part;
+            if let Some(piece) = pieces.next() {
+                return Some(piece);
             }
             self.resource += 1;
-            self.part = 0;
+            self.pieces = None;
         }
     }
 }
@@ -193,14 +197,28 @@ fn length_len(field: u32, len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::{EncodedVirtualHost, RouteTable};
+    use envoy_types::pb::envoy::config::route::v3 as route;
     use envoy_types::pb::envoy::service::discovery::v3 as pb;
     use prost::Message;
 
+    /// A route configuration of virtual hosts that are as long as `bodies`.
+    fn table(name: &str, bodies: &[Vec<u8>]) -> Arc<Resource> {
+        let mut table = RouteTable::new(Bytes::new());
+        for (n, body) in bodies.iter().enumerate() {
+            let domain = String::from_utf8(vec![b'a'; body.len()]).unwrap();
+            let host = route::VirtualHost { name: n.to_string(), domains: vec![domain], ..Default::default() };
+            let host = Arc::new(EncodedVirtualHost::new(host, Arc::default()));
+            table.set(&host.name.clone(), Some(host));
+        }
+        Resource::routes(name, table)
+    }
+
     fn resources() -> Vec<Arc<Resource>> {
         vec![
-            Resource::new("a", vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]),
-            Resource::new("b", vec![Bytes::new()]),
-            Resource::new("c", vec![vec![7; CHUNK * 3].into(), vec![8; CHUNK - 1].into(), vec![9; 100].into()]),
+            Resource::new("a", Bytes::from_static(b"onetwo"), Arc::default()),
+            Resource::new("b", Bytes::new(), Arc::default()),
+            table("c", &[vec![7; CHUNK * 3], vec![8; CHUNK - 1], vec![9; 100]]),
         ]
     }
 
@@ -233,8 +251,8 @@ mod tests {
     #[test]
     fn pieces_are_shared_where_they_are_long_and_put_together_where_they_are_short() {
         let long = Bytes::from(vec![1; CHUNK]);
-        let short: Vec<Bytes> = (0..100).map(|_| Bytes::from(vec![2; 600])).collect();
-        let all = vec![Resource::new("long", vec![long.clone()]), Resource::new("short", short)];
+        let short: Vec<Vec<u8>> = (0..100).map(|_| vec![2; 600]).collect();
+        let all = vec![Resource::new("long", long.clone(), Arc::default()), table("short", &short)];
         let pieces: Vec<_> = Frame::sotw(ResourceType::Route, 1, "n", all).chunks(b"12345").collect();
         assert_eq!(pieces.first().map(|one| &one[..5]), Some(&b"12345"[..]));
         assert!(pieces.iter().rev().skip(1).all(|one| one.len() == CHUNK || one.len() < 300), "{pieces:?}");
@@ -244,7 +262,7 @@ mod tests {
     #[test]
     fn what_waits_to_be_sent_shares_a_long_part() {
         let long = Bytes::from(vec![1; CHUNK * 2]);
-        let one = Resource::new("long", vec![long.clone()]);
+        let one = Resource::new("long", long.clone(), Arc::default());
         let mut pieces = Frame::sotw(ResourceType::Route, 1, "n", vec![one]).chunks(&[]);
         let shared = pieces.find_map(|piece| (piece.as_ptr_range().end == long.as_ptr_range().end).then_some(()));
         assert!(shared.is_some());

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use weir::api::{self, Identity, ObjectKey};
 use weir::mesh::{Builder, Locality, Mesh, MeshConfig, NodeMetadata, Proxy};
 use weir::proto_rules;
-use weir::snapshot::{Memo, ResourceType, Snapshot};
+use weir::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use weir::source::{Change, Origin, change_from, yaml};
 use weir::store::Store;
 
@@ -634,6 +634,9 @@ fn proxies() -> Vec<Proxy> {
     [
         ("sidecar~10.9.0.1~a.shop~shop.svc.cluster.local", json!({"LABELS": {"app": "web", "version": "v1"}})),
         ("sidecar~10.1.0.1~b.pay~pay.svc.cluster.local", json!({"INTERCEPTION_MODE": "NONE"})),
+        ("sidecar~10.1.0.1~c.pay~pay.svc.cluster.local", json!({"LABELS": {"app": "cart", "version": "v2"}})),
+        ("sidecar~10.1.0.2~d.shop~shop.svc.cluster.local", json!({"LABELS": {"app": "cart"}})),
+        ("sidecar~10.9.0.2~e.istio-system~istio-system.svc.cluster.local", json!({})),
     ]
     .into_iter()
     .map(|(id, metadata)| Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/a/b")).unwrap())
@@ -657,7 +660,7 @@ pub struct Tried {
 pub fn history(bytes: &[u8]) -> Tried {
     let mut dice = Dice { left: bytes, order: 0 };
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-    let (mut builder, mut memo) = (Builder::new(MeshConfig::default()), Memo::default());
+    let (mut builder, mut memo) = (Builder::new(MeshConfig::default()), SnapshotBuilder::default());
     let (mut tried, mut log) = (Tried::default(), BTreeMap::new());
     let proxies = proxies();
     while !dice.left.is_empty() {
@@ -670,14 +673,20 @@ pub fn history(bytes: &[u8]) -> Tried {
         }
         let changed: BTreeSet<ObjectKey> = std::mem::take(&mut dirty);
         let mesh = builder.update(&store, &changed);
-        let snapshots: Vec<_> = proxies.iter().map(|proxy| memo.snapshot(&mesh, &mesh.scope(proxy), 1)).collect();
-        memo.sweep();
+        let mut scopes: Vec<_> = proxies.iter().map(|proxy| mesh.scope(proxy)).collect();
+        if dice.once_in(5) {
+            // Proxies that come back get what was kept up to date for others, or is made from that.
+            scopes.rotate_left(1);
+            memo.keep(&scopes.iter().take(2).collect());
+        }
+        memo.publish(mesh.clone(), 1, None);
+        let snapshots: Vec<_> = proxies.iter().filter_map(|proxy| memo.get(&mesh.scope(proxy))).collect();
         snapshots.iter().for_each(|snapshot| sound(snapshot, &log));
         // From nothing every state would take too long; some of the states and the last one find the same.
         if dice.left.is_empty() || dice.once_in(4) {
             let fresh = from_nothing(&store);
             for (proxy, kept) in proxies.iter().zip(&snapshots) {
-                same(kept, &Memo::default().snapshot(&fresh, &fresh.scope(proxy), 1), &log);
+                same(kept, &SnapshotBuilder::default().snapshot(&fresh, &fresh.scope(proxy), 1), &log);
             }
         }
     }

@@ -76,7 +76,16 @@ impl Serve {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
+        Self::of(child, xds, admin)
+    }
+
+    /// One that was started already.
+    pub fn of(child: Child, xds: u16, admin: u16) -> Self {
         Self { child, xds, admin }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn admin(&self) -> Admin {

@@ -25,8 +25,9 @@ const PLACES: [&str; 3] = ["topology.kubernetes.io/region", "topology.kubernetes
 pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Findings) {
     host_name(&spec.host, "spec.host", found);
     if let Some(policy) = &spec.traffic_policy {
-        traffic_policy(policy, "spec.trafficPolicy", found);
+        traffic_policy(policy, false, "spec.trafficPolicy", found);
     }
+    let inherits_outlier = spec.traffic_policy.as_ref().is_some_and(has_outlier_detection);
     let mut seen = BTreeSet::new();
     for (n, subset) in spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{n}]");
@@ -39,7 +40,7 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Findings) {
         }
         labels(&subset.labels, &format!("{path}.labels"), found);
         if let Some(policy) = &subset.traffic_policy {
-            traffic_policy(policy, &format!("{path}.trafficPolicy"), found);
+            traffic_policy(policy, inherits_outlier, &format!("{path}.trafficPolicy"), found);
         }
     }
     export_to(&spec.export_to, &meta.namespace, false, "spec.exportTo", found);
@@ -55,7 +56,14 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Findings) {
     }
 }
 
-fn traffic_policy(policy: &TrafficPolicy, path: &str, found: &mut Findings) {
+/// Whether a policy detects outliers at some port: a subset that says nothing of them does as its rule does.
+fn has_outlier_detection(policy: &TrafficPolicy) -> bool {
+    policy.outlier_detection.is_some() || policy.port_level_settings.iter().any(|port| port.outlier_detection.is_some())
+}
+
+/// `inherits_outlier` says whether a subset's policy may get outlier detection from its rule's. An entry for a port
+/// never does: it stands for the whole of what it can say.
+fn traffic_policy(policy: &TrafficPolicy, inherits_outlier: bool, path: &str, found: &mut Findings) {
     if *policy == TrafficPolicy::default() {
         found.add(path, "is empty", "expected at least one setting");
     }
@@ -67,6 +75,7 @@ fn traffic_policy(policy: &TrafficPolicy, path: &str, found: &mut Findings) {
         policy.connection_pool.as_ref(),
         policy.outlier_detection.as_ref(),
         policy.tls.as_ref(),
+        inherits_outlier,
         path,
         found,
     );
@@ -97,6 +106,7 @@ fn traffic_policy(policy: &TrafficPolicy, path: &str, found: &mut Findings) {
             at_port.connection_pool.as_ref(),
             at_port.outlier_detection.as_ref(),
             at_port.tls.as_ref(),
+            false,
             &path,
             found,
         );
@@ -115,11 +125,12 @@ fn parts(
     pool: Option<&ConnectionPoolSettings>,
     outlier: Option<&OutlierDetection>,
     tls: Option<&ClientTlsSettings>,
+    inherits_outlier: bool,
     path: &str,
     found: &mut Findings,
 ) {
     if let Some(balancer) = balancer {
-        load_balancer(balancer, outlier.is_some(), &format!("{path}.loadBalancer"), found);
+        load_balancer(balancer, outlier.is_some() || inherits_outlier, &format!("{path}.loadBalancer"), found);
     }
     if let Some(pool) = pool {
         connection_pool(pool, &format!("{path}.connectionPool"), found);

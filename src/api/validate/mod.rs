@@ -366,4 +366,33 @@ mod tests {
         let beyond = "host: other, workloadSelector: {matchLabels: {app: web}}, exportTo: ['*']";
         assert_eq!(only("DestinationRule", beyond), Some((Invalid, "spec.exportTo".to_owned())));
     }
+
+    #[test]
+    fn a_subset_inherits_the_outlier_detection_of_its_rule() {
+        let failover = "loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}";
+        let ranked = "loadBalancer: {localityLbSetting: {failoverPriority: [rack]}}";
+        let zones = "loadBalancer: {zoneAwareLbSetting: {failover: [{from: a, to: b}]}}";
+        let at_port = |settings: &str| format!("portLevelSettings: [{{port: {{number: 80}}, {settings}}}]");
+        let detects = "outlierDetection: {interval: 5s}";
+        let balances = "loadBalancer: {simple: RANDOM}";
+        let locality = "loadBalancer.localityLbSetting";
+        for (rule, subset, odd) in [
+            (detects.to_owned(), failover.to_owned(), None),
+            (detects.to_owned(), ranked.to_owned(), None),
+            (detects.to_owned(), zones.to_owned(), None),
+            (at_port(detects), failover.to_owned(), None),
+            (balances.to_owned(), failover.to_owned(), Some(locality.to_owned())),
+            (balances.to_owned(), format!("{failover}, {detects}"), None),
+            // What stands for a port of the subset stands for the whole of its policy there.
+            (detects.to_owned(), at_port(failover), Some(format!("portLevelSettings[0].{locality}"))),
+            (balances.to_owned(), at_port(&format!("{failover}, {detects}")), None),
+        ] {
+            let spec = format!(
+                "host: other, trafficPolicy: {{{rule}}}, \
+                 subsets: [{{name: s, labels: {{version: v1}}, trafficPolicy: {{{subset}}}}}]"
+            );
+            let expected = odd.map(|path| (ProblemKind::Odd, format!("spec.subsets[0].trafficPolicy.{path}")));
+            assert_eq!(only("DestinationRule", &spec), expected, "{spec}");
+        }
+    }
 }

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::admission::Limits;
 use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::envoy::{self, EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
 use crate::mesh::{Interception, Locality, MeshConfig};
-use crate::xds::door::Limits;
 use crate::xds::stream::Settings;
 
 use load::Load;
@@ -146,6 +146,7 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
         mesh: MeshConfig::default(),
         streams: Settings::default(),
         limits: Limits::default(),
+        admin_limits: Limits::admin(),
     })
     .await?;
     patiently("weir to read its folder", plane.ready()).await?;
@@ -286,6 +287,8 @@ fn bootstrap(xds: std::net::SocketAddr) -> (String, Bootstrap) {
         node,
         labels: [("app".to_owned(), "client".to_owned())].into(),
         cluster_id: "Kubernetes".to_owned(),
+        other_ips: Vec::new(),
+        node_name: None,
         locality: None::<Locality>,
         interception: Interception::None,
         xds: XdsAddress::from(xds),

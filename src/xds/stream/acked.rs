@@ -3,7 +3,6 @@
 //! Most clients have just what they are to have, most of the time. So that a client costs no memory and no time for what
 //! is as it should be, only the differences are written down; they are also what is looked at for the next response.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -23,7 +22,7 @@ enum Form {
 #[derive(Debug, Default)]
 pub(super) struct Acked {
     /// `None` until the client has had a first response; it then has just what `other` says.
-    shared: Option<Arc<Resources>>,
+    shared: Option<Resources>,
     other: BTreeMap<Arc<str>, Form>,
 }
 
@@ -101,8 +100,8 @@ impl Acked {
     }
 
     /// The same, told by its differences from another map.
-    pub fn follow(&mut self, to: &Arc<Resources>, wants: impl Fn(&str) -> bool) {
-        let Some(from) = self.shared.as_ref().filter(|from| !Arc::ptr_eq(from, to)).cloned() else { return };
+    pub fn follow(&mut self, to: &Resources, wants: impl Fn(&str) -> bool) {
+        let Some(from) = self.shared.as_ref().filter(|from| !from.ptr_eq(to)).cloned() else { return };
         self.shared = Some(to.clone());
         let told = std::mem::take(&mut self.other);
         compare(&from, to, |name, old, _| {
@@ -117,12 +116,7 @@ impl Acked {
 
     /// Takes `to` for the shared map where there is none yet, after the client took `changes` (in the order of their
     /// names). `names` are those it asks for; `None` for all.
-    pub fn share<'a>(
-        &mut self,
-        to: &Arc<Resources>,
-        changes: &[Change],
-        names: Option<impl Iterator<Item = &'a Arc<str>>>,
-    ) {
+    pub fn share<'a>(&mut self, to: &Resources, changes: &[Change], names: Option<impl Iterator<Item = &'a Arc<str>>>) {
         let told = std::mem::take(&mut self.other);
         self.shared = Some(to.clone());
         let form = |name: &str| -> Form {
@@ -155,29 +149,7 @@ impl Acked {
 pub(super) fn compare<'a>(
     old: &'a Resources,
     new: &'a Resources,
-    mut found: impl FnMut(&'a Arc<str>, Option<&'a Arc<Resource>>, Option<&'a Arc<Resource>>),
+    found: impl FnMut(&'a Arc<str>, Option<&'a Arc<Resource>>, Option<&'a Arc<Resource>>),
 ) {
-    if std::ptr::eq(old, new) {
-        // Most changes leave most types as they were, and each is compared for every client.
-        return;
-    }
-    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
-    loop {
-        let (a, b) = (old.peek().copied(), new.peek().copied());
-        let order = match (a, b) {
-            (None, None) => return,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            // Most are the very same, of which the names need not be read.
-            (Some((_, a)), Some((_, b))) if Arc::ptr_eq(a, b) => Ordering::Equal,
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-        };
-        let a = if order == Ordering::Greater { None } else { old.next() };
-        let b = if order == Ordering::Less { None } else { new.next() };
-        let Some((name, _)) = a.or(b) else { return };
-        let (a, b) = (a.map(|(_, one)| one), b.map(|(_, one)| one));
-        if a.map(|one| one.version) != b.map(|one| one.version) {
-            found(name, a, b);
-        }
-    }
+    old.diff(new, found);
 }

@@ -1,10 +1,10 @@
 //! Which form of a listener or of a virtual host a client is to have: the wanted one once every cluster it leads to is
 //! there, and until then the one it has.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::snapshot::{Part, Refers, Resource, ResourceType, Resources};
+use crate::snapshot::{ClusterRefs, EncodedVirtualHost, Resource, ResourceType, Resources, RouteTable};
 
 /// What a cluster is for a client at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ enum Verdict {
 
 /// A form goes when all its clusters are ready, or when it is no worse off than the one before it. What never had a
 /// form waits for clusters that are on their way, but not for those that nothing defines: there is nothing to lose.
-fn judge(new: &Refers, old: Option<&Refers>, fit: &impl Fn(&str) -> Fit) -> Verdict {
+fn judge(new: &ClusterRefs, old: Option<&ClusterRefs>, fit: &impl Fn(&str) -> Fit) -> Verdict {
     let mut missing = None;
     let mut making = false;
     for cluster in new {
@@ -77,22 +77,22 @@ pub(super) fn choose<'a>(
     fit: impl Fn(&str) -> Fit,
 ) -> Chosen {
     let mut chosen = Chosen::default();
-    let mut forms = Resources::new();
-    let mut all_new = true;
-    for (name, new) in target {
+    let mut forms: Option<Resources> = None;
+    for (name, new) in target.iter() {
         let old = has(name);
         let form = match old {
             Some(old) if old.version == new.version => Some(new.clone()),
-            _ if new.parts.is_empty() => chosen.whole(kind, old, new, &fit),
+            _ if new.table().is_none() => chosen.whole(kind, old, new, &fit),
             Some(old) => Some(chosen.hosts(kind, old, new, &fit)),
             None => chosen.first(new, &fit),
         };
-        all_new &= form.as_ref().is_some_and(|form| form.version == new.version);
-        if let Some(form) = form {
-            forms.insert(name.clone(), form);
+        match form {
+            Some(form) if form.version == new.version => {}
+            Some(form) => forms.get_or_insert_with(|| target.clone()).insert(form),
+            None => drop(forms.get_or_insert_with(|| target.clone()).remove(name)),
         }
     }
-    chosen.resources = (!all_new).then_some(forms);
+    chosen.resources = forms;
     chosen
 }
 
@@ -104,7 +104,7 @@ impl Chosen {
         new: &Arc<Resource>,
         fit: &impl Fn(&str) -> Fit,
     ) -> Option<Arc<Resource>> {
-        match judge(&new.refers, old.map(|old| &old.refers), fit) {
+        match judge(&new.cluster_refs(), old.map(|old| old.cluster_refs()).as_ref(), fit) {
             Verdict::Go => Some(new.clone()),
             Verdict::Wait => {
                 self.waiting = true;
@@ -120,7 +120,7 @@ impl Chosen {
 
     /// A route configuration's first form comes whole: a listener that waits for it takes no connection before.
     fn first(&mut self, new: &Arc<Resource>, fit: &impl Fn(&str) -> Fit) -> Option<Arc<Resource>> {
-        if new.refers.iter().any(|cluster| fit(cluster) == Fit::Making) {
+        if new.clusters().any(|cluster| fit(cluster) == Fit::Making) {
             self.waiting = true;
             return None;
         }
@@ -134,42 +134,43 @@ impl Chosen {
         new: &Arc<Resource>,
         fit: &impl Fn(&str) -> Fit,
     ) -> Arc<Resource> {
-        // Most hosts stand where they stood; the others are looked for by name.
-        let mut by_name: Option<BTreeMap<&str, &Part>> = None;
-        let mut all_new = true;
-        let mut parts = Vec::with_capacity(new.parts.len());
-        for (n, part) in new.parts.iter().enumerate() {
-            let had = match old.parts.get(n) {
-                Some(same) if same.name == part.name => Some(same),
-                _ => {
-                    let named = || old.parts.iter().map(|part| (&*part.name, part)).collect();
-                    by_name.get_or_insert_with(named).get(&*part.name).copied()
-                }
-            };
-            if had.is_some_and(|had| had.is_same(part)) {
-                parts.push(part.clone());
-                continue;
-            }
-            match judge(&part.refers, had.map(|had| &had.refers), fit) {
-                Verdict::Go => {
-                    parts.push(part.clone());
-                    continue;
-                }
+        let (Some(had), Some(table)) = (old.table(), new.table()) else { return new.clone() };
+        let mut mixed: Option<RouteTable> = None;
+        let mut elsewhere: Vec<Arc<EncodedVirtualHost>> = Vec::new();
+        had.diff(table, |name, before, after| {
+            let Some(after) = after else { return };
+            match judge(&after.clusters, before.map(|before| &before.clusters), fit) {
+                Verdict::Go => return,
                 Verdict::Wait => self.waiting = true,
                 Verdict::Hold(missing_cluster) => self.held.push(Held {
                     kind: kind.short_name(),
                     name: new.name.clone(),
-                    virtual_host: Some(part.name.clone()),
+                    virtual_host: Some(name.clone()),
                     missing_cluster,
                 }),
             }
-            all_new = false;
-            parts.extend(had.cloned());
-        }
-        if all_new {
-            return new.clone();
-        }
-        let mixed = new.with_hosts(parts);
+            let mixed = mixed.get_or_insert_with(|| table.clone());
+            if table.catch_all().is_some_and(|host| host.name == *name) {
+                mixed.set_catch_all(before.cloned());
+            } else {
+                mixed.set(name, before.cloned());
+                elsewhere.extend(before.filter(|before| before.domains != after.domains).cloned());
+            }
+        });
+        let Some(mut mixed) = mixed else { return new.clone() };
+        elsewhere.iter().for_each(|kept| yield_domains(&mut mixed, kept));
+        let mixed = Resource::routes(new.name.clone(), mixed);
         if mixed.version == old.version { old.clone() } else { mixed }
+    }
+}
+
+/// Takes those domains from a virtual host that stays in its old form which another one has by now.
+fn yield_domains(table: &mut RouteTable, kept: &Arc<EncodedVirtualHost>) {
+    let others = table.iter().filter(|host| host.name != kept.name);
+    let taken: BTreeSet<String> =
+        others.flat_map(|host| host.domains.iter()).map(|domain| domain.to_ascii_lowercase()).collect();
+    if kept.domains.iter().any(|domain| taken.contains(&domain.to_ascii_lowercase())) {
+        let left = kept.without(&taken).map(Arc::new);
+        table.set(&kept.name, left);
     }
 }

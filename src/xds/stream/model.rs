@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
-use crate::snapshot::{Part, Refers};
+use crate::snapshot::{ClusterRefs, EncodedVirtualHost, RouteTable};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::route::v3 as route;
@@ -16,7 +16,7 @@ pub(super) type Parts<'a> = &'a [(ResourceType, &'a str, &'a str)];
 pub(super) fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
     let of = |kind: ResourceType| -> Resources {
         let wanted = parts.iter().filter(|(one, ..)| *one == kind);
-        wanted.map(|(_, name, body)| ((*name).into(), resource(kind, name, body))).collect()
+        wanted.map(|(_, name, body)| resource(kind, name, body)).collect()
     };
     Arc::new(Snapshot::new(revision, ResourceType::ALL.map(of)))
 }
@@ -24,10 +24,15 @@ pub(super) fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
 fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
     if kind == Route {
         let head = route::RouteConfiguration { name: name.to_owned(), ..Default::default() };
-        let hosts = body.split_whitespace().map(host).map(Part::new).collect();
-        return Resource::of_hosts(name.into(), head.encode_to_vec().into(), hosts);
+        let mut table = RouteTable::new(head.encode_to_vec().into());
+        for host in body.split_whitespace().map(host) {
+            let host = Arc::new(EncodedVirtualHost::new(host, Arc::default()));
+            table.set(&host.name.clone(), Some(host));
+        }
+        return Resource::routes(name, table);
     }
-    Resource::leading_to(name, vec![Bytes::copy_from_slice(body.as_bytes())], Refers::new(led_to(body)))
+    let bytes = Bytes::copy_from_slice(body.as_bytes());
+    Resource::leading_to(name, bytes, ClusterRefs::new(led_to(body)), Arc::default())
 }
 
 fn led_to(text: &str) -> impl Iterator<Item = &str> {

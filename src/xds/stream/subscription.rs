@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::acked::Acked;
+use super::names::Names;
 use super::request::{Request, Variant, Violation};
 use crate::snapshot::{Resource, ResourceType, Resources, no_endpoints};
 use crate::xds::wire::Frame;
@@ -42,7 +43,9 @@ pub(super) struct Pending {
     /// In the order of their names.
     pub changes: Vec<Change>,
     /// The resources there were, of which the response holds what the client lacked.
-    base: Arc<Resources>,
+    base: Resources,
+    /// What the names of those that are gone take, in bytes.
+    gone_bytes: usize,
     pub since: Instant,
 }
 
@@ -50,7 +53,7 @@ pub(super) struct Pending {
 /// without a body is one of an earlier stream: the client has it, and it is unknown what it looks like.
 #[derive(Debug)]
 pub(super) struct View {
-    pub base: Arc<Resources>,
+    pub base: Resources,
     pub kept: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
 }
 
@@ -109,9 +112,9 @@ pub(super) struct Subscription {
     pub wildcard: bool,
     /// A name was asked for at some time, so that asking for none no longer means all.
     explicit: bool,
-    names: BTreeSet<Arc<str>>,
-    /// The bytes of `names` together.
-    name_bytes: usize,
+    names: Names,
+    /// The resources whose names `names` has learned.
+    learned: Option<Resources>,
     /// What the client has, as far as it asks for it.
     acked: Acked,
     /// What the client said it has from an earlier stream, until it is compared.
@@ -213,7 +216,28 @@ impl Subscription {
 
     /// How many names it holds, and how many bytes they have.
     pub fn size(&self) -> (usize, usize) {
-        (self.names.len(), self.name_bytes)
+        (self.names.len(), self.names.bytes())
+    }
+
+    /// What the client made it hold that no other stream shares, in bytes: about.
+    pub fn held_bytes(&self) -> usize {
+        let own = self.again.iter().chain(self.claimed.keys()).chain(self.acked.own());
+        let gone = self.pending.as_ref().map_or(0, |pending| pending.gone_bytes);
+        self.names.held_bytes() + own.map(|name| name_bytes(name)).sum::<usize>() + gone
+    }
+
+    /// Takes the names of what there is for known.
+    fn learn(&mut self, base: &Resources, kept: Option<&View>) {
+        match &self.learned {
+            None => self.names.learn(base.keys()),
+            Some(learned) => {
+                let mut added = Vec::new();
+                learned.diff(base, |name, old, _| added.extend(old.is_none().then_some(name)));
+                self.names.learn(added.into_iter());
+            }
+        }
+        self.learned = Some(base.clone());
+        self.names.learn(kept.into_iter().flat_map(|view| view.kept.keys()));
     }
 
     /// Takes a request in. `known` are the resources of its type, whose names serve for those that it asks for.
@@ -256,6 +280,7 @@ impl Subscription {
 
     fn accepted(&mut self, pending: Pending) -> Vec<Change> {
         let Pending { changes, base, .. } = pending;
+        self.learn(&base, None);
         if self.acked.is_shared() {
             for change in &changes {
                 match &change.resource {
@@ -266,7 +291,7 @@ impl Subscription {
                 }
             }
         } else {
-            self.acked.share(&base, &changes, (!self.wildcard).then(|| self.names.iter()));
+            self.acked.share(&base, &changes, (!self.wildcard).then(|| self.names.known()));
         }
         for change in &changes {
             self.refused.remove(&change.name);
@@ -333,8 +358,16 @@ impl Subscription {
         taken: &mut Taken,
     ) -> Result<(), Violation> {
         self.check(request.names.len(), request.names.iter().map(String::len).sum(), room)?;
-        let names: BTreeSet<Arc<str>> =
-            request.names.iter().filter(|name| *name != "*").map(|name| shared(known, name)).collect();
+        let asked = || request.names.iter().filter(|name| *name != "*").map(|name| shared(known, name));
+        let mut names = Names::default();
+        for (name, known) in asked() {
+            names.insert(&name, known);
+            if !self.names.contains(&name) {
+                taken.news.push(name);
+            }
+        }
+        taken.news.sort_unstable();
+        taken.news.dedup();
         let star = request.names.iter().any(|name| name == "*");
         self.explicit |= !request.names.is_empty();
         // Section "How the client specifies what resources to return": naming nothing asks for everything only as long
@@ -342,7 +375,6 @@ impl Subscription {
         let wildcard = star || (kind.has_wildcard() && !self.explicit);
         self.owed |= (first && kind.has_wildcard()) || (wildcard && !self.wildcard);
         // What is asked for anew is sent even if it was sent before.
-        taken.news = names.difference(&self.names).cloned().collect();
         if !self.wildcard {
             if wildcard {
                 self.acked.unshare(|name| self.names.contains(name));
@@ -356,11 +388,11 @@ impl Subscription {
         if !first && request.nonce.is_empty() && self.pending.is_none() {
             // Without a nonce it is no answer: the client starts over.
             self.owed |= kind.has_wildcard();
-            self.again.extend(names.iter().cloned());
+            self.again.extend(asked().map(|(name, _)| name));
         }
         self.owed |= kind.has_wildcard() && !taken.news.is_empty();
-        self.name_bytes = names.iter().map(|name| name.len()).sum();
         self.names = names;
+        self.learned = None;
         Ok(())
     }
 
@@ -395,13 +427,14 @@ impl Subscription {
                 }
                 continue;
             }
-            let name = shared(known, &name);
-            if self.names.insert(name.clone()) {
+            let (name, known) = shared(known, &name);
+            // What it came back with is asked after by name.
+            if self.names.insert(&name, known || self.claimed.contains_key(&name)) {
+                self.learned = None;
                 if !self.wildcard {
                     self.acked.remove(&name);
                 }
-                self.name_bytes += name.len();
-                self.check(self.names.len(), self.name_bytes, room)?;
+                self.check(self.names.len(), self.names.bytes(), room)?;
                 taken.news.push(name.clone());
             }
             // Section "Subscribing to Resources": even what the client is believed to have must be sent.
@@ -415,8 +448,8 @@ impl Subscription {
                 let names = &self.names;
                 self.acked.retain(|name| names.contains(name));
                 self.again.retain(|name| names.contains(name));
-            } else if let Some(name) = self.names.take(name.as_str()) {
-                self.name_bytes = self.name_bytes.saturating_sub(name.len());
+            } else if self.names.remove(name) {
+                let name: Arc<str> = name.as_str().into();
                 if self.wildcard {
                     // Section "Unsubscribing from Resources": the client does not know whether the wildcard has it.
                     self.again.insert(name);
@@ -435,6 +468,7 @@ impl Subscription {
         if self.claimed.is_empty() {
             return;
         }
+        self.learn(&view.base, Some(view));
         for (name, version) in std::mem::take(&mut self.claimed) {
             if self.wants(&name) && !self.has(&name) {
                 let same = view.get(&name).filter(|one| version_of(one) == version);
@@ -442,7 +476,7 @@ impl Subscription {
             }
         }
         if !self.acked.is_shared() {
-            self.acked.share(&view.base, &[], (!self.wildcard).then(|| self.names.iter()));
+            self.acked.share(&view.base, &[], (!self.wildcard).then(|| self.names.known()));
         }
     }
 
@@ -453,15 +487,16 @@ impl Subscription {
         if !self.subscribed || self.pending.is_some() {
             return None;
         }
+        self.learn(&view.base, Some(view));
         let Self { acked, names, wildcard, .. } = &mut *self;
         acked.follow(&view.base, |name| *wildcard || names.contains(name));
         self.refused.retain(|name, refusal| view.get(name).is_some_and(|one| one.version == refusal.version));
         let trial = self.next_trial(view);
-        let mut changes: Vec<Change> = match &trial {
-            Some(group) => group.iter().map(|one| self.change(&one.name, Some(one.clone()))).collect(),
+        let (mut changes, never) = match &trial {
+            Some(group) => (group.iter().map(|one| self.change(&one.name, Some(one.clone()))).collect(), Vec::new()),
             None => self.differences(kind, turn),
         };
-        if changes.is_empty() && !self.owed {
+        if changes.is_empty() && never.is_empty() && !self.owed {
             return None;
         }
         let sent = changes.iter().filter_map(|change| change.resource.as_ref());
@@ -469,7 +504,7 @@ impl Subscription {
             Variant::Delta => {
                 let resources: Vec<_> = sent.map(|one| (one.clone(), version_of(one))).collect();
                 let gone = changes.iter().filter(|change| change.resource.is_none());
-                let removed: Vec<_> = gone.map(|change| change.name.clone()).collect();
+                let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
                 let count = resources.len();
                 (Frame::delta(kind, nonce, resources, &removed), count)
             }
@@ -488,7 +523,10 @@ impl Subscription {
         changes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         self.owed = false;
         nonce.clone_into(&mut self.last_nonce);
-        self.pending = Some(Pending { nonce: nonce.to_owned(), changes, base: view.base.clone(), since: now });
+        let gone = changes.iter().filter(|change| change.resource.is_none());
+        let gone_bytes = gone.map(|change| name_bytes(&change.name)).sum();
+        let (nonce, base) = (nonce.to_owned(), view.base.clone());
+        self.pending = Some(Pending { nonce, changes, base, gone_bytes, since: now });
         Some((frame, resources))
     }
 
@@ -511,7 +549,11 @@ impl Subscription {
     }
 
     fn wanted<'a>(&'a self, view: &'a View) -> Box<dyn Iterator<Item = &'a Arc<Resource>> + 'a> {
-        if self.wildcard { Box::new(view.all()) } else { Box::new(self.names.iter().filter_map(|name| view.get(name))) }
+        if self.wildcard {
+            Box::new(view.all())
+        } else {
+            Box::new(self.names.known().filter_map(|name| view.get(name)))
+        }
     }
 
     /// The form of a resource that the client may have: the last one it took where it refused this one.
@@ -535,7 +577,9 @@ impl Subscription {
         all.into_values().cloned().collect()
     }
 
-    fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Vec<Change> {
+    /// What changes, and the names asked for under which there is nothing and never was. Of those nothing is to be
+    /// remembered once they are told.
+    fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> (Vec<Change>, Vec<Arc<str>>) {
         let Turn { variant, view, defer, in_change, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
         // All that can differ, where that is known.
@@ -577,19 +621,23 @@ impl Subscription {
             let gone = self.acked.own().filter(|name| !view.has(name));
             changes.extend(gone.map(|name| self.change(name, None)));
         }
-        if variant == Variant::Delta {
-            // Section "Knowing When a Requested Resource Does Not Exist".
-            let never = again.iter().filter(|name| !view.has(name) && !self.has(name));
-            changes.extend(never.map(|name| self.change(name, None)));
-        }
+        // Section "Knowing When a Requested Resource Does Not Exist".
+        let never = again.into_iter().filter(|name| !view.has(name) && !self.has(name));
+        let never = if variant == Variant::Delta { never.collect() } else { Vec::new() };
         self.again = later;
-        changes
+        (changes, never)
     }
 }
 
-/// The name as the resources have it, so that many clients that ask for it share one.
-fn shared(known: Option<&Resources>, name: &str) -> Arc<str> {
-    known.and_then(|known| known.get_key_value(name)).map_or_else(|| name.into(), |(name, _)| name.clone())
+/// The name as the resources have it, so that many clients that ask for it share one, and whether they have it.
+fn shared(known: Option<&Resources>, name: &str) -> (Arc<str>, bool) {
+    let known = known.and_then(|known| known.get(name));
+    known.map_or_else(|| (name.into(), false), |known| (known.name.clone(), true))
+}
+
+/// What a name takes in a set or a map, in bytes: about.
+pub(super) fn name_bytes(name: &str) -> usize {
+    name.len() + 64
 }
 
 /// Whether a message speaks of this name and not only of one that holds it. A number or a letter could be anything.

@@ -523,8 +523,9 @@ fn a_name_asked_for_again_is_sent_again() {
 fn a_client_that_comes_back_gets_only_what_it_lacks_and_loses_nothing_before_its_routes_have_moved() {
     let mut client = Client::new(Variant::Delta);
     let state = snapshot(1, V1);
-    let version = |kind: ResourceType, name: &str| wire::version_text(state.get(kind)[name].version);
-    let endpoints = state.get(Endpoints)["c1"].version ^ state.get(Cluster)["c1"].version.rotate_left(32);
+    let version = |kind: ResourceType, name: &str| wire::version_text(state.get(kind).get(name).unwrap().version);
+    let endpoints =
+        state.get(Endpoints).get("c1").unwrap().version ^ state.get(Cluster).get("c1").unwrap().version.rotate_left(32);
     let came = |kind: ResourceType, had: &[(&str, String)]| Request {
         type_url: kind.type_url().into(),
         names: if kind.has_wildcard() { Vec::new() } else { had.iter().map(|(name, _)| (*name).to_owned()).collect() },
@@ -553,7 +554,7 @@ fn a_client_that_comes_back_gets_only_what_it_lacks_and_loses_nothing_before_its
 /// routes to it.
 fn came_back_from_v1(variant: Variant, next: &Arc<Snapshot>) -> Client {
     let before = snapshot(1, V1);
-    let version = |kind: ResourceType, name: &str| wire::version_text(before.get(kind)[name].version);
+    let version = |kind: ResourceType, name: &str| wire::version_text(before.get(kind).get(name).unwrap().version);
     let came = |kind: ResourceType, names: &[&str], had: &[(&str, String)]| match variant {
         Variant::Sotw => {
             Request { type_url: kind.type_url().into(), names: owned(names), version: "1".into(), ..Default::default() }
@@ -618,21 +619,21 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
             eds_cluster_config: Some(eds),
             ..Default::default()
         };
-        Resource::new(name, vec![message.encode_to_vec().into()])
+        Resource::new(name, message.encode_to_vec().into(), Arc::default())
     };
     let endpoints = |name: &str| {
         let message = endpoint::ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() };
-        Resource::new(name, vec![message.encode_to_vec().into()])
+        Resource::new(name, message.encode_to_vec().into(), Arc::default())
     };
-    let by_name = |all: Vec<Arc<Resource>>| all.into_iter().map(|one| (one.name.clone(), one)).collect();
+    let by_name = |all: Vec<Arc<Resource>>| all.into_iter().collect();
     let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{new}"))]);
     let state = Snapshot::new(
         1,
         [
             by_name(vec![cluster(whole), cluster(new)]),
             by_name(vec![endpoints(whole), endpoints(new)]),
-            (**rest.get(Listener)).clone(),
-            (**rest.get(Route)).clone(),
+            rest.get(Listener).clone(),
+            rest.get(Route).clone(),
         ],
     );
     let mut stream = Stream::new(Variant::Sotw, Settings::default());
@@ -684,7 +685,7 @@ fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_wh
     let mut client = Client::new(Variant::Delta);
     client.give(next.clone());
     for (kind, names, version) in
-        [(Cluster, NOTHING.as_slice(), next.get(Cluster)["c1"].version), (Endpoints, &["c1"], 5)]
+        [(Cluster, NOTHING.as_slice(), next.get(Cluster).get("c1").unwrap().version), (Endpoints, &["c1"], 5)]
     {
         let initial_versions = BTreeMap::from([("c1".to_owned(), wire::version_text(version))]);
         let names = owned(names);

@@ -12,9 +12,9 @@ use prost::{Message, Name};
 
 /// Names of clusters, sorted, each once. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Refers(Arc<[Arc<str>]>);
+pub struct ClusterRefs(Arc<[Arc<str>]>);
 
-impl Refers {
+impl ClusterRefs {
     /// These names.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let sorted: BTreeSet<&str> = names.into_iter().filter(|name| !name.is_empty()).collect();
@@ -22,8 +22,8 @@ impl Refers {
     }
 
     /// The names that any of `all` has.
-    pub fn union<'a>(all: impl IntoIterator<Item = &'a Refers>) -> Self {
-        let sorted: BTreeSet<&Arc<str>> = all.into_iter().flat_map(Refers::iter).collect();
+    pub fn union<'a>(all: impl IntoIterator<Item = &'a ClusterRefs>) -> Self {
+        let sorted: BTreeSet<&Arc<str>> = all.into_iter().flat_map(ClusterRefs::iter).collect();
         Self(sorted.into_iter().cloned().collect())
     }
 
@@ -54,7 +54,7 @@ impl Refers {
     }
 }
 
-impl<'a> IntoIterator for &'a Refers {
+impl<'a> IntoIterator for &'a ClusterRefs {
     type Item = &'a Arc<str>;
     type IntoIter = std::slice::Iter<'a, Arc<str>>;
 
@@ -108,7 +108,7 @@ mod tests {
     use crate::translate::outbound::Outbound;
     use crate::translate::tcp::{Chain, Target};
 
-    fn names(refers: &Refers) -> Vec<&str> {
+    fn names(refers: &ClusterRefs) -> Vec<&str> {
         refers.iter().map(|name| &**name).collect()
     }
 
@@ -140,7 +140,7 @@ mod tests {
             ],
             ..Default::default()
         };
-        let refers = Refers::of_virtual_host(&host);
+        let refers = ClusterRefs::of_virtual_host(&host);
         assert_eq!(names(&refers), ["a", "b", "c", "d"]);
         assert!(refers.contains("c") && !refers.contains("x-where"));
     }
@@ -163,8 +163,8 @@ mod tests {
             }],
             rest: "PassthroughCluster".into(),
         };
-        assert_eq!(names(&Refers::of_listener(&outbound(&wanted))), ["outbound|80||a"]);
-        let inbound = Refers::of_listener(&virtual_inbound(&[], Families::V4));
+        assert_eq!(names(&ClusterRefs::of_listener(&outbound(&wanted))), ["outbound|80||a"]);
+        let inbound = ClusterRefs::of_listener(&virtual_inbound(&[], Families::V4));
         assert_eq!(names(&inbound), ["BlackHoleCluster", "InboundPassthroughCluster"]);
     }
 }

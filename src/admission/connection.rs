@@ -1,0 +1,285 @@
+//! A connection that was let in, and its requests.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned};
+
+use super::{Admission, CONNECTION_BYTES, Exhausted, Limits, Peer, Permit};
+
+/// What an open request takes, in bytes: its tasks, its state, and what of its response waits to be sent.
+const EXCHANGE_BYTES: usize = 16 << 10;
+
+/// How many requests of a connection may come to nothing in one go, and how many more in each second. A client that is
+/// well but refused comes back far less often.
+const WASTE: f64 = 1000.0;
+const WASTE_PER_SECOND: f64 = 50.0;
+
+/// How long a response goes on after it was ended, so that its client may learn why.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A connection. Its part of the pools goes back when it and all its requests are dropped.
+#[derive(Debug)]
+pub struct Connection {
+    peer: Peer,
+    admission: Arc<Admission>,
+    slot: Permit,
+    memory: Permit,
+    /// Cancelled where the connection is to be closed at once.
+    over: CancellationToken,
+    /// How many requests are open that turned out to be of use.
+    in_use: watch::Sender<usize>,
+    waste: Mutex<Waste>,
+}
+
+/// How many more requests may come to nothing.
+#[derive(Debug)]
+struct Waste {
+    left: f64,
+    at: Instant,
+}
+
+/// A request with its response. Its part of the pools goes back when the last of those who hold it drops it.
+#[derive(Debug)]
+pub struct Exchange {
+    connection: Arc<Connection>,
+    slot: Permit,
+    memory: Permit,
+    /// Cancelled where the response is to end.
+    over: CancellationToken,
+    /// What is held beside what every request takes, in bytes.
+    held: Mutex<usize>,
+    in_use: AtomicBool,
+    made_sense: AtomicBool,
+}
+
+/// Bytes that a request holds; dropping it gives them back.
+#[derive(Debug)]
+pub struct Hold {
+    exchange: Arc<Exchange>,
+    bytes: usize,
+}
+
+impl Admission {
+    /// Lets a connection in.
+    ///
+    /// # Errors
+    /// There is no room for one more of this peer.
+    pub fn connect(self: &Arc<Self>, address: SocketAddr) -> Result<Arc<Connection>, Exhausted> {
+        let (peer, over) = (Peer::from(address.ip()), CancellationToken::new());
+        Ok(Arc::new(Connection {
+            peer,
+            admission: self.clone(),
+            slot: self.connections().acquire(peer, 1, &over)?,
+            memory: self.memory().acquire(peer, CONNECTION_BYTES, &over)?,
+            over,
+            in_use: watch::Sender::default(),
+            waste: Mutex::new(Waste { left: WASTE, at: Instant::now() }),
+        }))
+    }
+}
+
+impl Connection {
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        self.admission.limits()
+    }
+
+    /// How many requests are open that turned out to be of use.
+    pub(super) fn in_use(&self) -> watch::Receiver<usize> {
+        self.in_use.subscribe()
+    }
+
+    /// Resolves when the connection is to be closed at once.
+    pub(super) fn over(&self) -> WaitForCancellationFuture<'_> {
+        self.over.cancelled()
+    }
+
+    /// Logs why it is to be closed.
+    pub(super) fn tell(&self) {
+        match self.slot.why_revoked().or_else(|| self.memory.why_revoked()) {
+            Some(why) => self.admission.tell("connection closed", &why),
+            None => self
+                .admission
+                .tell("connection closed", &format_args!("too many requests of {} came to nothing", self.peer)),
+        }
+    }
+
+    /// Begins a request.
+    ///
+    /// # Errors
+    /// There is no room for one more of this peer.
+    pub(super) fn begin(self: &Arc<Self>) -> Result<Arc<Exchange>, Exhausted> {
+        let over = CancellationToken::new();
+        let permits = || {
+            let slot = self.admission.streams().acquire(self.peer, 1, &over)?;
+            Ok((slot, self.admission.memory().acquire(self.peer, EXCHANGE_BYTES, &over)?))
+        };
+        match permits() {
+            Ok((slot, memory)) => {
+                let connection = self.clone();
+                let (held, in_use, made_sense) = Default::default();
+                Ok(Arc::new(Exchange { connection, slot, memory, over, held, in_use, made_sense }))
+            }
+            Err(exhausted) => {
+                self.wasted();
+                Err(exhausted)
+            }
+        }
+    }
+
+    /// Counts a request that came to nothing.
+    fn wasted(&self) {
+        let mut waste = self.waste.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let more = now.saturating_duration_since(waste.at).as_secs_f64() * WASTE_PER_SECOND;
+        *waste = Waste { left: (waste.left + more).min(WASTE) - 1.0, at: now };
+        if waste.left < 0.0 {
+            self.over.cancel();
+        }
+    }
+}
+
+impl Exchange {
+    /// Whose it is.
+    pub fn peer(&self) -> Peer {
+        self.connection.peer
+    }
+
+    /// How much there is, and how long things may take.
+    pub fn limits(&self) -> &Limits {
+        self.connection.admission.limits()
+    }
+
+    /// Notes that the request is under way: its connection is not idle.
+    pub fn is_in_use(&self) {
+        if !self.in_use.swap(true, Ordering::Relaxed) {
+            self.connection.in_use.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Notes that the request was read and made sense: it has not come to nothing, whatever follows.
+    pub fn makes_sense(&self) {
+        self.made_sense.store(true, Ordering::Relaxed);
+    }
+
+    /// Holds `bytes` beside what every request takes.
+    ///
+    /// # Errors
+    /// There is not so much left for its peer.
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<Hold, Exhausted> {
+        let mut hold = Hold { exchange: self.clone(), bytes: 0 };
+        hold.resize(bytes)?;
+        Ok(hold)
+    }
+
+    /// Ends the response, after a moment in which it can still say why.
+    pub fn end(&self) {
+        self.over.cancel();
+    }
+
+    /// Resolves when the response is to end.
+    pub fn over(&self) -> WaitForCancellationFuture<'_> {
+        self.over.cancelled()
+    }
+
+    /// Which pool took it back; `None` where none did.
+    pub fn why_revoked(&self) -> Option<Exhausted> {
+        self.slot.why_revoked().or_else(|| self.memory.why_revoked())
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if *self.in_use.get_mut() {
+            self.connection.in_use.send_modify(|count| *count = count.saturating_sub(1));
+        }
+        if !*self.made_sense.get_mut() {
+            self.connection.wasted();
+        }
+    }
+}
+
+impl Hold {
+    /// Holds so much from now on.
+    ///
+    /// # Errors
+    /// There is not so much left for its peer. It then holds what it held before.
+    pub fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        let mut held = self.exchange.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = held.saturating_sub(self.bytes).saturating_add(bytes);
+        if all != *held {
+            self.exchange.memory.resize(EXCHANGE_BYTES.saturating_add(all))?;
+        }
+        (*held, self.bytes) = (all, bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Less can always be held, unless all of it was taken away already.
+        let _ = self.resize(0);
+    }
+}
+
+/// The body of a response that ends with its [`Exchange`].
+pub(super) struct Guarded {
+    body: Body,
+    over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    farewell: Option<Pin<Box<Sleep>>>,
+    /// `None` where there was no room for it: what is said of that is short.
+    _exchange: Option<Arc<Exchange>>,
+}
+
+impl Guarded {
+    pub fn new(body: Body, exchange: Option<Arc<Exchange>>) -> Self {
+        let over = exchange.as_ref().map(|exchange| Box::pin(exchange.over.clone().cancelled_owned()));
+        Self { body, over, farewell: None, _exchange: exchange }
+    }
+
+    /// Ready when the response was to end a moment ago.
+    fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(over) = &mut self.over else { return Poll::Pending };
+        if self.farewell.is_none() {
+            std::task::ready!(over.as_mut().poll(context));
+        }
+        let farewell = self.farewell.get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
+        farewell.as_mut().poll(context)
+    }
+}
+
+impl http_body::Body for Guarded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.poll_over(context).is_ready() {
+            return Poll::Ready(Some(Err(axum::Error::new("the response was ended"))));
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

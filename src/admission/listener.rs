@@ -1,0 +1,263 @@
+//! Accepts connections, serves them, and ends those that do nothing.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tower_service::Service as _;
+
+use super::connection::Guarded;
+use super::paced::Paced;
+use super::{Admission, Connection, Limits};
+
+/// After a failure to accept: how long to wait at first, and at most.
+const BACKOFF: Duration = Duration::from_millis(20);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+
+/// How long a connection that is to end may take to finish what is under way.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// How often a client is asked whether it is still there, and how long it may take to answer.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
+
+/// How long a client may read nothing of what waits for it. One that is stopped for a moment is not given up.
+const STALL: Duration = Duration::from_secs(60);
+
+/// How long a page may take to its first byte.
+const PAGE: Duration = Duration::from_secs(30);
+
+/// What a client may send before it is read, in bytes: the least that HTTP/2 knows (RFC 9113, section 6.9.2).
+const WINDOW: u32 = 65_535;
+
+/// What of a response is taken for sent before the client has read it, in bytes.
+const SEND_BUFFER: usize = 64 << 10;
+
+/// The most that the headers of a request may have, in bytes.
+const HEADERS: u32 = 16 << 10;
+
+/// What is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC alone. A request is of use once its handler says so with
+    /// [`Exchange::is_in_use`](super::Exchange::is_in_use).
+    Grpc,
+    /// Pages, and gRPC beside them.
+    Pages,
+}
+
+impl Protocol {
+    /// How many requests one connection may have open. Without aggregation Envoy opens one for each cluster's endpoints.
+    fn concurrent(self) -> u32 {
+        match self {
+            Self::Grpc => 5000,
+            Self::Pages => 100,
+        }
+    }
+
+    fn builder(self, limits: &Limits) -> auto::Builder<TokioExecutor> {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.first_request)
+            .max_buf_size(SEND_BUFFER)
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_ANSWER)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(HEADERS)
+            .max_concurrent_streams(self.concurrent());
+        builder
+    }
+}
+
+/// Serves `router` to those whom `admission` lets in, until `closing` is cancelled and every connection has ended.
+/// Each request carries its [`Exchange`](super::Exchange) among its extensions.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    admission: Arc<Admission>,
+    protocol: Protocol,
+    closing: CancellationToken,
+) {
+    let builder = protocol.builder(admission.limits());
+    let router = router.with_state(());
+    // The connections end when this future is dropped.
+    let mut connections = JoinSet::new();
+    let mut wait = None;
+    loop {
+        let accepted = tokio::select! {
+            () = closing.cancelled() => break,
+            _ = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, address)) => {
+                wait = None;
+                match admission.connect(address) {
+                    Ok(connection) => {
+                        let served = Served { connection, router: router.clone(), protocol };
+                        connections.spawn(served.run(socket, builder.clone(), closing.clone()));
+                    }
+                    Err(exhausted) => admission.tell("connection refused", &exhausted),
+                }
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                if wait.is_none() {
+                    tracing::warn!("no connection can be accepted at the moment: {error}");
+                }
+                let now = wait.map_or(BACKOFF, |last: Duration| (last * 2).min(MAX_BACKOFF));
+                wait = Some(now);
+                tokio::select! {
+                    () = tokio::time::sleep(now) => {}
+                    () = closing.cancelled() => break,
+                }
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Whether only the connection that was to be accepted is lost. Source: accept(2), "Error handling".
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionAborted
+            | Kind::ConnectionReset
+            | Kind::ConnectionRefused
+            | Kind::NetworkDown
+            | Kind::NetworkUnreachable
+            | Kind::HostUnreachable
+            | Kind::Interrupted
+            | Kind::TimedOut
+    )
+}
+
+/// A connection and what it is served with.
+#[derive(Clone)]
+struct Served {
+    connection: Arc<Connection>,
+    router: Router,
+    protocol: Protocol,
+}
+
+impl Served {
+    async fn run(self, socket: TcpStream, builder: auto::Builder<TokioExecutor>, closing: CancellationToken) {
+        // What is sent is whole messages; where the option can not be set they come a little later.
+        let _ = socket.set_nodelay(true);
+        let connection = self.connection.clone();
+        let limits = *connection.limits();
+        let mut in_use = connection.in_use();
+        let mut http = pin!(builder.serve_connection(TokioIo::new(Paced::new(socket, STALL)), self));
+        // Since when it has been without a request, and how long it may be.
+        let mut idle = Some((Instant::now(), limits.first_request));
+        let mut draining = false;
+        let mut ends_at: Option<Instant> = None;
+        loop {
+            if *in_use.borrow_and_update() > 0 {
+                idle = None;
+            } else if idle.is_none() {
+                idle = Some((Instant::now(), limits.idle));
+            }
+            let idle_until = idle.map(|(since, limit)| since + limit).filter(|_| ends_at.is_none());
+            tokio::select! {
+                // How it ended is for the client to know.
+                _ = http.as_mut() => return,
+                _ = in_use.changed() => continue,
+                () = connection.over() => {
+                    connection.tell();
+                    return;
+                }
+                () = at(ends_at) => return,
+                () = at(idle_until) => ends_at = Some(Instant::now() + DRAIN),
+                // Streams that are open end by themselves, each at its time.
+                () = closing.cancelled(), if !draining => draining = true,
+            }
+            http.as_mut().graceful_shutdown();
+        }
+    }
+
+    async fn answer(self, mut request: Request<Incoming>) -> Response<Guarded> {
+        let grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(is_grpc);
+        let exchange = match self.connection.begin() {
+            Ok(exchange) => exchange,
+            Err(exhausted) => {
+                self.connection.admission().tell("request refused", &exhausted);
+                let refused = if grpc {
+                    Status::resource_exhausted(exhausted.to_string()).into_http()
+                } else {
+                    (StatusCode::SERVICE_UNAVAILABLE, format!("{exhausted}\n")).into_response()
+                };
+                return refused.map(|body| Guarded::new(body, None));
+            }
+        };
+        let mut router = self.router;
+        let response = match self.protocol {
+            Protocol::Grpc if request.version() < Version::HTTP_2 => {
+                let text = "this port serves gRPC, which takes HTTP/2\n";
+                let close = (header::CONNECTION, HeaderValue::from_static("close"));
+                (StatusCode::HTTP_VERSION_NOT_SUPPORTED, [close], text).into_response()
+            }
+            Protocol::Grpc => {
+                request.extensions_mut().insert(exchange.clone());
+                infallible(router.call(request).await)
+            }
+            Protocol::Pages => {
+                exchange.is_in_use();
+                exchange.makes_sense();
+                let answered = tokio::time::timeout(PAGE, router.call(request)).await.map(infallible);
+                answered.unwrap_or_else(|_| (StatusCode::GATEWAY_TIMEOUT, "that took too long\n").into_response())
+            }
+        };
+        response.map(|body| Guarded::new(body, Some(exchange)))
+    }
+}
+
+fn infallible(response: Result<axum::response::Response, Infallible>) -> axum::response::Response {
+    match response {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    content_type.as_bytes().starts_with(b"application/grpc")
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Served {
+    type Response = Response<Guarded>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let served = self.clone();
+        Box::pin(async move { Ok(served.answer(request).await) })
+    }
+}

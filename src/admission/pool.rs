@@ -1,0 +1,414 @@
+//! A resource that peers share.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Peer;
+use crate::metrics::PoolMetrics;
+
+/// What a pool holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Connections.
+    Connections,
+    /// Open requests.
+    Streams,
+    /// Bytes.
+    Memory,
+}
+
+impl Resource {
+    /// The name, as metrics and messages have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Streams => "streams",
+            Self::Memory => "memory",
+        }
+    }
+
+    /// An amount of it in words.
+    fn amount(self, amount: usize) -> String {
+        match self {
+            Self::Memory if amount >= 1 << 20 => format!("{} MiB of memory for clients", amount >> 20),
+            Self::Memory => format!("{amount} bytes of memory for clients"),
+            _ => format!("{amount} {}", self.name()),
+        }
+    }
+}
+
+/// A pool has not got what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Exhausted {
+    /// The peer would have more than its share.
+    Peer {
+        /// Of what.
+        resource: Resource,
+        /// Who.
+        peer: Peer,
+        /// The share.
+        limit: usize,
+    },
+    /// Others have the rest, and none of them has more than the peer would have.
+    All {
+        /// Of what.
+        resource: Resource,
+        /// How much there is.
+        limit: usize,
+    },
+    /// The pool was exhausted, and the peer had the most.
+    Revoked {
+        /// Of what.
+        resource: Resource,
+        /// Who.
+        peer: Peer,
+    },
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer { resource, peer, limit } => write!(
+                f,
+                "{peer} has its share of {}, which is {} (--peer-share)",
+                resource.name(),
+                resource.amount(*limit)
+            ),
+            Self::All { resource, limit } => {
+                let flag = match resource {
+                    Resource::Connections => "the limit of file descriptors or --max-streams",
+                    Resource::Streams => "--max-streams",
+                    Resource::Memory => "--client-memory",
+                };
+                write!(f, "all of the {} are in use ({flag})", resource.amount(*limit))
+            }
+            Self::Revoked { resource, peer } => {
+                write!(f, "there is no {} left for others, and {peer} has the most", resource.name())
+            }
+        }
+    }
+}
+
+/// A resource: so much in all, and so much for each peer.
+///
+/// Where it is exhausted, a peer that asks for more takes it from the peer that has the most, as long as it stays below
+/// what that one had. That is fair to the end: it stops where all have as much as each other.
+#[derive(Debug)]
+pub struct Pool {
+    resource: Resource,
+    limit: usize,
+    share: usize,
+    metrics: PoolMetrics,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    used: usize,
+    last_id: u64,
+    peers: HashMap<Peer, Holdings>,
+    /// The peers by what they have.
+    by_use: BTreeSet<(usize, Peer)>,
+}
+
+/// What one peer has.
+#[derive(Debug, Default)]
+struct Holdings {
+    used: usize,
+    permits: HashMap<u64, (usize, CancellationToken)>,
+    /// The permits by amount, those of one amount by age.
+    by_amount: BTreeSet<(usize, u64)>,
+}
+
+/// A part of a pool; dropping it gives it back.
+#[derive(Debug)]
+pub struct Permit {
+    pool: Arc<Pool>,
+    peer: Peer,
+    id: u64,
+}
+
+impl Pool {
+    /// A pool of `limit`, of which one peer may have `share` percent.
+    pub fn new(resource: Resource, limit: usize, share: u8, metrics: PoolMetrics) -> Self {
+        let share = limit.saturating_mul(usize::from(share)).div_ceil(100).max(1);
+        Self { resource, limit, share, metrics, inner: Mutex::default() }
+    }
+
+    /// Nothing under the lock can fail half way, so that a poisoned one is as good as any.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What one peer may have.
+    pub fn share(&self) -> usize {
+        self.share
+    }
+
+    /// What is in use.
+    pub fn used(&self) -> usize {
+        self.lock().used
+    }
+
+    /// Takes `amount` for a peer. `revoked` is cancelled where others get it instead: what it was taken for is then to
+    /// end.
+    ///
+    /// # Errors
+    /// There is not so much left for it.
+    pub fn acquire(
+        self: &Arc<Self>,
+        peer: Peer,
+        amount: usize,
+        revoked: &CancellationToken,
+    ) -> Result<Permit, Exhausted> {
+        let mut inner = self.lock();
+        self.make_room(&mut inner, peer, amount)?;
+        inner.last_id += 1;
+        let id = inner.last_id;
+        let holdings = inner.peers.entry(peer).or_default();
+        holdings.permits.insert(id, (0, revoked.clone()));
+        holdings.by_amount.insert((0, id));
+        inner.set(peer, id, amount);
+        self.tell_use(&inner);
+        Ok(Permit { pool: self.clone(), peer, id })
+    }
+
+    fn tell_use(&self, inner: &Inner) {
+        self.metrics.used.set(i64::try_from(inner.used).unwrap_or(i64::MAX));
+    }
+
+    /// Makes sure that a peer can have `more`, where need be at the cost of those who have the most.
+    fn make_room(&self, inner: &mut Inner, peer: Peer, more: usize) -> Result<(), Exhausted> {
+        let wanted = inner.peers.get(&peer).map_or(0, |holdings| holdings.used).saturating_add(more);
+        if wanted > self.share {
+            self.metrics.over_share.inc();
+            return Err(Exhausted::Peer { resource: self.resource, peer, limit: self.share });
+        }
+        while inner.used.saturating_add(more) > self.limit {
+            let most = inner.by_use.last().copied().filter(|(most, other)| *other != peer && *most > wanted);
+            let Some((_, other)) = most else {
+                self.metrics.exhausted.inc();
+                return Err(Exhausted::All { resource: self.resource, limit: self.limit });
+            };
+            self.metrics.revoked.inc();
+            inner.revoke_from(other);
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Changes the amount of a permit that is in force; an amount of none is no reason to forget it.
+    fn set(&mut self, peer: Peer, id: u64, amount: usize) {
+        let Some(holdings) = self.peers.get_mut(&peer) else { return };
+        let Some((before, _)) = holdings.permits.get_mut(&id) else { return };
+        let old = std::mem::replace(before, amount);
+        holdings.by_amount.remove(&(old, id));
+        holdings.by_amount.insert((amount, id));
+        self.by_use.remove(&(holdings.used, peer));
+        holdings.used = holdings.used.saturating_sub(old).saturating_add(amount);
+        self.by_use.insert((holdings.used, peer));
+        self.used = self.used.saturating_sub(old).saturating_add(amount);
+    }
+
+    /// Forgets a permit. Nothing happens where it is no longer in force.
+    fn remove(&mut self, peer: Peer, id: u64) -> Option<CancellationToken> {
+        self.set(peer, id, 0);
+        let holdings = self.peers.get_mut(&peer)?;
+        let (_, revoked) = holdings.permits.remove(&id)?;
+        holdings.by_amount.remove(&(0, id));
+        if holdings.permits.is_empty() {
+            self.by_use.remove(&(0, peer));
+            self.peers.remove(&peer);
+        }
+        Some(revoked)
+    }
+
+    /// Takes the largest of its permits from a peer; of those that are as large, the youngest.
+    fn revoke_from(&mut self, peer: Peer) {
+        let largest = self.peers.get(&peer).and_then(|holdings| holdings.by_amount.last().copied());
+        if let Some(revoked) = largest.and_then(|(_, id)| self.remove(peer, id)) {
+            revoked.cancel();
+        }
+    }
+}
+
+impl Permit {
+    /// Changes how much it stands for.
+    ///
+    /// # Errors
+    /// There is not so much left for the peer, or the permit was revoked. It then stands for what it stood for before.
+    pub fn resize(&self, amount: usize) -> Result<(), Exhausted> {
+        let mut inner = self.pool.lock();
+        let held = inner.peers.get(&self.peer).and_then(|holdings| holdings.permits.get(&self.id));
+        let Some((before, _)) = held else { return Err(self.revoked()) };
+        let more = amount.saturating_sub(*before);
+        if more > 0 {
+            self.pool.make_room(&mut inner, self.peer, more)?;
+        }
+        inner.set(self.peer, self.id, amount);
+        self.pool.tell_use(&inner);
+        Ok(())
+    }
+
+    /// Why it was taken back; `None` where it is in force.
+    pub fn why_revoked(&self) -> Option<Exhausted> {
+        let inner = self.pool.lock();
+        let in_force = inner.peers.get(&self.peer).is_some_and(|holdings| holdings.permits.contains_key(&self.id));
+        (!in_force).then(|| self.revoked())
+    }
+
+    fn revoked(&self) -> Exhausted {
+        Exhausted::Revoked { resource: self.pool.resource, peer: self.peer }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut inner = self.pool.lock();
+        inner.remove(self.peer, self.id);
+        self.pool.tell_use(&inner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn pool(limit: usize, share: u8) -> Arc<Pool> {
+        Arc::new(Pool::new(Resource::Streams, limit, share, PoolMetrics::default()))
+    }
+
+    fn peer(n: u8) -> Peer {
+        Peer::from(IpAddr::from([127, 0, 0, n]))
+    }
+
+    fn acquire(pool: &Arc<Pool>, n: u8, amount: usize) -> Result<Permit, Exhausted> {
+        pool.acquire(peer(n), amount, &CancellationToken::new())
+    }
+
+    fn is_revoked(permit: &Permit) -> bool {
+        permit.why_revoked().is_some()
+    }
+
+    #[test]
+    fn what_a_permit_stands_for_goes_back_when_it_is_dropped() {
+        let pool = pool(10, 100);
+        let permits = [acquire(&pool, 1, 3).unwrap(), acquire(&pool, 1, 4).unwrap()];
+        assert_eq!(pool.used(), 7);
+        permits[0].resize(5).unwrap();
+        assert_eq!(pool.used(), 9);
+        permits[0].resize(0).unwrap();
+        assert_eq!(pool.used(), 4);
+        drop(permits);
+        assert_eq!(pool.used(), 0);
+        let inner = pool.lock();
+        assert!(inner.peers.is_empty() && inner.by_use.is_empty(), "a peer without anything takes no room: {inner:?}");
+    }
+
+    #[test]
+    fn a_peer_has_its_share_and_no_more() {
+        let pool = pool(8, 25);
+        let _permits = [acquire(&pool, 1, 1).unwrap(), acquire(&pool, 1, 1).unwrap()];
+        let refused = acquire(&pool, 1, 1).unwrap_err();
+        assert_eq!(refused, Exhausted::Peer { resource: Resource::Streams, peer: peer(1), limit: 2 });
+        assert!(acquire(&pool, 2, 2).is_ok());
+        assert_eq!(
+            acquire(&pool, 2, 3).map(|_| ()),
+            Err(Exhausted::Peer { resource: Resource::Streams, peer: peer(2), limit: 2 })
+        );
+    }
+
+    #[test]
+    fn a_share_is_never_nothing() {
+        assert!(acquire(&pool(1, 1), 1, 1).is_ok());
+    }
+
+    #[test]
+    fn who_has_less_takes_from_who_has_the_most() {
+        let pool = pool(6, 100);
+        let greedy: Vec<_> = (0..5).map(|_| acquire(&pool, 1, 1).unwrap()).collect();
+        let modest = acquire(&pool, 2, 1).unwrap();
+        let late = acquire(&pool, 3, 1).unwrap();
+        assert!(!is_revoked(&modest) && !is_revoked(&late));
+        assert_eq!(greedy.iter().map(is_revoked).collect::<Vec<_>>(), [false, false, false, false, true]);
+        assert_eq!(pool.used(), 6);
+        drop(greedy);
+        assert_eq!(pool.used(), 2, "a permit that was revoked has nothing to give back");
+    }
+
+    #[test]
+    fn equals_do_not_take_from_each_other() {
+        let pool = pool(4, 100);
+        let all = [1, 1, 2, 2].map(|n| acquire(&pool, n, 1).unwrap());
+        for n in [1, 2] {
+            let refused = acquire(&pool, n, 1).unwrap_err();
+            assert_eq!(refused, Exhausted::All { resource: Resource::Streams, limit: 4 });
+        }
+        assert!(!all.iter().any(is_revoked));
+        let third = acquire(&pool, 3, 1).unwrap();
+        assert!(!is_revoked(&third));
+        assert_eq!(all.iter().filter(|one| is_revoked(one)).count(), 1);
+        assert!(acquire(&pool, 3, 1).is_err(), "now nobody has more than it would have");
+    }
+
+    #[test]
+    fn of_a_peer_the_largest_permit_goes_first() {
+        let pool = pool(100, 100);
+        let [small, large] = [10, 60].map(|amount| acquire(&pool, 1, amount).unwrap());
+        let other = acquire(&pool, 2, 30).unwrap();
+        other.resize(50).unwrap();
+        assert!(is_revoked(&large) && !is_revoked(&small));
+        assert_eq!(pool.used(), 60);
+        assert_eq!(large.resize(1), Err(large.why_revoked().unwrap()));
+    }
+
+    #[test]
+    fn a_permit_that_can_not_grow_stays_as_it_is() {
+        let pool = pool(10, 50);
+        let permit = acquire(&pool, 1, 4).unwrap();
+        assert!(permit.resize(6).is_err());
+        assert_eq!(pool.used(), 4);
+        permit.resize(5).unwrap();
+    }
+
+    proptest::proptest! {
+        /// Whatever is asked for in whatever order: no more is out than there is, nor more at a peer than its share, and
+        /// all of it comes back.
+        #[test]
+        fn the_sums_are_right(
+            limit in 1usize..50,
+            share in 1u8..=100,
+            steps in proptest::collection::vec((0u8..4, 0usize..20, 0usize..8), 1..60),
+        ) {
+            let pool = pool(limit, share);
+            let mut permits: Vec<Permit> = Vec::new();
+            for (who, amount, what) in steps {
+                match (what, permits.len()) {
+                    (0, 1..) => drop(permits.swap_remove(amount % permits.len())),
+                    (1, 1..) => { let _ = permits[usize::from(who) % permits.len()].resize(amount); }
+                    _ => permits.extend(acquire(&pool, who, amount)),
+                }
+                let inner = pool.lock();
+                let sum: usize = inner.peers.values().map(|holdings| holdings.used).sum();
+                proptest::prop_assert_eq!(sum, inner.used);
+                proptest::prop_assert!(inner.used <= limit);
+                for holdings in inner.peers.values() {
+                    let own: usize = holdings.permits.values().map(|(amount, _)| amount).sum();
+                    proptest::prop_assert_eq!(own, holdings.used);
+                    proptest::prop_assert!(own <= pool.share());
+                    proptest::prop_assert_eq!(holdings.by_amount.len(), holdings.permits.len());
+                }
+                proptest::prop_assert_eq!(inner.by_use.len(), inner.peers.len());
+            }
+            drop(permits);
+            let inner = pool.lock();
+            proptest::prop_assert!(inner.used == 0 && inner.peers.is_empty() && inner.by_use.is_empty());
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Every DestinationRule by namespace and host. Cheap to clone, and a changed copy shares what did not change.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use super::host::{self, Host};
+use super::rules::DestinationRule;
+use crate::api::{self, Labels};
+
+/// The rules of one namespace for one host.
+pub type RulesForHost = Arc<[Arc<DestinationRule>]>;
+
+/// All DestinationRules by namespace.
+#[derive(Clone, Debug, Default)]
+pub struct DestinationRules {
+    by_namespace: OrdMap<Arc<str>, NamespaceRules>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct NamespaceRules {
+    exact: OrdMap<Host, RulesForHost>,
+    /// The longest first.
+    wildcards: OrdMap<(Reverse<usize>, Host), RulesForHost>,
+}
+
+impl NamespaceRules {
+    /// The rules for the most specific host that covers `host` and of which any is seen.
+    fn find(&self, host: &str, seen: impl Fn(&DestinationRule) -> bool) -> Option<&RulesForHost> {
+        let exact = self.exact.get(host).into_iter();
+        let wildcards = self.wildcards.iter().filter(|((_, wildcard), _)| host::covers(wildcard, host));
+        let mut all = exact.chain(wildcards.map(|(_, rules)| rules));
+        all.find(|rules| rules.iter().any(|rule| seen(rule)))
+    }
+
+    fn set(&mut self, host: &Host, rules: Vec<Arc<DestinationRule>>) {
+        let wildcard = host::is_wildcard(host).then(|| (Reverse(host.len()), host.clone()));
+        match (wildcard, rules.is_empty()) {
+            (Some(key), true) => drop(self.wildcards.remove(&key)),
+            (Some(key), false) => drop(self.wildcards.insert(key, rules.into())),
+            (None, true) => drop(self.exact.remove(host)),
+            (None, false) => drop(self.exact.insert(host.clone(), rules.into())),
+        }
+    }
+
+    fn get(&self, host: &Host) -> Option<&RulesForHost> {
+        if host::is_wildcard(host) {
+            self.wildcards.get(&(Reverse(host.len()), host.clone()))
+        } else {
+            self.exact.get(host)
+        }
+    }
+
+    fn covering<'a>(&'a self, host: &str) -> Vec<&'a RulesForHost> {
+        let wildcards = self.wildcards.iter().filter(|((_, wildcard), _)| host::covers(wildcard, host));
+        self.exact.get(host).into_iter().chain(wildcards.map(|(_, rules)| rules)).collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &RulesForHost> {
+        self.exact.values().chain(self.wildcards.values())
+    }
+}
+
+impl DestinationRules {
+    /// Replaces the rules of a namespace for a host; none removes them.
+    pub(super) fn set(&mut self, namespace: &Arc<str>, host: &Host, rules: Vec<Arc<DestinationRule>>) {
+        let mut of_namespace = self.by_namespace.get(namespace).cloned().unwrap_or_default();
+        of_namespace.set(host, rules);
+        if of_namespace.exact.is_empty() && of_namespace.wildcards.is_empty() {
+            self.by_namespace.remove(namespace);
+        } else {
+            self.by_namespace.insert(namespace.clone(), of_namespace);
+        }
+    }
+
+    /// The rule for a host as a client sees it: from the client's namespace, else what the service's namespace exports,
+    /// else what the root namespace exports; the first of these that has one. In each the most specific host decides
+    /// alone. Rules that select other proxies than the client keep those for all from counting as well (measured on
+    /// Istiod). Of several for all, which differ in who sees them, the youngest counts. Source: Istio's documentation,
+    /// "Global namespace aliases" of `DestinationRule.exportTo`, and its code.
+    pub fn find(
+        &self,
+        host: &str,
+        service_namespace: &str,
+        root_namespace: &str,
+        client_namespace: &str,
+        client_labels: &Labels,
+    ) -> Option<&Arc<DestinationRule>> {
+        let found = self.counting(host, service_namespace, root_namespace, client_namespace);
+        // A selector speaks of the workloads of the rule's own namespace. A rule for these very proxies beats one for all.
+        let selects = |rule: &&Arc<DestinationRule>| match &rule.selector {
+            None => false,
+            Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
+        };
+        found.iter().copied().find(selects).or_else(|| for_all(&found))
+    }
+
+    /// The same for what comes in at a workload of the service itself: rules that select clients do not count.
+    pub fn find_inbound(
+        &self,
+        host: &str,
+        service_namespace: &str,
+        root_namespace: &str,
+        namespace: &str,
+    ) -> Option<&Arc<DestinationRule>> {
+        for_all(&self.counting(host, service_namespace, root_namespace, namespace))
+    }
+
+    /// The rules of the place that counts.
+    fn counting(
+        &self,
+        host: &str,
+        service_namespace: &str,
+        root_namespace: &str,
+        client_namespace: &str,
+    ) -> Vec<&Arc<DestinationRule>> {
+        let seen = |rule: &DestinationRule| rule.visibility.includes(client_namespace);
+        // What the root namespace shows to all must not come before a service's own for proxies of the root namespace.
+        let own = |rule: &DestinationRule| {
+            if client_namespace == root_namespace { rule.is_private() } else { seen(rule) }
+        };
+        let within = |namespace: &str, which: &dyn Fn(&DestinationRule) -> bool| -> Vec<&Arc<DestinationRule>> {
+            let rules = self.by_namespace.get(namespace).and_then(|rules| rules.find(host, which));
+            rules.into_iter().flat_map(|rules| rules.iter()).filter(|rule| which(rule) && seen(rule)).collect()
+        };
+        let mut found = within(client_namespace, &own);
+        for namespace in [service_namespace, root_namespace] {
+            if found.is_empty() {
+                found = within(namespace, &|rule| !rule.is_private());
+            }
+        }
+        found
+    }
+
+    /// The same with others in the place of those with their revisions.
+    pub fn with(&self, others: &BTreeMap<u64, Arc<DestinationRule>>) -> Self {
+        let mut same = self.clone();
+        for (revision, other) in others {
+            let rules = same.by_namespace.get(&other.namespace).and_then(|rules| rules.get(&other.host));
+            let Some(rules) = rules else { continue };
+            let replaced =
+                |rule: &Arc<DestinationRule>| if rule.revision == *revision { other.clone() } else { rule.clone() };
+            let rules = rules.iter().map(replaced).collect();
+            same.set(&other.namespace, &other.host, rules);
+        }
+        same
+    }
+
+    /// Every rule, of any namespace, that speaks for a host, by name or by a wildcard.
+    pub fn all(&self, host: &str) -> Vec<&Arc<DestinationRule>> {
+        self.by_namespace.values().flat_map(|rules| rules.covering(host)).flat_map(|rules| rules.iter()).collect()
+    }
+
+    /// Whether both are the same state, which is cheap to tell; `false` where that is not known.
+    pub fn ptr_eq(&self, other: &Self) -> bool {
+        self.by_namespace.ptr_eq(&other.by_namespace)
+    }
+
+    /// Every rule.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
+        self.by_namespace.values().flat_map(|rules| rules.all().flat_map(|rules| rules.iter()))
+    }
+
+    /// Calls `found` with the rules for each namespace and host at which two states differ, old and new.
+    pub fn diff(&self, new: &Self, mut found: impl FnMut(Option<&RulesForHost>, Option<&RulesForHost>)) {
+        let none = NamespaceRules::default();
+        super::diff(&self.by_namespace, &new.by_namespace, |_, old, new| {
+            let (old, new) = (old.unwrap_or(&none), new.unwrap_or(&none));
+            super::diff(&old.exact, &new.exact, |_, old, new| found(old, new));
+            super::diff(&old.wildcards, &new.wildcards, |_, old, new| found(old, new));
+        });
+    }
+}
+
+fn for_all<'a>(found: &[&'a Arc<DestinationRule>]) -> Option<&'a Arc<DestinationRule>> {
+    found.iter().copied().rfind(|rule| rule.selector.is_none())
+}

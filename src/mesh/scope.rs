@@ -1,0 +1,96 @@
+//! What of a proxy can change its answer, and where proxies are.
+
+use std::cell::LazyCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::endpoint::{Locality, label_locality, node_locality};
+use super::proxy::{Families, Interception, Proxy, Scope};
+use super::service::{Resolution, Service};
+use super::topology::{Topology, is_topology};
+use super::{Endpoint, Mesh};
+use crate::api::Labels;
+
+impl Mesh {
+    /// What of `proxy` can change its answer in this state of the mesh.
+    pub fn scope(&self, proxy: &Proxy) -> Scope {
+        let topology = LazyCell::new(|| self.topology(proxy));
+        let label = |name: &str| {
+            if is_topology(name) {
+                topology.label(&proxy.labels, name)
+            } else {
+                proxy.labels.get(name).map(String::as_str)
+            }
+        };
+        let has = |selector: &Labels| selector.iter().all(|(name, value)| label(name) == Some(value));
+        let labels = self.looked_at.labels.iter().filter_map(|name| Some((name.clone(), label(name)?.to_owned())));
+        let sidecar = self.sidecars.find(&proxy.namespace, has, &self.config.root_namespace);
+        let node_counts = self.looked_at.node.iter().any(|visibility| visibility.includes(&proxy.namespace));
+        Scope {
+            namespace: proxy.namespace.clone(),
+            labels: labels.collect(),
+            interception: proxy.interception,
+            inbound: match proxy.interception {
+                Interception::None => Vec::new(),
+                Interception::Redirect => self.inbound(proxy),
+            },
+            locality: if self.looked_at.locality { topology.locality.clone() } else { Locality::default() },
+            node: if node_counts { topology.node.clone() } else { Arc::default() },
+            families: Families::of(&proxy.addresses),
+            headless: {
+                let headless = |(service, _): &(&Service, _)| service.resolution == Resolution::Passthrough;
+                let own = self.endpoints_of(proxy).filter(headless).flat_map(|(_, endpoint)| endpoint.addresses());
+                own.cloned().collect::<BTreeSet<_>>().into_iter().collect()
+            },
+            sidecar: sidecar.map(|sidecar| (sidecar.key.clone(), sidecar.revision)),
+        }
+    }
+
+    /// Where a proxy is: as it says itself, else as its pod and the endpoints at its address do.
+    fn topology(&self, proxy: &Proxy) -> Topology {
+        let pod = self.pod_topologies.get(&(proxy.namespace.clone(), proxy.name.clone()));
+        let own = self.endpoints_of(proxy).map(|(_, endpoint)| &endpoint.topology);
+        let known: Vec<&Topology> = pod.into_iter().chain(own).map(|topology| &**topology).collect();
+        let mut nodes = std::iter::once(&proxy.node).chain(known.iter().map(|topology| &topology.node));
+        let node = nodes.find(|node| !node.is_empty()).cloned().unwrap_or_default();
+        let said = Some(&proxy.locality).filter(|said| **said != Locality::default()).cloned();
+        let locality = said.or_else(|| label_locality(&proxy.labels)).or_else(|| {
+            let of_node = self.nodes.get(&node).map(|topology| &**topology);
+            let known = known.iter().copied().chain(of_node).map(|topology| topology.locality.clone());
+            known.chain([node_locality(&proxy.labels)]).find(|locality| *locality != Locality::default())
+        });
+        let either = |first: &Arc<str>, second: &Arc<str>| if first.is_empty() { second } else { first }.clone();
+        Topology {
+            locality: locality.unwrap_or_default(),
+            node,
+            cluster: either(&proxy.cluster, &self.config.cluster),
+            network: either(&self.network, &proxy.network),
+        }
+    }
+
+    /// Where everything is of which no more is known.
+    pub fn own_topology(&self) -> Topology {
+        Topology { cluster: self.config.cluster.clone(), network: self.network.clone(), ..Topology::default() }
+    }
+
+    /// Where a pod is, as far as its object says it.
+    pub fn pod_topology(&self, namespace: &Arc<str>, name: &Arc<str>) -> Topology {
+        let known = self.pod_topologies.get(&(namespace.clone(), name.clone()));
+        known.map_or_else(|| self.own_topology(), |known| (**known).clone())
+    }
+
+    /// The endpoints that a proxy's own workload is, each with its service.
+    pub(super) fn endpoints_of<'a>(&'a self, proxy: &'a Proxy) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
+        let hosts = proxy.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten();
+        // A service may be found by each of several addresses.
+        let hosts: BTreeSet<_> = hosts.collect();
+        let known = hosts.into_iter().filter_map(|host| self.services.get(host)).flat_map(|list| list.iter());
+        known.flat_map(|known| {
+            let own = known.endpoints.list.iter().filter(|endpoint| {
+                let mut addresses = endpoint.addresses();
+                addresses.any(|address| proxy.addresses.contains(address))
+            });
+            own.map(|endpoint| (&*known.service, endpoint))
+        })
+    }
+}

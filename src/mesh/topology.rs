@@ -1,0 +1,117 @@
+//! Where workloads are, and the labels that say so.
+
+use std::sync::Arc;
+
+use super::endpoint::Locality;
+use crate::api::Labels;
+
+/// The region.
+pub const REGION: &str = "topology.kubernetes.io/region";
+/// The zone.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+/// The sub-zone.
+pub const SUBZONE: &str = "topology.istio.io/subzone";
+/// The node.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
+/// The cluster.
+pub const CLUSTER: &str = "topology.istio.io/cluster";
+/// The network.
+pub const NETWORK: &str = "topology.istio.io/network";
+
+/// Where a workload is; what is empty is not known. These count as labels of the workload, beside its own. Source:
+/// Istio's AugmentLabels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Topology {
+    /// Region, zone and sub-zone.
+    pub locality: Locality,
+    /// The name of the node.
+    pub node: Arc<str>,
+    /// The id of the cluster.
+    pub cluster: Arc<str>,
+    /// The network, where the workload's own label does not say it.
+    pub network: Arc<str>,
+}
+
+/// Whether a label says where a workload is.
+pub fn is_topology(label: &str) -> bool {
+    matches!(label, REGION | ZONE | SUBZONE | HOSTNAME | CLUSTER | NETWORK)
+}
+
+impl Topology {
+    /// A label of a workload that is here and has labels of its `own`.
+    pub fn label<'a>(&'a self, own: &'a Labels, name: &str) -> Option<&'a str> {
+        let own = || own.get(name).map(String::as_str);
+        let known = |text: &'a str| Some(text).filter(|text| !text.is_empty());
+        match name {
+            REGION => known(&self.locality.region).or_else(own),
+            ZONE => known(&self.locality.zone).or_else(own),
+            SUBZONE => known(&self.locality.sub_zone).or_else(own),
+            HOSTNAME => known(&self.node).or_else(own),
+            CLUSTER => known(&self.cluster).or_else(own),
+            // The network alone can be different for a single workload of a node.
+            NETWORK => own().filter(|own| !own.is_empty()).or_else(|| known(&self.network)),
+            _ => own(),
+        }
+    }
+
+    /// Whether `selector` selects a workload that is here and has labels of its `own`.
+    pub fn selects(&self, selector: &Labels, own: &Labels) -> bool {
+        selector.iter().all(|(name, value)| self.label(own, name) == Some(value))
+    }
+
+    /// All labels of a workload that is here and has labels of its `own`.
+    pub fn labels(&self, own: &Labels) -> Labels {
+        let mut all = own.clone();
+        for name in [REGION, ZONE, SUBZONE, HOSTNAME, CLUSTER, NETWORK] {
+            if let Some(value) = self.label(own, name) {
+                all.insert(name.to_owned(), value.to_owned());
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels<const N: usize>(pairs: [(&str, &str); N]) -> Labels {
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    #[test]
+    fn what_is_known_comes_before_the_workloads_own_labels() {
+        let topology = Topology {
+            locality: Locality::parse("eu/eu-a"),
+            node: "n1".into(),
+            cluster: "Kubernetes".into(),
+            network: "net".into(),
+        };
+        let own = labels([(REGION, "us"), (SUBZONE, "rack-7"), (NETWORK, "other"), ("app", "web")]);
+        let expected = [
+            (REGION, "eu"),
+            (ZONE, "eu-a"),
+            (SUBZONE, "rack-7"),
+            (HOSTNAME, "n1"),
+            (CLUSTER, "Kubernetes"),
+            (NETWORK, "other"),
+            ("app", "web"),
+        ];
+        assert_eq!(topology.labels(&own), labels(expected));
+        for (name, value) in expected {
+            assert!(topology.selects(&labels([(name, value)]), &own), "{name}");
+            assert!(!topology.selects(&labels([(name, "else")]), &own), "{name}");
+        }
+        assert_eq!(topology.label(&labels([]), NETWORK), Some("net"));
+        assert_eq!(topology.label(&labels([(NETWORK, "")]), NETWORK), Some("net"));
+        assert_eq!(topology.label(&own, "version"), None);
+    }
+
+    #[test]
+    fn what_is_not_known_is_no_label() {
+        let nowhere = Topology::default();
+        assert_eq!(nowhere.labels(&labels([])), labels([]));
+        assert!(nowhere.selects(&labels([]), &labels([])));
+        assert!(!nowhere.selects(&labels([(ZONE, "")]), &labels([])));
+    }
+}

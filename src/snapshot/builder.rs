@@ -1,0 +1,159 @@
+//! Keeps the snapshots of all scopes up to date: each is its last one with what a change touches replaced.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::parts::{Parts, WorkCounts};
+use super::scope::{ScopeResources, Touched};
+use super::sensitivity::Sensitivity;
+use super::{LeftOut, Snapshot};
+use crate::api::ObjectKey;
+use crate::mesh::{Families, Interception, Mesh, MeshChange, Scope, View};
+
+/// Makes snapshots, and keeps those of the scopes it was asked for up to date.
+#[derive(Debug, Default)]
+pub struct SnapshotBuilder {
+    parts: Parts,
+    mesh: Option<Arc<Mesh>>,
+    revision: u64,
+    scopes: HashMap<Scope, Entry>,
+    /// Which hosts tell scopes apart, as long as the mesh is the same.
+    sensitivity: Option<Sensitivity>,
+    /// A scope of each family, and of each namespace in it, to make others from.
+    bases: HashMap<(Family, Option<Arc<str>>), Scope>,
+}
+
+/// Scopes one of which can be made from another.
+type Family = (Interception, Families, Option<(ObjectKey, u64)>);
+
+#[derive(Debug)]
+struct Entry {
+    resources: ScopeResources,
+    snapshot: Arc<Snapshot>,
+}
+
+impl SnapshotBuilder {
+    /// Everything that proxies of `scope` get in a state of the mesh, made from nothing but the parts that are known.
+    pub fn snapshot(&mut self, mesh: &Mesh, scope: &Scope, revision: u64) -> Snapshot {
+        ScopeResources::build(mesh, scope, &mut self.parts).snapshot(revision)
+    }
+
+    /// Takes in a new state of the mesh. `published` is when the change that led to it came in. Returns what differs from
+    /// the state before; `None` where there was none.
+    pub fn publish(&mut self, mesh: Mesh, revision: u64, published: Option<Instant>) -> Option<MeshChange> {
+        let mesh = Arc::new(mesh);
+        let change = self.mesh.as_ref().map(|old| MeshChange::between(old, &mesh));
+        if let Some(change) = &change {
+            let touched = Touched { hosts: change.hosts.clone(), ports: change.ports.clone() };
+            for (scope, entry) in &mut self.scopes {
+                entry.update(&mesh, scope, &touched, &mut self.parts, (revision, published));
+            }
+            self.parts.sweep(&change.hosts);
+            if !change.ports.is_empty() {
+                self.parts.sweep_listeners();
+            }
+            if !change.is_empty() {
+                self.sensitivity = None;
+            }
+        }
+        self.mesh = Some(mesh);
+        self.revision = revision;
+        change
+    }
+
+    /// The state of the mesh that was published last.
+    pub fn mesh(&self) -> Option<&Arc<Mesh>> {
+        self.mesh.as_ref()
+    }
+
+    /// The snapshot of a scope in the state that was published last; `None` where there is none. It is kept up to date
+    /// from then on.
+    pub fn get(&mut self, scope: &Scope) -> Option<Arc<Snapshot>> {
+        if let Some(entry) = self.scopes.get(scope) {
+            return Some(entry.snapshot.clone());
+        }
+        let mesh = self.mesh.clone()?;
+        let family: Family = (scope.interception, scope.families, scope.sidecar.clone());
+        let base = [Some(scope.namespace.clone()), None]
+            .into_iter()
+            .find_map(|namespace| self.bases.get(&(family.clone(), namespace)))
+            .and_then(|base| self.scopes.get_key_value(base));
+        let (resources, shared) = match base {
+            Some((base, entry)) => {
+                let sensitivity = self.sensitivity.get_or_insert_with(|| Sensitivity::new(&mesh));
+                let touched = sensitivity.between(&mesh, base, scope);
+                let mut resources = entry.resources.clone();
+                resources.update(&mesh, scope, &touched, &mut self.parts);
+                resources.update_own(&mesh, scope, &mut self.parts);
+                let shared = resources.same(&entry.resources).then(|| entry.snapshot.clone());
+                (resources, shared)
+            }
+            None => (ScopeResources::build(&mesh, scope, &mut self.parts), None),
+        };
+        let snapshot = shared.unwrap_or_else(|| Arc::new(resources.snapshot(self.revision)));
+        for namespace in [Some(scope.namespace.clone()), None] {
+            self.bases.entry((family.clone(), namespace)).or_insert_with(|| scope.clone());
+        }
+        self.scopes.insert(scope.clone(), Entry { resources, snapshot: snapshot.clone() });
+        Some(snapshot)
+    }
+
+    /// Drops the snapshots of all scopes but these.
+    pub fn keep(&mut self, used: &BTreeSet<&Scope>) {
+        let before = self.scopes.len();
+        self.scopes.retain(|scope, _| used.contains(scope));
+        if self.scopes.len() < before {
+            let scopes = &self.scopes;
+            self.bases.retain(|_, scope| scopes.contains_key(scope));
+            self.parts.sweep_all();
+        }
+    }
+
+    /// How many scopes are kept up to date.
+    pub fn scopes(&self) -> usize {
+        self.scopes.len()
+    }
+
+    /// How many encoded parts there are.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Everything that had to be left out of the snapshots that are kept.
+    pub fn left_out(&self) -> BTreeSet<&LeftOut> {
+        self.scopes.values().flat_map(|entry| entry.snapshot.left_out.iter()).collect()
+    }
+
+    /// The work done so far.
+    pub fn counts(&self) -> WorkCounts {
+        self.parts.counts
+    }
+}
+
+impl Entry {
+    fn update(
+        &mut self,
+        mesh: &Mesh,
+        scope: &Scope,
+        touched: &Touched,
+        parts: &mut Parts,
+        (revision, published): (u64, Option<Instant>),
+    ) {
+        let before = self.resources.clone();
+        // Where traffic for unknown hosts goes is part of every listener.
+        let view = View::new(mesh, scope);
+        let moves_rest = view.egress_proxy().is_some_and(|to| touched.hosts.contains(&*to.host.to_ascii_lowercase()));
+        if moves_rest {
+            self.resources = ScopeResources::build(mesh, scope, parts);
+        } else {
+            self.resources.update(mesh, scope, touched, parts);
+        }
+        let same = self.resources.same(&before);
+        let mut snapshot = if same { (*self.snapshot).clone() } else { self.resources.snapshot(revision) };
+        snapshot.revision = revision;
+        snapshot.published = published;
+        parts.counts.scopes_changed += u64::from(!same);
+        self.snapshot = Arc::new(snapshot);
+    }
+}

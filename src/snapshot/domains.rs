@@ -1,0 +1,153 @@
+//! Which virtual host of a route configuration answers for a domain that several of them want.
+//!
+//! Envoy refuses a route configuration in which a domain stands twice, whatever its case. The virtual host that comes
+//! first keeps the domain; the others go without it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::{HashMap, OrdMap};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{EncodedVirtualHost, RouteTable};
+use crate::mesh::Precedence;
+
+/// The order in which virtual hosts get domains: those of VirtualServices in their order, of each first the hosts that
+/// no service has, and last the services without any.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    /// A VirtualService speaks for it; whether a service has the host.
+    Ruled(Precedence, bool),
+    /// None does.
+    Plain,
+}
+
+/// A virtual host and its claim to the domains it wants.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    pub rank: Rank,
+    pub host: Arc<EncodedVirtualHost>,
+}
+
+/// The virtual hosts of one route configuration as they want to be, and who wants which domain. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Domains {
+    claims: OrdMap<Arc<str>, Claim>,
+    /// The names of the virtual hosts that want a domain, by the domain's hash.
+    wanted_by: HashMap<u64, Arc<[Arc<str>]>>,
+}
+
+impl PartialEq for Claim {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank == other.rank && self.host == other.host
+    }
+}
+
+fn key(domain: &str) -> u64 {
+    xxh3_64(domain.to_ascii_lowercase().as_bytes())
+}
+
+impl Domains {
+    /// Puts a claim in the place of the one of its name, or takes that away, and brings `table` up to date.
+    pub fn set(&mut self, name: &Arc<str>, new: Option<Claim>, table: &mut RouteTable) {
+        let old = match &new {
+            Some(new) => self.claims.insert(name.clone(), new.clone()),
+            None => self.claims.remove(name),
+        };
+        if let Some((old, new)) = old.as_ref().zip(new.as_ref())
+            && old.rank == new.rank
+            && old.host.domains == new.host.domains
+            && !self.is_disputed(new)
+        {
+            table.set(name, Some(new.host.clone()));
+            return;
+        }
+        let mut touched = BTreeSet::from([name.clone()]);
+        for domain in old.iter().flat_map(|claim| claim.host.domains.iter()) {
+            let others: Vec<_> = self.wanting(domain).iter().filter(|other| *other != name).cloned().collect();
+            touched.extend(others.iter().cloned());
+            if others.is_empty() {
+                self.wanted_by.remove(&key(domain));
+            } else {
+                self.wanted_by.insert(key(domain), others.into());
+            }
+        }
+        for domain in new.iter().flat_map(|claim| claim.host.domains.iter()) {
+            let mut all = self.wanting(domain).to_vec();
+            touched.extend(all.iter().cloned());
+            if !all.contains(name) {
+                all.push(name.clone());
+            }
+            self.wanted_by.insert(key(domain), all.into());
+        }
+        for name in touched {
+            table.set(&name, self.resolved(&name));
+        }
+    }
+
+    /// Whether there is no claim.
+    pub fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+
+    /// Whether any virtual host wants this domain.
+    pub fn has(&self, domain: &str) -> bool {
+        self.wanted_by.contains_key(&key(domain))
+    }
+
+    fn wanting(&self, domain: &str) -> &[Arc<str>] {
+        self.wanted_by.get(&key(domain)).map_or(&[], |names| names)
+    }
+
+    fn is_disputed(&self, claim: &Claim) -> bool {
+        claim.host.domains.iter().any(|domain| self.wanting(domain).len() > 1)
+    }
+
+    /// The virtual host of a name without the domains that another keeps; `None` where nothing is left of it.
+    fn resolved(&self, name: &Arc<str>) -> Option<Arc<EncodedVirtualHost>> {
+        let claim = self.claims.get(name)?;
+        let comes_first = |other: &Arc<str>| {
+            let rank = self.claims.get(other).map(|other| &other.rank);
+            other != name && rank.is_some_and(|rank| (rank, other) < (&claim.rank, name))
+        };
+        let domains = claim.host.domains.iter();
+        let taken: BTreeSet<String> = domains
+            .filter(|domain| self.wanting(domain).iter().any(comes_first))
+            .map(|domain| domain.to_ascii_lowercase())
+            .collect();
+        if taken.is_empty() { Some(claim.host.clone()) } else { claim.host.without(&taken).map(Arc::new) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use envoy_types::pb::envoy::config::route::v3 as route;
+
+    fn claim(name: &str, domains: &[&str]) -> Claim {
+        let domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
+        let host = route::VirtualHost { name: name.into(), domains, ..Default::default() };
+        Claim { rank: Rank::Plain, host: Arc::new(EncodedVirtualHost::new(host, Arc::default())) }
+    }
+
+    fn shown(table: &RouteTable) -> Vec<(String, Vec<String>)> {
+        table.iter().map(|host| (host.name.to_string(), host.domains.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_domain_stands_once_and_the_first_virtual_host_keeps_it_whatever_the_order_of_changes() {
+        let all = [claim("a", &["x", "Y"]), claim("b", &["y", "z"]), claim("c", &["X"])];
+        let wanted = [("a".to_owned(), vec!["x".to_owned(), "Y".to_owned()]), ("b".to_owned(), vec!["z".to_owned()])];
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [1, 0, 2]] {
+            let (mut domains, mut table) = (Domains::default(), RouteTable::new(Bytes::new()));
+            for at in order {
+                domains.set(&all[at].host.name.clone(), Some(all[at].clone()), &mut table);
+            }
+            assert_eq!(shown(&table), wanted, "{order:?}");
+            domains.set(&"a".into(), None, &mut table);
+            let left = [("b".to_owned(), vec!["y".to_owned(), "z".to_owned()]), ("c".to_owned(), vec!["X".to_owned()])];
+            assert_eq!(shown(&table), left, "{order:?}");
+        }
+    }
+}

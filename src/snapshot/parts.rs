@@ -1,0 +1,438 @@
+//! The encoded parts that snapshots are made of, kept by everything they were made from, so that a part that is the same
+//! for many scopes is made once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
+use prost::Message;
+
+use super::net::{Left, Net};
+use super::resource::{Provenance, provenance};
+use super::{ClusterRefs, EncodedVirtualHost, Resource};
+use crate::api::{Kind, ObjectKey};
+use crate::mesh::{Families, Host, InboundPort, Interception, Port, Registry, Seen, Service, View, VirtualService};
+use crate::translate::outbound::{self, Outbound};
+use crate::translate::route::{Context, Known};
+use crate::translate::{cluster, default_cluster, endpoint, listener, virtual_host};
+
+/// Work done since a count began, all of it the same for the same history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkCounts {
+    /// Virtual hosts, clusters of a service, endpoints of a service and listeners that were translated.
+    pub translated: u64,
+    /// Resources, or virtual hosts, that were encoded.
+    pub encoded: u64,
+    /// Hosts that were looked at, in all scopes together.
+    pub scope_hosts: u64,
+    /// Ports whose listeners were looked at, in all scopes together.
+    pub scope_ports: u64,
+    /// Scopes that were built without another one to start from.
+    pub scopes_built: u64,
+    /// Scopes whose snapshot changed.
+    pub scopes_changed: u64,
+}
+
+impl WorkCounts {
+    /// The counts by name, as they stand in metrics.
+    pub fn named(self) -> [(&'static str, u64); 6] {
+        let Self { translated, encoded, scope_hosts, scope_ports, scopes_built, scopes_changed } = self;
+        [
+            ("parts_translated", translated),
+            ("resources_encoded", encoded),
+            ("scope_hosts", scope_hosts),
+            ("scope_ports", scope_ports),
+            ("scopes_built", scopes_built),
+            ("scopes_changed", scopes_changed),
+        ]
+    }
+
+    /// The work done since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            translated: self.translated - before.translated,
+            encoded: self.encoded - before.encoded,
+            scope_hosts: self.scope_hosts - before.scope_hosts,
+            scope_ports: self.scope_ports - before.scope_ports,
+            scopes_built: self.scopes_built - before.scopes_built,
+            scopes_changed: self.scopes_changed - before.scopes_changed,
+        }
+    }
+}
+
+/// Encoded resources, and what had to be left out of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Encoded {
+    pub resources: Vec<Arc<Resource>>,
+    pub left: Left,
+    /// The route configuration that a listener asks for.
+    pub asks_for: Option<Arc<str>>,
+}
+
+/// An encoded virtual host; nothing where no route is left.
+#[derive(Debug)]
+pub(super) struct HostPart {
+    /// The services that were looked up, and the revisions of service and rule that were found.
+    looked_at: Vec<(Host, Option<(u64, u64)>)>,
+    pub encoded: Option<Arc<EncodedVirtualHost>>,
+    pub left: Left,
+}
+
+/// What the clusters or endpoints of a service are made from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ServiceKey {
+    service: u64,
+    /// Set where they are a part of it.
+    endpoints: Option<u64>,
+    rule: u64,
+    only: Option<BTreeSet<u16>>,
+    families: Families,
+    /// What differs for clients in different places.
+    place: endpoint::Place,
+}
+
+/// What a virtual host is made from, apart from the services its routes lead to (see [`HostPart::looked_at`]).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct HostKey {
+    port: u16,
+    any_name: bool,
+    service: u64,
+    aliases: Vec<u64>,
+    rules: u64,
+    own_namespace: bool,
+    /// Set where the rules tell proxies apart.
+    source: Option<(Arc<str>, BTreeMap<String, String>)>,
+}
+
+/// What the cluster of a proxy's own port is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct InboundKey {
+    port: InboundPort,
+    rule: u64,
+    /// Set where its Sidecar sets limits.
+    sidecar: u64,
+}
+
+/// The parts of one host.
+#[derive(Debug, Default)]
+struct OfHost {
+    clusters: HashMap<ServiceKey, Arc<Encoded>>,
+    endpoints: HashMap<ServiceKey, Arc<Encoded>>,
+    virtual_hosts: HashMap<HostKey, Arc<HostPart>>,
+}
+
+impl OfHost {
+    /// Drops what no snapshot uses.
+    fn sweep(&mut self) {
+        self.clusters.retain(|_, part| Arc::strong_count(part) > 1);
+        self.endpoints.retain(|_, part| Arc::strong_count(part) > 1);
+        self.virtual_hosts.retain(|_, part| Arc::strong_count(part) > 1);
+    }
+
+    fn len(&self) -> usize {
+        let resources = self.clusters.values().chain(self.endpoints.values()).map(|part| part.resources.len());
+        resources.sum::<usize>() + self.virtual_hosts.len()
+    }
+}
+
+/// For whom, on which port and by which rules a virtual host is wanted.
+pub(super) struct Wanted<'a> {
+    pub view: &'a View<'a>,
+    pub port: u16,
+    pub rule: Option<&'a VirtualService>,
+}
+
+/// All parts.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    hosts: HashMap<Host, OfHost>,
+    inbound_clusters: HashMap<InboundKey, Arc<Encoded>>,
+    inbound_listeners: HashMap<(Vec<InboundPort>, Families), Arc<Encoded>>,
+    listeners: HashMap<Outbound, Arc<Encoded>>,
+    pub counts: WorkCounts,
+}
+
+impl Parts {
+    /// How many encoded resources and virtual hosts there are.
+    pub fn len(&self) -> usize {
+        self.hosts.values().map(OfHost::len).sum::<usize>()
+            + self.inbound_clusters.len()
+            + self.inbound_listeners.len()
+            + self.listeners.len()
+    }
+
+    /// Drops the parts of these hosts that no snapshot uses.
+    pub fn sweep<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) {
+        for host in hosts {
+            if let Some(parts) = self.hosts.get_mut(host) {
+                parts.sweep();
+                if parts.len() == 0 {
+                    self.hosts.remove(host);
+                }
+            }
+        }
+    }
+
+    /// Drops the listeners and the parts of proxies' own ports that no snapshot uses.
+    pub fn sweep_listeners(&mut self) {
+        self.listeners.retain(|_, part| Arc::strong_count(part) > 1);
+        self.inbound_clusters.retain(|_, part| Arc::strong_count(part) > 1);
+        self.inbound_listeners.retain(|_, part| Arc::strong_count(part) > 1);
+    }
+
+    /// Drops every part that no snapshot uses.
+    pub fn sweep_all(&mut self) {
+        self.hosts.values_mut().for_each(OfHost::sweep);
+        self.hosts.retain(|_, parts| parts.len() > 0);
+        self.sweep_listeners();
+    }
+
+    fn encode(counts: &mut WorkCounts, make: impl FnOnce(&mut Net) -> Vec<Arc<Resource>>) -> Encoded {
+        let mut net = Net::default();
+        let resources = make(&mut net);
+        counts.translated += 1;
+        counts.encoded += resources.len() as u64;
+        Encoded { resources, left: net.finish(), asks_for: None }
+    }
+
+    /// The clusters that every proxy has.
+    pub fn fixed_clusters(&mut self) -> Arc<Encoded> {
+        Arc::new(Self::encode(&mut self.counts, |net| {
+            cluster::fixed().iter().filter_map(|fixed| encode_cluster(net, fixed, &Provenance::default())).collect()
+        }))
+    }
+
+    /// The clusters and the endpoints of a service.
+    pub fn service(&mut self, view: &View<'_>, seen: &Seen<'_>) -> (Arc<Encoded>, Arc<Encoded>) {
+        let (known, scope) = (seen.known, view.scope);
+        let rule = view.destination_rule(known).map(|rule| &**rule);
+        let context = cluster::Context { config: &view.mesh.config, scope, known, rule };
+        let place = endpoint::Place::new(&known.service, rule, scope);
+        let key = |with_endpoints: bool| ServiceKey {
+            service: known.service_revision,
+            endpoints: with_endpoints.then_some(known.endpoints_revision),
+            rule: rule.map_or(0, |rule| rule.revision),
+            only: seen.only().cloned(),
+            families: scope.families,
+            place: if with_endpoints { place.clone() } else { endpoint::Place::default() },
+        };
+        let with_endpoints = cluster::holds_endpoints(&known.service, rule);
+        let objects =
+            || provenance(rule.iter().flat_map(|rule| rule.keys.iter().cloned()).chain([key_of(&known.service)]));
+        let Self { hosts, counts, .. } = self;
+        let parts = hosts.entry(known.service.host.clone()).or_default();
+        let clusters = parts.clusters.entry(key(with_endpoints)).or_insert_with(|| {
+            Arc::new(Self::encode(counts, |net| {
+                let objects = objects();
+                let all = seen.ports().flat_map(|port| cluster::outbound(port, context));
+                all.filter_map(|cluster| encode_cluster(net, &cluster, &objects)).collect()
+            }))
+        });
+        let endpoints = parts.endpoints.entry(key(true)).or_insert_with(|| {
+            Arc::new(Self::encode(counts, |net| {
+                let objects = objects();
+                let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
+                let encode = |assignment: ClusterLoadAssignment| {
+                    let name: Arc<str> = assignment.cluster_name.as_str().into();
+                    Resource::new(name, net.pass_assignment(assignment, objects.first()), objects.clone())
+                };
+                all.map(encode).collect()
+            }))
+        });
+        (clusters.clone(), endpoints.clone())
+    }
+
+    /// The clusters of the ports that the proxies serve themselves.
+    pub fn inbound_clusters(&mut self, view: &View<'_>) -> Vec<Arc<Encoded>> {
+        let scope = view.scope;
+        let each = scope.inbound.iter().map(|port| {
+            let rule = view.inbound_rule(&port.host).map(|rule| &**rule);
+            let pool = view.inbound_pool();
+            let sidecar = scope.sidecar.as_ref().filter(|_| pool.is_some());
+            let key = InboundKey {
+                port: port.clone(),
+                rule: rule.map_or(0, |rule| rule.revision),
+                sidecar: sidecar.map_or(0, |(_, revision)| *revision),
+            };
+            let Self { inbound_clusters, counts, .. } = self;
+            let made = inbound_clusters.entry(key).or_insert_with(|| {
+                let objects = rule.iter().flat_map(|rule| rule.keys.iter().cloned());
+                let objects = provenance(objects.chain(sidecar.map(|(key, _)| key.clone())));
+                let cluster = cluster::inbound(port, rule, pool);
+                Arc::new(Self::encode(counts, |net| encode_cluster(net, &cluster, &objects).into_iter().collect()))
+            });
+            made.clone()
+        });
+        each.collect()
+    }
+
+    /// The listeners at one port for what the proxies send.
+    pub fn listeners_at(&mut self, view: &View<'_>, port: u16) -> Vec<Arc<Encoded>> {
+        let Self { listeners, counts, .. } = self;
+        let each = outbound::listeners_at(view, port).into_iter().map(|wanted| {
+            let made = listeners.entry(wanted).or_insert_with_key(|wanted| {
+                let said_by = wanted.chains.iter().filter_map(|chain| chain.said_by.as_ref());
+                let objects = provenance(said_by.map(|(key, _)| key.clone()));
+                let encoded = Self::encode(counts, |net| {
+                    encode_listener(net, listener::outbound(wanted), objects).into_iter().collect()
+                });
+                Arc::new(Encoded { asks_for: wanted.http.as_deref().map(Arc::from), ..encoded })
+            });
+            made.clone()
+        });
+        each.collect()
+    }
+
+    /// The listeners that redirected traffic enters by; none where nothing is redirected.
+    pub fn redirected_listeners(&mut self, view: &View<'_>) -> Vec<Arc<Encoded>> {
+        let scope = view.scope;
+        if scope.interception != Interception::Redirect {
+            return Vec::new();
+        }
+        let Self { inbound_listeners, counts, .. } = self;
+        let mut encode = |listener: Listener| {
+            Arc::new(Self::encode(counts, |net| {
+                encode_listener(net, listener, Provenance::default()).into_iter().collect()
+            }))
+        };
+        let outbound = encode(listener::virtual_outbound(&default_cluster(view), scope.families));
+        let inbound = inbound_listeners
+            .entry((scope.inbound.clone(), scope.families))
+            .or_insert_with(|| encode(listener::virtual_inbound(&scope.inbound, scope.families)));
+        vec![outbound, inbound.clone()]
+    }
+
+    /// The virtual host of a service's port.
+    pub fn service_host(
+        &mut self,
+        wanted: &Wanted<'_>,
+        seen: &Seen<'_>,
+        port: &Port,
+        any_name: bool,
+        aliases: &[Seen<'_>],
+    ) -> Arc<HostPart> {
+        let service = &seen.known.service;
+        let own = &wanted.view.scope.namespace;
+        let key = HostKey {
+            port: port.number,
+            any_name,
+            service: seen.known.service_revision,
+            aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
+            own_namespace: service.namespace == *own
+                || aliases.iter().any(|alias| alias.known.service.namespace == *own),
+            ..wanted.key()
+        };
+        let aliases: Vec<_> = aliases.iter().map(|alias| alias.known.service.clone()).collect();
+        let object = key_of(service);
+        self.host(wanted, &service.host, key, Some(object), |context| {
+            if any_name {
+                virtual_host::of_any_name(service, port, wanted.rule, context)
+            } else {
+                virtual_host::of_service(service, port, &aliases, wanted.rule, context)
+            }
+        })
+    }
+
+    /// The virtual host of a VirtualService's host that no service has.
+    pub fn other_host(&mut self, wanted: &Wanted<'_>, host: &Host, rule: &VirtualService) -> Arc<HostPart> {
+        self.host(wanted, host, wanted.key(), None, |context| virtual_host::of_host(host, rule, context))
+    }
+
+    fn host(
+        &mut self,
+        wanted: &Wanted<'_>,
+        host: &Host,
+        key: HostKey,
+        service: Option<ObjectKey>,
+        make: impl FnOnce(&Context<'_>) -> Option<virtual_host::Made>,
+    ) -> Arc<HostPart> {
+        let view = wanted.view;
+        let revisions = |host: &str| {
+            let known = view.service(host)?.known;
+            Some((known.service_revision, view.destination_rule(known).map_or(0, |rule| rule.revision)))
+        };
+        let parts = self.hosts.entry(host.clone()).or_default();
+        if let Some(part) = parts.virtual_hosts.get(&key)
+            && part.looked_at.iter().all(|(host, seen)| revisions(host) == *seen)
+        {
+            return part.clone();
+        }
+        // Noting what a translation looks at is what makes it sure that a change of it is seen.
+        let looked_at = Mutex::new(Vec::new());
+        let lookup = |host: &str| -> Option<Known> {
+            if let Ok(mut looked_at) = looked_at.lock() {
+                looked_at.push((Host::from(host), revisions(host)));
+            }
+            let known = view.service(host)?.known;
+            Some((known.service.clone(), view.destination_rule(known).cloned()))
+        };
+        let context = Context { config: &view.mesh.config, scope: view.scope, port: wanted.port, service: &lookup };
+        let mut net = Net::default();
+        let encoded = make(&context).and_then(|made| {
+            let said_by = made.said_by.iter().flatten().cloned();
+            let objects = provenance(said_by.chain(wanted.rule.map(|rule| rule.key.clone())).chain(service));
+            net.pass_host(&head("any"), made, &objects)
+        });
+        self.counts.translated += 1;
+        self.counts.encoded += u64::from(encoded.is_some());
+        let looked_at = looked_at.into_inner().unwrap_or_default();
+        let part = Arc::new(HostPart { looked_at, encoded: encoded.map(Arc::new), left: net.finish() });
+        parts.virtual_hosts.insert(key, part.clone());
+        part
+    }
+}
+
+impl Wanted<'_> {
+    fn key(&self) -> HostKey {
+        let tells_apart = self.rule.is_some_and(|rule| {
+            let mut matches = rule.http().flat_map(|http| &http.route.matches);
+            matches.any(|one| !one.source_labels.is_empty() || !one.source_namespace.is_empty())
+        });
+        HostKey {
+            port: self.port,
+            any_name: false,
+            service: 0,
+            aliases: Vec::new(),
+            rules: self.rule.map_or(0, |rule| rule.revision),
+            own_namespace: false,
+            source: tells_apart.then(|| (self.view.scope.namespace.clone(), self.view.scope.labels.clone())),
+        }
+    }
+}
+
+/// The object that a service comes from.
+fn key_of(service: &Service) -> ObjectKey {
+    let kind = match service.registry {
+        Registry::Kubernetes => Kind::Service,
+        Registry::ServiceEntry => Kind::ServiceEntry,
+    };
+    ObjectKey { kind, namespace: service.namespace.clone(), name: service.name.clone() }
+}
+
+fn encode_cluster(net: &mut Net, cluster: &Cluster, objects: &Provenance) -> Option<Arc<Resource>> {
+    let bytes = net.pass("cds", &cluster.name, cluster, objects.first())?;
+    Some(Resource::new(cluster.name.as_str(), bytes, objects.clone()))
+}
+
+fn encode_listener(net: &mut Net, listener: Listener, objects: Provenance) -> Option<Arc<Resource>> {
+    let (listener, bytes) = net.pass_listener(listener)?;
+    Some(Resource::leading_to(listener.name.as_str(), bytes, ClusterRefs::of_listener(&listener), objects))
+}
+
+/// A route configuration but for its virtual hosts.
+pub(super) fn head(name: &str) -> Bytes {
+    let frame = route::RouteConfiguration {
+        name: name.to_owned(),
+        ignore_port_in_host_matching: true,
+        validate_clusters: Some(BoolValue { value: false }),
+        max_direct_response_body_size_bytes: Some(UInt32Value { value: 1 << 20 }),
+        ..Default::default()
+    };
+    frame.encode_to_vec().into()
+}

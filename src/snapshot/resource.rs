@@ -1,0 +1,253 @@
+//! Encoded resources, and maps of them that share what they have in common.
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imbl::OrdMap;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{ClusterRefs, EncodedVirtualHost, RouteTable};
+use crate::api::ObjectKey;
+
+/// The objects that a resource was made from, each once.
+pub type Provenance = Arc<[ObjectKey]>;
+
+/// An encoded resource.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    /// The name.
+    pub name: Arc<str>,
+    /// A hash of its content: the same in every process for the same content.
+    pub version: u64,
+    body: Body,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    Message { bytes: Bytes, clusters: ClusterRefs, objects: Provenance },
+    Routes(RouteTable),
+}
+
+impl PartialEq for Resource {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version && self.name == other.name
+    }
+}
+
+impl Resource {
+    /// The resource with these bytes, made from `objects`.
+    pub fn new(name: impl Into<Arc<str>>, bytes: Bytes, objects: Provenance) -> Arc<Self> {
+        Self::leading_to(name, bytes, ClusterRefs::default(), objects)
+    }
+
+    /// The listener with these bytes, which leads to `clusters`.
+    pub fn leading_to(
+        name: impl Into<Arc<str>>,
+        bytes: Bytes,
+        clusters: ClusterRefs,
+        objects: Provenance,
+    ) -> Arc<Self> {
+        let version = xxh3_64(&bytes);
+        Arc::new(Self { name: name.into(), version, body: Body::Message { bytes, clusters, objects } })
+    }
+
+    /// The route configuration of these virtual hosts.
+    pub fn routes(name: impl Into<Arc<str>>, table: RouteTable) -> Arc<Self> {
+        Arc::new(Self { name: name.into(), version: table.version(), body: Body::Routes(table) })
+    }
+
+    /// The virtual hosts of a route configuration; `None` for any other type.
+    pub fn table(&self) -> Option<&RouteTable> {
+        match &self.body {
+            Body::Routes(table) => Some(table),
+            Body::Message { .. } => None,
+        }
+    }
+
+    /// Whether a listener or a route configuration leads to a cluster.
+    pub fn leads_to(&self, cluster: &str) -> bool {
+        match &self.body {
+            Body::Message { clusters, .. } => clusters.contains(cluster),
+            Body::Routes(table) => table.leads_to(cluster),
+        }
+    }
+
+    /// The clusters that a listener or a route configuration leads to, in order, each once.
+    pub fn clusters(&self) -> Box<dyn Iterator<Item = &Arc<str>> + '_> {
+        match &self.body {
+            Body::Message { clusters, .. } => Box::new(clusters.iter()),
+            Body::Routes(table) => Box::new(table.clusters()),
+        }
+    }
+
+    /// The clusters of a resource that is not a route configuration.
+    pub fn cluster_refs(&self) -> ClusterRefs {
+        match &self.body {
+            Body::Message { clusters, .. } => clusters.clone(),
+            Body::Routes(_) => ClusterRefs::default(),
+        }
+    }
+
+    /// The objects that a resource was made from; of a route configuration those of its virtual hosts.
+    pub fn objects(&self) -> Box<dyn Iterator<Item = &ObjectKey> + '_> {
+        match &self.body {
+            Body::Message { objects, .. } => Box::new(objects.iter()),
+            Body::Routes(table) => Box::new(table.iter().flat_map(|host| host.objects.iter())),
+        }
+    }
+
+    /// The length of the encoded message, in bytes.
+    pub fn len(&self) -> usize {
+        match &self.body {
+            Body::Message { bytes, .. } => bytes.len(),
+            Body::Routes(table) => table.len(),
+        }
+    }
+
+    /// Whether the encoded message has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The encoded message in one piece.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.pieces().flatten().collect()
+    }
+
+    /// The encoded message in shared pieces that follow one another.
+    pub fn pieces(&self) -> Pieces {
+        match &self.body {
+            Body::Message { bytes, .. } => Pieces { ready: VecDeque::from([bytes.clone()]), table: None },
+            Body::Routes(table) => {
+                let ready = VecDeque::from([table.head().clone()]);
+                Pieces { ready, table: Some((table.clone(), None)) }
+            }
+        }
+    }
+}
+
+/// How many virtual hosts are looked up in one go.
+const BATCH: usize = 64;
+
+/// The pieces of an encoded message.
+#[derive(Debug)]
+pub struct Pieces {
+    ready: VecDeque<Bytes>,
+    /// The table whose virtual hosts follow, and the name of the last one that is ready.
+    table: Option<(RouteTable, Option<Arc<str>>)>,
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.ready.is_empty()
+            && let Some((table, last)) = self.table.take()
+        {
+            let next = table.after(last.as_ref(), BATCH);
+            let last = next.last().map(|host| host.name.clone());
+            self.ready.extend(next.iter().map(|host| host.field.clone()));
+            match last {
+                Some(last) if next.len() == BATCH => self.table = Some((table, Some(last))),
+                _ => self.ready.extend(table.catch_all().map(|host| host.field.clone())),
+            }
+        }
+        self.ready.pop_front()
+    }
+}
+
+/// Resources of one type by name. Cheap to clone; a changed copy shares what did not change.
+#[derive(Clone, Debug, Default)]
+pub struct Resources(OrdMap<Arc<str>, Arc<Resource>>);
+
+impl Resources {
+    /// No resources.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The resource of a name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.0.get(name)
+    }
+
+    /// Whether there is a resource of a name.
+    pub fn contains_key(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// The names in order.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.keys()
+    }
+
+    /// The resources in the order of their names.
+    pub fn values(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.0.values()
+    }
+
+    /// Names and resources, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Resource>)> {
+        self.0.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds a resource, or replaces the one of its name. Where that has the same version it stays as it is, so that
+    /// [`Resources::diff`] has nothing to look at.
+    pub fn insert(&mut self, resource: Arc<Resource>) {
+        if self.get(&resource.name).is_none_or(|old| old.version != resource.version) {
+            self.0.insert(resource.name.clone(), resource);
+        }
+    }
+
+    /// Removes the resource of a name.
+    pub fn remove(&mut self, name: &str) -> Option<Arc<Resource>> {
+        self.0.remove(name)
+    }
+
+    /// Whether both are the same map, which is cheap to tell; `false` where that is not known.
+    pub fn ptr_eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+
+    /// Calls `found` with each name under which two maps hold different versions, or only one holds any, and both.
+    /// Takes the time that the differences take where one map was made from the other.
+    pub fn diff<'a>(
+        &'a self,
+        new: &'a Self,
+        found: impl FnMut(&'a Arc<str>, Option<&'a Arc<Resource>>, Option<&'a Arc<Resource>>),
+    ) {
+        crate::mesh::diff(&self.0, &new.0, found);
+    }
+}
+
+impl FromIterator<Arc<Resource>> for Resources {
+    fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(all: I) -> Self {
+        Self(all.into_iter().map(|resource| (resource.name.clone(), resource)).collect())
+    }
+}
+
+/// The objects of virtual hosts, each once.
+pub(super) fn provenance(objects: impl IntoIterator<Item = ObjectKey>) -> Provenance {
+    let sorted: std::collections::BTreeSet<ObjectKey> = objects.into_iter().collect();
+    sorted.into_iter().collect()
+}
+
+impl RouteTable {
+    /// Up to `count` virtual hosts that follow the one named `after`.
+    fn after(&self, after: Option<&Arc<str>>, count: usize) -> Vec<Arc<EncodedVirtualHost>> {
+        let start = after.map_or(Bound::Unbounded, |name| Bound::Excluded(name.clone()));
+        self.range(start).take(count).cloned().collect()
+    }
+}

@@ -1,0 +1,225 @@
+//! Route configurations as maps of encoded virtual hosts: one that differs in a virtual host is made from the other in the
+//! time that this virtual host takes.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use imbl::OrdMap;
+use prost::Message;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::ClusterRefs;
+use super::resource::Provenance;
+
+/// An encoded virtual host, as a field of its route configuration.
+#[derive(Clone, Debug)]
+pub struct EncodedVirtualHost {
+    /// The virtual host's name.
+    pub name: Arc<str>,
+    /// The domains it answers for.
+    pub domains: Arc<[String]>,
+    /// The field's bytes.
+    pub field: Bytes,
+    /// The clusters it leads to.
+    pub clusters: ClusterRefs,
+    /// The objects it was made from.
+    pub objects: Provenance,
+    hash: u64,
+}
+
+impl PartialEq for EncodedVirtualHost {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.name == other.name
+    }
+}
+
+impl EncodedVirtualHost {
+    /// Encodes a virtual host that was made from `objects`.
+    pub fn new(host: route::VirtualHost, objects: Provenance) -> Self {
+        let mut field = Vec::with_capacity(host.encoded_len() + 6);
+        // `RouteConfiguration.virtual_hosts`, field 2: messages put together from encoded fields are valid Protobuf.
+        prost::encoding::message::encode(2, &host, &mut field);
+        let clusters = ClusterRefs::of_virtual_host(&host);
+        let hash = xxh3_64(&field);
+        Self { name: host.name.into(), domains: host.domains.into(), field: field.into(), clusters, objects, hash }
+    }
+
+    /// Whether it has no routes.
+    pub fn is_empty(&self) -> bool {
+        route::RouteConfiguration::decode(self.field.clone())
+            .is_ok_and(|of| of.virtual_hosts.iter().all(|host| host.routes.is_empty()))
+    }
+
+    /// The same virtual host without the domains in `taken`, which are in lower case; `None` where no domain is left.
+    pub fn without(&self, taken: &BTreeSet<String>) -> Option<Self> {
+        let wrapped = route::RouteConfiguration::decode(self.field.clone()).ok()?;
+        let mut host = wrapped.virtual_hosts.into_iter().next()?;
+        host.domains.retain(|domain| !taken.contains(&domain.to_ascii_lowercase()));
+        (!host.domains.is_empty()).then(|| Self::new(host, self.objects.clone()))
+    }
+}
+
+/// The virtual hosts of a route configuration by name, and its other fields. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct RouteTable {
+    head: Bytes,
+    hosts: OrdMap<Arc<str>, Arc<EncodedVirtualHost>>,
+    catch_all: Option<Arc<EncodedVirtualHost>>,
+    len: usize,
+    /// The sum of the virtual hosts' hashes, which does not depend on their order.
+    sum: u64,
+    /// How many virtual hosts lead to each cluster.
+    leading_to: OrdMap<Arc<str>, u32>,
+}
+
+impl RouteTable {
+    /// A table without virtual hosts. `head` are the encoded other fields of the route configuration.
+    pub fn new(head: Bytes) -> Self {
+        Self { len: head.len(), head, ..Self::default() }
+    }
+
+    /// The encoded fields other than the virtual hosts.
+    pub fn head(&self) -> &Bytes {
+        &self.head
+    }
+
+    /// The version: a hash of the content.
+    pub fn version(&self) -> u64 {
+        xxh3_64(&self.head) ^ self.sum
+    }
+
+    /// The length of the encoded route configuration, in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The virtual host of a name.
+    pub fn get(&self, name: &str) -> Option<&Arc<EncodedVirtualHost>> {
+        self.hosts.get(name)
+    }
+
+    /// The virtual host that answers for what no other does.
+    pub fn catch_all(&self) -> Option<&Arc<EncodedVirtualHost>> {
+        self.catch_all.as_ref()
+    }
+
+    /// All virtual hosts by name, the catch-all last.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<EncodedVirtualHost>> {
+        self.hosts.values().chain(&self.catch_all)
+    }
+
+    pub(super) fn range(&self, start: Bound<Arc<str>>) -> impl Iterator<Item = &Arc<EncodedVirtualHost>> {
+        self.hosts.range::<_, Arc<str>>((start, Bound::Unbounded)).map(|(_, host)| host)
+    }
+
+    /// Whether any virtual host leads to a cluster.
+    pub fn leads_to(&self, cluster: &str) -> bool {
+        self.leading_to.contains_key(cluster)
+    }
+
+    /// The clusters that any virtual host leads to, in order.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.leading_to.keys()
+    }
+
+    /// Puts a virtual host in the place of the one with its name, or takes that away.
+    pub fn set(&mut self, name: &Arc<str>, new: Option<Arc<EncodedVirtualHost>>) {
+        if new.is_some() && self.hosts.get(name) == new.as_ref() {
+            return;
+        }
+        let old = match &new {
+            Some(new) => self.hosts.insert(name.clone(), new.clone()),
+            None => self.hosts.remove(name),
+        };
+        self.account(old.as_deref(), new.as_deref());
+    }
+
+    /// Puts in the virtual host that answers for what no other does.
+    pub fn set_catch_all(&mut self, new: Option<Arc<EncodedVirtualHost>>) {
+        let old = std::mem::replace(&mut self.catch_all, new.clone());
+        self.account(old.as_deref(), new.as_deref());
+    }
+
+    fn account(&mut self, old: Option<&EncodedVirtualHost>, new: Option<&EncodedVirtualHost>) {
+        let same_clusters = old.zip(new).is_some_and(|(old, new)| old.clusters == new.clusters);
+        if let Some(old) = old {
+            self.len -= old.field.len();
+            self.sum = self.sum.wrapping_sub(old.hash);
+            for cluster in old.clusters.iter().filter(|_| !same_clusters) {
+                if let Some(count) = self.leading_to.get_mut(cluster) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.leading_to.remove(cluster);
+                    }
+                }
+            }
+        }
+        if let Some(new) = new {
+            self.len += new.field.len();
+            self.sum = self.sum.wrapping_add(new.hash);
+            for cluster in new.clusters.iter().filter(|_| !same_clusters) {
+                *self.leading_to.entry(cluster.clone()).or_default() += 1;
+            }
+        }
+    }
+
+    /// Calls `found` with each name under which two tables have different virtual hosts, or only one has any, and both;
+    /// the catch-all's name among them. Takes the time that the differences take where one table was made from the
+    /// other.
+    pub fn diff<'a>(
+        &'a self,
+        new: &'a Self,
+        mut found: impl FnMut(&'a Arc<str>, Option<&'a Arc<EncodedVirtualHost>>, Option<&'a Arc<EncodedVirtualHost>>),
+    ) {
+        crate::mesh::diff(&self.hosts, &new.hosts, &mut found);
+        if self.catch_all != new.catch_all
+            && let Some(either) = new.catch_all.as_ref().or(self.catch_all.as_ref())
+        {
+            found(&either.name, self.catch_all.as_ref(), new.catch_all.as_ref());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str, domains: &[&str]) -> Arc<EncodedVirtualHost> {
+        let domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
+        let host = route::VirtualHost { name: name.into(), domains, ..Default::default() };
+        Arc::new(EncodedVirtualHost::new(host, Provenance::default()))
+    }
+
+    #[test]
+    fn a_table_has_one_version_however_it_came_about() {
+        let (a, b) = (host("a", &["x"]), host("b", &["y"]));
+        let mut one = RouteTable::new(Bytes::from_static(b"head"));
+        one.set(&a.name, Some(a.clone()));
+        one.set(&b.name, Some(b.clone()));
+        let mut other = RouteTable::new(Bytes::from_static(b"head"));
+        other.set(&b.name, Some(b.clone()));
+        other.set(&a.name, Some(host("a", &["z"])));
+        assert_ne!(one.version(), other.version());
+        other.set(&a.name, Some(a.clone()));
+        assert_eq!((one.version(), one.len()), (other.version(), other.len()));
+        other.set(&b.name, None);
+        let mut names = Vec::new();
+        one.diff(&other, |name, _, new| names.push((name.clone(), new.is_some())));
+        assert_eq!(names, [("b".into(), false)]);
+    }
+
+    #[test]
+    fn domains_of_others_are_left_out() {
+        let taken = BTreeSet::from(["y".to_owned()]);
+        assert_eq!(&*host("a", &["X", "Y"]).without(&taken).unwrap().domains, ["X".to_owned()]);
+        assert!(host("a", &["y"]).without(&taken).is_none());
+    }
+}

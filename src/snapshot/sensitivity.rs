@@ -1,0 +1,105 @@
+//! Which hosts tell scopes apart: what a scope gets differs from what another of its family gets in these alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::scope::Touched;
+use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility, covers, is_wildcard};
+
+/// The hosts that tell scopes apart in one state of the mesh.
+#[derive(Debug, Default)]
+pub(super) struct Sensitivity {
+    /// Hosts about which proxies of a namespace are answered otherwise than those of others.
+    by_namespace: BTreeMap<Arc<str>, BTreeSet<Host>>,
+    /// Hosts whose rules look at who asks.
+    by_source: BTreeSet<Host>,
+    /// Hosts whose endpoints depend on where the client is.
+    by_place: BTreeSet<Host>,
+}
+
+impl Sensitivity {
+    pub fn new(mesh: &Mesh) -> Self {
+        let mut this = Self::default();
+        for (host, list) in &mesh.services {
+            for known in list.iter() {
+                let service = &known.service;
+                let hosts = [Some(host), service.alias_of.as_ref()];
+                this.seen_by(&service.visibility, &service.namespace, hosts.into_iter().flatten().cloned());
+            }
+            let rules = mesh.destination_rules.all(host);
+            let placed = |service: &Service| service.preference.is_some() || service.node_local;
+            if list.iter().any(|known| placed(&known.service)) || rules.iter().any(|rule| rule.looks_at_locality()) {
+                this.by_place.insert(host.clone());
+            }
+        }
+        for rules in mesh.virtual_services.iter() {
+            let destinations = rules.destinations(&mesh.config.domain).map(|(host, _)| host);
+            let hosts: BTreeSet<Host> =
+                rules.hosts.iter().flat_map(|host| covered(mesh, host)).chain(destinations).collect();
+            if rules.tells_sources_apart() {
+                this.by_source.extend(hosts.iter().cloned());
+            }
+            this.seen_by(&rules.visibility, rules.namespace(), hosts);
+        }
+        for rule in mesh.destination_rules.iter() {
+            let hosts = covered(mesh, &rule.host);
+            if rule.selector.is_some() {
+                this.by_source.extend(hosts.iter().cloned());
+            }
+            this.seen_by(&rule.visibility, &rule.namespace, hosts);
+        }
+        this
+    }
+
+    fn seen_by(&mut self, visibility: &Visibility, own: &Arc<str>, hosts: impl IntoIterator<Item = Host>) {
+        let hosts: Vec<Host> = hosts.into_iter().collect();
+        let mut namespaces = BTreeSet::from([own.clone()]);
+        if let Visibility::Namespaces(named) = visibility {
+            namespaces.extend(named.iter().cloned());
+        }
+        for namespace in namespaces {
+            self.by_namespace.entry(namespace).or_default().extend(hosts.iter().cloned());
+        }
+    }
+
+    /// What may differ between two scopes of one family.
+    pub fn between(&self, mesh: &Mesh, a: &Scope, b: &Scope) -> Touched {
+        let mut hosts: BTreeSet<Host> = BTreeSet::new();
+        if a.namespace != b.namespace {
+            let own = [a, b].into_iter().filter_map(|scope| self.by_namespace.get(&scope.namespace));
+            hosts.extend(own.flatten().cloned());
+        }
+        if a.namespace != b.namespace || a.labels != b.labels {
+            hosts.extend(self.by_source.iter().cloned());
+        }
+        if (&a.labels, &a.locality, &a.node) != (&b.labels, &b.locality, &b.node) {
+            hosts.extend(self.by_place.iter().cloned());
+        }
+        let users = hosts.iter().flat_map(|host| mesh.virtual_services.routing_to(host));
+        let users: Vec<Host> = users.flat_map(|rules| rules.hosts.iter().cloned()).collect();
+        hosts.extend(users);
+        let mut ports = BTreeSet::new();
+        for known in hosts.iter().filter_map(|host| mesh.services.get(host)).flat_map(|list| list.iter()) {
+            let hidden = known.service.visibility != Visibility::Public;
+            let all = known.service.ports.iter();
+            let differing = all.filter(|port| hidden || PortClass::of(port.protocol) == PortClass::Other);
+            ports.extend(differing.map(|port| port.number));
+        }
+        if a.headless != b.headless {
+            for known in a.headless.iter().chain(&b.headless).flat_map(|address| mesh.services_at(address)) {
+                ports.extend(known.service.ports.iter().map(|port| port.number));
+            }
+        }
+        Touched { hosts, ports }
+    }
+}
+
+/// The hosts that a host named by a rule speaks for: itself, and all that a wildcard covers.
+fn covered(mesh: &Mesh, name: &Host) -> BTreeSet<Host> {
+    let mut found = BTreeSet::from([name.clone()]);
+    if is_wildcard(name) {
+        let known = mesh.services.keys().chain(mesh.virtual_services.hosts());
+        found.extend(known.filter(|known| covers(name, known)).cloned());
+    }
+    found
+}
