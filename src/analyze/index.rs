@@ -270,6 +270,12 @@ impl<'a> Index<'a> {
         self.services.get_key_value(target).filter(|(_, real)| real.alias_of.is_none())
     }
 
+    /// Whether clients in a namespace see some service of an exact host.
+    pub fn is_seen(&self, host: &str, client: &str) -> bool {
+        let known = self.mesh.services.get(host).into_iter().flat_map(|list| list.iter());
+        known.into_iter().any(|known| known.service.visibility.includes(client))
+    }
+
     /// Whether a host or wildcard is or covers any service.
     pub fn is_known(&self, host: &str) -> bool {
         let Some(ending) = host.strip_prefix('*') else { return self.service(host).is_some() };

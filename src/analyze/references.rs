@@ -83,10 +83,18 @@ fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &I
         }
         return;
     };
-    if !service.visibility.includes(one.namespace()) {
+    let seen = |client: &str| index.is_seen(&host, client);
+    if !seen(one.namespace()) {
         let message = format!("the service {name} is not exported to the namespace {}", one.namespace());
         let advice = format!("add {} to its exportTo", one.namespace());
         found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
+    } else if let Some(client) = other_clients(one).into_iter().find(|client| !seen(client)) {
+        let message = format!(
+            "clients in {} use this route too, and do not see the service {name}: they get 503",
+            namespace_name(client)
+        );
+        let advice = "export the service to them, or set spec.exportTo: [.] here";
+        found.add(&code::SERVICE_VISIBILITY, one.entry, format!("{path}.host"), message, advice);
     }
     let Some((real_host, real)) = index.real_service(&host) else {
         if let Some(target) = service.alias_of.as_ref().filter(|target| !index.is_refused_host(target)) {
@@ -189,14 +197,8 @@ fn subset(
         found.add(&code::REFERENCE, one.entry, path, message, advice);
         return;
     }
-    let others: Vec<&str> = match &one.visibility {
-        Visibility::Public => vec![ELSEWHERE],
-        Visibility::Namespaces(names) => {
-            names.iter().map(|name| &**name).filter(|name| **name != **one.namespace()).collect()
-        }
-    };
-    if let Some(client) = others.into_iter().find(|client| !has(&index.rules(host, client))) {
-        let who = if client == ELSEWHERE { "other namespaces".to_owned() } else { format!("namespace {client}") };
+    if let Some(client) = other_clients(one).into_iter().find(|client| !has(&index.rules(host, client))) {
+        let who = namespace_name(client);
         let message = format!(
             "clients in {who} use this route too, and see no DestinationRule with the subset `{name}` of {short}: they \
              get 503"
@@ -205,6 +207,20 @@ fn subset(
             "move the DestinationRule to the service's namespace and export it, or set spec.exportTo: [.] here";
         found.add(&code::SUBSET_VISIBILITY, one.entry, path, message, advice);
     }
+}
+
+/// The namespaces beside its own whose clients use a VirtualService.
+fn other_clients<'a>(one: &'a VirtualService<'_>) -> Vec<&'a str> {
+    match &one.visibility {
+        Visibility::Public => vec![ELSEWHERE],
+        Visibility::Namespaces(names) => {
+            names.iter().map(|name| &**name).filter(|name| **name != **one.namespace()).collect()
+        }
+    }
+}
+
+fn namespace_name(client: &str) -> String {
+    if client == ELSEWHERE { "other namespaces".to_owned() } else { format!("namespace {client}") }
 }
 
 /// Why there is no such subset, and what to do.
@@ -472,6 +488,29 @@ mod tests {
         let unused = ("IST0174", "spec.host".to_owned());
         let subset = ("IST0101", "spec.http[0].route[0].destination.subset".to_owned());
         assert_eq!(to("host: same, subset: v7", &rule("same")), [unused, subset]);
+    }
+
+    #[test]
+    fn a_service_is_seen_where_the_route_counts() {
+        let to = |service: &str, fields: &str| {
+            found(&format!(
+                "{}---\napiVersion: v1\nkind: Service\n\
+                 metadata: {{name: near, namespace: shop, annotations: {{networking.istio.io/exportTo: '{service}'}}}}\n\
+                 spec: {{clusterIP: 10.0.0.9, ports: [{{name: http, port: 80}}]}}\n---\n\
+                 apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                 metadata: {{name: v, namespace: shop}}\n\
+                 spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{host: near}}}}]}}], {fields}}}\n",
+                base()
+            ))
+        };
+        let others = [("WEIR0115", "spec.http[0].route[0].destination.host".to_owned())];
+        let nobody = [("IST0101", "spec.http[0].route[0].destination.host".to_owned())];
+        assert_eq!(to("*", ""), []);
+        assert_eq!(to(".", ""), others);
+        assert_eq!(to(".", "exportTo: [.]"), []);
+        assert_eq!(to("., pay", "exportTo: [., pay]"), []);
+        assert_eq!(to("., pay", "exportTo: [., bank]"), others);
+        assert_eq!(to("pay", ""), nobody);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use matching::{filter_chain, route as route_matches, virtual_host};
 pub use request::{Question, Request};
 
 use crate::guard::Held;
-use crate::mesh::{Interception, Protocol, Registry, Resolution, Seen, View, resolve};
+use crate::mesh::{Interception, Protocol, Registry, Resolution, Seen, View, VirtualService, resolve};
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::translate::route::{Context, Known, Said, has_routes, rules_at};
 use crate::translate::{listener as translate_listener, outbound, route_match, virtual_host as hosts};
@@ -341,7 +341,8 @@ impl Player<'_> {
                 break;
             }
         }
-        for rules in self.view.rules_at(port).all(host).filter(|rules| !rules.spec().http.is_empty()) {
+        let has_some = |rules: &&Arc<VirtualService>| has_routes(rules, self.view.scope, port);
+        for rules in self.view.rules_at(port).all(host).filter(has_some) {
             let name = rules.key.to_string();
             if counting.is_some_and(|key| *key != rules.key) && !overruled.contains(&name) {
                 overruled.push(name);
