@@ -1,7 +1,7 @@
 //! Which form of a listener or of a virtual host a client is to have: the wanted one once every cluster it leads to is
 //! there, and until then the one it has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::snapshot::{Part, Refers, Resource, ResourceType, Resources};
@@ -66,6 +66,19 @@ fn judge(new: &Refers, old: Option<&Refers>, fit: &impl Fn(&str) -> Fit) -> Verd
         Some(cluster) if old.is_some() => Verdict::Hold(cluster.clone()),
         _ => Verdict::Go,
     }
+}
+
+/// Whether a listener or a virtual host leads to a cluster in its old form and not in its new one.
+pub(super) fn leaves(old: &Resource, new: &Resource, cluster: &str) -> bool {
+    if old.version == new.version || !old.refers.contains(cluster) {
+        return false;
+    }
+    if !new.refers.contains(cluster) {
+        return true;
+    }
+    let leads: BTreeSet<&str> =
+        new.parts.iter().filter(|part| part.refers.contains(cluster)).map(|part| &*part.name).collect();
+    old.parts.iter().any(|part| part.refers.contains(cluster) && !leads.contains(&*part.name))
 }
 
 /// The forms of `target` that the client may have, and those that it keeps for now. `has` is the form of a name that the

@@ -36,6 +36,13 @@ pub(super) struct Change {
     pub warms: bool,
 }
 
+impl Change {
+    /// What to send. There is no word for endpoints that are not, other than that they are none.
+    fn told(&self) -> Arc<Resource> {
+        self.resource.clone().unwrap_or_else(|| no_endpoints(&self.name))
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Pending {
     pub nonce: String,
@@ -46,8 +53,9 @@ pub(super) struct Pending {
     pub since: Instant,
 }
 
-/// What a client is to have of a type: the resources of a snapshot, and those that it keeps for a while. A kept one
-/// without a body is one of an earlier stream: the client has it, and it is unknown what it looks like.
+/// What a client is to have of a type: the resources of a snapshot, and those that it keeps for a while, instead of one
+/// of the same name or beside them. A kept one without a body is one of an earlier stream: the client has it, and it is
+/// unknown what it looks like.
 #[derive(Debug)]
 pub(super) struct View {
     pub base: Arc<Resources>,
@@ -55,12 +63,16 @@ pub(super) struct View {
 }
 
 impl View {
-    fn get(&self, name: &str) -> Option<&Arc<Resource>> {
-        self.base.get(name).or_else(|| self.kept.get(name)?.as_ref())
+    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+        match self.kept.get(name) {
+            Some(form) => form.as_ref(),
+            None => self.base.get(name),
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.base.values().chain(self.kept.values().flatten())
+        let base = self.base.iter().filter(|(name, _)| !self.kept.contains_key(*name));
+        base.map(|(_, resource)| resource).chain(self.kept.values().flatten())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -75,12 +87,14 @@ pub(super) struct Turn<'a> {
     pub view: &'a View,
     pub nonce: &'a str,
     pub now: Instant,
-    /// Says of a name that it is to wait.
-    pub defer: &'a dyn Fn(&str) -> bool,
+    /// Says of a name and its new form, or that it has none, that it is to wait; and is told whether the client has one.
+    pub defer: &'a dyn Fn(&str, Option<&Resource>, bool) -> bool,
     /// Says of endpoints that their cluster changes at the client, which waits for some.
     pub in_change: &'a dyn Fn(&str) -> bool,
     /// Which version to tell of a resource.
     pub version_of: &'a dyn Fn(&Resource) -> u64,
+    /// Whether to answer for endpoints that are asked for and that nothing knows. The delta variant always does.
+    pub tell_missing: bool,
 }
 
 /// What a request brought.
@@ -134,6 +148,11 @@ impl Subscription {
 
     pub fn has(&self, name: &str) -> bool {
         self.had(name).is_some()
+    }
+
+    /// The same, of a client that may have said so and was not yet listened to.
+    pub fn has_or_claims(&self, name: &str) -> bool {
+        self.has(name) || self.claimed.contains_key(name)
     }
 
     /// What the client has under a name: `None` where it has nothing, `Some(None)` where it has a form of an earlier
@@ -197,6 +216,11 @@ impl Subscription {
             && self.again.is_empty()
             && self.claimed.is_empty()
             && self.acked.unknown().next().is_none()
+    }
+
+    /// Whether it is yet to be found out which of several changes the client refuses.
+    pub fn is_trying(&self) -> bool {
+        self.pending.is_some() || !self.suspects.is_empty()
     }
 
     /// Names that the client has and of whose form nothing is known.
@@ -476,7 +500,7 @@ impl Subscription {
             Variant::Sotw => {
                 // Section "Grouping Resources into Responses": listeners and clusters always come all together.
                 let resources: Vec<_> = match trial {
-                    _ if !kind.has_wildcard() => sent.cloned().collect(),
+                    _ if !kind.has_wildcard() => changes.iter().map(Change::told).collect(),
                     Some(group) => self.with(group),
                     None => self.wanted(view).filter_map(|one| self.allowed(kind, one)).collect(),
                 };
@@ -536,7 +560,7 @@ impl Subscription {
     }
 
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Vec<Change> {
-        let Turn { variant, view, defer, in_change, .. } = *turn;
+        let Turn { variant, view, defer, in_change, tell_missing, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
         // All that can differ, where that is known.
         let names: Option<BTreeSet<Arc<str>>> = self
@@ -552,7 +576,7 @@ impl Subscription {
             if self.has_form(&form) && !asked {
                 return;
             }
-            if defer(name) {
+            if defer(name, Some(&form), self.has(name)) {
                 if !(asked && in_change(name)) {
                     if asked {
                         later.insert(name.clone());
@@ -574,14 +598,16 @@ impl Subscription {
         // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
         // Resources").
         if variant == Variant::Delta || kind.has_wildcard() {
-            let gone = self.acked.own().filter(|name| !view.has(name));
+            let gone = self.acked.own().filter(|name| !view.has(name) && !defer(name, None, true));
             changes.extend(gone.map(|name| self.change(name, None)));
         }
-        if variant == Variant::Delta {
+        if variant == Variant::Delta || tell_missing {
             // Section "Knowing When a Requested Resource Does Not Exist".
             let never = again.iter().filter(|name| !view.has(name) && !self.has(name));
             changes.extend(never.map(|name| self.change(name, None)));
         }
+        // What is to be there and is not given yet is still due.
+        later.extend(again.into_iter().filter(|name| view.has(name)));
         self.again = later;
         changes
     }
