@@ -225,7 +225,8 @@ impl Stream {
         let variant = self.variant;
         self.clusters_alone |= request.alone && kind == ResourceType::Cluster;
         let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
-        let (had_some, returns) = (!request.version.is_empty(), first && (!request.version.is_empty() || !initial.is_empty()));
+        let (had_some, returns) =
+            (!request.version.is_empty(), first && (!request.version.is_empty() || !initial.is_empty()));
         let known = self.target.as_ref().map(|target| target.get(kind).clone());
         let taken = self.state(kind).take(kind, variant, request, room, known.as_deref())?;
         self.returning |= returns;
@@ -330,9 +331,7 @@ impl Stream {
     /// Clusters that a client of the delta variant came back with: those that never had endpoints warm.
     fn cluster_names_came(&mut self, names: Vec<Arc<str>>) {
         let [_, endpoints, ..] = &self.types;
-        let cold = |name: &Arc<str>| {
-            !endpoints.subscribed || (endpoints.wants(name) && !endpoints.has_or_claims(name))
-        };
+        let cold = |name: &Arc<str>| !endpoints.subscribed || (endpoints.wants(name) && !endpoints.has_or_claims(name));
         self.cold.extend(names.into_iter().filter(cold));
     }
 
@@ -486,7 +485,8 @@ impl Stream {
             Some((since, format!("no request for the endpoints of cluster {name}")))
         });
         let clusters = self.since.filter(|_| self.awaits_clusters() && self.asks_for_routes());
-        let clusters = clusters.map(|since| (since, "no request for clusters: one that the client has warms".to_owned()));
+        let clusters =
+            clusters.map(|since| (since, "no request for clusters: one that the client has warms".to_owned()));
         answers.chain(endpoints).chain(clusters)
     }
 
@@ -582,9 +582,8 @@ impl Stream {
     fn led_to(&self) -> Option<BTreeSet<&str>> {
         let target = self.target.as_ref()?;
         let [clusters, _, listeners, routes] = &self.types;
-        let may_be_taken = |state: &Subscription| state.refused().is_empty() || state.is_trying();
-        let will_be_known =
-            may_be_taken(listeners) && may_be_taken(routes) && (self.is_early() || self.asks_for_routes());
+        let comes = |state: &Subscription| if state.subscribed { state.expects() } else { self.is_early() };
+        let will_be_known = self.waiting || comes(listeners) || comes(routes);
         let takes_all = clusters.wildcard || self.awaits_clusters();
         if !self.settings.gated || !takes_all || self.knows_routes() || !will_be_known {
             return None;
@@ -840,10 +839,12 @@ impl Stream {
         let Some(view) = self.view(kind) else { return };
         let [clusters, endpoints, listeners, routes] = &mut self.types;
         match kind {
-            ResourceType::Cluster => clusters.compare(&view, &plain),
-            ResourceType::Endpoints => endpoints.compare(&view, &|one| version_for(clusters, one)),
-            ResourceType::Listener => listeners.compare(&view, &plain),
-            ResourceType::Route => routes.compare(&view, &plain),
+            ResourceType::Cluster => clusters.compare(&view, Some(&plain)),
+            // Of a client that does not ask for clusters it is unknown which of them wait for endpoints.
+            ResourceType::Endpoints if !clusters.subscribed => endpoints.compare(&view, None),
+            ResourceType::Endpoints => endpoints.compare(&view, Some(&|one| version_for(clusters, one))),
+            ResourceType::Listener => listeners.compare(&view, Some(&plain)),
+            ResourceType::Route => routes.compare(&view, Some(&plain)),
         }
     }
 
@@ -921,7 +922,8 @@ impl Stream {
         let (frame, resources) = match kind {
             ResourceType::Endpoints => {
                 let tell_missing = gated && paused;
-                endpoints.respond(kind, &Turn { defer: not_yet, in_change, version_of: for_cluster, tell_missing, ..turn })
+                endpoints
+                    .respond(kind, &Turn { defer: not_yet, in_change, version_of: for_cluster, tell_missing, ..turn })
             }
             ResourceType::Cluster => clusters.respond(kind, &turn),
             ResourceType::Listener => listeners.respond(kind, &turn),
@@ -943,9 +945,10 @@ impl Stream {
     fn mark_warming(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
         for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
-            let taken = clusters.in_flight(&change.name).is_some_and(|cluster| cluster.taken);
+            let coming = clusters.in_flight(&change.name);
+            let (taken, leaves) = coming.map_or((false, false), |cluster| (cluster.taken, cluster.resource.is_none()));
             // One that asks for no clusters has those that it asks for the endpoints of.
-            change.warms = clusters.has(&change.name) || taken || !clusters.subscribed;
+            change.warms = (clusters.has(&change.name) && !leaves) || taken || !clusters.subscribed;
         }
     }
 

@@ -216,11 +216,17 @@ impl Subscription {
             && self.again.is_empty()
             && self.claimed.is_empty()
             && self.acked.unknown().next().is_none()
+            && self.refused.keys().all(|name| self.had(name).flatten().is_some())
     }
 
-    /// Whether it is yet to be found out which of several changes the client refuses.
-    pub fn is_trying(&self) -> bool {
-        self.pending.is_some() || !self.suspects.is_empty()
+    /// Whether it may become known what the client has of something that is not known yet.
+    pub fn expects(&self) -> bool {
+        let open = |name: &Arc<str>| !self.refused.contains_key(name);
+        self.pending.is_some()
+            || self.owed
+            || !self.suspects.is_empty()
+            || !self.claimed.is_empty()
+            || self.again.iter().chain(self.acked.unknown()).any(open)
     }
 
     /// Names that the client has and of whose form nothing is known.
@@ -454,14 +460,14 @@ impl Subscription {
     }
 
     /// Compares what the client said it has with what there is.
-    /// `version_of` is as in [`Turn`].
-    pub fn compare(&mut self, view: &View, version_of: &dyn Fn(&Resource) -> u64) {
+    /// `version_of` is as in [`Turn`]; without it the client counts as having other forms of all.
+    pub fn compare(&mut self, view: &View, version_of: Option<&dyn Fn(&Resource) -> u64>) {
         if self.claimed.is_empty() {
             return;
         }
         for (name, version) in std::mem::take(&mut self.claimed) {
             if self.wants(&name) && !self.has(&name) {
-                let same = view.get(&name).filter(|one| version_of(one) == version);
+                let same = view.get(&name).filter(|one| version_of.is_some_and(|of| of(one) == version));
                 self.acked.set(&name, same.cloned());
             }
         }

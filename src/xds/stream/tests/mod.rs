@@ -1,7 +1,6 @@
 mod model;
 mod resources;
 
-use resources::{Parts, show, snapshot};
 use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
 use crate::xds::wire;
@@ -10,6 +9,7 @@ use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use prost::Message;
+use resources::{Parts, show, snapshot};
 
 /// A client that keeps what it is sent, and acks when told.
 struct Client {
