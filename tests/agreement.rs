@@ -30,7 +30,7 @@ use weir::analyze::{self, Finding};
 use weir::cli::objects::Objects;
 use weir::explain::{self, Destination, Explanation, Outcome, Question, Request};
 use weir::mesh::{EmptySubset, Locality, MeshConfig, NodeMetadata, OutboundPolicy, Proxy, Scope, View};
-use weir::snapshot::{SnapshotBuilder, Snapshot};
+use weir::snapshot::{Snapshot, SnapshotBuilder};
 
 /// What the meshes held, so that a generator that makes nothing of interest is found out.
 #[derive(Debug, Default)]

@@ -411,6 +411,7 @@ impl Served<'_> {
 
     fn take<M: DiscoveryRequest>(&self, machine: &mut Stream, proxy: &Proxy, message: M) -> Result<(), Status> {
         let mut request: stream::Request = message.into();
+        request.alone = self.kind.is_some();
         match self.kind {
             Some(kind) if request.type_url.is_empty() => kind.type_url().clone_into(&mut request.type_url),
             Some(kind) if request.type_url != kind.type_url() => {
