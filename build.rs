@@ -1,4 +1,5 @@
-//! Writes the descriptors of every Envoy message weir can print or read to `OUT_DIR/envoy_descriptors.bin`.
+//! Writes the descriptors of every Envoy message weir can print or read to `OUT_DIR/envoy_descriptors.bin`, and compiles weir's
+//! own protos.
 //!
 //! The crate `envoy-types` ships one serialized `FileDescriptorSet` for all of Envoy's API. Most of it is source comments and
 //! extensions weir never meets, so what goes into the binary is the dependency closure of the files below without the comments.
@@ -94,12 +95,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     admin_api()
 }
 
-/// Compiles weir's own protos; protox needs no `protoc` on the machine.
+/// Compiles weir's own protos, and writes their descriptors without the source comments to `OUT_DIR/weir_descriptors.bin`.
+/// protox needs no `protoc` on the machine.
 fn admin_api() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = protox::compile(["weir/admin/v1/admin.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(files)?;
-    Ok(())
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true).open_file("weir/admin/v1/admin.proto")?;
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure()
+        .compile_well_known_types(true)
+        .extern_path(".google.protobuf", "::envoy_types::pb::google::protobuf")
+        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
+    let out = Path::new(&var("OUT_DIR")?).join("weir_descriptors.bin");
+    let descriptors = compiler.include_source_info(false).encode_file_descriptor_set();
+    fs::write(&out, descriptors).map_err(|error| format!("{}: {error}", out.display()).into())
 }
 
 fn var(name: &str) -> Result<String, String> {

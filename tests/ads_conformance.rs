@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use support::ads::{Ask, CDS, Client, EDS, Got, LDS, RDS, Variant, Weir, ask};
 use support::mesh::{route_yaml, rule_yaml, until};
 use tonic::{Code, Status};
+use weir::admin::api::v1;
 
 /// Plays each of these rules in both variants.
 macro_rules! both {
@@ -305,8 +306,7 @@ async fn a_refused_resource_comes_again_when_it_changes(variant: Variant) {
     let next = client.got(RDS).await;
     assert_ne!(bodies(&got), bodies(&next));
     client.ack(&next).await;
-    until("nothing is refused any more", async || weir.status().await["refused"].as_array().is_some_and(Vec::is_empty))
-        .await;
+    until("nothing is refused any more", async || weir.status().await.rejected.is_empty()).await;
 }
 
 /// "ACK/NACK and resource type instance version": each type stands for itself.
@@ -329,13 +329,13 @@ async fn a_refusal_is_shown_with_type_name_and_message(variant: Variant) {
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     let got = client.got(RDS).await;
     client.answer(&got, Some("the seventh route is odd")).await;
-    until("the refusal is shown", async || weir.status().await["refused"][0]["type"] == "rds").await;
-    let refused = &weir.status().await["refused"][0];
+    until("the refusal is shown", async || !weir.status().await.rejected.is_empty()).await;
+    let refused = &weir.status().await.rejected[0];
     assert_eq!(
-        (refused["name"].as_str(), refused["message"].as_str()),
-        (Some(&*weir.routes()), Some("the seventh route is odd"))
+        (refused.r#type(), &*refused.name, &*refused.message),
+        (v1::ResourceType::Rds, &*weir.routes(), "the seventh route is odd")
     );
-    assert!(!refused["version"].as_str().unwrap().is_empty());
+    assert!(!refused.version.is_empty());
 }
 
 /// "Resource updates": earlier requests become stale.
@@ -346,7 +346,7 @@ async fn an_answer_that_comes_twice_counts_once(variant: Variant) {
     client.ack(&got).await;
     client.answer(&got, Some("a refusal of what was taken is none")).await;
     client.nothing_more("probe").await;
-    assert_eq!(weir.status().await["refused"].as_array().map(Vec::len), Some(0));
+    assert_eq!(weir.status().await.rejected, []);
 }
 
 /// "RPC Services and Methods for Each Variant".
@@ -431,9 +431,9 @@ async fn a_client_that_does_not_answer_is_shown_as_lagging(variant: Variant) {
     let mut client = weir.ads(variant).await;
     client.send(ask(CDS, &[])).await;
     let got = client.got(CDS).await;
-    until("it lags", async || weir.status().await["lagging"].as_str().is_some_and(|why| why.contains("cds"))).await;
+    until("it lags", async || weir.status().await.lagging.contains("cds")).await;
     client.ack(&got).await;
-    until("it does not lag any more", async || weir.status().await["lagging"].is_null()).await;
+    until("it does not lag any more", async || weir.status().await.lagging.is_empty()).await;
 }
 
 /// "TTL": a client keeps what it has while there is no server, and comes back.
@@ -504,7 +504,7 @@ async fn a_route_written_before_its_subset_is_held(variant: Variant) {
     let (weir, mut client) = only_v1(variant).await;
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     until("it is shown as held", async || {
-        weir.status().await["held"][0]["missing_cluster"] == weir.cluster("v2").as_str()
+        weir.status().await.held.iter().any(|held| held.missing_cluster == weir.cluster("v2"))
     })
     .await;
     client.nothing_more("probe").await;
@@ -519,7 +519,7 @@ async fn a_subset_dropped_before_its_route_is_kept(variant: Variant) {
     let routes = client.got(RDS).await;
     client.ack(&routes).await;
     weir.edit("destination-rule.yaml", &rule_yaml(&["v1"])).await;
-    until("it is shown as kept", async || weir.status().await["kept"][0] == weir.cluster("v2").as_str()).await;
+    until("it is shown as kept", async || weir.status().await.kept == [weir.cluster("v2")]).await;
     client.nothing_more("probe").await;
 }
 

@@ -8,7 +8,6 @@ mod support;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
 use support::canary::{APART, Canary};
 use support::mesh::{Tally, only_yaml, route_yaml, rule_yaml, start_envoy, until};
 
@@ -175,14 +174,13 @@ async fn a_proxy_that_stops_for_a_while_delays_nobody_and_comes_back_to_the_newe
     let more = ["--pod", "client-1", "--intercept", "redirect"];
     let other = start_envoy(folder.path(), canary.weir.xds, &more).await;
     let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(other.id().cast_signed()), signal).unwrap();
-    let state = async || -> Value {
-        let list: Value = serde_json::from_slice(&canary.weir.admin().get("/debug/syncz").await.unwrap()).unwrap();
-        let all = list.as_array().unwrap().clone();
-        all.into_iter().find(|one| one["id"].as_str().unwrap().contains("~client-1.")).unwrap_or_default()
+    let state = async || {
+        let all = canary.weir.proxies().await.unwrap();
+        all.into_iter().find(|proxy| proxy.pod == "client-1").unwrap_or_default()
     };
     until("the second proxy has all", async || {
         let now = state().await;
-        now["acked"].is_u64() && now["acked"] == now["wanted"]
+        now.acked.is_some() && now.acked == now.wanted
     })
     .await;
     let load = canary.load();
@@ -192,13 +190,13 @@ async fn a_proxy_that_stops_for_a_while_delays_nobody_and_comes_back_to_the_newe
         canary.pair((RULE, &rule_yaml(&["v1", "v2"])), (ROUTE, &only_yaml("v1"))).await;
     }
     canary.edit(ROUTE, &only_yaml("v2")).await;
-    until("the stopped proxy is shown as lagging", async || state().await["lagging"].is_string()).await;
+    until("the stopped proxy is shown as lagging", async || !state().await.lagging.is_empty()).await;
     let behind = state().await;
-    assert!(behind["acked"].as_u64() < behind["wanted"].as_u64(), "{behind}");
+    assert!(behind.acked < behind.wanted, "{behind:?}");
     signal(Signal::SIGCONT);
     until("the proxy has caught up", async || {
         let now = state().await;
-        now["acked"] == now["wanted"] && now["lagging"].is_null()
+        now.acked == now.wanted && now.lagging.is_empty()
     })
     .await;
     let rejected = other.stats("update_rejected").await.unwrap();

@@ -1,19 +1,19 @@
-//! weir's own admin API over gRPC: the reports of [`crate::status`] as messages of `proto/weir/admin/v1`.
+//! weir's own admin API over gRPC, as `proto/weir/admin/v1/admin.proto` says.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Admin;
+use super::{Admin, diff};
 use crate::api::{Kind, ObjectKey};
-use crate::snapshot::{ResourceType, SnapshotBuilder};
+use crate::bootstrap::dns_label;
+use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use crate::source::newest::Newest;
-use crate::status::{self, ObjectReport, ProxyReport, SplitReport};
-use crate::xds::stream::Progress;
+use crate::status::{self, ProxyReport};
+use crate::xds::stream::Item;
 
 /// The generated messages, client and server.
 #[allow(missing_docs, clippy::all)]
@@ -120,32 +120,69 @@ impl Admin {
 
     /// The stream of a proxy, by `NAMESPACE/POD`, a pod's name or a node id.
     fn find(&self, name: &str) -> Result<(u64, ProxyReport), Status> {
-        let streams = self.board.streams();
-        let fits = |id: &str, namespace: &str, pod: &str| {
-            name == id || name == pod || name.split_once('/') == Some((namespace, pod))
-        };
-        let state = self.ledger.state();
-        let all = streams.iter().flat_map(|(stream, status)| {
-            status::proxies(&state, std::slice::from_ref(status)).into_iter().map(move |report| (*stream, report))
-        });
-        let mut found: Vec<_> = all.filter(|(_, one)| fits(&one.status.id, &one.namespace, &one.pod)).collect();
-        let different = found.iter().any(|(_, one)| found.iter().any(|(_, other)| other.status.id != one.status.id));
-        match (found.pop(), different) {
-            (None, _) => Err(Status::not_found(format!("no proxy `{name}` is connected; weir ps lists them"))),
-            (Some(_), true) => {
-                Err(Status::invalid_argument(format!("`{name}` is the name of several pods; say NAMESPACE/POD")))
-            }
-            (Some(found), false) => Ok(found),
+        if name.is_empty() {
+            return Err(invalid("proxy", "is empty; expected NAMESPACE/POD, the name of a pod or the id of a node"));
         }
+        let state = self.ledger.state();
+        let all = self.board.streams().into_iter().flat_map(|(stream, status)| {
+            let reports = status::proxies(&state, std::slice::from_ref(&status));
+            reports.into_iter().map(move |report| (stream, report))
+        });
+        let fits = |report: &ProxyReport| {
+            let by_pod = name.split_once('/') == Some((&report.namespace, &report.pod));
+            *name == *report.status.id || *name == *report.pod || by_pod
+        };
+        let mut found: Vec<_> = all.filter(|(_, report)| fits(report)).collect();
+        let several = found.windows(2).any(|pair| matches!(pair, [(_, a), (_, b)] if a.status.id != b.status.id));
+        match found.pop() {
+            None => Err(Status::not_found(format!("no proxy `{name}` is connected; weir ps lists them"))),
+            Some(_) if several => {
+                Err(invalid("proxy", format!("`{name}` is the name of several pods; expected NAMESPACE/POD")))
+            }
+            Some(found) => Ok(found),
+        }
+    }
+
+    /// A proxy, and what it was sent of these types, by type and name.
+    async fn inventory(&self, proxy: &str, types: &[ResourceType]) -> Result<(ProxyReport, Vec<Item>), Status> {
+        let (stream, report) = self.find(proxy)?;
+        let gone = || Status::not_found(format!("proxy `{proxy}` has just left"));
+        let mut items = self.board.inventory(stream).await.ok_or_else(gone)?;
+        items.retain(|item| types.contains(&item.kind));
+        items.sort_by(|a, b| (a.kind, &a.resource.name).cmp(&(b.kind, &b.resource.name)));
+        Ok((report, items))
     }
 }
 
+/// A field that has a value which it may not have.
+fn invalid(field: &str, why: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(format!("{field}: {why}"))
+}
+
 fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
-    let kind = object_kind(&request.kind).ok_or_else(|| {
-        let found = &request.kind;
-        Status::invalid_argument(format!("kind `{found}`: expected virtualservice or destinationrule"))
-    })?;
+    let kind = object_kind(&request.kind)
+        .ok_or_else(|| invalid("kind", format!("is `{}`; expected virtualservice or destinationrule", request.kind)))?;
+    dns_label(&request.namespace).map_err(|why| invalid("namespace", why))?;
+    if request.name.is_empty() {
+        return Err(invalid("name", "is empty; expected the name of an object"));
+    }
     Ok(ObjectKey::new(kind, &request.namespace, &request.name))
+}
+
+/// Which types a request is about.
+fn types(only: i32) -> Result<Vec<ResourceType>, Status> {
+    let only = v1::ResourceType::try_from(only)
+        .map_err(|_| invalid("type", format!("is {only}; expected CDS, EDS, LDS or RDS")))?;
+    let is_meant = |kind: &ResourceType| only == v1::ResourceType::Unspecified || only == (*kind).into();
+    Ok(ResourceType::ALL.into_iter().filter(is_meant).collect())
+}
+
+/// The namespaces of a list: one, or all if it is empty.
+fn checked_namespace(namespace: &str) -> Result<(), Status> {
+    if namespace.is_empty() {
+        return Ok(());
+    }
+    dns_label(namespace).map(|_| ()).map_err(|why| invalid("namespace", why))
 }
 
 fn no_such(key: &ObjectKey) -> Status {
@@ -170,7 +207,7 @@ impl v1::admin_server::Admin for Admin {
         self.complete()?;
         let state = self.ledger.state();
         let proxies = status::proxies(&state, &self.board.list()).into_iter().map(Into::into).collect();
-        Ok(Response::new(v1::ListProxiesResponse { proxies, revision: state.revision }))
+        Ok(Response::new(v1::ListProxiesResponse { proxies, mesh_revision: state.revision }))
     }
 
     async fn dump_proxy(
@@ -179,40 +216,50 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<v1::DumpProxyResponse>, Status> {
         self.complete()?;
         let request = request.into_inner();
-        let (stream, report) = self.find(&request.proxy)?;
-        let gone = || Status::not_found(format!("proxy `{}` has just left", request.proxy));
-        let refused = report.status.refused.clone();
-        let sent = self.board.inventory(stream).await.ok_or_else(gone)?;
-        let sent = sent.into_iter().map(|item| {
-            let is_refused =
-                refused.iter().any(|one| one.kind == item.kind.short_name() && one.name == item.resource.name);
-            let state = if is_refused {
-                "refused"
-            } else if item.acked {
-                "acked"
-            } else {
-                "sent"
+        let (report, items) = self.inventory(&request.proxy, &types(request.r#type)?).await?;
+        let refused = &report.status.refused;
+        let state = |item: &Item| {
+            let is_refused = |kind: ResourceType, name: &str| {
+                refused.iter().any(|refused| refused.kind == kind.short_name() && *refused.name == *name)
             };
-            resource(item.kind, &item.resource, state)
-        });
-        let sent = sent.collect();
-        let mut fresh = Vec::new();
-        if request.fresh
-            && let Some(mesh) = self.ledger.state().mesh
-        {
-            // From scratch, so that a mistake of what is kept between changes would show.
-            let snapshot = SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&report.status.proxy), 0);
-            for kind in ResourceType::ALL {
-                fresh.extend(snapshot.get(kind).values().map(|one| resource(kind, one, "")));
+            match item {
+                Item { kind, resource, .. } if is_refused(*kind, &resource.name) => v1::resource::State::Rejected,
+                Item { acked: true, .. } => v1::resource::State::Acked,
+                Item { .. } => v1::resource::State::Sent,
             }
+        };
+        let resources = items.iter().map(|item| v1::Resource::new(item.kind, &item.resource, state(item))).collect();
+        Ok(Response::new(v1::DumpProxyResponse { resources, proxy: Some(report.into()) }))
+    }
+
+    async fn diff_proxy(
+        &self,
+        request: Request<v1::DiffProxyRequest>,
+    ) -> Result<Response<v1::DiffProxyResponse>, Status> {
+        self.complete()?;
+        let request = request.into_inner();
+        let types = types(request.r#type)?;
+        let (report, items) = self.inventory(&request.proxy, &types).await?;
+        // From scratch, so that a mistake of what is kept between changes would show.
+        let fresh = match self.ledger.state().mesh {
+            Some(mesh) => SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&report.status.proxy), 0),
+            None => Snapshot::default(),
+        };
+        let mut differences = Vec::new();
+        for kind in types {
+            let sent = items.iter().filter(|item| item.kind == kind).map(|item| &item.resource);
+            let found =
+                diff::resources(kind, sent, fresh.get(kind)).map_err(|error| Status::internal(error.to_string()))?;
+            differences.extend(found);
         }
-        Ok(Response::new(v1::DumpProxyResponse { proxy: Some(report.into()), sent, fresh }))
+        Ok(Response::new(v1::DiffProxyResponse { proxy: Some(report.into()), differences }))
     }
 
     async fn list_splits(
         &self,
         request: Request<v1::ListSplitsRequest>,
     ) -> Result<Response<v1::ListSplitsResponse>, Status> {
+        checked_namespace(&request.get_ref().namespace)?;
         self.complete()?;
         Ok(Response::new(self.splits(&request.get_ref().namespace)))
     }
@@ -224,6 +271,7 @@ impl v1::admin_server::Admin for Admin {
         request: Request<v1::ListSplitsRequest>,
     ) -> Result<Response<Self::WatchSplitsStream>, Status> {
         let namespace = request.into_inner().namespace;
+        checked_namespace(&namespace)?;
         Ok(Response::new(self.updates(async { Ok(()) }, move |admin, ()| Ok(admin.splits(&namespace)))))
     }
 
@@ -257,112 +305,11 @@ impl v1::admin_server::Admin for Admin {
                 let key = object_key(&request)?;
                 let mut status = admin
                     .object(&request)
-                    .unwrap_or_else(|_| v1::ObjectStatus { object: key.to_string(), ..Default::default() });
+                    .unwrap_or_else(|_| v1::ObjectStatus { object: Some((&key).into()), ..Default::default() });
                 status.newest_generation = *newest;
                 status.live &= status.generation >= *newest;
                 Ok(status)
             }
         })))
-    }
-}
-
-fn resource(kind: ResourceType, from: &Arc<crate::snapshot::Resource>, state: &str) -> v1::Resource {
-    v1::Resource {
-        type_url: kind.type_url().to_owned(),
-        name: from.name.to_string(),
-        version: crate::xds::wire::version_text(from.version),
-        value: from.bytes(),
-        state: state.to_owned(),
-    }
-}
-
-impl From<ProxyReport> for v1::Proxy {
-    fn from(report: ProxyReport) -> Self {
-        let status = report.status;
-        let types = ResourceType::ALL.into_iter().zip(status.types).map(|(kind, progress)| v1::TypeStatus {
-            r#type: kind.short_name().to_owned(),
-            state: match progress {
-                Progress::None => "none",
-                Progress::Synced => "synced",
-                Progress::Stale => "stale",
-                Progress::Refused => "refused",
-            }
-            .to_owned(),
-        });
-        Self {
-            id: status.id.to_string(),
-            namespace: report.namespace.to_string(),
-            pod: report.pod.to_string(),
-            since: status.since.to_string(),
-            service: status.service.to_owned(),
-            variant: status.variant.to_owned(),
-            scope: report.scope,
-            types: types.collect(),
-            acked: status.acked,
-            wanted: status.wanted,
-            lagging: status.lagging.unwrap_or_default(),
-            refused: status
-                .refused
-                .into_iter()
-                .map(|one| v1::RefusedResource {
-                    r#type: one.kind.to_owned(),
-                    name: one.name.to_string(),
-                    version: one.version,
-                    message: one.message.to_string(),
-                })
-                .collect(),
-            held: status
-                .held
-                .into_iter()
-                .map(|one| v1::HeldResource {
-                    r#type: one.kind.to_owned(),
-                    name: one.name.to_string(),
-                    virtual_host: one.virtual_host.unwrap_or_default().to_string(),
-                    missing_cluster: one.missing_cluster.to_string(),
-                })
-                .collect(),
-            kept: status.kept.iter().map(ToString::to_string).collect(),
-        }
-    }
-}
-
-impl From<SplitReport> for v1::Split {
-    fn from(report: SplitReport) -> Self {
-        let shares = report.shares.into_iter().map(|share| v1::Share {
-            host: share.host,
-            subset: share.subset,
-            port: share.port,
-            wanted: share.wanted,
-            effective: share.effective,
-        });
-        Self {
-            object: report.object,
-            field: report.field,
-            name: report.name,
-            shares: shares.collect(),
-            live: u32::try_from(report.live).unwrap_or(u32::MAX),
-            in_scope: u32::try_from(report.in_scope).unwrap_or(u32::MAX),
-            invalid: report.invalid,
-        }
-    }
-}
-
-impl From<ObjectReport> for v1::ObjectStatus {
-    fn from(report: ObjectReport) -> Self {
-        let proxies = report.proxies.into_iter().map(|proxy| v1::ProxyState {
-            id: proxy.id.to_string(),
-            state: proxy.state.as_str().to_owned(),
-            reason: proxy.reason,
-        });
-        Self {
-            object: report.object,
-            generation: report.generation,
-            revision: report.revision,
-            live: report.live,
-            proxies: proxies.collect(),
-            invalid: report.invalid,
-            held: report.held,
-            newest_generation: 0,
-        }
     }
 }

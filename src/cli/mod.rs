@@ -10,6 +10,7 @@ pub mod ps;
 pub mod remote;
 pub mod serve;
 pub mod splits;
+pub mod table;
 pub mod translate;
 pub mod wait;
 

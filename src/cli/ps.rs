@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use k8s_openapi::jiff::Timestamp;
-use serde_json::{Value, json};
 
-use super::remote::{AdminArgs, Output, refused, table};
+use super::remote::{AdminArgs, Output, refused};
+use super::table::table;
 use crate::admin::api::v1;
+use crate::admin::api::v1::type_status::State;
+use crate::proto_json;
+use crate::snapshot::ResourceType;
 
 /// List the proxies that are connected, and what they have
 #[derive(Debug, clap::Args)]
@@ -15,10 +18,10 @@ use crate::admin::api::v1;
   weir ps -o json
 
 CDS, EDS, LDS and RDS are `synced` (the proxy acked everything), `stale` (something is under way),
-`refused` (everything but what it refused) or `-` (it did not ask). Proxies of one SCOPE get the same.
+`rejected` (everything but what it rejected) or `-` (it did not subscribe). Proxies of one SCOPE get the same.
 REVISION counts the states of the mesh: `7` has acked the newest, `5 of 7` is on its way there.
 
-Exit status 0, or 1 where a proxy lags, refused something, or where something is held back from it.")]
+Exit status 0, or 1 where a proxy lags, rejected something, or where something is held back from it.")]
 pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,
@@ -31,66 +34,78 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
     let answer = client.list_proxies(v1::ListProxiesRequest {}).await.map_err(refused)?.into_inner();
-    let all: Vec<Value> = answer.proxies.iter().map(to_json).collect();
-    args.output.print(&all.into(), || text(&answer))?;
-    let well = |one: &v1::Proxy| one.lagging.is_empty() && one.refused.is_empty() && one.held.is_empty();
-    Ok(if answer.proxies.iter().all(well) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
+    let is_well = |proxy: &v1::Proxy| proxy.lagging.is_empty() && proxy.rejected.is_empty() && proxy.held.is_empty();
+    Ok(if answer.proxies.iter().all(is_well) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn text(answer: &v1::ListProxiesResponse) -> String {
     if answer.proxies.is_empty() {
         return "no proxy is connected\n".to_owned();
     }
-    let head = ["PROXY", "AGE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "REVISION"].map(str::to_owned).to_vec();
-    let mut rows = vec![head];
     let now = Timestamp::now();
-    for one in &answer.proxies {
-        let state = |kind: &str| {
-            let found = one.types.iter().find(|status| status.r#type == kind).map_or("none", |status| &status.state);
-            if found == "none" { "-".to_owned() } else { found.to_owned() }
-        };
-        let version = match (one.acked, one.wanted) {
-            (Some(acked), Some(wanted)) if acked == wanted => acked.to_string(),
-            (Some(acked), Some(wanted)) => format!("{acked} of {wanted}"),
-            (None, Some(wanted)) => format!("- of {wanted}"),
-            _ => "-".to_owned(),
-        };
-        let name = format!("{}/{}", one.namespace, one.pod);
-        // The namespace stands in front already.
-        let scope = one.scope.strip_prefix(&one.namespace).map_or(&*one.scope, |hash| hash.trim_start_matches('-'));
-        rows.push(vec![
-            name,
-            age(&one.since, now),
-            state("cds"),
-            state("eds"),
-            state("lds"),
-            state("rds"),
-            scope.to_owned(),
-            version,
-        ]);
-    }
-    let mut out = table(&rows);
-    for one in &answer.proxies {
-        let name = format!("{}/{}", one.namespace, one.pod);
-        if !one.lagging.is_empty() {
-            out.push_str(&format!("{name} lags: {}\n", one.lagging));
-        }
-        for refused in &one.refused {
-            out.push_str(&format!("{name} refused {} {}: {}\n", refused.r#type, refused.name, refused.message));
-        }
-        for held in &one.held {
-            let what = if held.virtual_host.is_empty() { &held.name } else { &held.virtual_host };
-            let missing = &held.missing_cluster;
-            out.push_str(&format!("{name} keeps the last form of {what}: there is no cluster {missing}\n"));
-        }
+    let head = ["PROXY", "AGE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "REVISION"];
+    let mut out = table(head, answer.proxies.iter().map(|proxy| row(proxy, now)));
+    let problems: Vec<[String; 2]> = answer.proxies.iter().flat_map(problems).collect();
+    if !problems.is_empty() {
+        out.push('\n');
+        out.push_str(&table(["PROXY", "PROBLEM"], problems));
     }
     out
 }
 
+fn name(proxy: &v1::Proxy) -> String {
+    format!("{}/{}", proxy.namespace, proxy.pod)
+}
+
+fn row(proxy: &v1::Proxy, now: Timestamp) -> [String; 8] {
+    let [cds, eds, lds, rds] = ResourceType::ALL.map(|kind| {
+        let kind = v1::ResourceType::from(kind);
+        let state =
+            proxy.types.iter().find(|status| status.r#type() == kind).map_or(State::NotSubscribed, |own| own.state());
+        state_word(state).to_owned()
+    });
+    let revision = match (proxy.acked, proxy.wanted) {
+        (Some(acked), Some(wanted)) if acked == wanted => acked.to_string(),
+        (Some(acked), Some(wanted)) => format!("{acked} of {wanted}"),
+        (None, Some(wanted)) => format!("- of {wanted}"),
+        _ => "-".to_owned(),
+    };
+    // The namespace stands in front already.
+    let scope = proxy.scope.strip_prefix(&proxy.namespace).map_or(&*proxy.scope, |hash| hash.trim_start_matches('-'));
+    let since = proxy.streams.iter().filter_map(|stream| stream.since).map(|since| since.seconds).min();
+    let age = since.map_or_else(|| "-".to_owned(), |since| age(since, now.as_second()));
+    [name(proxy), age, cds, eds, lds, rds, scope.to_owned(), revision]
+}
+
+fn state_word(state: State) -> &'static str {
+    match state {
+        State::NotSubscribed => "-",
+        State::Synced => "synced",
+        State::Stale => "stale",
+        State::Rejected => "rejected",
+        State::Unspecified => "?",
+    }
+}
+
+fn problems(proxy: &v1::Proxy) -> Vec<[String; 2]> {
+    let mut found = Vec::new();
+    if !proxy.lagging.is_empty() {
+        found.push(format!("is lagging: {}", proxy.lagging));
+    }
+    for rejected in &proxy.rejected {
+        found.push(format!("rejected {} {}: {}", rejected.r#type().short_name(), rejected.name, rejected.message));
+    }
+    for held in &proxy.held {
+        let what = if held.virtual_host.is_empty() { &held.name } else { &held.virtual_host };
+        found.push(format!("keeps the previous version of {what}: there is no cluster {}", held.missing_cluster));
+    }
+    found.into_iter().map(|problem| [name(proxy), problem]).collect()
+}
+
 /// How long ago that was, in its two largest units at the most: `9s`, `4m32s`, `5h12m`, `3d7h`.
-fn age(since: &str, now: Timestamp) -> String {
-    let Ok(since) = since.parse::<Timestamp>() else { return since.to_owned() };
-    let seconds = now.as_second().saturating_sub(since.as_second()).max(0);
+fn age(since: i64, now: i64) -> String {
+    let seconds = now.saturating_sub(since).max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
         ..60 => format!("{seconds}s"),
@@ -100,49 +115,14 @@ fn age(since: &str, now: Timestamp) -> String {
     }
 }
 
-pub(super) fn to_json(one: &v1::Proxy) -> Value {
-    let types = one.types.iter().map(|status| (status.r#type.clone(), Value::from(status.state.clone())));
-    let refused = one.refused.iter().map(|refused| {
-        json!({"type": refused.r#type, "name": refused.name, "version": refused.version, "message": refused.message})
-    });
-    let held = one.held.iter().map(|held| {
-        json!({"type": held.r#type, "name": held.name, "virtualHost": held.virtual_host,
-            "missingCluster": held.missing_cluster})
-    });
-    json!({
-        "id": one.id,
-        "namespace": one.namespace,
-        "pod": one.pod,
-        "since": one.since,
-        "service": one.service,
-        "variant": one.variant,
-        "scope": one.scope,
-        "types": types.collect::<serde_json::Map<_, _>>(),
-        "acked": one.acked,
-        "wanted": one.wanted,
-        "lagging": one.lagging,
-        "refused": refused.collect::<Vec<_>>(),
-        "held": held.collect::<Vec<_>>(),
-        "kept": one.kept,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn ages_have_two_units_at_the_most() {
-        let now: Timestamp = "2026-01-10T12:00:00Z".parse().unwrap();
-        for (since, shown) in [
-            ("2026-01-10T11:59:51.9Z", "9s"),
-            ("2026-01-10T11:55:28Z", "4m32s"),
-            ("2026-01-10T06:48:00Z", "5h12m"),
-            ("2026-01-07T05:00:00Z", "3d7h"),
-            ("2026-01-10T12:00:05Z", "0s"),
-            ("then", "then"),
-        ] {
-            assert_eq!(age(since, now), shown, "{since}");
+        for (seconds, shown) in [(9, "9s"), (272, "4m32s"), (18_720, "5h12m"), (284_400, "3d7h"), (-5, "0s")] {
+            assert_eq!(age(1_768_046_400 - seconds, 1_768_046_400), shown);
         }
     }
 }

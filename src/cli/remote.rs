@@ -78,26 +78,8 @@ impl Output {
     pub fn print(self, value: &serde_json::Value, table: impl FnOnce() -> String) -> anyhow::Result<()> {
         super::print(&match self {
             Output::Table => table(),
-            Output::Json => format!("{value:#}\n"),
+            Output::Json => crate::proto_json::to_text(value),
             Output::Yaml => super::to_yaml(value)?,
         })
     }
-}
-
-/// Rows with their columns aligned, the last one as long as it is.
-pub fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width =
-        |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line.push_str(&format!("{cell:<width$}  "));
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
 }

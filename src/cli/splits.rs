@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use serde_json::{Value, json};
-
-use super::remote::{AdminArgs, Output, refused, table};
+use super::remote::{AdminArgs, Output, refused};
+use super::table::{table, wrapped};
 use crate::admin::api::v1;
+use crate::proto_json;
 
 /// Show each weighted route: the weights wanted, effective, and on how many proxies they are live
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = v1::ListSplitsRequest { namespace: args.namespace.unwrap_or_default() };
     if !args.watch {
         let answer = client.list_splits(request).await.map_err(refused)?.into_inner();
-        args.output.print(&to_json(&answer), || text(&answer))?;
+        args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut updates = client.watch_splits(request).await.map_err(refused)?.into_inner();
@@ -53,7 +53,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                         Output::Yaml => super::print("---\n")?,
                         Output::Json => {}
                     }
-                    args.output.print(&to_json(&answer), || text(&answer))?;
+                    args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
                 }
                 None => anyhow::bail!("weir ended the stream"),
             },
@@ -66,48 +66,45 @@ fn text(answer: &v1::ListSplitsResponse) -> String {
     if answer.splits.is_empty() {
         return "no route shares requests among several destinations\n".to_owned();
     }
-    let mut rows = vec![["ROUTE", "DESTINATION", "WANTED", "EFFECTIVE", "LIVE"].map(str::to_owned).to_vec()];
-    for split in &answer.splits {
-        let name = split.object.trim_start_matches("VirtualService ");
-        for (n, share) in split.shares.iter().enumerate() {
-            let (route, live) = match n {
-                0 => (format!("{name} {}", split.field.trim_start_matches("spec.")), live(split)),
-                1 if !split.name.is_empty() => (format!("  {}", split.name), String::new()),
-                _ => (String::new(), String::new()),
-            };
-            let port = if share.port > 0 { format!(":{}", share.port) } else { String::new() };
-            let subset = if share.subset.is_empty() { String::new() } else { format!(" {}", share.subset) };
-            let percent = |value: f64| format!("{:>6} %", (value * 100.0).round() / 100.0);
-            rows.push(vec![
-                route,
-                format!("{}{port}{subset}", share.host),
-                percent(share.wanted),
-                percent(share.effective),
-                live,
-            ]);
-        }
-    }
-    let mut out = table(&rows);
-    let invalid: BTreeMap<&str, &[String]> =
-        answer.splits.iter().map(|split| (split.object.as_str(), split.invalid.as_slice())).collect();
+    let head = ["ROUTE", "DESTINATION", " WANTED", " EFFECTIVE", "LIVE"];
+    let mut out = table(head, answer.splits.iter().flat_map(rows));
+    let invalid: BTreeMap<String, &[String]> =
+        answer.splits.iter().map(|split| (object(&split.object), split.invalid.as_slice())).collect();
     for (object, problems) in invalid {
-        problems.iter().for_each(|one| out.push_str(&format!("{object}: the newest form is refused: {one}\n")));
+        for problem in problems {
+            out.push_str(&wrapped(&format!("VirtualService {object}: the newest form is refused: {problem}")));
+        }
     }
     out
 }
 
-fn live(split: &v1::Split) -> String {
-    format!("{}/{}", split.live, split.in_scope)
+/// `NAMESPACE/NAME`: all are VirtualServices.
+fn object(object: &Option<v1::ObjectRef>) -> String {
+    object.as_ref().map(|object| format!("{}/{}", object.namespace, object.name)).unwrap_or_default()
 }
 
-fn to_json(answer: &v1::ListSplitsResponse) -> Value {
-    let split = |one: &v1::Split| {
-        let shares = one.shares.iter().map(|share| {
-            json!({"host": share.host, "subset": share.subset, "port": share.port, "wanted": share.wanted,
-                "effective": share.effective})
-        });
-        json!({"object": one.object, "field": one.field, "name": one.name, "shares": shares.collect::<Vec<_>>(),
-            "live": one.live, "inScope": one.in_scope, "invalid": one.invalid})
-    };
-    answer.splits.iter().map(split).collect()
+/// A row for each share; the route stands in the first.
+fn rows(split: &v1::Split) -> impl Iterator<Item = [String; 5]> {
+    let mut names = vec![format!("{} {}", object(&split.object), split.field.trim_start_matches("spec."))];
+    if split.defined_in != split.object {
+        names.push(format!("  in {}", object(&split.defined_in)));
+    }
+    if !split.name.is_empty() {
+        names.push(format!("  {}", split.name));
+    }
+    let rows = split.shares.len().max(names.len());
+    let names = names.into_iter().chain(std::iter::repeat(String::new()));
+    let shares = split.shares.iter().map(Some).chain(std::iter::repeat(None));
+    names.zip(shares).take(rows).enumerate().map(|(n, (name, share))| {
+        let [to, wanted, effective] = share.map(share_cells).unwrap_or_default();
+        let live = if n == 0 { format!("{}/{}", split.live, split.in_scope) } else { String::new() };
+        [name, to, wanted, effective, live]
+    })
+}
+
+fn share_cells(share: &v1::Share) -> [String; 3] {
+    let port = if share.port > 0 { format!(":{}", share.port) } else { String::new() };
+    let subset = if share.subset.is_empty() { String::new() } else { format!(" {}", share.subset) };
+    let percent = |value: f64| format!("{} %", (value * 100.0).round() / 100.0);
+    [format!("{}{port}{subset}", share.host), percent(share.wanted), percent(share.effective)]
 }

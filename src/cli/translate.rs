@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::ValueEnum as _;
 use serde_json::{Map, Value};
 
 use super::objects::Objects;
+use super::table::table;
 use super::usage;
 use crate::mesh::{Locality, NodeMetadata, Proxy};
 use crate::proto_json;
@@ -60,9 +62,24 @@ pub enum TypeName {
 }
 
 impl TypeName {
-    /// Whether a type URL is of this type.
-    pub fn is(self, type_url: &str) -> bool {
-        TYPES.iter().any(|(name, _, kind)| *name == self && kind.type_url() == type_url)
+    /// The type.
+    pub fn resource_type(self) -> ResourceType {
+        match self {
+            TypeName::Clusters => ResourceType::Cluster,
+            TypeName::Endpoints => ResourceType::Endpoints,
+            TypeName::Listeners => ResourceType::Listener,
+            TypeName::Routes => ResourceType::Route,
+        }
+    }
+
+    /// The name in the output.
+    fn as_str(self) -> &'static str {
+        match self {
+            TypeName::Clusters => "clusters",
+            TypeName::Endpoints => "endpoints",
+            TypeName::Listeners => "listeners",
+            TypeName::Routes => "routes",
+        }
     }
 }
 
@@ -76,13 +93,6 @@ pub enum Output {
     /// Names and sizes.
     Table,
 }
-
-const TYPES: [(TypeName, &str, ResourceType); 4] = [
-    (TypeName::Clusters, "clusters", ResourceType::Cluster),
-    (TypeName::Endpoints, "endpoints", ResourceType::Endpoints),
-    (TypeName::Listeners, "listeners", ResourceType::Listener),
-    (TypeName::Routes, "routes", ResourceType::Route),
-];
 
 /// Runs the command: prints the answer, and what is wrong with the objects on standard error (exit status 1).
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -102,25 +112,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn print(args: &Args, snapshot: &Snapshot) -> anyhow::Result<()> {
-    let wanted = TYPES.into_iter().filter(|(name, ..)| args.kind.is_none_or(|kind| kind == *name));
+    let wanted = TypeName::value_variants().iter().filter(|name| args.kind.is_none_or(|kind| kind == **name));
     if args.output == Output::Table {
-        let mut rows = vec![("TYPE".to_owned(), "NAME".to_owned(), "BYTES".to_owned())];
-        for (_, name, kind) in wanted {
-            let resources = snapshot.get(kind).values();
-            rows.extend(resources.map(|one| (name.to_owned(), one.name.to_string(), one.len().to_string())));
-        }
-        let width = rows.iter().map(|(_, name, _)| name.len()).max().unwrap_or(0);
-        let lines = rows.iter().map(|(kind, name, bytes)| format!("{kind:<10} {name:<width$} {bytes:>8}\n"));
-        return super::print(&lines.collect::<String>());
+        let rows = wanted.flat_map(|name| {
+            let resources = snapshot.get(name.resource_type()).values();
+            resources.map(|one| [name.as_str().to_owned(), one.name.to_string(), one.len().to_string()])
+        });
+        return super::print(&table(["TYPE", "NAME", " BYTES"], rows));
     }
     let mut all = Map::new();
-    for (_, name, kind) in wanted {
-        all.insert(name.to_owned(), to_json(snapshot, kind)?.into());
+    for name in wanted {
+        all.insert(name.as_str().to_owned(), to_json(snapshot, name.resource_type())?.into());
     }
     let all = Value::Object(all);
     super::print(&match args.output {
         Output::Yaml => super::to_yaml(&all)?,
-        _ => format!("{all:#}\n"),
+        _ => proto_json::to_text(&all),
     })
 }
 

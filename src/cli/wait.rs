@@ -3,14 +3,17 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::remote::{AdminArgs, refused};
+use super::remote::{AdminArgs, Output, refused};
 use crate::admin::api::v1;
+use crate::admin::api::v1::proxy_state::State;
+use crate::proto_json;
 
 /// Wait until an object is live: acked by every proxy that sees it, and nothing of it held back
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weir wait virtualservice/my-app -n shop
   kubectl apply -f canary.yaml && weir wait vs/my-app -n shop --timeout 30s && ./next-step
+  weir wait vs/my-app -n shop -o json | jq -r '.proxies[] | select(.state != \"LIVE\") | .id'
 
 Exit status 0 when the object's present form is live, 1 when the time is over, with what is missing
 where, or when there is no such object, 2 for wrong usage.")]
@@ -29,6 +32,9 @@ pub struct Args {
     generation: Option<i64>,
     #[command(flatten)]
     admin: AdminArgs,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -61,24 +67,31 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         anyhow::bail!("weir ended the stream")
     })
     .await;
-    match waited {
-        Ok(status) => {
-            let status = status?;
-            let generation =
-                if status.generation > 0 { format!(" generation {}", status.generation) } else { String::new() };
-            let number = match status.proxies.len() {
-                0 => "0 proxies: none that sees it is connected".to_owned(),
-                1 => "1 proxy".to_owned(),
-                n => format!("{n} proxies"),
-            };
-            super::print(&format!("{}{generation} is live on {number}\n", status.object))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(_) => {
-            eprint!("{}", missing(&args, last.as_ref()));
-            Ok(ExitCode::FAILURE)
-        }
+    let (status, code) = match waited {
+        Ok(live) => (Some(live?), ExitCode::SUCCESS),
+        Err(_) => (last, ExitCode::FAILURE),
+    };
+    match (&status, args.output) {
+        (Some(status), Output::Table) if code == ExitCode::SUCCESS => super::print(&live(status))?,
+        (status, Output::Table) => eprint!("{}", missing(&args, status.as_ref())),
+        (None, _) => eprint!("{}", missing(&args, None)),
+        (Some(status), output) => output.print(&proto_json::message_to_json(status)?, String::new)?,
     }
+    Ok(code)
+}
+
+fn name(status: &v1::ObjectStatus) -> String {
+    status.object.as_ref().map(ToString::to_string).unwrap_or_default()
+}
+
+fn live(status: &v1::ObjectStatus) -> String {
+    let generation = if status.generation > 0 { format!(" generation {}", status.generation) } else { String::new() };
+    let number = match status.proxies.len() {
+        0 => "0 proxies: none that sees it is connected".to_owned(),
+        1 => "1 proxy".to_owned(),
+        n => format!("{n} proxies"),
+    };
+    format!("{}{generation} is live on {number}\n", name(status))
 }
 
 fn missing(args: &Args, status: Option<&v1::ObjectStatus>) -> String {
@@ -86,17 +99,27 @@ fn missing(args: &Args, status: Option<&v1::ObjectStatus>) -> String {
     let Some(status) = status else {
         return format!("weir said nothing of {} in {seconds} s; it may not be ready\n", args.object);
     };
-    let mut out = format!("{} is not live after {seconds} s\n", status.object);
+    let mut lines = vec![format!("{} is not live after {seconds} s", name(status))];
     if let Some(wanted) = args.generation.filter(|wanted| status.generation < *wanted) {
-        out.push_str(&format!("  weir has generation {}, wanted {wanted}\n", status.generation));
+        lines.push(format!("  weir has generation {}, wanted {wanted}", status.generation));
     } else if status.generation < status.newest_generation && status.invalid.is_empty() {
         let newest = status.newest_generation;
-        out.push_str(&format!("  weir has generation {} and has not heard of {newest} yet\n", status.generation));
+        lines.push(format!("  weir has generation {} and has not heard of {newest} yet", status.generation));
     }
-    status.invalid.iter().for_each(|one| out.push_str(&format!("  refused: {one}\n")));
-    status.held.iter().for_each(|one| out.push_str(&format!("  held: {one}\n")));
-    for proxy in status.proxies.iter().filter(|proxy| proxy.state != "live") {
-        out.push_str(&format!("  {} {}: {}\n", proxy.id, proxy.state, proxy.reason));
+    lines.extend(status.invalid.iter().map(|problem| format!("  refused: {problem}")));
+    lines.extend(status.held.iter().map(|held| format!("  held: {held}")));
+    for proxy in status.proxies.iter().filter(|proxy| proxy.state() != State::Live) {
+        lines.push(format!("  {} {}: {}", proxy.id, state_word(proxy.state()), proxy.reason));
     }
-    out
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn state_word(state: State) -> &'static str {
+    match state {
+        State::Live => "live",
+        State::Lagging => "lagging",
+        State::Held => "held",
+        State::Rejected => "rejected",
+        State::Unspecified => "in a state that this program does not know",
+    }
 }

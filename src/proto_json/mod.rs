@@ -1,11 +1,13 @@
-//! Envoy messages as canonical proto3 JSON, and back, with every `google.protobuf.Any` opened.
+//! Envoy's messages and weir's own as canonical proto3 JSON, and back, with every `google.protobuf.Any` opened.
 //!
-//! The JSON is the one Envoy's own `/config_dump` and bootstrap files speak. Output is stable: object keys are sorted, `@type`
-//! first. The descriptors behind it are parsed on first use, so a process that prints nothing does not pay for them.
+//! Of Envoy's messages the JSON is the one Envoy's own `/config_dump` and bootstrap files speak. Output is stable: object keys
+//! are sorted, `@type` first. weir's own messages are printed as `proto/weir/admin/v1/admin.proto` says: fields in the order
+//! of their numbers, those without presence always. The descriptors behind it are parsed on first use, so a process that
+//! prints nothing does not pay for them; nor does one that prints only its own messages pay for Envoy's.
 
 mod print;
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
@@ -14,8 +16,19 @@ use serde_json::Value;
 
 static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy_descriptors.bin"));
 
-static POOL: LazyLock<Result<DescriptorPool, String>> =
-    LazyLock::new(|| fresh_pool().map_err(|error| error.to_string()));
+/// The types of messages, Envoy's read when one of them is first met.
+struct Types(OnceLock<Result<DescriptorPool, String>>);
+
+/// What a process keeps that reads or prints Envoy's messages as its work.
+static TYPES: Types = Types(OnceLock::new());
+
+/// The package of weir's own messages.
+const OWN_PACKAGE: &str = "weir.admin.v1";
+
+static OWN_POOL: LazyLock<Result<DescriptorPool, String>> = LazyLock::new(|| {
+    let descriptors: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weir_descriptors.bin"));
+    DescriptorPool::decode(descriptors).map_err(|error| error.to_string())
+});
 
 /// What kept a message from being printed or read.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +64,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The descriptors inside this binary are broken, which a test rules out.
-    #[error("the descriptors of Envoy's messages cannot be read: {0}")]
+    #[error("the descriptors of the messages cannot be read: {0}")]
     Descriptors(String),
 }
 
@@ -60,29 +73,51 @@ pub(crate) fn fresh_pool() -> Result<DescriptorPool, prost_reflect::DescriptorEr
     DescriptorPool::decode(DESCRIPTORS)
 }
 
-/// The descriptors of all messages weir emits or reads, with their options (`validate.rules` among them).
+/// The descriptors of all of Envoy's messages that weir emits or reads, with their options (`validate.rules` among them).
 ///
 /// # Errors
 /// [`Error::Descriptors`] if the binary was built wrong.
 pub fn pool() -> Result<&'static DescriptorPool, Error> {
-    POOL.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))
+    TYPES.envoy()
+}
+
+impl Types {
+    fn envoy(&self) -> Result<&DescriptorPool, Error> {
+        let pool = self.0.get_or_init(|| fresh_pool().map_err(|error| error.to_string()));
+        pool.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))
+    }
+
+    fn find(&self, full_name: &str) -> Result<MessageDescriptor, Error> {
+        let pool = if full_name.starts_with(OWN_PACKAGE) {
+            OWN_POOL.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))?
+        } else {
+            self.envoy()?
+        };
+        pool.get_message_by_name(full_name).ok_or_else(|| Error::UnknownType(full_name.to_owned()))
+    }
+
+    fn print(&self, full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
+        let message = DynamicMessage::decode(self.find(full_name)?, bytes)
+            .map_err(|source| Error::Decode { type_name: full_name.to_owned(), source })?;
+        print::message(self, &message, 0)
+    }
 }
 
 /// Prints the contents of an `Any` as one object, `@type` first.
 ///
 /// `type_url` is what the `Any` says (`type.googleapis.com/` and the full name); `bytes` its encoded message. An `Any` of a type that
-/// is not in [`pool`] comes out as `{"@type": …, "value": BASE64}`.
+/// neither Envoy's nor weir's comes out as `{"@type": …, "value": BASE64}`.
 ///
 /// # Errors
 /// [`Error::Decode`] if `bytes` are no such message, [`Error::NoJsonForm`] if something in it cannot be said in JSON.
 pub fn any_to_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
-    print::any(pool()?, type_url, bytes, 0)
+    print::any(&TYPES, type_url, bytes, 0)
 }
 
 /// Prints a message as one object, without a `@type` of its own.
 ///
 /// # Errors
-/// As [`any_to_json`], and [`Error::UnknownType`] if `M` is not in [`pool`].
+/// As [`any_to_json`], and [`Error::UnknownType`] if `M` is neither one of Envoy's that weir knows nor weir's.
 pub fn message_to_json<M: prost::Message + prost::Name>(message: &M) -> Result<Value, Error> {
     bytes_to_json(&M::full_name(), &message.encode_to_vec())
 }
@@ -92,9 +127,21 @@ pub fn message_to_json<M: prost::Message + prost::Name>(message: &M) -> Result<V
 /// # Errors
 /// As [`message_to_json`].
 pub fn bytes_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
-    let message = DynamicMessage::decode(descriptor(full_name)?, bytes)
-        .map_err(|source| Error::Decode { type_name: full_name.to_owned(), source })?;
-    print::message(&message, 0)
+    TYPES.print(full_name, bytes)
+}
+
+/// Prints a message as the text that weir's admin API answers with: pretty, with a line end. Keeps no memory: a process that
+/// serves answers with Envoy's messages in them seldom is asked for one.
+///
+/// # Errors
+/// As [`message_to_json`].
+pub fn message_to_text<M: prost::Message + prost::Name>(message: &M) -> Result<String, Error> {
+    Ok(to_text(&Types(OnceLock::new()).print(&M::full_name(), &message.encode_to_vec())?))
+}
+
+/// JSON as text in the form of [`message_to_text`].
+pub fn to_text(json: &Value) -> String {
+    format!("{json:#}\n")
 }
 
 /// Encodes the JSON of one message of the type `full_name`: the `value` of an `Any`.
@@ -108,6 +155,15 @@ pub fn json_to_any(full_name: &str, json: &Value) -> Result<Vec<u8>, Error> {
     Ok(read(full_name, json)?.encode_to_vec())
 }
 
+/// Reads a message from what [`message_to_json`] prints, or from JSON as [`json_to_any`] takes it.
+///
+/// # Errors
+/// As [`json_to_any`].
+pub fn message_from_json<M: prost::Message + prost::Name + Default>(json: &Value) -> Result<M, Error> {
+    let type_name = M::full_name();
+    read(&type_name, json)?.transcode_to().map_err(|source| Error::Decode { type_name, source })
+}
+
 fn read(full_name: &str, json: &Value) -> Result<DynamicMessage, Error> {
     let descriptor = descriptor(full_name)?;
     let mut track = serde_path_to_error::Track::new();
@@ -118,8 +174,12 @@ fn read(full_name: &str, json: &Value) -> Result<DynamicMessage, Error> {
     })
 }
 
-fn descriptor(full_name: &str) -> Result<MessageDescriptor, Error> {
-    pool()?.get_message_by_name(full_name).ok_or_else(|| Error::UnknownType(full_name.to_owned()))
+/// The descriptor of one of Envoy's messages or of weir's own.
+///
+/// # Errors
+/// [`Error::UnknownType`] if it is neither.
+pub fn descriptor(full_name: &str) -> Result<MessageDescriptor, Error> {
+    TYPES.find(full_name)
 }
 
 #[cfg(test)]

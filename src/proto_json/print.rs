@@ -1,10 +1,10 @@
 //! Walks a message and builds its JSON. Done here and not by prost-reflect's serializer, which fails on an `Any` of an unknown type.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage, Value as Field};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage, Value as Field};
 use serde_json::{Map, Number, Value, json};
 
-use super::Error;
+use super::{Error, OWN_PACKAGE, Types};
 
 /// How deep `Any` may hold `Any`. Each starts a decode of its own, so protobuf's recursion limit does not count across them.
 const MAX_ANY_DEPTH: usize = 32;
@@ -13,20 +13,24 @@ const MAX_ANY_DEPTH: usize = 32;
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
 /// The JSON of an `Any`; `depth` says in how many others it lies.
-pub(super) fn any(pool: &DescriptorPool, type_url: &str, bytes: &[u8], depth: usize) -> Result<Value, Error> {
+pub(super) fn any(types: &Types, type_url: &str, bytes: &[u8], depth: usize) -> Result<Value, Error> {
     if type_url.is_empty() && bytes.is_empty() {
         return Ok(json!({}));
     }
     let name = type_url.rsplit_once('/').map_or(type_url, |(_, name)| name);
-    let Some(descriptor) = pool.get_message_by_name(name) else {
-        return Ok(json!({ "@type": type_url, "value": BASE64_STANDARD.encode(bytes) }));
+    let descriptor = match types.find(name) {
+        Ok(descriptor) => descriptor,
+        Err(Error::UnknownType(_)) => {
+            return Ok(json!({ "@type": type_url, "value": BASE64_STANDARD.encode(bytes) }));
+        }
+        Err(error) => return Err(error),
     };
     if depth >= MAX_ANY_DEPTH {
         return Err(no_json_form(name, format!("more than {MAX_ANY_DEPTH} Any in each other")));
     }
     let message = DynamicMessage::decode(descriptor, bytes)
         .map_err(|source| Error::Decode { type_name: name.to_owned(), source })?;
-    let contents = self::message(&message, depth + 1)?;
+    let contents = self::message(types, &message, depth + 1)?;
 
     let mut out = Map::new();
     out.insert("@type".to_owned(), type_url.into());
@@ -38,7 +42,7 @@ pub(super) fn any(pool: &DescriptorPool, type_url: &str, bytes: &[u8], depth: us
 }
 
 /// The JSON of a message; `depth` says in how many `Any` it lies.
-pub(super) fn message(message: &DynamicMessage, depth: usize) -> Result<Value, Error> {
+pub(super) fn message(types: &Types, message: &DynamicMessage, depth: usize) -> Result<Value, Error> {
     let descriptor = message.descriptor();
     let name = descriptor.full_name();
     match name {
@@ -46,50 +50,63 @@ pub(super) fn message(message: &DynamicMessage, depth: usize) -> Result<Value, E
             let type_url = message.get_field_by_name("type_url");
             let bytes = message.get_field_by_name("value");
             return any(
-                descriptor.parent_pool(),
+                types,
                 type_url.as_deref().and_then(Field::as_str).unwrap_or(""),
                 bytes.as_deref().and_then(Field::as_bytes).map_or(&[], |bytes| bytes),
                 depth,
             );
         }
-        "google.protobuf.Struct" => return only_field(message, "fields", depth),
-        "google.protobuf.ListValue" => return only_field(message, "values", depth),
+        "google.protobuf.Struct" => return only_field(types, message, "fields", depth),
+        "google.protobuf.ListValue" => return only_field(types, message, "values", depth),
         "google.protobuf.Value" => {
             return match message.fields().next() {
                 None => Ok(Value::Null),
                 Some((_, Field::F64(number))) if !number.is_finite() => {
                     Err(no_json_form(name, format!("the number is {number}")))
                 }
-                Some((field, value)) => self::value(value, &field.kind(), depth),
+                Some((field, value)) => self::value(types, value, &field.kind(), depth),
             };
         }
-        _ if is_wrapper(name) => return only_field(message, "value", depth),
+        _ if is_wrapper(name) => return only_field(types, message, "value", depth),
         _ if has_own_form(name) => {
             return serde_json::to_value(message).map_err(|error| no_json_form(name, error.to_string()));
         }
+        _ if descriptor.package_name() == OWN_PACKAGE => return own(types, message, &descriptor, depth),
         _ => {}
     }
 
     message
         .fields()
-        .map(|(field, value)| Ok((field.json_name().to_owned(), field_value(value, &field, depth)?)))
+        .map(|(field, value)| Ok((field.json_name().to_owned(), field_value(types, value, &field, depth)?)))
         .collect::<Result<Vec<_>, Error>>()
         .map(sorted)
 }
 
+/// One of weir's own messages: in the order of the fields' numbers, and with every field that has no presence, so that what is
+/// there does not depend on what it holds.
+fn own(types: &Types, message: &DynamicMessage, descriptor: &MessageDescriptor, depth: usize) -> Result<Value, Error> {
+    let mut fields: Vec<FieldDescriptor> = descriptor.fields().collect();
+    fields.sort_unstable_by_key(FieldDescriptor::number);
+    let shown = fields.iter().filter(|field| !field.supports_presence() || message.has_field(field));
+    shown
+        .map(|field| Ok((field.json_name().to_owned(), field_value(types, &message.get_field(field), field, depth)?)))
+        .collect::<Result<Map<_, _>, Error>>()
+        .map(Value::Object)
+}
+
 /// The one field a well-known message is printed as, set or not.
-fn only_field(message: &DynamicMessage, name: &str, depth: usize) -> Result<Value, Error> {
+fn only_field(types: &Types, message: &DynamicMessage, name: &str, depth: usize) -> Result<Value, Error> {
     let descriptor = message.descriptor();
     let field = descriptor
         .get_field_by_name(name)
         .ok_or_else(|| no_json_form(descriptor.full_name(), format!("it has no field {name}")))?;
-    field_value(&message.get_field(&field), &field, depth)
+    field_value(types, &message.get_field(&field), &field, depth)
 }
 
-fn field_value(value: &Field, field: &FieldDescriptor, depth: usize) -> Result<Value, Error> {
+fn field_value(types: &Types, value: &Field, field: &FieldDescriptor, depth: usize) -> Result<Value, Error> {
     let kind = field.kind();
     let Field::Map(entries) = value else {
-        return self::value(value, &kind, depth);
+        return self::value(types, value, &kind, depth);
     };
     let Kind::Message(entry) = kind else {
         return Err(no_json_form(field.full_name(), "a map without entries"));
@@ -97,12 +114,12 @@ fn field_value(value: &Field, field: &FieldDescriptor, depth: usize) -> Result<V
     let kind = entry.map_entry_value_field().kind();
     entries
         .iter()
-        .map(|(key, value)| Ok((map_key(key), self::value(value, &kind, depth)?)))
+        .map(|(key, value)| Ok((map_key(key), self::value(types, value, &kind, depth)?)))
         .collect::<Result<Vec<_>, Error>>()
         .map(sorted)
 }
 
-fn value(value: &Field, kind: &Kind, depth: usize) -> Result<Value, Error> {
+fn value(types: &Types, value: &Field, kind: &Kind, depth: usize) -> Result<Value, Error> {
     Ok(match value {
         Field::Bool(value) => (*value).into(),
         Field::I32(value) => (*value).into(),
@@ -122,9 +139,9 @@ fn value(value: &Field, kind: &Kind, depth: usize) -> Result<Value, Error> {
             },
             _ => (*number).into(),
         },
-        Field::Message(message) => self::message(message, depth)?,
+        Field::Message(message) => self::message(types, message, depth)?,
         Field::List(values) => {
-            values.iter().map(|value| self::value(value, kind, depth)).collect::<Result<Vec<_>, Error>>()?.into()
+            values.iter().map(|value| self::value(types, value, kind, depth)).collect::<Result<Vec<_>, Error>>()?.into()
         }
         // A map is a field's form, which `field_value` takes.
         Field::Map(_) => return Err(no_json_form("map", "a map that is not a field")),

@@ -21,7 +21,8 @@ use envoy_types::util::pack_any;
 use prost::{Message, Name};
 use serde_json::{Value, json};
 
-use super::{Error, any_to_json, bytes_to_json, json_to_any, message_to_json, pool};
+use super::{Error, any_to_json, bytes_to_json, json_to_any, message_from_json, message_to_json, pool};
+use crate::admin::api::v1;
 
 /// Prints the message, checks that it reads back to itself, and returns the text, in which the order of the keys shows.
 fn round_trip<M: Message + Name + Default + PartialEq + std::fmt::Debug>(message: &M) -> String {
@@ -361,4 +362,28 @@ fn every_type_of_a_bootstrap_and_of_discovery_is_known() {
     ] {
         assert_eq!(bytes_to_json(name, b"").unwrap(), Value::Object(Default::default()), "{name}");
     }
+}
+
+#[test]
+fn own_messages_show_every_field_without_presence_in_the_order_of_their_numbers() {
+    let message = v1::Resource {
+        r#type: v1::ResourceType::Cds.into(),
+        state: v1::resource::State::Unspecified.into(),
+        resource: Some(pack_any(Cluster { name: "web".into(), ..Default::default() })),
+        ..Default::default()
+    };
+    let text = message_to_json(&message).unwrap().to_string();
+    assert_eq!(
+        text,
+        r#"{"type":"CDS","name":"","version":"","state":"STATE_UNSPECIFIED","resource":{"@type":"type.googleapis.com/envoy.config.cluster.v3.Cluster","name":"web"}}"#
+    );
+    let proxies = v1::ListProxiesResponse {
+        proxies: vec![v1::Proxy { acked: Some(0), ..Default::default() }],
+        mesh_revision: 1 << 60,
+    };
+    let json = message_to_json(&proxies).unwrap();
+    assert_eq!(json["meshRevision"], "1152921504606846976");
+    assert_eq!((&json["proxies"][0]["acked"], json["proxies"][0].get("wanted")), (&"0".into(), None));
+    assert_eq!(json["proxies"][0]["rejected"], json!([]));
+    assert_eq!(message_from_json::<v1::ListProxiesResponse>(&json).unwrap(), proxies);
 }

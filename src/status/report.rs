@@ -11,8 +11,7 @@ use crate::translate::virtual_host::host_and_port;
 use crate::xds::board::ProxyStatus;
 
 /// A proxy and the scope it is in.
-#[derive(Clone, Debug, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug)]
 pub struct ProxyReport {
     /// The pod's namespace.
     pub namespace: Arc<str>,
@@ -21,16 +20,14 @@ pub struct ProxyReport {
     /// Proxies with the same scope get the same resources.
     pub scope: String,
     /// What is known of it.
-    #[serde(flatten)]
     pub status: ProxyStatus,
 }
 
 /// Where one object is live.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ObjectReport {
-    /// Like `VirtualService shop/web`.
-    pub object: String,
+    /// The object.
+    pub object: ObjectKey,
     /// `metadata.generation`; 0 where there is none.
     pub generation: i64,
     /// The state of the mesh that its present form came into force with.
@@ -46,21 +43,18 @@ pub struct ObjectReport {
 }
 
 /// Whether one proxy has an object.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ProxyVerdict {
     /// The proxy.
     pub id: Arc<str>,
     /// Whether it has it.
     pub state: Verdict,
     /// Why not.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
 }
 
 /// Whether a proxy has an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It acked it.
     Live,
@@ -72,27 +66,14 @@ pub enum Verdict {
     Refused,
 }
 
-impl Verdict {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Verdict::Live => "live",
-            Verdict::Lagging => "lagging",
-            Verdict::Held => "held",
-            Verdict::Refused => "refused",
-        }
-    }
-}
-
 /// A route that shares requests among several destinations.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SplitReport {
-    /// Like `VirtualService shop/web`.
-    pub object: String,
-    /// The namespace.
-    pub namespace: Arc<str>,
-    /// Like `spec.http[0]`.
+    /// The VirtualService whose hosts it is for.
+    pub object: ObjectKey,
+    /// The VirtualService that holds the route: the same, or a delegate of it.
+    pub defined_in: ObjectKey,
+    /// Where in that one, like `spec.http[0]`.
     pub field: String,
     /// The route's name.
     pub name: String,
@@ -107,8 +88,7 @@ pub struct SplitReport {
 }
 
 /// A destination's share.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DestinationShare {
     /// The host.
     pub host: String,
@@ -170,7 +150,7 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
     };
     let all = proxies.iter().all(|proxy| proxy.state == Verdict::Live);
     Some(ObjectReport {
-        object: name,
+        object: key.clone(),
         generation: in_force.map_or(0, |one| one.generation),
         revision: since.unwrap_or(0),
         live: all && held.is_empty() && invalid.is_empty(),
@@ -276,12 +256,12 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
             .map(|status| verdict(mesh, status, &wanted.key, since))
             .collect();
         let live = verdicts.iter().filter(|one| one.state == Verdict::Live).count();
-        found.extend(routes.into_iter().map(|(field, name, shares)| SplitReport {
-            object: wanted.key.to_string(),
-            namespace: wanted.key.namespace.clone(),
-            field,
-            name,
-            shares,
+        found.extend(routes.into_iter().map(|route| SplitReport {
+            object: wanted.key.clone(),
+            defined_in: route.key,
+            field: route.field,
+            name: route.name,
+            shares: route.shares,
             live,
             in_scope: verdicts.len(),
             invalid: state.invalid.get(&wanted.key).cloned().unwrap_or_default(),
@@ -290,7 +270,13 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
     found
 }
 
-type Route = (String, String, Vec<DestinationShare>);
+/// A route of a VirtualService, and who gets how much of it.
+struct Route {
+    key: ObjectKey,
+    field: String,
+    name: String,
+    shares: Vec<DestinationShare>,
+}
 
 fn of(wanted: &VirtualService, in_force: &BTreeMap<&ObjectKey, &Arc<VirtualService>>, domain: &str) -> Vec<Route> {
     let Some(effective) = in_force.get(&wanted.key) else { return Vec::new() };
@@ -298,7 +284,8 @@ fn of(wanted: &VirtualService, in_force: &BTreeMap<&ObjectKey, &Arc<VirtualServi
     for (want, have) in wanted.http().zip(effective.http()) {
         let namespace = &want.key.namespace;
         if let Some(shares) = shares(&want.route.route, &have.route.route, namespace, domain) {
-            found.push((format!("spec.http[{}]", want.index), want.route.name.clone(), shares));
+            let (key, name) = (want.key.clone(), want.route.name.clone());
+            found.push(Route { key, field: format!("spec.http[{}]", want.index), name, shares });
         }
     }
     let plain = |list: &[RouteDestination]| -> Vec<HttpRouteDestination> {
@@ -309,14 +296,16 @@ fn of(wanted: &VirtualService, in_force: &BTreeMap<&ObjectKey, &Arc<VirtualServi
         };
         list.iter().map(one).collect()
     };
-    let own = &wanted.key.namespace;
+    let own = &wanted.key;
+    let stream = |want: &[RouteDestination], have: &[RouteDestination], field: String| {
+        let shares = shares(&plain(want), &plain(have), &own.namespace, domain)?;
+        Some(Route { key: own.clone(), field, name: String::new(), shares })
+    };
     for (n, (want, have)) in wanted.tcp().iter().zip(effective.tcp()).enumerate() {
-        let shares = shares(&plain(&want.route), &plain(&have.route), own, domain);
-        found.extend(shares.map(|shares| (format!("spec.tcp[{n}]"), String::new(), shares)));
+        found.extend(stream(&want.route, &have.route, format!("spec.tcp[{n}]")));
     }
     for (n, (want, have)) in wanted.tls().iter().zip(effective.tls()).enumerate() {
-        let shares = shares(&plain(&want.route), &plain(&have.route), own, domain);
-        found.extend(shares.map(|shares| (format!("spec.tls[{n}]"), String::new(), shares)));
+        found.extend(stream(&want.route, &have.route, format!("spec.tls[{n}]")));
     }
     found
 }

@@ -3,27 +3,28 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::stream::{Held, Item, Progress, Refused};
+use super::stream::{Held, Item, Progress, Refused, Variant};
 use crate::mesh::Proxy;
+use crate::snapshot::ResourceType;
 
 /// What is known of one connected proxy.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyStatus {
     /// The node id.
     pub id: Arc<str>,
     /// What it says of itself.
-    #[serde(skip)]
     pub proxy: Arc<Proxy>,
-    /// When it connected, RFC 3339.
-    pub since: Arc<str>,
+    /// When it connected.
+    pub since: Timestamp,
     /// How far it is with clusters, endpoints, listeners and routes.
     pub types: [Progress; 4],
-    /// `ads`, or the one type that this stream is for.
-    pub service: &'static str,
-    /// `sotw` or `delta`.
-    pub variant: &'static str,
+    /// The one type that this stream is for; `None` for ADS.
+    pub only: Option<ResourceType>,
+    /// The variant of the protocol.
+    pub variant: Variant,
     /// The newest state of the mesh it has acked all of; `None` before the first.
     pub acked: Option<u64>,
     /// The newest state of which it has acked all but what is held back and what it refused.

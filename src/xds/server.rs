@@ -389,15 +389,10 @@ impl Served<'_> {
         ProxyStatus {
             id: proxy.id.clone(),
             proxy: Arc::new(proxy.clone()),
-            since: k8s_openapi::jiff::Timestamp::now()
-                .round(k8s_openapi::jiff::Unit::Second)
-                .map_or_else(|_| Arc::default(), |now| now.to_string().into()),
+            since: k8s_openapi::jiff::Timestamp::now(),
             types: [stream::Progress::None; 4],
-            service: self.kind.map_or("ads", ResourceType::short_name),
-            variant: match self.variant {
-                Variant::Sotw => "sotw",
-                Variant::Delta => "delta",
-            },
+            only: self.kind,
+            variant: self.variant,
             acked: None,
             reached: None,
             resting: false,

@@ -117,8 +117,7 @@ pub struct Item {
 }
 
 /// How far a client is with one type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// It did not ask for it.
     None,
@@ -131,10 +130,9 @@ pub enum Progress {
 }
 
 /// A resource that the client refused; it keeps the last form it took.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// `cds`, `eds`, `lds` or `rds`.
-    #[serde(rename = "type")]
     pub kind: &'static str,
     /// The name.
     pub name: Arc<str>,

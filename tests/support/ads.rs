@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
+use weir::admin::api::v1;
 
 use super::mesh::{DEADLINE, Objects, Serve, until};
 use super::process::free_port;
@@ -67,11 +68,9 @@ impl Weir {
         until("the change is taken in", async || self.serve.revision().await > before).await;
     }
 
-    /// What `/debug/syncz` says of the only stream.
-    pub async fn status(&self) -> serde_json::Value {
-        let body = self.serve.admin().get("/debug/syncz").await.unwrap();
-        let mut list: Vec<serde_json::Value> = serde_json::from_slice(&body).unwrap();
-        list.pop().unwrap_or_default()
+    /// What weir tells of the only proxy.
+    pub async fn status(&self) -> v1::Proxy {
+        self.serve.proxies().await.unwrap().pop().unwrap_or_default()
     }
 
     pub async fn ads(&self, variant: Variant) -> Client {

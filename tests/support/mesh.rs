@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use weir::admin::api::v1;
 use weir::envoy::{Admin, EnvoyBinary, EnvoyProcess, SpawnOptions};
+use weir::proto_json;
 
 use super::process::free_port;
 
@@ -110,25 +112,29 @@ impl Serve {
     /// Waits until the only proxy has acked everything of a state newer than `revision`.
     pub async fn acked_after(&self, revision: u64) {
         self.proxies_until("the proxy has acked the newest state", async |list| {
-            let Some(proxy) = list.get(0) else { return false };
-            let (acked, wanted) = (proxy["acked"].as_u64(), proxy["wanted"].as_u64());
-            acked.is_some() && acked == wanted && acked > Some(revision)
+            let Some(proxy) = list.first() else { return false };
+            proxy.acked.is_some() && proxy.acked == proxy.wanted && proxy.acked > Some(revision)
         })
         .await;
     }
 
+    /// What weir tells of its proxies.
+    pub async fn proxies(&self) -> Option<Vec<v1::Proxy>> {
+        proxies(&self.admin()).await
+    }
+
     /// Waits until what weir tells of its proxies is as it should be.
-    async fn proxies_until(&self, what: &str, mut holds: impl AsyncFnMut(&serde_json::Value) -> bool) {
+    async fn proxies_until(&self, what: &str, mut holds: impl AsyncFnMut(&[v1::Proxy]) -> bool) {
         let begun = Instant::now();
-        let mut seen = serde_json::Value::Null;
+        let mut seen = Vec::new();
         loop {
-            if let Ok(body) = self.admin().get("/debug/syncz").await {
-                seen = serde_json::from_slice(&body).unwrap();
+            if let Some(list) = self.proxies().await {
+                seen = list;
                 if holds(&seen).await {
                     return;
                 }
             }
-            assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}; the proxies: {seen}");
+            assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}; the proxies: {seen:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -151,8 +157,8 @@ impl Serve {
                 return false;
             }
             let revision = self.metric("weir_mesh_revision ").await;
-            let own = list.as_array().unwrap().iter().find(|one| one["id"].as_str().unwrap().contains("~client-0."));
-            own.is_some_and(|own| own["acked"].as_u64().is_some() && own["acked"].as_u64() == revision)
+            let own = list.iter().find(|proxy| proxy.pod == "client-0");
+            own.is_some_and(|own| own.acked.is_some() && own.acked == revision)
         })
         .await;
     }
@@ -161,6 +167,14 @@ impl Serve {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What the weir with this admin port tells of its proxies; `None` where it does not answer.
+pub async fn proxies(weir: &Admin) -> Option<Vec<v1::Proxy>> {
+    let body = weir.get("/api/v1/proxies").await.ok()?;
+    let answer: v1::ListProxiesResponse =
+        proto_json::message_from_json(&serde_json::from_slice(&body).unwrap()).unwrap();
+    Some(answer.proxies)
 }
 
 impl Drop for Serve {

@@ -8,9 +8,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use serde_json::Value;
+use weir::admin::api::v1;
 use weir::envoy::{Admin, EnvoyBinary};
 
-use super::mesh::DEADLINE;
+use super::mesh::{DEADLINE, proxies};
 use super::process::{Launch, Supervised, free_port};
 
 /// How they are started.
@@ -76,9 +77,8 @@ impl Sidecar {
         .await;
         this.wait("the proxy has acked everything and refused nothing", async |this| {
             let proxy = this.status().await?;
-            let (acked, wanted) = (proxy["acked"].as_u64(), proxy["wanted"].as_u64());
-            let refused = proxy["refused"].as_array().is_none_or(|list| !list.is_empty());
-            (acked.is_some_and(|acked| acked > 0) && acked == wanted && !refused).then_some(())
+            let has_all = proxy.acked.is_some_and(|acked| acked > 0) && proxy.acked == proxy.wanted;
+            (has_all && proxy.rejected.is_empty()).then_some(())
         })
         .await;
         this.wait("Envoy is live", async |this| this.envoy().ready().await.ok()?.0.then_some(())).await;
@@ -118,10 +118,8 @@ impl Sidecar {
     }
 
     /// What weir knows of the proxy.
-    async fn status(&self) -> Option<Value> {
-        let body = self.weir().get("/debug/syncz").await.ok()?;
-        let list: Value = serde_json::from_slice(&body).ok()?;
-        list.get(0).cloned()
+    async fn status(&self) -> Option<v1::Proxy> {
+        proxies(&self.weir()).await?.into_iter().next()
     }
 
     async fn wait<T>(&mut self, what: &str, mut look: impl AsyncFnMut(&mut Self) -> Option<T>) -> T {

@@ -18,10 +18,9 @@ pub(super) enum Fit {
 }
 
 /// A form that waits for a cluster which nothing defines yet.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// `lds` or `rds`.
-    #[serde(rename = "type")]
     pub kind: &'static str,
     /// The listener or route configuration.
     pub name: Arc<str>,

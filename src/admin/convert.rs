@@ -1,0 +1,222 @@
+//! The reports of [`crate::status`] as messages of the admin API.
+
+use k8s_openapi::jiff;
+
+use envoy_types::pb::google::protobuf::{Any, Timestamp};
+
+use super::api::v1;
+use crate::api::ObjectKey;
+use crate::snapshot::{Resource, ResourceType};
+use crate::status::{DestinationShare, ObjectReport, ProxyReport, SplitReport, Verdict};
+use crate::xds::stream::{Held, Progress, Refused, Variant};
+
+impl From<ResourceType> for v1::ResourceType {
+    fn from(kind: ResourceType) -> Self {
+        match kind {
+            ResourceType::Cluster => v1::ResourceType::Cds,
+            ResourceType::Endpoints => v1::ResourceType::Eds,
+            ResourceType::Listener => v1::ResourceType::Lds,
+            ResourceType::Route => v1::ResourceType::Rds,
+        }
+    }
+}
+
+impl v1::ResourceType {
+    /// The name in tables: `cds`, `eds`, `lds` or `rds`; `?` if unspecified.
+    pub fn short_name(self) -> &'static str {
+        let same = |kind: &ResourceType| v1::ResourceType::from(*kind) == self;
+        ResourceType::ALL.into_iter().find(same).map_or("?", ResourceType::short_name)
+    }
+
+    /// The type with this [`ResourceType::short_name`]; unspecified if there is none.
+    fn from_short_name(name: &str) -> Self {
+        let named = ResourceType::ALL.into_iter().find(|kind| kind.short_name() == name);
+        named.map_or(v1::ResourceType::Unspecified, Into::into)
+    }
+}
+
+impl v1::Resource {
+    /// The message for `from`, which is in `state`.
+    pub(super) fn new(kind: ResourceType, from: &Resource, state: v1::resource::State) -> Self {
+        Self {
+            r#type: v1::ResourceType::from(kind).into(),
+            name: from.name.to_string(),
+            version: crate::xds::wire::version_text(from.version),
+            state: state.into(),
+            resource: Some(Any { type_url: kind.type_url().to_owned(), value: from.bytes() }),
+        }
+    }
+}
+
+impl From<&ObjectKey> for v1::ObjectRef {
+    fn from(key: &ObjectKey) -> Self {
+        Self { kind: key.kind.as_str().to_owned(), namespace: key.namespace.to_string(), name: key.name.to_string() }
+    }
+}
+
+/// As errors and tables name an object: `VirtualService shop/web`.
+impl std::fmt::Display for v1::ObjectRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, namespace, name } = self;
+        write!(f, "{kind} {namespace}/{name}")
+    }
+}
+
+impl From<Progress> for v1::type_status::State {
+    fn from(progress: Progress) -> Self {
+        match progress {
+            Progress::None => Self::NotSubscribed,
+            Progress::Synced => Self::Synced,
+            Progress::Stale => Self::Stale,
+            Progress::Refused => Self::Rejected,
+        }
+    }
+}
+
+impl From<ProxyReport> for v1::Proxy {
+    fn from(report: ProxyReport) -> Self {
+        let status = report.status;
+        let types = ResourceType::ALL.into_iter().zip(status.types).map(|(kind, progress)| v1::TypeStatus {
+            r#type: v1::ResourceType::from(kind).into(),
+            state: v1::type_status::State::from(progress).into(),
+        });
+        let stream = v1::Stream {
+            since: Some(timestamp(status.since)),
+            variant: match status.variant {
+                Variant::Sotw => v1::stream::Variant::Sotw,
+                Variant::Delta => v1::stream::Variant::Delta,
+            }
+            .into(),
+            only: status.only.map_or(v1::ResourceType::Unspecified, Into::into).into(),
+        };
+        Self {
+            id: status.id.to_string(),
+            namespace: report.namespace.to_string(),
+            pod: report.pod.to_string(),
+            scope: report.scope,
+            streams: vec![stream],
+            types: types.collect(),
+            acked: status.acked,
+            wanted: status.wanted,
+            lagging: status.lagging.unwrap_or_default(),
+            rejected: status.refused.into_iter().map(Into::into).collect(),
+            held: status.held.into_iter().map(Into::into).collect(),
+            kept: status.kept.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+fn timestamp(time: jiff::Timestamp) -> Timestamp {
+    // Before 1970 the fraction counts backwards in one and forwards in the other.
+    let nanoseconds = time.subsec_nanosecond();
+    let borrowed = i64::from(nanoseconds < 0);
+    Timestamp {
+        seconds: time.as_second() - borrowed,
+        nanos: if borrowed == 1 { nanoseconds + 1_000_000_000 } else { nanoseconds },
+    }
+}
+
+impl From<Refused> for v1::RejectedResource {
+    fn from(one: Refused) -> Self {
+        Self {
+            r#type: v1::ResourceType::from_short_name(one.kind).into(),
+            name: one.name.to_string(),
+            version: one.version,
+            message: one.message.to_string(),
+        }
+    }
+}
+
+impl From<Held> for v1::HeldResource {
+    fn from(one: Held) -> Self {
+        Self {
+            r#type: v1::ResourceType::from_short_name(one.kind).into(),
+            name: one.name.to_string(),
+            virtual_host: one.virtual_host.unwrap_or_default().to_string(),
+            missing_cluster: one.missing_cluster.to_string(),
+        }
+    }
+}
+
+impl From<SplitReport> for v1::Split {
+    fn from(report: SplitReport) -> Self {
+        Self {
+            object: Some((&report.object).into()),
+            defined_in: Some((&report.defined_in).into()),
+            field: report.field,
+            name: report.name,
+            shares: report.shares.into_iter().map(Into::into).collect(),
+            live: u32::try_from(report.live).unwrap_or(u32::MAX),
+            in_scope: u32::try_from(report.in_scope).unwrap_or(u32::MAX),
+            invalid: report.invalid,
+        }
+    }
+}
+
+impl From<DestinationShare> for v1::Share {
+    fn from(share: DestinationShare) -> Self {
+        Self {
+            host: share.host,
+            subset: share.subset,
+            port: share.port,
+            wanted: share.wanted,
+            effective: share.effective,
+        }
+    }
+}
+
+impl From<ObjectReport> for v1::ObjectStatus {
+    fn from(report: ObjectReport) -> Self {
+        let proxies = report.proxies.into_iter().map(|proxy| v1::ProxyState {
+            id: proxy.id.to_string(),
+            state: v1::proxy_state::State::from(proxy.state).into(),
+            reason: proxy.reason,
+        });
+        Self {
+            object: Some((&report.object).into()),
+            generation: report.generation,
+            mesh_revision: report.revision,
+            live: report.live,
+            proxies: proxies.collect(),
+            invalid: report.invalid,
+            held: report.held,
+            newest_generation: 0,
+        }
+    }
+}
+
+impl From<Verdict> for v1::proxy_state::State {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Live => Self::Live,
+            Verdict::Lagging => Self::Lagging,
+            Verdict::Held => Self::Held,
+            Verdict::Refused => Self::Rejected,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_keep_their_instant_on_either_side_of_1970() {
+        for (text, seconds, nanos) in
+            [("2026-01-10T12:00:00.5Z", 1_768_046_400, 500_000_000), ("1969-12-31T23:59:59.25Z", -1, 250_000_000)]
+        {
+            let time = timestamp(text.parse().unwrap());
+            assert_eq!((time.seconds, time.nanos), (seconds, nanos), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_type_has_a_name_in_tables_and_is_found_by_it() {
+        for kind in ResourceType::ALL {
+            let message = v1::ResourceType::from(kind);
+            assert_eq!(message.short_name(), kind.short_name());
+            assert_eq!(v1::ResourceType::from_short_name(kind.short_name()), message);
+        }
+        assert_eq!(v1::ResourceType::from_short_name("ads"), v1::ResourceType::Unspecified);
+    }
+}

@@ -1,0 +1,202 @@
+//! The admin API over HTTP: each path calls the gRPC method that `proto/weir/admin/v1/admin.proto` names it at, and
+//! prints what that answers as ProtoJSON.
+
+use std::collections::BTreeSet;
+
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prost::{Message, Name};
+use prost_reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, Value};
+use serde_json::json;
+use tonic::{Code, Request, Status};
+
+use super::Admin;
+use super::api::v1;
+use super::api::v1::admin_server::Admin as Methods;
+use crate::proto_json;
+
+/// The paths below `/api/v1`.
+pub(super) fn routes() -> Router<Admin> {
+    let proxies = async |State(admin): State<Admin>, Query(fields): Query<Fields>| {
+        call(fields, async |request| admin.list_proxies(request).await).await
+    };
+    let dump = async |State(admin): State<Admin>, Query(fields): Query<Fields>| {
+        call(fields, async |request| admin.dump_proxy(request).await).await
+    };
+    let diff = async |State(admin): State<Admin>, Query(fields): Query<Fields>| {
+        call(fields, async |request| admin.diff_proxy(request).await).await
+    };
+    let splits = async |State(admin): State<Admin>, Query(fields): Query<Fields>| {
+        call(fields, async |request| admin.list_splits(request).await).await
+    };
+    Router::new()
+        .route("/proxies", get(proxies))
+        .route("/dump", get(dump))
+        .route("/diff", get(diff))
+        .route("/splits", get(splits))
+        .route("/objects/{kind}/{namespace}/{name}", get(object))
+        .fallback(async || refuse(&Status::not_found(NO_SUCH_PATH)))
+        .method_not_allowed_fallback(async || refuse(&Status::unimplemented("this path takes GET only")))
+}
+
+const NO_SUCH_PATH: &str = "no such path; expected one of /api/v1/proxies, /api/v1/dump, /api/v1/diff, /api/v1/splits \
+                            and /api/v1/objects/KIND/NAMESPACE/NAME";
+
+/// Fields of a request with their values; no text fails to be read as these.
+type Fields = Vec<(String, String)>;
+
+type Place = Path<(String, String, String)>;
+
+async fn object(
+    State(admin): State<Admin>,
+    place: Result<Place, PathRejection>,
+    Query(more): Query<Fields>,
+) -> Response {
+    let (kind, namespace, name) = match place {
+        Ok(Path(place)) => place,
+        Err(rejection) => return refuse(&Status::invalid_argument(rejection.body_text())),
+    };
+    // The path says all that the request has.
+    if let Some((name, _)) = more.first() {
+        return refuse(&Status::invalid_argument(format!("parameter `{name}`: this path takes none")));
+    }
+    let fields = [("kind", kind), ("namespace", namespace), ("name", name)];
+    let fields = fields.map(|(name, value)| (name.to_owned(), value)).into();
+    call(fields, async |request: Request<v1::GetObjectRequest>| admin.get_object(request).await).await
+}
+
+/// Calls a method with these fields of its request.
+async fn call<Q, A>(
+    fields: Fields,
+    method: impl AsyncFnOnce(Request<Q>) -> Result<tonic::Response<A>, Status>,
+) -> Response
+where
+    Q: Message + Name + Default,
+    A: Message + Name + 'static,
+{
+    let answer = match read(&fields) {
+        Ok(request) => method(Request::new(request)).await,
+        Err(status) => Err(status),
+    };
+    let answer = match answer {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return refuse(&status),
+    };
+    // A dump is large enough to keep a thread busy.
+    match tokio::task::spawn_blocking(move || proto_json::message_to_text(&answer)).await {
+        Ok(Ok(text)) => json_response(StatusCode::OK, text),
+        Ok(Err(error)) => refuse(&Status::internal(error.to_string())),
+        Err(error) => refuse(&Status::internal(error.to_string())),
+    }
+}
+
+/// A status as a `google.rpc.Status`.
+fn refuse(status: &Status) -> Response {
+    let http = match status.code() {
+        Code::InvalidArgument => StatusCode::BAD_REQUEST,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::Unimplemented => StatusCode::METHOD_NOT_ALLOWED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let code = i32::from(status.code());
+    json_response(http, proto_json::to_text(&json!({"code": code, "message": status.message(), "details": []})))
+}
+
+fn json_response(status: StatusCode, text: String) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+/// The request with these fields, by their JSON names.
+fn read<Q: Message + Name + Default>(fields: &[(String, String)]) -> Result<Q, Status> {
+    let internal = |error: &dyn std::error::Error| Status::internal(error.to_string());
+    let descriptor = proto_json::descriptor(&Q::full_name()).map_err(|error| internal(&error))?;
+    let mut message = DynamicMessage::new(descriptor.clone());
+    let mut seen = BTreeSet::new();
+    for (name, text) in fields {
+        let field = descriptor.get_field_by_json_name(name).ok_or_else(|| unknown(name, &descriptor))?;
+        if !seen.insert(name) {
+            return Err(Status::invalid_argument(format!("parameter `{name}`: is given twice")));
+        }
+        message.set_field(&field, value(&field, text)?);
+    }
+    message.transcode_to().map_err(|error| internal(&error))
+}
+
+fn unknown(name: &str, request: &MessageDescriptor) -> Status {
+    let known: Vec<String> = request.fields().map(|field| format!("`{}`", field.json_name())).collect();
+    let right = match known.as_slice() {
+        [] => "this path takes none".to_owned(),
+        [only] => format!("expected {only}"),
+        [others @ .., last] => format!("expected {} or {last}", others.join(", ")),
+    };
+    Status::invalid_argument(format!("parameter `{name}`: is unknown; {right}"))
+}
+
+fn value(field: &FieldDescriptor, text: &str) -> Result<Value, Status> {
+    match field.kind() {
+        Kind::String if !field.is_list() => Ok(Value::String(text.to_owned())),
+        Kind::Enum(kind) if !field.is_list() => enum_value(&kind, text).map_err(|right| {
+            Status::invalid_argument(format!("parameter `{}`: is `{text}`; expected {right}", field.json_name()))
+        }),
+        _ => Err(Status::internal(format!("{} has no form in a query", field.full_name()))),
+    }
+}
+
+/// By name; the names that there are where it is none of them.
+fn enum_value(kind: &EnumDescriptor, text: &str) -> Result<Value, String> {
+    match kind.get_value_by_name(text) {
+        Some(value) => Ok(Value::EnumNumber(value.number())),
+        None => {
+            let named = kind.values().filter(|value| value.number() != 0).map(|value| value.name().to_owned());
+            Err(named.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(query: &str) -> Fields {
+        Query::try_from_uri(&format!("/?{query}").parse().unwrap()).unwrap().0
+    }
+
+    #[test]
+    fn a_query_is_the_request() {
+        let request: v1::DumpProxyRequest = read(&fields("proxy=shop%2Fclient-0&type=RDS")).unwrap();
+        assert_eq!((&*request.proxy, request.r#type()), ("shop/client-0", v1::ResourceType::Rds));
+        assert_eq!(read::<v1::ListProxiesRequest>(&fields("")).unwrap(), v1::ListProxiesRequest {});
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_query_is_named_with_what_would_be_right() {
+        for (query, said) in [
+            ("name=x", "parameter `name`: is unknown; expected `proxy` or `type`"),
+            ("type=rds", "parameter `type`: is `rds`; expected CDS, EDS, LDS, RDS"),
+            ("proxy=a&proxy=b", "parameter `proxy`: is given twice"),
+        ] {
+            let status = read::<v1::DumpProxyRequest>(&fields(query)).unwrap_err();
+            assert_eq!((status.code(), status.message()), (Code::InvalidArgument, said), "{query}");
+        }
+        let status = read::<v1::ListProxiesRequest>(&fields("namespace=shop")).unwrap_err();
+        assert_eq!(status.message(), "parameter `namespace`: is unknown; this path takes none");
+    }
+
+    #[test]
+    fn every_field_of_every_request_has_a_form_in_a_query() {
+        let descriptor = proto_json::descriptor(&v1::ListProxiesRequest::full_name()).unwrap();
+        let service = descriptor.parent_pool().get_service_by_name("weir.admin.v1.Admin").unwrap();
+        for field in service.methods().flat_map(|method| method.input().fields().collect::<Vec<_>>()) {
+            let text = match field.kind() {
+                Kind::Enum(kind) => kind.default_value().name().to_owned(),
+                _ => "text".to_owned(),
+            };
+            assert!(value(&field, &text).is_ok(), "{}", field.full_name());
+        }
+    }
+}
