@@ -30,7 +30,7 @@ use weir::analyze::{self, Finding};
 use weir::cli::objects::Objects;
 use weir::explain::{self, Destination, Explanation, Outcome, Question, Request};
 use weir::mesh::{EmptySubset, Locality, MeshConfig, NodeMetadata, OutboundPolicy, Proxy, Scope, View};
-use weir::snapshot::{Memo, Snapshot};
+use weir::snapshot::{Snapshot, SnapshotBuilder};
 
 /// What the meshes held, so that a generator that makes nothing of interest is found out.
 #[derive(Debug, Default)]
@@ -162,7 +162,7 @@ impl Told {
         let metadata = NodeMetadata::from_json(&node["metadata"]);
         let proxy = Proxy::new(node["id"].as_str().unwrap(), metadata, Locality::default()).unwrap();
         let scope = objects.mesh.scope(&proxy);
-        let snapshot = Memo::default().snapshot(&objects.mesh, &scope, 1);
+        let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope, 1);
         let findings = analyze::analyze(&objects.store, &config);
         Self { objects, scope, snapshot, findings }
     }
