@@ -1,6 +1,6 @@
 //! Where VirtualServices lead: hosts, ports, subsets, delegates and namespaces that are not there or not seen.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::index::{DestinationRule, Index, Match, Service, VirtualService, shown, wildcards};
 use super::{Findings, any_of, code};
@@ -108,7 +108,7 @@ fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &I
         }
         return;
     };
-    port(one, to, path, (service, real), &shown(real_host, index.config), found);
+    port(one, to, path, (service, real), real_host, index, found);
     if !to.subset.is_empty() {
         subset(one, (&host, real_host), &to.subset, &format!("{path}.subset"), index, found);
     }
@@ -133,10 +133,11 @@ fn port(
     to: &Destination,
     path: &str,
     (service, real): (&Service, &Service),
-    name: &str,
+    real_host: &str,
+    index: &Index<'_>,
     found: &mut Findings,
 ) {
-    let numbers = real.port_numbers();
+    let (numbers, name) = (real.port_numbers(), shown(real_host, index.config));
     // Without a port the only one of the service that is named counts, else that of the request.
     let only = match service.ports.as_slice() {
         [(number, _)] => Some(u32::from(*number)),
@@ -153,6 +154,18 @@ fn port(
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
             found.add(&code::REFERENCE, one.entry, path, message, advice);
         }
+        (None, None) if numbers.len() == 1 && service.alias_of.is_some() => {
+            let requests = request_ports(one, index);
+            let other = requests.into_iter().find(|number| !real.may_have_port(u32::from(*number)));
+            if let Some(other) = other {
+                let message = format!(
+                    "this ExternalName has no port and none is chosen, so that of the request is used, of which {name} \
+                     does not have {other}"
+                );
+                let advice = format!("add port: {{number: {}}}", any_of(&numbers));
+                found.add(&code::PORT_REQUIRED, one.entry, path, message, advice);
+            }
+        }
         (None, None) if numbers.len() > 1 => {
             let message = format!("the service {name} has the ports {}, and none is chosen", numbers.join(", "));
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
@@ -160,6 +173,23 @@ fn port(
         }
         _ => {}
     }
+}
+
+/// The ports at which requests come to the routes of a VirtualService, or of those that delegate to it.
+fn request_ports(one: &VirtualService<'_>, index: &Index<'_>) -> BTreeSet<u16> {
+    let key = one.entry.object.key();
+    let delegating = index.virtual_services.iter().filter(|root| {
+        let mut delegates = root.spec.http.iter().filter_map(|route| route.delegate.as_ref());
+        one.hosts.is_empty() && delegates.any(|to| target(root, to) == key)
+    });
+    let mut ports = BTreeSet::new();
+    for host in one.hosts.iter().chain(delegating.flat_map(|root| &root.hosts)) {
+        let covered = index.services.iter().filter(|(known, _)| mesh::covers(host, known));
+        let own: Vec<u16> = covered.flat_map(|(_, service)| &service.ports).map(|(number, _)| *number).collect();
+        // A name of no service is answered at the port of plain HTTP.
+        ports.extend(if own.is_empty() { vec![80] } else { own });
+    }
+    ports
 }
 
 /// The subset `name` of a destination: of the host that it names, and of the one that has the clusters.
@@ -485,6 +515,17 @@ mod tests {
             let path = format!("spec.http[0].route[0].destination{field}");
             assert_eq!(to(fields, ""), [(code, path)], "{fields}");
         }
+        // The request's port counts where neither the destination nor the ExternalName has one.
+        let many = |fields: &str| {
+            let route = format!("http: [{{route: [{{destination: {{{fields}}}}}]}}]");
+            let service = format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                 metadata: {{name: v, namespace: shop}}\nspec: {{hosts: [many], {route}}}\n"
+            );
+            found(&(objects.clone() + &service))
+        };
+        assert_eq!(many("host: same, port: {number: 80}"), []);
+        assert_eq!(many("host: same"), [("IST0112", "spec.http[0].route[0].destination".to_owned())]);
         let unused = ("IST0174", "spec.host".to_owned());
         let subset = ("IST0101", "spec.http[0].route[0].destination.subset".to_owned());
         assert_eq!(to("host: same, subset: v7", &rule("same")), [unused, subset]);
