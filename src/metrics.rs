@@ -163,8 +163,7 @@ impl Metrics {
 
     /// What is told of a resource that the clients of a port share.
     pub fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
-        let refusals =
-            |reason| self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone();
+        let refusals = |reason| self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone();
         PoolMetrics {
             used: self.admitted.get_or_create(&PoolLabels { port, resource }).clone(),
             over_share: refusals("share"),

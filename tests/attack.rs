@@ -103,6 +103,7 @@ withstood! {
     very_many_names_keep_nobody_out: UnknownNames of 24
     messages_without_an_end_keep_nobody_out: Unfinished of 36
     four_connections_can_not_hold_all_streams: Hogging of 600
+    proxies_of_very_many_namespaces_keep_nobody_out: Scopes of 300
     streams_that_come_and_go_keep_nobody_out: Churn of 600
     connections_that_come_and_go_keep_nobody_out: Reconnecting of 1500
 }
@@ -160,7 +161,11 @@ async fn descriptors_are_kept_for_the_source_and_the_admin_port() {
     serve.ready().await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", serve.id())).unwrap();
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["128", "128"], "the soft limit is raised");
+    assert_eq!(
+        files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(),
+        ["128", "128"],
+        "the soft limit is raised"
+    );
     let xds = SocketAddr::from(([127, 0, 0, 1], xds));
     let mut watcher = Watcher::new(PROXY, xds, "8000").await.unwrap();
     let tried = Arc::new(AtomicUsize::new(0));
@@ -261,7 +266,8 @@ async fn a_message_that_does_not_end_is_given_up() {
 
 #[tokio::test]
 async fn a_connection_with_an_open_stream_stays() -> io::Result<()> {
-    let (plane, folder) = hasty(Limits { first_request: HASTE, idle: HASTE, message: HASTE, ..Limits::default() }).await;
+    let (plane, folder) =
+        hasty(Limits { first_request: HASTE, idle: HASTE, message: HASTE, ..Limits::default() }).await;
     let mut watcher = Watcher::new(PROXY, plane.xds_addr(), "8000").await?;
     // Another one that says nothing comes later and goes earlier.
     closed(hostile::connect(PROXY, plane.xds_addr()).await?).await;

@@ -118,10 +118,9 @@ impl Connection {
     pub(super) fn tell(&self) {
         match self.slot.why_revoked().or_else(|| self.memory.why_revoked()) {
             Some(why) => self.admission.tell("connection closed", &why),
-            None => self.admission.tell(
-                "connection closed",
-                &format_args!("too many requests of {} came to nothing", self.peer),
-            ),
+            None => self
+                .admission
+                .tell("connection closed", &format_args!("too many requests of {} came to nothing", self.peer)),
         }
     }
 

@@ -75,13 +75,7 @@ impl Default for Limits {
 impl Limits {
     /// Those of the admin port, which people and tools ask now and then.
     pub fn admin() -> Self {
-        Self {
-            connections: descriptors::ADMIN,
-            streams: 256,
-            memory: 32 << 20,
-            peer_share: 50,
-            ..Self::default()
-        }
+        Self { connections: descriptors::ADMIN, streams: 256, memory: 32 << 20, peer_share: 50, ..Self::default() }
     }
 
     /// These, with no more connections than there are file descriptors for.

@@ -318,11 +318,10 @@ mod tests {
         let refused = acquire(&pool, 1, 1).unwrap_err();
         assert_eq!(refused, Exhausted::Peer { resource: Resource::Streams, peer: peer(1), limit: 2 });
         assert!(acquire(&pool, 2, 2).is_ok());
-        assert_eq!(acquire(&pool, 2, 3).map(|_| ()), Err(Exhausted::Peer {
-            resource: Resource::Streams,
-            peer: peer(2),
-            limit: 2
-        }));
+        assert_eq!(
+            acquire(&pool, 2, 3).map(|_| ()),
+            Err(Exhausted::Peer { resource: Resource::Streams, peer: peer(2), limit: 2 })
+        );
     }
 
     #[test]

@@ -26,7 +26,8 @@ impl Names {
 
     /// Adds a name, of which something is known or not. Says whether it is new.
     pub fn insert(&mut self, name: &Arc<str>, known: bool) -> bool {
-        let new = !self.contains(name) && if known { self.known.insert(name.clone()) } else { self.unknown.insert(hash(name)) };
+        let new = !self.contains(name)
+            && if known { self.known.insert(name.clone()) } else { self.unknown.insert(hash(name)) };
         if new {
             self.bytes += name.len();
         }

@@ -544,7 +544,11 @@ impl Subscription {
     }
 
     fn wanted<'a>(&'a self, view: &'a View) -> Box<dyn Iterator<Item = &'a Arc<Resource>> + 'a> {
-        if self.wildcard { Box::new(view.all()) } else { Box::new(self.names.known().filter_map(|name| view.get(name))) }
+        if self.wildcard {
+            Box::new(view.all())
+        } else {
+            Box::new(self.names.known().filter_map(|name| view.get(name)))
+        }
     }
 
     /// The form of a resource that the client may have: the last one it took where it refused this one.
