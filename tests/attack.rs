@@ -103,6 +103,7 @@ withstood! {
     very_many_names_keep_nobody_out: UnknownNames of 24
     messages_without_an_end_keep_nobody_out: Unfinished of 36
     four_connections_can_not_hold_all_streams: Hogging of 600
+    proxies_of_very_many_namespaces_keep_nobody_out: Scopes of 300
     streams_that_come_and_go_keep_nobody_out: Churn of 600
     connections_that_come_and_go_keep_nobody_out: Reconnecting of 1500
 }

@@ -99,8 +99,10 @@ impl Board {
     /// Forgets the proxy on `stream`.
     pub fn remove(&self, stream: u64) {
         self.questions.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
-        self.lock().remove(&stream);
-        self.changed.send_modify(|n| *n += 1);
+        // Of a stream that never had a proxy there is nothing to tell.
+        if self.lock().remove(&stream).is_some() {
+            self.changed.send_modify(|n| *n += 1);
+        }
     }
 
     /// All connected proxies, in the order in which they came.

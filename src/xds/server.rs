@@ -249,21 +249,19 @@ fn open<M: DiscoveryRequest>(
         let served = Served { shared: &shared, exchange: &exchange, id, variant, kind, sender: &sender };
         let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone()))).catch_unwind().await;
         let status = match ended {
-            Ok(Ok(())) => None,
+            Ok(Ok(())) => Status::ok(""),
             Ok(Err(status)) => {
                 tracing::debug!(stream = id, %status, "stream closed");
-                Some(status)
+                status
             }
             Err(_) => {
                 tracing::error!(stream = id, "a stream's task panicked; the proxy will come back");
-                Some(Status::internal("the stream came to a state that should not be"))
+                Status::internal("the stream came to a state that should not be")
             }
         };
         shared.board.remove(id);
         let farewell = async {
-            if let Some(status) = status {
-                let _ = sender.send(Err(status)).await;
-            }
+            let _ = sender.send(Err(status)).await;
             sender.closed().await;
         };
         // What a client has not read by then it is not sent.
