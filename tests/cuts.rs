@@ -237,6 +237,10 @@ async fn differs(canary: &Canary) -> Option<String> {
         return Some(String::from_utf8_lossy(&printed.stderr).into_owned());
     }
     let said: Value = serde_json::from_slice(&printed.stdout).unwrap();
+    let resources = said["resources"].as_array().unwrap();
+    let of_type = |kind: &'static str| {
+        resources.iter().filter(move |resource| resource["type"] == kind).map(|resource| &resource["resource"])
+    };
     let has = canary.envoy.config_dump().await.unwrap();
     let configs = has["configs"].as_array().unwrap();
     let part = |part: &'static str| configs.iter().filter_map(move |config| config[part].as_array()).flatten();
@@ -244,17 +248,17 @@ async fn differs(canary: &Canary) -> Option<String> {
         return Some(format!("a cluster warms: {warming}"));
     }
     for (list, dynamic, entry, kind) in [
-        ("clusters", "dynamic_active_clusters", "/cluster", "envoy.config.cluster.v3.Cluster"),
-        ("listeners", "dynamic_listeners", "/active_state/listener", "envoy.config.listener.v3.Listener"),
-        ("routes", "dynamic_route_configs", "/route_config", "envoy.config.route.v3.RouteConfiguration"),
+        ("CDS", "dynamic_active_clusters", "/cluster", "envoy.config.cluster.v3.Cluster"),
+        ("LDS", "dynamic_listeners", "/active_state/listener", "envoy.config.listener.v3.Listener"),
+        ("RDS", "dynamic_route_configs", "/route_config", "envoy.config.route.v3.RouteConfiguration"),
     ] {
-        let said = named(said[list].as_array().unwrap().iter(), kind);
+        let said = named(of_type(list), kind);
         let has = named(part(dynamic).filter_map(|config| config.pointer(entry)), kind);
         if said != has {
             return Some(format!("{list}: weir says {said:?}, Envoy has {has:?}"));
         }
     }
-    let assignments = said["endpoints"].as_array().unwrap().iter();
+    let assignments = of_type("EDS");
     let said: BTreeMap<&str, BTreeSet<String>> =
         assignments.map(|one| (one["clusterName"].as_str().unwrap(), addresses(one))).collect();
     let body: Value = serde_json::from_slice(&canary.envoy.admin_get("/clusters?format=json").await.unwrap()).unwrap();

@@ -292,6 +292,14 @@ impl Served<'_> {
             .and_then(|node| read_node(node).map_err(|error| not_served(&error)))?;
         self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
+        if let Some(kind) = self.kind {
+            tracing::warn!(
+                proxy = %proxy.id,
+                kind = kind.short_name(),
+                "proxy opened a stream for one type: changes of several types are not ordered across its streams, and \
+                 requests may be lost; use ADS"
+            );
+        }
         let mut subscription = shared.snapshots.subscribe(proxy.clone()).await.map_err(|_| going_away())?;
         let mut machine = Stream::new(self.variant, shared.settings);
         let mut status = self.first_status(&proxy);
