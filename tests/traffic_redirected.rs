@@ -323,7 +323,7 @@ async fn open_connections_go_on_when_their_pod_leaves_every_service() {
     // No slice has the pod any more: its filter chains go, and drain.
     let (services, _) = OWN.split_once("---").unwrap();
     mesh.write("0.yaml", services);
-    mesh.sidecar.stat_reaches("listener_manager.listener_in_place_updated", 1).await;
+    mesh.sidecar.stat_reaches("listener_manager.listener_modified", 1).await;
     // What comes later is taken after whatever went with the pod.
     let added = mesh.sidecar.stat("cluster_manager.cluster_added").await;
     mesh.write("later.yaml", SERVICES);

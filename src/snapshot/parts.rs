@@ -105,6 +105,7 @@ struct HostKey {
     service: u64,
     aliases: Vec<u64>,
     rules: u64,
+    /// Whether the proxies may leave the namespace out of any of its names.
     own_namespace: bool,
     /// Set where the rules tell proxies apart.
     source: Option<(Arc<str>, BTreeMap<String, String>)>,
@@ -324,8 +325,12 @@ impl Parts {
             any_name,
             service: seen.known.service_revision,
             aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
-            own_namespace: service.namespace == *own
-                || aliases.iter().any(|alias| alias.known.service.namespace == *own),
+            own_namespace: std::iter::once(&service.host)
+                .chain(aliases.iter().map(|alias| &alias.known.service.host))
+                .any(|host| {
+                    let named = virtual_host::name_and_namespace(host, &wanted.view.mesh.config.domain);
+                    named.is_some_and(|(_, namespace)| *namespace == **own)
+                }),
             ..wanted.key()
         };
         let aliases: Vec<_> = aliases.iter().map(|alias| alias.known.service.clone()).collect();

@@ -28,8 +28,8 @@ impl Snapshot {
     /// service. `None` where the service is not known either, or its endpoints do not come by EDS.
     pub fn stand_in(&self, name: &str) -> Option<(Arc<Resource>, Arc<Resource>)> {
         let whole = whole_service(name)?;
-        let cluster = self.get(ResourceType::Cluster).get(&*whole)?;
-        let endpoints = self.get(ResourceType::Endpoints).get(&*whole)?;
+        let cluster = self.get(ResourceType::Cluster).get(&whole)?;
+        let endpoints = self.get(ResourceType::Endpoints).get(&whole)?;
         let mut cluster = Cluster::decode(&*cluster.bytes()).ok()?;
         cluster.eds_cluster_config.as_mut()?.service_name = name.to_owned();
         cluster.alt_stat_name = format!("{name};");

@@ -125,8 +125,7 @@ fn names(host: &str, context: &Context<'_>) -> Vec<String> {
         return names;
     }
     let mut names = vec![host.to_owned(), format!("{host}.")];
-    let short = host.strip_suffix(&*context.config.domain).and_then(|rest| rest.strip_suffix(".svc."));
-    if let Some((name, namespace)) = short.and_then(|short| short.split_once('.')).filter(|(_, ns)| !ns.contains('.')) {
+    if let Some((name, namespace)) = name_and_namespace(host, &context.config.domain) {
         if *namespace == *context.scope.namespace {
             names.push(name.to_owned());
         }
@@ -134,6 +133,13 @@ fn names(host: &str, context: &Context<'_>) -> Vec<String> {
         names.push(format!("{name}.{namespace}"));
     }
     names
+}
+
+/// The name and the namespace in a host of the form `NAME.NAMESPACE.svc.DOMAIN`, whatever object it is of. Clients in that
+/// namespace may leave all but the name out.
+pub fn name_and_namespace<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
+    let short = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix(".svc."))?;
+    short.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
 }
 
 /// The forms in which clients write an address as Host: the object's and the shortest. `None` for a name.

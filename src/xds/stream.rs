@@ -316,7 +316,7 @@ impl Stream {
         let endpoints = snapshot.get(ResourceType::Endpoints);
         self.fallback.retain(|name, _| endpoints.get(name).is_some_and(|endpoints| !endpoints.has_endpoints()));
         // What stands in for one may be just like it, but for the endpoints.
-        let same = |(name, version): &(&Arc<str>, &u64)| new.get(*name).is_some_and(|one| one.version == **version);
+        let same = |(name, version): &(&Arc<str>, &u64)| new.get(name).is_some_and(|one| one.version == **version);
         let same: Vec<_> = self.stand_ins.iter().filter(same).map(|(name, _)| name.clone()).collect();
         for name in same {
             self.stand_ins.remove(&name);
@@ -1018,7 +1018,7 @@ fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
 fn given(live: &Resources, target: &Resources) -> View {
     let mut kept = BTreeMap::new();
     if !live.ptr_eq(target) {
-        let waits = target.keys().filter(|name| !live.contains_key(*name));
+        let waits = target.keys().filter(|name| !live.contains_key(name));
         kept.extend(waits.map(|name| (name.clone(), None)));
     }
     View { base: live.clone(), kept }

@@ -252,7 +252,7 @@ impl World {
     /// Whether no endpoints are known that could stand in for those of a cluster.
     fn nothing_serves_for(&self, cluster: &str) -> bool {
         let whole = whole_service(cluster).unwrap_or_default();
-        let endpoints = self.target().get(Endpoints).get(&*whole);
+        let endpoints = self.target().get(Endpoints).get(&whole);
         endpoints.is_none_or(|endpoints| show(Endpoints, &endpoints.bytes()).ends_with(" none"))
     }
 
@@ -356,9 +356,8 @@ impl World {
         if self.envoy.setup.variant == Variant::Delta {
             return;
         }
-        let known = |cluster: &str| {
-            whole_service(cluster).is_some_and(|whole| self.target().get(Cluster).contains_key(&*whole))
-        };
+        let known =
+            |cluster: &str| whole_service(cluster).is_some_and(|whole| self.target().get(Cluster).contains_key(&whole));
         let bad = |cluster: &str| self.wanted(Cluster, cluster).is_some_and(|body| body.contains("bad"));
         let lost: Vec<String> = self
             .envoy
