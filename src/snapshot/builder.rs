@@ -74,10 +74,13 @@ impl SnapshotBuilder {
             return Some(entry.snapshot.clone());
         }
         let mesh = self.mesh.clone()?;
+        // Where traffic for unknown hosts goes may depend on what the namespace sees.
+        let own_default = View::new(&mesh, scope).egress_proxy().is_some();
         let family: Family = (scope.interception, scope.families, scope.sidecar.clone());
         let base = [Some(scope.namespace.clone()), None]
             .into_iter()
             .find_map(|namespace| self.bases.get(&(family.clone(), namespace)))
+            .filter(|_| !own_default)
             .and_then(|base| self.scopes.get_key_value(base));
         let (resources, shared) = match base {
             Some((base, entry)) => {

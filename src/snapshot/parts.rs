@@ -105,8 +105,8 @@ struct HostKey {
     service: u64,
     aliases: Vec<u64>,
     rules: u64,
-    /// Whether the proxies may leave the namespace out of any of its names.
-    own_namespace: bool,
+    /// The proxies' namespace, where they may leave it out of any of its names.
+    own_namespace: Option<Arc<str>>,
     /// Set where the rules tell proxies apart.
     source: Option<(Arc<str>, BTreeMap<String, String>)>,
 }
@@ -327,10 +327,9 @@ impl Parts {
             aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
             own_namespace: std::iter::once(&service.host)
                 .chain(aliases.iter().map(|alias| &alias.known.service.host))
-                .any(|host| {
-                    let named = virtual_host::name_and_namespace(host, &wanted.view.mesh.config.domain);
-                    named.is_some_and(|(_, namespace)| *namespace == **own)
-                }),
+                .filter_map(|host| virtual_host::name_and_namespace(host, &wanted.view.mesh.config.domain))
+                .any(|(_, namespace)| *namespace == **own)
+                .then(|| own.clone()),
             ..wanted.key()
         };
         let aliases: Vec<_> = aliases.iter().map(|alias| alias.known.service.clone()).collect();
@@ -405,7 +404,7 @@ impl Wanted<'_> {
             service: 0,
             aliases: Vec::new(),
             rules: self.rule.map_or(0, |rule| rule.revision),
-            own_namespace: false,
+            own_namespace: None,
             source: tells_apart.then(|| (self.view.scope.namespace.clone(), self.view.scope.labels.clone())),
         }
     }

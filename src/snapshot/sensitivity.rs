@@ -81,8 +81,10 @@ impl Sensitivity {
         if (&a.labels, &a.locality, &a.node) != (&b.labels, &b.locality, &b.node) {
             hosts.extend(self.by_place.iter().cloned());
         }
-        let users = hosts.iter().flat_map(|host| mesh.virtual_services.routing_to(host));
-        let users: Vec<Host> = users.flat_map(|rules| &rules.hosts).flat_map(|host| covered(mesh, host)).collect();
+        let rules = hosts
+            .iter()
+            .flat_map(|host| mesh.virtual_services.routing_to(host).chain(mesh.virtual_services.naming(host)));
+        let users: Vec<Host> = rules.flat_map(|rules| &rules.hosts).flat_map(|host| covered(mesh, host)).collect();
         hosts.extend(users);
         let mut ports = BTreeSet::new();
         for list in hosts.iter().filter_map(|host| mesh.services.get(host)) {
