@@ -80,6 +80,7 @@ impl SnapshotBuilder {
         let base = [Some(scope.namespace.clone()), None]
             .into_iter()
             .find_map(|namespace| self.bases.get(&(family.clone(), namespace)))
+            // A scope that has its own default cluster cannot be made from another.
             .filter(|_| !own_default)
             .and_then(|base| self.scopes.get_key_value(base));
         let (resources, shared) = match base {
@@ -144,13 +145,9 @@ impl Entry {
         (revision, published): (u64, Option<Instant>),
     ) {
         let before = self.resources.clone();
-        // Where traffic for unknown hosts goes is part of every listener.
-        let view = View::new(mesh, scope);
-        let moves_rest = view.egress_proxy().is_some_and(|to| touched.hosts.contains(&*to.host.to_ascii_lowercase()));
-        if moves_rest {
+        if !touched.hosts.is_empty() || !touched.ports.is_empty() {
+            // Built whole from the parts that are known: what a change touches does not yet name every virtual host.
             self.resources = ScopeResources::build(mesh, scope, parts);
-        } else {
-            self.resources.update(mesh, scope, touched, parts);
         }
         let same = self.resources.same(&before);
         let mut snapshot = if same { (*self.snapshot).clone() } else { self.resources.snapshot(revision) };
