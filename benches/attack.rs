@@ -5,7 +5,7 @@
 //! while new proxies connect and a weight changes again and again. It fails where a new proxy waits for more than a
 //! second, a weight takes more than twice its quiet time (or 100 ms, where that is more), or resident memory goes above
 //! 256 MB or does not come back to within 1.5 times of what it was. `WEIR_STREAMS` says otherwise how many, `WEIR_ATTACKS`
-//! which (as in `RapidReset,Silent`), `WEIR_SERVE` which more flags weir is started with.
+//! which (as in `RapidReset,Silent`), `WEIR_SERVE` which more flags weir is started with, and `WEIR_BINARY` which weir.
 
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/support/hostile.rs"]
@@ -52,7 +52,8 @@ impl Weir {
         let port = || std::net::TcpListener::bind((PROXY, 0)).and_then(|one| one.local_addr());
         let (xds, admin) = (port()?, port()?);
         let more = std::env::var("WEIR_SERVE").unwrap_or_else(|_| "--client-memory 128M".to_owned());
-        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        let binary = std::env::var_os("WEIR_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weir").into());
+        let child = Command::new(binary)
             .args(["serve", "--log", "error", "--config-dir"])
             .arg(folder)
             .args(["--xds-listen", &xds.to_string(), "--admin-listen", &admin.to_string()])

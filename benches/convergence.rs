@@ -3,7 +3,8 @@
 //! `cargo bench --bench convergence` starts `weir serve` on a folder of 1000 Services (4 endpoints, a VirtualService 90/10
 //! and a DestinationRule each) and connects 100 plain ADS clients that ack everything at once, over SotW and over delta.
 //! Then it changes one weight after another, and in every second round one more client is connected that reads nothing, so
-//! that both kinds of rounds see the same machine. `WEIR_SERVICES`, `WEIR_CLIENTS` and `WEIR_ROUNDS` say otherwise.
+//! that both kinds of rounds see the same machine. `WEIR_SERVICES`, `WEIR_CLIENTS` and `WEIR_ROUNDS` say otherwise, and
+//! `WEIR_NAMESPACES` spreads the clients over so many namespaces.
 
 use std::error::Error;
 use std::path::Path;
@@ -105,9 +106,17 @@ impl Weir {
     }
 }
 
+/// The namespace of a client: the services' own, or one of the others.
+fn namespace(n: usize) -> String {
+    match n % number("WEIR_NAMESPACES", 1) {
+        0 => "bench".to_owned(),
+        other => format!("bench-{other}"),
+    }
+}
+
 fn node(n: usize) -> core::Node {
     core::Node {
-        id: format!("sidecar~10.9.{}.{}~client-{n}.bench~bench.svc.cluster.local", n / 250, n % 250 + 1),
+        id: format!("sidecar~10.9.{}.{}~client-{n}.{}~svc.cluster.local", n / 250, n % 250 + 1, namespace(n)),
         ..Default::default()
     }
 }

@@ -100,19 +100,7 @@ impl ControlPlane {
         let (revision_sender, revision) = watch::channel(MeshRevision::NONE);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
         let mut tasks = JoinSet::new();
-        let asker = match options.source {
-            Source::Directory(folder) => {
-                let (asker, looks) = Asker::directory();
-                tasks.spawn(async move { Ok(source::directory::watch(folder, changes_sender, looks).await?) });
-                asker
-            }
-            Source::Kubernetes { kubeconfig } => {
-                let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
-                let asker = Asker::kubernetes(client.clone());
-                tasks.spawn(async move { Ok(source::kubernetes::watch(client, changes_sender).await?) });
-                asker
-            }
-        };
+        let asker = read(options.source, changes_sender, &mut tasks).await?;
         let engine = Engine {
             snapshots: snapshots.clone(),
             metrics: metrics.clone(),
@@ -222,6 +210,27 @@ impl ControlPlane {
         .await;
         self.tasks.shutdown().await;
     }
+}
+
+/// Begins to read a source, and says who knows whether all of it was read.
+async fn read(
+    source: Source,
+    changes: mpsc::Sender<Vec<Change>>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<Asker> {
+    Ok(match source {
+        Source::Directory(folder) => {
+            let (asker, looks) = Asker::directory();
+            tasks.spawn(async move { Ok(source::directory::watch(folder, changes, looks).await?) });
+            asker
+        }
+        Source::Kubernetes { kubeconfig } => {
+            let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
+            let asker = Asker::kubernetes(client.clone());
+            tasks.spawn(async move { Ok(source::kubernetes::watch(client, changes).await?) });
+            asker
+        }
+    })
 }
 
 /// Connections that wait to be accepted: as many as the system allows, so that none has to be tried again while very

@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use weir::cli;
 
+/// Gives memory back to the system soon after a peak, which the C library's allocator does not.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Envoy control plane for Istio's VirtualService and DestinationRule
 ///
 /// weir watches VirtualServices and DestinationRules with the Services, EndpointSlices and Pods they

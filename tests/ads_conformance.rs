@@ -744,6 +744,8 @@ async fn delta_a_request_without_a_nonce_is_no_answer() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
+    // A client that asks for endpoints first is taken for an Envoy whose clusters warm, and gets no routes yet.
+    client.fetch(CDS, &["none"]).await;
     client.send(ask(EDS, &[&v1])).await;
     let first = client.got(EDS).await;
     client.send(ask(EDS, &[&v2])).await;

@@ -103,6 +103,7 @@ withstood! {
     very_many_names_keep_nobody_out: UnknownNames of 24
     messages_without_an_end_keep_nobody_out: Unfinished of 36
     four_connections_can_not_hold_all_streams: Hogging of 600
+    proxies_of_very_many_namespaces_keep_nobody_out: Scopes of 300
     streams_that_come_and_go_keep_nobody_out: Churn of 600
     connections_that_come_and_go_keep_nobody_out: Reconnecting of 1500
 }
@@ -115,7 +116,7 @@ async fn one_address_has_its_share_of_the_streams() {
         let stream = http.open(false, 0);
         let _ = http.send(stream, &hostile::request("bench", n, CDS, Vec::new())).await;
     }
-    assert!(http.until(|seen| seen.ended == 1 && seen.responses == 6).await, "{http:?}");
+    assert!(in_time("the refusal", http.until(|seen| seen.ended == 1 && seen.responses == 6)).await, "{http:?}");
     assert_eq!(weir.admitted("streams").await, 5, "a quarter of all");
     assert_eq!(weir.refusals("streams", "share").await, 1);
     hostile::served(hostile::attacker(1), weir.xds()).await.unwrap();
@@ -129,12 +130,12 @@ async fn who_has_the_most_makes_room_for_others() {
         let stream = http.open(false, 0);
         http.send(stream, &hostile::request("bench", n, CDS, Vec::new())).await.unwrap();
     }
-    assert!(http.until(|seen| seen.messages == 8).await);
+    assert!(in_time("all clusters", http.until(|seen| seen.messages == 8)).await);
     let mut others = Vec::new();
     for n in 1..5 {
         others.push(hostile::served(hostile::attacker(n), weir.xds()).await.unwrap());
     }
-    assert!(http.until(|seen| seen.ended == 4).await, "it lost as many as the others got");
+    assert!(in_time("the end of as many as the others got", http.until(|seen| seen.ended == 4)).await);
     assert_eq!(weir.refusals("streams", "revoked").await, 4);
     assert!(others.iter().all(|other| !other.is_closed()));
     assert_eq!(weir.admitted("streams").await, 8);
@@ -142,7 +143,7 @@ async fn who_has_the_most_makes_room_for_others() {
 
 /// `weir serve` with these limits of file descriptors, soft and hard.
 fn limited(soft: u32, hard: u32, args: &[&str]) -> Child {
-    let script = format!("ulimit -Hn {hard}; ulimit -Sn {soft}; exec \"$0\" serve --log error \"$@\"");
+    let script = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" serve --log error \"$@\"");
     let mut command = Command::new("sh");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_weir")]).args(args).stdin(Stdio::null());
     command.spawn().unwrap()
@@ -239,7 +240,7 @@ async fn a_connection_all_of_whose_streams_have_ended_is_closed() {
     let mut http = hostile::served(PROXY, plane.xds_addr()).await.unwrap();
     http.reset(1);
     http.flush().await.unwrap();
-    in_time("the connection's end", http.until(|_| false)).await;
+    in_time("the end of a connection to ADS", http.until(|_| false)).await;
     let mut stream = hostile::connect(PROXY, plane.admin_addr()).await.unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: weir\r\n\r\n").await.unwrap();
     closed(stream).await;

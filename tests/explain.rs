@@ -293,11 +293,11 @@ fn hop_by_hop(wanted: &mut Wanted, random: &mut Random) {
         ("connection", "x-hop"),
     ]);
     match random.below(16) {
-        0 => wanted.headers.insert("connection".to_owned(), "upgrade".to_owned()),
-        1 | 2 => wanted.headers.insert(name.to_owned(), value.to_owned()),
-        3 => return wanted.target = "/a%00b".to_owned(),
-        _ => None,
-    };
+        0 => drop(wanted.headers.insert("connection".to_owned(), "upgrade".to_owned())),
+        1 | 2 => drop(wanted.headers.insert(name.to_owned(), value.to_owned())),
+        3 => wanted.target = "/a%00b".to_owned(),
+        _ => {}
+    }
 }
 
 fn apply(header: &route::HeaderMatcher, wanted: &mut Wanted, random: &mut Random) {

@@ -5,6 +5,9 @@ mod support;
 
 use std::net::Ipv4Addr;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
 use support::network::is_inside;
 use support::sidecar::Options;
 use support::traffic::{Mesh, Request, connect, greeting};
@@ -17,7 +20,9 @@ const CALLER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 7);
 
 async fn mesh(objects: &[&str], policy: &str) -> Mesh {
     let objects: Vec<_> = objects.iter().map(|text| (*text).to_owned()).collect();
-    let (serve, bootstrap) = (["--outbound-policy", policy], ["--intercept", "redirect", "--ip", "10.1.0.6"]);
+    // What nothing leads to any more goes at once, so that nothing lives by chance.
+    let (serve, bootstrap) =
+        (["--outbound-policy", policy, "--grace", "0"], ["--intercept", "redirect", "--ip", "10.1.0.6"]);
     Mesh::start_in([10, 1, 0], &objects, Options { serve: &serve, bootstrap: &bootstrap, ..Options::default() }).await
 }
 
@@ -294,4 +299,39 @@ async fn what_is_sent_to_the_workload_comes_through_its_proxy() {
     let name = "own.secure.test".try_into().unwrap();
     mesh.certificates.connector().connect(name, stream).await.unwrap();
     assert_eq!(stat("cluster.InboundPassthroughCluster;.upstream_cx_total".to_owned()).await, 1);
+}
+
+#[tokio::test]
+async fn open_connections_go_on_when_their_pod_leaves_every_service() {
+    if !is_inside("open_connections_go_on_when_their_pod_leaves_every_service") {
+        return;
+    }
+    let mut mesh = mesh(&[OWN], "registry-only").await;
+    let stream = connect(CALLER, (WORKLOAD, mesh.backends.http).into()).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = async || {
+        let request = hyper::Request::get("/").header("host", "own").body(Full::default()).unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        let status = answer.status().as_u16();
+        answer.into_body().collect().await.unwrap();
+        status
+    };
+    assert_eq!(ask().await, 200);
+    let cluster = format!("cluster.inbound|{}||;.upstream_rq_total", mesh.backends.http);
+    // No slice has the pod any more: its filter chains go, and drain.
+    let (services, _) = OWN.split_once("---").unwrap();
+    mesh.write("0.yaml", services);
+    mesh.sidecar.stat_reaches("listener_manager.listener_modified", 1).await;
+    // What comes later is taken after whatever went with the pod.
+    let added = mesh.sidecar.stat("cluster_manager.cluster_added").await;
+    mesh.write("later.yaml", SERVICES);
+    mesh.sidecar.stat_reaches("cluster_manager.cluster_added", added + 1).await;
+    for _ in 0..20 {
+        assert_eq!(ask().await, 200);
+    }
+    assert_eq!(mesh.sidecar.stat(&cluster).await, 21);
+    // New connections reach the workload as well, as a port that no service has.
+    assert_eq!(get(&mesh, WORKLOAD.octets(), mesh.backends.http, "own").from(CALLER).send().await.backend(), 6);
 }

@@ -118,15 +118,15 @@ impl Admin {
         found.map(Into::into).ok_or_else(|| no_such(&key))
     }
 
-    /// The stream of a proxy, by `NAMESPACE/POD`, a pod's name or a node id.
-    fn find(&self, name: &str) -> Result<(u64, ProxyReport), Status> {
+    /// The streams of a proxy, by `NAMESPACE/POD`, a pod's name or a node id.
+    fn find(&self, name: &str) -> Result<(Vec<u64>, ProxyReport), Status> {
         if name.is_empty() {
             return Err(invalid("proxy", "is empty; expected NAMESPACE/POD, the name of a pod or the id of a node"));
         }
         let state = self.ledger.state();
-        let all = self.board.streams().into_iter().flat_map(|(stream, status)| {
+        let all = self.board.proxies().into_iter().flat_map(|(streams, status)| {
             let reports = status::proxies(&state, std::slice::from_ref(&status));
-            reports.into_iter().map(move |report| (stream, report))
+            reports.into_iter().map(move |report| (streams.clone(), report))
         });
         let fits = |report: &ProxyReport| {
             let by_pod = name.split_once('/') == Some((&report.namespace, &report.pod));
@@ -145,9 +145,12 @@ impl Admin {
 
     /// A proxy, and what it was sent of these types, by type and name.
     async fn inventory(&self, proxy: &str, types: &[ResourceType]) -> Result<(ProxyReport, Vec<Item>), Status> {
-        let (stream, report) = self.find(proxy)?;
-        let gone = || Status::not_found(format!("proxy `{proxy}` has just left"));
-        let mut items = self.board.inventory(stream).await.ok_or_else(gone)?;
+        let (streams, report) = self.find(proxy)?;
+        let mut items = Vec::new();
+        for stream in streams {
+            let gone = || Status::not_found(format!("proxy `{proxy}` has just left"));
+            items.extend(self.board.inventory(stream).await.ok_or_else(gone)?);
+        }
         items.retain(|item| types.contains(&item.kind));
         items.sort_by(|a, b| (a.kind, &a.resource.name).cmp(&(b.kind, &b.resource.name)));
         Ok((report, items))

@@ -36,9 +36,16 @@ pub struct Connection {
     memory: Permit,
     /// Cancelled where the connection is to be closed at once.
     over: CancellationToken,
-    /// How many requests are open that turned out to be of use.
-    in_use: watch::Sender<usize>,
+    in_use: watch::Sender<InUse>,
     waste: Mutex<Waste>,
+}
+
+/// The requests of a connection that are, or were, under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct InUse {
+    pub now: usize,
+    /// All there ever were: one may come and go between two looks.
+    pub ever: u64,
 }
 
 /// How many more requests may come to nothing.
@@ -97,8 +104,8 @@ impl Connection {
         self.admission.limits()
     }
 
-    /// How many requests are open that turned out to be of use.
-    pub(super) fn in_use(&self) -> watch::Receiver<usize> {
+    /// Tells of the requests that are under way.
+    pub(super) fn in_use(&self) -> watch::Receiver<InUse> {
         self.in_use.subscribe()
     }
 
@@ -166,7 +173,10 @@ impl Exchange {
     /// Notes that the request is under way: its connection is not idle.
     pub fn is_in_use(&self) {
         if !self.in_use.swap(true, Ordering::Relaxed) {
-            self.connection.in_use.send_modify(|count| *count += 1);
+            self.connection.in_use.send_modify(|count| {
+                count.now += 1;
+                count.ever += 1;
+            });
         }
     }
 
@@ -204,7 +214,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if *self.in_use.get_mut() {
-            self.connection.in_use.send_modify(|count| *count = count.saturating_sub(1));
+            self.connection.in_use.send_modify(|count| count.now = count.now.saturating_sub(1));
         }
         if !*self.made_sense.get_mut() {
             self.connection.wasted();

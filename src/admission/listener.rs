@@ -171,14 +171,17 @@ impl Served {
         let mut http = pin!(builder.serve_connection(TokioIo::new(Paced::new(socket, STALL)), self));
         // Since when it has been without a request, and how long it may be.
         let mut idle = Some((Instant::now(), limits.first_request));
+        let mut seen = 0;
         let mut draining = false;
         let mut ends_at: Option<Instant> = None;
         loop {
-            if *in_use.borrow_and_update() > 0 {
+            let requests = *in_use.borrow_and_update();
+            if requests.now > 0 {
                 idle = None;
-            } else if idle.is_none() {
+            } else if idle.is_none() || requests.ever > seen {
                 idle = Some((Instant::now(), limits.idle));
             }
+            seen = requests.ever;
             let idle_until = idle.map(|(since, limit)| since + limit).filter(|_| ends_at.is_none());
             tokio::select! {
                 // How it ended is for the client to know.

@@ -177,7 +177,10 @@ codes! {
         "weight for a destination without a ready endpoint: a weir that starts now gives it to the other destinations";
     /// A VirtualService that some clients do not get.
     OVERRIDDEN = "WEIR0114", "VirtualServiceOverridden", Info,
-        "clients of some namespaces get the routes of another VirtualService for the host, which is for them alone";
+        "some clients of the host, by namespace, labels or port, get the routes of another VirtualService that names them";
+    /// A service that only some clients know.
+    SERVICE_VISIBILITY = "WEIR0115", "ServiceNotSeenByAllClients", Warning,
+        "a VirtualService counts in namespaces that do not see a service it sends to";
     /// Not for sidecars.
     NOT_FOR_SIDECARS = "WEIR0201", "NotForSidecars", Info,
         "something that only counts at gateways, which weir does not serve";

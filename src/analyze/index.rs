@@ -166,7 +166,7 @@ pub(super) struct Index<'a> {
     pub virtual_services: Vec<VirtualService<'a>>,
     pub destination_rules: Vec<DestinationRule<'a>>,
     pub services: HashMap<Host, Service>,
-    /// The services of hosts that several objects name, in the order in which they count.
+    /// The services of hosts that several objects declare, in order of precedence.
     pub same_host: Vec<(Host, Vec<Arc<mesh::Service>>)>,
     /// The hosts of services by namespace.
     pub hosts: HashMap<Arc<str>, Vec<Host>>,
@@ -268,6 +268,12 @@ impl<'a> Index<'a> {
         let (host, service) = self.services.get_key_value(host)?;
         let Some(target) = &service.alias_of else { return Some((host, service)) };
         self.services.get_key_value(target).filter(|(_, real)| real.alias_of.is_none())
+    }
+
+    /// Whether clients in a namespace see some service of an exact host.
+    pub fn is_seen(&self, host: &str, client: &str) -> bool {
+        let known = self.mesh.services.get(host).into_iter().flat_map(|list| list.iter());
+        known.into_iter().any(|known| known.service.visibility.includes(client))
     }
 
     /// Whether a host or wildcard is or covers any service.
@@ -404,7 +410,7 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
     starts.map(|at| format!("*{}", rest.get(at..).unwrap_or_default())).collect::<Vec<_>>().into_iter()
 }
 
-/// The services of each host that several objects name.
+/// The services of each host that several objects declare.
 fn same_host(mesh: &Mesh) -> Vec<(Host, Vec<Arc<mesh::Service>>)> {
     let several =
         |list: &[Registered]| list.len() > 1 || list.iter().any(|known| !known.service.merged_from.is_empty());

@@ -1,6 +1,6 @@
 //! Where VirtualServices lead: hosts, ports, subsets, delegates and namespaces that are not there or not seen.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::index::{DestinationRule, Index, Match, Service, VirtualService, shown, wildcards};
 use super::{Findings, any_of, code};
@@ -83,10 +83,18 @@ fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &I
         }
         return;
     };
-    if !service.visibility.includes(one.namespace()) {
+    let seen = |client: &str| index.is_seen(&host, client);
+    if !seen(one.namespace()) {
         let message = format!("the service {name} is not exported to the namespace {}", one.namespace());
         let advice = format!("add {} to its exportTo", one.namespace());
         found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
+    } else if let Some(client) = other_clients(one).into_iter().find(|client| !seen(client)) {
+        let message = format!(
+            "clients in {} use this route too, and do not see the service {name}: they get 503",
+            namespace_name(client)
+        );
+        let advice = "export the service to them, or set spec.exportTo: [.] here";
+        found.add(&code::SERVICE_VISIBILITY, one.entry, format!("{path}.host"), message, advice);
     }
     let Some((real_host, real)) = index.real_service(&host) else {
         if let Some(target) = service.alias_of.as_ref().filter(|target| !index.is_refused_host(target)) {
@@ -100,7 +108,7 @@ fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &I
         }
         return;
     };
-    port(one, to, path, (service, real), &shown(real_host, index.config), found);
+    port(one, to, path, (service, real), real_host, index, found);
     if !to.subset.is_empty() {
         subset(one, (&host, real_host), &to.subset, &format!("{path}.subset"), index, found);
     }
@@ -125,10 +133,11 @@ fn port(
     to: &Destination,
     path: &str,
     (service, real): (&Service, &Service),
-    name: &str,
+    real_host: &str,
+    index: &Index<'_>,
     found: &mut Findings,
 ) {
-    let numbers = real.port_numbers();
+    let (numbers, name) = (real.port_numbers(), shown(real_host, index.config));
     // Without a port the only one of the service that is named counts, else that of the request.
     let only = match service.ports.as_slice() {
         [(number, _)] => Some(u32::from(*number)),
@@ -145,6 +154,18 @@ fn port(
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
             found.add(&code::REFERENCE, one.entry, path, message, advice);
         }
+        (None, None) if numbers.len() == 1 && service.alias_of.is_some() => {
+            let requests = request_ports(one, index);
+            let other = requests.into_iter().find(|number| !real.may_have_port(u32::from(*number)));
+            if let Some(other) = other {
+                let message = format!(
+                    "this ExternalName has no port and none is chosen, so that of the request is used, of which {name} \
+                     does not have {other}"
+                );
+                let advice = format!("add port: {{number: {}}}", any_of(&numbers));
+                found.add(&code::PORT_REQUIRED, one.entry, path, message, advice);
+            }
+        }
         (None, None) if numbers.len() > 1 => {
             let message = format!("the service {name} has the ports {}, and none is chosen", numbers.join(", "));
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
@@ -152,6 +173,23 @@ fn port(
         }
         _ => {}
     }
+}
+
+/// The ports at which requests come to the routes of a VirtualService, or of those that delegate to it.
+fn request_ports(one: &VirtualService<'_>, index: &Index<'_>) -> BTreeSet<u16> {
+    let key = one.entry.object.key();
+    let delegating = index.virtual_services.iter().filter(|root| {
+        let mut delegates = root.spec.http.iter().filter_map(|route| route.delegate.as_ref());
+        one.hosts.is_empty() && delegates.any(|to| target(root, to) == key)
+    });
+    let mut ports = BTreeSet::new();
+    for host in one.hosts.iter().chain(delegating.flat_map(|root| &root.hosts)) {
+        let covered = index.services.iter().filter(|(known, _)| mesh::covers(host, known));
+        let own: Vec<u16> = covered.flat_map(|(_, service)| &service.ports).map(|(number, _)| *number).collect();
+        // A name of no service is answered at the port of plain HTTP.
+        ports.extend(if own.is_empty() { vec![80] } else { own });
+    }
+    ports
 }
 
 /// The subset `name` of a destination: of the host that it names, and of the one that has the clusters.
@@ -189,14 +227,8 @@ fn subset(
         found.add(&code::REFERENCE, one.entry, path, message, advice);
         return;
     }
-    let others: Vec<&str> = match &one.visibility {
-        Visibility::Public => vec![ELSEWHERE],
-        Visibility::Namespaces(names) => {
-            names.iter().map(|name| &**name).filter(|name| **name != **one.namespace()).collect()
-        }
-    };
-    if let Some(client) = others.into_iter().find(|client| !has(&index.rules(host, client))) {
-        let who = if client == ELSEWHERE { "other namespaces".to_owned() } else { format!("namespace {client}") };
+    if let Some(client) = other_clients(one).into_iter().find(|client| !has(&index.rules(host, client))) {
+        let who = namespace_name(client);
         let message = format!(
             "clients in {who} use this route too, and see no DestinationRule with the subset `{name}` of {short}: they \
              get 503"
@@ -205,6 +237,20 @@ fn subset(
             "move the DestinationRule to the service's namespace and export it, or set spec.exportTo: [.] here";
         found.add(&code::SUBSET_VISIBILITY, one.entry, path, message, advice);
     }
+}
+
+/// The namespaces beside its own whose clients use a VirtualService.
+fn other_clients<'a>(one: &'a VirtualService<'_>) -> Vec<&'a str> {
+    match &one.visibility {
+        Visibility::Public => vec![ELSEWHERE],
+        Visibility::Namespaces(names) => {
+            names.iter().map(|name| &**name).filter(|name| **name != **one.namespace()).collect()
+        }
+    }
+}
+
+fn namespace_name(client: &str) -> String {
+    if client == ELSEWHERE { "other namespaces".to_owned() } else { format!("namespace {client}") }
 }
 
 /// Why there is no such subset, and what to do.
@@ -469,9 +515,43 @@ mod tests {
             let path = format!("spec.http[0].route[0].destination{field}");
             assert_eq!(to(fields, ""), [(code, path)], "{fields}");
         }
+        // The request's port counts where neither the destination nor the ExternalName has one.
+        let many = |fields: &str| {
+            let route = format!("http: [{{route: [{{destination: {{{fields}}}}}]}}]");
+            let service = format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                 metadata: {{name: v, namespace: shop}}\nspec: {{hosts: [many], {route}}}\n"
+            );
+            found(&(objects.clone() + &service))
+        };
+        assert_eq!(many("host: same, port: {number: 80}"), []);
+        assert_eq!(many("host: same"), [("IST0112", "spec.http[0].route[0].destination".to_owned())]);
         let unused = ("IST0174", "spec.host".to_owned());
         let subset = ("IST0101", "spec.http[0].route[0].destination.subset".to_owned());
         assert_eq!(to("host: same, subset: v7", &rule("same")), [unused, subset]);
+    }
+
+    #[test]
+    fn a_service_is_seen_where_the_route_counts() {
+        let to = |service: &str, fields: &str| {
+            found(&format!(
+                "{}---\napiVersion: v1\nkind: Service\n\
+                 metadata: {{name: near, namespace: shop, annotations: {{networking.istio.io/exportTo: '{service}'}}}}\n\
+                 spec: {{clusterIP: 10.0.0.9, ports: [{{name: http, port: 80}}]}}\n---\n\
+                 apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                 metadata: {{name: v, namespace: shop}}\n\
+                 spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{host: near}}}}]}}], {fields}}}\n",
+                base()
+            ))
+        };
+        let others = [("WEIR0115", "spec.http[0].route[0].destination.host".to_owned())];
+        let nobody = [("IST0101", "spec.http[0].route[0].destination.host".to_owned())];
+        assert_eq!(to("*", ""), []);
+        assert_eq!(to(".", ""), others);
+        assert_eq!(to(".", "exportTo: [.]"), []);
+        assert_eq!(to("., pay", "exportTo: [., pay]"), []);
+        assert_eq!(to("., pay", "exportTo: [., bank]"), others);
+        assert_eq!(to("pay", ""), nobody);
     }
 
     #[test]

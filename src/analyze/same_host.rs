@@ -1,4 +1,4 @@
-//! Several services for one host.
+//! Several services that declare the same host.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ fn key(service: &Service) -> ObjectKey {
     ObjectKey::new(kind, &service.namespace, &service.name)
 }
 
-/// ServiceEntries that are one service: of two that say the same port the older is followed.
+/// Ports of merged ServiceEntries whose protocol an older entry overrides.
 fn merged(index: &Index<'_>, service: &Service, found: &mut Findings) {
     for younger in service.merged_from.iter().skip(1) {
         let Some(entry) = index.store.get(&key(younger)) else { continue };
@@ -42,7 +42,7 @@ fn merged(index: &Index<'_>, service: &Service, found: &mut Findings) {
             let Some(used) = first.port(port.number).filter(|used| used.protocol != port.protocol) else { continue };
             let Some(n) = position(entry, port) else { continue };
             let message = format!(
-                "port {} of `{}` speaks {} here and {} in {}, which comes first: this has no effect",
+                "port {} of `{}` is {} here and {} in {}, which comes first: this protocol has no effect",
                 port.number,
                 service.host,
                 word(port.protocol),
@@ -55,13 +55,13 @@ fn merged(index: &Index<'_>, service: &Service, found: &mut Findings) {
     }
 }
 
-/// The place of a port in its ServiceEntry.
+/// The index of a port in its ServiceEntry.
 fn position(entry: &Entry, port: &Port) -> Option<usize> {
     let Spec::ServiceEntry(spec) = &entry.object.spec else { return None };
-    spec.ports.iter().position(|one| one.number == u32::from(port.number))
+    spec.ports.iter().position(|declared| declared.number == u32::from(port.number))
 }
 
-/// A service that another one takes the host from, and whose endpoints may count all the same.
+/// A service that loses its host to another one. Its endpoints may count all the same.
 fn unmerged(index: &Index<'_>, host: &str, winner: &Service, loser: &Arc<Service>, found: &mut Findings) {
     let Some(entry) = index.store.get(&key(loser)) else { return };
     let neighbours = winner.namespace == loser.namespace;
@@ -110,7 +110,7 @@ fn gives_endpoints(spec: &api::ServiceEntry, winner: &Service, port: &Port) -> b
     known && (spec.workload_selector.is_some() || spec.endpoints.iter().any(usable))
 }
 
-/// What keeps two ServiceEntries of one namespace from being merged.
+/// The fields that keep two ServiceEntries of one namespace from being merged.
 fn differences(a: &Service, b: &Service) -> Vec<&'static str> {
     if a.registry != b.registry {
         return Vec::new();
@@ -124,7 +124,7 @@ fn differences(a: &Service, b: &Service) -> Vec<&'static str> {
     all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
 }
 
-/// Whether all who see `a` see `b` as well.
+/// Whether every namespace that sees `a` sees `b` as well.
 fn is_within(a: &Visibility, b: &Visibility) -> bool {
     match (a, b) {
         (_, Visibility::Public) => true,

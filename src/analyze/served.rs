@@ -71,12 +71,12 @@ pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, served: &mut Se
             let advice = spelling.unwrap_or_else(|| "add a Service or ServiceEntry for it".to_owned());
             found.add(&code::NO_EFFECT, one.entry, path, message, advice);
         } else {
-            let on = if numbers.len() == 1 { "port" } else { "the ports" };
-            let message =
-                format!("`{host}` is no known service: requests to it are routed on {on} {}", all_of(&numbers));
-            let advice = spelling.unwrap_or_else(|| {
-                format!("add a Service or ServiceEntry for it, unless {} is what is meant", all_of(&numbers))
-            });
+            let one_port = numbers.len() == 1;
+            let on = format!("{} {}", if one_port { "port" } else { "the ports" }, all_of(&numbers));
+            let message = format!("`{host}` is no known service: requests to it are routed on {on}");
+            let meant = if one_port { format!("{on} is") } else { "these ports are".to_owned() };
+            let advice = spelling
+                .unwrap_or_else(|| format!("add a Service or ServiceEntry for it, unless {meant} what is meant"));
             found.add(&code::UNKNOWN_HOST, one.entry, path, message, advice);
         }
     }

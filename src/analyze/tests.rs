@@ -194,6 +194,8 @@ fn every_kind_of_finding_is_found() {
         route("a8", &format!("{to}, timeout: 1s, retries: {{attempts: 2, perTryTimeout: 2s}}")),
         route("a9", "route: [{destination: {host: other, subset: v9}}]"),
         route("b1", &format!("{to}, match: [{{gateways: [gw]}}]")),
+        annotated("near", "networking.istio.io/exportTo: ."),
+        route("b5", "route: [{destination: {host: near}}]"),
         route("b4", &shares(50, 50)),
         route("b2", "redirect: {uri: /x}, timeout: 1s"),
         route("b3", &format!("{to}, match: [{{uri: {{prefix: /}}}}, {{uri: {{prefix: /a}}}}]")),

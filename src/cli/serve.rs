@@ -44,6 +44,10 @@ pub struct Args {
     /// How long a proxy keeps clusters that nothing leads to any more
     #[arg(long, value_name = "SECONDS", default_value = "1", allow_negative_numbers = true, value_parser = seconds)]
     grace: Duration,
+    /// How long Envoys drain: their --drain-time-s. Connections that are open when a pod leaves its
+    /// Services go on for so long
+    #[arg(long, value_name = "SECONDS", default_value = "600", allow_negative_numbers = true, value_parser = seconds)]
+    drain_time: Duration,
     /// After how long without an answer a proxy is shown as lagging
     #[arg(long, value_name = "SECONDS", default_value = "10", allow_negative_numbers = true, value_parser = seconds)]
     ack_timeout: Duration,
@@ -134,6 +138,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         mesh: args.mesh.config(),
         streams: Settings {
             grace: args.grace,
+            drain: args.drain_time,
             ack_timeout: args.ack_timeout,
             gated: !args.test_ungated,
             ..Default::default()

@@ -28,11 +28,11 @@ use prost::Message;
 pub use matching::{filter_chain, route as route_matches, virtual_host};
 pub use request::{Question, Request};
 
-use crate::api::shares;
-use crate::mesh::{Interception, Protocol, Registry, Resolution, Seen, View, resolve};
+use crate::api::{ObjectKey, shares};
+use crate::mesh::{Interception, Protocol, Registry, Resolution, Seen, View, VirtualService, resolve};
 use crate::rollout_guard::HeldChange;
 use crate::snapshot::{ResourceType, Snapshot};
-use crate::translate::route::{Context, Known, Said, has_routes, rules_at};
+use crate::translate::route::{Context, Known, Said, has_routes};
 use crate::translate::{listener as translate_listener, outbound, route_match, virtual_host as hosts};
 
 /// The answer.
@@ -287,7 +287,8 @@ impl Player<'_> {
         let Some((host, domain)) = matching::virtual_host(&configuration, &request.authority) else { return };
         answer.virtual_host = Some(host.name.clone());
         answer.domain = Some(domain.to_owned());
-        let said = self.said(&host.name, routes);
+        let rules = self.rules_in_force(host);
+        let said = self.said(&host.name, routes, rules);
         for (index, one) in host.routes.iter().enumerate() {
             let said = said.get(index);
             let mismatch = one.r#match.as_ref().map_or(Ok(()), |matches| matching::route(matches, request)).err();
@@ -304,18 +305,35 @@ impl Player<'_> {
                 break;
             }
         }
-        self.add_left_out(&host.name, request.port, answer);
+        self.add_left_out(&host.name, request.port, rules.map(|rules| &rules.key), answer);
+    }
+
+    /// The VirtualService whose routes a virtual host has. Of several that have routes for a host at a port, not always
+    /// the first is in force there: at a port of no service of the host's own it counts which hosts one names beside it.
+    fn rules_in_force(&self, virtual_host: &route::VirtualHost) -> Option<&VirtualService> {
+        let (host, port) = hosts::host_and_port(&virtual_host.name)?;
+        let all = self.view.rules_at(port).http(host);
+        let mut all = all.map(Arc::as_ref).filter(|rules| has_routes(rules, self.view.scope, port)).peekable();
+        let first = all.peek().copied();
+        let known = |name: &str| self.known(name);
+        let context = Context { config: &self.view.mesh.config, scope: self.view.scope, port, service: &known };
+        let has_these = |rules: &&VirtualService| {
+            let said = crate::translate::route::of_virtual_service(rules, &context);
+            said.iter().map(|said| &said.route).eq(&virtual_host.routes)
+        };
+        all.find(|rules| has_these(rules)).or(first)
+    }
+
+    fn known(&self, name: &str) -> Option<Known> {
+        let known = self.view.service(name)?.known;
+        Some((known.service.clone(), self.view.destination_rule(known).cloned()))
     }
 
     /// What says each of the routes of a virtual host, in order.
-    fn said(&self, virtual_host: &str, routes: &str) -> Vec<Source> {
+    fn said(&self, virtual_host: &str, routes: &str, rules: Option<&VirtualService>) -> Vec<Source> {
         let Some((host, port)) = hosts::host_and_port(virtual_host) else { return Vec::new() };
-        let lookup = |name: &str| -> Option<Known> {
-            let known = self.view.service(name)?.known;
-            Some((known.service.clone(), self.view.destination_rule(known).cloned()))
-        };
-        let context = Context { config: &self.view.mesh.config, scope: self.view.scope, port, service: &lookup };
-        let rules = rules_at(self.view, host, port).map(Arc::as_ref);
+        let known = |name: &str| self.known(name);
+        let context = Context { config: &self.view.mesh.config, scope: self.view.scope, port, service: &known };
         let said: Vec<Said<'_>> = match (self.view.service(host), rules) {
             (Some(seen), _) if seen.ports().any(|one| one.number == port && carries_http(one.protocol, routes)) => {
                 let service = &seen.known.service;
@@ -331,26 +349,28 @@ impl Player<'_> {
     }
 
     /// The routes that this proxy does not get at all, and why.
-    fn add_left_out(&self, virtual_host: &str, port: u16, answer: &mut Explanation) {
+    fn add_left_out(&self, virtual_host: &str, port: u16, counting: Option<&ObjectKey>, answer: &mut Explanation) {
         let Some((host, _)) = hosts::host_and_port(virtual_host) else { return };
         let (mut all, mut lost, mut overruled) = (Vec::new(), Vec::new(), Vec::new());
-        let mut counting = None;
+        let has_some = |rules: &Arc<VirtualService>| has_routes(rules, self.view.scope, port);
         for rules in self.view.rules_at(port).http(host) {
-            all.extend(rules.http());
-            lost.extend(rules.lost().iter().map(|one| (&rules.key, one)));
-            if has_routes(rules, self.view.scope, port) {
-                counting = Some(&rules.key);
+            let counts = counting == Some(&rules.key);
+            if counts || !has_some(rules) {
+                all.extend(rules.http());
+                lost.extend(rules.lost().iter().map(|one| (&rules.key, one)));
+            }
+            if counts {
                 break;
             }
         }
-        for rules in self.view.rules_at(port).all(host).filter(|rules| !rules.spec().http.is_empty()) {
+        // Those that come before it have no routes here.
+        let after = self.view.rules_at(port).all(host).skip_while(|rules| counting != Some(&rules.key));
+        for rules in after.filter(|rules| counting != Some(&rules.key) && has_some(rules)) {
             let name = rules.key.to_string();
-            if counting.is_some_and(|key| *key != rules.key) && !overruled.contains(&name) {
+            if !overruled.contains(&name) {
                 overruled.push(name);
             }
         }
-        // One that counts before it, and has no route here, is told of by its routes.
-        overruled.retain(|name| !all.iter().any(|rule| rule.key.to_string() == *name));
         answer.overruled = overruled;
         let mut at = 0;
         for rule in all {

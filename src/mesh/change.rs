@@ -69,13 +69,14 @@ impl MeshChange {
                 return;
             }
             reshaped.insert(host.clone());
-            for known in moved {
+            // Those that stay as they are may be seen instead of others, or no longer.
+            for known in before.iter().chain(after) {
                 self.ports.extend(ports(known, |_| true));
                 reshaped.extend(known.service.alias_of.clone());
             }
             for mesh in [old, new] {
                 let rules = mesh.virtual_services.naming(host).chain(mesh.virtual_services.routing_to(host));
-                reshaped.extend(rules.flat_map(|rules| rules.hosts.iter().cloned()));
+                rules.flat_map(|rules| &rules.hosts).for_each(|host| covered(mesh, host, reshaped));
             }
         });
     }
@@ -100,7 +101,7 @@ impl MeshChange {
                 for host in &hosts {
                     // Their routes hash requests as the rule of the destination says.
                     let users = new.virtual_services.routing_to(host);
-                    reshaped.extend(users.flat_map(|rules| rules.hosts.iter().cloned()));
+                    users.flat_map(|rules| &rules.hosts).for_each(|host| covered(new, host, reshaped));
                 }
                 reshaped.extend(hosts);
             }

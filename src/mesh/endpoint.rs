@@ -122,7 +122,7 @@ pub struct EndpointSet {
 pub(super) type Nodes = BTreeMap<Arc<str>, Arc<Topology>>;
 
 impl EndpointSet {
-    /// Sorts endpoints, of which none stands twice.
+    /// Sorts endpoints, which must be distinct.
     pub(super) fn new(mut list: Vec<Endpoint>) -> Self {
         // Envoy sums weights in 32 bits: shares that are too large are made smaller, all by the same factor.
         let total: u64 = list.iter().map(|endpoint| u64::from(endpoint.weight)).sum();

@@ -17,7 +17,7 @@ pub fn resolve(host: &str, namespace: &str, domain: &str) -> Host {
     }
 }
 
-/// A host without the brackets that IPv6 addresses have before a port.
+/// A host without the brackets in which an IPv6 address is written before a port.
 pub fn without_brackets(host: &str) -> &str {
     host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }

@@ -208,8 +208,8 @@ impl Mesh {
         by_target.into_values().map(|(_, port)| port).collect()
     }
 
-    /// Of several services with one host the one that counts in `namespace`: its own before others, a Kubernetes Service
-    /// before a ServiceEntry, what is exported to it by name before what all see, and the oldest of these.
+    /// The service of a host that counts in `namespace`: its own before others, a Kubernetes Service before a
+    /// ServiceEntry, one that is exported to it by name before one that all see, and the oldest of these.
     pub(crate) fn pick<'a>(
         &self,
         list: &'a SameHost,
@@ -626,13 +626,13 @@ impl Builder {
         found.into_values().collect()
     }
 
-    /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes it away.
+    /// Replaces the service that the object of this registry and name declares for `host`, or removes it.
     fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
         self.declared.put(host, registry, name, new);
         self.publish(host);
     }
 
-    /// Takes in what has become of a host.
+    /// Brings the services of a host in the mesh up to date with what is declared.
     fn publish(&mut self, host: &Host) {
         let old = self.mesh.services.get(host).cloned().unwrap_or_default();
         let list = self.declared.services(host, &old);
@@ -699,7 +699,7 @@ impl Builder {
         }
     }
 
-    /// Lets chains of ExternalName services lead to where they end now.
+    /// Brings ExternalName services up to date whose chain has another end now.
     fn follow_aliases(&mut self) {
         let leads_to = |host: &Host, end: &Host| {
             let known = self.mesh.services.get(host).and_then(|list| list.first());

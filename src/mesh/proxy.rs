@@ -57,6 +57,17 @@ pub enum ProxyError {
         /// Its first part.
         found: String,
     },
+    /// It is no Envoy.
+    #[error(
+        "node `{id}` has the metadata GENERATOR: {generator}; weir serves Envoy sidecars alone, proxyless gRPC clients \
+         are not supported yet"
+    )]
+    Generator {
+        /// The id.
+        id: String,
+        /// The kind of client that it says it is.
+        generator: String,
+    },
     /// The id's address is none.
     #[error("node id `{id}`: `{found}` is not an IP address")]
     Address {
@@ -80,6 +91,8 @@ pub struct NodeMetadata {
     pub interception_mode: Option<String>,
     /// NODE_NAME.
     pub node_name: Option<String>,
+    /// GENERATOR, by which other clients than Envoy say what they are.
+    pub generator: Option<String>,
     /// CLUSTER_ID.
     pub cluster_id: Option<String>,
     /// NETWORK.
@@ -102,6 +115,7 @@ impl NodeMetadata {
                 .unwrap_or_default(),
             interception_mode: text("INTERCEPTION_MODE"),
             node_name: text("NODE_NAME"),
+            generator: text("GENERATOR"),
             cluster_id: text("CLUSTER_ID"),
             network: text("NETWORK"),
         }
@@ -112,12 +126,15 @@ impl Proxy {
     /// The proxy of a node id and metadata.
     ///
     /// # Errors
-    /// The id is not of the form above, or of a type that is not served.
+    /// The id is not of the form above, or of a type that is not served, or the client is no Envoy.
     pub fn new(id: &str, metadata: NodeMetadata, locality: Locality) -> Result<Self, ProxyError> {
         let parts: Vec<&str> = id.split('~').collect();
         let [kind, address, name, _domain] = parts.as_slice() else { return Err(ProxyError::Id(id.to_owned())) };
         if *kind != "sidecar" {
             return Err(ProxyError::Type { id: id.to_owned(), found: (*kind).to_owned() });
+        }
+        if let Some(generator) = metadata.generator.filter(|generator| !generator.is_empty()) {
+            return Err(ProxyError::Generator { id: id.to_owned(), generator });
         }
         if address.parse::<std::net::IpAddr>().is_err() {
             return Err(ProxyError::Address { id: id.to_owned(), found: (*address).to_owned() });
@@ -248,6 +265,14 @@ mod tests {
         assert_eq!(proxy.addresses, ["10.9.0.1".into(), "fd00::1".into()]);
         assert_eq!(proxy.interception, Interception::None);
         assert_eq!(proxy.locality.to_string(), "eu/eu-a");
+    }
+
+    #[test]
+    fn other_clients_than_envoy_are_told_that_they_are_not_served() {
+        let metadata = NodeMetadata::from_json(&serde_json::json!({ "GENERATOR": "grpc" }));
+        let found = Proxy::new("sidecar~10.0.0.1~pod.ns~x", metadata, Locality::default());
+        assert!(matches!(&found, Err(ProxyError::Generator { generator, .. }) if generator == "grpc"), "{found:?}");
+        assert!(found.unwrap_err().to_string().contains("not supported yet"));
     }
 
     #[test]

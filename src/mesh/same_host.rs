@@ -1,5 +1,5 @@
-//! What several objects make of one host: ServiceEntries are merged where they agree, and chains of ExternalName services
-//! lead to where they end.
+//! The services of a host that several objects declare: ServiceEntries that agree are merged, and a chain of ExternalName
+//! services is followed to its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use super::service::{Port, Registry, Resolution, Service};
 use super::{Name, Registered};
 use crate::revision::Revision;
 
-/// The service that each object gives its hosts.
+/// The services as each object declares them.
 #[derive(Debug, Default)]
 pub(super) struct Declared {
-    /// By host, the service that counts first where all are seen.
+    /// By host, in order of precedence.
     by_host: BTreeMap<Host, Vec<Registered>>,
-    /// The targets of ExternalName services.
+    /// ExternalName services, each with its target.
     aliases: BTreeMap<Host, Host>,
     aliases_changed: bool,
 }
@@ -43,8 +43,7 @@ impl Registered {
 }
 
 impl Declared {
-    /// Puts a service in the place of the one that the object of this registry and name has for `host`, or takes that
-    /// away.
+    /// Replaces the service that the object of this registry and name declares for `host`, or removes it.
     pub fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
         let list = self.by_host.entry(host.clone()).or_default();
         let same = |known: &Registered| known.service.is_from(registry, &name.0, &name.1);
@@ -70,8 +69,8 @@ impl Declared {
         }
     }
 
-    /// The services of a host as clients see them, the one that counts first where all are seen. What is still as in
-    /// `before` keeps its revisions.
+    /// The services of a host as clients see them, in order of precedence. What is still as in `before` keeps its
+    /// revisions.
     pub fn services(&self, host: &Host, before: &[Registered]) -> Vec<Registered> {
         let declared = self.by_host.get(host).map(Vec::as_slice).unwrap_or_default();
         let mut groups: Vec<Vec<&Registered>> = Vec::new();
@@ -93,17 +92,17 @@ impl Declared {
         merged.map(|known| keep(self.with_end(known))).collect()
     }
 
-    /// Whether an ExternalName service came, went or changed its target since this was asked last.
+    /// Whether an ExternalName service was added, removed or given another target since the last call.
     pub fn take_aliases_changed(&mut self) -> bool {
         std::mem::take(&mut self.aliases_changed)
     }
 
-    /// The ExternalName services, each with the host that it stands for in the end.
+    /// ExternalName services, each with the host at the end of its chain.
     pub fn aliases(&self) -> impl Iterator<Item = (&Host, &Host)> {
         self.aliases.keys().filter_map(|alias| Some((alias, self.end(alias)?)))
     }
 
-    /// Where a chain of ExternalName services ends. One that goes round in circles leads nowhere, and stays as it is.
+    /// The host at the end of a chain of ExternalName services. A service in a loop keeps its own target.
     fn end(&self, alias: &Host) -> Option<&Host> {
         let first = self.aliases.get(alias)?;
         let (mut end, mut seen) = (first, BTreeSet::from([alias]));
@@ -128,7 +127,7 @@ impl Declared {
     }
 }
 
-/// Whether a younger ServiceEntry's ports are added to those of an older one. Source: `canMergeServices` in Istio's code.
+/// Whether the ports of a younger ServiceEntry are added to those of an older one. Source: Istio's `canMergeServices`.
 fn can_merge(first: &Service, younger: &Service) -> bool {
     first.registry == Registry::ServiceEntry
         && younger.registry == Registry::ServiceEntry
@@ -139,7 +138,7 @@ fn can_merge(first: &Service, younger: &Service) -> bool {
         && first.visibility == younger.visibility
 }
 
-/// One service of those of `group`, with the endpoints that all objects of its namespace give the host.
+/// Merges the services of `group`. The endpoints are those that all objects of the namespace declare for the host.
 fn merge(group: &[&Registered], declared: &[Registered]) -> Option<Registered> {
     let mut merged = (*group.first()?).clone();
     let namespace = merged.service.namespace.clone();
@@ -181,18 +180,18 @@ fn merge_services(group: &[&Registered], first: &Service) -> Service {
     merged
 }
 
-/// The name by which endpoints refer to a port that is added to `ports`: two entries may give one name to two numbers.
+/// The name by which endpoints refer to a port that is added to `ports`. Two entries may give the same name to different
+/// numbers.
 fn unused_name(ports: &[Port], added: &Port) -> Arc<str> {
     if ports.iter().all(|port| port.name != added.name) {
         return added.name.clone();
     }
-    // No object can give a port such a name.
+    // A colon, which the name of a port in an object cannot have.
     format!("{}:{}", added.name, added.number).into()
 }
 
-/// The endpoints that the services of one namespace, the oldest first, have for the ports of `merged`. Between
-/// ServiceEntries the port's number says which port is meant, towards a Kubernetes Service its name, as it does for
-/// EndpointSlices.
+/// The endpoints of `services`, which are those of one namespace, for the ports of `merged`. Ports of ServiceEntries match
+/// by number. Those of a ServiceEntry and a Kubernetes Service match by name, as those of an EndpointSlice do.
 fn merge_endpoints(merged: &Service, services: &[&Registered]) -> EndpointSet {
     let mut list = Vec::new();
     let mut taken: BTreeSet<u16> = BTreeSet::new();
@@ -202,7 +201,7 @@ fn merge_endpoints(merged: &Service, services: &[&Registered]) -> EndpointSet {
         let mut own = BTreeSet::new();
         for endpoint in &known.endpoints.list {
             let Some(port) = service.ports.iter().find(|port| port.name == endpoint.port_name) else { continue };
-            // Such a cluster has a single endpoint: the oldest entry's.
+            // A LOGICAL_DNS cluster has one endpoint, the oldest entry's.
             if service.resolution == Resolution::DnsRoundRobin && taken.contains(&port.number) {
                 continue;
             }
@@ -215,6 +214,8 @@ fn merge_endpoints(merged: &Service, services: &[&Registered]) -> EndpointSet {
         taken.append(&mut own);
     }
     let mut seen = BTreeSet::new();
-    list.retain(|one| seen.insert((one.address.clone(), one.port_name.clone(), one.port)));
+    list.retain(|endpoint: &Endpoint| {
+        seen.insert((endpoint.address.clone(), endpoint.port_name.clone(), endpoint.port))
+    });
     EndpointSet::new(list)
 }

@@ -193,9 +193,9 @@ pub struct Service {
     pub node_local: bool,
     /// The names that its servers' certificates may hold.
     pub subject_alt_names: Vec<String>,
-    /// The labels of a ServiceEntry; those for one host are merged where they have the same.
+    /// The labels of a ServiceEntry; entries with different labels are not merged.
     pub labels: Labels,
-    /// The services of the ServiceEntries it was merged from, the oldest first; none where there is only one.
+    /// The services it was merged from, one for each ServiceEntry, the oldest first; empty where there is only one entry.
     pub merged_from: Vec<Arc<Service>>,
 }
 
@@ -310,8 +310,7 @@ impl Service {
         }
     }
 
-    /// The services of the objects that it was made from and that have a port with this number: itself, where it was not
-    /// merged.
+    /// Those of the services it was merged from that have a port with this number; itself where it was not merged.
     pub fn declaring(&self, port: u16) -> impl Iterator<Item = &Service> {
         let own = self.merged_from.is_empty().then_some(self);
         own.into_iter().chain(self.merged_from.iter().map(Arc::as_ref)).filter(move |from| from.port(port).is_some())

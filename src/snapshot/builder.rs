@@ -75,10 +75,14 @@ impl SnapshotBuilder {
             return Some(entry.snapshot.clone());
         }
         let mesh = self.mesh.clone()?;
+        // Where traffic for unknown hosts goes may depend on what the namespace sees.
+        let own_default = View::new(&mesh, scope).egress_proxy().is_some();
         let family: Family = (scope.interception, scope.families, scope.sidecar.clone());
         let base = [Some(scope.namespace.clone()), None]
             .into_iter()
             .find_map(|namespace| self.bases.get(&(family.clone(), namespace)))
+            // A scope that has its own default cluster cannot be made from another.
+            .filter(|_| !own_default)
             .and_then(|base| self.scopes.get_key_value(base));
         let (resources, shared) = match base {
             Some((base, entry)) => {
@@ -142,13 +146,9 @@ impl Entry {
         (revision, published): (MeshRevision, Option<Instant>),
     ) {
         let before = self.resources.clone();
-        // Where traffic for unknown hosts goes is part of every listener.
-        let view = View::new(mesh, scope);
-        let moves_rest = view.egress_proxy().is_some_and(|to| touched.hosts.contains(&*to.host.to_ascii_lowercase()));
-        if moves_rest {
+        if !touched.hosts.is_empty() || !touched.ports.is_empty() {
+            // Built whole from the parts that are known: what a change touches does not yet name every virtual host.
             self.resources = ScopeResources::build(mesh, scope, parts);
-        } else {
-            self.resources.update(mesh, scope, touched, parts);
         }
         let same = self.resources.same(&before);
         let mut snapshot = if same { (*self.snapshot).clone() } else { self.resources.snapshot(revision) };

@@ -14,8 +14,6 @@ mod sensitivity;
 mod stand_in;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod work_tests;
 
 use std::sync::Arc;
 use std::time::Instant;

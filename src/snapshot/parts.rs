@@ -106,7 +106,8 @@ struct HostKey {
     service: Option<Revision>,
     aliases: Vec<Revision>,
     rules: Option<Revision>,
-    own_namespace: bool,
+    /// The proxies' namespace, where they may leave it out of any of its names.
+    own_namespace: Option<Arc<str>>,
     /// Set where the rules tell proxies apart.
     source: Option<(Arc<str>, BTreeMap<String, String>)>,
 }
@@ -325,8 +326,11 @@ impl Parts {
             any_name,
             service: Some(seen.known.service_revision),
             aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
-            own_namespace: service.namespace == *own
-                || aliases.iter().any(|alias| alias.known.service.namespace == *own),
+            own_namespace: std::iter::once(&service.host)
+                .chain(aliases.iter().map(|alias| &alias.known.service.host))
+                .filter_map(|host| virtual_host::name_and_namespace(host, &wanted.view.mesh.config.domain))
+                .any(|(_, namespace)| *namespace == **own)
+                .then(|| own.clone()),
             ..wanted.key()
         };
         let aliases: Vec<_> = aliases.iter().map(|alias| alias.known.service.clone()).collect();
@@ -401,7 +405,7 @@ impl Wanted<'_> {
             service: None,
             aliases: Vec::new(),
             rules: self.rule.map(|rule| rule.revision),
-            own_namespace: false,
+            own_namespace: None,
             source: tells_apart.then(|| (self.view.scope.namespace.clone(), self.view.scope.labels.clone())),
         }
     }

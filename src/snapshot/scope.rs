@@ -292,7 +292,7 @@ fn virtual_hosts(view: &View<'_>, host: &Host, parts: &mut Parts) -> Vec<Placed>
         for port in seen.ports().filter(|port| port.protocol.may_be_http()) {
             served.insert(port.number);
             let rule = rules_at(view, host, port.number).map(|rule| &**rule);
-            // Without rules of its own an alias is called as what it stands for, at the ports of that.
+            // Without a VirtualService of its own an alias is a domain of its target's virtual host.
             if is_alias && rule.is_none() {
                 continue;
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::scope::Touched;
 use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility, covers, is_wildcard};
+use crate::translate::virtual_host::name_and_namespace;
 
 /// The hosts that tell scopes apart in one state of the mesh.
 #[derive(Debug, Default)]
@@ -21,6 +22,11 @@ impl Sensitivity {
     pub fn new(mesh: &Mesh) -> Self {
         let mut this = Self::default();
         for (host, list) in &mesh.services {
+            // In the namespace that stands in its host a service, or one that it stands for, has a short name.
+            if let Some((_, namespace)) = name_and_namespace(host, &mesh.config.domain) {
+                let targets = list.iter().filter_map(|known| known.service.alias_of.clone());
+                this.by_namespace.entry(namespace.into()).or_default().extend(targets.chain([host.clone()]));
+            }
             for known in list.iter() {
                 let service = &known.service;
                 let hosts = [Some(host), service.alias_of.as_ref()];
@@ -75,15 +81,20 @@ impl Sensitivity {
         if (&a.labels, &a.locality, &a.node) != (&b.labels, &b.locality, &b.node) {
             hosts.extend(self.by_place.iter().cloned());
         }
-        let users = hosts.iter().flat_map(|host| mesh.virtual_services.routing_to(host));
-        let users: Vec<Host> = users.flat_map(|rules| rules.hosts.iter().cloned()).collect();
+        let rules = hosts
+            .iter()
+            .flat_map(|host| mesh.virtual_services.routing_to(host).chain(mesh.virtual_services.naming(host)));
+        let users: Vec<Host> = rules.flat_map(|rules| &rules.hosts).flat_map(|host| covered(mesh, host)).collect();
         hosts.extend(users);
         let mut ports = BTreeSet::new();
-        for known in hosts.iter().filter_map(|host| mesh.services.get(host)).flat_map(|list| list.iter()) {
-            let hidden = known.service.visibility != Visibility::Public;
-            let all = known.service.ports.iter();
-            let differing = all.filter(|port| hidden || PortClass::of(port.protocol) == PortClass::Other);
-            ports.extend(differing.map(|port| port.number));
+        for list in hosts.iter().filter_map(|host| mesh.services.get(host)) {
+            // Which of several services for one host is seen may differ as well.
+            let hidden = |service: &Service| list.len() > 1 || service.visibility != Visibility::Public;
+            for service in list.iter().map(|known| &known.service) {
+                let differs = |class: PortClass| class == PortClass::Other || hidden(service);
+                let differing = service.ports.iter().filter(|port| differs(PortClass::of(port.protocol)));
+                ports.extend(differing.map(|port| port.number));
+            }
         }
         if a.headless != b.headless {
             for known in a.headless.iter().chain(&b.headless).flat_map(|address| mesh.services_at(address)) {

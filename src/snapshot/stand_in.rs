@@ -15,13 +15,21 @@ pub fn no_endpoints(cluster: &str) -> Arc<Resource> {
     Resource::new(cluster, assignment.encode_to_vec().into(), Arc::default())
 }
 
+impl Resource {
+    /// Whether endpoints are some; true of what are no endpoints.
+    pub fn has_endpoints(&self) -> bool {
+        let groups = ClusterLoadAssignment::decode(&*self.bytes()).map(|assignment| assignment.endpoints);
+        groups.is_err() || groups.is_ok_and(|groups| groups.iter().any(|group| !group.lb_endpoints.is_empty()))
+    }
+}
+
 impl Snapshot {
     /// Cluster and endpoints for a subset that is no more, of which only the cluster's name is known: those of the whole
     /// service. `None` where the service is not known either, or its endpoints do not come by EDS.
     pub fn stand_in(&self, name: &str) -> Option<(Arc<Resource>, Arc<Resource>)> {
         let whole = whole_service(name)?;
-        let cluster = self.get(ResourceType::Cluster).get(&*whole)?;
-        let endpoints = self.get(ResourceType::Endpoints).get(&*whole)?;
+        let cluster = self.get(ResourceType::Cluster).get(&whole)?;
+        let endpoints = self.get(ResourceType::Endpoints).get(&whole)?;
         let mut cluster = Cluster::decode(&*cluster.bytes()).ok()?;
         cluster.eds_cluster_config.as_mut()?.service_name = name.to_owned();
         cluster.alt_stat_name = format!("{name};");

@@ -386,7 +386,7 @@ fn what_nobody_knows_goes_through_the_egress_proxy() {
             let last = listener.get("defaultFilterChain").unwrap_or(&listener["filterChains"][1]);
             assert_eq!(last["filters"][0]["typedConfig"]["cluster"].as_str(), Some(&*http), "{name}");
         }
-        assert!(snapshot.get(ResourceType::Cluster).contains_key(&*http));
+        assert!(snapshot.get(ResourceType::Cluster).contains_key(&http));
         http
     };
     let policy = |port: u16| {
@@ -459,7 +459,7 @@ fn grpc_web_is_turned_into_grpc() {
 /// Resources of one type that two snapshots have in common in memory, and how many the first has.
 fn shared(kind: ResourceType, one: &Snapshot, other: &Snapshot) -> (usize, usize) {
     let (one, other) = (one.get(kind), other.get(kind));
-    let same = one.iter().filter(|(name, resource)| other.get(*name).is_some_and(|same| Arc::ptr_eq(resource, same)));
+    let same = one.iter().filter(|(name, resource)| other.get(name).is_some_and(|same| Arc::ptr_eq(resource, same)));
     (same.count(), one.len())
 }
 

@@ -16,9 +16,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::Change;
-use super::inotify::{Events, Happened, Spot, parent};
+use super::inotify::{Events, Happened, Spot};
 use super::loader::{Content, Loader};
-use super::scan::{self, Scan, Stamp, scan};
+use super::scan::{self, Scan, Stamp, parent, scan};
 
 /// How long a file must stay the same before it is read, where nothing tells that it is complete.
 const SETTLE: Duration = Duration::from_secs(1);

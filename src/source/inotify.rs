@@ -2,7 +2,7 @@
 //! when to look for files anew.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
-use super::scan::{Found, is_read};
+use super::scan::{Found, is_read, parent};
 
 /// A file by the folder that is watched and its name there.
 pub(super) type Spot = (WatchDescriptor, OsString);
@@ -299,13 +299,5 @@ impl Events {
             self.ready.remove(&spot);
             self.created.remove(&spot);
         }
-    }
-}
-
-/// The folder that holds `path`.
-pub(super) fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if parent != OsStr::new("") => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }

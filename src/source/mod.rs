@@ -2,6 +2,10 @@
 //! knows nothing of what is done with them.
 
 pub mod directory;
+#[cfg(target_os = "linux")]
+mod inotify;
+#[cfg(not(target_os = "linux"))]
+#[path = "polling.rs"]
 mod inotify;
 pub mod kubernetes;
 pub mod loader;

@@ -185,6 +185,14 @@ pub(super) fn is_read(path: &Path) -> bool {
     !is_hidden(path) && path.extension().is_some_and(read)
 }
 
+/// The folder that holds `path`.
+pub(super) fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != std::ffi::OsStr::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -71,13 +71,13 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
     }
 }
 
-/// The chain for connections that no other one takes. Envoy goes by one property after the other and never back: a chain
-/// that takes everything must stand here, or it misses those that another chain has taken by half.
+/// The filter chain for connections that match no other. Envoy matches one property after the other and never backtracks:
+/// a chain without a match would miss connections that match another chain in part, so it becomes the default.
 fn default_chain(chains: &mut Vec<pb::FilterChain>, listener: &Outbound) -> Option<pb::FilterChain> {
     match chains.iter().position(|chain| chain.filter_chain_match.is_none()) {
         Some(_) if chains.len() == 1 => None,
         Some(at) => Some(chains.remove(at)),
-        // Without redirection nobody knows where the client wanted to go.
+        // Without redirection the original destination is not known.
         None if listener.bind => None,
         None => Some(pb::FilterChain {
             name: "PassthroughFilterChain".to_owned(),

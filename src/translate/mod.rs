@@ -43,6 +43,11 @@ pub fn inbound_cluster_name(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
+/// Whether a cluster leads to a port of the workload itself.
+pub fn is_inbound(cluster: &str) -> bool {
+    cluster.starts_with("inbound|")
+}
+
 /// The port of a destination: the one given, else the service's only one, else the listener's.
 pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u16) -> u16 {
     let given = to.port.and_then(|port| u16::try_from(port.number).ok()).filter(|port| *port > 0);

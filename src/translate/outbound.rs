@@ -101,7 +101,7 @@ pub fn shared_routes(port: u16) -> String {
     port.to_string()
 }
 
-/// The name of the route configuration that a service has to itself at a port of which nobody says the protocol.
+/// The name of the route configuration that a service has to itself at a port without a protocol.
 pub fn own_routes(service: &Service, port: u16) -> String {
     format!("{}:{port}", service.host)
 }
@@ -144,15 +144,15 @@ pub fn listeners_at(view: &View<'_>, number: u16) -> Vec<Outbound> {
 /// A listener that is not complete yet.
 struct Draft {
     listener: Outbound,
-    /// Whether requests are looked at.
+    /// Whether some service may speak HTTP here.
     takes_http: bool,
-    /// The routes of the only service that has it; none once several do.
+    /// The route configuration of the only service here; `None` once there are several.
     own_routes: Option<String>,
 }
 
 impl Draft {
-    /// Requests go by their Host, unless a single service has the address: what is sent there is meant for it, whatever
-    /// the client calls it. Every address is nobody's.
+    /// Requests are routed by their Host, unless the address belongs to a single service: a request that is sent there is
+    /// meant for it whatever its Host. The wildcard address belongs to no service.
     fn finish(self) -> Outbound {
         let Self { mut listener, takes_http, own_routes } = self;
         let own = own_routes.filter(|_| !listener.any_address);
@@ -192,7 +192,7 @@ impl Plan<'_> {
             let chains = tcp::chains(seen, port, &subnets, everywhere, self.view);
             let draft = self.draft(&address, port.number, own.clone());
             let listener = &mut draft.listener;
-            // What is sent to an address of an older service is that one's, HTTP or not.
+            // An older service keeps everything that is sent to its own address, HTTP or not.
             draft.takes_http |= may_be_http && (listener.chains.is_empty() || everywhere || listener.bind);
             listener.only_http = false;
             listener.add(chains);
@@ -212,7 +212,7 @@ impl Plan<'_> {
         found
     }
 
-    /// The same for one of the services that `seen` was merged from.
+    /// The same for `service`, which is the whole of `seen` or one of those it was merged from.
     fn addresses_of(&self, service: &Service, seen: &Seen<'_>, port: &Port) -> Vec<(String, Vec<String>)> {
         let scope = self.view.scope;
         let any = any_address(scope.families).to_owned();
@@ -246,8 +246,8 @@ impl Plan<'_> {
         vec![(any, Vec::new())]
     }
 
-    /// The listener at an address and port, for one more service, with the routes that it would have there if it were the
-    /// only one.
+    /// The listener at an address and port, for one more service. `own_routes` is the route configuration that the service
+    /// would have there if it were the only one.
     fn draft(&mut self, address: &str, port: u16, own_routes: Option<String>) -> &mut Draft {
         let bind = self.view.scope.interception == Interception::None;
         // What is not redirected is sent to the loopback address.

@@ -44,7 +44,7 @@ pub fn of_service(
     made(&service.host, port.number, domains, said(service, port, rules, context))
 }
 
-/// The only virtual host of a service that has a route configuration to itself; it answers to every name.
+/// The only virtual host of a service that has a route configuration to itself; it takes every Host.
 pub fn of_any_name(
     service: &Service,
     port: &Port,
@@ -119,14 +119,13 @@ fn made(host: &str, port: u16, domains: Vec<String>, said: Vec<route::Said<'_>>)
     (!host.routes.is_empty()).then_some(Made { host, said_by })
 }
 
-/// The names by which clients call a host: the full one, and the ones that DNS search paths allow.
+/// The names of a host: the full one, and those that DNS search paths allow.
 fn names(host: &str, context: &Context<'_>) -> Vec<String> {
     if let Some(names) = address_names(host) {
         return names;
     }
     let mut names = vec![host.to_owned(), format!("{host}.")];
-    let short = host.strip_suffix(&*context.config.domain).and_then(|rest| rest.strip_suffix(".svc."));
-    if let Some((name, namespace)) = short.and_then(|short| short.split_once('.')).filter(|(_, ns)| !ns.contains('.')) {
+    if let Some((name, namespace)) = name_and_namespace(host, &context.config.domain) {
         if *namespace == *context.scope.namespace {
             names.push(name.to_owned());
         }
@@ -136,7 +135,14 @@ fn names(host: &str, context: &Context<'_>) -> Vec<String> {
     names
 }
 
-/// How clients write an address as a host: as the object does, or in its shortest form. `None` for a name.
+/// The name and the namespace in a host of the form `NAME.NAMESPACE.svc.DOMAIN`, whatever object it is of. Clients in that
+/// namespace may leave all but the name out.
+pub fn name_and_namespace<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
+    let short = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix(".svc."))?;
+    short.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
+}
+
+/// The forms in which clients write an address as Host: the object's and the shortest. `None` for a name.
 fn address_names(host: &str) -> Option<Vec<String>> {
     let address: IpAddr = host.parse().ok()?;
     let mut names = vec![in_brackets(host), in_brackets(&address.to_string())];
@@ -150,7 +156,7 @@ pub fn host_and_port(name: &str) -> Option<(&str, u16)> {
     Some((without_brackets(host), port.parse().ok()?))
 }
 
-/// A host as it stands before a port: IPv6 addresses in brackets.
+/// A host as it is written before a port: an IPv6 address in brackets.
 fn in_brackets(host: &str) -> String {
     if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() }
 }

@@ -45,6 +45,37 @@ pub struct ProxyStatus {
     pub kept: Vec<Arc<str>>,
 }
 
+impl ProxyStatus {
+    /// Whether `other` is of another stream of the same proxy: one for a single type beside others. Two streams for all
+    /// types are two proxies with one node id, or one that came back before its old connection ended.
+    fn is_joined_by(&self, other: &Self) -> bool {
+        self.id == other.id && (self.only.is_some() || other.only.is_some())
+    }
+
+    /// Takes in what another stream of the same proxy says. The proxy has what all of its streams have.
+    fn join(&mut self, other: &Self) {
+        for (own, other) in self.types.iter_mut().zip(other.types) {
+            if *own == Progress::None {
+                *own = other;
+            }
+        }
+        let both =
+            |own: Option<MeshRevision>, other: Option<MeshRevision>| own.zip(other).map(|(own, other)| own.min(other));
+        self.acked = both(self.acked, other.acked);
+        self.reached = both(self.reached, other.reached);
+        self.wanted = self.wanted.max(other.wanted);
+        self.resting &= other.resting;
+        self.since = self.since.min(other.since);
+        self.lagging = self.lagging.take().or_else(|| other.lagging.clone());
+        self.refused.extend(other.refused.iter().cloned());
+        self.held.extend(other.held.iter().cloned());
+        self.kept.extend(other.kept.iter().cloned());
+        if self.only != other.only {
+            self.only = None;
+        }
+    }
+}
+
 /// A question to a stream: what was its client sent?
 pub type Question = oneshot::Sender<Vec<Item>>;
 
@@ -92,21 +123,34 @@ impl Board {
         self.changed.subscribe()
     }
 
-    /// All connected proxies with their streams, in the order in which they came.
-    pub fn streams(&self) -> Vec<(u64, ProxyStatus)> {
-        self.lock().iter().map(|(stream, status)| (*stream, status.clone())).collect()
+    /// All connected proxies with their streams, in the order in which they came. A proxy that opens a stream for each
+    /// type is one proxy.
+    pub fn proxies(&self) -> Vec<(Vec<u64>, ProxyStatus)> {
+        let mut found: Vec<(Vec<u64>, ProxyStatus)> = Vec::new();
+        for (stream, status) in self.lock().iter() {
+            match found.iter_mut().find(|(_, known)| known.is_joined_by(status)) {
+                Some((streams, known)) => {
+                    streams.push(*stream);
+                    known.join(status);
+                }
+                None => found.push((vec![*stream], status.clone())),
+            }
+        }
+        found
     }
 
     /// Forgets the proxy on `stream`.
     pub fn remove(&self, stream: u64) {
         self.questions.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
-        self.lock().remove(&stream);
-        self.changed.send_modify(|n| *n += 1);
+        // Of a stream that never had a proxy there is nothing to tell.
+        if self.lock().remove(&stream).is_some() {
+            self.changed.send_modify(|n| *n += 1);
+        }
     }
 
     /// All connected proxies, in the order in which they came.
     pub fn list(&self) -> Vec<ProxyStatus> {
-        self.lock().values().cloned().collect()
+        self.proxies().into_iter().map(|(_, status)| status).collect()
     }
 
     /// Waits until the proxy with this node id has acked everything of state `revision` or a later one, on each of its

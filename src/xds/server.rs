@@ -30,7 +30,7 @@ use super::grpc::{self, Outgoing, Requests};
 use super::stream::{self, Answer, Settings, Stream, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
-use crate::mesh::{Locality, NodeMetadata, Proxy};
+use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::snapshot::{ResourceType, SnapshotCache};
 
@@ -249,21 +249,19 @@ fn open<M: DiscoveryRequest>(
         let served = Served { shared: &shared, exchange: &exchange, id, variant, kind, sender: &sender };
         let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone()))).catch_unwind().await;
         let status = match ended {
-            Ok(Ok(())) => None,
+            Ok(Ok(())) => Status::ok(""),
             Ok(Err(status)) => {
                 tracing::debug!(stream = id, %status, "stream closed");
-                Some(status)
+                status
             }
             Err(_) => {
                 tracing::error!(stream = id, "a stream's task panicked; the proxy will come back");
-                Some(Status::internal("the stream came to a state that should not be"))
+                Status::internal("the stream came to a state that should not be")
             }
         };
         shared.board.remove(id);
         let farewell = async {
-            if let Some(status) = status {
-                let _ = sender.send(Err(status)).await;
-            }
+            let _ = sender.send(Err(status)).await;
             sender.closed().await;
         };
         // What a client has not read by then it is not sent.
@@ -291,9 +289,17 @@ impl Served<'_> {
         let node_bytes = node.map_or(0, |node| node.encoded_len().saturating_mul(NODE));
         let proxy = node
             .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
-            .and_then(|node| read_node(node).map_err(|error| Status::invalid_argument(error.to_string())))?;
+            .and_then(|node| read_node(node).map_err(|error| not_served(&error)))?;
         self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
+        if let Some(kind) = self.kind {
+            tracing::warn!(
+                proxy = %proxy.id,
+                kind = kind.short_name(),
+                "proxy opened a stream for one type: changes of several types are not ordered across its streams, and \
+                 requests may be lost; use ADS"
+            );
+        }
         let mut subscription = shared.snapshots.subscribe(proxy.clone()).await.map_err(|_| going_away())?;
         let mut machine = Stream::new(self.variant, shared.settings);
         let mut status = self.first_status(&proxy);
@@ -406,6 +412,7 @@ impl Served<'_> {
 
     fn take<M: DiscoveryRequest>(&self, machine: &mut Stream, proxy: &Proxy, message: M) -> Result<(), Status> {
         let mut request: stream::Request = message.into();
+        request.alone = self.kind.is_some();
         match self.kind {
             Some(kind) if request.type_url.is_empty() => kind.type_url().clone_into(&mut request.type_url),
             Some(kind) if request.type_url != kind.type_url() => {
@@ -485,7 +492,17 @@ fn going_away() -> Status {
     Status::unavailable("weir is going away")
 }
 
-fn read_node(node: &core::Node) -> Result<Proxy, crate::mesh::ProxyError> {
+fn not_served(error: &ProxyError) -> Status {
+    tracing::warn!(%error, "a client is not served");
+    match error {
+        ProxyError::Generator { .. } => Status::unimplemented(error.to_string()),
+        ProxyError::Id(_) | ProxyError::Type { .. } | ProxyError::Address { .. } => {
+            Status::invalid_argument(error.to_string())
+        }
+    }
+}
+
+fn read_node(node: &core::Node) -> Result<Proxy, ProxyError> {
     let metadata = node.metadata.as_ref().map_or(serde_json::Value::Null, struct_to_json);
     let locality = node.locality.clone().unwrap_or_default();
     let locality = Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };

@@ -17,6 +17,10 @@
 //! longer to be are kept until its routes are known; over SotW, where a client has only what it is sent, the whole
 //! service stands in for a subset.
 //!
+//! While a cluster warms, Envoy does not ask for clusters, on a new stream either: it asks for endpoints first. All that
+//! it asks for is answered so that the warming ends, with no endpoints where nothing knows the cluster any more, and its
+//! routes stay as they are until it has asked for clusters.
+//!
 //! What leads to a cluster that nothing defines keeps the form the client has until something does, and a cluster that
 //! is dropped too early stays as long as something leads to it, so that objects may be written in any order.
 
@@ -39,12 +43,16 @@ pub use request::{Answer, Request, Variant, Violation};
 use super::wire::Frame;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
+use crate::translate::is_inbound;
 
 /// How a stream is served.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// How long a client keeps what nothing leads to any more.
     pub grace: Duration,
+    /// How long Envoy drains the filter chains that a new listener no longer has: its `--drain-time-s`. So long they
+    /// lead to their inbound clusters, for as long as their connections last.
+    pub drain: Duration,
     /// After how long without an answer a client counts as lagging.
     pub ack_timeout: Duration,
     /// How many names one stream may ask for.
@@ -55,13 +63,31 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { grace: Duration::from_secs(1), ack_timeout: Duration::from_secs(10), max_names: 100_000, gated: true }
+        Self {
+            grace: Duration::from_secs(1),
+            // Envoy's default.
+            drain: Duration::from_secs(600),
+            ack_timeout: Duration::from_secs(10),
+            max_names: 100_000,
+            gated: true,
+        }
+    }
+}
+
+impl Settings {
+    /// How long a client keeps a cluster that nothing leads to any more.
+    fn grace_of(&self, cluster: &str) -> Duration {
+        if is_inbound(cluster) { self.grace + self.drain } else { self.grace }
     }
 }
 
 /// Within which time a client that comes back has asked for all that it had. Envoy asks for one type after the other
 /// without waiting for answers; this is for one that has next to no processor time.
 const ASKS_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long the routes of a client that comes back wait for clusters that nothing defines: whoever writes a route before
+/// its subset writes that soon. Less than [`ASKS_WITHIN`], so that it has the routes before its old endpoints go.
+const DEFINED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How many clusters a client keeps for which there are no more than their names; more than ever go while weir is away.
 const MAX_STAND_INS: usize = 1000;
@@ -156,8 +182,15 @@ pub struct Stream {
     cold_since: Option<Instant>,
     /// The client was here before, on a stream that ended: it has clusters and routes of which nothing is known.
     returning: bool,
-    /// Clusters that a client of the SotW variant came back with, as the endpoints tell that it asks for.
-    came_with: Vec<Arc<str>>,
+    /// It asks for clusters on a stream of their own. Envoy takes such clusters before they are warm.
+    clusters_alone: bool,
+    /// Clusters that the client may have had endpoints for before this stream, as far as it asks for them.
+    served_before: BTreeSet<Arc<str>>,
+    /// Whether these are yet to be looked at.
+    came_with: bool,
+    /// Endpoints of whole services, for subsets that lost theirs while the client was away: its old routes may lead
+    /// there.
+    fallback: BTreeMap<Arc<str>, Arc<Resource>>,
     /// Clusters of which the client has a form that stands in for one it came with, and that form's version.
     stand_ins: BTreeMap<Arc<str>, u64>,
     /// Every listener and route that may be in use at the client is known.
@@ -186,7 +219,10 @@ impl Stream {
             cold: BTreeSet::new(),
             cold_since: None,
             returning: false,
-            came_with: Vec::new(),
+            clusters_alone: false,
+            served_before: BTreeSet::new(),
+            came_with: false,
+            fallback: BTreeMap::new(),
             stand_ins: BTreeMap::new(),
             routes_known: false,
             since: None,
@@ -205,8 +241,10 @@ impl Stream {
         let room = self.room(kind);
         let first = !self.get(kind).subscribed;
         let variant = self.variant;
+        self.clusters_alone |= request.alone && kind == ResourceType::Cluster;
         let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
-        let returns = first && (!request.version.is_empty() || !initial.is_empty());
+        let (had_some, returns) =
+            (!request.version.is_empty(), first && (!request.version.is_empty() || !initial.is_empty()));
         let known = self.target.as_ref().map(|target| target.get(kind).clone());
         let taken = self.state(kind).take(kind, variant, request, room, known.as_ref())?;
         self.returning |= returns;
@@ -219,7 +257,11 @@ impl Stream {
         match kind {
             ResourceType::Cluster => {
                 self.clusters_acked(taken.acked.unwrap_or_default());
-                self.cold.extend(initial);
+                self.cluster_names_came(initial);
+                if first {
+                    // It may ask late, because one of its clusters warmed. What it has not asked for it will now.
+                    self.since = None;
+                }
             }
             ResourceType::Endpoints => {
                 self.endpoints_acked(taken.acked.unwrap_or_default());
@@ -229,8 +271,13 @@ impl Stream {
                 }
                 if first && self.returning && variant == Variant::Sotw {
                     // It left before the client saw any cluster of this stream, and tells only which it had.
-                    self.came_with = taken.news;
+                    self.came_with = true;
+                    self.served_before = taken.news.into_iter().filter(|_| had_some).collect();
                 } else {
+                    if first && self.returning {
+                        self.came_with = true;
+                        self.served_before = initial.into_iter().collect();
+                    }
                     // Over delta a client that comes back has a cluster of each name it asks for, and waits for the
                     // endpoints of some, whatever it says of the clusters.
                     for name in &taken.news {
@@ -257,32 +304,53 @@ impl Stream {
     pub fn on_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.at_rest = None;
         let new = snapshot.get(ResourceType::Cluster).clone();
-        if let Some(old) = self.target.replace(snapshot)
+        if let Some(old) = self.target.replace(snapshot.clone())
             && self.settings.gated
-            && self.get(ResourceType::Cluster).wildcard
         {
-            let mut gone = Vec::new();
-            acked::compare(old.get(ResourceType::Cluster), &new, |name, _, now| {
-                if now.is_none() {
-                    gone.push(name);
+            acked::compare(old.get(ResourceType::Cluster), &new, |name, cluster, now| {
+                if let (Some(cluster), None) = (cluster, now) {
+                    self.keep(name, cluster, old.get(ResourceType::Endpoints).get(name));
                 }
             });
-            for name in gone {
-                let Some(cluster) = self.get(ResourceType::Cluster).form(name).cloned() else { continue };
-                let sent = self.get(ResourceType::Endpoints).form(name).cloned();
-                let endpoints = sent.or_else(|| old.get(ResourceType::Endpoints).get(name).cloned());
-                self.kept.insert(name.clone(), Kept { cluster: Some(cluster), endpoints, phase: Phase::InUse });
-            }
         }
         self.kept.retain(|name, _| !new.contains_key(name));
+        let endpoints = snapshot.get(ResourceType::Endpoints);
+        self.fallback.retain(|name, _| endpoints.get(name).is_some_and(|endpoints| !endpoints.has_endpoints()));
         // What stands in for one may be just like it, but for the endpoints.
-        let same = |(name, version): &(&Arc<str>, &u64)| new.get(*name).is_some_and(|one| one.version == **version);
+        let same = |(name, version): &(&Arc<str>, &u64)| new.get(name).is_some_and(|one| one.version == **version);
         let same: Vec<_> = self.stand_ins.iter().filter(same).map(|(name, _)| name.clone()).collect();
         for name in same {
             self.stand_ins.remove(&name);
             self.state(ResourceType::Endpoints).send_again(&name);
             self.cold.insert(name);
         }
+    }
+
+    /// Keeps a cluster that is no longer to be, in the form that the client has; where that is unknown, in the form that
+    /// was to be.
+    fn keep(&mut self, name: &Arc<str>, last: &Arc<Resource>, endpoints: Option<&Arc<Resource>>) {
+        let [clusters, assignments, ..] = &self.types;
+        let endpoints = assignments.form(name).or(endpoints).cloned();
+        let cluster = if clusters.wildcard {
+            let Some(cluster) = clusters.form(name).cloned() else { return };
+            Some(cluster)
+        } else if !clusters.subscribed && assignments.wants(name) {
+            // It has a cluster of that name, and will ask for clusters. Over SotW, what it is not sent is gone then.
+            (self.variant == Variant::Sotw).then(|| last.clone())
+        } else {
+            return;
+        };
+        if let Some(cluster) = cluster.as_ref().filter(|_| !clusters.subscribed) {
+            self.stand_ins.insert(name.clone(), cluster.version);
+        }
+        self.kept.insert(name.clone(), Kept { cluster, endpoints, phase: Phase::InUse });
+    }
+
+    /// Clusters that a client of the delta variant came back with: those that never had endpoints warm.
+    fn cluster_names_came(&mut self, names: Vec<Arc<str>>) {
+        let [_, endpoints, ..] = &self.types;
+        let cold = |name: &Arc<str>| !endpoints.subscribed || (endpoints.wants(name) && !endpoints.has_or_claims(name));
+        self.cold.extend(names.into_iter().filter(cold));
     }
 
     /// Everything that can be sent now. Call it after each event, and again when [`Stream::wake_at`] is over.
@@ -294,6 +362,10 @@ impl Stream {
         }
         self.since.get_or_insert(now);
         self.keep_what_it_came_with();
+        if self.asked_for(ResourceType::Cluster) && self.led_to().is_none() {
+            self.fallback.clear();
+            self.served_before.clear();
+        }
         if self.returning && self.variant == Variant::Sotw && !self.is_early() {
             // One that warmed already when the stream before ended would wait for ever, and asks for nothing more.
             self.clusters_taken();
@@ -328,14 +400,15 @@ impl Stream {
 
     /// When to call [`Stream::responses`] again without an event.
     pub fn wake_at(&self) -> Option<Instant> {
-        let due = self.kept.values().filter_map(|kept| match kept.phase {
-            Phase::UnusedSince(since) => Some(since + self.settings.grace),
+        let due = self.kept.iter().filter_map(|(name, kept)| match kept.phase {
+            Phase::UnusedSince(since) => Some(since + self.settings.grace_of(name)),
             Phase::InUse | Phase::Leaving => None,
         });
         let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
         let late = late.filter(|at| self.now.is_none_or(|now| *at > now));
         // Until then a client that comes back is given time to ask for all it wants.
-        let asks = self.since.filter(|_| self.returning).map(|at| at + ASKS_WITHIN);
+        let begun = self.since.filter(|_| self.returning).into_iter();
+        let asks = begun.flat_map(|at| [at + DEFINED_WITHIN, at + ASKS_WITHIN]);
         let asks = asks.filter(|at| self.now.is_none_or(|now| *at > now));
         due.chain(late).chain(asks).min()
     }
@@ -390,7 +463,9 @@ impl Stream {
         ResourceType::ALL.map(|kind| {
             let state = self.get(kind);
             let behind = matches!(kind, ResourceType::Listener | ResourceType::Route) && self.waiting;
-            if !state.subscribed {
+            if kind == ResourceType::Cluster && self.awaits_clusters() && self.asks_for_routes() {
+                Progress::Stale
+            } else if !state.subscribed {
                 Progress::None
             } else if state.pending.is_some() || behind || self.target.is_none() {
                 Progress::Stale
@@ -427,7 +502,10 @@ impl Stream {
             let name = self.cold.iter().find(|name| !asked(name) && self.fit(name) == Fit::Making)?;
             Some((since, format!("no request for the endpoints of cluster {name}")))
         });
-        answers.chain(endpoints)
+        let clusters = self.since.filter(|_| self.awaits_clusters() && self.asks_for_routes());
+        let clusters =
+            clusters.map(|since| (since, "no request for clusters: one that the client has warms".to_owned()));
+        answers.chain(endpoints).chain(clusters)
     }
 
     fn asks_for_routes(&self) -> bool {
@@ -446,23 +524,63 @@ impl Stream {
 
     /// Whether the client may not yet have asked for all it wants.
     fn is_early(&self) -> bool {
-        self.since.zip(self.now).is_none_or(|(since, now)| now < since + ASKS_WITHIN)
+        self.is_within(ASKS_WITHIN)
     }
 
-    /// Keeps the clusters that a client came back with and that are not to be: over SotW, what is not sent is gone.
+    /// Whether no more time has passed since the client was here.
+    fn is_within(&self, time: Duration) -> bool {
+        self.since.zip(self.now).is_none_or(|(since, now)| now < since + time)
+    }
+
+    /// Keeps the clusters that a client came back with and that are not to be, with endpoints: its old routes may lead
+    /// there. The same for those that lost all their endpoints meanwhile, where it waits for some.
     fn keep_what_it_came_with(&mut self) {
-        let names = std::mem::take(&mut self.came_with);
-        let Some(target) = self.target.as_ref().filter(|_| self.settings.gated) else { return };
-        if !self.get(ResourceType::Cluster).wildcard {
+        let Some(target) = self.target.clone() else { return };
+        if !std::mem::take(&mut self.came_with) || !self.settings.gated {
             return;
         }
-        let gone = names.iter().filter(|name| !target.get(ResourceType::Cluster).contains_key(*name));
-        for name in gone.take(MAX_STAND_INS) {
-            let Some((cluster, endpoints)) = target.stand_in(name) else { continue };
-            self.stand_ins.insert(name.clone(), cluster.version);
-            let kept = Kept { cluster: Some(cluster), endpoints: Some(endpoints), phase: Phase::InUse };
-            self.kept.entry(name.clone()).or_insert(kept);
+        let [clusters, ..] = &self.types;
+        let paused = !clusters.subscribed;
+        if !clusters.wildcard && !paused {
+            return;
         }
+        let led_to: BTreeSet<Arc<str>> = self.led_to().unwrap_or_default().into_iter().map(Arc::from).collect();
+        let mut names = std::mem::take(&mut self.served_before);
+        for name in &names {
+            let known = target.get(ResourceType::Cluster).contains_key(name);
+            let endpoints = target.get(ResourceType::Endpoints).get(name);
+            if known && (led_to.contains(name) || endpoints.is_none_or(|endpoints| endpoints.has_endpoints())) {
+                continue;
+            }
+            if !known && self.stand_ins.len() >= MAX_STAND_INS {
+                continue;
+            }
+            let Some((cluster, endpoints)) = target.stand_in(name) else { continue };
+            if known {
+                if endpoints.has_endpoints() {
+                    self.fallback.insert(name.clone(), endpoints);
+                }
+            } else if self.variant == Variant::Sotw {
+                // What is not sent is gone.
+                self.stand_ins.insert(name.clone(), cluster.version);
+                let kept = Kept { cluster: Some(cluster), endpoints: Some(endpoints), phase: Phase::InUse };
+                self.kept.entry(name.clone()).or_insert(kept);
+            } else if paused {
+                let kept = Kept { cluster: None, endpoints: Some(endpoints), phase: Phase::InUse };
+                self.kept.entry(name.clone()).or_insert(kept);
+            }
+        }
+        // What nothing knows takes no room.
+        names.retain(|name| target.get(ResourceType::Endpoints).contains_key(name));
+        self.served_before = names;
+    }
+
+    /// Whether the client is to ask for clusters before it gets routes. One that asks for endpoints has clusters, and one
+    /// that comes back may be about to ask for either.
+    fn awaits_clusters(&self) -> bool {
+        let [clusters, endpoints, ..] = &self.types;
+        let asks = endpoints.subscribed || (self.returning && self.is_early());
+        self.settings.gated && !clusters.subscribed && asks
     }
 
     /// Whether every listener and route that may be in use at the client is known.
@@ -482,10 +600,10 @@ impl Stream {
     fn led_to(&self) -> Option<BTreeSet<&str>> {
         let target = self.target.as_ref()?;
         let [clusters, _, listeners, routes] = &self.types;
-        // Not for long: a cluster that warmed already when the stream before ended waits for its endpoints, and with it
-        // every other that is new.
-        let will_be_known = self.is_early() && listeners.refused().is_empty() && routes.refused().is_empty();
-        if !self.settings.gated || !clusters.wildcard || self.knows_routes() || !will_be_known {
+        let comes = |state: &Subscription| if state.subscribed { state.expects() } else { self.is_early() };
+        let will_be_known = self.waiting || comes(listeners) || comes(routes);
+        let takes_all = clusters.wildcard || self.awaits_clusters();
+        if !self.settings.gated || !takes_all || self.knows_routes() || !will_be_known {
             return None;
         }
         let all = [ResourceType::Listener, ResourceType::Route].into_iter().flat_map(|kind| target.get(kind).values());
@@ -521,7 +639,7 @@ impl Stream {
 
     /// What the client made this stream hold that no other shares, in bytes.
     pub fn held_bytes(&self) -> usize {
-        let names = self.cold.iter().chain(&self.came_with).chain(self.stand_ins.keys()).chain(self.kept.keys());
+        let names = self.cold.iter().chain(self.stand_ins.keys()).chain(self.kept.keys());
         let own: usize = names.map(|name| subscription::name_bytes(name)).sum();
         own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
     }
@@ -599,9 +717,19 @@ impl Stream {
 
     /// What a cluster is for this client now.
     fn fit(&self, cluster: &str) -> Fit {
+        match self.fit_now(cluster) {
+            // Nothing is known of the routes that such a client has, and whoever writes a route before its subset may be
+            // about to write that.
+            Fit::Missing if self.returning && !self.knows_routes() && self.is_within(DEFINED_WITHIN) => Fit::Making,
+            fit => fit,
+        }
+    }
+
+    fn fit_now(&self, cluster: &str) -> Fit {
         let clusters = self.get(ResourceType::Cluster);
         // A client that names its clusters, or has other ways of getting them, takes what its routes lead to by itself.
-        if !clusters.wildcard || !self.settings.gated {
+        let by_itself = if clusters.subscribed { !clusters.wildcard } else { !self.asked_for(ResourceType::Endpoints) };
+        if by_itself || !self.settings.gated {
             return Fit::Ready;
         }
         let wanted = self.target.as_ref().and_then(|target| target.get(ResourceType::Cluster).get(cluster));
@@ -620,8 +748,9 @@ impl Stream {
         if self.has_none(cluster) {
             return Fit::Missing;
         }
-        let asked = self.asked_for(ResourceType::Endpoints);
-        let warms = self.cold.contains(cluster) && asked && self.needs_endpoints(cluster);
+        let [_, endpoints, ..] = &self.types;
+        let asks = endpoints.subscribed || self.clusters_alone || (self.returning && self.is_early());
+        let warms = self.cold.contains(cluster) && asks && self.needs_endpoints(cluster);
         if warms { Fit::Making } else { Fit::Ready }
     }
 
@@ -629,6 +758,10 @@ impl Stream {
     fn switch(&mut self) {
         let Some(target) = self.target.clone() else { return };
         // A client's first listeners and routes come only when it has its first clusters.
+        if !self.started && self.awaits_clusters() {
+            self.waiting = self.asks_for_routes();
+            return;
+        }
         if !self.started {
             let led_to = self.led_to();
             let needed = |name: &str| led_to.as_ref().is_none_or(|led_to| led_to.contains(name));
@@ -666,15 +799,9 @@ impl Stream {
     /// Lets clusters go that nothing leads to any more and whose grace is over.
     fn let_go(&mut self, now: Instant) {
         let strangers: Vec<_> = self.get(ResourceType::Cluster).strangers().cloned().collect();
-        let [_, endpoints, ..] = &self.types;
         if let Some(target) = &self.target {
-            for name in strangers {
-                if self.cold.contains(&name) && endpoints.wants(&name) {
-                    // It never had endpoints, so that it serves nobody, and there are none to give it.
-                    self.kept.remove(&name);
-                } else if !target.get(ResourceType::Cluster).contains_key(&name) {
-                    self.kept.entry(name).or_insert(Kept { cluster: None, endpoints: None, phase: Phase::InUse });
-                }
+            for name in strangers.into_iter().filter(|name| !target.get(ResourceType::Cluster).contains_key(name)) {
+                self.kept.entry(name).or_insert(Kept { cluster: None, endpoints: None, phase: Phase::InUse });
             }
         }
         if self.kept.is_empty() {
@@ -701,7 +828,7 @@ impl Stream {
                 Phase::InUse => Phase::UnusedSince(now),
                 phase => phase,
             };
-            let due = matches!(phase, Phase::UnusedSince(since) if since + self.settings.grace <= now);
+            let due = matches!(phase, Phase::UnusedSince(since) if since + self.settings.grace_of(name) <= now);
             over.push(if due { Phase::Leaving } else { phase });
         }
         for (kept, phase) in self.kept.values_mut().zip(over) {
@@ -723,7 +850,9 @@ impl Stream {
                 View { base: target, kept: staying.map(|(name, kept)| (name.clone(), kept.cluster.clone())).collect() }
             }
             ResourceType::Endpoints => {
-                View { base: target, kept: kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone())).collect() }
+                let fallback = self.fallback.iter().map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
+                let kept = kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone()));
+                View { base: target, kept: kept.chain(fallback).collect() }
             }
             ResourceType::Listener if self.started => given(listeners, &target),
             ResourceType::Route if self.started => given(routes, &target),
@@ -735,10 +864,12 @@ impl Stream {
         let Some(view) = self.view(kind) else { return };
         let [clusters, endpoints, listeners, routes] = &mut self.types;
         match kind {
-            ResourceType::Cluster => clusters.compare(&view, &plain),
-            ResourceType::Endpoints => endpoints.compare(&view, &|one| version_for(clusters, one)),
-            ResourceType::Listener => listeners.compare(&view, &plain),
-            ResourceType::Route => routes.compare(&view, &plain),
+            ResourceType::Cluster => clusters.compare(&view, Some(&plain)),
+            // Of a client that does not ask for clusters it is unknown which of them wait for endpoints.
+            ResourceType::Endpoints if !clusters.subscribed => endpoints.compare(&view, None),
+            ResourceType::Endpoints => endpoints.compare(&view, Some(&|one| version_for(clusters, one))),
+            ResourceType::Listener => listeners.compare(&view, Some(&plain)),
+            ResourceType::Route => routes.compare(&view, Some(&plain)),
         }
     }
 
@@ -748,7 +879,7 @@ impl Stream {
         }
         let view = self.view(kind)?;
         let nonce = (self.nonce + 1).to_string();
-        let variant = self.variant;
+        let (variant, early) = (self.variant, self.is_early());
         let led_to: Option<BTreeSet<Arc<str>>> = match kind {
             ResourceType::Endpoints => self.led_to().map(|names| names.into_iter().map(Arc::from).collect()),
             _ => None,
@@ -772,24 +903,52 @@ impl Stream {
                 let old = state.in_use().filter(|old| state.wants(&old.name) && old.leads_to(name));
                 old.into_iter().any(|old| {
                     let new = live.get(&old.name).filter(|new| !state.refuses(new));
-                    new.is_some_and(|new| !new.leads_to(name))
+                    new.is_some_and(|new| hold::leaves(old, new, name))
                 })
             })
         };
         let gated = self.settings.gated;
-        // One that never had endpoints serves nobody, which only the delta variant tells.
-        let cold = &self.cold;
-        let unknown: &dyn Fn(&str) -> bool = &|name| {
-            let never_had = variant == Variant::Delta && cold.contains(name);
-            led_to.as_ref().is_some_and(|led_to| !led_to.contains(name)) && !never_had
+        // One that never had endpoints serves nobody.
+        let (served_before, paused) = (&self.served_before, !clusters.subscribed);
+        let served = |name: &str, has: bool| match variant {
+            Variant::Sotw => served_before.contains(name),
+            Variant::Delta => has,
         };
-        let not_yet: &dyn Fn(&str) -> bool = &|name| untaken(name) || (gated && (unknown(name) || left(name)));
+        let unknown = |name: &str, form: &Resource, has: bool| {
+            let Some(led_to) = &led_to else { return false };
+            let none = !form.has_endpoints();
+            let goes = if led_to.contains(name) {
+                // Over SotW the new routes wait for the endpoints of all that they lead to.
+                early && none && variant == Variant::Delta
+            } else {
+                // Pods come and go: what takes requests is not held back for long.
+                early || none
+            };
+            goes && served(name, has)
+        };
+        let not_yet: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|name, form, has| match form {
+            // A client that waits for endpoints is given those that can take requests at once.
+            Some(form) if paused => gated && early && !form.has_endpoints() && unknown(name, form, has),
+            Some(form) => untaken(name) || (gated && (unknown(name, form, has) || left(name))),
+            None => gated && paused && has && early && led_to.is_some(),
+        };
+        let any: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|_, _, _| false;
         let never: &dyn Fn(&str) -> bool = &|_| false;
-        let turn =
-            Turn { variant, view: &view, nonce: &nonce, now, defer: never, in_change: never, version_of: &plain };
+        let turn = Turn {
+            variant,
+            view: &view,
+            nonce: &nonce,
+            now,
+            defer: any,
+            in_change: never,
+            version_of: &plain,
+            tell_missing: false,
+        };
         let (frame, resources) = match kind {
             ResourceType::Endpoints => {
-                endpoints.respond(kind, &Turn { defer: not_yet, in_change, version_of: for_cluster, ..turn })
+                let tell_missing = gated && paused;
+                endpoints
+                    .respond(kind, &Turn { defer: not_yet, in_change, version_of: for_cluster, tell_missing, ..turn })
             }
             ResourceType::Cluster => clusters.respond(kind, &turn),
             ResourceType::Listener => listeners.respond(kind, &turn),
@@ -811,8 +970,10 @@ impl Stream {
     fn mark_warming(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
         for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
-            let taken = clusters.in_flight(&change.name).is_some_and(|cluster| cluster.taken);
-            change.warms = clusters.has(&change.name) || taken;
+            let coming = clusters.in_flight(&change.name);
+            let (taken, leaves) = coming.map_or((false, false), |cluster| (cluster.taken, cluster.resource.is_none()));
+            // One that asks for no clusters has those that it asks for the endpoints of.
+            change.warms = (clusters.has(&change.name) && !leaves) || taken || !clusters.subscribed;
         }
     }
 
@@ -858,7 +1019,7 @@ fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
 fn given(live: &Resources, target: &Resources) -> View {
     let mut kept = BTreeMap::new();
     if !live.ptr_eq(target) {
-        let waits = target.keys().filter(|name| !live.contains_key(*name));
+        let waits = target.keys().filter(|name| !live.contains_key(name));
         kept.extend(waits.map(|name| (name.clone(), None)));
     }
     View { base: live.clone(), kept }
@@ -868,7 +1029,5 @@ fn names(request: &Request) -> Vec<Arc<str>> {
     request.initial_versions.keys().map(|name| name.as_str().into()).collect()
 }
 
-#[cfg(test)]
-mod model;
 #[cfg(test)]
 mod tests;

@@ -1,13 +1,14 @@
 //! The canary, running: objects in a folder, backends, weir, and an Envoy that takes requests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use weir::envoy::EnvoyProcess;
 
-use super::mesh::{Backends, Objects, Serve, Tally, send, start_envoy_from};
+use super::cutter::Cutter;
+use super::mesh::{Backends, Objects, Serve, Tally, send, start_envoy, start_envoy_from};
 use super::process::free_port;
 
 /// Between the two writes of a step.
@@ -34,6 +35,21 @@ impl Canary {
 
     /// The same with this program for Envoy; `None` for the usual one.
     pub async fn on(program: Option<PathBuf>, more: &[&str], flags: &[&str]) -> Self {
+        Self::build(flags, async |folder, xds| start_envoy_from(program, folder, xds, more).await).await
+    }
+
+    /// The same with a proxy between Envoy and weir.
+    pub async fn behind_cutter(more: &[&str], flags: &[&str]) -> (Self, Cutter) {
+        let mut cutter = None;
+        let canary = Self::build(flags, async |folder, xds| {
+            let port = cutter.insert(Cutter::start(xds).await).port;
+            start_envoy(folder, port, more).await
+        })
+        .await;
+        (canary, cutter.expect("it was started"))
+    }
+
+    async fn build(flags: &[&str], envoy: impl AsyncFnOnce(&Path, u16) -> EnvoyProcess) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config");
         std::fs::create_dir(&config).unwrap();
@@ -44,7 +60,7 @@ impl Canary {
         let weir = Serve::start(&args, free_port(), free_port());
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         weir.ready().await;
-        let envoy = start_envoy_from(program, folder.path(), weir.xds, more).await;
+        let envoy = envoy(folder.path(), weir.xds).await;
         weir.acked_after(0).await;
         Self { folder, objects, weir, envoy, flags }
     }

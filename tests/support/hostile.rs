@@ -295,9 +295,8 @@ async fn read_all(shared: Arc<Shared>, mut read: OwnedReadHalf) {
             }
             _ => {}
         }
-        if ends || kind == RST_STREAM {
+        if (ends || kind == RST_STREAM) && seen.windows.remove(&stream).is_some() {
             seen.ended += 1;
-            seen.windows.remove(&stream);
         }
         drop(seen);
         shared.changed.notify_waiters();
@@ -396,6 +395,8 @@ pub enum Attack {
     Unfinished,
     /// Opens as many streams as there may be, from four connections, and asks for clusters on each.
     Hogging,
+    /// Begins as ever other proxies do, each of a namespace of its own, and stays.
+    Scopes,
     /// Begins as a proxy does, takes the first response, and resets the stream.
     Churn,
     /// Connects and disconnects.
@@ -403,7 +404,7 @@ pub enum Attack {
 }
 
 impl Attack {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::OpenReset,
         Self::RapidReset,
         Self::HeaderFlood,
@@ -412,6 +413,7 @@ impl Attack {
         Self::UnknownNames,
         Self::Unfinished,
         Self::Hogging,
+        Self::Scopes,
         Self::Churn,
         Self::Reconnecting,
     ];
@@ -454,11 +456,12 @@ impl Attack {
                 message.resize(message.len() + (8 << 20) - 1, 10);
                 sending(from, to, tally, &message, false).await
             }
-            Self::Hogging => {
+            Self::Hogging | Self::Scopes => {
                 let mut http = Http2::connect(from, to).await?;
                 while tally.one() {
-                    let stream = http.open(false, 0);
-                    http.send(stream, &request("bench", tally.number(), CDS, Vec::new())).await?;
+                    let (stream, n) = (http.open(false, 0), tally.number());
+                    let namespace = if self == Self::Scopes { format!("bench-{n}") } else { "bench".to_owned() };
+                    http.send(stream, &request(&namespace, n, CDS, Vec::new())).await?;
                 }
                 kept(http).await
             }

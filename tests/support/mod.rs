@@ -7,6 +7,7 @@ pub mod backend;
 pub mod cache;
 pub mod canary;
 pub mod certs;
+pub mod cutter;
 pub mod hostile;
 pub mod kube;
 pub mod mesh;

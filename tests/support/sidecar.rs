@@ -90,6 +90,16 @@ impl Sidecar {
         this
     }
 
+    /// The folder that holds `config`, from which weir reads objects.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Waits until a counter or gauge of Envoy is at least as large as this.
+    pub async fn stat_reaches(&mut self, name: &str, least: u64) {
+        self.wait(name, async |this| (this.stat(name).await >= least).then_some(())).await;
+    }
+
     /// weir's admin pages.
     pub fn weir(&self) -> Admin {
         // Not kept: its connections belong to the runtime of one test.

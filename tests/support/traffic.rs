@@ -73,6 +73,16 @@ impl Mesh {
         Self { backends, certificates, sidecar, ports: this.ports, _reserved: this.reserved }
     }
 
+    /// Writes the objects of a file anew, or of one more file. In them `$name` is a port that is known.
+    pub fn write(&self, file: &str, text: &str) {
+        let known = self.ports.iter();
+        let text =
+            known.fold(text.to_owned(), |text, (name, port)| text.replace(&format!("${name}"), &port.to_string()));
+        let (config, new) = (self.sidecar.folder().join("config"), self.sidecar.folder().join("new.yaml"));
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, config.join(file)).unwrap();
+    }
+
     /// The port of that name.
     pub fn port(&self, name: &str) -> u16 {
         *self.ports.get(name).unwrap_or_else(|| panic!("no object says ${name}"))

@@ -130,7 +130,7 @@ impl Acked {
             None => {
                 to.keys().for_each(|name| self.put(name, form(name)));
                 let outside = told.keys().chain(changes.iter().map(|change| &change.name));
-                let outside: Vec<_> = outside.filter(|name| !to.contains_key(*name)).collect();
+                let outside: Vec<_> = outside.filter(|name| !to.contains_key(name)).collect();
                 outside.into_iter().for_each(|name| self.put(name, form(name)));
             }
         }

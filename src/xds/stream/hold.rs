@@ -67,6 +67,23 @@ fn judge(new: &ClusterRefs, old: Option<&ClusterRefs>, fit: &impl Fn(&str) -> Fi
     }
 }
 
+/// Whether a listener or a virtual host leads to a cluster in its old form and not in its new one.
+pub(super) fn leaves(old: &Resource, new: &Resource, cluster: &str) -> bool {
+    if old.version == new.version || !old.leads_to(cluster) {
+        return false;
+    }
+    if !new.leads_to(cluster) {
+        return true;
+    }
+    let (Some(old), Some(new)) = (old.table(), new.table()) else { return false };
+    let mut leaves = false;
+    old.diff(new, |_, old, new| {
+        let leads = |host: Option<&Arc<EncodedVirtualHost>>| host.is_some_and(|host| host.clusters.contains(cluster));
+        leaves |= leads(old) && !leads(new);
+    });
+    leaves
+}
+
 /// The forms of `target` that the client may have, and those that it keeps for now. `has` is the form of a name that the
 /// client has or is about to have.
 pub(super) fn choose<'a>(

@@ -32,6 +32,8 @@ pub struct Request {
     pub unsubscribe: Vec<String>,
     /// What the client has from an earlier stream: name to version (delta).
     pub initial_versions: BTreeMap<String, String>,
+    /// Whether it came on a stream for its type alone.
+    pub alone: bool,
 }
 
 impl From<pb::DiscoveryRequest> for Request {

@@ -37,6 +37,13 @@ pub(super) struct Change {
     pub warms: bool,
 }
 
+impl Change {
+    /// What to send. There is no word for endpoints that are not, other than that they are none.
+    fn told(&self) -> Arc<Resource> {
+        self.resource.clone().unwrap_or_else(|| no_endpoints(&self.name))
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Pending {
     pub nonce: String,
@@ -49,8 +56,9 @@ pub(super) struct Pending {
     pub since: Instant,
 }
 
-/// What a client is to have of a type: the resources of a snapshot, and those that it keeps for a while. A kept one
-/// without a body is one of an earlier stream: the client has it, and it is unknown what it looks like.
+/// What a client is to have of a type: the resources of a snapshot, and those that it keeps for a while, instead of one
+/// of the same name or beside them. A kept one without a body is one of an earlier stream: the client has it, and it is
+/// unknown what it looks like.
 #[derive(Debug)]
 pub(super) struct View {
     pub base: Resources,
@@ -58,12 +66,16 @@ pub(super) struct View {
 }
 
 impl View {
-    fn get(&self, name: &str) -> Option<&Arc<Resource>> {
-        self.base.get(name).or_else(|| self.kept.get(name)?.as_ref())
+    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+        match self.kept.get(name) {
+            Some(form) => form.as_ref(),
+            None => self.base.get(name),
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.base.values().chain(self.kept.values().flatten())
+        let base = self.base.iter().filter(|(name, _)| !self.kept.contains_key(*name));
+        base.map(|(_, resource)| resource).chain(self.kept.values().flatten())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -78,12 +90,14 @@ pub(super) struct Turn<'a> {
     pub view: &'a View,
     pub nonce: &'a str,
     pub now: Instant,
-    /// Says of a name that it is to wait.
-    pub defer: &'a dyn Fn(&str) -> bool,
+    /// Says of a name and its new form, or that it has none, that it is to wait; and is told whether the client has one.
+    pub defer: &'a dyn Fn(&str, Option<&Resource>, bool) -> bool,
     /// Says of endpoints that their cluster changes at the client, which waits for some.
     pub in_change: &'a dyn Fn(&str) -> bool,
     /// Which version to tell of a resource.
     pub version_of: &'a dyn Fn(&Resource) -> u64,
+    /// Whether to answer for endpoints that are asked for and that nothing knows. The delta variant always does.
+    pub tell_missing: bool,
 }
 
 /// What a request brought.
@@ -137,6 +151,11 @@ impl Subscription {
 
     pub fn has(&self, name: &str) -> bool {
         self.had(name).is_some()
+    }
+
+    /// The same, of a client that may have said so and was not yet listened to.
+    pub fn has_or_claims(&self, name: &str) -> bool {
+        self.has(name) || self.claimed.contains_key(name)
     }
 
     /// What the client has under a name: `None` where it has nothing, `Some(None)` where it has a form of an earlier
@@ -200,6 +219,17 @@ impl Subscription {
             && self.again.is_empty()
             && self.claimed.is_empty()
             && self.acked.unknown().next().is_none()
+            && self.refused.keys().all(|name| self.had(name).flatten().is_some())
+    }
+
+    /// Whether it may become known what the client has of something that is not known yet.
+    pub fn expects(&self) -> bool {
+        let open = |name: &Arc<str>| !self.refused.contains_key(name);
+        self.pending.is_some()
+            || self.owed
+            || !self.suspects.is_empty()
+            || !self.claimed.is_empty()
+            || self.again.iter().chain(self.acked.unknown()).any(open)
     }
 
     /// Names that the client has and of whose form nothing is known.
@@ -463,15 +493,15 @@ impl Subscription {
     }
 
     /// Compares what the client said it has with what there is.
-    /// `version_of` is as in [`Turn`].
-    pub fn compare(&mut self, view: &View, version_of: &dyn Fn(&Resource) -> u64) {
+    /// `version_of` is as in [`Turn`]; without it the client counts as having other forms of all.
+    pub fn compare(&mut self, view: &View, version_of: Option<&dyn Fn(&Resource) -> u64>) {
         if self.claimed.is_empty() {
             return;
         }
         self.learn(&view.base, Some(view));
         for (name, version) in std::mem::take(&mut self.claimed) {
             if self.wants(&name) && !self.has(&name) {
-                let same = view.get(&name).filter(|one| version_of(one) == version);
+                let same = view.get(&name).filter(|one| version_of.is_some_and(|of| of(one) == version));
                 self.acked.set(&name, same.cloned());
             }
         }
@@ -511,7 +541,7 @@ impl Subscription {
             Variant::Sotw => {
                 // Section "Grouping Resources into Responses": listeners and clusters always come all together.
                 let resources: Vec<_> = match trial {
-                    _ if !kind.has_wildcard() => sent.cloned().collect(),
+                    _ if !kind.has_wildcard() => changes.iter().map(Change::told).collect(),
                     Some(group) => self.with(group),
                     None => self.wanted(view).filter_map(|one| self.allowed(kind, one)).collect(),
                 };
@@ -580,7 +610,7 @@ impl Subscription {
     /// What changes, and the names asked for under which there is nothing and never was. Of those nothing is to be
     /// remembered once they are told.
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> (Vec<Change>, Vec<Arc<str>>) {
-        let Turn { variant, view, defer, in_change, .. } = *turn;
+        let Turn { variant, view, defer, in_change, tell_missing, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
         // All that can differ, where that is known.
         let names: Option<BTreeSet<Arc<str>>> = self
@@ -596,7 +626,7 @@ impl Subscription {
             if self.has_form(&form) && !asked {
                 return;
             }
-            if defer(name) {
+            if defer(name, Some(&form), self.has(name)) {
                 if !(asked && in_change(name)) {
                     if asked {
                         later.insert(name.clone());
@@ -618,12 +648,21 @@ impl Subscription {
         // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
         // Resources").
         if variant == Variant::Delta || kind.has_wildcard() {
-            let gone = self.acked.own().filter(|name| !view.has(name));
+            let gone = self.acked.own().filter(|name| !view.has(name) && !defer(name, None, true));
             changes.extend(gone.map(|name| self.change(name, None)));
         }
         // Section "Knowing When a Requested Resource Does Not Exist".
-        let never = again.into_iter().filter(|name| !view.has(name) && !self.has(name));
-        let never = if variant == Variant::Delta { never.collect() } else { Vec::new() };
+        let missing = again.iter().filter(|name| !view.has(name) && !self.has(name)).cloned();
+        let never: Vec<Arc<str>> =
+            if variant == Variant::Delta || tell_missing { missing.collect() } else { Vec::new() };
+        let never = if variant == Variant::Delta {
+            never
+        } else {
+            changes.extend(never.iter().map(|name| self.change(name, None)));
+            Vec::new()
+        };
+        // What is to be there and is not given yet is still due.
+        later.extend(again.into_iter().filter(|name| view.has(name)));
         self.again = later;
         (changes, never)
     }

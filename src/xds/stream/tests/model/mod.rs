@@ -1,0 +1,473 @@
+//! A random history of a mesh against a simulated Envoy: whatever is written in whatever order, and however the client
+//! dawdles, refuses and comes back, no route of it leads to a cluster that it lacks or that still warms.
+
+mod cuts;
+mod envoy;
+mod mesh;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::resources::show;
+use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
+use crate::snapshot::{ResourceType, Snapshot};
+use crate::translate::whole_service;
+use crate::xds::stream::{Request, Response, Settings, Stream, Variant};
+use envoy::{BLIND, Envoy, Got, Setup, forms, is_eds, read};
+use mesh::Mesh;
+
+/// How many steps one run takes unless `WEIR_MODEL_STEPS` says otherwise.
+const STEPS: u64 = 120_000;
+
+/// Steps after which a history starts over with a new mesh and a new client.
+const HISTORY: u64 = 1500;
+
+const SETUPS: [Setup; 4] = [
+    Setup { variant: Variant::Delta, separate: false },
+    Setup { variant: Variant::Sotw, separate: false },
+    Setup { variant: Variant::Delta, separate: true },
+    Setup { variant: Variant::Sotw, separate: true },
+];
+
+#[test]
+fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ());
+    let seed = number("WEIR_MODEL_SEED").unwrap_or(random);
+    println!("WEIR_MODEL_SEED={seed}");
+    let steps = number("WEIR_MODEL_STEPS").unwrap_or(STEPS);
+    let mut seen = Seen::default();
+    for (history, setup) in (0..steps.div_ceil(HISTORY)).zip(SETUPS.into_iter().cycle()) {
+        // Without a service Envoy asks for listeners before it ever asks for endpoints.
+        let mesh = if history / 4 % 2 == 0 { Mesh::new() } else { Mesh::default() };
+        let mut world = World::new(setup, mesh, seed.wrapping_add(history));
+        for _ in 0..HISTORY {
+            world.step();
+        }
+        world.calm();
+        seen.add(&world.seen);
+    }
+    println!("{seen:?}");
+    // A history in which nothing of the kind happens would prove nothing.
+    let Seen { held, kept, refusals, moves, returns, warm_returns } = seen;
+    assert!([held, kept, refusals, moves, returns, warm_returns].iter().all(|count| *count > 0), "{seen:?}");
+}
+
+/// What came up in the histories.
+#[derive(Debug, Default)]
+struct Seen {
+    held: u64,
+    kept: u64,
+    refusals: u64,
+    moves: u64,
+    returns: u64,
+    /// Returns of a client one of whose clusters was warming.
+    warm_returns: u64,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Seen) {
+        self.held += other.held;
+        self.kept += other.kept;
+        self.refusals += other.refusals;
+        self.moves += other.moves;
+        self.returns += other.returns;
+        self.warm_returns += other.warm_returns;
+    }
+}
+
+/// xorshift64*.
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
+    }
+
+    /// True once in so many times.
+    fn in_few(&mut self, sides: u64) -> bool {
+        self.roll(sides) == 0
+    }
+}
+
+/// The mesh, the stream and the client, and what is on its way between them.
+struct World {
+    dice: Dice,
+    mesh: Mesh,
+    revision: u64,
+    stream: Stream,
+    envoy: Envoy,
+    wire: VecDeque<(ResourceType, Bytes)>,
+    /// Hosts that this stream has given a form.
+    given: BTreeSet<(String, String)>,
+    /// On this stream the client refused clusters and did not say which.
+    blind: bool,
+    begun: Instant,
+    now: Instant,
+    seen: Seen,
+    log: Vec<String>,
+}
+
+impl World {
+    fn new(setup: Setup, mesh: Mesh, seed: u64) -> Self {
+        let now = Instant::now();
+        let mut world = Self {
+            dice: Dice::new(seed),
+            mesh,
+            revision: 0,
+            stream: Stream::new(setup.variant, Settings::default()),
+            envoy: Envoy::new(setup),
+            wire: VecDeque::new(),
+            given: BTreeSet::new(),
+            blind: false,
+            begun: now,
+            now,
+            seen: Seen::default(),
+            log: Vec::new(),
+        };
+        world.publish();
+        world
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        if self.log.len() > 120 {
+            self.log.drain(..60);
+        }
+        let at = self.now.duration_since(self.begun).as_millis();
+        self.log.push(format!("{at} ms {}", line()));
+    }
+
+    fn log(&self) -> String {
+        self.log.join("\n")
+    }
+
+    fn target(&self) -> &Arc<Snapshot> {
+        self.stream.target.as_ref().expect("a state was published")
+    }
+
+    fn publish(&mut self) {
+        self.revision += 1;
+        let snapshot = self.mesh.snapshot(self.revision);
+        let revision = self.revision;
+        let text: Vec<String> = ResourceType::ALL
+            .iter()
+            .flat_map(|kind| snapshot.get(*kind).values().map(|resource| show(*kind, &resource.bytes())))
+            .collect();
+        self.note(|| format!("state {revision}: {text:?}"));
+        self.stream.on_snapshot(snapshot);
+        self.pump();
+    }
+
+    fn pump(&mut self) {
+        for response in self.stream.responses(self.now) {
+            self.send(&response);
+        }
+        self.seen.held += u64::from(!self.stream.held().is_empty());
+        self.seen.kept += u64::from(!self.stream.kept().is_empty());
+    }
+
+    fn send(&mut self, response: &Response) {
+        let frame = Bytes::from(response.frame.bytes());
+        let (got, gone, ..) = read(self.envoy.setup.variant, response.kind, frame.clone());
+        let text: Vec<_> = got.iter().map(|resource| resource.body.clone()).collect();
+        self.note(|| format!("  sent {} {text:?} gone {gone:?}", response.kind.short_name()));
+        match response.kind {
+            Route => {
+                self.seen.moves += 1;
+                got.iter().for_each(|table| self.check_first(table));
+            }
+            Endpoints => got.iter().for_each(|assignment| self.check_drained(assignment)),
+            Cluster => self.give_up(&got),
+            Listener => {}
+        }
+        self.wire.push_back((response.kind, frame));
+    }
+
+    /// What never had a form may lead only to what is there, or to what nothing will bring.
+    fn check_first(&mut self, table: &Got) {
+        let refused: BTreeSet<String> = self.stream.refused().iter().map(|refused| refused.name.to_string()).collect();
+        let has = self.envoy.routes.get(&table.name).map(|body| forms(Route, body)).unwrap_or_default();
+        for (host, clusters) in forms(Route, &table.body) {
+            if !self.given.insert((table.name.clone(), host.clone())) {
+                continue;
+            }
+            // A client that came back may have a form that this stream did not give it.
+            let had = |name: &String| has.get(&host).is_some_and(|had| had.contains(name));
+            let early = |name: &&String| {
+                !self.envoy.active.contains_key(*name)
+                    && !had(name)
+                    && !self.may_come_early(name)
+                    && self.target().get(Cluster).contains_key(name.as_str())
+                    && !refused.contains(*name)
+            };
+            let early: Vec<_> = clusters.iter().filter(early).collect();
+            assert!(early.is_empty(), "{host} of {} came before {early:?}\n{}", table.name, self.log());
+        }
+    }
+
+    /// Whether nothing tells that a cluster still warms: Envoy answers clusters at once on a stream of their own, and
+    /// asks nobody for the endpoints of an external host.
+    fn may_come_early(&self, cluster: &str) -> bool {
+        self.envoy.setup.separate && !is_eds(cluster)
+    }
+
+    /// A cluster that the client's routes lead to loses its last endpoints only if the routes to be lead to it as well:
+    /// otherwise they were to move first.
+    fn check_drained(&mut self, assignment: &Got) {
+        let name = &assignment.name;
+        let serves = self.envoy.active.get(name).is_some_and(|cluster| cluster.serves);
+        if !serves || !assignment.body.ends_with(" none") || self.nothing_serves_for(name) {
+            return;
+        }
+        let refused = self.stream.refused();
+        for (kind, table, host, clusters) in self.envoy.leads() {
+            let wanted = self.target().get(kind).get(table).map(|wanted| show(kind, &wanted.bytes()));
+            let wanted = wanted.map(|body| forms(kind, &body)).unwrap_or_default();
+            let stays = wanted.get(&host).is_some_and(|to| to.contains(name));
+            let held = self.stream.held().iter().any(|held| *held.name == *table)
+                || refused.iter().any(|refused| *refused.name == *table);
+            // Where nothing is known of the old routes, what any new one leads to counts.
+            let others = self.envoy.from_before.contains(table) && self.leads_to(name);
+            let moves_first = clusters.contains(name) && !stays && !held && !others && wanted.contains_key(&host);
+            assert!(!moves_first, "{table} {host} has not left {name}, which loses its endpoints\n{}", self.log());
+        }
+    }
+
+    /// Whether the routes to be lead to a cluster.
+    fn leads_to(&self, cluster: &str) -> bool {
+        let mut all = [Listener, Route].into_iter().flat_map(|kind| self.target().get(kind).values());
+        all.any(|resource| resource.leads_to(cluster))
+    }
+
+    /// Whether no endpoints are known that could stand in for those of a cluster.
+    fn nothing_serves_for(&self, cluster: &str) -> bool {
+        let whole = whole_service(cluster).unwrap_or_default();
+        let endpoints = self.target().get(Endpoints).get(&whole);
+        endpoints.is_none_or(|endpoints| show(Endpoints, &endpoints.bytes()).ends_with(" none"))
+    }
+
+    fn serve_next(&mut self) -> bool {
+        let first = usize::from(self.dice.in_few(2));
+        let request = self.envoy.out[first].pop_front().or_else(|| self.envoy.out[1 - first].pop_front());
+        let Some(request) = request else { return false };
+        self.note(|| format!("  asked {request:?}"));
+        self.stream.on_request(request).unwrap();
+        self.pump();
+        true
+    }
+
+    fn receive_next(&mut self) -> bool {
+        let Some((kind, frame)) = self.wire.pop_front() else { return false };
+        let refused = self.envoy.take(kind, frame, &mut self.dice);
+        self.seen.refusals += u64::from(refused.is_some());
+        self.blind |= kind == Cluster && refused.as_deref() == Some(BLIND);
+        self.note(|| format!("  client took {}, refused {refused:?}", kind.short_name()));
+        true
+    }
+
+    /// The stream breaks: what is on its way is lost, and the client asks anew.
+    fn come_back(&mut self) {
+        self.seen.returns += 1;
+        self.seen.warm_returns += u64::from(!self.envoy.warming.is_empty());
+        self.wire.clear();
+        self.given.clear();
+        self.blind = false;
+        self.envoy.connect();
+        self.stream = Stream::new(self.envoy.setup.variant, Settings::default());
+        self.note(|| "client comes back".to_owned());
+        self.publish();
+    }
+
+    /// Whether nothing that the client has to say first on its stream is still on its way.
+    fn has_begun(&self) -> bool {
+        self.envoy.out.iter().all(VecDeque::is_empty)
+    }
+
+    fn step(&mut self) {
+        match self.dice.roll(1000) {
+            0..=99 => {
+                self.mesh.write(&mut self.dice);
+                self.publish();
+            }
+            100..=489 => {
+                self.serve_next();
+            }
+            490..=879 => {
+                self.receive_next();
+            }
+            880..=899 => {
+                self.envoy.resolve();
+            }
+            900..=959 if self.has_begun() => {
+                let passed = if self.dice.in_few(4) { self.stream.wake_at() } else { None };
+                self.now = passed.unwrap_or(self.now + Duration::from_millis(self.dice.roll(400))).max(self.now);
+                self.pump();
+            }
+            960..=982 => self.send_stale(),
+            983..=993 => self.come_back(),
+            994..=999 => self.calm(),
+            _ => {}
+        }
+        self.check();
+    }
+
+    /// A late copy of an answer, as a client that is out of order would send it.
+    fn send_stale(&mut self) {
+        let kind = ResourceType::ALL[self.dice.roll(4) as usize];
+        let nonce = self.dice.roll(50).to_string();
+        let in_flight = self.stream.get(kind).pending.as_ref().is_some_and(|pending| pending.nonce == nonce);
+        if !self.stream.asked_for(kind) || nonce == self.envoy.nonces[kind.index()] || in_flight {
+            return;
+        }
+        let names = if self.envoy.setup.variant == Variant::Sotw { vec!["stale".to_owned()] } else { Vec::new() };
+        let type_url = kind.type_url().to_owned();
+        self.stream.on_request(Request { type_url, nonce, names, ..Default::default() }).unwrap();
+        self.pump();
+    }
+
+    /// Every listener and host that leads to a cluster which takes no requests.
+    fn check(&self) {
+        let mut broken = Vec::new();
+        for (kind, name, host, clusters) in self.envoy.leads() {
+            let lacks = clusters.iter().filter(|cluster| {
+                !self.envoy.active.contains_key(*cluster)
+                    && !self.envoy.is_excused(name, &host, cluster)
+                    && !self.may_come_early(cluster)
+                    && (!self.envoy.from_before.contains(name) || self.envoy.served_before.contains(*cluster))
+            });
+            broken.extend(lacks.map(|cluster| format!("{} {name} {host} leads to {cluster}", kind.short_name())));
+        }
+        assert!(broken.is_empty(), "{broken:?}\n{}", self.log());
+    }
+
+    /// Over SotW only what is known can be sent, and what is left out, to see whether it was what the client refused, is
+    /// gone: clusters that nothing can keep for the routes from before this stream.
+    fn give_up(&mut self, sent: &[Got]) {
+        if self.envoy.setup.variant == Variant::Delta {
+            return;
+        }
+        let known =
+            |cluster: &str| whole_service(cluster).is_some_and(|whole| self.target().get(Cluster).contains_key(&whole));
+        let bad = |cluster: &str| self.wanted(Cluster, cluster).is_some_and(|body| body.contains("bad"));
+        let lost: Vec<String> = self
+            .envoy
+            .served_before
+            .iter()
+            .filter(|name| !sent.iter().any(|got| got.name == **name))
+            .filter(|name| !known(name) || self.blind || bad(name))
+            .cloned()
+            .collect();
+        for name in lost {
+            self.envoy.served_before.remove(&name);
+        }
+    }
+
+    /// Lets everything come to rest, and looks whether the client has what it is to have.
+    fn calm(&mut self) {
+        for turn in 0.. {
+            assert!(turn < 3000, "it never comes to rest\n{}", self.log());
+            self.serve_next();
+            self.check();
+            self.receive_next();
+            self.check();
+            if self.wire.is_empty() && self.has_begun() && !self.envoy.resolve() {
+                let Some(at) = self.stream.wake_at() else { break };
+                self.now = at.max(self.now);
+                self.pump();
+            }
+        }
+        assert_eq!(self.stream.reached(), Some(self.revision.into()), "{}", self.state());
+        self.check_refused();
+        self.check_clusters();
+        self.check_routes();
+        // What was refused may be put together anew from what is left; all else is not to be sent a second time.
+        let all_taken = self.stream.refused().is_empty();
+        self.publish();
+        assert!(self.wire.is_empty() || !all_taken, "nothing changed\n{}", self.log());
+    }
+
+    fn state(&self) -> String {
+        let stream = &self.stream;
+        format!("{:?} {:?} {:?}\n{}", stream.kept, stream.held(), stream.refused(), self.log())
+    }
+
+    fn wanted(&self, kind: ResourceType, name: &str) -> Option<String> {
+        self.target().get(kind).get(name).map(|wanted| show(kind, &wanted.bytes()))
+    }
+
+    fn check_refused(&self) {
+        for refused in self.stream.refused() {
+            let kind = ResourceType::ALL.into_iter().find(|kind| kind.short_name() == refused.kind).unwrap();
+            let bad = self.wanted(kind, &refused.name).is_some_and(|body| body.contains("bad"));
+            // Endpoints of a cluster that is dropped may have had no good form.
+            assert!(bad || self.stream.kept.contains_key(&refused.name), "{refused:?}\n{}", self.state());
+        }
+    }
+
+    fn check_clusters(&self) {
+        let (envoy, stream) = (&self.envoy, &self.stream);
+        // A stream that ends at the wrong moment leaves behind one that warms beside the very same that is active (it
+        // changed and changed back), or beside one of which the new stream knows only that it is to go. Neither harms.
+        let odd = |name: &str, body: &String| {
+            let kept = stream.kept.get(name).filter(|kept| kept.endpoints.is_none());
+            let stranger = kept.is_some_and(|kept| kept.cluster.is_none());
+            // What stands in for one that it has warms for as long as it is kept.
+            stream.stand_ins.contains_key(name)
+                || envoy.active.get(name).is_some_and(|active| stranger || active.body == *body)
+        };
+        for (name, _) in envoy.warming.iter().filter(|(name, body)| !odd(name, body)) {
+            let endpoints = stream.endpoints(name).map(|wanted| show(Endpoints, &wanted.bytes()));
+            assert!(endpoints.is_some_and(|body| body.contains("bad")), "{name} warms\n{}", self.state());
+        }
+        for name in self.target().get(Cluster).keys() {
+            let body = self.wanted(Cluster, name).unwrap();
+            let active = envoy.active.get(&**name).map(|active| &active.body);
+            let has = envoy.warming.get(&**name).or(active);
+            assert!(has == Some(&body) || body.contains("bad"), "{name} is {has:?}, not {body}\n{}", self.state());
+            let endpoints = self.wanted(Endpoints, name).filter(|endpoints| !endpoints.contains("bad"));
+            if let (Some(active), Some(endpoints)) = (envoy.active.get(&**name), endpoints) {
+                let serves = !endpoints.ends_with(" none");
+                assert!(active.serves == serves || body.contains("bad"), "{name}: {endpoints}\n{}", self.state());
+            }
+        }
+        let used: BTreeSet<String> = envoy.leads().into_iter().flat_map(|(.., clusters)| clusters).collect();
+        // A client that came back and refuses the new form of its routes keeps all that the old one may lead to.
+        for name in envoy.active.keys().chain(envoy.warming.keys()).filter(|_| stream.routes_known) {
+            assert!(
+                self.target().get(Cluster).contains_key(name.as_str()) || used.contains(name),
+                "{name} is left\n{}",
+                self.state()
+            );
+        }
+    }
+
+    fn check_routes(&self) {
+        let held = self.stream.held();
+        for (name, body) in &self.envoy.routes {
+            let wanted = self.wanted(Route, name).unwrap_or_default();
+            if wanted.contains("bad") {
+                continue;
+            }
+            let is_held =
+                |host: &str| held.iter().any(|held| *held.name == **name && held.virtual_host.as_deref() == Some(host));
+            let plain = |text: &str| -> Vec<String> {
+                let hosts = text.split_whitespace().map(str::to_owned);
+                hosts.filter(|host| !is_held(host.split('>').next().unwrap())).collect()
+            };
+            assert_eq!(plain(body), plain(&wanted), "{}", self.state());
+        }
+        for name in self.envoy.listeners.keys() {
+            assert!(self.target().get(Listener).contains_key(name.as_str()), "{name} is left\n{}", self.state());
+        }
+    }
+}
