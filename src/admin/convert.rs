@@ -9,6 +9,7 @@ use crate::api::ObjectKey;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType};
 use crate::status::{DestinationShare, ObjectReport, ProxyReport, SplitReport, Verdict};
+use crate::xds::board::StreamInfo;
 use crate::xds::stream::{Held, Progress, Refused, Variant};
 
 impl From<ResourceType> for v1::ResourceType {
@@ -81,21 +82,12 @@ impl From<ProxyReport> for v1::Proxy {
             r#type: v1::ResourceType::from(kind).into(),
             state: v1::type_status::State::from(progress).into(),
         });
-        let stream = v1::Stream {
-            since: Some(timestamp(status.since)),
-            variant: match status.variant {
-                Variant::Sotw => v1::stream::Variant::Sotw,
-                Variant::Delta => v1::stream::Variant::Delta,
-            }
-            .into(),
-            only: status.only.map_or(v1::ResourceType::Unspecified, Into::into).into(),
-        };
         Self {
             id: status.id.to_string(),
             namespace: report.namespace.to_string(),
             pod: report.pod.to_string(),
             scope: report.scope,
-            streams: vec![stream],
+            streams: status.streams.into_iter().map(Into::into).collect(),
             types: types.collect(),
             acked: status.acked.map(MeshRevision::get),
             wanted: status.wanted.map(MeshRevision::get),
@@ -103,6 +95,20 @@ impl From<ProxyReport> for v1::Proxy {
             rejected: status.refused.into_iter().map(Into::into).collect(),
             held: status.held.into_iter().map(Into::into).collect(),
             kept: status.kept.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl From<StreamInfo> for v1::Stream {
+    fn from(stream: StreamInfo) -> Self {
+        Self {
+            since: Some(timestamp(stream.since)),
+            variant: match stream.variant {
+                Variant::Sotw => v1::stream::Variant::Sotw,
+                Variant::Delta => v1::stream::Variant::Delta,
+            }
+            .into(),
+            only: stream.only.map_or(v1::ResourceType::Unspecified, Into::into).into(),
         }
     }
 }

@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::bail;
+use comfy_table::{ColumnConstraint, Width};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::table::{self, BREAK, MAX_WIDTH, breakable};
 use crate::analyze::{self, Finding, Severity, code};
 use crate::api::Kind;
 use crate::source::{Origin, directory, kubernetes};
@@ -17,12 +19,8 @@ use crate::store::Store;
 
 /// How long the Kubernetes API may take to list everything.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How wide a table is, unless it is for a terminal that is narrower.
-const WIDTH: usize = 100;
 /// Narrower than this, columns side by side can not be read.
-const LEAST_TABLE: usize = 80;
-/// Narrower than this, nothing can.
-const LEAST_WIDTH: usize = 30;
+const LEAST_TABLE: u16 = 80;
 
 /// Flags of `weir analyze`.
 #[derive(Debug, clap::Args)]
@@ -111,7 +109,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Output::Table => {
             let colours =
                 std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-            table(&findings, looked_at, width(), colours)
+            let text = report(&findings, looked_at, table::width());
+            if colours { coloured(&text) } else { text }
         }
     };
     let failed = findings.iter().any(|one| one.code.severity >= args.fail_on);
@@ -130,12 +129,6 @@ struct LookedAt {
     objects: usize,
     /// How many that can not.
     refused: usize,
-}
-
-/// How many columns there are; the size is that of the terminal, and a pipe has none.
-fn width() -> usize {
-    let columns = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
-    columns.map_or(WIDTH, |columns| columns.clamp(LEAST_WIDTH, WIDTH))
 }
 
 /// A reader that has seen enough (`| head`) is no failure.
@@ -198,12 +191,11 @@ fn list(output: Output) -> anyhow::Result<String> {
     }
     let rows = code::ALL.iter().map(|one| Row {
         severity: one.severity.as_str(),
-        colour: colour(one.severity),
         code: one.id,
         place: vec![one.name.to_owned()],
         message: one.about.to_owned(),
     });
-    Ok(print(["LEVEL", "CODE", "NAME", "MEANING"], &rows.collect::<Vec<_>>(), WIDTH, WIDTH / 2, false))
+    Ok(print(["LEVEL", "CODE", "NAME", "MEANING"], &rows.collect::<Vec<_>>(), MAX_WIDTH, MAX_WIDTH / 2))
 }
 
 fn to_json(findings: &[Finding], looked_at: LookedAt) -> Value {
@@ -259,14 +251,13 @@ fn colour(severity: Severity) -> &'static str {
 /// One row; the cells that may be long are wrapped.
 struct Row {
     severity: &'static str,
-    colour: &'static str,
     code: &'static str,
     /// A line each, at least.
     place: Vec<String>,
     message: String,
 }
 
-fn table(findings: &[Finding], looked_at: LookedAt, width: usize, colours: bool) -> String {
+fn report(findings: &[Finding], looked_at: LookedAt, width: u16) -> String {
     let counts = counts(findings);
     let count = |severity, one: &str, many: &str| {
         let n = counts.get(&severity).copied().unwrap_or_default();
@@ -283,7 +274,6 @@ fn table(findings: &[Finding], looked_at: LookedAt, width: usize, colours: bool)
         let path = Some(one.path.clone()).filter(|path| !path.is_empty());
         Row {
             severity: one.code.severity.as_str(),
-            colour: colour(one.code.severity),
             code: one.code.id,
             place: [origin, object, path].into_iter().flatten().collect(),
             message: if one.advice.is_empty() {
@@ -295,9 +285,9 @@ fn table(findings: &[Finding], looked_at: LookedAt, width: usize, colours: bool)
     });
     let rows: Vec<_> = rows.collect();
     let mut text = if width < LEAST_TABLE {
-        stack(&rows, width, colours)
+        stack(&rows, width)
     } else {
-        print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, width, width * 36 / 100, colours)
+        print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, width, width * 36 / 100)
     };
     let mut last = vec![format!(
         "{}, {}, {} in {objects}",
@@ -310,83 +300,73 @@ fn table(findings: &[Finding], looked_at: LookedAt, width: usize, colours: bool)
         last.push(format!("{which}: what weir last accepted of them, if anything, stays in force"));
     }
     text.push('\n');
-    for line in last.iter().flat_map(|line| wrap(line, width, &[' '])) {
-        text += &format!("{line}\n");
-    }
+    text.extend(last.iter().map(|line| table::wrapped(line, &[' '], width)));
     text
 }
+
+/// Where a place may be broken: a path of a file, an object's name, a field's path.
+const PLACE_BREAKS: &[char] = &['/', '.', ' '];
 
 /// The rows with each cell on lines of its own.
-fn stack(rows: &[Row], width: usize, colours: bool) -> String {
+fn stack(rows: &[Row], width: u16) -> String {
     let mut text = String::new();
     for row in rows {
-        let (on, off) = if colours { (row.colour, "\x1b[0m") } else { ("", "") };
-        text += &format!("{on}{}{off} {}\n", row.severity, row.code);
-        let places = row.place.iter().flat_map(|line| wrap(line, width - 2, &['/', '.', ' ']));
-        for line in places.chain(wrap(&row.message, width - 2, &[' '])) {
-            text += &format!("  {line}\n");
+        text += &format!("{} {}\n", row.severity, row.code);
+        let places = row.place.iter().map(|line| table::wrapped(line, PLACE_BREAKS, width - 2));
+        for lines in places.chain([table::wrapped(&row.message, &[' '], width - 2)]) {
+            lines.lines().for_each(|line| text += &format!("  {line}\n"));
         }
     }
     text
 }
 
-fn print([a, b, c, d]: [&str; 4], rows: &[Row], width: usize, most_place: usize, colours: bool) -> String {
-    let longest = |of: fn(&Row) -> usize, least: usize| rows.iter().map(of).max().unwrap_or(0).max(least);
-    let severity = longest(|row| row.severity.len(), 5);
-    let code = longest(|row| row.code.len(), 4);
-    let place = longest(|row| row.place.iter().map(|line| line.chars().count()).max().unwrap_or(0), 5).min(most_place);
-    let message = width.saturating_sub(severity + code + place + 6);
-    let mut text = format!("{a:severity$}  {b:code$}  {c:place$}  {d}\n");
+fn print(head: [&str; 4], rows: &[Row], width: u16, most_place: u16) -> String {
+    let mut table = table::empty(width);
+    table.set_header(head);
     for row in rows {
-        let places: Vec<String> = row.place.iter().flat_map(|line| wrap(line, place, &['/', '.', ' '])).collect();
-        let messages = wrap(&row.message, message, &[' ']);
-        for n in 0..places.len().max(messages.len()).max(1) {
-            let cell = |lines: &[String]| lines.get(n).cloned().unwrap_or_default();
-            let (level, id) = if n == 0 { (row.severity, row.code) } else { ("", "") };
-            let (on, off) = if colours && n == 0 { (row.colour, "\x1b[0m") } else { ("", "") };
-            let line = format!("{on}{level:severity$}{off}  {id:code$}  {:place$}  {}", cell(&places), cell(&messages));
-            text += line.trim_end();
-            text.push('\n');
-        }
+        let place: Vec<String> = row.place.iter().map(|line| breakable(line, PLACE_BREAKS)).collect();
+        table.add_row([row.severity, row.code, &place.join("\n"), &row.message]);
     }
-    text
+    if let Some(column) = table.column_mut(2) {
+        column.set_delimiter(BREAK).set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(most_place)));
+    }
+    table::print(table)
 }
 
-/// `text` in lines of at most `width` characters, broken after one of `breaks` where there is one.
-fn wrap(text: &str, width: usize, breaks: &[char]) -> Vec<String> {
-    let width = width.max(1);
-    let mut lines = Vec::new();
-    let mut rest: Vec<char> = text.chars().collect();
-    while rest.len() > width {
-        // A break that is a blank may stand just beyond the line, since it is not printed.
-        let at_blank = rest.get(width).filter(|c| **c == ' ').map(|_| width);
-        let before = rest.iter().take(width).rposition(|c| breaks.contains(c)).filter(|at| *at > 0).map(|at| at + 1);
-        let end = at_blank.or(before).unwrap_or(width);
-        let tail = rest.split_off(end);
-        lines.push(rest.into_iter().collect::<String>().trim_end().to_owned());
-        rest = tail.into_iter().skip_while(|c| *c == ' ').collect();
-    }
-    lines.push(rest.into_iter().collect());
-    lines
+/// Colours the severities, which stand at the beginning of lines.
+fn coloured(text: &str) -> String {
+    let line = |line: &str| {
+        let all = [Severity::Error, Severity::Warning, Severity::Info];
+        let begins =
+            |severity: &Severity| line.strip_prefix(severity.as_str()).is_some_and(|rest| rest.starts_with(' '));
+        let severity = all.into_iter().find(begins);
+        match severity.and_then(|severity| Some((severity, line.strip_prefix(severity.as_str())?))) {
+            Some((severity, rest)) => format!("{}{}\x1b[0m{rest}\n", colour(severity), severity.as_str()),
+            None => format!("{line}\n"),
+        }
+    };
+    text.lines().map(line).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::table::MIN_WIDTH;
 
     #[test]
-    fn lines_are_broken_where_they_may_be() {
-        assert_eq!(wrap("one two three", 7, &[' ']), ["one two", "three"]);
-        assert_eq!(wrap("one two three", 6, &[' ']), ["one", "two", "three"]);
-        assert_eq!(wrap("a/bb/ccc", 5, &['/']), ["a/bb/", "ccc"]);
-        assert_eq!(wrap("abcdefgh", 3, &[' ']), ["abc", "def", "gh"]);
-        assert_eq!(wrap("", 3, &[' ']), [""]);
+    fn colours_are_for_the_severities_alone() {
+        let plain = "LEVEL  CODE\nerror  WEIR0101  errors are here\n       info  b\ninfo   X\n";
+        let text = coloured(plain);
+        assert_eq!(
+            text,
+            plain.replace("\nerror ", "\n\x1b[31merror\x1b[0m ").replace("\ninfo ", "\n\x1b[36minfo\x1b[0m ")
+        );
     }
 
     #[test]
     fn the_list_of_codes_fits_the_page() {
         let text = list(Output::Table).unwrap();
-        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= usize::from(MAX_WIDTH)), "{text}");
         assert!(code::ALL.iter().all(|code| text.contains(code.id) && text.contains(code.name)));
     }
 
@@ -401,14 +381,10 @@ mod tests {
             advice: "write something else, something that is expected".to_owned(),
         };
         let file = Origin::File { path: std::sync::Arc::new("some/folder/with/a/file.yaml".into()), line: 1234 };
-        for width in [LEAST_WIDTH, LEAST_TABLE, WIDTH] {
-            let text = table(
-                &[finding(file.clone()), finding(Origin::Cluster)],
-                LookedAt { objects: 7, refused: 2 },
-                width,
-                false,
-            );
-            assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
+        for width in [MIN_WIDTH, LEAST_TABLE, MAX_WIDTH] {
+            let looked_at = LookedAt { objects: 7, refused: 2 };
+            let text = report(&[finding(file.clone()), finding(Origin::Cluster)], looked_at, width);
+            assert!(text.lines().all(|line| line.chars().count() <= usize::from(width)), "{text}");
             let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(words.contains("2 of these are refused: what weir last"), "{text}");
             assert!(words.contains("2 errors, 0 warnings, 0 notes in 9 objects"), "{text}");

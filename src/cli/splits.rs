@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use super::remote::{AdminArgs, Output, refused};
-use super::table::{table, wrapped};
+use super::table::{table, width, wrapped};
 use crate::admin::api::v1;
 use crate::proto_json;
 
@@ -72,7 +72,8 @@ fn text(answer: &v1::ListSplitsResponse) -> String {
         answer.splits.iter().map(|split| (object(&split.object), split.invalid.as_slice())).collect();
     for (object, problems) in invalid {
         for problem in problems {
-            out.push_str(&wrapped(&format!("VirtualService {object}: the newest form is refused: {problem}")));
+            let line = format!("VirtualService {object}: the newest form is refused: {problem}");
+            out.push_str(&wrapped(&line, &[' '], width()));
         }
     }
     out

@@ -8,7 +8,10 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 pub const MAX_WIDTH: u16 = 100;
 
 /// Less than this is not used even on a terminal that is narrower.
-const MIN_WIDTH: u16 = 30;
+pub const MIN_WIDTH: u16 = 30;
+
+/// A place at which a cell may be broken, see [`breakable`]. It is never printed.
+pub const BREAK: char = '\u{200b}';
 
 /// How wide tables on standard output are.
 pub fn width() -> u16 {
@@ -22,24 +25,43 @@ pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [St
 }
 
 fn table_of_width<const N: usize>(width: u16, head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    let mut table = empty(width);
     table.set_header(head.map(str::trim_start)).add_rows(rows);
-    for (n, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, if n + 1 < N { 2 } else { 0 }));
-        if head.get(n).is_some_and(|name| name.starts_with(' ')) {
+    for (column, name) in table.column_iter_mut().zip(head) {
+        if name.starts_with(' ') {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.trim_fmt() + "\n"
+    print(table)
 }
 
-/// Text in lines that are no wider than standard output.
-pub fn wrapped(text: &str) -> String {
+/// Text in lines of at most this width, broken after one of these.
+pub fn wrapped(text: &str, after: &[char], width: u16) -> String {
+    let mut table = empty(width);
+    table.add_row([breakable(text, after)]);
+    table.column_iter_mut().for_each(|column| _ = column.set_delimiter(BREAK));
+    print(table)
+}
+
+/// A table without rows, for [`print`].
+pub fn empty(width: u16) -> Table {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(width()).add_row([text]);
-    table.column_iter_mut().for_each(|column| _ = column.set_padding((0, 0)));
-    table.trim_fmt() + "\n"
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    table
+}
+
+/// The table as text, with two blanks between its columns.
+pub fn print(mut table: Table) -> String {
+    let last = table.column_count().saturating_sub(1);
+    for (n, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if n < last { 2 } else { 0 }));
+    }
+    table.trim_fmt().replace(BREAK, "") + "\n"
+}
+
+/// Text that may be broken after each of `after`, in a column whose delimiter is [`BREAK`].
+pub fn breakable(text: &str, after: &[char]) -> String {
+    text.chars().flat_map(|letter| [Some(letter), after.contains(&letter).then_some(BREAK)]).flatten().collect()
 }
 
 #[cfg(test)]
@@ -63,5 +85,12 @@ mod tests {
             let letters = text.lines().skip(1).flat_map(str::chars).filter(|letter| *letter == 'a').count();
             assert_eq!(letters, 5 * long.len(), "{text}");
         }
+    }
+
+    #[test]
+    fn lines_are_broken_where_they_may_be() {
+        assert_eq!(wrapped("one two three", &[' '], 9), "one two\nthree\n");
+        assert_eq!(wrapped("spec.http[0].route[0]", &['.'], 12), "spec.\nhttp[0].\nroute[0]\n");
+        assert_eq!(wrapped("abcdefgh", &[' '], 3), "abc\ndef\ngh\n");
     }
 }

@@ -76,11 +76,14 @@ pub(super) struct Encoded {
     pub asks_for: Option<Arc<str>>,
 }
 
+/// The revisions of a service and of the rule for it.
+type FoundRevisions = (Revision, Option<Revision>);
+
 /// An encoded virtual host; nothing where no route is left.
 #[derive(Debug)]
 pub(super) struct HostPart {
-    /// The services that were looked up, and the revisions of service and rule that were found.
-    looked_at: Vec<(Host, Option<(Revision, Option<Revision>)>)>,
+    /// The services that were looked up, and what was found.
+    looked_at: Vec<(Host, Option<FoundRevisions>)>,
     pub encoded: Option<Arc<EncodedVirtualHost>>,
     pub left: Left,
 }

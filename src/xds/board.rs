@@ -1,6 +1,6 @@
 //! The truth: which proxy is connected, and which state of the mesh it has acked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::jiff::Timestamp;
@@ -18,14 +18,10 @@ pub struct ProxyStatus {
     pub id: Arc<str>,
     /// What it says of itself.
     pub proxy: Arc<Proxy>,
-    /// When it connected.
-    pub since: Timestamp,
+    /// The streams that serve it.
+    pub streams: Vec<StreamInfo>,
     /// How far it is with clusters, endpoints, listeners and routes.
     pub types: [Progress; 4],
-    /// The one type that this stream is for; `None` for ADS.
-    pub only: Option<ResourceType>,
-    /// The variant of the protocol.
-    pub variant: Variant,
     /// The newest mesh of which it has ACKed everything; `None` before the first.
     pub acked: Option<MeshRevision>,
     /// The newest mesh of which it has ACKed all but what is held back and what it refused.
@@ -45,11 +41,23 @@ pub struct ProxyStatus {
     pub kept: Vec<Arc<str>>,
 }
 
+/// A stream that serves a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// When it was opened.
+    pub since: Timestamp,
+    /// The variant of the protocol.
+    pub variant: Variant,
+    /// The one type that it is for; `None` for ADS.
+    pub only: Option<ResourceType>,
+}
+
 impl ProxyStatus {
     /// Whether `other` is of another stream of the same proxy: one for a single type beside others. Two streams for all
     /// types are two proxies with one node id, or one that came back before its old connection ended.
     fn is_joined_by(&self, other: &Self) -> bool {
-        self.id == other.id && (self.only.is_some() || other.only.is_some())
+        let mut streams = self.streams.iter().chain(&other.streams);
+        self.id == other.id && streams.any(|stream| stream.only.is_some())
     }
 
     /// Takes in what another stream of the same proxy says. The proxy has what all of its streams have.
@@ -65,14 +73,11 @@ impl ProxyStatus {
         self.reached = both(self.reached, other.reached);
         self.wanted = self.wanted.max(other.wanted);
         self.resting &= other.resting;
-        self.since = self.since.min(other.since);
+        self.streams.extend(&other.streams);
         self.lagging = self.lagging.take().or_else(|| other.lagging.clone());
         self.refused.extend(other.refused.iter().cloned());
         self.held.extend(other.held.iter().cloned());
         self.kept.extend(other.kept.iter().cloned());
-        if self.only != other.only {
-            self.only = None;
-        }
     }
 }
 
@@ -127,13 +132,19 @@ impl Board {
     /// type is one proxy.
     pub fn proxies(&self) -> Vec<(Vec<u64>, ProxyStatus)> {
         let mut found: Vec<(Vec<u64>, ProxyStatus)> = Vec::new();
+        let mut by_id: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
         for (stream, status) in self.lock().iter() {
-            match found.iter_mut().find(|(_, known)| known.is_joined_by(status)) {
+            let same_id = by_id.entry(status.id.clone()).or_default();
+            let joined = |n: &&usize| found.get(**n).is_some_and(|(_, known)| known.is_joined_by(status));
+            match same_id.iter().find(joined).copied().and_then(|n| found.get_mut(n)) {
                 Some((streams, known)) => {
                     streams.push(*stream);
                     known.join(status);
                 }
-                None => found.push((vec![*stream], status.clone())),
+                None => {
+                    same_id.push(found.len());
+                    found.push((vec![*stream], status.clone()));
+                }
             }
         }
         found

@@ -25,7 +25,7 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 
-use super::board::{Board, ProxyStatus};
+use super::board::{Board, ProxyStatus, StreamInfo};
 use super::grpc::{self, Outgoing, Requests};
 use super::stream::{self, Answer, Settings, Stream, Variant};
 use super::wire::Frame;
@@ -395,10 +395,12 @@ impl Served<'_> {
         ProxyStatus {
             id: proxy.id.clone(),
             proxy: Arc::new(proxy.clone()),
-            since: k8s_openapi::jiff::Timestamp::now(),
+            streams: vec![StreamInfo {
+                since: k8s_openapi::jiff::Timestamp::now(),
+                variant: self.variant,
+                only: self.kind,
+            }],
             types: [stream::Progress::None; 4],
-            only: self.kind,
-            variant: self.variant,
             acked: None,
             reached: None,
             resting: false,
