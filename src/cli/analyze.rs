@@ -327,8 +327,13 @@ fn print(head: [&str; 4], rows: &[Row], width: u16, most_place: u16) -> String {
         let place: Vec<String> = row.place.iter().map(|line| breakable(line, PLACE_BREAKS)).collect();
         table.add_row([row.severity, row.code, &place.join("\n"), &row.message]);
     }
-    if let Some(column) = table.column_mut(2) {
-        column.set_delimiter(BREAK).set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(most_place)));
+    let longest = rows.iter().flat_map(|row| &row.place).map(|line| line.chars().count()).max().unwrap_or_default();
+    let place_fits = longest <= usize::from(most_place);
+    for (n, column) in table.column_iter_mut().enumerate().take(3) {
+        column.set_constraint(ColumnConstraint::ContentWidth);
+        if n == 2 && !place_fits {
+            column.set_delimiter(BREAK).set_constraint(ColumnConstraint::Absolute(Width::Fixed(most_place)));
+        }
     }
     table::print(table)
 }

@@ -261,6 +261,8 @@ impl Stream {
                 if first {
                     // It may ask late, because one of its clusters warmed. What it has not asked for it will now.
                     self.since = None;
+                    // What it was given before it asked went unchecked.
+                    self.started = false;
                 }
             }
             ResourceType::Endpoints => {
@@ -600,8 +602,11 @@ impl Stream {
     fn led_to(&self) -> Option<BTreeSet<&str>> {
         let target = self.target.as_ref()?;
         let [clusters, _, listeners, routes] = &self.types;
-        let comes = |state: &Subscription| if state.subscribed { state.expects() } else { self.is_early() };
-        let will_be_known = self.waiting || comes(listeners) || comes(routes);
+        let comes = |state: &Subscription, kind| {
+            if state.subscribed { state.expects(target.get(kind)) } else { self.is_early() }
+        };
+        let will_be_known =
+            self.waiting || comes(listeners, ResourceType::Listener) || comes(routes, ResourceType::Route);
         let takes_all = clusters.wildcard || self.awaits_clusters();
         if !self.settings.gated || !takes_all || self.knows_routes() || !will_be_known {
             return None;
@@ -847,12 +852,13 @@ impl Stream {
         Some(match kind {
             ResourceType::Cluster => {
                 let staying = kept.filter(|(_, kept)| kept.phase != Phase::Leaving);
-                View { base: target, kept: staying.map(|(name, kept)| (name.clone(), kept.cluster.clone())).collect() }
+                let kept = staying.map(|(name, kept)| (name.clone(), kept.cluster.clone())).collect();
+                View { base: target.clone(), target, kept }
             }
             ResourceType::Endpoints => {
                 let fallback = self.fallback.iter().map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
                 let kept = kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone()));
-                View { base: target, kept: kept.chain(fallback).collect() }
+                View { base: target.clone(), target, kept: kept.chain(fallback).collect() }
             }
             ResourceType::Listener if self.started => given(listeners, &target),
             ResourceType::Route if self.started => given(routes, &target),
@@ -878,6 +884,7 @@ impl Stream {
             return None;
         }
         let view = self.view(kind)?;
+        let target = self.target.clone()?;
         let nonce = (self.nonce + 1).to_string();
         let (variant, early) = (self.variant, self.is_early());
         let led_to: Option<BTreeSet<Arc<str>>> = match kind {
@@ -934,6 +941,11 @@ impl Stream {
         };
         let any: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|_, _, _| false;
         let never: &dyn Fn(&str) -> bool = &|_| false;
+        let nothing: &dyn Fn(&str) -> Option<Arc<Resource>> = &|_| None;
+        let meanwhile: &dyn Fn(&str) -> Option<Arc<Resource>> = &|name| {
+            let (_, endpoints) = target.stand_in(name)?;
+            (gated && endpoints.has_endpoints()).then_some(endpoints)
+        };
         let turn = Turn {
             variant,
             view: &view,
@@ -941,14 +953,17 @@ impl Stream {
             now,
             defer: any,
             in_change: never,
+            meanwhile: nothing,
             version_of: &plain,
             tell_missing: false,
         };
         let (frame, resources) = match kind {
             ResourceType::Endpoints => {
                 let tell_missing = gated && paused;
-                endpoints
-                    .respond(kind, &Turn { defer: not_yet, in_change, version_of: for_cluster, tell_missing, ..turn })
+                endpoints.respond(
+                    kind,
+                    &Turn { defer: not_yet, in_change, meanwhile, version_of: for_cluster, tell_missing, ..turn },
+                )
             }
             ResourceType::Cluster => clusters.respond(kind, &turn),
             ResourceType::Listener => listeners.respond(kind, &turn),
@@ -1022,7 +1037,7 @@ fn given(live: &Resources, target: &Resources) -> View {
         let waits = target.keys().filter(|name| !live.contains_key(name));
         kept.extend(waits.map(|name| (name.clone(), None)));
     }
-    View { base: live.clone(), kept }
+    View { base: live.clone(), target: target.clone(), kept }
 }
 
 fn names(request: &Request) -> Vec<Arc<str>> {

@@ -62,6 +62,8 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct View {
     pub base: Resources,
+    /// What it is to have in the end.
+    pub target: Resources,
     pub kept: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
 }
 
@@ -94,6 +96,8 @@ pub(super) struct Turn<'a> {
     pub defer: &'a dyn Fn(&str, Option<&Resource>, bool) -> bool,
     /// Says of endpoints that their cluster changes at the client, which waits for some.
     pub in_change: &'a dyn Fn(&str) -> bool,
+    /// Endpoints that can take requests, for a cluster of which those that it has are unknown.
+    pub meanwhile: &'a dyn Fn(&str) -> Option<Arc<Resource>>,
     /// Which version to tell of a resource.
     pub version_of: &'a dyn Fn(&Resource) -> u64,
     /// Whether to answer for endpoints that are asked for and that nothing knows. The delta variant always does.
@@ -222,9 +226,13 @@ impl Subscription {
             && self.refused.keys().all(|name| self.had(name).flatten().is_some())
     }
 
-    /// Whether it may become known what the client has of something that is not known yet.
-    pub fn expects(&self) -> bool {
-        let open = |name: &Arc<str>| !self.refused.contains_key(name);
+    /// Whether it may become known what the client has of something that is not known yet. `target` is what it is to
+    /// have in the end.
+    pub fn expects(&self, target: &Resources) -> bool {
+        let open = |name: &Arc<str>| {
+            let refused = self.refused.get(name);
+            refused.is_none_or(|refusal| target.get(name).is_some_and(|form| form.version != refusal.version))
+        };
         self.pending.is_some()
             || self.owed
             || !self.suspects.is_empty()
@@ -357,9 +365,13 @@ impl Subscription {
         }
         // What was due without a change still is: the same, or the form that the client has instead of a refused one.
         for change in changes.iter().filter(|change| change.asked) {
-            let Some(one) = &change.resource else { continue };
-            if !(refused(&one) && self.has_form(one)) {
-                self.again.insert(one.name.clone());
+            let due = match &change.resource {
+                Some(one) => !(refused(&one) && self.has_form(one)),
+                // That there is none was not what the client refused.
+                None => count > 0,
+            };
+            if due {
+                self.again.insert(change.name.clone());
             }
         }
     }
@@ -520,7 +532,10 @@ impl Subscription {
         self.learn(&view.base, Some(view));
         let Self { acked, names, wildcard, .. } = &mut *self;
         acked.follow(&view.base, |name| *wildcard || names.contains(name));
-        self.refused.retain(|name, refusal| view.get(name).is_some_and(|one| one.version == refusal.version));
+        // What is not given yet may come in the form that was refused.
+        self.refused.retain(|name, refusal| {
+            [view.get(name), view.target.get(name)].into_iter().flatten().any(|form| form.version == refusal.version)
+        });
         let trial = self.next_trial(view);
         let (mut changes, never) = match &trial {
             Some(group) => (group.iter().map(|one| self.change(&one.name, Some(one.clone()))).collect(), Vec::new()),
@@ -610,7 +625,7 @@ impl Subscription {
     /// What changes, and the names asked for under which there is nothing and never was. Of those nothing is to be
     /// remembered once they are told.
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> (Vec<Change>, Vec<Arc<str>>) {
-        let Turn { variant, view, defer, in_change, tell_missing, .. } = *turn;
+        let Turn { variant, view, defer, in_change, meanwhile, tell_missing, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
         // All that can differ, where that is known.
         let names: Option<BTreeSet<Arc<str>>> = self
@@ -634,7 +649,7 @@ impl Subscription {
                     return;
                 }
                 // Those that it has do for the change, where they are known.
-                form = self.had(name).flatten().cloned().unwrap_or(form);
+                form = self.had(name).flatten().cloned().or_else(|| meanwhile(name)).unwrap_or(form);
             }
             changes.push(Change { asked, ..self.change(name, Some(form)) });
         };
@@ -658,7 +673,7 @@ impl Subscription {
         let never = if variant == Variant::Delta {
             never
         } else {
-            changes.extend(never.iter().map(|name| self.change(name, None)));
+            changes.extend(never.iter().map(|name| Change { asked: true, ..self.change(name, None) }));
             Vec::new()
         };
         // What is to be there and is not given yet is still due.

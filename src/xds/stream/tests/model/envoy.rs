@@ -297,6 +297,10 @@ impl Envoy {
             Endpoints => {
                 for got in good.iter().filter(|got| self.names[kind.index()].contains(&got.name)).collect::<Vec<_>>() {
                     let serves = !got.body.ends_with(" none");
+                    if !serves {
+                        // Without endpoints it takes no request, whether it stays or goes.
+                        self.served_before.remove(&got.name);
+                    }
                     self.warmed(&got.name, serves);
                     if let Some(cluster) = self.active.get_mut(&got.name) {
                         cluster.serves = serves;
