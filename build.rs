@@ -1,10 +1,11 @@
 //! Writes the descriptors of every Envoy message weir can print or read to `OUT_DIR/envoy_descriptors.bin`, and compiles weir's
 //! own protos.
 //!
-//! The crate `envoy-types` ships one serialized `FileDescriptorSet` for all of Envoy's API. Most of it is source comments and
-//! extensions weir never meets, so what goes into the binary is the dependency closure of the files below without the comments.
-//! The set is taken apart at the wire level and each kept file's remaining bytes are copied as they are: decoding into typed
-//! descriptors would drop the custom options, among them the `validate.rules` that say what Envoy accepts.
+//! The crate `envoy-types` ships one serialized `FileDescriptorSet` for all of Envoy's API. Most of it consists of
+//! source comments and extensions that weir never uses, so the binary embeds only the dependency closure of the files
+//! below, without comments. The set is processed at the wire level and the remaining bytes of each file are copied
+//! unchanged: decoding into typed descriptors would drop the custom options, including the `validate.rules` that define
+//! what Envoy accepts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// Files, or folders with a trailing slash, whose messages weir emits or reads. What they import comes along.
+/// Files, or folders with a trailing slash, whose messages weir emits or reads. Their imports are included.
 const ROOTS: &[&str] = &[
     "envoy/config/accesslog/v3/",
     "envoy/config/bootstrap/v3/",
@@ -87,7 +88,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let descriptors = envoy_types_dir(&manifest_dir)?.join("src/generated/types.bin");
     println!("cargo::rerun-if-changed={}", descriptors.display());
-    let set = fs::read(&descriptors).map_err(|error| format!("{}: {error}", descriptors.display()))?;
+    let set =
+        fs::read(&descriptors).map_err(|error| format!("{}: {error}", descriptors.display()))?;
     let pruned = prune(&set).map_err(|error| format!("{}: {error}", descriptors.display()))?;
 
     let out = Path::new(&var("OUT_DIR")?).join("envoy_descriptors.bin");
@@ -100,7 +102,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn admin_api() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let mut compiler = protox::Compiler::new(["proto"])?;
-    compiler.include_imports(true).include_source_info(true).open_file("weir/admin/v1/admin.proto")?;
+    compiler
+        .include_imports(true)
+        .include_source_info(true)
+        .open_file("weir/admin/v1/admin.proto")?;
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
     tonic_prost_build::configure()
@@ -108,7 +113,9 @@ fn admin_api() -> Result<(), Box<dyn Error>> {
         .extern_path(".google.protobuf", "::envoy_types::pb::google::protobuf")
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     let out = Path::new(&var("OUT_DIR")?).join("weir_descriptors.bin");
-    let descriptors = compiler.include_source_info(false).encode_file_descriptor_set();
+    let descriptors = compiler
+        .include_source_info(false)
+        .encode_file_descriptor_set();
     fs::write(&out, descriptors).map_err(|error| format!("{}: {error}", out.display()).into())
 }
 
@@ -116,15 +123,14 @@ fn var(name: &str) -> Result<String, String> {
     env::var(name).map_err(|error| format!("${name}: {error}"))
 }
 
-/// The source folder of the `envoy-types` this build links, asked of Cargo so that vendored and patched sources work as well.
+/// The source folder of the linked `envoy-types`, obtained from Cargo so that vendored and patched sources work too.
 fn envoy_types_dir(manifest_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    // Offline comes first because everything this build needs is on disk by now. It fails where dev-dependencies, which a plain
-    // build leaves out but metadata resolves, were never downloaded; then Cargo may fetch them.
+    // Offline is tried first because everything this build needs is already on disk. It fails if dev-dependencies,
+    // which `cargo metadata` resolves but a plain build omits, were never downloaded; then Cargo may fetch them.
     let metadata = match cargo_metadata(manifest_dir, &["--offline"]) {
         Ok(metadata) => metadata,
-        Err(offline) => {
-            cargo_metadata(manifest_dir, &[]).map_err(|online| format!("{offline}\nand without --offline: {online}"))?
-        }
+        Err(offline) => cargo_metadata(manifest_dir, &[])
+            .map_err(|online| format!("{offline}\nand without --offline: {online}"))?,
     };
     let manifest = metadata["packages"]
         .as_array()
@@ -133,7 +139,10 @@ fn envoy_types_dir(manifest_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
         .find(|package| package["name"] == "envoy-types")
         .and_then(|package| package["manifest_path"].as_str())
         .ok_or("cargo metadata names no package envoy-types")?;
-    Ok(Path::new(manifest).parent().ok_or("the manifest path of envoy-types has no parent")?.to_owned())
+    Ok(Path::new(manifest)
+        .parent()
+        .ok_or("the manifest path of envoy-types has no parent")?
+        .to_owned())
 }
 
 fn cargo_metadata(manifest_dir: &Path, args: &[&str]) -> Result<serde_json::Value, Box<dyn Error>> {
@@ -151,13 +160,13 @@ fn cargo_metadata(manifest_dir: &Path, args: &[&str]) -> Result<serde_json::Valu
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// One file of the set: what it imports, and its bytes without the source comments.
+/// A file of the set: its imports, and its bytes without source comments.
 struct File<'a> {
     dependencies: Vec<&'a str>,
     bytes: Vec<u8>,
 }
 
-/// Takes a serialized `FileDescriptorSet`, returns one with only the files of [`ROOTS`] and their imports, in the order they had.
+/// Prunes a serialized `FileDescriptorSet` to the files of [`ROOTS`] and their imports, in the original order.
 fn prune(set: &[u8]) -> Result<Vec<u8>, String> {
     let mut files: BTreeMap<&str, File<'_>> = BTreeMap::new();
     let mut order = Vec::new();
@@ -177,11 +186,16 @@ fn prune(set: &[u8]) -> Result<Vec<u8>, String> {
         }
     }
     let mut keep: BTreeSet<&str> = BTreeSet::new();
-    let mut open: Vec<&str> =
-        files.keys().copied().filter(|name| ROOTS.iter().any(|root| name.starts_with(root))).collect();
+    let mut open: Vec<&str> = files
+        .keys()
+        .copied()
+        .filter(|name| ROOTS.iter().any(|root| name.starts_with(root)))
+        .collect();
     while let Some(name) = open.pop() {
         if keep.insert(name) {
-            let file = files.get(name).ok_or_else(|| format!("{name} is imported but not there"))?;
+            let file = files
+                .get(name)
+                .ok_or_else(|| format!("{name} is imported but missing"))?;
             open.extend(&file.dependencies);
         }
     }
@@ -200,7 +214,10 @@ fn prune(set: &[u8]) -> Result<Vec<u8>, String> {
 
 fn read_file(bytes: &[u8]) -> Result<(&str, File<'_>), String> {
     let mut name = None;
-    let mut file = File { dependencies: Vec::new(), bytes: Vec::new() };
+    let mut file = File {
+        dependencies: Vec::new(),
+        bytes: Vec::new(),
+    };
     for field in Fields(bytes) {
         let field = field?;
         let text = || std::str::from_utf8(field.payload).map_err(|error| error.to_string());
@@ -215,7 +232,7 @@ fn read_file(bytes: &[u8]) -> Result<(&str, File<'_>), String> {
     Ok((name.ok_or("a file without a name")?, file))
 }
 
-/// One field of a message: its number, what it holds (nothing for a field that is not length-delimited), and all of its bytes.
+/// A field of a message: its number, its payload (empty unless length-delimited), and all of its bytes.
 struct Field<'a> {
     number: u64,
     payload: &'a [u8],
@@ -256,7 +273,11 @@ fn read_field(bytes: &[u8]) -> Option<Field<'_>> {
         5 => at += 4,
         _ => return None,
     }
-    Some(Field { number: tag >> 3, payload, whole: bytes.get(..at)? })
+    Some(Field {
+        number: tag >> 3,
+        payload,
+        whole: bytes.get(..at)?,
+    })
 }
 
 fn read_varint(bytes: &[u8], at: &mut usize) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! What hostile clients do to those that behave.
+//! Measures the impact of hostile clients on well-behaved ones.
 //!
 //! `cargo bench --bench attack` starts `weir serve` on a folder of 100 Services and plays each attack of
 //! `tests/support/hostile.rs` in turn, 20 000 streams (or connections) of each from several loopback addresses. All the
@@ -23,11 +23,11 @@ use hostile::{Attack, Watcher};
 
 const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// How long an attack goes on, at least and at most.
+/// The minimum and maximum duration of an attack.
 const AT_LEAST: Duration = Duration::from_secs(3);
 const AT_MOST: Duration = Duration::from_secs(40);
 
-/// How long memory may take to come back.
+/// How long memory may take to return to normal.
 const COMES_BACK: Duration = Duration::from_secs(20);
 
 const SERVED: Duration = Duration::from_secs(1);
@@ -49,19 +49,30 @@ impl Drop for Weir {
 
 impl Weir {
     async fn start(folder: &Path) -> Result<Self, Box<dyn Error>> {
-        let port = || std::net::TcpListener::bind((PROXY, 0)).and_then(|one| one.local_addr());
+        let port = || std::net::TcpListener::bind((PROXY, 0)).and_then(|item| item.local_addr());
         let (xds, admin) = (port()?, port()?);
-        let more = std::env::var("WEIR_SERVE").unwrap_or_else(|_| "--client-memory 128M".to_owned());
-        let binary = std::env::var_os("WEIR_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weir").into());
+        let more =
+            std::env::var("WEIR_SERVE").unwrap_or_else(|_| "--client-memory 128M".to_owned());
+        let binary =
+            std::env::var_os("WEIR_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weir").into());
         let child = Command::new(binary)
             .args(["serve", "--log", "error", "--config-dir"])
             .arg(folder)
-            .args(["--xds-listen", &xds.to_string(), "--admin-listen", &admin.to_string()])
+            .args([
+                "--xds-listen",
+                &xds.to_string(),
+                "--admin-listen",
+                &admin.to_string(),
+            ])
             .args(more.split_whitespace())
             .stdin(Stdio::null())
             .spawn()?;
         let this = Self { child, xds, admin };
-        while weir::envoy::Admin::new(this.admin).get("/ready").await.is_err() {
+        while weir::envoy::Admin::new(this.admin)
+            .get("/ready")
+            .await
+            .is_err()
+        {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(this)
@@ -69,8 +80,15 @@ impl Weir {
 
     /// Resident memory in MB.
     fn resident(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .unwrap_or_default();
+        let kib = status.lines().find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        });
         kib.unwrap_or(0.0) / 1024.0
     }
 }
@@ -103,7 +121,7 @@ fn write(folder: &Path, name: &str, text: &str) -> std::io::Result<()> {
     std::fs::rename(temporary, folder.join(name))
 }
 
-/// How long things take for those that behave.
+/// Latencies of well-behaved clients.
 #[derive(Default)]
 struct Times {
     served: Vec<Duration>,
@@ -148,7 +166,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Waits for memory to come back, and says what is resident then.
+    /// Waits for memory to return to normal and returns the resident size.
     async fn afterwards(&self, before: f64) -> f64 {
         let begun = Instant::now();
         loop {
@@ -160,7 +178,12 @@ impl Bench<'_> {
         }
     }
 
-    async fn attack(&mut self, attack: Attack, count: usize, quiet: Duration) -> Result<bool, Box<dyn Error>> {
+    async fn attack(
+        &mut self,
+        attack: Attack,
+        count: usize,
+        quiet: Duration,
+    ) -> Result<bool, Box<dyn Error>> {
         let before = self.weir.resident();
         let tried = Arc::new(AtomicUsize::new(0));
         let attackers = attack.start(self.weir.xds, count, &tried);
@@ -196,7 +219,10 @@ impl Bench<'_> {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let count = std::env::var("WEIR_STREAMS").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000);
+    let count = std::env::var("WEIR_STREAMS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(20_000);
     let chosen = std::env::var("WEIR_ATTACKS").unwrap_or_default();
     let folder = tempfile::tempdir()?;
     for n in 1..=100 {
@@ -206,7 +232,12 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     weir::admission::descriptors::raise();
     let weir = Weir::start(folder.path()).await?;
     let watcher = Watcher::new(PROXY, weir.xds, "80").await?;
-    let mut bench = Bench { folder: folder.path(), weir, watcher, weight: 0 };
+    let mut bench = Bench {
+        folder: folder.path(),
+        weir,
+        watcher,
+        weight: 0,
+    };
     let mut quiet = Times::default();
     for _ in 0..20 {
         bench.round(&mut quiet).await?;
@@ -228,5 +259,9 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
             fine &= bench.attack(attack, count, quiet).await?;
         }
     }
-    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

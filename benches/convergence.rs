@@ -1,4 +1,4 @@
-//! How long a weight takes from the write of its file to every proxy, what that costs, and what a stuck proxy changes.
+//! Measures the time and cost of a weight change from file write to every proxy, and the impact of a stuck proxy.
 //!
 //! `cargo bench --bench convergence` starts `weir serve` on a folder of 1000 Services (4 endpoints, a VirtualService 90/10
 //! and a DestinationRule each) and connects 100 plain ADS clients that ack everything at once, over SotW and over delta.
@@ -26,7 +26,7 @@ const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssig
 const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 
-/// A response of which the resources are not taken apart.
+/// A response whose resources are not decoded.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Sotw {
     #[prost(string, tag = "1")]
@@ -39,7 +39,7 @@ struct Sotw {
     nonce: String,
 }
 
-/// The same of the delta variant.
+/// The same for the delta variant.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Delta {
     #[prost(bytes = "bytes", repeated, tag = "2")]
@@ -51,7 +51,10 @@ struct Delta {
 }
 
 fn number(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 struct Weir {
@@ -69,13 +72,21 @@ impl Drop for Weir {
 
 impl Weir {
     fn start(folder: &Path) -> Result<Self, Box<dyn Error>> {
-        let port =
-            || std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|one| one.local_addr()).map(|one| one.port());
+        let port = || {
+            std::net::TcpListener::bind(("127.0.0.1", 0))
+                .and_then(|item| item.local_addr())
+                .map(|item| item.port())
+        };
         let (xds, admin) = (port()?, port()?);
         let child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["serve", "--log", "error", "--config-dir"])
             .arg(folder)
-            .args(["--xds-listen", &format!("127.0.0.1:{xds}"), "--admin-listen", &format!("127.0.0.1:{admin}")])
+            .args([
+                "--xds-listen",
+                &format!("127.0.0.1:{xds}"),
+                "--admin-listen",
+                &format!("127.0.0.1:{admin}"),
+            ])
             .stdin(Stdio::null())
             .spawn()?;
         Ok(Self { child, xds, admin })
@@ -83,26 +94,52 @@ impl Weir {
 
     async fn ready(&self) {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], self.admin));
-        while weir::envoy::Admin::new(address).get("/ready").await.is_err() {
+        while weir::envoy::Admin::new(address)
+            .get("/ready")
+            .await
+            .is_err()
+        {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
-    /// Resident memory in MB, and processor time so far in seconds.
+    /// Resident memory in MB and CPU time in seconds.
     fn cost(&self) -> Result<(f64, f64), Box<dyn Error>> {
         let folder = format!("/proc/{}", self.child.id());
         let status = std::fs::read_to_string(format!("{folder}/status"))?;
-        let resident =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        let resident = status.lines().find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        });
         let stat = std::fs::read_to_string(format!("{folder}/stat"))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
-        Ok((resident.unwrap_or(0.0) / 1024.0, (ticks(11) + ticks(12)) / 100.0))
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        let ticks = |at: usize| {
+            fields
+                .get(at)
+                .and_then(|text| text.parse::<f64>().ok())
+                .unwrap_or(0.0)
+        };
+        Ok((
+            resident.unwrap_or(0.0) / 1024.0,
+            (ticks(11) + ticks(12)) / 100.0,
+        ))
     }
 
     async fn channel(&self) -> Result<Channel, Box<dyn Error>> {
         let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{}", self.xds))?;
-        Ok(endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(1 << 20).connect().await?)
+        Ok(endpoint
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(1 << 20)
+            .connect()
+            .await?)
     }
 }
 
@@ -116,12 +153,17 @@ fn namespace(n: usize) -> String {
 
 fn node(n: usize) -> core::Node {
     core::Node {
-        id: format!("sidecar~10.9.{}.{}~client-{n}.{}~svc.cluster.local", n / 250, n % 250 + 1, namespace(n)),
+        id: format!(
+            "sidecar~10.9.{}.{}~client-{n}.{}~svc.cluster.local",
+            n / 250,
+            n % 250 + 1,
+            namespace(n)
+        ),
         ..Default::default()
     }
 }
 
-/// When a client got route tables.
+/// When a client received route tables.
 type Arrivals = mpsc::UnboundedReceiver<Instant>;
 
 fn cluster_names(resources: &[Bytes], delta: bool) -> Vec<String> {
@@ -133,8 +175,11 @@ fn cluster_names(resources: &[Bytes], delta: bool) -> Vec<String> {
         };
         cluster::Cluster::decode(any.value.as_slice()).ok()
     };
-    let all = resources.iter().filter_map(any).filter(|one| one.eds_cluster_config.is_some());
-    all.map(|one| one.name).collect()
+    let all = resources
+        .iter()
+        .filter_map(any)
+        .filter(|resource| resource.eds_cluster_config.is_some());
+    all.map(|item| item.name).collect()
 }
 
 async fn client(weir: &Weir, n: usize, delta: bool) -> Result<Arrivals, Box<dyn Error>> {
@@ -158,8 +203,10 @@ async fn client(weir: &Weir, n: usize, delta: bool) -> Result<Arrivals, Box<dyn 
         let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
         grpc.ready().await?;
         let codec = tonic_prost::ProstCodec::<pb::DeltaDiscoveryRequest, Delta>::default();
-        let mut responses =
-            grpc.streaming(Request::new(ReceiverStream::new(requests)), path, codec).await?.into_inner();
+        let mut responses = grpc
+            .streaming(Request::new(ReceiverStream::new(requests)), path, codec)
+            .await?
+            .into_inner();
         tokio::spawn(async move {
             while let Ok(Some(response)) = responses.message().await {
                 if response.type_url == RDS && arrived.send(Instant::now()).is_err() {
@@ -201,8 +248,10 @@ async fn client(weir: &Weir, n: usize, delta: bool) -> Result<Arrivals, Box<dyn 
         let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
         grpc.ready().await?;
         let codec = tonic_prost::ProstCodec::<pb::DiscoveryRequest, Sotw>::default();
-        let mut responses =
-            grpc.streaming(Request::new(ReceiverStream::new(requests)), path, codec).await?.into_inner();
+        let mut responses = grpc
+            .streaming(Request::new(ReceiverStream::new(requests)), path, codec)
+            .await?
+            .into_inner();
         tokio::spawn(async move {
             let mut names = Vec::new();
             while let Ok(Some(response)) = responses.message().await {
@@ -239,12 +288,17 @@ async fn client(weir: &Weir, n: usize, delta: bool) -> Result<Arrivals, Box<dyn 
     Ok(arrivals)
 }
 
-/// A client that asks for everything and reads nothing.
+/// A client that subscribes to everything and never reads.
 async fn stuck(weir: &Weir) -> Result<Box<dyn std::any::Any>, Box<dyn Error>> {
     let (send, requests) = mpsc::channel::<pb::DeltaDiscoveryRequest>(4);
     for type_url in [CDS, LDS] {
         let node = Some(node(60_000));
-        send.send(pb::DeltaDiscoveryRequest { node, type_url: type_url.to_owned(), ..Default::default() }).await?;
+        send.send(pb::DeltaDiscoveryRequest {
+            node,
+            type_url: type_url.to_owned(),
+            ..Default::default()
+        })
+        .await?;
     }
     let path = http::uri::PathAndQuery::from_static(
         "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
@@ -252,7 +306,9 @@ async fn stuck(weir: &Weir) -> Result<Box<dyn std::any::Any>, Box<dyn Error>> {
     let mut grpc = tonic::client::Grpc::new(weir.channel().await?);
     grpc.ready().await?;
     let codec = tonic_prost::ProstCodec::<pb::DeltaDiscoveryRequest, Delta>::default();
-    let responses = grpc.streaming(Request::new(ReceiverStream::new(requests)), path, codec).await?;
+    let responses = grpc
+        .streaming(Request::new(ReceiverStream::new(requests)), path, codec)
+        .await?;
     Ok(Box::new((responses, send, grpc)))
 }
 
@@ -276,7 +332,10 @@ fn rest(n: usize) -> String {
          addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints:\n"
     );
     for pod in 0..4 {
-        text += &format!("- {{addresses: [10.{}.{a}.{b}], targetRef: {{kind: Pod, name: s{n}-{pod}}}}}\n", pod + 1);
+        text += &format!(
+            "- {{addresses: [10.{}.{a}.{b}], targetRef: {{kind: Pod, name: s{n}-{pod}}}}}\n",
+            pod + 1
+        );
     }
     for pod in 0..4 {
         text += &format!(
@@ -302,20 +361,30 @@ struct Rounds {
 
 fn median(list: &mut [Duration]) -> f64 {
     list.sort_unstable();
-    list.get(list.len() / 2).map_or(0.0, |middle| middle.as_secs_f64() * 1000.0)
+    list.get(list.len() / 2)
+        .map_or(0.0, |middle| middle.as_secs_f64() * 1000.0)
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (services, clients, rounds) =
-        (number("WEIR_SERVICES", 1000), number("WEIR_CLIENTS", 100), number("WEIR_ROUNDS", 20));
-    println!("{services} services, {} endpoints, {clients} clients, {rounds} weights of each kind", services * 4);
+    let (services, clients, rounds) = (
+        number("WEIR_SERVICES", 1000),
+        number("WEIR_CLIENTS", 100),
+        number("WEIR_ROUNDS", 20),
+    );
+    println!(
+        "{services} services, {} endpoints, {clients} clients, {rounds} weights of each kind",
+        services * 4
+    );
     let folder = tempfile::tempdir()?;
     for n in 0..services {
         write(folder.path(), &format!("s{n}.yaml"), &rest(n))?;
         write(folder.path(), &format!("v{n}.yaml"), &objects(n, 10))?;
     }
-    println!("{:<6} {:<12} {:>8} {:>8} {:>12} {:>12}", "", "", "p50 ms", "last ms", "CPU ms/step", "resident MB");
+    println!(
+        "{:<6} {:<12} {:>8} {:>8} {:>12} {:>12}",
+        "", "", "p50 ms", "last ms", "CPU ms/step", "resident MB"
+    );
     for delta in [false, true] {
         let begun = Instant::now();
         let weir = Weir::start(folder.path())?;
@@ -342,12 +411,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let mut busy = [0.0, 0.0];
         for round in 0..rounds * 2 {
             let with_stuck = round % 2;
-            let _stuck = if with_stuck == 1 { Some(stuck(&weir).await?) } else { None };
+            let _stuck = if with_stuck == 1 {
+                Some(stuck(&weir).await?)
+            } else {
+                None
+            };
             tokio::time::sleep(Duration::from_millis(50)).await;
             let (_, before) = weir.cost()?;
             let begun = Instant::now();
             let n = round % services;
-            // Never the weight that the file has from the variant before.
+            // Differs from the weight that the previous variant left in the file.
             let weight = 11 + u32::try_from(round)? % 40 + if delta { 40 } else { 0 };
             write(folder.path(), &format!("v{n}.yaml"), &objects(n, weight))?;
             let mut took = Vec::new();
@@ -357,13 +430,21 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
             let (_, after) = weir.cost()?;
             took.sort_unstable();
-            let (Some(kind), Some(sum)) = (kinds.get_mut(with_stuck), busy.get_mut(with_stuck)) else { continue };
+            let (Some(kind), Some(sum)) = (kinds.get_mut(with_stuck), busy.get_mut(with_stuck))
+            else {
+                continue;
+            };
             *sum += after - before;
             kind.p50.push(took[took.len() / 2]);
             kind.last.push(took[took.len() - 1]);
         }
         let (resident, _) = weir.cost()?;
-        for (kind, busy, label) in kinds.iter_mut().zip(busy).zip(["alone", "one stuck"]).map(|((a, b), c)| (a, b, c)) {
+        for (kind, busy, label) in kinds
+            .iter_mut()
+            .zip(busy)
+            .zip(["alone", "one stuck"])
+            .map(|((a, b), c)| (a, b, c))
+        {
             println!(
                 "{name:<6} {label:<12} {:>8.1} {:>8.1} {:>12.0} {resident:>12.0}",
                 median(&mut kind.p50),

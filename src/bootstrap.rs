@@ -1,6 +1,6 @@
-//! The bootstrap of an Envoy that takes its configuration from weir: who the proxy is, and where weir is.
+//! The bootstrap of an Envoy that gets its configuration from weir: the node and the xDS address.
 //!
-//! Pure: parts in, JSON or YAML out. Each part's `FromStr` says what is wrong with a text that is none.
+//! Pure: builds JSON or YAML from its parts, each of which parses with a descriptive error.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,44 +11,44 @@ use serde_json::{Value, json};
 
 use crate::mesh::{Interception, Locality};
 
-/// The cluster by which Envoy reaches weir; Istio's name for it.
+/// The name of the xDS cluster, as in Istio.
 const XDS_CLUSTER: &str = "xds-grpc";
 
-/// All that a bootstrap says.
+/// The contents of a bootstrap.
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
-    /// Who the proxy is.
+    /// The node id.
     pub node: NodeId,
     /// The labels of its workload (node metadata LABELS).
     pub labels: BTreeMap<String, String>,
-    /// The cluster it runs in (node metadata CLUSTER_ID).
+    /// The proxy's cluster (node metadata CLUSTER_ID).
     pub cluster_id: String,
     /// Its addresses beside the one of its id (node metadata INSTANCE_IPS).
     pub other_ips: Vec<IpAddr>,
     /// The node it runs on, if known (node metadata NODE_NAME).
     pub node_name: Option<String>,
-    /// Where it runs, if known.
+    /// The locality, if known.
     pub locality: Option<Locality>,
-    /// How traffic gets to it (node metadata INTERCEPTION_MODE).
+    /// How traffic is intercepted (node metadata INTERCEPTION_MODE).
     pub interception: Interception,
-    /// Where weir is.
+    /// The address of weir.
     pub xds: XdsAddress,
-    /// How it asks.
+    /// The ADS variant.
     pub variant: AdsVariant,
-    /// Where its admin interface listens.
+    /// The address of Envoy's admin interface.
     pub admin: SocketAddr,
 }
 
-/// The two forms of the aggregated discovery service.
+/// The two variants of the aggregated discovery service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdsVariant {
-    /// Only what changed is sent.
+    /// Only changes are sent.
     Delta,
-    /// State of the world: every answer holds all resources of its type.
+    /// State of the world: every response contains all resources of its type.
     Sotw,
 }
 
-/// A node id, `sidecar~IP~POD.NAMESPACE~DNSDOMAIN`, as Istio's proxies have it.
+/// A node id, `sidecar~IP~POD.NAMESPACE~DNSDOMAIN`, as in Istio.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeId {
     /// The proxy's address.
@@ -57,13 +57,17 @@ pub struct NodeId {
     pub pod: String,
     /// Its namespace.
     pub namespace: String,
-    /// The domain in which short names are looked up.
+    /// The DNS domain for short names.
     pub dns_domain: String,
 }
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sidecar~{}~{}.{}~{}", self.ip, self.pod, self.namespace, self.dns_domain)
+        write!(
+            f,
+            "sidecar~{}~{}.{}~{}",
+            self.ip, self.pod, self.namespace, self.dns_domain
+        )
     }
 }
 
@@ -73,16 +77,22 @@ impl FromStr for NodeId {
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split('~').collect();
         let [kind, ip, name, dns_domain] = parts.as_slice() else {
-            return Err(format!("it has {} parts where TYPE~IP~POD.NAMESPACE~DNSDOMAIN has 4", parts.len()));
+            return Err(format!(
+                "it has {} parts where TYPE~IP~POD.NAMESPACE~DNSDOMAIN has 4",
+                parts.len()
+            ));
         };
         if *kind != "sidecar" {
             return Err(format!("the type is {kind:?}; only \"sidecar\" is served"));
         }
-        // A pod's name may have dots, a namespace's not.
-        let (pod, namespace) =
-            name.rsplit_once('.').ok_or_else(|| format!("{name:?} is not of the form POD.NAMESPACE"))?;
+        // A pod name may contain dots, a namespace may not.
+        let (pod, namespace) = name
+            .rsplit_once('.')
+            .ok_or_else(|| format!("{name:?} is not of the form POD.NAMESPACE"))?;
         Ok(Self {
-            ip: ip.parse().map_err(|_| format!("{ip:?} is not an IP address"))?,
+            ip: ip
+                .parse()
+                .map_err(|_| format!("{ip:?} is not an IP address"))?,
             pod: dns_name(pod)?,
             namespace: dns_label(namespace)?,
             dns_domain: dns_name(dns_domain)?,
@@ -90,7 +100,7 @@ impl FromStr for NodeId {
     }
 }
 
-/// Where weir listens for Envoy: `HOST:PORT` with an address (IPv6 in brackets) or a DNS name.
+/// The address of weir's xDS port: `HOST:PORT` with an IP address (IPv6 in brackets) or a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XdsAddress {
     host: XdsHost,
@@ -105,7 +115,10 @@ enum XdsHost {
 
 impl From<SocketAddr> for XdsAddress {
     fn from(address: SocketAddr) -> Self {
-        Self { host: XdsHost::Ip(address.ip()), port: address.port() }
+        Self {
+            host: XdsHost::Ip(address.ip()),
+            port: address.port(),
+        }
     }
 }
 
@@ -113,13 +126,20 @@ impl FromStr for XdsAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (host, port) = text.rsplit_once(':').ok_or("it is not of the form HOST:PORT, as 127.0.0.1:15010")?;
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or("it is not of the form HOST:PORT, as 127.0.0.1:15010")?;
         let port = match port.parse() {
             Ok(port) if port > 0 => port,
             _ => return Err(format!("{port:?} is not a port (1 to 65535)")),
         };
-        let host = if let Some(host) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-            let ip: Ipv6Addr = host.parse().map_err(|_| format!("{host:?} is not an IPv6 address"))?;
+        let host = if let Some(host) = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
+            let ip: Ipv6Addr = host
+                .parse()
+                .map_err(|_| format!("{host:?} is not an IPv6 address"))?;
             XdsHost::Ip(ip.into())
         } else if let Ok(ip) = host.parse::<IpAddr>() {
             if ip.is_ipv6() {
@@ -133,43 +153,60 @@ impl FromStr for XdsAddress {
     }
 }
 
-/// A namespace or another single DNS label (RFC 1123): at most 63 of a-z, 0-9 and inner `-`.
+/// Parses a DNS label (RFC 1123), such as a namespace: at most 63 of a-z, 0-9 and inner `-`.
 ///
 /// # Errors
-/// What it is instead.
+/// A description of what is wrong.
 pub fn dns_label(text: &str) -> Result<String, String> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if text.is_empty() || text.len() > 63 || !text.chars().all(inner) || text.starts_with('-') || text.ends_with('-') {
-        return Err(format!("{text:?} is not a DNS label: 1 to 63 of a-z, 0-9 and \"-\", no \"-\" at either end"));
+    if text.is_empty()
+        || text.len() > 63
+        || !text.chars().all(inner)
+        || text.starts_with('-')
+        || text.ends_with('-')
+    {
+        return Err(format!(
+            "{text:?} is not a DNS label: 1 to 63 of a-z, 0-9 and \"-\", no \"-\" at either end"
+        ));
     }
     Ok(text.to_owned())
 }
 
-/// A DNS name (RFC 1123): labels joined by dots, at most 253 characters.
+/// Parses a DNS name (RFC 1123): labels joined by dots, at most 253 characters.
 ///
 /// # Errors
-/// What it is instead.
+/// A description of what is wrong.
 pub fn dns_name(text: &str) -> Result<String, String> {
     if text.len() > 253 {
-        return Err(format!("{text:?} is longer than the 253 characters of a DNS name"));
+        return Err(format!(
+            "{text:?} is longer than the 253 characters of a DNS name"
+        ));
     }
     if text.split('.').any(|label| dns_label(label).is_err()) {
-        return Err(format!("{text:?} is not a DNS name: labels of a-z, 0-9 and inner \"-\", joined by \".\""));
+        return Err(format!(
+            "{text:?} is not a DNS name: labels of a-z, 0-9 and inner \"-\", joined by \".\""
+        ));
     }
     Ok(text.to_owned())
 }
 
-/// One label of a workload, `KEY=VALUE`, by Kubernetes' rules: the value, and the key less a DNS name and `/` before it, has at most 63
-/// of A-Z, a-z, 0-9, `-`, `_` and `.`, the first and last of them a letter or digit; only the value may be empty.
+/// Parses a workload label, `KEY=VALUE`, by Kubernetes' rules: the value, and the key without its optional DNS prefix
+/// and `/`, have at most 63 of A-Z, a-z, 0-9, `-`, `_` and `.`, and start and end with a letter or digit; only the
+/// value may be empty.
 ///
 /// # Errors
-/// What it is instead.
+/// A description of what is wrong.
 pub fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("it is not of the form KEY=VALUE, as app=reviews")?;
+    let (key, value) = text
+        .split_once('=')
+        .ok_or("it is not of the form KEY=VALUE, as app=reviews")?;
     let fits = |text: &str| {
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
         let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        text.len() <= 63 && edge(text.chars().next()) && edge(text.chars().next_back()) && text.chars().all(inner)
+        text.len() <= 63
+            && edge(text.chars().next())
+            && edge(text.chars().next_back())
+            && text.chars().all(inner)
     };
     let name = match key.split_once('/') {
         Some((prefix, name)) => {
@@ -183,28 +220,31 @@ pub fn label(text: &str) -> Result<(String, String), String> {
         return Err(format!("{key:?} is not the key of a label: {rule}"));
     }
     if !value.is_empty() && !fits(value) {
-        return Err(format!("{value:?} is not the value of a label: nothing, or {rule}"));
+        return Err(format!(
+            "{value:?} is not the value of a label: nothing, or {rule}"
+        ));
     }
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// A locality, `REGION[/ZONE[/SUBZONE]]`, without empty parts.
+/// Parses a locality, `REGION[/ZONE[/SUBZONE]]`, without empty parts.
 ///
 /// # Errors
-/// What it is instead.
+/// A description of what is wrong.
 pub fn locality(text: &str) -> Result<Locality, String> {
     let parts: Vec<&str> = text.split('/').collect();
     if parts.len() > 3 || parts.iter().any(|part| part.trim().is_empty()) {
-        return Err("it is not of the form REGION/ZONE/SUBZONE, of which the last two may be left out".to_owned());
+        return Err("expected REGION/ZONE/SUBZONE, of which the last two are optional".to_owned());
     }
     Ok(Locality::parse(text))
 }
 
 impl Bootstrap {
-    /// The bootstrap in the JSON form of `envoy.config.bootstrap.v3.Bootstrap`, with the field names of Envoy's documentation.
+    /// The bootstrap as JSON of `envoy.config.bootstrap.v3.Bootstrap`, with the field names of Envoy's documentation.
     pub fn to_json(&self) -> Value {
-        // Without a timeout Envoy waits for weir before it takes traffic, however long that is, and never serves half a mesh.
-        let over_ads = json!({ "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3" });
+        // Without a timeout Envoy waits for weir before it accepts traffic and never serves a partial mesh.
+        let over_ads =
+            json!({ "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3" });
         json!({
             "node": self.node(),
             "admin": { "address": socket_address(&self.admin.ip().to_string(), self.admin.port()) },
@@ -219,7 +259,8 @@ impl Bootstrap {
                     "grpc_services": [{
                         "envoy_grpc": {
                             "cluster_name": XDS_CLUSTER,
-                            // Envoy's own back-off goes up to 30 s, in which a restarted weir would not be found.
+                            // Envoy's default back-off grows to 30 s, which would delay the reconnect after a restart
+                            // of weir.
                             "retry_policy": { "retry_back_off": { "base_interval": "0.1s", "max_interval": "2s" } },
                         },
                     }],
@@ -228,7 +269,8 @@ impl Bootstrap {
                 "cds_config": over_ads,
             },
             "static_resources": { "clusters": [self.xds.cluster()] },
-            // Envoy's own limit (100) refuses a route table for one ordinary expression, or one path of that length.
+            // Envoy's default limit (100) rejects a route table because of one ordinary expression or one path of that
+            // length.
             "layered_runtime": { "layers": [{
                 "name": "static",
                 "static_layer": { "re2.max_program_size.error_level": 32768 },
@@ -236,19 +278,24 @@ impl Bootstrap {
         })
     }
 
-    /// [`Bootstrap::to_json`] as a YAML file.
+    /// [`Bootstrap::to_json`] as YAML.
     ///
     /// # Errors
-    /// If something in it has no YAML form, which nothing that can be in here has.
+    /// A value has no YAML form, which cannot happen.
     pub fn to_yaml(&self) -> Result<String, serde_saphyr::ser::Error> {
         let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
         serde_saphyr::to_string_with_options(&self.to_json(), options)
     }
 
     fn node(&self) -> Value {
-        let NodeId { ip, pod, namespace, .. } = &self.node;
+        let NodeId {
+            ip, pod, namespace, ..
+        } = &self.node;
         let workload = self.labels.get("app").unwrap_or(pod);
-        let ips: Vec<String> = std::iter::once(ip).chain(&self.other_ips).map(ToString::to_string).collect();
+        let ips: Vec<String> = std::iter::once(ip)
+            .chain(&self.other_ips)
+            .map(ToString::to_string)
+            .collect();
         let mut node = json!({
             "id": self.node.to_string(),
             "cluster": format!("{workload}.{namespace}"),
@@ -266,7 +313,12 @@ impl Bootstrap {
         if let Some(name) = &self.node_name {
             node["metadata"]["NODE_NAME"] = name.as_str().into();
         }
-        if let Some(Locality { region, zone, sub_zone }) = &self.locality {
+        if let Some(Locality {
+            region,
+            zone,
+            sub_zone,
+        }) = &self.locality
+        {
             let parts = [("region", region), ("zone", zone), ("sub_zone", sub_zone)];
             node["locality"] = parts
                 .into_iter()
@@ -292,7 +344,8 @@ impl XdsAddress {
                 "cluster_name": XDS_CLUSTER,
                 "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": socket_address(&host, self.port) } }] }],
             },
-            // A weir whose machine vanished closes nothing: both keepalives find out, HTTP/2's that the process answers too.
+            // If weir's machine disappears, no connection is closed: both keepalives detect this, and HTTP/2's also
+            // checks the process.
             "upstream_connection_options": {
                 "tcp_keepalive": { "keepalive_time": 30, "keepalive_interval": 5, "keepalive_probes": 3 },
             },
@@ -307,7 +360,7 @@ impl XdsAddress {
         });
         if let XdsHost::Name(_) = self.host {
             cluster["type"] = "STRICT_DNS".into();
-            // Both families, because the default asks for IPv4 only where there is no IPv6 at all.
+            // Both families, because by default IPv4 is used only if there is no IPv6 at all.
             cluster["dns_lookup_family"] = "ALL".into();
             cluster["respect_dns_ttl"] = true.into();
         }
@@ -328,8 +381,12 @@ mod tests {
 
     fn bootstrap() -> Bootstrap {
         Bootstrap {
-            node: "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local".parse().unwrap(),
-            labels: [("app", "client"), ("version", "1"), ("on", "true")].map(|(k, v)| (k.into(), v.into())).into(),
+            node: "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local"
+                .parse()
+                .unwrap(),
+            labels: [("app", "client"), ("version", "1"), ("on", "true")]
+                .map(|(k, v)| (k.into(), v.into()))
+                .into(),
             cluster_id: "Kubernetes".into(),
             other_ips: Vec::new(),
             node_name: None,
@@ -363,16 +420,23 @@ mod tests {
 admin:
 "#;
         assert!(yaml.starts_with(node), "{yaml}");
-        assert_eq!(serde_saphyr::from_str::<Value>(&yaml).unwrap(), bootstrap.to_json());
+        assert_eq!(
+            serde_saphyr::from_str::<Value>(&yaml).unwrap(),
+            bootstrap.to_json()
+        );
     }
 
     #[test]
     fn node_is_understood_by_the_control_plane() {
         for interception in [Interception::None, Interception::Redirect] {
-            let bootstrap = Bootstrap { interception, ..bootstrap() };
+            let bootstrap = Bootstrap {
+                interception,
+                ..bootstrap()
+            };
             let node = &bootstrap.to_json()["node"];
             let metadata = NodeMetadata::from_json(&node["metadata"]);
-            let proxy = Proxy::new(node["id"].as_str().unwrap(), metadata, Locality::default()).unwrap();
+            let proxy =
+                Proxy::new(node["id"].as_str().unwrap(), metadata, Locality::default()).unwrap();
             assert_eq!((&*proxy.name, &*proxy.namespace), ("client-0", "shop"));
             assert_eq!(proxy.addresses, ["10.9.0.1".into()]);
             assert_eq!(proxy.labels["app"], "client");
@@ -387,16 +451,24 @@ admin:
         for variant in [AdsVariant::Delta, AdsVariant::Sotw] {
             for interception in [Interception::None, Interception::Redirect] {
                 for xds in ["127.0.0.1:15010", "[::1]:15010", "localhost:15010"] {
-                    let mut bootstrap = Bootstrap { variant, interception, ..bootstrap() };
+                    let mut bootstrap = Bootstrap {
+                        variant,
+                        interception,
+                        ..bootstrap()
+                    };
                     bootstrap.xds = xds.parse().unwrap();
-                    // The descriptors know every field by that name.
-                    json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json()).unwrap();
-                    for (name, text) in
-                        [("b.json", bootstrap.to_json().to_string()), ("b.yaml", bootstrap.to_yaml().unwrap())]
-                    {
+                    // The descriptors accept these field names.
+                    json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json())
+                        .unwrap();
+                    for (name, text) in [
+                        ("b.json", bootstrap.to_json().to_string()),
+                        ("b.yaml", bootstrap.to_yaml().unwrap()),
+                    ] {
                         let path = folder.path().join(name);
                         std::fs::write(&path, &text).unwrap();
-                        envoy.validate(&path).unwrap_or_else(|error| panic!("{xds}: {error}\n{text}"));
+                        envoy
+                            .validate(&path)
+                            .unwrap_or_else(|error| panic!("{xds}: {error}\n{text}"));
                     }
                 }
             }
@@ -406,9 +478,15 @@ admin:
     #[test]
     fn what_differs_between_the_combinations() {
         let of = |xds: &str, variant| {
-            let json = Bootstrap { xds: xds.parse().unwrap(), variant, ..bootstrap() }.to_json();
+            let json = Bootstrap {
+                xds: xds.parse().unwrap(),
+                variant,
+                ..bootstrap()
+            }
+            .to_json();
             let cluster = &json["static_resources"]["clusters"][0];
-            let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+            let endpoint =
+                &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
             let texts = [
                 &json["dynamic_resources"]["ads_config"]["api_type"],
                 &cluster["type"],
@@ -416,37 +494,73 @@ admin:
             ];
             texts.map(|text| text.as_str().unwrap().to_owned())
         };
-        assert_eq!(of("10.0.0.1:1", AdsVariant::Delta), ["DELTA_GRPC", "STATIC", "10.0.0.1"]);
+        assert_eq!(
+            of("10.0.0.1:1", AdsVariant::Delta),
+            ["DELTA_GRPC", "STATIC", "10.0.0.1"]
+        );
         assert_eq!(of("[::1]:1", AdsVariant::Sotw), ["GRPC", "STATIC", "::1"]);
         let name = "weir.weir-system.svc";
-        assert_eq!(of(&format!("{name}:1"), AdsVariant::Delta), ["DELTA_GRPC", "STRICT_DNS", name]);
+        assert_eq!(
+            of(&format!("{name}:1"), AdsVariant::Delta),
+            ["DELTA_GRPC", "STRICT_DNS", name]
+        );
     }
 
     #[test]
     fn node_id_survives_its_text() {
         let text = "sidecar~fd00::7~web-0.v2.shop~shop.svc.cluster.local";
         let id: NodeId = text.parse().unwrap();
-        assert_eq!((id.pod.as_str(), id.namespace.as_str()), ("web-0.v2", "shop"));
+        assert_eq!(
+            (id.pod.as_str(), id.namespace.as_str()),
+            ("web-0.v2", "shop")
+        );
         assert_eq!(id.to_string(), text);
     }
 
     #[test]
-    fn errors_say_what_was_found() {
+    fn errors_describe_what_was_found() {
         let id = |text: &str| text.parse::<NodeId>().unwrap_err();
-        assert_eq!(id("sidecar~1.2.3.4"), "it has 2 parts where TYPE~IP~POD.NAMESPACE~DNSDOMAIN has 4");
-        assert_eq!(id("router~1.2.3.4~a.b~c"), r#"the type is "router"; only "sidecar" is served"#);
+        assert_eq!(
+            id("sidecar~1.2.3.4"),
+            "it has 2 parts where TYPE~IP~POD.NAMESPACE~DNSDOMAIN has 4"
+        );
+        assert_eq!(
+            id("router~1.2.3.4~a.b~c"),
+            r#"the type is "router"; only "sidecar" is served"#
+        );
         assert_eq!(id("sidecar~1.2.3~a.b~c"), r#""1.2.3" is not an IP address"#);
-        assert_eq!(id("sidecar~1.2.3.4~a~c"), r#""a" is not of the form POD.NAMESPACE"#);
+        assert_eq!(
+            id("sidecar~1.2.3.4~a~c"),
+            r#""a" is not of the form POD.NAMESPACE"#
+        );
         let xds = |text: &str| text.parse::<XdsAddress>().unwrap_err();
         assert!(xds("weir").starts_with("it is not of the form HOST:PORT"));
         assert_eq!(xds("weir:0"), r#""0" is not a port (1 to 65535)"#);
-        assert_eq!(xds("::1:15010"), "an IPv6 address goes in brackets: [::1]:15010");
+        assert_eq!(
+            xds("::1:15010"),
+            "an IPv6 address goes in brackets: [::1]:15010"
+        );
         assert!(xds("we_ir:1").starts_with(r#""we_ir" is not a DNS name"#));
-        assert!(label("app").unwrap_err().starts_with("it is not of the form KEY=VALUE"));
+        assert!(
+            label("app")
+                .unwrap_err()
+                .starts_with("it is not of the form KEY=VALUE")
+        );
         assert!(label("=x").unwrap_err().starts_with(r#""" is not the key"#));
-        assert!(label("app=a b").unwrap_err().starts_with(r#""a b" is not the value"#));
-        assert!(label("No_Name/app=a").unwrap_err().starts_with("the prefix of the key"));
-        assert_eq!(label("istio.io/rev=").unwrap(), ("istio.io/rev".into(), String::new()));
+        assert!(
+            label("app=a b")
+                .unwrap_err()
+                .starts_with(r#""a b" is not the value"#)
+        );
+        assert!(
+            label("No_Name/app=a")
+                .unwrap_err()
+                .starts_with("the prefix of the key")
+        );
+        assert_eq!(
+            label("istio.io/rev=").unwrap(),
+            ("istio.io/rev".into(), String::new())
+        );
         for bad in ["", "a/", "/b", "a/b/c/d"] {
             locality(bad).unwrap_err();
         }

@@ -1,4 +1,4 @@
-//! The whole, running: a source, the store, the mesh, the snapshots, ADS and the admin pages.
+//! Wires the source, store, mesh, snapshots, ADS server and admin API together and runs them.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,29 +15,29 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Admin};
 use crate::admission::{self, Admission, Limits, Protocol};
 use crate::api::ObjectKey;
-use crate::mesh::{Builder, MeshConfig};
+use crate::mesh::{MeshBuilder, MeshConfig};
 use crate::metrics::Metrics;
 use crate::revision::MeshRevision;
 use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::snapshot::SnapshotCache;
-use crate::source::newest::Asker;
-use crate::source::{self, Change};
-use crate::status::Ledger;
+use crate::source::freshness::FreshnessProbe;
+use crate::source::{self, SourceEvent};
+use crate::status::Published;
 use crate::store::Store;
-use crate::xds::board::Board;
+use crate::xds::connections::Connections;
 use crate::xds::server::Ads;
-use crate::xds::stream::Settings;
+use crate::xds::stream::StreamSettings;
 
-/// Batches of changes that may wait to be taken in; a source that is faster waits.
+/// How many batches of events may be queued; a faster source waits.
 const WAITING_BATCHES: usize = 64;
 
-/// How long streams and listeners may take to end.
+/// How long streams and listeners may take to shut down.
 const SHUTDOWN: Duration = Duration::from_secs(8);
 
-/// The group of the objects that people write.
+/// The API group of the objects that users write.
 const ISTIO: &str = "networking.istio.io";
 
-/// Objects that a line of the log names.
+/// How many objects a log line names.
 const NAMED: usize = 4;
 
 /// Where the objects come from.
@@ -45,69 +45,69 @@ const NAMED: usize = 4;
 pub enum Source {
     /// A folder of YAML files.
     Directory(PathBuf),
-    /// The Kubernetes API: of this kubeconfig, or of the cluster weir runs in.
+    /// The Kubernetes API.
     Kubernetes {
-        /// The kubeconfig file, where given.
+        /// The kubeconfig file; `None` uses the cluster that weir runs in.
         kubeconfig: Option<PathBuf>,
     },
 }
 
-/// How to run.
+/// Options of the control plane.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where the objects come from.
     pub source: Source,
-    /// Where ADS listens; port 0 takes a free one.
+    /// The address of the ADS listener; port 0 picks a free port.
     pub xds_listen: SocketAddr,
-    /// Where the admin pages listen; port 0 takes a free one.
+    /// The address of the admin listener; port 0 picks a free port.
     pub admin_listen: SocketAddr,
-    /// What holds for the whole mesh.
+    /// Mesh-wide settings.
     pub mesh: MeshConfig,
-    /// How streams are served.
-    pub streams: Settings,
-    /// How much the clients of ADS may take.
+    /// Settings of the xDS streams.
+    pub streams: StreamSettings,
+    /// The limits of the ADS port.
     pub limits: Limits,
-    /// How much the clients of the admin pages may take.
+    /// The limits of the admin port.
     pub admin_limits: Limits,
 }
 
-/// A running control plane. Dropping it ends its tasks.
+/// A running control plane. Dropping it stops its tasks.
 #[derive(Debug)]
 pub struct ControlPlane {
     xds_addr: SocketAddr,
     admin_addr: SocketAddr,
     ready: watch::Receiver<bool>,
     revision: watch::Receiver<MeshRevision>,
-    board: Arc<Board>,
+    connections: Arc<Connections>,
     closing: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
 impl ControlPlane {
-    /// Starts, and returns as soon as both listeners are bound.
+    /// Starts the control plane and returns as soon as both listeners are bound.
     ///
     /// # Errors
-    /// An address can not be bound, or the source can not be opened.
+    /// Fails if an address cannot be bound or the source cannot be opened.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let xds = bind(options.xds_listen, "--xds-listen")?;
         let pages = bind(options.admin_listen, "--admin-listen")?;
         let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
         let closing = CancellationToken::new();
-        let (board, metrics) = (Arc::<Board>::default(), Arc::<Metrics>::default());
+        let (connections, metrics) = (Arc::<Connections>::default(), Arc::<Metrics>::default());
         let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
-        let ledger = Arc::<Ledger>::default();
+        let published = Arc::<Published>::default();
         let (ready_sender, ready) = watch::channel(false);
         let (revision_sender, revision) = watch::channel(MeshRevision::NONE);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
         let mut tasks = JoinSet::new();
-        let asker = read(options.source, changes_sender, &mut tasks).await?;
+        let freshness_probe = read(options.source, changes_sender, &mut tasks).await?;
         let engine = Engine {
             snapshots: snapshots.clone(),
             metrics: metrics.clone(),
-            builder: Builder::new(options.mesh),
-            guard: RolloutGuard::default(),
-            ledger: ledger.clone(),
-            told: BTreeSet::new(),
+            builder: MeshBuilder::new(options.mesh),
+            rollout_guard: RolloutGuard::default(),
+            published: published.clone(),
+            reported: BTreeSet::new(),
             store: Store::default(),
             dirty: BTreeSet::new(),
             revision: revision_sender,
@@ -115,17 +115,17 @@ impl ControlPlane {
         };
         tasks.spawn(engine.run(changes));
         tasks.spawn(async move {
-            // Its sender is never used: it goes with the thread.
+            // Its sender is never used and is dropped with the thread.
             let _ = snapshots_ended.await;
-            anyhow::bail!("the snapshot thread has ended")
+            anyhow::bail!("the snapshot thread ended")
         });
         let admin = Admin {
             ready: ready.clone(),
             metrics: metrics.clone(),
             snapshots: snapshots.clone(),
-            board: board.clone(),
-            ledger,
-            asker,
+            connections: connections.clone(),
+            published,
+            freshness_probe,
             closing: closing.clone(),
         };
         let let_in = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
@@ -134,37 +134,54 @@ impl ControlPlane {
             admission::serve(pages, admin::router(admin), let_in, Protocol::Pages, stop).await;
             Ok(())
         });
-        let ads = Ads::new(snapshots, board.clone(), metrics, options.streams, options.limits, closing.clone());
+        let ads = Ads::new(
+            snapshots,
+            connections.clone(),
+            metrics,
+            options.streams,
+            options.limits,
+            closing.clone(),
+        );
         let stop = closing.clone();
         let mut open = ready.clone();
         tasks.spawn(async move {
-            // Until then there is nothing true to say. A client that connects meanwhile waits in the socket's queue.
+            // Until the first complete state there is nothing to serve. Clients that connect earlier wait in the listen
+            // queue.
             tokio::select! {
-                opened = open.wait_for(|ready| *ready) => { opened.context("the source ended before it was read")?; }
+                opened = open.wait_for(|ready| *ready) => { opened.context("the source ended before it was read \
+                    completely")?; }
                 () = stop.cancelled() => return Ok(()),
             }
             ads.serve(xds).await;
             Ok(())
         });
-        Ok(Self { xds_addr, admin_addr, ready, revision, board, closing, tasks })
+        Ok(Self {
+            xds_addr,
+            admin_addr,
+            ready,
+            revision,
+            connections,
+            closing,
+            tasks,
+        })
     }
 
-    /// Where ADS listens.
+    /// The address of the ADS listener.
     pub fn xds_addr(&self) -> SocketAddr {
         self.xds_addr
     }
 
-    /// Where the admin pages listen.
+    /// The address of the admin listener.
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
     }
 
-    /// Waits until the first full state has been taken in.
+    /// Waits until the first complete state is published.
     pub async fn ready(&self) {
         let _ = self.ready.clone().wait_for(|ready| *ready).await;
     }
 
-    /// Whether the first full state has been taken in, and when it is.
+    /// Watches whether the first complete state is published.
     pub fn readiness(&self) -> watch::Receiver<bool> {
         self.ready.clone()
     }
@@ -177,31 +194,34 @@ impl ControlPlane {
     /// Waits until the published mesh is newer than `revision`, and says which it is.
     pub async fn revision_after(&self, revision: MeshRevision) -> MeshRevision {
         let mut current = self.revision.clone();
-        current.wait_for(|now| *now > revision).await.map_or(revision, |now| *now)
+        current
+            .wait_for(|now| *now > revision)
+            .await
+            .map_or(revision, |now| *now)
     }
 
     /// Waits until the proxy with this node id has acked everything of mesh `revision` or a later one.
     pub async fn live(&self, node_id: &str, revision: MeshRevision) {
-        self.board.acked(node_id, revision).await;
+        self.connections.acked(node_id, revision).await;
     }
 
-    /// Waits until a part of it ends, which none does by itself unless something is wrong.
+    /// Waits until one of the tasks ends, which happens only on failure.
     ///
     /// # Errors
-    /// Why it ended.
+    /// Returns why the task ended.
     pub async fn failed(&mut self) -> anyhow::Result<()> {
         match self.tasks.join_next().await {
             None => Ok(()),
-            Some(ended) => ended.context("a task died")?,
+            Some(ended) => ended.context("a task panicked")?,
         }
     }
 
-    /// Ends every stream and listener, and waits for them.
+    /// Closes every stream and listener and waits for them.
     pub async fn shutdown(mut self) {
         self.closing.cancel();
-        // Connections that do not want to end are not waited for.
+        // Connections that do not close in time are dropped.
         let _ = tokio::time::timeout(SHUTDOWN, async {
-            // The first three tasks, the source, the engine and the watch over the snapshot thread, end when they are
+            // The first three tasks, the source, the engine and the monitor of the snapshot thread, end only when
             // dropped.
             while self.tasks.len() > 3 {
                 self.tasks.join_next().await;
@@ -215,55 +235,60 @@ impl ControlPlane {
 /// Begins to read a source, and says who knows whether all of it was read.
 async fn read(
     source: Source,
-    changes: mpsc::Sender<Vec<Change>>,
+    changes: mpsc::Sender<Vec<SourceEvent>>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<Asker> {
+) -> anyhow::Result<FreshnessProbe> {
     Ok(match source {
         Source::Directory(folder) => {
-            let (asker, looks) = Asker::directory();
-            tasks.spawn(async move { Ok(source::directory::watch(folder, changes, looks).await?) });
-            asker
+            let (freshness_probe, scan_requests) = FreshnessProbe::directory();
+            tasks.spawn(async move {
+                Ok(source::directory::watch(folder, changes, scan_requests).await?)
+            });
+            freshness_probe
         }
         Source::Kubernetes { kubeconfig } => {
             let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
-            let asker = Asker::kubernetes(client.clone());
+            let freshness_probe = FreshnessProbe::kubernetes(client.clone());
             tasks.spawn(async move { Ok(source::kubernetes::watch(client, changes).await?) });
-            asker
+            freshness_probe
         }
     })
 }
 
-/// Connections that wait to be accepted: as many as the system allows, so that none has to be tried again while very
-/// many come at once.
+/// The listen backlog: as large as the system allows, so that bursts of connections need no retries.
 const BACKLOG: u32 = 4096;
 
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     let bound = listen(address);
     if bound.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
-        // All addresses, on a machine that has no IPv6.
+        // The wildcard address on a machine without IPv6.
         let plain = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-        return listen(plain).with_context(|| format!("{flag}: can not listen on {plain}"));
+        return listen(plain).with_context(|| format!("{flag}: cannot listen on {plain}"));
     }
-    bound.with_context(|| format!("{flag}: can not listen on {address}"))
+    bound.with_context(|| format!("{flag}: cannot listen on {address}"))
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A port that was in use a moment ago is free.
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // Allow a recently used port to be bound.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// The one task that takes changes in and gives snapshots out.
+/// The single task that applies source events and publishes snapshots.
 struct Engine {
     snapshots: SnapshotCache,
     metrics: Arc<Metrics>,
-    builder: Builder,
-    guard: RolloutGuard,
-    ledger: Arc<Ledger>,
-    /// What was said to be held back.
-    told: BTreeSet<String>,
+    builder: MeshBuilder,
+    rollout_guard: RolloutGuard,
+    published: Arc<Published>,
+    /// The held-back changes that were already logged.
+    reported: BTreeSet<String>,
     store: Store,
     dirty: BTreeSet<ObjectKey>,
     revision: watch::Sender<MeshRevision>,
@@ -271,87 +296,115 @@ struct Engine {
 }
 
 impl Engine {
-    async fn run(mut self, mut changes: mpsc::Receiver<Vec<Change>>) -> anyhow::Result<()> {
+    async fn run(mut self, mut changes: mpsc::Receiver<Vec<SourceEvent>>) -> anyhow::Result<()> {
         while let Some(mut batch) = changes.recv().await {
-            // All that has queued up goes in one step.
+            // Everything in the queue is applied in one step.
             while let Ok(more) = changes.try_recv() {
                 batch.extend(more);
             }
-            self.take(batch).await?;
+            self.apply(batch).await?;
         }
         Ok(())
     }
 
-    async fn take(&mut self, batch: Vec<Change>) -> anyhow::Result<()> {
-        let (mut events, mut marks) = (0, Vec::new());
+    async fn apply(&mut self, batch: Vec<SourceEvent>) -> anyhow::Result<()> {
+        let (mut events, mut barriers) = (0, Vec::new());
         for change in batch {
-            if let Change::Mark(mark) = change {
-                marks.push(mark);
+            if let SourceEvent::Barrier(barrier) = change {
+                barriers.push(barrier);
                 continue;
             }
             events += 1;
             log(&change);
             self.store.apply(change, &mut self.dirty);
         }
-        let problems = self.store.refused().count() + self.store.trouble().count();
+        let problems = self.store.rejected().count() + self.store.source_problems().count();
         if self.store.synced() && (!self.dirty.is_empty() || !*self.ready.borrow()) {
             let dirty = std::mem::take(&mut self.dirty);
             let wanted = self.builder.update(&self.store, &dirty);
             let virtual_services = wanted.virtual_services.clone();
-            let (mesh, held) = self.guard.apply(wanted);
-            self.tell(&held);
+            let (mesh, held) = self.rollout_guard.apply(wanted);
+            self.report_held(&held);
             let revision = self.revision.borrow().next();
-            say(revision, &dirty);
-            self.ledger.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
+            log_revision(revision, &dirty);
+            self.published
+                .publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.snapshots.publish(mesh, revision).await?;
             self.revision.send_replace(revision);
             self.ready.send_replace(true);
         }
-        self.ledger.refused(&self.store);
-        marks.into_iter().for_each(|mark| self.ledger.mark(mark));
-        self.metrics.changed(events, *self.revision.borrow(), problems);
+        self.published.rejected(&self.store);
+        barriers
+            .into_iter()
+            .for_each(|barrier| self.published.reach_barrier(barrier));
+        self.metrics
+            .changed(events, *self.revision.borrow(), problems);
         Ok(())
     }
 
-    /// Logs what is held back from now on, and what no longer is.
-    fn tell(&mut self, held: &[HeldChange]) {
+    /// Logs changes that are newly held back and those that were released.
+    fn report_held(&mut self, held: &[HeldChange]) {
         let now: BTreeSet<String> = held.iter().map(ToString::to_string).collect();
-        now.difference(&self.told).for_each(|one| tracing::warn!("{one}"));
-        self.told.difference(&now).for_each(|one| tracing::info!("no longer: {one}"));
+        now.difference(&self.reported)
+            .for_each(|item| tracing::warn!("{item}"));
+        self.reported
+            .difference(&now)
+            .for_each(|item| tracing::info!("no longer: {item}"));
         self.metrics.held(now.len());
-        self.told = now;
+        self.reported = now;
     }
 }
 
-/// Logs which objects a state came from: those that people write at level info, all others at level debug.
-fn say(revision: MeshRevision, dirty: &BTreeSet<ObjectKey>) {
+/// Logs the objects behind a revision: Istio objects at level info, all others at level debug.
+fn log_revision(revision: MeshRevision, dirty: &BTreeSet<ObjectKey>) {
     let (ours, others): (Vec<_>, Vec<_>) = dirty.iter().partition(|key| key.kind.group() == ISTIO);
     let list = |keys: &[&ObjectKey]| {
-        let named = keys.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        if keys.len() > NAMED { format!("{named} and {} more", keys.len() - NAMED) } else { named }
+        let named = keys
+            .iter()
+            .take(NAMED)
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        if keys.len() > NAMED {
+            format!("{named} and {} more", keys.len() - NAMED)
+        } else {
+            named
+        }
     };
     if !ours.is_empty() {
-        tracing::info!("state {revision}: {}", list(&ours));
+        tracing::info!("revision {revision}: {}", list(&ours));
     }
     if !others.is_empty() {
-        tracing::debug!("state {revision}: {}", list(&others));
+        tracing::debug!("revision {revision}: {}", list(&others));
     }
 }
 
-fn log(change: &Change) {
+fn log(change: &SourceEvent) {
     match change {
-        Change::Refuse { key, problems, .. } => {
-            for one in problems {
-                tracing::error!("{}: {key}: {}; what was accepted before stays in force", one.origin, one.problem);
+        SourceEvent::Reject { key, problems, .. } => {
+            for problem in problems {
+                tracing::error!(
+                    "{}: {key}: {}; the last accepted version stays \
+                    active",
+                    problem.origin,
+                    problem.problem
+                );
             }
         }
-        Change::Trouble { subject, problems } if problems.is_empty() => tracing::info!("{subject}: all is well again"),
-        Change::Trouble { problems, .. } => problems.iter().for_each(|one| tracing::error!("{one}")),
-        Change::Apply { object, warnings, .. } => {
-            for one in warnings {
-                tracing::warn!("{}: {}: {}", one.origin, object.key(), one.problem);
+        SourceEvent::SourceProblems { subject, problems } if problems.is_empty() => tracing::info!(
+            "{subject}: \
+            recovered"
+        ),
+        SourceEvent::SourceProblems { problems, .. } => problems
+            .iter()
+            .for_each(|problem| tracing::error!("{problem}")),
+        SourceEvent::Apply {
+            object, warnings, ..
+        } => {
+            for warning in warnings {
+                tracing::warn!("{}: {}: {}", warning.origin, object.key(), warning.problem);
             }
         }
-        Change::Delete(_) | Change::Synced | Change::Mark(_) => {}
+        SourceEvent::Delete(_) | SourceEvent::Synced | SourceEvent::Barrier(_) => {}
     }
 }

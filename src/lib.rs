@@ -1,10 +1,7 @@
 //! weir: an Envoy control plane for Istio's VirtualService and DestinationRule.
 //!
-//! The data flows one way, and so do the imports:
-//! [`source`] → [`store`] → [`mesh`] → [`translate`] → [`snapshot`] → [`xds`].
-
-#![forbid(unsafe_code)]
-#![warn(missing_docs)]
+//! Data flows in one direction, and so do the imports: [`source`] → [`store`] → [`mesh`] → [`translate`] → [`snapshot`]
+//! → [`xds`].
 
 pub mod admin;
 pub mod admission;
@@ -14,11 +11,11 @@ pub mod bootstrap;
 pub mod cli;
 pub mod control_plane;
 pub mod envoy;
+pub mod envoy_validate;
 pub mod explain;
 pub mod mesh;
 pub mod metrics;
 pub mod proto_json;
-pub mod proto_rules;
 pub mod revision;
 pub mod rollout_guard;
 pub mod snapshot;

@@ -12,27 +12,33 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Envoy control plane for Istio's VirtualService and DestinationRule
 ///
-/// weir watches VirtualServices and DestinationRules with the Services, EndpointSlices and Pods they
-/// speak of, translates them into Envoy's resources, and streams them to sidecars over ADS.
+/// weir watches VirtualServices, DestinationRules and the Services, EndpointSlices and Pods they reference, translates
+/// them into Envoy configuration, and streams it to sidecars over ADS.
 #[derive(Debug, Parser)]
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Where to begin:
-  weir demo                                        a canary, in under a minute
-  weir serve --config-dir deploy/examples/canary   the control plane, on a folder of YAML
-  weir bootstrap --intercept none > envoy.yaml     for a sidecar of it: envoy -c envoy.yaml
-  weir ps                                          what the sidecars have
-  weir splits -w                                   the weights, and where they are live
+    after_help = "Getting started:
+  weir demo                                        a canary demo in under a minute
+  weir serve --config-dir deploy/examples/canary   serve a folder of YAML
+  weir bootstrap --intercept none > envoy.yaml     then run: envoy -c envoy.yaml
+  weir ps                                          show the connected sidecars
+  weir splits -w                                   watch the weights go live
 
-Every command has --help with examples. Exit status: 0 fine, 1 found a problem, 2 wrong usage."
+Every command has --help with examples. Exit status: 0 success, 1 problems found, 2 usage error."
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// What to log: error, warn, info, debug or trace, for all or by module (info,weir::xds=debug)
-    /// [default: info for serve, warn otherwise]
-    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
+    /// Log level: error, warn, info, debug or trace, optionally per module (info,weir::xds=debug) [default: info for
+    /// serve, warn otherwise]
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVELS",
+        env = "WEIR_LOG",
+        display_order = 1000
+    )]
     log: Option<String>,
 }
 
@@ -40,12 +46,12 @@ struct Cli {
 enum Command {
     /// Run the control plane
     Serve(cli::serve::Args),
-    /// Show a canary through a real Envoy, from the first step to the last
+    /// Demonstrate a canary rollout with a real Envoy
     Demo(cli::demo::Args),
-    /// Print everything one proxy gets for some objects
+    /// Print the full configuration of one proxy for some objects
     Translate(cli::translate::Args),
     Explain(cli::explain::Args),
-    /// Find what is wrong with objects in files or in a cluster
+    /// Report problems in objects, from files or a cluster
     Analyze(cli::analyze::Args),
     Bootstrap(Box<cli::bootstrap::Args>),
     Ps(cli::ps::Args),
@@ -56,7 +62,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What the Kubernetes client complains of, weir says itself, by kind and once.
+    // weir logs the failures of the Kubernetes client itself, once per kind.
     let usual = if matches!(cli.command, Command::Serve(_)) {
         "info,kube_client=off,kube_runtime=off"
     } else {
@@ -66,7 +72,9 @@ fn main() -> ExitCode {
     let filter = match tracing_subscriber::EnvFilter::try_new(levels) {
         Ok(filter) if levels.split(',').all(has_level) => filter,
         _ => {
-            eprintln!("weir: --log `{levels}`: expected something like info, or info,weir::xds=debug");
+            eprintln!(
+                "weir: --log `{levels}`: expected something like info, or info,weir::xds=debug"
+            );
             return ExitCode::from(2);
         }
     };
@@ -89,25 +97,39 @@ fn main() -> ExitCode {
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };
     result.unwrap_or_else(|error| {
-        if error.is::<cli::ReaderGone>() {
+        if error.is::<cli::OutputClosed>() {
             return ExitCode::SUCCESS;
         }
         eprintln!("weir: {error:#}");
-        if error.is::<cli::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        if error.is::<cli::Usage>() {
+            ExitCode::from(2)
+        } else {
+            ExitCode::FAILURE
+        }
     })
 }
 
-/// Whether a part of `--log` ends in a level. A level with a slip of the pen would be taken for a module, and nothing
-/// would be logged.
+/// Whether a directive of `--log` ends in a level. Without this check a misspelt level would be taken for a module name
+/// and nothing would be logged.
 fn has_level(part: &str) -> bool {
-    let level = part.rsplit('=').next().unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(level.as_str(), "off" | "error" | "warn" | "info" | "debug" | "trace")
+    let level = part
+        .rsplit('=')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    matches!(
+        level.as_str(),
+        "off" | "error" | "warn" | "info" | "debug" | "trace"
+    )
 }
 
 fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(command);
-    // What blocks a thread, such as a file system that does not answer, must not keep the program.
+    // A blocked thread, for example on an unresponsive file system, must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
 }
@@ -123,18 +145,36 @@ mod tests {
         let mut weir = Cli::command();
         weir.build();
         let own = weir.render_long_help().to_string();
-        let all = weir.get_subcommands().filter(|command| command.get_name() != "help");
-        let all = all.map(|command| (command.get_name().to_owned(), command.clone().render_long_help().to_string()));
+        let all = weir
+            .get_subcommands()
+            .filter(|command| command.get_name() != "help");
+        let all = all.map(|command| {
+            (
+                command.get_name().to_owned(),
+                command.clone().render_long_help().to_string(),
+            )
+        });
         for (name, help) in all.chain([("".to_owned(), own)]) {
-            assert!(help.contains(&format!("  weir {name}")), "no example:\n{help}");
+            assert!(
+                help.contains(&format!("  weir {name}")),
+                "no example:\n{help}"
+            );
             let long = help.lines().find(|line| line.chars().count() > 100);
             assert_eq!(long, None, "weir {name} --help");
         }
     }
 
     #[test]
-    fn a_level_is_told_from_a_slip_of_the_pen() {
-        assert!(["info", "WARN", "weir::xds=debug", " off"].into_iter().all(has_level));
-        assert!(!["verbose", "weir=loud", "", "weir::xds"].into_iter().any(has_level));
+    fn a_misspelt_level_is_detected() {
+        assert!(
+            ["info", "WARN", "weir::xds=debug", " off"]
+                .into_iter()
+                .all(has_level)
+        );
+        assert!(
+            !["verbose", "weir=loud", "", "weir::xds"]
+                .into_iter()
+                .any(has_level)
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The numbers weir counts. Names are Istio's where the meaning is the same.
+//! Prometheus metrics. Names are Istio's if the meaning is the same.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,20 +36,20 @@ struct RefusalLabels {
     reason: &'static str,
 }
 
-/// What is told of a resource that clients share.
+/// The metrics of a resource shared by clients.
 #[derive(Clone, Debug, Default)]
 pub struct PoolMetrics {
     /// How much is in use.
     pub used: Gauge,
-    /// How often a peer asked for more than its share.
+    /// How often a peer exceeded its share.
     pub over_share: Counter,
-    /// How often there was nothing left.
+    /// How often the pool was exhausted.
     pub exhausted: Counter,
-    /// How often something was taken from the peer that had the most.
+    /// How often a permit was revoked from the peer that had the most.
     pub revoked: Counter,
 }
 
-/// All metrics, and the registry that prints them.
+/// All metrics and their registry.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -59,7 +59,7 @@ pub struct Metrics {
     connected: Gauge,
     scopes: Gauge,
     parts: Gauge,
-    left_out: Gauge,
+    omitted: Gauge,
     work: Family<WorkLabel, Counter>,
     revision: Gauge,
     problems: Gauge,
@@ -70,8 +70,10 @@ pub struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
 }
 
-/// Upper bounds of what `pilot_proxy_convergence_time` counts together, in seconds: Istio's, and shorter ones.
-const CONVERGENCE: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
+/// The bucket bounds of `pilot_proxy_convergence_time` in seconds: Istio's, and shorter ones.
+const CONVERGENCE: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0,
+];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -83,7 +85,7 @@ impl Default for Metrics {
             connected: Gauge::default(),
             scopes: Gauge::default(),
             parts: Gauge::default(),
-            left_out: Gauge::default(),
+            omitted: Gauge::default(),
             work: Family::default(),
             revision: Gauge::default(),
             problems: Gauge::default(),
@@ -94,52 +96,81 @@ impl Default for Metrics {
             refusals: Family::default(),
         };
         let registry = &mut this.registry;
-        registry.register("pilot_xds", "Proxies connected by ADS", this.connected.clone());
-        registry.register("pilot_xds_pushes", "Responses sent, by type", this.pushes.clone());
-        registry.register("pilot_total_xds_rejects", "Responses that a proxy refused, by type", this.rejects.clone());
-        registry.register("pilot_k8s_cfg_events", "Changes of objects taken in", this.config_events.clone());
+        registry.register(
+            "pilot_xds",
+            "Proxies connected over ADS",
+            this.connected.clone(),
+        );
+        registry.register(
+            "pilot_xds_pushes",
+            "Responses sent, by type",
+            this.pushes.clone(),
+        );
+        registry.register(
+            "pilot_total_xds_rejects",
+            "Responses that a proxy rejected, by type",
+            this.rejects.clone(),
+        );
+        registry.register(
+            "pilot_k8s_cfg_events",
+            "Object changes received",
+            this.config_events.clone(),
+        );
         registry.register(
             "pilot_proxy_convergence_time",
-            "Seconds from a change to a proxy's last ACK of what it led to, for each proxy",
+            "Seconds from a change to each proxy's last ACK of the resulting configuration",
             this.convergence.clone(),
         );
-        registry.register("weir_xds_sent_bytes", "Bytes of responses sent, by type", this.sent_bytes.clone());
-        registry.register("weir_scopes", "Distinct scopes of connected proxies", this.scopes.clone());
-        registry.register("weir_encoded_resources", "Encoded parts that answers are made of", this.parts.clone());
+        registry.register(
+            "weir_xds_sent_bytes",
+            "Bytes of responses sent, by type",
+            this.sent_bytes.clone(),
+        );
+        registry.register(
+            "weir_scopes",
+            "Distinct scopes of connected proxies",
+            this.scopes.clone(),
+        );
+        registry.register(
+            "weir_encoded_resources",
+            "Encoded resources that responses are assembled \
+            from",
+            this.parts.clone(),
+        );
         registry.register(
             "weir_resources_left_out",
-            "Resources, or parts of them, that are not sent because Envoy would refuse them",
-            this.left_out.clone(),
+            "Resources or parts of them that are omitted because Envoy would reject them",
+            this.omitted.clone(),
         );
         registry.register(
             "weir_work",
-            "Work that changes of the mesh cost: hosts and ports looked at in all scopes, parts translated, resources \
-             encoded, scopes built from nothing and scopes changed",
+            "Work caused by mesh changes: hosts and ports examined over all scopes, parts translated, resources \
+                encoded, scopes built from scratch and scopes changed",
             this.work.clone(),
         );
         registry.register(
             "weir_mesh_revision",
-            "The state of the mesh, counted up with each change",
+            "The revision of the mesh, incremented with each change",
             this.revision.clone(),
         );
         registry.register(
             "weir_held",
-            "Weights and labels held back because a subset has no ready endpoint",
+            "Weight and label changes held back because a subset has no ready endpoint",
             this.held.clone(),
         );
         registry.register(
             "weir_config_problems",
-            "Objects and files that are refused at present",
+            "Objects and files that are currently rejected",
             this.problems.clone(),
         );
         registry.register(
             "weir_admitted",
-            "Connections, open requests and bytes of memory that clients have in use, by port",
+            "Connections, open requests and bytes of memory in use by clients, by port",
             this.admitted.clone(),
         );
         registry.register(
             "weir_admission_refusals",
-            "How often a client did not get one of them, or lost it to others, by port and reason",
+            "How often a client was denied one of them or lost it to another client, by port and reason",
             this.refusals.clone(),
         );
         this
@@ -147,59 +178,78 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A response of `bytes` was sent.
+    /// Records a response of `bytes` bytes.
     pub fn pushed(&self, kind: ResourceType, bytes: usize) {
-        let label = TypeLabel { r#type: kind.short_name() };
+        let label = TypeLabel {
+            r#type: kind.short_name(),
+        };
         self.pushes.get_or_create(&label).inc();
         self.sent_bytes.get_or_create(&label).inc_by(bytes as u64);
     }
 
-    /// A response was refused.
-    pub fn refused(&self, kind: ResourceType) {
-        self.rejects.get_or_create(&TypeLabel { r#type: kind.short_name() }).inc();
+    /// Records a rejected response.
+    pub fn rejected(&self, kind: ResourceType) {
+        self.rejects
+            .get_or_create(&TypeLabel {
+                r#type: kind.short_name(),
+            })
+            .inc();
     }
 
-    /// A proxy acked the last of what a change led to, so long after the change was taken in.
+    /// Records how long after a change a proxy ACKed the last resulting resource.
     pub fn converged(&self, after: Duration) {
         self.convergence.observe(after.as_secs_f64());
     }
 
-    /// Objects changed, and `problems` of them are refused now.
+    /// Records changed objects and the current number of problems.
     pub fn changed(&self, events: usize, revision: MeshRevision, problems: usize) {
         self.config_events.inc_by(events as u64);
-        self.revision.set(i64::try_from(revision.get()).unwrap_or(i64::MAX));
-        self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
+        self.revision
+            .set(i64::try_from(revision.get()).unwrap_or(i64::MAX));
+        self.problems
+            .set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
 
-    /// So many weights and labels are held back now.
+    /// Sets the number of weight and label changes held back.
     pub fn held(&self, count: usize) {
         self.held.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// What is told of a resource that the clients of a port share.
     pub fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
-        let refusals = |reason| self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone();
+        let refusals = |reason| {
+            self.refusals
+                .get_or_create(&RefusalLabels {
+                    port,
+                    resource,
+                    reason,
+                })
+                .clone()
+        };
         PoolMetrics {
-            used: self.admitted.get_or_create(&PoolLabels { port, resource }).clone(),
+            used: self
+                .admitted
+                .get_or_create(&PoolLabels { port, resource })
+                .clone(),
             over_share: refusals("share"),
             exhausted: refusals("exhausted"),
             revoked: refusals("revoked"),
         }
     }
 
-    /// The text that Prometheus reads.
+    /// The metrics in the Prometheus text format.
     ///
     /// # Errors
-    /// Formatting failed, which only a broken metric does.
-    pub fn text(&self, hub: CacheStats) -> Result<String, std::fmt::Error> {
+    /// Fails only if a metric cannot be formatted.
+    pub fn text(&self, cache: CacheStats) -> Result<String, std::fmt::Error> {
         let set = |gauge: &Gauge, n: usize| {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         };
-        set(&self.connected, hub.proxies);
-        set(&self.scopes, hub.scopes);
-        set(&self.parts, hub.parts);
-        set(&self.left_out, hub.left_out);
-        for (work, count) in hub.work.named() {
+        set(&self.connected, cache.proxies);
+        set(&self.scopes, cache.scopes);
+        set(&self.parts, cache.parts);
+        set(&self.omitted, cache.omitted);
+        for (work, count) in cache.work.named() {
             let counter = self.work.get_or_create(&WorkLabel { work });
             counter.inner().store(count, Ordering::Relaxed);
         }

@@ -61,9 +61,15 @@ mod tests {
 
     #[test]
     fn fresh_revisions_differ_on_all_threads_and_grow_on_each() {
-        let threads: Vec<_> =
-            (0..4).map(|_| std::thread::spawn(|| (0..1000).map(|_| Revision::fresh()).collect::<Vec<_>>())).collect();
-        let all: Vec<Vec<Revision>> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                std::thread::spawn(|| (0..1000).map(|_| Revision::fresh()).collect::<Vec<_>>())
+            })
+            .collect();
+        let all: Vec<Vec<Revision>> = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
         assert!(all.iter().all(|own| own.is_sorted()));
         assert_eq!(all.iter().flatten().collect::<BTreeSet<_>>().len(), 4000);
     }

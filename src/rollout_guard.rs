@@ -10,10 +10,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::api::{Destination, HttpRouteDestination, Labels, ObjectKey, RouteDestination, share_of, shares};
+use crate::api::{
+    Destination, HttpRouteDestination, Labels, ObjectKey, RouteDestination, share_of, shares,
+};
 use crate::mesh::{
-    DestinationRule, DestinationRules, EmptySubset, Health, Host, Mesh, Overlay, Registered, Resolution,
-    VirtualService, VirtualServices, Visibility, diff, resolve,
+    DestinationRule, DestinationRules, EmptySubset, Health, Host, Mesh, Overlay, RegisteredService,
+    Resolution, VirtualService, VirtualServices, Visibility, diff, resolve,
 };
 use crate::revision::Revision;
 
@@ -71,14 +73,31 @@ impl fmt::Display for HeldChange {
 }
 
 impl HeldChange {
-    /// What is held back, and until when.
+    /// What is held back and until when.
     pub fn reason(&self) -> String {
-        let Self { host, subset, value, .. } = self;
-        let text = |labels: &Labels| labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
+        let Self {
+            host,
+            subset,
+            value,
+            ..
+        } = self;
+        let text = |labels: &Labels| {
+            labels
+                .iter()
+                .map(|(k, v)| format!("{k}={v}"))
+                .collect::<Vec<_>>()
+                .join(",")
+        };
         match value {
             HeldValue::Weight { wanted, effective } => {
-                let whom = if subset.is_empty() { host.to_string() } else { format!("subset `{subset}` of {host}") };
-                format!("weight {wanted} for {whom} is held at {effective} until one of its endpoints is ready")
+                let whom = if subset.is_empty() {
+                    host.to_string()
+                } else {
+                    format!("subset `{subset}` of {host}")
+                };
+                format!(
+                    "weight {wanted} for {whom} is held at {effective} until one of its endpoints is ready"
+                )
             }
             HeldValue::Labels { wanted, effective } => format!(
                 "subset `{subset}` of {host} keeps the endpoints with {} until one with {} is ready",
@@ -174,9 +193,16 @@ impl RolloutGuard {
         for rule in rules {
             let mut overlay = BTreeMap::new();
             for (n, subset) in rule.subsets.iter().enumerate() {
-                let id: SubsetId = (rule.selector.clone(), rule.visibility.clone(), subset.name.clone());
+                let id: SubsetId = (
+                    rule.selector.clone(),
+                    rule.visibility.clone(),
+                    subset.name.clone(),
+                );
                 let kept = old_labels.get(&id).filter(|old| {
-                    let Some(known) = mesh.any_service(&rule.host).filter(|_| **old != subset.labels) else {
+                    let Some(known) = mesh
+                        .any_service(&rule.host)
+                        .filter(|_| **old != subset.labels)
+                    else {
                         return false;
                     };
                     let weighted = weighted.get_or_insert_with(|| weighted_subsets(mesh));
@@ -185,20 +211,30 @@ impl RolloutGuard {
                         && has_ready(known, old, None)
                 });
                 labels.insert(id, kept.unwrap_or(&subset.labels).clone());
-                let (Some(kept), Some(object)) = (kept, rule.keys.first()) else { continue };
+                let (Some(kept), Some(object)) = (kept, rule.keys.first()) else {
+                    continue;
+                };
                 held.changes.push(HeldChange {
                     object: object.clone(),
                     roots: vec![object.clone()],
                     field: format!("spec.subsets[{n}].labels"),
                     host: rule.host.clone(),
                     subset: subset.name.clone(),
-                    value: HeldValue::Labels { wanted: subset.labels.clone(), effective: kept.clone() },
+                    value: HeldValue::Labels {
+                        wanted: subset.labels.clone(),
+                        effective: kept.clone(),
+                    },
                 });
                 overlay.insert(subset.name.clone(), kept.clone());
             }
             if !overlay.is_empty() {
-                let same = old.overlaid.get(&rule.revision).filter(|old| *old.overlay() == overlay);
-                let overlaid = same.cloned().unwrap_or_else(|| Arc::new(rule.with_overlay(overlay)));
+                let same = old
+                    .overlaid
+                    .get(&rule.revision)
+                    .filter(|old| *old.overlay() == overlay);
+                let overlaid = same
+                    .cloned()
+                    .unwrap_or_else(|| Arc::new(rule.with_overlay(overlay)));
                 held.overlaid.insert(rule.revision, overlaid);
             }
         }
@@ -214,10 +250,18 @@ impl RolloutGuard {
         let last = std::mem::replace(&mut self.last_services, mesh.virtual_services.clone());
         // While nothing is held back, endpoints cannot change that: only what changes is ever held back.
         let mut stale: BTreeSet<ObjectKey> = self.held_routes.keys().cloned().collect();
-        diff(last.by_key(), mesh.virtual_services.by_key(), |key, _, _| _ = stale.insert(key.clone()));
+        diff(
+            last.by_key(),
+            mesh.virtual_services.by_key(),
+            |key, _, _| _ = stale.insert(key.clone()),
+        );
         for key in stale {
             // The routes of a delegate take effect in those that delegate to it.
-            match mesh.virtual_services.get(&key).filter(|wanted| !wanted.hosts.is_empty()) {
+            match mesh
+                .virtual_services
+                .get(&key)
+                .filter(|wanted| !wanted.hosts.is_empty())
+            {
                 Some(wanted) => self.hold_weights_of(wanted, mesh),
                 None => {
                     self.routes.remove(&key);
@@ -226,8 +270,12 @@ impl RolloutGuard {
             }
         }
         if !self.held_routes.is_empty() {
-            let overlaid = self.held_routes.iter().map(|(key, held)| (key, &held.overlaid));
-            mesh.virtual_services = Arc::new(mesh.virtual_services.with(overlaid, &mesh.config.domain));
+            let overlaid = self
+                .held_routes
+                .iter()
+                .map(|(key, held)| (key, &held.overlaid));
+            mesh.virtual_services =
+                Arc::new(mesh.virtual_services.with(overlaid, &mesh.config.domain));
         }
     }
 
@@ -238,39 +286,80 @@ impl RolloutGuard {
             _ => mesh.config.empty_subset,
         };
         let before = self.routes.remove(&wanted.key).unwrap_or_default();
-        let mut routes =
-            Routes { wanted, mesh, setting, before, after: BTreeMap::new(), seen: BTreeMap::new(), held: Vec::new() };
+        let mut routes = Routes {
+            wanted,
+            mesh,
+            setting,
+            before,
+            after: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            held: Vec::new(),
+        };
         let own = &wanted.key;
         let overlay = Overlay {
             http: wanted
                 .http()
                 .map(|rule| {
-                    let (id, field) = (("http", &*rule.route.name, hash(&rule.route.matches)), rule.index);
-                    routes.hold(id, rule.key, &format!("spec.http[{field}]"), rule.destinations.to_vec())
+                    let (id, field) = (
+                        ("http", &*rule.route.name, hash(&rule.route.matches)),
+                        rule.index,
+                    );
+                    routes.hold(
+                        id,
+                        rule.key,
+                        &format!("spec.http[{field}]"),
+                        rule.destinations.to_vec(),
+                    )
                 })
                 .collect(),
             tcp: (wanted.tcp().enumerate())
                 .map(|(n, rule)| {
                     let to = rule.destinations.iter().map(http_destination).collect();
-                    let held = routes.hold(("tcp", "", hash(&rule.matches)), own, &format!("spec.tcp[{n}]"), to);
+                    let held = routes.hold(
+                        ("tcp", "", hash(&rule.matches)),
+                        own,
+                        &format!("spec.tcp[{n}]"),
+                        to,
+                    );
                     held.map(stream_destinations)
                 })
                 .collect(),
             tls: (wanted.tls().enumerate())
                 .map(|(n, rule)| {
                     let to = rule.destinations.iter().map(http_destination).collect();
-                    let held = routes.hold(("tls", "", hash(&rule.matches)), own, &format!("spec.tls[{n}]"), to);
+                    let held = routes.hold(
+                        ("tls", "", hash(&rule.matches)),
+                        own,
+                        &format!("spec.tls[{n}]"),
+                        to,
+                    );
                     held.map(stream_destinations)
                 })
                 .collect(),
         };
-        let Routes { after, held: changes, .. } = routes;
+        let Routes {
+            after,
+            held: changes,
+            ..
+        } = routes;
         self.routes.insert(wanted.key.clone(), after);
-        let old = self.held_routes.remove(&wanted.key).filter(|old| old.of == wanted.revision);
+        let old = self
+            .held_routes
+            .remove(&wanted.key)
+            .filter(|old| old.of == wanted.revision);
         if !overlay.is_empty() {
-            let same = old.map(|old| old.overlaid).filter(|old| old.overlay() == Some(&overlay));
+            let same = old
+                .map(|old| old.overlaid)
+                .filter(|old| old.overlay() == Some(&overlay));
             let overlaid = same.unwrap_or_else(|| Arc::new(wanted.with_overlay(overlay)));
-            self.held_routes.insert(wanted.key.clone(), HeldRoutes { of: wanted.revision, overlaid, changes });
+            self.held_routes.insert(
+                wanted.key.clone(),
+                HeldRoutes {
+                    of: wanted.revision,
+                    overlaid,
+                    changes,
+                },
+            );
         }
     }
 }
@@ -314,26 +403,37 @@ impl Routes<'_> {
         field: &str,
         to: Vec<HttpRouteDestination>,
     ) -> Option<Vec<HttpRouteDestination>> {
-        let ordinal = self.seen.entry((kind, name.to_owned(), matches)).or_insert(0);
+        let ordinal = self
+            .seen
+            .entry((kind, name.to_owned(), matches))
+            .or_insert(0);
         let id: RouteId = (kind, name.to_owned(), matches, *ordinal);
         *ordinal += 1;
         let old = self.before.get(&id).map(Vec::as_slice).unwrap_or_default();
         let client = &self.wanted.key.namespace;
         let split = match self.setting {
             EmptySubset::Allow => None,
-            EmptySubset::Hold => split(old, &to, |to| is_ready(to, &object.namespace, client, self.mesh)),
+            EmptySubset::Hold => split(old, &to, |to| {
+                is_ready(to, &object.namespace, client, self.mesh)
+            }),
         };
         let Some(split) = split else {
             self.after.insert(id, to);
             return None;
         };
         for (n, (wanted, effective)) in split.held {
-            let Some(destination) = to.get(n).and_then(|one| one.destination.as_ref()) else { continue };
+            let Some(destination) = to.get(n).and_then(|item| item.destination.as_ref()) else {
+                continue;
+            };
             self.held.push(HeldChange {
                 object: object.clone(),
                 roots: vec![self.wanted.key.clone()],
                 field: format!("{field}.route[{n}]"),
-                host: resolve(&destination.host, &object.namespace, &self.mesh.config.domain),
+                host: resolve(
+                    &destination.host,
+                    &object.namespace,
+                    &self.mesh.config.domain,
+                ),
                 subset: destination.subset.clone(),
                 value: HeldValue::Weight { wanted, effective },
             });
@@ -347,12 +447,21 @@ fn hash(matches: &impl fmt::Debug) -> u64 {
     xxhash_rust::xxh3::xxh3_64(format!("{matches:?}").as_bytes())
 }
 
-fn http_destination(one: &RouteDestination) -> HttpRouteDestination {
-    HttpRouteDestination { destination: one.destination.clone(), weight: one.weight, headers: None }
+fn http_destination(item: &RouteDestination) -> HttpRouteDestination {
+    HttpRouteDestination {
+        destination: item.destination.clone(),
+        weight: item.weight,
+        headers: None,
+    }
 }
 
 fn stream_destinations(list: Vec<HttpRouteDestination>) -> Vec<RouteDestination> {
-    list.into_iter().map(|one| RouteDestination { destination: one.destination, weight: one.weight }).collect()
+    list.into_iter()
+        .map(|item| RouteDestination {
+            destination: item.destination,
+            weight: item.weight,
+        })
+        .collect()
 }
 
 struct Split {
@@ -368,43 +477,91 @@ fn split(
     wanted: &[HttpRouteDestination],
     ready: impl Fn(&Destination) -> bool,
 ) -> Option<Split> {
-    let had = |one: &HttpRouteDestination| share_of(old, one.destination.as_ref());
-    let wants = |one: &HttpRouteDestination| share_of(wanted, one.destination.as_ref());
-    let is_held =
-        |one: &HttpRouteDestination| wants(one) > had(one) + 1e-9 && !one.destination.as_ref().is_some_and(&ready);
+    let had = |destination: &HttpRouteDestination| share_of(old, destination.destination.as_ref());
+    let wants =
+        |destination: &HttpRouteDestination| share_of(wanted, destination.destination.as_ref());
+    let is_held = |destination: &HttpRouteDestination| {
+        wants(destination) > had(destination) + 1e-9
+            && !destination.destination.as_ref().is_some_and(&ready)
+    };
     // Each entry with its own part of its destination's share, and whether it is held.
-    let parts = shares(wanted.iter().map(|one| u32::try_from(one.weight).unwrap_or_default()));
-    let entries: Vec<_> = wanted.iter().zip(parts).map(|(one, part)| (one, part, is_held(one))).collect();
-    let held = entries.iter().enumerate().filter(|(_, (.., is_held))| *is_held);
-    let held: BTreeMap<usize, (i32, i32)> =
-        held.map(|(n, (one, ..))| (n, (whole_percent(wants(one)), whole_percent(had(one))))).collect();
+    let parts = shares(
+        wanted
+            .iter()
+            .map(|item| u32::try_from(item.weight).unwrap_or_default()),
+    );
+    let entries: Vec<_> = wanted
+        .iter()
+        .zip(parts)
+        .map(|(item, part)| (item, part, is_held(item)))
+        .collect();
+    let held = entries
+        .iter()
+        .enumerate()
+        .filter(|(_, (.., is_held))| *is_held);
+    let held: BTreeMap<usize, (i32, i32)> = held
+        .map(|(n, (candidate, ..))| {
+            (
+                n,
+                (
+                    whole_percent(wants(candidate)),
+                    whole_percent(had(candidate)),
+                ),
+            )
+        })
+        .collect();
     if held.is_empty() {
         return None;
     }
-    let free: f64 = entries.iter().filter(|(.., is_held)| !is_held).map(|(_, part, _)| part).sum();
+    let free: f64 = entries
+        .iter()
+        .filter(|(.., is_held)| !is_held)
+        .map(|(_, part, _)| part)
+        .sum();
     if free <= 0.0 {
         // Nothing can take what the held ones must not have, so everything stays as it was. If there was nothing, there is
         // nothing to keep.
-        return (!old.is_empty()).then(|| Split { effective: old.to_vec(), held });
+        return (!old.is_empty()).then(|| Split {
+            effective: old.to_vec(),
+            held,
+        });
     }
-    let kept_part = |one: &HttpRouteDestination, part: f64| had(one) * part / wants(one);
-    let kept: f64 = entries.iter().filter(|(.., is_held)| *is_held).map(|(one, part, _)| kept_part(one, *part)).sum();
-    let effective = entries.into_iter().map(|(one, part, is_held)| {
-        let part = if is_held { kept_part(one, part) } else { part / free * (1.0 - kept) };
-        // Fine enough for any split that people write, and far from overflow.
-        HttpRouteDestination { weight: (part * 10_000.0).round() as i32, ..one.clone() }
+    let kept_part = |destination: &HttpRouteDestination, part: f64| {
+        had(destination) * part / wants(destination)
+    };
+    let kept: f64 = entries
+        .iter()
+        .filter(|(.., is_held)| *is_held)
+        .map(|(entry, part, _)| kept_part(entry, *part))
+        .sum();
+    let effective = entries.into_iter().map(|(entry, part, is_held)| {
+        let part = if is_held {
+            kept_part(entry, part)
+        } else {
+            part / free * (1.0 - kept)
+        };
+        // Precise enough for any realistic split, and far from overflow.
+        HttpRouteDestination {
+            weight: (part * 10_000.0).round() as i32,
+            ..entry.clone()
+        }
     });
-    Some(Split { effective: effective.collect(), held })
+    Some(Split {
+        effective: effective.collect(),
+        held,
+    })
 }
 
 fn whole_percent(share: f64) -> i32 {
     (share * 100.0).round() as i32
 }
 
-/// Whether requests that go to a destination find a ready endpoint, as far as that can be known.
+/// Whether a destination has a ready endpoint, as far as that is known.
 fn is_ready(to: &Destination, namespace: &str, client: &str, mesh: &Mesh) -> bool {
     let host = resolve(&to.host, namespace, &mesh.config.domain);
-    let Some(known) = mesh.any_service(&host) else { return true };
+    let Some(known) = mesh.any_service(&host) else {
+        return true;
+    };
     if known.service.resolution != Resolution::Endpoints || known.service.alias_of.is_some() {
         return true;
     }
@@ -415,12 +572,19 @@ fn is_ready(to: &Destination, namespace: &str, client: &str, mesh: &Mesh) -> boo
     }
     let (config, service) = (&mesh.config, &known.service);
     let rules = &mesh.destination_rules;
-    let rule = rules.find(&host, &service.namespace, &config.root_namespace, client, &Labels::new());
-    // A subset that no rule has is a cluster that no proxy has: its routes are held elsewhere.
-    rule.and_then(|rule| rule.labels(&to.subset)).is_none_or(|labels| has_ready(known, labels, port))
+    let rule = rules.find(
+        &host,
+        &service.namespace,
+        &config.root_namespace,
+        client,
+        &Labels::new(),
+    );
+    // No proxy has a cluster for an undefined subset: the stream holds back its routes.
+    rule.and_then(|rule| rule.labels(&to.subset))
+        .is_none_or(|labels| has_ready(known, labels, port))
 }
 
-fn has_ready(known: &Registered, labels: &Labels, port: Option<&str>) -> bool {
+fn has_ready(known: &RegisteredService, labels: &Labels, port: Option<&str>) -> bool {
     known.endpoints.list.iter().any(|endpoint| {
         endpoint.health == Health::Healthy
             && port.is_none_or(|port| *endpoint.port_name == *port)
@@ -428,24 +592,39 @@ fn has_ready(known: &Registered, labels: &Labels, port: Option<&str>) -> bool {
     })
 }
 
-/// The subsets that some route gives weight to.
+/// The subsets to which some route assigns weight.
 pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
     let mut found = BTreeSet::new();
     let mut add = |to: &Destination, namespace: &str| {
         if !to.subset.is_empty() {
-            found.insert((resolve(&to.host, namespace, &mesh.config.domain), to.subset.clone()));
+            found.insert((
+                resolve(&to.host, namespace, &mesh.config.domain),
+                to.subset.clone(),
+            ));
         }
     };
-    for one in mesh.virtual_services.iter() {
-        for rule in one.http() {
+    for virtual_service in mesh.virtual_services.iter() {
+        for rule in virtual_service.http() {
             let single = rule.destinations.len() == 1;
-            let weighted = rule.destinations.iter().filter(|to| to.weight > 0 || single);
-            weighted.filter_map(|to| to.destination.as_ref()).for_each(|to| add(to, &rule.key.namespace));
+            let weighted = rule
+                .destinations
+                .iter()
+                .filter(|to| to.weight > 0 || single);
+            weighted
+                .filter_map(|to| to.destination.as_ref())
+                .for_each(|to| add(to, &rule.key.namespace));
         }
-        let streams = one.tcp().map(|rule| rule.destinations).chain(one.tls().map(|rule| rule.destinations));
+        let streams = virtual_service
+            .tcp()
+            .map(|rule| rule.destinations)
+            .chain(virtual_service.tls().map(|rule| rule.destinations));
         for destinations in streams {
-            let weighted = destinations.iter().filter(|to| to.weight > 0 || destinations.len() == 1);
-            weighted.filter_map(|to| to.destination.as_ref()).for_each(|to| add(to, &one.key.namespace));
+            let weighted = destinations
+                .iter()
+                .filter(|to| to.weight > 0 || destinations.len() == 1);
+            weighted
+                .filter_map(|to| to.destination.as_ref())
+                .for_each(|to| add(to, &virtual_service.key.namespace));
         }
     }
     found
@@ -455,14 +634,14 @@ pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
 mod tests {
     use super::*;
     use crate::api::{self, Identity, Kind};
-    use crate::mesh::{Builder, MeshConfig};
-    use crate::source::{Change, Origin};
+    use crate::mesh::{MeshBuilder, MeshConfig};
+    use crate::source::{Origin, SourceEvent};
     use crate::store::Store;
     use serde_json::{Value, json};
 
     struct World {
         store: Store,
-        builder: Builder,
+        builder: MeshBuilder,
         guard: RolloutGuard,
     }
 
@@ -470,7 +649,7 @@ mod tests {
         fn new() -> Self {
             let mut world = Self {
                 store: Store::default(),
-                builder: Builder::new(MeshConfig::default()),
+                builder: MeshBuilder::new(MeshConfig::default()),
                 guard: RolloutGuard::default(),
             };
             world
@@ -482,10 +661,19 @@ mod tests {
         }
 
         fn apply(&mut self, document: Value) -> Vec<HeldChange> {
-            let Ok(Identity::Known(key)) = api::identify(&document) else { panic!("{document}") };
+            let Ok(Identity::Known(key)) = api::identify(&document) else {
+                panic!("{document}")
+            };
             let object = Arc::new(api::parse(&key, document, 0).unwrap().object);
             let mut dirty = BTreeSet::new();
-            self.store.apply(Change::Apply { object, origin: Origin::Cluster, warnings: vec![] }, &mut dirty);
+            self.store.apply(
+                SourceEvent::Apply {
+                    object,
+                    origin: Origin::Cluster,
+                    warnings: vec![],
+                },
+                &mut dirty,
+            );
             let mesh = self.builder.update(&self.store, &dirty);
             self.guard.apply(mesh).1
         }
@@ -513,8 +701,10 @@ mod tests {
         }
 
         fn rule(&mut self, subsets: &[(&str, &str)]) -> Vec<HeldChange> {
-            let subsets: Vec<_> =
-                subsets.iter().map(|(name, version)| json!({"name": name, "labels": {"version": version}})).collect();
+            let subsets: Vec<_> = subsets
+                .iter()
+                .map(|(name, version)| json!({"name": name, "labels": {"version": version}}))
+                .collect();
             self.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
                 "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": subsets}}))
         }
@@ -529,19 +719,25 @@ mod tests {
                 "spec": {"hosts": ["web"], "http": [{"route": route}]}}))
         }
 
-        /// Subset and share in percent, as in force.
+        /// Subsets and their effective shares in percent.
         fn split(&mut self) -> Vec<(String, i32)> {
             let mesh = self.builder.update(&self.store, &BTreeSet::new());
             let (mesh, _) = self.guard.apply(mesh);
-            let one = mesh.virtual_services.iter().next().unwrap().clone();
-            let to = one.http().next().unwrap().destinations;
-            let share = |one: &HttpRouteDestination| whole_percent(share_of(to, one.destination.as_ref()));
-            to.iter().map(|one| (one.destination.clone().unwrap().subset, share(one))).collect()
+            let entry = mesh.virtual_services.iter().next().unwrap().clone();
+            let to = entry.http().next().unwrap().destinations;
+            let share = |destination: &HttpRouteDestination| {
+                whole_percent(share_of(to, destination.destination.as_ref()))
+            };
+            to.iter()
+                .map(|item| (item.destination.clone().unwrap().subset, share(item)))
+                .collect()
         }
     }
 
     fn shares(list: &[(&str, i32)]) -> Vec<(String, i32)> {
-        list.iter().map(|(subset, weight)| ((*subset).to_owned(), *weight)).collect()
+        list.iter()
+            .map(|(subset, weight)| ((*subset).to_owned(), *weight))
+            .collect()
     }
 
     #[test]
@@ -549,24 +745,37 @@ mod tests {
         let mut world = World::new();
         assert!(world.route(&[("v1", 100), ("v2", 0)], "").is_empty());
         let held = world.route(&[("v1", 90), ("v2", 10)], "");
-        assert_eq!(held[0].value, HeldValue::Weight { wanted: 10, effective: 0 });
+        assert_eq!(
+            held[0].value,
+            HeldValue::Weight {
+                wanted: 10,
+                effective: 0
+            }
+        );
         assert_eq!(
             (held[0].field.as_str(), &*held[0].object.to_string()),
             ("spec.http[0].route[1]", "VirtualService shop/web")
         );
         assert_eq!(world.split(), shares(&[("v1", 100), ("v2", 0)]));
-        assert!(!world.pods(&[("v1", true), ("v2", false)]).is_empty(), "not ready is not enough");
+        assert!(
+            !world.pods(&[("v1", true), ("v2", false)]).is_empty(),
+            "not ready is not enough"
+        );
         assert!(world.pods(&[("v1", true), ("v2", true)]).is_empty());
         assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
     }
 
     #[test]
-    fn what_an_empty_subset_had_it_keeps_and_less_is_never_held() {
+    fn an_empty_subset_keeps_its_weight_and_reductions_apply_at_once() {
         let mut world = World::new();
         world.pods(&[("v1", true), ("v2", true)]);
         world.route(&[("v1", 90), ("v2", 10)], "");
         world.pods(&[("v1", true), ("v2", false)]);
-        assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]), "what is in force is not touched");
+        assert_eq!(
+            world.split(),
+            shares(&[("v1", 90), ("v2", 10)]),
+            "the active split does not change"
+        );
         assert_eq!(world.route(&[("v1", 50), ("v2", 50)], "").len(), 1);
         assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
         assert!(world.route(&[("v1", 95), ("v2", 5)], "").is_empty());
@@ -574,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_switch_to_an_empty_subset_waits() {
+    fn a_full_switch_to_an_empty_subset_waits() {
         let mut world = World::new();
         world.route(&[("v1", 100)], "");
         assert_eq!(world.route(&[("v2", 100)], "").len(), 1);
@@ -584,7 +793,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_appearance_gets_nothing_and_an_only_destination_is_left_alone() {
+    fn a_new_empty_subset_gets_no_weight_and_a_single_destination_is_unaffected() {
         let mut world = World::new();
         assert_eq!(world.route(&[("v1", 50), ("v2", 50)], "").len(), 1);
         assert_eq!(world.split(), shares(&[("v1", 100), ("v2", 0)]));
@@ -608,8 +817,18 @@ mod tests {
         world.route(&[("v1", 80), ("v2", 20)], "allow");
         let held = world.route(&[("v1", 30), ("v2", 40), ("v1", 10), ("v2", 20)], "");
         assert_eq!(held.len(), 2);
-        assert!(held.iter().all(|one| one.value == HeldValue::Weight { wanted: 60, effective: 20 }), "{held:?}");
-        assert_eq!(world.split(), shares(&[("v1", 80), ("v2", 20), ("v1", 80), ("v2", 20)]));
+        assert!(
+            held.iter().all(|change| change.value
+                == HeldValue::Weight {
+                    wanted: 60,
+                    effective: 20
+                }),
+            "{held:?}"
+        );
+        assert_eq!(
+            world.split(),
+            shares(&[("v1", 80), ("v2", 20), ("v1", 80), ("v2", 20)])
+        );
     }
 
     #[test]
@@ -624,12 +843,21 @@ mod tests {
             json!({"http": [{"route": [to(0), to(1)]}]})
         };
         world.apply(object("leaf", to([100, 0])));
-        world.apply(object("root", json!({"hosts": ["web"], "http": [{"delegate": {"name": "leaf"}}]})));
-        world.apply(object("other", json!({"hosts": ["other"], "http": [{"delegate": {"name": "leaf"}}]})));
+        world.apply(object(
+            "root",
+            json!({"hosts": ["web"], "http": [{"delegate": {"name": "leaf"}}]}),
+        ));
+        world.apply(object(
+            "other",
+            json!({"hosts": ["other"], "http": [{"delegate": {"name": "leaf"}}]}),
+        ));
         let held = world.apply(object("leaf", to([90, 10])));
         let key = |name: &str| ObjectKey::new(Kind::VirtualService, "shop", name);
         assert_eq!(held.len(), 1, "{held:?}");
-        assert_eq!((&held[0].object, &*held[0].field), (&key("leaf"), "spec.http[0].route[1]"));
+        assert_eq!(
+            (&held[0].object, &*held[0].field),
+            (&key("leaf"), "spec.http[0].route[1]")
+        );
         assert_eq!(held[0].roots, [key("other"), key("root")]);
     }
 
@@ -640,7 +868,11 @@ mod tests {
             let mesh = world.builder.update(&world.store, &BTreeSet::new());
             let (mesh, held) = world.guard.apply(mesh);
             let rules = mesh.destination_rules.iter().next().unwrap().revision;
-            (mesh.virtual_services.iter().next().unwrap().revision, rules, held.len())
+            (
+                mesh.virtual_services.iter().next().unwrap().revision,
+                rules,
+                held.len(),
+            )
         };
         world.route(&[("v1", 100), ("v2", 0)], "");
         world.route(&[("v1", 90), ("v2", 10)], "");
@@ -653,10 +885,16 @@ mod tests {
         world.route(&[("v1", 80), ("v2", 20)], "");
         world.rule(&[("v1", "v4"), ("v2", "v2")]);
         let changed = revisions(&mut world);
-        assert!(changed.0 != held.0 && changed.1 != held.1 && changed.2 == 2, "{changed:?}");
+        assert!(
+            changed.0 != held.0 && changed.1 != held.1 && changed.2 == 2,
+            "{changed:?}"
+        );
         world.pods(&[("v2", true), ("v4", true)]);
         let free = revisions(&mut world);
-        assert!(free.0 != changed.0 && free.1 != changed.1 && free.2 == 0, "{free:?}");
+        assert!(
+            free.0 != changed.0 && free.1 != changed.1 && free.2 == 0,
+            "{free:?}"
+        );
     }
 
     #[test]
@@ -665,13 +903,19 @@ mod tests {
         world.pods(&[("v1", true), ("v2", true)]);
         world.route(&[("v1", 100)], "");
         // The same subset, for some clients with other labels.
-        let held = world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        let held = world.apply(
+            json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
             "metadata": {"name": "some", "namespace": "shop"}, "spec": {"host": "web",
                 "workloadSelector": {"matchLabels": {"app": "client"}},
-                "subsets": [{"name": "v1", "labels": {"version": "v2"}}]}}));
+                "subsets": [{"name": "v1", "labels": {"version": "v2"}}]}}),
+        );
         assert!(held.is_empty(), "{held:?}");
         world.pods(&[("v1", true)]);
-        assert!(world.rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3")]).is_empty());
+        assert!(
+            world
+                .rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3")])
+                .is_empty()
+        );
     }
 
     #[test]
@@ -681,10 +925,12 @@ mod tests {
             "metadata": {"name": "web-2", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
             "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
             "endpoints": [{"addresses": ["10.1.0.9"], "nodeName": "n1"}]}));
-        world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        world.apply(
+            json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
             "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": [
                 {"name": "v1", "labels": {"version": "v1"}},
-                {"name": "eu", "labels": {"topology.kubernetes.io/region": "eu"}}]}}));
+                {"name": "eu", "labels": {"topology.kubernetes.io/region": "eu"}}]}}),
+        );
         world.route(&[("v1", 100), ("eu", 0)], "");
         assert_eq!(world.route(&[("v1", 90), ("eu", 10)], "").len(), 1);
         let node = json!({"apiVersion": "v1", "kind": "Node",
@@ -698,9 +944,12 @@ mod tests {
         let mut world = World::new();
         world.route(&[("v1", 100)], "");
         let held = world.rule(&[("v1", "v3"), ("v2", "v2")]);
-        assert!(matches!(&held[0].value, HeldValue::Labels { wanted, .. } if wanted["version"] == "v3"), "{held:?}");
+        assert!(
+            matches!(&held[0].value, HeldValue::Labels { wanted, .. } if wanted["version"] == "v3"),
+            "{held:?}"
+        );
         assert!(world.pods(&[("v1", true), ("v3", true)]).is_empty());
-        // Labels whose endpoints are gone are not kept.
+        // Labels without endpoints are not kept.
         assert!(!world.rule(&[("v1", "v4")]).is_empty());
         assert!(world.pods(&[]).is_empty());
     }

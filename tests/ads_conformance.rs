@@ -1,16 +1,14 @@
-//! The xDS protocol as Envoy's "xDS REST and gRPC protocol" document states it, rule by rule, against `weir serve`.
-//! Quoted names are that document's sections. Rules that hold for both variants are played in both.
-
-mod support;
+//! Tests `weir serve` against the rules of Envoy's "xDS REST and gRPC protocol" document. Quoted names are sections of
+//! that document. Rules that apply to both variants are tested in both.
 
 use std::collections::BTreeSet;
 
-use support::ads::{Ask, CDS, Client, EDS, Got, LDS, RDS, Variant, Weir, ask};
-use support::mesh::{route_yaml, rule_yaml, until};
+use crate::support::ads::{Ask, CDS, Client, EDS, Got, LDS, RDS, Variant, Weir, ask};
+use crate::support::mesh::{route_yaml, rule_yaml, until};
 use tonic::{Code, Status};
 use weir::admin::api::v1;
 
-/// Plays each of these rules in both variants.
+/// Runs each of these rules in both variants.
 macro_rules! both {
     ($($rule:ident)*) => {
         mod sotw {
@@ -24,7 +22,7 @@ macro_rules! both {
 
 both! {
     the_first_request_carries_a_node
-    a_node_id_of_another_form_is_refused
+    a_malformed_node_id_is_rejected
     later_requests_need_no_node
     a_node_that_comes_again_is_not_looked_at
     a_request_on_the_aggregated_stream_says_its_type
@@ -43,18 +41,18 @@ both! {
     what_changed_is_sent_and_nothing_else
     one_response_of_a_type_is_under_way_at_a_time
     the_latest_state_follows_an_answer
-    a_refused_response_is_not_repeated
-    a_refused_resource_comes_again_when_it_changes
-    a_refusal_of_one_type_does_not_stop_the_others
-    a_refusal_is_shown_with_type_name_and_message
+    a_rejected_response_is_not_repeated
+    a_rejected_resource_is_sent_again_when_it_changes
+    a_nack_of_one_type_does_not_stop_the_others
+    a_nack_is_reported_with_type_name_and_message
     an_answer_that_comes_twice_counts_once
     each_type_has_a_service_of_its_own
     a_service_of_one_type_needs_no_type_url
-    a_service_of_one_type_refuses_the_others
+    a_per_type_service_rejects_other_types
     clients_do_not_wait_for_each_other
-    a_request_above_the_size_limit_is_refused
-    more_names_than_the_limit_are_refused
-    streams_above_the_limit_are_refused
+    a_request_above_the_size_limit_is_rejected
+    more_names_than_the_limit_are_rejected
+    streams_above_the_limit_are_rejected
     a_client_that_does_not_answer_is_shown_as_lagging
     streams_end_with_unavailable_when_weir_does
     a_route_waits_for_its_new_cluster_and_its_endpoints
@@ -65,7 +63,10 @@ both! {
 }
 
 fn service_url(weir: &Weir, protocol: &str) -> String {
-    weir.objects.service_yaml().replace("name: http,", &format!("name: http, appProtocol: {protocol},"))
+    weir.objects.service_yaml().replace(
+        "name: http,",
+        &format!("name: http, appProtocol: {protocol},"),
+    )
 }
 
 async fn end(client: &mut Client) -> Status {
@@ -76,7 +77,7 @@ async fn end(client: &mut Client) -> Status {
     }
 }
 
-/// "Basic Protocol Overview": only the first request is sure to carry the node.
+/// "Basic Protocol Overview": only the first request is guaranteed to carry the node.
 async fn the_first_request_carries_a_node(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
@@ -86,11 +87,16 @@ async fn the_first_request_carries_a_node(variant: Variant) {
     assert!(status.message().contains("node"), "{status:?}");
 }
 
-/// weir's own rule: the id says who the proxy is, so that nothing can be given to one whose id says nothing.
-async fn a_node_id_of_another_form_is_refused(variant: Variant) {
+/// weir's own rule: the id identifies the proxy, so a proxy without a valid id gets nothing.
+async fn a_malformed_node_id_is_rejected(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
-    client.send(Ask { node: Some("somebody".to_owned()), ..ask(CDS, &[]) }).await;
+    client
+        .send(Ask {
+            node: Some("somebody".to_owned()),
+            ..ask(CDS, &[])
+        })
+        .await;
     let status = end(&mut client).await;
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert!(status.message().contains("somebody"), "{status:?}");
@@ -110,7 +116,12 @@ async fn a_node_that_comes_again_is_not_looked_at(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.fetch(CDS, &[]).await;
-    client.send(Ask { node: Some("somebody".to_owned()), ..ask(RDS, &[&weir.routes()]) }).await;
+    client
+        .send(Ask {
+            node: Some("somebody".to_owned()),
+            ..ask(RDS, &[&weir.routes()])
+        })
+        .await;
     assert!(client.got(RDS).await.has(&weir.routes()));
 }
 
@@ -128,7 +139,12 @@ async fn a_request_on_the_aggregated_stream_says_its_type(variant: Variant) {
 async fn an_unknown_type_is_left_alone_and_the_others_go_on(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
-    client.send(ask("type.googleapis.com/envoy.service.runtime.v3.Runtime", &["layer"])).await;
+    client
+        .send(ask(
+            "type.googleapis.com/envoy.service.runtime.v3.Runtime",
+            &["layer"],
+        ))
+        .await;
     assert!(client.fetch(CDS, &[]).await.has(&weir.cluster("v1")));
 }
 
@@ -137,7 +153,13 @@ async fn naming_nothing_at_first_asks_for_all(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     let got = client.fetch(CDS, &[]).await;
-    assert!(["", "v1", "v2"].iter().all(|subset| got.has(&weir.cluster(subset))), "{:?}", got.names());
+    assert!(
+        ["", "v1", "v2"]
+            .iter()
+            .all(|subset| got.has(&weir.cluster(subset))),
+        "{:?}",
+        got.names()
+    );
     assert!(!client.fetch(LDS, &[]).await.resources.is_empty());
 }
 
@@ -150,12 +172,15 @@ async fn a_star_asks_for_all(variant: Variant) {
     assert_eq!(all.names(), other.fetch(CDS, &[]).await.names());
 }
 
-/// "How the client specifies what resources to return": any type may be asked for by name.
+/// "How the client specifies what resources to return": any type may be requested by name.
 async fn clusters_can_be_asked_for_by_name(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     let v1 = weir.cluster("v1");
-    assert_eq!(client.fetch(CDS, &[&v1]).await.names(), BTreeSet::from([v1.as_str()]));
+    assert_eq!(
+        client.fetch(CDS, &[&v1]).await.names(),
+        BTreeSet::from([v1.as_str()])
+    );
 }
 
 /// "How the client specifies what resources to return": the requested resources must be supplied if they exist.
@@ -163,7 +188,10 @@ async fn endpoints_come_for_the_names_asked_for(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
-    assert_eq!(client.fetch(EDS, &[&v1, &v2]).await.names(), BTreeSet::from([v1.as_str(), v2.as_str()]));
+    assert_eq!(
+        client.fetch(EDS, &[&v1, &v2]).await.names(),
+        BTreeSet::from([v1.as_str(), v2.as_str()])
+    );
 }
 
 /// "Resource updates": the client may add names later.
@@ -172,10 +200,28 @@ async fn a_name_added_later_is_sent(variant: Variant) {
     let mut client = weir.ads(variant).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
     let first = client.fetch(EDS, &[&v1]).await;
-    let names: &[&str] = if variant == Variant::Sotw { &[&v1, &v2] } else { &[&v2] };
-    let nonce = if variant == Variant::Sotw { first.nonce } else { String::new() };
-    client.send(Ask { nonce, version: first.version, ..ask(EDS, names) }).await;
-    assert_eq!(client.got(EDS).await.names(), BTreeSet::from([v2.as_str()]), "what it has is not sent again");
+    let names: &[&str] = if variant == Variant::Sotw {
+        &[&v1, &v2]
+    } else {
+        &[&v2]
+    };
+    let nonce = if variant == Variant::Sotw {
+        first.nonce
+    } else {
+        String::new()
+    };
+    client
+        .send(Ask {
+            nonce,
+            version: first.version,
+            ..ask(EDS, names)
+        })
+        .await;
+    assert_eq!(
+        client.got(EDS).await.names(),
+        BTreeSet::from([v2.as_str()]),
+        "what it has is not sent again"
+    );
 }
 
 /// "How the client specifies what resources to return", for routes.
@@ -183,10 +229,13 @@ async fn routes_come_for_the_names_asked_for(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     let routes = weir.routes();
-    assert_eq!(client.fetch(RDS, &[&routes]).await.names(), BTreeSet::from([routes.as_str()]));
+    assert_eq!(
+        client.fetch(RDS, &[&routes]).await.names(),
+        BTreeSet::from([routes.as_str()])
+    );
 }
 
-/// "API flow": a client may start from whatever it is interested in.
+/// "API flow": a client may start with any type.
 async fn endpoints_asked_for_before_clusters_are_answered(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
@@ -199,7 +248,12 @@ async fn endpoints_asked_for_before_clusters_are_answered(variant: Variant) {
 async fn routes_asked_for_before_listeners_are_answered(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
-    assert!(client.fetch(RDS, &[&weir.routes()]).await.has(&weir.routes()));
+    assert!(
+        client
+            .fetch(RDS, &[&weir.routes()])
+            .await
+            .has(&weir.routes())
+    );
     assert!(!client.fetch(LDS, &[]).await.resources.is_empty());
 }
 
@@ -222,7 +276,7 @@ async fn types_on_one_stream_do_not_share_nonces(variant: Variant) {
     let routes = client.got(RDS).await;
     let clusters = client.fetch(CDS, &[&weir.cluster("v1")]).await;
     assert_ne!(routes.nonce, clusters.nonce);
-    // The answer to the clusters is none to the routes: a change of them waits.
+    // An ACK of the clusters does not ACK the routes: a change of routes waits.
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     client.nothing_more("probe").await;
     client.ack(&routes).await;
@@ -234,8 +288,12 @@ async fn what_is_acked_is_not_sent_again(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
-    // A change of the mesh that changes nothing for this proxy.
-    weir.edit("other.yaml", &rule_yaml(&["v9"]).replace("my-app", "nobody")).await;
+    // A change of the mesh that does not affect this proxy.
+    weir.edit(
+        "other.yaml",
+        &rule_yaml(&["v9"]).replace("my-app", "nobody"),
+    )
+    .await;
     client.nothing_more("probe").await;
 }
 
@@ -251,7 +309,8 @@ async fn what_changed_is_sent_and_nothing_else(variant: Variant) {
     client.nothing_more("probe").await;
 }
 
-/// "Resource updates": a nonce becomes stale with a newer one, so that answers would be lost if more were under way.
+/// "Resource updates": a newer nonce makes older ones stale, so answers would be lost if several responses were in
+/// flight.
 async fn one_response_of_a_type_is_under_way_at_a_time(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
@@ -264,7 +323,7 @@ async fn one_response_of_a_type_is_under_way_at_a_time(variant: Variant) {
     assert_ne!(client.got(RDS).await.resources, first.resources);
 }
 
-/// "When to send an update": the states between are of no interest to anybody.
+/// "When to send an update": intermediate states are skipped.
 async fn the_latest_state_follows_an_answer(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
@@ -275,16 +334,22 @@ async fn the_latest_state_follows_an_answer(variant: Variant) {
     client.ack(&first).await;
     let last = client.got(RDS).await;
     let mut fresh = weir.ads(variant).await;
-    assert_eq!(bodies(&last), bodies(&fresh.fetch(RDS, &[&weir.routes()]).await));
+    assert_eq!(
+        bodies(&last),
+        bodies(&fresh.fetch(RDS, &[&weir.routes()]).await)
+    );
     client.ack(&last).await;
 }
 
 fn bodies(got: &Got) -> Vec<&[u8]> {
-    got.resources.values().map(|(_, bytes)| bytes.as_slice()).collect()
+    got.resources
+        .values()
+        .map(|(_, bytes)| bytes.as_slice())
+        .collect()
 }
 
-/// "NACK": the client stays on what it has; the same bytes would be refused again.
-async fn a_refused_response_is_not_repeated(variant: Variant) {
+/// "NACK": the client keeps what it has; the same bytes would be rejected again.
+async fn a_rejected_response_is_not_repeated(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
@@ -295,7 +360,7 @@ async fn a_refused_response_is_not_repeated(variant: Variant) {
 }
 
 /// "NACK": an update may succeed at a new version.
-async fn a_refused_resource_comes_again_when_it_changes(variant: Variant) {
+async fn a_rejected_resource_is_sent_again_when_it_changes(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
@@ -306,36 +371,53 @@ async fn a_refused_resource_comes_again_when_it_changes(variant: Variant) {
     let next = client.got(RDS).await;
     assert_ne!(bodies(&got), bodies(&next));
     client.ack(&next).await;
-    until("nothing is refused any more", async || weir.status().await.rejected.is_empty()).await;
+    until("nothing is rejected any more", async || {
+        weir.status().await.rejected.is_empty()
+    })
+    .await;
 }
 
-/// "ACK/NACK and resource type instance version": each type stands for itself.
-async fn a_refusal_of_one_type_does_not_stop_the_others(variant: Variant) {
+/// "ACK/NACK and resource type instance version": each type is independent.
+async fn a_nack_of_one_type_does_not_stop_the_others(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     let got = client.got(RDS).await;
     client.answer(&got, Some("no")).await;
-    weir.edit("endpoints.yaml", &weir.objects.endpoints_yaml().replace("ready: true", "ready: false")).await;
+    weir.edit(
+        "endpoints.yaml",
+        &weir
+            .objects
+            .endpoints_yaml()
+            .replace("ready: true", "ready: false"),
+    )
+    .await;
     assert_eq!(client.got(EDS).await.resources.len(), 3);
 }
 
-/// "NACK": `error_detail` says why, and weir tells it on.
-async fn a_refusal_is_shown_with_type_name_and_message(variant: Variant) {
+/// "NACK": `error_detail` contains the reason, which weir reports.
+async fn a_nack_is_reported_with_type_name_and_message(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     let got = client.got(RDS).await;
     client.answer(&got, Some("the seventh route is odd")).await;
-    until("the refusal is shown", async || !weir.status().await.rejected.is_empty()).await;
-    let refused = &weir.status().await.rejected[0];
+    until("the rejection is reported", async || {
+        !weir.status().await.rejected.is_empty()
+    })
+    .await;
+    let rejected = &weir.status().await.rejected[0];
     assert_eq!(
-        (refused.r#type(), &*refused.name, &*refused.message),
-        (v1::ResourceType::Rds, &*weir.routes(), "the seventh route is odd")
+        (rejected.r#type(), &*rejected.name, &*rejected.message),
+        (
+            v1::ResourceType::Rds,
+            &*weir.routes(),
+            "the seventh route is odd"
+        )
     );
-    assert!(!refused.version.is_empty());
+    assert!(!rejected.version.is_empty());
 }
 
 /// "Resource updates": earlier requests become stale.
@@ -344,7 +426,9 @@ async fn an_answer_that_comes_twice_counts_once(variant: Variant) {
     let mut client = weir.ads(variant).await;
     let got = client.start(&weir).await;
     client.ack(&got).await;
-    client.answer(&got, Some("a refusal of what was taken is none")).await;
+    client
+        .answer(&got, Some("a NACK of an accepted response is invalid"))
+        .await;
     client.nothing_more("probe").await;
     assert_eq!(weir.status().await.rejected, []);
 }
@@ -353,14 +437,23 @@ async fn an_answer_that_comes_twice_counts_once(variant: Variant) {
 async fn each_type_has_a_service_of_its_own(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let (v1, routes) = (weir.cluster("v1"), weir.routes());
-    for (kind, names) in [(CDS, vec![]), (EDS, vec![v1.as_str()]), (LDS, vec![]), (RDS, vec![routes.as_str()])] {
+    for (kind, names) in [
+        (CDS, vec![]),
+        (EDS, vec![v1.as_str()]),
+        (LDS, vec![]),
+        (RDS, vec![routes.as_str()]),
+    ] {
         let mut client = weir.connect(variant, Some(kind)).await;
         let got = client.fetch(kind, &names).await;
-        assert!(!got.resources.is_empty() && names.iter().all(|name| got.has(name)), "{kind}: {:?}", got.names());
+        assert!(
+            !got.resources.is_empty() && names.iter().all(|name| got.has(name)),
+            "{kind}: {:?}",
+            got.names()
+        );
     }
 }
 
-/// "RPC Services and Methods for Each Variant": the method says the type.
+/// "RPC Services and Methods for Each Variant": the method determines the type.
 async fn a_service_of_one_type_needs_no_type_url(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.connect(variant, Some(RDS)).await;
@@ -369,7 +462,7 @@ async fn a_service_of_one_type_needs_no_type_url(variant: Variant) {
 }
 
 /// "RPC Services and Methods for Each Variant": one type each.
-async fn a_service_of_one_type_refuses_the_others(variant: Variant) {
+async fn a_per_type_service_rejects_other_types(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.connect(variant, Some(RDS)).await;
     client.send(ask(CDS, &[])).await;
@@ -389,8 +482,8 @@ async fn clients_do_not_wait_for_each_other(variant: Variant) {
     assert!(client.got(RDS).await.has(&weir.routes()));
 }
 
-/// weir's own limit: what one request may take.
-async fn a_request_above_the_size_limit_is_refused(variant: Variant) {
+/// weir's own limit: the size of a request.
+async fn a_request_above_the_size_limit_is_rejected(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
@@ -401,8 +494,8 @@ async fn a_request_above_the_size_limit_is_refused(variant: Variant) {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
 }
 
-/// weir's own limit: what one stream may ask for.
-async fn more_names_than_the_limit_are_refused(variant: Variant) {
+/// weir's own limit: the names of one stream.
+async fn more_names_than_the_limit_are_rejected(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     let names: Vec<String> = (0..100_001).map(|n| format!("c{n}")).collect();
@@ -413,30 +506,44 @@ async fn more_names_than_the_limit_are_refused(variant: Variant) {
     assert!(status.message().contains("100000"), "{status:?}");
 }
 
-/// weir's own limit: how many streams there may be.
-async fn streams_above_the_limit_are_refused(variant: Variant) {
+/// weir's own limit: the number of streams.
+async fn streams_above_the_limit_are_rejected(variant: Variant) {
     let weir = Weir::start(&["--max-streams", "1"]).await;
     let mut first = weir.ads(variant).await;
     first.fetch(CDS, &[]).await;
-    let refused = Client::try_open(first.channel.clone(), variant, None).await.err().expect("there is no room");
-    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    let rejected = Client::try_open(first.channel.clone(), variant, None)
+        .await
+        .err()
+        .expect("the limit is reached");
+    assert_eq!(rejected.code(), Code::ResourceExhausted, "{rejected:?}");
     let channel = first.channel.clone();
     drop(first);
-    until("the place is free", async || Client::try_open(channel.clone(), variant, None).await.is_ok()).await;
+    until("the permit is released", async || {
+        Client::try_open(channel.clone(), variant, None)
+            .await
+            .is_ok()
+    })
+    .await;
 }
 
-/// weir's own rule: a client that does not answer stays where it is and is shown, with the reason.
+/// weir's own rule: a client that does not answer keeps its state and is reported with the reason.
 async fn a_client_that_does_not_answer_is_shown_as_lagging(variant: Variant) {
     let weir = Weir::start(&["--ack-timeout", "0.05"]).await;
     let mut client = weir.ads(variant).await;
     client.send(ask(CDS, &[])).await;
     let got = client.got(CDS).await;
-    until("it lags", async || weir.status().await.lagging.contains("cds")).await;
+    until("it lags", async || {
+        weir.status().await.lagging.contains("cds")
+    })
+    .await;
     client.ack(&got).await;
-    until("it does not lag any more", async || weir.status().await.lagging.is_empty()).await;
+    until("it is no longer lagging", async || {
+        weir.status().await.lagging.is_empty()
+    })
+    .await;
 }
 
-/// "TTL": a client keeps what it has while there is no server, and comes back.
+/// "TTL": a client keeps what it has while the server is down, and reconnects.
 async fn streams_end_with_unavailable_when_weir_does(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
@@ -446,38 +553,60 @@ async fn streams_end_with_unavailable_when_weir_does(variant: Variant) {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
 }
 
-/// A mesh of v1 alone, and a client that has all of it.
+/// A mesh with v1 only, and an up-to-date client.
 async fn only_v1(variant: Variant) -> (Weir, Client) {
     let weir = Weir::start(&[]).await;
-    weir.edit("virtual-service.yaml", &without("v2", &route_yaml(100, 0))).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1"])).await;
+    weir.edit("virtual-service.yaml", &without("v2", &route_yaml(100, 0)))
+        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1"]))
+        .await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
     (weir, client)
 }
 
 fn without(subset: &str, route: &str) -> String {
-    let lines: Vec<&str> = route.lines().filter(|line| !line.contains(&format!("subset: {subset}"))).collect();
+    let lines: Vec<&str> = route
+        .lines()
+        .filter(|line| !line.contains(&format!("subset: {subset}")))
+        .collect();
     lines.join("\n")
 }
 
-/// Asks for the endpoints of these clusters as Envoy does after it took a new one.
+/// Requests the endpoints of these clusters as Envoy does after it accepted a new one.
 async fn ask_endpoints(client: &mut Client, last: &Got, all: &[&str], new: &str) {
-    let names = if client.variant() == Variant::Sotw { all } else { &[new][..] };
-    let nonce = if client.variant() == Variant::Sotw { last.nonce.clone() } else { String::new() };
-    client.send(Ask { nonce, ..ask(EDS, names) }).await;
+    let names = if client.variant() == Variant::Sotw {
+        all
+    } else {
+        &[new][..]
+    };
+    let nonce = if client.variant() == Variant::Sotw {
+        last.nonce.clone()
+    } else {
+        String::new()
+    };
+    client
+        .send(Ask {
+            nonce,
+            ..ask(EDS, names)
+        })
+        .await;
 }
 
 /// "Eventual consistency considerations": make before break; and "Resource warming".
 async fn a_route_waits_for_its_new_cluster_and_its_endpoints(variant: Variant) {
     let (weir, mut client) = only_v1(variant).await;
     let [all, v1, v2] = ["", "v1", "v2"].map(|subset| weir.cluster(subset));
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2"])).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2"]))
+        .await;
     let clusters = client.got(CDS).await;
     assert!(clusters.has(&v2));
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     client.ack(&clusters).await;
-    let none = Got { nonce: String::new(), ..clusters };
+    let none = Got {
+        nonce: String::new(),
+        ..clusters
+    };
     ask_endpoints(&mut client, &none, &[&all, &v1, &v2], &v2).await;
     let endpoints = client.got(EDS).await;
     assert!(endpoints.has(&v2));
@@ -490,21 +619,34 @@ async fn a_cluster_goes_after_its_route(variant: Variant) {
     let weir = Weir::start(&["--grace", "0.01"]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
-    weir.edit("virtual-service.yaml", &without("v1", &route_yaml(0, 100))).await;
+    weir.edit("virtual-service.yaml", &without("v1", &route_yaml(0, 100)))
+        .await;
     let routes = client.got(RDS).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v2"])).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v2"]))
+        .await;
     client.ack(&routes).await;
     let clusters = client.got(CDS).await;
     let v1 = weir.cluster("v1");
-    assert!(if variant == Variant::Sotw { !clusters.has(&v1) } else { clusters.removed == [v1] }, "{clusters:?}");
+    assert!(
+        if variant == Variant::Sotw {
+            !clusters.has(&v1)
+        } else {
+            clusters.removed == [v1]
+        },
+        "{clusters:?}"
+    );
 }
 
 /// weir's own rule: objects may be written in any order.
 async fn a_route_written_before_its_subset_is_held(variant: Variant) {
     let (weir, mut client) = only_v1(variant).await;
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
-    until("it is shown as held", async || {
-        weir.status().await.held.iter().any(|held| held.missing_cluster == weir.cluster("v2"))
+    until("it is reported as held", async || {
+        weir.status()
+            .await
+            .held
+            .iter()
+            .any(|held| held.missing_cluster == weir.cluster("v2"))
     })
     .await;
     client.nothing_more("probe").await;
@@ -518,8 +660,12 @@ async fn a_subset_dropped_before_its_route_is_kept(variant: Variant) {
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     let routes = client.got(RDS).await;
     client.ack(&routes).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1"])).await;
-    until("it is shown as kept", async || weir.status().await.kept == [weir.cluster("v2")]).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1"]))
+        .await;
+    until("it is shown as kept", async || {
+        weir.status().await.kept == [weir.cluster("v2")]
+    })
+    .await;
     client.nothing_more("probe").await;
 }
 
@@ -528,111 +674,187 @@ async fn a_changed_cluster_gets_its_endpoints_again(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
-    weir.edit("service.yaml", &service_url(&weir, "http2")).await;
+    weir.edit("service.yaml", &service_url(&weir, "http2"))
+        .await;
     let clusters = client.got(CDS).await;
     client.ack(&clusters).await;
     let endpoints = client.got(EDS).await;
-    assert!(["", "v1", "v2"].iter().all(|subset| endpoints.has(&weir.cluster(subset))), "{:?}", endpoints.names());
+    assert!(
+        ["", "v1", "v2"]
+            .iter()
+            .all(|subset| endpoints.has(&weir.cluster(subset))),
+        "{:?}",
+        endpoints.names()
+    );
 }
 
-/// "Unsubscribing From Resources": a list without a name is the end of its subscription.
+/// "Unsubscribing From Resources": omitting a name from the list ends its subscription.
 #[tokio::test]
-async fn sotw_a_name_left_out_is_no_longer_sent() {
+async fn sotw_an_omitted_name_is_no_longer_sent() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Sotw).await;
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
     let got = client.fetch(EDS, &[&v1, &v2]).await;
-    client.send(Ask { nonce: got.nonce, ..ask(EDS, &[&v2]) }).await;
-    weir.edit("endpoints.yaml", &weir.objects.endpoints_yaml().replace("ready: true", "ready: false")).await;
+    client
+        .send(Ask {
+            nonce: got.nonce,
+            ..ask(EDS, &[&v2])
+        })
+        .await;
+    weir.edit(
+        "endpoints.yaml",
+        &weir
+            .objects
+            .endpoints_yaml()
+            .replace("ready: true", "ready: false"),
+    )
+    .await;
     assert_eq!(client.got(EDS).await.names(), BTreeSet::from([v2.as_str()]));
 }
 
-/// "How the client specifies what resources to return": an empty list is no interest in anything.
+/// "How the client specifies what resources to return": an empty list unsubscribes from everything.
 #[tokio::test]
 async fn sotw_no_names_after_some_leave_all_endpoints() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Sotw).await;
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     let got = client.fetch(EDS, &[&weir.cluster("v1")]).await;
-    client.send(Ask { nonce: got.nonce, ..ask(EDS, &[]) }).await;
-    weir.edit("endpoints.yaml", &weir.objects.endpoints_yaml().replace("ready: true", "ready: false")).await;
+    client
+        .send(Ask {
+            nonce: got.nonce,
+            ..ask(EDS, &[])
+        })
+        .await;
+    weir.edit(
+        "endpoints.yaml",
+        &weir
+            .objects
+            .endpoints_yaml()
+            .replace("ready: true", "ready: false"),
+    )
+    .await;
     client.nothing_more("probe").await;
 }
 
 /// "How the client specifies what resources to return": the example of four requests.
 #[tokio::test]
-async fn sotw_no_names_after_some_are_no_wildcard() {
+async fn sotw_no_names_after_some_is_not_a_wildcard() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Sotw).await;
     let v1 = weir.cluster("v1");
     let got = client.fetch(CDS, &[]).await;
-    client.send(Ask { nonce: got.nonce, ..ask(CDS, &["*", &v1]) }).await;
+    client
+        .send(Ask {
+            nonce: got.nonce,
+            ..ask(CDS, &["*", &v1])
+        })
+        .await;
     let got = client.got(CDS).await;
     assert!(got.has(&weir.cluster("v2")));
-    client.send(Ask { nonce: got.nonce.clone(), ..ask(CDS, &[&v1]) }).await;
-    client.send(Ask { nonce: got.nonce, ..ask(CDS, &[]) }).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
-    // Routes are the next to come: nothing of clusters.
-    assert!(client.fetch(RDS, &[&weir.routes()]).await.has(&weir.routes()));
+    client
+        .send(Ask {
+            nonce: got.nonce.clone(),
+            ..ask(CDS, &[&v1])
+        })
+        .await;
+    client
+        .send(Ask {
+            nonce: got.nonce,
+            ..ask(CDS, &[])
+        })
+        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
+        .await;
+    // The next response contains routes, not clusters.
+    assert!(
+        client
+            .fetch(RDS, &[&weir.routes()])
+            .await
+            .has(&weir.routes())
+    );
 }
 
 /// "Resource updates": no response for a request that has a stale nonce.
 #[tokio::test]
-async fn sotw_a_request_with_a_stale_nonce_is_left_alone() {
+async fn sotw_a_request_with_a_stale_nonce_is_ignored() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Sotw).await;
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     let first = client.fetch(EDS, &[&weir.cluster("v1")]).await;
-    weir.edit("endpoints.yaml", &weir.objects.endpoints_yaml().replace("ready: true", "ready: false")).await;
+    weir.edit(
+        "endpoints.yaml",
+        &weir
+            .objects
+            .endpoints_yaml()
+            .replace("ready: true", "ready: false"),
+    )
+    .await;
     let second = client.got(EDS).await;
-    client.send(Ask { nonce: first.nonce, ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")]) }).await;
+    client
+        .send(Ask {
+            nonce: first.nonce,
+            ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")])
+        })
+        .await;
     client.nothing_more("probe").await;
-    client.send(Ask { nonce: second.nonce, ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")]) }).await;
-    assert!(client.got(EDS).await.has(&weir.cluster("v2")), "the same with the nonce of the last response");
+    client
+        .send(Ask {
+            nonce: second.nonce,
+            ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")])
+        })
+        .await;
+    assert!(
+        client.got(EDS).await.has(&weir.cluster("v2")),
+        "the same with the nonce of the last response"
+    );
 }
 
-/// "Grouping Resources into Responses": clusters come all together.
+/// "Grouping Resources into Responses": clusters are sent together.
 #[tokio::test]
 async fn sotw_every_cluster_response_is_complete() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Sotw).await;
     let before = client.fetch(CDS, &[]).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
+        .await;
     let after = client.got(CDS).await;
     assert!(before.names().is_subset(&after.names()) && after.has(&weir.cluster("v3")));
 }
 
-/// "Knowing When a Requested Resource Does Not Exist": silence, and the resource when it comes to be.
+/// "Knowing When a Requested Resource Does Not Exist": no response until the resource exists.
 #[tokio::test]
-async fn sotw_what_does_not_exist_is_sent_when_it_does() {
+async fn sotw_a_missing_resource_is_sent_once_it_exists() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Sotw).await;
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     client.send(ask(EDS, &[&weir.cluster("v3")])).await;
     client.nothing_more("probe").await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
+        .await;
     assert!(client.got(EDS).await.has(&weir.cluster("v3")));
 }
 
 /// "Knowing When a Requested Resource Does Not Exist" (incremental), and "Deleting Resources".
 #[tokio::test]
-async fn delta_what_does_not_exist_is_told_and_sent_when_it_does() {
+async fn delta_a_missing_resource_is_reported_and_sent_once_it_exists() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let v3 = weir.cluster("v3");
     assert_eq!(client.fetch(EDS, &[&v3]).await.removed, [v3.as_str()]);
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
+        .await;
     let got = client.got(EDS).await;
     assert!(got.has(&v3));
     client.ack(&got).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2"])).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2"]))
+        .await;
     assert_eq!(client.got(EDS).await.removed, [v3]);
 }
 
-/// "Subscribing to Resources": what the server believes the client has must be sent all the same.
+/// "Subscribing to Resources": a resource must be sent even if the server believes that the client has it.
 #[tokio::test]
-async fn delta_a_name_asked_for_again_is_sent_again() {
+async fn delta_a_resubscribed_name_is_sent_again() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let v1 = weir.cluster("v1");
@@ -642,105 +864,157 @@ async fn delta_a_name_asked_for_again_is_sent_again() {
 
 /// "Unsubscribing from Resources".
 #[tokio::test]
-async fn delta_a_name_given_up_is_no_longer_sent() {
+async fn delta_an_unsubscribed_name_is_no_longer_sent() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
     client.fetch(EDS, &[&v1, &v2]).await;
-    client.send(Ask { unsubscribe: vec![v1], ..ask(EDS, &[]) }).await;
+    client
+        .send(Ask {
+            unsubscribe: vec![v1],
+            ..ask(EDS, &[])
+        })
+        .await;
     client.nothing_more("probe").await;
-    weir.edit("endpoints.yaml", &weir.objects.endpoints_yaml().replace("ready: true", "ready: false")).await;
+    weir.edit(
+        "endpoints.yaml",
+        &weir
+            .objects
+            .endpoints_yaml()
+            .replace("ready: true", "ready: false"),
+    )
+    .await;
     assert_eq!(client.got(EDS).await.names(), BTreeSet::from([v2.as_str()]));
 }
 
 /// "Unsubscribing from Resources": phantom unsubscriptions are ignored.
 #[tokio::test]
-async fn delta_giving_up_what_was_never_asked_for_does_nothing() {
+async fn delta_a_phantom_unsubscription_is_ignored() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     client.fetch(EDS, &[&weir.cluster("v1")]).await;
-    client.send(Ask { unsubscribe: vec!["phantom".to_owned()], ..ask(EDS, &[]) }).await;
+    client
+        .send(Ask {
+            unsubscribe: vec!["phantom".to_owned()],
+            ..ask(EDS, &[])
+        })
+        .await;
     client.nothing_more("probe").await;
 }
 
 /// "Unsubscribing from Resources": with a wildcard the client is told whether it still has the resource.
 #[tokio::test]
-async fn delta_a_name_given_up_beside_a_wildcard_is_answered() {
+async fn delta_unsubscribing_a_name_beside_a_wildcard_is_answered() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let v1 = weir.cluster("v1");
     client.fetch(CDS, &["*", &v1, "nobody"]).await;
-    client.send(Ask { unsubscribe: vec![v1.clone()], ..ask(CDS, &[]) }).await;
+    client
+        .send(Ask {
+            unsubscribe: vec![v1.clone()],
+            ..ask(CDS, &[])
+        })
+        .await;
     let got = client.got(CDS).await;
     assert_eq!(got.names(), BTreeSet::from([v1.as_str()]));
     client.ack(&got).await;
-    client.send(Ask { unsubscribe: vec!["nobody".to_owned()], ..ask(CDS, &[]) }).await;
+    client
+        .send(Ask {
+            unsubscribe: vec!["nobody".to_owned()],
+            ..ask(CDS, &[])
+        })
+        .await;
     assert_eq!(client.got(CDS).await.removed, ["nobody"]);
 }
 
-/// "How the client specifies what resources to return": the wildcard can be given up, and is not there again because
-/// nothing is left.
+/// "How the client specifies what resources to return": the wildcard can be unsubscribed, and an empty subscription
+/// does not restore it.
 #[tokio::test]
 async fn delta_a_wildcard_given_up_is_over() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     client.fetch(CDS, &[]).await;
-    client.send(Ask { unsubscribe: vec!["*".to_owned()], ..ask(CDS, &[]) }).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
+    client
+        .send(Ask {
+            unsubscribe: vec!["*".to_owned()],
+            ..ask(CDS, &[])
+        })
+        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
+        .await;
     client.nothing_more("probe").await;
 }
 
-/// "Incremental xDS": subscriptions count even if the nonce is stale.
+/// "Incremental xDS": subscriptions apply even if the nonce is stale.
 #[tokio::test]
 async fn delta_a_stale_nonce_does_not_void_a_subscription() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let v2 = weir.cluster("v2");
     client.fetch(EDS, &[&weir.cluster("v1")]).await;
-    client.send(Ask { nonce: "stale".to_owned(), ..ask(EDS, &[&v2]) }).await;
+    client
+        .send(Ask {
+            nonce: "stale".to_owned(),
+            ..ask(EDS, &[&v2])
+        })
+        .await;
     assert!(client.got(EDS).await.has(&v2));
 }
 
-/// "Incremental xDS": a client that comes back says what it has.
+/// "Incremental xDS": a reconnecting client reports what it has.
 #[tokio::test]
-async fn delta_what_a_client_comes_back_with_is_not_sent_again() {
+async fn delta_initial_versions_are_not_sent_again() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let got = client.fetch(CDS, &[]).await;
     drop(client);
     let mut client = weir.ads(Variant::Delta).await;
-    let mut initial: std::collections::BTreeMap<_, _> =
-        got.resources.iter().map(|(name, (version, _))| (name.clone(), version.clone())).collect();
+    let mut initial: std::collections::BTreeMap<_, _> = got
+        .resources
+        .iter()
+        .map(|(name, (version, _))| (name.clone(), version.clone()))
+        .collect();
     let v1 = weir.cluster("v1");
     initial.insert(v1.clone(), "another".to_owned());
-    client.send(Ask { initial, ..ask(CDS, &[]) }).await;
+    client
+        .send(Ask {
+            initial,
+            ..ask(CDS, &[])
+        })
+        .await;
     assert_eq!(client.got(CDS).await.names(), BTreeSet::from([v1.as_str()]));
 }
 
-/// "Deleting Resources": what is gone since the client was here is told.
+/// "Deleting Resources": resources removed while the client was disconnected are reported.
 #[tokio::test]
-async fn delta_what_is_gone_since_is_told() {
+async fn delta_resources_removed_meanwhile_are_reported() {
     let weir = Weir::start(&["--grace", "0"]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let initial = [("gone".to_owned(), "1".to_owned())].into();
-    client.send(Ask { initial, ..ask(LDS, &[]) }).await;
+    client
+        .send(Ask {
+            initial,
+            ..ask(LDS, &[])
+        })
+        .await;
     assert_eq!(client.got(LDS).await.removed, ["gone"]);
 }
 
-/// "Grouping Resources into Responses": one changed cluster comes alone.
+/// "Grouping Resources into Responses": a changed cluster is sent alone.
 #[tokio::test]
-async fn delta_a_cluster_response_has_what_changed_alone() {
+async fn delta_a_cluster_response_contains_only_changes() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     client.fetch(CDS, &[]).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
+        .await;
     let v3 = weir.cluster("v3");
     assert_eq!(client.got(CDS).await.names(), BTreeSet::from([v3.as_str()]));
 }
 
-/// "Incremental xDS": a request without a nonce is no answer to the response that is under way.
+/// "Incremental xDS": a request without a nonce does not answer the response in flight.
 #[tokio::test]
-async fn delta_a_request_without_a_nonce_is_no_answer() {
+async fn delta_a_request_without_a_nonce_is_not_an_answer() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));

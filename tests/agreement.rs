@@ -7,11 +7,7 @@
 //!
 //! `WEIR_MESHES=100` makes more of them, and `WEIR_SEED` others.
 
-mod support;
-
-#[path = "agreement/mesh.rs"]
 mod mesh;
-#[path = "agreement/served.rs"]
 mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,16 +16,18 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::mesh::{Backends, DEADLINE};
+use crate::support::process::{Reserved, free_port};
+use crate::support::sidecar::{Options, Sidecar};
 use mesh::{Asked, Generated};
 use serde_json::Value;
 use served::Served;
-use support::mesh::{Backends, DEADLINE};
-use support::process::{Reserved, free_port};
-use support::sidecar::{Options, Sidecar};
 use weir::analyze::{self, Finding};
 use weir::cli::objects::Objects;
-use weir::explain::{self, Destination, Explanation, Outcome, Question, Request};
-use weir::mesh::{EmptySubset, Locality, MeshConfig, NodeMetadata, OutboundPolicy, Proxy, Scope, View};
+use weir::explain::{self, Destination, Explanation, Outcome, Request, TrafficQuery};
+use weir::mesh::{
+    EmptySubset, Locality, MeshConfig, NodeMetadata, OutboundPolicy, Proxy, Scope, ScopeView,
+};
 use weir::snapshot::{Snapshot, SnapshotBuilder};
 
 /// What the meshes held, so that a generator that makes nothing of interest is found out.
@@ -46,7 +44,9 @@ struct Seen {
 
 #[tokio::test]
 async fn serve_explain_translate_and_analyze_never_contradict_each_other() {
-    let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let number = |name: &str, default: u64| {
+        std::env::var(name).map_or(default, |text| text.parse().unwrap())
+    };
     let (seed, count) = (number("WEIR_SEED", 1), number("WEIR_MESHES", 4));
     let backends = Backends::start();
     let mut seen = Seen::default();
@@ -60,8 +60,18 @@ async fn serve_explain_translate_and_analyze_never_contradict_each_other() {
         );
     }
     if count >= 4 {
-        let all = [seen.forwards, seen.missing, seen.without_endpoint, seen.held, seen.overruled, seen.unknown_hosts];
-        assert!(seen.questions >= 100 && all.iter().all(|count| *count > 0), "{seen:?}");
+        let all = [
+            seen.forwards,
+            seen.missing,
+            seen.without_endpoint,
+            seen.held,
+            seen.overruled,
+            seen.unknown_hosts,
+        ];
+        assert!(
+            seen.questions >= 100 && all.iter().all(|count| *count > 0),
+            "{seen:?}"
+        );
     }
 }
 
@@ -91,39 +101,80 @@ async fn one_mesh(seed: u64, backend: u16, seen: &mut Seen) -> Vec<String> {
     let own = tempfile::tempdir().unwrap();
     let file = own.path().join("objects.yaml");
     std::fs::write(&file, generated.text()).unwrap();
-    let flags = ["--empty-subset", generated.mode, "--outbound-policy", "registry-only"];
-    let bootstrap = ["--namespace", "shop", "--pod", "client-0", "--label", "app=client", "--intercept", "none"];
-    let options = Options { serve: &flags, bootstrap: &bootstrap, clusters: Vec::new() };
+    let flags = [
+        "--empty-subset",
+        generated.mode,
+        "--outbound-policy",
+        "registry-only",
+    ];
+    let bootstrap = [
+        "--namespace",
+        "shop",
+        "--pod",
+        "client-0",
+        "--label",
+        "app=client",
+        "--intercept",
+        "none",
+    ];
+    let options = Options {
+        serve: &flags,
+        bootstrap: &bootstrap,
+        clusters: Vec::new(),
+    };
     let sidecar = Sidecar::start(&folder, options).await;
     let served = Served::new(&sidecar.envoy().config_dump().await.unwrap());
-    let node: Value = serde_json::from_slice(&std::fs::read(folder.join("bootstrap.json")).unwrap()).unwrap();
+    let node: Value =
+        serde_json::from_slice(&std::fs::read(folder.join("bootstrap.json")).unwrap()).unwrap();
     let held = metric(&sidecar, "weir_held ").await;
     let told = Told::new(&file, &generated, &node["node"]);
     let mut wrong = Vec::new();
     if held != told.objects.held.len() {
-        wrong.push(format!("serve holds {held} weights, explain and translate {:?}", told.objects.held));
+        wrong.push(format!(
+            "serve holds {held} weights, explain and translate {:?}",
+            told.objects.held
+        ));
     }
     wrong.extend(served.differences(&translated(&file, &flags, &node["node"])));
-    let (questions, answers): (Vec<_>, Vec<_>) =
-        generated.questions().into_iter().map(|asked| (asked.clone(), told.answer(&asked))).unzip();
+    let (questions, answers): (Vec<_>, Vec<_>) = generated
+        .questions()
+        .into_iter()
+        .map(|asked| (asked.clone(), told.answer(&asked)))
+        .unzip();
     for (asked, answer) in questions.iter().zip(&answers) {
         seen.count(answer);
-        let found = served.contradictions(answer).into_iter().chain(told.contradictions(answer));
+        let found = served
+            .contradictions(answer)
+            .into_iter()
+            .chain(told.contradictions(answer));
         wrong.extend(found.map(|what| format!("{asked:?}: {what}\n  {answer:?}")));
     }
-    for (asked, answer) in questions.iter().zip(&answers).step_by(questions.len().div_ceil(4)) {
+    for (asked, answer) in questions
+        .iter()
+        .zip(&answers)
+        .step_by(questions.len().div_ceil(4))
+    {
         wrong.extend(told_by_command(&file, &flags, asked, answer));
     }
     wrong.extend(told.unknown_hosts(&questions, &answers, seen));
     let requests = questions.into_iter().zip(answers).collect();
-    wrong.extend(tokio::task::spawn_blocking(move || sent(requests)).await.unwrap());
-    wrong.into_iter().map(|what| format!("{what}\n{}", generated.text_if_asked())).collect()
+    wrong.extend(
+        tokio::task::spawn_blocking(move || sent(requests))
+            .await
+            .unwrap(),
+    );
+    wrong
+        .into_iter()
+        .map(|what| format!("{what}\n{}", generated.text_if_asked()))
+        .collect()
 }
 
 async fn metric(sidecar: &Sidecar, name: &str) -> usize {
     let text = sidecar.weir().get("/metrics").await.unwrap();
     let text = String::from_utf8(text.to_vec()).unwrap();
-    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).expect("the metric")
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        .expect("the metric")
 }
 
 impl Seen {
@@ -134,7 +185,11 @@ impl Seen {
         if let Outcome::Forward { destinations, .. } = &answer.outcome {
             self.forwards += 1;
             self.missing += usize::from(destinations.iter().any(|to| to.missing));
-            self.without_endpoint += usize::from(destinations.iter().any(|to| !to.missing && !has_endpoint(to)));
+            self.without_endpoint += usize::from(
+                destinations
+                    .iter()
+                    .any(|to| !to.missing && !has_endpoint(to)),
+            );
         }
     }
 }
@@ -155,36 +210,54 @@ impl Told {
     fn new(file: &Path, generated: &Generated, node: &Value) -> Self {
         let config = MeshConfig {
             outbound: OutboundPolicy::RegistryOnly,
-            empty_subset: if generated.mode == "hold" { EmptySubset::Hold } else { EmptySubset::Allow },
+            empty_subset: if generated.mode == "hold" {
+                EmptySubset::Hold
+            } else {
+                EmptySubset::Allow
+            },
             ..MeshConfig::default()
         };
         let objects = Objects::load(file, config.clone()).unwrap();
         let metadata = NodeMetadata::from_json(&node["metadata"]);
-        let proxy = Proxy::new(node["id"].as_str().unwrap(), metadata, Locality::default()).unwrap();
+        let proxy =
+            Proxy::new(node["id"].as_str().unwrap(), metadata, Locality::default()).unwrap();
         let scope = objects.mesh.scope(&proxy);
         let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope);
         let findings = analyze::analyze(&objects.store, &config);
-        Self { objects, scope, snapshot, findings }
+        Self {
+            objects,
+            scope,
+            snapshot,
+            findings,
+        }
     }
 
     fn answer(&self, asked: &Asked) -> Explanation {
-        let question = match asked {
+        let traffic = match asked {
             Asked::Http { .. } => {
                 let (request, headers) = asked.request();
-                Question::Http(Request::parse(&request, &headers).unwrap())
+                TrafficQuery::Http(Request::parse(&request, &headers).unwrap())
             }
-            Asked::Tcp { host, port } => Question::Tcp { host: host.clone(), port: *port, sni: None },
+            Asked::Tcp { host, port } => TrafficQuery::Tcp {
+                host: host.clone(),
+                port: *port,
+                sni: None,
+            },
         };
-        let view = View::new(&self.objects.mesh, &self.scope);
-        let mut answer = explain::explain(&view, &self.snapshot, &question);
+        let view = ScopeView::new(&self.objects.mesh, &self.scope);
+        let mut answer = explain::explain(&view, &self.snapshot, &traffic);
         answer.add_held(&self.objects.held);
         answer
     }
 
     /// What `analyze` found at a field of an object, or below it.
     fn found_at<'a>(&'a self, object: &'a str, path: &'a str) -> impl Iterator<Item = &'a Finding> {
-        self.findings.iter().filter(move |one| {
-            one.object.as_ref().is_some_and(|key| key.to_string() == object) && one.path.starts_with(path)
+        self.findings.iter().filter(move |finding| {
+            finding
+                .object
+                .as_ref()
+                .is_some_and(|key| key.to_string() == object)
+                && finding.path.starts_with(path)
         })
     }
 
@@ -192,13 +265,27 @@ impl Told {
     fn contradictions(&self, answer: &Explanation) -> Vec<String> {
         let mut wrong = Vec::new();
         for overruled in &answer.overruled {
-            let told = self.found_at(overruled, "spec.hosts").any(|one| matches!(one.code.id, "IST0109" | "WEIR0114"));
+            let told = self
+                .found_at(overruled, "spec.hosts")
+                .any(|item| matches!(item.code.id, "IST0109" | "WEIR0114"));
             if self.names_host(overruled, answer) && !told {
-                wrong.push(format!("analyze does not say that {overruled} is overruled"));
+                wrong.push(format!(
+                    "analyze does not say that {overruled} is overruled"
+                ));
             }
         }
-        let Some(taken) = answer.considered.iter().find(|one| one.not.is_none()) else { return wrong };
-        let (Some(object), Outcome::Forward { destinations, copies, .. }) = (&taken.object, &answer.outcome) else {
+        let Some(taken) = answer.considered.iter().find(|item| item.not.is_none()) else {
+            return wrong;
+        };
+        let (
+            Some(object),
+            Outcome::Forward {
+                destinations,
+                copies,
+                ..
+            },
+        ) = (&taken.object, &answer.outcome)
+        else {
             return wrong;
         };
         let route = taken.field.split(".match[").next().unwrap().to_owned();
@@ -206,24 +293,42 @@ impl Told {
         for (list, place) in [(destinations, ".route["), (copies, ".mirror")] {
             let path = format!("{route}{place}");
             let mut told = self.found_at(object, &path);
-            let told = told.any(|one| matches!(one.code.id, "IST0101" | "IST0112" | "WEIR0104" | "WEIR0115"));
+            let told = told.any(|item| {
+                matches!(
+                    item.code.id,
+                    "IST0101" | "IST0112" | "WEIR0104" | "WEIR0115"
+                )
+            });
             if gone(list) && !told {
-                wrong.push(format!("analyze does not say that a destination of {object} {path} is not there"));
+                wrong.push(format!(
+                    "analyze does not say that a destination of {object} {path} is not there"
+                ));
             }
         }
         // What counts for clients of the object's own namespace is told as such.
-        if object.starts_with("VirtualService shop/") && answer.held.is_empty() && !gone(destinations) {
+        if object.starts_with("VirtualService shop/")
+            && answer.held.is_empty()
+            && !gone(destinations)
+        {
             let path = format!("{route}.route[");
             let dead = self.found_at(object, &path);
-            let dead = dead.filter(|one| one.code.id == "IST0101" && self.has_weight(object, &one.path));
-            wrong.extend(dead.map(|one| format!("analyze calls {object} {} dead: {}", one.path, one.message)));
+            let dead = dead
+                .filter(|item| item.code.id == "IST0101" && self.has_weight(object, &item.path));
+            wrong.extend(dead.map(|item| {
+                format!(
+                    "analyze calls {object} {} dead: {}",
+                    item.path, item.message
+                )
+            }));
         }
         wrong
     }
 
     fn virtual_service(&self, object: &str) -> Option<&weir::api::VirtualService> {
         let all = self.objects.store.all(weir::api::Kind::VirtualService);
-        let entry = all.into_iter().find(|entry| entry.object.key().to_string() == object)?;
+        let entry = all
+            .into_iter()
+            .find(|entry| entry.object.key().to_string() == object)?;
         match &entry.object.spec {
             weir::api::Spec::VirtualService(spec) => Some(spec),
             _ => None,
@@ -232,41 +337,73 @@ impl Told {
 
     /// Whether a VirtualService names the host of an answer itself, and not by a wildcard.
     fn names_host(&self, object: &str, answer: &Explanation) -> bool {
-        let Some(spec) = self.virtual_service(object) else { return false };
-        let own = answer.virtual_host.as_deref().and_then(|name| name.rsplit_once(':')).map(|(host, _)| host);
+        let Some(spec) = self.virtual_service(object) else {
+            return false;
+        };
+        let own = answer
+            .virtual_host
+            .as_deref()
+            .and_then(|name| name.rsplit_once(':'))
+            .map(|(host, _)| host);
         let namespace = object.split([' ', '/']).nth(1).unwrap_or_default();
-        spec.hosts.iter().any(|host| Some(&*weir::mesh::resolve(host, namespace, "cluster.local")) == own)
+        spec.hosts
+            .iter()
+            .any(|host| Some(&*weir::mesh::resolve(host, namespace, "cluster.local")) == own)
     }
 
     /// Whether the destination at a path gets requests.
     fn has_weight(&self, object: &str, path: &str) -> bool {
-        let mut numbers = path.split(['[', ']']).filter_map(|part| part.parse::<usize>().ok());
-        let routes = self.virtual_service(object).and_then(|spec| spec.http.get(numbers.next()?));
-        let Some(routes) = routes.map(|route| &route.route) else { return false };
+        let mut numbers = path
+            .split(['[', ']'])
+            .filter_map(|part| part.parse::<usize>().ok());
+        let routes = self
+            .virtual_service(object)
+            .and_then(|spec| spec.http.get(numbers.next()?));
+        let Some(routes) = routes.map(|route| &route.route) else {
+            return false;
+        };
         let to = numbers.next().and_then(|n| routes.get(n));
         to.is_some_and(|to| routes.len() == 1 || to.weight > 0)
     }
 
     /// Of hosts that no service has, the ports on which they are answered must be those that `analyze` names.
-    fn unknown_hosts(&self, questions: &[Asked], answers: &[Explanation], seen: &mut Seen) -> Vec<String> {
+    fn unknown_hosts(
+        &self,
+        questions: &[Asked],
+        answers: &[Explanation],
+        seen: &mut Seen,
+    ) -> Vec<String> {
         let mut wrong = Vec::new();
-        for (object, name, one) in self.findings.iter().filter_map(|one| {
-            let name = one.message.strip_prefix('`')?.split_once("` is no known service")?.0;
-            let told = one.path.starts_with("spec.hosts[") && matches!(one.code.id, "WEIR0110" | "WEIR0203");
-            told.then(|| Some((one.object.as_ref()?, name, one))).flatten()
+        for (object, name, finding) in self.findings.iter().filter_map(|finding| {
+            let name = finding
+                .message
+                .strip_prefix('`')?
+                .split_once("` is not a known service")?
+                .0;
+            let told = finding.path.starts_with("spec.hosts[")
+                && matches!(finding.code.id, "WEIR0110" | "WEIR0203");
+            told.then(|| Some((finding.object.as_ref()?, name, finding)))
+                .flatten()
         }) {
-            let (_, rest) = one.message.split_once("service").unwrap();
-            let told: BTreeSet<u16> =
-                rest.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect();
+            let (_, rest) = finding.message.split_once("service").unwrap();
+            let told: BTreeSet<u16> = rest
+                .split(|c: char| !c.is_ascii_digit())
+                .filter_map(|number| number.parse().ok())
+                .collect();
             for (asked, answer) in questions.iter().zip(answers) {
-                let Asked::Http { host, port, .. } = asked else { continue };
+                let Asked::Http { host, port, .. } = asked else {
+                    continue;
+                };
                 if host != name || *object.namespace != *"shop" {
                     continue;
                 }
                 seen.unknown_hosts += 1;
                 let has = answer.virtual_host.as_deref() == Some(format!("{name}:{port}").as_str());
                 if has != told.contains(port) {
-                    wrong.push(format!("{asked:?}: has routes {has}, and analyze says of {object}: {}", one.message));
+                    wrong.push(format!(
+                        "{asked:?}: has routes {has}, and analyze says of {object}: {}",
+                        finding.message
+                    ));
                 }
             }
         }
@@ -278,7 +415,16 @@ impl Told {
 fn translated(file: &Path, flags: &[&str], node: &Value) -> Value {
     let (id, metadata) = (node["id"].as_str().unwrap(), node["metadata"].to_string());
     let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["translate", "-o", "json", "--node-id", id, "--node-metadata", &metadata, "-f"])
+        .args([
+            "translate",
+            "-o",
+            "json",
+            "--node-id",
+            id,
+            "--node-metadata",
+            &metadata,
+            "-f",
+        ])
         .arg(file)
         .args(flags)
         .output()
@@ -288,9 +434,17 @@ fn translated(file: &Path, flags: &[&str], node: &Value) -> Value {
 }
 
 /// `weir explain` itself must say what the library says. Its client's traffic is redirected, which changes the listener.
-fn told_by_command(file: &Path, flags: &[&str], asked: &Asked, answer: &Explanation) -> Vec<String> {
+fn told_by_command(
+    file: &Path,
+    flags: &[&str],
+    asked: &Asked,
+    answer: &Explanation,
+) -> Vec<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-    command.args(["explain", "-o", "json", "--from", "shop/client-0", "-f"]).arg(file).args(flags);
+    command
+        .args(["explain", "-o", "json", "--from", "shop/client-0", "-f"])
+        .arg(file)
+        .args(flags);
     match asked {
         Asked::Http { .. } => {
             let (request, headers) = asked.request();
@@ -304,22 +458,39 @@ fn told_by_command(file: &Path, flags: &[&str], asked: &Asked, answer: &Explanat
         }
     }
     let output = command.output().unwrap();
-    let printed: Value = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|error| panic!("{asked:?}: {error}: {}", String::from_utf8_lossy(&output.stderr)));
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!(
+            "{asked:?}: {error}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    });
     // By way of text, as what is printed: a number may lose its last digit.
     let own: Value = serde_json::from_str(&serde_json::to_string(answer).unwrap()).unwrap();
-    let differs = ["outcome", "considered", "held"].into_iter().filter(|field| printed[field] != own[field]);
-    differs.map(|field| format!("{asked:?}: weir explain says {} and not {}", printed[field], own[field])).collect()
+    let differs = ["outcome", "considered", "held"]
+        .into_iter()
+        .filter(|field| printed[field] != own[field]);
+    differs
+        .map(|field| {
+            format!(
+                "{asked:?}: weir explain says {} and not {}",
+                printed[field], own[field]
+            )
+        })
+        .collect()
 }
 
 /// Sends each request, and gives back those that Envoy answers otherwise than `explain` says.
 fn sent(requests: Vec<(Asked, Explanation)>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (asked, answer) in requests {
-        let Asked::Http { port, .. } = &asked else { continue };
+        let Asked::Http { port, .. } = &asked else {
+            continue;
+        };
         let (allowed, status) = (statuses(&answer.outcome), status(*port, &asked.text()));
         if !allowed.contains(&status) {
-            wrong.push(format!("{asked:?}: Envoy answers {status}, and explain says {allowed:?}\n  {answer:?}"));
+            wrong.push(format!(
+                "{asked:?}: Envoy answers {status}, and explain says {allowed:?}\n  {answer:?}"
+            ));
         }
     }
     wrong
@@ -330,9 +501,18 @@ fn statuses(outcome: &Outcome) -> BTreeSet<u32> {
     match outcome {
         Outcome::Forward { destinations, .. } => {
             let fed = destinations.iter().filter(|to| to.percent > 0.0);
-            fed.map(|to| if !to.missing && has_endpoint(to) { 200 } else { 503 }).collect()
+            fed.map(|to| {
+                if !to.missing && has_endpoint(to) {
+                    200
+                } else {
+                    503
+                }
+            })
+            .collect()
         }
-        Outcome::Redirect { status, .. } | Outcome::Respond { status, .. } => BTreeSet::from([*status]),
+        Outcome::Redirect { status, .. } | Outcome::Respond { status, .. } => {
+            BTreeSet::from([*status])
+        }
         Outcome::NoRoute => BTreeSet::from([404]),
         Outcome::Closed => BTreeSet::new(),
     }
@@ -345,7 +525,10 @@ fn status(port: u16, request: &str) -> u32 {
     stream.write_all(request.as_bytes()).unwrap();
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).unwrap();
-    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = line
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
     status.unwrap_or_else(|| panic!("no answer to {request:?}: {line:?}"))
 }
 

@@ -1,12 +1,10 @@
-//! `weir analyze` from outside: what it prints, and how it exits.
-
-mod support;
+//! Tests the output and exit status of `weir analyze`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::support::kube::KubeCluster;
 use serde_json::{Value, json};
-use support::kube::KubeCluster;
 
 const SERVICES: &str = "\
 apiVersion: v1
@@ -42,7 +40,12 @@ spec:
 ";
 
 fn weir(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_weir")).arg("analyze").args(args).env_remove("WEIR_LOG").output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_weir"))
+        .arg("analyze")
+        .args(args)
+        .env_remove("WEIR_LOG")
+        .output()
+        .unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -75,63 +78,112 @@ fn json_names_the_code_the_object_the_line_and_the_field() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|one| json!([one["severity"], one["code"], one["line"], one["path"]]))
+        .map(|item| json!([item["severity"], item["code"], item["line"], item["path"]]))
         .collect();
     assert_eq!(
         short,
         [
             json!(["warning", "IST0133", 8, "spec.http[0].timeuot"]),
             json!(["info", "WEIR0101", 9, "spec.http[0].route"]),
-            json!(["error", "IST0101", 12, "spec.http[0].route[1].destination.subset"]),
+            json!([
+                "error",
+                "IST0101",
+                12,
+                "spec.http[0].route[1].destination.subset"
+            ]),
         ]
     );
     let last = &all["findings"][2];
-    assert_eq!(last["object"], json!({"kind": "VirtualService", "namespace": "shop", "name": "web"}));
+    assert_eq!(
+        last["object"],
+        json!({"kind": "VirtualService", "namespace": "shop", "name": "web"})
+    );
     assert_eq!(last["name"], "ReferencedResourceNotFound");
     assert_eq!(last["file"], format!("{path}/wrong.yaml"));
-    assert_eq!(last["message"], "there is no subset `v2` of web.shop in DestinationRule shop/web");
+    assert_eq!(
+        last["message"],
+        "subset `v2` of web.shop does not exist in DestinationRule shop/web"
+    );
     assert_eq!(last["advice"], "add it there, or use `v1`");
-    assert_eq!(all["summary"], json!({"error": 1, "warning": 1, "info": 1, "objects": 3, "refused": 0}));
+    assert_eq!(
+        all["summary"],
+        json!({"error": 1, "warning": 1, "info": 1, "objects": 3, "rejected": 0})
+    );
 }
 
 #[test]
 fn the_table_is_aligned_and_fits_a_hundred_columns() {
     let (_folder, path) = folder(&[("services.yaml", SERVICES), ("wrong.yaml", WRONG)]);
     let output = text(&weir(&["-f", &path]));
-    assert!(output.lines().all(|line| line.chars().count() <= 100), "{output}");
-    assert!(!output.contains('\x1b'), "no colours into a pipe: {output}");
+    assert!(
+        output.lines().all(|line| line.chars().count() <= 100),
+        "{output}"
+    );
+    assert!(!output.contains('\x1b'), "a pipe gets no colours: {output}");
     let lines: Vec<_> = output.lines().collect();
     let column = lines[0].find("WHAT").unwrap();
-    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["LEVEL", "CODE", "WHERE", "WHAT"]);
+    assert_eq!(
+        lines[0].split_whitespace().collect::<Vec<_>>(),
+        ["LEVEL", "CODE", "WHERE", "WHAT"]
+    );
     let first = lines.iter().find(|line| line.starts_with("error")).unwrap();
     assert_eq!(first.split_whitespace().nth(1), Some("IST0101"));
     assert_eq!(&first[column..column + 8], "there is", "{output}");
     assert!(output.contains("VirtualService shop/web"));
-    assert_eq!(lines.last(), Some(&"1 error, 1 warning, 1 note in 3 objects"));
+    assert_eq!(
+        lines.last(),
+        Some(&"1 error, 1 warning, 1 note in 3 objects")
+    );
 }
 
 #[test]
 fn the_exit_status_says_whether_something_was_found() {
     let (_folder, fine) = folder(&[("services.yaml", SERVICES)]);
     assert_eq!(weir(&["-f", &fine]).status.code(), Some(0));
-    assert_eq!(text(&weir(&["-f", &fine])), "Nothing found in 2 objects.\n");
+    assert_eq!(
+        text(&weir(&["-f", &fine])),
+        "No problems found in 2 objects.\n"
+    );
 
-    let info = WRONG.replace("    timeuot: 3s\n", "").replace("subset: v2", "subset: v1");
+    let info = WRONG
+        .replace("    timeuot: 3s\n", "")
+        .replace("subset: v2", "subset: v1");
     let (_folder, info) = folder(&[("services.yaml", SERVICES), ("info.yaml", &info)]);
     for (fail_on, status) in [("error", 0), ("warning", 0), ("info", 1)] {
-        assert_eq!(weir(&["-f", &info, "--fail-on", fail_on]).status.code(), Some(status), "{fail_on}");
+        assert_eq!(
+            weir(&["-f", &info, "--fail-on", fail_on]).status.code(),
+            Some(status),
+            "{fail_on}"
+        );
     }
-    assert_eq!(weir(&["-f", &info, "--fail-on", "info", "--ignore", "WEIR0101"]).status.code(), Some(0));
-    assert_eq!(weir(&["-f", &info, "--fail-on", "info", "--namespace", "pay"]).status.code(), Some(0));
+    assert_eq!(
+        weir(&["-f", &info, "--fail-on", "info", "--ignore", "WEIR0101"])
+            .status
+            .code(),
+        Some(0)
+    );
+    assert_eq!(
+        weir(&["-f", &info, "--fail-on", "info", "--namespace", "pay"])
+            .status
+            .code(),
+        Some(0)
+    );
 
-    let (_folder, warning) =
-        folder(&[("services.yaml", SERVICES), ("w.yaml", &WRONG.replace("subset: v2", "subset: v1"))]);
+    let (_folder, warning) = folder(&[
+        ("services.yaml", SERVICES),
+        ("w.yaml", &WRONG.replace("subset: v2", "subset: v1")),
+    ]);
     assert_eq!(weir(&["-f", &warning]).status.code(), Some(0));
-    assert_eq!(weir(&["-f", &warning, "--fail-on", "warning"]).status.code(), Some(1));
+    assert_eq!(
+        weir(&["-f", &warning, "--fail-on", "warning"])
+            .status
+            .code(),
+        Some(1)
+    );
 }
 
 #[test]
-fn wrong_usage_is_told_from_findings() {
+fn usage_errors_are_distinguished_from_findings() {
     for (args, says) in [
         (&[][..], "--file"),
         (&["-f", "/nowhere/at/all"], "/nowhere/at/all"),
@@ -151,7 +203,11 @@ fn wrong_usage_is_told_from_findings() {
 #[test]
 fn broken_yaml_is_found_at_its_line_and_the_rest_is_looked_at() {
     let broken = "apiVersion: v1\nkind: Service\nmetadata:\n  name: [web\nspec: {}\n";
-    let (_folder, path) = folder(&[("a.yaml", broken), ("services.yaml", SERVICES), ("wrong.yaml", WRONG)]);
+    let (_folder, path) = folder(&[
+        ("a.yaml", broken),
+        ("services.yaml", SERVICES),
+        ("wrong.yaml", WRONG),
+    ]);
     let all = findings(&path);
     assert_eq!(all[0]["code"], "WEIR0001");
     assert_eq!(all[0]["file"], format!("{path}/a.yaml"));
@@ -161,16 +217,19 @@ fn broken_yaml_is_found_at_its_line_and_the_rest_is_looked_at() {
 }
 
 #[test]
-fn a_refused_field_has_its_line() {
-    let refused = WRONG.replace("weight: 60", "weight: many");
-    let (_folder, path) = folder(&[("services.yaml", SERVICES), ("refused.yaml", &refused)]);
+fn a_rejected_field_has_its_line() {
+    let rejected = WRONG.replace("weight: 60", "weight: many");
+    let (_folder, path) = folder(&[("services.yaml", SERVICES), ("refused.yaml", &rejected)]);
     let all = findings(&path);
-    assert_eq!((&all[0]["code"], &all[0]["line"]), (&json!("IST0106"), &json!(13)));
+    assert_eq!(
+        (&all[0]["code"], &all[0]["line"]),
+        (&json!("IST0106"), &json!(13))
+    );
     assert_eq!(all[0]["path"], "spec.http[0].route[1].weight");
     assert_eq!(all.len(), 1, "{all:#?}");
 }
 
-/// Each file with the lines and paths of what is wrong in it.
+/// The lines and paths of the findings in each file.
 #[test]
 fn a_field_has_its_line_in_any_style() {
     let anchors = "\
@@ -217,42 +276,69 @@ spec: {hosts: ['*.c.d'], http: [{route: [
 ";
     let windows = "apiVersion: networking.istio.io/v1\r\nkind: VirtualService\r\nmetadata: {name: crlf, namespace: shop}\r\n\
                    spec:\r\n  hosts: ['*.g.h']\r\n  http:\r\n  - route:\r\n    - destination: {host: web}\r\n    timeout: soon\r\n";
-    let files = [("anchors.yml", anchors), ("list.json", json_list), ("windows.yaml", windows)];
+    let files = [
+        ("anchors.yml", anchors),
+        ("list.json", json_list),
+        ("windows.yaml", windows),
+    ];
     let (_folder, path) = folder(&[&[("services.yaml", SERVICES)], &files[..]].concat());
     let short: Vec<_> = findings(&path)
         .iter()
-        .map(|one| {
-            let file = Path::new(one["file"].as_str().unwrap()).file_name().unwrap().to_str().unwrap().to_owned();
-            (file, one["line"].as_u64().unwrap(), one["path"].as_str().unwrap().to_owned())
+        .map(|finding| {
+            let file = Path::new(finding["file"].as_str().unwrap())
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            (
+                file,
+                finding["line"].as_u64().unwrap(),
+                finding["path"].as_str().unwrap().to_owned(),
+            )
         })
         .collect();
     let expected = [
         ("anchors.yml", 16, "spec.http[0].route[1].destination.host"),
         ("anchors.yml", 16, "spec.http[1].route[1].destination.host"),
-        ("anchors.yml", 30, "spec.http[0].route[0].destination.subset"),
+        (
+            "anchors.yml",
+            30,
+            "spec.http[0].route[0].destination.subset",
+        ),
         ("list.json", 6, "spec.http[0].route[1].destination.host"),
         ("windows.yaml", 9, "spec.http[0].timeout"),
     ];
-    let expected: Vec<_> =
-        expected.iter().map(|(file, line, path)| ((*file).to_owned(), *line, (*path).to_owned())).collect();
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(file, line, path)| ((*file).to_owned(), *line, (*path).to_owned()))
+        .collect();
     assert_eq!(short, expected);
 }
 
 #[test]
 fn every_code_is_listed() {
     let output = text(&weir(&["--list-codes"]));
-    assert!(output.lines().all(|line| line.chars().count() <= 100), "{output}");
+    assert!(
+        output.lines().all(|line| line.chars().count() <= 100),
+        "{output}"
+    );
     let all: Value = serde_json::from_slice(&weir(&["--list-codes", "-o", "json"]).stdout).unwrap();
     for code in weir::analyze::code::ALL {
         assert!(output.contains(code.id), "{}", code.id);
-        let listed = all.as_array().unwrap().iter().find(|one| one["code"] == code.id).unwrap();
+        let listed = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|item| item["code"] == code.id)
+            .unwrap();
         assert_eq!(listed["severity"], code.severity.as_str());
     }
 }
 
-/// Cases that hold mistakes on purpose, with the errors that are right about them.
+/// Cases with intentional mistakes and their expected errors.
 const MISTAKES: &[(&str, &[(&str, &str)])] = &[
-    // Shows what becomes of weights that are all 0, and of a subset and a host that are not there.
+    // Weights that are all 0, an undefined subset and an unknown host.
     (
         "weights",
         &[
@@ -274,25 +360,36 @@ const MISTAKES: &[(&str, &[(&str, &str)])] = &[
             ("IST0173", "spec.subsets[1].labels"),
         ],
     ),
-    // A rule with a subset that no pod of the service is in.
+    // A rule with a subset that matches no pod of the service.
     ("tcp-and-tls", &[("IST0173", "spec.subsets[1].labels")]),
 ];
 
 #[test]
 fn the_cases_that_are_right_have_no_errors() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut cases: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut cases: Vec<PathBuf> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     cases.retain(|case| case.join("input.yaml").exists());
     cases.sort();
     assert!(cases.len() >= 8, "{cases:?}");
     for case in cases {
         let name = case.file_name().unwrap().to_str().unwrap();
-        let expected = MISTAKES.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, errors)| errors);
+        let expected = MISTAKES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map_or(&[][..], |(_, errors)| errors);
         let all = findings(case.join("input.yaml").to_str().unwrap());
         let errors: Vec<_> = all
             .iter()
-            .filter(|one| one["severity"] == "error")
-            .map(|one| (one["code"].as_str().unwrap(), one["path"].as_str().unwrap()))
+            .filter(|item| item["severity"] == "error")
+            .map(|item| {
+                (
+                    item["code"].as_str().unwrap(),
+                    item["path"].as_str().unwrap(),
+                )
+            })
             .collect();
         assert_eq!(errors, expected, "{name}");
     }
@@ -300,14 +397,24 @@ fn the_cases_that_are_right_have_no_errors() {
 
 #[test]
 fn a_cluster_is_listed_once() {
-    let Some(cluster) = KubeCluster::start("a_cluster_is_listed_once") else { return };
+    let Some(cluster) = KubeCluster::start("a_cluster_is_listed_once") else {
+        return;
+    };
     let kubeconfig = cluster.kubeconfig_path().to_str().unwrap().to_owned();
     let listed = |more: &[&str]| {
         let output = weir(&[&["--kubeconfig", &kubeconfig, "-o", "json"], more].concat());
         let all: Value = serde_json::from_slice(&output.stdout).unwrap();
         let short = all["findings"].as_array().unwrap().iter();
         let short: Vec<_> = short
-            .map(|one| json!([one["code"], one["object"]["name"], one["file"], one["line"], one["path"]]))
+            .map(|item| {
+                json!([
+                    item["code"],
+                    item["object"]["name"],
+                    item["file"],
+                    item["line"],
+                    item["path"]
+                ])
+            })
             .collect();
         (output.status.code(), short)
     };
@@ -316,9 +423,15 @@ fn a_cluster_is_listed_once() {
         listed(&[]),
         (
             Some(0),
-            ["destinationrules", "serviceentries", "sidecars", "virtualservices", "workloadentries"]
-                .map(absent)
-                .to_vec()
+            [
+                "destinationrules",
+                "serviceentries",
+                "sidecars",
+                "virtualservices",
+                "workloadentries"
+            ]
+            .map(absent)
+            .to_vec()
         )
     );
 
@@ -331,12 +444,18 @@ fn a_cluster_is_listed_once() {
     let object = ["virtualservice", "my-app", "--type=json", "-p", &patch];
     cluster.kubectl_ok(&[&["-n", "your-namespace", "patch"], &object[..]].concat());
     let subset = "spec.http[0].route[1].destination.subset";
-    assert_eq!(listed(&[]), (Some(1), vec![json!(["IST0101", "my-app", null, null, subset])]));
+    assert_eq!(
+        listed(&[]),
+        (
+            Some(1),
+            vec![json!(["IST0101", "my-app", null, null, subset])]
+        )
+    );
     assert_eq!(listed(&["-n", "default"]), (Some(0), Vec::new()));
 }
 
-/// A folder like that of a large mesh: run with `cargo test --release --test analyze -- --ignored --nocapture` to see
-/// how long it takes.
+/// A folder as of a large mesh. Run with `cargo test --release --test analyze -- --ignored --nocapture` to see how long
+/// it takes.
 #[test]
 #[ignore = "prints how long it takes, which says something in a release build alone"]
 fn five_thousand_objects() {
@@ -359,5 +478,5 @@ fn five_thousand_objects() {
     let all = findings(folder.path().to_str().unwrap());
     println!("{} findings in {:?}", all.len(), begun.elapsed());
     assert_eq!(all.len(), 1250);
-    assert!(all.iter().all(|one| one["code"] == "IST0101"));
+    assert!(all.iter().all(|item| item["code"] == "IST0101"));
 }

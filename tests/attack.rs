@@ -1,8 +1,6 @@
 //! What hostile clients can take from the others: nothing for long. How long things take under attack stands in
 //! `benches/attack.rs`; here only what happens is looked at.
 
-mod support;
-
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
@@ -10,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use support::hostile::{self, Attack, CDS, Http2, Watcher};
-use support::mesh::{DEADLINE, Objects, Serve, route_yaml, until};
-use support::process::free_port;
+use crate::support::hostile::{self, Attack, CDS, Http2, Watcher};
+use crate::support::mesh::{DEADLINE, Objects, Serve, route_yaml, until};
+use crate::support::process::free_port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weir::admission::Limits;
 use weir::control_plane::{ControlPlane, Options, Source};
 use weir::mesh::MeshConfig;
-use weir::xds::stream::Settings;
+use weir::xds::stream::StreamSettings;
 
 const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -28,7 +26,11 @@ struct Weir {
 }
 
 fn objects(folder: &tempfile::TempDir) -> Objects {
-    let objects = Objects { folder: folder.path().to_owned(), service: 8000, backend: 8080 };
+    let objects = Objects {
+        folder: folder.path().to_owned(),
+        service: 8000,
+        backend: 8080,
+    };
     objects.write_all(100, 0);
     objects
 }
@@ -37,10 +39,23 @@ impl Weir {
     async fn start(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let objects = objects(&folder);
-        let args = [&["--log", "error", "--config-dir", folder.path().to_str().unwrap()], more].concat();
+        let args = [
+            &[
+                "--log",
+                "error",
+                "--config-dir",
+                folder.path().to_str().unwrap(),
+            ],
+            more,
+        ]
+        .concat();
         let serve = Serve::start(&args, free_port(), free_port());
         serve.ready().await;
-        Self { serve, objects, _folder: folder }
+        Self {
+            serve,
+            objects,
+            _folder: folder,
+        }
     }
 
     fn xds(&self) -> SocketAddr {
@@ -54,18 +69,25 @@ impl Weir {
     }
 
     async fn in_use(&self) -> [u64; 3] {
-        [self.admitted("connections").await, self.admitted("streams").await, self.admitted("memory").await]
+        [
+            self.admitted("connections").await,
+            self.admitted("streams").await,
+            self.admitted("memory").await,
+        ]
     }
 
     async fn refusals(&self, resource: &str, reason: &str) -> u64 {
-        let name =
-            format!("weir_admission_refusals_total{{port=\"xds\",resource=\"{resource}\",reason=\"{reason}\"}} ");
+        let name = format!(
+            "weir_admission_refusals_total{{port=\"xds\",resource=\"{resource}\",reason=\"{reason}\"}} "
+        );
         self.serve.metric(&name).await.unwrap()
     }
 }
 
 async fn in_time<T>(what: &str, event: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, event).await.unwrap_or_else(|_| panic!("waited {DEADLINE:?} for: {what}"))
+    tokio::time::timeout(DEADLINE, event)
+        .await
+        .unwrap_or_else(|_| panic!("waited {DEADLINE:?} for: {what}"))
 }
 
 /// Plays an attack: while it lasts a new proxy is served and a weight goes live, and all that it took comes back.
@@ -77,10 +99,18 @@ async fn withstood(attack: Attack, count: usize) {
     let attackers = attack.start(weir.xds(), count, &tried);
     for round in 1..=3u32 {
         let goal = count * round as usize / 3;
-        until("the attack goes on", async || tried.load(Ordering::Relaxed) >= goal).await;
-        let proxy = in_time("a new proxy's first clusters", hostile::served(PROXY, weir.xds())).await;
+        until("the attack goes on", async || {
+            tried.load(Ordering::Relaxed) >= goal
+        })
+        .await;
+        let proxy = in_time(
+            "a new proxy's first clusters",
+            hostile::served(PROXY, weir.xds()),
+        )
+        .await;
         assert!(proxy.is_ok(), "{attack:?}: {proxy:?}");
-        weir.objects.write("virtual-service.yaml", &route_yaml(100 - round, round));
+        weir.objects
+            .write("virtual-service.yaml", &route_yaml(100 - round, round));
         in_time("the weight", watcher.next()).await.unwrap();
     }
     drop(attackers);
@@ -111,31 +141,58 @@ withstood! {
 #[tokio::test]
 async fn one_address_has_its_share_of_the_streams() {
     let weir = Weir::start(&["--max-streams", "20"]).await;
-    let mut http = Http2::connect(hostile::attacker(0), weir.xds()).await.unwrap();
+    let mut http = Http2::connect(hostile::attacker(0), weir.xds())
+        .await
+        .unwrap();
     for n in 0..6 {
         let stream = http.open(false, 0);
-        let _ = http.send(stream, &hostile::request("bench", n, CDS, Vec::new())).await;
+        let _ = http
+            .send(stream, &hostile::request("bench", n, CDS, Vec::new()))
+            .await;
     }
-    assert!(in_time("the refusal", http.until(|seen| seen.ended == 1 && seen.responses == 6)).await, "{http:?}");
+    assert!(
+        in_time(
+            "the refusal",
+            http.until(|seen| seen.ended == 1 && seen.responses == 6)
+        )
+        .await,
+        "{http:?}"
+    );
     assert_eq!(weir.admitted("streams").await, 5, "a quarter of all");
     assert_eq!(weir.refusals("streams", "share").await, 1);
-    hostile::served(hostile::attacker(1), weir.xds()).await.unwrap();
+    hostile::served(hostile::attacker(1), weir.xds())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn who_has_the_most_makes_room_for_others() {
     let weir = Weir::start(&["--max-streams", "8", "--peer-share", "100"]).await;
-    let mut http = Http2::connect(hostile::attacker(0), weir.xds()).await.unwrap();
+    let mut http = Http2::connect(hostile::attacker(0), weir.xds())
+        .await
+        .unwrap();
     for n in 0..8 {
         let stream = http.open(false, 0);
-        http.send(stream, &hostile::request("bench", n, CDS, Vec::new())).await.unwrap();
+        http.send(stream, &hostile::request("bench", n, CDS, Vec::new()))
+            .await
+            .unwrap();
     }
     assert!(in_time("all clusters", http.until(|seen| seen.messages == 8)).await);
     let mut others = Vec::new();
     for n in 1..5 {
-        others.push(hostile::served(hostile::attacker(n), weir.xds()).await.unwrap());
+        others.push(
+            hostile::served(hostile::attacker(n), weir.xds())
+                .await
+                .unwrap(),
+        );
     }
-    assert!(in_time("the end of as many as the others got", http.until(|seen| seen.ended == 4)).await);
+    assert!(
+        in_time(
+            "the end of as many as the others got",
+            http.until(|seen| seen.ended == 4)
+        )
+        .await
+    );
     assert_eq!(weir.refusals("streams", "revoked").await, 4);
     assert!(others.iter().all(|other| !other.is_closed()));
     assert_eq!(weir.admitted("streams").await, 8);
@@ -143,9 +200,13 @@ async fn who_has_the_most_makes_room_for_others() {
 
 /// `weir serve` with these limits of file descriptors, soft and hard.
 fn limited(soft: u32, hard: u32, args: &[&str]) -> Child {
-    let script = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" serve --log error \"$@\"");
+    let script =
+        format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" serve --log error \"$@\"");
     let mut command = Command::new("sh");
-    command.args(["-c", &script, env!("CARGO_BIN_EXE_weir")]).args(args).stdin(Stdio::null());
+    command
+        .args(["-c", &script, env!("CARGO_BIN_EXE_weir")])
+        .args(args)
+        .stdin(Stdio::null());
     command.spawn().unwrap()
 }
 
@@ -155,12 +216,21 @@ async fn descriptors_are_kept_for_the_source_and_the_admin_port() {
     let objects = objects(&folder);
     let (xds, admin) = (free_port(), free_port());
     let listen = [format!("127.0.0.1:{xds}"), format!("127.0.0.1:{admin}")];
-    let args =
-        ["--config-dir", folder.path().to_str().unwrap(), "--xds-listen", &listen[0], "--admin-listen", &listen[1]];
+    let args = [
+        "--config-dir",
+        folder.path().to_str().unwrap(),
+        "--xds-listen",
+        &listen[0],
+        "--admin-listen",
+        &listen[1],
+    ];
     let serve = Serve::of(limited(32, 128, &args), xds, admin);
     serve.ready().await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", serve.id())).unwrap();
-    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
     assert_eq!(
         files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(),
         ["128", "128"],
@@ -192,9 +262,13 @@ async fn hasty(limits: Limits) -> (ControlPlane, tempfile::TempDir) {
         xds_listen: any,
         admin_listen: any,
         mesh: MeshConfig::default(),
-        streams: Settings::default(),
+        streams: StreamSettings::default(),
         limits,
-        admin_limits: Limits { first_request: limits.first_request, idle: limits.idle, ..Limits::admin() },
+        admin_limits: Limits {
+            first_request: limits.first_request,
+            idle: limits.idle,
+            ..Limits::admin()
+        },
     })
     .await
     .unwrap();
@@ -208,12 +282,20 @@ const LONG: Duration = Duration::from_secs(3600);
 /// Reads until the other side closes the connection, be it with a reset.
 async fn closed(mut stream: tokio::net::TcpStream) {
     let mut buffer = [0; 1024];
-    in_time("the connection's end", async { while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {} }).await;
+    in_time("the connection's end", async {
+        while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_connection_that_says_nothing_is_closed() {
-    let (plane, _folder) = hasty(Limits { first_request: HASTE, idle: LONG, ..Limits::default() }).await;
+    let (plane, _folder) = hasty(Limits {
+        first_request: HASTE,
+        idle: LONG,
+        ..Limits::default()
+    })
+    .await;
     for to in [plane.xds_addr(), plane.admin_addr()] {
         closed(hostile::connect(PROXY, to).await.unwrap()).await;
     }
@@ -221,12 +303,26 @@ async fn a_connection_that_says_nothing_is_closed() {
 
 #[tokio::test]
 async fn a_connection_whose_first_request_never_ends_is_closed() {
-    let (plane, _folder) = hasty(Limits { first_request: HASTE, idle: LONG, ..Limits::default() }).await;
+    let (plane, _folder) = hasty(Limits {
+        first_request: HASTE,
+        idle: LONG,
+        ..Limits::default()
+    })
+    .await;
     for (to, beginning) in [
-        (plane.xds_addr(), &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x05"[..]),
+        (
+            plane.xds_addr(),
+            &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x05"[..],
+        ),
         (plane.xds_addr(), b"PRI"),
-        (plane.admin_addr(), b"GET /ready HTTP/1.1\r\nhost: weir\r\nx-more: "),
-        (plane.admin_addr(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"),
+        (
+            plane.admin_addr(),
+            b"GET /ready HTTP/1.1\r\nhost: weir\r\nx-more: ",
+        ),
+        (
+            plane.admin_addr(),
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+        ),
     ] {
         let mut stream = hostile::connect(PROXY, to).await.unwrap();
         stream.write_all(beginning).await.unwrap();
@@ -236,19 +332,31 @@ async fn a_connection_whose_first_request_never_ends_is_closed() {
 
 #[tokio::test]
 async fn a_connection_all_of_whose_streams_have_ended_is_closed() {
-    let (plane, _folder) = hasty(Limits { first_request: LONG, idle: HASTE, ..Limits::default() }).await;
+    let (plane, _folder) = hasty(Limits {
+        first_request: LONG,
+        idle: HASTE,
+        ..Limits::default()
+    })
+    .await;
     let mut http = hostile::served(PROXY, plane.xds_addr()).await.unwrap();
     http.reset(1);
     http.flush().await.unwrap();
     in_time("the end of a connection to ADS", http.until(|_| false)).await;
     let mut stream = hostile::connect(PROXY, plane.admin_addr()).await.unwrap();
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: weir\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nhost: weir\r\n\r\n")
+        .await
+        .unwrap();
     closed(stream).await;
 }
 
 #[tokio::test]
 async fn a_stream_without_a_first_message_is_ended() {
-    let (plane, _folder) = hasty(Limits { first_request: HASTE, ..Limits::default() }).await;
+    let (plane, _folder) = hasty(Limits {
+        first_request: HASTE,
+        ..Limits::default()
+    })
+    .await;
     let mut http = Http2::connect(PROXY, plane.xds_addr()).await.unwrap();
     http.open(false, 0);
     http.flush().await.unwrap();
@@ -257,7 +365,11 @@ async fn a_stream_without_a_first_message_is_ended() {
 
 #[tokio::test]
 async fn a_message_that_does_not_end_is_given_up() {
-    let (plane, _folder) = hasty(Limits { message: HASTE, ..Limits::default() }).await;
+    let (plane, _folder) = hasty(Limits {
+        message: HASTE,
+        ..Limits::default()
+    })
+    .await;
     let mut http = hostile::served(PROXY, plane.xds_addr()).await.unwrap();
     http.send(1, &[0, 0, 0, 0, 200, 1, 2, 3]).await.unwrap();
     in_time("the stream's end", http.until(|seen| seen.ended == 1)).await;
@@ -266,8 +378,13 @@ async fn a_message_that_does_not_end_is_given_up() {
 
 #[tokio::test]
 async fn a_connection_with_an_open_stream_stays() -> io::Result<()> {
-    let (plane, folder) =
-        hasty(Limits { first_request: HASTE, idle: HASTE, message: HASTE, ..Limits::default() }).await;
+    let (plane, folder) = hasty(Limits {
+        first_request: HASTE,
+        idle: HASTE,
+        message: HASTE,
+        ..Limits::default()
+    })
+    .await;
     let mut watcher = Watcher::new(PROXY, plane.xds_addr(), "8000").await?;
     // Another one that says nothing comes later and goes earlier.
     closed(hostile::connect(PROXY, plane.xds_addr()).await?).await;

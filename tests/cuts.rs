@@ -3,17 +3,15 @@
 //!
 //! Each variant plays a few random histories (`WEIR_CUTS` says how many); `WEIR_CUTS_SEED` repeats a run.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::support::ads::{CDS, EDS, LDS, RDS};
+use crate::support::canary::{APART, Canary};
+use crate::support::cutter::{Cut, Cutter};
+use crate::support::mesh::{DEADLINE, only_yaml, route_yaml, rule_yaml, until};
+use crate::support::process::random;
 use serde_json::Value;
-use support::ads::{CDS, EDS, LDS, RDS};
-use support::canary::{APART, Canary};
-use support::cutter::{Cut, Cutter};
-use support::mesh::{DEADLINE, only_yaml, route_yaml, rule_yaml, until};
-use support::process::random;
 use tokio::process::Command;
 use weir::proto_json::{bytes_to_json, json_to_any};
 
@@ -37,7 +35,11 @@ impl Written {
     /// there are.
     fn new(subsets: &[&str], to: Option<&str>, pods: &[u8]) -> Self {
         let route = to.map_or_else(|| route_yaml(50, 50), only_yaml);
-        Self { rule: rule_yaml(subsets), route, pods: pods.to_vec() }
+        Self {
+            rule: rule_yaml(subsets),
+            route,
+            pods: pods.to_vec(),
+        }
     }
 
     fn all() -> Vec<Self> {
@@ -58,7 +60,9 @@ impl Written {
     }
 
     fn with_policy(mut self, seconds: u64) -> Self {
-        let policy = format!("  trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {seconds}s}}}}}}\n");
+        let policy = format!(
+            "  trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {seconds}s}}}}}}\n"
+        );
         self.rule = format!("{}\n{policy}", self.rule.trim_end());
         self
     }
@@ -83,13 +87,19 @@ impl Dice {
 /// any order.
 async fn write(canary: &Canary, before: &Written, next: &Written, dice: &mut Dice) {
     let pods = |versions: &[u8]| (ENDPOINTS, canary.objects.endpoints_of(versions));
-    let both: Vec<u8> = [1, 2].into_iter().filter(|n| before.pods.contains(n) || next.pods.contains(n)).collect();
+    let both: Vec<u8> = [1, 2]
+        .into_iter()
+        .filter(|n| before.pods.contains(n) || next.pods.contains(n))
+        .collect();
     let mut files = Vec::new();
     if before.rule != next.rule {
         files.push((RULE, next.rule.clone()));
     }
     if before.route != next.route {
-        files.insert(dice.roll(files.len() as u64 + 1) as usize, (ROUTE, next.route.clone()));
+        files.insert(
+            dice.roll(files.len() as u64 + 1) as usize,
+            (ROUTE, next.route.clone()),
+        );
     }
     if both != before.pods {
         files.insert(0, pods(&both));
@@ -107,8 +117,13 @@ async fn write(canary: &Canary, before: &Written, next: &Written, dice: &mut Dic
 async fn wait_for(canary: &Canary, object: &str) {
     let admin = format!("127.0.0.1:{}", canary.weir.admin);
     let args = ["wait", object, "-n", "shop", "--admin", &admin];
-    let waited = Command::new(env!("CARGO_BIN_EXE_weir")).args(args).output().await.unwrap();
-    let said = [waited.stdout, waited.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let waited = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(args)
+        .output()
+        .await
+        .unwrap();
+    let said =
+        [waited.stdout, waited.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(waited.status.success(), "{said:?}");
 }
 
@@ -122,7 +137,11 @@ fn fault(cutter: &Cutter, dice: &mut Dice) {
     let delay = [0, 0, 1, 5, 40];
     cutter.delay(Duration::from_millis(*dice.pick(&delay)));
     cutter.throttle(*dice.pick(&[None, None, Some(200_000)]));
-    let cut = if dice.roll(2) == 0 { Cut::Messages(1 + dice.roll(14)) } else { Cut::Bytes(1 + dice.roll(6000)) };
+    let cut = if dice.roll(2) == 0 {
+        Cut::Messages(1 + dice.roll(14))
+    } else {
+        Cut::Bytes(1 + dice.roll(6000))
+    };
     cutter.cut_after(cut);
     if dice.roll(3) == 0 {
         let kind: &&str = dice.pick(&[CDS, EDS, LDS, RDS]);
@@ -131,11 +150,20 @@ fn fault(cutter: &Cutter, dice: &mut Dice) {
 }
 
 /// One history: a change under way, a break somewhere in it, another change meanwhile, and perhaps another break.
-async fn history(canary: &mut Canary, cutter: &Cutter, before: &Written, dice: &mut Dice) -> Written {
+async fn history(
+    canary: &mut Canary,
+    cutter: &Cutter,
+    before: &Written,
+    dice: &mut Dice,
+) -> Written {
     let states = Written::all();
     let any = |dice: &mut Dice| {
         let next = dice.pick(&states).clone();
-        if dice.roll(3) == 0 { next.with_policy(1 + dice.roll(5)) } else { next }
+        if dice.roll(3) == 0 {
+            next.with_policy(1 + dice.roll(5))
+        } else {
+            next
+        }
     };
     let mut now = before.clone();
     for _ in 0..=dice.roll(2) {
@@ -179,14 +207,21 @@ async fn until_or(time: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool 
 }
 
 async fn random_cuts(more: &[&str]) {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().expect("a number"))
+    };
     let seed = number("WEIR_CUTS_SEED").unwrap_or_else(random);
     let histories = number("WEIR_CUTS").unwrap_or(8);
     println!("WEIR_CUTS_SEED={seed}");
     let mut dice = Dice(seed | 1);
     let (mut canary, cutter) = Canary::behind_cutter(more, &GRACE).await;
     // What there is to begin with.
-    let begun = Written { route: route_yaml(100, 0), ..Written::new(&["v1", "v2"], None, &[1, 2]) };
+    let begun = Written {
+        route: route_yaml(100, 0),
+        ..Written::new(&["v1", "v2"], None, &[1, 2])
+    };
     let mut now = Written::new(&["v1", "v2"], Some("v1"), &[1, 2]);
     write(&canary, &begun, &now, &mut dice).await;
     settled(&canary).await;
@@ -194,7 +229,11 @@ async fn random_cuts(more: &[&str]) {
         let load = canary.load();
         let next = history(&mut canary, &cutter, &now, &mut dice).await;
         let tally = load.end();
-        assert_eq!(tally.failed(), 0, "history {n}, from {now:?} to {next:?}: {tally:?}");
+        assert_eq!(
+            tally.failed(),
+            0,
+            "history {n}, from {now:?} to {next:?}: {tally:?}"
+        );
         assert!(tally.total() > 0);
         now = next;
     }
@@ -239,34 +278,71 @@ async fn differs(canary: &Canary) -> Option<String> {
     let said: Value = serde_json::from_slice(&printed.stdout).unwrap();
     let resources = said["resources"].as_array().unwrap();
     let of_type = |kind: &'static str| {
-        resources.iter().filter(move |resource| resource["type"] == kind).map(|resource| &resource["resource"])
+        resources
+            .iter()
+            .filter(move |resource| resource["type"] == kind)
+            .map(|resource| &resource["resource"])
     };
     let has = canary.envoy.config_dump().await.unwrap();
     let configs = has["configs"].as_array().unwrap();
-    let part = |part: &'static str| configs.iter().filter_map(move |config| config[part].as_array()).flatten();
+    let part = |part: &'static str| {
+        configs
+            .iter()
+            .filter_map(move |config| config[part].as_array())
+            .flatten()
+    };
     if let Some(warming) = part("dynamic_warming_clusters").next() {
         return Some(format!("a cluster warms: {warming}"));
     }
     for (list, dynamic, entry, kind) in [
-        ("CDS", "dynamic_active_clusters", "/cluster", "envoy.config.cluster.v3.Cluster"),
-        ("LDS", "dynamic_listeners", "/active_state/listener", "envoy.config.listener.v3.Listener"),
-        ("RDS", "dynamic_route_configs", "/route_config", "envoy.config.route.v3.RouteConfiguration"),
+        (
+            "CDS",
+            "dynamic_active_clusters",
+            "/cluster",
+            "envoy.config.cluster.v3.Cluster",
+        ),
+        (
+            "LDS",
+            "dynamic_listeners",
+            "/active_state/listener",
+            "envoy.config.listener.v3.Listener",
+        ),
+        (
+            "RDS",
+            "dynamic_route_configs",
+            "/route_config",
+            "envoy.config.route.v3.RouteConfiguration",
+        ),
     ] {
         let said = named(of_type(list), kind);
-        let has = named(part(dynamic).filter_map(|config| config.pointer(entry)), kind);
+        let has = named(
+            part(dynamic).filter_map(|config| config.pointer(entry)),
+            kind,
+        );
         if said != has {
             return Some(format!("{list}: weir says {said:?}, Envoy has {has:?}"));
         }
     }
     let assignments = of_type("EDS");
-    let said: BTreeMap<&str, BTreeSet<String>> =
-        assignments.map(|one| (one["clusterName"].as_str().unwrap(), addresses(one))).collect();
-    let body: Value = serde_json::from_slice(&canary.envoy.admin_get("/clusters?format=json").await.unwrap()).unwrap();
+    let said: BTreeMap<&str, BTreeSet<String>> = assignments
+        .map(|item| (item["clusterName"].as_str().unwrap(), addresses(item)))
+        .collect();
+    let body: Value = serde_json::from_slice(
+        &canary
+            .envoy
+            .admin_get("/clusters?format=json")
+            .await
+            .unwrap(),
+    )
+    .unwrap();
     for cluster in body["cluster_statuses"].as_array().unwrap() {
         let name = cluster["name"].as_str().unwrap();
         let has = addresses(cluster);
         if name.starts_with("outbound|") && said.get(name) != Some(&has) {
-            return Some(format!("endpoints of {name}: weir says {:?}, Envoy has {has:?}", said.get(name)));
+            return Some(format!(
+                "endpoints of {name}: weir says {:?}, Envoy has {has:?}",
+                said.get(name)
+            ));
         }
     }
     None
@@ -276,7 +352,10 @@ async fn differs(canary: &Canary) -> Option<String> {
 fn addresses(value: &Value) -> BTreeSet<String> {
     match value {
         Value::Object(fields) => {
-            let own = fields.get("address").and_then(Value::as_str).map(str::to_owned);
+            let own = fields
+                .get("address")
+                .and_then(Value::as_str)
+                .map(str::to_owned);
             fields.values().flat_map(addresses).chain(own).collect()
         }
         Value::Array(list) => list.iter().flat_map(addresses).collect(),
@@ -291,7 +370,9 @@ fn named<'a>(all: impl Iterator<Item = &'a Value>, kind: &str) -> ByName {
         value.as_object_mut().unwrap().shift_remove("@type");
         bytes_to_json(kind, &json_to_any(kind, &value).unwrap()).unwrap()
     });
-    normal.map(|value| (value["name"].as_str().unwrap().to_owned(), value)).collect()
+    normal
+        .map(|value| (value["name"].as_str().unwrap().to_owned(), value))
+        .collect()
 }
 
 /// A subset is added and rolled back while the client waits for its endpoints, and the connection breaks: the client
@@ -309,11 +390,16 @@ async fn rolled_back_while_it_warms(more: &[&str]) {
     cutter.release();
     let before = canary.weir.revision().await;
     canary.objects.write(RULE, &rule_yaml(&["v1"]));
-    until("the subset is gone", async || canary.weir.revision().await > before).await;
+    until("the subset is gone", async || {
+        canary.weir.revision().await > before
+    })
+    .await;
     cutter.delay(Duration::from_millis(40));
     cutter.refuse(false);
     canary.weir.acked_after(before).await;
-    canary.pair((ROUTE, &only_yaml("v2")), (RULE, &rule_yaml(&["v1", "v2"]))).await;
+    canary
+        .pair((ROUTE, &only_yaml("v2")), (RULE, &rule_yaml(&["v1", "v2"])))
+        .await;
     let all = load.end();
     assert_eq!(all.failed(), 0, "{all:?}");
     assert!(all.of("v2") > 0, "{all:?}");
@@ -346,7 +432,10 @@ async fn route_moves_while_a_cluster_warms(more: &[&str]) {
     let before = canary.weir.events().await;
     canary.objects.write(RULE, &rule_yaml(&["v1", "v2", "n1"]));
     canary.objects.write(ROUTE, &only_yaml("v2"));
-    until("both are read", async || canary.weir.events().await >= before + 2).await;
+    until("both are read", async || {
+        canary.weir.events().await >= before + 2
+    })
+    .await;
     cutter.refuse(false);
     canary.weir.live_with(before + 2).await;
     let all = load.end();

@@ -1,7 +1,5 @@
-//! The ground the tests of the Kubernetes source stand on: a real API server takes weir's definitions and the canary
-//! example, keeps them over an outage, and leaves no process behind.
-
-mod support;
+//! Tests the Kubernetes test harness: a real API server accepts weir's CRDs and the canary example, keeps them over an
+//! outage, and leaves no process behind.
 
 use std::fs;
 use std::io::Read;
@@ -9,25 +7,27 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::kube::KubeCluster;
+use crate::support::process::{Launch, Supervised, free_port};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
-use support::kube::KubeCluster;
-use support::process::{Launch, Supervised, free_port};
 
-/// Tells a test binary that it was started by a test, to be killed by it.
+/// Set for a test binary that a test started in order to kill it.
 const PID_FILE: &str = "WEIR_TEST_PID_FILE";
 
 #[test]
 fn the_canary_example_lives_in_a_real_api_server() {
-    let Some(mut cluster) = KubeCluster::start("the_canary_example_lives_in_a_real_api_server") else {
+    let Some(mut cluster) = KubeCluster::start("the_canary_example_lives_in_a_real_api_server")
+    else {
         return;
     };
     cluster.apply_crds();
     cluster.apply_folder("deploy/examples/canary");
 
-    let in_namespace =
-        |cluster: &KubeCluster, args: &[&str]| cluster.kubectl_ok(&[args, &["--namespace", "your-namespace"]].concat());
+    let in_namespace = |cluster: &KubeCluster, args: &[&str]| {
+        cluster.kubectl_ok(&[args, &["--namespace", "your-namespace"]].concat())
+    };
     let weights = |cluster: &KubeCluster| {
         let path = "jsonpath={.spec.http[0].route[*].weight}";
         in_namespace(cluster, &["get", "virtualservice", "my-app", "-o", path])
@@ -38,12 +38,23 @@ fn the_canary_example_lives_in_a_real_api_server() {
 
     let patch = r#"[{"op": "replace", "path": "/spec/http/0/route/0/weight", "value": 75},
                     {"op": "replace", "path": "/spec/http/0/route/1/weight", "value": 25}]"#;
-    in_namespace(&cluster, &["patch", "vs", "my-app", "--type=json", "-p", patch]);
+    in_namespace(
+        &cluster,
+        &["patch", "vs", "my-app", "--type=json", "-p", patch],
+    );
     assert_eq!(weights(&cluster), "75 25");
 
-    // The status is a subresource: to write it does not make a new generation.
+    // The status is a subresource, so writing it does not change the generation.
     let status = r#"{"status": {"conditions": [{"type": "Reconciled", "status": "True"}]}}"#;
-    let patch = ["patch", "vs", "my-app", "--type=merge", "--subresource=status", "-p", status];
+    let patch = [
+        "patch",
+        "vs",
+        "my-app",
+        "--type=merge",
+        "--subresource=status",
+        "-p",
+        status,
+    ];
     in_namespace(&cluster, &patch);
     let path = "jsonpath={.metadata.generation} {.status.conditions[0].type}";
     let live = in_namespace(&cluster, &["get", "vs", "my-app", "-o", path]);
@@ -57,7 +68,8 @@ fn the_canary_example_lives_in_a_real_api_server() {
 
 #[test]
 fn the_istio_kinds_go_by_their_usual_names_and_versions() {
-    let Some(cluster) = KubeCluster::start("the_istio_kinds_go_by_their_usual_names_and_versions") else {
+    let Some(cluster) = KubeCluster::start("the_istio_kinds_go_by_their_usual_names_and_versions")
+    else {
         return;
     };
     cluster.apply_crds();
@@ -71,7 +83,7 @@ fn the_istio_kinds_go_by_their_usual_names_and_versions() {
     ];
     for (name, kind, columns) in kinds {
         for version in ["v1", "v1beta1", "v1alpha3"] {
-            // A field no schema knows: it must come back as it was written.
+            // A field that no schema defines must be preserved.
             cluster.apply(&format!(
                 "apiVersion: networking.istio.io/{version}\n\
                  kind: {kind}\n\
@@ -84,7 +96,10 @@ fn the_istio_kinds_go_by_their_usual_names_and_versions() {
         }
         let table = cluster.kubectl_ok(&["get", name]);
         let header = table.lines().next().unwrap_or_default();
-        assert_eq!(header.split_whitespace().collect::<Vec<_>>().join(" "), columns);
+        assert_eq!(
+            header.split_whitespace().collect::<Vec<_>>().join(" "),
+            columns
+        );
     }
     for (category, count) in [("istio-io", 15), ("networking-istio-io", 15)] {
         let all = cluster.kubectl_ok(&["get", category, "-o", "name"]);
@@ -95,7 +110,8 @@ fn the_istio_kinds_go_by_their_usual_names_and_versions() {
 #[test]
 fn access_is_decided_by_role_bindings() {
     let users: [(&str, &[&str]); 2] = [("jo", &["readers"]), ("kim", &[])];
-    let Some(cluster) = KubeCluster::start_with_users("access_is_decided_by_role_bindings", &users) else {
+    let Some(cluster) = KubeCluster::start_with_users("access_is_decided_by_role_bindings", &users)
+    else {
         return;
     };
     for args in [
@@ -111,17 +127,19 @@ fn access_is_decided_by_role_bindings() {
         let kubeconfig = kubeconfig.to_str().expect("UTF-8");
         cluster.kubectl(&["--kubeconfig", kubeconfig, "get", "pods"])
     };
-    // The API server learns of a new role binding by a watch of its own, a moment after it was written.
+    // The API server learns of a new role binding from its own watch, shortly after it was written.
     for allowed in [cluster.kubeconfig_for("jo"), account] {
-        eventually("the role binding to be in force", || list_pods(&allowed).status.success().then_some(()));
+        eventually("the role binding to take effect", || {
+            list_pods(&allowed).status.success().then_some(())
+        });
     }
-    let refused = list_pods(&cluster.kubeconfig_for("kim"));
-    let why = String::from_utf8_lossy(&refused.stderr);
+    let rejected = list_pods(&cluster.kubeconfig_for("kim"));
+    let why = String::from_utf8_lossy(&rejected.stderr);
     assert!(why.contains("Forbidden"), "{why}");
 }
 
 #[test]
-fn a_dropped_server_is_gone_even_if_it_ignores_sigterm() {
+fn a_dropped_server_is_killed_even_if_it_ignores_sigterm() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let (server, pid) = stubborn(folder.path(), 2);
     drop(server);
@@ -139,16 +157,23 @@ fn a_killed_test_leaves_no_server_and_no_folder() {
         .stdout(Stdio::null())
         .spawn()
         .expect("start this test binary");
-    let text =
-        eventually("the server to start", || fs::read_to_string(&pid_file).ok().filter(|text| text.ends_with('\n')));
+    let text = eventually("the server to start", || {
+        fs::read_to_string(&pid_file)
+            .ok()
+            .filter(|text| text.ends_with('\n'))
+    });
     let (server, scratch) = text.trim().split_once(' ').expect("two words");
     let server = Pid::from_raw(server.parse().expect("a process id"));
     assert_eq!(kill(server, None), Ok(()));
 
     test.kill().expect("kill the test binary");
     test.wait().expect("wait for the test binary");
-    eventually("the server to end", || (kill(server, None) == Err(Errno::ESRCH)).then_some(()));
-    eventually("its folder to go", || (!Path::new(scratch).exists()).then_some(()));
+    eventually("the server to end", || {
+        (kill(server, None) == Err(Errno::ESRCH)).then_some(())
+    });
+    eventually("its folder to go", || {
+        (!Path::new(scratch).exists()).then_some(())
+    });
 }
 
 /// Not a test: the process that `a_killed_test_leaves_no_server_and_no_folder` kills.
@@ -173,9 +198,9 @@ fn free_ports_are_not_of_the_range_for_outgoing_connections() {
     std::net::TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
 }
 
-/// Starts a process that does not heed SIGTERM and would run for minutes; gives back its id. `folder` goes with it.
+/// Starts a process that ignores SIGTERM and would run for minutes, and returns its id. `folder` is removed with it.
 fn stubborn(folder: &Path, grace_tenths: u32) -> (Supervised, Pid) {
-    // exec keeps the process id and that the signal is ignored.
+    // exec keeps the process id and the ignored signal.
     let script = "trap '' TERM; echo $$ >&2; exec 2>&-; exec sleep 600";
     let mut server = Supervised::spawn(Launch {
         program: Path::new("sh"),
@@ -192,21 +217,24 @@ fn stubborn(folder: &Path, grace_tenths: u32) -> (Supervised, Pid) {
     while line.last() != Some(&b'\n') && stderr.read(&mut byte).expect("read") == 1 {
         line.push(byte[0]);
     }
-    let pid = String::from_utf8_lossy(&line).trim().parse().expect("a process id");
+    let pid = String::from_utf8_lossy(&line)
+        .trim()
+        .parse()
+        .expect("a process id");
     (server, Pid::from_raw(pid))
 }
 
-/// Looks until there is an answer.
+/// Polls until there is a result.
 ///
 /// # Panics
-/// After a minute without one.
+/// After one minute without a result.
 fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "gave up waiting for {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,23 +1,22 @@
-//! What happens to requests when something fails, or is made to: faults, retries, timeouts, outliers, limits; and which
-//! endpoint a request goes to.
-
-mod support;
+//! Failure handling: faults, retries, timeouts, outlier detection, limits; and load balancing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use crate::support::mesh::{Tally, until};
+use crate::support::sidecar::Options;
+use crate::support::traffic::{Answer, Mesh, Request, entry, tally};
 use hyper::StatusCode;
-use support::mesh::{Tally, until};
-use support::sidecar::Options;
-use support::traffic::{Answer, Mesh, Request, entry, tally};
 use tokio::sync::OnceCell;
 
-/// One mesh for all tests: each has hosts of its own in it.
+/// One mesh for all tests; each test has its own hosts.
 async fn mesh() -> &'static Mesh {
     static MESH: OnceCell<Mesh> = OnceCell::const_new();
     MESH.get_or_init(async || {
-        let mut objects =
-            vec![entry("delayed.test", "delayed", "HTTP", &[1]), entry("aborted.test", "aborted", "HTTP", &[1])];
+        let mut objects = vec![
+            entry("delayed.test", "delayed", "HTTP", &[1]),
+            entry("aborted.test", "aborted", "HTTP", &[1]),
+        ];
         let hosts = [
             ("one.test", &[1][..]),
             ("retried.test", &[1]),
@@ -43,7 +42,16 @@ async fn mesh() -> &'static Mesh {
             ("turns.test", &[1, 2, 3]),
         ];
         objects.extend(hosts.map(|(host, backends)| entry(host, "web", "HTTP", backends)));
-        let own = [FAULTS, RETRIES, UNREACHABLE, TIMEOUTS, OUTLIERS, LIMITS, HASHES, LOCALITIES];
+        let own = [
+            FAULTS,
+            RETRIES,
+            UNREACHABLE,
+            TIMEOUTS,
+            OUTLIERS,
+            LIMITS,
+            HASHES,
+            LOCALITIES,
+        ];
         objects.extend(own.map(str::to_owned));
         Mesh::start(&objects, Options::default()).await
     })
@@ -106,39 +114,61 @@ async fn delays_hold_requests_before_backends_see_them() {
 
     let request = delayed("/long");
     let waiting = request.clone().spawn();
-    until("the request is held", async || mesh.http_stat("delayed", "fault.active_faults").await == 1).await;
+    until("the request is held", async || {
+        mesh.http_stat("delayed", "fault.active_faults").await == 1
+    })
+    .await;
     assert_eq!(mesh.http_stat("delayed", "fault.delays_injected").await, 2);
     assert_eq!(mesh.backends.seen(&request.id).len(), 0);
     waiting.abort();
-    until("the client is gone", async || mesh.http_stat("delayed", "fault.active_faults").await == 0).await;
+    until("the client is gone", async || {
+        mesh.http_stat("delayed", "fault.active_faults").await == 0
+    })
+    .await;
     assert_eq!(mesh.backends.seen(&request.id).len(), 0);
 }
 
 #[tokio::test]
-async fn aborts_answer_in_the_place_of_backends() {
+async fn aborts_respond_instead_of_backends() {
     let mesh = mesh().await;
     let aborted = |path| mesh.request("GET", "aborted", "aborted.test", path);
     for _ in 0..20 {
         let answer = aborted("/all").send().await;
-        assert_eq!((answer.status, answer.seen.len()), (StatusCode::IM_A_TEAPOT, 0));
+        assert_eq!(
+            (answer.status, answer.seen.len()),
+            (StatusCode::IM_A_TEAPOT, 0)
+        );
         assert_eq!(aborted("/none").send().await.backend(), 1);
-        // Without a share no request is meant, as Istio's API says.
+        // Without a percentage the fault applies to no request, as documented by Istio.
         assert_eq!(aborted("/unsaid").send().await.backend(), 1);
     }
     assert_eq!(mesh.http_stat("aborted", "fault.aborts_injected").await, 20);
 
     let mut found = tally(200, || aborted("/half")).await;
-    let refused = found.answers.remove("418").unwrap_or_default();
-    found.answers.insert("v2".to_owned(), refused);
+    let rejected = found.answers.remove("418").unwrap_or_default();
+    found.answers.insert("v2".to_owned(), rejected);
     found.assert_split(50);
 
-    let grpc = aborted("/grpc").http2().header("content-type", "application/grpc").send().await;
-    assert_eq!((grpc.status, grpc.header("grpc-status")), (StatusCode::OK, "8".to_owned()));
+    let grpc = aborted("/grpc")
+        .http2()
+        .header("content-type", "application/grpc")
+        .send()
+        .await;
+    assert_eq!(
+        (grpc.status, grpc.header("grpc-status")),
+        (StatusCode::OK, "8".to_owned())
+    );
 
-    // A fault is no failure of a backend, so that nothing is tried again.
+    // An injected fault is not a backend failure, so it is not retried.
     let before = mesh.http_stat("aborted", "fault.aborts_injected").await;
-    assert_eq!(aborted("/retried").send().await.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(mesh.http_stat("aborted", "fault.aborts_injected").await, before + 1);
+    assert_eq!(
+        aborted("/retried").send().await.status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    assert_eq!(
+        mesh.http_stat("aborted", "fault.aborts_injected").await,
+        before + 1
+    );
 }
 
 const RETRIES: &str = "
@@ -195,7 +225,7 @@ spec:
 ";
 
 #[tokio::test]
-async fn a_503_is_tried_again_as_often_as_said() {
+async fn a_503_is_retried_as_often_as_configured() {
     let mesh = mesh().await;
     for (path, answers, status, tries) in [
         ("/5xx", "503", 503, 4),
@@ -208,16 +238,27 @@ async fn a_503_is_tried_again_as_often_as_said() {
         ("/off", "503", 503, 1),
     ] {
         let answer = mesh.get("retried.test", path).answer(answers).send().await;
-        assert_eq!((answer.status.as_u16(), answer.seen.len()), (status, tries), "{path} {answers}");
-        let counts: Vec<_> = answer.seen.iter().map(|seen| seen.header("x-envoy-attempt-count")).collect();
-        assert_eq!(counts, (1..=tries).map(|n| n.to_string()).collect::<Vec<_>>());
+        assert_eq!(
+            (answer.status.as_u16(), answer.seen.len()),
+            (status, tries),
+            "{path} {answers}"
+        );
+        let counts: Vec<_> = answer
+            .seen
+            .iter()
+            .map(|seen| seen.header("x-envoy-attempt-count"))
+            .collect();
+        assert_eq!(
+            counts,
+            (1..=tries).map(|n| n.to_string()).collect::<Vec<_>>()
+        );
     }
 }
 
 #[tokio::test]
-async fn a_second_try_goes_elsewhere_unless_told_otherwise() {
+async fn a_retry_uses_another_host_by_default() {
     let mesh = mesh().await;
-    // Of four turns the first endpoint has three, so that by turns alone many second tries come to it again.
+    // The first endpoint gets three of four turns, so with round robin alone many retries would hit it again.
     for (host, elsewhere) in [("elsewhere.test", 20..=20), ("anywhere.test", 0..=12)] {
         let mut count = 0;
         for _ in 0..20 {
@@ -225,7 +266,10 @@ async fn a_second_try_goes_elsewhere_unless_told_otherwise() {
             assert_eq!(answer.seen.len(), 2, "{answer:?}");
             count += u32::from(answer.seen[0].backend != answer.seen[1].backend);
         }
-        assert!(elsewhere.contains(&count), "{host}: {count} of 20 second tries went to the other endpoint");
+        assert!(
+            elsewhere.contains(&count),
+            "{host}: {count} of 20 retries went to the other endpoint"
+        );
     }
 }
 
@@ -234,11 +278,16 @@ async fn without_a_word_on_retries_an_answer_is_an_answer() {
     let mesh = mesh().await;
     let answer = mesh.get("defaults.test", "/").answer("503").send().await;
     assert_eq!((answer.status.as_u16(), answer.seen.len()), (503, 1));
-    // Of gRPC these two say that the request did no work.
+    // These two gRPC statuses mean that the request had no effect.
     for (status, tries) in [("14", 3), ("1", 3), ("13", 1)] {
-        let request = mesh.get("defaults.test", "/").reply("content-type", "application/grpc");
+        let request = mesh
+            .get("defaults.test", "/")
+            .reply("content-type", "application/grpc");
         let answer = request.reply("grpc-status", status).send().await;
-        assert_eq!((answer.header("grpc-status").as_str(), answer.seen.len()), (status, tries));
+        assert_eq!(
+            (answer.header("grpc-status").as_str(), answer.seen.len()),
+            (status, tries)
+        );
     }
 }
 
@@ -275,14 +324,19 @@ spec: {host: strict.test, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}
 ";
 
 #[tokio::test]
-async fn what_could_not_connect_is_tried_elsewhere() {
+async fn failed_connections_are_retried_on_another_host() {
     let mesh = mesh().await;
     for host in ["half.test", "named.test"] {
         for _ in 0..20 {
             let answer = mesh.get(host, "/").send().await;
             assert_eq!((answer.backend(), answer.seen.len()), (1, 1), "{host}");
         }
-        assert!(mesh.cluster_stat("web", "", host, "upstream_rq_retry").await > 0, "{host} was never tried again");
+        assert!(
+            mesh.cluster_stat("web", "", host, "upstream_rq_retry")
+                .await
+                > 0,
+            "{host} was never retried"
+        );
     }
     let found = tally(20, || mesh.get("strict.test", "/")).await;
     assert_eq!((found.of("v1"), found.of("503")), (10, 10), "{found:?}");
@@ -316,9 +370,13 @@ async fn a_timeout_answers_while_the_backend_still_has_the_request() {
     let answer = mesh.get("slow.test", "/timeout").hold(1).send().await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
     assert!(!answer.only().answered);
-    assert_eq!(mesh.cluster_stat("web", "", "slow.test", "upstream_rq_timeout").await, 1);
+    assert_eq!(
+        mesh.cluster_stat("web", "", "slow.test", "upstream_rq_timeout")
+            .await,
+        1
+    );
 
-    // Without one a request takes as long as it takes.
+    // Without a timeout a request may take any time.
     let request = mesh.get("slow.test", "/").hold(1);
     let waiting = request.clone().spawn();
     mesh.backends.wait(&request.id, 1).await;
@@ -333,9 +391,16 @@ async fn a_timeout_answers_while_the_backend_still_has_the_request() {
 async fn every_try_has_a_timeout_of_its_own() {
     let mesh = mesh().await;
     let answer = mesh.get("tries.test", "/").hold(1).send().await;
-    assert_eq!((answer.status, answer.seen.len()), (StatusCode::GATEWAY_TIMEOUT, 3));
+    assert_eq!(
+        (answer.status, answer.seen.len()),
+        (StatusCode::GATEWAY_TIMEOUT, 3)
+    );
     assert!(answer.seen.iter().all(|seen| !seen.answered));
-    assert_eq!(mesh.cluster_stat("web", "", "tries.test", "upstream_rq_per_try_timeout").await, 3);
+    assert_eq!(
+        mesh.cluster_stat("web", "", "tries.test", "upstream_rq_per_try_timeout")
+            .await,
+        3
+    );
 }
 
 const OUTLIERS: &str = "
@@ -387,15 +452,21 @@ spec:
 /// The addresses of the endpoints that are ejected.
 async fn ejected(mesh: &Mesh, host: &str) -> Vec<String> {
     let all = mesh.endpoints("web", "", host).await;
-    let out = all.into_iter().filter(|(_, one)| one["health_status"]["failed_outlier_check"] == true);
+    let out = all
+        .into_iter()
+        .filter(|(_, item)| item["health_status"]["failed_outlier_check"] == true);
     out.map(|(address, _)| address).collect()
 }
 
-/// Has these backends fail, on top of those that are ejected already, until they are ejected too.
+/// Makes these backends fail, in addition to those already ejected, until they are ejected too.
 async fn eject(mesh: &Mesh, host: &str, backends: &[u8]) {
     let all = ejected(mesh, host).await.len() + backends.len();
     until("they are ejected", async || {
-        let request = backends.iter().fold(mesh.get(host, "/"), |request, backend| request.answer_of(*backend, "500"));
+        let request = backends
+            .iter()
+            .fold(mesh.get(host, "/"), |request, backend| {
+                request.answer_of(*backend, "500")
+            });
         request.send().await;
         ejected(mesh, host).await.len() == all
     })
@@ -405,9 +476,11 @@ async fn eject(mesh: &Mesh, host: &str, backends: &[u8]) {
 #[tokio::test]
 async fn an_endpoint_that_fails_is_ejected() {
     let mesh = mesh().await;
-    for (host, harmless, harmful, times) in
-        [("errors.test", "404", "500", 3), ("gateway.test", "500", "503", 2), ("codes.test", "404", "429", 2)]
-    {
+    for (host, harmless, harmful, times) in [
+        ("errors.test", "404", "500", 3),
+        ("gateway.test", "500", "503", 2),
+        ("codes.test", "404", "429", 2),
+    ] {
         let request = |status| mesh.get(host, "/").answer_of(2, status);
         for _ in 0..12 {
             request(harmless).send().await;
@@ -415,29 +488,46 @@ async fn an_endpoint_that_fails_is_ejected() {
         assert_eq!(ejected(mesh, host).await, [""; 0], "{host}");
         // Every second request goes to the second backend.
         let found = tally(2 * times, || request(harmful)).await;
-        assert_eq!((found.of("v1"), found.of(harmful)), (times as u64, times as u64), "{host} {found:?}");
-        until("it is ejected", async || ejected(mesh, host).await == ["127.0.1.2"]).await;
-        until("the worker knows", async || tally(2, || request(harmful)).await.of("v1") == 2).await;
+        assert_eq!(
+            (found.of("v1"), found.of(harmful)),
+            (times as u64, times as u64),
+            "{host} {found:?}"
+        );
+        until("it is ejected", async || {
+            ejected(mesh, host).await == ["127.0.1.2"]
+        })
+        .await;
+        until("the worker knows", async || {
+            tally(2, || request(harmful)).await.of("v1") == 2
+        })
+        .await;
         let found = tally(20, || request(harmful)).await;
         assert_eq!(found.of("v1"), 20, "{host} {found:?}");
-        assert_eq!(mesh.cluster_stat("web", "", host, "outlier_detection.ejections_active").await, 1);
+        assert_eq!(
+            mesh.cluster_stat("web", "", host, "outlier_detection.ejections_active")
+                .await,
+            1
+        );
     }
 }
 
 #[tokio::test]
-async fn when_all_are_ejected_nobody_is_asked() {
+async fn no_backend_is_used_when_all_are_ejected() {
     let mesh = mesh().await;
     eject(mesh, "local.test", &[1, 2]).await;
     let mut answer = None;
     until("no backend answers", async || {
         let last = mesh.get("local.test", "/").send().await;
-        let refused = last.status != 200;
+        let rejected = last.status != 200;
         answer = Some(last);
-        refused
+        rejected
     })
     .await;
     let answer = answer.unwrap();
-    assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 0));
+    assert_eq!(
+        (answer.status, answer.seen.len()),
+        (StatusCode::SERVICE_UNAVAILABLE, 0)
+    );
     assert_eq!(answer.body, "no healthy upstream");
 }
 
@@ -492,7 +582,7 @@ spec:
   trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 2}}}
 ";
 
-/// Sends a request that its backend keeps.
+/// Sends a request that its backend holds.
 async fn held(mesh: &Mesh, request: Request) -> (String, tokio::task::JoinHandle<Answer>) {
     let id = request.id.clone();
     let waiting = request.hold(1).spawn();
@@ -501,57 +591,87 @@ async fn held(mesh: &Mesh, request: Request) -> (String, tokio::task::JoinHandle
 }
 
 #[tokio::test]
-async fn more_pending_requests_than_allowed_are_refused() {
+async fn excess_pending_requests_are_rejected() {
     let mesh = mesh().await;
     let stat = async |name| mesh.cluster_stat("web", "", "pending.test", name).await;
     let (id, first) = held(mesh, mesh.get("pending.test", "/")).await;
     let second = mesh.get("pending.test", "/");
     let (second_id, second) = (second.id.clone(), second.spawn());
-    until("one waits for the connection", async || stat("upstream_rq_pending_active").await == 1).await;
+    until("one waits for the connection", async || {
+        stat("upstream_rq_pending_active").await == 1
+    })
+    .await;
 
     let answer = mesh.get("pending.test", "/").send().await;
-    assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 0));
+    assert_eq!(
+        (answer.status, answer.seen.len()),
+        (StatusCode::SERVICE_UNAVAILABLE, 0)
+    );
     assert_eq!(answer.header("x-envoy-overloaded"), "true");
     assert_eq!(stat("upstream_rq_pending_overflow").await, 1);
 
     assert_eq!(mesh.backends.seen(&second_id).len(), 0);
     mesh.backends.release(&id);
-    assert_eq!((first.await.unwrap().backend(), second.await.unwrap().backend()), (1, 1));
+    assert_eq!(
+        (
+            first.await.unwrap().backend(),
+            second.await.unwrap().backend()
+        ),
+        (1, 1)
+    );
     assert_eq!(mesh.get("pending.test", "/").send().await.backend(), 1);
     assert_eq!(stat("upstream_cx_total").await, 1);
 }
 
 #[tokio::test]
-async fn more_requests_than_allowed_are_refused() {
+async fn excess_requests_are_rejected() {
     let mesh = mesh().await;
-    let (first, one) = held(mesh, mesh.get("requests.test", "/")).await;
+    let (first, item) = held(mesh, mesh.get("requests.test", "/")).await;
     let (second, other) = held(mesh, mesh.get("requests.test", "/")).await;
     let answer = mesh.get("requests.test", "/").send().await;
-    assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 0));
+    assert_eq!(
+        (answer.status, answer.seen.len()),
+        (StatusCode::SERVICE_UNAVAILABLE, 0)
+    );
     assert_eq!(answer.header("x-envoy-overloaded"), "true");
     mesh.backends.release(&first);
     mesh.backends.release(&second);
-    assert_eq!((one.await.unwrap().backend(), other.await.unwrap().backend()), (1, 1));
+    assert_eq!(
+        (
+            item.await.unwrap().backend(),
+            other.await.unwrap().backend()
+        ),
+        (1, 1)
+    );
 }
 
 #[tokio::test]
 async fn more_retries_than_allowed_are_not_made() {
     let mesh = mesh().await;
     for host in ["budget.test", "share.test"] {
-        // The first is tried again, and its second try is what its backend keeps.
+        // The first attempt fails, and the backend holds the retry.
         let request = mesh.get(host, "/").hold(2).answer("503,200");
         let waiting = request.clone().spawn();
         mesh.backends.wait(&request.id, 2).await;
         let answer = mesh.get(host, "/").answer("503,200").send().await;
-        assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 1), "{host}");
-        assert_eq!(mesh.cluster_stat("web", "", host, "upstream_rq_retry_overflow").await, 1, "{host}");
+        assert_eq!(
+            (answer.status, answer.seen.len()),
+            (StatusCode::SERVICE_UNAVAILABLE, 1),
+            "{host}"
+        );
+        assert_eq!(
+            mesh.cluster_stat("web", "", host, "upstream_rq_retry_overflow")
+                .await,
+            1,
+            "{host}"
+        );
         mesh.backends.release(&request.id);
         assert_eq!(waiting.await.unwrap().backend(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_connection_serves_as_many_requests_as_said() {
+async fn max_requests_per_connection_is_respected() {
     let mesh = mesh().await;
     let mut peers = BTreeMap::new();
     for _ in 0..6 {
@@ -623,13 +743,18 @@ metadata: {name: turns, namespace: shop}
 spec: {host: turns.test, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}
 ";
 
-/// Sends each of 40 clients' requests, and checks that it comes to one backend every time, and that not all go to one.
+/// Sends the requests of 40 clients and checks that each client always reaches the same backend and that not all reach
+/// the same one.
 async fn sticks(request: impl Fn(u8) -> Request) -> Vec<u8> {
     let mut found = Vec::new();
     for client in 1..=40 {
         let first = request(client).send().await.backend();
         for _ in 0..3 {
-            assert_eq!(request(client).send().await.backend(), first, "client {client}");
+            assert_eq!(
+                request(client).send().await.backend(),
+                first,
+                "client {client}"
+            );
         }
         found.push(first);
     }
@@ -651,32 +776,61 @@ async fn a_header_decides_about_the_endpoint() {
 #[tokio::test]
 async fn a_cookie_decides_about_the_endpoint() {
     let mesh = mesh().await;
-    sticks(|client| mesh.get("cookie.test", "/").header("cookie", &format!("a=b; session=s{client}"))).await;
-    // A client without the cookie gets one.
+    sticks(|client| {
+        mesh.get("cookie.test", "/")
+            .header("cookie", &format!("a=b; session=s{client}"))
+    })
+    .await;
+    // A client without the cookie receives one.
     let answer = mesh.get("cookie.test", "/").send().await;
     let given = answer.header("set-cookie");
     assert!(given.starts_with("session="), "{answer:?}");
-    assert!(given.contains("Max-Age=60") && given.contains("Path=/here"), "{given}");
+    assert!(
+        given.contains("Max-Age=60") && given.contains("Path=/here"),
+        "{given}"
+    );
     let cookie = given.split(';').next().unwrap().replace('"', "");
-    let (backend, request) = (answer.backend(), mesh.get("cookie.test", "/").header("cookie", &cookie));
+    let (backend, request) = (
+        answer.backend(),
+        mesh.get("cookie.test", "/").header("cookie", &cookie),
+    );
     for _ in 0..5 {
         let answer = request.clone().send().await;
-        assert_eq!((answer.backend(), answer.header("set-cookie")), (backend, String::new()));
+        assert_eq!(
+            (answer.backend(), answer.header("set-cookie")),
+            (backend, String::new())
+        );
     }
 }
 
 #[tokio::test]
 async fn the_source_address_decides_about_the_endpoint() {
     let mesh = mesh().await;
-    sticks(|client| mesh.get("source.test", "/").from(Ipv4Addr::new(127, 0, 2, client))).await;
+    sticks(|client| {
+        mesh.get("source.test", "/")
+            .from(Ipv4Addr::new(127, 0, 2, client))
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_query_parameter_decides_about_the_endpoint() {
     let mesh = mesh().await;
-    sticks(|client| mesh.get("query.test", &format!("/{client}?other={client}&user=u{client}"))).await;
+    sticks(|client| {
+        mesh.get(
+            "query.test",
+            &format!("/{client}?other={client}&user=u{client}"),
+        )
+    })
+    .await;
     let first = mesh.get("query.test", "/a?user=x").send().await.backend();
-    assert_eq!(mesh.get("query.test", "/b?page=2&user=x").send().await.backend(), first);
+    assert_eq!(
+        mesh.get("query.test", "/b?page=2&user=x")
+            .send()
+            .await
+            .backend(),
+        first
+    );
 }
 
 #[tokio::test]
@@ -695,7 +849,11 @@ async fn round_robin_takes_turns() {
     let mesh = mesh().await;
     for host in ["turns.test", "subset.test"] {
         let found = tally(30, || mesh.get(host, "/")).await;
-        assert_eq!([found.of("v1"), found.of("v2"), found.of("v3")], [10, 10, 10], "{host}");
+        assert_eq!(
+            [found.of("v1"), found.of("v2"), found.of("v3")],
+            [10, 10, 10],
+            "{host}"
+        );
     }
 }
 
@@ -749,19 +907,19 @@ spec:
       localityLbSetting: {distribute: [{from: 'eu/eu-a/*', to: {'eu/*': 75, 'us/*': 25}}]}
 ";
 
-/// Checks that at each step these backends answer, and no others, and has them fail.
+/// Checks at each step that exactly these backends respond, then makes them fail.
 async fn one_after_the_other(mesh: &Mesh, host: &str, steps: &[&[u8]]) {
     let mut gone: Option<&[u8]> = None;
     for step in steps {
         let wanted: BTreeSet<u8> = step.iter().copied().collect();
-        // Envoy's workers learn of an ejection up to a second later where there was another just before.
-        until("the ejected do not answer", async || {
+        // Envoy's workers may learn of an ejection up to a second late if another one just happened.
+        until("the ejected backends do not respond", async || {
             let backend = mesh.get(host, "/").send().await.backend();
             !gone.is_some_and(|gone| gone.contains(&backend))
         })
         .await;
         let mut found = BTreeSet::new();
-        until("all of them have answered", async || {
+        until("all backends have responded", async || {
             found.insert(mesh.get(host, "/").send().await.backend());
             found.len() >= wanted.len()
         })
@@ -783,7 +941,7 @@ async fn the_nearest_locality_that_works_gets_the_requests() {
 }
 
 #[tokio::test]
-async fn a_region_has_another_that_stands_in_for_it() {
+async fn a_region_fails_over_to_its_target() {
     one_after_the_other(mesh().await, "regions.test", &[&[1], &[2], &[4], &[3]]).await;
 }
 
@@ -797,7 +955,14 @@ async fn localities_get_their_shares() {
     let mesh = mesh().await;
     let found = tally(400, || mesh.get("shares.test", "/")).await;
     let near = found.of("v1") + found.of("v2");
-    Tally { answers: [("v1".to_owned(), near), ("v2".to_owned(), found.of("v3"))].into() }.assert_split(25);
-    assert_eq!((near + found.of("v3"), found.of("v4")), (400, 0), "{found:?}");
+    Tally {
+        answers: [("v1".to_owned(), near), ("v2".to_owned(), found.of("v3"))].into(),
+    }
+    .assert_split(25);
+    assert_eq!(
+        (near + found.of("v3"), found.of("v4")),
+        (400, 0),
+        "{found:?}"
+    );
     assert!(found.of("v1") > 0 && found.of("v2") > 0, "{found:?}");
 }

@@ -1,17 +1,18 @@
 //! What happens to requests by the host that they name: hosts that share a port, that several objects name, that stand for
 //! others, and that are addresses.
 
-mod support;
-
-use support::sidecar::Options;
-use support::traffic::{Mesh, entry, tally};
+use crate::support::sidecar::Options;
+use crate::support::traffic::{Mesh, entry, tally};
 use tokio::sync::OnceCell;
 
 /// One mesh for all tests: each has hosts of its own in it.
 async fn mesh() -> &'static Mesh {
     static MESH: OnceCell<Mesh> = OnceCell::const_new();
     MESH.get_or_init(async || {
-        let mut objects = vec![entry("three.test", "shared", "HTTP", &[3]), entry("address.test", "web", "HTTP", &[4])];
+        let mut objects = vec![
+            entry("three.test", "shared", "HTTP", &[3]),
+            entry("address.test", "web", "HTTP", &[4]),
+        ];
         objects.extend([SHARED, MERGED, MORE, ALIAS, ADDRESS].map(str::to_owned));
         Mesh::start(&objects, Options::default()).await
     })
@@ -41,10 +42,23 @@ spec:
 #[tokio::test]
 async fn requests_go_by_their_host_at_a_port_of_which_some_do_not_say_the_protocol() {
     let mesh = mesh().await;
-    for (host, backend) in [("one.test", 1), ("any.two.test", 2), ("three.test", 3), ("ONE.test:80", 1)] {
+    for (host, backend) in [
+        ("one.test", 1),
+        ("any.two.test", 2),
+        ("three.test", 3),
+        ("ONE.test:80", 1),
+    ] {
         let answer = mesh.request("GET", "shared", host, "/").send().await;
         assert_eq!(answer.backend(), backend, "{host}");
-        assert_eq!(mesh.request("GET", "shared", host, "/").http2().send().await.backend(), backend, "{host}");
+        assert_eq!(
+            mesh.request("GET", "shared", host, "/")
+                .http2()
+                .send()
+                .await
+                .backend(),
+            backend,
+            "{host}"
+        );
     }
 }
 
@@ -149,7 +163,11 @@ async fn an_alias_has_rules_of_its_own_by_all_its_names() {
         ("address.test", "address"),
     ] {
         let answer = mesh.get(host, "/").send().await;
-        assert_eq!((answer.backend(), answer.only().header("x-rule")), (4, rule.to_owned()), "{host}");
+        assert_eq!(
+            (answer.backend(), answer.only().header("x-rule")),
+            (4, rule.to_owned()),
+            "{host}"
+        );
     }
 }
 
@@ -167,8 +185,17 @@ spec:
 #[tokio::test]
 async fn addresses_are_hosts() {
     let mesh = mesh().await;
-    for host in ["[2001:db8::77]", "[2001:DB8::77]:8080", "203.0.113.77", "203.0.113.77:8080"] {
+    for host in [
+        "[2001:db8::77]",
+        "[2001:DB8::77]:8080",
+        "203.0.113.77",
+        "203.0.113.77:8080",
+    ] {
         let answer = mesh.get(host, "/").send().await;
-        assert_eq!((answer.backend(), answer.only().header("x-rule")), (4, "address".to_owned()), "{host}");
+        assert_eq!(
+            (answer.backend(), answer.only().header("x-rule")),
+            (4, "address".to_owned()),
+            "{host}"
+        );
     }
 }

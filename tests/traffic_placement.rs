@@ -1,13 +1,11 @@
 //! Which endpoints a real Envoy reaches: pods with two addresses, and services of the client's node alone.
 
-mod support;
-
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 
-use support::Skip;
-use support::sidecar::Options;
-use support::traffic::{Mesh, greeting};
+use crate::support::Skip;
+use crate::support::sidecar::Options;
+use crate::support::traffic::{Mesh, greeting};
 
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
@@ -21,13 +19,23 @@ fn listen(addresses: &[IpAddr]) -> (u16, Vec<(u8, TcpListener)>) {
     for _ in 0..50 {
         let first = TcpListener::bind((addresses[0], 0)).unwrap();
         let port = first.local_addr().unwrap().port();
-        let others: Vec<_> = addresses[1..].iter().map_while(|other| TcpListener::bind((*other, port)).ok()).collect();
+        let others: Vec<_> = addresses[1..]
+            .iter()
+            .map_while(|other| TcpListener::bind((*other, port)).ok())
+            .collect();
         if others.len() + 1 == addresses.len() {
             let number = |address: &IpAddr| match address {
                 IpAddr::V4(ip) => ip.octets()[3],
                 IpAddr::V6(_) => 6,
             };
-            return (port, addresses.iter().map(number).zip(std::iter::once(first).chain(others)).collect());
+            return (
+                port,
+                addresses
+                    .iter()
+                    .map(number)
+                    .zip(std::iter::once(first).chain(others))
+                    .collect(),
+            );
         }
     }
     panic!("no port is free at all of {addresses:?}");
@@ -55,7 +63,10 @@ fn respond(number: u8, mut connection: TcpStream) -> std::io::Result<()> {
     let lines = BufReader::new(connection.try_clone()?).lines();
     for line in lines {
         if line?.is_empty() {
-            write!(connection, "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}")?;
+            write!(
+                connection,
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}"
+            )?;
         }
     }
     Ok(())
@@ -69,9 +80,17 @@ fn service(name: &str, protocol: &str, more: &str) -> String {
 }
 
 /// The slice of one family, with these addresses, each the pod of that name and on that node.
-fn slice(service: &str, protocol: &str, family: &str, port: u16, endpoints: &[(IpAddr, &str, &str)]) -> String {
+fn slice(
+    service: &str,
+    protocol: &str,
+    family: &str,
+    port: u16,
+    endpoints: &[(IpAddr, &str, &str)],
+) -> String {
     let endpoint = |(address, pod, node): &(IpAddr, &str, &str)| {
-        format!("{{addresses: ['{address}'], nodeName: {node}, targetRef: {{kind: Pod, name: {pod}}}}}")
+        format!(
+            "{{addresses: ['{address}'], nodeName: {node}, targetRef: {{kind: Pod, name: {pod}}}}}"
+        )
     };
     let endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();
     let label = format!("labels: {{kubernetes.io/service-name: {service}}}");
@@ -94,7 +113,10 @@ spec: {host: '*.shop.svc.cluster.local', trafficPolicy: {loadBalancer: {simple: 
 #[tokio::test]
 async fn a_pod_with_two_addresses_gets_the_share_of_one() {
     if let Err(error) = TcpListener::bind((V6, 0)) {
-        Skip { why: format!("there is no IPv6: {error}") }.report("a_pod_with_two_addresses_gets_the_share_of_one");
+        Skip {
+            why: format!("there is no IPv6: {error}"),
+        }
+        .report("a_pod_with_two_addresses_gets_the_share_of_one");
         return;
     }
     let (tcp, listeners) = listen(&[v4(1), v4(2), V6]);
@@ -111,19 +133,48 @@ async fn a_pod_with_two_addresses_gets_the_share_of_one() {
         slice("half", "tcp", "IPv4", tcp, &[(v4(3), "a", "n1")]),
         slice("half", "tcp", "IPv6", tcp, &[(V6, "a", "n1")]),
         service("pages", "http", ""),
-        slice("pages", "http", "IPv4", http, &[(v4(3), "a", "n1"), (v4(1), "b", "n1")]),
+        slice(
+            "pages",
+            "http",
+            "IPv4",
+            http,
+            &[(v4(3), "a", "n1"), (v4(1), "b", "n1")],
+        ),
         slice("pages", "http", "IPv6", http, &[(V6, "a", "n1")]),
         IN_TURN.to_owned(),
     ];
     let dual = ["--ip", "10.9.0.1", "--ip", "fd00:9::1"];
-    let mesh = Mesh::start(&objects, Options { bootstrap: &dual, ..Options::default() }).await;
+    let mesh = Mesh::start(
+        &objects,
+        Options {
+            bootstrap: &dual,
+            ..Options::default()
+        },
+    )
+    .await;
     let member = async |service: &str| {
-        mesh.cluster_stat(service, "", &format!("{service}.shop.svc.cluster.local"), "membership_total").await
+        mesh.cluster_stat(
+            service,
+            "",
+            &format!("{service}.shop.svc.cluster.local"),
+            "membership_total",
+        )
+        .await
     };
-    assert_eq!((member("both").await, member("half").await, member("pages").await), (2, 1, 2));
+    assert_eq!(
+        (
+            member("both").await,
+            member("half").await,
+            member("pages").await
+        ),
+        (2, 1, 2)
+    );
 
-    let greeted =
-        async |port: &str| greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await).await.map(|(number, _)| number);
+    let greeted = async |port: &str| {
+        greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await)
+            .await
+            .map(|(number, _)| number)
+    };
     let mut answers = std::collections::BTreeMap::new();
     for _ in 0..20 {
         *answers.entry(greeted("both").await).or_insert(0) += 1;
@@ -135,7 +186,12 @@ async fn a_pod_with_two_addresses_gets_the_share_of_one() {
     }
     let mut pages = Vec::new();
     for _ in 0..4 {
-        pages.push(mesh.request("GET", "pages", "pages.shop", "/").send().await.backend());
+        pages.push(
+            mesh.request("GET", "pages", "pages.shop", "/")
+                .send()
+                .await
+                .backend(),
+        );
     }
     pages.sort_unstable();
     assert_eq!(pages, [1, 1, 6, 6]);
@@ -156,8 +212,19 @@ async fn a_node_local_service_is_reached_on_the_clients_node_alone() {
         slice("any", "http", "IPv4", http, &[near, far]),
         IN_TURN.to_owned(),
     ];
-    let mesh = Mesh::start(&objects, Options { bootstrap: &["--node-name", "n1"], ..Options::default() }).await;
-    let ask = async |service: &str| mesh.request("GET", service, &format!("{service}.shop"), "/").send().await;
+    let mesh = Mesh::start(
+        &objects,
+        Options {
+            bootstrap: &["--node-name", "n1"],
+            ..Options::default()
+        },
+    )
+    .await;
+    let ask = async |service: &str| {
+        mesh.request("GET", service, &format!("{service}.shop"), "/")
+            .send()
+            .await
+    };
     for _ in 0..4 {
         assert_eq!(ask("near").await.backend(), 1);
         assert_eq!(ask("far").await.status, 503);

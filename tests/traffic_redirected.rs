@@ -1,37 +1,48 @@
-//! Traffic that is redirected to Envoy, as it is in a pod: what a workload sends goes by where it was meant to go, and what
-//! is sent to it comes through Envoy.
-
-mod support;
+//! Traffic redirected to Envoy as in a pod: outbound traffic is routed by its original destination, and inbound traffic
+//! passes through Envoy.
 
 use std::net::Ipv4Addr;
 
+use crate::support::network::is_inside;
+use crate::support::sidecar::Options;
+use crate::support::traffic::{Mesh, Request, connect, greeting};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use support::network::is_inside;
-use support::sidecar::Options;
-use support::traffic::{Mesh, Request, connect, greeting};
 use tokio::io::AsyncWriteExt as _;
 
-/// Where the workload is; it is the sixth backend.
+/// The address of the workload, which is the sixth backend.
 const WORKLOAD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 6);
-/// Where somebody is who calls it.
+/// The address of its caller.
 const CALLER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 7);
 
 async fn mesh(objects: &[&str], policy: &str) -> Mesh {
     let objects: Vec<_> = objects.iter().map(|text| (*text).to_owned()).collect();
     // What nothing leads to any more goes at once, so that nothing lives by chance.
-    let (serve, bootstrap) =
-        (["--outbound-policy", policy, "--grace", "0"], ["--intercept", "redirect", "--ip", "10.1.0.6"]);
-    Mesh::start_in([10, 1, 0], &objects, Options { serve: &serve, bootstrap: &bootstrap, ..Options::default() }).await
+    let (serve, bootstrap) = (
+        ["--outbound-policy", policy, "--grace", "0"],
+        ["--intercept", "redirect", "--ip", "10.1.0.6"],
+    );
+    Mesh::start_in(
+        [10, 1, 0],
+        &objects,
+        Options {
+            serve: &serve,
+            bootstrap: &bootstrap,
+            ..Options::default()
+        },
+    )
+    .await
 }
 
 /// A request of the workload to an address.
 fn get(mesh: &Mesh, to: [u8; 4], port: u16, host: &str) -> Request {
-    mesh.request("GET", "HTTP", host, "/").from(WORKLOAD).to((to, port).into())
+    mesh.request("GET", "HTTP", host, "/")
+        .from(WORKLOAD)
+        .to((to, port).into())
 }
 
-/// The backend that a new connection comes to; `None` where it comes to none.
+/// The backend that a new connection reaches, if any.
 async fn backend(from: Ipv4Addr, to: [u8; 4], port: u16) -> Option<u8> {
     let stream = connect(from, (to, port).into()).await.ok()?;
     greeting(stream).await.map(|(backend, _)| backend)
@@ -69,11 +80,16 @@ async fn services_are_called_by_name_in_http_and_by_address_otherwise() {
         return;
     }
     let mesh = mesh(&[SERVICES], "allow-any").await;
-    // HTTP goes by what the client names, whatever address it calls.
-    for (host, to, backend) in [("web", 1, 1), ("other", 2, 2), ("10.96.0.2", 2, 2), ("other", 1, 2)] {
+    // HTTP is routed by host, regardless of the destination address.
+    for (host, to, backend) in [
+        ("web", 1, 1),
+        ("other", 2, 2),
+        ("10.96.0.2", 2, 2),
+        ("other", 1, 2),
+    ] {
         let answer = get(&mesh, [10, 96, 0, to], 80, host).send().await;
         assert_eq!(answer.backend(), backend, "{host}");
-        // A source address that is not redirected again: Envoy's own.
+        // Envoy's own source address, which is not redirected.
         assert_ne!(answer.only().peer.ip(), WORKLOAD);
     }
     assert_eq!(backend(WORKLOAD, [10, 96, 0, 1], 5432).await, Some(1));
@@ -81,26 +97,48 @@ async fn services_are_called_by_name_in_http_and_by_address_otherwise() {
 }
 
 #[tokio::test]
-async fn what_nobody_knows_passes_through() {
-    if !is_inside("what_nobody_knows_passes_through") {
+async fn unknown_hosts_pass_through() {
+    if !is_inside("unknown_hosts_pass_through") {
         return;
     }
     let mesh = mesh(&[SERVICES], "allow-any").await;
-    let answer = get(&mesh, [10, 1, 0, 4], mesh.backends.http, "nobody.test").send().await;
+    let answer = get(&mesh, [10, 1, 0, 4], mesh.backends.http, "nobody.test")
+        .send()
+        .await;
     assert_eq!(answer.backend(), 4);
-    assert_eq!(backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await, Some(5));
-    assert_eq!(mesh.sidecar.stat("cluster.PassthroughCluster;.upstream_cx_total").await, 2);
+    assert_eq!(
+        backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await,
+        Some(5)
+    );
+    assert_eq!(
+        mesh.sidecar
+            .stat("cluster.PassthroughCluster;.upstream_cx_total")
+            .await,
+        2
+    );
 }
 
 #[tokio::test]
-async fn what_nobody_knows_is_refused_where_the_mesh_says_so() {
-    if !is_inside("what_nobody_knows_is_refused_where_the_mesh_says_so") {
+async fn unknown_hosts_are_blocked_in_registry_only_mode() {
+    if !is_inside("unknown_hosts_are_blocked_in_registry_only_mode") {
         return;
     }
     let mesh = mesh(&[SERVICES], "registry-only").await;
-    assert_eq!(backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await, None);
-    assert_eq!(get(&mesh, [10, 96, 0, 1], 80, "web").send().await.backend(), 1);
-    assert_eq!(get(&mesh, [10, 96, 0, 1], 80, "nobody.test").send().await.status, 502);
+    assert_eq!(
+        backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await,
+        None
+    );
+    assert_eq!(
+        get(&mesh, [10, 96, 0, 1], 80, "web").send().await.backend(),
+        1
+    );
+    assert_eq!(
+        get(&mesh, [10, 96, 0, 1], 80, "nobody.test")
+            .send()
+            .await
+            .status,
+        502
+    );
 }
 
 const HEADLESS: &str = "
@@ -128,15 +166,45 @@ async fn pods_of_headless_services_are_called_by_their_addresses() {
     }
     let mesh = mesh(&[HEADLESS], "registry-only").await;
     for pod in [1, 2] {
-        for host in ["pods".to_owned(), format!("pod-{pod}.pods.shop.svc.cluster.local")] {
-            let answer = get(&mesh, [10, 1, 0, pod], mesh.backends.http, &host).send().await;
+        for host in [
+            "pods".to_owned(),
+            format!("pod-{pod}.pods.shop.svc.cluster.local"),
+        ] {
+            let answer = get(&mesh, [10, 1, 0, pod], mesh.backends.http, &host)
+                .send()
+                .await;
             assert_eq!(answer.backend(), pod, "{host}");
         }
-        assert_eq!(backend(WORKLOAD, [10, 1, 0, pod], mesh.backends.tcp).await, Some(pod));
+        assert_eq!(
+            backend(WORKLOAD, [10, 1, 0, pod], mesh.backends.tcp).await,
+            Some(pod)
+        );
     }
-    assert_eq!(backend(WORKLOAD, [10, 1, 0, 3], mesh.backends.tcp).await, None, "this one is no pod of it");
-    assert!(mesh.cluster_stat("HTTP", "", "pods.shop.svc.cluster.local", "upstream_rq_total").await == 4);
-    assert!(mesh.cluster_stat("TCP", "", "pods.shop.svc.cluster.local", "upstream_cx_total").await == 2);
+    assert_eq!(
+        backend(WORKLOAD, [10, 1, 0, 3], mesh.backends.tcp).await,
+        None,
+        "this one is not one of its pods"
+    );
+    assert!(
+        mesh.cluster_stat(
+            "HTTP",
+            "",
+            "pods.shop.svc.cluster.local",
+            "upstream_rq_total"
+        )
+        .await
+            == 4
+    );
+    assert!(
+        mesh.cluster_stat(
+            "TCP",
+            "",
+            "pods.shop.svc.cluster.local",
+            "upstream_cx_total"
+        )
+        .await
+            == 2
+    );
 }
 
 const ORIGINAL: &str = "
@@ -193,16 +261,23 @@ spec:
 ";
 
 #[tokio::test]
-async fn the_original_destination_counts_where_a_service_or_rule_says_so() {
-    if !is_inside("the_original_destination_counts_where_a_service_or_rule_says_so") {
+async fn the_original_destination_is_used_on_request_of_a_service_or_rule() {
+    if !is_inside("the_original_destination_is_used_on_request_of_a_service_or_rule") {
         return;
     }
     let mesh = mesh(&[ORIGINAL], "registry-only").await;
     for (host, backend) in [("a.wild.test", 3), ("b.wild.test", 4), ("through.test", 5)] {
-        let answer = get(&mesh, [10, 1, 0, backend], mesh.backends.http, host).send().await;
+        let answer = get(&mesh, [10, 1, 0, backend], mesh.backends.http, host)
+            .send()
+            .await;
         assert_eq!(answer.backend(), backend, "{host}");
     }
-    for (to, wanted) in [([10, 97, 0, 1], 1), ([10, 97, 2, 1], 2), ([10, 97, 3, 3], 2), ([10, 97, 3, 4], 1)] {
+    for (to, wanted) in [
+        ([10, 97, 0, 1], 1),
+        ([10, 97, 2, 1], 2),
+        ([10, 97, 3, 3], 2),
+        ([10, 97, 3, 4], 1),
+    ] {
         assert_eq!(backend(WORKLOAD, to, 6000).await, Some(wanted), "{to:?}");
     }
 }
@@ -251,11 +326,21 @@ async fn an_entry_that_does_not_say_its_protocol_leaves_others_their_requests() 
         ([10, 1, 0, 4], "a.wild.test", 4),
         ([10, 1, 0, 5], "nobody.test", 5),
     ] {
-        assert_eq!(get(&mesh, to, http, host).send().await.backend(), backend, "{host}");
-        assert_eq!(get(&mesh, to, http, host).http2().send().await.backend(), backend, "{host}");
+        assert_eq!(
+            get(&mesh, to, http, host).send().await.backend(),
+            backend,
+            "{host}"
+        );
+        assert_eq!(
+            get(&mesh, to, http, host).http2().send().await.backend(),
+            backend,
+            "{host}"
+        );
     }
     // What is no HTTP is the entry's.
-    let mut stream = connect(WORKLOAD, ([10, 1, 0, 5], mesh.backends.tcp).into()).await.unwrap();
+    let mut stream = connect(WORKLOAD, ([10, 1, 0, 5], mesh.backends.tcp).into())
+        .await
+        .unwrap();
     stream.write_all(b"\x01\x02").await.unwrap();
     assert_eq!(greeting(stream).await.map(|(backend, _)| backend), Some(3));
 }
@@ -277,28 +362,47 @@ ports: [{name: http, port: $HTTP}, {name: tcp, port: $TCP}]
 ";
 
 #[tokio::test]
-async fn what_is_sent_to_the_workload_comes_through_its_proxy() {
-    if !is_inside("what_is_sent_to_the_workload_comes_through_its_proxy") {
+async fn inbound_traffic_passes_through_the_proxy() {
+    if !is_inside("inbound_traffic_passes_through_the_proxy") {
         return;
     }
     let mesh = mesh(&[OWN], "registry-only").await;
     let (http, tcp, https) = (mesh.backends.http, mesh.backends.tcp, mesh.backends.https);
     let own = WORKLOAD.octets();
-    for request in [get(&mesh, own, http, "own"), get(&mesh, own, http, "any.name").http2()] {
+    for request in [
+        get(&mesh, own, http, "own"),
+        get(&mesh, own, http, "any.name").http2(),
+    ] {
         let answer = request.from(CALLER).send().await;
-        assert_eq!((answer.backend(), answer.only().peer.ip()), (6, Ipv4Addr::new(127, 0, 0, 6).into()));
+        assert_eq!(
+            (answer.backend(), answer.only().peer.ip()),
+            (6, Ipv4Addr::new(127, 0, 0, 6).into())
+        );
         assert_eq!(answer.header("server"), "istio-envoy");
     }
     assert_eq!(backend(CALLER, own, tcp).await, Some(6));
     let stat = async |name: String| mesh.sidecar.stat(&name).await;
-    assert_eq!(stat(format!("cluster.inbound|{http}||;.upstream_rq_total")).await, 2);
-    assert_eq!(stat(format!("cluster.inbound|{tcp}||;.upstream_cx_total")).await, 1);
+    assert_eq!(
+        stat(format!("cluster.inbound|{http}||;.upstream_rq_total")).await,
+        2
+    );
+    assert_eq!(
+        stat(format!("cluster.inbound|{tcp}||;.upstream_cx_total")).await,
+        1
+    );
 
-    // A port that no service has is let through too, in this case TLS.
+    // Traffic to a port without a service is passed through too, here TLS.
     let stream = connect(CALLER, (WORKLOAD, https).into()).await.unwrap();
     let name = "own.secure.test".try_into().unwrap();
-    mesh.certificates.connector().connect(name, stream).await.unwrap();
-    assert_eq!(stat("cluster.InboundPassthroughCluster;.upstream_cx_total".to_owned()).await, 1);
+    mesh.certificates
+        .connector()
+        .connect(name, stream)
+        .await
+        .unwrap();
+    assert_eq!(
+        stat("cluster.InboundPassthroughCluster;.upstream_cx_total".to_owned()).await,
+        1
+    );
 }
 
 #[tokio::test]
@@ -307,31 +411,52 @@ async fn open_connections_go_on_when_their_pod_leaves_every_service() {
         return;
     }
     let mut mesh = mesh(&[OWN], "registry-only").await;
-    let stream = connect(CALLER, (WORKLOAD, mesh.backends.http).into()).await.unwrap();
+    let stream = connect(CALLER, (WORKLOAD, mesh.backends.http).into())
+        .await
+        .unwrap();
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
+        hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+            .await
+            .unwrap();
     tokio::spawn(connection);
     let mut ask = async || {
-        let request = hyper::Request::get("/").header("host", "own").body(Full::default()).unwrap();
+        let request = hyper::Request::get("/")
+            .header("host", "own")
+            .body(Full::default())
+            .unwrap();
         let answer = sender.send_request(request).await.unwrap();
         let status = answer.status().as_u16();
         answer.into_body().collect().await.unwrap();
         status
     };
     assert_eq!(ask().await, 200);
-    let cluster = format!("cluster.inbound|{}||;.upstream_rq_total", mesh.backends.http);
+    let cluster = format!(
+        "cluster.inbound|{}||;.upstream_rq_total",
+        mesh.backends.http
+    );
     // No slice has the pod any more: its filter chains go, and drain.
     let (services, _) = OWN.split_once("---").unwrap();
     mesh.write("0.yaml", services);
-    mesh.sidecar.stat_reaches("listener_manager.listener_modified", 1).await;
+    mesh.sidecar
+        .stat_reaches("listener_manager.listener_modified", 1)
+        .await;
     // What comes later is taken after whatever went with the pod.
     let added = mesh.sidecar.stat("cluster_manager.cluster_added").await;
     mesh.write("later.yaml", SERVICES);
-    mesh.sidecar.stat_reaches("cluster_manager.cluster_added", added + 1).await;
+    mesh.sidecar
+        .stat_reaches("cluster_manager.cluster_added", added + 1)
+        .await;
     for _ in 0..20 {
         assert_eq!(ask().await, 200);
     }
     assert_eq!(mesh.sidecar.stat(&cluster).await, 21);
     // New connections reach the workload as well, as a port that no service has.
-    assert_eq!(get(&mesh, WORKLOAD.octets(), mesh.backends.http, "own").from(CALLER).send().await.backend(), 6);
+    assert_eq!(
+        get(&mesh, WORKLOAD.octets(), mesh.backends.http, "own")
+            .from(CALLER)
+            .send()
+            .await
+            .backend(),
+        6
+    );
 }

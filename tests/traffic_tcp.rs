@@ -1,14 +1,12 @@
-//! What happens to connections: TCP and TLS routes, TLS towards backends, tunnels, and ports whose protocol nobody says.
-
-mod support;
+//! Connection handling: TCP and TLS routes, upstream TLS, tunnels, and ports without a protocol.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use support::backend::Seen;
-use support::mesh::{Tally, until};
-use support::sidecar::Options;
-use support::traffic::{Mesh, entry, greeting};
+use crate::support::backend::Seen;
+use crate::support::mesh::{Tally, until};
+use crate::support::sidecar::Options;
+use crate::support::traffic::{Mesh, entry, greeting};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::OnceCell;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -25,16 +23,29 @@ async fn mesh() -> &'static Mesh {
             entry("limited.test", "limited", "TCP", &[1]),
             entry("header.test", "header", "TCP", &[1]),
         ];
-        let own = [TCP, STICKY, LIMITED, SNI, ORIGINATION, HEADER, TUNNEL, UNKNOWN, DNS];
+        let own = [
+            TCP,
+            STICKY,
+            LIMITED,
+            SNI,
+            ORIGINATION,
+            HEADER,
+            TUNNEL,
+            UNKNOWN,
+            DNS,
+        ];
         objects.extend(own.map(str::to_owned));
         Mesh::start(&objects, Options::default()).await
     })
     .await
 }
 
-/// The backend that a new connection comes to.
+/// The backend that a new connection reaches.
 async fn backend(mesh: &Mesh, port: &str) -> u8 {
-    greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await).await.expect("a greeting").0
+    greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await)
+        .await
+        .expect("a greeting")
+        .0
 }
 
 const TCP: &str = "
@@ -86,7 +97,10 @@ async fn connections_are_split_by_weight() {
     let mesh = mesh().await;
     let mut found = Tally::default();
     for _ in 0..400 {
-        *found.answers.entry(format!("v{}", backend(mesh, "weighted").await)).or_default() += 1;
+        *found
+            .answers
+            .entry(format!("v{}", backend(mesh, "weighted").await))
+            .or_default() += 1;
     }
     found.assert_split(25);
 }
@@ -94,7 +108,9 @@ async fn connections_are_split_by_weight() {
 #[tokio::test]
 async fn connections_carry_bytes_both_ways() {
     let mesh = mesh().await;
-    let (backend, mut stream) = greeting(mesh.connect("plain", Ipv4Addr::LOCALHOST).await).await.unwrap();
+    let (backend, mut stream) = greeting(mesh.connect("plain", Ipv4Addr::LOCALHOST).await)
+        .await
+        .unwrap();
     assert_eq!(backend, 3);
     for message in ["first", "other"] {
         stream.write_all(message.as_bytes()).await.unwrap();
@@ -102,7 +118,7 @@ async fn connections_carry_bytes_both_ways() {
         stream.read_exact(&mut echoed).await.unwrap();
         assert_eq!(echoed, message.as_bytes());
     }
-    // The client's end of the stream is the backend's, and the other way round.
+    // Half-closes are forwarded in both directions.
     stream.shutdown().await.unwrap();
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
 }
@@ -129,7 +145,9 @@ async fn the_source_address_decides_about_the_connection() {
     for client in 1..=40 {
         let mut found = BTreeSet::new();
         for _ in 0..3 {
-            let stream = mesh.connect("sticky", Ipv4Addr::new(127, 0, 2, client)).await;
+            let stream = mesh
+                .connect("sticky", Ipv4Addr::new(127, 0, 2, client))
+                .await;
             found.insert(greeting(stream).await.unwrap().0);
         }
         assert_eq!(found.len(), 1, "client {client} came to {found:?}");
@@ -148,12 +166,24 @@ spec: {host: limited.test, trafficPolicy: {connectionPool: {tcp: {maxConnections
 #[tokio::test]
 async fn more_connections_than_allowed_are_closed() {
     let mesh = mesh().await;
-    let (_, first) = greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await).await.unwrap();
-    assert!(greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await).await.is_none());
-    assert_eq!(mesh.cluster_stat("limited", "", "limited.test", "upstream_cx_overflow").await, 1);
+    let (_, first) = greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await)
+        .await
+        .unwrap();
+    assert!(
+        greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await)
+            .await
+            .is_none()
+    );
+    assert_eq!(
+        mesh.cluster_stat("limited", "", "limited.test", "upstream_cx_overflow")
+            .await,
+        1
+    );
     drop(first);
-    until("a connection is free again", async || {
-        greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await).await.is_some()
+    until("a connection is available again", async || {
+        greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await)
+            .await
+            .is_some()
     })
     .await;
 }
@@ -204,13 +234,21 @@ spec:
     - {destination: {host: a.secure.test, subset: v2}, weight: 25}
 ";
 
-/// The backend that answers a request inside TLS; `None` where the handshake does not come about.
+/// The backend that answers a request inside TLS; `None` if the handshake fails.
 async fn through_tls(mesh: &Mesh, port: &str, name: &'static str) -> Option<Seen> {
     let request = mesh.request("GET", port, name, "/");
     let stream = mesh.connect(port, Ipv4Addr::LOCALHOST).await;
     let name = ServerName::try_from(name).unwrap();
-    let mut stream = mesh.certificates.connector().connect(name, stream).await.ok()?;
-    let text = format!("GET / HTTP/1.1\r\nhost: any\r\nx-id: {}\r\n\r\n", request.id);
+    let mut stream = mesh
+        .certificates
+        .connector()
+        .connect(name, stream)
+        .await
+        .ok()?;
+    let text = format!(
+        "GET / HTTP/1.1\r\nhost: any\r\nx-id: {}\r\n\r\n",
+        request.id
+    );
     stream.write_all(text.as_bytes()).await.unwrap();
     Some(mesh.backends.wait(&request.id, 1).await.remove(0))
 }
@@ -220,17 +258,32 @@ async fn the_server_name_chooses_the_route() {
     let mesh = mesh().await;
     for _ in 0..5 {
         let seen = through_tls(mesh, "sni", "a.secure.test").await.unwrap();
-        assert_eq!((seen.backend, seen.tls.unwrap().sni.as_deref()), (2, Some("a.secure.test")));
-        assert_eq!(through_tls(mesh, "sni", "any.wild.secure.test").await.unwrap().backend, 3);
+        assert_eq!(
+            (seen.backend, seen.tls.unwrap().sni.as_deref()),
+            (2, Some("a.secure.test"))
+        );
+        assert_eq!(
+            through_tls(mesh, "sni", "any.wild.secure.test")
+                .await
+                .unwrap()
+                .backend,
+            3
+        );
     }
     let mut found = Tally::default();
     for _ in 0..200 {
-        let backend = through_tls(mesh, "sni", "b.secure.test").await.unwrap().backend;
+        let backend = through_tls(mesh, "sni", "b.secure.test")
+            .await
+            .unwrap()
+            .backend;
         *found.answers.entry(format!("v{backend}")).or_default() += 1;
     }
     found.assert_split(25);
     assert!(through_tls(mesh, "sni", "c.secure.test").await.is_some());
-    assert!(through_tls(mesh, "sni", "d.secure.test").await.is_none(), "nobody has that name");
+    assert!(
+        through_tls(mesh, "sni", "d.secure.test").await.is_none(),
+        "no server has that name"
+    );
 }
 
 const ORIGINATION: &str = "
@@ -372,28 +425,47 @@ spec:
 #[tokio::test]
 async fn tls_towards_backends_is_as_the_rule_says() {
     let mesh = mesh().await;
-    let (client, workload) =
-        (mesh.certificates.certificate("client.pem"), mesh.certificates.certificate("workload.pem"));
+    let (client, workload) = (
+        mesh.certificates.certificate("client.pem"),
+        mesh.certificates.certificate("workload.pem"),
+    );
     let of_mesh = format!("outbound_.{}_._.workload.test", mesh.port("web"));
     for (host, sni, alpn, certificate) in [
         ("auto.secure.test", "auto.secure.test", "http/1.1", None),
         ("named.test", "said.secure.test", "http/1.1", None),
-        ("unverified.secure.test", "unverified.secure.test", "http/1.1", None),
+        (
+            "unverified.secure.test",
+            "unverified.secure.test",
+            "http/1.1",
+            None,
+        ),
         ("ports.secure.test", "ports.secure.test", "http/1.1", None),
         ("second.secure.test", "second.secure.test", "h2", None),
-        ("mutual.secure.test", "mutual.secure.test", "http/1.1", Some(client)),
+        (
+            "mutual.secure.test",
+            "mutual.secure.test",
+            "http/1.1",
+            Some(client),
+        ),
         ("workload.test", of_mesh.as_str(), "istio", Some(workload)),
     ] {
         let answer = mesh.get(host, "/").send().await;
         assert_eq!(answer.backend(), 1, "{host}");
         let shown = answer.only().tls.clone().unwrap();
-        assert_eq!((shown.sni.as_deref(), shown.alpn.as_deref()), (Some(sni), Some(alpn)), "{host}");
-        assert!(shown.certificate == certificate, "{host} was shown another certificate");
+        assert_eq!(
+            (shown.sni.as_deref(), shown.alpn.as_deref()),
+            (Some(sni), Some(alpn)),
+            "{host}"
+        );
+        assert!(
+            shown.certificate == certificate,
+            "{host} was shown another certificate"
+        );
     }
 }
 
 #[tokio::test]
-async fn servers_that_can_not_prove_who_they_are_get_nothing() {
+async fn servers_that_fail_verification_get_nothing() {
     let mesh = mesh().await;
     for (host, why) in [
         ("auto.test", "fail_verify_san"),
@@ -402,13 +474,25 @@ async fn servers_that_can_not_prove_who_they_are_get_nothing() {
         ("impostor.test", "fail_verify_san"),
     ] {
         let answer = mesh.get(host, "/").send().await;
-        assert_eq!((answer.status.as_u16(), answer.seen.len()), (503, 0), "{host}");
+        assert_eq!(
+            (answer.status.as_u16(), answer.seen.len()),
+            (503, 0),
+            "{host}"
+        );
         // The first try and those after it.
-        assert_eq!(mesh.cluster_stat("web", "", host, &format!("ssl.{why}")).await, 3, "{host}");
+        assert_eq!(
+            mesh.cluster_stat("web", "", host, &format!("ssl.{why}"))
+                .await,
+            3,
+            "{host}"
+        );
     }
-    // Without TLS a server of TLS does not answer.
+    // A TLS server does not respond without TLS.
     let answer = mesh.get("untouched.secure.test", "/").send().await;
-    assert!(answer.status.is_server_error() && answer.seen.is_empty(), "{answer:?}");
+    assert!(
+        answer.status.is_server_error() && answer.seen.is_empty(),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]
@@ -416,8 +500,14 @@ async fn tls_is_put_around_bytes() {
     let mesh = mesh().await;
     let request = mesh.request("GET", "bytes", "any", "/");
     let answer = request.send().await;
-    assert_eq!((answer.backend(), answer.only().tls.clone().unwrap().sni.as_deref()), (2, Some("bytes.secure.test")));
-    // Envoy looked at no request on the way.
+    assert_eq!(
+        (
+            answer.backend(),
+            answer.only().tls.clone().unwrap().sni.as_deref()
+        ),
+        (2, Some("bytes.secure.test"))
+    );
+    // Envoy did not parse the requests.
     assert_eq!(answer.only().header("x-request-id"), "");
 }
 
@@ -438,8 +528,14 @@ async fn a_proxy_protocol_header_goes_before_the_bytes() {
     let (mut first, mut second) = (String::new(), String::new());
     stream.read_line(&mut first).await.unwrap();
     stream.read_line(&mut second).await.unwrap();
-    let wanted = format!("PROXY TCP4 127.0.2.7 127.0.0.1 {from} {}\r\n", mesh.port("header"));
-    assert_eq!((first.as_str(), second.as_str()), (wanted.as_str(), "hello\n"));
+    let wanted = format!(
+        "PROXY TCP4 127.0.2.7 127.0.0.1 {from} {}\r\n",
+        mesh.port("header")
+    );
+    assert_eq!(
+        (first.as_str(), second.as_str()),
+        (wanted.as_str(), "hello\n")
+    );
 }
 
 const TUNNEL: &str = "
@@ -461,7 +557,7 @@ spec:
 ";
 
 #[tokio::test]
-async fn a_tunnel_is_asked_for_and_used() {
+async fn a_tunnel_is_requested_and_used() {
     let mesh = mesh().await;
     let mut stream = mesh.connect("tunnel", Ipv4Addr::LOCALHOST).await;
     stream.write_all(b"hello").await.unwrap();
@@ -469,7 +565,10 @@ async fn a_tunnel_is_asked_for_and_used() {
     stream.read_exact(&mut echoed).await.unwrap();
     assert_eq!(&echoed, b"hello");
     let seen = mesh.backends.seen("");
-    let asked: Vec<_> = seen.iter().map(|seen| (seen.backend, seen.method.as_str(), seen.host.as_str())).collect();
+    let asked: Vec<_> = seen
+        .iter()
+        .map(|seen| (seen.backend, seen.method.as_str(), seen.host.as_str()))
+        .collect();
     assert_eq!(asked, [(2, "CONNECT", "far.test:443")]);
 }
 
@@ -499,13 +598,20 @@ spec:
 ";
 
 #[tokio::test]
-async fn a_port_that_says_no_protocol_takes_http_and_everything_else() {
+async fn a_port_without_protocol_accepts_http_and_everything_else() {
     let mesh = mesh().await;
-    for request in [mesh.request("GET", "some", "unknown", "/"), mesh.request("GET", "some", "any.name", "/").http2()] {
+    for request in [
+        mesh.request("GET", "some", "unknown", "/"),
+        mesh.request("GET", "some", "any.name", "/").http2(),
+    ] {
         let http2 = request.clone().send().await;
-        assert_eq!((http2.backend(), http2.only().header("x-seen")), (2, "yes".to_owned()));
+        assert_eq!(
+            (http2.backend(), http2.only().header("x-seen")),
+            (2, "yes".to_owned())
+        );
     }
-    // What looks like no HTTP is looked at no further. (A client that waits for the server to begin would wait for ever.)
+    // Traffic that is not detected as HTTP is not inspected further. (A client that waits for the server to speak first
+    // would wait forever.)
     let mut stream = mesh.connect("more", Ipv4Addr::LOCALHOST).await;
     stream.write_all(b"\x01\x02").await.unwrap();
     let (backend, mut stream) = greeting(stream).await.unwrap();
@@ -536,7 +642,7 @@ spec:
 async fn endpoints_of_dns_are_resolved() {
     let mesh = mesh().await;
     let mut found = BTreeSet::new();
-    until("both have answered", async || {
+    until("both have responded", async || {
         found.insert(mesh.get("dns.test", "/").send().await.backend());
         found.len() == 2
     })

@@ -11,9 +11,9 @@ use super::{Admin, diff};
 use crate::api::{Kind, ObjectKey};
 use crate::bootstrap::dns_label;
 use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
-use crate::source::newest::Newest;
+use crate::source::freshness::Freshness;
 use crate::status::{self, ProxyReport};
-use crate::xds::stream::Item;
+use crate::xds::stream::SentResource;
 
 /// The generated messages, client and server.
 #[allow(missing_docs, clippy::all)]
@@ -23,27 +23,28 @@ pub mod v1 {
 
 use v1::admin_server::AdminServer;
 
-/// Reports that may wait for a client to read them; one that reads none gets none.
+/// How many reports may be queued for a client; one that does not read gets no more.
 const WAITING: usize = 4;
 
-/// The service.
+/// The gRPC service.
 pub fn service(admin: Admin) -> AdminServer<Admin> {
-    // A dump holds whole meshes.
+    // A dump contains the configuration of an entire mesh.
     AdminServer::new(admin).max_encoding_message_size(usize::MAX)
 }
 
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Admin {
-    /// Refuses to speak of a state that is not complete yet.
-    fn complete(&self) -> Result<(), Status> {
+    /// Fails while the state is not complete yet.
+    fn ensure_ready(&self) -> Result<(), Status> {
         if *self.ready.borrow() {
             return Ok(());
         }
         Err(Status::unavailable(super::NOT_READY))
     }
 
-    /// What `make` makes of the outcome of `before`, as soon as weir is ready, and again whenever a proxy or the mesh changes and it says something else.
+    /// Streams what `make` builds from the outcome of `before`: first as soon as weir is ready, then whenever a proxy
+    /// or the mesh changes and the result differs.
     fn updates<T: Clone + PartialEq + Send + 'static, P: Send + Sync + 'static>(
         &self,
         before: impl Future<Output = Result<P, Status>> + Send + 'static,
@@ -52,19 +53,19 @@ impl Admin {
         let (sender, receiver) = mpsc::channel(WAITING);
         let admin = self.clone();
         tokio::spawn(async move {
-            // Ends with the client, when nobody receives, and with weir.
+            // Ends when the client disconnects or weir shuts down.
             tokio::select! {
                 () = admin.closing.cancelled() => {
-                    let _ = sender.try_send(Err(Status::unavailable("weir has ended")));
+                    let _ = sender.try_send(Err(Status::unavailable("weir is shutting down")));
                 }
                 () = sender.closed() => {}
-                () = admin.tell(before, make, &sender) => {}
+                () = admin.stream_updates(before, make, &sender) => {}
             }
         });
         Box::pin(ReceiverStream::new(receiver))
     }
 
-    async fn tell<T: Clone + PartialEq, P>(
+    async fn stream_updates<T: Clone + PartialEq, P>(
         &self,
         before: impl Future<Output = Result<P, Status>>,
         make: impl Fn(&Admin, &P) -> Result<T, Status>,
@@ -81,7 +82,7 @@ impl Admin {
                 return;
             }
         };
-        let (mut proxies, mut states) = (self.board.changes(), self.ledger.changes());
+        let (mut proxies, mut states) = (self.connections.changes(), self.published.changes());
         let mut last: Option<T> = None;
         loop {
             proxies.mark_unchanged();
@@ -108,48 +109,69 @@ impl Admin {
     }
 
     fn splits(&self, namespace: &str) -> v1::ListSplitsResponse {
-        let found = status::splits(&self.ledger.state(), &self.board.list(), namespace);
-        v1::ListSplitsResponse { splits: found.into_iter().map(Into::into).collect() }
+        let found = status::splits(&self.published.state(), &self.connections.list(), namespace);
+        v1::ListSplitsResponse {
+            splits: found.into_iter().map(Into::into).collect(),
+        }
     }
 
     fn object(&self, request: &v1::GetObjectRequest) -> Result<v1::ObjectStatus, Status> {
         let key = object_key(request)?;
-        let found = status::object(&self.ledger.state(), &self.board.list(), &key);
-        found.map(Into::into).ok_or_else(|| no_such(&key))
+        let found = status::object(&self.published.state(), &self.connections.list(), &key);
+        found.map(Into::into).ok_or_else(|| not_found(&key))
     }
 
     /// The streams of a proxy, by `NAMESPACE/POD`, a pod's name or a node id.
     fn find(&self, name: &str) -> Result<(Vec<u64>, ProxyReport), Status> {
         if name.is_empty() {
-            return Err(invalid("proxy", "is empty; expected NAMESPACE/POD, the name of a pod or the id of a node"));
+            return Err(invalid(
+                "proxy",
+                "is empty; expected NAMESPACE/POD, the name of a pod or the id of a node",
+            ));
         }
-        let state = self.ledger.state();
-        let all = self.board.proxies().into_iter().flat_map(|(streams, status)| {
-            let reports = status::proxies(&state, std::slice::from_ref(&status));
-            reports.into_iter().map(move |report| (streams.clone(), report))
-        });
+        let state = self.published.state();
+        let all = self
+            .connections
+            .proxies()
+            .into_iter()
+            .flat_map(|(streams, status)| {
+                let reports = status::proxies(&state, std::slice::from_ref(&status));
+                reports
+                    .into_iter()
+                    .map(move |report| (streams.clone(), report))
+            });
         let fits = |report: &ProxyReport| {
             let by_pod = name.split_once('/') == Some((&report.namespace, &report.pod));
             *name == *report.status.id || *name == *report.pod || by_pod
         };
         let mut found: Vec<_> = all.filter(|(_, report)| fits(report)).collect();
-        let several = found.windows(2).any(|pair| matches!(pair, [(_, a), (_, b)] if a.status.id != b.status.id));
+        let several = found
+            .windows(2)
+            .any(|pair| matches!(pair, [(_, a), (_, b)] if a.status.id != b.status.id));
         match found.pop() {
-            None => Err(Status::not_found(format!("no proxy `{name}` is connected; weir ps lists them"))),
-            Some(_) if several => {
-                Err(invalid("proxy", format!("`{name}` is the name of several pods; expected NAMESPACE/POD")))
-            }
+            None => Err(Status::not_found(format!(
+                "no proxy `{name}` is connected; `weir ps` lists the connected \
+                proxies"
+            ))),
+            Some(_) if several => Err(invalid(
+                "proxy",
+                format!("`{name}` is the name of several pods; expected NAMESPACE/POD"),
+            )),
             Some(found) => Ok(found),
         }
     }
 
     /// A proxy, and what it was sent of these types, by type and name.
-    async fn inventory(&self, proxy: &str, types: &[ResourceType]) -> Result<(ProxyReport, Vec<Item>), Status> {
+    async fn inventory(
+        &self,
+        proxy: &str,
+        types: &[ResourceType],
+    ) -> Result<(ProxyReport, Vec<SentResource>), Status> {
         let (streams, report) = self.find(proxy)?;
         let mut items = Vec::new();
         for stream in streams {
             let gone = || Status::not_found(format!("proxy `{proxy}` has just left"));
-            items.extend(self.board.inventory(stream).await.ok_or_else(gone)?);
+            items.extend(self.connections.inventory(stream).await.ok_or_else(gone)?);
         }
         items.retain(|item| types.contains(&item.kind));
         items.sort_by(|a, b| (a.kind, &a.resource.name).cmp(&(b.kind, &b.resource.name)));
@@ -163,8 +185,15 @@ fn invalid(field: &str, why: impl std::fmt::Display) -> Status {
 }
 
 fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
-    let kind = object_kind(&request.kind)
-        .ok_or_else(|| invalid("kind", format!("is `{}`; expected virtualservice or destinationrule", request.kind)))?;
+    let kind = object_kind(&request.kind).ok_or_else(|| {
+        invalid(
+            "kind",
+            format!(
+                "is `{}`; expected virtualservice or destinationrule",
+                request.kind
+            ),
+        )
+    })?;
     dns_label(&request.namespace).map_err(|why| invalid("namespace", why))?;
     if request.name.is_empty() {
         return Err(invalid("name", "is empty; expected the name of an object"));
@@ -176,7 +205,8 @@ fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
 fn types(only: i32) -> Result<Vec<ResourceType>, Status> {
     let only = v1::ResourceType::try_from(only)
         .map_err(|_| invalid("type", format!("is {only}; expected CDS, EDS, LDS or RDS")))?;
-    let is_meant = |kind: &ResourceType| only == v1::ResourceType::Unspecified || only == (*kind).into();
+    let is_meant =
+        |kind: &ResourceType| only == v1::ResourceType::Unspecified || only == (*kind).into();
     Ok(ResourceType::ALL.into_iter().filter(is_meant).collect())
 }
 
@@ -185,14 +215,16 @@ fn checked_namespace(namespace: &str) -> Result<(), Status> {
     if namespace.is_empty() {
         return Ok(());
     }
-    dns_label(namespace).map(|_| ()).map_err(|why| invalid("namespace", why))
+    dns_label(namespace)
+        .map(|_| ())
+        .map_err(|why| invalid("namespace", why))
 }
 
-fn no_such(key: &ObjectKey) -> Status {
-    Status::not_found(format!("there is no {key}"))
+fn not_found(key: &ObjectKey) -> Status {
+    Status::not_found(format!("{key} does not exist"))
 }
 
-/// A kind as people write it.
+/// Parses a kind as users write it.
 pub fn object_kind(text: &str) -> Option<Kind> {
     match text.to_ascii_lowercase().as_str() {
         "virtualservice" | "virtualservices" | "vs" => Some(Kind::VirtualService),
@@ -207,55 +239,81 @@ impl v1::admin_server::Admin for Admin {
         &self,
         _: Request<v1::ListProxiesRequest>,
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
-        self.complete()?;
-        let state = self.ledger.state();
-        let proxies = status::proxies(&state, &self.board.list()).into_iter().map(Into::into).collect();
-        Ok(Response::new(v1::ListProxiesResponse { proxies, mesh_revision: state.revision.get() }))
+        self.ensure_ready()?;
+        let state = self.published.state();
+        let proxies = status::proxies(&state, &self.connections.list())
+            .into_iter()
+            .map(Into::into)
+            .collect();
+        Ok(Response::new(v1::ListProxiesResponse {
+            proxies,
+            mesh_revision: state.revision.get(),
+        }))
     }
 
     async fn dump_proxy(
         &self,
         request: Request<v1::DumpProxyRequest>,
     ) -> Result<Response<v1::DumpProxyResponse>, Status> {
-        self.complete()?;
+        self.ensure_ready()?;
         let request = request.into_inner();
-        let (report, items) = self.inventory(&request.proxy, &types(request.r#type)?).await?;
-        let refused = &report.status.refused;
-        let state = |item: &Item| {
-            let is_refused = |kind: ResourceType, name: &str| {
-                refused.iter().any(|refused| refused.kind == kind.short_name() && *refused.name == *name)
+        let (report, items) = self
+            .inventory(&request.proxy, &types(request.r#type)?)
+            .await?;
+        let rejected = &report.status.rejected;
+        let state = |item: &SentResource| {
+            let is_rejected = |kind: ResourceType, name: &str| {
+                rejected
+                    .iter()
+                    .any(|rejected| rejected.kind == kind.short_name() && *rejected.name == *name)
             };
             match item {
-                Item { kind, resource, .. } if is_refused(*kind, &resource.name) => v1::resource::State::Rejected,
-                Item { acked: true, .. } => v1::resource::State::Acked,
-                Item { .. } => v1::resource::State::Sent,
+                SentResource { kind, resource, .. } if is_rejected(*kind, &resource.name) => {
+                    v1::resource::State::Rejected
+                }
+                SentResource { acked: true, .. } => v1::resource::State::Acked,
+                SentResource { .. } => v1::resource::State::Sent,
             }
         };
-        let resources = items.iter().map(|item| v1::Resource::new(item.kind, &item.resource, state(item))).collect();
-        Ok(Response::new(v1::DumpProxyResponse { resources, proxy: Some(report.into()) }))
+        let resources = items
+            .iter()
+            .map(|item| v1::Resource::new(item.kind, &item.resource, state(item)))
+            .collect();
+        Ok(Response::new(v1::DumpProxyResponse {
+            resources,
+            proxy: Some(report.into()),
+        }))
     }
 
     async fn diff_proxy(
         &self,
         request: Request<v1::DiffProxyRequest>,
     ) -> Result<Response<v1::DiffProxyResponse>, Status> {
-        self.complete()?;
+        self.ensure_ready()?;
         let request = request.into_inner();
         let types = types(request.r#type)?;
         let (report, items) = self.inventory(&request.proxy, &types).await?;
-        // From scratch, so that a mistake of what is kept between changes would show.
-        let fresh = match self.ledger.state().mesh {
-            Some(mesh) => SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&report.status.proxy)),
+        // Built from scratch, so that a stale cache entry would show up as a difference.
+        let fresh = match self.published.state().mesh {
+            Some(mesh) => {
+                SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&report.status.proxy))
+            }
             None => Snapshot::default(),
         };
         let mut differences = Vec::new();
         for kind in types {
-            let sent = items.iter().filter(|item| item.kind == kind).map(|item| &item.resource);
-            let found =
-                diff::resources(kind, sent, fresh.get(kind)).map_err(|error| Status::internal(error.to_string()))?;
+            let sent = items
+                .iter()
+                .filter(|item| item.kind == kind)
+                .map(|item| &item.resource);
+            let found = diff::resources(kind, sent, fresh.get(kind))
+                .map_err(|error| Status::internal(error.to_string()))?;
             differences.extend(found);
         }
-        Ok(Response::new(v1::DiffProxyResponse { proxy: Some(report.into()), differences }))
+        Ok(Response::new(v1::DiffProxyResponse {
+            proxy: Some(report.into()),
+            differences,
+        }))
     }
 
     async fn list_splits(
@@ -263,7 +321,7 @@ impl v1::admin_server::Admin for Admin {
         request: Request<v1::ListSplitsRequest>,
     ) -> Result<Response<v1::ListSplitsResponse>, Status> {
         checked_namespace(&request.get_ref().namespace)?;
-        self.complete()?;
+        self.ensure_ready()?;
         Ok(Response::new(self.splits(&request.get_ref().namespace)))
     }
 
@@ -275,11 +333,18 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<Self::WatchSplitsStream>, Status> {
         let namespace = request.into_inner().namespace;
         checked_namespace(&namespace)?;
-        Ok(Response::new(self.updates(async { Ok(()) }, move |admin, ()| Ok(admin.splits(&namespace)))))
+        Ok(Response::new(
+            self.updates(async { Ok(()) }, move |admin, ()| {
+                Ok(admin.splits(&namespace))
+            }),
+        ))
     }
 
-    async fn get_object(&self, request: Request<v1::GetObjectRequest>) -> Result<Response<v1::ObjectStatus>, Status> {
-        self.complete()?;
+    async fn get_object(
+        &self,
+        request: Request<v1::GetObjectRequest>,
+    ) -> Result<Response<v1::ObjectStatus>, Status> {
+        self.ensure_ready()?;
         self.object(request.get_ref()).map(Response::new)
     }
 
@@ -292,27 +357,35 @@ impl v1::admin_server::Admin for Admin {
         let request = request.into_inner();
         let key = object_key(&request)?;
         let admin = self.clone();
-        // What was written before this was asked must not be missed, or an older form would be called live.
+        // Anything written before this request must be included, or an older version would be reported as live.
         let before = async move {
-            let newest = admin.asker.newest(&key).await;
-            if let Ok(Newest::Mark(mark)) = newest {
-                admin.ledger.marked(mark).await;
+            let freshness = admin.freshness_probe.freshness(&key).await;
+            if let Ok(Freshness::Barrier(barrier)) = freshness {
+                admin.published.barrier_reached(barrier).await;
             }
-            newest
-                .map_err(|error| Status::unavailable(format!("what is the newest form of {key} is not known: {error}")))
+            freshness.map_err(|error| {
+                Status::unavailable(format!(
+                    "the newest version of {key} cannot be determined: \
+                    {error}"
+                ))
+            })
         };
-        Ok(Response::new(self.updates(before, move |admin, newest| match newest {
-            Newest::Mark(_) => admin.object(&request),
-            Newest::Absent => Err(no_such(&object_key(&request)?)),
-            Newest::Generation(newest) => {
-                let key = object_key(&request)?;
-                let mut status = admin
-                    .object(&request)
-                    .unwrap_or_else(|_| v1::ObjectStatus { object: Some((&key).into()), ..Default::default() });
-                status.newest_generation = *newest;
-                status.live &= status.generation >= *newest;
-                Ok(status)
-            }
-        })))
+        Ok(Response::new(self.updates(
+            before,
+            move |admin, freshness| match freshness {
+                Freshness::Barrier(_) => admin.object(&request),
+                Freshness::Absent => Err(not_found(&object_key(&request)?)),
+                Freshness::Generation(freshness) => {
+                    let key = object_key(&request)?;
+                    let mut status = admin.object(&request).unwrap_or_else(|_| v1::ObjectStatus {
+                        object: Some((&key).into()),
+                        ..Default::default()
+                    });
+                    status.newest_generation = *freshness;
+                    status.live &= status.generation >= *freshness;
+                    Ok(status)
+                }
+            },
+        )))
     }
 }

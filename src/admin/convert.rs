@@ -8,9 +8,9 @@ use super::api::v1;
 use crate::api::ObjectKey;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType};
-use crate::status::{DestinationShare, ObjectReport, ProxyReport, SplitReport, Verdict};
-use crate::xds::board::StreamInfo;
-use crate::xds::stream::{Held, Progress, Refused, Variant};
+use crate::status::{DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport};
+use crate::xds::connections::StreamInfo;
+use crate::xds::stream::{HeldResource, Progress, RejectedResource, Variant};
 
 impl From<ResourceType> for v1::ResourceType {
     fn from(kind: ResourceType) -> Self {
@@ -27,12 +27,17 @@ impl v1::ResourceType {
     /// The name in tables: `cds`, `eds`, `lds` or `rds`; `?` if unspecified.
     pub fn short_name(self) -> &'static str {
         let same = |kind: &ResourceType| v1::ResourceType::from(*kind) == self;
-        ResourceType::ALL.into_iter().find(same).map_or("?", ResourceType::short_name)
+        ResourceType::ALL
+            .into_iter()
+            .find(same)
+            .map_or("?", ResourceType::short_name)
     }
 
     /// The type with this [`ResourceType::short_name`]; unspecified if there is none.
     fn from_short_name(name: &str) -> Self {
-        let named = ResourceType::ALL.into_iter().find(|kind| kind.short_name() == name);
+        let named = ResourceType::ALL
+            .into_iter()
+            .find(|kind| kind.short_name() == name);
         named.map_or(v1::ResourceType::Unspecified, Into::into)
     }
 }
@@ -45,21 +50,32 @@ impl v1::Resource {
             name: from.name.to_string(),
             version: crate::xds::wire::version_text(from.version),
             state: state.into(),
-            resource: Some(Any { type_url: kind.type_url().to_owned(), value: from.bytes() }),
+            resource: Some(Any {
+                type_url: kind.type_url().to_owned(),
+                value: from.bytes(),
+            }),
         }
     }
 }
 
 impl From<&ObjectKey> for v1::ObjectRef {
     fn from(key: &ObjectKey) -> Self {
-        Self { kind: key.kind.as_str().to_owned(), namespace: key.namespace.to_string(), name: key.name.to_string() }
+        Self {
+            kind: key.kind.as_str().to_owned(),
+            namespace: key.namespace.to_string(),
+            name: key.name.to_string(),
+        }
     }
 }
 
 /// As errors and tables name an object: `VirtualService shop/web`.
 impl std::fmt::Display for v1::ObjectRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kind, namespace, name } = self;
+        let Self {
+            kind,
+            namespace,
+            name,
+        } = self;
         write!(f, "{kind} {namespace}/{name}")
     }
 }
@@ -70,7 +86,7 @@ impl From<Progress> for v1::type_status::State {
             Progress::None => Self::NotSubscribed,
             Progress::Synced => Self::Synced,
             Progress::Stale => Self::Stale,
-            Progress::Refused => Self::Rejected,
+            Progress::Rejected => Self::Rejected,
         }
     }
 }
@@ -78,10 +94,13 @@ impl From<Progress> for v1::type_status::State {
 impl From<ProxyReport> for v1::Proxy {
     fn from(report: ProxyReport) -> Self {
         let status = report.status;
-        let types = ResourceType::ALL.into_iter().zip(status.types).map(|(kind, progress)| v1::TypeStatus {
-            r#type: v1::ResourceType::from(kind).into(),
-            state: v1::type_status::State::from(progress).into(),
-        });
+        let types = ResourceType::ALL
+            .into_iter()
+            .zip(status.types)
+            .map(|(kind, progress)| v1::TypeStatus {
+                r#type: v1::ResourceType::from(kind).into(),
+                state: v1::type_status::State::from(progress).into(),
+            });
         Self {
             id: status.id.to_string(),
             namespace: report.namespace.to_string(),
@@ -92,7 +111,7 @@ impl From<ProxyReport> for v1::Proxy {
             acked: status.acked.map(MeshRevision::get),
             wanted: status.wanted.map(MeshRevision::get),
             lagging: status.lagging.unwrap_or_default(),
-            rejected: status.refused.into_iter().map(Into::into).collect(),
+            rejected: status.rejected.into_iter().map(Into::into).collect(),
             held: status.held.into_iter().map(Into::into).collect(),
             kept: status.kept.iter().map(ToString::to_string).collect(),
         }
@@ -108,7 +127,10 @@ impl From<StreamInfo> for v1::Stream {
                 Variant::Delta => v1::stream::Variant::Delta,
             }
             .into(),
-            only: stream.only.map_or(v1::ResourceType::Unspecified, Into::into).into(),
+            only: stream
+                .only
+                .map_or(v1::ResourceType::Unspecified, Into::into)
+                .into(),
         }
     }
 }
@@ -119,28 +141,32 @@ fn timestamp(time: jiff::Timestamp) -> Timestamp {
     let borrowed = i64::from(nanoseconds < 0);
     Timestamp {
         seconds: time.as_second() - borrowed,
-        nanos: if borrowed == 1 { nanoseconds + 1_000_000_000 } else { nanoseconds },
+        nanos: if borrowed == 1 {
+            nanoseconds + 1_000_000_000
+        } else {
+            nanoseconds
+        },
     }
 }
 
-impl From<Refused> for v1::RejectedResource {
-    fn from(one: Refused) -> Self {
+impl From<RejectedResource> for v1::RejectedResource {
+    fn from(item: RejectedResource) -> Self {
         Self {
-            r#type: v1::ResourceType::from_short_name(one.kind).into(),
-            name: one.name.to_string(),
-            version: one.version,
-            message: one.message.to_string(),
+            r#type: v1::ResourceType::from_short_name(item.kind).into(),
+            name: item.name.to_string(),
+            version: item.version,
+            message: item.message.to_string(),
         }
     }
 }
 
-impl From<Held> for v1::HeldResource {
-    fn from(one: Held) -> Self {
+impl From<HeldResource> for v1::HeldResource {
+    fn from(item: HeldResource) -> Self {
         Self {
-            r#type: v1::ResourceType::from_short_name(one.kind).into(),
-            name: one.name.to_string(),
-            virtual_host: one.virtual_host.unwrap_or_default().to_string(),
-            missing_cluster: one.missing_cluster.to_string(),
+            r#type: v1::ResourceType::from_short_name(item.kind).into(),
+            name: item.name.to_string(),
+            virtual_host: item.virtual_host.unwrap_or_default().to_string(),
+            missing_cluster: item.missing_cluster.to_string(),
         }
     }
 }
@@ -192,13 +218,13 @@ impl From<ObjectReport> for v1::ObjectStatus {
     }
 }
 
-impl From<Verdict> for v1::proxy_state::State {
-    fn from(verdict: Verdict) -> Self {
+impl From<ObjectState> for v1::proxy_state::State {
+    fn from(verdict: ObjectState) -> Self {
         match verdict {
-            Verdict::Live => Self::Live,
-            Verdict::Lagging => Self::Lagging,
-            Verdict::Held => Self::Held,
-            Verdict::Refused => Self::Rejected,
+            ObjectState::Live => Self::Live,
+            ObjectState::Lagging => Self::Lagging,
+            ObjectState::Held => Self::Held,
+            ObjectState::Rejected => Self::Rejected,
         }
     }
 }
@@ -209,9 +235,10 @@ mod tests {
 
     #[test]
     fn times_keep_their_instant_on_either_side_of_1970() {
-        for (text, seconds, nanos) in
-            [("2026-01-10T12:00:00.5Z", 1_768_046_400, 500_000_000), ("1969-12-31T23:59:59.25Z", -1, 250_000_000)]
-        {
+        for (text, seconds, nanos) in [
+            ("2026-01-10T12:00:00.5Z", 1_768_046_400, 500_000_000),
+            ("1969-12-31T23:59:59.25Z", -1, 250_000_000),
+        ] {
             let time = timestamp(text.parse().unwrap());
             assert_eq!((time.seconds, time.nanos), (seconds, nanos), "{text}");
         }
@@ -222,8 +249,14 @@ mod tests {
         for kind in ResourceType::ALL {
             let message = v1::ResourceType::from(kind);
             assert_eq!(message.short_name(), kind.short_name());
-            assert_eq!(v1::ResourceType::from_short_name(kind.short_name()), message);
+            assert_eq!(
+                v1::ResourceType::from_short_name(kind.short_name()),
+                message
+            );
         }
-        assert_eq!(v1::ResourceType::from_short_name("ads"), v1::ResourceType::Unspecified);
+        assert_eq!(
+            v1::ResourceType::from_short_name("ads"),
+            v1::ResourceType::Unspecified
+        );
     }
 }

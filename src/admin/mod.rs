@@ -18,29 +18,30 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::snapshot::SnapshotCache;
-use crate::source::newest::Asker;
-use crate::status::Ledger;
-use crate::xds::board::Board;
+use crate::source::freshness::FreshnessProbe;
+use crate::status::Published;
+use crate::xds::connections::Connections;
 
-/// What is said instead of a report before the first full state has been taken in.
-const NOT_READY: &str = "weir is not ready: the first full list of objects has not come in yet; its log says why";
+/// The response before the first complete state.
+const NOT_READY: &str =
+    "weir is not ready: the first complete list of objects has not arrived yet; see the log";
 
-/// What the pages are made of.
+/// What the admin endpoints read.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// Whether the first full state has been taken in.
+    /// Whether the first complete state is published.
     pub ready: watch::Receiver<bool>,
-    /// The numbers.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The snapshots.
     pub snapshots: SnapshotCache,
-    /// The proxies.
-    pub board: Arc<Board>,
-    /// What was published last.
-    pub ledger: Arc<Ledger>,
-    /// Who knows whether that was all.
-    pub asker: Asker,
-    /// Ends what would go on for as long as a client listens.
+    /// The connected proxies.
+    pub connections: Arc<Connections>,
+    /// The last published state.
+    pub published: Arc<Published>,
+    /// Asks the source how fresh an object is.
+    pub freshness_probe: FreshnessProbe,
+    /// Ends the streaming responses at shutdown.
     pub closing: CancellationToken,
 }
 
@@ -58,11 +59,17 @@ pub fn router(admin: Admin) -> Router {
 }
 
 async fn no_such_page(headers: HeaderMap) -> Response {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
         return tonic::Status::unimplemented("weir has no such method").into_http::<Body>();
     }
-    (StatusCode::NOT_FOUND, "no such page; there are /healthz, /ready, /metrics and /api/v1/...\n").into_response()
+    (
+        StatusCode::NOT_FOUND,
+        "no such page; there are /healthz, /ready, /metrics and /api/v1/...\n",
+    )
+        .into_response()
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
@@ -75,7 +82,13 @@ async fn ready(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     match admin.metrics.text(admin.snapshots.stats()) {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+        Ok(text) => (
+            [(
+                header::CONTENT_TYPE,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            )],
+            text,
+        )
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -1,4 +1,4 @@
-//! A connection that was let in, and its requests.
+//! An admitted connection and its requests.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,29 +12,31 @@ use bytes::Bytes;
 use http_body::Frame;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned};
+use tokio_util::sync::{
+    CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned,
+};
 
 use super::{Admission, CONNECTION_BYTES, Exhausted, Limits, Peer, Permit};
 
-/// What an open request takes, in bytes: its tasks, its state, and what of its response waits to be sent.
+/// The memory cost of an open request in bytes: its tasks, its state, and the queued part of its response.
 const EXCHANGE_BYTES: usize = 16 << 10;
 
-/// How many requests of a connection may come to nothing in one go, and how many more in each second. A client that is
-/// well but refused comes back far less often.
+/// The burst and rate per second of useless requests that a connection may make. A healthy client that is rejected
+/// retries far less often.
 const WASTE: f64 = 1000.0;
 const WASTE_PER_SECOND: f64 = 50.0;
 
-/// How long a response goes on after it was ended, so that its client may learn why.
+/// How long a response may continue after it was ended, so that the client learns the reason.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// A connection. Its part of the pools goes back when it and all its requests are dropped.
+/// A connection. Its share of the pools is released when it and all its requests are dropped.
 #[derive(Debug)]
 pub struct Connection {
     peer: Peer,
     admission: Arc<Admission>,
     slot: Permit,
     memory: Permit,
-    /// Cancelled where the connection is to be closed at once.
+    /// Cancelled to close the connection immediately.
     over: CancellationToken,
     in_use: watch::Sender<InUse>,
     waste: Mutex<Waste>,
@@ -48,28 +50,28 @@ pub(super) struct InUse {
     pub ever: u64,
 }
 
-/// How many more requests may come to nothing.
+/// How many more useless requests are allowed.
 #[derive(Debug)]
 struct Waste {
     left: f64,
     at: Instant,
 }
 
-/// A request with its response. Its part of the pools goes back when the last of those who hold it drops it.
+/// A request with its response. Its share of the pools is released when the last owner drops it.
 #[derive(Debug)]
 pub struct Exchange {
     connection: Arc<Connection>,
     slot: Permit,
     memory: Permit,
-    /// Cancelled where the response is to end.
+    /// Cancelled to end the response.
     over: CancellationToken,
-    /// What is held beside what every request takes, in bytes.
+    /// Additional memory held by the request, in bytes.
     held: Mutex<usize>,
     in_use: AtomicBool,
     made_sense: AtomicBool,
 }
 
-/// Bytes that a request holds; dropping it gives them back.
+/// Memory held by a request, released on drop.
 #[derive(Debug)]
 pub struct Hold {
     exchange: Arc<Exchange>,
@@ -77,10 +79,10 @@ pub struct Hold {
 }
 
 impl Admission {
-    /// Lets a connection in.
+    /// Admits a connection.
     ///
     /// # Errors
-    /// There is no room for one more of this peer.
+    /// The limit for this peer is reached.
     pub fn connect(self: &Arc<Self>, address: SocketAddr) -> Result<Arc<Connection>, Exhausted> {
         let (peer, over) = (Peer::from(address.ip()), CancellationToken::new());
         Ok(Arc::new(Connection {
@@ -90,7 +92,10 @@ impl Admission {
             memory: self.memory().acquire(peer, CONNECTION_BYTES, &over)?,
             over,
             in_use: watch::Sender::default(),
-            waste: Mutex::new(Waste { left: WASTE, at: Instant::now() }),
+            waste: Mutex::new(Waste {
+                left: WASTE,
+                at: Instant::now(),
+            }),
         }))
     }
 }
@@ -109,36 +114,54 @@ impl Connection {
         self.in_use.subscribe()
     }
 
-    /// Resolves when the connection is to be closed at once.
+    /// Resolves when the connection must be closed immediately.
     pub(super) fn over(&self) -> WaitForCancellationFuture<'_> {
         self.over.cancelled()
     }
 
-    /// Logs why it is to be closed.
+    /// Logs why it is closed.
     pub(super) fn tell(&self) {
-        match self.slot.why_revoked().or_else(|| self.memory.why_revoked()) {
+        match self
+            .slot
+            .why_revoked()
+            .or_else(|| self.memory.why_revoked())
+        {
             Some(why) => self.admission.tell("connection closed", &why),
-            None => self
-                .admission
-                .tell("connection closed", &format_args!("too many requests of {} came to nothing", self.peer)),
+            None => self.admission.tell(
+                "connection closed",
+                &format_args!("too many useless requests from {}", self.peer),
+            ),
         }
     }
 
-    /// Begins a request.
+    /// Starts a request.
     ///
     /// # Errors
-    /// There is no room for one more of this peer.
+    /// The limit for this peer is reached.
     pub(super) fn begin(self: &Arc<Self>) -> Result<Arc<Exchange>, Exhausted> {
         let over = CancellationToken::new();
         let permits = || {
             let slot = self.admission.streams().acquire(self.peer, 1, &over)?;
-            Ok((slot, self.admission.memory().acquire(self.peer, EXCHANGE_BYTES, &over)?))
+            Ok((
+                slot,
+                self.admission
+                    .memory()
+                    .acquire(self.peer, EXCHANGE_BYTES, &over)?,
+            ))
         };
         match permits() {
             Ok((slot, memory)) => {
                 let connection = self.clone();
                 let (held, in_use, made_sense) = Default::default();
-                Ok(Arc::new(Exchange { connection, slot, memory, over, held, in_use, made_sense }))
+                Ok(Arc::new(Exchange {
+                    connection,
+                    slot,
+                    memory,
+                    over,
+                    held,
+                    in_use,
+                    made_sense,
+                }))
             }
             Err(exhausted) => {
                 self.wasted();
@@ -147,12 +170,15 @@ impl Connection {
         }
     }
 
-    /// Counts a request that came to nothing.
+    /// Counts a useless request.
     fn wasted(&self) {
         let mut waste = self.waste.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let more = now.saturating_duration_since(waste.at).as_secs_f64() * WASTE_PER_SECOND;
-        *waste = Waste { left: (waste.left + more).min(WASTE) - 1.0, at: now };
+        *waste = Waste {
+            left: (waste.left + more).min(WASTE) - 1.0,
+            at: now,
+        };
         if waste.left < 0.0 {
             self.over.cancel();
         }
@@ -160,17 +186,17 @@ impl Connection {
 }
 
 impl Exchange {
-    /// Whose it is.
+    /// The peer that owns it.
     pub fn peer(&self) -> Peer {
         self.connection.peer
     }
 
-    /// How much there is, and how long things may take.
+    /// The limits.
     pub fn limits(&self) -> &Limits {
         self.connection.admission.limits()
     }
 
-    /// Notes that the request is under way: its connection is not idle.
+    /// Marks the request as active, so its connection is not idle.
     pub fn is_in_use(&self) {
         if !self.in_use.swap(true, Ordering::Relaxed) {
             self.connection.in_use.send_modify(|count| {
@@ -180,41 +206,48 @@ impl Exchange {
         }
     }
 
-    /// Notes that the request was read and made sense: it has not come to nothing, whatever follows.
+    /// Marks the request as useful: it was read and is valid.
     pub fn makes_sense(&self) {
         self.made_sense.store(true, Ordering::Relaxed);
     }
 
-    /// Holds `bytes` beside what every request takes.
+    /// Reserves `bytes` of additional memory.
     ///
     /// # Errors
-    /// There is not so much left for its peer.
+    /// The peer's limit would be exceeded.
     pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<Hold, Exhausted> {
-        let mut hold = Hold { exchange: self.clone(), bytes: 0 };
+        let mut hold = Hold {
+            exchange: self.clone(),
+            bytes: 0,
+        };
         hold.resize(bytes)?;
         Ok(hold)
     }
 
-    /// Ends the response, after a moment in which it can still say why.
+    /// Ends the response after a moment in which it can still report the reason.
     pub fn end(&self) {
         self.over.cancel();
     }
 
-    /// Resolves when the response is to end.
+    /// Resolves when the response must end.
     pub fn over(&self) -> WaitForCancellationFuture<'_> {
         self.over.cancelled()
     }
 
-    /// Which pool took it back; `None` where none did.
+    /// The pool that revoked it, if any.
     pub fn why_revoked(&self) -> Option<Exhausted> {
-        self.slot.why_revoked().or_else(|| self.memory.why_revoked())
+        self.slot
+            .why_revoked()
+            .or_else(|| self.memory.why_revoked())
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
         if *self.in_use.get_mut() {
-            self.connection.in_use.send_modify(|count| count.now = count.now.saturating_sub(1));
+            self.connection
+                .in_use
+                .send_modify(|count| count.now = count.now.saturating_sub(1));
         }
         if !*self.made_sense.get_mut() {
             self.connection.wasted();
@@ -223,15 +256,21 @@ impl Drop for Exchange {
 }
 
 impl Hold {
-    /// Holds so much from now on.
+    /// Changes the reserved amount.
     ///
     /// # Errors
-    /// There is not so much left for its peer. It then holds what it held before.
+    /// The peer's limit would be exceeded. The reservation then stays unchanged.
     pub fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
-        let mut held = self.exchange.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self
+            .exchange
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let all = held.saturating_sub(self.bytes).saturating_add(bytes);
         if all != *held {
-            self.exchange.memory.resize(EXCHANGE_BYTES.saturating_add(all))?;
+            self.exchange
+                .memory
+                .resize(EXCHANGE_BYTES.saturating_add(all))?;
         }
         (*held, self.bytes) = (all, bytes);
         Ok(())
@@ -240,7 +279,7 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        // Less can always be held, unless all of it was taken away already.
+        // Shrinking always succeeds, unless the reservation was already revoked.
         let _ = self.resize(0);
     }
 }
@@ -250,23 +289,34 @@ pub(super) struct Guarded {
     body: Body,
     over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     farewell: Option<Pin<Box<Sleep>>>,
-    /// `None` where there was no room for it: what is said of that is short.
+    /// `None` if it was not admitted: the response is short then.
     _exchange: Option<Arc<Exchange>>,
 }
 
 impl Guarded {
     pub fn new(body: Body, exchange: Option<Arc<Exchange>>) -> Self {
-        let over = exchange.as_ref().map(|exchange| Box::pin(exchange.over.clone().cancelled_owned()));
-        Self { body, over, farewell: None, _exchange: exchange }
+        let over = exchange
+            .as_ref()
+            .map(|exchange| Box::pin(exchange.over.clone().cancelled_owned()));
+        Self {
+            body,
+            over,
+            farewell: None,
+            _exchange: exchange,
+        }
     }
 
-    /// Ready when the response was to end a moment ago.
+    /// Ready shortly after the response must end.
     fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(over) = &mut self.over else { return Poll::Pending };
+        let Some(over) = &mut self.over else {
+            return Poll::Pending;
+        };
         if self.farewell.is_none() {
             std::task::ready!(over.as_mut().poll(context));
         }
-        let farewell = self.farewell.get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
+        let farewell = self
+            .farewell
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
         farewell.as_mut().poll(context)
     }
 }

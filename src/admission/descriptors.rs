@@ -1,31 +1,34 @@
-//! File descriptors: how many there are, and for what.
+//! Divides the available file descriptors.
 
 use std::fmt;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Kept for the source (files, its watch, connections to the Kubernetes API), the listeners, the runtime and the log.
+/// Reserved for the source (files, watches, connections to the Kubernetes API), the listeners, the runtime and the log.
 const OWN: usize = 128;
 
-/// The most that are kept for connections to the admin port.
+/// The maximum reserved for connections to the admin port.
 pub const ADMIN: usize = 256;
 
-/// How many file descriptors the process may have.
+/// The file descriptor limits of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
-    /// How many there are.
+    /// The current limit.
     pub limit: usize,
-    /// How many there were before more were asked for.
+    /// The limit before it was raised.
     pub before: usize,
 }
 
 impl Descriptors {
-    /// How many are left for connections of proxies, when all that weir needs itself is set aside.
+    /// The number available for proxy connections, after weir's own needs.
     pub fn for_proxies(self) -> usize {
-        self.limit.saturating_sub(OWN.min(self.limit / 4)).saturating_sub(self.for_admin()).max(1)
+        self.limit
+            .saturating_sub(OWN.min(self.limit / 4))
+            .saturating_sub(self.for_admin())
+            .max(1)
     }
 
-    /// How many are set aside for connections to the admin port.
+    /// The number reserved for connections to the admin port.
     pub fn for_admin(self) -> usize {
         (self.limit / 8).clamp(1, ADMIN)
     }
@@ -35,19 +38,26 @@ impl fmt::Display for Descriptors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} file descriptors", self.limit)?;
         if self.before < self.limit {
-            write!(f, " (the soft limit was {} and has been raised to the hard limit)", self.before)?;
+            write!(
+                f,
+                " (the soft limit was {} and has been raised to the hard limit)",
+                self.before
+            )?;
         }
-        write!(f, ", {} of them for connections of proxies", self.for_proxies())
+        write!(f, ", {} of them for proxy connections", self.for_proxies())
     }
 }
 
-/// Raises the soft limit to the hard one. A soft limit that can not be read or raised stays as it is.
+/// Raises the soft limit to the hard limit. If it cannot be read or raised, it stays unchanged.
 pub fn raise() -> Descriptors {
     let count = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
-    // What POSIX guarantees is all that is certain where nobody tells.
+    // If the limit is unknown, only POSIX's minimum is guaranteed.
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((20, 20));
     let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
-    Descriptors { limit: count(if raised { hard } else { soft }), before: count(soft) }
+    Descriptors {
+        limit: count(if raised { hard } else { soft }),
+        before: count(soft),
+    }
 }
 
 #[cfg(test)]
@@ -57,20 +67,44 @@ mod tests {
     #[test]
     fn some_are_always_kept_for_the_source_and_the_admin_port() {
         for limit in [8, 20, 64, 256, 1024, 20_000, usize::MAX] {
-            let descriptors = Descriptors { limit, before: limit };
+            let descriptors = Descriptors {
+                limit,
+                before: limit,
+            };
             let (proxies, admin) = (descriptors.for_proxies(), descriptors.for_admin());
             assert!(proxies >= 1 && admin >= 1, "{limit}");
             let own = limit - proxies - admin;
             assert!(own >= (limit / 4).min(OWN) && own >= 2, "{limit}: {own}");
         }
-        assert_eq!(Descriptors { limit: 1024, before: 1024 }.for_proxies(), 768);
+        assert_eq!(
+            Descriptors {
+                limit: 1024,
+                before: 1024
+            }
+            .for_proxies(),
+            768
+        );
     }
 
     #[test]
     fn a_limit_that_was_raised_is_told() {
-        let text = Descriptors { limit: 4096, before: 1024 }.to_string();
-        assert!(text.contains("4096") && text.contains("1024") && text.contains("raised"), "{text}");
-        assert!(!Descriptors { limit: 4096, before: 4096 }.to_string().contains("raised"));
+        let text = Descriptors {
+            limit: 4096,
+            before: 1024,
+        }
+        .to_string();
+        assert!(
+            text.contains("4096") && text.contains("1024") && text.contains("raised"),
+            "{text}"
+        );
+        assert!(
+            !Descriptors {
+                limit: 4096,
+                before: 4096
+            }
+            .to_string()
+            .contains("raised")
+        );
     }
 
     #[test]

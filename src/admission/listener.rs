@@ -1,4 +1,4 @@
-//! Accepts connections, serves them, and ends those that do nothing.
+//! Accepts and serves connections, and closes idle ones.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,44 +23,45 @@ use super::connection::Guarded;
 use super::paced::Paced;
 use super::{Admission, Connection, Limits};
 
-/// After a failure to accept: how long to wait at first, and at most.
+/// The initial and maximum delay after a failure to accept.
 const BACKOFF: Duration = Duration::from_millis(20);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// How long a connection that is to end may take to finish what is under way.
+/// How long a closing connection may take to finish its requests.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// How often a client is asked whether it is still there, and how long it may take to answer.
+/// The keepalive interval and timeout.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 
-/// How long a client may read nothing of what waits for it. One that is stopped for a moment is not given up.
+/// How long a client may fail to read pending data. A briefly paused client is not disconnected.
 const STALL: Duration = Duration::from_secs(60);
 
-/// How long a page may take to its first byte.
+/// How long an HTTP response may take to its first byte.
 const PAGE: Duration = Duration::from_secs(30);
 
-/// What a client may send before it is read, in bytes: the least that HTTP/2 knows (RFC 9113, section 6.9.2).
+/// The receive window in bytes: HTTP/2's minimum (RFC 9113, section 6.9.2).
 const WINDOW: u32 = 65_535;
 
-/// What of a response is taken for sent before the client has read it, in bytes.
+/// The send buffer in bytes.
 const SEND_BUFFER: usize = 64 << 10;
 
-/// The most that the headers of a request may have, in bytes.
+/// The maximum size of request headers in bytes.
 const HEADERS: u32 = 16 << 10;
 
-/// What is served.
+/// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// gRPC alone. A request is of use once its handler says so with
+    /// gRPC only. A request is useful once its handler says so with
     /// [`Exchange::is_in_use`](super::Exchange::is_in_use).
     Grpc,
-    /// Pages, and gRPC beside them.
+    /// HTTP and gRPC.
     Pages,
 }
 
 impl Protocol {
-    /// How many requests one connection may have open. Without aggregation Envoy opens one for each cluster's endpoints.
+    /// The maximum number of concurrent requests per connection. Without aggregation Envoy opens one per cluster for
+    /// endpoints.
     fn concurrent(self) -> u32 {
         match self {
             Self::Grpc => 5000,
@@ -88,8 +89,8 @@ impl Protocol {
     }
 }
 
-/// Serves `router` to those whom `admission` lets in, until `closing` is cancelled and every connection has ended.
-/// Each request carries its [`Exchange`](super::Exchange) among its extensions.
+/// Serves `router` to the clients that `admission` admits, until `closing` is cancelled and every connection has ended.
+/// Each request carries its [`Exchange`](super::Exchange) as an extension.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -99,7 +100,7 @@ pub async fn serve(
 ) {
     let builder = protocol.builder(admission.limits());
     let router = router.with_state(());
-    // The connections end when this future is dropped.
+    // Dropping this future closes the connections.
     let mut connections = JoinSet::new();
     let mut wait = None;
     loop {
@@ -113,7 +114,11 @@ pub async fn serve(
                 wait = None;
                 match admission.connect(address) {
                     Ok(connection) => {
-                        let served = Served { connection, router: router.clone(), protocol };
+                        let served = Served {
+                            connection,
+                            router: router.clone(),
+                            protocol,
+                        };
                         connections.spawn(served.run(socket, builder.clone(), closing.clone()));
                     }
                     Err(exhausted) => admission.tell("connection refused", &exhausted),
@@ -122,7 +127,7 @@ pub async fn serve(
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 if wait.is_none() {
-                    tracing::warn!("no connection can be accepted at the moment: {error}");
+                    tracing::warn!("cannot accept connections: {error}");
                 }
                 let now = wait.map_or(BACKOFF, |last: Duration| (last * 2).min(MAX_BACKOFF));
                 wait = Some(now);
@@ -137,7 +142,7 @@ pub async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-/// Whether only the connection that was to be accepted is lost. Source: accept(2), "Error handling".
+/// Whether the error affects only the connection being accepted. Source: accept(2), "Error handling".
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
@@ -153,7 +158,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// A connection and what it is served with.
+/// A connection and the state needed to serve it.
 #[derive(Clone)]
 struct Served {
     connection: Arc<Connection>,
@@ -162,14 +167,20 @@ struct Served {
 }
 
 impl Served {
-    async fn run(self, socket: TcpStream, builder: auto::Builder<TokioExecutor>, closing: CancellationToken) {
-        // What is sent is whole messages; where the option can not be set they come a little later.
+    async fn run(
+        self,
+        socket: TcpStream,
+        builder: auto::Builder<TokioExecutor>,
+        closing: CancellationToken,
+    ) {
+        // Messages are sent as a whole; without this option they are slightly delayed.
         let _ = socket.set_nodelay(true);
         let connection = self.connection.clone();
         let limits = *connection.limits();
         let mut in_use = connection.in_use();
-        let mut http = pin!(builder.serve_connection(TokioIo::new(Paced::new(socket, STALL)), self));
-        // Since when it has been without a request, and how long it may be.
+        let mut http =
+            pin!(builder.serve_connection(TokioIo::new(Paced::new(socket, STALL)), self));
+        // When it became idle, and its idle timeout.
         let mut idle = Some((Instant::now(), limits.first_request));
         let mut seen = 0;
         let mut draining = false;
@@ -182,9 +193,11 @@ impl Served {
                 idle = Some((Instant::now(), limits.idle));
             }
             seen = requests.ever;
-            let idle_until = idle.map(|(since, limit)| since + limit).filter(|_| ends_at.is_none());
+            let idle_until = idle
+                .map(|(since, limit)| since + limit)
+                .filter(|_| ends_at.is_none());
             tokio::select! {
-                // How it ended is for the client to know.
+                // The client knows how it ended.
                 _ = http.as_mut() => return,
                 _ = in_use.changed() => continue,
                 () = connection.over() => {
@@ -193,7 +206,7 @@ impl Served {
                 }
                 () = at(ends_at) => return,
                 () = at(idle_until) => ends_at = Some(Instant::now() + DRAIN),
-                // Streams that are open end by themselves, each at its time.
+                // Open streams end by themselves.
                 () = closing.cancelled(), if !draining => draining = true,
             }
             http.as_mut().graceful_shutdown();
@@ -201,23 +214,28 @@ impl Served {
     }
 
     async fn answer(self, mut request: Request<Incoming>) -> Response<Guarded> {
-        let grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(is_grpc);
+        let grpc = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(is_grpc);
         let exchange = match self.connection.begin() {
             Ok(exchange) => exchange,
             Err(exhausted) => {
-                self.connection.admission().tell("request refused", &exhausted);
-                let refused = if grpc {
+                self.connection
+                    .admission()
+                    .tell("request refused", &exhausted);
+                let rejected = if grpc {
                     Status::resource_exhausted(exhausted.to_string()).into_http()
                 } else {
                     (StatusCode::SERVICE_UNAVAILABLE, format!("{exhausted}\n")).into_response()
                 };
-                return refused.map(|body| Guarded::new(body, None));
+                return rejected.map(|body| Guarded::new(body, None));
             }
         };
         let mut router = self.router;
         let response = match self.protocol {
             Protocol::Grpc if request.version() < Version::HTTP_2 => {
-                let text = "this port serves gRPC, which takes HTTP/2\n";
+                let text = "this port serves gRPC, which requires HTTP/2\n";
                 let close = (header::CONNECTION, HeaderValue::from_static("close"));
                 (StatusCode::HTTP_VERSION_NOT_SUPPORTED, [close], text).into_response()
             }
@@ -228,8 +246,12 @@ impl Served {
             Protocol::Pages => {
                 exchange.is_in_use();
                 exchange.makes_sense();
-                let answered = tokio::time::timeout(PAGE, router.call(request)).await.map(infallible);
-                answered.unwrap_or_else(|_| (StatusCode::GATEWAY_TIMEOUT, "that took too long\n").into_response())
+                let answered = tokio::time::timeout(PAGE, router.call(request))
+                    .await
+                    .map(infallible);
+                answered.unwrap_or_else(|_| {
+                    (StatusCode::GATEWAY_TIMEOUT, "timed out\n").into_response()
+                })
             }
         };
         response.map(|body| Guarded::new(body, Some(exchange)))

@@ -1,20 +1,20 @@
-//! How much memory clients may take where nobody says.
+//! The default memory limit for clients.
 
 use std::path::Path;
 
-/// The most that is taken for granted, in bytes.
+/// The maximum default in bytes.
 const MOST: usize = 1 << 30;
 
-/// What clients get where the machine does not tell how much it has.
+/// The default if the available memory is unknown.
 const UNKNOWN: usize = 256 << 20;
 
-/// Half of what the container or the machine has.
+/// Half of the memory of the container or machine.
 pub fn default_for_clients() -> usize {
     let limits = cgroup_limits().into_iter().chain(machine());
     limits.min().map_or(UNKNOWN, |limit| (limit / 2).min(MOST))
 }
 
-/// The limits of the control groups that the process is in.
+/// The limits of the process's control groups.
 ///
 /// Source: the kernel's documentation, "Control Group v2" (`memory.max`) and "Memory Resource Controller" of v1
 /// (`memory.limit_in_bytes`).
@@ -23,13 +23,16 @@ fn cgroup_limits() -> Vec<usize> {
     let mut limits = Vec::new();
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
         let (root, file) = match controllers {
             "" => ("/sys/fs/cgroup", "memory.max"),
             "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
             _ => continue,
         };
-        // In a container the path may be that of the host; the container's own group is then at the root.
+        // In a container the path may be the host's; the container's own group is then at the root.
         for group in Path::new(path.trim_start_matches('/')).ancestors() {
             limits.extend(number(&Path::new(root).join(group).join(file)));
         }
@@ -44,8 +47,13 @@ fn number(file: &Path) -> Option<usize> {
 /// The memory of the machine.
 fn machine() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib: usize =
-        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok())?;
+    let kib: usize = text.lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    })?;
     kib.checked_mul(1024)
 }
 

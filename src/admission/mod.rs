@@ -1,12 +1,12 @@
-//! Who is let in, and how much of weir each peer may take.
+//! Admission control: limits the resources that each peer may use.
 //!
-//! Every resource that a client can make weir spend has an owner and a limit. Connections, requests and memory come
-//! from [`Pool`]s: each has a limit for all peers together and one for each peer, and what a [`Permit`] stands for goes
-//! back to its pool when the permit is dropped. Where a pool is empty, a peer that has less than another gets its part
-//! from the one that has the most, so that nobody can keep the others out. Streams begin in turns, peer by peer
-//! ([`Turns`]). [`serve`] accepts connections and ends those that do nothing.
+//! Every resource that a client can consume has an owner and a limit. Connections, requests and memory come from
+//! [`Pool`]s: each has a total limit and a limit per peer, and a [`Permit`] is returned to its pool on drop. When a
+//! pool is exhausted, a peer with less than another gets its share from the peer that has the most, so no peer can lock
+//! out others. Streams start in turns, round robin over peers ([`Turns`]). [`serve`] accepts connections and closes
+//! idle ones.
 //!
-//! A peer is an address. It is all that is known of a client that has not proved who it is.
+//! A peer is an address, which is all that is known about an unauthenticated client.
 
 mod connection;
 pub mod descriptors;
@@ -30,30 +30,30 @@ pub use listener::{Protocol, serve};
 pub use pool::{Exhausted, Permit, Pool, Resource};
 pub use turns::Turns;
 
-/// What an open connection takes, in bytes: hyper's and h2's buffers and state.
+/// The memory cost of an open connection in bytes: the buffers and state of hyper and h2.
 pub const CONNECTION_BYTES: usize = 32 << 10;
 
-/// How often it is logged that something was refused.
+/// The interval between log messages about rejections.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
-/// How much there is, in all and for each peer, and how long things may take.
+/// The limits, in total and per peer, and the timeouts.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections in all.
+    /// The maximum number of connections.
     pub connections: usize,
-    /// Requests that are open at a time, in all. A discovery stream is one request.
+    /// The maximum number of concurrent requests. A discovery stream is one request.
     pub streams: usize,
-    /// Streams that may begin within a second. Those above wait for their turn.
+    /// The maximum number of streams that may start per second; others wait for their turn.
     pub streams_per_second: u32,
-    /// Bytes that all clients together may make weir hold.
+    /// The total memory in bytes that clients may consume.
     pub memory: usize,
-    /// Which part of all of that one peer may have, in percent.
+    /// The maximum share of a single peer in percent.
     pub peer_share: u8,
-    /// How long a connection may take to its first request, and a stream to its first message.
+    /// The timeout for the first request of a connection and the first message of a stream.
     pub first_request: Duration,
     /// How long a connection may be without a request.
     pub idle: Duration,
-    /// How long a message may take from its first byte to its last, beside the time that its length gives it.
+    /// The timeout for receiving a message, in addition to an allowance for its length.
     pub message: Duration,
 }
 
@@ -73,18 +73,27 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Those of the admin port, which people and tools ask now and then.
+    /// The limits of the admin port, which is used occasionally by people and tools.
     pub fn admin() -> Self {
-        Self { connections: descriptors::ADMIN, streams: 256, memory: 32 << 20, peer_share: 50, ..Self::default() }
+        Self {
+            connections: descriptors::ADMIN,
+            streams: 256,
+            memory: 32 << 20,
+            peer_share: 50,
+            ..Self::default()
+        }
     }
 
-    /// These, with no more connections than there are file descriptors for.
+    /// These limits, capped to the available file descriptors.
     #[must_use]
     pub fn within(self, descriptors: usize) -> Self {
-        Self { connections: self.connections.min(descriptors), ..self }
+        Self {
+            connections: self.connections.min(descriptors),
+            ..self
+        }
     }
 
-    /// How long a message of `length` bytes may take to come in: slow links get the time that they need.
+    /// How long receiving a message of `length` bytes may take, with an allowance for slow links.
     pub fn message_within(&self, length: usize) -> Duration {
         const BYTES_PER_SECOND: u32 = 32 << 10;
         let length = u32::try_from(length).unwrap_or(u32::MAX);
@@ -92,7 +101,7 @@ impl Limits {
     }
 }
 
-/// A client's address, or the /64 network that it is in, of which a single machine may have every address.
+/// A client's IPv4 address, or its IPv6 /64 network, which a single machine may own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer(IpAddr);
 
@@ -127,7 +136,7 @@ pub struct Admission {
     told: Mutex<Told>,
 }
 
-/// What was logged of refusals, of which there may be very many.
+/// Rate limits the log messages about rejections.
 #[derive(Debug, Default)]
 struct Told {
     last: Option<Instant>,
@@ -135,10 +144,15 @@ struct Told {
 }
 
 impl Admission {
-    /// Pools of which everything is left. What is in use and what they refuse is told in `metrics`, by the `port`.
+    /// Creates full pools. Usage and rejections are reported in `metrics` by `port`.
     pub fn new(limits: Limits, port: &'static str, metrics: &Metrics) -> Self {
         let pool = |resource: Resource, limit| {
-            Arc::new(Pool::new(resource, limit, limits.peer_share, metrics.pool(port, resource.name())))
+            Arc::new(Pool::new(
+                resource,
+                limit,
+                limits.peer_share,
+                metrics.pool(port, resource.name()),
+            ))
         };
         Self {
             limits,
@@ -149,7 +163,7 @@ impl Admission {
         }
     }
 
-    /// Logs that something was refused or closed, and why; of very many only some.
+    /// Logs a rejection or closed connection, rate limited.
     fn tell(&self, what: &str, why: &dyn fmt::Display) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.last.is_some_and(|last| last.elapsed() < TELL_AGAIN) {
@@ -158,12 +172,15 @@ impl Admission {
         }
         match told.since {
             0 => tracing::warn!("{what}: {why}"),
-            since => tracing::warn!("{what}: {why}; and {since} more like it before"),
+            since => tracing::warn!("{what}: {why} ({since} similar messages suppressed)"),
         }
-        *told = Told { last: Some(Instant::now()), since: 0 };
+        *told = Told {
+            last: Some(Instant::now()),
+            since: 0,
+        };
     }
 
-    /// How much there is.
+    /// The limits.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -184,12 +201,14 @@ impl Admission {
     }
 }
 
-/// A request of a client, for what is tested without a connection.
+/// A client request for tests without a connection.
 #[cfg(test)]
 pub fn exchange_for_tests(limits: Limits) -> Arc<Exchange> {
     let admission = Arc::new(Admission::new(limits, "test", &Metrics::default()));
     let connection = admission.connect(([127, 0, 0, 1], 1).into());
-    connection.and_then(|connection| connection.begin()).unwrap_or_else(|exhausted| panic!("{exhausted}"))
+    connection
+        .and_then(|connection| connection.begin())
+        .unwrap_or_else(|exhausted| panic!("{exhausted}"))
 }
 
 #[cfg(test)]
@@ -210,6 +229,9 @@ mod tests {
     fn a_long_message_may_take_longer() {
         let limits = Limits::default();
         assert_eq!(limits.message_within(0), limits.message);
-        assert_eq!(limits.message_within(1 << 20), limits.message + Duration::from_secs(32));
+        assert_eq!(
+            limits.message_within(1 << 20),
+            limits.message + Duration::from_secs(32)
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A socket whose client can neither keep a thread busy nor keep weir waiting for ever.
+//! A socket whose client can neither monopolize a thread nor block weir forever.
 
 use std::io;
 use std::pin::Pin;
@@ -9,41 +9,56 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-/// What is read before other connections have their turn, in bytes. It may hold more than a thousand requests.
+/// How many bytes are read before yielding to other connections. They may contain more than a thousand requests.
 const AT_ONCE: usize = 64 << 10;
 
-/// A socket that lets others run after every [`AT_ONCE`] bytes, and fails where its client reads nothing for too long.
+/// A socket that yields after every [`AT_ONCE`] bytes and fails if its client reads nothing for too long.
 #[derive(Debug)]
 pub(super) struct Paced<S = TcpStream> {
     socket: S,
-    /// How long its client may read nothing of what waits for it.
+    /// How long its client may fail to read pending data.
     patience: Duration,
-    /// What was read since others had their turn.
+    /// The bytes read since the last yield.
     read: usize,
-    /// Runs while the client reads nothing.
+    /// Runs while the client does not read.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Paced<S> {
     pub fn new(socket: S, patience: Duration) -> Self {
-        Self { socket, patience, read: 0, stalled: None }
+        Self {
+            socket,
+            patience,
+            read: 0,
+            stalled: None,
+        }
     }
 
-    /// Fails a write that has waited for too long.
-    fn in_time<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Fails a write that has been pending for too long.
+    fn in_time<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
             return written;
         }
         let patience = self.patience;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(stalled.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.read >= AT_ONCE {
             self.read = 0;
             context.waker().wake_by_ref();
@@ -51,13 +66,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.socket).poll_read(context, buf);
-        self.read = if polled.is_pending() { 0 } else { self.read + (buf.filled().len() - before) };
+        self.read = if polled.is_pending() {
+            0
+        } else {
+            self.read + (buf.filled().len() - before)
+        };
         polled
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(context, bytes);
         self.in_time(context, written)
     }
@@ -126,6 +149,9 @@ mod tests {
         for _ in 0..4 {
             client.read_u8().await.unwrap();
         }
-        assert!(!writing.await.unwrap(), "each byte that is read ends the wait");
+        assert!(
+            !writing.await.unwrap(),
+            "each byte that is read ends the wait"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A resource that peers share.
+//! A resource shared by peers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Peer;
 use crate::metrics::PoolMetrics;
 
-/// What a pool holds.
+/// The kind of resource in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// Connections.
@@ -21,7 +21,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// The name, as metrics and messages have it.
+    /// The name in metrics and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
@@ -30,40 +30,42 @@ impl Resource {
         }
     }
 
-    /// An amount of it in words.
+    /// Describes an amount.
     fn amount(self, amount: usize) -> String {
         match self {
-            Self::Memory if amount >= 1 << 20 => format!("{} MiB of memory for clients", amount >> 20),
+            Self::Memory if amount >= 1 << 20 => {
+                format!("{} MiB of memory for clients", amount >> 20)
+            }
             Self::Memory => format!("{amount} bytes of memory for clients"),
             _ => format!("{amount} {}", self.name()),
         }
     }
 }
 
-/// A pool has not got what was asked for.
+/// The pool cannot satisfy a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Exhausted {
-    /// The peer would have more than its share.
+    /// The peer would exceed its share.
     Peer {
-        /// Of what.
+        /// The resource.
         resource: Resource,
-        /// Who.
+        /// The peer.
         peer: Peer,
         /// The share.
         limit: usize,
     },
-    /// Others have the rest, and none of them has more than the peer would have.
+    /// The pool is exhausted, and no other peer has more than this one would have.
     All {
-        /// Of what.
+        /// The resource.
         resource: Resource,
         /// How much there is.
         limit: usize,
     },
     /// The pool was exhausted, and the peer had the most.
     Revoked {
-        /// Of what.
+        /// The resource.
         resource: Resource,
-        /// Who.
+        /// The peer.
         peer: Peer,
     },
 }
@@ -71,9 +73,13 @@ pub enum Exhausted {
 impl fmt::Display for Exhausted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Peer { resource, peer, limit } => write!(
+            Self::Peer {
+                resource,
+                peer,
+                limit,
+            } => write!(
                 f,
-                "{peer} has its share of {}, which is {} (--peer-share)",
+                "{peer} has reached its share of {}, {} (--peer-share)",
                 resource.name(),
                 resource.amount(*limit)
             ),
@@ -83,19 +89,27 @@ impl fmt::Display for Exhausted {
                     Resource::Streams => "--max-streams",
                     Resource::Memory => "--client-memory",
                 };
-                write!(f, "all of the {} are in use ({flag})", resource.amount(*limit))
+                write!(
+                    f,
+                    "all of the {} are in use ({flag})",
+                    resource.amount(*limit)
+                )
             }
             Self::Revoked { resource, peer } => {
-                write!(f, "there is no {} left for others, and {peer} has the most", resource.name())
+                write!(
+                    f,
+                    "{} are exhausted, and {peer} has the most",
+                    resource.name()
+                )
             }
         }
     }
 }
 
-/// A resource: so much in all, and so much for each peer.
+/// A resource with a total limit and a limit per peer.
 ///
-/// Where it is exhausted, a peer that asks for more takes it from the peer that has the most, as long as it stays below
-/// what that one had. That is fair to the end: it stops where all have as much as each other.
+/// When it is exhausted, a peer that requests more takes it from the peer that has the most, as long as it stays below
+/// that peer's amount. This converges to equal shares.
 #[derive(Debug)]
 pub struct Pool {
     resource: Resource,
@@ -110,20 +124,20 @@ struct Inner {
     used: usize,
     last_id: u64,
     peers: HashMap<Peer, Holdings>,
-    /// The peers by what they have.
+    /// The peers by usage.
     by_use: BTreeSet<(usize, Peer)>,
 }
 
-/// What one peer has.
+/// The usage of one peer.
 #[derive(Debug, Default)]
 struct Holdings {
     used: usize,
     permits: HashMap<u64, (usize, CancellationToken)>,
-    /// The permits by amount, those of one amount by age.
+    /// The permits by amount, then by age.
     by_amount: BTreeSet<(usize, u64)>,
 }
 
-/// A part of a pool; dropping it gives it back.
+/// An amount taken from a pool, returned on drop.
 #[derive(Debug)]
 pub struct Permit {
     pool: Arc<Pool>,
@@ -132,10 +146,19 @@ pub struct Permit {
 }
 
 impl Pool {
-    /// A pool of `limit`, of which one peer may have `share` percent.
+    /// A pool of `limit`, of which one peer may use `share` percent.
     pub fn new(resource: Resource, limit: usize, share: u8, metrics: PoolMetrics) -> Self {
-        let share = limit.saturating_mul(usize::from(share)).div_ceil(100).max(1);
-        Self { resource, limit, share, metrics, inner: Mutex::default() }
+        let share = limit
+            .saturating_mul(usize::from(share))
+            .div_ceil(100)
+            .max(1);
+        Self {
+            resource,
+            limit,
+            share,
+            metrics,
+            inner: Mutex::default(),
+        }
     }
 
     /// Nothing under the lock can fail half way, so that a poisoned one is as good as any.
@@ -143,21 +166,20 @@ impl Pool {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What one peer may have.
+    /// The limit per peer.
     pub fn share(&self) -> usize {
         self.share
     }
 
-    /// What is in use.
+    /// The amount in use.
     pub fn used(&self) -> usize {
         self.lock().used
     }
 
-    /// Takes `amount` for a peer. `revoked` is cancelled where others get it instead: what it was taken for is then to
-    /// end.
+    /// Acquires `amount` for a peer. `revoked` is cancelled if another peer gets it instead; its holder must then stop.
     ///
     /// # Errors
-    /// There is not so much left for it.
+    /// The limit would be exceeded.
     pub fn acquire(
         self: &Arc<Self>,
         peer: Peer,
@@ -173,25 +195,46 @@ impl Pool {
         holdings.by_amount.insert((0, id));
         inner.set(peer, id, amount);
         self.tell_use(&inner);
-        Ok(Permit { pool: self.clone(), peer, id })
+        Ok(Permit {
+            pool: self.clone(),
+            peer,
+            id,
+        })
     }
 
     fn tell_use(&self, inner: &Inner) {
-        self.metrics.used.set(i64::try_from(inner.used).unwrap_or(i64::MAX));
+        self.metrics
+            .used
+            .set(i64::try_from(inner.used).unwrap_or(i64::MAX));
     }
 
-    /// Makes sure that a peer can have `more`, where need be at the cost of those who have the most.
+    /// Ensures that a peer can have `more`, if necessary by revoking permits of the peers that have the most.
     fn make_room(&self, inner: &mut Inner, peer: Peer, more: usize) -> Result<(), Exhausted> {
-        let wanted = inner.peers.get(&peer).map_or(0, |holdings| holdings.used).saturating_add(more);
+        let wanted = inner
+            .peers
+            .get(&peer)
+            .map_or(0, |holdings| holdings.used)
+            .saturating_add(more);
         if wanted > self.share {
             self.metrics.over_share.inc();
-            return Err(Exhausted::Peer { resource: self.resource, peer, limit: self.share });
+            return Err(Exhausted::Peer {
+                resource: self.resource,
+                peer,
+                limit: self.share,
+            });
         }
         while inner.used.saturating_add(more) > self.limit {
-            let most = inner.by_use.last().copied().filter(|(most, other)| *other != peer && *most > wanted);
+            let most = inner
+                .by_use
+                .last()
+                .copied()
+                .filter(|(most, other)| *other != peer && *most > wanted);
             let Some((_, other)) = most else {
                 self.metrics.exhausted.inc();
-                return Err(Exhausted::All { resource: self.resource, limit: self.limit });
+                return Err(Exhausted::All {
+                    resource: self.resource,
+                    limit: self.limit,
+                });
             };
             self.metrics.revoked.inc();
             inner.revoke_from(other);
@@ -201,10 +244,14 @@ impl Pool {
 }
 
 impl Inner {
-    /// Changes the amount of a permit that is in force; an amount of none is no reason to forget it.
+    /// Changes the amount of a valid permit; an amount of 0 does not release it.
     fn set(&mut self, peer: Peer, id: u64, amount: usize) {
-        let Some(holdings) = self.peers.get_mut(&peer) else { return };
-        let Some((before, _)) = holdings.permits.get_mut(&id) else { return };
+        let Some(holdings) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        let Some((before, _)) = holdings.permits.get_mut(&id) else {
+            return;
+        };
         let old = std::mem::replace(before, amount);
         holdings.by_amount.remove(&(old, id));
         holdings.by_amount.insert((amount, id));
@@ -214,7 +261,7 @@ impl Inner {
         self.used = self.used.saturating_sub(old).saturating_add(amount);
     }
 
-    /// Forgets a permit. Nothing happens where it is no longer in force.
+    /// Releases a permit. Does nothing if it is no longer valid.
     fn remove(&mut self, peer: Peer, id: u64) -> Option<CancellationToken> {
         self.set(peer, id, 0);
         let holdings = self.peers.get_mut(&peer)?;
@@ -227,9 +274,12 @@ impl Inner {
         Some(revoked)
     }
 
-    /// Takes the largest of its permits from a peer; of those that are as large, the youngest.
+    /// Revokes the largest permit of a peer; among equally large ones the newest.
     fn revoke_from(&mut self, peer: Peer) {
-        let largest = self.peers.get(&peer).and_then(|holdings| holdings.by_amount.last().copied());
+        let largest = self
+            .peers
+            .get(&peer)
+            .and_then(|holdings| holdings.by_amount.last().copied());
         if let Some(revoked) = largest.and_then(|(_, id)| self.remove(peer, id)) {
             revoked.cancel();
         }
@@ -237,14 +287,19 @@ impl Inner {
 }
 
 impl Permit {
-    /// Changes how much it stands for.
+    /// Changes its amount.
     ///
     /// # Errors
-    /// There is not so much left for the peer, or the permit was revoked. It then stands for what it stood for before.
+    /// The peer's limit would be exceeded, or the permit was revoked. Its amount then stays unchanged.
     pub fn resize(&self, amount: usize) -> Result<(), Exhausted> {
         let mut inner = self.pool.lock();
-        let held = inner.peers.get(&self.peer).and_then(|holdings| holdings.permits.get(&self.id));
-        let Some((before, _)) = held else { return Err(self.revoked()) };
+        let held = inner
+            .peers
+            .get(&self.peer)
+            .and_then(|holdings| holdings.permits.get(&self.id));
+        let Some((before, _)) = held else {
+            return Err(self.revoked());
+        };
         let more = amount.saturating_sub(*before);
         if more > 0 {
             self.pool.make_room(&mut inner, self.peer, more)?;
@@ -254,15 +309,21 @@ impl Permit {
         Ok(())
     }
 
-    /// Why it was taken back; `None` where it is in force.
+    /// Why it was revoked; `None` if it is valid.
     pub fn why_revoked(&self) -> Option<Exhausted> {
         let inner = self.pool.lock();
-        let in_force = inner.peers.get(&self.peer).is_some_and(|holdings| holdings.permits.contains_key(&self.id));
-        (!in_force).then(|| self.revoked())
+        let active = inner
+            .peers
+            .get(&self.peer)
+            .is_some_and(|holdings| holdings.permits.contains_key(&self.id));
+        (!active).then(|| self.revoked())
     }
 
     fn revoked(&self) -> Exhausted {
-        Exhausted::Revoked { resource: self.pool.resource, peer: self.peer }
+        Exhausted::Revoked {
+            resource: self.pool.resource,
+            peer: self.peer,
+        }
     }
 }
 
@@ -281,7 +342,12 @@ mod tests {
     use super::*;
 
     fn pool(limit: usize, share: u8) -> Arc<Pool> {
-        Arc::new(Pool::new(Resource::Streams, limit, share, PoolMetrics::default()))
+        Arc::new(Pool::new(
+            Resource::Streams,
+            limit,
+            share,
+            PoolMetrics::default(),
+        ))
     }
 
     fn peer(n: u8) -> Peer {
@@ -308,19 +374,33 @@ mod tests {
         drop(permits);
         assert_eq!(pool.used(), 0);
         let inner = pool.lock();
-        assert!(inner.peers.is_empty() && inner.by_use.is_empty(), "a peer without anything takes no room: {inner:?}");
+        assert!(
+            inner.peers.is_empty() && inner.by_use.is_empty(),
+            "a peer without anything takes no room: {inner:?}"
+        );
     }
 
     #[test]
     fn a_peer_has_its_share_and_no_more() {
         let pool = pool(8, 25);
         let _permits = [acquire(&pool, 1, 1).unwrap(), acquire(&pool, 1, 1).unwrap()];
-        let refused = acquire(&pool, 1, 1).unwrap_err();
-        assert_eq!(refused, Exhausted::Peer { resource: Resource::Streams, peer: peer(1), limit: 2 });
+        let rejected = acquire(&pool, 1, 1).unwrap_err();
+        assert_eq!(
+            rejected,
+            Exhausted::Peer {
+                resource: Resource::Streams,
+                peer: peer(1),
+                limit: 2
+            }
+        );
         assert!(acquire(&pool, 2, 2).is_ok());
         assert_eq!(
             acquire(&pool, 2, 3).map(|_| ()),
-            Err(Exhausted::Peer { resource: Resource::Streams, peer: peer(2), limit: 2 })
+            Err(Exhausted::Peer {
+                resource: Resource::Streams,
+                peer: peer(2),
+                limit: 2
+            })
         );
     }
 
@@ -336,10 +416,17 @@ mod tests {
         let modest = acquire(&pool, 2, 1).unwrap();
         let late = acquire(&pool, 3, 1).unwrap();
         assert!(!is_revoked(&modest) && !is_revoked(&late));
-        assert_eq!(greedy.iter().map(is_revoked).collect::<Vec<_>>(), [false, false, false, false, true]);
+        assert_eq!(
+            greedy.iter().map(is_revoked).collect::<Vec<_>>(),
+            [false, false, false, false, true]
+        );
         assert_eq!(pool.used(), 6);
         drop(greedy);
-        assert_eq!(pool.used(), 2, "a permit that was revoked has nothing to give back");
+        assert_eq!(
+            pool.used(),
+            2,
+            "a permit that was revoked has nothing to give back"
+        );
     }
 
     #[test]
@@ -347,14 +434,23 @@ mod tests {
         let pool = pool(4, 100);
         let all = [1, 1, 2, 2].map(|n| acquire(&pool, n, 1).unwrap());
         for n in [1, 2] {
-            let refused = acquire(&pool, n, 1).unwrap_err();
-            assert_eq!(refused, Exhausted::All { resource: Resource::Streams, limit: 4 });
+            let rejected = acquire(&pool, n, 1).unwrap_err();
+            assert_eq!(
+                rejected,
+                Exhausted::All {
+                    resource: Resource::Streams,
+                    limit: 4
+                }
+            );
         }
         assert!(!all.iter().any(is_revoked));
         let third = acquire(&pool, 3, 1).unwrap();
         assert!(!is_revoked(&third));
-        assert_eq!(all.iter().filter(|one| is_revoked(one)).count(), 1);
-        assert!(acquire(&pool, 3, 1).is_err(), "now nobody has more than it would have");
+        assert_eq!(all.iter().filter(|item| is_revoked(item)).count(), 1);
+        assert!(
+            acquire(&pool, 3, 1).is_err(),
+            "now nobody has more than it would have"
+        );
     }
 
     #[test]
@@ -378,8 +474,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever is asked for in whatever order: no more is out than there is, nor more at a peer than its share, and
-        /// all of it comes back.
+        /// In any order of requests, neither the total nor a peer's share is exceeded, and everything is returned.
         #[test]
         fn the_sums_are_right(
             limit in 1usize..50,

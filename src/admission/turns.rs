@@ -1,4 +1,4 @@
-//! Who begins next, where many want to begin at once.
+//! Schedules which stream starts next when many are waiting.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,11 +9,10 @@ use tokio::time::Instant;
 
 use super::Peer;
 
-/// What may begin in one go after a pause: a tenth of a second's worth.
+/// The burst after a pause: a tenth of the rate per second.
 const BURST: Duration = Duration::from_millis(100);
 
-/// Gives turns at a steady rate, to one peer after the other, and within a peer in the order in which they were asked
-/// for. Who no longer waits takes no turn.
+/// Grants turns at a steady rate, round robin over peers, and in order within a peer. Cancelled waiters take no turn.
 #[derive(Debug)]
 pub struct Turns {
     queue: Mutex<Queue>,
@@ -28,11 +27,11 @@ struct Queue {
     next: Instant,
     last_ticket: u64,
     waiting: HashMap<Peer, BTreeMap<u64, oneshot::Sender<()>>>,
-    /// The peers of `waiting`, those that had a turn last at the end.
+    /// The peers in `waiting`, least recently served first.
     order: VecDeque<Peer>,
 }
 
-/// A place in the queue; dropping it gives it up.
+/// A place in the queue, given up on drop.
 struct Place<'a> {
     turns: &'a Turns,
     peer: Peer,
@@ -40,9 +39,12 @@ struct Place<'a> {
 }
 
 impl Turns {
-    /// So many turns a second.
+    /// A scheduler with this rate per second.
     pub fn new(per_second: u32) -> Self {
-        Self { queue: Mutex::new(Queue::new(per_second, Instant::now())), waiting: Notify::new() }
+        Self {
+            queue: Mutex::new(Queue::new(per_second, Instant::now())),
+            waiting: Notify::new(),
+        }
     }
 
     /// Nothing under the lock can fail half way, so that a poisoned one is as good as any.
@@ -50,7 +52,7 @@ impl Turns {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a turn, which [`Turns::run`] gives unless there is one to be had at once.
+    /// Waits for a turn, which [`Turns::run`] grants unless one is available immediately.
     pub async fn turn(&self, peer: Peer) {
         let (ticket, granted) = {
             let mut queue = self.lock();
@@ -59,14 +61,18 @@ impl Turns {
             }
             queue.join(peer)
         };
-        let place = Place { turns: self, peer, ticket };
+        let place = Place {
+            turns: self,
+            peer,
+            ticket,
+        };
         self.waiting.notify_one();
-        // The sender is dropped by nobody else as long as the place is kept.
+        // The sender is dropped only together with the place.
         let _ = granted.await;
         drop(place);
     }
 
-    /// Gives the turns, for as long as it is polled.
+    /// Grants turns as long as it is polled.
     pub async fn run(&self) {
         loop {
             let next = self.lock().next_due();
@@ -84,15 +90,21 @@ impl Turns {
 impl Queue {
     fn new(per_second: u32, now: Instant) -> Self {
         let interval = Duration::from_secs(1) / per_second.max(1);
-        Self { interval, next: now, last_ticket: 0, waiting: HashMap::new(), order: VecDeque::new() }
+        Self {
+            interval,
+            next: now,
+            last_ticket: 0,
+            waiting: HashMap::new(),
+            order: VecDeque::new(),
+        }
     }
 
-    /// What was not used for a while does not add up.
+    /// Unused turns do not accumulate.
     fn forget_pause(&mut self, now: Instant) {
         self.next = self.next.max(now.checked_sub(BURST).unwrap_or(now));
     }
 
-    /// Takes a turn where one is due and nobody waits for it.
+    /// Takes a turn if one is due and no one is waiting.
     fn take(&mut self, now: Instant) -> bool {
         self.forget_pause(now);
         let free = self.order.is_empty() && self.next <= now;
@@ -102,7 +114,7 @@ impl Queue {
         free
     }
 
-    /// Begins to wait.
+    /// Enqueues a waiter.
     fn join(&mut self, peer: Peer) -> (u64, oneshot::Receiver<()>) {
         self.last_ticket += 1;
         let (sender, granted) = oneshot::channel();
@@ -115,7 +127,7 @@ impl Queue {
         (self.last_ticket, granted)
     }
 
-    /// Waits no more.
+    /// Removes a waiter.
     fn leave(&mut self, peer: Peer, ticket: u64) {
         if let Some(own) = self.waiting.get_mut(&peer)
             && own.remove(&ticket).is_some()
@@ -126,12 +138,12 @@ impl Queue {
         }
     }
 
-    /// When the next turn is due, where anyone waits for it.
+    /// When the next turn is due, if anyone is waiting.
     fn next_due(&self) -> Option<Instant> {
         (!self.order.is_empty()).then_some(self.next)
     }
 
-    /// Gives the turns that are due.
+    /// Grants the turns that are due.
     fn give(&mut self, now: Instant) {
         self.forget_pause(now);
         while self.next <= now {
@@ -142,7 +154,7 @@ impl Queue {
         }
     }
 
-    /// Takes the first of the peer whose turn it is out of the queue.
+    /// Dequeues the first waiter of the next peer.
     fn first(&mut self) -> Option<oneshot::Sender<()>> {
         let peer = self.order.pop_front()?;
         let own = self.waiting.get_mut(&peer)?;
@@ -208,7 +220,11 @@ mod tests {
         let mut order = Vec::new();
         for _ in 0..5 {
             queue.give(now);
-            order.extend(waiting.iter_mut().filter_map(|(n, granted)| has_turn(granted).then_some(*n)));
+            order.extend(
+                waiting
+                    .iter_mut()
+                    .filter_map(|(n, granted)| has_turn(granted).then_some(*n)),
+            );
             now += Duration::from_millis(100);
         }
         assert_eq!(order, [1, 2, 3, 1, 1]);
@@ -222,7 +238,11 @@ mod tests {
         for (ticket, _) in &gone {
             queue.leave(peer(1), *ticket);
         }
-        assert_eq!(queue.waiting.values().map(BTreeMap::len).sum::<usize>(), 1, "only who waits is in the queue");
+        assert_eq!(
+            queue.waiting.values().map(BTreeMap::len).sum::<usize>(),
+            1,
+            "only who waits is in the queue"
+        );
         queue.give(now);
         assert!(has_turn(&mut stays));
         queue.leave(peer(1), ticket);
@@ -245,7 +265,12 @@ mod tests {
         let mut given = Vec::new();
         for step in 0..20 {
             queue.give(begun + Duration::from_millis(100) * step);
-            given.push(waiting.iter_mut().filter_map(|granted| has_turn(granted).then_some(())).count());
+            given.push(
+                waiting
+                    .iter_mut()
+                    .filter_map(|granted| has_turn(granted).then_some(()))
+                    .count(),
+            );
         }
         assert_eq!(given, [1; 20]);
     }
@@ -256,7 +281,10 @@ mod tests {
         while turns.lock().take(Instant::now()) {}
         let mut left = Box::pin(turns.turn(peer(1)));
         let mut stays = Box::pin(turns.turn(peer(1)));
-        assert!(futures::poll!(left.as_mut()).is_pending() && futures::poll!(stays.as_mut()).is_pending());
+        assert!(
+            futures::poll!(left.as_mut()).is_pending()
+                && futures::poll!(stays.as_mut()).is_pending()
+        );
         drop(left);
         tokio::select! {
             () = stays => {}

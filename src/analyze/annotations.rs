@@ -1,4 +1,4 @@
-//! Istio's annotations: known ones, in the right place, with a value that can be read.
+//! Checks Istio annotations: known, on the right kind, with a valid value.
 
 use std::collections::HashSet;
 
@@ -6,15 +6,27 @@ use super::{Findings, code};
 use crate::api::{Kind, is_dns_label};
 use crate::store::Store;
 
-/// Istio's annotations, what they stand on (empty for anything), and whether they are deprecated. Source: istio/api,
+/// Istio's annotations, the kinds they apply to (empty for any), and whether they are deprecated. Source: istio/api,
 /// `annotation/annotations.yaml`.
 const KNOWN: &[(&str, &[&str], bool)] = &[
-    ("alpha.istio.io/canonical-serviceaccounts", &["Service"], true),
-    ("alpha.istio.io/kubernetes-serviceaccounts", &["Service"], true),
+    (
+        "alpha.istio.io/canonical-serviceaccounts",
+        &["Service"],
+        true,
+    ),
+    (
+        "alpha.istio.io/kubernetes-serviceaccounts",
+        &["Service"],
+        true,
+    ),
     ("ambient.istio.io/bypass-inbound-capture", &["Pod"], false),
     ("ambient.istio.io/dns-capture", &["Pod"], false),
     ("ambient.istio.io/redirection", &["Pod"], false),
-    ("ambient.istio.io/waypoint-inbound-binding", &["GatewayClass", "Gateway"], false),
+    (
+        "ambient.istio.io/waypoint-inbound-binding",
+        &["GatewayClass", "Gateway"],
+        false,
+    ),
     ("galley.istio.io/analyze-suppress", &[], false),
     ("gateway.istio.io/controller-version", &[], false),
     ("gateway.istio.io/name-override", &["Gateway"], false),
@@ -26,18 +38,42 @@ const KNOWN: &[(&str, &[&str], bool)] = &[
     ("istio.io/dry-run", &["AuthorizationPolicy"], false),
     ("istio.io/reroute-virtual-interfaces", &["Pod"], false),
     ("istio.io/rev", &["Pod"], false),
-    ("istio.io/use-waypoint-canary-weight", &["Service", "ServiceEntry", "Namespace"], false),
+    (
+        "istio.io/use-waypoint-canary-weight",
+        &["Service", "ServiceEntry", "Namespace"],
+        false,
+    ),
     ("istio.io/workloadController", &["WorkloadEntry"], false),
     ("networking.istio.io/exportTo", &["Service"], false),
     ("networking.istio.io/service-type", &["Gateway"], false),
-    ("networking.istio.io/traffic-distribution", &["Namespace", "Service", "ServiceEntry"], false),
+    (
+        "networking.istio.io/traffic-distribution",
+        &["Namespace", "Service", "ServiceEntry"],
+        false,
+    ),
     ("prometheus.istio.io/merge-metrics", &["Pod"], false),
     ("proxy.istio.io/config", &["Pod"], false),
     ("proxy.istio.io/overrides", &["Pod"], false),
-    ("readiness.status.sidecar.istio.io/applicationPorts", &["Pod"], false),
-    ("readiness.status.sidecar.istio.io/failureThreshold", &["Pod"], false),
-    ("readiness.status.sidecar.istio.io/initialDelaySeconds", &["Pod"], false),
-    ("readiness.status.sidecar.istio.io/periodSeconds", &["Pod"], false),
+    (
+        "readiness.status.sidecar.istio.io/applicationPorts",
+        &["Pod"],
+        false,
+    ),
+    (
+        "readiness.status.sidecar.istio.io/failureThreshold",
+        &["Pod"],
+        false,
+    ),
+    (
+        "readiness.status.sidecar.istio.io/initialDelaySeconds",
+        &["Pod"],
+        false,
+    ),
+    (
+        "readiness.status.sidecar.istio.io/periodSeconds",
+        &["Pod"],
+        false,
+    ),
     ("sidecar.istio.io/agentLogLevel", &["Pod"], false),
     ("sidecar.istio.io/bootstrapOverride", &["Pod"], false),
     ("sidecar.istio.io/componentLogLevel", &["Pod"], false),
@@ -66,20 +102,60 @@ const KNOWN: &[(&str, &[&str], bool)] = &[
     ("sidecar.istio.io/userVolume", &["Pod"], false),
     ("sidecar.istio.io/userVolumeMount", &["Pod"], false),
     ("status.sidecar.istio.io/port", &["Pod"], false),
-    ("topology.istio.io/controlPlaneClusters", &["Namespace"], false),
+    (
+        "topology.istio.io/controlPlaneClusters",
+        &["Namespace"],
+        false,
+    ),
     ("traffic.istio.io/nodeSelector", &["Service"], false),
-    ("traffic.sidecar.istio.io/excludeInboundPorts", &["Pod"], false),
-    ("traffic.sidecar.istio.io/excludeInterfaces", &["Pod"], false),
-    ("traffic.sidecar.istio.io/excludeOutboundIPRanges", &["Pod"], false),
-    ("traffic.sidecar.istio.io/excludeOutboundPorts", &["Pod"], false),
-    ("traffic.sidecar.istio.io/includeInboundPorts", &["Pod"], false),
-    ("traffic.sidecar.istio.io/includeOutboundIPRanges", &["Pod"], false),
-    ("traffic.sidecar.istio.io/includeOutboundPorts", &["Pod"], false),
-    ("traffic.sidecar.istio.io/kubevirtInterfaces", &["Pod"], true),
+    (
+        "traffic.sidecar.istio.io/excludeInboundPorts",
+        &["Pod"],
+        false,
+    ),
+    (
+        "traffic.sidecar.istio.io/excludeInterfaces",
+        &["Pod"],
+        false,
+    ),
+    (
+        "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+        &["Pod"],
+        false,
+    ),
+    (
+        "traffic.sidecar.istio.io/excludeOutboundPorts",
+        &["Pod"],
+        false,
+    ),
+    (
+        "traffic.sidecar.istio.io/includeInboundPorts",
+        &["Pod"],
+        false,
+    ),
+    (
+        "traffic.sidecar.istio.io/includeOutboundIPRanges",
+        &["Pod"],
+        false,
+    ),
+    (
+        "traffic.sidecar.istio.io/includeOutboundPorts",
+        &["Pod"],
+        false,
+    ),
+    (
+        "traffic.sidecar.istio.io/kubevirtInterfaces",
+        &["Pod"],
+        true,
+    ),
 ];
 
-/// What Istio's own tools write, which is no list of names.
-const OWN: [&str; 3] = ["internal.istio.io", "install.operator.istio.io", "operator.istio.io"];
+/// Prefixes written by Istio's own tools.
+const OWN: [&str; 3] = [
+    "internal.istio.io",
+    "install.operator.istio.io",
+    "operator.istio.io",
+];
 
 pub(super) fn check(store: &Store, found: &mut Findings) {
     let mut seen = HashSet::new();
@@ -91,41 +167,84 @@ pub(super) fn check(store: &Store, found: &mut Findings) {
             if !is_istios || OWN.contains(&domain) {
                 continue;
             }
-            // The pods of one workload all have the same ones: the first speaks for them all.
-            if kind == Kind::Pod && !seen.insert((entry.object.meta.namespace.clone(), name, value)) {
+            // All pods of a workload have the same annotations, so only the first is checked.
+            if kind == Kind::Pod && !seen.insert((entry.object.meta.namespace.clone(), name, value))
+            {
                 continue;
             }
             let path = format!("metadata.annotations.{name}");
-            let Some((_, kinds, deprecated)) = KNOWN.iter().find(|(known, ..)| known == name) else {
-                let message = "Istio has no annotation of this name";
-                found.add(&code::UNKNOWN_ANNOTATION, entry, path, message, "check its spelling, or remove it");
+            let Some((_, kinds, deprecated)) = KNOWN.iter().find(|(known, ..)| known == name)
+            else {
+                let message = "is not a known Istio annotation";
+                found.add(
+                    &code::UNKNOWN_ANNOTATION,
+                    entry,
+                    path,
+                    message,
+                    "check its spelling, or remove it",
+                );
                 continue;
             };
             if !kinds.is_empty() && !kinds.contains(&kind.as_str()) {
-                let message = format!("has no effect on a {kind}; it belongs on a {}", kinds.join(" or "));
-                let advice = if name == "networking.istio.io/exportTo" { "use spec.exportTo" } else { "move it there" };
+                let message = format!(
+                    "has no effect on a {kind}; it applies to a {}",
+                    kinds.join(" or ")
+                );
+                let advice = if name == "networking.istio.io/exportTo" {
+                    "use spec.exportTo"
+                } else {
+                    "move it there"
+                };
                 found.add(&code::MISPLACED_ANNOTATION, entry, path, message, advice);
                 continue;
             }
             if *deprecated {
-                let advice =
-                    if name == "sidecar.istio.io/inject" { "use the label of the same name" } else { "remove it" };
-                found.add(&code::DEPRECATED_ANNOTATION, entry, path.clone(), "is deprecated", advice);
+                let advice = if name == "sidecar.istio.io/inject" {
+                    "use the label of the same name"
+                } else {
+                    "remove it"
+                };
+                found.add(
+                    &code::DEPRECATED_ANNOTATION,
+                    entry,
+                    path.clone(),
+                    "is deprecated",
+                    advice,
+                );
             }
             if name == "networking.istio.io/traffic-distribution" {
                 let known = ["", "any", "preferclose", "prefersamezone", "prefersamenode"];
                 if !known.contains(&value.to_ascii_lowercase().as_str()) {
-                    let message = format!("`{value}` prefers no endpoints, and keeps the namespace's from counting");
-                    let advice = "write PreferClose, PreferSameZone or PreferSameNode";
-                    found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
+                    let message = format!(
+                        "`{value}` is not a valid preference and disables the namespace's setting"
+                    );
+                    let advice = "use PreferClose, PreferSameZone or PreferSameNode";
+                    found.add(
+                        &code::INVALID_ANNOTATION,
+                        entry,
+                        path.clone(),
+                        message,
+                        advice,
+                    );
                 }
             }
             if name == "networking.istio.io/exportTo" {
-                let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
-                for part in parts.filter(|part| !matches!(*part, "*" | "." | "~") && !is_dns_label(part)) {
+                let parts = value
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|part| !part.is_empty());
+                for part in
+                    parts.filter(|part| !matches!(*part, "*" | "." | "~") && !is_dns_label(part))
+                {
                     let message = format!("`{part}` is not a namespace");
-                    let advice = "write namespaces separated by commas, `.`, `*` or `~`";
-                    found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
+                    let advice = "expected a comma-separated list of namespaces, `.`, `*` or `~`";
+                    found.add(
+                        &code::INVALID_ANNOTATION,
+                        entry,
+                        path.clone(),
+                        message,
+                        advice,
+                    );
                 }
             }
         }
@@ -137,7 +256,7 @@ mod tests {
     use super::super::tests::{found, ids};
 
     #[test]
-    fn annotations_are_known_and_in_their_place() {
+    fn annotations_are_known_and_on_the_right_kind() {
         let service = |annotations: &str| {
             format!(
                 "apiVersion: v1\nkind: Service\nmetadata: {{name: web, annotations: {{{annotations}}}}}\n\
@@ -145,19 +264,32 @@ mod tests {
             )
         };
         assert_eq!(
-            ids(&service("networking.istio.io/exportTo: 'shop, .', example.com/x: z, internal.istio.io/a: b")),
+            ids(&service(
+                "networking.istio.io/exportTo: 'shop, .', example.com/x: z, internal.istio.io/a: b"
+            )),
             [""; 0]
         );
-        assert_eq!(ids(&service("networking.istio.io/traffic-distribution: preferclose")), [""; 0]);
+        assert_eq!(
+            ids(&service(
+                "networking.istio.io/traffic-distribution: preferclose"
+            )),
+            [""; 0]
+        );
         for (annotation, code) in [
             ("networking.istio.io/exportTo: 'Sh op'", "IST0125"),
-            ("networking.istio.io/traffic-distribution: PreferNear", "IST0125"),
+            (
+                "networking.istio.io/traffic-distribution: PreferNear",
+                "IST0125",
+            ),
             ("networking.istio.io/exportto: shop", "IST0108"),
             ("proxy.istio.io/config: x", "IST0107"),
             ("alpha.istio.io/canonical-serviceaccounts: x", "IST0135"),
         ] {
             let name = annotation.split(':').next().unwrap();
-            assert_eq!(found(&service(annotation)), [(code, format!("metadata.annotations.{name}"))]);
+            assert_eq!(
+                found(&service(annotation)),
+                [(code, format!("metadata.annotations.{name}"))]
+            );
         }
     }
 }

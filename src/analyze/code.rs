@@ -1,22 +1,21 @@
-//! The codes of findings: one table with what each means. Where Istio's analyzers have a code for the same finding it
-//! is theirs, with their severity (source: istio/istio, `pkg/config/analysis/msg/messages.yaml`); the others are
-//! `WEIRnnnn`.
+//! The codes of findings and their meanings. A finding that Istio's analyzers report too has Istio's code and severity
+//! (source: istio/istio, `pkg/config/analysis/msg/messages.yaml`); the others are `WEIRnnnn`.
 
 use std::fmt;
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
 pub enum Severity {
-    /// Worth knowing.
+    /// Informational.
     Info,
-    /// Likely not what was meant.
+    /// Probably unintended.
     Warning,
     /// Does not work.
     Error,
 }
 
 impl Severity {
-    /// The word for it.
+    /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Info => "info",
@@ -37,11 +36,11 @@ impl fmt::Display for Severity {
 pub struct Code {
     /// Like `IST0101`.
     pub id: &'static str,
-    /// A name for people; Istio's where the code is Istio's.
+    /// A descriptive name; Istio's if the code is Istio's.
     pub name: &'static str,
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
-    /// What it means.
+    /// The meaning.
     pub about: &'static str,
 }
 
@@ -57,142 +56,149 @@ macro_rules! codes {
 codes! {
     /// A deprecated field.
     DEPRECATED = "IST0002", "Deprecated", Warning,
-        "a field or value that still works and has a newer form";
-    /// A name that leads nowhere.
+        "a deprecated field or value that still works";
+    /// A reference to nothing.
     REFERENCE = "IST0101", "ReferencedResourceNotFound", Error,
-        "a host, port, subset or delegate that is not there, or that the object's namespace does not see";
+        "a host, port, subset or delegate does not exist or is not visible in the object's namespace";
     /// A value that is not allowed.
     SCHEMA = "IST0106", "SchemaValidationError", Error,
-        "a field is missing, has a value that is not allowed, or contradicts another: the object is refused, and what was \
-         accepted of it before stays in force; of a VirtualService that is not, one route is dead";
+        "a field is missing, has an invalid value, or contradicts another: the object is rejected and its last \
+            accepted version stays active; if a VirtualService is not rejected, one of its routes does not work";
     /// An annotation on the wrong kind.
     MISPLACED_ANNOTATION = "IST0107", "MisplacedAnnotation", Warning,
-        "an annotation of Istio's stands on a kind of object on which nothing reads it";
-    /// An annotation nobody knows.
+        "an Istio annotation has no effect on this kind of object";
+    /// An unknown annotation.
     UNKNOWN_ANNOTATION = "IST0108", "UnknownAnnotation", Warning,
-        "an annotation below istio.io that Istio does not have";
+        "an istio.io annotation that Istio does not define";
     /// Two VirtualServices for one host.
     HOST_CONFLICT = "IST0109", "ConflictingMeshGatewayVirtualServiceHosts", Error,
-        "two VirtualServices speak for one host to the same sidecars: one of them is in force there, whole";
+        "two VirtualServices define the same host for the same sidecars: only one of them is used";
     /// Two Sidecars with a selector for one pod.
     SIDECAR_SELECTORS = "IST0110", "ConflictingSidecarWorkloadSelectors", Error,
-        "two Sidecars of one namespace select one pod: the older one counts";
+        "two Sidecars in one namespace select the same pod: the older one is used";
     /// Two Sidecars for one namespace.
     SIDECARS_WITHOUT_SELECTOR = "IST0111", "MultipleSidecarsWithoutWorkloadSelectors", Error,
-        "two Sidecars of one namespace have no workloadSelector: the older one counts";
-    /// Which of several ports?
+        "two Sidecars in one namespace have no workloadSelector: the older one is used";
+    /// An ambiguous port.
     PORT_REQUIRED = "IST0112", "VirtualServiceDestinationPortSelectorRequired", Error,
-        "a destination names no port though its service has several: the port of the request is used, if there is one";
+        "a destination names no port although its service has several: the request's port is used, if the service has \
+            it";
     /// One pod port, two protocols.
     WORKLOAD_CONFLICT = "IST0116", "DeploymentAssociatedToMultipleServices", Warning,
-        "two services lead to one port of the same pods and say that different protocols are spoken there";
-    /// A port name that says no protocol.
+        "two services target the same port of the same pods with different protocols";
+    /// A port name without a protocol.
     PORT_NAME = "IST0118", "PortNameIsNotUnderNamingConvention", Info,
-        "neither appProtocol nor the port's name says a protocol: it is told from the first bytes of each connection";
-    /// An expression that is none. Istio warns; weir refuses the object, as Envoy would refuse what is made of it.
+        "neither appProtocol nor the port name specifies a protocol: it is detected from the first bytes of each \
+            connection";
+    /// An invalid regular expression. Istio warns; weir rejects the object because Envoy would reject the result.
     REGEX = "IST0122", "InvalidRegexp", Error,
-        "a regular expression that Envoy's RE2 does not take: the object is refused";
+        "a regular expression is not valid in Envoy's RE2: the object is rejected";
     /// An annotation with a wrong value.
     INVALID_ANNOTATION = "IST0125", "InvalidAnnotation", Warning,
-        "an annotation of Istio's has a value that is not allowed";
+        "an Istio annotation has an invalid value";
     /// A selector that selects nothing.
     NO_WORKLOADS = "IST0127", "NoMatchingWorkloadsFound", Warning,
-        "no known pod has the labels of a workloadSelector";
-    /// TLS to a server that is not verified. Istio's analyzer asks for caCertificates; without them the roots that the
-    /// system trusts count.
+        "no known pod matches a workloadSelector";
+    /// TLS to a server that is not verified. Istio's analyzer asks for caCertificates; without them the system's trust
+    /// store is used.
     UNVERIFIED = "IST0128", "NoServerCertificateVerificationDestinationLevel", Warning,
-        "a TLS policy with insecureSkipVerify: the server's certificate is not verified";
+        "a TLS policy with insecureSkipVerify: the server certificate is not verified";
     /// TLS to a server's port that is not verified.
     UNVERIFIED_PORT = "IST0129", "NoServerCertificateVerificationPortLevel", Warning,
-        "a TLS policy of one port with insecureSkipVerify: the server's certificate is not verified";
-    /// A route nothing reaches.
+        "a port-level TLS policy with insecureSkipVerify: the server certificate is not verified";
+    /// An unreachable route.
     UNREACHABLE = "IST0130", "VirtualServiceUnreachableRule", Warning,
-        "a route that no request reaches, because routes before it take them all";
-    /// A match nothing reaches.
+        "a route is unreachable because earlier routes match all of its requests";
+    /// An unreachable match.
     INEFFECTIVE_MATCH = "IST0131", "VirtualServiceIneffectiveMatch", Info,
-        "a match that no request reaches, because matches before it take them all";
-    /// Odd, but accepted.
+        "a match is unreachable because earlier matches cover all of its requests";
+    /// Accepted but probably unintended.
     SCHEMA_WARNING = "IST0133", "SchemaWarning", Warning,
-        "an unknown field, or a value that is accepted but hardly meant";
-    /// A ServiceEntry that takes a port of every address.
+        "an unknown field, or a value that is accepted but probably unintended";
+    /// A ServiceEntry that captures a port on every address.
     ADDRESS_REQUIRED = "IST0134", "ServiceEntryAddressesRequired", Warning,
-        "a ServiceEntry without addresses has a port of TCP or of no protocol: it takes that port of every address";
+        "a ServiceEntry without addresses has a port with protocol TCP or none: it captures that port on every \
+            address";
     /// A deprecated annotation.
     DEPRECATED_ANNOTATION = "IST0135", "DeprecatedAnnotation", Info,
-        "an annotation that Istio has deprecated";
+        "an annotation is deprecated in Istio";
     /// An ExternalName service's port without protocol.
     EXTERNAL_NAME_PORT = "IST0150", "ExternalNameServiceTypeInvalidPortName", Warning,
-        "the port of an ExternalName service is named `tcp` or says no protocol: traffic may take the wrong way";
+        "the port of an ExternalName service is named `tcp` or specifies no protocol: traffic may be routed wrongly";
     /// A subset without pods.
     EMPTY_SUBSET = "IST0173", "DestinationRuleSubsetNotSelectPods", Error,
-        "no known endpoint of the service has the labels of the subset: requests to it get 503, unless its weight is held back";
-    /// A rule for nothing.
+        "no known endpoint of the service matches the subset's labels: requests to it get 503, unless its weight is \
+            held back";
+    /// An unused DestinationRule.
     UNUSED_RULE = "IST0174", "UnknownDestinationRuleHost", Warning,
-        "a DestinationRule that no client uses: its host is no known service, or another name of one (ExternalName), or it \
-         is where no client looks for it";
-    /// A file or document that can not be used.
+        "no client uses a DestinationRule: its host is not a known service or is an alias (ExternalName), or it is in \
+            a namespace where no client looks for it";
+    /// An unusable file or document.
     UNREADABLE = "WEIR0001", "UnreadableDocument", Error,
-        "a file is no YAML or can not be read, or a document does not say what it is, or is there twice";
-    /// A kind that can not be listed.
+        "a file is unreadable or not YAML, or a document cannot be identified or is defined twice";
+    /// A kind that cannot be listed.
     NOT_LISTED = "WEIR0002", "KindNotListed", Warning,
-        "a kind of object that the Kubernetes API does not have, or does not let weir list";
+        "the Kubernetes API does not serve a kind or does not allow weir to list it";
     /// Weights that do not sum to 100.
     WEIGHT_SUM = "WEIR0101", "WeightsNotHundred", Info,
-        "weights that do not sum to 100: each is a share of their sum, not a percentage";
-    /// Two DestinationRules in one.
+        "weights do not sum to 100: they are relative to their sum, not percentages";
+    /// Merged DestinationRules.
     MERGED = "WEIR0102", "DestinationRulesMerged", Info,
-        "two DestinationRules of one namespace for one host: the younger adds its subsets to the older";
-    /// Two DestinationRules that contradict each other.
+        "two DestinationRules in one namespace for the same host: the subsets of the newer are added to the older";
+    /// Conflicting DestinationRules.
     RULE_CONFLICT = "WEIR0103", "DestinationRuleConflict", Warning,
-        "two DestinationRules of one namespace for one host contradict each other: the older is right";
-    /// A subset that only some clients know.
+        "two DestinationRules in one namespace for the same host conflict: the older one wins";
+    /// A subset that is visible only to some clients.
     SUBSET_VISIBILITY = "WEIR0104", "SubsetNotSeenByAllClients", Warning,
-        "a VirtualService counts in namespaces that do not see the DestinationRule of a subset it sends to";
-    /// A subset of everything.
+        "a VirtualService applies in namespaces that cannot see the DestinationRule of a subset it routes to";
+    /// A subset without labels.
     SUBSET_WITHOUT_LABELS = "WEIR0105", "SubsetWithoutLabels", Info,
-        "a subset without labels: every endpoint of the service belongs to it";
+        "a subset without labels contains every endpoint of the service";
     /// A port that the service does not have.
     UNKNOWN_PORT = "WEIR0106", "UnknownPort", Warning,
-        "a match or a policy is for a port that the service does not have, so it has no effect";
-    /// Shorter than one try.
+        "a match or policy has no effect because the service does not have its port";
+    /// A timeout shorter than one attempt.
     TIMEOUT = "WEIR0107", "TimeoutShorterThanTry", Warning,
-        "a route's timeout ends a request before its perTryTimeout can";
-    /// A delegate nobody uses.
+        "a route's timeout is shorter than its perTryTimeout";
+    /// An unused delegate.
     UNUSED_DELEGATE = "WEIR0108", "UnusedDelegate", Warning,
-        "a VirtualService without hosts to which no other one delegates";
+        "no VirtualService delegates to this VirtualService without hosts";
     /// An unknown namespace.
     UNKNOWN_NAMESPACE = "WEIR0109", "UnknownNamespace", Warning,
         "exportTo or a match names a namespace that does not exist";
-    /// A host of no service.
+    /// A host without a service.
     UNKNOWN_HOST = "WEIR0110", "HostNotInRegistry", Info,
-        "the host of a VirtualService is no known service: it is routed on port 80, and on the ports of known hosts beside it";
+        "the host of a VirtualService is not a known service: it is routed on port 80 and on the ports of the other \
+            hosts";
     /// Two services for one host.
     SERVICE_CONFLICT = "WEIR0111", "ConflictingServiceHosts", Warning,
-        "two services have one host and are not merged: clients see that of their own namespace, else the first";
-    /// A host that a Sidecar asks for in vain.
+        "two services have the same host and are not merged: clients use the one in their own namespace, else the \
+            first";
+    /// A Sidecar host that matches nothing.
     EGRESS_HOST = "WEIR0112", "EgressHostNotFound", Warning,
-        "a Sidecar asks for hosts of which there is no service";
+        "a Sidecar lists hosts that match no service";
     /// Weight that is held back.
     WEIGHT_HELD = "WEIR0113", "WeightHeld", Info,
-        "weight for a destination without a ready endpoint: a weir that starts now gives it to the other destinations";
+        "weight for a destination without a ready endpoint: a weir that starts now assigns it to the other \
+            destinations";
     /// A VirtualService that some clients do not get.
     OVERRIDDEN = "WEIR0114", "VirtualServiceOverridden", Info,
         "some clients of the host, by namespace, labels or port, get the routes of another VirtualService that names them";
     /// A service that only some clients know.
     SERVICE_VISIBILITY = "WEIR0115", "ServiceNotSeenByAllClients", Warning,
         "a VirtualService counts in namespaces that do not see a service it sends to";
-    /// Not for sidecars.
+    /// Not applicable to sidecars.
     NOT_FOR_SIDECARS = "WEIR0201", "NotForSidecars", Info,
-        "something that only counts at gateways, which weir does not serve";
-    /// A credential only gateways can fetch.
+        "applies only to gateways, which weir does not serve";
+    /// A credential that only gateways can use.
     CREDENTIAL_NAME = "WEIR0202", "CredentialNameForSidecars", Error,
-        "credentialName works for gateways: sidecars can not read the Secret, and send plain text";
-    /// A field that does nothing.
+        "credentialName works only for gateways: sidecars cannot read the Secret and send plain text";
+    /// A field without effect.
     NO_EFFECT = "WEIR0203", "NoEffect", Warning,
-        "a field that is read but does nothing where it stands";
+        "a field has no effect here";
     /// One address and port, two protocols.
     PROTOCOL_CONFLICT = "WEIR0204", "ConflictingPortProtocols", Error,
-        "two services have one address and port, and say that different protocols are spoken there";
+        "two services have the same address and port but different protocols";
 }
 
 #[cfg(test)]
@@ -200,12 +206,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_stands_once_in_order_and_says_what_it_means() {
+    fn every_code_is_unique_ordered_and_documented() {
         let ids: Vec<_> = ALL.iter().map(|code| code.id).collect();
         let mut sorted = ids.clone();
         sorted.sort_unstable();
         sorted.dedup();
         assert_eq!(ids, sorted);
-        assert!(ALL.iter().all(|code| code.about.len() > 20 && !code.name.contains(' ')));
+        assert!(
+            ALL.iter()
+                .all(|code| code.about.len() > 20 && !code.name.contains(' '))
+        );
     }
 }

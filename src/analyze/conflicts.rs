@@ -1,6 +1,6 @@
 //! DestinationRules for the same host.
 
-use super::index::{DestinationRule, Index, overlap};
+use super::index::{Index, IndexedDestinationRule, overlap};
 use super::{Findings, code};
 use crate::store::Entry;
 
@@ -8,10 +8,13 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
     destination_rules(index, found);
 }
 
-/// Two DestinationRules of one namespace for one host are read as one where they are for the same clients.
+/// Two DestinationRules in one namespace for the same host are merged if they apply to the same clients.
 fn destination_rules(index: &Index<'_>, found: &mut Findings) {
     for places in index.rules_by_host.values() {
-        let mut rules: Vec<_> = places.iter().filter_map(|n| index.destination_rules.get(*n)).collect();
+        let mut rules: Vec<_> = places
+            .iter()
+            .filter_map(|n| index.destination_rules.get(*n))
+            .collect();
         rules.sort_by_key(|rule| {
             let meta = &rule.entry.object.meta;
             (meta.namespace.clone(), meta.age, meta.name.clone())
@@ -25,16 +28,29 @@ fn destination_rules(index: &Index<'_>, found: &mut Findings) {
     }
 }
 
-/// `older` holds the oldest first.
-fn pair(rule: &DestinationRule<'_>, older: &[&DestinationRule<'_>], found: &mut Findings) {
-    let selector = |rule: &DestinationRule<'_>| rule.spec.workload_selector.clone();
-    let same_clients: Vec<_> = older.iter().filter(|older| selector(older) == selector(rule)).collect();
-    let merged: Vec<_> = same_clients.iter().filter(|older| older.visibility == rule.visibility).collect();
+/// `older` is sorted, oldest first.
+fn pair(
+    rule: &IndexedDestinationRule<'_>,
+    older: &[&IndexedDestinationRule<'_>],
+    found: &mut Findings,
+) {
+    let selector = |rule: &IndexedDestinationRule<'_>| rule.spec.workload_selector.clone();
+    let same_clients: Vec<_> = older
+        .iter()
+        .filter(|older| selector(older) == selector(rule))
+        .collect();
+    let merged: Vec<_> = same_clients
+        .iter()
+        .filter(|older| older.visibility == rule.visibility)
+        .collect();
     let Some(first) = merged.first() else {
-        if let Some(winner) = same_clients.iter().find(|older| overlap(&older.visibility, &rule.visibility)) {
+        if let Some(winner) = same_clients
+            .iter()
+            .find(|older| overlap(&older.visibility, &rule.visibility))
+        {
             let message = format!(
-                "{} {} and is for the same host, but exported to other namespaces, so the two are not merged: \
-                 clients that see both use that one alone",
+                "{} {} and has the same host but a different exportTo, so they are not merged: clients that see both \
+                    use only that one",
                 winner.entry.object.key(),
                 comes_first(winner.entry)
             );
@@ -49,31 +65,65 @@ fn pair(rule: &DestinationRule<'_>, older: &[&DestinationRule<'_>], found: &mut 
         return;
     };
     let (first, why) = (first.entry.object.key(), comes_first(first.entry));
-    let message = format!("{first} {why} and is for the same host: the subsets of this rule are added to it");
-    found.add(&code::MERGED, rule.entry, "spec.host", message, "merge the two, if one person looks after both");
+    let message =
+        format!("{first} {why} and has the same host: the subsets of this rule are added to it");
+    found.add(
+        &code::MERGED,
+        rule.entry,
+        "spec.host",
+        message,
+        "merge them if they have the same owner",
+    );
     if let Some(policy) = &rule.spec.traffic_policy
-        && let Some(winner) = merged.iter().find(|older| older.spec.traffic_policy.is_some())
+        && let Some(winner) = merged
+            .iter()
+            .find(|older| older.spec.traffic_policy.is_some())
         && winner.spec.traffic_policy.as_ref() != Some(policy)
     {
         let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
-        let message = format!("has no effect: {winner} {why} and has another");
+        let message = format!("has no effect: {winner} {why} and sets it too");
         let advice = "move it there, or into the subsets";
-        found.add(&code::RULE_CONFLICT, rule.entry, "spec.trafficPolicy", message, advice);
+        found.add(
+            &code::RULE_CONFLICT,
+            rule.entry,
+            "spec.trafficPolicy",
+            message,
+            advice,
+        );
     }
     for (n, subset) in rule.spec.subsets.iter().enumerate() {
-        let winner = merged.iter().find(|older| older.spec.subsets.iter().any(|known| known.name == subset.name));
+        let winner = merged.iter().find(|older| {
+            older
+                .spec
+                .subsets
+                .iter()
+                .any(|known| known.name == subset.name)
+        });
         if let Some(winner) = winner {
             let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
-            let message = format!("`{}` has no effect: {winner} {why} and has one too", subset.name);
+            let message = format!(
+                "`{}` has no effect: {winner} {why} and defines it too",
+                subset.name
+            );
             let path = format!("spec.subsets[{n}].name");
-            found.add(&code::RULE_CONFLICT, rule.entry, path, message, "rename or remove one of the two");
+            found.add(
+                &code::RULE_CONFLICT,
+                rule.entry,
+                path,
+                message,
+                "rename or remove one of them",
+            );
         }
     }
 }
 
-/// Why an object goes before another one.
+/// Why an object takes precedence.
 pub(super) fn comes_first(winner: &Entry) -> &'static str {
-    if winner.object.meta.age.created == i64::MAX { "comes first" } else { "is older" }
+    if winner.object.meta.age.created == i64::MAX {
+        "comes first"
+    } else {
+        "is older"
+    }
 }
 
 #[cfg(test)]
@@ -92,10 +142,19 @@ mod tests {
         let lb = |kind: &str| format!("trafficPolicy: {{loadBalancer: {{simple: {kind}}}}}");
         let subset = |name: &str| format!("subsets: [{{name: {name}, labels: {{version: v1}}}}]");
         let merged = ("WEIR0102", "spec.host".to_owned());
-        assert_eq!(two(&subset("a"), &subset("b")), std::slice::from_ref(&merged));
-        assert_eq!(two(&lb("RANDOM"), &lb("RANDOM")), std::slice::from_ref(&merged));
+        assert_eq!(
+            two(&subset("a"), &subset("b")),
+            std::slice::from_ref(&merged)
+        );
+        assert_eq!(
+            two(&lb("RANDOM"), &lb("RANDOM")),
+            std::slice::from_ref(&merged)
+        );
         let policy = ("WEIR0103", "spec.trafficPolicy".to_owned());
-        assert_eq!(two(&lb("RANDOM"), &lb("ROUND_ROBIN")), [policy, merged.clone()]);
+        assert_eq!(
+            two(&lb("RANDOM"), &lb("ROUND_ROBIN")),
+            [policy, merged.clone()]
+        );
         let name = ("WEIR0103", "spec.subsets[0].name".to_owned());
         assert_eq!(two(&subset("a"), &subset("a")), [name, merged]);
         let apart = two("exportTo: [.]", &subset("a"));

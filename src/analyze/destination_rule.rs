@@ -1,194 +1,328 @@
-//! DestinationRules: hosts, subsets, ports and selectors that lead nowhere, and TLS that takes any server. What is not
-//! allowed is told when they are read.
+//! Checks DestinationRules: unresolved hosts, subsets, ports and selectors, and TLS without verification. Invalid
+//! values are reported when the objects are parsed.
 
 use super::code::{self, Code};
-use super::index::{DestinationRule, Index, Service, shown};
+use super::index::{Index, IndexedDestinationRule, IndexedService, shown};
 use super::references::unknown_namespace;
 use super::{Findings, any_of, protocols};
 use crate::api::{ClientTlsSettings, LoadBalancerSettings, TlsMode, TrafficPolicy};
 use crate::mesh::{Protocol, is_wildcard};
 use crate::rollout_guard::HeldChange;
 
-pub(super) fn check(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
-    for (n, name) in one.spec.export_to.iter().enumerate() {
-        unknown_namespace(one.entry, name, format!("spec.exportTo[{n}]"), index, found);
+pub(super) fn check(rule: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
+    for (n, name) in rule.spec.export_to.iter().enumerate() {
+        unknown_namespace(
+            rule.entry,
+            name,
+            format!("spec.exportTo[{n}]"),
+            index,
+            found,
+        );
     }
-    selector(one, index, found);
-    host_and_subsets(one, index, found);
-    if let Some(policy) = &one.spec.traffic_policy {
-        self::policy(one, policy, "spec.trafficPolicy", index, found);
+    selector(rule, index, found);
+    host_and_subsets(rule, index, found);
+    if let Some(policy) = &rule.spec.traffic_policy {
+        self::policy(rule, policy, "spec.trafficPolicy", index, found);
     }
-    for (n, subset) in one.spec.subsets.iter().enumerate() {
+    for (n, subset) in rule.spec.subsets.iter().enumerate() {
         if let Some(policy) = &subset.traffic_policy {
-            self::policy(one, policy, &format!("spec.subsets[{n}].trafficPolicy"), index, found);
+            self::policy(
+                rule,
+                policy,
+                &format!("spec.subsets[{n}].trafficPolicy"),
+                index,
+                found,
+            );
         }
     }
 }
 
-fn selector(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
-    let Some(selector) = &one.spec.workload_selector else { return };
-    let namespace = one.namespace();
+fn selector(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
+    let Some(selector) = &item.spec.workload_selector else {
+        return;
+    };
+    let namespace = item.namespace();
     if let Some(pods) = index.workloads.get(namespace)
-        && !pods.iter().any(|labels| labels.may_have(&selector.match_labels))
+        && !pods
+            .iter()
+            .any(|labels| labels.may_have(&selector.match_labels))
     {
-        let message = format!("no pod in {namespace} has all of these labels, so the rule is for no client");
-        let advice = "correct the labels: they are those of the clients, not of the service";
-        found.add(&code::NO_WORKLOADS, one.entry, "spec.workloadSelector", message, advice);
+        let message =
+            format!("no pod in {namespace} has these labels, so the rule applies to no client");
+        let advice = "correct the labels: they select clients, not the service";
+        found.add(
+            &code::NO_WORKLOADS,
+            item.entry,
+            "spec.workloadSelector",
+            message,
+            advice,
+        );
     }
 }
 
-fn host_and_subsets(one: &DestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
-    let host = &*one.host;
+fn host_and_subsets(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
+    let host = &*item.host;
     let name = shown(host, index.config);
     if !index.is_known(host) {
-        if !index.is_refused_host(host) {
-            let message = format!("no known service is `{host}`, so the rule does nothing");
+        if !index.is_rejected_host(host) {
+            let message = format!("`{host}` is not a known service, so the rule has no effect");
             let advice = match index.similar(host).as_slice() {
-                [] => "check its spelling and namespace, or add a Service or ServiceEntry for it".to_owned(),
-                similar => format!("write {}, if that is what is meant", any_of(similar)),
+                [] => "check its spelling and namespace, or add a Service or ServiceEntry for it"
+                    .to_owned(),
+                similar => format!("did you mean {}?", any_of(similar)),
             };
-            found.add(&code::UNUSED_RULE, one.entry, "spec.host", message, advice);
+            found.add(&code::UNUSED_RULE, item.entry, "spec.host", message, advice);
         }
         return;
     }
     if let Some(service) = index.service(host).filter(|_| !is_wildcard(host)) {
-        unused(one, service, index, found);
+        unused(item, service, index, found);
         if let Some(target) = &service.alias_of {
             let target = shown(target, index.config);
-            let message = format!("{name} is an ExternalName service: the rule that counts is that for {target}");
-            found.add(&code::UNUSED_RULE, one.entry, "spec.host", message, format!("write the rule for {target}"));
+            let message =
+                format!("{name} is an ExternalName service: the rule for {target} applies");
+            found.add(
+                &code::UNUSED_RULE,
+                item.entry,
+                "spec.host",
+                message,
+                format!("write the rule for {target}"),
+            );
             return;
         }
     }
-    let endpoints = index.service(host).filter(|_| !is_wildcard(host)).and_then(|service| service.endpoints.as_ref());
-    for (n, subset) in one.spec.subsets.iter().enumerate() {
+    let endpoints = index
+        .service(host)
+        .filter(|_| !is_wildcard(host))
+        .and_then(|service| service.endpoints.as_ref());
+    for (n, subset) in item.spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{n}].labels");
         if subset.labels.is_empty() {
-            let message = format!("the subset `{}` has no labels, so it is all of {name}", subset.name);
-            let advice = "add the labels that tell its pods from others, if it is not only there for its policy";
-            found.add(&code::SUBSET_WITHOUT_LABELS, one.entry, path, message, advice);
+            let message = format!(
+                "the subset `{}` has no labels, so it contains all of {name}",
+                subset.name
+            );
+            let advice = "add labels that select its pods, unless it exists only for its policy";
+            found.add(
+                &code::SUBSET_WITHOUT_LABELS,
+                item.entry,
+                path,
+                message,
+                advice,
+            );
             continue;
         }
         if let Some(endpoints) = endpoints
-            && !endpoints.iter().any(|labels| labels.may_have(&subset.labels))
+            && !endpoints
+                .iter()
+                .any(|labels| labels.may_have(&subset.labels))
         {
-            let labels: Vec<_> = subset.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let labels: Vec<_> = subset
+                .labels
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
             let message = format!(
                 "none of the {} known endpoints of {name} has {}: {}",
                 endpoints.len(),
                 labels.join(","),
-                consequence(&one.host, &subset.name, index)
+                consequence(&item.host, &subset.name, index)
             );
-            found.add(&code::EMPTY_SUBSET, one.entry, path, message, "correct the labels, or start the pods first");
+            found.add(
+                &code::EMPTY_SUBSET,
+                item.entry,
+                path,
+                message,
+                "correct the labels, or start the pods first",
+            );
         }
     }
 }
 
-/// What becomes of traffic for a subset without endpoints.
+/// Describes what happens to traffic for a subset without endpoints.
 fn consequence(host: &str, subset: &str, index: &Index<'_>) -> String {
-    if index.weighted_subsets.iter().any(|(of, name)| **of == *host && name == subset) {
-        return format!("requests to the subset `{subset}` get 503");
+    if index
+        .weighted_subsets
+        .iter()
+        .any(|(of, name)| **of == *host && name == subset)
+    {
+        return format!("requests to subset `{subset}` get 503");
     }
-    let held = index.held.iter().find(|held| *held.host == *host && held.subset == subset);
+    let held = index
+        .held
+        .iter()
+        .find(|held| *held.host == *host && held.subset == subset);
     match held {
         Some(HeldChange { object, field, .. }) => {
-            format!("the weight that {object} gives the subset `{subset}` in {field} is held back")
+            format!("the weight of subset `{subset}` in {object} {field} is held back")
         }
-        None => format!("the subset `{subset}` is empty, and no route gives it weight yet"),
+        None => format!("subset `{subset}` is empty, but no route assigns weight to it yet"),
     }
 }
 
-/// A rule that is looked for nowhere: clients look in their own namespace, in the service's and in the root namespace.
-fn unused(one: &DestinationRule<'_>, service: &Service, index: &Index<'_>, found: &mut Findings) {
-    let own = one.namespace();
+/// A rule in a namespace where no client looks: clients look in their own namespace, the service's and the root
+/// namespace.
+fn unused(
+    item: &IndexedDestinationRule<'_>,
+    service: &IndexedService,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    let own = item.namespace();
     if *own == service.namespace || **own == *index.config.root_namespace {
         return;
     }
-    let name = shown(&one.host, index.config);
+    let name = shown(&item.host, index.config);
     let (path, message, advice) = if !service.visibility.includes(own) {
-        let message =
-            format!("{name} is not exported to {own}, the only namespace whose clients look for the rule here");
-        ("spec.host", message, format!("move the rule to {}, or export the service to {own}", service.namespace))
-    } else if !one.visibility.includes(own) {
-        let message = format!("the rule is not for clients in {own}, and no others look for it here");
-        ("spec.exportTo", message, format!("add `.`, or move the rule to {}", service.namespace))
+        let message = format!(
+            "{name} is not exported to {own}, the only namespace whose clients look for the rule here"
+        );
+        (
+            "spec.host",
+            message,
+            format!(
+                "move the rule to {}, or export the service to {own}",
+                service.namespace
+            ),
+        )
+    } else if !item.visibility.includes(own) {
+        let message = format!(
+            "the rule does not apply to clients in {own}, and no other clients look for it here"
+        );
+        (
+            "spec.exportTo",
+            message,
+            format!("add `.`, or move the rule to {}", service.namespace),
+        )
     } else {
         return;
     };
-    found.add(&code::UNUSED_RULE, one.entry, path, message, advice);
+    found.add(&code::UNUSED_RULE, item.entry, path, message, advice);
 }
 
-fn policy(one: &DestinationRule<'_>, policy: &TrafficPolicy, path: &str, index: &Index<'_>, found: &mut Findings) {
+fn policy(
+    rule: &IndexedDestinationRule<'_>,
+    policy: &TrafficPolicy,
+    path: &str,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
     if let Some(tls) = &policy.tls {
-        unverified(one, tls, path, &code::UNVERIFIED, found);
+        unverified(rule, tls, path, &code::UNVERIFIED, found);
     }
-    let ports = index.real_service(&one.host).map(|(_, service)| service.ports.as_slice()).unwrap_or_default();
-    hash_of_requests(one, policy.load_balancer.as_ref(), path, ports, found);
+    let ports = index
+        .real_service(&rule.host)
+        .map(|(_, service)| service.ports.as_slice())
+        .unwrap_or_default();
+    hash_of_requests(rule, policy.load_balancer.as_ref(), path, ports, found);
     for (n, settings) in policy.port_level_settings.iter().enumerate() {
         let path = format!("{path}.portLevelSettings[{n}]");
         if let Some(port) = settings.port {
-            self::port(one, port.number, &format!("{path}.port.number"), index, found);
+            self::port(
+                rule,
+                port.number,
+                &format!("{path}.port.number"),
+                index,
+                found,
+            );
         }
         if let Some(tls) = &settings.tls {
-            unverified(one, tls, &path, &code::UNVERIFIED_PORT, found);
+            unverified(rule, tls, &path, &code::UNVERIFIED_PORT, found);
         }
         let number = settings.port.map_or(0, |port| port.number);
-        let own: Vec<_> = ports.iter().copied().filter(|(known, _)| u32::from(*known) == number).collect();
-        hash_of_requests(one, settings.load_balancer.as_ref(), &path, &own, found);
+        let own: Vec<_> = ports
+            .iter()
+            .copied()
+            .filter(|(known, _)| u32::from(*known) == number)
+            .collect();
+        hash_of_requests(rule, settings.load_balancer.as_ref(), &path, &own, found);
     }
 }
 
-/// A hash of what only requests have, for ports where no request is seen.
+/// A hash of request attributes on ports where requests are not parsed.
 fn hash_of_requests(
-    one: &DestinationRule<'_>,
+    rule: &IndexedDestinationRule<'_>,
     balancer: Option<&LoadBalancerSettings>,
     path: &str,
     ports: &[(u16, Protocol)],
     found: &mut Findings,
 ) {
-    let Some(hash) = balancer.and_then(|balancer| balancer.consistent_hash.as_ref()) else { return };
+    let Some(hash) = balancer.and_then(|balancer| balancer.consistent_hash.as_ref()) else {
+        return;
+    };
     if ports.is_empty() || ports.iter().any(|(_, protocol)| protocol.may_be_http()) {
         return;
     }
     let fields = [
         ("httpHeaderName", hash.http_header_name.is_some()),
         ("httpCookie", hash.http_cookie.is_some()),
-        ("httpQueryParameterName", hash.http_query_parameter_name.is_some()),
+        (
+            "httpQueryParameterName",
+            hash.http_query_parameter_name.is_some(),
+        ),
     ];
     for (field, _) in fields.into_iter().filter(|(_, given)| *given) {
-        let message = format!("has no effect, because no request is seen on {}", protocols::list(ports));
+        let message = format!(
+            "has no effect, because requests are not parsed on {}",
+            protocols::list(ports)
+        );
         let advice = "hash the client's address (useSourceIp: true), or name the port after its HTTP protocol";
-        found.add(&code::NO_EFFECT, one.entry, format!("{path}.loadBalancer.consistentHash.{field}"), message, advice);
+        found.add(
+            &code::NO_EFFECT,
+            rule.entry,
+            format!("{path}.loadBalancer.consistentHash.{field}"),
+            message,
+            advice,
+        );
     }
 }
 
 /// A port that the service does not have.
-fn port(one: &DestinationRule<'_>, number: u32, path: &str, index: &Index<'_>, found: &mut Findings) {
-    let Some(service) = index.service(&one.host).filter(|_| !is_wildcard(&one.host)) else { return };
+fn port(
+    rule: &IndexedDestinationRule<'_>,
+    number: u32,
+    path: &str,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    let Some(service) = index
+        .service(&rule.host)
+        .filter(|_| !is_wildcard(&rule.host))
+    else {
+        return;
+    };
     if service.may_have_port(number) {
         return;
     }
-    let name = shown(&one.host, index.config);
+    let name = shown(&rule.host, index.config);
     let known = service.port_numbers();
-    let message = format!("the service {name} has no port {number}, so the settings do nothing");
+    let message =
+        format!("the service {name} has no port {number}, so the settings have no effect");
     let advice = format!("use the port of the service, {}", any_of(&known));
-    found.add(&code::UNKNOWN_PORT, one.entry, path, message, advice);
+    found.add(&code::UNKNOWN_PORT, rule.entry, path, message, advice);
 }
 
 fn unverified(
-    one: &DestinationRule<'_>,
+    rule: &IndexedDestinationRule<'_>,
     tls: &ClientTlsSettings,
     path: &str,
     code: &'static Code,
     found: &mut Findings,
 ) {
-    // Without caCertificates the roots that the proxy's system trusts count. With a credential no TLS comes about at all,
-    // which is told of when the rule is read.
-    let verifiable = matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual) && tls.credential_name.is_empty();
+    // Without caCertificates the proxy's system trust store is used. With a credential TLS is not used at all, which is
+    // reported when the rule is parsed.
+    let verifiable =
+        matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual) && tls.credential_name.is_empty();
     if verifiable && tls.insecure_skip_verify == Some(true) {
-        let message = "takes any certificate: whoever can answer in the server's place reads and changes the traffic";
-        let advice = "remove it; give the server's authority as caCertificates if the system does not trust it";
-        found.add(code, one.entry, format!("{path}.tls.insecureSkipVerify"), message, advice);
+        let message = "accepts any certificate, so the traffic can be intercepted";
+        let advice = "remove it; set caCertificates if the system does not trust the server's CA";
+        found.add(
+            code,
+            rule.entry,
+            format!("{path}.tls.insecureSkipVerify"),
+            message,
+            advice,
+        );
     }
 }
 
@@ -199,7 +333,7 @@ mod tests {
     use crate::mesh::{EmptySubset, MeshConfig};
 
     #[test]
-    fn fine_is_fine() {
+    fn valid_objects_have_no_findings() {
         for fine in [
             "host: other, trafficPolicy: {loadBalancer: {simple: RANDOM}}",
             "host: other, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}",
@@ -214,29 +348,43 @@ mod tests {
     }
 
     #[test]
-    fn hosts_and_subsets_lead_somewhere() {
+    fn hosts_and_subsets_resolve() {
         for (fields, code, path) in [
             ("host: nobody", "IST0174", "host"),
             ("host: '*.nowhere.example'", "IST0174", "host"),
-            ("host: many, subsets: [{name: all}]", "WEIR0105", "subsets[0].labels"),
+            (
+                "host: many, subsets: [{name: all}]",
+                "WEIR0105",
+                "subsets[0].labels",
+            ),
             (
                 "host: web, subsets: [{name: v3, labels: {version: v3}}], exportTo: [other]",
                 "IST0173",
                 "subsets[0].labels",
             ),
-            ("host: other, workloadSelector: {matchLabels: {app: nobody}}", "IST0127", "workloadSelector"),
+            (
+                "host: other, workloadSelector: {matchLabels: {app: nobody}}",
+                "IST0127",
+                "workloadSelector",
+            ),
         ] {
             let found = rule(fields);
-            assert!(found.contains(&(code, format!("spec.{path}"))), "{fields}: {found:?}");
+            assert!(
+                found.contains(&(code, format!("spec.{path}"))),
+                "{fields}: {found:?}"
+            );
         }
         let unknown = "host: other, subsets: [{name: v9, labels: {version: v9}}]";
-        assert_eq!(rule(unknown), [], "nothing is known of its endpoints");
+        assert_eq!(rule(unknown), [], "its endpoints are unknown");
     }
 
     #[test]
     fn a_subset_may_say_where_its_pods_are() {
-        let node =
-            |labels: &str| format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{{labels}}}}}\n");
+        let node = |labels: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{{labels}}}}}\n"
+            )
+        };
         let region = node("topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-a");
         let placed = "---\napiVersion: v1\nkind: Service\nmetadata: {name: placed, namespace: shop}\n\
                       spec: {clusterIP: 10.0.9.1, ports: [{name: http, port: 80}]}\n\
@@ -256,7 +404,11 @@ mod tests {
             ("topology.kubernetes.io/zone: eu-a", true, true),
             ("topology.kubernetes.io/zone: eu-b", true, false),
             ("topology.kubernetes.io/region: eu, version: v1", true, true),
-            ("topology.kubernetes.io/region: eu, version: v2", false, false),
+            (
+                "topology.kubernetes.io/region: eu, version: v2",
+                false,
+                false,
+            ),
             ("topology.istio.io/subzone: rack", true, false),
             ("kubernetes.io/hostname: n1", true, true),
             ("kubernetes.io/hostname: n2", false, false),
@@ -266,15 +418,29 @@ mod tests {
             let rule = format!("host: placed, subsets: [{{name: s, labels: {{{labels}}}}}]");
             for (nodes, fine) in [("", without_node), (&region, with_node)] {
                 let found = in_rule(&format!("{placed}{nodes}"), &rule);
-                assert_eq!(found, if fine { &[][..] } else { &empty }, "{labels} {nodes}");
+                assert_eq!(
+                    found,
+                    if fine { &[][..] } else { &empty },
+                    "{labels} {nodes}"
+                );
             }
         }
-        // Of pods alone it is not known where they are.
-        for labels in ["topology.kubernetes.io/zone: eu-a", "topology.istio.io/cluster: Kubernetes"] {
-            let rule = format!("host: web, subsets: [{{name: s, labels: {{{labels}, version: v1}}}}]");
-            assert!(!in_rule(&region, &rule).iter().any(|(code, _)| *code == "IST0173"), "{labels}");
-            let selector =
-                format!("host: other, workloadSelector: {{matchLabels: {{{labels}, app: web}}}}, exportTo: [.]");
+        // The locality of pods alone is unknown.
+        for labels in [
+            "topology.kubernetes.io/zone: eu-a",
+            "topology.istio.io/cluster: Kubernetes",
+        ] {
+            let rule =
+                format!("host: web, subsets: [{{name: s, labels: {{{labels}, version: v1}}}}]");
+            assert!(
+                !in_rule(&region, &rule)
+                    .iter()
+                    .any(|(code, _)| *code == "IST0173"),
+                "{labels}"
+            );
+            let selector = format!(
+                "host: other, workloadSelector: {{matchLabels: {{{labels}, app: web}}}}, exportTo: [.]"
+            );
             let selector = format!("{selector}, trafficPolicy: {{tls: {{mode: DISABLE}}}}");
             assert_eq!(in_rule(&region, &selector), [], "{labels}");
         }
@@ -289,25 +455,43 @@ mod tests {
                 base()
             ))
         };
-        let (hidden, other) = ("host: hidden.shop.svc.cluster.local", "host: other.shop.svc.cluster.local");
+        let (hidden, other) = (
+            "host: hidden.shop.svc.cluster.local",
+            "host: other.shop.svc.cluster.local",
+        );
         for fine in ["shop", "third", "istio-system"] {
             assert_eq!(rule(fine, hidden), [], "{fine}");
         }
         assert_eq!(rule("pay", hidden), [("IST0174", "spec.host".to_owned())]);
         assert_eq!(rule("pay", other), []);
-        assert_eq!(rule("pay", &format!("{other}, exportTo: [shop]")), [("IST0174", "spec.exportTo".to_owned())]);
+        assert_eq!(
+            rule("pay", &format!("{other}, exportTo: [shop]")),
+            [("IST0174", "spec.exportTo".to_owned())]
+        );
     }
 
     #[test]
     fn ports_and_tls_of_every_policy() {
         for (policy, expected) in [
             ("tls: {mode: SIMPLE}", vec![]),
-            ("tls: {mode: MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem}", vec![]),
+            (
+                "tls: {mode: MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem}",
+                vec![],
+            ),
             ("tls: {mode: SIMPLE, caCertificates: /ca.pem}", vec![]),
             ("tls: {mode: SIMPLE, insecureSkipVerify: false}", vec![]),
-            ("tls: {mode: SIMPLE, insecureSkipVerify: true}", vec![("IST0128", "tls.insecureSkipVerify")]),
-            ("tls: {mode: SIMPLE, credentialName: x}", vec![("WEIR0202", "tls.credentialName")]),
-            ("portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]", vec![]),
+            (
+                "tls: {mode: SIMPLE, insecureSkipVerify: true}",
+                vec![("IST0128", "tls.insecureSkipVerify")],
+            ),
+            (
+                "tls: {mode: SIMPLE, credentialName: x}",
+                vec![("WEIR0202", "tls.credentialName")],
+            ),
+            (
+                "portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]",
+                vec![],
+            ),
             (
                 "portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, insecureSkipVerify: true}}]",
                 vec![("IST0129", "portLevelSettings[0].tls.insecureSkipVerify")],
@@ -318,7 +502,10 @@ mod tests {
             ),
         ] {
             let at = |start: &str| -> Vec<_> {
-                expected.iter().map(|(code, path)| (*code, format!("spec.{start}.{path}"))).collect()
+                expected
+                    .iter()
+                    .map(|(code, path)| (*code, format!("spec.{start}.{path}")))
+                    .collect()
             };
             let found = rule(&format!("host: other, trafficPolicy: {{{policy}}}"));
             assert_eq!(found, at("trafficPolicy"), "{policy}");
@@ -340,23 +527,38 @@ mod tests {
                          metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}\n\
                          ports: [{name: http, port: 80}]\n\
                          endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: web-v1}}]\n";
-            let text = base().replace("{name: v2, labels: {version: v2}}", "{name: v2, labels: {version: v9}}")
-                + slice
+            let text = base().replace(
+                "{name: v2, labels: {version: v2}}",
+                "{name: v2, labels: {version: v9}}",
+            ) + slice
                 + &service;
             let findings = analyze(&store(&text), config);
-            findings.into_iter().map(|one| (one.code.id.to_owned(), one.message)).collect()
+            findings
+                .into_iter()
+                .map(|finding| (finding.code.id.to_owned(), finding.message))
+                .collect()
         };
-        let to =
-            |subset: &str, weight: u8| format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}");
+        let to = |subset: &str, weight: u8| {
+            format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}")
+        };
         let both = format!("{}, {}", to("v1", 50), to("v2", 50));
         let empty = "none of the 1 known endpoints of web.shop has version=v9: ";
-        let fails = ("IST0173".to_owned(), format!("{empty}requests to the subset `v2` get 503"));
-        let (hold, allow) =
-            (MeshConfig::default(), MeshConfig { empty_subset: EmptySubset::Allow, ..Default::default() });
+        let fails = (
+            "IST0173".to_owned(),
+            format!("{empty}requests to subset `v2` get 503"),
+        );
+        let (hold, allow) = (
+            MeshConfig::default(),
+            MeshConfig {
+                empty_subset: EmptySubset::Allow,
+                ..Default::default()
+            },
+        );
         let holds = [
             (
                 "IST0173".to_owned(),
-                format!("{empty}the weight that VirtualService shop/v gives the subset `v2` in spec.http[0].route[1] is held back"),
+                format!("{empty}the weight of subset `v2` in VirtualService shop/v spec.http[0].route[1] is held \
+                    back"),
             ),
             (
                 "WEIR0113".to_owned(),
@@ -368,10 +570,13 @@ mod tests {
         assert_eq!(with(&allow, "hold", &both), holds);
         assert_eq!(with(&allow, "''", &both), std::slice::from_ref(&fails));
         assert_eq!(with(&hold, "allow", &both), std::slice::from_ref(&fails));
-        // There is nothing else that could take its requests.
+        // No other destination could take its requests.
         assert_eq!(with(&hold, "''", &to("v2", 100)), [fails]);
-        let unused = format!("{empty}the subset `v2` is empty, and no route gives it weight yet");
-        assert_eq!(with(&hold, "''", &to("v1", 100)), [("IST0173".to_owned(), unused)]);
+        let unused = format!("{empty}subset `v2` is empty, but no route assigns weight to it yet");
+        assert_eq!(
+            with(&hold, "''", &to("v1", 100)),
+            [("IST0173".to_owned(), unused)]
+        );
     }
 
     #[test]
@@ -391,18 +596,40 @@ mod tests {
             ))
         };
         let field = |at: &str, name: &str| {
-            vec![("WEIR0203", format!("spec.trafficPolicy.{at}loadBalancer.consistentHash.{name}"))]
+            vec![(
+                "WEIR0203",
+                format!("spec.trafficPolicy.{at}loadBalancer.consistentHash.{name}"),
+            )]
         };
-        let (tcp, http) = ("{name: tcp, port: 5432}", "{name: tcp, port: 5432}, {name: http, port: 80}");
+        let (tcp, http) = (
+            "{name: tcp, port: 5432}",
+            "{name: tcp, port: 5432}, {name: http, port: 80}",
+        );
         let by = |key: &str| format!("loadBalancer: {{consistentHash: {{{key}}}}}");
-        assert_eq!(hash(&by("httpHeaderName: x"), tcp), field("", "httpHeaderName"));
-        assert_eq!(hash(&by("httpCookie: {name: c, ttl: 1s}"), tcp), field("", "httpCookie"));
-        assert_eq!(hash(&by("httpQueryParameterName: q"), tcp), field("", "httpQueryParameterName"));
+        assert_eq!(
+            hash(&by("httpHeaderName: x"), tcp),
+            field("", "httpHeaderName")
+        );
+        assert_eq!(
+            hash(&by("httpCookie: {name: c, ttl: 1s}"), tcp),
+            field("", "httpCookie")
+        );
+        assert_eq!(
+            hash(&by("httpQueryParameterName: q"), tcp),
+            field("", "httpQueryParameterName")
+        );
         assert_eq!(hash(&by("useSourceIp: true"), tcp), []);
         assert_eq!(hash(&by("httpHeaderName: x"), http), []);
-        let at_port =
-            |number: u16| format!("portLevelSettings: [{{port: {{number: {number}}}, {}}}]", by("httpHeaderName: x"));
-        assert_eq!(hash(&at_port(5432), http), field("portLevelSettings[0].", "httpHeaderName"));
+        let at_port = |number: u16| {
+            format!(
+                "portLevelSettings: [{{port: {{number: {number}}}, {}}}]",
+                by("httpHeaderName: x")
+            )
+        };
+        assert_eq!(
+            hash(&at_port(5432), http),
+            field("portLevelSettings[0].", "httpHeaderName")
+        );
         assert_eq!(hash(&at_port(80), http), []);
     }
 }

@@ -1,4 +1,4 @@
-//! VirtualServices for the same host: whose routes which clients get.
+//! Conflicts between VirtualServices for the same host: which clients use which routes.
 //!
 //! Of those that clients of a namespace see, the ones that it keeps to itself come before those that others export to it
 //! by name, and these before those that all see; among each the oldest first (as in `mesh::VirtualServices`). The first
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::conflicts::comes_first;
-use super::index::{Index, VirtualService};
+use super::index::{Index, IndexedVirtualService};
 use super::{Findings, all_of, code};
 use crate::api::{self, Age, Labels};
 use crate::mesh::Visibility;
@@ -18,35 +18,50 @@ use crate::mesh::Visibility;
 const ELSEWHERE: &str = "\0elsewhere";
 
 pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
-    let mut by_host: HashMap<&str, Vec<(&VirtualService<'_>, usize)>> = HashMap::new();
-    for one in index.virtual_services.iter().filter(|one| one.is_for_mesh()) {
-        for (n, host) in one.hosts.iter().enumerate().filter(|(n, host)| !one.hosts.iter().take(*n).any(|h| h == *host))
+    let mut by_host: HashMap<&str, Vec<(&IndexedVirtualService<'_>, usize)>> = HashMap::new();
+    for item in index
+        .virtual_services
+        .iter()
+        .filter(|virtual_service| virtual_service.is_for_mesh())
+    {
+        for (n, host) in item
+            .hosts
+            .iter()
+            .enumerate()
+            .filter(|(n, host)| !item.hosts.iter().take(*n).any(|h| h == *host))
         {
-            by_host.entry(host).or_default().push((one, n));
+            by_host.entry(host).or_default().push((item, n));
         }
     }
     for (host, all) in by_host.into_iter().filter(|(_, all)| all.len() > 1) {
-        let rivals: Vec<&VirtualService<'_>> = all.iter().map(|(one, _)| *one).collect();
-        let namespaces = namespaces(&rivals);
-        for (one, n) in all {
-            let clients = Clients::new(one, &rivals, &namespaces);
+        let duplicate_services: Vec<&IndexedVirtualService<'_>> =
+            all.iter().map(|(item, _)| *item).collect();
+        let namespaces = namespaces(&duplicate_services);
+        for (item, n) in all {
+            let clients = Clients::new(item, &duplicate_services, &namespaces);
             if let Some((code, message)) = clients.told(host) {
                 let advice = match *code == code::OVERRIDDEN {
                     true => "nothing to do, if that is meant",
-                    false => "merge the two, or keep them apart by exportTo",
+                    false => "merge them, or separate them with exportTo",
                 };
-                found.add(code, one.entry, format!("spec.hosts[{n}]"), message, advice);
+                found.add(
+                    code,
+                    item.entry,
+                    format!("spec.hosts[{n}]"),
+                    message,
+                    advice,
+                );
             }
         }
     }
 }
 
-/// The namespaces between which clients may see something else.
-fn namespaces(rivals: &[&VirtualService<'_>]) -> BTreeSet<Arc<str>> {
+/// The namespaces in which clients may see different objects.
+fn namespaces(duplicate_services: &[&IndexedVirtualService<'_>]) -> BTreeSet<Arc<str>> {
     let mut found = BTreeSet::from([Arc::from(ELSEWHERE)]);
-    for one in rivals {
-        found.insert(one.namespace().clone());
-        if let Visibility::Namespaces(names) = &one.visibility {
+    for duplicate_service in duplicate_services {
+        found.insert(duplicate_service.namespace().clone());
+        if let Visibility::Namespaces(names) = &duplicate_service.visibility {
             found.extend(names.iter().cloned());
         }
     }
@@ -56,17 +71,17 @@ fn namespaces(rivals: &[&VirtualService<'_>]) -> BTreeSet<Arc<str>> {
 /// What comes first counts.
 type Rank<'a> = (u8, Age, &'a Arc<str>, &'a Arc<str>);
 
-fn rank<'a>(one: &VirtualService<'a>, namespace: &str) -> Rank<'a> {
-    let class = match &one.visibility {
-        Visibility::Namespaces(_) if **one.namespace() == *namespace => 0,
+fn rank<'a>(virtual_service: &IndexedVirtualService<'a>, namespace: &str) -> Rank<'a> {
+    let class = match &virtual_service.visibility {
+        Visibility::Namespaces(_) if **virtual_service.namespace() == *namespace => 0,
         Visibility::Namespaces(_) => 1,
         Visibility::Public => 2,
     };
-    let meta = &one.entry.object.meta;
+    let meta = &virtual_service.entry.object.meta;
     (class, meta.age, &meta.name, &meta.namespace)
 }
 
-/// What becomes of one VirtualService among all for one host.
+/// The fate of a VirtualService among all for the same host.
 struct Clients<'a, 'b> {
     /// The namespaces whose clients get others' routes, by whose.
     lost: BTreeMap<usize, Lost>,
@@ -74,7 +89,7 @@ struct Clients<'a, 'b> {
     partly: BTreeMap<(usize, Takes), Vec<Arc<str>>>,
     /// Those whose clients get its own.
     kept: Vec<Arc<str>>,
-    rivals: &'b [&'b VirtualService<'a>],
+    duplicate_services: &'b [&'b IndexedVirtualService<'a>],
 }
 
 #[derive(Default)]
@@ -87,22 +102,37 @@ struct Lost {
 }
 
 impl<'a, 'b> Clients<'a, 'b> {
-    fn new(one: &'b VirtualService<'a>, rivals: &'b [&'b VirtualService<'a>], namespaces: &BTreeSet<Arc<str>>) -> Self {
-        let mut this = Self { lost: BTreeMap::new(), partly: BTreeMap::new(), kept: Vec::new(), rivals };
-        for namespace in namespaces.iter().filter(|namespace| one.visibility.includes(namespace)) {
-            this.look_at(one, namespace);
+    fn new(
+        virtual_service: &'b IndexedVirtualService<'a>,
+        duplicate_services: &'b [&'b IndexedVirtualService<'a>],
+        namespaces: &BTreeSet<Arc<str>>,
+    ) -> Self {
+        let mut this = Self {
+            lost: BTreeMap::new(),
+            partly: BTreeMap::new(),
+            kept: Vec::new(),
+            duplicate_services,
+        };
+        for namespace in namespaces
+            .iter()
+            .filter(|namespace| virtual_service.visibility.includes(namespace))
+        {
+            this.look_at(virtual_service, namespace);
         }
         this
     }
 
-    fn look_at(&mut self, one: &VirtualService<'a>, namespace: &Arc<str>) {
-        let own = rank(one, namespace);
-        let before = self.rivals.iter().enumerate();
-        let mut before: Vec<_> =
-            before.filter(|(_, other)| other.visibility.includes(namespace) && rank(other, namespace) < own).collect();
+    fn look_at(&mut self, virtual_service: &IndexedVirtualService<'a>, namespace: &Arc<str>) {
+        let own = rank(virtual_service, namespace);
+        let before = self.duplicate_services.iter().enumerate();
+        let mut before: Vec<_> = before
+            .filter(|(_, other)| {
+                other.visibility.includes(namespace) && rank(other, namespace) < own
+            })
+            .collect();
         before.sort_by_key(|(_, other)| rank(other, namespace));
         for (winner, other) in before {
-            match takes_from(other, one, namespace) {
+            match takes_from(other, virtual_service, namespace) {
                 None => {}
                 Some(Takes::All(kinds)) => {
                     let lost = self.lost.entry(winner).or_default();
@@ -111,26 +141,43 @@ impl<'a, 'b> Clients<'a, 'b> {
                     lost.kinds.extend(kinds);
                     return;
                 }
-                Some(how) => self.partly.entry((winner, how)).or_default().push(namespace.clone()),
+                Some(how) => self
+                    .partly
+                    .entry((winner, how))
+                    .or_default()
+                    .push(namespace.clone()),
             }
         }
         self.kept.push(namespace.clone());
     }
 
     fn key(&self, winner: usize) -> String {
-        self.rivals.get(winner).map(|winner| winner.entry.object.key().to_string()).unwrap_or_default()
+        self.duplicate_services
+            .get(winner)
+            .map(|winner| winner.entry.object.key().to_string())
+            .unwrap_or_default()
     }
 
     /// The finding, where some clients get others' routes.
     fn told(&self, host: &str) -> Option<(&'static code::Code, String)> {
-        if let (Some((winner, lost)), true, true) =
-            (self.lost.first_key_value(), self.kept.is_empty() && self.lost.len() == 1, self.partly.is_empty())
-        {
+        if let (Some((winner, lost)), true, true) = (
+            self.lost.first_key_value(),
+            self.kept.is_empty() && self.lost.len() == 1,
+            self.partly.is_empty(),
+        ) {
             return Some((&code::HOST_CONFLICT, self.whole(host, *winner, lost)?));
         }
-        let mut parts: Vec<String> = self.lost.iter().map(|(winner, lost)| self.part(*winner, lost)).collect();
+        let mut parts: Vec<String> = self
+            .lost
+            .iter()
+            .map(|(winner, lost)| self.part(*winner, lost))
+            .collect();
         parts.extend(self.partly.iter().map(|((winner, how), namespaces)| {
-            let within = if is_everywhere(namespaces) { String::new() } else { format!("in {} ", names(namespaces)) };
+            let within = if is_everywhere(namespaces) {
+                String::new()
+            } else {
+                format!("in {} ", names(namespaces))
+            };
             format!("{within}{}", how.told(&self.key(*winner)))
         }));
         if parts.is_empty() {
@@ -142,7 +189,11 @@ impl<'a, 'b> Clients<'a, 'b> {
         let is_conflict = self.kept.is_empty()
             || self.lost.values().any(|lost| lost.by_age)
             || self.partly.keys().any(|(_, how)| how.is_conflict());
-        let code = if is_conflict { &code::HOST_CONFLICT } else { &code::OVERRIDDEN };
+        let code = if is_conflict {
+            &code::HOST_CONFLICT
+        } else {
+            &code::OVERRIDDEN
+        };
         Some((code, format!("for `{host}`, {}", parts.join("; "))))
     }
 
@@ -151,24 +202,40 @@ impl<'a, 'b> Clients<'a, 'b> {
         let key = self.key(winner);
         let kinds = kinds(&lost.kinds);
         let first = match lost.by_age {
-            true => format!("{key} {} and speaks for `{host}` too", comes_first(self.rivals.get(winner)?.entry)),
+            true => {
+                format!(
+                    "{key} {} and speaks for `{host}` too",
+                    comes_first(self.duplicate_services.get(winner)?.entry)
+                )
+            }
             false => format!("{key} speaks for `{host}` too, and its exportTo names these clients"),
         };
-        Some(format!("{first}: its {kinds} routes are in force, and none of these"))
+        Some(format!(
+            "{first}: its {kinds} routes are in force, and none of these"
+        ))
     }
 
     fn part(&self, winner: usize, lost: &Lost) -> String {
-        let why = match self.rivals.get(winner) {
+        let why = match self.duplicate_services.get(winner) {
             Some(winner) if lost.by_age => format!("which {}", comes_first(winner.entry)),
             _ => "whose exportTo names them".to_owned(),
         };
         let kinds = kinds(&lost.kinds);
-        format!("clients in {} get the {kinds} routes of {}, {why}", names(&lost.namespaces), self.key(winner))
+        format!(
+            "clients in {} get the {kinds} routes of {}, {why}",
+            names(&lost.namespaces),
+            self.key(winner)
+        )
     }
 }
 
 fn kinds(kinds: &BTreeSet<&'static str>) -> String {
-    all_of(&kinds.iter().map(|kind| (*kind).to_owned()).collect::<Vec<_>>())
+    all_of(
+        &kinds
+            .iter()
+            .map(|kind| (*kind).to_owned())
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn is_everywhere(namespaces: &[Arc<str>]) -> bool {
@@ -179,7 +246,12 @@ fn names(namespaces: &[Arc<str>]) -> String {
     if is_everywhere(namespaces) {
         return "all other namespaces".to_owned();
     }
-    all_of(&namespaces.iter().map(ToString::to_string).collect::<Vec<_>>())
+    all_of(
+        &namespaces
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// What of its rival's routes one keeps out of force.
@@ -201,11 +273,20 @@ impl Takes {
             Takes::All(_) => format!("the routes of {winner} count"),
             Takes::At(ports, _) => {
                 let numbers: Vec<_> = ports.iter().map(ToString::to_string).collect();
-                let noun = if numbers.len() == 1 { "port" } else { "the ports" };
-                format!("only the routes of {winner} count at {noun} {}", all_of(&numbers))
+                let noun = if numbers.len() == 1 {
+                    "port"
+                } else {
+                    "the ports"
+                };
+                format!(
+                    "only the routes of {winner} count at {noun} {}",
+                    all_of(&numbers)
+                )
             }
             Takes::Names => format!("connections for the same server names go by {winner}"),
-            Takes::Labelled => format!("clients that the sourceLabels of {winner} select get its routes alone"),
+            Takes::Labelled => {
+                format!("clients that the sourceLabels of {winner} select get its routes alone")
+            }
         }
     }
 
@@ -216,21 +297,51 @@ impl Takes {
 }
 
 /// What of `second` is out of force for clients of a namespace, because `first` comes first.
-fn takes_from(first: &VirtualService<'_>, second: &VirtualService<'_>, namespace: &str) -> Option<Takes> {
+fn takes_from(
+    first: &IndexedVirtualService<'_>,
+    second: &IndexedVirtualService<'_>,
+    namespace: &str,
+) -> Option<Takes> {
     let (a, b) = (first.spec, second.spec);
     let http = |spec: &api::VirtualService, which: Which| -> Ports {
-        let routes = spec.http.iter().map(|route| route.matches.iter().map(Condition::of_http).collect::<Vec<_>>());
-        routes.map(|matches| Ports::of(&matches, namespace, which)).collect()
+        let routes = spec.http.iter().map(|route| {
+            route
+                .matches
+                .iter()
+                .map(Condition::of_http)
+                .collect::<Vec<_>>()
+        });
+        routes
+            .map(|matches| Ports::of(&matches, namespace, which))
+            .collect()
     };
     let tcp = |spec: &api::VirtualService, which: Which| -> Ports {
-        let routes = spec.tcp.iter().map(|route| route.matches.iter().map(Condition::of_tcp).collect::<Vec<_>>());
-        routes.map(|matches| Ports::of(&matches, namespace, which)).collect()
+        let routes = spec.tcp.iter().map(|route| {
+            route
+                .matches
+                .iter()
+                .map(Condition::of_tcp)
+                .collect::<Vec<_>>()
+        });
+        routes
+            .map(|matches| Ports::of(&matches, namespace, which))
+            .collect()
     };
-    let of_http = taken([http(a, Which::Surely), http(a, Which::Labelled)], &http(b, Which::Ever), "http");
-    let of_tcp = taken([tcp(a, Which::Surely), tcp(a, Which::Labelled)], &tcp(b, Which::Ever), "tcp");
+    let of_http = taken(
+        [http(a, Which::Surely), http(a, Which::Labelled)],
+        &http(b, Which::Ever),
+        "http",
+    );
+    let of_tcp = taken(
+        [tcp(a, Which::Surely), tcp(a, Which::Labelled)],
+        &tcp(b, Which::Ever),
+        "tcp",
+    );
     let names = |spec: &api::VirtualService| -> BTreeSet<(Vec<String>, Vec<String>)> {
         let matches = spec.tls.iter().flat_map(|route| &route.matches);
-        matches.map(|one| (one.sni_hosts.clone(), one.destination_subnets.clone())).collect()
+        matches
+            .map(|item| (item.sni_hosts.clone(), item.destination_subnets.clone()))
+            .collect()
     };
     let of_tls = (!names(a).is_disjoint(&names(b))).then_some(Takes::Names);
     match (of_http, of_tcp) {
@@ -252,7 +363,11 @@ fn taken([surely, labelled]: [Ports; 2], second: &Ports, kind: &'static str) -> 
         return Some(Takes::All(BTreeSet::from([kind])));
     }
     let both: BTreeSet<u32> = surely.some.intersection(&second.some).copied().collect();
-    Some(if second.all { Takes::At(surely.some, !both.is_empty()) } else { Takes::At(both, true) })
+    Some(if second.all {
+        Takes::At(surely.some, !both.is_empty())
+    } else {
+        Takes::At(both, true)
+    })
 }
 
 /// Of which matches the ports are asked for.
@@ -276,23 +391,23 @@ struct Condition<'a> {
 }
 
 impl<'a> Condition<'a> {
-    fn of_http(one: &'a api::HttpMatchRequest) -> Self {
+    fn of_http(request_match: &'a api::HttpMatchRequest) -> Self {
         Self {
-            port: one.port,
-            gateways: &one.gateways,
-            labels: &one.source_labels,
-            namespace: &one.source_namespace,
+            port: request_match.port,
+            gateways: &request_match.gateways,
+            labels: &request_match.source_labels,
+            namespace: &request_match.source_namespace,
             subnets: &[],
         }
     }
 
-    fn of_tcp(one: &'a api::L4MatchAttributes) -> Self {
+    fn of_tcp(tcp_match: &'a api::L4MatchAttributes) -> Self {
         Self {
-            port: one.port,
-            gateways: &one.gateways,
-            labels: &one.source_labels,
-            namespace: &one.source_namespace,
-            subnets: &one.destination_subnets,
+            port: tcp_match.port,
+            gateways: &tcp_match.gateways,
+            labels: &tcp_match.source_labels,
+            namespace: &tcp_match.source_namespace,
+            subnets: &tcp_match.destination_subnets,
         }
     }
 }
@@ -307,14 +422,21 @@ struct Ports {
 impl Ports {
     /// The ports of a route's matches for clients of a namespace.
     fn of(matches: &[Condition<'_>], namespace: &str, which: Which) -> Self {
-        let mut ports = Self { all: matches.is_empty(), some: BTreeSet::new() };
-        for one in matches {
-            let for_mesh = one.gateways.is_empty() || one.gateways.iter().any(|gateway| gateway == "mesh");
+        let mut ports = Self {
+            all: matches.is_empty(),
+            some: BTreeSet::new(),
+        };
+        for request_match in matches {
+            let for_mesh = request_match.gateways.is_empty()
+                || request_match
+                    .gateways
+                    .iter()
+                    .any(|gateway| gateway == "mesh");
             let counts = for_mesh
-                && (one.namespace.is_empty() || one.namespace == namespace)
-                && (which != Which::Surely || one.labels.is_empty())
-                && (which == Which::Ever || one.subnets.is_empty());
-            match one.port.filter(|port| *port != 0) {
+                && (request_match.namespace.is_empty() || request_match.namespace == namespace)
+                && (which != Which::Surely || request_match.labels.is_empty())
+                && (which == Which::Ever || request_match.subnets.is_empty());
+            match request_match.port.filter(|port| *port != 0) {
                 _ if !counts => {}
                 None => ports.all = true,
                 Some(port) => {
@@ -355,7 +477,11 @@ mod tests {
     use crate::mesh::MeshConfig;
 
     fn service(name: &str, fields: &str) -> String {
-        of("shop", name, &format!("http: [{{route: [{{destination: {{host: web}}}}]}}], {fields}"))
+        of(
+            "shop",
+            name,
+            &format!("http: [{{route: [{{destination: {{host: web}}}}]}}], {fields}"),
+        )
     }
 
     fn of(namespace: &str, name: &str, spec: &str) -> String {
@@ -366,28 +492,54 @@ mod tests {
     }
 
     #[test]
-    fn of_two_for_one_host_the_older_wins() {
+    fn the_older_of_two_with_the_same_host_wins() {
         let two = |a: &str, b: &str| found(&(base() + &service("b", a) + &service("a", b)));
         let second = [("IST0109", "spec.hosts[0]".to_owned())];
         assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.A.b']"), second);
-        assert_eq!(two("hosts: [many]", "hosts: [many.shop.svc.cluster.local]"), second);
+        assert_eq!(
+            two("hosts: [many]", "hosts: [many.shop.svc.cluster.local]"),
+            second
+        );
         assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.c.b']"), []);
-        assert_eq!(two("hosts: ['*.a.b'], exportTo: [p]", "hosts: ['*.a.b'], exportTo: [q]"), []);
+        assert_eq!(
+            two(
+                "hosts: ['*.a.b'], exportTo: [p]",
+                "hosts: ['*.a.b'], exportTo: [q]"
+            ),
+            []
+        );
         let gateway = two("hosts: ['*.a.b'], gateways: [gw]", "hosts: ['*.a.b']");
         assert_eq!(gateway, [("WEIR0201", "spec.gateways".to_owned())]);
     }
 
     /// What is said of the hosts: object, code and message.
     fn told(objects: &[String]) -> Vec<(String, &'static str, String)> {
-        let findings = analyze(&store(&(base() + &objects.concat())), &MeshConfig::default());
-        let of_hosts = findings.into_iter().filter(|one| one.path.starts_with("spec.hosts"));
-        of_hosts.map(|one| (one.object.unwrap().name.to_string(), one.code.id, one.message)).collect()
+        let findings = analyze(
+            &store(&(base() + &objects.concat())),
+            &MeshConfig::default(),
+        );
+        let of_hosts = findings
+            .into_iter()
+            .filter(|finding| finding.path.starts_with("spec.hosts"));
+        of_hosts
+            .map(|item| {
+                (
+                    item.object.unwrap().name.to_string(),
+                    item.code.id,
+                    item.message,
+                )
+            })
+            .collect()
     }
 
     /// A VirtualService for `*.a.b`, of which the name is also the order of age.
-    fn rival(namespace: &str, name: &str, export_to: &str) -> String {
+    fn duplicate(namespace: &str, name: &str, export_to: &str) -> String {
         let route = "route: [{destination: {host: web.shop.svc.cluster.local}}]";
-        of(namespace, name, &format!("hosts: ['*.a.b'], exportTo: [{export_to}], http: [{{{route}}}]"))
+        of(
+            namespace,
+            name,
+            &format!("hosts: ['*.a.b'], exportTo: [{export_to}], http: [{{{route}}}]"),
+        )
     }
 
     #[test]
@@ -397,21 +549,31 @@ mod tests {
         let error = |name: &str, message: String| (name.to_owned(), "IST0109", message);
         // What a namespace keeps to itself overrides what all see, whatever its age.
         for (public, private) in [("a", "b"), ("b", "a")] {
-            let objects = [rival("other", public, "'*'"), rival("shop", private, ".")];
+            let objects = [
+                duplicate("other", public, "'*'"),
+                duplicate("shop", private, "."),
+            ];
             let who = format!(
                 "clients in shop get the http routes of VirtualService shop/{private}, whose exportTo names them; clients in \
                  all other namespaces get these"
             );
             assert_eq!(told(&objects), [info(public, &who)]);
         }
-        let by_name = [rival("other", "a", "shop"), rival("shop", "b", ".")];
+        let by_name = [duplicate("other", "a", "shop"), duplicate("shop", "b", ".")];
         let all = "VirtualService shop/b speaks for `*.a.b` too, and its exportTo names these clients: its http routes are in \
                    force, and none of these";
         assert_eq!(told(&by_name), [error("a", all.to_owned())]);
-        let older = [rival("other", "a", "shop, pay"), rival("third", "b", "shop, bank")];
+        let older = [
+            duplicate("other", "a", "shop, pay"),
+            duplicate("third", "b", "shop, bank"),
+        ];
         let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in bank get these";
         assert_eq!(told(&older), [error("b", host(who))]);
-        let three = [rival("other", "a", "shop"), rival("other", "b", "pay"), rival("third", "c", "shop, pay")];
+        let three = [
+            duplicate("other", "a", "shop"),
+            duplicate("other", "b", "pay"),
+            duplicate("third", "c", "shop, pay"),
+        ];
         let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in pay get the \
                    http routes of VirtualService other/b, which comes first";
         assert_eq!(told(&three), [error("c", host(who))]);
@@ -425,7 +587,10 @@ mod tests {
                 of("shop", "a", &format!("hosts: ['*.a.b'], {a}")),
                 of("shop", "b", &format!("hosts: ['*.a.b'], {b}")),
             ]);
-            conflicts.into_iter().map(|(_, code, _)| code).collect::<Vec<_>>()
+            conflicts
+                .into_iter()
+                .map(|(_, code, _)| code)
+                .collect::<Vec<_>>()
         };
         let http = |matches: &str| format!("http: [{{match: [{matches}], {to}}}]");
         let tcp = |matches: &str| format!("tcp: [{{match: [{matches}], {to}}}]");
@@ -438,7 +603,11 @@ mod tests {
             (http("{port: 80}"), any.clone(), &partly),
             (http("{port: 80}"), http("{port: 81}"), &none),
             (http("{port: 80}"), http("{port: 80}, {port: 81}"), &whole),
-            (http("{uri: {prefix: /a}}"), http("{uri: {prefix: /b}}"), &whole),
+            (
+                http("{uri: {prefix: /a}}"),
+                http("{uri: {prefix: /b}}"),
+                &whole,
+            ),
             // Only clients with the labels get these; all others get the second.
             (http("{sourceLabels: {app: x}}"), any.clone(), &partly),
             (any.clone(), http("{sourceLabels: {app: x}}"), &whole),
@@ -446,8 +615,16 @@ mod tests {
             (any.clone(), format!("tcp: [{{{to}}}]"), &none),
             (tcp("{port: 80}"), tcp("{port: 80}"), &whole),
             (tcp("{port: 80}"), tcp("{port: 81}"), &none),
-            (tcp("{destinationSubnets: [10.0.0.0/8]}"), format!("tcp: [{{{to}}}]"), &none),
-            (format!("tcp: [{{{to}}}]"), tcp("{destinationSubnets: [10.0.0.0/8]}"), &whole),
+            (
+                tcp("{destinationSubnets: [10.0.0.0/8]}"),
+                format!("tcp: [{{{to}}}]"),
+                &none,
+            ),
+            (
+                format!("tcp: [{{{to}}}]"),
+                tcp("{destinationSubnets: [10.0.0.0/8]}"),
+                &whole,
+            ),
             (tls("x.a.b"), tls("y.a.b"), &none),
             (tls("x.a.b"), tls("x.a.b"), &whole),
         ] {
@@ -455,6 +632,9 @@ mod tests {
         }
         let in_pay = format!("exportTo: [pay, shop], {}", http("{sourceNamespace: pay}"));
         assert_eq!(two(&in_pay, &format!("exportTo: [shop], {any}")), none);
-        assert_eq!(two(&in_pay, &format!("exportTo: [pay, shop], {any}")), whole);
+        assert_eq!(
+            two(&in_pay, &format!("exportTo: [pay, shop], {any}")),
+            whole
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The objects by what others call them, so that each check looks at an object once.
+//! Indexes objects by the names that others reference, so that each check visits an object once.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::spec_of;
 use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
 use crate::mesh::{
-    self, Builder, HOSTNAME, Host, Mesh, MeshConfig, Protocol, REGION, Registered, SUBZONE, Topology, Visibility, ZONE,
-    is_wildcard,
+    self, HOSTNAME, Host, Mesh, MeshBuilder, MeshConfig, Protocol, REGION, RegisteredService,
+    SUBZONE, Topology, Visibility, ZONE, is_wildcard,
 };
 use crate::rollout_guard::{self, HeldChange, RolloutGuard};
 use crate::store::{Entry, Store};
 
 /// A VirtualService with its names resolved.
-pub(super) struct VirtualService<'a> {
+pub(super) struct IndexedVirtualService<'a> {
     pub entry: &'a Entry,
     pub spec: &'a api::VirtualService,
     /// In the order of `spec.hosts`.
@@ -21,63 +21,116 @@ pub(super) struct VirtualService<'a> {
     pub visibility: Visibility,
 }
 
-impl VirtualService<'_> {
+impl IndexedVirtualService<'_> {
     pub fn namespace(&self) -> &Arc<str> {
         &self.entry.object.meta.namespace
     }
 
-    /// Whether sidecars use it.
+    /// Whether it applies to sidecars.
     pub fn is_for_mesh(&self) -> bool {
         self.spec.gateways.is_empty() || self.spec.gateways.iter().any(|name| name == "mesh")
     }
 
-    /// What matches of all kinds have in common, each with its path.
+    /// The common part of all matches, each with its path.
     pub fn matches(&self) -> impl Iterator<Item = (String, Match<'_>)> {
         let path = |kind: &str, n: usize, m: usize| format!("spec.{kind}[{n}].match[{m}]");
-        let http = self.spec.http.iter().enumerate().flat_map(move |(n, route)| {
-            let all = route.matches.iter().enumerate();
-            all.map(move |(m, one)| (path("http", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
-        });
-        let tls = self.spec.tls.iter().enumerate().flat_map(move |(n, route)| {
-            let all = route.matches.iter().enumerate();
-            all.map(move |(m, one)| (path("tls", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
-        });
-        let tcp = self.spec.tcp.iter().enumerate().flat_map(move |(n, route)| {
-            let all = route.matches.iter().enumerate();
-            all.map(move |(m, one)| (path("tcp", n, m), Match::new(one.port, &one.source_namespace, &one.gateways)))
-        });
+        let http = self
+            .spec
+            .http
+            .iter()
+            .enumerate()
+            .flat_map(move |(n, route)| {
+                let all = route.matches.iter().enumerate();
+                all.map(move |(m, item)| {
+                    (
+                        path("http", n, m),
+                        Match::new(item.port, &item.source_namespace, &item.gateways),
+                    )
+                })
+            });
+        let tls = self
+            .spec
+            .tls
+            .iter()
+            .enumerate()
+            .flat_map(move |(n, route)| {
+                let all = route.matches.iter().enumerate();
+                all.map(move |(m, item)| {
+                    (
+                        path("tls", n, m),
+                        Match::new(item.port, &item.source_namespace, &item.gateways),
+                    )
+                })
+            });
+        let tcp = self
+            .spec
+            .tcp
+            .iter()
+            .enumerate()
+            .flat_map(move |(n, route)| {
+                let all = route.matches.iter().enumerate();
+                all.map(move |(m, item)| {
+                    (
+                        path("tcp", n, m),
+                        Match::new(item.port, &item.source_namespace, &item.gateways),
+                    )
+                })
+            });
         http.chain(tls).chain(tcp)
     }
 
-    /// Where its routes lead, each with its path.
+    /// The destinations of its routes, each with its path.
     pub fn destinations(&self) -> impl Iterator<Item = (String, &api::Destination)> {
         let http = self.spec.http.iter().enumerate().flat_map(|(n, route)| {
             let routes = route.route.iter().enumerate();
-            let routes =
-                routes.map(move |(m, to)| (format!("spec.http[{n}].route[{m}].destination"), to.destination.as_ref()));
+            let routes = routes.map(move |(m, to)| {
+                (
+                    format!("spec.http[{n}].route[{m}].destination"),
+                    to.destination.as_ref(),
+                )
+            });
             let mirror = (format!("spec.http[{n}].mirror"), route.mirror.as_ref());
             let mirrors = route.mirrors.iter().enumerate();
-            let mirrors = mirrors
-                .map(move |(m, to)| (format!("spec.http[{n}].mirrors[{m}].destination"), to.destination.as_ref()));
+            let mirrors = mirrors.map(move |(m, to)| {
+                (
+                    format!("spec.http[{n}].mirrors[{m}].destination"),
+                    to.destination.as_ref(),
+                )
+            });
             routes.chain([mirror]).chain(mirrors)
         });
-        let tls = self.spec.tls.iter().enumerate().flat_map(move |(n, route)| connections("tls", n, &route.route));
-        let tcp = self.spec.tcp.iter().enumerate().flat_map(move |(n, route)| connections("tcp", n, &route.route));
-        http.chain(tls).chain(tcp).filter_map(|(path, to)| Some((path, to?)))
+        let tls = self
+            .spec
+            .tls
+            .iter()
+            .enumerate()
+            .flat_map(move |(n, route)| connections("tls", n, &route.route));
+        let tcp = self
+            .spec
+            .tcp
+            .iter()
+            .enumerate()
+            .flat_map(move |(n, route)| connections("tcp", n, &route.route));
+        http.chain(tls)
+            .chain(tcp)
+            .filter_map(|(path, to)| Some((path, to?)))
     }
 }
 
-/// Where a TLS or TCP route leads, each with its path.
+/// The destinations of TLS or TCP routes, each with its path.
 fn connections<'a>(
     kind: &'static str,
     n: usize,
     routes: &'a [api::RouteDestination],
 ) -> impl Iterator<Item = (String, Option<&'a api::Destination>)> {
     let path = move |m: usize| format!("spec.{kind}[{n}].route[{m}].destination");
-    routes.iter().enumerate().map(move |(m, to)| (path(m), to.destination.as_ref()))
+    routes
+        .iter()
+        .enumerate()
+        .map(move |(m, to)| (path(m), to.destination.as_ref()))
 }
 
-/// What matches of HTTP, TLS and TCP routes have in common.
+/// The fields that HTTP, TLS and TCP matches share.
 pub(super) struct Match<'a> {
     /// 0 means any.
     pub port: u32,
@@ -87,33 +140,37 @@ pub(super) struct Match<'a> {
 
 impl<'a> Match<'a> {
     fn new(port: Option<u32>, source_namespace: &'a str, gateways: &'a [String]) -> Self {
-        Self { port: port.unwrap_or_default(), source_namespace, gateways }
+        Self {
+            port: port.unwrap_or_default(),
+            source_namespace,
+            gateways,
+        }
     }
 }
 
 /// A DestinationRule with its host resolved.
-pub(super) struct DestinationRule<'a> {
+pub(super) struct IndexedDestinationRule<'a> {
     pub entry: &'a Entry,
     pub spec: &'a api::DestinationRule,
     pub host: Host,
     pub visibility: Visibility,
 }
 
-impl DestinationRule<'_> {
+impl IndexedDestinationRule<'_> {
     pub fn namespace(&self) -> &Arc<str> {
         &self.entry.object.meta.namespace
     }
 }
 
-/// A service as destinations see it.
-pub(super) struct Service {
+/// A service as seen by destinations.
+pub(super) struct IndexedService {
     pub namespace: Arc<str>,
     /// The ports it is known to have, with what is spoken there; none where nothing is known of them.
     pub ports: Vec<(u16, Protocol)>,
     /// The host that it is another name of (`ExternalName`).
     pub alias_of: Option<Host>,
     pub visibility: Visibility,
-    /// The labels of each of its endpoints; `None` where they are not known.
+    /// The labels of each endpoint; `None` if unknown.
     pub endpoints: Option<Vec<WorkloadLabels>>,
 }
 
@@ -129,60 +186,72 @@ impl WorkloadLabels {
     fn new(topology: &Topology, own: &Labels, store: &Store) -> Self {
         let node = ObjectKey::new(Kind::Node, "", &topology.node);
         let placed = !topology.locality.region.is_empty() || store.get(&node).is_some();
-        Self { labels: topology.labels(own), placed }
+        Self {
+            labels: topology.labels(own),
+            placed,
+        }
     }
 
     /// Whether `selector` selects the workload, or may do so.
     pub fn may_have(&self, selector: &Labels) -> bool {
-        selector.iter().all(|(name, value)| match self.labels.get(name) {
-            Some(own) => own == value,
-            None => !self.placed && matches!(name.as_str(), REGION | ZONE | SUBZONE | HOSTNAME),
-        })
+        selector
+            .iter()
+            .all(|(name, value)| match self.labels.get(name) {
+                Some(own) => own == value,
+                None => !self.placed && matches!(name.as_str(), REGION | ZONE | SUBZONE | HOSTNAME),
+            })
     }
 }
 
-impl Service {
+impl IndexedService {
     /// Whether it has a port of this number; also where its ports are not known.
     pub fn may_have_port(&self, number: u32) -> bool {
-        self.ports.is_empty() || self.ports.iter().any(|(known, _)| u32::from(*known) == number)
+        self.ports.is_empty()
+            || self
+                .ports
+                .iter()
+                .any(|(known, _)| u32::from(*known) == number)
     }
 
     /// The numbers of its ports, for messages.
     pub fn port_numbers(&self) -> Vec<String> {
-        self.ports.iter().map(|(number, _)| number.to_string()).collect()
+        self.ports
+            .iter()
+            .map(|(number, _)| number.to_string())
+            .collect()
     }
 }
 
-/// All that is looked up.
+/// All indexes.
 pub(super) struct Index<'a> {
     pub store: &'a Store,
     pub config: &'a MeshConfig,
-    /// The mesh as a weir that starts on these objects has it in force.
+    /// The effective mesh of a weir started with these objects.
     pub mesh: Mesh,
-    /// What is held back of what the objects say.
+    /// The changes that are held back.
     pub held: Vec<HeldChange>,
-    /// The subsets that get weight all the same.
+    /// The subsets that get weight anyway.
     pub weighted_subsets: BTreeSet<(Host, String)>,
-    pub virtual_services: Vec<VirtualService<'a>>,
-    pub destination_rules: Vec<DestinationRule<'a>>,
-    pub services: HashMap<Host, Service>,
+    pub virtual_services: Vec<IndexedVirtualService<'a>>,
+    pub destination_rules: Vec<IndexedDestinationRule<'a>>,
+    pub services: HashMap<Host, IndexedService>,
     /// The services of hosts that several objects declare, in order of precedence.
     pub same_host: Vec<(Host, Vec<Arc<mesh::Service>>)>,
     /// The hosts of services by namespace.
     pub hosts: HashMap<Arc<str>, Vec<Host>>,
-    /// Places in `destination_rules` by host.
+    /// Indices into `destination_rules` by host.
     pub rules_by_host: HashMap<Host, Vec<usize>>,
-    /// The pods' labels by namespace, each set once.
+    /// The distinct label sets of pods by namespace.
     pub pods: HashMap<Arc<str>, BTreeSet<&'a Labels>>,
     /// The same as Istio's selectors see them.
     pub workloads: HashMap<Arc<str>, BTreeSet<WorkloadLabels>>,
-    /// The objects that are there but can not be used, and what they speak of.
-    refused: Refused<'a>,
-    /// The hosts of services written backwards, to find those with one ending.
-    endings: BTreeSet<String>,
-    /// The full hosts of services by their first label.
+    /// The rejected objects and what they reference.
+    rejected: RejectedObjects<'a>,
+    /// The reversed hosts of services, for suffix lookup.
+    reversed_hosts: BTreeSet<String>,
+    /// The full hosts of services by their first DNS label.
     by_short_name: HashMap<String, Vec<Host>>,
-    /// The namespaces there are; `None` where none is known.
+    /// The existing namespaces; `None` if unknown.
     namespaces: Option<HashSet<&'a str>>,
 }
 
@@ -190,57 +259,112 @@ impl<'a> Index<'a> {
     pub fn new(store: &'a Store, config: &'a MeshConfig) -> Self {
         let mut pods: HashMap<Arc<str>, BTreeSet<&Labels>> = HashMap::new();
         for entry in store.all(Kind::Pod) {
-            pods.entry(entry.object.meta.namespace.clone()).or_default().insert(&entry.object.meta.labels);
+            pods.entry(entry.object.meta.namespace.clone())
+                .or_default()
+                .insert(&entry.object.meta.labels);
         }
-        let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| entry.object.key()).collect();
-        let (mesh, held) = RolloutGuard::default().apply(Builder::new(config.clone()).update(store, &all));
+        let all = Kind::ALL
+            .into_iter()
+            .flat_map(|kind| store.all(kind))
+            .map(|entry| entry.object.key())
+            .collect();
+        let (mesh, held) =
+            RolloutGuard::default().apply(MeshBuilder::new(config.clone()).update(store, &all));
         let mut workloads: HashMap<Arc<str>, BTreeSet<WorkloadLabels>> = HashMap::new();
         for entry in store.all(Kind::Pod) {
             let meta = &entry.object.meta;
-            let labels = WorkloadLabels::new(&mesh.pod_topology(&meta.namespace, &meta.name), &meta.labels, store);
-            workloads.entry(meta.namespace.clone()).or_default().insert(labels);
+            let labels = WorkloadLabels::new(
+                &mesh.pod_topology(&meta.namespace, &meta.name),
+                &meta.labels,
+                store,
+            );
+            workloads
+                .entry(meta.namespace.clone())
+                .or_default()
+                .insert(labels);
         }
         let services = services(store, &mesh, &pods);
         let mut hosts: HashMap<Arc<str>, Vec<Host>> = HashMap::new();
         for known in mesh.services.values().flat_map(|list| list.iter()) {
-            hosts.entry(known.service.namespace.clone()).or_default().push(known.service.host.clone());
+            hosts
+                .entry(known.service.namespace.clone())
+                .or_default()
+                .push(known.service.host.clone());
         }
         let mut by_short_name: HashMap<String, Vec<Host>> = HashMap::new();
         for host in services.keys() {
             let short = host.split('.').next().unwrap_or_default();
-            by_short_name.entry(short.to_owned()).or_default().push(host.clone());
+            by_short_name
+                .entry(short.to_owned())
+                .or_default()
+                .push(host.clone());
         }
-        by_short_name.values_mut().for_each(|hosts| hosts.sort_unstable());
+        by_short_name
+            .values_mut()
+            .for_each(|hosts| hosts.sort_unstable());
         let virtual_services = store.all(Kind::VirtualService).filter_map(|entry| {
-            let spec = spec_of(entry, |spec| if let Spec::VirtualService(spec) = spec { Some(spec) } else { None })?;
+            let spec = spec_of(entry, |spec| {
+                if let Spec::VirtualService(spec) = spec {
+                    Some(spec)
+                } else {
+                    None
+                }
+            })?;
             let namespace = &entry.object.meta.namespace;
-            let hosts = spec.hosts.iter().map(|host| mesh::resolve(host, namespace, &config.domain)).collect();
+            let hosts = spec
+                .hosts
+                .iter()
+                .map(|host| mesh::resolve(host, namespace, &config.domain))
+                .collect();
             let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
-            Some(VirtualService { entry, spec, hosts, visibility })
+            Some(IndexedVirtualService {
+                entry,
+                spec,
+                hosts,
+                visibility,
+            })
         });
         let destination_rules = store.all(Kind::DestinationRule).filter_map(|entry| {
-            let spec =
-                spec_of(entry, |spec| if let Spec::DestinationRule(spec) = spec { Some(&**spec) } else { None })?;
+            let spec = spec_of(entry, |spec| {
+                if let Spec::DestinationRule(spec) = spec {
+                    Some(&**spec)
+                } else {
+                    None
+                }
+            })?;
             let namespace = &entry.object.meta.namespace;
             let host = mesh::resolve(&spec.host, namespace, &config.domain);
             let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
-            Some(DestinationRule { entry, spec, host, visibility })
+            Some(IndexedDestinationRule {
+                entry,
+                spec,
+                host,
+                visibility,
+            })
         });
         let destination_rules: Vec<_> = destination_rules.collect();
         let mut rules_by_host: HashMap<Host, Vec<usize>> = HashMap::new();
         for (n, rule) in destination_rules.iter().enumerate() {
             rules_by_host.entry(rule.host.clone()).or_default().push(n);
         }
-        // Without a single Namespace object there is nothing to hold a name against.
+        // Without any Namespace object, names cannot be checked.
         let namespaces = (store.count(Kind::Namespace) > 0).then(|| {
             let objects = Kind::ALL.into_iter().flat_map(|kind| store.all(kind));
             let used = objects.map(|entry| &*entry.object.meta.namespace);
-            used.chain(store.all(Kind::Namespace).map(|entry| &*entry.object.meta.name)).collect()
+            used.chain(
+                store
+                    .all(Kind::Namespace)
+                    .map(|entry| &*entry.object.meta.name),
+            )
+            .collect()
         });
         Self {
             virtual_services: virtual_services.collect(),
-            endings: services.keys().map(|host| host.chars().rev().collect()).collect(),
-            refused: Refused::new(store, config),
+            reversed_hosts: services
+                .keys()
+                .map(|host| host.chars().rev().collect())
+                .collect(),
+            rejected: RejectedObjects::new(store, config),
             same_host: same_host(&mesh),
             weighted_subsets: rollout_guard::weighted_subsets(&mesh),
             mesh,
@@ -258,101 +382,147 @@ impl<'a> Index<'a> {
         }
     }
 
-    /// The service of an exact host: its own, or one whose wildcard covers it.
-    pub fn service(&self, host: &str) -> Option<&Service> {
-        self.services.get(host).or_else(|| wildcards(host).find_map(|wildcard| self.services.get(&*wildcard)))
+    /// The service of an exact host, or one whose wildcard covers it.
+    pub fn service(&self, host: &str) -> Option<&IndexedService> {
+        self.services
+            .get(host)
+            .or_else(|| wildcards(host).find_map(|wildcard| self.services.get(&*wildcard)))
     }
 
     /// The service that has the clusters of an exact host: the host's own, or the one that an ExternalName stands for.
-    pub fn real_service(&self, host: &str) -> Option<(&Host, &Service)> {
+    pub fn real_service(&self, host: &str) -> Option<(&Host, &IndexedService)> {
         let (host, service) = self.services.get_key_value(host)?;
-        let Some(target) = &service.alias_of else { return Some((host, service)) };
-        self.services.get_key_value(target).filter(|(_, real)| real.alias_of.is_none())
+        let Some(target) = &service.alias_of else {
+            return Some((host, service));
+        };
+        self.services
+            .get_key_value(target)
+            .filter(|(_, real)| real.alias_of.is_none())
     }
 
     /// Whether clients in a namespace see some service of an exact host.
     pub fn is_seen(&self, host: &str, client: &str) -> bool {
-        let known = self.mesh.services.get(host).into_iter().flat_map(|list| list.iter());
-        known.into_iter().any(|known| known.service.visibility.includes(client))
+        let known = self
+            .mesh
+            .services
+            .get(host)
+            .into_iter()
+            .flat_map(|list| list.iter());
+        known
+            .into_iter()
+            .any(|known| known.service.visibility.includes(client))
     }
 
-    /// Whether a host or wildcard is or covers any service.
+    /// Whether a host or wildcard matches any service.
     pub fn is_known(&self, host: &str) -> bool {
-        let Some(ending) = host.strip_prefix('*') else { return self.service(host).is_some() };
+        let Some(ending) = host.strip_prefix('*') else {
+            return self.service(host).is_some();
+        };
         let backwards: String = ending.chars().rev().collect();
-        let mut after = self.endings.range(backwards.clone()..);
-        after.next().is_some_and(|host| host.starts_with(&backwards)) || self.service(host).is_some()
+        let mut after = self.reversed_hosts.range(backwards.clone()..);
+        after
+            .next()
+            .is_some_and(|host| host.starts_with(&backwards))
+            || self.service(host).is_some()
     }
 
-    /// Whether an object is there but can not be used.
-    pub fn is_refused(&self, key: &ObjectKey) -> bool {
-        self.refused.objects.contains(key)
+    /// Whether an object was rejected.
+    pub fn is_rejected(&self, key: &ObjectKey) -> bool {
+        self.rejected.objects.contains(key)
     }
 
-    /// Whether `host` is that of a Service or ServiceEntry that is there but can not be used.
-    pub fn is_refused_host(&self, host: &str) -> bool {
-        self.refused.hosts.contains(host) || wildcards(host).any(|wildcard| self.refused.hosts.contains(&*wildcard))
+    /// Whether `host` belongs to a rejected Service or ServiceEntry.
+    pub fn is_rejected_host(&self, host: &str) -> bool {
+        self.rejected.hosts.contains(host)
+            || wildcards(host).any(|wildcard| self.rejected.hosts.contains(&*wildcard))
     }
 
-    /// Whether a DestinationRule for `host` that can not be used has a subset of this name.
-    pub fn is_refused_subset(&self, host: &str, name: &str) -> bool {
-        let of = |host: &str| self.refused.subsets.get(host).is_some_and(|names| names.contains(name));
+    /// Whether a rejected DestinationRule for `host` has this subset.
+    pub fn is_rejected_subset(&self, host: &str, name: &str) -> bool {
+        let of = |host: &str| {
+            self.rejected
+                .subsets
+                .get(host)
+                .is_some_and(|names| names.contains(name))
+        };
         of(host) || wildcards(host).any(|wildcard| of(&wildcard))
     }
 
-    /// The VirtualServices that objects that can not be used delegate to.
-    pub fn refused_delegates(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.refused.delegates.iter()
+    /// The VirtualServices to which rejected objects delegate.
+    pub fn rejected_delegates(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.rejected.delegates.iter()
     }
 
-    /// Services that may have been meant by `host`: the full names of those with the same first label, else of those
-    /// in its namespace whose first label is one slip of the fingers away.
+    /// Services that `host` may have meant: those with the same first label, else those in its namespace whose first
+    /// label differs by one typo.
     pub fn similar(&self, host: &str) -> Vec<String> {
         let mut labels = host.split('.');
         let short = labels.next().unwrap_or_default();
         let same = self.by_short_name.get(short).into_iter().flatten();
         let same: Vec<_> = same.filter(|known| ***known != *host).collect();
         let mut near = || {
-            let neighbours = labels.next().and_then(|namespace| self.hosts.get(namespace)).into_iter().flatten();
-            neighbours.filter(|known| is_slip(known.split('.').next().unwrap_or_default(), short)).collect()
+            let neighbours = labels
+                .next()
+                .and_then(|namespace| self.hosts.get(namespace))
+                .into_iter()
+                .flatten();
+            neighbours
+                .filter(|known| is_typo(known.split('.').next().unwrap_or_default(), short))
+                .collect()
         };
         let found = if same.is_empty() { near() } else { same };
-        found.into_iter().take(3).map(|host| format!("`{host}`")).collect()
+        found
+            .into_iter()
+            .take(3)
+            .map(|host| format!("`{host}`"))
+            .collect()
     }
 
     /// Whether a namespace is known not to exist.
     pub fn is_unknown_namespace(&self, name: &str) -> bool {
-        self.namespaces.as_ref().is_some_and(|known| !known.contains(name))
+        self.namespaces
+            .as_ref()
+            .is_some_and(|known| !known.contains(name))
     }
 
-    /// The DestinationRules that count for a host in one place for clients in `client`: the exact ones, else those of
+    /// The DestinationRules of one namespace that apply to a host for clients in `client`: exact ones, else those with
     /// the most specific wildcard.
-    fn rules_in(&self, place: &str, host: &str, client: &str) -> Vec<&DestinationRule<'a>> {
-        let at = |host: &str| -> Vec<&DestinationRule<'a>> {
+    fn rules_in(&self, place: &str, host: &str, client: &str) -> Vec<&IndexedDestinationRule<'a>> {
+        let at = |host: &str| -> Vec<&IndexedDestinationRule<'a>> {
             let places = self.rules_by_host.get(host).into_iter().flatten();
             let rules = places.filter_map(|n| self.destination_rules.get(*n));
-            rules.filter(|rule| **rule.namespace() == *place && rule.visibility.includes(client)).collect()
+            rules
+                .filter(|rule| **rule.namespace() == *place && rule.visibility.includes(client))
+                .collect()
         };
         let exact = at(host);
         if !exact.is_empty() {
             return exact;
         }
-        wildcards(host).map(|wildcard| at(&wildcard)).find(|rules| !rules.is_empty()).unwrap_or_default()
+        wildcards(host)
+            .map(|wildcard| at(&wildcard))
+            .find(|rules| !rules.is_empty())
+            .unwrap_or_default()
     }
 
-    /// The DestinationRules that may count for `host` and clients in `client`. A rule with a `workloadSelector` leaves
-    /// clients that it does not select to the next place.
-    pub fn rules(&self, host: &str, client: &str) -> Vec<&DestinationRule<'a>> {
+    /// The DestinationRules that may apply to `host` for clients in `client`. For clients that a `workloadSelector`
+    /// does not match, the next namespace is searched.
+    pub fn rules(&self, host: &str, client: &str) -> Vec<&IndexedDestinationRule<'a>> {
         let service = self.service(host).map(|service| &*service.namespace);
-        let mut all: Vec<&DestinationRule<'a>> = Vec::new();
+        let mut all: Vec<&IndexedDestinationRule<'a>> = Vec::new();
         let mut places: Vec<&str> = Vec::with_capacity(3);
-        for place in [Some(client), service, Some(&*self.config.root_namespace)].into_iter().flatten() {
+        for place in [Some(client), service, Some(&*self.config.root_namespace)]
+            .into_iter()
+            .flatten()
+        {
             if places.contains(&place) {
                 continue;
             }
             places.push(place);
             let rules = self.rules_in(place, host, client);
-            let for_all = rules.iter().any(|rule| rule.spec.workload_selector.is_none());
+            let for_all = rules
+                .iter()
+                .any(|rule| rule.spec.workload_selector.is_none());
             all.extend(rules);
             if for_all {
                 break;
@@ -362,8 +532,8 @@ impl<'a> Index<'a> {
     }
 }
 
-/// What is there but can not be used. What refers to it is not wrong for that.
-struct Refused<'a> {
+/// Rejected objects. References to them are not reported.
+struct RejectedObjects<'a> {
     objects: HashSet<&'a ObjectKey>,
     hosts: HashSet<Host>,
     /// The names of subsets by host.
@@ -371,27 +541,47 @@ struct Refused<'a> {
     delegates: Vec<ObjectKey>,
 }
 
-impl<'a> Refused<'a> {
+impl<'a> RejectedObjects<'a> {
     fn new(store: &'a Store, config: &MeshConfig) -> Self {
-        let mut all =
-            Self { objects: HashSet::new(), hosts: HashSet::new(), subsets: HashMap::new(), delegates: Vec::new() };
-        for (key, outline) in store.outlines() {
+        let mut all = Self {
+            objects: HashSet::new(),
+            hosts: HashSet::new(),
+            subsets: HashMap::new(),
+            delegates: Vec::new(),
+        };
+        for (key, references) in store.rejected_references() {
             all.objects.insert(key);
             let resolved = |host: &String| mesh::resolve(host, &key.namespace, &config.domain);
             match key.kind {
-                Kind::Service => all.hosts.extend([mesh::resolve(&key.name, &key.namespace, &config.domain)]),
-                Kind::ServiceEntry => {
-                    all.hosts.extend(outline.hosts.iter().map(|host| Host::from(host.to_lowercase())))
+                Kind::Service => {
+                    all.hosts
+                        .extend([mesh::resolve(&key.name, &key.namespace, &config.domain)]);
                 }
+                Kind::ServiceEntry => all.hosts.extend(
+                    references
+                        .hosts
+                        .iter()
+                        .map(|host| Host::from(host.to_lowercase())),
+                ),
                 Kind::DestinationRule => {
-                    for host in outline.hosts.iter().map(resolved) {
-                        all.subsets.entry(host).or_default().extend(outline.subsets.iter().map(String::as_str));
+                    for host in references.hosts.iter().map(resolved) {
+                        all.subsets
+                            .entry(host)
+                            .or_default()
+                            .extend(references.subsets.iter().map(String::as_str));
                     }
                 }
-                Kind::VirtualService => all.delegates.extend(outline.delegates.iter().map(|(namespace, name)| {
-                    let namespace = if namespace.is_empty() { &key.namespace } else { namespace.as_str() };
-                    ObjectKey::new(Kind::VirtualService, namespace, name)
-                })),
+                Kind::VirtualService => {
+                    all.delegates
+                        .extend(references.delegates.iter().map(|(namespace, name)| {
+                            let namespace = if namespace.is_empty() {
+                                &key.namespace
+                            } else {
+                                namespace.as_str()
+                            };
+                            ObjectKey::new(Kind::VirtualService, namespace, name)
+                        }));
+                }
                 _ => {}
             }
         }
@@ -399,63 +589,105 @@ impl<'a> Refused<'a> {
     }
 }
 
-/// The wildcards that cover `host`, the most specific first. A wildcard covers itself.
+/// The wildcards that cover `host`, most specific first. A wildcard covers itself.
 pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
     let (whole, rest) = match host.strip_prefix('*') {
         Some(rest) => (true, rest),
         None => (false, host),
     };
-    let starts = rest.char_indices().filter(|(_, c)| matches!(c, '.' | '-')).map(|(at, _)| at);
-    let starts = starts.filter(move |at| whole || *at > 0).chain([rest.len()]);
-    starts.map(|at| format!("*{}", rest.get(at..).unwrap_or_default())).collect::<Vec<_>>().into_iter()
+    let starts = rest
+        .char_indices()
+        .filter(|(_, c)| matches!(c, '.' | '-'))
+        .map(|(at, _)| at);
+    let starts = starts
+        .filter(move |at| whole || *at > 0)
+        .chain([rest.len()]);
+    starts
+        .map(|at| format!("*{}", rest.get(at..).unwrap_or_default()))
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 /// The services of each host that several objects declare.
 fn same_host(mesh: &Mesh) -> Vec<(Host, Vec<Arc<mesh::Service>>)> {
-    let several =
-        |list: &[Registered]| list.len() > 1 || list.iter().any(|known| !known.service.merged_from.is_empty());
+    let several = |list: &[RegisteredService]| {
+        list.len() > 1
+            || list
+                .iter()
+                .any(|known| !known.service.merged_from.is_empty())
+    };
     let hosts = mesh.services.iter().filter(|(_, list)| several(list));
     let sorted = hosts.map(|(host, list)| {
         let mut services: Vec<_> = list.iter().map(|known| known.service.clone()).collect();
-        services.sort_by_key(|service| (service.registry, service.visibility == Visibility::Public));
+        services
+            .sort_by_key(|service| (service.registry, service.visibility == Visibility::Public));
         (host.clone(), services)
     });
     sorted.collect()
 }
 
-/// The services as weir serves them, with what is known of their endpoints.
-fn services(store: &Store, mesh: &Mesh, pods: &HashMap<Arc<str>, BTreeSet<&Labels>>) -> HashMap<Host, Service> {
+/// The services as weir serves them, with their known endpoints.
+fn services(
+    store: &Store,
+    mesh: &Mesh,
+    pods: &HashMap<Arc<str>, BTreeSet<&Labels>>,
+) -> HashMap<Host, IndexedService> {
     let by_pod_label = PodsByLabel::new(pods);
     let (none, anywhere) = (Labels::new(), mesh.own_topology());
     let mut services = HashMap::new();
-    let first = mesh.services.iter().filter_map(|(host, list)| Some((host, list.first()?)));
+    let first = mesh
+        .services
+        .iter()
+        .filter_map(|(host, list)| Some((host, list.first()?)));
     for (host, known) in first {
         let service = &known.service;
         let all = known.endpoints.list.iter();
-        let labels = all.map(|one| WorkloadLabels::new(&one.topology, &one.workload.labels, store));
+        let labels =
+            all.map(|item| WorkloadLabels::new(&item.topology, &item.workload.labels, store));
         let labels: Vec<_> = labels.collect();
         let key = ObjectKey::new(Kind::Service, &service.namespace, &service.name);
         let selector = store.get(&key).and_then(|entry| {
-            spec_of(entry, |spec| if let Spec::Service(spec) = spec { Some(&spec.selector) } else { None })
+            spec_of(entry, |spec| {
+                if let Spec::Service(spec) = spec {
+                    Some(&spec.selector)
+                } else {
+                    None
+                }
+            })
         });
         let endpoints = if labels.is_empty() {
             let pods = by_pod_label.find(&service.namespace, selector.unwrap_or(&none));
             let pods = pods.map(|own| WorkloadLabels::new(&anywhere, own, store));
             Some(pods.collect::<Vec<_>>()).filter(|pods| !pods.is_empty())
         } else {
-            // An endpoint without labels is one of which nothing is known.
-            known.endpoints.list.iter().all(|one| !one.workload.labels.is_empty()).then_some(labels)
+            // The labels of an endpoint without labels are unknown.
+            known
+                .endpoints
+                .list
+                .iter()
+                .all(|item| !item.workload.labels.is_empty())
+                .then_some(labels)
         };
-        let ports = service.ports.iter().map(|port| (port.number, port.protocol)).collect();
+        let ports = service
+            .ports
+            .iter()
+            .map(|port| (port.number, port.protocol))
+            .collect();
         let (namespace, visibility) = (service.namespace.clone(), service.visibility.clone());
         let alias_of = service.alias_of.clone();
-        let service = Service { namespace, ports, alias_of, visibility, endpoints };
+        let service = IndexedService {
+            namespace,
+            ports,
+            alias_of,
+            visibility,
+            endpoints,
+        };
         services.insert(host.clone(), service);
     }
     services
 }
 
-/// Pods by each of their labels, so that a selector looks at few of them.
+/// Pods by label, so that a selector examines only a few.
 pub(super) struct PodsByLabel<'a> {
     by_label: HashMap<(&'a str, &'a str, &'a str), Vec<&'a Labels>>,
 }
@@ -463,32 +695,58 @@ pub(super) struct PodsByLabel<'a> {
 impl<'a> PodsByLabel<'a> {
     pub fn new(pods: &'a HashMap<Arc<str>, BTreeSet<&'a Labels>>) -> Self {
         let mut by_label: HashMap<_, Vec<&Labels>> = HashMap::new();
-        for (namespace, labels) in pods.iter().flat_map(|(namespace, all)| all.iter().map(move |one| (namespace, one)))
+        for (namespace, labels) in pods
+            .iter()
+            .flat_map(|(namespace, all)| all.iter().map(move |item| (namespace, item)))
         {
             for (name, value) in *labels {
-                by_label.entry((&**namespace, &**name, &**value)).or_default().push(labels);
+                by_label
+                    .entry((&**namespace, &**name, &**value))
+                    .or_default()
+                    .push(labels);
             }
         }
         Self { by_label }
     }
 
-    /// The label sets of the pods that a service's selector chooses; none for an empty selector.
-    pub fn find<'b>(&'b self, namespace: &'b str, selector: &'b Labels) -> impl Iterator<Item = &'a Labels> + 'b {
+    /// The label sets of the pods that match a service's selector; none for an empty selector.
+    pub fn find<'b>(
+        &'b self,
+        namespace: &'b str,
+        selector: &'b Labels,
+    ) -> impl Iterator<Item = &'a Labels> + 'b {
         let candidates = selector.iter().map(|(name, value)| {
-            self.by_label.get(&(namespace, name.as_str(), value.as_str())).map(Vec::as_slice).unwrap_or_default()
+            self.by_label
+                .get(&(namespace, name.as_str(), value.as_str()))
+                .map(Vec::as_slice)
+                .unwrap_or_default()
         });
         let fewest = candidates.min_by_key(|list| list.len()).unwrap_or_default();
-        fewest.iter().copied().filter(move |labels| selects(selector, labels))
+        fewest
+            .iter()
+            .copied()
+            .filter(move |labels| selects(selector, labels))
     }
 }
 
-/// Whether two names differ by one character that is missing, wrong or too much, or by two that are swapped.
-fn is_slip(a: &str, b: &str) -> bool {
+/// Whether two names differ by one inserted, deleted or replaced character, or by two swapped ones.
+fn is_typo(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let start = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    let (a, b) = (a.get(start..).unwrap_or_default(), b.get(start..).unwrap_or_default());
-    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
-    match (a.get(..a.len() - end).unwrap_or_default(), b.get(..b.len() - end).unwrap_or_default()) {
+    let (a, b) = (
+        a.get(start..).unwrap_or_default(),
+        b.get(start..).unwrap_or_default(),
+    );
+    let end = a
+        .iter()
+        .rev()
+        .zip(b.iter().rev())
+        .take_while(|(a, b)| a == b)
+        .count();
+    match (
+        a.get(..a.len() - end).unwrap_or_default(),
+        b.get(..b.len() - end).unwrap_or_default(),
+    ) {
         ([], [_]) | ([_], []) | ([_], [_]) => true,
         ([a, b], [c, d]) => a == d && b == c,
         _ => false,
@@ -499,19 +757,21 @@ fn is_slip(a: &str, b: &str) -> bool {
 pub(super) fn overlap(a: &Visibility, b: &Visibility) -> bool {
     match (a, b) {
         (Visibility::Public, Visibility::Public) => true,
-        (Visibility::Public, Visibility::Namespaces(some)) | (Visibility::Namespaces(some), Visibility::Public) => {
-            !some.is_empty()
-        }
+        (Visibility::Public, Visibility::Namespaces(some))
+        | (Visibility::Namespaces(some), Visibility::Public) => !some.is_empty(),
         (Visibility::Namespaces(a), Visibility::Namespaces(b)) => !a.is_disjoint(b),
     }
 }
 
-/// A host for messages: short where that says the same.
+/// A host for messages, shortened if unambiguous.
 pub(super) fn shown(host: &str, config: &MeshConfig) -> String {
-    host.strip_suffix(&*config.domain).and_then(|rest| rest.strip_suffix(".svc.")).unwrap_or(host).to_owned()
+    host.strip_suffix(&*config.domain)
+        .and_then(|rest| rest.strip_suffix(".svc."))
+        .unwrap_or(host)
+        .to_owned()
 }
 
-/// Whether `host` is one name, and no wildcard or address.
+/// Whether `host` is a name, not a wildcard or address.
 pub(super) fn is_name(host: &str) -> bool {
     !is_wildcard(host) && host.parse::<std::net::IpAddr>().is_err()
 }
@@ -522,15 +782,24 @@ mod tests {
 
     #[test]
     fn wildcards_go_from_the_most_specific_to_the_least() {
-        assert_eq!(wildcards("a-b.c.d").collect::<Vec<_>>(), ["*-b.c.d", "*.c.d", "*.d", "*"]);
-        assert_eq!(wildcards("*.c.d").collect::<Vec<_>>(), ["*.c.d", "*.d", "*"]);
+        assert_eq!(
+            wildcards("a-b.c.d").collect::<Vec<_>>(),
+            ["*-b.c.d", "*.c.d", "*.d", "*"]
+        );
+        assert_eq!(
+            wildcards("*.c.d").collect::<Vec<_>>(),
+            ["*.c.d", "*.d", "*"]
+        );
         for host in ["a-b.c.d", "*.c.d"] {
-            assert!(wildcards(host).all(|wildcard| mesh::covers(&wildcard, host)), "{host}");
+            assert!(
+                wildcards(host).all(|wildcard| mesh::covers(&wildcard, host)),
+                "{host}"
+            );
         }
     }
 
     #[test]
-    fn a_slip_is_one_character_or_two_swapped() {
+    fn a_typo_is_one_character_or_two_swapped() {
         for (wrong, is_near) in [
             ("cart", false),
             ("crat", true),
@@ -540,14 +809,21 @@ mod tests {
             ("trac", false),
             ("", false),
         ] {
-            assert_eq!(is_slip("cart", wrong), is_near, "{wrong}");
+            assert_eq!(is_typo("cart", wrong), is_near, "{wrong}");
         }
     }
 
     #[test]
     fn visibilities_overlap_where_one_namespace_sees_both() {
-        let some = |names: &[&str]| Visibility::Namespaces(names.iter().map(|name| Arc::from(*name)).collect());
-        assert!(overlap(&Visibility::Public, &some(&["a"])) && overlap(&some(&["a", "b"]), &some(&["b"])));
-        assert!(!overlap(&some(&["a"]), &some(&["b"])) && !overlap(&Visibility::Public, &some(&[])));
+        let some = |names: &[&str]| {
+            Visibility::Namespaces(names.iter().map(|name| Arc::from(*name)).collect())
+        };
+        assert!(
+            overlap(&Visibility::Public, &some(&["a"]))
+                && overlap(&some(&["a", "b"]), &some(&["b"]))
+        );
+        assert!(
+            !overlap(&some(&["a"]), &some(&["b"])) && !overlap(&Visibility::Public, &some(&[]))
+        );
     }
 }

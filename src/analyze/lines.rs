@@ -1,5 +1,5 @@
-//! The lines of fields. They are not kept with the objects, for they would take more memory than the objects do; a
-//! file with findings is read once more.
+//! Resolves the lines of fields. They are not stored with the objects because that would take more memory than the
+//! objects themselves; files with findings are read again.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,34 +9,47 @@ use super::{Finding, sort};
 use crate::api::{Identity, ObjectKey, expand_list, identify};
 use crate::source::{Origin, yaml};
 
-/// Gives findings about fields of objects in files the lines of those fields; `read` gets the content of a file. Where
-/// a file has changed and does not hold the object any more, or can not be read, the line stays that of the object.
+/// Sets the lines of findings about fields of objects in files; `read` returns the content of a file. If a file has
+/// changed and no longer contains the object, or cannot be read, the line stays that of the object.
 pub fn refine(findings: &mut [Finding], mut read: impl FnMut(&Path) -> Option<Vec<u8>>) {
     let mut by_file: HashMap<Arc<std::path::PathBuf>, Vec<&mut Finding>> = HashMap::new();
     for finding in findings.iter_mut() {
-        if let (Origin::File { path, .. }, Some(_), false) = (&finding.origin, &finding.object, finding.path.is_empty())
+        if let (Origin::File { path, .. }, Some(_), false) =
+            (&finding.origin, &finding.object, finding.path.is_empty())
         {
             by_file.entry(path.clone()).or_default().push(finding);
         }
     }
     for (path, findings) in by_file {
-        let Some(documents) = read(&path).and_then(|bytes| yaml::documents(&bytes).ok()) else { continue };
+        let Some(documents) = read(&path).and_then(|bytes| yaml::documents(&bytes).ok()) else {
+            continue;
+        };
         let mut places: HashMap<(ObjectKey, u32), (usize, String)> = HashMap::new();
         let mut documents = documents;
         for (n, document) in documents.iter_mut().enumerate() {
             for (prefix, member) in expand_list(std::mem::take(&mut document.value)) {
-                let Ok(Identity::Known(key)) = identify(&member) else { continue };
+                let Ok(Identity::Known(key)) = identify(&member) else {
+                    continue;
+                };
                 let line = document.locate(&prefix).unwrap_or(document.line);
                 places.entry((key, line)).or_insert((n, prefix));
             }
         }
         for finding in findings {
-            let (Some(object), Origin::File { line, .. }) = (&finding.object, &mut finding.origin) else { continue };
-            // What the parser has found has the line of its field already, which no object begins at.
-            let Some((n, prefix)) = places.get(&(object.clone(), *line)) else { continue };
+            let (Some(object), Origin::File { line, .. }) = (&finding.object, &mut finding.origin)
+            else {
+                continue;
+            };
+            // Findings of the parser already have the line of their field, at which no object starts.
+            let Some((n, prefix)) = places.get(&(object.clone(), *line)) else {
+                continue;
+            };
             let dot = if prefix.is_empty() { "" } else { "." };
             let field = format!("{prefix}{dot}{}", finding.path);
-            if let Some(exact) = documents.get(*n).and_then(|document| document.locate(&field)) {
+            if let Some(exact) = documents
+                .get(*n)
+                .and_then(|document| document.locate(&field))
+            {
                 *line = exact;
             }
         }
@@ -53,12 +66,17 @@ mod tests {
 
     fn lines(text: &str) -> Vec<(String, u32)> {
         let mut found = analyze(&store(text), &MeshConfig::default());
-        refine(&mut found, |path| (path.to_str() == Some(BASE_FILE)).then(|| text.as_bytes().to_vec()));
-        let line = |one: &Finding| match one.origin {
+        refine(&mut found, |path| {
+            (path.to_str() == Some(BASE_FILE)).then(|| text.as_bytes().to_vec())
+        });
+        let line = |finding: &Finding| match finding.origin {
             Origin::File { line, .. } => line,
             Origin::Cluster => 0,
         };
-        found.iter().map(|one| (one.path.clone(), line(one))).collect()
+        found
+            .iter()
+            .map(|item| (item.path.clone(), line(item)))
+            .collect()
     }
 
     #[test]
@@ -69,7 +87,10 @@ mod tests {
         assert_eq!(
             lines(&(base() + object)),
             [
-                ("spec.http[0].route[0].destination.host".to_owned(), before + 10),
+                (
+                    "spec.http[0].route[0].destination.host".to_owned(),
+                    before + 10
+                ),
                 ("spec.http[0].extra".to_owned(), before + 11)
             ]
         );
@@ -77,6 +98,12 @@ mod tests {
                     metadata: {name: v, namespace: shop}\n  spec:\n    hosts: ['*.a.b']\n    http:\n    - route:\n      \
                     - destination:\n          host: nobody\n";
         let found = lines(&(base() + list));
-        assert_eq!(found, [("spec.http[0].route[0].destination.host".to_owned(), before + 13)]);
+        assert_eq!(
+            found,
+            [(
+                "spec.http[0].route[0].destination.host".to_owned(),
+                before + 13
+            )]
+        );
     }
 }

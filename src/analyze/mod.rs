@@ -1,8 +1,8 @@
-//! What is wrong with a set of objects: every problem of syntax, schema, value and reference that can be told without
-//! running anything. Pure: from a [`Store`] to [`Finding`]s.
+//! Static analysis of a set of objects: every problem of syntax, schema, values and references that can be found
+//! without running anything. Pure: from a [`Store`] to [`Finding`]s.
 //!
-//! What can be told of one object alone is told when it is read (`api::validate`), and handed on by `problems`. The
-//! other modules hold what needs more: the other objects, or the knowledge that a person wants to know what is fine.
+//! Problems of single objects are found when they are parsed (`api::validate`) and converted by `problems`. The other
+//! modules check relations between objects and style.
 
 mod annotations;
 pub mod code;
@@ -35,16 +35,16 @@ use crate::mesh::MeshConfig;
 use crate::source::Origin;
 use crate::store::{Entry, Store};
 
-/// One thing that is wrong, or worth knowing.
+/// A problem or piece of information.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What kind of finding it is.
+    /// The code.
     pub code: &'static Code,
-    /// The object; `None` where the finding is about a file or a watched kind.
+    /// The object; `None` for a finding about a file or a watched kind.
     pub object: Option<ObjectKey>,
-    /// Where that is: the line of the object, or of the field where it is known.
+    /// The location: the line of the object, or of the field if known.
     pub origin: Origin,
-    /// The field, like `spec.http[0].route[1].weight`; empty for the object as a whole.
+    /// The field, like `spec.http[0].route[1].weight`; empty for the entire object.
     pub path: String,
     /// What was found.
     pub message: String,
@@ -52,8 +52,8 @@ pub struct Finding {
     pub advice: String,
 }
 
-/// Everything that is wrong with what `store` holds, in the order of [`sort`]. The lines are those of the objects;
-/// [`refine`] makes them those of the fields.
+/// All findings about the objects in `store`, in the order of [`sort`]. Their lines are those of the objects;
+/// [`refine`] replaces them with the lines of the fields.
 pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     let index = index::Index::new(store, config);
     let mut served = served::Served::new(&index.mesh);
@@ -62,16 +62,16 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     annotations::check(store, &mut found);
     service::check(&index, &mut found);
     sidecar::check(&index, &mut found);
-    for one in &index.virtual_services {
-        virtual_service::check(one, &mut found);
-        routes::check(one, &mut found);
-        references::check(one, &index, &mut found);
-        served::check(one, &index, &mut served, &mut found);
-        protocols::check(one, &index, &mut found);
+    for item in &index.virtual_services {
+        virtual_service::check(item, &mut found);
+        routes::check(item, &mut found);
+        references::check(item, &index, &mut found);
+        served::check(item, &index, &mut served, &mut found);
+        protocols::check(item, &index, &mut found);
     }
     references::delegates(&index, &mut found);
-    for one in &index.destination_rules {
-        destination_rule::check(one, &index, &mut found);
+    for item in &index.destination_rules {
+        destination_rule::check(item, &index, &mut found);
     }
     conflicts::check(&index, &mut found);
     same_host::check(&index, &mut found);
@@ -82,10 +82,10 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     found
 }
 
-/// Sorts findings by file and line, then by object, the worst of each first.
+/// Sorts findings by file and line, then by object, then by descending severity.
 pub fn sort(findings: &mut [Finding]) {
     findings.sort_by(|a, b| {
-        let key = |one: &'_ Finding| (Reverse(one.code.severity), one.code.id);
+        let key = |finding: &'_ Finding| (Reverse(finding.code.severity), finding.code.id);
         (&a.origin, &a.object)
             .cmp(&(&b.origin, &b.object))
             .then_with(|| key(a).cmp(&key(b)))
@@ -93,12 +93,12 @@ pub fn sort(findings: &mut [Finding]) {
     });
 }
 
-/// The findings so far.
+/// Collects findings.
 #[derive(Debug, Default)]
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    /// Adds one about a field of an object: what was found, and what to do.
+    /// Adds a finding about a field of an object: what was found and what to do.
     fn add(
         &mut self,
         code: &'static Code,
@@ -136,7 +136,7 @@ fn listed(names: &[String], last_word: &str) -> String {
     }
 }
 
-/// The spec of an entry as the kind that `get` picks.
+/// The spec of an entry if `get` accepts its kind.
 fn spec_of<'a, T>(entry: &'a Entry, get: impl Fn(&'a Spec) -> Option<&'a T>) -> Option<&'a T> {
     get(&entry.object.spec)
 }

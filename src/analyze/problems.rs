@@ -1,5 +1,5 @@
-//! What the source and the parser have found: files that can not be read, objects that are refused, and what is odd
-//! about those in force. Every rule about one object alone is in `api::validate`; here its findings get their codes.
+//! Converts the problems found by the source and the parser: unreadable files, rejected objects, and warnings about
+//! accepted ones. All checks of single objects are in `api::validate`; this module assigns their codes.
 
 use super::code::{self, Code};
 use super::{Finding, Findings};
@@ -8,15 +8,17 @@ use crate::source::{LocatedProblem, Origin};
 use crate::store::Store;
 
 pub(super) fn check(store: &Store, found: &mut Findings) {
-    for problem in store.trouble().flat_map(|(_, list)| list) {
+    for problem in store.source_problems().flat_map(|(_, list)| list) {
         let code = match problem.origin {
             Origin::File { .. } => &code::UNREADABLE,
             Origin::Cluster => &code::NOT_LISTED,
         };
         add(code, None, problem, found);
     }
-    let of_objects = store.refused().chain(store.warnings());
-    for (key, problem) in of_objects.flat_map(|(key, list)| list.iter().map(move |one| (key, one))) {
+    let of_objects = store.rejected().chain(store.warnings());
+    for (key, problem) in
+        of_objects.flat_map(|(key, list)| list.iter().map(move |item| (key, item)))
+    {
         add(code_of(problem.problem.kind), Some(key), problem, found);
     }
 }
@@ -28,11 +30,16 @@ fn code_of(kind: ProblemKind) -> &'static Code {
         ProblemKind::Credential => &code::CREDENTIAL_NAME,
         ProblemKind::Deprecated => &code::DEPRECATED,
         ProblemKind::NoEffect => &code::NO_EFFECT,
-        ProblemKind::UnknownField | ProblemKind::Odd => &code::SCHEMA_WARNING,
+        ProblemKind::UnknownField | ProblemKind::Suspicious => &code::SCHEMA_WARNING,
     }
 }
 
-fn add(code: &'static Code, object: Option<&ObjectKey>, problem: &LocatedProblem, found: &mut Findings) {
+fn add(
+    code: &'static Code,
+    object: Option<&ObjectKey>,
+    problem: &LocatedProblem,
+    found: &mut Findings,
+) {
     found.0.push(Finding {
         code,
         object: object.cloned(),
@@ -54,17 +61,51 @@ mod tests {
         for (fields, code, path) in [
             ("timeout: soon", "IST0106", "timeout"),
             ("timeuot: 3s", "IST0133", "timeuot"),
-            ("match: [{uri: {regex: 'a(?=b)'}}]", "IST0122", "match[0].uri.regex"),
-            ("corsPolicy: {allowOrigins: [{regex: '*'}]}", "IST0122", "corsPolicy.allowOrigins[0].regex"),
-            ("mirror: {host: web}, mirrorPercent: 5", "IST0002", "mirrorPercent"),
-            ("mirrorPercentage: {value: 5}", "WEIR0203", "mirrorPercentage"),
-            ("fault: {delay: {percentage: {value: 5}}}", "IST0133", "fault.delay"),
+            (
+                "match: [{uri: {regex: 'a(?=b)'}}]",
+                "IST0122",
+                "match[0].uri.regex",
+            ),
+            (
+                "corsPolicy: {allowOrigins: [{regex: '*'}]}",
+                "IST0122",
+                "corsPolicy.allowOrigins[0].regex",
+            ),
+            (
+                "mirror: {host: web}, mirrorPercent: 5",
+                "IST0002",
+                "mirrorPercent",
+            ),
+            (
+                "mirrorPercentage: {value: 5}",
+                "WEIR0203",
+                "mirrorPercentage",
+            ),
+            (
+                "fault: {delay: {percentage: {value: 5}}}",
+                "IST0133",
+                "fault.delay",
+            ),
         ] {
-            assert_eq!(route(&format!("{TO}, {fields}")), [(code, format!("spec.http[0].{path}"))], "{fields}");
+            assert_eq!(
+                route(&format!("{TO}, {fields}")),
+                [(code, format!("spec.http[0].{path}"))],
+                "{fields}"
+            );
         }
-        assert_eq!(route("delegate: {}"), [("IST0106", "spec.http[0].delegate.name".to_owned())]);
-        let credential = rule("host: other, trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}");
-        assert_eq!(credential, [("WEIR0202", "spec.trafficPolicy.tls.credentialName".to_owned())]);
+        assert_eq!(
+            route("delegate: {}"),
+            [("IST0106", "spec.http[0].delegate.name".to_owned())]
+        );
+        let credential =
+            rule("host: other, trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}");
+        assert_eq!(
+            credential,
+            [(
+                "WEIR0202",
+                "spec.trafficPolicy.tls.credentialName".to_owned()
+            )]
+        );
         assert_eq!(found("a: ["), [("WEIR0001", String::new())]);
     }
 }

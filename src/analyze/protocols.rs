@@ -1,6 +1,6 @@
-//! Routes for another protocol than that of the ports they are for: they have no effect.
+//! Checks for routes that have no effect because their protocol does not match the port.
 
-use super::index::{Index, VirtualService};
+use super::index::{Index, IndexedVirtualService};
 use super::{Findings, all_of, code};
 use crate::mesh::{self, Protocol};
 
@@ -32,44 +32,87 @@ impl Kind {
 
     fn advice(self) -> &'static str {
         match self {
-            Kind::Http => "use tls or tcp routes, or begin the port's name with http or grpc if HTTP is spoken there",
-            Kind::Tls => "use http or tcp routes, or begin the port's name with https or tls if the client speaks TLS",
-            Kind::Tcp => "use http or tls routes, or begin the port's name with tcp",
+            Kind::Http => {
+                "use tls or tcp routes, or start the port's name with http or grpc if it is HTTP"
+            }
+            Kind::Tls => {
+                "use http or tcp routes, or start the port's name with https or tls if the client uses TLS"
+            }
+            Kind::Tcp => "use http or tls routes, or start the port's name with tcp",
         }
     }
 }
 
-pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    if !one.is_for_mesh() || one.hosts.is_empty() {
+pub(super) fn check(
+    virtual_service: &IndexedVirtualService<'_>,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    if !virtual_service.is_for_mesh() || virtual_service.hosts.is_empty() {
         return;
     }
-    let Some(ports) = ports(one, index) else { return };
+    let Some(ports) = ports(virtual_service, index) else {
+        return;
+    };
     // A route for any port is one match without a port.
     let of = |matches: Vec<(Option<u32>, &[String])>| -> Vec<Option<u32>> {
         if matches.is_empty() {
             return vec![None];
         }
-        let for_mesh = |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
-        matches.into_iter().filter(|(_, gateways)| for_mesh(gateways)).map(|(port, _)| port).collect()
+        let for_mesh = |gateways: &[String]| {
+            gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
+        };
+        matches
+            .into_iter()
+            .filter(|(_, gateways)| for_mesh(gateways))
+            .map(|(port, _)| port)
+            .collect()
     };
-    let spec = one.spec;
-    let http = spec.http.iter().map(|route| of(route.matches.iter().map(|one| (one.port, &*one.gateways)).collect()));
-    let tls = spec.tls.iter().map(|route| of(route.matches.iter().map(|one| (one.port, &*one.gateways)).collect()));
-    let tcp = spec.tcp.iter().map(|route| of(route.matches.iter().map(|one| (one.port, &*one.gateways)).collect()));
-    for (kind, routes) in
-        [(Kind::Http, http.collect::<Vec<_>>()), (Kind::Tls, tls.collect()), (Kind::Tcp, tcp.collect())]
-    {
-        routes_of(one, kind, &routes, &ports, found);
+    let spec = virtual_service.spec;
+    let http = spec.http.iter().map(|route| {
+        of(route
+            .matches
+            .iter()
+            .map(|request_match| (request_match.port, &*request_match.gateways))
+            .collect())
+    });
+    let tls = spec.tls.iter().map(|route| {
+        of(route
+            .matches
+            .iter()
+            .map(|request_match| (request_match.port, &*request_match.gateways))
+            .collect())
+    });
+    let tcp = spec.tcp.iter().map(|route| {
+        of(route
+            .matches
+            .iter()
+            .map(|request_match| (request_match.port, &*request_match.gateways))
+            .collect())
+    });
+    for (kind, routes) in [
+        (Kind::Http, http.collect::<Vec<_>>()),
+        (Kind::Tls, tls.collect()),
+        (Kind::Tcp, tcp.collect()),
+    ] {
+        routes_of(virtual_service, kind, &routes, &ports, found);
     }
 }
 
 /// The ports of the hosts with what is spoken there; `None` where a host may have ports that are not known.
-fn ports(one: &VirtualService<'_>, index: &Index<'_>) -> Option<Vec<(u16, Protocol)>> {
+fn ports(
+    virtual_service: &IndexedVirtualService<'_>,
+    index: &Index<'_>,
+) -> Option<Vec<(u16, Protocol)>> {
     let mut found = Vec::new();
-    for host in &one.hosts {
+    for host in &virtual_service.hosts {
         if !mesh::is_wildcard(host) {
             let service = index.service(host)?;
-            let service = if service.alias_of.is_some() { index.real_service(host)?.1 } else { service };
+            let service = if service.alias_of.is_some() {
+                index.real_service(host)?.1
+            } else {
+                service
+            };
             found.extend(&service.ports);
             continue;
         }
@@ -84,11 +127,15 @@ fn ports(one: &VirtualService<'_>, index: &Index<'_>) -> Option<Vec<(u16, Protoc
 /// The ports that a match is for.
 fn meant(port: Option<u32>, ports: &[(u16, Protocol)]) -> Vec<(u16, Protocol)> {
     let wanted = port.filter(|port| *port != 0);
-    ports.iter().copied().filter(|(known, _)| wanted.is_none_or(|wanted| wanted == u32::from(*known))).collect()
+    ports
+        .iter()
+        .copied()
+        .filter(|(known, _)| wanted.is_none_or(|wanted| wanted == u32::from(*known)))
+        .collect()
 }
 
 fn routes_of(
-    one: &VirtualService<'_>,
+    virtual_service: &IndexedVirtualService<'_>,
     kind: Kind,
     routes: &[Vec<Option<u32>>],
     ports: &[(u16, Protocol)],
@@ -101,11 +148,24 @@ fn routes_of(
     };
     let all_wrong = |matches: &Vec<Option<u32>>| !matches.is_empty() && matches.iter().all(wrong);
     let mut add = |path: String, meant: &[(u16, Protocol)]| {
-        let message = format!("has no effect: {} routes do not count on {}", kind.field(), list(meant));
-        found.add(&code::NO_EFFECT, one.entry, path, message, kind.advice());
+        let message = format!(
+            "has no effect: {} routes do not apply to {}",
+            kind.field(),
+            list(meant)
+        );
+        found.add(
+            &code::NO_EFFECT,
+            virtual_service.entry,
+            path,
+            message,
+            kind.advice(),
+        );
     };
     let together = |matches: &[Option<u32>]| {
-        let mut all: Vec<_> = matches.iter().flat_map(|port| meant(*port, ports)).collect();
+        let mut all: Vec<_> = matches
+            .iter()
+            .flat_map(|port| meant(*port, ports))
+            .collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -121,7 +181,10 @@ fn routes_of(
             continue;
         }
         for (m, port) in matches.iter().enumerate().filter(|(_, port)| wrong(port)) {
-            add(format!("spec.{field}[{n}].match[{m}].port"), &meant(*port, ports));
+            add(
+                format!("spec.{field}[{n}].match[{m}].port"),
+                &meant(*port, ports),
+            );
         }
     }
 }
@@ -129,7 +192,10 @@ fn routes_of(
 /// `port 80 (HTTP)`, or `the ports 80 (HTTP) and 443 (TLS)`.
 pub(super) fn list(ports: &[(u16, Protocol)]) -> String {
     let word = |protocol: &Protocol| format!("{protocol:?}").to_ascii_uppercase();
-    let all: Vec<_> = ports.iter().map(|(number, protocol)| format!("{number} ({})", word(protocol))).collect();
+    let all: Vec<_> = ports
+        .iter()
+        .map(|(number, protocol)| format!("{number} ({})", word(protocol)))
+        .collect();
     let noun = if all.len() == 1 { "port" } else { "the ports" };
     format!("{noun} {}", all_of(&all))
 }
@@ -160,10 +226,16 @@ mod tests {
 
     #[test]
     fn routes_count_at_ports_of_their_protocol() {
-        let route = |port: u16| format!("route: [{{destination: {{host: db, port: {{number: {port}}}}}}}]");
+        let route =
+            |port: u16| format!("route: [{{destination: {{host: db, port: {{number: {port}}}}}}}]");
         let http = |port: u16| format!("hosts: [db], http: [{{{}}}]", route(port));
         let tcp = |port: u16| format!("hosts: [db], tcp: [{{{}}}]", route(port));
-        let tls = |port: u16| format!("hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]", route(port));
+        let tls = |port: u16| {
+            format!(
+                "hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]",
+                route(port)
+            )
+        };
         for (ports, port, [http_is_fine, tls_is_fine, tcp_is_fine]) in [
             (HTTP, 80, [true, false, false]),
             ("{name: grpc-web, port: 80}", 80, [true, false, false]),
@@ -172,17 +244,26 @@ mod tests {
             (TCP, 5432, [false, false, true]),
             ("{name: mysql, port: 5432}", 5432, [false, false, true]),
         ] {
-            for (fields, kind, is_fine) in
-                [(http(port), "http", http_is_fine), (tls(port), "tls", tls_is_fine), (tcp(port), "tcp", tcp_is_fine)]
-            {
-                let wanted = if is_fine { vec![] } else { none(&format!("spec.{kind}[0]")) };
+            for (fields, kind, is_fine) in [
+                (http(port), "http", http_is_fine),
+                (tls(port), "tls", tls_is_fine),
+                (tcp(port), "tcp", tcp_is_fine),
+            ] {
+                let wanted = if is_fine {
+                    vec![]
+                } else {
+                    none(&format!("spec.{kind}[0]"))
+                };
                 assert_eq!(with(ports, &fields), wanted, "{ports} {fields}");
             }
         }
         // What is spoken is told from the first bytes.
         let unknown = "{name: db, port: 5432}";
         for (fields, fine) in [(http(5432), true), (tcp(5432), true), (tls(5432), false)] {
-            let effects = with(unknown, &fields).into_iter().filter(|(code, _)| *code == "WEIR0203").count();
+            let effects = with(unknown, &fields)
+                .into_iter()
+                .filter(|(code, _)| *code == "WEIR0203")
+                .count();
             assert_eq!(effects == 0, fine, "{fields}");
         }
     }
@@ -194,7 +275,10 @@ mod tests {
         let http = |routes: &str| with(&both, &format!("hosts: [db], http: [{routes}]"));
         assert_eq!(http(&format!("{{{to}}}")), []);
         assert_eq!(http(&format!("{{match: [{{port: 80}}], {to}}}")), []);
-        assert_eq!(http(&format!("{{match: [{{port: 443}}], {to}}}")), none("spec.http[0]"));
+        assert_eq!(
+            http(&format!("{{match: [{{port: 443}}], {to}}}")),
+            none("spec.http[0]")
+        );
         assert_eq!(
             http(&format!("{{match: [{{port: 443}}, {{port: 80}}], {to}}}")),
             none("spec.http[0].match[0].port")
@@ -203,10 +287,16 @@ mod tests {
         assert_eq!(http(&format!("{{match: [{{port: 99}}], {to}}}")), unknown);
         let several = format!("{{match: [{{uri: {{prefix: /a}}}}], {to}}}, {{{to}}}");
         let to_db = several.replace("number: 80", "number: 5432");
-        assert_eq!(with(TCP, &format!("hosts: [db], http: [{to_db}]")), none("spec.http"));
+        assert_eq!(
+            with(TCP, &format!("hosts: [db], http: [{to_db}]")),
+            none("spec.http")
+        );
         // Another name of the service has its ports; of a wildcard, and of other hosts, not all is known.
         let db = "http: [{route: [{destination: {host: db}}]}]";
-        assert_eq!(with(TCP, &format!("hosts: [alias], {db}")), none("spec.http[0]"));
+        assert_eq!(
+            with(TCP, &format!("hosts: [alias], {db}")),
+            none("spec.http[0]")
+        );
         assert_eq!(with(TCP, &format!("hosts: [db, '*.a.b'], {db}")), []);
     }
 }

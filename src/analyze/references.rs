@@ -1,39 +1,62 @@
-//! Where VirtualServices lead: hosts, ports, subsets, delegates and namespaces that are not there or not seen.
+//! Checks the references of VirtualServices: hosts, ports, subsets, delegates and namespaces that do not exist or are
+//! not visible.
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::index::{DestinationRule, Index, Match, Service, VirtualService, shown, wildcards};
+use super::index::{
+    Index, IndexedDestinationRule, IndexedService, IndexedVirtualService, Match, shown, wildcards,
+};
 use super::{Findings, any_of, code};
 use crate::api::{Delegate, Destination, Kind, ObjectKey};
 use crate::mesh::{self, Visibility};
 
-/// Stands for any namespace that no object names.
+/// Represents any namespace that no object names.
 const ELSEWHERE: &str = "\0elsewhere";
 
-pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    namespaces(one, index, found);
-    ports(one, index, found);
-    for (path, to) in one.destinations() {
-        destination(one, to, &path, index, found);
+pub(super) fn check(
+    virtual_service: &IndexedVirtualService<'_>,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    namespaces(virtual_service, index, found);
+    ports(virtual_service, index, found);
+    for (path, to) in virtual_service.destinations() {
+        destination(virtual_service, to, &path, index, found);
     }
-    for (n, route) in one.spec.http.iter().enumerate() {
+    for (n, route) in virtual_service.spec.http.iter().enumerate() {
         if let Some(to) = &route.delegate {
-            delegate(one, to, &format!("spec.http[{n}].delegate"), index, found);
+            delegate(
+                virtual_service,
+                to,
+                &format!("spec.http[{n}].delegate"),
+                index,
+                found,
+            );
         }
     }
 }
 
 /// Namespaces that do not exist.
-fn namespaces(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    let exported =
-        one.spec.export_to.iter().enumerate().map(|(n, name)| (format!("spec.exportTo[{n}]"), name.as_str()));
-    let matched = one.matches().map(|(path, one)| (format!("{path}.sourceNamespace"), one.source_namespace));
+fn namespaces(
+    virtual_service: &IndexedVirtualService<'_>,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    let exported = virtual_service
+        .spec
+        .export_to
+        .iter()
+        .enumerate()
+        .map(|(n, name)| (format!("spec.exportTo[{n}]"), name.as_str()));
+    let matched = virtual_service
+        .matches()
+        .map(|(path, item)| (format!("{path}.sourceNamespace"), item.source_namespace));
     for (path, name) in exported.chain(matched) {
-        unknown_namespace(one.entry, name, path, index, found);
+        unknown_namespace(virtual_service.entry, name, path, index, found);
     }
 }
 
-/// A finding where `name` is a namespace that does not exist.
+/// Reports `name` if it is a namespace that does not exist.
 pub(super) fn unknown_namespace(
     entry: &crate::store::Entry,
     name: &str,
@@ -42,22 +65,36 @@ pub(super) fn unknown_namespace(
     found: &mut Findings,
 ) {
     if !matches!(name, "" | "*" | "." | "~") && index.is_unknown_namespace(name) {
-        let message = format!("there is no namespace `{name}`");
-        found.add(&code::UNKNOWN_NAMESPACE, entry, path, message, "check its spelling, or create it");
+        let message = format!("namespace `{name}` does not exist");
+        found.add(
+            &code::UNKNOWN_NAMESPACE,
+            entry,
+            path,
+            message,
+            "check its spelling, or create it",
+        );
     }
 }
 
-/// Ports that no service of the VirtualService's hosts has.
-fn ports(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    let matched: Vec<_> = one.matches().filter(|(_, one)| one.port != 0).collect();
-    if matched.is_empty() || one.hosts.is_empty() || !one.is_for_mesh() {
+/// Ports that none of the VirtualService's services has.
+fn ports(virtual_service: &IndexedVirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
+    let matched: Vec<_> = virtual_service
+        .matches()
+        .filter(|(_, item)| item.port != 0)
+        .collect();
+    if matched.is_empty() || virtual_service.hosts.is_empty() || !virtual_service.is_for_mesh() {
         return;
     }
     let mut known = HashSet::new();
-    for host in &one.hosts {
-        match index.service(host).filter(|service| !mesh::is_wildcard(host) && !service.ports.is_empty()) {
-            Some(service) => known.extend(service.ports.iter().map(|(number, _)| u32::from(*number))),
-            // Of such a host nothing is known, so any port may be right.
+    for host in &virtual_service.hosts {
+        match index
+            .service(host)
+            .filter(|service| !mesh::is_wildcard(host) && !service.ports.is_empty())
+        {
+            Some(service) => {
+                known.extend(service.ports.iter().map(|(number, _)| u32::from(*number)));
+            }
+            // Nothing is known about such a host, so any port may be valid.
             None => return,
         }
     }
@@ -65,79 +102,150 @@ fn ports(one: &VirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
     list.sort_unstable();
     for (path, Match { port, .. }) in matched {
         if !known.contains(&port) {
-            let message = format!("none of the hosts has port {port}, so nothing matches");
+            let message = format!("none of the hosts has port {port}, so it matches nothing");
             let list: Vec<_> = list.iter().map(ToString::to_string).collect();
             let advice = format!("use the port of the service, {}", any_of(&list));
-            found.add(&code::UNKNOWN_PORT, one.entry, format!("{path}.port"), message, advice);
+            found.add(
+                &code::UNKNOWN_PORT,
+                virtual_service.entry,
+                format!("{path}.port"),
+                message,
+                advice,
+            );
         }
     }
 }
 
-fn destination(one: &VirtualService<'_>, to: &Destination, path: &str, index: &Index<'_>, found: &mut Findings) {
-    let host = mesh::resolve(&to.host, one.namespace(), &index.config.domain);
+fn destination(
+    virtual_service: &IndexedVirtualService<'_>,
+    to: &Destination,
+    path: &str,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    let host = mesh::resolve(&to.host, virtual_service.namespace(), &index.config.domain);
     let name = shown(&host, index.config);
     let Some(service) = index.services.get(&host) else {
-        if !index.is_refused_host(&host) {
+        if !index.is_rejected_host(&host) {
             let (message, advice) = no_service(&host, index);
-            found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
+            found.add(
+                &code::REFERENCE,
+                virtual_service.entry,
+                format!("{path}.host"),
+                message,
+                advice,
+            );
         }
         return;
     };
     let seen = |client: &str| index.is_seen(&host, client);
-    if !seen(one.namespace()) {
-        let message = format!("the service {name} is not exported to the namespace {}", one.namespace());
-        let advice = format!("add {} to its exportTo", one.namespace());
-        found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
-    } else if let Some(client) = other_clients(one).into_iter().find(|client| !seen(client)) {
+    if !seen(virtual_service.namespace()) {
+        let message = format!(
+            "the service {name} is not exported to the namespace {}",
+            virtual_service.namespace()
+        );
+        let advice = format!("add {} to its exportTo", virtual_service.namespace());
+        found.add(
+            &code::REFERENCE,
+            virtual_service.entry,
+            format!("{path}.host"),
+            message,
+            advice,
+        );
+    } else if let Some(client) = other_clients(virtual_service)
+        .into_iter()
+        .find(|client| !seen(client))
+    {
         let message = format!(
             "clients in {} use this route too, and do not see the service {name}: they get 503",
             namespace_name(client)
         );
         let advice = "export the service to them, or set spec.exportTo: [.] here";
-        found.add(&code::SERVICE_VISIBILITY, one.entry, format!("{path}.host"), message, advice);
+        found.add(
+            &code::SERVICE_VISIBILITY,
+            virtual_service.entry,
+            format!("{path}.host"),
+            message,
+            advice,
+        );
     }
-    let Some((real_host, real)) = index.real_service(&host) else {
-        if let Some(target) = service.alias_of.as_ref().filter(|target| !index.is_refused_host(target)) {
+    let Some((canonical_host, real)) = index.real_service(&host) else {
+        if let Some(target) = service
+            .alias_of
+            .as_ref()
+            .filter(|target| !index.is_rejected_host(target))
+        {
             let what = match index.services.contains_key(target) {
                 true => "is an ExternalName as well",
-                false => "is no known service",
+                false => "is not a known service",
             };
-            let message = format!("{name} stands for `{target}`, which {what}: requests get 503");
-            let advice = format!("add a ServiceEntry for `{target}`, or lead to a service");
-            found.add(&code::REFERENCE, one.entry, format!("{path}.host"), message, advice);
+            let message =
+                format!("{name} is an alias of `{target}`, which {what}: requests get 503");
+            let advice = format!("add a ServiceEntry for `{target}`, or route to a service");
+            found.add(
+                &code::REFERENCE,
+                virtual_service.entry,
+                format!("{path}.host"),
+                message,
+                advice,
+            );
         }
         return;
     };
-    port(one, to, path, (service, real), real_host, index, found);
+    port(
+        virtual_service,
+        to,
+        path,
+        (service, real),
+        canonical_host,
+        index,
+        found,
+    );
     if !to.subset.is_empty() {
-        subset(one, (&host, real_host), &to.subset, &format!("{path}.subset"), index, found);
+        subset(
+            virtual_service,
+            (&host, canonical_host),
+            &to.subset,
+            &format!("{path}.subset"),
+            index,
+            found,
+        );
     }
 }
 
-/// Why a destination's host leads nowhere, and what to do.
+/// Why a destination's host does not resolve, and what to do.
 fn no_service(host: &str, index: &Index<'_>) -> (String, String) {
-    if let Some(wildcard) = wildcards(host).find(|wildcard| index.services.contains_key(wildcard.as_str())) {
-        let message = format!("there is no service `{host}`: `{wildcard}` covers it, which is no name to lead to");
-        return (message, format!("lead to `{wildcard}`, or add a ServiceEntry for `{host}`"));
+    if let Some(wildcard) =
+        wildcards(host).find(|wildcard| index.services.contains_key(wildcard.as_str()))
+    {
+        let message = format!(
+            "service `{host}` does not exist: `{wildcard}` covers it, which is no name to lead to"
+        );
+        return (
+            message,
+            format!("route to `{wildcard}`, or add a ServiceEntry for `{host}`"),
+        );
     }
     let advice = match index.similar(host).as_slice() {
-        [] => "check its spelling and namespace, or add a Service or ServiceEntry for it".to_owned(),
-        similar => format!("write {}, if that is what is meant", any_of(similar)),
+        [] => {
+            "check its spelling and namespace, or add a Service or ServiceEntry for it".to_owned()
+        }
+        similar => format!("did you mean {}?", any_of(similar)),
     };
-    (format!("there is no service `{host}`"), advice)
+    (format!("service `{host}` does not exist"), advice)
 }
 
 /// The port of a destination. `service` is the one it names, `real` the one that has the clusters.
 fn port(
-    one: &VirtualService<'_>,
+    virtual_service: &IndexedVirtualService<'_>,
     to: &Destination,
     path: &str,
-    (service, real): (&Service, &Service),
-    real_host: &str,
+    (service, real): (&IndexedService, &IndexedService),
+    canonical_host: &str,
     index: &Index<'_>,
     found: &mut Findings,
 ) {
-    let (numbers, name) = (real.port_numbers(), shown(real_host, index.config));
+    let (numbers, name) = (real.port_numbers(), shown(canonical_host, index.config));
     // Without a port the only one of the service that is named counts, else that of the request.
     let only = match service.ports.as_slice() {
         [(number, _)] => Some(u32::from(*number)),
@@ -147,45 +255,90 @@ fn port(
         (Some(number), _) if !real.may_have_port(number) => {
             let message = format!("the service {name} has no port {number}");
             let advice = format!("use {}", any_of(&numbers));
-            found.add(&code::REFERENCE, one.entry, format!("{path}.port.number"), message, advice);
+            found.add(
+                &code::REFERENCE,
+                virtual_service.entry,
+                format!("{path}.port.number"),
+                message,
+                advice,
+            );
         }
         (None, Some(number)) if !real.may_have_port(number) => {
-            let message = format!("the only port of this ExternalName is {number}, and {name} has none of that number");
+            let message = format!(
+                "the only port of this ExternalName is {number}, which {name} does not have"
+            );
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
-            found.add(&code::REFERENCE, one.entry, path, message, advice);
+            found.add(
+                &code::REFERENCE,
+                virtual_service.entry,
+                path,
+                message,
+                advice,
+            );
         }
         (None, None) if numbers.len() == 1 && service.alias_of.is_some() => {
-            let requests = request_ports(one, index);
-            let other = requests.into_iter().find(|number| !real.may_have_port(u32::from(*number)));
+            let requests = request_ports(virtual_service, index);
+            let other = requests
+                .into_iter()
+                .find(|number| !real.may_have_port(u32::from(*number)));
             if let Some(other) = other {
                 let message = format!(
                     "this ExternalName has no port and none is chosen, so that of the request is used, of which {name} \
                      does not have {other}"
                 );
                 let advice = format!("add port: {{number: {}}}", any_of(&numbers));
-                found.add(&code::PORT_REQUIRED, one.entry, path, message, advice);
+                found.add(
+                    &code::PORT_REQUIRED,
+                    virtual_service.entry,
+                    path,
+                    message,
+                    advice,
+                );
             }
         }
         (None, None) if numbers.len() > 1 => {
-            let message = format!("the service {name} has the ports {}, and none is chosen", numbers.join(", "));
+            let message = format!(
+                "the service {name} has the ports {}, and none is specified",
+                numbers.join(", ")
+            );
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
-            found.add(&code::PORT_REQUIRED, one.entry, path, message, advice);
+            found.add(
+                &code::PORT_REQUIRED,
+                virtual_service.entry,
+                path,
+                message,
+                advice,
+            );
         }
         _ => {}
     }
 }
 
 /// The ports at which requests come to the routes of a VirtualService, or of those that delegate to it.
-fn request_ports(one: &VirtualService<'_>, index: &Index<'_>) -> BTreeSet<u16> {
-    let key = one.entry.object.key();
+fn request_ports(virtual_service: &IndexedVirtualService<'_>, index: &Index<'_>) -> BTreeSet<u16> {
+    let key = virtual_service.entry.object.key();
     let delegating = index.virtual_services.iter().filter(|root| {
-        let mut delegates = root.spec.http.iter().filter_map(|route| route.delegate.as_ref());
-        one.hosts.is_empty() && delegates.any(|to| target(root, to) == key)
+        let mut delegates = root
+            .spec
+            .http
+            .iter()
+            .filter_map(|route| route.delegate.as_ref());
+        virtual_service.hosts.is_empty() && delegates.any(|to| target(root, to) == key)
     });
     let mut ports = BTreeSet::new();
-    for host in one.hosts.iter().chain(delegating.flat_map(|root| &root.hosts)) {
-        let covered = index.services.iter().filter(|(known, _)| mesh::covers(host, known));
-        let own: Vec<u16> = covered.flat_map(|(_, service)| &service.ports).map(|(number, _)| *number).collect();
+    for host in virtual_service
+        .hosts
+        .iter()
+        .chain(delegating.flat_map(|root| &root.hosts))
+    {
+        let covered = index
+            .services
+            .iter()
+            .filter(|(known, _)| mesh::covers(host, known));
+        let own: Vec<u16> = covered
+            .flat_map(|(_, service)| &service.ports)
+            .map(|(number, _)| *number)
+            .collect();
         // A name of no service is answered at the port of plain HTTP.
         ports.extend(if own.is_empty() { vec![80] } else { own });
     }
@@ -194,71 +347,99 @@ fn request_ports(one: &VirtualService<'_>, index: &Index<'_>) -> BTreeSet<u16> {
 
 /// The subset `name` of a destination: of the host that it names, and of the one that has the clusters.
 fn subset(
-    one: &VirtualService<'_>,
+    virtual_service: &IndexedVirtualService<'_>,
     (named, host): (&str, &str),
     name: &str,
     path: &str,
     index: &Index<'_>,
     found: &mut Findings,
 ) {
-    let has = |rules: &[&DestinationRule<'_>]| {
-        rules.iter().any(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name))
+    let has = |rules: &[&IndexedDestinationRule<'_>]| {
+        rules
+            .iter()
+            .any(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name))
     };
     let short = shown(host, index.config);
-    let rules = index.rules(host, one.namespace());
-    if one.visibility.includes(one.namespace()) && !has(&rules) {
-        if index.is_refused_subset(host, name) {
+    let rules = index.rules(host, virtual_service.namespace());
+    if virtual_service
+        .visibility
+        .includes(virtual_service.namespace())
+        && !has(&rules)
+    {
+        if index.is_rejected_subset(host, name) {
             return;
         }
         let of_alias = index.rules_by_host.get(named).into_iter().flatten();
-        let mut of_alias = of_alias.filter_map(|n| index.destination_rules.get(*n)).filter(|_| named != host);
+        let mut of_alias = of_alias
+            .filter_map(|n| index.destination_rules.get(*n))
+            .filter(|_| named != host);
         let (message, advice) = match of_alias.find(|rule| has(&[rule])) {
             Some(rule) => (
                 format!(
-                    "the subset `{name}` is in {}, which does not count: {} is an ExternalName, and has the subsets of \
-                     {short}",
+                    "subset `{name}` is defined in {}, which is not used: {} is an ExternalName and has the subsets \
+                        of {short}",
                     rule.entry.object.key(),
                     shown(named, index.config)
                 ),
                 format!("add the subset to a DestinationRule for {short}"),
             ),
-            None => missing_subset(one, host, name, &rules, index),
+            None => missing_subset(virtual_service, host, name, &rules, index),
         };
-        found.add(&code::REFERENCE, one.entry, path, message, advice);
+        found.add(
+            &code::REFERENCE,
+            virtual_service.entry,
+            path,
+            message,
+            advice,
+        );
         return;
     }
-    if let Some(client) = other_clients(one).into_iter().find(|client| !has(&index.rules(host, client))) {
+    if let Some(client) = other_clients(virtual_service)
+        .into_iter()
+        .find(|client| !has(&index.rules(host, client)))
+    {
         let who = namespace_name(client);
         let message = format!(
-            "clients in {who} use this route too, and see no DestinationRule with the subset `{name}` of {short}: they \
-             get 503"
+            "clients in {who} also use this route but see no DestinationRule that defines subset `{name}` of {short}: \
+                they get 503"
         );
-        let advice =
-            "move the DestinationRule to the service's namespace and export it, or set spec.exportTo: [.] here";
-        found.add(&code::SUBSET_VISIBILITY, one.entry, path, message, advice);
+        let advice = "move the DestinationRule to the service's namespace and export it, or set spec.exportTo: [.] here";
+        found.add(
+            &code::SUBSET_VISIBILITY,
+            virtual_service.entry,
+            path,
+            message,
+            advice,
+        );
     }
 }
 
 /// The namespaces beside its own whose clients use a VirtualService.
-fn other_clients<'a>(one: &'a VirtualService<'_>) -> Vec<&'a str> {
-    match &one.visibility {
+fn other_clients<'a>(virtual_service: &'a IndexedVirtualService<'_>) -> Vec<&'a str> {
+    match &virtual_service.visibility {
         Visibility::Public => vec![ELSEWHERE],
-        Visibility::Namespaces(names) => {
-            names.iter().map(|name| &**name).filter(|name| **name != **one.namespace()).collect()
-        }
+        Visibility::Namespaces(names) => names
+            .iter()
+            .map(|name| &**name)
+            .filter(|name| **name != **virtual_service.namespace())
+            .collect(),
     }
 }
 
 fn namespace_name(client: &str) -> String {
-    if client == ELSEWHERE { "other namespaces".to_owned() } else { format!("namespace {client}") }
+    if client == ELSEWHERE {
+        "other namespaces".to_owned()
+    } else {
+        format!("namespace {client}")
+    }
 }
 
-/// Why there is no such subset, and what to do.
+/// Why the subset does not exist, and what to do.
 fn missing_subset(
-    one: &VirtualService<'_>,
+    virtual_service: &IndexedVirtualService<'_>,
     host: &str,
     name: &str,
-    rules: &[&DestinationRule<'_>],
+    rules: &[&IndexedDestinationRule<'_>],
     index: &Index<'_>,
 ) -> (String, String) {
     let short = shown(host, index.config);
@@ -268,67 +449,127 @@ fn missing_subset(
         .find(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name));
     if let Some(rule) = unseen {
         let key = rule.entry.object.key();
-        let message =
-            format!("the subset `{name}` of {short} is in {key}, which clients in {} do not use", one.namespace());
-        let advice = if rule.visibility.includes(one.namespace()) {
-            format!("move the rule to the service's namespace, or add the subset to one in {}", one.namespace())
+        let message = format!(
+            "subset `{name}` of {short} is defined in {key}, which clients in {} do not \
+                use",
+            virtual_service.namespace()
+        );
+        let advice = if rule.visibility.includes(virtual_service.namespace()) {
+            format!(
+                "move the rule to the service's namespace, or add the subset to a rule in \
+                {}",
+                virtual_service.namespace()
+            )
         } else {
-            format!("add {} to the rule's exportTo", one.namespace())
+            format!("add {} to the rule's exportTo", virtual_service.namespace())
         };
         return (message, advice);
     }
     let Some(rule) = rules.first() else {
-        let message = format!("there is no subset `{name}` of {short}: it has no DestinationRule");
-        return (message, format!("add a DestinationRule for {short} with the subset"));
+        let message = format!(
+            "subset `{name}` of {short} does not exist: there is no DestinationRule for the host"
+        );
+        return (
+            message,
+            format!("add a DestinationRule for {short} that defines the subset"),
+        );
     };
     let known = rules.iter().flat_map(|rule| &rule.spec.subsets);
-    let known: Vec<_> = known.map(|subset| format!("`{}`", subset.name)).take(8).collect();
+    let known: Vec<_> = known
+        .map(|subset| format!("`{}`", subset.name))
+        .take(8)
+        .collect();
     let key = rule.entry.object.key();
-    let message = format!("there is no subset `{name}` of {short} in {key}");
-    let advice =
-        if known.is_empty() { "add it there".to_owned() } else { format!("add it there, or use {}", any_of(&known)) };
+    let message = format!("subset `{name}` of {short} does not exist in {key}");
+    let advice = if known.is_empty() {
+        "add it there".to_owned()
+    } else {
+        format!("add it there, or use {}", any_of(&known))
+    };
     (message, advice)
 }
 
 /// The VirtualService that a route delegates to.
-fn target(one: &VirtualService<'_>, to: &Delegate) -> ObjectKey {
-    let namespace = if to.namespace.is_empty() { &**one.namespace() } else { &to.namespace };
+fn target(virtual_service: &IndexedVirtualService<'_>, to: &Delegate) -> ObjectKey {
+    let namespace = if to.namespace.is_empty() {
+        &**virtual_service.namespace()
+    } else {
+        &to.namespace
+    };
     ObjectKey::new(Kind::VirtualService, namespace, &to.name)
 }
 
-fn delegate(one: &VirtualService<'_>, to: &Delegate, path: &str, index: &Index<'_>, found: &mut Findings) {
+fn delegate(
+    virtual_service: &IndexedVirtualService<'_>,
+    to: &Delegate,
+    path: &str,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
     if to.name.is_empty() {
         return;
     }
-    let key = target(one, to);
+    let key = target(virtual_service, to);
     let at = index.virtual_services.binary_search_by(|other| {
         let meta = &other.entry.object.meta;
         (&meta.namespace, &meta.name).cmp(&(&key.namespace, &key.name))
     });
     let (message, advice) = match at.ok().and_then(|at| index.virtual_services.get(at)) {
-        None if index.is_refused(&key) => return,
-        None => (format!("there is no {key}"), "check its name and namespace"),
-        Some(other) if !other.spec.hosts.is_empty() => {
-            (format!("{key} has hosts, so it is no delegate"), "remove its hosts, or give it a twin without")
-        }
-        Some(other) if !other.visibility.includes(one.namespace()) => {
-            (format!("{key} is not exported to the namespace {}", one.namespace()), "add it to its exportTo")
-        }
+        None if index.is_rejected(&key) => return,
+        None => (
+            format!("{key} does not exist"),
+            "check its name and namespace",
+        ),
+        Some(other) if !other.spec.hosts.is_empty() => (
+            format!("{key} has hosts, so it is not a delegate"),
+            "remove its hosts, or create a copy without hosts",
+        ),
+        Some(other) if !other.visibility.includes(virtual_service.namespace()) => (
+            format!(
+                "{key} is not exported to the namespace {}",
+                virtual_service.namespace()
+            ),
+            "add it to its exportTo",
+        ),
         Some(_) => return,
     };
-    found.add(&code::REFERENCE, one.entry, path, format!("{message}; the route is left out"), advice);
+    found.add(
+        &code::REFERENCE,
+        virtual_service.entry,
+        path,
+        format!("{message}; the route is ignored"),
+        advice,
+    );
 }
 
-/// Delegates that no one delegates to.
+/// Unused delegates.
 pub(super) fn delegates(index: &Index<'_>, found: &mut Findings) {
-    let mut used: HashSet<ObjectKey> = index.refused_delegates().cloned().collect();
-    for one in &index.virtual_services {
-        used.extend(one.spec.http.iter().filter_map(|route| route.delegate.as_ref()).map(|to| target(one, to)));
+    let mut used: HashSet<ObjectKey> = index.rejected_delegates().cloned().collect();
+    for virtual_service in &index.virtual_services {
+        used.extend(
+            virtual_service
+                .spec
+                .http
+                .iter()
+                .filter_map(|route| route.delegate.as_ref())
+                .map(|to| target(virtual_service, to)),
+        );
     }
-    for one in index.virtual_services.iter().filter(|one| one.spec.hosts.is_empty()) {
-        if !used.contains(&one.entry.object.key()) {
-            let message = "has no hosts, and no other VirtualService delegates to it: its routes are not used";
-            found.add(&code::UNUSED_DELEGATE, one.entry, "", message, "give it hosts, or delegate to it");
+    for item in index
+        .virtual_services
+        .iter()
+        .filter(|virtual_service| virtual_service.spec.hosts.is_empty())
+    {
+        if !used.contains(&item.entry.object.key()) {
+            let message =
+                "has no hosts, and no VirtualService delegates to it: its routes are unused";
+            found.add(
+                &code::UNUSED_DELEGATE,
+                item.entry,
+                "",
+                message,
+                "add hosts, or delegate to it",
+            );
         }
     }
 }
@@ -336,15 +577,21 @@ pub(super) fn delegates(index: &Index<'_>, found: &mut Findings) {
 #[cfg(test)]
 mod tests {
     use super::super::analyze;
-    use super::super::tests::{base, found, found_in_route as route, found_in_virtual_service as spec, store};
+    use super::super::tests::{
+        base, found, found_in_route as route, found_in_virtual_service as spec, store,
+    };
     use crate::mesh::MeshConfig;
 
     #[test]
-    fn destinations_lead_somewhere() {
+    fn destinations_resolve() {
         for (to, code, path) in [
             ("host: nobody", "IST0101", "host"),
             ("host: web.shop", "IST0101", "host"),
-            ("host: web.shop.svc.cluster.local, subset: v3", "IST0101", "subset"),
+            (
+                "host: web.shop.svc.cluster.local, subset: v3",
+                "IST0101",
+                "subset",
+            ),
             ("host: other, subset: v1", "IST0101", "subset"),
             ("host: web, port: {number: 81}", "IST0101", "port.number"),
             ("host: many", "IST0112", ""),
@@ -352,27 +599,57 @@ mod tests {
         ] {
             for (before, after, place) in [
                 ("route: [{destination: {", "}}]", "route[0].destination"),
-                ("route: [{destination: {host: web}}], mirror: {", "}", "mirror"),
-                ("route: [{destination: {host: web}}], mirrors: [{destination: {", "}}]", "mirrors[0].destination"),
+                (
+                    "route: [{destination: {host: web}}], mirror: {",
+                    "}",
+                    "mirror",
+                ),
+                (
+                    "route: [{destination: {host: web}}], mirrors: [{destination: {",
+                    "}}]",
+                    "mirrors[0].destination",
+                ),
             ] {
-                let path = format!("spec.http[0].{place}.{path}").trim_end_matches('.').to_owned();
-                assert_eq!(route(&format!("{before}{to}{after}")), [(code, path)], "{to}");
+                let path = format!("spec.http[0].{place}.{path}")
+                    .trim_end_matches('.')
+                    .to_owned();
+                assert_eq!(
+                    route(&format!("{before}{to}{after}")),
+                    [(code, path)],
+                    "{to}"
+                );
             }
             for kind in ["tcp", "tls"] {
-                let matches = if kind == "tls" { "match: [{sniHosts: [x.a.b]}], " } else { "" };
-                let got = spec(&format!("hosts: ['*.a.b'], {kind}: [{{{matches}route: [{{destination: {{{to}}}}}]}}]"));
-                let path = format!("spec.{kind}[0].route[0].destination.{path}").trim_end_matches('.').to_owned();
+                let matches = if kind == "tls" {
+                    "match: [{sniHosts: [x.a.b]}], "
+                } else {
+                    ""
+                };
+                let got = spec(&format!(
+                    "hosts: ['*.a.b'], {kind}: [{{{matches}route: [{{destination: {{{to}}}}}]}}]"
+                ));
+                let path = format!("spec.{kind}[0].route[0].destination.{path}")
+                    .trim_end_matches('.')
+                    .to_owned();
                 assert_eq!(got, [(code, path)], "{kind} {to}");
             }
         }
-        for fine in
-            ["host: many, port: {number: 81}", "host: WEB", "host: web, subset: v2", "host: web.shop.svc.cluster.local"]
-        {
-            assert_eq!(route(&format!("route: [{{destination: {{{fine}}}}}]")), [], "{fine}");
+        for fine in [
+            "host: many, port: {number: 81}",
+            "host: WEB",
+            "host: web, subset: v2",
+            "host: web.shop.svc.cluster.local",
+        ] {
+            assert_eq!(
+                route(&format!("route: [{{destination: {{{fine}}}}}]")),
+                [],
+                "{fine}"
+            );
         }
     }
 
-    const TO: &str = "http: [{route: [{destination: {host: web.pay.svc.cluster.local, subset: v1}}]}]";
+    const TO: &str =
+        "http: [{route: [{destination: {host: web.pay.svc.cluster.local, subset: v1}}]}]";
 
     /// A subset of a service in `pay` as the namespace `shop` sees it, with the rule in `rule_namespace`.
     fn elsewhere(rule_namespace: &str, rule: &str, service: &str) -> Vec<(&'static str, String)> {
@@ -389,20 +666,29 @@ mod tests {
     }
 
     #[test]
-    fn a_subset_is_seen_where_the_rule_counts() {
+    fn a_subset_is_visible_where_its_rule_applies() {
         let path = "spec.http[0].route[0].destination.subset".to_owned();
         assert_eq!(elsewhere("pay", "", ""), []);
         assert_eq!(elsewhere("istio-system", "", ""), []);
         assert_eq!(elsewhere("third", "", ""), [("IST0101", path.clone())]);
-        assert_eq!(elsewhere("pay", "exportTo: [.]", ""), [("IST0101", path.clone())]);
+        assert_eq!(
+            elsewhere("pay", "exportTo: [.]", ""),
+            [("IST0101", path.clone())]
+        );
         assert_eq!(elsewhere("shop", "", ""), [("WEIR0104", path.clone())]);
         assert_eq!(elsewhere("shop", "", "exportTo: [.]"), []);
-        assert_eq!(elsewhere("shop", "", "exportTo: [., third]"), [("WEIR0104", path.clone())]);
-        assert_eq!(elsewhere("pay", "exportTo: [shop]", ""), [("WEIR0104", path)]);
+        assert_eq!(
+            elsewhere("shop", "", "exportTo: [., third]"),
+            [("WEIR0104", path.clone())]
+        );
+        assert_eq!(
+            elsewhere("pay", "exportTo: [shop]", ""),
+            [("WEIR0104", path)]
+        );
     }
 
     #[test]
-    fn what_may_be_meant_is_named() {
+    fn similar_names_are_suggested() {
         let object = |host: &str| {
             format!(
                 "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
@@ -410,9 +696,16 @@ mod tests {
                 base()
             )
         };
-        let advice = |host: &str| analyze(&store(&object(host)), &MeshConfig::default()).remove(0).advice;
-        assert_eq!(advice("wbe"), "write `web.shop.svc.cluster.local`, if that is what is meant");
-        assert_eq!(advice("web.shop"), "write `web.shop.svc.cluster.local`, if that is what is meant");
+        let advice = |host: &str| {
+            analyze(&store(&object(host)), &MeshConfig::default())
+                .remove(0)
+                .advice
+        };
+        assert_eq!(advice("wbe"), "did you mean `web.shop.svc.cluster.local`?");
+        assert_eq!(
+            advice("web.shop"),
+            "did you mean `web.shop.svc.cluster.local`?"
+        );
         assert!(advice("nothing-like-it").starts_with("check its spelling"));
     }
 
@@ -420,10 +713,15 @@ mod tests {
     fn a_port_that_no_host_has_matches_nothing() {
         let with = |host: &str, port: u16| {
             let to = "route: [{destination: {host: web}}]";
-            spec(&format!("hosts: [{host}], http: [{{match: [{{port: {port}}}], {to}}}]"))
+            spec(&format!(
+                "hosts: [{host}], http: [{{match: [{{port: {port}}}], {to}}}]"
+            ))
         };
         assert_eq!(with("web", 80), []);
-        assert_eq!(with("web", 81), [("WEIR0106", "spec.http[0].match[0].port".into())]);
+        assert_eq!(
+            with("web", 81),
+            [("WEIR0106", "spec.http[0].match[0].port".into())]
+        );
         assert_eq!(with("'*.a.b'", 81), []);
     }
 
@@ -440,10 +738,22 @@ mod tests {
         let missing = [("IST0101", "spec.http[0].delegate".to_owned())];
         let with = |delegate: String| found(&format!("{}{root}{delegate}", base()));
         assert_eq!(with(delegate("name: d, namespace: shop", "")), []);
-        assert_eq!(with(delegate("name: d, namespace: shop", "hosts: ['*.c.d'], ")), missing);
-        assert_eq!(with(delegate("name: d, namespace: shop", "exportTo: [pay], ")), missing);
+        assert_eq!(
+            with(delegate("name: d, namespace: shop", "hosts: ['*.c.d'], ")),
+            missing
+        );
+        assert_eq!(
+            with(delegate("name: d, namespace: shop", "exportTo: [pay], ")),
+            missing
+        );
         let both = with(delegate("name: other, namespace: shop", ""));
-        assert_eq!(both, [("IST0101", "spec.http[0].delegate".to_owned()), ("WEIR0108", String::new())]);
+        assert_eq!(
+            both,
+            [
+                ("IST0101", "spec.http[0].delegate".to_owned()),
+                ("WEIR0108", String::new())
+            ]
+        );
     }
 
     #[test]
@@ -462,11 +772,18 @@ mod tests {
                 base()
             )
         };
-        assert_eq!(found(&service("nowhere")), [], "nothing is known of namespaces");
+        assert_eq!(found(&service("nowhere")), [], "the namespaces are unknown");
         assert_eq!(found(&(service("pay, shop") + namespace)), []);
-        assert_eq!(found(&(service("nowhere") + namespace)), [("WEIR0109", "spec.exportTo[0]".into())]);
-        let matched = service("pay").replace("http: [{", "http: [{match: [{sourceNamespace: nowhere}], ");
-        assert_eq!(found(&(matched + namespace)), [("WEIR0109", "spec.http[0].match[0].sourceNamespace".into())]);
+        assert_eq!(
+            found(&(service("nowhere") + namespace)),
+            [("WEIR0109", "spec.exportTo[0]".into())]
+        );
+        let matched =
+            service("pay").replace("http: [{", "http: [{match: [{sourceNamespace: nowhere}], ");
+        assert_eq!(
+            found(&(matched + namespace)),
+            [("WEIR0109", "spec.http[0].match[0].sourceNamespace".into())]
+        );
     }
 
     #[test]
@@ -489,8 +806,16 @@ mod tests {
             + &alias("same", &full("web"), "")
             + &alias("upper", &full("Web"), ", ports: [{name: http, port: 80}]")
             + &alias("several", &full("many"), "")
-            + &alias("other-port", &full("web"), ", ports: [{name: http, port: 8080}]")
-            + &alias("nowhere", "nobody.example", ", ports: [{name: http, port: 80}]")
+            + &alias(
+                "other-port",
+                &full("web"),
+                ", ports: [{name: http, port: 8080}]",
+            )
+            + &alias(
+                "nowhere",
+                "nobody.example",
+                ", ports: [{name: http, port: 80}]",
+            )
             + &alias("round-a", &full("round-b"), "")
             + &alias("round-b", &full("round-a"), "");
         let to = |fields: &str, more: &str| {
@@ -501,14 +826,23 @@ mod tests {
             );
             found(&(objects.clone() + more + &service))
         };
-        for fine in ["host: same", "host: upper", "host: same, subset: v1", "host: several, port: {number: 81}"] {
+        for fine in [
+            "host: same",
+            "host: upper",
+            "host: same, subset: v1",
+            "host: several, port: {number: 81}",
+        ] {
             assert_eq!(to(fine, ""), [], "{fine}");
         }
         for (fields, code, field) in [
             ("host: nowhere", "IST0101", ".host"),
             ("host: round-a", "IST0101", ".host"),
             ("host: several", "IST0112", ""),
-            ("host: several, port: {number: 82}", "IST0101", ".port.number"),
+            (
+                "host: several, port: {number: 82}",
+                "IST0101",
+                ".port.number",
+            ),
             ("host: other-port", "IST0101", ""),
             ("host: same, subset: v3", "IST0101", ".subset"),
         ] {
@@ -525,10 +859,19 @@ mod tests {
             found(&(objects.clone() + &service))
         };
         assert_eq!(many("host: same, port: {number: 80}"), []);
-        assert_eq!(many("host: same"), [("IST0112", "spec.http[0].route[0].destination".to_owned())]);
+        assert_eq!(
+            many("host: same"),
+            [("IST0112", "spec.http[0].route[0].destination".to_owned())]
+        );
         let unused = ("IST0174", "spec.host".to_owned());
-        let subset = ("IST0101", "spec.http[0].route[0].destination.subset".to_owned());
-        assert_eq!(to("host: same, subset: v7", &rule("same")), [unused, subset]);
+        let subset = (
+            "IST0101",
+            "spec.http[0].route[0].destination.subset".to_owned(),
+        );
+        assert_eq!(
+            to("host: same, subset: v7", &rule("same")),
+            [unused, subset]
+        );
     }
 
     #[test]
@@ -544,8 +887,14 @@ mod tests {
                 base()
             ))
         };
-        let others = [("WEIR0115", "spec.http[0].route[0].destination.host".to_owned())];
-        let nobody = [("IST0101", "spec.http[0].route[0].destination.host".to_owned())];
+        let others = [(
+            "WEIR0115",
+            "spec.http[0].route[0].destination.host".to_owned(),
+        )];
+        let nobody = [(
+            "IST0101",
+            "spec.http[0].route[0].destination.host".to_owned(),
+        )];
         assert_eq!(to("*", ""), []);
         assert_eq!(to(".", ""), others);
         assert_eq!(to(".", "exportTo: [.]"), []);
@@ -567,7 +916,13 @@ mod tests {
             );
             found(&(base() + entry + &service))
         };
-        assert_eq!(to("a.x.y"), [("IST0101", "spec.http[0].route[0].destination.host".to_owned())]);
+        assert_eq!(
+            to("a.x.y"),
+            [(
+                "IST0101",
+                "spec.http[0].route[0].destination.host".to_owned()
+            )]
+        );
         assert_eq!(to("'*.x.y'"), []);
     }
 }

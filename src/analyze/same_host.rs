@@ -14,9 +14,17 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
         for (place, service) in services.iter().enumerate() {
             merged(index, service, found);
             let mut before = services.iter().take(place);
-            let Some(winner) = before.find(|winner| overlap(&winner.visibility, &service.visibility)) else { continue };
+            let Some(winner) =
+                before.find(|winner| overlap(&winner.visibility, &service.visibility))
+            else {
+                continue;
+            };
             let alone = std::slice::from_ref(service);
-            let declared = if service.merged_from.is_empty() { alone } else { &service.merged_from };
+            let declared = if service.merged_from.is_empty() {
+                alone
+            } else {
+                &service.merged_from
+            };
             for loser in declared {
                 unmerged(index, host, winner, loser, found);
             }
@@ -36,11 +44,22 @@ fn key(service: &Service) -> ObjectKey {
 /// Ports of merged ServiceEntries whose protocol an older entry overrides.
 fn merged(index: &Index<'_>, service: &Service, found: &mut Findings) {
     for younger in service.merged_from.iter().skip(1) {
-        let Some(entry) = index.store.get(&key(younger)) else { continue };
+        let Some(entry) = index.store.get(&key(younger)) else {
+            continue;
+        };
         for port in &younger.ports {
-            let Some(first) = service.declaring(port.number).next() else { continue };
-            let Some(used) = first.port(port.number).filter(|used| used.protocol != port.protocol) else { continue };
-            let Some(n) = position(entry, port) else { continue };
+            let Some(first) = service.declaring(port.number).next() else {
+                continue;
+            };
+            let Some(used) = first
+                .port(port.number)
+                .filter(|used| used.protocol != port.protocol)
+            else {
+                continue;
+            };
+            let Some(n) = position(entry, port) else {
+                continue;
+            };
             let message = format!(
                 "port {} of `{}` is {} here and {} in {}, which comes first: this protocol has no effect",
                 port.number,
@@ -50,53 +69,97 @@ fn merged(index: &Index<'_>, service: &Service, found: &mut Findings) {
                 key(first)
             );
             let path = format!("spec.ports[{n}].protocol");
-            found.add(&code::SERVICE_CONFLICT, entry, path, message, "give both the same protocol");
+            found.add(
+                &code::SERVICE_CONFLICT,
+                entry,
+                path,
+                message,
+                "give both the same protocol",
+            );
         }
     }
 }
 
 /// The index of a port in its ServiceEntry.
 fn position(entry: &Entry, port: &Port) -> Option<usize> {
-    let Spec::ServiceEntry(spec) = &entry.object.spec else { return None };
-    spec.ports.iter().position(|declared| declared.number == u32::from(port.number))
+    let Spec::ServiceEntry(spec) = &entry.object.spec else {
+        return None;
+    };
+    spec.ports
+        .iter()
+        .position(|declared| declared.number == u32::from(port.number))
 }
 
 /// A service that loses its host to another one. Its endpoints may count all the same.
-fn unmerged(index: &Index<'_>, host: &str, winner: &Service, loser: &Arc<Service>, found: &mut Findings) {
-    let Some(entry) = index.store.get(&key(loser)) else { return };
+fn unmerged(
+    index: &Index<'_>,
+    host: &str,
+    winner: &Service,
+    loser: &Arc<Service>,
+    found: &mut Findings,
+) {
+    let Some(entry) = index.store.get(&key(loser)) else {
+        return;
+    };
     let neighbours = winner.namespace == loser.namespace;
     let spec = match &entry.object.spec {
         Spec::ServiceEntry(spec) => Some(spec),
         _ => None,
     };
-    let counts = |port: &&Port| neighbours && spec.is_some_and(|spec| gives_endpoints(spec, winner, port));
+    let counts =
+        |port: &&Port| neighbours && spec.is_some_and(|spec| gives_endpoints(spec, winner, port));
     let (counting, lost): (Vec<&Port>, Vec<&Port>) = loser.ports.iter().partition(counts);
     if !counting.is_empty() && lost.is_empty() {
         return;
     }
     let who = match neighbours {
-        true if !counting.is_empty() => format!("its endpoints count for port {} alone", numbers(&counting)),
-        true if is_within(&loser.visibility, &winner.visibility) => "no client uses this one".to_owned(),
+        true if !counting.is_empty() => format!(
+            "its endpoints are used only for port {}",
+            numbers(&counting)
+        ),
+        true if is_within(&loser.visibility, &winner.visibility) => {
+            "no client uses this one".to_owned()
+        }
         true => "clients that see both do not use this one".to_owned(),
-        false => format!("clients outside of {} do not use this one", loser.namespace),
+        false => format!("clients outside {} do not use this one", loser.namespace),
     };
-    let differ = if neighbours { differences(winner, loser) } else { Vec::new() };
+    let differ = if neighbours {
+        differences(winner, loser)
+    } else {
+        Vec::new()
+    };
     let (why, advice) = if differ.is_empty() {
-        (String::new(), "remove one of the two, or keep them apart by exportTo")
+        (
+            String::new(),
+            "remove one of them, or separate them with exportTo",
+        )
     } else {
         (
             format!(" and differs in {}", differ.join(", ")),
-            "remove one of the two, or let them agree, so that they are merged",
+            "remove one of them, or make them agree so that they are merged",
         )
     };
-    let place = spec.and_then(|spec| spec.hosts.iter().position(|name| name.eq_ignore_ascii_case(host)));
-    let path = place.map(|n| format!("spec.hosts[{n}]")).unwrap_or_default();
-    let message = format!("`{host}` is the host of {} too, which comes first{why}: {who}", key(winner));
+    let place = spec.and_then(|spec| {
+        spec.hosts
+            .iter()
+            .position(|name| name.eq_ignore_ascii_case(host))
+    });
+    let path = place
+        .map(|n| format!("spec.hosts[{n}]"))
+        .unwrap_or_default();
+    let message = format!(
+        "`{host}` is also the host of {}, which takes precedence{why}: {who}",
+        key(winner)
+    );
     found.add(&code::SERVICE_CONFLICT, entry, path, message, advice);
 }
 
 fn numbers(ports: &[&Port]) -> String {
-    ports.iter().map(|port| port.number.to_string()).collect::<Vec<_>>().join(", ")
+    ports
+        .iter()
+        .map(|port| port.number.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Whether an entry that is not merged with `winner` has endpoints for a port of it.
@@ -106,7 +169,9 @@ fn gives_endpoints(spec: &api::ServiceEntry, winner: &Service, port: &Port) -> b
         Registry::Kubernetes => (ports.any(|known| known.name == port.name), true),
         Registry::ServiceEntry => (ports.any(|known| known.number == port.number), false),
     };
-    let usable = |endpoint: &api::WorkloadEntry| !is_address || endpoint.address.parse::<std::net::IpAddr>().is_ok();
+    let usable = |endpoint: &api::WorkloadEntry| {
+        !is_address || endpoint.address.parse::<std::net::IpAddr>().is_ok()
+    };
     known && (spec.workload_selector.is_some() || spec.endpoints.iter().any(usable))
 }
 
@@ -121,7 +186,10 @@ fn differences(a: &Service, b: &Service) -> Vec<&'static str> {
         ("workloadSelector", a.selector != b.selector),
         ("exportTo", a.visibility != b.visibility),
     ];
-    all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    all.into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// Whether every namespace that sees `a` sees `b` as well.
@@ -149,19 +217,26 @@ mod tests {
 
     #[track_caller]
     fn assert_found(objects: &str, wanted: &[(&str, &str)]) {
-        let wanted: Vec<_> = wanted.iter().map(|(code, path)| (*code, (*path).to_owned())).collect();
+        let wanted: Vec<_> = wanted
+            .iter()
+            .map(|(code, path)| (*code, (*path).to_owned()))
+            .collect();
         assert_eq!(found(objects), wanted);
     }
 
     #[test]
     fn entries_that_agree_are_one_service() {
         let first = entry("a", "shop", &format!("hosts: [api.example.com], {HTTP}"));
-        let two = |spec: &str| first.clone() + &entry("b", "shop", &format!("hosts: [api.example.com], {spec}"));
+        let two = |spec: &str| {
+            first.clone() + &entry("b", "shop", &format!("hosts: [api.example.com], {spec}"))
+        };
         assert_found(&two(HTTP), &[]);
-        assert_found(&two("resolution: DNS, ports: [{name: tls, number: 443, protocol: TLS}]"), &[]);
+        assert_found(
+            &two("resolution: DNS, ports: [{name: tls, number: 443, protocol: TLS}]"),
+            &[],
+        );
         assert_found(&two(&format!("exportTo: ['*'], {HTTP}")), &[]);
-        let other =
-            "resolution: DNS, ports: [{name: tls, number: 443, protocol: TLS}, {name: x, number: 80, protocol: GRPC}]";
+        let other = "resolution: DNS, ports: [{name: tls, number: 443, protocol: TLS}, {name: x, number: 80, protocol: GRPC}]";
         assert_found(&two(other), &[("WEIR0111", "spec.ports[1].protocol")]);
     }
 
@@ -171,7 +246,13 @@ mod tests {
         let two = |namespace: &str, spec: &str| {
             first.clone() + &entry("b", namespace, &format!("hosts: [api.example.com], {spec}"))
         };
-        assert_found(&two("shop", "resolution: NONE, ports: [{name: http, number: 80, protocol: HTTP}]"), &HOST);
+        assert_found(
+            &two(
+                "shop",
+                "resolution: NONE, ports: [{name: http, number: 80, protocol: HTTP}]",
+            ),
+            &HOST,
+        );
         assert_found(&two("pay", HTTP), &HOST);
         assert_found(&two("pay", &format!("exportTo: ['~'], {HTTP}")), &[]);
         // The one that only its own namespace sees counts there, and the other one elsewhere.
@@ -183,13 +264,18 @@ mod tests {
             format!("resolution: STATIC, endpoints: [{{address: 10.1.2.3}}], ports: [{ports}]")
         };
         assert_found(&two("shop", &more("")), &[]);
-        assert_found(&two("shop", &more(", {name: more, number: 81, protocol: HTTP}")), &HOST);
+        assert_found(
+            &two("shop", &more(", {name: more, number: 81, protocol: HTTP}")),
+            &HOST,
+        );
     }
 
     #[test]
     fn an_entry_for_a_services_host_adds_endpoints() {
         let host = "hosts: [many.shop.svc.cluster.local]";
-        let with = |namespace: &str, spec: &str| base() + &entry("b", namespace, &format!("{host}, {spec}"));
+        let with = |namespace: &str, spec: &str| {
+            base() + &entry("b", namespace, &format!("{host}, {spec}"))
+        };
         let endpoints = |name: &str| {
             let port = format!("{{name: {name}, number: 80, protocol: HTTP}}");
             format!("resolution: STATIC, endpoints: [{{address: 10.1.2.3}}], ports: [{port}]")

@@ -1,9 +1,9 @@
-//! Hosts of VirtualServices that no service has: on which ports sidecars have them all the same. Read from what sidecars
-//! get, so that it is never another answer than theirs.
+//! The ports on which sidecars route VirtualService hosts that are not services, derived from the actual sidecar
+//! configuration.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::index::{Index, VirtualService, is_name};
+use super::index::{Index, IndexedVirtualService, is_name};
 use super::{Findings, all_of, any_of, code};
 use crate::api::Labels;
 use crate::mesh::{Locality, Mesh, NodeMetadata, Proxy, Scope, Visibility};
@@ -15,29 +15,57 @@ type Ports = HashMap<String, BTreeSet<u16>>;
 /// What sidecars are served, as far as it was asked for.
 pub(super) struct Served<'a> {
     mesh: &'a Mesh,
-    memo: SnapshotBuilder,
+    snapshot_builder: SnapshotBuilder,
     by_scope: BTreeMap<Scope, Ports>,
 }
 
 impl<'a> Served<'a> {
     pub fn new(mesh: &'a Mesh) -> Self {
-        Self { mesh, memo: SnapshotBuilder::default(), by_scope: BTreeMap::new() }
+        Self {
+            mesh,
+            snapshot_builder: SnapshotBuilder::default(),
+            by_scope: BTreeMap::new(),
+        }
     }
 
     /// The ports on which sidecars with these labels in `namespace` have routes for `host`.
     fn ports(&mut self, namespace: &str, labels: &Labels, host: &str) -> BTreeSet<u16> {
-        let id = format!("sidecar~127.0.0.1~analyze.{namespace}~{namespace}.svc.{}", self.mesh.config.domain);
-        let metadata = NodeMetadata { labels: labels.clone(), ..NodeMetadata::default() };
-        let Ok(proxy) = Proxy::new(&id, metadata, Locality::default()) else { return BTreeSet::new() };
-        let (mesh, memo, scope) = (self.mesh, &mut self.memo, self.mesh.scope(&proxy));
+        let id = format!(
+            "sidecar~127.0.0.1~analyze.{namespace}~{namespace}.svc.{}",
+            self.mesh.config.domain
+        );
+        let metadata = NodeMetadata {
+            labels: labels.clone(),
+            ..NodeMetadata::default()
+        };
+        let Ok(proxy) = Proxy::new(&id, metadata, Locality::default()) else {
+            return BTreeSet::new();
+        };
+        let (mesh, snapshot_builder, scope) = (
+            self.mesh,
+            &mut self.snapshot_builder,
+            self.mesh.scope(&proxy),
+        );
         let ports = self.by_scope.entry(scope).or_insert_with_key(|scope| {
             let mut ports = Ports::new();
-            for routes in memo.snapshot(mesh, scope).get(ResourceType::Route).values() {
-                let Ok(port) = routes.name.parse::<u16>() else { continue };
-                for domain in
-                    routes.table().into_iter().flat_map(|table| table.iter()).flat_map(|host| host.domains.iter())
+            for routes in snapshot_builder
+                .snapshot(mesh, scope)
+                .get(ResourceType::Route)
+                .values()
+            {
+                let Ok(port) = routes.name.parse::<u16>() else {
+                    continue;
+                };
+                for domain in routes
+                    .table()
+                    .into_iter()
+                    .flat_map(|table| table.iter())
+                    .flat_map(|host| host.domains.iter())
                 {
-                    ports.entry(domain.to_ascii_lowercase()).or_default().insert(port);
+                    ports
+                        .entry(domain.to_ascii_lowercase())
+                        .or_default()
+                        .insert(port);
                 }
             }
             ports
@@ -46,61 +74,114 @@ impl<'a> Served<'a> {
     }
 }
 
-pub(super) fn check(one: &VirtualService<'_>, index: &Index<'_>, served: &mut Served<'_>, found: &mut Findings) {
-    if !one.is_for_mesh() {
+pub(super) fn check(
+    virtual_service: &IndexedVirtualService<'_>,
+    index: &Index<'_>,
+    served: &mut Served<'_>,
+    found: &mut Findings,
+) {
+    if !virtual_service.is_for_mesh() {
         return;
     }
-    for (n, host) in one.hosts.iter().enumerate() {
-        if !is_name(host) || index.is_known(host) || index.is_refused_host(host) {
+    for (n, host) in virtual_service.hosts.iter().enumerate() {
+        if !is_name(host) || index.is_known(host) || index.is_rejected_host(host) {
             continue;
         }
         let mut ports = BTreeSet::new();
-        for namespace in clients(one) {
-            for labels in client_labels(one) {
+        for namespace in clients(virtual_service) {
+            for labels in client_labels(virtual_service) {
                 ports.extend(served.ports(&namespace, labels, host));
             }
         }
         let path = format!("spec.hosts[{n}]");
         let spelling = match index.similar(host).as_slice() {
             [] => None,
-            similar => Some(format!("check its spelling and namespace: there is {}", any_of(similar))),
+            similar => Some(format!(
+                "check its spelling and namespace; known hosts: {}",
+                any_of(similar)
+            )),
         };
         let numbers: Vec<_> = ports.iter().map(ToString::to_string).collect();
         if numbers.is_empty() {
-            let message = format!("`{host}` is no known service, and no port has routes for it: no request gets here");
-            let advice = spelling.unwrap_or_else(|| "add a Service or ServiceEntry for it".to_owned());
-            found.add(&code::NO_EFFECT, one.entry, path, message, advice);
+            let message = format!(
+                "`{host}` is not a known service, and no port has routes for it: no request gets \
+                here"
+            );
+            let advice =
+                spelling.unwrap_or_else(|| "add a Service or ServiceEntry for it".to_owned());
+            found.add(
+                &code::NO_EFFECT,
+                virtual_service.entry,
+                path,
+                message,
+                advice,
+            );
         } else {
             let one_port = numbers.len() == 1;
-            let on = format!("{} {}", if one_port { "port" } else { "the ports" }, all_of(&numbers));
-            let message = format!("`{host}` is no known service: requests to it are routed on {on}");
-            let meant = if one_port { format!("{on} is") } else { "these ports are".to_owned() };
-            let advice = spelling
-                .unwrap_or_else(|| format!("add a Service or ServiceEntry for it, unless {meant} what is meant"));
-            found.add(&code::UNKNOWN_HOST, one.entry, path, message, advice);
+            let on = format!(
+                "{} {}",
+                if one_port { "port" } else { "the ports" },
+                all_of(&numbers)
+            );
+            let message =
+                format!("`{host}` is not a known service: requests to it are routed on {on}");
+            let meant = if one_port {
+                format!("{on} is")
+            } else {
+                "these ports are".to_owned()
+            };
+            let advice = spelling.unwrap_or_else(|| {
+                format!("add a Service or ServiceEntry for it, unless {meant} what is meant")
+            });
+            found.add(
+                &code::UNKNOWN_HOST,
+                virtual_service.entry,
+                path,
+                message,
+                advice,
+            );
         }
     }
 }
 
 /// The namespaces whose clients may use it: its own where it is for that, and those that it names.
-fn clients(one: &VirtualService<'_>) -> BTreeSet<String> {
+fn clients(virtual_service: &IndexedVirtualService<'_>) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    match &one.visibility {
+    match &virtual_service.visibility {
         Visibility::Public => {
-            found.insert(one.namespace().to_string());
+            found.insert(virtual_service.namespace().to_string());
         }
         Visibility::Namespaces(names) => found.extend(names.iter().map(ToString::to_string)),
     }
-    let named = one.spec.http.iter().flat_map(|route| &route.matches).map(|matched| &matched.source_namespace);
-    found.extend(named.filter(|name| !name.is_empty() && one.visibility.includes(name)).cloned());
+    let named = virtual_service
+        .spec
+        .http
+        .iter()
+        .flat_map(|route| &route.matches)
+        .map(|matched| &matched.source_namespace);
+    found.extend(
+        named
+            .filter(|name| !name.is_empty() && virtual_service.visibility.includes(name))
+            .cloned(),
+    );
     found
 }
 
 /// The labels of clients that its matches speak of; none for all others.
-fn client_labels<'a>(one: &'a VirtualService<'_>) -> impl Iterator<Item = &'a Labels> {
+fn client_labels<'a>(
+    virtual_service: &'a IndexedVirtualService<'_>,
+) -> impl Iterator<Item = &'a Labels> {
     static NONE: Labels = Labels::new();
-    let matches = one.spec.http.iter().flat_map(|route| &route.matches);
-    std::iter::once(&NONE).chain(matches.map(|matched| &matched.source_labels).filter(|labels| !labels.is_empty()))
+    let matches = virtual_service
+        .spec
+        .http
+        .iter()
+        .flat_map(|route| &route.matches);
+    std::iter::once(&NONE).chain(
+        matches
+            .map(|matched| &matched.source_labels)
+            .filter(|labels| !labels.is_empty()),
+    )
 }
 
 #[cfg(test)]
@@ -118,43 +199,78 @@ mod tests {
              spec: {{{fields}}}\n"
         );
         let findings = analyze(&store(&text), &MeshConfig::default());
-        let of_hosts = findings.into_iter().filter(|one| one.path.starts_with("spec.hosts"));
-        of_hosts.map(|one| (one.code.id, one.message)).collect()
+        let of_hosts = findings
+            .into_iter()
+            .filter(|finding| finding.path.starts_with("spec.hosts"));
+        of_hosts.map(|item| (item.code.id, item.message)).collect()
     }
 
     #[test]
     fn a_host_of_no_service_is_said_to_be_where_sidecars_have_it() {
         let to = "route: [{destination: {host: api, port: {number: 8080}}}]";
         let routed = |on: &str| {
-            vec![("WEIR0110", format!("`shop.example` is no known service: requests to it are routed on {on}"))]
+            vec![(
+                "WEIR0110",
+                format!("`shop.example` is not a known service: requests to it are routed on {on}"),
+            )]
         };
         let nowhere = vec![(
             "WEIR0203",
-            "`shop.example` is no known service, and no port has routes for it: no request gets here".to_owned(),
+            "`shop.example` is not a known service, and no port has routes for it: no request gets here".to_owned(),
         )];
         let (http, with_80) = (
             "{name: http, port: 8080}, {name: grpc, port: 9090}",
             "{name: http-a, port: 80}, {name: http, port: 8080}",
         );
         let hosts = |names: &str| format!("hosts: [{names}], http: [{{{to}}}]");
-        assert_eq!(said(http, &hosts("api, shop.example")), routed("the ports 8080 and 9090"));
-        assert_eq!(said(http, &hosts("shop.example")), nowhere, "no service has port 80");
+        assert_eq!(
+            said(http, &hosts("api, shop.example")),
+            routed("the ports 8080 and 9090")
+        );
+        assert_eq!(
+            said(http, &hosts("shop.example")),
+            nowhere,
+            "no service has port 80"
+        );
         assert_eq!(said(with_80, &hosts("shop.example")), routed("port 80"));
-        assert_eq!(said(with_80, &hosts("api, Shop.Example")), routed("the ports 80 and 8080"));
-        let only = |fields: &str| format!("hosts: [api, shop.example], http: [{{match: [{{{fields}}}], {to}}}]");
+        assert_eq!(
+            said(with_80, &hosts("api, Shop.Example")),
+            routed("the ports 80 and 8080")
+        );
+        let only = |fields: &str| {
+            format!("hosts: [api, shop.example], http: [{{match: [{{{fields}}}], {to}}}]")
+        };
         assert_eq!(said(with_80, &only("port: 8080")), routed("port 8080"));
-        assert_eq!(said(with_80, &only("sourceLabels: {app: x}")), routed("the ports 80 and 8080"));
-        assert_eq!(said(with_80, &only("sourceNamespace: pay")), routed("the ports 80 and 8080"));
+        assert_eq!(
+            said(with_80, &only("sourceLabels: {app: x}")),
+            routed("the ports 80 and 8080")
+        );
+        assert_eq!(
+            said(with_80, &only("sourceNamespace: pay")),
+            routed("the ports 80 and 8080")
+        );
         let tls = "hosts: [shop.example], tls: [{match: [{sniHosts: [shop.example]}], route: [{destination: {host: api, port: {number: 80}}}]}]";
         assert_eq!(said(with_80, tls), nowhere);
-        assert_eq!(said(with_80, &format!("exportTo: [pay], {}", hosts("shop.example"))), routed("port 80"));
+        assert_eq!(
+            said(
+                with_80,
+                &format!("exportTo: [pay], {}", hosts("shop.example"))
+            ),
+            routed("port 80")
+        );
     }
 
     #[test]
     fn what_is_no_name_and_what_is_for_gateways_is_left_alone() {
         let to = "http: [{route: [{destination: {host: web}}]}]";
-        assert_eq!(spec(&format!("hosts: [nobody], {to}")), [("WEIR0110", "spec.hosts[0]".into())]);
-        assert_eq!(spec(&format!("hosts: [nobody], gateways: [gw], {to}")), [("WEIR0201", "spec.gateways".into())]);
+        assert_eq!(
+            spec(&format!("hosts: [nobody], {to}")),
+            [("WEIR0110", "spec.hosts[0]".into())]
+        );
+        assert_eq!(
+            spec(&format!("hosts: [nobody], gateways: [gw], {to}")),
+            [("WEIR0201", "spec.gateways".into())]
+        );
         assert_eq!(spec(&format!("hosts: [10.0.0.77], {to}")), []);
     }
 }

@@ -1,4 +1,4 @@
-//! Services and ServiceEntries: ports that say their protocol, and services that contradict each other.
+//! Checks Services and ServiceEntries: ports without a protocol, and conflicting services.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use crate::api::{self, IntOrString, Kind, Labels, Spec};
 use crate::mesh::{Protocol, Visibility};
 use crate::store::Entry;
 
-/// Kubernetes' own, which no user of a mesh can change.
+/// Kubernetes system namespaces, which mesh users cannot change.
 const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
 pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
@@ -37,23 +37,34 @@ fn ports(entry: &Entry, spec: &api::Service, found: &mut Findings) {
         let path = format!("spec.ports[{n}]");
         let number = port.port;
         if external && (unnamed || port.name == "tcp") {
-            let message = format!("port {number} of an ExternalName service {}", named(&port.name));
+            let message = format!(
+                "port {number} of an ExternalName service {}",
+                named(&port.name)
+            );
             let advice = "name it after its protocol, like http-web or tcp-db";
             found.add(&code::EXTERNAL_NAME_PORT, entry, path, message, advice);
         } else if unnamed {
-            let message = format!("port {number} {}, which says no protocol", named(&port.name));
-            let advice = "set appProtocol, or begin the name with http, http2, grpc, https, tls or tcp";
+            let message = format!(
+                "port {number} {}, which specifies no protocol",
+                named(&port.name)
+            );
+            let advice =
+                "set appProtocol, or start the name with http, http2, grpc, https, tls or tcp";
             found.add(&code::PORT_NAME, entry, path, message, advice);
         }
     }
 }
 
 fn named(name: &str) -> String {
-    if name.is_empty() { "has no name".to_owned() } else { format!("is named `{name}`") }
+    if name.is_empty() {
+        "has no name".to_owned()
+    } else {
+        format!("is named `{name}`")
+    }
 }
 
-/// The protocol that a port says; none where it leaves that to inspection.
-fn said(port: &api::ServicePort) -> Option<Protocol> {
+/// The protocol that a port specifies; `None` if it is detected.
+fn declared_protocol(port: &api::ServicePort) -> Option<Protocol> {
     Protocol::of(port).filter(|protocol| *protocol != Protocol::Unknown)
 }
 
@@ -61,18 +72,24 @@ pub(super) fn word(protocol: Protocol) -> String {
     format!("{protocol:?}").to_ascii_uppercase()
 }
 
-/// Two services with one address and port can not be told apart by what a client asks for.
+/// Two services with the same address and port cannot be distinguished by the client's destination.
 fn addresses(services: &[(&Entry, &api::Service)], found: &mut Findings) {
     let mut taken: HashMap<(IpAddr, u16), (&Entry, Protocol)> = HashMap::new();
     for (entry, spec) in services {
-        let mut addresses: Vec<IpAddr> =
-            std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips).filter_map(|text| text.parse().ok()).collect();
+        let mut addresses: Vec<IpAddr> = std::iter::once(&spec.cluster_ip)
+            .chain(&spec.cluster_ips)
+            .filter_map(|text| text.parse().ok())
+            .collect();
         addresses.sort_unstable();
         addresses.dedup();
         for (n, port) in spec.ports.iter().enumerate() {
-            let Some(protocol) = said(port) else { continue };
+            let Some(protocol) = declared_protocol(port) else {
+                continue;
+            };
             let clash = addresses.iter().find_map(|address| {
-                let (first, other) = *taken.entry((*address, port.port)).or_insert((entry, protocol));
+                let (first, other) = *taken
+                    .entry((*address, port.port))
+                    .or_insert((entry, protocol));
                 (other != protocol).then(|| (format!("{address}:{}", port.port), first, other))
             });
             if let Some((at, first, other)) = clash {
@@ -82,21 +99,38 @@ fn addresses(services: &[(&Entry, &api::Service)], found: &mut Findings) {
     }
 }
 
-fn conflict(entry: &Entry, n: usize, at: &str, (own, other): (&str, &str), first: &Entry, found: &mut Findings) {
-    let message = format!("{at} speaks {own} here and {other} in {}, which goes first", first.object.key());
-    let advice = "give the two one protocol, or different addresses or ports";
-    found.add(&code::PROTOCOL_CONFLICT, entry, format!("spec.ports[{n}]"), message, advice);
+fn conflict(
+    entry: &Entry,
+    n: usize,
+    at: &str,
+    (own, other): (&str, &str),
+    first: &Entry,
+    found: &mut Findings,
+) {
+    let message = format!(
+        "{at} has protocol {own} here and {other} in {}, which takes \
+        precedence",
+        first.object.key()
+    );
+    let advice = "use the same protocol, or different addresses or ports";
+    found.add(
+        &code::PROTOCOL_CONFLICT,
+        entry,
+        format!("spec.ports[{n}]"),
+        message,
+        advice,
+    );
 }
 
-/// A port of a ServiceEntry and who sees it.
-struct Claim<'a> {
+/// A port of a ServiceEntry and its visibility.
+struct EntryPort<'a> {
     entry: &'a Entry,
     protocol: &'a str,
     visibility: Visibility,
 }
 
-impl Claim<'_> {
-    /// Whether a client can not tell the two apart. TLS is told from anything by its first bytes.
+impl EntryPort<'_> {
+    /// Whether the two cannot be distinguished. TLS is recognized by its first bytes.
     fn contradicts(&self, other: &Self) -> bool {
         let is_tls = |protocol: &str| matches!(protocol, "HTTPS" | "TLS");
         let is_http = |protocol: &str| protocol.starts_with("HTTP") || protocol.starts_with("GRPC");
@@ -107,19 +141,35 @@ impl Claim<'_> {
     }
 }
 
-/// ServiceEntries: those without addresses get whatever is sent to their ports, which only HTTP and TLS tell apart.
+/// ServiceEntries without addresses capture everything sent to their ports, which only HTTP and TLS can distinguish.
 fn entries(index: &Index<'_>, found: &mut Findings) {
     let mut all: Vec<(&Entry, &api::ServiceEntry, Vec<String>)> = Vec::new();
     for entry in index.store.all(Kind::ServiceEntry) {
         if let Spec::ServiceEntry(spec) = &entry.object.spec {
-            let protocol = |name: &str| if name.is_empty() { "TCP".to_owned() } else { name.to_ascii_uppercase() };
-            all.push((entry, spec, spec.ports.iter().map(|port| protocol(&port.protocol)).collect()));
+            let protocol = |name: &str| {
+                if name.is_empty() {
+                    "TCP".to_owned()
+                } else {
+                    name.to_ascii_uppercase()
+                }
+            };
+            all.push((
+                entry,
+                spec,
+                spec.ports
+                    .iter()
+                    .map(|port| protocol(&port.protocol))
+                    .collect(),
+            ));
         }
     }
     all.sort_by_key(|(entry, ..)| (entry.object.meta.age, entry.object.meta.name.clone()));
-    let mut taken: HashMap<(&str, u32), Vec<Claim<'_>>> = HashMap::new();
+    let mut taken: HashMap<(&str, u32), Vec<EntryPort<'_>>> = HashMap::new();
     for (entry, spec, protocols) in &all {
-        let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), &entry.object.meta.namespace);
+        let visibility = Visibility::new(
+            spec.export_to.iter().map(String::as_str),
+            &entry.object.meta.namespace,
+        );
         let addresses: Vec<&str> = if spec.addresses.is_empty() {
             vec!["0.0.0.0"]
         } else {
@@ -127,18 +177,42 @@ fn entries(index: &Index<'_>, found: &mut Findings) {
         };
         for (n, (port, protocol)) in spec.ports.iter().zip(protocols).enumerate() {
             if protocol == "TCP" && spec.addresses.is_empty() {
-                let message =
-                    format!("takes all that is sent to port {} of any address, for want of addresses", port.number);
-                let advice = "add addresses, or a protocol that names its host: HTTP, HTTPS or TLS";
-                found.add(&code::ADDRESS_REQUIRED, entry, format!("spec.ports[{n}]"), message, advice);
+                let message = format!(
+                    "captures port {} on every address because it has no addresses",
+                    port.number
+                );
+                let advice =
+                    "add addresses, or use a protocol that carries the host: HTTP, HTTPS or TLS";
+                found.add(
+                    &code::ADDRESS_REQUIRED,
+                    entry,
+                    format!("spec.ports[{n}]"),
+                    message,
+                    advice,
+                );
             }
             let mut told = false;
             for address in &addresses {
-                let claim = Claim { entry, protocol, visibility: visibility.clone() };
+                let claim = EntryPort {
+                    entry,
+                    protocol,
+                    visibility: visibility.clone(),
+                };
                 let others = taken.entry((address, port.number)).or_default();
-                if let Some(rival) = others.iter().find(|other| claim.contradicts(other)).filter(|_| !told) {
+                if let Some(duplicate) = others
+                    .iter()
+                    .find(|other| claim.contradicts(other))
+                    .filter(|_| !told)
+                {
                     let at = format!("{address}:{}", port.number);
-                    conflict(entry, n, &at, (protocol, rival.protocol), rival.entry, found);
+                    conflict(
+                        entry,
+                        n,
+                        &at,
+                        (protocol, duplicate.protocol),
+                        duplicate.entry,
+                        found,
+                    );
                     told = true;
                 }
                 others.push(claim);
@@ -147,7 +221,7 @@ fn entries(index: &Index<'_>, found: &mut Findings) {
     }
 }
 
-/// A port of a pod has one protocol, whichever service leads there.
+/// A pod port has one protocol, whichever service targets it.
 fn workloads(services: &[(&Entry, &api::Service)], index: &Index<'_>, found: &mut Findings) {
     type Target<'a> = (&'a str, *const Labels, String);
     let pods = PodsByLabel::new(&index.pods);
@@ -156,7 +230,9 @@ fn workloads(services: &[(&Entry, &api::Service)], index: &Index<'_>, found: &mu
         let namespace = &*entry.object.meta.namespace;
         let selected: Vec<&Labels> = pods.find(namespace, &spec.selector).collect();
         for (n, port) in spec.ports.iter().enumerate() {
-            let Some(protocol) = said(port) else { continue };
+            let Some(protocol) = declared_protocol(port) else {
+                continue;
+            };
             let target = match &port.target_port {
                 None => port.port.to_string(),
                 Some(IntOrString::Int(number)) => number.to_string(),
@@ -169,13 +245,19 @@ fn workloads(services: &[(&Entry, &api::Service)], index: &Index<'_>, found: &mu
             });
             if let Some((first, other)) = clash {
                 let message = format!(
-                    "leads to port {target} of the same pods as {}, and says {}, where that one says {}",
+                    "targets port {target} of the same pods as {}, with protocol {} instead of {}",
                     first.object.key(),
                     word(protocol),
                     word(other)
                 );
-                let advice = "name both ports after the protocol that the pods speak";
-                found.add(&code::WORKLOAD_CONFLICT, entry, format!("spec.ports[{n}]"), message, advice);
+                let advice = "name both ports after the protocol that the pods use";
+                found.add(
+                    &code::WORKLOAD_CONFLICT,
+                    entry,
+                    format!("spec.ports[{n}]"),
+                    message,
+                    advice,
+                );
             }
         }
     }
@@ -186,12 +268,20 @@ mod tests {
     use super::super::tests::{found, ids};
 
     fn service(name: &str, spec: &str) -> String {
-        format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
+        )
     }
 
     #[test]
     fn a_port_says_its_protocol() {
-        assert_eq!(ids(&service("a", "clusterIP: 10.0.0.1, ports: [{name: http, port: 80}, {port: 3306}]")), [""; 0]);
+        assert_eq!(
+            ids(&service(
+                "a",
+                "clusterIP: 10.0.0.1, ports: [{name: http, port: 80}, {port: 3306}]"
+            )),
+            [""; 0]
+        );
         assert_eq!(
             found(&service(
                 "a",
@@ -200,7 +290,10 @@ mod tests {
             [("IST0118", "spec.ports[0]".to_owned())]
         );
         assert_eq!(
-            found(&service("a", "type: ExternalName, externalName: example.com, ports: [{name: tcp, port: 80}]")),
+            found(&service(
+                "a",
+                "type: ExternalName, externalName: example.com, ports: [{name: tcp, port: 80}]"
+            )),
             [("IST0150", "spec.ports[0]".to_owned())]
         );
     }
@@ -209,29 +302,39 @@ mod tests {
     fn one_address_and_port_has_one_protocol() {
         let two = |ip: &str, name: &str| {
             service("a", "clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]")
-                + &service("b", &format!("clusterIP: {ip}, ports: [{{name: {name}, port: 80}}]"))
+                + &service(
+                    "b",
+                    &format!("clusterIP: {ip}, ports: [{{name: {name}, port: 80}}]"),
+                )
         };
         assert_eq!(ids(&two("10.0.0.2", "tcp")), [""; 0]);
         assert_eq!(ids(&two("10.0.0.1", "http-b")), [""; 0]);
-        assert_eq!(found(&two("10.0.0.1", "tcp")), [("WEIR0204", "spec.ports[0]".to_owned())]);
+        assert_eq!(
+            found(&two("10.0.0.1", "tcp")),
+            [("WEIR0204", "spec.ports[0]".to_owned())]
+        );
     }
 
     #[test]
     fn one_port_of_a_pod_has_one_protocol() {
         let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-0, labels: {app: web, version: v1}}\n";
         let two = |selector: &str, target: u16| {
-            service("a", "clusterIP: 10.0.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]")
-                + &service(
-                    "b",
-                    &format!(
-                        "clusterIP: 10.0.0.2, selector: {{{selector}}}, ports: [{{name: tcp, port: 9, targetPort: {target}}}]"
-                    ),
-                )
-                + pod
+            service(
+                "a",
+                "clusterIP: 10.0.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]",
+            ) + &service(
+                "b",
+                &format!(
+                    "clusterIP: 10.0.0.2, selector: {{{selector}}}, ports: [{{name: tcp, port: 9, targetPort: {target}}}]"
+                ),
+            ) + pod
         };
         assert_eq!(ids(&two("app: other", 8080)), [""; 0]);
         assert_eq!(ids(&two("version: v1", 8081)), [""; 0]);
-        assert_eq!(found(&two("version: v1", 8080)), [("IST0116", "spec.ports[0]".to_owned())]);
+        assert_eq!(
+            found(&two("version: v1", 8080)),
+            [("IST0116", "spec.ports[0]".to_owned())]
+        );
     }
 
     fn entry(name: &str, spec: &str) -> String {
@@ -243,24 +346,33 @@ mod tests {
 
     #[test]
     fn a_service_entry_needs_addresses_for_tcp() {
-        let one = |spec: &str| found(&entry("a", spec));
+        let item = |spec: &str| found(&entry("a", spec));
         let expected = [("IST0134", "spec.ports[0]".to_owned())];
-        assert_eq!(one("ports: [{name: tcp, number: 5432, protocol: TCP}]"), expected);
-        assert_eq!(one("ports: [{name: any, number: 5432}]"), expected);
-        assert_eq!(one("addresses: [240.0.0.1], ports: [{name: tcp, number: 5432, protocol: TCP}]"), []);
         assert_eq!(
-            one("ports: [{name: tls, number: 443, protocol: TLS}, {name: http, number: 80, protocol: HTTP}]"),
+            item("ports: [{name: tcp, number: 5432, protocol: TCP}]"),
+            expected
+        );
+        assert_eq!(item("ports: [{name: any, number: 5432}]"), expected);
+        assert_eq!(
+            item("addresses: [240.0.0.1], ports: [{name: tcp, number: 5432, protocol: TCP}]"),
+            []
+        );
+        assert_eq!(
+            item(
+                "ports: [{name: tls, number: 443, protocol: TLS}, {name: http, number: 80, protocol: HTTP}]"
+            ),
             []
         );
     }
 
     #[test]
     fn service_entries_with_one_address_and_port_have_one_protocol() {
-        let one = |name: &str, protocol: &str, more: &str| {
+        let item = |name: &str, protocol: &str, more: &str| {
             let port = format!("ports: [{{name: p, number: 99, protocol: {protocol}}}]");
             entry(name, &format!("addresses: [240.0.0.1], {port}, {more}"))
         };
-        let two = |other: &str, more: &str| found(&(one("a", "HTTP", "") + &one("b", other, more)));
+        let two =
+            |other: &str, more: &str| found(&(item("a", "HTTP", "") + &item("b", other, more)));
         assert_eq!(two("TCP", ""), [("WEIR0204", "spec.ports[0]".to_owned())]);
         assert_eq!(two("TCP", "exportTo: ['~']"), []);
         assert_eq!(two("HTTP2", ""), []);

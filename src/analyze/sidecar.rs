@@ -1,4 +1,4 @@
-//! Sidecars: two for one pod, selectors that select nothing, and hosts of which there is no service.
+//! Checks Sidecars: several for one pod, selectors without matches, and hosts without a service.
 
 use std::collections::HashMap;
 
@@ -13,19 +13,29 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
     let mut by_namespace: HashMap<&str, Vec<(&Entry, &api::Sidecar)>> = HashMap::new();
     for entry in index.store.all(Kind::Sidecar) {
         if let Spec::Sidecar(spec) = &entry.object.spec {
-            by_namespace.entry(&entry.object.meta.namespace).or_default().push((entry, spec));
+            by_namespace
+                .entry(&entry.object.meta.namespace)
+                .or_default()
+                .push((entry, spec));
             hosts(entry, spec, index, found);
         }
     }
     for (namespace, mut sidecars) in by_namespace {
         sidecars.sort_by_key(|(entry, _)| (entry.object.meta.age, entry.object.meta.name.clone()));
         for (n, (entry, spec)) in sidecars.iter().enumerate() {
-            selector(namespace, entry, spec, sidecars.get(..n).unwrap_or_default(), index, found);
+            selector(
+                namespace,
+                entry,
+                spec,
+                sidecars.get(..n).unwrap_or_default(),
+                index,
+                found,
+            );
         }
     }
 }
 
-/// Of several that count for a pod, the oldest does.
+/// If several apply to a pod, the oldest wins.
 fn selector(
     namespace: &str,
     entry: &Entry,
@@ -38,34 +48,61 @@ fn selector(
     let own = labels(spec);
     if own.is_empty() {
         if let Some((first, _)) = older.iter().find(|(_, other)| labels(other).is_empty()) {
-            let message = format!("{} is for the whole namespace too, and comes first", first.object.key());
-            let advice = "merge the two, or give this one a workloadSelector";
+            let message = format!(
+                "{} also applies to the entire namespace and takes precedence",
+                first.object.key()
+            );
+            let advice = "merge them, or add a workloadSelector to this one";
             found.add(&code::SIDECARS_WITHOUT_SELECTOR, entry, "", message, advice);
         }
         return;
     }
     let path = "spec.workloadSelector";
-    let Some(pods) = index.workloads.get(namespace) else { return };
+    let Some(pods) = index.workloads.get(namespace) else {
+        return;
+    };
     if !pods.iter().any(|pod| pod.may_have(&own)) {
-        let message = format!("no pod in {namespace} has all of these labels, so the Sidecar is for no proxy");
-        found.add(&code::NO_WORKLOADS, entry, path, message, "correct the labels, or remove the Sidecar");
+        let message =
+            format!("no pod in {namespace} has these labels, so the Sidecar applies to no proxy");
+        found.add(
+            &code::NO_WORKLOADS,
+            entry,
+            path,
+            message,
+            "correct the labels, or remove the Sidecar",
+        );
         return;
     }
-    let rival = older.iter().find(|(_, other)| {
+    let duplicate = older.iter().find(|(_, other)| {
         let other = labels(other);
-        !other.is_empty() && pods.iter().any(|pod| pod.may_have(&own) && pod.may_have(&other))
+        !other.is_empty()
+            && pods
+                .iter()
+                .any(|pod| pod.may_have(&own) && pod.may_have(&other))
     });
-    if let Some((first, _)) = rival {
-        let message = format!("{} selects some of the same pods, and comes first for them", first.object.key());
-        found.add(&code::SIDECAR_SELECTORS, entry, path, message, "merge the two, or make the selectors differ");
+    if let Some((first, _)) = duplicate {
+        let message = format!(
+            "{} selects some of the same pods and takes precedence for them",
+            first.object.key()
+        );
+        found.add(
+            &code::SIDECAR_SELECTORS,
+            entry,
+            path,
+            message,
+            "merge them, or use disjoint selectors",
+        );
     }
 }
 
 fn hosts(entry: &Entry, spec: &api::Sidecar, index: &Index<'_>, found: &mut Findings) {
     for (n, listener) in spec.egress.iter().enumerate() {
         for (m, text) in listener.hosts.iter().enumerate() {
-            // Of what is left out nothing has to be there.
-            let Some((namespace, host)) = text.split_once('/').filter(|(name, _)| !name.starts_with('~')) else {
+            // Excluded hosts need not exist.
+            let Some((namespace, host)) = text
+                .split_once('/')
+                .filter(|(name, _)| !name.starts_with('~'))
+            else {
                 continue;
             };
             let path = format!("spec.egress[{n}].hosts[{m}]");
@@ -79,11 +116,13 @@ fn hosts(entry: &Entry, spec: &api::Sidecar, index: &Index<'_>, found: &mut Find
                 _ if host == "*" => true,
                 ("*", _) => index.is_known(&host),
                 (_, None) => false,
-                (_, Some(known)) if is_wildcard(&host) => known.iter().any(|known| covers(&host, known)),
+                (_, Some(known)) if is_wildcard(&host) => {
+                    known.iter().any(|known| covers(&host, known))
+                }
                 (_, Some(known)) => known.iter().any(|known| covers(known, &host)),
             };
-            if !is_there && !index.is_refused_host(&host) {
-                let message = format!("no service is `{text}`, so nothing is let out by this");
+            if !is_there && !index.is_rejected_host(&host) {
+                let message = format!("no service matches `{text}`, so this entry has no effect");
                 let advice = "check the namespace and the host, which is a full name like web.shop.svc.cluster.local";
                 found.add(&code::EGRESS_HOST, entry, path, message, advice);
             }
@@ -103,19 +142,31 @@ mod tests {
     }
 
     #[test]
-    fn one_sidecar_counts_for_a_pod() {
+    fn one_sidecar_applies_to_a_pod() {
         let all = |specs: &[&str]| {
-            let objects = specs.iter().enumerate().map(|(n, spec)| sidecar(&format!("s{n}"), spec));
+            let objects = specs
+                .iter()
+                .enumerate()
+                .map(|(n, spec)| sidecar(&format!("s{n}"), spec));
             found(&(base() + &objects.collect::<String>()))
         };
         let app = "workloadSelector: {labels: {app: web}}";
         let version = "workloadSelector: {labels: {version: v1}}";
         assert_eq!(all(&["", app]), []);
         assert_eq!(all(&["", ""]), [("IST0111", String::new())]);
-        assert_eq!(all(&[app, version]), [("IST0110", "spec.workloadSelector".to_owned())]);
-        assert_eq!(all(&[version, "workloadSelector: {labels: {version: v2}}"]), []);
+        assert_eq!(
+            all(&[app, version]),
+            [("IST0110", "spec.workloadSelector".to_owned())]
+        );
+        assert_eq!(
+            all(&[version, "workloadSelector: {labels: {version: v2}}"]),
+            []
+        );
         let nobody = "workloadSelector: {labels: {app: nobody}}";
-        assert_eq!(all(&[nobody]), [("IST0127", "spec.workloadSelector".to_owned())]);
+        assert_eq!(
+            all(&[nobody]),
+            [("IST0127", "spec.workloadSelector".to_owned())]
+        );
     }
 
     #[test]
@@ -140,9 +191,12 @@ mod tests {
         ] {
             assert_eq!(with(fine), [], "{fine}");
         }
-        for nothing in
-            ["./cart.shop.svc.cluster.local", "pay/web.shop.svc.cluster.local", "*/api.example.org", "./*.example.com"]
-        {
+        for nothing in [
+            "./cart.shop.svc.cluster.local",
+            "pay/web.shop.svc.cluster.local",
+            "*/api.example.org",
+            "./*.example.com",
+        ] {
             assert_eq!(with(nothing), [("WEIR0112", path.clone())], "{nothing}");
         }
         assert_eq!(with("nowhere/*"), [("WEIR0109", path)]);

@@ -1,4 +1,4 @@
-//! What the tests of the checks share: a small set of objects with which nothing is wrong.
+//! Shared test support: a small set of objects without findings.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -8,18 +8,26 @@ use crate::mesh::MeshConfig;
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
 
-/// The file that the objects are said to be in.
+/// The file name of the objects.
 pub(super) const BASE_FILE: &str = "mesh.yaml";
 
-/// In `shop`: the service `web` with pods of versions v1 and v2 and the subsets of these, `other` of whose pods nothing
-/// is known, `many` with two ports; and `hidden`, which is not exported.
+/// In `shop`: the service `web` with pods of versions v1 and v2 and matching subsets; `other`, whose pods are unknown;
+/// `many` with two ports; and `hidden`, which is not exported.
 pub(super) fn base() -> String {
     let mut text = String::new();
     for (name, ports, fields) in [
         ("web", "{name: http, port: 80}", "namespace: shop"),
         ("other", "{name: http, port: 80}", "namespace: shop"),
-        ("many", "{name: http, port: 80}, {name: tcp, port: 81}", "namespace: shop"),
-        ("hidden", "{name: http, port: 80}", "namespace: shop, annotations: {networking.istio.io/exportTo: third}"),
+        (
+            "many",
+            "{name: http, port: 80}, {name: tcp, port: 81}",
+            "namespace: shop",
+        ),
+        (
+            "hidden",
+            "{name: http, port: 80}",
+            "namespace: shop, annotations: {networking.istio.io/exportTo: third}",
+        ),
     ] {
         let ip = format!("10.0.1.{}", name.len());
         text += &format!(
@@ -40,23 +48,29 @@ pub(super) fn base() -> String {
 
 pub(super) fn store(text: &str) -> Store {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-    for change in Loader::new().update([(PathBuf::from(BASE_FILE), Content::Bytes(text.as_bytes().to_vec()))]) {
+    for change in Loader::new().update([(
+        PathBuf::from(BASE_FILE),
+        Content::Bytes(text.as_bytes().to_vec()),
+    )]) {
         store.apply(change, &mut dirty);
     }
     store
 }
 
-/// The codes and paths of what is found in a text, in order.
+/// The codes and paths of the findings in a text, in order.
 pub(super) fn found(text: &str) -> Vec<(&'static str, String)> {
     let found = analyze(&store(text), &MeshConfig::default());
-    found.into_iter().map(|one| (one.code.id, one.path)).collect()
+    found
+        .into_iter()
+        .map(|item| (item.code.id, item.path))
+        .collect()
 }
 
 pub(super) fn ids(text: &str) -> Vec<&'static str> {
     found(text).into_iter().map(|(id, _)| id).collect()
 }
 
-/// What is found in a VirtualService in `shop` beside the base.
+/// The findings in a VirtualService in `shop` besides the base objects.
 pub(super) fn found_in_virtual_service(spec: &str) -> Vec<(&'static str, String)> {
     found(&format!(
         "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
@@ -65,12 +79,12 @@ pub(super) fn found_in_virtual_service(spec: &str) -> Vec<(&'static str, String)
     ))
 }
 
-/// What is found in its only route.
+/// The findings in its only route.
 pub(super) fn found_in_route(route: &str) -> Vec<(&'static str, String)> {
     found_in_virtual_service(&format!("hosts: ['*.a.b'], http: [{{{route}}}]"))
 }
 
-/// What is found in a DestinationRule in `shop` beside the base.
+/// The findings in a DestinationRule in `shop` besides the base objects.
 pub(super) fn found_in_rule(spec: &str) -> Vec<(&'static str, String)> {
     found(&format!(
         "{}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r, namespace: shop}}\n\
@@ -81,8 +95,14 @@ pub(super) fn found_in_rule(spec: &str) -> Vec<(&'static str, String)> {
 
 #[test]
 fn syntax_schema_and_unknown_fields() {
-    assert_eq!(found("kind: VirtualService\n"), [("WEIR0001", "apiVersion".to_owned())]);
-    assert_eq!(found_in_virtual_service("hosts: 5"), [("IST0106", "spec.hosts".to_owned())]);
+    assert_eq!(
+        found("kind: VirtualService\n"),
+        [("WEIR0001", "apiVersion".to_owned())]
+    );
+    assert_eq!(
+        found_in_virtual_service("hosts: 5"),
+        [("IST0106", "spec.hosts".to_owned())]
+    );
     assert_eq!(
         found_in_route("route: [{destination: {host: web}, wieght: 5}]"),
         [("IST0133", "spec.http[0].route[0].wieght".to_owned())]
@@ -92,7 +112,7 @@ fn syntax_schema_and_unknown_fields() {
 }
 
 #[test]
-fn what_refers_to_refused_objects_is_not_wrong_for_that() {
+fn references_to_rejected_objects_are_not_reported() {
     let istio = |kind: &str, name: &str, spec: &str| {
         format!(
             "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\n\
@@ -101,34 +121,66 @@ fn what_refers_to_refused_objects_is_not_wrong_for_that() {
     };
     let to = |host: &str, more: &str| {
         let route = format!("route: [{{destination: {{host: {host}{more}}}}}]");
-        istio("VirtualService", "v", &format!("hosts: [{host}], http: [{{{route}}}]"))
+        istio(
+            "VirtualService",
+            "v",
+            &format!("hosts: [{host}], http: [{{{route}}}]"),
+        )
     };
     let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: {ports: 5}\n";
-    let rule = istio("DestinationRule", "r", "host: bad, trafficPolicy: {tls: {mode: DISABLE}}");
-    for (refused, refers, path) in [
+    let rule = istio(
+        "DestinationRule",
+        "r",
+        "host: bad, trafficPolicy: {tls: {mode: DISABLE}}",
+    );
+    for (rejected, cluster_refs, path) in [
         (service.to_owned(), to("bad", "") + &rule, "spec.ports"),
         (
-            istio("ServiceEntry", "e", "hosts: ['*.example.com'], resolution: NOTHING"),
+            istio(
+                "ServiceEntry",
+                "e",
+                "hosts: ['*.example.com'], resolution: NOTHING",
+            ),
             to("api.example.com", ""),
             "spec.resolution",
         ),
         (
-            istio("DestinationRule", "d", "host: other, subsets: [{name: v9}], trafficPolicy: {}"),
+            istio(
+                "DestinationRule",
+                "d",
+                "host: other, subsets: [{name: v9}], trafficPolicy: {}",
+            ),
             to("other", ", subset: v9"),
             "spec.trafficPolicy",
         ),
         (
             istio("VirtualService", "d", "http: [{}]"),
-            istio("VirtualService", "v", "hosts: ['*.a.b'], http: [{delegate: {name: d}}]"),
+            istio(
+                "VirtualService",
+                "v",
+                "hosts: ['*.a.b'], http: [{delegate: {name: d}}]",
+            ),
             "spec.http[0]",
         ),
         (
-            istio("VirtualService", "root", "hosts: [5], http: [{delegate: {name: v}}]"),
-            istio("VirtualService", "v", "http: [{route: [{destination: {host: web}}]}]"),
+            istio(
+                "VirtualService",
+                "root",
+                "hosts: [5], http: [{delegate: {name: v}}]",
+            ),
+            istio(
+                "VirtualService",
+                "v",
+                "http: [{route: [{destination: {host: web}}]}]",
+            ),
             "spec.hosts[0]",
         ),
     ] {
-        assert_eq!(found(&(base() + &refused + &refers)), [("IST0106", path.to_owned())], "{refused}");
+        assert_eq!(
+            found(&(base() + &rejected + &cluster_refs)),
+            [("IST0106", path.to_owned())],
+            "{rejected}"
+        );
     }
 }
 
@@ -157,16 +209,27 @@ fn every_kind_of_finding_is_found() {
              spec: {{{spec}}}\n"
         )
     };
-    let route =
-        |name: &str, fields: &str| istio("VirtualService", name, &format!("hosts: [{name}.com], http: [{{{fields}}}]"));
+    let route = |name: &str, fields: &str| {
+        istio(
+            "VirtualService",
+            name,
+            &format!("hosts: [{name}.com], http: [{{{fields}}}]"),
+        )
+    };
     let to = "route: [{destination: {host: web}}]";
     let shares = |a: i32, b: i32| {
-        format!("route: [{{destination: {{host: web}}, weight: {a}}}, {{destination: {{host: other}}, weight: {b}}}]")
+        format!(
+            "route: [{{destination: {{host: web}}, weight: {a}}}, {{destination: {{host: other}}, weight: {b}}}]"
+        )
     };
     let rule = |name: &str, spec: &str| istio("DestinationRule", name, spec);
     let annotated = |name: &str, annotation: &str| {
         let ports = "clusterIP: 10.0.0.9, ports: [{name: http, port: 80}]";
-        core("Service", &format!("name: {name}, namespace: shop, annotations: {{{annotation}}}"), ports)
+        core(
+            "Service",
+            &format!("name: {name}, namespace: shop, annotations: {{{annotation}}}"),
+            ports,
+        )
     };
     let slice = |service: &str, conditions: &str| {
         format!(
@@ -176,42 +239,91 @@ fn every_kind_of_finding_is_found() {
              endpoints: [{{addresses: [10.1.0.1], conditions: {{{conditions}}}, targetRef: {{kind: Pod, name: web-v1}}}}]\n"
         )
     };
-    let elsewhere = istio("VirtualService", "a", &format!("hosts: [a.com], http: [{{{to}}}]"));
-    let elsewhere =
-        elsewhere.replace("namespace: shop", "namespace: pay").replace("host: web", "host: web.shop.svc.cluster.local");
+    let elsewhere = istio(
+        "VirtualService",
+        "a",
+        &format!("hosts: [a.com], http: [{{{to}}}]"),
+    );
+    let elsewhere = elsewhere
+        .replace("namespace: shop", "namespace: pay")
+        .replace("host: web", "host: web.shop.svc.cluster.local");
     let not_ready = slice("other", "ready: false, terminating: false");
-    let mut text =
-        base() + &slice("web", "ready: true") + &not_ready + &core("Namespace", "name: pay", "") + &elsewhere;
+    let mut text = base()
+        + &slice("web", "ready: true")
+        + &not_ready
+        + &core("Namespace", "name: pay", "")
+        + &elsewhere;
     for object in [
         "--- just text\n".to_owned(),
-        route("a1", &format!("{to}, mirror: {{host: web}}, mirrorPercent: 5")),
+        route(
+            "a1",
+            &format!("{to}, mirror: {{host: web}}, mirrorPercent: 5"),
+        ),
         route("a2", "route: [{destination: {host: nobody}}]"),
         route("a3", &format!("{to}, timeout: soon")),
         route("a4", &format!("{to}, match: [{{uri: {{regex: '('}}}}]")),
         route("a5", "route: [{destination: {host: many}}]"),
         route("a6", &format!("{to}, timeuot: 3s")),
         route("a7", &shares(1, 2)),
-        route("a8", &format!("{to}, timeout: 1s, retries: {{attempts: 2, perTryTimeout: 2s}}")),
+        route(
+            "a8",
+            &format!("{to}, timeout: 1s, retries: {{attempts: 2, perTryTimeout: 2s}}"),
+        ),
         route("a9", "route: [{destination: {host: other, subset: v9}}]"),
         route("b1", &format!("{to}, match: [{{gateways: [gw]}}]")),
         annotated("near", "networking.istio.io/exportTo: ."),
         route("b5", "route: [{destination: {host: near}}]"),
         route("b4", &shares(50, 50)),
         route("b2", "redirect: {uri: /x}, timeout: 1s"),
-        route("b3", &format!("{to}, match: [{{uri: {{prefix: /}}}}, {{uri: {{prefix: /a}}}}]")),
-        istio("VirtualService", "c1", &format!("hosts: ['*.a.b'], http: [{{{to}}}, {{{to}}}]")),
-        istio("VirtualService", "c2", &format!("hosts: ['*.a.b'], exportTo: [nowhere, shop], http: [{{{to}}}]")),
-        istio("VirtualService", "c5", &format!("hosts: ['*.a.b'], http: [{{{to}}}]")),
-        istio("VirtualService", "c3", &format!("hosts: [web], http: [{{match: [{{port: 5}}], {to}}}]")),
+        route(
+            "b3",
+            &format!("{to}, match: [{{uri: {{prefix: /}}}}, {{uri: {{prefix: /a}}}}]"),
+        ),
+        istio(
+            "VirtualService",
+            "c1",
+            &format!("hosts: ['*.a.b'], http: [{{{to}}}, {{{to}}}]"),
+        ),
+        istio(
+            "VirtualService",
+            "c2",
+            &format!("hosts: ['*.a.b'], exportTo: [nowhere, shop], http: [{{{to}}}]"),
+        ),
+        istio(
+            "VirtualService",
+            "c5",
+            &format!("hosts: ['*.a.b'], http: [{{{to}}}]"),
+        ),
+        istio(
+            "VirtualService",
+            "c3",
+            &format!("hosts: [web], http: [{{match: [{{port: 5}}], {to}}}]"),
+        ),
         istio("VirtualService", "c4", &format!("http: [{{{to}}}]")),
         annotated("s1", "proxy.istio.io/config: x"),
         annotated("s2", "networking.istio.io/exportto: shop"),
         annotated("s3", "networking.istio.io/exportTo: 'a b'"),
         annotated("s4", "alpha.istio.io/canonical-serviceaccounts: x"),
-        core("Service", "name: p1, namespace: shop", "clusterIP: 10.0.0.9, ports: [{name: tcp, port: 80}, {port: 81}]"),
-        core("Service", "name: p2, namespace: shop", "selector: {version: v1}, ports: [{name: tcp, port: 80}]"),
-        core("Service", "name: p3, namespace: shop", "type: ExternalName, externalName: a.b, ports: [{port: 80}]"),
-        istio("ServiceEntry", "e1", "hosts: [e.com], ports: [{name: tcp, number: 5, protocol: TCP}]"),
+        core(
+            "Service",
+            "name: p1, namespace: shop",
+            "clusterIP: 10.0.0.9, ports: [{name: tcp, port: 80}, {port: 81}]",
+        ),
+        core(
+            "Service",
+            "name: p2, namespace: shop",
+            "selector: {version: v1}, ports: [{name: tcp, port: 80}]",
+        ),
+        core(
+            "Service",
+            "name: p3, namespace: shop",
+            "type: ExternalName, externalName: a.b, ports: [{port: 80}]",
+        ),
+        istio(
+            "ServiceEntry",
+            "e1",
+            "hosts: [e.com], ports: [{name: tcp, number: 5, protocol: TCP}]",
+        ),
         istio(
             "ServiceEntry",
             "e2",
@@ -219,24 +331,54 @@ fn every_kind_of_finding_is_found() {
         ),
         istio("Sidecar", "x1", "egress: [{hosts: ['./nobody.com']}]"),
         istio("Sidecar", "x2", "egress: [{hosts: ['./*']}]"),
-        istio("Sidecar", "x3", "workloadSelector: {labels: {app: web}}, egress: [{hosts: ['./*']}]"),
-        istio("Sidecar", "x4", "workloadSelector: {labels: {version: v1}}, egress: [{hosts: ['./*']}]"),
-        rule("r1", "host: other, workloadSelector: {matchLabels: {app: nobody}}"),
-        rule("r2", "host: many, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}"),
+        istio(
+            "Sidecar",
+            "x3",
+            "workloadSelector: {labels: {app: web}}, egress: [{hosts: ['./*']}]",
+        ),
+        istio(
+            "Sidecar",
+            "x4",
+            "workloadSelector: {labels: {version: v1}}, egress: [{hosts: ['./*']}]",
+        ),
+        rule(
+            "r1",
+            "host: other, workloadSelector: {matchLabels: {app: nobody}}",
+        ),
+        rule(
+            "r2",
+            "host: many, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}",
+        ),
         rule(
             "r3",
             "host: many, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, insecureSkipVerify: true}}]}",
         ),
-        rule("r4", "host: web, exportTo: [.], subsets: [{name: v3, labels: {version: v3}}, {name: all}]"),
+        rule(
+            "r4",
+            "host: web, exportTo: [.], subsets: [{name: v3, labels: {version: v3}}, {name: all}]",
+        ),
         rule("r5", "host: nobody"),
-        rule("r6", "host: '*.e.com', trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}"),
-        rule("r7", "host: p2.shop.svc.cluster.local, subsets: [{name: v1, labels: {version: v1}}], exportTo: [.]"),
+        rule(
+            "r6",
+            "host: '*.e.com', trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}",
+        ),
+        rule(
+            "r7",
+            "host: p2.shop.svc.cluster.local, subsets: [{name: v1, labels: {version: v1}}], exportTo: [.]",
+        ),
         route("d1", "route: [{destination: {host: p2, subset: v1}}]"),
     ] {
         text += &object;
     }
     let seen: BTreeSet<_> = ids(&text).into_iter().collect();
-    // What the Kubernetes API does not list is seen in a cluster alone.
-    let all: BTreeSet<_> = code::ALL.iter().map(|code| code.id).filter(|id| *id != code::NOT_LISTED.id).collect();
-    assert_eq!(all.difference(&seen).collect::<Vec<_>>(), [""; 0].iter().collect::<Vec<_>>());
+    // Kinds that cannot be listed occur only in a cluster.
+    let all: BTreeSet<_> = code::ALL
+        .iter()
+        .map(|code| code.id)
+        .filter(|id| *id != code::NOT_LISTED.id)
+        .collect();
+    assert_eq!(
+        all.difference(&seen).collect::<Vec<_>>(),
+        [""; 0].iter().collect::<Vec<_>>()
+    );
 }

@@ -1,94 +1,175 @@
-//! VirtualServices by themselves: what is allowed and may be meant, but is worth knowing. What is not allowed is told
-//! when they are read.
+//! Checks single VirtualServices for valid but possibly unintended settings. Invalid values are reported when the
+//! objects are parsed.
 
 use std::collections::HashMap;
 
-use super::index::VirtualService;
+use super::index::IndexedVirtualService;
 use super::{Findings, code};
 use crate::api::HttpRoute;
 
-pub(super) fn check(one: &VirtualService<'_>, found: &mut Findings) {
-    hosts(one, found);
-    gateways(one, found);
-    for (n, route) in one.spec.http.iter().enumerate() {
+pub(super) fn check(virtual_service: &IndexedVirtualService<'_>, found: &mut Findings) {
+    hosts(virtual_service, found);
+    gateways(virtual_service, found);
+    for (n, route) in virtual_service.spec.http.iter().enumerate() {
         let path = format!("spec.http[{n}]");
-        weights(one, route.route.iter().map(|to| to.weight), &path, found);
-        timeout(one, route, &path, found);
+        weights(
+            virtual_service,
+            route.route.iter().map(|to| to.weight),
+            &path,
+            found,
+        );
+        timeout(virtual_service, route, &path, found);
     }
-    for (n, route) in one.spec.tls.iter().enumerate() {
-        weights(one, route.route.iter().map(|to| to.weight), &format!("spec.tls[{n}]"), found);
+    for (n, route) in virtual_service.spec.tls.iter().enumerate() {
+        weights(
+            virtual_service,
+            route.route.iter().map(|to| to.weight),
+            &format!("spec.tls[{n}]"),
+            found,
+        );
     }
-    for (n, route) in one.spec.tcp.iter().enumerate() {
-        weights(one, route.route.iter().map(|to| to.weight), &format!("spec.tcp[{n}]"), found);
+    for (n, route) in virtual_service.spec.tcp.iter().enumerate() {
+        weights(
+            virtual_service,
+            route.route.iter().map(|to| to.weight),
+            &format!("spec.tcp[{n}]"),
+            found,
+        );
     }
 }
 
-/// A service by its short name and by its full one.
-fn hosts(one: &VirtualService<'_>, found: &mut Findings) {
+/// A service listed by its short and its full name.
+fn hosts(virtual_service: &IndexedVirtualService<'_>, found: &mut Findings) {
     let mut seen: HashMap<&str, usize> = HashMap::new();
-    for (n, host) in one.hosts.iter().enumerate() {
+    for (n, host) in virtual_service.hosts.iter().enumerate() {
         if let Some(first) = seen.get(&**host) {
-            let message = format!("is `{host}`, which hosts[{first}] means too");
-            found.add(&code::NO_EFFECT, one.entry, format!("spec.hosts[{n}]"), message, "remove one of the two");
+            let message = format!("is `{host}`, the same host as hosts[{first}]");
+            found.add(
+                &code::NO_EFFECT,
+                virtual_service.entry,
+                format!("spec.hosts[{n}]"),
+                message,
+                "remove one of \
+                them",
+            );
         }
         seen.entry(host).or_insert(n);
     }
 }
 
-fn gateways(one: &VirtualService<'_>, found: &mut Findings) {
-    if !one.is_for_mesh() {
-        let message = "counts at gateways alone: no sidecar uses this VirtualService";
-        let advice = "add `mesh` to spec.gateways if sidecars are to use it";
-        found.add(&code::NOT_FOR_SIDECARS, one.entry, "spec.gateways", message, advice);
+fn gateways(virtual_service: &IndexedVirtualService<'_>, found: &mut Findings) {
+    if !virtual_service.is_for_mesh() {
+        let message = "applies only to gateways: no sidecar uses this VirtualService";
+        let advice = "add `mesh` to spec.gateways if sidecars should use it";
+        found.add(
+            &code::NOT_FOR_SIDECARS,
+            virtual_service.entry,
+            "spec.gateways",
+            message,
+            advice,
+        );
         return;
     }
-    for (n, name) in one.spec.gateways.iter().enumerate().filter(|(_, name)| *name != "mesh") {
-        let message =
-            format!("`{name}` is a gateway, which weir does not serve; sidecars use the VirtualService anyway");
-        let advice = "nothing to do, if another control plane serves it";
-        found.add(&code::NOT_FOR_SIDECARS, one.entry, format!("spec.gateways[{n}]"), message, advice);
+    for (n, name) in virtual_service
+        .spec
+        .gateways
+        .iter()
+        .enumerate()
+        .filter(|(_, name)| *name != "mesh")
+    {
+        let message = format!(
+            "`{name}` is a gateway, which weir does not serve; sidecars still use the VirtualService"
+        );
+        let advice = "ignore this if another control plane serves the gateway";
+        found.add(
+            &code::NOT_FOR_SIDECARS,
+            virtual_service.entry,
+            format!("spec.gateways[{n}]"),
+            message,
+            advice,
+        );
     }
-    for (path, matched) in one.matches() {
+    for (path, matched) in virtual_service.matches() {
         if !matched.gateways.is_empty() && !matched.gateways.iter().any(|name| name == "mesh") {
-            let message = "counts at gateways alone: no sidecar uses this match";
-            let advice = "add `mesh` to its gateways if sidecars are to use it";
-            found.add(&code::NOT_FOR_SIDECARS, one.entry, format!("{path}.gateways"), message, advice);
+            let message = "applies only to gateways: no sidecar uses this match";
+            let advice = "add `mesh` to its gateways if sidecars should use it";
+            found.add(
+                &code::NOT_FOR_SIDECARS,
+                virtual_service.entry,
+                format!("{path}.gateways"),
+                message,
+                advice,
+            );
         }
     }
 }
 
-/// Sums that are no percentages. All of 0 are told of when the object is read.
-fn weights(one: &VirtualService<'_>, weights: impl ExactSizeIterator<Item = i32>, path: &str, found: &mut Findings) {
+/// Sums other than 100. A sum of 0 is reported when the object is parsed.
+fn weights(
+    virtual_service: &IndexedVirtualService<'_>,
+    weights: impl ExactSizeIterator<Item = i32>,
+    path: &str,
+    found: &mut Findings,
+) {
     let count = weights.len();
     let sum: i64 = weights.map(i64::from).sum();
     if count > 1 && sum != 0 && sum != 100 {
-        let message = format!("the weights sum to {sum}, so a weight of {sum} would be all requests");
-        let advice = "make them sum to 100 if they are meant in percent";
-        found.add(&code::WEIGHT_SUM, one.entry, format!("{path}.route"), message, advice);
+        let message =
+            format!("the weights sum to {sum}, so a weight of {sum} would mean all requests");
+        let advice = "make them sum to 100 if they are meant as percentages";
+        found.add(
+            &code::WEIGHT_SUM,
+            virtual_service.entry,
+            format!("{path}.route"),
+            message,
+            advice,
+        );
     }
 }
 
-fn timeout(one: &VirtualService<'_>, route: &HttpRoute, path: &str, found: &mut Findings) {
-    let Some(retries) = route.retries.as_ref().filter(|retries| retries.attempts > 0) else { return };
+fn timeout(
+    virtual_service: &IndexedVirtualService<'_>,
+    route: &HttpRoute,
+    path: &str,
+    found: &mut Findings,
+) {
+    let Some(retries) = route
+        .retries
+        .as_ref()
+        .filter(|retries| retries.attempts > 0)
+    else {
+        return;
+    };
     let limit = route.timeout.filter(|timeout| !timeout.is_zero());
     if let (Some(limit), Some(each)) = (limit, retries.per_try_timeout)
         && limit < each
     {
-        let message = format!("ends a request after {limit}, before one try of {each} (perTryTimeout) can end");
-        let advice = "make timeout at least perTryTimeout times the tries";
-        found.add(&code::TIMEOUT, one.entry, format!("{path}.timeout"), message, advice);
+        let message = format!(
+            "ends a request after {limit}, before a single attempt of {each} (perTryTimeout) can \
+            finish"
+        );
+        let advice = "make timeout at least perTryTimeout times the number of attempts";
+        found.add(
+            &code::TIMEOUT,
+            virtual_service.entry,
+            format!("{path}.timeout"),
+            message,
+            advice,
+        );
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{base, found_in_route as route, found_in_virtual_service as spec, ids, store};
+    use super::super::tests::{
+        base, found_in_route as route, found_in_virtual_service as spec, ids, store,
+    };
     use crate::api::Kind;
 
     const TO: &str = "route: [{destination: {host: web}}]";
 
     #[test]
-    fn fine_is_fine() {
+    fn valid_objects_have_no_findings() {
         assert_eq!(ids(&base()), [""; 0]);
         for fine in [
             "match: [{uri: {prefix: ''}}], route: [{destination: {host: web}}]",
@@ -109,8 +190,9 @@ mod tests {
     #[test]
     fn weights() {
         let two = |a: i32, b: i32| {
-            let to =
-                |subset: &str, weight| format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}");
+            let to = |subset: &str, weight| {
+                format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}")
+            };
             let route = format!("route: [{}, {}]", to("v1", a), to("v2", b));
             let matched = "match: [{sniHosts: [x.a.b]}]";
             [
@@ -129,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_of_weights_0_leaves_the_others_in_force() {
+    fn a_route_with_zero_weights_leaves_other_routes_active() {
         let zero = "route: [{destination: {host: web, subset: v1}, weight: 0}, {destination: {host: web, subset: v2}}]";
         let text = format!(
             "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
@@ -137,31 +219,67 @@ mod tests {
             base()
         );
         let store = store(&text);
-        assert_eq!((store.count(Kind::VirtualService), store.refused().count()), (1, 0));
+        assert_eq!(
+            (store.count(Kind::VirtualService), store.rejected().count()),
+            (1, 0)
+        );
     }
 
     #[test]
-    fn what_is_fine_but_worth_knowing() {
+    fn valid_but_suspicious_settings_are_reported() {
         for (fields, code, path) in [
-            ("match: [{gateways: [ns/gw]}]", "WEIR0201", "match[0].gateways"),
-            ("timeout: 1s, retries: {attempts: 2, perTryTimeout: 2s}", "WEIR0107", "timeout"),
+            (
+                "match: [{gateways: [ns/gw]}]",
+                "WEIR0201",
+                "match[0].gateways",
+            ),
+            (
+                "timeout: 1s, retries: {attempts: 2, perTryTimeout: 2s}",
+                "WEIR0107",
+                "timeout",
+            ),
         ] {
             let path = format!("spec.http[0].{path}");
-            assert_eq!(route(&format!("{TO}, {fields}")), [(code, path)], "{fields}");
+            assert_eq!(
+                route(&format!("{TO}, {fields}")),
+                [(code, path)],
+                "{fields}"
+            );
         }
-        let tcp = spec(&format!("hosts: ['*.a.b'], tcp: [{{match: [{{gateways: [ns/gw]}}], {TO}}}]"));
-        assert_eq!(tcp, [("WEIR0201", "spec.tcp[0].match[0].gateways".to_owned())]);
+        let tcp = spec(&format!(
+            "hosts: ['*.a.b'], tcp: [{{match: [{{gateways: [ns/gw]}}], {TO}}}]"
+        ));
+        assert_eq!(
+            tcp,
+            [("WEIR0201", "spec.tcp[0].match[0].gateways".to_owned())]
+        );
     }
 
     #[test]
     fn hosts_and_gateways() {
         for (fields, expected) in [
-            ("hosts: ['*'], gateways: [ns/gw]", vec![("WEIR0201", "spec.gateways")]),
-            ("hosts: ['*.a.b'], gateways: [mesh, ns/gw]", vec![("WEIR0201", "spec.gateways[1]")]),
-            ("hosts: [other, other.shop.svc.cluster.local]", vec![("WEIR0203", "spec.hosts[1]")]),
+            (
+                "hosts: ['*'], gateways: [ns/gw]",
+                vec![("WEIR0201", "spec.gateways")],
+            ),
+            (
+                "hosts: ['*.a.b'], gateways: [mesh, ns/gw]",
+                vec![("WEIR0201", "spec.gateways[1]")],
+            ),
+            (
+                "hosts: [other, other.shop.svc.cluster.local]",
+                vec![("WEIR0203", "spec.hosts[1]")],
+            ),
         ] {
-            let expected: Vec<_> = expected.into_iter().map(|(code, path)| (code, path.to_owned())).collect();
-            assert_eq!(spec(&format!("{fields}, http: [{{{TO}}}]")), expected, "{fields}");
+            let expected: Vec<_> = expected
+                .into_iter()
+                .map(|(code, path)| (code, path.to_owned()))
+                .collect();
+            assert_eq!(
+                spec(&format!("{fields}, http: [{{{TO}}}]")),
+                expected,
+                "{fields}"
+            );
         }
     }
 }

@@ -12,9 +12,9 @@ use super::{Duration, Labels};
 pub struct DestinationRule {
     /// The host: a name, a short name, or a wildcard.
     pub host: String,
-    /// The policy for all of it.
+    /// The policy for the entire host.
     pub traffic_policy: Option<TrafficPolicy>,
-    /// Named parts of it, by labels.
+    /// Named subsets, selected by labels.
     pub subsets: Vec<Subset>,
     /// The namespaces that see it: `*`, `.` or names. Empty means all.
     pub export_to: Vec<String>,
@@ -22,23 +22,23 @@ pub struct DestinationRule {
     pub workload_selector: Option<WorkloadSelector>,
 }
 
-/// A named part of a host's endpoints.
+/// A named subset of a host's endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Subset {
     /// The name, unique in the rule.
     pub name: String,
-    /// An endpoint that has all of these belongs to it; empty means every endpoint.
+    /// Selects the endpoints that have all of these labels; empty means every endpoint.
     pub labels: Labels,
     /// Overrides the rule's policy.
     pub traffic_policy: Option<TrafficPolicy>,
 }
 
-/// Workloads by labels.
+/// Selects workloads by labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadSelector {
-    /// All of these.
+    /// The labels that must all match.
     pub match_labels: Labels,
 }
 
@@ -46,21 +46,21 @@ pub struct WorkloadSelector {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TrafficPolicy {
-    /// Which endpoint a request goes to.
+    /// How an endpoint is picked.
     pub load_balancer: Option<LoadBalancerSettings>,
     /// Limits of connections and requests.
     pub connection_pool: Option<ConnectionPoolSettings>,
-    /// When an endpoint is left out for a while.
+    /// When an endpoint is ejected.
     pub outlier_detection: Option<OutlierDetection>,
     /// TLS towards the endpoints.
     pub tls: Option<ClientTlsSettings>,
-    /// Policies for single ports, each in place of what it covers.
+    /// Policies per port, which replace the settings they contain.
     pub port_level_settings: Vec<PortTrafficPolicy>,
     /// Tunnel TCP through HTTP CONNECT or POST.
     pub tunnel: Option<TunnelSettings>,
     /// Send a PROXY protocol header.
     pub proxy_protocol: Option<ProxyProtocol>,
-    /// How many retries may be under way.
+    /// The limit on concurrent retries.
     pub retry_budget: Option<RetryBudget>,
 }
 
@@ -70,17 +70,17 @@ pub struct TrafficPolicy {
 pub struct PortTrafficPolicy {
     /// The service port.
     pub port: Option<super::PortSelector>,
-    /// Which endpoint a request goes to.
+    /// How an endpoint is picked.
     pub load_balancer: Option<LoadBalancerSettings>,
     /// Limits of connections and requests.
     pub connection_pool: Option<ConnectionPoolSettings>,
-    /// When an endpoint is left out for a while.
+    /// When an endpoint is ejected.
     pub outlier_detection: Option<OutlierDetection>,
     /// TLS towards the endpoints.
     pub tls: Option<ClientTlsSettings>,
 }
 
-/// Which endpoint a request goes to.
+/// How an endpoint is picked.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancerSettings {
@@ -90,11 +90,11 @@ pub struct LoadBalancerSettings {
     pub consistent_hash: Option<ConsistentHashLb>,
     /// By locality.
     pub locality_lb_setting: Option<LocalityLbSetting>,
-    /// Within the zone first, as far as its endpoints can take it.
+    /// Zone-aware: prefers the local zone up to its capacity.
     pub zone_aware_lb_setting: Option<ZoneAwareLbSetting>,
     /// Deprecated form of `warmup.duration`.
     pub warmup_duration_secs: Option<Duration>,
-    /// New endpoints get their share slowly.
+    /// Ramps up traffic to new endpoints.
     pub warmup: Option<WarmupConfiguration>,
 }
 
@@ -106,13 +106,13 @@ pub enum SimpleLb {
     Unspecified,
     /// Deprecated name of `LEAST_REQUEST`.
     LeastConn,
-    /// Any.
+    /// A random endpoint.
     Random,
-    /// The address the client asked for.
+    /// The original destination address.
     Passthrough,
-    /// In turn.
+    /// Round robin.
     RoundRobin,
-    /// Of two the one with fewer requests.
+    /// The one with fewer requests out of two.
     LeastRequest,
 }
 
@@ -128,15 +128,15 @@ pub struct ConsistentHashLb {
     pub use_source_ip: Option<bool>,
     /// Hash this query parameter.
     pub http_query_parameter_name: Option<String>,
-    /// By a ring.
+    /// Uses a hash ring.
     pub ring_hash: Option<RingHash>,
-    /// By a Maglev table.
+    /// Uses a Maglev table.
     pub maglev: Option<Maglev>,
     /// Deprecated form of `ringHash.minimumRingSize`.
     pub minimum_ring_size: u64,
 }
 
-/// A cookie that is hashed, and made where it is missing and `ttl` is given.
+/// A cookie to hash; it is generated if it is missing and `ttl` is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpCookie {
@@ -144,9 +144,9 @@ pub struct HttpCookie {
     pub name: String,
     /// Its path.
     pub path: String,
-    /// How long a made one lives; 0 means for the session.
+    /// The lifetime of a generated cookie; 0 means a session cookie.
     pub ttl: Option<Duration>,
-    /// Further attributes of a made one.
+    /// More attributes of a generated cookie.
     pub attributes: Vec<CookieAttribute>,
 }
 
@@ -164,7 +164,7 @@ pub struct CookieAttribute {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RingHash {
-    /// Its least size; 0 means 1024.
+    /// Its minimum size; 0 means 1024.
     pub minimum_ring_size: u64,
 }
 
@@ -180,59 +180,59 @@ pub struct Maglev {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LocalityLbSetting {
-    /// Shares by where the client is.
+    /// Weights by client locality.
     pub distribute: Vec<Distribute>,
     /// Where traffic goes when a region fails.
     pub failover: Vec<Failover>,
     /// Labels that rank endpoints.
     pub failover_priority: Vec<String>,
-    /// Whether it applies; absent means yes.
+    /// Whether it is enabled; absent means yes.
     pub enabled: Option<bool>,
 }
 
-/// Shares of localities for clients in one.
+/// The locality weights for clients in one locality.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Distribute {
-    /// Clients here: `region/zone/subzone`, with `*` for any.
+    /// The client locality: `region/zone/subzone`, with `*` for any.
     pub from: String,
-    /// Locality to share in percent; they sum to 100.
+    /// The weight of each locality in percent; they sum to 100.
     pub to: BTreeMap<String, u32>,
 }
 
-/// Load balancing within the client's zone first.
+/// Zone-aware load balancing.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ZoneAwareLbSetting {
-    /// Whether it applies; absent means yes.
+    /// Whether it is enabled; absent means yes.
     pub enabled: Option<bool>,
     /// Where traffic goes when a region fails.
     pub failover: Vec<Failover>,
     /// Labels that rank endpoints.
     pub failover_priority: Vec<String>,
-    /// The number of endpoints below which it does not apply; absent means 6.
+    /// The minimum number of endpoints; absent means 6.
     pub min_cluster_size: Option<u64>,
 }
 
-/// The region that stands in for another.
+/// The failover target of a region.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Failover {
     /// The region that fails.
     pub from: String,
-    /// The region that stands in.
+    /// The region that takes over.
     pub to: String,
 }
 
-/// How new endpoints get their share.
+/// The ramp-up of new endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WarmupConfiguration {
-    /// For how long.
+    /// Its duration.
     pub duration: Option<Duration>,
-    /// The least share, in percent; absent means 10.
+    /// The initial weight in percent; absent means 10.
     pub minimum_percent: Option<f64>,
-    /// How fast the share grows; absent means 1, which is linear.
+    /// The growth rate; absent means 1, which is linear.
     pub aggression: Option<f64>,
 }
 
@@ -240,9 +240,9 @@ pub struct WarmupConfiguration {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConnectionPoolSettings {
-    /// Of connections.
+    /// Connection limits.
     pub tcp: Option<TcpSettings>,
-    /// Of requests.
+    /// Request limits.
     pub http: Option<HttpSettings>,
 }
 
@@ -252,13 +252,13 @@ pub struct ConnectionPoolSettings {
 pub struct TcpSettings {
     /// How many; 0 means no limit.
     pub max_connections: i32,
-    /// How long setting one up may take; absent means 10 s.
+    /// The connect timeout; absent means 10 s.
     pub connect_timeout: Option<Duration>,
     /// Probes on idle connections.
     pub tcp_keepalive: Option<TcpKeepalive>,
-    /// How long one may live.
+    /// The maximum connection duration.
     pub max_connection_duration: Option<Duration>,
-    /// How long one may be idle.
+    /// The idle timeout.
     pub idle_timeout: Option<Duration>,
 }
 
@@ -266,11 +266,11 @@ pub struct TcpSettings {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TcpKeepalive {
-    /// How many fail before the connection is dead.
+    /// How many probes may fail before the connection is closed.
     pub probes: u32,
-    /// How long it is idle before the first.
+    /// The idle time before the first probe.
     pub time: Option<Duration>,
-    /// How long between them.
+    /// The interval between probes.
     pub interval: Option<Duration>,
 }
 
@@ -278,35 +278,35 @@ pub struct TcpKeepalive {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpSettings {
-    /// Waiting for a connection; 0 means no limit.
+    /// Requests waiting for a connection; 0 means no limit.
     #[serde(rename = "http1MaxPendingRequests")]
     pub http1_max_pending_requests: i32,
-    /// Under way; 0 means no limit.
+    /// Concurrent requests; 0 means no limit.
     #[serde(rename = "http2MaxRequests")]
     pub http2_max_requests: i32,
-    /// On one connection; 0 means no limit.
+    /// Requests per connection; 0 means no limit.
     pub max_requests_per_connection: i32,
-    /// Retries under way; 0 means no limit.
+    /// Concurrent retries; 0 means no limit.
     pub max_retries: i32,
-    /// How long a connection may be without a request.
+    /// The idle timeout of a connection without requests.
     pub idle_timeout: Option<Duration>,
     /// Whether HTTP/1.1 is upgraded to HTTP/2.
     pub h2_upgrade_policy: Option<H2UpgradePolicy>,
-    /// Speak the protocol the client speaks.
+    /// Use the client's protocol upstream.
     pub use_client_protocol: bool,
-    /// Streams on one HTTP/2 connection; 0 means Envoy's number.
+    /// Concurrent streams per HTTP/2 connection; 0 means Envoy's default.
     pub max_concurrent_streams: i32,
     /// Probes on HTTP/2 connections.
     pub http2_keep_alive: Option<ConnectionKeepalive>,
 }
 
-/// PING frames on an HTTP/2 connection; both are needed.
+/// PING frames on an HTTP/2 connection; both fields are required.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConnectionKeepalive {
-    /// How often.
+    /// The interval between pings.
     pub interval: Option<Duration>,
-    /// How long to wait for the answer.
+    /// How long to wait for a response.
     pub timeout: Option<Duration>,
 }
 
@@ -314,7 +314,7 @@ pub struct ConnectionKeepalive {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum H2UpgradePolicy {
-    /// As the mesh says, which is no.
+    /// The mesh default, which is no.
     Default,
     /// No.
     DoNotUpgrade,
@@ -322,30 +322,30 @@ pub enum H2UpgradePolicy {
     Upgrade,
 }
 
-/// When an endpoint is left out for a while.
+/// When an endpoint is ejected.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutlierDetection {
     /// Deprecated form of `consecutive5xxErrors`.
     pub consecutive_errors: i32,
-    /// Count errors made here apart from those of the endpoint.
+    /// Count locally originated errors separately.
     pub split_external_local_origin_errors: bool,
-    /// How many errors made here in a row.
+    /// The number of consecutive locally originated errors.
     pub consecutive_local_origin_failures: Option<u32>,
-    /// How many of 502, 503 and 504 in a row; 0 means not counted.
+    /// The number of consecutive 502, 503 and 504 responses; 0 disables it.
     pub consecutive_gateway_errors: Option<u32>,
-    /// How many 5xx in a row; 0 means not counted; absent means 5.
+    /// The number of consecutive 5xx responses; 0 disables it, absent means 5.
     #[serde(rename = "consecutive5xxErrors")]
     pub consecutive_5xx_errors: Option<u32>,
-    /// How often counts are looked at; absent means 10 s.
+    /// The analysis interval; absent means 10 s.
     pub interval: Option<Duration>,
-    /// How long an endpoint is out the first time; absent means 30 s.
+    /// The duration of the first ejection; absent means 30 s.
     pub base_ejection_time: Option<Duration>,
-    /// The largest share that may be out, in percent; 0 means 10.
+    /// The maximum percentage of ejected endpoints; 0 means 10.
     pub max_ejection_percent: i32,
-    /// The share that must be healthy for this to work, in percent.
+    /// The minimum percentage of healthy endpoints for ejection to apply.
     pub min_health_percent: i32,
-    /// The statuses that count as errors, 100 to 599; empty means 5xx.
+    /// The status codes that count as errors, 100 to 599; empty means 5xx.
     pub outlier_detection_http_error_codes: Vec<u32>,
 }
 
@@ -353,38 +353,38 @@ pub struct OutlierDetection {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClientTlsSettings {
-    /// Whether, and with whose certificates.
+    /// The TLS mode.
     pub mode: TlsMode,
-    /// The client's certificate, a file at the proxy.
+    /// The client certificate, a file on the proxy.
     pub client_certificate: String,
-    /// Its key, a file at the proxy.
+    /// Its private key, a file on the proxy.
     pub private_key: String,
-    /// Whom to trust, a file at the proxy; empty means that the server is not verified.
+    /// The trusted CAs, a file on the proxy; empty means that the server is not verified.
     pub ca_certificates: String,
-    /// A Secret with all three; for gateways alone.
+    /// A Secret with all three; only for gateways.
     pub credential_name: String,
-    /// The server's certificate must hold one of these.
+    /// The server certificate must contain one of these names.
     pub subject_alt_names: Vec<String>,
-    /// The SNI that is sent.
+    /// The SNI to send.
     pub sni: String,
     /// Do not verify the server.
     pub insecure_skip_verify: Option<bool>,
-    /// Revoked certificates, a file at the proxy.
+    /// The certificate revocation list, a file on the proxy.
     pub ca_crl: String,
 }
 
-/// Whether TLS is used, and with whose certificates.
+/// Whether TLS is used, and with which certificates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum TlsMode {
-    /// Not used.
+    /// No TLS.
     #[default]
     Disable,
-    /// With a server certificate.
+    /// TLS with a server certificate.
     Simple,
-    /// With certificates of both sides.
+    /// Mutual TLS.
     Mutual,
-    /// With the mesh's own certificates of both sides.
+    /// Mutual TLS with the mesh's certificates.
     IstioMutual,
 }
 
@@ -394,9 +394,9 @@ pub enum TlsMode {
 pub struct TunnelSettings {
     /// CONNECT (default) or POST.
     pub protocol: String,
-    /// Where the tunnel ends.
+    /// The target host.
     pub target_host: String,
-    /// The port where it ends.
+    /// The target port.
     pub target_port: u32,
 }
 
@@ -411,21 +411,21 @@ pub struct ProxyProtocol {
 /// The version of the PROXY protocol.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum ProxyProtocolVersion {
-    /// As text.
+    /// The text format.
     #[default]
     V1,
-    /// As bytes.
+    /// The binary format.
     V2,
 }
 
-/// How many retries may be under way.
+/// The limit on concurrent retries.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RetryBudget {
-    /// As a share of the requests under way, in percent; absent means 20.
+    /// The limit as a percentage of active requests; absent means 20.
     pub percent: Option<f64>,
-    /// At least this many; 0 means 3.
+    /// The minimum limit; 0 means 3.
     pub min_retry_concurrency: u32,
-    /// For how long a request counts; absent means only while it is under way.
+    /// How long a request counts; absent means only while it is active.
     pub budget_interval: Option<Duration>,
 }

@@ -1,86 +1,94 @@
-//! Holds the table of fields in `src/translate/fields.md` against the types: what they know must stand in it, and nothing
-//! else.
+//! Checks the table of fields in `src/translate/fields.md` against the types: it must list exactly the fields that the
+//! types have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::value::{StrDeserializer, StringDeserializer};
-use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+};
 
 use super::{DestinationRule, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
 
 const TABLE: &str = include_str!("../translate/fields.md");
 
 /// Fields by message, and values by enum.
-type Known = BTreeMap<String, BTreeSet<String>>;
+type FieldTable = BTreeMap<String, BTreeSet<String>>;
 
-/// Has a type read one of everything, and notes what it asks for.
-struct Walk<'a>(&'a mut Known);
+/// A deserializer that feeds a type one of everything and records the fields it asks for.
+struct Walk<'a>(&'a mut FieldTable);
 
 #[derive(Debug)]
-struct Odd(String);
+struct WalkError(String);
 
-impl fmt::Display for Odd {
+impl fmt::Display for WalkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Odd {}
+impl std::error::Error for WalkError {}
 
-impl de::Error for Odd {
+impl de::Error for WalkError {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self(message.to_string())
     }
 }
 
 impl<'de> Deserializer<'de> for Walk<'_> {
-    type Error = Odd;
+    type Error = WalkError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_unit()
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_bool(true)
     }
 
-    fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_i32(1)
     }
 
-    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_u32(1)
     }
 
-    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_u64(1)
     }
 
-    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_f64(1.0)
     }
 
-    /// A text that is a duration as well.
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    /// A string that is also a valid duration.
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_str("1s")
     }
 
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_str("1s")
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
-        visitor.visit_seq(Each { known: self.0, left: vec!["0"] })
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
+        visitor.visit_seq(Entries {
+            known: self.0,
+            left: vec!["0"],
+        })
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Odd> {
-        visitor.visit_map(Each { known: self.0, left: vec!["name"] })
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
+        visitor.visit_map(Entries {
+            known: self.0,
+            left: vec!["name"],
+        })
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -88,11 +96,21 @@ impl<'de> Deserializer<'de> for Walk<'_> {
         name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Odd> {
-        // Names of Protobuf's are other names of fields that stand here already.
-        let fields: Vec<&str> = fields.iter().copied().filter(|field| !field.contains('_')).collect();
-        self.0.insert(name.to_owned(), fields.iter().map(|field| (*field).to_owned()).collect());
-        visitor.visit_map(Each { known: self.0, left: fields })
+    ) -> Result<V::Value, WalkError> {
+        // Protobuf names are aliases of fields that are already listed.
+        let fields: Vec<&str> = fields
+            .iter()
+            .copied()
+            .filter(|field| !field.contains('_'))
+            .collect();
+        self.0.insert(
+            name.to_owned(),
+            fields.iter().map(|field| (*field).to_owned()).collect(),
+        );
+        visitor.visit_map(Entries {
+            known: self.0,
+            left: fields,
+        })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -100,9 +118,19 @@ impl<'de> Deserializer<'de> for Walk<'_> {
         name: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Odd> {
-        self.0.insert(name.to_owned(), variants.iter().map(|variant| (*variant).to_owned()).collect());
-        let first: StrDeserializer<'_, Odd> = variants.first().copied().unwrap_or_default().into_deserializer();
+    ) -> Result<V::Value, WalkError> {
+        self.0.insert(
+            name.to_owned(),
+            variants
+                .iter()
+                .map(|variant| (*variant).to_owned())
+                .collect(),
+        );
+        let first: StrDeserializer<'_, WalkError> = variants
+            .first()
+            .copied()
+            .unwrap_or_default()
+            .into_deserializer();
         visitor.visit_enum(first)
     }
 
@@ -112,39 +140,51 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     }
 }
 
-struct Each<'a> {
-    known: &'a mut Known,
+struct Entries<'a> {
+    known: &'a mut FieldTable,
     left: Vec<&'static str>,
 }
 
-impl<'de> SeqAccess<'de> for Each<'_> {
-    type Error = Odd;
+impl<'de> SeqAccess<'de> for Entries<'_> {
+    type Error = WalkError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Odd> {
-        self.left.pop().map(|_| seed.deserialize(Walk(self.known))).transpose()
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, WalkError> {
+        self.left
+            .pop()
+            .map(|_| seed.deserialize(Walk(self.known)))
+            .transpose()
     }
 }
 
-impl<'de> MapAccess<'de> for Each<'_> {
-    type Error = Odd;
+impl<'de> MapAccess<'de> for Entries<'_> {
+    type Error = WalkError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Odd> {
-        let key = |name: &str| StringDeserializer::<Odd>::new(name.to_owned());
-        self.left.last().map(|name| seed.deserialize(key(name))).transpose()
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, WalkError> {
+        let key = |name: &str| StringDeserializer::<WalkError>::new(name.to_owned());
+        self.left
+            .last()
+            .map(|name| seed.deserialize(key(name)))
+            .transpose()
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Odd> {
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, WalkError> {
         self.left.pop();
         seed.deserialize(Walk(self.known))
     }
 }
 
-fn walk<T: for<'de> Deserialize<'de>>(known: &mut Known) {
+fn walk<T: for<'de> Deserialize<'de>>(known: &mut FieldTable) {
     T::deserialize(Walk(known)).map(drop).unwrap();
 }
 
-fn of_types() -> Known {
-    let mut known = Known::new();
+fn of_types() -> FieldTable {
+    let mut known = FieldTable::new();
     walk::<VirtualService>(&mut known);
     walk::<DestinationRule>(&mut known);
     walk::<ServiceEntry>(&mut known);
@@ -153,7 +193,7 @@ fn of_types() -> Known {
     known
 }
 
-/// The rows of the table by the message above them: field, verdict and remark.
+/// The table rows by message: field, status and remark.
 fn of_table() -> BTreeMap<&'static str, Vec<(&'static str, &'static str, &'static str)>> {
     let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
     let mut message: Option<&'static str> = None;
@@ -161,19 +201,36 @@ fn of_table() -> BTreeMap<&'static str, Vec<(&'static str, &'static str, &'stati
         if let Some(heading) = line.strip_prefix("### ") {
             message = heading.split(' ').next();
         } else if let (Some(message), Some(row)) = (message, line.strip_prefix("| `")) {
-            let cells: Vec<&'static str> = row.trim_end_matches('|').split('|').map(str::trim).collect();
-            let &[field, verdict, remark] = cells.as_slice() else { panic!("{line} has not three cells") };
-            found.entry(message).or_default().push((field.trim_end_matches('`'), verdict, remark));
+            let cells: Vec<&'static str> = row
+                .trim_end_matches('|')
+                .split('|')
+                .map(str::trim)
+                .collect();
+            let &[field, verdict, remark] = cells.as_slice() else {
+                panic!("{line} does not have three cells")
+            };
+            found
+                .entry(message)
+                .or_default()
+                .push((field.trim_end_matches('`'), verdict, remark));
         }
     }
     found
 }
 
 #[test]
-fn every_field_stands_in_the_table_and_nothing_else() {
+fn the_table_lists_exactly_the_fields() {
     let (types, table) = (of_types(), of_table());
-    assert!(types.len() > 60, "only {} types were walked through", types.len());
-    let names: BTreeSet<&str> = types.keys().map(String::as_str).chain(table.keys().copied()).collect();
+    assert!(
+        types.len() > 60,
+        "only {} types were walked through",
+        types.len()
+    );
+    let names: BTreeSet<&str> = types
+        .keys()
+        .map(String::as_str)
+        .chain(table.keys().copied())
+        .collect();
     for name in names {
         let known = types.get(name).cloned().unwrap_or_default();
         let rows = table.get(name).map(Vec::as_slice).unwrap_or_default();
@@ -184,11 +241,17 @@ fn every_field_stands_in_the_table_and_nothing_else() {
 }
 
 #[test]
-fn every_row_has_a_verdict_and_says_what_is_not_as_in_istio() {
+fn every_row_has_a_status_and_explains_differences() {
     for (message, rows) in of_table() {
         for (field, verdict, remark) in rows {
-            assert!(matches!(verdict, "works" | "differs" | "refused"), "{message}.{field} is `{verdict}`");
-            assert!(verdict == "works" || !remark.is_empty(), "{message}.{field} {verdict}, and nothing says how");
+            assert!(
+                matches!(verdict, "works" | "differs" | "rejected"),
+                "{message}.{field} is `{verdict}`"
+            );
+            assert!(
+                verdict == "works" || !remark.is_empty(),
+                "{message}.{field} {verdict}, and nothing says how"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The part of Kubernetes' objects that decides about traffic.
+//! The parts of Kubernetes objects that affect traffic.
 
 use serde::{Deserialize, Deserializer};
 
@@ -8,16 +8,16 @@ use super::Labels;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Service {
-    /// The address inside the cluster; `None` (the word) for a headless service.
+    /// The cluster IP; the string `None` for a headless service.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: String,
-    /// All such addresses, of which `clusterIP` is the first.
+    /// All cluster IPs, of which `clusterIP` is the first.
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Vec<String>,
     /// ClusterIP (default), NodePort, LoadBalancer or ExternalName.
     #[serde(rename = "type")]
     pub type_: String,
-    /// The host an ExternalName service is an alias of.
+    /// The host that an ExternalName service is an alias of.
     pub external_name: String,
     /// The labels of the pods behind the service.
     pub selector: Labels,
@@ -29,13 +29,13 @@ pub struct Service {
     pub internal_traffic_policy: String,
 }
 
-/// What a Pod says beside its metadata. The API server is asked for the metadata alone, so that this is only known of
-/// pods that were read from files.
+/// The Pod fields besides metadata. Only metadata is requested from the API server, so these are known only for pods
+/// read from files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// The node it runs on.
     pub node_name: String,
-    /// Who it runs as.
+    /// Its service account.
     pub service_account: String,
     /// Its addresses: one, or one of each family, that of the cluster's first family at the front.
     pub ips: Vec<String>,
@@ -45,15 +45,15 @@ pub struct Pod {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServicePort {
-    /// The name, by which EndpointSlices refer to it; may be empty where the service has one port.
+    /// The name, which EndpointSlices reference; may be empty if the service has a single port.
     pub name: String,
     /// The port clients use, 1 to 65535.
     pub port: u16,
     /// TCP (default), UDP or SCTP.
     pub protocol: String,
-    /// The protocol spoken over it, where given.
+    /// The application protocol, if set.
     pub app_protocol: Option<String>,
-    /// The port of the pods: a number or a name. Absent means the same as `port`.
+    /// The pods' port, by number or name. Absent means the same as `port`.
     pub target_port: Option<IntOrString>,
 }
 
@@ -83,14 +83,16 @@ impl<'de> Deserialize<'de> for IntOrString {
                 Err(E::invalid_value(serde::de::Unexpected::Signed(n), &self))
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<IntOrString, E> {
-                Ok(text.parse().map_or_else(|_| IntOrString::String(text.to_owned()), IntOrString::Int))
+                Ok(text
+                    .parse()
+                    .map_or_else(|_| IntOrString::String(text.to_owned()), IntOrString::Int))
             }
         }
         deserializer.deserialize_any(Either)
     }
 }
 
-/// An EndpointSlice, whose content stands beside its metadata. Source: Kubernetes API, discovery.k8s.io/v1.
+/// An EndpointSlice, whose content is not nested in a spec. Source: Kubernetes API, discovery.k8s.io/v1.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointSlice {
@@ -106,9 +108,9 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SliceEndpoint {
-    /// Its addresses; all are the same endpoint, the first one is used.
+    /// Its addresses; all of them belong to the same endpoint, and the first is used.
     pub addresses: Vec<String>,
-    /// Its state.
+    /// Its conditions.
     pub conditions: EndpointConditions,
     /// The name it has in DNS below its service's.
     pub hostname: Option<String>,
@@ -116,19 +118,19 @@ pub struct SliceEndpoint {
     pub node_name: Option<String>,
     /// The zone it runs in.
     pub zone: Option<String>,
-    /// The object behind it, mostly a Pod.
+    /// The object behind it, usually a Pod.
     pub target_ref: Option<TargetRef>,
 }
 
-/// The state of a slice's endpoint; what is absent is not known.
+/// The conditions of an endpoint; absent means unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointConditions {
-    /// Takes traffic.
+    /// Accepts traffic.
     pub ready: Option<bool>,
-    /// Answers, whether or not it is terminating.
+    /// Serves, whether or not it is terminating.
     pub serving: Option<bool>,
-    /// Is on its way out.
+    /// Is terminating.
     pub terminating: Option<bool>,
 }
 
@@ -136,7 +138,7 @@ pub struct EndpointConditions {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TargetRef {
-    /// `Pod`, mostly.
+    /// Usually `Pod`.
     pub kind: String,
     /// Its namespace; empty means that of the slice.
     pub namespace: String,
@@ -150,19 +152,19 @@ pub struct TargetRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointPort {
-    /// The name of the service's port; empty where that has none.
+    /// The name of the service port; empty if it has none.
     pub name: String,
-    /// The port of the endpoints; absent means all ports, which is of no use here.
+    /// The port of the endpoints; absent means all ports, which is unused here.
     pub port: Option<u16>,
     /// TCP (default), UDP or SCTP.
     pub protocol: String,
 }
 
-/// An Endpoints object, whose content stands beside its metadata. Source: Kubernetes API, core/v1 Endpoints.
+/// An Endpoints object, whose content is not nested in a spec. Source: Kubernetes API, core/v1 Endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Endpoints {
-    /// Groups of addresses that have the same ports.
+    /// Groups of addresses with the same ports.
     pub subsets: Vec<EndpointSubset>,
 }
 
@@ -170,9 +172,9 @@ pub struct Endpoints {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointSubset {
-    /// Those that take traffic.
+    /// The ready addresses.
     pub addresses: Vec<EndpointAddress>,
-    /// Those that do not.
+    /// The addresses that are not ready.
     pub not_ready_addresses: Vec<EndpointAddress>,
     /// The ports.
     pub ports: Vec<EndpointPort>,
@@ -188,6 +190,6 @@ pub struct EndpointAddress {
     pub hostname: Option<String>,
     /// The node it runs on.
     pub node_name: Option<String>,
-    /// The object behind it, mostly a Pod.
+    /// The object behind it, usually a Pod.
     pub target_ref: Option<TargetRef>,
 }

@@ -1,8 +1,8 @@
-//! The objects weir reads, as plain types: Kubernetes' Service, EndpointSlice, Endpoints, Pod, Node and Namespace, and
-//! Istio's VirtualService, DestinationRule, ServiceEntry, WorkloadEntry and Sidecar.
+//! The objects that weir reads, as plain types: Kubernetes' Service, EndpointSlice, Endpoints, Pod, Node and Namespace,
+//! and Istio's VirtualService, DestinationRule, ServiceEntry, WorkloadEntry and Sidecar.
 //!
-//! [`parse`] turns one JSON document (from the API server, or from YAML) into an [`Object`] and says exactly what is
-//! wrong with it when it can not. Nothing here knows where a document came from or what it is used for.
+//! [`parse`] turns a JSON document (from the API server or from YAML) into an [`Object`] or reports exactly what is
+//! wrong with it. Nothing here knows where a document came from or what it is used for.
 
 mod destination_rule;
 #[cfg(test)]
@@ -22,7 +22,9 @@ use std::sync::Arc;
 
 pub use destination_rule::*;
 pub use kubernetes::*;
-pub use parse::{Identity, ObjectError, Outline, Parsed, Problem, ProblemKind, expand_list, identify, parse};
+pub use parse::{
+    Identity, ObjectError, Parsed, Problem, ProblemKind, References, expand_list, identify, parse,
+};
 pub use scalar::Duration;
 pub use service_entry::*;
 pub use shares::{share_of, shares};
@@ -33,26 +35,27 @@ pub use virtual_service::*;
 /// Labels or annotations: name to value.
 pub type Labels = BTreeMap<String, String>;
 
-/// Whether every label of `selector` is among `labels` with the same value. An empty selector matches everything.
+/// Whether `labels` contains every label of `selector`. An empty selector matches everything.
 pub fn selects(selector: &Labels, labels: &Labels) -> bool {
-    selector.iter().all(|(name, value)| labels.get(name) == Some(value))
+    selector
+        .iter()
+        .all(|(name, value)| labels.get(name) == Some(value))
 }
 
-/// The kinds weir reads. The API group and the versions that mean the same are in [`Kind::group`] and
-/// [`Kind::versions`].
+/// The kinds that weir reads. [`Kind::group`] and [`Kind::versions`] return the API group and its equivalent versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// core/v1 Node, for the locality of what runs on it.
+    /// core/v1 Node, for the locality of its pods.
     Node,
     /// core/v1 Namespace.
     Namespace,
     /// core/v1 Service.
     Service,
-    /// core/v1 Pod, of which only the metadata is used.
+    /// core/v1 Pod, metadata only.
     Pod,
     /// discovery.k8s.io/v1 EndpointSlice.
     EndpointSlice,
-    /// core/v1 Endpoints, used for a service that has no slice.
+    /// core/v1 Endpoints, used if a service has no slice.
     Endpoints,
     /// networking.istio.io VirtualService.
     VirtualService,
@@ -67,7 +70,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind, in the order in which they depend on each other.
+    /// Every kind, in dependency order.
     pub const ALL: [Kind; 11] = [
         Kind::Node,
         Kind::Namespace,
@@ -82,7 +85,7 @@ impl Kind {
         Kind::DestinationRule,
     ];
 
-    /// The name as `kind:` spells it.
+    /// The name as in `kind:`.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Node => "Node",
@@ -108,7 +111,7 @@ impl Kind {
         }
     }
 
-    /// The versions of the group that weir reads as one and the same, the preferred one first.
+    /// The supported versions, which are equivalent, with the preferred one first.
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             _ if self.group() == "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
@@ -116,7 +119,7 @@ impl Kind {
         }
     }
 
-    /// The resource name in the API's paths.
+    /// The plural resource name in API paths.
     pub fn plural(self) -> &'static str {
         match self {
             Kind::Node => "nodes",
@@ -133,12 +136,12 @@ impl Kind {
         }
     }
 
-    /// Whether objects of this kind live in a namespace.
+    /// Whether this kind is namespaced.
     pub fn namespaced(self) -> bool {
         !matches!(self, Kind::Node | Kind::Namespace)
     }
 
-    /// Whether weir reads only the metadata of this kind.
+    /// Whether weir reads only metadata of this kind.
     pub fn metadata_only(self) -> bool {
         matches!(self, Kind::Node | Kind::Namespace | Kind::Pod)
     }
@@ -150,12 +153,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What names an object in a cluster: kind, namespace (empty for a cluster-wide kind) and name.
+/// Identifies an object in a cluster: kind, namespace (empty for a cluster-scoped kind) and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// The kind.
     pub kind: Kind,
-    /// The namespace; empty for a cluster-wide kind.
+    /// The namespace; empty for a cluster-scoped kind.
     pub namespace: Arc<str>,
     /// The name.
     pub name: Arc<str>,
@@ -171,10 +174,10 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// The part of an object's metadata that weir uses.
+/// The object metadata that weir uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// The namespace; empty for a cluster-wide kind.
+    /// The namespace; empty for a cluster-scoped kind.
     pub namespace: Arc<str>,
     /// The name.
     pub name: Arc<str>,
@@ -182,25 +185,25 @@ pub struct Meta {
     pub labels: Labels,
     /// The annotations that weir reads (`*.istio.io/*` and `weir.dev/*`); all others are dropped to save memory.
     pub annotations: Labels,
-    /// When the object came to be. Of two objects that speak for the same host, the older one wins.
+    /// The age of the object. If two objects apply to the same host, the older one wins.
     pub age: Age,
-    /// `metadata.generation`; 0 where there is none.
+    /// `metadata.generation`; 0 if absent.
     pub generation: i64,
 }
 
 /// Orders objects from the oldest to the newest.
 ///
-/// An object without a creation time is newer than all that have one; among those `order`, which a source counts up
-/// as it reads, decides.
+/// An object without a creation time is newer than all that have one; among those `order`, which a source increments as
+/// it reads, decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Age {
-    /// Microseconds since 1970, or `i64::MAX` where the object has no creation time.
+    /// Microseconds since 1970, or `i64::MAX` if the object has no creation time.
     pub created: i64,
     /// The position in its source.
     pub order: u64,
 }
 
-/// One object that weir reads, valid as far as can be told without looking at others.
+/// An object that is valid as far as can be checked without other objects.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object {
     /// Its metadata.
@@ -246,6 +249,10 @@ impl Object {
 
     /// The object's key.
     pub fn key(&self) -> ObjectKey {
-        ObjectKey { kind: self.kind(), namespace: self.meta.namespace.clone(), name: self.meta.name.clone() }
+        ObjectKey {
+            kind: self.kind(),
+            namespace: self.meta.namespace.clone(),
+            name: self.meta.name.clone(),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! From a JSON document to an [`Object`], with errors that name the field.
+//! Parses a JSON document into an [`Object`], with errors that name the field.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,54 +10,63 @@ use serde_json::Value;
 
 use super::{Age, Kind, Labels, Meta, Object, ObjectKey, Pod, Spec, validate};
 
-/// The group of Istio's objects for traffic.
+/// The API group of Istio's traffic objects.
 const ISTIO: &str = "networking.istio.io";
 
-/// Kinds of that group that weir has nothing to do with. Any other that it does not read is a slip of the pen, and the
-/// object that was meant must not be taken for one that is gone.
+/// Kinds of that group that weir ignores. Any other unknown kind is a typo, and the object it was meant to be must not
+/// be treated as deleted.
 const NOT_READ: [&str; 4] = ["Gateway", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"];
 
-/// What sort of problem it is, for who has to tell without reading the text.
+/// The category of a problem, for machine use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProblemKind {
-    /// A value that can not be used, one that contradicts another, or one that is missing. The object is refused.
+    /// A value that is invalid, contradicts another, or is missing. The object is rejected.
     Invalid,
-    /// A regular expression that Envoy does not take. The object is refused.
+    /// A regular expression that Envoy does not accept. The object is rejected.
     Expression,
-    /// A route of an object in force that answers every request with an error.
+    /// A route of an accepted object that answers every request with an error.
     DeadRoute,
-    /// TLS with a credential that sidecars can not read, in an object in force: they send plain text.
+    /// TLS with a credential that sidecars cannot read, in an accepted object: they send plain text.
     Credential,
-    /// A field that nobody knows.
+    /// An unknown field.
     UnknownField,
-    /// A field or value that has a newer form.
+    /// A deprecated field or value.
     Deprecated,
-    /// A field that is known and does nothing where it stands.
+    /// A known field that has no effect here.
     NoEffect,
-    /// A value that is accepted but hardly meant.
-    Odd,
+    /// A value that is accepted but probably unintended.
+    Suspicious,
 }
 
-/// Something wrong with one field of an object.
+/// A problem with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What sort of problem it is.
+    /// The category.
     pub kind: ProblemKind,
-    /// The field, like `spec.http[0].route[1].weight`; empty for the object as a whole.
+    /// The field, like `spec.http[0].route[1].weight`; empty for the entire object.
     pub path: String,
     /// What was found.
     pub message: String,
-    /// What would be right, or what to do; may be empty.
+    /// What is expected or what to do; may be empty.
     pub advice: String,
 }
 
 impl Problem {
-    /// A problem at `path` because of which something can not be used.
-    pub fn new(path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { kind: ProblemKind::Invalid, path: path.into(), message: message.into(), advice: advice.into() }
+    /// A problem at `path` that makes the object invalid.
+    pub fn new(
+        path: impl Into<String>,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind: ProblemKind::Invalid,
+            path: path.into(),
+            message: message.into(),
+            advice: advice.into(),
+        }
     }
 
-    /// The same, of another kind.
+    /// The same problem with another category.
     pub fn of(self, kind: ProblemKind) -> Self {
         Self { kind, ..self }
     }
@@ -70,29 +79,36 @@ impl fmt::Display for Problem {
                 write!(f, "{text}{end}")?;
             }
         }
-        if self.advice.is_empty() { Ok(()) } else { write!(f, "; {}", self.advice) }
+        if self.advice.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "; {}", self.advice)
+        }
     }
 }
 
-/// Why a document is no object that can be used. Holds at least one problem.
+/// Why a document is not a valid object. Contains at least one problem.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct ObjectError {
-    /// Everything found, in the order of the fields.
+    /// All problems, in field order.
     pub problems: Vec<Problem>,
-    /// What the document speaks of, as far as it can be read.
-    pub outline: Outline,
+    /// What the document references, as far as it can be read.
+    pub references: References,
 }
 
 impl From<Problem> for ObjectError {
     fn from(problem: Problem) -> Self {
-        Self { problems: vec![problem], outline: Outline::default() }
+        Self {
+            problems: vec![problem],
+            references: References::default(),
+        }
     }
 }
 
-/// What a refused object speaks of, so that others that refer to that are not called wrong as well.
+/// The names in a rejected object, so that objects that reference them are not reported as well.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outline {
+pub struct References {
     /// `spec.hosts` or `spec.host`.
     pub hosts: Vec<String>,
     /// The names of `spec.subsets`.
@@ -101,40 +117,59 @@ pub struct Outline {
     pub delegates: Vec<(String, String)>,
 }
 
-impl Outline {
+impl References {
     fn of(kind: Kind, document: &Value) -> Self {
-        if !matches!(kind, Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry) {
+        if !matches!(
+            kind,
+            Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry
+        ) {
             return Self::default();
         }
-        let items = |at: &str| document.pointer(at).and_then(Value::as_array).into_iter().flatten();
+        let items = |at: &str| {
+            document
+                .pointer(at)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+        };
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let member = |value: &Value, name: &str| value.get(name).and_then(text);
         let delegates = items("/spec/http").filter_map(|route| route.get("delegate"));
         Self {
-            hosts: items("/spec/hosts").chain(document.pointer("/spec/host")).filter_map(text).collect(),
-            subsets: items("/spec/subsets").filter_map(|subset| member(subset, "name")).collect(),
+            hosts: items("/spec/hosts")
+                .chain(document.pointer("/spec/host"))
+                .filter_map(text)
+                .collect(),
+            subsets: items("/spec/subsets")
+                .filter_map(|subset| member(subset, "name"))
+                .collect(),
             delegates: delegates
-                .filter_map(|to| Some((member(to, "namespace").unwrap_or_default(), member(to, "name")?)))
+                .filter_map(|to| {
+                    Some((
+                        member(to, "namespace").unwrap_or_default(),
+                        member(to, "name")?,
+                    ))
+                })
                 .collect(),
         }
     }
 }
 
-/// An object, and what is odd about it but does no harm (unknown fields).
+/// An object and its harmless problems.
 #[derive(Clone, Debug)]
 pub struct Parsed {
     /// The object.
     pub object: Object,
-    /// Fields that weir, like Istio, does not know, and fields that have no effect.
+    /// Unknown fields and fields without effect.
     pub warnings: Vec<Problem>,
 }
 
-/// What a document says it is.
+/// The identity of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
     /// An object of a kind that weir reads.
     Known(ObjectKey),
-    /// An object of another kind, which is none of weir's business: its `apiVersion` and `kind`.
+    /// An object of another kind, which weir ignores: its `apiVersion` and `kind`.
     Other(String, String),
 }
 
@@ -150,23 +185,35 @@ struct RawMeta {
     generation: i64,
 }
 
-/// The members of a `List` document (as `kubectl get -o yaml` prints), each with its path; otherwise the document
-/// itself with an empty path.
+/// The items of a `List` document (as printed by `kubectl get -o yaml`), each with its path; for other documents the
+/// document itself with an empty path.
 pub fn expand_list(document: Value) -> Vec<(String, Value)> {
-    let is_list = document.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
+    let is_list = document
+        .get("kind")
+        .and_then(Value::as_str)
+        .is_some_and(|kind| kind.ends_with("List"));
     match document {
         Value::Object(mut map) if is_list && matches!(map.get("items"), Some(Value::Array(_))) => {
-            let list_kind = map.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let list_kind = map
+                .get("kind")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned();
             let api_version = map.get("apiVersion").cloned();
-            let Some(Value::Array(items)) = map.remove("items") else { return Vec::new() };
-            let member_kind = list_kind.strip_suffix("List").filter(|kind| !kind.is_empty());
+            let Some(Value::Array(items)) = map.remove("items") else {
+                return Vec::new();
+            };
+            let member_kind = list_kind
+                .strip_suffix("List")
+                .filter(|kind| !kind.is_empty());
             items
                 .into_iter()
                 .enumerate()
                 .map(|(index, mut item)| {
-                    // The members of a typed list (`ServiceList`) carry neither kind nor version of their own.
+                    // The items of a typed list (`ServiceList`) have no kind or version of their own.
                     if let (Value::Object(item), Some(kind)) = (&mut item, member_kind) {
-                        item.entry("kind").or_insert_with(|| Value::String(kind.to_owned()));
+                        item.entry("kind")
+                            .or_insert_with(|| Value::String(kind.to_owned()));
                         if let Some(version) = &api_version {
                             item.entry("apiVersion").or_insert_with(|| version.clone());
                         }
@@ -179,22 +226,27 @@ pub fn expand_list(document: Value) -> Vec<(String, Value)> {
     }
 }
 
-/// Says what a document is, without looking at its content. A missing namespace is `default`, as for kubectl.
+/// Identifies a document without parsing its content. A missing namespace means `default`, as in kubectl.
 ///
 /// # Errors
-/// The document is no object: not a map, or without `apiVersion`, `kind` or `metadata.name`; or its group is one that
-/// weir reads but its version is not.
+/// The document is not an object (not a map, or without `apiVersion`, `kind` or `metadata.name`), or its group is known
+/// but its version is not supported.
 pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
     let text = |pointer: &str, path: &str, like: &str| -> Result<String, ObjectError> {
         match document.pointer(pointer) {
             Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
-            None | Some(Value::Null | Value::String(_)) => {
-                Err(Problem::new(path, "is missing", format!("expected a text like `{like}`")).into())
-            }
-            Some(other) => {
-                Err(Problem::new(path, format!("is {}", describe(other)), format!("expected a text like `{like}`"))
-                    .into())
-            }
+            None | Some(Value::Null | Value::String(_)) => Err(Problem::new(
+                path,
+                "is missing",
+                format!("expected a string like `{like}`"),
+            )
+            .into()),
+            Some(other) => Err(Problem::new(
+                path,
+                format!("is {}", describe(other)),
+                format!("expected a string like `{like}`"),
+            )
+            .into()),
         }
     };
     if !document.is_object() {
@@ -205,20 +257,31 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
     let api_version = text("/apiVersion", "apiVersion", "networking.istio.io/v1")?;
     let kind_name = text("/kind", "kind", "VirtualService")?;
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
-    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == kind_name && kind.group() == group) else {
+    let Some(kind) = Kind::ALL
+        .into_iter()
+        .find(|kind| kind.as_str() == kind_name && kind.group() == group)
+    else {
         if group == ISTIO && !NOT_READ.contains(&&*kind_name) {
-            let ours = Kind::ALL.into_iter().filter(|kind| kind.group() == ISTIO).map(|kind| kind.as_str());
+            let ours = Kind::ALL
+                .into_iter()
+                .filter(|kind| kind.group() == ISTIO)
+                .map(|kind| kind.as_str());
             let known = ours.chain(NOT_READ).collect::<Vec<_>>().join(", ");
-            let message = format!("`{kind_name}` is no kind of {ISTIO}");
+            let message = format!("`{kind_name}` is not a kind of {ISTIO}");
             return Err(Problem::new("kind", message, format!("expected one of {known}")).into());
         }
         return Ok(Identity::Other(api_version, kind_name));
     };
     if !kind.versions().contains(&version) {
-        let known =
-            kind.versions().iter().map(|v| if group.is_empty() { (*v).to_owned() } else { format!("{group}/{v}") });
+        let known = kind.versions().iter().map(|v| {
+            if group.is_empty() {
+                (*v).to_owned()
+            } else {
+                format!("{group}/{v}")
+            }
+        });
         let known = known.collect::<Vec<_>>().join(", ");
-        let message = format!("`{api_version}` is not read for {kind}");
+        let message = format!("`{api_version}` is not a supported version of {kind}");
         return Err(Problem::new("apiVersion", message, format!("expected one of {known}")).into());
     }
     let name = text("/metadata/name", "metadata.name", "my-app")?;
@@ -227,33 +290,54 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
         Some(Value::String(namespace)) if !namespace.is_empty() => namespace.clone(),
         None | Some(Value::Null | Value::String(_)) => "default".to_owned(),
         Some(other) => {
-            return Err(Problem::new("metadata.namespace", format!("is {}", describe(other)), "expected a text").into());
+            return Err(Problem::new(
+                "metadata.namespace",
+                format!("is {}", describe(other)),
+                "expected a \
+                string",
+            )
+            .into());
         }
     };
-    Ok(Identity::Known(ObjectKey { kind, namespace: namespace.into(), name: name.into() }))
+    Ok(Identity::Known(ObjectKey {
+        kind,
+        namespace: namespace.into(),
+        name: name.into(),
+    }))
 }
 
-/// Reads the document that [`identify`] named `key`, and checks it as far as that can be done without looking at other
-/// objects. `order` is its place in the source and decides between objects without a creation time.
+/// Parses the document that [`identify`] identified as `key` and validates it as far as possible without other objects.
+/// `order` is its position in the source and decides between objects without a creation time.
 ///
 /// # Errors
-/// Every problem that makes the object unusable, each with its field.
+/// Every problem that makes the object invalid, with its field.
 pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed, ObjectError> {
     drop_nulls(&mut document);
-    let outline = Outline::of(key.kind, &document);
-    object(key, document, order).map_err(|error| ObjectError { outline, ..error })
+    let references = References::of(key.kind, &document);
+    object(key, document, order).map_err(|error| ObjectError {
+        references,
+        ..error
+    })
 }
 
 fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, ObjectError> {
     let Value::Object(mut map) = document else {
         return Err(Problem::new("", "the document is not an object", "expected a map").into());
     };
-    let raw: RawMeta = read(map.remove("metadata").unwrap_or_default(), "metadata", &mut Vec::new())?;
+    let raw: RawMeta = read(
+        map.remove("metadata").unwrap_or_default(),
+        "metadata",
+        &mut Vec::new(),
+    )?;
     let mut annotations = raw.annotations;
     annotations.retain(|name, _| {
-        name.split('/').next().is_some_and(|domain| domain.ends_with("istio.io") || domain == "weir.dev")
+        name.split('/')
+            .next()
+            .is_some_and(|domain| domain.ends_with("istio.io") || domain == "weir.dev")
     });
-    let created = raw.creation_timestamp.map_or(i64::MAX, |time| time.0.as_microsecond());
+    let created = raw
+        .creation_timestamp
+        .map_or(i64::MAX, |time| time.0.as_microsecond());
     let meta = Meta {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
@@ -263,9 +347,14 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
         generation: raw.generation,
     };
     let mut warnings = Vec::new();
-    let spec = map.remove("spec").unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    let spec = map
+        .remove("spec")
+        .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
     if key.kind.group() == Kind::VirtualService.group() {
-        for name in map.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status")) {
+        for name in map
+            .keys()
+            .filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status"))
+        {
             warnings.push(unknown_field(name));
         }
     }
@@ -278,7 +367,9 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
         Kind::EndpointSlice => Spec::EndpointSlice(read(Value::Object(map), "", &mut ignored)?),
         Kind::Endpoints => Spec::Endpoints(read(Value::Object(map), "", &mut ignored)?),
         Kind::VirtualService => Spec::VirtualService(read(spec, "spec", &mut warnings)?),
-        Kind::DestinationRule => Spec::DestinationRule(Box::new(read(spec, "spec", &mut warnings)?)),
+        Kind::DestinationRule => {
+            Spec::DestinationRule(Box::new(read(spec, "spec", &mut warnings)?))
+        }
         Kind::ServiceEntry => Spec::ServiceEntry(Box::new(read(spec, "spec", &mut warnings)?)),
         Kind::WorkloadEntry => Spec::WorkloadEntry(Box::new(read(spec, "spec", &mut warnings)?)),
         Kind::Sidecar => Spec::Sidecar(Box::new(read(spec, "spec", &mut warnings)?)),
@@ -286,19 +377,26 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
     let object = Object { meta, spec };
     let found = validate::check(&object);
     if !found.problems.is_empty() {
-        // A field that is missing may be there under a wrong name.
+        // A missing field may be present under a misspelt name.
         let problems = found.problems.into_iter().chain(warnings).collect();
-        return Err(ObjectError { problems, outline: Outline::default() });
+        return Err(ObjectError {
+            problems,
+            references: References::default(),
+        });
     }
     warnings.extend(found.warnings);
     Ok(Parsed { object, warnings })
 }
 
-/// Nothing here can be wrong: what is missing or odd is as if it were not known.
+/// Never fails: missing or malformed values count as unknown.
 fn pod(spec: &Value, status: Option<&Value>) -> Pod {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
-    let listed = status.and_then(|status| status.get("podIPs")).and_then(Value::as_array).into_iter().flatten();
-    let listed = listed.filter_map(|one| one.get("ip"));
+    let listed = status
+        .and_then(|status| status.get("podIPs"))
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let listed = listed.filter_map(|item| item.get("ip"));
     let first = status.and_then(|status| status.get("podIP"));
     let mut ips: Vec<String> = Vec::new();
     for ip in first.into_iter().chain(listed).filter_map(Value::as_str) {
@@ -306,13 +404,25 @@ fn pod(spec: &Value, status: Option<&Value>) -> Pod {
             ips.push(ip.to_owned());
         }
     }
-    Pod { node_name: text(spec.get("nodeName")), service_account: text(spec.get("serviceAccountName")), ips }
+    Pod {
+        node_name: text(spec.get("nodeName")),
+        service_account: text(spec.get("serviceAccountName")),
+        ips,
+    }
 }
 
-/// Reads `value` as `T`, notes unknown fields, and says at which path below `prefix` it is wrong.
-fn read<T: DeserializeOwned>(value: Value, prefix: &str, unknown: &mut Vec<Problem>) -> Result<T, ObjectError> {
+/// Deserializes `value` as `T`, collects unknown fields, and reports errors with their path below `prefix`.
+fn read<T: DeserializeOwned>(
+    value: Value,
+    prefix: &str,
+    unknown: &mut Vec<Problem>,
+) -> Result<T, ObjectError> {
     let mut track = serde_path_to_error::Track::new();
-    let value = if value.is_null() { Value::Object(serde_json::Map::new()) } else { value };
+    let value = if value.is_null() {
+        Value::Object(serde_json::Map::new())
+    } else {
+        value
+    };
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
     let result = serde_ignored::deserialize(tracked, |path| {
         let path = join(prefix, &indexed(&path.to_string()));
@@ -320,15 +430,20 @@ fn read<T: DeserializeOwned>(value: Value, prefix: &str, unknown: &mut Vec<Probl
     });
     result.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();
-        let path = if path == "." { prefix.to_owned() } else { join(prefix, &path) };
+        let path = if path == "." {
+            prefix.to_owned()
+        } else {
+            join(prefix, &path)
+        };
         let (message, advice) = plain(&error.to_string());
         Problem::new(path, message, advice).into()
     })
 }
 
 fn unknown_field(path: impl Into<String>) -> Problem {
-    let advice = "check its spelling and place, or remove it";
-    Problem::new(path, "is not a known field, and has no effect", advice).of(ProblemKind::UnknownField)
+    let advice = "check its spelling and position, or remove it";
+    Problem::new(path, "is not a known field and has no effect", advice)
+        .of(ProblemKind::UnknownField)
 }
 
 fn join(prefix: &str, path: &str) -> String {
@@ -360,44 +475,49 @@ fn indexed(path: &str) -> String {
     out
 }
 
-/// serde's message in the words of someone who writes YAML: what was found, and what was expected.
+/// Rephrases a serde message for users who write YAML: what was found and what was expected.
 fn plain(message: &str) -> (String, String) {
     let mut text = message.to_owned();
     for (rust, people) in [
         ("expected struct ", "expected a map for "),
-        ("expected u16", "expected a whole number from 0 to 65535"),
-        ("expected u32", "expected a whole number from 0 to 4294967295"),
-        ("expected u64", "expected a whole number of 0 or more"),
-        ("expected i32", "expected a whole number"),
-        ("expected i64", "expected a whole number"),
+        ("expected u16", "expected an integer from 0 to 65535"),
+        ("expected u32", "expected an integer from 0 to 4294967295"),
+        ("expected u64", "expected an integer of 0 or more"),
+        ("expected i32", "expected an integer"),
+        ("expected i64", "expected an integer"),
         ("expected f64", "expected a number"),
         ("expected a boolean", "expected true or false"),
-        ("expected a string", "expected a text, in quotes where it reads as something else"),
+        (
+            "expected a string",
+            "expected a string; quote values that YAML reads as another type",
+        ),
         ("invalid type: ", "is the wrong type: "),
         ("invalid value: ", "is out of range: "),
     ] {
         text = text.replace(rust, people);
     }
-    let found = text.rfind("expected ").and_then(|at| Some((text.get(..at)?, text.get(at..)?)));
+    let found = text
+        .rfind("expected ")
+        .and_then(|at| Some((text.get(..at)?, text.get(at..)?)));
     match found.map(|(found, expected)| (found.trim_end_matches([',', ';', ' ']), expected)) {
         Some((found, expected)) if !found.is_empty() => (found.to_owned(), expected.to_owned()),
         _ => (text, String::new()),
     }
 }
 
-/// What a JSON value is, for error messages.
+/// Describes a JSON value for error messages.
 pub(crate) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "empty".to_owned(),
-        Value::Bool(b) => format!("the truth value {b}"),
+        Value::Bool(b) => format!("the boolean {b}"),
         Value::Number(n) => format!("the number {n}"),
-        Value::String(s) => format!("the text `{}`", s.chars().take(60).collect::<String>()),
+        Value::String(s) => format!("the string `{}`", s.chars().take(60).collect::<String>()),
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "a map".to_owned(),
     }
 }
 
-/// An explicit null means the same as an absent field (Protobuf's JSON mapping; Kubernetes' API does the same).
+/// An explicit null is equivalent to an absent field (in Protobuf's JSON mapping and in the Kubernetes API).
 fn drop_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -415,11 +535,15 @@ impl From<&Object> for ObjectKey {
     }
 }
 
-/// A key from plain text, for tests and tools.
+/// Constructor from plain strings, for tests and tools.
 impl ObjectKey {
-    /// The key of `kind` `namespace`/`name`.
+    /// The key of the object `namespace`/`name` of `kind`.
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
-        Self { kind, namespace: Arc::from(namespace), name: Arc::from(name) }
+        Self {
+            kind,
+            namespace: Arc::from(namespace),
+            name: Arc::from(name),
+        }
     }
 }
 
@@ -442,8 +566,9 @@ mod tests {
     #[test]
     fn all_versions_of_istios_group_mean_the_same() {
         for version in ["v1", "v1beta1", "v1alpha3"] {
-            let mut document =
-                virtual_service(json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]}));
+            let mut document = virtual_service(
+                json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]}),
+            );
             document["apiVersion"] = json!(format!("networking.istio.io/{version}"));
             assert_eq!(
                 parse_value(document).unwrap().object.key(),
@@ -452,40 +577,76 @@ mod tests {
         }
         let mut document = virtual_service(json!({}));
         document["apiVersion"] = json!("networking.istio.io/v9");
-        assert!(identify(&document).unwrap_err().to_string().contains("networking.istio.io/v1"));
+        assert!(
+            identify(&document)
+                .unwrap_err()
+                .to_string()
+                .contains("networking.istio.io/v1")
+        );
     }
 
     #[test]
-    fn an_error_names_the_field_and_what_would_be_right() {
+    fn an_error_names_the_field_and_the_expected_value() {
         let error = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"route": [
             {"destination": {"host": "web"}}, {"destination": {"host": "web"}, "weight": "ten"}]}]})))
         .unwrap_err();
         assert_eq!(error.problems.len(), 1);
         assert_eq!(error.problems[0].path, "spec.http[0].route[1].weight");
-        assert_eq!(error.problems[0].message, "is the wrong type: string \"ten\"");
-        assert_eq!(error.problems[0].advice, "expected a whole number");
+        assert_eq!(
+            error.problems[0].message,
+            "is the wrong type: string \"ten\""
+        );
+        assert_eq!(error.problems[0].advice, "expected an integer");
     }
 
     #[test]
     fn an_unknown_field_is_a_warning_with_its_path() {
-        let parsed = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"route": [
-            {"destination": {"host": "web", "subsett": "v1"}}]}]})))
+        let parsed = parse_value(virtual_service(
+            json!({"hosts": ["web"], "http": [{"route": [
+            {"destination": {"host": "web", "subsett": "v1"}}]}]}),
+        ))
         .unwrap();
         assert_eq!(parsed.warnings.len(), 1);
         assert_eq!(parsed.warnings[0].kind, ProblemKind::UnknownField);
-        assert_eq!(parsed.warnings[0].path, "spec.http[0].route[0].destination.subsett");
+        assert_eq!(
+            parsed.warnings[0].path,
+            "spec.http[0].route[0].destination.subsett"
+        );
     }
 
     #[test]
-    fn a_refusal_names_unknown_fields_as_well() {
-        let error = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"rout": []}]}))).unwrap_err();
-        let found: Vec<_> = error.problems.iter().map(|one| (one.kind, one.path.as_str())).collect();
-        assert_eq!(found, [(ProblemKind::Invalid, "spec.http[0]"), (ProblemKind::UnknownField, "spec.http[0].rout")]);
+    fn a_rejection_also_names_unknown_fields() {
+        let error = parse_value(virtual_service(
+            json!({"hosts": ["web"], "http": [{"rout": []}]}),
+        ))
+        .unwrap_err();
+        let found: Vec<_> = error
+            .problems
+            .iter()
+            .map(|problem| (problem.kind, problem.path.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (ProblemKind::Invalid, "spec.http[0]"),
+                (ProblemKind::UnknownField, "spec.http[0].rout")
+            ]
+        );
         let mut document = virtual_service(json!({}));
         document["specs"] = document["spec"].take();
         let error = parse_value(document).unwrap_err();
-        let found: Vec<_> = error.problems.iter().map(|one| (one.kind, one.path.as_str())).collect();
-        assert_eq!(found, [(ProblemKind::Invalid, "spec"), (ProblemKind::UnknownField, "specs")]);
+        let found: Vec<_> = error
+            .problems
+            .iter()
+            .map(|problem| (problem.kind, problem.path.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (ProblemKind::Invalid, "spec"),
+                (ProblemKind::UnknownField, "specs")
+            ]
+        );
     }
 
     #[test]
@@ -493,27 +654,36 @@ mod tests {
         let parsed = parse_value(virtual_service(json!({"hosts": ["web"], "gateways": null, "http": [
             {"match": null, "timeout": null, "route": [{"destination": {"host": "web", "port": null}}]}]})))
         .unwrap();
-        let Spec::VirtualService(spec) = parsed.object.spec else { panic!() };
+        let Spec::VirtualService(spec) = parsed.object.spec else {
+            panic!()
+        };
         assert!(spec.gateways.is_empty() && spec.http[0].timeout.is_none());
     }
 
     #[test]
-    fn lists_are_taken_apart() {
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": [{"kind": "A"}, {"kind": "B"}]});
-        let paths: Vec<_> = expand_list(list).into_iter().map(|(path, _)| path).collect();
+    fn lists_are_expanded() {
+        let list =
+            json!({"apiVersion": "v1", "kind": "List", "items": [{"kind": "A"}, {"kind": "B"}]});
+        let paths: Vec<_> = expand_list(list)
+            .into_iter()
+            .map(|(path, _)| path)
+            .collect();
         assert_eq!(paths, ["items[0]", "items[1]"]);
         let typed = json!({"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "x"}}]});
         assert_eq!(expand_list(typed)[0].1["kind"], "Service");
     }
 
     #[test]
-    fn what_is_no_object_is_refused_with_a_reason() {
+    fn non_objects_are_rejected_with_a_reason() {
         for (document, says) in [
             (json!([]), "a list"),
-            (json!("x"), "the text `x`"),
+            (json!("x"), "the string `x`"),
             (json!({"kind": "Service"}), "apiVersion"),
             (json!({"apiVersion": "v1", "kind": 5}), "the number 5"),
-            (json!({"apiVersion": "v1", "kind": "Service", "metadata": {}}), "metadata.name"),
+            (
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {}}),
+                "metadata.name",
+            ),
         ] {
             let error = identify(&document).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

@@ -5,24 +5,27 @@ use std::time;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// A length of time, written as `1h30m`, `2.5s`, `10ms`, `5us` or `7ns` (Go's form, of which Protobuf's JSON form
-/// `2.5s` is a part). Never negative.
+/// A non-negative duration like `1h30m`, `2.5s`, `10ms`, `5us` or `7ns` (Go's format, which includes Protobuf's JSON
+/// format `2.5s`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Duration(pub time::Duration);
 
-/// In nanoseconds. Source: `kMaxInt64Nanoseconds` in Envoy's `source/common/protobuf/utility.cc`, whole seconds.
+/// In nanoseconds. Source: `kMaxInt64Nanoseconds` in Envoy's `source/common/protobuf/utility.cc`, rounded down to
+/// seconds.
 const LONGEST: u64 = 9_223_372_035_999_999_999;
 
 impl Duration {
-    /// Reads the written form.
+    /// Parses a duration.
     ///
     /// # Errors
-    /// Says what was expected where `text` is not a duration, is negative, or is longer than the 292 years that Envoy counts.
+    /// `text` is not a duration, is negative, or exceeds Envoy's maximum of 292 years.
     pub fn parse(text: &str) -> Result<Self, String> {
         let bad = || format!("`{text}` is not a duration; expected a form like 5s, 250ms or 1h30m");
         let mut rest = text.strip_prefix('+').unwrap_or(text);
         if rest.starts_with('-') {
-            return Err(format!("`{text}` is negative; expected a duration of 0s or more"));
+            return Err(format!(
+                "`{text}` is negative; expected a duration of 0s or more"
+            ));
         }
         if rest == "0" {
             return Ok(Self::default());
@@ -32,9 +35,13 @@ impl Duration {
         }
         let mut total: u128 = 0;
         while !rest.is_empty() {
-            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+            let digits = rest
+                .find(|c: char| !c.is_ascii_digit() && c != '.')
+                .ok_or_else(bad)?;
             let (number, tail) = rest.split_at(digits);
-            let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+            let unit_end = tail
+                .find(|c: char| c.is_ascii_digit() || c == '.')
+                .unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(unit_end);
             let unit: u128 = match unit {
                 "ns" => 1,
@@ -46,11 +53,21 @@ impl Duration {
                 _ => return Err(bad()),
             };
             let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-            if whole.is_empty() && fraction.is_empty() || fraction.contains('.') || number.len() > 32 {
+            if whole.is_empty() && fraction.is_empty()
+                || fraction.contains('.')
+                || number.len() > 32
+            {
                 return Err(bad());
             }
-            let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| bad())? };
-            total = whole.checked_mul(unit).and_then(|n| total.checked_add(n)).ok_or_else(bad)?;
+            let whole: u128 = if whole.is_empty() {
+                0
+            } else {
+                whole.parse().map_err(|_| bad())?
+            };
+            total = whole
+                .checked_mul(unit)
+                .and_then(|n| total.checked_add(n))
+                .ok_or_else(bad)?;
             let mut scale = unit;
             for digit in fraction.bytes() {
                 scale /= 10;
@@ -58,7 +75,10 @@ impl Duration {
             }
             rest = tail;
         }
-        let nanos = u64::try_from(total).ok().filter(|n| *n <= LONGEST).ok_or_else(bad)?;
+        let nanos = u64::try_from(total)
+            .ok()
+            .filter(|n| *n <= LONGEST)
+            .ok_or_else(bad)?;
         Ok(Self(time::Duration::from_nanos(nanos)))
     }
 
@@ -107,12 +127,16 @@ mod tests {
             ("1m1s1ms1us1ns", 61_001_001_001),
             ("1.000000001s", 1_000_000_001),
         ] {
-            assert_eq!(Duration::parse(text), Ok(Duration(time::Duration::from_nanos(nanos))), "{text}");
+            assert_eq!(
+                Duration::parse(text),
+                Ok(Duration(time::Duration::from_nanos(nanos))),
+                "{text}"
+            );
         }
     }
 
     #[test]
-    fn what_is_no_duration_is_refused() {
+    fn invalid_durations_are_rejected() {
         for text in [
             "",
             "s",

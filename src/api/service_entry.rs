@@ -13,7 +13,7 @@ use super::Labels;
 pub struct ServiceEntry {
     /// The hosts: full names or wildcards.
     pub hosts: Vec<String>,
-    /// The addresses clients connect to, with or without a prefix length; none means any.
+    /// The addresses that clients connect to, with an optional prefix length; empty means any.
     pub addresses: Vec<String>,
     /// The ports.
     pub ports: Vec<ServiceEntryPort>,
@@ -23,11 +23,11 @@ pub struct ServiceEntry {
     pub resolution: EntryResolution,
     /// The endpoints.
     pub endpoints: Vec<WorkloadEntry>,
-    /// Pods and WorkloadEntries of its namespace, in place of `endpoints`.
+    /// Selects pods and WorkloadEntries of its namespace instead of `endpoints`.
     pub workload_selector: Option<EntrySelector>,
     /// The namespaces that see it: `*`, `.` or names. Empty means all.
     pub export_to: Vec<String>,
-    /// The names that the servers' certificates may hold.
+    /// The accepted subject alternative names of the servers.
     pub subject_alt_names: Vec<String>,
 }
 
@@ -37,11 +37,11 @@ pub struct ServiceEntry {
 pub struct ServiceEntryPort {
     /// The port clients use, 1 to 65535.
     pub number: u32,
-    /// What is spoken over it: HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS and others; empty means that it is not known.
+    /// The protocol: HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS and others; empty means unknown.
     pub protocol: String,
     /// Its name.
     pub name: String,
-    /// The port of the endpoints; 0 means the same.
+    /// The port of the endpoints; 0 means the same port.
     pub target_port: u32,
 }
 
@@ -49,10 +49,10 @@ pub struct ServiceEntryPort {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Location {
-    /// It does not.
+    /// It is outside the mesh.
     #[default]
     MeshExternal,
-    /// It does.
+    /// It is inside the mesh.
     MeshInternal,
 }
 
@@ -60,43 +60,43 @@ pub enum Location {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum EntryResolution {
-    /// From the address that the client wanted.
+    /// From the original destination.
     #[default]
     None,
     /// From `endpoints` or `workloadSelector`.
     Static,
-    /// From DNS, all addresses at once.
+    /// From DNS, using all addresses.
     Dns,
-    /// From DNS, one address after the other.
+    /// From DNS, using one address at a time.
     DnsRoundRobin,
-    /// From DNS, by the name in each request.
+    /// From DNS, by the host of each request.
     DynamicDns,
 }
 
-/// Workloads by labels.
+/// Selects workloads by labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EntrySelector {
-    /// All of these.
+    /// The labels that must all match.
     pub labels: Labels,
 }
 
-/// `WorkloadEntry.spec`, and an endpoint of a ServiceEntry: a workload that is no pod.
+/// `WorkloadEntry.spec`, and an endpoint of a ServiceEntry: a workload that is not a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadEntry {
-    /// An IP address, a host name (with DNS resolution), or `unix://` and a path.
+    /// An IP address, a host name (with DNS resolution), or `unix://` followed by a path.
     pub address: String,
-    /// Its port for each of the service's ports, by name.
+    /// Its port for each service port, by name.
     pub ports: BTreeMap<String, u32>,
-    /// Its labels, by which subsets choose.
+    /// Its labels, which subsets select by.
     pub labels: Labels,
     /// The network it is in.
     pub network: String,
     /// `region/zone/subzone`.
     pub locality: String,
-    /// Its share among the endpoints of its locality; 0 means 1.
+    /// Its weight within its locality; 0 means 1.
     pub weight: u32,
-    /// Who it runs as.
+    /// Its service account.
     pub service_account: String,
 }

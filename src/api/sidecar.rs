@@ -4,23 +4,23 @@ use serde::Deserialize;
 
 use super::{ConnectionPoolSettings, Destination, EntrySelector};
 
-/// `Sidecar.spec`: what proxies of some workloads get to see.
+/// `Sidecar.spec`: what is visible to the proxies of some workloads.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Sidecar {
-    /// The workloads; absent means all of the namespace.
+    /// The workloads; absent means all workloads of the namespace.
     pub workload_selector: Option<EntrySelector>,
-    /// What comes in, in place of the services' ports.
+    /// The inbound listeners, instead of the services' ports.
     pub ingress: Vec<serde_json::Value>,
-    /// What goes out; empty means everything that is visible.
+    /// The outbound listeners; empty means everything that is visible.
     pub egress: Vec<IstioEgressListener>,
-    /// Limits of connections and requests that come in.
+    /// Limits on inbound connections and requests.
     pub inbound_connection_pool: Option<ConnectionPoolSettings>,
-    /// What happens to traffic for hosts that nobody knows.
+    /// What happens to traffic for unknown hosts.
     pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
 }
 
-/// Hosts that a proxy gets to see, all of their ports or one.
+/// Hosts that are visible to a proxy, on all ports or on one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct IstioEgressListener {
@@ -28,7 +28,7 @@ pub struct IstioEgressListener {
     pub port: Option<SidecarPort>,
     /// The address of the listener.
     pub bind: String,
-    /// How traffic gets to the listener.
+    /// How traffic is captured.
     pub capture_mode: String,
     /// `NAMESPACE/HOST`: `*`, `.` or `~` for the namespace, wildcards for the host.
     pub hosts: Vec<String>,
@@ -40,31 +40,31 @@ pub struct IstioEgressListener {
 pub struct SidecarPort {
     /// 1 to 65535.
     pub number: u32,
-    /// What is spoken over it.
+    /// The protocol.
     pub protocol: String,
     /// Its name.
     pub name: String,
-    /// Means nothing, and is refused.
+    /// Not supported here; rejected.
     pub target_port: u32,
 }
 
-/// What happens to traffic for hosts that nobody knows.
+/// What happens to traffic for unknown hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutboundTrafficPolicy {
-    /// Whether it passes.
+    /// Whether it passes through.
     pub mode: OutboundMode,
-    /// The host it goes through.
+    /// The host that it is sent through.
     pub egress_proxy: Option<Destination>,
 }
 
-/// Whether traffic for hosts that nobody knows passes.
+/// Whether traffic for unknown hosts passes through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum OutboundMode {
-    /// It does not.
+    /// It is blocked.
     #[default]
     RegistryOnly,
-    /// It does.
+    /// It passes through.
     AllowAny,
 }

@@ -10,13 +10,13 @@ use super::{Duration, Labels};
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VirtualService {
-    /// The hosts it speaks for: a name, a short name, a wildcard like `*.example.com`, or an IP address.
+    /// The hosts it applies to: a name, a short name, a wildcard like `*.example.com`, or an IP address.
     pub hosts: Vec<String>,
     /// Where it applies: gateways by name, and `mesh` for sidecars. Empty means `mesh`.
     pub gateways: Vec<String>,
     /// Routes for HTTP, tried in order.
     pub http: Vec<HttpRoute>,
-    /// Routes for TLS that is passed through, by SNI.
+    /// Routes for passed-through TLS, by SNI.
     pub tls: Vec<TlsRoute>,
     /// Routes for TCP.
     pub tcp: Vec<TcpRoute>,
@@ -24,11 +24,11 @@ pub struct VirtualService {
     pub export_to: Vec<String>,
 }
 
-/// One route of `http`: its matches (any of them), and what happens to the requests.
+/// An HTTP route: requests that satisfy any of its matches, and what happens to them.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRoute {
-    /// A name for people.
+    /// A descriptive name.
     pub name: String,
     /// Any of these; empty means every request.
     #[serde(rename = "match")]
@@ -39,24 +39,24 @@ pub struct HttpRoute {
     pub redirect: Option<HttpRedirect>,
     /// Answer with a fixed response instead.
     pub direct_response: Option<HttpDirectResponse>,
-    /// Take the routes of another VirtualService instead.
+    /// Use the routes of another VirtualService instead.
     pub delegate: Option<Delegate>,
     /// Change path or authority before forwarding.
     pub rewrite: Option<HttpRewrite>,
-    /// The longest a request may take; absent or 0 means no limit.
+    /// The request timeout; absent or 0 means none.
     pub timeout: Option<Duration>,
-    /// When a failed request is tried again.
+    /// The retry policy.
     pub retries: Option<HttpRetry>,
-    /// Delays and aborts put in on purpose.
+    /// Injected delays and aborts.
     pub fault: Option<HttpFaultInjection>,
-    /// A copy of each request goes here.
+    /// Where requests are mirrored.
     pub mirror: Option<Destination>,
-    /// Copies of each request go here.
+    /// Where requests are mirrored, several destinations.
     pub mirrors: Vec<HttpMirrorPolicy>,
     /// Deprecated form of `mirrorPercentage`, in percent.
     #[serde(alias = "mirror_percent")]
     pub mirror_percent: Option<u32>,
-    /// The share of requests that `mirror` copies; absent means all.
+    /// The percentage of requests to mirror; absent means all.
     pub mirror_percentage: Option<Percent>,
     /// Cross-origin rules.
     pub cors_policy: Option<CorsPolicy>,
@@ -64,11 +64,11 @@ pub struct HttpRoute {
     pub headers: Option<Headers>,
 }
 
-/// What a request must be like. Every given part must hold.
+/// The conditions of a match; all that are set must hold.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpMatchRequest {
-    /// A name for people, added to the route's.
+    /// A descriptive name, appended to the route's.
     pub name: String,
     /// The path.
     pub uri: Option<StringMatch>,
@@ -80,7 +80,7 @@ pub struct HttpMatchRequest {
     pub authority: Option<StringMatch>,
     /// Headers by lower-case name; an empty matcher means that the header is present.
     pub headers: BTreeMap<String, StringMatch>,
-    /// The service port the request was sent to.
+    /// The service port of the request.
     pub port: Option<u32>,
     /// Labels of the client's workload.
     pub source_labels: Labels,
@@ -88,25 +88,25 @@ pub struct HttpMatchRequest {
     pub gateways: Vec<String>,
     /// Query parameters by name.
     pub query_params: BTreeMap<String, StringMatch>,
-    /// Compare exact and prefix `uri` without case.
+    /// Compare exact and prefix `uri` case-insensitively.
     pub ignore_uri_case: bool,
     /// Headers that must not match.
     pub without_headers: BTreeMap<String, StringMatch>,
     /// The namespace of the client's workload.
     pub source_namespace: String,
-    /// The prefix of this route's own statistics.
+    /// The prefix of this route's statistics.
     pub stat_prefix: String,
 }
 
-/// How a text is compared: one of the three, or none, which means that there is a value.
+/// How a string is matched: by one of the three, or by presence if none is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StringMatch {
-    /// Equal.
+    /// Equals this value.
     pub exact: Option<String>,
-    /// Begins with.
+    /// Starts with this value.
     pub prefix: Option<String>,
-    /// The whole text matches this RE2 expression.
+    /// Fully matches this RE2 expression.
     pub regex: Option<String>,
 }
 
@@ -114,9 +114,9 @@ pub struct StringMatch {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRouteDestination {
-    /// Where.
+    /// The destination.
     pub destination: Option<Destination>,
-    /// Its share, relative to the sum of all; 0 means none.
+    /// Its weight, relative to the sum of all weights; 0 means no traffic.
     pub weight: i32,
     /// Header changes for this destination.
     pub headers: Option<Headers>,
@@ -126,11 +126,11 @@ pub struct HttpRouteDestination {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Destination {
-    /// The service's host; a name without a dot is read in the VirtualService's namespace.
+    /// The service's host; a name without a dot is resolved in the VirtualService's namespace.
     pub host: String,
-    /// The subset, as a DestinationRule for the host names it; empty means the whole service.
+    /// The subset, defined by a DestinationRule for the host; empty means the whole service.
     pub subset: String,
-    /// The port; may be left out where the service has one.
+    /// The port; optional if the service has a single port.
     pub port: Option<PortSelector>,
 }
 
@@ -142,7 +142,7 @@ pub struct PortSelector {
     pub number: u32,
 }
 
-/// The VirtualService whose routes are taken in.
+/// The VirtualService whose routes are used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Delegate {
@@ -180,13 +180,13 @@ pub struct HeaderOperations {
 pub struct HttpRedirect {
     /// The new path.
     pub uri: String,
-    /// What the matched prefix is replaced by; the rest of the path stays.
+    /// Replaces the matched prefix; the rest of the path stays.
     pub prefix_rewrite: String,
     /// The new authority.
     pub authority: String,
     /// The new port.
     pub port: Option<u32>,
-    /// Where the port comes from otherwise.
+    /// How to derive the port if `port` is not set.
     pub derive_port: Option<RedirectPort>,
     /// The new scheme.
     pub scheme: String,
@@ -205,7 +205,7 @@ pub enum RedirectPort {
     FromRequestPort,
 }
 
-/// A fixed answer.
+/// A fixed response.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpDirectResponse {
@@ -233,64 +233,64 @@ pub struct HttpRewrite {
     pub uri: String,
     /// Replaces the authority.
     pub authority: String,
-    /// Replaces by expression.
+    /// Replaces the path by a regular expression.
     pub uri_regex_rewrite: Option<RegexRewrite>,
 }
 
-/// A rewrite by expression.
+/// A rewrite by a regular expression.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RegexRewrite {
-    /// What is replaced, as RE2.
+    /// The RE2 expression to replace.
     #[serde(rename = "match")]
     pub pattern: String,
-    /// By what; `\1` is the first group.
+    /// The replacement; `\1` is the first group.
     pub rewrite: String,
 }
 
-/// When and how often a failed request is tried again.
+/// When and how often a failed request is retried.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRetry {
-    /// How often; 0 means never.
+    /// The number of retries; 0 means none.
     pub attempts: i32,
-    /// The longest each try may take; absent means as long as the request.
+    /// The timeout of each attempt; absent means the request's timeout.
     pub per_try_timeout: Option<Duration>,
-    /// Conditions and status codes, separated by commas.
+    /// Comma-separated conditions and status codes.
     pub retry_on: String,
-    /// Whether tries may go to other localities.
+    /// Whether retries may go to other localities.
     pub retry_remote_localities: Option<bool>,
-    /// Whether hosts tried before are left out; absent means yes.
+    /// Whether retries avoid hosts that were already tried; absent means yes.
     pub retry_ignore_previous_hosts: Option<bool>,
-    /// The base interval between tries; absent means Envoy's 25 ms.
+    /// The base interval between retries; absent means Envoy's 25 ms.
     pub backoff: Option<Duration>,
 }
 
-/// Faults put in on purpose.
+/// Injected faults.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpFaultInjection {
-    /// Hold requests.
+    /// Delay requests.
     pub delay: Option<FaultDelay>,
-    /// Answer requests with an error.
+    /// Abort requests with an error.
     pub abort: Option<FaultAbort>,
 }
 
-/// A delay put in on purpose.
+/// An injected delay.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FaultDelay {
-    /// Deprecated form of `percentage`, whole percent.
+    /// Deprecated integer form of `percentage`.
     pub percent: i32,
-    /// The share of requests.
+    /// The percentage of requests.
     pub percentage: Option<Percent>,
-    /// How long.
+    /// The delay.
     pub fixed_delay: Option<Duration>,
-    /// Not in use, in Istio either.
+    /// Unused, also in Istio.
     pub exponential_delay: Option<Duration>,
 }
 
-/// An abort put in on purpose.
+/// An injected abort.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FaultAbort {
@@ -298,28 +298,28 @@ pub struct FaultAbort {
     pub http_status: Option<i32>,
     /// The gRPC status, by name or number.
     pub grpc_status: Option<String>,
-    /// Not in use, in Istio either.
+    /// Unused, also in Istio.
     #[serde(rename = "http2Error")]
     pub http2_error: Option<String>,
-    /// The share of requests.
+    /// The percentage of requests.
     pub percentage: Option<Percent>,
 }
 
-/// A share, 0 to 100, of which Envoy keeps four decimals.
+/// A percentage from 0 to 100, with four decimals in Envoy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Percent {
-    /// In percent.
+    /// The percentage.
     pub value: f64,
 }
 
-/// A copy of requests.
+/// A mirror destination.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpMirrorPolicy {
-    /// Where copies go.
+    /// The destination.
     pub destination: Option<Destination>,
-    /// The share of requests; absent means all.
+    /// The percentage of requests; absent means all.
     pub percentage: Option<Percent>,
 }
 
@@ -329,7 +329,7 @@ pub struct HttpMirrorPolicy {
 pub struct CorsPolicy {
     /// Deprecated form of `allowOrigins`, exact.
     pub allow_origin: Vec<String>,
-    /// The origins that may ask.
+    /// The allowed origins.
     pub allow_origins: Vec<StringMatch>,
     /// `access-control-allow-methods`.
     pub allow_methods: Vec<String>,
@@ -341,42 +341,42 @@ pub struct CorsPolicy {
     pub max_age: Option<Duration>,
     /// `access-control-allow-credentials`.
     pub allow_credentials: Option<bool>,
-    /// What happens to a preflight request of another origin.
+    /// What happens to a preflight request of a disallowed origin.
     pub unmatched_preflights: Option<UnmatchedPreflights>,
 }
 
-/// What happens to a preflight request whose origin is not allowed.
+/// What happens to a preflight request of a disallowed origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum UnmatchedPreflights {
     /// As `FORWARD`.
     #[serde(rename = "UNSPECIFIED")]
     Unspecified,
-    /// It goes to the destination.
+    /// It is forwarded to the destination.
     #[serde(rename = "FORWARD")]
     Forward,
-    /// It is answered here, without headers that would allow the request.
+    /// The proxy answers it without CORS headers.
     #[serde(rename = "IGNORE")]
     Ignore,
 }
 
-/// One route of `tls`.
+/// A TLS route.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TlsRoute {
-    /// Any of these.
+    /// The matches, any of which must hold.
     #[serde(rename = "match")]
     pub matches: Vec<TlsMatchAttributes>,
     /// Where connections go, by weight.
     pub route: Vec<RouteDestination>,
 }
 
-/// What a TLS connection must be like.
+/// The conditions of a TLS match.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TlsMatchAttributes {
-    /// Any of these names in the SNI; a wildcard prefix is allowed.
+    /// The accepted SNI values; a wildcard prefix is allowed.
     pub sni_hosts: Vec<String>,
-    /// Any of these destinations, with or without a prefix length.
+    /// The accepted destinations, with an optional prefix length.
     pub destination_subnets: Vec<String>,
     /// The port.
     pub port: Option<u32>,
@@ -388,7 +388,7 @@ pub struct TlsMatchAttributes {
     pub source_namespace: String,
 }
 
-/// One route of `tcp`.
+/// A TCP route.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TcpRoute {
@@ -399,15 +399,15 @@ pub struct TcpRoute {
     pub route: Vec<RouteDestination>,
 }
 
-/// What a connection must be like.
+/// The conditions of a TCP match.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct L4MatchAttributes {
-    /// Any of these destinations, with or without a prefix length.
+    /// The accepted destinations, with an optional prefix length.
     pub destination_subnets: Vec<String>,
     /// The port.
     pub port: Option<u32>,
-    /// Where the connection comes from; Istio does not use it.
+    /// The source subnet; unused, also in Istio.
     pub source_subnet: String,
     /// Labels of the client's workload.
     pub source_labels: Labels,
@@ -421,9 +421,9 @@ pub struct L4MatchAttributes {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RouteDestination {
-    /// Where.
+    /// The destination.
     pub destination: Option<Destination>,
-    /// Its share, relative to the sum of all; 0 means none.
+    /// Its weight, relative to the sum of all weights; 0 means no traffic.
     pub weight: i32,
 }
 
@@ -448,6 +448,9 @@ pub fn grpc_status(status: &str) -> Option<u32> {
         "DATA_LOSS",
         "UNAUTHENTICATED",
     ];
-    let by_name = NAMES.iter().position(|name| *name == status).and_then(|n| u32::try_from(n).ok());
+    let by_name = NAMES
+        .iter()
+        .position(|name| *name == status)
+        .and_then(|n| u32::try_from(n).ok());
     by_name.or_else(|| status.parse().ok().filter(|number| *number <= 16))
 }

@@ -1,4 +1,4 @@
-//! `weir analyze`: what is wrong with objects, before or after they are applied.
+//! `weir analyze`: reports problems in objects, before or after they are applied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
@@ -19,7 +19,7 @@ use crate::store::Store;
 
 /// How long the Kubernetes API may take to list everything.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Narrower than this, columns side by side can not be read.
+/// Below this width, cells are stacked instead of placed in columns.
 const LEAST_TABLE: u16 = 80;
 
 /// Flags of `weir analyze`.
@@ -28,58 +28,64 @@ const LEAST_TABLE: u16 = 80;
   weir analyze -f mesh.yaml                       one file
   weir analyze -f deploy/ --fail-on warning       a folder, for a pre-commit hook or CI
   weir analyze -f deploy/ -o json | jq '.findings[] | select(.severity == \"error\")'
-  weir analyze --kubeconfig ~/.kube/config -n shop    what is in the cluster
-  weir analyze --list-codes                       every code and what it means
+  weir analyze --kubeconfig ~/.kube/config -n shop    the objects in a cluster
+  weir analyze --list-codes                       every code and its meaning
 
-References are looked up among the objects given: hand it the Services too, not only the routes.
-What is only known of pods (whether a subset has any) is said where pods or endpoints are given.
+References are resolved among the given objects, so include the Services, not only the routes.
+Checks that depend on pods, such as empty subsets, need pods or endpoints among the objects.
 
-Exit status: 0 nothing at or above --fail-on, 1 something, 2 wrong usage or nothing to read.")]
+Exit status: 0 no finding at or above --fail-on, 1 such a finding, 2 usage error or no input.")]
 pub struct Args {
     /// A YAML or JSON file, or a folder of them, with Kubernetes and Istio objects
     #[arg(short, long, value_name = "FILE|DIR", required_unless_present_any = ["kubeconfig", "list_codes"])]
     file: Option<PathBuf>,
-    /// The cluster of this kubeconfig instead; everything is listed once
+    /// Analyze the cluster of this kubeconfig instead, listing everything once
     #[arg(long, value_name = "FILE", conflicts_with = "file")]
     kubeconfig: Option<PathBuf>,
-    /// Only findings about objects in this namespace; references are looked up in all
+    /// Only report objects in this namespace; references are resolved in all namespaces
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// Leave out findings with this code or name; may be repeated
+    /// Omit findings with this code or name; may be repeated
     #[arg(long, value_name = "CODE")]
     ignore: Vec<String>,
-    /// The least severity that makes the exit status 1
+    /// The minimum severity that makes the exit status 1
     #[arg(long, value_enum, value_name = "SEVERITY", default_value = "error")]
     fail_on: Severity,
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-    /// Print every code with its severity and meaning, and do nothing else
+    /// Only print every code with its severity and meaning
     #[arg(long)]
     list_codes: bool,
     #[command(flatten)]
     mesh: super::MeshArgs,
 }
 
-/// How to print.
+/// The output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people: at most 100 columns.
+    /// A table of at most 100 columns.
     Table,
-    /// For programs.
+    /// JSON.
     Json,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// The answer can not be written.
+/// The result cannot be written.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.list_codes {
         return print_out(&list(args.output)?, ExitCode::SUCCESS);
     }
-    if let Some(unknown) = args.ignore.iter().find(|name| !code::ALL.iter().any(|code| is(code, name))) {
-        eprintln!("weir: --ignore `{unknown}` is no code; weir analyze --list-codes prints them all");
+    if let Some(unknown) = args
+        .ignore
+        .iter()
+        .find(|name| !code::ALL.iter().any(|code| is(code, name)))
+    {
+        eprintln!(
+            "weir: --ignore `{unknown}` is not a code; weir analyze --list-codes prints all codes"
+        );
         return Ok(ExitCode::from(2));
     }
     let store = match read(&args).await {
@@ -89,49 +95,72 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
-    if let Some(name) = args.namespace.as_deref().filter(|name| !is_known(&store, name)) {
-        eprintln!("weir: no object is in the namespace `{name}`");
+    if let Some(name) = args
+        .namespace
+        .as_deref()
+        .filter(|name| !is_known(&store, name))
+    {
+        eprintln!("weir: there are no objects in namespace `{name}`");
     }
     let mut findings = analyze::analyze(&store, &args.mesh.config());
-    findings.retain(|one| {
-        let ignored = args.ignore.iter().any(|name| is(one.code, name));
-        let elsewhere =
-            args.namespace.as_deref().zip(one.object.as_ref()).is_some_and(|(name, key)| *key.namespace != *name);
+    findings.retain(|item| {
+        let ignored = args.ignore.iter().any(|name| is(item.code, name));
+        let elsewhere = args
+            .namespace
+            .as_deref()
+            .zip(item.object.as_ref())
+            .is_some_and(|(name, key)| *key.namespace != *name);
         !ignored && !elsewhere
     });
     analyze::refine(&mut findings, |path| std::fs::read(path).ok());
-    let looked_at = LookedAt {
+    let object_counts = ObjectCounts {
         objects: Kind::ALL.into_iter().map(|kind| store.count(kind)).sum(),
-        refused: store.refused().count(),
+        rejected: store.rejected().count(),
     };
     let text = match args.output {
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&to_json(&findings, looked_at))?),
+        Output::Json => format!(
+            "{}\n",
+            serde_json::to_string_pretty(&to_json(&findings, object_counts))?
+        ),
         Output::Table => {
-            let colours =
-                std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-            let text = report(&findings, looked_at, table::width());
+            let colours = std::io::stdout().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+            let text = report(&findings, object_counts, table::width());
             if colours { coloured(&text) } else { text }
         }
     };
-    let failed = findings.iter().any(|one| one.code.severity >= args.fail_on);
-    print_out(&text, if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let failed = findings
+        .iter()
+        .any(|finding| finding.code.severity >= args.fail_on);
+    print_out(
+        &text,
+        if failed {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        },
+    )
 }
 
 fn is_known(store: &Store, namespace: &str) -> bool {
-    let all = Kind::ALL.into_iter().flat_map(|kind| store.all(kind)).map(|entry| &*entry.object.meta.namespace);
-    all.chain(store.refused().map(|(key, _)| &*key.namespace)).any(|known| known == namespace)
+    let all = Kind::ALL
+        .into_iter()
+        .flat_map(|kind| store.all(kind))
+        .map(|entry| &*entry.object.meta.namespace);
+    all.chain(store.rejected().map(|(key, _)| &*key.namespace))
+        .any(|known| known == namespace)
 }
 
-/// What was looked at.
+/// The number of analyzed objects.
 #[derive(Clone, Copy)]
-struct LookedAt {
-    /// How many objects that can be used.
+struct ObjectCounts {
+    /// Valid objects.
     objects: usize,
-    /// How many that can not.
-    refused: usize,
+    /// Rejected objects.
+    rejected: usize,
 }
 
-/// A reader that has seen enough (`| head`) is no failure.
+/// A reader that stops early (`| head`) is not a failure.
 fn print_out(text: &str, code: ExitCode) -> anyhow::Result<ExitCode> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -149,10 +178,16 @@ async fn read(args: &Args) -> anyhow::Result<Store> {
         for change in directory::load_once(path)? {
             store.apply(change, &mut dirty);
         }
-        // A hook that looks at the wrong folder must not pass.
-        if dirty.is_empty() && store.refused().next().is_none() && store.trouble().next().is_none() {
+        // A hook that checks the wrong folder must not pass.
+        if dirty.is_empty()
+            && store.rejected().next().is_none()
+            && store.source_problems().next().is_none()
+        {
             let kinds = Kind::ALL.map(Kind::as_str).join(", ");
-            bail!("{}: no file in it (.yaml, .yml or .json) holds an object of these kinds: {kinds}", path.display());
+            bail!(
+                "{}: no .yaml, .yml or .json file contains an object of these kinds: {kinds}",
+                path.display()
+            );
         }
         return Ok(store);
     }
@@ -175,8 +210,16 @@ async fn read(args: &Args) -> anyhow::Result<Store> {
         }
     });
     if listed.await.is_err() {
-        let why: Vec<_> = store.trouble().flat_map(|(_, list)| list).map(ToString::to_string).collect();
-        bail!("the Kubernetes API did not list everything in {} s: {}", LIST_TIMEOUT.as_secs(), why.join("; "));
+        let why: Vec<_> = store
+            .source_problems()
+            .flat_map(|(_, list)| list)
+            .map(ToString::to_string)
+            .collect();
+        bail!(
+            "the Kubernetes API did not list everything within {} s: {}",
+            LIST_TIMEOUT.as_secs(),
+            why.join("; ")
+        );
     }
     Ok(store)
 }
@@ -185,21 +228,26 @@ fn list(output: Output) -> anyhow::Result<String> {
     if output == Output::Json {
         let codes: Vec<Value> = code::ALL
             .iter()
-            .map(|one| json!({"code": one.id, "name": one.name, "severity": one.severity.as_str(), "about": one.about}))
+            .map(|item| json!({"code": item.id, "name": item.name, "severity": item.severity.as_str(), "about": item.about}))
             .collect();
         return Ok(format!("{}\n", serde_json::to_string_pretty(&codes)?));
     }
-    let rows = code::ALL.iter().map(|one| Row {
-        severity: one.severity.as_str(),
-        code: one.id,
-        place: vec![one.name.to_owned()],
-        message: one.about.to_owned(),
+    let rows = code::ALL.iter().map(|item| Row {
+        severity: item.severity.as_str(),
+        code: item.id,
+        place: vec![item.name.to_owned()],
+        message: item.about.to_owned(),
     });
-    Ok(print(["LEVEL", "CODE", "NAME", "MEANING"], &rows.collect::<Vec<_>>(), MAX_WIDTH, MAX_WIDTH / 2))
+    Ok(print(
+        ["LEVEL", "CODE", "NAME", "MEANING"],
+        &rows.collect::<Vec<_>>(),
+        MAX_WIDTH,
+        MAX_WIDTH / 2,
+    ))
 }
 
-fn to_json(findings: &[Finding], looked_at: LookedAt) -> Value {
-    let one = |finding: &Finding| {
+fn to_json(findings: &[Finding], object_counts: ObjectCounts) -> Value {
+    let item = |finding: &Finding| {
         let (file, line) = match &finding.origin {
             Origin::File { path, line } => (Some(path.display().to_string()), Some(*line)),
             Origin::Cluster => (None, None),
@@ -223,20 +271,22 @@ fn to_json(findings: &[Finding], looked_at: LookedAt) -> Value {
     let counts = counts(findings);
     let count = |severity| counts.get(&severity).copied().unwrap_or_default();
     json!({
-        "findings": findings.iter().map(one).collect::<Vec<_>>(),
+        "findings": findings.iter().map(item).collect::<Vec<_>>(),
         "summary": {
             "error": count(Severity::Error),
             "warning": count(Severity::Warning),
             "info": count(Severity::Info),
-            "objects": looked_at.objects,
-            "refused": looked_at.refused,
+            "objects": object_counts.objects,
+            "rejected": object_counts.rejected,
         },
     })
 }
 
 fn counts(findings: &[Finding]) -> BTreeMap<Severity, usize> {
     let mut counts = BTreeMap::new();
-    findings.iter().for_each(|one| *counts.entry(one.code.severity).or_default() += 1);
+    findings
+        .iter()
+        .for_each(|finding| *counts.entry(finding.code.severity).or_default() += 1);
     counts
 }
 
@@ -248,38 +298,46 @@ fn colour(severity: Severity) -> &'static str {
     }
 }
 
-/// One row; the cells that may be long are wrapped.
+/// One row; long cells are wrapped.
 struct Row {
     severity: &'static str,
     code: &'static str,
-    /// A line each, at least.
+    /// At least one line each.
     place: Vec<String>,
     message: String,
 }
 
-fn report(findings: &[Finding], looked_at: LookedAt, width: u16) -> String {
+fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> String {
     let counts = counts(findings);
-    let count = |severity, one: &str, many: &str| {
+    let count = |severity, item: &str, many: &str| {
         let n = counts.get(&severity).copied().unwrap_or_default();
-        format!("{n} {}", if n == 1 { one } else { many })
+        format!("{n} {}", if n == 1 { item } else { many })
     };
-    let LookedAt { objects, refused } = looked_at;
-    let objects = format!("{} {}", objects + refused, if objects + refused == 1 { "object" } else { "objects" });
+    let ObjectCounts { objects, rejected } = object_counts;
+    let objects = format!(
+        "{} {}",
+        objects + rejected,
+        if objects + rejected == 1 {
+            "object"
+        } else {
+            "objects"
+        }
+    );
     if findings.is_empty() {
-        return format!("Nothing found in {objects}.\n");
+        return format!("No problems found in {objects}.\n");
     }
-    let rows = findings.iter().map(|one| {
-        let origin = Some(one.origin.to_string()).filter(|_| one.origin != Origin::Cluster);
-        let object = one.object.as_ref().map(ToString::to_string);
-        let path = Some(one.path.clone()).filter(|path| !path.is_empty());
+    let rows = findings.iter().map(|finding| {
+        let origin = Some(finding.origin.to_string()).filter(|_| finding.origin != Origin::Cluster);
+        let object = finding.object.as_ref().map(ToString::to_string);
+        let path = Some(finding.path.clone()).filter(|path| !path.is_empty());
         Row {
-            severity: one.code.severity.as_str(),
-            code: one.code.id,
+            severity: finding.code.severity.as_str(),
+            code: finding.code.id,
             place: [origin, object, path].into_iter().flatten().collect(),
-            message: if one.advice.is_empty() {
-                one.message.clone()
+            message: if finding.advice.is_empty() {
+                finding.message.clone()
             } else {
-                format!("{}; {}", one.message, one.advice)
+                format!("{}; {}", finding.message, finding.advice)
             },
         }
     });
@@ -287,7 +345,12 @@ fn report(findings: &[Finding], looked_at: LookedAt, width: u16) -> String {
     let mut text = if width < LEAST_TABLE {
         stack(&rows, width)
     } else {
-        print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, width, width * 36 / 100)
+        print(
+            ["LEVEL", "CODE", "WHERE", "WHAT"],
+            &rows,
+            width,
+            width * 36 / 100,
+        )
     };
     let mut last = vec![format!(
         "{}, {}, {} in {objects}",
@@ -295,9 +358,15 @@ fn report(findings: &[Finding], looked_at: LookedAt, width: u16) -> String {
         count(Severity::Warning, "warning", "warnings"),
         count(Severity::Info, "note", "notes"),
     )];
-    if refused > 0 {
-        let which = if refused == 1 { "1 of these is refused" } else { &format!("{refused} of these are refused") };
-        last.push(format!("{which}: what weir last accepted of them, if anything, stays in force"));
+    if rejected > 0 {
+        let which = if rejected == 1 {
+            "1 of these is refused"
+        } else {
+            &format!("{rejected} of these are refused")
+        };
+        last.push(format!(
+            "{which}; the last accepted version, if any, stays active"
+        ));
     }
     text.push('\n');
     text.extend(last.iter().map(|line| table::wrapped(line, &[' '], width)));
@@ -307,14 +376,19 @@ fn report(findings: &[Finding], looked_at: LookedAt, width: u16) -> String {
 /// Where a place may be broken: a path of a file, an object's name, a field's path.
 const PLACE_BREAKS: &[char] = &['/', '.', ' '];
 
-/// The rows with each cell on lines of its own.
+/// The rows with each cell on its own lines.
 fn stack(rows: &[Row], width: u16) -> String {
     let mut text = String::new();
     for row in rows {
         text += &format!("{} {}\n", row.severity, row.code);
-        let places = row.place.iter().map(|line| table::wrapped(line, PLACE_BREAKS, width - 2));
+        let places = row
+            .place
+            .iter()
+            .map(|line| table::wrapped(line, PLACE_BREAKS, width - 2));
         for lines in places.chain([table::wrapped(&row.message, &[' '], width - 2)]) {
-            lines.lines().for_each(|line| text += &format!("  {line}\n"));
+            lines
+                .lines()
+                .for_each(|line| text += &format!("  {line}\n"));
         }
     }
     text
@@ -324,15 +398,26 @@ fn print(head: [&str; 4], rows: &[Row], width: u16, most_place: u16) -> String {
     let mut table = table::empty(width);
     table.set_header(head);
     for row in rows {
-        let place: Vec<String> = row.place.iter().map(|line| breakable(line, PLACE_BREAKS)).collect();
+        let place: Vec<String> = row
+            .place
+            .iter()
+            .map(|line| breakable(line, PLACE_BREAKS))
+            .collect();
         table.add_row([row.severity, row.code, &place.join("\n"), &row.message]);
     }
-    let longest = rows.iter().flat_map(|row| &row.place).map(|line| line.chars().count()).max().unwrap_or_default();
+    let longest = rows
+        .iter()
+        .flat_map(|row| &row.place)
+        .map(|line| line.chars().count())
+        .max()
+        .unwrap_or_default();
     let place_fits = longest <= usize::from(most_place);
     for (n, column) in table.column_iter_mut().enumerate().take(3) {
         column.set_constraint(ColumnConstraint::ContentWidth);
         if n == 2 && !place_fits {
-            column.set_delimiter(BREAK).set_constraint(ColumnConstraint::Absolute(Width::Fixed(most_place)));
+            column
+                .set_delimiter(BREAK)
+                .set_constraint(ColumnConstraint::Absolute(Width::Fixed(most_place)));
         }
     }
     table::print(table)
@@ -342,11 +427,16 @@ fn print(head: [&str; 4], rows: &[Row], width: u16, most_place: u16) -> String {
 fn coloured(text: &str) -> String {
     let line = |line: &str| {
         let all = [Severity::Error, Severity::Warning, Severity::Info];
-        let begins =
-            |severity: &Severity| line.strip_prefix(severity.as_str()).is_some_and(|rest| rest.starts_with(' '));
+        let begins = |severity: &Severity| {
+            line.strip_prefix(severity.as_str())
+                .is_some_and(|rest| rest.starts_with(' '))
+        };
         let severity = all.into_iter().find(begins);
-        match severity.and_then(|severity| Some((severity, line.strip_prefix(severity.as_str())?))) {
-            Some((severity, rest)) => format!("{}{}\x1b[0m{rest}\n", colour(severity), severity.as_str()),
+        match severity.and_then(|severity| Some((severity, line.strip_prefix(severity.as_str())?)))
+        {
+            Some((severity, rest)) => {
+                format!("{}{}\x1b[0m{rest}\n", colour(severity), severity.as_str())
+            }
             None => format!("{line}\n"),
         }
     };
@@ -364,35 +454,66 @@ mod tests {
         let text = coloured(plain);
         assert_eq!(
             text,
-            plain.replace("\nerror ", "\n\x1b[31merror\x1b[0m ").replace("\ninfo ", "\n\x1b[36minfo\x1b[0m ")
+            plain
+                .replace("\nerror ", "\n\x1b[31merror\x1b[0m ")
+                .replace("\ninfo ", "\n\x1b[36minfo\x1b[0m ")
         );
     }
 
     #[test]
     fn the_list_of_codes_fits_the_page() {
         let text = list(Output::Table).unwrap();
-        assert!(text.lines().all(|line| line.chars().count() <= usize::from(MAX_WIDTH)), "{text}");
-        assert!(code::ALL.iter().all(|code| text.contains(code.id) && text.contains(code.name)));
+        assert!(
+            text.lines()
+                .all(|line| line.chars().count() <= usize::from(MAX_WIDTH)),
+            "{text}"
+        );
+        assert!(
+            code::ALL
+                .iter()
+                .all(|code| text.contains(code.id) && text.contains(code.name))
+        );
     }
 
     #[test]
     fn a_table_fits_the_terminal() {
         let finding = |origin| Finding {
             code: &code::SCHEMA,
-            object: Some(crate::api::ObjectKey::new(Kind::VirtualService, "shop", "a-name-that-is-not-short-at-all")),
+            object: Some(crate::api::ObjectKey::new(
+                Kind::VirtualService,
+                "shop",
+                "a-name-that-is-not-short-at-all",
+            )),
             origin,
             path: "spec.http[0].route[0].destination.host".to_owned(),
             message: "is not what anyone would have expected to find in this place".to_owned(),
             advice: "write something else, something that is expected".to_owned(),
         };
-        let file = Origin::File { path: std::sync::Arc::new("some/folder/with/a/file.yaml".into()), line: 1234 };
+        let file = Origin::File {
+            path: std::sync::Arc::new("some/folder/with/a/file.yaml".into()),
+            line: 1234,
+        };
         for width in [MIN_WIDTH, LEAST_TABLE, MAX_WIDTH] {
-            let looked_at = LookedAt { objects: 7, refused: 2 };
-            let text = report(&[finding(file.clone()), finding(Origin::Cluster)], looked_at, width);
-            assert!(text.lines().all(|line| line.chars().count() <= usize::from(width)), "{text}");
+            let object_counts = ObjectCounts {
+                objects: 7,
+                rejected: 2,
+            };
+            let text = report(
+                &[finding(file.clone()), finding(Origin::Cluster)],
+                object_counts,
+                width,
+            );
+            assert!(
+                text.lines()
+                    .all(|line| line.chars().count() <= usize::from(width)),
+                "{text}"
+            );
             let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert!(words.contains("2 of these are refused: what weir last"), "{text}");
-            assert!(words.contains("2 errors, 0 warnings, 0 notes in 9 objects"), "{text}");
+            assert!(words.contains("2 objects are rejected; the last"), "{text}");
+            assert!(
+                words.contains("2 errors, 0 warnings, 0 notes in 9 objects"),
+                "{text}"
+            );
         }
     }
 }

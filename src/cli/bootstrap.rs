@@ -1,4 +1,4 @@
-//! `weir bootstrap`: prints the file to start an Envoy with.
+//! `weir bootstrap`: prints an Envoy bootstrap file.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::ValueEnum;
 
-use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress, dns_label, dns_name, label, locality};
+use crate::bootstrap::{
+    AdsVariant, Bootstrap, NodeId, XdsAddress, dns_label, dns_name, label, locality,
+};
 use crate::mesh::{Interception, Locality};
 
 const EXAMPLE: &str = "\
@@ -16,26 +18,31 @@ Examples:
   weir bootstrap --xds weir.weir-system.svc:15010 --ip 10.1.2.3 --pod web-0 -n shop -l app=web
   weir bootstrap --node-id sidecar~10.1.2.3~web-0.shop~shop.svc.cluster.local --intercept none";
 
-/// Print the bootstrap of an Envoy that takes its configuration from weir
+/// Print a bootstrap for an Envoy that gets its configuration from weir
 ///
-/// The node id tells weir which proxy asks; give it whole or by its parts. What a proxy is sent depends on its namespace and labels,
-/// its pod's address, its locality and how traffic is brought to it.
+/// The node id identifies the proxy; give it in full or in parts. The configuration of a proxy depends on its namespace
+/// and labels, its pod's address, its locality and how traffic is intercepted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// Where weir listens for Envoy; the host may be a DNS name
+    /// The address of weir's xDS port; the host may be a DNS name
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
     xds: XdsAddress,
 
-    /// The whole node id: TYPE~IP~POD.NAMESPACE~DNSDOMAIN
+    /// The full node id: TYPE~IP~POD.NAMESPACE~DNSDOMAIN
     #[arg(long, value_name = "ID", conflicts_with_all = ["kind", "ip", "pod", "namespace", "dns_domain"])]
     node_id: Option<NodeId>,
 
-    /// The proxy's type
-    #[arg(id = "kind", long = "type", value_name = "TYPE", default_value = "sidecar")]
+    /// The proxy type
+    #[arg(
+        id = "kind",
+        long = "type",
+        value_name = "TYPE",
+        default_value = "sidecar"
+    )]
     kind: Kind,
 
-    /// The address of the proxy's pod; of a pod with two, give both, its first one first
+    /// The address of the proxy's pod; for a dual-stack pod give both, the primary one first
     #[arg(long, default_value = "127.0.0.1")]
     ip: Vec<IpAddr>,
 
@@ -47,44 +54,44 @@ pub struct Args {
     #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "default", value_parser = dns_label)]
     namespace: String,
 
-    /// The domain of the proxy's short names [default: NAMESPACE.svc.cluster.local]
+    /// The DNS domain for short names [default: NAMESPACE.svc.cluster.local]
     #[arg(long, value_name = "DOMAIN", value_parser = dns_name)]
     dns_domain: Option<String>,
 
-    /// A label of the proxy's pod; may be given many times
+    /// A label of the proxy's pod; may be repeated
     #[arg(long = "label", short = 'l', value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
 
-    /// The name of the cluster the proxy runs in
+    /// The name of the proxy's cluster
     #[arg(long, value_name = "ID", default_value = "Kubernetes")]
     cluster_id: String,
 
-    /// The node the proxy runs on, for services with `internalTrafficPolicy: Local`
+    /// The node that the proxy runs on, for services with `internalTrafficPolicy: Local`
     #[arg(long, value_name = "NAME", value_parser = dns_name)]
     node_name: Option<String>,
 
-    /// Where the proxy runs; zone and sub-zone may be left out
+    /// The proxy's locality; zone and sub-zone are optional
     #[arg(long, value_name = "REGION/ZONE/SUBZONE", value_parser = locality)]
     locality: Option<Locality>,
 
-    /// How traffic gets to the proxy
+    /// How traffic is intercepted
     #[arg(long, value_name = "MODE", default_value = "redirect")]
     intercept: Intercept,
 
-    /// Ask with the state-of-the-world form of ADS instead of the delta form
+    /// Use state-of-the-world ADS instead of delta ADS
     #[arg(long)]
     sotw: bool,
 
-    /// Where Envoy's admin interface listens
+    /// The address of Envoy's admin interface
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:15000")]
     admin_address: SocketAddr,
 
-    /// The format to print
+    /// Output format
     #[arg(long, short = 'o', value_name = "FORMAT", default_value = "yaml")]
     output: Output,
 }
 
-/// The proxies weir serves.
+/// The proxy types that weir serves.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Kind {
     /// A proxy beside a workload
@@ -93,9 +100,9 @@ enum Kind {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Intercept {
-    /// Redirected by the network (as by iptables) to ports 15001 and 15006
+    /// Redirected to ports 15001 and 15006, for example by iptables
     Redirect,
-    /// Not at all: clients send it to the proxy's own ports
+    /// Not intercepted: clients connect to the proxy's own ports
     None,
 }
 
@@ -110,11 +117,13 @@ enum Output {
 /// Prints the bootstrap on stdout.
 ///
 /// # Errors
-/// If stdout cannot be written to. A reader that has gone away is no error.
+/// Stdout cannot be written to. A reader that has closed the pipe is not an error.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let text = args.render()?;
     match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing to stdout"),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing to stdout")
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }
@@ -124,7 +133,9 @@ impl Args {
         let output = self.output;
         let bootstrap = self.bootstrap();
         Ok(match output {
-            Output::Yaml => bootstrap.to_yaml().context("printing the bootstrap as YAML")?,
+            Output::Yaml => bootstrap
+                .to_yaml()
+                .context("printing the bootstrap as YAML")?,
             Output::Json => format!("{:#}\n", bootstrap.to_json()),
         })
     }
@@ -138,7 +149,9 @@ impl Args {
         let node = self.node_id.unwrap_or_else(|| NodeId {
             ip: first,
             pod: self.pod,
-            dns_domain: self.dns_domain.unwrap_or_else(|| format!("{}.svc.cluster.local", self.namespace)),
+            dns_domain: self
+                .dns_domain
+                .unwrap_or_else(|| format!("{}.svc.cluster.local", self.namespace)),
             namespace: self.namespace,
         });
         Bootstrap {
@@ -153,7 +166,11 @@ impl Args {
                 Intercept::None => Interception::None,
             },
             xds: self.xds,
-            variant: if self.sotw { AdsVariant::Sotw } else { AdsVariant::Delta },
+            variant: if self.sotw {
+                AdsVariant::Sotw
+            } else {
+                AdsVariant::Delta
+            },
             admin: self.admin_address,
         }
     }
@@ -173,11 +190,15 @@ mod tests {
     }
 
     fn parse(flags: &str) -> Result<Args, clap::Error> {
-        Command::try_parse_from(["bootstrap"].into_iter().chain(flags.split_whitespace())).map(|command| command.args)
+        Command::try_parse_from(["bootstrap"].into_iter().chain(flags.split_whitespace()))
+            .map(|command| command.args)
     }
 
     fn json(flags: &str) -> Value {
-        let text = parse(&format!("{flags} -o json")).unwrap().render().unwrap();
+        let text = parse(&format!("{flags} -o json"))
+            .unwrap()
+            .render()
+            .unwrap();
         serde_json::from_str(&text).unwrap()
     }
 
@@ -189,21 +210,41 @@ mod tests {
     #[test]
     fn without_flags_it_is_a_sidecar_on_this_machine() {
         let json = json("");
-        assert_eq!(json["node"]["id"], "sidecar~127.0.0.1~envoy.default~default.svc.cluster.local");
+        assert_eq!(
+            json["node"]["id"],
+            "sidecar~127.0.0.1~envoy.default~default.svc.cluster.local"
+        );
         assert_eq!(json["node"]["metadata"]["INTERCEPTION_MODE"], "REDIRECT");
         assert_eq!(json["node"]["locality"], Value::Null);
-        assert_eq!(json["dynamic_resources"]["ads_config"]["api_type"], "DELTA_GRPC");
+        assert_eq!(
+            json["dynamic_resources"]["ads_config"]["api_type"],
+            "DELTA_GRPC"
+        );
         let admin = &json["admin"]["address"]["socket_address"];
-        assert_eq!((admin["address"].as_str(), admin["port_value"].as_u64()), (Some("127.0.0.1"), Some(15000)));
-        assert!(parse("").unwrap().render().unwrap().starts_with("node:\n  id: sidecar~"));
+        assert_eq!(
+            (admin["address"].as_str(), admin["port_value"].as_u64()),
+            (Some("127.0.0.1"), Some(15000))
+        );
+        assert!(
+            parse("")
+                .unwrap()
+                .render()
+                .unwrap()
+                .starts_with("node:\n  id: sidecar~")
+        );
     }
 
     #[test]
-    fn the_parts_and_the_whole_id_give_the_same() {
-        let parts = json("--type sidecar --ip 10.1.2.3 --pod web-0 -n shop --dns-domain shop.svc.example.org");
+    fn the_parts_and_the_full_id_are_equivalent() {
+        let parts = json(
+            "--type sidecar --ip 10.1.2.3 --pod web-0 -n shop --dns-domain shop.svc.example.org",
+        );
         let whole = json("--node-id sidecar~10.1.2.3~web-0.shop~shop.svc.example.org");
         assert_eq!(parts, whole);
-        assert_eq!(json("--namespace shop")["node"]["id"], "sidecar~127.0.0.1~envoy.shop~shop.svc.cluster.local");
+        assert_eq!(
+            json("--namespace shop")["node"]["id"],
+            "sidecar~127.0.0.1~envoy.shop~shop.svc.cluster.local"
+        );
     }
 
     #[test]
@@ -214,15 +255,27 @@ mod tests {
         );
         let node = &json["node"];
         assert_eq!(node["cluster"], "web.default");
-        assert_eq!(node["id"], "sidecar~10.1.2.3~envoy.default~default.svc.cluster.local");
+        assert_eq!(
+            node["id"],
+            "sidecar~10.1.2.3~envoy.default~default.svc.cluster.local"
+        );
         assert_eq!(node["metadata"]["INSTANCE_IPS"], "10.1.2.3,fd00::3");
         assert_eq!(node["metadata"]["NODE_NAME"], "n1");
-        assert_eq!(node["metadata"]["LABELS"], serde_json::json!({ "app": "web", "version": "v1" }));
+        assert_eq!(
+            node["metadata"]["LABELS"],
+            serde_json::json!({ "app": "web", "version": "v1" })
+        );
         assert_eq!(node["metadata"]["CLUSTER_ID"], "east");
         assert_eq!(node["metadata"]["INTERCEPTION_MODE"], "NONE");
-        assert_eq!(node["locality"], serde_json::json!({ "region": "eu", "zone": "eu-a", "sub_zone": "r7" }));
+        assert_eq!(
+            node["locality"],
+            serde_json::json!({ "region": "eu", "zone": "eu-a", "sub_zone": "r7" })
+        );
         assert_eq!(json["dynamic_resources"]["ads_config"]["api_type"], "GRPC");
-        assert_eq!(json["static_resources"]["clusters"][0]["type"], "STRICT_DNS");
+        assert_eq!(
+            json["static_resources"]["clusters"][0]["type"],
+            "STRICT_DNS"
+        );
         assert_eq!(json["admin"]["address"]["socket_address"]["address"], "::1");
     }
 
@@ -239,7 +292,10 @@ mod tests {
             ("--intercept maybe", "possible values: redirect, none"),
             ("--locality /zone", "REGION/ZONE/SUBZONE"),
             ("--node-id sidecar~1.2.3.4", "has 4"),
-            ("--node-id sidecar~1.2.3.4~a.b~c --ip 1.2.3.4", "cannot be used with"),
+            (
+                "--node-id sidecar~1.2.3.4~a.b~c --ip 1.2.3.4",
+                "cannot be used with",
+            ),
         ] {
             let error = parse(flags).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flags}");

@@ -1,17 +1,17 @@
-//! `weir dump`: what a proxy was sent.
+//! `weir dump`: prints what was sent to a proxy.
 
 use std::process::ExitCode;
 
 use envoy_types::pb::google::protobuf as pb;
 
-use super::remote::{AdminArgs, Output, refused};
+use super::remote::{AdminArgs, Output, status_error};
 use super::table::table;
 use super::translate::TypeName;
 use crate::admin::api::v1;
 use crate::admin::api::v1::resource::State;
 use crate::proto_json;
 
-/// Print what a proxy was sent, as weir knows it from its answers
+/// Print what was sent to a proxy and which of it was ACKed
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weir dump shop/client-0 --type routes
@@ -19,23 +19,23 @@ use crate::proto_json;
   weir dump client-0 --type clusters | jq '.resources[].resource | {name, type}'
   weir dump shop/client-0 --diff
 
-With --diff it prints where that differs from a translation from scratch. It does while a change is
-under way, while something is held back, or because of a mistake in weir.
+--diff prints the differences to a fresh translation. They exist while an update is in flight, while
+something is held back, or because of a bug in weir.
 
-Exit status 0; 1 where no such proxy is connected, or --diff found a difference.")]
+Exit status: 0 success, 1 the proxy is not connected or --diff found a difference.")]
 pub struct Args {
-    /// The proxy: NAMESPACE/POD, a pod's name where that is enough, or a node id
+    /// The proxy: NAMESPACE/POD, a unique pod name, or a node id
     #[arg(value_name = "POD")]
     pod: String,
     /// Only this type
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<TypeName>,
-    /// Where it differs from a translation from scratch, instead
+    /// Print the differences to a fresh translation instead
     #[arg(long)]
     diff: bool,
     #[command(flatten)]
     admin: AdminArgs,
-    /// How to print [default: json; table with --diff, a line for each difference]
+    /// Output format [default: json; with --diff table, one line per difference]
     #[arg(short, long, value_enum)]
     output: Option<Output>,
 }
@@ -43,16 +43,41 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
-    let kind = args.kind.map_or(v1::ResourceType::Unspecified, |kind| kind.resource_type().into()).into();
+    let kind = args
+        .kind
+        .map_or(v1::ResourceType::Unspecified, |kind| {
+            kind.resource_type().into()
+        })
+        .into();
     if args.diff {
-        let request = v1::DiffProxyRequest { proxy: args.pod, r#type: kind };
-        let answer = client.diff_proxy(request).await.map_err(refused)?.into_inner();
+        let request = v1::DiffProxyRequest {
+            proxy: args.pod,
+            r#type: kind,
+        };
+        let answer = client
+            .diff_proxy(request)
+            .await
+            .map_err(status_error)?
+            .into_inner();
         let output = args.output.unwrap_or(Output::Table);
-        output.print(&proto_json::message_to_json(&answer)?, || differences(&answer.differences))?;
-        return Ok(if answer.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        output.print(&proto_json::message_to_json(&answer)?, || {
+            differences(&answer.differences)
+        })?;
+        return Ok(if answer.differences.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
     }
-    let request = v1::DumpProxyRequest { proxy: args.pod, r#type: kind };
-    let answer = client.dump_proxy(request).await.map_err(refused)?.into_inner();
+    let request = v1::DumpProxyRequest {
+        proxy: args.pod,
+        r#type: kind,
+    };
+    let answer = client
+        .dump_proxy(request)
+        .await
+        .map_err(status_error)?
+        .into_inner();
     match args.output.unwrap_or(Output::Json) {
         // Opening every message would be for nothing.
         Output::Table => super::print(&resources(&answer.resources))?,
@@ -62,11 +87,24 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn resources(all: &[v1::Resource]) -> String {
-    let row = |one: &v1::Resource| {
-        let bytes = one.resource.as_ref().map_or(0, |any| any.value.len()).to_string();
-        [one.r#type().short_name().to_owned(), one.name.clone(), one.version.clone(), state_word(one).to_owned(), bytes]
+    let row = |resource: &v1::Resource| {
+        let bytes = resource
+            .resource
+            .as_ref()
+            .map_or(0, |any| any.value.len())
+            .to_string();
+        [
+            resource.r#type().short_name().to_owned(),
+            resource.name.clone(),
+            resource.version.clone(),
+            state_word(resource).to_owned(),
+            bytes,
+        ]
     };
-    table(["TYPE", "NAME", "VERSION", "STATE", " BYTES"], all.iter().map(row))
+    table(
+        ["TYPE", "NAME", "VERSION", "STATE", " BYTES"],
+        all.iter().map(row),
+    )
 }
 
 fn state_word(resource: &v1::Resource) -> &'static str {
@@ -85,15 +123,19 @@ fn differences(all: &[v1::Difference]) -> String {
     }
     let side = |value: &Option<pb::Value>, is_whole: bool| match value {
         Some(_) if is_whole => "is there".to_owned(),
-        Some(value) => {
-            proto_json::message_to_json(value).map_or_else(|error| error.to_string(), |json| json.to_string())
-        }
+        Some(value) => proto_json::message_to_json(value)
+            .map_or_else(|error| error.to_string(), |json| json.to_string()),
         None => "is not there".to_owned(),
     };
-    let row = |one: &v1::Difference| {
-        let is_whole = one.field.is_empty();
-        let name = format!("{} {}", one.r#type().short_name(), one.name);
-        [name, one.field.clone(), side(&one.sent, is_whole), side(&one.fresh, is_whole)]
+    let row = |item: &v1::Difference| {
+        let is_whole = item.field.is_empty();
+        let name = format!("{} {}", item.r#type().short_name(), item.name);
+        [
+            name,
+            item.field.clone(),
+            side(&item.sent, is_whole),
+            side(&item.fresh, is_whole),
+        ]
     };
     table(["RESOURCE", "FIELD", "SENT", "FRESH"], all.iter().map(row))
 }
@@ -104,18 +146,34 @@ mod tests {
 
     #[test]
     fn a_difference_shows_both_sides_and_a_missing_resource_that_it_is_missing() {
-        let text = |text: &str| Some(pb::Value { kind: Some(pb::value::Kind::StringValue(text.to_owned())) });
-        let one = |field: &str, sent, fresh| v1::Difference {
+        let text = |text: &str| {
+            Some(pb::Value {
+                kind: Some(pb::value::Kind::StringValue(text.to_owned())),
+            })
+        };
+        let item = |field: &str, sent, fresh| v1::Difference {
             r#type: v1::ResourceType::Rds.into(),
             name: "80".to_owned(),
             field: field.to_owned(),
             sent,
             fresh,
         };
-        let table = differences(&[one("name", text("a"), text("b")), one("", text("all of it"), None)]);
-        let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split("  ").map(str::trim).collect()).collect();
-        assert!(table.contains("rds 80    name   \"a\"       \"b\""), "{table}");
-        assert!(table.contains("is there  is not there") && lines.len() == 3, "{table}");
+        let table = differences(&[
+            item("name", text("a"), text("b")),
+            item("", text("all of it"), None),
+        ]);
+        let lines: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split("  ").map(str::trim).collect())
+            .collect();
+        assert!(
+            table.contains("rds 80    name   \"a\"       \"b\""),
+            "{table}"
+        );
+        assert!(
+            table.contains("is there  is not there") && lines.len() == 3,
+            "{table}"
+        );
         assert_eq!(differences(&[]), "");
     }
 }

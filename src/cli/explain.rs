@@ -1,4 +1,4 @@
-//! `weir explain`: what happens to a request, by the resources that Envoy gets.
+//! `weir explain`: shows how a request is routed, based on the resources that Envoy gets.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,40 +6,45 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::objects::Objects;
-use crate::explain::{self, Destination, Explanation, Outcome, Question, Request};
-use crate::mesh::View;
+use crate::explain::{self, Destination, Explanation, Outcome, Request, TrafficQuery};
+use crate::mesh::ScopeView;
 use crate::snapshot::SnapshotBuilder;
 
-/// Say what happens to a request: which route takes it, why not the ones before, and where it goes
+/// Explain how a request is routed: which route matches, why earlier ones do not, and where it goes
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weir explain -f objects/ --from shop/client-0 --request 'GET http://web/api/x' -H 'x-user: alice'
   weir explain -f objects/ --from shop/client-0 --tcp db.shop:5432
   weir explain -f objects/ --from shop/client-0 --tcp api.example.com:443 --sni api.example.com
 
-The answer is read from the very resources that the client's Envoy gets from a weir serve that starts
-on these objects: weight for a subset without a ready endpoint is held back, as --empty-subset says.
-Exit status 1 where the request ends in an error: no route, a missing cluster, or no healthy endpoint.")]
+The result is computed from the resources that the client's Envoy gets from a weir serve started with
+these objects: weight for a subset without a ready endpoint is held back, see --empty-subset.
+Exit status 1 if the request ends in an error: no route, a missing cluster, or no healthy endpoint.")]
 pub struct Args {
-    /// The objects: a YAML file, or a folder of them
+    /// A YAML file, or a folder of them, with the objects
     #[arg(short, long, value_name = "FILE|DIR")]
     file: PathBuf,
-    /// The client: a pod, among the objects or not
+    /// The client pod; it need not be among the objects
     #[arg(long, value_name = "NAMESPACE/POD")]
     from: String,
-    /// The request
+    /// The HTTP request
     #[arg(long, value_name = "METHOD URL", required_unless_present = "tcp")]
     request: Option<String>,
-    /// A header of the request
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", requires = "request")]
+    /// A request header
+    #[arg(
+        short = 'H',
+        long = "header",
+        value_name = "NAME: VALUE",
+        requires = "request"
+    )]
     headers: Vec<String>,
-    /// A connection that is not HTTP, instead of a request
+    /// A non-HTTP connection instead of a request
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "request")]
     tcp: Option<String>,
-    /// The server name that a TLS client asks for
+    /// The server name (SNI) of a TLS client
     #[arg(long, value_name = "NAME", requires = "tcp")]
     sni: Option<String>,
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
     #[command(flatten)]
@@ -49,9 +54,9 @@ pub struct Args {
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// A table.
     Table,
-    /// As one JSON object.
+    /// A JSON object.
     Json,
     /// The same as YAML.
     Yaml,
@@ -59,58 +64,81 @@ pub enum Output {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let question = match (&args.request, &args.tcp) {
-        (Some(request), _) => Request::parse(request, &args.headers).map(Question::Http).map_err(super::usage)?,
+    let traffic = match (&args.request, &args.tcp) {
+        (Some(request), _) => Request::parse(request, &args.headers)
+            .map(TrafficQuery::Http)
+            .map_err(super::usage)?,
         (None, Some(to)) => tcp(to, args.sni.clone()).map_err(super::usage)?,
-        (None, None) => bail!("neither --request nor --tcp is given"),
+        (None, None) => bail!("one of --request and --tcp is required"),
     };
     let objects = Objects::load(&args.file, args.mesh.config())?;
     let proxy = objects.proxy(&args.from, false)?;
     if !objects.has_pod(&args.from) {
-        eprintln!("weir: no pod {} is among the objects: it is taken to have no labels", args.from);
+        eprintln!(
+            "weir: pod {} is not among the objects: assuming that it has no labels",
+            args.from
+        );
     }
     let scope = objects.mesh.scope(&proxy);
     let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope);
-    let view = View::new(&objects.mesh, &scope);
-    let mut answer = explain::explain(&view, &snapshot, &question);
+    let view = ScopeView::new(&objects.mesh, &scope);
+    let mut answer = explain::explain(&view, &snapshot, &traffic);
     answer.add_held(&objects.held);
     super::print(&match args.output {
         Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer)?),
         Output::Yaml => super::to_yaml(&serde_json::to_value(&answer)?)?,
         Output::Table => text(&answer),
     })?;
-    Ok(if ends_well(&answer.outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if succeeds(&answer.outcome) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-fn tcp(to: &str, sni: Option<String>) -> Result<Question, String> {
-    let parsed = to.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+fn tcp(to: &str, sni: Option<String>) -> Result<TrafficQuery, String> {
+    let parsed = to
+        .rsplit_once(':')
+        .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     match parsed.filter(|(host, port)| !host.is_empty() && *port > 0) {
-        Some((host, port)) => Ok(Question::Tcp { host: host.to_ascii_lowercase(), port, sni }),
-        None => Err(format!("--tcp `{to}` is not of the form HOST:PORT")),
+        Some((host, port)) => Ok(TrafficQuery::Tcp {
+            host: host.to_ascii_lowercase(),
+            port,
+            sni,
+        }),
+        None => Err(format!("--tcp `{to}`: expected HOST:PORT")),
     }
 }
 
-fn ends_well(outcome: &Outcome) -> bool {
+fn succeeds(outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Forward { destinations, .. } => destinations.iter().all(|to| !to.missing && has_endpoint(to)),
+        Outcome::Forward { destinations, .. } => destinations
+            .iter()
+            .all(|to| !to.missing && has_healthy_endpoint(to)),
         Outcome::Redirect { .. } => true,
         Outcome::Respond { status, .. } => *status < 500,
         Outcome::NoRoute | Outcome::Closed => false,
     }
 }
 
-fn has_endpoint(to: &Destination) -> bool {
-    goes_where_it_wants(to) || to.endpoints.iter().any(|one| one.healthy)
+fn has_healthy_endpoint(to: &Destination) -> bool {
+    uses_original_destination(to) || to.endpoints.iter().any(|endpoint| endpoint.healthy)
 }
 
-/// Clusters that go where the client wanted have no endpoints of their own.
-fn goes_where_it_wants(to: &Destination) -> bool {
-    to.policies.iter().any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED")
+/// Clusters that use the original destination have no endpoints of their own.
+fn uses_original_destination(to: &Destination) -> bool {
+    to.policies
+        .iter()
+        .any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED")
 }
 
 fn text(answer: &Explanation) -> String {
     let mut out = String::new();
-    let failure = if answer.route_configuration.is_some() { "503" } else { "the connection is closed" };
+    let failure = if answer.route_configuration.is_some() {
+        "503"
+    } else {
+        "the connection is closed"
+    };
     let mut line = |label: &str, text: &str| {
         out.push_str(format!("{label:<18}{text}").trim_end());
         out.push('\n');
@@ -124,16 +152,26 @@ fn text(answer: &Explanation) -> String {
         line("routes", routes);
     }
     if let Some(host) = &answer.virtual_host {
-        line("host", &format!("{host}, by its domain {}", answer.domain.as_deref().unwrap_or_default()));
+        line(
+            "host",
+            &format!(
+                "{host}, matched by domain {}",
+                answer.domain.as_deref().unwrap_or_default()
+            ),
+        );
     }
-    for (n, one) in answer.considered.iter().enumerate() {
+    for (n, item) in answer.considered.iter().enumerate() {
         let label = if n == 0 { "tried" } else { "" };
-        let name = if one.name.is_empty() { String::new() } else { format!(" ({})", one.name) };
-        let what = match &one.object {
-            Some(object) => format!("{object} {}{name}", one.field),
-            None => format!("the host's own route{name}"),
+        let name = if item.name.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", item.name)
         };
-        match &one.not {
+        let what = match &item.object {
+            Some(object) => format!("{object} {}{name}", item.field),
+            None => format!("the default route of the host{name}"),
+        };
+        match &item.not {
             Some(reason) => {
                 line(label, &format!("no   {what}"));
                 line("", &format!("     {reason}"));
@@ -148,43 +186,62 @@ fn text(answer: &Explanation) -> String {
         line("overruled", &answer.overruled.join(", "));
     }
     match &answer.outcome {
-        Outcome::Forward { destinations, copies, policies } => {
+        Outcome::Forward {
+            destinations,
+            copies,
+            policies,
+        } => {
             for (name, value) in policies {
                 line(name, value);
             }
-            for (label, list) in [("to", destinations), ("copies to", copies)] {
-                for one in list {
-                    line(label, &format!("{:>6.2} %  {}", one.percent, one.cluster));
-                    if one.missing {
-                        line("", &format!("          there is no such cluster: {failure}"));
+            for (label, list) in [("to", destinations), ("mirrored to", copies)] {
+                for item in list {
+                    line(label, &format!("{:>6.2} %  {}", item.percent, item.cluster));
+                    if item.missing {
+                        line(
+                            "",
+                            &format!("          this cluster does not exist: {failure}"),
+                        );
                         continue;
                     }
-                    let policies: Vec<String> =
-                        one.policies.iter().map(|(name, value)| format!("{name} {value}")).collect();
+                    let policies: Vec<String> = item
+                        .policies
+                        .iter()
+                        .map(|(name, value)| format!("{name} {value}"))
+                        .collect();
                     line("", &format!("          {}", policies.join("; ")));
-                    for endpoint in &one.endpoints {
+                    for endpoint in &item.endpoints {
                         let state = if endpoint.healthy { "" } else { "  not ready" };
                         let priority = if endpoint.priority > 0 {
                             format!("  priority {}", endpoint.priority)
                         } else {
                             String::new()
                         };
-                        let addresses = [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses].concat();
+                        let addresses = [
+                            std::slice::from_ref(&endpoint.address),
+                            &endpoint.other_addresses,
+                        ]
+                        .concat();
                         let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
-                        line("", &format!("            {}{priority}{state}", at.trim_end()));
+                        line(
+                            "",
+                            &format!("            {}{priority}{state}", at.trim_end()),
+                        );
                     }
-                    if goes_where_it_wants(one) {
-                        line("", "            the address that the client connects to");
-                    } else if !has_endpoint(one) {
-                        line("", &format!("            no endpoint takes traffic: {failure}"));
+                    if uses_original_destination(item) {
+                        line("", "            the original destination address");
+                    } else if !has_healthy_endpoint(item) {
+                        line("", &format!("            no endpoint is ready: {failure}"));
                     }
                 }
             }
         }
-        Outcome::Redirect { status, location } => line("answer", &format!("{status}, to {location}")),
-        Outcome::Respond { status, body } => line("answer", &format!("{status} {body}")),
-        Outcome::NoRoute => line("answer", "404: no route takes the request"),
-        Outcome::Closed => line("answer", "the connection is closed: nothing takes it"),
+        Outcome::Redirect { status, location } => {
+            line("response", &format!("{status}, to {location}"));
+        }
+        Outcome::Respond { status, body } => line("response", &format!("{status} {body}")),
+        Outcome::NoRoute => line("response", "404: no route matches"),
+        Outcome::Closed => line("response", "the connection is closed: nothing matches"),
     }
     out
 }
@@ -194,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_becomes_of_traffic_without_an_endpoint_is_said() {
+    fn traffic_without_an_endpoint_is_explained() {
         let to = |balancer: &str, missing: bool| Destination {
             cluster: "c".into(),
             percent: 100.0,
@@ -203,14 +260,34 @@ mod tests {
             endpoints: Vec::new(),
         };
         let answer = |to: Destination, routes: Option<&str>| {
-            let outcome = Outcome::Forward { destinations: vec![to], copies: Vec::new(), policies: Vec::new() };
-            text(&Explanation { route_configuration: routes.map(str::to_owned), outcome, ..Explanation::default() })
+            let outcome = Outcome::Forward {
+                destinations: vec![to],
+                copies: Vec::new(),
+                policies: Vec::new(),
+            };
+            text(&Explanation {
+                route_configuration: routes.map(str::to_owned),
+                outcome,
+                ..Explanation::default()
+            })
         };
         let lines = [
-            (answer(to("LEAST_REQUEST", false), Some("80")), "no endpoint takes traffic: 503"),
-            (answer(to("LEAST_REQUEST", false), None), "no endpoint takes traffic: the connection is closed"),
-            (answer(to("LEAST_REQUEST", true), Some("80")), "there is no such cluster: 503"),
-            (answer(to("CLUSTER_PROVIDED", false), None), "the address that the client connects to"),
+            (
+                answer(to("LEAST_REQUEST", false), Some("80")),
+                "no endpoint is ready: 503",
+            ),
+            (
+                answer(to("LEAST_REQUEST", false), None),
+                "no endpoint is ready: the connection is closed",
+            ),
+            (
+                answer(to("LEAST_REQUEST", true), Some("80")),
+                "this cluster does not exist: 503",
+            ),
+            (
+                answer(to("CLUSTER_PROVIDED", false), None),
+                "the original destination address",
+            ),
         ];
         for (text, wanted) in lines {
             assert_eq!(text.lines().last().unwrap().trim(), wanted);

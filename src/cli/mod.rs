@@ -1,4 +1,4 @@
-//! The commands, a file each: what they take, and what they print.
+//! The commands, one file each: arguments and output.
 
 pub mod analyze;
 pub mod bootstrap;
@@ -19,29 +19,29 @@ use std::io::Write as _;
 use crate::bootstrap::{dns_label, dns_name};
 use crate::mesh::{EmptySubset, MeshConfig, OutboundPolicy};
 
-/// Flags that say what holds for the whole mesh.
+/// Flags for mesh-wide settings.
 #[derive(Debug, clap::Args)]
 pub struct MeshArgs {
     /// The cluster's DNS domain
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = domain)]
     domain: String,
-    /// The id of the cluster, which workloads have as the label topology.istio.io/cluster
+    /// The cluster id, which workloads have as the label topology.istio.io/cluster
     #[arg(long, value_name = "ID", default_value = "Kubernetes")]
     cluster_id: String,
-    /// The namespace whose DestinationRules and Sidecar hold for all others
+    /// The namespace whose DestinationRules and Sidecar apply to all namespaces
     #[arg(long, value_name = "NAMESPACE", default_value = "istio-system", value_parser = dns_label)]
     root_namespace: String,
-    /// What happens to requests for hosts that nobody knows
+    /// What happens to traffic for unknown hosts
     #[arg(long, value_enum, value_name = "POLICY", default_value = "allow-any")]
     outbound_policy: OutboundPolicy,
-    /// What happens to weight for a subset without a ready endpoint, where a VirtualService's annotation
-    /// weir.dev/empty-subset does not say
+    /// What happens to weight for a subset without a ready endpoint, unless a VirtualService overrides it with the
+    /// annotation weir.dev/empty-subset
     #[arg(long, value_enum, value_name = "WAY", default_value = "hold")]
     empty_subset: EmptySubset,
 }
 
 impl MeshArgs {
-    /// The configuration they make.
+    /// The resulting configuration.
     pub fn config(&self) -> MeshConfig {
         MeshConfig {
             domain: self.domain.as_str().into(),
@@ -53,7 +53,7 @@ impl MeshArgs {
     }
 }
 
-/// A DNS domain, in the form that hosts have: in small letters, and without dots around it.
+/// Normalizes a DNS domain: lower-case, without leading or trailing dots.
 fn domain(text: &str) -> Result<String, String> {
     dns_name(&text.trim_matches('.').to_ascii_lowercase())
 }
@@ -61,28 +61,28 @@ fn domain(text: &str) -> Result<String, String> {
 /// Writes to standard output.
 ///
 /// # Errors
-/// It can not be written to; [`ReaderGone`] where nobody reads it any more, as after `| head`.
+/// It cannot be written to; [`OutputClosed`] if the pipe was closed, as by `| head`.
 pub fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
         written => Ok(written?),
     }
 }
 
-/// Nobody reads the output any more: the program ends quietly.
+/// The reader closed the pipe: the program exits quietly.
 #[derive(Debug, thiserror::Error)]
-#[error("nobody reads the output")]
-pub struct ReaderGone;
+#[error("the output was closed")]
+pub struct OutputClosed;
 
 /// A JSON value as YAML.
 ///
 /// # Errors
-/// The value can not be written, which none does.
+/// The value has no YAML form, which cannot happen.
 pub fn to_yaml(value: &serde_json::Value) -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(value)?)
 }
 
-/// A command line that is wrong in a way that only the command itself can see; the program ends with status 2.
+/// A usage error that only the command itself can detect; the program exits with status 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);

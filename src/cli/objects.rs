@@ -1,25 +1,25 @@
-//! Objects from files for commands that run once: what is wrong with them goes to standard error.
+//! Loads objects from files for one-shot commands and prints their problems to standard error.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::usage;
 use crate::api;
-use crate::mesh::{Builder, Locality, Mesh, MeshConfig, NodeMetadata, Proxy};
+use crate::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy};
 use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::source;
 use crate::store::Store;
 
-/// Objects and the mesh they make.
+/// Objects and the mesh built from them.
 #[derive(Debug)]
 pub struct Objects {
     /// The objects.
     pub store: Store,
-    /// The mesh as `weir serve` has it in force when it starts on these objects.
+    /// The effective mesh of a `weir serve` started with these objects.
     pub mesh: Mesh,
     /// What is held back of what the objects say.
     pub held: Vec<HeldChange>,
-    /// How many problems were found, warnings not counted.
+    /// The number of problems, without warnings.
     pub problems: usize,
 }
 
@@ -27,44 +27,53 @@ impl Objects {
     /// Reads a file or folder.
     ///
     /// # Errors
-    /// It can not be read at all.
+    /// It cannot be read at all.
     pub fn load(path: &Path, config: MeshConfig) -> anyhow::Result<Self> {
         let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-        let changes = source::directory::load_once(path).map_err(|error| usage(error.to_string()))?;
+        let changes =
+            source::directory::load_once(path).map_err(|error| usage(error.to_string()))?;
         for change in changes {
             store.apply(change, &mut dirty);
         }
         let mut problems = 0;
-        for (key, list) in store.refused() {
-            list.iter().for_each(|one| eprintln!("{}: {key}: {}", one.origin, one.problem));
+        for (key, list) in store.rejected() {
+            list.iter()
+                .for_each(|item| eprintln!("{}: {key}: {}", item.origin, item.problem));
             problems += list.len();
         }
-        for (_, list) in store.trouble() {
-            list.iter().for_each(|one| eprintln!("{one}"));
+        for (_, list) in store.source_problems() {
+            list.iter().for_each(|item| eprintln!("{item}"));
             problems += list.len();
         }
         for (key, list) in store.warnings() {
-            list.iter().for_each(|one| eprintln!("{}: {key}: warning: {}", one.origin, one.problem));
+            list.iter()
+                .for_each(|item| eprintln!("{}: {key}: warning: {}", item.origin, item.problem));
         }
-        let wanted = Builder::new(config).update(&store, &dirty);
+        let wanted = MeshBuilder::new(config).update(&store, &dirty);
         let (mesh, held) = RolloutGuard::default().apply(wanted);
-        Ok(Self { store, mesh, held, problems })
+        Ok(Self {
+            store,
+            mesh,
+            held,
+            problems,
+        })
     }
 
-    /// The proxy of a pod, `NAMESPACE/POD`; with `known` the pod must be among the objects.
+    /// The proxy of a pod, `NAMESPACE/POD`; if `known`, the pod must be among the objects.
     ///
     /// # Errors
-    /// The name is not of that form, or there is no such pod.
+    /// The name is malformed or the pod does not exist.
     pub fn proxy(&self, name: &str, known: bool) -> anyhow::Result<Proxy> {
-        let Some((namespace, pod)) =
-            name.split_once('/').filter(|(namespace, pod)| !namespace.is_empty() && !pod.is_empty())
+        let Some((namespace, pod)) = name
+            .split_once('/')
+            .filter(|(namespace, pod)| !namespace.is_empty() && !pod.is_empty())
         else {
-            return Err(usage(format!("`{name}` is not of the form NAMESPACE/POD")));
+            return Err(usage(format!("`{name}`: expected NAMESPACE/POD")));
         };
         let key = api::ObjectKey::new(api::Kind::Pod, namespace, pod);
         let object = self.store.get(&key).map(|entry| &entry.object);
         if object.is_none() && known {
-            anyhow::bail!("there is no {key} among the objects");
+            anyhow::bail!("{key} is not among the objects");
         }
         let mut addresses = match object.map(|object| &object.spec) {
             Some(api::Spec::Pod(pod)) => pod.ips.clone(),
@@ -74,32 +83,56 @@ impl Objects {
             addresses = self.pod_addresses(namespace, pod);
         }
         let address = addresses.first().map_or("127.0.0.1", String::as_str);
-        let id = format!("sidecar~{address}~{pod}.{namespace}~{namespace}.svc.{}", self.mesh.config.domain);
-        let labels = object.map(|object| object.meta.labels.clone()).unwrap_or_default();
-        let metadata = NodeMetadata { labels, instance_ips: addresses, ..Default::default() };
+        let id = format!(
+            "sidecar~{address}~{pod}.{namespace}~{namespace}.svc.{}",
+            self.mesh.config.domain
+        );
+        let labels = object
+            .map(|object| object.meta.labels.clone())
+            .unwrap_or_default();
+        let metadata = NodeMetadata {
+            labels,
+            instance_ips: addresses,
+            ..Default::default()
+        };
         Ok(Proxy::new(&id, metadata, Locality::default())?)
     }
 
     /// Whether a pod, `NAMESPACE/POD`, is among the objects.
     pub fn has_pod(&self, name: &str) -> bool {
         let parts = name.split_once('/');
-        parts.is_some_and(|(ns, pod)| self.store.get(&api::ObjectKey::new(api::Kind::Pod, ns, pod)).is_some())
+        parts.is_some_and(|(ns, pod)| {
+            self.store
+                .get(&api::ObjectKey::new(api::Kind::Pod, ns, pod))
+                .is_some()
+        })
     }
 
-    /// A pod's addresses as the slices know them: the first of each family, IPv4 at the front.
+    /// A pod's addresses according to its EndpointSlices: the first of each family, IPv4 first.
     fn pod_addresses(&self, namespace: &str, pod: &str) -> Vec<String> {
-        let slices =
-            self.store.all(api::Kind::EndpointSlice).filter(|entry| *entry.object.meta.namespace == *namespace);
+        let slices = self
+            .store
+            .all(api::Kind::EndpointSlice)
+            .filter(|entry| *entry.object.meta.namespace == *namespace);
         let endpoints = slices.flat_map(|entry| match &entry.object.spec {
             api::Spec::EndpointSlice(slice) => slice.endpoints.as_slice(),
             _ => &[],
         });
         let own = endpoints.filter(|endpoint| {
-            endpoint.target_ref.as_ref().is_some_and(|target| target.kind == "Pod" && target.name == pod)
+            endpoint
+                .target_ref
+                .as_ref()
+                .is_some_and(|target| target.kind == "Pod" && target.name == pod)
         });
-        let addresses: Vec<&String> = own.filter_map(|endpoint| endpoint.addresses.first()).collect();
+        let addresses: Vec<&String> = own
+            .filter_map(|endpoint| endpoint.addresses.first())
+            .collect();
         let of_family = |v6: bool| addresses.iter().find(|address| address.contains(':') == v6);
-        [of_family(false), of_family(true)].into_iter().flatten().map(|address| (*address).clone()).collect()
+        [of_family(false), of_family(true)]
+            .into_iter()
+            .flatten()
+            .map(|address| (*address).clone())
+            .collect()
     }
 }
 
@@ -120,7 +153,9 @@ mod tests {
     #[test]
     fn a_proxy_has_all_addresses_of_its_pod() {
         let pod = |status: &str| {
-            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop}}\nstatus: {{{status}}}\n")
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop}}\nstatus: {{{status}}}\n"
+            )
         };
         let slice = |name: &str, family: &str, address: &str| {
             format!(
@@ -130,18 +165,35 @@ mod tests {
                  endpoints: [{{addresses: ['{address}'], targetRef: {{kind: Pod, name: web-0}}}}]\n"
             )
         };
-        let slices =
-            slice("a", "IPv6", "fd00:1::1") + &slice("b", "IPv4", "10.1.1.1") + &slice("c", "IPv4", "10.1.1.1");
+        let slices = slice("a", "IPv6", "fd00:1::1")
+            + &slice("b", "IPv4", "10.1.1.1")
+            + &slice("c", "IPv4", "10.1.1.1");
         for (status, slices, expected) in [
             ("", "", &["127.0.0.1"][..]),
             ("podIP: 10.1.7.1", "", &["10.1.7.1"]),
-            ("podIP: 10.1.7.1, podIPs: [{ip: 10.1.7.1}, {ip: 'fd00:7::1'}]", "", &["10.1.7.1", "fd00:7::1"]),
-            ("podIP: 'fd00:7::1', podIPs: [{ip: 'fd00:7::1'}, {ip: 10.1.7.1}]", "", &["fd00:7::1", "10.1.7.1"]),
-            ("podIPs: [{ip: 10.1.7.1}, {ip: 'fd00:7::1'}, {}]", "", &["10.1.7.1", "fd00:7::1"]),
+            (
+                "podIP: 10.1.7.1, podIPs: [{ip: 10.1.7.1}, {ip: 'fd00:7::1'}]",
+                "",
+                &["10.1.7.1", "fd00:7::1"],
+            ),
+            (
+                "podIP: 'fd00:7::1', podIPs: [{ip: 'fd00:7::1'}, {ip: 10.1.7.1}]",
+                "",
+                &["fd00:7::1", "10.1.7.1"],
+            ),
+            (
+                "podIPs: [{ip: 10.1.7.1}, {ip: 'fd00:7::1'}, {}]",
+                "",
+                &["10.1.7.1", "fd00:7::1"],
+            ),
             ("podIP: 10.1.7.1", slices.as_str(), &["10.1.7.1"]),
             ("", slices.as_str(), &["10.1.1.1", "fd00:1::1"]),
         ] {
-            assert_eq!(addresses(&format!("{}{slices}", pod(status)), "shop/web-0"), expected, "{status}");
+            assert_eq!(
+                addresses(&format!("{}{slices}", pod(status)), "shop/web-0"),
+                expected,
+                "{status}"
+            );
         }
     }
 }

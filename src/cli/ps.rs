@@ -1,17 +1,17 @@
-//! `weir ps`: which proxies are connected, and what they have.
+//! `weir ps`: lists connected proxies and their state.
 
 use std::process::ExitCode;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::remote::{AdminArgs, Output, refused};
+use super::remote::{AdminArgs, Output, status_error};
 use super::table::table;
 use crate::admin::api::v1;
 use crate::admin::api::v1::type_status::State;
 use crate::proto_json;
 use crate::snapshot::ResourceType;
 
-/// List the proxies that are connected, and what they have
+/// List the connected proxies and their state
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weir ps
@@ -25,7 +25,7 @@ Exit status 0, or 1 where a proxy lags, rejected something, or where something i
 pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
 }
@@ -33,18 +33,31 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
-    let answer = client.list_proxies(v1::ListProxiesRequest {}).await.map_err(refused)?.into_inner();
-    args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
-    let is_well = |proxy: &v1::Proxy| proxy.lagging.is_empty() && proxy.rejected.is_empty() && proxy.held.is_empty();
-    Ok(if answer.proxies.iter().all(is_well) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let answer = client
+        .list_proxies(v1::ListProxiesRequest {})
+        .await
+        .map_err(status_error)?
+        .into_inner();
+    args.output
+        .print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
+    let is_well = |proxy: &v1::Proxy| {
+        proxy.lagging.is_empty() && proxy.rejected.is_empty() && proxy.held.is_empty()
+    };
+    Ok(if answer.proxies.iter().all(is_well) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn text(answer: &v1::ListProxiesResponse) -> String {
     if answer.proxies.is_empty() {
-        return "no proxy is connected\n".to_owned();
+        return "no proxies connected\n".to_owned();
     }
     let now = Timestamp::now();
-    let head = ["PROXY", "AGE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "REVISION"];
+    let head = [
+        "PROXY", "AGE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "REVISION",
+    ];
     let mut out = table(head, answer.proxies.iter().map(|proxy| row(proxy, now)));
     let problems: Vec<[String; 2]> = answer.proxies.iter().flat_map(problems).collect();
     if !problems.is_empty() {
@@ -61,8 +74,11 @@ fn name(proxy: &v1::Proxy) -> String {
 fn row(proxy: &v1::Proxy, now: Timestamp) -> [String; 8] {
     let [cds, eds, lds, rds] = ResourceType::ALL.map(|kind| {
         let kind = v1::ResourceType::from(kind);
-        let state =
-            proxy.types.iter().find(|status| status.r#type() == kind).map_or(State::NotSubscribed, |own| own.state());
+        let state = proxy
+            .types
+            .iter()
+            .find(|status| status.r#type() == kind)
+            .map_or(State::NotSubscribed, |own| own.state());
         state_word(state).to_owned()
     });
     let revision = match (proxy.acked, proxy.wanted) {
@@ -71,11 +87,28 @@ fn row(proxy: &v1::Proxy, now: Timestamp) -> [String; 8] {
         (None, Some(wanted)) => format!("- of {wanted}"),
         _ => "-".to_owned(),
     };
-    // The namespace stands in front already.
-    let scope = proxy.scope.strip_prefix(&proxy.namespace).map_or(&*proxy.scope, |hash| hash.trim_start_matches('-'));
-    let since = proxy.streams.iter().filter_map(|stream| stream.since).map(|since| since.seconds).min();
+    // The namespace is already printed.
+    let scope = proxy
+        .scope
+        .strip_prefix(&proxy.namespace)
+        .map_or(&*proxy.scope, |hash| hash.trim_start_matches('-'));
+    let since = proxy
+        .streams
+        .iter()
+        .filter_map(|stream| stream.since)
+        .map(|since| since.seconds)
+        .min();
     let age = since.map_or_else(|| "-".to_owned(), |since| age(since, now.as_second()));
-    [name(proxy), age, cds, eds, lds, rds, scope.to_owned(), revision]
+    [
+        name(proxy),
+        age,
+        cds,
+        eds,
+        lds,
+        rds,
+        scope.to_owned(),
+        revision,
+    ]
 }
 
 fn state_word(state: State) -> &'static str {
@@ -94,16 +127,31 @@ fn problems(proxy: &v1::Proxy) -> Vec<[String; 2]> {
         found.push(format!("is lagging: {}", proxy.lagging));
     }
     for rejected in &proxy.rejected {
-        found.push(format!("rejected {} {}: {}", rejected.r#type().short_name(), rejected.name, rejected.message));
+        found.push(format!(
+            "rejected {} {}: {}",
+            rejected.r#type().short_name(),
+            rejected.name,
+            rejected.message
+        ));
     }
     for held in &proxy.held {
-        let what = if held.virtual_host.is_empty() { &held.name } else { &held.virtual_host };
-        found.push(format!("keeps the previous version of {what}: there is no cluster {}", held.missing_cluster));
+        let what = if held.virtual_host.is_empty() {
+            &held.name
+        } else {
+            &held.virtual_host
+        };
+        found.push(format!(
+            "keeps the previous version of {what}: there is no cluster {}",
+            held.missing_cluster
+        ));
     }
-    found.into_iter().map(|problem| [name(proxy), problem]).collect()
+    found
+        .into_iter()
+        .map(|problem| [name(proxy), problem])
+        .collect()
 }
 
-/// How long ago that was, in its two largest units at the most: `9s`, `4m32s`, `5h12m`, `3d7h`.
+/// The elapsed time in up to two units: `9s`, `4m32s`, `5h12m`, `3d7h`.
 fn age(since: i64, now: i64) -> String {
     let seconds = now.saturating_sub(since).max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -121,7 +169,13 @@ mod tests {
 
     #[test]
     fn ages_have_two_units_at_the_most() {
-        for (seconds, shown) in [(9, "9s"), (272, "4m32s"), (18_720, "5h12m"), (284_400, "3d7h"), (-5, "0s")] {
+        for (seconds, shown) in [
+            (9, "9s"),
+            (272, "4m32s"),
+            (18_720, "5h12m"),
+            (284_400, "3d7h"),
+            (-5, "0s"),
+        ] {
             assert_eq!(age(1_768_046_400 - seconds, 1_768_046_400), shown);
         }
     }

@@ -11,7 +11,7 @@ use crate::admission::{Limits, descriptors};
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::source::directory::DirectoryError;
 use crate::source::kubernetes;
-use crate::xds::stream::Settings;
+use crate::xds::stream::StreamSettings;
 
 /// Flags of `weir serve`.
 #[derive(Debug, clap::Args)]
@@ -20,51 +20,51 @@ use crate::xds::stream::Settings;
   weir serve --kubeconfig ~/.kube/config
   weir serve                                  inside a cluster
 
-Of a folder the files *.yaml, *.yml and *.json are read, also those in folders below it, as soon as
-they are closed or renamed into place. What is broken leaves in force what was last accepted, and
-the log says why; what is deleted is gone.
+Reads *.yaml, *.yml and *.json files in the folder and its subfolders as soon as they are closed or
+renamed into place. A broken file or object keeps its last accepted version, and the log says why;
+deleted objects are removed.
 
-Ports: 15010 ADS in plain text, 15014 /healthz /ready /metrics and what weir ps, dump, splits and
-wait ask. With --config-dir both listen on loopback, in a cluster on all addresses.
+Ports: 15010 ADS in plain text; 15014 /healthz, /ready, /metrics and the API for weir ps, dump,
+splits and wait. With --config-dir both listen on loopback, in a cluster on all addresses.
 
-Exit status: 0 ended by SIGTERM or Ctrl-C, 1 something failed, 2 wrong usage or nothing to read.")]
+Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 failure, 2 usage error or unreadable input.")]
 pub struct Args {
-    /// Read objects from the YAML files in this folder, and again whenever they change
+    /// Read objects from the YAML files in this folder and reload them when they change
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     config_dir: Option<PathBuf>,
     /// Read objects from the Kubernetes API of this kubeconfig
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Where ADS listens [default: port 15010]
+    /// The address of the ADS listener [default: port 15010]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     xds_listen: Option<SocketAddr>,
-    /// Where health and metrics listen [default: port 15014]
+    /// The address of the admin listener (health, metrics, API) [default: port 15014]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     admin_listen: Option<SocketAddr>,
-    /// How long a proxy keeps clusters that nothing leads to any more
+    /// How long a proxy keeps a cluster that is no longer referenced
     #[arg(long, value_name = "SECONDS", default_value = "1", allow_negative_numbers = true, value_parser = seconds)]
     grace: Duration,
     /// How long Envoys drain: their --drain-time-s. Connections that are open when a pod leaves its
     /// Services go on for so long
     #[arg(long, value_name = "SECONDS", default_value = "600", allow_negative_numbers = true, value_parser = seconds)]
     drain_time: Duration,
-    /// After how long without an answer a proxy is shown as lagging
+    /// How long a proxy may take to answer before it is reported as lagging
     #[arg(long, value_name = "SECONDS", default_value = "10", allow_negative_numbers = true, value_parser = seconds)]
     ack_timeout: Duration,
-    /// How many streams of proxies there may be, and how many connections
+    /// The maximum number of concurrent xDS streams, and of connections
     #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().streams, allow_negative_numbers = true,
           value_parser = at_least_one)]
     max_streams: usize,
-    /// Memory that all proxies together may make weir hold, such as 512M or 2G; a proxy takes some 50 KB
-    /// [default: half of the container's or the machine's, at most 1G]
+    /// Total memory that proxies may consume, such as 512M or 2G; a proxy takes about 50 KB [default: half of the
+    /// memory of the container or machine, at most 1G]
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = bytes)]
     client_memory: Option<usize>,
-    /// Which part of the streams, connections and memory one address may have; give 100 where all proxies come
-    /// through one load balancer
+    /// Maximum share of the streams, connections and memory per address; use 100 if all proxies connect through one
+    /// load balancer
     #[arg(long, value_name = "PERCENT", default_value_t = Limits::default().peer_share, allow_negative_numbers = true,
           value_parser = percent)]
     peer_share: u8,
-    /// Send everything at once and wait for nothing, for a test that shows what the waiting is for
+    /// Send everything at once without waiting for ACKs; a test uses this to show why waiting is needed
     #[arg(long, hide = true)]
     test_ungated: bool,
     #[command(flatten)]
@@ -72,23 +72,39 @@ pub struct Args {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let wrong = |_| "expected a number of seconds from 0 to 86400, such as 10, 0.5 or 10s".to_owned();
-    let number: f64 = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| wrong(()))?;
-    // A day: longer than any proxy should wait, and short enough to add to any time.
-    if (0.0..=86_400.0).contains(&number) { Ok(Duration::from_secs_f64(number)) } else { Err(wrong(())) }
+    let wrong =
+        |_| "expected a number of seconds from 0 to 86400, such as 10, 0.5 or 10s".to_owned();
+    let number: f64 = text
+        .strip_suffix('s')
+        .unwrap_or(text)
+        .parse()
+        .map_err(|_| wrong(()))?;
+    // One day: longer than any proxy should wait, and short enough to add to any instant.
+    if (0.0..=86_400.0).contains(&number) {
+        Ok(Duration::from_secs_f64(number))
+    } else {
+        Err(wrong(()))
+    }
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "expected ADDRESS:PORT, such as 127.0.0.1:15010, 0.0.0.0:15010 or [::]:15010".to_owned())
+    text.parse().map_err(|_| {
+        "expected ADDRESS:PORT, such as 127.0.0.1:15010, 0.0.0.0:15010 or [::]:15010".to_owned()
+    })
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "expected a whole number of 1 or more".to_owned())
+    text.parse()
+        .ok()
+        .filter(|number| *number > 0)
+        .ok_or_else(|| "expected an integer of 1 or more".to_owned())
 }
 
 fn percent(text: &str) -> Result<u8, String> {
     let number = text.strip_suffix('%').unwrap_or(text).parse().ok();
-    number.filter(|number| (1..=100).contains(number)).ok_or_else(|| "expected a percentage from 1 to 100".to_owned())
+    number
+        .filter(|number| (1..=100).contains(number))
+        .ok_or_else(|| "expected a percentage from 1 to 100".to_owned())
 }
 
 fn bytes(text: &str) -> Result<usize, String> {
@@ -101,13 +117,17 @@ fn bytes(text: &str) -> Result<usize, String> {
         _ => None,
     };
     let number = digits.parse::<usize>().ok().filter(|number| *number > 0);
-    let all = number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+    let all = number
+        .zip(shift)
+        .and_then(|(number, shift)| number.checked_mul(1 << shift));
     // A single connection takes 32 KB.
     let enough = all.filter(|all| *all >= 1 << 20);
-    enough.ok_or_else(|| "expected a number of bytes of 1M or more, such as 256M, 512Mi or 2G".to_owned())
+    enough.ok_or_else(|| {
+        "expected a number of bytes of 1M or more, such as 256M, 512Mi or 2G".to_owned()
+    })
 }
 
-/// What clients of ADS may take, and those of the admin port.
+/// The limits of the ADS port and of the admin port.
 fn limits(args: &Args) -> (Limits, Limits) {
     let descriptors = descriptors::raise();
     tracing::info!("{descriptors}");
@@ -119,24 +139,32 @@ fn limits(args: &Args) -> (Limits, Limits) {
         peer_share: args.peer_share,
         ..default
     };
-    (limits.within(descriptors.for_proxies()), Limits::admin().within(descriptors.for_admin()))
+    (
+        limits.within(descriptors.for_proxies()),
+        Limits::admin().within(descriptors.for_admin()),
+    )
 }
 
-/// Runs until SIGINT or SIGTERM, or until a part of it fails.
+/// Runs until SIGINT or SIGTERM, or until a task fails.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    let local: IpAddr =
-        if args.config_dir.is_some() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let local: IpAddr = if args.config_dir.is_some() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let (limits, admin_limits) = limits(&args);
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),
-            None => Source::Kubernetes { kubeconfig: args.kubeconfig },
+            None => Source::Kubernetes {
+                kubeconfig: args.kubeconfig,
+            },
         },
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         mesh: args.mesh.config(),
-        streams: Settings {
+        streams: StreamSettings {
             grace: args.grace,
             drain: args.drain_time,
             ack_timeout: args.ack_timeout,
@@ -147,31 +175,45 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         admin_limits,
     })
     .await
-    .map_err(misused)?;
-    tracing::info!("ADS on {}, health and metrics on {}", plane.xds_addr(), plane.admin_addr());
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    .map_err(as_usage_error)?;
+    tracing::info!(
+        "serving ADS on {}, health and metrics on {}",
+        plane.xds_addr(),
+        plane.admin_addr()
+    );
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     let (interrupted, ended) = tokio::select! {
         ended = until_ready_and_after(&mut plane, begun) => (false, ended),
         _ = interrupt.recv() => (true, Ok(())),
         _ = terminate.recv() => (true, Ok(())),
     };
     if !interrupted {
-        ended.map_err(misused)?;
-        anyhow::bail!("a part of the control plane ended by itself");
+        ended.map_err(as_usage_error)?;
+        anyhow::bail!("a task of the control plane ended unexpectedly");
     }
     tracing::info!("stopping");
     plane.shutdown().await;
     Ok(ExitCode::SUCCESS)
 }
 
-/// A folder or kubeconfig that can not be read is wrong usage; all else that may go wrong is not.
-fn misused(error: anyhow::Error) -> anyhow::Error {
-    let folder = matches!(error.downcast_ref(), Some(DirectoryError::Unreadable { .. }));
+/// An unreadable folder or kubeconfig is a usage error; other failures are not.
+fn as_usage_error(error: anyhow::Error) -> anyhow::Error {
+    let folder = matches!(
+        error.downcast_ref(),
+        Some(DirectoryError::Unreadable { .. })
+    );
     let kubeconfig = matches!(error.downcast_ref(), Some(kubernetes::Error::Config(_)));
-    if folder || kubeconfig { super::usage(format!("{error:#}")) } else { error }
+    if folder || kubeconfig {
+        super::usage(format!("{error:#}"))
+    } else {
+        error
+    }
 }
 
-/// Says when it is ready, and returns when a part of it has ended.
+/// Logs when the control plane is ready and returns when a task has ended.
 async fn until_ready_and_after(plane: &mut ControlPlane, begun: Instant) -> anyhow::Result<()> {
     let mut ready = plane.readiness();
     tokio::select! {

@@ -1,4 +1,4 @@
-//! `weir translate`: everything one proxy gets, at a shell.
+//! `weir translate`: prints the full configuration of one proxy.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,27 +21,27 @@ use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
   weir translate -f mesh.yaml --node-id 'sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local' \\
       --node-metadata '{\"LABELS\": {\"app\": \"client\"}, \"INTERCEPTION_MODE\": \"NONE\"}'
 
-Without --proxy and --node-id it answers a proxy in the namespace default that has no labels.
-The answer is what weir serve gives when it starts on these objects: weight for a subset without a
-ready endpoint is held back, as --empty-subset says. Standard error names what is held, and objects
-that can not be used; because of these the exit status is 1.")]
+Without --proxy and --node-id the proxy is in namespace default and has no labels.
+The result is what a weir serve started with these objects sends: weight for a subset without a ready
+endpoint is held back, see --empty-subset. Standard error lists held-back changes and invalid objects;
+the latter set the exit status to 1.")]
 pub struct Args {
     /// A YAML or JSON file, or a folder of them, with Kubernetes and Istio objects
     #[arg(short, long, value_name = "FILE|DIR")]
     file: PathBuf,
-    /// The proxy, by its pod; its labels and address come from the objects
+    /// The proxy's pod; its labels and address come from the objects
     #[arg(long, value_name = "NAMESPACE/POD", conflicts_with = "node_id")]
     proxy: Option<String>,
-    /// The proxy, by the node id it connects with: sidecar~IP~POD.NAMESPACE~DNSDOMAIN
+    /// The proxy's node id: sidecar~IP~POD.NAMESPACE~DNSDOMAIN
     #[arg(long, value_name = "ID")]
     node_id: Option<String>,
-    /// The node metadata it connects with, as JSON
+    /// The proxy's node metadata, as JSON
     #[arg(long, value_name = "JSON", requires = "node_id")]
     node_metadata: Option<String>,
     /// Only this type
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<TypeName>,
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value = "json")]
     output: Output,
     #[command(flatten)]
@@ -86,15 +86,15 @@ impl TypeName {
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// Canonical proto3 JSON with every `Any` opened.
+    /// Canonical proto3 JSON with every `Any` expanded.
     Json,
     /// The same as YAML.
     Yaml,
-    /// Names and sizes.
+    /// A table of names and sizes.
     Table,
 }
 
-/// Runs the command: prints the answer, and what is wrong with the objects on standard error (exit status 1).
+/// Runs the command: prints the configuration, and problems with the objects on standard error (exit status 1).
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let objects = Objects::load(&args.file, args.mesh.config())?;
     let proxy = match &args.node_id {
@@ -104,25 +104,43 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             None => objects.proxy("default/weir-translate", false)?,
         },
     };
-    objects.held.iter().for_each(|held| eprintln!("held: {held}"));
+    objects
+        .held
+        .iter()
+        .for_each(|held| eprintln!("held: {held}"));
     let mesh = &objects.mesh;
     let snapshot = SnapshotBuilder::default().snapshot(mesh, &mesh.scope(&proxy));
     print(&args, &snapshot)?;
-    Ok(if objects.problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if objects.problems == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn print(args: &Args, snapshot: &Snapshot) -> anyhow::Result<()> {
-    let wanted = TypeName::value_variants().iter().filter(|name| args.kind.is_none_or(|kind| kind == **name));
+    let wanted = TypeName::value_variants()
+        .iter()
+        .filter(|name| args.kind.is_none_or(|kind| kind == **name));
     if args.output == Output::Table {
         let rows = wanted.flat_map(|name| {
             let resources = snapshot.get(name.resource_type()).values();
-            resources.map(|one| [name.as_str().to_owned(), one.name.to_string(), one.len().to_string()])
+            resources.map(|item| {
+                [
+                    name.as_str().to_owned(),
+                    item.name.to_string(),
+                    item.len().to_string(),
+                ]
+            })
         });
         return super::print(&table(["TYPE", "NAME", " BYTES"], rows));
     }
     let mut all = Map::new();
     for name in wanted {
-        all.insert(name.as_str().to_owned(), to_json(snapshot, name.resource_type())?.into());
+        all.insert(
+            name.as_str().to_owned(),
+            to_json(snapshot, name.resource_type())?.into(),
+        );
     }
     let all = Value::Object(all);
     super::print(&match args.output {
@@ -134,7 +152,10 @@ fn print(args: &Args, snapshot: &Snapshot) -> anyhow::Result<()> {
 /// The resources of one type as canonical JSON, sorted by name.
 pub fn to_json(snapshot: &Snapshot, kind: ResourceType) -> anyhow::Result<Vec<Value>> {
     let full_name = kind.type_url().rsplit('/').next().unwrap_or_default();
-    let all = snapshot.get(kind).values().map(|one| Ok(proto_json::bytes_to_json(full_name, &one.bytes())?));
+    let all = snapshot
+        .get(kind)
+        .values()
+        .map(|item| Ok(proto_json::bytes_to_json(full_name, &item.bytes())?));
     all.collect()
 }
 

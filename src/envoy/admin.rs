@@ -13,10 +13,10 @@ use hyper_util::rt::TokioExecutor;
 
 use super::Error;
 
-/// The most that is read of one answer, in bytes; the configuration of a large mesh is some hundred megabytes.
+/// The maximum response size in bytes; the configuration of a large mesh has a few hundred megabytes.
 const MAX_ANSWER: usize = 1 << 30;
 
-/// How long one question may take. Envoy answers on its main thread, which a large update keeps busy.
+/// The request timeout. Envoy responds on its main thread, which a large update keeps busy.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The admin interface of one Envoy. Cheap to clone; clones share their connections.
@@ -27,31 +27,38 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// The admin interface at `address`; nothing is connected yet.
+    /// A client for `address`; does not connect yet.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, client: Client::builder(TokioExecutor::new()).build_http() }
+        Self {
+            address,
+            client: Client::builder(TokioExecutor::new()).build_http(),
+        }
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The body of the answer to `GET path`, where `path` begins with `/` and may have a query.
+    /// The response body of `GET path`, where `path` starts with `/` and may have a query.
     ///
     /// # Errors
-    /// [`Error::Admin`] if there is no answer, or one with another status than 200.
+    /// [`Error::Admin`] if there is no response, or one with a status other than 200.
     pub async fn get(&self, path: &str) -> Result<Bytes, Error> {
         match self.ask(path).await? {
             (StatusCode::OK, body) => Ok(body),
-            (status, body) => Err(failed(path, format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
+            (status, body) => Err(failed(
+                path,
+                format!("{status}: {}", String::from_utf8_lossy(&body).trim()),
+            )),
         }
     }
 
-    /// Whether Envoy serves, and what it says of its state: `LIVE`, or as `PRE_INITIALIZING` while it waits for its first configuration.
+    /// Whether Envoy is ready, and its state: `LIVE`, or for example `PRE_INITIALIZING` while it waits for its first
+    /// configuration.
     ///
     /// # Errors
-    /// [`Error::Admin`] if there is no answer.
+    /// [`Error::Admin`] if there is no response.
     pub async fn ready(&self) -> Result<(bool, String), Error> {
         let (status, body) = self.ask("/ready").await?;
         let state = String::from_utf8_lossy(&body).trim().to_owned();
@@ -63,11 +70,13 @@ impl Admin {
     /// # Errors
     /// [`Error::Admin`].
     pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>, Error> {
-        let body = self.get(&format!("/stats?filter={}", percent_encoded(filter))).await?;
+        let body = self
+            .get(&format!("/stats?filter={}", percent_encoded(filter)))
+            .await?;
         Ok(String::from_utf8_lossy(&body)
             .lines()
             .filter_map(|line| line.rsplit_once(": "))
-            // What is not a number is a text or a histogram.
+            // Values that are not numbers are strings or histograms.
             .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
             .collect())
     }
@@ -86,7 +95,11 @@ impl Admin {
         let uri = format!("http://{}{path}", self.address);
         let uri = uri.parse().map_err(|error| failed(path, error))?;
         let exchange = async {
-            let answer = self.client.get(uri).await.map_err(|error| failed(path, with_causes(&error)))?;
+            let answer = self
+                .client
+                .get(uri)
+                .await
+                .map_err(|error| failed(path, with_causes(&error)))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MAX_ANSWER)
                 .collect()
@@ -96,15 +109,18 @@ impl Admin {
         };
         tokio::time::timeout(TIMEOUT, exchange)
             .await
-            .unwrap_or_else(|_| Err(failed(path, format!("no answer in {TIMEOUT:?}"))))
+            .unwrap_or_else(|_| Err(failed(path, format!("no response within {TIMEOUT:?}"))))
     }
 }
 
 fn failed(path: &str, reason: impl ToString) -> Error {
-    Error::Admin { path: path.to_owned(), reason: reason.to_string() }
+    Error::Admin {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
 }
 
-/// The error with all that caused it; hyper's own words alone ("client error") say nothing.
+/// The error with its chain of causes; hyper's own message ("client error") is not helpful.
 fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -116,7 +132,7 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// The text as the value of a query parameter.
+/// Percent-encodes a query parameter value.
 fn percent_encoded(text: &str) -> String {
     use std::fmt::Write as _;
 
@@ -124,7 +140,7 @@ fn percent_encoded(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            // Writing to a String does not fail.
+            // Writing to a String cannot fail.
             _ = write!(out, "%{byte:02X}");
         }
         out
@@ -137,6 +153,9 @@ mod tests {
 
     #[test]
     fn filter_survives_as_a_query_value() {
-        assert_eq!(percent_encoded(r"^cluster\.a|b&c=d+e.*$"), "%5Ecluster%5C.a%7Cb%26c%3Dd%2Be.%2A%24");
+        assert_eq!(
+            percent_encoded(r"^cluster\.a|b&c=d+e.*$"),
+            "%5Ecluster%5C.a%7Cb%26c%3Dd%2Be.%2A%24"
+        );
     }
 }

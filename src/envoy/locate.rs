@@ -1,4 +1,4 @@
-//! Where Envoy may be: what was asked for, the search path, and weir's cache folder.
+//! Locates Envoy: an explicit path, the search path, or weir's cache folder.
 
 use std::env;
 use std::ffi::OsString;
@@ -35,18 +35,18 @@ impl fmt::Display for Source {
     }
 }
 
-/// Everything from outside that decides which Envoy is used.
+/// The environment that determines which Envoy is used.
 #[derive(Debug, Clone, Default)]
 pub struct Lookup {
     /// The `--envoy` flag.
     pub explicit: Option<PathBuf>,
-    /// `$ENVOY`; the empty string counts as not set.
+    /// `$ENVOY`; an empty string counts as unset.
     pub envoy: Option<OsString>,
-    /// `$PATH`: where `envoy` is looked for, and `python3` if it has to be installed.
+    /// `$PATH`, where `envoy` is searched, and `python3` if it must be installed.
     pub path: Option<OsString>,
-    /// The folder that keeps an installed Envoy; none if there is no home folder.
+    /// The folder for an installed Envoy; `None` without a home folder.
     pub cache: Option<PathBuf>,
-    /// Ends an installation that is under way, with all it has started and written.
+    /// Cancels a running installation and cleans up.
     pub stop: CancellationToken,
 }
 
@@ -62,24 +62,24 @@ impl Lookup {
         }
     }
 
-    /// As [`EnvoyBinary::find`], of what is in here.
+    /// Like [`EnvoyBinary::find`], in this environment.
     ///
     /// # Errors
-    /// As [`EnvoyBinary::find`].
+    /// Like [`EnvoyBinary::find`].
     pub fn find(&self) -> Result<EnvoyBinary, Error> {
         let environment = self.envoy.as_ref().filter(|path| !path.is_empty());
         if let Some(path) = &self.explicit {
-            return asked_for(path, Source::Flag);
+            return explicit(path, Source::Flag);
         }
         if let Some(path) = environment {
-            return asked_for(Path::new(path), Source::Environment);
+            return explicit(Path::new(path), Source::Environment);
         }
         if let Some(path) = self.on_path("envoy") {
             return EnvoyBinary::probe(&path, Source::Path);
         }
         let Some(cache) = &self.cache else {
             return Err(Error::Install {
-                reason: "there is no folder to keep it in: neither $WEIR_CACHE nor $HOME is set".to_owned(),
+                reason: "there is no cache folder: neither $WEIR_CACHE nor $HOME is set".to_owned(),
                 binary: None,
             });
         };
@@ -90,27 +90,37 @@ impl Lookup {
         EnvoyBinary::probe(&binary, Source::Cache)
     }
 
-    /// The first executable file of that name in the folders of `$PATH`.
+    /// The first executable of that name on `$PATH`.
     fn on_path(&self, name: &str) -> Option<PathBuf> {
-        env::split_paths(self.path.as_ref()?).map(|folder| folder.join(name)).find(|path| executable(path).is_ok())
+        env::split_paths(self.path.as_ref()?)
+            .map(|folder| folder.join(name))
+            .find(|path| executable(path).is_ok())
     }
 }
 
-/// weir's cache folder by the environment that `var` reads. As the XDG base directory rules ask, a relative `$XDG_CACHE_HOME` does
-/// not count.
+/// weir's cache folder, with environment variables read through `var`. As the XDG base directory specification
+/// requires, a relative `$XDG_CACHE_HOME` is ignored.
 pub(super) fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let folder = |name| var(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     folder("WEIR_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("weir")))
+        .or_else(|| {
+            folder("XDG_CACHE_HOME")
+                .filter(|path| path.is_absolute())
+                .map(|path| path.join("weir"))
+        })
         .or_else(|| folder("HOME").map(|home| home.join(".cache/weir")))
 }
 
-fn asked_for(path: &Path, origin: Source) -> Result<EnvoyBinary, Error> {
-    executable(path).map_err(|reason| Error::NotExecutable { origin, path: path.to_owned(), reason })?;
+fn explicit(path: &Path, origin: Source) -> Result<EnvoyBinary, Error> {
+    executable(path).map_err(|reason| Error::NotExecutable {
+        origin,
+        path: path.to_owned(),
+        reason,
+    })?;
     EnvoyBinary::probe(path, origin)
 }
 
-/// Whether there is a file that somebody may execute; if not, what is wrong, to go after the word "which".
+/// Checks that the path is an executable file. The error follows the word "which".
 pub(super) fn executable(path: &Path) -> Result<(), String> {
     let metadata = path.metadata().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => "does not exist".to_owned(),

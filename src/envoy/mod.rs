@@ -1,7 +1,7 @@
-//! A real Envoy on this machine: finding or installing its binary, checking a configuration with it, running it.
+//! Runs a real Envoy on this machine: finds or installs the binary, validates configurations and manages the process.
 //!
-//! [`EnvoyBinary::find`] gives a binary that answered `--version`; [`EnvoyBinary::spawn`] runs it as an [`EnvoyProcess`] that ends with its
-//! owner and whose admin interface is an [`Admin`].
+//! [`EnvoyBinary::find`] returns a binary that answers `--version`; [`EnvoyBinary::spawn`] runs it as an
+//! [`EnvoyProcess`] that ends with its owner and whose admin interface is an [`Admin`].
 
 mod admin;
 mod install;
@@ -18,82 +18,90 @@ pub use admin::Admin;
 pub use locate::{Lookup, Source};
 pub use process::{EnvoyProcess, SpawnOptions};
 
-/// The Envoy weir installs when it finds none, and is tested with.
-pub const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 40, patch: 0 };
+/// The Envoy version that weir installs if it finds none, and is tested with.
+pub const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion {
+    major: 1,
+    minor: 40,
+    patch: 0,
+};
 
-/// The oldest Envoy weir's configuration is meant for; an older one is used with a warning.
-pub const OLDEST_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 30, patch: 0 };
+/// The oldest supported Envoy version; older ones are used with a warning.
+pub const OLDEST_VERSION: EnvoyVersion = EnvoyVersion {
+    major: 1,
+    minor: 30,
+    patch: 0,
+};
 
-/// What went wrong with finding, installing or running Envoy.
+/// Why Envoy could not be found, installed or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The binary that was asked for is not there or cannot be run.
+    /// The requested binary does not exist or cannot be run.
     #[error("{origin} names {}, which {reason}", path.display())]
     NotExecutable {
-        /// What named it: `--envoy` or `$ENVOY`.
+        /// Where it was named: `--envoy` or `$ENVOY`.
         origin: Source,
-        /// The path as it was given.
+        /// The path as given.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
-    /// The binary ran, but did not answer `--version` as Envoy does.
+    /// The binary ran but its `--version` output is not Envoy's.
     #[error("{} is not an Envoy: --version answered {answer:?}", path.display())]
     NotEnvoy {
         /// The binary.
         path: PathBuf,
-        /// What it printed, or how it ended.
+        /// What it printed, or its exit status.
         answer: String,
     },
-    /// No Envoy was found and none could be installed.
-    #[error("no Envoy was found, and {INSTALLED_VERSION} could not be installed: {reason}\n\n{}", ways_out(binary.as_deref()))]
+    /// Envoy was not found and could not be installed.
+    #[error("no Envoy was found, and {INSTALLED_VERSION} could not be installed: {reason}\n\n{}", remedies(binary.as_deref()))]
     Install {
-        /// What the installation met.
+        /// Why the installation failed.
         reason: String,
-        /// Where a binary put by hand is found; unknown without a home folder.
+        /// Where a manually installed binary is found; unknown without a home folder.
         binary: Option<PathBuf>,
     },
-    /// Envoy refuses the configuration.
-    #[error("Envoy refuses {}: {reason}", config.display())]
-    Refused {
+    /// Envoy rejects the configuration.
+    #[error("Envoy rejects {}: {reason}", config.display())]
+    Rejected {
         /// The configuration file.
         config: PathBuf,
-        /// Envoy's own words.
+        /// Envoy's error message.
         reason: String,
     },
-    /// Envoy ended before it was ready.
-    #[error("Envoy ended with {status} before it was ready; the end of its log:\n{log}")]
+    /// Envoy exited before it was ready.
+    #[error("Envoy exited with {status} before it was ready; end of its log:\n{log}")]
     Ended {
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
         /// The last lines of its log.
         log: String,
     },
     /// Envoy did not become ready in time.
-    #[error("Envoy was not ready after {after:?}: {state}; the end of its log:\n{log}")]
+    #[error("Envoy was not ready after {after:?}: {state}; end of its log:\n{log}")]
     NotReady {
-        /// How long was waited.
+        /// The timeout.
         after: std::time::Duration,
-        /// What the admin interface last answered.
+        /// The last response of the admin interface.
         state: String,
         /// The last lines of its log.
         log: String,
     },
-    /// The admin interface did not answer as expected.
+    /// An unexpected response of the admin interface.
     #[error("Envoy's admin interface: GET {path}: {reason}")]
     Admin {
-        /// The path that was asked for.
+        /// The requested path.
         path: String,
-        /// What came instead.
+        /// What happened instead.
         reason: String,
     },
-    /// A file or process could not be handled.
+    /// A file or process operation failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was being done, with the path.
+        /// The operation, with the path.
         what: String,
-        /// The system's answer.
+        /// The system error.
         source: io::Error,
     },
 }
@@ -105,14 +113,14 @@ impl Error {
     }
 }
 
-/// The ways to give weir an Envoy where it cannot install one itself.
-fn ways_out(binary: Option<&Path>) -> String {
+/// How to provide Envoy if weir cannot install it.
+fn remedies(binary: Option<&Path>) -> String {
     let by_hand = match binary {
         Some(binary) => binary.display().to_string(),
         None => "a path of your choice, for --envoy".to_owned(),
     };
     format!(
-        "Any of these gives weir an Envoy:
+        "Provide Envoy in any of these ways:
   --envoy PATH     the path of an Envoy binary
   ENVOY=PATH       the same, in the environment
   a binary named envoy in a folder of $PATH
@@ -123,14 +131,14 @@ fn ways_out(binary: Option<&Path>) -> String {
     )
 }
 
-/// A version as `1.40.0`.
+/// A version like `1.40.0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EnvoyVersion {
-    /// The first number.
+    /// The major version.
     pub major: u32,
-    /// The second number, one per quarterly release.
+    /// The minor version, one per quarterly release.
     pub minor: u32,
-    /// The third number.
+    /// The patch version.
     pub patch: u32,
 }
 
@@ -141,19 +149,23 @@ impl fmt::Display for EnvoyVersion {
 }
 
 impl EnvoyVersion {
-    /// Reads what `envoy --version` prints: `PATH  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`, where the number of a build between
-    /// releases ends in `-dev`.
+    /// Parses the output of `envoy --version`: `PATH version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`, where the version
+    /// of a build between releases ends in `-dev`.
     fn parse(answer: &str) -> Option<Self> {
         let (_, build) = answer.split_once("version: ")?;
         let number = build.split('/').nth(1)?;
         let number = number.split_once('-').map_or(number, |(number, _)| number);
         let mut parts = number.split('.').map(str::parse);
-        let version = Self { major: parts.next()?.ok()?, minor: parts.next()?.ok()?, patch: parts.next()?.ok()? };
+        let version = Self {
+            major: parts.next()?.ok()?,
+            minor: parts.next()?.ok()?,
+            patch: parts.next()?.ok()?,
+        };
         parts.next().is_none().then_some(version)
     }
 }
 
-/// An Envoy binary that is there and answers `--version`.
+/// An Envoy binary that answers `--version`.
 #[derive(Debug, Clone)]
 pub struct EnvoyBinary {
     path: PathBuf,
@@ -162,19 +174,20 @@ pub struct EnvoyBinary {
 }
 
 impl EnvoyBinary {
-    /// Finds Envoy: the path `explicit` (`--envoy`), else `$ENVOY`, else `envoy` on `$PATH`, else weir's cache folder, into which it is
-    /// installed if it is not there yet; that takes a while, says so on stderr, and blocks.
+    /// Finds Envoy: the path `explicit` (`--envoy`), else `$ENVOY`, else `envoy` on `$PATH`, else in weir's cache
+    /// folder, where it is installed if necessary. Installing takes a while, reports progress on stderr, and blocks.
     ///
     /// # Errors
-    /// The first of these that is given counts: if it is no Envoy, that is an error and the next is not tried.
+    /// The first of these that is set is used; if it is not an Envoy, that is an error and the next is not tried.
     pub fn find(explicit: Option<&Path>) -> Result<Self, Error> {
         Lookup::from_env(explicit).find()
     }
 
     /// Asks the binary at `path` for its version.
     fn probe(path: &Path, source: Source) -> Result<Self, Error> {
-        // A bare name would be looked up on $PATH again.
-        let path = std::path::absolute(path).map_err(Error::io(format!("the path {}", path.display())))?;
+        // A bare name would be searched on $PATH again.
+        let path =
+            std::path::absolute(path).map_err(Error::io(format!("the path {}", path.display())))?;
         let output = Command::new(&path)
             .arg("--version")
             .stdin(Stdio::null())
@@ -186,10 +199,14 @@ impl EnvoyBinary {
                 if version < OLDEST_VERSION {
                     tracing::warn!(
                         envoy = %path.display(), %version,
-                        "this Envoy is older than {OLDEST_VERSION}: it may refuse some of weir's configuration"
+                        "this Envoy is older than {OLDEST_VERSION}: it may reject some of weir's configuration"
                     );
                 }
-                Ok(Self { path, version, source })
+                Ok(Self {
+                    path,
+                    version,
+                    source,
+                })
             }
             _ => Err(Error::NotEnvoy {
                 path,
@@ -206,7 +223,7 @@ impl EnvoyBinary {
         &self.path
     }
 
-    /// What it answered to `--version`.
+    /// Its version.
     pub fn version(&self) -> EnvoyVersion {
         self.version
     }
@@ -216,10 +233,10 @@ impl EnvoyBinary {
         self.source
     }
 
-    /// Has Envoy check a bootstrap file (`.json`, `.yaml` or `.pb`) without starting anything. Blocks until Envoy is done.
+    /// Validates a bootstrap file (`.json`, `.yaml` or `.pb`) with Envoy without serving. Blocks until Envoy exits.
     ///
     /// # Errors
-    /// [`Error::Refused`] with Envoy's reason.
+    /// [`Error::Rejected`] with Envoy's reason.
     pub fn validate(&self, config: &Path) -> Result<(), Error> {
         let output = self
             .command()
@@ -233,7 +250,7 @@ impl EnvoyBinary {
             return Ok(());
         }
         let words = String::from_utf8_lossy(&output.stderr);
-        Err(Error::Refused {
+        Err(Error::Rejected {
             config: config.to_owned(),
             reason: match last_lines(&words, 20) {
                 "" => output.status.to_string(),
@@ -245,7 +262,7 @@ impl EnvoyBinary {
     /// Starts Envoy. It runs until the returned process is stopped or dropped.
     ///
     /// # Errors
-    /// [`Error::Io`] if the process cannot be started; what Envoy makes of its configuration shows in [`EnvoyProcess::ready`].
+    /// [`Error::Io`] if the process cannot be started; configuration errors are returned by [`EnvoyProcess::ready`].
     pub fn spawn(&self, options: &SpawnOptions) -> Result<EnvoyProcess, Error> {
         EnvoyProcess::start(self, options)
     }
@@ -255,7 +272,7 @@ impl EnvoyBinary {
     }
 }
 
-/// The last `count` lines of `text`, without the white space around.
+/// The last `count` lines of `text`, trimmed.
 fn last_lines(text: &str, count: usize) -> &str {
     let text = text.trim();
     match text.rmatch_indices('\n').nth(count.saturating_sub(1)) {

@@ -1,4 +1,4 @@
-//! A running Envoy: started with an admin interface on a free loopback port, stopped when its owner goes.
+//! A running Envoy, started with an admin interface on a free loopback port and stopped when dropped.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,36 +15,36 @@ use nix::unistd::Pid;
 
 use super::{Admin, EnvoyBinary, Error, last_lines};
 
-/// How long Envoy gets to end after SIGTERM before SIGKILL; it takes some milliseconds.
+/// How long Envoy may take to exit after SIGTERM before SIGKILL; it normally takes milliseconds.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 
-/// How often the process and its admin interface are looked at while waiting for them.
+/// The interval at which the process and its admin interface are polled.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How much of the log's end goes into an error, in lines, and is read for it, in bytes.
+/// How much of the end of the log an error includes, in lines, and how much is read for it, in bytes.
 const LOG_TAIL_LINES: usize = 20;
 const LOG_TAIL_BYTES: i64 = 16 * 1024;
 
-/// An admin interface on a free port of loopback, merged over the configuration's own.
+/// An admin interface on a free loopback port, merged over the one in the configuration.
 const ADMIN: &str = "{admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}}";
 
 /// How to run Envoy.
 #[derive(Debug, Clone)]
 pub struct SpawnOptions {
-    /// The bootstrap file (`.json`, `.yaml` or `.pb`). Its admin address is replaced by a free port of loopback.
+    /// The bootstrap file (`.json`, `.yaml` or `.pb`). Its admin address is replaced by a free loopback port.
     pub config: PathBuf,
-    /// Where Envoy's output goes; a file that goes with the process if not given.
+    /// The file for Envoy's output; by default a temporary file.
     pub log: Option<PathBuf>,
-    /// As Envoy's `--log-level`.
+    /// Envoy's `--log-level`.
     pub log_level: String,
-    /// The number of worker threads; as many as there are processors if not given.
+    /// The number of worker threads; by default one per CPU.
     pub concurrency: Option<u32>,
-    /// More arguments for Envoy.
+    /// Additional arguments for Envoy.
     pub args: Vec<OsString>,
 }
 
 impl SpawnOptions {
-    /// Runs `config` with one worker and a log of warnings that goes with the process.
+    /// Runs `config` with one worker and a temporary log of warnings.
     pub fn new(config: impl Into<PathBuf>) -> Self {
         Self {
             config: config.into(),
@@ -56,7 +56,7 @@ impl SpawnOptions {
     }
 }
 
-/// A running Envoy. Dropping it ends the process: SIGTERM, and SIGKILL if that does not help within 3 seconds.
+/// A running Envoy. Dropping it terminates the process with SIGTERM, followed by SIGKILL after 3 seconds.
 #[derive(Debug)]
 pub struct EnvoyProcess {
     child: Child,
@@ -71,7 +71,10 @@ impl EnvoyProcess {
             .prefix("weir-envoy-")
             .tempdir()
             .map_err(Error::io("creating a temporary folder"))?;
-        let log = options.log.clone().unwrap_or_else(|| folder.path().join("envoy.log"));
+        let log = options
+            .log
+            .clone()
+            .unwrap_or_else(|| folder.path().join("envoy.log"));
         let open_log = || {
             File::options()
                 .create(true)
@@ -86,7 +89,7 @@ impl EnvoyProcess {
             .arg(&options.config)
             .args(["--config-yaml", ADMIN, "--admin-address-path"])
             .arg(admin_address_file(folder.path()))
-            // No shared memory, so that any number of Envoys run beside each other.
+            // No shared memory, so that any number of Envoys can run concurrently.
             .arg("--disable-hot-restart")
             .args(["--log-level", &options.log_level]);
         if let Some(concurrency) = options.concurrency {
@@ -99,7 +102,12 @@ impl EnvoyProcess {
             .stderr(open_log()?)
             .spawn()
             .map_err(Error::io(format!("running {}", binary.path().display())))?;
-        Ok(Self { child, log, admin: OnceLock::new(), folder })
+        Ok(Self {
+            child,
+            log,
+            admin: OnceLock::new(),
+            folder,
+        })
     }
 
     /// The process id.
@@ -107,7 +115,7 @@ impl EnvoyProcess {
         self.child.id()
     }
 
-    /// The file its output goes to.
+    /// The file with its output.
     pub fn log_path(&self) -> &Path {
         &self.log
     }
@@ -128,15 +136,17 @@ impl EnvoyProcess {
         }
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has exited.
     ///
     /// # Errors
-    /// [`Error::Io`] if the system does not say.
+    /// [`Error::Io`] if the system call fails.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
-        self.child.try_wait().map_err(Error::io("waiting for Envoy"))
+        self.child
+            .try_wait()
+            .map_err(Error::io("waiting for Envoy"))
     }
 
-    /// Its admin interface, whose address it says once it listens there.
+    /// Its admin interface, available once it listens.
     ///
     /// # Errors
     /// [`Error::Admin`] before that; wait for [`EnvoyProcess::admin_up`] or [`EnvoyProcess::ready`] first.
@@ -145,46 +155,60 @@ impl EnvoyProcess {
             return Ok(admin);
         }
         let file = admin_address_file(self.folder.path());
-        let not_yet = |reason: String| Error::Admin { path: "/".to_owned(), reason };
+        let not_yet = |reason: String| Error::Admin {
+            path: "/".to_owned(),
+            reason,
+        };
         let address = std::fs::read_to_string(&file)
-            .map_err(|error| not_yet(format!("it does not listen yet: {error}")))?
+            .map_err(|error| not_yet(format!("it is not listening yet: {error}")))?
             .trim()
             .parse()
             .map_err(|error| not_yet(format!("{}: {error}", file.display())))?;
         Ok(self.admin.get_or_init(|| Admin::new(address)))
     }
 
-    /// Waits until the admin interface answers, which it does before Envoy has any configuration from its control plane.
+    /// Waits until the admin interface responds, which does not require configuration from the control plane.
     ///
     /// # Errors
-    /// [`Error::Ended`] as soon as the process has ended, [`Error::NotReady`] after `timeout`.
+    /// [`Error::Ended`] as soon as the process exits, [`Error::NotReady`] after `timeout`.
     pub async fn admin_up(&mut self, timeout: Duration) -> Result<(), Error> {
         self.wait(timeout, |_live| true).await
     }
 
-    /// Waits until Envoy is live: it has its first configuration and serves.
+    /// Waits until Envoy is live: it has its first configuration and serves traffic.
     ///
     /// # Errors
-    /// [`Error::Ended`] as soon as the process has ended, [`Error::NotReady`] after `timeout`.
+    /// [`Error::Ended`] as soon as the process exits, [`Error::NotReady`] after `timeout`.
     pub async fn ready(&mut self, timeout: Duration) -> Result<(), Error> {
         self.wait(timeout, |live| live).await
     }
 
-    async fn wait(&mut self, timeout: Duration, enough: fn(live: bool) -> bool) -> Result<(), Error> {
+    async fn wait(
+        &mut self,
+        timeout: Duration,
+        enough: fn(live: bool) -> bool,
+    ) -> Result<(), Error> {
         let start = Instant::now();
         loop {
             if let Some(status) = self.exited()? {
-                return Err(Error::Ended { status, log: self.log_tail() });
+                return Err(Error::Ended {
+                    status,
+                    log: self.log_tail(),
+                });
             }
             let left = timeout.saturating_sub(start.elapsed());
             let state = match tokio::time::timeout(left, self.ask_ready()).await {
                 Ok(Ok((live, _))) if enough(live) => return Ok(()),
                 Ok(Ok((_, state))) => state,
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => "its admin interface does not answer".to_owned(),
+                Err(_) => "its admin interface does not respond".to_owned(),
             };
             if start.elapsed() >= timeout {
-                return Err(Error::NotReady { after: timeout, state, log: self.log_tail() });
+                return Err(Error::NotReady {
+                    after: timeout,
+                    state,
+                    log: self.log_tail(),
+                });
             }
             tokio::time::sleep(POLL).await;
         }
@@ -194,34 +218,34 @@ impl EnvoyProcess {
         self.admin()?.ready().await
     }
 
-    /// As [`Admin::get`].
+    /// Like [`Admin::get`].
     ///
     /// # Errors
-    /// As [`Admin::get`].
+    /// Like [`Admin::get`].
     pub async fn admin_get(&self, path: &str) -> Result<Bytes, Error> {
         self.admin()?.get(path).await
     }
 
-    /// As [`Admin::stats`].
+    /// Like [`Admin::stats`].
     ///
     /// # Errors
-    /// As [`Admin::stats`].
+    /// Like [`Admin::stats`].
     pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>, Error> {
         self.admin()?.stats(filter).await
     }
 
-    /// As [`Admin::config_dump`].
+    /// Like [`Admin::config_dump`].
     ///
     /// # Errors
-    /// As [`Admin::config_dump`].
+    /// Like [`Admin::config_dump`].
     pub async fn config_dump(&self) -> Result<serde_json::Value, Error> {
         self.admin()?.config_dump().await
     }
 
-    /// Ends the process as dropping it does, without blocking the thread, and says how it ended.
+    /// Terminates the process as on drop, without blocking the thread, and returns its exit status.
     ///
     /// # Errors
-    /// [`Error::Io`] if the system does not say.
+    /// [`Error::Io`] if the system call fails.
     pub async fn stop(mut self) -> Result<ExitStatus, Error> {
         self.terminate();
         let start = Instant::now();
@@ -234,10 +258,10 @@ impl EnvoyProcess {
         self.kill_and_reap().map_err(Error::io("waiting for Envoy"))
     }
 
-    /// Sends SIGTERM unless the process has ended already; until it is waited for, its id cannot go to another process.
+    /// Sends SIGTERM unless the process has already exited; its id cannot be reused until it is reaped.
     fn terminate(&mut self) {
         if let (Ok(None), Ok(id)) = (self.child.try_wait(), i32::try_from(self.child.id())) {
-            // The only failure is that it is gone.
+            // This fails only if the process has exited.
             _ = kill(Pid::from_raw(id), Signal::SIGTERM);
         }
     }
@@ -260,7 +284,7 @@ impl Drop for EnvoyProcess {
             std::thread::sleep(POLL);
         }
         if let Err(error) = self.kill_and_reap() {
-            tracing::warn!(id = self.child.id(), %error, "Envoy could not be ended");
+            tracing::warn!(id = self.child.id(), %error, "Envoy could not be terminated");
         }
     }
 }

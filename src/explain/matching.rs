@@ -1,6 +1,6 @@
-//! Envoy's matching rules, played over the very resources that Envoy gets.
+//! Envoy's matching rules, applied to the same resources that Envoy gets.
 //!
-//! Source: Envoy's API documentation of `VirtualHost.domains`, `RouteMatch`, `HeaderMatcher`, `QueryParameterMatcher`
+//! RouteSource: Envoy's API documentation of `VirtualHost.domains`, `RouteMatch`, `HeaderMatcher`, `QueryParameterMatcher`
 //! and `FilterChainMatch`.
 
 use envoy_types::pb::envoy::config::listener::v3 as listener;
@@ -9,11 +9,18 @@ use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 
 use super::request::Request;
 
-/// The virtual host that takes an authority, and the domain by which: an exact one, else the longest that ends with the
-/// same, else the longest that begins with the same, else `*`.
-pub fn virtual_host<'a>(routes: &'a pb::RouteConfiguration, authority: &str) -> Option<(&'a pb::VirtualHost, &'a str)> {
+/// The virtual host for an authority and the matching domain: an exact domain, else the longest matching suffix
+/// wildcard, else the longest matching prefix wildcard, else `*`.
+pub fn virtual_host<'a>(
+    routes: &'a pb::RouteConfiguration,
+    authority: &str,
+) -> Option<(&'a pb::VirtualHost, &'a str)> {
     let authority = authority.to_ascii_lowercase();
-    let host = if routes.ignore_port_in_host_matching { without_port(&authority) } else { &authority };
+    let host = if routes.ignore_port_in_host_matching {
+        without_port(&authority)
+    } else {
+        &authority
+    };
     let rank = |domain: &str| {
         let domain_lower = domain.to_ascii_lowercase();
         if domain_lower == host {
@@ -23,101 +30,151 @@ pub fn virtual_host<'a>(routes: &'a pb::RouteConfiguration, authority: &str) -> 
             return Some((0, 0));
         }
         if let Some(ending) = domain_lower.strip_prefix('*') {
-            return (host.len() > ending.len() && host.ends_with(ending)).then_some((2, domain.len()));
+            return (host.len() > ending.len() && host.ends_with(ending))
+                .then_some((2, domain.len()));
         }
         let beginning = domain_lower.strip_suffix('*')?;
         (host.len() > beginning.len() && host.starts_with(beginning)).then_some((1, domain.len()))
     };
-    let all = routes.virtual_hosts.iter().flat_map(|host| host.domains.iter().map(move |domain| (host, domain)));
+    let all = routes
+        .virtual_hosts
+        .iter()
+        .flat_map(|host| host.domains.iter().map(move |domain| (host, domain)));
     let ranked = all.filter_map(|(host, domain)| Some((rank(domain)?, host, domain.as_str())));
-    ranked.max_by_key(|(rank, ..)| *rank).map(|(_, host, domain)| (host, domain))
+    ranked
+        .max_by_key(|(rank, ..)| *rank)
+        .map(|(_, host, domain)| (host, domain))
 }
 
 fn without_port(authority: &str) -> &str {
     match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => host,
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => {
+            host
+        }
         _ => authority,
     }
 }
 
-/// Whether a match takes a request; where it does not, the first part that does not hold.
+/// Checks a request against a match.
 ///
 /// # Errors
-/// The part, what was found, and what was wanted.
-pub fn route(one: &pb::RouteMatch, request: &Request) -> Result<(), String> {
-    path(one, &request.path)?;
-    for header in &one.headers {
+/// The first condition that fails, with the actual and expected value.
+pub fn route(route_match: &pb::RouteMatch, request: &Request) -> Result<(), String> {
+    path(route_match, &request.path)?;
+    for header in &route_match.headers {
         self::header(header, request)?;
     }
-    for query in &one.query_parameters {
+    for query in &route_match.query_parameters {
         parameter(query, request)?;
     }
     Ok(())
 }
 
-fn path(one: &pb::RouteMatch, path: &str) -> Result<(), String> {
+fn path(item: &pb::RouteMatch, path: &str) -> Result<(), String> {
     use pb::route_match::PathSpecifier;
-    let exact_case = one.case_sensitive.is_none_or(|case| case.value);
-    let fold = |text: &str| if exact_case { text.to_owned() } else { text.to_ascii_lowercase() };
-    let (holds, wanted) = match &one.path_specifier {
-        Some(PathSpecifier::Prefix(prefix)) => {
-            (fold(path).starts_with(&fold(prefix)), format!("one that begins with `{prefix}`"))
+    let exact_case = item.case_sensitive.is_none_or(|case| case.value);
+    let fold = |text: &str| {
+        if exact_case {
+            text.to_owned()
+        } else {
+            text.to_ascii_lowercase()
         }
-        Some(PathSpecifier::Path(exact)) => (fold(path) == fold(exact), format!("`{exact}`")),
-        Some(PathSpecifier::SafeRegex(regex)) => {
-            (whole(&regex.regex, path)?, format!("one that matches `{}`", regex.regex))
-        }
-        _ => (false, "a kind of match that is not made here".to_owned()),
     };
-    if holds { Ok(()) } else { Err(format!("the path is `{path}`, wanted {wanted}")) }
+    let (holds, wanted) = match &item.path_specifier {
+        Some(PathSpecifier::Prefix(prefix)) => (
+            fold(path).starts_with(&fold(prefix)),
+            format!("a path that starts with `{prefix}`"),
+        ),
+        Some(PathSpecifier::Path(exact)) => (fold(path) == fold(exact), format!("`{exact}`")),
+        Some(PathSpecifier::SafeRegex(regex)) => (
+            whole(&regex.regex, path)?,
+            format!("a path that matches `{}`", regex.regex),
+        ),
+        _ => (false, "an unsupported kind of match".to_owned()),
+    };
+    if holds {
+        Ok(())
+    } else {
+        Err(format!("the path is `{path}`, expected {wanted}"))
+    }
 }
 
-fn header(one: &pb::HeaderMatcher, request: &Request) -> Result<(), String> {
+fn header(header_match: &pb::HeaderMatcher, request: &Request) -> Result<(), String> {
     use pb::header_matcher::HeaderMatchSpecifier;
-    let name = one.name.to_ascii_lowercase();
+    let name = header_match.name.to_ascii_lowercase();
     let found = match request.header(&name) {
-        None if one.treat_missing_header_as_empty => Some("".into()),
+        None if header_match.treat_missing_header_as_empty => Some("".into()),
         found => found,
     };
     let found = found.as_deref();
-    let (matches, wanted) = match &one.header_match_specifier {
-        Some(HeaderMatchSpecifier::PresentMatch(present)) => {
-            (found.is_some() == *present, if *present { "any value".to_owned() } else { "none".to_owned() })
-        }
+    let (matches, wanted) = match &header_match.header_match_specifier {
+        Some(HeaderMatchSpecifier::PresentMatch(present)) => (
+            found.is_some() == *present,
+            if *present {
+                "any value".to_owned()
+            } else {
+                "none".to_owned()
+            },
+        ),
         Some(HeaderMatchSpecifier::StringMatch(text)) => match found {
-            // What is missing matches no text, and its opposite neither.
-            None => return Err(format!("header {name} is missing, wanted {}", describe(text))),
+            // A missing header matches neither a string matcher nor its inversion.
+            None => {
+                return Err(format!(
+                    "header {name} is missing, expected {}",
+                    describe(text)
+                ));
+            }
             Some(value) => (string(text, value)?, describe(text)),
         },
         None => (found.is_some(), "any value".to_owned()),
-        Some(_) => (false, "a kind of match that is not made here".to_owned()),
+        Some(_) => (false, "an unsupported kind of match".to_owned()),
     };
-    if matches != one.invert_match {
+    if matches != header_match.invert_match {
         return Ok(());
     }
     let is = found.map_or_else(|| "missing".to_owned(), |value| format!("`{value}`"));
-    let not = if one.invert_match { "anything but " } else { "" };
-    Err(format!("header {name} is {is}, wanted {not}{wanted}"))
+    let not = if header_match.invert_match {
+        "anything but "
+    } else {
+        ""
+    };
+    Err(format!("header {name} is {is}, expected {not}{wanted}"))
 }
 
-fn parameter(one: &pb::QueryParameterMatcher, request: &Request) -> Result<(), String> {
+fn parameter(parameter_match: &pb::QueryParameterMatcher, request: &Request) -> Result<(), String> {
     use pb::query_parameter_matcher::QueryParameterMatchSpecifier;
-    let found = request.parameter(&one.name);
-    let (holds, wanted) = match &one.query_parameter_match_specifier {
-        Some(QueryParameterMatchSpecifier::StringMatch(text)) => {
-            (found.map_or(Ok(false), |value| string(text, value))?, describe(text))
+    let found = request.parameter(&parameter_match.name);
+    let (holds, wanted) = match &parameter_match.query_parameter_match_specifier {
+        Some(QueryParameterMatchSpecifier::StringMatch(text)) => (
+            found.map_or(Ok(false), |value| string(text, value))?,
+            describe(text),
+        ),
+        Some(QueryParameterMatchSpecifier::PresentMatch(present)) => {
+            (found.is_some() == *present, "any value".into())
         }
-        Some(QueryParameterMatchSpecifier::PresentMatch(present)) => (found.is_some() == *present, "any value".into()),
         None => (found.is_some(), "any value".into()),
     };
     let is = found.map_or_else(|| "missing".to_owned(), |value| format!("`{value}`"));
-    if holds { Ok(()) } else { Err(format!("query parameter {} is {is}, wanted {wanted}", one.name)) }
+    if holds {
+        Ok(())
+    } else {
+        Err(format!(
+            "query parameter {} is {is}, expected {wanted}",
+            parameter_match.name
+        ))
+    }
 }
 
-fn string(one: &matcher::StringMatcher, value: &str) -> Result<bool, String> {
+fn string(item: &matcher::StringMatcher, value: &str) -> Result<bool, String> {
     use matcher::string_matcher::MatchPattern;
-    let fold = |text: &str| if one.ignore_case { text.to_ascii_lowercase() } else { text.to_owned() };
-    Ok(match &one.match_pattern {
+    let fold = |text: &str| {
+        if item.ignore_case {
+            text.to_ascii_lowercase()
+        } else {
+            text.to_owned()
+        }
+    };
+    Ok(match &item.match_pattern {
         Some(MatchPattern::Exact(text)) => fold(value) == fold(text),
         Some(MatchPattern::Prefix(text)) => fold(value).starts_with(&fold(text)),
         Some(MatchPattern::Suffix(text)) => fold(value).ends_with(&fold(text)),
@@ -127,27 +184,26 @@ fn string(one: &matcher::StringMatcher, value: &str) -> Result<bool, String> {
     })
 }
 
-fn describe(one: &matcher::StringMatcher) -> String {
+fn describe(item: &matcher::StringMatcher) -> String {
     use matcher::string_matcher::MatchPattern;
-    match &one.match_pattern {
+    match &item.match_pattern {
         Some(MatchPattern::Exact(text)) => format!("`{text}`"),
-        Some(MatchPattern::Prefix(text)) => format!("a value that begins with `{text}`"),
+        Some(MatchPattern::Prefix(text)) => format!("a value that starts with `{text}`"),
         Some(MatchPattern::Suffix(text)) => format!("a value that ends with `{text}`"),
-        Some(MatchPattern::Contains(text)) => format!("a value with `{text}` in it"),
+        Some(MatchPattern::Contains(text)) => format!("a value that contains `{text}`"),
         Some(MatchPattern::SafeRegex(regex)) => format!("a value that matches `{}`", regex.regex),
-        _ => "a kind of match that is not made here".to_owned(),
+        _ => "an unsupported kind of match".to_owned(),
     }
 }
 
-/// Whether the whole of `text` matches, as Envoy has it with RE2. Both dialects agree on what RE2 takes.
+/// Whether all of `text` matches, as with Envoy's RE2. Both dialects agree on everything that RE2 accepts.
 fn whole(pattern: &str, text: &str) -> Result<bool, String> {
     let regex = regex::Regex::new(&format!("^(?:{pattern})$"))
-        .map_err(|_| format!("`{pattern}` is no expression that Envoy takes"))?;
+        .map_err(|_| format!("`{pattern}` is not a valid RE2 expression"))?;
     Ok(regex.is_match(text))
 }
 
-/// The filter chain that takes a connection to `address` with this server name, where it is not HTTP (or is, where
-/// `http`).
+/// The filter chain for a connection to `address` with this server name; `http` says whether it is detected as HTTP.
 pub fn filter_chain<'a>(
     listener: &'a listener::Listener,
     address: Option<std::net::IpAddr>,
@@ -155,39 +211,68 @@ pub fn filter_chain<'a>(
     http: bool,
 ) -> Option<&'a listener::FilterChain> {
     let rank = |chain: &listener::FilterChain| {
-        let Some(wanted) = &chain.filter_chain_match else { return Some((0, 0, 0)) };
+        let Some(wanted) = &chain.filter_chain_match else {
+            return Some((0, 0, 0));
+        };
         let by_address = if wanted.prefix_ranges.is_empty() {
             0
         } else {
-            let fits = wanted.prefix_ranges.iter().filter_map(|range| prefix(range, address?));
+            let fits = wanted
+                .prefix_ranges
+                .iter()
+                .filter_map(|range| prefix(range, address?));
             fits.max()? + 1
         };
         let by_name = if wanted.server_names.is_empty() {
             0
         } else {
-            wanted.server_names.iter().filter_map(|name| server_name(name, sni?)).max()? + 1
+            wanted
+                .server_names
+                .iter()
+                .filter_map(|name| server_name(name, sni?))
+                .max()?
+                + 1
         };
         let by_protocol = match wanted.application_protocols.is_empty() {
             true => 0,
-            false if http && wanted.application_protocols.iter().any(|name| name == "http/1.1") => 1,
+            false
+                if http
+                    && wanted
+                        .application_protocols
+                        .iter()
+                        .any(|name| name == "http/1.1") =>
+            {
+                1
+            }
             false => return None,
         };
         Some((by_address, by_name, by_protocol))
     };
-    let ranked = listener.filter_chains.iter().filter_map(|chain| Some((rank(chain)?, chain)));
-    ranked.max_by_key(|(rank, _)| *rank).map(|(_, chain)| chain).or(listener.default_filter_chain.as_ref())
+    let ranked = listener
+        .filter_chains
+        .iter()
+        .filter_map(|chain| Some((rank(chain)?, chain)));
+    ranked
+        .max_by_key(|(rank, _)| *rank)
+        .map(|(_, chain)| chain)
+        .or(listener.default_filter_chain.as_ref())
 }
 
-fn prefix(range: &envoy_types::pb::envoy::config::core::v3::CidrRange, address: std::net::IpAddr) -> Option<u32> {
+fn prefix(
+    range: &envoy_types::pb::envoy::config::core::v3::CidrRange,
+    address: std::net::IpAddr,
+) -> Option<u32> {
     let length = range.prefix_len.as_ref().map_or(0, |length| length.value);
     let same = match (range.address_prefix.parse().ok()?, address) {
         (std::net::IpAddr::V4(a), std::net::IpAddr::V4(b)) => {
             let shift = 32u32.checked_sub(length)?;
-            u32::from(a).checked_shr(shift).unwrap_or(0) == u32::from(b).checked_shr(shift).unwrap_or(0)
+            u32::from(a).checked_shr(shift).unwrap_or(0)
+                == u32::from(b).checked_shr(shift).unwrap_or(0)
         }
         (std::net::IpAddr::V6(a), std::net::IpAddr::V6(b)) => {
             let shift = 128u32.checked_sub(length)?;
-            u128::from(a).checked_shr(shift).unwrap_or(0) == u128::from(b).checked_shr(shift).unwrap_or(0)
+            u128::from(a).checked_shr(shift).unwrap_or(0)
+                == u128::from(b).checked_shr(shift).unwrap_or(0)
         }
         _ => false,
     };
@@ -197,7 +282,9 @@ fn prefix(range: &envoy_types::pb::envoy::config::core::v3::CidrRange, address: 
 fn server_name(pattern: &str, name: &str) -> Option<usize> {
     let (pattern, name) = (pattern.to_ascii_lowercase(), name.to_ascii_lowercase());
     match pattern.strip_prefix('*') {
-        Some(ending) => (name.len() > ending.len() && name.ends_with(ending)).then_some(pattern.len()),
+        Some(ending) => {
+            (name.len() > ending.len() && name.ends_with(ending)).then_some(pattern.len())
+        }
         None => (pattern == name).then_some(usize::MAX - 1),
     }
 }
@@ -223,7 +310,14 @@ mod tests {
 
     #[test]
     fn domains_are_searched_as_envoy_does() {
-        let routes = config(&["*", "web.*", "*.example.com", "*.a.example.com", "web.example.com", "[fd00::1]"]);
+        let routes = config(&[
+            "*",
+            "web.*",
+            "*.example.com",
+            "*.a.example.com",
+            "web.example.com",
+            "[fd00::1]",
+        ]);
         for (authority, domain) in [
             ("web.example.com", "web.example.com"),
             ("WEB.example.com:8080", "web.example.com"),
@@ -233,7 +327,11 @@ mod tests {
             ("other", "*"),
             ("[fd00::1]:80", "[fd00::1]"),
         ] {
-            assert_eq!(virtual_host(&routes, authority).map(|(_, domain)| domain), Some(domain), "{authority}");
+            assert_eq!(
+                virtual_host(&routes, authority).map(|(_, domain)| domain),
+                Some(domain),
+                "{authority}"
+            );
         }
     }
 }

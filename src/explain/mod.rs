@@ -1,6 +1,6 @@
-//! What happens to a request: which listener, virtual host and route take it, why the routes before do not, and where it
-//! goes. Played over the resources of a snapshot, so that the answer is about what Envoy gets and not about a second
-//! reading of the objects.
+//! Explains how a request is routed: which listener, virtual host and route handle it, why earlier routes do not match,
+//! and where it goes. Works on the resources of a snapshot, so the result reflects what Envoy gets and not a second
+//! interpretation of the objects.
 
 mod matching;
 mod path;
@@ -18,7 +18,9 @@ use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
-use envoy_types::pb::envoy::extensions::filters::network::{http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp};
+use envoy_types::pb::envoy::extensions::filters::network::{
+    http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp,
+};
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
@@ -26,20 +28,25 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 use prost::Message;
 
 pub use matching::{filter_chain, route as route_matches, virtual_host};
-pub use request::{Question, Request};
+pub use request::{Request, TrafficQuery};
 
 use crate::api::{ObjectKey, shares};
-use crate::mesh::{Interception, Protocol, Registry, Resolution, Seen, View, VirtualService, resolve};
+use crate::mesh::{
+    Interception, Protocol, Registry, Resolution, ScopeView, VirtualService, VisibleService,
+    resolve,
+};
 use crate::rollout_guard::HeldChange;
 use crate::snapshot::{ResourceType, Snapshot};
-use crate::translate::route::{Context, Known, Said, has_routes};
-use crate::translate::{listener as translate_listener, outbound, route_match, virtual_host as hosts};
+use crate::translate::route::{Context, ResolvedDestination, RouteWithSource, has_routes};
+use crate::translate::{
+    listener as translate_listener, listener_plan, route_match, virtual_host as hosts,
+};
 
-/// The answer.
+/// The result.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// The listener that the connection comes to.
+    /// The listener that accepts the connection.
     pub listener: String,
     /// The route configuration, for HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,103 +54,108 @@ pub struct Explanation {
     /// The virtual host, for HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_host: Option<String>,
-    /// The domain of the virtual host that the request's authority was found by.
+    /// The domain of the virtual host that matched the authority.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// The routes that were looked at, in order; the last one took the request where any did.
-    pub considered: Vec<Considered>,
-    /// VirtualServices that speak for the host as well, and have no say because another one does.
+    /// The routes that were considered, in order; the last one matched, if any did.
+    pub considered: Vec<ConsideredRoute>,
+    /// VirtualServices for the same host that are overridden by another one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub overruled: Vec<String>,
-    /// What is held back of the weights that the route's object says.
+    /// The weight changes of the route's object that are held back.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<HeldChange>,
-    /// What happens.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
 impl Explanation {
-    /// Adds what of `held` concerns the route that takes the request.
+    /// Adds the changes in `held` that concern the matching route.
     pub fn add_held(&mut self, held: &[HeldChange]) {
-        let Some(taken) = self.considered.iter().find(|one| one.not.is_none()) else { return };
+        let Some(taken) = self.considered.iter().find(|item| item.not.is_none()) else {
+            return;
+        };
         let Some(object) = &taken.object else { return };
         let route = taken.field.split(".match[").next().unwrap_or_default();
-        let concerns = |one: &&HeldChange| {
-            one.object.to_string() == *object
-                && one.field.strip_prefix(route).is_some_and(|rest| rest.starts_with(".route["))
+        let concerns = |item: &&HeldChange| {
+            item.object.to_string() == *object
+                && item
+                    .field
+                    .strip_prefix(route)
+                    .is_some_and(|rest| rest.starts_with(".route["))
         };
         self.held = held.iter().filter(concerns).cloned().collect();
     }
 }
 
-/// A route that was looked at.
+/// A route that was considered.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Considered {
-    /// The object that says it; nothing for the route a service has by itself.
+pub struct ConsideredRoute {
+    /// The object that defines it; `None` for the default route of a service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
-    /// Where in the object.
+    /// The field in the object.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub field: String,
     /// Its name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Its position among the routes of the virtual host; nothing where this proxy does not have it.
+    /// Its index among the routes of the virtual host; `None` if this proxy does not get it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<usize>,
-    /// Why it did not take the request; nothing where it did.
+    /// Why it did not match; `None` if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not: Option<String>,
 }
 
-/// What happens.
+/// The outcome.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Outcome {
-    /// It goes to one of these.
+    /// It is forwarded.
     #[serde(rename_all = "camelCase")]
     Forward {
-        /// Where, with shares.
+        /// The destinations, with their shares.
         destinations: Vec<Destination>,
-        /// Where copies go, with the share of requests that is copied.
+        /// The mirror destinations, with the percentage of requests.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         copies: Vec<Destination>,
-        /// What else the route does, as name and text.
+        /// Other settings of the route, as name and text.
         policies: Vec<(&'static str, String)>,
     },
-    /// It is answered with a redirect.
+    /// The proxy responds with a redirect.
     Redirect {
-        /// The status.
+        /// The status code.
         status: u32,
-        /// The new URL, as far as the route says it.
+        /// The new URL, as far as the route defines it.
         location: String,
     },
-    /// It is answered by the proxy.
+    /// The proxy responds directly.
     Respond {
-        /// The status.
+        /// The status code.
         status: u32,
         /// The body.
         body: String,
     },
-    /// No route takes it: it is answered with 404.
+    /// No route matches: the proxy responds with 404.
     NoRoute,
-    /// No filter chain takes the connection: it is closed.
+    /// No filter chain matches: the connection is closed.
     #[default]
     Closed,
 }
 
-/// A cluster that requests go to.
+/// A destination cluster.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Destination {
     /// Its name.
     pub cluster: String,
-    /// Its share, in percent.
+    /// Its share in percent.
     pub percent: f64,
-    /// Whether the proxy has no such cluster: requests are answered with 503.
+    /// Whether the proxy does not have the cluster; requests then get 503.
     pub missing: bool,
-    /// How an endpoint is chosen, whether TLS is spoken, and what limits there are, as name and text.
+    /// Load balancing, TLS and limits, as name and text.
     pub policies: Vec<(&'static str, String)>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
@@ -155,38 +167,41 @@ pub struct Destination {
 pub struct Endpoint {
     /// Address and port.
     pub address: String,
-    /// Further addresses of the same endpoint, which Envoy tries as well.
+    /// Additional addresses of the endpoint, which Envoy also tries.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub other_addresses: Vec<String>,
-    /// Where it is.
+    /// Its locality.
     pub locality: String,
-    /// 0 is the first.
+    /// Its priority; 0 is the highest.
     pub priority: u32,
-    /// Its share among the endpoints of its locality.
+    /// Its weight within its locality.
     pub weight: u32,
-    /// Whether it takes traffic.
+    /// Whether it accepts traffic.
     pub healthy: bool,
 }
 
-/// Plays `question` for the proxies of `view` over what they get.
-pub fn explain(view: &View<'_>, snapshot: &Snapshot, question: &Question) -> Explanation {
-    Player { view, snapshot }.play(question)
+/// Simulates `question` for the proxies of `view`.
+pub fn explain(view: &ScopeView<'_>, snapshot: &Snapshot, traffic: &TrafficQuery) -> Explanation {
+    Simulator { view, snapshot }.simulate(traffic)
 }
 
-struct Player<'a> {
-    view: &'a View<'a>,
+struct Simulator<'a> {
+    view: &'a ScopeView<'a>,
     snapshot: &'a Snapshot,
 }
 
-impl Player<'_> {
-    fn play(&self, question: &Question) -> Explanation {
-        // Nobody sees that what is inside of TLS is HTTP; clients say there whom they want to speak to.
-        let (host, port, sni, is_http) = match question {
-            Question::Http(request) if request.scheme == "https" => {
-                (request.host.as_str(), request.port, Some(request.host.as_str()), false)
-            }
-            Question::Http(request) => (request.host.as_str(), request.port, None, true),
-            Question::Tcp { host, port, sni } => (host.as_str(), *port, sni.as_deref(), false),
+impl Simulator<'_> {
+    fn simulate(&self, traffic: &TrafficQuery) -> Explanation {
+        // HTTP inside TLS is opaque; only the server name is visible.
+        let (host, port, sni, is_http) = match traffic {
+            TrafficQuery::Http(request) if request.scheme == "https" => (
+                request.host.as_str(),
+                request.port,
+                Some(request.host.as_str()),
+                false,
+            ),
+            TrafficQuery::Http(request) => (request.host.as_str(), request.port, None, true),
+            TrafficQuery::Tcp { host, port, sni } => (host.as_str(), *port, sni.as_deref(), false),
         };
         let address = self.address(host);
         let mut answer = Explanation::default();
@@ -195,37 +210,65 @@ impl Player<'_> {
         };
         answer.listener = name;
         let ip = address.and_then(|address| address.parse::<IpAddr>().ok());
-        let Some(chain) = matching::filter_chain(&listener, ip, sni, is_http) else { return answer };
-        match (terminal(chain), question) {
-            (Some(Terminal::Routes(routes, manager)), Question::Http(request)) => {
+        let Some(chain) = matching::filter_chain(&listener, ip, sni, is_http) else {
+            return answer;
+        };
+        match (terminal(chain), traffic) {
+            (Some(Terminal::Routes(routes, manager)), TrafficQuery::Http(request)) => {
                 answer.route_configuration = Some(routes.clone());
                 match request.received(&manager) {
                     Ok(request) => self.http(&routes, &request, &mut answer),
-                    Err((status, why)) => answer.outcome = Outcome::Respond { status, body: why.to_owned() },
+                    Err((status, why)) => {
+                        answer.outcome = Outcome::Respond {
+                            status,
+                            body: why.to_owned(),
+                        }
+                    }
                 }
             }
             (Some(Terminal::Tcp(proxy)), _) => {
-                answer.considered.extend(self.chain_said_by(&answer.listener, chain));
+                answer
+                    .considered
+                    .extend(self.chain_said_by(&answer.listener, chain));
                 answer.outcome = self.tcp(&proxy);
             }
-            (Some(Terminal::Routes(routes, _)), Question::Tcp { .. }) => {
+            (Some(Terminal::Routes(routes, _)), TrafficQuery::Tcp { .. }) => {
                 answer.route_configuration = Some(routes);
-                answer.outcome = Outcome::Respond { status: 400, body: "the port is for HTTP alone".to_owned() };
+                answer.outcome = Outcome::Respond {
+                    status: 400,
+                    body: "the port accepts only HTTP".to_owned(),
+                };
             }
             (None, _) => {}
         }
         answer
     }
 
-    /// What says a filter chain, where a VirtualService does.
-    fn chain_said_by(&self, listener: &str, chain: &listener::FilterChain) -> Option<Considered> {
-        let all = outbound::listeners(self.view).into_iter().find(|one| one.name() == listener)?;
-        let said = all.chains.iter().find(|one| translate_listener::chain(one) == *chain)?;
-        let (object, field) = said.said_by.clone()?;
-        Some(Considered { object: Some(object.to_string()), field, name: String::new(), index: None, not: None })
+    /// The VirtualService that defines a filter chain, if any.
+    fn chain_said_by(
+        &self,
+        listener: &str,
+        chain: &listener::FilterChain,
+    ) -> Option<ConsideredRoute> {
+        let all = listener_plan::listeners(self.view)
+            .into_iter()
+            .find(|item| item.name() == listener)?;
+        let said = all
+            .chains
+            .iter()
+            .find(|item| translate_listener::chain(item) == *chain)?;
+        let (object, field) = said.defined_by.clone()?;
+        Some(ConsideredRoute {
+            object: Some(object.to_string()),
+            field,
+            name: String::new(),
+            index: None,
+            not: None,
+        })
     }
 
-    /// The address that the client connects to: the host's own where it is one, else the service's first.
+    /// The address that the client connects to: the host itself if it is an address, else the first address of the
+    /// service.
     fn address(&self, host: &str) -> Option<String> {
         let plain = host.trim_start_matches('[').trim_end_matches(']');
         if plain.parse::<IpAddr>().is_ok() {
@@ -238,32 +281,51 @@ impl Player<'_> {
                 None => seen.known.service.clone(),
             };
             let families = self.view.scope.families;
-            let own = service.addresses.iter().find(|address| !address.contains('/') && families.reach(address));
-            let mut of_pods = seen.known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses());
-            return own.or_else(|| of_pods.find(|address| families.reach(address))).map(ToString::to_string);
+            let own = service
+                .addresses
+                .iter()
+                .find(|address| !address.contains('/') && families.reach(address));
+            let mut of_pods = seen
+                .known
+                .endpoints
+                .list
+                .iter()
+                .flat_map(|endpoint| endpoint.addresses());
+            return own
+                .or_else(|| of_pods.find(|address| families.reach(address)))
+                .map(ToString::to_string);
         }
-        // A pod of a headless service has a name below the service's.
+        // A pod of a headless service has a DNS name below the service's.
         let (pod, service) = host.split_once('.')?;
         let known = self.named(service).map(|seen| seen.known)?;
-        let headless =
-            known.service.resolution == Resolution::Passthrough && known.service.registry == Registry::Kubernetes;
-        let pods = known.endpoints.list.iter().filter(|endpoint| headless && *endpoint.hostname == *pod);
+        let headless = known.service.resolution == Resolution::Passthrough
+            && known.service.registry == Registry::Kubernetes;
+        let pods = known
+            .endpoints
+            .list
+            .iter()
+            .filter(|endpoint| headless && *endpoint.hostname == *pod);
         let families = self.view.scope.families;
         let mut addresses = pods.flat_map(|endpoint| endpoint.addresses());
-        addresses.find(|address| families.reach(address)).map(ToString::to_string)
+        addresses
+            .find(|address| families.reach(address))
+            .map(ToString::to_string)
     }
 
-    /// The service that a client means by a name, which DNS search paths make longer.
-    fn named(&self, name: &str) -> Option<Seen<'_>> {
+    /// The service that a name refers to after applying DNS search paths.
+    fn named(&self, name: &str) -> Option<VisibleService<'_>> {
         let config = &self.view.mesh.config;
         let full = resolve(name, &self.view.scope.namespace, &config.domain);
-        let longer = [format!("{full}.svc.{}", config.domain), format!("{full}.{}", config.domain)];
+        let longer = [
+            format!("{full}.svc.{}", config.domain),
+            format!("{full}.{}", config.domain),
+        ];
         let known = std::iter::once(&*full).chain(longer.iter().map(String::as_str));
         known.into_iter().find_map(|name| self.view.service(name))
     }
 
     fn listener(&self, address: Option<&str>, port: u16) -> Option<(String, listener::Listener)> {
-        let any = crate::translate::outbound::any_address(self.view.scope.families);
+        let any = crate::translate::listener_plan::any_address(self.view.scope.families);
         let mut names: Vec<String> = Vec::new();
         if self.view.scope.interception == Interception::None {
             names.push(format!("127.0.0.1_{port}"));
@@ -282,30 +344,47 @@ impl Player<'_> {
 
     fn http(&self, routes: &str, request: &Request, answer: &mut Explanation) {
         answer.outcome = Outcome::NoRoute;
-        let Some(resource) = self.snapshot.get(ResourceType::Route).get(routes) else { return };
-        let Ok(configuration) = route::RouteConfiguration::decode(resource.bytes().as_slice()) else { return };
-        let Some((host, domain)) = matching::virtual_host(&configuration, &request.authority) else { return };
+        let Some(resource) = self.snapshot.get(ResourceType::Route).get(routes) else {
+            return;
+        };
+        let Ok(configuration) = route::RouteConfiguration::decode(resource.bytes().as_slice())
+        else {
+            return;
+        };
+        let Some((host, domain)) = matching::virtual_host(&configuration, &request.authority)
+        else {
+            return;
+        };
         answer.virtual_host = Some(host.name.clone());
         answer.domain = Some(domain.to_owned());
         let rules = self.rules_in_force(host);
         let said = self.said(&host.name, routes, rules);
-        for (index, one) in host.routes.iter().enumerate() {
+        for (index, item) in host.routes.iter().enumerate() {
             let said = said.get(index);
-            let mismatch = one.r#match.as_ref().map_or(Ok(()), |matches| matching::route(matches, request)).err();
+            let mismatch = item
+                .r#match
+                .as_ref()
+                .map_or(Ok(()), |matches| matching::route(matches, request))
+                .err();
             let taken = mismatch.is_none();
-            answer.considered.push(Considered {
+            answer.considered.push(ConsideredRoute {
                 object: said.and_then(|said| said.object.clone()),
                 field: said.map(|said| said.field.clone()).unwrap_or_default(),
-                name: one.name.clone(),
+                name: item.name.clone(),
                 index: Some(index),
                 not: mismatch,
             });
             if taken {
-                answer.outcome = self.outcome(one, request);
+                answer.outcome = self.outcome(item, request);
                 break;
             }
         }
-        self.add_left_out(&host.name, request.port, rules.map(|rules| &rules.key), answer);
+        self.add_left_out(
+            &host.name,
+            request.port,
+            rules.map(|rules| &rules.key),
+            answer,
+        );
     }
 
     /// The VirtualService whose routes a virtual host has. Of several that have routes for a host at a port, not always
@@ -313,10 +392,18 @@ impl Player<'_> {
     fn rules_in_force(&self, virtual_host: &route::VirtualHost) -> Option<&VirtualService> {
         let (host, port) = hosts::host_and_port(&virtual_host.name)?;
         let all = self.view.rules_at(port).http(host);
-        let mut all = all.map(Arc::as_ref).filter(|rules| has_routes(rules, self.view.scope, port)).peekable();
+        let mut all = all
+            .map(Arc::as_ref)
+            .filter(|rules| has_routes(rules, self.view.scope, port))
+            .peekable();
         let first = all.peek().copied();
         let known = |name: &str| self.known(name);
-        let context = Context { config: &self.view.mesh.config, scope: self.view.scope, port, service: &known };
+        let context = Context {
+            config: &self.view.mesh.config,
+            scope: self.view.scope,
+            port,
+            service: &known,
+        };
         let has_these = |rules: &&VirtualService| {
             let said = crate::translate::route::of_virtual_service(rules, &context);
             said.iter().map(|said| &said.route).eq(&virtual_host.routes)
@@ -324,47 +411,80 @@ impl Player<'_> {
         all.find(|rules| has_these(rules)).or(first)
     }
 
-    fn known(&self, name: &str) -> Option<Known> {
+    fn known(&self, name: &str) -> Option<ResolvedDestination> {
         let known = self.view.service(name)?.known;
-        Some((known.service.clone(), self.view.destination_rule(known).cloned()))
+        Some((
+            known.service.clone(),
+            self.view.destination_rule(known).cloned(),
+        ))
     }
 
-    /// What says each of the routes of a virtual host, in order.
-    fn said(&self, virtual_host: &str, routes: &str, rules: Option<&VirtualService>) -> Vec<Source> {
-        let Some((host, port)) = hosts::host_and_port(virtual_host) else { return Vec::new() };
+    /// The origin of each route of a virtual host, in order.
+    fn said(
+        &self,
+        virtual_host: &str,
+        routes: &str,
+        rules: Option<&VirtualService>,
+    ) -> Vec<RouteSource> {
+        let Some((host, port)) = hosts::host_and_port(virtual_host) else {
+            return Vec::new();
+        };
         let known = |name: &str| self.known(name);
-        let context = Context { config: &self.view.mesh.config, scope: self.view.scope, port, service: &known };
-        let said: Vec<Said<'_>> = match (self.view.service(host), rules) {
-            (Some(seen), _) if seen.ports().any(|one| one.number == port && carries_http(one.protocol, routes)) => {
+        let context = Context {
+            config: &self.view.mesh.config,
+            scope: self.view.scope,
+            port,
+            service: &known,
+        };
+        let said: Vec<RouteWithSource<'_>> = match (self.view.service(host), rules) {
+            (Some(seen), _)
+                if seen
+                    .ports()
+                    .any(|item| item.number == port && carries_http(item.protocol, routes)) =>
+            {
                 let service = &seen.known.service;
                 match service.port(port) {
-                    Some(port) => hosts::said(service, port, rules, &context),
+                    Some(port) => hosts::routes_with_source(service, port, rules, &context),
                     None => Vec::new(),
                 }
             }
             (_, Some(rules)) => crate::translate::route::of_virtual_service(rules, &context),
             (_, None) => Vec::new(),
         };
-        said.into_iter().map(|said| Source::new(&said)).collect()
+        said.into_iter()
+            .map(|said| RouteSource::new(&said))
+            .collect()
     }
 
-    /// The routes that this proxy does not get at all, and why.
-    fn add_left_out(&self, virtual_host: &str, port: u16, counting: Option<&ObjectKey>, answer: &mut Explanation) {
-        let Some((host, _)) = hosts::host_and_port(virtual_host) else { return };
+    /// Adds the routes that this proxy does not get, with the reasons.
+    fn add_left_out(
+        &self,
+        virtual_host: &str,
+        port: u16,
+        counting: Option<&ObjectKey>,
+        answer: &mut Explanation,
+    ) {
+        let Some((host, _)) = hosts::host_and_port(virtual_host) else {
+            return;
+        };
         let (mut all, mut lost, mut overruled) = (Vec::new(), Vec::new(), Vec::new());
         let has_some = |rules: &Arc<VirtualService>| has_routes(rules, self.view.scope, port);
         for rules in self.view.rules_at(port).http(host) {
             let counts = counting == Some(&rules.key);
             if counts || !has_some(rules) {
                 all.extend(rules.http());
-                lost.extend(rules.lost().iter().map(|one| (&rules.key, one)));
+                lost.extend(rules.dropped().iter().map(|item| (&rules.key, item)));
             }
             if counts {
                 break;
             }
         }
         // Those that come before it have no routes here.
-        let after = self.view.rules_at(port).all(host).skip_while(|rules| counting != Some(&rules.key));
+        let after = self
+            .view
+            .rules_at(port)
+            .all(host)
+            .skip_while(|rules| counting != Some(&rules.key));
         for rules in after.filter(|rules| counting != Some(&rules.key) && has_some(rules)) {
             let name = rules.key.to_string();
             if !overruled.contains(&name) {
@@ -374,24 +494,37 @@ impl Player<'_> {
         answer.overruled = overruled;
         let mut at = 0;
         for rule in all {
-            for (n, one) in rule.route.matches.iter().enumerate() {
+            for (n, item) in rule.route.matches.iter().enumerate() {
                 let field = format!("spec.http[{}].match[{n}]", rule.index);
                 let object = Some(rule.key.to_string());
-                if let Some(found) =
-                    answer.considered.iter().position(|seen| seen.object == object && seen.field == field)
+                if let Some(found) = answer
+                    .considered
+                    .iter()
+                    .position(|seen| seen.object == object && seen.field == field)
                 {
                     at = found + 1;
                     continue;
                 }
-                if let Some(reason) = route_match::why_not(one, self.view.scope, port) {
-                    // Only what stands before the route that took the request is of interest.
-                    let took = answer.considered.get(at.wrapping_sub(1)).is_some_and(|seen| seen.not.is_none());
+                if let Some(reason) = route_match::why_not(item, self.view.scope, port) {
+                    // Only routes before the matching one are relevant.
+                    let took = answer
+                        .considered
+                        .get(at.wrapping_sub(1))
+                        .is_some_and(|seen| seen.not.is_none());
                     if took {
                         return;
                     }
                     let name = rule.route.name.clone();
-                    let left_out = Considered { object, field, name, index: None, not: Some(reason) };
-                    answer.considered.insert(at.min(answer.considered.len()), left_out);
+                    let omitted = ConsideredRoute {
+                        object,
+                        field,
+                        name,
+                        index: None,
+                        not: Some(reason),
+                    };
+                    answer
+                        .considered
+                        .insert(at.min(answer.considered.len()), omitted);
                     at += 1;
                 }
             }
@@ -399,7 +532,7 @@ impl Player<'_> {
                 at = answer.considered.len().min(at + 1);
             }
         }
-        let lost = lost.into_iter().map(|(key, lost)| Considered {
+        let lost = lost.into_iter().map(|(key, lost)| ConsideredRoute {
             object: Some(key.to_string()),
             field: format!("spec.http[{}].delegate", lost.index),
             name: String::new(),
@@ -409,31 +542,40 @@ impl Player<'_> {
         answer.considered.splice(0..0, lost);
     }
 
-    fn outcome(&self, one: &route::Route, request: &Request) -> Outcome {
-        match &one.action {
-            Some(route::route::Action::Redirect(redirect)) => redirected(redirect, one, request),
+    fn outcome(&self, item: &route::Route, request: &Request) -> Outcome {
+        match &item.action {
+            Some(route::route::Action::Redirect(redirect)) => redirected(redirect, item, request),
             Some(route::route::Action::DirectResponse(response)) => Outcome::Respond {
                 status: response.status,
-                body: match response.body.as_ref().and_then(|body| body.specifier.as_ref()) {
+                body: match response
+                    .body
+                    .as_ref()
+                    .and_then(|body| body.specifier.as_ref())
+                {
                     Some(core::data_source::Specifier::InlineString(text)) => text.clone(),
-                    Some(core::data_source::Specifier::InlineBytes(bytes)) => format!("{} bytes", bytes.len()),
+                    Some(core::data_source::Specifier::InlineBytes(bytes)) => {
+                        format!("{} bytes", bytes.len())
+                    }
                     _ => String::new(),
                 },
             },
-            Some(route::route::Action::Route(action)) => self.forward(action, one),
+            Some(route::route::Action::Route(action)) => self.forward(action, item),
             _ => Outcome::NoRoute,
         }
     }
 
-    fn forward(&self, action: &route::RouteAction, one: &route::Route) -> Outcome {
+    fn forward(&self, action: &route::RouteAction, item: &route::Route) -> Outcome {
         use route::route_action::ClusterSpecifier;
         let destinations = match &action.cluster_specifier {
             Some(ClusterSpecifier::Cluster(name)) => vec![self.destination(name, 100.0)],
             Some(ClusterSpecifier::WeightedClusters(list)) => {
-                let weights = list.clusters.iter().map(|one| one.weight.as_ref().map_or(0, |weight| weight.value));
-                let to = |(one, share): (&route::weighted_cluster::ClusterWeight, f64)| {
-                    let mut to = self.destination(&one.name, share * 100.0);
-                    to.policies.extend(destination_policies(one));
+                let weights = list
+                    .clusters
+                    .iter()
+                    .map(|cluster| cluster.weight.as_ref().map_or(0, |weight| weight.value));
+                let to = |(weighted, share): (&route::weighted_cluster::ClusterWeight, f64)| {
+                    let mut to = self.destination(&weighted.name, share * 100.0);
+                    to.policies.extend(destination_policies(weighted));
                     to
                 };
                 list.clusters.iter().zip(shares(weights)).map(to).collect()
@@ -441,10 +583,17 @@ impl Player<'_> {
             _ => Vec::new(),
         };
         let copies = action.request_mirror_policies.iter().map(|copy| {
-            let share = copy.runtime_fraction.as_ref().and_then(|share| share.default_value.as_ref());
+            let share = copy
+                .runtime_fraction
+                .as_ref()
+                .and_then(|share| share.default_value.as_ref());
             self.destination(&copy.cluster, share.map_or(100.0, percent))
         });
-        Outcome::Forward { destinations, copies: copies.collect(), policies: route_policies(action, one) }
+        Outcome::Forward {
+            destinations,
+            copies: copies.collect(),
+            policies: route_policies(action, item),
+        }
     }
 
     fn tcp(&self, proxy: &tcp::TcpProxy) -> Outcome {
@@ -452,27 +601,48 @@ impl Player<'_> {
         let destinations = match &proxy.cluster_specifier {
             Some(ClusterSpecifier::Cluster(name)) => vec![self.destination(name, 100.0)],
             Some(ClusterSpecifier::WeightedClusters(list)) => {
-                let shares = shares(list.clusters.iter().map(|one| one.weight));
+                let shares = shares(list.clusters.iter().map(|cluster| cluster.weight));
                 list.clusters
                     .iter()
                     .zip(shares)
-                    .map(|(one, share)| self.destination(&one.name, share * 100.0))
+                    .map(|(cluster, share)| self.destination(&cluster.name, share * 100.0))
                     .collect()
             }
             None => Vec::new(),
         };
         let mut policies = Vec::new();
-        policies.extend(proxy.idle_timeout.as_ref().map(|time| ("idle timeout", seconds(time))));
-        policies.extend(proxy.tunneling_config.as_ref().map(|to| ("tunnel", to.hostname.clone())));
-        Outcome::Forward { destinations, copies: Vec::new(), policies }
+        policies.extend(
+            proxy
+                .idle_timeout
+                .as_ref()
+                .map(|time| ("idle timeout", seconds(time))),
+        );
+        policies.extend(
+            proxy
+                .tunneling_config
+                .as_ref()
+                .map(|to| ("tunnel", to.hostname.clone())),
+        );
+        Outcome::Forward {
+            destinations,
+            copies: Vec::new(),
+            policies,
+        }
     }
 
     fn destination(&self, name: &str, percent: f64) -> Destination {
         let resource = self.snapshot.get(ResourceType::Cluster).get(name);
-        let decoded = resource.and_then(|resource| cluster::Cluster::decode(resource.bytes().as_slice()).ok());
+        let decoded = resource
+            .and_then(|resource| cluster::Cluster::decode(resource.bytes().as_slice()).ok());
         let Some(cluster) = decoded else {
             let cluster = name.to_owned();
-            return Destination { cluster, percent, missing: true, policies: Vec::new(), endpoints: Vec::new() };
+            return Destination {
+                cluster,
+                percent,
+                missing: true,
+                policies: Vec::new(),
+                endpoints: Vec::new(),
+            };
         };
         let assignment = cluster.load_assignment.clone().or_else(|| {
             let resource = self.snapshot.get(ResourceType::Endpoints).get(name)?;
@@ -485,79 +655,117 @@ impl Player<'_> {
             policies: cluster_policies(&cluster),
             endpoints: {
                 let mut all: Vec<_> = assignment.iter().flat_map(endpoints).collect();
-                all.sort_by_key(|one| one.priority);
+                all.sort_by_key(|item| item.priority);
                 all
             },
         }
     }
 }
 
-struct Source {
+struct RouteSource {
     object: Option<String>,
     field: String,
 }
 
-impl Source {
-    fn new(said: &Said<'_>) -> Self {
-        let Some(rule) = &said.rule else { return Self { object: None, field: String::new() } };
+impl RouteSource {
+    fn new(said: &RouteWithSource<'_>) -> Self {
+        let Some(rule) = &said.rule else {
+            return Self {
+                object: None,
+                field: String::new(),
+            };
+        };
         let field = match said.matched {
             Some(matched) => format!("spec.http[{}].match[{matched}]", rule.index),
             None => format!("spec.http[{}]", rule.index),
         };
-        Self { object: Some(rule.key.to_string()), field }
+        Self {
+            object: Some(rule.key.to_string()),
+            field,
+        }
     }
 }
 
-/// Whether a port of this protocol has its virtual host in a route configuration of this name.
+/// Whether a port of this protocol has a virtual host in the route configuration of this name.
 fn carries_http(protocol: Protocol, routes: &str) -> bool {
     let by_port = routes.bytes().all(|b| b.is_ascii_digit());
-    if by_port { protocol.may_be_http() } else { protocol == Protocol::Unknown }
+    if by_port {
+        protocol.may_be_http()
+    } else {
+        protocol == Protocol::Unknown
+    }
 }
 
 enum Terminal {
-    /// HTTP: the name of the route configuration, and what takes requests in.
+    /// HTTP: the name of the route configuration, and the connection manager.
     Routes(String, Box<hcm::HttpConnectionManager>),
     Tcp(Box<tcp::TcpProxy>),
 }
 
 fn terminal(chain: &listener::FilterChain) -> Option<Terminal> {
-    let Some(listener::filter::ConfigType::TypedConfig(config)) = &chain.filters.last()?.config_type else {
+    let Some(listener::filter::ConfigType::TypedConfig(config)) =
+        &chain.filters.last()?.config_type
+    else {
         return None;
     };
     if config.type_url.ends_with(".TcpProxy") {
-        return Some(Terminal::Tcp(Box::new(tcp::TcpProxy::decode(config.value.as_slice()).ok()?)));
+        return Some(Terminal::Tcp(Box::new(
+            tcp::TcpProxy::decode(config.value.as_slice()).ok()?,
+        )));
     }
     let manager = hcm::HttpConnectionManager::decode(config.value.as_slice()).ok()?;
     match &manager.route_specifier {
-        Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) => {
-            Some(Terminal::Routes(rds.route_config_name.clone(), Box::new(manager)))
-        }
+        Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) => Some(Terminal::Routes(
+            rds.route_config_name.clone(),
+            Box::new(manager),
+        )),
         _ => None,
     }
 }
 
-fn redirected(redirect: &route::RedirectAction, one: &route::Route, request: &Request) -> Outcome {
-    use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
+fn redirected(
+    redirect: &route::RedirectAction,
+    entry: &route::Route,
+    request: &Request,
+) -> Outcome {
+    use route::redirect_action::{
+        PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
+    };
     let scheme = match &redirect.scheme_rewrite_specifier {
         Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => scheme.clone(),
         Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => "https".to_owned(),
         _ => request.scheme.clone(),
     };
-    let own = if redirect.host_redirect.is_empty() { &request.authority } else { &redirect.host_redirect };
+    let own = if redirect.host_redirect.is_empty() {
+        &request.authority
+    } else {
+        &redirect.host_redirect
+    };
     let authority = match redirect.port_redirect {
         0 => own.clone(),
         port => format!("{}:{port}", own.split(':').next().unwrap_or_default()),
     };
-    let query = request.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = request
+        .query
+        .as_ref()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
     let path = match &redirect.path_rewrite_specifier {
         Some(PathRewriteSpecifier::PathRedirect(path)) if path.contains('?') => path.clone(),
         Some(PathRewriteSpecifier::PathRedirect(path)) => format!("{path}{query}"),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
-            let matched = match one.r#match.as_ref().and_then(|one| one.path_specifier.as_ref()) {
+            let matched = match entry
+                .r#match
+                .as_ref()
+                .and_then(|item| item.path_specifier.as_ref())
+            {
                 Some(route::route_match::PathSpecifier::Prefix(prefix)) => prefix.len(),
                 _ => request.path.len(),
             };
-            format!("{prefix}{}{query}", request.path.get(matched..).unwrap_or_default())
+            format!(
+                "{prefix}{}{query}",
+                request.path.get(matched..).unwrap_or_default()
+            )
         }
         _ => format!("{}{query}", request.path),
     };
@@ -568,64 +776,133 @@ fn redirected(redirect: &route::RedirectAction, one: &route::Route, request: &Re
         Ok(RedirectResponseCode::PermanentRedirect) => 308,
         _ => 301,
     };
-    Outcome::Redirect { status, location: format!("{scheme}://{authority}{path}") }
+    Outcome::Redirect {
+        status,
+        location: format!("{scheme}://{authority}{path}"),
+    }
 }
 
-fn route_policies(action: &route::RouteAction, one: &route::Route) -> Vec<(&'static str, String)> {
+fn route_policies(action: &route::RouteAction, item: &route::Route) -> Vec<(&'static str, String)> {
     use route::route_action::HostRewriteSpecifier;
     let mut found = Vec::new();
-    let timeout = action.timeout.as_ref().filter(|time| time.seconds != 0 || time.nanos != 0);
-    found.push(("timeout", timeout.map_or_else(|| "none".to_owned(), seconds)));
+    let timeout = action
+        .timeout
+        .as_ref()
+        .filter(|time| time.seconds != 0 || time.nanos != 0);
+    found.push((
+        "timeout",
+        timeout.map_or_else(|| "none".to_owned(), seconds),
+    ));
     found.push(match &action.retry_policy {
         None => ("retries", "none".to_owned()),
         Some(policy) => {
             let tries = policy.num_retries.as_ref().map_or(1, |tries| tries.value);
-            let each = policy.per_try_timeout.as_ref().map(|time| format!(", {} each", seconds(time)));
-            let codes: Vec<String> = policy.retriable_status_codes.iter().map(ToString::to_string).collect();
-            let codes = if codes.is_empty() { String::new() } else { format!(" ({})", codes.join(",")) };
-            ("retries", format!("{tries} on {}{codes}{}", policy.retry_on, each.unwrap_or_default()))
+            let each = policy
+                .per_try_timeout
+                .as_ref()
+                .map(|time| format!(", {} each", seconds(time)));
+            let codes: Vec<String> = policy
+                .retriable_status_codes
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            let codes = if codes.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", codes.join(","))
+            };
+            (
+                "retries",
+                format!(
+                    "{tries} on {}{codes}{}",
+                    policy.retry_on,
+                    each.unwrap_or_default()
+                ),
+            )
         }
     });
-    let fault = one.typed_per_filter_config.get("envoy.filters.http.fault");
+    let fault = item.typed_per_filter_config.get("envoy.filters.http.fault");
     if let Some(fault) = fault.and_then(|any| HttpFault::decode(any.value.as_slice()).ok()) {
         found.push(("fault", describe_fault(&fault)));
     }
-    if one.typed_per_filter_config.contains_key("envoy.filters.http.cors") {
-        found.push(("cors", "the route has a CORS policy".to_owned()));
+    if item
+        .typed_per_filter_config
+        .contains_key("envoy.filters.http.cors")
+    {
+        found.push(("cors", "enabled".to_owned()));
     }
     if !action.prefix_rewrite.is_empty() {
-        found.push(("rewrite", format!("the matched path becomes {}", action.prefix_rewrite)));
+        found.push((
+            "rewrite",
+            format!("the matched path becomes {}", action.prefix_rewrite),
+        ));
     }
     if let Some(regex) = &action.regex_rewrite {
-        let pattern = regex.pattern.as_ref().map(|pattern| pattern.regex.as_str()).unwrap_or_default();
-        found.push(("rewrite", format!("`{pattern}` becomes `{}`", regex.substitution)));
+        let pattern = regex
+            .pattern
+            .as_ref()
+            .map(|pattern| pattern.regex.as_str())
+            .unwrap_or_default();
+        found.push((
+            "rewrite",
+            format!("`{pattern}` becomes `{}`", regex.substitution),
+        ));
     }
     if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = &action.host_rewrite_specifier {
         found.push(("authority", host.clone()));
     }
-    found.extend(headers("request headers", &one.request_headers_to_add, &one.request_headers_to_remove));
-    found.extend(headers("response headers", &one.response_headers_to_add, &one.response_headers_to_remove));
+    found.extend(headers(
+        "request headers",
+        &item.request_headers_to_add,
+        &item.request_headers_to_remove,
+    ));
+    found.extend(headers(
+        "response headers",
+        &item.response_headers_to_add,
+        &item.response_headers_to_remove,
+    ));
     if !action.hash_policy.is_empty() {
-        found.push(("hash", format!("{} of the request", hashed(action).join(", "))));
+        found.push((
+            "hash",
+            format!("{} of the request", hashed(action).join(", ")),
+        ));
     }
     found
 }
 
-/// What is done for one of several destinations.
-fn destination_policies(one: &route::weighted_cluster::ClusterWeight) -> Vec<(&'static str, String)> {
+/// The settings of one weighted destination.
+fn destination_policies(
+    weighted: &route::weighted_cluster::ClusterWeight,
+) -> Vec<(&'static str, String)> {
     use route::weighted_cluster::cluster_weight::HostRewriteSpecifier;
     let mut found = Vec::new();
-    if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = &one.host_rewrite_specifier {
+    if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = &weighted.host_rewrite_specifier {
         found.push(("authority", host.clone()));
     }
-    found.extend(headers("request headers", &one.request_headers_to_add, &one.request_headers_to_remove));
-    found.extend(headers("response headers", &one.response_headers_to_add, &one.response_headers_to_remove));
+    found.extend(headers(
+        "request headers",
+        &weighted.request_headers_to_add,
+        &weighted.request_headers_to_remove,
+    ));
+    found.extend(headers(
+        "response headers",
+        &weighted.response_headers_to_add,
+        &weighted.response_headers_to_remove,
+    ));
     found
 }
 
-fn headers(label: &'static str, set: &[core::HeaderValueOption], removed: &[String]) -> Option<(&'static str, String)> {
-    let set = set.iter().filter_map(|one| Some(format!("+{}", one.header.as_ref()?.key)));
-    let all: Vec<String> = set.chain(removed.iter().map(|name| format!("-{name}"))).collect();
+fn headers(
+    label: &'static str,
+    set: &[core::HeaderValueOption],
+    removed: &[String],
+) -> Option<(&'static str, String)> {
+    let set = set
+        .iter()
+        .filter_map(|item| Some(format!("+{}", item.header.as_ref()?.key)));
+    let all: Vec<String> = set
+        .chain(removed.iter().map(|name| format!("-{name}")))
+        .collect();
     (!all.is_empty()).then(|| (label, all.join(" ")))
 }
 
@@ -649,7 +926,10 @@ fn describe_fault(fault: &HttpFault) -> String {
             Some(FaultDelaySecifier::FixedDelay(time)) => seconds(time),
             _ => String::new(),
         };
-        parts.push(format!("{} % delayed {time}", delay.percentage.as_ref().map_or(0.0, percent)));
+        parts.push(format!(
+            "{} % delayed {time}",
+            delay.percentage.as_ref().map_or(0.0, percent)
+        ));
     }
     if let Some(abort) = &fault.abort {
         let status = match &abort.error_type {
@@ -657,37 +937,74 @@ fn describe_fault(fault: &HttpFault) -> String {
             Some(ErrorType::GrpcStatus(status)) => format!("gRPC {status}"),
             _ => String::new(),
         };
-        parts.push(format!("{} % answered {status}", abort.percentage.as_ref().map_or(0.0, percent)));
+        parts.push(format!(
+            "{} % answered {status}",
+            abort.percentage.as_ref().map_or(0.0, percent)
+        ));
     }
     parts.join(", ")
 }
 
 fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
-    let balancer = cluster::cluster::LbPolicy::try_from(cluster.lb_policy).map_or("?", |policy| policy.as_str_name());
+    let balancer = cluster::cluster::LbPolicy::try_from(cluster.lb_policy)
+        .map_or("?", |policy| policy.as_str_name());
     found.push(("load balancer", balancer.to_owned()));
-    if let Some(time) = cluster.connect_timeout.as_ref().filter(|time| time.seconds != 10 || time.nanos != 0) {
+    if let Some(time) = cluster
+        .connect_timeout
+        .as_ref()
+        .filter(|time| time.seconds != 10 || time.nanos != 0)
+    {
         found.push(("connect timeout", seconds(time)));
     }
-    found.extend(cluster.transport_socket.as_ref().into_iter().flat_map(transport));
+    found.extend(
+        cluster
+            .transport_socket
+            .as_ref()
+            .into_iter()
+            .flat_map(transport),
+    );
     if let Some(outlier) = &cluster.outlier_detection {
-        let counted = |count: &Option<UInt32Value>, enforced: &Option<UInt32Value>, unless_said: u32| {
-            let on = enforced.as_ref().map_or(unless_said > 0, |enforced| enforced.value > 0);
-            on.then(|| count.as_ref().map_or(unless_said, |count| count.value))
-        };
+        let counted =
+            |count: &Option<UInt32Value>, enforced: &Option<UInt32Value>, unless_said: u32| {
+                let on = enforced
+                    .as_ref()
+                    .map_or(unless_said > 0, |enforced| enforced.value > 0);
+                on.then(|| count.as_ref().map_or(unless_said, |count| count.value))
+            };
         let kinds = [
-            ("errors", counted(&outlier.consecutive_5xx, &outlier.enforcing_consecutive_5xx, 5)),
+            (
+                "errors",
+                counted(
+                    &outlier.consecutive_5xx,
+                    &outlier.enforcing_consecutive_5xx,
+                    5,
+                ),
+            ),
             (
                 "gateway errors",
-                counted(&outlier.consecutive_gateway_failure, &outlier.enforcing_consecutive_gateway_failure, 0),
+                counted(
+                    &outlier.consecutive_gateway_failure,
+                    &outlier.enforcing_consecutive_gateway_failure,
+                    0,
+                ),
             ),
         ];
-        let kinds: Vec<String> =
-            kinds.iter().filter_map(|(kind, count)| Some(format!("{} {kind}", (*count)?))).collect();
-        let all = if kinds.is_empty() { "nothing is counted".to_owned() } else { kinds.join(" or ") };
+        let kinds: Vec<String> = kinds
+            .iter()
+            .filter_map(|(kind, count)| Some(format!("{} {kind}", (*count)?)))
+            .collect();
+        let all = if kinds.is_empty() {
+            "no errors counted".to_owned()
+        } else {
+            kinds.join(" or ")
+        };
         found.push(("outlier detection", format!("after {all} in a row")));
     }
-    let limits = cluster.circuit_breakers.as_ref().and_then(|limits| limits.thresholds.first());
+    let limits = cluster
+        .circuit_breakers
+        .as_ref()
+        .and_then(|limits| limits.thresholds.first());
     if let Some(limits) = limits {
         let all = [
             ("connections", &limits.max_connections),
@@ -707,26 +1024,34 @@ fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str, String)> {
     found
 }
 
-/// How connections are set up, layer by layer.
+/// The transport sockets, layer by layer.
 fn transport(socket: &core::TransportSocket) -> Vec<(&'static str, String)> {
     let Some(core::transport_socket::ConfigType::TypedConfig(config)) = &socket.config_type else {
         return Vec::new();
     };
     if config.type_url.ends_with(".ProxyProtocolUpstreamTransport") {
-        let header = ProxyProtocolUpstreamTransport::decode(config.value.as_slice()).unwrap_or_default();
+        let header =
+            ProxyProtocolUpstreamTransport::decode(config.value.as_slice()).unwrap_or_default();
         let version = header.config.as_ref().map_or(0, |config| config.version) + 1;
         let inner = header.transport_socket.iter().flat_map(transport);
-        return std::iter::once(("proxy protocol", format!("v{version}"))).chain(inner).collect();
+        return std::iter::once(("proxy protocol", format!("v{version}")))
+            .chain(inner)
+            .collect();
     }
     if !config.type_url.ends_with(".UpstreamTlsContext") {
         return Vec::new();
     }
     let context = UpstreamTlsContext::decode(config.value.as_slice()).unwrap_or_default();
     let common = context.common_tls_context.unwrap_or_default();
-    let own = !common.tls_certificates.is_empty() || !common.tls_certificate_sds_secret_configs.is_empty();
-    let mut text = if own { "with a certificate of the client's".to_owned() } else { "yes".to_owned() };
+    let own = !common.tls_certificates.is_empty()
+        || !common.tls_certificate_sds_secret_configs.is_empty();
+    let mut text = if own {
+        "with a client certificate".to_owned()
+    } else {
+        "yes".to_owned()
+    };
     if !context.sni.is_empty() {
-        text += &format!(", asking for {}", context.sni);
+        text += &format!(", SNI {}", context.sni);
     }
     vec![("TLS", text)]
 }
@@ -735,18 +1060,25 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
     assignment.endpoints.iter().flat_map(|group| {
         let locality = group.locality.clone().unwrap_or_default();
         let locality = [locality.region, locality.zone, locality.sub_zone].join("/");
-        group.lb_endpoints.iter().filter_map(move |one| {
-            let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &one.host_identifier else {
+        group.lb_endpoints.iter().filter_map(move |item| {
+            let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &item.host_identifier
+            else {
                 return None;
             };
-            let others = host.additional_addresses.iter().filter_map(|one| one.address.as_ref());
+            let others = host
+                .additional_addresses
+                .iter()
+                .filter_map(|item| item.address.as_ref());
             Some(Endpoint {
                 address: address_text(host.address.as_ref()?)?,
                 other_addresses: others.filter_map(address_text).collect(),
                 locality: locality.trim_end_matches('/').to_owned(),
                 priority: group.priority,
-                weight: one.load_balancing_weight.as_ref().map_or(1, |weight| weight.value),
-                healthy: one.health_status != core::HealthStatus::Unhealthy as i32,
+                weight: item
+                    .load_balancing_weight
+                    .as_ref()
+                    .map_or(1, |weight| weight.value),
+                healthy: item.health_status != core::HealthStatus::Unhealthy as i32,
             })
         })
     })
@@ -760,7 +1092,11 @@ fn address_text(address: &core::Address) -> Option<String> {
                 _ => 0,
             };
             let is_v6 = socket.address.contains(':');
-            Some(if is_v6 { format!("[{}]:{port}", socket.address) } else { format!("{}:{port}", socket.address) })
+            Some(if is_v6 {
+                format!("[{}]:{port}", socket.address)
+            } else {
+                format!("{}:{port}", socket.address)
+            })
         }
         core::address::Address::Pipe(pipe) => Some(pipe.path.clone()),
         _ => None,
@@ -777,6 +1113,9 @@ fn percent(fraction: &FractionalPercent) -> f64 {
 }
 
 fn seconds(time: &envoy_types::pb::google::protobuf::Duration) -> String {
-    let whole = Duration::new(u64::try_from(time.seconds).unwrap_or(0), u32::try_from(time.nanos).unwrap_or(0));
+    let whole = Duration::new(
+        u64::try_from(time.seconds).unwrap_or(0),
+        u32::try_from(time.nanos).unwrap_or(0),
+    );
     format!("{}s", whole.as_secs_f64())
 }

@@ -1,15 +1,19 @@
-//! Paths as Envoy's HTTP connection manager hands them to routes.
+//! Path normalization of Envoy's HTTP connection manager.
 //!
-//! Source: Envoy's API documentation of `HttpConnectionManager.normalize_path` and `merge_slashes`; the finer points
-//! are what Envoy 1.40 does with each character, plain and encoded.
+//! RouteSource: Envoy's API documentation of `HttpConnectionManager.normalize_path` and `merge_slashes`; details were
+//! verified with Envoy 1.40 for each character, plain and encoded.
 
-/// The path with `normalize_path`: without dot segments, with `/` for `\`, and with each character encoded or not as
-/// it has to be. `None` where Envoy answers 400.
+/// Applies `normalize_path`: removes dot segments, replaces `\` with `/`, and normalizes percent-encoding. `None` if
+/// Envoy responds with 400.
 pub(super) fn normalized(path: &str) -> Option<String> {
     if path.contains("%00") || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
         return None;
     }
-    let segments: Vec<&str> = path.split('/').skip(1).flat_map(|one| without_parameters(one).split('\\')).collect();
+    let segments: Vec<&str> = path
+        .split('/')
+        .skip(1)
+        .flat_map(|item| without_parameters(item).split('\\'))
+        .collect();
     let mut kept: Vec<String> = Vec::with_capacity(segments.len());
     for (n, segment) in segments.iter().enumerate() {
         let segment = recoded(segment);
@@ -26,10 +30,12 @@ pub(super) fn normalized(path: &str) -> Option<String> {
     Some(format!("/{}", kept.join("/")))
 }
 
-/// The path with `merge_slashes`.
+/// Applies `merge_slashes`.
 pub(super) fn merged(path: &str) -> String {
     let mut last = '\0';
-    path.chars().filter(|character| (std::mem::replace(&mut last, *character), *character) != ('/', '/')).collect()
+    path.chars()
+        .filter(|character| (std::mem::replace(&mut last, *character), *character) != ('/', '/'))
+        .collect()
 }
 
 /// A dot segment may have parameters (`..;x`), unless its dots are encoded.
@@ -45,9 +51,16 @@ fn recoded(segment: &str) -> String {
     let mut out = String::with_capacity(segment.len());
     let mut rest = segment;
     while let Some(character) = rest.chars().next() {
-        let encoded = rest.strip_prefix('%').and_then(|rest| rest.get(..2)).filter(|_| character == '%');
-        let decoded = encoded.and_then(|digits| u8::from_str_radix(digits, 16).ok()).map(char::from);
-        if let Some(plain) = decoded.filter(|plain| plain.is_ascii_alphanumeric() || "-._~".contains(*plain)) {
+        let encoded = rest
+            .strip_prefix('%')
+            .and_then(|rest| rest.get(..2))
+            .filter(|_| character == '%');
+        let decoded = encoded
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .map(char::from);
+        if let Some(plain) =
+            decoded.filter(|plain| plain.is_ascii_alphanumeric() || "-._~".contains(*plain))
+        {
             out.push(plain);
             rest = rest.get(3..).unwrap_or_default();
             continue;
@@ -66,7 +79,7 @@ fn recoded(segment: &str) -> String {
 mod tests {
     use super::*;
 
-    /// What Envoy 1.40 makes of each.
+    /// The results of Envoy 1.40.
     #[test]
     fn a_path_is_normalized_as_envoy_does() {
         for (path, normal) in [
@@ -89,7 +102,10 @@ mod tests {
             ("/a%2fb/..%2Fc", "/a%2fb/..%2Fc"),
             ("/%6e%7E%41%2d%5f%30", "/n~A-_0"),
             ("/%252e/%2/%/%zz/%%2e", "/%252e/%2/%/%zz/%."),
-            ("/\"<>^`{|}[]@:!$&'()*+,;=", "/%22%3C%3E%5E%60%7B%7C%7D[]@:!$&'()*+,;="),
+            (
+                "/\"<>^`{|}[]@:!$&'()*+,;=",
+                "/%22%3C%3E%5E%60%7B%7C%7D[]@:!$&'()*+,;=",
+            ),
             ("/%22%3c%40", "/%22%3c%40"),
             ("/a/..;x/b", "/b"),
             ("/a/.;/..;x\\b", "/"),

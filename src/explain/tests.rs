@@ -1,10 +1,10 @@
-//! What people get to read.
+//! Tests of the explanations.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{Explanation, Outcome, Question, Request, explain};
-use crate::mesh::{Builder, EmptySubset, Locality, MeshConfig, NodeMetadata, Proxy, View};
+use super::{Explanation, Outcome, Request, TrafficQuery, explain};
+use crate::mesh::{EmptySubset, Locality, MeshBuilder, MeshConfig, NodeMetadata, Proxy, ScopeView};
 use crate::rollout_guard::{HeldValue, RolloutGuard};
 use crate::snapshot::SnapshotBuilder;
 use crate::source::loader::{Content, Loader};
@@ -55,88 +55,129 @@ spec:
     route: [{destination: {host: web, subset: v2}}]
 ";
 
-fn ask(question: Question) -> Explanation {
-    ask_of(OBJECTS, question)
+fn ask(traffic: TrafficQuery) -> Explanation {
+    ask_of(OBJECTS, traffic)
 }
 
-fn ask_of(objects: &str, question: Question) -> Explanation {
-    ask_with(&MeshConfig::default(), objects, question)
+fn ask_of(objects: &str, traffic: TrafficQuery) -> Explanation {
+    ask_with(&MeshConfig::default(), objects, traffic)
 }
 
-fn ask_with(config: &MeshConfig, objects: &str, question: Question) -> Explanation {
+fn ask_with(config: &MeshConfig, objects: &str, traffic: TrafficQuery) -> Explanation {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
     let objects = objects.replace("x-canary: yes", "x-canary: 'yes'");
-    for change in Loader::new().update([(PathBuf::from("a.yaml"), Content::Bytes(objects.into_bytes()))]) {
+    for change in Loader::new().update([(
+        PathBuf::from("a.yaml"),
+        Content::Bytes(objects.into_bytes()),
+    )]) {
         store.apply(change, &mut dirty);
     }
-    let refused: Vec<_> = store.refused().collect();
-    assert!(refused.is_empty(), "{refused:?}");
-    let (mesh, held) = RolloutGuard::default().apply(Builder::new(config.clone()).update(&store, &dirty));
+    let rejected: Vec<_> = store.rejected().collect();
+    assert!(rejected.is_empty(), "{rejected:?}");
+    let (mesh, held) =
+        RolloutGuard::default().apply(MeshBuilder::new(config.clone()).update(&store, &dirty));
     let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
     let proxy = Proxy::new(id, NodeMetadata::default(), Locality::parse("/z-a")).unwrap();
     let scope = mesh.scope(&proxy);
     let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope);
-    let mut answer = explain(&View::new(&mesh, &scope), &snapshot, &question);
+    let mut answer = explain(&ScopeView::new(&mesh, &scope), &snapshot, &traffic);
     answer.add_held(&held);
     answer
 }
 
 fn request(text: &str) -> Explanation {
-    ask(Question::Http(Request::parse(text, &[]).unwrap()))
+    ask(TrafficQuery::Http(Request::parse(text, &[]).unwrap()))
 }
 
 fn connection(port: u16, sni: Option<&str>) -> Explanation {
-    ask(Question::Tcp { host: "web".into(), port, sni: sni.map(str::to_owned) })
+    ask(TrafficQuery::Tcp {
+        host: "web".into(),
+        port,
+        sni: sni.map(str::to_owned),
+    })
 }
 
-fn said_by(answer: &Explanation) -> Vec<&str> {
-    answer.considered.iter().map(|one| one.field.as_str()).collect()
+fn defined_by(answer: &Explanation) -> Vec<&str> {
+    answer
+        .considered
+        .iter()
+        .map(|item| item.field.as_str())
+        .collect()
 }
 
 #[test]
-fn policies_of_route_and_destination_are_told() {
+fn policies_of_route_and_destination_are_explained() {
     let answer = request("GET http://web/");
-    let Outcome::Forward { destinations, policies, .. } = answer.outcome else { panic!("{answer:?}") };
+    let Outcome::Forward {
+        destinations,
+        policies,
+        ..
+    } = answer.outcome
+    else {
+        panic!("{answer:?}")
+    };
     let retries = "3 on 5xx,retriable-status-codes (503), 1s each";
-    assert!(policies.contains(&("retries", retries.to_owned())), "{policies:?}");
-    let own: Vec<String> = destinations[1].policies.iter().map(|(name, text)| format!("{name}: {text}")).collect();
+    assert!(
+        policies.contains(&("retries", retries.to_owned())),
+        "{policies:?}"
+    );
+    let own: Vec<String> = destinations[1]
+        .policies
+        .iter()
+        .map(|(name, text)| format!("{name}: {text}"))
+        .collect();
     let wanted = [
         "load balancer: LEAST_REQUEST",
         "connect timeout: 2s",
         "proxy protocol: v2",
-        "TLS: yes, asking for web.example.com",
+        "TLS: yes, SNI web.example.com",
         "outlier detection: after 3 gateway errors in a row",
         "response headers: +x-canary",
     ];
     assert_eq!(own, wanted);
     assert_eq!(destinations[1].percent, 75.0);
-    // Those that are nearest stand first, as they are asked first.
-    let places: Vec<_> = destinations[0].endpoints.iter().map(|one| (one.priority, one.locality.as_str())).collect();
+    // The nearest endpoints come first because they are used first.
+    let places: Vec<_> = destinations[0]
+        .endpoints
+        .iter()
+        .map(|endpoint| (endpoint.priority, endpoint.locality.as_str()))
+        .collect();
     assert_eq!(places, [(0, "/z-a"), (1, "/z-b")]);
 }
 
 #[test]
 fn the_route_of_a_connection_is_named() {
     let answer = connection(9000, None);
-    assert_eq!(said_by(&answer), ["spec.tcp[1]"]);
-    assert_eq!(answer.considered[0].object.as_deref(), Some("VirtualService shop/web"));
-    assert_eq!(said_by(&connection(443, Some("web"))), ["spec.tls[0].match[0]"]);
-    // The service itself takes what no route does, or nothing does.
-    assert!(said_by(&connection(443, Some("other"))).is_empty());
+    assert_eq!(defined_by(&answer), ["spec.tcp[1]"]);
+    assert_eq!(
+        answer.considered[0].object.as_deref(),
+        Some("VirtualService shop/web")
+    );
+    assert_eq!(
+        defined_by(&connection(443, Some("web"))),
+        ["spec.tls[0].match[0]"]
+    );
+    // Connections that match no route use the service's default, if there is one.
+    assert!(defined_by(&connection(443, Some("other"))).is_empty());
 }
 
 #[test]
-fn a_request_within_tls_goes_by_the_name_that_its_client_asks_for() {
+fn a_request_within_tls_is_routed_by_sni() {
     let answer = request("GET https://web/");
-    assert_eq!(said_by(&answer), ["spec.tls[0].match[0]"]);
-    assert!(matches!(&answer.outcome, Outcome::Forward { destinations, .. } if destinations.len() == 1));
-    // At a port of plain HTTP nobody looks into it.
+    assert_eq!(defined_by(&answer), ["spec.tls[0].match[0]"]);
+    assert!(
+        matches!(&answer.outcome, Outcome::Forward { destinations, .. } if destinations.len() == 1)
+    );
+    // TLS on a plain HTTP port is not inspected.
     let answer = request("GET https://web:80/");
-    assert!(answer.route_configuration.is_none() && said_by(&answer).is_empty(), "{answer:?}");
+    assert!(
+        answer.route_configuration.is_none() && defined_by(&answer).is_empty(),
+        "{answer:?}"
+    );
 }
 
 #[test]
-fn what_a_delegate_does_not_give_and_who_is_overruled_is_told() {
+fn missing_delegate_routes_and_overridden_objects_are_explained() {
     let objects = r"
 apiVersion: v1
 kind: Service
@@ -170,16 +211,25 @@ kind: VirtualService
 metadata: {name: all, namespace: shop}
 spec: {hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host: web}}]}]}
 ";
-    let answer = ask_of(objects, Question::Http(Request::parse("GET http://web/a", &[]).unwrap()));
-    let told: Vec<_> =
-        answer.considered.iter().map(|one| format!("{}: {}", one.field, one.not.as_deref().unwrap_or("yes"))).collect();
+    let answer = ask_of(
+        objects,
+        TrafficQuery::Http(Request::parse("GET http://web/a", &[]).unwrap()),
+    );
+    let told: Vec<_> = answer
+        .considered
+        .iter()
+        .map(|item| format!("{}: {}", item.field, item.not.as_deref().unwrap_or("yes")))
+        .collect();
     let wanted = [
-        "spec.http[0].delegate: its delegate shop/nope is not there",
-        "spec.http[1].delegate: spec.http[1] of its delegate shop/leaf has a match that goes beyond its own",
-        "spec.http[0].match[0]: the path is `/a`, wanted one that begins with `/b/c`",
+        "spec.http[0].delegate: its delegate shop/nope does not exist",
+        "spec.http[1].delegate: spec.http[1] of its delegate shop/leaf has a match wider than the match of its root",
+        "spec.http[0].match[0]: the path is `/a`, expected a path that starts with `/b/c`",
     ];
     assert_eq!(told, wanted);
-    assert_eq!(answer.overruled, ["VirtualService shop/second", "VirtualService shop/all"]);
+    assert_eq!(
+        answer.overruled,
+        ["VirtualService shop/second", "VirtualService shop/all"]
+    );
     assert_eq!(answer.outcome, Outcome::NoRoute);
 }
 
@@ -226,27 +276,66 @@ spec:
   http:
   - route: [{destination: {host: web, subset: v3}, weight: 10}, {destination: {host: web, subset: v1}, weight: 90}]
 ";
-    let get = |path: &str| Question::Http(Request::parse(&format!("GET http://web{path}"), &[]).unwrap());
-    let tcp = Question::Tcp { host: "web".into(), port: 9000, sni: None };
+    let get = |path: &str| {
+        TrafficQuery::Http(Request::parse(&format!("GET http://web{path}"), &[]).unwrap())
+    };
+    let tcp = TrafficQuery::Tcp {
+        host: "web".into(),
+        port: 9000,
+        sni: None,
+    };
     let hold = MeshConfig::default();
-    let allow = MeshConfig { empty_subset: EmptySubset::Allow, ..MeshConfig::default() };
+    let allow = MeshConfig {
+        empty_subset: EmptySubset::Allow,
+        ..MeshConfig::default()
+    };
     let shares = |answer: &Explanation| -> Vec<(String, f64)> {
-        let Outcome::Forward { destinations, .. } = &answer.outcome else { panic!("{answer:?}") };
-        destinations.iter().map(|to| (to.cluster.split('|').nth(2).unwrap().to_owned(), to.percent)).collect()
+        let Outcome::Forward { destinations, .. } = &answer.outcome else {
+            panic!("{answer:?}")
+        };
+        destinations
+            .iter()
+            .map(|to| (to.cluster.split('|').nth(2).unwrap().to_owned(), to.percent))
+            .collect()
     };
     let all = |subset: &str| vec![(subset.to_owned(), 100.0)];
-    for (question, object, field, wanted) in [
-        (get("/"), "VirtualService shop/root", "spec.http[1].route[1]", 50),
-        (get("/a"), "VirtualService shop/leaf", "spec.http[0].route[0]", 10),
+    for (traffic, object, field, wanted) in [
+        (
+            get("/"),
+            "VirtualService shop/root",
+            "spec.http[1].route[1]",
+            50,
+        ),
+        (
+            get("/a"),
+            "VirtualService shop/leaf",
+            "spec.http[0].route[0]",
+            10,
+        ),
         (tcp, "VirtualService shop/root", "spec.tcp[0].route[1]", 50),
     ] {
-        let answer = ask_with(&hold, objects, question.clone());
+        let answer = ask_with(&hold, objects, traffic.clone());
         assert_eq!(shares(&answer), all("v1"), "{answer:?}");
-        let [held] = answer.held.as_slice() else { panic!("{answer:?}") };
-        assert_eq!((&*held.object.to_string(), held.field.as_str()), (object, field));
-        assert_eq!(held.value, HeldValue::Weight { wanted, effective: 0 });
-        let answer = ask_with(&allow, objects, question);
-        assert_eq!((shares(&answer).len(), answer.held.len()), (2, 0), "{answer:?}");
+        let [held] = answer.held.as_slice() else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(
+            (&*held.object.to_string(), held.field.as_str()),
+            (object, field)
+        );
+        assert_eq!(
+            held.value,
+            HeldValue::Weight {
+                wanted,
+                effective: 0
+            }
+        );
+        let answer = ask_with(&allow, objects, traffic);
+        assert_eq!(
+            (shares(&answer).len(), answer.held.len()),
+            (2, 0),
+            "{answer:?}"
+        );
     }
 }
 
@@ -300,7 +389,14 @@ endpoints: [{addresses: [10.1.0.8], hostname: web-0}]
         // Only headless services have names for their pods.
         ("web-0.web", 7000, "virtualOutbound"),
     ] {
-        let answer = ask_of(objects, Question::Tcp { host: host.into(), port, sni: None });
+        let answer = ask_of(
+            objects,
+            TrafficQuery::Tcp {
+                host: host.into(),
+                port,
+                sni: None,
+            },
+        );
         assert_eq!(answer.listener, listener, "{host}");
     }
 }
@@ -309,12 +405,24 @@ endpoints: [{addresses: [10.1.0.8], hostname: web-0}]
 fn a_request_that_envoy_does_not_take_is_answered_by_it() {
     let status = |text: &str, headers: &[&str]| {
         let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
-        match ask(Question::Http(Request::parse(text, &headers).unwrap())).outcome {
+        match ask(TrafficQuery::Http(Request::parse(text, &headers).unwrap())).outcome {
             Outcome::Respond { status, .. } => Some(status),
             _ => None,
         }
     };
     assert_eq!(status("GET http://web/%00", &[]), Some(400));
-    assert_eq!(status("GET http://web/", &["connection: upgrade", "upgrade: other"]), Some(403));
-    assert_eq!(status("GET http://web/%01", &["connection: upgrade", "upgrade: websocket"]), None);
+    assert_eq!(
+        status(
+            "GET http://web/",
+            &["connection: upgrade", "upgrade: other"]
+        ),
+        Some(403)
+    );
+    assert_eq!(
+        status(
+            "GET http://web/%01",
+            &["connection: upgrade", "upgrade: websocket"]
+        ),
+        None
+    );
 }

@@ -1,31 +1,32 @@
-//! What differs between two states of the mesh, in the terms that proxies' resources are made from.
+//! The difference between two states of the mesh, in terms of the inputs of proxy resources.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::host::{self, Host};
-use super::{Mesh, PortClass, Registered, Resolution, VirtualService, diff};
+use super::{Mesh, PortClass, RegisteredService, Resolution, VirtualService, diff};
 
-/// What differs between two states of the mesh.
+/// The difference between two states of the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MeshChange {
-    /// Hosts, of services and of VirtualServices, wildcards included, whose clusters, endpoints or virtual hosts may
+    /// Hosts of services and VirtualServices, including wildcards, whose clusters, endpoints or virtual hosts may
     /// differ for some proxy.
     pub hosts: BTreeSet<Host>,
     /// Ports whose listeners may differ for some proxy.
     pub ports: BTreeSet<u16>,
-    /// Addresses at which endpoints came, went or changed: what the proxies there serve may differ.
+    /// Addresses whose endpoints changed, which may affect the inbound configuration of proxies there.
     pub addresses: BTreeSet<Arc<str>>,
-    /// Whether what can tell proxies apart differs, and with it any proxy's scope.
+    /// Whether the scope of any proxy may differ.
     pub scopes: bool,
 }
 
 impl MeshChange {
-    /// What differs from `old` to `new`. Takes the time that the differences take where `new` was made from `old`.
+    /// Computes the difference from `old` to `new`, in time proportional to the difference if `new` was derived from
+    /// `old`.
     pub fn between(old: &Mesh, new: &Mesh) -> Self {
         let mut change = Self {
             scopes: !Arc::ptr_eq(&old.sidecars, &new.sidecars)
-                || !Arc::ptr_eq(&old.looked_at, &new.looked_at)
+                || !Arc::ptr_eq(&old.scope_attributes, &new.scope_attributes)
                 || !Arc::ptr_eq(&old.nodes, &new.nodes)
                 || old.network != new.network
                 || !old.pod_topologies.ptr_eq(&new.pod_topologies),
@@ -37,15 +38,21 @@ impl MeshChange {
         change.virtual_services(old, new, &mut reshaped);
         change.destination_rules(old, new, &mut reshaped);
         for host in &reshaped {
-            for known in [old, new].iter().filter_map(|mesh| mesh.services.get(host)).flat_map(|list| list.iter()) {
-                change.ports.extend(ports(known, |class| class == PortClass::Other));
+            for known in [old, new]
+                .iter()
+                .filter_map(|mesh| mesh.services.get(host))
+                .flat_map(|list| list.iter())
+            {
+                change
+                    .ports
+                    .extend(ports(known, |class| class == PortClass::Other));
             }
         }
         change.hosts.extend(reshaped);
         change
     }
 
-    /// Whether nothing differs.
+    /// Whether there is no difference.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -53,18 +60,33 @@ impl MeshChange {
     fn services(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
         diff(&old.services, &new.services, |host, before, after| {
             self.hosts.insert(host.clone());
-            let (before, after) = (before.map_or(&[][..], |list| list), after.map_or(&[][..], |list| list));
+            let (before, after) = (
+                before.map_or(&[][..], |list| list),
+                after.map_or(&[][..], |list| list),
+            );
             let moved = before.iter().filter(|known| !after.contains(known));
-            let moved: Vec<_> = moved.chain(after.iter().filter(|known| !before.contains(known))).collect();
+            let moved: Vec<_> = moved
+                .chain(after.iter().filter(|known| !before.contains(known)))
+                .collect();
             for known in &moved {
-                self.addresses.extend(known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses().cloned()));
+                self.addresses.extend(
+                    known
+                        .endpoints
+                        .list
+                        .iter()
+                        .flat_map(|endpoint| endpoint.addresses().cloned()),
+                );
                 if known.service.resolution == Resolution::Passthrough {
                     // Its listeners are at the addresses of its endpoints.
-                    self.ports.extend(ports(known, |class| class == PortClass::Other));
+                    self.ports
+                        .extend(ports(known, |class| class == PortClass::Other));
                 }
             }
             let same_shape = before.len() == after.len()
-                && before.iter().zip(after).all(|(before, after)| before.service_revision == after.service_revision);
+                && before
+                    .iter()
+                    .zip(after)
+                    .all(|(before, after)| before.service_revision == after.service_revision);
             if same_shape {
                 return;
             }
@@ -75,41 +97,64 @@ impl MeshChange {
                 reshaped.extend(known.service.alias_of.clone());
             }
             for mesh in [old, new] {
-                let rules = mesh.virtual_services.naming(host).chain(mesh.virtual_services.routing_to(host));
-                rules.flat_map(|rules| &rules.hosts).for_each(|host| covered(mesh, host, reshaped));
+                let rules = mesh
+                    .virtual_services
+                    .naming(host)
+                    .chain(mesh.virtual_services.routing_to(host));
+                rules
+                    .flat_map(|rules| &rules.hosts)
+                    .for_each(|host| covered(mesh, host, reshaped));
             }
         });
     }
 
     fn virtual_services(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
         let mut touch = |mesh: &Mesh, rules: &VirtualService| {
-            rules.hosts.iter().for_each(|host| covered(mesh, host, reshaped));
+            rules
+                .hosts
+                .iter()
+                .for_each(|host| covered(mesh, host, reshaped));
             // What a route sends to is visible where a Sidecar lets the route through.
-            reshaped.extend(rules.destinations(&mesh.config.domain).map(|(host, _)| host));
+            reshaped.extend(
+                rules
+                    .destinations(&mesh.config.domain)
+                    .map(|(host, _)| host),
+            );
         };
-        diff(old.virtual_services.by_key(), new.virtual_services.by_key(), |_, before, after| {
-            before.into_iter().for_each(|rules| touch(old, rules));
-            after.into_iter().for_each(|rules| touch(new, rules));
-        });
+        diff(
+            old.virtual_services.by_key(),
+            new.virtual_services.by_key(),
+            |_, before, after| {
+                before.into_iter().for_each(|rules| touch(old, rules));
+                after.into_iter().for_each(|rules| touch(new, rules));
+            },
+        );
     }
 
     fn destination_rules(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
-        old.destination_rules.diff(&new.destination_rules, |before, after| {
-            for rule in before.into_iter().chain(after).flat_map(|rules| rules.iter()) {
-                let mut hosts = BTreeSet::new();
-                covered(new, &rule.host, &mut hosts);
-                for host in &hosts {
-                    // Their routes hash requests as the rule of the destination says.
-                    let users = new.virtual_services.routing_to(host);
-                    users.flat_map(|rules| &rules.hosts).for_each(|host| covered(new, host, reshaped));
+        old.destination_rules
+            .diff(&new.destination_rules, |before, after| {
+                for rule in before
+                    .into_iter()
+                    .chain(after)
+                    .flat_map(|rules| rules.iter())
+                {
+                    let mut hosts = BTreeSet::new();
+                    covered(new, &rule.host, &mut hosts);
+                    for host in &hosts {
+                        // Their routes hash requests as the rule of the destination says.
+                        let users = new.virtual_services.routing_to(host);
+                        users
+                            .flat_map(|rules| &rules.hosts)
+                            .for_each(|host| covered(new, host, reshaped));
+                    }
+                    reshaped.extend(hosts);
                 }
-                reshaped.extend(hosts);
-            }
-        });
+            });
     }
 }
 
-/// The hosts that a host named by a rule speaks for: itself, and all that a wildcard covers.
+/// The hosts that a rule's host applies to: itself, and everything that a wildcard covers.
 fn covered(mesh: &Mesh, name: &Host, found: &mut BTreeSet<Host>) {
     if host::is_wildcard(name) {
         let known = mesh.services.keys().chain(mesh.virtual_services.hosts());
@@ -118,6 +163,14 @@ fn covered(mesh: &Mesh, name: &Host, found: &mut BTreeSet<Host>) {
     found.insert(name.clone());
 }
 
-fn ports(known: &Registered, which: impl Fn(PortClass) -> bool) -> impl Iterator<Item = u16> {
-    known.service.ports.iter().filter(move |port| which(PortClass::of(port.protocol))).map(|port| port.number)
+fn ports(
+    known: &RegisteredService,
+    which: impl Fn(PortClass) -> bool,
+) -> impl Iterator<Item = u16> {
+    known
+        .service
+        .ports
+        .iter()
+        .filter(move |port| which(PortClass::of(port.protocol)))
+        .map(|port| port.number)
 }

@@ -1,4 +1,4 @@
-//! Every DestinationRule by namespace and host. Cheap to clone, and a changed copy shares what did not change.
+//! Every DestinationRule by namespace and host. Cheap to clone; modified copies share unchanged parts.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -27,10 +27,13 @@ struct NamespaceRules {
 }
 
 impl NamespaceRules {
-    /// The rules for the most specific host that covers `host` and of which any is seen.
+    /// The rules of the most specific matching host that has a visible rule.
     fn find(&self, host: &str, seen: impl Fn(&DestinationRule) -> bool) -> Option<&RulesForHost> {
         let exact = self.exact.get(host).into_iter();
-        let wildcards = self.wildcards.iter().filter(|((_, wildcard), _)| host::covers(wildcard, host));
+        let wildcards = self
+            .wildcards
+            .iter()
+            .filter(|((_, wildcard), _)| host::covers(wildcard, host));
         let mut all = exact.chain(wildcards.map(|(_, rules)| rules));
         all.find(|rules| rules.iter().any(|rule| seen(rule)))
     }
@@ -54,8 +57,15 @@ impl NamespaceRules {
     }
 
     fn covering<'a>(&'a self, host: &str) -> Vec<&'a RulesForHost> {
-        let wildcards = self.wildcards.iter().filter(|((_, wildcard), _)| host::covers(wildcard, host));
-        self.exact.get(host).into_iter().chain(wildcards.map(|(_, rules)| rules)).collect()
+        let wildcards = self
+            .wildcards
+            .iter()
+            .filter(|((_, wildcard), _)| host::covers(wildcard, host));
+        self.exact
+            .get(host)
+            .into_iter()
+            .chain(wildcards.map(|(_, rules)| rules))
+            .collect()
     }
 
     fn all(&self) -> impl Iterator<Item = &RulesForHost> {
@@ -64,9 +74,18 @@ impl NamespaceRules {
 }
 
 impl DestinationRules {
-    /// Replaces the rules of a namespace for a host; none removes them.
-    pub(super) fn set(&mut self, namespace: &Arc<str>, host: &Host, rules: Vec<Arc<DestinationRule>>) {
-        let mut of_namespace = self.by_namespace.get(namespace).cloned().unwrap_or_default();
+    /// Replaces the rules of a namespace for a host; an empty list removes them.
+    pub(super) fn set(
+        &mut self,
+        namespace: &Arc<str>,
+        host: &Host,
+        rules: Vec<Arc<DestinationRule>>,
+    ) {
+        let mut of_namespace = self
+            .by_namespace
+            .get(namespace)
+            .cloned()
+            .unwrap_or_default();
         of_namespace.set(host, rules);
         if of_namespace.exact.is_empty() && of_namespace.wildcards.is_empty() {
             self.by_namespace.remove(namespace);
@@ -75,11 +94,11 @@ impl DestinationRules {
         }
     }
 
-    /// The rule for a host as a client sees it: from the client's namespace, else what the service's namespace exports,
-    /// else what the root namespace exports; the first of these that has one. In each the most specific host decides
-    /// alone. Rules that select other proxies than the client keep those for all from counting as well (measured on
-    /// Istiod). Of several for all, which differ in who sees them, the youngest counts. Source: Istio's documentation,
-    /// "Global namespace aliases" of `DestinationRule.exportTo`, and its code.
+    /// The rule for a host from the point of view of a client: from the client's namespace, else exported from the
+    /// service's namespace, else exported from the root namespace; the first that has one decides. Within a namespace
+    /// the most specific host decides alone. A rule that selects other proxies also hides the rules for all proxies in
+    /// its namespace (measured on Istiod). Among rules for all proxies that differ in visibility, the newest wins.
+    /// Source: Istio's documentation, "Global namespace aliases" of `DestinationRule.exportTo`, and its code.
     pub fn find(
         &self,
         host: &str,
@@ -88,16 +107,23 @@ impl DestinationRules {
         client_namespace: &str,
         client_labels: &Labels,
     ) -> Option<&Arc<DestinationRule>> {
-        let found = self.counting(host, service_namespace, root_namespace, client_namespace);
-        // A selector speaks of the workloads of the rule's own namespace. A rule for these very proxies beats one for all.
+        let found = self.deciding_rules(host, service_namespace, root_namespace, client_namespace);
+        // A selector applies to workloads of the rule's own namespace. A rule that selects the proxy beats one for all
+        // proxies.
         let selects = |rule: &&Arc<DestinationRule>| match &rule.selector {
             None => false,
-            Some(selector) => *rule.namespace == *client_namespace && api::selects(selector, client_labels),
+            Some(selector) => {
+                *rule.namespace == *client_namespace && api::selects(selector, client_labels)
+            }
         };
-        found.iter().copied().find(selects).or_else(|| for_all(&found))
+        found
+            .iter()
+            .copied()
+            .find(selects)
+            .or_else(|| for_all(&found))
     }
 
-    /// The same for what comes in at a workload of the service itself: rules that select clients do not count.
+    /// The same for inbound traffic at the service's own workloads, where rules that select clients do not apply.
     pub fn find_inbound(
         &self,
         host: &str,
@@ -105,11 +131,11 @@ impl DestinationRules {
         root_namespace: &str,
         namespace: &str,
     ) -> Option<&Arc<DestinationRule>> {
-        for_all(&self.counting(host, service_namespace, root_namespace, namespace))
+        for_all(&self.deciding_rules(host, service_namespace, root_namespace, namespace))
     }
 
-    /// The rules of the place that counts.
-    fn counting(
+    /// The rules of the namespace that decides.
+    fn deciding_rules(
         &self,
         host: &str,
         service_namespace: &str,
@@ -117,13 +143,27 @@ impl DestinationRules {
         client_namespace: &str,
     ) -> Vec<&Arc<DestinationRule>> {
         let seen = |rule: &DestinationRule| rule.visibility.includes(client_namespace);
-        // What the root namespace shows to all must not come before a service's own for proxies of the root namespace.
+        // For proxies of the root namespace, its public rules must not take precedence over those of the service's
+        // namespace.
         let own = |rule: &DestinationRule| {
-            if client_namespace == root_namespace { rule.is_private() } else { seen(rule) }
+            if client_namespace == root_namespace {
+                rule.is_private()
+            } else {
+                seen(rule)
+            }
         };
-        let within = |namespace: &str, which: &dyn Fn(&DestinationRule) -> bool| -> Vec<&Arc<DestinationRule>> {
-            let rules = self.by_namespace.get(namespace).and_then(|rules| rules.find(host, which));
-            rules.into_iter().flat_map(|rules| rules.iter()).filter(|rule| which(rule) && seen(rule)).collect()
+        let within = |namespace: &str,
+                      which: &dyn Fn(&DestinationRule) -> bool|
+         -> Vec<&Arc<DestinationRule>> {
+            let rules = self
+                .by_namespace
+                .get(namespace)
+                .and_then(|rules| rules.find(host, which));
+            rules
+                .into_iter()
+                .flat_map(|rules| rules.iter())
+                .filter(|rule| which(rule) && seen(rule))
+                .collect()
         };
         let mut found = within(client_namespace, &own);
         for namespace in [service_namespace, root_namespace] {
@@ -136,45 +176,71 @@ impl DestinationRules {
 
     /// The rules of a namespace for this very host.
     pub fn of_host(&self, namespace: &str, host: &Host) -> &[Arc<DestinationRule>] {
-        self.by_namespace.get(namespace).and_then(|rules| rules.get(host)).map_or(&[], |rules| rules)
+        self.by_namespace
+            .get(namespace)
+            .and_then(|rules| rules.get(host))
+            .map_or(&[], |rules| rules)
     }
 
     /// The same with others in the place of those with these revisions.
-    pub fn with<'a>(&self, others: impl Iterator<Item = (&'a Revision, &'a Arc<DestinationRule>)>) -> Self {
+    pub fn with<'a>(
+        &self,
+        others: impl Iterator<Item = (&'a Revision, &'a Arc<DestinationRule>)>,
+    ) -> Self {
         let mut same = self.clone();
         for (revision, other) in others {
-            let rules = same.by_namespace.get(&other.namespace).and_then(|rules| rules.get(&other.host));
+            let rules = same
+                .by_namespace
+                .get(&other.namespace)
+                .and_then(|rules| rules.get(&other.host));
             let Some(rules) = rules else { continue };
-            let replaced =
-                |rule: &Arc<DestinationRule>| if rule.revision == *revision { other.clone() } else { rule.clone() };
+            let replaced = |rule: &Arc<DestinationRule>| {
+                if rule.revision == *revision {
+                    other.clone()
+                } else {
+                    rule.clone()
+                }
+            };
             let rules = rules.iter().map(replaced).collect();
             same.set(&other.namespace, &other.host, rules);
         }
         same
     }
 
-    /// Every rule, of any namespace, that speaks for a host, by name or by a wildcard.
+    /// Every rule, in any namespace, that applies to a host by name or wildcard.
     pub fn all(&self, host: &str) -> Vec<&Arc<DestinationRule>> {
-        self.by_namespace.values().flat_map(|rules| rules.covering(host)).flat_map(|rules| rules.iter()).collect()
+        self.by_namespace
+            .values()
+            .flat_map(|rules| rules.covering(host))
+            .flat_map(|rules| rules.iter())
+            .collect()
     }
 
-    /// Whether both are the same state, which is cheap to tell; `false` where that is not known.
+    /// Whether both share the same state, a cheap check; `false` if unknown.
     pub fn ptr_eq(&self, other: &Self) -> bool {
         self.by_namespace.ptr_eq(&other.by_namespace)
     }
 
     /// Every rule.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
-        self.by_namespace.values().flat_map(|rules| rules.all().flat_map(|rules| rules.iter()))
+        self.by_namespace
+            .values()
+            .flat_map(|rules| rules.all().flat_map(|rules| rules.iter()))
     }
 
     /// Calls `found` with the rules for each namespace and host at which two states differ, old and new.
-    pub fn diff(&self, new: &Self, mut found: impl FnMut(Option<&RulesForHost>, Option<&RulesForHost>)) {
+    pub fn diff(
+        &self,
+        new: &Self,
+        mut found: impl FnMut(Option<&RulesForHost>, Option<&RulesForHost>),
+    ) {
         let none = NamespaceRules::default();
         super::diff(&self.by_namespace, &new.by_namespace, |_, old, new| {
             let (old, new) = (old.unwrap_or(&none), new.unwrap_or(&none));
             super::diff(&old.exact, &new.exact, |_, old, new| found(old, new));
-            super::diff(&old.wildcards, &new.wildcards, |_, old, new| found(old, new));
+            super::diff(&old.wildcards, &new.wildcards, |_, old, new| {
+                found(old, new);
+            });
         });
     }
 }

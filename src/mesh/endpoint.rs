@@ -1,5 +1,5 @@
-//! Endpoints: from EndpointSlices, or from Endpoints where a service has no slice, with the labels of the pods behind
-//! them and the locality of their nodes.
+//! Endpoints from EndpointSlices, or from Endpoints if a service has no slice, with the labels of their pods and the
+//! locality of their nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,7 +10,7 @@ use super::service::{Resolution, Service};
 use super::topology::{REGION, SUBZONE, Topology, ZONE};
 use crate::api::{self, Labels, Object, Spec, TargetRef};
 
-/// A place: region, zone and sub-zone, each possibly empty.
+/// A locality: region, zone and sub-zone, each possibly empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Locality {
     /// The region.
@@ -22,11 +22,15 @@ pub struct Locality {
 }
 
 impl Locality {
-    /// Reads `region/zone/subzone`; what is missing is empty.
+    /// Parses `region/zone/subzone`; missing parts are empty.
     pub fn parse(text: &str) -> Self {
         let mut parts = text.splitn(3, '/').map(str::to_owned);
         let mut next = || parts.next().unwrap_or_default();
-        Self { region: next(), zone: next(), sub_zone: next() }
+        Self {
+            region: next(),
+            zone: next(),
+            sub_zone: next(),
+        }
     }
 }
 
@@ -37,40 +41,40 @@ impl fmt::Display for Locality {
     }
 }
 
-/// Whether an endpoint takes traffic.
+/// Whether an endpoint accepts traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Health {
-    /// It does.
+    /// It accepts traffic.
     Healthy,
-    /// It does not at present. It is sent all the same, so that it need only change its state when it does.
+    /// It currently does not. It is still sent to proxies, so that only its health changes when it becomes ready.
     Unhealthy,
 }
 
 /// One endpoint of one service port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// The address: an IP address, a host name (with DNS resolution), or `unix://` and a path.
+    /// The address: an IP address, a host name (with DNS resolution), or `unix://` followed by a path.
     pub address: Arc<str>,
-    /// The same workload's address of the other family, where it has both.
+    /// The workload's address of the other family, if it is dual-stack.
     pub other_address: Option<Arc<str>>,
     /// The port at that address.
     pub port: u16,
     /// The name of the service's port.
     pub port_name: Arc<str>,
-    /// Where it is.
+    /// Its locality.
     pub topology: Arc<Topology>,
-    /// Whether it takes traffic.
+    /// Whether it accepts traffic.
     pub health: Health,
-    /// Its share among the endpoints of its locality, 1 unless said otherwise.
+    /// Its weight within its locality, 1 by default.
     pub weight: u32,
-    /// What is behind it.
+    /// The workload behind it.
     pub workload: Arc<Workload>,
-    /// The name it has in DNS below its service's; empty where it has none.
+    /// Its DNS name below the service's; empty if it has none.
     pub hostname: Arc<str>,
 }
 
 impl Endpoint {
-    /// Every address, the one that is tried first at the front.
+    /// All addresses, in the order in which they are tried.
     pub fn addresses(&self) -> impl Iterator<Item = &Arc<str>> {
         std::iter::once(&self.address).chain(&self.other_address)
     }
@@ -90,28 +94,28 @@ impl Endpoint {
         self.topology.labels(&self.workload.labels)
     }
 
-    /// Whether it has all labels of a subset.
+    /// Whether it matches all labels of a subset.
     pub fn is_in_subset(&self, subset: &Labels) -> bool {
         self.topology.selects(subset, &self.workload.labels)
     }
 }
 
-/// What is behind an endpoint.
+/// The workload behind an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Workload {
-    /// Its labels, by which subsets choose.
+    /// Its labels, which subsets select by.
     pub labels: Labels,
     /// Its namespace.
     pub namespace: Arc<str>,
     /// The node it runs on, as far as its pod says it; slices say it as well.
     pub node: String,
-    /// Who it runs as, as far as its pod says it.
+    /// Its service account, if its pod says so.
     pub service_account: String,
     /// Its addresses, as far as its pod says them.
     pub ips: Vec<Arc<str>>,
 }
 
-/// The endpoints of one service, sorted, each address and port once.
+/// The endpoints of one service, sorted and without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSet {
     /// The endpoints.
@@ -124,7 +128,7 @@ pub(super) type Nodes = BTreeMap<Arc<str>, Arc<Topology>>;
 impl EndpointSet {
     /// Sorts endpoints, which must be distinct.
     pub(super) fn new(mut list: Vec<Endpoint>) -> Self {
-        // Envoy sums weights in 32 bits: shares that are too large are made smaller, all by the same factor.
+        // Envoy sums weights in 32 bits: if the sum is too large, all weights are scaled down by the same factor.
         let total: u64 = list.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
         let most = u64::from(u32::MAX).saturating_sub(list.len() as u64).max(1);
         if total > most {
@@ -138,7 +142,7 @@ impl EndpointSet {
     }
 }
 
-/// What is needed of pods and nodes to make endpoints.
+/// The pods and nodes that endpoints are built from.
 #[derive(Debug, Default)]
 pub(super) struct Workloads {
     /// The pods, by namespace and name.
@@ -149,9 +153,15 @@ pub(super) struct Workloads {
     elsewhere: Arc<Topology>,
 }
 
-/// The locality that a node's labels give. Source: Kubernetes' well-known labels, and Istio's for the sub-zone.
+/// The locality from a node's labels. Source: Kubernetes' well-known labels, and Istio's for the sub-zone.
 pub(super) fn node_locality(labels: &Labels) -> Locality {
-    let label = |name: &str, old: &str| labels.get(name).or_else(|| labels.get(old)).cloned().unwrap_or_default();
+    let label = |name: &str, old: &str| {
+        labels
+            .get(name)
+            .or_else(|| labels.get(old))
+            .cloned()
+            .unwrap_or_default()
+    };
     Locality {
         region: label(REGION, "failure-domain.beta.kubernetes.io/region"),
         zone: label(ZONE, "failure-domain.beta.kubernetes.io/zone"),
@@ -161,15 +171,25 @@ pub(super) fn node_locality(labels: &Labels) -> Locality {
 
 impl Workloads {
     pub fn new(cluster: &Arc<str>) -> Self {
-        let elsewhere = Arc::new(Topology { cluster: cluster.clone(), ..Topology::default() });
-        Self { elsewhere, ..Self::default() }
+        let elsewhere = Arc::new(Topology {
+            cluster: cluster.clone(),
+            ..Topology::default()
+        });
+        Self {
+            elsewhere,
+            ..Self::default()
+        }
     }
 
-    /// Takes in a node, or that it is gone. Returns whether anything is different.
+    /// Updates or removes a node. Returns whether anything changed.
     pub fn set_node(&mut self, name: &Arc<str>, labels: Option<&Labels>) -> bool {
         let new = labels.map(|labels| {
             let locality = node_locality(labels);
-            Arc::new(Topology { locality, node: name.clone(), ..(*self.elsewhere).clone() })
+            Arc::new(Topology {
+                locality,
+                node: name.clone(),
+                ..(*self.elsewhere).clone()
+            })
         });
         if self.nodes.get(name) == new.as_ref() {
             return false;
@@ -182,27 +202,44 @@ impl Workloads {
         true
     }
 
-    /// Takes in the network that the cluster is in. Returns whether anything is different.
+    /// Updates the cluster's network. Returns whether anything changed.
     pub fn set_network(&mut self, network: &Arc<str>) -> bool {
         if self.elsewhere.network == *network {
             return false;
         }
-        for topology in Arc::make_mut(&mut self.nodes).values_mut().chain([&mut self.elsewhere]) {
-            *topology = Arc::new(Topology { network: network.clone(), ..(**topology).clone() });
+        for topology in Arc::make_mut(&mut self.nodes)
+            .values_mut()
+            .chain([&mut self.elsewhere])
+        {
+            *topology = Arc::new(Topology {
+                network: network.clone(),
+                ..(**topology).clone()
+            });
         }
         true
     }
 
     fn pod(&self, target: Option<&TargetRef>, namespace: &Arc<str>) -> Option<&Arc<Workload>> {
         let target = target.filter(|target| target.kind == "Pod")?;
-        let namespace =
-            if target.namespace.is_empty() { namespace.clone() } else { Arc::from(target.namespace.as_str()) };
+        let namespace = if target.namespace.is_empty() {
+            namespace.clone()
+        } else {
+            Arc::from(target.namespace.as_str())
+        };
         self.pods.get(&(namespace, Arc::from(target.name.as_str())))
     }
 
-    /// Where a workload is, of which its endpoint may say `node` and `zone`. What a pod says itself comes first.
-    pub fn topology(&self, workload: &Workload, node: Option<&str>, zone: Option<&str>) -> Arc<Topology> {
-        let node = Some(workload.node.as_str()).filter(|node| !node.is_empty()).or(node).unwrap_or_default();
+    /// The location of a workload, whose endpoint may specify `node` and `zone`. The pod's own values take precedence.
+    pub fn topology(
+        &self,
+        workload: &Workload,
+        node: Option<&str>,
+        zone: Option<&str>,
+    ) -> Arc<Topology> {
+        let node = Some(workload.node.as_str())
+            .filter(|node| !node.is_empty())
+            .or(node)
+            .unwrap_or_default();
         let known = self.nodes.get(node);
         let own = label_locality(&workload.labels);
         if let (Some(known), None) = (known, &own) {
@@ -212,20 +249,27 @@ impl Workloads {
         if own.is_none() && node.is_empty() && zone.is_empty() {
             return self.elsewhere.clone();
         }
-        let locality = own.unwrap_or_else(|| Locality { zone: zone.to_owned(), ..Locality::default() });
+        let locality = own.unwrap_or_else(|| Locality {
+            zone: zone.to_owned(),
+            ..Locality::default()
+        });
         let node = known.map_or_else(|| Arc::from(node), |known| known.node.clone());
-        Arc::new(Topology { locality, node, ..(*self.elsewhere).clone() })
+        Arc::new(Topology {
+            locality,
+            node,
+            ..(*self.elsewhere).clone()
+        })
     }
 }
 
-/// The locality that a workload's own label gives, with dots because a label's value can not hold slashes.
+/// The locality from a workload's own label, separated by dots because a label value cannot contain slashes.
 pub(super) fn label_locality(labels: &Labels) -> Option<Locality> {
     let own = labels.get("istio-locality").filter(|own| !own.is_empty())?;
     Some(Locality::parse(&own.replace('.', "/")))
 }
 
-/// The endpoints of a Kubernetes `service`: from its `slices`, or from the Endpoints object where there are none, and
-/// from the WorkloadEntries it selects.
+/// Collects the endpoints of a Kubernetes `service`: from its `slices`, or from the Endpoints object if there are none,
+/// and from the WorkloadEntries it selects.
 pub(super) fn collect<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a Object>,
@@ -236,27 +280,58 @@ pub(super) fn collect<'a>(
     let mut out = Collector::new(service, workloads);
     let mut had_slice = false;
     for slice in slices {
-        let Spec::EndpointSlice(spec) = &slice.spec else { continue };
+        let Spec::EndpointSlice(spec) = &slice.spec else {
+            continue;
+        };
         had_slice = true;
         for endpoint in &spec.endpoints {
-            let (Some(health), Some(address)) = (health(&endpoint.conditions), endpoint.addresses.first()) else {
+            let (Some(health), Some(address)) =
+                (health(&endpoint.conditions), endpoint.addresses.first())
+            else {
                 continue;
             };
             let added_from = out.list.len();
             let place = (endpoint.node_name.as_deref(), endpoint.zone.as_deref());
-            out.add_target(address, health, &slice.meta.namespace, endpoint.target_ref.as_ref(), place, &spec.ports);
+            out.add_target(
+                address,
+                health,
+                &slice.meta.namespace,
+                endpoint.target_ref.as_ref(),
+                place,
+                &spec.ports,
+            );
             out.name_from(added_from, endpoint.hostname.as_deref());
         }
     }
-    if let (false, Some(Object { meta, spec: Spec::Endpoints(spec) })) = (had_slice, endpoints) {
+    if let (
+        false,
+        Some(Object {
+            meta,
+            spec: Spec::Endpoints(spec),
+        }),
+    ) = (had_slice, endpoints)
+    {
         for subset in &spec.subsets {
-            let ready = subset.addresses.iter().map(|address| (address, Health::Healthy));
-            let not_ready = subset.not_ready_addresses.iter().map(|address| (address, Health::Unhealthy));
+            let ready = subset
+                .addresses
+                .iter()
+                .map(|address| (address, Health::Healthy));
+            let not_ready = subset
+                .not_ready_addresses
+                .iter()
+                .map(|address| (address, Health::Unhealthy));
             for (address, health) in ready.chain(not_ready) {
                 let added_from = out.list.len();
                 let place = (address.node_name.as_deref(), None);
                 let target = address.target_ref.as_ref();
-                out.add_target(&address.ip, health, &meta.namespace, target, place, &subset.ports);
+                out.add_target(
+                    &address.ip,
+                    health,
+                    &meta.namespace,
+                    target,
+                    place,
+                    &subset.ports,
+                );
                 out.name_from(added_from, address.hostname.as_deref());
             }
         }
@@ -303,16 +378,35 @@ pub(super) fn collect_entry<'a>(
         for pod in pods {
             let topology = workloads.topology(pod.workload, pod.node, None);
             for address in &pod.addresses {
-                let of = Of { workload: pod.workload, topology: &topology, health: Health::Healthy, weight: 1 };
-                let id = PodId { namespace: &service.namespace, name: pod.name, uid: "" };
+                let of = Of {
+                    workload: pod.workload,
+                    topology: &topology,
+                    health: Health::Healthy,
+                    weight: 1,
+                };
+                let id = PodId {
+                    namespace: &service.namespace,
+                    name: pod.name,
+                    uid: "",
+                };
                 for port in &service.ports {
                     out.add(address, port.target, &port.name, of, Some(id));
                 }
             }
         }
-    } else if spec.endpoints.is_empty() && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
+    } else if spec.endpoints.is_empty()
+        && matches!(
+            service.resolution,
+            Resolution::Dns | Resolution::DnsRoundRobin
+        )
+    {
         let (workload, topology) = (Arc::default(), Arc::default());
-        let of = Of { workload: &workload, topology: &topology, health: Health::Healthy, weight: 1 };
+        let of = Of {
+            workload: &workload,
+            topology: &topology,
+            health: Health::Healthy,
+            weight: 1,
+        };
         for port in &service.ports {
             out.add(&service.host, port.target, &port.name, of, None);
         }
@@ -320,8 +414,8 @@ pub(super) fn collect_entry<'a>(
     out.finish()
 }
 
-/// Ready or not said is healthy. Not ready and known not to be terminating is unhealthy; otherwise it is on its way
-/// out, or may be, and is left out (measured on Istiod).
+/// Ready or unset means healthy. Not ready and known not to be terminating means unhealthy. Any other endpoint is, or
+/// may be, terminating and is omitted (measured on Istiod).
 fn health(conditions: &api::EndpointConditions) -> Option<Health> {
     match (conditions.ready, conditions.terminating) {
         (None | Some(true), _) => Some(Health::Healthy),
@@ -338,7 +432,7 @@ struct PodId<'a> {
     uid: &'a str,
 }
 
-/// What the endpoints of one workload have in common.
+/// The common properties of a workload's endpoints.
 #[derive(Clone, Copy)]
 struct Of<'a> {
     workload: &'a Arc<Workload>,
@@ -363,7 +457,10 @@ impl<'a> Collector<'a> {
         Self {
             service,
             workloads,
-            v6_first: service.addresses.first().is_some_and(|address| address.contains(':')),
+            v6_first: service
+                .addresses
+                .first()
+                .is_some_and(|address| address.contains(':')),
             seen: BTreeSet::new(),
             of_pods: BTreeMap::new(),
             list: Vec::new(),
@@ -384,33 +481,64 @@ impl<'a> Collector<'a> {
             return;
         }
         let address: Arc<str> = address.into();
-        let workload = self.workloads.pod(target, namespace).cloned().unwrap_or_default();
+        let workload = self
+            .workloads
+            .pod(target, namespace)
+            .cloned()
+            .unwrap_or_default();
         let topology = self.workloads.topology(&workload, node, zone);
-        let id = target.filter(|target| target.kind == "Pod").map(|target| PodId {
-            namespace: if target.namespace.is_empty() { namespace } else { &target.namespace },
-            name: &target.name,
-            uid: &target.uid,
-        });
+        let id = target
+            .filter(|target| target.kind == "Pod")
+            .map(|target| PodId {
+                namespace: if target.namespace.is_empty() {
+                    namespace
+                } else {
+                    &target.namespace
+                },
+                name: &target.name,
+                uid: &target.uid,
+            });
         for port in ports {
-            let Some(number) = port.port.filter(|number| *number != 0) else { continue };
-            let known = self.service.ports.iter().find(|known| *known.name == *port.name);
-            let Some(name) = known.map(|port| &port.name) else { continue };
-            let of = Of { workload: &workload, topology: &topology, health, weight: 1 };
+            let Some(number) = port.port.filter(|number| *number != 0) else {
+                continue;
+            };
+            let known = self
+                .service
+                .ports
+                .iter()
+                .find(|known| *known.name == *port.name);
+            let Some(name) = known.map(|port| &port.name) else {
+                continue;
+            };
+            let of = Of {
+                workload: &workload,
+                topology: &topology,
+                health,
+                weight: 1,
+            };
             self.add(&address, number, name, of, id);
         }
     }
 
-    /// The entry's port for a service port: its own by name, else the service's target. Source: Istio's
+    /// The entry's port for a service port: its own port of that name, else the service's target port. Source: Istio's
     /// `WorkloadEntry.ports`.
     fn add_entry(&mut self, entry: &api::WorkloadEntry, metadata: Option<&Labels>) {
         let mut labels = entry.labels.clone();
-        labels.extend(metadata.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
+        labels.extend(
+            metadata
+                .into_iter()
+                .flatten()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
         let locality = match (entry.locality.as_str(), label_locality(&labels)) {
             ("", Some(own)) => own,
             ("", None) => Locality::default(),
             (given, _) => Locality::parse(given),
         };
-        let mut topology = Topology { locality, ..(*self.workloads.elsewhere).clone() };
+        let mut topology = Topology {
+            locality,
+            ..(*self.workloads.elsewhere).clone()
+        };
         if !entry.network.is_empty() {
             topology.network = entry.network.as_str().into();
         }
@@ -423,10 +551,23 @@ impl<'a> Collector<'a> {
         });
         let service = self.service;
         for port in &service.ports {
-            let own = entry.ports.get(&*port.name).and_then(|own| u16::try_from(*own).ok()).filter(|own| *own > 0);
-            let target = if port.target > 0 { port.target } else { port.number };
+            let own = entry
+                .ports
+                .get(&*port.name)
+                .and_then(|own| u16::try_from(*own).ok())
+                .filter(|own| *own > 0);
+            let target = if port.target > 0 {
+                port.target
+            } else {
+                port.number
+            };
             let weight = entry.weight.max(1);
-            let of = Of { workload: &workload, topology: &topology, health: Health::Healthy, weight };
+            let of = Of {
+                workload: &workload,
+                topology: &topology,
+                health: Health::Healthy,
+                weight,
+            };
             self.add(&address, own.unwrap_or(target), &port.name, of, None);
         }
     }
@@ -435,24 +576,36 @@ impl<'a> Collector<'a> {
     fn name_from(&mut self, place: usize, hostname: Option<&str>) {
         if let Some(hostname) = hostname {
             let hostname: Arc<str> = hostname.to_ascii_lowercase().into();
-            self.list.iter_mut().skip(place).for_each(|endpoint| endpoint.hostname = hostname.clone());
+            self.list
+                .iter_mut()
+                .skip(place)
+                .for_each(|endpoint| endpoint.hostname = hostname.clone());
         }
     }
 
-    /// Adds an address. Where it is a pod's, of which the address of the other family is there, the two are one
-    /// endpoint.
-    fn add(&mut self, address: &Arc<str>, port: u16, port_name: &Arc<str>, of: Of<'_>, pod: Option<PodId<'a>>) {
+    /// Adds an address. If the pod's address of the other family is already present, the two become one endpoint.
+    fn add(
+        &mut self,
+        address: &Arc<str>,
+        port: u16,
+        port_name: &Arc<str>,
+        of: Of<'_>,
+        pod: Option<PodId<'a>>,
+    ) {
         if !self.seen.insert((address.clone(), port_name.clone(), port)) {
             return;
         }
         let is_v6 = |address: &str| address.contains(':');
         if let Some(pod) = pod {
-            let at = self.of_pods.entry((pod, port_name.clone(), port)).or_insert(self.list.len());
+            let at = self
+                .of_pods
+                .entry((pod, port_name.clone(), port))
+                .or_insert(self.list.len());
             if let Some(known) = self.list.get_mut(*at)
                 && known.other_address.is_none()
                 && is_v6(&known.address) != is_v6(address)
             {
-                // Each family has a slice of its own, and one of them may lag behind.
+                // Each family has its own slice, and one of them may be outdated.
                 known.health = known.health.max(of.health);
                 known.other_address = Some(if is_v6(address) == self.v6_first {
                     std::mem::replace(&mut known.address, address.clone())

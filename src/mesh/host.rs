@@ -5,9 +5,8 @@ use std::sync::Arc;
 /// A host in lower case: a full name, or a wildcard (`*` or `*.example.com`).
 pub type Host = Arc<str>;
 
-/// The full name of a host that an object in `namespace` says: a name without a dot is a service of that namespace, a
-/// name with a dot (or a wildcard, or an address) is taken as it is. Hosts compare without case, so the result is in
-/// lower case.
+/// Resolves a host as written by an object in `namespace`: a name without a dot is a service of that namespace; a name
+/// with a dot, a wildcard or an address is used as is. Hosts compare case-insensitively, so the result is lower-case.
 pub fn resolve(host: &str, namespace: &str, domain: &str) -> Host {
     let host = without_brackets(host).to_ascii_lowercase();
     if host.contains('.') || host.contains('*') || host.contains(':') || host.is_empty() {
@@ -19,7 +18,9 @@ pub fn resolve(host: &str, namespace: &str, domain: &str) -> Host {
 
 /// A host without the brackets in which an IPv6 address is written before a port.
 pub fn without_brackets(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
+    host.strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host)
 }
 
 /// Whether `host` is a wildcard.
@@ -27,12 +28,14 @@ pub fn is_wildcard(host: &str) -> bool {
     host.starts_with('*')
 }
 
-/// Whether the wildcard or exact `pattern` covers `host`; a wildcard covers any longer name with that ending, other
-/// wildcards included.
+/// Whether `pattern`, exact or a wildcard, covers `host`. A wildcard covers any longer name with the same suffix,
+/// including other wildcards.
 pub fn covers(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix('*') {
         None => pattern == host,
-        Some(suffix) => host.strip_prefix('*').unwrap_or(host).ends_with(suffix) && host.len() >= pattern.len(),
+        Some(suffix) => {
+            host.strip_prefix('*').unwrap_or(host).ends_with(suffix) && host.len() >= pattern.len()
+        }
     }
 }
 
@@ -42,7 +45,10 @@ mod tests {
 
     #[test]
     fn short_names_are_read_in_their_namespace() {
-        assert_eq!(&*resolve("Web", "shop", "cluster.local"), "web.shop.svc.cluster.local");
+        assert_eq!(
+            &*resolve("Web", "shop", "cluster.local"),
+            "web.shop.svc.cluster.local"
+        );
         assert_eq!(&*resolve("web.shop", "pay", "cluster.local"), "web.shop");
         assert_eq!(&*resolve("*", "pay", "cluster.local"), "*");
         for address in ["2001:DB8::77", "[2001:db8::77]"] {

@@ -1,15 +1,14 @@
-//! The mesh as clients see it: services with their endpoints, and the rules about them, by host.
+//! The mesh model: services with their endpoints, and the rules that apply to them, by host.
 //!
-//! [`Builder`] keeps the model up to date from the [`Store`], touching what a change touches; a [`Mesh`] is one state
-//! of it, shared and never changed.
+//! [`MeshBuilder`] updates the model incrementally from the [`Store`]; a [`Mesh`] is one immutable, shared state of it.
 
 mod change;
 mod delegate;
 mod destination_rules;
 mod endpoint;
 mod host;
-mod looked_at;
 mod proxy;
+mod relevance;
 #[cfg(test)]
 mod revision_tests;
 mod rules;
@@ -30,11 +29,11 @@ pub use destination_rules::DestinationRules;
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
 pub use host::{Host, covers, is_wildcard, resolve, without_brackets};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
-pub use rules::{DestinationRule, HttpRule, LostRoute, Overlay, StreamRule, VirtualService};
-pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, one_form};
+pub use rules::{DestinationRule, DroppedRoute, HttpRule, Overlay, StreamRule, VirtualService};
+pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, canonical_address};
 pub use sidecar::{Sidecar, Sidecars};
 pub use topology::{HOSTNAME, NETWORK, REGION, SUBZONE, Topology, ZONE};
-pub use view::{Seen, View};
+pub use view::{ScopeView, VisibleService};
 pub use virtual_services::{Precedence, VirtualServices, VisibleVirtualServices};
 pub use visibility::Visibility;
 
@@ -45,30 +44,30 @@ use crate::api::{Age, Kind, Labels, Meta, Object, ObjectKey, Spec, selects};
 use crate::revision::Revision;
 use crate::store::Store;
 use endpoint::SelectedPod;
-use looked_at::LookedAt;
+use relevance::ScopeAttributes;
 
-/// What holds for the whole mesh.
+/// Mesh-wide settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeshConfig {
-    /// The cluster's domain.
+    /// The cluster's DNS domain.
     pub domain: Arc<str>,
     /// The cluster's id.
     pub cluster: Arc<str>,
-    /// The namespace whose rules hold for all others.
+    /// The namespace whose rules apply to all namespaces.
     pub root_namespace: Arc<str>,
-    /// What happens to requests for hosts that nobody knows.
+    /// What happens to traffic for unknown hosts.
     pub outbound: OutboundPolicy,
-    /// What happens to weight for a subset that has no ready endpoint, where the VirtualService does not say.
+    /// What happens to weight for a subset without a ready endpoint, unless the VirtualService overrides it.
     pub empty_subset: EmptySubset,
 }
 
-/// What happens to weight for a subset that has no ready endpoint.
+/// What happens to weight for a subset without a ready endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum EmptySubset {
-    /// It is held back until one is ready.
+    /// It is held back until an endpoint is ready.
     #[default]
     Hold,
-    /// It is given; requests that go there fail.
+    /// It takes effect at once; requests to the subset fail.
     Allow,
 }
 
@@ -84,18 +83,18 @@ impl Default for MeshConfig {
     }
 }
 
-/// What happens to traffic for hosts that nobody knows. Source: Istio's `meshConfig.outboundTrafficPolicy.mode`.
+/// What happens to traffic for unknown hosts. Source: Istio's `meshConfig.outboundTrafficPolicy.mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum OutboundPolicy {
-    /// It passes.
+    /// It passes through.
     AllowAny,
-    /// It is refused.
+    /// It is blocked.
     RegistryOnly,
 }
 
 /// A service with its endpoints.
 #[derive(Clone, Debug)]
-pub struct Registered {
+pub struct RegisteredService {
     /// The service.
     pub service: Arc<Service>,
     /// Identifies the content of `service`.
@@ -106,44 +105,45 @@ pub struct Registered {
     pub endpoints_revision: Revision,
 }
 
-impl PartialEq for Registered {
+impl PartialEq for RegisteredService {
     fn eq(&self, other: &Self) -> bool {
-        (self.service_revision, self.endpoints_revision) == (other.service_revision, other.endpoints_revision)
+        (self.service_revision, self.endpoints_revision)
+            == (other.service_revision, other.endpoints_revision)
     }
 }
 
-/// The services that have one host, the one that counts first where all are seen.
-pub type SameHost = Arc<Vec<Registered>>;
+/// The services that share one host, in order of precedence.
+pub type HostServices = Arc<Vec<RegisteredService>>;
 
 /// One state of the mesh.
 #[derive(Clone, Debug)]
 pub struct Mesh {
-    /// What holds for all of it.
+    /// The mesh-wide settings.
     pub config: Arc<MeshConfig>,
     /// All services by host.
-    pub services: OrdMap<Host, SameHost>,
+    pub services: OrdMap<Host, HostServices>,
     /// All VirtualServices.
     pub virtual_services: Arc<VirtualServices>,
     /// All DestinationRules.
     pub destination_rules: Arc<DestinationRules>,
     /// All Sidecars.
     pub sidecars: Arc<Sidecars>,
-    /// Which services have an endpoint at an address.
+    /// The services that have an endpoint at each address.
     by_address: OrdMap<Arc<str>, OrdSet<Host>>,
-    /// The services that have a port with this number, by what is spoken there, the oldest first.
+    /// The services that have a port with this number, by protocol class, oldest first.
     by_port: OrdMap<(u16, PortClass), OrdSet<(Age, Host)>>,
-    /// The hosts of the ExternalName services that stand for a host.
+    /// The hosts of the ExternalName services that point to a host.
     aliases: OrdMap<Host, OrdSet<Host>>,
-    /// Where pods are, as far as they were read with their node.
+    /// The locality of each pod whose node is known.
     pod_topologies: OrdMap<Name, Arc<Topology>>,
     nodes: Arc<endpoint::Nodes>,
-    /// The network that the cluster is in, as the root namespace's label says it; empty where it does not.
+    /// The cluster's network from the root namespace's label; empty if unset.
     network: Arc<str>,
-    /// What of proxies some rule looks at.
-    looked_at: Arc<LookedAt>,
+    /// The proxy attributes that some rule reads.
+    scope_attributes: Arc<ScopeAttributes>,
 }
 
-/// What a listener has to tell apart of the ports that share its number.
+/// The protocol class of a port, which a listener shared by several ports distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PortClass {
     /// HTTP other than gRPC-Web: every such port adds the same to its listener.
@@ -183,15 +183,21 @@ impl Mesh {
             pod_topologies: OrdMap::new(),
             nodes: Arc::default(),
             network: Arc::default(),
-            looked_at: Arc::default(),
+            scope_attributes: Arc::default(),
         }
     }
 
-    /// The ports at which services reach `proxy`, each number once; the oldest service wins it.
+    /// The ports on which services reach `proxy`. If several services use the same port, the oldest wins.
     fn inbound(&self, proxy: &Proxy) -> Vec<InboundPort> {
         let mut by_target: BTreeMap<u16, (crate::api::Age, InboundPort)> = BTreeMap::new();
         for (service, endpoint) in self.endpoints_of(proxy) {
-            let Some(port) = service.ports.iter().find(|port| port.name == endpoint.port_name) else { continue };
+            let Some(port) = service
+                .ports
+                .iter()
+                .find(|port| port.name == endpoint.port_name)
+            else {
+                continue;
+            };
             let inbound = InboundPort {
                 target: endpoint.port,
                 host: service.host.clone(),
@@ -212,20 +218,30 @@ impl Mesh {
     /// ServiceEntry, one that is exported to it by name before one that all see, and the oldest of these.
     pub(crate) fn pick<'a>(
         &self,
-        list: &'a SameHost,
+        list: &'a HostServices,
         namespace: &str,
-        also: impl Fn(&Registered) -> bool,
-    ) -> Option<&'a Registered> {
-        let seen = list.iter().filter(|known| known.service.visibility.includes(namespace) && also(known));
+        also: impl Fn(&RegisteredService) -> bool,
+    ) -> Option<&'a RegisteredService> {
+        let seen = list
+            .iter()
+            .filter(|known| known.service.visibility.includes(namespace) && also(known));
         seen.min_by_key(|known| {
             let service = &known.service;
-            (*service.namespace != *namespace, service.registry, service.visibility == Visibility::Public)
+            (
+                *service.namespace != *namespace,
+                service.registry,
+                service.visibility == Visibility::Public,
+            )
         })
     }
 
     /// The hosts of services that have a port of this number and class, the oldest first.
     pub fn hosts_at(&self, port: u16, class: PortClass) -> impl Iterator<Item = &Host> {
-        self.by_port.get(&(port, class)).into_iter().flatten().map(|(_, host)| host)
+        self.by_port
+            .get(&(port, class))
+            .into_iter()
+            .flatten()
+            .map(|(_, host)| host)
     }
 
     /// The hosts of the ExternalName services that stand for a host, whoever sees them.
@@ -234,9 +250,11 @@ impl Mesh {
     }
 
     /// The services with an endpoint at an address.
-    pub fn services_at(&self, address: &str) -> impl Iterator<Item = &Registered> {
+    pub fn services_at(&self, address: &str) -> impl Iterator<Item = &RegisteredService> {
         let hosts = self.by_address.get(address).into_iter().flatten();
-        hosts.filter_map(|host| self.services.get(host)).flat_map(|list| list.iter())
+        hosts
+            .filter_map(|host| self.services.get(host))
+            .flat_map(|list| list.iter())
     }
 
     /// The numbers of all ports that any service has.
@@ -244,8 +262,8 @@ impl Mesh {
         self.by_port.keys().map(|(port, _)| *port).collect()
     }
 
-    /// The first service of a host, whoever sees it.
-    pub fn any_service(&self, host: &str) -> Option<&Registered> {
+    /// The first service of a host, regardless of visibility.
+    pub fn any_service(&self, host: &str) -> Option<&RegisteredService> {
         self.services.get(host)?.first()
     }
 }
@@ -253,31 +271,31 @@ impl Mesh {
 /// Namespace and name.
 type Name = (Arc<str>, Arc<str>);
 
-/// Keeps the model up to date.
+/// Updates the model incrementally.
 #[derive(Debug)]
-pub struct Builder {
+pub struct MeshBuilder {
     mesh: Mesh,
     workloads: endpoint::Workloads,
-    /// Which services have an endpoint that is this pod.
+    /// The services that have each pod as an endpoint.
     services_of_pod: BTreeMap<Name, BTreeSet<Name>>,
     pods_of_service: BTreeMap<Name, Vec<Name>>,
-    /// The slices of each service, and the service of each slice as last seen, to find those that moved.
+    /// The slices of each service, and the last known service of each slice, to detect slices that move.
     slices: BTreeMap<Name, BTreeSet<Arc<str>>>,
     service_of_slice: BTreeMap<Name, Arc<str>>,
-    /// The hosts of each ServiceEntry as last seen.
+    /// The last known hosts of each ServiceEntry.
     hosts_of_entry: BTreeMap<Name, Vec<Host>>,
     declared: same_host::Declared,
-    /// The VirtualServices as they are written, without their delegates' routes.
+    /// The VirtualServices as written, without delegates.
     virtual_services: BTreeMap<ObjectKey, Arc<VirtualService>>,
     /// The VirtualServices that delegate to one, by its namespace and name.
     roots_of: BTreeMap<Name, BTreeSet<ObjectKey>>,
     /// The DestinationRules of a namespace for a host, and where each was last seen.
     rules_of_host: BTreeMap<(Arc<str>, Host), BTreeSet<ObjectKey>>,
     host_of_rule: BTreeMap<ObjectKey, Host>,
-    looked_at: looked_at::Counts,
+    scope_attributes: relevance::Counts,
 }
 
-/// What has to be made anew.
+/// What has to be rebuilt.
 #[derive(Default)]
 struct Stale {
     services: BTreeSet<Name>,
@@ -285,13 +303,13 @@ struct Stale {
     virtual_services: BTreeSet<ObjectKey>,
     destination_rules: BTreeSet<(Arc<str>, Host)>,
     sidecars: bool,
-    /// Whether a node moved, and with it every pod on it.
+    /// Whether a node's location changed, and thus that of its pods.
     nodes: bool,
     pods: BTreeSet<Name>,
 }
 
-impl Builder {
-    /// An empty mesh.
+impl MeshBuilder {
+    /// A builder with an empty mesh.
     pub fn new(config: MeshConfig) -> Self {
         let mesh = Mesh::empty(config);
         Self {
@@ -307,16 +325,16 @@ impl Builder {
             roots_of: BTreeMap::new(),
             rules_of_host: BTreeMap::new(),
             host_of_rule: BTreeMap::new(),
-            looked_at: looked_at::Counts::default(),
+            scope_attributes: relevance::Counts::default(),
         }
     }
 
-    /// Takes in what changed in `store`, and gives the new state.
+    /// Applies the changed objects of `store` and returns the new state.
     pub fn update(&mut self, store: &Store, dirty: &BTreeSet<ObjectKey>) -> Mesh {
         let before = self.mesh.clone();
         let mut stale = Stale::default();
         for key in dirty {
-            self.note(store, key, &mut stale);
+            self.mark_stale(store, key, &mut stale);
         }
         for name in &stale.services {
             self.update_service(store, name);
@@ -334,7 +352,9 @@ impl Builder {
             self.merge_destination_rules(store, namespace, host);
         }
         if stale.sidecars {
-            let objects = store.all(Kind::Sidecar).map(|entry| (entry.revision, &entry.object));
+            let objects = store
+                .all(Kind::Sidecar)
+                .map(|entry| (entry.revision, &entry.object));
             self.mesh.sidecars = Arc::new(Sidecars::new(objects));
         }
         if stale.nodes {
@@ -344,84 +364,132 @@ impl Builder {
             self.place_pod(name);
         }
         self.mesh.nodes = self.workloads.nodes.clone();
-        if self.looked_at.follow(&before, &self.mesh) {
-            self.mesh.looked_at = Arc::new(self.looked_at.all());
+        if self.scope_attributes.follow(&before, &self.mesh) {
+            self.mesh.scope_attributes = Arc::new(self.scope_attributes.all());
         }
         self.mesh.clone()
     }
 
-    fn note(&mut self, store: &Store, key: &ObjectKey, stale: &mut Stale) {
+    fn mark_stale(&mut self, store: &Store, key: &ObjectKey, stale: &mut Stale) {
         let name = (key.namespace.clone(), key.name.clone());
         let object = store.get(key).map(|entry| &entry.object);
         match key.kind {
             Kind::Namespace => self.note_namespace(store, key, object, stale),
             Kind::Node => {
-                if self.workloads.set_node(&key.name, object.map(|node| &node.meta.labels)) {
+                if self
+                    .workloads
+                    .set_node(&key.name, object.map(|node| &node.meta.labels))
+                {
                     stale.nodes = true;
                     stale.services.extend(self.slices.keys().cloned());
-                    stale.services.extend(store.all(Kind::Endpoints).map(|entry| name_of(&entry.object)));
-                    stale.entries.extend(store.all(Kind::ServiceEntry).map(|entry| name_of(&entry.object)));
+                    stale.services.extend(
+                        store
+                            .all(Kind::Endpoints)
+                            .map(|entry| name_of(&entry.object)),
+                    );
+                    stale.entries.extend(
+                        store
+                            .all(Kind::ServiceEntry)
+                            .map(|entry| name_of(&entry.object)),
+                    );
                 }
             }
             Kind::Pod => {
                 if self.update_pod(&name, object) {
                     stale.pods.insert(name.clone());
                 }
-                stale.services.extend(self.services_of_pod.get(&name).into_iter().flatten().cloned());
-                stale.entries.extend(selecting_entries(store, &key.namespace));
+                stale.services.extend(
+                    self.services_of_pod
+                        .get(&name)
+                        .into_iter()
+                        .flatten()
+                        .cloned(),
+                );
+                stale
+                    .entries
+                    .extend(selecting_entries(store, &key.namespace));
             }
             Kind::Service | Kind::Endpoints => {
                 stale.services.insert(name);
             }
             Kind::EndpointSlice => {
                 stale.services.extend(self.update_slice(name, object));
-                stale.entries.extend(selecting_entries(store, &key.namespace));
+                stale
+                    .entries
+                    .extend(selecting_entries(store, &key.namespace));
             }
             Kind::ServiceEntry => {
                 stale.entries.insert(name);
             }
             Kind::WorkloadEntry => {
-                // Whom it was selected by before is not known, and these are few.
-                stale.entries.extend(selecting_entries(store, &key.namespace));
-                let selecting = store.all(Kind::Service).filter(|entry| match &entry.object.spec {
-                    Spec::Service(spec) => entry.object.meta.namespace == key.namespace && !spec.selector.is_empty(),
-                    _ => false,
-                });
-                stale.services.extend(selecting.map(|entry| name_of(&entry.object)));
+                // The services that selected it before are unknown, but there are only few candidates.
+                stale
+                    .entries
+                    .extend(selecting_entries(store, &key.namespace));
+                let selecting = store
+                    .all(Kind::Service)
+                    .filter(|entry| match &entry.object.spec {
+                        Spec::Service(spec) => {
+                            entry.object.meta.namespace == key.namespace
+                                && !spec.selector.is_empty()
+                        }
+                        _ => false,
+                    });
+                stale
+                    .services
+                    .extend(selecting.map(|entry| name_of(&entry.object)));
             }
             Kind::VirtualService => {
                 self.update_virtual_service(store, key);
                 stale.virtual_services.insert(key.clone());
-                stale.virtual_services.extend(self.roots_of.get(&name).into_iter().flatten().cloned());
+                stale
+                    .virtual_services
+                    .extend(self.roots_of.get(&name).into_iter().flatten().cloned());
             }
             Kind::DestinationRule => {
-                stale.destination_rules.extend(self.update_destination_rule(key, object));
+                stale
+                    .destination_rules
+                    .extend(self.update_destination_rule(key, object));
             }
             Kind::Sidecar => stale.sidecars = true,
         }
     }
 
     /// A namespace's annotation holds for its services, and the root namespace's label for all workloads.
-    fn note_namespace(&mut self, store: &Store, key: &ObjectKey, object: Option<&Arc<Object>>, stale: &mut Stale) {
+    fn note_namespace(
+        &mut self,
+        store: &Store,
+        key: &ObjectKey,
+        object: Option<&Arc<Object>>,
+        stale: &mut Stale,
+    ) {
         let mut all = false;
         if key.name == self.mesh.config.root_namespace {
             let network = object.and_then(|object| object.meta.labels.get(NETWORK));
-            self.mesh.network = network.map(|network| network.as_str().into()).unwrap_or_default();
+            self.mesh.network = network
+                .map(|network| network.as_str().into())
+                .unwrap_or_default();
             all = self.workloads.set_network(&self.mesh.network);
             stale.nodes |= all;
         }
         let of = |kind: Kind| {
             let objects = store.all(kind).map(|entry| &entry.object);
-            objects.filter(|object| all || object.meta.namespace == key.name).map(|object| name_of(object))
+            objects
+                .filter(|object| all || object.meta.namespace == key.name)
+                .map(|object| name_of(object))
         };
         stale.services.extend(of(Kind::Service));
         stale.entries.extend(of(Kind::ServiceEntry));
     }
 
-    /// Returns whether it is, or was, known where the pod runs.
+    /// Returns whether the pod's node is, or was, known.
     fn update_pod(&mut self, name: &Name, object: Option<&Arc<Object>>) -> bool {
         let Some(pod) = object else {
-            return self.workloads.pods.remove(name).is_some_and(|old| !old.node.is_empty());
+            return self
+                .workloads
+                .pods
+                .remove(name)
+                .is_some_and(|old| !old.node.is_empty());
         };
         let (node, service_account, ips) = match &pod.spec {
             Spec::Pod(spec) => {
@@ -432,13 +500,23 @@ impl Builder {
         };
         let (labels, namespace) = (pod.meta.labels.clone(), pod.meta.namespace.clone());
         let placed = !node.is_empty();
-        let workload = Workload { labels, namespace, node, service_account, ips };
+        let workload = Workload {
+            labels,
+            namespace,
+            node,
+            service_account,
+            ips,
+        };
         let old = self.workloads.pods.insert(name.clone(), Arc::new(workload));
         placed || old.is_some_and(|old| !old.node.is_empty())
     }
 
-    /// The services it belonged to and belongs to now.
-    fn update_slice(&mut self, name: Name, object: Option<&Arc<Object>>) -> impl Iterator<Item = Name> + use<> {
+    /// Returns the services that the slice belonged to and belongs to now.
+    fn update_slice(
+        &mut self,
+        name: Name,
+        object: Option<&Arc<Object>>,
+    ) -> impl Iterator<Item = Name> + use<> {
         let label = object.and_then(|slice| slice.meta.labels.get("kubernetes.io/service-name"));
         let new: Option<Arc<str>> = label.map(|label| label.as_str().into());
         let old = match &new {
@@ -455,16 +533,26 @@ impl Builder {
             }
         }
         if let Some(new) = &new {
-            self.slices.entry((name.0.clone(), new.clone())).or_default().insert(name.1.clone());
+            self.slices
+                .entry((name.0.clone(), new.clone()))
+                .or_default()
+                .insert(name.1.clone());
         }
         let namespace = name.0;
-        [old, new].into_iter().flatten().map(move |service| (namespace.clone(), service))
+        [old, new]
+            .into_iter()
+            .flatten()
+            .map(move |service| (namespace.clone(), service))
     }
 
     fn update_virtual_service(&mut self, store: &Store, key: &ObjectKey) {
-        let new = store
-            .get(key)
-            .map(|entry| Arc::new(VirtualService::new(entry.revision, &entry.object, &self.mesh.config.domain)));
+        let new = store.get(key).map(|entry| {
+            Arc::new(VirtualService::new(
+                entry.revision,
+                &entry.object,
+                &self.mesh.config.domain,
+            ))
+        });
         let old = match &new {
             Some(new) => self.virtual_services.insert(key.clone(), new.clone()),
             None => self.virtual_services.remove(key),
@@ -478,17 +566,26 @@ impl Builder {
             }
         }
         for delegate in new.iter().flat_map(|new| new.delegates()) {
-            self.roots_of.entry(delegate).or_default().insert(key.clone());
+            self.roots_of
+                .entry(delegate)
+                .or_default()
+                .insert(key.clone());
         }
     }
 
-    /// Puts a VirtualService with the routes of its delegates into the mesh.
+    /// Adds a VirtualService with its delegates merged in to the mesh.
     fn merge_virtual_service(&mut self, key: &ObjectKey) {
         let domain = &self.mesh.config.domain;
         let own = self.virtual_services.get(key);
         let delegate_of = |namespace: &str, name: &str| {
-            let key = ObjectKey { kind: Kind::VirtualService, namespace: namespace.into(), name: name.into() };
-            self.virtual_services.get(&key).filter(|delegate| delegate.hosts.is_empty())
+            let key = ObjectKey {
+                kind: Kind::VirtualService,
+                namespace: namespace.into(),
+                name: name.into(),
+            };
+            self.virtual_services
+                .get(&key)
+                .filter(|delegate| delegate.hosts.is_empty())
         };
         let before = self.mesh.virtual_services.get(key);
         let merged = own.map(|own| own.with_delegates(delegate_of, before, domain));
@@ -496,9 +593,17 @@ impl Builder {
     }
 
     /// The namespace and hosts whose rules the object was and is among.
-    fn update_destination_rule(&mut self, key: &ObjectKey, object: Option<&Arc<Object>>) -> Vec<(Arc<str>, Host)> {
+    fn update_destination_rule(
+        &mut self,
+        key: &ObjectKey,
+        object: Option<&Arc<Object>>,
+    ) -> Vec<(Arc<str>, Host)> {
         let new = object.and_then(|object| match &object.spec {
-            Spec::DestinationRule(spec) => Some(resolve(&spec.host, &key.namespace, &self.mesh.config.domain)),
+            Spec::DestinationRule(spec) => Some(resolve(
+                &spec.host,
+                &key.namespace,
+                &self.mesh.config.domain,
+            )),
             _ => None,
         });
         let old = match &new {
@@ -518,7 +623,10 @@ impl Builder {
         }
         if let Some(host) = new {
             let place = (key.namespace.clone(), host);
-            self.rules_of_host.entry(place.clone()).or_default().insert(key.clone());
+            self.rules_of_host
+                .entry(place.clone())
+                .or_default()
+                .insert(key.clone());
             touched.push(place);
         }
         touched
@@ -535,7 +643,12 @@ impl Builder {
 
     /// Writes down where a pod is, as far as its node is known.
     fn place_pod(&mut self, name: &Name) {
-        match self.workloads.pods.get(name).filter(|pod| !pod.node.is_empty()) {
+        match self
+            .workloads
+            .pods
+            .get(name)
+            .filter(|pod| !pod.node.is_empty())
+        {
             Some(pod) => {
                 let topology = self.workloads.topology(pod, None, None);
                 self.mesh.pod_topologies.insert(name.clone(), topology);
@@ -545,39 +658,76 @@ impl Builder {
     }
 
     fn update_service(&mut self, store: &Store, name: &Name) {
-        let key = |kind: Kind| ObjectKey { kind, namespace: name.0.clone(), name: name.1.clone() };
+        let key = |kind: Kind| ObjectKey {
+            kind,
+            namespace: name.0.clone(),
+            name: name.1.clone(),
+        };
         let domain = self.mesh.config.domain.clone();
-        let host: Host = format!("{}.{}.svc.{domain}", name.1, name.0).to_ascii_lowercase().into();
+        let host: Host = format!("{}.{}.svc.{domain}", name.1, name.0)
+            .to_ascii_lowercase()
+            .into();
         self.forget_pods(name);
         let namespace = namespace_of(store, &name.0);
-        let new = store.get(&key(Kind::Service)).and_then(|entry| match &entry.object.spec {
-            Spec::Service(spec) => Some(Service::from_kubernetes(&entry.object.meta, spec, namespace, &domain)),
-            _ => None,
-        });
+        let new = store
+            .get(&key(Kind::Service))
+            .and_then(|entry| match &entry.object.spec {
+                Spec::Service(spec) => Some(Service::from_kubernetes(
+                    &entry.object.meta,
+                    spec,
+                    namespace,
+                    &domain,
+                )),
+                _ => None,
+            });
         let Some(service) = new else {
             self.put(&host, Registry::Kubernetes, name, None);
             return;
         };
-        let slices = self.slices.get(name).into_iter().flatten().filter_map(|slice| {
-            let key = ObjectKey { kind: Kind::EndpointSlice, namespace: name.0.clone(), name: slice.clone() };
-            store.get(&key).map(|entry| &*entry.object)
-        });
+        let slices = self
+            .slices
+            .get(name)
+            .into_iter()
+            .flatten()
+            .filter_map(|slice| {
+                let key = ObjectKey {
+                    kind: Kind::EndpointSlice,
+                    namespace: name.0.clone(),
+                    name: slice.clone(),
+                };
+                store.get(&key).map(|entry| &*entry.object)
+            });
         let slices: Vec<_> = slices.collect();
         let endpoints = store.get(&key(Kind::Endpoints)).map(|entry| &*entry.object);
         let entries = selected_entries(store, &name.0, &service.selector);
-        let set = endpoint::collect(&service, slices.iter().copied(), endpoints, entries, &self.workloads);
+        let set = endpoint::collect(
+            &service,
+            slices.iter().copied(),
+            endpoints,
+            entries,
+            &self.workloads,
+        );
         let pods = pods_of(&slices, endpoints);
         for pod in &pods {
-            self.services_of_pod.entry(pod.clone()).or_default().insert(name.clone());
+            self.services_of_pod
+                .entry(pod.clone())
+                .or_default()
+                .insert(name.clone());
         }
         self.pods_of_service.insert(name.clone(), pods);
         self.put(&host, Registry::Kubernetes, name, Some((service, set)));
     }
 
     fn update_entry(&mut self, store: &Store, name: &Name) {
-        let key = ObjectKey { kind: Kind::ServiceEntry, namespace: name.0.clone(), name: name.1.clone() };
+        let key = ObjectKey {
+            kind: Kind::ServiceEntry,
+            namespace: name.0.clone(),
+            name: name.1.clone(),
+        };
         let old = self.hosts_of_entry.remove(name).unwrap_or_default();
-        let Some((entry, Spec::ServiceEntry(spec))) = store.get(&key).map(|entry| (entry, &entry.object.spec)) else {
+        let Some((entry, Spec::ServiceEntry(spec))) =
+            store.get(&key).map(|entry| (entry, &entry.object.spec))
+        else {
             for host in old {
                 self.put(&host, Registry::ServiceEntry, name, None);
             }
@@ -585,10 +735,22 @@ impl Builder {
         };
         let mut hosts: Vec<Host> = Vec::new();
         for host in &spec.hosts {
-            let service = Service::from_service_entry(&entry.object.meta, spec, namespace_of(store, &name.0), host);
-            let selector = spec.workload_selector.as_ref().map(|selector| &selector.labels);
-            let entries = selector.into_iter().flat_map(|labels| selected_entries(store, &name.0, labels));
-            let pods = selector.into_iter().flat_map(|labels| self.selected_pods(store, &name.0, labels));
+            let service = Service::from_service_entry(
+                &entry.object.meta,
+                spec,
+                namespace_of(store, &name.0),
+                host,
+            );
+            let selector = spec
+                .workload_selector
+                .as_ref()
+                .map(|selector| &selector.labels);
+            let entries = selector
+                .into_iter()
+                .flat_map(|labels| selected_entries(store, &name.0, labels));
+            let pods = selector
+                .into_iter()
+                .flat_map(|labels| self.selected_pods(store, &name.0, labels));
             let set = endpoint::collect_entry(&service, spec, entries, pods, &self.workloads);
             let host = service.host.clone();
             self.put(&host, Registry::ServiceEntry, name, Some((service, set)));
@@ -602,23 +764,59 @@ impl Builder {
 
     /// The pods of a namespace with these labels, each with its addresses: its own where they were read, else those
     /// that slices give it.
-    fn selected_pods<'a>(&'a self, store: &'a Store, namespace: &'a Arc<str>, labels: &Labels) -> Vec<SelectedPod<'a>> {
+    fn selected_pods<'a>(
+        &'a self,
+        store: &'a Store,
+        namespace: &'a Arc<str>,
+        labels: &Labels,
+    ) -> Vec<SelectedPod<'a>> {
         let mut found: BTreeMap<&str, SelectedPod<'_>> = BTreeMap::new();
         let of_namespace = (namespace.clone(), Arc::from(""))..;
-        for ((_, name), workload) in self.workloads.pods.range(of_namespace).take_while(|((ns, _), _)| ns == namespace)
+        for ((_, name), workload) in self
+            .workloads
+            .pods
+            .range(of_namespace)
+            .take_while(|((ns, _), _)| ns == namespace)
         {
             if selects(labels, &workload.labels) {
-                found.insert(name, SelectedPod { name, addresses: workload.ips.clone(), node: None, workload });
+                found.insert(
+                    name,
+                    SelectedPod {
+                        name,
+                        addresses: workload.ips.clone(),
+                        node: None,
+                        workload,
+                    },
+                );
             }
         }
-        for entry in store.all(Kind::EndpointSlice).filter(|entry| entry.object.meta.namespace == *namespace) {
-            let Spec::EndpointSlice(slice) = &entry.object.spec else { continue };
-            for one in &slice.endpoints {
-                let Some((address, target)) = one.addresses.first().zip(one.target_ref.as_ref()) else { continue };
-                let Some(pod) = found.get_mut(target.name.as_str()).filter(|_| target.kind == "Pod") else { continue };
-                pod.node = pod.node.or(one.node_name.as_deref());
+        for entry in store
+            .all(Kind::EndpointSlice)
+            .filter(|entry| entry.object.meta.namespace == *namespace)
+        {
+            let Spec::EndpointSlice(slice) = &entry.object.spec else {
+                continue;
+            };
+            for endpoint in &slice.endpoints {
+                let Some((address, target)) =
+                    endpoint.addresses.first().zip(endpoint.target_ref.as_ref())
+                else {
+                    continue;
+                };
+                let Some(pod) = found
+                    .get_mut(target.name.as_str())
+                    .filter(|_| target.kind == "Pod")
+                else {
+                    continue;
+                };
+                pod.node = pod.node.or(endpoint.node_name.as_deref());
                 let is_v6 = |address: &str| address.contains(':');
-                if pod.workload.ips.is_empty() && !pod.addresses.iter().any(|known| is_v6(known) == is_v6(address)) {
+                if pod.workload.ips.is_empty()
+                    && !pod
+                        .addresses
+                        .iter()
+                        .any(|known| is_v6(known) == is_v6(address))
+                {
                     pod.addresses.push(address.as_str().into());
                 }
             }
@@ -627,7 +825,13 @@ impl Builder {
     }
 
     /// Replaces the service that the object of this registry and name declares for `host`, or removes it.
-    fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
+    fn put(
+        &mut self,
+        host: &Host,
+        registry: Registry,
+        name: &Name,
+        new: Option<(Service, EndpointSet)>,
+    ) {
         self.declared.put(host, registry, name, new);
         self.publish(host);
     }
@@ -636,8 +840,12 @@ impl Builder {
     fn publish(&mut self, host: &Host) {
         let old = self.mesh.services.get(host).cloned().unwrap_or_default();
         let list = self.declared.services(host, &old);
-        let addresses = |list: &[Registered]| -> BTreeSet<Arc<str>> {
-            list.iter().flat_map(|known| &known.endpoints.list).flat_map(Endpoint::addresses).cloned().collect()
+        let addresses = |list: &[RegisteredService]| -> BTreeSet<Arc<str>> {
+            list.iter()
+                .flat_map(|known| &known.endpoints.list)
+                .flat_map(Endpoint::addresses)
+                .cloned()
+                .collect()
         };
         let before = addresses(&old);
         let after = addresses(&list);
@@ -652,7 +860,10 @@ impl Builder {
                 }
             }
             for address in after.difference(&before) {
-                by_address.entry(address.clone()).or_default().insert(host.clone());
+                by_address
+                    .entry(address.clone())
+                    .or_default()
+                    .insert(host.clone());
             }
         }
         self.index_host(host, &old, &list);
@@ -664,11 +875,18 @@ impl Builder {
     }
 
     /// Keeps the indexes by port and by alias when the services of a host change.
-    fn index_host(&mut self, host: &Host, old: &[Registered], new: &[Registered]) {
-        let ports = |list: &[Registered]| -> BTreeSet<(u16, PortClass, Age)> {
-            let entries =
-                list.iter().flat_map(|known| known.service.ports.iter().map(|port| (port, known.service.age)));
-            entries.map(|(port, age)| (port.number, PortClass::of(port.protocol), age)).collect()
+    fn index_host(&mut self, host: &Host, old: &[RegisteredService], new: &[RegisteredService]) {
+        let ports = |list: &[RegisteredService]| -> BTreeSet<(u16, PortClass, Age)> {
+            let entries = list.iter().flat_map(|known| {
+                known
+                    .service
+                    .ports
+                    .iter()
+                    .map(|port| (port, known.service.age))
+            });
+            entries
+                .map(|(port, age)| (port.number, PortClass::of(port.protocol), age))
+                .collect()
         };
         let (before, after) = (ports(old), ports(new));
         for (number, class, age) in before.difference(&after) {
@@ -680,10 +898,16 @@ impl Builder {
             }
         }
         for (number, class, age) in after.difference(&before) {
-            self.mesh.by_port.entry((*number, *class)).or_default().insert((*age, host.clone()));
+            self.mesh
+                .by_port
+                .entry((*number, *class))
+                .or_default()
+                .insert((*age, host.clone()));
         }
-        let targets = |list: &[Registered]| -> BTreeSet<Host> {
-            list.iter().filter_map(|known| known.service.alias_of.clone()).collect()
+        let targets = |list: &[RegisteredService]| -> BTreeSet<Host> {
+            list.iter()
+                .filter_map(|known| known.service.alias_of.clone())
+                .collect()
         };
         let (before, after) = (targets(old), targets(new));
         for target in before.difference(&after) {
@@ -695,7 +919,11 @@ impl Builder {
             }
         }
         for target in after.difference(&before) {
-            self.mesh.aliases.entry(target.clone()).or_default().insert(host.clone());
+            self.mesh
+                .aliases
+                .entry(target.clone())
+                .or_default()
+                .insert(host.clone());
         }
     }
 
@@ -705,7 +933,10 @@ impl Builder {
             let known = self.mesh.services.get(host).and_then(|list| list.first());
             known.is_some_and(|known| known.service.alias_of.as_ref() == Some(end))
         };
-        let moved = self.declared.aliases().filter(|(alias, end)| !leads_to(alias, end));
+        let moved = self
+            .declared
+            .aliases()
+            .filter(|(alias, end)| !leads_to(alias, end));
         let moved: Vec<Host> = moved.map(|(alias, _)| alias.clone()).collect();
         for alias in &moved {
             self.publish(alias);
@@ -740,27 +971,40 @@ pub fn diff<'a, K: Ord + Clone, V: PartialEq + Clone>(
     }
 }
 
-/// The ServiceEntries of a namespace that choose their endpoints by labels.
-fn selecting_entries<'a>(store: &'a Store, namespace: &'a Arc<str>) -> impl Iterator<Item = Name> + 'a {
+/// The ServiceEntries of a namespace that select their endpoints by labels.
+fn selecting_entries<'a>(
+    store: &'a Store,
+    namespace: &'a Arc<str>,
+) -> impl Iterator<Item = Name> + 'a {
     let selects = |object: &Object| match &object.spec {
         Spec::ServiceEntry(spec) => spec.workload_selector.is_some(),
         _ => false,
     };
     let entries = store.all(Kind::ServiceEntry).map(|entry| &entry.object);
-    entries.filter(move |object| object.meta.namespace == *namespace && selects(object)).map(|object| name_of(object))
+    entries
+        .filter(move |object| object.meta.namespace == *namespace && selects(object))
+        .map(|object| name_of(object))
 }
 
-/// The WorkloadEntries of a namespace with these labels; none for no labels.
+/// The WorkloadEntries of a namespace that match these labels; none for an empty selector.
 fn selected_entries<'a>(
     store: &'a Store,
     namespace: &'a Arc<str>,
     labels: &'a Labels,
 ) -> impl Iterator<Item = &'a Object> {
-    let entries = store.all(Kind::WorkloadEntry).filter(|_| !labels.is_empty()).map(|entry| &*entry.object);
+    let entries = store
+        .all(Kind::WorkloadEntry)
+        .filter(|_| !labels.is_empty())
+        .map(|entry| &*entry.object);
     entries.filter(move |object| match &object.spec {
         Spec::WorkloadEntry(spec) => {
             let has = |(name, value): (&String, &String)| {
-                object.meta.labels.get(name).or_else(|| spec.labels.get(name)) == Some(value)
+                object
+                    .meta
+                    .labels
+                    .get(name)
+                    .or_else(|| spec.labels.get(name))
+                    == Some(value)
             };
             object.meta.namespace == *namespace && labels.iter().all(has)
         }
@@ -769,30 +1013,40 @@ fn selected_entries<'a>(
 }
 
 fn namespace_of<'a>(store: &'a Store, name: &str) -> Option<&'a Meta> {
-    store.get(&ObjectKey::new(Kind::Namespace, "", name)).map(|entry| &entry.object.meta)
+    store
+        .get(&ObjectKey::new(Kind::Namespace, "", name))
+        .map(|entry| &entry.object.meta)
 }
 
 fn name_of(object: &Object) -> Name {
     (object.meta.namespace.clone(), object.meta.name.clone())
 }
 
-/// The pods that endpoints refer to, known or not: a pod's labels may come after the endpoint.
+/// The pods that endpoints reference, known or not, because a pod may arrive after its endpoint.
 fn pods_of(slices: &[&Object], endpoints: Option<&Object>) -> Vec<Name> {
     let mut pods = Vec::new();
     for object in slices.iter().copied().chain(endpoints) {
         let targets: Vec<_> = match &object.spec {
-            Spec::EndpointSlice(spec) => spec.endpoints.iter().filter_map(|one| one.target_ref.as_ref()).collect(),
+            Spec::EndpointSlice(spec) => spec
+                .endpoints
+                .iter()
+                .filter_map(|endpoint| endpoint.target_ref.as_ref())
+                .collect(),
             Spec::Endpoints(spec) => spec
                 .subsets
                 .iter()
                 .flat_map(|subset| subset.addresses.iter().chain(&subset.not_ready_addresses))
-                .filter_map(|one| one.target_ref.as_ref())
+                .filter_map(|address| address.target_ref.as_ref())
                 .collect(),
             _ => Vec::new(),
         };
         for target in targets.into_iter().filter(|target| target.kind == "Pod") {
             let own = object.meta.namespace.clone();
-            let namespace = if target.namespace.is_empty() { own } else { target.namespace.as_str().into() };
+            let namespace = if target.namespace.is_empty() {
+                own
+            } else {
+                target.namespace.as_str().into()
+            };
             pods.push((namespace, target.name.as_str().into()));
         }
     }

@@ -1,4 +1,4 @@
-//! Proxies: who asks, and what of it can change the answer.
+//! Proxies, and the attributes that affect their configuration.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,8 +8,8 @@ use super::endpoint::Locality;
 use crate::api::{Labels, ObjectKey};
 use crate::revision::Revision;
 
-/// What a proxy says of itself in its node message. Source: Istio's node id `TYPE~IP~POD.NAMESPACE~DNSDOMAIN` and the
-/// node metadata NAMESPACE, LABELS, CLUSTER_ID, NETWORK, NODE_NAME, INSTANCE_IPS and INTERCEPTION_MODE.
+/// A proxy as described by its node message. Source: Istio's node id `TYPE~IP~POD.NAMESPACE~DNSDOMAIN` and the node
+/// metadata NAMESPACE, LABELS, CLUSTER_ID, NETWORK, NODE_NAME, INSTANCE_IPS and INTERCEPTION_MODE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
     /// The node id.
@@ -22,35 +22,35 @@ pub struct Proxy {
     pub addresses: Vec<Arc<str>>,
     /// The labels of its workload.
     pub labels: Labels,
-    /// Where it is.
+    /// Its locality.
     pub locality: Locality,
-    /// How traffic gets to it.
+    /// How traffic is intercepted.
     pub interception: Interception,
-    /// The node it runs on; empty where it does not say.
+    /// The node it runs on; empty if unknown.
     pub node: Arc<str>,
-    /// The id of the cluster it runs in; empty where it does not say.
+    /// Its cluster id; empty if unknown.
     pub cluster: Arc<str>,
-    /// The network it is in; empty where it does not say.
+    /// Its network; empty if unknown.
     pub network: Arc<str>,
 }
 
-/// How traffic gets to a proxy.
+/// How traffic is intercepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Interception {
-    /// By redirection to ports 15001 and 15006.
+    /// Redirected to ports 15001 and 15006.
     Redirect,
-    /// By none: clients send it to the proxy's own listeners, which bind their ports.
+    /// Not intercepted: clients connect to the proxy's own listeners, which bind their ports.
     None,
 }
 
-/// Why a node message names no proxy.
+/// Why a node message does not describe a proxy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
-    /// The id has not four parts.
+    /// The id does not have four parts.
     #[error("node id `{0}` is not of the form TYPE~IP~POD.NAMESPACE~DNSDOMAIN")]
     Id(String),
-    /// The id's type is not served.
-    #[error("node id `{id}` is of type `{found}`; only `sidecar` is served")]
+    /// The proxy type is not supported.
+    #[error("node id `{id}` is of type `{found}`; only `sidecar` is supported")]
     Type {
         /// The id.
         id: String,
@@ -68,7 +68,7 @@ pub enum ProxyError {
         /// The kind of client that it says it is.
         generator: String,
     },
-    /// The id's address is none.
+    /// The address in the id is invalid.
     #[error("node id `{id}`: `{found}` is not an IP address")]
     Address {
         /// The id.
@@ -78,7 +78,7 @@ pub enum ProxyError {
     },
 }
 
-/// The metadata of a node message that decides about its answer.
+/// The node metadata that affects the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeMetadata {
     /// NAMESPACE, which overrides the id's.
@@ -100,13 +100,20 @@ pub struct NodeMetadata {
 }
 
 impl NodeMetadata {
-    /// Reads the JSON form; what has another shape than expected is as if it were absent, because Istio's agents put
-    /// much more in here than is used.
+    /// Reads node metadata from JSON. Fields of an unexpected type are ignored, because Istio's agents send much more
+    /// than is used.
     pub fn from_json(metadata: &serde_json::Value) -> Self {
-        let text = |name: &str| metadata.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+        let text = |name: &str| {
+            metadata
+                .get(name)
+                .and_then(|value| value.as_str())
+                .map(str::to_owned)
+        };
         let labels = metadata.get("LABELS").and_then(|labels| labels.as_object());
-        let labels =
-            labels.into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.into())));
+        let labels = labels
+            .into_iter()
+            .flatten()
+            .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.into())));
         Self {
             namespace: text("NAMESPACE"),
             labels: labels.collect(),
@@ -123,31 +130,46 @@ impl NodeMetadata {
 }
 
 impl Proxy {
-    /// The proxy of a node id and metadata.
+    /// Parses a node id and metadata.
     ///
     /// # Errors
     /// The id is not of the form above, or of a type that is not served, or the client is no Envoy.
     pub fn new(id: &str, metadata: NodeMetadata, locality: Locality) -> Result<Self, ProxyError> {
         let parts: Vec<&str> = id.split('~').collect();
-        let [kind, address, name, _domain] = parts.as_slice() else { return Err(ProxyError::Id(id.to_owned())) };
+        let [kind, address, name, _domain] = parts.as_slice() else {
+            return Err(ProxyError::Id(id.to_owned()));
+        };
         if *kind != "sidecar" {
-            return Err(ProxyError::Type { id: id.to_owned(), found: (*kind).to_owned() });
+            return Err(ProxyError::Type {
+                id: id.to_owned(),
+                found: (*kind).to_owned(),
+            });
         }
         if let Some(generator) = metadata.generator.filter(|generator| !generator.is_empty()) {
-            return Err(ProxyError::Generator { id: id.to_owned(), generator });
+            return Err(ProxyError::Generator {
+                id: id.to_owned(),
+                generator,
+            });
         }
         if address.parse::<std::net::IpAddr>().is_err() {
-            return Err(ProxyError::Address { id: id.to_owned(), found: (*address).to_owned() });
+            return Err(ProxyError::Address {
+                id: id.to_owned(),
+                found: (*address).to_owned(),
+            });
         }
         let (pod, namespace) = name.rsplit_once('.').unwrap_or((name, ""));
-        let namespace =
-            metadata.namespace.filter(|namespace| !namespace.is_empty()).unwrap_or_else(|| namespace.to_owned());
+        let namespace = metadata
+            .namespace
+            .filter(|namespace| !namespace.is_empty())
+            .unwrap_or_else(|| namespace.to_owned());
         if namespace.is_empty() {
             return Err(ProxyError::Id(id.to_owned()));
         }
         let mut addresses: Vec<Arc<str>> = vec![Arc::from(*address)];
         for ip in metadata.instance_ips {
-            if ip.parse::<std::net::IpAddr>().is_ok() && !addresses.iter().any(|known| **known == *ip) {
+            if ip.parse::<std::net::IpAddr>().is_ok()
+                && !addresses.iter().any(|known| **known == *ip)
+            {
                 addresses.push(ip.into());
             }
         }
@@ -175,46 +197,50 @@ impl fmt::Display for Proxy {
     }
 }
 
-/// What of a proxy can change its answer. Proxies with the same scope get the same resources, made once.
+/// The attributes of a proxy that can affect its configuration. Proxies with the same scope share the same resources.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope {
-    /// The namespace, which decides what is visible.
+    /// The namespace, which determines visibility.
     pub namespace: Arc<str>,
-    /// Those of its labels that some rule looks at, the ones that say where it is included.
+    /// The labels that some rule reads, including locality labels.
     pub labels: BTreeMap<String, String>,
-    /// How traffic gets to it.
+    /// How traffic is intercepted.
     pub interception: Interception,
-    /// The ports it serves itself, by port number.
+    /// The inbound ports, sorted by number.
     pub inbound: Vec<InboundPort>,
-    /// Where it is, where some rule looks at that.
+    /// The locality, if some rule depends on it.
     pub locality: Locality,
-    /// The node it runs on, where some service is only reached on the client's own.
+    /// The node, if some service is reachable only on the client's node.
     pub node: Arc<str>,
-    /// The address families it speaks.
+    /// The supported address families.
     pub families: Families,
-    /// Those of its addresses that are endpoints of headless services, by which it does not call itself.
+    /// Its addresses that are endpoints of headless services; the proxy gets no listeners for them.
     pub headless: Vec<Arc<str>>,
-    /// The Sidecar that counts for it, with the Sidecar's revision.
+    /// The Sidecar that applies to it, with its revision.
     pub sidecar: Option<(ObjectKey, Revision)>,
 }
 
-/// The address families that a proxy speaks.
+/// The address families that a proxy supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Families {
-    /// IPv4 alone.
+    /// IPv4 only.
     V4,
-    /// IPv6 alone.
+    /// IPv6 only.
     V6,
     /// Both.
     Both,
 }
 
 impl Families {
-    /// Those of a proxy with these addresses.
+    /// The families of these addresses.
     pub fn of<'a>(addresses: impl IntoIterator<Item = &'a Arc<str>>) -> Self {
         let (mut v4, mut v6) = (false, false);
         for address in addresses {
-            if address.contains(':') { v6 = true } else { v4 = true }
+            if address.contains(':') {
+                v6 = true;
+            } else {
+                v4 = true;
+            }
         }
         match (v4, v6) {
             (false, true) => Families::V6,
@@ -234,16 +260,16 @@ impl Families {
     }
 }
 
-/// A port that a proxy's own workload serves.
+/// A port that the proxy's own workload serves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InboundPort {
-    /// The number at the workload.
+    /// The workload's port number.
     pub target: u16,
     /// The service it belongs to.
     pub host: super::Host,
-    /// The port of that service.
+    /// The service port.
     pub port: u16,
-    /// What is spoken over it.
+    /// The protocol.
     pub protocol: super::Protocol,
 }
 
@@ -257,11 +283,17 @@ mod tests {
             "NAMESPACE": "shop", "LABELS": {"app": "client", "odd": 5}, "INSTANCE_IPS": "10.9.0.1,fd00::1",
             "INTERCEPTION_MODE": "NONE", "OTHER": [1]
         }));
-        let proxy =
-            Proxy::new("sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local", metadata, Locality::parse("eu/eu-a"))
-                .unwrap();
+        let proxy = Proxy::new(
+            "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local",
+            metadata,
+            Locality::parse("eu/eu-a"),
+        )
+        .unwrap();
         assert_eq!((&*proxy.namespace, &*proxy.name), ("shop", "client-0"));
-        assert_eq!(proxy.labels, Labels::from([("app".into(), "client".into())]));
+        assert_eq!(
+            proxy.labels,
+            Labels::from([("app".into(), "client".into())])
+        );
         assert_eq!(proxy.addresses, ["10.9.0.1".into(), "fd00::1".into()]);
         assert_eq!(proxy.interception, Interception::None);
         assert_eq!(proxy.locality.to_string(), "eu/eu-a");
@@ -271,16 +303,28 @@ mod tests {
     fn other_clients_than_envoy_are_told_that_they_are_not_served() {
         let metadata = NodeMetadata::from_json(&serde_json::json!({ "GENERATOR": "grpc" }));
         let found = Proxy::new("sidecar~10.0.0.1~pod.ns~x", metadata, Locality::default());
-        assert!(matches!(&found, Err(ProxyError::Generator { generator, .. }) if generator == "grpc"), "{found:?}");
+        assert!(
+            matches!(&found, Err(ProxyError::Generator { generator, .. }) if generator == "grpc"),
+            "{found:?}"
+        );
         assert!(found.unwrap_err().to_string().contains("not supported yet"));
     }
 
     #[test]
-    fn what_is_no_node_id_is_refused() {
+    fn invalid_node_ids_are_rejected() {
         let new = |id: &str| Proxy::new(id, NodeMetadata::default(), Locality::default());
         assert!(matches!(new("x"), Err(ProxyError::Id(_))));
-        assert!(matches!(new("sidecar~10.0.0.1~pod~x"), Err(ProxyError::Id(_))));
-        assert!(matches!(new("router~10.0.0.1~pod.ns~x"), Err(ProxyError::Type { .. })));
-        assert!(matches!(new("sidecar~here~pod.ns~x"), Err(ProxyError::Address { .. })));
+        assert!(matches!(
+            new("sidecar~10.0.0.1~pod~x"),
+            Err(ProxyError::Id(_))
+        ));
+        assert!(matches!(
+            new("router~10.0.0.1~pod.ns~x"),
+            Err(ProxyError::Type { .. })
+        ));
+        assert!(matches!(
+            new("sidecar~here~pod.ns~x"),
+            Err(ProxyError::Address { .. })
+        ));
     }
 }

@@ -6,35 +6,44 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Builder, Mesh, MeshConfig, Registered, VirtualService};
+use super::{Mesh, MeshBuilder, MeshConfig, RegisteredService, VirtualService};
 use crate::api::{self, Identity, Kind, Labels, ObjectKey};
 use crate::revision::Revision;
-use crate::source::{Change, Origin};
+use crate::source::{Origin, SourceEvent};
 use crate::store::Store;
 
 struct World {
     store: Store,
-    builder: Builder,
+    builder: MeshBuilder,
 }
 
 impl World {
     fn new() -> Self {
-        Self { store: Store::default(), builder: Builder::new(MeshConfig::default()) }
+        Self {
+            store: Store::default(),
+            builder: MeshBuilder::new(MeshConfig::default()),
+        }
     }
 
     fn apply(&mut self, kind: &str, name: &str, created: u32, spec: Value) -> Mesh {
         let document = json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "spec": spec,
             "metadata": {"name": name, "namespace": "shop", "creationTimestamp": format!("2026-01-01T00:00:{created:02}Z")}});
-        let Ok(Identity::Known(key)) = api::identify(&document) else { panic!("{document}") };
+        let Ok(Identity::Known(key)) = api::identify(&document) else {
+            panic!("{document}")
+        };
         let object = Arc::new(api::parse(&key, document, 0).unwrap().object);
-        self.change(Change::Apply { object, origin: Origin::Cluster, warnings: vec![] })
+        self.change(SourceEvent::Apply {
+            object,
+            origin: Origin::Cluster,
+            warnings: vec![],
+        })
     }
 
     fn delete(&mut self, kind: Kind, name: &str) -> Mesh {
-        self.change(Change::Delete(ObjectKey::new(kind, "shop", name)))
+        self.change(SourceEvent::Delete(ObjectKey::new(kind, "shop", name)))
     }
 
-    fn change(&mut self, change: Change) -> Mesh {
+    fn change(&mut self, change: SourceEvent) -> Mesh {
         let mut dirty = BTreeSet::new();
         self.store.apply(change, &mut dirty);
         self.builder.update(&self.store, &dirty)
@@ -54,9 +63,15 @@ fn merged_destination_rules() {
     let revisions = |mesh: &Mesh| -> (Revision, Revision) {
         let find = |labels: &Labels| {
             let host = "web.shop.svc.cluster.local";
-            mesh.destination_rules.find(host, "shop", "istio-system", "shop", labels).unwrap().revision
+            mesh.destination_rules
+                .find(host, "shop", "istio-system", "shop", labels)
+                .unwrap()
+                .revision
         };
-        (find(&Labels::new()), find(&Labels::from([("app".to_owned(), "client".to_owned())])))
+        (
+            find(&Labels::new()),
+            find(&Labels::from([("app".to_owned(), "client".to_owned())])),
+        )
     };
     world.apply("DestinationRule", "a", 0, rule("v1"));
     world.apply("DestinationRule", "b", 1, rule("v2"));
@@ -65,9 +80,13 @@ fn merged_destination_rules() {
     assert_ne!(before.0, before.1);
 
     let after = revisions(&world.apply("DestinationRule", "d", 3, for_some("v3")));
-    assert_eq!(after.0, before.0, "those for all clients are made from the same");
+    assert_eq!(
+        after.0, before.0,
+        "those for all clients are made from the same"
+    );
     assert_ne!(after.1, before.1);
-    let again = revisions(&world.apply("DestinationRule", "elsewhere", 4, json!({"host": "other"})));
+    let again =
+        revisions(&world.apply("DestinationRule", "elsewhere", 4, json!({"host": "other"})));
     assert_eq!(again, after);
     let fewer = revisions(&world.delete(Kind::DestinationRule, "b"));
     assert_ne!(fewer.0, after.0);
@@ -78,18 +97,26 @@ fn merged_destination_rules() {
 fn virtual_services_with_delegates() {
     let mut world = World::new();
     let of = |mesh: &Mesh| -> Arc<VirtualService> {
-        mesh.virtual_services.get(&ObjectKey::new(Kind::VirtualService, "shop", "root")).unwrap().clone()
+        mesh.virtual_services
+            .get(&ObjectKey::new(Kind::VirtualService, "shop", "root"))
+            .unwrap()
+            .clone()
     };
     let to = |name: &str| json!({"http": [{"route": [{"destination": {"host": name}}]}]});
     world.apply("VirtualService", "first", 0, to("one"));
     let root = json!({"hosts": ["web"], "http": [
         {"match": [{"uri": {"prefix": "/a"}}], "delegate": {"name": "first"}}, {"delegate": {"name": "second"}}]});
     let alone = of(&world.apply("VirtualService", "root", 1, root));
-    assert_eq!((alone.http().count(), alone.lost().len()), (1, 1));
+    assert_eq!((alone.http().count(), alone.dropped().len()), (1, 1));
     let both = of(&world.apply("VirtualService", "second", 2, to("two")));
-    assert_eq!((both.http().count(), both.lost().len()), (2, 0));
+    assert_eq!((both.http().count(), both.dropped().len()), (2, 0));
     assert_ne!(both.revision, alone.revision);
-    let same = of(&world.apply("VirtualService", "another", 3, json!({"hosts": ["other"], "http": to("x")["http"]})));
+    let same = of(&world.apply(
+        "VirtualService",
+        "another",
+        3,
+        json!({"hosts": ["other"], "http": to("x")["http"]}),
+    ));
     assert_eq!(same.revision, both.revision);
     let changed = of(&world.apply("VirtualService", "second", 2, to("three")));
     assert_ne!(changed.revision, both.revision);
@@ -98,7 +125,10 @@ fn virtual_services_with_delegates() {
     let mut hidden = to("two");
     hidden["exportTo"] = json!(["elsewhere"]);
     let hidden = of(&world.apply("VirtualService", "second", 2, hidden));
-    assert_ne!((hidden.revision, hidden.lost()), (gone.revision, gone.lost()));
+    assert_ne!(
+        (hidden.revision, hidden.dropped()),
+        (gone.revision, gone.dropped())
+    );
 }
 
 #[test]
@@ -108,14 +138,21 @@ fn merged_service_entries() {
         json!({"hosts": ["partner.example"], "resolution": "STATIC", "endpoints": [{"address": address}],
             "ports": [{"number": port, "name": format!("http-{port}"), "protocol": "HTTP"}]})
     };
-    let of = |mesh: &Mesh| -> Registered { mesh.services["partner.example"][0].clone() };
+    let of = |mesh: &Mesh| -> RegisteredService { mesh.services["partner.example"][0].clone() };
     world.apply("ServiceEntry", "a", 0, entry(80, "192.0.2.1"));
     let both = of(&world.apply("ServiceEntry", "b", 1, entry(90, "192.0.2.2")));
     assert_eq!(both.service.ports.len(), 2);
     let moved = of(&world.apply("ServiceEntry", "b", 1, entry(90, "192.0.2.3")));
-    assert_eq!(moved.service_revision, both.service_revision, "endpoints alone have changed");
+    assert_eq!(
+        moved.service_revision, both.service_revision,
+        "endpoints alone have changed"
+    );
     assert_ne!(moved.endpoints_revision, both.endpoints_revision);
     let alone = of(&world.delete(Kind::ServiceEntry, "b"));
-    let revisions = [&both, &moved, &alone].map(|known| (known.service_revision, known.endpoints_revision));
-    assert!(revisions[2].0 != revisions[1].0 && revisions[2].1 != revisions[1].1, "{revisions:?}");
+    let revisions =
+        [&both, &moved, &alone].map(|known| (known.service_revision, known.endpoints_revision));
+    assert!(
+        revisions[2].0 != revisions[1].0 && revisions[2].1 != revisions[1].1,
+        "{revisions:?}"
+    );
 }

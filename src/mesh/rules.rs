@@ -1,4 +1,4 @@
-//! VirtualServices and DestinationRules by host: which of several counts for whom.
+//! VirtualServices and DestinationRules indexed by host, with Istio's precedence rules.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::revision::Revision;
 pub struct VirtualService {
     /// Identifies its content, delegates and overlay included.
     pub revision: Revision,
-    /// Its key, to name it.
+    /// Its key.
     pub key: ObjectKey,
     /// Its hosts as full names or wildcards.
     pub hosts: Vec<Host>,
@@ -25,8 +25,8 @@ pub struct VirtualService {
     merged: Option<Arc<[MergedRoute]>>,
     /// The revisions of the object and of its delegates; empty where it has none.
     merged_from: Arc<[Revision]>,
-    /// Routes of its own that lead to no, or not to all of a delegate's routes, and why.
-    lost: Arc<[LostRoute]>,
+    /// Its routes whose delegate is missing or only partly usable.
+    dropped: Arc<[DroppedRoute]>,
     overlay: Option<Arc<Overlay>>,
 }
 
@@ -44,11 +44,12 @@ pub struct Overlay {
 impl Overlay {
     /// Whether every route has the destinations that it names.
     pub fn is_empty(&self) -> bool {
-        self.http.iter().all(Option::is_none) && self.tcp.iter().chain(&self.tls).all(Option::is_none)
+        self.http.iter().all(Option::is_none)
+            && self.tcp.iter().chain(&self.tls).all(Option::is_none)
     }
 }
 
-/// A route of a delegate, with what its root says.
+/// A delegate's route merged with its root route.
 #[derive(Clone, Debug)]
 struct MergedRoute {
     key: ObjectKey,
@@ -56,25 +57,25 @@ struct MergedRoute {
     route: api::HttpRoute,
 }
 
-/// A route that leads to no route of a delegate's, or not to all of them.
+/// A route whose delegate is missing or only partly usable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LostRoute {
-    /// Its position in `http`.
+pub struct DroppedRoute {
+    /// Its index in `http`.
     pub index: usize,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// A route of `http` and where it stands.
+/// An HTTP route and its origin.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpRule<'a> {
-    /// The route, delegates taken in.
+    /// The route, with its delegate merged in.
     pub route: &'a api::HttpRoute,
     /// Its effective destinations.
     pub destinations: &'a [api::HttpRouteDestination],
-    /// The VirtualService that says it, in whose namespace short hosts are read.
+    /// The VirtualService that defines it, whose namespace resolves short hosts.
     pub key: &'a ObjectKey,
-    /// Its position in that one's `http`.
+    /// Its index in that VirtualService's `http`.
     pub index: usize,
 }
 
@@ -98,16 +99,22 @@ impl VirtualService {
             empty: api::VirtualService::default(),
             merged: None,
             merged_from: Arc::default(),
-            lost: Arc::default(),
+            dropped: Arc::default(),
             overlay: None,
         };
         let namespace = &object.meta.namespace;
-        this.hosts = this.spec().hosts.iter().map(|name| host::resolve(name, namespace, domain)).collect();
-        this.visibility = Visibility::new(this.spec().export_to.iter().map(String::as_str), namespace);
+        this.hosts = this
+            .spec()
+            .hosts
+            .iter()
+            .map(|name| host::resolve(name, namespace, domain))
+            .collect();
+        this.visibility =
+            Visibility::new(this.spec().export_to.iter().map(String::as_str), namespace);
         this
     }
 
-    /// Its content.
+    /// Its spec.
     pub fn spec(&self) -> &api::VirtualService {
         match &self.object.spec {
             Spec::VirtualService(spec) => spec,
@@ -115,18 +122,35 @@ impl VirtualService {
         }
     }
 
-    /// Its HTTP routes in order, delegates taken in.
+    /// Its HTTP routes in order, with delegates merged in.
     pub fn http(&self) -> impl Iterator<Item = HttpRule<'_>> {
         let own = match &self.merged {
             None => self.spec().http.as_slice(),
             Some(_) => &[],
         };
-        let own = own.iter().enumerate().map(|(index, route)| (route, &self.key, index));
-        let merged = self.merged.iter().flat_map(|merged| merged.iter().map(|one| (&one.route, &one.key, one.index)));
-        own.chain(merged).enumerate().map(|(n, (route, key, index))| {
-            let instead = self.overlay.as_deref().and_then(|overlay| overlay.http.get(n)?.as_deref());
-            HttpRule { route, destinations: instead.unwrap_or(&route.route), key, index }
-        })
+        let own = own
+            .iter()
+            .enumerate()
+            .map(|(index, route)| (route, &self.key, index));
+        let merged = self.merged.iter().flat_map(|merged| {
+            merged
+                .iter()
+                .map(|item| (&item.route, &item.key, item.index))
+        });
+        own.chain(merged)
+            .enumerate()
+            .map(|(n, (route, key, index))| {
+                let instead = self
+                    .overlay
+                    .as_deref()
+                    .and_then(|overlay| overlay.http.get(n)?.as_deref());
+                HttpRule {
+                    route,
+                    destinations: instead.unwrap_or(&route.route),
+                    key,
+                    index,
+                }
+            })
     }
 
     /// The same with the routes of its delegates taken in. A delegate that is missing, not visible here or has delegates
@@ -142,36 +166,62 @@ impl VirtualService {
         if routes.iter().all(|route| route.delegate.is_none()) {
             return self.clone();
         }
-        let delegates = self.delegates().filter_map(|(namespace, name)| delegate_of(&namespace, &name));
-        let from: Arc<[Revision]> =
-            std::iter::once(self.revision).chain(delegates.map(|delegate| delegate.revision)).collect();
+        let delegates = self
+            .delegates()
+            .filter_map(|(namespace, name)| delegate_of(&namespace, &name));
+        let from: Arc<[Revision]> = std::iter::once(self.revision)
+            .chain(delegates.map(|delegate| delegate.revision))
+            .collect();
         if let Some(same) = before.filter(|before| before.merged_from == from) {
             return same.clone();
         }
         let mut merged = Vec::new();
-        let mut lost = Vec::new();
+        let mut dropped = Vec::new();
         for (index, route) in routes.iter().enumerate() {
             let Some(to) = &route.delegate else {
-                merged.push(MergedRoute { key: self.key.clone(), index, route: route.clone() });
+                merged.push(MergedRoute {
+                    key: self.key.clone(),
+                    index,
+                    route: route.clone(),
+                });
                 continue;
             };
-            let namespace = if to.namespace.is_empty() { &**self.namespace() } else { to.namespace.as_str() };
-            let at = |reason: String| LostRoute { index, reason };
+            let namespace = if to.namespace.is_empty() {
+                &**self.namespace()
+            } else {
+                to.namespace.as_str()
+            };
+            let at = |reason: String| DroppedRoute { index, reason };
             let name = format!("its delegate {namespace}/{}", to.name);
             let Some(delegate) = delegate_of(namespace, &to.name) else {
-                lost.push(at(format!("{name} is not there")));
+                dropped.push(at(format!("{name} does not exist")));
                 continue;
             };
             if !delegate.visibility.includes(self.namespace()) {
-                lost.push(at(format!("{name} is not exported to {}", self.namespace())));
+                dropped.push(at(format!(
+                    "{name} is not exported to {}",
+                    self.namespace()
+                )));
                 continue;
             }
             let root = self.with_full_mirrors(route, domain);
-            let leaves = delegate.spec().http.iter().enumerate().filter(|(_, leaf)| leaf.delegate.is_none());
+            let leaves = delegate
+                .spec()
+                .http
+                .iter()
+                .enumerate()
+                .filter(|(_, leaf)| leaf.delegate.is_none());
             for (index, leaf) in leaves {
                 match super::delegate::merge(&root, leaf) {
-                    Some(route) => merged.push(MergedRoute { key: delegate.key.clone(), index, route }),
-                    None => lost.push(at(format!("spec.http[{index}] of {name} has a match that goes beyond its own"))),
+                    Some(route) => merged.push(MergedRoute {
+                        key: delegate.key.clone(),
+                        index,
+                        route,
+                    }),
+                    None => dropped.push(at(format!(
+                        "spec.http[{index}] of {name} has a match wider than the match of \
+                        its root"
+                    ))),
                 }
             }
         }
@@ -179,15 +229,19 @@ impl VirtualService {
             revision: Revision::fresh(),
             merged: Some(merged.into()),
             merged_from: from,
-            lost: lost.into(),
+            dropped: dropped.into(),
             ..(**self).clone()
         })
     }
 
-    /// A route of which a delegate's routes, in whose namespace short hosts are read, can take the mirrors.
+    /// The route with full host names in its mirrors, so that routes of a delegate in another namespace can inherit
+    /// them.
     fn with_full_mirrors(&self, route: &api::HttpRoute, domain: &str) -> api::HttpRoute {
         let mut full = route.clone();
-        let listed = full.mirrors.iter_mut().filter_map(|mirror| mirror.destination.as_mut());
+        let listed = full
+            .mirrors
+            .iter_mut()
+            .filter_map(|mirror| mirror.destination.as_mut());
         for to in listed.chain(&mut full.mirror) {
             to.host = host::resolve(&to.host, self.namespace(), domain).to_string();
         }
@@ -196,7 +250,11 @@ impl VirtualService {
 
     /// The same with other effective destinations.
     pub fn with_overlay(&self, overlay: Overlay) -> Self {
-        Self { revision: Revision::fresh(), overlay: Some(Arc::new(overlay)), ..self.clone() }
+        Self {
+            revision: Revision::fresh(),
+            overlay: Some(Arc::new(overlay)),
+            ..self.clone()
+        }
     }
 
     /// The destinations that are effective instead of those that its routes name.
@@ -204,61 +262,108 @@ impl VirtualService {
         self.overlay.as_deref()
     }
 
-    /// Its routes that lead to no, or not to all of a delegate's routes.
-    pub fn lost(&self) -> &[LostRoute] {
-        &self.lost
+    /// Its routes whose delegate is missing or only partly usable.
+    pub fn dropped(&self) -> &[DroppedRoute] {
+        &self.dropped
     }
 
     /// Its TCP routes in order.
     pub fn tcp(&self) -> impl Iterator<Item = StreamRule<'_, api::L4MatchAttributes>> {
         self.spec().tcp.iter().enumerate().map(|(n, route)| {
-            let instead = self.overlay.as_deref().and_then(|overlay| overlay.tcp.get(n)?.as_deref());
-            StreamRule { matches: &route.matches, destinations: instead.unwrap_or(&route.route) }
+            let instead = self
+                .overlay
+                .as_deref()
+                .and_then(|overlay| overlay.tcp.get(n)?.as_deref());
+            StreamRule {
+                matches: &route.matches,
+                destinations: instead.unwrap_or(&route.route),
+            }
         })
     }
 
     /// Its TLS routes in order.
     pub fn tls(&self) -> impl Iterator<Item = StreamRule<'_, api::TlsMatchAttributes>> {
         self.spec().tls.iter().enumerate().map(|(n, route)| {
-            let instead = self.overlay.as_deref().and_then(|overlay| overlay.tls.get(n)?.as_deref());
-            StreamRule { matches: &route.matches, destinations: instead.unwrap_or(&route.route) }
+            let instead = self
+                .overlay
+                .as_deref()
+                .and_then(|overlay| overlay.tls.get(n)?.as_deref());
+            StreamRule {
+                matches: &route.matches,
+                destinations: instead.unwrap_or(&route.route),
+            }
         })
     }
 
     /// The VirtualServices that its routes delegate to, by namespace and name, known or not.
     pub(super) fn delegates(&self) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
-        let named = self.spec().http.iter().filter_map(|route| route.delegate.as_ref());
+        let named = self
+            .spec()
+            .http
+            .iter()
+            .filter_map(|route| route.delegate.as_ref());
         named.map(|to| {
-            let namespace =
-                if to.namespace.is_empty() { self.namespace().clone() } else { to.namespace.as_str().into() };
+            let namespace = if to.namespace.is_empty() {
+                self.namespace().clone()
+            } else {
+                to.namespace.as_str().into()
+            };
             (namespace, to.name.as_str().into())
         })
     }
 
     /// The hosts that its routes send requests, copies of requests or connections to, with the port where they name
     /// one, as full names.
-    pub fn destinations<'a>(&'a self, domain: &'a str) -> impl Iterator<Item = (Host, Option<u16>)> + 'a {
+    pub fn destinations<'a>(
+        &'a self,
+        domain: &'a str,
+    ) -> impl Iterator<Item = (Host, Option<u16>)> + 'a {
         let http = self.http().flat_map(|http| {
-            let routes = http.destinations.iter().filter_map(|to| to.destination.as_ref());
-            let mirrors = http.route.mirrors.iter().filter_map(|to| to.destination.as_ref());
+            let routes = http
+                .destinations
+                .iter()
+                .filter_map(|to| to.destination.as_ref());
+            let mirrors = http
+                .route
+                .mirrors
+                .iter()
+                .filter_map(|to| to.destination.as_ref());
             let all = routes.chain(mirrors).chain(&http.route.mirror);
             all.map(move |to| (to, &http.key.namespace))
         });
-        let streams = self.tcp().map(|rule| rule.destinations).chain(self.tls().map(|rule| rule.destinations));
+        let streams = self
+            .tcp()
+            .map(|rule| rule.destinations)
+            .chain(self.tls().map(|rule| rule.destinations));
         let streams = streams.flatten().filter_map(|to| to.destination.as_ref());
-        http.chain(streams.map(|to| (to, self.namespace()))).map(|(to, namespace)| {
-            let port = to.port.and_then(|port| u16::try_from(port.number).ok());
-            (host::resolve(&to.host, namespace, domain), port)
-        })
+        http.chain(streams.map(|to| (to, self.namespace())))
+            .map(|(to, namespace)| {
+                let port = to.port.and_then(|port| u16::try_from(port.number).ok());
+                (host::resolve(&to.host, namespace, domain), port)
+            })
     }
 
-    /// Whether any match of its HTTP, TCP or TLS routes looks at who asks.
+    /// Whether any match depends on the source proxy.
     pub fn tells_sources_apart(&self) -> bool {
-        let http =
-            self.http().flat_map(|http| http.route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
-        let tcp = self.tcp().flat_map(|rule| rule.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
-        let tls = self.tls().flat_map(|rule| rule.matches.iter().map(|of| (&of.source_labels, &of.source_namespace)));
-        http.chain(tcp).chain(tls).any(|(labels, namespace)| !labels.is_empty() || !namespace.is_empty())
+        let http = self.http().flat_map(|http| {
+            http.route
+                .matches
+                .iter()
+                .map(|of| (&of.source_labels, &of.source_namespace))
+        });
+        let tcp = self.tcp().flat_map(|rule| {
+            rule.matches
+                .iter()
+                .map(|of| (&of.source_labels, &of.source_namespace))
+        });
+        let tls = self.tls().flat_map(|rule| {
+            rule.matches
+                .iter()
+                .map(|of| (&of.source_labels, &of.source_namespace))
+        });
+        http.chain(tcp)
+            .chain(tls)
+            .any(|(labels, namespace)| !labels.is_empty() || !namespace.is_empty())
     }
 
     /// Its annotations.
@@ -266,29 +371,29 @@ impl VirtualService {
         &self.object.meta.annotations
     }
 
-    /// Its namespace, in which short hosts are read.
+    /// Its namespace, which resolves short hosts.
     pub fn namespace(&self) -> &Arc<str> {
         &self.object.meta.namespace
     }
 
-    /// When it came to be.
+    /// Its age.
     pub fn age(&self) -> Age {
         self.object.meta.age
     }
 
-    /// Whether any part of it counts for sidecars.
+    /// Whether any part of it applies to sidecars.
     pub fn is_for_mesh(&self) -> bool {
         let gateways = &self.spec().gateways;
         gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
     }
 }
 
-/// What one or several DestinationRules of one namespace say about one host.
+/// The merged DestinationRules of one namespace for one host.
 #[derive(Clone, Debug)]
 pub struct DestinationRule {
     /// Identifies its content, overlay included.
     pub revision: Revision,
-    /// The rules it was made from, the oldest first.
+    /// The DestinationRules it was merged from, oldest first.
     pub keys: Vec<ObjectKey>,
     /// The namespace.
     pub namespace: Arc<str>,
@@ -296,11 +401,11 @@ pub struct DestinationRule {
     pub host: Host,
     /// Who sees it.
     pub visibility: Visibility,
-    /// The proxies it is for, by their labels; `None` means all.
+    /// Selects the client proxies by labels; `None` means all.
     pub selector: Option<Labels>,
     /// The policy of the oldest rule that has one.
     pub traffic_policy: Option<Arc<api::TrafficPolicy>>,
-    /// The subsets of all of them; of two with one name the older one's.
+    /// The subsets of all of them; if a name is used twice, the older one wins.
     pub subsets: Vec<Arc<api::Subset>>,
     /// The revisions of the objects it was merged from; empty where it is one object's own.
     merged_from: Vec<Revision>,
@@ -308,11 +413,11 @@ pub struct DestinationRule {
     overlay: BTreeMap<String, Labels>,
 }
 
-/// What load balancing looks at of where clients are.
-pub(super) struct Place<'a> {
-    /// Whether their locality counts.
+/// The client location attributes that a load balancer setting depends on.
+pub(super) struct LocalityInputs<'a> {
+    /// Whether it depends on the locality.
     pub locality: bool,
-    /// Whether some of their labels do, as names or `name=value`.
+    /// The labels that it depends on, as names or `name=value`.
     pub failover_priority: &'a [String],
 }
 
@@ -328,17 +433,23 @@ pub(super) fn merge<'a>(
     sorted.sort_by(|(_, a), (_, b)| (a.meta.age, &a.meta.name).cmp(&(b.meta.age, &b.meta.name)));
     let mut merged: Vec<DestinationRule> = Vec::new();
     for (revision, object) in sorted {
-        let Some(rule) = DestinationRule::new(revision, object, domain) else { continue };
-        let same =
-            |older: &&mut DestinationRule| older.selector == rule.selector && older.visibility == rule.visibility;
+        let Some(rule) = DestinationRule::new(revision, object, domain) else {
+            continue;
+        };
+        let same = |older: &&mut DestinationRule| {
+            older.selector == rule.selector && older.visibility == rule.visibility
+        };
         match merged.iter_mut().find(same) {
-            Some(older) => older.absorb(rule),
+            Some(older) => older.merge(rule),
             None => merged.push(rule),
         }
     }
     let rules = merged.into_iter().map(|mut rule| {
         if !rule.merged_from.is_empty() {
-            if let Some(same) = before.iter().find(|before| before.merged_from == rule.merged_from) {
+            if let Some(same) = before
+                .iter()
+                .find(|before| before.merged_from == rule.merged_from)
+            {
                 return same.clone();
             }
             rule.revision = Revision::fresh();
@@ -361,20 +472,28 @@ impl PartialEq for VirtualService {
 }
 
 impl DestinationRule {
-    /// What one object says; `None` for an object of another kind.
+    /// The rule of one object; `None` for an object of another kind.
     fn new(revision: Revision, object: &Arc<Object>, domain: &str) -> Option<Self> {
-        let Spec::DestinationRule(spec) = &object.spec else { return None };
+        let Spec::DestinationRule(spec) = &object.spec else {
+            return None;
+        };
         Some(Self {
             revision,
             keys: vec![object.key()],
             namespace: object.meta.namespace.clone(),
             host: host::resolve(&spec.host, &object.meta.namespace, domain),
             visibility: match spec.workload_selector {
-                // It speaks of workloads of its own namespace.
+                // A selector applies only to workloads of the rule's own namespace.
                 Some(_) => Visibility::private(&object.meta.namespace),
-                None => Visibility::new(spec.export_to.iter().map(String::as_str), &object.meta.namespace),
+                None => Visibility::new(
+                    spec.export_to.iter().map(String::as_str),
+                    &object.meta.namespace,
+                ),
             },
-            selector: spec.workload_selector.as_ref().map(|selector| selector.match_labels.clone()),
+            selector: spec
+                .workload_selector
+                .as_ref()
+                .map(|selector| selector.match_labels.clone()),
             traffic_policy: spec.traffic_policy.clone().map(Arc::new),
             subsets: spec.subsets.iter().cloned().map(Arc::new).collect(),
             merged_from: Vec::new(),
@@ -387,8 +506,8 @@ impl DestinationRule {
         self.visibility == Visibility::private(&self.namespace)
     }
 
-    /// Takes in a younger rule for the same host.
-    fn absorb(&mut self, younger: DestinationRule) {
+    /// Merges a newer rule for the same host into this one.
+    fn merge(&mut self, younger: DestinationRule) {
         if self.merged_from.is_empty() {
             self.merged_from.push(self.revision);
         }
@@ -404,23 +523,35 @@ impl DestinationRule {
         }
     }
 
-    /// Whether clients in different places get different endpoints by it.
+    /// Whether the endpoints depend on the client's location.
     pub fn looks_at_locality(&self) -> bool {
-        self.places().any(|place| place.locality)
+        self.locality_inputs().any(|place| place.locality)
     }
 
-    /// What its load balancing looks at of where clients are.
-    pub(super) fn places(&self) -> impl Iterator<Item = Place<'_>> {
+    /// The client location attributes that its load balancing depends on.
+    pub(super) fn locality_inputs(&self) -> impl Iterator<Item = LocalityInputs<'_>> {
         let own = self.traffic_policy.as_deref().into_iter();
-        let policies = own.chain(self.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref()));
+        let policies = own.chain(
+            self.subsets
+                .iter()
+                .filter_map(|subset| subset.traffic_policy.as_ref()),
+        );
         policies.flat_map(|policy| {
-            let ports = policy.port_level_settings.iter().map(|port| (&port.load_balancer, &port.outlier_detection));
-            let all = std::iter::once((&policy.load_balancer, &policy.outlier_detection)).chain(ports);
+            let ports = policy
+                .port_level_settings
+                .iter()
+                .map(|port| (&port.load_balancer, &port.outlier_detection));
+            let all =
+                std::iter::once((&policy.load_balancer, &policy.outlier_detection)).chain(ports);
             all.map(|(balancer, outlier)| {
-                let locality = balancer.as_ref().and_then(|balancer| balancer.locality_lb_setting.as_ref());
-                let zone = balancer.as_ref().and_then(|balancer| balancer.zone_aware_lb_setting.as_ref());
-                Place {
-                    // Outlier detection by itself switches failover by locality on.
+                let locality = balancer
+                    .as_ref()
+                    .and_then(|balancer| balancer.locality_lb_setting.as_ref());
+                let zone = balancer
+                    .as_ref()
+                    .and_then(|balancer| balancer.zone_aware_lb_setting.as_ref());
+                LocalityInputs {
+                    // Outlier detection enables locality failover by default.
                     locality: outlier.is_some() || locality.is_some() || zone.is_some(),
                     failover_priority: zone
                         .map(|zone| zone.failover_priority.as_slice())
@@ -438,12 +569,18 @@ impl DestinationRule {
 
     /// The effective labels of a subset.
     pub fn labels(&self, subset: &str) -> Option<&Labels> {
-        self.overlay.get(subset).or_else(|| Some(&self.subset(subset)?.labels))
+        self.overlay
+            .get(subset)
+            .or_else(|| Some(&self.subset(subset)?.labels))
     }
 
     /// The same with other effective labels for these subsets.
     pub fn with_overlay(&self, labels: BTreeMap<String, Labels>) -> Self {
-        Self { revision: Revision::fresh(), overlay: labels, ..self.clone() }
+        Self {
+            revision: Revision::fresh(),
+            overlay: labels,
+            ..self.clone()
+        }
     }
 
     /// The labels that are effective instead of those that the subsets name.

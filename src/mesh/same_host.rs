@@ -7,20 +7,20 @@ use std::sync::Arc;
 use super::endpoint::{Endpoint, EndpointSet};
 use super::host::Host;
 use super::service::{Port, Registry, Resolution, Service};
-use super::{Name, Registered};
+use super::{Name, RegisteredService};
 use crate::revision::Revision;
 
 /// The services as each object declares them.
 #[derive(Debug, Default)]
 pub(super) struct Declared {
     /// By host, in order of precedence.
-    by_host: BTreeMap<Host, Vec<Registered>>,
+    by_host: BTreeMap<Host, Vec<RegisteredService>>,
     /// ExternalName services, each with its target.
     aliases: BTreeMap<Host, Host>,
     aliases_changed: bool,
 }
 
-impl Registered {
+impl RegisteredService {
     fn new(service: Service, endpoints: EndpointSet) -> Self {
         Self {
             service: Arc::new(service),
@@ -33,10 +33,12 @@ impl Registered {
     /// Takes the service of `before` if it is equal to the own one, and its endpoints likewise.
     fn unless_same_as(mut self, before: Option<&Self>) -> Self {
         if let Some(before) = before.filter(|before| before.service == self.service) {
-            (self.service, self.service_revision) = (before.service.clone(), before.service_revision);
+            (self.service, self.service_revision) =
+                (before.service.clone(), before.service_revision);
         }
         if let Some(before) = before.filter(|before| before.endpoints == self.endpoints) {
-            (self.endpoints, self.endpoints_revision) = (before.endpoints.clone(), before.endpoints_revision);
+            (self.endpoints, self.endpoints_revision) =
+                (before.endpoints.clone(), before.endpoints_revision);
         }
         self
     }
@@ -44,23 +46,38 @@ impl Registered {
 
 impl Declared {
     /// Replaces the service that the object of this registry and name declares for `host`, or removes it.
-    pub fn put(&mut self, host: &Host, registry: Registry, name: &Name, new: Option<(Service, EndpointSet)>) {
+    pub fn put(
+        &mut self,
+        host: &Host,
+        registry: Registry,
+        name: &Name,
+        new: Option<(Service, EndpointSet)>,
+    ) {
         let list = self.by_host.entry(host.clone()).or_default();
-        let same = |known: &Registered| known.service.is_from(registry, &name.0, &name.1);
+        let same = |known: &RegisteredService| known.service.is_from(registry, &name.0, &name.1);
         let old = list.iter().position(same).map(|at| list.remove(at));
         if registry == Registry::Kubernetes {
-            let target = new.as_ref().and_then(|(service, _)| service.alias_of.clone());
+            let target = new
+                .as_ref()
+                .and_then(|(service, _)| service.alias_of.clone());
             let before = match &target {
                 Some(target) => self.aliases.insert(host.clone(), target.clone()),
                 None => self.aliases.remove(host),
             };
             self.aliases_changed |= before != target;
         }
-        list.extend(new.map(|(service, set)| Registered::new(service, set).unless_same_as(old.as_ref())));
+        list.extend(new.map(|(service, set)| {
+            RegisteredService::new(service, set).unless_same_as(old.as_ref())
+        }));
         list.sort_by(|a, b| {
-            let rank = |known: &Registered| {
+            let rank = |known: &RegisteredService| {
                 let service = &known.service;
-                (service.registry, service.age, service.namespace.clone(), service.name.clone())
+                (
+                    service.registry,
+                    service.age,
+                    service.namespace.clone(),
+                    service.name.clone(),
+                )
             };
             rank(a).cmp(&rank(b))
         });
@@ -71,12 +88,18 @@ impl Declared {
 
     /// The services of a host as clients see them, in order of precedence. What is still as in `before` keeps its
     /// revisions.
-    pub fn services(&self, host: &Host, before: &[Registered]) -> Vec<Registered> {
-        let declared = self.by_host.get(host).map(Vec::as_slice).unwrap_or_default();
-        let mut groups: Vec<Vec<&Registered>> = Vec::new();
+    pub fn services(&self, host: &Host, before: &[RegisteredService]) -> Vec<RegisteredService> {
+        let declared = self
+            .by_host
+            .get(host)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let mut groups: Vec<Vec<&RegisteredService>> = Vec::new();
         for known in declared {
-            let fits = |group: &&mut Vec<&Registered>| {
-                group.first().is_some_and(|first| can_merge(&first.service, &known.service))
+            let fits = |group: &&mut Vec<&RegisteredService>| {
+                group
+                    .first()
+                    .is_some_and(|first| can_merge(&first.service, &known.service))
             };
             match groups.iter_mut().find(fits) {
                 Some(group) => group.push(known),
@@ -84,9 +107,11 @@ impl Declared {
             }
         }
         let merged = groups.iter().filter_map(|group| merge(group, declared));
-        let keep = |known: Registered| {
+        let keep = |known: RegisteredService| {
             let own = &known.service;
-            let before = before.iter().find(|old| old.service.is_from(own.registry, &own.namespace, &own.name));
+            let before = before
+                .iter()
+                .find(|old| old.service.is_from(own.registry, &own.namespace, &own.name));
             known.unless_same_as(before)
         };
         merged.map(|known| keep(self.with_end(known))).collect()
@@ -99,7 +124,9 @@ impl Declared {
 
     /// ExternalName services, each with the host at the end of its chain.
     pub fn aliases(&self) -> impl Iterator<Item = (&Host, &Host)> {
-        self.aliases.keys().filter_map(|alias| Some((alias, self.end(alias)?)))
+        self.aliases
+            .keys()
+            .filter_map(|alias| Some((alias, self.end(alias)?)))
     }
 
     /// The host at the end of a chain of ExternalName services. A service in a loop keeps its own target.
@@ -115,13 +142,21 @@ impl Declared {
         Some(end)
     }
 
-    fn with_end(&self, mut known: Registered) -> Registered {
-        let Some(end) = known.service.alias_of.as_ref().and_then(|_| self.end(&known.service.host)) else {
+    fn with_end(&self, mut known: RegisteredService) -> RegisteredService {
+        let Some(end) = known
+            .service
+            .alias_of
+            .as_ref()
+            .and_then(|_| self.end(&known.service.host))
+        else {
             return known;
         };
         if known.service.alias_of.as_ref() != Some(end) {
             known.service_revision = Revision::fresh();
-            known.service = Arc::new(Service { alias_of: Some(end.clone()), ..(*known.service).clone() });
+            known.service = Arc::new(Service {
+                alias_of: Some(end.clone()),
+                ..(*known.service).clone()
+            });
         }
         known
     }
@@ -139,10 +174,16 @@ fn can_merge(first: &Service, younger: &Service) -> bool {
 }
 
 /// Merges the services of `group`. The endpoints are those that all objects of the namespace declare for the host.
-fn merge(group: &[&Registered], declared: &[Registered]) -> Option<Registered> {
+fn merge(
+    group: &[&RegisteredService],
+    declared: &[RegisteredService],
+) -> Option<RegisteredService> {
     let mut merged = (*group.first()?).clone();
     let namespace = merged.service.namespace.clone();
-    let neighbours: Vec<_> = declared.iter().filter(|known| known.service.namespace == namespace).collect();
+    let neighbours: Vec<_> = declared
+        .iter()
+        .filter(|known| known.service.namespace == namespace)
+        .collect();
     if neighbours.len() == 1 {
         return Some(merged);
     }
@@ -155,16 +196,26 @@ fn merge(group: &[&Registered], declared: &[Registered]) -> Option<Registered> {
     Some(merged)
 }
 
-fn merge_services(group: &[&Registered], first: &Service) -> Service {
+fn merge_services(group: &[&RegisteredService], first: &Service) -> Service {
     let mut merged = first.clone();
     for younger in group.iter().skip(1).map(|known| &known.service) {
-        for port in younger.ports.iter().filter(|port| first.port(port.number).is_none()) {
+        for port in younger
+            .ports
+            .iter()
+            .filter(|port| first.port(port.number).is_none())
+        {
             if merged.port(port.number).is_none() {
                 let name = unused_name(&merged.ports, port);
-                merged.ports.push(Port { name, ..port.clone() });
+                merged.ports.push(Port {
+                    name,
+                    ..port.clone()
+                });
             }
         }
-        let addresses = younger.addresses.iter().filter(|address| !first.addresses.contains(address));
+        let addresses = younger
+            .addresses
+            .iter()
+            .filter(|address| !first.addresses.contains(address));
         for address in addresses {
             if !merged.addresses.contains(address) {
                 merged.addresses.push(address.clone());
@@ -192,7 +243,7 @@ fn unused_name(ports: &[Port], added: &Port) -> Arc<str> {
 
 /// The endpoints of `services`, which are those of one namespace, for the ports of `merged`. Ports of ServiceEntries match
 /// by number. Those of a ServiceEntry and a Kubernetes Service match by name, as those of an EndpointSlice do.
-fn merge_endpoints(merged: &Service, services: &[&Registered]) -> EndpointSet {
+fn merge_endpoints(merged: &Service, services: &[&RegisteredService]) -> EndpointSet {
     let mut list = Vec::new();
     let mut taken: BTreeSet<u16> = BTreeSet::new();
     for known in services {
@@ -200,22 +251,41 @@ fn merge_endpoints(merged: &Service, services: &[&Registered]) -> EndpointSet {
         let by_name = [service.registry, merged.registry].contains(&Registry::Kubernetes);
         let mut own = BTreeSet::new();
         for endpoint in &known.endpoints.list {
-            let Some(port) = service.ports.iter().find(|port| port.name == endpoint.port_name) else { continue };
+            let Some(port) = service
+                .ports
+                .iter()
+                .find(|port| port.name == endpoint.port_name)
+            else {
+                continue;
+            };
             // A LOGICAL_DNS cluster has one endpoint, the oldest entry's.
             if service.resolution == Resolution::DnsRoundRobin && taken.contains(&port.number) {
                 continue;
             }
             own.insert(port.number);
-            let means = |to: &&Port| if by_name { to.name == port.name } else { to.number == port.number };
+            let means = |to: &&Port| {
+                if by_name {
+                    to.name == port.name
+                } else {
+                    to.number == port.number
+                }
+            };
             if let Some(to) = merged.ports.iter().find(means) {
-                list.push(Endpoint { port_name: to.name.clone(), ..endpoint.clone() });
+                list.push(Endpoint {
+                    port_name: to.name.clone(),
+                    ..endpoint.clone()
+                });
             }
         }
         taken.append(&mut own);
     }
     let mut seen = BTreeSet::new();
     list.retain(|endpoint: &Endpoint| {
-        seen.insert((endpoint.address.clone(), endpoint.port_name.clone(), endpoint.port))
+        seen.insert((
+            endpoint.address.clone(),
+            endpoint.port_name.clone(),
+            endpoint.port,
+        ))
     });
     EndpointSet::new(list)
 }

@@ -1,4 +1,4 @@
-//! What of a proxy can change its answer, and where proxies are.
+//! The scope and locality of proxies.
 
 use std::cell::LazyCell;
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use super::{Endpoint, Mesh};
 use crate::api::Labels;
 
 impl Mesh {
-    /// What of `proxy` can change its answer in this state of the mesh.
+    /// The attributes of `proxy` that can affect its configuration in this state of the mesh.
     pub fn scope(&self, proxy: &Proxy) -> Scope {
         let topology = LazyCell::new(|| self.topology(proxy));
         let label = |name: &str| {
@@ -22,10 +22,24 @@ impl Mesh {
                 proxy.labels.get(name).map(String::as_str)
             }
         };
-        let has = |selector: &Labels| selector.iter().all(|(name, value)| label(name) == Some(value));
-        let labels = self.looked_at.labels.iter().filter_map(|name| Some((name.clone(), label(name)?.to_owned())));
-        let sidecar = self.sidecars.find(&proxy.namespace, has, &self.config.root_namespace);
-        let node_counts = self.looked_at.node.iter().any(|visibility| visibility.includes(&proxy.namespace));
+        let has = |selector: &Labels| {
+            selector
+                .iter()
+                .all(|(name, value)| label(name) == Some(value))
+        };
+        let labels = self
+            .scope_attributes
+            .labels
+            .iter()
+            .filter_map(|name| Some((name.clone(), label(name)?.to_owned())));
+        let sidecar = self
+            .sidecars
+            .find(&proxy.namespace, has, &self.config.root_namespace);
+        let node_counts = self
+            .scope_attributes
+            .node
+            .iter()
+            .any(|visibility| visibility.includes(&proxy.namespace));
         Scope {
             namespace: proxy.namespace.clone(),
             labels: labels.collect(),
@@ -34,32 +48,66 @@ impl Mesh {
                 Interception::None => Vec::new(),
                 Interception::Redirect => self.inbound(proxy),
             },
-            locality: if self.looked_at.locality { topology.locality.clone() } else { Locality::default() },
-            node: if node_counts { topology.node.clone() } else { Arc::default() },
+            locality: if self.scope_attributes.locality {
+                topology.locality.clone()
+            } else {
+                Locality::default()
+            },
+            node: if node_counts {
+                topology.node.clone()
+            } else {
+                Arc::default()
+            },
             families: Families::of(&proxy.addresses),
             headless: {
-                let headless = |(service, _): &(&Service, _)| service.resolution == Resolution::Passthrough;
-                let own = self.endpoints_of(proxy).filter(headless).flat_map(|(_, endpoint)| endpoint.addresses());
+                let headless =
+                    |(service, _): &(&Service, _)| service.resolution == Resolution::Passthrough;
+                let own = self
+                    .endpoints_of(proxy)
+                    .filter(headless)
+                    .flat_map(|(_, endpoint)| endpoint.addresses());
                 own.cloned().collect::<BTreeSet<_>>().into_iter().collect()
             },
             sidecar: sidecar.map(|sidecar| (sidecar.key.clone(), sidecar.revision)),
         }
     }
 
-    /// Where a proxy is: as it says itself, else as its pod and the endpoints at its address do.
+    /// The locality of a proxy: as reported by it, else that of its pod or of the endpoints at its address.
     fn topology(&self, proxy: &Proxy) -> Topology {
-        let pod = self.pod_topologies.get(&(proxy.namespace.clone(), proxy.name.clone()));
-        let own = self.endpoints_of(proxy).map(|(_, endpoint)| &endpoint.topology);
-        let known: Vec<&Topology> = pod.into_iter().chain(own).map(|topology| &**topology).collect();
-        let mut nodes = std::iter::once(&proxy.node).chain(known.iter().map(|topology| &topology.node));
-        let node = nodes.find(|node| !node.is_empty()).cloned().unwrap_or_default();
-        let said = Some(&proxy.locality).filter(|said| **said != Locality::default()).cloned();
+        let pod = self
+            .pod_topologies
+            .get(&(proxy.namespace.clone(), proxy.name.clone()));
+        let own = self
+            .endpoints_of(proxy)
+            .map(|(_, endpoint)| &endpoint.topology);
+        let known: Vec<&Topology> = pod
+            .into_iter()
+            .chain(own)
+            .map(|topology| &**topology)
+            .collect();
+        let mut nodes =
+            std::iter::once(&proxy.node).chain(known.iter().map(|topology| &topology.node));
+        let node = nodes
+            .find(|node| !node.is_empty())
+            .cloned()
+            .unwrap_or_default();
+        let said = Some(&proxy.locality)
+            .filter(|said| **said != Locality::default())
+            .cloned();
         let locality = said.or_else(|| label_locality(&proxy.labels)).or_else(|| {
             let of_node = self.nodes.get(&node).map(|topology| &**topology);
-            let known = known.iter().copied().chain(of_node).map(|topology| topology.locality.clone());
-            known.chain([node_locality(&proxy.labels)]).find(|locality| *locality != Locality::default())
+            let known = known
+                .iter()
+                .copied()
+                .chain(of_node)
+                .map(|topology| topology.locality.clone());
+            known
+                .chain([node_locality(&proxy.labels)])
+                .find(|locality| *locality != Locality::default())
         });
-        let either = |first: &Arc<str>, second: &Arc<str>| if first.is_empty() { second } else { first }.clone();
+        let either = |first: &Arc<str>, second: &Arc<str>| {
+            if first.is_empty() { second } else { first }.clone()
+        };
         Topology {
             locality: locality.unwrap_or_default(),
             node,
@@ -70,7 +118,11 @@ impl Mesh {
 
     /// Where everything is of which no more is known.
     pub fn own_topology(&self) -> Topology {
-        Topology { cluster: self.config.cluster.clone(), network: self.network.clone(), ..Topology::default() }
+        Topology {
+            cluster: self.config.cluster.clone(),
+            network: self.network.clone(),
+            ..Topology::default()
+        }
     }
 
     /// Where a pod is, as far as its object says it.
@@ -79,12 +131,22 @@ impl Mesh {
         known.map_or_else(|| self.own_topology(), |known| (**known).clone())
     }
 
-    /// The endpoints that a proxy's own workload is, each with its service.
-    pub(super) fn endpoints_of<'a>(&'a self, proxy: &'a Proxy) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
-        let hosts = proxy.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten();
+    /// The endpoints of the proxy's own workload, each with its service.
+    pub(super) fn endpoints_of<'a>(
+        &'a self,
+        proxy: &'a Proxy,
+    ) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
+        let hosts = proxy
+            .addresses
+            .iter()
+            .filter_map(|address| self.by_address.get(address))
+            .flatten();
         // A service may be found by each of several addresses.
         let hosts: BTreeSet<_> = hosts.collect();
-        let known = hosts.into_iter().filter_map(|host| self.services.get(host)).flat_map(|list| list.iter());
+        let known = hosts
+            .into_iter()
+            .filter_map(|host| self.services.get(host))
+            .flat_map(|list| list.iter());
         known.flat_map(|known| {
             let own = known.endpoints.list.iter().filter(|endpoint| {
                 let mut addresses = endpoint.addresses();

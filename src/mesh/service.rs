@@ -1,4 +1,4 @@
-//! Services as clients see them: a host, addresses and ports with protocols.
+//! Services: host, addresses and ports with protocols.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use super::topology::{HOSTNAME, NETWORK, REGION, SUBZONE, ZONE};
 use super::visibility::Visibility;
 use crate::api::{self, EntryResolution, IntOrString, Labels, Meta};
 
-/// What is spoken over a port.
+/// The protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// HTTP/1.1.
@@ -17,15 +17,15 @@ pub enum Protocol {
     Http2,
     /// gRPC, which is HTTP/2.
     Grpc,
-    /// gRPC-Web, which Istio speaks to endpoints in HTTP/2 as well.
+    /// gRPC-Web, which Istio also forwards to endpoints as HTTP/2.
     GrpcWeb,
-    /// HTTPS that is passed through.
+    /// HTTPS, passed through.
     Https,
-    /// TLS that is passed through.
+    /// TLS, passed through.
     Tls,
-    /// Bytes; also Mongo, MySQL and Redis, which are treated as such.
+    /// Opaque TCP, including Mongo, MySQL and Redis.
     Tcp,
-    /// Not said: HTTP by inspection, TCP otherwise.
+    /// Unspecified: HTTP if detected by inspection, else TCP.
     Unknown,
 }
 
@@ -42,14 +42,26 @@ impl Protocol {
             Some("kubernetes.io/wss") => return Some(Protocol::Https),
             _ => {}
         }
-        let name = port.app_protocol.as_ref().unwrap_or(&port.name).to_ascii_lowercase();
-        let word = if name.starts_with("grpc-web") { "grpc-web" } else { name.split('-').next().unwrap_or_default() };
-        // Ports whose server speaks first would hang under inspection, so they are TCP unless said otherwise.
+        let name = port
+            .app_protocol
+            .as_ref()
+            .unwrap_or(&port.name)
+            .to_ascii_lowercase();
+        let word = if name.starts_with("grpc-web") {
+            "grpc-web"
+        } else {
+            name.split('-').next().unwrap_or_default()
+        };
+        // Inspection would hang on server-first protocols, so their well-known ports default to TCP.
         let server_first = matches!(port.port, 25 | 53 | 3306 | 27017);
-        Self::named(word).unwrap_or(Some(if server_first { Protocol::Tcp } else { Protocol::Unknown }))
+        Self::named(word).unwrap_or(Some(if server_first {
+            Protocol::Tcp
+        } else {
+            Protocol::Unknown
+        }))
     }
 
-    /// `None` where the word is no protocol, `Some(None)` for UDP.
+    /// `None` if the word is not a protocol, `Some(None)` for UDP.
     fn named(word: &str) -> Option<Option<Self>> {
         Some(Some(match word {
             "http" | "http_proxy" => Protocol::Http,
@@ -64,44 +76,47 @@ impl Protocol {
         }))
     }
 
-    /// Whether requests can be seen.
+    /// Whether it is HTTP.
     pub fn is_http(self) -> bool {
-        matches!(self, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
+        matches!(
+            self,
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb
+        )
     }
 
-    /// Whether requests can be seen, or may turn out to be seen.
+    /// Whether it is HTTP or may be detected as HTTP.
     pub fn may_be_http(self) -> bool {
         self.is_http() || self == Protocol::Unknown
     }
 
-    /// Whether the endpoints are spoken to in HTTP/2.
+    /// Whether HTTP/2 is used towards the endpoints.
     pub fn is_http2(self) -> bool {
         matches!(self, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
     }
 
-    /// Whether it is gRPC, whose clients try again by themselves.
+    /// Whether it is gRPC, whose clients retry by themselves.
     pub fn is_grpc(self) -> bool {
         matches!(self, Protocol::Grpc | Protocol::GrpcWeb)
     }
 }
 
-/// The word that a headless service has for its address.
+/// The address of a headless service.
 const HEADLESS: &str = "None";
 
 /// Where a service's endpoints come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Resolution {
-    /// From the cluster's endpoints, by EDS.
+    /// From the cluster's endpoints over EDS.
     Endpoints,
-    /// From the address the client asked for: a headless service, or a ServiceEntry that says so.
+    /// From the original destination: a headless service, or a ServiceEntry with resolution NONE.
     Passthrough,
-    /// From DNS, all addresses at once.
+    /// From DNS, using all addresses.
     Dns,
-    /// From DNS, one address after the other.
+    /// From DNS, using one address at a time.
     DnsRoundRobin,
 }
 
-/// What kind of object a service comes from. Of two for one host the first kind counts.
+/// The kind of object that defines a service. If two services share a host, the first kind wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Registry {
     /// A Kubernetes Service.
@@ -110,7 +125,7 @@ pub enum Registry {
     ServiceEntry,
 }
 
-/// Which endpoints are preferred without any rule. Source: Kubernetes' Service, `spec.trafficDistribution`.
+/// Which endpoints are preferred if no rule says otherwise. Source: Kubernetes' Service, `spec.trafficDistribution`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Preference {
     /// Those in the client's zone.
@@ -129,10 +144,15 @@ impl Preference {
             _ => {}
         }
         let annotation = |meta: &Meta| {
-            let value = meta.annotations.get("networking.istio.io/traffic-distribution")?;
+            let value = meta
+                .annotations
+                .get("networking.istio.io/traffic-distribution")?;
             Some(value.to_ascii_lowercase()).filter(|value| !value.is_empty())
         };
-        match annotation(service).or_else(|| annotation(namespace?))?.as_str() {
+        match annotation(service)
+            .or_else(|| annotation(namespace?))?
+            .as_str()
+        {
             "preferclose" | "prefersamezone" => Some(Preference::Zone),
             "prefersamenode" => Some(Preference::Node),
             _ => None,
@@ -153,15 +173,15 @@ impl Preference {
 pub struct Port {
     /// The number clients use.
     pub number: u16,
-    /// The name, by which endpoints refer to it.
+    /// The name, which endpoints reference.
     pub name: Arc<str>,
-    /// What is spoken over it.
+    /// The protocol.
     pub protocol: Protocol,
-    /// The number at the pods where the service gives one; 0 where it gives a name.
+    /// The target port number; 0 if the service names the port instead.
     pub target: u16,
 }
 
-/// A service as clients see it. Endpoints change on their own and stand beside it.
+/// A service. Its endpoints are stored separately because they change independently.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// The full host name in lower case.
@@ -170,28 +190,28 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// The name in its namespace.
     pub name: Arc<str>,
-    /// The addresses clients connect to; none for a headless service, and for one from a file that does not say. Those of a ServiceEntry may have a prefix length.
+    /// The addresses that clients connect to; empty for a headless service or for one from a file without an address.
+    /// Those of a ServiceEntry may have a prefix length.
     pub addresses: Vec<Arc<str>>,
     /// Where its endpoints come from.
     pub resolution: Resolution,
-    /// The ports that sidecars carry, in the order of the object.
+    /// The ports that sidecars proxy, in the order of the object.
     pub ports: Vec<Port>,
     /// Who sees it.
     pub visibility: Visibility,
-    /// When it came to be; the older service wins a listener that two want.
+    /// Its age; the older service wins a contested listener.
     pub age: api::Age,
-    /// The host this one is another name of (`ExternalName`).
+    /// The host that this service is an alias of (`ExternalName`).
     pub alias_of: Option<Host>,
     /// What kind of object it comes from.
     pub registry: Registry,
-    /// The labels of the workloads behind it; empty where they are listed.
+    /// The selector of its workloads; empty if the endpoints are listed.
     pub selector: Labels,
-    /// Which endpoints are preferred without any rule.
+    /// Which endpoints are preferred if no rule says otherwise.
     pub preference: Option<Preference>,
-    /// Whether clients reach only the endpoints on their own node. Source: Kubernetes' Service,
-    /// `spec.internalTrafficPolicy`.
+    /// Whether clients use only endpoints on their own node. Source: Kubernetes' Service, `spec.internalTrafficPolicy`.
     pub node_local: bool,
-    /// The names that its servers' certificates may hold.
+    /// The accepted subject alternative names of its servers.
     pub subject_alt_names: Vec<String>,
     /// The labels of a ServiceEntry; entries with different labels are not merged.
     pub labels: Labels,
@@ -199,9 +219,9 @@ pub struct Service {
     pub merged_from: Vec<Arc<Service>>,
 }
 
-/// An address, or a range of them, as everyone writes it: two that are the same would be two listeners at one address,
-/// of which Envoy refuses one. A prefix as long as the address is the address.
-pub fn one_form(address: &str) -> Arc<str> {
+/// The canonical form of an address or address range. Two spellings of one address would become two listeners at the
+/// same address, and Envoy would reject one of them. A full-length prefix is dropped.
+pub fn canonical_address(address: &str) -> Arc<str> {
     let (plain, length) = address.split_once('/').unwrap_or((address, ""));
     match (plain.parse::<IpAddr>(), length.parse::<u32>()) {
         (Ok(IpAddr::V4(ip)), Ok(length)) if length < 32 => {
@@ -224,12 +244,25 @@ impl Service {
     }
 
     /// The service of a Kubernetes object; `domain` is the cluster's, like `cluster.local`.
-    pub fn from_kubernetes(meta: &Meta, spec: &api::Service, namespace: Option<&Meta>, domain: &str) -> Self {
-        let alias_of = (spec.type_ == "ExternalName")
-            .then(|| Host::from(spec.external_name.trim_end_matches('.').to_ascii_lowercase()));
+    pub fn from_kubernetes(
+        meta: &Meta,
+        spec: &api::Service,
+        namespace: Option<&Meta>,
+        domain: &str,
+    ) -> Self {
+        let alias_of = (spec.type_ == "ExternalName").then(|| {
+            Host::from(
+                spec.external_name
+                    .trim_end_matches('.')
+                    .to_ascii_lowercase(),
+            )
+        });
         let mut addresses: Vec<Arc<str>> = Vec::new();
         for address in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips) {
-            if let Some(address) = address.parse::<IpAddr>().ok().map(|_| one_form(address))
+            if let Some(address) = address
+                .parse::<IpAddr>()
+                .ok()
+                .map(|_| canonical_address(address))
                 && !addresses.contains(&address)
             {
                 addresses.push(address);
@@ -242,15 +275,25 @@ impl Service {
                 Some(IntOrString::String(_)) => 0,
             };
             let protocol = Protocol::of(port)?;
-            Some(Port { number: port.port, name: port.name.as_str().into(), protocol, target })
+            Some(Port {
+                number: port.port,
+                name: port.name.as_str().into(),
+                protocol,
+                target,
+            })
         });
-        let export_to = meta.annotations.get("networking.istio.io/exportTo").map_or("", String::as_str);
+        let export_to = meta
+            .annotations
+            .get("networking.istio.io/exportTo")
+            .map_or("", String::as_str);
         Service {
-            host: format!("{}.{}.svc.{domain}", meta.name, meta.namespace).to_ascii_lowercase().into(),
+            host: format!("{}.{}.svc.{domain}", meta.name, meta.namespace)
+                .to_ascii_lowercase()
+                .into(),
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
-            // A service that says nothing of an address, as people write it into files, is no headless one: the API
-            // server would give it one.
+            // A service without an address, as commonly written in files, is not headless: the API server would assign
+            // an address.
             resolution: if spec.cluster_ip == HEADLESS && alias_of.is_none() {
                 Resolution::Passthrough
             } else {
@@ -272,15 +315,34 @@ impl Service {
     }
 
     /// The service of one host of a ServiceEntry.
-    pub fn from_service_entry(meta: &Meta, spec: &api::ServiceEntry, namespace: Option<&Meta>, host: &str) -> Self {
+    pub fn from_service_entry(
+        meta: &Meta,
+        spec: &api::ServiceEntry,
+        namespace: Option<&Meta>,
+        host: &str,
+    ) -> Self {
         let ports = spec.ports.iter().filter_map(|port| {
-            let number = u16::try_from(port.number).ok().filter(|number| *number > 0)?;
-            let target = u16::try_from(port.target_port).ok().filter(|target| *target > 0);
-            let protocol = Protocol::named(&port.protocol.to_ascii_lowercase()).unwrap_or(Some(Protocol::Unknown))?;
-            Some(Port { number, name: port.name.as_str().into(), protocol, target: target.unwrap_or(number) })
+            let number = u16::try_from(port.number)
+                .ok()
+                .filter(|number| *number > 0)?;
+            let target = u16::try_from(port.target_port)
+                .ok()
+                .filter(|target| *target > 0);
+            let protocol = Protocol::named(&port.protocol.to_ascii_lowercase())
+                .unwrap_or(Some(Protocol::Unknown))?;
+            Some(Port {
+                number,
+                name: port.name.as_str().into(),
+                protocol,
+                target: target.unwrap_or(number),
+            })
         });
         let mut addresses: Vec<Arc<str>> = Vec::new();
-        for address in spec.addresses.iter().map(|address| one_form(address)) {
+        for address in spec
+            .addresses
+            .iter()
+            .map(|address| canonical_address(address))
+        {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -301,7 +363,11 @@ impl Service {
             age: meta.age,
             alias_of: None,
             registry: Registry::ServiceEntry,
-            selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).unwrap_or_default(),
+            selector: spec
+                .workload_selector
+                .as_ref()
+                .map(|selector| selector.labels.clone())
+                .unwrap_or_default(),
             preference: Preference::new("", meta, namespace),
             node_local: false,
             subject_alt_names: spec.subject_alt_names.clone(),
@@ -313,7 +379,9 @@ impl Service {
     /// Those of the services it was merged from that have a port with this number; itself where it was not merged.
     pub fn declaring(&self, port: u16) -> impl Iterator<Item = &Service> {
         let own = self.merged_from.is_empty().then_some(self);
-        own.into_iter().chain(self.merged_from.iter().map(Arc::as_ref)).filter(move |from| from.port(port).is_some())
+        own.into_iter()
+            .chain(self.merged_from.iter().map(Arc::as_ref))
+            .filter(move |from| from.port(port).is_some())
     }
 
     /// The port with this number.
@@ -355,7 +423,11 @@ mod tests {
             ("udp-x", None, 53, None),
             ("https", None, 443, Some(Protocol::Https)),
         ] {
-            assert_eq!(Protocol::of(&port(name, app, number, "TCP")), expected, "{name} {app:?}");
+            assert_eq!(
+                Protocol::of(&port(name, app, number, "TCP")),
+                expected,
+                "{name} {app:?}"
+            );
         }
         assert_eq!(Protocol::of(&port("http", None, 80, "UDP")), None);
     }
@@ -367,15 +439,24 @@ mod tests {
             name: "web".into(),
             labels: Labels::default(),
             annotations: Labels::default(),
-            age: api::Age { created: 0, order: 0 },
+            age: api::Age {
+                created: 0,
+                order: 0,
+            },
             generation: 0,
         };
         let resolution = |cluster_ip: &str| {
-            let spec = api::Service { cluster_ip: cluster_ip.into(), ..Default::default() };
+            let spec = api::Service {
+                cluster_ip: cluster_ip.into(),
+                ..Default::default()
+            };
             Service::from_kubernetes(&meta, &spec, None, "cluster.local").resolution
         };
         assert_eq!(resolution("None"), Resolution::Passthrough);
         // The second is what people write into files.
-        assert_eq!([resolution("10.96.0.10"), resolution("")], [Resolution::Endpoints; 2]);
+        assert_eq!(
+            [resolution("10.96.0.10"), resolution("")],
+            [Resolution::Endpoints; 2]
+        );
     }
 }

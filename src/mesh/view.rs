@@ -1,50 +1,57 @@
-//! What the proxies of one scope see: services, with all or some of their ports, and the rules that count for them.
+//! The view of one scope: the visible services with their visible ports, and the rules that apply.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::sidecar::Egress;
-use super::{DestinationRule, Mesh, OutboundPolicy, Port, Registered, SameHost, Scope, VisibleVirtualServices};
+use super::{
+    DestinationRule, HostServices, Mesh, OutboundPolicy, Port, RegisteredService, Scope,
+    VisibleVirtualServices,
+};
 use crate::api;
 
-/// What the proxies of one scope see. Looks up what is asked for: making one costs next to nothing, whatever the size of
-/// the mesh.
+/// The mesh as visible to the proxies of one scope. Evaluated lazily, so creating a view is cheap regardless of the
+/// size of the mesh.
 #[derive(Debug)]
-pub struct View<'a> {
+pub struct ScopeView<'a> {
     /// The state of the mesh.
     pub mesh: &'a Mesh,
-    /// The proxies.
+    /// The scope.
     pub scope: &'a Scope,
-    /// The VirtualServices that count for them at some port.
+    /// The VirtualServices that apply at some port.
     pub rules: VisibleVirtualServices<'a>,
-    /// Those of the ports for which their Sidecar has an egress listener of its own, and those of all other ports.
+    /// The VirtualServices of each port that has its own egress listener in the Sidecar, and those of all other ports.
     by_port: BTreeMap<u16, VisibleVirtualServices<'a>>,
     elsewhere: Option<VisibleVirtualServices<'a>>,
-    /// What happens to their traffic for hosts that nobody knows.
+    /// What happens to traffic for unknown hosts.
     pub outbound: OutboundPolicy,
-    /// The egress listeners of their Sidecar; none means that everything is visible.
+    /// The Sidecar's egress listeners; without any, everything is visible.
     egress: &'a [Egress],
     /// The ports for which one of them stands.
     own_ports: BTreeSet<u16>,
 }
 
-/// A service as it is seen.
+/// A visible service.
 #[derive(Clone, Debug)]
-pub struct Seen<'a> {
+pub struct VisibleService<'a> {
     /// The service and its endpoints.
-    pub known: &'a Registered,
-    /// The only ports that are seen; `None` means all.
+    pub known: &'a RegisteredService,
+    /// The visible ports; `None` means all.
     only: Option<BTreeSet<u16>>,
 }
 
-impl<'a> Seen<'a> {
-    /// The ports that are seen.
+impl<'a> VisibleService<'a> {
+    /// The visible ports.
     pub fn ports(&self) -> impl Iterator<Item = &'a Port> {
         let only = self.only.clone();
-        self.known.service.ports.iter().filter(move |port| only.as_ref().is_none_or(|only| only.contains(&port.number)))
+        self.known
+            .service
+            .ports
+            .iter()
+            .filter(move |port| only.as_ref().is_none_or(|only| only.contains(&port.number)))
     }
 
-    /// The numbers of the ports, where not all are seen.
+    /// The visible port numbers, if not all are visible.
     pub fn only(&self) -> Option<&BTreeSet<u16>> {
         self.only.as_ref()
     }
@@ -58,16 +65,25 @@ impl<'a> Seen<'a> {
     }
 }
 
-impl<'a> View<'a> {
-    /// What `scope` sees of `mesh`.
+impl<'a> ScopeView<'a> {
+    /// Computes what `scope` sees of `mesh`.
     pub fn new(mesh: &'a Mesh, scope: &'a Scope) -> Self {
-        let sidecar = scope.sidecar.as_ref().and_then(|(key, _)| mesh.sidecars.get(key));
+        let sidecar = scope
+            .sidecar
+            .as_ref()
+            .and_then(|(key, _)| mesh.sidecars.get(key));
         let egress = sidecar.map_or(&[][..], |sidecar| sidecar.egress());
         let rules_of = |listeners: Vec<&'a Egress>| {
             VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, Some(listeners))
         };
         let own_ports: BTreeSet<u16> = egress.iter().filter_map(|listener| listener.port).collect();
-        let at_port = |port: u16| egress.iter().find(|listener| listener.port == Some(port)).into_iter().collect();
+        let at_port = |port: u16| {
+            egress
+                .iter()
+                .find(|listener| listener.port == Some(port))
+                .into_iter()
+                .collect()
+        };
         Self {
             mesh,
             scope,
@@ -75,57 +91,92 @@ impl<'a> View<'a> {
                 [] => VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, None),
                 _ => rules_of(egress.iter().collect()),
             },
-            by_port: own_ports.iter().map(|port| (*port, rules_of(at_port(*port)))).collect(),
-            elsewhere: (!own_ports.is_empty())
-                .then(|| rules_of(egress.iter().filter(|listener| listener.port.is_none()).collect())),
-            outbound: sidecar.and_then(|sidecar| sidecar.outbound).unwrap_or(mesh.config.outbound),
+            by_port: own_ports
+                .iter()
+                .map(|port| (*port, rules_of(at_port(*port))))
+                .collect(),
+            elsewhere: (!own_ports.is_empty()).then(|| {
+                rules_of(
+                    egress
+                        .iter()
+                        .filter(|listener| listener.port.is_none())
+                        .collect(),
+                )
+            }),
+            outbound: sidecar
+                .and_then(|sidecar| sidecar.outbound)
+                .unwrap_or(mesh.config.outbound),
             egress,
             own_ports,
         }
     }
 
-    /// The VirtualServices that count at a port.
+    /// The VirtualServices that apply at a port.
     pub fn rules_at(&self, port: u16) -> &VisibleVirtualServices<'a> {
-        self.by_port.get(&port).or(self.elsewhere.as_ref()).unwrap_or(&self.rules)
+        self.by_port
+            .get(&port)
+            .or(self.elsewhere.as_ref())
+            .unwrap_or(&self.rules)
     }
 
-    /// Where their Sidecar has traffic for hosts that nobody knows go.
+    /// The Sidecar's destination for traffic to unknown hosts.
     pub fn egress_proxy(&self) -> Option<&'a api::Destination> {
         let (key, _) = self.scope.sidecar.as_ref()?;
         self.mesh.sidecars.get(key)?.egress_proxy.as_ref()
     }
 
-    /// The services that clients may call themselves; what only a route leads to is not among them.
-    pub fn callable(&self) -> impl Iterator<Item = Seen<'a>> {
-        self.mesh.services.keys().filter_map(|host| self.callable_service(host))
+    /// The services that clients may call directly, without those visible only as route destinations.
+    pub fn callable(&self) -> impl Iterator<Item = VisibleService<'a>> {
+        self.mesh
+            .services
+            .keys()
+            .filter_map(|host| self.callable_service(host))
     }
 
-    /// Every service that is seen, by host.
-    pub fn services(&self) -> impl Iterator<Item = Seen<'a>> {
-        self.mesh.services.keys().filter_map(|host| self.service(host))
+    /// All visible services, by host.
+    pub fn services(&self) -> impl Iterator<Item = VisibleService<'a>> {
+        self.mesh
+            .services
+            .keys()
+            .filter_map(|host| self.service(host))
     }
 
-    /// The service of a host, where clients may call it themselves.
-    pub fn callable_service(&self, host: &str) -> Option<Seen<'a>> {
+    /// The service of a host, if clients may call it directly.
+    pub fn callable_service(&self, host: &str) -> Option<VisibleService<'a>> {
         let list = self.mesh.services.get(host)?;
         if self.egress.is_empty() {
             let known = self.mesh.pick(list, &self.scope.namespace, |_| true)?;
-            return Some(Seen { known, only: None });
+            return Some(VisibleService { known, only: None });
         }
         let mut found = None;
         for listener in self.egress {
-            let Some(known) = self.listed(listener, host, list) else { continue };
-            // Requests to a port that has a listener of its own are that one's alone.
-            let taken = |port: &Port| port.protocol.may_be_http() && self.own_ports.contains(&port.number);
-            let left = || known.service.ports.iter().filter(|port| !taken(port)).map(|port| port.number).collect();
+            let Some(known) = self.listed(listener, host, list) else {
+                continue;
+            };
+            // A port with its own egress listener is handled by that listener alone.
+            let taken =
+                |port: &Port| port.protocol.may_be_http() && self.own_ports.contains(&port.number);
+            let left = || {
+                known
+                    .service
+                    .ports
+                    .iter()
+                    .filter(|port| !taken(port))
+                    .map(|port| port.number)
+                    .collect()
+            };
             let ports = listener.port.map(|port| BTreeSet::from([port]));
-            add(&mut found, known, ports.or_else(|| (!self.own_ports.is_empty()).then(left)));
+            add(
+                &mut found,
+                known,
+                ports.or_else(|| (!self.own_ports.is_empty()).then(left)),
+            );
         }
         found
     }
 
-    /// The service of a host, where it is seen.
-    pub fn service(&self, host: &str) -> Option<Seen<'a>> {
+    /// The visible service of a host.
+    pub fn service(&self, host: &str) -> Option<VisibleService<'a>> {
         let list = self.mesh.services.get(host)?;
         if self.egress.is_empty() {
             return self.callable_service(host);
@@ -133,14 +184,24 @@ impl<'a> View<'a> {
         let mut found = None;
         for listener in self.egress {
             if let Some(known) = self.listed(listener, host, list) {
-                add(&mut found, known, listener.port.map(|port| BTreeSet::from([port])));
+                add(
+                    &mut found,
+                    known,
+                    listener.port.map(|port| BTreeSet::from([port])),
+                );
             }
         }
-        // What a visible route sends to is seen as well, those ports alone; so is what an ExternalName stands for.
-        let aliases = self.mesh.aliases_of(host).filter_map(|alias| Some((alias, self.routed(alias)?)));
+        // Destinations of visible routes are visible on the ports they use, and so are ExternalName targets.
+        let aliases = self
+            .mesh
+            .aliases_of(host)
+            .filter_map(|alias| Some((alias, self.routed(alias)?)));
         let aliases: Vec<_> = aliases.collect();
         let own = self.routed(host).into_iter();
-        let through = aliases.into_iter().filter(|(alias, _)| self.picks_alias(alias, host)).map(|(_, ports)| ports);
+        let through = aliases
+            .into_iter()
+            .filter(|(alias, _)| self.picks_alias(alias, host))
+            .map(|(_, ports)| ports);
         for ports in own.chain(through) {
             if let Some(known) = self.mesh.pick(list, &self.scope.namespace, |_| true) {
                 add(&mut found, known, ports);
@@ -150,26 +211,47 @@ impl<'a> View<'a> {
     }
 
     /// The service of a host that an egress listener of their Sidecar lists.
-    fn listed(&self, listener: &Egress, host: &str, list: &'a SameHost) -> Option<&'a Registered> {
+    fn listed(
+        &self,
+        listener: &Egress,
+        host: &str,
+        list: &'a HostServices,
+    ) -> Option<&'a RegisteredService> {
         let namespace = &self.scope.namespace;
-        self.mesh.pick(list, namespace, |known| listener.has_service(&known.service.namespace, host, namespace))
+        self.mesh.pick(list, namespace, |known| {
+            listener.has_service(&known.service.namespace, host, namespace)
+        })
     }
 
     /// Whether the service they see for the host `alias` stands for `target`.
     fn picks_alias(&self, alias: &str, target: &str) -> bool {
-        let known =
-            self.mesh.services.get(alias).and_then(|list| self.mesh.pick(list, &self.scope.namespace, |_| true));
+        let known = self
+            .mesh
+            .services
+            .get(alias)
+            .and_then(|list| self.mesh.pick(list, &self.scope.namespace, |_| true));
         known.is_some_and(|known| known.service.alias_of.as_deref() == Some(target))
     }
 
     /// The ports of a host that visible routes send to, `Some(None)` for all; `None` where none does.
     fn routed(&self, host: &str) -> Option<Option<BTreeSet<u16>>> {
-        if self.egress_proxy().is_some_and(|to| to.host.eq_ignore_ascii_case(host)) {
+        if self
+            .egress_proxy()
+            .is_some_and(|to| to.host.eq_ignore_ascii_case(host))
+        {
             return Some(None);
         }
         let mut ports: Option<Option<BTreeSet<u16>>> = None;
-        for rules in self.mesh.virtual_services.routing_to(host).filter(|rules| self.rules.includes(rules)) {
-            for (_, port) in rules.destinations(&self.mesh.config.domain).filter(|(to, _)| **to == *host) {
+        for rules in self
+            .mesh
+            .virtual_services
+            .routing_to(host)
+            .filter(|rules| self.rules.includes(rules))
+        {
+            for (_, port) in rules
+                .destinations(&self.mesh.config.domain)
+                .filter(|(to, _)| **to == *host)
+            {
                 match (ports.get_or_insert_with(|| Some(BTreeSet::new())), port) {
                     (Some(ports), Some(port)) => drop(ports.insert(port)),
                     (all, _) => *all = None,
@@ -179,21 +261,26 @@ impl<'a> View<'a> {
         ports
     }
 
-    /// The rule for what comes in at a workload of a host.
+    /// The rule for inbound traffic at a workload of a host.
     pub fn inbound_rule(&self, host: &str) -> Option<&'a Arc<DestinationRule>> {
         let service = &self.service(host)?.known.service;
         let root = &self.mesh.config.root_namespace;
-        self.mesh.destination_rules.find_inbound(&service.host, &service.namespace, root, &self.scope.namespace)
+        self.mesh.destination_rules.find_inbound(
+            &service.host,
+            &service.namespace,
+            root,
+            &self.scope.namespace,
+        )
     }
 
-    /// The limits that their Sidecar sets for what comes in.
+    /// The Sidecar's limits on inbound traffic.
     pub fn inbound_pool(&self) -> Option<&'a api::ConnectionPoolSettings> {
         let (key, _) = self.scope.sidecar.as_ref()?;
         self.mesh.sidecars.get(key)?.inbound_pool.as_ref()
     }
 
     /// The rule for a service.
-    pub fn destination_rule(&self, known: &Registered) -> Option<&'a Arc<DestinationRule>> {
+    pub fn destination_rule(&self, known: &RegisteredService) -> Option<&'a Arc<DestinationRule>> {
         let service = &known.service;
         self.mesh.destination_rules.find(
             &service.host,
@@ -205,14 +292,23 @@ impl<'a> View<'a> {
     }
 }
 
-/// Adds a service, with those of `ports` that it has; `None` means all of them.
-fn add<'a>(to: &mut Option<Seen<'a>>, known: &'a Registered, ports: Option<BTreeSet<u16>>) {
-    let fits = |port: &Port| ports.as_ref().is_none_or(|only| only.contains(&port.number));
-    if ports.is_some() && known.service.alias_of.is_none() && !known.service.ports.iter().any(fits) {
+/// Adds a service with those of `ports` that it has; `None` means all.
+fn add<'a>(
+    to: &mut Option<VisibleService<'a>>,
+    known: &'a RegisteredService,
+    ports: Option<BTreeSet<u16>>,
+) {
+    let fits = |port: &Port| {
+        ports
+            .as_ref()
+            .is_none_or(|only| only.contains(&port.number))
+    };
+    if ports.is_some() && known.service.alias_of.is_none() && !known.service.ports.iter().any(fits)
+    {
         return;
     }
     match to {
         Some(seen) => seen.add(ports),
-        None => *to = Some(Seen { known, only: ports }),
+        None => *to = Some(VisibleService { known, only: ports }),
     }
 }

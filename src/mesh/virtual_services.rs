@@ -1,5 +1,5 @@
-//! Every VirtualService by key, by the hosts it names and by the hosts it routes to. Cheap to clone, and a changed copy
-//! shares what did not change, so that two states are compared in the time that their differences take.
+//! Every VirtualService by key, by the hosts it names and by the hosts it routes to. Cheap to clone; modified copies
+//! share unchanged parts, so comparing two states takes time proportional to their difference.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use super::sidecar::Egress;
 use super::visibility::Visibility;
 use crate::api::{Age, ObjectKey};
 
-/// VirtualServices that name one host, the oldest first.
-type SameHost = Arc<[Arc<VirtualService>]>;
+/// VirtualServices that name the same host, oldest first.
+type HostServices = Arc<[Arc<VirtualService>]>;
 
-/// All VirtualServices, delegates taken in.
+/// All VirtualServices, with delegates merged in.
 #[derive(Clone, Debug, Default)]
 pub struct VirtualServices {
     by_key: OrdMap<ObjectKey, Arc<VirtualService>>,
-    exact: OrdMap<Host, SameHost>,
+    exact: OrdMap<Host, HostServices>,
     /// The longest first.
-    wildcards: OrdMap<(Reverse<usize>, Host), SameHost>,
+    wildcards: OrdMap<(Reverse<usize>, Host), HostServices>,
     routing_to: OrdMap<Host, OrdSet<ObjectKey>>,
 }
 
-/// Where a VirtualService stands among those of one host: what a namespace keeps to itself comes before what others
-/// export to it by name, and that before what all see; among each the oldest first.
+/// The precedence of a VirtualService among those of one host: private before exported by name before public; within
+/// each group the oldest first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Precedence(u8, Age, Arc<str>, Arc<str>);
 
@@ -63,13 +63,17 @@ impl VirtualServices {
 
     fn edit_host(&mut self, name: &Host, edit: impl FnOnce(&mut Vec<Arc<VirtualService>>)) {
         if host::is_wildcard(name) {
-            edit_list(&mut self.wildcards, (Reverse(name.len()), name.clone()), edit);
+            edit_list(
+                &mut self.wildcards,
+                (Reverse(name.len()), name.clone()),
+                edit,
+            );
         } else {
             edit_list(&mut self.exact, name.clone(), edit);
         }
     }
 
-    /// The same with others in the place of those with their keys.
+    /// The same with some VirtualServices replaced by key.
     pub fn with<'a>(
         &self,
         others: impl Iterator<Item = (&'a ObjectKey, &'a Arc<VirtualService>)>,
@@ -97,25 +101,35 @@ impl VirtualServices {
         self.by_key.get(key)
     }
 
-    /// Whether both are the same state, which is cheap to tell; `false` where that is not known.
+    /// Whether both share the same state, a cheap check; `false` if unknown.
     pub fn ptr_eq(&self, other: &Self) -> bool {
         self.by_key.ptr_eq(&other.by_key)
     }
 
-    /// Those whose routes send anything to a host.
+    /// The VirtualServices that route to a host.
     pub fn routing_to(&self, host: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
-        self.routing_to.get(host).into_iter().flatten().filter_map(|key| self.by_key.get(key))
+        self.routing_to
+            .get(host)
+            .into_iter()
+            .flatten()
+            .filter_map(|key| self.by_key.get(key))
     }
 
-    /// Those that name a host, exactly or by a wildcard.
+    /// The VirtualServices that name a host, exactly or by wildcard.
     pub fn naming(&self, name: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
         let covering = self.covering(name).flat_map(|list| list.iter());
-        self.exact.get(name).into_iter().flat_map(|list| list.iter()).chain(covering)
+        self.exact
+            .get(name)
+            .into_iter()
+            .flat_map(|list| list.iter())
+            .chain(covering)
     }
 
     /// Every host that any of them names, wildcards included.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
-        self.exact.keys().chain(self.wildcards.keys().map(|(_, host)| host))
+        self.exact
+            .keys()
+            .chain(self.wildcards.keys().map(|(_, host)| host))
     }
 
     /// Every wildcard that any of them names.
@@ -123,9 +137,12 @@ impl VirtualServices {
         self.wildcards.keys().map(|(_, host)| host)
     }
 
-    /// The lists of the wildcards that cover a name, the longest first.
-    fn covering(&self, name: &str) -> impl Iterator<Item = &SameHost> {
-        self.wildcards.iter().filter(move |((_, wildcard), _)| host::covers(wildcard, name)).map(|(_, list)| list)
+    /// The lists of the wildcards that cover a name, longest first.
+    fn covering(&self, name: &str) -> impl Iterator<Item = &HostServices> {
+        self.wildcards
+            .iter()
+            .filter(move |((_, wildcard), _)| host::covers(wildcard, name))
+            .map(|(_, list)| list)
     }
 }
 
@@ -133,7 +150,11 @@ fn order(of: &VirtualService) -> (Age, Arc<str>, Arc<str>) {
     (of.age(), of.key.name.clone(), of.key.namespace.clone())
 }
 
-fn edit_list<K: Ord + Clone>(map: &mut OrdMap<K, SameHost>, key: K, edit: impl FnOnce(&mut Vec<Arc<VirtualService>>)) {
+fn edit_list<K: Ord + Clone>(
+    map: &mut OrdMap<K, HostServices>,
+    key: K,
+    edit: impl FnOnce(&mut Vec<Arc<VirtualService>>),
+) {
     let mut list: Vec<_> = map.get(&key).map(|list| list.to_vec()).unwrap_or_default();
     edit(&mut list);
     if list.is_empty() {
@@ -143,7 +164,7 @@ fn edit_list<K: Ord + Clone>(map: &mut OrdMap<K, SameHost>, key: K, edit: impl F
     }
 }
 
-/// The VirtualServices that count for the sidecars of one namespace, as far as their Sidecar object lets them through.
+/// The VirtualServices that apply to the sidecars of one namespace and that their Sidecar object makes visible.
 #[derive(Clone, Debug)]
 pub struct VisibleVirtualServices<'a> {
     all: &'a VirtualServices,
@@ -153,21 +174,35 @@ pub struct VisibleVirtualServices<'a> {
 }
 
 impl<'a> VisibleVirtualServices<'a> {
-    pub(super) fn new(all: &'a VirtualServices, namespace: &'a str, egress: Option<Vec<&'a Egress>>) -> Self {
-        Self { all, namespace, egress }
+    pub(super) fn new(
+        all: &'a VirtualServices,
+        namespace: &'a str,
+        egress: Option<Vec<&'a Egress>>,
+    ) -> Self {
+        Self {
+            all,
+            namespace,
+            egress,
+        }
     }
 
-    /// Whether a VirtualService counts.
+    /// Whether a VirtualService applies.
     pub fn includes(&self, rules: &VirtualService) -> bool {
-        rules.is_for_mesh() && rules.visibility.includes(self.namespace) && self.egress_includes(rules)
+        rules.is_for_mesh()
+            && rules.visibility.includes(self.namespace)
+            && self.egress_includes(rules)
     }
 
     fn egress_includes(&self, rules: &VirtualService) -> bool {
-        let Some(listeners) = &self.egress else { return true };
-        listeners.iter().any(|listener| listener.has_rule(rules, self.namespace))
+        let Some(listeners) = &self.egress else {
+            return true;
+        };
+        listeners
+            .iter()
+            .any(|listener| listener.has_rule(rules, self.namespace))
     }
 
-    /// Where a VirtualService stands among those that name the same host.
+    /// The precedence of a VirtualService among those that name the same host.
     pub fn precedence(&self, rules: &VirtualService) -> Precedence {
         let class = match rules.visibility {
             Visibility::Namespaces(_) if **rules.namespace() == *self.namespace => 0,
@@ -178,47 +213,70 @@ impl<'a> VisibleVirtualServices<'a> {
         Precedence(class, age, name, namespace)
     }
 
-    fn ranked(&self, list: Option<&'a SameHost>) -> Vec<&'a Arc<VirtualService>> {
-        let mut counting: Vec<_> =
-            list.into_iter().flat_map(|list| list.iter()).filter(|one| self.includes(one)).collect();
+    fn ranked(&self, list: Option<&'a HostServices>) -> Vec<&'a Arc<VirtualService>> {
+        let mut counting: Vec<_> = list
+            .into_iter()
+            .flat_map(|list| list.iter())
+            .filter(|item| self.includes(item))
+            .collect();
         counting.sort_by_cached_key(|rules| self.precedence(rules));
         counting
     }
 
-    /// Those whose HTTP routes may count for a host, in order: the ones that name it; without any the first with the
-    /// longest wildcard, and that alone. The first that has a route for a proxy and port counts there.
+    /// The candidates for the HTTP routes of a host, in order: those that name it; without any, the first one with the
+    /// longest matching wildcard. The first that has a route for a proxy and port is used there.
     pub fn http(&self, name: &str) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let mut found = if host::is_wildcard(name) {
-            self.ranked(self.all.wildcards.get(&(Reverse(name.len()), Host::from(name))))
+            self.ranked(
+                self.all
+                    .wildcards
+                    .get(&(Reverse(name.len()), Host::from(name))),
+            )
         } else {
             self.ranked(self.all.exact.get(name))
         };
         if found.is_empty() {
-            let first = self.all.covering(name).find_map(|list| self.ranked(Some(list)).into_iter().next());
+            let first = self
+                .all
+                .covering(name)
+                .find_map(|list| self.ranked(Some(list)).into_iter().next());
             found.extend(first);
         }
-        found.into_iter().filter(|rules| !rules.spec().http.is_empty())
+        found
+            .into_iter()
+            .filter(|rules| !rules.spec().http.is_empty())
     }
 
     /// Those that name this very host, in the order in which they count.
     pub fn naming_exactly(&self, name: &str) -> Vec<&'a Arc<VirtualService>> {
         if host::is_wildcard(name) {
-            self.ranked(self.all.wildcards.get(&(Reverse(name.len()), Host::from(name))))
+            self.ranked(
+                self.all
+                    .wildcards
+                    .get(&(Reverse(name.len()), Host::from(name))),
+            )
         } else {
             self.ranked(self.all.exact.get(name))
         }
     }
 
-    /// All that speak for a host, in the order in which they count.
+    /// All VirtualServices that apply to a host, in order of precedence.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let exact = self.ranked(self.all.exact.get(name));
-        let covering: Vec<_> = self.all.covering(name).flat_map(|list| self.ranked(Some(list))).collect();
+        let covering: Vec<_> = self
+            .all
+            .covering(name)
+            .flat_map(|list| self.ranked(Some(list)))
+            .collect();
         exact.into_iter().chain(covering)
     }
 
     /// Every one of them.
     pub fn iter(&self) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let this = self.clone();
-        self.all.by_key.values().filter(move |rules| this.includes(rules))
+        self.all
+            .by_key
+            .values()
+            .filter(move |rules| this.includes(rules))
     }
 }

@@ -9,17 +9,21 @@ pub enum Visibility {
     /// All of them (`*`, the default).
     #[default]
     Public,
-    /// These; none at all where it is empty (`~`).
+    /// These namespaces; none if empty (`~`).
     Namespaces(BTreeSet<Arc<str>>),
 }
 
 impl Visibility {
-    /// Reads `exportTo` of an object in `own`: `*` all, `.` its own, `~` none whatever else is said, otherwise
-    /// names. Nothing means all.
+    /// Parses the `exportTo` of an object in namespace `own`: `*` means all, `.` its own, `~` none regardless of other
+    /// entries, anything else is a namespace. Empty means all.
     pub fn new<'a>(export_to: impl IntoIterator<Item = &'a str>, own: &Arc<str>) -> Self {
         let mut namespaces = BTreeSet::new();
         let (mut given, mut nobody) = (false, false);
-        for entry in export_to.into_iter().map(str::trim).filter(|entry| !entry.is_empty()) {
+        for entry in export_to
+            .into_iter()
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty())
+        {
             given = true;
             match entry {
                 "*" => return Visibility::Public,
@@ -35,10 +39,14 @@ impl Visibility {
         if nobody {
             namespaces.clear();
         }
-        if given { Visibility::Namespaces(namespaces) } else { Visibility::Public }
+        if given {
+            Visibility::Namespaces(namespaces)
+        } else {
+            Visibility::Public
+        }
     }
 
-    /// That of an object which only `own`, its own namespace, sees.
+    /// Visible only in namespace `own`.
     pub fn private(own: &Arc<str>) -> Self {
         Visibility::Namespaces(BTreeSet::from([own.clone()]))
     }

@@ -30,45 +30,45 @@ static OWN_POOL: LazyLock<Result<DescriptorPool, String>> = LazyLock::new(|| {
     DescriptorPool::decode(descriptors).map_err(|error| error.to_string())
 });
 
-/// What kept a message from being printed or read.
+/// Why a message could not be converted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The name belongs to no message in [`pool`].
-    #[error("{0} is not a message type weir knows")]
+    /// The message type is not in [`pool`].
+    #[error("{0} is not a known message type")]
     UnknownType(String),
     /// The bytes are not a message of that type.
     #[error("{type_name}: {source}")]
     Decode {
-        /// The full name of the message the bytes were taken for.
+        /// The full name of the expected message.
         type_name: String,
-        /// What is wrong with the bytes.
+        /// The decoding error.
         source: prost::DecodeError,
     },
-    /// The message holds something JSON has no form for, as a duration of more than 10000 years.
+    /// The message contains a value without a JSON form, such as a duration of more than 10000 years.
     #[error("{type_name}: {reason}")]
     NoJsonForm {
-        /// The full name of the (inner) message that has no JSON form.
+        /// The full name of the (inner) message without a JSON form.
         type_name: String,
-        /// What about it has none.
+        /// The reason.
         reason: String,
     },
-    /// The JSON is not one of a message of that type.
+    /// The JSON does not match the message type.
     #[error("{type_name}: {path}: {source}")]
     Json {
-        /// The full name of the message the JSON was taken for.
+        /// The full name of the expected message.
         type_name: String,
-        /// Where in the JSON, as `static_resources.clusters[0].name`; `.` is the whole of it.
+        /// The path in the JSON, like `static_resources.clusters[0].name`; `.` is the root.
         path: String,
-        /// What is wrong there.
+        /// The JSON error.
         source: serde_json::Error,
     },
-    /// The descriptors inside this binary are broken, which a test rules out.
+    /// The embedded descriptors are broken, which a test rules out.
     #[error("the descriptors of the messages cannot be read: {0}")]
     Descriptors(String),
 }
 
-/// The same as [`pool`], read anew.
+/// Parses a new copy of [`pool`].
 pub(crate) fn fresh_pool() -> Result<DescriptorPool, prost_reflect::DescriptorError> {
     DescriptorPool::decode(DESCRIPTORS)
 }
@@ -76,56 +76,67 @@ pub(crate) fn fresh_pool() -> Result<DescriptorPool, prost_reflect::DescriptorEr
 /// The descriptors of all of Envoy's messages that weir emits or reads, with their options (`validate.rules` among them).
 ///
 /// # Errors
-/// [`Error::Descriptors`] if the binary was built wrong.
+/// [`Error::Descriptors`] if the embedded descriptors are broken.
 pub fn pool() -> Result<&'static DescriptorPool, Error> {
     TYPES.envoy()
 }
 
 impl Types {
     fn envoy(&self) -> Result<&DescriptorPool, Error> {
-        let pool = self.0.get_or_init(|| fresh_pool().map_err(|error| error.to_string()));
-        pool.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))
+        let pool = self
+            .0
+            .get_or_init(|| fresh_pool().map_err(|error| error.to_string()));
+        pool.as_ref()
+            .map_err(|reason| Error::Descriptors(reason.clone()))
     }
 
     fn find(&self, full_name: &str) -> Result<MessageDescriptor, Error> {
         let pool = if full_name.starts_with(OWN_PACKAGE) {
-            OWN_POOL.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))?
+            OWN_POOL
+                .as_ref()
+                .map_err(|reason| Error::Descriptors(reason.clone()))?
         } else {
             self.envoy()?
         };
-        pool.get_message_by_name(full_name).ok_or_else(|| Error::UnknownType(full_name.to_owned()))
+        pool.get_message_by_name(full_name)
+            .ok_or_else(|| Error::UnknownType(full_name.to_owned()))
     }
 
     fn print(&self, full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
-        let message = DynamicMessage::decode(self.find(full_name)?, bytes)
-            .map_err(|source| Error::Decode { type_name: full_name.to_owned(), source })?;
+        let message = DynamicMessage::decode(self.find(full_name)?, bytes).map_err(|source| {
+            Error::Decode {
+                type_name: full_name.to_owned(),
+                source,
+            }
+        })?;
         print::message(self, &message, 0)
     }
 }
 
-/// Prints the contents of an `Any` as one object, `@type` first.
+/// Converts the contents of an `Any` to an object, `@type` first.
 ///
 /// `type_url` is what the `Any` says (`type.googleapis.com/` and the full name); `bytes` its encoded message. An `Any` of a type that
 /// neither Envoy's nor weir's comes out as `{"@type": …, "value": BASE64}`.
 ///
 /// # Errors
-/// [`Error::Decode`] if `bytes` are no such message, [`Error::NoJsonForm`] if something in it cannot be said in JSON.
+/// [`Error::Decode`] if `bytes` are not such a message, [`Error::NoJsonForm`] if a value has no JSON form.
 pub fn any_to_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
     print::any(&TYPES, type_url, bytes, 0)
 }
 
-/// Prints a message as one object, without a `@type` of its own.
+/// Converts a message to an object without `@type`.
 ///
 /// # Errors
-/// As [`any_to_json`], and [`Error::UnknownType`] if `M` is neither one of Envoy's that weir knows nor weir's.
+/// Like [`any_to_json`], and [`Error::UnknownType`] if `M` is neither one of Envoy's that weir knows nor weir's.
 pub fn message_to_json<M: prost::Message + prost::Name>(message: &M) -> Result<Value, Error> {
     bytes_to_json(&M::full_name(), &message.encode_to_vec())
 }
 
-/// Prints the encoded message `bytes` of the type `full_name` (as `envoy.config.cluster.v3.Cluster`), without a `@type` of its own.
+/// Converts the encoded message `bytes` of the type `full_name` (like `envoy.config.cluster.v3.Cluster`) to an object
+/// without `@type`.
 ///
 /// # Errors
-/// As [`message_to_json`].
+/// Like [`message_to_json`].
 pub fn bytes_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
     TYPES.print(full_name, bytes)
 }
@@ -134,9 +145,11 @@ pub fn bytes_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
 /// serves answers with Envoy's messages in them seldom is asked for one.
 ///
 /// # Errors
-/// As [`message_to_json`].
+/// Like [`message_to_json`].
 pub fn message_to_text<M: prost::Message + prost::Name>(message: &M) -> Result<String, Error> {
-    Ok(to_text(&Types(OnceLock::new()).print(&M::full_name(), &message.encode_to_vec())?))
+    Ok(to_text(
+        &Types(OnceLock::new()).print(&M::full_name(), &message.encode_to_vec())?,
+    ))
 }
 
 /// JSON as text in the form of [`message_to_text`].
@@ -144,10 +157,10 @@ pub fn to_text(json: &Value) -> String {
     format!("{json:#}\n")
 }
 
-/// Encodes the JSON of one message of the type `full_name`: the `value` of an `Any`.
+/// Encodes the JSON of a message of the type `full_name`, as in the `value` of an `Any`.
 ///
-/// Reads what the other functions print, and field names in the `snake_case` of the proto files too. A field that does not exist is
-/// an error, as is an inner `Any` of a type that is not in [`pool`]. A top-level `@type` is not expected.
+/// Accepts the output of the other functions and also the `snake_case` field names of the proto files. An unknown field
+/// is an error, as is an inner `Any` of a type that is not in [`pool`]. A top-level `@type` is not expected.
 ///
 /// # Errors
 /// [`Error::UnknownType`] or [`Error::Json`] with the path.
@@ -159,19 +172,25 @@ pub fn json_to_any(full_name: &str, json: &Value) -> Result<Vec<u8>, Error> {
 ///
 /// # Errors
 /// As [`json_to_any`].
-pub fn message_from_json<M: prost::Message + prost::Name + Default>(json: &Value) -> Result<M, Error> {
+pub fn message_from_json<M: prost::Message + prost::Name + Default>(
+    json: &Value,
+) -> Result<M, Error> {
     let type_name = M::full_name();
-    read(&type_name, json)?.transcode_to().map_err(|source| Error::Decode { type_name, source })
+    read(&type_name, json)?
+        .transcode_to()
+        .map_err(|source| Error::Decode { type_name, source })
 }
 
 fn read(full_name: &str, json: &Value) -> Result<DynamicMessage, Error> {
     let descriptor = descriptor(full_name)?;
     let mut track = serde_path_to_error::Track::new();
-    descriptor.deserialize(serde_path_to_error::Deserializer::new(json, &mut track)).map_err(|source| Error::Json {
-        type_name: full_name.to_owned(),
-        path: track.path().to_string(),
-        source,
-    })
+    descriptor
+        .deserialize(serde_path_to_error::Deserializer::new(json, &mut track))
+        .map_err(|source| Error::Json {
+            type_name: full_name.to_owned(),
+            path: track.path().to_string(),
+            source,
+        })
 }
 
 /// The descriptor of one of Envoy's messages or of weir's own.

@@ -1,19 +1,29 @@
-//! Walks a message and builds its JSON. Done here and not by prost-reflect's serializer, which fails on an `Any` of an unknown type.
+//! Builds the JSON of a message. prost-reflect's serializer is not used because it fails on an `Any` of an unknown
+//! type.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage, Value as Field};
+use prost_reflect::{
+    DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage,
+    Value as Field,
+};
 use serde_json::{Map, Number, Value, json};
 
 use super::{Error, OWN_PACKAGE, Types};
 
-/// How deep `Any` may hold `Any`. Each starts a decode of its own, so protobuf's recursion limit does not count across them.
+/// The maximum nesting of `Any`. Each one is decoded separately, so protobuf's recursion limit does not apply across
+/// them.
 const MAX_ANY_DEPTH: usize = 32;
 
-/// The largest integer up to which every whole number is a double of its own.
+/// The largest integer up to which every integer has its own double.
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
-/// The JSON of an `Any`; `depth` says in how many others it lies.
-pub(super) fn any(types: &Types, type_url: &str, bytes: &[u8], depth: usize) -> Result<Value, Error> {
+/// The JSON of an `Any` nested in `depth` others.
+pub(super) fn any(
+    types: &Types,
+    type_url: &str,
+    bytes: &[u8],
+    depth: usize,
+) -> Result<Value, Error> {
     if type_url.is_empty() && bytes.is_empty() {
         return Ok(json!({}));
     }
@@ -26,10 +36,15 @@ pub(super) fn any(types: &Types, type_url: &str, bytes: &[u8], depth: usize) -> 
         Err(error) => return Err(error),
     };
     if depth >= MAX_ANY_DEPTH {
-        return Err(no_json_form(name, format!("more than {MAX_ANY_DEPTH} Any in each other")));
+        return Err(no_json_form(
+            name,
+            format!("more than {MAX_ANY_DEPTH} nested Any"),
+        ));
     }
-    let message = DynamicMessage::decode(descriptor, bytes)
-        .map_err(|source| Error::Decode { type_name: name.to_owned(), source })?;
+    let message = DynamicMessage::decode(descriptor, bytes).map_err(|source| Error::Decode {
+        type_name: name.to_owned(),
+        source,
+    })?;
     let contents = self::message(types, &message, depth + 1)?;
 
     let mut out = Map::new();
@@ -41,8 +56,12 @@ pub(super) fn any(types: &Types, type_url: &str, bytes: &[u8], depth: usize) -> 
     Ok(Value::Object(out))
 }
 
-/// The JSON of a message; `depth` says in how many `Any` it lies.
-pub(super) fn message(types: &Types, message: &DynamicMessage, depth: usize) -> Result<Value, Error> {
+/// The JSON of a message nested in `depth` `Any`s.
+pub(super) fn message(
+    types: &Types,
+    message: &DynamicMessage,
+    depth: usize,
+) -> Result<Value, Error> {
     let descriptor = message.descriptor();
     let name = descriptor.full_name();
     match name {
@@ -52,7 +71,10 @@ pub(super) fn message(types: &Types, message: &DynamicMessage, depth: usize) -> 
             return any(
                 types,
                 type_url.as_deref().and_then(Field::as_str).unwrap_or(""),
-                bytes.as_deref().and_then(Field::as_bytes).map_or(&[], |bytes| bytes),
+                bytes
+                    .as_deref()
+                    .and_then(Field::as_bytes)
+                    .map_or(&[], |bytes| bytes),
                 depth,
             );
         }
@@ -69,33 +91,58 @@ pub(super) fn message(types: &Types, message: &DynamicMessage, depth: usize) -> 
         }
         _ if is_wrapper(name) => return only_field(types, message, "value", depth),
         _ if has_own_form(name) => {
-            return serde_json::to_value(message).map_err(|error| no_json_form(name, error.to_string()));
+            return serde_json::to_value(message)
+                .map_err(|error| no_json_form(name, error.to_string()));
         }
-        _ if descriptor.package_name() == OWN_PACKAGE => return own(types, message, &descriptor, depth),
+        _ if descriptor.package_name() == OWN_PACKAGE => {
+            return own(types, message, &descriptor, depth);
+        }
         _ => {}
     }
 
     message
         .fields()
-        .map(|(field, value)| Ok((field.json_name().to_owned(), field_value(types, value, &field, depth)?)))
+        .map(|(field, value)| {
+            Ok((
+                field.json_name().to_owned(),
+                field_value(types, value, &field, depth)?,
+            ))
+        })
         .collect::<Result<Vec<_>, Error>>()
         .map(sorted)
 }
 
 /// One of weir's own messages: in the order of the fields' numbers, and with every field that has no presence, so that what is
 /// there does not depend on what it holds.
-fn own(types: &Types, message: &DynamicMessage, descriptor: &MessageDescriptor, depth: usize) -> Result<Value, Error> {
+fn own(
+    types: &Types,
+    message: &DynamicMessage,
+    descriptor: &MessageDescriptor,
+    depth: usize,
+) -> Result<Value, Error> {
     let mut fields: Vec<FieldDescriptor> = descriptor.fields().collect();
     fields.sort_unstable_by_key(FieldDescriptor::number);
-    let shown = fields.iter().filter(|field| !field.supports_presence() || message.has_field(field));
+    let shown = fields
+        .iter()
+        .filter(|field| !field.supports_presence() || message.has_field(field));
     shown
-        .map(|field| Ok((field.json_name().to_owned(), field_value(types, &message.get_field(field), field, depth)?)))
+        .map(|field| {
+            Ok((
+                field.json_name().to_owned(),
+                field_value(types, &message.get_field(field), field, depth)?,
+            ))
+        })
         .collect::<Result<Map<_, _>, Error>>()
         .map(Value::Object)
 }
 
-/// The one field a well-known message is printed as, set or not.
-fn only_field(types: &Types, message: &DynamicMessage, name: &str, depth: usize) -> Result<Value, Error> {
+/// The single field that a well-known message is printed as, set or not.
+fn only_field(
+    types: &Types,
+    message: &DynamicMessage,
+    name: &str,
+    depth: usize,
+) -> Result<Value, Error> {
     let descriptor = message.descriptor();
     let field = descriptor
         .get_field_by_name(name)
@@ -103,7 +150,12 @@ fn only_field(types: &Types, message: &DynamicMessage, name: &str, depth: usize)
     field_value(types, &message.get_field(&field), &field, depth)
 }
 
-fn field_value(types: &Types, value: &Field, field: &FieldDescriptor, depth: usize) -> Result<Value, Error> {
+fn field_value(
+    types: &Types,
+    value: &Field,
+    field: &FieldDescriptor,
+    depth: usize,
+) -> Result<Value, Error> {
     let kind = field.kind();
     let Field::Map(entries) = value else {
         return self::value(types, value, &kind, depth);
@@ -126,7 +178,7 @@ fn value(types: &Types, value: &Field, kind: &Kind, depth: usize) -> Result<Valu
         Field::U32(value) => (*value).into(),
         Field::I64(value) => value.to_string().into(),
         Field::U64(value) => value.to_string().into(),
-        // By way of its shortest decimal form, or 0.1 would come out as the double next to the float.
+        // Converted through its shortest decimal form, or 0.1 would become the double nearest to the float.
         Field::F32(value) => number(value.to_string().parse().unwrap_or(f64::from(*value))),
         Field::F64(value) => number(*value),
         Field::String(value) => value.as_str().into(),
@@ -140,10 +192,12 @@ fn value(types: &Types, value: &Field, kind: &Kind, depth: usize) -> Result<Valu
             _ => (*number).into(),
         },
         Field::Message(message) => self::message(types, message, depth)?,
-        Field::List(values) => {
-            values.iter().map(|value| self::value(types, value, kind, depth)).collect::<Result<Vec<_>, Error>>()?.into()
-        }
-        // A map is a field's form, which `field_value` takes.
+        Field::List(values) => values
+            .iter()
+            .map(|value| self::value(types, value, kind, depth))
+            .collect::<Result<Vec<_>, Error>>()?
+            .into(),
+        // Maps occur only as fields, which `field_value` handles.
         Field::Map(_) => return Err(no_json_form("map", "a map that is not a field")),
     })
 }
@@ -172,7 +226,7 @@ fn map_key(key: &MapKey) -> String {
 }
 
 fn sorted(mut entries: Vec<(String, Value)>) -> Value {
-    entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    entries.sort_unstable_by(|(item, _), (other, _)| item.cmp(other));
     Value::Object(entries.into_iter().collect())
 }
 
@@ -191,7 +245,7 @@ fn is_wrapper(name: &str) -> bool {
     )
 }
 
-/// The messages that are not printed as an object of their fields; an `Any` holds them under `value`.
+/// The messages that are not printed as an object of their fields; an `Any` contains them under `value`.
 fn has_own_form(name: &str) -> bool {
     is_wrapper(name)
         || matches!(
@@ -208,5 +262,8 @@ fn has_own_form(name: &str) -> bool {
 }
 
 fn no_json_form(type_name: &str, reason: impl Into<String>) -> Error {
-    Error::NoJsonForm { type_name: type_name.to_owned(), reason: reason.into() }
+    Error::NoJsonForm {
+        type_name: type_name.to_owned(),
+        reason: reason.into(),
+    }
 }

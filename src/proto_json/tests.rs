@@ -1,18 +1,21 @@
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster};
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, Http2ProtocolOptions, Metadata, RuntimeFractionalPercent, SocketAddress, address, socket_address,
+    Address, Http2ProtocolOptions, Metadata, RuntimeFractionalPercent, SocketAddress, address,
+    socket_address,
 };
 use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
 use envoy_types::pb::envoy::config::route::v3::{
-    RedirectAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster, redirect_action,
-    route, route_action, route_match, weighted_cluster,
+    RedirectAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+    WeightedCluster, redirect_action, route, route_action, route_match, weighted_cluster,
 };
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_connection_manager, http_filter,
 };
-use envoy_types::pb::envoy::extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options};
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
+    HttpProtocolOptions, http_protocol_options,
+};
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::google::protobuf::{
     Any, Duration, StringValue, Struct, UInt32Value, UInt64Value, Value as ProtoValue, value,
@@ -21,10 +24,12 @@ use envoy_types::util::pack_any;
 use prost::{Message, Name};
 use serde_json::{Value, json};
 
-use super::{Error, any_to_json, bytes_to_json, json_to_any, message_from_json, message_to_json, pool};
+use super::{
+    Error, any_to_json, bytes_to_json, json_to_any, message_from_json, message_to_json, pool,
+};
 use crate::admin::api::v1;
 
-/// Prints the message, checks that it reads back to itself, and returns the text, in which the order of the keys shows.
+/// Converts the message, checks the round trip, and returns the text, which shows the order of the keys.
 fn round_trip<M: Message + Name + Default + PartialEq + std::fmt::Debug>(message: &M) -> String {
     let json = message_to_json(message).unwrap();
     let bytes = json_to_any(&M::full_name(), &json).unwrap();
@@ -50,7 +55,10 @@ fn listener_opens_every_any_with_the_type_first() {
             http_filter("envoy.filters.http.fault", pack_any(HttpFault::default())),
             http_filter(
                 "envoy.filters.http.router",
-                pack_any(Router { suppress_envoy_headers: true, ..Default::default() }),
+                pack_any(Router {
+                    suppress_envoy_headers: true,
+                    ..Default::default()
+                }),
             ),
         ],
         ..Default::default()
@@ -84,7 +92,7 @@ fn listener_opens_every_any_with_the_type_first() {
     );
     assert_eq!(
         round_trip(&listener),
-        // A port of 0 was chosen, in a oneof, so it shows; the enum TCP of the protocol is a default, so it does not.
+        // Port 0 is set in a oneof, so it is printed; the protocol TCP is the default enum value, so it is not.
         format!(
             r#"{{"address":{{"socketAddress":{{"address":"0.0.0.0","portValue":0}}}},"filterChains":{chain},"name":"0.0.0.0_80"}}"#
         ),
@@ -123,12 +131,18 @@ fn cluster_with_a_map_of_any_wrappers_and_durations() {
             update_merge_window: duration(0, 250_000_000),
             ..Default::default()
         }),
-        cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Static.into())),
+        cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
+            cluster::DiscoveryType::Static.into(),
+        )),
         lb_policy: cluster::LbPolicy::LeastRequest.into(),
-        lb_config: Some(cluster::LbConfig::RingHashLbConfig(cluster::RingHashLbConfig {
-            minimum_ring_size: Some(UInt64Value { value: 9_007_199_254_740_993 }),
-            ..Default::default()
-        })),
+        lb_config: Some(cluster::LbConfig::RingHashLbConfig(
+            cluster::RingHashLbConfig {
+                minimum_ring_size: Some(UInt64Value {
+                    value: 9_007_199_254_740_993,
+                }),
+                ..Default::default()
+            },
+        )),
         metadata: Some(metadata()),
         typed_extension_protocol_options: [(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
@@ -155,17 +169,31 @@ fn cluster_with_a_map_of_any_wrappers_and_durations() {
 fn metadata() -> Metadata {
     let kind = |kind| ProtoValue { kind: Some(kind) };
     let numbers = [0.5, 3.0].map(|number| kind(value::Kind::NumberValue(number)));
-    let list = envoy_types::pb::google::protobuf::ListValue { values: numbers.into() };
+    let list = envoy_types::pb::google::protobuf::ListValue {
+        values: numbers.into(),
+    };
     let fields = [
-        ("z".to_owned(), kind(value::Kind::StringValue("last".into()))),
+        (
+            "z".to_owned(),
+            kind(value::Kind::StringValue("last".into())),
+        ),
         ("list".to_owned(), kind(value::Kind::ListValue(list))),
         ("a".to_owned(), kind(value::Kind::NullValue(0))),
     ];
-    Metadata { filter_metadata: [("istio".to_owned(), Struct { fields: fields.into() })].into(), ..Default::default() }
+    Metadata {
+        filter_metadata: [(
+            "istio".to_owned(),
+            Struct {
+                fields: fields.into(),
+            },
+        )]
+        .into(),
+        ..Default::default()
+    }
 }
 
 #[test]
-fn route_configuration_shows_what_is_set_and_leaves_out_what_is_default() {
+fn route_configuration_omits_default_values() {
     let split = [("v1", 90), ("v2", 10)].map(|(name, weight)| weighted_cluster::ClusterWeight {
         name: name.into(),
         weight: Some(UInt32Value { value: weight }),
@@ -176,17 +204,22 @@ fn route_configuration_shows_what_is_set_and_leaves_out_what_is_default() {
             r#match: Some(RouteMatch {
                 path_specifier: Some(route_match::PathSpecifier::Prefix(String::new())),
                 runtime_fraction: Some(RuntimeFractionalPercent {
-                    default_value: Some(FractionalPercent { numerator: 100, denominator: 0 }),
+                    default_value: Some(FractionalPercent {
+                        numerator: 100,
+                        denominator: 0,
+                    }),
                     ..Default::default()
                 }),
                 ..Default::default()
             }),
             action: Some(route::Action::Route(RouteAction {
                 timeout: duration(2, 500_000_000),
-                cluster_specifier: Some(route_action::ClusterSpecifier::WeightedClusters(WeightedCluster {
-                    clusters: split.into(),
-                    ..Default::default()
-                })),
+                cluster_specifier: Some(route_action::ClusterSpecifier::WeightedClusters(
+                    WeightedCluster {
+                        clusters: split.into(),
+                        ..Default::default()
+                    },
+                )),
                 ..Default::default()
             })),
             ..Default::default()
@@ -198,7 +231,9 @@ fn route_configuration_shows_what_is_set_and_leaves_out_what_is_default() {
             }),
             action: Some(route::Action::Redirect(RedirectAction {
                 response_code: redirect_action::RedirectResponseCode::Found.into(),
-                path_rewrite_specifier: Some(redirect_action::PathRewriteSpecifier::PathRedirect("/new".into())),
+                path_rewrite_specifier: Some(redirect_action::PathRewriteSpecifier::PathRedirect(
+                    "/new".into(),
+                )),
                 ..Default::default()
             })),
             ..Default::default()
@@ -240,7 +275,10 @@ fn any_holds_well_known_types_under_value_and_the_unknown_as_base64() {
         r#"{"@type":"type.googleapis.com/google.protobuf.Struct","value":{}}"#
     );
     assert_eq!(
-        packed(&[0xfb, 0xff], "type.googleapis.com/istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig"),
+        packed(
+            &[0xfb, 0xff],
+            "type.googleapis.com/istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig"
+        ),
         r#"{"@type":"type.googleapis.com/istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig","value":"+/8="}"#
     );
     assert_eq!(packed(b"", ""), "{}");
@@ -281,7 +319,10 @@ fn numbers_keep_their_shortest_form() {
         healthy_panic_threshold: Some(envoy_types::pb::envoy::r#type::v3::Percent { value: 0.1 }),
         ..Default::default()
     };
-    assert_eq!(round_trip(&load_balancing), r#"{"healthyPanicThreshold":{"value":0.1}}"#);
+    assert_eq!(
+        round_trip(&load_balancing),
+        r#"{"healthyPanicThreshold":{"value":0.1}}"#
+    );
     let float = |value: f32| {
         let bytes = envoy_types::pb::google::protobuf::FloatValue { value }.encode_to_vec();
         bytes_to_json("google.protobuf.FloatValue", &bytes).unwrap()
@@ -294,7 +335,10 @@ fn numbers_keep_their_shortest_form() {
 
 #[test]
 fn enum_number_without_a_name_is_printed_as_the_number() {
-    let cluster = Cluster { lb_policy: 4711, ..Default::default() };
+    let cluster = Cluster {
+        lb_policy: 4711,
+        ..Default::default()
+    };
     assert_eq!(round_trip(&cluster), r#"{"lbPolicy":4711}"#);
 }
 
@@ -302,10 +346,21 @@ fn enum_number_without_a_name_is_printed_as_the_number() {
 fn errors_say_which_type_and_where() {
     let decode = any_to_json(&Cluster::type_url(), &[0xff]).unwrap_err();
     assert!(matches!(decode, Error::Decode { .. }), "{decode:?}");
-    assert!(decode.to_string().starts_with("envoy.config.cluster.v3.Cluster: "), "{decode}");
+    assert!(
+        decode
+            .to_string()
+            .starts_with("envoy.config.cluster.v3.Cluster: "),
+        "{decode}"
+    );
 
-    let endless = Cluster { connect_timeout: duration(i64::MAX, 0), ..Default::default() };
-    assert_eq!(message_to_json(&endless).unwrap_err().to_string(), "google.protobuf.Duration: duration out of range");
+    let endless = Cluster {
+        connect_timeout: duration(i64::MAX, 0),
+        ..Default::default()
+    };
+    assert_eq!(
+        message_to_json(&endless).unwrap_err().to_string(),
+        "google.protobuf.Duration: duration out of range"
+    );
 
     let unknown = json_to_any("acme.Filter", &json!({})).unwrap_err();
     assert!(matches!(unknown, Error::UnknownType(name) if name == "acme.Filter"));
@@ -313,15 +368,21 @@ fn errors_say_which_type_and_where() {
     let misspelt = json!({ "virtualHosts": [{ "name": "a", "domain": ["b"] }] });
     let error = json_to_any("envoy.config.route.v3.RouteConfiguration", &misspelt).unwrap_err();
     let text = error.to_string();
-    assert!(text.starts_with("envoy.config.route.v3.RouteConfiguration: virtualHosts[0]"), "{text}");
+    assert!(
+        text.starts_with("envoy.config.route.v3.RouteConfiguration: virtualHosts[0]"),
+        "{text}"
+    );
     assert!(text.contains("domain"), "{text}");
 }
 
 #[test]
-fn any_in_any_without_end_is_refused() {
+fn deeply_nested_any_is_rejected() {
     let mut any = Any::default();
     for _ in 0..100 {
-        any = Any { type_url: "type.googleapis.com/google.protobuf.Any".into(), value: any.encode_to_vec() };
+        any = Any {
+            type_url: "type.googleapis.com/google.protobuf.Any".into(),
+            value: any.encode_to_vec(),
+        };
     }
     let error = any_to_json(&any.type_url, &any.value).unwrap_err();
     assert!(matches!(error, Error::NoJsonForm { .. }), "{error:?}");
@@ -329,7 +390,8 @@ fn any_in_any_without_end_is_refused() {
 
 #[test]
 fn json_with_the_names_of_the_proto_files_is_read_too() {
-    let json = json!({ "name": "c", "connect_timeout": "0.25s", "typed_extension_protocol_options": {} });
+    let json =
+        json!({ "name": "c", "connect_timeout": "0.25s", "typed_extension_protocol_options": {} });
     let bytes = json_to_any("envoy.config.cluster.v3.Cluster", &json).unwrap();
     let cluster = Cluster::decode(bytes.as_slice()).unwrap();
     assert_eq!(cluster.connect_timeout, duration(0, 250_000_000));
@@ -339,10 +401,19 @@ fn json_with_the_names_of_the_proto_files_is_read_too() {
 fn descriptors_keep_the_rules_of_protoc_gen_validate() {
     let pool = pool().unwrap();
     let rules = pool.get_extension_by_name("validate.rules").unwrap();
-    let cluster = pool.get_message_by_name("envoy.config.cluster.v3.Cluster").unwrap();
-    let options = cluster.get_field_by_name("connect_timeout").unwrap().options();
+    let cluster = pool
+        .get_message_by_name("envoy.config.cluster.v3.Cluster")
+        .unwrap();
+    let options = cluster
+        .get_field_by_name("connect_timeout")
+        .unwrap()
+        .options();
     let rule = options.get_extension(&rules);
-    let duration = rule.as_message().unwrap().get_field_by_name("duration").unwrap();
+    let duration = rule
+        .as_message()
+        .unwrap()
+        .get_field_by_name("duration")
+        .unwrap();
     assert!(duration.as_message().unwrap().has_field_by_name("gt"));
 }
 
@@ -360,7 +431,11 @@ fn every_type_of_a_bootstrap_and_of_discovery_is_known() {
         "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
         "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
     ] {
-        assert_eq!(bytes_to_json(name, b"").unwrap(), Value::Object(Default::default()), "{name}");
+        assert_eq!(
+            bytes_to_json(name, b"").unwrap(),
+            Value::Object(Default::default()),
+            "{name}"
+        );
     }
 }
 
@@ -369,7 +444,10 @@ fn own_messages_show_every_field_without_presence_in_the_order_of_their_numbers(
     let message = v1::Resource {
         r#type: v1::ResourceType::Cds.into(),
         state: v1::resource::State::Unspecified.into(),
-        resource: Some(pack_any(Cluster { name: "web".into(), ..Default::default() })),
+        resource: Some(pack_any(Cluster {
+            name: "web".into(),
+            ..Default::default()
+        })),
         ..Default::default()
     };
     let text = message_to_json(&message).unwrap().to_string();
@@ -378,12 +456,24 @@ fn own_messages_show_every_field_without_presence_in_the_order_of_their_numbers(
         r#"{"type":"CDS","name":"","version":"","state":"STATE_UNSPECIFIED","resource":{"@type":"type.googleapis.com/envoy.config.cluster.v3.Cluster","name":"web"}}"#
     );
     let proxies = v1::ListProxiesResponse {
-        proxies: vec![v1::Proxy { acked: Some(0), ..Default::default() }],
+        proxies: vec![v1::Proxy {
+            acked: Some(0),
+            ..Default::default()
+        }],
         mesh_revision: 1 << 60,
     };
     let json = message_to_json(&proxies).unwrap();
     assert_eq!(json["meshRevision"], "1152921504606846976");
-    assert_eq!((&json["proxies"][0]["acked"], json["proxies"][0].get("wanted")), (&"0".into(), None));
+    assert_eq!(
+        (
+            &json["proxies"][0]["acked"],
+            json["proxies"][0].get("wanted")
+        ),
+        (&"0".into(), None)
+    );
     assert_eq!(json["proxies"][0]["rejected"], json!([]));
-    assert_eq!(message_from_json::<v1::ListProxiesResponse>(&json).unwrap(), proxies);
+    assert_eq!(
+        message_from_json::<v1::ListProxiesResponse>(&json).unwrap(),
+        proxies
+    );
 }

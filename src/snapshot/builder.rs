@@ -1,4 +1,4 @@
-//! Keeps the snapshots of all scopes up to date: each is its last one with what a change touches replaced.
+//! Updates the snapshots of all scopes incrementally.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use std::time::Instant;
 use super::parts::{Parts, WorkCounts};
 use super::scope::{ScopeResources, Touched};
 use super::sensitivity::Sensitivity;
-use super::{LeftOut, Snapshot};
+use super::{OmittedResource, Snapshot};
 use crate::api::ObjectKey;
-use crate::mesh::{Families, Interception, Mesh, MeshChange, Scope, View};
+use crate::mesh::{Families, Interception, Mesh, MeshChange, Scope, ScopeView};
 use crate::revision::{MeshRevision, Revision};
 
-/// Makes snapshots, and keeps those of the scopes it was asked for up to date.
+/// Builds snapshots and keeps those of the requested scopes up to date.
 #[derive(Debug, Default)]
 pub struct SnapshotBuilder {
     parts: Parts,
@@ -35,20 +35,37 @@ struct Entry {
 }
 
 impl SnapshotBuilder {
-    /// Everything that proxies of `scope` get in a state of the mesh, made from nothing but the parts that are known.
+    /// Builds the snapshot of `scope` from scratch, using only cached parts.
     pub fn snapshot(&mut self, mesh: &Mesh, scope: &Scope) -> Snapshot {
         ScopeResources::build(mesh, scope, &mut self.parts).snapshot(MeshRevision::NONE)
     }
 
-    /// Takes in a new state of the mesh. `published` is when the change that led to it came in. Returns what differs from
-    /// the state before; `None` where there was none.
-    pub fn publish(&mut self, mesh: Mesh, revision: MeshRevision, published: Option<Instant>) -> Option<MeshChange> {
+    /// Publishes a new state of the mesh. `published` is when its change arrived. Returns the difference from the
+    /// previous state, if there was one.
+    pub fn publish(
+        &mut self,
+        mesh: Mesh,
+        revision: MeshRevision,
+        published: Option<Instant>,
+    ) -> Option<MeshChange> {
         let mesh = Arc::new(mesh);
-        let change = self.mesh.as_ref().map(|old| MeshChange::between(old, &mesh));
+        let change = self
+            .mesh
+            .as_ref()
+            .map(|old| MeshChange::between(old, &mesh));
         if let Some(change) = &change {
-            let touched = Touched { hosts: change.hosts.clone(), ports: change.ports.clone() };
+            let touched = Touched {
+                hosts: change.hosts.clone(),
+                ports: change.ports.clone(),
+            };
             for (scope, entry) in &mut self.scopes {
-                entry.update(&mesh, scope, &touched, &mut self.parts, (revision, published));
+                entry.update(
+                    &mesh,
+                    scope,
+                    &touched,
+                    &mut self.parts,
+                    (revision, published),
+                );
             }
             self.parts.sweep(&change.hosts);
             if !change.ports.is_empty() {
@@ -68,15 +85,14 @@ impl SnapshotBuilder {
         self.mesh.as_ref()
     }
 
-    /// The snapshot of a scope in the state that was published last; `None` where there is none. It is kept up to date
-    /// from then on.
+    /// The snapshot of a scope in the last published state, if any. It is kept up to date from then on.
     pub fn get(&mut self, scope: &Scope) -> Option<Arc<Snapshot>> {
         if let Some(entry) = self.scopes.get(scope) {
             return Some(entry.snapshot.clone());
         }
         let mesh = self.mesh.clone()?;
         // Where traffic for unknown hosts goes may depend on what the namespace sees.
-        let own_default = View::new(&mesh, scope).egress_proxy().is_some();
+        let own_default = ScopeView::new(&mesh, scope).egress_proxy().is_some();
         let family: Family = (scope.interception, scope.families, scope.sidecar.clone());
         let base = [Some(scope.namespace.clone()), None]
             .into_iter()
@@ -86,21 +102,33 @@ impl SnapshotBuilder {
             .and_then(|base| self.scopes.get_key_value(base));
         let (resources, shared) = match base {
             Some((base, entry)) => {
-                let sensitivity = self.sensitivity.get_or_insert_with(|| Sensitivity::new(&mesh));
+                let sensitivity = self
+                    .sensitivity
+                    .get_or_insert_with(|| Sensitivity::new(&mesh));
                 let touched = sensitivity.between(&mesh, base, scope);
                 let mut resources = entry.resources.clone();
                 resources.update(&mesh, scope, &touched, &mut self.parts);
                 resources.update_own(&mesh, scope, &mut self.parts);
-                let shared = resources.same(&entry.resources).then(|| entry.snapshot.clone());
+                let shared = resources
+                    .same(&entry.resources)
+                    .then(|| entry.snapshot.clone());
                 (resources, shared)
             }
             None => (ScopeResources::build(&mesh, scope, &mut self.parts), None),
         };
         let snapshot = shared.unwrap_or_else(|| Arc::new(resources.snapshot(self.revision)));
         for namespace in [Some(scope.namespace.clone()), None] {
-            self.bases.entry((family.clone(), namespace)).or_insert_with(|| scope.clone());
+            self.bases
+                .entry((family.clone(), namespace))
+                .or_insert_with(|| scope.clone());
         }
-        self.scopes.insert(scope.clone(), Entry { resources, snapshot: snapshot.clone() });
+        self.scopes.insert(
+            scope.clone(),
+            Entry {
+                resources,
+                snapshot: snapshot.clone(),
+            },
+        );
         Some(snapshot)
     }
 
@@ -120,14 +148,17 @@ impl SnapshotBuilder {
         self.scopes.len()
     }
 
-    /// How many encoded parts there are.
+    /// The number of encoded parts.
     pub fn parts(&self) -> usize {
         self.parts.len()
     }
 
-    /// Everything that had to be left out of the snapshots that are kept.
-    pub fn left_out(&self) -> BTreeSet<&LeftOut> {
-        self.scopes.values().flat_map(|entry| entry.snapshot.left_out.iter()).collect()
+    /// Everything that was omitted from the current snapshots.
+    pub fn omitted(&self) -> BTreeSet<&OmittedResource> {
+        self.scopes
+            .values()
+            .flat_map(|entry| entry.snapshot.omitted.iter())
+            .collect()
     }
 
     /// The work done so far.
@@ -151,7 +182,11 @@ impl Entry {
             self.resources = ScopeResources::build(mesh, scope, parts);
         }
         let same = self.resources.same(&before);
-        let mut snapshot = if same { (*self.snapshot).clone() } else { self.resources.snapshot(revision) };
+        let mut snapshot = if same {
+            (*self.snapshot).clone()
+        } else {
+            self.resources.snapshot(revision)
+        };
         snapshot.revision = revision;
         snapshot.published = published;
         parts.counts.scopes_changed += u64::from(!same);

@@ -1,5 +1,5 @@
-//! Hands each proxy the snapshot of its scope, now and whenever it changes. One thread owns the snapshots and makes them;
-//! everyone else asks it.
+//! Delivers to each proxy the snapshot of its scope whenever it changes. A single thread owns and builds the snapshots;
+//! everything else sends it requests.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use super::{Snapshot, SnapshotBuilder};
 use crate::mesh::{Mesh, MeshChange, Proxy, Scope};
 use crate::revision::MeshRevision;
 
-/// Requests that may wait for the thread that makes snapshots; who sends more waits.
+/// How many requests may be queued for the snapshot thread; further senders wait.
 const WAITING_REQUESTS: usize = 1024;
 
-/// A handle to the thread that makes snapshots. A proxy that is slow sees the latest snapshot and none of those between.
+/// A handle to the snapshot thread. A slow proxy sees only the latest snapshot.
 #[derive(Clone, Debug)]
 pub struct SnapshotCache {
     requests: mpsc::Sender<Request>,
@@ -26,41 +26,51 @@ pub struct SnapshotCache {
 
 #[derive(Debug)]
 enum Request {
-    Publish { mesh: Box<Mesh>, revision: MeshRevision, done: oneshot::Sender<()> },
-    Subscribe { proxy: Box<Proxy>, reply: oneshot::Sender<watch::Receiver<Option<Arc<Snapshot>>>> },
-    Preview { proxy: Box<Proxy>, reply: oneshot::Sender<Option<Arc<Snapshot>>> },
+    Publish {
+        mesh: Box<Mesh>,
+        revision: MeshRevision,
+        done: oneshot::Sender<()>,
+    },
+    Subscribe {
+        proxy: Box<Proxy>,
+        reply: oneshot::Sender<watch::Receiver<Option<Arc<Snapshot>>>>,
+    },
+    Preview {
+        proxy: Box<Proxy>,
+        reply: oneshot::Sender<Option<Arc<Snapshot>>>,
+    },
 }
 
-/// Numbers for metrics.
+/// Values for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
-    /// Proxies connected.
+    /// Connected proxies.
     pub proxies: usize,
     /// Distinct scopes among them.
     pub scopes: usize,
-    /// Encoded parts that snapshots are made of.
+    /// Encoded parts that snapshots are built from.
     pub parts: usize,
-    /// Resources, or parts of them, that are not sent because Envoy would refuse them.
-    pub left_out: usize,
+    /// Resources or parts of them that are omitted because Envoy would reject them.
+    pub omitted: usize,
     /// The work done so far.
     pub work: WorkCounts,
 }
 
-/// The snapshots of one proxy's scope. Dropping it ends the subscription.
+/// A subscription to the snapshots of a proxy's scope; dropping it unsubscribes.
 #[derive(Debug)]
-pub struct Subscription {
-    /// The latest snapshot; `None` until there is a first state of the mesh.
+pub struct SnapshotSubscription {
+    /// The latest snapshot; `None` before the first state of the mesh.
     pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     proxies: Arc<AtomicUsize>,
 }
 
-impl Drop for Subscription {
+impl Drop for SnapshotSubscription {
     fn drop(&mut self) {
         self.proxies.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// The thread that makes snapshots has ended, which it does not do by itself.
+/// The snapshot thread has ended, which does not normally happen.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the snapshot thread has ended")]
 pub struct Ended;
@@ -69,61 +79,91 @@ impl SnapshotCache {
     /// Starts the thread. It ends when the last handle is dropped. The receiver resolves when it has ended.
     ///
     /// # Errors
-    /// The system has no room for another thread.
+    /// The system cannot create another thread.
     pub fn start() -> std::io::Result<(Self, oneshot::Receiver<()>)> {
         let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
         let (sender, stats) = watch::channel(CacheStats::default());
         let (alive, ended) = oneshot::channel();
-        let owner = Owner { builder: SnapshotBuilder::default(), proxies: HashMap::new(), last_id: 0, stats: sender };
-        std::thread::Builder::new().name("snapshots".to_owned()).spawn(move || {
-            owner.run(receiver);
-            drop(alive);
-        })?;
-        Ok((Self { requests, stats, proxies: Arc::default() }, ended))
+        let owner = Owner {
+            builder: SnapshotBuilder::default(),
+            proxies: HashMap::new(),
+            last_id: 0,
+            stats: sender,
+        };
+        std::thread::Builder::new()
+            .name("snapshots".to_owned())
+            .spawn(move || {
+                owner.run(receiver);
+                drop(alive);
+            })?;
+        Ok((
+            Self {
+                requests,
+                stats,
+                proxies: Arc::default(),
+            },
+            ended,
+        ))
     }
 
-    /// Takes in a new state of the mesh, and returns when every proxy whose answer it changes has a new snapshot.
+    /// Publishes a new state of the mesh and returns when every affected proxy has its new snapshot.
     ///
     /// # Errors
     /// The thread has ended.
     pub async fn publish(&self, mesh: Mesh, revision: MeshRevision) -> Result<(), Ended> {
         let (done, published) = oneshot::channel();
-        let request = Request::Publish { mesh: Box::new(mesh), revision, done };
+        let request = Request::Publish {
+            mesh: Box::new(mesh),
+            revision,
+            done,
+        };
         self.requests.send(request).await.map_err(|_| Ended)?;
         published.await.map_err(|_| Ended)
     }
 
-    /// Follows the snapshots for `proxy`.
+    /// Subscribes `proxy`.
     ///
     /// # Errors
     /// The thread has ended.
-    pub async fn subscribe(&self, proxy: Proxy) -> Result<Subscription, Ended> {
+    pub async fn subscribe(&self, proxy: Proxy) -> Result<SnapshotSubscription, Ended> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Subscribe { proxy: Box::new(proxy), reply };
+        let request = Request::Subscribe {
+            proxy: Box::new(proxy),
+            reply,
+        };
         self.requests.send(request).await.map_err(|_| Ended)?;
         let snapshots = answer.await.map_err(|_| Ended)?;
         self.proxies.fetch_add(1, Ordering::Relaxed);
-        Ok(Subscription { snapshots, proxies: self.proxies.clone() })
+        Ok(SnapshotSubscription {
+            snapshots,
+            proxies: self.proxies.clone(),
+        })
     }
 
-    /// The snapshot that `proxy` would get now; `None` until there is a first state of the mesh.
+    /// The snapshot that `proxy` would get now; `None` before the first state of the mesh.
     ///
     /// # Errors
     /// The thread has ended.
     pub async fn preview(&self, proxy: Proxy) -> Result<Option<Arc<Snapshot>>, Ended> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Preview { proxy: Box::new(proxy), reply };
+        let request = Request::Preview {
+            proxy: Box::new(proxy),
+            reply,
+        };
         self.requests.send(request).await.map_err(|_| Ended)?;
         answer.await.map_err(|_| Ended)
     }
 
-    /// Numbers for metrics.
+    /// Values for metrics.
     pub fn stats(&self) -> CacheStats {
-        CacheStats { proxies: self.proxies.load(Ordering::Relaxed), ..*self.stats.borrow() }
+        CacheStats {
+            proxies: self.proxies.load(Ordering::Relaxed),
+            ..*self.stats.borrow()
+        }
     }
 }
 
-/// What the thread owns.
+/// The state owned by the thread.
 struct Owner {
     builder: SnapshotBuilder,
     proxies: HashMap<u64, Connected>,
@@ -139,10 +179,14 @@ struct Connected {
 
 impl Owner {
     fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        // Who asked may be gone by the time of the answer.
+        // The requester may have gone away.
         while let Some(request) = requests.blocking_recv() {
             match request {
-                Request::Publish { mesh, revision, done } => {
+                Request::Publish {
+                    mesh,
+                    revision,
+                    done,
+                } => {
                     self.publish(*mesh, revision);
                     self.update_stats();
                     let _ = done.send(());
@@ -161,9 +205,19 @@ impl Owner {
     }
 
     fn update_stats(&self) {
-        let left_out = self.builder.left_out().len();
-        let (scopes, parts, work) = (self.builder.scopes(), self.builder.parts(), self.builder.counts());
-        self.stats.send_replace(CacheStats { proxies: 0, scopes, parts, left_out, work });
+        let omitted = self.builder.omitted().len();
+        let (scopes, parts, work) = (
+            self.builder.scopes(),
+            self.builder.parts(),
+            self.builder.counts(),
+        );
+        self.stats.send_replace(CacheStats {
+            proxies: 0,
+            scopes,
+            parts,
+            omitted,
+            work,
+        });
     }
 
     fn subscribe(&mut self, proxy: Proxy) -> watch::Receiver<Option<Arc<Snapshot>>> {
@@ -171,22 +225,43 @@ impl Owner {
         let first = scope.as_ref().and_then(|scope| self.builder.get(scope));
         let (sender, snapshots) = watch::channel(first);
         self.last_id += 1;
-        self.proxies.insert(self.last_id, Connected { proxy, scope, sender });
+        self.proxies.insert(
+            self.last_id,
+            Connected {
+                proxy,
+                scope,
+                sender,
+            },
+        );
         snapshots
     }
 
     fn publish(&mut self, mesh: Mesh, revision: MeshRevision) {
         let begun = Instant::now();
-        self.proxies.retain(|_, connected| !connected.sender.is_closed());
-        let used: BTreeSet<&Scope> = self.proxies.values().filter_map(|connected| connected.scope.as_ref()).collect();
+        self.proxies
+            .retain(|_, connected| !connected.sender.is_closed());
+        let used: BTreeSet<&Scope> = self
+            .proxies
+            .values()
+            .filter_map(|connected| connected.scope.as_ref())
+            .collect();
         self.builder.keep(&used);
         let change = self.builder.publish(mesh, revision, Some(begun));
-        let Some(mesh) = self.builder.mesh().cloned() else { return };
+        let Some(mesh) = self.builder.mesh().cloned() else {
+            return;
+        };
         for connected in self.proxies.values_mut() {
-            if connected.scope.is_none() || change.as_ref().is_none_or(|change| connected.may_move(change)) {
+            if connected.scope.is_none()
+                || change
+                    .as_ref()
+                    .is_none_or(|change| connected.may_move(change))
+            {
                 connected.scope = Some(mesh.scope(&connected.proxy));
             }
-            let snapshot = connected.scope.as_ref().and_then(|scope| self.builder.get(scope));
+            let snapshot = connected
+                .scope
+                .as_ref()
+                .and_then(|scope| self.builder.get(scope));
             connected.sender.send_replace(snapshot);
         }
     }
@@ -195,6 +270,11 @@ impl Owner {
 impl Connected {
     /// Whether a change may give the proxy another scope.
     fn may_move(&self, change: &MeshChange) -> bool {
-        change.scopes || self.proxy.addresses.iter().any(|address| change.addresses.contains(address))
+        change.scopes
+            || self
+                .proxy
+                .addresses
+                .iter()
+                .any(|address| change.addresses.contains(address))
     }
 }

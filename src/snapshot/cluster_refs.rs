@@ -1,4 +1,4 @@
-//! Which clusters an encoded listener or virtual host leads to, so that it is known when a proxy may have it.
+//! The clusters that a listener or virtual host references, which decide when a proxy may get it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,42 +10,47 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 
-/// Names of clusters, sorted, each once. Cheap to clone.
+/// Sorted, unique cluster names. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterRefs(Arc<[Arc<str>]>);
 
 impl ClusterRefs {
-    /// These names.
+    /// Collects these names.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let sorted: BTreeSet<&str> = names.into_iter().filter(|name| !name.is_empty()).collect();
         Self(sorted.into_iter().map(Arc::from).collect())
     }
 
-    /// The names that any of `all` has.
+    /// The union of several sets.
     pub fn union<'a>(all: impl IntoIterator<Item = &'a ClusterRefs>) -> Self {
         let sorted: BTreeSet<&Arc<str>> = all.into_iter().flat_map(ClusterRefs::iter).collect();
         Self(sorted.into_iter().cloned().collect())
     }
 
-    /// What a virtual host leads to: the clusters of its routes, weighted ones, and those that get copies.
+    /// The clusters of a virtual host's routes, including weighted and mirror clusters.
     pub fn of_virtual_host(host: &route::VirtualHost) -> Self {
         Self::new(of_host(host))
     }
 
-    /// What a listener leads to: by TCP, or by routes that stand in it.
+    /// The clusters of a listener's TCP proxies and inline routes.
     pub fn of_listener(listener: &listener::Listener) -> Self {
-        let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
-        let configs = chains.flat_map(|chain| &chain.filters).filter_map(|filter| match &filter.config_type {
-            Some(listener::filter::ConfigType::TypedConfig(config)) => Some(config),
-            _ => None,
-        });
+        let chains = listener
+            .filter_chains
+            .iter()
+            .chain(&listener.default_filter_chain);
+        let configs = chains
+            .flat_map(|chain| &chain.filters)
+            .filter_map(|filter| match &filter.config_type {
+                Some(listener::filter::ConfigType::TypedConfig(config)) => Some(config),
+                _ => None,
+            });
         let names: Vec<String> = configs.flat_map(of_filter).collect();
         Self::new(names.iter().map(String::as_str))
     }
 
-    /// Whether this cluster is among them.
+    /// Whether this cluster is referenced.
     pub fn contains(&self, name: &str) -> bool {
-        self.0.binary_search_by(|one| (**one).cmp(name)).is_ok()
+        self.0.binary_search_by(|item| (**item).cmp(name)).is_ok()
     }
 
     /// The names in order.
@@ -67,10 +72,16 @@ fn of_filter(config: &Any) -> Vec<String> {
     use hcm::http_connection_manager::RouteSpecifier;
     use tcp::tcp_proxy::ClusterSpecifier;
     if config.type_url == tcp::TcpProxy::type_url() {
-        let specifier = tcp::TcpProxy::decode(&*config.value).ok().and_then(|proxy| proxy.cluster_specifier);
+        let specifier = tcp::TcpProxy::decode(&*config.value)
+            .ok()
+            .and_then(|proxy| proxy.cluster_specifier);
         return match specifier {
             Some(ClusterSpecifier::Cluster(name)) => vec![name],
-            Some(ClusterSpecifier::WeightedClusters(list)) => list.clusters.into_iter().map(|one| one.name).collect(),
+            Some(ClusterSpecifier::WeightedClusters(list)) => list
+                .clusters
+                .into_iter()
+                .map(|cluster| cluster.name)
+                .collect(),
             _ => Vec::new(),
         };
     }
@@ -78,24 +89,40 @@ fn of_filter(config: &Any) -> Vec<String> {
         && let Ok(manager) = hcm::HttpConnectionManager::decode(&*config.value)
         && let Some(RouteSpecifier::RouteConfig(routes)) = manager.route_specifier
     {
-        return routes.virtual_hosts.iter().flat_map(of_host).map(str::to_owned).collect();
+        return routes
+            .virtual_hosts
+            .iter()
+            .flat_map(of_host)
+            .map(str::to_owned)
+            .collect();
     }
     Vec::new()
 }
 
 fn of_host(host: &route::VirtualHost) -> Vec<&str> {
     use route::route_action::ClusterSpecifier;
-    let mut names: Vec<&str> = host.request_mirror_policies.iter().map(|copy| copy.cluster.as_str()).collect();
-    for one in &host.routes {
-        let Some(route::route::Action::Route(action)) = &one.action else { continue };
+    let mut names: Vec<&str> = host
+        .request_mirror_policies
+        .iter()
+        .map(|copy| copy.cluster.as_str())
+        .collect();
+    for item in &host.routes {
+        let Some(route::route::Action::Route(action)) = &item.action else {
+            continue;
+        };
         match &action.cluster_specifier {
             Some(ClusterSpecifier::Cluster(name)) => names.push(name),
             Some(ClusterSpecifier::WeightedClusters(list)) => {
-                names.extend(list.clusters.iter().map(|one| one.name.as_str()));
+                names.extend(list.clusters.iter().map(|cluster| cluster.name.as_str()));
             }
             _ => {}
         }
-        names.extend(action.request_mirror_policies.iter().map(|copy| copy.cluster.as_str()));
+        names.extend(
+            action
+                .request_mirror_policies
+                .iter()
+                .map(|copy| copy.cluster.as_str()),
+        );
     }
     names
 }
@@ -105,22 +132,25 @@ mod tests {
     use super::*;
     use crate::mesh::Families;
     use crate::translate::listener::{outbound, virtual_inbound};
-    use crate::translate::outbound::Outbound;
+    use crate::translate::listener_plan::ListenerPlan;
     use crate::translate::tcp::{Chain, Target};
 
-    fn names(refers: &ClusterRefs) -> Vec<&str> {
-        refers.iter().map(|name| &**name).collect()
+    fn names(cluster_refs: &ClusterRefs) -> Vec<&str> {
+        cluster_refs.iter().map(|name| &**name).collect()
     }
 
     #[test]
-    fn a_virtual_host_leads_to_plain_weighted_and_mirror_clusters_once_each() {
+    fn a_virtual_host_references_plain_weighted_and_mirror_clusters_once_each() {
         use route::route_action::{ClusterSpecifier, RequestMirrorPolicy};
         let to = |specifier, copies: &[&str]| route::Route {
             action: Some(route::route::Action::Route(route::RouteAction {
                 cluster_specifier: Some(specifier),
                 request_mirror_policies: copies
                     .iter()
-                    .map(|name| RequestMirrorPolicy { cluster: (*name).to_owned(), ..Default::default() })
+                    .map(|name| RequestMirrorPolicy {
+                        cluster: (*name).to_owned(),
+                        ..Default::default()
+                    })
                     .collect(),
                 ..Default::default()
             })),
@@ -128,7 +158,10 @@ mod tests {
         };
         let weighted = route::WeightedCluster {
             clusters: ["c", "a"]
-                .map(|name| route::weighted_cluster::ClusterWeight { name: name.to_owned(), ..Default::default() })
+                .map(|name| route::weighted_cluster::ClusterWeight {
+                    name: name.to_owned(),
+                    ..Default::default()
+                })
                 .to_vec(),
             ..Default::default()
         };
@@ -140,14 +173,14 @@ mod tests {
             ],
             ..Default::default()
         };
-        let refers = ClusterRefs::of_virtual_host(&host);
-        assert_eq!(names(&refers), ["a", "b", "c", "d"]);
-        assert!(refers.contains("c") && !refers.contains("x-where"));
+        let cluster_refs = ClusterRefs::of_virtual_host(&host);
+        assert_eq!(names(&cluster_refs), ["a", "b", "c", "d"]);
+        assert!(cluster_refs.contains("c") && !cluster_refs.contains("x-where"));
     }
 
     #[test]
-    fn a_listener_leads_to_its_tcp_clusters_and_to_those_of_routes_within_it() {
-        let wanted = Outbound {
+    fn a_listener_references_its_tcp_clusters_and_those_of_inline_routes() {
+        let wanted = ListenerPlan {
             address: "10.0.0.1".into(),
             port: 80,
             bind: false,
@@ -159,12 +192,18 @@ mod tests {
                 sni: vec![],
                 subnets: vec![],
                 target: Target::plain("outbound|80||a"),
-                said_by: None,
+                defined_by: None,
             }],
-            rest: "PassthroughCluster".into(),
+            default_cluster: "PassthroughCluster".into(),
         };
-        assert_eq!(names(&ClusterRefs::of_listener(&outbound(&wanted))), ["outbound|80||a"]);
+        assert_eq!(
+            names(&ClusterRefs::of_listener(&outbound(&wanted))),
+            ["outbound|80||a"]
+        );
         let inbound = ClusterRefs::of_listener(&virtual_inbound(&[], Families::V4));
-        assert_eq!(names(&inbound), ["BlackHoleCluster", "InboundPassthroughCluster"]);
+        assert_eq!(
+            names(&inbound),
+            ["BlackHoleCluster", "InboundPassthroughCluster"]
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! Which virtual host of a route configuration answers for a domain that several of them want.
+//! Resolves which virtual host of a route configuration gets a domain that several of them claim.
 //!
-//! Envoy refuses a route configuration in which a domain stands twice, whatever its case. The virtual host that comes
-//! first keeps the domain; the others go without it.
+//! Envoy rejects a route configuration in which a domain occurs twice, ignoring case. The virtual host with the highest
+//! precedence keeps the domain; the others lose it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{EncodedVirtualHost, RouteTable};
 use crate::mesh::Precedence;
 
-/// The order in which virtual hosts get domains: those of VirtualServices in their order, of each first the hosts that
-/// no service has, and last the services without any.
+/// The precedence of virtual hosts for domains: VirtualServices in their order, for each of them first the hosts
+/// without a service; then services without a VirtualService.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
     /// A VirtualService speaks for it; whether a service has the host.
@@ -22,7 +22,7 @@ pub(super) enum Rank {
     Plain,
 }
 
-/// A virtual host and its claim to the domains it wants.
+/// A virtual host and the domains it claims.
 #[derive(Clone, Debug)]
 pub(super) struct Claim {
     pub rank: Rank,
@@ -64,7 +64,12 @@ impl Domains {
         }
         let mut touched = BTreeSet::from([name.clone()]);
         for domain in old.iter().flat_map(|claim| claim.host.domains.iter()) {
-            let others: Vec<_> = self.wanting(domain).iter().filter(|other| *other != name).cloned().collect();
+            let others: Vec<_> = self
+                .wanting(domain)
+                .iter()
+                .filter(|other| *other != name)
+                .cloned()
+                .collect();
             touched.extend(others.iter().cloned());
             if others.is_empty() {
                 self.wanted_by.remove(&key(domain));
@@ -100,7 +105,11 @@ impl Domains {
     }
 
     fn is_disputed(&self, claim: &Claim) -> bool {
-        claim.host.domains.iter().any(|domain| self.wanting(domain).len() > 1)
+        claim
+            .host
+            .domains
+            .iter()
+            .any(|domain| self.wanting(domain).len() > 1)
     }
 
     /// The virtual host of a name without the domains that another keeps; `None` where nothing is left of it.
@@ -115,7 +124,11 @@ impl Domains {
             .filter(|domain| self.wanting(domain).iter().any(comes_first))
             .map(|domain| domain.to_ascii_lowercase())
             .collect();
-        if taken.is_empty() { Some(claim.host.clone()) } else { claim.host.without(&taken).map(Arc::new) }
+        if taken.is_empty() {
+            Some(claim.host.clone())
+        } else {
+            claim.host.without(&taken).map(Arc::new)
+        }
     }
 }
 
@@ -127,26 +140,50 @@ mod tests {
 
     fn claim(name: &str, domains: &[&str]) -> Claim {
         let domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
-        let host = route::VirtualHost { name: name.into(), domains, ..Default::default() };
-        Claim { rank: Rank::Plain, host: Arc::new(EncodedVirtualHost::new(host, Arc::default())) }
+        let host = route::VirtualHost {
+            name: name.into(),
+            domains,
+            ..Default::default()
+        };
+        Claim {
+            rank: Rank::Plain,
+            host: Arc::new(EncodedVirtualHost::new(host, Arc::default())),
+        }
     }
 
     fn shown(table: &RouteTable) -> Vec<(String, Vec<String>)> {
-        table.iter().map(|host| (host.name.to_string(), host.domains.to_vec())).collect()
+        table
+            .iter()
+            .map(|host| (host.name.to_string(), host.domains.to_vec()))
+            .collect()
     }
 
     #[test]
-    fn a_domain_stands_once_and_the_first_virtual_host_keeps_it_whatever_the_order_of_changes() {
-        let all = [claim("a", &["x", "Y"]), claim("b", &["y", "z"]), claim("c", &["X"])];
-        let wanted = [("a".to_owned(), vec!["x".to_owned(), "Y".to_owned()]), ("b".to_owned(), vec!["z".to_owned()])];
+    fn a_domain_is_unique_and_the_first_virtual_host_keeps_it_in_any_order_of_changes() {
+        let all = [
+            claim("a", &["x", "Y"]),
+            claim("b", &["y", "z"]),
+            claim("c", &["X"]),
+        ];
+        let wanted = [
+            ("a".to_owned(), vec!["x".to_owned(), "Y".to_owned()]),
+            ("b".to_owned(), vec!["z".to_owned()]),
+        ];
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [1, 0, 2]] {
             let (mut domains, mut table) = (Domains::default(), RouteTable::new(Bytes::new()));
             for at in order {
-                domains.set(&all[at].host.name.clone(), Some(all[at].clone()), &mut table);
+                domains.set(
+                    &all[at].host.name.clone(),
+                    Some(all[at].clone()),
+                    &mut table,
+                );
             }
             assert_eq!(shown(&table), wanted, "{order:?}");
             domains.set(&"a".into(), None, &mut table);
-            let left = [("b".to_owned(), vec!["y".to_owned(), "z".to_owned()]), ("c".to_owned(), vec!["X".to_owned()])];
+            let left = [
+                ("b".to_owned(), vec!["y".to_owned(), "z".to_owned()]),
+                ("c".to_owned(), vec!["X".to_owned()]),
+            ];
             assert_eq!(shown(&table), left, "{order:?}");
         }
     }

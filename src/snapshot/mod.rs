@@ -1,35 +1,35 @@
-//! Everything one scope of proxies gets, encoded: name → version and bytes. Made once for all proxies of the scope, of
-//! parts that are made once for all scopes in which they are the same.
+//! The encoded configuration of each scope of proxies. A snapshot is built once for all proxies of a scope, from parts
+//! that scopes share if they are equal.
 
 mod builder;
 mod cache;
 mod cluster_refs;
 mod domains;
-mod net;
+mod fallback;
 mod parts;
 mod resource;
 mod route_table;
 mod scope;
 mod sensitivity;
-mod stand_in;
 #[cfg(test)]
 mod tests;
+mod validator;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 pub use builder::SnapshotBuilder;
-pub use cache::{CacheStats, Ended, SnapshotCache, Subscription};
+pub use cache::{CacheStats, Ended, SnapshotCache, SnapshotSubscription};
 pub use cluster_refs::ClusterRefs;
-pub use net::LeftOut;
+pub use fallback::empty_endpoints;
 pub use parts::WorkCounts;
 pub use resource::{Pieces, Provenance, Resource, Resources};
 pub use route_table::{EncodedVirtualHost, RouteTable};
-pub use stand_in::no_endpoints;
+pub use validator::OmittedResource;
 
 use crate::revision::MeshRevision;
 
-/// The resource types that are served, in the order in which they depend on each other.
+/// The served resource types, in dependency order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceType {
     /// CDS.
@@ -43,26 +43,32 @@ pub enum ResourceType {
 }
 
 impl ResourceType {
-    /// All of them.
-    pub const ALL: [ResourceType; 4] =
-        [ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Listener, ResourceType::Route];
+    /// All types.
+    pub const ALL: [ResourceType; 4] = [
+        ResourceType::Cluster,
+        ResourceType::Endpoints,
+        ResourceType::Listener,
+        ResourceType::Route,
+    ];
 
     /// The type URL. Source: Envoy's xDS protocol document, "Resource types".
     pub fn type_url(self) -> &'static str {
         match self {
             ResourceType::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
-            ResourceType::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            ResourceType::Endpoints => {
+                "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+            }
             ResourceType::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             ResourceType::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         }
     }
 
-    /// The type of a type URL.
+    /// Parses a type URL.
     pub fn from_type_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)
     }
 
-    /// The name in metrics and tables: `cds`, `eds`, `lds` or `rds`.
+    /// The short name: `cds`, `eds`, `lds` or `rds`.
     pub fn short_name(self) -> &'static str {
         match self {
             ResourceType::Cluster => "cds",
@@ -72,34 +78,39 @@ impl ResourceType {
         }
     }
 
-    /// The position in arrays by type.
+    /// The index in per-type arrays.
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// Whether an empty list of names asks for everything. Source: Envoy's xDS protocol document, "How the client
+    /// Whether an empty list of names subscribes to everything. Source: Envoy's xDS protocol document, "How the client
     /// specifies what resources to return".
     pub fn has_wildcard(self) -> bool {
         matches!(self, ResourceType::Cluster | ResourceType::Listener)
     }
 }
 
-/// Everything one scope of proxies gets.
+/// The configuration of one scope of proxies.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The published mesh it was made from; none for one that is only looked at.
     pub revision: MeshRevision,
-    /// When the change that led to it was taken in; `None` for one that is only looked at.
+    /// When the change behind it was published; `None` for a preview.
     pub published: Option<Instant>,
-    /// What Envoy would refuse and is therefore not among the resources; nothing as long as weir is right.
-    pub left_out: Arc<[LeftOut]>,
+    /// What is omitted because Envoy would reject it; empty unless weir has a bug.
+    pub omitted: Arc<[OmittedResource]>,
     resources: [Resources; 4],
 }
 
 impl Snapshot {
     /// The snapshot of a published mesh with these resources, in the order of [`ResourceType::ALL`].
     pub fn new(revision: MeshRevision, resources: [Resources; 4]) -> Self {
-        Self { revision, published: None, left_out: Arc::default(), resources }
+        Self {
+            revision,
+            published: None,
+            omitted: Arc::default(),
+            resources,
+        }
     }
 
     /// The resources of one type.

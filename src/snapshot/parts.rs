@@ -1,5 +1,4 @@
-//! The encoded parts that snapshots are made of, kept by everything they were made from, so that a part that is the same
-//! for many scopes is made once.
+//! A cache of encoded parts, keyed by all of their inputs, so that a part shared by many scopes is built once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -13,28 +12,31 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use prost::Message;
 
-use super::net::{Left, Net};
 use super::resource::{Provenance, provenance};
+use super::validator::{OmittedResources, OutputValidator};
 use super::{ClusterRefs, EncodedVirtualHost, Resource};
 use crate::api::{Kind, ObjectKey};
-use crate::mesh::{Families, Host, InboundPort, Interception, Port, Registry, Seen, Service, View, VirtualService};
+use crate::mesh::{
+    Families, Host, InboundPort, Interception, Port, Registry, ScopeView, Service, VirtualService,
+    VisibleService,
+};
 use crate::revision::Revision;
-use crate::translate::outbound::{self, Outbound};
-use crate::translate::route::{Context, Known};
+use crate::translate::listener_plan::{self, ListenerPlan};
+use crate::translate::route::{Context, ResolvedDestination};
 use crate::translate::{cluster, default_cluster, endpoint, listener, virtual_host};
 
-/// Work done since a count began, all of it the same for the same history.
+/// Deterministic counters of the work done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkCounts {
-    /// Virtual hosts, clusters of a service, endpoints of a service and listeners that were translated.
+    /// Translated virtual hosts, cluster sets, endpoint sets and listeners.
     pub translated: u64,
     /// Resources, or virtual hosts, that were encoded.
     pub encoded: u64,
-    /// Hosts that were looked at, in all scopes together.
+    /// Hosts examined over all scopes.
     pub scope_hosts: u64,
-    /// Ports whose listeners were looked at, in all scopes together.
+    /// Ports whose listeners were examined, over all scopes.
     pub scope_ports: u64,
-    /// Scopes that were built without another one to start from.
+    /// Scopes built from scratch.
     pub scopes_built: u64,
     /// Scopes whose snapshot changed.
     pub scopes_changed: u64,
@@ -43,7 +45,14 @@ pub struct WorkCounts {
 impl WorkCounts {
     /// The counts by name, as they stand in metrics.
     pub fn named(self) -> [(&'static str, u64); 6] {
-        let Self { translated, encoded, scope_hosts, scope_ports, scopes_built, scopes_changed } = self;
+        let Self {
+            translated,
+            encoded,
+            scope_hosts,
+            scope_ports,
+            scopes_built,
+            scopes_changed,
+        } = self;
         [
             ("parts_translated", translated),
             ("resources_encoded", encoded),
@@ -67,11 +76,11 @@ impl WorkCounts {
     }
 }
 
-/// Encoded resources, and what had to be left out of them.
+/// Encoded resources, and what was omitted from them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Encoded {
     pub resources: Vec<Arc<Resource>>,
-    pub left: Left,
+    pub left: OmittedResources,
     /// The route configuration that a listener asks for.
     pub asks_for: Option<Arc<str>>,
 }
@@ -81,18 +90,18 @@ type FoundRevisions = (Revision, Option<Revision>);
 
 /// An encoded virtual host; nothing where no route is left.
 #[derive(Debug)]
-pub(super) struct HostPart {
+pub(super) struct CachedVirtualHost {
     /// The services that were looked up, and what was found.
-    looked_at: Vec<(Host, Option<FoundRevisions>)>,
+    lookups: Vec<(Host, Option<FoundRevisions>)>,
     pub encoded: Option<Arc<EncodedVirtualHost>>,
-    pub left: Left,
+    pub left: OmittedResources,
 }
 
-/// What the clusters or endpoints of a service are made from.
+/// The inputs of a service's clusters or endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct ServiceKey {
     service: Revision,
-    /// Set where they are a part of it.
+    /// Set if the cluster embeds them.
     endpoints: Option<Revision>,
     rule: Option<Revision>,
     only: Option<BTreeSet<u16>>,
@@ -101,9 +110,9 @@ struct ServiceKey {
     place: endpoint::Place,
 }
 
-/// What a virtual host is made from, apart from the services its routes lead to (see [`HostPart::looked_at`]).
+/// The inputs of a virtual host, apart from the services its routes reference (see [`CachedVirtualHost::lookups`]).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct HostKey {
+struct VirtualHostKey {
     port: u16,
     any_name: bool,
     service: Option<Revision>,
@@ -111,16 +120,16 @@ struct HostKey {
     rules: Option<Revision>,
     /// The proxies' namespace, where they may leave it out of any of its names.
     own_namespace: Option<Arc<str>>,
-    /// Set where the rules tell proxies apart.
+    /// Set if the rules depend on the source proxy.
     source: Option<(Arc<str>, BTreeMap<String, String>)>,
 }
 
-/// What the cluster of a proxy's own port is made from.
+/// The inputs of an inbound cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct InboundKey {
     port: InboundPort,
     rule: Option<Revision>,
-    /// Set where its Sidecar sets limits.
+    /// Set if the Sidecar sets limits.
     sidecar: Option<Revision>,
 }
 
@@ -129,7 +138,7 @@ struct InboundKey {
 struct OfHost {
     clusters: HashMap<ServiceKey, Arc<Encoded>>,
     endpoints: HashMap<ServiceKey, Arc<Encoded>>,
-    virtual_hosts: HashMap<HostKey, Arc<HostPart>>,
+    virtual_hosts: HashMap<VirtualHostKey, Arc<CachedVirtualHost>>,
 }
 
 impl OfHost {
@@ -137,18 +146,23 @@ impl OfHost {
     fn sweep(&mut self) {
         self.clusters.retain(|_, part| Arc::strong_count(part) > 1);
         self.endpoints.retain(|_, part| Arc::strong_count(part) > 1);
-        self.virtual_hosts.retain(|_, part| Arc::strong_count(part) > 1);
+        self.virtual_hosts
+            .retain(|_, part| Arc::strong_count(part) > 1);
     }
 
     fn len(&self) -> usize {
-        let resources = self.clusters.values().chain(self.endpoints.values()).map(|part| part.resources.len());
+        let resources = self
+            .clusters
+            .values()
+            .chain(self.endpoints.values())
+            .map(|part| part.resources.len());
         resources.sum::<usize>() + self.virtual_hosts.len()
     }
 }
 
-/// For whom, on which port and by which rules a virtual host is wanted.
-pub(super) struct Wanted<'a> {
-    pub view: &'a View<'a>,
+/// The proxy view, port and VirtualService that a virtual host is built for.
+pub(super) struct VirtualHostInput<'a> {
+    pub view: &'a ScopeView<'a>,
     pub port: u16,
     pub rule: Option<&'a VirtualService>,
 }
@@ -159,7 +173,7 @@ pub(super) struct Parts {
     hosts: HashMap<Host, OfHost>,
     inbound_clusters: HashMap<InboundKey, Arc<Encoded>>,
     inbound_listeners: HashMap<(Vec<InboundPort>, Families), Arc<Encoded>>,
-    listeners: HashMap<Outbound, Arc<Encoded>>,
+    listeners: HashMap<ListenerPlan, Arc<Encoded>>,
     pub counts: WorkCounts,
 }
 
@@ -187,8 +201,10 @@ impl Parts {
     /// Drops the listeners and the parts of proxies' own ports that no snapshot uses.
     pub fn sweep_listeners(&mut self) {
         self.listeners.retain(|_, part| Arc::strong_count(part) > 1);
-        self.inbound_clusters.retain(|_, part| Arc::strong_count(part) > 1);
-        self.inbound_listeners.retain(|_, part| Arc::strong_count(part) > 1);
+        self.inbound_clusters
+            .retain(|_, part| Arc::strong_count(part) > 1);
+        self.inbound_listeners
+            .retain(|_, part| Arc::strong_count(part) > 1);
     }
 
     /// Drops every part that no snapshot uses.
@@ -198,26 +214,45 @@ impl Parts {
         self.sweep_listeners();
     }
 
-    fn encode(counts: &mut WorkCounts, make: impl FnOnce(&mut Net) -> Vec<Arc<Resource>>) -> Encoded {
-        let mut net = Net::default();
-        let resources = make(&mut net);
+    fn encode(
+        counts: &mut WorkCounts,
+        make: impl FnOnce(&mut OutputValidator) -> Vec<Arc<Resource>>,
+    ) -> Encoded {
+        let mut validator = OutputValidator::default();
+        let resources = make(&mut validator);
         counts.translated += 1;
         counts.encoded += resources.len() as u64;
-        Encoded { resources, left: net.finish(), asks_for: None }
+        Encoded {
+            resources,
+            left: validator.finish(),
+            asks_for: None,
+        }
     }
 
     /// The clusters that every proxy has.
     pub fn fixed_clusters(&mut self) -> Arc<Encoded> {
-        Arc::new(Self::encode(&mut self.counts, |net| {
-            cluster::fixed().iter().filter_map(|fixed| encode_cluster(net, fixed, &Provenance::default())).collect()
+        Arc::new(Self::encode(&mut self.counts, |validator| {
+            cluster::builtin()
+                .iter()
+                .filter_map(|fixed| encode_cluster(validator, fixed, &Provenance::default()))
+                .collect()
         }))
     }
 
     /// The clusters and the endpoints of a service.
-    pub fn service(&mut self, view: &View<'_>, seen: &Seen<'_>) -> (Arc<Encoded>, Arc<Encoded>) {
+    pub fn service(
+        &mut self,
+        view: &ScopeView<'_>,
+        seen: &VisibleService<'_>,
+    ) -> (Arc<Encoded>, Arc<Encoded>) {
         let (known, scope) = (seen.known, view.scope);
         let rule = view.destination_rule(known).map(|rule| &**rule);
-        let context = cluster::Context { config: &view.mesh.config, scope, known, rule };
+        let context = cluster::Context {
+            config: &view.mesh.config,
+            scope,
+            known,
+            rule,
+        };
         let place = endpoint::Place::new(&known.service, rule, scope);
         let key = |with_endpoints: bool| ServiceKey {
             service: known.service_revision,
@@ -225,27 +260,48 @@ impl Parts {
             rule: rule.map(|rule| rule.revision),
             only: seen.only().cloned(),
             families: scope.families,
-            place: if with_endpoints { place.clone() } else { endpoint::Place::default() },
+            place: if with_endpoints {
+                place.clone()
+            } else {
+                endpoint::Place::default()
+            },
         };
-        let with_endpoints = cluster::holds_endpoints(&known.service, rule);
-        let objects =
-            || provenance(rule.iter().flat_map(|rule| rule.keys.iter().cloned()).chain([key_of(&known.service)]));
+        let with_endpoints = cluster::embeds_endpoints(&known.service, rule);
+        let objects = || {
+            provenance(
+                rule.iter()
+                    .flat_map(|rule| rule.keys.iter().cloned())
+                    .chain([key_of(&known.service)]),
+            )
+        };
         let Self { hosts, counts, .. } = self;
         let parts = hosts.entry(known.service.host.clone()).or_default();
-        let clusters = parts.clusters.entry(key(with_endpoints)).or_insert_with(|| {
-            Arc::new(Self::encode(counts, |net| {
-                let objects = objects();
-                let all = seen.ports().flat_map(|port| cluster::outbound(port, context));
-                all.filter_map(|cluster| encode_cluster(net, &cluster, &objects)).collect()
-            }))
-        });
+        let clusters = parts
+            .clusters
+            .entry(key(with_endpoints))
+            .or_insert_with(|| {
+                Arc::new(Self::encode(counts, |validator| {
+                    let objects = objects();
+                    let all = seen
+                        .ports()
+                        .flat_map(|port| cluster::outbound(port, context));
+                    all.filter_map(|cluster| encode_cluster(validator, &cluster, &objects))
+                        .collect()
+                }))
+            });
         let endpoints = parts.endpoints.entry(key(true)).or_insert_with(|| {
-            Arc::new(Self::encode(counts, |net| {
+            Arc::new(Self::encode(counts, |validator| {
                 let objects = objects();
-                let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
+                let all = seen
+                    .ports()
+                    .flat_map(|port| endpoint::outbound(port, context));
                 let encode = |assignment: ClusterLoadAssignment| {
                     let name: Arc<str> = assignment.cluster_name.as_str().into();
-                    Resource::new(name, net.pass_assignment(assignment, objects.first()), objects.clone())
+                    Resource::new(
+                        name,
+                        validator.checked_assignment(assignment, objects.first()),
+                        objects.clone(),
+                    )
                 };
                 all.map(encode).collect()
             }))
@@ -254,7 +310,7 @@ impl Parts {
     }
 
     /// The clusters of the ports that the proxies serve themselves.
-    pub fn inbound_clusters(&mut self, view: &View<'_>) -> Vec<Arc<Encoded>> {
+    pub fn inbound_clusters(&mut self, view: &ScopeView<'_>) -> Vec<Arc<Encoded>> {
         let scope = view.scope;
         let each = scope.inbound.iter().map(|port| {
             let rule = view.inbound_rule(&port.host).map(|rule| &**rule);
@@ -265,12 +321,20 @@ impl Parts {
                 rule: rule.map(|rule| rule.revision),
                 sidecar: sidecar.map(|(_, revision)| *revision),
             };
-            let Self { inbound_clusters, counts, .. } = self;
+            let Self {
+                inbound_clusters,
+                counts,
+                ..
+            } = self;
             let made = inbound_clusters.entry(key).or_insert_with(|| {
                 let objects = rule.iter().flat_map(|rule| rule.keys.iter().cloned());
                 let objects = provenance(objects.chain(sidecar.map(|(key, _)| key.clone())));
                 let cluster = cluster::inbound(port, rule, pool);
-                Arc::new(Self::encode(counts, |net| encode_cluster(net, &cluster, &objects).into_iter().collect()))
+                Arc::new(Self::encode(counts, |validator| {
+                    encode_cluster(validator, &cluster, &objects)
+                        .into_iter()
+                        .collect()
+                }))
             });
             made.clone()
         });
@@ -278,35 +342,56 @@ impl Parts {
     }
 
     /// The listeners at one port for what the proxies send.
-    pub fn listeners_at(&mut self, view: &View<'_>, port: u16) -> Vec<Arc<Encoded>> {
-        let Self { listeners, counts, .. } = self;
-        let each = outbound::listeners_at(view, port).into_iter().map(|wanted| {
-            let made = listeners.entry(wanted).or_insert_with_key(|wanted| {
-                let said_by = wanted.chains.iter().filter_map(|chain| chain.said_by.as_ref());
-                let objects = provenance(said_by.map(|(key, _)| key.clone()));
-                let encoded = Self::encode(counts, |net| {
-                    encode_listener(net, listener::outbound(wanted), objects).into_iter().collect()
+    pub fn listeners_at(&mut self, view: &ScopeView<'_>, port: u16) -> Vec<Arc<Encoded>> {
+        let Self {
+            listeners, counts, ..
+        } = self;
+        let each = listener_plan::listeners_at(view, port)
+            .into_iter()
+            .map(|wanted| {
+                let made = listeners.entry(wanted).or_insert_with_key(|wanted| {
+                    let defined_by = wanted
+                        .chains
+                        .iter()
+                        .filter_map(|chain| chain.defined_by.as_ref());
+                    let objects = provenance(defined_by.map(|(key, _)| key.clone()));
+                    let encoded = Self::encode(counts, |validator| {
+                        encode_listener(validator, listener::outbound(wanted), objects)
+                            .into_iter()
+                            .collect()
+                    });
+                    Arc::new(Encoded {
+                        asks_for: wanted.http.as_deref().map(Arc::from),
+                        ..encoded
+                    })
                 });
-                Arc::new(Encoded { asks_for: wanted.http.as_deref().map(Arc::from), ..encoded })
+                made.clone()
             });
-            made.clone()
-        });
         each.collect()
     }
 
     /// The listeners that redirected traffic enters by; none where nothing is redirected.
-    pub fn redirected_listeners(&mut self, view: &View<'_>) -> Vec<Arc<Encoded>> {
+    pub fn redirected_listeners(&mut self, view: &ScopeView<'_>) -> Vec<Arc<Encoded>> {
         let scope = view.scope;
         if scope.interception != Interception::Redirect {
             return Vec::new();
         }
-        let Self { inbound_listeners, counts, .. } = self;
+        let Self {
+            inbound_listeners,
+            counts,
+            ..
+        } = self;
         let mut encode = |listener: Listener| {
-            Arc::new(Self::encode(counts, |net| {
-                encode_listener(net, listener, Provenance::default()).into_iter().collect()
+            Arc::new(Self::encode(counts, |validator| {
+                encode_listener(validator, listener, Provenance::default())
+                    .into_iter()
+                    .collect()
             }))
         };
-        let outbound = encode(listener::virtual_outbound(&default_cluster(view), scope.families));
+        let outbound = encode(listener::virtual_outbound(
+            &default_cluster(view),
+            scope.families,
+        ));
         let inbound = inbound_listeners
             .entry((scope.inbound.clone(), scope.families))
             .or_insert_with(|| encode(listener::virtual_inbound(&scope.inbound, scope.families)));
@@ -316,27 +401,35 @@ impl Parts {
     /// The virtual host of a service's port.
     pub fn service_host(
         &mut self,
-        wanted: &Wanted<'_>,
-        seen: &Seen<'_>,
+        wanted: &VirtualHostInput<'_>,
+        seen: &VisibleService<'_>,
         port: &Port,
         any_name: bool,
-        aliases: &[Seen<'_>],
-    ) -> Arc<HostPart> {
+        aliases: &[VisibleService<'_>],
+    ) -> Arc<CachedVirtualHost> {
         let service = &seen.known.service;
         let own = &wanted.view.scope.namespace;
-        let key = HostKey {
+        let key = VirtualHostKey {
             port: port.number,
             any_name,
             service: Some(seen.known.service_revision),
-            aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
+            aliases: aliases
+                .iter()
+                .map(|alias| alias.known.service_revision)
+                .collect(),
             own_namespace: std::iter::once(&service.host)
                 .chain(aliases.iter().map(|alias| &alias.known.service.host))
-                .filter_map(|host| virtual_host::name_and_namespace(host, &wanted.view.mesh.config.domain))
+                .filter_map(|host| {
+                    virtual_host::name_and_namespace(host, &wanted.view.mesh.config.domain)
+                })
                 .any(|(_, namespace)| *namespace == **own)
                 .then(|| own.clone()),
             ..wanted.key()
         };
-        let aliases: Vec<_> = aliases.iter().map(|alias| alias.known.service.clone()).collect();
+        let aliases: Vec<_> = aliases
+            .iter()
+            .map(|alias| alias.known.service.clone())
+            .collect();
         let object = key_of(service);
         self.host(wanted, &service.host, key, Some(object), |context| {
             if any_name {
@@ -348,92 +441,140 @@ impl Parts {
     }
 
     /// The virtual host of a VirtualService's host that no service has.
-    pub fn other_host(&mut self, wanted: &Wanted<'_>, host: &Host, rule: &VirtualService) -> Arc<HostPart> {
-        self.host(wanted, host, wanted.key(), None, |context| virtual_host::of_host(host, rule, context))
+    pub fn other_host(
+        &mut self,
+        wanted: &VirtualHostInput<'_>,
+        host: &Host,
+        rule: &VirtualService,
+    ) -> Arc<CachedVirtualHost> {
+        self.host(wanted, host, wanted.key(), None, |context| {
+            virtual_host::of_host(host, rule, context)
+        })
     }
 
     fn host(
         &mut self,
-        wanted: &Wanted<'_>,
+        wanted: &VirtualHostInput<'_>,
         host: &Host,
-        key: HostKey,
+        key: VirtualHostKey,
         service: Option<ObjectKey>,
-        make: impl FnOnce(&Context<'_>) -> Option<virtual_host::Made>,
-    ) -> Arc<HostPart> {
+        make: impl FnOnce(&Context<'_>) -> Option<virtual_host::TranslatedVirtualHost>,
+    ) -> Arc<CachedVirtualHost> {
         let view = wanted.view;
         let revisions = |host: &str| {
             let known = view.service(host)?.known;
-            Some((known.service_revision, view.destination_rule(known).map(|rule| rule.revision)))
+            Some((
+                known.service_revision,
+                view.destination_rule(known).map(|rule| rule.revision),
+            ))
         };
         let parts = self.hosts.entry(host.clone()).or_default();
         if let Some(part) = parts.virtual_hosts.get(&key)
-            && part.looked_at.iter().all(|(host, seen)| revisions(host) == *seen)
+            && part
+                .lookups
+                .iter()
+                .all(|(host, seen)| revisions(host) == *seen)
         {
             return part.clone();
         }
-        // Noting what a translation looks at is what makes it sure that a change of it is seen.
-        let looked_at = Mutex::new(Vec::new());
-        let lookup = |host: &str| -> Option<Known> {
-            if let Ok(mut looked_at) = looked_at.lock() {
-                looked_at.push((Host::from(host), revisions(host)));
+        // Recording every lookup of the translation ensures that a change to any of them invalidates the result.
+        let lookups = Mutex::new(Vec::new());
+        let lookup = |host: &str| -> Option<ResolvedDestination> {
+            if let Ok(mut lookups) = lookups.lock() {
+                lookups.push((Host::from(host), revisions(host)));
             }
             let known = view.service(host)?.known;
             Some((known.service.clone(), view.destination_rule(known).cloned()))
         };
-        let context = Context { config: &view.mesh.config, scope: view.scope, port: wanted.port, service: &lookup };
-        let mut net = Net::default();
+        let context = Context {
+            config: &view.mesh.config,
+            scope: view.scope,
+            port: wanted.port,
+            service: &lookup,
+        };
+        let mut validator = OutputValidator::default();
         let encoded = make(&context).and_then(|made| {
-            let said_by = made.said_by.iter().flatten().cloned();
-            let objects = provenance(said_by.chain(wanted.rule.map(|rule| rule.key.clone())).chain(service));
-            net.pass_host(&head("any"), made, &objects)
+            let defined_by = made.defined_by.iter().flatten().cloned();
+            let objects = provenance(
+                defined_by
+                    .chain(wanted.rule.map(|rule| rule.key.clone()))
+                    .chain(service),
+            );
+            validator.checked_virtual_host(&head("any"), made, &objects)
         });
         self.counts.translated += 1;
         self.counts.encoded += u64::from(encoded.is_some());
-        let looked_at = looked_at.into_inner().unwrap_or_default();
-        let part = Arc::new(HostPart { looked_at, encoded: encoded.map(Arc::new), left: net.finish() });
+        let lookups = lookups.into_inner().unwrap_or_default();
+        let part = Arc::new(CachedVirtualHost {
+            lookups,
+            encoded: encoded.map(Arc::new),
+            left: validator.finish(),
+        });
         parts.virtual_hosts.insert(key, part.clone());
         part
     }
 }
 
-impl Wanted<'_> {
-    fn key(&self) -> HostKey {
+impl VirtualHostInput<'_> {
+    fn key(&self) -> VirtualHostKey {
         let tells_apart = self.rule.is_some_and(|rule| {
             let mut matches = rule.http().flat_map(|http| &http.route.matches);
-            matches.any(|one| !one.source_labels.is_empty() || !one.source_namespace.is_empty())
+            matches.any(|item| !item.source_labels.is_empty() || !item.source_namespace.is_empty())
         });
-        HostKey {
+        VirtualHostKey {
             port: self.port,
             any_name: false,
             service: None,
             aliases: Vec::new(),
             rules: self.rule.map(|rule| rule.revision),
             own_namespace: None,
-            source: tells_apart.then(|| (self.view.scope.namespace.clone(), self.view.scope.labels.clone())),
+            source: tells_apart.then(|| {
+                (
+                    self.view.scope.namespace.clone(),
+                    self.view.scope.labels.clone(),
+                )
+            }),
         }
     }
 }
 
-/// The object that a service comes from.
+/// The object that defines a service.
 fn key_of(service: &Service) -> ObjectKey {
     let kind = match service.registry {
         Registry::Kubernetes => Kind::Service,
         Registry::ServiceEntry => Kind::ServiceEntry,
     };
-    ObjectKey { kind, namespace: service.namespace.clone(), name: service.name.clone() }
+    ObjectKey {
+        kind,
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+    }
 }
 
-fn encode_cluster(net: &mut Net, cluster: &Cluster, objects: &Provenance) -> Option<Arc<Resource>> {
-    let bytes = net.pass("cds", &cluster.name, cluster, objects.first())?;
+fn encode_cluster(
+    validator: &mut OutputValidator,
+    cluster: &Cluster,
+    objects: &Provenance,
+) -> Option<Arc<Resource>> {
+    let bytes = validator.pass("cds", &cluster.name, cluster, objects.first())?;
     Some(Resource::new(cluster.name.as_str(), bytes, objects.clone()))
 }
 
-fn encode_listener(net: &mut Net, listener: Listener, objects: Provenance) -> Option<Arc<Resource>> {
-    let (listener, bytes) = net.pass_listener(listener)?;
-    Some(Resource::leading_to(listener.name.as_str(), bytes, ClusterRefs::of_listener(&listener), objects))
+fn encode_listener(
+    validator: &mut OutputValidator,
+    listener: Listener,
+    objects: Provenance,
+) -> Option<Arc<Resource>> {
+    let (listener, bytes) = validator.checked_listener(listener)?;
+    Some(Resource::with_cluster_refs(
+        listener.name.as_str(),
+        bytes,
+        ClusterRefs::of_listener(&listener),
+        objects,
+    ))
 }
 
-/// A route configuration but for its virtual hosts.
+/// The encoded route configuration without virtual hosts.
 pub(super) fn head(name: &str) -> Bytes {
     let frame = route::RouteConfiguration {
         name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! Encoded resources, and maps of them that share what they have in common.
+//! Encoded resources, and maps of them with structural sharing.
 
 use std::collections::VecDeque;
 use std::ops::Bound;
@@ -26,7 +26,11 @@ pub struct Resource {
 
 #[derive(Clone, Debug)]
 enum Body {
-    Message { bytes: Bytes, clusters: ClusterRefs, objects: Provenance },
+    Message {
+        bytes: Bytes,
+        clusters: ClusterRefs,
+        objects: Provenance,
+    },
     Routes(RouteTable),
 }
 
@@ -39,23 +43,35 @@ impl PartialEq for Resource {
 impl Resource {
     /// The resource with these bytes, made from `objects`.
     pub fn new(name: impl Into<Arc<str>>, bytes: Bytes, objects: Provenance) -> Arc<Self> {
-        Self::leading_to(name, bytes, ClusterRefs::default(), objects)
+        Self::with_cluster_refs(name, bytes, ClusterRefs::default(), objects)
     }
 
-    /// The listener with these bytes, which leads to `clusters`.
-    pub fn leading_to(
+    /// A listener with these bytes that references `clusters`.
+    pub fn with_cluster_refs(
         name: impl Into<Arc<str>>,
         bytes: Bytes,
         clusters: ClusterRefs,
         objects: Provenance,
     ) -> Arc<Self> {
         let version = xxh3_64(&bytes);
-        Arc::new(Self { name: name.into(), version, body: Body::Message { bytes, clusters, objects } })
+        Arc::new(Self {
+            name: name.into(),
+            version,
+            body: Body::Message {
+                bytes,
+                clusters,
+                objects,
+            },
+        })
     }
 
     /// The route configuration of these virtual hosts.
     pub fn routes(name: impl Into<Arc<str>>, table: RouteTable) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), version: table.version(), body: Body::Routes(table) })
+        Arc::new(Self {
+            name: name.into(),
+            version: table.version(),
+            body: Body::Routes(table),
+        })
     }
 
     /// The virtual hosts of a route configuration; `None` for any other type.
@@ -66,7 +82,7 @@ impl Resource {
         }
     }
 
-    /// Whether a listener or a route configuration leads to a cluster.
+    /// Whether a listener or route configuration references a cluster.
     pub fn leads_to(&self, cluster: &str) -> bool {
         match &self.body {
             Body::Message { clusters, .. } => clusters.contains(cluster),
@@ -74,7 +90,7 @@ impl Resource {
         }
     }
 
-    /// The clusters that a listener or a route configuration leads to, in order, each once.
+    /// The clusters that a listener or route configuration references, sorted and unique.
     pub fn clusters(&self) -> Box<dyn Iterator<Item = &Arc<str>> + '_> {
         match &self.body {
             Body::Message { clusters, .. } => Box::new(clusters.iter()),
@@ -111,7 +127,7 @@ impl Resource {
         self.len() == 0
     }
 
-    /// The encoded message in one piece.
+    /// The encoded message as one buffer.
     pub fn bytes(&self) -> Vec<u8> {
         self.pieces().flatten().collect()
     }
@@ -119,10 +135,16 @@ impl Resource {
     /// The encoded message in shared pieces that follow one another.
     pub fn pieces(&self) -> Pieces {
         match &self.body {
-            Body::Message { bytes, .. } => Pieces { ready: VecDeque::from([bytes.clone()]), table: None },
+            Body::Message { bytes, .. } => Pieces {
+                ready: VecDeque::from([bytes.clone()]),
+                table: None,
+            },
             Body::Routes(table) => {
                 let ready = VecDeque::from([table.head().clone()]);
-                Pieces { ready, table: Some((table.clone(), None)) }
+                Pieces {
+                    ready,
+                    table: Some((table.clone(), None)),
+                }
             }
         }
     }
@@ -148,17 +170,20 @@ impl Iterator for Pieces {
         {
             let next = table.after(last.as_ref(), BATCH);
             let last = next.last().map(|host| host.name.clone());
-            self.ready.extend(next.iter().map(|host| host.field.clone()));
+            self.ready
+                .extend(next.iter().map(|host| host.field.clone()));
             match last {
                 Some(last) if next.len() == BATCH => self.table = Some((table, Some(last))),
-                _ => self.ready.extend(table.catch_all().map(|host| host.field.clone())),
+                _ => self
+                    .ready
+                    .extend(table.catch_all().map(|host| host.field.clone())),
             }
         }
         self.ready.pop_front()
     }
 }
 
-/// Resources of one type by name. Cheap to clone; a changed copy shares what did not change.
+/// Resources of one type by name. Cheap to clone; modified copies share unchanged parts.
 #[derive(Clone, Debug, Default)]
 pub struct Resources(OrdMap<Arc<str>, Arc<Resource>>);
 
@@ -203,10 +228,13 @@ impl Resources {
         self.0.is_empty()
     }
 
-    /// Adds a resource, or replaces the one of its name. Where that has the same version it stays as it is, so that
-    /// [`Resources::diff`] has nothing to look at.
+    /// Inserts or replaces a resource. One with the same version is kept, so that [`Resources::diff`] need not compare
+    /// it.
     pub fn insert(&mut self, resource: Arc<Resource>) {
-        if self.get(&resource.name).is_none_or(|old| old.version != resource.version) {
+        if self
+            .get(&resource.name)
+            .is_none_or(|old| old.version != resource.version)
+        {
             self.0.insert(resource.name.clone(), resource);
         }
     }
@@ -216,13 +244,13 @@ impl Resources {
         self.0.remove(name)
     }
 
-    /// Whether both are the same map, which is cheap to tell; `false` where that is not known.
+    /// Whether both share the same map, a cheap check; `false` if unknown.
     pub fn ptr_eq(&self, other: &Self) -> bool {
         self.0.ptr_eq(&other.0)
     }
 
-    /// Calls `found` with each name under which two maps hold different versions, or only one holds any, and both.
-    /// Takes the time that the differences take where one map was made from the other.
+    /// Calls `found` with each name whose versions differ between two maps, in time proportional to the difference if
+    /// one map was derived from the other.
     pub fn diff<'a>(
         &'a self,
         new: &'a Self,
@@ -234,7 +262,11 @@ impl Resources {
 
 impl FromIterator<Arc<Resource>> for Resources {
     fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(all: I) -> Self {
-        Self(all.into_iter().map(|resource| (resource.name.clone(), resource)).collect())
+        Self(
+            all.into_iter()
+                .map(|resource| (resource.name.clone(), resource))
+                .collect(),
+        )
     }
 }
 

@@ -1,5 +1,5 @@
-//! Route configurations as maps of encoded virtual hosts: one that differs in a virtual host is made from the other in the
-//! time that this virtual host takes.
+//! Route configurations as maps of encoded virtual hosts, so that changing a virtual host costs only the work for that
+//! virtual host.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -19,11 +19,11 @@ use super::resource::Provenance;
 pub struct EncodedVirtualHost {
     /// The virtual host's name.
     pub name: Arc<str>,
-    /// The domains it answers for.
+    /// The domains it matches.
     pub domains: Arc<[String]>,
     /// The field's bytes.
     pub field: Bytes,
-    /// The clusters it leads to.
+    /// The clusters it references.
     pub clusters: ClusterRefs,
     /// The objects it was made from.
     pub objects: Provenance,
@@ -40,11 +40,18 @@ impl EncodedVirtualHost {
     /// Encodes a virtual host that was made from `objects`.
     pub fn new(host: route::VirtualHost, objects: Provenance) -> Self {
         let mut field = Vec::with_capacity(host.encoded_len() + 6);
-        // `RouteConfiguration.virtual_hosts`, field 2: messages put together from encoded fields are valid Protobuf.
+        // `RouteConfiguration.virtual_hosts`, field 2: concatenated encoded fields are a valid Protobuf message.
         prost::encoding::message::encode(2, &host, &mut field);
         let clusters = ClusterRefs::of_virtual_host(&host);
         let hash = xxh3_64(&field);
-        Self { name: host.name.into(), domains: host.domains.into(), field: field.into(), clusters, objects, hash }
+        Self {
+            name: host.name.into(),
+            domains: host.domains.into(),
+            field: field.into(),
+            clusters,
+            objects,
+            hash,
+        }
     }
 
     /// Whether it has no routes.
@@ -57,7 +64,8 @@ impl EncodedVirtualHost {
     pub fn without(&self, taken: &BTreeSet<String>) -> Option<Self> {
         let wrapped = route::RouteConfiguration::decode(self.field.clone()).ok()?;
         let mut host = wrapped.virtual_hosts.into_iter().next()?;
-        host.domains.retain(|domain| !taken.contains(&domain.to_ascii_lowercase()));
+        host.domains
+            .retain(|domain| !taken.contains(&domain.to_ascii_lowercase()));
         (!host.domains.is_empty()).then(|| Self::new(host, self.objects.clone()))
     }
 }
@@ -71,14 +79,18 @@ pub struct RouteTable {
     len: usize,
     /// The sum of the virtual hosts' hashes, which does not depend on their order.
     sum: u64,
-    /// How many virtual hosts lead to each cluster.
-    leading_to: OrdMap<Arc<str>, u32>,
+    /// The number of virtual hosts that reference each cluster.
+    with_cluster_refs: OrdMap<Arc<str>, u32>,
 }
 
 impl RouteTable {
     /// A table without virtual hosts. `head` are the encoded other fields of the route configuration.
     pub fn new(head: Bytes) -> Self {
-        Self { len: head.len(), head, ..Self::default() }
+        Self {
+            len: head.len(),
+            head,
+            ..Self::default()
+        }
     }
 
     /// The encoded fields other than the virtual hosts.
@@ -106,7 +118,7 @@ impl RouteTable {
         self.hosts.get(name)
     }
 
-    /// The virtual host that answers for what no other does.
+    /// The catch-all virtual host.
     pub fn catch_all(&self) -> Option<&Arc<EncodedVirtualHost>> {
         self.catch_all.as_ref()
     }
@@ -116,18 +128,23 @@ impl RouteTable {
         self.hosts.values().chain(&self.catch_all)
     }
 
-    pub(super) fn range(&self, start: Bound<Arc<str>>) -> impl Iterator<Item = &Arc<EncodedVirtualHost>> {
-        self.hosts.range::<_, Arc<str>>((start, Bound::Unbounded)).map(|(_, host)| host)
+    pub(super) fn range(
+        &self,
+        start: Bound<Arc<str>>,
+    ) -> impl Iterator<Item = &Arc<EncodedVirtualHost>> {
+        self.hosts
+            .range::<_, Arc<str>>((start, Bound::Unbounded))
+            .map(|(_, host)| host)
     }
 
-    /// Whether any virtual host leads to a cluster.
+    /// Whether any virtual host references a cluster.
     pub fn leads_to(&self, cluster: &str) -> bool {
-        self.leading_to.contains_key(cluster)
+        self.with_cluster_refs.contains_key(cluster)
     }
 
-    /// The clusters that any virtual host leads to, in order.
+    /// The clusters referenced by any virtual host, sorted.
     pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.leading_to.keys()
+        self.with_cluster_refs.keys()
     }
 
     /// Puts a virtual host in the place of the one with its name, or takes that away.
@@ -149,15 +166,17 @@ impl RouteTable {
     }
 
     fn account(&mut self, old: Option<&EncodedVirtualHost>, new: Option<&EncodedVirtualHost>) {
-        let same_clusters = old.zip(new).is_some_and(|(old, new)| old.clusters == new.clusters);
+        let same_clusters = old
+            .zip(new)
+            .is_some_and(|(old, new)| old.clusters == new.clusters);
         if let Some(old) = old {
             self.len -= old.field.len();
             self.sum = self.sum.wrapping_sub(old.hash);
             for cluster in old.clusters.iter().filter(|_| !same_clusters) {
-                if let Some(count) = self.leading_to.get_mut(cluster) {
+                if let Some(count) = self.with_cluster_refs.get_mut(cluster) {
                     *count -= 1;
                     if *count == 0 {
-                        self.leading_to.remove(cluster);
+                        self.with_cluster_refs.remove(cluster);
                     }
                 }
             }
@@ -166,7 +185,7 @@ impl RouteTable {
             self.len += new.field.len();
             self.sum = self.sum.wrapping_add(new.hash);
             for cluster in new.clusters.iter().filter(|_| !same_clusters) {
-                *self.leading_to.entry(cluster.clone()).or_default() += 1;
+                *self.with_cluster_refs.entry(cluster.clone()).or_default() += 1;
             }
         }
     }
@@ -177,13 +196,21 @@ impl RouteTable {
     pub fn diff<'a>(
         &'a self,
         new: &'a Self,
-        mut found: impl FnMut(&'a Arc<str>, Option<&'a Arc<EncodedVirtualHost>>, Option<&'a Arc<EncodedVirtualHost>>),
+        mut found: impl FnMut(
+            &'a Arc<str>,
+            Option<&'a Arc<EncodedVirtualHost>>,
+            Option<&'a Arc<EncodedVirtualHost>>,
+        ),
     ) {
         crate::mesh::diff(&self.hosts, &new.hosts, &mut found);
         if self.catch_all != new.catch_all
             && let Some(either) = new.catch_all.as_ref().or(self.catch_all.as_ref())
         {
-            found(&either.name, self.catch_all.as_ref(), new.catch_all.as_ref());
+            found(
+                &either.name,
+                self.catch_all.as_ref(),
+                new.catch_all.as_ref(),
+            );
         }
     }
 }
@@ -194,32 +221,41 @@ mod tests {
 
     fn host(name: &str, domains: &[&str]) -> Arc<EncodedVirtualHost> {
         let domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
-        let host = route::VirtualHost { name: name.into(), domains, ..Default::default() };
+        let host = route::VirtualHost {
+            name: name.into(),
+            domains,
+            ..Default::default()
+        };
         Arc::new(EncodedVirtualHost::new(host, Provenance::default()))
     }
 
     #[test]
     fn a_table_has_one_version_however_it_came_about() {
         let (a, b) = (host("a", &["x"]), host("b", &["y"]));
-        let mut one = RouteTable::new(Bytes::from_static(b"head"));
-        one.set(&a.name, Some(a.clone()));
-        one.set(&b.name, Some(b.clone()));
+        let mut item = RouteTable::new(Bytes::from_static(b"head"));
+        item.set(&a.name, Some(a.clone()));
+        item.set(&b.name, Some(b.clone()));
         let mut other = RouteTable::new(Bytes::from_static(b"head"));
         other.set(&b.name, Some(b.clone()));
         other.set(&a.name, Some(host("a", &["z"])));
-        assert_ne!(one.version(), other.version());
+        assert_ne!(item.version(), other.version());
         other.set(&a.name, Some(a.clone()));
-        assert_eq!((one.version(), one.len()), (other.version(), other.len()));
+        assert_eq!((item.version(), item.len()), (other.version(), other.len()));
         other.set(&b.name, None);
         let mut names = Vec::new();
-        one.diff(&other, |name, _, new| names.push((name.clone(), new.is_some())));
+        item.diff(&other, |name, _, new| {
+            names.push((name.clone(), new.is_some()));
+        });
         assert_eq!(names, [("b".into(), false)]);
     }
 
     #[test]
     fn domains_of_others_are_left_out() {
         let taken = BTreeSet::from(["y".to_owned()]);
-        assert_eq!(&*host("a", &["X", "Y"]).without(&taken).unwrap().domains, ["X".to_owned()]);
+        assert_eq!(
+            &*host("a", &["X", "Y"]).without(&taken).unwrap().domains,
+            ["X".to_owned()]
+        );
         assert!(host("a", &["y"]).without(&taken).is_none());
     }
 }

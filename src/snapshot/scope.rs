@@ -1,5 +1,5 @@
-//! What the proxies of one scope get, kept up to date host by host: a change of the mesh costs what it changes, and a scope
-//! that differs from another in a few hosts is made from that one.
+//! The resources of one scope, updated host by host: the cost is proportional to the change, and a scope that differs
+//! from another in a few hosts is derived from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,16 +7,20 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::domains::{Claim, Domains, Rank};
-use super::net::Left;
-use super::parts::{Encoded, HostPart, Parts, Wanted, head};
-use super::{EncodedVirtualHost, LeftOut, Resource, ResourceType, Resources, RouteTable, Snapshot};
-use crate::mesh::{Host, Mesh, Protocol, Scope, Seen, View, VirtualService, covers, is_wildcard};
+use super::parts::{CachedVirtualHost, Encoded, Parts, VirtualHostInput, head};
+use super::validator::OmittedResources;
+use super::{
+    EncodedVirtualHost, OmittedResource, Resource, ResourceType, Resources, RouteTable, Snapshot,
+};
+use crate::mesh::{
+    Host, Mesh, Protocol, Scope, ScopeView, VirtualService, VisibleService, covers, is_wildcard,
+};
 use crate::revision::MeshRevision;
-use crate::translate::outbound::{own_routes, shared_routes};
+use crate::translate::listener_plan::{own_routes, shared_routes};
 use crate::translate::route::{has_routes, rules_at};
 use crate::translate::{default_cluster, virtual_host};
 
-/// What one host adds to the resources of a scope.
+/// The resources that one host contributes to a scope.
 #[derive(Debug, Default)]
 struct HostResources {
     clusters: Arc<Encoded>,
@@ -24,12 +28,12 @@ struct HostResources {
     virtual_hosts: Vec<Placed>,
 }
 
-/// A virtual host and the route configuration it belongs to.
+/// A virtual host and its route configuration.
 #[derive(Clone, Debug)]
 struct Placed {
     configuration: Arc<str>,
     rank: Rank,
-    part: Arc<HostPart>,
+    part: Arc<CachedVirtualHost>,
 }
 
 /// A route configuration that is being kept up to date.
@@ -58,18 +62,23 @@ pub(super) struct ScopeResources {
     listeners: OrdMap<Option<u16>, Arc<[Arc<Encoded>]>>,
     inbound: Vec<Arc<Encoded>>,
     /// What had to be left out, by what it belongs to.
-    left_out: OrdMap<String, Left>,
+    omitted: OrdMap<String, OmittedResources>,
     resources: [Resources; 4],
 }
 
 impl ScopeResources {
-    /// Everything that proxies of `scope` get in this state of the mesh.
+    /// Builds the configuration of `scope` for this state of the mesh.
     pub fn build(mesh: &Mesh, scope: &Scope, parts: &mut Parts) -> Self {
         let mut this = Self::default();
         let fixed = parts.fixed_clusters();
         this.replace("fixed", &Arc::default(), &fixed, ResourceType::Cluster);
         let touched = Touched {
-            hosts: mesh.services.keys().chain(mesh.virtual_services.hosts()).cloned().collect(),
+            hosts: mesh
+                .services
+                .keys()
+                .chain(mesh.virtual_services.hosts())
+                .cloned()
+                .collect(),
             ports: mesh.ports(),
         };
         this.update(mesh, scope, &touched, parts);
@@ -80,7 +89,7 @@ impl ScopeResources {
 
     /// Looks at what is touched again.
     pub fn update(&mut self, mesh: &Mesh, scope: &Scope, touched: &Touched, parts: &mut Parts) {
-        let view = View::new(mesh, scope);
+        let view = ScopeView::new(mesh, scope);
         for host in &touched.hosts {
             self.update_host(&view, host, parts);
         }
@@ -88,7 +97,11 @@ impl ScopeResources {
             let new: Arc<[Arc<Encoded>]> = parts.listeners_at(&view, *port).into();
             self.replace_listeners(&view, Some(*port), new);
         }
-        if scope.inbound.iter().any(|port| touched.hosts.contains(&port.host)) {
+        if scope
+            .inbound
+            .iter()
+            .any(|port| touched.hosts.contains(&port.host))
+        {
             self.update_inbound(&view, parts);
         }
         parts.counts.scope_hosts += touched.hosts.len() as u64;
@@ -97,49 +110,82 @@ impl ScopeResources {
 
     /// Looks at what belongs to the proxies themselves again.
     pub fn update_own(&mut self, mesh: &Mesh, scope: &Scope, parts: &mut Parts) {
-        let view = View::new(mesh, scope);
+        let view = ScopeView::new(mesh, scope);
         self.replace_listeners(&view, None, parts.redirected_listeners(&view).into());
         self.update_inbound(&view, parts);
     }
 
     /// Whether proxies get the same from both, which is cheap to tell; `false` where that is not known.
     pub fn same(&self, other: &Self) -> bool {
-        self.resources.iter().zip(&other.resources).all(|(own, other)| own.ptr_eq(other))
+        self.resources
+            .iter()
+            .zip(&other.resources)
+            .all(|(own, other)| own.ptr_eq(other))
     }
 
     /// The snapshot of this state.
     pub fn snapshot(&self, revision: MeshRevision) -> Snapshot {
         let mut snapshot = Snapshot::new(revision, self.resources.clone());
-        let left_out: BTreeSet<&LeftOut> = self.left_out.values().flat_map(|left| left.iter()).collect();
-        snapshot.left_out = left_out.into_iter().cloned().collect();
+        let omitted: BTreeSet<&OmittedResource> =
+            self.omitted.values().flat_map(|left| left.iter()).collect();
+        snapshot.omitted = omitted.into_iter().cloned().collect();
         snapshot
     }
 
-    fn update_inbound(&mut self, view: &View<'_>, parts: &mut Parts) {
+    fn update_inbound(&mut self, view: &ScopeView<'_>, parts: &mut Parts) {
         let new = parts.inbound_clusters(view);
         let old = std::mem::replace(&mut self.inbound, new.clone());
         let count = old.len().max(new.len());
         // First what goes, so that a cluster of the same name that comes at another place stays.
         for at in 0..count {
             let gone = old.get(at).cloned().unwrap_or_default();
-            self.replace(&format!("inbound {at}"), &gone, &Arc::default(), ResourceType::Cluster);
+            self.replace(
+                &format!("inbound {at}"),
+                &gone,
+                &Arc::default(),
+                ResourceType::Cluster,
+            );
         }
         for (at, part) in new.iter().enumerate() {
-            self.replace(&format!("inbound {at}"), &Arc::default(), part, ResourceType::Cluster);
+            self.replace(
+                &format!("inbound {at}"),
+                &Arc::default(),
+                part,
+                ResourceType::Cluster,
+            );
         }
     }
 
-    fn replace_listeners(&mut self, view: &View<'_>, port: Option<u16>, new: Arc<[Arc<Encoded>]>) {
+    fn replace_listeners(
+        &mut self,
+        view: &ScopeView<'_>,
+        port: Option<u16>,
+        new: Arc<[Arc<Encoded>]>,
+    ) {
         let old = self.listeners.get(&port).cloned().unwrap_or_default();
         let all = |parts: &[Arc<Encoded>]| Encoded {
-            resources: parts.iter().flat_map(|part| part.resources.iter().cloned()).collect(),
-            left: parts.iter().flat_map(|part| part.left.iter().cloned()).collect(),
+            resources: parts
+                .iter()
+                .flat_map(|part| part.resources.iter().cloned())
+                .collect(),
+            left: parts
+                .iter()
+                .flat_map(|part| part.left.iter().cloned())
+                .collect(),
             asks_for: None,
         };
         let owner = format!("listeners {port:?}");
-        self.replace(&owner, &Arc::new(all(&old)), &Arc::new(all(&new)), ResourceType::Listener);
+        self.replace(
+            &owner,
+            &Arc::new(all(&old)),
+            &Arc::new(all(&new)),
+            ResourceType::Listener,
+        );
         let asked = |parts: &[Arc<Encoded>]| -> Vec<Arc<str>> {
-            parts.iter().filter_map(|part| part.asks_for.clone()).collect()
+            parts
+                .iter()
+                .filter_map(|part| part.asks_for.clone())
+                .collect()
         };
         self.ask(view, &asked(&old), &asked(&new));
         if new.is_empty() {
@@ -150,7 +196,7 @@ impl ScopeResources {
     }
 
     /// Counts the listeners that ask for route configurations: one that no listener asks for is not given to proxies.
-    fn ask(&mut self, view: &View<'_>, old: &[Arc<str>], new: &[Arc<str>]) {
+    fn ask(&mut self, view: &ScopeView<'_>, old: &[Arc<str>], new: &[Arc<str>]) {
         for name in new {
             *self.asked_for.entry(name.clone()).or_default() += 1;
         }
@@ -166,7 +212,10 @@ impl ScopeResources {
             let [.., routes] = &self.resources;
             if self.asked_for.contains_key(name) != routes.contains_key(name) {
                 let known = self.configurations.get(name).cloned();
-                self.publish(name, known.unwrap_or_else(|| Configuration::new(view, name)));
+                self.publish(
+                    name,
+                    known.unwrap_or_else(|| Configuration::new(view, name)),
+                );
             }
         }
     }
@@ -176,31 +225,59 @@ impl ScopeResources {
         if Arc::ptr_eq(old, new) {
             return;
         }
-        let Some(resources) = self.resources.get_mut(kind.index()) else { return };
-        let names: BTreeSet<&Arc<str>> = new.resources.iter().map(|resource| &resource.name).collect();
-        for gone in old.resources.iter().filter(|resource| !names.contains(&resource.name)) {
+        let Some(resources) = self.resources.get_mut(kind.index()) else {
+            return;
+        };
+        let names: BTreeSet<&Arc<str>> = new
+            .resources
+            .iter()
+            .map(|resource| &resource.name)
+            .collect();
+        for gone in old
+            .resources
+            .iter()
+            .filter(|resource| !names.contains(&resource.name))
+        {
             resources.remove(&gone.name);
         }
-        new.resources.iter().for_each(|resource| resources.insert(resource.clone()));
+        new.resources
+            .iter()
+            .for_each(|resource| resources.insert(resource.clone()));
         self.note_left_out(owner, &old.left, &new.left);
     }
 
-    fn note_left_out(&mut self, owner: &str, old: &Left, new: &Left) {
+    fn note_left_out(&mut self, owner: &str, old: &OmittedResources, new: &OmittedResources) {
         if !new.is_empty() {
-            self.left_out.insert(owner.to_owned(), new.clone());
+            self.omitted.insert(owner.to_owned(), new.clone());
         } else if !old.is_empty() {
-            self.left_out.remove(owner);
+            self.omitted.remove(owner);
         }
     }
 
-    fn update_host(&mut self, view: &View<'_>, host: &Host, parts: &mut Parts) {
+    fn update_host(&mut self, view: &ScopeView<'_>, host: &Host, parts: &mut Parts) {
         let old = self.hosts.get(host).cloned().unwrap_or_default();
-        let mut new = HostResources { virtual_hosts: virtual_hosts(view, host, parts), ..HostResources::default() };
-        if let Some(seen) = view.service(host).filter(|seen| seen.known.service.alias_of.is_none()) {
+        let mut new = HostResources {
+            virtual_hosts: virtual_hosts(view, host, parts),
+            ..HostResources::default()
+        };
+        if let Some(seen) = view
+            .service(host)
+            .filter(|seen| seen.known.service.alias_of.is_none())
+        {
             (new.clusters, new.endpoints) = parts.service(view, &seen);
         }
-        self.replace(&format!("clusters {host}"), &old.clusters, &new.clusters, ResourceType::Cluster);
-        self.replace(&format!("endpoints {host}"), &old.endpoints, &new.endpoints, ResourceType::Endpoints);
+        self.replace(
+            &format!("clusters {host}"),
+            &old.clusters,
+            &new.clusters,
+            ResourceType::Cluster,
+        );
+        self.replace(
+            &format!("endpoints {host}"),
+            &old.endpoints,
+            &new.endpoints,
+            ResourceType::Endpoints,
+        );
         self.replace_virtual_hosts(view, host, &old.virtual_hosts, &new.virtual_hosts);
         let is_empty = new.clusters.resources.is_empty() && new.endpoints.resources.is_empty();
         if is_empty && new.virtual_hosts.is_empty() {
@@ -210,25 +287,49 @@ impl ScopeResources {
         }
     }
 
-    fn replace_virtual_hosts(&mut self, view: &View<'_>, host: &Host, old: &[Placed], new: &[Placed]) {
-        let mut configurations: BTreeSet<&Arc<str>> = old.iter().map(|placed| &placed.configuration).collect();
+    fn replace_virtual_hosts(
+        &mut self,
+        view: &ScopeView<'_>,
+        host: &Host,
+        old: &[Placed],
+        new: &[Placed],
+    ) {
+        let mut configurations: BTreeSet<&Arc<str>> =
+            old.iter().map(|placed| &placed.configuration).collect();
         configurations.extend(new.iter().map(|placed| &placed.configuration));
         for name in configurations {
-            let within = |list: &[Placed]| list.iter().find(|placed| placed.configuration == *name).cloned();
+            let within = |list: &[Placed]| {
+                list.iter()
+                    .find(|placed| placed.configuration == *name)
+                    .cloned()
+            };
             let (before, after) = (within(old), within(new));
             let same = before
                 .as_ref()
                 .zip(after.as_ref())
-                .is_some_and(|(before, after)| Arc::ptr_eq(&before.part, &after.part) && before.rank == after.rank);
+                .is_some_and(|(before, after)| {
+                    Arc::ptr_eq(&before.part, &after.part) && before.rank == after.rank
+                });
             if same {
                 continue;
             }
-            let mut configuration =
-                self.configurations.get(name).cloned().unwrap_or_else(|| Configuration::new(view, name));
+            let mut configuration = self
+                .configurations
+                .get(name)
+                .cloned()
+                .unwrap_or_else(|| Configuration::new(view, name));
             configuration.replace(before.as_ref(), after.as_ref());
-            let left =
-                |placed: &Option<Placed>| placed.as_ref().map(|placed| placed.part.left.clone()).unwrap_or_default();
-            self.note_left_out(&format!("routes {name} {host}"), &left(&before), &left(&after));
+            let left = |placed: &Option<Placed>| {
+                placed
+                    .as_ref()
+                    .map(|placed| placed.part.left.clone())
+                    .unwrap_or_default()
+            };
+            self.note_left_out(
+                &format!("routes {name} {host}"),
+                &left(&before),
+                &left(&after),
+            );
             self.publish(name, configuration);
         }
     }
@@ -250,19 +351,28 @@ impl ScopeResources {
 }
 
 impl Configuration {
-    fn new(view: &View<'_>, name: &str) -> Self {
+    fn new(view: &ScopeView<'_>, name: &str) -> Self {
         let catch_all = name.parse::<u16>().is_ok().then(|| {
             let host = virtual_host::catch_all(view.outbound, &default_cluster(view));
             Arc::new(EncodedVirtualHost::new(host, Arc::default()))
         });
         let mut table = RouteTable::new(head(name));
         table.set_catch_all(catch_all.clone());
-        Self { domains: Domains::default(), table, catch_all }
+        Self {
+            domains: Domains::default(),
+            table,
+            catch_all,
+        }
     }
 
     fn replace(&mut self, old: Option<&Placed>, new: Option<&Placed>) {
         let encoded = |placed: &Placed| placed.part.encoded.clone();
-        let claim = new.and_then(|placed| Some(Claim { rank: placed.rank.clone(), host: encoded(placed)? }));
+        let claim = new.and_then(|placed| {
+            Some(Claim {
+                rank: placed.rank.clone(),
+                host: encoded(placed)?,
+            })
+        });
         let name = claim.as_ref().map(|claim| claim.host.name.clone());
         let old_name = old.and_then(encoded).map(|host| host.name.clone());
         if let Some(gone) = old_name.filter(|old| Some(old) != name.as_ref()) {
@@ -283,12 +393,16 @@ impl Configuration {
 }
 
 /// The virtual hosts of a host, at every port that has one.
-fn virtual_hosts(view: &View<'_>, host: &Host, parts: &mut Parts) -> Vec<Placed> {
+fn virtual_hosts(view: &ScopeView<'_>, host: &Host, parts: &mut Parts) -> Vec<Placed> {
     let mut found = Vec::new();
     let mut served = BTreeSet::new();
     if let Some(seen) = view.callable_service(host) {
         let is_alias = seen.known.service.alias_of.is_some();
-        let aliases = if is_alias { Vec::new() } else { aliases(view, host) };
+        let aliases = if is_alias {
+            Vec::new()
+        } else {
+            aliases(view, host)
+        };
         for port in seen.ports().filter(|port| port.protocol.may_be_http()) {
             served.insert(port.number);
             let rule = rules_at(view, host, port.number).map(|rule| &**rule);
@@ -296,14 +410,22 @@ fn virtual_hosts(view: &View<'_>, host: &Host, parts: &mut Parts) -> Vec<Placed>
             if is_alias && rule.is_none() {
                 continue;
             }
-            let wanted = Wanted { view, port: port.number, rule };
+            let wanted = VirtualHostInput {
+                view,
+                port: port.number,
+                rule,
+            };
             let rank = match rule {
                 Some(rule) => Rank::Ruled(view.rules_at(port.number).precedence(rule), true),
                 None => Rank::Plain,
             };
             let mut place = |configuration: String, any_name: bool| {
                 let part = parts.service_host(&wanted, &seen, port, any_name, &aliases);
-                found.push(Placed { configuration: configuration.into(), rank: rank.clone(), part });
+                found.push(Placed {
+                    configuration: configuration.into(),
+                    rank: rank.clone(),
+                    part,
+                });
             };
             place(shared_routes(port.number), false);
             if port.protocol == Protocol::Unknown {
@@ -316,18 +438,32 @@ fn virtual_hosts(view: &View<'_>, host: &Host, parts: &mut Parts) -> Vec<Placed>
 }
 
 /// The ExternalName services that clients see standing for a host.
-fn aliases<'a>(view: &View<'a>, host: &Host) -> Vec<Seen<'a>> {
-    let seen = view.mesh.aliases_of(host).filter_map(|alias| view.callable_service(alias));
-    seen.filter(|alias| alias.known.service.alias_of.as_ref() == Some(host)).collect()
+fn aliases<'a>(view: &ScopeView<'a>, host: &Host) -> Vec<VisibleService<'a>> {
+    let seen = view
+        .mesh
+        .aliases_of(host)
+        .filter_map(|alias| view.callable_service(alias));
+    seen.filter(|alias| alias.known.service.alias_of.as_ref() == Some(host))
+        .collect()
 }
 
 /// The virtual hosts of a VirtualService's host at ports where no service has it: at the port of plain HTTP, and at
 /// another where the VirtualService names a service that is there as well.
-fn other_hosts(view: &View<'_>, host: &Host, served: &BTreeSet<u16>, parts: &mut Parts, found: &mut Vec<Placed>) {
+fn other_hosts(
+    view: &ScopeView<'_>,
+    host: &Host,
+    served: &BTreeSet<u16>,
+    parts: &mut Parts,
+    found: &mut Vec<Placed>,
+) {
     let mut by_port: BTreeMap<u16, Vec<&Arc<VirtualService>>> = BTreeMap::new();
     let named = view.rules.naming_exactly(host);
     for rule in named {
-        let ports = rule.hosts.iter().flat_map(|name| ports_of(view, name)).chain([80]);
+        let ports = rule
+            .hosts
+            .iter()
+            .flat_map(|name| ports_of(view, name))
+            .chain([80]);
         for port in ports.collect::<BTreeSet<u16>>() {
             by_port.entry(port).or_default().push(rule);
         }
@@ -336,16 +472,25 @@ fn other_hosts(view: &View<'_>, host: &Host, served: &BTreeSet<u16>, parts: &mut
         if served.contains(&port) || (is_wildcard(host) && ports_of(view, host).contains(&port)) {
             continue;
         }
-        let rules =
-            rules.into_iter().filter(|rule| view.rules_at(port).includes(rule) && has_routes(rule, view.scope, port));
+        let rules = rules.into_iter().filter(|rule| {
+            view.rules_at(port).includes(rule) && has_routes(rule, view.scope, port)
+        });
         let mut made: Option<Placed> = None;
         for rule in rules {
-            let wanted = Wanted { view, port, rule: Some(rule) };
+            let wanted = VirtualHostInput {
+                view,
+                port,
+                rule: Some(rule),
+            };
             let part = parts.other_host(&wanted, host, rule);
             let is_made = part.encoded.is_some();
             if is_made || made.is_none() {
                 let rank = Rank::Ruled(view.rules_at(port).precedence(rule), false);
-                made = Some(Placed { configuration: shared_routes(port).into(), rank, part });
+                made = Some(Placed {
+                    configuration: shared_routes(port).into(),
+                    rank,
+                    part,
+                });
             }
             if is_made {
                 break;
@@ -356,14 +501,27 @@ fn other_hosts(view: &View<'_>, host: &Host, served: &BTreeSet<u16>, parts: &mut
 }
 
 /// The ports at which requests can be seen that services of a host, or of the hosts that a wildcard covers, have.
-fn ports_of(view: &View<'_>, name: &Host) -> BTreeSet<u16> {
-    let http = |seen: Seen<'_>| -> Vec<u16> {
-        seen.ports().filter(|port| port.protocol.may_be_http()).map(|port| port.number).collect()
+fn ports_of(view: &ScopeView<'_>, name: &Host) -> BTreeSet<u16> {
+    let http = |seen: VisibleService<'_>| -> Vec<u16> {
+        seen.ports()
+            .filter(|port| port.protocol.may_be_http())
+            .map(|port| port.number)
+            .collect()
     };
     if is_wildcard(name) {
-        let covered = view.mesh.services.keys().filter(|known| covers(name, known));
-        covered.filter_map(|host| view.callable_service(host)).flat_map(http).collect()
+        let covered = view
+            .mesh
+            .services
+            .keys()
+            .filter(|known| covers(name, known));
+        covered
+            .filter_map(|host| view.callable_service(host))
+            .flat_map(http)
+            .collect()
     } else {
-        view.callable_service(name).into_iter().flat_map(http).collect()
+        view.callable_service(name)
+            .into_iter()
+            .flat_map(http)
+            .collect()
     }
 }

@@ -24,24 +24,41 @@ impl Sensitivity {
         for (host, list) in &mesh.services {
             // In the namespace that stands in its host a service, or one that it stands for, has a short name.
             if let Some((_, namespace)) = name_and_namespace(host, &mesh.config.domain) {
-                let targets = list.iter().filter_map(|known| known.service.alias_of.clone());
-                this.by_namespace.entry(namespace.into()).or_default().extend(targets.chain([host.clone()]));
+                let targets = list
+                    .iter()
+                    .filter_map(|known| known.service.alias_of.clone());
+                this.by_namespace
+                    .entry(namespace.into())
+                    .or_default()
+                    .extend(targets.chain([host.clone()]));
             }
             for known in list.iter() {
                 let service = &known.service;
                 let hosts = [Some(host), service.alias_of.as_ref()];
-                this.seen_by(&service.visibility, &service.namespace, hosts.into_iter().flatten().cloned());
+                this.seen_by(
+                    &service.visibility,
+                    &service.namespace,
+                    hosts.into_iter().flatten().cloned(),
+                );
             }
             let rules = mesh.destination_rules.all(host);
             let placed = |service: &Service| service.preference.is_some() || service.node_local;
-            if list.iter().any(|known| placed(&known.service)) || rules.iter().any(|rule| rule.looks_at_locality()) {
+            if list.iter().any(|known| placed(&known.service))
+                || rules.iter().any(|rule| rule.looks_at_locality())
+            {
                 this.by_place.insert(host.clone());
             }
         }
         for rules in mesh.virtual_services.iter() {
-            let destinations = rules.destinations(&mesh.config.domain).map(|(host, _)| host);
-            let hosts: BTreeSet<Host> =
-                rules.hosts.iter().flat_map(|host| covered(mesh, host)).chain(destinations).collect();
+            let destinations = rules
+                .destinations(&mesh.config.domain)
+                .map(|(host, _)| host);
+            let hosts: BTreeSet<Host> = rules
+                .hosts
+                .iter()
+                .flat_map(|host| covered(mesh, host))
+                .chain(destinations)
+                .collect();
             if rules.tells_sources_apart() {
                 this.by_source.extend(hosts.iter().cloned());
             }
@@ -57,14 +74,22 @@ impl Sensitivity {
         this
     }
 
-    fn seen_by(&mut self, visibility: &Visibility, own: &Arc<str>, hosts: impl IntoIterator<Item = Host>) {
+    fn seen_by(
+        &mut self,
+        visibility: &Visibility,
+        own: &Arc<str>,
+        hosts: impl IntoIterator<Item = Host>,
+    ) {
         let hosts: Vec<Host> = hosts.into_iter().collect();
         let mut namespaces = BTreeSet::from([own.clone()]);
         if let Visibility::Namespaces(named) = visibility {
             namespaces.extend(named.iter().cloned());
         }
         for namespace in namespaces {
-            self.by_namespace.entry(namespace).or_default().extend(hosts.iter().cloned());
+            self.by_namespace
+                .entry(namespace)
+                .or_default()
+                .extend(hosts.iter().cloned());
         }
     }
 
@@ -72,7 +97,9 @@ impl Sensitivity {
     pub fn between(&self, mesh: &Mesh, a: &Scope, b: &Scope) -> Touched {
         let mut hosts: BTreeSet<Host> = BTreeSet::new();
         if a.namespace != b.namespace {
-            let own = [a, b].into_iter().filter_map(|scope| self.by_namespace.get(&scope.namespace));
+            let own = [a, b]
+                .into_iter()
+                .filter_map(|scope| self.by_namespace.get(&scope.namespace));
             hosts.extend(own.flatten().cloned());
         }
         if a.namespace != b.namespace || a.labels != b.labels {
@@ -81,23 +108,37 @@ impl Sensitivity {
         if (&a.labels, &a.locality, &a.node) != (&b.labels, &b.locality, &b.node) {
             hosts.extend(self.by_place.iter().cloned());
         }
-        let rules = hosts
-            .iter()
-            .flat_map(|host| mesh.virtual_services.routing_to(host).chain(mesh.virtual_services.naming(host)));
-        let users: Vec<Host> = rules.flat_map(|rules| &rules.hosts).flat_map(|host| covered(mesh, host)).collect();
+        let rules = hosts.iter().flat_map(|host| {
+            mesh.virtual_services
+                .routing_to(host)
+                .chain(mesh.virtual_services.naming(host))
+        });
+        let users: Vec<Host> = rules
+            .flat_map(|rules| &rules.hosts)
+            .flat_map(|host| covered(mesh, host))
+            .collect();
         hosts.extend(users);
         let mut ports = BTreeSet::new();
         for list in hosts.iter().filter_map(|host| mesh.services.get(host)) {
             // Which of several services for one host is seen may differ as well.
-            let hidden = |service: &Service| list.len() > 1 || service.visibility != Visibility::Public;
+            let hidden =
+                |service: &Service| list.len() > 1 || service.visibility != Visibility::Public;
             for service in list.iter().map(|known| &known.service) {
                 let differs = |class: PortClass| class == PortClass::Other || hidden(service);
-                let differing = service.ports.iter().filter(|port| differs(PortClass::of(port.protocol)));
+                let differing = service
+                    .ports
+                    .iter()
+                    .filter(|port| differs(PortClass::of(port.protocol)));
                 ports.extend(differing.map(|port| port.number));
             }
         }
         if a.headless != b.headless {
-            for known in a.headless.iter().chain(&b.headless).flat_map(|address| mesh.services_at(address)) {
+            for known in a
+                .headless
+                .iter()
+                .chain(&b.headless)
+                .flat_map(|address| mesh.services_at(address))
+            {
                 ports.extend(known.service.ports.iter().map(|port| port.number));
             }
         }

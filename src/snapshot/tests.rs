@@ -1,4 +1,4 @@
-//! What Istio's objects mean, seen in what proxies get.
+//! Checks the meaning of Istio objects on the resulting proxy configuration.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -7,21 +7,33 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{ResourceType, Snapshot, SnapshotBuilder, SnapshotCache};
-use crate::mesh::{Builder, Locality, Mesh, MeshConfig, NodeMetadata, Proxy};
+use crate::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy};
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
 
 fn object(kind: &str, name: &str, metadata: &str, spec: &str) -> String {
-    let group = if kind == "Service" { "v1" } else { "networking.istio.io/v1" };
-    format!("---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: {name}, {metadata}}}\nspec: {spec}\n")
+    let group = if kind == "Service" {
+        "v1"
+    } else {
+        "networking.istio.io/v1"
+    };
+    format!(
+        "---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: {name}, {metadata}}}\nspec: {spec}\n"
+    )
 }
 
 fn service(name: &str, namespace: &str, ip: &str, ports: &str) -> String {
-    object("Service", name, &format!("namespace: {namespace}"), &format!("{{clusterIP: {ip}, ports: [{ports}]}}"))
+    object(
+        "Service",
+        name,
+        &format!("namespace: {namespace}"),
+        &format!("{{clusterIP: {ip}, ports: [{ports}]}}"),
+    )
 }
 
 fn rule(kind: &str, name: &str, namespace: &str, minute: u32, spec: &str) -> String {
-    let metadata = format!("namespace: {namespace}, creationTimestamp: '2026-01-01T00:{minute:02}:00Z'");
+    let metadata =
+        format!("namespace: {namespace}, creationTimestamp: '2026-01-01T00:{minute:02}:00Z'");
     object(kind, name, &metadata, spec)
 }
 
@@ -33,43 +45,60 @@ fn shop() -> String {
 
 fn mesh(text: &str) -> Mesh {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-    for change in Loader::new().update([(PathBuf::from("mesh.yaml"), Content::Bytes(text.as_bytes().to_vec()))]) {
+    for change in Loader::new().update([(
+        PathBuf::from("mesh.yaml"),
+        Content::Bytes(text.as_bytes().to_vec()),
+    )]) {
         store.apply(change, &mut dirty);
     }
-    let refused: Vec<_> = store.refused().collect();
-    assert!(refused.is_empty(), "{refused:?}");
-    Builder::new(MeshConfig::default()).update(&store, &dirty)
+    let rejected: Vec<_> = store.rejected().collect();
+    assert!(rejected.is_empty(), "{rejected:?}");
+    MeshBuilder::new(MeshConfig::default()).update(&store, &dirty)
 }
 
 fn proxy(namespace: &str, pod: &str, labels: Value) -> Proxy {
     let id = format!("sidecar~10.9.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local");
-    Proxy::new(&id, NodeMetadata::from_json(&json!({ "LABELS": labels })), Locality::default()).unwrap()
+    Proxy::new(
+        &id,
+        NodeMetadata::from_json(&json!({ "LABELS": labels })),
+        Locality::default(),
+    )
+    .unwrap()
 }
 
 fn seen_by(mesh: &Mesh, proxy: &Proxy) -> Snapshot {
     SnapshotBuilder::default().snapshot(mesh, &mesh.scope(proxy))
 }
 
-/// What `client-0` in `shop` gets.
+/// The configuration of `client-0` in `shop`.
 fn seen(text: &str) -> Snapshot {
-    seen_by(&mesh(text), &proxy("shop", "client-0", json!({"app": "client"})))
+    seen_by(
+        &mesh(text),
+        &proxy("shop", "client-0", json!({"app": "client"})),
+    )
 }
 
 fn resource(snapshot: &Snapshot, kind: ResourceType, name: &str) -> Value {
     let all = crate::cli::translate::to_json(snapshot, kind).unwrap();
-    all.into_iter().find(|one| one["name"] == name).unwrap_or(Value::Null)
+    all.into_iter()
+        .find(|item| item["name"] == name)
+        .unwrap_or(Value::Null)
 }
 
 /// The routes of a virtual host, `NAME:PORT`.
 fn routes(snapshot: &Snapshot, virtual_host: &str) -> Vec<Value> {
     let (_, port) = virtual_host.rsplit_once(':').unwrap();
     let table = resource(snapshot, ResourceType::Route, port);
-    let hosts = table["virtualHosts"].as_array().cloned().unwrap_or_default();
+    let hosts = table["virtualHosts"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let host = hosts.into_iter().find(|host| host["name"] == virtual_host);
-    host.and_then(|host| host["routes"].as_array().cloned()).unwrap_or_default()
+    host.and_then(|host| host["routes"].as_array().cloned())
+        .unwrap_or_default()
 }
 
-/// The clusters that the routes of a virtual host lead to, in order.
+/// The clusters referenced by the routes of a virtual host, in order.
 fn leads_to(snapshot: &Snapshot, virtual_host: &str) -> Vec<String> {
     let cluster = |route: &Value| route["route"]["cluster"].as_str().unwrap_or("-").to_owned();
     routes(snapshot, virtual_host).iter().map(cluster).collect()
@@ -78,7 +107,9 @@ fn leads_to(snapshot: &Snapshot, virtual_host: &str) -> Vec<String> {
 const WEB: &str = "web.shop.svc.cluster.local:80";
 
 fn to(subset: &str) -> String {
-    format!("{{hosts: [web], http: [{{route: [{{destination: {{host: web, subset: {subset}}}}}]}}]}}")
+    format!(
+        "{{hosts: [web], http: [{{route: [{{destination: {{host: web, subset: {subset}}}}}]}}]}}"
+    )
 }
 
 fn web(subset: &str) -> String {
@@ -93,24 +124,31 @@ fn a_rule_without_a_route_for_a_proxy_is_as_if_it_were_not_there() {
     assert_eq!(leads_to(&seen(&old), WEB), [web("")]);
     let both = old + &rule("VirtualService", "young", "shop", 1, &to("v2"));
     assert_eq!(leads_to(&seen(&both), WEB), [web("v2")]);
-    // Port 0 is none.
+    // Port 0 means unset.
     let any = "{hosts: [web], http: [{match: [{port: 0}], route: [{destination: {host: cart}}]}]}";
     let any = shop() + &rule("VirtualService", "a", "shop", 0, any);
-    assert_eq!(leads_to(&seen(&any), WEB), ["outbound|80||cart.shop.svc.cluster.local"]);
+    assert_eq!(
+        leads_to(&seen(&any), WEB),
+        ["outbound|80||cart.shop.svc.cluster.local"]
+    );
 }
 
 #[test]
 fn an_exact_host_without_http_keeps_a_wildcard_out() {
-    let wildcard = "{hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host: cart}}]}]}";
+    let wildcard =
+        "{hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host: cart}}]}]}";
     let text = shop() + &rule("VirtualService", "all", "shop", 0, wildcard);
-    assert_eq!(leads_to(&seen(&text), WEB), ["outbound|80||cart.shop.svc.cluster.local"]);
+    assert_eq!(
+        leads_to(&seen(&text), WEB),
+        ["outbound|80||cart.shop.svc.cluster.local"]
+    );
     let tcp = "{hosts: [web], tcp: [{route: [{destination: {host: web}}]}]}";
     let text = text + &rule("VirtualService", "tcp", "shop", 1, tcp);
     assert_eq!(leads_to(&seen(&text), WEB), [web("")]);
 }
 
 #[test]
-fn what_a_namespace_keeps_to_itself_comes_first() {
+fn private_objects_of_a_namespace_come_first() {
     let exported = |to: &str, subset: &str| {
         format!(
             "{{hosts: [web.shop.svc.cluster.local], exportTo: [{to}], http: [{{route: [{{destination: \
@@ -119,22 +157,43 @@ fn what_a_namespace_keeps_to_itself_comes_first() {
     };
     let all = shop() + &rule("VirtualService", "all", "shop", 0, &exported("'*'", "all"));
     assert_eq!(leads_to(&seen(&all), WEB), [web("all")]);
-    let named = all + &rule("VirtualService", "named", "pay", 1, &exported("shop", "named"));
+    let named = all
+        + &rule(
+            "VirtualService",
+            "named",
+            "pay",
+            1,
+            &exported("shop", "named"),
+        );
     assert_eq!(leads_to(&seen(&named), WEB), [web("named")]);
-    let own = named + &rule("VirtualService", "own", "shop", 2, &exported("., pay", "own"));
+    let own = named
+        + &rule(
+            "VirtualService",
+            "own",
+            "shop",
+            2,
+            &exported("., pay", "own"),
+        );
     assert_eq!(leads_to(&seen(&own), WEB), [web("own")]);
 }
 
 #[test]
-fn hosts_beside_a_service_are_known_at_its_ports() {
+fn hosts_besides_a_service_are_routed_on_its_ports() {
     let both = "{hosts: [web, web.example.com], http: [{route: [{destination: {host: web}}]}]}";
     let alone = "{hosts: [alone.example.com], http: [{route: [{destination: {host: web}}]}]}";
-    let text = service("web", "shop", "10.0.0.1", "{name: http, port: 8080}, {name: tcp, port: 9}")
-        + &service("cart", "shop", "10.0.0.2", "{name: http, port: 80}")
+    let text = service(
+        "web",
+        "shop",
+        "10.0.0.1",
+        "{name: http, port: 8080}, {name: tcp, port: 9}",
+    ) + &service("cart", "shop", "10.0.0.2", "{name: http, port: 80}")
         + &rule("VirtualService", "a", "shop", 0, both)
         + &rule("VirtualService", "b", "shop", 1, alone);
     let snapshot = seen(&text);
-    assert_eq!(leads_to(&snapshot, "web.example.com:8080"), ["outbound|8080||web.shop.svc.cluster.local"]);
+    assert_eq!(
+        leads_to(&snapshot, "web.example.com:8080"),
+        ["outbound|8080||web.shop.svc.cluster.local"]
+    );
     assert!(leads_to(&snapshot, "alone.example.com:8080").is_empty());
     assert_eq!(leads_to(&snapshot, "alone.example.com:80").len(), 1);
 }
@@ -152,11 +211,20 @@ fn a_rule_for_a_short_form_of_a_name_has_it_before_the_service() {
     let snapshot = seen(&text);
     let table = resource(&snapshot, ResourceType::Route, "80");
     let of = |name: &str| {
-        let host = table["virtualHosts"].as_array().unwrap().iter().find(|host| host["name"] == name).unwrap();
+        let host = table["virtualHosts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|host| host["name"] == name)
+            .unwrap();
         host["domains"].to_string()
     };
     assert_eq!(of("web.shop:80"), "[\"web.shop\"]");
-    assert!(of(WEB).contains("\"web\"") && !of(WEB).contains("\"web.shop\""), "{}", of(WEB));
+    assert!(
+        of(WEB).contains("\"web\"") && !of(WEB).contains("\"web.shop\""),
+        "{}",
+        of(WEB)
+    );
     // An alias is a name of its own as well.
     let text = shop()
         + &object(
@@ -165,12 +233,21 @@ fn a_rule_for_a_short_form_of_a_name_has_it_before_the_service() {
             "namespace: shop",
             "{type: ExternalName, externalName: cart.shop.svc.cluster.local}",
         )
-        + &rule("VirtualService", "a", "shop", 0, "{hosts: [alias], http: [{route: [{destination: {host: web}}]}]}");
-    assert_eq!(leads_to(&seen(&text), "alias.shop.svc.cluster.local:80"), [web("")]);
+        + &rule(
+            "VirtualService",
+            "a",
+            "shop",
+            0,
+            "{hosts: [alias], http: [{route: [{destination: {host: web}}]}]}",
+        );
+    assert_eq!(
+        leads_to(&seen(&text), "alias.shop.svc.cluster.local:80"),
+        [web("")]
+    );
 }
 
 #[test]
-fn a_route_to_an_external_name_leads_to_what_it_stands_for() {
+fn a_route_to_an_external_name_resolves_to_its_target() {
     let text = shop()
         + &object(
             "Service",
@@ -186,15 +263,30 @@ fn a_route_to_an_external_name_leads_to_what_it_stands_for() {
             "{hosts: [web], http: [{route: [{destination: {host: alias, port: {number: 80}}}]}], \
              tcp: [{route: [{destination: {host: alias}}]}]}",
         )
-        + &object("Sidecar", "default", "namespace: shop", "{egress: [{hosts: [./web.shop.svc.cluster.local]}]}");
+        + &object(
+            "Sidecar",
+            "default",
+            "namespace: shop",
+            "{egress: [{hosts: [./web.shop.svc.cluster.local]}]}",
+        );
     let snapshot = seen(&text);
     let cart = "outbound|80||cart.shop.svc.cluster.local";
     assert_eq!(leads_to(&snapshot, WEB), [cart]);
-    assert!(snapshot.get(ResourceType::Cluster).contains_key(cart), "the Sidecar let it out");
+    assert!(
+        snapshot.get(ResourceType::Cluster).contains_key(cart),
+        "the Sidecar hides it"
+    );
 }
 
 fn only_route(http: &str) -> Value {
-    let text = shop() + &rule("VirtualService", "a", "shop", 0, &format!("{{hosts: [web], http: [{http}]}}"));
+    let text = shop()
+        + &rule(
+            "VirtualService",
+            "a",
+            "shop",
+            0,
+            &format!("{{hosts: [web], http: [{http}]}}"),
+        );
     let mut all = routes(&seen(&text), WEB);
     assert_eq!(all.len(), 1);
     all.remove(0)
@@ -204,62 +296,104 @@ fn only_route(http: &str) -> Value {
 fn a_redirects_port_is_left_out_where_it_is_the_schemes_own() {
     for (redirect, port) in [
         ("{authority: a, derivePort: FROM_REQUEST_PORT}", json!(null)),
-        ("{authority: a, scheme: https, derivePort: FROM_REQUEST_PORT}", json!(80)),
-        ("{authority: a, scheme: https, derivePort: FROM_PROTOCOL_DEFAULT}", json!(null)),
+        (
+            "{authority: a, scheme: https, derivePort: FROM_REQUEST_PORT}",
+            json!(80),
+        ),
+        (
+            "{authority: a, scheme: https, derivePort: FROM_PROTOCOL_DEFAULT}",
+            json!(null),
+        ),
         ("{authority: a, scheme: https, port: 443}", json!(null)),
         ("{authority: a, port: 443}", json!(443)),
         ("{authority: a, port: 80}", json!(null)),
     ] {
         let route = only_route(&format!("{{redirect: {redirect}}}"));
-        assert_eq!(route["redirect"].get("portRedirect").cloned().unwrap_or_default(), port, "{redirect}");
+        assert_eq!(
+            route["redirect"]
+                .get("portRedirect")
+                .cloned()
+                .unwrap_or_default(),
+            port,
+            "{redirect}"
+        );
     }
 }
 
 #[test]
 fn a_fault_without_a_share_is_for_no_request() {
     let fault = |text: &str| {
-        let route = only_route(&format!("{{fault: {text}, route: [{{destination: {{host: web}}}}]}}"));
+        let route = only_route(&format!(
+            "{{fault: {text}, route: [{{destination: {{host: web}}}}]}}"
+        ));
         route["typedPerFilterConfig"]["envoy.filters.http.fault"].clone()
     };
     let none = fault("{delay: {fixedDelay: 1s}, abort: {httpStatus: 500}}");
     for what in ["delay", "abort"] {
-        assert!(none[what]["percentage"].get("numerator").is_none_or(|share| share == 0), "{none}");
+        assert!(
+            none[what]["percentage"]
+                .get("numerator")
+                .is_none_or(|share| share == 0),
+            "{none}"
+        );
     }
     let whole = fault("{delay: {fixedDelay: 1s, percent: 7}}");
     assert_eq!(whole["delay"]["percentage"]["numerator"], 70_000);
 }
 
 #[test]
-fn the_routes_authority_comes_before_its_destinations() {
+fn the_routes_authority_takes_precedence_over_its_destinations() {
     let to = "route: [{destination: {host: web}, headers: {request: {set: {host: inner}}}}]";
     let authority = |http: &str| only_route(http)["route"]["hostRewriteLiteral"].clone();
     assert_eq!(authority(&format!("{{{to}}}")), "inner");
-    assert_eq!(authority(&format!("{{headers: {{request: {{set: {{host: outer}}}}}}, {to}}}")), "outer");
-    assert_eq!(authority(&format!("{{rewrite: {{authority: outer}}, {to}}}")), "outer");
+    assert_eq!(
+        authority(&format!(
+            "{{headers: {{request: {{set: {{host: outer}}}}}}, {to}}}"
+        )),
+        "outer"
+    );
+    assert_eq!(
+        authority(&format!("{{rewrite: {{authority: outer}}, {to}}}")),
+        "outer"
+    );
 }
 
 #[test]
-fn a_delegates_routes_take_what_they_leave_unsaid_from_the_root() {
+fn a_delegates_routes_inherit_unset_fields_from_the_root() {
     let root = "{hosts: [web], http: [{match: [{uri: {prefix: /}}], mirror: {host: cart}, \
                 headers: {request: {set: {x-from: root}}}, delegate: {name: leaf, namespace: pay}}]}";
     let leaf = "{http: [{mirrors: [{destination: {host: web.shop.svc.cluster.local}, percentage: {value: 5}}], \
                 route: [{destination: {host: web.shop.svc.cluster.local}}]}]}";
-    let text =
-        shop() + &rule("VirtualService", "root", "shop", 0, root) + &rule("VirtualService", "leaf", "pay", 1, leaf);
+    let text = shop()
+        + &rule("VirtualService", "root", "shop", 0, root)
+        + &rule("VirtualService", "leaf", "pay", 1, leaf);
     let all = routes(&seen(&text), WEB);
     let mirrors = all[0]["route"]["requestMirrorPolicies"].as_array().unwrap();
-    let clusters: Vec<_> = mirrors.iter().map(|mirror| mirror["cluster"].as_str().unwrap()).collect();
-    assert_eq!(clusters, ["outbound|80||cart.shop.svc.cluster.local", "outbound|80||web.shop.svc.cluster.local"]);
+    let clusters: Vec<_> = mirrors
+        .iter()
+        .map(|mirror| mirror["cluster"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        clusters,
+        [
+            "outbound|80||cart.shop.svc.cluster.local",
+            "outbound|80||web.shop.svc.cluster.local"
+        ]
+    );
     assert_eq!(all[0]["requestHeadersToAdd"][0]["header"]["key"], "x-from");
     // An answer of the root's is what its delegate's routes give.
     let root = "{hosts: [web], http: [{directResponse: {status: 418}, delegate: {name: leaf, namespace: pay}}]}";
-    let text =
-        shop() + &rule("VirtualService", "root", "shop", 0, root) + &rule("VirtualService", "leaf", "pay", 1, leaf);
-    assert_eq!(routes(&seen(&text), WEB)[0]["directResponse"]["status"], 418);
+    let text = shop()
+        + &rule("VirtualService", "root", "shop", 0, root)
+        + &rule("VirtualService", "leaf", "pay", 1, leaf);
+    assert_eq!(
+        routes(&seen(&text), WEB)[0]["directResponse"]["status"],
+        418
+    );
 }
 
 #[test]
-fn retries_of_a_hashed_request_leave_hosts_out_only_where_that_is_asked_for() {
+fn retries_of_a_hashed_request_avoid_hosts_only_on_request() {
     let hash = rule(
         "DestinationRule",
         "web",
@@ -267,17 +401,24 @@ fn retries_of_a_hashed_request_leave_hosts_out_only_where_that_is_asked_for() {
         0,
         "{host: web, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}",
     );
-    for (retries, count) in [("", 0), ("retries: {attempts: 3, retryIgnorePreviousHosts: true},", 1)] {
-        let spec = format!("{{hosts: [web], http: [{{{retries} route: [{{destination: {{host: web}}}}]}}]}}");
+    for (retries, count) in [
+        ("", 0),
+        ("retries: {attempts: 3, retryIgnorePreviousHosts: true},", 1),
+    ] {
+        let spec = format!(
+            "{{hosts: [web], http: [{{{retries} route: [{{destination: {{host: web}}}}]}}]}}"
+        );
         let text = shop() + &hash + &rule("VirtualService", "a", "shop", 0, &spec);
         let route = &routes(&seen(&text), WEB)[0]["route"];
         assert_eq!(route["hashPolicy"][0]["header"]["headerName"], "x-user");
-        let predicates = route["retryPolicy"]["retryHostPredicate"].as_array().map_or(0, Vec::len);
+        let predicates = route["retryPolicy"]["retryHostPredicate"]
+            .as_array()
+            .map_or(0, Vec::len);
         assert_eq!(predicates, count, "{retries}");
     }
 }
 
-/// The connect timeout of `web`'s cluster tells which rule counts.
+/// The connect timeout of `web`'s cluster shows which rule is used.
 fn timeout(text: &str, namespace: &str, labels: Value) -> Value {
     let snapshot = seen_by(&mesh(text), &proxy(namespace, "client-0", labels));
     resource(&snapshot, ResourceType::Cluster, &web(""))["connectTimeout"].clone()
@@ -296,15 +437,21 @@ fn destination_rules_are_looked_for_as_istio_does() {
     let root = shop() + &timeout_rule("root", "istio-system", 0, 1, "");
     assert_eq!(timeout(&root, "pay", app()), "1s");
     // A rule that selects workloads is its own namespace's, so that others go on looking.
-    let selecting =
-        root.clone() + &timeout_rule("some", "shop", 1, 2, ", workloadSelector: {matchLabels: {app: client}}");
+    let selecting = root.clone()
+        + &timeout_rule(
+            "some",
+            "shop",
+            1,
+            2,
+            ", workloadSelector: {matchLabels: {app: client}}",
+        );
     assert_eq!(timeout(&selecting, "pay", app()), "1s");
     assert_eq!(timeout(&selecting, "shop", app()), "2s");
-    // Those for whom it is not are left with nothing in that namespace.
+    // Other clients find no rule in that namespace.
     assert_eq!(timeout(&selecting, "shop", json!({"app": "other"})), "10s");
     let own = root + &timeout_rule("own", "shop", 1, 3, "");
     assert_eq!(timeout(&own, "pay", app()), "3s");
-    // What the root namespace says to all is no more to its own proxies than to others.
+    // An exported rule of the root namespace has no priority for proxies of that namespace.
     assert_eq!(timeout(&own, "istio-system", app()), "3s");
     let private = own + &timeout_rule("private", "istio-system", 2, 4, ", exportTo: [.]");
     assert_eq!(timeout(&private, "istio-system", app()), "4s");
@@ -312,18 +459,32 @@ fn destination_rules_are_looked_for_as_istio_does() {
 }
 
 #[test]
-fn of_rules_that_differ_in_who_sees_them_the_youngest_counts() {
-    let text = shop() + &timeout_rule("all", "shop", 0, 1, "") + &timeout_rule("own", "shop", 1, 2, ", exportTo: [.]");
+fn among_rules_with_different_visibility_the_newest_wins() {
+    let text = shop()
+        + &timeout_rule("all", "shop", 0, 1, "")
+        + &timeout_rule("own", "shop", 1, 2, ", exportTo: [.]");
     assert_eq!(timeout(&text, "shop", json!({})), "2s");
     assert_eq!(timeout(&text, "pay", json!({})), "1s");
-    // Those that the same see are one.
-    let subset = rule("DestinationRule", "more", "shop", 2, "{host: web, subsets: [{name: v1}]}");
-    let snapshot = seen_by(&mesh(&(text + &subset)), &proxy("pay", "client-0", json!({})));
-    assert_eq!(resource(&snapshot, ResourceType::Cluster, &web("v1"))["connectTimeout"], "1s");
+    // Rules with the same visibility are merged.
+    let subset = rule(
+        "DestinationRule",
+        "more",
+        "shop",
+        2,
+        "{host: web, subsets: [{name: v1}]}",
+    );
+    let snapshot = seen_by(
+        &mesh(&(text + &subset)),
+        &proxy("pay", "client-0", json!({})),
+    );
+    assert_eq!(
+        resource(&snapshot, ResourceType::Cluster, &web("v1"))["connectTimeout"],
+        "1s"
+    );
 }
 
 #[test]
-fn the_most_specific_exported_host_decides_alone() {
+fn only_the_most_specific_exported_host_applies() {
     let wildcard = "{host: '*.shop.svc.cluster.local', trafficPolicy: {connectionPool: {tcp: {connectTimeout: 5s}}}}";
     let text = shop() + &rule("DestinationRule", "all", "shop", 0, wildcard);
     assert_eq!(timeout(&text, "pay", json!({})), "5s");
@@ -336,14 +497,23 @@ fn the_most_specific_exported_host_decides_alone() {
 fn a_sidecar_of_the_root_namespace_speaks_of_each_proxys_own() {
     let text = shop()
         + &service("bill", "pay", "10.0.0.3", "{name: http, port: 80}")
-        + &object("Sidecar", "default", "namespace: istio-system", "{egress: [{hosts: [./*]}]}");
+        + &object(
+            "Sidecar",
+            "default",
+            "namespace: istio-system",
+            "{egress: [{hosts: [./*]}]}",
+        );
     let snapshot = seen(&text);
     assert_eq!(leads_to(&snapshot, WEB), [web("")]);
-    assert!(!snapshot.get(ResourceType::Cluster).contains_key("outbound|80||bill.pay.svc.cluster.local"));
+    assert!(
+        !snapshot
+            .get(ResourceType::Cluster)
+            .contains_key("outbound|80||bill.pay.svc.cluster.local")
+    );
 }
 
 #[test]
-fn a_port_with_an_egress_listener_of_its_own_is_that_ones_alone() {
+fn a_port_with_its_own_egress_listener_is_handled_by_it_alone() {
     let ports = "{name: http, port: 80}, {name: http-b, port: 81}";
     let text = service("web", "shop", "10.0.0.1", ports)
         + &service("bill", "pay", "10.0.0.3", ports)
@@ -361,30 +531,61 @@ fn a_port_with_an_egress_listener_of_its_own_is_that_ones_alone() {
             "{egress: [{port: {number: 80, protocol: HTTP, name: a}, hosts: [pay/*]}, {hosts: ['*/*']}]}",
         );
     let snapshot = seen(&text);
-    assert!(routes(&snapshot, WEB).is_empty(), "shop's hosts are not among those of port 80");
-    assert_eq!(leads_to(&snapshot, "web.shop.svc.cluster.local:81").len(), 1);
+    assert!(
+        routes(&snapshot, WEB).is_empty(),
+        "shop's hosts are not among those of port 80"
+    );
+    assert_eq!(
+        leads_to(&snapshot, "web.shop.svc.cluster.local:81").len(),
+        1
+    );
     // The listener of port 80 sees no VirtualService of shop, that of all others does.
-    assert_eq!(leads_to(&snapshot, "bill.pay.svc.cluster.local:80"), ["outbound|80||bill.pay.svc.cluster.local"]);
-    assert_eq!(leads_to(&snapshot, "bill.pay.svc.cluster.local:81"), ["outbound|81||web.shop.svc.cluster.local"]);
+    assert_eq!(
+        leads_to(&snapshot, "bill.pay.svc.cluster.local:80"),
+        ["outbound|80||bill.pay.svc.cluster.local"]
+    );
+    assert_eq!(
+        leads_to(&snapshot, "bill.pay.svc.cluster.local:81"),
+        ["outbound|81||web.shop.svc.cluster.local"]
+    );
     // Routes may lead to all of what any listener shows.
-    assert!(snapshot.get(ResourceType::Cluster).contains_key("outbound|80||web.shop.svc.cluster.local"));
+    assert!(
+        snapshot
+            .get(ResourceType::Cluster)
+            .contains_key("outbound|80||web.shop.svc.cluster.local")
+    );
 }
 
 #[test]
-fn what_nobody_knows_goes_through_the_egress_proxy() {
+fn unknown_hosts_go_through_the_egress_proxy() {
     let through = |sidecar: &str| {
         let text = shop()
             + &service("out", "edge", "10.0.0.9", "{name: tcp, port: 8443}")
             + &object("Sidecar", "default", "namespace: shop", sidecar);
         let snapshot = seen(&text);
-        let last = leads_to(&snapshot, WEB).first().map(|_| resource(&snapshot, ResourceType::Route, "80")).unwrap();
+        let last = leads_to(&snapshot, WEB)
+            .first()
+            .map(|_| resource(&snapshot, ResourceType::Route, "80"))
+            .unwrap();
         let hosts = last["virtualHosts"].as_array().unwrap().clone();
-        let all = hosts.iter().find(|host| host["name"] == "allow_any").unwrap();
-        let http = all["routes"][0]["route"]["cluster"].as_str().unwrap().to_owned();
+        let all = hosts
+            .iter()
+            .find(|host| host["name"] == "allow_any")
+            .unwrap();
+        let http = all["routes"][0]["route"]["cluster"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         for name in ["virtualOutbound", "0.0.0.0_80"] {
             let listener = resource(&snapshot, ResourceType::Listener, name);
-            let last = listener.get("defaultFilterChain").unwrap_or(&listener["filterChains"][1]);
-            assert_eq!(last["filters"][0]["typedConfig"]["cluster"].as_str(), Some(&*http), "{name}");
+            let last = listener
+                .get("defaultFilterChain")
+                .unwrap_or(&listener["filterChains"][1]);
+            assert_eq!(
+                last["filters"][0]["typedConfig"]["cluster"].as_str(),
+                Some(&*http),
+                "{name}"
+            );
         }
         assert!(snapshot.get(ResourceType::Cluster).contains_key(&http));
         http
@@ -396,12 +597,15 @@ fn what_nobody_knows_goes_through_the_egress_proxy() {
         )
     };
     assert_eq!(through("{egress: [{hosts: [./*]}]}"), "PassthroughCluster");
-    assert_eq!(through(&policy(8443)), "outbound|8443||out.edge.svc.cluster.local");
+    assert_eq!(
+        through(&policy(8443)),
+        "outbound|8443||out.edge.svc.cluster.local"
+    );
     assert_eq!(through(&policy(1)), "BlackHoleCluster");
 }
 
 #[test]
-fn a_workload_keeps_the_limits_that_its_clients_are_told_to_keep() {
+fn a_workload_applies_the_limits_of_its_clients() {
     let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-0, namespace: shop, \
                  labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\n\
                  endpoints: [{addresses: [10.9.0.1]}]\n";
@@ -412,34 +616,61 @@ fn a_workload_keeps_the_limits_that_its_clients_are_told_to_keep() {
     let text = shop() + slice;
     assert_eq!(requests(&text), u32::MAX);
     let pool = "connectionPool: {http: {http2MaxRequests: 7, h2UpgradePolicy: UPGRADE}}";
-    let selecting =
-        format!("{{host: web, workloadSelector: {{matchLabels: {{app: client}}}}, trafficPolicy: {{{pool}}}}}");
-    assert_eq!(requests(&(text.clone() + &rule("DestinationRule", "a", "shop", 0, &selecting))), u32::MAX);
-    let text = text + &rule("DestinationRule", "b", "shop", 1, &format!("{{host: web, trafficPolicy: {{{pool}}}}}"));
+    let selecting = format!(
+        "{{host: web, workloadSelector: {{matchLabels: {{app: client}}}}, trafficPolicy: {{{pool}}}}}"
+    );
+    assert_eq!(
+        requests(&(text.clone() + &rule("DestinationRule", "a", "shop", 0, &selecting))),
+        u32::MAX
+    );
+    let text = text
+        + &rule(
+            "DestinationRule",
+            "b",
+            "shop",
+            1,
+            &format!("{{host: web, trafficPolicy: {{{pool}}}}}"),
+        );
     assert_eq!(requests(&text), 7);
-    // The version that clients are to speak is no matter of what comes in.
+    // The HTTP version for clients does not affect inbound traffic.
     let cluster = resource(&seen(&text), ResourceType::Cluster, "inbound|8080||");
-    assert!(cluster.get("typedExtensionProtocolOptions").is_none(), "{cluster}");
+    assert!(
+        cluster.get("typedExtensionProtocolOptions").is_none(),
+        "{cluster}"
+    );
     let own = "{inboundConnectionPool: {http: {http2MaxRequests: 9}}}";
-    assert_eq!(requests(&(text + &object("Sidecar", "default", "namespace: shop", own))), 9);
+    assert_eq!(
+        requests(&(text + &object("Sidecar", "default", "namespace: shop", own))),
+        9
+    );
 }
 
 #[test]
-fn a_subset_has_a_tunnel_of_its_own_or_none() {
+fn a_subset_does_not_inherit_a_tunnel() {
     let tunnel = |port: u16| format!("tunnel: {{targetHost: far.example.com, targetPort: {port}}}");
     let policies = format!(
         "{{host: web, trafficPolicy: {{{}}}, subsets: [{{name: v1}}, {{name: v2, trafficPolicy: {{{}}}}}]}}",
         tunnel(1),
         tunnel(2)
     );
-    for (subset, end) in [("", Some("far.example.com:1")), ("v1", None), ("v2", Some("far.example.com:2"))] {
-        let route = format!("{{hosts: [web], tcp: [{{route: [{{destination: {{host: web, subset: '{subset}'}}}}]}}]}}");
+    for (subset, end) in [
+        ("", Some("far.example.com:1")),
+        ("v1", None),
+        ("v2", Some("far.example.com:2")),
+    ] {
+        let route = format!(
+            "{{hosts: [web], tcp: [{{route: [{{destination: {{host: web, subset: '{subset}'}}}}]}}]}}"
+        );
         let text = service("web", "shop", "10.0.0.1", "{name: tcp, port: 9000}")
             + &rule("DestinationRule", "web", "shop", 0, &policies)
             + &rule("VirtualService", "web", "shop", 0, &route);
         let listener = resource(&seen(&text), ResourceType::Listener, "10.0.0.1_9000");
         let proxy = &listener["filterChains"][0]["filters"][0]["typedConfig"];
-        assert_eq!(proxy["tunnelingConfig"]["hostname"].as_str(), end, "{listener}");
+        assert_eq!(
+            proxy["tunnelingConfig"]["hostname"].as_str(),
+            end,
+            "{listener}"
+        );
     }
 }
 
@@ -449,25 +680,44 @@ fn grpc_web_is_turned_into_grpc() {
     let snapshot = seen(&text);
     let cluster = resource(&snapshot, ResourceType::Cluster, &web(""));
     let options = &cluster["typedExtensionProtocolOptions"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
-    assert!(options["explicitHttpConfig"]["http2ProtocolOptions"].is_object(), "{cluster}");
+    assert!(
+        options["explicitHttpConfig"]["http2ProtocolOptions"].is_object(),
+        "{cluster}"
+    );
     let listener = resource(&snapshot, ResourceType::Listener, "0.0.0.0_80").to_string();
-    assert!(listener.contains("envoy.filters.http.grpc_web"), "{listener}");
+    assert!(
+        listener.contains("envoy.filters.http.grpc_web"),
+        "{listener}"
+    );
     let listener = resource(&seen(&shop()), ResourceType::Listener, "0.0.0.0_80").to_string();
-    assert!(!listener.contains("envoy.filters.http.grpc_web"), "{listener}");
+    assert!(
+        !listener.contains("envoy.filters.http.grpc_web"),
+        "{listener}"
+    );
 }
 
 /// Resources of one type that two snapshots have in common in memory, and how many the first has.
-fn shared(kind: ResourceType, one: &Snapshot, other: &Snapshot) -> (usize, usize) {
-    let (one, other) = (one.get(kind), other.get(kind));
-    let same = one.iter().filter(|(name, resource)| other.get(name).is_some_and(|same| Arc::ptr_eq(resource, same)));
-    (same.count(), one.len())
+fn shared(kind: ResourceType, first: &Snapshot, other: &Snapshot) -> (usize, usize) {
+    let (first, other) = (first.get(kind), other.get(kind));
+    let same = first.iter().filter(|(name, resource)| {
+        other
+            .get(name)
+            .is_some_and(|same| Arc::ptr_eq(resource, same))
+    });
+    (same.count(), first.len())
 }
 
 #[tokio::test]
-async fn proxies_of_one_scope_share_everything_and_others_what_is_the_same() {
+async fn proxies_of_one_scope_share_everything_and_others_equal_parts() {
     let (cache, _ended) = SnapshotCache::start().unwrap();
     let text = shop()
-        + &rule("DestinationRule", "web", "shop", 0, "{host: web, subsets: [{name: v1, labels: {version: v1}}]}")
+        + &rule(
+            "DestinationRule",
+            "web",
+            "shop",
+            0,
+            "{host: web, subsets: [{name: v1, labels: {version: v1}}]}",
+        )
         + &rule(
             "VirtualService",
             "a",
@@ -478,11 +728,18 @@ async fn proxies_of_one_scope_share_everything_and_others_what_is_the_same() {
         );
     let state = mesh(&text);
     cache.publish(state.clone(), 1.into()).await.unwrap();
-    let join =
-        async |namespace: &str, pod: &str, labels: Value| cache.subscribe(proxy(namespace, pod, labels)).await.unwrap();
-    let latest = |place: &super::Subscription| place.snapshots.borrow().clone().unwrap();
-    // No rule looks at `app`, so that it can not keep the two apart.
-    let (a, b) = (join("shop", "a", json!({"app": "a"})).await, join("shop", "b", json!({"app": "b"})).await);
+    let join = async |namespace: &str, pod: &str, labels: Value| {
+        cache
+            .subscribe(proxy(namespace, pod, labels))
+            .await
+            .unwrap()
+    };
+    let latest = |place: &super::SnapshotSubscription| place.snapshots.borrow().clone().unwrap();
+    // No rule reads `app`, so it cannot distinguish the two.
+    let (a, b) = (
+        join("shop", "a", json!({"app": "a"})).await,
+        join("shop", "b", json!({"app": "b"})).await,
+    );
     assert!(Arc::ptr_eq(&latest(&a), &latest(&b)));
     assert_eq!(cache.stats().scopes, 1);
     let encoded = cache.stats().parts;
@@ -490,13 +747,20 @@ async fn proxies_of_one_scope_share_everything_and_others_what_is_the_same() {
     assert!(!Arc::ptr_eq(&latest(&a), &latest(&gold)));
     let pay = join("pay", "d", json!({})).await;
     assert_eq!(cache.stats().scopes, 3);
-    for kind in [ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Listener] {
+    for kind in [
+        ResourceType::Cluster,
+        ResourceType::Endpoints,
+        ResourceType::Listener,
+    ] {
         for other in [&gold, &pay] {
             let (same, all) = shared(kind, &latest(&a), &latest(other));
-            assert!(same == all && all > 0, "{same} of {all} {kind:?} are shared");
+            assert!(
+                same == all && all > 0,
+                "{same} of {all} {kind:?} are shared"
+            );
         }
     }
-    // For the gold client one virtual host more, for the other namespace both, whose short names differ.
+    // The gold client has one more virtual host; for the other namespace both differ, because short names differ.
     assert_eq!(cache.stats().parts, encoded + 1 + 2);
     // The same again after a change that touches one of the services.
     cache.publish(state.clone(), 2.into()).await.unwrap();

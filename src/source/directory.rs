@@ -1,9 +1,9 @@
-//! The source that reads objects from the files of a folder, once or for as long as they change.
+//! A source that reads objects from the files of a folder, once or continuously.
 //!
-//! A change is taken in as soon as a writer has closed the file or a rename has put it in place, and never before: a
-//! file that is being written is left alone even if others around it change. Files whose changes the kernel does not
-//! tell (on network file systems, behind links to links, or where the limit of inotify watches is reached) are looked
-//! at from time to time and taken in once they have been the same for a second.
+//! A change is read as soon as its writer has closed the file or a rename has put it in place, and never earlier: a
+//! file that is still being written is left alone even if other files change. If the kernel does not report changes (on
+//! network file systems, behind chains of links, or once the limit on inotify watches is reached), files are polled and
+//! read after they have not changed for one second.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,100 +15,108 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use super::Change;
-use super::inotify::{Events, Happened, Spot};
+use super::SourceEvent;
+use super::inotify::{FileEvents, InotifyWatcher, WatchedName};
 use super::loader::{Content, Loader};
-use super::scan::{self, Scan, Stamp, parent, scan};
+use super::scan::{self, FileStamp, Scan, parent, scan};
 
-/// How long a file must stay the same before it is read, where nothing tells that it is complete.
+/// How long a file must be unchanged before it is read, if no event says that it is complete.
 const SETTLE: Duration = Duration::from_secs(1);
-/// How long a file must be absent before its objects are deleted. Some editors and tools remove a file, or move it
-/// aside, right before they write it anew.
+/// How long a file must be absent before its objects are deleted. Some editors and tools remove or move a file right
+/// before they rewrite it.
 const ABSENCE: Duration = Duration::from_millis(100);
-/// How often all files are looked at where inotify tells of changes.
+/// The interval between full scans while inotify works.
 const IDLE: Duration = Duration::from_secs(10);
-/// How often all files are looked at where it does not.
+/// The interval between full scans without inotify.
 const POLL: Duration = Duration::from_secs(1);
 
-/// Why a folder can not be a source of objects.
+/// Why a folder cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// It is not there, or can not be listed.
+    /// It does not exist or cannot be listed.
     #[error("{}: {why}; expected a folder with YAML or JSON files, or one such file", .path.display())]
     Unreadable {
-        /// The path as it was given.
+        /// The path as given.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// The system's means to watch files has failed.
+    /// Watching files failed.
     #[error("watching {}: {source}", .path.display())]
     Watch {
-        /// The path as it was given.
+        /// The path as given.
         path: PathBuf,
-        /// The system's reason.
+        /// The system error.
         source: io::Error,
     },
 }
 
-/// Reads a file, or all files of a folder and those below it, once. The changes end with [`Change::Synced`].
+/// Reads a file, or a folder recursively, once. The events end with [`SourceEvent::Synced`].
 ///
 /// # Errors
-/// The path is not there, or is a folder that can not be listed. Whatever else is wrong is among the changes.
-pub fn load_once(path: &Path) -> Result<Vec<Change>, DirectoryError> {
-    Follower::new(path.to_owned(), None).load(Instant::now())
+/// The path does not exist or is a folder that cannot be listed. All other problems are reported as events.
+pub fn load_once(path: &Path) -> Result<Vec<SourceEvent>, DirectoryError> {
+    DirectoryWatcher::new(path.to_owned(), None).load(Instant::now())
 }
 
-/// Reads a file, or all files of a folder and those below it, sends what that gives and [`Change::Synced`] as one
-/// batch, and then a batch whenever files change. For each number that comes over `looks` it looks at once, and ends
-/// the batch with [`Change::Mark`]. Ends when the receiver is gone; may be dropped at any time.
+/// Reads a file, or a folder recursively, and sends the result and [`SourceEvent::Synced`] as one batch, then another
+/// batch whenever files change. For each number received over `looks` it scans immediately and ends the batch with
+/// [`SourceEvent::Barrier`]. Ends when the receiver is dropped; the future may be dropped at any time.
 ///
-/// What was read stays in force while the path itself is not there or can not be listed.
+/// Objects stay active while the path itself is missing or cannot be listed.
 ///
 /// # Errors
-/// At the start, the path is not there, or is a folder that can not be listed; or watching fails in a way that leaves
-/// nothing to fall back to.
+/// At startup the path does not exist or is a folder that cannot be listed, or watching fails without a fallback.
 pub async fn watch(
     path: PathBuf,
-    changes: mpsc::Sender<Vec<Change>>,
-    mut looks: mpsc::Receiver<u64>,
+    changes: mpsc::Sender<Vec<SourceEvent>>,
+    mut scan_requests: mpsc::Receiver<u64>,
 ) -> Result<(), DirectoryError> {
-    let failed = |source: io::Error| DirectoryError::Watch { path: path.clone(), source };
-    let (events, wakes) = match Events::new().and_then(|(events, wakes)| Ok((events, register(wakes)?))) {
+    let failed = |source: io::Error| DirectoryError::Watch {
+        path: path.clone(),
+        source,
+    };
+    let (events, wakes) = match InotifyWatcher::new()
+        .and_then(|(events, wakes)| Ok((events, register(wakes)?)))
+    {
         Ok((events, wakes)) => (Some(events), Some(wakes)),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "inotify can not be had; looking at all files every second");
+            tracing::warn!(path = %path.display(), %error, "inotify is unavailable; polling all files every second");
             (None, None)
         }
     };
-    let follower = Follower::new(path.clone(), events);
-    let (mut follower, batch) = blocking(follower, |follower| follower.load(Instant::now())).await.map_err(failed)?;
+    let watcher = DirectoryWatcher::new(path.clone(), events);
+    let (mut watcher, batch) = blocking(watcher, |watcher| watcher.load(Instant::now()))
+        .await
+        .map_err(failed)?;
     let mut batch = batch?;
     let mut asked = true;
     loop {
         if !batch.is_empty() && changes.send(batch).await.is_err() {
             return Ok(());
         }
-        let mut mark = looks.try_recv().ok();
-        if mark.is_none() && !follower.wants_look() {
+        let mut barrier = scan_requests.try_recv().ok();
+        if barrier.is_none() && !watcher.needs_scan() {
             tokio::select! {
                 () = changes.closed() => return Ok(()),
                 woken = readable(wakes.as_ref()) => woken.map_err(failed)?,
-                () = tokio::time::sleep_until(follower.deadline.into()) => {}
-                number = looks.recv(), if asked => {
-                    mark = number;
+                () = tokio::time::sleep_until(watcher.deadline.into()) => {}
+                number = scan_requests.recv(), if asked => {
+                    barrier = number;
                     asked = number.is_some();
                 }
             }
         }
-        (follower, batch) = blocking(follower, |follower| follower.look(Instant::now())).await.map_err(failed)?;
-        batch.extend(mark.map(Change::Mark));
+        (watcher, batch) = blocking(watcher, |watcher| watcher.rescan(Instant::now()))
+            .await
+            .map_err(failed)?;
+        batch.extend(barrier.map(SourceEvent::Barrier));
     }
 }
 
-/// Has the runtime wait for a descriptor.
-// The function that tokio offers instead is unsafe, as a type may let go of its descriptor while it is waited for. An
-// `OwnedFd` never does.
+/// Registers a descriptor with the runtime.
+// Tokio's own constructor is unsafe because a type may close its descriptor while it is being polled. An `OwnedFd`
+// never does.
 #[allow(deprecated)]
 fn register(wakes: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(wakes, Interest::READABLE)
@@ -117,7 +125,7 @@ fn register(wakes: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 async fn readable(wakes: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
     match wakes {
         Some(wakes) => {
-            // What woke us is drained right after, so the next wake has a new reason.
+            // The caller drains the events, so readiness can be cleared.
             wakes.readable().await?.clear_ready();
             Ok(())
         }
@@ -125,47 +133,47 @@ async fn readable(wakes: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
     }
 }
 
-/// Runs `work` where it may block. If the future is dropped meanwhile, the work at hand ends by itself.
+/// Runs `work` on a blocking thread. If the future is dropped, the work still finishes by itself.
 async fn blocking<T: Send + 'static>(
-    mut follower: Follower,
-    work: impl FnOnce(&mut Follower) -> T + Send + 'static,
-) -> io::Result<(Follower, T)> {
+    mut watcher: DirectoryWatcher,
+    work: impl FnOnce(&mut DirectoryWatcher) -> T + Send + 'static,
+) -> io::Result<(DirectoryWatcher, T)> {
     tokio::task::spawn_blocking(move || {
-        let result = work(&mut follower);
-        (follower, result)
+        let result = work(&mut watcher);
+        (watcher, result)
     })
     .await
     .map_err(io::Error::other)
 }
 
-/// What is known of a file from the last looks at it.
+/// The state of a file after the last scans.
 #[derive(Debug, Default)]
-struct Known {
-    /// Its state when it was last read.
-    read: Option<Stamp>,
+struct FileState {
+    /// Its stamp when it was last read.
+    read: Option<FileStamp>,
     /// Why it could not be read.
     bad: Option<String>,
-    /// A newer state that nothing says is complete, and when it was first seen.
-    waiting: Option<(Stamp, Instant)>,
-    /// Since when it is absent.
+    /// A newer stamp that may be incomplete, and when it was first seen.
+    waiting: Option<(FileStamp, Instant)>,
+    /// When it was first missing.
     absent: Option<Instant>,
 }
 
-/// Follows the files at a path.
+/// Tracks the files at a path.
 #[derive(Debug)]
-struct Follower {
+struct DirectoryWatcher {
     root: PathBuf,
     loader: Loader,
-    known: BTreeMap<PathBuf, Known>,
+    known: BTreeMap<PathBuf, FileState>,
     unreadable: BTreeMap<PathBuf, String>,
-    events: Option<Events>,
+    events: Option<InotifyWatcher>,
     warned: bool,
-    /// When to look again, even if nothing is told.
+    /// When to scan again even without events.
     deadline: Instant,
 }
 
-impl Follower {
-    fn new(root: PathBuf, events: Option<Events>) -> Self {
+impl DirectoryWatcher {
+    fn new(root: PathBuf, events: Option<InotifyWatcher>) -> Self {
         Self {
             root,
             loader: Loader::new(),
@@ -177,38 +185,43 @@ impl Follower {
         }
     }
 
-    /// The first look: reads all there is.
-    fn load(&mut self, now: Instant) -> Result<Vec<Change>, DirectoryError> {
-        let (scan, happened) = self.scan();
+    /// The initial scan: reads everything.
+    fn load(&mut self, now: Instant) -> Result<Vec<SourceEvent>, DirectoryError> {
+        let (scan, file_events) = self.scan();
         if let Some(why) = scan.unreadable.get(&self.root) {
-            return Err(DirectoryError::Unreadable { path: self.root.clone(), why: why.clone() });
+            return Err(DirectoryError::Unreadable {
+                path: self.root.clone(),
+                why: why.clone(),
+            });
         }
-        let mut changes = self.take(scan, &happened, true, now);
-        changes.push(Change::Synced);
+        let mut changes = self.apply_scan(scan, &file_events, true, now);
+        changes.push(SourceEvent::Synced);
         Ok(changes)
     }
 
-    /// Takes in what has changed since the last look. `now` is not before that of the last look.
-    fn look(&mut self, now: Instant) -> Vec<Change> {
+    /// Reads what changed since the last scan. `now` must not go backwards.
+    fn rescan(&mut self, now: Instant) -> Vec<SourceEvent> {
         if let Some(events) = &mut self.events {
             events.drain();
         }
-        if !self.wants_look() && now < self.deadline {
+        if !self.needs_scan() && now < self.deadline {
             return Vec::new();
         }
-        let (scan, happened) = self.scan();
-        self.take(scan, &happened, false, now)
+        let (scan, file_events) = self.scan();
+        self.apply_scan(scan, &file_events, false, now)
     }
 
-    fn wants_look(&self) -> bool {
-        self.events.as_ref().is_some_and(Events::wants_scan)
+    fn needs_scan(&self) -> bool {
+        self.events.as_ref().is_some_and(InotifyWatcher::needs_scan)
     }
 
-    fn scan(&mut self) -> (Scan, Happened) {
-        let Some(events) = &mut self.events else { return (scan(&self.root, &mut |_| {}), Happened::default()) };
-        let happened = events.take();
-        // The root may be removed, put in place or exchanged like any file in it. While the folder it is in is missing
-        // too, that one's coming is what to wait for.
+    fn scan(&mut self) -> (Scan, FileEvents) {
+        let Some(events) = &mut self.events else {
+            return (scan(&self.root, &mut |_| {}), FileEvents::default());
+        };
+        let file_events = events.begin_scan();
+        // The root may be created, removed or replaced like any file in it. If its parent folder is missing as well,
+        // its creation is watched instead.
         let mut highest = self.root.clone();
         while highest.file_name().is_some() {
             events.watch_name(&highest);
@@ -219,15 +232,24 @@ impl Follower {
             highest = folder;
         }
         let scan = scan(&self.root, &mut |folder| events.watch_folder(folder));
-        scan.files.values().filter_map(|found| found.target.as_deref()).for_each(|target| events.watch_name(target));
-        (scan, happened)
+        scan.files
+            .values()
+            .filter_map(|found| found.target.as_deref())
+            .for_each(|target| events.watch_name(target));
+        (scan, file_events)
     }
 
-    /// Reads what is new in `scan` and complete.
-    fn take(&mut self, scan: Scan, happened: &Happened, first: bool, now: Instant) -> Vec<Change> {
+    /// Reads the files in `scan` that are new and complete.
+    fn apply_scan(
+        &mut self,
+        scan: Scan,
+        file_events: &FileEvents,
+        first: bool,
+        now: Instant,
+    ) -> Vec<SourceEvent> {
         let mut next = now + IDLE;
-        let mut updates = self.folders(&scan);
-        let mut to_read: Vec<(PathBuf, Stamp, Vec<Spot>)> = Vec::new();
+        let mut updates = self.unlistable_folders(&scan);
+        let mut to_read: Vec<(PathBuf, FileStamp, Vec<WatchedName>)> = Vec::new();
         for (path, found) in &scan.files {
             let known = self.known.entry(path.clone()).or_default();
             known.absent = None;
@@ -236,21 +258,25 @@ impl Follower {
                 Err(why) => {
                     if known.bad.as_ref() != Some(why) {
                         updates.push((path.clone(), Content::Unreadable(why.clone())));
-                        *known = Known { bad: Some(why.clone()), ..Known::default() };
+                        *known = FileState {
+                            bad: Some(why.clone()),
+                            ..FileState::default()
+                        };
                     }
                     continue;
                 }
             };
             let events = self.events.as_ref();
-            let spots = events.map_or_else(Vec::new, |events| events.spots(path, found));
-            if events.is_some_and(|events| events.is_writing(&spots)) {
+            let watched_names =
+                events.map_or_else(Vec::new, |events| events.watched_names(path, found));
+            if events.is_some_and(|events| events.is_writing(&watched_names)) {
                 known.waiting = None;
                 continue;
             }
             let unchanged = known.read == Some(stamp) && known.bad.is_none();
-            let fresh = !unchanged && events.is_some_and(|events| events.is_new(&spots));
+            let fresh = !unchanged && events.is_some_and(|events| events.is_new(&watched_names));
             let settled = match known.waiting {
-                _ if first || fresh || happened.is_ready(&spots, found) => true,
+                _ if first || fresh || file_events.is_ready(&watched_names, found) => true,
                 _ if unchanged => {
                     known.waiting = None;
                     false
@@ -266,60 +292,73 @@ impl Follower {
                 }
             };
             if settled {
-                to_read.push((path.clone(), stamp, spots));
+                to_read.push((path.clone(), stamp, watched_names));
             }
         }
         if let Some(events) = &mut self.events {
-            events.settle();
+            events.end_scan();
         }
-        // `to_read` is in the order of its paths, as `scan.files` is.
+        // `to_read` is sorted by path, like `scan.files`.
         let moved = |path: &Path| {
-            let to = happened.moved_to(path);
+            let to = file_events.moved_to(path);
             to.is_some_and(|to| to_read.binary_search_by(|(path, ..)| path.cmp(&to)).is_ok())
         };
-        updates.extend(self.gone(&scan, moved, now, &mut next));
+        updates.extend(self.deleted_files(&scan, moved, now, &mut next));
         let (known, events) = (&mut self.known, &mut self.events);
-        let read =
-            to_read.into_iter().filter_map(|(path, stamp, spots)| read_whole(path, stamp, &spots, known, events));
+        let read = to_read
+            .into_iter()
+            .filter_map(|(path, stamp, watched_names)| {
+                read_stable(path, stamp, &watched_names, known, events)
+            });
         let changes = self.loader.update(updates.into_iter().chain(read));
-        let blind = self.events.as_ref().is_none_or(Events::limit_hit);
+        let blind = self.events.as_ref().is_none_or(InotifyWatcher::limit_hit);
         if blind && self.events.is_some() && !self.warned {
             self.warned = true;
             let path = self.root.display();
-            tracing::warn!(%path, "the limit of inotify watches is reached; looking at all files every second");
+            tracing::warn!(%path, "the limit of inotify watches is reached; polling all files every second");
         }
         self.deadline = if blind { next.min(now + POLL) } else { next };
         changes
     }
 
-    /// What is new about folders that can not be listed.
-    fn folders(&mut self, scan: &Scan) -> Vec<(PathBuf, Content)> {
+    /// Reports changes among folders that cannot be listed.
+    fn unlistable_folders(&mut self, scan: &Scan) -> Vec<(PathBuf, Content)> {
         let old = std::mem::replace(&mut self.unreadable, scan.unreadable.clone());
         let mut updates = Vec::new();
-        for path in old.keys().filter(|path| !scan.unreadable.contains_key(*path)) {
+        for path in old
+            .keys()
+            .filter(|path| !scan.unreadable.contains_key(*path))
+        {
             if scan.files.contains_key(path) {
-                // The root is a file. Reading it again clears what was wrong.
+                // The root is a file: reading it again clears the problem.
                 self.known.remove(path);
             } else {
                 updates.push((path.clone(), Content::Gone));
             }
         }
-        let new = scan.unreadable.iter().filter(|(path, why)| old.get(*path) != Some(why));
+        let new = scan
+            .unreadable
+            .iter()
+            .filter(|(path, why)| old.get(*path) != Some(why));
         updates.extend(new.map(|(path, why)| (path.clone(), Content::Unreadable(why.clone()))));
         updates
     }
 
-    /// The files that are gone for good, which those are at once that `moved` to another place. Those in a folder that
-    /// can not be listed may well be there.
-    fn gone(
+    /// The files that are deleted. Files that `moved` elsewhere count immediately; files in a folder that cannot be
+    /// listed may still exist.
+    fn deleted_files(
         &mut self,
         scan: &Scan,
         moved: impl Fn(&Path) -> bool,
         now: Instant,
         next: &mut Instant,
     ) -> Vec<(PathBuf, Content)> {
-        let hidden = |path: &Path| scan.unreadable.keys().any(|folder| path.starts_with(folder));
-        let mut gone = Vec::new();
+        let hidden = |path: &Path| {
+            scan.unreadable
+                .keys()
+                .any(|folder| path.starts_with(folder))
+        };
+        let mut deleted_files = Vec::new();
         self.known.retain(|path, known| {
             if scan.files.contains_key(path) || hidden(path) {
                 return true;
@@ -329,33 +368,36 @@ impl Follower {
                 *next = (*next).min(since + ABSENCE);
                 return true;
             }
-            gone.push((path.clone(), Content::Gone));
+            deleted_files.push((path.clone(), Content::Gone));
             false
         });
-        gone
+        deleted_files
     }
 }
 
-/// Reads a file. `None` if it is gone by now, or was written to meanwhile: then it is looked at again later.
-fn read_whole(
+/// Reads a file. `None` if it was removed or written to in the meantime; it is then checked again later.
+fn read_stable(
     path: PathBuf,
-    stamp: Stamp,
-    spots: &[Spot],
-    known: &mut BTreeMap<PathBuf, Known>,
-    events: &mut Option<Events>,
+    stamp: FileStamp,
+    watched_names: &[WatchedName],
+    known: &mut BTreeMap<PathBuf, FileState>,
+    events: &mut Option<InotifyWatcher>,
 ) -> Option<(PathBuf, Content)> {
     if let Some(events) = events {
-        events.forget_modified();
+        events.reset_modified();
     }
     let (read, content) = scan::read(&path)?;
     if let Some(events) = events {
         events.drain();
-        if events.was_modified(spots) {
+        if events.was_modified(watched_names) {
             return None;
         }
     }
     let known = known.entry(path.clone()).or_default();
-    *known = Known { read: Some(read.unwrap_or(stamp)), ..Known::default() };
+    *known = FileState {
+        read: Some(read.unwrap_or(stamp)),
+        ..FileState::default()
+    };
     Some((path, content))
 }
 
@@ -376,42 +418,54 @@ mod tests {
         )
     }
 
-    /// The VirtualServices in force, like `a=one b=two`, by name and host.
-    fn in_force(store: &Store) -> String {
-        let shown = store.all(Kind::VirtualService).map(|entry| match &entry.object.spec {
-            Spec::VirtualService(spec) => format!("{}={}", entry.object.meta.name, spec.hosts[0]),
-            other => panic!("{other:?}"),
-        });
+    /// The active VirtualServices by name and host, like `a=one b=two`.
+    fn active(store: &Store) -> String {
+        let shown = store
+            .all(Kind::VirtualService)
+            .map(|entry| match &entry.object.spec {
+                Spec::VirtualService(spec) => {
+                    format!("{}={}", entry.object.meta.name, spec.hosts[0])
+                }
+                other => panic!("{other:?}"),
+            });
         shown.collect::<Vec<_>>().join(" ")
     }
 
-    /// A folder, what follows it, and a clock that goes on only when told to. What the kernel tells is in its queue
-    /// before the call that caused it returns, so nothing has to be waited for.
-    struct Rig {
+    /// A folder, its watcher, and a clock that advances only on request. The kernel queues events before the causing
+    /// call returns, so tests need not wait.
+    struct Fixture {
         dir: tempfile::TempDir,
-        follower: Follower,
+        watcher: DirectoryWatcher,
         store: Store,
         now: Instant,
         /// All deletions so far.
         deleted: Vec<String>,
     }
 
-    impl Rig {
+    impl Fixture {
         fn new(files: &[(&str, &str)]) -> Self {
-            Self::with(files, Some(Events::new().unwrap().0), "conf")
+            Self::with(files, Some(InotifyWatcher::new().unwrap().0), "conf")
         }
 
-        fn with(files: &[(&str, &str)], events: Option<Events>, root: &str) -> Self {
+        fn with(files: &[(&str, &str)], events: Option<InotifyWatcher>, root: &str) -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("conf")).unwrap();
-            let follower = Follower::new(dir.path().join(root), events);
+            let watcher = DirectoryWatcher::new(dir.path().join(root), events);
             let store = Store::default();
-            let mut rig = Self { dir, follower, store, now: Instant::now(), deleted: Vec::new() };
-            files.iter().for_each(|(name, text)| rig.write(name, text));
-            let changes = rig.follower.load(rig.now).unwrap();
-            rig.apply(changes);
-            assert!(rig.store.synced());
-            rig
+            let mut fixture = Self {
+                dir,
+                watcher,
+                store,
+                now: Instant::now(),
+                deleted: Vec::new(),
+            };
+            files
+                .iter()
+                .for_each(|(name, text)| fixture.write(name, text));
+            let changes = fixture.watcher.load(fixture.now).unwrap();
+            fixture.apply(changes);
+            assert!(fixture.store.synced());
+            fixture
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -426,301 +480,389 @@ mod tests {
             fs::rename(self.path(from), self.path(to)).unwrap();
         }
 
-        fn apply(&mut self, changes: Vec<Change>) {
+        fn apply(&mut self, changes: Vec<SourceEvent>) {
             for change in changes {
-                if let Change::Delete(key) = &change {
+                if let SourceEvent::Delete(key) = &change {
                     self.deleted.push(key.name.to_string());
                 }
                 self.store.apply(change, &mut BTreeSet::new());
             }
         }
 
-        /// Looks until nothing is left to do at this time, and says what is in force.
-        fn look(&mut self) -> String {
+        /// Scans until nothing is left to do at this time and returns the active objects.
+        fn rescan(&mut self) -> String {
             loop {
-                let changes = self.follower.look(self.now);
+                let changes = self.watcher.rescan(self.now);
                 self.apply(changes);
-                if !self.follower.wants_look() {
-                    return in_force(&self.store);
+                if !self.watcher.needs_scan() {
+                    return active(&self.store);
                 }
             }
         }
 
         fn after(&mut self, time: Duration) -> String {
             self.now += time;
-            self.look()
+            self.rescan()
         }
 
-        fn trouble(&self) -> Vec<String> {
-            self.store.trouble().flat_map(|(_, problems)| problems).map(ToString::to_string).collect()
+        fn source_problems(&self) -> Vec<String> {
+            self.store
+                .source_problems()
+                .flat_map(|(_, problems)| problems)
+                .map(ToString::to_string)
+                .collect()
         }
     }
 
     #[test]
     fn a_file_that_is_being_written_is_left_alone() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "one")), ("b.yaml", &rule("b", "one"))]);
-        let mut file = File::create(rig.path("a.yaml")).unwrap();
-        assert_eq!(rig.look(), "a=one b=one");
-        // Each part is valid by itself.
+        let mut fixture =
+            Fixture::new(&[("a.yaml", &rule("a", "one")), ("b.yaml", &rule("b", "one"))]);
+        let mut file = File::create(fixture.path("a.yaml")).unwrap();
+        assert_eq!(fixture.rescan(), "a=one b=one");
+        // Each part is valid on its own.
         file.write_all(rule("x", "two").as_bytes()).unwrap();
-        rig.write("b.yaml", rule("b", "two"));
-        assert_eq!(rig.look(), "a=one b=two");
-        assert_eq!(rig.after(IDLE * 3), "a=one b=two");
-        file.write_all(format!("---\n{}", rule("a", "two")).as_bytes()).unwrap();
-        assert_eq!(rig.look(), "a=one b=two");
+        fixture.write("b.yaml", rule("b", "two"));
+        assert_eq!(fixture.rescan(), "a=one b=two");
+        assert_eq!(fixture.after(IDLE * 3), "a=one b=two");
+        file.write_all(format!("---\n{}", rule("a", "two")).as_bytes())
+            .unwrap();
+        assert_eq!(fixture.rescan(), "a=one b=two");
         drop(file);
-        assert_eq!(rig.look(), "a=two b=two x=two");
-        assert!(rig.trouble().is_empty() && rig.deleted.is_empty());
+        assert_eq!(fixture.rescan(), "a=two b=two x=two");
+        assert!(fixture.source_problems().is_empty() && fixture.deleted.is_empty());
     }
 
     #[test]
     fn a_new_file_is_read_when_its_writer_closes_it() {
-        let mut rig = Rig::new(&[]);
-        let mut file = File::create(rig.path("a.yaml")).unwrap();
-        assert_eq!(rig.look(), "");
+        let mut fixture = Fixture::new(&[]);
+        let mut file = File::create(fixture.path("a.yaml")).unwrap();
+        assert_eq!(fixture.rescan(), "");
         file.write_all(rule("a", "one").as_bytes()).unwrap();
-        rig.write("b.yaml", rule("b", "one"));
-        assert_eq!(rig.look(), "b=one");
-        file.write_all(format!("---\n{}", rule("c", "one")).as_bytes()).unwrap();
+        fixture.write("b.yaml", rule("b", "one"));
+        assert_eq!(fixture.rescan(), "b=one");
+        file.write_all(format!("---\n{}", rule("c", "one")).as_bytes())
+            .unwrap();
         drop(file);
-        assert_eq!(rig.look(), "a=one b=one c=one");
-        assert!(rig.trouble().is_empty());
+        assert_eq!(fixture.rescan(), "a=one b=one c=one");
+        assert!(fixture.source_problems().is_empty());
     }
 
     #[test]
     fn two_writes_of_the_same_length_in_no_time_are_both_seen() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "h00"))]);
+        let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "h00"))]);
         for n in 1..50 {
-            rig.write("a.yaml", rule("a", &format!("h{n:02}")));
-            assert_eq!(rig.look(), format!("a=h{n:02}"));
+            fixture.write("a.yaml", rule("a", &format!("h{n:02}")));
+            assert_eq!(fixture.rescan(), format!("a=h{n:02}"));
         }
     }
 
     #[test]
-    fn a_rename_puts_a_file_in_place_at_once() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "one"))]);
-        rig.write("a.yaml.tmp", rule("a", "two"));
-        assert_eq!(rig.look(), "a=one");
-        rig.rename("a.yaml.tmp", "a.yaml");
-        assert_eq!(rig.look(), "a=two");
-        rig.rename("a.yaml", "b.yaml");
-        assert_eq!(rig.look(), "a=two");
-        assert!(rig.deleted.is_empty() && rig.trouble().is_empty());
-        assert!(rig.follower.known.keys().eq([&rig.path("b.yaml")]));
+    fn a_rename_takes_effect_immediately() {
+        let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "one"))]);
+        fixture.write("a.yaml.tmp", rule("a", "two"));
+        assert_eq!(fixture.rescan(), "a=one");
+        fixture.rename("a.yaml.tmp", "a.yaml");
+        assert_eq!(fixture.rescan(), "a=two");
+        fixture.rename("a.yaml", "b.yaml");
+        assert_eq!(fixture.rescan(), "a=two");
+        assert!(fixture.deleted.is_empty() && fixture.source_problems().is_empty());
+        assert!(fixture.watcher.known.keys().eq([&fixture.path("b.yaml")]));
     }
 
     #[test]
     fn a_file_that_moves_while_it_is_written_is_read_when_it_is_closed() {
-        let mut rig = Rig::new(&[]);
-        let mut file = File::create(rig.path("a.yaml")).unwrap();
+        let mut fixture = Fixture::new(&[]);
+        let mut file = File::create(fixture.path("a.yaml")).unwrap();
         file.write_all(rule("a", "one").as_bytes()).unwrap();
-        rig.rename("a.yaml", "b.yaml");
-        assert_eq!(rig.look(), "");
-        file.write_all(format!("---\n{}", rule("b", "one")).as_bytes()).unwrap();
+        fixture.rename("a.yaml", "b.yaml");
+        assert_eq!(fixture.rescan(), "");
+        file.write_all(format!("---\n{}", rule("b", "one")).as_bytes())
+            .unwrap();
         drop(file);
-        assert_eq!(rig.look(), "a=one b=one");
+        assert_eq!(fixture.rescan(), "a=one b=one");
     }
 
     #[test]
     fn an_editor_that_moves_the_old_file_aside_deletes_nothing() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "one"))]);
-        rig.rename("a.yaml", "a.yaml~");
-        assert_eq!(rig.look(), "a=one");
-        let mut file = File::create(rig.path("a.yaml")).unwrap();
-        assert_eq!(rig.look(), "a=one");
+        let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "one"))]);
+        fixture.rename("a.yaml", "a.yaml~");
+        assert_eq!(fixture.rescan(), "a=one");
+        let mut file = File::create(fixture.path("a.yaml")).unwrap();
+        assert_eq!(fixture.rescan(), "a=one");
         file.write_all(rule("a", "two").as_bytes()).unwrap();
-        assert_eq!(rig.after(IDLE), "a=one");
+        assert_eq!(fixture.after(IDLE), "a=one");
         drop(file);
-        fs::remove_file(rig.path("a.yaml~")).unwrap();
-        assert_eq!(rig.look(), "a=two");
-        assert!(rig.deleted.is_empty());
+        fs::remove_file(fixture.path("a.yaml~")).unwrap();
+        assert_eq!(fixture.rescan(), "a=two");
+        assert!(fixture.deleted.is_empty());
     }
 
     #[test]
     fn a_file_that_stays_away_is_deleted() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "one")), ("b.yaml", &rule("b", "one"))]);
-        fs::remove_file(rig.path("a.yaml")).unwrap();
-        assert_eq!(rig.look(), "a=one b=one");
-        assert!(rig.follower.deadline <= rig.now + ABSENCE);
-        assert_eq!(rig.after(ABSENCE), "b=one");
-        rig.rename("b.yaml", "b.disabled");
-        rig.look();
-        assert_eq!(rig.after(ABSENCE), "");
-        rig.rename("b.disabled", "b.yaml");
-        assert_eq!(rig.look(), "b=one");
+        let mut fixture =
+            Fixture::new(&[("a.yaml", &rule("a", "one")), ("b.yaml", &rule("b", "one"))]);
+        fs::remove_file(fixture.path("a.yaml")).unwrap();
+        assert_eq!(fixture.rescan(), "a=one b=one");
+        assert!(fixture.watcher.deadline <= fixture.now + ABSENCE);
+        assert_eq!(fixture.after(ABSENCE), "b=one");
+        fixture.rename("b.yaml", "b.disabled");
+        fixture.rescan();
+        assert_eq!(fixture.after(ABSENCE), "");
+        fixture.rename("b.disabled", "b.yaml");
+        assert_eq!(fixture.rescan(), "b=one");
     }
 
     #[test]
     fn an_emptied_file_deletes_nothing() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "one"))]);
-        rig.write("a.yaml", "");
-        assert_eq!(rig.look(), "a=one");
-        assert!(rig.trouble()[0].contains("is empty"), "{:?}", rig.trouble());
-        rig.write("a.yaml", rule("a", "two"));
-        assert_eq!(rig.look(), "a=two");
-        assert!(rig.trouble().is_empty());
+        let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "one"))]);
+        fixture.write("a.yaml", "");
+        assert_eq!(fixture.rescan(), "a=one");
+        assert!(
+            fixture.source_problems()[0].contains("is empty"),
+            "{:?}",
+            fixture.source_problems()
+        );
+        fixture.write("a.yaml", rule("a", "two"));
+        assert_eq!(fixture.rescan(), "a=two");
+        assert!(fixture.source_problems().is_empty());
     }
 
     #[test]
     fn a_mounted_configmap_is_exchanged_as_one() {
-        let dir = |rig: &Rig, version: &str, files: &[(&str, String)]| {
-            fs::create_dir_all(rig.path(version).join("sub")).unwrap();
-            files.iter().for_each(|(name, text)| rig.write(&format!("{version}/{name}"), text));
-            symlink(version, rig.path("..data_tmp")).unwrap();
-            rig.rename("..data_tmp", "..data");
+        let dir = |fixture: &Fixture, version: &str, files: &[(&str, String)]| {
+            fs::create_dir_all(fixture.path(version).join("sub")).unwrap();
+            files
+                .iter()
+                .for_each(|(name, text)| fixture.write(&format!("{version}/{name}"), text));
+            symlink(version, fixture.path("..data_tmp")).unwrap();
+            fixture.rename("..data_tmp", "..data");
         };
-        let mut rig = Rig::new(&[]);
+        let mut fixture = Fixture::new(&[]);
         dir(
-            &rig,
+            &fixture,
             "..2024_1",
-            &[("a.yaml", rule("a", "one")), ("b.yaml", rule("b", "one")), ("sub/c.yaml", rule("c", "one"))],
+            &[
+                ("a.yaml", rule("a", "one")),
+                ("b.yaml", rule("b", "one")),
+                ("sub/c.yaml", rule("c", "one")),
+            ],
         );
         for name in ["a.yaml", "b.yaml", "sub"] {
-            symlink(format!("..data/{name}"), rig.path(name)).unwrap();
+            symlink(format!("..data/{name}"), fixture.path(name)).unwrap();
         }
-        assert_eq!(rig.look(), "a=one b=one c=one");
+        assert_eq!(fixture.rescan(), "a=one b=one c=one");
         dir(
-            &rig,
+            &fixture,
             "..2024_2",
-            &[("a.yaml", rule("a", "two")), ("b.yaml", rule("b", "two")), ("sub/c.yaml", rule("c", "two"))],
+            &[
+                ("a.yaml", rule("a", "two")),
+                ("b.yaml", rule("b", "two")),
+                ("sub/c.yaml", rule("c", "two")),
+            ],
         );
-        let changes = rig.follower.look(rig.now);
-        assert_eq!(changes.iter().filter(|change| matches!(change, Change::Apply { .. })).count(), 3, "{changes:?}");
-        rig.apply(changes);
-        fs::remove_dir_all(rig.path("..2024_1")).unwrap();
-        assert_eq!(rig.look(), "a=two b=two c=two");
-        // A key that is gone leaves its link behind for a moment.
-        dir(&rig, "..2024_3", &[("a.yaml", rule("a", "one")), ("sub/c.yaml", rule("c", "one"))]);
-        assert_eq!(rig.look(), "a=one b=two c=one");
-        fs::remove_file(rig.path("b.yaml")).unwrap();
-        rig.look();
-        assert_eq!(rig.after(ABSENCE), "a=one c=one");
-        assert_eq!((rig.deleted.len(), rig.trouble().len()), (1, 0));
+        let changes = fixture.watcher.rescan(fixture.now);
+        assert_eq!(
+            changes
+                .iter()
+                .filter(|change| matches!(change, SourceEvent::Apply { .. }))
+                .count(),
+            3,
+            "{changes:?}"
+        );
+        fixture.apply(changes);
+        fs::remove_dir_all(fixture.path("..2024_1")).unwrap();
+        assert_eq!(fixture.rescan(), "a=two b=two c=two");
+        // The link of a removed key remains for a moment.
+        dir(
+            &fixture,
+            "..2024_3",
+            &[
+                ("a.yaml", rule("a", "one")),
+                ("sub/c.yaml", rule("c", "one")),
+            ],
+        );
+        assert_eq!(fixture.rescan(), "a=one b=two c=one");
+        fs::remove_file(fixture.path("b.yaml")).unwrap();
+        fixture.rescan();
+        assert_eq!(fixture.after(ABSENCE), "a=one c=one");
+        assert_eq!(
+            (fixture.deleted.len(), fixture.source_problems().len()),
+            (1, 0)
+        );
     }
 
     #[test]
     fn folders_come_move_and_go() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "one"))]);
-        fs::create_dir_all(rig.path("sub/deep")).unwrap();
-        rig.write("sub/deep/b.yaml", rule("b", "one"));
-        assert_eq!(rig.look(), "a=one b=one");
-        rig.write("sub/deep/b.yaml", rule("b", "two"));
-        assert_eq!(rig.look(), "a=one b=two");
-        rig.rename("sub", "other");
-        assert_eq!(rig.look(), "a=one b=two");
-        assert!(rig.deleted.is_empty() && rig.trouble().is_empty());
-        rig.write("other/deep/b.yaml", rule("b", "three"));
-        assert_eq!(rig.look(), "a=one b=three");
-        fs::remove_dir_all(rig.path("other")).unwrap();
-        rig.look();
-        assert_eq!(rig.after(ABSENCE), "a=one");
-        fs::create_dir(rig.path("other")).unwrap();
-        rig.look();
-        rig.write("other/c.yaml", rule("c", "one"));
-        assert_eq!(rig.look(), "a=one c=one");
+        let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "one"))]);
+        fs::create_dir_all(fixture.path("sub/deep")).unwrap();
+        fixture.write("sub/deep/b.yaml", rule("b", "one"));
+        assert_eq!(fixture.rescan(), "a=one b=one");
+        fixture.write("sub/deep/b.yaml", rule("b", "two"));
+        assert_eq!(fixture.rescan(), "a=one b=two");
+        fixture.rename("sub", "other");
+        assert_eq!(fixture.rescan(), "a=one b=two");
+        assert!(fixture.deleted.is_empty() && fixture.source_problems().is_empty());
+        fixture.write("other/deep/b.yaml", rule("b", "three"));
+        assert_eq!(fixture.rescan(), "a=one b=three");
+        fs::remove_dir_all(fixture.path("other")).unwrap();
+        fixture.rescan();
+        assert_eq!(fixture.after(ABSENCE), "a=one");
+        fs::create_dir(fixture.path("other")).unwrap();
+        fixture.rescan();
+        fixture.write("other/c.yaml", rule("c", "one"));
+        assert_eq!(fixture.rescan(), "a=one c=one");
     }
 
     #[test]
     fn the_folder_itself_may_go_and_come_back() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "one")), ("b.yaml", &rule("b", "one"))]);
-        let conf = rig.dir.path().join("conf");
-        fs::rename(&conf, rig.dir.path().join("old")).unwrap();
-        rig.look();
-        assert_eq!(rig.after(IDLE), "a=one b=one");
-        assert!(rig.trouble()[0].contains("conf:1: is not there; a running weir keeps"), "{:?}", rig.trouble());
+        let mut fixture =
+            Fixture::new(&[("a.yaml", &rule("a", "one")), ("b.yaml", &rule("b", "one"))]);
+        let conf = fixture.dir.path().join("conf");
+        fs::rename(&conf, fixture.dir.path().join("old")).unwrap();
+        fixture.rescan();
+        assert_eq!(fixture.after(IDLE), "a=one b=one");
+        assert!(
+            fixture.source_problems()[0].contains(
+                "conf:1: does not exist; a running weir \
+            keeps"
+            ),
+            "{:?}",
+            fixture.source_problems()
+        );
         fs::create_dir(&conf).unwrap();
-        rig.write("a.yaml", rule("a", "two"));
-        rig.look();
-        assert_eq!(rig.after(ABSENCE), "a=two");
-        assert!(rig.trouble().is_empty());
-        rig.write("a.yaml", rule("a", "three"));
-        assert_eq!(rig.look(), "a=three");
+        fixture.write("a.yaml", rule("a", "two"));
+        fixture.rescan();
+        assert_eq!(fixture.after(ABSENCE), "a=two");
+        assert!(fixture.source_problems().is_empty());
+        fixture.write("a.yaml", rule("a", "three"));
+        assert_eq!(fixture.rescan(), "a=three");
         fs::remove_dir_all(&conf).unwrap();
-        rig.look();
+        fixture.rescan();
         fs::create_dir(&conf).unwrap();
-        rig.write("a.yaml", rule("a", "four"));
-        assert_eq!(rig.look(), "a=four");
+        fixture.write("a.yaml", rule("a", "four"));
+        assert_eq!(fixture.rescan(), "a=four");
     }
 
     #[test]
     fn the_folder_may_be_a_link_that_is_exchanged() {
-        let mut rig = Rig::with(&[("a.yaml", &rule("a", "one"))], Some(Events::new().unwrap().0), "conf");
-        fs::rename(rig.dir.path().join("conf"), rig.dir.path().join("v1")).unwrap();
-        symlink("v1", rig.dir.path().join("conf")).unwrap();
-        assert_eq!(rig.look(), "a=one");
-        fs::create_dir(rig.dir.path().join("v2")).unwrap();
-        fs::write(rig.dir.path().join("v2/a.yaml"), rule("a", "two")).unwrap();
-        symlink("v2", rig.dir.path().join("next")).unwrap();
-        fs::rename(rig.dir.path().join("next"), rig.dir.path().join("conf")).unwrap();
-        assert_eq!(rig.look(), "a=two");
+        let mut fixture = Fixture::with(
+            &[("a.yaml", &rule("a", "one"))],
+            Some(InotifyWatcher::new().unwrap().0),
+            "conf",
+        );
+        fs::rename(
+            fixture.dir.path().join("conf"),
+            fixture.dir.path().join("v1"),
+        )
+        .unwrap();
+        symlink("v1", fixture.dir.path().join("conf")).unwrap();
+        assert_eq!(fixture.rescan(), "a=one");
+        fs::create_dir(fixture.dir.path().join("v2")).unwrap();
+        fs::write(fixture.dir.path().join("v2/a.yaml"), rule("a", "two")).unwrap();
+        symlink("v2", fixture.dir.path().join("next")).unwrap();
+        fs::rename(
+            fixture.dir.path().join("next"),
+            fixture.dir.path().join("conf"),
+        )
+        .unwrap();
+        assert_eq!(fixture.rescan(), "a=two");
     }
 
     #[test]
-    fn one_file_can_be_followed() {
-        let mut rig = Rig::with(&[("rules", &rule("a", "one"))], Some(Events::new().unwrap().0), "conf/rules");
-        assert_eq!(rig.look(), "a=one");
-        rig.write("rules", rule("a", "two"));
-        assert_eq!(rig.look(), "a=two");
-        fs::remove_file(rig.path("rules")).unwrap();
-        rig.look();
-        assert_eq!((rig.after(IDLE).as_str(), rig.trouble().len()), ("a=two", 1));
-        let mut file = File::create(rig.path("rules")).unwrap();
-        assert_eq!(rig.look(), "a=two");
+    fn a_single_file_can_be_watched() {
+        let mut fixture = Fixture::with(
+            &[("rules", &rule("a", "one"))],
+            Some(InotifyWatcher::new().unwrap().0),
+            "conf/rules",
+        );
+        assert_eq!(fixture.rescan(), "a=one");
+        fixture.write("rules", rule("a", "two"));
+        assert_eq!(fixture.rescan(), "a=two");
+        fs::remove_file(fixture.path("rules")).unwrap();
+        fixture.rescan();
+        assert_eq!(
+            (
+                fixture.after(IDLE).as_str(),
+                fixture.source_problems().len()
+            ),
+            ("a=two", 1)
+        );
+        let mut file = File::create(fixture.path("rules")).unwrap();
+        assert_eq!(fixture.rescan(), "a=two");
         file.write_all(rule("a", "three").as_bytes()).unwrap();
         drop(file);
-        assert_eq!(rig.look(), "a=three");
-        assert!(rig.deleted.is_empty() && rig.trouble().is_empty());
+        assert_eq!(fixture.rescan(), "a=three");
+        assert!(fixture.deleted.is_empty() && fixture.source_problems().is_empty());
     }
 
     #[test]
     fn links_to_files_elsewhere_are_followed() {
-        let mut rig = Rig::new(&[]);
-        let target = rig.dir.path().join("elsewhere.yaml");
+        let mut fixture = Fixture::new(&[]);
+        let target = fixture.dir.path().join("elsewhere.yaml");
         fs::write(&target, rule("a", "one")).unwrap();
-        symlink(&target, rig.path("a.yaml")).unwrap();
-        assert_eq!(rig.look(), "a=one");
+        symlink(&target, fixture.path("a.yaml")).unwrap();
+        assert_eq!(fixture.rescan(), "a=one");
         let mut file = File::create(&target).unwrap();
-        rig.write("b.yaml", rule("b", "one"));
-        assert_eq!(rig.look(), "a=one b=one");
+        fixture.write("b.yaml", rule("b", "one"));
+        assert_eq!(fixture.rescan(), "a=one b=one");
         file.write_all(rule("a", "two").as_bytes()).unwrap();
         drop(file);
-        assert_eq!(rig.look(), "a=two b=one");
-        fs::hard_link(&target, rig.path("c.yaml")).unwrap();
-        rig.look();
-        assert!(rig.trouble()[0].contains("c.yaml:1: VirtualService default/a is already at"), "{:?}", rig.trouble());
+        assert_eq!(fixture.rescan(), "a=two b=one");
+        fs::hard_link(&target, fixture.path("c.yaml")).unwrap();
+        fixture.rescan();
+        assert!(
+            fixture.source_problems()[0].contains(
+                "c.yaml:1: VirtualService default/a is already defined \
+            at"
+            ),
+            "{:?}",
+            fixture.source_problems()
+        );
     }
 
     #[test]
-    fn a_file_that_can_not_be_read_keeps_its_objects() {
-        let mut rig = Rig::new(&[("a.yaml", &rule("a", "one"))]);
-        fs::remove_file(rig.path("a.yaml")).unwrap();
-        symlink("nowhere", rig.path("a.yaml")).unwrap();
-        rig.look();
-        assert_eq!(rig.after(IDLE), "a=one");
-        assert!(rig.trouble()[0].contains("a.yaml:1: is a link to something that is not there"), "{:?}", rig.trouble());
-        fs::remove_file(rig.path("a.yaml")).unwrap();
-        rig.write("a.yaml", rule("a", "two"));
-        assert_eq!(rig.look(), "a=two");
-        // The administrator's rights are not bound by permissions, so there is nothing to see as root.
-        fs::set_permissions(rig.path("a.yaml"), Permissions::from_mode(0o000)).unwrap();
-        if File::open(rig.path("a.yaml")).is_err() {
-            rig.look();
-            assert_eq!(rig.after(SETTLE), "a=two");
-            assert!(rig.trouble()[0].contains("can not be read"), "{:?}", rig.trouble());
+    fn an_unreadable_file_keeps_its_objects() {
+        let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "one"))]);
+        fs::remove_file(fixture.path("a.yaml")).unwrap();
+        symlink("nowhere", fixture.path("a.yaml")).unwrap();
+        fixture.rescan();
+        assert_eq!(fixture.after(IDLE), "a=one");
+        assert!(
+            fixture.source_problems()[0].contains(
+                "a.yaml:1: is a broken \
+            link"
+            ),
+            "{:?}",
+            fixture.source_problems()
+        );
+        fs::remove_file(fixture.path("a.yaml")).unwrap();
+        fixture.write("a.yaml", rule("a", "two"));
+        assert_eq!(fixture.rescan(), "a=two");
+        // Permissions do not apply to root, so there is nothing to test.
+        fs::set_permissions(fixture.path("a.yaml"), Permissions::from_mode(0o000)).unwrap();
+        if File::open(fixture.path("a.yaml")).is_err() {
+            fixture.rescan();
+            assert_eq!(fixture.after(SETTLE), "a=two");
+            assert!(
+                fixture.source_problems()[0].contains("cannot be read"),
+                "{:?}",
+                fixture.source_problems()
+            );
         }
     }
 
     #[test]
     fn without_inotify_files_are_read_when_they_have_settled() {
-        let mut rig = Rig::with(&[("a.yaml", &rule("a", "one"))], None, "conf");
-        rig.write("a.yaml", rule("a", "twoo"));
-        assert_eq!(rig.after(POLL), "a=one");
-        rig.write("a.yaml", rule("a", "three"));
-        assert_eq!(rig.after(POLL), "a=one", "it changed between two looks");
-        assert_eq!(rig.after(SETTLE), "a=three");
-        fs::remove_file(rig.path("a.yaml")).unwrap();
-        assert_eq!(rig.after(POLL), "a=three");
-        assert_eq!(rig.after(POLL), "");
+        let mut fixture = Fixture::with(&[("a.yaml", &rule("a", "one"))], None, "conf");
+        fixture.write("a.yaml", rule("a", "twoo"));
+        assert_eq!(fixture.after(POLL), "a=one");
+        fixture.write("a.yaml", rule("a", "three"));
+        assert_eq!(fixture.after(POLL), "a=one", "it changed between two looks");
+        assert_eq!(fixture.after(SETTLE), "a=three");
+        fs::remove_file(fixture.path("a.yaml")).unwrap();
+        assert_eq!(fixture.after(POLL), "a=three");
+        assert_eq!(fixture.after(POLL), "");
     }
 
     #[test]
@@ -730,17 +872,27 @@ mod tests {
         fs::write(dir.path().join("b.yaml"), "x: [").unwrap();
         let changes = load_once(dir.path()).unwrap();
         assert!(
-            matches!(changes.as_slice(), [Change::Apply { .. }, Change::Trouble { .. }, Change::Synced]),
+            matches!(
+                changes.as_slice(),
+                [
+                    SourceEvent::Apply { .. },
+                    SourceEvent::SourceProblems { .. },
+                    SourceEvent::Synced
+                ]
+            ),
             "{changes:?}"
         );
         assert_eq!(load_once(&dir.path().join("a.yaml")).unwrap().len(), 2);
         let error = load_once(&dir.path().join("none")).unwrap_err().to_string();
-        assert!(error.contains("none: is not there; expected a folder"), "{error}");
+        assert!(
+            error.contains("none: does not exist; expected a folder"),
+            "{error}"
+        );
     }
 
-    /// A folder that is watched as `weir serve` does it.
+    /// A folder watched as by `weir serve`.
     struct Live {
-        changes: mpsc::Receiver<Vec<Change>>,
+        changes: mpsc::Receiver<Vec<SourceEvent>>,
         task: tokio::task::JoinHandle<Result<(), DirectoryError>>,
         store: Store,
     }
@@ -749,13 +901,21 @@ mod tests {
         fn start(root: &Path) -> Self {
             let (sender, changes) = mpsc::channel(1);
             let task = tokio::spawn(watch(root.to_owned(), sender, mpsc::channel(1).1));
-            Self { changes, task, store: Store::default() }
+            Self {
+                changes,
+                task,
+                store: Store::default(),
+            }
         }
 
         async fn until(&mut self, what: &str) {
-            while !self.store.synced() || in_force(&self.store) != what {
-                let batch = tokio::time::timeout(Duration::from_secs(60), self.changes.recv()).await;
-                for change in batch.unwrap_or_else(|_| panic!("{} is not {what}", in_force(&self.store))).unwrap() {
+            while !self.store.synced() || active(&self.store) != what {
+                let batch =
+                    tokio::time::timeout(Duration::from_secs(60), self.changes.recv()).await;
+                for change in batch
+                    .unwrap_or_else(|_| panic!("{} is not {what}", active(&self.store)))
+                    .unwrap()
+                {
                     self.store.apply(change, &mut BTreeSet::new());
                 }
             }
@@ -789,17 +949,30 @@ mod tests {
         fs::create_dir(&conf).unwrap();
         fs::write(conf.join("c.yaml"), rule("c", "one")).unwrap();
         live.until("c=one").await;
-        assert_eq!(live.store.trouble().count(), 0);
+        assert_eq!(live.store.source_problems().count(), 0);
         drop(live.changes);
-        tokio::time::timeout(Duration::from_secs(60), live.task).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), live.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
 
     #[tokio::test]
     async fn a_folder_that_is_not_there_at_the_start_is_an_error() {
         let (sender, _changes) = mpsc::channel(1);
-        let error =
-            watch(PathBuf::from("/nonexistent/conf"), sender, mpsc::channel(1).1).await.unwrap_err().to_string();
-        assert!(error.starts_with("/nonexistent/conf: is not there"), "{error}");
+        let error = watch(
+            PathBuf::from("/nonexistent/conf"),
+            sender,
+            mpsc::channel(1).1,
+        )
+        .await
+        .unwrap_err()
+        .to_string();
+        assert!(
+            error.starts_with("/nonexistent/conf: does not exist"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
@@ -811,7 +984,11 @@ mod tests {
         let writer = tokio::task::spawn_blocking(move || {
             for n in 0..300 {
                 fs::create_dir_all(path.join(format!("d{}", n % 20))).unwrap();
-                fs::write(path.join(format!("d{}/{n}.yaml", n % 20)), rule(&format!("n{n:03}"), "h")).unwrap();
+                fs::write(
+                    path.join(format!("d{}/{n}.yaml", n % 20)),
+                    rule(&format!("n{n:03}"), "h"),
+                )
+                .unwrap();
             }
         });
         let all: Vec<_> = (0..300).map(|n| format!("n{n:03}=h")).collect();

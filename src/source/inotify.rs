@@ -1,5 +1,5 @@
-//! What the kernel tells about the folders that hold the files: which file is complete, which is being written, and
-//! when to look for files anew.
+//! inotify events for the folders that hold the files: which files are complete, which are being written, and when to
+//! rescan.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -10,75 +10,85 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
-use super::scan::{Found, is_read, parent};
+use super::scan::{FoundFile, is_read, parent};
 
-/// A file by the folder that is watched and its name there.
-pub(super) type Spot = (WatchDescriptor, OsString);
+/// A file, by watched folder and file name.
+pub(super) type WatchedName = (WatchDescriptor, OsString);
 
-/// How many reads of the queue, of some hundred events each, are made at once.
+/// The maximum number of queue reads per drain, of a few hundred events each.
 const READS: usize = 64;
 
 #[derive(Debug, Default)]
 struct Watched {
     path: PathBuf,
-    /// Whether all in the folder counts; else only `names`.
+    /// Whether all files in the folder are watched, or only `names`.
     all: bool,
     names: HashSet<OsString>,
 }
 
-/// The watched folders, and what has happened in them.
+/// The watched folders and their events.
 ///
-/// The queue is drained by whoever reads files, right before and right after: the kernel puts an event there before the
-/// call that caused it returns, so what is drained after a file was read tells for sure whether it was complete.
+/// The reader of the files drains the queue right before and after each read. The kernel queues an event before the
+/// causing call returns, so a drain after a read shows reliably whether the file was complete.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(super) struct InotifyWatcher {
     inotify: Inotify,
     watched: HashMap<WatchDescriptor, Watched>,
-    /// What `watched` is to become when the scan that is under way is done.
+    /// The next value of `watched`, built during the current scan.
     next: HashMap<WatchDescriptor, Watched>,
     next_by_path: HashMap<PathBuf, WatchDescriptor>,
-    /// Files that were written to by a writer that has not closed them yet.
-    writing: HashSet<Spot>,
-    /// Files that a writer has closed, or that a rename has put in their place, since `take` was called.
-    ready: HashSet<Spot>,
-    /// Files that came to be since `take` was called.
-    created: HashSet<Spot>,
-    /// Files that were written to since `forget_modified` was called.
-    modified: HashSet<Spot>,
-    /// Renames whose other half is still to come: the old path and whether the file was being written.
+    /// Files with a writer that has not closed them yet.
+    writing: HashSet<WatchedName>,
+    /// Files that were closed by a writer or renamed into place since `take`.
+    ready: HashSet<WatchedName>,
+    /// Files created since `take`.
+    created: HashSet<WatchedName>,
+    /// Files modified since `forget_modified`.
+    modified: HashSet<WatchedName>,
+    /// Renames whose second event is pending: the old path, and whether the file was being written.
     moving: HashMap<u32, (PathBuf, bool)>,
-    /// Renames of files and folders inside of the watched folders: from where, to where.
+    /// Renames within the watched folders: from, to.
     moved: Vec<(PathBuf, PathBuf)>,
     rescan: bool,
     limit_hit: bool,
 }
 
-/// What has happened since the last look.
+/// The events since the last scan.
 #[derive(Debug, Default)]
-pub(super) struct Happened {
-    ready: HashSet<Spot>,
-    created: HashSet<Spot>,
+pub(super) struct FileEvents {
+    ready: HashSet<WatchedName>,
+    created: HashSet<WatchedName>,
     moved: Vec<(PathBuf, PathBuf)>,
 }
 
-impl Happened {
-    /// Where the file that was at `path` is now, if it or a folder around it was renamed.
+impl FileEvents {
+    /// The new path of `path` if it or a parent folder was renamed.
     pub fn moved_to(&self, path: &Path) -> Option<PathBuf> {
-        let (from, to) = self.moved.iter().rev().find(|(from, _)| path.starts_with(from))?;
+        let (from, to) = self
+            .moved
+            .iter()
+            .rev()
+            .find(|(from, _)| path.starts_with(from))?;
         let below = path.strip_prefix(from).ok()?;
-        Some(if below == Path::new("") { to.clone() } else { to.join(below) })
+        Some(if below == Path::new("") {
+            to.clone()
+        } else {
+            to.join(below)
+        })
     }
 
-    /// Whether the file at one of `spots` is known to be complete. One that only was created may be about to be
-    /// written, unless it came to be as a link to what was there before.
-    pub fn is_ready(&self, spots: &[Spot], found: &Found) -> bool {
+    /// Whether the file at one of `spots` is known to be complete. A file that was only created may be about to be
+    /// written, unless it was created as a link to an existing file.
+    pub fn is_ready(&self, watched_names: &[WatchedName], found: &FoundFile) -> bool {
         let link = found.linked || found.target.is_some();
-        spots.iter().any(|spot| self.ready.contains(spot) || link && self.created.contains(spot))
+        watched_names.iter().any(|watched_name| {
+            self.ready.contains(watched_name) || link && self.created.contains(watched_name)
+        })
     }
 }
 
-impl Events {
-    /// Nothing is watched yet. Also returns a descriptor that is readable when something has happened.
+impl InotifyWatcher {
+    /// Watches nothing yet. Also returns a descriptor that becomes readable when there are events.
     pub fn new() -> io::Result<(Self, OwnedFd)> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let wakes = inotify.as_fd().try_clone_to_owned()?;
@@ -99,32 +109,32 @@ impl Events {
         Ok((events, wakes))
     }
 
-    /// Whether something has happened that makes a scan worth while.
-    pub fn wants_scan(&self) -> bool {
+    /// Whether events require a scan.
+    pub fn needs_scan(&self) -> bool {
         self.rescan
     }
 
-    /// Whether there are folders that could not be watched, as the system's limit is reached.
+    /// Whether some folders are not watched because the system limit was reached.
     pub fn limit_hit(&self) -> bool {
         self.limit_hit
     }
 
-    /// Begins a scan: hands out what has happened before it.
-    pub fn take(&mut self) -> Happened {
+    /// Begins a scan and returns the events before it.
+    pub fn begin_scan(&mut self) -> FileEvents {
         self.rescan = false;
         self.limit_hit = false;
-        // The second half of a rename may still be in the queue; those that were moved out of sight have none.
+        // The second event of a rename may still be queued; a move out of the watched folders has none.
         if self.moving.len() > 64 {
             self.moving.clear();
         }
-        Happened {
+        FileEvents {
             ready: std::mem::take(&mut self.ready),
             created: std::mem::take(&mut self.created),
             moved: std::mem::take(&mut self.moved),
         }
     }
 
-    /// Watches all in a folder, from now until a scan that does not ask for it.
+    /// Watches everything in a folder until a scan no longer requests it.
     pub fn watch_folder(&mut self, path: &Path) {
         if let Some(watched) = self.watch(path) {
             watched.all = true;
@@ -132,7 +142,7 @@ impl Events {
         }
     }
 
-    /// Watches what has the name of `path` in its folder.
+    /// Watches the name of `path` in its parent folder.
     pub fn watch_name(&mut self, path: &Path) {
         if let Some(name) = path.file_name()
             && let Some(watched) = self.watch(&parent(path))
@@ -162,79 +172,98 @@ impl Events {
             }
             Err(error) => {
                 self.limit_hit |= matches!(error, Errno::ENOSPC | Errno::ENOMEM);
-                tracing::debug!(folder = %folder.display(), %error, "can not watch");
+                tracing::debug!(folder = %folder.display(), %error, "cannot watch");
                 None
             }
         }
     }
 
-    /// Where events about a file show up: at its path and, if that is a link, at its target.
-    pub fn spots(&self, path: &Path, found: &Found) -> Vec<Spot> {
+    /// Where events about a file appear: at its path and, for a link, at its target.
+    pub fn watched_names(&self, path: &Path, found: &FoundFile) -> Vec<WatchedName> {
         [Some(path), found.target.as_deref()]
             .into_iter()
             .flatten()
-            .filter_map(|path| Some((*self.next_by_path.get(&parent(path))?, path.file_name()?.to_owned())))
+            .filter_map(|path| {
+                Some((
+                    *self.next_by_path.get(&parent(path))?,
+                    path.file_name()?.to_owned(),
+                ))
+            })
             .collect()
     }
 
-    /// Whether one of `spots` was not watched before the scan that is under way, or its folder had another path.
-    pub fn is_new(&self, spots: &[Spot]) -> bool {
-        spots.iter().any(|(descriptor, name)| {
+    /// Whether one of `spots` was not watched before the current scan, or its folder had another path.
+    pub fn is_new(&self, watched_names: &[WatchedName]) -> bool {
+        watched_names.iter().any(|(descriptor, name)| {
             let path = self.next.get(descriptor).map(|watched| &watched.path);
-            let known = |old: &&Watched| (old.all || old.names.contains(name)) && Some(&old.path) == path;
+            let known =
+                |old: &&Watched| (old.all || old.names.contains(name)) && Some(&old.path) == path;
             self.watched.get(descriptor).filter(known).is_none()
         })
     }
 
-    /// Whether a writer is at work at one of `spots`.
-    pub fn is_writing(&self, spots: &[Spot]) -> bool {
-        spots.iter().any(|spot| self.writing.contains(spot))
+    /// Whether one of `spots` is being written.
+    pub fn is_writing(&self, watched_names: &[WatchedName]) -> bool {
+        watched_names
+            .iter()
+            .any(|watched_name| self.writing.contains(watched_name))
     }
 
-    /// Ends a scan: what was not asked for again is no longer watched.
-    pub fn settle(&mut self) {
+    /// Ends a scan: stops watching what was not requested again.
+    pub fn end_scan(&mut self) {
         let old = std::mem::replace(&mut self.watched, std::mem::take(&mut self.next));
         self.next_by_path.clear();
-        for descriptor in old.into_keys().filter(|descriptor| !self.watched.contains_key(descriptor)) {
-            // It fails for a folder that is gone, whose watch went with it.
+        for descriptor in old
+            .into_keys()
+            .filter(|descriptor| !self.watched.contains_key(descriptor))
+        {
+            // Fails for a removed folder, whose watch is already gone.
             let _ = self.inotify.rm_watch(descriptor);
         }
-        self.writing.retain(|(descriptor, _)| self.watched.contains_key(descriptor));
+        self.writing
+            .retain(|(descriptor, _)| self.watched.contains_key(descriptor));
     }
 
-    /// From here on [`Events::was_modified`] looks.
-    pub fn forget_modified(&mut self) {
+    /// Resets [`InotifyWatcher::was_modified`].
+    pub fn reset_modified(&mut self) {
         self.modified.clear();
     }
 
-    /// Whether a file at one of `spots` was written to since [`Events::forget_modified`], as far as drained.
-    pub fn was_modified(&self, spots: &[Spot]) -> bool {
-        spots.iter().any(|spot| self.modified.contains(spot))
+    /// Whether a file at one of `spots` was modified since [`InotifyWatcher::reset_modified`], as of the last drain.
+    pub fn was_modified(&self, watched_names: &[WatchedName]) -> bool {
+        watched_names
+            .iter()
+            .any(|watched_name| self.modified.contains(watched_name))
     }
 
-    /// Takes in what has happened until now.
+    /// Processes all queued events.
     pub fn drain(&mut self) {
         for _ in 0..READS {
             match self.inotify.read_events() {
-                Ok(events) => events.into_iter().for_each(|event| self.note(event)),
+                Ok(events) => events.into_iter().for_each(|event| self.record(event)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "can not read what inotify tells; looking at all files instead");
+                    tracing::warn!(%error, "cannot read inotify events; scanning all files instead");
                     self.limit_hit = true;
                     return;
                 }
             }
         }
-        // There is more. A scan that is not needed does no harm, and it drains on.
+        // There are more events. An unnecessary scan is harmless and continues the drain.
         self.rescan = true;
     }
 
-    fn note(&mut self, event: InotifyEvent) {
-        let InotifyEvent { wd, mask, cookie, name } = event;
+    fn record(&mut self, event: InotifyEvent) {
+        let InotifyEvent {
+            wd,
+            mask,
+            cookie,
+            name,
+        } = event;
         let is = |flags: AddWatchFlags| mask.intersects(flags);
         if is(AddWatchFlags::IN_Q_OVERFLOW) {
-            tracing::warn!("more happened to the files than inotify could hold; looking at all of them");
+            tracing::warn!("the inotify queue overflowed; scanning all files");
             self.writing.clear();
             self.rescan = true;
             return;
@@ -243,8 +272,10 @@ impl Events {
             self.rescan |= self.watched.remove(&wd).is_some();
             return;
         }
-        // A folder that the scan under way has just begun to watch is not yet in `watched`.
-        let Some(watched) = self.next.get(&wd).or_else(|| self.watched.get(&wd)) else { return };
+        // A folder that the current scan just started to watch is not in `watched` yet.
+        let Some(watched) = self.next.get(&wd).or_else(|| self.watched.get(&wd)) else {
+            return;
+        };
         let Some(name) = name else {
             self.rescan = true;
             return;
@@ -254,29 +285,29 @@ impl Events {
             return;
         }
         let path = watched.path.join(&name);
-        let spot = (wd, name);
+        let watched_name = (wd, name);
         let folder = is(AddWatchFlags::IN_ISDIR);
         let file = !folder && (named || is_read(&path));
         if is(AddWatchFlags::IN_MODIFY) {
             if file {
-                self.ready.remove(&spot);
-                self.modified.insert(spot.clone());
-                self.writing.insert(spot);
+                self.ready.remove(&watched_name);
+                self.modified.insert(watched_name.clone());
+                self.writing.insert(watched_name);
             }
             return;
         }
         if is(AddWatchFlags::IN_CLOSE_WRITE) {
             if file {
-                self.writing.remove(&spot);
-                self.ready.insert(spot);
+                self.writing.remove(&watched_name);
+                self.ready.insert(watched_name);
                 self.rescan = true;
             }
             return;
         }
         self.rescan = true;
         if is(AddWatchFlags::IN_MOVED_FROM) {
-            let writing = self.writing.remove(&spot);
-            self.ready.remove(&spot);
+            let writing = self.writing.remove(&watched_name);
+            self.ready.remove(&watched_name);
             self.moving.insert(cookie, (path, writing));
         } else if is(AddWatchFlags::IN_MOVED_TO) {
             let from = self.moving.remove(&cookie);
@@ -285,19 +316,19 @@ impl Events {
                 self.moved.push((from, path));
             }
             if !folder {
-                self.writing.remove(&spot);
+                self.writing.remove(&watched_name);
                 if writing && file {
-                    self.writing.insert(spot);
+                    self.writing.insert(watched_name);
                 } else {
-                    self.ready.insert(spot);
+                    self.ready.insert(watched_name);
                 }
             }
         } else if is(AddWatchFlags::IN_CREATE) {
-            self.created.insert(spot);
+            self.created.insert(watched_name);
         } else if is(AddWatchFlags::IN_DELETE) {
-            self.writing.remove(&spot);
-            self.ready.remove(&spot);
-            self.created.remove(&spot);
+            self.writing.remove(&watched_name);
+            self.ready.remove(&watched_name);
+            self.created.remove(&watched_name);
         }
     }
 }

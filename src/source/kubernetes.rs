@@ -1,7 +1,7 @@
-//! The Kubernetes API: every kind weir reads, watched, relisted after a dropped connection.
+//! A source that watches every kind in the Kubernetes API and relists after failures.
 //!
-//! Documents are taken as they come and parsed by [`crate::api`], so that an object that can not be read is refused by
-//! itself and never ends the watch of its kind. Of Pods, Nodes and Namespaces only the metadata is asked for.
+//! Documents are received untyped and parsed by [`crate::api`], so an unreadable object is rejected individually and
+//! never ends the watch of its kind. For Pods, Nodes and Namespaces only metadata is requested.
 
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
@@ -19,34 +19,36 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::newest::Newest;
-use super::{Change, LocatedProblem, Origin, change_from};
+use super::freshness::Freshness;
+use super::{LocatedProblem, Origin, SourceEvent, event_from};
 use crate::api::{self, Identity, Kind, ObjectKey, Problem};
 
-/// Changes that go on in one batch at the most.
+/// The maximum number of events per batch.
 const BATCH: usize = 1024;
 
-/// How often the API is asked for a kind that it did not have.
+/// The interval at which a missing kind is looked for.
 const ABSENT_KIND: Duration = Duration::from_secs(5);
 
-/// How long after a failure a kind is listed anew: this long after the first, twice as long after each that follows.
+/// The delay before a kind is relisted after the first failure; it doubles with each further failure.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// The longest such wait.
+/// The maximum delay.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
-/// Why the API can not be used.
+/// Why the API cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kubeconfig can not be read, or there is none and this is no cluster.
-    #[error("can not find out how to reach the Kubernetes API ({0}); give --kubeconfig FILE, or run inside a cluster")]
+    /// The kubeconfig cannot be read, or there is none and weir does not run in a cluster.
+    #[error(
+        "cannot determine how to reach the Kubernetes API ({0}); use --kubeconfig FILE, or run inside a cluster"
+    )]
     Config(String),
-    /// No client can be made of it.
-    #[error("can not make a client for the Kubernetes API: {0}")]
+    /// No client can be created from it.
+    #[error("cannot create a client for the Kubernetes API: {0}")]
     Client(#[from] kube::Error),
 }
 
-/// A client for the API: of `kubeconfig` where given, else of the cluster that weir runs in, else of the user's own
+/// Creates a client from `kubeconfig` if given, else from the cluster that weir runs in, else from the user's default
 /// kubeconfig.
 ///
 /// # Errors
@@ -54,43 +56,48 @@ pub enum Error {
 pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
     let mut config = match kubeconfig {
         Some(file) => {
-            let parsed =
-                Kubeconfig::read_from(file).map_err(|error| Error::Config(format!("{}: {error}", file.display())))?;
+            let parsed = Kubeconfig::read_from(file)
+                .map_err(|error| Error::Config(format!("{}: {error}", file.display())))?;
             Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default())
                 .await
                 .map_err(|error| Error::Config(format!("{}: {error}", file.display())))?
         }
-        None => Config::infer().await.map_err(|error| Error::Config(error.to_string()))?,
+        None => Config::infer()
+            .await
+            .map_err(|error| Error::Config(error.to_string()))?,
     };
-    // A watch is silent for as long as nothing changes; the API server ends it within five minutes.
+    // A watch is silent while nothing changes; the API server closes it within five minutes.
     config.read_timeout = Some(Duration::from_secs(330));
     Ok(Client::try_from(config)?)
 }
 
-/// One event of a kind's watch, with documents instead of types.
+/// A watch event of one kind with an untyped document.
 #[derive(Debug)]
 enum Event {
-    /// A new list begins.
+    /// A list starts.
     Init,
-    /// An object is in the list, or was changed.
+    /// An object was listed or changed.
     Apply(Value),
     /// The list is complete.
     InitDone,
-    /// An object is gone.
+    /// An object was deleted.
     Delete(Value),
-    /// The watch failed and is tried again.
+    /// The watch failed and is retried.
     Failed(String),
-    /// The API does not have the kind.
+    /// The API does not serve the kind.
     Absent,
 }
 
-/// Follows all kinds, and hands changes on until nobody takes them. Says [`Change::Synced`] when the first list of every
-/// kind is complete; a kind that the API does not have counts as complete and empty.
+/// Watches all kinds and sends events until the receiver is dropped. Sends [`SourceEvent::Synced`] once the first list
+/// of every kind is complete; a kind that the API does not serve counts as complete and empty.
 ///
 /// # Errors
-/// None at present: failures are tried again and reported as [`Change::Trouble`].
-pub async fn watch(client: Client, changes: mpsc::Sender<Vec<Change>>) -> Result<(), Error> {
-    let mut events: SelectAll<_> = Kind::ALL.into_iter().map(|kind| events(&client, kind)).collect();
+/// None: failures are retried and reported as [`SourceEvent::SourceProblems`].
+pub async fn watch(client: Client, changes: mpsc::Sender<Vec<SourceEvent>>) -> Result<(), Error> {
+    let mut events: SelectAll<_> = Kind::ALL
+        .into_iter()
+        .map(|kind| events(&client, kind))
+        .collect();
     let mut kinds: Vec<KindState> = Kind::ALL.into_iter().map(KindState::new).collect();
     let mut synced = false;
     while let Some(first) = events.next().await {
@@ -98,14 +105,18 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Vec<Change>>) -> Result
         let mut next = Some(first);
         while let Some((kind, event)) = next {
             if let Some(state) = kinds.iter_mut().find(|state| state.kind == kind) {
-                state.take(event, &mut batch);
+                state.handle(event, &mut batch);
             }
-            // What is there already goes in the same batch; what is not is not waited for.
-            next = if batch.len() < BATCH { events.next().now_or_never().flatten() } else { None };
+            // Events that are already available go into the same batch.
+            next = if batch.len() < BATCH {
+                events.next().now_or_never().flatten()
+            } else {
+                None
+            };
         }
         if !synced && kinds.iter().all(|state| state.complete) {
             synced = true;
-            batch.push(Change::Synced);
+            batch.push(SourceEvent::Synced);
         }
         if !batch.is_empty() && changes.send(batch).await.is_err() {
             return Ok(());
@@ -114,22 +125,24 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Vec<Change>>) -> Result
     Ok(())
 }
 
-/// How far the watching of a kind has come.
+/// The watch of one kind and its retry state.
 #[derive(Default)]
-struct Attempt {
-    /// The watch that is under way, or the wait before the next one.
+struct WatchAttempt {
+    /// The running watch, or the delay before the next one.
     stream: Option<BoxStream<'static, Event>>,
     /// Failures since the last complete list.
     failures: u32,
 }
 
-impl Attempt {
-    /// After a failure everything begins anew, with the question which version the API serves by now: a watch that is
-    /// only taken up again would not tell that it is well, nor ever find a version that has taken the place of its own.
+impl WatchAttempt {
+    /// Starts over after a failure, including discovery of the served version: resuming the old watch would neither
+    /// clear the problem nor notice that the API now serves another version.
     fn failed(&mut self) {
-        let longest = RETRY.saturating_mul(1 << self.failures.min(16)).min(LONGEST_RETRY);
+        let longest = RETRY
+            .saturating_mul(1 << self.failures.min(16))
+            .min(LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
-        // Not all kinds, nor all of weir's replicas, at the same moment.
+        // Jitter spreads the retries of kinds and replicas.
         let part = 0.5 + 0.5 * (RandomState::new().hash_one(()) as f64 / u64::MAX as f64);
         self.stream = Some(pause(longest.mul_f64(part)));
     }
@@ -137,7 +150,7 @@ impl Attempt {
 
 fn events(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Event)> {
     let client = client.clone();
-    let stream = futures::stream::unfold(Attempt::default(), move |mut attempt| {
+    let stream = futures::stream::unfold(WatchAttempt::default(), move |mut attempt| {
         let client = client.clone();
         async move {
             loop {
@@ -168,12 +181,14 @@ fn events(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Event)> {
     stream.map(move |event| (kind, event)).boxed()
 }
 
-/// Nothing for a while, then the end.
+/// A stream that ends after a delay.
 fn pause(time: Duration) -> BoxStream<'static, Event> {
-    futures::stream::once(tokio::time::sleep(time)).filter_map(async |()| None).boxed()
+    futures::stream::once(tokio::time::sleep(time))
+        .filter_map(async |()| None)
+        .boxed()
 }
 
-/// What the API said; where it said nothing, the error with what caused it, down to what the system said.
+/// The API's message, or else the error with its chain of causes.
 fn reason(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return status.message.clone();
@@ -182,7 +197,7 @@ fn reason(error: &kube::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();
-        // Some errors say what caused them, and also give it.
+        // Some errors already include the text of their cause.
         if !text.contains(&more) {
             text.push_str(": ");
             text.push_str(&more);
@@ -192,35 +207,50 @@ fn reason(error: &kube::Error) -> String {
     text
 }
 
-/// How new an object is in the API.
+/// The freshness of an object in the API.
 ///
 /// # Errors
-/// Why the API does not say.
-pub async fn newest(client: &Client, key: &ObjectKey) -> Result<Newest, String> {
+/// Why the API cannot tell.
+pub async fn freshness(client: &Client, key: &ObjectKey) -> Result<Freshness, String> {
     let found = async {
-        let Some(resource) = resource(client, key.kind).await? else { return Ok(None) };
-        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
+        let Some(resource) = resource(client, key.kind).await? else {
+            return Ok(None);
+        };
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(client.clone(), &key.namespace, &resource);
         api.get_metadata_opt(&key.name).await
     };
     match found.await {
-        Ok(Some(object)) => Ok(Newest::Generation(object.metadata.generation.unwrap_or_default())),
-        Ok(None) => Ok(Newest::Absent),
+        Ok(Some(object)) => Ok(Freshness::Generation(
+            object.metadata.generation.unwrap_or_default(),
+        )),
+        Ok(None) => Ok(Freshness::Absent),
         Err(error) => Err(reason(&error)),
     }
 }
 
-/// The resource to watch: the first version of the kind that the API serves.
+/// The resource to watch: the first supported version that the API serves.
 async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
     for version in kind.versions() {
         let listed = if kind.group().is_empty() {
             client.list_core_api_resources(version).await
         } else {
-            client.list_api_group_resources(&format!("{}/{version}", kind.group())).await
+            client
+                .list_api_group_resources(&format!("{}/{version}", kind.group()))
+                .await
         };
         match listed {
-            Ok(list) if list.resources.iter().any(|one| one.name == kind.plural()) => {
-                let api_version =
-                    if kind.group().is_empty() { (*version).to_owned() } else { format!("{}/{version}", kind.group()) };
+            Ok(list)
+                if list
+                    .resources
+                    .iter()
+                    .any(|resource| resource.name == kind.plural()) =>
+            {
+                let api_version = if kind.group().is_empty() {
+                    (*version).to_owned()
+                } else {
+                    format!("{}/{version}", kind.group())
+                };
                 return Ok(Some(ApiResource {
                     group: kind.group().to_owned(),
                     version: (*version).to_owned(),
@@ -276,14 +306,16 @@ fn flatten<K: Send + 'static>(
                 broken = false;
                 Some(match event {
                     watcher::Event::Init => Event::Init,
-                    watcher::Event::InitApply(object) | watcher::Event::Apply(object) => Event::Apply(document(object)),
+                    watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
+                        Event::Apply(document(object))
+                    }
                     watcher::Event::InitDone => Event::InitDone,
                     watcher::Event::Delete(object) => Event::Delete(document(object)),
                 })
             }
-            // What it was watching from is too old for the API: the watcher lists anew by itself.
+            // The resource version expired: the watcher relists by itself.
             Err(watcher::Error::WatchError(status)) if status.code == 410 => None,
-            // A connection broke: the watcher goes on from where it was, and says so if it can not.
+            // The connection broke: the watcher resumes, and reports an error if it cannot.
             Err(watcher::Error::WatchFailed(_)) if !std::mem::replace(&mut broken, true) => None,
             Err(error) => Some(Event::Failed(match &error {
                 watcher::Error::InitialListFailed(error)
@@ -298,82 +330,110 @@ fn flatten<K: Send + 'static>(
     events.boxed()
 }
 
-/// What is known of one kind.
+/// The state of one kind.
 struct KindState {
     kind: Kind,
-    /// The first list has come in whole, or the API does not have the kind.
+    /// Whether the first list is complete or the API does not serve the kind.
     complete: bool,
-    /// The objects handed on, to find those that vanished while nobody watched.
+    /// The reported objects, to detect deletions between watches.
     known: BTreeSet<ObjectKey>,
-    /// The objects of the list that is coming in.
+    /// The objects of the list in progress.
     listing: Option<BTreeSet<ObjectKey>>,
-    /// What was last said to be wrong.
-    trouble: Option<String>,
+    /// The last reported problem.
+    source_problems: Option<String>,
 }
 
 impl KindState {
     fn new(kind: Kind) -> Self {
-        Self { kind, complete: false, known: BTreeSet::new(), listing: None, trouble: None }
+        Self {
+            kind,
+            complete: false,
+            known: BTreeSet::new(),
+            listing: None,
+            source_problems: None,
+        }
     }
 
-    fn take(&mut self, event: Event, out: &mut Vec<Change>) {
+    fn handle(&mut self, event: Event, out: &mut Vec<SourceEvent>) {
         match event {
             Event::Init => self.listing = Some(BTreeSet::new()),
             Event::Apply(document) => self.apply(document, out),
             Event::InitDone => {
                 let listed = self.listing.take().unwrap_or_default();
-                out.extend(self.known.difference(&listed).cloned().map(Change::Delete));
+                out.extend(
+                    self.known
+                        .difference(&listed)
+                        .cloned()
+                        .map(SourceEvent::Delete),
+                );
                 self.known = listed;
                 self.complete = true;
-                self.trouble(None, out);
+                self.source_problems(None, out);
             }
             Event::Delete(document) => {
                 if let Ok(Identity::Known(key)) = api::identify(&document) {
                     self.known.remove(&key);
-                    out.push(Change::Delete(key));
+                    out.push(SourceEvent::Delete(key));
                 }
             }
             Event::Failed(error) => {
-                let now = if self.complete { "what is known stays in force" } else { "weir is not ready until it is" };
-                self.trouble(Some(format!("can not be watched, and is tried again: {error}; {now}")), out);
+                let now = if self.complete {
+                    "the last known objects stay active"
+                } else {
+                    "weir is not ready until \
+                    it can be listed"
+                };
+                self.source_problems(
+                    Some(format!("cannot be watched, retrying: {error}; {now}")),
+                    out,
+                );
             }
             Event::Absent => {
                 self.complete = true;
-                let now = if self.known.is_empty() { "it is taken as empty" } else { "what is known stays in force" };
+                let now = if self.known.is_empty() {
+                    "it counts as empty"
+                } else {
+                    "the last known objects stay \
+                    active"
+                };
                 let message = format!(
-                    "the API does not have this kind (is its CustomResourceDefinition installed?); {now}, and it is \
-                     looked for again every few seconds"
+                    "the API does not serve this kind (is its CustomResourceDefinition installed?); {now}, and weir \
+                        looks for it every few seconds"
                 );
-                self.trouble(Some(message), out);
+                self.source_problems(Some(message), out);
             }
         }
     }
 
-    fn apply(&mut self, document: Value, out: &mut Vec<Change>) {
-        // Without a name there is nothing that could be refused; the API server does not let that happen.
-        let Ok(Identity::Known(key)) = api::identify(&document) else { return };
+    fn apply(&mut self, document: Value, out: &mut Vec<SourceEvent>) {
+        // Without a name nothing can be rejected; the API server guarantees one.
+        let Ok(Identity::Known(key)) = api::identify(&document) else {
+            return;
+        };
         self.known.insert(key.clone());
         if let Some(listing) = &mut self.listing {
             listing.insert(key.clone());
         } else {
-            self.trouble(None, out);
+            self.source_problems(None, out);
         }
         let parsed = api::parse(&key, document, 0);
-        out.push(change_from(key, parsed, Origin::Cluster, |_| Origin::Cluster));
+        out.push(event_from(key, parsed, Origin::Cluster, |_| {
+            Origin::Cluster
+        }));
     }
 
-    fn trouble(&mut self, message: Option<String>, out: &mut Vec<Change>) {
-        if message == self.trouble {
+    fn source_problems(&mut self, message: Option<String>, out: &mut Vec<SourceEvent>) {
+        if message == self.source_problems {
             return;
         }
-        self.trouble.clone_from(&message);
+        self.source_problems.clone_from(&message);
         let subject = self.kind.plural().to_owned();
         let problems = message.into_iter().map(|message| LocatedProblem {
             origin: Origin::Cluster,
             problem: Problem::new(subject.clone(), message, ""),
         });
         let problems = problems.collect();
-        out.push(Change::Trouble { subject, problems });
+        out.push(SourceEvent::SourceProblems { subject, problems });
     }
 }
 
@@ -387,44 +447,72 @@ mod tests {
 
     fn after(state: &mut KindState, events: Vec<Event>) -> Vec<String> {
         let mut out = Vec::new();
-        events.into_iter().for_each(|event| state.take(event, &mut out));
-        let text = |change: &Change| match change {
-            Change::Apply { object, .. } => format!("+{}", object.meta.name),
-            Change::Delete(key) => format!("-{}", key.name),
-            Change::Trouble { problems, .. } => format!("trouble {}", problems.len()),
+        events
+            .into_iter()
+            .for_each(|event| state.handle(event, &mut out));
+        let text = |change: &SourceEvent| match change {
+            SourceEvent::Apply { object, .. } => format!("+{}", object.meta.name),
+            SourceEvent::Delete(key) => format!("-{}", key.name),
+            SourceEvent::SourceProblems { problems, .. } => format!("trouble {}", problems.len()),
             other => format!("{other:?}"),
         };
         out.iter().map(text).collect()
     }
 
     #[test]
-    fn a_second_list_deletes_what_vanished_meanwhile() {
+    fn a_relist_deletes_objects_that_disappeared() {
         let mut state = KindState::new(Kind::Pod);
         let first = vec![Event::Init, Event::Apply(pod("a")), Event::Apply(pod("b"))];
         assert_eq!(after(&mut state, first), ["+a", "+b"]);
         assert!(!state.complete);
         after(&mut state, vec![Event::InitDone]);
         assert!(state.complete);
-        let again = vec![Event::Failed("gone".into()), Event::Init, Event::Apply(pod("b")), Event::InitDone];
-        assert_eq!(after(&mut state, again), ["trouble 1", "+b", "-a", "trouble 0"]);
+        let again = vec![
+            Event::Failed("gone".into()),
+            Event::Init,
+            Event::Apply(pod("b")),
+            Event::InitDone,
+        ];
+        assert_eq!(
+            after(&mut state, again),
+            ["trouble 1", "+b", "-a", "trouble 0"]
+        );
         assert_eq!(after(&mut state, vec![Event::Delete(pod("b"))]), ["-b"]);
     }
 
     #[test]
-    fn what_is_wrong_is_said_once() {
+    fn a_problem_is_reported_once() {
         let mut state = KindState::new(Kind::VirtualService);
-        assert_eq!(after(&mut state, vec![Event::Absent, Event::Absent, Event::Absent]), ["trouble 1"]);
+        assert_eq!(
+            after(
+                &mut state,
+                vec![Event::Absent, Event::Absent, Event::Absent]
+            ),
+            ["trouble 1"]
+        );
         let failed = || Event::Failed("no route".into());
-        assert_eq!(after(&mut state, vec![failed(), failed(), failed()]), ["trouble 1"]);
-        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), ["trouble 0"]);
-        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), [""; 0]);
+        assert_eq!(
+            after(&mut state, vec![failed(), failed(), failed()]),
+            ["trouble 1"]
+        );
+        assert_eq!(
+            after(&mut state, vec![Event::Init, Event::InitDone]),
+            ["trouble 0"]
+        );
+        assert_eq!(
+            after(&mut state, vec![Event::Init, Event::InitDone]),
+            [""; 0]
+        );
     }
 
     #[test]
-    fn a_reason_goes_down_to_what_the_system_said() {
+    fn a_reason_includes_the_system_error() {
         let inner = std::io::Error::other("connection refused");
         let error = kube::Error::Service(Box::new(inner));
         let text = reason(&error);
-        assert!(text.ends_with("connection refused") && text.matches("refused").count() == 1, "{text}");
+        assert!(
+            text.ends_with("connection refused") && text.matches("refused").count() == 1,
+            "{text}"
+        );
     }
 }

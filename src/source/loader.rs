@@ -1,5 +1,5 @@
-//! From the contents of files to [`Change`]s: remembers which object came from which file, so that a file that breaks,
-//! shrinks or goes away never takes more with it than it should. Reads no file itself.
+//! Turns file contents into [`SourceEvent`]s. Remembers which object came from which file, so that a file that is
+//! broken, shortened or deleted affects only its own objects. Performs no I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -7,60 +7,60 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Change, LocatedProblem, Origin, change_from, yaml};
-use crate::api::{Identity, Object, ObjectKey, Outline, Problem, expand_list, identify, parse};
+use super::{LocatedProblem, Origin, SourceEvent, event_from, yaml};
+use crate::api::{Identity, Object, ObjectKey, Problem, References, expand_list, identify, parse};
 
-/// What a file holds now.
+/// The current content of a file.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// Its bytes.
     Bytes(Vec<u8>),
-    /// It is there but can not be read, and why: a sentence about the file, without its name.
+    /// It exists but cannot be read, with the reason: a sentence about the file without its name.
     Unreadable(String),
-    /// It is not there any more.
+    /// It was deleted.
     Gone,
 }
 
-/// Turns what files hold into changes.
+/// Turns file contents into events.
 ///
-/// - A file that is empty (an editor empties it before it writes), can not be read or is no YAML changes nothing: what
-///   was last accepted from it stays in force. A [`Change::Trouble`] under the file's path says what is wrong, and one
-///   without problems says when all is well again.
-/// - A document of a known kind that is not valid becomes a [`Change::Refuse`]. A document that does not say what it is
-///   becomes a trouble of its file. It may be any of the objects that were in the file before, so none of those is
-///   deleted until all documents of the file say what they are.
-/// - An object that more than one document holds is taken from the first by path and place in the file; the others are
-///   a trouble of their files, and the next of them takes over when the first goes.
-/// - Objects of kinds that weir does not read are skipped.
+/// - A file that is empty (editors truncate before writing), unreadable or not YAML changes nothing: the last accepted
+///   objects stay active. A [`SourceEvent::SourceProblems`] with the file's path reports the problem, and one without
+///   problems reports recovery.
+/// - An invalid document of a known kind becomes a [`SourceEvent::Reject`]. A document that cannot be identified
+///   becomes a problem of its file. It might be any object that the file contained before, so none of those is deleted
+///   until every document of the file can be identified.
+/// - If several documents define the same object, the first by path and position wins; the others are reported as
+///   problems of their files, and the next one takes over when the first disappears.
+/// - Objects of other kinds are skipped.
 #[derive(Debug, Default)]
 pub struct Loader {
     files: BTreeMap<Arc<PathBuf>, File>,
     holders: HashMap<ObjectKey, BTreeSet<(Arc<PathBuf>, usize)>>,
-    current: HashMap<ObjectKey, Current>,
-    trouble: BTreeMap<Arc<PathBuf>, Vec<LocatedProblem>>,
+    current: HashMap<ObjectKey, Reported>,
+    source_problems: BTreeMap<Arc<PathBuf>, Vec<LocatedProblem>>,
 }
 
-/// What is known of one file.
+/// The state of one file.
 #[derive(Debug, Default)]
 struct File {
-    /// Where the file stands among the others; see [`between`].
+    /// The position of the file among the others; see [`slot_between`].
     slot: u64,
     claims: Vec<Claim>,
-    /// What is wrong with the file itself.
+    /// Problems of the file itself.
     problems: Vec<LocatedProblem>,
 }
 
-/// That a document of a file holds an object.
+/// An object defined by a document of a file.
 #[derive(Clone, Debug)]
 struct Claim {
     key: ObjectKey,
     line: u32,
-    /// The last form of it, in this file, that was valid.
+    /// Its last valid version in this file.
     accepted: Option<Accepted>,
-    /// What is wrong with its present form.
+    /// The problems of its current version.
     problems: Vec<LocatedProblem>,
-    /// What that form speaks of, if something is wrong with it.
-    outline: Outline,
+    /// What an invalid version references.
+    references: References,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -70,38 +70,41 @@ struct Accepted {
     warnings: Vec<LocatedProblem>,
 }
 
-/// What was last handed on about an object.
+/// What was last reported about an object.
 #[derive(Debug, Default)]
-struct Current {
+struct Reported {
     accepted: Option<Accepted>,
     problems: Vec<LocatedProblem>,
-    outline: Outline,
+    references: References,
 }
 
-/// What has to be looked at again after an update.
+/// What has to be re-evaluated after an update.
 #[derive(Default)]
 struct Touched {
     keys: BTreeSet<ObjectKey>,
     files: BTreeSet<Arc<PathBuf>>,
 }
 
-/// What becomes of a file that can not be used.
+/// Advice for a file that cannot be used.
 const KEPT: &str = "a running weir keeps what it last read from it";
-/// The low bits of an object's order, which count the objects of one file.
-const PLACE_BITS: u32 = 24;
-const SLOTS: u64 = 1 << (64 - PLACE_BITS);
-/// The distance between files that are read one after the other: room for those that come between them later.
+/// The low bits of an object's order number the objects within a file.
+const POSITION_BITS: u32 = 24;
+const SLOTS: u64 = 1 << (64 - POSITION_BITS);
+/// The gap between consecutive files, which leaves room for later insertions.
 const STRIDE: u64 = 1 << 20;
 
 impl Loader {
-    /// A loader that knows no file yet.
+    /// An empty loader.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes in what some files hold now, by the path that messages are to name. Returns what that changes, with
-    /// deletions after all else, so that an object that moved from one file to another is never gone in between.
-    pub fn update(&mut self, files: impl IntoIterator<Item = (PathBuf, Content)>) -> Vec<Change> {
+    /// Applies the current content of some files, keyed by the path used in messages. Returns the resulting events,
+    /// deletions last, so that an object that moves between files never disappears.
+    pub fn update(
+        &mut self,
+        files: impl IntoIterator<Item = (PathBuf, Content)>,
+    ) -> Vec<SourceEvent> {
         let mut touched = Touched::default();
         for (path, content) in files {
             let path = Arc::new(path);
@@ -123,30 +126,47 @@ impl Loader {
             let slot = match self.free_slot(path) {
                 Some(slot) => slot,
                 None => {
-                    self.spread(touched);
+                    self.respace(touched);
                     self.free_slot(path).unwrap_or(SLOTS - 1)
                 }
             };
-            self.files.insert(path.clone(), File { slot, ..File::default() });
+            self.files.insert(
+                path.clone(),
+                File {
+                    slot,
+                    ..File::default()
+                },
+            );
         }
         self.files.entry(path.clone()).or_default()
     }
 
     fn free_slot(&self, path: &Arc<PathBuf>) -> Option<u64> {
-        let before = self.files.range(..path.clone()).next_back().map(|(_, file)| file.slot);
-        let after = self.files.range(path.clone()..).next().map(|(_, file)| file.slot);
-        between(before, after)
+        let before = self
+            .files
+            .range(..path.clone())
+            .next_back()
+            .map(|(_, file)| file.slot);
+        let after = self
+            .files
+            .range(path.clone()..)
+            .next()
+            .map(|(_, file)| file.slot);
+        slot_between(before, after)
     }
 
-    /// Spreads the files' slots evenly, when there is no room left between two of them.
-    fn spread(&mut self, touched: &mut Touched) {
+    /// Redistributes the slots evenly when no gap is left.
+    fn respace(&mut self, touched: &mut Touched) {
         let step = SLOTS / (self.files.len() as u64 + 2);
         for (file, slot) in self.files.values_mut().zip((1..).map(|n| n * step)) {
             file.slot = slot;
             for claim in &mut file.claims {
-                let Some(accepted) = &mut claim.accepted else { continue };
+                let Some(accepted) = &mut claim.accepted else {
+                    continue;
+                };
                 let mut object = Object::clone(&accepted.object);
-                object.meta.age.order = (slot << PLACE_BITS) | (object.meta.age.order & ((1 << PLACE_BITS) - 1));
+                object.meta.age.order =
+                    (slot << POSITION_BITS) | (object.meta.age.order & ((1 << POSITION_BITS) - 1));
                 accepted.object = Arc::new(object);
                 touched.keys.insert(claim.key.clone());
             }
@@ -174,8 +194,13 @@ impl Loader {
     fn read(&mut self, path: &Arc<PathBuf>, bytes: &[u8], touched: &mut Touched) {
         let file = self.file(path, touched);
         if bytes.iter().all(u8::is_ascii_whitespace) {
-            let advice = format!("{KEPT} (to remove its objects, delete it or leave only a comment in it)");
-            file.problems = vec![problem_at(path, 1, Problem::new("", "the file is empty", advice))];
+            let advice =
+                format!("{KEPT} (to remove its objects, delete it or leave only a comment in it)");
+            file.problems = vec![problem_at(
+                path,
+                1,
+                Problem::new("", "the file is empty", advice),
+            )];
             return;
         }
         let documents = match yaml::documents(bytes) {
@@ -192,7 +217,10 @@ impl Loader {
         self.release(path, &old, touched);
         let (claims, problems) = self.claims(path, slot, documents, old);
         for (place, claim) in claims.iter().enumerate() {
-            self.holders.entry(claim.key.clone()).or_default().insert((path.clone(), place));
+            self.holders
+                .entry(claim.key.clone())
+                .or_default()
+                .insert((path.clone(), place));
             touched.keys.insert(claim.key.clone());
         }
         if let Some(file) = self.files.get_mut(path) {
@@ -201,8 +229,7 @@ impl Loader {
         }
     }
 
-    /// What the documents of a file hold, given what it held before; and what is wrong with documents that do not say
-    /// what they are.
+    /// The objects of a file's documents, given its previous objects, and the problems of unidentifiable documents.
     fn claims(
         &self,
         path: &Arc<PathBuf>,
@@ -212,7 +239,10 @@ impl Loader {
     ) -> (Vec<Claim>, Vec<LocatedProblem>) {
         let mut before: HashMap<ObjectKey, VecDeque<Claim>> = HashMap::new();
         for claim in old {
-            before.entry(claim.key.clone()).or_default().push_back(claim);
+            before
+                .entry(claim.key.clone())
+                .or_default()
+                .push_back(claim);
         }
         let mut claims: Vec<Claim> = Vec::new();
         let mut problems = Vec::new();
@@ -221,11 +251,17 @@ impl Loader {
         for mut document in documents {
             let value = std::mem::take(&mut document.value);
             for (prefix, member) in expand_list(value) {
-                let order = (slot << PLACE_BITS) | place;
-                place = (place + 1).min((1 << PLACE_BITS) - 1);
+                let order = (slot << POSITION_BITS) | place;
+                place = (place + 1).min((1 << POSITION_BITS) - 1);
                 let line_of = |field: &str| {
-                    let dot = if prefix.is_empty() || field.is_empty() { "" } else { "." };
-                    document.locate(&format!("{prefix}{dot}{field}")).unwrap_or(document.line)
+                    let dot = if prefix.is_empty() || field.is_empty() {
+                        ""
+                    } else {
+                        "."
+                    };
+                    document
+                        .locate(&format!("{prefix}{dot}{field}"))
+                        .unwrap_or(document.line)
                 };
                 let key = match identify(&member) {
                     Ok(Identity::Known(key)) => key,
@@ -236,7 +272,7 @@ impl Loader {
                     Err(error) => {
                         problems.extend(error.problems.into_iter().map(|problem| {
                             let line = line_of(&problem.path);
-                            problem_at(path, line, below(&prefix, problem))
+                            problem_at(path, line, prefix_path(&prefix, problem))
                         }));
                         continue;
                     }
@@ -246,99 +282,142 @@ impl Loader {
             }
         }
         if skipped > 0 {
-            tracing::debug!(file = %path.display(), skipped, "skipped objects of kinds that are not read");
+            tracing::debug!(file = %path.display(), skipped, "skipped objects of unsupported kinds");
         }
         if !problems.is_empty() {
-            // Of an object that stood in the file more than once, one is enough to keep it.
+            // One copy is enough to keep an object that occurred several times.
             let held: HashSet<&ObjectKey> = claims.iter().map(|claim| &claim.key).collect();
             before.retain(|key, _| !held.contains(key));
-            let mut kept: Vec<Claim> = before.into_values().filter_map(|mut old| old.pop_front()).collect();
+            let mut kept: Vec<Claim> = before
+                .into_values()
+                .filter_map(|mut old| old.pop_front())
+                .collect();
             kept.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
             claims.append(&mut kept);
         }
         (claims, problems)
     }
 
-    fn changes(&mut self, mut touched: Touched) -> Vec<Change> {
+    fn changes(&mut self, mut touched: Touched) -> Vec<SourceEvent> {
         let mut changes = Vec::new();
         let mut gone = Vec::new();
         let mut winners = Vec::new();
         for key in touched.keys {
             let Some(holders) = self.holders.get(&key) else {
                 if self.current.remove(&key).is_some() {
-                    gone.push(Change::Delete(key));
+                    gone.push(SourceEvent::Delete(key));
                 }
                 continue;
             };
-            // A file that had or has the second of two has a trouble to gain or lose.
-            touched.files.extend(holders.iter().map(|(path, _)| path.clone()));
+            // The files of duplicate definitions gain or lose a problem.
+            touched
+                .files
+                .extend(holders.iter().map(|(path, _)| path.clone()));
             if let Some((path, place)) = holders.first() {
                 winners.push((path.clone(), *place, key));
             }
         }
         winners.sort();
         for (path, place, key) in winners {
-            let Some(claim) = self.files.get(&path).and_then(|file| file.claims.get(place)) else { continue };
+            let Some(claim) = self
+                .files
+                .get(&path)
+                .and_then(|file| file.claims.get(place))
+            else {
+                continue;
+            };
             let current = self.current.entry(key.clone()).or_default();
             let valid = claim.problems.is_empty();
             if let Some(accepted) = &claim.accepted
-                && (current.accepted.as_ref() != Some(accepted) || valid && !current.problems.is_empty())
+                && (current.accepted.as_ref() != Some(accepted)
+                    || valid && !current.problems.is_empty())
             {
                 current.accepted = Some(accepted.clone());
                 current.problems.clear();
-                current.outline = Outline::default();
-                let Accepted { object, origin, warnings } = accepted.clone();
-                changes.push(Change::Apply { object, origin, warnings });
+                current.references = References::default();
+                let Accepted {
+                    object,
+                    origin,
+                    warnings,
+                } = accepted.clone();
+                changes.push(SourceEvent::Apply {
+                    object,
+                    origin,
+                    warnings,
+                });
             }
-            if !valid && (&current.problems, &current.outline) != (&claim.problems, &claim.outline) {
+            if !valid
+                && (&current.problems, &current.references) != (&claim.problems, &claim.references)
+            {
                 current.problems.clone_from(&claim.problems);
-                current.outline.clone_from(&claim.outline);
-                let (problems, outline) = (claim.problems.clone(), claim.outline.clone());
-                changes.push(Change::Refuse { key, problems, outline });
+                current.references.clone_from(&claim.references);
+                let (problems, references) = (claim.problems.clone(), claim.references.clone());
+                changes.push(SourceEvent::Reject {
+                    key,
+                    problems,
+                    references,
+                });
             }
         }
         changes.append(&mut gone);
         for path in touched.files {
             let problems = self.problems(&path);
-            let old = self.trouble.get(&path).map_or(&[][..], Vec::as_slice);
+            let old = self
+                .source_problems
+                .get(&path)
+                .map_or(&[][..], Vec::as_slice);
             if old == problems.as_slice() {
                 continue;
             }
             if problems.is_empty() {
-                self.trouble.remove(&path);
+                self.source_problems.remove(&path);
             } else {
-                self.trouble.insert(path.clone(), problems.clone());
+                self.source_problems.insert(path.clone(), problems.clone());
             }
-            changes.push(Change::Trouble { subject: path.display().to_string(), problems });
+            changes.push(SourceEvent::SourceProblems {
+                subject: path.display().to_string(),
+                problems,
+            });
         }
         changes
     }
 
-    /// What is wrong with a file, objects that another document already holds included.
+    /// The problems of a file, including duplicate definitions.
     fn problems(&self, path: &Arc<PathBuf>) -> Vec<LocatedProblem> {
-        let Some(file) = self.files.get(path) else { return Vec::new() };
+        let Some(file) = self.files.get(path) else {
+            return Vec::new();
+        };
         let mut problems = file.problems.clone();
         for (place, claim) in file.claims.iter().enumerate() {
-            let Some((first_path, first_place)) = self.holders.get(&claim.key).and_then(BTreeSet::first) else {
+            let Some((first_path, first_place)) =
+                self.holders.get(&claim.key).and_then(BTreeSet::first)
+            else {
                 continue;
             };
             if (first_path, *first_place) == (path, place) {
                 continue;
             }
-            let first = self.files.get(first_path).and_then(|file| file.claims.get(*first_place));
+            let first = self
+                .files
+                .get(first_path)
+                .and_then(|file| file.claims.get(*first_place));
             let first_line = first.map_or(1, |claim| claim.line);
             let message = format!(
-                "{} is already at {}:{first_line}, which comes first and is the one in use",
+                "{} is already defined at {}:{first_line}, which comes first and is used",
                 claim.key,
                 first_path.display()
             );
-            problems.push(problem_at(path, claim.line, Problem::new("", message, "remove one of the two")));
+            problems.push(problem_at(
+                path,
+                claim.line,
+                Problem::new("", message, "remove one of them"),
+            ));
         }
         problems
     }
 }
 
-/// Parses one object. If it is not valid, its last valid form in the same file (`last`) stays the accepted one.
+/// Parses one object. If it is invalid, its last valid version in the same file (`last`) stays accepted.
 fn claim(
     path: &Arc<PathBuf>,
     key: ObjectKey,
@@ -347,35 +426,76 @@ fn claim(
     line_of: &impl Fn(&str) -> u32,
     last: Option<Claim>,
 ) -> Claim {
-    let at = |line: u32| Origin::File { path: path.clone(), line };
+    let at = |line: u32| Origin::File {
+        path: path.clone(),
+        line,
+    };
     let line = line_of("");
     let parsed = parse(&key, document, order);
     let accepted = last.and_then(|last| last.accepted);
-    let kept = Claim { key: key.clone(), line, accepted, problems: Vec::new(), outline: Outline::default() };
-    match change_from(key, parsed, at(line), |field| at(line_of(field))) {
-        Change::Apply { object, origin, warnings } => {
-            Claim { accepted: Some(Accepted { object, origin, warnings }), ..kept }
-        }
-        Change::Refuse { problems, outline, .. } => Claim { problems, outline, ..kept },
-        Change::Delete(_) | Change::Trouble { .. } | Change::Synced | Change::Mark(_) => kept,
+    let kept = Claim {
+        key: key.clone(),
+        line,
+        accepted,
+        problems: Vec::new(),
+        references: References::default(),
+    };
+    match event_from(key, parsed, at(line), |field| at(line_of(field))) {
+        SourceEvent::Apply {
+            object,
+            origin,
+            warnings,
+        } => Claim {
+            accepted: Some(Accepted {
+                object,
+                origin,
+                warnings,
+            }),
+            ..kept
+        },
+        SourceEvent::Reject {
+            problems,
+            references,
+            ..
+        } => Claim {
+            problems,
+            references,
+            ..kept
+        },
+        SourceEvent::Delete(_)
+        | SourceEvent::SourceProblems { .. }
+        | SourceEvent::Synced
+        | SourceEvent::Barrier(_) => kept,
     }
 }
 
 fn problem_at(path: &Arc<PathBuf>, line: u32, problem: Problem) -> LocatedProblem {
-    LocatedProblem { origin: Origin::File { path: path.clone(), line }, problem }
-}
-
-/// A problem of a list's member as one of the list.
-fn below(prefix: &str, problem: Problem) -> Problem {
-    match (prefix, problem.path.as_str()) {
-        ("", _) => problem,
-        (_, "") => Problem { path: prefix.to_owned(), ..problem },
-        (_, path) => Problem { path: format!("{prefix}.{path}"), ..problem },
+    LocatedProblem {
+        origin: Origin::File {
+            path: path.clone(),
+            line,
+        },
+        problem,
     }
 }
 
-/// A slot for a file between its two neighbours; `None` if there is no room.
-fn between(before: Option<u64>, after: Option<u64>) -> Option<u64> {
+/// Prefixes the path of a list item's problem.
+fn prefix_path(prefix: &str, problem: Problem) -> Problem {
+    match (prefix, problem.path.as_str()) {
+        ("", _) => problem,
+        (_, "") => Problem {
+            path: prefix.to_owned(),
+            ..problem
+        },
+        (_, path) => Problem {
+            path: format!("{prefix}.{path}"),
+            ..problem
+        },
+    }
+}
+
+/// A slot between two neighbours; `None` if there is no gap.
+fn slot_between(before: Option<u64>, after: Option<u64>) -> Option<u64> {
     match (before, after) {
         (None, None) => Some(SLOTS / 2),
         (Some(before), None) => Some(before + STRIDE).filter(|&slot| slot < SLOTS),
@@ -407,15 +527,15 @@ mod tests {
         )
     }
 
-    /// A loader with the store it feeds.
+    /// A loader and the store it feeds.
     #[derive(Default)]
-    struct Rig {
+    struct Fixture {
         loader: Loader,
         store: Store,
     }
 
-    impl Rig {
-        fn update(&mut self, files: Vec<(PathBuf, Content)>) -> Vec<Change> {
+    impl Fixture {
+        fn update(&mut self, files: Vec<(PathBuf, Content)>) -> Vec<SourceEvent> {
             let changes = self.loader.update(files);
             for change in &changes {
                 self.store.apply(change.clone(), &mut BTreeSet::new());
@@ -423,144 +543,264 @@ mod tests {
             changes
         }
 
-        fn write(&mut self, path: &str, text: impl AsRef<[u8]>) -> Vec<Change> {
-            self.update(vec![(PathBuf::from(path), Content::Bytes(text.as_ref().to_vec()))])
+        fn write(&mut self, path: &str, text: impl AsRef<[u8]>) -> Vec<SourceEvent> {
+            self.update(vec![(
+                PathBuf::from(path),
+                Content::Bytes(text.as_ref().to_vec()),
+            )])
         }
 
-        fn delete(&mut self, path: &str) -> Vec<Change> {
+        fn delete(&mut self, path: &str) -> Vec<SourceEvent> {
             self.update(vec![(PathBuf::from(path), Content::Gone)])
         }
 
-        /// Name and first host of all VirtualServices in force.
-        fn in_force(&self) -> BTreeMap<String, String> {
+        /// The name and first host of every active VirtualService.
+        fn active(&self) -> BTreeMap<String, String> {
             let entries = self.store.all(Kind::VirtualService);
             entries
                 .map(|entry| match &entry.object.spec {
-                    Spec::VirtualService(spec) => (entry.object.meta.name.to_string(), spec.hosts[0].to_string()),
+                    Spec::VirtualService(spec) => (
+                        entry.object.meta.name.to_string(),
+                        spec.hosts[0].to_string(),
+                    ),
                     other => panic!("{other:?}"),
                 })
                 .collect()
         }
 
         fn holds(&self, name: &str) -> bool {
-            self.store.all(Kind::VirtualService).any(|entry| &*entry.object.meta.name == name)
+            self.store
+                .all(Kind::VirtualService)
+                .any(|entry| &*entry.object.meta.name == name)
         }
 
         fn hosts(&self) -> String {
-            self.in_force().into_iter().map(|(name, host)| format!("{name}={host}")).collect::<Vec<_>>().join(" ")
+            self.active()
+                .into_iter()
+                .map(|(name, host)| format!("{name}={host}"))
+                .collect::<Vec<_>>()
+                .join(" ")
         }
 
-        fn trouble(&self) -> Vec<String> {
-            self.store.trouble().flat_map(|(_, problems)| problems).map(ToString::to_string).collect()
+        fn source_problems(&self) -> Vec<String> {
+            self.store
+                .source_problems()
+                .flat_map(|(_, problems)| problems)
+                .map(ToString::to_string)
+                .collect()
         }
 
-        fn refused(&self) -> Vec<String> {
-            self.store.refused().flat_map(|(_, problems)| problems).map(ToString::to_string).collect()
+        fn rejected(&self) -> Vec<String> {
+            self.store
+                .rejected()
+                .flat_map(|(_, problems)| problems)
+                .map(ToString::to_string)
+                .collect()
         }
     }
 
     #[test]
-    fn what_breaks_a_file_changes_nothing_but_is_told() {
+    fn a_broken_file_changes_nothing_and_is_reported() {
         let good = rule("a", "one");
         for (bad, says) in [
             (Content::Bytes(Vec::new()), "d/a.yaml:1: the file is empty"),
-            (Content::Bytes(b" \n\n".to_vec()), "d/a.yaml:1: the file is empty"),
-            (Content::Bytes(format!("{good}---\nx: [").into_bytes()), "d/a.yaml:11: column 4: unclosed"),
-            (Content::Bytes(b"\xff".to_vec()), "d/a.yaml:1: column 1: the byte 0xff is not UTF-8"),
-            (Content::Unreadable("can not be read: denied".to_owned()), "d/a.yaml:1: can not be read: denied"),
-            (Content::Bytes(b"hello".to_vec()), "d/a.yaml:1: the document is the text `hello`"),
+            (
+                Content::Bytes(b" \n\n".to_vec()),
+                "d/a.yaml:1: the file is empty",
+            ),
+            (
+                Content::Bytes(format!("{good}---\nx: [").into_bytes()),
+                "d/a.yaml:11: column 4: unclosed",
+            ),
+            (
+                Content::Bytes(b"\xff".to_vec()),
+                "d/a.yaml:1: column 1: the byte 0xff is not UTF-8",
+            ),
+            (
+                Content::Unreadable("cannot be read: denied".to_owned()),
+                "d/a.yaml:1: cannot be read: denied",
+            ),
+            (
+                Content::Bytes(b"hello".to_vec()),
+                "d/a.yaml:1: the document is the string `hello`",
+            ),
         ] {
-            let mut rig = Rig::default();
-            rig.write("d/a.yaml", &good);
-            rig.update(vec![("d/a.yaml".into(), bad)]);
-            assert_eq!(rig.hosts(), "a=one");
-            assert_eq!(rig.trouble().len(), 1);
-            assert!(rig.trouble()[0].starts_with(says), "{}", rig.trouble()[0]);
-            let changes = rig.write("d/a.yaml", &good);
-            assert!(rig.trouble().is_empty());
+            let mut fixture = Fixture::default();
+            fixture.write("d/a.yaml", &good);
+            fixture.update(vec![("d/a.yaml".into(), bad)]);
+            assert_eq!(fixture.hosts(), "a=one");
+            assert_eq!(fixture.source_problems().len(), 1);
             assert!(
-                matches!(changes.as_slice(), [Change::Trouble { problems, .. }] if problems.is_empty()),
+                fixture.source_problems()[0].starts_with(says),
+                "{}",
+                fixture.source_problems()[0]
+            );
+            let changes = fixture.write("d/a.yaml", &good);
+            assert!(fixture.source_problems().is_empty());
+            assert!(
+                matches!(changes.as_slice(), [SourceEvent::SourceProblems { problems, .. }] if problems.is_empty()),
                 "{changes:?}"
             );
         }
     }
 
     #[test]
-    fn a_broken_object_is_refused_and_its_last_form_stays() {
-        let mut rig = Rig::default();
-        rig.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
-        rig.write("a.yaml", format!("{}---\n{}", broken("a"), rule("b", "two")));
-        assert_eq!(rig.hosts(), "a=one b=two");
-        assert_eq!(rig.refused().len(), 1);
-        assert!(rig.refused()[0].starts_with("a.yaml:5: spec.hosts"), "{:?}", rig.refused());
-        rig.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "two")));
-        assert_eq!((rig.hosts().as_str(), rig.refused().len()), ("a=one b=two", 0));
+    fn an_invalid_object_is_rejected_and_its_last_version_stays() {
+        let mut fixture = Fixture::default();
+        fixture.write(
+            "a.yaml",
+            format!("{}---\n{}", rule("a", "one"), rule("b", "one")),
+        );
+        fixture.write(
+            "a.yaml",
+            format!("{}---\n{}", broken("a"), rule("b", "two")),
+        );
+        assert_eq!(fixture.hosts(), "a=one b=two");
+        assert_eq!(fixture.rejected().len(), 1);
+        assert!(
+            fixture.rejected()[0].starts_with("a.yaml:5: spec.hosts"),
+            "{:?}",
+            fixture.rejected()
+        );
+        fixture.write(
+            "a.yaml",
+            format!("{}---\n{}", rule("a", "one"), rule("b", "two")),
+        );
+        assert_eq!(
+            (fixture.hosts().as_str(), fixture.rejected().len()),
+            ("a=one b=two", 0)
+        );
     }
 
     #[test]
-    fn what_is_gone_from_a_valid_file_is_deleted() {
-        let mut rig = Rig::default();
-        rig.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
-        rig.write("a.yaml", rule("b", "one"));
-        assert_eq!(rig.hosts(), "b=one");
-        rig.write("a.yaml", "# nothing\n");
-        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("", 0));
-        rig.write("a.yaml", rule("b", "one"));
-        assert!(matches!(rig.delete("a.yaml").as_slice(), [Change::Delete(key)] if &*key.name == "b"));
+    fn objects_removed_from_a_valid_file_are_deleted() {
+        let mut fixture = Fixture::default();
+        fixture.write(
+            "a.yaml",
+            format!("{}---\n{}", rule("a", "one"), rule("b", "one")),
+        );
+        fixture.write("a.yaml", rule("b", "one"));
+        assert_eq!(fixture.hosts(), "b=one");
+        fixture.write("a.yaml", "# nothing\n");
+        assert_eq!(
+            (fixture.hosts().as_str(), fixture.source_problems().len()),
+            ("", 0)
+        );
+        fixture.write("a.yaml", rule("b", "one"));
+        assert!(
+            matches!(fixture.delete("a.yaml").as_slice(), [SourceEvent::Delete(key)] if &*key.name == "b")
+        );
     }
 
     #[test]
-    fn a_document_without_identity_keeps_what_it_may_have_been() {
-        let mut rig = Rig::default();
-        rig.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
+    fn an_unidentifiable_document_keeps_the_objects_it_may_have_been() {
+        let mut fixture = Fixture::default();
+        fixture.write(
+            "a.yaml",
+            format!("{}---\n{}", rule("a", "one"), rule("b", "one")),
+        );
         let nameless = rule("b", "two").replace("name: b", "nam: b");
-        rig.write("a.yaml", format!("{}---\n{nameless}", rule("a", "two")));
-        assert_eq!(rig.hosts(), "a=two b=one");
-        assert!(rig.trouble()[0].starts_with("a.yaml:13: metadata.name: is missing"), "{:?}", rig.trouble());
-        rig.write("a.yaml", rule("a", "two"));
-        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=two", 0));
-        rig.write("a.yaml", rule("a", "three").replace("VirtualService", "VirtualServise"));
-        assert_eq!(rig.hosts(), "a=two");
-        assert!(rig.trouble()[0].starts_with("a.yaml:2: kind: `VirtualServise` is no kind of"), "{:?}", rig.trouble());
-        rig.write("a.yaml", rule("a", "three").replace("VirtualService", "Gateway"));
-        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("", 0));
+        fixture.write("a.yaml", format!("{}---\n{nameless}", rule("a", "two")));
+        assert_eq!(fixture.hosts(), "a=two b=one");
+        assert!(
+            fixture.source_problems()[0].starts_with("a.yaml:13: metadata.name: is missing"),
+            "{:?}",
+            fixture.source_problems()
+        );
+        fixture.write("a.yaml", rule("a", "two"));
+        assert_eq!(
+            (fixture.hosts().as_str(), fixture.source_problems().len()),
+            ("a=two", 0)
+        );
+        fixture.write(
+            "a.yaml",
+            rule("a", "three").replace("VirtualService", "VirtualServise"),
+        );
+        assert_eq!(fixture.hosts(), "a=two");
+        assert!(
+            fixture.source_problems()[0].starts_with(
+                "a.yaml:2: kind: `VirtualServise` is not a kind \
+            of"
+            ),
+            "{:?}",
+            fixture.source_problems()
+        );
+        fixture.write(
+            "a.yaml",
+            rule("a", "three").replace("VirtualService", "Gateway"),
+        );
+        assert_eq!(
+            (fixture.hosts().as_str(), fixture.source_problems().len()),
+            ("", 0)
+        );
     }
 
     #[test]
     fn the_first_of_two_wins_and_the_next_takes_over() {
-        let mut rig = Rig::default();
-        rig.write("b.yaml", format!("{}---\n{}", rule("a", "two"), rule("a", "three")));
-        assert_eq!(rig.hosts(), "a=two");
-        assert_eq!(rig.trouble().len(), 1);
-        assert!(
-            rig.trouble()[0].starts_with("b.yaml:11: VirtualService default/a is already at b.yaml:1,"),
-            "{:?}",
-            rig.trouble()
+        let mut fixture = Fixture::default();
+        fixture.write(
+            "b.yaml",
+            format!("{}---\n{}", rule("a", "two"), rule("a", "three")),
         );
-        rig.write("a.yaml", rule("a", "one"));
-        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=one", 2));
-        rig.write("a.yaml", "nonsense: [");
-        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=one", 3));
-        let changes = rig.delete("a.yaml");
-        assert!(!changes.iter().any(|change| matches!(change, Change::Delete(_))), "{changes:?}");
-        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=two", 1));
-        rig.write("b.yaml", rule("a", "three"));
-        assert_eq!((rig.hosts().as_str(), rig.trouble().len()), ("a=three", 0));
+        assert_eq!(fixture.hosts(), "a=two");
+        assert_eq!(fixture.source_problems().len(), 1);
+        assert!(
+            fixture.source_problems()[0].starts_with(
+                "b.yaml:11: VirtualService default/a is already defined at \
+                b.yaml:1,"
+            ),
+            "{:?}",
+            fixture.source_problems()
+        );
+        fixture.write("a.yaml", rule("a", "one"));
+        assert_eq!(
+            (fixture.hosts().as_str(), fixture.source_problems().len()),
+            ("a=one", 2)
+        );
+        fixture.write("a.yaml", "nonsense: [");
+        assert_eq!(
+            (fixture.hosts().as_str(), fixture.source_problems().len()),
+            ("a=one", 3)
+        );
+        let changes = fixture.delete("a.yaml");
+        assert!(
+            !changes
+                .iter()
+                .any(|change| matches!(change, SourceEvent::Delete(_))),
+            "{changes:?}"
+        );
+        assert_eq!(
+            (fixture.hosts().as_str(), fixture.source_problems().len()),
+            ("a=two", 1)
+        );
+        fixture.write("b.yaml", rule("a", "three"));
+        assert_eq!(
+            (fixture.hosts().as_str(), fixture.source_problems().len()),
+            ("a=three", 0)
+        );
     }
 
     #[test]
-    fn an_object_moves_between_files_without_being_gone() {
-        let mut rig = Rig::default();
-        rig.write("a.yaml", rule("a", "one"));
+    fn an_object_moves_between_files_without_disappearing() {
+        let mut fixture = Fixture::default();
+        fixture.write("a.yaml", rule("a", "one"));
         let moved = Content::Bytes(rule("a", "one").into_bytes());
-        let changes = rig.update(vec![("a.yaml".into(), Content::Gone), ("b.yaml".into(), moved)]);
-        assert!(changes.iter().all(|change| matches!(change, Change::Apply { .. })), "{changes:?}");
-        assert_eq!(rig.hosts(), "a=one");
+        let changes = fixture.update(vec![
+            ("a.yaml".into(), Content::Gone),
+            ("b.yaml".into(), moved),
+        ]);
+        assert!(
+            changes
+                .iter()
+                .all(|change| matches!(change, SourceEvent::Apply { .. })),
+            "{changes:?}"
+        );
+        assert_eq!(fixture.hosts(), "a=one");
     }
 
     #[test]
     fn lists_hold_objects_and_other_kinds_are_skipped() {
-        let mut rig = Rig::default();
+        let mut fixture = Fixture::default();
         let text = "\
 apiVersion: v1
 kind: List
@@ -578,41 +818,68 @@ items:
     hosts: 5
 - kind: Service
 ";
-        let changes = rig.write("list.json", text);
-        assert_eq!(rig.hosts(), "a=one");
-        let Change::Apply { origin, warnings, .. } = &changes[0] else { panic!("{changes:?}") };
+        let changes = fixture.write("list.json", text);
+        assert_eq!(fixture.hosts(), "a=one");
+        let SourceEvent::Apply {
+            origin, warnings, ..
+        } = &changes[0]
+        else {
+            panic!("{changes:?}")
+        };
         assert_eq!(origin.to_string(), "list.json:6");
         assert_eq!(warnings[0].origin.to_string(), "list.json:9");
-        assert!(rig.refused()[0].starts_with("list.json:14: spec.hosts:"), "{:?}", rig.refused());
-        assert!(rig.trouble()[0].starts_with("list.json:15: items[3].apiVersion: is missing"), "{:?}", rig.trouble());
+        assert!(
+            fixture.rejected()[0].starts_with("list.json:14: spec.hosts:"),
+            "{:?}",
+            fixture.rejected()
+        );
+        assert!(
+            fixture.source_problems()[0]
+                .starts_with("list.json:15: items[3].apiVersion: is missing"),
+            "{:?}",
+            fixture.source_problems()
+        );
     }
 
     #[test]
-    fn a_later_place_is_a_newer_object_wherever_files_are_added() {
-        let mut rig = Rig::default();
-        // Each name sorts between the two before it, so the room between them is used up more than once.
+    fn later_positions_are_newer_wherever_files_are_added() {
+        let mut fixture = Fixture::default();
+        // Each name sorts between the two before it, which exhausts the gap several times.
         let mut name = "m".to_owned();
         for n in 0..60 {
-            rig.write(
+            fixture.write(
                 &format!("{name}.yaml"),
-                format!("{}---\n{}", rule(&format!("{name}-a"), "x"), rule(&format!("{name}-b"), "x")),
+                format!(
+                    "{}---\n{}",
+                    rule(&format!("{name}-a"), "x"),
+                    rule(&format!("{name}-b"), "x")
+                ),
             );
             name.push(if n % 2 == 0 { 'm' } else { 'a' });
             if n % 3 == 0 {
-                rig.write(&format!("a{}.yaml", 100 - n), rule(&format!("a{}", 100 - n), "x"));
-                rig.write(&format!("z{}.yaml", 100 + n), rule(&format!("z{}", 100 + n), "x"));
+                fixture.write(
+                    &format!("a{}.yaml", 100 - n),
+                    rule(&format!("a{}", 100 - n), "x"),
+                );
+                fixture.write(
+                    &format!("z{}.yaml", 100 + n),
+                    rule(&format!("z{}", 100 + n), "x"),
+                );
             }
         }
-        let mut placed: Vec<_> = rig
+        let mut placed: Vec<_> = fixture
             .store
             .all(Kind::VirtualService)
             .map(|entry| (entry.origin.clone(), entry.object.meta.age.order))
             .collect();
         placed.sort_by(|(a, _), (b, _)| a.cmp(b));
-        assert!(placed.len() > 120 && placed.windows(2).all(|pair| pair[0].1 < pair[1].1), "{placed:#?}");
+        assert!(
+            placed.len() > 120 && placed.windows(2).all(|pair| pair[0].1 < pair[1].1),
+            "{placed:#?}"
+        );
     }
 
-    /// What a step of the model writes to one file.
+    /// What a model step writes to one file.
     #[derive(Clone, Debug)]
     enum Step {
         Documents(Vec<Piece>),
@@ -658,23 +925,26 @@ items:
                     Piece::Nameless => "apiVersion: v1\nkind: Service\n".to_owned(),
                     Piece::Other => "apiVersion: apps/v1\nkind: Deployment\n".to_owned(),
                 });
-                Content::Bytes(format!("# words\n{}", texts.collect::<Vec<_>>().join("---\n")).into_bytes())
+                Content::Bytes(
+                    format!("# words\n{}", texts.collect::<Vec<_>>().join("---\n")).into_bytes(),
+                )
             }
             Step::Garbage(bytes) => Content::Bytes(bytes.clone()),
             Step::Empty => Content::Bytes(b"\n".to_vec()),
-            Step::Unreadable => Content::Unreadable("can not be read".to_owned()),
+            Step::Unreadable => Content::Unreadable("cannot be read".to_owned()),
             Step::Gone => Content::Gone,
         }
     }
 
     type Documents = Vec<(String, Option<String>, bool)>;
 
-    /// The rules of [`Loader`], written down once more in the plainest way.
+    /// A reference model of [`Loader`] in the simplest form.
     #[derive(Default)]
     struct Model {
-        /// By file: is it wrong itself, and name, last valid host, and whether it is broken now, of what it holds.
+        /// By file: whether the file itself is broken, and per object its name, last valid host, and whether it is
+        /// currently invalid.
         files: BTreeMap<usize, (bool, Documents)>,
-        in_force: BTreeMap<String, String>,
+        active: BTreeMap<String, String>,
     }
 
     impl Model {
@@ -683,18 +953,25 @@ items:
                 Step::Gone => {
                     self.files.remove(&file);
                 }
-                Step::Garbage(_) | Step::Empty | Step::Unreadable => self.files.entry(file).or_default().0 = true,
+                Step::Garbage(_) | Step::Empty | Step::Unreadable => {
+                    self.files.entry(file).or_default().0 = true;
+                }
                 Step::Documents(pieces) => {
                     let (wrong, held) = self.files.entry(file).or_default();
                     let mut old = std::mem::take(held);
                     *wrong = pieces.iter().any(|piece| matches!(piece, Piece::Nameless));
                     for piece in pieces {
                         let (name, host) = match piece {
-                            Piece::Valid(name, host) => (format!("n{name}"), Some(format!("h{host}"))),
+                            Piece::Valid(name, host) => {
+                                (format!("n{name}"), Some(format!("h{host}")))
+                            }
                             Piece::Broken(name) => (format!("n{name}"), None),
                             Piece::Nameless | Piece::Other => continue,
                         };
-                        let last = old.iter().position(|(old, ..)| *old == name).map(|at| old.remove(at));
+                        let last = old
+                            .iter()
+                            .position(|(old, ..)| *old == name)
+                            .map(|at| old.remove(at));
                         let valid = host.is_some();
                         held.push((name, host.or(last.and_then(|(_, host, _)| host)), !valid));
                     }
@@ -710,18 +987,26 @@ items:
         }
 
         fn settle(&mut self) {
-            let held: BTreeSet<&String> =
-                self.files.values().flat_map(|(_, held)| held).map(|(name, ..)| name).collect();
-            self.in_force.retain(|name, _| held.contains(name));
+            let held: BTreeSet<&String> = self
+                .files
+                .values()
+                .flat_map(|(_, held)| held)
+                .map(|(name, ..)| name)
+                .collect();
+            self.active.retain(|name, _| held.contains(name));
             for name in held {
-                let first = self.files.values().flat_map(|(_, held)| held).find(|(other, ..)| other == name);
+                let first = self
+                    .files
+                    .values()
+                    .flat_map(|(_, held)| held)
+                    .find(|(other, ..)| other == name);
                 if let Some((_, Some(host), _)) = first {
-                    self.in_force.insert(name.clone(), host.clone());
+                    self.active.insert(name.clone(), host.clone());
                 }
             }
         }
 
-        fn refused(&self) -> BTreeSet<String> {
+        fn rejected(&self) -> BTreeSet<String> {
             let mut seen = BTreeSet::new();
             let all = self.files.values().flat_map(|(_, held)| held);
             all.filter(|(name, ..)| seen.insert(name))
@@ -734,7 +1019,11 @@ items:
             let mut seen = BTreeSet::new();
             let mut troubled = BTreeSet::new();
             for (file, (wrong, held)) in &self.files {
-                let again = held.iter().filter(|(name, ..)| !seen.insert(name.clone())).count() > 0;
+                let again = held
+                    .iter()
+                    .filter(|(name, ..)| !seen.insert(name.clone()))
+                    .count()
+                    > 0;
                 if *wrong || again {
                     troubled.insert(format!("f{file}.yaml"));
                 }
@@ -750,19 +1039,19 @@ items:
         fn nothing_that_worked_is_lost(
             batches in prop::collection::vec(prop::collection::vec((0..3_usize, steps()), 1..3), 1..12)
         ) {
-            let mut rig = Rig::default();
+            let mut fixture = Fixture::default();
             let mut model = Model::default();
             for batch in batches {
                 let files = batch.iter().map(|(file, step)| (PathBuf::from(format!("f{file}.yaml")), content(step)));
-                rig.update(files.collect());
+                fixture.update(files.collect());
                 for (file, step) in &batch {
                     model.apply(*file, step);
                 }
                 model.settle();
-                prop_assert_eq!(&rig.in_force(), &model.in_force, "{:?}", &batch);
-                let refused: BTreeSet<_> = rig.store.refused().map(|(key, _)| key.name.to_string()).collect();
-                prop_assert_eq!(refused, model.refused());
-                let troubled: BTreeSet<_> = rig.store.trouble().map(|(subject, _)| subject.to_owned()).collect();
+                prop_assert_eq!(&fixture.active(), &model.active, "{:?}", &batch);
+                let rejected: BTreeSet<_> = fixture.store.rejected().map(|(key, _)| key.name.to_string()).collect();
+                prop_assert_eq!(rejected, model.rejected());
+                let troubled: BTreeSet<_> = fixture.store.source_problems().map(|(subject, _)| subject.to_owned()).collect();
                 prop_assert_eq!(troubled, model.troubled());
             }
         }
@@ -771,21 +1060,21 @@ items:
         fn any_bytes_in_any_order_do_no_harm(
             files in prop::collection::vec((0..2_usize, prop::collection::vec(any::<u8>(), 0..60)), 1..8)
         ) {
-            let mut rig = Rig::default();
-            rig.write("good.yaml", rule("good", "one"));
+            let mut fixture = Fixture::default();
+            fixture.write("good.yaml", rule("good", "one"));
             for (file, bytes) in files {
-                rig.write(&format!("f{file}.yaml"), bytes);
-                prop_assert_eq!(rig.hosts(), "good=one");
+                fixture.write(&format!("f{file}.yaml"), bytes);
+                prop_assert_eq!(fixture.hosts(), "good=one");
             }
         }
 
         #[test]
-        fn a_damaged_file_loses_only_what_it_plainly_no_longer_holds(
+        fn a_damaged_file_loses_only_objects_it_no_longer_contains(
             damage in prop::collection::vec((0..3_u8, any::<prop::sample::Index>(), any::<u8>()), 1..6)
         ) {
-            let mut rig = Rig::default();
+            let mut fixture = Fixture::default();
             let mut text = format!("{}---\n{}", rule("a", "one"), rule("b", "one")).into_bytes();
-            rig.write("f.yaml", &text);
+            fixture.write("f.yaml", &text);
             for (what, at, byte) in damage {
                 if text.is_empty() {
                     break;
@@ -796,30 +1085,34 @@ items:
                     1 => text.insert(at, byte),
                     _ => text.truncate(at),
                 }
-                rig.write("f.yaml", &text);
+                fixture.write("f.yaml", &text);
                 let names = names(&text);
                 for name in ["a", "b"] {
-                    let gone = names.as_ref().is_some_and(|names| !names.iter().any(|one| one == name));
-                    prop_assert!(gone || rig.holds(name), "{name} of {:?}", String::from_utf8_lossy(&text));
+                    let gone = names.as_ref().is_some_and(|names| !names.iter().any(|item| item == name));
+                    prop_assert!(gone || fixture.holds(name), "{name} of {:?}", String::from_utf8_lossy(&text));
                 }
-                // What went with an earlier damage need not come back with a later one.
-                rig = Rig::default();
-                rig.write("f.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
+                // An object lost to earlier damage need not reappear.
+                fixture = Fixture::default();
+                fixture.write("f.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
             }
         }
     }
 
-    /// The VirtualServices of the namespace `default` that a text holds; `None` where it does not say of all its
-    /// documents what they are.
+    /// The VirtualServices of namespace `default` in a text; `None` if some document cannot be identified.
     fn names(text: &[u8]) -> Option<Vec<String>> {
         let documents = yaml::documents(text).ok()?;
         if text.iter().all(u8::is_ascii_whitespace) {
             return None;
         }
         let mut names = Vec::new();
-        for (_, member) in documents.into_iter().flat_map(|document| expand_list(document.value)) {
+        for (_, member) in documents
+            .into_iter()
+            .flat_map(|document| expand_list(document.value))
+        {
             match identify(&member).ok()? {
-                Identity::Known(key) if key.kind == Kind::VirtualService && &*key.namespace == "default" => {
+                Identity::Known(key)
+                    if key.kind == Kind::VirtualService && &*key.namespace == "default" =>
+                {
                     names.push(key.name.to_string());
                 }
                 _ => {}

@@ -1,7 +1,8 @@
-//! Where objects come from. A source reads documents, parses them with [`crate::api`], and hands [`Change`]s on; it
-//! knows nothing of what is done with them.
+//! Object sources. A source reads documents, parses them with [`crate::api`] and emits [`SourceEvent`]s; it knows
+//! nothing about their consumers.
 
 pub mod directory;
+pub mod freshness;
 #[cfg(target_os = "linux")]
 mod inotify;
 #[cfg(not(target_os = "linux"))]
@@ -9,7 +10,6 @@ mod inotify;
 mod inotify;
 pub mod kubernetes;
 pub mod loader;
-pub mod newest;
 mod scan;
 pub mod yaml;
 
@@ -17,16 +17,16 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::api::{Object, ObjectError, ObjectKey, Outline, Problem};
+use crate::api::{Object, ObjectError, ObjectKey, Problem, References};
 
-/// Where an object was read, for messages.
+/// The origin of an object, for messages.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
-    /// A file, and the line (from 1) at which the object begins.
+    /// A file and a 1-based line.
     File {
-        /// The path, as the user knows it.
+        /// The path as given by the user.
         path: Arc<PathBuf>,
-        /// The line, from 1.
+        /// The 1-based line.
         line: u32,
     },
     /// The Kubernetes API.
@@ -42,12 +42,12 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A problem and the line it is on, where the source knows lines.
+/// A problem and its location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocatedProblem {
-    /// The place of the field (not of the object) where it is known.
+    /// The location of the field (not of the object), if known.
     pub origin: Origin,
-    /// What is wrong.
+    /// The problem.
     pub problem: Problem,
 }
 
@@ -57,59 +57,67 @@ impl fmt::Display for LocatedProblem {
     }
 }
 
-/// One thing a source has seen.
+/// An event of a source.
 #[derive(Clone, Debug)]
-pub enum Change {
-    /// An object is there, new or changed.
+pub enum SourceEvent {
+    /// An object was added or changed.
     Apply {
         /// The object.
         object: Arc<Object>,
         /// Where it was read.
         origin: Origin,
-        /// What is odd about it but does no harm.
+        /// Harmless problems.
         warnings: Vec<LocatedProblem>,
     },
-    /// An object is there but can not be used. What was last accepted of it stays in force.
-    Refuse {
+    /// An object is invalid. Its last accepted version stays active.
+    Reject {
         /// The object.
         key: ObjectKey,
-        /// Why; at least one.
+        /// The reasons; at least one.
         problems: Vec<LocatedProblem>,
-        /// What it speaks of, as far as it can be read.
-        outline: Outline,
+        /// What it references, as far as it can be read.
+        references: References,
     },
-    /// An object is gone.
+    /// An object was deleted.
     Delete(ObjectKey),
-    /// Something that can not be tied to one object is wrong (a file that is no YAML, a watch that fails), or is
-    /// right again (`problems` is empty). `subject` is the file or the watched kind.
-    Trouble {
+    /// A problem that cannot be attributed to one object (a file that is not YAML, a failing watch), or its recovery
+    /// (`problems` is empty). `subject` is the file or the watched kind.
+    SourceProblems {
         /// The file or kind.
         subject: String,
-        /// What is wrong; empty when all is well again.
+        /// The problems; empty after recovery.
         problems: Vec<LocatedProblem>,
     },
-    /// Everything that was there when the source began has been handed on.
+    /// Everything that existed when the source started has been sent.
     Synced,
-    /// Everything that was there when [`newest::Asker`] asked for this number has been handed on.
-    Mark(u64),
+    /// Everything that existed when [`freshness::FreshnessProbe`] requested this number has been sent.
+    Barrier(u64),
 }
 
-/// Turns one parse result into a change. `locate` gives the place of a field path.
-pub fn change_from(
+/// Turns a parse result into an event. `locate` maps a field path to its location.
+pub fn event_from(
     key: ObjectKey,
     parsed: Result<crate::api::Parsed, ObjectError>,
     origin: Origin,
     locate: impl Fn(&str) -> Origin,
-) -> Change {
-    let at = |problem: Problem| LocatedProblem { origin: locate(&problem.path), problem };
+) -> SourceEvent {
+    let at = |problem: Problem| LocatedProblem {
+        origin: locate(&problem.path),
+        problem,
+    };
     match parsed {
-        Ok(parsed) => Change::Apply {
+        Ok(parsed) => SourceEvent::Apply {
             object: Arc::new(parsed.object),
             origin,
             warnings: parsed.warnings.into_iter().map(at).collect(),
         },
-        Err(ObjectError { problems, outline }) => {
-            Change::Refuse { key, problems: problems.into_iter().map(at).collect(), outline }
-        }
+        Err(ObjectError {
+            problems,
+            references,
+        }) => SourceEvent::Reject {
+            key,
+            problems: problems.into_iter().map(at).collect(),
+            references,
+        },
     }
 }

@@ -1,5 +1,5 @@
-//! Which files a folder holds, and what marks each of them. Follows symbolic links, as the files of a mounted ConfigMap
-//! are links, and ends in spite of links that go round in a circle.
+//! Finds the files of a folder and their stamps. Follows symbolic links, because mounted ConfigMaps use them, and
+//! terminates on link cycles.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Metadata};
@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use super::loader::Content;
 use super::yaml::MAX_BYTES;
 
-/// How deep folders may be nested.
+/// The maximum folder depth.
 const MAX_DEPTH: usize = 64;
 
-/// What differs between two states of a file.
+/// Metadata that changes whenever a file changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(super) struct FileStamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -23,7 +23,7 @@ pub(super) struct Stamp {
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl FileStamp {
     fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -35,33 +35,42 @@ impl Stamp {
     }
 }
 
-/// A file that a scan has found.
+/// A file found by a scan.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
-    /// What marks its state, or why it can not be read.
-    pub stamp: Result<Stamp, String>,
-    /// The file itself, where its path is a symbolic link.
+pub(super) struct FoundFile {
+    /// Its stamp, or why it cannot be read.
+    pub stamp: Result<FileStamp, String>,
+    /// The target, if the path is a symbolic link.
     pub target: Option<PathBuf>,
-    /// Whether the file has more than one name.
+    /// Whether the file has several hard links.
     pub linked: bool,
 }
 
-/// What a scan has found.
+/// The result of a scan.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     /// The files by path.
-    pub files: BTreeMap<PathBuf, Found>,
-    /// The folders that can not be listed, and why.
+    pub files: BTreeMap<PathBuf, FoundFile>,
+    /// The folders that cannot be listed, with the reasons.
     pub unreadable: BTreeMap<PathBuf, String>,
 }
 
-/// Finds all files to read at or below `root`. Calls `on_folder` with each folder before it is listed, so that whoever
-/// watches folders misses nothing. If `root` is a file, it is the only one.
+/// Finds all files to read at or below `root`. Calls `on_folder` before listing each folder, so that a watcher misses
+/// nothing. If `root` is a file, it is the only result.
 pub(super) fn scan(root: &Path, on_folder: &mut dyn FnMut(&Path)) -> Scan {
     let mut scan = Scan::default();
     match fs::metadata(root) {
-        Ok(metadata) if metadata.is_dir() => folder(root, &metadata, 0, &mut HashSet::new(), &mut scan, on_folder),
-        Ok(_) => scan.files.extend(found(root, true).map(|found| (root.to_owned(), found))),
+        Ok(metadata) if metadata.is_dir() => folder(
+            root,
+            &metadata,
+            0,
+            &mut HashSet::new(),
+            &mut scan,
+            on_folder,
+        ),
+        Ok(_) => scan
+            .files
+            .extend(found(root, true).map(|found| (root.to_owned(), found))),
         Err(error) => {
             scan.unreadable.insert(root.to_owned(), reason(&error));
         }
@@ -77,32 +86,37 @@ fn folder(
     scan: &mut Scan,
     on_folder: &mut dyn FnMut(&Path),
 ) {
-    // A folder that links lead to more than once is read once: else links to a parent would never end, and links
+    // A folder reachable through several links is read once: otherwise links to a parent would never end, and links
     // between siblings would multiply.
     if !seen.insert((metadata.dev(), metadata.ino())) {
-        tracing::debug!(folder = %path.display(), "skipped a folder that is already read under another path");
+        tracing::debug!(folder = %path.display(), "skipped a folder that was already read under another path");
         return;
     }
     if depth > MAX_DEPTH {
-        scan.unreadable
-            .insert(path.to_owned(), format!("the folder is more than {MAX_DEPTH} folders deep and is not read"));
+        scan.unreadable.insert(
+            path.to_owned(),
+            format!("the folder is more than {MAX_DEPTH} folders deep and is not read"),
+        );
         return;
     }
     on_folder(path);
-    let entries = match fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound && depth > 0 => return,
-        Err(error) => {
-            scan.unreadable.insert(path.to_owned(), reason(&error));
-            return;
-        }
-    };
-    let entries = entries.iter().map(|entry| (entry.path(), entry.file_type().ok()));
+    let entries =
+        match fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound && depth > 0 => return,
+            Err(error) => {
+                scan.unreadable.insert(path.to_owned(), reason(&error));
+                return;
+            }
+        };
+    let entries = entries
+        .iter()
+        .map(|entry| (entry.path(), entry.file_type().ok()));
     let mut entries: Vec<_> = entries.filter(|(path, _)| !is_hidden(path)).collect();
-    // The order decides under which of two paths a folder is read.
+    // The order determines which of two paths a folder is read under.
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (path, kind) in entries {
-        // Most entries are files, and the listing tells so: they cost one look each, or none.
+        // The listing already identifies most entries as files, which saves a stat call.
         let is_file = kind.is_some_and(|kind| kind.is_file());
         if !is_file
             && let Ok(metadata) = fs::metadata(&path)
@@ -117,33 +131,45 @@ fn folder(
     }
 }
 
-/// Looks at a file. `None` if there is nothing of that name, not even a link.
-fn found(path: &Path, may_be_link: bool) -> Option<Found> {
+/// Examines a file. `None` if nothing of that name exists, not even a link.
+fn found(path: &Path, may_be_link: bool) -> Option<FoundFile> {
     let is_link = may_be_link && fs::symlink_metadata(path).ok()?.is_symlink();
-    let target = if is_link { fs::canonicalize(path).ok() } else { None };
+    let target = if is_link {
+        fs::canonicalize(path).ok()
+    } else {
+        None
+    };
     let metadata = fs::metadata(path);
     let linked = metadata.as_ref().is_ok_and(|metadata| metadata.nlink() > 1);
     let stamp = match metadata {
-        Ok(metadata) if metadata.is_file() => Ok(Stamp::of(&metadata)),
+        Ok(metadata) if metadata.is_file() => Ok(FileStamp::of(&metadata)),
         Ok(_) => Err("is neither a file nor a folder".to_owned()),
         Err(error) if error.kind() == ErrorKind::NotFound && is_link => {
-            Err("is a link to something that is not there".to_owned())
+            Err("is a broken link".to_owned())
         }
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => Err(reason(&error)),
     };
-    Some(Found { stamp, target, linked })
+    Some(FoundFile {
+        stamp,
+        target,
+        linked,
+    })
 }
 
-/// Reads a file that a scan has found. `None` if it is gone by now. The stamp is that of the state that was read, or an
-/// older one.
-pub(super) fn read(path: &Path) -> Option<(Option<Stamp>, Content)> {
+/// Reads a file found by a scan. `None` if it no longer exists. The returned stamp is that of the content or an older
+/// one.
+pub(super) fn read(path: &Path) -> Option<(Option<FileStamp>, Content)> {
     let unreadable = |error: &io::Error| {
         let gone = error.kind() == ErrorKind::NotFound;
         (!gone).then(|| (None, Content::Unreadable(reason(error))))
     };
-    // Opening a pipe that took the file's place must not wait for someone to write to it.
-    let mut file = match fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+    // If a pipe has replaced the file, opening it must not block.
+    let mut file = match fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path)
+    {
         Ok(file) => file,
         Err(error) => return unreadable(&error),
     };
@@ -151,16 +177,24 @@ pub(super) fn read(path: &Path) -> Option<(Option<Stamp>, Content)> {
         Ok(metadata) => metadata,
         Err(error) => return unreadable(&error),
     };
-    let stamp = Some(Stamp::of(&metadata));
+    let stamp = Some(FileStamp::of(&metadata));
     if !metadata.is_file() {
-        return Some((stamp, Content::Unreadable("is neither a file nor a folder".to_owned())));
+        return Some((
+            stamp,
+            Content::Unreadable("is neither a file nor a folder".to_owned()),
+        ));
     }
     let limit = MAX_BYTES as u64;
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(limit)).unwrap_or(0));
     match file.by_ref().take(limit + 1).read_to_end(&mut bytes) {
         Ok(_) if bytes.len() > MAX_BYTES => {
             let size = metadata.len();
-            Some((stamp, Content::Unreadable(format!("is {size} bytes long, expected at most {limit} (16 MiB)"))))
+            Some((
+                stamp,
+                Content::Unreadable(format!(
+                    "is {size} bytes long, expected at most {limit} (16 MiB)"
+                )),
+            ))
         }
         Ok(_) => Some((stamp, Content::Bytes(bytes))),
         Err(error) => Some((stamp, Content::Unreadable(reason(&error)))),
@@ -169,19 +203,24 @@ pub(super) fn read(path: &Path) -> Option<(Option<Stamp>, Content)> {
 
 fn reason(error: &io::Error) -> String {
     match error.kind() {
-        ErrorKind::NotFound => "is not there".to_owned(),
-        _ => format!("can not be read: {error}"),
+        ErrorKind::NotFound => "does not exist".to_owned(),
+        _ => format!("cannot be read: {error}"),
     }
 }
 
 fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
+    path.file_name()
+        .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-/// Whether a file of this name is read when it is found in a folder: `*.yaml`, `*.yml` and `*.json`, unless hidden.
-/// What editors leave behind (`a.yaml~`, `.a.yaml.swp`, `.#a.yaml`, `4913`) has other names.
+/// Whether a file with this name is read: `*.yaml`, `*.yml` and `*.json` unless hidden. Editor leftovers (`a.yaml~`,
+/// `.a.yaml.swp`, `.#a.yaml`, `4913`) do not match.
 pub(super) fn is_read(path: &Path) -> bool {
-    let read = |ending: &std::ffi::OsStr| ["yaml", "yml", "json"].into_iter().any(|known| ending == known);
+    let read = |ending: &std::ffi::OsStr| {
+        ["yaml", "yml", "json"]
+            .into_iter()
+            .any(|known| ending == known)
+    };
     !is_hidden(path) && path.extension().is_some_and(read)
 }
 
@@ -200,7 +239,11 @@ mod tests {
 
     fn names(root: &Path) -> Vec<String> {
         let found = scan(root, &mut |_| {});
-        found.files.keys().map(|path| path.strip_prefix(root).unwrap().display().to_string()).collect()
+        found
+            .files
+            .keys()
+            .map(|path| path.strip_prefix(root).unwrap().display().to_string())
+            .collect()
     }
 
     #[test]
@@ -208,9 +251,18 @@ mod tests {
         for name in ["a.yaml", "a.yml", "b.c.json", "d/a.yaml"] {
             assert!(is_read(Path::new(name)), "{name}");
         }
-        for name in
-            ["", ".a.yaml", "a.yaml~", ".#a.yaml", ".a.yaml.swp", "4913", "a.yaml.bak", "yaml", ".yaml", "..data"]
-        {
+        for name in [
+            "",
+            ".a.yaml",
+            "a.yaml~",
+            ".#a.yaml",
+            ".a.yaml.swp",
+            "4913",
+            "a.yaml.bak",
+            "yaml",
+            ".yaml",
+            "..data",
+        ] {
             assert!(!is_read(Path::new(name)), "{name}");
         }
     }
@@ -221,19 +273,46 @@ mod tests {
         for folder in ["sub/deep", ".git", "..2024"] {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
         }
-        for file in ["b.yaml", "a.json", "x.txt", "sub/deep/c.yml", ".git/x.yaml", "..2024/m.yaml", ".hidden.yaml"] {
+        for file in [
+            "b.yaml",
+            "a.json",
+            "x.txt",
+            "sub/deep/c.yml",
+            ".git/x.yaml",
+            "..2024/m.yaml",
+            ".hidden.yaml",
+        ] {
             fs::write(dir.path().join(file), "a: 1").unwrap();
         }
         symlink("..2024", dir.path().join("..data")).unwrap();
         symlink("..data/m.yaml", dir.path().join("m.yaml")).unwrap();
         symlink("nowhere", dir.path().join("dangling.yaml")).unwrap();
-        assert_eq!(names(dir.path()), ["a.json", "b.yaml", "dangling.yaml", "m.yaml", "sub/deep/c.yml"]);
+        assert_eq!(
+            names(dir.path()),
+            [
+                "a.json",
+                "b.yaml",
+                "dangling.yaml",
+                "m.yaml",
+                "sub/deep/c.yml"
+            ]
+        );
         let found = scan(dir.path(), &mut |_| {});
         let target = fs::canonicalize(dir.path().join("..2024/m.yaml")).unwrap();
-        assert_eq!(found.files[&dir.path().join("m.yaml")].target.as_deref(), Some(target.as_path()));
-        let dangling = found.files[&dir.path().join("dangling.yaml")].stamp.as_ref().unwrap_err();
-        assert!(dangling.contains("is a link to"), "{dangling}");
-        assert_eq!(names(&dir.path().join("x.txt")), [""], "a file that is named is read whatever its ending");
+        assert_eq!(
+            found.files[&dir.path().join("m.yaml")].target.as_deref(),
+            Some(target.as_path())
+        );
+        let dangling = found.files[&dir.path().join("dangling.yaml")]
+            .stamp
+            .as_ref()
+            .unwrap_err();
+        assert!(dangling.contains("is a broken link"), "{dangling}");
+        assert_eq!(
+            names(&dir.path().join("x.txt")),
+            [""],
+            "a file that is named is read whatever its ending"
+        );
     }
 
     #[test]
@@ -248,7 +327,11 @@ mod tests {
             symlink("..", dir.path().join(format!("d{n}/up"))).unwrap();
         }
         symlink("self.yaml", dir.path().join("self.yaml")).unwrap();
-        assert_eq!(names(dir.path()).len(), 13, "each file once, and the link to itself as a problem");
+        assert_eq!(
+            names(dir.path()).len(),
+            13,
+            "each file once, and the link to itself as a problem"
+        );
         let deep = tempfile::tempdir().unwrap();
         let mut path = deep.path().to_owned();
         for _ in 0..100 {
@@ -257,18 +340,37 @@ mod tests {
         fs::create_dir_all(&path).unwrap();
         let found = scan(deep.path(), &mut |_| {});
         assert_eq!(found.unreadable.len(), 1);
-        assert!(found.unreadable.values().all(|why| why.contains("64 folders deep")));
+        assert!(
+            found
+                .unreadable
+                .values()
+                .all(|why| why.contains("64 folders deep"))
+        );
     }
 
     #[test]
-    fn a_pipe_is_no_file_and_a_large_file_is_refused() {
+    fn pipes_and_large_files_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let large = dir.path().join("large.yaml");
-        fs::File::create(&large).unwrap().set_len(MAX_BYTES as u64 + 1).unwrap();
-        let Some((_, Content::Unreadable(why))) = read(&large) else { panic!() };
-        assert!(why.contains("16777217 bytes long, expected at most 16777216"), "{why}");
+        fs::File::create(&large)
+            .unwrap()
+            .set_len(MAX_BYTES as u64 + 1)
+            .unwrap();
+        let Some((_, Content::Unreadable(why))) = read(&large) else {
+            panic!()
+        };
+        assert!(
+            why.contains("16777217 bytes long, expected at most 16777216"),
+            "{why}"
+        );
         let pipe = dir.path().join("pipe.yaml");
-        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .unwrap()
+                .success()
+        );
         assert!(found(&pipe, true).unwrap().stamp.is_err());
         assert!(matches!(read(&pipe), Some((_, Content::Unreadable(_)))));
         assert!(read(&dir.path().join("none.yaml")).is_none());

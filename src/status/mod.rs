@@ -1,10 +1,11 @@
-//! The truth: which proxies have which form of which object, computed from what they acked.
+//! Which proxy has which version of which object, computed from its ACKs.
 
-mod ledger;
 mod origin;
+mod published;
 mod report;
 
-pub use ledger::{InForce, Ledger, State};
+pub use published::{ActiveObject, Published, State};
 pub use report::{
-    DestinationShare, ObjectReport, ProxyReport, ProxyVerdict, SplitReport, Verdict, object, proxies, splits,
+    DestinationShare, ObjectReport, ObjectState, ProxyObjectState, ProxyReport, SplitReport,
+    object, proxies, splits,
 };

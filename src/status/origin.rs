@@ -17,11 +17,20 @@ impl Origin {
     pub fn new(mesh: &Mesh, key: &ObjectKey) -> Self {
         let hosts = match key.kind {
             Kind::VirtualService => {
-                let of = |rule: &Arc<VirtualService>| rule.key == *key || rule.http().any(|http| *http.key == *key);
-                mesh.virtual_services.iter().filter(|rule| of(rule)).flat_map(|rule| rule.hosts.clone()).collect()
+                let of = |rule: &Arc<VirtualService>| {
+                    rule.key == *key || rule.http().any(|http| *http.key == *key)
+                };
+                mesh.virtual_services
+                    .iter()
+                    .filter(|rule| of(rule))
+                    .flat_map(|rule| rule.hosts.clone())
+                    .collect()
             }
             _ => {
-                let rules = mesh.destination_rules.iter().filter(|rule| rule.keys.contains(key));
+                let rules = mesh
+                    .destination_rules
+                    .iter()
+                    .filter(|rule| rule.keys.contains(key));
                 rules.map(|rule| rule.host.clone()).collect()
             }
         };

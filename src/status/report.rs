@@ -1,18 +1,18 @@
-//! Reports made of a state and of what the proxies acked. Pure.
+//! Builds reports from a published state and the proxies' ACKs. Pure.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::ledger::State;
 use super::origin::Origin;
+use super::published::State;
 use crate::api::{Destination, HttpRouteDestination, Kind, ObjectKey, RouteDestination, share_of};
-use crate::mesh::{Mesh, Scope, View, VirtualService, resolve};
+use crate::mesh::{Mesh, Scope, ScopeView, VirtualService, resolve};
 use crate::revision::MeshRevision;
-use crate::xds::board::ProxyStatus;
-use crate::xds::stream::Held;
+use crate::xds::connections::ProxyStatus;
+use crate::xds::stream::HeldResource;
 
-/// A proxy and the scope it is in.
+/// A proxy and its scope.
 #[derive(Clone, Debug)]
 pub struct ProxyReport {
     /// The pod's namespace.
@@ -21,54 +21,54 @@ pub struct ProxyReport {
     pub pod: Arc<str>,
     /// Proxies with the same scope get the same resources.
     pub scope: String,
-    /// What is known of it.
+    /// Its connection status.
     pub status: ProxyStatus,
 }
 
-/// Where one object is live.
+/// On which proxies an object is live.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ObjectReport {
     /// The object.
     pub object: ObjectKey,
-    /// `metadata.generation`; 0 where there is none.
+    /// `metadata.generation`; 0 if absent.
     pub generation: i64,
     /// The mesh that its present form came into force with.
     pub revision: MeshRevision,
-    /// Whether all proxies in scope have it and nothing of it is held back or refused.
+    /// Whether all proxies in scope have it and no part of it is held back or rejected.
     pub live: bool,
     /// The proxies in scope.
-    pub proxies: Vec<ProxyVerdict>,
-    /// Why its newest form is not in force at all.
+    pub proxies: Vec<ProxyObjectState>,
+    /// Why its newest version was rejected.
     pub invalid: Vec<String>,
-    /// What of it is held back.
+    /// Its changes that are held back.
     pub held: Vec<String>,
 }
 
-/// Whether one proxy has an object.
+/// The state of an object on one proxy.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ProxyVerdict {
+pub struct ProxyObjectState {
     /// The proxy.
     pub id: Arc<str>,
-    /// Whether it has it.
-    pub state: Verdict,
-    /// Why not.
+    /// The state.
+    pub state: ObjectState,
+    /// Why it is not live.
     pub reason: String,
 }
 
-/// Whether a proxy has an object.
+/// The state of an object on a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It acked it.
+pub enum ObjectState {
+    /// The proxy ACKed it.
     Live,
-    /// It has not acked it yet.
+    /// The proxy has not ACKed it yet.
     Lagging,
-    /// It is not sent, because it leads to a cluster that nothing defines.
+    /// It is not sent because it references an undefined cluster.
     Held,
-    /// It refused it.
-    Refused,
+    /// The proxy rejected it.
+    Rejected,
 }
 
-/// A route that shares requests among several destinations.
+/// A route with weighted destinations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SplitReport {
     /// The VirtualService whose hosts it is for.
@@ -81,11 +81,11 @@ pub struct SplitReport {
     pub name: String,
     /// Its destinations.
     pub shares: Vec<DestinationShare>,
-    /// Proxies that have it in force.
+    /// The number of proxies on which it is live.
     pub live: usize,
-    /// Proxies that see it.
+    /// The number of proxies that see it.
     pub in_scope: usize,
-    /// Why the object's newest form is not in force; the shares are those of the last accepted one.
+    /// Why the object's newest version was rejected; the shares are those of the last accepted version.
     pub invalid: Vec<String>,
 }
 
@@ -94,13 +94,13 @@ pub struct SplitReport {
 pub struct DestinationShare {
     /// The host.
     pub host: String,
-    /// The subset; empty for all.
+    /// The subset; empty for the whole service.
     pub subset: String,
-    /// The port; 0 where the object gives none.
+    /// The port; 0 if the object names none.
     pub port: u32,
-    /// What the object says, in percent.
+    /// The desired share in percent.
     pub wanted: f64,
-    /// What is in force, in percent.
+    /// The effective share in percent.
     pub effective: f64,
 }
 
@@ -109,13 +109,17 @@ pub fn proxies(state: &State, connected: &[ProxyStatus]) -> Vec<ProxyReport> {
     let report = |status: &ProxyStatus| ProxyReport {
         namespace: status.proxy.namespace.clone(),
         pod: status.proxy.name.clone(),
-        scope: state.mesh.as_ref().map(|mesh| scope_name(&mesh.scope(&status.proxy))).unwrap_or_default(),
+        scope: state
+            .mesh
+            .as_ref()
+            .map(|mesh| scope_name(&mesh.scope(&status.proxy)))
+            .unwrap_or_default(),
         status: status.clone(),
     };
     connected.iter().map(report).collect()
 }
 
-/// A short name for a scope: its namespace, and a hash of all of it.
+/// A short name for a scope: its namespace and a hash.
 fn scope_name(scope: &Scope) -> String {
     struct Fixed(xxhash_rust::xxh3::Xxh3);
     impl Hasher for Fixed {
@@ -131,18 +135,21 @@ fn scope_name(scope: &Scope) -> String {
     format!("{}-{:04x}", scope.namespace, hasher.finish() & 0xffff)
 }
 
-/// Where an object is live; `None` where there is no such object.
+/// On which proxies an object is live; `None` if it does not exist.
 pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Option<ObjectReport> {
     let invalid = state.invalid.get(key).cloned().unwrap_or_default();
-    let in_force = state.in_force.get(key).copied();
-    let since = in_force.map(|one| one.since);
+    let active = state.active.get(key).copied();
+    let since = active.map(|item| item.since);
     if since.is_none() && invalid.is_empty() {
         return None;
     }
-    let held = state.held.iter().filter(|held| held.object == *key || held.roots.contains(key));
+    let held = state
+        .held
+        .iter()
+        .filter(|held| held.object == *key || held.roots.contains(key));
     let held: Vec<String> = held.map(ToString::to_string).collect();
-    let mut seen = Scopes::default();
-    let proxies: Vec<ProxyVerdict> = match (&state.mesh, since) {
+    let mut seen = VisibilityCache::default();
+    let proxies: Vec<ProxyObjectState> = match (&state.mesh, since) {
         (Some(mesh), Some(since)) => connected
             .iter()
             .filter(|status| seen.sees(mesh, status, key))
@@ -150,10 +157,10 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
             .collect(),
         _ => Vec::new(),
     };
-    let all = proxies.iter().all(|proxy| proxy.state == Verdict::Live);
+    let all = proxies.iter().all(|proxy| proxy.state == ObjectState::Live);
     Some(ObjectReport {
         object: key.clone(),
-        generation: in_force.map_or(0, |one| one.generation),
+        generation: active.map_or(0, |item| item.generation),
         revision: since.unwrap_or_default(),
         live: all && held.is_empty() && invalid.is_empty(),
         proxies,
@@ -162,78 +169,129 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
     })
 }
 
-/// Which scopes see which objects, each worked out once.
+/// Caches which scopes see which objects.
 #[derive(Default)]
-struct Scopes(BTreeMap<(Scope, ObjectKey), bool>);
+struct VisibilityCache(BTreeMap<(Scope, ObjectKey), bool>);
 
-impl Scopes {
+impl VisibilityCache {
     fn sees(&mut self, mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey) -> bool {
         let scope = mesh.scope(&status.proxy);
-        *self.0.entry((scope.clone(), key.clone())).or_insert_with(|| {
-            let view = View::new(mesh, &scope);
-            match key.kind {
-                Kind::VirtualService => {
-                    view.rules.iter().any(|rule| rule.key == *key || rule.http().any(|http| *http.key == *key))
+        *self
+            .0
+            .entry((scope.clone(), key.clone()))
+            .or_insert_with(|| {
+                let view = ScopeView::new(mesh, &scope);
+                match key.kind {
+                    Kind::VirtualService => view
+                        .rules
+                        .iter()
+                        .any(|rule| rule.key == *key || rule.http().any(|http| *http.key == *key)),
+                    _ => view.services().any(|seen| {
+                        view.destination_rule(seen.known)
+                            .is_some_and(|rule| rule.keys.contains(key))
+                    }),
                 }
-                _ => view
-                    .services()
-                    .any(|seen| view.destination_rule(seen.known).is_some_and(|rule| rule.keys.contains(key))),
-            }
-        })
+            })
     }
 }
 
-fn verdict(mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey, since: MeshRevision) -> ProxyVerdict {
+fn verdict(
+    mesh: &Mesh,
+    status: &ProxyStatus,
+    key: &ObjectKey,
+    since: MeshRevision,
+) -> ProxyObjectState {
     let id = status.id.clone();
-    let live = ProxyVerdict { id: id.clone(), state: Verdict::Live, reason: String::new() };
+    let live = ProxyObjectState {
+        id: id.clone(),
+        state: ObjectState::Live,
+        reason: String::new(),
+    };
     if status.acked.is_some_and(|acked| acked >= since) {
         return live;
     }
     if status.resting && status.reached.is_some_and(|reached| reached >= since) {
         let origin = Origin::new(mesh, key);
-        if let Some(refused) = status.refused.iter().find(|one| origin.includes(one.kind, &one.name, None)) {
-            let reason = format!("{} {}: {}", refused.kind, refused.name, refused.message);
-            return ProxyVerdict { id, state: Verdict::Refused, reason };
+        if let Some(rejected) = status
+            .rejected
+            .iter()
+            .find(|item| origin.includes(item.kind, &item.name, None))
+        {
+            let reason = format!("{} {}: {}", rejected.kind, rejected.name, rejected.message);
+            return ProxyObjectState {
+                id,
+                state: ObjectState::Rejected,
+                reason,
+            };
         }
-        let is_held = |one: &&Held| origin.includes(one.kind, &one.name, one.virtual_host.as_deref());
+        let is_held = |item: &&HeldResource| {
+            origin.includes(item.kind, &item.name, item.virtual_host.as_deref())
+        };
         let held = status.held.iter().find(is_held);
         return match held {
             Some(held) => {
-                let reason = format!("there is no cluster {}", held.missing_cluster);
-                ProxyVerdict { id, state: Verdict::Held, reason }
+                let reason = format!("cluster {} does not exist", held.missing_cluster);
+                ProxyObjectState {
+                    id,
+                    state: ObjectState::Held,
+                    reason,
+                }
             }
             None => live,
         };
     }
-    let reason = status.lagging.clone().unwrap_or_else(|| match (status.acked, status.wanted) {
-        (Some(acked), Some(wanted)) => format!("has state {acked} and is to have {wanted}"),
-        _ => "has nothing yet".to_owned(),
-    });
-    ProxyVerdict { id, state: Verdict::Lagging, reason }
+    let reason = status
+        .lagging
+        .clone()
+        .unwrap_or_else(|| match (status.acked, status.wanted) {
+            (Some(acked), Some(wanted)) => format!("has revision {acked}, expected {wanted}"),
+            _ => "has no configuration yet".to_owned(),
+        });
+    ProxyObjectState {
+        id,
+        state: ObjectState::Lagging,
+        reason,
+    }
 }
 
-/// Every route that shares requests among several destinations, or of which something is held back.
+/// Every route with weighted destinations or with a change that is held back.
 pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<SplitReport> {
-    let Some(mesh) = &state.mesh else { return Vec::new() };
-    let mut seen = Scopes::default();
+    let Some(mesh) = &state.mesh else {
+        return Vec::new();
+    };
+    let mut seen = VisibilityCache::default();
     let mut found = Vec::new();
-    let in_force: BTreeMap<&ObjectKey, &Arc<VirtualService>> =
-        mesh.virtual_services.iter().map(|one| (&one.key, one)).collect();
-    for wanted in state.wanted.iter().filter(|one| one.is_for_mesh() && !one.hosts.is_empty()) {
+    let active: BTreeMap<&ObjectKey, &Arc<VirtualService>> = mesh
+        .virtual_services
+        .iter()
+        .map(|virtual_service| (&virtual_service.key, virtual_service))
+        .collect();
+    for wanted in state
+        .wanted
+        .iter()
+        .filter(|item| item.is_for_mesh() && !item.hosts.is_empty())
+    {
         if !namespace.is_empty() && *wanted.key.namespace != *namespace {
             continue;
         }
-        let routes = of(wanted, &in_force, &mesh.config.domain);
+        let routes = weighted_routes(wanted, &active, &mesh.config.domain);
         if routes.is_empty() {
             continue;
         }
-        let since = state.in_force.get(&wanted.key).map(|one| one.since).unwrap_or_default();
-        let verdicts: Vec<ProxyVerdict> = connected
+        let since = state
+            .active
+            .get(&wanted.key)
+            .map(|item| item.since)
+            .unwrap_or_default();
+        let verdicts: Vec<ProxyObjectState> = connected
             .iter()
             .filter(|status| seen.sees(mesh, status, &wanted.key))
             .map(|status| verdict(mesh, status, &wanted.key, since))
             .collect();
-        let live = verdicts.iter().filter(|one| one.state == Verdict::Live).count();
+        let live = verdicts
+            .iter()
+            .filter(|verdict| verdict.state == ObjectState::Live)
+            .count();
         found.extend(routes.into_iter().map(|route| SplitReport {
             object: wanted.key.clone(),
             defined_in: route.key,
@@ -256,39 +314,63 @@ struct Route {
     shares: Vec<DestinationShare>,
 }
 
-fn of(wanted: &VirtualService, in_force: &BTreeMap<&ObjectKey, &Arc<VirtualService>>, domain: &str) -> Vec<Route> {
-    let Some(effective) = in_force.get(&wanted.key) else { return Vec::new() };
+fn weighted_routes(
+    wanted: &VirtualService,
+    active: &BTreeMap<&ObjectKey, &Arc<VirtualService>>,
+    domain: &str,
+) -> Vec<Route> {
+    let Some(effective) = active.get(&wanted.key) else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     for (want, have) in wanted.http().zip(effective.http()) {
         let namespace = &want.key.namespace;
         if let Some(shares) = shares(want.destinations, have.destinations, namespace, domain) {
             let (key, name) = (want.key.clone(), want.route.name.clone());
-            found.push(Route { key, field: format!("spec.http[{}]", want.index), name, shares });
+            found.push(Route {
+                key,
+                field: format!("spec.http[{}]", want.index),
+                name,
+                shares,
+            });
         }
     }
     let plain = |list: &[RouteDestination]| -> Vec<HttpRouteDestination> {
-        let one = |one: &RouteDestination| HttpRouteDestination {
-            destination: one.destination.clone(),
-            weight: one.weight,
+        let entry = |item: &RouteDestination| HttpRouteDestination {
+            destination: item.destination.clone(),
+            weight: item.weight,
             headers: None,
         };
-        list.iter().map(one).collect()
+        list.iter().map(entry).collect()
     };
     let own = &wanted.key;
     let stream = |want: &[RouteDestination], have: &[RouteDestination], field: String| {
         let shares = shares(&plain(want), &plain(have), &own.namespace, domain)?;
-        Some(Route { key: own.clone(), field, name: String::new(), shares })
+        Some(Route {
+            key: own.clone(),
+            field,
+            name: String::new(),
+            shares,
+        })
     };
     for (n, (want, have)) in wanted.tcp().zip(effective.tcp()).enumerate() {
-        found.extend(stream(want.destinations, have.destinations, format!("spec.tcp[{n}]")));
+        found.extend(stream(
+            want.destinations,
+            have.destinations,
+            format!("spec.tcp[{n}]"),
+        ));
     }
     for (n, (want, have)) in wanted.tls().zip(effective.tls()).enumerate() {
-        found.extend(stream(want.destinations, have.destinations, format!("spec.tls[{n}]")));
+        found.extend(stream(
+            want.destinations,
+            have.destinations,
+            format!("spec.tls[{n}]"),
+        ));
     }
     found
 }
 
-/// `None` for a route with one destination of which nothing is held back.
+/// `None` for a route with a single destination and nothing held back.
 fn shares(
     wanted: &[HttpRouteDestination],
     effective: &[HttpRouteDestination],
@@ -299,19 +381,24 @@ fn shares(
         return None;
     }
     let mut all: Vec<&Destination> = Vec::new();
-    for to in wanted.iter().chain(effective).filter_map(|one| one.destination.as_ref()) {
+    for to in wanted
+        .iter()
+        .chain(effective)
+        .filter_map(|item| item.destination.as_ref())
+    {
         if !all.contains(&to) {
             all.push(to);
         }
     }
-    let percent =
-        |list: &[HttpRouteDestination], to: &Destination| (share_of(list, Some(to)) * 10_000.0).round() / 100.0;
-    let one = |to: &&Destination| DestinationShare {
+    let percent = |list: &[HttpRouteDestination], to: &Destination| {
+        (share_of(list, Some(to)) * 10_000.0).round() / 100.0
+    };
+    let entry = |to: &&Destination| DestinationShare {
         host: resolve(&to.host, namespace, domain).to_string(),
         subset: to.subset.clone(),
         port: to.port.map_or(0, |port| port.number),
         wanted: percent(wanted, to),
         effective: percent(effective, to),
     };
-    Some(all.iter().map(one).collect())
+    Some(all.iter().map(entry).collect())
 }

@@ -1,4 +1,4 @@
-//! CDS: the clusters of a service's ports and subsets, of the workload's own ports, and the fixed ones.
+//! CDS: outbound clusters of service ports and subsets, inbound clusters, and the built-in ones.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,45 +10,56 @@ use envoy_types::pb::google::protobuf::{Any, Duration};
 use super::connection_pool::{self, HttpOptions, no_limits};
 use super::policy::Policy;
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, endpoint, inbound_cluster_name,
-    load_balancer, outlier, seconds, socket_address, tls,
+    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, endpoint,
+    inbound_cluster_name, load_balancer, outlier, seconds, socket_address, tls,
 };
 use crate::api::{ConnectionPoolSettings, TlsMode};
 use crate::mesh::{
-    DestinationRule, EndpointSet, Families, InboundPort, MeshConfig, Port, Registered, Resolution, Scope, Service,
+    DestinationRule, EndpointSet, Families, InboundPort, MeshConfig, Port, RegisteredService,
+    Resolution, Scope, Service,
 };
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
-/// What a service's clusters are made from.
+/// The inputs of a service's clusters.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// What holds for the whole mesh.
+    /// Mesh-wide settings.
     pub config: &'a MeshConfig,
-    /// The proxies they are for.
+    /// The scope of the proxies.
     pub scope: &'a Scope,
     /// The service and its endpoints.
-    pub known: &'a Registered,
-    /// The rule for it.
+    pub known: &'a RegisteredService,
+    /// The DestinationRule for it.
     pub rule: Option<&'a DestinationRule>,
 }
 
-/// The clusters of one port: one for all endpoints, and one for each subset.
+/// The clusters of a port: one for all endpoints and one per subset.
 pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::Cluster> {
-    let subsets = context.rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
-    std::iter::once("").chain(subsets).map(|subset| one(port, subset, context)).collect()
+    let subsets = context
+        .rule
+        .into_iter()
+        .flat_map(|rule| &rule.subsets)
+        .map(|subset| subset.name.as_str());
+    std::iter::once("")
+        .chain(subsets)
+        .map(|subset| cluster(port, subset, context))
+        .collect()
 }
 
-/// Whether the endpoints of a cluster come by EDS.
-pub fn asks_eds(service: &Service, policy: &Policy<'_>) -> bool {
-    service.resolution == Resolution::Endpoints && !load_balancer::is_passthrough(policy.load_balancer)
+/// Whether a cluster gets its endpoints over EDS.
+pub fn uses_eds(service: &Service, policy: &Policy<'_>) -> bool {
+    service.resolution == Resolution::Endpoints
+        && !load_balancer::is_passthrough(policy.load_balancer)
 }
 
-/// Whether clusters of a service hold something of its endpoints: addresses that DNS resolves, or the identities that
-/// certificates are checked for.
-pub fn holds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bool {
+/// Whether the clusters of a service embed endpoint data: addresses resolved by DNS, or the identities in certificate
+/// validation.
+pub fn embeds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bool {
     let mutual = || {
-        let own = rule.and_then(|rule| rule.traffic_policy.as_deref()).into_iter();
+        let own = rule
+            .and_then(|rule| rule.traffic_policy.as_deref())
+            .into_iter();
         let subsets = rule.into_iter().flat_map(|rule| &rule.subsets);
         let mut all = own.chain(subsets.filter_map(|subset| subset.traffic_policy.as_ref()));
         all.any(|policy| {
@@ -57,17 +68,20 @@ pub fn holds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> boo
             tls.any(|tls| tls.mode == TlsMode::IstioMutual)
         })
     };
-    matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin) || mutual()
+    matches!(
+        service.resolution,
+        Resolution::Dns | Resolution::DnsRoundRobin
+    ) || mutual()
 }
 
-fn one(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
+fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
     let service = &context.known.service;
     let policy = Policy::new(context.rule, subset, port.number);
     let name = cluster_name(port.number, subset, &service.host);
     let mut cluster = pb::Cluster {
         name: name.clone(),
         alt_stat_name: format!("{name};"),
-        // 0 means that Envoy never sends to endpoints it knows to be unhealthy.
+        // 0 disables panic mode, so Envoy never sends to unhealthy endpoints.
         common_lb_config: Some(pb::cluster::CommonLbConfig {
             healthy_panic_threshold: Some(Percent { value: 0.0 }),
             ..Default::default()
@@ -77,26 +91,45 @@ fn one(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
     };
     let mut options = connection_pool::http_version(port.protocol);
     connection_pool::upgrade(&mut options, policy.connection_pool);
-    connection_pool::apply(&mut cluster, &mut options, policy.connection_pool, policy.retry_budget);
+    connection_pool::apply(
+        &mut cluster,
+        &mut options,
+        policy.connection_pool,
+        policy.retry_budget,
+    );
     outlier::apply(&mut cluster, &mut options, policy.outlier_detection);
-    load_balancer::apply(&mut cluster, service, policy.load_balancer, policy.outlier_detection.is_some());
+    load_balancer::apply(
+        &mut cluster,
+        service,
+        policy.load_balancer,
+        policy.outlier_detection.is_some(),
+    );
     match service.resolution {
-        _ if load_balancer::is_passthrough(policy.load_balancer) => original_destination(&mut cluster),
+        _ if load_balancer::is_passthrough(policy.load_balancer) => {
+            original_destination(&mut cluster);
+        }
         Resolution::Endpoints => {
             cluster.cluster_discovery_type = Some(discovery(pb::cluster::DiscoveryType::Eds));
-            cluster.eds_cluster_config = Some(pb::cluster::EdsClusterConfig { eds_config: ads(), service_name: name });
+            cluster.eds_cluster_config = Some(pb::cluster::EdsClusterConfig {
+                eds_config: ads(),
+                service_name: name,
+            });
         }
         Resolution::Passthrough => {
             original_destination(&mut cluster);
-            if service.registry == crate::mesh::Registry::ServiceEntry && port.target != port.number {
-                cluster.lb_config =
-                    Some(pb::cluster::LbConfig::OriginalDstLbConfig(pb::cluster::OriginalDstLbConfig {
+            if service.registry == crate::mesh::Registry::ServiceEntry && port.target != port.number
+            {
+                cluster.lb_config = Some(pb::cluster::LbConfig::OriginalDstLbConfig(
+                    pb::cluster::OriginalDstLbConfig {
                         upstream_port_override: super::u32_value(u32::from(port.target)),
                         ..Default::default()
-                    }));
+                    },
+                ));
             }
         }
-        Resolution::Dns | Resolution::DnsRoundRobin => dns(&mut cluster, port, subset, &policy, context),
+        Resolution::Dns | Resolution::DnsRoundRobin => {
+            dns(&mut cluster, port, subset, &policy, context);
+        }
     }
     let accounts = accounts(&context.known.endpoints, port, &context.config.domain);
     let servers = tls::Servers {
@@ -104,26 +137,49 @@ fn one(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
         accounts: &accounts,
         subject_alt_names: &service.subject_alt_names,
     };
-    tls::apply(&mut cluster, &mut options, policy.tls, policy.proxy_protocol, servers);
+    tls::apply(
+        &mut cluster,
+        &mut options,
+        policy.tls,
+        policy.proxy_protocol,
+        servers,
+    );
     cluster.typed_extension_protocol_options = typed(connection_pool::finish(options));
     cluster
 }
 
-/// Who the workloads behind a port are, as far as their pods say it.
+/// The SPIFFE identities of the workloads behind a port, as far as their pods reveal them.
 fn accounts(endpoints: &EndpointSet, port: &Port, domain: &str) -> Vec<String> {
-    let members = endpoints.list.iter().filter(|endpoint| endpoint.port_name == port.name);
-    let ids = members.filter(|endpoint| !endpoint.workload.service_account.is_empty()).map(|endpoint| {
-        let workload = &endpoint.workload;
-        format!("spiffe://{domain}/ns/{}/sa/{}", workload.namespace, workload.service_account)
-    });
+    let members = endpoints
+        .list
+        .iter()
+        .filter(|endpoint| endpoint.port_name == port.name);
+    let ids = members
+        .filter(|endpoint| !endpoint.workload.service_account.is_empty())
+        .map(|endpoint| {
+            let workload = &endpoint.workload;
+            format!(
+                "spiffe://{domain}/ns/{}/sa/{}",
+                workload.namespace, workload.service_account
+            )
+        });
     ids.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 #[allow(deprecated)] // The cluster extension that replaces these fields is younger than some Envoys in service.
-fn dns(cluster: &mut pb::Cluster, port: &Port, subset: &str, policy: &Policy<'_>, context: Context<'_>) {
+fn dns(
+    cluster: &mut pb::Cluster,
+    port: &Port,
+    subset: &str,
+    policy: &Policy<'_>,
+    context: Context<'_>,
+) {
     let mut assignment = endpoint::assignment(port, subset, policy, context);
-    let none = assignment.endpoints.iter().all(|group| group.lb_endpoints.is_empty());
-    // One address is what LOGICAL_DNS needs, no more and no less; without any both kinds do the same.
+    let none = assignment
+        .endpoints
+        .iter()
+        .all(|group| group.lb_endpoints.is_empty());
+    // LOGICAL_DNS requires exactly one address; without any, both types behave the same.
     let kind = match context.known.service.resolution {
         Resolution::DnsRoundRobin if !none => pb::cluster::DiscoveryType::LogicalDns,
         _ => pb::cluster::DiscoveryType::StrictDns,
@@ -137,8 +193,11 @@ fn dns(cluster: &mut pb::Cluster, port: &Port, subset: &str, policy: &Policy<'_>
     cluster.dns_refresh_rate = seconds(60);
     cluster.respect_dns_ttl = true;
     if kind == pb::cluster::DiscoveryType::LogicalDns {
-        // Envoy takes one address for these, and refuses the cluster otherwise.
-        let first = assignment.endpoints.iter().position(|group| !group.lb_endpoints.is_empty());
+        // Envoy accepts exactly one address for these types and rejects the cluster otherwise.
+        let first = assignment
+            .endpoints
+            .iter()
+            .position(|group| !group.lb_endpoints.is_empty());
         if let Some(at) = first {
             assignment.endpoints.swap(0, at);
             assignment.endpoints.truncate(1);
@@ -156,11 +215,14 @@ fn discovery(kind: pb::cluster::DiscoveryType) -> pb::cluster::ClusterDiscoveryT
 }
 
 fn typed(options: HttpOptions) -> HashMap<String, Any> {
-    options.map(|options| (HTTP_OPTIONS.to_owned(), any(&options))).into_iter().collect()
+    options
+        .map(|options| (HTTP_OPTIONS.to_owned(), any(&options)))
+        .into_iter()
+        .collect()
 }
 
-/// The clusters that every proxy has.
-pub fn fixed() -> Vec<pb::Cluster> {
+/// The clusters that every proxy gets.
+pub fn builtin() -> Vec<pb::Cluster> {
     let black_hole = pb::Cluster {
         name: BLACK_HOLE.to_owned(),
         alt_stat_name: format!("{BLACK_HOLE};"),
@@ -186,8 +248,8 @@ pub fn fixed() -> Vec<pb::Cluster> {
     vec![black_hole, pass, inbound]
 }
 
-/// The cluster of a port of the workload itself. Servers keep the limits that their clients are told to keep, those of
-/// the rule for the service, unless their Sidecar says others.
+/// The cluster of an inbound port. Servers apply the same limits as their clients, those of the service's rule, unless
+/// their Sidecar overrides them.
 pub fn inbound(
     port: &InboundPort,
     rule: Option<&DestinationRule>,
@@ -199,13 +261,21 @@ pub fn inbound(
         name,
         connect_timeout: seconds(10),
         upstream_bind_config: loopback_source(),
-        // Never (the longest that Envoy takes): the one address behind it does not go away.
-        cleanup_interval: Some(Duration { seconds: 9_223_372_035, nanos: 0 }),
+        // Never (Envoy's maximum), because its single address does not disappear.
+        cleanup_interval: Some(Duration {
+            seconds: 9_223_372_035,
+            nanos: 0,
+        }),
         ..Default::default()
     };
     let policy = Policy::new(rule, "", port.port);
     let mut options = connection_pool::http_version(port.protocol);
-    connection_pool::apply(&mut cluster, &mut options, own.or(policy.connection_pool), policy.retry_budget);
+    connection_pool::apply(
+        &mut cluster,
+        &mut options,
+        own.or(policy.connection_pool),
+        policy.retry_budget,
+    );
     cluster.typed_extension_protocol_options = typed(connection_pool::finish(options));
     original_destination(&mut cluster);
     cluster
@@ -217,12 +287,15 @@ fn original_destination(cluster: &mut pb::Cluster) {
     cluster.lb_config = None;
 }
 
-/// The address that redirection lets pass, so that what the proxy sends to its own workload does not come back.
+/// The source address that redirection excludes, so that traffic to the proxy's own workload does not loop back.
 fn loopback_source() -> Option<core::BindConfig> {
     let address = socket_address("127.0.0.6", 0).address;
     let source_address = match address {
         Some(core::address::Address::SocketAddress(address)) => Some(address),
         _ => None,
     };
-    Some(core::BindConfig { source_address, ..Default::default() })
+    Some(core::BindConfig {
+        source_address,
+        ..Default::default()
+    })
 }

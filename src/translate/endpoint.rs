@@ -7,20 +7,26 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 
-use super::cluster::{Context, asks_eds};
+use super::cluster::{Context, uses_eds};
 use super::locality::{self, Setting};
 use super::policy::Policy;
 use super::{cluster_name, socket_address, u32_value};
 use crate::api::Labels;
-use crate::mesh::{DestinationRule, Endpoint, Families, Health, Locality, Port, Resolution, Scope, Service};
+use crate::mesh::{
+    DestinationRule, Endpoint, Families, Health, Locality, Port, Resolution, Scope, Service,
+};
 
-/// The assignments of one port: one for all endpoints, and one for each subset, where their clusters ask EDS.
+/// The endpoint assignments of a port: one for all endpoints and one per subset, for clusters that use EDS.
 pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignment> {
-    let subsets = context.rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
+    let subsets = context
+        .rule
+        .into_iter()
+        .flat_map(|rule| &rule.subsets)
+        .map(|subset| subset.name.as_str());
     std::iter::once("")
         .chain(subsets)
         .map(|subset| (subset, Policy::new(context.rule, subset, port.number)))
-        .filter(|(_, policy)| asks_eds(&context.known.service, policy))
+        .filter(|(_, policy)| uses_eds(&context.known.service, policy))
         .map(|(subset, policy)| assignment(port, subset, &policy, context))
         .collect()
 }
@@ -49,16 +55,26 @@ impl Place {
 }
 
 /// The endpoints of one subset (empty for all) of a port.
-pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Context<'_>) -> pb::ClusterLoadAssignment {
+pub fn assignment(
+    port: &Port,
+    subset: &str,
+    policy: &Policy<'_>,
+    context: Context<'_>,
+) -> pb::ClusterLoadAssignment {
     let everything = Labels::new();
-    let labels = context.rule.and_then(|rule| rule.labels(subset)).unwrap_or(&everything);
+    let labels = context
+        .rule
+        .and_then(|rule| rule.labels(subset))
+        .unwrap_or(&everything);
     let (service, scope) = (&context.known.service, context.scope);
     let members = context.known.endpoints.list.iter().filter(|endpoint| {
         endpoint.port_name == port.name
             && endpoint.is_in_subset(labels)
             && (!service.node_local || endpoint.topology.node == scope.node)
             && fits(&endpoint.address, service.resolution)
-            && endpoint.addresses().any(|address| scope.families.reach(address))
+            && endpoint
+                .addresses()
+                .any(|address| scope.families.reach(address))
     });
     let setting = Setting::new(service, policy.load_balancer);
     let groups = locality::arrange(members, setting, policy.outlier_detection.is_some(), scope);
@@ -74,7 +90,11 @@ pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Conte
                 }),
                 priority: group.priority,
                 load_balancing_weight: u32_value(group.weight),
-                lb_endpoints: group.members.into_iter().filter_map(|one| lb_endpoint(one, scope.families)).collect(),
+                lb_endpoints: group
+                    .members
+                    .into_iter()
+                    .filter_map(|member| lb_endpoint(member, scope.families))
+                    .collect(),
                 ..Default::default()
             })
             .collect(),
@@ -82,26 +102,37 @@ pub fn assignment(port: &Port, subset: &str, policy: &Policy<'_>, context: Conte
     }
 }
 
-/// Whether a cluster can hold an address: DNS resolves names but no paths, and nobody resolves the names that EDS gives.
+/// Whether a cluster accepts an address: DNS resolves names but not paths, and names in EDS are never resolved.
 fn fits(address: &str, resolution: Resolution) -> bool {
     let by_dns = matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin);
     let is_path = address.starts_with("unix://");
-    !address.is_empty() && if by_dns { !is_path } else { is_path || address.parse::<IpAddr>().is_ok() }
+    !address.is_empty()
+        && if by_dns {
+            !is_path
+        } else {
+            is_path || address.parse::<IpAddr>().is_ok()
+        }
 }
 
 /// An endpoint by the addresses that clients of these families can reach. Envoy tries the first one, and a moment later
 /// the other as well; the two remain one endpoint.
 fn lb_endpoint(endpoint: &Endpoint, families: Families) -> Option<pb::LbEndpoint> {
-    let mut addresses = endpoint.addresses().filter(|address| families.reach(address));
+    let mut addresses = endpoint
+        .addresses()
+        .filter(|address| families.reach(address));
     let address = addresses.next()?;
     let address = match address.strip_prefix("unix://") {
-        Some(path) => {
-            core::Address { address: Some(core::address::Address::Pipe(core::Pipe { path: path.to_owned(), mode: 0 })) }
-        }
+        Some(path) => core::Address {
+            address: Some(core::address::Address::Pipe(core::Pipe {
+                path: path.to_owned(),
+                mode: 0,
+            })),
+        },
         None => socket_address(address, endpoint.port),
     };
-    let additional = addresses
-        .map(|address| pb::endpoint::AdditionalAddress { address: Some(socket_address(address, endpoint.port)) });
+    let additional = addresses.map(|address| pb::endpoint::AdditionalAddress {
+        address: Some(socket_address(address, endpoint.port)),
+    });
     Some(pb::LbEndpoint {
         health_status: match endpoint.health {
             Health::Healthy => core::HealthStatus::Healthy,

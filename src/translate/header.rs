@@ -1,33 +1,36 @@
-//! `headers`: operations on request and response headers, and the authority that hides among them.
+//! `headers`: operations on request and response headers, and the authority that they may set.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 
 use crate::api::{HeaderOperations, Headers};
-use crate::proto_rules::with_literal_percents;
+use crate::envoy_validate::with_literal_percents;
 
 /// Header operations in Envoy's form.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Operations {
-    /// For the request.
+    /// Request headers.
     pub request_add: Vec<core::HeaderValueOption>,
-    /// For the request.
+    /// Request headers.
     pub request_remove: Vec<String>,
-    /// For the response.
+    /// Response headers.
     pub response_add: Vec<core::HeaderValueOption>,
-    /// For the response.
+    /// Response headers.
     pub response_remove: Vec<String>,
-    /// The authority that `:authority` or `host` among the request's headers sets.
+    /// The authority set through the request header `:authority` or `host`.
     pub authority: Option<String>,
 }
 
 impl Operations {
-    /// Reads `headers`.
+    /// Translates `headers`.
     pub fn new(headers: Option<&Headers>) -> Self {
         let mut this = Self::default();
         if let Some(request) = headers.and_then(|headers| headers.request.as_ref()) {
             (this.request_add, this.request_remove) = operations(request);
             let names = request.set.iter().chain(&request.add);
-            this.authority = names.filter(|(name, _)| is_authority(name)).map(|(_, value)| value.clone()).next();
+            this.authority = names
+                .filter(|(name, _)| is_authority(name))
+                .map(|(_, value)| value.clone())
+                .next();
         }
         if let Some(response) = headers.and_then(|headers| headers.response.as_ref()) {
             (this.response_add, this.response_remove) = operations(response);
@@ -40,9 +43,12 @@ fn is_authority(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
-/// In Envoy's values `%` begins a command; one that does not is meant as it stands. Names that begin with a colon belong to HTTP itself; Envoy refuses to change them by header operations.
+/// In Envoy's header values `%` starts a command; any other `%` is meant literally and is escaped. Envoy rejects header
+/// operations on pseudo-headers.
 fn operations(from: &HeaderOperations) -> (Vec<core::HeaderValueOption>, Vec<String>) {
-    use core::header_value_option::HeaderAppendAction::{AppendIfExistsOrAdd, OverwriteIfExistsOrAdd};
+    use core::header_value_option::HeaderAppendAction::{
+        AppendIfExistsOrAdd, OverwriteIfExistsOrAdd,
+    };
     let ours = |name: &str| !name.starts_with(':') && !is_authority(name) && !name.is_empty();
     let option = |(name, value): (&String, &String), action| core::HeaderValueOption {
         header: Some(core::HeaderValue {
@@ -53,7 +59,22 @@ fn operations(from: &HeaderOperations) -> (Vec<core::HeaderValueOption>, Vec<Str
         append_action: action as i32,
         ..Default::default()
     };
-    let set = from.set.iter().filter(|(name, _)| ours(name)).map(|header| option(header, OverwriteIfExistsOrAdd));
-    let add = from.add.iter().filter(|(name, _)| ours(name)).map(|header| option(header, AppendIfExistsOrAdd));
-    (set.chain(add).collect(), from.remove.iter().filter(|name| ours(name)).cloned().collect())
+    let set = from
+        .set
+        .iter()
+        .filter(|(name, _)| ours(name))
+        .map(|header| option(header, OverwriteIfExistsOrAdd));
+    let add = from
+        .add
+        .iter()
+        .filter(|(name, _)| ours(name))
+        .map(|header| option(header, AppendIfExistsOrAdd));
+    (
+        set.chain(add).collect(),
+        from.remove
+            .iter()
+            .filter(|name| ours(name))
+            .cloned()
+            .collect(),
+    )
 }

@@ -1,14 +1,15 @@
-//! LDS: a listener for each HTTP port, for each TCP service, and the two that redirected traffic enters by.
+//! LDS: a listener per HTTP port, per TCP service, and the two that receive redirected traffic.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::{
-    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, grpc_web::v3::GrpcWeb,
-    router::v3::Router,
+    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats,
+    grpc_web::v3::GrpcWeb, router::v3::Router,
 };
 use envoy_types::pb::envoy::extensions::filters::listener::{
-    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
+    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+    tls_inspector::v3::TlsInspector,
 };
 use envoy_types::pb::envoy::extensions::filters::network::{
     http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp_proxy,
@@ -16,21 +17,21 @@ use envoy_types::pb::envoy::extensions::filters::network::{
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use envoy_types::pb::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy};
 
-use super::outbound::{Outbound, any_address};
+use super::listener_plan::{ListenerPlan, any_address};
 use super::tcp::{Chain, Target};
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, ads, any, bool_value, duration, inbound_cluster_name, seconds, socket_address,
-    u32_value,
+    BLACK_HOLE, INBOUND_PASSTHROUGH, ads, any, bool_value, duration, inbound_cluster_name, seconds,
+    socket_address, u32_value,
 };
 use crate::mesh::{Families, InboundPort, Protocol};
 
-/// Where redirected traffic of the workload enters.
+/// The port for redirected outbound traffic.
 pub const OUTBOUND_PORT: u16 = 15001;
-/// Where redirected traffic for the workload enters.
+/// The port for redirected inbound traffic.
 pub const INBOUND_PORT: u16 = 15006;
 
-/// A listener for what the workload sends.
-pub fn outbound(listener: &Outbound) -> pb::Listener {
+/// An outbound listener.
+pub fn outbound(listener: &ListenerPlan) -> pb::Listener {
     let name = listener.name();
     let stat_prefix = format!("outbound_{name};");
     let only_http = listener.only_http && listener.bind;
@@ -40,7 +41,10 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
     if let Some(routes) = &listener.http {
         filter_chains.push(pb::FilterChain {
             filter_chain_match: inspects.then(|| looks_like_http(None)),
-            filters: vec![filter(HTTP, &http_manager(stat_prefix, rds(routes), None, listener.grpc_web))],
+            filters: vec![filter(
+                HTTP,
+                &http_manager(stat_prefix, rds(routes), None, listener.grpc_web),
+            )],
             transport_socket_connect_timeout: seconds(15),
             ..Default::default()
         });
@@ -48,11 +52,22 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
     let default_filter_chain = default_chain(&mut filter_chains, listener);
     let mut inspectors = Vec::new();
     if listener.chains.iter().any(|chain| !chain.sni.is_empty()) {
-        let inspector = TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() };
-        inspectors.push(listener_filter("envoy.filters.listener.tls_inspector", &inspector, None));
+        let inspector = TlsInspector {
+            initial_read_buffer_size: u32_value(512),
+            ..Default::default()
+        };
+        inspectors.push(listener_filter(
+            "envoy.filters.listener.tls_inspector",
+            &inspector,
+            None,
+        ));
     }
     if inspects {
-        inspectors.push(listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default(), None));
+        inspectors.push(listener_filter(
+            "envoy.filters.listener.http_inspector",
+            &HttpInspector::default(),
+            None,
+        ));
     }
     pb::Listener {
         name,
@@ -61,11 +76,15 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
         filter_chains,
         default_filter_chain,
         listener_filters: inspectors,
-        // No time limit on inspection: a server that speaks first would be cut off by one.
+        // Inspection has no timeout, which would cut off server-first protocols.
         listener_filters_timeout: seconds(0),
         continue_on_listener_filters_timeout: true,
-        bind_to_port: if listener.bind { None } else { bool_value(false) },
-        // So that one busy worker does not take all the connections that wait.
+        bind_to_port: if listener.bind {
+            None
+        } else {
+            bool_value(false)
+        },
+        // Keeps one busy worker from accepting all waiting connections.
         max_connections_to_accept_per_socket_event: if listener.bind { u32_value(1) } else { None },
         ..Default::default()
     }
@@ -73,25 +92,35 @@ pub fn outbound(listener: &Outbound) -> pb::Listener {
 
 /// The filter chain for connections that match no other. Envoy matches one property after the other and never backtracks:
 /// a chain without a match would miss connections that match another chain in part, so it becomes the default.
-fn default_chain(chains: &mut Vec<pb::FilterChain>, listener: &Outbound) -> Option<pb::FilterChain> {
-    match chains.iter().position(|chain| chain.filter_chain_match.is_none()) {
+fn default_chain(
+    chains: &mut Vec<pb::FilterChain>,
+    listener: &ListenerPlan,
+) -> Option<pb::FilterChain> {
+    match chains
+        .iter()
+        .position(|chain| chain.filter_chain_match.is_none())
+    {
         Some(_) if chains.len() == 1 => None,
         Some(at) => Some(chains.remove(at)),
         // Without redirection the original destination is not known.
         None if listener.bind => None,
         None => Some(pb::FilterChain {
             name: "PassthroughFilterChain".to_owned(),
-            filters: vec![tcp(&listener.rest)],
+            filters: vec![tcp(&listener.default_cluster)],
             ..Default::default()
         }),
     }
 }
 
-/// A filter chain for connections that are not, or do not look like, HTTP.
+/// A filter chain for connections that are not, or are not detected as, HTTP.
 pub fn chain(from: &Chain) -> pb::FilterChain {
     let matches = pb::FilterChainMatch {
         server_names: from.sni.clone(),
-        prefix_ranges: from.subnets.iter().filter_map(|subnet| cidr(subnet)).collect(),
+        prefix_ranges: from
+            .subnets
+            .iter()
+            .filter_map(|subnet| cidr(subnet))
+            .collect(),
         ..Default::default()
     };
     pb::FilterChain {
@@ -107,13 +136,20 @@ fn cidr(text: &str) -> Option<core::CidrRange> {
     let (address, length) = text.split_once('/').unwrap_or((text, ""));
     let address: std::net::IpAddr = address.parse().ok()?;
     let whole = if address.is_ipv4() { 32 } else { 128 };
-    let length = if length.is_empty() { whole } else { length.parse().ok().filter(|length| *length <= whole)? };
-    Some(core::CidrRange { address_prefix: address.to_string(), prefix_len: u32_value(length) })
+    let length = if length.is_empty() {
+        whole
+    } else {
+        length.parse().ok().filter(|length| *length <= whole)?
+    };
+    Some(core::CidrRange {
+        address_prefix: address.to_string(),
+        prefix_len: u32_value(length),
+    })
 }
 
-/// The listener that redirected outgoing connections enter by, which hands them to the one for their destination; those
-/// for which there is none go to the cluster `rest`.
-pub fn virtual_outbound(rest: &str, families: Families) -> pb::Listener {
+/// The listener for redirected outbound connections. It hands each connection to the listener for its destination;
+/// connections without one go to the cluster `rest`.
+pub fn virtual_outbound(default_cluster: &str, families: Families) -> pb::Listener {
     let name = "virtualOutbound-catchall-tcp";
     pb::Listener {
         name: "virtualOutbound".to_owned(),
@@ -122,17 +158,25 @@ pub fn virtual_outbound(rest: &str, families: Families) -> pb::Listener {
         use_original_dst: bool_value(true),
         filter_chains: vec![
             black_hole("virtualOutbound-blackhole", OUTBOUND_PORT),
-            pb::FilterChain { name: name.to_owned(), filters: vec![tcp(rest)], ..Default::default() },
+            pb::FilterChain {
+                name: name.to_owned(),
+                filters: vec![tcp(default_cluster)],
+                ..Default::default()
+            },
         ],
         max_connections_to_accept_per_socket_event: u32_value(1),
         ..Default::default()
     }
 }
 
-/// The listener that redirected incoming connections enter by: a chain for each port of the workload's own services,
-/// and pass-through for the rest.
+/// The listener for redirected inbound connections: a chain per inbound port, and pass-through for everything else.
 pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listener {
-    let pass_http = inbound_http("InboundPassthroughCluster;", INBOUND_PASSTHROUGH, "inbound|http|0", Protocol::Http);
+    let pass_http = inbound_http(
+        "InboundPassthroughCluster;",
+        INBOUND_PASSTHROUGH,
+        "inbound|http|0",
+        Protocol::Http,
+    );
     let named = |name: &str, matches: pb::FilterChainMatch, filter: pb::Filter| pb::FilterChain {
         name: name.to_owned(),
         filter_chain_match: Some(matches),
@@ -141,16 +185,33 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
     };
     let mut chains = vec![
         black_hole("virtualInbound-blackhole", INBOUND_PORT),
-        named("virtualInbound-catchall-http", looks_like_http(None), pass_http),
-        named("virtualInbound", transport("raw_buffer", None), tcp(INBOUND_PASSTHROUGH)),
-        named("virtualInbound", transport("tls", None), tcp(INBOUND_PASSTHROUGH)),
+        named(
+            "virtualInbound-catchall-http",
+            looks_like_http(None),
+            pass_http,
+        ),
+        named(
+            "virtualInbound",
+            transport("raw_buffer", None),
+            tcp(INBOUND_PASSTHROUGH),
+        ),
+        named(
+            "virtualInbound",
+            transport("tls", None),
+            tcp(INBOUND_PASSTHROUGH),
+        ),
     ];
     for port in ports {
         let name = format!("0.0.0.0_{}", port.target);
         let cluster = inbound_cluster_name(port.target);
         let http = || {
             let virtual_host = format!("inbound|http|{}", port.port);
-            inbound_http(&format!("inbound_{name};"), &cluster, &virtual_host, port.protocol)
+            inbound_http(
+                &format!("inbound_{name};"),
+                &cluster,
+                &virtual_host,
+                port.protocol,
+            )
         };
         let at = Some(port.target);
         match port.protocol {
@@ -159,18 +220,26 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
                 chains.push(named(&name, transport("raw_buffer", at), tcp(&cluster)));
                 chains.push(named(&name, transport("tls", at), tcp(&cluster)));
             }
-            protocol if protocol.is_http() => chains.push(named(&name, transport("raw_buffer", at), http())),
+            protocol if protocol.is_http() => {
+                chains.push(named(&name, transport("raw_buffer", at), http()));
+            }
             _ => {
                 chains.push(named(&name, transport("tls", at), tcp(&cluster)));
                 chains.push(named(&name, transport("raw_buffer", at), tcp(&cluster)));
             }
         }
     }
-    // Where the protocol is known, waiting for the client's first bytes would hold up servers that speak first.
-    let known = ports.iter().filter(|port| port.protocol != Protocol::Unknown).map(|port| port.target);
+    // If the protocol is known, waiting for the client's first bytes would block server-first protocols.
+    let known = ports
+        .iter()
+        .filter(|port| port.protocol != Protocol::Unknown)
+        .map(|port| port.target);
     let not_http: Vec<u16> = known.chain([INBOUND_PORT]).collect();
-    // Nothing hangs on it whether bytes are TLS.
-    let bytes = ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.target);
+    // TLS detection makes no difference here.
+    let bytes = ports
+        .iter()
+        .filter(|port| port.protocol == Protocol::Tcp)
+        .map(|port| port.target);
     let not_tls: Vec<u16> = bytes.chain([INBOUND_PORT]).collect();
     pb::Listener {
         name: "virtualInbound".to_owned(),
@@ -178,13 +247,24 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
         traffic_direction: core::TrafficDirection::Inbound as i32,
         filter_chains: chains,
         listener_filters: vec![
-            listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default(), None),
+            listener_filter(
+                "envoy.filters.listener.original_dst",
+                &OriginalDst::default(),
+                None,
+            ),
             listener_filter(
                 "envoy.filters.listener.tls_inspector",
-                &TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() },
+                &TlsInspector {
+                    initial_read_buffer_size: u32_value(512),
+                    ..Default::default()
+                },
                 disabled_at(&not_tls),
             ),
-            listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default(), disabled_at(&not_http)),
+            listener_filter(
+                "envoy.filters.listener.http_inspector",
+                &HttpInspector::default(),
+                disabled_at(&not_http),
+            ),
         ],
         listener_filters_timeout: seconds(0),
         continue_on_listener_filters_timeout: true,
@@ -196,7 +276,10 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
 const HTTP: &str = "envoy.filters.network.http_connection_manager";
 
 fn filter<M: prost::Name>(name: &str, config: &M) -> pb::Filter {
-    pb::Filter { name: name.to_owned(), config_type: Some(pb::filter::ConfigType::TypedConfig(any(config))) }
+    pb::Filter {
+        name: name.to_owned(),
+        config_type: Some(pb::filter::ConfigType::TypedConfig(any(config))),
+    }
 }
 
 fn tcp(cluster: &str) -> pb::Filter {
@@ -204,38 +287,53 @@ fn tcp(cluster: &str) -> pb::Filter {
 }
 
 fn tcp_target(target: &Target) -> pb::Filter {
-    use tcp_proxy::tcp_proxy::{ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight};
+    use tcp_proxy::tcp_proxy::{
+        ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight,
+    };
     let specifier = match target.clusters.as_slice() {
         [(only, _)] => ClusterSpecifier::Cluster(only.clone()),
         several => ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters: several
                 .iter()
-                .map(|(name, weight)| ClusterWeight { name: name.clone(), weight: *weight, ..Default::default() })
+                .map(|(name, weight)| ClusterWeight {
+                    name: name.clone(),
+                    weight: *weight,
+                    ..Default::default()
+                })
                 .collect(),
         }),
     };
     let by_source = hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {});
     let proxy = tcp_proxy::TcpProxy {
-        stat_prefix: target.clusters.first().map(|(name, _)| name.clone()).unwrap_or_default(),
+        stat_prefix: target
+            .clusters
+            .first()
+            .map(|(name, _)| name.clone())
+            .unwrap_or_default(),
         cluster_specifier: Some(specifier),
         idle_timeout: target.idle_timeout.and_then(duration),
-        max_downstream_connection_duration: target.longest.and_then(duration),
+        max_downstream_connection_duration: target.max_duration.and_then(duration),
         hash_policy: if target.hash_source {
-            vec![HashPolicy { policy_specifier: Some(by_source) }]
+            vec![HashPolicy {
+                policy_specifier: Some(by_source),
+            }]
         } else {
             Vec::new()
         },
-        tunneling_config: target.tunnel.as_ref().map(|(hostname, post)| TunnelingConfig {
-            hostname: hostname.clone(),
-            use_post: *post,
-            ..Default::default()
-        }),
+        tunneling_config: target
+            .tunnel
+            .as_ref()
+            .map(|(hostname, post)| TunnelingConfig {
+                hostname: hostname.clone(),
+                use_post: *post,
+                ..Default::default()
+            }),
         ..Default::default()
     };
     filter("envoy.filters.network.tcp_proxy", &proxy)
 }
 
-/// What was sent to the proxy's own port would go round for ever.
+/// Traffic to the proxy's own port would loop forever.
 fn black_hole(name: &str, port: u16) -> pb::FilterChain {
     pb::FilterChain {
         name: name.to_owned(),
@@ -301,7 +399,7 @@ fn http_manager(
         normalize_path: bool_value(true),
         path_with_escaped_slashes_action: inner::PathWithEscapedSlashesAction::KeepUnchanged as i32,
         proxy_100_continue: true,
-        // Streams may be silent for as long as they like.
+        // Streams may be idle indefinitely.
         stream_idle_timeout: seconds(0),
         upgrade_configs: vec![inner::UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() }],
         request_id_extension: Some(hcm::RequestIdExtension {
@@ -313,8 +411,10 @@ fn http_manager(
         ..Default::default()
     };
     if grpc_web {
-        // It leaves alone what is not gRPC-Web.
-        manager.http_filters.insert(0, http_filter("envoy.filters.http.grpc_web", &GrpcWeb {}));
+        // It ignores requests that are not gRPC-Web.
+        manager
+            .http_filters
+            .insert(0, http_filter("envoy.filters.http.grpc_web", &GrpcWeb {}));
     }
     if let Some(protocol) = inbound {
         manager.server_name = "istio-envoy".to_owned();
@@ -325,7 +425,9 @@ fn http_manager(
             uri: true,
             ..Default::default()
         });
-        manager.http2_protocol_options = protocol.is_http2().then(core::Http2ProtocolOptions::default);
+        manager.http2_protocol_options = protocol
+            .is_http2()
+            .then(core::Http2ProtocolOptions::default);
     }
     manager
 }
@@ -338,9 +440,14 @@ fn http_filter<M: prost::Name>(name: &str, config: &M) -> hcm::HttpFilter {
     }
 }
 
-/// HTTP for the workload itself; everything goes to `cluster`.
-fn inbound_http(stat_prefix: &str, cluster: &str, virtual_host: &str, protocol: Protocol) -> pb::Filter {
-    // A request that was reset before it was sent out can not have done any work; gRPC clients retry by themselves.
+/// Inbound HTTP: every request goes to `cluster`.
+fn inbound_http(
+    stat_prefix: &str,
+    cluster: &str,
+    virtual_host: &str,
+    protocol: Protocol,
+) -> pb::Filter {
+    // A request that was reset before it was sent cannot have had an effect; gRPC clients retry by themselves.
     let retry = (!protocol.is_grpc()).then(|| route::RetryPolicy {
         retry_on: "reset-before-request".to_owned(),
         num_retries: u32_value(2),
@@ -354,7 +461,9 @@ fn inbound_http(stat_prefix: &str, cluster: &str, virtual_host: &str, protocol: 
             ..Default::default()
         }),
         retry_policy: retry,
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+            cluster.to_owned(),
+        )),
         ..Default::default()
     };
     let routes = route::RouteConfiguration {
@@ -375,7 +484,10 @@ fn inbound_http(stat_prefix: &str, cluster: &str, virtual_host: &str, protocol: 
     };
     let routes = hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes);
     let grpc_web = protocol == Protocol::GrpcWeb;
-    filter(HTTP, &http_manager(stat_prefix.to_owned(), routes, Some(protocol), grpc_web))
+    filter(
+        HTTP,
+        &http_manager(stat_prefix.to_owned(), routes, Some(protocol), grpc_web),
+    )
 }
 
 fn listener_filter<M: prost::Name>(
@@ -395,11 +507,16 @@ fn disabled_at(ports: &[u16]) -> Option<pb::ListenerFilterChainMatchPredicate> {
     let mut rules: Vec<_> = ports
         .iter()
         .map(|port| pb::ListenerFilterChainMatchPredicate {
-            rule: Some(Rule::DestinationPortRange(Int32Range { start: i32::from(*port), end: i32::from(*port) + 1 })),
+            rule: Some(Rule::DestinationPortRange(Int32Range {
+                start: i32::from(*port),
+                end: i32::from(*port) + 1,
+            })),
         })
         .collect();
     if rules.len() > 1 {
-        return Some(pb::ListenerFilterChainMatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) });
+        return Some(pb::ListenerFilterChainMatchPredicate {
+            rule: Some(Rule::OrMatch(MatchSet { rules })),
+        });
     }
     rules.pop()
 }

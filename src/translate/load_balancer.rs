@@ -1,4 +1,4 @@
-//! `trafficPolicy.loadBalancer`: how a cluster chooses an endpoint, and what of a request is hashed for it.
+//! `trafficPolicy.loadBalancer`: how a cluster picks an endpoint, and which part of a request is hashed.
 
 use envoy_types::pb::envoy::config::cluster::v3::{self as pb, cluster};
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -10,10 +10,10 @@ use super::{duration, locality};
 use crate::api::{ConsistentHashLb, LoadBalancerSettings, SimpleLb, WarmupConfiguration};
 use crate::mesh::{DestinationRule, Service};
 
-/// Envoy's own least ring size, said so that nobody has to look it up.
+/// Envoy's default minimum ring size, set explicitly.
 const RING_SIZE: u64 = 1024;
 
-/// Whether the cluster goes to the address that the client wanted, whatever the service's endpoints are.
+/// Whether the cluster uses the original destination instead of the service's endpoints.
 pub fn is_passthrough(settings: Option<&LoadBalancerSettings>) -> bool {
     settings.is_some_and(|settings| settings.simple == Some(SimpleLb::Passthrough))
 }
@@ -26,8 +26,10 @@ pub fn apply(
     has_outlier_detection: bool,
 ) {
     let common = cluster.common_lb_config.get_or_insert_default();
-    common.locality_config_specifier =
-        locality::cluster_config(locality::Setting::new(service, settings), has_outlier_detection);
+    common.locality_config_specifier = locality::cluster_config(
+        locality::Setting::new(service, settings),
+        has_outlier_detection,
+    );
     let warmup = settings.and_then(slow_start);
     let hash = settings.and_then(|settings| settings.consistent_hash.as_ref());
     let (policy, config) = match (hash, settings.and_then(|settings| settings.simple)) {
@@ -45,7 +47,10 @@ pub fn apply(
             cluster::LbPolicy::LeastRequest,
             warmup.map(|warmup| {
                 let slow_start_config = Some(warmup);
-                let config = cluster::LeastRequestLbConfig { slow_start_config, ..Default::default() };
+                let config = cluster::LeastRequestLbConfig {
+                    slow_start_config,
+                    ..Default::default()
+                };
                 cluster::LbConfig::LeastRequestLbConfig(config)
             }),
         ),
@@ -57,8 +62,11 @@ pub fn apply(
 fn consistent(hash: &ConsistentHashLb) -> (cluster::LbPolicy, Option<cluster::LbConfig>) {
     let size = |value: u64| (value > 0).then_some(UInt64Value { value });
     if let Some(maglev) = &hash.maglev {
-        let config = size(maglev.table_size)
-            .map(|size| cluster::LbConfig::MaglevLbConfig(cluster::MaglevLbConfig { table_size: Some(size) }));
+        let config = size(maglev.table_size).map(|size| {
+            cluster::LbConfig::MaglevLbConfig(cluster::MaglevLbConfig {
+                table_size: Some(size),
+            })
+        });
         return (cluster::LbPolicy::Maglev, config);
     }
     let ring = match &hash.ring_hash {
@@ -76,35 +84,55 @@ fn consistent(hash: &ConsistentHashLb) -> (cluster::LbPolicy, Option<cluster::Lb
 
 fn slow_start(settings: &LoadBalancerSettings) -> Option<cluster::SlowStartConfig> {
     match (&settings.warmup, settings.warmup_duration_secs) {
-        (Some(WarmupConfiguration { duration: window, minimum_percent, aggression }), _) => {
+        (
+            Some(WarmupConfiguration {
+                duration: window,
+                minimum_percent,
+                aggression,
+            }),
+            _,
+        ) => {
             Some(cluster::SlowStartConfig {
                 slow_start_window: window.and_then(|window| duration(window.0)),
-                // The key is one that no runtime has: the number is what counts.
+                // The runtime key does not exist, so the default value applies.
                 aggression: Some(core::RuntimeDouble {
                     default_value: aggression.unwrap_or(1.0),
                     runtime_key: "(".to_owned(),
                 }),
-                min_weight_percent: Some(Percent { value: minimum_percent.unwrap_or(10.0) }),
+                min_weight_percent: Some(Percent {
+                    value: minimum_percent.unwrap_or(10.0),
+                }),
             })
         }
-        (None, Some(window)) => {
-            Some(cluster::SlowStartConfig { slow_start_window: duration(window.0), ..Default::default() })
-        }
+        (None, Some(window)) => Some(cluster::SlowStartConfig {
+            slow_start_window: duration(window.0),
+            ..Default::default()
+        }),
         (None, None) => None,
     }
 }
 
-/// The hash that a rule asks for at a destination: of the subset's entry for the port, else of the subset, else of the
-/// rule's entry for the port, else of the rule.
-pub fn consistent_hash<'a>(rule: &'a DestinationRule, subset: &str, port: u16) -> Option<&'a ConsistentHashLb> {
-    let subset = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_ref());
+/// The consistent hash that applies to a destination: of the subset's port entry, else of the subset, else of the
+/// rule's port entry, else of the rule.
+pub fn consistent_hash<'a>(
+    rule: &'a DestinationRule,
+    subset: &str,
+    port: u16,
+) -> Option<&'a ConsistentHashLb> {
+    let subset = rule
+        .subset(subset)
+        .and_then(|subset| subset.traffic_policy.as_ref());
     let policies = subset.into_iter().chain(rule.traffic_policy.as_deref());
     for policy in policies {
         let at_port = policy
             .port_level_settings
             .iter()
-            .find(|one| one.port.is_some_and(|at| at.number == u32::from(port)))
-            .and_then(|one| one.load_balancer.as_ref());
+            .find(|port_level_setting| {
+                port_level_setting
+                    .port
+                    .is_some_and(|at| at.number == u32::from(port))
+            })
+            .and_then(|port_level_setting| port_level_setting.load_balancer.as_ref());
         let found = at_port.and_then(|balancer| balancer.consistent_hash.as_ref());
         let found = found.or_else(|| policy.load_balancer.as_ref()?.consistent_hash.as_ref());
         if found.is_some() {
@@ -114,11 +142,16 @@ pub fn consistent_hash<'a>(rule: &'a DestinationRule, subset: &str, port: u16) -
     None
 }
 
-/// What of a request is hashed, in a route's form; `None` where nothing is said.
+/// The hash policy for a route; `None` if nothing is hashed.
 pub fn hash_policy(hash: &ConsistentHashLb) -> Option<route::HashPolicy> {
-    use route::hash_policy::{ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter};
+    use route::hash_policy::{
+        ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter,
+    };
     let specifier = if let Some(name) = &hash.http_header_name {
-        PolicySpecifier::Header(Header { header_name: name.clone(), ..Default::default() })
+        PolicySpecifier::Header(Header {
+            header_name: name.clone(),
+            ..Default::default()
+        })
     } else if let Some(cookie) = &hash.http_cookie {
         let attributes = cookie.attributes.iter();
         PolicySpecifier::Cookie(Cookie {
@@ -126,7 +159,10 @@ pub fn hash_policy(hash: &ConsistentHashLb) -> Option<route::HashPolicy> {
             path: cookie.path.clone(),
             ttl: cookie.ttl.and_then(|ttl| duration(ttl.0)),
             attributes: attributes
-                .map(|one| CookieAttribute { name: one.name.clone(), value: one.value.clone() })
+                .map(|item| CookieAttribute {
+                    name: item.name.clone(),
+                    value: item.value.clone(),
+                })
                 .collect(),
         })
     } else if let Some(name) = &hash.http_query_parameter_name {
@@ -136,5 +172,8 @@ pub fn hash_policy(hash: &ConsistentHashLb) -> Option<route::HashPolicy> {
     } else {
         return None;
     };
-    Some(route::HashPolicy { policy_specifier: Some(specifier), ..Default::default() })
+    Some(route::HashPolicy {
+        policy_specifier: Some(specifier),
+        ..Default::default()
+    })
 }

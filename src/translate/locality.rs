@@ -1,4 +1,4 @@
-//! Load balancing by locality: which endpoints are preferred by clients of one place, and by how much.
+//! Locality load balancing: which endpoints the clients of a locality prefer, and with what weight.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,38 +9,38 @@ use envoy_types::pb::google::protobuf::UInt64Value;
 use crate::api::{Distribute, Failover, LoadBalancerSettings};
 use crate::mesh::{Endpoint, Locality, NETWORK, Scope, Service};
 
-/// The setting that counts for a cluster: the rule's, else what the Service prefers, else the mesh's, which is failover
-/// where there is outlier detection. Source: Istio's documentation of `LocalityLoadBalancerSetting`.
+/// The locality setting of a cluster: the rule's, else the Service's preference, else the mesh default, which is
+/// failover if there is outlier detection. Source: Istio's documentation of `LocalityLoadBalancerSetting`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Setting<'a> {
-    /// None at all: it was switched off.
+    /// Disabled.
     Off,
-    /// Shares by where the client is.
+    /// Weights by client locality.
     Distribute(&'a [Distribute]),
-    /// Nearer endpoints first, as long as they are healthy.
+    /// Prefers nearer endpoints while they are healthy.
     Failover {
-        /// Regions that stand in for others.
+        /// Failover regions.
         regions: &'a [Failover],
         /// Labels that rank endpoints.
         labels: Vec<&'a str>,
-        /// Whether it holds without outlier detection too.
+        /// Whether it applies without outlier detection too.
         always: bool,
     },
-    /// The client's zone first, as far as its endpoints can take it, within its region.
+    /// Prefers the client's zone up to the capacity of its endpoints, within the region.
     ZoneAware {
-        /// Whether it is on.
+        /// Whether it is enabled.
         enabled: bool,
-        /// Regions that stand in for others.
+        /// Failover regions.
         regions: &'a [Failover],
         /// Labels that rank endpoints.
         labels: Vec<&'a str>,
-        /// The number of endpoints below which it does not apply.
+        /// The minimum number of endpoints.
         min_cluster_size: Option<u64>,
     },
 }
 
 impl<'a> Setting<'a> {
-    /// The setting for a cluster of `service` with this load balancer.
+    /// The setting of a cluster of `service` with this load balancer.
     pub fn new(service: &Service, balancer: Option<&'a LoadBalancerSettings>) -> Self {
         if let Some(zone) = balancer.and_then(|balancer| balancer.zone_aware_lb_setting.as_ref()) {
             return Setting::ZoneAware {
@@ -54,45 +54,75 @@ impl<'a> Setting<'a> {
             return if setting.enabled == Some(false) {
                 Setting::Off
             } else if setting.distribute.is_empty() {
-                let labels = setting.failover_priority.iter().map(String::as_str).collect();
-                Setting::Failover { regions: &setting.failover, labels, always: false }
+                let labels = setting
+                    .failover_priority
+                    .iter()
+                    .map(String::as_str)
+                    .collect();
+                Setting::Failover {
+                    regions: &setting.failover,
+                    labels,
+                    always: false,
+                }
             } else {
                 Setting::Distribute(&setting.distribute)
             };
         }
-        let labels = service.preference.into_iter().flat_map(|preference| preference.labels()).copied().collect();
-        Setting::Failover { regions: &[], labels, always: service.preference.is_some() }
+        let labels = service
+            .preference
+            .into_iter()
+            .flat_map(|preference| preference.labels())
+            .copied()
+            .collect();
+        Setting::Failover {
+            regions: &[],
+            labels,
+            always: service.preference.is_some(),
+        }
     }
 }
 
-/// What a cluster says about localities.
-pub fn cluster_config(setting: Setting<'_>, has_outlier_detection: bool) -> Option<pb::LocalityConfigSpecifier> {
+/// The locality configuration of a cluster.
+pub fn cluster_config(
+    setting: Setting<'_>,
+    has_outlier_detection: bool,
+) -> Option<pb::LocalityConfigSpecifier> {
     let weighted = match setting {
         Setting::Off => false,
         Setting::Distribute(_) => true,
-        // Without failover of its own a cluster is better off with its load balancer's choice among all endpoints.
-        Setting::Failover { regions, labels, always } => {
-            (always || has_outlier_detection) && !(regions.is_empty() && labels.is_empty())
-        }
-        Setting::ZoneAware { enabled, min_cluster_size, .. } => {
-            return Some(pb::LocalityConfigSpecifier::ZoneAwareLbConfig(pb::ZoneAwareLbConfig {
-                routing_enabled: (!enabled).then_some(Percent { value: 0.0 }),
-                min_cluster_size: min_cluster_size.map(|value| UInt64Value { value }),
-                ..Default::default()
-            }));
+        // Without failover, the load balancer should choose among all endpoints.
+        Setting::Failover {
+            regions,
+            labels,
+            always,
+        } => (always || has_outlier_detection) && !(regions.is_empty() && labels.is_empty()),
+        Setting::ZoneAware {
+            enabled,
+            min_cluster_size,
+            ..
+        } => {
+            return Some(pb::LocalityConfigSpecifier::ZoneAwareLbConfig(
+                pb::ZoneAwareLbConfig {
+                    routing_enabled: (!enabled).then_some(Percent { value: 0.0 }),
+                    min_cluster_size: min_cluster_size.map(|value| UInt64Value { value }),
+                    ..Default::default()
+                },
+            ));
         }
     };
-    weighted.then_some(pb::LocalityConfigSpecifier::LocalityWeightedLbConfig(pb::LocalityWeightedLbConfig {}))
+    weighted.then_some(pb::LocalityConfigSpecifier::LocalityWeightedLbConfig(
+        pb::LocalityWeightedLbConfig {},
+    ))
 }
 
 /// The endpoints of one locality and priority.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group<'a> {
-    /// Where they are.
+    /// Their locality.
     pub locality: &'a Locality,
-    /// 0 is the first; without gaps.
+    /// 0 is the highest; without gaps.
     pub priority: u32,
-    /// Their share among the localities of their priority.
+    /// Their weight among the localities of the same priority.
     pub weight: u32,
     /// The endpoints.
     pub members: Vec<&'a Endpoint>,
@@ -107,28 +137,45 @@ pub fn arrange<'a>(
 ) -> Vec<Group<'a>> {
     let mut by_locality: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in members {
-        by_locality.entry(endpoint.locality()).or_default().push(endpoint);
+        by_locality
+            .entry(endpoint.locality())
+            .or_default()
+            .push(endpoint);
     }
-    let groups: Vec<Group<'a>> =
-        by_locality.into_iter().map(|(locality, members)| group(locality, 0, members)).collect();
+    let groups: Vec<Group<'a>> = by_locality
+        .into_iter()
+        .map(|(locality, members)| group(locality, 0, members))
+        .collect();
     match setting {
         Setting::Off | Setting::ZoneAware { enabled: false, .. } => groups,
         Setting::Distribute(rules) => distribute(groups, rules, &scope.locality),
         Setting::Failover { always, .. } if !always && !has_outlier_detection => groups,
-        Setting::Failover { regions, labels, .. } => {
+        Setting::Failover {
+            regions, labels, ..
+        } => {
             let by_labels = !labels.is_empty();
-            let groups = if by_labels { rank_by_labels(groups, &labels, scope) } else { groups };
+            let groups = if by_labels {
+                rank_by_labels(groups, &labels, scope)
+            } else {
+                groups
+            };
             if by_labels && regions.is_empty() {
                 groups
             } else {
                 rank(groups, |at| distance(&scope.locality, at, regions))
             }
         }
-        Setting::ZoneAware { regions, labels, .. } => {
-            let groups = if labels.is_empty() { groups } else { rank_by_labels(groups, &labels, scope) };
+        Setting::ZoneAware {
+            regions, labels, ..
+        } => {
+            let groups = if labels.is_empty() {
+                groups
+            } else {
+                rank_by_labels(groups, &labels, scope)
+            };
             rank(groups, |at| match () {
                 () if at.region == scope.locality.region => 0,
-                () if stands_in(&scope.locality.region, regions) == Some(&at.region) => 1,
+                () if failover_target(&scope.locality.region, regions) == Some(&at.region) => 1,
                 () => 2,
             })
         }
@@ -136,38 +183,63 @@ pub fn arrange<'a>(
 }
 
 fn group<'a>(locality: &'a Locality, priority: u32, members: Vec<&'a Endpoint>) -> Group<'a> {
-    let weight = members.iter().fold(0u32, |sum, one| sum.saturating_add(one.weight));
-    Group { locality, priority, weight, members }
+    let weight = members
+        .iter()
+        .fold(0u32, |sum, member| sum.saturating_add(member.weight));
+    Group {
+        locality,
+        priority,
+        weight,
+        members,
+    }
 }
 
-/// Gives each locality its share; those without one get no traffic.
-fn distribute<'a>(mut groups: Vec<Group<'a>>, rules: &[Distribute], client: &Locality) -> Vec<Group<'a>> {
-    let Some(rule) = rules.iter().find(|rule| is_in(client, &rule.from)) else { return groups };
+/// Assigns each locality its weight; a locality without one gets no traffic.
+fn distribute<'a>(
+    mut groups: Vec<Group<'a>>,
+    rules: &[Distribute],
+    client: &Locality,
+) -> Vec<Group<'a>> {
+    let Some(rule) = rules.iter().find(|rule| is_in(client, &rule.from)) else {
+        return groups;
+    };
     let mut left: BTreeSet<usize> = (0..groups.len()).collect();
-    // The most specific first, so that a wildcard does not take what another entry names.
+    // Most specific first, so that a wildcard does not take what another entry names.
     let mut shares: Vec<(&String, u32)> = rule.to.iter().map(|(to, share)| (to, *share)).collect();
-    shares.sort_by_key(|(to, _)| (std::cmp::Reverse(to.split('/').filter(|part| *part != "*").count()), *to));
+    shares.sort_by_key(|(to, _)| {
+        (
+            std::cmp::Reverse(to.split('/').filter(|part| *part != "*").count()),
+            *to,
+        )
+    });
     for (to, share) in shares {
-        let chosen: Vec<usize> =
-            left.iter().copied().filter(|at| groups.get(*at).is_some_and(|one| is_in(one.locality, to))).collect();
-        let total: u64 = chosen.iter().filter_map(|at| groups.get(*at)).map(|one| u64::from(one.weight)).sum();
+        let chosen: Vec<usize> = left
+            .iter()
+            .copied()
+            .filter(|at| groups.get(*at).is_some_and(|item| is_in(item.locality, to)))
+            .collect();
+        let total: u64 = chosen
+            .iter()
+            .filter_map(|at| groups.get(*at))
+            .map(|item| u64::from(item.weight))
+            .sum();
         for at in chosen {
             left.remove(&at);
-            if let Some(one) = groups.get_mut(at) {
-                let weight = (u64::from(one.weight) * u64::from(share)).div_ceil(total.max(1));
-                one.weight = u32::try_from(weight).unwrap_or(u32::MAX);
+            if let Some(entry) = groups.get_mut(at) {
+                let weight = (u64::from(entry.weight) * u64::from(share)).div_ceil(total.max(1));
+                entry.weight = u32::try_from(weight).unwrap_or(u32::MAX);
             }
         }
     }
     let mut at = 0;
-    groups.retain(|one| {
+    groups.retain(|item| {
         at += 1;
-        !left.contains(&(at - 1)) && one.weight > 0
+        !left.contains(&(at - 1)) && item.weight > 0
     });
     groups
 }
 
-/// Whether a locality is in `pattern`: `region/zone/subzone`, each part a name or `*`, missing parts any.
+/// Whether a locality matches `region/zone/subzone`, where each part is a name or `*` and missing parts match anything.
 fn is_in(locality: &Locality, pattern: &str) -> bool {
     let mut parts = pattern.split('/');
     [&locality.region, &locality.zone, &locality.sub_zone]
@@ -175,14 +247,18 @@ fn is_in(locality: &Locality, pattern: &str) -> bool {
         .all(|own| parts.next().is_none_or(|part| part == "*" || part == own))
 }
 
-fn stands_in<'a>(region: &str, regions: &'a [Failover]) -> Option<&'a String> {
-    regions.iter().find(|one| one.from == region).map(|one| &one.to)
+fn failover_target<'a>(region: &str, regions: &'a [Failover]) -> Option<&'a String> {
+    regions
+        .iter()
+        .find(|item| item.from == region)
+        .map(|region| &region.to)
 }
 
-/// 0 the same sub-zone, 1 the same zone, 2 the same region, 3 another, 4 another that is not the one to stand in.
+/// 0: same sub-zone, 1: same zone, 2: same region, 3: another region, 4: another region that is not the failover
+/// target.
 fn distance(client: &Locality, at: &Locality, regions: &[Failover]) -> u32 {
     if client.region != at.region {
-        return match stands_in(&client.region, regions) {
+        return match failover_target(&client.region, regions) {
             Some(other) if *other != at.region => 4,
             _ => 3,
         };
@@ -196,20 +272,20 @@ fn distance(client: &Locality, at: &Locality, regions: &[Failover]) -> u32 {
     }
 }
 
-/// Ranks groups by `distance` below the priorities they have, and closes the gaps.
+/// Splits existing priorities further by `distance` and closes the gaps.
 fn rank<'a>(mut groups: Vec<Group<'a>>, distance: impl Fn(&Locality) -> u32) -> Vec<Group<'a>> {
-    for one in &mut groups {
-        one.priority = one.priority * 5 + distance(one.locality);
+    for group in &mut groups {
+        group.priority = group.priority * 5 + distance(group.locality);
     }
     close_gaps(groups)
 }
 
-/// Priorities must go up by one from 0. Source: Envoy's documentation, "Priority levels".
+/// Priorities must be consecutive from 0. Source: Envoy's documentation, "Priority levels".
 fn close_gaps(mut groups: Vec<Group<'_>>) -> Vec<Group<'_>> {
-    let used: BTreeSet<u32> = groups.iter().map(|one| one.priority).collect();
+    let used: BTreeSet<u32> = groups.iter().map(|group| group.priority).collect();
     let place: BTreeMap<u32, u32> = used.into_iter().zip(0..).collect();
-    for one in &mut groups {
-        one.priority = place.get(&one.priority).copied().unwrap_or_default();
+    for group in &mut groups {
+        group.priority = place.get(&group.priority).copied().unwrap_or_default();
     }
     groups
 }
@@ -229,7 +305,8 @@ fn rank_by_labels<'a>(groups: Vec<Group<'a>>, labels: &[&str], scope: &Scope) ->
     let rank = |endpoint: &Endpoint| {
         let elsewhere = labels.first() == Some(&NETWORK) && !is_equal(NETWORK, endpoint);
         let rest = labels.iter().skip(usize::from(elsewhere));
-        let equal = rest.take_while(|label| is_equal(label, endpoint)).count() + usize::from(elsewhere);
+        let equal =
+            rest.take_while(|label| is_equal(label, endpoint)).count() + usize::from(elsewhere);
         let rank = lowest - u32::try_from(equal).unwrap_or(lowest);
         if elsewhere { rank + lowest } else { rank }
     };
@@ -239,7 +316,11 @@ fn rank_by_labels<'a>(groups: Vec<Group<'a>>, labels: &[&str], scope: &Scope) ->
         for endpoint in whole.members {
             by_rank.entry(rank(endpoint)).or_default().push(endpoint);
         }
-        out.extend(by_rank.into_iter().map(|(rank, members)| group(whole.locality, rank, members)));
+        out.extend(
+            by_rank
+                .into_iter()
+                .map(|(rank, members)| group(whole.locality, rank, members)),
+        );
     }
     close_gaps(out)
 }
@@ -251,9 +332,14 @@ mod tests {
     #[test]
     fn patterns_of_localities() {
         let at = Locality::parse("eu/eu-a/1");
-        for (pattern, fits) in
-            [("eu/eu-a/1", true), ("eu/eu-a/*", true), ("eu/*", true), ("eu", true), ("*", true), ("us", false)]
-        {
+        for (pattern, fits) in [
+            ("eu/eu-a/1", true),
+            ("eu/eu-a/*", true),
+            ("eu/*", true),
+            ("eu", true),
+            ("*", true),
+            ("us", false),
+        ] {
             assert_eq!(is_in(&at, pattern), fits, "{pattern}");
         }
     }
@@ -261,8 +347,14 @@ mod tests {
     #[test]
     fn nearer_is_first() {
         let client = Locality::parse("eu/a/1");
-        let regions = [Failover { from: "eu".into(), to: "us".into() }];
+        let regions = [Failover {
+            from: "eu".into(),
+            to: "us".into(),
+        }];
         let of = |at: &str| distance(&client, &Locality::parse(at), &regions);
-        assert_eq!(["eu/a/1", "eu/a/2", "eu/b/1", "us/a/1", "as/a/1"].map(of), [0, 1, 2, 3, 4]);
+        assert_eq!(
+            ["eu/a/1", "eu/a/2", "eu/b/1", "us/a/1", "as/a/1"].map(of),
+            [0, 1, 2, 3, 4]
+        );
     }
 }

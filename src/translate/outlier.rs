@@ -1,4 +1,4 @@
-//! `trafficPolicy.outlierDetection`: when an endpoint is left out for a while.
+//! `trafficPolicy.outlierDetection`: when an endpoint is ejected.
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::common::matcher::v3::{
@@ -14,14 +14,23 @@ use super::connection_pool::HttpOptions;
 use super::{duration, u32_value};
 use crate::api::OutlierDetection;
 
-/// Sets when endpoints are left out. Ejection by success rate is Envoy's own idea and stays off; a count of 0 switches
-/// its kind off; below `minHealthPercent` (0 by default) of healthy endpoints all of them are used.
-pub fn apply(cluster: &mut pb::Cluster, options: &mut HttpOptions, from: Option<&OutlierDetection>) {
+/// Configures ejection. Success-rate ejection, an Envoy default, stays off; a count of 0 disables its detector; below
+/// `minHealthPercent` (0 by default) of healthy endpoints, all endpoints are used.
+pub fn apply(
+    cluster: &mut pb::Cluster,
+    options: &mut HttpOptions,
+    from: Option<&OutlierDetection>,
+) {
     let Some(from) = from else { return };
-    let enforced = |count: Option<u32>| count.map(|count| if count > 0 { 100 } else { 0 }).and_then(u32_value);
+    let enforced = |count: Option<u32>| {
+        count
+            .map(|count| if count > 0 { 100 } else { 0 })
+            .and_then(u32_value)
+    };
     let (errors, gateway) = (from.consecutive_5xx_errors, from.consecutive_gateway_errors);
-    let own =
-        from.consecutive_local_origin_failures.filter(|count| from.split_external_local_origin_errors && *count > 0);
+    let own = from
+        .consecutive_local_origin_failures
+        .filter(|count| from.split_external_local_origin_errors && *count > 0);
     cluster.outlier_detection = Some(pb::OutlierDetection {
         consecutive_5xx: errors.and_then(u32_value),
         enforcing_consecutive_5xx: enforced(errors),
@@ -30,19 +39,29 @@ pub fn apply(cluster: &mut pb::Cluster, options: &mut HttpOptions, from: Option<
         enforcing_success_rate: u32_value(0),
         interval: from.interval.and_then(|interval| duration(interval.0)),
         base_ejection_time: from.base_ejection_time.and_then(|time| duration(time.0)),
-        max_ejection_percent: u32::try_from(from.max_ejection_percent).ok().filter(|n| *n > 0).and_then(u32_value),
+        max_ejection_percent: u32::try_from(from.max_ejection_percent)
+            .ok()
+            .filter(|n| *n > 0)
+            .and_then(u32_value),
         split_external_local_origin_errors: from.split_external_local_origin_errors,
         consecutive_local_origin_failure: own.and_then(u32_value),
         enforcing_consecutive_local_origin_failure: own.and_then(|_| u32_value(100)),
-        enforcing_local_origin_success_rate: from.split_external_local_origin_errors.then(|| u32_value(0)).flatten(),
+        enforcing_local_origin_success_rate: from
+            .split_external_local_origin_errors
+            .then(|| u32_value(0))
+            .flatten(),
         ..Default::default()
     });
     let threshold = f64::from(from.min_health_percent.max(0));
-    cluster.common_lb_config.get_or_insert_default().healthy_panic_threshold = Some(Percent { value: threshold });
+    cluster
+        .common_lb_config
+        .get_or_insert_default()
+        .healthy_panic_threshold = Some(Percent { value: threshold });
     if !from.outlier_detection_http_error_codes.is_empty() {
-        options.get_or_insert_default().outlier_detection = Some(http_protocol_options::OutlierDetection {
-            error_matcher: Some(any_of(&from.outlier_detection_http_error_codes)),
-        });
+        options.get_or_insert_default().outlier_detection =
+            Some(http_protocol_options::OutlierDetection {
+                error_matcher: Some(any_of(&from.outlier_detection_http_error_codes)),
+            });
     }
 }
 
@@ -52,22 +71,32 @@ fn any_of(codes: &[u32]) -> MatchPredicate {
         .map(|code| {
             let status = route::HeaderMatcher {
                 name: ":status".to_owned(),
-                header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(
-                    matcher::StringMatcher {
-                        match_pattern: Some(matcher::string_matcher::MatchPattern::Exact(code.to_string())),
-                        ..Default::default()
-                    },
-                )),
+                header_match_specifier: Some(
+                    route::header_matcher::HeaderMatchSpecifier::StringMatch(
+                        matcher::StringMatcher {
+                            match_pattern: Some(matcher::string_matcher::MatchPattern::Exact(
+                                code.to_string(),
+                            )),
+                            ..Default::default()
+                        },
+                    ),
+                ),
                 ..Default::default()
             };
-            MatchPredicate { rule: Some(Rule::HttpResponseHeadersMatch(HttpHeadersMatch { headers: vec![status] })) }
+            MatchPredicate {
+                rule: Some(Rule::HttpResponseHeadersMatch(HttpHeadersMatch {
+                    headers: vec![status],
+                })),
+            }
         })
         .collect();
     match (rules.pop(), rules.is_empty()) {
         (Some(only), true) => only,
         (last, _) => {
             rules.extend(last);
-            MatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) }
+            MatchPredicate {
+                rule: Some(Rule::OrMatch(MatchSet { rules })),
+            }
         }
     }
 }

@@ -1,23 +1,23 @@
-//! Which parts of a DestinationRule's traffic policies hold for one port and subset.
+//! Resolves the effective traffic policy of a port and subset.
 //!
-//! A port-level entry replaces load balancer, connection pool, outlier detection and TLS of the policy it stands in as a
-//! whole; a subset's policy overrides the rule's part by part. Source: Istio's documentation of
+//! A port-level entry replaces load balancer, connection pool, outlier detection and TLS of its policy as a whole; a
+//! subset's policy overrides the rule's part by part. Source: Istio's documentation of
 //! `TrafficPolicy.portLevelSettings` and of subsets.
 
 use crate::api::{
-    ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, ProxyProtocol, RetryBudget,
-    TrafficPolicy, TunnelSettings,
+    ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection,
+    ProxyProtocol, RetryBudget, TrafficPolicy, TunnelSettings,
 };
 use crate::mesh::DestinationRule;
 
-/// The parts that hold for one port and subset.
+/// The effective policy of a port and subset.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Policy<'a> {
-    /// Which endpoint a request goes to.
+    /// How an endpoint is picked.
     pub load_balancer: Option<&'a LoadBalancerSettings>,
     /// Limits of connections and requests.
     pub connection_pool: Option<&'a ConnectionPoolSettings>,
-    /// When an endpoint is left out for a while.
+    /// When an endpoint is ejected.
     pub outlier_detection: Option<&'a OutlierDetection>,
     /// TLS towards the endpoints.
     pub tls: Option<&'a ClientTlsSettings>,
@@ -25,16 +25,20 @@ pub struct Policy<'a> {
     pub tunnel: Option<&'a TunnelSettings>,
     /// Send a PROXY protocol header.
     pub proxy_protocol: Option<&'a ProxyProtocol>,
-    /// How many retries may be under way.
+    /// The limit on concurrent retries.
     pub retry_budget: Option<&'a RetryBudget>,
 }
 
 impl<'a> Policy<'a> {
-    /// The policy of `subset` (empty for the whole service) at the service's port `port`.
+    /// The policy of `subset` (empty for the whole service) at service port `port`.
     pub fn new(rule: Option<&'a DestinationRule>, subset: &str, port: u16) -> Self {
-        let Some(rule) = rule else { return Self::default() };
+        let Some(rule) = rule else {
+            return Self::default();
+        };
         let (own, _) = at_port(rule.traffic_policy.as_deref(), port);
-        let subset = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_ref());
+        let subset = rule
+            .subset(subset)
+            .and_then(|subset| subset.traffic_policy.as_ref());
         let Some(subset) = subset else { return own };
         let (over, whole) = at_port(Some(subset), port);
         let mut merged = own;
@@ -57,10 +61,19 @@ impl<'a> Policy<'a> {
     }
 }
 
-/// What one policy says for a port, and whether an entry for that port says it.
+/// The policy for a port, and whether it comes from a port-level entry.
 fn at_port(policy: Option<&TrafficPolicy>, port: u16) -> (Policy<'_>, bool) {
-    let Some(policy) = policy else { return (Policy::default(), false) };
-    let entry = policy.port_level_settings.iter().find(|one| one.port.is_some_and(|at| at.number == u32::from(port)));
+    let Some(policy) = policy else {
+        return (Policy::default(), false);
+    };
+    let entry = policy
+        .port_level_settings
+        .iter()
+        .find(|port_level_setting| {
+            port_level_setting
+                .port
+                .is_some_and(|at| at.number == u32::from(port))
+        });
     match entry {
         Some(entry) => (
             Policy {

@@ -1,4 +1,4 @@
-//! HTTP routes: what a VirtualService's `http` says, and what a service without one gets.
+//! HTTP routes: of a VirtualService's `http`, and the default route of a service without one.
 
 #![allow(deprecated)] // `max_grpc_timeout`: Istio sets it, and what replaces it does not mean the same.
 
@@ -20,45 +20,47 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::header::Operations;
 use super::{
-    any, bool_value, cluster_name, destination_port, duration, load_balancer, real_host, route_match, seconds,
-    u32_value,
+    any, bool_value, canonical_host, cluster_name, destination_port, duration, load_balancer,
+    route_match, seconds, u32_value,
 };
 use crate::api::{self, HttpRoute, HttpRouteDestination, Percent};
-use crate::mesh::{DestinationRule, HttpRule, MeshConfig, Port, Scope, Service, View, VirtualService, resolve};
+use crate::mesh::{
+    DestinationRule, HttpRule, MeshConfig, Port, Scope, ScopeView, Service, VirtualService, resolve,
+};
 
-/// A destination's service, and the rule for it.
-pub type Known = (Arc<Service>, Option<Arc<DestinationRule>>);
+/// The service of a destination and the rule for it.
+pub type ResolvedDestination = (Arc<Service>, Option<Arc<DestinationRule>>);
 
-/// What a route's translation may look at beside the VirtualService.
+/// The inputs of a route's translation besides the VirtualService.
 pub struct Context<'a> {
-    /// What holds for the whole mesh.
+    /// Mesh-wide settings.
     pub config: &'a MeshConfig,
-    /// The proxies it is for.
+    /// The scope of the proxies.
     pub scope: &'a Scope,
-    /// The port of the listener.
+    /// The listener port.
     pub port: u16,
-    /// Finds a destination's service, and the rule for it, by host.
-    pub service: &'a dyn Fn(&str) -> Option<Known>,
+    /// Looks up a destination's service and rule by host.
+    pub service: &'a dyn Fn(&str) -> Option<ResolvedDestination>,
 }
 
-/// A route, and what says it.
+/// A route and its origin.
 #[derive(Clone, Debug)]
-pub struct Said<'a> {
+pub struct RouteWithSource<'a> {
     /// The route.
     pub route: pb::Route,
-    /// The VirtualService's own route; `None` for the one a service has without any.
+    /// The VirtualService route it comes from; `None` for the default route.
     pub rule: Option<HttpRule<'a>>,
-    /// The position of its match; `None` where the route has none.
+    /// The index of its match; `None` if the route has no match.
     pub matched: Option<usize>,
 }
 
-/// The route of a service without a VirtualService.
-pub fn default(service: &Service, port: &Port, context: &Context<'_>) -> Said<'static> {
+/// The default route of a service without a VirtualService.
+pub fn default(service: &Service, port: &Port, context: &Context<'_>) -> RouteWithSource<'static> {
     let cluster = cluster_name(port.number, "", &service.host);
     let (_, rule) = (context.service)(&service.host).unzip();
-    let hash = rule
-        .flatten()
-        .and_then(|rule| load_balancer::hash_policy(load_balancer::consistent_hash(&rule, "", port.number)?));
+    let hash = rule.flatten().and_then(|rule| {
+        load_balancer::hash_policy(load_balancer::consistent_hash(&rule, "", port.number)?)
+    });
     let route = pb::Route {
         name: "default".to_owned(),
         r#match: Some(route_match::translate(None)),
@@ -72,53 +74,82 @@ pub fn default(service: &Service, port: &Port, context: &Context<'_>) -> Said<'s
         })),
         ..Default::default()
     };
-    Said { route, rule: None, matched: None }
+    RouteWithSource {
+        route,
+        rule: None,
+        matched: None,
+    }
 }
 
-/// A request that is hashed must come to its host again when it is tried again.
+/// A retry of a hashed request must go to the same host.
 fn keep_hashed_host(policy: &mut Option<pb::RetryPolicy>) {
     if let Some(policy) = policy {
         policy.retry_host_predicate.clear();
     }
 }
 
-/// The VirtualService whose routes a host has at a port for these proxies: the first that has any there. One that has
-/// none, by its matches of ports or of where requests come from, is as if it did not name the host.
-pub fn rules_at<'a>(view: &'a View<'_>, host: &str, port: u16) -> Option<&'a Arc<VirtualService>> {
-    view.rules_at(port).http(host).find(|rules| has_routes(rules, view.scope, port))
+/// The VirtualService that provides the routes of a host at a port for these proxies: the first that has a route there.
+/// One whose matches exclude the port or these proxies is skipped, as if it did not name the host.
+pub fn rules_at<'a>(
+    view: &'a ScopeView<'_>,
+    host: &str,
+    port: u16,
+) -> Option<&'a Arc<VirtualService>> {
+    view.rules_at(port)
+        .http(host)
+        .find(|rules| has_routes(rules, view.scope, port))
 }
 
-/// Whether [`of_virtual_service`] gives any.
+/// Whether [`of_virtual_service`] returns any route.
 pub fn has_routes(rules: &VirtualService, scope: &Scope, port: u16) -> bool {
     rules.http().any(|rule| {
         let mut matches = rule.route.matches.iter();
-        acts(&rule) && (rule.route.matches.is_empty() || matches.any(|one| route_match::applies(one, scope, port)))
+        acts(&rule)
+            && (rule.route.matches.is_empty()
+                || matches.any(|item| route_match::applies(item, scope, port)))
     })
 }
 
-/// Whether a route does anything: a delegate that is not there leaves one that does not.
+/// Whether a route has an action; a missing delegate leaves a route without one.
 fn acts(rule: &HttpRule<'_>) -> bool {
-    rule.route.redirect.is_some() || rule.route.direct_response.is_some() || !rule.destinations.is_empty()
+    rule.route.redirect.is_some()
+        || rule.route.direct_response.is_some()
+        || !rule.destinations.is_empty()
 }
 
-/// The routes of a VirtualService for one port, in order. Each match becomes a route, and nothing comes after one that
-/// takes every request.
-pub fn of_virtual_service<'a>(rules: &'a VirtualService, context: &Context<'_>) -> Vec<Said<'a>> {
+/// The routes of a VirtualService for one port, in order. Each match becomes a route, and nothing follows a route that
+/// matches every request.
+pub fn of_virtual_service<'a>(
+    rules: &'a VirtualService,
+    context: &Context<'_>,
+) -> Vec<RouteWithSource<'a>> {
     let mut routes = Vec::new();
     for rule in rules.http() {
-        let matches: Vec<Option<(usize, &api::HttpMatchRequest)>> = if rule.route.matches.is_empty() {
+        let matches: Vec<Option<(usize, &api::HttpMatchRequest)>> = if rule.route.matches.is_empty()
+        {
             vec![None]
         } else {
             rule.route.matches.iter().enumerate().map(Some).collect()
         };
-        for one in matches {
-            let (matched, one) = one.unzip();
-            if one.is_some_and(|one| !route_match::applies(one, context.scope, context.port)) {
+        for request_match in matches {
+            let (matched, request_match) = request_match.unzip();
+            if request_match
+                .is_some_and(|item| !route_match::applies(item, context.scope, context.port))
+            {
                 continue;
             }
-            let Some(route) = translate(&rule, one, context) else { continue };
-            let last = route.r#match.as_ref().is_some_and(route_match::is_catch_all);
-            routes.push(Said { route, rule: Some(rule), matched });
+            let Some(route) = translate(&rule, request_match, context) else {
+                continue;
+            };
+            let last = route
+                .r#match
+                .as_ref()
+                .is_some_and(route_match::is_catch_all);
+            routes.push(RouteWithSource {
+                route,
+                rule: Some(rule),
+                matched,
+            });
             if last {
                 return routes;
             }
@@ -127,11 +158,19 @@ pub fn of_virtual_service<'a>(rules: &'a VirtualService, context: &Context<'_>) 
     routes
 }
 
-fn translate(rule: &HttpRule<'_>, one: Option<&api::HttpMatchRequest>, context: &Context<'_>) -> Option<pb::Route> {
+fn translate(
+    rule: &HttpRule<'_>,
+    request_match: Option<&api::HttpMatchRequest>,
+    context: &Context<'_>,
+) -> Option<pb::Route> {
     let http = rule.route;
     let mut name = http.name.clone();
-    if let Some(one) = one.filter(|one| !one.name.is_empty()) {
-        name = if name.is_empty() { one.name.clone() } else { format!("{name}.{}", one.name) };
+    if let Some(request_match) = request_match.filter(|item| !item.name.is_empty()) {
+        name = if name.is_empty() {
+            request_match.name.clone()
+        } else {
+            format!("{name}.{}", request_match.name)
+        };
     }
     let mut headers = Operations::new(http.headers.as_ref());
     let action = if let Some(redirect) = &http.redirect {
@@ -148,12 +187,17 @@ fn translate(rule: &HttpRule<'_>, one: Option<&api::HttpMatchRequest>, context: 
         filters.insert("envoy.filters.http.fault".to_owned(), any(&fault));
     }
     if let Some(policy) = &http.cors_policy {
-        filters.insert("envoy.filters.http.cors".to_owned(), any(&cors_policy(policy)));
+        filters.insert(
+            "envoy.filters.http.cors".to_owned(),
+            any(&cors_policy(policy)),
+        );
     }
     Some(pb::Route {
         name,
-        r#match: Some(route_match::translate(one)),
-        stat_prefix: one.map(|one| one.stat_prefix.clone()).unwrap_or_default(),
+        r#match: Some(route_match::translate(request_match)),
+        stat_prefix: request_match
+            .map(|item| item.stat_prefix.clone())
+            .unwrap_or_default(),
         typed_per_filter_config: filters,
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
@@ -164,7 +208,11 @@ fn translate(rule: &HttpRule<'_>, one: Option<&api::HttpMatchRequest>, context: 
     })
 }
 
-fn forward(rule: &HttpRule<'_>, headers: &mut Operations, context: &Context<'_>) -> pb::route::Action {
+fn forward(
+    rule: &HttpRule<'_>,
+    headers: &mut Operations,
+    context: &Context<'_>,
+) -> pb::route::Action {
     let (http, namespace) = (rule.route, &*rule.key.namespace);
     let timeout = http.timeout.map_or(Duration::ZERO, |timeout| timeout.0);
     let mut action = pb::RouteAction {
@@ -188,7 +236,8 @@ fn forward(rule: &HttpRule<'_>, headers: &mut Operations, context: &Context<'_>)
             authority = Some(rewrite.authority.clone());
         }
     }
-    let cluster = |to: &HttpRouteDestination| destination(to.destination.as_ref(), namespace, context);
+    let cluster =
+        |to: &HttpRouteDestination| destination(to.destination.as_ref(), namespace, context);
     action.cluster_specifier = Some(match rule.destinations {
         [only] => {
             let own = Operations::new(only.headers.as_ref());
@@ -196,10 +245,13 @@ fn forward(rule: &HttpRule<'_>, headers: &mut Operations, context: &Context<'_>)
             headers.request_remove.extend(own.request_remove);
             headers.response_add.extend(own.response_add);
             headers.response_remove.extend(own.response_remove);
-            // The route's own wins, as it does over those of several destinations.
+            // The route's own authority wins over that of a destination.
             authority = authority.or(own.authority);
             action.hash_policy.extend(hash(only, namespace, context));
-            let explicit = http.retries.as_ref().is_some_and(|retries| retries.retry_ignore_previous_hosts.is_some());
+            let explicit = http
+                .retries
+                .as_ref()
+                .is_some_and(|retries| retries.retry_ignore_previous_hosts.is_some());
             if !action.hash_policy.is_empty() && !explicit {
                 keep_hashed_host(&mut action.retry_policy);
             }
@@ -208,11 +260,16 @@ fn forward(rule: &HttpRule<'_>, headers: &mut Operations, context: &Context<'_>)
         several => {
             let weighted: Vec<_> = several
                 .iter()
-                .filter_map(|to| Some((to, u32::try_from(to.weight).ok().filter(|weight| *weight > 0)?)))
+                .filter_map(|to| {
+                    Some((
+                        to,
+                        u32::try_from(to.weight).ok().filter(|weight| *weight > 0)?,
+                    ))
+                })
                 .map(|(to, weight)| weighted_cluster(cluster(to), weight, to))
                 .collect();
             if weighted.is_empty() {
-                // Envoy refuses a sum of 0, and with it the whole route table. This way one route is out, not all.
+                // Envoy would reject a sum of 0 together with the entire route table. This disables only this route.
                 return pb::route::Action::DirectResponse(pb::DirectResponseAction {
                     status: 503,
                     body: inline("every destination of this route has weight 0"),
@@ -230,11 +287,16 @@ fn forward(rule: &HttpRule<'_>, headers: &mut Operations, context: &Context<'_>)
             })
         }
     });
-    action.host_rewrite_specifier = authority.map(pb::route_action::HostRewriteSpecifier::HostRewriteLiteral);
+    action.host_rewrite_specifier =
+        authority.map(pb::route_action::HostRewriteSpecifier::HostRewriteLiteral);
     pb::route::Action::Route(action)
 }
 
-fn weighted_cluster(name: String, weight: u32, to: &HttpRouteDestination) -> pb::weighted_cluster::ClusterWeight {
+fn weighted_cluster(
+    name: String,
+    weight: u32,
+    to: &HttpRouteDestination,
+) -> pb::weighted_cluster::ClusterWeight {
     let own = Operations::new(to.headers.as_ref());
     pb::weighted_cluster::ClusterWeight {
         name,
@@ -251,28 +313,45 @@ fn weighted_cluster(name: String, weight: u32, to: &HttpRouteDestination) -> pb:
 }
 
 fn destination(to: Option<&api::Destination>, namespace: &str, context: &Context<'_>) -> String {
-    let Some(to) = to else { return super::BLACK_HOLE.to_owned() };
+    let Some(to) = to else {
+        return super::BLACK_HOLE.to_owned();
+    };
     let host = resolve(&to.host, namespace, &context.config.domain);
     let known = (context.service)(&host);
     let service = known.as_ref().map(|(service, _)| &**service);
     let port = destination_port(to, service, context.port);
-    cluster_name(port, &to.subset, real_host(&host, service))
+    cluster_name(port, &to.subset, canonical_host(&host, service))
 }
 
-/// What of a request is hashed for a destination.
-fn hash(to: &HttpRouteDestination, namespace: &str, context: &Context<'_>) -> Option<pb::route_action::HashPolicy> {
+/// The hash policy of a destination.
+fn hash(
+    to: &HttpRouteDestination,
+    namespace: &str,
+    context: &Context<'_>,
+) -> Option<pb::route_action::HashPolicy> {
     let to = to.destination.as_ref()?;
     let (service, rule) = (context.service)(&resolve(&to.host, namespace, &context.config.domain))?;
     let port = destination_port(to, Some(&service), context.port);
     load_balancer::hash_policy(load_balancer::consistent_hash(&*rule?, &to.subset, port)?)
 }
 
-fn mirrors(http: &HttpRoute, namespace: &str, context: &Context<'_>) -> Vec<pb::route_action::RequestMirrorPolicy> {
-    // One object has only one of both; with a delegate one can come from it and one from its root.
-    let percent = http.mirror_percentage.or(http.mirror_percent.map(|value| Percent { value: f64::from(value) }));
-    let one = http.mirror.as_ref().map(|to| (to, percent));
-    let list = http.mirrors.iter().filter_map(|mirror| Some((mirror.destination.as_ref()?, mirror.percentage)));
-    one.into_iter()
+fn mirrors(
+    http: &HttpRoute,
+    namespace: &str,
+    context: &Context<'_>,
+) -> Vec<pb::route_action::RequestMirrorPolicy> {
+    // A single object sets only one of the two, but a delegate and its root may set one each.
+    let percent = http
+        .mirror_percentage
+        .or(http.mirror_percent.map(|value| Percent {
+            value: f64::from(value),
+        }));
+    let item = http.mirror.as_ref().map(|to| (to, percent));
+    let list = http
+        .mirrors
+        .iter()
+        .filter_map(|mirror| Some((mirror.destination.as_ref()?, mirror.percentage)));
+    item.into_iter()
         .chain(list)
         .filter(|(_, percent)| percent.is_none_or(|percent| percent.value > 0.0))
         .map(|(to, percent)| pb::route_action::RequestMirrorPolicy {
@@ -289,41 +368,61 @@ fn mirrors(http: &HttpRoute, namespace: &str, context: &Context<'_>) -> Vec<pb::
 }
 
 fn all_of_them() -> FractionalPercent {
-    FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred as i32 }
+    FractionalPercent {
+        numerator: 100,
+        denominator: DenominatorType::Hundred as i32,
+    }
 }
 
 /// Percent as a fraction of a million, which keeps four decimals.
 fn fraction(percent: Percent) -> FractionalPercent {
-    // Validated to be from 0 to 100.
+    // Validated to be between 0 and 100.
     let numerator = (percent.value.clamp(0.0, 100.0) * 10_000.0).round() as u32;
-    FractionalPercent { numerator, denominator: DenominatorType::Million as i32 }
+    FractionalPercent {
+        numerator,
+        denominator: DenominatorType::Million as i32,
+    }
 }
 
-/// Absent means Istio's default: two more tries, on failures in which the request did no work. Source: Istio's
+/// Absent means Istio's default: two retries, on failures that guarantee the request had no effect. Source: Istio's
 /// `HTTPRetry`.
 fn retry_policy(retries: Option<&api::HttpRetry>) -> Option<pb::RetryPolicy> {
     let mut policy = pb::RetryPolicy {
-        retry_on: "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes".to_owned(),
+        retry_on: "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
+            .to_owned(),
         num_retries: u32_value(2),
         host_selection_retry_max_attempts: 5,
         retry_host_predicate: vec![pb::retry_policy::RetryHostPredicate {
             name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-            config_type: Some(pb::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any(
-                &PreviousHostsPredicate {},
-            ))),
+            config_type: Some(
+                pb::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any(
+                    &PreviousHostsPredicate {},
+                )),
+            ),
         }],
         ..Default::default()
     };
-    let Some(retries) = retries else { return Some(policy) };
-    let attempts = u32::try_from(retries.attempts).ok().filter(|attempts| *attempts > 0)?;
+    let Some(retries) = retries else {
+        return Some(policy);
+    };
+    let attempts = u32::try_from(retries.attempts)
+        .ok()
+        .filter(|attempts| *attempts > 0)?;
     policy.num_retries = u32_value(attempts);
-    policy.per_try_timeout = retries.per_try_timeout.and_then(|timeout| duration(timeout.0));
-    policy.retry_back_off = retries
-        .backoff
-        .map(|base| pb::retry_policy::RetryBackOff { base_interval: duration(base.0), ..Default::default() });
+    policy.per_try_timeout = retries
+        .per_try_timeout
+        .and_then(|timeout| duration(timeout.0));
+    policy.retry_back_off = retries.backoff.map(|base| pb::retry_policy::RetryBackOff {
+        base_interval: duration(base.0),
+        ..Default::default()
+    });
     if !retries.retry_on.is_empty() {
-        let (codes, mut conditions): (Vec<&str>, Vec<&str>) =
-            retries.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()).partition(is_status_code);
+        let (codes, mut conditions): (Vec<&str>, Vec<&str>) = retries
+            .retry_on
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+            .partition(is_status_code);
         policy.retriable_status_codes = codes.iter().filter_map(|code| code.parse().ok()).collect();
         if !codes.is_empty() && !conditions.contains(&"retriable-status-codes") {
             conditions.push("retriable-status-codes");
@@ -337,21 +436,24 @@ fn retry_policy(retries: Option<&api::HttpRetry>) -> Option<pb::RetryPolicy> {
     if retries.retry_remote_localities == Some(true) {
         policy.retry_priority = Some(pb::retry_policy::RetryPriority {
             name: "envoy.retry_priorities.previous_priorities".to_owned(),
-            config_type: Some(pb::retry_policy::retry_priority::ConfigType::TypedConfig(any(
-                &PreviousPrioritiesConfig { update_frequency: 2 },
-            ))),
+            config_type: Some(pb::retry_policy::retry_priority::ConfigType::TypedConfig(
+                any(&PreviousPrioritiesConfig {
+                    update_frequency: 2,
+                }),
+            )),
         });
     }
     Some(policy)
 }
 
 fn is_status_code(word: &&str) -> bool {
-    word.parse::<u32>().is_ok_and(|code| (100..600).contains(&code))
+    word.parse::<u32>()
+        .is_ok_and(|code| (100..600).contains(&code))
 }
 
-/// The port of the new address. Envoy keeps the one that the client named where the host stays and no other is said, less
-/// 80 where the scheme changes; so a scheme's own port need not be said where clients name none or 80. Source: Istio's
-/// `HTTPRedirect`.
+/// The port of the redirect target. If the host does not change and no port is set, Envoy keeps the client's port,
+/// except 80 when the scheme changes; so a scheme's default port need not be set if clients name no port or 80. Source:
+/// Istio's `HTTPRedirect`.
 fn redirect_port(from: &api::HttpRedirect, listener: u16) -> u32 {
     let own = if from.scheme == "https" { 443 } else { 80 };
     let wanted = match from.derive_port {
@@ -379,7 +481,9 @@ fn redirect_action(from: &api::HttpRedirect, port: u16) -> pb::RedirectAction {
         scheme_rewrite_specifier: (!from.scheme.is_empty())
             .then(|| SchemeRewriteSpecifier::SchemeRedirect(from.scheme.clone())),
         path_rewrite_specifier: if !from.prefix_rewrite.is_empty() {
-            Some(PathRewriteSpecifier::PrefixRewrite(from.prefix_rewrite.clone()))
+            Some(PathRewriteSpecifier::PrefixRewrite(
+                from.prefix_rewrite.clone(),
+            ))
         } else {
             (!from.uri.is_empty()).then(|| PathRewriteSpecifier::PathRedirect(from.uri.clone()))
         },
@@ -389,38 +493,59 @@ fn redirect_action(from: &api::HttpRedirect, port: u16) -> pb::RedirectAction {
 
 fn inline(text: &str) -> Option<core::DataSource> {
     let specifier = core::data_source::Specifier::InlineString(text.to_owned());
-    Some(core::DataSource { specifier: Some(specifier), ..Default::default() })
+    Some(core::DataSource {
+        specifier: Some(specifier),
+        ..Default::default()
+    })
 }
 
-/// Of bytes in base64.
+/// From base64-encoded bytes.
 fn inline_bytes(text: &str) -> Option<core::DataSource> {
-    let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
-    Some(core::DataSource { specifier: Some(core::data_source::Specifier::InlineBytes(bytes)), ..Default::default() })
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .ok()?;
+    Some(core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineBytes(bytes)),
+        ..Default::default()
+    })
 }
 
 fn direct_response(from: &api::HttpDirectResponse) -> pb::DirectResponseAction {
-    let body = from.body.as_ref().and_then(|body| match (&body.string, &body.bytes) {
-        (Some(text), _) => inline(text),
-        (None, Some(bytes)) => inline_bytes(bytes),
-        (None, None) => None,
-    });
-    pb::DirectResponseAction { status: from.status, body, ..Default::default() }
+    let body = from
+        .body
+        .as_ref()
+        .and_then(|body| match (&body.string, &body.bytes) {
+            (Some(text), _) => inline(text),
+            (None, Some(bytes)) => inline_bytes(bytes),
+            (None, None) => None,
+        });
+    pb::DirectResponseAction {
+        status: from.status,
+        body,
+        ..Default::default()
+    }
 }
 
 fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
-    // Without a share no request is meant.
+    // Without a percentage the fault applies to no request.
     let delay = from.delay.as_ref().and_then(|delay| {
         Some(common_fault::FaultDelay {
-            percentage: Some(fraction(delay.percentage.unwrap_or(Percent { value: f64::from(delay.percent) }))),
-            fault_delay_secifier: Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(duration(
-                delay.fixed_delay?.0,
-            )?)),
+            percentage: Some(fraction(delay.percentage.unwrap_or(Percent {
+                value: f64::from(delay.percent),
+            }))),
+            fault_delay_secifier: Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(
+                duration(delay.fixed_delay?.0)?,
+            )),
         })
     });
     let abort = from.abort.as_ref().and_then(|abort| {
         let status = match (abort.http_status, &abort.grpc_status) {
-            (Some(status), _) => fault::fault_abort::ErrorType::HttpStatus(u32::try_from(status).ok()?),
-            (None, Some(status)) => fault::fault_abort::ErrorType::GrpcStatus(api::grpc_status(status)?),
+            (Some(status), _) => {
+                fault::fault_abort::ErrorType::HttpStatus(u32::try_from(status).ok()?)
+            }
+            (None, Some(status)) => {
+                fault::fault_abort::ErrorType::GrpcStatus(api::grpc_status(status)?)
+            }
             (None, None) => return None,
         };
         Some(fault::FaultAbort {
@@ -429,21 +554,32 @@ fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
             ..Default::default()
         })
     });
-    (delay.is_some() || abort.is_some()).then(|| fault::HttpFault { delay, abort, ..Default::default() })
+    (delay.is_some() || abort.is_some()).then(|| fault::HttpFault {
+        delay,
+        abort,
+        ..Default::default()
+    })
 }
 
 fn cors_policy(from: &api::CorsPolicy) -> cors::CorsPolicy {
-    let old = from
-        .allow_origin
-        .iter()
-        .map(|origin| api::StringMatch { exact: (origin != "*").then(|| origin.clone()), ..Default::default() });
-    let origins: Vec<_> = if from.allow_origins.is_empty() { old.collect() } else { from.allow_origins.clone() };
+    let old = from.allow_origin.iter().map(|origin| api::StringMatch {
+        exact: (origin != "*").then(|| origin.clone()),
+        ..Default::default()
+    });
+    let origins: Vec<_> = if from.allow_origins.is_empty() {
+        old.collect()
+    } else {
+        from.allow_origins.clone()
+    };
     cors::CorsPolicy {
         allow_origin_string_match: origins.iter().map(route_match::string_matcher).collect(),
         allow_methods: from.allow_methods.join(","),
         allow_headers: from.allow_headers.join(","),
         expose_headers: from.expose_headers.join(","),
-        max_age: from.max_age.map(|age| age.0.as_secs().to_string()).unwrap_or_default(),
+        max_age: from
+            .max_age
+            .map(|age| age.0.as_secs().to_string())
+            .unwrap_or_default(),
         allow_credentials: from.allow_credentials.and_then(bool_value),
         filter_enabled: Some(core::RuntimeFractionalPercent {
             default_value: Some(all_of_them()),

@@ -1,4 +1,4 @@
-//! `trafficPolicy.tls` and `proxyProtocol`: how a cluster's connections are set up.
+//! `trafficPolicy.tls` and `proxyProtocol`: the transport socket of a cluster.
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -11,21 +11,21 @@ use super::connection_pool::{HttpOptions, is_http2};
 use super::{any, seconds};
 use crate::api::{ClientTlsSettings, ProxyProtocol, ProxyProtocolVersion, TlsMode};
 
-/// The secret that Istio's agent serves a workload's own certificate by.
+/// The SDS secret with which Istio's agent serves a workload's own certificate.
 const WORKLOAD_SECRET: &str = "default";
-/// The secret that Istio's agent serves the mesh's root certificates by.
+/// The SDS secret with which Istio's agent serves the mesh's root certificates.
 const ROOT_SECRET: &str = "ROOTCA";
-/// The cluster by which Istio's agent is reached.
+/// The cluster of Istio's agent.
 const AGENT: &str = "sds-grpc";
 
-/// What is known of the servers beside the rule.
+/// What is known about the servers besides the rule.
 #[derive(Clone, Copy, Debug)]
 pub struct Servers<'a> {
-    /// The SNI by which a mesh workload knows a service's port and subset.
+    /// The SNI that mesh workloads use for a service's port and subset.
     pub mesh_sni: &'a str,
-    /// Who mesh workloads may be, as SPIFFE ids; none where that is not known.
+    /// The accepted SPIFFE ids of mesh workloads; empty if unknown.
     pub accounts: &'a [String],
-    /// The names that a ServiceEntry says certificates may hold.
+    /// The subject alternative names of a ServiceEntry.
     pub subject_alt_names: &'a [String],
 }
 
@@ -40,7 +40,9 @@ pub fn apply(
     let context = settings.and_then(|settings| context(options, settings, servers));
     let socket = context.map(|context| core::TransportSocket {
         name: "envoy.transport_sockets.tls".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&context))),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(
+            &context,
+        ))),
     });
     cluster.transport_socket = match proxy_protocol {
         Some(header) => Some(with_header(socket, header)),
@@ -48,23 +50,33 @@ pub fn apply(
     };
 }
 
-fn with_header(socket: Option<core::TransportSocket>, header: &ProxyProtocol) -> core::TransportSocket {
+fn with_header(
+    socket: Option<core::TransportSocket>,
+    header: &ProxyProtocol,
+) -> core::TransportSocket {
     let plain = || core::TransportSocket {
         name: "envoy.transport_sockets.raw_buffer".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer {}))),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(
+            &RawBuffer {},
+        ))),
     };
     let version = match header.version {
         ProxyProtocolVersion::V1 => core::proxy_protocol_config::Version::V1,
         ProxyProtocolVersion::V2 => core::proxy_protocol_config::Version::V2,
     };
     let transport = ProxyProtocolUpstreamTransport {
-        config: Some(core::ProxyProtocolConfig { version: version as i32, ..Default::default() }),
+        config: Some(core::ProxyProtocolConfig {
+            version: version as i32,
+            ..Default::default()
+        }),
         transport_socket: Some(socket.unwrap_or_else(plain)),
         ..Default::default()
     };
     core::TransportSocket {
         name: "envoy.transport_sockets.upstream_proxy_protocol".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&transport))),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(
+            &transport,
+        ))),
     }
 }
 
@@ -87,24 +99,32 @@ fn context(
     match settings.mode {
         TlsMode::Disable => return None,
         TlsMode::IstioMutual => {
-            common.alpn_protocols = if http2 { alpn(&["istio", "h2"]) } else { alpn(&["istio"]) };
+            common.alpn_protocols = if http2 {
+                alpn(&["istio", "h2"])
+            } else {
+                alpn(&["istio"])
+            };
             common.tls_certificate_sds_secret_configs = vec![agent_secret(WORKLOAD_SECRET)];
-            let names =
-                if settings.subject_alt_names.is_empty() { servers.accounts } else { &settings.subject_alt_names };
-            common.validation_context_type =
-                Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(
+            let names = if settings.subject_alt_names.is_empty() {
+                servers.accounts
+            } else {
+                &settings.subject_alt_names
+            };
+            common.validation_context_type = Some(
+                tls::common_tls_context::ValidationContextType::CombinedValidationContext(
                     tls::common_tls_context::CombinedCertificateValidationContext {
                         default_validation_context: Some(named(names)),
                         validation_context_sds_secret_config: Some(agent_secret(ROOT_SECRET)),
                         ..Default::default()
                     },
-                ));
+                ),
+            );
             if sni.is_empty() {
                 sni = servers.mesh_sni.to_owned();
             }
         }
         TlsMode::Simple | TlsMode::Mutual => {
-            // A Secret is not for sidecars: each would have to be allowed to read it. Istio leaves TLS out as well.
+            // Sidecars cannot use Secrets, because each would need permission to read them. Istio omits TLS here too.
             if !settings.credential_name.is_empty() {
                 return None;
             }
@@ -124,23 +144,31 @@ fn context(
             } else {
                 &settings.subject_alt_names
             };
-            let validation =
-                if unverified { tls::CertificateValidationContext::default() } else { verified(settings, names) };
+            let validation = if unverified {
+                tls::CertificateValidationContext::default()
+            } else {
+                verified(settings, names)
+            };
             common.validation_context_type =
                 Some(tls::common_tls_context::ValidationContextType::ValidationContext(validation));
             let auto_sni = sni.is_empty();
             let auto_san = auto_sni && settings.subject_alt_names.is_empty() && !unverified;
             if auto_sni || auto_san {
-                options.get_or_insert_default().upstream_http_protocol_options =
-                    Some(core::UpstreamHttpProtocolOptions {
-                        auto_sni,
-                        auto_san_validation: auto_san,
-                        ..Default::default()
-                    });
+                options
+                    .get_or_insert_default()
+                    .upstream_http_protocol_options = Some(core::UpstreamHttpProtocolOptions {
+                    auto_sni,
+                    auto_san_validation: auto_san,
+                    ..Default::default()
+                });
             }
         }
     }
-    Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() })
+    Some(tls::UpstreamTlsContext {
+        common_tls_context: Some(common),
+        sni,
+        ..Default::default()
+    })
 }
 
 #[allow(deprecated)] // The form that replaces `match_subject_alt_names` asks for the kind of each name, which no rule says.
@@ -155,7 +183,7 @@ fn named(names: &[String]) -> tls::CertificateValidationContext {
     }
 }
 
-/// Against the file given, else against what the proxy's system trusts.
+/// Verifies against the given file, else against the system trust store.
 fn verified(settings: &ClientTlsSettings, names: &[String]) -> tls::CertificateValidationContext {
     let mut context = named(names);
     if settings.ca_certificates.is_empty() || settings.ca_certificates == "system" {
@@ -171,15 +199,20 @@ fn verified(settings: &ClientTlsSettings, names: &[String]) -> tls::CertificateV
 
 fn file(path: &str) -> Option<core::DataSource> {
     let specifier = Some(core::data_source::Specifier::Filename(path.to_owned()));
-    Some(core::DataSource { specifier, ..Default::default() })
+    Some(core::DataSource {
+        specifier,
+        ..Default::default()
+    })
 }
 
 fn agent_secret(name: &str) -> tls::SdsSecretConfig {
     let service = core::GrpcService {
-        target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {
-            cluster_name: AGENT.to_owned(),
-            ..Default::default()
-        })),
+        target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
+            core::grpc_service::EnvoyGrpc {
+                cluster_name: AGENT.to_owned(),
+                ..Default::default()
+            },
+        )),
         ..Default::default()
     };
     tls::SdsSecretConfig {
@@ -187,15 +220,17 @@ fn agent_secret(name: &str) -> tls::SdsSecretConfig {
         sds_config: Some(core::ConfigSource {
             initial_fetch_timeout: seconds(0),
             resource_api_version: core::ApiVersion::V3 as i32,
-            config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
-                core::ApiConfigSource {
-                    api_type: core::api_config_source::ApiType::Grpc as i32,
-                    transport_api_version: core::ApiVersion::V3 as i32,
-                    grpc_services: vec![service],
-                    set_node_on_first_message_only: true,
-                    ..Default::default()
-                },
-            )),
+            config_source_specifier: Some(
+                core::config_source::ConfigSourceSpecifier::ApiConfigSource(
+                    core::ApiConfigSource {
+                        api_type: core::api_config_source::ApiType::Grpc as i32,
+                        transport_api_version: core::ApiVersion::V3 as i32,
+                        grpc_services: vec![service],
+                        set_node_on_first_message_only: true,
+                        ..Default::default()
+                    },
+                ),
+            ),
             ..Default::default()
         }),
     }

@@ -1,4 +1,4 @@
-//! Virtual hosts: which names a service or a VirtualService's host answers to on a port.
+//! Virtual hosts: the domains of a service or of a VirtualService host on a port.
 
 #![allow(deprecated)] // `max_grpc_timeout`: Istio sets it, and what replaces it does not mean the same.
 
@@ -10,38 +10,48 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use super::route::{self, Context};
 use super::seconds;
 use crate::api::ObjectKey;
-use crate::mesh::{OutboundPolicy, Port, Registry, Resolution, Service, VirtualService, without_brackets};
+use crate::mesh::{
+    OutboundPolicy, Port, Registry, Resolution, Service, VirtualService, without_brackets,
+};
 
-/// A virtual host, and the VirtualService that says each of its routes.
+/// A virtual host and the VirtualService behind each of its routes.
 #[derive(Clone, Debug)]
-pub struct Made {
+pub struct TranslatedVirtualHost {
     /// The virtual host.
     pub host: pb::VirtualHost,
-    /// By route; `None` for the one that a service has without any VirtualService.
-    pub said_by: Vec<Option<ObjectKey>>,
+    /// By route; `None` for the default route of a service.
+    pub defined_by: Vec<Option<ObjectKey>>,
 }
 
-/// The virtual host of a service's HTTP port. `aliases` are the ExternalName services that stand for it. `None` where
-/// its VirtualService leaves no route for these proxies.
+/// The virtual host of a service's HTTP port. `aliases` are the ExternalName services that point to it. `None` if its
+/// VirtualService has no route for these proxies.
 pub fn of_service(
     service: &Service,
     port: &Port,
     aliases: &[Arc<Service>],
     rules: Option<&VirtualService>,
     context: &Context<'_>,
-) -> Option<Made> {
+) -> Option<TranslatedVirtualHost> {
     let mut domains = names(&service.host, context);
     for alias in aliases {
         domains.extend(names(&alias.host, context));
     }
     if service.resolution == Resolution::Passthrough && service.registry == Registry::Kubernetes {
-        // A headless service's pods have names of their own below it.
+        // The pods of a headless service have DNS names below it.
         let pods: Vec<_> = domains.iter().map(|name| format!("*.{name}")).collect();
         domains.extend(pods);
     }
-    let addresses = service.addresses.iter().filter(|address| !address.contains('/'));
+    let addresses = service
+        .addresses
+        .iter()
+        .filter(|address| !address.contains('/'));
     domains.extend(addresses.map(|address| in_brackets(address)));
-    made(&service.host, port.number, domains, said(service, port, rules, context))
+    assemble(
+        &service.host,
+        port.number,
+        domains,
+        routes_with_source(service, port, rules, context),
+    )
 }
 
 /// The only virtual host of a service that has a route configuration to itself; it takes every Host.
@@ -50,31 +60,50 @@ pub fn of_any_name(
     port: &Port,
     rules: Option<&VirtualService>,
     context: &Context<'_>,
-) -> Option<Made> {
-    made(&service.host, port.number, vec!["*".to_owned()], said(service, port, rules, context))
+) -> Option<TranslatedVirtualHost> {
+    assemble(
+        &service.host,
+        port.number,
+        vec!["*".to_owned()],
+        routes_with_source(service, port, rules, context),
+    )
 }
 
-/// The virtual host of a VirtualService's host that no service has.
-pub fn of_host(host: &str, rules: &VirtualService, context: &Context<'_>) -> Option<Made> {
+/// The virtual host of a VirtualService host that is not a service.
+pub fn of_host(
+    host: &str,
+    rules: &VirtualService,
+    context: &Context<'_>,
+) -> Option<TranslatedVirtualHost> {
     let domains = address_names(host).unwrap_or_else(|| vec![host.to_owned()]);
-    made(host, context.port, domains, route::of_virtual_service(rules, context))
+    assemble(
+        host,
+        context.port,
+        domains,
+        route::of_virtual_service(rules, context),
+    )
 }
 
-/// The last virtual host of a port, for names that nobody knows. `rest` is where what passes goes.
-pub fn catch_all(policy: OutboundPolicy, rest: &str) -> pb::VirtualHost {
+/// The last virtual host of a port, for unknown hosts. `rest` is the cluster for traffic that is let through.
+pub fn catch_all(policy: OutboundPolicy, default_cluster: &str) -> pb::VirtualHost {
     let (name, action) = match policy {
         OutboundPolicy::AllowAny => (
             "allow_any",
             pb::route::Action::Route(pb::RouteAction {
                 timeout: seconds(0),
                 max_grpc_timeout: seconds(0),
-                cluster_specifier: Some(pb::route_action::ClusterSpecifier::Cluster(rest.to_owned())),
+                cluster_specifier: Some(pb::route_action::ClusterSpecifier::Cluster(
+                    default_cluster.to_owned(),
+                )),
                 ..Default::default()
             }),
         ),
         OutboundPolicy::RegistryOnly => (
             "block_all",
-            pb::route::Action::DirectResponse(pb::DirectResponseAction { status: 502, ..Default::default() }),
+            pb::route::Action::DirectResponse(pb::DirectResponseAction {
+                status: 502,
+                ..Default::default()
+            }),
         ),
     };
     let route = pb::Route {
@@ -92,23 +121,30 @@ pub fn catch_all(policy: OutboundPolicy, rest: &str) -> pb::VirtualHost {
     }
 }
 
-/// The routes of a service's port, each with what says it.
-pub fn said<'a>(
+/// The routes of a service port, each with its origin.
+pub fn routes_with_source<'a>(
     service: &Service,
     port: &Port,
     rules: Option<&'a VirtualService>,
     context: &Context<'_>,
-) -> Vec<route::Said<'a>> {
+) -> Vec<route::RouteWithSource<'a>> {
     match rules {
         Some(rules) => route::of_virtual_service(rules, context),
         None => vec![route::default(service, port, context)],
     }
 }
 
-/// `None` where there are no routes.
-fn made(host: &str, port: u16, domains: Vec<String>, said: Vec<route::Said<'_>>) -> Option<Made> {
-    let (routes, said_by): (Vec<_>, Vec<_>) =
-        said.into_iter().map(|said| (said.route, said.rule.map(|rule| rule.key.clone()))).unzip();
+/// `None` if there are no routes.
+fn assemble(
+    host: &str,
+    port: u16,
+    domains: Vec<String>,
+    said: Vec<route::RouteWithSource<'_>>,
+) -> Option<TranslatedVirtualHost> {
+    let (routes, defined_by): (Vec<_>, Vec<_>) = said
+        .into_iter()
+        .map(|said| (said.route, said.rule.map(|rule| rule.key.clone())))
+        .unzip();
     let host = pb::VirtualHost {
         name: format!("{}:{port}", in_brackets(host)),
         domains,
@@ -116,7 +152,7 @@ fn made(host: &str, port: u16, domains: Vec<String>, said: Vec<route::Said<'_>>)
         include_request_attempt_count: true,
         ..Default::default()
     };
-    (!host.routes.is_empty()).then_some(Made { host, said_by })
+    (!host.routes.is_empty()).then_some(TranslatedVirtualHost { host, defined_by })
 }
 
 /// The names of a host: the full one, and those that DNS search paths allow.
@@ -138,8 +174,12 @@ fn names(host: &str, context: &Context<'_>) -> Vec<String> {
 /// The name and the namespace in a host of the form `NAME.NAMESPACE.svc.DOMAIN`, whatever object it is of. Clients in that
 /// namespace may leave all but the name out.
 pub fn name_and_namespace<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
-    let short = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix(".svc."))?;
-    short.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
+    let short = host
+        .strip_suffix(domain)
+        .and_then(|default_cluster| default_cluster.strip_suffix(".svc."))?;
+    short
+        .split_once('.')
+        .filter(|(_, namespace)| !namespace.contains('.'))
 }
 
 /// The forms in which clients write an address as Host: the object's and the shortest. `None` for a name.
@@ -158,5 +198,9 @@ pub fn host_and_port(name: &str) -> Option<(&str, u16)> {
 
 /// A host as it is written before a port: an IPv6 address in brackets.
 fn in_brackets(host: &str) -> String {
-    if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() }
+    if host.parse::<Ipv6Addr>().is_ok() {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    }
 }

@@ -1,8 +1,8 @@
-//! gRPC's framing for streams whose messages share bytes: the body of a request as messages, and [`Frame`]s as the body
-//! of a response.
+//! gRPC framing for streams whose messages share bytes: decodes a request body into messages, and encodes [`Frame`]s as
+//! a response body.
 //!
-//! Source: gRPC's "gRPC over HTTP2" document, Length-Prefixed-Message: one byte that says whether the message is
-//! compressed, four bytes of its length, the message.
+//! Source: gRPC's "gRPC over HTTP2" document, Length-Prefixed-Message: a compression flag byte, four length bytes, the
+//! message.
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
@@ -23,16 +23,16 @@ use tonic::body::Body;
 use super::wire::{Chunks, Frame};
 use crate::admission::{Exchange, Exhausted, Hold};
 
-/// The largest request that is read, in bytes: names of some 100 000 clusters.
+/// The maximum request size in bytes, enough for the names of about 100 000 clusters.
 const MAX_REQUEST: usize = 8 << 20;
 
-/// The longest single field of a request, in bytes.
+/// The maximum size of a single request field in bytes.
 const MAX_FIELD: usize = 256 << 10;
 
-/// How many fields a request may have: a name is one each, as is a version that a client comes back with.
+/// The maximum number of fields in a request: each name and each initial version is one.
 const MAX_FIELDS: usize = 250_000;
 
-/// What stands before each message, in bytes.
+/// The size of the message prefix in bytes.
 const PREFIX: usize = 5;
 
 /// What a message may take before its peer is charged for it, in bytes: most are shorter.
@@ -57,7 +57,15 @@ pub(super) struct Requests<M> {
 
 impl<M: Message + Default> Requests<M> {
     pub fn new(body: Body, exchange: Arc<Exchange>) -> Self {
-        Self { body, exchange, buffer: BytesMut::new(), due: None, settled: 0, hold: None, message: PhantomData }
+        Self {
+            body,
+            exchange,
+            buffer: BytesMut::new(),
+            due: None,
+            settled: 0,
+            hold: None,
+            message: PhantomData,
+        }
     }
 
     /// The next message; `None` where the client has ended its half. Nothing is lost where the future is dropped. The
@@ -70,16 +78,20 @@ impl<M: Message + Default> Requests<M> {
                 self.charge(message.len().saturating_mul(DECODED))?;
                 let decoded = M::decode(message);
                 if self.buffer.is_empty() {
-                    // Most requests are short, and few clients send another soon: a long one's memory is given back.
+                    // Requests are usually short and rare, so the memory of a long one is released.
                     self.buffer = BytesMut::new();
                 }
-                return decoded
-                    .map(Some)
-                    .map_err(|error| Status::invalid_argument(format!("the request can not be read: {error}")));
+                return decoded.map(Some).map_err(|error| {
+                    Status::invalid_argument(format!("the request cannot be decoded: {error}"))
+                });
             }
             if !self.more().await? {
-                let message = "the stream ends in the middle of a request";
-                return if self.buffer.is_empty() { Ok(None) } else { Err(Status::invalid_argument(message)) };
+                let message = "the stream ended in the middle of a request";
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(Status::invalid_argument(message))
+                };
             }
         }
     }
@@ -96,7 +108,9 @@ impl<M: Message + Default> Requests<M> {
 
     /// Takes in the next part of the body; says whether there was one.
     async fn more(&mut self) -> Result<bool, Status> {
-        let Some(frame) = self.frame().await? else { return Ok(false) };
+        let Some(frame) = self.frame().await? else {
+            return Ok(false);
+        };
         if let Ok(data) = frame?.into_data() {
             self.buffer.extend_from_slice(&data);
             self.charge(self.buffer.capacity())?;
@@ -133,12 +147,18 @@ impl<M: Message + Default> Requests<M> {
         }
         let length = self.length().unwrap_or(0);
         let within = self.exchange.limits().message_within(length);
-        let due = *self.due.get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
+        let due = *self
+            .due
+            .get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
         // The length may not have been known at first.
         let due = due + (within - self.exchange.limits().message);
         tokio::time::timeout_at(due, self.body.frame())
             .await
-            .map_err(|_| Status::deadline_exceeded(format!("a request of {length} bytes was not complete in time")))
+            .map_err(|_| {
+                Status::deadline_exceeded(format!(
+                    "a request of {length} bytes was not complete in time"
+                ))
+            })
     }
 
     /// The length of the message that is coming in, where it is known.
@@ -147,7 +167,7 @@ impl<M: Message + Default> Requests<M> {
         usize::try_from(prefix.get_u32()).ok()
     }
 
-    /// The first message of what has come in, where all of it has.
+    /// The first complete message in the buffer, if any.
     fn whole(&mut self) -> Result<Option<Bytes>, Status> {
         let mut prefix = self.buffer.as_ref();
         if prefix.len() < PREFIX {
@@ -156,7 +176,9 @@ impl<M: Message + Default> Requests<M> {
         let compressed = prefix.get_u8();
         let length = usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX);
         if compressed != 0 {
-            return Err(Status::unimplemented("the request is compressed, which is not supported"));
+            return Err(Status::unimplemented(
+                "compressed requests are not supported",
+            ));
         }
         if length > MAX_REQUEST {
             return Err(Status::resource_exhausted(format!(
@@ -171,34 +193,36 @@ impl<M: Message + Default> Requests<M> {
     }
 }
 
-/// Refuses what would take much more memory than its bytes once it is decoded: very many fields, or a single one (the
-/// node, the text of an error) that is itself made of very many.
+/// Rejects requests that would take much more memory once decoded: very many fields, or a single field (the node, an
+/// error message) that consists of very many.
 fn check_size(message: &Bytes) -> Result<(), Status> {
     let mut rest = message.clone();
     let mut fields = 0usize;
     while rest.has_remaining() {
         let before = rest.remaining();
-        let Ok((field, kind)) = decode_key(&mut rest) else { return Ok(()) };
+        let Ok((field, kind)) = decode_key(&mut rest) else {
+            return Ok(());
+        };
         if skip_field(kind, field, &mut rest, DecodeContext::default()).is_err() {
-            // Decoding says better what is wrong with it.
+            // Decoding reports a better error.
             return Ok(());
         }
         fields += 1;
         if before - rest.remaining() > MAX_FIELD {
             return Err(Status::resource_exhausted(format!(
-                "field {field} of the request is longer than {MAX_FIELD} bytes, which is the limit"
+                "field {field} of the request exceeds the limit of {MAX_FIELD} bytes"
             )));
         }
         if fields > MAX_FIELDS {
             return Err(Status::resource_exhausted(format!(
-                "the request has more than {MAX_FIELDS} names, which is the limit"
+                "the request exceeds the limit of {MAX_FIELDS} names"
             )));
         }
     }
     Ok(())
 }
 
-/// The body of a response: each frame that comes in, then the status with which the stream ends.
+/// A response body: the received frames, followed by the final status of the stream.
 #[derive(Debug)]
 struct Responses {
     frames: mpsc::Receiver<Result<Outgoing, Status>>,
@@ -217,7 +241,11 @@ impl Outgoing {
     /// Charges the peer for what of a message is not shared.
     pub fn new(frame: Frame, exchange: &Arc<Exchange>) -> Result<Self, Status> {
         let own = frame.own_len();
-        let hold = if own > FREE { Some(exchange.hold(own).map_err(exhausted)?) } else { None };
+        let hold = if own > FREE {
+            Some(exchange.hold(own).map_err(exhausted)?)
+        } else {
+            None
+        };
         Ok(Self { frame, hold })
     }
 }
@@ -228,9 +256,16 @@ fn exhausted(exhausted: Exhausted) -> Status {
 
 /// A response of these messages.
 pub(super) fn response(frames: mpsc::Receiver<Result<Outgoing, Status>>) -> http::Response<Body> {
-    let body = Body::new(Responses { frames, current: None, ended: false });
+    let body = Body::new(Responses {
+        frames,
+        current: None,
+        ended: false,
+    });
     let mut response = http::Response::new(body);
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/grpc"),
+    );
     response
 }
 
@@ -255,7 +290,7 @@ impl http_body::Body for Responses {
                     let length = u32::try_from(frame.len());
                     let Ok(length) = length else {
                         self.ended = true;
-                        let status = Status::internal("the response is longer than gRPC can tell, 4 GiB");
+                        let status = Status::internal("the response exceeds gRPC's limit of 4 GiB");
                         return Poll::Ready(Some(Ok(http_body::Frame::trailers(trailers(status)))));
                     };
                     let [a, b, c, d] = length.to_be_bytes();
@@ -271,7 +306,7 @@ impl http_body::Body for Responses {
     }
 }
 
-/// The status as it stands after the last message.
+/// The trailers with the final status.
 fn trailers(status: Status) -> HeaderMap {
     let mut headers = status.into_http::<()>().into_parts().0.headers;
     headers.remove(http::header::CONTENT_TYPE);
@@ -293,7 +328,10 @@ mod tests {
     }
 
     fn request(name: &str) -> DiscoveryRequest {
-        DiscoveryRequest { type_url: name.to_owned(), ..Default::default() }
+        DiscoveryRequest {
+            type_url: name.to_owned(),
+            ..Default::default()
+        }
     }
 
     fn exchange() -> Arc<Exchange> {
@@ -314,20 +352,26 @@ mod tests {
 
     #[tokio::test]
     async fn messages_are_read_however_the_bytes_come() {
-        let bytes: Vec<u8> = ["a", "bb", ""].iter().flat_map(|name| framed(&request(name))).collect();
+        let bytes: Vec<u8> = ["a", "bb", ""]
+            .iter()
+            .flat_map(|name| framed(&request(name)))
+            .collect();
         for size in [1, 3, 7, bytes.len()] {
             let pieces: Vec<_> = bytes
                 .chunks(size)
-                .map(|piece| Ok::<_, Infallible>(http_body::Frame::data(Bytes::copy_from_slice(piece))))
+                .map(|piece| {
+                    Ok::<_, Infallible>(http_body::Frame::data(Bytes::copy_from_slice(piece)))
+                })
                 .collect();
-            let (found, error) = all(Body::new(StreamBody::new(futures::stream::iter(pieces)))).await;
+            let (found, error) =
+                all(Body::new(StreamBody::new(futures::stream::iter(pieces)))).await;
             assert_eq!(found, ["a", "bb", ""], "in pieces of {size}");
             assert!(error.is_none(), "{error:?}");
         }
     }
 
     #[tokio::test]
-    async fn what_is_no_message_ends_the_stream_with_its_status() {
+    async fn an_invalid_message_ends_the_stream_with_a_status() {
         let cut = framed(&request("long enough"))[..9].to_vec();
         let too_long = [&[0][..], &u32::MAX.to_be_bytes()].concat();
         for (bytes, code) in [
@@ -343,12 +387,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_status_of_the_end_comes_last() {
+    async fn the_final_status_comes_last() {
         let (sender, frames) = mpsc::channel(2);
         let frame = Frame::sotw(crate::snapshot::ResourceType::Route, 1, "n", Vec::new());
         let length = frame.len();
-        sender.send(Ok(Outgoing::new(frame, &exchange()).unwrap())).await.unwrap();
-        sender.send(Err(Status::unavailable("going"))).await.unwrap();
+        sender
+            .send(Ok(Outgoing::new(frame, &exchange()).unwrap()))
+            .await
+            .unwrap();
+        sender
+            .send(Err(Status::unavailable("going")))
+            .await
+            .unwrap();
         let collected = response(frames).into_body().collect().await.unwrap();
         let trailers = collected.trailers().unwrap();
         assert_eq!(trailers.get("grpc-status").unwrap(), "14");

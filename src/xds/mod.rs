@@ -1,9 +1,9 @@
-//! The xDS transport: what a stream asked for, what it has, and what it gets next.
+//! The xDS server: subscriptions, client state and responses of each stream.
 //!
 //! [`stream`] is the protocol's state machine, pure; [`wire`] puts responses together from encoded resources, and
-//! `grpc` frames them; [`server`] carries both; [`board`] tells which proxy has what.
+//! `grpc` frames them; [`server`] carries both; [`connections`] tells which proxy has what.
 
-pub mod board;
+pub mod connections;
 mod grpc;
 pub mod server;
 pub mod stream;

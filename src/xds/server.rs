@@ -1,5 +1,4 @@
-//! The discovery services over gRPC, aggregated and one by one: carries requests to a [`Stream`] and its responses
-//! back.
+//! The discovery services over gRPC, aggregated and per type: connects clients to a [`Stream`].
 
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
@@ -25,23 +24,23 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 
-use super::board::{Board, ProxyStatus, StreamInfo};
+use super::connections::{Connections, ProxyStatus, StreamInfo};
 use super::grpc::{self, Outgoing, Requests};
-use super::stream::{self, Answer, Settings, Stream, Variant};
+use super::stream::{self, Answer, Stream, StreamSettings, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
 use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::snapshot::{ResourceType, SnapshotCache};
 
-/// Responses that may wait for a client to read them: one for each type, and as many for a client that answers what it
-/// has not read. More would be memory that a slow client holds.
+/// How many responses may be queued for a client: one per type, and as many again for a client that answers responses
+/// it has not read. More would let slow clients consume memory.
 const WAITING: usize = 8;
 
-/// How long a client that does not read may take to learn why its stream ends.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long to wait for a client that does not read to receive the final status.
+const FINAL_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for each stream to leave in, and the most for all of them.
+/// The time over which closing is spread, per stream and in total.
 const LEAVE_EACH: Duration = Duration::from_millis(2);
 const LEAVE_ALL: Duration = Duration::from_secs(5);
 
@@ -57,9 +56,9 @@ pub struct Ads {
 #[derive(Debug)]
 struct Shared {
     snapshots: SnapshotCache,
-    board: Arc<Board>,
+    connections: Arc<Connections>,
     metrics: Arc<Metrics>,
-    settings: Settings,
+    settings: StreamSettings,
     admission: Arc<Admission>,
     turns: Turns,
     last_id: AtomicU64,
@@ -71,17 +70,29 @@ impl Ads {
     /// Services that hand out what `snapshots` has, until `closing` is cancelled.
     pub fn new(
         snapshots: SnapshotCache,
-        board: Arc<Board>,
+        connections: Arc<Connections>,
         metrics: Arc<Metrics>,
-        settings: Settings,
+        settings: StreamSettings,
         limits: Limits,
         closing: CancellationToken,
     ) -> Self {
         let admission = Arc::new(Admission::new(limits, "xds", &metrics));
         let turns = Turns::new(limits.streams_per_second);
         let (last_id, tasks) = (AtomicU64::new(0), TaskTracker::new());
-        let shared = Shared { snapshots, board, metrics, settings, admission, turns, last_id, closing, tasks };
-        Self { shared: Arc::new(shared) }
+        let shared = Shared {
+            snapshots,
+            connections,
+            metrics,
+            settings,
+            admission,
+            turns,
+            last_id,
+            closing,
+            tasks,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Serves all the services to those who connect, until `closing` is cancelled and every stream has ended.
@@ -93,8 +104,13 @@ impl Ads {
             .add_service(self.service::<RouteTables>())
             .into_axum_router();
         let shared = &self.shared;
-        let served =
-            admission::serve(listener, routes, shared.admission.clone(), Protocol::Grpc, shared.closing.clone());
+        let served = admission::serve(
+            listener,
+            routes,
+            shared.admission.clone(),
+            Protocol::Grpc,
+            shared.closing.clone(),
+        );
         tokio::select! {
             () = served => {}
             () = shared.turns.run() => {}
@@ -104,7 +120,10 @@ impl Ads {
     }
 
     fn service<P>(&self) -> Service<P> {
-        Service { shared: self.shared.clone(), path: PhantomData }
+        Service {
+            shared: self.shared.clone(),
+            path: PhantomData,
+        }
     }
 }
 
@@ -114,7 +133,7 @@ trait Path: Clone + Send + Sync + 'static {
     const NAME: &'static str;
     const SOTW: &'static str;
     const DELTA: &'static str;
-    /// The one type it serves; `None` where it serves all.
+    /// The single type it serves; `None` for all types.
     const KIND: Option<ResourceType>;
 }
 
@@ -197,14 +216,25 @@ where
         let shared = self.shared.clone();
         Box::pin(async move {
             let response = match request.uri().path().rsplit('/').next() {
-                Some(name) if name == P::SOTW => {
-                    open::<pb::DiscoveryRequest>(shared, Variant::Sotw, P::KIND, request.map(Body::new))
-                }
-                Some(name) if name == P::DELTA => {
-                    open::<pb::DeltaDiscoveryRequest>(shared, Variant::Delta, P::KIND, request.map(Body::new))
-                }
-                _ => Status::unimplemented(format!("{} has the methods {} and {}", P::NAME, P::SOTW, P::DELTA))
-                    .into_http(),
+                Some(name) if name == P::SOTW => open::<pb::DiscoveryRequest>(
+                    shared,
+                    Variant::Sotw,
+                    P::KIND,
+                    request.map(Body::new),
+                ),
+                Some(name) if name == P::DELTA => open::<pb::DeltaDiscoveryRequest>(
+                    shared,
+                    Variant::Delta,
+                    P::KIND,
+                    request.map(Body::new),
+                ),
+                _ => Status::unimplemented(format!(
+                    "{} has the methods {} and {}",
+                    P::NAME,
+                    P::SOTW,
+                    P::DELTA
+                ))
+                .into_http(),
             };
             Ok(response)
         })
@@ -230,7 +260,7 @@ impl DiscoveryRequest for pb::DeltaDiscoveryRequest {
 
 type Sender = mpsc::Sender<Result<Outgoing, Status>>;
 
-/// Begins a stream for a call of a method that streams both ways.
+/// Starts a stream for a bidirectional streaming call.
 fn open<M: DiscoveryRequest>(
     shared: Arc<Shared>,
     variant: Variant,
@@ -243,11 +273,20 @@ fn open<M: DiscoveryRequest>(
     };
     let id = shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
     let (sender, frames) = mpsc::channel(WAITING);
-    // The task ends when the client does: both halves of the connection are in its hands.
+    // The task owns both halves of the stream, so it ends when the client disconnects.
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let served = Served { shared: &shared, exchange: &exchange, id, variant, kind, sender: &sender };
-        let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone()))).catch_unwind().await;
+        let served = StreamTask {
+            shared: &shared,
+            exchange: &exchange,
+            id,
+            variant,
+            kind,
+            sender: &sender,
+        };
+        let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone())))
+            .catch_unwind()
+            .await;
         let status = match ended {
             Ok(Ok(())) => Status::ok(""),
             Ok(Err(status)) => {
@@ -255,24 +294,27 @@ fn open<M: DiscoveryRequest>(
                 status
             }
             Err(_) => {
-                tracing::error!(stream = id, "a stream's task panicked; the proxy will come back");
-                Status::internal("the stream came to a state that should not be")
+                tracing::error!(
+                    stream = id,
+                    "the task of a stream panicked; the proxy will reconnect"
+                );
+                Status::internal("internal error of the stream")
             }
         };
-        shared.board.remove(id);
+        shared.connections.remove(id);
         let farewell = async {
             let _ = sender.send(Err(status)).await;
             sender.closed().await;
         };
         // What a client has not read by then it is not sent.
-        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        let _ = tokio::time::timeout(FINAL_STATUS_TIMEOUT, farewell).await;
         exchange.end();
     });
     grpc::response(frames)
 }
 
-/// One stream and what it is served with.
-struct Served<'a> {
+/// A stream and the state needed to serve it.
+struct StreamTask<'a> {
     shared: &'a Shared,
     exchange: &'a Arc<Exchange>,
     id: u64,
@@ -281,14 +323,18 @@ struct Served<'a> {
     sender: &'a Sender,
 }
 
-impl Served<'_> {
+impl StreamTask<'_> {
     async fn run<M: DiscoveryRequest>(&self, mut requests: Requests<M>) -> Result<(), Status> {
         let shared = self.shared;
-        let Some(first) = self.first(&mut requests).await? else { return Ok(()) };
+        let Some(first) = self.first(&mut requests).await? else {
+            return Ok(());
+        };
         let node = first.node();
         let node_bytes = node.map_or(0, |node| node.encoded_len().saturating_mul(NODE));
         let proxy = node
-            .ok_or_else(|| Status::invalid_argument("the first request of a stream must carry `node`"))
+            .ok_or_else(|| {
+                Status::invalid_argument("the first request of a stream must carry `node`")
+            })
             .and_then(|node| read_node(node).map_err(|error| not_served(&error)))?;
         self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
@@ -300,25 +346,29 @@ impl Served<'_> {
                  requests may be lost; use ADS"
             );
         }
-        let mut subscription = shared.snapshots.subscribe(proxy.clone()).await.map_err(|_| going_away())?;
+        let mut subscription = shared
+            .snapshots
+            .subscribe(proxy.clone())
+            .await
+            .map_err(|_| shutting_down())?;
         let mut machine = Stream::new(self.variant, shared.settings);
         let mut status = self.first_status(&proxy);
-        let mut questions = shared.board.answers(self.id);
+        let mut inventory_requests = shared.connections.register_inventory(self.id);
         let mut request = Some(first);
         let mut leave_at: Option<tokio::time::Instant> = None;
-        // Since when a change is on its way to the client.
+        // When the change in flight was published.
         let mut changed_at: Option<Instant> = None;
         loop {
             if let Some(message) = request.take() {
-                self.take(&mut machine, &proxy, message)?;
+                self.handle_request(&mut machine, &proxy, message)?;
             }
             let latest = subscription.snapshots.borrow_and_update().clone();
-            // What changes nothing for the client has reached it at once, which would say nothing of how long it takes.
+            // A change that does not affect the client converges immediately and must not count.
             let mut is_new = false;
             if let Some(snapshot) = latest
                 && status.wanted != Some(snapshot.revision)
             {
-                // A client that has the state before it, and not one that just came.
+                // Only for a client that had the previous state, not for a new one.
                 if status.reached.is_some() && machine.reached().is_some() {
                     changed_at = snapshot.published;
                 }
@@ -332,7 +382,9 @@ impl Served<'_> {
                 && let Some(begun) = changed_at.take()
                 && !is_new
             {
-                shared.metrics.converged(now.saturating_duration_since(begun));
+                shared
+                    .metrics
+                    .converged(now.saturating_duration_since(begun));
             }
             for response in responses {
                 shared.metrics.pushed(response.kind, response.frame.len());
@@ -341,17 +393,17 @@ impl Served<'_> {
                 }
             }
             requests.settle(node_bytes.saturating_add(machine.held_bytes()))?;
-            note(&mut status, &machine, now);
-            shared.board.set(self.id, &status);
+            update_status(&mut status, &machine, now);
+            shared.connections.set(self.id, &status);
             let wake = at(machine.wake_at().map(Into::into));
             tokio::select! {
                 message = requests.next() => match message? {
                     Some(message) => request = Some(message),
                     None => return Ok(()),
                 },
-                changed = subscription.snapshots.changed() => changed.map_err(|_| going_away())?,
-                Some(question) = questions.recv() => {
-                    // Whoever asked may be gone by now.
+                changed = subscription.snapshots.changed() => changed.map_err(|_| shutting_down())?,
+                Some(question) = inventory_requests.recv() => {
+                    // The requester may have gone away.
                     let _ = question.send(machine.inventory());
                 }
                 () = wake => {}
@@ -359,18 +411,29 @@ impl Served<'_> {
                 () = shared.closing.cancelled(), if leave_at.is_none() => {
                     leave_at = Some(tokio::time::Instant::now() + leave_after(shared.admission.streams().used()));
                 }
-                () = at(leave_at) => return Err(going_away()),
+                () = at(leave_at) => return Err(shutting_down()),
             }
         }
     }
 
     /// The first request; `None` where the client ends the stream without one. A stream waits for its turn when its
     /// first request begins: one that only opens streams has no turn, and who waits holds next to nothing.
-    async fn first<M: DiscoveryRequest>(&self, requests: &mut Requests<M>) -> Result<Option<M>, Status> {
+    async fn first<M: DiscoveryRequest>(
+        &self,
+        requests: &mut Requests<M>,
+    ) -> Result<Option<M>, Status> {
         let within = self.exchange.limits().first_request;
-        let late = || Status::deadline_exceeded(format!("no request came within {} s", within.as_secs_f64()));
+        let late = || {
+            Status::deadline_exceeded(format!(
+                "no request arrived within {} s",
+                within.as_secs_f64()
+            ))
+        };
         let first = async {
-            if !tokio::time::timeout(within, requests.begun()).await.map_err(|_| late())?? {
+            if !tokio::time::timeout(within, requests.begun())
+                .await
+                .map_err(|_| late())??
+            {
                 return Ok(None);
             }
             self.exchange.is_in_use();
@@ -381,14 +444,16 @@ impl Served<'_> {
             first = first => first,
             () = self.sender.closed() => Ok(None),
             () = self.exchange.over() => Err(self.revoked()),
-            () = self.shared.closing.cancelled() => Err(going_away()),
+            () = self.shared.closing.cancelled() => Err(shutting_down()),
         }
     }
 
     /// Why the stream is ended for others.
     fn revoked(&self) -> Status {
         let why = self.exchange.why_revoked();
-        Status::resource_exhausted(why.map_or_else(|| "the stream was ended".to_owned(), |why| why.to_string()))
+        Status::resource_exhausted(
+            why.map_or_else(|| "the stream was ended".to_owned(), |why| why.to_string()),
+        )
     }
 
     fn first_status(&self, proxy: &Proxy) -> ProxyStatus {
@@ -406,53 +471,62 @@ impl Served<'_> {
             resting: false,
             wanted: None,
             lagging: None,
-            refused: Vec::new(),
+            rejected: Vec::new(),
             held: Vec::new(),
             kept: Vec::new(),
         }
     }
 
-    fn take<M: DiscoveryRequest>(&self, machine: &mut Stream, proxy: &Proxy, message: M) -> Result<(), Status> {
+    fn handle_request<M: DiscoveryRequest>(
+        &self,
+        machine: &mut Stream,
+        proxy: &Proxy,
+        message: M,
+    ) -> Result<(), Status> {
         let mut request: stream::Request = message.into();
         request.alone = self.kind.is_some();
         match self.kind {
-            Some(kind) if request.type_url.is_empty() => kind.type_url().clone_into(&mut request.type_url),
+            Some(kind) if request.type_url.is_empty() => {
+                kind.type_url().clone_into(&mut request.type_url);
+            }
             Some(kind) if request.type_url != kind.type_url() => {
                 return Err(Status::invalid_argument(format!(
-                    "type_url is {:?}; this service serves {} alone",
+                    "type_url is {:?}; this service serves only {}",
                     request.type_url,
                     kind.type_url()
                 )));
             }
             None if request.type_url.is_empty() => {
                 return Err(Status::invalid_argument(
-                    "type_url is empty; on an aggregated stream it says what is asked for",
+                    "type_url is empty; it is required on an aggregated stream",
                 ));
             }
             _ => {}
         }
         if ResourceType::from_type_url(&request.type_url).is_none() {
-            tracing::debug!(proxy = %proxy.id, type_url = request.type_url, "asked for a type that is not served");
+            tracing::debug!(proxy = %proxy.id, type_url = request.type_url, "requested an unsupported type");
         }
-        let answer = machine.on_request(request).map_err(|error| Status::resource_exhausted(error.to_string()))?;
-        if let Some(Answer::Refused(kind, reason)) = answer {
-            self.shared.metrics.refused(kind);
-            tracing::warn!(proxy = %proxy.id, kind = kind.short_name(), reason, "proxy refused resources");
+        let answer = machine
+            .on_request(request)
+            .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        if let Some(Answer::Rejected(kind, reason)) = answer {
+            self.shared.metrics.rejected(kind);
+            tracing::warn!(proxy = %proxy.id, kind = kind.short_name(), reason, "proxy rejected resources");
         }
         Ok(())
     }
 
-    /// Whether the client is still there.
+    /// Sends a frame. Returns whether the client is still connected.
     async fn send(&self, frame: Frame) -> Result<bool, Status> {
         let limit = self.shared.settings.ack_timeout;
         let outgoing = Outgoing::new(frame, self.exchange)?;
         tokio::select! {
             sent = tokio::time::timeout(limit, self.sender.send(Ok(outgoing))) => match sent {
                 Ok(sent) => Ok(sent.is_ok()),
-                Err(_) => Err(Status::resource_exhausted("the client answers responses that it does not read")),
+                Err(_) => Err(Status::resource_exhausted("the client does not read its responses")),
             },
             () = self.exchange.over() => Err(self.revoked()),
-            () = self.shared.closing.cancelled() => Err(going_away()),
+            () = self.shared.closing.cancelled() => Err(shutting_down()),
         }
     }
 }
@@ -461,12 +535,14 @@ impl Served<'_> {
 /// take, so that they do not all come back at once.
 fn leave_after(streams: usize) -> Duration {
     let streams = u32::try_from(streams).unwrap_or(u32::MAX);
-    let all = LEAVE_EACH.saturating_mul(streams.saturating_sub(1)).min(LEAVE_ALL);
+    let all = LEAVE_EACH
+        .saturating_mul(streams.saturating_sub(1))
+        .min(LEAVE_ALL);
     // The standard library seeds its hash maps from the system's randomness.
     all.mul_f64(RandomState::new().hash_one(()) as f64 / u64::MAX as f64)
 }
 
-fn note(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
+fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     status.acked = machine.settled().or(status.acked);
     status.resting = machine.reached().is_some();
     status.reached = machine.reached().or(status.reached);
@@ -474,11 +550,11 @@ fn note(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     if status.lagging.is_none()
         && let Some(reason) = &lagging
     {
-        tracing::warn!(proxy = %status.id, reason, "proxy lags; it stays on its last whole state");
+        tracing::warn!(proxy = %status.id, reason, "proxy is lagging; it keeps its last complete configuration");
     }
     status.lagging = lagging;
     status.types = machine.progress();
-    status.refused = machine.refused();
+    status.rejected = machine.rejected();
     status.held = machine.held();
     status.kept = machine.kept();
 }
@@ -490,8 +566,8 @@ async fn at(time: Option<tokio::time::Instant>) {
     }
 }
 
-fn going_away() -> Status {
-    Status::unavailable("weir is going away")
+fn shutting_down() -> Status {
+    Status::unavailable("weir is shutting down")
 }
 
 fn not_served(error: &ProxyError) -> Status {
@@ -505,14 +581,25 @@ fn not_served(error: &ProxyError) -> Status {
 }
 
 fn read_node(node: &core::Node) -> Result<Proxy, ProxyError> {
-    let metadata = node.metadata.as_ref().map_or(serde_json::Value::Null, struct_to_json);
+    let metadata = node
+        .metadata
+        .as_ref()
+        .map_or(serde_json::Value::Null, struct_to_json);
     let locality = node.locality.clone().unwrap_or_default();
-    let locality = Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };
+    let locality = Locality {
+        region: locality.region,
+        zone: locality.zone,
+        sub_zone: locality.sub_zone,
+    };
     Proxy::new(&node.id, NodeMetadata::from_json(&metadata), locality)
 }
 
 fn struct_to_json(value: &Struct) -> serde_json::Value {
-    value.fields.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect()
+    value
+        .fields
+        .iter()
+        .map(|(name, value)| (name.clone(), value_to_json(value)))
+        .collect()
 }
 
 fn value_to_json(value: &PbValue) -> serde_json::Value {
@@ -526,7 +613,7 @@ fn value_to_json(value: &PbValue) -> serde_json::Value {
     }
 }
 
-/// The types a metric may be about.
+/// The types with metrics.
 pub const TYPES: [ResourceType; 4] = ResourceType::ALL;
 
 #[cfg(test)]
@@ -534,10 +621,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streams_leave_within_what_all_together_may_take() {
+    fn streams_close_within_the_total_time() {
         let times: Vec<_> = (0..100).map(|_| leave_after(101)).collect();
         assert!(times.iter().all(|time| *time <= LEAVE_EACH * 100));
-        assert!(times.iter().max() > times.iter().min(), "not all at the same time");
+        assert!(
+            times.iter().max() > times.iter().min(),
+            "not all at the same time"
+        );
         assert!(leave_after(usize::MAX) <= LEAVE_ALL);
         assert_eq!(leave_after(1), Duration::ZERO);
     }

@@ -1,28 +1,28 @@
-//! One stream's protocol: (state, event) → (state, responses). No clock and no I/O; the caller says what time it is.
+//! The protocol of one stream as a pure state machine: (state, event) → (state, responses). No I/O; the caller passes
+//! the time.
 //!
 //! Sources: Envoy's "xDS REST and gRPC protocol" document for versions, nonces, subscriptions and the order in which
 //! types must change.
 //!
-//! A change of the mesh goes out in three steps, each gated on this client's own ACKs: *make* (new clusters and their
-//! endpoints, the old ones kept), *switch* (each listener and virtual host as soon as every cluster it leads to is
-//! made), *break* (what nothing leads to any more is dropped, a grace after the client acked that nothing does). A
-//! cluster is made when the client has acked it and the answer to its own request for its endpoints, because that
-//! answer is what ends the cluster's warming. Envoy asks for the endpoints of a new cluster; of one that changed it may
-//! not, because it is subscribed to them already, and waits all the same. As long as any cluster warms it acks no
-//! clusters either. So the endpoints of a changed cluster follow the change at once, whatever they would wait for
-//! otherwise.
+//! A change of the mesh is delivered in three steps, each gated on this client's own ACKs: *make* (send new clusters
+//! and their endpoints, keep the old ones), *switch* (send each listener and virtual host as soon as every cluster it
+//! references is made), *break* (remove what is no longer referenced, one grace period after the client ACKed that). A
+//! cluster is made when the client has ACKed it and the answer to its own request for its endpoints, because that
+//! answer ends the cluster's warming. Envoy requests the endpoints of a new cluster; for a changed cluster it may not,
+//! because it is already subscribed, and waits all the same. While any cluster is warming, Envoy ACKs no further
+//! clusters. So the endpoints of a changed cluster follow the change immediately, even if they would otherwise wait.
 //!
-//! A client that comes back after its stream ended, perhaps because weir was restarted, has clusters and routes of which
-//! nothing is known here. Over delta it says which clusters; over SotW the endpoints it asks for tell. Those that are no
-//! longer to be are kept until its routes are known; over SotW, where a client has only what it is sent, the whole
-//! service stands in for a subset.
+//! A client that reconnects, perhaps because weir was restarted, has clusters and routes that are unknown here. Over
+//! delta it reports its clusters; over SotW they are inferred from its endpoint request. Clusters that no longer exist
+//! are kept until the client's routes are known; over SotW, where a client has only what it is sent, the whole service
+//! is substituted for a subset.
 //!
 //! While a cluster warms, Envoy does not ask for clusters, on a new stream either: it asks for endpoints first. All that
 //! it asks for is answered so that the warming ends, with no endpoints where nothing knows the cluster any more, and its
 //! routes stay as they are until it has asked for clusters.
 //!
-//! What leads to a cluster that nothing defines keeps the form the client has until something does, and a cluster that
-//! is dropped too early stays as long as something leads to it, so that objects may be written in any order.
+//! A resource that references an undefined cluster keeps the version that the client has until the cluster is defined,
+//! and a cluster that is removed too early stays as long as it is referenced, so objects may be written in any order.
 
 mod acked;
 mod hold;
@@ -37,31 +37,31 @@ use std::time::{Duration, Instant};
 use hold::{Chosen, Fit};
 use subscription::{Change, Room, Subscription, Turn, View};
 
-pub use hold::Held;
-pub use request::{Answer, Request, Variant, Violation};
+pub use hold::HeldResource;
+pub use request::{Answer, Request, RequestError, Variant};
 
 use super::wire::Frame;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
 use crate::translate::is_inbound;
 
-/// How a stream is served.
+/// Settings of a stream.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// How long a client keeps what nothing leads to any more.
+pub struct StreamSettings {
+    /// How long a client keeps clusters that are no longer referenced.
     pub grace: Duration,
     /// How long Envoy drains the filter chains that a new listener no longer has: its `--drain-time-s`. So long they
     /// lead to their inbound clusters, for as long as their connections last.
     pub drain: Duration,
-    /// After how long without an answer a client counts as lagging.
+    /// How long a client may take to answer before it counts as lagging.
     pub ack_timeout: Duration,
-    /// How many names one stream may ask for.
+    /// The maximum number of names that one stream may subscribe to.
     pub max_names: usize,
-    /// Whether anything waits for anything. Off only in a test, to see what the waiting is for.
+    /// Whether updates wait for ACKs. Disabled only in a test that shows why waiting is needed.
     pub gated: bool,
 }
 
-impl Default for Settings {
+impl Default for StreamSettings {
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(1),
@@ -74,25 +74,30 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl StreamSettings {
     /// How long a client keeps a cluster that nothing leads to any more.
     fn grace_of(&self, cluster: &str) -> Duration {
-        if is_inbound(cluster) { self.grace + self.drain } else { self.grace }
+        if is_inbound(cluster) {
+            self.grace + self.drain
+        } else {
+            self.grace
+        }
     }
 }
 
-/// Within which time a client that comes back has asked for all that it had. Envoy asks for one type after the other
-/// without waiting for answers; this is for one that has next to no processor time.
+/// How long a reconnecting client may take to request everything that it had. Envoy requests one type after the other
+/// without waiting for responses; this allows for a client with very little CPU time.
 const ASKS_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the routes of a client that comes back wait for clusters that nothing defines: whoever writes a route before
 /// its subset writes that soon. Less than [`ASKS_WITHIN`], so that it has the routes before its old endpoints go.
 const DEFINED_WITHIN: Duration = Duration::from_secs(1);
 
-/// How many clusters a client keeps for which there are no more than their names; more than ever go while weir is away.
+/// The maximum number of clusters that a client keeps of which only the name is known; more than are ever removed while
+/// weir is down.
 const MAX_STAND_INS: usize = 1000;
 
-/// What the names of one stream may take on average, in bytes. The longest that weir itself makes has some 300.
+/// The average size limit of the names of one stream in bytes. The longest names that weir creates have about 300.
 const BYTES_PER_NAME: usize = 256;
 
 /// A response to send.
@@ -102,44 +107,44 @@ pub struct Response {
     pub kind: ResourceType,
     /// The message.
     pub frame: Frame,
-    /// How many resources it holds.
+    /// The number of resources.
     pub resources: usize,
 }
 
-/// What a client was sent of one resource.
+/// A resource that was sent to a client.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct SentResource {
     /// The type.
     pub kind: ResourceType,
-    /// The newest form that was sent and not refused.
+    /// The newest version that was sent and not rejected.
     pub resource: Arc<Resource>,
     /// Whether the client acked it.
     pub acked: bool,
 }
 
-/// How far a client is with one type.
+/// The progress of a client with one type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// It did not ask for it.
+    /// The client did not subscribe to it.
     None,
-    /// It has everything.
+    /// The client has everything.
     Synced,
-    /// Something is under way.
+    /// An update is in flight.
     Stale,
-    /// It has everything but what it refused.
-    Refused,
+    /// The client has everything except what it rejected.
+    Rejected,
 }
 
-/// A resource that the client refused; it keeps the last form it took.
+/// A resource that the client rejected; it keeps the last accepted version.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct RejectedResource {
     /// `cds`, `eds`, `lds` or `rds`.
     pub kind: &'static str,
     /// The name.
     pub name: Arc<str>,
-    /// The version that was refused.
+    /// The rejected version.
     pub version: String,
-    /// What the client said.
+    /// The client's error message.
     pub message: Arc<str>,
 }
 
@@ -164,7 +169,7 @@ enum Phase {
 #[derive(Debug)]
 pub struct Stream {
     variant: Variant,
-    settings: Settings,
+    settings: StreamSettings,
     nonce: u64,
     types: [Subscription; 4],
     /// What the client is to have in the end.
@@ -172,7 +177,7 @@ pub struct Stream {
     /// The listeners and routes that the client is given; none before its first clusters are made.
     live: [Resources; 2],
     started: bool,
-    held: [Vec<Held>; 2],
+    held: [Vec<HeldResource>; 2],
     waiting: bool,
     /// A form that the client was about to have was refused: what was chosen because of it is to be chosen anew.
     refused_one: bool,
@@ -203,7 +208,7 @@ pub struct Stream {
 
 impl Stream {
     /// A stream on which nothing happened yet.
-    pub fn new(variant: Variant, settings: Settings) -> Self {
+    pub fn new(variant: Variant, settings: StreamSettings) -> Self {
         Self {
             variant,
             settings,
@@ -231,28 +236,36 @@ impl Stream {
         }
     }
 
-    /// Takes in a request. `None` where it is stale, of an unknown type, or asks for something new only.
+    /// Handles a request. `None` if it is stale, of an unknown type, or only a new subscription.
     ///
     /// # Errors
-    /// The client asks for more than a stream may hold. The stream is of no use any more.
-    pub fn on_request(&mut self, request: Request) -> Result<Option<Answer>, Violation> {
-        let Some(kind) = ResourceType::from_type_url(&request.type_url) else { return Ok(None) };
+    /// The client subscribes to more than a stream may hold. The stream must be closed.
+    pub fn on_request(&mut self, request: Request) -> Result<Option<Answer>, RequestError> {
+        let Some(kind) = ResourceType::from_type_url(&request.type_url) else {
+            return Ok(None);
+        };
         self.at_rest = None;
         let room = self.room(kind);
         let first = !self.get(kind).subscribed;
         let variant = self.variant;
         self.clusters_alone |= request.alone && kind == ResourceType::Cluster;
         let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
-        let (had_some, returns) =
-            (!request.version.is_empty(), first && (!request.version.is_empty() || !initial.is_empty()));
+        let (had_some, returns) = (
+            !request.version.is_empty(),
+            first && (!request.version.is_empty() || !initial.is_empty()),
+        );
         let known = self.target.as_ref().map(|target| target.get(kind).clone());
-        let taken = self.state(kind).take(kind, variant, request, room, known.as_ref())?;
+        let taken = self
+            .state(kind)
+            .take(kind, variant, request, room, known.as_ref())?;
         self.returning |= returns;
-        if taken.refused.is_some() {
+        if taken.rejected.is_some() {
             self.refused_one = true;
             self.keep_accepted();
         }
-        let refused = taken.refused.map(|message| Answer::Refused(kind, message));
+        let rejected = taken
+            .rejected
+            .map(|message| Answer::Rejected(kind, message));
         let acked = taken.acked.is_some().then_some(Answer::Acked(kind));
         match kind {
             ResourceType::Cluster => {
@@ -283,7 +296,8 @@ impl Stream {
                     // Over delta a client that comes back has a cluster of each name it asks for, and waits for the
                     // endpoints of some, whatever it says of the clusters.
                     for name in &taken.news {
-                        if let Some(change) = self.state(ResourceType::Cluster).in_flight_mut(name) {
+                        if let Some(change) = self.state(ResourceType::Cluster).in_flight_mut(name)
+                        {
                             change.taken = true;
                         }
                     }
@@ -299,28 +313,43 @@ impl Stream {
             }
             ResourceType::Listener | ResourceType::Route => {}
         }
-        Ok(refused.or(acked))
+        Ok(rejected.or(acked))
     }
 
-    /// Takes in a new state of the mesh.
+    /// Handles a new snapshot.
     pub fn on_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.at_rest = None;
         let new = snapshot.get(ResourceType::Cluster).clone();
         if let Some(old) = self.target.replace(snapshot.clone())
             && self.settings.gated
         {
-            acked::compare(old.get(ResourceType::Cluster), &new, |name, cluster, now| {
-                if let (Some(cluster), None) = (cluster, now) {
-                    self.keep(name, cluster, old.get(ResourceType::Endpoints).get(name));
-                }
-            });
+            acked::compare(
+                old.get(ResourceType::Cluster),
+                &new,
+                |name, cluster, now| {
+                    if let (Some(cluster), None) = (cluster, now) {
+                        self.keep(name, cluster, old.get(ResourceType::Endpoints).get(name));
+                    }
+                },
+            );
         }
         self.kept.retain(|name, _| !new.contains_key(name));
         let endpoints = snapshot.get(ResourceType::Endpoints);
-        self.fallback.retain(|name, _| endpoints.get(name).is_some_and(|endpoints| !endpoints.has_endpoints()));
+        self.fallback.retain(|name, _| {
+            endpoints
+                .get(name)
+                .is_some_and(|endpoints| !endpoints.has_endpoints())
+        });
         // What stands in for one may be just like it, but for the endpoints.
-        let same = |(name, version): &(&Arc<str>, &u64)| new.get(name).is_some_and(|one| one.version == **version);
-        let same: Vec<_> = self.stand_ins.iter().filter(same).map(|(name, _)| name.clone()).collect();
+        let same = |(name, version): &(&Arc<str>, &u64)| {
+            new.get(name).is_some_and(|one| one.version == **version)
+        };
+        let same: Vec<_> = self
+            .stand_ins
+            .iter()
+            .filter(same)
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in same {
             self.stand_ins.remove(&name);
             self.state(ResourceType::Endpoints).send_again(&name);
@@ -334,7 +363,9 @@ impl Stream {
         let [clusters, assignments, ..] = &self.types;
         let endpoints = assignments.form(name).or(endpoints).cloned();
         let cluster = if clusters.wildcard {
-            let Some(cluster) = clusters.form(name).cloned() else { return };
+            let Some(cluster) = clusters.form(name).cloned() else {
+                return;
+            };
             Some(cluster)
         } else if !clusters.subscribed && assignments.wants(name) {
             // It has a cluster of that name, and will ask for clusters. Over SotW, what it is not sent is gone then.
@@ -345,17 +376,26 @@ impl Stream {
         if let Some(cluster) = cluster.as_ref().filter(|_| !clusters.subscribed) {
             self.stand_ins.insert(name.clone(), cluster.version);
         }
-        self.kept.insert(name.clone(), Kept { cluster, endpoints, phase: Phase::InUse });
+        self.kept.insert(
+            name.clone(),
+            Kept {
+                cluster,
+                endpoints,
+                phase: Phase::InUse,
+            },
+        );
     }
 
     /// Clusters that a client of the delta variant came back with: those that never had endpoints warm.
     fn cluster_names_came(&mut self, names: Vec<Arc<str>>) {
         let [_, endpoints, ..] = &self.types;
-        let cold = |name: &Arc<str>| !endpoints.subscribed || (endpoints.wants(name) && !endpoints.has_or_claims(name));
+        let cold = |name: &Arc<str>| {
+            !endpoints.subscribed || (endpoints.wants(name) && !endpoints.has_or_claims(name))
+        };
         self.cold.extend(names.into_iter().filter(cold));
     }
 
-    /// Everything that can be sent now. Call it after each event, and again when [`Stream::wake_at`] is over.
+    /// Returns everything that can be sent now. Call it after each event, and again at [`Stream::wake_at`].
     pub fn responses(&mut self, now: Instant) -> Vec<Response> {
         self.now = Some(now);
         let mut out = Vec::new();
@@ -387,7 +427,8 @@ impl Stream {
         if quiet {
             // With both acked nothing warms: Envoy acks no clusters before that.
             let [clusters, endpoints, ..] = &self.types;
-            self.cold.retain(|name| !(clusters.has(name) && endpoints.has(name)));
+            self.cold
+                .retain(|name| !(clusters.has(name) && endpoints.has(name)));
         }
         if self.is_warming() {
             self.cold_since.get_or_insert(now);
@@ -395,18 +436,28 @@ impl Stream {
             self.cold_since = None;
         }
         let later = self.led_to().is_some() && self.get(ResourceType::Endpoints).differs();
-        let done = quiet && !self.waiting && self.cold_since.is_none() && !later && !self.may_have_more();
-        self.at_rest = self.target.as_ref().filter(|_| done).map(|target| target.revision);
+        let done =
+            quiet && !self.waiting && self.cold_since.is_none() && !later && !self.may_have_more();
+        self.at_rest = self
+            .target
+            .as_ref()
+            .filter(|_| done)
+            .map(|target| target.revision);
         out
     }
 
     /// When to call [`Stream::responses`] again without an event.
     pub fn wake_at(&self) -> Option<Instant> {
-        let due = self.kept.iter().filter_map(|(name, kept)| match kept.phase {
-            Phase::UnusedSince(since) => Some(since + self.settings.grace_of(name)),
-            Phase::InUse | Phase::Leaving => None,
-        });
-        let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
+        let due = self
+            .kept
+            .iter()
+            .filter_map(|(name, kept)| match kept.phase {
+                Phase::UnusedSince(since) => Some(since + self.settings.grace_of(name)),
+                Phase::InUse | Phase::Leaving => None,
+            });
+        let late = self
+            .waits()
+            .map(|(since, _)| since + self.settings.ack_timeout);
         let late = late.filter(|at| self.now.is_none_or(|now| *at > now));
         // Until then a client that comes back is given time to ask for all it wants.
         let begun = self.since.filter(|_| self.returning).into_iter();
@@ -415,77 +466,94 @@ impl Stream {
         due.chain(late).chain(asks).min()
     }
 
-    /// The state of the mesh that the client has acked all of, as far as it asked for it; `None` while something is
-    /// under way, is held back, or was refused.
+    /// The mesh revision that the client has ACKed completely, as far as it subscribed; `None` while anything is in
+    /// flight, held back or rejected.
     pub fn settled(&self) -> Option<MeshRevision> {
-        let all = self.held.iter().all(Vec::is_empty) && self.types.iter().all(|state| state.refused().is_empty());
+        let all = self.held.iter().all(Vec::is_empty)
+            && self.types.iter().all(|state| state.rejected().is_empty());
         self.reached().filter(|_| all)
     }
 
-    /// The state of the mesh of which the client has acked all but what is held back and what it refused; `None` while
-    /// something is under way.
+    /// The mesh revision that the client has ACKed except for held-back and rejected resources; `None` while anything
+    /// is in flight.
     pub fn reached(&self) -> Option<MeshRevision> {
         self.at_rest
     }
 
-    /// The forms that are held back because they lead to a cluster that nothing defines.
-    pub fn held(&self) -> Vec<Held> {
+    /// The resources that are held back because they reference an undefined cluster.
+    pub fn held(&self) -> Vec<HeldResource> {
         self.held.concat()
     }
 
-    /// Clusters that are kept because something still leads to them though nothing defines them any more.
+    /// Clusters that are kept because they are still referenced although they are no longer defined.
     pub fn kept(&self) -> Vec<Arc<str>> {
-        let used = self.kept.iter().filter(|(_, kept)| kept.phase == Phase::InUse && kept.cluster.is_some());
+        let used = self
+            .kept
+            .iter()
+            .filter(|(_, kept)| kept.phase == Phase::InUse && kept.cluster.is_some());
         used.map(|(name, _)| name.clone()).collect()
     }
 
-    /// What the client refused and has not got in another form since.
-    pub fn refused(&self) -> Vec<Refused> {
+    /// The resources that the client rejected and has not received in another version since.
+    pub fn rejected(&self) -> Vec<RejectedResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
-            self.get(kind).refused().iter().map(move |(name, refusal)| Refused {
-                kind: kind.short_name(),
-                name: name.clone(),
-                version: super::wire::version_text(refusal.version),
-                message: refusal.message.clone(),
-            })
+            self.get(kind)
+                .rejected()
+                .iter()
+                .map(move |(name, rejection)| RejectedResource {
+                    kind: kind.short_name(),
+                    name: name.clone(),
+                    version: super::wire::version_text(rejection.version),
+                    message: rejection.message.clone(),
+                })
         });
         all.collect()
     }
 
-    /// What the client was sent and has, or is about to have.
-    pub fn inventory(&self) -> Vec<Item> {
+    /// The resources that were sent to the client and that it has or is about to have.
+    pub fn inventory(&self) -> Vec<SentResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
-            self.get(kind).forms().map(move |(resource, acked)| Item { kind, resource: resource.clone(), acked })
+            self.get(kind)
+                .forms()
+                .map(move |(resource, acked)| SentResource {
+                    kind,
+                    resource: resource.clone(),
+                    acked,
+                })
         });
         all.collect()
     }
 
-    /// How far the client is with each type, in the order of [`ResourceType::ALL`].
+    /// The progress of the client with each type, in the order of [`ResourceType::ALL`].
     pub fn progress(&self) -> [Progress; 4] {
         ResourceType::ALL.map(|kind| {
             let state = self.get(kind);
-            let behind = matches!(kind, ResourceType::Listener | ResourceType::Route) && self.waiting;
+            let behind =
+                matches!(kind, ResourceType::Listener | ResourceType::Route) && self.waiting;
             if kind == ResourceType::Cluster && self.awaits_clusters() && self.asks_for_routes() {
                 Progress::Stale
             } else if !state.subscribed {
                 Progress::None
             } else if state.pending.is_some() || behind || self.target.is_none() {
                 Progress::Stale
-            } else if state.refused().is_empty() {
+            } else if state.rejected().is_empty() {
                 Progress::Synced
             } else {
-                Progress::Refused
+                Progress::Rejected
             }
         })
     }
 
-    /// Why the client counts as lagging at this time; `None` where it does not.
+    /// Why the client is lagging at this time; `None` if it is not.
     pub fn lag(&self, now: Instant) -> Option<String> {
-        let late = self.waits().filter(|(since, _)| *since + self.settings.ack_timeout <= now);
-        late.min_by_key(|(since, _)| *since).map(|(_, reason)| reason)
+        let late = self
+            .waits()
+            .filter(|(since, _)| *since + self.settings.ack_timeout <= now);
+        late.min_by_key(|(since, _)| *since)
+            .map(|(_, reason)| reason)
     }
 
-    /// Whether the client asked for this type.
+    /// Whether the client subscribed to this type.
     pub fn asked_for(&self, kind: ResourceType) -> bool {
         self.get(kind).subscribed
     }
@@ -496,17 +564,33 @@ impl Stream {
             let pending = self.get(kind).pending.as_ref()?;
             Some((
                 pending.since,
-                format!("no answer to the {} response with nonce {}", kind.short_name(), pending.nonce),
+                format!(
+                    "no answer to the {} response with nonce {}",
+                    kind.short_name(),
+                    pending.nonce
+                ),
             ))
         });
         let endpoints = self.cold_since.and_then(|since| {
             let asked = |name: &&Arc<str>| self.get(ResourceType::Endpoints).wants(name);
-            let name = self.cold.iter().find(|name| !asked(name) && self.fit(name) == Fit::Making)?;
-            Some((since, format!("no request for the endpoints of cluster {name}")))
+            let name = self
+                .cold
+                .iter()
+                .find(|name| !asked(name) && self.fit(name) == Fit::Making)?;
+            Some((
+                since,
+                format!("no request for the endpoints of cluster {name}"),
+            ))
         });
-        let clusters = self.since.filter(|_| self.awaits_clusters() && self.asks_for_routes());
-        let clusters =
-            clusters.map(|since| (since, "no request for clusters: one that the client has warms".to_owned()));
+        let clusters = self
+            .since
+            .filter(|_| self.awaits_clusters() && self.asks_for_routes());
+        let clusters = clusters.map(|since| {
+            (
+                since,
+                "no request for clusters: one that the client has warms".to_owned(),
+            )
+        });
         answers.chain(endpoints).chain(clusters)
     }
 
@@ -531,13 +615,17 @@ impl Stream {
 
     /// Whether no more time has passed since the client was here.
     fn is_within(&self, time: Duration) -> bool {
-        self.since.zip(self.now).is_none_or(|(since, now)| now < since + time)
+        self.since
+            .zip(self.now)
+            .is_none_or(|(since, now)| now < since + time)
     }
 
     /// Keeps the clusters that a client came back with and that are not to be, with endpoints: its old routes may lead
     /// there. The same for those that lost all their endpoints meanwhile, where it waits for some.
     fn keep_what_it_came_with(&mut self) {
-        let Some(target) = self.target.clone() else { return };
+        let Some(target) = self.target.clone() else {
+            return;
+        };
         if !std::mem::take(&mut self.came_with) || !self.settings.gated {
             return;
         }
@@ -546,18 +634,28 @@ impl Stream {
         if !clusters.wildcard && !paused {
             return;
         }
-        let led_to: BTreeSet<Arc<str>> = self.led_to().unwrap_or_default().into_iter().map(Arc::from).collect();
+        let led_to: BTreeSet<Arc<str>> = self
+            .led_to()
+            .unwrap_or_default()
+            .into_iter()
+            .map(Arc::from)
+            .collect();
         let mut names = std::mem::take(&mut self.served_before);
         for name in &names {
             let known = target.get(ResourceType::Cluster).contains_key(name);
             let endpoints = target.get(ResourceType::Endpoints).get(name);
-            if known && (led_to.contains(name) || endpoints.is_none_or(|endpoints| endpoints.has_endpoints())) {
+            if known
+                && (led_to.contains(name)
+                    || endpoints.is_none_or(|endpoints| endpoints.has_endpoints()))
+            {
                 continue;
             }
             if !known && self.stand_ins.len() >= MAX_STAND_INS {
                 continue;
             }
-            let Some((cluster, endpoints)) = target.stand_in(name) else { continue };
+            let Some((cluster, endpoints)) = target.fallback(name) else {
+                continue;
+            };
             if known {
                 if endpoints.has_endpoints() {
                     self.fallback.insert(name.clone(), endpoints);
@@ -565,10 +663,18 @@ impl Stream {
             } else if self.variant == Variant::Sotw {
                 // What is not sent is gone.
                 self.stand_ins.insert(name.clone(), cluster.version);
-                let kept = Kept { cluster: Some(cluster), endpoints: Some(endpoints), phase: Phase::InUse };
+                let kept = Kept {
+                    cluster: Some(cluster),
+                    endpoints: Some(endpoints),
+                    phase: Phase::InUse,
+                };
                 self.kept.entry(name.clone()).or_insert(kept);
             } else if paused {
-                let kept = Kept { cluster: None, endpoints: Some(endpoints), phase: Phase::InUse };
+                let kept = Kept {
+                    cluster: None,
+                    endpoints: Some(endpoints),
+                    phase: Phase::InUse,
+                };
                 self.kept.entry(name.clone()).or_insert(kept);
             }
         }
@@ -591,7 +697,11 @@ impl Stream {
         let users = [listeners, routes];
         // It may be about to ask for the other.
         let asked = users.iter().all(|state| state.subscribed) || !self.is_early();
-        let known = || users.iter().all(|state| !state.subscribed || state.knows_all());
+        let known = || {
+            users
+                .iter()
+                .all(|state| !state.subscribed || state.knows_all())
+        };
         self.routes_known || !self.returning || (self.started && asked && known())
     }
 
@@ -603,16 +713,27 @@ impl Stream {
         let target = self.target.as_ref()?;
         let [clusters, _, listeners, routes] = &self.types;
         let comes = |state: &Subscription, kind| {
-            if state.subscribed { state.expects(target.get(kind)) } else { self.is_early() }
+            if state.subscribed {
+                state.expects(target.get(kind))
+            } else {
+                self.is_early()
+            }
         };
-        let will_be_known =
-            self.waiting || comes(listeners, ResourceType::Listener) || comes(routes, ResourceType::Route);
+        let will_be_known = self.waiting
+            || comes(listeners, ResourceType::Listener)
+            || comes(routes, ResourceType::Route);
         let takes_all = clusters.wildcard || self.awaits_clusters();
         if !self.settings.gated || !takes_all || self.knows_routes() || !will_be_known {
             return None;
         }
-        let all = [ResourceType::Listener, ResourceType::Route].into_iter().flat_map(|kind| target.get(kind).values());
-        Some(all.flat_map(|one| one.clusters()).map(|name| &**name).collect())
+        let all = [ResourceType::Listener, ResourceType::Route]
+            .into_iter()
+            .flat_map(|kind| target.get(kind).values());
+        Some(
+            all.flat_map(|one| one.clusters())
+                .map(|name| &**name)
+                .collect(),
+        )
     }
 
     fn get(&self, kind: ResourceType) -> &Subscription {
@@ -636,17 +757,32 @@ impl Stream {
     }
 
     fn room(&self, kind: ResourceType) -> Room {
-        let others = ResourceType::ALL.into_iter().filter(|other| *other != kind).map(|other| self.get(other).size());
-        let (names, bytes) = others.fold((0, 0), |(names, bytes), one| (names + one.0, bytes + one.1));
+        let others = ResourceType::ALL
+            .into_iter()
+            .filter(|other| *other != kind)
+            .map(|other| self.get(other).size());
+        let (names, bytes) =
+            others.fold((0, 0), |(names, bytes), one| (names + one.0, bytes + one.1));
         let limit = self.settings.max_names;
-        Room { names: limit.saturating_sub(names), bytes: (limit * BYTES_PER_NAME).saturating_sub(bytes) }
+        Room {
+            names: limit.saturating_sub(names),
+            bytes: (limit * BYTES_PER_NAME).saturating_sub(bytes),
+        }
     }
 
     /// What the client made this stream hold that no other shares, in bytes.
     pub fn held_bytes(&self) -> usize {
-        let names = self.cold.iter().chain(self.stand_ins.keys()).chain(self.kept.keys());
+        let names = self
+            .cold
+            .iter()
+            .chain(self.stand_ins.keys())
+            .chain(self.kept.keys());
         let own: usize = names.map(|name| subscription::name_bytes(name)).sum();
-        own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
+        own + self
+            .types
+            .iter()
+            .map(Subscription::held_bytes)
+            .sum::<usize>()
     }
 
     /// Clusters were taken: from here on they warm until their endpoints come.
@@ -658,7 +794,10 @@ impl Stream {
                 self.stand_ins.remove(name);
                 continue;
             };
-            let stood_in = self.stand_ins.get(name).is_some_and(|version| *version != resource.version);
+            let stood_in = self
+                .stand_ins
+                .get(name)
+                .is_some_and(|version| *version != resource.version);
             if stood_in {
                 self.stand_ins.remove(name);
             }
@@ -674,7 +813,11 @@ impl Stream {
     /// The client has taken the clusters that are in flight, and waits for endpoints of some.
     fn clusters_taken(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
-        for change in clusters.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
+        for change in clusters
+            .pending
+            .iter_mut()
+            .flat_map(|pending| &mut pending.changes)
+        {
             if !std::mem::replace(&mut change.taken, true) {
                 endpoints.send_again(&change.name);
             }
@@ -691,10 +834,16 @@ impl Stream {
     }
 
     fn endpoints_acked(&mut self, changes: Vec<Change>) {
-        for change in changes.iter().filter(|change| change.warms && change.resource.is_some()) {
+        for change in changes
+            .iter()
+            .filter(|change| change.warms && change.resource.is_some())
+        {
             if self.get(ResourceType::Cluster).has(&change.name) {
                 self.cold.remove(&change.name);
-            } else if let Some(cluster) = self.state(ResourceType::Cluster).in_flight_mut(&change.name) {
+            } else if let Some(cluster) = self
+                .state(ResourceType::Cluster)
+                .in_flight_mut(&change.name)
+            {
                 cluster.warms = true;
             }
         }
@@ -702,7 +851,10 @@ impl Stream {
 
     /// The endpoints that the client is to have for a cluster.
     fn endpoints(&self, cluster: &str) -> Option<&Arc<Resource>> {
-        let wanted = self.target.as_ref().and_then(|target| target.get(ResourceType::Endpoints).get(cluster));
+        let wanted = self
+            .target
+            .as_ref()
+            .and_then(|target| target.get(ResourceType::Endpoints).get(cluster));
         wanted.or_else(|| self.kept.get(cluster)?.endpoints.as_ref())
     }
 
@@ -713,7 +865,8 @@ impl Stream {
     /// Whether the client refused the endpoints of a cluster and has no others.
     fn has_none(&self, cluster: &str) -> bool {
         let endpoints = self.get(ResourceType::Endpoints);
-        self.endpoints(cluster).is_some_and(|one| endpoints.refuses(one) && !endpoints.has_good(cluster))
+        self.endpoints(cluster)
+            .is_some_and(|one| endpoints.refuses(one) && !endpoints.has_good(cluster))
     }
 
     fn is_warming(&self) -> bool {
@@ -725,7 +878,11 @@ impl Stream {
         match self.fit_now(cluster) {
             // Nothing is known of the routes that such a client has, and whoever writes a route before its subset may be
             // about to write that.
-            Fit::Missing if self.returning && !self.knows_routes() && self.is_within(DEFINED_WITHIN) => Fit::Making,
+            Fit::Missing
+                if self.returning && !self.knows_routes() && self.is_within(DEFINED_WITHIN) =>
+            {
+                Fit::Making
+            }
             fit => fit,
         }
     }
@@ -733,12 +890,21 @@ impl Stream {
     fn fit_now(&self, cluster: &str) -> Fit {
         let clusters = self.get(ResourceType::Cluster);
         // A client that names its clusters, or has other ways of getting them, takes what its routes lead to by itself.
-        let by_itself = if clusters.subscribed { !clusters.wildcard } else { !self.asked_for(ResourceType::Endpoints) };
+        let by_itself = if clusters.subscribed {
+            !clusters.wildcard
+        } else {
+            !self.asked_for(ResourceType::Endpoints)
+        };
         if by_itself || !self.settings.gated {
             return Fit::Ready;
         }
-        let wanted = self.target.as_ref().and_then(|target| target.get(ResourceType::Cluster).get(cluster));
-        let leaves = clusters.in_flight(cluster).is_some_and(|change| change.resource.is_none());
+        let wanted = self
+            .target
+            .as_ref()
+            .and_then(|target| target.get(ResourceType::Cluster).get(cluster));
+        let leaves = clusters
+            .in_flight(cluster)
+            .is_some_and(|change| change.resource.is_none());
         // Whether one that another stands in for takes requests is not known.
         if !clusters.has(cluster) || leaves || self.stand_ins.contains_key(cluster) {
             return match wanted {
@@ -746,7 +912,10 @@ impl Stream {
                 _ => Fit::Missing,
             };
         }
-        let stays = self.kept.get(cluster).is_some_and(|kept| kept.phase != Phase::Leaving);
+        let stays = self
+            .kept
+            .get(cluster)
+            .is_some_and(|kept| kept.phase != Phase::Leaving);
         if wanted.is_none() && !stays {
             return Fit::Missing;
         }
@@ -754,14 +923,17 @@ impl Stream {
             return Fit::Missing;
         }
         let [_, endpoints, ..] = &self.types;
-        let asks = endpoints.subscribed || self.clusters_alone || (self.returning && self.is_early());
+        let asks =
+            endpoints.subscribed || self.clusters_alone || (self.returning && self.is_early());
         let warms = self.cold.contains(cluster) && asks && self.needs_endpoints(cluster);
         if warms { Fit::Making } else { Fit::Ready }
     }
 
     /// Gives the client those listeners and virtual hosts of which all clusters are made.
     fn switch(&mut self) {
-        let Some(target) = self.target.clone() else { return };
+        let Some(target) = self.target.clone() else {
+            return;
+        };
         // A client's first listeners and routes come only when it has its first clusters.
         if !self.started && self.awaits_clusters() {
             self.waiting = self.asks_for_routes();
@@ -770,7 +942,10 @@ impl Stream {
         if !self.started {
             let led_to = self.led_to();
             let needed = |name: &str| led_to.as_ref().is_none_or(|led_to| led_to.contains(name));
-            let mut clusters = target.get(ResourceType::Cluster).keys().filter(|name| needed(name));
+            let mut clusters = target
+                .get(ResourceType::Cluster)
+                .keys()
+                .filter(|name| needed(name));
             self.waiting = clusters.any(|name| self.fit(name) == Fit::Making);
             self.started = self.asks_for_routes() && !self.waiting;
         }
@@ -793,7 +968,8 @@ impl Stream {
             };
             self.waiting |= chosen.waiting && self.get(kind).subscribed;
             let live = chosen.resources.unwrap_or_else(|| wanted.clone());
-            let ([listeners, routes], [held_listeners, held_routes]) = (&mut self.live, &mut self.held);
+            let ([listeners, routes], [held_listeners, held_routes]) =
+                (&mut self.live, &mut self.held);
             match kind {
                 ResourceType::Listener => (*listeners, *held_listeners) = (live, chosen.held),
                 _ => (*routes, *held_routes) = (live, chosen.held),
@@ -803,10 +979,21 @@ impl Stream {
 
     /// Lets clusters go that nothing leads to any more and whose grace is over.
     fn let_go(&mut self, now: Instant) {
-        let strangers: Vec<_> = self.get(ResourceType::Cluster).strangers().cloned().collect();
+        let strangers: Vec<_> = self
+            .get(ResourceType::Cluster)
+            .strangers()
+            .cloned()
+            .collect();
         if let Some(target) = &self.target {
-            for name in strangers.into_iter().filter(|name| !target.get(ResourceType::Cluster).contains_key(name)) {
-                self.kept.entry(name).or_insert(Kept { cluster: None, endpoints: None, phase: Phase::InUse });
+            for name in strangers
+                .into_iter()
+                .filter(|name| !target.get(ResourceType::Cluster).contains_key(name))
+            {
+                self.kept.entry(name).or_insert(Kept {
+                    cluster: None,
+                    endpoints: None,
+                    phase: Phase::InUse,
+                });
             }
         }
         if self.kept.is_empty() {
@@ -816,17 +1003,32 @@ impl Stream {
         let users = [listeners, routes];
         // Not for good before both were asked for: a client that comes back asks for one after the other.
         let known = self.knows_routes();
-        self.routes_known = known && (!self.returning || users.iter().all(|state| state.subscribed));
+        self.routes_known =
+            known && (!self.returning || users.iter().all(|state| state.subscribed));
         let mut used: BTreeSet<&str> = BTreeSet::new();
-        for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed) {
-            let coming = live.values().filter(|one| state.wants(&one.name) && !state.refuses(one));
+        for (state, live) in users
+            .into_iter()
+            .zip(&self.live)
+            .filter(|(state, _)| state.subscribed)
+        {
+            let coming = live
+                .values()
+                .filter(|one| state.wants(&one.name) && !state.refuses(one));
             for resource in state.in_use().chain(coming) {
-                used.extend(self.kept.keys().map(|name| &**name).filter(|name| resource.leads_to(name)));
+                used.extend(
+                    self.kept
+                        .keys()
+                        .map(|name| &**name)
+                        .filter(|name| resource.leads_to(name)),
+                );
             }
         }
         let mut over = Vec::new();
         for (name, kept) in &self.kept {
-            let told = !clusters.has(name) || clusters.in_flight(name).is_some_and(|change| change.resource.is_none());
+            let told = !clusters.has(name)
+                || clusters
+                    .in_flight(name)
+                    .is_some_and(|change| change.resource.is_none());
             let phase = match kept.phase {
                 Phase::Leaving if told => Phase::Leaving,
                 _ if !known || used.contains(&**name) => Phase::InUse,
@@ -852,13 +1054,26 @@ impl Stream {
         Some(match kind {
             ResourceType::Cluster => {
                 let staying = kept.filter(|(_, kept)| kept.phase != Phase::Leaving);
-                let kept = staying.map(|(name, kept)| (name.clone(), kept.cluster.clone())).collect();
-                View { base: target.clone(), target, kept }
+                let kept = staying
+                    .map(|(name, kept)| (name.clone(), kept.cluster.clone()))
+                    .collect();
+                View {
+                    base: target.clone(),
+                    target,
+                    kept,
+                }
             }
             ResourceType::Endpoints => {
-                let fallback = self.fallback.iter().map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
+                let fallback = self
+                    .fallback
+                    .iter()
+                    .map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
                 let kept = kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone()));
-                View { base: target.clone(), target, kept: kept.chain(fallback).collect() }
+                View {
+                    base: target.clone(),
+                    target,
+                    kept: kept.chain(fallback).collect(),
+                }
             }
             ResourceType::Listener if self.started => given(listeners, &target),
             ResourceType::Route if self.started => given(routes, &target),
@@ -873,7 +1088,9 @@ impl Stream {
             ResourceType::Cluster => clusters.compare(&view, Some(&plain)),
             // Of a client that does not ask for clusters it is unknown which of them wait for endpoints.
             ResourceType::Endpoints if !clusters.subscribed => endpoints.compare(&view, None),
-            ResourceType::Endpoints => endpoints.compare(&view, Some(&|one| version_for(clusters, one))),
+            ResourceType::Endpoints => {
+                endpoints.compare(&view, Some(&|one| version_for(clusters, one)));
+            }
             ResourceType::Listener => listeners.compare(&view, Some(&plain)),
             ResourceType::Route => routes.compare(&view, Some(&plain)),
         }
@@ -888,13 +1105,19 @@ impl Stream {
         let nonce = (self.nonce + 1).to_string();
         let (variant, early) = (self.variant, self.is_early());
         let led_to: Option<BTreeSet<Arc<str>>> = match kind {
-            ResourceType::Endpoints => self.led_to().map(|names| names.into_iter().map(Arc::from).collect()),
+            ResourceType::Endpoints => self
+                .led_to()
+                .map(|names| names.into_iter().map(Arc::from).collect()),
             _ => None,
         };
         let [clusters, endpoints, listeners, routes] = &mut self.types;
         // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
         let stand_ins = &self.stand_ins;
-        let coming = |name: &str| clusters.in_flight(name).filter(|change| change.resource.is_some());
+        let coming = |name: &str| {
+            clusters
+                .in_flight(name)
+                .filter(|change| change.resource.is_some())
+        };
         let changes = |change: &Change| !is_new(change, stand_ins);
         let untaken: &dyn Fn(&str) -> bool =
             &|name| coming(name).is_some_and(|change| !changes(change) && !change.taken);
@@ -907,7 +1130,9 @@ impl Stream {
         let users = [(&*listeners, live_listeners), (&*routes, live_routes)];
         let left: &dyn Fn(&str) -> bool = &|name| {
             users.iter().any(|(state, live)| {
-                let old = state.in_use().filter(|old| state.wants(&old.name) && old.leads_to(name));
+                let old = state
+                    .in_use()
+                    .filter(|old| state.wants(&old.name) && old.leads_to(name));
                 old.into_iter().any(|old| {
                     let new = live.get(&old.name).filter(|new| !state.refuses(new));
                     new.is_some_and(|new| hold::leaves(old, new, name))
@@ -933,9 +1158,12 @@ impl Stream {
             };
             goes && served(name, has)
         };
-        let not_yet: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|name, form, has| match form {
+        let not_yet: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|name, form, has| match form
+        {
             // A client that waits for endpoints is given those that can take requests at once.
-            Some(form) if paused => gated && early && !form.has_endpoints() && unknown(name, form, has),
+            Some(form) if paused => {
+                gated && early && !form.has_endpoints() && unknown(name, form, has)
+            }
             Some(form) => untaken(name) || (gated && (unknown(name, form, has) || left(name))),
             None => gated && paused && has && early && led_to.is_some(),
         };
@@ -943,7 +1171,7 @@ impl Stream {
         let never: &dyn Fn(&str) -> bool = &|_| false;
         let nothing: &dyn Fn(&str) -> Option<Arc<Resource>> = &|_| None;
         let meanwhile: &dyn Fn(&str) -> Option<Arc<Resource>> = &|name| {
-            let (_, endpoints) = target.stand_in(name)?;
+            let (_, endpoints) = target.fallback(name)?;
             (gated && endpoints.has_endpoints()).then_some(endpoints)
         };
         let turn = Turn {
@@ -962,7 +1190,14 @@ impl Stream {
                 let tell_missing = gated && paused;
                 endpoints.respond(
                     kind,
-                    &Turn { defer: not_yet, in_change, meanwhile, version_of: for_cluster, tell_missing, ..turn },
+                    &Turn {
+                        defer: not_yet,
+                        in_change,
+                        meanwhile,
+                        version_of: for_cluster,
+                        tell_missing,
+                        ..turn
+                    },
                 )
             }
             ResourceType::Cluster => clusters.respond(kind, &turn),
@@ -978,15 +1213,25 @@ impl Stream {
             }
             _ => {}
         }
-        Some(Response { kind, frame, resources })
+        Some(Response {
+            kind,
+            frame,
+            resources,
+        })
     }
 
     /// Of endpoints just sent: whether the client has the cluster, so that they end its warming.
     fn mark_warming(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
-        for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
+        for change in endpoints
+            .pending
+            .iter_mut()
+            .flat_map(|pending| &mut pending.changes)
+        {
             let coming = clusters.in_flight(&change.name);
-            let (taken, leaves) = coming.map_or((false, false), |cluster| (cluster.taken, cluster.resource.is_none()));
+            let (taken, leaves) = coming.map_or((false, false), |cluster| {
+                (cluster.taken, cluster.resource.is_none())
+            });
             // One that asks for no clusters has those that it asks for the endpoints of.
             change.warms = (clusters.has(&change.name) && !leaves) || taken || !clusters.subscribed;
         }
@@ -1005,8 +1250,15 @@ impl Stream {
     /// Of clusters just dropped: endpoints that are under way are not for one of the same name that may come later.
     fn mark_leaving(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
-        for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
-            if clusters.in_flight(&change.name).is_some_and(|cluster| cluster.resource.is_none()) {
+        for change in endpoints
+            .pending
+            .iter_mut()
+            .flat_map(|pending| &mut pending.changes)
+        {
+            if clusters
+                .in_flight(&change.name)
+                .is_some_and(|cluster| cluster.resource.is_none())
+            {
                 change.warms = false;
             }
         }
@@ -1026,7 +1278,9 @@ fn plain(resource: &Resource) -> u64 {
 /// a changed cluster and before it got the endpoints again would otherwise come back with the version that there is,
 /// get nothing, and warm for ever.
 fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
-    let cluster = clusters.form(&endpoints.name).map_or(0, |cluster| cluster.version);
+    let cluster = clusters
+        .form(&endpoints.name)
+        .map_or(0, |cluster| cluster.version);
     endpoints.version ^ cluster.rotate_left(32)
 }
 
@@ -1037,11 +1291,19 @@ fn given(live: &Resources, target: &Resources) -> View {
         let waits = target.keys().filter(|name| !live.contains_key(name));
         kept.extend(waits.map(|name| (name.clone(), None)));
     }
-    View { base: live.clone(), target: target.clone(), kept }
+    View {
+        base: live.clone(),
+        target: target.clone(),
+        kept,
+    }
 }
 
 fn names(request: &Request) -> Vec<Arc<str>> {
-    request.initial_versions.keys().map(|name| name.as_str().into()).collect()
+    request
+        .initial_versions
+        .keys()
+        .map(|name| name.as_str().into())
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Responses put together from encoded resources: every resource's bytes are shared, none is encoded again.
+//! Assembles responses from encoded resources; the bytes are shared and never encoded again.
 //!
-//! A response is written out piece by piece, as fast as its client reads, so that it takes next to no memory while it
-//! waits, however long it is and however many clients it goes to.
+//! A response is written in chunks as fast as its client reads, so a waiting response takes almost no memory,
+//! regardless of its size and the number of clients.
 
 use std::sync::Arc;
 
@@ -10,41 +10,53 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 
 use crate::snapshot::{Pieces, Resource, ResourceType};
 
-/// How much of a response is written out in one go, in bytes: the most that HTTP/2 puts into one frame unless the
-/// client allows more (RFC 9113, `SETTINGS_MAX_FRAME_SIZE`).
+/// The chunk size in bytes: the default maximum frame size of HTTP/2 (RFC 9113, `SETTINGS_MAX_FRAME_SIZE`).
 const CHUNK: usize = 16_384;
 
-/// The text form of a version.
+/// A version as a string.
 pub fn version_text(version: u64) -> String {
     format!("{version:016x}")
 }
 
-/// A response of either variant, not yet written out.
+/// A response of either variant that has not been written yet.
 #[derive(Clone, Debug)]
 pub struct Frame {
     kind: ResourceType,
     delta: bool,
-    /// All fields but the resources.
+    /// All fields except the resources.
     head: Bytes,
-    /// Each with the version to tell.
+    /// The resources with the versions to report.
     resources: Vec<(Arc<Resource>, u64)>,
     len: usize,
 }
 
 impl Frame {
     /// A `DiscoveryResponse` (fields: version_info 1, resources 2, type_url 4, nonce 5).
-    pub fn sotw(kind: ResourceType, version: u64, nonce: &str, resources: Vec<Arc<Resource>>) -> Self {
+    pub fn sotw(
+        kind: ResourceType,
+        version: u64,
+        nonce: &str,
+        resources: Vec<Arc<Resource>>,
+    ) -> Self {
         let mut head = BytesMut::new();
         put_text(&mut head, 1, &version_text(version));
         put_text(&mut head, 4, kind.type_url());
         put_text(&mut head, 5, nonce);
-        let resources = resources.into_iter().map(|one| (one, 0)).collect();
+        let resources = resources
+            .into_iter()
+            .map(|resource| (resource, 0))
+            .collect();
         Self::new(kind, false, head.freeze(), resources)
     }
 
-    /// A `DeltaDiscoveryResponse` (fields: resources 2, type_url 4, nonce 5, removed_resources 6); its `Resource` has the
-    /// fields version 1, resource 2, name 3. Each resource comes with the version to tell.
-    pub fn delta(kind: ResourceType, nonce: &str, resources: Vec<(Arc<Resource>, u64)>, removed: &[Arc<str>]) -> Self {
+    /// A `DeltaDiscoveryResponse` (fields: resources 2, type_url 4, nonce 5, removed_resources 6); its `Resource` has
+    /// the fields version 1, resource 2, name 3. Each resource has the version to report.
+    pub fn delta(
+        kind: ResourceType,
+        nonce: &str,
+        resources: Vec<(Arc<Resource>, u64)>,
+        removed: &[Arc<str>],
+    ) -> Self {
         let mut head = BytesMut::new();
         put_text(&mut head, 4, kind.type_url());
         put_text(&mut head, 5, nonce);
@@ -54,9 +66,23 @@ impl Frame {
         Self::new(kind, true, head.freeze(), resources)
     }
 
-    fn new(kind: ResourceType, delta: bool, head: Bytes, resources: Vec<(Arc<Resource>, u64)>) -> Self {
-        let mut this = Self { kind, delta, head, resources, len: 0 };
-        let fields = this.resources.iter().map(|(one, version)| this.field_len(one, *version));
+    fn new(
+        kind: ResourceType,
+        delta: bool,
+        head: Bytes,
+        resources: Vec<(Arc<Resource>, u64)>,
+    ) -> Self {
+        let mut this = Self {
+            kind,
+            delta,
+            head,
+            resources,
+            len: 0,
+        };
+        let fields = this
+            .resources
+            .iter()
+            .map(|(resource, version)| this.field_len(resource, *version));
         this.len = this.head.len() + fields.map(|len| length_len(2, len) + len).sum::<usize>();
         this
     }
@@ -76,16 +102,22 @@ impl Frame {
         self.len == 0
     }
 
-    /// The message in pieces, with `prefix` before it.
+    /// The message in chunks, preceded by `prefix`.
     pub fn chunks(self, prefix: &[u8]) -> Chunks {
         let left = prefix.len() + self.len;
         let mut rest = BytesMut::with_capacity(prefix.len() + self.head.len());
         rest.put_slice(prefix);
         rest.put_slice(&self.head);
-        Chunks { rest: rest.freeze(), frame: self, resource: 0, pieces: None, left }
+        Chunks {
+            rest: rest.freeze(),
+            frame: self,
+            resource: 0,
+            pieces: None,
+            left,
+        }
     }
 
-    /// The message in one piece.
+    /// The message as one buffer.
     pub fn bytes(&self) -> Vec<u8> {
         self.clone().chunks(&[]).flatten().collect()
     }
@@ -99,7 +131,7 @@ impl Frame {
         text_len(1, &version_text(version)) + text_len(3, &resource.name) + length_len(2, any) + any
     }
 
-    /// What stands before a resource's own bytes.
+    /// The bytes before a resource's body.
     fn start(&self, resource: &Resource, version: u64) -> Bytes {
         let mut out = BytesMut::with_capacity(160);
         put_length(&mut out, 2, self.field_len(resource, version));
@@ -114,17 +146,17 @@ impl Frame {
     }
 }
 
-/// The pieces of a [`Frame`]: those of its resources that are long are shared, the others are put together.
+/// The chunks of a [`Frame`]: long parts are shared, short ones are copied together.
 #[derive(Debug)]
 pub struct Chunks {
     frame: Frame,
-    /// The resource whose turn it is.
+    /// The current resource.
     resource: usize,
     /// The pieces of its body that are left; `None` before what stands before it.
     pieces: Option<Pieces>,
-    /// What is left of the part before.
+    /// The rest of the previous part.
     rest: Bytes,
-    /// The bytes that are left in all.
+    /// The number of bytes left.
     left: usize,
 }
 
@@ -207,7 +239,11 @@ mod tests {
         let mut table = RouteTable::new(Bytes::new());
         for (n, body) in bodies.iter().enumerate() {
             let domain = String::from_utf8(vec![b'a'; body.len()]).unwrap();
-            let host = route::VirtualHost { name: n.to_string(), domains: vec![domain], ..Default::default() };
+            let host = route::VirtualHost {
+                name: n.to_string(),
+                domains: vec![domain],
+                ..Default::default()
+            };
             let host = Arc::new(EncodedVirtualHost::new(host, Arc::default()));
             table.set(&host.name.clone(), Some(host));
         }
@@ -227,22 +263,41 @@ mod tests {
         let frame = Frame::sotw(ResourceType::Cluster, 7, "n1", resources());
         assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
-        assert_eq!((decoded.version_info.as_str(), decoded.nonce.as_str()), ("0000000000000007", "n1"));
+        assert_eq!(
+            (decoded.version_info.as_str(), decoded.nonce.as_str()),
+            ("0000000000000007", "n1")
+        );
         assert_eq!(decoded.type_url, ResourceType::Cluster.type_url());
-        let bodies: Vec<_> = decoded.resources.iter().map(|any| (any.type_url.as_str(), any.value.clone())).collect();
-        let wanted: Vec<_> = resources().iter().map(|one| (ResourceType::Cluster.type_url(), one.bytes())).collect();
+        let bodies: Vec<_> = decoded
+            .resources
+            .iter()
+            .map(|any| (any.type_url.as_str(), any.value.clone()))
+            .collect();
+        let wanted: Vec<_> = resources()
+            .iter()
+            .map(|resource| (ResourceType::Cluster.type_url(), resource.bytes()))
+            .collect();
         assert_eq!(bodies, wanted);
     }
 
     #[test]
     fn a_delta_response_put_together_decodes_as_one_that_was_encoded() {
-        let versions: Vec<_> = resources().into_iter().map(|one| (one.clone(), one.version)).collect();
+        let versions: Vec<_> = resources()
+            .into_iter()
+            .map(|resource| (resource.clone(), resource.version))
+            .collect();
         let frame = Frame::delta(ResourceType::Route, "n2", versions, &["gone".into()]);
         assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DeltaDiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
-        assert_eq!((decoded.nonce.as_str(), decoded.removed_resources.as_slice()), ("n2", &["gone".to_owned()][..]));
+        assert_eq!(
+            (decoded.nonce.as_str(), decoded.removed_resources.as_slice()),
+            ("n2", &["gone".to_owned()][..])
+        );
         for (got, made) in decoded.resources.iter().zip(resources()) {
-            assert_eq!((&*got.name, &*got.version), (&*made.name, &*version_text(made.version)));
+            assert_eq!(
+                (&*got.name, &*got.version),
+                (&*made.name, &*version_text(made.version))
+            );
             assert_eq!(got.resource.as_ref().unwrap().value, made.bytes());
         }
         assert_eq!(decoded.resources.len(), 3);
@@ -252,19 +307,32 @@ mod tests {
     fn pieces_are_shared_where_they_are_long_and_put_together_where_they_are_short() {
         let long = Bytes::from(vec![1; CHUNK]);
         let short: Vec<Vec<u8>> = (0..100).map(|_| vec![2; 600]).collect();
-        let all = vec![Resource::new("long", long.clone(), Arc::default()), table("short", &short)];
-        let pieces: Vec<_> = Frame::sotw(ResourceType::Route, 1, "n", all).chunks(b"12345").collect();
-        assert_eq!(pieces.first().map(|one| &one[..5]), Some(&b"12345"[..]));
-        assert!(pieces.iter().rev().skip(1).all(|one| one.len() == CHUNK || one.len() < 300), "{pieces:?}");
+        let all = vec![
+            Resource::new("long", long.clone(), Arc::default()),
+            table("short", &short),
+        ];
+        let pieces: Vec<_> = Frame::sotw(ResourceType::Route, 1, "n", all)
+            .chunks(b"12345")
+            .collect();
+        assert_eq!(pieces.first().map(|item| &item[..5]), Some(&b"12345"[..]));
+        assert!(
+            pieces
+                .iter()
+                .rev()
+                .skip(1)
+                .all(|piece| piece.len() == CHUNK || piece.len() < 300),
+            "{pieces:?}"
+        );
         assert!(pieces.len() < 8, "{}", pieces.len());
     }
 
     #[test]
-    fn what_waits_to_be_sent_shares_a_long_part() {
+    fn waiting_responses_share_long_parts() {
         let long = Bytes::from(vec![1; CHUNK * 2]);
-        let one = Resource::new("long", long.clone(), Arc::default());
-        let mut pieces = Frame::sotw(ResourceType::Route, 1, "n", vec![one]).chunks(&[]);
-        let shared = pieces.find_map(|piece| (piece.as_ptr_range().end == long.as_ptr_range().end).then_some(()));
+        let item = Resource::new("long", long.clone(), Arc::default());
+        let mut pieces = Frame::sotw(ResourceType::Route, 1, "n", vec![item]).chunks(&[]);
+        let shared = pieces
+            .find_map(|piece| (piece.as_ptr_range().end == long.as_ptr_range().end).then_some(()));
         assert!(shared.is_some());
     }
 }

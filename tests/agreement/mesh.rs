@@ -5,17 +5,33 @@ use serde_json::{Value, json};
 /// What is asked.
 #[derive(Clone, Debug)]
 pub enum Asked {
-    Http { host: String, port: u16, path: &'static str, user: bool },
-    Tcp { host: String, port: u16 },
+    Http {
+        host: String,
+        port: u16,
+        path: &'static str,
+        user: bool,
+    },
+    Tcp {
+        host: String,
+        port: u16,
+    },
 }
 
 impl Asked {
     /// As `weir explain` takes it: method and URL, and headers.
     pub fn request(&self) -> (String, Vec<String>) {
         match self {
-            Asked::Http { host, port, path, user } => {
+            Asked::Http {
+                host,
+                port,
+                path,
+                user,
+            } => {
                 let headers = user.then(|| "x-user: alice".to_owned());
-                (format!("GET http://{host}:{port}{path}"), headers.into_iter().collect())
+                (
+                    format!("GET http://{host}:{port}{path}"),
+                    headers.into_iter().collect(),
+                )
             }
             Asked::Tcp { .. } => unreachable!("a connection is no request"),
         }
@@ -24,7 +40,12 @@ impl Asked {
     /// As it is sent.
     pub fn text(&self) -> String {
         match self {
-            Asked::Http { host, port, path, user } => {
+            Asked::Http {
+                host,
+                port,
+                path,
+                user,
+            } => {
                 let user = if *user { "x-user: alice\r\n" } else { "" };
                 format!("GET {path} HTTP/1.1\r\nhost: {host}:{port}\r\n{user}\r\n")
             }
@@ -43,8 +64,14 @@ pub struct Generated {
     tcp: u16,
 }
 
-const SERVICES: [(&str, &str); 6] =
-    [("shop", "s0"), ("shop", "s1"), ("shop", "s2"), ("shop", "s3"), ("pay", "p0"), ("pay", "p1")];
+const SERVICES: [(&str, &str); 6] = [
+    ("shop", "s0"),
+    ("shop", "s1"),
+    ("shop", "s2"),
+    ("shop", "s3"),
+    ("pay", "p0"),
+    ("pay", "p1"),
+];
 const VERSIONS: [&str; 3] = ["v1", "v2", "v3"];
 const PATHS: [&str; 5] = ["/", "/a", "/a/b?x=1", "/b/%2e%2e/a", "/c"];
 
@@ -66,13 +93,17 @@ impl Generated {
             make.add("v1", "Namespace", "", namespace, json!({}));
         }
         let client = json!({"metadata": {"name": "client-0", "namespace": "shop", "labels": {"app": "client"}}});
-        make.documents.push(merge(json!({"apiVersion": "v1", "kind": "Pod"}), client));
+        make.documents
+            .push(merge(json!({"apiVersion": "v1", "kind": "Pod"}), client));
         for (namespace, name) in SERVICES {
             make.service(namespace, name);
         }
         make.db();
         make.others();
-        for (namespace, name) in SERVICES.into_iter().chain([("shop", "db"), ("shop", "alias")]) {
+        for (namespace, name) in SERVICES
+            .into_iter()
+            .chain([("shop", "db"), ("shop", "alias")])
+        {
             make.rule(namespace, name);
         }
         for n in 0..10 {
@@ -80,30 +111,59 @@ impl Generated {
         }
         make.connections();
         let mode = if make.one_in(3) { "allow" } else { "hold" };
-        Self { mode, documents: make.documents, http: [first, second], tcp }
+        Self {
+            mode,
+            documents: make.documents,
+            http: [first, second],
+            tcp,
+        }
     }
 
     pub fn text(&self) -> String {
-        self.documents.iter().map(|document| format!("---\n{document}\n")).collect()
+        self.documents
+            .iter()
+            .map(|document| format!("---\n{document}\n"))
+            .collect()
     }
 
     /// The objects where `WEIR_SHOW` is set, to look at a contradiction.
     pub fn text_if_asked(&self) -> String {
-        if std::env::var_os("WEIR_SHOW").is_some() { self.text() } else { String::new() }
+        if std::env::var_os("WEIR_SHOW").is_some() {
+            self.text()
+        } else {
+            String::new()
+        }
     }
 
     /// Requests to every host by one of its names, on each port.
     pub fn questions(&self) -> Vec<Asked> {
         let names = SERVICES.map(|(namespace, name)| format!("{name}.{namespace}"));
-        let others =
-            ["s0", "s1", "alias", "alias2", "ext.example", "a.wild.example", "h0.example", "h1.example", "no.example"];
-        let mut asked = vec![Asked::Tcp { host: "db".to_owned(), port: self.tcp }];
+        let others = [
+            "s0",
+            "s1",
+            "alias",
+            "alias2",
+            "ext.example",
+            "a.wild.example",
+            "h0.example",
+            "h1.example",
+            "no.example",
+        ];
+        let mut asked = vec![Asked::Tcp {
+            host: "db".to_owned(),
+            port: self.tcp,
+        }];
         let hosts = names.into_iter().chain(others.map(str::to_owned));
         for (n, host) in hosts.enumerate() {
             for (m, port) in self.http.into_iter().enumerate() {
                 for (k, path) in PATHS.into_iter().enumerate() {
                     let user = (n + m + k) % 2 == 0;
-                    asked.push(Asked::Http { host: host.clone(), port, path, user });
+                    asked.push(Asked::Http {
+                        host: host.clone(),
+                        port,
+                        path,
+                        user,
+                    });
                 }
             }
         }
@@ -162,7 +222,13 @@ impl Make {
     fn istio(&mut self, kind: &str, namespace: &str, name: &str, more: Value) {
         let day = self.below(28) + 1;
         let age = json!({"metadata": {"creationTimestamp": format!("2024-01-{day:02}T00:00:00Z")}});
-        self.add("networking.istio.io/v1", kind, namespace, name, merge(age, more));
+        self.add(
+            "networking.istio.io/v1",
+            kind,
+            namespace,
+            name,
+            merge(age, more),
+        );
     }
 
     fn service(&mut self, namespace: &str, name: &str) {
@@ -183,10 +249,13 @@ impl Make {
     /// A Service, its pods of some of the versions, and their slice.
     fn service_with(&mut self, namespace: &str, name: &str, ports: &[(&str, u16)]) {
         let backend = self.backend;
-        let of_service: Vec<_> =
-            ports.iter().map(|(name, port)| json!({"name": name, "port": port, "targetPort": backend})).collect();
+        let of_service: Vec<_> = ports
+            .iter()
+            .map(|(name, port)| json!({"name": name, "port": port, "targetPort": backend}))
+            .collect();
         let ip = format!("10.96.0.{}", self.documents.len() % 250 + 1);
-        let mut spec = json!({"spec": {"clusterIP": ip, "selector": {"app": name}, "ports": of_service}});
+        let mut spec =
+            json!({"spec": {"clusterIP": ip, "selector": {"app": name}, "ports": of_service}});
         if self.one_in(10) {
             spec["metadata"]["annotations"]["networking.istio.io/exportTo"] = ".".into();
         }
@@ -206,23 +275,44 @@ impl Make {
             endpoints.push(json!({"addresses": [format!("127.0.{}.{}", n % 2 + 1, n + 1)], "conditions": conditions,
                 "targetRef": {"kind": "Pod", "name": pod, "namespace": namespace}}));
         }
-        let ports: Vec<_> =
-            ports.iter().map(|(name, _)| json!({"name": name, "port": backend, "protocol": "TCP"})).collect();
+        let ports: Vec<_> = ports
+            .iter()
+            .map(|(name, _)| json!({"name": name, "port": backend, "protocol": "TCP"}))
+            .collect();
         let slice = json!({"metadata": {"labels": {"kubernetes.io/service-name": name}}, "addressType": "IPv4",
             "endpoints": endpoints, "ports": ports});
-        self.add("discovery.k8s.io/v1", "EndpointSlice", namespace, &format!("{name}-1"), slice);
+        self.add(
+            "discovery.k8s.io/v1",
+            "EndpointSlice",
+            namespace,
+            &format!("{name}-1"),
+            slice,
+        );
     }
 
     /// ExternalNames and ServiceEntries.
     fn others(&mut self) {
-        let target =
-            self.of(&[full("shop", "s0"), full("pay", "p1"), "nobody.example".to_owned(), full("shop", "alias2")]);
+        let target = self.of(&[
+            full("shop", "s0"),
+            full("pay", "p1"),
+            "nobody.example".to_owned(),
+            full("shop", "alias2"),
+        ]);
         let [first, _] = self.http;
-        let ports = if self.one_in(2) { json!([{"name": "http", "port": first}]) } else { json!([]) };
-        let external =
-            |name: &str, ports: Value| json!({"spec": {"type": "ExternalName", "externalName": name, "ports": ports}});
+        let ports = if self.one_in(2) {
+            json!([{"name": "http", "port": first}])
+        } else {
+            json!([])
+        };
+        let external = |name: &str, ports: Value| json!({"spec": {"type": "ExternalName", "externalName": name, "ports": ports}});
         self.add("v1", "Service", "shop", "alias", external(&target, ports));
-        self.add("v1", "Service", "shop", "alias2", external(&full("pay", "p0"), json!([])));
+        self.add(
+            "v1",
+            "Service",
+            "shop",
+            "alias2",
+            external(&full("pay", "p0"), json!([])),
+        );
         let backend = self.backend;
         for (name, host) in [("ext", "ext.example"), ("wild", "*.wild.example")] {
             let spec = json!({"spec": {"hosts": [host], "resolution": "STATIC",
@@ -263,7 +353,9 @@ impl Make {
         let host = match self.below(12) {
             0 => self.of(&["alias", "alias2"].map(|name| full("shop", name))),
             1 => "ext.example".to_owned(),
-            2 => self.of(&["nobody", "a.wild.example", "*.wild.example"]).to_owned(),
+            2 => self
+                .of(&["nobody", "a.wild.example", "*.wild.example"])
+                .to_owned(),
             _ => self.of(&services),
         };
         let mut to = json!({"host": host});
@@ -331,14 +423,19 @@ impl Make {
             }
         }
         let count = self.below(3) + 1;
-        let mut http: Vec<Value> = (0..count).map(|at| self.http_route(at + 1 == count)).collect();
+        let mut http: Vec<Value> = (0..count)
+            .map(|at| self.http_route(at + 1 == count))
+            .collect();
         let namespace = if self.one_in(4) { "pay" } else { "shop" };
         let mut spec = json!({"hosts": hosts});
         if self.one_in(5) {
             let name = format!("leaf{n}");
             let leaf = json!({"spec": {"http": [self.http_route(false), self.http_route(true)]}});
             self.istio("VirtualService", namespace, &name, leaf);
-            http.insert(0, json!({"match": [{"uri": {"prefix": "/a"}}], "delegate": {"name": name}}));
+            http.insert(
+                0,
+                json!({"match": [{"uri": {"prefix": "/a"}}], "delegate": {"name": name}}),
+            );
         }
         spec["http"] = http.into();
         if self.one_in(3) {
@@ -346,7 +443,8 @@ impl Make {
         }
         let mut object = json!({"spec": spec});
         if self.one_in(3) {
-            object["metadata"]["annotations"]["weir.dev/empty-subset"] = self.of(&["hold", "allow"]).into();
+            object["metadata"]["annotations"]["weir.dev/empty-subset"] =
+                self.of(&["hold", "allow"]).into();
         }
         self.istio("VirtualService", namespace, &format!("vs{n}"), object);
     }

@@ -1,5 +1,5 @@
-//! What is fuzzed, as functions of bytes: `cargo test --test fuzz` calls them with random ones for a bounded time, and
-//! the targets in `fuzz_targets` with those that cargo-fuzz finds.
+//! The fuzz targets as functions of bytes: `cargo test --test fuzz` calls them with random input, and the targets in
+//! `fuzz_targets` with input found by cargo-fuzz.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -7,25 +7,31 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use weir::api::{self, Identity, ObjectKey};
-use weir::mesh::{Builder, Locality, Mesh, MeshConfig, NodeMetadata, Proxy};
-use weir::proto_rules;
+use weir::envoy_validate;
+use weir::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy};
 use weir::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
-use weir::source::{Change, Origin, change_from, yaml};
+use weir::source::{Origin, SourceEvent, event_from, yaml};
 use weir::store::Store;
 
-/// Whatever the bytes are, reading them as YAML or JSON ends in an object or an error.
+/// Reading any bytes as YAML or JSON yields an object or an error.
 pub fn read(bytes: &[u8]) {
     for document in yaml::documents(bytes).unwrap_or_default() {
         object(document.value);
     }
     if let Ok(value) = serde_json::from_slice::<Value>(bytes) {
         object(value.clone());
-        // The same as the spec of each kind, which is where all the rules are.
+        // The same bytes as the spec of each kind, where all the rules are.
         for kind in api::Kind::ALL {
             let version = kind.versions().first().copied().unwrap_or_default();
-            let group = if kind.group().is_empty() { String::new() } else { format!("{}/", kind.group()) };
-            object(json!({"apiVersion": format!("{group}{version}"), "kind": kind.as_str(),
-                "metadata": {"name": "a"}, "spec": value}));
+            let group = if kind.group().is_empty() {
+                String::new()
+            } else {
+                format!("{}/", kind.group())
+            };
+            object(
+                json!({"apiVersion": format!("{group}{version}"), "kind": kind.as_str(),
+                "metadata": {"name": "a"}, "spec": value}),
+            );
         }
     }
 }
@@ -38,13 +44,13 @@ fn object(value: Value) {
     }
 }
 
-/// Bytes as a row of choices; when they are used up each choice is the first.
+/// Bytes as a sequence of choices; when they are exhausted, every choice is the first.
 struct Dice<'a> {
     left: &'a [u8],
     order: u64,
 }
 
-/// Makes one field's value.
+/// Generates a field value.
 type Make<T> = fn(&mut T) -> Value;
 
 const NAMESPACES: [&str; 3] = ["shop", "pay", "istio-system"];
@@ -66,15 +72,40 @@ const HOSTS: [&str; 14] = [
     "*.svc.cluster.local",
 ];
 const TEXTS: [&str; 22] = [
-    "a", "x-y", "", "*", "%", "100%", "%REQ(x)%", "%FOO%", "a:b", ":path", "host", "a\nb", "\u{0}", "é", "💥", "..",
-    "a b", "/", "|", "%%", "*.x", "\u{202e}",
+    "a", "x-y", "", "*", "%", "100%", "%REQ(x)%", "%FOO%", "a:b", ":path", "host", "a\nb", "\u{0}",
+    "é", "💥", "..", "a b", "/", "|", "%%", "*.x", "\u{202e}",
 ];
-const PATTERNS: [&str; 12] =
-    ["a.*", "(", "*", "[", "(?=a)", "a{1001}", "\\1", "", "(a+)+", "\\d{2,1}", "[[:x:]]", "é+"];
-const NUMBERS: [i64; 14] =
-    [0, 1, -1, 80, 100, 101, 443, 599, 600, 65_535, 65_536, i32::MAX as i64, u32::MAX as i64, i64::MIN];
+const PATTERNS: [&str; 12] = [
+    "a.*", "(", "*", "[", "(?=a)", "a{1001}", "\\1", "", "(a+)+", "\\d{2,1}", "[[:x:]]", "é+",
+];
+const NUMBERS: [i64; 14] = [
+    0,
+    1,
+    -1,
+    80,
+    100,
+    101,
+    443,
+    599,
+    600,
+    65_535,
+    65_536,
+    i32::MAX as i64,
+    u32::MAX as i64,
+    i64::MIN,
+];
 const PORTS: [u64; 8] = [80, 443, 8080, 9000, 15_001, 15_006, 65_535, 1];
-const TIMES: [&str; 9] = ["5s", "1ms", "0s", "1ns", "2562047h47m16s", "9223372035s", "1.5ms", "-1s", "x"];
+const TIMES: [&str; 9] = [
+    "5s",
+    "1ms",
+    "0s",
+    "1ns",
+    "2562047h47m16s",
+    "9223372035s",
+    "1.5ms",
+    "-1s",
+    "x",
+];
 const ADDRESSES: [&str; 14] = [
     "10.1.0.1",
     "10.1.0.2",
@@ -91,11 +122,15 @@ const ADDRESSES: [&str; 14] = [
     "10.0.0.0/8",
     "10.1.2.3/8",
 ];
-const PROTOCOLS: [&str; 9] = ["HTTP", "TCP", "TLS", "HTTPS", "GRPC", "", "UDP", "mongo", "x"];
+const PROTOCOLS: [&str; 9] = [
+    "HTTP", "TCP", "TLS", "HTTPS", "GRPC", "", "UDP", "mongo", "x",
+];
 
 impl Dice<'_> {
     fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.left.split_first() else { return 0 };
+        let Some((first, rest)) = self.left.split_first() else {
+            return 0;
+        };
         self.left = rest;
         *first
     }
@@ -112,9 +147,13 @@ impl Dice<'_> {
         self.below(n) == n - 1
     }
 
-    /// Mostly one of the first `good`, now and then any: objects with one odd value are what finds most.
+    /// Usually one of the first `good`, sometimes any: objects with a single odd value find the most.
     fn mostly<T: Copy>(&mut self, all: &[T], good: usize) -> T {
-        if self.once_in(40) { self.of(all) } else { self.of(all.get(..good).unwrap_or(all)) }
+        if self.once_in(40) {
+            self.of(all)
+        } else {
+            self.of(all.get(..good).unwrap_or(all))
+        }
     }
 
     fn list(&mut self, most: usize, mut make: impl FnMut(&mut Self) -> Value) -> Value {
@@ -123,7 +162,11 @@ impl Dice<'_> {
     }
 
     fn host(&mut self) -> Value {
-        if self.once_in(60) { json!(self.of(&TEXTS)) } else { json!(self.of(&HOSTS)) }
+        if self.once_in(60) {
+            json!(self.of(&TEXTS))
+        } else {
+            json!(self.of(&HOSTS))
+        }
     }
 
     fn text(&mut self) -> Value {
@@ -143,13 +186,20 @@ impl Dice<'_> {
     }
 
     fn port(&mut self) -> Value {
-        if self.once_in(50) { self.number() } else { json!(self.of(&PORTS)) }
+        if self.once_in(50) {
+            self.number()
+        } else {
+            json!(self.of(&PORTS))
+        }
     }
 
     fn labels(&mut self) -> Value {
         let mut map = Map::new();
         for _ in 0..self.below(3) {
-            let name = self.mostly(&["app", "version", "a/b", "istio-locality", "", "a b", "*"], 2);
+            let name = self.mostly(
+                &["app", "version", "a/b", "istio-locality", "", "a b", "*"],
+                2,
+            );
             let value = self.mostly(&["web", "v1", "", "eu.a", "é", "*", "a b"], 2);
             map.insert(name.into(), json!(value));
         }
@@ -212,15 +262,25 @@ impl Dice<'_> {
 
     fn operations(&mut self) -> Value {
         let of = |this: &mut Self| {
-            let name = this.mostly(&["x-a", "x-b", "host", ":authority", ":path", "", "a\nb", "é"], 3);
-            let value = if this.once_in(20) { "v".repeat(9000) + "%" } else { this.of(&TEXTS).to_owned() };
+            let name = this.mostly(
+                &["x-a", "x-b", "host", ":authority", ":path", "", "a\nb", "é"],
+                3,
+            );
+            let value = if this.once_in(20) {
+                "v".repeat(9000) + "%"
+            } else {
+                this.of(&TEXTS).to_owned()
+            };
             json!({name: value})
         };
         json!({"set": of(self), "add": of(self), "remove": [self.mostly(&["x-c", "host", ":a", "", "\n"], 1)]})
     }
 
     fn headers(&mut self) -> Value {
-        self.some(&[("request", Self::operations), ("response", Self::operations)])
+        self.some(&[
+            ("request", Self::operations),
+            ("response", Self::operations),
+        ])
     }
 
     fn http_match(&mut self) -> Value {
@@ -236,9 +296,13 @@ impl Dice<'_> {
             ("port", Self::port),
             ("sourceLabels", Self::labels),
             ("ignoreUriCase", |_| json!(true)),
-            ("sourceNamespace", |this| json!(this.mostly(&["shop", "pay", "é", "*"], 2))),
+            ("sourceNamespace", |this| {
+                json!(this.mostly(&["shop", "pay", "é", "*"], 2))
+            }),
             ("statPrefix", Self::text),
-            ("gateways", |this| json!([this.mostly(&["mesh", "gw", "a/b", "", "/"], 3)])),
+            ("gateways", |this| {
+                json!([this.mostly(&["mesh", "gw", "a/b", "", "/"], 3)])
+            }),
         ])
     }
 
@@ -254,7 +318,9 @@ impl Dice<'_> {
                 this.some(&[
                     ("allowOrigins", |this| this.list(2, Self::string_match)),
                     ("allowOrigin", |this| json!([this.text()])),
-                    ("allowMethods", |this| json!([this.mostly(&["GET", "*", "a b"], 2)])),
+                    ("allowMethods", |this| {
+                        json!([this.mostly(&["GET", "*", "a b"], 2)])
+                    }),
                     ("allowHeaders", |this| json!([this.text()])),
                     ("exposeHeaders", |this| json!([this.text()])),
                     ("maxAge", Self::time),
@@ -264,7 +330,9 @@ impl Dice<'_> {
             ("retries", |this| {
                 let mut retries = this.some(&[
                     ("perTryTimeout", Self::time),
-                    ("retryOn", |this| json!(this.mostly(&["5xx,503", "reset, 429,", "x", "700", "\n"], 2))),
+                    ("retryOn", |this| {
+                        json!(this.mostly(&["5xx,503", "reset, 429,", "x", "700", "\n"], 2))
+                    }),
                     ("retryRemoteLocalities", |_| json!(true)),
                     ("retryIgnorePreviousHosts", |_| json!(false)),
                     ("backoff", Self::time),
@@ -278,19 +346,30 @@ impl Dice<'_> {
                 route["redirect"] = self.some(&[
                     ("uri", |this| json!(this.mostly(&["/a", "", "\n"], 1))),
                     ("authority", Self::text),
-                    ("scheme", |this| json!(this.mostly(&["http", "https", "ftp"], 2))),
+                    ("scheme", |this| {
+                        json!(this.mostly(&["http", "https", "ftp"], 2))
+                    }),
                     ("port", Self::port),
                     ("prefixRewrite", |this| json!(this.mostly(&["/b", "\r"], 1))),
-                    ("redirectCode", |this| json!(this.mostly(&[301, 308, 304, 0], 2))),
+                    ("redirectCode", |this| {
+                        json!(this.mostly(&[301, 308, 304, 0], 2))
+                    }),
                 ]);
             }
             1 => {
-                let body = if self.once_in(9) { json!("x".repeat((1 << 20) + self.below(2))) } else { self.text() };
+                let body = if self.once_in(9) {
+                    json!("x".repeat((1 << 20) + self.below(2)))
+                } else {
+                    self.text()
+                };
                 let kind = self.of(&["string", "bytes"]);
                 route["directResponse"] =
                     json!({"status": self.mostly(&[200, 503, 100, 600], 2), "body": {kind: body}});
             }
-            2 => route["delegate"] = json!({"name": self.of(&NAMES), "namespace": self.of(&["", "shop", "pay"])}),
+            2 => {
+                route["delegate"] =
+                    json!({"name": self.of(&NAMES), "namespace": self.of(&["", "shop", "pay"])})
+            }
             _ => {
                 route["route"] = self.list(2, Self::weighted);
                 if let Some(list) = route["route"].as_array_mut() {
@@ -327,7 +406,9 @@ impl Dice<'_> {
         }
         if self.once_in(3) {
             let sni = json!([first, self.of(&HOSTS)]);
-            let subnets = self.list(2, |this| json!(this.mostly(&["10.0.0.0/8", "10.1.2.3/8", "fd00::/8", "x"], 3)));
+            let subnets = self.list(2, |this| {
+                json!(this.mostly(&["10.0.0.0/8", "10.1.2.3/8", "fd00::/8", "x"], 3))
+            });
             spec["tls"] = json!([
                 {"match": [{"sniHosts": [first], "destinationSubnets": subnets, "port": self.port()},
                     {"sniHosts": if self.once_in(3) { sni } else { json!([first]) }}],
@@ -352,18 +433,24 @@ impl Dice<'_> {
 
     fn load_balancer(&mut self) -> Value {
         let mut balancer = match self.below(4) {
-            0 => json!({"simple": self.of(&["RANDOM", "ROUND_ROBIN", "LEAST_REQUEST", "PASSTHROUGH", "LEAST_CONN"])}),
+            0 => {
+                json!({"simple": self.of(&["RANDOM", "ROUND_ROBIN", "LEAST_REQUEST", "PASSTHROUGH", "LEAST_CONN"])})
+            }
             1 => {
                 let mut hash = match self.below(4) {
                     0 => json!({"httpHeaderName": self.text()}),
-                    1 => json!({"httpCookie": {"name": self.text(), "path": self.text(), "ttl": self.time(),
-                        "attributes": [{"name": self.text(), "value": self.text()}]}}),
+                    1 => {
+                        json!({"httpCookie": {"name": self.text(), "path": self.text(), "ttl": self.time(),
+                        "attributes": [{"name": self.text(), "value": self.text()}]}})
+                    }
                     2 => json!({"useSourceIp": true}),
                     _ => json!({"httpQueryParameterName": self.text()}),
                 };
                 match self.below(4) {
                     0 => hash["ringHash"] = json!({"minimumRingSize": self.number()}),
-                    1 => hash["maglev"] = json!({"tableSize": self.mostly(&[65_537, 5_000_011, 0, 4, 5_000_012], 2)}),
+                    1 => {
+                        hash["maglev"] = json!({"tableSize": self.mostly(&[65_537, 5_000_011, 0, 4, 5_000_012], 2)})
+                    }
                     2 => hash["minimumRingSize"] = self.number(),
                     _ => {}
                 }
@@ -377,8 +464,7 @@ impl Dice<'_> {
                     {"from": self.mostly(&["eu/*", "eu/a/b", "*", "eu//", "*/x"], 3), "to": {"eu/a": 60, "us": 40}}]});
             }
             1 => {
-                balancer["localityLbSetting"] =
-                    json!({"failover": [{"from": self.text(), "to": self.text()}], "failoverPriority": [self.text()]});
+                balancer["localityLbSetting"] = json!({"failover": [{"from": self.text(), "to": self.text()}], "failoverPriority": [self.text()]});
             }
             2 => {
                 balancer["zoneAwareLbSetting"] = json!({"enabled": self.once_in(2), "minClusterSize": self.number(),
@@ -410,9 +496,14 @@ impl Dice<'_> {
             ("maxRetries", Self::number),
             ("maxConcurrentStreams", Self::number),
             ("idleTimeout", Self::time),
-            ("h2UpgradePolicy", |this| json!(this.of(&["UPGRADE", "DEFAULT", "DO_NOT_UPGRADE"]))),
+            ("h2UpgradePolicy", |this| {
+                json!(this.of(&["UPGRADE", "DEFAULT", "DO_NOT_UPGRADE"]))
+            }),
             ("useClientProtocol", |this| json!(this.once_in(3))),
-            ("http2KeepAlive", |this| json!({"interval": this.time(), "timeout": this.time()})),
+            (
+                "http2KeepAlive",
+                |this| json!({"interval": this.time(), "timeout": this.time()}),
+            ),
         ]);
         json!({"tcp": tcp, "http": http})
     }
@@ -426,7 +517,9 @@ impl Dice<'_> {
             ("maxEjectionPercent", Self::number),
             ("minHealthPercent", Self::number),
             ("splitExternalLocalOriginErrors", |_| json!(true)),
-            ("outlierDetectionHttpErrorCodes", |this| this.list(2, |this| json!(this.mostly(&[500, 599, 600, 0], 2)))),
+            ("outlierDetectionHttpErrorCodes", |this| {
+                this.list(2, |this| json!(this.mostly(&[500, 599, 600, 0], 2)))
+            }),
         ])
     }
 
@@ -438,7 +531,13 @@ impl Dice<'_> {
             ("caCrl", |_| json!("/crl")),
             ("credentialName", |_| json!("secret")),
             ("subjectAltNames", |this| this.list(2, Self::text)),
-            ("sni", |this| if this.once_in(9) { json!("s".repeat(256)) } else { this.text() }),
+            ("sni", |this| {
+                if this.once_in(9) {
+                    json!("s".repeat(256))
+                } else {
+                    this.text()
+                }
+            }),
             ("insecureSkipVerify", |this| json!(this.once_in(2))),
         ]);
         tls["mode"] = json!(self.of(&["SIMPLE", "DISABLE", "MUTUAL", "ISTIO_MUTUAL"]));
@@ -500,7 +599,10 @@ impl Dice<'_> {
     }
 
     fn service_entry(&mut self) -> Value {
-        let resolution = self.mostly(&["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"], 4);
+        let resolution = self.mostly(
+            &["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"],
+            4,
+        );
         let n = self.below(3);
         let ports = (0..n).map(|n| {
             json!({"number": self.port(), "name": format!("p{n}"), "protocol": self.mostly(&PROTOCOLS, 6),
@@ -566,7 +668,9 @@ impl Dice<'_> {
         });
         let names: Vec<Value> = ["http", "tcp", "x", "tls", "grpc"]
             .iter()
-            .flat_map(|kind| (0..2).map(move |n| json!({"name": format!("{kind}-p{n}"), "port": 8080})))
+            .flat_map(|kind| {
+                (0..2).map(move |n| json!({"name": format!("{kind}-p{n}"), "port": 8080}))
+            })
             .collect();
         json!({"addressType": "IPv4", "endpoints": endpoints, "ports": names})
     }
@@ -617,81 +721,116 @@ impl Dice<'_> {
         json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec})
     }
 
-    fn change(&mut self) -> Option<Change> {
+    fn change(&mut self) -> Option<SourceEvent> {
         let document = self.object();
-        let Ok(Identity::Known(key)) = api::identify(&document) else { return None };
+        let Ok(Identity::Known(key)) = api::identify(&document) else {
+            return None;
+        };
         if self.once_in(5) {
-            return Some(Change::Delete(key));
+            return Some(SourceEvent::Delete(key));
         }
         self.order += 1;
-        let origin = Origin::File { path: Arc::new(PathBuf::from("fuzz")), line: 1 };
+        let origin = Origin::File {
+            path: Arc::new(PathBuf::from("fuzz")),
+            line: 1,
+        };
         let parsed = api::parse(&key, document, self.order);
-        Some(change_from(key, parsed, origin.clone(), |_| origin.clone()))
+        Some(event_from(key, parsed, origin.clone(), |_| origin.clone()))
     }
 }
 
 fn proxies() -> Vec<Proxy> {
     [
-        ("sidecar~10.9.0.1~a.shop~shop.svc.cluster.local", json!({"LABELS": {"app": "web", "version": "v1"}})),
-        ("sidecar~10.1.0.1~b.pay~pay.svc.cluster.local", json!({"INTERCEPTION_MODE": "NONE"})),
+        (
+            "sidecar~10.9.0.1~a.shop~shop.svc.cluster.local",
+            json!({"LABELS": {"app": "web", "version": "v1"}}),
+        ),
+        (
+            "sidecar~10.1.0.1~b.pay~pay.svc.cluster.local",
+            json!({"INTERCEPTION_MODE": "NONE"}),
+        ),
     ]
     .into_iter()
-    .map(|(id, metadata)| Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/a/b")).unwrap())
+    .map(|(id, metadata)| {
+        Proxy::new(
+            id,
+            NodeMetadata::from_json(&metadata),
+            Locality::parse("eu/a/b"),
+        )
+        .unwrap()
+    })
     .collect()
 }
 
-/// How much was tried: objects that came in, and objects that were refused.
+/// How many objects were accepted and rejected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tried {
-    /// In force for a while.
+    /// Accepted.
     pub accepted: usize,
-    /// Refused.
-    pub refused: usize,
+    /// Rejected.
+    pub rejected: usize,
 }
 
-/// A history of objects that come, change and go never leads to anything that Envoy would refuse, and each state of it
-/// gives the same answers as one that is made from nothing.
+/// A history of objects that are added, changed and deleted never yields anything that Envoy would reject, and every
+/// state equals one that is built from scratch.
 ///
 /// # Panics
 /// It does.
 pub fn history(bytes: &[u8]) -> Tried {
-    let mut dice = Dice { left: bytes, order: 0 };
+    let mut dice = Dice {
+        left: bytes,
+        order: 0,
+    };
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-    let (mut builder, mut memo) = (Builder::new(MeshConfig::default()), SnapshotBuilder::default());
+    let (mut builder, mut snapshot_builder) = (
+        MeshBuilder::new(MeshConfig::default()),
+        SnapshotBuilder::default(),
+    );
     let (mut tried, mut log, mut checked) = (Tried::default(), BTreeMap::new(), BTreeSet::new());
     let proxies = proxies();
     while !dice.left.is_empty() {
-        let Some(change) = dice.change() else { continue };
+        let Some(change) = dice.change() else {
+            continue;
+        };
         note(&change, &mut tried, &mut log);
         store.apply(change, &mut dirty);
-        // Several changes may come at once, and what none saw must count all the same.
+        // Several changes may arrive at once, and none may be lost.
         if !dice.left.is_empty() && dice.once_in(3) {
             continue;
         }
         let changed: BTreeSet<ObjectKey> = std::mem::take(&mut dirty);
         let mesh = builder.update(&store, &changed);
-        memo.publish(mesh.clone(), 1.into(), None);
-        let snapshots: Vec<_> = proxies.iter().filter_map(|proxy| memo.get(&mesh.scope(proxy))).collect();
-        snapshots.iter().for_each(|snapshot| sound(snapshot, &mut checked, &log));
-        // From nothing every state would take too long; some of the states and the last one find the same.
+        snapshot_builder.publish(mesh.clone(), 1.into(), None);
+        let snapshots: Vec<_> = proxies
+            .iter()
+            .filter_map(|proxy| snapshot_builder.get(&mesh.scope(proxy)))
+            .collect();
+        snapshots
+            .iter()
+            .for_each(|snapshot| sound(snapshot, &mut checked, &log));
+        // Building every state from scratch would take too long; checking some states and the last one is enough.
         if dice.left.is_empty() || dice.once_in(4) {
             let fresh = from_nothing(&store);
             for (proxy, kept) in proxies.iter().zip(&snapshots) {
-                same(kept, &SnapshotBuilder::default().snapshot(&fresh, &fresh.scope(proxy)), &log);
+                same(
+                    kept,
+                    &SnapshotBuilder::default().snapshot(&fresh, &fresh.scope(proxy)),
+                    &log,
+                );
             }
         }
     }
     tried
 }
 
-fn note(change: &Change, tried: &mut Tried, log: &mut BTreeMap<ObjectKey, String>) {
+fn note(change: &SourceEvent, tried: &mut Tried, log: &mut BTreeMap<ObjectKey, String>) {
     match change {
-        Change::Apply { object, .. } => {
+        SourceEvent::Apply { object, .. } => {
             tried.accepted += 1;
             log.insert(object.key(), format!("{:?}", object.spec));
         }
-        Change::Refuse { .. } => tried.refused += 1,
-        Change::Delete(key) => {
+        SourceEvent::Reject { .. } => tried.rejected += 1,
+        SourceEvent::Delete(key) => {
             log.remove(key);
         }
         _ => {}
@@ -699,21 +838,36 @@ fn note(change: &Change, tried: &mut Tried, log: &mut BTreeMap<ObjectKey, String
 }
 
 fn from_nothing(store: &Store) -> Mesh {
-    let keys = api::Kind::ALL.into_iter().flat_map(|kind| store.all(kind).map(|entry| entry.object.key()));
-    Builder::new(MeshConfig::default()).update(store, &keys.collect())
+    let keys = api::Kind::ALL
+        .into_iter()
+        .flat_map(|kind| store.all(kind).map(|entry| entry.object.key()));
+    MeshBuilder::new(MeshConfig::default()).update(store, &keys.collect())
 }
 
 /// `checked` are the resources that were found sound before, by name and version.
-fn sound(snapshot: &Snapshot, checked: &mut BTreeSet<(Arc<str>, u64)>, log: &BTreeMap<ObjectKey, String>) {
-    assert!(snapshot.left_out.is_empty(), "{:#?}\n{log:#?}", snapshot.left_out);
+fn sound(
+    snapshot: &Snapshot,
+    checked: &mut BTreeSet<(Arc<str>, u64)>,
+    log: &BTreeMap<ObjectKey, String>,
+) {
+    assert!(
+        snapshot.omitted.is_empty(),
+        "{:#?}\n{log:#?}",
+        snapshot.omitted
+    );
     for kind in ResourceType::ALL {
         let name = kind.type_url().rsplit('/').next().unwrap_or_default();
         for resource in snapshot.get(kind).values() {
             if !checked.insert((resource.name.clone(), resource.version)) {
                 continue;
             }
-            let found = proto_rules::check(name, &resource.bytes());
-            assert!(found.is_empty(), "{} {}: {found:#?}\n{log:#?}", kind.short_name(), resource.name);
+            let found = envoy_validate::check(name, &resource.bytes());
+            assert!(
+                found.is_empty(),
+                "{} {}: {found:#?}\n{log:#?}",
+                kind.short_name(),
+                resource.name
+            );
         }
     }
 }
@@ -721,11 +875,22 @@ fn sound(snapshot: &Snapshot, checked: &mut BTreeSet<(Arc<str>, u64)>, log: &BTr
 fn same(kept: &Snapshot, fresh: &Snapshot, log: &BTreeMap<ObjectKey, String>) {
     for kind in ResourceType::ALL {
         let of = |snapshot: &Snapshot| -> BTreeMap<Arc<str>, Vec<u8>> {
-            snapshot.get(kind).values().map(|resource| (resource.name.clone(), resource.bytes())).collect()
+            snapshot
+                .get(kind)
+                .values()
+                .map(|resource| (resource.name.clone(), resource.bytes()))
+                .collect()
         };
         let (kept, fresh) = (of(kept), of(fresh));
         let names: BTreeSet<_> = kept.keys().chain(fresh.keys()).collect();
-        let differ: Vec<_> = names.into_iter().filter(|name| kept.get(*name) != fresh.get(*name)).collect();
-        assert!(differ.is_empty(), "{} {differ:?} are not as from nothing\n{log:#?}", kind.short_name());
+        let differ: Vec<_> = names
+            .into_iter()
+            .filter(|name| kept.get(*name) != fresh.get(*name))
+            .collect();
+        assert!(
+            differ.is_empty(),
+            "{} {differ:?} differ from a build from scratch\n{log:#?}",
+            kind.short_name()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A client of weir's discovery services that a test plays by hand, in either variant of the protocol.
+//! A scripted client of weir's discovery services, in either variant of the protocol.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,28 +32,39 @@ pub enum Variant {
     Delta,
 }
 
-/// `weir serve` over a folder of its own.
+/// `weir serve` with its own folder.
 pub struct Weir {
     pub objects: Objects,
     pub serve: Serve,
-    // Goes last, so that weir does not see it go.
+    // Dropped last, so that weir does not see it disappear.
     _folder: tempfile::TempDir,
 }
 
 impl Weir {
     pub async fn start(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let objects = Objects { folder: folder.path().to_owned(), service: free_port(), backend: 8080 };
+        let objects = Objects {
+            folder: folder.path().to_owned(),
+            service: free_port(),
+            backend: 8080,
+        };
         objects.write_all(100, 0);
         let args = [&["--config-dir", folder.path().to_str().unwrap()], more].concat();
         let serve = Serve::start(&args, free_port(), free_port());
         serve.ready().await;
-        Self { _folder: folder, objects, serve }
+        Self {
+            _folder: folder,
+            objects,
+            serve,
+        }
     }
 
-    /// The name of the cluster of a subset; of the whole service where it is empty.
+    /// The cluster name of a subset; of the whole service if empty.
     pub fn cluster(&self, subset: &str) -> String {
-        format!("outbound|{}|{subset}|my-app.shop.svc.cluster.local", self.objects.service)
+        format!(
+            "outbound|{}|{subset}|my-app.shop.svc.cluster.local",
+            self.objects.service
+        )
     }
 
     /// The name of the route configuration.
@@ -61,23 +72,31 @@ impl Weir {
         self.objects.service.to_string()
     }
 
-    /// Writes a file and waits until weir has taken it in.
+    /// Writes a file and waits until weir has applied it.
     pub async fn edit(&self, file: &str, text: &str) {
         let before = self.serve.revision().await;
         self.objects.write(file, text);
-        until("the change is taken in", async || self.serve.revision().await > before).await;
+        until("the change is applied", async || {
+            self.serve.revision().await > before
+        })
+        .await;
     }
 
     /// What weir tells of the only proxy.
     pub async fn status(&self) -> v1::Proxy {
-        self.serve.proxies().await.unwrap().pop().unwrap_or_default()
+        self.serve
+            .proxies()
+            .await
+            .unwrap()
+            .pop()
+            .unwrap_or_default()
     }
 
     pub async fn ads(&self, variant: Variant) -> Client {
         self.connect(variant, None).await
     }
 
-    /// A stream of the service of one type; of the aggregated service where none is given.
+    /// A stream of a per-type service, or of the aggregated service.
     pub async fn connect(&self, variant: Variant, kind: Option<&str>) -> Client {
         let to = format!("http://127.0.0.1:{}", self.serve.xds);
         let channel = Channel::from_shared(to).unwrap().connect().await.unwrap();
@@ -85,7 +104,7 @@ impl Weir {
     }
 }
 
-/// A request; what is not said is empty.
+/// A request; unset fields are empty.
 #[derive(Clone, Debug, Default)]
 pub struct Ask {
     pub type_url: String,
@@ -100,10 +119,14 @@ pub struct Ask {
 
 pub fn ask(type_url: &str, names: &[&str]) -> Ask {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    Ask { type_url: type_url.to_owned(), names, ..Default::default() }
+    Ask {
+        type_url: type_url.to_owned(),
+        names,
+        ..Default::default()
+    }
 }
 
-/// A response: its resources by name, with their version (delta) or that of all (SotW), and their bytes.
+/// A response: its resources by name, with their own version (delta) or the common one (SotW), and their bytes.
 #[derive(Clone, Debug)]
 pub struct Got {
     pub type_url: String,
@@ -124,15 +147,21 @@ impl Got {
 }
 
 enum Half {
-    Sotw(mpsc::Sender<pb::DiscoveryRequest>, Streaming<pb::DiscoveryResponse>),
-    Delta(mpsc::Sender<pb::DeltaDiscoveryRequest>, Streaming<pb::DeltaDiscoveryResponse>),
+    Sotw(
+        mpsc::Sender<pb::DiscoveryRequest>,
+        Streaming<pb::DiscoveryResponse>,
+    ),
+    Delta(
+        mpsc::Sender<pb::DeltaDiscoveryRequest>,
+        Streaming<pb::DeltaDiscoveryResponse>,
+    ),
 }
 
 /// One stream.
 pub struct Client {
     half: Half,
     greeted: bool,
-    /// SotW: the names that the client wants of each type; delta needs no such thing.
+    /// The subscribed names of each type (SotW only).
     names: BTreeMap<String, Vec<String>>,
     pub channel: Channel,
 }
@@ -142,17 +171,41 @@ impl Client {
         Self::try_open(channel, variant, kind).await.unwrap()
     }
 
-    pub async fn try_open(channel: Channel, variant: Variant, kind: Option<&str>) -> Result<Self, Status> {
+    pub async fn try_open(
+        channel: Channel,
+        variant: Variant,
+        kind: Option<&str>,
+    ) -> Result<Self, Status> {
         let half = match variant {
             Variant::Sotw => {
                 let (sender, requests) = mpsc::channel(64);
                 let (requests, to) = (ReceiverStream::new(requests), channel.clone());
                 let stream = match kind {
-                    Some(CDS) => ClusterDiscoveryServiceClient::new(to).stream_clusters(requests).await,
-                    Some(EDS) => EndpointDiscoveryServiceClient::new(to).stream_endpoints(requests).await,
-                    Some(LDS) => ListenerDiscoveryServiceClient::new(to).stream_listeners(requests).await,
-                    Some(RDS) => RouteDiscoveryServiceClient::new(to).stream_routes(requests).await,
-                    _ => AggregatedDiscoveryServiceClient::new(to).stream_aggregated_resources(requests).await,
+                    Some(CDS) => {
+                        ClusterDiscoveryServiceClient::new(to)
+                            .stream_clusters(requests)
+                            .await
+                    }
+                    Some(EDS) => {
+                        EndpointDiscoveryServiceClient::new(to)
+                            .stream_endpoints(requests)
+                            .await
+                    }
+                    Some(LDS) => {
+                        ListenerDiscoveryServiceClient::new(to)
+                            .stream_listeners(requests)
+                            .await
+                    }
+                    Some(RDS) => {
+                        RouteDiscoveryServiceClient::new(to)
+                            .stream_routes(requests)
+                            .await
+                    }
+                    _ => {
+                        AggregatedDiscoveryServiceClient::new(to)
+                            .stream_aggregated_resources(requests)
+                            .await
+                    }
                 };
                 Half::Sotw(sender, stream?.into_inner())
             }
@@ -160,23 +213,52 @@ impl Client {
                 let (sender, requests) = mpsc::channel(64);
                 let (requests, to) = (ReceiverStream::new(requests), channel.clone());
                 let stream = match kind {
-                    Some(CDS) => ClusterDiscoveryServiceClient::new(to).delta_clusters(requests).await,
-                    Some(EDS) => EndpointDiscoveryServiceClient::new(to).delta_endpoints(requests).await,
-                    Some(LDS) => ListenerDiscoveryServiceClient::new(to).delta_listeners(requests).await,
-                    Some(RDS) => RouteDiscoveryServiceClient::new(to).delta_routes(requests).await,
-                    _ => AggregatedDiscoveryServiceClient::new(to).delta_aggregated_resources(requests).await,
+                    Some(CDS) => {
+                        ClusterDiscoveryServiceClient::new(to)
+                            .delta_clusters(requests)
+                            .await
+                    }
+                    Some(EDS) => {
+                        EndpointDiscoveryServiceClient::new(to)
+                            .delta_endpoints(requests)
+                            .await
+                    }
+                    Some(LDS) => {
+                        ListenerDiscoveryServiceClient::new(to)
+                            .delta_listeners(requests)
+                            .await
+                    }
+                    Some(RDS) => {
+                        RouteDiscoveryServiceClient::new(to)
+                            .delta_routes(requests)
+                            .await
+                    }
+                    _ => {
+                        AggregatedDiscoveryServiceClient::new(to)
+                            .delta_aggregated_resources(requests)
+                            .await
+                    }
                 };
                 Half::Delta(sender, stream?.into_inner())
             }
         };
-        Ok(Self { half, greeted: false, names: BTreeMap::new(), channel })
+        Ok(Self {
+            half,
+            greeted: false,
+            names: BTreeMap::new(),
+            channel,
+        })
     }
 
     pub fn variant(&self) -> Variant {
-        if matches!(self.half, Half::Sotw(..)) { Variant::Sotw } else { Variant::Delta }
+        if matches!(self.half, Half::Sotw(..)) {
+            Variant::Sotw
+        } else {
+            Variant::Delta
+        }
     }
 
-    /// Sends a request; the first of a stream with a node.
+    /// Sends a request; the first one of a stream carries a node.
     pub async fn send(&mut self, mut ask: Ask) {
         if !std::mem::replace(&mut self.greeted, true) && ask.node.is_none() {
             ask.node = Some("sidecar~127.0.0.1~client-0.shop~shop.svc.cluster.local".to_owned());
@@ -185,8 +267,16 @@ impl Client {
     }
 
     pub async fn send_as_it_is(&mut self, ask: Ask) {
-        let node = ask.node.map(|id| core::Node { id, metadata: Some(metadata()), ..Default::default() });
-        let error_detail = ask.error.map(|message| rpc::Status { code: 13, message, ..Default::default() });
+        let node = ask.node.map(|id| core::Node {
+            id,
+            metadata: Some(metadata()),
+            ..Default::default()
+        });
+        let error_detail = ask.error.map(|message| rpc::Status {
+            code: 13,
+            message,
+            ..Default::default()
+        });
         match &self.half {
             Half::Sotw(sender, _) => {
                 self.names.insert(ask.type_url.clone(), ask.names.clone());
@@ -226,7 +316,9 @@ impl Client {
                 Half::Delta(_, stream) => stream.message().await?.map(got_delta).ok_or_else(gone),
             }
         };
-        tokio::time::timeout(DEADLINE, next).await.expect("no response in time")
+        tokio::time::timeout(DEADLINE, next)
+            .await
+            .expect("no response in time")
     }
 
     /// The next response, which must be of this type.
@@ -246,12 +338,24 @@ impl Client {
             Half::Delta(..) => Vec::new(),
         };
         let error = error.map(str::to_owned);
-        let version = if error.is_none() { got.version.clone() } else { String::new() };
+        let version = if error.is_none() {
+            got.version.clone()
+        } else {
+            String::new()
+        };
         let (type_url, nonce) = (got.type_url.clone(), got.nonce.clone());
-        self.send(Ask { type_url, names, nonce, version, error, ..Default::default() }).await;
+        self.send(Ask {
+            type_url,
+            names,
+            nonce,
+            version,
+            error,
+            ..Default::default()
+        })
+        .await;
     }
 
-    /// Asks, takes the answer, and acks it.
+    /// Requests a type and ACKs the response.
     pub async fn fetch(&mut self, type_url: &str, names: &[&str]) -> Got {
         self.send(ask(type_url, names)).await;
         let got = self.got(type_url).await;
@@ -259,31 +363,44 @@ impl Client {
         got
     }
 
-    /// Fails if anything is sent that was not asked for: asks for a route configuration by a name that nobody asked for
-    /// before, whose answer must be the next to come. In SotW, where there is no answer for what does not exist, asks
-    /// for the clusters as if for the first time instead; they must have been acked.
+    /// Fails if an unexpected response is sent: requests a route configuration under a new name, whose response must
+    /// come next. In SotW, which does not answer for missing resources, requests the clusters as if for the first time
+    /// instead; they must have been ACKed.
     pub async fn nothing_more(&mut self, probe: &str) {
         match self.variant() {
             Variant::Delta => {
                 self.send(ask(EDS, &[probe])).await;
                 let got = self.got(EDS).await;
-                assert_eq!((got.removed.as_slice(), got.resources.len()), (&[probe.to_owned()][..], 0), "{got:?}");
+                assert_eq!(
+                    (got.removed.as_slice(), got.resources.len()),
+                    (&[probe.to_owned()][..], 0),
+                    "{got:?}"
+                );
                 self.ack(&got).await;
             }
             Variant::Sotw => {
                 let names = self.names.get(CDS).cloned().unwrap_or_default();
-                self.send(Ask { type_url: CDS.to_owned(), names, ..Default::default() }).await;
+                self.send(Ask {
+                    type_url: CDS.to_owned(),
+                    names,
+                    ..Default::default()
+                })
+                .await;
                 let got = self.got(CDS).await;
                 self.ack(&got).await;
             }
         }
     }
 
-    /// Has everything, in the order in which Envoy asks.
+    /// Fetches everything in the order in which Envoy requests it.
     pub async fn start(&mut self, weir: &Weir) -> Got {
         let names = ["", "v1", "v2"].map(|subset| weir.cluster(subset));
         let clusters = self.fetch(CDS, &[]).await;
-        let wanted: Vec<&str> = names.iter().map(String::as_str).filter(|name| clusters.has(name)).collect();
+        let wanted: Vec<&str> = names
+            .iter()
+            .map(String::as_str)
+            .filter(|name| clusters.has(name))
+            .collect();
         self.fetch(EDS, &wanted).await;
         self.fetch(LDS, &[]).await;
         self.fetch(RDS, &[&weir.routes()]).await
@@ -291,9 +408,16 @@ impl Client {
 }
 
 fn metadata() -> Struct {
-    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let text = |text: &str| Value {
+        kind: Some(Kind::StringValue(text.to_owned())),
+    };
     let fields = [("NAMESPACE", "shop"), ("INTERCEPTION_MODE", "NONE")];
-    Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), text(value))).collect() }
+    Struct {
+        fields: fields
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), text(value)))
+            .collect(),
+    }
 }
 
 fn got_sotw(message: pb::DiscoveryResponse) -> Got {
@@ -304,7 +428,11 @@ fn got_sotw(message: pb::DiscoveryResponse) -> Got {
     };
     let count = message.resources.len();
     let resources: BTreeMap<_, _> = message.resources.clone().into_iter().map(named).collect();
-    assert_eq!(resources.len(), count, "a name stands twice in one response");
+    assert_eq!(
+        resources.len(),
+        count,
+        "a name appears twice in one response"
+    );
     Got {
         type_url: message.type_url,
         nonce: message.nonce,
@@ -315,10 +443,13 @@ fn got_sotw(message: pb::DiscoveryResponse) -> Got {
 }
 
 fn got_delta(message: pb::DeltaDiscoveryResponse) -> Got {
-    let named = |one: pb::Resource| {
-        let any = one.resource.unwrap();
-        assert_eq!((&any.type_url, &name_of(&any)), (&message.type_url, &one.name));
-        (one.name, (one.version, any.value))
+    let named = |resource: pb::Resource| {
+        let any = resource.resource.unwrap();
+        assert_eq!(
+            (&any.type_url, &name_of(&any)),
+            (&message.type_url, &resource.name)
+        );
+        (resource.name, (resource.version, any.value))
     };
     let resources = message.resources.clone().into_iter().map(named).collect();
     Got {
@@ -335,9 +466,17 @@ fn name_of(any: &Any) -> String {
     let bytes = any.value.as_slice();
     match any.type_url.as_str() {
         CDS => api::cluster::v3::Cluster::decode(bytes).unwrap().name,
-        EDS => api::endpoint::v3::ClusterLoadAssignment::decode(bytes).unwrap().cluster_name,
+        EDS => {
+            api::endpoint::v3::ClusterLoadAssignment::decode(bytes)
+                .unwrap()
+                .cluster_name
+        }
         LDS => api::listener::v3::Listener::decode(bytes).unwrap().name,
-        RDS => api::route::v3::RouteConfiguration::decode(bytes).unwrap().name,
+        RDS => {
+            api::route::v3::RouteConfiguration::decode(bytes)
+                .unwrap()
+                .name
+        }
         other => panic!("resource of type {other}"),
     }
 }

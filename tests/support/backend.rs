@@ -1,5 +1,5 @@
-//! HTTP backends that remember what they got, say who they are, and do what a request's headers tell them to. WebSockets
-//! and tunnels they answer by sending back what comes.
+//! HTTP backends that record requests, identify themselves, and are controlled by request headers. They echo WebSockets
+//! and tunnels.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -21,42 +21,42 @@ use super::certs::{Certificates, Shown};
 use super::mesh::DEADLINE;
 use super::process::{Reserved, free_port};
 
-/// How many backends there are, each on all ports: the Nth at the Nth address of their network.
+/// The number of backends. The Nth listens on all ports at the Nth address of their network.
 pub const COUNT: u8 = 6;
 
-/// The header by which a request is told from all others, on every way that it takes.
+/// The header that identifies a request on all of its paths.
 pub const ID: &str = "x-id";
-/// Has backends answer with these statuses, separated by commas: the first where the request is seen for the first time,
-/// and so on, and the last from then on. `x-answer-N` is for the Nth backend alone.
+/// Makes backends respond with these comma-separated statuses: the first on the first attempt, and so on, and the last
+/// from then on. `x-answer-N` applies only to the Nth backend.
 pub const ANSWER: &str = "x-answer";
-/// Has backends keep the request until [`Backends::release`], from its Nth sight on, where this is N.
+/// Makes backends hold the request until [`Backends::release`], from the Nth attempt on, where N is the value.
 pub const HOLD: &str = "x-hold";
-/// What comes after this in the name of a header comes back as a header of the answer.
+/// A header with this prefix is returned in the response without the prefix.
 pub const REPLY: &str = "x-reply-";
 
-/// What a backend saw of one request.
+/// A request as seen by a backend.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// Which backend it was, counted from 1.
+    /// The backend, counted from 1.
     pub backend: u8,
     /// The client's end of the connection.
     pub peer: SocketAddr,
     pub version: Version,
     pub method: Method,
-    /// With the query.
+    /// Including the query.
     pub path: String,
-    /// The authority, however the HTTP version says it.
+    /// The authority, in either HTTP version.
     pub host: String,
     pub headers: HeaderMap,
     pub body: Bytes,
     /// Whether it has been answered.
     pub answered: bool,
-    /// How the client presented itself, where it came by TLS.
+    /// The client's TLS parameters, if it used TLS.
     pub tls: Option<Shown>,
 }
 
 impl Seen {
-    /// A header's values, joined by commas; empty where there is none.
+    /// A header's values, joined by commas; empty if absent.
     pub fn header(&self, name: &str) -> String {
         joined(&self.headers, name)
     }
@@ -64,7 +64,11 @@ impl Seen {
 
 /// The values of a header, joined by commas.
 pub fn joined(headers: &HeaderMap, name: &str) -> String {
-    let values: Vec<_> = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    let values: Vec<_> = headers
+        .get_all(name)
+        .iter()
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect();
     values.join(",")
 }
 
@@ -83,26 +87,40 @@ impl Log {
 /// All backends.
 #[derive(Debug, Clone)]
 pub struct Backends {
-    /// Where they speak HTTP, of both versions.
+    /// The port for HTTP/1.1 and HTTP/2.
     pub http: u16,
-    /// Where they speak HTTP over TLS.
+    /// The port for HTTP over TLS.
     pub https: u16,
-    /// Where they say `N\n` and then send back what comes.
+    /// The port on which they send `N\n` and then echo.
     pub tcp: u16,
-    /// A port on which none of them listens, and nobody else can.
+    /// A port that is reserved and on which nothing listens.
     pub closed: u16,
     log: Arc<watch::Sender<Log>>,
 }
 
 impl Backends {
-    /// Starts them in the network whose addresses begin with these numbers; they run for as long as this process.
+    /// Starts them in the network with this address prefix; they run as long as this process.
     pub fn start(network: [u8; 3], certificates: &Certificates) -> Self {
-        let (http, https, tcp, closed) = (bind(network), bind(network), bind(network), reserve(network));
-        let this = Self { http: http.0, https: https.0, tcp: tcp.0, closed, log: Arc::new(watch::Sender::default()) };
+        let (http, https, tcp, closed) = (
+            bind(network),
+            bind(network),
+            bind(network),
+            reserve(network),
+        );
+        let this = Self {
+            http: http.0,
+            https: https.0,
+            tcp: tcp.0,
+            closed,
+            log: Arc::new(watch::Sender::default()),
+        };
         let (served, tls) = (this.clone(), certificates.acceptor());
-        // Not on a test's runtime: the Envoys that tests share outlive it.
+        // Not on a test's runtime, because the shared Envoys outlive it.
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async {
                 for (backend, listener) in (1..).zip(tcp.1) {
                     tokio::spawn(accept(listener, move |stream, _| echo(backend, stream)));
@@ -119,8 +137,10 @@ impl Backends {
                     tokio::spawn(accept(listener, move |stream, peer| {
                         let (served, tls) = (served.clone(), tls.clone());
                         async move {
-                            // Those that fail are the client's to tell.
-                            let Ok(stream) = tls.accept(stream).await else { return };
+                            // The client reports failures.
+                            let Ok(stream) = tls.accept(stream).await else {
+                                return;
+                            };
                             let shown = Shown::of(stream.get_ref().1);
                             served.serve(backend, peer, stream, Some(shown)).await;
                         }
@@ -132,7 +152,7 @@ impl Backends {
         this
     }
 
-    /// What was seen of a request by all backends, in order.
+    /// All attempts of a request seen by all backends, in order.
     pub fn seen(&self, id: &str) -> Vec<Seen> {
         self.log.borrow().of(id).cloned().collect()
     }
@@ -140,13 +160,18 @@ impl Backends {
     /// Waits until a request has been seen `count` times.
     pub async fn wait(&self, id: &str, count: usize) -> Vec<Seen> {
         let enough = self.until(|log| log.of(id).count() >= count).await;
-        assert!(enough, "waited for {count} sights of request {id}: {:?}", self.seen(id));
+        assert!(
+            enough,
+            "waited for {count} attempts of request {id}: {:?}",
+            self.seen(id)
+        );
         self.seen(id)
     }
 
-    /// Has a request that is held answered.
+    /// Releases a held request.
     pub fn release(&self, id: &str) {
-        self.log.send_modify(|log| _ = log.released.insert(id.to_owned()));
+        self.log
+            .send_modify(|log| _ = log.released.insert(id.to_owned()));
     }
 
     async fn until(&self, holds: impl Fn(&Log) -> bool) -> bool {
@@ -168,8 +193,10 @@ impl Backends {
             async move { Ok::<_, Infallible>(this.answer(backend, peer, tls, request).await) }
         });
         let server = auto::Builder::new(TokioExecutor::new());
-        // An error here is a client that went away.
-        let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+        // An error means that the client disconnected.
+        let _ = server
+            .serve_connection_with_upgrades(TokioIo::new(stream), service)
+            .await;
     }
 
     async fn answer(
@@ -187,10 +214,18 @@ impl Backends {
             peer,
             version: head.version,
             method: head.method,
-            path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            path: head
+                .uri
+                .path_and_query()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             host: host.unwrap_or_else(|| joined(&head.headers, "host")),
             headers: head.headers,
-            body: body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default(),
+            body: body
+                .collect()
+                .await
+                .map(http_body_util::Collected::to_bytes)
+                .unwrap_or_default(),
             answered: false,
             tls,
         };
@@ -201,16 +236,29 @@ impl Backends {
             at = log.seen.len();
             log.seen.push(seen.clone());
         });
-        let holds = seen.header(HOLD).parse().is_ok_and(|from: usize| before + 1 >= from);
+        let holds = seen
+            .header(HOLD)
+            .parse()
+            .is_ok_and(|from: usize| before + 1 >= from);
         if holds && !self.until(|log| log.released.contains(&id)).await {
-            return Response::new(Full::from("nobody released this"));
+            return Response::new(Full::from("this was never released"));
         }
         self.log.send_modify(|log| log.seen[at].answered = true);
 
         let own = seen.header(&format!("{ANSWER}-{backend}"));
-        let told = if own.is_empty() { seen.header(ANSWER) } else { own };
-        let statuses: Vec<&str> = told.split(',').filter(|status| !status.is_empty()).collect();
-        let status = statuses.get(before).or(statuses.last()).map_or(200, |status| status.parse().unwrap());
+        let told = if own.is_empty() {
+            seen.header(ANSWER)
+        } else {
+            own
+        };
+        let statuses: Vec<&str> = told
+            .split(',')
+            .filter(|status| !status.is_empty())
+            .collect();
+        let status = statuses
+            .get(before)
+            .or(statuses.last())
+            .map_or(200, |status| status.parse().unwrap());
         let mut response = Response::new(Full::from(backend.to_string()));
         *response.status_mut() = StatusCode::from_u16(status).unwrap();
         for (name, value) in &seen.headers {
@@ -222,8 +270,12 @@ impl Backends {
         let websocket = seen.header("upgrade") == "websocket";
         if websocket {
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
-            response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+            response
+                .headers_mut()
+                .insert("upgrade", HeaderValue::from_static("websocket"));
+            response
+                .headers_mut()
+                .insert("connection", HeaderValue::from_static("upgrade"));
         }
         if websocket || seen.method == Method::CONNECT {
             *response.body_mut() = Full::default();
@@ -239,8 +291,12 @@ impl Backends {
 
 async fn echo(backend: u8, mut stream: TcpStream) {
     let (mut reader, mut writer) = stream.split();
-    // An error here is a client that went away.
-    if writer.write_all(format!("{backend}\n").as_bytes()).await.is_ok() {
+    // An error means that the client disconnected.
+    if writer
+        .write_all(format!("{backend}\n").as_bytes())
+        .await
+        .is_ok()
+    {
         let _ = tokio::io::copy(&mut reader, &mut writer).await;
     }
 }
@@ -251,7 +307,7 @@ where
 {
     let listener = TcpListener::from_std(listener).unwrap();
     loop {
-        // An error here is a client that went away before it was taken.
+        // An error means that the client disconnected before it was accepted.
         if let Ok((stream, peer)) = listener.accept().await {
             tokio::spawn(serve(stream, peer));
         }
@@ -269,14 +325,15 @@ fn bind(network: [u8; 3]) -> (u16, Vec<std::net::TcpListener>) {
         let all = addresses(network).map(|address| std::net::TcpListener::bind((address, port)));
         let all: Result<Vec<_>, _> = all.collect();
         if let Ok(all) = all {
-            all.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
+            all.iter()
+                .for_each(|listener| listener.set_nonblocking(true).unwrap());
             return (port, all);
         }
     }
     panic!("no port is free on all addresses of the backends");
 }
 
-/// A port that every backend's address has for itself without listening on it.
+/// A port reserved on every backend's address without listening.
 fn reserve(network: [u8; 3]) -> u16 {
     for _ in 0..50 {
         let port = free_port();

@@ -1,4 +1,4 @@
-//! A folder of the user's cache for the programs that tests run against, so that each is fetched or built once.
+//! Caches the programs that tests run against in the user's cache folder, so that each is fetched or built once.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
@@ -22,10 +22,10 @@ pub fn folder() -> Result<PathBuf, String> {
     }
 }
 
-/// The folder `name` of the cache, filled by `make` if it is not there yet.
+/// The folder `name` of the cache, created by `make` if it does not exist.
 ///
-/// `make` gets an empty folder next to it that is renamed when all of it is there, so a folder that exists is whole.
-/// Of several processes one makes it and the others wait, with a line on stderr that says so.
+/// `make` fills a staging folder that is then renamed, so an existing folder is complete. If several processes need it,
+/// one creates it and the others wait, with a message on stderr.
 pub fn once(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
     let root = folder()?;
     let ready = root.join(name);
@@ -47,13 +47,13 @@ pub fn once(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Resul
         return Ok(ready);
     }
     let partial = root.join(format!("{name}.partial"));
-    // The lock is ours, so what lies there was left by a process that was killed.
+    // We hold the lock, so leftovers are from a killed process.
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(at(&partial))?;
     }
     fs::create_dir(&partial).map_err(at(&partial))?;
     if let Err(why) = make(&partial) {
-        // If that fails as well, the next process does it.
+        // If that fails too, the next process does it.
         let _ = fs::remove_dir_all(&partial);
         return Err(why);
     }
@@ -61,10 +61,11 @@ pub fn once(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Resul
     Ok(ready)
 }
 
-/// Installs one Python package without its dependencies into the cache, once; gives back the folder it is in.
+/// Installs a Python package without its dependencies into the cache once and returns its folder.
 pub fn python_package(name: &str, version: &str) -> Result<PathBuf, String> {
     once(&format!("{name}-{version}"), |folder| {
-        let python = on_path("python3").ok_or_else(|| format!("no python3 on PATH to install {name} with"))?;
+        let python = on_path("python3")
+            .ok_or_else(|| format!("no python3 on PATH to install {name} with"))?;
         say(&format!("installing {name} {version} once"));
         let pip = Command::new(&python)
             .args(["-m", "pip", "install", "--quiet"])
@@ -81,10 +82,12 @@ pub fn python_package(name: &str, version: &str) -> Result<PathBuf, String> {
     })
 }
 
-/// The program `name` in the folders of `PATH`.
+/// The program `name` on `PATH`.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| is_program(file))
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| is_program(file))
 }
 
 /// Whether `file` is a file that somebody may execute.

@@ -1,4 +1,4 @@
-//! The canary, running: objects in a folder, backends, weir, and an Envoy that takes requests.
+//! A running canary: objects in a folder, backends, weir, and an Envoy that accepts requests.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::cutter::Cutter;
 use super::mesh::{Backends, Objects, Serve, Tally, send, start_envoy, start_envoy_from};
 use super::process::free_port;
 
-/// Between the two writes of a step.
+/// The time between the two writes of a step.
 pub const APART: Duration = Duration::from_millis(9);
 
 pub struct Canary {
@@ -35,7 +35,10 @@ impl Canary {
 
     /// The same with this program for Envoy; `None` for the usual one.
     pub async fn on(program: Option<PathBuf>, more: &[&str], flags: &[&str]) -> Self {
-        Self::build(flags, async |folder, xds| start_envoy_from(program, folder, xds, more).await).await
+        Self::build(flags, async |folder, xds| {
+            start_envoy_from(program, folder, xds, more).await
+        })
+        .await
     }
 
     /// The same with a proxy between Envoy and weir.
@@ -53,7 +56,11 @@ impl Canary {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config");
         std::fs::create_dir(&config).unwrap();
-        let objects = Objects { folder: config.clone(), service: free_port(), backend: Backends::start().port };
+        let objects = Objects {
+            folder: config.clone(),
+            service: free_port(),
+            backend: Backends::start().port,
+        };
         objects.write_all(100, 0);
         let mut args = vec!["--config-dir", config.to_str().unwrap()];
         args.extend(flags);
@@ -62,17 +69,23 @@ impl Canary {
         weir.ready().await;
         let envoy = envoy(folder.path(), weir.xds).await;
         weir.acked_after(0).await;
-        Self { folder, objects, weir, envoy, flags }
+        Self {
+            folder,
+            objects,
+            weir,
+            envoy,
+            flags,
+        }
     }
 
-    /// Writes a file and waits until the proxy has acked what it says.
+    /// Writes a file and waits until the proxy has ACKed the result.
     pub async fn edit(&self, file: &str, text: &str) {
         let before = self.weir.revision().await;
         self.objects.write(file, text);
         self.weir.acked_after(before).await;
     }
 
-    /// Writes one file, and the other 9 ms later, as rollout tools do, and waits until the proxy has acked both.
+    /// Writes one file, and the other 9 ms later as rollout tools do, and waits until the proxy has ACKed both.
     pub async fn pair(&self, first: (&str, &str), then: (&str, &str)) {
         let before = self.weir.events().await;
         self.objects.write(first.0, first.1);
@@ -83,7 +96,9 @@ impl Canary {
 
     pub async fn send(&self, count: u64) -> Tally {
         let port = self.objects.service;
-        tokio::task::spawn_blocking(move || send(port, count)).await.unwrap()
+        tokio::task::spawn_blocking(move || send(port, count))
+            .await
+            .unwrap()
     }
 
     /// Kills weir; [`Canary::revive`] starts it again.
@@ -91,7 +106,7 @@ impl Canary {
         self.weir.kill();
     }
 
-    /// Starts weir again where it was, and waits until it is ready.
+    /// Restarts weir on the same ports and waits until it is ready.
     pub async fn revive(&mut self) {
         let mut args = vec!["--config-dir", self.objects.folder.to_str().unwrap()];
         args.extend(self.flags.iter().map(String::as_str));
@@ -99,13 +114,13 @@ impl Canary {
         self.weir.ready().await;
     }
 
-    /// Requests without a pause until told to stop.
+    /// Continuous requests until stopped.
     pub fn load(&self) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let (port, told) = (self.objects.service, stop.clone());
         let thread = std::thread::spawn(move || {
             let mut sum = Tally::default();
-            // Bounded, so that a test that hangs does not send for ever.
+            // Bounded, so that a hanging test does not send forever.
             for _ in 0..200_000 {
                 if told.load(Ordering::Relaxed) {
                     break;

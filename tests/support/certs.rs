@@ -1,4 +1,4 @@
-//! Certificates for a test: two authorities, and what servers and clients show, as PEM files in one folder.
+//! Test certificates: two authorities, and server and client certificates, as PEM files in one folder.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-/// Who mesh workloads of the test run as.
+/// The identity of the test's mesh workloads.
 pub const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/server";
 
 /// The folder with the files:
@@ -30,13 +30,25 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn make(folder: &Path) -> Self {
-        let this = Self { folder: folder.to_owned() };
+        let this = Self {
+            folder: folder.to_owned(),
+        };
         let ca = this.authority("ca");
         this.authority("other-ca");
         let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
-        this.signed("server", &ca, ["secure.test", "*.secure.test", "*.wild.secure.test"].map(dns).to_vec());
+        this.signed(
+            "server",
+            &ca,
+            ["secure.test", "*.secure.test", "*.wild.secure.test"]
+                .map(dns)
+                .to_vec(),
+        );
         this.signed("client", &ca, vec![dns("client.test")]);
-        this.signed("workload", &ca, vec![SanType::URI(WORKLOAD.try_into().unwrap())]);
+        this.signed(
+            "workload",
+            &ca,
+            vec![SanType::URI(WORKLOAD.try_into().unwrap())],
+        );
         this
     }
 
@@ -45,7 +57,7 @@ impl Certificates {
         self.folder.join(name).to_str().unwrap().to_owned()
     }
 
-    /// What is in one of the files.
+    /// The content of one of the files.
     pub fn text(&self, name: &str) -> String {
         std::fs::read_to_string(self.folder.join(name)).unwrap()
     }
@@ -55,29 +67,43 @@ impl Certificates {
         CertificateDer::from_pem_file(self.folder.join(name)).unwrap()
     }
 
-    /// What a server does with TLS: it shows the workload's certificate where a mesh's name is asked for, and the server's
-    /// elsewhere, and wants no certificate, but one of the authority if any.
+    /// Server-side TLS: presents the workload certificate for mesh SNIs and the server certificate otherwise; client
+    /// certificates are optional but must be signed by the authority.
     pub fn acceptor(&self) -> TlsAcceptor {
         let provider = Arc::new(ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider.clone());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider.clone());
         let verifier = verifier.allow_unauthenticated().build().unwrap();
         let key = |name: &str| {
-            let key = PrivateKeyDer::from_pem_file(self.folder.join(format!("{name}-key.pem"))).unwrap();
+            let key =
+                PrivateKeyDer::from_pem_file(self.folder.join(format!("{name}-key.pem"))).unwrap();
             let certificate = self.certificate(&format!("{name}.pem"));
             Arc::new(CertifiedKey::from_der(vec![certificate], key, &provider).unwrap())
         };
-        let shown = Arc::new(BySni { server: key("server"), workload: key("workload") });
-        let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let mut config = builder.unwrap().with_client_cert_verifier(verifier).with_cert_resolver(shown);
+        let shown = Arc::new(BySni {
+            server: key("server"),
+            workload: key("workload"),
+        });
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions();
+        let mut config = builder
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(shown);
         config.alpn_protocols = ["h2", "http/1.1", "istio"].map(Into::into).to_vec();
         Arc::new(config).into()
     }
 
-    /// What a client does that trusts the authority.
+    /// Client-side TLS that trusts the authority.
     pub fn connector(&self) -> TlsConnector {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap();
-        Arc::new(builder.with_root_certificates(self.roots()).with_no_client_auth()).into()
+        Arc::new(
+            builder
+                .with_root_certificates(self.roots())
+                .with_no_client_auth(),
+        )
+        .into()
     }
 
     fn roots(&self) -> RootCertStore {
@@ -121,12 +147,18 @@ struct BySni {
 
 impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let of_mesh = hello.server_name().is_some_and(|name| name.starts_with("outbound_"));
-        Some(if of_mesh { self.workload.clone() } else { self.server.clone() })
+        let of_mesh = hello
+            .server_name()
+            .is_some_and(|name| name.starts_with("outbound_"));
+        Some(if of_mesh {
+            self.workload.clone()
+        } else {
+            self.server.clone()
+        })
     }
 }
 
-/// How a client presented itself.
+/// The TLS parameters that a client presented.
 #[derive(Debug, Clone)]
 pub struct Shown {
     pub sni: Option<String>,
@@ -139,7 +171,9 @@ impl Shown {
         let first = connection.peer_certificates().and_then(<[_]>::first);
         Self {
             sni: connection.server_name().map(str::to_owned),
-            alpn: connection.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned()),
+            alpn: connection
+                .alpn_protocol()
+                .map(|name| String::from_utf8_lossy(name).into_owned()),
             certificate: first.cloned(),
         }
     }

@@ -110,7 +110,11 @@ impl Cutter {
                 tokio::spawn(serve(envoy, to, state.clone(), connection));
             }
         });
-        Self { port, shared, closing }
+        Self {
+            port,
+            shared,
+            closing,
+        }
     }
 
     /// How long every byte takes, each way.
@@ -133,7 +137,10 @@ impl Cutter {
         let mut state = self.shared.lock();
         state.cuts += 1;
         state.cut = None;
-        state.connections.drain(..).for_each(|connection| connection.cancel());
+        state
+            .connections
+            .drain(..)
+            .for_each(|connection| connection.cancel());
         drop(state);
         self.shared.changed.notify_waiters();
     }
@@ -169,7 +176,12 @@ impl Cutter {
     /// Forgets every fault.
     pub fn heal(&self) {
         let mut state = self.shared.lock();
-        (state.delay, state.bytes_per_second, state.cut, state.refusing) = (Duration::ZERO, None, None, false);
+        (
+            state.delay,
+            state.bytes_per_second,
+            state.cut,
+            state.refusing,
+        ) = (Duration::ZERO, None, None, false);
         drop(state);
         self.release();
     }
@@ -183,7 +195,9 @@ impl Drop for Cutter {
 
 async fn serve(envoy: TcpStream, to: u16, shared: Arc<Shared>, connection: CancellationToken) {
     let _ended = connection.clone().drop_guard();
-    let Ok(weir) = TcpStream::connect(("127.0.0.1", to)).await else { return };
+    let Ok(weir) = TcpStream::connect(("127.0.0.1", to)).await else {
+        return;
+    };
     let _ = (envoy.set_nodelay(true), weir.set_nodelay(true));
     let ((from_envoy, to_envoy), (from_weir, to_weir)) = (envoy.into_split(), weir.into_split());
     let up = pass(from_envoy, to_weir, Way::ToWeir, &shared);
@@ -225,7 +239,13 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way, shared:
 }
 
 /// Writes a chunk message by message; false where the connection is to end.
-async fn write_chunk(to: &mut OwnedWriteHalf, frames: &mut Frames, chunk: &[u8], way: Way, shared: &Shared) -> bool {
+async fn write_chunk(
+    to: &mut OwnedWriteHalf,
+    frames: &mut Frames,
+    chunk: &[u8],
+    way: Way,
+    shared: &Shared,
+) -> bool {
     let mut rest = chunk;
     while !rest.is_empty() {
         let (count, message) = frames.next(rest);
@@ -263,12 +283,19 @@ async fn hold(kind: &str, shared: &Shared) {
 }
 
 /// Writes bytes, the last of which may end a message; false where the connection is to end there.
-async fn write_piece(to: &mut OwnedWriteHalf, bytes: &[u8], ends: Option<&str>, shared: &Shared) -> bool {
+async fn write_piece(
+    to: &mut OwnedWriteHalf,
+    bytes: &[u8],
+    ends: Option<&str>,
+    shared: &Shared,
+) -> bool {
     let (count, cut, pace) = {
         let mut state = shared.lock();
         let (count, cut) = match &mut state.cut {
             Some(Cut::Bytes(left)) => {
-                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                let count = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 *left -= count as u64;
                 (count, *left == 0)
             }
@@ -290,7 +317,10 @@ async fn write_piece(to: &mut OwnedWriteHalf, bytes: &[u8], ends: Option<&str>, 
         let mut state = shared.lock();
         state.cut = None;
         state.cuts += 1;
-        state.connections.drain(..).for_each(|connection| connection.cancel());
+        state
+            .connections
+            .drain(..)
+            .for_each(|connection| connection.cancel());
         drop(state);
         shared.changed.notify_waiters();
     }
@@ -323,7 +353,13 @@ struct Typed {
 impl Frames {
     fn new(way: Way) -> Self {
         let preface = if way == Way::ToWeir { PREFACE.len() } else { 0 };
-        Self { preface, head: Vec::new(), payload: 0, stream: None, messages: HashMap::new() }
+        Self {
+            preface,
+            head: Vec::new(),
+            payload: 0,
+            stream: None,
+            messages: HashMap::new(),
+        }
     }
 
     /// How many of these bytes belong together, and the type of the message that they end, if they do.

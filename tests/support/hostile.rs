@@ -122,9 +122,18 @@ fn literal(out: &mut Vec<u8>, index: u8, name: &str, value: &str) {
 
 /// The headers of a call of ADS, with so many bytes more.
 fn headers(delta: bool, more: usize) -> Vec<u8> {
-    let method = if delta { "DeltaAggregatedResources" } else { "StreamAggregatedResources" };
+    let method = if delta {
+        "DeltaAggregatedResources"
+    } else {
+        "StreamAggregatedResources"
+    };
     let mut out = vec![0x83, 0x86];
-    literal(&mut out, 4, "", &format!("/envoy.service.discovery.v3.AggregatedDiscoveryService/{method}"));
+    literal(
+        &mut out,
+        4,
+        "",
+        &format!("/envoy.service.discovery.v3.AggregatedDiscoveryService/{method}"),
+    );
     literal(&mut out, 1, "", "weir");
     literal(&mut out, 31, "", "application/grpc");
     literal(&mut out, 0, "te", "trailers");
@@ -137,14 +146,38 @@ fn headers(delta: bool, more: usize) -> Vec<u8> {
 impl Http2 {
     pub async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<Self> {
         let (read, write) = connect(from, to).await?.into_split();
-        let seen = Mutex::new(Seen { connection_window: WINDOW, ..Default::default() });
-        let shared = Arc::new(Shared { seen, changed: Notify::new(), write: tokio::sync::Mutex::new(write) });
+        let seen = Mutex::new(Seen {
+            connection_window: WINDOW,
+            ..Default::default()
+        });
+        let shared = Arc::new(Shared {
+            seen,
+            changed: Notify::new(),
+            write: tokio::sync::Mutex::new(write),
+        });
         let reader = tokio::spawn(read_all(shared.clone(), read));
-        let mut this = Self { shared, reader, out: PREFACE.to_vec(), last_stream: 0 };
+        let mut this = Self {
+            shared,
+            reader,
+            out: PREFACE.to_vec(),
+            last_stream: 0,
+        };
         // Whatever is sent may be sent: SETTINGS_INITIAL_WINDOW_SIZE, and as much for the connection.
         let most = i32::MAX.cast_unsigned().to_be_bytes();
-        frame(&mut this.out, SETTINGS, 0, 0, &[&[0, 4][..], &most].concat());
-        frame(&mut this.out, WINDOW_UPDATE, 0, 0, &(i32::MAX - 65_535).cast_unsigned().to_be_bytes());
+        frame(
+            &mut this.out,
+            SETTINGS,
+            0,
+            0,
+            &[&[0, 4][..], &most].concat(),
+        );
+        frame(
+            &mut this.out,
+            WINDOW_UPDATE,
+            0,
+            0,
+            &(i32::MAX - 65_535).cast_unsigned().to_be_bytes(),
+        );
         this.flush().await?;
         Ok(this)
     }
@@ -152,8 +185,19 @@ impl Http2 {
     /// Opens a stream; nothing is sent before [`Http2::flush`].
     pub fn open(&mut self, delta: bool, more_headers: usize) -> u32 {
         self.last_stream += if self.last_stream == 0 { 1 } else { 2 };
-        frame(&mut self.out, HEADERS, END_HEADERS, self.last_stream, &headers(delta, more_headers));
-        self.shared.seen.lock().unwrap().windows.insert(self.last_stream, WINDOW);
+        frame(
+            &mut self.out,
+            HEADERS,
+            END_HEADERS,
+            self.last_stream,
+            &headers(delta, more_headers),
+        );
+        self.shared
+            .seen
+            .lock()
+            .unwrap()
+            .windows
+            .insert(self.last_stream, WINDOW);
         self.last_stream
     }
 
@@ -228,7 +272,9 @@ impl Http2 {
     pub async fn message(&self, stream: u32) -> Option<pb::DiscoveryResponse> {
         let taken = |seen: &mut Seen| {
             let body = seen.bodies.entry(stream).or_default();
-            let length = body.get(1..5).map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()) as usize)?;
+            let length = body
+                .get(1..5)
+                .map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()) as usize)?;
             let message = pb::DiscoveryResponse::decode(body.get(5..5 + length)?).unwrap();
             body.drain(..5 + length);
             Some(message)
@@ -336,8 +382,13 @@ pub async fn served(from: IpAddr, to: SocketAddr) -> io::Result<Http2> {
     let mut http = Http2::connect(from, to).await?;
     let stream = http.open(false, 0);
     http.flush().await?;
-    http.send(stream, &request("bench", 1, CDS, Vec::new())).await?;
-    if http.until(|seen| seen.messages > 0).await { Ok(http) } else { Err(io::ErrorKind::ConnectionReset.into()) }
+    http.send(stream, &request("bench", 1, CDS, Vec::new()))
+        .await?;
+    if http.until(|seen| seen.messages > 0).await {
+        Ok(http)
+    } else {
+        Err(io::ErrorKind::ConnectionReset.into())
+    }
 }
 
 /// A proxy that watches one route configuration.
@@ -353,16 +404,32 @@ impl Watcher {
         let stream = http.open(false, 0);
         http.flush().await?;
         let names = vec![routes.to_owned()];
-        http.send(stream, &request("bench", 2, RDS, names.clone())).await?;
-        http.shared.seen.lock().unwrap().bodies.entry(stream).or_default();
-        let mut this = Self { http, stream, names };
+        http.send(stream, &request("bench", 2, RDS, names.clone()))
+            .await?;
+        http.shared
+            .seen
+            .lock()
+            .unwrap()
+            .bodies
+            .entry(stream)
+            .or_default();
+        let mut this = Self {
+            http,
+            stream,
+            names,
+        };
         this.next().await?;
         Ok(this)
     }
 
     /// Waits for the next form, and acks it.
     pub async fn next(&mut self) -> io::Result<pb::DiscoveryResponse> {
-        let gone = || io::Error::new(io::ErrorKind::ConnectionReset, "the watching proxy lost its stream");
+        let gone = || {
+            io::Error::new(
+                io::ErrorKind::ConnectionReset,
+                "the watching proxy lost its stream",
+            )
+        };
         let got = self.http.message(self.stream).await.ok_or_else(gone)?;
         let ack = framed(&pb::DiscoveryRequest {
             type_url: RDS.to_owned(),
@@ -420,16 +487,24 @@ impl Attack {
 
     /// Tries `count` streams (or connections, where it is about those) from several addresses, and holds on to what it
     /// gets. It is over when what is returned is dropped. `tried` counts up.
-    pub fn start(self, to: SocketAddr, count: usize, tried: &Arc<std::sync::atomic::AtomicUsize>) -> JoinSet<()> {
+    pub fn start(
+        self,
+        to: SocketAddr,
+        count: usize,
+        tried: &Arc<std::sync::atomic::AtomicUsize>,
+    ) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         let peers = if self == Self::Hogging { 4 } else { 8 };
         for n in 0..peers {
-            let tally = Tally { tried: tried.clone(), count };
+            let tally = Tally {
+                tried: tried.clone(),
+                count,
+            };
             tasks.spawn(async move {
                 let from = attacker(n);
                 while tally.more() {
                     if self.once(from, to, &tally).await.is_err() {
-                        // Refused or closed: it comes back at once, as fast as the system lets it.
+                        // Rejected or closed: it comes back at once, as fast as the system lets it.
                         tokio::time::sleep(Duration::from_millis(1)).await;
                     }
                 }
@@ -447,8 +522,16 @@ impl Attack {
             Self::Silent => silent(from, to, tally, None).await,
             Self::Slowloris => silent(from, to, tally, Some(Duration::from_millis(200))).await,
             Self::UnknownNames => {
-                let names = (0..100_000).map(|n| format!("outbound|80||service-{n}.nowhere.svc.cluster.local"));
-                sending(from, to, tally, &request("bench", 3, EDS, names.collect()), true).await
+                let names = (0..100_000)
+                    .map(|n| format!("outbound|80||service-{n}.nowhere.svc.cluster.local"));
+                sending(
+                    from,
+                    to,
+                    tally,
+                    &request("bench", 3, EDS, names.collect()),
+                    true,
+                )
+                .await
             }
             Self::Unfinished => {
                 let mut message = vec![0];
@@ -460,8 +543,13 @@ impl Attack {
                 let mut http = Http2::connect(from, to).await?;
                 while tally.one() {
                     let (stream, n) = (http.open(false, 0), tally.number());
-                    let namespace = if self == Self::Scopes { format!("bench-{n}") } else { "bench".to_owned() };
-                    http.send(stream, &request(&namespace, n, CDS, Vec::new())).await?;
+                    let namespace = if self == Self::Scopes {
+                        format!("bench-{n}")
+                    } else {
+                        "bench".to_owned()
+                    };
+                    http.send(stream, &request(&namespace, n, CDS, Vec::new()))
+                        .await?;
                 }
                 kept(http).await
             }
@@ -470,8 +558,10 @@ impl Attack {
                 while tally.one() {
                     let stream = http.open(false, 0);
                     let before = http.shared.seen.lock().unwrap().messages;
-                    http.send(stream, &request("bench", tally.number(), CDS, Vec::new())).await?;
-                    http.until(|seen| seen.messages > before || seen.ended > 0).await;
+                    http.send(stream, &request("bench", tally.number(), CDS, Vec::new()))
+                        .await?;
+                    http.until(|seen| seen.messages > before || seen.ended > 0)
+                        .await;
                     http.reset(stream);
                     http.flush().await?;
                 }
@@ -503,7 +593,9 @@ impl Tally {
 
     /// Counts one more, where there is one.
     fn one(&self) -> bool {
-        self.tried.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < self.count
+        self.tried
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+            < self.count
     }
 }
 
@@ -513,12 +605,21 @@ async fn kept(http: Http2) -> io::Result<()> {
     Err(io::ErrorKind::ConnectionReset.into())
 }
 
-async fn resetting(from: IpAddr, to: SocketAddr, tally: &Tally, more: usize, patient: bool) -> io::Result<()> {
+async fn resetting(
+    from: IpAddr,
+    to: SocketAddr,
+    tally: &Tally,
+    more: usize,
+    patient: bool,
+) -> io::Result<()> {
     const WAVE: usize = 50;
     let mut http = Http2::connect(from, to).await?;
     let mut opened = 0;
     while tally.more() {
-        let wave: Vec<u32> = (0..WAVE).filter(|_| tally.one()).map(|_| http.open(false, more)).collect();
+        let wave: Vec<u32> = (0..WAVE)
+            .filter(|_| tally.one())
+            .map(|_| http.open(false, more))
+            .collect();
         if patient {
             http.flush().await?;
             opened += wave.len();
@@ -531,7 +632,12 @@ async fn resetting(from: IpAddr, to: SocketAddr, tally: &Tally, more: usize, pat
 }
 
 /// Many connections at a time that say nothing, or one byte of what they should say after each pause.
-async fn silent(from: IpAddr, to: SocketAddr, tally: &Tally, pause: Option<Duration>) -> io::Result<()> {
+async fn silent(
+    from: IpAddr,
+    to: SocketAddr,
+    tally: &Tally,
+    pause: Option<Duration>,
+) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     while tally.one() {
         let Ok(mut stream) = connect(from, to).await else {
@@ -556,7 +662,13 @@ async fn silent(from: IpAddr, to: SocketAddr, tally: &Tally, pause: Option<Durat
 }
 
 /// Sends this on stream after stream, several at a time, and keeps what is not refused.
-async fn sending(from: IpAddr, to: SocketAddr, tally: &Tally, message: &[u8], whole: bool) -> io::Result<()> {
+async fn sending(
+    from: IpAddr,
+    to: SocketAddr,
+    tally: &Tally,
+    message: &[u8],
+    whole: bool,
+) -> io::Result<()> {
     let mut http = Http2::connect(from, to).await?;
     while tally.one() {
         let stream = http.open(!whole, 0);

@@ -1,8 +1,8 @@
-//! A real Kubernetes API for a test: etcd and kube-apiserver on loopback, in a temporary folder, gone with the test.
+//! A real Kubernetes API for a test: etcd and kube-apiserver on loopback, in a temporary folder, removed with the test.
 //!
-//! There is no controller manager, scheduler or kubelet: objects stay as they are written, EndpointSlices and
-//! ServiceAccounts are not made, pods do not run, a deleted Namespace stays in `Terminating`, and the aggregated roles
-//! `view`, `edit` and `admin` hold no rules.
+//! There is no controller manager, scheduler or kubelet: objects stay as written, EndpointSlices and ServiceAccounts
+//! are not created, pods do not run, a deleted Namespace stays in `Terminating`, and the aggregated roles `view`,
+//! `edit` and `admin` contain no rules.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -14,22 +14,22 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::cache::at;
-use super::parts::KubeParts;
+use super::kube_binaries::KubeBinaries;
 use super::process::{Launch, Supervised, free_port, random};
 
-/// How long a server may take to become ready: seconds on an idle machine, far more on a busy one.
+/// How long a server may take to become ready: seconds on an idle machine, much longer on a busy one.
 const READY_WITHIN: Duration = Duration::from_secs(180);
-/// Time between two looks at something that tells nobody when it changes.
+/// The polling interval.
 const POLL: Duration = Duration::from_millis(50);
-/// Ports tried before giving up, each of which someone else may take first.
+/// How many ports to try, because another process may take a port first.
 const PORT_TRIES: usize = 10;
 
 const ADMIN: &str = "admin";
 
-/// A running Kubernetes API. Dropping it ends its processes and removes its folder.
+/// A running Kubernetes API. Dropping it stops its processes and removes its folder.
 #[derive(Debug)]
 pub struct KubeCluster {
-    parts: KubeParts,
+    parts: KubeBinaries,
     port: u16,
     apiserver: Option<Supervised>,
     etcd: Supervised,
@@ -41,15 +41,15 @@ impl KubeCluster {
     /// Starts a cluster for the test called `test`; `None` if this machine cannot, which is then reported as skipped.
     ///
     /// # Panics
-    /// When the servers are there and do not become ready; the message holds the end of their log.
+    /// If the servers start but do not become ready; the message contains the end of their log.
     pub fn start(test: &str) -> Option<Self> {
         Self::start_with_users(test, &[])
     }
 
-    /// As [`KubeCluster::start`], with more users, as (name, groups), for [`KubeCluster::kubeconfig_for`]. They may do
-    /// nothing until a role binding says so, which the API server heeds a moment after it was written.
+    /// Like [`KubeCluster::start`], with additional users as (name, groups) for [`KubeCluster::kubeconfig_for`]. They
+    /// have no permissions until a role binding grants them, which the API server notices shortly after it is written.
     pub fn start_with_users(test: &str, users: &[(&str, &[&str])]) -> Option<Self> {
-        let parts = match KubeParts::find() {
+        let parts = match KubeBinaries::find() {
             Ok(parts) => parts,
             Err(skip) => {
                 skip.report(test);
@@ -59,8 +59,11 @@ impl KubeCluster {
         Some(Self::launch(parts, users).unwrap_or_else(|why| panic!("{test}: {why}")))
     }
 
-    fn launch(parts: KubeParts, users: &[(&str, &[&str])]) -> Result<Self, String> {
-        let dir = tempfile::Builder::new().prefix("weir-kube-").tempdir().map_err(at(&std::env::temp_dir()))?;
+    fn launch(parts: KubeBinaries, users: &[(&str, &[&str])]) -> Result<Self, String> {
+        let dir = tempfile::Builder::new()
+            .prefix("weir-kube-")
+            .tempdir()
+            .map_err(at(&std::env::temp_dir()))?;
         let admin: (&str, &[&str]) = (ADMIN, &["system:masters"]);
         let mut tokens = String::new();
         let mut named = Vec::new();
@@ -73,8 +76,14 @@ impl KubeCluster {
         write(&dir.path().join("tokens.csv"), &tokens)?;
 
         let etcd = start_etcd(&parts, dir.path())?;
-        let mut cluster =
-            Self { kubeconfig: kubeconfig_path(dir.path(), ADMIN), parts, port: 0, apiserver: None, etcd, dir };
+        let mut cluster = Self {
+            kubeconfig: kubeconfig_path(dir.path(), ADMIN),
+            parts,
+            port: 0,
+            apiserver: None,
+            etcd,
+            dir,
+        };
         for attempt in 1.. {
             cluster.port = free_port();
             for (name, token) in &named {
@@ -89,70 +98,79 @@ impl KubeCluster {
         Ok(cluster)
     }
 
-    /// The kubeconfig of an administrator who may do everything.
+    /// The kubeconfig of a cluster administrator.
     pub fn kubeconfig_path(&self) -> &Path {
         &self.kubeconfig
     }
 
-    /// The kubeconfig of one of the users that the cluster was started with.
+    /// The kubeconfig of one of the additional users.
     pub fn kubeconfig_for(&self, user: &str) -> PathBuf {
         let path = kubeconfig_path(self.dir.path(), user);
-        assert!(path.is_file(), "the cluster was started without user {user}");
+        assert!(
+            path.is_file(),
+            "the cluster was started without user {user}"
+        );
         path
     }
 
-    /// The kubeconfig of a ServiceAccount, which must exist, with a token as a pod gets it.
+    /// The kubeconfig of an existing ServiceAccount, with a token as in a pod.
     pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> PathBuf {
         let token = self.kubectl_ok(&["create", "token", name, "--namespace", namespace]);
-        self.write_kubeconfig(&format!("{namespace}.{name}"), token.trim()).unwrap_or_else(|why| panic!("{why}"))
+        self.write_kubeconfig(&format!("{namespace}.{name}"), token.trim())
+            .unwrap_or_else(|why| panic!("{why}"))
     }
 
-    /// The address of the API, as in `https://127.0.0.1:20000`.
+    /// The address of the API, like `https://127.0.0.1:20000`.
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    /// Runs kubectl as the administrator and gives back what came of it, for commands that may fail.
+    /// Runs kubectl as the administrator and returns its output, for commands that may fail.
     pub fn kubectl(&self, args: &[&str]) -> Output {
         self.run_kubectl(args, "")
     }
 
-    /// Runs kubectl as the administrator and gives back its stdout.
+    /// Runs kubectl as the administrator and returns its stdout.
     ///
     /// # Panics
-    /// When the command fails.
+    /// If the command fails.
     pub fn kubectl_ok(&self, args: &[&str]) -> String {
         expect_success(args, self.run_kubectl(args, ""))
     }
 
-    /// Applies the objects of a YAML text, which may hold several documents, and gives back kubectl's report.
+    /// Applies YAML, possibly several documents, and returns kubectl's output.
     ///
     /// # Panics
-    /// When the API server does not take them all.
+    /// If the API server does not accept all of them.
     pub fn apply(&self, yaml: &str) -> String {
         let args = ["apply", "-f", "-"];
         expect_success(&args, self.run_kubectl(&args, yaml))
     }
 
-    /// Applies the files of a folder, in the order of their names, given from the top of the repository.
+    /// Applies the files of a folder, given relative to the repository, in name order.
     ///
     /// # Panics
-    /// When the API server does not take them all.
+    /// If the API server does not accept all of them.
     pub fn apply_folder(&self, folder: &str) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let path = path.to_str().expect("the repository's path is UTF-8");
         self.kubectl_ok(&["apply", "-f", path])
     }
 
-    /// Applies weir's definitions of the Istio kinds and waits until the API serves them.
+    /// Applies weir's CRDs for the Istio kinds and waits until the API serves them.
     pub fn apply_crds(&self) {
         self.apply_folder("deploy/crds");
         let crds = self.kubectl_ok(&["get", "crds", "-o", "name"]);
         let mut wait = vec!["wait", "--for=condition=Established", "--timeout=120s"];
         wait.extend(crds.lines());
         self.kubectl_ok(&wait);
-        // A definition is in force a moment before discovery, which kubectl goes by, lists it.
-        let listed = ["api-resources", "--api-group=networking.istio.io", "--cached=false", "--no-headers"];
+        // A CRD is served shortly before discovery, which kubectl uses, lists it.
+        let listed = [
+            "api-resources",
+            "--api-group=networking.istio.io",
+            "--cached=false",
+            "--no-headers",
+        ];
         poll("discovery to list the Istio kinds", || {
             let lines = self.kubectl_ok(&listed).lines().count();
             Ok((lines == crds.lines().count()).then_some(()))
@@ -160,7 +178,7 @@ impl KubeCluster {
         .unwrap_or_else(|why: Failure| panic!("{why}"));
     }
 
-    /// Ends the API server, for tests of an outage. Its state stays in etcd.
+    /// Stops the API server, to test an outage. Its state stays in etcd.
     pub fn stop_apiserver(&mut self) {
         self.apiserver = None;
     }
@@ -168,10 +186,11 @@ impl KubeCluster {
     /// Starts the API server again on the same port, with the same credentials, and waits until it is ready.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If it does not become ready.
     pub fn start_apiserver(&mut self) {
         if self.apiserver.is_none() {
-            self.launch_apiserver().unwrap_or_else(|why| panic!("{why}"));
+            self.launch_apiserver()
+                .unwrap_or_else(|why| panic!("{why}"));
         }
     }
 
@@ -179,7 +198,7 @@ impl KubeCluster {
         let dir = self.dir.path();
         let log = dir.join("kube-apiserver.log");
         let file = |name: &str| format!("{}/{name}", dir.display());
-        // The server makes its own certificate before it reads the key it signs tokens with, so one key does for both.
+        // The server creates its certificate before it reads the token signing key, so one key serves for both.
         let key = file("certs/apiserver.key");
         let args = [
             format!("--etcd-servers={}", etcd_url(dir)),
@@ -192,18 +211,18 @@ impl KubeCluster {
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-account-signing-key-file={key}"),
             format!("--service-account-key-file={key}"),
-            // It refuses pods until a controller, which is not there, has made the account they run as.
+            // It rejects pods until a controller, which does not run here, has created their service account.
             "--disable-admission-plugins=ServiceAccount".into(),
             // Room for a thousand Services and more.
             "--service-cluster-ip-range=10.96.0.0/12".into(),
-            // Nothing may be published that points to a loopback address.
+            // Loopback addresses must not be published.
             "--endpoint-reconciler-type=none".into(),
             "--allow-privileged=true".into(),
         ];
         let log_end = fs::metadata(&log).map_or(0, |meta| meta.len());
         let mut server = spawn(&self.parts.kube_apiserver, args.to_vec(), &log, 10, None)?;
         let ready = std::thread::scope(|scope| {
-            // A runtime of its own, on a thread of its own, so that tests inside a runtime can call this as well.
+            // A separate runtime on its own thread, so that async tests can call this too.
             let check = || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
@@ -215,7 +234,9 @@ impl KubeCluster {
                         if tail.contains("address already in use") {
                             return Err(Failure::PortTaken);
                         }
-                        return Err(Failure::Other(format!("kube-apiserver ended ({status}):\n{tail}")));
+                        return Err(Failure::Other(format!(
+                            "kube-apiserver ended ({status}):\n{tail}"
+                        )));
                     }
                     let ready = runtime.block_on(is_ready(&self.kubeconfig));
                     Ok(ready.is_ok_and(|ready| ready).then_some(()))
@@ -228,9 +249,10 @@ impl KubeCluster {
                 self.apiserver = Some(server);
                 Ok(())
             }
-            Ok(Err(Failure::TimedOut(what))) => {
-                Err(Failure::Other(format!("gave up waiting for {what}:\n{}", tail(&log, log_end))))
-            }
+            Ok(Err(Failure::TimedOut(what))) => Err(Failure::Other(format!(
+                "timed out waiting for {what}:\n{}",
+                tail(&log, log_end)
+            ))),
             Ok(Err(failure)) => Err(failure),
             Err(panic) => std::panic::resume_unwind(panic),
         }
@@ -253,10 +275,12 @@ impl KubeCluster {
         let pipe = child.stdin.take();
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                // A command that does not read it all says why itself.
+                // A command that does not read all of its input reports why.
                 pipe.and_then(|mut pipe| pipe.write_all(stdin.as_bytes()).ok())
             });
-            child.wait_with_output().unwrap_or_else(|error| panic!("{}: {error}", kubectl.display()))
+            child
+                .wait_with_output()
+                .unwrap_or_else(|error| panic!("{}: {error}", kubectl.display()))
         })
     }
 
@@ -284,7 +308,7 @@ impl Drop for KubeCluster {
             let log = self.dir.path().join("kube-apiserver.log");
             eprintln!("the end of kube-apiserver's log:\n{}", tail(&log, 0));
         }
-        // Both at once, then each is waited for as its field is dropped.
+        // Signals both, then waits for each as its field is dropped.
         if let Some(apiserver) = &mut self.apiserver {
             apiserver.begin_stop();
         }
@@ -296,7 +320,7 @@ impl Drop for KubeCluster {
 enum Failure {
     #[error("the port is taken by another process")]
     PortTaken,
-    #[error("gave up waiting for {0}")]
+    #[error("timed out waiting for {0}")]
     TimedOut(String),
     #[error("{0}")]
     Other(String),
@@ -308,7 +332,7 @@ impl From<String> for Failure {
     }
 }
 
-/// Calls `look` until it answers with a value or an error, for as long as a server may take to become ready.
+/// Calls `look` until it returns a value or an error, at most as long as a server may take to become ready.
 fn poll<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>, Failure>) -> Result<T, Failure> {
     let deadline = Instant::now() + READY_WITHIN;
     loop {
@@ -316,25 +340,30 @@ fn poll<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>, Failure>) -> 
             return Ok(found);
         }
         if Instant::now() > deadline {
-            return Err(Failure::TimedOut(format!("{what} ({} s)", READY_WITHIN.as_secs())));
+            return Err(Failure::TimedOut(format!(
+                "{what} ({} s)",
+                READY_WITHIN.as_secs()
+            )));
         }
         std::thread::sleep(POLL);
     }
 }
 
-/// Whether the API server says that it is ready and has made the namespace `default`, which it does a little later.
+/// Whether the API server is ready and has created the namespace `default`, which happens slightly later.
 async fn is_ready(kubeconfig: &Path) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let config = ::kube::config::Kubeconfig::read_from(kubeconfig)?;
     let config = ::kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
     let client = ::kube::Client::try_from(config)?;
     for path in ["/readyz", "/api/v1/namespaces/default"] {
-        client.request_text(http::Request::get(path).body(Vec::new())?).await?;
+        client
+            .request_text(http::Request::get(path).body(Vec::new())?)
+            .await?;
     }
     Ok(true)
 }
 
-/// Starts etcd on sockets in `dir`, where no other process's server can be mistaken for it, and waits for it.
-fn start_etcd(parts: &KubeParts, dir: &Path) -> Result<Supervised, String> {
+/// Starts etcd on Unix sockets in `dir`, so that it cannot be confused with another server, and waits for it.
+fn start_etcd(parts: &KubeBinaries, dir: &Path) -> Result<Supervised, String> {
     let log = dir.join("etcd.log");
     let client = etcd_url(dir);
     let peer = format!("unix://{}/peer.sock", dir.display());
@@ -349,7 +378,8 @@ fn start_etcd(parts: &KubeParts, dir: &Path) -> Result<Supervised, String> {
         // The data need not survive the machine.
         "--unsafe-no-fsync".into(),
     ];
-    let mut etcd = spawn(&parts.etcd, args.to_vec(), &log, 10, Some(dir)).map_err(|failure| failure.to_string())?;
+    let mut etcd = spawn(&parts.etcd, args.to_vec(), &log, 10, Some(dir))
+        .map_err(|failure| failure.to_string())?;
     let socket = dir.join("etcd.sock");
     poll("etcd to listen", || {
         if let Some(status) = etcd.exited().map_err(at(&log))? {
@@ -378,7 +408,11 @@ fn spawn(
     grace_tenths: u32,
     remove: Option<&Path>,
 ) -> Result<Supervised, Failure> {
-    let output = File::options().create(true).append(true).open(log).map_err(at(log))?;
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .map_err(at(log))?;
     let launch = Launch {
         program,
         args,
@@ -394,7 +428,7 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
     fs::write(path, text).map_err(at(path))
 }
 
-/// The last lines of the file, of what was written after its first `from` bytes.
+/// The last lines of a file after its first `from` bytes.
 fn tail(path: &Path, from: u64) -> String {
     let mut text = Vec::new();
     let read = File::open(path).and_then(|mut file| {

@@ -1,4 +1,4 @@
-//! A mesh on loopback: a folder of objects, backends that say their version, `weir serve`, and a real Envoy.
+//! A mesh on loopback: a folder of objects, backends that report their version, `weir serve`, and a real Envoy.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +13,7 @@ use weir::proto_json;
 
 use super::process::free_port;
 
-/// How long anything may take before the test fails; nothing waits that long when all is well.
+/// The timeout of every wait; far longer than a successful wait takes.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Backends: three of v1 on 127.0.1.1 to 3, three of v2 on 127.0.2.1 to 3, all on one port.
@@ -24,13 +24,16 @@ pub struct Backends {
 impl Backends {
     pub fn start() -> Self {
         let addresses = |port: u16| {
-            let all = [1u8, 2].into_iter().flat_map(|version| [1u8, 2, 3].map(|n| (version, n)));
+            let all = [1u8, 2]
+                .into_iter()
+                .flat_map(|version| [1u8, 2, 3].map(|n| (version, n)));
             all.map(move |(version, n)| (version, SocketAddr::from(([127, 0, version, n], port))))
         };
         for _ in 0..50 {
             let port = free_port();
-            let bound: Vec<_> =
-                addresses(port).map(|(version, address)| (version, TcpListener::bind(address))).collect();
+            let bound: Vec<_> = addresses(port)
+                .map(|(version, address)| (version, TcpListener::bind(address)))
+                .collect();
             if bound.iter().any(|(_, listener)| listener.is_err()) {
                 continue;
             }
@@ -62,7 +65,7 @@ fn answer(connection: TcpStream, version: u8) {
     }
 }
 
-/// `weir serve` as a child process; ended when dropped.
+/// `weir serve` as a child process; killed on drop.
 pub struct Serve {
     child: Child,
     pub xds: u16,
@@ -74,7 +77,12 @@ impl Serve {
         let child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .arg("serve")
             .args(args)
-            .args(["--xds-listen", &format!("127.0.0.1:{xds}"), "--admin-listen", &format!("127.0.0.1:{admin}")])
+            .args([
+                "--xds-listen",
+                &format!("127.0.0.1:{xds}"),
+                "--admin-listen",
+                &format!("127.0.0.1:{admin}"),
+            ])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -95,24 +103,32 @@ impl Serve {
     }
 
     pub async fn ready(&self) {
-        until("weir is ready", async || self.admin().get("/ready").await.is_ok()).await;
+        until("weir is ready", async || {
+            self.admin().get("/ready").await.is_ok()
+        })
+        .await;
     }
 
-    /// A number of `/metrics`.
+    /// A value from `/metrics`.
     pub async fn metric(&self, name: &str) -> Option<u64> {
         let text = self.admin().get("/metrics").await.ok()?;
         let text = String::from_utf8(text.to_vec()).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
     pub async fn revision(&self) -> u64 {
-        self.metric("weir_mesh_revision ").await.expect("the metric weir_mesh_revision")
+        self.metric("weir_mesh_revision ")
+            .await
+            .expect("the metric weir_mesh_revision")
     }
 
-    /// Waits until the only proxy has acked everything of a state newer than `revision`.
+    /// Waits until the only proxy has ACKed everything of a revision newer than `revision`.
     pub async fn acked_after(&self, revision: u64) {
         self.proxies_until("the proxy has acked the newest state", async |list| {
-            let Some(proxy) = list.first() else { return false };
+            let Some(proxy) = list.first() else {
+                return false;
+            };
             proxy.acked.is_some() && proxy.acked == proxy.wanted && proxy.acked > Some(revision)
         })
         .await;
@@ -123,7 +139,7 @@ impl Serve {
         proxies(&self.admin()).await
     }
 
-    /// Waits until what weir tells of its proxies is as it should be.
+    /// Waits until weir's report about its proxies satisfies a condition.
     async fn proxies_until(&self, what: &str, mut holds: impl AsyncFnMut(&[v1::Proxy]) -> bool) {
         let begun = Instant::now();
         let mut seen = Vec::new();
@@ -134,26 +150,35 @@ impl Serve {
                     return;
                 }
             }
-            assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}; the proxies: {seen:?}");
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "waited {DEADLINE:?} for: {what}; the proxies: {seen:?}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Tells it to end, as a supervisor does.
+    /// Sends SIGTERM, like a supervisor.
     pub fn terminate(&self) {
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     }
 
-    /// How many changes of objects were taken in.
+    /// The number of object changes received.
     pub async fn events(&self) -> u64 {
-        self.metric("pilot_k8s_cfg_events_total ").await.expect("the metric pilot_k8s_cfg_events_total")
+        self.metric("pilot_k8s_cfg_events_total ")
+            .await
+            .expect("the metric pilot_k8s_cfg_events_total")
     }
 
-    /// Waits until so many changes of objects were taken in and the proxy of pod `client-0` has acked all of them.
+    /// Waits until this many object changes were received and the proxy of pod `client-0` has ACKed all of them.
     pub async fn live_with(&self, events: u64) {
         self.proxies_until("the proxy has acked all that was written", async |list| {
-            if self.metric("pilot_k8s_cfg_events_total ").await.is_none_or(|seen| seen < events) {
+            if self
+                .metric("pilot_k8s_cfg_events_total ")
+                .await
+                .is_none_or(|seen| seen < events)
+            {
                 return false;
             }
             let revision = self.metric("weir_mesh_revision ").await;
@@ -183,11 +208,14 @@ impl Drop for Serve {
     }
 }
 
-/// Waits for something to become true; fails the test by name where it does not.
+/// Waits for a condition and fails with its description on timeout.
 pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !holds().await {
-        assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}");
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "waited {DEADLINE:?} for: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -207,7 +235,7 @@ impl Objects {
         self.write("virtual-service.yaml", &route_yaml(v1, v2));
     }
 
-    /// Writes a file the way careful editors do, so that it is never seen half.
+    /// Writes a file atomically by rename.
     pub fn write(&self, name: &str, text: &str) {
         let temporary = self.folder.join(format!(".{name}.new"));
         std::fs::write(&temporary, text).unwrap();
@@ -226,9 +254,12 @@ impl Objects {
         self.endpoints_of(&[1, 2])
     }
 
-    /// The endpoints and pods of these versions alone.
+    /// The endpoints and pods of only these versions.
     pub fn endpoints_of(&self, versions: &[u8]) -> String {
-        let all: Vec<(u8, u8)> = versions.iter().flat_map(|version| [1, 2, 3].map(|n| (*version, n))).collect();
+        let all: Vec<(u8, u8)> = versions
+            .iter()
+            .flat_map(|version| [1, 2, 3].map(|n| (*version, n)))
+            .collect();
         let mut text = String::from(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: my-app-1, namespace: shop, labels: \
              {kubernetes.io/service-name: my-app}}\naddressType: IPv4\nendpoints:\n",
@@ -239,7 +270,10 @@ impl Objects {
                  targetRef: {{kind: Pod, name: my-app-v{version}-{n}}}}}\n"
             );
         }
-        text += &format!("ports: [{{name: http, port: {}, protocol: TCP}}]\n", self.backend);
+        text += &format!(
+            "ports: [{{name: http, port: {}, protocol: TCP}}]\n",
+            self.backend
+        );
         for (version, n) in &all {
             text += &format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: my-app-v{version}-{n}, namespace: shop, labels: \
@@ -251,7 +285,10 @@ impl Objects {
 }
 
 pub fn rule_yaml(subsets: &[&str]) -> String {
-    let subsets: Vec<_> = subsets.iter().map(|name| format!("{{name: {name}, labels: {{version: {name}}}}}")).collect();
+    let subsets: Vec<_> = subsets
+        .iter()
+        .map(|name| format!("{{name: {name}, labels: {{version: {name}}}}}"))
+        .collect();
     format!(
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: my-app, namespace: shop}}\nspec:\n  \
          host: my-app\n  subsets: [{}]\n",
@@ -273,31 +310,66 @@ pub async fn start_envoy(folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess
 }
 
 /// The same with this program for Envoy; `None` for the usual one.
-pub async fn start_envoy_from(program: Option<PathBuf>, folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess {
+pub async fn start_envoy_from(
+    program: Option<PathBuf>,
+    folder: &Path,
+    xds: u16,
+    more: &[&str],
+) -> EnvoyProcess {
     let printed = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["bootstrap", "--xds", &format!("127.0.0.1:{xds}"), "--namespace", "shop", "--label", "app=client"])
-        .args(if more.contains(&"--pod") { [""; 0].as_slice() } else { &["--pod", "client-0"] })
-        .args(if more.contains(&"--intercept") { [""; 0].as_slice() } else { &["--intercept", "none"] })
+        .args([
+            "bootstrap",
+            "--xds",
+            &format!("127.0.0.1:{xds}"),
+            "--namespace",
+            "shop",
+            "--label",
+            "app=client",
+        ])
+        .args(if more.contains(&"--pod") {
+            [""; 0].as_slice()
+        } else {
+            &["--pod", "client-0"]
+        })
+        .args(if more.contains(&"--intercept") {
+            [""; 0].as_slice()
+        } else {
+            &["--intercept", "none"]
+        })
         .args(more)
         .output()
         .unwrap();
-    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    assert!(
+        printed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&printed.stderr)
+    );
     let file = folder.join("bootstrap.yaml");
     std::fs::write(&file, printed.stdout).unwrap();
-    let envoy = tokio::task::spawn_blocking(move || EnvoyBinary::find(program.as_deref())).await.unwrap().unwrap();
+    let envoy = tokio::task::spawn_blocking(move || EnvoyBinary::find(program.as_deref()))
+        .await
+        .unwrap()
+        .unwrap();
     let mut process = envoy.spawn(&SpawnOptions::new(file)).unwrap();
     process.ready(DEADLINE).await.unwrap();
     process
 }
 
-/// The route with all traffic to `v1` or to `v2`, and no word of the other.
+/// The route with all traffic to `v1` or `v2`, without mentioning the other.
 pub fn only_yaml(subset: &str) -> String {
-    let (share, other) = if subset == "v1" { ((100, 0), "subset: v2") } else { ((0, 100), "subset: v1") };
+    let (share, other) = if subset == "v1" {
+        ((100, 0), "subset: v2")
+    } else {
+        ((0, 100), "subset: v1")
+    };
     let text = route_yaml(share.0, share.1);
-    text.lines().filter(|line| !line.contains(other)).map(|line| format!("{line}\n")).collect()
+    text.lines()
+        .filter(|line| !line.contains(other))
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
-/// What came back: answers by body or status, or by the kind of failure.
+/// Responses counted by body, status or kind of failure.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally {
     pub answers: BTreeMap<String, u64>,
@@ -317,8 +389,8 @@ impl Tally {
         self.total() - self.of("v1") - self.of("v2")
     }
 
-    /// Fails unless the share of v2 is within 4.4 standard deviations of `percent`: with that bound one right split in
-    /// 100 000 would be called wrong. 0 and 100 percent are exact.
+    /// Fails unless the share of v2 is within 4.4 standard deviations of `percent`, which one correct split in 100 000
+    /// would exceed. 0 and 100 percent are exact.
     pub fn assert_split(&self, percent: u32) {
         assert_eq!(self.failed(), 0, "{self:?}");
         let (n, p) = (self.total() as f64, f64::from(percent) / 100.0);
@@ -326,7 +398,7 @@ impl Tally {
         let seen = self.of("v2") as f64 / n;
         assert!(
             (seen - p).abs() <= bound,
-            "wanted {percent} % of v2 within ±{bound:.4}, saw {seen:.4} of {n} requests"
+            "expected {percent} % of v2 within ±{bound:.4}, got {seen:.4} of {n} requests"
         );
     }
 }
@@ -339,7 +411,12 @@ pub fn send(port: u16, count: u64) -> Tally {
         let on_this = left.min(50);
         left -= on_this;
         match TcpStream::connect(("127.0.0.1", port)) {
-            Err(error) => *tally.answers.entry(format!("connect: {error}")).or_default() += on_this,
+            Err(error) => {
+                *tally
+                    .answers
+                    .entry(format!("connect: {error}"))
+                    .or_default() += on_this
+            }
             Ok(stream) => exchange(stream, on_this, &mut tally),
         }
     }
@@ -376,5 +453,9 @@ fn one(out: &mut TcpStream, reader: &mut BufReader<TcpStream>) -> std::io::Resul
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
-    Ok(if status == "200" { String::from_utf8_lossy(&body).into_owned() } else { status })
+    Ok(if status == "200" {
+        String::from_utf8_lossy(&body).into_owned()
+    } else {
+        status
+    })
 }

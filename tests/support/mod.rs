@@ -1,6 +1,9 @@
-//! What integration tests share: real servers to test against, and ways to start them that leave nothing behind.
+//! Shared support for integration tests: real servers, started so that they leave nothing behind.
 
-#![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
+#![allow(
+    dead_code,
+    reason = "each test binary compiles this module and uses its own part of it"
+)]
 
 pub mod ads;
 pub mod backend;
@@ -10,9 +13,9 @@ pub mod certs;
 pub mod cutter;
 pub mod hostile;
 pub mod kube;
+pub mod kube_binaries;
 pub mod mesh;
 pub mod network;
-pub mod parts;
 pub mod process;
 pub mod sds;
 pub mod sidecar;
@@ -27,14 +30,14 @@ pub struct Skip {
 }
 
 impl Skip {
-    /// Says on stderr that `test` is skipped and why.
+    /// Reports on stderr that `test` is skipped and why.
     ///
     /// # Panics
-    /// When `CI` is set in the environment: there a test that does not run is a failure.
+    /// If `CI` is set in the environment, where a skipped test is a failure.
     pub fn report(&self, test: &str) {
         let why = &self.why;
         if std::env::var_os("CI").is_some_and(|ci| !ci.is_empty()) {
-            panic!("{test} cannot run, and CI is set, where no test may be skipped: {why}");
+            panic!("{test} cannot run, and CI does not allow skipped tests: {why}");
         }
         say(&format!("skipped: {test}: {why}"));
     }
@@ -42,6 +45,6 @@ impl Skip {
 
 /// Writes a line to stderr past the capture of the test harness, which would keep it until a test fails.
 pub fn say(line: &str) {
-    // With stderr closed there is nobody left to tell.
+    // If stderr is closed, nothing can be reported.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

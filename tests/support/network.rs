@@ -1,4 +1,4 @@
-//! Tests in a network of their own, in which connections are redirected to Envoy as they are in a pod.
+//! Runs tests in a network namespace in which connections are redirected to Envoy as in a pod.
 
 use std::process::Command;
 
@@ -7,8 +7,8 @@ use super::cache::on_path;
 
 const INSIDE: &str = "WEIR_TEST_NETWORK";
 
-/// Addresses 10.1.0.1 to 10.1.0.7, and everything else reachable as well. What is sent from 10.1.0.6, where the workload
-/// is, goes to Envoy's port for outgoing connections, and what 10.1.0.7 sends to it to the port for incoming ones.
+/// Addresses 10.1.0.1 to 10.1.0.7; all others are reachable too. Traffic from 10.1.0.6, the workload, goes to Envoy's
+/// outbound port, and traffic from 10.1.0.7 to the workload goes to its inbound port.
 const SETUP: &str = r#"
 set -e
 ip link set lo up
@@ -19,20 +19,39 @@ iptables -t nat -A OUTPUT -p tcp -s 10.1.0.7 -d 10.1.0.6 -j REDIRECT --to-ports 
 exec "$0" "$@"
 "#;
 
-/// Whether this process is in such a network. Where it is not, runs the test `name` of this binary in one, and fails if
-/// that fails; where the machine has no way to, says that the test is skipped.
+/// Whether this process is inside such a network. If not, runs the test `name` of this binary inside one and fails if
+/// that fails; if the machine cannot create one, the test is reported as skipped.
 pub fn is_inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    if let Some(missing) = ["unshare", "ip", "iptables"].into_iter().find(|tool| on_path(tool).is_none()) {
-        Skip { why: format!("there is no {missing} to redirect connections with") }.report(name);
+    if let Some(missing) = ["unshare", "ip", "iptables"]
+        .into_iter()
+        .find(|tool| on_path(tool).is_none())
+    {
+        Skip {
+            why: format!("{missing} is required to redirect connections"),
+        }
+        .report(name);
         return false;
     }
-    let allowed = |args: &[&str]| Command::new("unshare").args(args).arg("true").output().unwrap().status.success();
-    let Some(args) = [&["--net"][..], &["--net", "--user", "--map-root-user"]].into_iter().find(|args| allowed(args))
+    let allowed = |args: &[&str]| {
+        Command::new("unshare")
+            .args(args)
+            .arg("true")
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    let Some(args) = [&["--net"][..], &["--net", "--user", "--map-root-user"]]
+        .into_iter()
+        .find(|args| allowed(args))
     else {
-        Skip { why: "this user may not have a network of its own".to_owned() }.report(name);
+        Skip {
+            why: "this user may not create network namespaces".to_owned(),
+        }
+        .report(name);
         return false;
     };
     let inside = Command::new("unshare")
@@ -43,7 +62,8 @@ pub fn is_inside(name: &str) -> bool {
         .env(INSIDE, "yes")
         .output()
         .unwrap();
-    let said = [inside.stdout, inside.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let said =
+        [inside.stdout, inside.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(inside.status.success(), "{}\n{}", said[0], said[1]);
     assert!(said[0].contains("1 passed"), "{}", said[0]);
     false

@@ -1,4 +1,4 @@
-//! Servers as child processes that cannot outlive the test, and ports for them to listen on.
+//! Child processes that cannot outlive the test, and ports for them to listen on.
 
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
@@ -8,10 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-/// Runs the program `$2...` and ends it (SIGTERM, then SIGKILL after `$0` tenths of a second) when stdin closes,
-/// which the kernel does for a test that was killed as well. Removes the folder `$1`, if one is named, at the end.
-/// The exit status is the program's. The keeper itself lets go of stdout and stderr: a message of its own to a reader
-/// that was killed would be the end of it.
+/// Runs the program `$2...` and terminates it (SIGTERM, then SIGKILL after `$0` tenths of a second) when stdin closes,
+/// which also happens if the test is killed. Finally removes the folder `$1`, if given. The exit status is the
+/// program's. The supervisor itself closes stdout and stderr, because writing to a killed reader would end it.
 const KEEPER: &str = r#"
 tenths=$0 folder=$1
 shift
@@ -37,7 +36,7 @@ kill "$guard"
 exit "$status"
 "#;
 
-/// How a program is started under a [`Supervised`].
+/// How to start a program under [`Supervised`].
 pub struct Launch<'a> {
     pub program: &'a Path,
     pub args: Vec<String>,
@@ -49,17 +48,17 @@ pub struct Launch<'a> {
     pub remove: Option<&'a Path>,
 }
 
-/// A child process that ends when this value is dropped, and also when this process is killed.
+/// A child process that ends when this value is dropped or this process is killed.
 ///
-/// A small shell keeps it: it waits on a pipe that only this process holds, in a process group of its own so that
-/// Ctrl-C at the terminal cannot take the keeper away before its work is done.
+/// A small shell supervises it: it waits on a pipe that only this process holds, in its own process group so that
+/// Ctrl-C cannot kill the supervisor before it has cleaned up.
 #[derive(Debug)]
 pub struct Supervised {
     keeper: Child,
 }
 
 impl Supervised {
-    /// Starts the program. A program that cannot be executed shows as one that exited with status 126 or 127.
+    /// Starts the program. A program that cannot be executed exits with status 126 or 127.
     pub fn spawn(launch: Launch<'_>) -> io::Result<Self> {
         let keeper = Command::new("sh")
             .args(["-c", KEEPER])
@@ -75,7 +74,7 @@ impl Supervised {
         Ok(Self { keeper })
     }
 
-    /// The reading end of the program's stderr, once, if it was started with [`Stdio::piped`].
+    /// Takes the reading end of the program's stderr, if it was started with [`Stdio::piped`].
     pub fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
         self.keeper.stderr.take()
     }
@@ -85,24 +84,24 @@ impl Supervised {
         self.keeper.try_wait()
     }
 
-    /// Waits for the program to end by itself.
+    /// Waits for the program to exit by itself.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        // Child::wait would close the pipe, and with it end the program.
+        // Child::wait would close the pipe and thus terminate the program.
         let pipe = self.keeper.stdin.take();
         let status = self.keeper.wait();
         self.keeper.stdin = pipe;
         status
     }
 
-    /// Tells the program to end, without waiting for it.
+    /// Asks the program to exit without waiting.
     pub fn begin_stop(&mut self) {
         drop(self.keeper.stdin.take());
     }
 
-    /// Ends the program and waits until it is gone.
+    /// Terminates the program and waits for it.
     pub fn stop(&mut self) {
         self.begin_stop();
-        // An error here means that there is no such child any more, which is what was wanted.
+        // An error means that the child has already exited.
         let _ = self.keeper.wait();
     }
 }
@@ -113,14 +112,14 @@ impl Drop for Supervised {
     }
 }
 
-/// A loopback TCP port that nobody listens on at the moment.
+/// A loopback TCP port on which nothing currently listens.
 ///
-/// It lies below the ranges that Linux and macOS give to outgoing connections: a client that keeps trying a port of
-/// those while its server is down can end up connected to itself. Someone else may still take the port before the
-/// caller binds it, so the caller tries again with another one.
+/// It is below the ephemeral port ranges of Linux and macOS: a client that keeps connecting to an ephemeral port while
+/// its server is down can end up connected to itself. Another process may still take the port first, so the caller must
+/// retry with another one.
 ///
 /// # Panics
-/// When no port could be bound, which means that the machine has no loopback interface.
+/// If no port can be bound, which means that the machine has no loopback interface.
 pub fn free_port() -> u16 {
     const FIRST: u64 = 16_384;
     const COUNT: u64 = 16_000;
@@ -130,11 +129,13 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
-    panic!("no free TCP port on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT);
+    panic!(
+        "no free TCP port on 127.0.0.1 between {FIRST} and {}",
+        FIRST + COUNT
+    );
 }
 
-/// An address that nobody listens on, and that nobody but the programs this process starts can take: those that, like
-/// Envoy, share their ports.
+/// A reserved address that only programs started by this process can bind, provided that they share ports like Envoy.
 #[derive(Debug)]
 pub struct Reserved {
     _socket: tokio::net::TcpSocket,
@@ -142,7 +143,7 @@ pub struct Reserved {
 
 impl Reserved {
     /// # Errors
-    /// Somebody has the address.
+    /// The address is in use.
     pub fn new(address: SocketAddr) -> io::Result<Self> {
         let socket = tokio::net::TcpSocket::new_v4()?;
         socket.set_reuseport(true)?;
@@ -151,7 +152,7 @@ impl Reserved {
     }
 }
 
-/// A number nobody else in this run has: the standard library seeds its hash maps from the system's randomness.
+/// A random number: the standard library seeds its hash maps from the system's randomness.
 pub fn random() -> u64 {
     RandomState::new().hash_one(())
 }

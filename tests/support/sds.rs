@@ -1,4 +1,4 @@
-//! What Istio's agent is to its Envoy: a server of the secrets `default` (the workload's own certificate) and `ROOTCA`.
+//! A stand-in for Istio's agent: serves the secrets `default` (the workload's own certificate) and `ROOTCA` over SDS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::certs::Certificates;
 
-/// The server's port; it runs for as long as this process.
+/// The server's port; it runs as long as this process.
 pub fn start(certificates: &Certificates) -> u16 {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -25,23 +25,31 @@ pub fn start(certificates: &Certificates) -> u16 {
         key: certificates.text("workload-key.pem"),
         roots: certificates.text("ca.pem"),
     };
-    // Not on a test's runtime: Envoys that several tests share outlive it.
+    // Not on a test's runtime, because the shared Envoys outlive it.
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let connections = tokio_stream::wrappers::TcpListenerStream::new(listener);
             let service = service::SecretDiscoveryServiceServer::new(secrets);
-            tonic::transport::Server::builder().add_service(service).serve_with_incoming(connections).await.unwrap();
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(connections)
+                .await
+                .unwrap();
         });
     });
     port
 }
 
-/// The cluster by which Envoy reaches the server, for its bootstrap.
+/// The bootstrap cluster for this server.
 pub fn cluster(port: u16) -> Value {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let address = json!({"socket_address": {"address": address.ip().to_string(), "port_value": port}});
+    let address =
+        json!({"socket_address": {"address": address.ip().to_string(), "port_value": port}});
     json!({
         "name": "sds-grpc",
         "type": "STATIC",
@@ -69,7 +77,10 @@ impl Secrets {
     fn named(&self, name: &str) -> Option<tls::Secret> {
         use tls::secret::Type;
         let data = |text: &str| {
-            Some(DataSource { specifier: Some(Specifier::InlineString(text.to_owned())), ..Default::default() })
+            Some(DataSource {
+                specifier: Some(Specifier::InlineString(text.to_owned())),
+                ..Default::default()
+            })
         };
         let value = match name {
             "default" => Type::TlsCertificate(tls::TlsCertificate {
@@ -83,16 +94,25 @@ impl Secrets {
             }),
             _ => return None,
         };
-        Some(tls::Secret { name: name.to_owned(), r#type: Some(value) })
+        Some(tls::Secret {
+            name: name.to_owned(),
+            r#type: Some(value),
+        })
     }
 
     fn answer(&self, request: &discovery::DiscoveryRequest) -> discovery::DiscoveryResponse {
-        let secrets = request.resource_names.iter().filter_map(|name| self.named(name));
+        let secrets = request
+            .resource_names
+            .iter()
+            .filter_map(|name| self.named(name));
         let type_url = tls::Secret::type_url();
         discovery::DiscoveryResponse {
             version_info: "1".to_owned(),
             resources: secrets
-                .map(|secret| Any { type_url: type_url.clone(), value: prost::Message::encode_to_vec(&secret) })
+                .map(|secret| Any {
+                    type_url: type_url.clone(),
+                    value: prost::Message::encode_to_vec(&secret),
+                })
                 .collect(),
             type_url: type_url.clone(),
             nonce: "1".to_owned(),
@@ -112,8 +132,13 @@ impl service::SecretDiscoveryService for Secrets {
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
         let this = self.clone();
         let answers = requests.into_inner().filter_map(move |request| {
-            // What comes with a nonce acknowledges an answer; the secrets never change.
-            let answer = request.map(|request| request.response_nonce.is_empty().then(|| this.answer(&request)));
+            // A request with a nonce is an ACK; the secrets never change.
+            let answer = request.map(|request| {
+                request
+                    .response_nonce
+                    .is_empty()
+                    .then(|| this.answer(&request))
+            });
             std::future::ready(answer.transpose())
         });
         Ok(Response::new(answers.boxed()))
@@ -130,6 +155,8 @@ impl service::SecretDiscoveryService for Secrets {
         &self,
         _: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        Err(Status::unimplemented("the clusters of ISTIO_MUTUAL ask in the state-of-the-world form"))
+        Err(Status::unimplemented(
+            "the clusters of ISTIO_MUTUAL ask in the state-of-the-world form",
+        ))
     }
 }

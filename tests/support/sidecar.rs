@@ -1,5 +1,5 @@
-//! `weir serve` on a folder and an Envoy beside it that takes its configuration from it. Both end with this value, and
-//! also with this process, so that the tests of one binary can share one that is never dropped.
+//! `weir serve` on a folder, and an Envoy that gets its configuration from it. Both end with this value and with this
+//! process, so that the tests of one binary can share an instance that is never dropped.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -14,14 +14,14 @@ use weir::envoy::{Admin, EnvoyBinary};
 use super::mesh::{DEADLINE, proxies};
 use super::process::{Launch, Supervised, free_port};
 
-/// How they are started.
+/// How to start them.
 #[derive(Debug, Clone, Default)]
 pub struct Options<'a> {
     /// More arguments for `weir serve`.
     pub serve: &'a [&'a str],
     /// More arguments for `weir bootstrap`.
     pub bootstrap: &'a [&'a str],
-    /// Clusters that Envoy has beside what weir sends.
+    /// Additional clusters in Envoy's bootstrap.
     pub clusters: Vec<Value>,
 }
 
@@ -36,11 +36,11 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts them on the objects in `folder/config` and waits until Envoy has all it is to have. `folder` is removed
-    /// with them.
+    /// Starts them with the objects in `folder/config` and waits until Envoy is up to date. `folder` is removed with
+    /// them.
     ///
     /// # Panics
-    /// When that does not come about, with what weir knows of the proxy and the ends of both logs.
+    /// If that does not happen, with weir's status of the proxy and the ends of both logs.
     pub async fn start(folder: &Path, options: Options<'_>) -> Self {
         let (xds, admin) = (free_port(), free_port());
         let weir = Path::new(env!("CARGO_BIN_EXE_weir"));
@@ -51,14 +51,27 @@ impl Sidecar {
         serve.extend(options.serve.iter().map(|&arg| arg.to_owned()));
 
         let printed = Command::new(weir)
-            .args(["bootstrap", "-o", "json", "--xds", &format!("127.0.0.1:{xds}")])
+            .args([
+                "bootstrap",
+                "-o",
+                "json",
+                "--xds",
+                &format!("127.0.0.1:{xds}"),
+            ])
             .args(options.bootstrap)
             .output()
             .unwrap();
-        assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+        assert!(
+            printed.status.success(),
+            "{}",
+            String::from_utf8_lossy(&printed.stderr)
+        );
         let mut bootstrap: Value = serde_json::from_slice(&printed.stdout).unwrap();
         bootstrap["admin"]["address"]["socket_address"]["port_value"] = 0.into();
-        bootstrap["static_resources"]["clusters"].as_array_mut().unwrap().extend(options.clusters);
+        bootstrap["static_resources"]["clusters"]
+            .as_array_mut()
+            .unwrap()
+            .extend(options.clusters);
         std::fs::write(folder.join("bootstrap.json"), bootstrap.to_string()).unwrap();
 
         let weir = spawn(weir, serve, &folder.join("weir.log"), None);
@@ -75,15 +88,26 @@ impl Sidecar {
             Some(())
         })
         .await;
-        this.wait("the proxy has acked everything and refused nothing", async |this| {
-            let proxy = this.status().await?;
-            let has_all = proxy.acked.is_some_and(|acked| acked > 0) && proxy.acked == proxy.wanted;
-            (has_all && proxy.rejected.is_empty()).then_some(())
+        this.wait(
+            "the proxy has ACKed everything and rejected nothing",
+            async |this| {
+                let proxy = this.status().await?;
+                let has_all =
+                    proxy.acked.is_some_and(|acked| acked > 0) && proxy.acked == proxy.wanted;
+                (has_all && proxy.rejected.is_empty()).then_some(())
+            },
+        )
+        .await;
+        this.wait("Envoy is live", async |this| {
+            this.envoy().ready().await.ok()?.0.then_some(())
         })
         .await;
-        this.wait("Envoy is live", async |this| this.envoy().ready().await.ok()?.0.then_some(())).await;
         this.wait("every listener is warm", async |this| {
-            let warming = this.envoy().stats("^listener_manager.total_listeners_warming$").await.ok()?;
+            let warming = this
+                .envoy()
+                .stats("^listener_manager.total_listeners_warming$")
+                .await
+                .ok()?;
             (warming.values().sum::<u64>() == 0).then_some(())
         })
         .await;
@@ -97,32 +121,46 @@ impl Sidecar {
 
     /// Waits until a counter or gauge of Envoy is at least as large as this.
     pub async fn stat_reaches(&mut self, name: &str, least: u64) {
-        self.wait(name, async |this| (this.stat(name).await >= least).then_some(())).await;
+        self.wait(name, async |this| {
+            (this.stat(name).await >= least).then_some(())
+        })
+        .await;
     }
 
-    /// weir's admin pages.
+    /// weir's admin interface.
     pub fn weir(&self) -> Admin {
-        // Not kept: its connections belong to the runtime of one test.
+        // Not cached, because its connections belong to the runtime of one test.
         Admin::new(self.weir_admin)
     }
 
-    /// Envoy's admin pages.
+    /// Envoy's admin interface.
     pub fn envoy(&self) -> Admin {
         Admin::new(self.envoy_admin)
     }
 
-    /// A counter or gauge of Envoy by its whole name; 0 where there is none.
+    /// A counter or gauge of Envoy by its full name; 0 if absent.
     pub async fn stat(&self, name: &str) -> u64 {
-        let stats = self.envoy().stats(&format!("^{}$", name.replace('.', r"\.").replace('|', r"\|"))).await.unwrap();
+        let stats = self
+            .envoy()
+            .stats(&format!(
+                "^{}$",
+                name.replace('.', r"\.").replace('|', r"\|")
+            ))
+            .await
+            .unwrap();
         stats.get(name).copied().unwrap_or(0)
     }
 
-    /// What weir knows of the proxy.
+    /// weir's status of the proxy.
     async fn status(&self) -> Option<v1::Proxy> {
         proxies(&self.weir()).await?.into_iter().next()
     }
 
-    async fn wait<T>(&mut self, what: &str, mut look: impl AsyncFnMut(&mut Self) -> Option<T>) -> T {
+    async fn wait<T>(
+        &mut self,
+        what: &str,
+        mut look: impl AsyncFnMut(&mut Self) -> Option<T>,
+    ) -> T {
         let begun = Instant::now();
         loop {
             if let Some(found) = look(self).await {
@@ -142,35 +180,73 @@ impl Sidecar {
     }
 }
 
-/// Envoy on a bootstrap file; it writes its log to `folder/NAME.log` and its admin address to `folder/NAME.admin`.
+/// Starts Envoy with a bootstrap file; it writes its log to `folder/NAME.log` and its admin address to
+/// `folder/NAME.admin`.
 pub async fn start_envoy(folder: &Path, name: &str, bootstrap: &Path) -> Supervised {
-    let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
+    let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None))
+        .await
+        .unwrap()
+        .unwrap();
     let mut args = vec!["-c".to_owned(), path(bootstrap)];
-    args.extend(["--admin-address-path".into(), path(&folder.join(format!("{name}.admin")))]);
-    // No shared memory, so that any number of Envoys run beside each other.
-    args.extend(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"].map(str::to_owned));
-    spawn(binary.path(), args, &folder.join(format!("{name}.log")), Some(folder))
+    args.extend([
+        "--admin-address-path".into(),
+        path(&folder.join(format!("{name}.admin"))),
+    ]);
+    // No shared memory, so that any number of Envoys can run concurrently.
+    args.extend(
+        [
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "--log-level",
+            "warning",
+        ]
+        .map(str::to_owned),
+    );
+    spawn(
+        binary.path(),
+        args,
+        &folder.join(format!("{name}.log")),
+        Some(folder),
+    )
 }
 
 /// The address that Envoy wrote, once it has.
 pub fn admin_address(folder: &Path, name: &str) -> Option<SocketAddr> {
-    std::fs::read_to_string(folder.join(format!("{name}.admin"))).ok()?.trim().parse().ok()
+    std::fs::read_to_string(folder.join(format!("{name}.admin")))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 fn spawn(program: &Path, args: Vec<String>, log: &Path, remove: Option<&Path>) -> Supervised {
     let file = File::options().create(true).append(true).open(log).unwrap();
     let stderr = file.try_clone().unwrap();
-    Supervised::spawn(Launch { program, args, stdout: file.into(), stderr: stderr.into(), grace_tenths: 30, remove })
-        .unwrap()
+    Supervised::spawn(Launch {
+        program,
+        args,
+        stdout: file.into(),
+        stderr: stderr.into(),
+        grace_tenths: 30,
+        remove,
+    })
+    .unwrap()
 }
 
 /// The end of a log.
 pub fn log(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
-    format!("{}:\n{}", file.display(), lines[lines.len().saturating_sub(30)..].join("\n"))
+    format!(
+        "{}:\n{}",
+        file.display(),
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    )
 }
 
 fn path(path: &Path) -> String {
-    path.to_str().expect("temporary folders have names in UTF-8").to_owned()
+    path.to_str()
+        .expect("temporary folders have names in UTF-8")
+        .to_owned()
 }

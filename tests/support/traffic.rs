@@ -1,4 +1,4 @@
-//! A mesh to send traffic through: objects as YAML, backends, weir, a real Envoy that binds the services' ports on
+//! A mesh to send traffic through: YAML objects, backends, weir, a real Envoy that binds the services' ports on
 //! loopback, and requests.
 
 use std::collections::BTreeMap;
@@ -33,15 +33,15 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Starts it with `objects` in one folder. In them `$name` is a port of its own for every name, except
+    /// Starts it with `objects` in one folder. In them each `$name` is replaced by a unique port, except
     ///
     /// | | |
     /// |---|---|
     /// | `$HTTP`, `$HTTPS`, `$TCP`, `$CLOSED` | the ports of [`Backends`] |
     /// | `$CERTS` | the folder of [`Certificates`] |
     ///
-    /// The client is the pod `client-0` in the namespace `shop` with the label `app=client`, in `eu/eu-a`, and has what
-    /// Istio's agent serves.
+    /// The client is the pod `client-0` in namespace `shop` with the label `app=client`, in `eu/eu-a`, with access to
+    /// the secrets of Istio's agent.
     pub async fn start(objects: &[String], options: Options<'_>) -> Self {
         Self::start_in([127, 0, 1], objects, options).await
     }
@@ -51,9 +51,17 @@ impl Mesh {
         let folder = tempfile::tempdir().unwrap().keep();
         let certificates = Certificates::make(&folder);
         let backends = Backends::start(network, &certificates);
-        let mut this = Names { ports: BTreeMap::new(), reserved: Vec::new() };
-        let known = [("HTTP", backends.http), ("HTTPS", backends.https), ("TCP", backends.tcp)];
-        this.ports.extend(known.map(|(name, port)| (name.to_owned(), port)));
+        let mut this = Names {
+            ports: BTreeMap::new(),
+            reserved: Vec::new(),
+        };
+        let known = [
+            ("HTTP", backends.http),
+            ("HTTPS", backends.https),
+            ("TCP", backends.tcp),
+        ];
+        this.ports
+            .extend(known.map(|(name, port)| (name.to_owned(), port)));
         this.ports.insert("CLOSED".to_owned(), backends.closed);
         let config = folder.join("config");
         std::fs::create_dir(&config).unwrap();
@@ -61,7 +69,14 @@ impl Mesh {
             let text = this.fill(&text.replace("$CERTS", folder.to_str().unwrap()));
             std::fs::write(config.join(format!("{at}.yaml")), text).unwrap();
         }
-        let mut bootstrap = vec!["--namespace", "shop", "--pod", "client-0", "--label", "app=client"];
+        let mut bootstrap = vec![
+            "--namespace",
+            "shop",
+            "--pod",
+            "client-0",
+            "--label",
+            "app=client",
+        ];
         bootstrap.extend(["--locality", "eu/eu-a"]);
         if !options.bootstrap.contains(&"--intercept") {
             bootstrap.extend(["--intercept", "none"]);
@@ -69,29 +84,53 @@ impl Mesh {
         bootstrap.extend(options.bootstrap);
         let mut clusters = options.clusters;
         clusters.push(sds::cluster(sds::start(&certificates)));
-        let sidecar = Sidecar::start(&folder, Options { bootstrap: &bootstrap, clusters, ..options }).await;
-        Self { backends, certificates, sidecar, ports: this.ports, _reserved: this.reserved }
+        let sidecar = Sidecar::start(
+            &folder,
+            Options {
+                bootstrap: &bootstrap,
+                clusters,
+                ..options
+            },
+        )
+        .await;
+        Self {
+            backends,
+            certificates,
+            sidecar,
+            ports: this.ports,
+            _reserved: this.reserved,
+        }
     }
 
     /// Writes the objects of a file anew, or of one more file. In them `$name` is a port that is known.
     pub fn write(&self, file: &str, text: &str) {
         let known = self.ports.iter();
-        let text =
-            known.fold(text.to_owned(), |text, (name, port)| text.replace(&format!("${name}"), &port.to_string()));
-        let (config, new) = (self.sidecar.folder().join("config"), self.sidecar.folder().join("new.yaml"));
+        let text = known.fold(text.to_owned(), |text, (name, port)| {
+            text.replace(&format!("${name}"), &port.to_string())
+        });
+        let (config, new) = (
+            self.sidecar.folder().join("config"),
+            self.sidecar.folder().join("new.yaml"),
+        );
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, config.join(file)).unwrap();
     }
 
     /// The port of that name.
     pub fn port(&self, name: &str) -> u16 {
-        *self.ports.get(name).unwrap_or_else(|| panic!("no object says ${name}"))
+        *self
+            .ports
+            .get(name)
+            .unwrap_or_else(|| panic!("no object uses ${name}"))
     }
 
-    /// A request to Envoy's port of that name, for that host; it is not sent yet.
+    /// Prepares a request to Envoy's port of that name, for that host.
     pub fn request(&self, method: &str, port: &str, host: &str, path: &str) -> Request {
         let id = format!("{:016x}", random());
-        let headers = HeaderMap::from_iter([(HeaderName::from_static(ID), HeaderValue::from_str(&id).unwrap())]);
+        let headers = HeaderMap::from_iter([(
+            HeaderName::from_static(ID),
+            HeaderValue::from_str(&id).unwrap(),
+        )]);
         Request {
             id,
             to: SocketAddr::from(([127, 0, 0, 1], self.port(port))),
@@ -113,37 +152,56 @@ impl Mesh {
 
     /// A connection to Envoy's port of that name, from that address.
     pub async fn connect(&self, port: &str, from: Ipv4Addr) -> TcpStream {
-        connect(from, (Ipv4Addr::LOCALHOST, self.port(port)).into()).await.unwrap()
+        connect(from, (Ipv4Addr::LOCALHOST, self.port(port)).into())
+            .await
+            .unwrap()
     }
 
     /// A counter or gauge of a cluster.
     pub async fn cluster_stat(&self, port: &str, subset: &str, host: &str, name: &str) -> u64 {
         let port = self.port(port);
-        self.sidecar.stat(&format!("cluster.outbound|{port}|{subset}|{host};.{name}")).await
+        self.sidecar
+            .stat(&format!("cluster.outbound|{port}|{subset}|{host};.{name}"))
+            .await
     }
 
-    /// A counter or gauge of what comes in at a port.
+    /// A counter or gauge of an inbound port.
     pub async fn http_stat(&self, port: &str, name: &str) -> u64 {
         let port = self.port(port);
-        let stats = self.sidecar.envoy().stats(&format!("^http.outbound_[^_]*_{port};\\.{name}$")).await.unwrap();
+        let stats = self
+            .sidecar
+            .envoy()
+            .stats(&format!("^http.outbound_[^_]*_{port};\\.{name}$"))
+            .await
+            .unwrap();
         stats.values().sum()
     }
 
-    /// What Envoy says of a cluster's endpoints, by their addresses.
+    /// Envoy's state of a cluster's endpoints, by address.
     pub async fn endpoints(&self, port: &str, subset: &str, host: &str) -> BTreeMap<String, Value> {
         let name = format!("outbound|{}|{subset}|{host}", self.port(port));
-        let all = self.sidecar.envoy().get("/clusters?format=json").await.unwrap();
+        let all = self
+            .sidecar
+            .envoy()
+            .get("/clusters?format=json")
+            .await
+            .unwrap();
         let all: Value = serde_json::from_slice(&all).unwrap();
         let clusters = all["cluster_statuses"].as_array().unwrap();
-        let cluster = clusters.iter().find(|one| one["name"] == *name);
+        let cluster = clusters.iter().find(|cluster| cluster["name"] == *name);
         let cluster = cluster.unwrap_or_else(|| panic!("Envoy has no cluster {name}"));
         let hosts = cluster["host_statuses"].as_array().into_iter().flatten();
-        let address = |one: &Value| one["address"]["socket_address"]["address"].as_str().unwrap().to_owned();
-        hosts.map(|one| (address(one), one.clone())).collect()
+        let address = |item: &Value| {
+            item["address"]["socket_address"]["address"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        hosts.map(|item| (address(item), item.clone())).collect()
     }
 }
 
-/// Names in objects, and what they stand for.
+/// The names in objects and their values.
 struct Names {
     ports: BTreeMap<String, u16>,
     reserved: Vec<Reserved>,
@@ -154,7 +212,9 @@ impl Names {
         let mut parts = text.split('$');
         let mut filled = parts.next().unwrap_or_default().to_owned();
         for part in parts {
-            let end = part.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(part.len());
+            let end = part
+                .find(|c: char| !c.is_ascii_alphanumeric())
+                .unwrap_or(part.len());
             let (name, rest) = part.split_at(end);
             if name.is_empty() {
                 filled.push('$');
@@ -170,7 +230,11 @@ impl Names {
         if let Some(port) = self.ports.get(name) {
             return *port;
         }
-        assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()), "nothing is called ${name}");
+        assert!(
+            name.chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()),
+            "${name} is not defined"
+        );
         let (port, reserved) = loop {
             let port = free_port();
             if let Ok(reserved) = Reserved::new(SocketAddr::from(([127, 0, 0, 1], port))) {
@@ -183,11 +247,13 @@ impl Names {
     }
 }
 
-/// A ServiceEntry for `host` on the port `$port`, which speaks `protocol`. Its endpoints are backends; the Nth has the label
+/// A ServiceEntry for `host` on port `$port` with `protocol`. Its endpoints are backends; the Nth has the label
 /// `version: vN`.
 pub fn entry(host: &str, port: &str, protocol: &str, backends: &[u8]) -> String {
     let target = if protocol == "TCP" { "$TCP" } else { "$HTTP" };
-    let all = backends.iter().map(|n| format!("  - {{address: 127.0.1.{n}, labels: {{version: v{n}}}}}\n"));
+    let all = backends
+        .iter()
+        .map(|n| format!("  - {{address: 127.0.1.{n}, labels: {{version: v{n}}}}}\n"));
     format!(
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {}, namespace: shop}}\nspec:\n  \
          hosts: [{host}]\n  resolution: STATIC\n  ports: [{{number: ${port}, name: main, protocol: {protocol}, \
@@ -204,16 +270,18 @@ pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
     socket.connect(to).await
 }
 
-/// The backend that says its number on a new connection to [`Backends::tcp`], and the connection; `None` where it ends
-/// before one does.
+/// The backend that answers a new connection to [`Backends::tcp`], and the connection; `None` if it is closed first.
 pub async fn greeting(stream: TcpStream) -> Option<(u8, BufReader<TcpStream>)> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
-    tokio::time::timeout(DEADLINE, stream.read_line(&mut line)).await.expect("a greeting, or an end").ok()?;
+    tokio::time::timeout(DEADLINE, stream.read_line(&mut line))
+        .await
+        .expect("a greeting, or an end")
+        .ok()?;
     Some((line.trim().parse().ok()?, stream))
 }
 
-/// A request on its way to be sent.
+/// A request to be sent.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub id: String,
@@ -229,28 +297,29 @@ pub struct Request {
 }
 
 impl Request {
-    /// With one more header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        self.headers
+            .append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         self
     }
 
-    /// Backends answer with these statuses, one after the other; see [`ANSWER`].
+    /// Makes backends respond with these statuses in order; see [`ANSWER`].
     pub fn answer(self, statuses: &str) -> Self {
         self.header(ANSWER, statuses)
     }
 
-    /// One backend answers with these statuses.
+    /// Makes one backend respond with these statuses.
     pub fn answer_of(self, backend: u8, statuses: &str) -> Self {
         self.header(&format!("{ANSWER}-{backend}"), statuses)
     }
 
-    /// Backends answer with this header.
+    /// Makes backends respond with this header.
     pub fn reply(self, name: &str, value: &str) -> Self {
         self.header(&format!("{REPLY}{name}"), value)
     }
 
-    /// Backends keep it until it is released, from its Nth try on.
+    /// Makes backends hold it until it is released, from the Nth attempt on.
     pub fn hold(self, from: usize) -> Self {
         self.header(HOLD, &from.to_string())
     }
@@ -260,57 +329,71 @@ impl Request {
         self
     }
 
-    /// From this address.
+    /// Sets the source address.
     pub fn from(mut self, address: Ipv4Addr) -> Self {
         self.from = address;
         self
     }
 
-    /// To this address instead of Envoy's own.
+    /// Sets the destination address instead of Envoy's.
     pub fn to(mut self, address: SocketAddr) -> Self {
         self.to = address;
         self
     }
 
-    /// In HTTP/2.
+    /// Uses HTTP/2.
     pub fn http2(mut self) -> Self {
         self.version = Version::HTTP_2;
         self
     }
 
-    /// Sends it on a connection of its own, and gives back the answer with what backends saw of it till then.
+    /// Sends it on a new connection and returns the response with what backends have seen of it so far.
     pub async fn send(self) -> Answer {
         let (backends, id) = (self.backends.clone(), self.id.clone());
         let exchange = async {
             let (head, body) = self.begin().await.unwrap().into_parts();
             (head, body.collect().await.unwrap().to_bytes())
         };
-        let (head, body) = tokio::time::timeout(DEADLINE, exchange).await.expect("an answer");
+        let (head, body) = tokio::time::timeout(DEADLINE, exchange)
+            .await
+            .expect("an answer");
         let body = String::from_utf8_lossy(&body).into_owned();
-        Answer { status: head.status, headers: head.headers, body, seen: backends.seen(&id) }
+        Answer {
+            status: head.status,
+            headers: head.headers,
+            body,
+            seen: backends.seen(&id),
+        }
     }
 
-    /// Sends it as a task of its own.
+    /// Sends it in a separate task.
     pub fn spawn(self) -> tokio::task::JoinHandle<Answer> {
         tokio::spawn(self.send())
     }
 
-    /// Sends it, and gives back the answer as far as its body.
+    /// Sends it and returns the response with its streaming body.
     pub async fn begin(self) -> hyper::Result<hyper::Response<Incoming>> {
         let stream = TokioIo::new(connect(self.from, self.to).await.unwrap());
         let http2 = self.version == Version::HTTP_2;
-        let uri = if http2 { format!("http://{}{}", self.host, self.path) } else { self.path };
+        let uri = if http2 {
+            format!("http://{}{}", self.host, self.path)
+        } else {
+            self.path
+        };
         let mut request = hyper::Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
         *request.uri_mut() = uri.parse().unwrap();
         *request.headers_mut() = self.headers;
-        // An error of the connection shows at the request as well.
+        // Connection errors are also reported by the request.
         if http2 {
-            let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
             tokio::spawn(connection);
             sender.send_request(request).await
         } else {
-            request.headers_mut().insert(HOST, self.host.parse().unwrap());
+            request
+                .headers_mut()
+                .insert(HOST, self.host.parse().unwrap());
             let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
             tokio::spawn(connection.with_upgrades());
             sender.send_request(request).await
@@ -318,7 +401,7 @@ impl Request {
     }
 }
 
-/// What came back.
+/// The response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: StatusCode,
@@ -333,28 +416,34 @@ impl Answer {
     #[track_caller]
     pub fn backend(&self) -> u8 {
         assert_eq!(self.status, 200, "{self:?}");
-        self.body.parse().unwrap_or_else(|_| panic!("no backend answered: {self:?}"))
+        self.body
+            .parse()
+            .unwrap_or_else(|_| panic!("no backend answered: {self:?}"))
     }
 
-    /// What the only backend saw that got the request, once.
+    /// The only attempt that a backend saw.
     #[track_caller]
     pub fn only(&self) -> &Seen {
         assert_eq!(self.seen.len(), 1, "{self:?}");
         &self.seen[0]
     }
 
-    /// A header's values, joined by commas; empty where there is none.
+    /// A header's values, joined by commas; empty if absent.
     pub fn header(&self, name: &str) -> String {
         joined(&self.headers, name)
     }
 }
 
-/// Sends the same request so many times, and counts the answering backends as `v1`, `v2`, ...
+/// Sends the same request `count` times and counts the responding backends as `v1`, `v2`, ...
 pub async fn tally(count: usize, request: impl Fn() -> Request) -> Tally {
     let mut tally = Tally::default();
     for _ in 0..count {
         let answer = request().send().await;
-        let key = if answer.status == 200 { format!("v{}", answer.body) } else { answer.status.as_str().to_owned() };
+        let key = if answer.status == 200 {
+            format!("v{}", answer.body)
+        } else {
+            answer.status.as_str().to_owned()
+        };
         *tally.answers.entry(key).or_default() += 1;
     }
     tally

@@ -1,11 +1,11 @@
-//! What must hold for one object by itself, so that Envoy takes what is made of it. What needs other objects (a subset
-//! that no rule has) is not checked here.
+//! Validates single objects, so that Envoy accepts the resulting configuration. Anything that involves other objects (a
+//! subset that no rule defines) is not checked here.
 //!
-//! Source of the rules: the comments of the fields in istio/api's protos, what Istio's admission webhook refuses, and
-//! what Envoy refuses ([`crate::proto_rules`]).
+//! Sources: the field comments in istio/api's protos, the checks of Istio's admission webhook, and the checks of Envoy
+//! ([`crate::envoy_validate`]).
 //!
-//! Everything that can be said of one object alone is said here, so that `weir serve` logs it and `weir analyze` prints
-//! it. What may well be meant (weights that do not sum to 100, TLS that verifies nobody) is left to [`crate::analyze`].
+//! Every check on a single object belongs here, so that `weir serve` logs it and `weir analyze` prints it. Values that
+//! may be intended (weights that do not sum to 100, TLS without verification) are left to [`crate::analyze`].
 
 mod common;
 mod destination_rule;
@@ -17,39 +17,65 @@ pub(crate) use common::is_dns_label;
 
 use super::{Object, Problem, ProblemKind, Service, Spec};
 
-/// What was found in an object.
+/// The problems found in an object.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
-    /// What makes it unusable.
+pub(super) struct Diagnostics {
+    /// The problems that make it invalid.
     pub problems: Vec<Problem>,
-    /// What is odd about it but does no harm.
+    /// Harmless problems.
     pub warnings: Vec<Problem>,
 }
 
-/// `message` says what was found, `advice` what would be right or what to do.
-impl Findings {
-    /// Because of this the object is refused.
-    fn add(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
+/// `message` describes what was found, `advice` what is expected or what to do.
+impl Diagnostics {
+    /// A problem that rejects the object.
+    fn add(
+        &mut self,
+        path: impl Into<String>,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
         self.problems.push(Problem::new(path, message, advice));
     }
 
-    /// So is it for an expression that Envoy does not take.
-    fn expression(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
-        self.problems.push(Problem::new(path, message, advice).of(ProblemKind::Expression));
+    /// A regular expression that Envoy does not accept, which rejects the object.
+    fn expression(
+        &mut self,
+        path: impl Into<String>,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
+        self.problems
+            .push(Problem::new(path, message, advice).of(ProblemKind::Expression));
     }
 
-    /// Accepted, but hardly meant.
-    fn odd(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
-        self.warn(ProblemKind::Odd, path, message, advice);
+    /// A value that is accepted but probably unintended.
+    fn suspicious(
+        &mut self,
+        path: impl Into<String>,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
+        self.warn(ProblemKind::Suspicious, path, message, advice);
     }
 
-    /// A field that does nothing where it stands.
-    fn idle(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
+    /// A field without effect.
+    fn no_effect(
+        &mut self,
+        path: impl Into<String>,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
         self.warn(ProblemKind::NoEffect, path, message, advice);
     }
 
-    /// A field or value that has a newer form.
-    fn deprecated(&mut self, path: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) {
+    /// A deprecated field or value.
+    fn deprecated(
+        &mut self,
+        path: impl Into<String>,
+        message: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
         self.warn(ProblemKind::Deprecated, path, message, advice);
     }
 
@@ -60,22 +86,27 @@ impl Findings {
         message: impl Into<String>,
         advice: impl Into<String>,
     ) {
-        self.warnings.push(Problem::new(path, message, advice).of(kind));
+        self.warnings
+            .push(Problem::new(path, message, advice).of(kind));
     }
 }
 
-/// Everything that can be said of `object`.
-pub(super) fn check(object: &Object) -> Findings {
-    let mut found = Findings::default();
+/// Checks `object`.
+pub(super) fn check(object: &Object) -> Diagnostics {
+    let mut found = Diagnostics::default();
     let meta = &object.meta;
     if !meta.namespace.is_empty() && !common::is_dns_label(&meta.namespace) {
-        found.add("metadata.namespace", format!("is `{}`", meta.namespace), "expected the name of a namespace");
+        found.add(
+            "metadata.namespace",
+            format!("is `{}`", meta.namespace),
+            "expected the name of a namespace",
+        );
     }
     match &object.spec {
         Spec::VirtualService(spec) => virtual_service::check(spec, meta, &mut found),
         Spec::DestinationRule(spec) => destination_rule::check(spec, meta, &mut found),
         Spec::Service(spec) => {
-            // Its name stands in its host.
+            // Its name is part of its host.
             if !common::is_dns_label(&meta.name) {
                 found.add(
                     "metadata.name",
@@ -85,7 +116,11 @@ pub(super) fn check(object: &Object) -> Findings {
             }
             service(spec, &mut found);
         }
-        Spec::Node | Spec::Namespace | Spec::Pod(_) | Spec::EndpointSlice(_) | Spec::Endpoints(_) => {}
+        Spec::Node
+        | Spec::Namespace
+        | Spec::Pod(_)
+        | Spec::EndpointSlice(_)
+        | Spec::Endpoints(_) => {}
         Spec::ServiceEntry(spec) => service_entry::check(spec, meta, &mut found),
         Spec::WorkloadEntry(spec) => service_entry::workload_entry(spec, "spec", &mut found),
         Spec::Sidecar(spec) => sidecar::check(spec, &mut found),
@@ -93,10 +128,14 @@ pub(super) fn check(object: &Object) -> Findings {
     found
 }
 
-fn service(spec: &Service, found: &mut Findings) {
+fn service(spec: &Service, found: &mut Diagnostics) {
     for (n, port) in spec.ports.iter().enumerate() {
         if port.port == 0 {
-            found.add(format!("spec.ports[{n}].port"), "is 0 or missing", "expected a port from 1 to 65535");
+            found.add(
+                format!("spec.ports[{n}].port"),
+                "is 0 or missing",
+                "expected a port from 1 to 65535",
+            );
         }
     }
 }
@@ -108,9 +147,10 @@ mod tests {
     use serde_json::{Value, json};
 
     fn checked(kind: &str, spec: Value) -> Vec<Problem> {
-        let document =
-            json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": "a"}, "spec": spec});
-        let Ok(Identity::Known(key)) = identify(&document) else { panic!("no key") };
+        let document = json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": "a"}, "spec": spec});
+        let Ok(Identity::Known(key)) = identify(&document) else {
+            panic!("no key")
+        };
         match parse(&key, document, 0) {
             Ok(Parsed { warnings, .. }) => warnings,
             Err(error) => error.problems,
@@ -118,24 +158,37 @@ mod tests {
     }
 
     fn problems(kind: &str, spec: Value) -> Vec<String> {
-        checked(kind, spec).into_iter().map(|one| one.path).collect()
+        checked(kind, spec)
+            .into_iter()
+            .map(|item| item.path)
+            .collect()
     }
 
-    /// What is found in a spec in YAML: its only problem or warning, or none.
+    /// The only problem or warning in a spec given as YAML, if any.
     fn only(kind: &str, spec: &str) -> Option<(ProblemKind, String)> {
-        let value = yaml::documents(format!("{{{spec}}}").as_bytes()).unwrap().remove(0).value;
+        let value = yaml::documents(format!("{{{spec}}}").as_bytes())
+            .unwrap()
+            .remove(0)
+            .value;
         let mut all = checked(kind, value);
         assert!(all.len() < 2, "{spec}: {all:#?}");
-        assert!(all.iter().all(|one| !one.message.is_empty() && !one.advice.is_empty()), "{all:#?}");
-        all.pop().map(|one| (one.kind, one.path))
+        assert!(
+            all.iter()
+                .all(|item| !item.message.is_empty() && !item.advice.is_empty()),
+            "{all:#?}"
+        );
+        all.pop().map(|item| (item.kind, item.path))
     }
 
     #[test]
-    fn what_can_not_be_routed_is_refused_at_its_field() {
+    fn unroutable_specs_are_rejected_at_their_field() {
         let to = json!({"host": "web"});
         for (spec, path) in [
             (json!({"hosts": ["web"]}), "spec"),
-            (json!({"hosts": ["w eb"], "http": [{"route": [{"destination": to}]}]}), "spec.hosts[0]"),
+            (
+                json!({"hosts": ["w eb"], "http": [{"route": [{"destination": to}]}]}),
+                "spec.hosts[0]",
+            ),
             (json!({"hosts": ["web"], "http": [{}]}), "spec.http[0]"),
             (
                 json!({"hosts": ["web"], "http": [{"route": [{"destination": to}], "redirect": {"uri": "/"}}]}),
@@ -145,7 +198,10 @@ mod tests {
                 json!({"hosts": ["web"], "http": [{"route": [{"destination": to, "weight": -1}]}]}),
                 "spec.http[0].route[0].weight",
             ),
-            (json!({"hosts": ["web"], "http": [{"route": [{"weight": 1}]}]}), "spec.http[0].route[0].destination"),
+            (
+                json!({"hosts": ["web"], "http": [{"route": [{"weight": 1}]}]}),
+                "spec.http[0].route[0].destination",
+            ),
             (
                 json!({"hosts": ["web"], "http": [{"route": [{"destination": {"host": "*"}}]}]}),
                 "spec.http[0].route[0].destination.host",
@@ -155,7 +211,10 @@ mod tests {
                 "spec.http[0].route[0].destination.port.number",
             ),
             (json!({"hosts": ["web"], "tcp": [{}]}), "spec.tcp[0].route"),
-            (json!({"hosts": ["web"], "tls": [{"route": [{"destination": to}]}]}), "spec.tls[0].match"),
+            (
+                json!({"hosts": ["web"], "tls": [{"route": [{"destination": to}]}]}),
+                "spec.tls[0].match",
+            ),
         ] {
             assert_eq!(problems("VirtualService", spec.clone()), [path], "{spec}");
         }
@@ -164,95 +223,320 @@ mod tests {
     #[test]
     fn subsets_need_names_of_their_own() {
         assert_eq!(
-            problems("DestinationRule", json!({"host": "web", "subsets": [{"name": "v1"}, {"name": "v1"}]})),
+            problems(
+                "DestinationRule",
+                json!({"host": "web", "subsets": [{"name": "v1"}, {"name": "v1"}]})
+            ),
             ["spec.subsets[1].name"]
         );
-        assert_eq!(problems("DestinationRule", json!({"subsets": [{"name": "v1"}]})), ["spec.host"]);
-        assert!(problems("DestinationRule", json!({"host": "*.example.com", "subsets": [{"name": "v1"}]})).is_empty());
+        assert_eq!(
+            problems("DestinationRule", json!({"subsets": [{"name": "v1"}]})),
+            ["spec.host"]
+        );
+        assert!(
+            problems(
+                "DestinationRule",
+                json!({"host": "*.example.com", "subsets": [{"name": "v1"}]})
+            )
+            .is_empty()
+        );
     }
 
     const TO: &str = "route: [{destination: {host: web}}]";
 
     #[test]
     fn fields_of_http_routes() {
-        use ProblemKind::{Deprecated, Expression, Invalid, NoEffect, Odd};
+        use ProblemKind::{Deprecated, Expression, Invalid, NoEffect, Suspicious};
         for (fields, kind, path) in [
-            ("match: [{uri: {regex: 'a(?=b)'}}]", Expression, "match[0].uri.regex"),
-            ("match: [{uri: {regex: ''}}]", Expression, "match[0].uri.regex"),
-            ("match: [{method: {prefix: ''}}]", Invalid, "match[0].method.prefix"),
-            ("match: [{uri: {exact: /a, prefix: /b}}]", Invalid, "match[0].uri"),
-            ("match: [{headers: {a.b: {regex: '['}}}]", Expression, "match[0].headers.a.b.regex"),
-            ("match: [{headers: {uri: {exact: x}}}]", Odd, "match[0].headers.uri"),
-            ("match: [{headers: {'a b': {exact: x}}}]", Invalid, "match[0].headers"),
-            ("match: [{headers: {'@request.auth.claims.a': {exact: x}}}]", Invalid, "match[0].headers"),
-            ("match: [{queryParams: {q: {regex: 'a**'}}}]", Expression, "match[0].queryParams.q.regex"),
-            ("match: [{uri: {regex: a}, ignoreUriCase: true}]", NoEffect, "match[0].ignoreUriCase"),
+            (
+                "match: [{uri: {regex: 'a(?=b)'}}]",
+                Expression,
+                "match[0].uri.regex",
+            ),
+            (
+                "match: [{uri: {regex: ''}}]",
+                Expression,
+                "match[0].uri.regex",
+            ),
+            (
+                "match: [{method: {prefix: ''}}]",
+                Invalid,
+                "match[0].method.prefix",
+            ),
+            (
+                "match: [{uri: {exact: /a, prefix: /b}}]",
+                Invalid,
+                "match[0].uri",
+            ),
+            (
+                "match: [{headers: {a.b: {regex: '['}}}]",
+                Expression,
+                "match[0].headers.a.b.regex",
+            ),
+            (
+                "match: [{headers: {uri: {exact: x}}}]",
+                Suspicious,
+                "match[0].headers.uri",
+            ),
+            (
+                "match: [{headers: {'a b': {exact: x}}}]",
+                Invalid,
+                "match[0].headers",
+            ),
+            (
+                "match: [{headers: {'@request.auth.claims.a': {exact: x}}}]",
+                Invalid,
+                "match[0].headers",
+            ),
+            (
+                "match: [{queryParams: {q: {regex: 'a**'}}}]",
+                Expression,
+                "match[0].queryParams.q.regex",
+            ),
+            (
+                "match: [{uri: {regex: a}, ignoreUriCase: true}]",
+                NoEffect,
+                "match[0].ignoreUriCase",
+            ),
             ("match: [{port: 70000}]", Invalid, "match[0].port"),
-            ("match: [{sourceNamespace: 'a b'}]", Invalid, "match[0].sourceNamespace"),
-            ("retries: {attempts: 2, retryOn: 'connect_failure'}", Invalid, "retries.retryOn"),
-            ("retries: {attempts: 0, retryOn: 5xx}", Invalid, "retries.attempts"),
+            (
+                "match: [{sourceNamespace: 'a b'}]",
+                Invalid,
+                "match[0].sourceNamespace",
+            ),
+            (
+                "retries: {attempts: 2, retryOn: 'connect_failure'}",
+                Invalid,
+                "retries.retryOn",
+            ),
+            (
+                "retries: {attempts: 0, retryOn: 5xx}",
+                Invalid,
+                "retries.attempts",
+            ),
             ("fault: {}", Invalid, "fault"),
-            ("fault: {abort: {percentage: {value: 5}}}", Odd, "fault.abort"),
-            ("fault: {abort: {http2Error: X}}", Invalid, "fault.abort.http2Error"),
-            ("fault: {abort: {httpStatus: 500, grpcStatus: UNAVAILABLE}}", Invalid, "fault.abort"),
-            ("fault: {abort: {grpcStatus: NOPE}}", Invalid, "fault.abort.grpcStatus"),
-            ("fault: {abort: {httpStatus: 500, percentage: {value: 0.00001}}}", Odd, "fault.abort.percentage.value"),
-            ("fault: {delay: {exponentialDelay: 1s}}", Invalid, "fault.delay.exponentialDelay"),
-            ("fault: {delay: {percent: 5, fixedDelay: 1s}}", Deprecated, "fault.delay.percent"),
-            ("fault: {delay: {percentage: {value: 5}}}", Odd, "fault.delay"),
-            ("corsPolicy: {allowOrigins: [{regex: '*'}]}", Expression, "corsPolicy.allowOrigins[0].regex"),
-            ("corsPolicy: {allowOrigins: [{}]}", Invalid, "corsPolicy.allowOrigins[0]"),
-            ("corsPolicy: {allowOrigin: ['*']}", Deprecated, "corsPolicy.allowOrigin"),
-            ("corsPolicy: {allowMethods: [GET]}", Odd, "corsPolicy"),
-            ("corsPolicy: {allowOrigins: [{exact: x}], allowMethods: [get]}", Invalid, "corsPolicy.allowMethods[0]"),
-            ("corsPolicy: {allowOrigins: [{exact: x}], allowHeaders: ['a, b']}", Invalid, "corsPolicy.allowHeaders[0]"),
-            ("corsPolicy: {allowOrigins: [{exact: x}], maxAge: 1500ms}", Invalid, "corsPolicy.maxAge"),
-            ("mirrorPercent: 5, mirror: {host: web}", Deprecated, "mirrorPercent"),
+            (
+                "fault: {abort: {percentage: {value: 5}}}",
+                Suspicious,
+                "fault.abort",
+            ),
+            (
+                "fault: {abort: {http2Error: X}}",
+                Invalid,
+                "fault.abort.http2Error",
+            ),
+            (
+                "fault: {abort: {httpStatus: 500, grpcStatus: UNAVAILABLE}}",
+                Invalid,
+                "fault.abort",
+            ),
+            (
+                "fault: {abort: {grpcStatus: NOPE}}",
+                Invalid,
+                "fault.abort.grpcStatus",
+            ),
+            (
+                "fault: {abort: {httpStatus: 500, percentage: {value: 0.00001}}}",
+                Suspicious,
+                "fault.abort.percentage.value",
+            ),
+            (
+                "fault: {delay: {exponentialDelay: 1s}}",
+                Invalid,
+                "fault.delay.exponentialDelay",
+            ),
+            (
+                "fault: {delay: {percent: 5, fixedDelay: 1s}}",
+                Deprecated,
+                "fault.delay.percent",
+            ),
+            (
+                "fault: {delay: {percentage: {value: 5}}}",
+                Suspicious,
+                "fault.delay",
+            ),
+            (
+                "corsPolicy: {allowOrigins: [{regex: '*'}]}",
+                Expression,
+                "corsPolicy.allowOrigins[0].regex",
+            ),
+            (
+                "corsPolicy: {allowOrigins: [{}]}",
+                Invalid,
+                "corsPolicy.allowOrigins[0]",
+            ),
+            (
+                "corsPolicy: {allowOrigin: ['*']}",
+                Deprecated,
+                "corsPolicy.allowOrigin",
+            ),
+            (
+                "corsPolicy: {allowMethods: [GET]}",
+                Suspicious,
+                "corsPolicy",
+            ),
+            (
+                "corsPolicy: {allowOrigins: [{exact: x}], allowMethods: [get]}",
+                Invalid,
+                "corsPolicy.allowMethods[0]",
+            ),
+            (
+                "corsPolicy: {allowOrigins: [{exact: x}], allowHeaders: ['a, b']}",
+                Invalid,
+                "corsPolicy.allowHeaders[0]",
+            ),
+            (
+                "corsPolicy: {allowOrigins: [{exact: x}], maxAge: 1500ms}",
+                Invalid,
+                "corsPolicy.maxAge",
+            ),
+            (
+                "mirrorPercent: 5, mirror: {host: web}",
+                Deprecated,
+                "mirrorPercent",
+            ),
             ("mirrorPercentage: {value: 5}", NoEffect, "mirrorPercentage"),
-            ("mirror: {host: web}, mirrors: [{destination: {host: web}}]", Invalid, "mirrors"),
+            (
+                "mirror: {host: web}, mirrors: [{destination: {host: web}}]",
+                Invalid,
+                "mirrors",
+            ),
             ("rewrite: {}", Invalid, "rewrite"),
-            ("rewrite: {uri: /, uriRegexRewrite: {match: a, rewrite: b}}", Invalid, "rewrite"),
-            ("rewrite: {uriRegexRewrite: {match: '(', rewrite: b}}", Expression, "rewrite.uriRegexRewrite.match"),
-            ("headers: {response: {set: {host: x}}}", NoEffect, "headers.response.set"),
-            ("headers: {request: {remove: [':path']}}", NoEffect, "headers.request.remove[0]"),
-            ("headers: {request: {set: {'a b': c}}}", Invalid, "headers.request.set"),
-            ("rewrite: {authority: a}, headers: {request: {set: {host: x}}}", Invalid, "headers.request"),
+            (
+                "rewrite: {uri: /, uriRegexRewrite: {match: a, rewrite: b}}",
+                Invalid,
+                "rewrite",
+            ),
+            (
+                "rewrite: {uriRegexRewrite: {match: '(', rewrite: b}}",
+                Expression,
+                "rewrite.uriRegexRewrite.match",
+            ),
+            (
+                "headers: {response: {set: {host: x}}}",
+                NoEffect,
+                "headers.response.set",
+            ),
+            (
+                "headers: {request: {remove: [':path']}}",
+                NoEffect,
+                "headers.request.remove[0]",
+            ),
+            (
+                "headers: {request: {set: {'a b': c}}}",
+                Invalid,
+                "headers.request.set",
+            ),
+            (
+                "rewrite: {authority: a}, headers: {request: {set: {host: x}}}",
+                Invalid,
+                "headers.request",
+            ),
         ] {
-            let found = only("VirtualService", &format!("hosts: [web], http: [{{{TO}, {fields}}}]"));
-            assert_eq!(found, Some((kind, format!("spec.http[0].{path}"))), "{fields}");
+            let found = only(
+                "VirtualService",
+                &format!("hosts: [web], http: [{{{TO}, {fields}}}]"),
+            );
+            assert_eq!(
+                found,
+                Some((kind, format!("spec.http[0].{path}"))),
+                "{fields}"
+            );
         }
-        let long = format!("hosts: [web], http: [{{{TO}, match: [{{uri: {{regex: '{}'}}}}]}}]", "a".repeat(1025));
+        let long = format!(
+            "hosts: [web], http: [{{{TO}, match: [{{uri: {{regex: '{}'}}}}]}}]",
+            "a".repeat(1025)
+        );
         assert_eq!(only("VirtualService", &long).unwrap().0, Expression);
         for (fields, kind, path) in [
-            ("redirect: {uri: /x}, fault: {abort: {httpStatus: 500}}", Invalid, "fault"),
-            ("directResponse: {status: 200}, rewrite: {uri: /x}", Invalid, "rewrite"),
+            (
+                "redirect: {uri: /x}, fault: {abort: {httpStatus: 500}}",
+                Invalid,
+                "fault",
+            ),
+            (
+                "directResponse: {status: 200}, rewrite: {uri: /x}",
+                Invalid,
+                "rewrite",
+            ),
             ("redirect: {uri: /x}, timeout: 1s", NoEffect, "timeout"),
-            ("directResponse: {status: 200}, retries: {attempts: 1}", NoEffect, "retries"),
+            (
+                "directResponse: {status: 200}, retries: {attempts: 1}",
+                NoEffect,
+                "retries",
+            ),
             ("redirect: {}", Invalid, "redirect"),
-            ("redirect: {uri: /x, prefixRewrite: /y}", Invalid, "redirect"),
-            ("match: [{uri: {exact: /a}}], redirect: {prefixRewrite: /y}", Invalid, "redirect.prefixRewrite"),
+            (
+                "redirect: {uri: /x, prefixRewrite: /y}",
+                Invalid,
+                "redirect",
+            ),
+            (
+                "match: [{uri: {exact: /a}}], redirect: {prefixRewrite: /y}",
+                Invalid,
+                "redirect.prefixRewrite",
+            ),
             ("redirect: {scheme: ftp}", Invalid, "redirect.scheme"),
             ("delegate: {}", ProblemKind::DeadRoute, "delegate.name"),
         ] {
-            let found = only("VirtualService", &format!("hosts: [web], http: [{{{fields}}}]"));
-            assert_eq!(found, Some((kind, format!("spec.http[0].{path}"))), "{fields}");
+            let found = only(
+                "VirtualService",
+                &format!("hosts: [web], http: [{{{fields}}}]"),
+            );
+            assert_eq!(
+                found,
+                Some((kind, format!("spec.http[0].{path}"))),
+                "{fields}"
+            );
         }
     }
 
     #[test]
     fn hosts_gateways_and_connections() {
-        use ProblemKind::{DeadRoute, Invalid, NoEffect, Odd};
+        use ProblemKind::{DeadRoute, Invalid, NoEffect, Suspicious};
         let two = "route: [{destination: {host: a}}, {destination: {host: b}}]";
         for (spec, kind, path) in [
-            (format!("hosts: ['*.a.b', x.a.b], http: [{{{TO}}}]"), Invalid, "hosts[1]"),
-            (format!("hosts: ['*'], http: [{{{TO}}}]"), Invalid, "hosts[0]"),
-            (format!("hosts: ['*'], gateways: [mesh, ns/gw], http: [{{{TO}}}]"), Invalid, "hosts[0]"),
-            (format!("hosts: [web], exportTo: ['*', '.'], http: [{{{TO}}}]"), Invalid, "exportTo[0]"),
-            (format!("hosts: [web], exportTo: ['.', default], http: [{{{TO}}}]"), Invalid, "exportTo[1]"),
-            (format!("hosts: [web], exportTo: ['~'], http: [{{{TO}}}]"), Invalid, "exportTo[0]"),
-            (format!("gateways: [mesh], http: [{{{TO}}}]"), Invalid, "gateways"),
+            (
+                format!("hosts: ['*.a.b', x.a.b], http: [{{{TO}}}]"),
+                Invalid,
+                "hosts[1]",
+            ),
+            (
+                format!("hosts: ['*'], http: [{{{TO}}}]"),
+                Invalid,
+                "hosts[0]",
+            ),
+            (
+                format!("hosts: ['*'], gateways: [mesh, ns/gw], http: [{{{TO}}}]"),
+                Invalid,
+                "hosts[0]",
+            ),
+            (
+                format!("hosts: [web], exportTo: ['*', '.'], http: [{{{TO}}}]"),
+                Invalid,
+                "exportTo[0]",
+            ),
+            (
+                format!("hosts: [web], exportTo: ['.', default], http: [{{{TO}}}]"),
+                Invalid,
+                "exportTo[1]",
+            ),
+            (
+                format!("hosts: [web], exportTo: ['~'], http: [{{{TO}}}]"),
+                Invalid,
+                "exportTo[0]",
+            ),
+            (
+                format!("gateways: [mesh], http: [{{{TO}}}]"),
+                Invalid,
+                "gateways",
+            ),
             (format!("http: [{{{TO}}}], tcp: [{{{TO}}}]"), Invalid, "tcp"),
-            ("http: [{delegate: {name: other}}]".to_owned(), Invalid, "http[0].delegate"),
+            (
+                "http: [{delegate: {name: other}}]".to_owned(),
+                Invalid,
+                "http[0].delegate",
+            ),
             (
                 format!("hosts: [a.b], tls: [{{match: [{{sniHosts: [c.d]}}], {TO}}}]"),
                 Invalid,
@@ -260,7 +544,7 @@ mod tests {
             ),
             (
                 format!("hosts: [a.b], tls: [{{match: [{{sniHosts: [10.0.0.1]}}], {TO}}}]"),
-                Odd,
+                Suspicious,
                 "tls[0].match[0].sniHosts[0]",
             ),
             (
@@ -269,34 +553,78 @@ mod tests {
                 "tcp[0].match[0].sourceSubnet",
             ),
             (
-                format!("hosts: [a.b], tcp: [{{match: [{{destinationSubnets: [10.0.0.0/33]}}], {TO}}}]"),
+                format!(
+                    "hosts: [a.b], tcp: [{{match: [{{destinationSubnets: [10.0.0.0/33]}}], {TO}}}]"
+                ),
                 Invalid,
                 "tcp[0].match[0].destinationSubnets[0]",
             ),
-            (format!("hosts: [a.b], tcp: [{{{two}}}]"), DeadRoute, "tcp[0].route"),
-            (format!("hosts: [a.b], http: [{{{two}}}, {{{TO}}}]"), DeadRoute, "http[0].route"),
+            (
+                format!("hosts: [a.b], tcp: [{{{two}}}]"),
+                DeadRoute,
+                "tcp[0].route",
+            ),
+            (
+                format!("hosts: [a.b], http: [{{{two}}}, {{{TO}}}]"),
+                DeadRoute,
+                "http[0].route",
+            ),
         ] {
-            assert_eq!(only("VirtualService", &spec), Some((kind, format!("spec.{path}"))), "{spec}");
+            assert_eq!(
+                only("VirtualService", &spec),
+                Some((kind, format!("spec.{path}"))),
+                "{spec}"
+            );
         }
-        assert_eq!(only("VirtualService", &format!("hosts: ['*'], gateways: [gw], http: [{{{TO}}}]")), None);
+        assert_eq!(
+            only(
+                "VirtualService",
+                &format!("hosts: ['*'], gateways: [gw], http: [{{{TO}}}]")
+            ),
+            None
+        );
     }
 
     #[test]
     fn fields_of_traffic_policies() {
-        use ProblemKind::{Credential, Deprecated, Invalid, NoEffect, Odd};
+        use ProblemKind::{Credential, Deprecated, Invalid, NoEffect, Suspicious};
         for (policy, kind, path) in [
             ("", Invalid, ""),
-            ("loadBalancer: {simple: LEAST_CONN}", Deprecated, "loadBalancer.simple"),
-            ("loadBalancer: {warmupDurationSecs: 5s}", Deprecated, "loadBalancer.warmupDurationSecs"),
-            ("loadBalancer: {warmup: {}}", Invalid, "loadBalancer.warmup.duration"),
+            (
+                "loadBalancer: {simple: LEAST_CONN}",
+                Deprecated,
+                "loadBalancer.simple",
+            ),
+            (
+                "loadBalancer: {warmupDurationSecs: 5s}",
+                Deprecated,
+                "loadBalancer.warmupDurationSecs",
+            ),
+            (
+                "loadBalancer: {warmup: {}}",
+                Invalid,
+                "loadBalancer.warmup.duration",
+            ),
             (
                 "loadBalancer: {warmup: {duration: 5s, minimumPercent: 101}}",
                 Invalid,
                 "loadBalancer.warmup.minimumPercent",
             ),
-            ("loadBalancer: {warmup: {duration: 5s, aggression: 0}}", Invalid, "loadBalancer.warmup.aggression"),
-            ("loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}", Invalid, "loadBalancer"),
-            ("loadBalancer: {consistentHash: {}}", Odd, "loadBalancer.consistentHash"),
+            (
+                "loadBalancer: {warmup: {duration: 5s, aggression: 0}}",
+                Invalid,
+                "loadBalancer.warmup.aggression",
+            ),
+            (
+                "loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}",
+                Invalid,
+                "loadBalancer",
+            ),
+            (
+                "loadBalancer: {consistentHash: {}}",
+                Suspicious,
+                "loadBalancer.consistentHash",
+            ),
             (
                 "loadBalancer: {consistentHash: {useSourceIp: true, httpHeaderName: x}}",
                 Invalid,
@@ -319,7 +647,7 @@ mod tests {
             ),
             (
                 "loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}",
-                Odd,
+                Suspicious,
                 "loadBalancer.localityLbSetting",
             ),
             (
@@ -332,39 +660,97 @@ mod tests {
                 Invalid,
                 "loadBalancer.localityLbSetting.distribute[0].to",
             ),
-            ("outlierDetection: {consecutiveErrors: 5}", Deprecated, "outlierDetection.consecutiveErrors"),
+            (
+                "outlierDetection: {consecutiveErrors: 5}",
+                Deprecated,
+                "outlierDetection.consecutiveErrors",
+            ),
             (
                 "outlierDetection: {consecutiveLocalOriginFailures: 5}",
                 Invalid,
                 "outlierDetection.consecutiveLocalOriginFailures",
             ),
-            ("outlierDetection: {maxEjectionPercent: 101}", Invalid, "outlierDetection.maxEjectionPercent"),
-            ("outlierDetection: {interval: 0s}", Invalid, "outlierDetection.interval"),
+            (
+                "outlierDetection: {maxEjectionPercent: 101}",
+                Invalid,
+                "outlierDetection.maxEjectionPercent",
+            ),
+            (
+                "outlierDetection: {interval: 0s}",
+                Invalid,
+                "outlierDetection.interval",
+            ),
             ("connectionPool: {}", Invalid, "connectionPool"),
-            ("connectionPool: {tcp: {maxConnections: -1}}", Invalid, "connectionPool.tcp.maxConnections"),
-            ("connectionPool: {http: {maxRetries: -1}}", Invalid, "connectionPool.http.maxRetries"),
+            (
+                "connectionPool: {tcp: {maxConnections: -1}}",
+                Invalid,
+                "connectionPool.tcp.maxConnections",
+            ),
+            (
+                "connectionPool: {http: {maxRetries: -1}}",
+                Invalid,
+                "connectionPool.http.maxRetries",
+            ),
             (
                 "connectionPool: {http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE}}",
                 Invalid,
                 "connectionPool.http.useClientProtocol",
             ),
-            ("tls: {mode: ISTIO_MUTUAL, caCertificates: /ca.pem}", NoEffect, "tls.caCertificates"),
-            ("tls: {mode: MUTUAL, clientCertificate: /c, caCertificates: /ca}", Invalid, "tls.privateKey"),
-            ("tls: {mode: SIMPLE, caCertificates: /ca.pem, insecureSkipVerify: true}", Invalid, "tls.caCertificates"),
-            ("tls: {mode: SIMPLE, credentialName: x}", Credential, "tls.credentialName"),
-            ("portLevelSettings: [{tls: {mode: DISABLE}}]", Invalid, "portLevelSettings[0].port"),
-            ("portLevelSettings: [{port: {number: 80}}]", Invalid, "portLevelSettings[0]"),
+            (
+                "tls: {mode: ISTIO_MUTUAL, caCertificates: /ca.pem}",
+                NoEffect,
+                "tls.caCertificates",
+            ),
+            (
+                "tls: {mode: MUTUAL, clientCertificate: /c, caCertificates: /ca}",
+                Invalid,
+                "tls.privateKey",
+            ),
+            (
+                "tls: {mode: SIMPLE, caCertificates: /ca.pem, insecureSkipVerify: true}",
+                Invalid,
+                "tls.caCertificates",
+            ),
+            (
+                "tls: {mode: SIMPLE, credentialName: x}",
+                Credential,
+                "tls.credentialName",
+            ),
+            (
+                "portLevelSettings: [{tls: {mode: DISABLE}}]",
+                Invalid,
+                "portLevelSettings[0].port",
+            ),
+            (
+                "portLevelSettings: [{port: {number: 80}}]",
+                Invalid,
+                "portLevelSettings[0]",
+            ),
             ("tunnel: {targetHost: a.b}", Invalid, "tunnel.targetPort"),
         ] {
-            let path = |start: &str| format!("spec.{start}.{path}").trim_end_matches('.').to_owned();
-            let found = only("DestinationRule", &format!("host: other, trafficPolicy: {{{policy}}}"));
+            let path = |start: &str| {
+                format!("spec.{start}.{path}")
+                    .trim_end_matches('.')
+                    .to_owned()
+            };
+            let found = only(
+                "DestinationRule",
+                &format!("host: other, trafficPolicy: {{{policy}}}"),
+            );
             assert_eq!(found, Some((kind, path("trafficPolicy"))), "{policy}");
             let subset = "host: other, subsets: [{name: s, labels: {version: v1}, trafficPolicy";
             let found = only("DestinationRule", &format!("{subset}: {{{policy}}}}}]"));
-            assert_eq!(found, Some((kind, path("subsets[0].trafficPolicy"))), "{policy}");
+            assert_eq!(
+                found,
+                Some((kind, path("subsets[0].trafficPolicy"))),
+                "{policy}"
+            );
         }
         let beyond = "host: other, workloadSelector: {matchLabels: {app: web}}, exportTo: ['*']";
-        assert_eq!(only("DestinationRule", beyond), Some((Invalid, "spec.exportTo".to_owned())));
+        assert_eq!(
+            only("DestinationRule", beyond),
+            Some((Invalid, "spec.exportTo".to_owned()))
+        );
     }
 
     #[test]
@@ -372,26 +758,44 @@ mod tests {
         let failover = "loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}";
         let ranked = "loadBalancer: {localityLbSetting: {failoverPriority: [rack]}}";
         let zones = "loadBalancer: {zoneAwareLbSetting: {failover: [{from: a, to: b}]}}";
-        let at_port = |settings: &str| format!("portLevelSettings: [{{port: {{number: 80}}, {settings}}}]");
+        let at_port =
+            |settings: &str| format!("portLevelSettings: [{{port: {{number: 80}}, {settings}}}]");
         let detects = "outlierDetection: {interval: 5s}";
         let balances = "loadBalancer: {simple: RANDOM}";
         let locality = "loadBalancer.localityLbSetting";
-        for (rule, subset, odd) in [
+        for (rule, subset, suspicious) in [
             (detects.to_owned(), failover.to_owned(), None),
             (detects.to_owned(), ranked.to_owned(), None),
             (detects.to_owned(), zones.to_owned(), None),
             (at_port(detects), failover.to_owned(), None),
-            (balances.to_owned(), failover.to_owned(), Some(locality.to_owned())),
+            (
+                balances.to_owned(),
+                failover.to_owned(),
+                Some(locality.to_owned()),
+            ),
             (balances.to_owned(), format!("{failover}, {detects}"), None),
             // What stands for a port of the subset stands for the whole of its policy there.
-            (detects.to_owned(), at_port(failover), Some(format!("portLevelSettings[0].{locality}"))),
-            (balances.to_owned(), at_port(&format!("{failover}, {detects}")), None),
+            (
+                detects.to_owned(),
+                at_port(failover),
+                Some(format!("portLevelSettings[0].{locality}")),
+            ),
+            (
+                balances.to_owned(),
+                at_port(&format!("{failover}, {detects}")),
+                None,
+            ),
         ] {
             let spec = format!(
                 "host: other, trafficPolicy: {{{rule}}}, \
                  subsets: [{{name: s, labels: {{version: v1}}, trafficPolicy: {{{subset}}}}}]"
             );
-            let expected = odd.map(|path| (ProblemKind::Odd, format!("spec.subsets[0].trafficPolicy.{path}")));
+            let expected = suspicious.map(|path| {
+                (
+                    ProblemKind::Suspicious,
+                    format!("spec.subsets[0].trafficPolicy.{path}"),
+                )
+            });
             assert_eq!(only("DestinationRule", &spec), expected, "{spec}");
         }
     }

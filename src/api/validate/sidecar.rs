@@ -1,26 +1,38 @@
-//! What must hold for a Sidecar.
+//! Validates Sidecars.
 
 use std::collections::BTreeSet;
 
-use super::Findings;
+use super::Diagnostics;
 use super::common::{destination, host_name, is_dns_label, port, port_name, protocol, selector};
 use super::destination_rule::connection_pool;
 use crate::api::{IstioEgressListener, OutboundMode, OutboundTrafficPolicy, Sidecar};
 
-const NOT_YET: &str = "has no effect in weir yet";
+const NOT_YET: &str = "is not supported yet and has no effect";
 
-pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
-    if *spec == (Sidecar { workload_selector: spec.workload_selector.clone(), ..Default::default() }) {
-        found.add("spec", "is empty", "expected egress or outboundTrafficPolicy");
+pub(super) fn check(spec: &Sidecar, found: &mut Diagnostics) {
+    if *spec
+        == (Sidecar {
+            workload_selector: spec.workload_selector.clone(),
+            ..Default::default()
+        })
+    {
+        found.add(
+            "spec",
+            "is empty",
+            "expected egress or outboundTrafficPolicy",
+        );
     }
     if let Some(workloads) = &spec.workload_selector {
         selector(&workloads.labels, "spec.workloadSelector.labels", found);
     }
     if !spec.ingress.is_empty() {
-        found.idle("spec.ingress", NOT_YET, "remove it: it is as if it were not there");
+        found.no_effect("spec.ingress", NOT_YET, "remove it");
     }
-    for (n, one) in spec.ingress.iter().enumerate() {
-        let number = one.pointer("/port/number").and_then(serde_json::Value::as_u64).unwrap_or_default();
+    for (n, item) in spec.ingress.iter().enumerate() {
+        let number = item
+            .pointer("/port/number")
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or_default();
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         port(number, &format!("spec.ingress[{n}].port.number"), found);
     }
@@ -33,11 +45,19 @@ pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
         egress(listener, &path, found);
         match &listener.port {
             None if n + 1 < spec.egress.len() => {
-                found.add(format!("{path}.port"), "is missing, so that nothing behind it counts", "expected it last");
+                found.add(
+                    format!("{path}.port"),
+                    "is missing, so later entries have no effect",
+                    "move it to the end",
+                );
             }
             None => {}
             Some(at) if at.number != 0 && !ports.insert(at.number) => {
-                found.add(format!("{path}.port.number"), format!("{} stands twice", at.number), "expected each once");
+                found.add(
+                    format!("{path}.port.number"),
+                    format!("{} appears twice", at.number),
+                    "expected each once",
+                );
             }
             Some(_) => {}
         }
@@ -47,9 +67,13 @@ pub(super) fn check(spec: &Sidecar, found: &mut Findings) {
     }
 }
 
-fn egress(listener: &IstioEgressListener, path: &str, found: &mut Findings) {
+fn egress(listener: &IstioEgressListener, path: &str, found: &mut Diagnostics) {
     if listener.hosts.is_empty() {
-        found.add(format!("{path}.hosts"), "is empty", "expected hosts of the form NAMESPACE/HOST");
+        found.add(
+            format!("{path}.hosts"),
+            "is empty",
+            "expected hosts of the form NAMESPACE/HOST",
+        );
     }
     for (m, host) in listener.hosts.iter().enumerate() {
         scoped_host(host, &format!("{path}.hosts[{m}]"), found);
@@ -66,31 +90,40 @@ fn egress(listener: &IstioEgressListener, path: &str, found: &mut Findings) {
         if at.target_port != 0 {
             found.add(
                 format!("{path}.port.targetPort"),
-                "means nothing here (Istio refuses it as well)",
-                "leave it out",
+                "is not supported here (Istio rejects it too)",
+                "remove it",
             );
         }
     }
     if !listener.bind.is_empty() {
         if pipe.is_none() && listener.bind.parse::<std::net::IpAddr>().is_err() {
-            found.add(format!("{path}.bind"), format!("is `{}`", listener.bind), "expected an IP address");
+            found.add(
+                format!("{path}.bind"),
+                format!("is `{}`", listener.bind),
+                "expected an IP address",
+            );
         }
-        found.idle(format!("{path}.bind"), NOT_YET, "remove it: it is as if it were not there");
+        found.no_effect(format!("{path}.bind"), NOT_YET, "remove it");
     }
     match listener.capture_mode.as_str() {
         "" | "DEFAULT" => {}
-        "IPTABLES" | "NONE" => {
-            found.idle(format!("{path}.captureMode"), NOT_YET, "remove it: it is as if it were not there")
-        }
+        "IPTABLES" | "NONE" => found.no_effect(format!("{path}.captureMode"), NOT_YET, "remove it"),
         other => {
-            found.add(format!("{path}.captureMode"), format!("is `{other}`"), "expected DEFAULT, IPTABLES or NONE");
+            found.add(
+                format!("{path}.captureMode"),
+                format!("is `{other}`"),
+                "expected DEFAULT, IPTABLES or NONE",
+            );
         }
     }
 }
 
-/// `NAMESPACE/HOST`, where the namespace may be `*`, `.` or `~`, and begin with `~` to leave the host out.
-fn scoped_host(text: &str, path: &str, found: &mut Findings) {
-    let Some((namespace, host)) = text.split_once('/').filter(|(ns, host)| !ns.is_empty() && !host.is_empty()) else {
+/// `NAMESPACE/HOST`, where the namespace may be `*`, `.` or `~`, and a leading `~` excludes the host.
+fn scoped_host(text: &str, path: &str, found: &mut Diagnostics) {
+    let Some((namespace, host)) = text
+        .split_once('/')
+        .filter(|(ns, host)| !ns.is_empty() && !host.is_empty())
+    else {
         found.add(
             path,
             format!("`{text}` is not of the form NAMESPACE/HOST"),
@@ -100,25 +133,47 @@ fn scoped_host(text: &str, path: &str, found: &mut Findings) {
     };
     let plain = namespace.strip_prefix('~').unwrap_or(namespace);
     if !matches!(plain, "" | "*" | ".") && !is_dns_label(plain) {
-        found.add(path, format!("has the namespace `{namespace}`"), "expected a name, `*`, `.` or `~`");
+        found.add(
+            path,
+            format!("has the namespace `{namespace}`"),
+            "expected a name, `*`, `.` or `~`",
+        );
     }
     if host != "*" && !host.contains('.') {
-        found.add(path, format!("has the short host `{host}`"), "expected a full name like web.shop.svc.cluster.local");
+        found.add(
+            path,
+            format!("has the short host `{host}`"),
+            "expected a full name like web.shop.svc.cluster.local",
+        );
     } else if host.starts_with('*') && host != "*" && !host.starts_with("*.") {
-        found.add(path, format!("has the partial wildcard `{host}`"), "expected one like *.example.com");
+        found.add(
+            path,
+            format!("has the partial wildcard `{host}`"),
+            "expected one like *.example.com",
+        );
     } else {
         host_name(host, path, found);
     }
 }
 
-fn outbound_policy(policy: &OutboundTrafficPolicy, found: &mut Findings) {
-    let Some(proxy) = &policy.egress_proxy else { return };
+fn outbound_policy(policy: &OutboundTrafficPolicy, found: &mut Diagnostics) {
+    let Some(proxy) = &policy.egress_proxy else {
+        return;
+    };
     let path = "spec.outboundTrafficPolicy.egressProxy";
     if policy.mode != OutboundMode::AllowAny {
-        found.add(path, "stands beside a mode other than ALLOW_ANY", "expected mode ALLOW_ANY");
+        found.add(
+            path,
+            "is set with a mode other than ALLOW_ANY",
+            "set mode to ALLOW_ANY",
+        );
     }
     destination(Some(proxy), path, found);
     if proxy.port.is_none() {
-        found.add(format!("{path}.port"), "is missing", "expected a map with number");
+        found.add(
+            format!("{path}.port"),
+            "is missing",
+            "expected a map with number",
+        );
     }
 }

@@ -1,26 +1,26 @@
-//! What must hold for a VirtualService.
+//! Validates VirtualServices.
 
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
 
-use super::Findings;
+use super::Diagnostics;
 use super::common::{
-    at_least_one_ms, covers, destination, export_to, expression, gateways, header_name, header_value, host_name,
-    is_address, is_dns_label, labels, not_negative, one_line, only_one, percent, port_or_none, string_match, subnet,
-    weights,
+    at_least_one_ms, at_most_one_of, covers, destination, export_to, expression, gateways,
+    header_name, header_value, host_name, is_address, is_dns_label, labels, not_negative, one_line,
+    percent, port_or_none, string_match, subnet, weights,
 };
 use crate::api::{
-    CorsPolicy, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection, HttpMatchRequest, HttpRedirect,
-    HttpRetry, HttpRewrite, HttpRoute, L4MatchAttributes, Meta, ProblemKind, RouteDestination, TlsMatchAttributes,
-    VirtualService,
+    CorsPolicy, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection,
+    HttpMatchRequest, HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, L4MatchAttributes, Meta,
+    ProblemKind, RouteDestination, TlsMatchAttributes, VirtualService,
 };
 
-/// The most that a fixed answer's body may be: every proxy holds it in memory, and gets it with each change.
+/// The maximum body size of a direct response: every proxy keeps it in memory and receives it with each change.
 const LARGEST_BODY: usize = 1 << 20;
-/// The most that Envoy takes of a query parameter's name. Source: `QueryParameterMatcher` in Envoy's protos.
+/// Envoy's limit for query parameter names. Source: `QueryParameterMatcher` in Envoy's protos.
 const LONGEST_PARAMETER: usize = 1024;
-/// Headers whose name begins with a colon. Source: RFC 9113, 8.3.
+/// Pseudo-headers. Source: RFC 9113, 8.3.
 const PSEUDO_HEADERS: [&str; 5] = [":method", ":scheme", ":authority", ":path", ":status"];
 /// Source: Envoy's documentation of `x-envoy-retry-on` and `x-envoy-retry-grpc-on`.
 const RETRY_ON: [&str; 16] = [
@@ -41,64 +41,103 @@ const RETRY_ON: [&str; 16] = [
     "resource-exhausted",
     "unavailable",
 ];
-const METHODS: [&str; 10] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
+const METHODS: [&str; 10] = [
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*",
+];
 
-pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Findings) {
+pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Diagnostics) {
     let is_delegate = spec.hosts.is_empty();
     let for_gateway = spec.gateways.iter().any(|name| name != "mesh");
     let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|name| name == "mesh");
     hosts(&spec.hosts, for_mesh, found);
     if is_delegate {
-        for (name, given) in
-            [("gateways", !spec.gateways.is_empty()), ("tls", !spec.tls.is_empty()), ("tcp", !spec.tcp.is_empty())]
-        {
+        for (name, given) in [
+            ("gateways", !spec.gateways.is_empty()),
+            ("tls", !spec.tls.is_empty()),
+            ("tcp", !spec.tcp.is_empty()),
+        ] {
             if given {
                 found.add(
                     format!("spec.{name}"),
-                    "stands in a VirtualService without hosts, which is a delegate",
+                    "is set in a VirtualService without hosts, which is a delegate",
                     format!("remove {name}, or add hosts"),
                 );
             }
         }
     }
     gateways(&spec.gateways, "spec.gateways", found);
-    export_to(&spec.export_to, &meta.namespace, false, "spec.exportTo", found);
+    export_to(
+        &spec.export_to,
+        &meta.namespace,
+        false,
+        "spec.exportTo",
+        found,
+    );
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
-        found.add("spec", "has no routes", "expected at least one of http, tls or tcp");
+        found.add(
+            "spec",
+            "has no routes",
+            "expected at least one of http, tls or tcp",
+        );
     }
     for (n, route) in spec.http.iter().enumerate() {
-        http_route(route, is_delegate, for_gateway, &format!("spec.http[{n}]"), found);
+        http_route(
+            route,
+            is_delegate,
+            for_gateway,
+            &format!("spec.http[{n}]"),
+            found,
+        );
     }
     for (n, route) in spec.tls.iter().enumerate() {
         let path = format!("spec.tls[{n}]");
         if route.matches.is_empty() {
-            found.add(format!("{path}.match"), "is missing", "expected at least one match with sniHosts");
+            found.add(
+                format!("{path}.match"),
+                "is missing",
+                "expected at least one match with sniHosts",
+            );
         }
-        for (m, one) in route.matches.iter().enumerate() {
-            tls_match(one, &spec.hosts, for_gateway, &format!("{path}.match[{m}]"), found);
+        for (m, item) in route.matches.iter().enumerate() {
+            tls_match(
+                item,
+                &spec.hosts,
+                for_gateway,
+                &format!("{path}.match[{m}]"),
+                found,
+            );
         }
         destinations(&route.route, &path, found);
     }
     for (n, route) in spec.tcp.iter().enumerate() {
         let path = format!("spec.tcp[{n}]");
-        for (m, one) in route.matches.iter().enumerate() {
-            tcp_match(one, &format!("{path}.match[{m}]"), found);
+        for (m, item) in route.matches.iter().enumerate() {
+            tcp_match(item, &format!("{path}.match[{m}]"), found);
         }
         destinations(&route.route, &path, found);
     }
 }
 
-/// Each host once, a host that a wildcard of the same object covers included.
-fn hosts(hosts: &[String], for_mesh: bool, found: &mut Findings) {
+/// Hosts must not overlap, neither with each other nor with wildcards of the same object.
+fn hosts(hosts: &[String], for_mesh: bool, found: &mut Diagnostics) {
     for (n, host) in hosts.iter().enumerate() {
         let path = format!("spec.hosts[{n}]");
         if host == "*" && for_mesh {
-            found.add(path, "is `*`, which is for gateways alone", "expected a host or a wildcard like *.example.com");
+            found.add(
+                path,
+                "is `*`, which is allowed only for gateways",
+                "expected a host or a wildcard like \
+                *.example.com",
+            );
             continue;
         }
         host_name(host, &path, found);
         if let Some(other) = hosts.iter().take(n).find(|other| overlap(host, other)) {
-            found.add(path, format!("`{host}` is among `{other}` already"), "expected hosts that do not overlap");
+            found.add(
+                path,
+                format!("`{host}` is already covered by `{other}`"),
+                "expected hosts that do not overlap",
+            );
         }
     }
 }
@@ -108,44 +147,76 @@ fn overlap(a: &str, b: &str) -> bool {
     covers(&a, &b) || covers(&b, &a)
 }
 
-fn http_route(route: &HttpRoute, is_delegate: bool, for_gateway: bool, path: &str, found: &mut Findings) {
+fn http_route(
+    route: &HttpRoute,
+    is_delegate: bool,
+    for_gateway: bool,
+    path: &str,
+    found: &mut Diagnostics,
+) {
     let actions = [
         (!route.route.is_empty(), "route"),
         (route.redirect.is_some(), "redirect"),
         (route.direct_response.is_some(), "directResponse"),
         (route.delegate.is_some(), "delegate"),
     ];
-    let given: Vec<_> = actions.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
+    let given: Vec<_> = actions
+        .iter()
+        .filter(|(given, _)| *given)
+        .map(|(_, name)| *name)
+        .collect();
     match given.as_slice() {
-        [] => found.add(path, "does nothing", "expected one of route, redirect, directResponse or delegate"),
-        // What the delegate's routes leave unsaid, this answer among it, they take from here.
+        [] => found.add(
+            path,
+            "does nothing",
+            "set one of route, redirect, directResponse or delegate",
+        ),
+        // The delegate's routes inherit what they do not set, including this response.
         [_] | ["directResponse", "delegate"] => {}
-        many => found.add(path, format!("has {}", many.join(" and ")), "expected only one of them"),
+        many => found.add(
+            path,
+            format!("has {}", many.join(" and ")),
+            "only one of them may be set",
+        ),
     }
     if is_delegate && route.delegate.is_some() {
         found.add(
             format!("{path}.delegate"),
-            "a VirtualService without hosts is a delegate and can not delegate on",
-            "expected route, redirect or directResponse",
+            "a VirtualService without hosts is a delegate and cannot delegate further",
+            "set route, redirect or directResponse",
         );
     }
     if route.delegate.as_ref().is_some_and(|to| to.name.is_empty()) {
         found.warn(
             ProblemKind::DeadRoute,
             format!("{path}.delegate.name"),
-            "is missing, so the route is left out",
+            "is missing, so the route is ignored",
             "expected the name of a VirtualService without hosts",
         );
     }
-    for (what, other) in [("redirect", route.redirect.is_some()), ("directResponse", route.direct_response.is_some())] {
-        for (name, given) in [("fault", route.fault.is_some()), ("rewrite", route.rewrite.is_some())] {
+    for (what, other) in [
+        ("redirect", route.redirect.is_some()),
+        ("directResponse", route.direct_response.is_some()),
+    ] {
+        for (name, given) in [
+            ("fault", route.fault.is_some()),
+            ("rewrite", route.rewrite.is_some()),
+        ] {
             if other && given && route.delegate.is_none() {
-                found.add(format!("{path}.{name}"), format!("stands beside {what}"), "expected only one of them");
+                found.add(
+                    format!("{path}.{name}"),
+                    format!("is set together with {what}"),
+                    "only one of them may be \
+                    set",
+                );
             }
         }
     }
-    let answer =
-        route.redirect.as_ref().map(|_| "redirect").or(route.direct_response.as_ref().map(|_| "directResponse"));
+    let answer = route
+        .redirect
+        .as_ref()
+        .map(|_| "redirect")
+        .or(route.direct_response.as_ref().map(|_| "directResponse"));
     if let Some(answer) = answer {
         for (name, given) in [
             ("timeout", route.timeout.is_some()),
@@ -154,19 +225,28 @@ fn http_route(route: &HttpRoute, is_delegate: bool, for_gateway: bool, path: &st
             ("mirrors", !route.mirrors.is_empty()),
         ] {
             if given {
-                let message = format!("has no effect beside {answer}, after which nothing is forwarded");
-                found.idle(format!("{path}.{name}"), message, format!("remove {name}"));
+                let message =
+                    format!("has no effect together with {answer}, because nothing is forwarded");
+                found.no_effect(format!("{path}.{name}"), message, format!("remove {name}"));
             }
         }
     }
-    for (n, one) in route.matches.iter().enumerate() {
-        http_match(one, for_gateway, &format!("{path}.match[{n}]"), found);
+    for (n, item) in route.matches.iter().enumerate() {
+        http_match(item, for_gateway, &format!("{path}.match[{n}]"), found);
     }
-    weights(route.route.iter().map(|one| one.weight), &format!("{path}.route"), found);
-    for (n, one) in route.route.iter().enumerate() {
+    weights(
+        route.route.iter().map(|item| item.weight),
+        &format!("{path}.route"),
+        found,
+    );
+    for (n, item) in route.route.iter().enumerate() {
         let path = format!("{path}.route[{n}]");
-        destination(one.destination.as_ref(), &format!("{path}.destination"), found);
-        headers(one.headers.as_ref(), &format!("{path}.headers"), found);
+        destination(
+            item.destination.as_ref(),
+            &format!("{path}.destination"),
+            found,
+        );
+        headers(item.headers.as_ref(), &format!("{path}.headers"), found);
     }
     mirrors(route, path, found);
     headers(route.headers.as_ref(), &format!("{path}.headers"), found);
@@ -191,32 +271,59 @@ fn http_route(route: &HttpRoute, is_delegate: bool, for_gateway: bool, path: &st
     }
 }
 
-fn http_match(one: &HttpMatchRequest, for_gateway: bool, path: &str, found: &mut Findings) {
-    if let Some(uri) = &one.uri {
+fn http_match(
+    request_match: &HttpMatchRequest,
+    for_gateway: bool,
+    path: &str,
+    found: &mut Diagnostics,
+) {
+    if let Some(uri) = &request_match.uri {
         string_match(uri, true, &format!("{path}.uri"), found);
     }
-    if one.ignore_uri_case && one.uri.as_ref().is_none_or(|uri| uri.regex.is_some()) {
-        let message = "counts for an exact or prefix uri alone";
-        found.idle(format!("{path}.ignoreUriCase"), message, "begin the expression with (?i), or remove the field");
+    if request_match.ignore_uri_case
+        && request_match
+            .uri
+            .as_ref()
+            .is_none_or(|uri| uri.regex.is_some())
+    {
+        let message = "has no effect unless uri is exact or prefix";
+        found.no_effect(
+            format!("{path}.ignoreUriCase"),
+            message,
+            "start the expression with (?i), or remove the \
+            field",
+        );
     }
-    for (name, value) in [("scheme", &one.scheme), ("method", &one.method), ("authority", &one.authority)] {
+    for (name, value) in [
+        ("scheme", &request_match.scheme),
+        ("method", &request_match.method),
+        ("authority", &request_match.authority),
+    ] {
         if let Some(value) = value {
             string_match(value, false, &format!("{path}.{name}"), found);
         }
     }
-    for (list, values) in [("headers", &one.headers), ("withoutHeaders", &one.without_headers)] {
+    for (list, values) in [
+        ("headers", &request_match.headers),
+        ("withoutHeaders", &request_match.without_headers),
+    ] {
         for (name, value) in values {
             let path = format!("{path}.{list}");
             if matches!(name.as_str(), "uri" | "scheme" | "method" | "authority") {
-                let message = format!("is compared with a header `{name}`, which hardly any client sends");
-                found.odd(format!("{path}.{name}"), message, format!("use match.{name}"));
+                let message =
+                    format!("matches a header `{name}`, which clients do not normally send");
+                found.suspicious(
+                    format!("{path}.{name}"),
+                    message,
+                    format!("use match.{name}"),
+                );
             }
             if name.starts_with("@request.auth.") {
                 if !for_gateway {
                     found.add(
                         path,
-                        format!("`{name}` is a claim of a token, which gateways alone can look at"),
-                        "remove it, or bind the VirtualService to gateways alone",
+                        format!("`{name}` is a token claim, which only gateways can match"),
+                        "remove it, or bind the VirtualService only to gateways",
                     );
                 }
                 continue;
@@ -233,7 +340,7 @@ fn http_match(one: &HttpMatchRequest, for_gateway: bool, path: &str, found: &mut
             string_match(value, false, &format!("{path}.{name}"), found);
         }
     }
-    for (name, value) in &one.query_params {
+    for (name, value) in &request_match.query_params {
         let path = format!("{path}.queryParams");
         if name.is_empty() || name.len() > LONGEST_PARAMETER {
             found.add(
@@ -244,19 +351,27 @@ fn http_match(one: &HttpMatchRequest, for_gateway: bool, path: &str, found: &mut
         }
         string_match(value, false, &format!("{path}.{name}"), found);
     }
-    port_or_none(one.port, &format!("{path}.port"), found);
-    labels(&one.source_labels, &format!("{path}.sourceLabels"), found);
-    gateways(&one.gateways, &format!("{path}.gateways"), found);
-    source_namespace(&one.source_namespace, path, found);
+    port_or_none(request_match.port, &format!("{path}.port"), found);
+    labels(
+        &request_match.source_labels,
+        &format!("{path}.sourceLabels"),
+        found,
+    );
+    gateways(&request_match.gateways, &format!("{path}.gateways"), found);
+    source_namespace(&request_match.source_namespace, path, found);
 }
 
-fn source_namespace(name: &str, path: &str, found: &mut Findings) {
+fn source_namespace(name: &str, path: &str, found: &mut Diagnostics) {
     if !name.is_empty() && !is_dns_label(name) {
-        found.add(format!("{path}.sourceNamespace"), format!("is `{name}`"), "expected the name of a namespace");
+        found.add(
+            format!("{path}.sourceNamespace"),
+            format!("is `{name}`"),
+            "expected the name of a namespace",
+        );
     }
 }
 
-fn headers(headers: Option<&Headers>, path: &str, found: &mut Findings) {
+fn headers(headers: Option<&Headers>, path: &str, found: &mut Diagnostics) {
     let Some(headers) = headers else { return };
     if let Some(request) = &headers.request {
         operations(request, true, &format!("{path}.request"), found);
@@ -270,86 +385,149 @@ fn is_authority(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
-fn operations(from: &HeaderOperations, of_request: bool, path: &str, found: &mut Findings) {
+fn operations(from: &HeaderOperations, of_request: bool, path: &str, found: &mut Diagnostics) {
     let mut name_of = |name: &str, path: &str, is_removal: bool| {
         header_name(name, path, found);
-        // Of these Envoy changes the authority alone, and that only by a rewrite.
-        if (name.starts_with(':') || is_authority(name)) && (!of_request || is_removal || !is_authority(name)) {
-            found.idle(
+        // Envoy can change only the authority, and only through a rewrite.
+        if (name.starts_with(':') || is_authority(name))
+            && (!of_request || is_removal || !is_authority(name))
+        {
+            found.no_effect(
                 path,
-                format!("`{name}` belongs to HTTP itself and stays as it is"),
-                "remove it; rewrite.authority changes the host of a request",
+                format!("`{name}` is a pseudo-header and cannot be changed"),
+                "remove it; use rewrite.authority to change the host of a request",
             );
         }
     };
     for (list, values) in [("set", &from.set), ("add", &from.add)] {
-        values.keys().for_each(|name| name_of(name, &format!("{path}.{list}"), false));
+        values
+            .keys()
+            .for_each(|name| name_of(name, &format!("{path}.{list}"), false));
     }
     for (n, name) in from.remove.iter().enumerate() {
         name_of(name, &format!("{path}.remove[{n}]"), true);
     }
     for (list, values) in [("set", &from.set), ("add", &from.add)] {
-        values.iter().for_each(|(name, value)| header_value(value, &format!("{path}.{list}.{name}"), found));
+        values
+            .iter()
+            .for_each(|(name, value)| header_value(value, &format!("{path}.{list}.{name}"), found));
     }
 }
 
-/// The authority can be set in one place alone, or nobody can tell which counts.
-fn one_authority(route: &HttpRoute, path: &str, found: &mut Findings) {
-    let rewrites = route.rewrite.as_ref().is_some_and(|rewrite| !rewrite.authority.is_empty());
-    let request = route.headers.as_ref().and_then(|headers| headers.request.as_ref());
-    let count = |list: &BTreeMap<String, String>| list.keys().filter(|name| is_authority(name)).count();
+/// The authority may be set only once, or the result would be ambiguous.
+fn one_authority(route: &HttpRoute, path: &str, found: &mut Diagnostics) {
+    let rewrites = route
+        .rewrite
+        .as_ref()
+        .is_some_and(|rewrite| !rewrite.authority.is_empty());
+    let request = route
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.request.as_ref());
+    let count =
+        |list: &BTreeMap<String, String>| list.keys().filter(|name| is_authority(name)).count();
     let set = request.map_or(0, |request| count(&request.set) + count(&request.add));
     if set + usize::from(rewrites) > 1 {
         found.add(
             format!("{path}.headers.request"),
             "sets the authority again",
-            "expected it once, in rewrite.authority or as the header `host`",
+            "set it once, in rewrite.authority or as the header `host`",
         );
     }
 }
 
-fn mirrors(route: &HttpRoute, path: &str, found: &mut Findings) {
+fn mirrors(route: &HttpRoute, path: &str, found: &mut Diagnostics) {
     if let Some(to) = &route.mirror {
         destination(Some(to), &format!("{path}.mirror"), found);
         if !route.mirrors.is_empty() {
-            found.add(format!("{path}.mirrors"), "stands beside mirror", "expected only one of them");
+            found.add(
+                format!("{path}.mirrors"),
+                "is set together with mirror",
+                "only one of them may be set",
+            );
         }
     }
     if let Some(value) = route.mirror_percent.filter(|value| *value > 100) {
-        found.add(format!("{path}.mirrorPercent"), format!("is {value}"), "expected 0 to 100");
+        found.add(
+            format!("{path}.mirrorPercent"),
+            format!("is {value}"),
+            "expected 0 to 100",
+        );
     }
-    percent(route.mirror_percentage, &format!("{path}.mirrorPercentage"), found);
+    percent(
+        route.mirror_percentage,
+        &format!("{path}.mirrorPercentage"),
+        found,
+    );
     if route.mirror.is_some() && route.mirror_percent.is_some() {
-        found.deprecated(format!("{path}.mirrorPercent"), "is deprecated", "use mirrorPercentage: {value: ...}");
+        found.deprecated(
+            format!("{path}.mirrorPercent"),
+            "is deprecated",
+            "use mirrorPercentage: {value: ...}",
+        );
     }
-    for (name, given) in
-        [("mirrorPercentage", route.mirror_percentage.is_some()), ("mirrorPercent", route.mirror_percent.is_some())]
-    {
+    for (name, given) in [
+        ("mirrorPercentage", route.mirror_percentage.is_some()),
+        ("mirrorPercent", route.mirror_percent.is_some()),
+    ] {
         if given && route.mirror.is_none() {
-            let message = "is the share of a mirror that is not given";
-            found.idle(format!("{path}.{name}"), message, "add mirror, or use mirrors[].percentage");
+            let message = "has no effect without mirror";
+            found.no_effect(
+                format!("{path}.{name}"),
+                message,
+                "add mirror, or use mirrors[].percentage",
+            );
         }
     }
     for (n, mirror) in route.mirrors.iter().enumerate() {
-        destination(mirror.destination.as_ref(), &format!("{path}.mirrors[{n}].destination"), found);
-        percent(mirror.percentage, &format!("{path}.mirrors[{n}].percentage"), found);
+        destination(
+            mirror.destination.as_ref(),
+            &format!("{path}.mirrors[{n}].destination"),
+            found,
+        );
+        percent(
+            mirror.percentage,
+            &format!("{path}.mirrors[{n}].percentage"),
+            found,
+        );
     }
 }
 
-fn redirect(redirect: &HttpRedirect, matches: &[HttpMatchRequest], path: &str, found: &mut Findings) {
+fn redirect(
+    redirect: &HttpRedirect,
+    matches: &[HttpMatchRequest],
+    path: &str,
+    found: &mut Diagnostics,
+) {
     if !matches!(redirect.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
         let code = redirect.redirect_code;
-        found.add(format!("{path}.redirectCode"), format!("is {code}"), "expected 301, 302, 303, 307 or 308");
+        found.add(
+            format!("{path}.redirectCode"),
+            format!("is {code}"),
+            "expected 301, 302, 303, 307 or 308",
+        );
     }
-    let members = [("uri", !redirect.uri.is_empty()), ("prefixRewrite", !redirect.prefix_rewrite.is_empty())];
-    only_one(&members, path, found);
-    only_one(&[("port", redirect.port.is_some()), ("derivePort", redirect.derive_port.is_some())], path, found);
-    let uris = matches.iter().filter_map(|one| one.uri.as_ref());
+    let members = [
+        ("uri", !redirect.uri.is_empty()),
+        ("prefixRewrite", !redirect.prefix_rewrite.is_empty()),
+    ];
+    at_most_one_of(&members, path, found);
+    at_most_one_of(
+        &[
+            ("port", redirect.port.is_some()),
+            ("derivePort", redirect.derive_port.is_some()),
+        ],
+        path,
+        found,
+    );
+    let uris = matches
+        .iter()
+        .filter_map(|request_match| request_match.uri.as_ref());
     if !redirect.prefix_rewrite.is_empty() && uris.clone().any(|uri| uri.prefix.is_none()) {
         found.add(
             format!("{path}.prefixRewrite"),
             "replaces a prefix",
-            "expected every match of the uri to be by prefix",
+            "every match must match uri by prefix",
         );
     }
     if redirect.uri.is_empty()
@@ -359,24 +537,50 @@ fn redirect(redirect: &HttpRedirect, matches: &[HttpMatchRequest], path: &str, f
         && redirect.port.is_none()
         && redirect.derive_port.is_none()
     {
-        found.add(path, "changes nothing", "expected uri, prefixRewrite, authority, scheme or port");
+        found.add(
+            path,
+            "changes nothing",
+            "expected uri, prefixRewrite, authority, scheme or port",
+        );
     }
     if !matches!(redirect.scheme.as_str(), "" | "http" | "https") {
-        found.add(format!("{path}.scheme"), format!("is `{}`", redirect.scheme), "expected http or https");
+        found.add(
+            format!("{path}.scheme"),
+            format!("is `{}`", redirect.scheme),
+            "expected http or https",
+        );
     }
     port_or_none(redirect.port, &format!("{path}.port"), found);
     one_line(&redirect.uri, &format!("{path}.uri"), found);
-    one_line(&redirect.prefix_rewrite, &format!("{path}.prefixRewrite"), found);
+    one_line(
+        &redirect.prefix_rewrite,
+        &format!("{path}.prefixRewrite"),
+        found,
+    );
     one_line(&redirect.authority, &format!("{path}.authority"), found);
 }
 
-fn direct_response(response: &HttpDirectResponse, path: &str, found: &mut Findings) {
+fn direct_response(response: &HttpDirectResponse, path: &str, found: &mut Diagnostics) {
     if !(200..600).contains(&response.status) {
-        found.add(format!("{path}.status"), format!("is {}", response.status), "expected 200 to 599");
+        found.add(
+            format!("{path}.status"),
+            format!("is {}", response.status),
+            "expected 200 to 599",
+        );
     }
     let Some(body) = &response.body else { return };
-    only_one(&[("string", body.string.is_some()), ("bytes", body.bytes.is_some())], &format!("{path}.body"), found);
-    let bytes = body.bytes.as_ref().map(|text| base64::engine::general_purpose::STANDARD.decode(text));
+    at_most_one_of(
+        &[
+            ("string", body.string.is_some()),
+            ("bytes", body.bytes.is_some()),
+        ],
+        &format!("{path}.body"),
+        found,
+    );
+    let bytes = body
+        .bytes
+        .as_ref()
+        .map(|text| base64::engine::general_purpose::STANDARD.decode(text));
     let length = match (&body.string, bytes) {
         (_, Some(Err(reason))) => {
             found.add(
@@ -391,86 +595,158 @@ fn direct_response(response: &HttpDirectResponse, path: &str, found: &mut Findin
         (None, None) => 0,
     };
     if length > LARGEST_BODY {
-        found.add(format!("{path}.body"), format!("has {length} bytes"), format!("expected at most {LARGEST_BODY}"));
+        found.add(
+            format!("{path}.body"),
+            format!("has {length} bytes"),
+            format!("expected at most {LARGEST_BODY}"),
+        );
     }
 }
 
-fn rewrite(rewrite: &HttpRewrite, path: &str, found: &mut Findings) {
-    let members = [("uri", !rewrite.uri.is_empty()), ("uriRegexRewrite", rewrite.uri_regex_rewrite.is_some())];
-    only_one(&members, path, found);
-    if rewrite.uri.is_empty() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_empty() {
-        found.add(path, "changes nothing", "expected uri, uriRegexRewrite or authority");
+fn rewrite(rewrite: &HttpRewrite, path: &str, found: &mut Diagnostics) {
+    let members = [
+        ("uri", !rewrite.uri.is_empty()),
+        ("uriRegexRewrite", rewrite.uri_regex_rewrite.is_some()),
+    ];
+    at_most_one_of(&members, path, found);
+    if rewrite.uri.is_empty() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_empty()
+    {
+        found.add(
+            path,
+            "changes nothing",
+            "expected uri, uriRegexRewrite or authority",
+        );
     }
     one_line(&rewrite.uri, &format!("{path}.uri"), found);
     one_line(&rewrite.authority, &format!("{path}.authority"), found);
     if let Some(regex) = &rewrite.uri_regex_rewrite {
-        expression(&regex.pattern, &format!("{path}.uriRegexRewrite.match"), found);
-        one_line(&regex.rewrite, &format!("{path}.uriRegexRewrite.rewrite"), found);
+        expression(
+            &regex.pattern,
+            &format!("{path}.uriRegexRewrite.match"),
+            found,
+        );
+        one_line(
+            &regex.rewrite,
+            &format!("{path}.uriRegexRewrite.rewrite"),
+            found,
+        );
         if regex.rewrite.is_empty() {
-            found.add(format!("{path}.uriRegexRewrite.rewrite"), "is missing", "expected what to write instead");
+            found.add(
+                format!("{path}.uriRegexRewrite.rewrite"),
+                "is missing",
+                "expected the replacement",
+            );
         }
     }
 }
 
-fn retries(retries: &HttpRetry, path: &str, found: &mut Findings) {
+fn retries(retries: &HttpRetry, path: &str, found: &mut Diagnostics) {
     not_negative(retries.attempts, &format!("{path}.attempts"), found);
-    let more =
-        retries.per_try_timeout.is_some() || !retries.retry_on.is_empty() || retries.retry_remote_localities.is_some();
+    let more = retries.per_try_timeout.is_some()
+        || !retries.retry_on.is_empty()
+        || retries.retry_remote_localities.is_some();
     if retries.attempts == 0 && more {
-        found.add(format!("{path}.attempts"), "is 0, which means never, beside other settings", "expected 1 or more");
+        found.add(
+            format!("{path}.attempts"),
+            "is 0, which disables retries, but other settings are set",
+            "expected 1 \
+            or more",
+        );
     }
-    at_least_one_ms(retries.per_try_timeout, &format!("{path}.perTryTimeout"), found);
+    at_least_one_ms(
+        retries.per_try_timeout,
+        &format!("{path}.perTryTimeout"),
+        found,
+    );
     at_least_one_ms(retries.backoff, &format!("{path}.backoff"), found);
-    for word in retries.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-        let is_status = word.parse::<u32>().is_ok_and(|status| (100..600).contains(&status));
+    for word in retries
+        .retry_on
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+    {
+        let is_status = word
+            .parse::<u32>()
+            .is_ok_and(|status| (100..600).contains(&status));
         if !is_status && !RETRY_ON.contains(&word) {
             let plain = |word: &str| word.replace(['-', '_'], "").to_ascii_lowercase();
             let advice = match RETRY_ON.iter().find(|known| plain(known) == plain(word)) {
                 Some(near) => format!("expected `{near}`"),
                 None => format!("expected a status or one of {}", RETRY_ON.join(", ")),
             };
-            found.add(format!("{path}.retryOn"), format!("`{word}` is no condition"), advice);
+            found.add(
+                format!("{path}.retryOn"),
+                format!("`{word}` is not a retry condition"),
+                advice,
+            );
         }
     }
 }
 
-fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Findings) {
+fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Diagnostics) {
     if fault.delay.is_none() && fault.abort.is_none() {
         found.add(path, "does nothing", "expected delay, abort or both");
     }
     if let Some(delay) = &fault.delay {
         percent(delay.percentage, &format!("{path}.delay.percentage"), found);
-        at_least_one_ms(delay.fixed_delay, &format!("{path}.delay.fixedDelay"), found);
+        at_least_one_ms(
+            delay.fixed_delay,
+            &format!("{path}.delay.fixedDelay"),
+            found,
+        );
         if delay.percent != 0 {
-            found.deprecated(format!("{path}.delay.percent"), "is deprecated", "use percentage: {value: ...}");
+            found.deprecated(
+                format!("{path}.delay.percent"),
+                "is deprecated",
+                "use percentage: {value: ...}",
+            );
         }
         if delay.exponential_delay.is_some() {
             found.add(
                 format!("{path}.delay.exponentialDelay"),
-                "is not known to Envoy (Istio refuses it as well)",
+                "is not supported by Envoy (Istio rejects it too)",
                 "expected fixedDelay",
             );
         } else if delay.fixed_delay.is_none() {
-            found.odd(format!("{path}.delay"), "has no fixedDelay, so no request is held", "add fixedDelay");
+            found.suspicious(
+                format!("{path}.delay"),
+                "has no fixedDelay, so no request is delayed",
+                "add fixedDelay",
+            );
         }
     }
     let Some(abort) = &fault.abort else { return };
     let path = format!("{path}.abort");
     percent(abort.percentage, &format!("{path}.percentage"), found);
-    only_one(&[("httpStatus", abort.http_status.is_some()), ("grpcStatus", abort.grpc_status.is_some())], &path, found);
+    at_most_one_of(
+        &[
+            ("httpStatus", abort.http_status.is_some()),
+            ("grpcStatus", abort.grpc_status.is_some()),
+        ],
+        &path,
+        found,
+    );
     if abort.http2_error.is_some() {
         found.add(
             format!("{path}.http2Error"),
-            "is not known to Envoy (Istio refuses it as well)",
+            "is not supported by Envoy (Istio rejects it too)",
             "expected httpStatus or grpcStatus",
         );
     } else if abort.http_status.is_none() && abort.grpc_status.is_none() {
-        found.odd(&path, "has neither httpStatus nor grpcStatus, so no request is aborted", "add one of them");
+        found.suspicious(
+            &path,
+            "has neither httpStatus nor grpcStatus, so no request is aborted",
+            "add one of them",
+        );
     }
     if let Some(status) = abort.http_status
         && !(200..600).contains(&status)
     {
-        found.add(format!("{path}.httpStatus"), format!("is {status}"), "expected 200 to 599");
+        found.add(
+            format!("{path}.httpStatus"),
+            format!("is {status}"),
+            "expected 200 to 599",
+        );
     }
     if let Some(status) = &abort.grpc_status
         && crate::api::grpc_status(status).is_none()
@@ -483,22 +759,38 @@ fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Findings) {
     }
 }
 
-fn cors(policy: &CorsPolicy, path: &str, found: &mut Findings) {
+fn cors(policy: &CorsPolicy, path: &str, found: &mut Diagnostics) {
     if !policy.allow_origin.is_empty() {
-        found.deprecated(format!("{path}.allowOrigin"), "is deprecated", "use allowOrigins: [{exact: ...}]");
+        found.deprecated(
+            format!("{path}.allowOrigin"),
+            "is deprecated",
+            "use allowOrigins: [{exact: ...}]",
+        );
     } else if policy.allow_origins.is_empty() {
-        found.odd(path, "allows no origin, so no browser lets a page read the answer", "add allowOrigins");
+        found.suspicious(
+            path,
+            "allows no origin, so browsers block the response",
+            "add allowOrigins",
+        );
     }
     for (n, origin) in policy.allow_origins.iter().enumerate() {
         let path = format!("{path}.allowOrigins[{n}]");
-        let text = origin.exact.as_ref().or(origin.prefix.as_ref()).or(origin.regex.as_ref());
+        let text = origin
+            .exact
+            .as_ref()
+            .or(origin.prefix.as_ref())
+            .or(origin.regex.as_ref());
         if text.is_none_or(String::is_empty) {
-            found.add(&path, "is empty", "expected exact, prefix or regex with a text");
+            found.add(&path, "is empty", "set exact, prefix or regex");
         } else {
             string_match(origin, false, &path, found);
-            // Elsewhere `*` means that there is a value; an origin is always there.
+            // Elsewhere `*` matches any value, but an origin is always present.
             if origin.regex.as_deref() == Some("*") {
-                found.expression(format!("{path}.regex"), "`*` is no RE2 expression", "write .* for any text");
+                found.expression(
+                    format!("{path}.regex"),
+                    "`*` is no RE2 expression",
+                    "use .* to match any string",
+                );
             }
         }
     }
@@ -514,68 +806,115 @@ fn cors(policy: &CorsPolicy, path: &str, found: &mut Findings) {
             );
         }
     }
-    for (list, names) in [("allowHeaders", &policy.allow_headers), ("exposeHeaders", &policy.expose_headers)] {
+    for (list, names) in [
+        ("allowHeaders", &policy.allow_headers),
+        ("exposeHeaders", &policy.expose_headers),
+    ] {
         for (n, name) in names.iter().enumerate() {
             header_name(name, &format!("{path}.{list}[{n}]"), found);
         }
     }
     if let Some(age) = policy.max_age.filter(|age| age.0.subsec_nanos() != 0) {
-        found.add(format!("{path}.maxAge"), format!("is {age}"), "expected whole seconds");
+        found.add(
+            format!("{path}.maxAge"),
+            format!("is {age}"),
+            "expected a whole number of seconds",
+        );
     }
 }
 
-fn tls_match(one: &TlsMatchAttributes, hosts: &[String], for_gateway: bool, path: &str, found: &mut Findings) {
-    if one.sni_hosts.is_empty() {
-        found.add(format!("{path}.sniHosts"), "is empty", "expected at least one name");
+fn tls_match(
+    item: &TlsMatchAttributes,
+    hosts: &[String],
+    for_gateway: bool,
+    path: &str,
+    found: &mut Diagnostics,
+) {
+    if item.sni_hosts.is_empty() {
+        found.add(
+            format!("{path}.sniHosts"),
+            "is empty",
+            "expected at least one name",
+        );
     }
-    for (n, name) in one.sni_hosts.iter().enumerate() {
+    for (n, name) in item.sni_hosts.iter().enumerate() {
         let path = format!("{path}.sniHosts[{n}]");
         let partial = name.starts_with('*') && name != "*" && !name.starts_with("*.");
         let lower = name.to_ascii_lowercase();
         if is_address(name) {
-            found.odd(
+            found.suspicious(
                 path,
-                format!("`{name}` is an address, which hardly any client sends as its server name"),
+                format!(
+                    "`{name}` is an address, which clients do not normally send as server name"
+                ),
                 "expected a name",
             );
         } else if partial {
-            found.add(path, format!("`{name}` is a partial wildcard, which Envoy refuses"), "expected *.example.com");
+            found.add(
+                path,
+                format!("`{name}` is a partial wildcard, which Envoy rejects"),
+                "expected *.example.com",
+            );
         } else if for_gateway && name.starts_with("outbound_.") {
-            // The names of mesh mTLS, which gateways pass on.
-        } else if !hosts.iter().any(|host| covers(&host.to_ascii_lowercase(), &lower)) {
-            found.add(path, format!("`{name}` is none of the hosts"), "expected one that spec.hosts covers");
+            // Mesh mTLS names, which gateways pass through.
+        } else if !hosts
+            .iter()
+            .any(|host| covers(&host.to_ascii_lowercase(), &lower))
+        {
+            found.add(
+                path,
+                format!("`{name}` does not match any of the hosts"),
+                "expected a name covered by \
+                spec.hosts",
+            );
         } else {
             host_name(name, &path, found);
         }
     }
-    for (k, address) in one.destination_subnets.iter().enumerate() {
+    for (k, address) in item.destination_subnets.iter().enumerate() {
         subnet(address, &format!("{path}.destinationSubnets[{k}]"), found);
     }
-    port_or_none(one.port, &format!("{path}.port"), found);
-    labels(&one.source_labels, &format!("{path}.sourceLabels"), found);
-    gateways(&one.gateways, &format!("{path}.gateways"), found);
-    source_namespace(&one.source_namespace, path, found);
+    port_or_none(item.port, &format!("{path}.port"), found);
+    labels(&item.source_labels, &format!("{path}.sourceLabels"), found);
+    gateways(&item.gateways, &format!("{path}.gateways"), found);
+    source_namespace(&item.source_namespace, path, found);
 }
 
-fn tcp_match(one: &L4MatchAttributes, path: &str, found: &mut Findings) {
-    for (k, address) in one.destination_subnets.iter().enumerate() {
+fn tcp_match(item: &L4MatchAttributes, path: &str, found: &mut Diagnostics) {
+    for (k, address) in item.destination_subnets.iter().enumerate() {
         subnet(address, &format!("{path}.destinationSubnets[{k}]"), found);
     }
-    if !one.source_subnet.is_empty() {
-        found.idle(format!("{path}.sourceSubnet"), "has no effect, as in Istio", "use sourceLabels or sourceNamespace");
+    if !item.source_subnet.is_empty() {
+        found.no_effect(
+            format!("{path}.sourceSubnet"),
+            "has no effect, as in Istio",
+            "use sourceLabels or sourceNamespace",
+        );
     }
-    port_or_none(one.port, &format!("{path}.port"), found);
-    labels(&one.source_labels, &format!("{path}.sourceLabels"), found);
-    gateways(&one.gateways, &format!("{path}.gateways"), found);
-    source_namespace(&one.source_namespace, path, found);
+    port_or_none(item.port, &format!("{path}.port"), found);
+    labels(&item.source_labels, &format!("{path}.sourceLabels"), found);
+    gateways(&item.gateways, &format!("{path}.gateways"), found);
+    source_namespace(&item.source_namespace, path, found);
 }
 
-fn destinations(routes: &[RouteDestination], path: &str, found: &mut Findings) {
+fn destinations(routes: &[RouteDestination], path: &str, found: &mut Diagnostics) {
     if routes.is_empty() {
-        found.add(format!("{path}.route"), "is missing", "expected at least one destination");
+        found.add(
+            format!("{path}.route"),
+            "is missing",
+            "expected at least one destination",
+        );
     }
-    weights(routes.iter().map(|one| one.weight), &format!("{path}.route"), found);
-    for (n, one) in routes.iter().enumerate() {
-        destination(one.destination.as_ref(), &format!("{path}.route[{n}].destination"), found);
+    weights(
+        routes.iter().map(|route| route.weight),
+        &format!("{path}.route"),
+        found,
+    );
+    for (n, item) in routes.iter().enumerate() {
+        destination(
+            item.destination.as_ref(),
+            &format!("{path}.route[{n}].destination"),
+            found,
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The demo's backends: HTTP servers that answer with their version.
+//! The demo's backends: HTTP servers that respond with their version.
 
 use std::net::SocketAddr;
 
@@ -7,9 +7,9 @@ use axum::routing::any;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-/// Running backends; they end when this is dropped.
+/// Running backends; they stop when dropped.
 pub struct Backends {
-    /// The port that all of them have.
+    /// Their common port.
     pub port: u16,
     _tasks: JoinSet<()>,
 }
@@ -20,8 +20,16 @@ pub async fn start() -> anyhow::Result<Backends> {
         let first = TcpListener::bind(("127.0.1.1", 0)).await?;
         let port = first.local_addr()?.port();
         let mut listeners = vec![("v1", first)];
-        for (version, net, host) in [("v1", 1, 2), ("v1", 1, 3), ("v2", 2, 1), ("v2", 2, 2), ("v2", 2, 3)] {
-            if let Ok(listener) = TcpListener::bind(SocketAddr::from(([127, 0, net, host], port))).await {
+        for (version, net, host) in [
+            ("v1", 1, 2),
+            ("v1", 1, 3),
+            ("v2", 2, 1),
+            ("v2", 2, 2),
+            ("v2", 2, 3),
+        ] {
+            if let Ok(listener) =
+                TcpListener::bind(SocketAddr::from(([127, 0, net, host], port))).await
+            {
                 listeners.push((version, listener));
             }
         }
@@ -33,11 +41,16 @@ pub async fn start() -> anyhow::Result<Backends> {
             tasks.spawn(async move {
                 let router = Router::new().fallback(any(move || async move { version }));
                 if let Err(error) = axum::serve(listener, router).await {
-                    tracing::error!("a backend of the demo ended: {error}");
+                    tracing::error!("a demo backend failed: {error}");
                 }
             });
         }
-        return Ok(Backends { port, _tasks: tasks });
+        return Ok(Backends {
+            port,
+            _tasks: tasks,
+        });
     }
-    anyhow::bail!("no port is free on all of 127.0.1.1 to 127.0.2.3; does this machine answer on all of 127.0.0.0/8?")
+    anyhow::bail!(
+        "no port is free on all of 127.0.1.1 to 127.0.2.3; does this machine answer on all of 127.0.0.0/8?"
+    )
 }

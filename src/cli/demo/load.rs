@@ -1,4 +1,4 @@
-//! The demo's load: requests without a break, also while the objects are edited, counted by step.
+//! The demo's load: continuous requests, also during edits, counted per step.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,25 +12,25 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::task::JoinSet;
 
-/// Connections that send at the same time.
+/// The number of concurrent connections.
 const WORKERS: usize = 8;
 
-/// The pause between a worker's requests, which keeps the whole at some 2000 a second.
+/// The pause between a worker's requests, for a total of about 2000 per second.
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// Answers of one step.
+/// The responses of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// From v1.
     pub v1: u64,
     /// From v2.
     pub v2: u64,
-    /// Anything but a 200, connection errors included.
+    /// Anything but a 200, including connection errors.
     pub failed: u64,
 }
 
 impl Tally {
-    /// All of them.
+    /// All responses.
     pub fn total(self) -> u64 {
         self.v1 + self.v2 + self.failed
     }
@@ -38,7 +38,7 @@ impl Tally {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts up with each step and each edit: a request counts for a step only if it was sent and answered in it.
+    /// Incremented with each step and edit: a request counts only if it was sent and answered within the same step.
     step: AtomicU64,
     counting: AtomicBool,
     paused: AtomicBool,
@@ -47,7 +47,7 @@ struct State {
     failed_between: AtomicU64,
 }
 
-/// A running load; it ends when this is dropped.
+/// A running load; it stops when dropped.
 #[derive(Debug)]
 pub struct Load {
     state: Arc<State>,
@@ -55,32 +55,40 @@ pub struct Load {
 }
 
 impl Load {
-    /// Sends requests for `my-app.shop` to this port on loopback from now on, `most` at the most.
-    pub fn start(port: u16, most: u64) -> Self {
+    /// Starts sending up to `most` requests for `my-app.shop` to this port on loopback.
+    pub fn start(port: u16, request_limit: u64) -> Self {
         let state = Arc::new(State::default());
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
-            workers.spawn(work(state.clone(), port, most));
+            workers.spawn(work(state.clone(), port, request_limit));
         }
         Self { state, workers }
     }
 
-    /// From now on answers do not count for a step.
+    /// From now on, responses do not count for a step.
     pub fn edit_begins(&self) {
         self.state.counting.store(false, Ordering::SeqCst);
         self.state.step.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// From now on answers count for a new step.
+    /// From now on, responses count for a new step.
     pub fn step_begins(&self) {
-        *self.state.tally.lock().unwrap_or_else(PoisonError::into_inner) = Tally::default();
+        *self
+            .state
+            .tally
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Tally::default();
         self.state.step.fetch_add(1, Ordering::SeqCst);
         self.state.counting.store(true, Ordering::SeqCst);
     }
 
-    /// The answers of this step so far.
+    /// The responses of this step so far.
     pub fn tally(&self) -> Tally {
-        *self.state.tally.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .state
+            .tally
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All requests so far.
@@ -88,32 +96,34 @@ impl Load {
         self.state.sent.load(Ordering::SeqCst)
     }
 
-    /// Requests that failed and counted for no step.
+    /// Failed requests that counted for no step.
     pub fn failed_between_steps(&self) -> u64 {
         self.state.failed_between.load(Ordering::SeqCst)
     }
 
-    /// Sends no more.
+    /// Pauses sending.
     pub fn pause(&self) {
         self.state.paused.store(true, Ordering::SeqCst);
     }
 
-    /// Ends the workers, and waits for them.
+    /// Stops the workers and waits for them.
     pub async fn end(mut self) {
         self.workers.shutdown().await;
     }
 }
 
-async fn work(state: Arc<State>, port: u16, most: u64) {
-    let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    while state.sent.load(Ordering::SeqCst) < most {
+async fn work(state: Arc<State>, port: u16, request_limit: u64) {
+    let client: Client<HttpConnector, Empty<Bytes>> =
+        Client::builder(TokioExecutor::new()).build_http();
+    while state.sent.load(Ordering::SeqCst) < request_limit {
         if state.paused.load(Ordering::SeqCst) {
             return;
         }
         let step = state.step.load(Ordering::SeqCst);
         let answer = request(&client, port).await;
         state.sent.fetch_add(1, Ordering::SeqCst);
-        let same_step = step == state.step.load(Ordering::SeqCst) && state.counting.load(Ordering::SeqCst);
+        let same_step =
+            step == state.step.load(Ordering::SeqCst) && state.counting.load(Ordering::SeqCst);
         if same_step {
             let mut tally = state.tally.lock().unwrap_or_else(PoisonError::into_inner);
             match answer.as_deref() {
@@ -129,8 +139,12 @@ async fn work(state: Arc<State>, port: u16, most: u64) {
 }
 
 async fn request(client: &Client<HttpConnector, Empty<Bytes>>, port: u16) -> Option<Bytes> {
-    let request = http::Request::get(format!("http://127.0.0.1:{port}/")).header("host", "my-app.shop");
-    let response = client.request(request.body(Empty::new()).ok()?).await.ok()?;
+    let request =
+        http::Request::get(format!("http://127.0.0.1:{port}/")).header("host", "my-app.shop");
+    let response = client
+        .request(request.body(Empty::new()).ok()?)
+        .await
+        .ok()?;
     let good = response.status() == http::StatusCode::OK;
     let body = response.into_body().collect().await.ok()?.to_bytes();
     good.then_some(body)

@@ -1,9 +1,9 @@
-//! `weir demo`: a canary through a real Envoy, from the first step to the last.
+//! `weir demo`: a canary rollout with a real Envoy.
 
 mod backends;
+mod canary;
 mod load;
 mod report;
-mod tutorial;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,47 +18,49 @@ use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::envoy::{self, EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
 use crate::mesh::{Interception, Locality, MeshConfig};
-use crate::xds::stream::Settings;
+use crate::xds::stream::StreamSettings;
 
+use canary::CanaryObjects;
 use load::Load;
-use report::{Row, Table, say};
-use tutorial::Tutorial;
+use report::{Row, Table, print_line};
 
-/// How long one thing may take before the demo gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of each wait.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Flags of `weir demo`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weir demo
   weir demo --steps 100,99,75,0 --requests 10000
-  weir demo --keep           then edit the file it names, and watch with the commands it prints
+  weir demo --keep           then edit the file it names and watch with the printed commands
 
-The bound, behind the ±, is 4.4 standard deviations of a fair share of that many requests; for 0 and
-100 percent it is nothing at all. Exit status 0 only if every observed share is within its bound and
-no request failed, 1 otherwise, 2 for wrong usage.")]
+The bound after ± is 4.4 standard deviations of a fair split of that many requests, and 0 for 0 and
+100 percent. Exit status: 0 if every observed share is within its bound and no request failed,
+1 otherwise, 2 usage error.")]
 pub struct Args {
-    /// The Envoy to run [default: $ENVOY, then PATH, else installed once into ~/.cache/weir]
+    /// The Envoy binary [default: $ENVOY, then PATH, else installed once into ~/.cache/weir]
     #[arg(long, value_name = "FILE")]
     envoy: Option<PathBuf>,
-    /// Percent of requests to v1, step by step
+    /// Percentage of requests to v1 in each step
     #[arg(long, value_name = "PERCENT,...", default_value = "100,90,50,0", value_delimiter = ',',
           allow_hyphen_values = true, value_parser = percent)]
     steps: Vec<u32>,
-    /// Requests counted in each step
+    /// Number of requests counted in each step
     #[arg(long, value_name = "N", default_value = "2000", value_parser = clap::value_parser!(u64).range(100..=100_000))]
     requests: u64,
-    /// Leave everything running after the last step, until Ctrl-C
+    /// Keep everything running after the last step, until Ctrl-C
     #[arg(long)]
     keep: bool,
 }
 
 fn percent(text: &str) -> Result<u32, String> {
     let number = text.trim().parse().ok().filter(|number| *number <= 100);
-    number.ok_or_else(|| "expected whole numbers from 0 to 100 with commas between, such as 100,90,50,0".to_owned())
+    number.ok_or_else(|| {
+        "expected comma-separated integers from 0 to 100, such as 100,90,50,0".to_owned()
+    })
 }
 
-/// The signals that end the demo.
+/// The signals that stop the demo.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -74,7 +76,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one of them, and gives the exit status that shells expect of a program that it ended.
+    /// Waits for a signal and returns the conventional exit status for it.
     async fn any(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,
@@ -84,7 +86,7 @@ impl Signals {
     }
 }
 
-/// Runs the demo until it ends or is interrupted; nothing it started outlives it.
+/// Runs the demo until it finishes or is interrupted; everything it started is stopped.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let kept = AtomicBool::new(false);
@@ -96,14 +98,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(status) => status,
     };
     if kept.into_inner() {
-        say("\neverything is stopped");
+        print_line("\neverything is stopped");
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("\ninterrupted; everything is stopped");
     Ok(ExitCode::from(status))
 }
 
-/// Finds or installs Envoy; if a signal comes first, all of that ends, and the exit status is given.
+/// Finds or installs Envoy; on a signal, stops all of that and returns the exit status.
 async fn find(args: &Args, signals: &mut Signals) -> anyhow::Result<Result<EnvoyBinary, u8>> {
     let lookup = Lookup::from_env(args.envoy.as_deref());
     let stop = lookup.stop.clone();
@@ -117,7 +119,7 @@ async fn find(args: &Args, signals: &mut Signals) -> anyhow::Result<Result<Envoy
         },
         status = signals.any() => {
             stop.cancel();
-            // A binary that was asked for its version and never answers is not waited for.
+            // Do not wait for a binary that never prints its version.
             let _ = tokio::time::timeout(Duration::from_secs(5), finding).await;
             Ok(Err(status))
         }
@@ -128,44 +130,62 @@ struct Demo {
     plane: ControlPlane,
     envoy: EnvoyProcess,
     node: String,
-    tutorial: Tutorial,
+    objects: CanaryObjects,
     load: Load,
     table: Table,
 }
 
 async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::Result<ExitCode> {
     let backends = backends::start().await?;
-    let tutorial = Tutorial::new(backends.port).context("can not write the demo's objects")?;
+    let objects = CanaryObjects::new(backends.port).context("cannot write the demo's objects")?;
     let first = args.steps.first().copied().unwrap_or(100);
-    tutorial.write_all(first)?;
+    objects.write_all(first)?;
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let plane = ControlPlane::start(Options {
-        source: Source::Directory(tutorial.folder()),
+        source: Source::Directory(objects.folder()),
         xds_listen: any,
         admin_listen: any,
         mesh: MeshConfig::default(),
-        streams: Settings::default(),
+        streams: StreamSettings::default(),
         limits: Limits::default(),
         admin_limits: Limits::admin(),
     })
     .await?;
-    patiently("weir to read its folder", plane.ready()).await?;
+    with_timeout("weir to read its folder", plane.ready()).await?;
     let (node, bootstrap) = bootstrap(plane.xds_addr());
-    let file = tutorial.outside("bootstrap.yaml");
+    let file = objects.outside("bootstrap.yaml");
     std::fs::write(&file, bootstrap.to_yaml()?)?;
     let mut envoy = binary.spawn(&SpawnOptions::new(file))?;
-    envoy.ready(PATIENCE).await?;
+    envoy.ready(TIMEOUT).await?;
     let revision = plane.revision();
-    patiently("Envoy to ack its first configuration", plane.live(&node, revision)).await?;
-    say(&format!("weir     ADS on {}, objects in {}", plane.xds_addr(), tutorial.folder().display()));
-    say(&format!(
+    with_timeout(
+        "Envoy to ack its first configuration",
+        plane.live(&node, revision),
+    )
+    .await?;
+    print_line(&format!(
+        "weir     ADS on {}, objects in {}",
+        plane.xds_addr(),
+        objects.folder().display()
+    ));
+    print_line(&format!(
         "Envoy    {} as a sidecar of shop/client-0, my-app on 127.0.0.1:{}",
         binary.version(),
-        tutorial.port()
+        objects.port()
     ));
-    say(&format!("backends three of v1 on 127.0.1.1-3, three of v2 on 127.0.2.1-3, port {}\n", backends.port));
-    let load = Load::start(tutorial.port(), most(args));
-    let mut demo = Demo { plane, envoy, node, tutorial, load, table: Table::new() };
+    print_line(&format!(
+        "backends three of v1 on 127.0.1.1-3, three of v2 on 127.0.2.1-3, port {}\n",
+        backends.port
+    ));
+    let load = Load::start(objects.port(), request_limit(args));
+    let mut demo = Demo {
+        plane,
+        envoy,
+        node,
+        objects,
+        load,
+        table: Table::new(),
+    };
     let outcome = steps(args, &mut demo).await;
     let failed_between = demo.load.failed_between_steps();
     let fine = match outcome {
@@ -176,28 +196,41 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
         }
     };
     if fine {
-        say(&format!(
-            "\nEvery share is within its bound (±), and none of {} requests failed, the edits included.",
+        print_line(&format!(
+            "\nEvery split is within its bound (±), and none of {} requests failed, including those during edits.",
             demo.load.sent()
         ));
-        say("Next: weir serve --config-dir DIR, with your own objects; weir serve --help");
+        print_line(
+            "Next: serve your own objects with weir serve --config-dir DIR; see weir serve --help",
+        );
     } else {
-        say(&format!(
+        print_line(&format!(
             "\nSomething is wrong: see the rows marked with !. {failed_between} requests failed during edits."
         ));
-        say(&format!("Envoy's log ends:\n{}", demo.envoy.log_tail()));
+        print_line(&format!("End of Envoy's log:\n{}", demo.envoy.log_tail()));
     }
     if args.keep && fine {
         if args.steps.last() == Some(&0) {
-            // Two versions again, so that there are weights to edit.
-            let tutorial = &demo.tutorial;
-            edit(&demo, &[&|| tutorial.write_all(50)]).await?;
+            // Restores both versions, so that there are weights to edit.
+            let objects = &demo.objects;
+            edit(&demo, &[&|| objects.write_all(50)]).await?;
         }
-        let (file, port, admin) = (demo.tutorial.route_file(), demo.tutorial.port(), demo.plane.admin_addr());
-        say(&format!("\nStill running. Edit the weights in {}", file.display()));
-        say(&format!("  weir splits -w --admin {admin}    shows the weights, and whether Envoy has them"));
-        say(&format!("  curl -H 'host: my-app.shop' http://127.0.0.1:{port}/    sends a request"));
-        say("Ctrl-C ends it.");
+        let (file, port, admin) = (
+            demo.objects.route_file(),
+            demo.objects.port(),
+            demo.plane.admin_addr(),
+        );
+        print_line(&format!(
+            "\nStill running. Edit the weights in {}",
+            file.display()
+        ));
+        print_line(&format!(
+            "  weir splits -w --admin {admin}    shows the weights and whether Envoy has them"
+        ));
+        print_line(&format!(
+            "  curl -H 'host: my-app.shop' http://127.0.0.1:{port}/    sends a request"
+        ));
+        print_line("Press Ctrl-C to stop.");
         demo.load.pause();
         kept.store(true, Ordering::Relaxed);
         demo.plane.failed().await?;
@@ -205,7 +238,11 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
     demo.load.end().await;
     let _ = demo.envoy.stop().await;
     demo.plane.shutdown().await;
-    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn steps(args: &Args, demo: &mut Demo) -> anyhow::Result<bool> {
@@ -213,37 +250,67 @@ async fn steps(args: &Args, demo: &mut Demo) -> anyhow::Result<bool> {
     let mut fine = true;
     for (n, v1) in args.steps.iter().copied().enumerate() {
         let step = format!("{v1}/{}", 100 - v1);
-        let tutorial = &demo.tutorial;
-        // Writing the same again changes nothing, so there would be nothing to wait for.
+        let objects = &demo.objects;
+        // An identical write changes nothing, so there would be nothing to wait for.
         let same = n > 0 && args.steps.get(n - 1) == Some(&v1);
-        let took = if n == 0 || same { None } else { Some(edit(demo, &[&|| tutorial.route(v1)]).await?) };
+        let took = if n == 0 || same {
+            None
+        } else {
+            Some(edit(demo, &[&|| objects.route(v1)]).await?)
+        };
         fine &= measure(args, demo, &step, 100 - v1, took).await?;
     }
     if args.steps.last() == Some(&0) {
-        let tutorial = &demo.tutorial;
-        let took = edit(demo, &[&|| tutorial.route_to_v2_alone(), &|| tutorial.rule_without_v1()]).await?;
+        let objects = &demo.objects;
+        let took = edit(
+            demo,
+            &[&|| objects.route_to_v2_alone(), &|| {
+                objects.rule_without_v1()
+            }],
+        )
+        .await?;
         fine &= measure(args, demo, "v1 removed", 100, Some(took)).await?;
     }
     Ok(fine)
 }
 
-/// Writes files one after the other, and waits until Envoy has acked all of it; the time between is what a user waits for a weight.
-async fn edit(demo: &Demo, writes: &[&dyn Fn() -> std::io::Result<()>]) -> anyhow::Result<Duration> {
+/// Writes files in order and waits until Envoy has ACKed everything; the elapsed time is what a user waits for a weight
+/// change.
+async fn edit(
+    demo: &Demo,
+    writes: &[&dyn Fn() -> std::io::Result<()>],
+) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     demo.load.edit_begins();
     let mut revision = demo.plane.revision();
     for write in writes {
-        write().context("can not write the demo's objects")?;
-        revision = patiently("weir to see the edit", demo.plane.revision_after(revision)).await?;
+        write().context("cannot write the demo's objects")?;
+        revision =
+            with_timeout("weir to see the edit", demo.plane.revision_after(revision)).await?;
     }
-    patiently("Envoy to ack the edit", demo.plane.live(&demo.node, revision)).await?;
+    with_timeout(
+        "Envoy to ack the edit",
+        demo.plane.live(&demo.node, revision),
+    )
+    .await?;
     Ok(begun.elapsed())
 }
 
-async fn measure(args: &Args, demo: &Demo, step: &str, v2: u32, took: Option<Duration>) -> anyhow::Result<bool> {
+async fn measure(
+    args: &Args,
+    demo: &Demo,
+    step: &str,
+    v2: u32,
+    took: Option<Duration>,
+) -> anyhow::Result<bool> {
     demo.load.step_begins();
     let (mut answered, mut since) = (0, Instant::now());
-    let row = |tally| Row { step: step.to_owned(), wanted_v2: v2, tally, took };
+    let row = |tally| Row {
+        step: step.to_owned(),
+        wanted_v2: v2,
+        tally,
+        took,
+    };
     loop {
         let tally = demo.load.tally();
         if tally.total() > answered {
@@ -254,23 +321,28 @@ async fn measure(args: &Args, demo: &Demo, step: &str, v2: u32, took: Option<Dur
             demo.table.done(&row);
             return Ok(row.is_fine());
         }
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > TIMEOUT {
             demo.table.done(&row(tally));
-            bail!("after {answered} of {} requests none was answered for {PATIENCE:?}", args.requests);
+            bail!(
+                "after {answered} of {} requests, no response arrived for {TIMEOUT:?}",
+                args.requests
+            );
         }
         demo.table.progress(&row(tally));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> anyhow::Result<T> {
-    let waited = tokio::time::timeout(PATIENCE, future).await;
-    waited.map_err(|_| anyhow::anyhow!("waited {PATIENCE:?} for {what}, in vain"))
+async fn with_timeout<T>(what: &str, future: impl Future<Output = T>) -> anyhow::Result<T> {
+    let waited = tokio::time::timeout(TIMEOUT, future).await;
+    waited.map_err(|_| anyhow::anyhow!("timed out after {TIMEOUT:?} waiting for {what}"))
 }
 
-/// Where the load ends by itself: well above what all steps can need, those sent during edits included.
-fn most(args: &Args) -> u64 {
-    let steps = u64::try_from(args.steps.len()).unwrap_or(u64::MAX).saturating_add(2);
+/// The limit at which the load stops by itself: well above what all steps and edits can need.
+fn request_limit(args: &Args) -> u64 {
+    let steps = u64::try_from(args.steps.len())
+        .unwrap_or(u64::MAX)
+        .saturating_add(2);
     steps.saturating_mul(args.requests.saturating_add(100_000))
 }
 

@@ -1,28 +1,28 @@
-//! The demo's table, and what makes a row right.
+//! The demo's table and its pass criteria.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use super::load::Tally;
 
-/// Standard deviations by which a share may be off: one right split in 100 000 would be called wrong.
+/// The allowed deviation in standard deviations: one correct split in 100 000 would fail.
 const Z: f64 = 4.4;
 
-/// Prints a line. A reader that has gone away is no reason to end in the middle of a step.
-pub fn say(line: &str) {
+/// Prints a line. A closed pipe does not abort a step.
+pub fn print_line(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// One step.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What was written.
+    /// The weights that were written.
     pub step: String,
-    /// The share of v2 that was asked for, in percent.
+    /// The desired share of v2, in percent.
     pub wanted_v2: u32,
-    /// What came back.
+    /// The responses.
     pub tally: Tally,
-    /// From the write until Envoy had acked it; `None` for the state at the start.
+    /// The time from the write to Envoy's ACK; `None` for the initial state.
     pub took: Option<Duration>,
 }
 
@@ -30,10 +30,14 @@ impl Row {
     /// The observed share of v2, in percent.
     pub fn observed(&self) -> f64 {
         let answered = self.tally.v1 + self.tally.v2;
-        if answered == 0 { 0.0 } else { 100.0 * self.tally.v2 as f64 / answered as f64 }
+        if answered == 0 {
+            0.0
+        } else {
+            100.0 * self.tally.v2 as f64 / answered as f64
+        }
     }
 
-    /// How far the share may be off, in percent: [`Z`] standard deviations of a binomial share. 0 for 0 and 100 percent.
+    /// The allowed deviation in percent: [`Z`] standard deviations of a binomial distribution. 0 for 0 and 100 percent.
     pub fn bound(&self) -> f64 {
         let p = f64::from(self.wanted_v2) / 100.0;
         let answered = (self.tally.v1 + self.tally.v2).max(1) as f64;
@@ -42,11 +46,15 @@ impl Row {
 
     /// Whether the share is within its bound and nothing failed.
     pub fn is_fine(&self) -> bool {
-        self.tally.failed == 0 && (self.observed() - f64::from(self.wanted_v2)).abs() <= self.bound()
+        self.tally.failed == 0
+            && (self.observed() - f64::from(self.wanted_v2)).abs() <= self.bound()
     }
 
     fn text(&self) -> String {
-        let took = self.took.map_or_else(|| "-".to_owned(), |took| format!("{:.1} ms", took.as_secs_f64() * 1000.0));
+        let took = self.took.map_or_else(
+            || "-".to_owned(),
+            |took| format!("{:.1} ms", took.as_secs_f64() * 1000.0),
+        );
         let share = format!("{:.2} % ± {:.2}", self.observed(), self.bound());
         format!(
             "{:<12} {:>9} {:>18} {:>10} {:>8} {:>16}",
@@ -60,7 +68,7 @@ impl Row {
     }
 }
 
-/// Prints rows; on a terminal the one that is under way as well.
+/// Prints rows; on a terminal also the row in progress.
 #[derive(Debug)]
 pub struct Table {
     live: bool,
@@ -69,18 +77,20 @@ pub struct Table {
 impl Table {
     /// A table on standard output.
     pub fn new() -> Self {
-        Self { live: std::io::stdout().is_terminal() }
+        Self {
+            live: std::io::stdout().is_terminal(),
+        }
     }
 
-    /// Prints the head.
+    /// Prints the header.
     pub fn head(&self) {
-        say(&format!(
+        print_line(&format!(
             "{:<12} {:>9} {:>18} {:>10} {:>8} {:>16}",
-            "v1/v2", "wanted v2", "observed v2", "requests", "failed", "write to ack"
+            "v1/v2", "desired v2", "observed v2", "requests", "failed", "write to ack"
         ));
     }
 
-    /// Shows a row that is under way.
+    /// Shows a row in progress.
     pub fn progress(&self, row: &Row) {
         if self.live {
             let mut out = std::io::stdout().lock();
@@ -89,10 +99,14 @@ impl Table {
         }
     }
 
-    /// Prints a row that is done.
+    /// Prints a finished row.
     pub fn done(&self, row: &Row) {
         let mark = if row.is_fine() { "" } else { "  !" };
-        say(&format!("{}{}{mark}", if self.live { "\r" } else { "" }, row.text()));
+        print_line(&format!(
+            "{}{}{mark}",
+            if self.live { "\r" } else { "" },
+            row.text()
+        ));
     }
 }
 
@@ -101,16 +115,24 @@ mod tests {
     use super::*;
 
     fn row(wanted_v2: u32, v1: u64, v2: u64, failed: u64) -> Row {
-        Row { step: "90/10".into(), wanted_v2, tally: Tally { v1, v2, failed }, took: None }
+        Row {
+            step: "90/10".into(),
+            wanted_v2,
+            tally: Tally { v1, v2, failed },
+            took: None,
+        }
     }
 
     #[test]
-    fn a_share_within_its_bound_is_fine_and_one_outside_is_not() {
+    fn shares_pass_within_their_bound_only() {
         assert!(row(10, 1800, 200, 0).is_fine());
         assert!(row(10, 1750, 250, 0).is_fine());
         assert!(!row(10, 1700, 300, 0).is_fine());
         assert!(!row(10, 2000, 0, 0).is_fine());
-        assert!(!row(10, 1800, 200, 1).is_fine(), "a failed request is never fine");
+        assert!(
+            !row(10, 1800, 200, 1).is_fine(),
+            "a failed request is never fine"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What a client has of one type: the resources of a map that all clients share, and what it has otherwise.
+//! What a client has of one type: the resources of a shared map, and its differences from it.
 //!
-//! Most clients have just what they are to have, most of the time. So that a client costs no memory and no time for what
-//! is as it should be, only the differences are written down; they are also what is looked at for the next response.
+//! Most clients are up to date most of the time. To cost no memory and time for those, only the differences are stored;
+//! they are also what is examined for the next response.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use std::sync::Arc;
 use super::subscription::Change;
 use crate::snapshot::{Resource, Resources};
 
-/// What a client has under a name, where that is not what the shared map says.
+/// What a client has under a name that differs from the shared map.
 #[derive(Clone, Debug)]
 enum Form {
     Known(Arc<Resource>),
-    /// It has one of an earlier stream, and nobody knows what it looks like.
+    /// It has a version of an earlier stream, whose content is unknown.
     Unknown,
     Absent,
 }
 
-/// What a client has of a type. What it does not ask for is of no account: whoever looks a name up leaves that out.
+/// What a client has of a type. Names without a subscription are not tracked; callers must skip them.
 #[derive(Debug, Default)]
 pub(super) struct Acked {
     /// `None` until the client has had a first response; it then has just what `other` says.
@@ -49,19 +49,32 @@ impl Acked {
 
     /// The names of [`Acked::differing`] under which the client has something, known or not.
     pub fn own(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.other.iter().filter(|(_, form)| !matches!(form, Form::Absent)).map(|(name, _)| name)
+        self.other
+            .iter()
+            .filter(|(_, form)| !matches!(form, Form::Absent))
+            .map(|(name, _)| name)
     }
 
     /// The names of which the client has a form that nobody knows.
     pub fn unknown(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.other.iter().filter(|(_, form)| matches!(form, Form::Unknown)).map(|(name, _)| name)
+        self.other
+            .iter()
+            .filter(|(_, form)| matches!(form, Form::Unknown))
+            .map(|(name, _)| name)
     }
 
     /// Every form that is known.
     pub fn forms(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let shared = self.shared.iter().flat_map(|shared| shared.iter());
-        let shared = shared.filter(|(name, _)| self.other.is_empty() || !self.other.contains_key(*name));
-        let other = self.other.values().filter_map(|form| if let Form::Known(one) = form { Some(one) } else { None });
+        let shared =
+            shared.filter(|(name, _)| self.other.is_empty() || !self.other.contains_key(*name));
+        let other = self.other.values().filter_map(|form| {
+            if let Form::Known(one) = form {
+                Some(one)
+            } else {
+                None
+            }
+        });
         shared.map(|(_, resource)| resource).chain(other)
     }
 
@@ -101,12 +114,22 @@ impl Acked {
 
     /// The same, told by its differences from another map.
     pub fn follow(&mut self, to: &Resources, wants: impl Fn(&str) -> bool) {
-        let Some(from) = self.shared.as_ref().filter(|from| !from.ptr_eq(to)).cloned() else { return };
+        let Some(from) = self
+            .shared
+            .as_ref()
+            .filter(|from| !from.ptr_eq(to))
+            .cloned()
+        else {
+            return;
+        };
         self.shared = Some(to.clone());
         let told = std::mem::take(&mut self.other);
         compare(&from, to, |name, old, _| {
             if !told.contains_key(name) && wants(name) {
-                self.other.insert(name.clone(), old.map_or(Form::Absent, |old| Form::Known(old.clone())));
+                self.other.insert(
+                    name.clone(),
+                    old.map_or(Form::Absent, |old| Form::Known(old.clone())),
+                );
             }
         });
         for (name, form) in told {
@@ -116,11 +139,20 @@ impl Acked {
 
     /// Takes `to` for the shared map where there is none yet, after the client took `changes` (in the order of their
     /// names). `names` are those it asks for; `None` for all.
-    pub fn share<'a>(&mut self, to: &Resources, changes: &[Change], names: Option<impl Iterator<Item = &'a Arc<str>>>) {
+    pub fn share<'a>(
+        &mut self,
+        to: &Resources,
+        changes: &[Change],
+        names: Option<impl Iterator<Item = &'a Arc<str>>>,
+    ) {
         let told = std::mem::take(&mut self.other);
         self.shared = Some(to.clone());
         let form = |name: &str| -> Form {
-            match changes.binary_search_by(|change| (*change.name).cmp(name)).ok().and_then(|at| changes.get(at)) {
+            match changes
+                .binary_search_by(|change| (*change.name).cmp(name))
+                .ok()
+                .and_then(|at| changes.get(at))
+            {
                 Some(change) => change.resource.clone().map_or(Form::Absent, Form::Known),
                 None => told.get(name).cloned().unwrap_or(Form::Absent),
             }
@@ -131,17 +163,27 @@ impl Acked {
                 to.keys().for_each(|name| self.put(name, form(name)));
                 let outside = told.keys().chain(changes.iter().map(|change| &change.name));
                 let outside: Vec<_> = outside.filter(|name| !to.contains_key(name)).collect();
-                outside.into_iter().for_each(|name| self.put(name, form(name)));
+                outside
+                    .into_iter()
+                    .for_each(|name| self.put(name, form(name)));
             }
         }
     }
 
     /// Tells all by itself again, before a client asks for more than `wants` says it did.
     pub fn unshare(&mut self, wants: impl Fn(&str) -> bool) {
-        let forms: Vec<_> = self.forms().filter(|one| wants(&one.name)).cloned().collect();
+        let forms: Vec<_> = self
+            .forms()
+            .filter(|one| wants(&one.name))
+            .cloned()
+            .collect();
         self.shared = None;
         self.other.retain(|_, form| !matches!(form, Form::Absent));
-        self.other.extend(forms.into_iter().map(|one| (one.name.clone(), Form::Known(one))));
+        self.other.extend(
+            forms
+                .into_iter()
+                .map(|one| (one.name.clone(), Form::Known(one))),
+        );
     }
 }
 

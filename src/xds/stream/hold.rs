@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::snapshot::{ClusterRefs, EncodedVirtualHost, Resource, ResourceType, Resources, RouteTable};
+use crate::snapshot::{
+    ClusterRefs, EncodedVirtualHost, Resource, ResourceType, Resources, RouteTable,
+};
 
 /// What a cluster is for a client at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,16 +19,16 @@ pub(super) enum Fit {
     Missing,
 }
 
-/// A form that waits for a cluster which nothing defines yet.
+/// A resource that waits for a cluster that is not defined yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldResource {
     /// `lds` or `rds`.
     pub kind: &'static str,
     /// The listener or route configuration.
     pub name: Arc<str>,
     /// The virtual host in it.
     pub virtual_host: Option<Arc<str>>,
-    /// A cluster that its new form leads to and that is not there.
+    /// A missing cluster that its new version references.
     pub missing_cluster: Arc<str>,
 }
 
@@ -36,7 +38,7 @@ pub(super) struct Chosen {
     /// The forms to have; `None` where they are those of the target.
     pub resources: Option<Resources>,
     /// Forms that wait for what is not even on its way.
-    pub held: Vec<Held>,
+    pub held: Vec<HeldResource>,
     /// Whether a form waits for a cluster that is on its way.
     pub waiting: bool,
 }
@@ -75,10 +77,14 @@ pub(super) fn leaves(old: &Resource, new: &Resource, cluster: &str) -> bool {
     if !new.leads_to(cluster) {
         return true;
     }
-    let (Some(old), Some(new)) = (old.table(), new.table()) else { return false };
+    let (Some(old), Some(new)) = (old.table(), new.table()) else {
+        return false;
+    };
     let mut leaves = false;
     old.diff(new, |_, old, new| {
-        let leads = |host: Option<&Arc<EncodedVirtualHost>>| host.is_some_and(|host| host.clusters.contains(cluster));
+        let leads = |host: Option<&Arc<EncodedVirtualHost>>| {
+            host.is_some_and(|host| host.clusters.contains(cluster))
+        };
         leaves |= leads(old) && !leads(new);
     });
     leaves
@@ -120,7 +126,11 @@ impl Chosen {
         new: &Arc<Resource>,
         fit: &impl Fn(&str) -> Fit,
     ) -> Option<Arc<Resource>> {
-        match judge(&new.cluster_refs(), old.map(|old| old.cluster_refs()).as_ref(), fit) {
+        match judge(
+            &new.cluster_refs(),
+            old.map(|old| old.cluster_refs()).as_ref(),
+            fit,
+        ) {
             Verdict::Go => Some(new.clone()),
             Verdict::Wait => {
                 self.waiting = true;
@@ -128,7 +138,12 @@ impl Chosen {
             }
             Verdict::Hold(missing_cluster) => {
                 let (kind, name) = (kind.short_name(), new.name.clone());
-                self.held.push(Held { kind, name, virtual_host: None, missing_cluster });
+                self.held.push(HeldResource {
+                    kind,
+                    name,
+                    virtual_host: None,
+                    missing_cluster,
+                });
                 old.cloned()
             }
         }
@@ -150,7 +165,9 @@ impl Chosen {
         new: &Arc<Resource>,
         fit: &impl Fn(&str) -> Fit,
     ) -> Arc<Resource> {
-        let (Some(had), Some(table)) = (old.table(), new.table()) else { return new.clone() };
+        let (Some(had), Some(table)) = (old.table(), new.table()) else {
+            return new.clone();
+        };
         let mut mixed: Option<RouteTable> = None;
         let mut elsewhere: Vec<Arc<EncodedVirtualHost>> = Vec::new();
         had.diff(table, |name, before, after| {
@@ -158,7 +175,7 @@ impl Chosen {
             match judge(&after.clusters, before.map(|before| &before.clusters), fit) {
                 Verdict::Go => return,
                 Verdict::Wait => self.waiting = true,
-                Verdict::Hold(missing_cluster) => self.held.push(Held {
+                Verdict::Hold(missing_cluster) => self.held.push(HeldResource {
                     kind: kind.short_name(),
                     name: new.name.clone(),
                     virtual_host: Some(name.clone()),
@@ -170,22 +187,40 @@ impl Chosen {
                 mixed.set_catch_all(before.cloned());
             } else {
                 mixed.set(name, before.cloned());
-                elsewhere.extend(before.filter(|before| before.domains != after.domains).cloned());
+                elsewhere.extend(
+                    before
+                        .filter(|before| before.domains != after.domains)
+                        .cloned(),
+                );
             }
         });
-        let Some(mut mixed) = mixed else { return new.clone() };
-        elsewhere.iter().for_each(|kept| yield_domains(&mut mixed, kept));
+        let Some(mut mixed) = mixed else {
+            return new.clone();
+        };
+        elsewhere
+            .iter()
+            .for_each(|kept| yield_domains(&mut mixed, kept));
         let mixed = Resource::routes(new.name.clone(), mixed);
-        if mixed.version == old.version { old.clone() } else { mixed }
+        if mixed.version == old.version {
+            old.clone()
+        } else {
+            mixed
+        }
     }
 }
 
 /// Takes those domains from a virtual host that stays in its old form which another one has by now.
 fn yield_domains(table: &mut RouteTable, kept: &Arc<EncodedVirtualHost>) {
     let others = table.iter().filter(|host| host.name != kept.name);
-    let taken: BTreeSet<String> =
-        others.flat_map(|host| host.domains.iter()).map(|domain| domain.to_ascii_lowercase()).collect();
-    if kept.domains.iter().any(|domain| taken.contains(&domain.to_ascii_lowercase())) {
+    let taken: BTreeSet<String> = others
+        .flat_map(|host| host.domains.iter())
+        .map(|domain| domain.to_ascii_lowercase())
+        .collect();
+    if kept
+        .domains
+        .iter()
+        .any(|domain| taken.contains(&domain.to_ascii_lowercase()))
+    {
         let left = kept.without(&taken).map(Arc::new);
         table.set(&kept.name, left);
     }

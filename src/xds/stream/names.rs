@@ -21,13 +21,18 @@ impl Names {
     const UNKNOWN: usize = 16;
 
     pub fn contains(&self, name: &str) -> bool {
-        self.known.contains(name) || (!self.unknown.is_empty() && self.unknown.contains(&hash(name)))
+        self.known.contains(name)
+            || (!self.unknown.is_empty() && self.unknown.contains(&hash(name)))
     }
 
     /// Adds a name, of which something is known or not. Says whether it is new.
     pub fn insert(&mut self, name: &Arc<str>, known: bool) -> bool {
         let new = !self.contains(name)
-            && if known { self.known.insert(name.clone()) } else { self.unknown.insert(hash(name)) };
+            && if known {
+                self.known.insert(name.clone())
+            } else {
+                self.unknown.insert(hash(name))
+            };
         if new {
             self.bytes += name.len();
         }
@@ -96,7 +101,10 @@ mod tests {
         let mut names = Names::default();
         assert!(names.insert(&name("a"), true) && names.insert(&name("bb"), false));
         assert!(!names.insert(&name("a"), false) && !names.insert(&name("bb"), true));
-        assert_eq!((names.len(), names.bytes(), known(&names)), (2, 3, vec!["a"]));
+        assert_eq!(
+            (names.len(), names.bytes(), known(&names)),
+            (2, 3, vec!["a"])
+        );
         assert!(names.contains("a") && names.contains("bb") && !names.contains("c"));
         assert!(names.remove("a") && names.remove("bb") && !names.remove("c"));
         assert_eq!((names.len(), names.bytes()), (0, 0));
@@ -116,7 +124,12 @@ mod tests {
     fn a_name_that_nothing_knows_takes_next_to_nothing() {
         let mut names = Names::default();
         for n in 0..1000 {
-            names.insert(&name(&format!("outbound|80||service-{n}.nowhere.svc.cluster.local")), false);
+            names.insert(
+                &name(&format!(
+                    "outbound|80||service-{n}.nowhere.svc.cluster.local"
+                )),
+                false,
+            );
         }
         assert!(names.held_bytes() <= 16_000);
         let asked = names.bytes();

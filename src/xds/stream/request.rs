@@ -1,4 +1,4 @@
-//! Requests of both variants in one shape, and what a client does with a response.
+//! Requests of both variants in a common form, and the client's reaction to a response.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,28 @@ use crate::snapshot::ResourceType;
 /// The variant of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
-    /// State of the world: each response holds all that was asked for.
+    /// State of the world: each response contains all subscribed resources.
     Sotw,
-    /// Incremental: each response holds what changed.
+    /// Incremental: each response contains only changes.
     Delta,
 }
 
-/// A request of either variant, in one shape.
+/// A request of either variant.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The type URL.
     pub type_url: String,
-    /// The nonce of the response it answers; empty where it answers none.
+    /// The nonce of the response it answers; empty if it answers none.
     pub nonce: String,
-    /// The newest version that the client took, perhaps on an earlier stream (SotW).
+    /// The newest version that the client accepted, possibly on an earlier stream (SotW).
     pub version: String,
-    /// Why the response was refused.
+    /// Why the response was rejected.
     pub error: Option<String>,
-    /// Names: all that are wanted (SotW), or those newly wanted (delta).
+    /// The subscribed names: all (SotW), or new ones (delta).
     pub names: Vec<String>,
-    /// Names no longer wanted (delta).
+    /// The names to unsubscribe from (delta).
     pub unsubscribe: Vec<String>,
-    /// What the client has from an earlier stream: name to version (delta).
+    /// The resources of an earlier stream: name to version (delta).
     pub initial_versions: BTreeMap<String, String>,
     /// Whether it came on a stream for its type alone.
     pub alone: bool,
@@ -63,28 +63,28 @@ impl From<pb::DeltaDiscoveryRequest> for Request {
     }
 }
 
-/// What a client did with a response.
+/// The client's reaction to a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It took it.
+    /// It accepted the response.
     Acked(ResourceType),
-    /// It refused it, and said why.
-    Refused(ResourceType, String),
+    /// It rejected the response, with the reason.
+    Rejected(ResourceType, String),
 }
 
-/// What a client may not do; the stream is to be closed.
+/// A request that exceeds a limit; the stream must be closed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    /// More names than one stream may hold.
-    #[error("the stream asks for more than {limit} names, which is the limit for one stream")]
+pub enum RequestError {
+    /// Too many names.
+    #[error("the stream exceeds the limit of {limit} names")]
     TooManyNames {
-        /// How many it may hold.
+        /// The limit.
         limit: usize,
     },
-    /// Longer names than one stream may hold.
-    #[error("the names that the stream asks for are longer than {limit} bytes together, which is the limit")]
+    /// The names are too long.
+    #[error("the names of the stream exceed the total limit of {limit} bytes")]
     NamesTooLong {
-        /// How many bytes they may have together.
+        /// The total limit in bytes.
         limit: usize,
     },
 }

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use super::acked::Acked;
 use super::names::Names;
-use super::request::{Request, Variant, Violation};
-use crate::snapshot::{Resource, ResourceType, Resources, no_endpoints};
+use super::request::{Request, RequestError, Variant};
+use crate::snapshot::{Resource, ResourceType, Resources, empty_endpoints};
 use crate::xds::wire::Frame;
 
 /// The longest text of a refusal that is kept, in bytes.
@@ -17,7 +17,7 @@ const MAX_MESSAGE: usize = 2048;
 
 /// A resource that the client refused, and that is not sent again before it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct Rejection {
     pub version: u64,
     pub message: Arc<str>,
 }
@@ -40,7 +40,9 @@ pub(super) struct Change {
 impl Change {
     /// What to send. There is no word for endpoints that are not, other than that they are none.
     fn told(&self) -> Arc<Resource> {
-        self.resource.clone().unwrap_or_else(|| no_endpoints(&self.name))
+        self.resource
+            .clone()
+            .unwrap_or_else(|| empty_endpoints(&self.name))
     }
 }
 
@@ -76,8 +78,12 @@ impl View {
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        let base = self.base.iter().filter(|(name, _)| !self.kept.contains_key(*name));
-        base.map(|(_, resource)| resource).chain(self.kept.values().flatten())
+        let base = self
+            .base
+            .iter()
+            .filter(|(name, _)| !self.kept.contains_key(*name));
+        base.map(|(_, resource)| resource)
+            .chain(self.kept.values().flatten())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -110,7 +116,7 @@ pub(super) struct Taken {
     /// The changes that the client took.
     pub acked: Option<Vec<Change>>,
     /// Why it refused the response.
-    pub refused: Option<String>,
+    pub rejected: Option<String>,
     /// Names that are wanted now and were not before.
     pub news: Vec<Arc<str>>,
     /// Whether it is neither the first nor an answer: over SotW, all names that are wanted once more.
@@ -143,7 +149,7 @@ pub(super) struct Subscription {
     owed: bool,
     pub pending: Option<Pending>,
     last_nonce: String,
-    refused: BTreeMap<Arc<str>, Refusal>,
+    rejected: BTreeMap<Arc<str>, Rejection>,
     /// Changes one of which was refused, in groups that are tried one after the other.
     suspects: Vec<Vec<(Arc<str>, u64)>>,
 }
@@ -165,45 +171,64 @@ impl Subscription {
     /// What the client has under a name: `None` where it has nothing, `Some(None)` where it has a form of an earlier
     /// stream that is not known.
     fn had(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
-        if self.wants(name) { self.acked.get(name) } else { None }
+        if self.wants(name) {
+            self.acked.get(name)
+        } else {
+            None
+        }
     }
 
     /// The form that the client has or is about to have.
     pub fn form(&self, name: &str) -> Option<&Arc<Resource>> {
-        self.in_flight(name).and_then(|change| change.resource.as_ref()).or_else(|| self.had(name)?)
+        self.in_flight(name)
+            .and_then(|change| change.resource.as_ref())
+            .or_else(|| self.had(name)?)
     }
 
     pub fn in_flight(&self, name: &str) -> Option<&Change> {
         let changes = &self.pending.as_ref()?.changes;
-        changes.get(changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?)
+        changes.get(
+            changes
+                .binary_search_by(|change| (*change.name).cmp(name))
+                .ok()?,
+        )
     }
 
     pub fn in_flight_mut(&mut self, name: &str) -> Option<&mut Change> {
         let changes = &mut self.pending.as_mut()?.changes;
-        let at = changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?;
+        let at = changes
+            .binary_search_by(|change| (*change.name).cmp(name))
+            .ok()?;
         changes.get_mut(at)
     }
 
     /// Whether the client refused this very form.
     pub fn refuses(&self, resource: &Resource) -> bool {
-        self.refused.get(&resource.name).is_some_and(|refusal| refusal.version == resource.version)
+        self.rejected
+            .get(&resource.name)
+            .is_some_and(|rejection| rejection.version == resource.version)
     }
 
-    pub fn refused(&self) -> &BTreeMap<Arc<str>, Refusal> {
-        &self.refused
+    pub fn rejected(&self) -> &BTreeMap<Arc<str>, Rejection> {
+        &self.rejected
     }
 
     /// The newest form of each resource that the client has or is about to have, and whether it acked it.
     pub fn forms(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
-        let acked = self.taken().filter(|one| self.in_flight(&one.name).is_none());
+        let acked = self
+            .taken()
+            .filter(|one| self.in_flight(&one.name).is_none());
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
-        acked.map(|one| (one, true)).chain(pending.filter_map(|change| Some((change.resource.as_ref()?, false))))
+        acked
+            .map(|one| (one, true))
+            .chain(pending.filter_map(|change| Some((change.resource.as_ref()?, false))))
     }
 
     /// Every form that may be in use at the client.
     pub fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
-        self.taken().chain(pending.filter_map(|change| change.resource.as_ref()))
+        self.taken()
+            .chain(pending.filter_map(|change| change.resource.as_ref()))
     }
 
     /// Every form that the client acked, as far as it is known.
@@ -223,15 +248,22 @@ impl Subscription {
             && self.again.is_empty()
             && self.claimed.is_empty()
             && self.acked.unknown().next().is_none()
-            && self.refused.keys().all(|name| self.had(name).flatten().is_some())
+            && self
+                .rejected
+                .keys()
+                .all(|name| self.had(name).flatten().is_some())
     }
 
     /// Whether it may become known what the client has of something that is not known yet. `target` is what it is to
     /// have in the end.
     pub fn expects(&self, target: &Resources) -> bool {
         let open = |name: &Arc<str>| {
-            let refused = self.refused.get(name);
-            refused.is_none_or(|refusal| target.get(name).is_some_and(|form| form.version != refusal.version))
+            let rejected = self.rejected.get(name);
+            rejected.is_none_or(|rejection| {
+                target
+                    .get(name)
+                    .is_some_and(|form| form.version != rejection.version)
+            })
         };
         self.pending.is_some()
             || self.owed
@@ -259,8 +291,15 @@ impl Subscription {
 
     /// What the client made it hold that no other stream shares, in bytes: about.
     pub fn held_bytes(&self) -> usize {
-        let own = self.again.iter().chain(self.claimed.keys()).chain(self.acked.own());
-        let gone = self.pending.as_ref().map_or(0, |pending| pending.gone_bytes);
+        let own = self
+            .again
+            .iter()
+            .chain(self.claimed.keys())
+            .chain(self.acked.own());
+        let gone = self
+            .pending
+            .as_ref()
+            .map_or(0, |pending| pending.gone_bytes);
         self.names.held_bytes() + own.map(|name| name_bytes(name)).sum::<usize>() + gone
     }
 
@@ -270,12 +309,15 @@ impl Subscription {
             None => self.names.learn(base.keys()),
             Some(learned) => {
                 let mut added = Vec::new();
-                learned.diff(base, |name, old, _| added.extend(old.is_none().then_some(name)));
+                learned.diff(base, |name, old, _| {
+                    added.extend(old.is_none().then_some(name));
+                });
                 self.names.learn(added.into_iter());
             }
         }
         self.learned = Some(base.clone());
-        self.names.learn(kept.into_iter().flat_map(|view| view.kept.keys()));
+        self.names
+            .learn(kept.into_iter().flat_map(|view| view.kept.keys()));
     }
 
     /// Takes a request in. `known` are the resources of its type, whose names serve for those that it asks for.
@@ -286,7 +328,7 @@ impl Subscription {
         request: Request,
         room: Room,
         known: Option<&Resources>,
-    ) -> Result<Taken, Violation> {
+    ) -> Result<Taken, RequestError> {
         let first = !self.subscribed;
         // Section "ACK/NACK and resource type instance version": a nonce that is not that of the last response is
         // stale. In SotW the whole request is then to be left alone; in delta its subscriptions still count.
@@ -303,12 +345,12 @@ impl Subscription {
                 None => taken.acked = Some(self.accepted(pending)),
                 Some(message) => {
                     self.contain(pending.changes, message);
-                    taken.refused = Some(message.clone());
+                    taken.rejected = Some(message.clone());
                 }
             }
         }
         self.subscribed = true;
-        taken.repeated = !first && taken.acked.is_none() && taken.refused.is_none();
+        taken.repeated = !first && taken.acked.is_none() && taken.rejected.is_none();
         match variant {
             Variant::Sotw => self.ask_sotw(kind, first, &request, room, known, &mut taken)?,
             Variant::Delta => self.ask_delta(kind, first, request, room, known, &mut taken)?,
@@ -329,10 +371,14 @@ impl Subscription {
                 }
             }
         } else {
-            self.acked.share(&base, &changes, (!self.wildcard).then(|| self.names.known()));
+            self.acked.share(
+                &base,
+                &changes,
+                (!self.wildcard).then(|| self.names.known()),
+            );
         }
         for change in &changes {
-            self.refused.remove(&change.name);
+            self.rejected.remove(&change.name);
         }
         changes
     }
@@ -340,17 +386,23 @@ impl Subscription {
     /// Finds out which change was refused: the one there is, or those that the message names, or by trying halves.
     fn contain(&mut self, changes: Vec<Change>, message: &str) {
         let sent = || changes.iter().filter_map(|change| change.resource.as_ref());
-        let named: BTreeSet<&str> = sent().filter(|one| is_named(message, &one.name)).map(|one| &*one.name).collect();
+        let named: BTreeSet<&str> = sent()
+            .filter(|one| is_named(message, &one.name))
+            .map(|one| &*one.name)
+            .collect();
         let count = sent().count();
-        let refused = |one: &&Arc<Resource>| count == 1 || named.contains(&*one.name);
+        let rejected = |one: &&Arc<Resource>| count == 1 || named.contains(&*one.name);
         let message: Arc<str> = cut(message).into();
-        for one in sent().filter(refused) {
-            let refusal = Refusal { version: one.version, message: message.clone() };
+        for one in sent().filter(rejected) {
+            let rejection = Rejection {
+                version: one.version,
+                message: message.clone(),
+            };
             if self.has_form(one) {
                 // The form that it has, refused when it came once more: what is kept from it stays kept from it.
-                self.refused.entry(one.name.clone()).or_insert(refusal);
+                self.rejected.entry(one.name.clone()).or_insert(rejection);
             } else {
-                self.refused.insert(one.name.clone(), refusal);
+                self.rejected.insert(one.name.clone(), rejection);
             }
         }
         if count == 0 {
@@ -366,7 +418,7 @@ impl Subscription {
         // What was due without a change still is: the same, or the form that the client has instead of a refused one.
         for change in changes.iter().filter(|change| change.asked) {
             let due = match &change.resource {
-                Some(one) => !(refused(&one) && self.has_form(one)),
+                Some(one) => !(rejected(&one) && self.has_form(one)),
                 // That there is none was not what the client refused.
                 None => count > 0,
             };
@@ -380,12 +432,12 @@ impl Subscription {
         matches!(self.had(&resource.name), Some(Some(had)) if had.version == resource.version)
     }
 
-    fn check(&self, names: usize, bytes: usize, room: Room) -> Result<(), Violation> {
+    fn check(&self, names: usize, bytes: usize, room: Room) -> Result<(), RequestError> {
         if names > room.names {
-            return Err(Violation::TooManyNames { limit: room.names });
+            return Err(RequestError::TooManyNames { limit: room.names });
         }
         if bytes > room.bytes {
-            return Err(Violation::NamesTooLong { limit: room.bytes });
+            return Err(RequestError::NamesTooLong { limit: room.bytes });
         }
         Ok(())
     }
@@ -398,9 +450,19 @@ impl Subscription {
         room: Room,
         known: Option<&Resources>,
         taken: &mut Taken,
-    ) -> Result<(), Violation> {
-        self.check(request.names.len(), request.names.iter().map(String::len).sum(), room)?;
-        let asked = || request.names.iter().filter(|name| *name != "*").map(|name| shared(known, name));
+    ) -> Result<(), RequestError> {
+        self.check(
+            request.names.len(),
+            request.names.iter().map(String::len).sum(),
+            room,
+        )?;
+        let asked = || {
+            request
+                .names
+                .iter()
+                .filter(|name| *name != "*")
+                .map(|name| shared(known, name))
+        };
         let mut names = Names::default();
         for (name, known) in asked() {
             names.insert(&name, known);
@@ -446,10 +508,12 @@ impl Subscription {
         room: Room,
         known: Option<&Resources>,
         taken: &mut Taken,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), RequestError> {
         if first {
-            let (count, bytes) =
-                (request.initial_versions.len(), request.initial_versions.keys().map(String::len).sum());
+            let (count, bytes) = (
+                request.initial_versions.len(),
+                request.initial_versions.keys().map(String::len).sum(),
+            );
             self.check(count, bytes, room)?;
             self.wildcard = request.names.is_empty() && kind.has_wildcard();
             let wildcard = self.wildcard || request.names.iter().any(|name| name == "*");
@@ -457,7 +521,10 @@ impl Subscription {
             self.owed = wildcard && request.initial_versions.is_empty();
             for (name, version) in request.initial_versions {
                 // A version that is not ours differs from every one of ours.
-                self.claimed.insert(name.into(), u64::from_str_radix(&version, 16).unwrap_or(u64::MAX));
+                self.claimed.insert(
+                    name.into(),
+                    u64::from_str_radix(&version, 16).unwrap_or(u64::MAX),
+                );
             }
         }
         for name in request.names {
@@ -471,7 +538,10 @@ impl Subscription {
             }
             let (name, known) = shared(known, &name);
             // What it came back with is asked after by name.
-            if self.names.insert(&name, known || self.claimed.contains_key(&name)) {
+            if self
+                .names
+                .insert(&name, known || self.claimed.contains_key(&name))
+            {
                 self.learned = None;
                 if !self.wildcard {
                     self.acked.remove(&name);
@@ -513,32 +583,59 @@ impl Subscription {
         self.learn(&view.base, Some(view));
         for (name, version) in std::mem::take(&mut self.claimed) {
             if self.wants(&name) && !self.has(&name) {
-                let same = view.get(&name).filter(|one| version_of.is_some_and(|of| of(one) == version));
+                let same = view
+                    .get(&name)
+                    .filter(|one| version_of.is_some_and(|of| of(one) == version));
                 self.acked.set(&name, same.cloned());
             }
         }
         if !self.acked.is_shared() {
-            self.acked.share(&view.base, &[], (!self.wildcard).then(|| self.names.known()));
+            self.acked.share(
+                &view.base,
+                &[],
+                (!self.wildcard).then(|| self.names.known()),
+            );
         }
     }
 
     /// The next response; `None` where there is nothing to say, or the client has not yet answered the last one.
     pub fn respond(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Option<(Frame, usize)> {
-        let Turn { variant, view, nonce, now, version_of, .. } = *turn;
+        let Turn {
+            variant,
+            view,
+            nonce,
+            now,
+            version_of,
+            ..
+        } = *turn;
         // One response at a time for a type: what comes up meanwhile goes out together after the answer.
         if !self.subscribed || self.pending.is_some() {
             return None;
         }
         self.learn(&view.base, Some(view));
-        let Self { acked, names, wildcard, .. } = &mut *self;
+        let Self {
+            acked,
+            names,
+            wildcard,
+            ..
+        } = &mut *self;
         acked.follow(&view.base, |name| *wildcard || names.contains(name));
         // What is not given yet may come in the form that was refused.
-        self.refused.retain(|name, refusal| {
-            [view.get(name), view.target.get(name)].into_iter().flatten().any(|form| form.version == refusal.version)
+        self.rejected.retain(|name, rejection| {
+            [view.get(name), view.target.get(name)]
+                .into_iter()
+                .flatten()
+                .any(|form| form.version == rejection.version)
         });
         let trial = self.next_trial(view);
         let (mut changes, never) = match &trial {
-            Some(group) => (group.iter().map(|one| self.change(&one.name, Some(one.clone()))).collect(), Vec::new()),
+            Some(group) => (
+                group
+                    .iter()
+                    .map(|one| self.change(&one.name, Some(one.clone())))
+                    .collect(),
+                Vec::new(),
+            ),
             None => self.differences(kind, turn),
         };
         if changes.is_empty() && never.is_empty() && !self.owed {
@@ -549,7 +646,10 @@ impl Subscription {
             Variant::Delta => {
                 let resources: Vec<_> = sent.map(|one| (one.clone(), version_of(one))).collect();
                 let gone = changes.iter().filter(|change| change.resource.is_none());
-                let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
+                let removed: Vec<_> = gone
+                    .map(|change| change.name.clone())
+                    .chain(never)
+                    .collect();
                 let count = resources.len();
                 (Frame::delta(kind, nonce, resources, &removed), count)
             }
@@ -558,9 +658,14 @@ impl Subscription {
                 let resources: Vec<_> = match trial {
                     _ if !kind.has_wildcard() => changes.iter().map(Change::told).collect(),
                     Some(group) => self.with(group),
-                    None => self.wanted(view).filter_map(|one| self.allowed(kind, one)).collect(),
+                    None => self
+                        .wanted(view)
+                        .filter_map(|one| self.allowed(kind, one))
+                        .collect(),
                 };
-                let version = resources.iter().fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
+                let version = resources
+                    .iter()
+                    .fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
                 let count = resources.len();
                 (Frame::sotw(kind, version, nonce, resources), count)
             }
@@ -571,19 +676,34 @@ impl Subscription {
         let gone = changes.iter().filter(|change| change.resource.is_none());
         let gone_bytes = gone.map(|change| name_bytes(&change.name)).sum();
         let (nonce, base) = (nonce.to_owned(), view.base.clone());
-        self.pending = Some(Pending { nonce, changes, base, gone_bytes, since: now });
+        self.pending = Some(Pending {
+            nonce,
+            changes,
+            base,
+            gone_bytes,
+            since: now,
+        });
         Some((frame, resources))
     }
 
     fn change(&self, name: &Arc<str>, resource: Option<Arc<Resource>>) -> Change {
         let asked = self.again.contains(name);
-        Change { name: name.clone(), resource, new: !self.has(name), asked, taken: false, warms: false }
+        Change {
+            name: name.clone(),
+            resource,
+            new: !self.has(name),
+            asked,
+            taken: false,
+            warms: false,
+        }
     }
 
     fn next_trial(&mut self, view: &View) -> Option<Vec<Arc<Resource>>> {
         while let Some(group) = self.suspects.pop() {
             let still = |(name, version): (Arc<str>, u64)| {
-                view.get(&name).filter(|one| one.version == version && self.wants(&name)).cloned()
+                view.get(&name)
+                    .filter(|one| one.version == version && self.wants(&name))
+                    .cloned()
             };
             let group: Vec<_> = group.into_iter().filter_map(still).collect();
             if !group.is_empty() {
@@ -606,18 +726,21 @@ impl Subscription {
         if !self.refuses(resource) {
             return Some(resource.clone());
         }
-        let none = || (kind == ResourceType::Endpoints).then(|| no_endpoints(&resource.name));
+        let none = || (kind == ResourceType::Endpoints).then(|| empty_endpoints(&resource.name));
         self.had(&resource.name).flatten().cloned().or_else(none)
     }
 
     /// Whether the client has endpoints for a cluster that are not none for want of others.
     pub fn has_good(&self, name: &str) -> bool {
-        self.had(name).is_some_and(|form| form.is_none_or(|form| form.version != no_endpoints(name).version))
+        self.had(name).is_some_and(|form| {
+            form.is_none_or(|form| form.version != empty_endpoints(name).version)
+        })
     }
 
     /// What the client has, with these in their new form.
     fn with(&self, group: Vec<Arc<Resource>>) -> Vec<Arc<Resource>> {
-        let mut all: BTreeMap<&Arc<str>, &Arc<Resource>> = self.taken().map(|one| (&one.name, one)).collect();
+        let mut all: BTreeMap<&Arc<str>, &Arc<Resource>> =
+            self.taken().map(|one| (&one.name, one)).collect();
         all.extend(group.iter().map(|one| (&one.name, one)));
         all.into_values().cloned().collect()
     }
@@ -625,19 +748,33 @@ impl Subscription {
     /// What changes, and the names asked for under which there is nothing and never was. Of those nothing is to be
     /// remembered once they are told.
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> (Vec<Change>, Vec<Arc<str>>) {
-        let Turn { variant, view, defer, in_change, meanwhile, tell_missing, .. } = *turn;
+        let Turn {
+            variant,
+            view,
+            defer,
+            in_change,
+            meanwhile,
+            tell_missing,
+            ..
+        } = *turn;
         let mut again = std::mem::take(&mut self.again);
         // All that can differ, where that is known.
-        let names: Option<BTreeSet<Arc<str>>> = self
-            .acked
-            .is_shared()
-            .then(|| self.acked.differing().chain(&again).chain(view.kept.keys()).cloned().collect());
+        let names: Option<BTreeSet<Arc<str>>> = self.acked.is_shared().then(|| {
+            self.acked
+                .differing()
+                .chain(&again)
+                .chain(view.kept.keys())
+                .cloned()
+                .collect()
+        });
         let mut later = BTreeSet::new();
         let mut changes = Vec::new();
         let look = |resource: &Arc<Resource>| {
             let name = &resource.name;
             let asked = !again.is_empty() && again.remove(name);
-            let Some(mut form) = self.allowed(kind, resource) else { return };
+            let Some(mut form) = self.allowed(kind, resource) else {
+                return;
+            };
             if self.has_form(&form) && !asked {
                 return;
             }
@@ -649,9 +786,17 @@ impl Subscription {
                     return;
                 }
                 // Those that it has do for the change, where they are known.
-                form = self.had(name).flatten().cloned().or_else(|| meanwhile(name)).unwrap_or(form);
+                form = self
+                    .had(name)
+                    .flatten()
+                    .cloned()
+                    .or_else(|| meanwhile(name))
+                    .unwrap_or(form);
             }
-            changes.push(Change { asked, ..self.change(name, Some(form)) });
+            changes.push(Change {
+                asked,
+                ..self.change(name, Some(form))
+            });
         };
         match &names {
             Some(names) => {
@@ -663,17 +808,29 @@ impl Subscription {
         // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
         // Resources").
         if variant == Variant::Delta || kind.has_wildcard() {
-            let gone = self.acked.own().filter(|name| !view.has(name) && !defer(name, None, true));
+            let gone = self
+                .acked
+                .own()
+                .filter(|name| !view.has(name) && !defer(name, None, true));
             changes.extend(gone.map(|name| self.change(name, None)));
         }
         // Section "Knowing When a Requested Resource Does Not Exist".
-        let missing = again.iter().filter(|name| !view.has(name) && !self.has(name)).cloned();
-        let never: Vec<Arc<str>> =
-            if variant == Variant::Delta || tell_missing { missing.collect() } else { Vec::new() };
+        let missing = again
+            .iter()
+            .filter(|name| !view.has(name) && !self.has(name))
+            .cloned();
+        let never: Vec<Arc<str>> = if variant == Variant::Delta || tell_missing {
+            missing.collect()
+        } else {
+            Vec::new()
+        };
         let never = if variant == Variant::Delta {
             never
         } else {
-            changes.extend(never.iter().map(|name| Change { asked: true, ..self.change(name, None) }));
+            changes.extend(never.iter().map(|name| Change {
+                asked: true,
+                ..self.change(name, None)
+            }));
             Vec::new()
         };
         // What is to be there and is not given yet is still due.
@@ -699,10 +856,15 @@ fn is_named(message: &str, name: &str) -> bool {
     if name.len() < 3 || name.bytes().all(|byte| byte.is_ascii_digit()) {
         return false;
     }
-    let part_of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-' | b':');
+    let part_of_name =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-' | b':');
     message.match_indices(name).any(|(at, _)| {
         let before = message.as_bytes().get(..at).and_then(<[u8]>::last);
-        let mut after = message.as_bytes().get(at + name.len()..).unwrap_or_default().iter();
+        let mut after = message
+            .as_bytes()
+            .get(at + name.len()..)
+            .unwrap_or_default()
+            .iter();
         let next = match after.next() {
             // The end of the sentence, or the next label of a host.
             Some(b'.' | b':') => after.next(),
@@ -714,6 +876,8 @@ fn is_named(message: &str, name: &str) -> bool {
 }
 
 fn cut(message: &str) -> &str {
-    let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|at| message.is_char_boundary(*at));
+    let end = (0..=message.len().min(MAX_MESSAGE))
+        .rev()
+        .find(|at| message.is_char_boundary(*at));
     message.get(..end.unwrap_or(0)).unwrap_or_default()
 }

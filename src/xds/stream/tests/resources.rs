@@ -11,7 +11,9 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 use prost::Message;
 
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Route};
-use crate::snapshot::{ClusterRefs, EncodedVirtualHost, Resource, ResourceType, Resources, RouteTable, Snapshot};
+use crate::snapshot::{
+    ClusterRefs, EncodedVirtualHost, Resource, ResourceType, Resources, RouteTable, Snapshot,
+};
 
 /// Resources as text: type, name, body. A listener's body may end in `>cluster,cluster`; a route configuration's is
 /// a list of virtual hosts `name>cluster,cluster*anything`.
@@ -20,14 +22,19 @@ pub type Parts<'a> = &'a [(ResourceType, &'a str, &'a str)];
 pub fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
     let of = |kind: ResourceType| -> Resources {
         let wanted = parts.iter().filter(|(part, ..)| *part == kind);
-        wanted.map(|(_, name, body)| resource(kind, name, body)).collect()
+        wanted
+            .map(|(_, name, body)| resource(kind, name, body))
+            .collect()
     };
     Arc::new(Snapshot::new(revision.into(), ResourceType::ALL.map(of)))
 }
 
 pub fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
     if kind == Route {
-        let head = route::RouteConfiguration { name: name.to_owned(), ..Default::default() };
+        let head = route::RouteConfiguration {
+            name: name.to_owned(),
+            ..Default::default()
+        };
         let mut table = RouteTable::new(head.encode_to_vec().into());
         for host in body.split_whitespace().map(host) {
             let host = Arc::new(EncodedVirtualHost::new(host, Arc::default()));
@@ -36,7 +43,7 @@ pub fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
         return Resource::routes(name, table);
     }
     let bytes = Bytes::copy_from_slice(body.as_bytes());
-    Resource::leading_to(name, bytes, ClusterRefs::new(led_to(body)), Arc::default())
+    Resource::with_cluster_refs(name, bytes, ClusterRefs::new(led_to(body)), Arc::default())
 }
 
 /// The clusters that the text of a listener or virtual host leads to.
@@ -49,7 +56,9 @@ fn host(text: &str) -> route::VirtualHost {
     let to = |cluster: &str| route::Route {
         name: text.to_owned(),
         action: Some(route::route::Action::Route(route::RouteAction {
-            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+                cluster.to_owned(),
+            )),
             ..Default::default()
         })),
         ..Default::default()
@@ -71,7 +80,11 @@ const BAD: &str = "bad";
 pub fn eds_cluster(name: &str, policy: u32, bad: bool) -> Arc<Resource> {
     let message = cluster::Cluster {
         name: name.to_owned(),
-        alt_stat_name: if bad { BAD.to_owned() } else { format!("{name};") },
+        alt_stat_name: if bad {
+            BAD.to_owned()
+        } else {
+            format!("{name};")
+        },
         eds_cluster_config: Some(cluster::cluster::EdsClusterConfig {
             service_name: name.to_owned(),
             ..Default::default()
@@ -96,24 +109,34 @@ pub fn dns_cluster(name: &str, policy: u32) -> Arc<Resource> {
 pub fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
     let address = |port: u32| core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {
-            address: if bad { BAD.to_owned() } else { "10.0.0.1".to_owned() },
+            address: if bad {
+                BAD.to_owned()
+            } else {
+                "10.0.0.1".to_owned()
+            },
             port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port)),
             ..Default::default()
         })),
     };
     let member = |port: u32| endpoint::LocalityLbEndpoints {
         lb_endpoints: vec![endpoint::LbEndpoint {
-            host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
-                address: Some(address(port)),
-                ..Default::default()
-            })),
+            host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
+                endpoint::Endpoint {
+                    address: Some(address(port)),
+                    ..Default::default()
+                },
+            )),
             ..Default::default()
         }],
         ..Default::default()
     };
     let message = endpoint::ClusterLoadAssignment {
         cluster_name: name.to_owned(),
-        endpoints: number.or(bad.then_some(1)).map(member).into_iter().collect(),
+        endpoints: number
+            .or(bad.then_some(1))
+            .map(member)
+            .into_iter()
+            .collect(),
         ..Default::default()
     };
     Resource::new(name, message.encode_to_vec().into(), Arc::default())
@@ -126,7 +149,11 @@ pub fn show(kind: ResourceType, bytes: &[u8]) -> String {
         Endpoints => show_endpoints(bytes),
         Route => {
             let message = route::RouteConfiguration::decode(bytes).unwrap();
-            let hosts: Vec<_> = message.virtual_hosts.into_iter().map(|host| host.routes[0].name.clone()).collect();
+            let hosts: Vec<_> = message
+                .virtual_hosts
+                .into_iter()
+                .map(|host| host.routes[0].name.clone())
+                .collect();
             return hosts.join(" ");
         }
         ResourceType::Listener => None,
@@ -137,20 +164,36 @@ pub fn show(kind: ResourceType, bytes: &[u8]) -> String {
 fn show_cluster(bytes: &[u8]) -> Option<String> {
     let message = cluster::Cluster::decode(bytes).ok()?;
     let policy = message.per_connection_buffer_limit_bytes?.value;
-    let refused = if message.alt_stat_name == BAD { "bad " } else { "" };
-    Some(format!("{refused}{} p{policy}", message.name))
+    let rejected = if message.alt_stat_name == BAD {
+        "bad "
+    } else {
+        ""
+    };
+    Some(format!("{rejected}{} p{policy}", message.name))
 }
 
 fn show_endpoints(bytes: &[u8]) -> Option<String> {
     use endpoint::lb_endpoint::HostIdentifier;
     let message = endpoint::ClusterLoadAssignment::decode(bytes).ok()?;
     let name = message.cluster_name;
-    let Some(member) = message.endpoints.into_iter().flat_map(|group| group.lb_endpoints).next() else {
+    let Some(member) = message
+        .endpoints
+        .into_iter()
+        .flat_map(|group| group.lb_endpoints)
+        .next()
+    else {
         return Some(format!("{name} none"));
     };
-    let Some(HostIdentifier::Endpoint(endpoint)) = member.host_identifier else { return None };
-    let Some(core::address::Address::SocketAddress(address)) = endpoint.address?.address else { return None };
-    let Some(core::socket_address::PortSpecifier::PortValue(number)) = address.port_specifier else { return None };
-    let refused = if address.address == BAD { "bad " } else { "" };
-    Some(format!("{refused}{name} e{number}"))
+    let Some(HostIdentifier::Endpoint(endpoint)) = member.host_identifier else {
+        return None;
+    };
+    let Some(core::address::Address::SocketAddress(address)) = endpoint.address?.address else {
+        return None;
+    };
+    let Some(core::socket_address::PortSpecifier::PortValue(number)) = address.port_specifier
+    else {
+        return None;
+    };
+    let rejected = if address.address == BAD { "bad " } else { "" };
+    Some(format!("{rejected}{name} e{number}"))
 }

@@ -80,11 +80,18 @@ fn is_external(cluster: &str) -> bool {
 
 /// The parts of a listener or a route configuration that lead somewhere: name and clusters.
 pub fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let to = |text: &str| led_to(text).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let to = |text: &str| {
+        led_to(text)
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
     if kind != Route {
         return BTreeMap::from([(String::new(), to(body))]);
     }
-    body.split_whitespace().map(|host| (host.split('>').next().unwrap().to_owned(), to(host))).collect()
+    body.split_whitespace()
+        .map(|host| (host.split('>').next().unwrap().to_owned(), to(host)))
+        .collect()
 }
 
 impl Envoy {
@@ -118,9 +125,18 @@ impl Envoy {
         self.paused.clear();
         self.asked.clear();
         self.nonces = Default::default();
-        self.from_before = self.routes.keys().chain(self.listeners.keys()).cloned().collect();
-        self.served_before =
-            self.active.iter().filter(|(_, cluster)| cluster.serves).map(|(name, _)| name.clone()).collect();
+        self.from_before = self
+            .routes
+            .keys()
+            .chain(self.listeners.keys())
+            .cloned()
+            .collect();
+        self.served_before = self
+            .active
+            .iter()
+            .filter(|(_, cluster)| cluster.serves)
+            .map(|(name, _)| name.clone())
+            .collect();
         for kind in self.order.clone() {
             if !(kind == Cluster && self.pauses()) {
                 self.begin(kind);
@@ -135,7 +151,10 @@ impl Envoy {
     /// The first request for a type on this stream.
     fn begin(&mut self, kind: ResourceType) {
         let i = kind.index();
-        let mut request = Request { type_url: kind.type_url().into(), ..Default::default() };
+        let mut request = Request {
+            type_url: kind.type_url().into(),
+            ..Default::default()
+        };
         request.names = self.names[i].iter().cloned().collect();
         if self.setup.variant == Variant::Delta {
             request.initial_versions = self.versions[i].clone();
@@ -165,7 +184,10 @@ impl Envoy {
         if before == *now && !(even_if_same && self.setup.variant == Variant::Sotw) {
             return;
         }
-        let mut request = Request { type_url: kind.type_url().into(), ..Default::default() };
+        let mut request = Request {
+            type_url: kind.type_url().into(),
+            ..Default::default()
+        };
         match self.setup.variant {
             Variant::Sotw => {
                 request.names = now.iter().cloned().collect();
@@ -185,11 +207,19 @@ impl Envoy {
         let i = kind.index();
         let (got, mut gone, nonce, version) = read(self.setup.variant, kind, frame);
         self.nonces[i].clone_from(&nonce);
-        let (bad, good): (Vec<_>, Vec<_>) = got.into_iter().partition(|got| got.body.contains("bad"));
+        let (bad, good): (Vec<_>, Vec<_>) =
+            got.into_iter().partition(|got| got.body.contains("bad"));
         let mut error = None;
         if !bad.is_empty() {
-            let list: Vec<_> = bad.iter().map(|got| format!("{}: is bad", got.name)).collect();
-            error = Some(if dice.in_few(2) { list.join(", ") } else { BLIND.to_owned() });
+            let list: Vec<_> = bad
+                .iter()
+                .map(|got| format!("{}: is bad", got.name))
+                .collect();
+            error = Some(if dice.in_few(2) {
+                list.join(", ")
+            } else {
+                BLIND.to_owned()
+            });
         }
         // Envoy takes the good clusters and listeners of a response that it refuses for a bad one, unless it could
         // not even read that.
@@ -205,8 +235,12 @@ impl Envoy {
                 self.remember(kind, good, &gone, version);
             }
         }
-        let mut request =
-            Request { type_url: kind.type_url().into(), nonce, error: error.clone(), ..Default::default() };
+        let mut request = Request {
+            type_url: kind.type_url().into(),
+            nonce,
+            error: error.clone(),
+            ..Default::default()
+        };
         if self.setup.variant == Variant::Sotw {
             request.names = self.names[i].iter().cloned().collect();
             request.version = self.versions[i].get("").cloned().unwrap_or_default();
@@ -223,18 +257,25 @@ impl Envoy {
     }
 
     /// What a response that holds all of a type takes away.
-    fn left_out<'a>(&self, kind: ResourceType, holds: impl Iterator<Item = &'a Got>) -> Vec<String> {
+    fn left_out<'a>(
+        &self,
+        kind: ResourceType,
+        holds: impl Iterator<Item = &'a Got>,
+    ) -> Vec<String> {
         let keep: BTreeSet<&String> = holds.map(|got| &got.name).collect();
         let had: BTreeSet<&String> = match kind {
             Cluster => self.active.keys().chain(self.warming.keys()).collect(),
             _ => self.listeners.keys().collect(),
         };
-        had.into_iter().filter(|name| !keep.contains(name)).cloned().collect()
+        had.into_iter()
+            .filter(|name| !keep.contains(name))
+            .cloned()
+            .collect()
     }
 
-    fn doubt(&mut self, good: &[Got], refused: bool) {
+    fn doubt(&mut self, good: &[Got], rejected: bool) {
         for got in good {
-            if !refused {
+            if !rejected {
                 self.doubtful.remove(&got.name);
             } else if !self.active.contains_key(&got.name) {
                 self.doubtful.insert(got.name.clone());
@@ -250,7 +291,9 @@ impl Envoy {
         }
         // Envoy leaves alone what it did not ask for.
         let names = &self.names[kind.index()];
-        let wanted = good.into_iter().filter(|got| kind.has_wildcard() || names.contains(&got.name));
+        let wanted = good
+            .into_iter()
+            .filter(|got| kind.has_wildcard() || names.contains(&got.name));
         versions.extend(wanted.map(|got| (got.name, got.version)));
         gone.iter().for_each(|name| {
             versions.remove(name);
@@ -265,7 +308,9 @@ impl Envoy {
             self.begin(Cluster);
         }
         let answers = std::mem::take(&mut self.paused);
-        answers.into_iter().for_each(|request| self.say(Cluster, request));
+        answers
+            .into_iter()
+            .for_each(|request| self.say(Cluster, request));
         self.start();
     }
 
@@ -279,7 +324,9 @@ impl Envoy {
 
     /// The address of an external host was looked up. Whether there was one to look up.
     pub fn resolve(&mut self) -> bool {
-        let Some(name) = self.warming.keys().find(|name| is_external(name)).cloned() else { return false };
+        let Some(name) = self.warming.keys().find(|name| is_external(name)).cloned() else {
+            return false;
+        };
         self.warmed(&name, true);
         self.resume();
         true
@@ -295,7 +342,11 @@ impl Envoy {
         match kind {
             Cluster => self.apply_clusters(good, gone),
             Endpoints => {
-                for got in good.iter().filter(|got| self.names[kind.index()].contains(&got.name)).collect::<Vec<_>>() {
+                for got in good
+                    .iter()
+                    .filter(|got| self.names[kind.index()].contains(&got.name))
+                    .collect::<Vec<_>>()
+                {
                     let serves = !got.body.ends_with(" none");
                     if !serves {
                         // Without endpoints it takes no request, whether it stays or goes.
@@ -318,26 +369,40 @@ impl Envoy {
                 gone.iter().for_each(|name| {
                     self.listeners.remove(name);
                 });
-                let tables = self.listeners.values().filter_map(|body| body.strip_prefix("http "));
-                let names: BTreeSet<String> = tables.map(|text| text.split('>').next().unwrap().to_owned()).collect();
+                let tables = self
+                    .listeners
+                    .values()
+                    .filter_map(|body| body.strip_prefix("http "));
+                let names: BTreeSet<String> = tables
+                    .map(|text| text.split('>').next().unwrap().to_owned())
+                    .collect();
                 self.routes.retain(|name, _| names.contains(name));
                 self.ask(Route, names, false);
             }
             Route => {
-                for got in good.iter().filter(|got| self.names[kind.index()].contains(&got.name)).collect::<Vec<_>>() {
+                for got in good
+                    .iter()
+                    .filter(|got| self.names[kind.index()].contains(&got.name))
+                    .collect::<Vec<_>>()
+                {
                     self.excuse(kind, &got.name, &got.body);
                     self.routes.insert(got.name.clone(), got.body.clone());
                 }
             }
         }
         let there = |name: &String| self.active.contains_key(name) && !self.doubtful.contains(name);
-        self.excused.values_mut().for_each(|clusters| clusters.retain(|name| !there(name)));
+        self.excused
+            .values_mut()
+            .for_each(|clusters| clusters.retain(|name| !there(name)));
     }
 
     fn apply_clusters(&mut self, good: &[Got], gone: &[String]) {
         let mut changed = false;
         for got in good {
-            let had = self.warming.get(&got.name).or_else(|| Some(&self.active.get(&got.name)?.body));
+            let had = self
+                .warming
+                .get(&got.name)
+                .or_else(|| Some(&self.active.get(&got.name)?.body));
             if had == Some(&got.body) {
                 continue;
             }
@@ -345,7 +410,13 @@ impl Envoy {
             if is_eds(&got.name) || is_external(&got.name) {
                 self.warming.insert(got.name.clone(), got.body.clone());
             } else {
-                self.active.insert(got.name.clone(), Active { body: got.body.clone(), serves: true });
+                self.active.insert(
+                    got.name.clone(),
+                    Active {
+                        body: got.body.clone(),
+                        serves: true,
+                    },
+                );
             }
         }
         for name in gone {
@@ -364,15 +435,22 @@ impl Envoy {
             Route => self.routes.get(name),
             _ => self.listeners.get(name),
         };
-        let before =
-            before.map(|body| forms(kind, body)).filter(|_| !self.from_before.contains(name)).unwrap_or_default();
+        let before = before
+            .map(|body| forms(kind, body))
+            .filter(|_| !self.from_before.contains(name))
+            .unwrap_or_default();
         self.from_before.remove(name);
         for (host, clusters) in forms(kind, body) {
-            let lacks = clusters.into_iter().filter(|cluster| !self.active.contains_key(cluster));
+            let lacks = clusters
+                .into_iter()
+                .filter(|cluster| !self.active.contains_key(cluster));
             let key = (name.to_owned(), host.clone());
             if before.contains_key(&host) {
                 let lacks: BTreeSet<_> = lacks.collect();
-                self.excused.entry(key).or_default().retain(|cluster| lacks.contains(cluster));
+                self.excused
+                    .entry(key)
+                    .or_default()
+                    .retain(|cluster| lacks.contains(cluster));
             } else {
                 self.excused.insert(key, lacks.collect());
             }
@@ -381,10 +459,15 @@ impl Envoy {
 
     /// Every listener and virtual host, by name and host, and the clusters it leads to.
     pub fn leads(&self) -> Vec<(ResourceType, &str, String, BTreeSet<String>)> {
-        let listeners = self.listeners.iter().map(|(name, body)| (Listener, name, body));
+        let listeners = self
+            .listeners
+            .iter()
+            .map(|(name, body)| (Listener, name, body));
         let routes = self.routes.iter().map(|(name, body)| (Route, name, body));
         let all = listeners.chain(routes).flat_map(|(kind, name, body)| {
-            forms(kind, body).into_iter().map(move |(host, clusters)| (kind, name.as_str(), host, clusters))
+            forms(kind, body)
+                .into_iter()
+                .map(move |(host, clusters)| (kind, name.as_str(), host, clusters))
         });
         all.collect()
     }
@@ -397,15 +480,28 @@ impl Envoy {
 }
 
 /// Reads a response: its resources, what it takes away, its nonce and its version.
-pub fn read(variant: Variant, kind: ResourceType, frame: Bytes) -> (Vec<Got>, Vec<String>, String, String) {
+pub fn read(
+    variant: Variant,
+    kind: ResourceType,
+    frame: Bytes,
+) -> (Vec<Got>, Vec<String>, String, String) {
     match variant {
         Variant::Delta => {
             let message = pb::DeltaDiscoveryResponse::decode(frame).unwrap();
             let got = message.resources.into_iter().map(|resource| {
                 let body = show(kind, &resource.resource.unwrap().value);
-                Got { name: resource.name, body, version: resource.version }
+                Got {
+                    name: resource.name,
+                    body,
+                    version: resource.version,
+                }
             });
-            (got.collect(), message.removed_resources, message.nonce, String::new())
+            (
+                got.collect(),
+                message.removed_resources,
+                message.nonce,
+                String::new(),
+            )
         }
         Variant::Sotw => {
             let message = pb::DiscoveryResponse::decode(frame).unwrap();
@@ -414,15 +510,26 @@ pub fn read(variant: Variant, kind: ResourceType, frame: Bytes) -> (Vec<Got>, Ve
                 body: show(kind, &any.value),
                 version: String::new(),
             });
-            (got.collect(), Vec::new(), message.nonce, message.version_info)
+            (
+                got.collect(),
+                Vec::new(),
+                message.nonce,
+                message.version_info,
+            )
         }
     }
 }
 
 fn name_of(kind: ResourceType, bytes: &[u8]) -> String {
     match kind {
-        Cluster => cluster::Cluster::decode(bytes).map_or_else(|_| text_of(bytes), |message| message.name),
-        Endpoints => endpoint::ClusterLoadAssignment::decode(bytes).unwrap().cluster_name,
+        Cluster => {
+            cluster::Cluster::decode(bytes).map_or_else(|_| text_of(bytes), |message| message.name)
+        }
+        Endpoints => {
+            endpoint::ClusterLoadAssignment::decode(bytes)
+                .unwrap()
+                .cluster_name
+        }
         Route => route::RouteConfiguration::decode(bytes).unwrap().name,
         Listener => {
             let text = text_of(bytes);

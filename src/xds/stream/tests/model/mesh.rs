@@ -33,7 +33,11 @@ pub struct Mesh {
 }
 
 pub fn cluster_name((service, subset): Subset) -> String {
-    let subset = if subset == 0 { String::new() } else { format!("v{subset}") };
+    let subset = if subset == 0 {
+        String::new()
+    } else {
+        format!("v{subset}")
+    };
     format!("outbound|80|{subset}|service-{service}")
 }
 
@@ -44,12 +48,15 @@ pub fn external_name(number: u64) -> String {
 impl Mesh {
     /// One service, and a host that leads to it.
     pub fn new() -> Self {
-        Self::default().with(&[(0, 0), (0, 1)]).leading(0, &[(0, 0)])
+        Self::default()
+            .with(&[(0, 0), (0, 1)])
+            .leading(0, &[(0, 0)])
     }
 
     /// With these subsets.
     pub fn with(mut self, subsets: &[Subset]) -> Self {
-        self.clusters.extend(subsets.iter().map(|subset| (*subset, 0)));
+        self.clusters
+            .extend(subsets.iter().map(|subset| (*subset, 0)));
         self
     }
 
@@ -115,13 +122,17 @@ impl Mesh {
         let mut to: Vec<_> = (0..=dice.roll(2)).map(|_| any_cluster(dice)).collect();
         to.dedup();
         let weight = dice.roll(100);
-        self.hosts.insert((80 + dice.roll(2), dice.roll(4)), format!("{}*{weight}", to.join(",")));
+        self.hosts.insert(
+            (80 + dice.roll(2), dice.roll(4)),
+            format!("{}*{weight}", to.join(",")),
+        );
     }
 
     fn write_external(&mut self, dice: &mut Dice) {
         let number = dice.roll(2);
         if self.external.remove(&number).is_none() {
-            self.external.insert(number, u32::try_from(dice.roll(3)).unwrap());
+            self.external
+                .insert(number, u32::try_from(dice.roll(3)).unwrap());
         }
     }
 
@@ -146,7 +157,11 @@ impl Mesh {
             clusters.push(eds_cluster(&name, *policy, bad(Cluster, &name)));
             assignments.push(endpoints(&name, number, bad(Endpoints, &name)));
         }
-        clusters.extend(self.external.iter().map(|(number, policy)| dns_cluster(&external_name(*number), *policy)));
+        clusters.extend(
+            self.external
+                .iter()
+                .map(|(number, policy)| dns_cluster(&external_name(*number), *policy)),
+        );
         let mut tables: BTreeMap<String, String> = BTreeMap::new();
         for ((table, host), to) in &self.hosts {
             *tables.entry(table.to_string()).or_default() += &format!("host-{host}>{to} ");
@@ -157,15 +172,25 @@ impl Mesh {
             if bad(Route, &table) {
                 hosts += "bad>fixed";
             }
-            listeners.push(resource(Listener, &format!("http-{table}"), &format!("http {table}>fixed")));
+            listeners.push(resource(
+                Listener,
+                &format!("http-{table}"),
+                &format!("http {table}>fixed"),
+            ));
             routes.push(resource(Route, &table, &hosts));
         }
         for (number, to) in &self.tcp {
             let name = format!("tcp-{number}");
-            let body = format!("{}{name} tcp>{to}", if bad(Listener, &name) { "bad " } else { "" });
+            let body = format!(
+                "{}{name} tcp>{to}",
+                if bad(Listener, &name) { "bad " } else { "" }
+            );
             listeners.push(resource(Listener, &name, &body));
         }
-        Arc::new(Snapshot::new(revision.into(), [clusters, assignments, listeners, routes].map(by_name)))
+        Arc::new(Snapshot::new(
+            revision.into(),
+            [clusters, assignments, listeners, routes].map(by_name),
+        ))
     }
 }
 
@@ -178,5 +203,9 @@ fn any_subset(dice: &mut Dice) -> Subset {
 }
 
 fn any_cluster(dice: &mut Dice) -> String {
-    if dice.in_few(8) { external_name(dice.roll(2)) } else { cluster_name(any_subset(dice)) }
+    if dice.in_few(8) {
+        external_name(dice.roll(2))
+    } else {
+        cluster_name(any_subset(dice))
+    }
 }

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use super::resources::show;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
 use crate::snapshot::{ResourceType, Snapshot};
-use crate::translate::whole_service;
-use crate::xds::stream::{Request, Response, Settings, Stream, Variant};
+use crate::translate::service_cluster_name;
+use crate::xds::stream::{Request, Response, Stream, StreamSettings, Variant};
 use envoy::{BLIND, Envoy, Got, Setup, forms, is_eds, read};
 use mesh::Mesh;
 
@@ -26,15 +26,31 @@ const STEPS: u64 = 120_000;
 const HISTORY: u64 = 1500;
 
 const SETUPS: [Setup; 4] = [
-    Setup { variant: Variant::Delta, separate: false },
-    Setup { variant: Variant::Sotw, separate: false },
-    Setup { variant: Variant::Delta, separate: true },
-    Setup { variant: Variant::Sotw, separate: true },
+    Setup {
+        variant: Variant::Delta,
+        separate: false,
+    },
+    Setup {
+        variant: Variant::Sotw,
+        separate: false,
+    },
+    Setup {
+        variant: Variant::Delta,
+        separate: true,
+    },
+    Setup {
+        variant: Variant::Sotw,
+        separate: true,
+    },
 ];
 
 #[test]
 fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().expect("a number"))
+    };
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ());
     let seed = number("WEIR_MODEL_SEED").unwrap_or(random);
     println!("WEIR_MODEL_SEED={seed}");
@@ -42,7 +58,11 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     let mut seen = Seen::default();
     for (history, setup) in (0..steps.div_ceil(HISTORY)).zip(SETUPS.into_iter().cycle()) {
         // Without a service Envoy asks for listeners before it ever asks for endpoints.
-        let mesh = if history / 4 % 2 == 0 { Mesh::new() } else { Mesh::default() };
+        let mesh = if history / 4 % 2 == 0 {
+            Mesh::new()
+        } else {
+            Mesh::default()
+        };
         let mut world = World::new(setup, mesh, seed.wrapping_add(history));
         for _ in 0..HISTORY {
             world.step();
@@ -52,8 +72,20 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     }
     println!("{seen:?}");
     // A history in which nothing of the kind happens would prove nothing.
-    let Seen { held, kept, refusals, moves, returns, warm_returns } = seen;
-    assert!([held, kept, refusals, moves, returns, warm_returns].iter().all(|count| *count > 0), "{seen:?}");
+    let Seen {
+        held,
+        kept,
+        refusals,
+        moves,
+        returns,
+        warm_returns,
+    } = seen;
+    assert!(
+        [held, kept, refusals, moves, returns, warm_returns]
+            .iter()
+            .all(|count| *count > 0),
+        "{seen:?}"
+    );
 }
 
 /// What came up in the histories.
@@ -125,7 +157,7 @@ impl World {
             dice: Dice::new(seed),
             mesh,
             revision: 0,
-            stream: Stream::new(setup.variant, Settings::default()),
+            stream: Stream::new(setup.variant, StreamSettings::default()),
             envoy: Envoy::new(setup),
             wire: VecDeque::new(),
             given: BTreeSet::new(),
@@ -161,7 +193,12 @@ impl World {
         let revision = self.revision;
         let text: Vec<String> = ResourceType::ALL
             .iter()
-            .flat_map(|kind| snapshot.get(*kind).values().map(|resource| show(*kind, &resource.bytes())))
+            .flat_map(|kind| {
+                snapshot
+                    .get(*kind)
+                    .values()
+                    .map(|resource| show(*kind, &resource.bytes()))
+            })
             .collect();
         self.note(|| format!("state {revision}: {text:?}"));
         self.stream.on_snapshot(snapshot);
@@ -180,13 +217,20 @@ impl World {
         let frame = Bytes::from(response.frame.bytes());
         let (got, gone, ..) = read(self.envoy.setup.variant, response.kind, frame.clone());
         let text: Vec<_> = got.iter().map(|resource| resource.body.clone()).collect();
-        self.note(|| format!("  sent {} {text:?} gone {gone:?}", response.kind.short_name()));
+        self.note(|| {
+            format!(
+                "  sent {} {text:?} gone {gone:?}",
+                response.kind.short_name()
+            )
+        });
         match response.kind {
             Route => {
                 self.seen.moves += 1;
                 got.iter().for_each(|table| self.check_first(table));
             }
-            Endpoints => got.iter().for_each(|assignment| self.check_drained(assignment)),
+            Endpoints => got
+                .iter()
+                .for_each(|assignment| self.check_drained(assignment)),
             Cluster => self.give_up(&got),
             Listener => {}
         }
@@ -195,12 +239,23 @@ impl World {
 
     /// What never had a form may lead only to what is there, or to what nothing will bring.
     fn check_first(&mut self, table: &Got) {
-        let refused: BTreeSet<String> = self.stream.refused().iter().map(|refused| refused.name.to_string()).collect();
-        let has = self.envoy.routes.get(&table.name).map(|body| forms(Route, body)).unwrap_or_default();
+        let rejected: BTreeSet<String> = self
+            .stream
+            .rejected()
+            .iter()
+            .map(|rejected| rejected.name.to_string())
+            .collect();
+        let has = self
+            .envoy
+            .routes
+            .get(&table.name)
+            .map(|body| forms(Route, body))
+            .unwrap_or_default();
         // A client that has neither listeners nor routes and asks for them before clusters, on a stream apart from
         // these, tells nothing of the clusters that it is about to ask for. It serves no request before it has them.
-        let initializes =
-            self.envoy.setup.separate && self.envoy.from_before.is_empty() && !self.stream.asked_for(Cluster);
+        let initializes = self.envoy.setup.separate
+            && self.envoy.from_before.is_empty()
+            && !self.stream.asked_for(Cluster);
         for (host, clusters) in forms(Route, &table.body) {
             if !self.given.insert((table.name.clone(), host.clone())) {
                 continue;
@@ -213,10 +268,15 @@ impl World {
                     && !had(name)
                     && !self.may_come_early(name)
                     && self.target().get(Cluster).contains_key(name.as_str())
-                    && !refused.contains(*name)
+                    && !rejected.contains(*name)
             };
             let early: Vec<_> = clusters.iter().filter(early).collect();
-            assert!(early.is_empty(), "{host} of {} came before {early:?}\n{}", table.name, self.log());
+            assert!(
+                early.is_empty(),
+                "{host} of {} came before {early:?}\n{}",
+                table.name,
+                self.log()
+            );
         }
     }
 
@@ -230,41 +290,60 @@ impl World {
     /// otherwise they were to move first.
     fn check_drained(&mut self, assignment: &Got) {
         let name = &assignment.name;
-        let serves = self.envoy.active.get(name).is_some_and(|cluster| cluster.serves);
+        let serves = self
+            .envoy
+            .active
+            .get(name)
+            .is_some_and(|cluster| cluster.serves);
         if !serves || !assignment.body.ends_with(" none") || self.nothing_serves_for(name) {
             return;
         }
-        let refused = self.stream.refused();
+        let rejected = self.stream.rejected();
         for (kind, table, host, clusters) in self.envoy.leads() {
-            let wanted = self.target().get(kind).get(table).map(|wanted| show(kind, &wanted.bytes()));
+            let wanted = self
+                .target()
+                .get(kind)
+                .get(table)
+                .map(|wanted| show(kind, &wanted.bytes()));
             let wanted = wanted.map(|body| forms(kind, &body)).unwrap_or_default();
             let stays = wanted.get(&host).is_some_and(|to| to.contains(name));
             let held = self.stream.held().iter().any(|held| *held.name == *table)
-                || refused.iter().any(|refused| *refused.name == *table);
+                || rejected.iter().any(|rejected| *rejected.name == *table);
             // Where nothing is known of the old routes, what any new one leads to counts.
             let others = self.envoy.from_before.contains(table) && self.leads_to(name);
-            let moves_first = clusters.contains(name) && !stays && !held && !others && wanted.contains_key(&host);
-            assert!(!moves_first, "{table} {host} has not left {name}, which loses its endpoints\n{}", self.log());
+            let moves_first =
+                clusters.contains(name) && !stays && !held && !others && wanted.contains_key(&host);
+            assert!(
+                !moves_first,
+                "{table} {host} has not left {name}, which loses its endpoints\n{}",
+                self.log()
+            );
         }
     }
 
     /// Whether the routes to be lead to a cluster.
     fn leads_to(&self, cluster: &str) -> bool {
-        let mut all = [Listener, Route].into_iter().flat_map(|kind| self.target().get(kind).values());
+        let mut all = [Listener, Route]
+            .into_iter()
+            .flat_map(|kind| self.target().get(kind).values());
         all.any(|resource| resource.leads_to(cluster))
     }
 
     /// Whether no endpoints are known that could stand in for those of a cluster.
     fn nothing_serves_for(&self, cluster: &str) -> bool {
-        let whole = whole_service(cluster).unwrap_or_default();
+        let whole = service_cluster_name(cluster).unwrap_or_default();
         let endpoints = self.target().get(Endpoints).get(&whole);
-        let text = endpoints.map(|endpoints| show(Endpoints, &endpoints.bytes())).unwrap_or_default();
+        let text = endpoints
+            .map(|endpoints| show(Endpoints, &endpoints.bytes()))
+            .unwrap_or_default();
         text.is_empty() || text.ends_with(" none") || text.contains("bad")
     }
 
     fn serve_next(&mut self) -> bool {
         let first = usize::from(self.dice.in_few(2));
-        let request = self.envoy.out[first].pop_front().or_else(|| self.envoy.out[1 - first].pop_front());
+        let request = self.envoy.out[first]
+            .pop_front()
+            .or_else(|| self.envoy.out[1 - first].pop_front());
         let Some(request) = request else { return false };
         self.note(|| format!("  asked {request:?}"));
         self.stream.on_request(request).unwrap();
@@ -273,11 +352,13 @@ impl World {
     }
 
     fn receive_next(&mut self) -> bool {
-        let Some((kind, frame)) = self.wire.pop_front() else { return false };
-        let refused = self.envoy.take(kind, frame, &mut self.dice);
-        self.seen.refusals += u64::from(refused.is_some());
-        self.blind |= kind == Cluster && refused.as_deref() == Some(BLIND);
-        self.note(|| format!("  client took {}, refused {refused:?}", kind.short_name()));
+        let Some((kind, frame)) = self.wire.pop_front() else {
+            return false;
+        };
+        let rejected = self.envoy.take(kind, frame, &mut self.dice);
+        self.seen.refusals += u64::from(rejected.is_some());
+        self.blind |= kind == Cluster && rejected.as_deref() == Some(BLIND);
+        self.note(|| format!("  client took {}, refused {rejected:?}", kind.short_name()));
         true
     }
 
@@ -289,7 +370,7 @@ impl World {
         self.given.clear();
         self.blind = false;
         self.envoy.connect();
-        self.stream = Stream::new(self.envoy.setup.variant, Settings::default());
+        self.stream = Stream::new(self.envoy.setup.variant, StreamSettings::default());
         self.note(|| "client comes back".to_owned());
         self.publish();
     }
@@ -315,8 +396,14 @@ impl World {
                 self.envoy.resolve();
             }
             900..=959 if self.has_begun() => {
-                let passed = if self.dice.in_few(4) { self.stream.wake_at() } else { None };
-                self.now = passed.unwrap_or(self.now + Duration::from_millis(self.dice.roll(400))).max(self.now);
+                let passed = if self.dice.in_few(4) {
+                    self.stream.wake_at()
+                } else {
+                    None
+                };
+                self.now = passed
+                    .unwrap_or(self.now + Duration::from_millis(self.dice.roll(400)))
+                    .max(self.now);
                 self.pump();
             }
             960..=982 => self.send_stale(),
@@ -331,13 +418,29 @@ impl World {
     fn send_stale(&mut self) {
         let kind = ResourceType::ALL[self.dice.roll(4) as usize];
         let nonce = self.dice.roll(50).to_string();
-        let in_flight = self.stream.get(kind).pending.as_ref().is_some_and(|pending| pending.nonce == nonce);
+        let in_flight = self
+            .stream
+            .get(kind)
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.nonce == nonce);
         if !self.stream.asked_for(kind) || nonce == self.envoy.nonces[kind.index()] || in_flight {
             return;
         }
-        let names = if self.envoy.setup.variant == Variant::Sotw { vec!["stale".to_owned()] } else { Vec::new() };
+        let names = if self.envoy.setup.variant == Variant::Sotw {
+            vec!["stale".to_owned()]
+        } else {
+            Vec::new()
+        };
         let type_url = kind.type_url().to_owned();
-        self.stream.on_request(Request { type_url, nonce, names, ..Default::default() }).unwrap();
+        self.stream
+            .on_request(Request {
+                type_url,
+                nonce,
+                names,
+                ..Default::default()
+            })
+            .unwrap();
         self.pump();
     }
 
@@ -349,9 +452,14 @@ impl World {
                 !self.envoy.active.contains_key(*cluster)
                     && !self.envoy.is_excused(name, &host, cluster)
                     && !self.may_come_early(cluster)
-                    && (!self.envoy.from_before.contains(name) || self.envoy.served_before.contains(*cluster))
+                    && (!self.envoy.from_before.contains(name)
+                        || self.envoy.served_before.contains(*cluster))
             });
-            broken.extend(lacks.map(|cluster| format!("{} {name} {host} leads to {cluster}", kind.short_name())));
+            broken.extend(
+                lacks.map(|cluster| {
+                    format!("{} {name} {host} leads to {cluster}", kind.short_name())
+                }),
+            );
         }
         assert!(broken.is_empty(), "{broken:?}\n{}", self.log());
     }
@@ -362,9 +470,14 @@ impl World {
         if self.envoy.setup.variant == Variant::Delta {
             return;
         }
-        let known =
-            |cluster: &str| whole_service(cluster).is_some_and(|whole| self.target().get(Cluster).contains_key(&whole));
-        let bad = |cluster: &str| self.wanted(Cluster, cluster).is_some_and(|body| body.contains("bad"));
+        let known = |cluster: &str| {
+            service_cluster_name(cluster)
+                .is_some_and(|whole| self.target().get(Cluster).contains_key(&whole))
+        };
+        let bad = |cluster: &str| {
+            self.wanted(Cluster, cluster)
+                .is_some_and(|body| body.contains("bad"))
+        };
         let lost: Vec<String> = self
             .envoy
             .served_before
@@ -387,36 +500,65 @@ impl World {
             self.receive_next();
             self.check();
             if self.wire.is_empty() && self.has_begun() && !self.envoy.resolve() {
-                let Some(at) = self.stream.wake_at() else { break };
+                let Some(at) = self.stream.wake_at() else {
+                    break;
+                };
                 self.now = at.max(self.now);
                 self.pump();
             }
         }
-        assert_eq!(self.stream.reached(), Some(self.revision.into()), "{}", self.state());
+        assert_eq!(
+            self.stream.reached(),
+            Some(self.revision.into()),
+            "{}",
+            self.state()
+        );
         self.check_refused();
         self.check_clusters();
         self.check_routes();
         // What was refused may be put together anew from what is left; all else is not to be sent a second time.
-        let all_taken = self.stream.refused().is_empty();
+        let all_taken = self.stream.rejected().is_empty();
         self.publish();
-        assert!(self.wire.is_empty() || !all_taken, "nothing changed\n{}", self.log());
+        assert!(
+            self.wire.is_empty() || !all_taken,
+            "nothing changed\n{}",
+            self.log()
+        );
     }
 
     fn state(&self) -> String {
         let stream = &self.stream;
-        format!("{:?} {:?} {:?}\n{}", stream.kept, stream.held(), stream.refused(), self.log())
+        format!(
+            "{:?} {:?} {:?}\n{}",
+            stream.kept,
+            stream.held(),
+            stream.rejected(),
+            self.log()
+        )
     }
 
     fn wanted(&self, kind: ResourceType, name: &str) -> Option<String> {
-        self.target().get(kind).get(name).map(|wanted| show(kind, &wanted.bytes()))
+        self.target()
+            .get(kind)
+            .get(name)
+            .map(|wanted| show(kind, &wanted.bytes()))
     }
 
     fn check_refused(&self) {
-        for refused in self.stream.refused() {
-            let kind = ResourceType::ALL.into_iter().find(|kind| kind.short_name() == refused.kind).unwrap();
-            let bad = self.wanted(kind, &refused.name).is_some_and(|body| body.contains("bad"));
+        for rejected in self.stream.rejected() {
+            let kind = ResourceType::ALL
+                .into_iter()
+                .find(|kind| kind.short_name() == rejected.kind)
+                .unwrap();
+            let bad = self
+                .wanted(kind, &rejected.name)
+                .is_some_and(|body| body.contains("bad"));
             // Endpoints of a cluster that is dropped may have had no good form.
-            assert!(bad || self.stream.kept.contains_key(&refused.name), "{refused:?}\n{}", self.state());
+            assert!(
+                bad || self.stream.kept.contains_key(&rejected.name),
+                "{rejected:?}\n{}",
+                self.state()
+            );
         }
     }
 
@@ -425,30 +567,61 @@ impl World {
         // A stream that ends at the wrong moment leaves behind one that warms beside the very same that is active (it
         // changed and changed back), or beside one of which the new stream knows only that it is to go. Neither harms.
         let odd = |name: &str, body: &String| {
-            let kept = stream.kept.get(name).filter(|kept| kept.endpoints.is_none());
+            let kept = stream
+                .kept
+                .get(name)
+                .filter(|kept| kept.endpoints.is_none());
             let stranger = kept.is_some_and(|kept| kept.cluster.is_none());
             // What stands in for one that it has warms for as long as it is kept.
             stream.stand_ins.contains_key(name)
-                || envoy.active.get(name).is_some_and(|active| stranger || active.body == *body)
+                || envoy
+                    .active
+                    .get(name)
+                    .is_some_and(|active| stranger || active.body == *body)
         };
         for (name, _) in envoy.warming.iter().filter(|(name, body)| !odd(name, body)) {
-            let endpoints = stream.endpoints(name).map(|wanted| show(Endpoints, &wanted.bytes()));
-            assert!(endpoints.is_some_and(|body| body.contains("bad")), "{name} warms\n{}", self.state());
+            let endpoints = stream
+                .endpoints(name)
+                .map(|wanted| show(Endpoints, &wanted.bytes()));
+            assert!(
+                endpoints.is_some_and(|body| body.contains("bad")),
+                "{name} warms\n{}",
+                self.state()
+            );
         }
         for name in self.target().get(Cluster).keys() {
             let body = self.wanted(Cluster, name).unwrap();
             let active = envoy.active.get(&**name).map(|active| &active.body);
             let has = envoy.warming.get(&**name).or(active);
-            assert!(has == Some(&body) || body.contains("bad"), "{name} is {has:?}, not {body}\n{}", self.state());
-            let endpoints = self.wanted(Endpoints, name).filter(|endpoints| !endpoints.contains("bad"));
+            assert!(
+                has == Some(&body) || body.contains("bad"),
+                "{name} is {has:?}, not {body}\n{}",
+                self.state()
+            );
+            let endpoints = self
+                .wanted(Endpoints, name)
+                .filter(|endpoints| !endpoints.contains("bad"));
             if let (Some(active), Some(endpoints)) = (envoy.active.get(&**name), endpoints) {
                 let serves = !endpoints.ends_with(" none");
-                assert!(active.serves == serves || body.contains("bad"), "{name}: {endpoints}\n{}", self.state());
+                assert!(
+                    active.serves == serves || body.contains("bad"),
+                    "{name}: {endpoints}\n{}",
+                    self.state()
+                );
             }
         }
-        let used: BTreeSet<String> = envoy.leads().into_iter().flat_map(|(.., clusters)| clusters).collect();
+        let used: BTreeSet<String> = envoy
+            .leads()
+            .into_iter()
+            .flat_map(|(.., clusters)| clusters)
+            .collect();
         // A client that came back and refuses the new form of its routes keeps all that the old one may lead to.
-        for name in envoy.active.keys().chain(envoy.warming.keys()).filter(|_| stream.routes_known) {
+        for name in envoy
+            .active
+            .keys()
+            .chain(envoy.warming.keys())
+            .filter(|_| stream.routes_known)
+        {
             assert!(
                 self.target().get(Cluster).contains_key(name.as_str()) || used.contains(name),
                 "{name} is left\n{}",
@@ -464,16 +637,24 @@ impl World {
             if wanted.contains("bad") {
                 continue;
             }
-            let is_held =
-                |host: &str| held.iter().any(|held| *held.name == **name && held.virtual_host.as_deref() == Some(host));
+            let is_held = |host: &str| {
+                held.iter()
+                    .any(|held| *held.name == **name && held.virtual_host.as_deref() == Some(host))
+            };
             let plain = |text: &str| -> Vec<String> {
                 let hosts = text.split_whitespace().map(str::to_owned);
-                hosts.filter(|host| !is_held(host.split('>').next().unwrap())).collect()
+                hosts
+                    .filter(|host| !is_held(host.split('>').next().unwrap()))
+                    .collect()
             };
             assert_eq!(plain(body), plain(&wanted), "{}", self.state());
         }
         for name in self.envoy.listeners.keys() {
-            assert!(self.target().get(Listener).contains_key(name.as_str()), "{name} is left\n{}", self.state());
+            assert!(
+                self.target().get(Listener).contains_key(name.as_str()),
+                "{name} is left\n{}",
+                self.state()
+            );
         }
     }
 }

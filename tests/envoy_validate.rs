@@ -1,4 +1,4 @@
-//! What `weir::proto_rules` calls wrong, compared with a real Envoy, and with everything weir gives a proxy.
+//! Compares the violations reported by `weir::envoy_validate` with a real Envoy, and checks everything that weir sends.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 use weir::envoy::EnvoyBinary;
-use weir::mesh::{Builder, Locality, MeshConfig, NodeMetadata, Proxy};
+use weir::envoy_validate::{check, re2};
+use weir::mesh::{Locality, MeshBuilder, MeshConfig, NodeMetadata, Proxy};
 use weir::proto_json::{bytes_to_json, json_to_any};
-use weir::proto_rules::{check, re2};
 use weir::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use weir::store::Store;
 
@@ -19,7 +19,7 @@ const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const ROUTES: &str = "envoy.config.route.v3.RouteConfiguration";
 const MOST: u32 = u32::MAX;
 
-/// What is tried: a cluster or a listener, and whether it is fine.
+/// A test case: a cluster or a listener, and whether it is valid.
 struct Case {
     name: String,
     kind: &'static str,
@@ -30,17 +30,29 @@ struct Case {
 fn cluster(name: &str, fine: bool, fields: Value) -> Case {
     let mut resource = json!({"name": "c", "connect_timeout": "1s", "type": "STATIC"});
     merge(&mut resource, fields);
-    Case { name: name.to_owned(), kind: CLUSTER, resource, fine }
+    Case {
+        name: name.to_owned(),
+        kind: CLUSTER,
+        resource,
+        fine,
+    }
 }
 
 fn listener(name: &str, fine: bool, fields: Value) -> Case {
     let mut resource = json!({"name": "l", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}});
     merge(&mut resource, fields);
-    Case { name: name.to_owned(), kind: LISTENER, resource, fine }
+    Case {
+        name: name.to_owned(),
+        kind: LISTENER,
+        resource,
+        fine,
+    }
 }
 
 fn merge(into: &mut Value, fields: Value) {
-    let Value::Object(fields) = fields else { panic!("{fields} is no object") };
+    let Value::Object(fields) = fields else {
+        panic!("{fields} is not an object")
+    };
     into.as_object_mut().unwrap().extend(fields);
 }
 
@@ -52,13 +64,21 @@ fn routes(name: &str, fine: bool, hosts: Value) -> Case {
         "http_filters": [{"name": "router", "typed_config":
             {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
     });
-    listener(name, fine, json!({"filter_chains": [{"filters": [{"name": "hcm", "typed_config": manager}]}]}))
+    listener(
+        name,
+        fine,
+        json!({"filter_chains": [{"filters": [{"name": "hcm", "typed_config": manager}]}]}),
+    )
 }
 
 fn route(name: &str, fine: bool, fields: Value) -> Case {
     let mut route = json!({"match": {"prefix": "/"}});
     merge(&mut route, fields);
-    routes(name, fine, json!([{"name": "v", "domains": ["*"], "routes": [route]}]))
+    routes(
+        name,
+        fine,
+        json!([{"name": "v", "domains": ["*"], "routes": [route]}]),
+    )
 }
 
 fn action(name: &str, fine: bool, fields: Value) -> Case {
@@ -67,15 +87,25 @@ fn action(name: &str, fine: bool, fields: Value) -> Case {
 
 fn header(name: &str, fine: bool, key: &str, value: &str) -> Case {
     let add = json!([{"header": {"key": key, "value": value}}]);
-    route(name, fine, json!({"route": {"cluster": "c"}, "request_headers_to_add": add}))
+    route(
+        name,
+        fine,
+        json!({"route": {"cluster": "c"}, "request_headers_to_add": add}),
+    )
 }
 
 fn chains(name: &str, fine: bool, matches: &[Value]) -> Case {
     let tcp = json!({"name": "tcp", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         "stat_prefix": "t", "cluster": "c"}});
-    let chains = matches.iter().map(|one| json!({"filter_chain_match": one, "filters": [tcp.clone()]}));
-    listener(name, fine, json!({"filter_chains": chains.collect::<Vec<_>>()}))
+    let chains = matches.iter().map(
+        |request_match| json!({"filter_chain_match": request_match, "filters": [tcp.clone()]}),
+    );
+    listener(
+        name,
+        fine,
+        json!({"filter_chains": chains.collect::<Vec<_>>()}),
+    )
 }
 
 fn named(name: &str, fine: bool, names: &[&str]) -> Case {
@@ -89,7 +119,11 @@ fn named(name: &str, fine: bool, names: &[&str]) -> Case {
 }
 
 fn endpoints(name: &str, fine: bool, localities: Value) -> Case {
-    cluster(name, fine, json!({"load_assignment": {"cluster_name": "c", "endpoints": localities}}))
+    cluster(
+        name,
+        fine,
+        json!({"load_assignment": {"cluster_name": "c", "endpoints": localities}}),
+    )
 }
 
 fn endpoint(address: &str) -> Value {
@@ -97,7 +131,10 @@ fn endpoint(address: &str) -> Value {
 }
 
 fn weights(weights: &[u32]) -> Value {
-    let clusters: Vec<_> = weights.iter().map(|weight| json!({"name": "c", "weight": weight})).collect();
+    let clusters: Vec<_> = weights
+        .iter()
+        .map(|weight| json!({"name": "c", "weight": weight}))
+        .collect();
     json!({"weighted_clusters": {"clusters": clusters}})
 }
 
@@ -107,9 +144,14 @@ fn cases() -> Vec<Case> {
     let direct = |size: usize| json!({"direct_response": {"status": 200, "body": {"inline_string": "x".repeat(size)}}});
     let range = |ip: &str, length: u32| json!({"prefix_ranges": [{"address_prefix": ip, "prefix_len": length}]});
     let ring = |fields: Value| json!({"lb_policy": "RING_HASH", "ring_hash_lb_config": fields});
-    let maglev = |size: u32| json!({"lb_policy": "MAGLEV", "maglev_lb_config": {"table_size": size}});
+    let maglev =
+        |size: u32| json!({"lb_policy": "MAGLEV", "maglev_lb_config": {"table_size": size}});
     let policy = |name: &str, mut fields: Value| {
-        let kind = if name == "maglev" { "Maglev" } else { "RingHash" };
+        let kind = if name == "maglev" {
+            "Maglev"
+        } else {
+            "RingHash"
+        };
         merge(
             &mut fields,
             json!({"@type": format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{kind}")}),
@@ -122,39 +164,112 @@ fn cases() -> Vec<Case> {
         json!({"type": "LOGICAL_DNS", "load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": hosts}]}})
     };
     vec![
-        routes("virtual hosts of one name", true, json!([host("a", &["x"]), host("a", &["y"])])),
-        routes("a domain twice", false, json!([host("a", &["x"]), host("b", &["X"])])),
-        routes("a domain twice in one host", false, json!([host("a", &["x", "x"])])),
-        routes("two catch-alls", false, json!([host("a", &["*"]), host("b", &["*"])])),
-        routes("wildcards on either side", true, json!([host("a", &["x*", "*x", "a*b"])])),
+        routes(
+            "virtual hosts of one name",
+            true,
+            json!([host("a", &["x"]), host("a", &["y"])]),
+        ),
+        routes(
+            "a domain twice",
+            false,
+            json!([host("a", &["x"]), host("b", &["X"])]),
+        ),
+        routes(
+            "a domain twice in one host",
+            false,
+            json!([host("a", &["x", "x"])]),
+        ),
+        routes(
+            "two catch-alls",
+            false,
+            json!([host("a", &["*"]), host("b", &["*"])]),
+        ),
+        routes(
+            "wildcards on either side",
+            true,
+            json!([host("a", &["x*", "*x", "a*b"])]),
+        ),
         routes("no domain", false, json!([host("a", &[])])),
         routes("no name", false, json!([host("", &["*"])])),
         action("weights of 0", false, weights(&[0, 0])),
         action("one weight of 0", true, weights(&[0, 1])),
         action("weights over 32 bits", false, weights(&[MOST, 1])),
         action("weights of 32 bits", true, weights(&[MOST - 1, 1])),
-        action("no weight", false, json!({"weighted_clusters": {"clusters": [{"name": "c"}]}})),
-        action("weight without a name", false, json!({"weighted_clusters": {"clusters": [{"weight": 1}]}})),
+        action(
+            "no weight",
+            false,
+            json!({"weighted_clusters": {"clusters": [{"name": "c"}]}}),
+        ),
+        action(
+            "weight without a name",
+            false,
+            json!({"weighted_clusters": {"clusters": [{"weight": 1}]}}),
+        ),
         header("header", true, "a", "b c\u{1}"),
         header("header name with a space", true, "a b", "c"),
         header("header name with a line end", false, "a\nb", "c"),
         header("header value with a line end", false, "a", "b\nc"),
         header("header value with a percent sign", false, "a", "100%"),
         header("header value with two", true, "a", "100%%"),
-        header("header value with a command", true, "a", "%REQ(x)% and %DOWNSTREAM_REMOTE_ADDRESS%"),
-        header("header value with a command in lower case", false, "a", "%foo%"),
-        header("header value with a command that nobody knows", false, "a", "%FOO%"),
-        header("header value with a command without what it needs", false, "a", "%REQ%"),
-        header("header value with a command with a length too many", false, "a", "%HOSTNAME:3%"),
+        header(
+            "header value with a command",
+            true,
+            "a",
+            "%REQ(x)% and %DOWNSTREAM_REMOTE_ADDRESS%",
+        ),
+        header(
+            "header value with a command in lower case",
+            false,
+            "a",
+            "%foo%",
+        ),
+        header(
+            "header value with a command that nobody knows",
+            false,
+            "a",
+            "%FOO%",
+        ),
+        header(
+            "header value with a command without what it needs",
+            false,
+            "a",
+            "%REQ%",
+        ),
+        header(
+            "header value with a command with a length too many",
+            false,
+            "a",
+            "%HOSTNAME:3%",
+        ),
         header("header :authority", false, ":authority", "a"),
         header("header Host", false, "Host", "a"),
-        route("removal of host", false, json!({"route": {"cluster": "c"}, "request_headers_to_remove": ["hoSt"]})),
-        route("removal of :path", false, json!({"route": {"cluster": "c"}, "response_headers_to_remove": [":path"]})),
+        route(
+            "removal of host",
+            false,
+            json!({"route": {"cluster": "c"}, "request_headers_to_remove": ["hoSt"]}),
+        ),
+        route(
+            "removal of :path",
+            false,
+            json!({"route": {"cluster": "c"}, "response_headers_to_remove": [":path"]}),
+        ),
         action("back-off", true, retry("1s", "1s")),
         action("back-off that shrinks", false, retry("2s", "1s")),
-        action("back-off that shrinks within a millisecond", true, retry("0.0019s", "0.0010s")),
-        action("mirror to nothing", false, json!({"cluster": "c", "request_mirror_policies": [{}]})),
-        action("mirror", true, json!({"cluster": "c", "request_mirror_policies": [{"cluster": "c"}]})),
+        action(
+            "back-off that shrinks within a millisecond",
+            true,
+            retry("0.0019s", "0.0010s"),
+        ),
+        action(
+            "mirror to nothing",
+            false,
+            json!({"cluster": "c", "request_mirror_policies": [{}]}),
+        ),
+        action(
+            "mirror",
+            true,
+            json!({"cluster": "c", "request_mirror_policies": [{"cluster": "c"}]}),
+        ),
         action(
             "two rewrites",
             false,
@@ -165,64 +280,152 @@ fn cases() -> Vec<Case> {
             false,
             json!({"cluster": "c", "upgrade_configs": [{"upgrade_type": "a"}, {"upgrade_type": "A"}]}),
         ),
-        action("a negative timeout", false, json!({"cluster": "c", "timeout": "-1s"})),
+        action(
+            "a negative timeout",
+            false,
+            json!({"cluster": "c", "timeout": "-1s"}),
+        ),
         action("no timeout", true, json!({"cluster": "c", "timeout": "0s"})),
         route("direct response of 4097 bytes", false, direct(4097)),
         route("direct response of 4096 bytes", true, direct(4096)),
-        route("direct response with status 700", false, json!({"direct_response": {"status": 700}})),
+        route(
+            "direct response with status 700",
+            false,
+            json!({"direct_response": {"status": 700}}),
+        ),
         route("no action", false, json!({})),
-        route("path prefix", true, json!({"match": {"path_separated_prefix": "/a"}, "route": {"cluster": "c"}})),
+        route(
+            "path prefix",
+            true,
+            json!({"match": {"path_separated_prefix": "/a"}, "route": {"cluster": "c"}}),
+        ),
         route(
             "path prefix with /",
             false,
             json!({"match": {"path_separated_prefix": "/a/"}, "route": {"cluster": "c"}}),
         ),
-        endpoints("priorities with gaps", true, json!([{"priority": 3, "lb_endpoints": [endpoint("1.1.1.1")]}])),
-        endpoints("priority 129", false, json!([{"priority": 129, "lb_endpoints": [endpoint("1.1.1.1")]}])),
-        endpoints("an endpoint twice", true, json!([{"lb_endpoints": [endpoint("1.1.1.1"), endpoint("1.1.1.1")]}])),
+        endpoints(
+            "priorities with gaps",
+            true,
+            json!([{"priority": 3, "lb_endpoints": [endpoint("1.1.1.1")]}]),
+        ),
+        endpoints(
+            "priority 129",
+            false,
+            json!([{"priority": 129, "lb_endpoints": [endpoint("1.1.1.1")]}]),
+        ),
+        endpoints(
+            "an endpoint twice",
+            true,
+            json!([{"lb_endpoints": [endpoint("1.1.1.1"), endpoint("1.1.1.1")]}]),
+        ),
         endpoints(
             "a locality twice",
             true,
             json!([{"lb_endpoints": [endpoint("1.1.1.1")]}, {"lb_endpoints": [endpoint("1.1.1.2")]}]),
         ),
-        endpoints("a name for an address", false, json!([{"lb_endpoints": [endpoint("a.example")]}])),
+        endpoints(
+            "a name for an address",
+            false,
+            json!([{"lb_endpoints": [endpoint("a.example")]}]),
+        ),
         endpoints("no address", false, json!([{"lb_endpoints": [{}]}])),
         cluster("no name", false, json!({"name": ""})),
         cluster("connect timeout 0", false, json!({"connect_timeout": "0s"})),
-        cluster("ring", true, ring(json!({"minimum_ring_size": 10, "maximum_ring_size": 10}))),
-        cluster("ring with swapped ends", false, ring(json!({"minimum_ring_size": 100, "maximum_ring_size": 10}))),
-        cluster("ring below the default", false, ring(json!({"maximum_ring_size": 100}))),
-        cluster("ring above the default", false, ring(json!({"minimum_ring_size": 8_388_609}))),
+        cluster(
+            "ring",
+            true,
+            ring(json!({"minimum_ring_size": 10, "maximum_ring_size": 10})),
+        ),
+        cluster(
+            "ring with swapped ends",
+            false,
+            ring(json!({"minimum_ring_size": 100, "maximum_ring_size": 10})),
+        ),
+        cluster(
+            "ring below the default",
+            false,
+            ring(json!({"maximum_ring_size": 100})),
+        ),
+        cluster(
+            "ring above the default",
+            false,
+            ring(json!({"minimum_ring_size": 8_388_609})),
+        ),
         cluster("maglev", true, maglev(5_000_011)),
         cluster("maglev without a prime", false, maglev(100)),
         cluster("maglev with too large a prime", false, maglev(5_000_017)),
-        cluster("original destination", true, json!({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"})),
-        cluster("original destination in turn", false, json!({"type": "ORIGINAL_DST"})),
-        cluster("a cluster's own policy that it lacks", false, json!({"lb_policy": "CLUSTER_PROVIDED"})),
-        cluster("logical DNS without a host", false, json!({"type": "LOGICAL_DNS"})),
-        cluster("ejection of 101 %", false, json!({"outlier_detection": {"max_ejection_percent": 101}})),
+        cluster(
+            "original destination",
+            true,
+            json!({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}),
+        ),
+        cluster(
+            "original destination in turn",
+            false,
+            json!({"type": "ORIGINAL_DST"}),
+        ),
+        cluster(
+            "a cluster's own policy that it lacks",
+            false,
+            json!({"lb_policy": "CLUSTER_PROVIDED"}),
+        ),
+        cluster(
+            "logical DNS without a host",
+            false,
+            json!({"type": "LOGICAL_DNS"}),
+        ),
+        cluster(
+            "ejection of 101 %",
+            false,
+            json!({"outlier_detection": {"max_ejection_percent": 101}}),
+        ),
         cluster(
             "ejection that is too long",
             false,
             json!({"outlier_detection": {"base_ejection_time": "10s", "max_ejection_time": "1s"}}),
         ),
-        cluster("long ejection", true, json!({"outlier_detection": {"base_ejection_time": "400s"}})),
+        cluster(
+            "long ejection",
+            true,
+            json!({"outlier_detection": {"base_ejection_time": "400s"}}),
+        ),
         cluster(
             "ejection that ends before its default beginning",
             false,
             json!({"outlier_detection": {"max_ejection_time": "10s"}}),
         ),
-        cluster("a ring as an extension", true, policy("ring_hash", json!({"minimum_ring_size": 10}))),
+        cluster(
+            "a ring as an extension",
+            true,
+            policy("ring_hash", json!({"minimum_ring_size": 10})),
+        ),
         cluster(
             "a ring as an extension with swapped ends",
             false,
             policy("ring_hash", json!({"maximum_ring_size": 100})),
         ),
-        cluster("maglev as an extension", true, policy("maglev", json!({"table_size": 101}))),
-        cluster("maglev as an extension without a prime", false, policy("maglev", json!({"table_size": 100}))),
+        cluster(
+            "maglev as an extension",
+            true,
+            policy("maglev", json!({"table_size": 101})),
+        ),
+        cluster(
+            "maglev as an extension without a prime",
+            false,
+            policy("maglev", json!({"table_size": 100})),
+        ),
         cluster("logical DNS", true, dns(&["a.example"])),
-        cluster("logical DNS with two hosts", false, dns(&["a.example", "b.example"])),
-        cluster("a policy of another's", true, json!({"ring_hash_lb_config": {"minimum_ring_size": 1}})),
+        cluster(
+            "logical DNS with two hosts",
+            false,
+            dns(&["a.example", "b.example"]),
+        ),
+        cluster(
+            "a policy of another's",
+            true,
+            json!({"ring_hash_lb_config": {"minimum_ring_size": 1}}),
+        ),
         cluster(
             "original destination with endpoints",
             false,
@@ -232,7 +435,11 @@ fn cases() -> Vec<Case> {
         named("chains for a matcher", true, &["a", "b"]),
         named("chains for a matcher of one name", false, &["a", "a"]),
         named("a chain for a matcher without a name", false, &[""]),
-        chains("IPv6 ranges", false, &[range("fd00::1", 16), range("fd00::2", 16)]),
+        chains(
+            "IPv6 ranges",
+            false,
+            &[range("fd00::1", 16), range("fd00::2", 16)],
+        ),
         chains("a suffix", false, &[json!({"suffix_len": 1})]),
         chains(
             "two chains by everything",
@@ -274,33 +481,66 @@ fn cases() -> Vec<Case> {
             {"response_headers_to_copy": ["host"]}}),
         ),
         routes(
-            "a matcher beside routes",
+            "a matcher together with routes",
             false,
             json!([{"name": "a", "domains": ["*"],
             "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "c"}}], "matcher": {}}]),
         ),
         chains("one chain", true, &[json!({})]),
         chains("two chains for everything", false, &[json!({}), json!({})]),
-        chains("two chains by port", true, &[json!({"destination_port": 1}), json!({"destination_port": 2})]),
-        chains("two chains of one port", false, &[json!({"destination_port": 1}), json!({"destination_port": 1})]),
+        chains(
+            "two chains by port",
+            true,
+            &[
+                json!({"destination_port": 1}),
+                json!({"destination_port": 2}),
+            ],
+        ),
+        chains(
+            "two chains of one port",
+            false,
+            &[
+                json!({"destination_port": 1}),
+                json!({"destination_port": 1}),
+            ],
+        ),
         chains(
             "two chains that share a name",
             false,
-            &[json!({"server_names": ["a", "b"]}), json!({"server_names": ["B"]})],
+            &[
+                json!({"server_names": ["a", "b"]}),
+                json!({"server_names": ["B"]}),
+            ],
         ),
-        chains("two chains of one range", false, &[range("10.0.0.0", 8), range("10.1.0.0", 8)]),
-        chains("two chains of two ranges", true, &[range("10.0.0.0", 8), range("10.1.0.0", 16)]),
-        chains("everything and every address", true, &[json!({}), range("0.0.0.0", 0)]),
+        chains(
+            "two chains of one range",
+            false,
+            &[range("10.0.0.0", 8), range("10.1.0.0", 8)],
+        ),
+        chains(
+            "two chains of two ranges",
+            true,
+            &[range("10.0.0.0", 8), range("10.1.0.0", 16)],
+        ),
+        chains(
+            "everything and every address",
+            true,
+            &[json!({}), range("0.0.0.0", 0)],
+        ),
         chains("a range that is none", false, &[range("a", 8)]),
         chains("a long range", true, &[range("10.0.0.0", 33)]),
-        chains("a partial wildcard", false, &[json!({"server_names": ["a*"]})]),
+        chains(
+            "a partial wildcard",
+            false,
+            &[json!({"server_names": ["a*"]})],
+        ),
         chains("a wildcard alone", false, &[json!({"server_names": ["*"]})]),
         chains("a wildcard", true, &[json!({"server_names": ["*.a"]})]),
         chains("port 0 as a source", false, &[json!({"source_ports": [0]})]),
     ]
 }
 
-/// Expressions whose program is small: the size that Envoy allows is not in question here.
+/// Expressions with a small program, because Envoy's size limit is not tested here.
 const PATTERNS: &str = r"a** a*+ a++ a*? a?? a??? a{2}{3} a{2}? a{2}?? a{1001} (a{100}){11} (a{2}){600} (a{2,}){600} (a?){1001}
     a{,5} a{5,1} a{01} a{100000000} a{1 a{ { } ] *a |* (*) a|*b ^* () (|a)* ()* (?:)* x{0} (?=a) (?!a) (?<=a) (?<!a) (?>a) (?#a)
     (?P<n>a) (?<n>a) (?P<n>a)(?P<m>b) (?P<1>a) (?P<>a) (?P<é>a) (?P=n) (?'n'a) (?P<n (?P (? (?P<n> (?i)a (?i-s:a) (?-) (?i-) (?) (?x)a
@@ -311,22 +551,37 @@ const PATTERNS: &str = r"a** a*+ a++ a*? a?? a??? a{2}{3} a{2}? a{2}?? a{1001} (
     ((a{2}){3}){4}x a.*b? ^/api/v[0-9]+/.*$ [^a-z]+|(b|c)* .*?";
 
 #[test]
-fn envoy_says_the_same_of_what_is_fine_and_what_is_not() {
+fn envoy_agrees_on_valid_and_invalid_messages() {
     let mut cases = cases();
     let of = |pattern: &str| json!({"match": {"safe_regex": {"regex": pattern}}, "route": {"cluster": "c"}});
-    let (fine, refused): (Vec<_>, Vec<_>) =
-        PATTERNS.split_ascii_whitespace().partition(|pattern| re2::check(pattern).is_ok());
-    assert!(fine.len() > 50 && refused.len() > 50, "{} and {}", fine.len(), refused.len());
-    cases.extend(refused.into_iter().map(|pattern| route(&format!("the pattern {pattern}"), false, of(pattern))));
-    // All at once, because Envoy's reason names the pattern.
+    let (fine, rejected): (Vec<_>, Vec<_>) = PATTERNS
+        .split_ascii_whitespace()
+        .partition(|pattern| re2::check(pattern).is_ok());
+    assert!(
+        fine.len() > 50 && rejected.len() > 50,
+        "{} and {}",
+        fine.len(),
+        rejected.len()
+    );
+    cases.extend(
+        rejected
+            .into_iter()
+            .map(|pattern| route(&format!("the pattern {pattern}"), false, of(pattern))),
+    );
+    // All at once, because Envoy's error names the pattern.
     let all: Vec<_> = fine.into_iter().map(of).collect();
-    cases.push(routes("the patterns that are fine", true, json!([{"name": "v", "domains": ["*"], "routes": all}])));
+    cases.push(routes(
+        "the patterns that are fine",
+        true,
+        json!([{"name": "v", "domains": ["*"], "routes": all}]),
+    ));
 
     let envoy = EnvoyBinary::find(None).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut wrong = Vec::new();
     for (number, case) in cases.iter().enumerate() {
-        let bytes = json_to_any(case.kind, &case.resource).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+        let bytes = json_to_any(case.kind, &case.resource)
+            .unwrap_or_else(|error| panic!("{}: {error}", case.name));
         let found = check(case.kind, &bytes);
         let spare = json!({"name": "c", "connect_timeout": "1s", "type": "STATIC"});
         let (clusters, listeners) = match case.kind {
@@ -342,21 +597,32 @@ fn envoy_says_the_same_of_what_is_fine_and_what_is_not() {
         let envoy = envoy.validate(&file).err().map(|error| error.to_string());
         if case.fine != found.is_empty() || case.fine != envoy.is_none() {
             let expected = if case.fine { "fine" } else { "wrong" };
-            wrong.push(format!("{}: expected {expected}\n  weir:  {found:?}\n  Envoy: {envoy:?}", case.name));
+            wrong.push(format!(
+                "{}: expected {expected}\n  weir:  {found:?}\n  Envoy: {envoy:?}",
+                case.name
+            ));
         }
     }
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
 }
 
 fn full_name(kind: ResourceType) -> &'static str {
     kind.type_url().rsplit('/').next().unwrap()
 }
 
-/// Everything a sidecar gets for the objects of each case.
+/// Everything that a sidecar gets for the objects of each case.
 fn snapshots() -> Vec<(PathBuf, Snapshot)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut inputs: Vec<_> =
-        std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path().join("input.yaml")).collect();
+    let mut inputs: Vec<_> = std::fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("input.yaml"))
+        .collect();
     inputs.retain(|input| input.exists());
     inputs.sort();
     let mut out = Vec::new();
@@ -365,11 +631,22 @@ fn snapshots() -> Vec<(PathBuf, Snapshot)> {
         for change in weir::source::directory::load_once(&input).unwrap() {
             store.apply(change, &mut dirty);
         }
-        let mesh = Builder::new(MeshConfig::default()).update(&store, &dirty);
-        for metadata in [json!({}), json!({"LABELS": {"app": "client"}, "INTERCEPTION_MODE": "NONE"})] {
+        let mesh = MeshBuilder::new(MeshConfig::default()).update(&store, &dirty);
+        for metadata in [
+            json!({}),
+            json!({"LABELS": {"app": "client"}, "INTERCEPTION_MODE": "NONE"}),
+        ] {
             let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
-            let proxy = Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/eu-a")).unwrap();
-            out.push((input.clone(), SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy))));
+            let proxy = Proxy::new(
+                id,
+                NodeMetadata::from_json(&metadata),
+                Locality::parse("eu/eu-a"),
+            )
+            .unwrap();
+            out.push((
+                input.clone(),
+                SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy)),
+            ));
         }
     }
     out
@@ -381,7 +658,13 @@ fn resources() -> Vec<(String, &'static str, Vec<u8>)> {
     for (input, snapshot) in snapshots() {
         for kind in ResourceType::ALL {
             let all = snapshot.get(kind).values();
-            out.extend(all.map(|one| (format!("{} {}", input.display(), one.name), full_name(kind), one.bytes())));
+            out.extend(all.map(|item| {
+                (
+                    format!("{} {}", input.display(), item.name),
+                    full_name(kind),
+                    item.bytes(),
+                )
+            }));
         }
     }
     assert!(out.len() > 150, "only {}", out.len());
@@ -397,7 +680,7 @@ fn nothing_that_weir_sends_is_wrong() {
 }
 
 #[test]
-fn what_is_spoiled_is_found() {
+fn corrupted_resources_are_detected() {
     let spoil = |kind, json: &mut Value| -> &'static str {
         match kind {
             CLUSTER => {
@@ -426,7 +709,10 @@ fn what_is_spoiled_is_found() {
         let mut json = bytes_to_json(kind, &bytes).unwrap();
         let path = spoil(kind, &mut json);
         let found = check(kind, &json_to_any(kind, &json).unwrap());
-        assert!(found.iter().any(|one| one.path.ends_with(path)), "{name}: {path}: {found:#?}");
+        assert!(
+            found.iter().any(|item| item.path.ends_with(path)),
+            "{name}: {path}: {found:#?}"
+        );
         let cut = check(kind, &bytes[..bytes.len() - 1]);
         assert!(!cut.is_empty(), "{name}: without its last byte");
     }
@@ -435,9 +721,14 @@ fn what_is_spoiled_is_found() {
 #[test]
 fn no_changed_byte_makes_it_panic() {
     let all = resources();
-    let strategy =
-        (any::<prop::sample::Index>(), prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6));
-    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(500) });
+    let strategy = (
+        any::<prop::sample::Index>(),
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    );
+    let mut runner = TestRunner::new(Config {
+        failure_persistence: None,
+        ..Config::with_cases(500)
+    });
     let outcome = runner.run(&strategy, |(which, changes)| {
         let (_, kind, bytes) = which.get(&all);
         let mut bytes = bytes.clone();
@@ -451,11 +742,11 @@ fn no_changed_byte_makes_it_panic() {
     outcome.unwrap();
 }
 
-/// Prints how long checks of larger and larger route configurations take. To be run by hand:
-/// `cargo test --test proto_rules -- --ignored --nocapture`
+/// Prints how long checks of increasingly large route configurations take. Run manually: `cargo test --test
+/// envoy_validate -- --ignored --nocapture`
 #[test]
 #[ignore = "prints times"]
-fn how_long_it_takes() {
+fn print_durations() {
     let host = |at: usize| {
         json!({"name": format!("app-{at}.shop.svc.cluster.local:80"),
             "domains": [format!("app-{at}.shop.svc.cluster.local"), format!("app-{at}.shop"), format!("10.0.{}.{}", at / 256, at % 256)],

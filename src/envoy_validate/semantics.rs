@@ -1,22 +1,24 @@
-//! What Envoy refuses by code that stands in no proto: one function per message type, each with the place it was learned from.
+//! Checks in Envoy's code that are not expressed in its protos: one function per message type, each with its source.
 //!
-//! Paths are those of Envoy's source tree; every rule was also tried on Envoy 1.40, whose answers `tests.rs` compares with these.
+//! Paths refer to Envoy's source tree; every rule was also verified with Envoy 1.40, whose results `tests.rs` compares
+//! with these.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use super::plan::{FieldPlan, Plan, Plans};
+use super::compiled::{CompiledRules, FieldRules, MessageRules};
 use super::re2;
-use super::rules::{Wrong, quoted};
+use super::rules::{Mismatch, quoted};
 use super::wire::{Fields, Malformed, Payload, Scalar, Value, seconds_and_nanos};
 
-/// Looks at one message and reports what is wrong in it, by the path from there.
-pub(super) type Hook = fn(&Message<'_>, &mut dyn FnMut(&str, Wrong)) -> Result<(), Malformed>;
+/// Checks one message and reports violations with relative paths.
+pub(super) type SemanticCheck =
+    fn(&Message<'_>, &mut dyn FnMut(&str, Mismatch)) -> Result<(), Malformed>;
 
-type Report<'r> = &'r mut dyn FnMut(&str, Wrong);
+type Report<'r> = &'r mut dyn FnMut(&str, Mismatch);
 
-/// The function for a message type.
-pub(super) fn hook(full_name: &str) -> Option<Hook> {
+/// The check for a message type.
+pub(super) fn semantic_check(full_name: &str) -> Option<SemanticCheck> {
     Some(match full_name {
         "envoy.config.cluster.v3.Cluster" => cluster,
         "envoy.config.cluster.v3.OutlierDetection" => outlier_detection,
@@ -39,19 +41,27 @@ pub(super) fn hook(full_name: &str) -> Option<Hook> {
     })
 }
 
-/// A message as its bytes; its fields are asked for by name, and the last of a single one counts.
+/// An encoded message; fields are looked up by name, and the last value of a singular field wins.
 pub(super) struct Message<'a> {
-    pub(super) plans: &'static Plans,
-    pub(super) plan: &'static Plan,
+    pub(super) compiled_rules: &'static CompiledRules,
+    pub(super) message_rules: &'static MessageRules,
     pub(super) bytes: &'a [u8],
-    /// Whether this is the message that is checked, not one inside of it.
+    /// Whether this is the top-level message.
     pub(super) is_root: bool,
 }
 
 impl<'a> Message<'a> {
-    fn field(&self, name: &str) -> Option<&'static FieldPlan> {
-        let found = self.plan.fields.iter().find(|field| field.name == name);
-        debug_assert!(found.is_some(), "{} has no field {name}", self.plan.name);
+    fn field(&self, name: &str) -> Option<&'static FieldRules> {
+        let found = self
+            .message_rules
+            .fields
+            .iter()
+            .find(|field| field.name == name);
+        debug_assert!(
+            found.is_some(),
+            "{} has no field {name}",
+            self.message_rules.name
+        );
         found
     }
 
@@ -60,8 +70,8 @@ impl<'a> Message<'a> {
             return Ok(Vec::new());
         };
         let mut found = Vec::new();
-        for one in Fields::new(self.bytes) {
-            let (number, payload) = one?;
+        for item in Fields::new(self.bytes) {
+            let (number, payload) = item?;
             if number == field.number {
                 found.push(payload);
             }
@@ -74,12 +84,19 @@ impl<'a> Message<'a> {
     }
 
     fn messages(&self, name: &str) -> Result<Vec<Message<'a>>, Malformed> {
-        let plan = self.field(name).and_then(|field| self.plans.messages.get(field.value.kind?));
-        let Some(plan) = plan else {
+        let message_rules = self
+            .field(name)
+            .and_then(|field| self.compiled_rules.messages.get(field.value.kind?));
+        let Some(message_rules) = message_rules else {
             return Ok(Vec::new());
         };
         let open = |payload| match payload {
-            Payload::Bytes(bytes) => Ok(Message { plans: self.plans, plan, bytes, is_root: false }),
+            Payload::Bytes(bytes) => Ok(Message {
+                compiled_rules: self.compiled_rules,
+                message_rules,
+                bytes,
+                is_root: false,
+            }),
             _ => Err(Malformed),
         };
         self.values(name)?.into_iter().map(open).collect()
@@ -101,7 +118,7 @@ impl<'a> Message<'a> {
         Ok(self.texts(name)?.pop().unwrap_or_default())
     }
 
-    /// A number or an enum; 0 if it is not there.
+    /// A number or an enum; 0 if absent.
     fn number(&self, name: &str) -> Result<u64, Malformed> {
         match self.values(name)?.pop() {
             None => Ok(0),
@@ -112,7 +129,9 @@ impl<'a> Message<'a> {
 
     /// The number in a wrapper such as `google.protobuf.UInt32Value`.
     fn wrapped(&self, name: &str) -> Result<Option<u64>, Malformed> {
-        self.message(name)?.map(|wrapper| wrapper.number("value")).transpose()
+        self.message(name)?
+            .map(|wrapper| wrapper.number("value"))
+            .transpose()
     }
 
     /// The milliseconds of a duration.
@@ -121,26 +140,33 @@ impl<'a> Message<'a> {
             return Ok(None);
         };
         let (seconds, nanos) = seconds_and_nanos(duration.bytes)?;
-        Ok(Some(i128::from(seconds) * 1000 + i128::from(nanos) / 1_000_000))
+        Ok(Some(
+            i128::from(seconds) * 1000 + i128::from(nanos) / 1_000_000,
+        ))
     }
 }
 
-fn wrong(found: impl Into<String>, expected: impl Into<String>) -> Wrong {
-    Wrong { found: found.into(), expected: expected.into() }
+fn wrong(found: impl Into<String>, expected: impl Into<String>) -> Mismatch {
+    Mismatch {
+        found: found.into(),
+        expected: expected.into(),
+    }
 }
 
 /// Source: `source/common/router/config_impl.cc`, `RouteMatcher` and `DirectResponseEntryImpl`.
 fn route_configuration(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     header_operations(message, report)?;
-    let body_limit = message.wrapped("max_direct_response_body_size_bytes")?.unwrap_or(4096);
+    let body_limit = message
+        .wrapped("max_direct_response_body_size_bytes")?
+        .unwrap_or(4096);
     let mut domains: HashSet<String> = HashSet::new();
     for (h, host) in message.messages("virtual_hosts")?.iter().enumerate() {
         for (d, domain) in host.texts("domains")?.into_iter().enumerate() {
             let lower = domain.to_ascii_lowercase();
             if domains.contains(&lower) {
                 let expected = match lower == "*" {
-                    true => "at most one `*` in a route configuration",
-                    false => "each domain once in a route configuration, whatever its case",
+                    true => "at most one `*` per route configuration",
+                    false => "unique domains per route configuration, ignoring case",
                 };
                 report(
                     &format!("virtual_hosts[{h}].domains[{d}]"),
@@ -150,8 +176,11 @@ fn route_configuration(message: &Message<'_>, report: Report<'_>) -> Result<(), 
             domains.insert(lower);
         }
         for (r, route) in host.messages("routes")?.iter().enumerate() {
-            let Some(body) =
-                route.message("direct_response")?.map(|answer| answer.message("body")).transpose()?.flatten()
+            let Some(body) = route
+                .message("direct_response")?
+                .map(|answer| answer.message("body"))
+                .transpose()?
+                .flatten()
             else {
                 continue;
             };
@@ -161,7 +190,10 @@ fn route_configuration(message: &Message<'_>, report: Report<'_>) -> Result<(), 
                 {
                     report(
                         &format!("virtual_hosts[{h}].routes[{r}].direct_response.body.{source}"),
-                        wrong(format!("{} bytes", bytes.len()), format!("at most {body_limit} bytes")),
+                        wrong(
+                            format!("{} bytes", bytes.len()),
+                            format!("at most {body_limit} bytes"),
+                        ),
                     );
                 }
             }
@@ -174,12 +206,15 @@ fn route_configuration(message: &Message<'_>, report: Report<'_>) -> Result<(), 
 fn virtual_host(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     header_operations(message, report)?;
     if message.has("matcher")? && message.has("routes")? {
-        report("matcher", wrong("a matcher beside routes", "one of them"));
+        report(
+            "matcher",
+            wrong("a matcher together with routes", "one of them"),
+        );
     }
     Ok(())
 }
 
-/// Of a route configuration, a virtual host, a route or a weighted cluster.
+/// Of a route configuration, virtual host, route or weighted cluster.
 ///
 /// Source: `source/common/router/header_parser.cc`, `HeaderParser::configure`; `HeaderUtility::isModifiableHeader` and
 /// `isRemovableHeader`.
@@ -194,7 +229,7 @@ fn header_operations(message: &Message<'_>, report: Report<'_>) -> Result<(), Ma
                     &format!("{list}[{at}].header.key"),
                     wrong(
                         quoted(header.text("key")?.as_bytes()),
-                        "a header other than `host` and those that begin with a colon",
+                        "a header other than `host` and pseudo-headers",
                     ),
                 );
             }
@@ -202,8 +237,11 @@ fn header_operations(message: &Message<'_>, report: Report<'_>) -> Result<(), Ma
                 report(
                     &format!("{list}[{at}].header.value"),
                     wrong(
-                        format!("a single % at byte {place} of {}", quoted(header.text("value")?.as_bytes())),
-                        "%% for a percent sign, or a command that Envoy knows, such as %REQ(NAME)%",
+                        format!(
+                            "an unescaped % at byte {place} of {}",
+                            quoted(header.text("value")?.as_bytes())
+                        ),
+                        "%% for a literal percent sign, or a command such as %REQ(NAME)%",
                     ),
                 );
             }
@@ -214,7 +252,10 @@ fn header_operations(message: &Message<'_>, report: Report<'_>) -> Result<(), Ma
             if is_reserved(name) {
                 report(
                     &format!("{list}[{at}]"),
-                    wrong(quoted(name.as_bytes()), "a header other than `host` and those that begin with a colon"),
+                    wrong(
+                        quoted(name.as_bytes()),
+                        "a header other than `host` and pseudo-headers",
+                    ),
                 );
             }
         }
@@ -233,16 +274,29 @@ fn weighted_cluster(message: &Message<'_>, report: Report<'_>) -> Result<(), Mal
     for (at, cluster) in clusters.iter().enumerate() {
         match cluster.wrapped("weight")? {
             Some(weight) => total = total.saturating_add(weight),
-            None => report(&format!("clusters[{at}].weight"), wrong("nothing", "a weight; it may be 0")),
+            None => report(
+                &format!("clusters[{at}].weight"),
+                wrong("nothing", "a weight, possibly 0"),
+            ),
         }
         if cluster.text("name")?.is_empty() == cluster.text("cluster_header")?.is_empty() {
             let both = !cluster.text("name")?.is_empty();
-            let found = if both { "a name and a cluster_header" } else { "neither a name nor a cluster_header" };
+            let found = if both {
+                "a name and a cluster_header"
+            } else {
+                "neither a name nor a cluster_header"
+            };
             report(&format!("clusters[{at}]"), wrong(found, "one of them"));
         }
     }
     if !clusters.is_empty() && (total == 0 || total > u32::MAX.into()) {
-        report("clusters", wrong(format!("weights with a sum of {total}"), format!("a sum from 1 to {}", u32::MAX)));
+        report(
+            "clusters",
+            wrong(
+                format!("weights with a sum of {total}"),
+                format!("a sum from 1 to {}", u32::MAX),
+            ),
+        );
     }
     Ok(())
 }
@@ -259,7 +313,10 @@ fn route_action(message: &Message<'_>, report: Report<'_>) -> Result<(), Malform
         }
     }
     if let [_, second, ..] = rewrites.as_slice() {
-        report(second, wrong(rewrites.join(" and "), "one way to rewrite the path"));
+        report(
+            second,
+            wrong(rewrites.join(" and "), "only one way to rewrite the path"),
+        );
     }
     let mut upgrades = BTreeSet::new();
     for (at, upgrade) in message.messages("upgrade_configs")?.iter().enumerate() {
@@ -267,7 +324,10 @@ fn route_action(message: &Message<'_>, report: Report<'_>) -> Result<(), Malform
         if !upgrades.insert(name.to_ascii_lowercase()) {
             report(
                 &format!("upgrade_configs[{at}].upgrade_type"),
-                wrong(format!("{} again", quoted(name.as_bytes())), "each upgrade once, whatever its case"),
+                wrong(
+                    format!("{} again", quoted(name.as_bytes())),
+                    "unique upgrade types, ignoring case",
+                ),
             );
         }
     }
@@ -278,31 +338,51 @@ fn route_action(message: &Message<'_>, report: Report<'_>) -> Result<(), Malform
 fn request_mirror_policy(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     let (cluster, header) = (message.text("cluster")?, message.text("cluster_header")?);
     if cluster.is_empty() == header.is_empty() {
-        let found =
-            if cluster.is_empty() { "neither cluster nor cluster_header" } else { "cluster and cluster_header" };
+        let found = if cluster.is_empty() {
+            "neither cluster nor cluster_header"
+        } else {
+            "cluster and cluster_header"
+        };
         report("", wrong(found, "one of them"));
     }
     Ok(())
 }
 
-/// Source: `source/common/router/config_impl.cc`, `RetryPolicyImpl`: both are counted in whole milliseconds, at least one.
+/// Source: `source/common/router/config_impl.cc`, `RetryPolicyImpl`: both are counted in milliseconds, with a minimum
+/// of one.
 fn retry_back_off(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
-    let base = message.milliseconds("base_interval")?.unwrap_or_default().max(1);
+    let base = message
+        .milliseconds("base_interval")?
+        .unwrap_or_default()
+        .max(1);
     if let Some(max) = message.milliseconds("max_interval")?.map(|max| max.max(1))
         && max < base
     {
-        report("max_interval", wrong(format!("{max}ms"), format!("at least the base interval, {base}ms")));
+        report(
+            "max_interval",
+            wrong(
+                format!("{max}ms"),
+                format!("at least the base interval, {base}ms"),
+            ),
+        );
     }
     Ok(())
 }
 
 /// Source: `source/common/router/config_impl.cc`, `InternalRedirectPolicyImpl`.
 fn internal_redirect_policy(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
-    for (at, name) in message.texts("response_headers_to_copy")?.into_iter().enumerate() {
+    for (at, name) in message
+        .texts("response_headers_to_copy")?
+        .into_iter()
+        .enumerate()
+    {
         if is_reserved(name) {
             report(
                 &format!("response_headers_to_copy[{at}]"),
-                wrong(quoted(name.as_bytes()), "a header other than `host` and those that begin with a colon"),
+                wrong(
+                    quoted(name.as_bytes()),
+                    "a header other than `host` and pseudo-headers",
+                ),
             );
         }
     }
@@ -313,18 +393,30 @@ fn internal_redirect_policy(message: &Message<'_>, report: Report<'_>) -> Result
 fn regex_matcher(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     let pattern = message.text("regex")?;
     if let Err(reason) = re2::check(pattern) {
-        report("regex", wrong(format!("{} ({reason})", quoted(pattern.as_bytes())), "an RE2 expression"));
+        report(
+            "regex",
+            wrong(
+                format!("{} ({reason})", quoted(pattern.as_bytes())),
+                "an RE2 expression",
+            ),
+        );
     }
     Ok(())
 }
 
 /// Source: `source/common/protobuf/utility.cc`, `validateDuration`.
 fn duration(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
-    /// About 10 000 years, which is what the type can hold by its definition.
+    /// About 10 000 years, the maximum by definition of the type.
     const MAX_SECONDS: i64 = 315_576_000_000;
     let (seconds, nanos) = seconds_and_nanos(message.bytes)?;
     if !(0..=MAX_SECONDS).contains(&seconds) || !(0..=999_999_999).contains(&nanos) {
-        report("", wrong(format!("{seconds} seconds and {nanos} nanoseconds"), "a duration that is not negative"));
+        report(
+            "",
+            wrong(
+                format!("{seconds} seconds and {nanos} nanoseconds"),
+                "a duration that is not negative",
+            ),
+        );
     }
     Ok(())
 }
@@ -340,46 +432,77 @@ const CLUSTER_PROVIDED: u64 = 6;
 /// Source: `source/common/upstream/upstream_impl.cc`, `ClusterInfoImpl`; `source/extensions/clusters/original_dst`, `logical_dns`
 /// and `static`.
 fn cluster(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
-    // Another kind of cluster, and a policy that is an extension, have rules of their own.
+    // Extension clusters and policies have their own rules.
     let (kind, policy) = (message.number("type")?, message.number("lb_policy")?);
-    let (is_custom, has_policy) = (message.has("cluster_type")?, message.has("load_balancing_policy")?);
+    let (is_custom, has_policy) = (
+        message.has("cluster_type")?,
+        message.has("load_balancing_policy")?,
+    );
     if !has_policy {
         if policy == RING_HASH
             && let Some(ring) = message.message("ring_hash_lb_config")?
         {
-            ring_hash(&ring, &mut |path, wrong| report(&below("ring_hash_lb_config", path), wrong))?;
+            ring_hash(&ring, &mut |path, wrong| {
+                report(&below("ring_hash_lb_config", path), wrong);
+            })?;
         }
         if policy == MAGLEV
             && let Some(table) = message.message("maglev_lb_config")?
         {
-            maglev(&table, &mut |path, wrong| report(&below("maglev_lb_config", path), wrong))?;
+            maglev(&table, &mut |path, wrong| {
+                report(&below("maglev_lb_config", path), wrong);
+            })?;
         }
     }
     if is_custom {
         return Ok(());
     }
     if !has_policy && kind == ORIGINAL_DST && policy != CLUSTER_PROVIDED {
-        report("lb_policy", wrong(format!("{policy}"), "CLUSTER_PROVIDED (6) for the type ORIGINAL_DST"));
+        report(
+            "lb_policy",
+            wrong(
+                format!("{policy}"),
+                "CLUSTER_PROVIDED (6) for type ORIGINAL_DST",
+            ),
+        );
     }
     if !has_policy && kind != ORIGINAL_DST && policy == CLUSTER_PROVIDED {
-        report("lb_policy", wrong("CLUSTER_PROVIDED", "a policy of its own for a type other than ORIGINAL_DST"));
+        report(
+            "lb_policy",
+            wrong(
+                "CLUSTER_PROVIDED",
+                "another policy for a type other than ORIGINAL_DST",
+            ),
+        );
     }
     let assignment = message.message("load_assignment")?;
     match (kind, &assignment) {
-        (ORIGINAL_DST, Some(_)) => report("load_assignment", wrong("endpoints", "none for the type ORIGINAL_DST")),
+        (ORIGINAL_DST, Some(_)) => report(
+            "load_assignment",
+            wrong("endpoints", "none for type ORIGINAL_DST"),
+        ),
         (LOGICAL_DNS, _) => {
-            let localities = assignment.as_ref().map(|one| one.messages("endpoints")).transpose()?.unwrap_or_default();
+            let localities = assignment
+                .as_ref()
+                .map(|item| item.messages("endpoints"))
+                .transpose()?
+                .unwrap_or_default();
             let mut count = 0;
             for locality in &localities {
                 count += locality.messages("lb_endpoints")?.len();
             }
             if (localities.len(), count) != (1, 1) {
                 let found = format!("{count} endpoints in {} localities", localities.len());
-                report("load_assignment.endpoints", wrong(found, "one endpoint for the type LOGICAL_DNS"));
+                report(
+                    "load_assignment.endpoints",
+                    wrong(found, "exactly one endpoint for type LOGICAL_DNS"),
+                );
             }
         }
         (STATIC, Some(assignment)) => {
-            addresses(assignment, &mut |path, wrong| report(&below("load_assignment", path), wrong))?;
+            addresses(assignment, &mut |path, wrong| {
+                report(&below("load_assignment", path), wrong);
+            })?;
         }
         _ => {}
     }
@@ -393,7 +516,9 @@ fn below(field: &str, path: &str) -> String {
 /// Source: `source/extensions/load_balancing_policies/ring_hash/ring_hash_lb.cc`, with its defaults.
 fn ring_hash(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     let min = message.wrapped("minimum_ring_size")?.unwrap_or(1024);
-    let max = message.wrapped("maximum_ring_size")?.unwrap_or(8 * 1024 * 1024);
+    let max = message
+        .wrapped("maximum_ring_size")?
+        .unwrap_or(8 * 1024 * 1024);
     if min > max {
         let expected = format!("at most the maximum ring size, {max}");
         report("minimum_ring_size", wrong(min.to_string(), expected));
@@ -401,43 +526,66 @@ fn ring_hash(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed>
     Ok(())
 }
 
-/// Source: `source/extensions/load_balancing_policies/maglev/config.cc`; the largest size stands in the proto.
+/// Source: `source/extensions/load_balancing_policies/maglev/config.cc`; the maximum size is in the proto.
 fn maglev(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     const LARGEST: u64 = 5_000_011;
-    if let Some(size) = message.wrapped("table_size")?.filter(|size| *size <= LARGEST && !is_prime(*size)) {
+    if let Some(size) = message
+        .wrapped("table_size")?
+        .filter(|size| *size <= LARGEST && !is_prime(*size))
+    {
         report("table_size", wrong(size.to_string(), "a prime number"));
     }
     Ok(())
 }
 
 fn is_prime(number: u64) -> bool {
-    number > 1 && (2..).take_while(|d| d * d <= number).all(|divisor| !number.is_multiple_of(divisor))
+    number > 1
+        && (2..)
+            .take_while(|d| d * d <= number)
+            .all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// Source: `source/common/upstream/outlier_detection_impl.cc`.
 fn outlier_detection(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
-    let base = message.milliseconds("base_ejection_time")?.unwrap_or(30_000);
+    let base = message
+        .milliseconds("base_ejection_time")?
+        .unwrap_or(30_000);
     if let Some(max) = message.milliseconds("max_ejection_time")?
         && max < base
     {
-        report("max_ejection_time", wrong(format!("{max}ms"), format!("at least the base ejection time, {base}ms")));
+        report(
+            "max_ejection_time",
+            wrong(
+                format!("{max}ms"),
+                format!("at least the base ejection time, {base}ms"),
+            ),
+        );
     }
     Ok(())
 }
 
-/// Priorities with gaps, localities and endpoints that stand twice: Envoy takes all of them.
+/// Envoy accepts gaps in priorities and duplicate localities and endpoints.
 ///
-/// Source: the documentation of `load_balancing_weight` in `envoy/config/endpoint/v3/endpoint_components.proto` for the sums; Envoy 1.40
-/// does not refuse larger ones, and picks by what is left of them in 32 bits.
+/// Source: the documentation of `load_balancing_weight` in `envoy/config/endpoint/v3/endpoint_components.proto` for the
+/// sums; Envoy 1.40 does not reject larger sums but truncates them to 32 bits.
 fn load_assignment(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     let mut of_localities: BTreeMap<u64, u64> = BTreeMap::new();
     for (at, locality) in message.messages("endpoints")?.iter().enumerate() {
-        let sum = of_localities.entry(locality.number("priority")?).or_default();
-        *sum = sum.saturating_add(locality.wrapped("load_balancing_weight")?.unwrap_or_default());
+        let sum = of_localities
+            .entry(locality.number("priority")?)
+            .or_default();
+        *sum = sum.saturating_add(
+            locality
+                .wrapped("load_balancing_weight")?
+                .unwrap_or_default(),
+        );
         if *sum > u32::MAX.into() {
             report(
                 &format!("endpoints[{at}].load_balancing_weight"),
-                wrong(format!("a sum of {sum} with those before"), format!("at most {} in one priority", u32::MAX)),
+                wrong(
+                    format!("a total of {sum} so far"),
+                    format!("at most {} per priority", u32::MAX),
+                ),
             );
         }
         let mut sum = 0_u64;
@@ -447,7 +595,10 @@ fn load_assignment(message: &Message<'_>, report: Report<'_>) -> Result<(), Malf
         if sum > u32::MAX.into() {
             report(
                 &format!("endpoints[{at}].lb_endpoints"),
-                wrong(format!("weights with a sum of {sum}"), format!("at most {}", u32::MAX)),
+                wrong(
+                    format!("weights with a sum of {sum}"),
+                    format!("at most {}", u32::MAX),
+                ),
             );
         }
     }
@@ -457,7 +608,7 @@ fn load_assignment(message: &Message<'_>, report: Report<'_>) -> Result<(), Malf
     }
 }
 
-/// Endpoints that nobody resolves must have an IP address.
+/// Endpoints that are not resolved must have an IP address.
 ///
 /// Source: `source/common/network/resolver_impl.cc`, `resolveProtoAddress`.
 fn addresses(assignment: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
@@ -467,7 +618,11 @@ fn addresses(assignment: &Message<'_>, report: Report<'_>) -> Result<(), Malform
                 continue;
             }
             let path = format!("endpoints[{l}].lb_endpoints[{e}].endpoint.address");
-            let address = endpoint.message("endpoint")?.map(|one| one.message("address")).transpose()?.flatten();
+            let address = endpoint
+                .message("endpoint")?
+                .map(|item| item.message("address"))
+                .transpose()?
+                .flatten();
             let Some(address) = address else {
                 report(&path, wrong("nothing", "an address"));
                 continue;
@@ -479,7 +634,10 @@ fn addresses(assignment: &Message<'_>, report: Report<'_>) -> Result<(), Malform
             if socket.text("resolver_name")?.is_empty() && !text.is_empty() && !is_ip(text) {
                 report(
                     &format!("{path}.socket_address.address"),
-                    wrong(quoted(text.as_bytes()), "an IP address; only a DNS cluster takes names"),
+                    wrong(
+                        quoted(text.as_bytes()),
+                        "an IP address; only DNS clusters accept host names",
+                    ),
                 );
             }
         }
@@ -487,9 +645,12 @@ fn addresses(assignment: &Message<'_>, report: Report<'_>) -> Result<(), Malform
     Ok(())
 }
 
-/// IPv6 may name its interface behind a `%`.
+/// An IPv6 address may have a zone after a `%`.
 fn is_ip(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok() || text.split_once('%').is_some_and(|(ip, _)| ip.parse::<IpAddr>().is_ok())
+    text.parse::<IpAddr>().is_ok()
+        || text
+            .split_once('%')
+            .is_some_and(|(ip, _)| ip.parse::<IpAddr>().is_ok())
 }
 
 /// Source: `source/common/listener_manager/filter_chain_manager_impl.cc`, `addFilterChains`; `listener_impl.cc`,
@@ -501,7 +662,10 @@ fn listener(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> 
         && !message.has("api_listener")?
         && !message.has("udp_listener_config")?
     {
-        report("filter_chains", wrong("none, and no default_filter_chain", "at least one"));
+        report(
+            "filter_chains",
+            wrong("none, and no default_filter_chain", "at least one"),
+        );
     }
     if message.has("filter_chain_matcher")? {
         return chain_names(&chains, report);
@@ -516,8 +680,8 @@ fn listener(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> 
             report(
                 &format!("filter_chains[{at}].filter_chain_match"),
                 wrong(
-                    format!("conditions that filter_chains[{twin}] has too"),
-                    "conditions that no other filter chain has",
+                    format!("the same match as filter_chains[{twin}]"),
+                    "a unique match",
                 ),
             );
         }
@@ -535,52 +699,85 @@ fn chain_names(chains: &[Message<'_>], report: Report<'_>) -> Result<(), Malform
             () if !names.insert(name) => format!("{} again", quoted(name.as_bytes())),
             () => continue,
         };
-        report(&format!("filter_chains[{at}].name"), wrong(found, "a name of its own, which a matcher needs"));
+        report(
+            &format!("filter_chains[{at}].name"),
+            wrong(found, "a unique name, which a matcher requires"),
+        );
     }
     Ok(())
 }
 
-/// Every connection that a filter chain takes, as one text each; none if they are too many to write down.
-fn chain_keys(at: usize, chain: &Message<'_>, report: Report<'_>) -> Result<Option<Vec<String>>, Malformed> {
+/// Every combination of conditions that a filter chain matches, one string each; `None` if there are too many to
+/// enumerate.
+fn chain_keys(
+    at: usize,
+    chain: &Message<'_>,
+    report: Report<'_>,
+) -> Result<Option<Vec<String>>, Malformed> {
     const MANY: usize = 20_000;
     let Some(of) = chain.message("filter_chain_match")? else {
         return Ok(Some(vec![EMPTY_MATCH.to_owned()]));
     };
     let path = format!("filter_chains[{at}].filter_chain_match");
     if of.has("suffix_len")? || !of.text("address_suffix")?.is_empty() {
-        report(&path, wrong("address_suffix or suffix_len", "neither: Envoy does not implement them"));
+        report(
+            &path,
+            wrong(
+                "address_suffix or suffix_len",
+                "neither, because Envoy does not implement them",
+            ),
+        );
     }
-    let mut parts = vec![vec![of.wrapped("destination_port")?.unwrap_or_default().to_string()]];
+    let mut parts = vec![vec![
+        of.wrapped("destination_port")?
+            .unwrap_or_default()
+            .to_string(),
+    ]];
     parts.push(prefixes(&of, "prefix_ranges", &path, report)?);
     let mut names = Vec::new();
     for (n, name) in of.texts("server_names")?.into_iter().enumerate() {
         if name.contains('*') && !name.starts_with("*.") {
             report(
                 &format!("{path}.server_names[{n}]"),
-                wrong(quoted(name.as_bytes()), "a whole name, or `*.` and the end of one"),
+                wrong(
+                    quoted(name.as_bytes()),
+                    "a full name, or `*.` followed by a suffix",
+                ),
             );
         }
         names.push(name.to_ascii_lowercase());
     }
     parts.push(names);
     parts.push(vec![of.text("transport_protocol")?.to_owned()]);
-    parts.push(of.texts("application_protocols")?.into_iter().map(str::to_owned).collect());
+    parts.push(
+        of.texts("application_protocols")?
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
+    );
     parts.push(prefixes(&of, "direct_source_prefix_ranges", &path, report)?);
     parts.push(vec![of.number("source_type")?.to_string()]);
     parts.push(prefixes(&of, "source_prefix_ranges", &path, report)?);
     parts.push(ports(&of)?);
     let mut keys = vec![String::new()];
     for part in parts {
-        let part = if part.is_empty() { vec![String::new()] } else { part };
+        let part = if part.is_empty() {
+            vec![String::new()]
+        } else {
+            part
+        };
         if keys.len().saturating_mul(part.len()) > MANY {
             return Ok(None);
         }
-        keys = keys.iter().flat_map(|key| part.iter().map(move |value| format!("{key}{value}\n"))).collect();
+        keys = keys
+            .iter()
+            .flat_map(|key| part.iter().map(move |value| format!("{key}{value}\n")))
+            .collect();
     }
     Ok(Some(keys))
 }
 
-/// What [`chain_keys`] gives for no conditions: port 0, any source type, and nothing else.
+/// The result of [`chain_keys`] for an empty match: port 0, any source type, and nothing else.
 const EMPTY_MATCH: &str = "0\n\n\n\n\n\n0\n\n\n";
 
 fn ports(of: &Message<'_>) -> Result<Vec<String>, Malformed> {
@@ -589,11 +786,13 @@ fn ports(of: &Message<'_>) -> Result<Vec<String>, Malformed> {
         match payload {
             Payload::Bytes(mut packed) => {
                 while !packed.is_empty() {
-                    let one = Scalar::Uint32.unpack(&mut packed).and_then(|one| Scalar::Uint32.read(one));
-                    ports.push(port(one)?);
+                    let entry = Scalar::Uint32
+                        .unpack(&mut packed)
+                        .and_then(|item| Scalar::Uint32.read(item));
+                    ports.push(port(entry)?);
                 }
             }
-            one => ports.push(port(Scalar::Uint32.read(one))?),
+            entry => ports.push(port(Scalar::Uint32.read(entry))?),
         }
     }
     Ok(ports)
@@ -606,24 +805,41 @@ fn port(value: Option<Value<'_>>) -> Result<String, Malformed> {
     }
 }
 
-/// Address ranges with the bits behind the prefix cleared, which is how Envoy compares them.
-fn prefixes(of: &Message<'_>, list: &str, path: &str, report: Report<'_>) -> Result<Vec<String>, Malformed> {
+/// Address ranges with the bits after the prefix cleared, as Envoy compares them.
+fn prefixes(
+    of: &Message<'_>,
+    list: &str,
+    path: &str,
+    report: Report<'_>,
+) -> Result<Vec<String>, Malformed> {
     let mut out = Vec::new();
     for (at, range) in of.messages(list)?.iter().enumerate() {
-        let (text, length) = (range.text("address_prefix")?, range.wrapped("prefix_len")?.unwrap_or_default());
+        let (text, length) = (
+            range.text("address_prefix")?,
+            range.wrapped("prefix_len")?.unwrap_or_default(),
+        );
         out.push(match text.parse::<IpAddr>() {
             Ok(IpAddr::V4(ip)) => {
                 let length = length.min(32) as u32;
                 let mask = u32::MAX.checked_shl(32 - length).unwrap_or_default();
-                format!("{}/{length}", std::net::Ipv4Addr::from_bits(ip.to_bits() & mask))
+                format!(
+                    "{}/{length}",
+                    std::net::Ipv4Addr::from_bits(ip.to_bits() & mask)
+                )
             }
             Ok(IpAddr::V6(ip)) => {
                 let length = length.min(128) as u32;
                 let mask = u128::MAX.checked_shl(128 - length).unwrap_or_default();
-                format!("{}/{length}", std::net::Ipv6Addr::from_bits(ip.to_bits() & mask))
+                format!(
+                    "{}/{length}",
+                    std::net::Ipv6Addr::from_bits(ip.to_bits() & mask)
+                )
             }
             Err(_) => {
-                report(&format!("{path}.{list}[{at}].address_prefix"), wrong(quoted(text.as_bytes()), "an IP address"));
+                report(
+                    &format!("{path}.{list}[{at}].address_prefix"),
+                    wrong(quoted(text.as_bytes()), "an IP address"),
+                );
                 continue;
             }
         });

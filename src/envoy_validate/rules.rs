@@ -1,7 +1,8 @@
-//! The rules for one value, compiled from `validate.rules`, and how a value is held against them.
+//! The rules for a single value, compiled from `validate.rules`, and their checks.
 //!
-//! Source: protoc-gen-validate's `validate.proto` and its C++ templates, which is what Envoy runs: patterns match the whole text,
-//! a range whose upper end lies below the lower one means "outside", and a message says nothing about an absent wrapper.
+//! Source: protoc-gen-validate's `validate.proto` and its C++ templates, which Envoy runs: patterns match the entire
+//! string, a range whose upper bound is below the lower bound means "outside", and rules do not apply to an absent
+//! wrapper.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +12,7 @@ use regex::Regex;
 
 use super::wire::{Malformed, Value, seconds_and_nanos};
 
-/// What one value must be.
+/// The rule for a value.
 #[derive(Debug)]
 pub(super) enum Rule {
     Int(Range<i128>),
@@ -24,14 +25,14 @@ pub(super) enum Rule {
     Duration(Range<i128>),
     /// In nanoseconds since 1970.
     Timestamp(Range<i128>),
-    /// Of an `Any`: type URLs.
+    /// The type URLs of an `Any`.
     Any {
         only: Vec<String>,
         not: Vec<String>,
     },
 }
 
-/// What a list must be.
+/// The rules for a list.
 #[derive(Debug, Default)]
 pub(super) struct Count {
     pub(super) min: u64,
@@ -40,11 +41,11 @@ pub(super) struct Count {
     pub(super) ignore_empty: bool,
 }
 
-/// Bounds of a number, a duration or a time.
+/// The bounds of a number, duration or timestamp.
 #[derive(Debug)]
 pub(super) struct Range<T> {
     exact: Option<T>,
-    /// The bound, and whether it is allowed itself.
+    /// The bound, and whether it is inclusive.
     below: Option<(T, bool)>,
     above: Option<(T, bool)>,
     only: Vec<T>,
@@ -52,7 +53,7 @@ pub(super) struct Range<T> {
     ignore_empty: bool,
 }
 
-/// What a text or bytes must be.
+/// The rules for a string or bytes.
 #[derive(Debug, Default)]
 pub(super) struct Text {
     exact: Option<Vec<u8>>,
@@ -71,7 +72,7 @@ pub(super) struct Text {
     ignore_empty: bool,
 }
 
-/// The well-known forms of a text.
+/// The well-known string formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Email,
@@ -85,45 +86,51 @@ pub(super) enum Form {
     Uuid,
     HeaderName,
     HeaderValue,
-    /// A header's name or value where the rule says `strict: false`.
+    /// A header name or value with `strict: false`.
     HeaderText,
 }
 
-/// What an enum must be.
+/// The rules for an enum.
 #[derive(Debug)]
 pub(super) struct Enum {
     exact: Option<i128>,
     only: Vec<i128>,
     not: Vec<i128>,
-    /// The numbers that the enum defines, sorted.
+    /// The defined numbers, sorted.
     defined: Option<Vec<i128>>,
 }
 
-/// What is wrong with a value: what it is and what would be right.
-pub(super) struct Wrong {
+/// A value that violates a rule: what was found and what is expected.
+pub(super) struct Mismatch {
     pub(super) found: String,
     pub(super) expected: String,
 }
 
-/// Reads the fields of a rule message, and remembers which of them were understood.
-struct Source<'a> {
+/// Reads the fields of a rule message and tracks which of them are supported.
+struct RuleReader<'a> {
     message: &'a DynamicMessage,
     read: Vec<String>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> RuleReader<'a> {
     fn get(&mut self, name: &str) -> Option<Field> {
         self.read.push(name.to_owned());
         let field = self.message.descriptor().get_field_by_name(name)?;
-        self.message.has_field(&field).then(|| self.message.get_field(&field).into_owned())
+        self.message
+            .has_field(&field)
+            .then(|| self.message.get_field(&field).into_owned())
     }
 
     fn list(&mut self, name: &str) -> Vec<Field> {
-        self.get(name).and_then(|value| value.as_list().map(<[Field]>::to_vec)).unwrap_or_default()
+        self.get(name)
+            .and_then(|value| value.as_list().map(<[Field]>::to_vec))
+            .unwrap_or_default()
     }
 
     fn flag(&mut self, name: &str) -> bool {
-        self.get(name).and_then(|value| value.as_bool()).unwrap_or_default()
+        self.get(name)
+            .and_then(|value| value.as_bool())
+            .unwrap_or_default()
     }
 
     fn size(&mut self, name: &str) -> Option<u64> {
@@ -134,21 +141,37 @@ impl<'a> Source<'a> {
         self.get(name).as_ref().and_then(bytes)
     }
 
-    /// The names of fields that are set and that nobody asked for.
+    /// The names of fields that are set but were not read.
     fn left(&self) -> Vec<String> {
-        let names = self.message.fields().map(|(field, _)| field.name().to_owned());
+        let names = self
+            .message
+            .fields()
+            .map(|(field, _)| field.name().to_owned());
         names.filter(|name| !self.read.contains(name)).collect()
     }
 }
 
 fn bytes(value: &Field) -> Option<Vec<u8>> {
-    value.as_str().map(|text| text.as_bytes().to_vec()).or_else(|| value.as_bytes().map(|bytes| bytes.to_vec()))
+    value
+        .as_str()
+        .map(|text| text.as_bytes().to_vec())
+        .or_else(|| value.as_bytes().map(|bytes| bytes.to_vec()))
 }
 
 fn int(value: &Field) -> Option<i128> {
-    let small = value.as_i32().map(i128::from).or_else(|| value.as_u32().map(i128::from));
-    let large = || value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
-    small.or_else(large).or_else(|| value.as_enum_number().map(i128::from))
+    let small = value
+        .as_i32()
+        .map(i128::from)
+        .or_else(|| value.as_u32().map(i128::from));
+    let large = || {
+        value
+            .as_i64()
+            .map(i128::from)
+            .or_else(|| value.as_u64().map(i128::from))
+    };
+    small
+        .or_else(large)
+        .or_else(|| value.as_enum_number().map(i128::from))
 }
 
 fn float(value: &Field) -> Option<f64> {
@@ -166,26 +189,32 @@ fn total(seconds: i128, nanos: i128) -> i128 {
 }
 
 impl Rule {
-    /// Compiles the rules `message` (`validate.UInt32Rules` and so on); `kind` is the name of the field of `validate.FieldRules` they
-    /// stand in. Gives the names of rules that are not understood as the second part.
+    /// Compiles the rules `message` (`validate.UInt32Rules` and so on); `kind` is the name of their field in
+    /// `validate.FieldRules`. The second part of the result lists unsupported rules.
     ///
     /// # Errors
-    /// A sentence about what cannot be compiled.
+    /// What cannot be compiled.
     pub(super) fn compile(
         kind: &str,
         message: &DynamicMessage,
         enumeration: Option<&EnumDescriptor>,
     ) -> Result<(Option<Self>, Vec<String>), String> {
-        let mut source = Source { message, read: Vec::new() };
+        let mut source = RuleReader {
+            message,
+            read: Vec::new(),
+        };
         let rule = match kind {
             "float" | "double" => Some(Self::Float(range(&mut source, float))),
-            "int32" | "int64" | "uint32" | "uint64" | "sint32" | "sint64" | "fixed32" | "fixed64" | "sfixed32"
-            | "sfixed64" => Some(Self::Int(range(&mut source, int))),
-            "bool" => source.get("const").and_then(|value| value.as_bool()).map(Self::Bool),
+            "int32" | "int64" | "uint32" | "uint64" | "sint32" | "sint64" | "fixed32"
+            | "fixed64" | "sfixed32" | "sfixed64" => Some(Self::Int(range(&mut source, int))),
+            "bool" => source
+                .get("const")
+                .and_then(|value| value.as_bool())
+                .map(Self::Bool),
             "string" => Some(Self::Text(Box::new(text(&mut source)?))),
             "bytes" => Some(Self::Bytes(Box::new(octets(&mut source)?))),
             "enum" => Some(Self::Enum(enum_rule(&mut source, enumeration))),
-            // `required` is read where presence is known.
+            // `required` is handled where presence is known.
             "duration" => {
                 source.get("required");
                 Some(Self::Duration(range(&mut source, nanoseconds)))
@@ -196,38 +225,52 @@ impl Rule {
             }
             "any" => {
                 source.get("required");
-                let mut urls =
-                    |name| source.list(name).iter().filter_map(|url| url.as_str().map(str::to_owned)).collect();
-                Some(Self::Any { only: urls("in"), not: urls("not_in") })
+                let mut urls = |name| {
+                    source
+                        .list(name)
+                        .iter()
+                        .filter_map(|url| url.as_str().map(str::to_owned))
+                        .collect()
+                };
+                Some(Self::Any {
+                    only: urls("in"),
+                    not: urls("not_in"),
+                })
             }
-            _ => return Err(format!("rules of the kind {kind} are not known")),
+            _ => return Err(format!("unknown rules of kind {kind}")),
         };
         Ok((rule.filter(|rule| !rule.says_nothing()), source.left()))
     }
 
     fn says_nothing(&self) -> bool {
         match self {
-            Self::Int(range) | Self::Duration(range) | Self::Timestamp(range) => range.says_nothing(),
+            Self::Int(range) | Self::Duration(range) | Self::Timestamp(range) => {
+                range.says_nothing()
+            }
             Self::Float(range) => range.says_nothing(),
             Self::Enum(rule) => {
-                rule.exact.is_none() && rule.only.is_empty() && rule.not.is_empty() && rule.defined.is_none()
+                rule.exact.is_none()
+                    && rule.only.is_empty()
+                    && rule.not.is_empty()
+                    && rule.defined.is_none()
             }
             Self::Any { only, not } => only.is_empty() && not.is_empty(),
             Self::Bool(_) | Self::Text(_) | Self::Bytes(_) => false,
         }
     }
 
-    /// Holds a value against the rule.
+    /// Checks a value.
     ///
     /// # Errors
-    /// [`Malformed`] if a message that the rule looks into is none.
-    pub(super) fn check(&self, value: Value<'_>) -> Result<Option<Wrong>, Malformed> {
+    /// [`Malformed`] if a message that the rule inspects is malformed.
+    pub(super) fn check(&self, value: Value<'_>) -> Result<Option<Mismatch>, Malformed> {
         let wrong = match (self, value) {
             (Self::Int(range), Value::Int(value)) => range.check(value, &value, 0),
             (Self::Float(range), Value::Float(value)) => range.check(value, &value, 0.0),
-            (Self::Bool(exact), Value::Bool(value)) if *exact != value => {
-                Some(Wrong { found: value.to_string(), expected: exact.to_string() })
-            }
+            (Self::Bool(exact), Value::Bool(value)) if *exact != value => Some(Mismatch {
+                found: value.to_string(),
+                expected: exact.to_string(),
+            }),
             (Self::Text(text), Value::Bytes(bytes)) => text.check(bytes, true),
             (Self::Bytes(text), Value::Bytes(bytes)) => text.check(bytes, false),
             (Self::Enum(rule), Value::Int(value)) => rule.check(value),
@@ -247,19 +290,25 @@ impl Rule {
     }
 }
 
-fn check_url(only: &[String], not: &[String], bytes: &[u8]) -> Result<Option<Wrong>, Malformed> {
+fn check_url(only: &[String], not: &[String], bytes: &[u8]) -> Result<Option<Mismatch>, Malformed> {
     let (url, _) = super::check::open_any(bytes)?;
-    let listed = |list: &[String]| list.iter().any(|one| one.as_bytes() == url);
+    let listed = |list: &[String]| list.iter().any(|item| item.as_bytes() == url);
     if !only.is_empty() && !listed(only) {
-        return Ok(Some(Wrong { found: quoted(url), expected: format!("a type URL of {}", only.join(", ")) }));
+        return Ok(Some(Mismatch {
+            found: quoted(url),
+            expected: format!("a type URL of {}", only.join(", ")),
+        }));
     }
     if listed(not) {
-        return Ok(Some(Wrong { found: quoted(url), expected: format!("no type URL of {}", not.join(", ")) }));
+        return Ok(Some(Mismatch {
+            found: quoted(url),
+            expected: format!("no type URL of {}", not.join(", ")),
+        }));
     }
     Ok(None)
 }
 
-fn range<T: Copy>(source: &mut Source<'_>, read: impl Fn(&Field) -> Option<T>) -> Range<T> {
+fn range<T: Copy>(source: &mut RuleReader<'_>, read: impl Fn(&Field) -> Option<T>) -> Range<T> {
     let mut bound = |name: &str| source.get(name).as_ref().and_then(&read);
     let exact = bound("const");
     let below = bound("lt").map(|bound| (bound, false));
@@ -268,12 +317,20 @@ fn range<T: Copy>(source: &mut Source<'_>, read: impl Fn(&Field) -> Option<T>) -
     let above = above.or(bound("gte").map(|bound| (bound, true)));
     let only = source.list("in").iter().filter_map(&read).collect();
     let not = source.list("not_in").iter().filter_map(&read).collect();
-    Range { exact, below, above, only, not, ignore_empty: source.flag("ignore_empty") }
+    Range {
+        exact,
+        below,
+        above,
+        only,
+        not,
+        ignore_empty: source.flag("ignore_empty"),
+    }
 }
 
 impl Range<i128> {
-    fn check_time(&self, nanoseconds: i128) -> Option<Wrong> {
-        self.map(Seconds).check(Seconds(nanoseconds), &Seconds(nanoseconds), Seconds(0))
+    fn check_time(&self, nanoseconds: i128) -> Option<Mismatch> {
+        self.map(Seconds)
+            .check(Seconds(nanoseconds), &Seconds(nanoseconds), Seconds(0))
     }
 }
 
@@ -287,7 +344,11 @@ impl fmt::Display for Seconds {
         let (whole, part) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
         match part {
             0 => write!(f, "{sign}{whole}s"),
-            _ => write!(f, "{sign}{whole}.{}s", format!("{part:09}").trim_end_matches('0')),
+            _ => write!(
+                f,
+                "{sign}{whole}.{}s",
+                format!("{part:09}").trim_end_matches('0')
+            ),
         }
     }
 }
@@ -306,29 +367,42 @@ impl<T: Copy> Range<T> {
             exact: self.exact.map(&to),
             below: self.below.map(|(bound, inclusive)| (to(bound), inclusive)),
             above: self.above.map(|(bound, inclusive)| (to(bound), inclusive)),
-            only: self.only.iter().map(|one| to(*one)).collect(),
-            not: self.not.iter().map(|one| to(*one)).collect(),
+            only: self.only.iter().map(|item| to(*item)).collect(),
+            not: self.not.iter().map(|item| to(*item)).collect(),
             ignore_empty: self.ignore_empty,
         }
     }
 }
 
 impl<T: Copy + PartialOrd + fmt::Display> Range<T> {
-    fn check(&self, value: T, shown: &dyn fmt::Display, zero: T) -> Option<Wrong> {
+    fn check(&self, value: T, shown: &dyn fmt::Display, zero: T) -> Option<Mismatch> {
         if self.ignore_empty && value == zero {
             return None;
         }
-        let wrong = |expected: String| Some(Wrong { found: shown.to_string(), expected });
+        let wrong = |expected: String| {
+            Some(Mismatch {
+                found: shown.to_string(),
+                expected,
+            })
+        };
         if let Some(exact) = self.exact
             && value != exact
         {
             return wrong(exact.to_string());
         }
-        // Written so that NaN, which is neither, keeps no bound.
-        let is_below = self.below.is_none_or(|(bound, inclusive)| value < bound || inclusive && value == bound);
-        let is_above = self.above.is_none_or(|(bound, inclusive)| value > bound || inclusive && value == bound);
+        // Written so that NaN violates every bound.
+        let is_below = self
+            .below
+            .is_none_or(|(bound, inclusive)| value < bound || inclusive && value == bound);
+        let is_above = self
+            .above
+            .is_none_or(|(bound, inclusive)| value > bound || inclusive && value == bound);
         let outside = matches!((self.below, self.above), (Some((below, _)), Some((above, _))) if below <= above);
-        if if outside { !is_below && !is_above } else { !is_below || !is_above } {
+        if if outside {
+            !is_below && !is_above
+        } else {
+            !is_below || !is_above
+        } {
             let at_most = self.below.map(|(bound, inclusive)| match inclusive {
                 true => format!("at most {bound}"),
                 false => format!("less than {bound}"),
@@ -354,21 +428,38 @@ fn join<T: fmt::Display>(list: &[T]) -> String {
     list.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn enum_rule(source: &mut Source<'_>, enumeration: Option<&EnumDescriptor>) -> Enum {
+fn enum_rule(source: &mut RuleReader<'_>, enumeration: Option<&EnumDescriptor>) -> Enum {
     let exact = source.get("const").as_ref().and_then(int);
     let only = source.list("in").iter().filter_map(int).collect();
     let not = source.list("not_in").iter().filter_map(int).collect();
-    let defined = source.flag("defined_only").then_some(enumeration).flatten().map(|enumeration| {
-        let mut numbers: Vec<i128> = enumeration.values().map(|value| value.number().into()).collect();
-        numbers.sort_unstable();
-        numbers
-    });
-    Enum { exact, only, not, defined }
+    let defined = source
+        .flag("defined_only")
+        .then_some(enumeration)
+        .flatten()
+        .map(|enumeration| {
+            let mut numbers: Vec<i128> = enumeration
+                .values()
+                .map(|value| value.number().into())
+                .collect();
+            numbers.sort_unstable();
+            numbers
+        });
+    Enum {
+        exact,
+        only,
+        not,
+        defined,
+    }
 }
 
 impl Enum {
-    fn check(&self, value: i128) -> Option<Wrong> {
-        let wrong = |expected: String| Some(Wrong { found: value.to_string(), expected });
+    fn check(&self, value: i128) -> Option<Mismatch> {
+        let wrong = |expected: String| {
+            Some(Mismatch {
+                found: value.to_string(),
+                expected,
+            })
+        };
         if self.exact.is_some_and(|exact| exact != value) {
             return wrong(join(self.exact.as_slice()));
         }
@@ -379,16 +470,17 @@ impl Enum {
             return wrong(format!("none of {}", join(&self.not)));
         }
         match &self.defined {
-            Some(defined) if defined.binary_search(&value).is_err() => {
-                wrong(format!("a number that the enum defines ({})", join(defined)))
-            }
+            Some(defined) if defined.binary_search(&value).is_err() => wrong(format!(
+                "a number that the enum defines ({})",
+                join(defined)
+            )),
             _ => None,
         }
     }
 }
 
-/// The rules of a string: sizes without `_bytes` in their name count characters.
-fn text(source: &mut Source<'_>) -> Result<Text, String> {
+/// The rules of a string: sizes without `_bytes` in their names count characters.
+fn text(source: &mut RuleReader<'_>) -> Result<Text, String> {
     let mut out = common(source)?;
     let exact = source.size("len");
     out.min_chars = exact.or(source.size("min_len"));
@@ -408,7 +500,11 @@ fn text(source: &mut Source<'_>) -> Result<Text, String> {
         ("address", Form::Address),
         ("uuid", Form::Uuid),
     ];
-    out.form = forms.into_iter().filter(|(name, _)| source.flag(name)).map(|(_, form)| form).next_back();
+    out.form = forms
+        .into_iter()
+        .filter(|(name, _)| source.flag(name))
+        .map(|(_, form)| form)
+        .next_back();
     // Absent means strict.
     let strict = source.get("strict").and_then(|value| value.as_bool()) != Some(false);
     match source.get("well_known_regex").as_ref().and_then(int) {
@@ -416,23 +512,27 @@ fn text(source: &mut Source<'_>) -> Result<Text, String> {
         Some(1) => out.form = Some(Form::HeaderName),
         Some(2) => out.form = Some(Form::HeaderValue),
         None | Some(0) => {}
-        Some(other) => return Err(format!("well_known_regex {other} is not known")),
+        Some(other) => return Err(format!("unknown well_known_regex {other}")),
     }
     Ok(out)
 }
 
 /// The rules of bytes: all sizes count bytes.
-fn octets(source: &mut Source<'_>) -> Result<Text, String> {
+fn octets(source: &mut RuleReader<'_>) -> Result<Text, String> {
     let mut out = common(source)?;
     let exact = source.size("len");
     out.min_bytes = exact.or(source.size("min_len"));
     out.max_bytes = exact.or(source.size("max_len"));
     let forms = [("ip", Form::Ip), ("ipv4", Form::Ipv4), ("ipv6", Form::Ipv6)];
-    out.form = forms.into_iter().filter(|(name, _)| source.flag(name)).map(|(_, form)| form).next_back();
+    out.form = forms
+        .into_iter()
+        .filter(|(name, _)| source.flag(name))
+        .map(|(_, form)| form)
+        .next_back();
     Ok(out)
 }
 
-fn common(source: &mut Source<'_>) -> Result<Text, String> {
+fn common(source: &mut RuleReader<'_>) -> Result<Text, String> {
     let pattern = match source.get("pattern") {
         Some(pattern) => {
             let pattern = pattern.as_str().unwrap_or_default().to_owned();
@@ -456,29 +556,32 @@ fn common(source: &mut Source<'_>) -> Result<Text, String> {
 }
 
 impl Text {
-    fn check(&self, bytes: &[u8], is_text: bool) -> Option<Wrong> {
+    fn check(&self, bytes: &[u8], is_text: bool) -> Option<Mismatch> {
         if self.ignore_empty && bytes.is_empty() {
             return None;
         }
         let expected = self.expected(bytes, is_text)?;
-        Some(Wrong { found: quoted(bytes), expected })
+        Some(Mismatch {
+            found: quoted(bytes),
+            expected,
+        })
     }
 
-    /// What would be right; none if it is.
+    /// What is expected; `None` if the value is valid.
     fn expected(&self, bytes: &[u8], is_text: bool) -> Option<String> {
         if let Some(exact) = &self.exact
             && exact != bytes
         {
             return Some(quoted(exact));
         }
-        if !self.only.is_empty() && !self.only.iter().any(|one| one == bytes) {
+        if !self.only.is_empty() && !self.only.iter().any(|item| item == bytes) {
             return Some(format!("one of {}", quoted_list(&self.only)));
         }
-        if self.not.iter().any(|one| one == bytes) {
+        if self.not.iter().any(|item| item == bytes) {
             return Some(format!("none of {}", quoted_list(&self.not)));
         }
         if self.min_chars.is_some() || self.max_chars.is_some() {
-            // Every byte that does not continue a character begins one.
+            // Every byte that is not a continuation byte starts a character.
             let chars = bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
             if let Some(size) = size(chars, self.min_chars, self.max_chars, "characters") {
                 return Some(size);
@@ -487,22 +590,34 @@ impl Text {
         if let Some(size) = size(bytes.len(), self.min_bytes, self.max_bytes, "bytes") {
             return Some(size);
         }
-        if let Some(prefix) = self.prefix.as_ref().filter(|prefix| !bytes.starts_with(prefix)) {
-            return Some(format!("a text that begins with {}", quoted(prefix)));
+        if let Some(prefix) = self
+            .prefix
+            .as_ref()
+            .filter(|prefix| !bytes.starts_with(prefix))
+        {
+            return Some(format!("a string that starts with {}", quoted(prefix)));
         }
-        if let Some(suffix) = self.suffix.as_ref().filter(|suffix| !bytes.ends_with(suffix)) {
-            return Some(format!("a text that ends with {}", quoted(suffix)));
+        if let Some(suffix) = self
+            .suffix
+            .as_ref()
+            .filter(|suffix| !bytes.ends_with(suffix))
+        {
+            return Some(format!("a string that ends with {}", quoted(suffix)));
         }
         if let Some(part) = self.contains.as_ref().filter(|part| !contains(bytes, part)) {
-            return Some(format!("a text that contains {}", quoted(part)));
+            return Some(format!("a string that contains {}", quoted(part)));
         }
-        if let Some(part) = self.not_contains.as_ref().filter(|part| contains(bytes, part)) {
-            return Some(format!("a text that does not contain {}", quoted(part)));
+        if let Some(part) = self
+            .not_contains
+            .as_ref()
+            .filter(|part| contains(bytes, part))
+        {
+            return Some(format!("a string that does not contain {}", quoted(part)));
         }
         if let Some((pattern, shown)) = &self.pattern
             && !std::str::from_utf8(bytes).is_ok_and(|text| pattern.is_match(text))
         {
-            return Some(format!("a text that matches {shown}"));
+            return Some(format!("a string that matches {shown}"));
         }
         let form = self.form?;
         (!form.fits(bytes, is_text)).then(|| form.to_string())
@@ -512,7 +627,9 @@ impl Text {
 fn size(is: usize, min: Option<u64>, max: Option<u64>, unit: &str) -> Option<String> {
     let is = is as u64;
     match (min, max) {
-        (Some(min), Some(max)) if min == max && is != min => Some(format!("exactly {min} {unit}, not {is}")),
+        (Some(min), Some(max)) if min == max && is != min => {
+            Some(format!("exactly {min} {unit}, not {is}"))
+        }
         (Some(min), _) if is < min => Some(format!("at least {min} {unit}, not {is}")),
         (_, Some(max)) if is > max => Some(format!("at most {max} {unit}, not {is}")),
         _ => None,
@@ -523,18 +640,25 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     part.is_empty() || bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// A value for people, cut where it is long.
+/// A value for messages, truncated if long.
 pub(super) fn quoted(bytes: &[u8]) -> String {
     const SHOWN: usize = 80;
     let text = String::from_utf8_lossy(bytes);
     match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{:?}… ({} bytes)", text.get(..end).unwrap_or_default(), bytes.len()),
+        Some((end, _)) => format!(
+            "{:?}… ({} bytes)",
+            text.get(..end).unwrap_or_default(),
+            bytes.len()
+        ),
         None => format!("{text:?}"),
     }
 }
 
 fn quoted_list(list: &[Vec<u8>]) -> String {
-    list.iter().map(|one| quoted(one)).collect::<Vec<_>>().join(", ")
+    list.iter()
+        .map(|item| quoted(item))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 impl fmt::Display for Form {
@@ -551,7 +675,7 @@ impl fmt::Display for Form {
             Self::Uuid => "a UUID",
             Self::HeaderName => "a header name",
             Self::HeaderValue => "a header value without control characters",
-            Self::HeaderText => "a text without NUL, CR and LF",
+            Self::HeaderText => "a string without NUL, CR and LF",
         })
     }
 }
@@ -579,7 +703,9 @@ impl Form {
             Self::Address => is_hostname(text) || text.parse::<IpAddr>().is_ok(),
             Self::Uuid => is_uuid(bytes),
             Self::HeaderName => is_header_name(bytes),
-            Self::HeaderValue => !bytes.iter().any(|byte| matches!(byte, 0..=8 | 10..=31 | 127)),
+            Self::HeaderValue => !bytes
+                .iter()
+                .any(|byte| matches!(byte, 0..=8 | 10..=31 | 127)),
             Self::HeaderText => !bytes.iter().any(|byte| matches!(byte, 0 | b'\n' | b'\r')),
         }
     }
@@ -590,32 +716,40 @@ fn is_hostname(text: &str) -> bool {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }
 
 fn is_email(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'(' | b')' | b'<' | b'>' | b',' | b';' | b'@');
+    let plain = |byte: u8| {
+        byte.is_ascii_graphic() && !matches!(byte, b'(' | b')' | b'<' | b'>' | b',' | b';' | b'@')
+    };
     text.len() <= 254
-        && text
-            .rsplit_once('@')
-            .is_some_and(|(user, host)| (1..=64).contains(&user.len()) && user.bytes().all(plain) && is_hostname(host))
+        && text.rsplit_once('@').is_some_and(|(user, host)| {
+            (1..=64).contains(&user.len()) && user.bytes().all(plain) && is_hostname(host)
+        })
 }
 
 fn has_scheme(text: &str) -> bool {
     text.split_once(':').is_some_and(|(scheme, _)| {
         scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
+            && scheme
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
     })
 }
 
-/// Whether there are only characters that a URI may have, and whole escapes. Source: RFC 3986, appendix A.
+/// Whether the string contains only URI characters and complete escapes. Source: RFC 3986, appendix A.
 fn is_uri_text(text: &str) -> bool {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         let fine = match byte {
-            b'%' => [bytes.next(), bytes.next()].iter().all(|digit| digit.is_some_and(|d| d.is_ascii_hexdigit())),
+            b'%' => [bytes.next(), bytes.next()]
+                .iter()
+                .all(|digit| digit.is_some_and(|d| d.is_ascii_hexdigit())),
             b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => false,
             _ => byte.is_ascii_graphic(),
         };

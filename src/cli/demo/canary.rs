@@ -1,25 +1,31 @@
-//! The demo's objects, in a folder of their own.
+//! The demo's objects in a temporary folder.
 
 use std::io;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-/// The folder and what is written into it; removed when this is dropped.
+/// The folder and its files; removed on drop.
 #[derive(Debug)]
-pub struct Tutorial {
+pub struct CanaryObjects {
     folder: TempDir,
     port: u16,
     backends: u16,
 }
 
-impl Tutorial {
-    /// A folder for a service on a free port, whose endpoints listen on port `backends`.
+impl CanaryObjects {
+    /// Creates a folder for a service on a free port, whose endpoints listen on port `backends`.
     pub fn new(backends: u16) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("weir-demo-").tempdir()?;
         std::fs::create_dir(folder.path().join("config"))?;
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        Ok(Self { folder, port, backends })
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+            .local_addr()?
+            .port();
+        Ok(Self {
+            folder,
+            port,
+            backends,
+        })
     }
 
     /// The service's port, which Envoy binds on loopback.
@@ -32,7 +38,7 @@ impl Tutorial {
         self.folder.path().join("config")
     }
 
-    /// A place beside the folder with the objects.
+    /// A path outside the folder with the objects.
     pub fn outside(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -42,7 +48,7 @@ impl Tutorial {
         self.folder().join("virtual-service.yaml")
     }
 
-    /// All objects, with this percentage to v1.
+    /// Writes all objects, with this percentage to v1.
     pub fn write_all(&self, v1: u32) -> io::Result<()> {
         self.write("service.yaml", &self.service())?;
         self.write("endpoints.yaml", &self.endpoints())?;
@@ -50,17 +56,17 @@ impl Tutorial {
         self.route(v1)
     }
 
-    /// The VirtualService with this percentage to v1.
+    /// Writes the VirtualService with this percentage to v1.
     pub fn route(&self, v1: u32) -> io::Result<()> {
         self.routes(&[("v1", v1), ("v2", 100 - v1)])
     }
 
-    /// The VirtualService without v1.
+    /// Writes the VirtualService without v1.
     pub fn route_to_v2_alone(&self) -> io::Result<()> {
         self.routes(&[("v2", 100)])
     }
 
-    /// The DestinationRule without v1.
+    /// Writes the DestinationRule without v1.
     pub fn rule_without_v1(&self) -> io::Result<()> {
         self.rule(&["v2"])
     }
@@ -71,7 +77,9 @@ impl Tutorial {
              spec:\n  hosts: [my-app]\n  http:\n  - route:\n",
         );
         for (subset, weight) in weights {
-            text += &format!("    - destination: {{host: my-app, subset: {subset}}}\n      weight: {weight}\n");
+            text += &format!(
+                "    - destination: {{host: my-app, subset: {subset}}}\n      weight: {weight}\n"
+            );
         }
         self.write("virtual-service.yaml", &text)
     }
@@ -97,7 +105,11 @@ impl Tutorial {
     }
 
     fn endpoints(&self) -> String {
-        let all = || [1, 2].into_iter().flat_map(|version| [1, 2, 3].map(|n| (version, n)));
+        let all = || {
+            [1, 2]
+                .into_iter()
+                .flat_map(|version| [1, 2, 3].map(|n| (version, n)))
+        };
         let mut text = String::from(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: my-app-1\n  namespace: shop\n  \
              labels: {kubernetes.io/service-name: my-app}\naddressType: IPv4\nendpoints:\n",
@@ -108,7 +120,10 @@ impl Tutorial {
                  targetRef: {{kind: Pod, name: my-app-v{version}-{n}}}\n"
             );
         }
-        text += &format!("ports:\n- {{name: http, port: {}, protocol: TCP}}\n", self.backends);
+        text += &format!(
+            "ports:\n- {{name: http, port: {}, protocol: TCP}}\n",
+            self.backends
+        );
         for (version, n) in all() {
             text += &format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: my-app-v{version}-{n}\n  namespace: shop\n  \
@@ -118,7 +133,7 @@ impl Tutorial {
         text
     }
 
-    /// By rename, so that the file is never seen half.
+    /// Writes by rename, so that the file is never seen half written.
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
         let whole = self.outside(name);
         std::fs::write(&whole, text)?;

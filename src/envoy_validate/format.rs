@@ -1,11 +1,11 @@
-//! Envoy's format strings, as values of headers are: text in which `%NAME(PARAMETERS):LENGTH%` stands for something that
-//! the request, the response or the connection has.
+//! Envoy's format strings, used in header values: text in which `%NAME(PARAMETERS):LENGTH%` is replaced by a property
+//! of the request, response or connection.
 //!
-//! Source: Envoy's documentation, "Access logging: Command operators", and the answers of Envoy 1.40 to each of them.
+//! Source: Envoy's documentation, "Access logging: Command operators", verified against Envoy 1.40.
 
 use std::borrow::Cow;
 
-/// Commands that take no parameters.
+/// Commands without parameters.
 const PLAIN: [&str; 109] = [
     "ACCESS_LOG_TYPE",
     "BYTES_RECEIVED",
@@ -118,17 +118,20 @@ const PLAIN: [&str; 109] = [
     "VIRTUAL_CLUSTER_NAME",
 ];
 
-/// Whether each `%` of `value` is doubled or belongs to a command that Envoy knows; if not, where it stands.
+/// Checks that each `%` of `value` is escaped or part of a known command; the error is its offset.
 pub(super) fn check(value: &str) -> Result<(), usize> {
     let mut rest = value;
     while let Some((_, after)) = rest.split_once('%') {
         let place = value.len() - after.len() - 1;
-        rest = after.strip_prefix('%').or_else(|| after_command(after)).ok_or(place)?;
+        rest = after
+            .strip_prefix('%')
+            .or_else(|| after_command(after))
+            .ok_or(place)?;
     }
     Ok(())
 }
 
-/// `value` with each `%` doubled that is neither doubled already nor part of a command, so that Envoy takes it.
+/// Escapes each `%` of `value` that is neither escaped nor part of a command, so that Envoy accepts it.
 pub fn with_literal_percents(value: &str) -> Cow<'_, str> {
     if check(value).is_ok() {
         return Cow::Borrowed(value);
@@ -153,22 +156,25 @@ pub fn with_literal_percents(value: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// What comes after the command that `text` begins with, behind its `%`.
+/// The rest of `text` after the command that follows a `%`.
 fn after_command(text: &str) -> Option<&str> {
-    let rest = text.trim_start_matches(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let rest =
+        text.trim_start_matches(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
     let name = text.strip_suffix(rest)?;
-    // The first end that makes a whole command, as a parameter may hold parentheses.
+    // The first end that yields a valid command, because a parameter may contain parentheses.
     let (parameters, (length, left)) = match end(rest) {
         Some(found) => (None, found),
         None => {
             let inner = rest.strip_prefix('(')?;
-            inner.match_indices(')').find_map(|(at, _)| Some((inner.get(..at), end(inner.get(at + 1..)?)?)))?
+            inner
+                .match_indices(')')
+                .find_map(|(at, _)| Some((inner.get(..at), end(inner.get(at + 1..)?)?)))?
         }
     };
     fits(name, parameters, length.is_some()).then_some(left)
 }
 
-/// `:LENGTH%` or `%`, and what comes after it.
+/// Parses `:LENGTH%` or `%` and returns the rest.
 fn end(text: &str) -> Option<(Option<&str>, &str)> {
     if let Some(left) = text.strip_prefix('%') {
         return Some((None, left));
@@ -178,14 +184,16 @@ fn end(text: &str) -> Option<(Option<&str>, &str)> {
         .then_some((Some(length), left))
 }
 
-/// Whether Envoy knows the command with these parameters.
+/// Whether Envoy supports the command with these parameters.
 fn fits(name: &str, parameters: Option<&str>, has_length: bool) -> bool {
     let given = parameters.filter(|parameters| !parameters.is_empty());
     match name {
         "REQ" | "RESP" | "TRAILER" => given.is_some_and(|names| {
             let is_name = |name: &str| {
                 let plain = name.strip_prefix(':').unwrap_or(name);
-                plain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+                plain
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
             };
             let (main, other) = names.split_once('?').unwrap_or((names, ""));
             is_name(main) && is_name(other)
@@ -207,10 +215,12 @@ fn fits(name: &str, parameters: Option<&str>, has_length: bool) -> bool {
         | "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => given.is_none() && !has_length,
         "DYNAMIC_METADATA" | "ENVIRONMENT" | "QUERY_PARAM" => given.is_some(),
         "CLUSTER_METADATA" | "UPSTREAM_METADATA" => given.is_some() && !has_length,
-        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => given.is_some_and(|key| match key.split_once(':') {
-            None => true,
-            Some((_, kind)) => matches!(kind, "PLAIN" | "TYPED"),
-        }),
+        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
+            given.is_some_and(|key| match key.split_once(':') {
+                None => true,
+                Some((_, kind)) => matches!(kind, "PLAIN" | "TYPED"),
+            })
+        }
         "GRPC_STATUS" if given.is_some() => {
             matches!(given, Some("CAMEL_STRING" | "SNAKE_STRING" | "NUMBER")) && !has_length
         }
@@ -228,13 +238,19 @@ mod tests {
             ("100%", "100%%"),
             ("100%%", "100%%"),
             ("%REQ(x)%", "%REQ(x)%"),
-            ("50% of %REQ(:authority?host):9%!", "50%% of %REQ(:authority?host):9%!"),
+            (
+                "50% of %REQ(:authority?host):9%!",
+                "50%% of %REQ(:authority?host):9%!",
+            ),
             ("%FOO%", "%%FOO%%"),
             ("%REQ%", "%%REQ%%"),
             ("%REQ(a b)%", "%%REQ(a b)%%"),
             ("%HOSTNAME:3%", "%%HOSTNAME:3%%"),
             ("%START_TIME(%Y-%m)%", "%START_TIME(%Y-%m)%"),
-            ("%UPSTREAM_METADATA([\"a\", \"b\"])%", "%UPSTREAM_METADATA([\"a\", \"b\"])%"),
+            (
+                "%UPSTREAM_METADATA([\"a\", \"b\"])%",
+                "%UPSTREAM_METADATA([\"a\", \"b\"])%",
+            ),
             ("%é%", "%%é%%"),
             ("%", "%%"),
             ("", ""),

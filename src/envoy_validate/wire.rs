@@ -1,6 +1,6 @@
-//! The protobuf wire format, read without copying and without trust.
+//! A zero-copy reader of the protobuf wire format for untrusted input.
 
-/// What a field holds on the wire.
+/// The wire payload of a field.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Payload<'a> {
     /// Wire type 0.
@@ -11,7 +11,7 @@ pub(super) enum Payload<'a> {
     Bytes(&'a [u8]),
     /// Wire type 5.
     Fixed32(u32),
-    /// Wire types 3 and 4: groups, which proto3 has none of.
+    /// Wire types 3 and 4: groups, which proto3 does not use.
     Group,
 }
 
@@ -29,14 +29,16 @@ impl<'a> Fields<'a> {
         Self { rest: bytes }
     }
 
-    /// How many bytes are not read yet.
+    /// The number of unread bytes.
     pub(super) fn left(&self) -> usize {
         self.rest.len()
     }
 
     fn read(&mut self) -> Option<(u32, Payload<'a>)> {
         let tag = varint(&mut self.rest)?;
-        let number = u32::try_from(tag >> 3).ok().filter(|number| (1..1 << 29).contains(number))?;
+        let number = u32::try_from(tag >> 3)
+            .ok()
+            .filter(|number| (1..1 << 29).contains(number))?;
         let payload = match tag & 7 {
             0 => Payload::Varint(varint(&mut self.rest)?),
             1 => {
@@ -77,7 +79,7 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// Takes a varint off the front.
+/// Reads a varint from the front.
 pub(super) fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
@@ -91,7 +93,7 @@ pub(super) fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The scalar types of proto3, and what stands for the others.
+/// The scalar types of proto3, plus messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scalar {
     Double,
@@ -124,10 +126,10 @@ pub(super) enum Value<'a> {
 }
 
 impl Scalar {
-    /// The value of a payload; none if its wire type is another one.
+    /// Decodes a payload; `None` if its wire type does not match.
     pub(super) fn read(self, payload: Payload<'_>) -> Option<Value<'_>> {
         let value = match (self, payload) {
-            // An enum and an int32 travel as 64 bits; readers keep the lower half.
+            // An enum and an int32 are encoded as 64 bits; readers keep the lower half.
             (Self::Int32 | Self::Enum, Payload::Varint(bits)) => Value::Int((bits as i32).into()),
             (Self::Int64, Payload::Varint(bits)) => Value::Int((bits as i64).into()),
             (Self::Uint32, Payload::Varint(bits)) => Value::Int((bits as u32).into()),
@@ -135,7 +137,9 @@ impl Scalar {
             (Self::Sint32, Payload::Varint(bits)) => {
                 Value::Int(((bits as u32 >> 1) as i32 ^ -((bits & 1) as i32)).into())
             }
-            (Self::Sint64, Payload::Varint(bits)) => Value::Int(((bits >> 1) as i64 ^ -((bits & 1) as i64)).into()),
+            (Self::Sint64, Payload::Varint(bits)) => {
+                Value::Int(((bits >> 1) as i64 ^ -((bits & 1) as i64)).into())
+            }
             (Self::Bool, Payload::Varint(bits)) => Value::Bool(bits != 0),
             (Self::Fixed32, Payload::Fixed32(bits)) => Value::Int(bits.into()),
             (Self::Sfixed32, Payload::Fixed32(bits)) => Value::Int((bits as i32).into()),
@@ -143,13 +147,15 @@ impl Scalar {
             (Self::Fixed64, Payload::Fixed64(bits)) => Value::Int(bits.into()),
             (Self::Sfixed64, Payload::Fixed64(bits)) => Value::Int((bits as i64).into()),
             (Self::Double, Payload::Fixed64(bits)) => Value::Float(f64::from_bits(bits)),
-            (Self::Text | Self::Bytes | Self::Message, Payload::Bytes(bytes)) => Value::Bytes(bytes),
+            (Self::Text | Self::Bytes | Self::Message, Payload::Bytes(bytes)) => {
+                Value::Bytes(bytes)
+            }
             _ => return None,
         };
         Some(value)
     }
 
-    /// What an absent field of this type holds.
+    /// The value of an absent field of this type.
     pub(super) fn zero(self) -> Value<'static> {
         match self {
             Self::Double | Self::Float => Value::Float(0.0),
@@ -159,7 +165,7 @@ impl Scalar {
         }
     }
 
-    /// Takes one element off a packed list.
+    /// Reads one element of a packed list.
     pub(super) fn unpack<'a>(self, packed: &mut &'a [u8]) -> Option<Payload<'a>> {
         match self {
             Self::Double | Self::Fixed64 | Self::Sfixed64 => {

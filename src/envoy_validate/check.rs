@@ -1,27 +1,41 @@
-//! Walks the bytes of a message along its plan.
+//! Walks the wire bytes of a message according to its compiled rules.
 //!
-//! A reader of protobuf keeps the last value of a field that stands several times, and merges a message that does. So single fields
-//! are noted while the bytes are read and looked at in the end; lists are looked at item by item on the way.
+//! A protobuf reader keeps the last value of a repeated singular field and merges repeated messages. So singular fields
+//! are recorded while the bytes are read and checked at the end; list items are checked immediately.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 
-use super::plan::{FieldPlan, Label, Plan, Plans, ValuePlan};
-use super::rules::Wrong;
+use super::compiled::{CompiledRules, FieldRules, Label, MessageRules, ValueRules};
+use super::rules::Mismatch;
 use super::semantics::Message;
 use super::wire::{Fields, Malformed, Payload, Scalar, Value};
 use super::{MAX_VIOLATIONS, Violation};
 
-/// How deep messages may lie in each other, `Any` included. Source: protobuf's default recursion limit.
+/// The maximum nesting of messages, including `Any`. Source: protobuf's default recursion limit.
 const MAX_DEPTH: usize = 100;
 
-/// Holds `bytes` against the rules of the type `full_name`.
-pub(super) fn run(plans: &'static Plans, full_name: &str, bytes: &[u8]) -> Vec<Violation> {
-    let mut walker = Walker { plans, path: Vec::new(), depth: 0, slots: Vec::new(), found: Vec::new() };
-    match plans.get(full_name) {
-        Some(plan) => walker.message(plan, bytes),
-        None => walker.add(String::new(), format!("type {full_name:?}"), "a message type weir knows".to_owned()),
+/// Checks `bytes` against the rules of the type `full_name`.
+pub(super) fn run(
+    compiled_rules: &'static CompiledRules,
+    full_name: &str,
+    bytes: &[u8],
+) -> Vec<Violation> {
+    let mut walker = Walker {
+        compiled_rules,
+        path: Vec::new(),
+        depth: 0,
+        slots: Vec::new(),
+        found: Vec::new(),
+    };
+    match compiled_rules.get(full_name) {
+        Some(message_rules) => walker.message(message_rules, bytes),
+        None => walker.add(
+            String::new(),
+            format!("type {full_name:?}"),
+            "a known message type".to_owned(),
+        ),
     }
     walker.found
 }
@@ -40,25 +54,25 @@ pub(super) fn open_any(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     Ok((url, value))
 }
 
-/// A step on the way from the message to a value in it.
+/// A segment of a field path.
 enum Step {
     Field(&'static str),
     Index(usize),
     Key(String),
 }
 
-/// What was read of one field of a message that is being read.
+/// The recorded state of one field of the current message.
 #[derive(Clone, Copy, Default)]
 struct Slot {
     count: usize,
-    /// Where the field's first occurrence that counts begins: the number of fields read before it.
+    /// The number of fields read before the first relevant occurrence.
     since: usize,
-    /// The value of a number, or where the bytes of a text or message lie in those of the message around it.
+    /// A numeric value, or the offset of a string or message in its parent.
     bits: u64,
     length: usize,
 }
 
-/// A field as it was read: in which order, and where its bytes end.
+/// A field as read: payload, order and end offset.
 struct Read<'a> {
     payload: Payload<'a>,
     order: usize,
@@ -66,80 +80,121 @@ struct Read<'a> {
 }
 
 struct Walker {
-    plans: &'static Plans,
+    compiled_rules: &'static CompiledRules,
     path: Vec<Step>,
-    /// How many messages the current one lies in.
+    /// The nesting depth.
     depth: usize,
-    /// Of the messages that are being read, the innermost last.
+    /// The slots of the messages being read, innermost last.
     slots: Vec<Slot>,
     found: Vec<Violation>,
 }
 
 impl Walker {
-    fn message(&mut self, plan: &'static Plan, bytes: &[u8]) {
-        if !plan.active || self.found.len() >= MAX_VIOLATIONS {
+    fn message(&mut self, message_rules: &'static MessageRules, bytes: &[u8]) {
+        if !message_rules.active || self.found.len() >= MAX_VIOLATIONS {
             return;
         }
         if self.depth >= MAX_DEPTH {
-            return self.wrong("", format!("more than {MAX_DEPTH} messages in each other"), "fewer");
+            return self.wrong(
+                "",
+                format!("more than {MAX_DEPTH} nested messages"),
+                "fewer",
+            );
         }
         self.depth += 1;
-        let read = match plan.is_any {
+        let read = match message_rules.is_any {
             true => self.any(bytes),
-            false => self.fields(plan, bytes),
+            false => self.fields(message_rules, bytes),
         };
         self.depth -= 1;
-        let read = read.and_then(|()| match plan.hook {
-            Some(hook) => {
-                let message = Message { plans: self.plans, plan, bytes, is_root: self.depth == 0 };
-                hook(&message, &mut |path: &str, wrong: Wrong| self.wrong(path, wrong.found, wrong.expected))
+        let read = read.and_then(|()| match message_rules.semantic_check {
+            Some(semantic_check) => {
+                let message = Message {
+                    compiled_rules: self.compiled_rules,
+                    message_rules,
+                    bytes,
+                    is_root: self.depth == 0,
+                };
+                semantic_check(&message, &mut |path: &str, wrong: Mismatch| {
+                    self.wrong(path, wrong.found, wrong.expected);
+                })
             }
             None => Ok(()),
         });
         if read.is_err() {
-            self.wrong("", "bytes that are no such message", format!("an encoded {}", plan.name));
+            self.wrong(
+                "",
+                "malformed bytes",
+                format!("an encoded {}", message_rules.name),
+            );
         }
     }
 
     fn any(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         let (url, value) = open_any(bytes)?;
         let url = std::str::from_utf8(url).map_err(|_| Malformed)?;
-        let plans = self.plans;
+        let compiled_rules = self.compiled_rules;
         let name = url.rsplit_once('/').map_or(url, |(_, name)| name);
-        if let Some(plan) = plans.get(name) {
-            self.message(plan, value);
+        if let Some(message_rules) = compiled_rules.get(name) {
+            self.message(message_rules, value);
         }
         Ok(())
     }
 
-    fn fields(&mut self, plan: &'static Plan, bytes: &[u8]) -> Result<(), Malformed> {
+    fn fields(
+        &mut self,
+        message_rules: &'static MessageRules,
+        bytes: &[u8],
+    ) -> Result<(), Malformed> {
         let base = self.slots.len();
-        self.slots.resize(base + plan.fields.len() + plan.oneofs.len(), Slot::default());
-        let read = self.read(plan, bytes, base).and_then(|()| self.end(plan, bytes, base));
+        self.slots.resize(
+            base + message_rules.fields.len() + message_rules.oneofs.len(),
+            Slot::default(),
+        );
+        let read = self
+            .read(message_rules, bytes, base)
+            .and_then(|()| self.end(message_rules, bytes, base));
         self.slots.truncate(base);
         read
     }
 
-    /// Goes over the bytes once: looks at items, notes the rest.
-    fn read(&mut self, plan: &'static Plan, bytes: &[u8], base: usize) -> Result<(), Malformed> {
+    /// Reads the bytes once: checks list items and records other fields.
+    fn read(
+        &mut self,
+        message_rules: &'static MessageRules,
+        bytes: &[u8],
+        base: usize,
+    ) -> Result<(), Malformed> {
         let mut seen: BTreeMap<usize, HashSet<Vec<u8>>> = BTreeMap::new();
         let (mut fields, mut order) = (Fields::new(bytes), 0);
         while let Some(entry) = fields.next() {
             let (number, payload) = entry?;
             order += 1;
-            let Ok(at) = plan.fields.binary_search_by_key(&number, |field| field.number) else {
+            let Ok(at) = message_rules
+                .fields
+                .binary_search_by_key(&number, |field| field.number)
+            else {
                 if payload == Payload::Group {
                     return Err(Malformed);
                 }
                 continue;
             };
-            let Some(field) = plan.fields.get(at) else {
+            let Some(field) = message_rules.fields.get(at) else {
                 continue;
             };
             match field.label {
                 Label::Single => {
                     let end = bytes.len() - fields.left();
-                    self.note(plan, at, base, Read { payload, order: order - 1, end })?;
+                    self.note(
+                        message_rules,
+                        at,
+                        base,
+                        Read {
+                            payload,
+                            order: order - 1,
+                            end,
+                        },
+                    )?;
                 }
                 Label::List => {
                     let seen = match &field.count {
@@ -167,17 +222,26 @@ impl Walker {
         })
     }
 
-    fn note(&mut self, plan: &'static Plan, at: usize, base: usize, read: Read<'_>) -> Result<(), Malformed> {
-        let Some(field) = plan.fields.get(at) else {
+    fn note(
+        &mut self,
+        message_rules: &'static MessageRules,
+        at: usize,
+        base: usize,
+        read: Read<'_>,
+    ) -> Result<(), Malformed> {
+        let Some(field) = message_rules.fields.get(at) else {
             return Ok(());
         };
         let value = readable(field.value.scalar, read.payload)?;
         if let Some(oneof) = field.oneof {
-            // A oneof's slot holds the place of the field that is set, counted from 1.
-            let state = base + plan.fields.len() + oneof;
+            // The slot of a oneof contains the 1-based index of the field that is set.
+            let state = base + message_rules.fields.len() + oneof;
             let before = self.slots.get(state).map_or(0, |slot| slot.count);
             if before != at + 1 {
-                if let Some(slot) = before.checked_sub(1).and_then(|before| self.slots.get_mut(base + before)) {
+                if let Some(slot) = before
+                    .checked_sub(1)
+                    .and_then(|before| self.slots.get_mut(base + before))
+                {
                     *slot = Slot::default();
                 }
                 if let Some(slot) = self.slots.get_mut(state) {
@@ -205,7 +269,7 @@ impl Walker {
 
     fn items(
         &mut self,
-        field: &'static FieldPlan,
+        field: &'static FieldRules,
         slot: usize,
         payload: Payload<'_>,
         mut seen: Option<&mut HashSet<Vec<u8>>>,
@@ -217,11 +281,13 @@ impl Walker {
             if field.value.rule.is_none() && field.value.message.is_none() && seen.is_none() {
                 return Ok(());
             }
-            walker.path.extend([Step::Field(&field.name), Step::Index(index)]);
+            walker
+                .path
+                .extend([Step::Field(&field.name), Step::Index(index)]);
             if let Some(seen) = &mut seen
                 && !seen.insert(fingerprint(value))
             {
-                walker.wrong("", "an item that stands before already", "items that differ");
+                walker.wrong("", "a duplicate item", "unique items");
             }
             let checked = walker.value(&field.value, value);
             walker.path.truncate(walker.path.len().saturating_sub(2));
@@ -239,7 +305,7 @@ impl Walker {
         }
     }
 
-    fn entry(&mut self, field: &'static FieldPlan, entry: &[u8]) -> Result<(), Malformed> {
+    fn entry(&mut self, field: &'static FieldRules, entry: &[u8]) -> Result<(), Malformed> {
         let Some(key_plan) = &field.key else {
             return Ok(());
         };
@@ -261,16 +327,27 @@ impl Walker {
             Value::Bool(flag) => flag.to_string(),
             Value::Float(number) => number.to_string(),
         };
-        self.path.extend([Step::Field(&field.name), Step::Key(shown)]);
-        let checked = self.value(key_plan, key).and_then(|()| self.value(&field.value, value));
+        self.path
+            .extend([Step::Field(&field.name), Step::Key(shown)]);
+        let checked = self
+            .value(key_plan, key)
+            .and_then(|()| self.value(&field.value, value));
         self.path.truncate(self.path.len().saturating_sub(2));
         checked
     }
 
-    /// Looks at what was noted, and at what is missing.
-    fn end(&mut self, plan: &'static Plan, bytes: &[u8], base: usize) -> Result<(), Malformed> {
-        for at in &plan.at_end {
-            let (Some(field), Some(slot)) = (plan.fields.get(*at), self.slots.get(base + at).copied()) else {
+    /// Checks the recorded fields and reports missing ones.
+    fn end(
+        &mut self,
+        message_rules: &'static MessageRules,
+        bytes: &[u8],
+        base: usize,
+    ) -> Result<(), Malformed> {
+        for at in &message_rules.at_end {
+            let (Some(field), Some(slot)) = (
+                message_rules.fields.get(*at),
+                self.slots.get(base + at).copied(),
+            ) else {
                 continue;
             };
             self.path.push(Step::Field(&field.name));
@@ -284,25 +361,45 @@ impl Walker {
             self.path.pop();
             checked?;
         }
-        for (oneof, at) in plan.oneofs.iter().zip(base + plan.fields.len()..) {
+        for (oneof, at) in message_rules
+            .oneofs
+            .iter()
+            .zip(base + message_rules.fields.len()..)
+        {
             if oneof.required && self.slots.get(at).is_none_or(|slot| slot.count == 0) {
-                let fields = plan.fields.iter().filter(|field| {
-                    field.oneof.and_then(|at| plan.oneofs.get(at)).is_some_and(|of| of.name == oneof.name)
+                let fields = message_rules.fields.iter().filter(|field| {
+                    field
+                        .oneof
+                        .and_then(|at| message_rules.oneofs.get(at))
+                        .is_some_and(|of| of.name == oneof.name)
                 });
                 let names: Vec<_> = fields.map(|field| field.name.as_str()).collect();
-                self.wrong(&oneof.name, "nothing", format!("one of {}", names.join(", ")));
+                self.wrong(
+                    &oneof.name,
+                    "nothing",
+                    format!("one of {}", names.join(", ")),
+                );
             }
         }
         Ok(())
     }
 
-    fn single(&mut self, field: &'static FieldPlan, slot: Slot, bytes: &[u8]) -> Result<(), Malformed> {
+    fn single(
+        &mut self,
+        field: &'static FieldRules,
+        slot: Slot,
+        bytes: &[u8],
+    ) -> Result<(), Malformed> {
         if slot.count == 0 {
-            // Rules of a oneof's member count when it is the one that is set.
+            // The rules of a oneof member apply only if it is set.
             match field.oneof {
-                None if field.required => self.wrong("", "nothing", "a value: the field is required"),
-                // Proto3 leaves zero out, so absent is zero here.
-                None if !field.presence => return self.value(&field.value, field.value.scalar.zero()),
+                None if field.required => {
+                    self.wrong("", "nothing", "a value: the field is required");
+                }
+                // Proto3 omits zero values, so absent means zero here.
+                None if !field.presence => {
+                    return self.value(&field.value, field.value.scalar.zero());
+                }
                 _ => {}
             }
             return Ok(());
@@ -315,17 +412,27 @@ impl Walker {
             }
             Scalar::Message | Scalar::Text | Scalar::Bytes => {
                 let start = usize::try_from(slot.bits).map_err(|_| Malformed)?;
-                Value::Bytes(bytes.get(start..start.saturating_add(slot.length)).ok_or(Malformed)?)
+                Value::Bytes(
+                    bytes
+                        .get(start..start.saturating_add(slot.length))
+                        .ok_or(Malformed)?,
+                )
             }
             scalar => {
-                let of = [Payload::Varint(slot.bits), Payload::Fixed64(slot.bits), Payload::Fixed32(slot.bits as u32)];
-                of.into_iter().find_map(|payload| scalar.read(payload)).ok_or(Malformed)?
+                let of = [
+                    Payload::Varint(slot.bits),
+                    Payload::Fixed64(slot.bits),
+                    Payload::Fixed32(slot.bits as u32),
+                ];
+                of.into_iter()
+                    .find_map(|payload| scalar.read(payload))
+                    .ok_or(Malformed)?
             }
         };
         self.value(&field.value, value)
     }
 
-    fn size(&mut self, field: &'static FieldPlan, is: u64) {
+    fn size(&mut self, field: &'static FieldRules, is: u64) {
         let Some(count) = &field.count else {
             return;
         };
@@ -340,9 +447,13 @@ impl Walker {
         }
     }
 
-    fn value(&mut self, plan: &'static ValuePlan, value: Value<'_>) -> Result<(), Malformed> {
-        if let Some(rule) = &plan.rule {
-            let wrong = match (plan.wrapped, value) {
+    fn value(
+        &mut self,
+        message_rules: &'static ValueRules,
+        value: Value<'_>,
+    ) -> Result<(), Malformed> {
+        if let Some(rule) = &message_rules.rule {
+            let wrong = match (message_rules.wrapped, value) {
                 (Some(scalar), Value::Bytes(wrapper)) => rule.check(unwrap(scalar, wrapper)?)?,
                 _ => rule.check(value)?,
             };
@@ -350,14 +461,19 @@ impl Walker {
                 self.wrong("", wrong.found, wrong.expected);
             }
         }
-        let plans = self.plans;
-        if let (Some(message), Value::Bytes(bytes)) = (plan.message.and_then(|at| plans.messages.get(at)), value) {
+        let compiled_rules = self.compiled_rules;
+        if let (Some(message), Value::Bytes(bytes)) = (
+            message_rules
+                .message
+                .and_then(|at| compiled_rules.messages.get(at)),
+            value,
+        ) {
             self.message(message, bytes);
         }
         Ok(())
     }
 
-    /// Reports something wrong at the current place, or at `below` from there.
+    /// Reports a violation at the current path, or at `below` relative to it.
     fn wrong(&mut self, below: &str, found: impl Into<String>, expected: impl Into<String>) {
         let mut path = String::new();
         for step in &self.path {
@@ -378,21 +494,27 @@ impl Walker {
 
     fn add(&mut self, path: String, found: String, expected: String) {
         if self.found.len() < MAX_VIOLATIONS {
-            self.found.push(Violation { path, found, expected });
+            self.found.push(Violation {
+                path,
+                found,
+                expected,
+            });
         }
     }
 }
 
-/// The value of a payload; strings must be UTF-8.
+/// Decodes a payload; strings must be UTF-8.
 fn readable(scalar: Scalar, payload: Payload<'_>) -> Result<Value<'_>, Malformed> {
     let value = scalar.read(payload).ok_or(Malformed)?;
     match value {
-        Value::Bytes(bytes) if scalar == Scalar::Text && std::str::from_utf8(bytes).is_err() => Err(Malformed),
+        Value::Bytes(bytes) if scalar == Scalar::Text && std::str::from_utf8(bytes).is_err() => {
+            Err(Malformed)
+        }
         value => Ok(value),
     }
 }
 
-/// What a wrapper holds; `value` is its only field.
+/// Unwraps a wrapper, whose only field is `value`.
 fn unwrap(scalar: Scalar, wrapper: &[u8]) -> Result<Value<'_>, Malformed> {
     let mut value = scalar.zero();
     for field in Fields::new(wrapper) {
@@ -403,7 +525,7 @@ fn unwrap(scalar: Scalar, wrapper: &[u8]) -> Result<Value<'_>, Malformed> {
     Ok(value)
 }
 
-/// All parts of a message that stands several times, one behind the other: that is how protobuf merges.
+/// Concatenates all occurrences of a message, which is how protobuf merges them.
 fn merge(number: u32, since: usize, bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
     let mut merged = Vec::new();
     for field in Fields::new(bytes).skip(since) {
@@ -416,7 +538,7 @@ fn merge(number: u32, since: usize, bytes: &[u8]) -> Result<Vec<u8>, Malformed> 
     Ok(merged)
 }
 
-/// Equal for equal values.
+/// A fingerprint that is equal for equal values.
 fn fingerprint(value: Value<'_>) -> Vec<u8> {
     let bytes: Cow<'_, [u8]> = match value {
         Value::Int(number) => number.to_le_bytes().to_vec().into(),

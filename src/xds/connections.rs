@@ -1,4 +1,4 @@
-//! The truth: which proxy is connected, and which state of the mesh it has acked.
+//! Tracks the connected proxies and the mesh revision that each has ACKed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,38 +6,38 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::stream::{Held, Item, Progress, Refused, Variant};
+use super::stream::{HeldResource, Progress, RejectedResource, SentResource, Variant};
 use crate::mesh::Proxy;
 use crate::revision::MeshRevision;
 use crate::snapshot::ResourceType;
 
-/// What is known of one connected proxy.
+/// The status of a connected proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyStatus {
     /// The node id.
     pub id: Arc<str>,
-    /// What it says of itself.
+    /// The proxy.
     pub proxy: Arc<Proxy>,
     /// The streams that serve it.
     pub streams: Vec<StreamInfo>,
-    /// How far it is with clusters, endpoints, listeners and routes.
+    /// Its progress with clusters, endpoints, listeners and routes.
     pub types: [Progress; 4],
     /// The newest mesh of which it has ACKed everything; `None` before the first.
     pub acked: Option<MeshRevision>,
     /// The newest mesh of which it has ACKed all but what is held back and what it refused.
     pub reached: Option<MeshRevision>,
-    /// Whether nothing is under way: all that is missing is held back or was refused.
+    /// Whether nothing is in flight: everything missing is held back or rejected.
     pub resting: bool,
     /// The mesh it is to have.
     pub wanted: Option<MeshRevision>,
-    /// Why it counts as lagging; `None` where it does not.
+    /// Why it is lagging; `None` if it is not.
     pub lagging: Option<String>,
-    /// What it refused and keeps in the last form it took.
-    pub refused: Vec<Refused>,
-    /// Virtual hosts and listeners that keep their last form because the new one leads to a cluster that nothing
-    /// defines.
-    pub held: Vec<Held>,
-    /// Clusters that nothing defines any more and that it keeps because something leads to them.
+    /// The resources it rejected; it keeps their last accepted versions.
+    pub rejected: Vec<RejectedResource>,
+    /// Virtual hosts and listeners that keep their previous version because the new one references an undefined
+    /// cluster.
+    pub held: Vec<HeldResource>,
+    /// Clusters that are no longer defined but kept because they are still referenced.
     pub kept: Vec<Arc<str>>,
 }
 
@@ -67,38 +67,39 @@ impl ProxyStatus {
                 *own = other;
             }
         }
-        let both =
-            |own: Option<MeshRevision>, other: Option<MeshRevision>| own.zip(other).map(|(own, other)| own.min(other));
+        let both = |own: Option<MeshRevision>, other: Option<MeshRevision>| {
+            own.zip(other).map(|(own, other)| own.min(other))
+        };
         self.acked = both(self.acked, other.acked);
         self.reached = both(self.reached, other.reached);
         self.wanted = self.wanted.max(other.wanted);
         self.resting &= other.resting;
         self.streams.extend(&other.streams);
         self.lagging = self.lagging.take().or_else(|| other.lagging.clone());
-        self.refused.extend(other.refused.iter().cloned());
+        self.rejected.extend(other.rejected.iter().cloned());
         self.held.extend(other.held.iter().cloned());
         self.kept.extend(other.kept.iter().cloned());
     }
 }
 
-/// A question to a stream: what was its client sent?
-pub type Question = oneshot::Sender<Vec<Item>>;
+/// A request to a stream for the resources that were sent to its client.
+pub type InventoryRequest = oneshot::Sender<Vec<SentResource>>;
 
 /// All connected proxies.
 #[derive(Debug, Default)]
-pub struct Board {
+pub struct Connections {
     proxies: Mutex<BTreeMap<u64, ProxyStatus>>,
-    /// By which each stream can be asked.
-    questions: Mutex<BTreeMap<u64, mpsc::Sender<Question>>>,
+    /// The request channel of each stream.
+    inventory_requests: Mutex<BTreeMap<u64, mpsc::Sender<InventoryRequest>>>,
     changed: watch::Sender<u64>,
 }
 
-impl Board {
+impl Connections {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, ProxyStatus>> {
         self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what is known of the proxy on `stream`.
+    /// Updates the status of the proxy on `stream`.
     pub fn set(&self, stream: u64, status: &ProxyStatus) {
         let mut proxies = self.lock();
         if proxies.get(&stream) != Some(status) {
@@ -108,22 +109,30 @@ impl Board {
         }
     }
 
-    /// Takes questions to `stream` from now on.
-    pub fn answers(&self, stream: u64) -> mpsc::Receiver<Question> {
+    /// Registers `stream` to answer inventory requests.
+    pub fn register_inventory(&self, stream: u64) -> mpsc::Receiver<InventoryRequest> {
         let (sender, receiver) = mpsc::channel(4);
-        self.questions.lock().unwrap_or_else(PoisonError::into_inner).insert(stream, sender);
+        self.inventory_requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(stream, sender);
         receiver
     }
 
-    /// What the proxy on `stream` was sent; `None` where it is gone.
-    pub async fn inventory(&self, stream: u64) -> Option<Vec<Item>> {
-        let questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner).get(&stream).cloned()?;
+    /// The resources sent to the proxy on `stream`; `None` if it has disconnected.
+    pub async fn inventory(&self, stream: u64) -> Option<Vec<SentResource>> {
+        let inventory_requests = self
+            .inventory_requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&stream)
+            .cloned()?;
         let (sender, receiver) = oneshot::channel();
-        questions.send(sender).await.ok()?;
+        inventory_requests.send(sender).await.ok()?;
         receiver.await.ok()
     }
 
-    /// Tells of each change.
+    /// Notifies of each change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
@@ -135,8 +144,17 @@ impl Board {
         let mut by_id: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
         for (stream, status) in self.lock().iter() {
             let same_id = by_id.entry(status.id.clone()).or_default();
-            let joined = |n: &&usize| found.get(**n).is_some_and(|(_, known)| known.is_joined_by(status));
-            match same_id.iter().find(joined).copied().and_then(|n| found.get_mut(n)) {
+            let joined = |n: &&usize| {
+                found
+                    .get(**n)
+                    .is_some_and(|(_, known)| known.is_joined_by(status))
+            };
+            match same_id
+                .iter()
+                .find(joined)
+                .copied()
+                .and_then(|n| found.get_mut(n))
+            {
                 Some((streams, known)) => {
                     streams.push(*stream);
                     known.join(status);
@@ -150,21 +168,27 @@ impl Board {
         found
     }
 
-    /// Forgets the proxy on `stream`.
+    /// Removes the proxy on `stream`.
     pub fn remove(&self, stream: u64) {
-        self.questions.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
+        self.inventory_requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&stream);
         // Of a stream that never had a proxy there is nothing to tell.
         if self.lock().remove(&stream).is_some() {
             self.changed.send_modify(|n| *n += 1);
         }
     }
 
-    /// All connected proxies, in the order in which they came.
+    /// All connected proxies, in order of connection.
     pub fn list(&self) -> Vec<ProxyStatus> {
-        self.proxies().into_iter().map(|(_, status)| status).collect()
+        self.proxies()
+            .into_iter()
+            .map(|(_, status)| status)
+            .collect()
     }
 
-    /// Waits until the proxy with this node id has acked everything of state `revision` or a later one, on each of its
+    /// Waits until the proxy with this node id has ACKed everything of `revision` or a later one on each of its
     /// streams.
     pub async fn acked(&self, id: &str, revision: MeshRevision) {
         let mut changed = self.changed.subscribe();
@@ -178,7 +202,8 @@ impl Board {
 
     fn has_acked(&self, id: &str, revision: MeshRevision) -> bool {
         let proxies = self.lock();
-        let mut streams = proxies.values().filter(|one| *one.id == *id).peekable();
-        streams.peek().is_some() && streams.all(|one| one.acked.is_some_and(|acked| acked >= revision))
+        let mut streams = proxies.values().filter(|proxy| *proxy.id == *id).peekable();
+        streams.peek().is_some()
+            && streams.all(|item| item.acked.is_some_and(|acked| acked >= revision))
     }
 }

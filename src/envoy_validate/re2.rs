@@ -1,40 +1,44 @@
-//! Whether RE2, with which Envoy matches, can compile a regular expression.
+//! Checks whether RE2, Envoy's regular expression engine, can compile an expression.
 //!
-//! Follows the grammar of RE2's own parser with the flags of its default options (Perl syntax). What an expression costs is not
-//! computed: Envoy refuses one whose program is larger than `re2.max_program_size.error_level` of its runtime, 100 unless set.
+//! Follows the grammar of RE2's parser with its default options (Perl syntax). The program size is not computed: Envoy
+//! rejects an expression whose program exceeds the runtime setting `re2.max_program_size.error_level`, 100 by default.
 
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// The most that a repetition may say, and that nested ones may multiply to. Source: `maximum_repeat_count` in re2/parse.cc.
+/// The maximum repetition count, also for the product of nested repetitions. Source: `maximum_repeat_count` in
+/// re2/parse.cc.
 const MAX_REPEAT: u32 = 1000;
 
-/// How deep groups may lie in each other here; RE2 knows no such limit, but its stack does.
+/// The maximum nesting of groups. RE2 has no explicit limit, but its stack does.
 const MAX_GROUPS: usize = 1000;
 
-/// Says whether RE2 takes `pattern`.
+/// Checks `pattern`.
 ///
 /// # Errors
-/// What RE2 would find wrong, in few words.
+/// A short description of the error.
 pub fn check(pattern: &str) -> Result<(), String> {
-    // Envoy's RE2 reads bytes as Latin-1: a character outside of ASCII is two or more to it.
+    // Envoy's RE2 reads bytes as Latin-1: a non-ASCII character counts as two or more.
     let latin1: String = pattern.bytes().map(char::from).collect();
-    let mut parser = Parser { rest: latin1.chars().peekable(), groups: vec![Group::default()] };
+    let mut parser = Parser {
+        rest: latin1.chars().peekable(),
+        groups: vec![Group::default()],
+    };
     parser.run()
 }
 
-/// What stands between two parentheses, as far as it was read.
+/// A group that is being parsed.
 #[derive(Default)]
 struct Group {
-    /// By how much what stands there is repeated at most, by repetitions of two and more inside of it.
+    /// The maximum product of repetition counts inside the group.
     repeats: u32,
-    /// The same, of the last item alone; none if there is no item that an operator could apply to.
+    /// The same for the last item; `None` if there is no item for an operator to apply to.
     last: Option<u32>,
 }
 
 struct Parser<'a> {
     rest: Peekable<Chars<'a>>,
-    /// The groups that are open, the innermost last; the first is the whole.
+    /// The open groups, innermost last; the first is the entire expression.
     groups: Vec<Group>,
 }
 
@@ -85,7 +89,7 @@ impl Parser<'_> {
         self.groups.last_mut()
     }
 
-    /// Something that can be repeated. Gives false, for "no operator".
+    /// Records an item that can be repeated. Returns false, meaning "not an operator".
     fn item(&mut self) -> bool {
         if let Some(top) = self.top() {
             top.last = Some(1);
@@ -100,26 +104,33 @@ impl Parser<'_> {
         }
     }
 
-    fn operator(&mut self, again: bool, shown: char, bounds: Option<(u32, Option<u32>)>) -> Result<(), String> {
+    fn operator(
+        &mut self,
+        again: bool,
+        shown: char,
+        bounds: Option<(u32, Option<u32>)>,
+    ) -> Result<(), String> {
         if again {
-            return Err(format!("the repetition {shown} right behind another"));
+            return Err(format!("the repetition {shown} directly after another"));
         }
         if let Some((min, max)) = bounds
             && (min > MAX_REPEAT || max.is_some_and(|max| max > MAX_REPEAT || max < min))
         {
-            return Err(format!("a repetition of more than {MAX_REPEAT}, or with its ends swapped"));
+            return Err(format!(
+                "a repetition of more than {MAX_REPEAT}, or with swapped bounds"
+            ));
         }
         let Some(top) = self.top() else {
             return Ok(());
         };
         let Some(last) = top.last else {
-            return Err(format!("nothing before the repetition {shown}"));
+            return Err(format!("nothing to repeat before {shown}"));
         };
         if let Some((min, max)) = bounds {
             let most = max.unwrap_or(min);
             let product = last.saturating_mul(most.max(1));
             if (min >= 2 || most >= 2) && product > MAX_REPEAT {
-                return Err(format!("repetitions in each other of more than {MAX_REPEAT}"));
+                return Err(format!("nested repetitions of more than {MAX_REPEAT}"));
             }
             top.last = Some(product);
             top.repeats = top.repeats.max(product);
@@ -127,7 +138,7 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// `{2}`, `{2,}` or `{2,5}` behind its brace. Anything else is no repetition but text.
+    /// Parses `{2}`, `{2,}` or `{2,5}` after the brace. Anything else is literal text.
     fn repetition(&mut self) -> Option<(u32, Option<u32>)> {
         let mut ahead = self.rest.clone();
         let min = number(&mut ahead)?;
@@ -145,16 +156,18 @@ impl Parser<'_> {
         Some((min, max))
     }
 
-    /// What follows an opening parenthesis.
+    /// Parses what follows an opening parenthesis.
     fn open(&mut self) -> Result<bool, String> {
         if !self.take('?') {
             return self.push();
         }
         let mut ahead = self.rest.clone();
         let is_named = match (ahead.next(), ahead.next()) {
-            (Some('<'), Some('=' | '!')) => return Err("look-behind, which RE2 does not have".to_owned()),
-            (Some('=' | '!'), _) => return Err("look-ahead, which RE2 does not have".to_owned()),
-            (Some('>'), _) => return Err("an atomic group, which RE2 does not have".to_owned()),
+            (Some('<'), Some('=' | '!')) => {
+                return Err("look-behind, which RE2 does not support".to_owned());
+            }
+            (Some('=' | '!'), _) => return Err("look-ahead, which RE2 does not support".to_owned()),
+            (Some('>'), _) => return Err("an atomic group, which RE2 does not support".to_owned()),
             (Some('P'), Some('<')) => {
                 self.rest.next();
                 true
@@ -172,35 +185,40 @@ impl Parser<'_> {
 
     fn push(&mut self) -> Result<bool, String> {
         if self.groups.len() > MAX_GROUPS {
-            return Err(format!("more than {MAX_GROUPS} groups in each other"));
+            return Err(format!("more than {MAX_GROUPS} nested groups"));
         }
         self.groups.push(Group::default());
         Ok(false)
     }
 
-    /// A group's name up to `>`. Letters outside of ASCII do not stay letters as Latin-1.
+    /// Parses a group name up to `>`. Non-ASCII letters are not letters in Latin-1.
     fn name(&mut self) -> Result<(), String> {
         let mut length = 0;
         loop {
             match self.rest.next() {
                 Some('>') if length > 0 => return Ok(()),
                 Some(c) if c.is_ascii_alphanumeric() || c == '_' => length += 1,
-                _ => return Err("a group's name that is not of letters, digits and _ before a >".to_owned()),
+                _ => {
+                    return Err(
+                        "a group name that is not made of letters, digits and _ followed by >"
+                            .to_owned(),
+                    );
+                }
             }
         }
     }
 
-    /// `(?i-s)` and `(?i-s:` behind the question mark.
+    /// Parses `(?i-s)` and `(?i-s:` after the question mark.
     fn flags(&mut self) -> Result<bool, String> {
         let (mut negated, mut some) = (false, false);
-        let wrong = || Err("(? with something that RE2 does not know".to_owned());
+        let wrong = || Err("an unsupported (? construct".to_owned());
         loop {
             match self.rest.next() {
                 Some('i' | 'm' | 's' | 'U') => some = true,
                 Some('-') if !negated => (negated, some) = (true, false),
                 Some(':' | ')') if negated && !some => return wrong(),
                 Some(':') => return self.push(),
-                // A change of flags is nothing that could be repeated, and what stands before it stays the last item.
+                // A flag change cannot be repeated, and the item before it stays the last item.
                 Some(')') => return Ok(false),
                 _ => return wrong(),
             }
@@ -209,7 +227,7 @@ impl Parser<'_> {
 
     fn close(&mut self) -> Result<bool, String> {
         let inner = match self.groups.len() {
-            0 | 1 => return Err("a ) without its (".to_owned()),
+            0 | 1 => return Err("an unmatched )".to_owned()),
             _ => self.groups.pop().unwrap_or_default(),
         };
         self.item();
@@ -220,7 +238,7 @@ impl Parser<'_> {
         Ok(false)
     }
 
-    /// What follows a backslash outside of a class.
+    /// Parses an escape outside of a class.
     fn escape(&mut self) -> Result<bool, String> {
         match self.rest.peek() {
             Some('b' | 'B' | 'A' | 'z' | 'C' | 'd' | 'D' | 's' | 'S' | 'w' | 'W') => {
@@ -245,22 +263,26 @@ impl Parser<'_> {
         Ok(self.item())
     }
 
-    /// The character that a backslash and what follows stand for.
+    /// Parses an escaped character.
     fn character(&mut self) -> Result<u32, String> {
         let Some(next) = self.rest.next() else {
             return Err("a \\ at the end".to_owned());
         };
-        let unknown = || Err(format!("\\{next}, which RE2 does not know"));
+        let unknown = || Err(format!("\\{next}, which RE2 does not support"));
         let octal = |c: &char| ('0'..='7').contains(c);
         match next {
             '0'..='7' => {
-                // One digit alone that is not zero means what a group matched.
+                // A single non-zero digit is a backreference.
                 if next != '0' && !self.rest.peek().is_some_and(octal) {
-                    return Err(format!("the backreference \\{next}, which RE2 does not have"));
+                    return Err(format!(
+                        "the backreference \\{next}, which RE2 does not support"
+                    ));
                 }
                 let mut code = next.to_digit(8).unwrap_or_default();
                 for _ in 0..2 {
-                    if let Some(digit) = self.rest.next_if(octal).and_then(|digit| digit.to_digit(8)) {
+                    if let Some(digit) =
+                        self.rest.next_if(octal).and_then(|digit| digit.to_digit(8))
+                    {
                         code = code * 8 + digit;
                     }
                 }
@@ -269,7 +291,9 @@ impl Parser<'_> {
                     false => unknown(),
                 }
             }
-            '8' | '9' => Err(format!("the backreference \\{next}, which RE2 does not have")),
+            '8' | '9' => Err(format!(
+                "the backreference \\{next}, which RE2 does not support"
+            )),
             'x' => self.hex().map_or_else(unknown, Ok),
             'n' => Ok(0x0a),
             'r' => Ok(0x0d),
@@ -282,7 +306,7 @@ impl Parser<'_> {
         }
     }
 
-    /// `41` or `{41}` behind `\x`.
+    /// Parses `41` or `{41}` after `\x`.
     fn hex(&mut self) -> Option<u32> {
         if !self.take('{') {
             let mut digit = || self.rest.next().and_then(|c| c.to_digit(16));
@@ -300,7 +324,7 @@ impl Parser<'_> {
         }
     }
 
-    /// `L`, `{L}` or `{^L}` behind `\p`.
+    /// Parses `L`, `{L}` or `{^L}` after `\p`.
     fn unicode_group(&mut self) -> Result<(), String> {
         let name: String = if self.take('{') {
             let mut name = String::new();
@@ -308,20 +332,25 @@ impl Parser<'_> {
                 match self.rest.next() {
                     Some('}') => break name,
                     Some(c) => name.push(c),
-                    None => return Err("a \\p{ without its }".to_owned()),
+                    None => return Err("an unterminated \\p{".to_owned()),
                 }
             }
         } else {
             self.rest.next().map(String::from).unwrap_or_default()
         };
         let bare = name.strip_prefix('^').unwrap_or(&name);
-        match UNICODE_GROUPS.split_ascii_whitespace().any(|known| known == bare) {
+        match UNICODE_GROUPS
+            .split_ascii_whitespace()
+            .any(|known| known == bare)
+        {
             true => Ok(()),
-            false => Err(format!("the Unicode group {name:?}, which RE2 does not know")),
+            false => Err(format!(
+                "the Unicode group {name:?}, which RE2 does not support"
+            )),
         }
     }
 
-    /// What follows an opening bracket, up to its end.
+    /// Parses a class after the opening bracket.
     fn class(&mut self) -> Result<(), String> {
         self.take('^');
         let mut is_first = true;
@@ -340,7 +369,7 @@ impl Parser<'_> {
         }
     }
 
-    /// `[:alpha:]`. Without its end it is ordinary text.
+    /// Parses `[:alpha:]`. Without its end it is literal text.
     fn posix_class(&mut self) -> Result<bool, String> {
         let mut ahead = self.rest.clone();
         if ahead.next() != Some('[') || ahead.next() != Some(':') {
@@ -357,13 +386,13 @@ impl Parser<'_> {
         ahead.next();
         let bare = name.strip_prefix('^').unwrap_or(&name);
         if !POSIX_CLASSES.contains(&bare) {
-            return Err(format!("the class [:{name}:], which RE2 does not know"));
+            return Err(format!("the class [:{name}:], which RE2 does not support"));
         }
         self.rest = ahead;
         Ok(true)
     }
 
-    /// `\d` and `\pL` inside of a class.
+    /// Parses `\d` and `\pL` inside a class.
     fn class_escape(&mut self) -> Result<bool, String> {
         let mut ahead = self.rest.clone();
         if ahead.next() != Some('\\') {
@@ -385,13 +414,13 @@ impl Parser<'_> {
     fn class_range(&mut self) -> Result<(), String> {
         let low = self.class_character()?;
         let mut ahead = self.rest.clone();
-        // `[a-]` holds a minus.
+        // `[a-]` contains a minus.
         if ahead.next() != Some('-') || matches!(ahead.peek(), None | Some(']')) {
             return Ok(());
         }
         self.rest = ahead;
         match self.class_character()? < low {
-            true => Err("a range in a class with its ends swapped".to_owned()),
+            true => Err("a class range with swapped ends".to_owned()),
             false => Ok(()),
         }
     }
@@ -405,7 +434,7 @@ impl Parser<'_> {
     }
 }
 
-/// A number without leading zeros; none if there is no such, or it is too long for RE2 to read.
+/// Parses a number without leading zeros; `None` if there is none or it is too long for RE2.
 fn number(rest: &mut Peekable<Chars<'_>>) -> Option<u32> {
     let first = rest.next_if(char::is_ascii_digit)?.to_digit(10)?;
     if first == 0 && rest.peek().is_some_and(char::is_ascii_digit) {
@@ -425,8 +454,8 @@ fn number(rest: &mut Peekable<Chars<'_>>) -> Option<u32> {
 const MAX_CHARACTER: u32 = 0xff;
 
 const POSIX_CLASSES: [&str; 14] = [
-    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper", "word",
-    "xdigit",
+    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct",
+    "space", "upper", "word", "xdigit",
 ];
 
 /// Unicode's general categories and scripts as RE2 names them. Source: re2/unicode_groups.cc, and `Any` of re2/parse.cc.

@@ -1,0 +1,494 @@
+//! The compiled rules of every known message: its fields by number, with their rules and message types. A message that
+//! cannot violate any rule is marked so that a check skips it.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor,
+    ReflectMessage as _,
+};
+
+use super::rules::{Count, Rule};
+use super::semantics::{self, SemanticCheck};
+use super::wire::Scalar;
+use crate::proto_json;
+
+/// All messages; they reference each other by index.
+#[derive(Debug, Default)]
+pub(super) struct CompiledRules {
+    pub(super) messages: Vec<MessageRules>,
+    by_name: HashMap<String, usize>,
+    /// Rules in the protos that this code does not support. A test checks that there are none.
+    pub(super) unsupported: Vec<String>,
+}
+
+/// One message.
+#[derive(Debug)]
+pub(super) struct MessageRules {
+    pub(super) name: String,
+    pub(super) is_any: bool,
+    /// By number.
+    pub(super) fields: Vec<FieldRules>,
+    /// The indices of the fields to check after the entire message has been read.
+    pub(super) at_end: Vec<usize>,
+    pub(super) oneofs: Vec<OneofRules>,
+    pub(super) semantic_check: Option<SemanticCheck>,
+    /// Whether this message or a nested one can violate a rule.
+    pub(super) active: bool,
+}
+
+/// A oneof, and whether it is required.
+#[derive(Debug)]
+pub(super) struct OneofRules {
+    pub(super) name: String,
+    pub(super) required: bool,
+}
+
+/// The cardinality of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Label {
+    Single,
+    List,
+    Map,
+}
+
+/// One field.
+#[derive(Debug)]
+pub(super) struct FieldRules {
+    pub(super) number: u32,
+    pub(super) name: String,
+    pub(super) label: Label,
+    /// The rules of the field, list items or map values.
+    pub(super) value: ValueRules,
+    /// The rules of map keys.
+    pub(super) key: Option<ValueRules>,
+    pub(super) count: Option<Count>,
+    pub(super) oneof: Option<usize>,
+    /// Whether the field has explicit presence.
+    pub(super) presence: bool,
+    pub(super) required: bool,
+}
+
+/// The type, rule and nested message of a value.
+#[derive(Debug)]
+pub(super) struct ValueRules {
+    pub(super) scalar: Scalar,
+    /// The wrapped type of a wrapper such as `google.protobuf.UInt32Value`, if the rule applies to it.
+    pub(super) wrapped: Option<Scalar>,
+    pub(super) rule: Option<Rule>,
+    /// The index of the nested message.
+    pub(super) kind: Option<usize>,
+    /// The same, unless it cannot violate any rule.
+    pub(super) message: Option<usize>,
+}
+
+/// The rules, compiled on first use.
+pub(super) fn compiled_rules() -> Result<&'static CompiledRules, &'static str> {
+    static PLANS: LazyLock<Result<CompiledRules, String>> = LazyLock::new(|| {
+        // A temporary pool, which takes several times as much memory as the compiled rules and is dropped afterwards.
+        let pool = proto_json::fresh_pool().map_err(|error| error.to_string())?;
+        CompiledRules::new(&pool)
+    });
+    PLANS.as_ref().map_err(String::as_str)
+}
+
+/// The protoc-gen-validate extensions.
+struct PgvExtensions {
+    rules: ExtensionDescriptor,
+    oneof_required: ExtensionDescriptor,
+    disabled: ExtensionDescriptor,
+    ignored: ExtensionDescriptor,
+}
+
+impl PgvExtensions {
+    fn new(pool: &DescriptorPool) -> Result<Self, String> {
+        let find = |name: &str| {
+            pool.get_extension_by_name(name)
+                .ok_or_else(|| format!("there is no extension {name}"))
+        };
+        Ok(Self {
+            rules: find("validate.rules")?,
+            oneof_required: find("validate.required")?,
+            disabled: find("validate.disabled")?,
+            ignored: find("validate.ignored")?,
+        })
+    }
+
+    fn is_set(options: &DynamicMessage, extension: &ExtensionDescriptor) -> bool {
+        options.get_extension(extension).as_bool() == Some(true)
+    }
+}
+
+impl CompiledRules {
+    pub(super) fn new(pool: &DescriptorPool) -> Result<Self, String> {
+        let options = PgvExtensions::new(pool)?;
+        let mut compiled_rules = Self::default();
+        let all: Vec<_> = pool
+            .all_messages()
+            .filter(|message| !message.is_map_entry())
+            .collect();
+        compiled_rules.by_name = all
+            .iter()
+            .enumerate()
+            .map(|(at, message)| (message.full_name().to_owned(), at))
+            .collect();
+        for message in &all {
+            let message_rules = compiled_rules.message(&options, message);
+            compiled_rules.messages.push(message_rules);
+        }
+        compiled_rules.mark();
+        Ok(compiled_rules)
+    }
+
+    pub(super) fn get(&self, full_name: &str) -> Option<&MessageRules> {
+        self.messages.get(*self.by_name.get(full_name)?)
+    }
+
+    fn message(&mut self, options: &PgvExtensions, message: &MessageDescriptor) -> MessageRules {
+        let own = message.options();
+        let off = PgvExtensions::is_set(&own, &options.disabled)
+            || PgvExtensions::is_set(&own, &options.ignored);
+        let oneofs: Vec<_> = message
+            .oneofs()
+            .filter(|oneof| !oneof.is_synthetic())
+            .collect();
+        let mut fields: Vec<_> = match off {
+            true => Vec::new(),
+            false => message
+                .fields()
+                .map(|field| {
+                    let oneof = field.containing_oneof();
+                    let oneof = oneofs.iter().position(|item| Some(item) == oneof.as_ref());
+                    self.field(options, &field, oneof)
+                })
+                .collect(),
+        };
+        fields.sort_by_key(|field| field.number);
+        MessageRules {
+            name: message.full_name().to_owned(),
+            is_any: message.full_name() == "google.protobuf.Any",
+            fields,
+            at_end: Vec::new(),
+            oneofs: match off {
+                true => Vec::new(),
+                false => oneofs
+                    .iter()
+                    .map(|oneof| OneofRules {
+                        name: oneof.name().to_owned(),
+                        required: PgvExtensions::is_set(&oneof.options(), &options.oneof_required),
+                    })
+                    .collect(),
+            },
+            semantic_check: semantics::semantic_check(message.full_name()).filter(|_| !off),
+            active: false,
+        }
+    }
+
+    fn field(
+        &mut self,
+        options: &PgvExtensions,
+        field: &FieldDescriptor,
+        oneof: Option<usize>,
+    ) -> FieldRules {
+        let own = field.options();
+        let rules = own
+            .has_extension(&options.rules)
+            .then(|| own.get_extension(&options.rules).into_owned());
+        let rules = rules.as_ref().and_then(|rules| rules.as_message());
+        let mut message_rules = FieldRules {
+            number: field.number(),
+            name: field.name().to_owned(),
+            label: Label::Single,
+            value: self.value(&field.kind()),
+            key: None,
+            count: None,
+            oneof,
+            presence: field.supports_presence(),
+            required: false,
+        };
+        if field.is_map() {
+            message_rules.label = Label::Map;
+            if let Kind::Message(entry) = field.kind() {
+                message_rules.key = Some(self.value(&entry.map_entry_key_field().kind()));
+                message_rules.value = self.value(&entry.map_entry_value_field().kind());
+            }
+        } else if field.is_list() {
+            message_rules.label = Label::List;
+        }
+        let Some(rules) = rules else {
+            return message_rules;
+        };
+        for (kind, value) in rules.fields() {
+            let (Some(value), full_name) = (value.as_message(), field.full_name()) else {
+                continue;
+            };
+            match (kind.name(), message_rules.label) {
+                ("repeated", Label::List) => {
+                    message_rules.count =
+                        Some(self.count(full_name, value, ["min_items", "max_items"], &["items"]));
+                    if let Some(items) = inner(value, "items") {
+                        self.rules(full_name, &items, &mut message_rules.value, &field.kind());
+                    }
+                }
+                ("map", Label::Map) => {
+                    message_rules.count = Some(self.count(
+                        full_name,
+                        value,
+                        ["min_pairs", "max_pairs"],
+                        &["keys", "values"],
+                    ));
+                    if let Kind::Message(entry) = field.kind() {
+                        if let (Some(keys), Some(key)) =
+                            (inner(value, "keys"), &mut message_rules.key)
+                        {
+                            self.rules(full_name, &keys, key, &entry.map_entry_key_field().kind());
+                        }
+                        if let Some(values) = inner(value, "values") {
+                            self.rules(
+                                full_name,
+                                &values,
+                                &mut message_rules.value,
+                                &entry.map_entry_value_field().kind(),
+                            );
+                        }
+                    }
+                }
+                _ => {}
+            }
+            message_rules.required |=
+                message_rules.label == Label::Single && set(value, "required");
+        }
+        if message_rules.label == Label::Single {
+            self.rules(
+                field.full_name(),
+                rules,
+                &mut message_rules.value,
+                &field.kind(),
+            );
+        }
+        message_rules
+    }
+
+    fn value(&self, kind: &Kind) -> ValueRules {
+        let message = match kind {
+            Kind::Message(message) => self.by_name.get(message.full_name()).copied(),
+            _ => None,
+        };
+        ValueRules {
+            scalar: scalar(kind),
+            wrapped: None,
+            rule: None,
+            kind: message,
+            message,
+        }
+    }
+
+    /// Compiles the `validate.FieldRules` of one value.
+    fn rules(
+        &mut self,
+        of: &str,
+        rules: &DynamicMessage,
+        message_rules: &mut ValueRules,
+        kind: &Kind,
+    ) {
+        for (field, value) in rules.fields() {
+            let Some(value) = value.as_message() else {
+                continue;
+            };
+            if field.name() == "message" {
+                if set(value, "skip") {
+                    message_rules.message = None;
+                }
+                continue;
+            }
+            let enumeration = match kind {
+                Kind::Enum(enumeration) => Some(enumeration),
+                _ => None,
+            };
+            let (rule, unknown) = match Rule::compile(field.name(), value, enumeration) {
+                Ok(compiled) => compiled,
+                Err(reason) => {
+                    self.unsupported.push(format!("{of}: {reason}"));
+                    continue;
+                }
+            };
+            self.unsupported.extend(
+                unknown
+                    .iter()
+                    .map(|name| format!("{of}: {}.{name}", field.name())),
+            );
+            // Some Envoy fields have `Any` rules although they are another message; only `required` applies there.
+            let fits = match (&rule, kind) {
+                (Some(Rule::Any { .. }), Kind::Message(message)) => {
+                    message.full_name() == "google.protobuf.Any"
+                }
+                (Some(Rule::Duration(_)), Kind::Message(message)) => {
+                    message.full_name() == "google.protobuf.Duration"
+                }
+                (Some(Rule::Timestamp(_)), Kind::Message(message)) => {
+                    message.full_name() == "google.protobuf.Timestamp"
+                }
+                (_, Kind::Message(message)) => {
+                    message_rules.wrapped = message
+                        .get_field_by_name("value")
+                        .filter(|_| is_wrapper(message))
+                        .map(|f| scalar(&f.kind()));
+                    rule.is_none() || message_rules.wrapped.is_some()
+                }
+                _ => true,
+            };
+            match fits {
+                true => message_rules.rule = rule,
+                false => self.unsupported.push(format!(
+                    "{of}: the rules {} do not fit the field",
+                    field.name()
+                )),
+            }
+        }
+    }
+
+    fn count(
+        &mut self,
+        of: &str,
+        rules: &DynamicMessage,
+        bounds: [&str; 2],
+        inner: &[&str],
+    ) -> Count {
+        let [min, max] = bounds;
+        let size = |name| {
+            rules
+                .get_field_by_name(name)
+                .and_then(|value| value.as_u64())
+        };
+        for (field, _) in rules.fields() {
+            let name = field.name();
+            if !bounds.contains(&name)
+                && !inner.contains(&name)
+                && !["unique", "ignore_empty"].contains(&name)
+            {
+                self.unsupported.push(format!("{of}: {name}"));
+            }
+        }
+        let has_max = rules
+            .descriptor()
+            .get_field_by_name(max)
+            .is_some_and(|field| rules.has_field(&field));
+        Count {
+            min: size(min).unwrap_or_default(),
+            max: size(max).filter(|_| has_max),
+            unique: set(rules, "unique"),
+            ignore_empty: set(rules, "ignore_empty"),
+        }
+    }
+
+    /// Marks the messages that can violate a rule and removes references to all others.
+    fn mark(&mut self) {
+        for message_rules in &mut self.messages {
+            let own = |field: &FieldRules| {
+                field.required
+                    || field.count.is_some()
+                    || field.value.rule.is_some()
+                    || field.key.as_ref().is_some_and(|key| key.rule.is_some())
+            };
+            message_rules.active = message_rules.is_any
+                || message_rules.semantic_check.is_some()
+                || message_rules.oneofs.iter().any(|oneof| oneof.required)
+                || message_rules.fields.iter().any(own);
+        }
+        // Messages may be recursive, so this iterates to a fixed point.
+        loop {
+            let active: Vec<bool> = self
+                .messages
+                .iter()
+                .map(|message_rules| message_rules.active)
+                .collect();
+            let is_active = |field: &FieldRules| {
+                field.value.message.and_then(|at| active.get(at)) == Some(&true)
+            };
+            let mut changed = false;
+            for message_rules in self
+                .messages
+                .iter_mut()
+                .filter(|message_rules| !message_rules.active)
+            {
+                message_rules.active = message_rules.fields.iter().any(is_active);
+                changed |= message_rules.active;
+            }
+            if !changed {
+                break;
+            }
+        }
+        let active: Vec<bool> = self
+            .messages
+            .iter()
+            .map(|message_rules| message_rules.active)
+            .collect();
+        for message_rules in &mut self.messages {
+            for field in &mut message_rules.fields {
+                field.value.message = field
+                    .value
+                    .message
+                    .filter(|at| active.get(*at) == Some(&true));
+            }
+            let looked_at = |field: &FieldRules| match field.label {
+                Label::Single => {
+                    field.required || field.value.rule.is_some() || field.value.message.is_some()
+                }
+                Label::List | Label::Map => field.count.is_some(),
+            };
+            message_rules.at_end = (0..)
+                .zip(&message_rules.fields)
+                .filter(|(_, field)| looked_at(field))
+                .map(|(at, _)| at)
+                .collect();
+        }
+    }
+}
+
+fn inner(rules: &DynamicMessage, name: &str) -> Option<DynamicMessage> {
+    let field = rules.descriptor().get_field_by_name(name)?;
+    rules
+        .has_field(&field)
+        .then(|| rules.get_field(&field).as_message().cloned())?
+}
+
+fn set(rules: &DynamicMessage, name: &str) -> bool {
+    rules
+        .get_field_by_name(name)
+        .is_some_and(|value| value.as_bool() == Some(true))
+}
+
+fn is_wrapper(message: &MessageDescriptor) -> bool {
+    message.full_name().starts_with("google.protobuf.")
+        && message.full_name().ends_with("Value")
+        && {
+            let mut fields = message.fields();
+            fields
+                .next()
+                .is_some_and(|field| field.name() == "value" && field.number() == 1)
+                && fields.next().is_none()
+        }
+}
+
+fn scalar(kind: &Kind) -> Scalar {
+    match kind {
+        Kind::Double => Scalar::Double,
+        Kind::Float => Scalar::Float,
+        Kind::Int32 => Scalar::Int32,
+        Kind::Int64 => Scalar::Int64,
+        Kind::Uint32 => Scalar::Uint32,
+        Kind::Uint64 => Scalar::Uint64,
+        Kind::Sint32 => Scalar::Sint32,
+        Kind::Sint64 => Scalar::Sint64,
+        Kind::Fixed32 => Scalar::Fixed32,
+        Kind::Fixed64 => Scalar::Fixed64,
+        Kind::Sfixed32 => Scalar::Sfixed32,
+        Kind::Sfixed64 => Scalar::Sfixed64,
+        Kind::Bool => Scalar::Bool,
+        Kind::String => Scalar::Text,
+        Kind::Bytes => Scalar::Bytes,
+        Kind::Message(_) => Scalar::Message,
+        Kind::Enum(_) => Scalar::Enum,
+    }
+}

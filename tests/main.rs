@@ -1,0 +1,31 @@
+//! Runs the `weir` binary from outside: against real Envoys, a real Kubernetes API server and real gRPC clients.
+//!
+//! All tests are one program, because linking one for each file takes longer than most of them run. `cargo test --test
+//! weir cycles::` runs those of one file.
+
+mod support;
+
+mod admin;
+mod ads_conformance;
+mod ads_envoy;
+mod agreement;
+mod analyze;
+mod attack;
+mod cases;
+mod cuts;
+mod cycles;
+mod envoy;
+mod envoy_validate;
+mod envoy_versions;
+mod explain;
+mod fuzz;
+mod hosts;
+mod kube_envoy;
+mod kube_harness;
+mod traffic_failures;
+mod traffic_hosts;
+mod traffic_placement;
+mod traffic_redirected;
+mod traffic_routes;
+mod traffic_tcp;
+mod valid;
