@@ -57,7 +57,7 @@ fn slice(service: &str, port: &str, addresses: &[&str]) -> String {
 struct World {
     loader: Loader,
     store: Store,
-    builder: Option<SnapshotBuilder>,
+    builder: Option<MeshBuilder>,
 }
 
 impl World {
