@@ -213,7 +213,7 @@ async fn a_paused_proxy_delays_no_other_and_catches_up() {
     let other = start_envoy(folder.path(), canary.weir.xds, &more).await;
     let signal = |signal| {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(other.id().cast_signed()), signal)
-            .unwrap()
+            .unwrap();
     };
     let state = async || {
         let all = canary.weir.proxies().await.unwrap();

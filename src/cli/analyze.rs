@@ -360,9 +360,9 @@ fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> Stri
     )];
     if rejected > 0 {
         let which = if rejected == 1 {
-            "1 of these is refused"
+            "1 object is rejected"
         } else {
-            &format!("{rejected} of these are refused")
+            &format!("{rejected} objects are rejected")
         };
         last.push(format!(
             "{which}; the last accepted version, if any, stays active"

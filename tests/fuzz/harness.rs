@@ -368,7 +368,7 @@ impl Dice<'_> {
             }
             2 => {
                 route["delegate"] =
-                    json!({"name": self.of(&NAMES), "namespace": self.of(&["", "shop", "pay"])})
+                    json!({"name": self.of(&NAMES), "namespace": self.of(&["", "shop", "pay"])});
             }
             _ => {
                 route["route"] = self.list(2, Self::weighted);
@@ -449,7 +449,7 @@ impl Dice<'_> {
                 match self.below(4) {
                     0 => hash["ringHash"] = json!({"minimumRingSize": self.number()}),
                     1 => {
-                        hash["maglev"] = json!({"tableSize": self.mostly(&[65_537, 5_000_011, 0, 4, 5_000_012], 2)})
+                        hash["maglev"] = json!({"tableSize": self.mostly(&[65_537, 5_000_011, 0, 4, 5_000_012], 2)});
                     }
                     2 => hash["minimumRingSize"] = self.number(),
                     _ => {}

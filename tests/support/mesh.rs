@@ -415,7 +415,7 @@ pub fn send(port: u16, count: u64) -> Tally {
                 *tally
                     .answers
                     .entry(format!("connect: {error}"))
-                    .or_default() += on_this
+                    .or_default() += on_this;
             }
             Ok(stream) => exchange(stream, on_this, &mut tally),
         }

@@ -146,7 +146,7 @@ fn a_colon_ends_a_plain_scalar_of_a_list_or_map_only_before_a_blank() {
 #[test]
 fn values_without_a_json_form_are_errors() {
     for (text, says) in [
-        ("v: .inf", "no number"),
+        ("v: .inf", "not a number that JSON can represent"),
         ("v: !!int x", "whole number"),
         ("v: !secret x", "the tag `!secret`"),
         ("v: !!binary aGk=", "the tag `!!binary`"),
