@@ -459,7 +459,7 @@ async fn what_is_wrong_with_a_request_is_said_in_one_form() {
             "/api/v1/objects/vs/shop/web",
             404,
             5,
-            "there is no VirtualService shop/web",
+            "VirtualService shop/web does not exist",
         ),
         (
             "GET",

@@ -128,7 +128,7 @@ fn the_table_is_aligned_and_fits_a_hundred_columns() {
     );
     let first = lines.iter().find(|line| line.starts_with("error")).unwrap();
     assert_eq!(first.split_whitespace().nth(1), Some("IST0101"));
-    assert_eq!(&first[column..column + 8], "there is", "{output}");
+    assert_eq!(&first[column..column + 8], "subset `", "{output}");
     assert!(output.contains("VirtualService shop/web"));
     assert_eq!(
         lines.last(),
@@ -191,7 +191,7 @@ fn usage_errors_are_distinguished_from_findings() {
         (&["--kubeconfig", "/nowhere/at/all"], "/nowhere/at/all"),
         (&["-f", ".", "-o", "xml"], "xml"),
         (&["-f", "deploy/examples/nothing"], "nothing"),
-        (&["-f", "src/analyze"], "holds an object"),
+        (&["-f", "src/analyze"], "contains an object of these kinds"),
     ] {
         let output = weir(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -151,7 +151,11 @@ fn a_killed_test_leaves_no_server_and_no_folder() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let pid_file = folder.path().join("pid");
     let mut test = Command::new(std::env::current_exe().expect("own path"))
-        .args(["--ignored", "--exact", "run_a_server_until_killed"])
+        .args([
+            "--ignored",
+            "--exact",
+            "kube_harness::run_a_server_until_killed",
+        ])
         .env(PID_FILE, &pid_file)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -76,7 +76,7 @@ ports: [{name: http, port: $HTTP}, {name: tcp, port: $TCP}]
 
 #[tokio::test]
 async fn services_are_called_by_name_in_http_and_by_address_otherwise() {
-    if !is_inside("services_are_called_by_name_in_http_and_by_address_otherwise") {
+    if !is_inside() {
         return;
     }
     let mesh = mesh(&[SERVICES], "allow-any").await;
@@ -98,7 +98,7 @@ async fn services_are_called_by_name_in_http_and_by_address_otherwise() {
 
 #[tokio::test]
 async fn unknown_hosts_pass_through() {
-    if !is_inside("unknown_hosts_pass_through") {
+    if !is_inside() {
         return;
     }
     let mesh = mesh(&[SERVICES], "allow-any").await;
@@ -120,7 +120,7 @@ async fn unknown_hosts_pass_through() {
 
 #[tokio::test]
 async fn unknown_hosts_are_blocked_in_registry_only_mode() {
-    if !is_inside("unknown_hosts_are_blocked_in_registry_only_mode") {
+    if !is_inside() {
         return;
     }
     let mesh = mesh(&[SERVICES], "registry-only").await;
@@ -161,7 +161,7 @@ ports: [{name: http, port: $HTTP}, {name: tcp, port: $TCP}]
 
 #[tokio::test]
 async fn pods_of_headless_services_are_called_by_their_addresses() {
-    if !is_inside("pods_of_headless_services_are_called_by_their_addresses") {
+    if !is_inside() {
         return;
     }
     let mesh = mesh(&[HEADLESS], "registry-only").await;
@@ -262,7 +262,7 @@ spec:
 
 #[tokio::test]
 async fn the_original_destination_is_used_on_request_of_a_service_or_rule() {
-    if !is_inside("the_original_destination_is_used_on_request_of_a_service_or_rule") {
+    if !is_inside() {
         return;
     }
     let mesh = mesh(&[ORIGINAL], "registry-only").await;
@@ -315,7 +315,7 @@ ports: [{name: http, port: $HTTP}]
 
 #[tokio::test]
 async fn an_entry_that_does_not_say_its_protocol_leaves_others_their_requests() {
-    if !is_inside("an_entry_that_does_not_say_its_protocol_leaves_others_their_requests") {
+    if !is_inside() {
         return;
     }
     let mesh = mesh(&[UNKNOWN], "allow-any").await;
@@ -363,7 +363,7 @@ ports: [{name: http, port: $HTTP}, {name: tcp, port: $TCP}]
 
 #[tokio::test]
 async fn inbound_traffic_passes_through_the_proxy() {
-    if !is_inside("inbound_traffic_passes_through_the_proxy") {
+    if !is_inside() {
         return;
     }
     let mesh = mesh(&[OWN], "registry-only").await;
@@ -407,7 +407,7 @@ async fn inbound_traffic_passes_through_the_proxy() {
 
 #[tokio::test]
 async fn open_connections_go_on_when_their_pod_leaves_every_service() {
-    if !is_inside("open_connections_go_on_when_their_pod_leaves_every_service") {
+    if !is_inside() {
         return;
     }
     let mut mesh = mesh(&[OWN], "registry-only").await;

@@ -286,7 +286,7 @@ async fn envoy_accepts_every_case_over_ads() {
 /// In its own network namespace, because it binds the services' ports, which need root and may be in use.
 #[tokio::test]
 async fn envoy_accepts_every_case_that_binds_ports_over_ads() {
-    if !is_inside("envoy_accepts_every_case_that_binds_ports_over_ads") {
+    if !is_inside() {
         return;
     }
     let bound: Vec<_> = cases()

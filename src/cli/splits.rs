@@ -86,7 +86,8 @@ fn text(answer: &v1::ListSplitsResponse) -> String {
         .collect();
     for (object, problems) in invalid {
         for problem in problems {
-            let line = format!("VirtualService {object}: the newest form is refused: {problem}");
+            let line =
+                format!("VirtualService {object}: the newest version is rejected: {problem}");
             out.push_str(&wrapped(&line, &[' '], width()));
         }
     }

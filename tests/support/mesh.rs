@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use weir::admin::api::v1;
 use weir::envoy::{Admin, EnvoyBinary, EnvoyProcess, SpawnOptions};
 use weir::proto_json;
@@ -104,9 +105,16 @@ impl Serve {
 
     pub async fn ready(&self) {
         until("weir is ready", async || {
+            assert!(!self.has_ended(), "weir ended before it was ready");
             self.admin().get("/ready").await.is_ok()
         })
         .await;
+    }
+
+    fn has_ended(&self) -> bool {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        !matches!(waitid(Id::Pid(pid), flags), Ok(WaitStatus::StillAlive))
     }
 
     /// A value from `/metrics`.

@@ -19,12 +19,15 @@ iptables -t nat -A OUTPUT -p tcp -s 10.1.0.7 -d 10.1.0.6 -j REDIRECT --to-ports 
 exec "$0" "$@"
 "#;
 
-/// Whether this process is inside such a network. If not, runs the test `name` of this binary inside one and fails if
-/// that fails; if the machine cannot create one, the test is reported as skipped.
-pub fn is_inside(name: &str) -> bool {
+/// Whether this process is inside such a network. If not, runs the calling test inside one and fails if that fails; if
+/// the machine cannot create one, the test is reported as skipped.
+pub fn is_inside() -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
+    let thread = std::thread::current();
+    // The harness names a test's thread after the test.
+    let name = thread.name().unwrap();
     if let Some(missing) = ["unshare", "ip", "iptables"]
         .into_iter()
         .find(|tool| on_path(tool).is_none())

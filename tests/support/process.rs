@@ -1,5 +1,6 @@
 //! Child processes that cannot outlive the test, and ports for them to listen on.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -7,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 
 /// Runs the program `$2...` and terminates it (SIGTERM, then SIGKILL after `$0` tenths of a second) when stdin closes,
 /// which also happens if the test is killed. Finally removes the folder `$1`, if given. The exit status is the
@@ -123,9 +125,12 @@ impl Drop for Supervised {
 pub fn free_port() -> u16 {
     const FIRST: u64 = 16_384;
     const COUNT: u64 = 16_000;
+    // Other tests of this process may not have bound theirs yet.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     for _ in 0..COUNT {
         let port = (FIRST + random() % COUNT) as u16;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let is_new = GIVEN.lock().unwrap().insert(port);
+        if is_new && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }
     }

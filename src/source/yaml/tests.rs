@@ -147,11 +147,11 @@ fn a_colon_ends_a_plain_scalar_of_a_list_or_map_only_before_a_blank() {
 fn values_without_a_json_form_are_errors() {
     for (text, says) in [
         ("v: .inf", "not a number that JSON can represent"),
-        ("v: !!int x", "whole number"),
+        ("v: !!int x", "not a valid integer"),
         ("v: !secret x", "the tag `!secret`"),
         ("v: !!binary aGk=", "the tag `!!binary`"),
         ("? [a]\n: b", "a list as a key"),
-        ("~: b", "a key that is empty"),
+        ("~: b", "an empty key"),
     ] {
         assert!(
             error(text).message.contains(says),
