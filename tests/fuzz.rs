@@ -13,7 +13,8 @@ fn runner(cases: u32) -> TestRunner {
     TestRunner::new(Config {
         cases,
         failure_persistence: None,
-        max_shrink_iters: 2000,
+        // A case that fails is printed whole in any event.
+        max_shrink_iters: 100,
         ..Config::default()
     })
 }

@@ -126,6 +126,16 @@ fn problems(proxy: &v1::Proxy) -> Vec<[String; 2]> {
     if !proxy.lagging.is_empty() {
         found.push(format!("is lagging: {}", proxy.lagging));
     }
+    if proxy
+        .streams
+        .iter()
+        .any(|stream| stream.only() != v1::ResourceType::Unspecified)
+    {
+        found.push(
+            "uses a stream for each type instead of ADS: its routes may arrive before their clusters"
+                .to_owned(),
+        );
+    }
     for rejected in &proxy.rejected {
         found.push(format!(
             "rejected {} {}: {}",

@@ -37,6 +37,13 @@ impl MeshChange {
         change.services(old, new, &mut reshaped);
         change.virtual_services(old, new, &mut reshaped);
         change.destination_rules(old, new, &mut reshaped);
+        // An ExternalName service and its target answer for one another.
+        let aliases: Vec<Host> = reshaped
+            .iter()
+            .flat_map(|host| [old, new].map(|mesh| alias_relations(mesh, host)))
+            .flatten()
+            .collect();
+        reshaped.extend(aliases);
         for host in &reshaped {
             for known in [old, new]
                 .iter()
@@ -152,6 +159,28 @@ impl MeshChange {
                 }
             });
     }
+}
+
+/// The targets of the ExternalName services of a host, the ExternalName services that stand for it, and the hosts whose
+/// routes lead to these.
+fn alias_relations(mesh: &Mesh, host: &Host) -> Vec<Host> {
+    let list = mesh
+        .services
+        .get(host)
+        .into_iter()
+        .flat_map(|list| list.iter());
+    let targets = list.filter_map(|known| known.service.alias_of.clone());
+    let mut found: BTreeSet<Host> = targets.collect();
+    for alias in mesh.aliases_of(host) {
+        found.insert(alias.clone());
+        for rules in mesh.virtual_services.routing_to(alias) {
+            rules
+                .hosts
+                .iter()
+                .for_each(|host| covered(mesh, host, &mut found));
+        }
+    }
+    found.into_iter().collect()
 }
 
 /// The hosts that a rule's host applies to: itself, and everything that a wildcard covers.

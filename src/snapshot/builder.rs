@@ -178,8 +178,7 @@ impl Entry {
     ) {
         let before = self.resources.clone();
         if !touched.hosts.is_empty() || !touched.ports.is_empty() {
-            // Built whole from the parts that are known: what a change touches does not yet name every virtual host.
-            self.resources = ScopeResources::build(mesh, scope, parts);
+            self.resources.update(mesh, scope, touched, parts);
         }
         let same = self.resources.same(&before);
         let mut snapshot = if same {

@@ -14,6 +14,8 @@ mod sensitivity;
 #[cfg(test)]
 mod tests;
 mod validator;
+#[cfg(test)]
+mod work_tests;
 
 use std::sync::Arc;
 use std::time::Instant;

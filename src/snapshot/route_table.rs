@@ -1,14 +1,14 @@
 //! Route configurations as maps of encoded virtual hosts, so that changing a virtual host costs only the work for that
 //! virtual host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use imbl::OrdMap;
-use prost::Message;
+use prost::{Message, encoding};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::ClusterRefs;
@@ -39,14 +39,13 @@ impl PartialEq for EncodedVirtualHost {
 impl EncodedVirtualHost {
     /// Encodes a virtual host that was made from `objects`.
     pub fn new(host: route::VirtualHost, objects: Provenance) -> Self {
-        let mut field = Vec::with_capacity(host.encoded_len() + 6);
-        // `RouteConfiguration.virtual_hosts`, field 2: concatenated encoded fields are a valid Protobuf message.
-        prost::encoding::message::encode(2, &host, &mut field);
         let clusters = ClusterRefs::of_virtual_host(&host);
+        let (name, domains) = (host.name.as_str().into(), host.domains.as_slice().into());
+        let field = encode(host);
         let hash = xxh3_64(&field);
         Self {
-            name: host.name.into(),
-            domains: host.domains.into(),
+            name,
+            domains,
             field: field.into(),
             clusters,
             objects,
@@ -69,6 +68,43 @@ impl EncodedVirtualHost {
         (!host.domains.is_empty()).then(|| Self::new(host, self.objects.clone()))
     }
 }
+
+/// A virtual host as field 2 of its `RouteConfiguration`: concatenated encoded fields are a valid Protobuf message.
+///
+/// The same virtual host always has the same bytes, so that its version is the same in every process. Protobuf leaves
+/// the order of a map's entries open, and prost takes that of the hash map; here they stand in the order of their keys.
+fn encode(mut host: route::VirtualHost) -> Vec<u8> {
+    let routes = std::mem::take(&mut host.routes);
+    let mut body = Vec::with_capacity(host.encoded_len());
+    // Writing to a vector cannot fail.
+    host.encode_raw(&mut body);
+    for mut route in routes {
+        let filters: BTreeMap<_, _> = route.typed_per_filter_config.drain().collect();
+        let mut bytes = route.encode_to_vec();
+        encoding::btree_map::encode(
+            encoding::string::encode,
+            encoding::string::encoded_len,
+            encoding::message::encode,
+            encoding::message::encoded_len,
+            TYPED_PER_FILTER_CONFIG,
+            &filters,
+            &mut bytes,
+        );
+        encoding::bytes::encode(ROUTES, &bytes, &mut body);
+    }
+    let mut field = Vec::with_capacity(body.len() + 6);
+    encoding::bytes::encode(VIRTUAL_HOSTS, &body, &mut field);
+    field
+}
+
+/// `RouteConfiguration.virtual_hosts`.
+const VIRTUAL_HOSTS: u32 = 2;
+
+/// `VirtualHost.routes`.
+const ROUTES: u32 = 3;
+
+/// `Route.typed_per_filter_config`.
+const TYPED_PER_FILTER_CONFIG: u32 = 13;
 
 /// The virtual hosts of a route configuration by name, and its other fields. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -217,6 +253,8 @@ impl RouteTable {
 
 #[cfg(test)]
 mod tests {
+    use envoy_types::pb::google::protobuf::Any;
+
     use super::*;
 
     fn host(name: &str, domains: &[&str]) -> Arc<EncodedVirtualHost> {
@@ -227,6 +265,37 @@ mod tests {
             ..Default::default()
         };
         Arc::new(EncodedVirtualHost::new(host, Provenance::default()))
+    }
+
+    #[test]
+    fn a_virtual_host_has_the_same_bytes_whatever_the_order_of_its_maps() {
+        let filter = |name: &str| {
+            let value = format!("of {name}").into_bytes();
+            (
+                name.to_owned(),
+                Any {
+                    value,
+                    ..Any::default()
+                },
+            )
+        };
+        let made = || route::VirtualHost {
+            name: "a".into(),
+            routes: vec![route::Route {
+                name: "r".into(),
+                typed_per_filter_config: ["cors", "fault", "lua"].map(filter).into(),
+                ..Default::default()
+            }],
+            include_request_attempt_count: true,
+            ..Default::default()
+        };
+        let first = EncodedVirtualHost::new(made(), Provenance::default());
+        let read = route::RouteConfiguration::decode(first.field.clone()).unwrap();
+        assert_eq!(read.virtual_hosts, [made()]);
+        for _ in 0..20 {
+            let other = EncodedVirtualHost::new(made(), Provenance::default());
+            assert_eq!(first.field, other.field);
+        }
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub(super) struct ScopeResources {
     /// The listeners at each port, and those of redirected traffic at none.
     listeners: OrdMap<Option<u16>, Arc<[Arc<Encoded>]>>,
     inbound: Vec<Arc<Encoded>>,
+    /// The cluster for requests to unknown hosts.
+    default_cluster: String,
     /// What had to be left out, by what it belongs to.
     omitted: OrdMap<String, OmittedResources>,
     resources: [Resources; 4],
@@ -69,7 +71,10 @@ pub(super) struct ScopeResources {
 impl ScopeResources {
     /// Builds the configuration of `scope` for this state of the mesh.
     pub fn build(mesh: &Mesh, scope: &Scope, parts: &mut Parts) -> Self {
-        let mut this = Self::default();
+        let mut this = Self {
+            default_cluster: default_cluster(&ScopeView::new(mesh, scope)),
+            ..Self::default()
+        };
         let fixed = parts.fixed_clusters();
         this.replace("fixed", &Arc::default(), &fixed, ResourceType::Cluster);
         let touched = Touched {
@@ -90,6 +95,11 @@ impl ScopeResources {
     /// Looks at what is touched again.
     pub fn update(&mut self, mesh: &Mesh, scope: &Scope, touched: &Touched, parts: &mut Parts) {
         let view = ScopeView::new(mesh, scope);
+        if self.default_cluster != default_cluster(&view) {
+            // Every route configuration ends with it.
+            *self = Self::build(mesh, scope, parts);
+            return;
+        }
         for host in &touched.hosts {
             self.update_host(&view, host, parts);
         }

@@ -120,9 +120,11 @@ impl Sensitivity {
         hosts.extend(users);
         let mut ports = BTreeSet::new();
         for list in hosts.iter().filter_map(|host| mesh.services.get(host)) {
-            // Which of several services for one host is seen may differ as well.
-            let hidden =
-                |service: &Service| list.len() > 1 || service.visibility != Visibility::Public;
+            // Which of several services for one host is seen may differ as well, and so may what a Sidecar lists that
+            // speaks of the proxy's own namespace.
+            let hidden = |service: &Service| {
+                a.sidecar.is_some() || list.len() > 1 || service.visibility != Visibility::Public
+            };
             for service in list.iter().map(|known| &known.service) {
                 let differs = |class: PortClass| class == PortClass::Other || hidden(service);
                 let differing = service

@@ -61,7 +61,8 @@ impl Published {
         store: &Store,
     ) {
         let mut state = self.lock();
-        let mut active = state.active.clone();
+        // Taken out of the state so that it is changed in place unless a reader still holds it.
+        let mut active = std::mem::take(&mut state.active);
         let ours =
             |key: &&ObjectKey| matches!(key.kind, Kind::VirtualService | Kind::DestinationRule);
         for key in dirty.iter().filter(ours) {

@@ -1,0 +1,210 @@
+//! What changes cost, counted: an event touches what it changes, with one scope and with many.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::parts::WorkCounts;
+use super::{ResourceType, SnapshotBuilder};
+use crate::mesh::{Locality, MeshBuilder, MeshConfig, NodeMetadata, Proxy, Scope};
+use crate::revision::MeshRevision;
+use crate::source::loader::{Content, Loader};
+use crate::store::Store;
+
+/// A mesh of namespaces with services, each with a VirtualService and a DestinationRule, and proxies in each namespace.
+struct World {
+    loader: Loader,
+    store: Store,
+    builder: MeshBuilder,
+    snapshots: SnapshotBuilder,
+    revision: MeshRevision,
+    scopes: usize,
+}
+
+const SERVICES: usize = 20;
+
+fn service(namespace: usize, n: usize) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: s{n}, namespace: ns{namespace}}}\nspec: {{clusterIP: \
+         10.{namespace}.0.{n}, ports: [{{name: http, port: 80}}]}}\n---\n"
+    )
+}
+
+fn endpoints(namespace: usize, n: usize, ready: bool) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s{n}-x, namespace: ns{namespace}, \
+         labels: {{kubernetes.io/service-name: s{n}}}}}\naddressType: IPv4\nports: [{{name: http, port: \
+         8080}}]\nendpoints: [{{addresses: [10.{namespace}.1.{n}], conditions: {{ready: {ready}}}}}]\n---\n"
+    )
+}
+
+fn rules(namespace: usize, n: usize, weight: u32) -> String {
+    let group = "apiVersion: networking.istio.io/v1";
+    let subset = |name: &str| format!("{{name: {name}, labels: {{version: {name}}}}}");
+    let to = |name: &str, weight: u32| {
+        format!("{{destination: {{host: s{n}, subset: {name}}}, weight: {weight}}}")
+    };
+    format!(
+        "{group}\nkind: DestinationRule\nmetadata: {{name: s{n}, namespace: ns{namespace}}}\nspec: {{host: s{n}, \
+         subsets: [{}, {}]}}\n---\n{group}\nkind: VirtualService\nmetadata: {{name: s{n}, namespace: \
+         ns{namespace}}}\nspec: {{hosts: [s{n}], http: [{{route: [{}, {}]}}]}}\n---\n",
+        subset("v1"),
+        subset("v2"),
+        to("v1", 100 - weight),
+        to("v2", weight)
+    )
+}
+
+fn scope_of(world: &World, namespace: usize) -> Scope {
+    let id = format!("sidecar~10.200.0.1~client.ns{namespace}~x");
+    let proxy = Proxy::new(&id, NodeMetadata::default(), Locality::default()).unwrap();
+    world.snapshots.mesh().unwrap().scope(&proxy)
+}
+
+impl World {
+    fn new(namespaces: usize) -> Self {
+        let mut world = Self {
+            loader: Loader::new(),
+            store: Store::default(),
+            builder: MeshBuilder::new(MeshConfig::default()),
+            snapshots: SnapshotBuilder::default(),
+            revision: MeshRevision::NONE,
+            scopes: namespaces,
+        };
+        let all = (0..namespaces).flat_map(|ns| (0..SERVICES).map(move |n| (ns, n)));
+        let files = all.flat_map(|(ns, n)| {
+            [
+                (format!("{ns}-{n}-service.yaml"), service(ns, n)),
+                (format!("{ns}-{n}-slice.yaml"), endpoints(ns, n, true)),
+                (format!("{ns}-{n}-rules.yaml"), rules(ns, n, 10)),
+            ]
+        });
+        world.write(files.collect());
+        for namespace in 0..namespaces {
+            let scope = scope_of(&world, namespace);
+            world.snapshots.get(&scope).unwrap();
+        }
+        world
+    }
+
+    /// Writes files, and counts the work that they make.
+    fn write(&mut self, files: Vec<(String, String)>) -> WorkCounts {
+        let files = files.into_iter().map(|(name, text)| {
+            let content = if text.is_empty() {
+                Content::Gone
+            } else {
+                Content::Bytes(text.into_bytes())
+            };
+            (PathBuf::from(name), content)
+        });
+        let mut dirty = BTreeSet::new();
+        for change in self.loader.update(files) {
+            self.store.apply(change, &mut dirty);
+        }
+        let mesh = self.builder.update(&self.store, &dirty);
+        self.revision = self.revision.next();
+        let before = self.snapshots.counts();
+        self.snapshots.publish(mesh, self.revision, None);
+        self.snapshots.counts().since(before)
+    }
+}
+
+/// Both for one namespace and for many.
+fn worlds() -> [World; 2] {
+    [World::new(1), World::new(30)]
+}
+
+#[test]
+fn a_new_scope_is_made_from_one_that_is_there() {
+    let world = World::new(30);
+    let counts = world.snapshots.counts();
+    assert_eq!(counts.scopes_built, 1);
+    // Each looks at its own services and at those of the scope it is made from, and at no others.
+    let all = (30 * SERVICES) as u64;
+    assert!(
+        counts.scope_hosts <= all + 30 * 2 * SERVICES as u64,
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn a_weight_costs_one_virtual_host_and_one_look_in_each_scope() {
+    for mut world in worlds() {
+        let work = world.write(vec![("0-3-rules.yaml".into(), rules(0, 3, 20))]);
+        let scopes = world.scopes as u64;
+        // The virtual host is made for its own namespace, where the service has a short name, and once for all others.
+        let made = scopes.min(2);
+        let wanted = WorkCounts {
+            translated: made,
+            encoded: made,
+            scope_hosts: scopes,
+            scope_ports: 0,
+            scopes_built: 0,
+            scopes_changed: scopes,
+        };
+        assert_eq!(work, wanted);
+    }
+}
+
+#[test]
+fn an_endpoint_costs_the_endpoints_of_its_service() {
+    for mut world in worlds() {
+        let work = world.write(vec![("0-3-slice.yaml".into(), endpoints(0, 3, false))]);
+        let scopes = world.scopes as u64;
+        // One assignment for the service and one for each subset.
+        let wanted = WorkCounts {
+            translated: 1,
+            encoded: 3,
+            scope_hosts: scopes,
+            scope_ports: 0,
+            scopes_built: 0,
+            scopes_changed: scopes,
+        };
+        assert_eq!(work, wanted);
+    }
+}
+
+#[test]
+fn a_new_service_costs_its_own_resources_and_a_look_at_its_port() {
+    for mut world in worlds() {
+        let work = world.write(vec![("new.yaml".into(), service(0, 200))]);
+        let scopes = world.scopes as u64;
+        assert_eq!((work.scope_hosts, work.scope_ports), (scopes, scopes));
+        // Cluster, endpoints, and a virtual host for each of the two kinds of namespaces.
+        assert_eq!((work.translated, work.scopes_built), (2 + scopes.min(2), 0));
+    }
+}
+
+#[test]
+fn a_deleted_namespace_costs_what_it_had() {
+    let mut world = World::new(30);
+    let files = (0..SERVICES).flat_map(|n| {
+        [
+            format!("7-{n}-service.yaml"),
+            format!("7-{n}-slice.yaml"),
+            format!("7-{n}-rules.yaml"),
+        ]
+    });
+    let work = world.write(files.map(|name| (name, String::new())).collect());
+    assert_eq!(
+        (work.translated, work.encoded, work.scopes_built),
+        (0, 0, 0)
+    );
+    assert_eq!(work.scope_hosts, (30 * SERVICES) as u64);
+    let scope = scope_of(&world, 7);
+    let left = world.snapshots.get(&scope).unwrap();
+    assert!(
+        !left
+            .get(ResourceType::Cluster)
+            .keys()
+            .any(|name| name.contains(".ns7."))
+    );
+}
+
+#[test]
+fn what_is_written_again_as_it_was_costs_nothing() {
+    let mut world = World::new(2);
+    assert_eq!(
+        world.write(vec![("0-3-rules.yaml".into(), rules(0, 3, 10))]),
+        WorkCounts::default()
+    );
+}
