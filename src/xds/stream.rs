@@ -250,10 +250,13 @@ impl Stream {
         let variant = self.variant;
         self.clusters_alone |= request.alone && kind == ResourceType::Cluster;
         let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
-        let (had_some, returns) = (
-            !request.version.is_empty(),
-            first && (!request.version.is_empty() || !initial.is_empty()),
-        );
+        let had_some = !request.version.is_empty();
+        // Envoy asks for its first clusters before all else. One that asks for listeners first has clusters, of which one
+        // warms, and may not have got its first listeners before its last stream ended.
+        let before_clusters = kind == ResourceType::Listener
+            && request.names.iter().all(|name| name == "*")
+            && !self.asked_for(ResourceType::Cluster);
+        let returns = first && (had_some || !initial.is_empty() || before_clusters);
         let known = self.target.as_ref().map(|target| target.get(kind).clone());
         let taken = self
             .state(kind)

@@ -1042,6 +1042,27 @@ fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_wh
 }
 
 #[test]
+fn a_client_that_asks_for_listeners_first_is_given_time_to_ask_for_clusters() {
+    let mut client = Client::new(Variant::Delta);
+    let begun = client.now;
+    client.give(snapshot(1, V1));
+    client.ask(Listener, &[]);
+    assert_eq!(
+        client.take_log(),
+        NOTHING,
+        "it may be back with a cluster that warms"
+    );
+    while client.log.is_empty() {
+        client.wait();
+    }
+    assert_eq!(
+        (client.take_log(), client.now - begun),
+        (vec!["lds +l=L".to_owned()], ASKS_WITHIN),
+        "it has its clusters from elsewhere"
+    );
+}
+
+#[test]
 fn sotw_sends_all_clusters_but_only_the_endpoints_that_changed() {
     let mut client = Client::new(Variant::Sotw);
     client.give(snapshot(
