@@ -681,8 +681,11 @@ impl Stream {
                 self.kept.entry(name.clone()).or_insert(kept);
             }
         }
-        // What nothing knows takes no room.
-        names.retain(|name| target.get(ResourceType::Endpoints).contains_key(name));
+        // What nothing knows takes no room. What another stands in for may come again before the routes are known.
+        names.retain(|name| {
+            target.get(ResourceType::Endpoints).contains_key(name)
+                || self.stand_ins.contains_key(name)
+        });
         self.served_before = names;
     }
 
