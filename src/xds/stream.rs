@@ -179,6 +179,8 @@ pub struct Stream {
     started: bool,
     held: [Vec<HeldResource>; 2],
     waiting: bool,
+    /// Clusters that the client's routes lead to until those come that wait.
+    leaving: BTreeSet<Arc<str>>,
     /// A form that the client was about to have was refused: what was chosen because of it is to be chosen anew.
     refused_one: bool,
     kept: BTreeMap<Arc<str>, Kept>,
@@ -219,6 +221,7 @@ impl Stream {
             started: false,
             held: Default::default(),
             waiting: false,
+            leaving: BTreeSet::new(),
             refused_one: false,
             kept: BTreeMap::new(),
             cold: BTreeSet::new(),
@@ -937,6 +940,7 @@ impl Stream {
 
     /// Gives the client those listeners and virtual hosts of which all clusters are made.
     fn switch(&mut self) {
+        self.leaving.clear();
         let Some(target) = self.target.clone() else {
             return;
         };
@@ -973,6 +977,7 @@ impl Stream {
                 hold::choose(kind, wanted, has, |cluster| self.fit(cluster))
             };
             self.waiting |= chosen.waiting && self.get(kind).subscribed;
+            self.leaving.extend(chosen.leaving);
             let live = chosen.resources.unwrap_or_else(|| wanted.clone());
             let ([listeners, routes], [held_listeners, held_routes]) =
                 (&mut self.live, &mut self.held);
@@ -1117,6 +1122,18 @@ impl Stream {
             _ => None,
         };
         let [clusters, endpoints, listeners, routes] = &mut self.types;
+        // A cluster keeps its last endpoints while the routes that no longer lead to it wait. Newer ones it gets at once:
+        // that may take long.
+        let last: BTreeSet<&str> = match kind {
+            ResourceType::Endpoints => self
+                .leaving
+                .iter()
+                .map(|name| &**name)
+                .filter(|name| endpoints.has_good(name) && !self.cold.contains(*name))
+                .collect(),
+            _ => BTreeSet::new(),
+        };
+        let loses_last = |name: &str, form: &Resource| !form.has_endpoints() && last.contains(name);
         // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
         let stand_ins = &self.stand_ins;
         let coming = |name: &str| {
@@ -1170,7 +1187,10 @@ impl Stream {
             Some(form) if paused => {
                 gated && early && !form.has_endpoints() && unknown(name, form, has)
             }
-            Some(form) => untaken(name) || (gated && (unknown(name, form, has) || left(name))),
+            Some(form) => {
+                untaken(name)
+                    || (gated && (unknown(name, form, has) || left(name) || loses_last(name, form)))
+            }
             None => gated && paused && has && early && led_to.is_some(),
         };
         let any: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|_, _, _| false;

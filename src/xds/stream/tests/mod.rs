@@ -311,6 +311,43 @@ fn endpoints_that_go_in_the_change_that_moves_the_traffic_go_after_it() {
 }
 
 #[test]
+fn the_last_endpoints_stay_while_the_routes_away_from_them_wait_for_a_cluster() {
+    let state = |revision: u64, c1: &str| {
+        snapshot(
+            revision,
+            &[
+                (Cluster, "c1", "C1"),
+                (Cluster, "c2", "C2"),
+                (Endpoints, "c1", c1),
+                (Endpoints, "c2", "E2"),
+                (Listener, "l", "L"),
+                (Route, "80", "a>c2"),
+            ],
+        )
+    };
+    let mut client = started();
+    client.give(state(2, "E1"));
+    assert_eq!(client.take_log(), ["cds +c2=C2"]);
+    client.give(state(3, "E3"));
+    assert_eq!(
+        client.take_log(),
+        ["eds +c1=E3"],
+        "the client may take long to get c2"
+    );
+    client.ack_all();
+    // No text at all reads as an assignment without endpoints.
+    client.give(state(4, ""));
+    assert_eq!(client.take_log(), NOTHING);
+    client.ask(Endpoints, &["c2"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["eds +c2=E2", "rds +80=a>c2"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["eds +c1= none"]);
+    client.ack();
+    assert_eq!(client.stream.settled(), Some(4.into()));
+}
+
+#[test]
 fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
     let before: Parts<'_> = &[
         (Cluster, "c1", "C1"),
