@@ -847,6 +847,10 @@ impl Stream {
             .iter()
             .filter(|change| change.warms && change.resource.is_some())
         {
+            // It left the cluster before these endpoints came: they are not for one of the same name that came later.
+            if !self.get(ResourceType::Endpoints).wants(&change.name) {
+                continue;
+            }
             if self.get(ResourceType::Cluster).has(&change.name) {
                 self.cold.remove(&change.name);
             } else if let Some(cluster) = self
