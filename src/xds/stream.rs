@@ -1083,6 +1083,10 @@ impl Stream {
                     .fallback
                     .iter()
                     .map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
+                // One that the client waits with for endpoints that nothing knows is told that there are none.
+                let kept = kept.filter(|(name, kept)| {
+                    kept.endpoints.is_some() || self.get(kind).has_or_claims(name)
+                });
                 let kept = kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone()));
                 View {
                     base: target.clone(),

@@ -1047,6 +1047,31 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
 }
 
 #[test]
+fn a_client_that_comes_back_with_a_cluster_that_warms_and_is_no_more_need_not_wait_for_endpoints() {
+    let mut client = Client::new(Variant::Delta);
+    client.give(snapshot(1, V1));
+    for (kind, names, had) in [
+        (Cluster, NOTHING.as_slice(), ["c1", "old"].as_slice()),
+        (Endpoints, &["c1", "old"], &["c1"]),
+        (Listener, &[], &["l"]),
+    ] {
+        let had = had.iter().map(|name| ((*name).to_owned(), "5".to_owned()));
+        client.send(Request {
+            type_url: kind.type_url().into(),
+            names: owned(names),
+            initial_versions: had.collect(),
+            ..Default::default()
+        });
+    }
+    let log = client.take_log();
+    assert!(
+        log.contains(&"eds +c1=E1 -old".to_owned()),
+        "{log:?}: its listener may lead there, so it stays"
+    );
+    assert!(!log.join(" ").contains("cds -old"), "{log:?}");
+}
+
+#[test]
 fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_while() {
     let next = snapshot(2, &[(Cluster, "c1", "C1"), (Endpoints, "c1", "none")]);
     let mut client = Client::new(Variant::Delta);
