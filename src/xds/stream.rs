@@ -179,6 +179,8 @@ pub struct Stream {
     started: bool,
     held: [Vec<HeldResource>; 2],
     waiting: bool,
+    /// Clusters that the client's routes lead to until those come that wait.
+    leaving: BTreeSet<Arc<str>>,
     /// A form that the client was about to have was refused: what was chosen because of it is to be chosen anew.
     refused_one: bool,
     kept: BTreeMap<Arc<str>, Kept>,
@@ -219,6 +221,7 @@ impl Stream {
             started: false,
             held: Default::default(),
             waiting: false,
+            leaving: BTreeSet::new(),
             refused_one: false,
             kept: BTreeMap::new(),
             cold: BTreeSet::new(),
@@ -250,10 +253,13 @@ impl Stream {
         let variant = self.variant;
         self.clusters_alone |= request.alone && kind == ResourceType::Cluster;
         let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
-        let (had_some, returns) = (
-            !request.version.is_empty(),
-            first && (!request.version.is_empty() || !initial.is_empty()),
-        );
+        let had_some = !request.version.is_empty();
+        // Envoy asks for its first clusters before all else. One that asks for listeners first has clusters, of which one
+        // warms, and may not have got its first listeners before its last stream ended.
+        let before_clusters = kind == ResourceType::Listener
+            && request.names.iter().all(|name| name == "*")
+            && !self.asked_for(ResourceType::Cluster);
+        let returns = first && (had_some || !initial.is_empty() || before_clusters);
         let known = self.target.as_ref().map(|target| target.get(kind).clone());
         let taken = self
             .state(kind)
@@ -678,8 +684,11 @@ impl Stream {
                 self.kept.entry(name.clone()).or_insert(kept);
             }
         }
-        // What nothing knows takes no room.
-        names.retain(|name| target.get(ResourceType::Endpoints).contains_key(name));
+        // What nothing knows takes no room. What another stands in for may come again before the routes are known.
+        names.retain(|name| {
+            target.get(ResourceType::Endpoints).contains_key(name)
+                || self.stand_ins.contains_key(name)
+        });
         self.served_before = names;
     }
 
@@ -838,6 +847,10 @@ impl Stream {
             .iter()
             .filter(|change| change.warms && change.resource.is_some())
         {
+            // It left the cluster before these endpoints came: they are not for one of the same name that came later.
+            if !self.get(ResourceType::Endpoints).wants(&change.name) {
+                continue;
+            }
             if self.get(ResourceType::Cluster).has(&change.name) {
                 self.cold.remove(&change.name);
             } else if let Some(cluster) = self
@@ -931,6 +944,7 @@ impl Stream {
 
     /// Gives the client those listeners and virtual hosts of which all clusters are made.
     fn switch(&mut self) {
+        self.leaving.clear();
         let Some(target) = self.target.clone() else {
             return;
         };
@@ -967,6 +981,7 @@ impl Stream {
                 hold::choose(kind, wanted, has, |cluster| self.fit(cluster))
             };
             self.waiting |= chosen.waiting && self.get(kind).subscribed;
+            self.leaving.extend(chosen.leaving);
             let live = chosen.resources.unwrap_or_else(|| wanted.clone());
             let ([listeners, routes], [held_listeners, held_routes]) =
                 (&mut self.live, &mut self.held);
@@ -1068,6 +1083,10 @@ impl Stream {
                     .fallback
                     .iter()
                     .map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
+                // One that the client waits with for endpoints that nothing knows is told that there are none.
+                let kept = kept.filter(|(name, kept)| {
+                    kept.endpoints.is_some() || self.get(kind).has_or_claims(name)
+                });
                 let kept = kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone()));
                 View {
                     base: target.clone(),
@@ -1111,6 +1130,18 @@ impl Stream {
             _ => None,
         };
         let [clusters, endpoints, listeners, routes] = &mut self.types;
+        // A cluster keeps its last endpoints while the routes that no longer lead to it wait. Newer ones it gets at once:
+        // that may take long.
+        let last: BTreeSet<&str> = match kind {
+            ResourceType::Endpoints => self
+                .leaving
+                .iter()
+                .map(|name| &**name)
+                .filter(|name| endpoints.has_good(name) && !self.cold.contains(*name))
+                .collect(),
+            _ => BTreeSet::new(),
+        };
+        let loses_last = |name: &str, form: &Resource| !form.has_endpoints() && last.contains(name);
         // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
         let stand_ins = &self.stand_ins;
         let coming = |name: &str| {
@@ -1164,7 +1195,10 @@ impl Stream {
             Some(form) if paused => {
                 gated && early && !form.has_endpoints() && unknown(name, form, has)
             }
-            Some(form) => untaken(name) || (gated && (unknown(name, form, has) || left(name))),
+            Some(form) => {
+                untaken(name)
+                    || (gated && (unknown(name, form, has) || left(name) || loses_last(name, form)))
+            }
             None => gated && paused && has && early && led_to.is_some(),
         };
         let any: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|_, _, _| false;

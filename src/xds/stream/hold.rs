@@ -41,6 +41,8 @@ pub(super) struct Chosen {
     pub held: Vec<HeldResource>,
     /// Whether a form waits for a cluster that is on its way.
     pub waiting: bool,
+    /// Clusters that a form which waits leads to no more.
+    pub leaving: BTreeSet<Arc<str>>,
 }
 
 enum Verdict {
@@ -119,6 +121,13 @@ pub(super) fn choose<'a>(
 }
 
 impl Chosen {
+    fn wait(&mut self, to: &ClusterRefs, from: Option<&ClusterRefs>) {
+        self.waiting = true;
+        let left = from.into_iter().flat_map(ClusterRefs::iter);
+        self.leaving
+            .extend(left.filter(|cluster| !to.contains(cluster)).cloned());
+    }
+
     fn whole(
         &mut self,
         kind: ResourceType,
@@ -126,14 +135,11 @@ impl Chosen {
         new: &Arc<Resource>,
         fit: &impl Fn(&str) -> Fit,
     ) -> Option<Arc<Resource>> {
-        match judge(
-            &new.cluster_refs(),
-            old.map(|old| old.cluster_refs()).as_ref(),
-            fit,
-        ) {
+        let (to, from) = (new.cluster_refs(), old.map(|old| old.cluster_refs()));
+        match judge(&to, from.as_ref(), fit) {
             Verdict::Go => Some(new.clone()),
             Verdict::Wait => {
-                self.waiting = true;
+                self.wait(&to, from.as_ref());
                 old.cloned()
             }
             Verdict::Hold(missing_cluster) => {
@@ -172,9 +178,10 @@ impl Chosen {
         let mut elsewhere: Vec<Arc<EncodedVirtualHost>> = Vec::new();
         had.diff(table, |name, before, after| {
             let Some(after) = after else { return };
-            match judge(&after.clusters, before.map(|before| &before.clusters), fit) {
+            let from = before.map(|before| &before.clusters);
+            match judge(&after.clusters, from, fit) {
                 Verdict::Go => return,
-                Verdict::Wait => self.waiting = true,
+                Verdict::Wait => self.wait(&after.clusters, from),
                 Verdict::Hold(missing_cluster) => self.held.push(HeldResource {
                     kind: kind.short_name(),
                     name: new.name.clone(),

@@ -620,12 +620,12 @@ impl Subscription {
             ..
         } = &mut *self;
         acked.follow(&view.base, |name| *wildcard || names.contains(name));
-        // What is not given yet may come in the form that was refused.
+        // What is not given yet, or is given meanwhile, may come in the form that was refused.
         self.rejected.retain(|name, rejection| {
-            [view.get(name), view.target.get(name)]
-                .into_iter()
-                .flatten()
-                .any(|form| form.version == rejection.version)
+            let is_it = |form: &Arc<Resource>| form.version == rejection.version;
+            view.get(name).is_some_and(is_it)
+                || view.target.get(name).is_some_and(is_it)
+                || (turn.meanwhile)(name).as_ref().is_some_and(is_it)
         });
         let trial = self.next_trial(view);
         let (mut changes, never) = match &trial {
@@ -790,7 +790,7 @@ impl Subscription {
                     .had(name)
                     .flatten()
                     .cloned()
-                    .or_else(|| meanwhile(name))
+                    .or_else(|| meanwhile(name).filter(|one| !self.refuses(one)))
                     .unwrap_or(form);
             }
             changes.push(Change {

@@ -311,6 +311,43 @@ fn endpoints_that_go_in_the_change_that_moves_the_traffic_go_after_it() {
 }
 
 #[test]
+fn the_last_endpoints_stay_while_the_routes_away_from_them_wait_for_a_cluster() {
+    let state = |revision: u64, c1: &str| {
+        snapshot(
+            revision,
+            &[
+                (Cluster, "c1", "C1"),
+                (Cluster, "c2", "C2"),
+                (Endpoints, "c1", c1),
+                (Endpoints, "c2", "E2"),
+                (Listener, "l", "L"),
+                (Route, "80", "a>c2"),
+            ],
+        )
+    };
+    let mut client = started();
+    client.give(state(2, "E1"));
+    assert_eq!(client.take_log(), ["cds +c2=C2"]);
+    client.give(state(3, "E3"));
+    assert_eq!(
+        client.take_log(),
+        ["eds +c1=E3"],
+        "the client may take long to get c2"
+    );
+    client.ack_all();
+    // No text at all reads as an assignment without endpoints.
+    client.give(state(4, ""));
+    assert_eq!(client.take_log(), NOTHING);
+    client.ask(Endpoints, &["c2"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["eds +c2=E2", "rds +80=a>c2"]);
+    client.ack();
+    assert_eq!(client.take_log(), ["eds +c1= none"]);
+    client.ack();
+    assert_eq!(client.stream.settled(), Some(4.into()));
+}
+
+#[test]
 fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
     let before: Parts<'_> = &[
         (Cluster, "c1", "C1"),
@@ -1010,6 +1047,31 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
 }
 
 #[test]
+fn a_client_that_comes_back_with_a_cluster_that_warms_and_is_no_more_need_not_wait_for_endpoints() {
+    let mut client = Client::new(Variant::Delta);
+    client.give(snapshot(1, V1));
+    for (kind, names, had) in [
+        (Cluster, NOTHING.as_slice(), ["c1", "old"].as_slice()),
+        (Endpoints, &["c1", "old"], &["c1"]),
+        (Listener, &[], &["l"]),
+    ] {
+        let had = had.iter().map(|name| ((*name).to_owned(), "5".to_owned()));
+        client.send(Request {
+            type_url: kind.type_url().into(),
+            names: owned(names),
+            initial_versions: had.collect(),
+            ..Default::default()
+        });
+    }
+    let log = client.take_log();
+    assert!(
+        log.contains(&"eds +c1=E1 -old".to_owned()),
+        "{log:?}: its listener may lead there, so it stays"
+    );
+    assert!(!log.join(" ").contains("cds -old"), "{log:?}");
+}
+
+#[test]
 fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_while() {
     let next = snapshot(2, &[(Cluster, "c1", "C1"), (Endpoints, "c1", "none")]);
     let mut client = Client::new(Variant::Delta);
@@ -1038,6 +1100,27 @@ fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_wh
     assert_eq!(
         (client.take_log(), client.now - begun),
         (vec!["eds +c1=none".to_owned()], ASKS_WITHIN)
+    );
+}
+
+#[test]
+fn a_client_that_asks_for_listeners_first_is_given_time_to_ask_for_clusters() {
+    let mut client = Client::new(Variant::Delta);
+    let begun = client.now;
+    client.give(snapshot(1, V1));
+    client.ask(Listener, &[]);
+    assert_eq!(
+        client.take_log(),
+        NOTHING,
+        "it may be back with a cluster that warms"
+    );
+    while client.log.is_empty() {
+        client.wait();
+    }
+    assert_eq!(
+        (client.take_log(), client.now - begun),
+        (vec!["lds +l=L".to_owned()], ASKS_WITHIN),
+        "it has its clusters from elsewhere"
     );
 }
 

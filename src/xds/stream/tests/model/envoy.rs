@@ -57,6 +57,9 @@ pub struct Envoy {
     pub from_before: BTreeSet<String>,
     /// Clusters that took requests when this stream began, and are to be kept for the routes from before.
     pub served_before: BTreeSet<String>,
+    /// Clusters that nothing told of when this stream began: Envoy does not say that it has what it took from a response
+    /// which it refused for something else, and asks nobody for the endpoints of an external host.
+    pub untold: BTreeSet<String>,
     /// What it has to say; on a second stream, of clusters.
     pub out: [VecDeque<Request>; 2],
     /// Clusters that it took from a response which it refused as a whole, so that they may go again.
@@ -110,6 +113,7 @@ impl Envoy {
             excused: BTreeMap::new(),
             from_before: BTreeSet::new(),
             served_before: BTreeSet::new(),
+            untold: BTreeSet::new(),
             out: Default::default(),
             doubtful: BTreeSet::new(),
             paused: Vec::new(),
@@ -136,6 +140,13 @@ impl Envoy {
             .iter()
             .filter(|(_, cluster)| cluster.serves)
             .map(|(name, _)| name.clone())
+            .collect();
+        self.untold = self
+            .active
+            .keys()
+            .chain(self.warming.keys())
+            .filter(|name| !is_eds(name) && !self.versions[Cluster.index()].contains_key(*name))
+            .cloned()
             .collect();
         for kind in self.order.clone() {
             if !(kind == Cluster && self.pauses()) {
@@ -284,6 +295,11 @@ impl Envoy {
     }
 
     fn remember(&mut self, kind: ResourceType, good: Vec<Got>, gone: &[String], version: String) {
+        if kind == Cluster {
+            good.iter().for_each(|got| {
+                self.untold.remove(&got.name);
+            });
+        }
         let versions = &mut self.versions[kind.index()];
         if self.setup.variant == Variant::Sotw {
             versions.insert(String::new(), version);
