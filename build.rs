@@ -113,9 +113,7 @@ fn admin_api() -> Result<(), Box<dyn Error>> {
         .extern_path(".google.protobuf", "::envoy_types::pb::google::protobuf")
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     let out = Path::new(&var("OUT_DIR")?).join("weir_descriptors.bin");
-    let descriptors = compiler
-        .include_source_info(false)
-        .encode_file_descriptor_set();
+    let descriptors = compiler.include_source_info(false).encode_file_descriptor_set();
     fs::write(&out, descriptors).map_err(|error| format!("{}: {error}", out.display()).into())
 }
 
@@ -193,9 +191,7 @@ fn prune(set: &[u8]) -> Result<Vec<u8>, String> {
         .collect();
     while let Some(name) = open.pop() {
         if keep.insert(name) {
-            let file = files
-                .get(name)
-                .ok_or_else(|| format!("{name} is imported but missing"))?;
+            let file = files.get(name).ok_or_else(|| format!("{name} is imported but missing"))?;
             open.extend(&file.dependencies);
         }
     }
@@ -214,10 +210,7 @@ fn prune(set: &[u8]) -> Result<Vec<u8>, String> {
 
 fn read_file(bytes: &[u8]) -> Result<(&str, File<'_>), String> {
     let mut name = None;
-    let mut file = File {
-        dependencies: Vec::new(),
-        bytes: Vec::new(),
-    };
+    let mut file = File { dependencies: Vec::new(), bytes: Vec::new() };
     for field in Fields(bytes) {
         let field = field?;
         let text = || std::str::from_utf8(field.payload).map_err(|error| error.to_string());
@@ -273,11 +266,7 @@ fn read_field(bytes: &[u8]) -> Option<Field<'_>> {
         5 => at += 4,
         _ => return None,
     }
-    Some(Field {
-        number: tag >> 3,
-        payload,
-        whole: bytes.get(..at)?,
-    })
+    Some(Field { number: tag >> 3, payload, whole: bytes.get(..at)? })
 }
 
 fn read_varint(bytes: &[u8], at: &mut usize) -> Option<u64> {

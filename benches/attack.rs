@@ -58,21 +58,12 @@ impl Weir {
         let child = Command::new(binary)
             .args(["serve", "--log", "error", "--config-dir"])
             .arg(folder)
-            .args([
-                "--xds-listen",
-                &xds.to_string(),
-                "--admin-listen",
-                &admin.to_string(),
-            ])
+            .args(["--xds-listen", &xds.to_string(), "--admin-listen", &admin.to_string()])
             .args(more.split_whitespace())
             .stdin(Stdio::null())
             .spawn()?;
         let this = Self { child, xds, admin };
-        while weir::envoy::Admin::new(this.admin)
-            .get("/ready")
-            .await
-            .is_err()
-        {
+        while weir::envoy::Admin::new(this.admin).get("/ready").await.is_err() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(this)
@@ -82,13 +73,9 @@ impl Weir {
     fn resident(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
             .unwrap_or_default();
-        let kib = status.lines().find_map(|line| {
-            line.strip_prefix("VmRSS:")?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        });
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
         kib.unwrap_or(0.0) / 1024.0
     }
 }
@@ -219,10 +206,8 @@ impl Bench<'_> {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let count = std::env::var("WEIR_STREAMS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(20_000);
+    let count =
+        std::env::var("WEIR_STREAMS").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000);
     let chosen = std::env::var("WEIR_ATTACKS").unwrap_or_default();
     let folder = tempfile::tempdir()?;
     for n in 1..=100 {
@@ -232,12 +217,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     weir::admission::descriptors::raise();
     let weir = Weir::start(folder.path()).await?;
     let watcher = Watcher::new(PROXY, weir.xds, "80").await?;
-    let mut bench = Bench {
-        folder: folder.path(),
-        weir,
-        watcher,
-        weight: 0,
-    };
+    let mut bench = Bench { folder: folder.path(), weir, watcher, weight: 0 };
     let mut quiet = Times::default();
     for _ in 0..20 {
         bench.round(&mut quiet).await?;
@@ -259,9 +239,5 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
             fine &= bench.attack(attack, count, quiet).await?;
         }
     }
-    Ok(if fine {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -51,10 +51,7 @@ struct Delta {
 }
 
 fn number(name: &str, default: usize) -> usize {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 struct Weir {
@@ -94,11 +91,7 @@ impl Weir {
 
     async fn ready(&self) {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], self.admin));
-        while weir::envoy::Admin::new(address)
-            .get("/ready")
-            .await
-            .is_err()
-        {
+        while weir::envoy::Admin::new(address).get("/ready").await.is_err() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -107,30 +100,15 @@ impl Weir {
     fn cost(&self) -> Result<(f64, f64), Box<dyn Error>> {
         let folder = format!("/proc/{}", self.child.id());
         let status = std::fs::read_to_string(format!("{folder}/status"))?;
-        let resident = status.lines().find_map(|line| {
-            line.strip_prefix("VmRSS:")?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        });
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
         let stat = std::fs::read_to_string(format!("{folder}/stat"))?;
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = |at: usize| {
-            fields
-                .get(at)
-                .and_then(|text| text.parse::<f64>().ok())
-                .unwrap_or(0.0)
-        };
-        Ok((
-            resident.unwrap_or(0.0) / 1024.0,
-            (ticks(11) + ticks(12)) / 100.0,
-        ))
+        let fields: Vec<&str> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks =
+            |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+        Ok((resident.unwrap_or(0.0) / 1024.0, (ticks(11) + ticks(12)) / 100.0))
     }
 
     async fn channel(&self) -> Result<Channel, Box<dyn Error>> {
@@ -175,10 +153,8 @@ fn cluster_names(resources: &[Bytes], delta: bool) -> Vec<String> {
         };
         cluster::Cluster::decode(any.value.as_slice()).ok()
     };
-    let all = resources
-        .iter()
-        .filter_map(any)
-        .filter(|resource| resource.eds_cluster_config.is_some());
+    let all =
+        resources.iter().filter_map(any).filter(|resource| resource.eds_cluster_config.is_some());
     all.map(|item| item.name).collect()
 }
 
@@ -306,9 +282,8 @@ async fn stuck(weir: &Weir) -> Result<Box<dyn std::any::Any>, Box<dyn Error>> {
     let mut grpc = tonic::client::Grpc::new(weir.channel().await?);
     grpc.ready().await?;
     let codec = tonic_prost::ProstCodec::<pb::DeltaDiscoveryRequest, Delta>::default();
-    let responses = grpc
-        .streaming(Request::new(ReceiverStream::new(requests)), path, codec)
-        .await?;
+    let responses =
+        grpc.streaming(Request::new(ReceiverStream::new(requests)), path, codec).await?;
     Ok(Box::new((responses, send, grpc)))
 }
 
@@ -361,17 +336,13 @@ struct Rounds {
 
 fn median(list: &mut [Duration]) -> f64 {
     list.sort_unstable();
-    list.get(list.len() / 2)
-        .map_or(0.0, |middle| middle.as_secs_f64() * 1000.0)
+    list.get(list.len() / 2).map_or(0.0, |middle| middle.as_secs_f64() * 1000.0)
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (services, clients, rounds) = (
-        number("WEIR_SERVICES", 1000),
-        number("WEIR_CLIENTS", 100),
-        number("WEIR_ROUNDS", 20),
-    );
+    let (services, clients, rounds) =
+        (number("WEIR_SERVICES", 1000), number("WEIR_CLIENTS", 100), number("WEIR_ROUNDS", 20));
     println!(
         "{services} services, {} endpoints, {clients} clients, {rounds} weights of each kind",
         services * 4
@@ -411,11 +382,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let mut busy = [0.0, 0.0];
         for round in 0..rounds * 2 {
             let with_stuck = round % 2;
-            let _stuck = if with_stuck == 1 {
-                Some(stuck(&weir).await?)
-            } else {
-                None
-            };
+            let _stuck = if with_stuck == 1 { Some(stuck(&weir).await?) } else { None };
             tokio::time::sleep(Duration::from_millis(50)).await;
             let (_, before) = weir.cost()?;
             let begun = Instant::now();
@@ -439,11 +406,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             kind.last.push(took[took.len() - 1]);
         }
         let (resident, _) = weir.cost()?;
-        for (kind, busy, label) in kinds
-            .iter_mut()
-            .zip(busy)
-            .zip(["alone", "one stuck"])
-            .map(|((a, b), c)| (a, b, c))
+        for (kind, busy, label) in
+            kinds.iter_mut().zip(busy).zip(["alone", "one stuck"]).map(|((a, b), c)| (a, b, c))
         {
             println!(
                 "{name:<6} {label:<12} {:>8.1} {:>8.1} {:>12.0} {resident:>12.0}",

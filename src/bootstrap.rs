@@ -63,11 +63,7 @@ pub struct NodeId {
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "sidecar~{}~{}.{}~{}",
-            self.ip, self.pod, self.namespace, self.dns_domain
-        )
+        write!(f, "sidecar~{}~{}.{}~{}", self.ip, self.pod, self.namespace, self.dns_domain)
     }
 }
 
@@ -90,9 +86,7 @@ impl FromStr for NodeId {
             .rsplit_once('.')
             .ok_or_else(|| format!("{name:?} is not of the form POD.NAMESPACE"))?;
         Ok(Self {
-            ip: ip
-                .parse()
-                .map_err(|_| format!("{ip:?} is not an IP address"))?,
+            ip: ip.parse().map_err(|_| format!("{ip:?} is not an IP address"))?,
             pod: dns_name(pod)?,
             namespace: dns_label(namespace)?,
             dns_domain: dns_name(dns_domain)?,
@@ -115,10 +109,7 @@ enum XdsHost {
 
 impl From<SocketAddr> for XdsAddress {
     fn from(address: SocketAddr) -> Self {
-        Self {
-            host: XdsHost::Ip(address.ip()),
-            port: address.port(),
-        }
+        Self { host: XdsHost::Ip(address.ip()), port: address.port() }
     }
 }
 
@@ -126,29 +117,25 @@ impl FromStr for XdsAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (host, port) = text
-            .rsplit_once(':')
-            .ok_or("it is not of the form HOST:PORT, as 127.0.0.1:15010")?;
+        let (host, port) =
+            text.rsplit_once(':').ok_or("it is not of the form HOST:PORT, as 127.0.0.1:15010")?;
         let port = match port.parse() {
             Ok(port) if port > 0 => port,
             _ => return Err(format!("{port:?} is not a port (1 to 65535)")),
         };
-        let host = if let Some(host) = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-        {
-            let ip: Ipv6Addr = host
-                .parse()
-                .map_err(|_| format!("{host:?} is not an IPv6 address"))?;
-            XdsHost::Ip(ip.into())
-        } else if let Ok(ip) = host.parse::<IpAddr>() {
-            if ip.is_ipv6() {
-                return Err(format!("an IPv6 address goes in brackets: [{host}]:{port}"));
-            }
-            XdsHost::Ip(ip)
-        } else {
-            XdsHost::Name(dns_name(host)?)
-        };
+        let host =
+            if let Some(host) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+                let ip: Ipv6Addr =
+                    host.parse().map_err(|_| format!("{host:?} is not an IPv6 address"))?;
+                XdsHost::Ip(ip.into())
+            } else if let Ok(ip) = host.parse::<IpAddr>() {
+                if ip.is_ipv6() {
+                    return Err(format!("an IPv6 address goes in brackets: [{host}]:{port}"));
+                }
+                XdsHost::Ip(ip)
+            } else {
+                XdsHost::Name(dns_name(host)?)
+            };
         Ok(Self { host, port })
     }
 }
@@ -178,9 +165,7 @@ pub fn dns_label(text: &str) -> Result<String, String> {
 /// A description of what is wrong.
 pub fn dns_name(text: &str) -> Result<String, String> {
     if text.len() > 253 {
-        return Err(format!(
-            "{text:?} is longer than the 253 characters of a DNS name"
-        ));
+        return Err(format!("{text:?} is longer than the 253 characters of a DNS name"));
     }
     if text.split('.').any(|label| dns_label(label).is_err()) {
         return Err(format!(
@@ -197,9 +182,8 @@ pub fn dns_name(text: &str) -> Result<String, String> {
 /// # Errors
 /// A description of what is wrong.
 pub fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text
-        .split_once('=')
-        .ok_or("it is not of the form KEY=VALUE, as app=reviews")?;
+    let (key, value) =
+        text.split_once('=').ok_or("it is not of the form KEY=VALUE, as app=reviews")?;
     let fits = |text: &str| {
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
         let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -220,9 +204,7 @@ pub fn label(text: &str) -> Result<(String, String), String> {
         return Err(format!("{key:?} is not the key of a label: {rule}"));
     }
     if !value.is_empty() && !fits(value) {
-        return Err(format!(
-            "{value:?} is not the value of a label: nothing, or {rule}"
-        ));
+        return Err(format!("{value:?} is not the value of a label: nothing, or {rule}"));
     }
     Ok((key.to_owned(), value.to_owned()))
 }
@@ -288,14 +270,10 @@ impl Bootstrap {
     }
 
     fn node(&self) -> Value {
-        let NodeId {
-            ip, pod, namespace, ..
-        } = &self.node;
+        let NodeId { ip, pod, namespace, .. } = &self.node;
         let workload = self.labels.get("app").unwrap_or(pod);
-        let ips: Vec<String> = std::iter::once(ip)
-            .chain(&self.other_ips)
-            .map(ToString::to_string)
-            .collect();
+        let ips: Vec<String> =
+            std::iter::once(ip).chain(&self.other_ips).map(ToString::to_string).collect();
         let mut node = json!({
             "id": self.node.to_string(),
             "cluster": format!("{workload}.{namespace}"),
@@ -313,12 +291,7 @@ impl Bootstrap {
         if let Some(name) = &self.node_name {
             node["metadata"]["NODE_NAME"] = name.as_str().into();
         }
-        if let Some(Locality {
-            region,
-            zone,
-            sub_zone,
-        }) = &self.locality
-        {
+        if let Some(Locality { region, zone, sub_zone }) = &self.locality {
             let parts = [("region", region), ("zone", zone), ("sub_zone", sub_zone)];
             node["locality"] = parts
                 .into_iter()
@@ -381,9 +354,7 @@ mod tests {
 
     fn bootstrap() -> Bootstrap {
         Bootstrap {
-            node: "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local"
-                .parse()
-                .unwrap(),
+            node: "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local".parse().unwrap(),
             labels: [("app", "client"), ("version", "1"), ("on", "true")]
                 .map(|(k, v)| (k.into(), v.into()))
                 .into(),
@@ -420,19 +391,13 @@ mod tests {
 admin:
 "#;
         assert!(yaml.starts_with(node), "{yaml}");
-        assert_eq!(
-            serde_saphyr::from_str::<Value>(&yaml).unwrap(),
-            bootstrap.to_json()
-        );
+        assert_eq!(serde_saphyr::from_str::<Value>(&yaml).unwrap(), bootstrap.to_json());
     }
 
     #[test]
     fn node_is_understood_by_the_control_plane() {
         for interception in [Interception::None, Interception::Redirect] {
-            let bootstrap = Bootstrap {
-                interception,
-                ..bootstrap()
-            };
+            let bootstrap = Bootstrap { interception, ..bootstrap() };
             let node = &bootstrap.to_json()["node"];
             let metadata = NodeMetadata::from_json(&node["metadata"]);
             let proxy =
@@ -451,11 +416,7 @@ admin:
         for variant in [AdsVariant::Delta, AdsVariant::Sotw] {
             for interception in [Interception::None, Interception::Redirect] {
                 for xds in ["127.0.0.1:15010", "[::1]:15010", "localhost:15010"] {
-                    let mut bootstrap = Bootstrap {
-                        variant,
-                        interception,
-                        ..bootstrap()
-                    };
+                    let mut bootstrap = Bootstrap { variant, interception, ..bootstrap() };
                     bootstrap.xds = xds.parse().unwrap();
                     // The descriptors accept these field names.
                     json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json())
@@ -478,12 +439,7 @@ admin:
     #[test]
     fn what_differs_between_the_combinations() {
         let of = |xds: &str, variant| {
-            let json = Bootstrap {
-                xds: xds.parse().unwrap(),
-                variant,
-                ..bootstrap()
-            }
-            .to_json();
+            let json = Bootstrap { xds: xds.parse().unwrap(), variant, ..bootstrap() }.to_json();
             let cluster = &json["static_resources"]["clusters"][0];
             let endpoint =
                 &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
@@ -494,26 +450,17 @@ admin:
             ];
             texts.map(|text| text.as_str().unwrap().to_owned())
         };
-        assert_eq!(
-            of("10.0.0.1:1", AdsVariant::Delta),
-            ["DELTA_GRPC", "STATIC", "10.0.0.1"]
-        );
+        assert_eq!(of("10.0.0.1:1", AdsVariant::Delta), ["DELTA_GRPC", "STATIC", "10.0.0.1"]);
         assert_eq!(of("[::1]:1", AdsVariant::Sotw), ["GRPC", "STATIC", "::1"]);
         let name = "weir.weir-system.svc";
-        assert_eq!(
-            of(&format!("{name}:1"), AdsVariant::Delta),
-            ["DELTA_GRPC", "STRICT_DNS", name]
-        );
+        assert_eq!(of(&format!("{name}:1"), AdsVariant::Delta), ["DELTA_GRPC", "STRICT_DNS", name]);
     }
 
     #[test]
     fn node_id_survives_its_text() {
         let text = "sidecar~fd00::7~web-0.v2.shop~shop.svc.cluster.local";
         let id: NodeId = text.parse().unwrap();
-        assert_eq!(
-            (id.pod.as_str(), id.namespace.as_str()),
-            ("web-0.v2", "shop")
-        );
+        assert_eq!((id.pod.as_str(), id.namespace.as_str()), ("web-0.v2", "shop"));
         assert_eq!(id.to_string(), text);
     }
 
@@ -524,43 +471,19 @@ admin:
             id("sidecar~1.2.3.4"),
             "it has 2 parts where TYPE~IP~POD.NAMESPACE~DNSDOMAIN has 4"
         );
-        assert_eq!(
-            id("router~1.2.3.4~a.b~c"),
-            r#"the type is "router"; only "sidecar" is served"#
-        );
+        assert_eq!(id("router~1.2.3.4~a.b~c"), r#"the type is "router"; only "sidecar" is served"#);
         assert_eq!(id("sidecar~1.2.3~a.b~c"), r#""1.2.3" is not an IP address"#);
-        assert_eq!(
-            id("sidecar~1.2.3.4~a~c"),
-            r#""a" is not of the form POD.NAMESPACE"#
-        );
+        assert_eq!(id("sidecar~1.2.3.4~a~c"), r#""a" is not of the form POD.NAMESPACE"#);
         let xds = |text: &str| text.parse::<XdsAddress>().unwrap_err();
         assert!(xds("weir").starts_with("it is not of the form HOST:PORT"));
         assert_eq!(xds("weir:0"), r#""0" is not a port (1 to 65535)"#);
-        assert_eq!(
-            xds("::1:15010"),
-            "an IPv6 address goes in brackets: [::1]:15010"
-        );
+        assert_eq!(xds("::1:15010"), "an IPv6 address goes in brackets: [::1]:15010");
         assert!(xds("we_ir:1").starts_with(r#""we_ir" is not a DNS name"#));
-        assert!(
-            label("app")
-                .unwrap_err()
-                .starts_with("it is not of the form KEY=VALUE")
-        );
+        assert!(label("app").unwrap_err().starts_with("it is not of the form KEY=VALUE"));
         assert!(label("=x").unwrap_err().starts_with(r#""" is not the key"#));
-        assert!(
-            label("app=a b")
-                .unwrap_err()
-                .starts_with(r#""a b" is not the value"#)
-        );
-        assert!(
-            label("No_Name/app=a")
-                .unwrap_err()
-                .starts_with("the prefix of the key")
-        );
-        assert_eq!(
-            label("istio.io/rev=").unwrap(),
-            ("istio.io/rev".into(), String::new())
-        );
+        assert!(label("app=a b").unwrap_err().starts_with(r#""a b" is not the value"#));
+        assert!(label("No_Name/app=a").unwrap_err().starts_with("the prefix of the key"));
+        assert_eq!(label("istio.io/rev=").unwrap(), ("istio.io/rev".into(), String::new()));
         for bad in ["", "a/", "/b", "a/b/c/d"] {
             locality(bad).unwrap_err();
         }

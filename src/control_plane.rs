@@ -155,15 +155,7 @@ impl ControlPlane {
             ads.serve(xds).await;
             Ok(())
         });
-        Ok(Self {
-            xds_addr,
-            admin_addr,
-            ready,
-            revision,
-            connections,
-            closing,
-            tasks,
-        })
+        Ok(Self { xds_addr, admin_addr, ready, revision, connections, closing, tasks })
     }
 
     /// The address of the ADS listener.
@@ -194,10 +186,7 @@ impl ControlPlane {
     /// Waits until the published mesh is newer than `revision`, and says which it is.
     pub async fn revision_after(&self, revision: MeshRevision) -> MeshRevision {
         let mut current = self.revision.clone();
-        current
-            .wait_for(|now| *now > revision)
-            .await
-            .map_or(revision, |now| *now)
+        current.wait_for(|now| *now > revision).await.map_or(revision, |now| *now)
     }
 
     /// Waits until the proxy with this node id has acked everything of mesh `revision` or a later one.
@@ -269,11 +258,7 @@ fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // Allow a recently used port to be bound.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -327,29 +312,22 @@ impl Engine {
             self.report_held(&held);
             let revision = self.revision.borrow().next();
             log_revision(revision, &dirty);
-            self.published
-                .publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
+            self.published.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.snapshots.publish(mesh, revision).await?;
             self.revision.send_replace(revision);
             self.ready.send_replace(true);
         }
         self.published.rejected(&self.store);
-        barriers
-            .into_iter()
-            .for_each(|barrier| self.published.reach_barrier(barrier));
-        self.metrics
-            .changed(events, *self.revision.borrow(), problems);
+        barriers.into_iter().for_each(|barrier| self.published.reach_barrier(barrier));
+        self.metrics.changed(events, *self.revision.borrow(), problems);
         Ok(())
     }
 
     /// Logs changes that are newly held back and those that were released.
     fn report_held(&mut self, held: &[HeldChange]) {
         let now: BTreeSet<String> = held.iter().map(ToString::to_string).collect();
-        now.difference(&self.reported)
-            .for_each(|item| tracing::warn!("{item}"));
-        self.reported
-            .difference(&now)
-            .for_each(|item| tracing::info!("no longer: {item}"));
+        now.difference(&self.reported).for_each(|item| tracing::warn!("{item}"));
+        self.reported.difference(&now).for_each(|item| tracing::info!("no longer: {item}"));
         self.metrics.held(now.len());
         self.reported = now;
     }
@@ -359,17 +337,8 @@ impl Engine {
 fn log_revision(revision: MeshRevision, dirty: &BTreeSet<ObjectKey>) {
     let (ours, others): (Vec<_>, Vec<_>) = dirty.iter().partition(|key| key.kind.group() == ISTIO);
     let list = |keys: &[&ObjectKey]| {
-        let named = keys
-            .iter()
-            .take(NAMED)
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", ");
-        if keys.len() > NAMED {
-            format!("{named} and {} more", keys.len() - NAMED)
-        } else {
-            named
-        }
+        let named = keys.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if keys.len() > NAMED { format!("{named} and {} more", keys.len() - NAMED) } else { named }
     };
     if !ours.is_empty() {
         tracing::info!("revision {revision}: {}", list(&ours));
@@ -395,12 +364,10 @@ fn log(change: &SourceEvent) {
             "{subject}: \
             recovered"
         ),
-        SourceEvent::SourceProblems { problems, .. } => problems
-            .iter()
-            .for_each(|problem| tracing::error!("{problem}")),
-        SourceEvent::Apply {
-            object, warnings, ..
-        } => {
+        SourceEvent::SourceProblems { problems, .. } => {
+            problems.iter().for_each(|problem| tracing::error!("{problem}"))
+        }
+        SourceEvent::Apply { object, warnings, .. } => {
             for warning in warnings {
                 tracing::warn!("{}: {}: {}", warning.origin, object.key(), warning.problem);
             }

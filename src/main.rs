@@ -32,13 +32,7 @@ struct Cli {
     command: Command,
     /// Log level: error, warn, info, debug or trace, optionally per module (info,weir::xds=debug) [default: info for
     /// serve, warn otherwise]
-    #[arg(
-        long,
-        global = true,
-        value_name = "LEVELS",
-        env = "WEIR_LOG",
-        display_order = 1000
-    )]
+    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
     log: Option<String>,
 }
 
@@ -101,33 +95,19 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         eprintln!("weir: {error:#}");
-        if error.is::<cli::Usage>() {
-            ExitCode::from(2)
-        } else {
-            ExitCode::FAILURE
-        }
+        if error.is::<cli::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
 }
 
 /// Whether a directive of `--log` ends in a level. Without this check a misspelt level would be taken for a module name
 /// and nothing would be logged.
 fn has_level(part: &str) -> bool {
-    let level = part
-        .rsplit('=')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    matches!(
-        level.as_str(),
-        "off" | "error" | "warn" | "info" | "debug" | "trace"
-    )
+    let level = part.rsplit('=').next().unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(level.as_str(), "off" | "error" | "warn" | "info" | "debug" | "trace")
 }
 
 fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(command);
     // A blocked thread, for example on an unresponsive file system, must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
@@ -145,20 +125,12 @@ mod tests {
         let mut weir = Cli::command();
         weir.build();
         let own = weir.render_long_help().to_string();
-        let all = weir
-            .get_subcommands()
-            .filter(|command| command.get_name() != "help");
+        let all = weir.get_subcommands().filter(|command| command.get_name() != "help");
         let all = all.map(|command| {
-            (
-                command.get_name().to_owned(),
-                command.clone().render_long_help().to_string(),
-            )
+            (command.get_name().to_owned(), command.clone().render_long_help().to_string())
         });
         for (name, help) in all.chain([("".to_owned(), own)]) {
-            assert!(
-                help.contains(&format!("  weir {name}")),
-                "no example:\n{help}"
-            );
+            assert!(help.contains(&format!("  weir {name}")), "no example:\n{help}");
             let long = help.lines().find(|line| line.chars().count() > 100);
             assert_eq!(long, None, "weir {name} --help");
         }
@@ -166,15 +138,7 @@ mod tests {
 
     #[test]
     fn a_misspelt_level_is_detected() {
-        assert!(
-            ["info", "WARN", "weir::xds=debug", " off"]
-                .into_iter()
-                .all(has_level)
-        );
-        assert!(
-            !["verbose", "weir=loud", "", "weir::xds"]
-                .into_iter()
-                .any(has_level)
-        );
+        assert!(["info", "WARN", "weir::xds=debug", " off"].into_iter().all(has_level));
+        assert!(!["verbose", "weir=loud", "", "weir::xds"].into_iter().any(has_level));
     }
 }

@@ -71,9 +71,8 @@ pub struct Metrics {
 }
 
 /// The bucket bounds of `pilot_proxy_convergence_time` in seconds: Istio's, and shorter ones.
-const CONVERGENCE: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0,
-];
+const CONVERGENCE: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -96,16 +95,8 @@ impl Default for Metrics {
             refusals: Family::default(),
         };
         let registry = &mut this.registry;
-        registry.register(
-            "pilot_xds",
-            "Proxies connected over ADS",
-            this.connected.clone(),
-        );
-        registry.register(
-            "pilot_xds_pushes",
-            "Responses sent, by type",
-            this.pushes.clone(),
-        );
+        registry.register("pilot_xds", "Proxies connected over ADS", this.connected.clone());
+        registry.register("pilot_xds_pushes", "Responses sent, by type", this.pushes.clone());
         registry.register(
             "pilot_total_xds_rejects",
             "Responses that a proxy rejected, by type",
@@ -180,20 +171,14 @@ impl Default for Metrics {
 impl Metrics {
     /// Records a response of `bytes` bytes.
     pub fn pushed(&self, kind: ResourceType, bytes: usize) {
-        let label = TypeLabel {
-            r#type: kind.short_name(),
-        };
+        let label = TypeLabel { r#type: kind.short_name() };
         self.pushes.get_or_create(&label).inc();
         self.sent_bytes.get_or_create(&label).inc_by(bytes as u64);
     }
 
     /// Records a rejected response.
     pub fn rejected(&self, kind: ResourceType) {
-        self.rejects
-            .get_or_create(&TypeLabel {
-                r#type: kind.short_name(),
-            })
-            .inc();
+        self.rejects.get_or_create(&TypeLabel { r#type: kind.short_name() }).inc();
     }
 
     /// Records how long after a change a proxy ACKed the last resulting resource.
@@ -204,10 +189,8 @@ impl Metrics {
     /// Records changed objects and the current number of problems.
     pub fn changed(&self, events: usize, revision: MeshRevision, problems: usize) {
         self.config_events.inc_by(events as u64);
-        self.revision
-            .set(i64::try_from(revision.get()).unwrap_or(i64::MAX));
-        self.problems
-            .set(i64::try_from(problems).unwrap_or(i64::MAX));
+        self.revision.set(i64::try_from(revision.get()).unwrap_or(i64::MAX));
+        self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
 
     /// Sets the number of weight and label changes held back.
@@ -217,20 +200,10 @@ impl Metrics {
 
     /// What is told of a resource that the clients of a port share.
     pub fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
-        let refusals = |reason| {
-            self.refusals
-                .get_or_create(&RefusalLabels {
-                    port,
-                    resource,
-                    reason,
-                })
-                .clone()
-        };
+        let refusals =
+            |reason| self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone();
         PoolMetrics {
-            used: self
-                .admitted
-                .get_or_create(&PoolLabels { port, resource })
-                .clone(),
+            used: self.admitted.get_or_create(&PoolLabels { port, resource }).clone(),
             over_share: refusals("share"),
             exhausted: refusals("exhausted"),
             revoked: refusals("revoked"),

@@ -66,10 +66,8 @@ mod tests {
                 std::thread::spawn(|| (0..1000).map(|_| Revision::fresh()).collect::<Vec<_>>())
             })
             .collect();
-        let all: Vec<Vec<Revision>> = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect();
+        let all: Vec<Vec<Revision>> =
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         assert!(all.iter().all(|own| own.is_sorted()));
         assert_eq!(all.iter().flatten().collect::<BTreeSet<_>>().len(), 4000);
     }

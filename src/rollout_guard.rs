@@ -75,18 +75,9 @@ impl fmt::Display for HeldChange {
 impl HeldChange {
     /// What is held back and until when.
     pub fn reason(&self) -> String {
-        let Self {
-            host,
-            subset,
-            value,
-            ..
-        } = self;
+        let Self { host, subset, value, .. } = self;
         let text = |labels: &Labels| {
-            labels
-                .iter()
-                .map(|(k, v)| format!("{k}={v}"))
-                .collect::<Vec<_>>()
-                .join(",")
+            labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
         };
         match value {
             HeldValue::Weight { wanted, effective } => {
@@ -193,15 +184,11 @@ impl RolloutGuard {
         for rule in rules {
             let mut overlay = BTreeMap::new();
             for (n, subset) in rule.subsets.iter().enumerate() {
-                let id: SubsetId = (
-                    rule.selector.clone(),
-                    rule.visibility.clone(),
-                    subset.name.clone(),
-                );
+                let id: SubsetId =
+                    (rule.selector.clone(), rule.visibility.clone(), subset.name.clone());
                 let kept = old_labels.get(&id).filter(|old| {
-                    let Some(known) = mesh
-                        .any_service(&rule.host)
-                        .filter(|_| **old != subset.labels)
+                    let Some(known) =
+                        mesh.any_service(&rule.host).filter(|_| **old != subset.labels)
                     else {
                         return false;
                     };
@@ -228,13 +215,9 @@ impl RolloutGuard {
                 overlay.insert(subset.name.clone(), kept.clone());
             }
             if !overlay.is_empty() {
-                let same = old
-                    .overlaid
-                    .get(&rule.revision)
-                    .filter(|old| *old.overlay() == overlay);
-                let overlaid = same
-                    .cloned()
-                    .unwrap_or_else(|| Arc::new(rule.with_overlay(overlay)));
+                let same = old.overlaid.get(&rule.revision).filter(|old| *old.overlay() == overlay);
+                let overlaid =
+                    same.cloned().unwrap_or_else(|| Arc::new(rule.with_overlay(overlay)));
                 held.overlaid.insert(rule.revision, overlaid);
             }
         }
@@ -250,18 +233,12 @@ impl RolloutGuard {
         let last = std::mem::replace(&mut self.last_services, mesh.virtual_services.clone());
         // While nothing is held back, endpoints cannot change that: only what changes is ever held back.
         let mut stale: BTreeSet<ObjectKey> = self.held_routes.keys().cloned().collect();
-        diff(
-            last.by_key(),
-            mesh.virtual_services.by_key(),
-            |key, _, _| _ = stale.insert(key.clone()),
-        );
+        diff(last.by_key(), mesh.virtual_services.by_key(), |key, _, _| {
+            _ = stale.insert(key.clone())
+        });
         for key in stale {
             // The routes of a delegate take effect in those that delegate to it.
-            match mesh
-                .virtual_services
-                .get(&key)
-                .filter(|wanted| !wanted.hosts.is_empty())
-            {
+            match mesh.virtual_services.get(&key).filter(|wanted| !wanted.hosts.is_empty()) {
                 Some(wanted) => self.hold_weights_of(wanted, mesh),
                 None => {
                     self.routes.remove(&key);
@@ -270,10 +247,7 @@ impl RolloutGuard {
             }
         }
         if !self.held_routes.is_empty() {
-            let overlaid = self
-                .held_routes
-                .iter()
-                .map(|(key, held)| (key, &held.overlaid));
+            let overlaid = self.held_routes.iter().map(|(key, held)| (key, &held.overlaid));
             mesh.virtual_services =
                 Arc::new(mesh.virtual_services.with(overlaid, &mesh.config.domain));
         }
@@ -300,10 +274,8 @@ impl RolloutGuard {
             http: wanted
                 .http()
                 .map(|rule| {
-                    let (id, field) = (
-                        ("http", &*rule.route.name, hash(&rule.route.matches)),
-                        rule.index,
-                    );
+                    let (id, field) =
+                        (("http", &*rule.route.name, hash(&rule.route.matches)), rule.index);
                     routes.hold(
                         id,
                         rule.key,
@@ -337,29 +309,14 @@ impl RolloutGuard {
                 })
                 .collect(),
         };
-        let Routes {
-            after,
-            held: changes,
-            ..
-        } = routes;
+        let Routes { after, held: changes, .. } = routes;
         self.routes.insert(wanted.key.clone(), after);
-        let old = self
-            .held_routes
-            .remove(&wanted.key)
-            .filter(|old| old.of == wanted.revision);
+        let old = self.held_routes.remove(&wanted.key).filter(|old| old.of == wanted.revision);
         if !overlay.is_empty() {
-            let same = old
-                .map(|old| old.overlaid)
-                .filter(|old| old.overlay() == Some(&overlay));
+            let same = old.map(|old| old.overlaid).filter(|old| old.overlay() == Some(&overlay));
             let overlaid = same.unwrap_or_else(|| Arc::new(wanted.with_overlay(overlay)));
-            self.held_routes.insert(
-                wanted.key.clone(),
-                HeldRoutes {
-                    of: wanted.revision,
-                    overlaid,
-                    changes,
-                },
-            );
+            self.held_routes
+                .insert(wanted.key.clone(), HeldRoutes { of: wanted.revision, overlaid, changes });
         }
     }
 }
@@ -403,19 +360,16 @@ impl Routes<'_> {
         field: &str,
         to: Vec<HttpRouteDestination>,
     ) -> Option<Vec<HttpRouteDestination>> {
-        let ordinal = self
-            .seen
-            .entry((kind, name.to_owned(), matches))
-            .or_insert(0);
+        let ordinal = self.seen.entry((kind, name.to_owned(), matches)).or_insert(0);
         let id: RouteId = (kind, name.to_owned(), matches, *ordinal);
         *ordinal += 1;
         let old = self.before.get(&id).map(Vec::as_slice).unwrap_or_default();
         let client = &self.wanted.key.namespace;
         let split = match self.setting {
             EmptySubset::Allow => None,
-            EmptySubset::Hold => split(old, &to, |to| {
-                is_ready(to, &object.namespace, client, self.mesh)
-            }),
+            EmptySubset::Hold => {
+                split(old, &to, |to| is_ready(to, &object.namespace, client, self.mesh))
+            }
         };
         let Some(split) = split else {
             self.after.insert(id, to);
@@ -429,11 +383,7 @@ impl Routes<'_> {
                 object: object.clone(),
                 roots: vec![self.wanted.key.clone()],
                 field: format!("{field}.route[{n}]"),
-                host: resolve(
-                    &destination.host,
-                    &object.namespace,
-                    &self.mesh.config.domain,
-                ),
+                host: resolve(&destination.host, &object.namespace, &self.mesh.config.domain),
                 subset: destination.subset.clone(),
                 value: HeldValue::Weight { wanted, effective },
             });
@@ -457,10 +407,7 @@ fn http_destination(item: &RouteDestination) -> HttpRouteDestination {
 
 fn stream_destinations(list: Vec<HttpRouteDestination>) -> Vec<RouteDestination> {
     list.into_iter()
-        .map(|item| RouteDestination {
-            destination: item.destination,
-            weight: item.weight,
-        })
+        .map(|item| RouteDestination { destination: item.destination, weight: item.weight })
         .collect()
 }
 
@@ -485,46 +432,23 @@ fn split(
             && !destination.destination.as_ref().is_some_and(&ready)
     };
     // Each entry with its own part of its destination's share, and whether it is held.
-    let parts = shares(
-        wanted
-            .iter()
-            .map(|item| u32::try_from(item.weight).unwrap_or_default()),
-    );
-    let entries: Vec<_> = wanted
-        .iter()
-        .zip(parts)
-        .map(|(item, part)| (item, part, is_held(item)))
-        .collect();
-    let held = entries
-        .iter()
-        .enumerate()
-        .filter(|(_, (.., is_held))| *is_held);
+    let parts = shares(wanted.iter().map(|item| u32::try_from(item.weight).unwrap_or_default()));
+    let entries: Vec<_> =
+        wanted.iter().zip(parts).map(|(item, part)| (item, part, is_held(item))).collect();
+    let held = entries.iter().enumerate().filter(|(_, (.., is_held))| *is_held);
     let held: BTreeMap<usize, (i32, i32)> = held
         .map(|(n, (candidate, ..))| {
-            (
-                n,
-                (
-                    whole_percent(wants(candidate)),
-                    whole_percent(had(candidate)),
-                ),
-            )
+            (n, (whole_percent(wants(candidate)), whole_percent(had(candidate))))
         })
         .collect();
     if held.is_empty() {
         return None;
     }
-    let free: f64 = entries
-        .iter()
-        .filter(|(.., is_held)| !is_held)
-        .map(|(_, part, _)| part)
-        .sum();
+    let free: f64 = entries.iter().filter(|(.., is_held)| !is_held).map(|(_, part, _)| part).sum();
     if free <= 0.0 {
         // Nothing can take what the held ones must not have, so everything stays as it was. If there was nothing, there is
         // nothing to keep.
-        return (!old.is_empty()).then(|| Split {
-            effective: old.to_vec(),
-            held,
-        });
+        return (!old.is_empty()).then(|| Split { effective: old.to_vec(), held });
     }
     let kept_part = |destination: &HttpRouteDestination, part: f64| {
         had(destination) * part / wants(destination)
@@ -535,21 +459,11 @@ fn split(
         .map(|(entry, part, _)| kept_part(entry, *part))
         .sum();
     let effective = entries.into_iter().map(|(entry, part, is_held)| {
-        let part = if is_held {
-            kept_part(entry, part)
-        } else {
-            part / free * (1.0 - kept)
-        };
+        let part = if is_held { kept_part(entry, part) } else { part / free * (1.0 - kept) };
         // Precise enough for any realistic split, and far from overflow.
-        HttpRouteDestination {
-            weight: (part * 10_000.0).round() as i32,
-            ..entry.clone()
-        }
+        HttpRouteDestination { weight: (part * 10_000.0).round() as i32, ..entry.clone() }
     });
-    Some(Split {
-        effective: effective.collect(),
-        held,
-    })
+    Some(Split { effective: effective.collect(), held })
 }
 
 fn whole_percent(share: f64) -> i32 {
@@ -572,13 +486,8 @@ fn is_ready(to: &Destination, namespace: &str, client: &str, mesh: &Mesh) -> boo
     }
     let (config, service) = (&mesh.config, &known.service);
     let rules = &mesh.destination_rules;
-    let rule = rules.find(
-        &host,
-        &service.namespace,
-        &config.root_namespace,
-        client,
-        &Labels::new(),
-    );
+    let rule =
+        rules.find(&host, &service.namespace, &config.root_namespace, client, &Labels::new());
     // No proxy has a cluster for an undefined subset: the stream holds back its routes.
     rule.and_then(|rule| rule.labels(&to.subset))
         .is_none_or(|labels| has_ready(known, labels, port))
@@ -597,19 +506,13 @@ pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
     let mut found = BTreeSet::new();
     let mut add = |to: &Destination, namespace: &str| {
         if !to.subset.is_empty() {
-            found.insert((
-                resolve(&to.host, namespace, &mesh.config.domain),
-                to.subset.clone(),
-            ));
+            found.insert((resolve(&to.host, namespace, &mesh.config.domain), to.subset.clone()));
         }
     };
     for virtual_service in mesh.virtual_services.iter() {
         for rule in virtual_service.http() {
             let single = rule.destinations.len() == 1;
-            let weighted = rule
-                .destinations
-                .iter()
-                .filter(|to| to.weight > 0 || single);
+            let weighted = rule.destinations.iter().filter(|to| to.weight > 0 || single);
             weighted
                 .filter_map(|to| to.destination.as_ref())
                 .for_each(|to| add(to, &rule.key.namespace));
@@ -619,9 +522,8 @@ pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
             .map(|rule| rule.destinations)
             .chain(virtual_service.tls().map(|rule| rule.destinations));
         for destinations in streams {
-            let weighted = destinations
-                .iter()
-                .filter(|to| to.weight > 0 || destinations.len() == 1);
+            let weighted =
+                destinations.iter().filter(|to| to.weight > 0 || destinations.len() == 1);
             weighted
                 .filter_map(|to| to.destination.as_ref())
                 .for_each(|to| add(to, &virtual_service.key.namespace));
@@ -661,17 +563,11 @@ mod tests {
         }
 
         fn apply(&mut self, document: Value) -> Vec<HeldChange> {
-            let Ok(Identity::Known(key)) = api::identify(&document) else {
-                panic!("{document}")
-            };
+            let Ok(Identity::Known(key)) = api::identify(&document) else { panic!("{document}") };
             let object = Arc::new(api::parse(&key, document, 0).unwrap().object);
             let mut dirty = BTreeSet::new();
             self.store.apply(
-                SourceEvent::Apply {
-                    object,
-                    origin: Origin::Cluster,
-                    warnings: vec![],
-                },
+                SourceEvent::Apply { object, origin: Origin::Cluster, warnings: vec![] },
                 &mut dirty,
             );
             let mesh = self.builder.update(&self.store, &dirty);
@@ -728,16 +624,12 @@ mod tests {
             let share = |destination: &HttpRouteDestination| {
                 whole_percent(share_of(to, destination.destination.as_ref()))
             };
-            to.iter()
-                .map(|item| (item.destination.clone().unwrap().subset, share(item)))
-                .collect()
+            to.iter().map(|item| (item.destination.clone().unwrap().subset, share(item))).collect()
         }
     }
 
     fn shares(list: &[(&str, i32)]) -> Vec<(String, i32)> {
-        list.iter()
-            .map(|(subset, weight)| ((*subset).to_owned(), *weight))
-            .collect()
+        list.iter().map(|(subset, weight)| ((*subset).to_owned(), *weight)).collect()
     }
 
     #[test]
@@ -745,22 +637,13 @@ mod tests {
         let mut world = World::new();
         assert!(world.route(&[("v1", 100), ("v2", 0)], "").is_empty());
         let held = world.route(&[("v1", 90), ("v2", 10)], "");
-        assert_eq!(
-            held[0].value,
-            HeldValue::Weight {
-                wanted: 10,
-                effective: 0
-            }
-        );
+        assert_eq!(held[0].value, HeldValue::Weight { wanted: 10, effective: 0 });
         assert_eq!(
             (held[0].field.as_str(), &*held[0].object.to_string()),
             ("spec.http[0].route[1]", "VirtualService shop/web")
         );
         assert_eq!(world.split(), shares(&[("v1", 100), ("v2", 0)]));
-        assert!(
-            !world.pods(&[("v1", true), ("v2", false)]).is_empty(),
-            "not ready is not enough"
-        );
+        assert!(!world.pods(&[("v1", true), ("v2", false)]).is_empty(), "not ready is not enough");
         assert!(world.pods(&[("v1", true), ("v2", true)]).is_empty());
         assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
     }
@@ -818,17 +701,11 @@ mod tests {
         let held = world.route(&[("v1", 30), ("v2", 40), ("v1", 10), ("v2", 20)], "");
         assert_eq!(held.len(), 2);
         assert!(
-            held.iter().all(|change| change.value
-                == HeldValue::Weight {
-                    wanted: 60,
-                    effective: 20
-                }),
+            held.iter()
+                .all(|change| change.value == HeldValue::Weight { wanted: 60, effective: 20 }),
             "{held:?}"
         );
-        assert_eq!(
-            world.split(),
-            shares(&[("v1", 80), ("v2", 20), ("v1", 80), ("v2", 20)])
-        );
+        assert_eq!(world.split(), shares(&[("v1", 80), ("v2", 20), ("v1", 80), ("v2", 20)]));
     }
 
     #[test]
@@ -854,10 +731,7 @@ mod tests {
         let held = world.apply(object("leaf", to([90, 10])));
         let key = |name: &str| ObjectKey::new(Kind::VirtualService, "shop", name);
         assert_eq!(held.len(), 1, "{held:?}");
-        assert_eq!(
-            (&held[0].object, &*held[0].field),
-            (&key("leaf"), "spec.http[0].route[1]")
-        );
+        assert_eq!((&held[0].object, &*held[0].field), (&key("leaf"), "spec.http[0].route[1]"));
         assert_eq!(held[0].roots, [key("other"), key("root")]);
     }
 
@@ -868,11 +742,7 @@ mod tests {
             let mesh = world.builder.update(&world.store, &BTreeSet::new());
             let (mesh, held) = world.guard.apply(mesh);
             let rules = mesh.destination_rules.iter().next().unwrap().revision;
-            (
-                mesh.virtual_services.iter().next().unwrap().revision,
-                rules,
-                held.len(),
-            )
+            (mesh.virtual_services.iter().next().unwrap().revision, rules, held.len())
         };
         world.route(&[("v1", 100), ("v2", 0)], "");
         world.route(&[("v1", 90), ("v2", 10)], "");
@@ -885,16 +755,10 @@ mod tests {
         world.route(&[("v1", 80), ("v2", 20)], "");
         world.rule(&[("v1", "v4"), ("v2", "v2")]);
         let changed = revisions(&mut world);
-        assert!(
-            changed.0 != held.0 && changed.1 != held.1 && changed.2 == 2,
-            "{changed:?}"
-        );
+        assert!(changed.0 != held.0 && changed.1 != held.1 && changed.2 == 2, "{changed:?}");
         world.pods(&[("v2", true), ("v4", true)]);
         let free = revisions(&mut world);
-        assert!(
-            free.0 != changed.0 && free.1 != changed.1 && free.2 == 0,
-            "{free:?}"
-        );
+        assert!(free.0 != changed.0 && free.1 != changed.1 && free.2 == 0, "{free:?}");
     }
 
     #[test]
@@ -903,19 +767,14 @@ mod tests {
         world.pods(&[("v1", true), ("v2", true)]);
         world.route(&[("v1", 100)], "");
         // The same subset, for some clients with other labels.
-        let held = world.apply(
-            json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        let held =
+            world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
             "metadata": {"name": "some", "namespace": "shop"}, "spec": {"host": "web",
                 "workloadSelector": {"matchLabels": {"app": "client"}},
-                "subsets": [{"name": "v1", "labels": {"version": "v2"}}]}}),
-        );
+                "subsets": [{"name": "v1", "labels": {"version": "v2"}}]}}));
         assert!(held.is_empty(), "{held:?}");
         world.pods(&[("v1", true)]);
-        assert!(
-            world
-                .rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3")])
-                .is_empty()
-        );
+        assert!(world.rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3")]).is_empty());
     }
 
     #[test]
@@ -925,12 +784,10 @@ mod tests {
             "metadata": {"name": "web-2", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
             "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
             "endpoints": [{"addresses": ["10.1.0.9"], "nodeName": "n1"}]}));
-        world.apply(
-            json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
             "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": [
                 {"name": "v1", "labels": {"version": "v1"}},
-                {"name": "eu", "labels": {"topology.kubernetes.io/region": "eu"}}]}}),
-        );
+                {"name": "eu", "labels": {"topology.kubernetes.io/region": "eu"}}]}}));
         world.route(&[("v1", 100), ("eu", 0)], "");
         assert_eq!(world.route(&[("v1", 90), ("eu", 10)], "").len(), 1);
         let node = json!({"apiVersion": "v1", "kind": "Node",

@@ -42,11 +42,7 @@ impl Store {
     /// including problems.
     pub fn apply(&mut self, change: SourceEvent, dirty: &mut BTreeSet<ObjectKey>) -> bool {
         match change {
-            SourceEvent::Apply {
-                object,
-                origin,
-                warnings,
-            } => {
+            SourceEvent::Apply { object, origin, warnings } => {
                 let key = object.key();
                 let mut news = self.rejected.remove(&key).is_some();
                 news |= set_or_clear(&mut self.warnings, key.clone(), warnings);
@@ -57,26 +53,12 @@ impl Store {
                     old.origin = origin;
                     return news;
                 }
-                slot.insert(
-                    name,
-                    Entry {
-                        object,
-                        origin,
-                        revision: Revision::fresh(),
-                    },
-                );
+                slot.insert(name, Entry { object, origin, revision: Revision::fresh() });
                 dirty.insert(key);
                 true
             }
-            SourceEvent::Reject {
-                key,
-                problems,
-                references,
-            } => {
-                let rejection = Rejection {
-                    problems,
-                    references,
-                };
+            SourceEvent::Reject { key, problems, references } => {
+                let rejection = Rejection { problems, references };
                 let news = self.rejected.get(&key) != Some(&rejection);
                 self.rejected.insert(key, rejection);
                 news
@@ -85,8 +67,7 @@ impl Store {
                 let mut news = self.rejected.remove(&key).is_some();
                 news |= self.warnings.remove(&key).is_some();
                 let removed = self.objects.get_mut(&key.kind).is_some_and(|slot| {
-                    slot.remove(&(key.namespace.clone(), key.name.clone()))
-                        .is_some()
+                    slot.remove(&(key.namespace.clone(), key.name.clone())).is_some()
                 });
                 if removed {
                     dirty.insert(key);
@@ -108,17 +89,12 @@ impl Store {
 
     /// All objects of a kind, by namespace and name.
     pub fn all(&self, kind: Kind) -> impl Iterator<Item = &Entry> {
-        self.objects
-            .get(&kind)
-            .into_iter()
-            .flat_map(BTreeMap::values)
+        self.objects.get(&kind).into_iter().flat_map(BTreeMap::values)
     }
 
     /// One object.
     pub fn get(&self, key: &ObjectKey) -> Option<&Entry> {
-        self.objects
-            .get(&key.kind)?
-            .get(&(key.namespace.clone(), key.name.clone()))
+        self.objects.get(&key.kind)?.get(&(key.namespace.clone(), key.name.clone()))
     }
 
     /// How many objects of a kind there are.
@@ -128,23 +104,17 @@ impl Store {
 
     /// The objects whose newest version was rejected, with the reasons.
     pub fn rejected(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
-        self.rejected
-            .iter()
-            .map(|(key, rejection)| (key, rejection.problems.as_slice()))
+        self.rejected.iter().map(|(key, rejection)| (key, rejection.problems.as_slice()))
     }
 
     /// What the objects whose newest version was rejected reference.
     pub fn rejected_references(&self) -> impl Iterator<Item = (&ObjectKey, &References)> {
-        self.rejected
-            .iter()
-            .map(|(key, rejection)| (key, &rejection.references))
+        self.rejected.iter().map(|(key, rejection)| (key, &rejection.references))
     }
 
     /// The warnings about accepted objects.
     pub fn warnings(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
-        self.warnings
-            .iter()
-            .map(|(key, problems)| (key, problems.as_slice()))
+        self.warnings.iter().map(|(key, problems)| (key, problems.as_slice()))
     }
 
     /// Problems that cannot be attributed to one object, by file or watched kind.

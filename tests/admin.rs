@@ -14,11 +14,7 @@ use weir::proto_json;
 
 fn weir(canary: &Canary, args: &[&str]) -> Output {
     let admin = format!("127.0.0.1:{}", canary.weir.admin);
-    Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(args)
-        .args(["--admin", &admin])
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_weir")).args(args).args(["--admin", &admin]).output().unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -27,20 +23,14 @@ fn text(output: &Output) -> String {
 
 fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!(
-            "{error}: {}{}",
-            text(output),
-            String::from_utf8_lossy(&output.stderr)
-        )
+        panic!("{error}: {}{}", text(output), String::from_utf8_lossy(&output.stderr))
     })
 }
 
 #[tokio::test]
 async fn ps_dump_splits_and_wait_report_the_state_of_a_real_envoy() {
     let canary = Canary::start(&[]).await;
-    canary
-        .edit("virtual-service.yaml", &route_yaml(90, 10))
-        .await;
+    canary.edit("virtual-service.yaml", &route_yaml(90, 10)).await;
 
     let ps = weir(&canary, &["ps"]);
     assert_eq!(ps.status.code(), Some(0), "{ps:?}");
@@ -49,38 +39,26 @@ async fn ps_dump_splits_and_wait_report_the_state_of_a_real_envoy() {
         lines.lines().count() == 2 && lines.lines().all(|line| line.chars().count() <= 100),
         "{lines}"
     );
-    assert!(
-        lines.contains("shop/client-0") && lines.matches("synced").count() == 4,
-        "{lines}"
-    );
+    assert!(lines.contains("shop/client-0") && lines.matches("synced").count() == 4, "{lines}");
     let listed = &json(&weir(&canary, &["ps", "-o", "json"]))["proxies"];
     assert!(
         listed[0]["acked"].is_string() && listed[0]["acked"] == listed[0]["wanted"],
         "{listed}"
     );
 
-    let dump = json(&weir(
-        &canary,
-        &["dump", "shop/client-0", "--type", "routes"],
-    ));
+    let dump = json(&weir(&canary, &["dump", "shop/client-0", "--type", "routes"]));
     let routes = dump["resources"].as_array().unwrap();
     assert!(
-        routes
-            .iter()
-            .all(|route| route["type"] == "RDS" && route["state"] == "ACKED"),
+        routes.iter().all(|route| route["type"] == "RDS" && route["state"] == "ACKED"),
         "{dump:#}"
     );
-    let hosts = routes
-        .iter()
-        .flat_map(|route| route["resource"]["virtualHosts"].as_array().unwrap());
+    let hosts =
+        routes.iter().flat_map(|route| route["resource"]["virtualHosts"].as_array().unwrap());
     let weights: Vec<&Value> = hosts
         .filter(|host| host["name"].as_str().unwrap().starts_with("my-app."))
         .map(|host| &host["routes"][0]["route"]["weightedClusters"]["clusters"])
         .collect();
-    assert_eq!(
-        (&weights[0][0]["weight"], &weights[0][1]["weight"]),
-        (&90.into(), &10.into())
-    );
+    assert_eq!((&weights[0][0]["weight"], &weights[0][1]["weight"]), (&90.into(), &10.into()));
     let diff = weir(&canary, &["dump", "client-0", "--diff"]);
     assert_eq!((diff.status.code(), text(&diff)), (Some(0), String::new()));
     let nobody = weir(&canary, &["dump", "shop/nobody"]);
@@ -91,35 +69,21 @@ async fn ps_dump_splits_and_wait_report_the_state_of_a_real_envoy() {
 
     let splits = &json(&weir(&canary, &["splits", "-o", "json"]))["splits"];
     let shares = &splits[0]["shares"];
+    assert_eq!((&shares[0]["subset"], &shares[0]["wanted"]), (&"v1".into(), &90.into()));
     assert_eq!(
-        (&shares[0]["subset"], &shares[0]["wanted"]),
-        (&"v1".into(), &90.into())
-    );
-    assert_eq!(
-        (
-            &shares[1]["effective"],
-            &splits[0]["live"],
-            &splits[0]["inScope"]
-        ),
+        (&shares[1]["effective"], &splits[0]["live"], &splits[0]["inScope"]),
         (&10.into(), &1.into(), &1.into())
     );
     assert!(text(&weir(&canary, &["splits"])).contains("1/1"));
 
-    for object in [
-        "virtualservice/my-app",
-        "vs/my-app",
-        "destinationrule/my-app",
-    ] {
+    for object in ["virtualservice/my-app", "vs/my-app", "destinationrule/my-app"] {
         let waited = weir(&canary, &["wait", object, "-n", "shop", "--timeout", "20s"]);
         assert!(
             waited.status.success() && text(&waited).contains("is live on 1 prox"),
             "{waited:?}"
         );
     }
-    let missing = weir(
-        &canary,
-        &["wait", "vs/nothing", "-n", "shop", "--timeout", "1s"],
-    );
+    let missing = weir(&canary, &["wait", "vs/nothing", "-n", "shop", "--timeout", "1s"]);
     let said = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(
         missing.status.code() == Some(1)
@@ -135,9 +99,7 @@ async fn ps_dump_splits_and_wait_report_the_state_of_a_real_envoy() {
 async fn recent_writes_are_waited_for() {
     let canary = Canary::start(&[]).await;
     for n in 1..=20 {
-        canary
-            .objects
-            .write("virtual-service.yaml", &route_yaml(100 - n, n));
+        canary.objects.write("virtual-service.yaml", &route_yaml(100 - n, n));
         let waited = weir(&canary, &["wait", "vs/my-app", "-n", "shop"]);
         assert!(waited.status.success(), "{waited:?}");
         let splits = &json(&weir(&canary, &["splits", "-o", "json"]))["splits"];
@@ -149,26 +111,13 @@ async fn recent_writes_are_waited_for() {
         );
     }
     // Each of them reached the proxy and is counted once.
-    assert_eq!(
-        canary
-            .weir
-            .metric("pilot_proxy_convergence_time_count ")
-            .await,
-        Some(20)
-    );
-    canary.objects.write(
-        "virtual-service.yaml",
-        &route_yaml(50, 50).replace("weight: 50", "weight: fifty"),
-    );
-    let waited = weir(
-        &canary,
-        &["wait", "vs/my-app", "-n", "shop", "--timeout", "1s"],
-    );
+    assert_eq!(canary.weir.metric("pilot_proxy_convergence_time_count ").await, Some(20));
+    canary
+        .objects
+        .write("virtual-service.yaml", &route_yaml(50, 50).replace("weight: 50", "weight: fifty"));
+    let waited = weir(&canary, &["wait", "vs/my-app", "-n", "shop", "--timeout", "1s"]);
     let said = String::from_utf8_lossy(&waited.stderr).into_owned();
-    assert!(
-        waited.status.code() == Some(1) && said.contains("fifty"),
-        "{said}"
-    );
+    assert!(waited.status.code() == Some(1) && said.contains("fifty"), "{said}");
     let splits = text(&weir(&canary, &["splits"]));
     assert!(
         splits.contains("the newest version is rejected") && splits.contains("80 %"),
@@ -181,12 +130,8 @@ async fn held_back_changes_are_reported_until_released() {
     let canary = Canary::start(&[]).await;
     // v2's pods do not exist yet.
     let endpoints = canary.objects.endpoints_yaml();
-    canary
-        .edit("endpoints.yaml", &canary.objects.endpoints_of(&[1]))
-        .await;
-    canary
-        .edit("virtual-service.yaml", &route_yaml(50, 50))
-        .await;
+    canary.edit("endpoints.yaml", &canary.objects.endpoints_of(&[1])).await;
+    canary.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     canary.send(200).await.assert_split(0);
     let splits = &json(&weir(&canary, &["splits", "-o", "json"]))["splits"];
     let shares = &splits[0]["shares"];
@@ -196,47 +141,21 @@ async fn held_back_changes_are_reported_until_released() {
         "{splits}"
     );
     assert_eq!(canary.weir.metric("weir_held ").await, Some(1));
-    let waited = weir(
-        &canary,
-        &["wait", "vs/my-app", "-n", "shop", "--timeout", "1s"],
-    );
+    let waited = weir(&canary, &["wait", "vs/my-app", "-n", "shop", "--timeout", "1s"]);
     let said = String::from_utf8_lossy(&waited.stderr).into_owned();
     assert_eq!(waited.status.code(), Some(1));
-    assert!(
-        said.contains("held: VirtualService shop/my-app: spec.http[0].route[1]"),
-        "{said}"
-    );
-    let waited = weir(
-        &canary,
-        &[
-            "wait",
-            "vs/my-app",
-            "-n",
-            "shop",
-            "--timeout",
-            "1s",
-            "-o",
-            "json",
-        ],
-    );
+    assert!(said.contains("held: VirtualService shop/my-app: spec.http[0].route[1]"), "{said}");
+    let waited =
+        weir(&canary, &["wait", "vs/my-app", "-n", "shop", "--timeout", "1s", "-o", "json"]);
     let said = json(&waited);
     assert_eq!(
         (waited.status.code(), &said["live"], &said["object"]["name"]),
         (Some(1), &false.into(), &"my-app".into())
     );
-    assert!(
-        said["held"][0]
-            .as_str()
-            .unwrap()
-            .contains("spec.http[0].route[1]"),
-        "{said:#}"
-    );
+    assert!(said["held"][0].as_str().unwrap().contains("spec.http[0].route[1]"), "{said:#}");
 
     canary.edit("endpoints.yaml", &endpoints).await;
-    let waited = weir(
-        &canary,
-        &["wait", "vs/my-app", "-n", "shop", "--timeout", "30s"],
-    );
+    let waited = weir(&canary, &["wait", "vs/my-app", "-n", "shop", "--timeout", "30s"]);
     assert!(waited.status.success(), "{waited:?}");
     canary.send(1000).await.assert_split(50);
     assert_eq!(canary.weir.metric("weir_held ").await, Some(0));
@@ -246,51 +165,29 @@ async fn held_back_changes_are_reported_until_released() {
 async fn wait_returns_when_the_edit_is_live_and_reports_what_blocks_it() {
     let canary = Canary::start(&[]).await;
     // An undefined subset: the route is held back, and `wait` reports why.
-    canary
-        .edit("destination-rule.yaml", &rule_yaml(&["v1"]))
-        .await;
+    canary.edit("destination-rule.yaml", &rule_yaml(&["v1"])).await;
     until("the subset's cluster is gone from Envoy", async || {
         let clusters = canary.envoy.admin_get("/clusters").await.unwrap();
         !String::from_utf8_lossy(&clusters).contains("|v2|")
     })
     .await;
     let before = canary.weir.revision().await;
-    canary
-        .objects
-        .write("virtual-service.yaml", &route_yaml(0, 100));
-    until("the edit is applied", async || {
-        canary.weir.revision().await > before
-    })
-    .await;
-    let waited = weir(
-        &canary,
-        &["wait", "vs/my-app", "-n", "shop", "--timeout", "2s"],
-    );
+    canary.objects.write("virtual-service.yaml", &route_yaml(0, 100));
+    until("the edit is applied", async || canary.weir.revision().await > before).await;
+    let waited = weir(&canary, &["wait", "vs/my-app", "-n", "shop", "--timeout", "2s"]);
     let said = String::from_utf8_lossy(&waited.stderr).into_owned();
     assert_eq!(waited.status.code(), Some(1));
     assert!(said.contains("held: cluster outbound|"), "{said}");
     canary.send(100).await.assert_split(0);
     let admin = format!("127.0.0.1:{}", canary.weir.admin);
     let waiting = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args([
-            "wait",
-            "vs/my-app",
-            "-n",
-            "shop",
-            "--timeout",
-            "60s",
-            "--admin",
-            &admin,
-        ])
+        .args(["wait", "vs/my-app", "-n", "shop", "--timeout", "60s", "--admin", &admin])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    canary
-        .objects
-        .write("destination-rule.yaml", &rule_yaml(&["v1", "v2"]));
-    let waited = tokio::task::spawn_blocking(move || waiting.wait_with_output().unwrap())
-        .await
-        .unwrap();
+    canary.objects.write("destination-rule.yaml", &rule_yaml(&["v1", "v2"]));
+    let waited =
+        tokio::task::spawn_blocking(move || waiting.wait_with_output().unwrap()).await.unwrap();
     assert!(waited.status.success(), "{waited:?}");
     canary.send(100).await.assert_split(100);
 }
@@ -301,18 +198,10 @@ async fn http(canary: &Canary, method: &str, path: &str) -> (u16, String, String
         .method(method)
         .uri(format!("http://127.0.0.1:{}{path}", canary.weir.admin));
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<bytes::Bytes>>();
-    let answer = client
-        .request(request.body(Empty::new()).unwrap())
-        .await
-        .unwrap();
-    let kind = answer.headers()["content-type"]
-        .to_str()
-        .unwrap()
-        .to_owned();
-    let (status, body) = (
-        answer.status().as_u16(),
-        answer.into_body().collect().await.unwrap().to_bytes(),
-    );
+    let answer = client.request(request.body(Empty::new()).unwrap()).await.unwrap();
+    let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+    let (status, body) =
+        (answer.status().as_u16(), answer.into_body().collect().await.unwrap().to_bytes());
     (status, kind, String::from_utf8(body.to_vec()).unwrap())
 }
 
@@ -323,21 +212,12 @@ fn printed<M: Message + Name>(answer: tonic::Response<M>) -> String {
 #[tokio::test]
 async fn http_and_the_commands_print_the_messages_of_grpc_byte_for_byte() {
     let canary = Canary::start(&[]).await;
-    canary
-        .edit("virtual-service.yaml", &route_yaml(90, 10))
-        .await;
-    let mut grpc = AdminClient::connect(format!("http://127.0.0.1:{}", canary.weir.admin))
-        .await
-        .unwrap();
-    let (proxy, all) = (
-        "shop/client-0".to_owned(),
-        v1::ResourceType::Unspecified.into(),
-    );
-    let object = v1::GetObjectRequest {
-        kind: "vs".into(),
-        namespace: "shop".into(),
-        name: "my-app".into(),
-    };
+    canary.edit("virtual-service.yaml", &route_yaml(90, 10)).await;
+    let mut grpc =
+        AdminClient::connect(format!("http://127.0.0.1:{}", canary.weir.admin)).await.unwrap();
+    let (proxy, all) = ("shop/client-0".to_owned(), v1::ResourceType::Unspecified.into());
+    let object =
+        v1::GetObjectRequest { kind: "vs".into(), namespace: "shop".into(), name: "my-app".into() };
     let answers = [
         (
             printed(grpc.list_proxies(v1::ListProxiesRequest {}).await.unwrap()),
@@ -346,33 +226,22 @@ async fn http_and_the_commands_print_the_messages_of_grpc_byte_for_byte() {
         ),
         (
             printed(
-                grpc.list_splits(v1::ListSplitsRequest {
-                    namespace: "shop".into(),
-                })
-                .await
-                .unwrap(),
+                grpc.list_splits(v1::ListSplitsRequest { namespace: "shop".into() }).await.unwrap(),
             ),
             "/api/v1/splits?namespace=shop",
             &["splits", "-n", "shop", "-o", "json"],
         ),
         (
             printed(
-                grpc.dump_proxy(v1::DumpProxyRequest {
-                    proxy: proxy.clone(),
-                    r#type: all,
-                })
-                .await
-                .unwrap(),
+                grpc.dump_proxy(v1::DumpProxyRequest { proxy: proxy.clone(), r#type: all })
+                    .await
+                    .unwrap(),
             ),
             "/api/v1/dump?proxy=shop/client-0",
             &["dump", "shop/client-0"],
         ),
         (
-            printed(
-                grpc.diff_proxy(v1::DiffProxyRequest { proxy, r#type: all })
-                    .await
-                    .unwrap(),
-            ),
+            printed(grpc.diff_proxy(v1::DiffProxyRequest { proxy, r#type: all }).await.unwrap()),
             "/api/v1/diff?proxy=shop/client-0",
             &["dump", "shop/client-0", "--diff", "-o", "json"],
         ),
@@ -384,11 +253,7 @@ async fn http_and_the_commands_print_the_messages_of_grpc_byte_for_byte() {
     ];
     for (expected, path, command) in answers {
         let (status, kind, body) = http(&canary, "GET", path).await;
-        assert_eq!(
-            (status, &*kind),
-            (200, "application/json"),
-            "{path}: {body}"
-        );
+        assert_eq!((status, &*kind), (200, "application/json"), "{path}: {body}");
         assert_eq!(body, expected, "{path}");
         assert_eq!(text(&weir(&canary, command)), expected, "weir {command:?}");
     }
@@ -412,20 +277,8 @@ async fn what_is_wrong_with_a_request_is_said_in_one_form() {
             3,
             "namespace: \"Shop!\" is not a DNS label",
         ),
-        (
-            "GET",
-            "/api/v1/proxies?x=1",
-            400,
-            3,
-            "parameter `x`: is unknown; this path takes none",
-        ),
-        (
-            "GET",
-            "/api/v1/dump?proxy=a&proxy=b",
-            400,
-            3,
-            "parameter `proxy`: is given twice",
-        ),
+        ("GET", "/api/v1/proxies?x=1", 400, 3, "parameter `x`: is unknown; this path takes none"),
+        ("GET", "/api/v1/dump?proxy=a&proxy=b", 400, 3, "parameter `proxy`: is given twice"),
         (
             "GET",
             "/api/v1/dump?proxy=client-0&type=routes",
@@ -433,20 +286,8 @@ async fn what_is_wrong_with_a_request_is_said_in_one_form() {
             3,
             "parameter `type`: is `routes`; expected CDS, EDS",
         ),
-        (
-            "GET",
-            "/api/v1/dump",
-            400,
-            3,
-            "proxy: is empty; expected NAMESPACE/POD",
-        ),
-        (
-            "GET",
-            "/api/v1/dump?proxy=shop/nobody",
-            404,
-            5,
-            "no proxy `shop/nobody` is connected",
-        ),
+        ("GET", "/api/v1/dump", 400, 3, "proxy: is empty; expected NAMESPACE/POD"),
+        ("GET", "/api/v1/dump?proxy=shop/nobody", 404, 5, "no proxy `shop/nobody` is connected"),
         (
             "GET",
             "/api/v1/objects/pod/shop/web",
@@ -454,13 +295,7 @@ async fn what_is_wrong_with_a_request_is_said_in_one_form() {
             3,
             "kind: is `pod`; expected virtualservice or destinationrule",
         ),
-        (
-            "GET",
-            "/api/v1/objects/vs/shop/web",
-            404,
-            5,
-            "VirtualService shop/web does not exist",
-        ),
+        ("GET", "/api/v1/objects/vs/shop/web", 404, 5, "VirtualService shop/web does not exist"),
         (
             "GET",
             "/api/v1/objects/vs/shop/web?watch=true",
@@ -468,61 +303,31 @@ async fn what_is_wrong_with_a_request_is_said_in_one_form() {
             3,
             "parameter `watch`: this path takes none",
         ),
-        (
-            "GET",
-            "/api/v1/routes",
-            404,
-            5,
-            "no such path; expected one of /api/v1/proxies",
-        ),
-        (
-            "POST",
-            "/api/v1/proxies",
-            405,
-            12,
-            "this path takes GET only",
-        ),
+        ("GET", "/api/v1/routes", 404, 5, "no such path; expected one of /api/v1/proxies"),
+        ("POST", "/api/v1/proxies", 405, 12, "this path takes GET only"),
     ] {
         let (answered, kind, body) = http(&canary, method, path).await;
-        assert_eq!(
-            (answered, &*kind),
-            (status, "application/json"),
-            "{path}: {body}"
-        );
+        assert_eq!((answered, &*kind), (status, "application/json"), "{path}: {body}");
         let error: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(
             (&error["code"], &error["details"]),
             (&code.into(), &Value::Array(vec![])),
             "{path}: {body}"
         );
-        assert!(
-            error["message"].as_str().unwrap().starts_with(said),
-            "{path}: {body}"
-        );
+        assert!(error["message"].as_str().unwrap().starts_with(said), "{path}: {body}");
     }
     let (status, _, body) = http(&canary, "GET", "/nothing").await;
     assert!(status == 404 && body.contains("/api/v1/"), "{body}");
     // Over gRPC the same refusals, where it has such requests.
-    let mut grpc = AdminClient::connect(format!("http://127.0.0.1:{}", canary.weir.admin))
-        .await
-        .unwrap();
-    let unknown = v1::DumpProxyRequest {
-        proxy: "client-0".into(),
-        r#type: 9,
-    };
+    let mut grpc =
+        AdminClient::connect(format!("http://127.0.0.1:{}", canary.weir.admin)).await.unwrap();
+    let unknown = v1::DumpProxyRequest { proxy: "client-0".into(), r#type: 9 };
     let rejected = grpc.dump_proxy(unknown).await.unwrap_err();
     assert_eq!(
         (rejected.code(), rejected.message()),
-        (
-            tonic::Code::InvalidArgument,
-            "type: is 9; expected CDS, EDS, LDS or RDS"
-        )
+        (tonic::Code::InvalidArgument, "type: is 9; expected CDS, EDS, LDS or RDS")
     );
-    let rejected = grpc
-        .list_splits(v1::ListSplitsRequest {
-            namespace: "Shop!".into(),
-        })
-        .await
-        .unwrap_err();
+    let rejected =
+        grpc.list_splits(v1::ListSplitsRequest { namespace: "Shop!".into() }).await.unwrap_err();
     assert_eq!(rejected.code(), tonic::Code::InvalidArgument);
 }

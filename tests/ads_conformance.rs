@@ -45,6 +45,7 @@ both! {
     a_rejected_resource_is_sent_again_when_it_changes
     a_nack_of_one_type_does_not_stop_the_others
     a_nack_is_reported_with_type_name_and_message
+    a_nack_of_a_route_table_concerns_what_changed_in_it
     an_answer_that_comes_twice_counts_once
     each_type_has_a_service_of_its_own
     a_service_of_one_type_needs_no_type_url
@@ -63,10 +64,9 @@ both! {
 }
 
 fn service_url(weir: &Weir, protocol: &str) -> String {
-    weir.objects.service_yaml().replace(
-        "name: http,",
-        &format!("name: http, appProtocol: {protocol},"),
-    )
+    weir.objects
+        .service_yaml()
+        .replace("name: http,", &format!("name: http, appProtocol: {protocol},"))
 }
 
 async fn end(client: &mut Client) -> Status {
@@ -91,12 +91,7 @@ async fn the_first_request_carries_a_node(variant: Variant) {
 async fn a_malformed_node_id_is_rejected(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
-    client
-        .send(Ask {
-            node: Some("somebody".to_owned()),
-            ..ask(CDS, &[])
-        })
-        .await;
+    client.send(Ask { node: Some("somebody".to_owned()), ..ask(CDS, &[]) }).await;
     let status = end(&mut client).await;
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert!(status.message().contains("somebody"), "{status:?}");
@@ -116,12 +111,7 @@ async fn a_node_that_comes_again_is_not_looked_at(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.fetch(CDS, &[]).await;
-    client
-        .send(Ask {
-            node: Some("somebody".to_owned()),
-            ..ask(RDS, &[&weir.routes()])
-        })
-        .await;
+    client.send(Ask { node: Some("somebody".to_owned()), ..ask(RDS, &[&weir.routes()]) }).await;
     assert!(client.got(RDS).await.has(&weir.routes()));
 }
 
@@ -139,12 +129,7 @@ async fn a_request_on_the_aggregated_stream_says_its_type(variant: Variant) {
 async fn an_unknown_type_is_left_alone_and_the_others_go_on(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
-    client
-        .send(ask(
-            "type.googleapis.com/envoy.service.runtime.v3.Runtime",
-            &["layer"],
-        ))
-        .await;
+    client.send(ask("type.googleapis.com/envoy.service.runtime.v3.Runtime", &["layer"])).await;
     assert!(client.fetch(CDS, &[]).await.has(&weir.cluster("v1")));
 }
 
@@ -154,9 +139,7 @@ async fn naming_nothing_at_first_asks_for_all(variant: Variant) {
     let mut client = weir.ads(variant).await;
     let got = client.fetch(CDS, &[]).await;
     assert!(
-        ["", "v1", "v2"]
-            .iter()
-            .all(|subset| got.has(&weir.cluster(subset))),
+        ["", "v1", "v2"].iter().all(|subset| got.has(&weir.cluster(subset))),
         "{:?}",
         got.names()
     );
@@ -177,10 +160,7 @@ async fn clusters_can_be_asked_for_by_name(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     let v1 = weir.cluster("v1");
-    assert_eq!(
-        client.fetch(CDS, &[&v1]).await.names(),
-        BTreeSet::from([v1.as_str()])
-    );
+    assert_eq!(client.fetch(CDS, &[&v1]).await.names(), BTreeSet::from([v1.as_str()]));
 }
 
 /// "How the client specifies what resources to return": the requested resources must be supplied if they exist.
@@ -200,23 +180,9 @@ async fn a_name_added_later_is_sent(variant: Variant) {
     let mut client = weir.ads(variant).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
     let first = client.fetch(EDS, &[&v1]).await;
-    let names: &[&str] = if variant == Variant::Sotw {
-        &[&v1, &v2]
-    } else {
-        &[&v2]
-    };
-    let nonce = if variant == Variant::Sotw {
-        first.nonce
-    } else {
-        String::new()
-    };
-    client
-        .send(Ask {
-            nonce,
-            version: first.version,
-            ..ask(EDS, names)
-        })
-        .await;
+    let names: &[&str] = if variant == Variant::Sotw { &[&v1, &v2] } else { &[&v2] };
+    let nonce = if variant == Variant::Sotw { first.nonce } else { String::new() };
+    client.send(Ask { nonce, version: first.version, ..ask(EDS, names) }).await;
     assert_eq!(
         client.got(EDS).await.names(),
         BTreeSet::from([v2.as_str()]),
@@ -229,10 +195,7 @@ async fn routes_come_for_the_names_asked_for(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     let routes = weir.routes();
-    assert_eq!(
-        client.fetch(RDS, &[&routes]).await.names(),
-        BTreeSet::from([routes.as_str()])
-    );
+    assert_eq!(client.fetch(RDS, &[&routes]).await.names(), BTreeSet::from([routes.as_str()]));
 }
 
 /// "API flow": a client may start with any type.
@@ -248,12 +211,7 @@ async fn endpoints_asked_for_before_clusters_are_answered(variant: Variant) {
 async fn routes_asked_for_before_listeners_are_answered(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
-    assert!(
-        client
-            .fetch(RDS, &[&weir.routes()])
-            .await
-            .has(&weir.routes())
-    );
+    assert!(client.fetch(RDS, &[&weir.routes()]).await.has(&weir.routes()));
     assert!(!client.fetch(LDS, &[]).await.resources.is_empty());
 }
 
@@ -289,11 +247,7 @@ async fn what_is_acked_is_not_sent_again(variant: Variant) {
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
     // A change of the mesh that does not affect this proxy.
-    weir.edit(
-        "other.yaml",
-        &rule_yaml(&["v9"]).replace("my-app", "nobody"),
-    )
-    .await;
+    weir.edit("other.yaml", &rule_yaml(&["v9"]).replace("my-app", "nobody")).await;
     client.nothing_more("probe").await;
 }
 
@@ -334,18 +288,12 @@ async fn the_latest_state_follows_an_answer(variant: Variant) {
     client.ack(&first).await;
     let last = client.got(RDS).await;
     let mut fresh = weir.ads(variant).await;
-    assert_eq!(
-        bodies(&last),
-        bodies(&fresh.fetch(RDS, &[&weir.routes()]).await)
-    );
+    assert_eq!(bodies(&last), bodies(&fresh.fetch(RDS, &[&weir.routes()]).await));
     client.ack(&last).await;
 }
 
 fn bodies(got: &Got) -> Vec<&[u8]> {
-    got.resources
-        .values()
-        .map(|(_, bytes)| bytes.as_slice())
-        .collect()
+    got.resources.values().map(|(_, bytes)| bytes.as_slice()).collect()
 }
 
 /// "NACK": the client keeps what it has; the same bytes would be rejected again.
@@ -371,10 +319,7 @@ async fn a_rejected_resource_is_sent_again_when_it_changes(variant: Variant) {
     let next = client.got(RDS).await;
     assert_ne!(bodies(&got), bodies(&next));
     client.ack(&next).await;
-    until("nothing is rejected any more", async || {
-        weir.status().await.rejected.is_empty()
-    })
-    .await;
+    until("nothing is rejected any more", async || weir.status().await.rejected.is_empty()).await;
 }
 
 /// "ACK/NACK and resource type instance version": each type is independent.
@@ -387,10 +332,7 @@ async fn a_nack_of_one_type_does_not_stop_the_others(variant: Variant) {
     client.answer(&got, Some("no")).await;
     weir.edit(
         "endpoints.yaml",
-        &weir
-            .objects
-            .endpoints_yaml()
-            .replace("ready: true", "ready: false"),
+        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
     )
     .await;
     assert_eq!(client.got(EDS).await.resources.len(), 3);
@@ -404,20 +346,55 @@ async fn a_nack_is_reported_with_type_name_and_message(variant: Variant) {
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     let got = client.got(RDS).await;
     client.answer(&got, Some("the seventh route is odd")).await;
-    until("the rejection is reported", async || {
-        !weir.status().await.rejected.is_empty()
-    })
-    .await;
+    until("the rejection is reported", async || !weir.status().await.rejected.is_empty()).await;
     let rejected = &weir.status().await.rejected[0];
     assert_eq!(
         (rejected.r#type(), &*rejected.name, &*rejected.message),
-        (
-            v1::ResourceType::Rds,
-            &*weir.routes(),
-            "the seventh route is odd"
-        )
+        (v1::ResourceType::Rds, &*weir.routes(), "the seventh route is odd")
     );
     assert!(!rejected.version.is_empty());
+}
+
+/// "NACK": of two VirtualServices in one route configuration, the one that did not change in it is live.
+async fn a_nack_of_a_route_table_concerns_what_changed_in_it(variant: Variant) {
+    let weir = Weir::start(&[]).await;
+    let mut client = weir.ads(variant).await;
+    let other = |timeout: u32| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: other, namespace: shop}}\nspec:\n  clusterIP: \
+             10.96.0.11\n  ports: [{{name: http, port: {}}}]\n---\napiVersion: \
+             networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: other, namespace: shop}}\nspec:\n  \
+             hosts: [other]\n  http: [{{timeout: {timeout}s, route: [{{destination: {{host: other}}}}]}}]\n",
+            weir.objects.service
+        )
+    };
+    weir.edit("other.yaml", &other(1)).await;
+    let clusters = client.fetch(CDS, &[]).await;
+    let names: Vec<&str> =
+        clusters.names().into_iter().filter(|name| name.starts_with("outbound|")).collect();
+    client.fetch(EDS, &names).await;
+    client.fetch(LDS, &[]).await;
+    client.fetch(RDS, &[&weir.routes()]).await;
+    weir.edit("other.yaml", &other(2)).await;
+    let got = client.got(RDS).await;
+    client.ack(&got).await;
+    weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
+    let got = client.got(RDS).await;
+    client.answer(&got, Some("a route is odd")).await;
+    until("the rejection is reported", async || !weir.status().await.rejected.is_empty()).await;
+    let objects: Vec<_> =
+        weir.status().await.rejected[0].objects.iter().map(ToString::to_string).collect();
+    assert!(
+        objects.contains(&"VirtualService shop/my-app".to_owned())
+            && !objects.contains(&"VirtualService shop/other".to_owned()),
+        "{objects:?}"
+    );
+    for (name, state) in [("my-app", "REJECTED"), ("other", "LIVE")] {
+        let path = format!("/api/v1/objects/virtualservice/shop/{name}");
+        let body = weir.serve.admin().get(&path).await.unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(status["proxies"][0]["state"], state, "{status}");
+    }
 }
 
 /// "Resource updates": earlier requests become stale.
@@ -426,9 +403,7 @@ async fn an_answer_that_comes_twice_counts_once(variant: Variant) {
     let mut client = weir.ads(variant).await;
     let got = client.start(&weir).await;
     client.ack(&got).await;
-    client
-        .answer(&got, Some("a NACK of an accepted response is invalid"))
-        .await;
+    client.answer(&got, Some("a NACK of an accepted response is invalid")).await;
     client.nothing_more("probe").await;
     assert_eq!(weir.status().await.rejected, []);
 }
@@ -437,12 +412,9 @@ async fn an_answer_that_comes_twice_counts_once(variant: Variant) {
 async fn each_type_has_a_service_of_its_own(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let (v1, routes) = (weir.cluster("v1"), weir.routes());
-    for (kind, names) in [
-        (CDS, vec![]),
-        (EDS, vec![v1.as_str()]),
-        (LDS, vec![]),
-        (RDS, vec![routes.as_str()]),
-    ] {
+    for (kind, names) in
+        [(CDS, vec![]), (EDS, vec![v1.as_str()]), (LDS, vec![]), (RDS, vec![routes.as_str()])]
+    {
         let mut client = weir.connect(variant, Some(kind)).await;
         let got = client.fetch(kind, &names).await;
         assert!(
@@ -519,9 +491,7 @@ async fn streams_above_the_limit_are_rejected(variant: Variant) {
     let channel = first.channel.clone();
     drop(first);
     until("the permit is released", async || {
-        Client::try_open(channel.clone(), variant, None)
-            .await
-            .is_ok()
+        Client::try_open(channel.clone(), variant, None).await.is_ok()
     })
     .await;
 }
@@ -532,15 +502,9 @@ async fn a_client_that_does_not_answer_is_shown_as_lagging(variant: Variant) {
     let mut client = weir.ads(variant).await;
     client.send(ask(CDS, &[])).await;
     let got = client.got(CDS).await;
-    until("it lags", async || {
-        weir.status().await.lagging.contains("cds")
-    })
-    .await;
+    until("it lags", async || weir.status().await.lagging.contains("cds")).await;
     client.ack(&got).await;
-    until("it is no longer lagging", async || {
-        weir.status().await.lagging.is_empty()
-    })
-    .await;
+    until("it is no longer lagging", async || weir.status().await.lagging.is_empty()).await;
 }
 
 /// "TTL": a client keeps what it has while the server is down, and reconnects.
@@ -556,57 +520,36 @@ async fn streams_end_with_unavailable_when_weir_does(variant: Variant) {
 /// A mesh with v1 only, and an up-to-date client.
 async fn only_v1(variant: Variant) -> (Weir, Client) {
     let weir = Weir::start(&[]).await;
-    weir.edit("virtual-service.yaml", &without("v2", &route_yaml(100, 0)))
-        .await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1"]))
-        .await;
+    weir.edit("virtual-service.yaml", &without("v2", &route_yaml(100, 0))).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1"])).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
     (weir, client)
 }
 
 fn without(subset: &str, route: &str) -> String {
-    let lines: Vec<&str> = route
-        .lines()
-        .filter(|line| !line.contains(&format!("subset: {subset}")))
-        .collect();
+    let lines: Vec<&str> =
+        route.lines().filter(|line| !line.contains(&format!("subset: {subset}"))).collect();
     lines.join("\n")
 }
 
 /// Requests the endpoints of these clusters as Envoy does after it accepted a new one.
 async fn ask_endpoints(client: &mut Client, last: &Got, all: &[&str], new: &str) {
-    let names = if client.variant() == Variant::Sotw {
-        all
-    } else {
-        &[new][..]
-    };
-    let nonce = if client.variant() == Variant::Sotw {
-        last.nonce.clone()
-    } else {
-        String::new()
-    };
-    client
-        .send(Ask {
-            nonce,
-            ..ask(EDS, names)
-        })
-        .await;
+    let names = if client.variant() == Variant::Sotw { all } else { &[new][..] };
+    let nonce = if client.variant() == Variant::Sotw { last.nonce.clone() } else { String::new() };
+    client.send(Ask { nonce, ..ask(EDS, names) }).await;
 }
 
 /// "Eventual consistency considerations": make before break; and "Resource warming".
 async fn a_route_waits_for_its_new_cluster_and_its_endpoints(variant: Variant) {
     let (weir, mut client) = only_v1(variant).await;
     let [all, v1, v2] = ["", "v1", "v2"].map(|subset| weir.cluster(subset));
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2"]))
-        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2"])).await;
     let clusters = client.got(CDS).await;
     assert!(clusters.has(&v2));
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     client.ack(&clusters).await;
-    let none = Got {
-        nonce: String::new(),
-        ..clusters
-    };
+    let none = Got { nonce: String::new(), ..clusters };
     ask_endpoints(&mut client, &none, &[&all, &v1, &v2], &v2).await;
     let endpoints = client.got(EDS).await;
     assert!(endpoints.has(&v2));
@@ -619,20 +562,14 @@ async fn a_cluster_goes_after_its_route(variant: Variant) {
     let weir = Weir::start(&["--grace", "0.01"]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
-    weir.edit("virtual-service.yaml", &without("v1", &route_yaml(0, 100)))
-        .await;
+    weir.edit("virtual-service.yaml", &without("v1", &route_yaml(0, 100))).await;
     let routes = client.got(RDS).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v2"]))
-        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v2"])).await;
     client.ack(&routes).await;
     let clusters = client.got(CDS).await;
     let v1 = weir.cluster("v1");
     assert!(
-        if variant == Variant::Sotw {
-            !clusters.has(&v1)
-        } else {
-            clusters.removed == [v1]
-        },
+        if variant == Variant::Sotw { !clusters.has(&v1) } else { clusters.removed == [v1] },
         "{clusters:?}"
     );
 }
@@ -642,11 +579,7 @@ async fn a_route_written_before_its_subset_is_held(variant: Variant) {
     let (weir, mut client) = only_v1(variant).await;
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     until("it is reported as held", async || {
-        weir.status()
-            .await
-            .held
-            .iter()
-            .any(|held| held.missing_cluster == weir.cluster("v2"))
+        weir.status().await.held.iter().any(|held| held.missing_cluster == weir.cluster("v2"))
     })
     .await;
     client.nothing_more("probe").await;
@@ -660,12 +593,8 @@ async fn a_subset_dropped_before_its_route_is_kept(variant: Variant) {
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     let routes = client.got(RDS).await;
     client.ack(&routes).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1"]))
-        .await;
-    until("it is shown as kept", async || {
-        weir.status().await.kept == [weir.cluster("v2")]
-    })
-    .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1"])).await;
+    until("it is shown as kept", async || weir.status().await.kept == [weir.cluster("v2")]).await;
     client.nothing_more("probe").await;
 }
 
@@ -674,15 +603,12 @@ async fn a_changed_cluster_gets_its_endpoints_again(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
     client.start(&weir).await;
-    weir.edit("service.yaml", &service_url(&weir, "http2"))
-        .await;
+    weir.edit("service.yaml", &service_url(&weir, "http2")).await;
     let clusters = client.got(CDS).await;
     client.ack(&clusters).await;
     let endpoints = client.got(EDS).await;
     assert!(
-        ["", "v1", "v2"]
-            .iter()
-            .all(|subset| endpoints.has(&weir.cluster(subset))),
+        ["", "v1", "v2"].iter().all(|subset| endpoints.has(&weir.cluster(subset))),
         "{:?}",
         endpoints.names()
     );
@@ -696,18 +622,10 @@ async fn sotw_an_omitted_name_is_no_longer_sent() {
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
     let got = client.fetch(EDS, &[&v1, &v2]).await;
-    client
-        .send(Ask {
-            nonce: got.nonce,
-            ..ask(EDS, &[&v2])
-        })
-        .await;
+    client.send(Ask { nonce: got.nonce, ..ask(EDS, &[&v2]) }).await;
     weir.edit(
         "endpoints.yaml",
-        &weir
-            .objects
-            .endpoints_yaml()
-            .replace("ready: true", "ready: false"),
+        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
     )
     .await;
     assert_eq!(client.got(EDS).await.names(), BTreeSet::from([v2.as_str()]));
@@ -720,18 +638,10 @@ async fn sotw_no_names_after_some_leave_all_endpoints() {
     let mut client = weir.ads(Variant::Sotw).await;
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     let got = client.fetch(EDS, &[&weir.cluster("v1")]).await;
-    client
-        .send(Ask {
-            nonce: got.nonce,
-            ..ask(EDS, &[])
-        })
-        .await;
+    client.send(Ask { nonce: got.nonce, ..ask(EDS, &[]) }).await;
     weir.edit(
         "endpoints.yaml",
-        &weir
-            .objects
-            .endpoints_yaml()
-            .replace("ready: true", "ready: false"),
+        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
     )
     .await;
     client.nothing_more("probe").await;
@@ -744,35 +654,14 @@ async fn sotw_no_names_after_some_is_not_a_wildcard() {
     let mut client = weir.ads(Variant::Sotw).await;
     let v1 = weir.cluster("v1");
     let got = client.fetch(CDS, &[]).await;
-    client
-        .send(Ask {
-            nonce: got.nonce,
-            ..ask(CDS, &["*", &v1])
-        })
-        .await;
+    client.send(Ask { nonce: got.nonce, ..ask(CDS, &["*", &v1]) }).await;
     let got = client.got(CDS).await;
     assert!(got.has(&weir.cluster("v2")));
-    client
-        .send(Ask {
-            nonce: got.nonce.clone(),
-            ..ask(CDS, &[&v1])
-        })
-        .await;
-    client
-        .send(Ask {
-            nonce: got.nonce,
-            ..ask(CDS, &[])
-        })
-        .await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
-        .await;
+    client.send(Ask { nonce: got.nonce.clone(), ..ask(CDS, &[&v1]) }).await;
+    client.send(Ask { nonce: got.nonce, ..ask(CDS, &[]) }).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
     // The next response contains routes, not clusters.
-    assert!(
-        client
-            .fetch(RDS, &[&weir.routes()])
-            .await
-            .has(&weir.routes())
-    );
+    assert!(client.fetch(RDS, &[&weir.routes()]).await.has(&weir.routes()));
 }
 
 /// "Resource updates": no response for a request that has a stale nonce.
@@ -784,25 +673,16 @@ async fn sotw_a_request_with_a_stale_nonce_is_ignored() {
     let first = client.fetch(EDS, &[&weir.cluster("v1")]).await;
     weir.edit(
         "endpoints.yaml",
-        &weir
-            .objects
-            .endpoints_yaml()
-            .replace("ready: true", "ready: false"),
+        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
     )
     .await;
     let second = client.got(EDS).await;
     client
-        .send(Ask {
-            nonce: first.nonce,
-            ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")])
-        })
+        .send(Ask { nonce: first.nonce, ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")]) })
         .await;
     client.nothing_more("probe").await;
     client
-        .send(Ask {
-            nonce: second.nonce,
-            ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")])
-        })
+        .send(Ask { nonce: second.nonce, ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")]) })
         .await;
     assert!(
         client.got(EDS).await.has(&weir.cluster("v2")),
@@ -816,8 +696,7 @@ async fn sotw_every_cluster_response_is_complete() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Sotw).await;
     let before = client.fetch(CDS, &[]).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
-        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
     let after = client.got(CDS).await;
     assert!(before.names().is_subset(&after.names()) && after.has(&weir.cluster("v3")));
 }
@@ -830,8 +709,7 @@ async fn sotw_a_missing_resource_is_sent_once_it_exists() {
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     client.send(ask(EDS, &[&weir.cluster("v3")])).await;
     client.nothing_more("probe").await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
-        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
     assert!(client.got(EDS).await.has(&weir.cluster("v3")));
 }
 
@@ -842,13 +720,11 @@ async fn delta_a_missing_resource_is_reported_and_sent_once_it_exists() {
     let mut client = weir.ads(Variant::Delta).await;
     let v3 = weir.cluster("v3");
     assert_eq!(client.fetch(EDS, &[&v3]).await.removed, [v3.as_str()]);
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
-        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
     let got = client.got(EDS).await;
     assert!(got.has(&v3));
     client.ack(&got).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2"]))
-        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2"])).await;
     assert_eq!(client.got(EDS).await.removed, [v3]);
 }
 
@@ -869,19 +745,11 @@ async fn delta_an_unsubscribed_name_is_no_longer_sent() {
     let mut client = weir.ads(Variant::Delta).await;
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
     client.fetch(EDS, &[&v1, &v2]).await;
-    client
-        .send(Ask {
-            unsubscribe: vec![v1],
-            ..ask(EDS, &[])
-        })
-        .await;
+    client.send(Ask { unsubscribe: vec![v1], ..ask(EDS, &[]) }).await;
     client.nothing_more("probe").await;
     weir.edit(
         "endpoints.yaml",
-        &weir
-            .objects
-            .endpoints_yaml()
-            .replace("ready: true", "ready: false"),
+        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
     )
     .await;
     assert_eq!(client.got(EDS).await.names(), BTreeSet::from([v2.as_str()]));
@@ -893,12 +761,7 @@ async fn delta_a_phantom_unsubscription_is_ignored() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     client.fetch(EDS, &[&weir.cluster("v1")]).await;
-    client
-        .send(Ask {
-            unsubscribe: vec!["phantom".to_owned()],
-            ..ask(EDS, &[])
-        })
-        .await;
+    client.send(Ask { unsubscribe: vec!["phantom".to_owned()], ..ask(EDS, &[]) }).await;
     client.nothing_more("probe").await;
 }
 
@@ -909,21 +772,11 @@ async fn delta_unsubscribing_a_name_beside_a_wildcard_is_answered() {
     let mut client = weir.ads(Variant::Delta).await;
     let v1 = weir.cluster("v1");
     client.fetch(CDS, &["*", &v1, "nobody"]).await;
-    client
-        .send(Ask {
-            unsubscribe: vec![v1.clone()],
-            ..ask(CDS, &[])
-        })
-        .await;
+    client.send(Ask { unsubscribe: vec![v1.clone()], ..ask(CDS, &[]) }).await;
     let got = client.got(CDS).await;
     assert_eq!(got.names(), BTreeSet::from([v1.as_str()]));
     client.ack(&got).await;
-    client
-        .send(Ask {
-            unsubscribe: vec!["nobody".to_owned()],
-            ..ask(CDS, &[])
-        })
-        .await;
+    client.send(Ask { unsubscribe: vec!["nobody".to_owned()], ..ask(CDS, &[]) }).await;
     assert_eq!(client.got(CDS).await.removed, ["nobody"]);
 }
 
@@ -934,14 +787,8 @@ async fn delta_a_wildcard_given_up_is_over() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     client.fetch(CDS, &[]).await;
-    client
-        .send(Ask {
-            unsubscribe: vec!["*".to_owned()],
-            ..ask(CDS, &[])
-        })
-        .await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
-        .await;
+    client.send(Ask { unsubscribe: vec!["*".to_owned()], ..ask(CDS, &[]) }).await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
     client.nothing_more("probe").await;
 }
 
@@ -952,12 +799,7 @@ async fn delta_a_stale_nonce_does_not_void_a_subscription() {
     let mut client = weir.ads(Variant::Delta).await;
     let v2 = weir.cluster("v2");
     client.fetch(EDS, &[&weir.cluster("v1")]).await;
-    client
-        .send(Ask {
-            nonce: "stale".to_owned(),
-            ..ask(EDS, &[&v2])
-        })
-        .await;
+    client.send(Ask { nonce: "stale".to_owned(), ..ask(EDS, &[&v2]) }).await;
     assert!(client.got(EDS).await.has(&v2));
 }
 
@@ -969,19 +811,11 @@ async fn delta_initial_versions_are_not_sent_again() {
     let got = client.fetch(CDS, &[]).await;
     drop(client);
     let mut client = weir.ads(Variant::Delta).await;
-    let mut initial: std::collections::BTreeMap<_, _> = got
-        .resources
-        .iter()
-        .map(|(name, (version, _))| (name.clone(), version.clone()))
-        .collect();
+    let mut initial: std::collections::BTreeMap<_, _> =
+        got.resources.iter().map(|(name, (version, _))| (name.clone(), version.clone())).collect();
     let v1 = weir.cluster("v1");
     initial.insert(v1.clone(), "another".to_owned());
-    client
-        .send(Ask {
-            initial,
-            ..ask(CDS, &[])
-        })
-        .await;
+    client.send(Ask { initial, ..ask(CDS, &[]) }).await;
     assert_eq!(client.got(CDS).await.names(), BTreeSet::from([v1.as_str()]));
 }
 
@@ -991,12 +825,7 @@ async fn delta_resources_removed_meanwhile_are_reported() {
     let weir = Weir::start(&["--grace", "0"]).await;
     let mut client = weir.ads(Variant::Delta).await;
     let initial = [("gone".to_owned(), "1".to_owned())].into();
-    client
-        .send(Ask {
-            initial,
-            ..ask(LDS, &[])
-        })
-        .await;
+    client.send(Ask { initial, ..ask(LDS, &[]) }).await;
     assert_eq!(client.got(LDS).await.removed, ["gone"]);
 }
 
@@ -1006,8 +835,7 @@ async fn delta_a_cluster_response_contains_only_changes() {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(Variant::Delta).await;
     client.fetch(CDS, &[]).await;
-    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"]))
-        .await;
+    weir.edit("destination-rule.yaml", &rule_yaml(&["v1", "v2", "v3"])).await;
     let v3 = weir.cluster("v3");
     assert_eq!(client.got(CDS).await.names(), BTreeSet::from([v3.as_str()]));
 }

@@ -13,11 +13,8 @@ async fn written_in_the_wrong_order(more: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config");
     std::fs::create_dir(&config).unwrap();
-    let objects = Objects {
-        folder: config.clone(),
-        service: free_port(),
-        backend: Backends::start().port,
-    };
+    let objects =
+        Objects { folder: config.clone(), service: free_port(), backend: Backends::start().port };
     objects.write_all(100, 0);
     let v1 = only_yaml("v1");
     let v2 = only_yaml("v2");
@@ -57,21 +54,14 @@ async fn written_in_the_wrong_order(more: &[&str]) {
     for (route, next, now, gone) in [(&v2, "v2", 100, "|v1|"), (&v1, "v1", 0, "|v2|")].repeat(3) {
         // First the route to an undefined subset, then the rule that defines it and removes the other subset.
         taken("the route is read", "virtual-service.yaml", route).await;
-        let tally = tokio::task::spawn_blocking(move || send(port, 50))
-            .await
-            .unwrap();
+        let tally = tokio::task::spawn_blocking(move || send(port, 50)).await.unwrap();
         tally.assert_split(100 - now);
         let before = weir.revision().await;
         objects.write("destination-rule.yaml", &rule_yaml(&[next]));
         weir.acked_after(before).await;
-        let tally = tokio::task::spawn_blocking(move || send(port, 50))
-            .await
-            .unwrap();
+        let tally = tokio::task::spawn_blocking(move || send(port, 50)).await.unwrap();
         tally.assert_split(now);
-        until("the old subset's cluster is gone", async || {
-            !clusters().await.contains(gone)
-        })
-        .await;
+        until("the old subset's cluster is gone", async || !clusters().await.contains(gone)).await;
     }
     stop.store(true, Ordering::Relaxed);
     let all = load.join().unwrap();
@@ -99,15 +89,8 @@ async fn a_changed_policy_is_taken(more: &[&str]) {
         let policy = format!(
             "  trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {seconds}s}}}}}}\n"
         );
-        canary
-            .edit(
-                "destination-rule.yaml",
-                &format!("{}\n{policy}", rule.trim_end()),
-            )
-            .await;
-        canary
-            .edit("virtual-service.yaml", &route_yaml(100 - seconds, seconds))
-            .await;
+        canary.edit("destination-rule.yaml", &format!("{}\n{policy}", rule.trim_end())).await;
+        canary.edit("virtual-service.yaml", &route_yaml(100 - seconds, seconds)).await;
     }
     let all = load.end();
     assert_eq!(all.failed(), 0, "{all:?}");

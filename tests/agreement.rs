@@ -68,10 +68,7 @@ async fn serve_explain_translate_and_analyze_never_contradict_each_other() {
             seen.overruled,
             seen.unknown_hosts,
         ];
-        assert!(
-            seen.questions >= 100 && all.iter().all(|count| *count > 0),
-            "{seen:?}"
-        );
+        assert!(seen.questions >= 100 && all.iter().all(|count| *count > 0), "{seen:?}");
     }
 }
 
@@ -101,12 +98,7 @@ async fn one_mesh(seed: u64, backend: u16, seen: &mut Seen) -> Vec<String> {
     let own = tempfile::tempdir().unwrap();
     let file = own.path().join("objects.yaml");
     std::fs::write(&file, generated.text()).unwrap();
-    let flags = [
-        "--empty-subset",
-        generated.mode,
-        "--outbound-policy",
-        "registry-only",
-    ];
+    let flags = ["--empty-subset", generated.mode, "--outbound-policy", "registry-only"];
     let bootstrap = [
         "--namespace",
         "shop",
@@ -117,11 +109,7 @@ async fn one_mesh(seed: u64, backend: u16, seen: &mut Seen) -> Vec<String> {
         "--intercept",
         "none",
     ];
-    let options = Options {
-        serve: &flags,
-        bootstrap: &bootstrap,
-        clusters: Vec::new(),
-    };
+    let options = Options { serve: &flags, bootstrap: &bootstrap, clusters: Vec::new() };
     let sidecar = Sidecar::start(&folder, options).await;
     let served = Served::new(&sidecar.envoy().config_dump().await.unwrap());
     let node: Value =
@@ -136,45 +124,26 @@ async fn one_mesh(seed: u64, backend: u16, seen: &mut Seen) -> Vec<String> {
         ));
     }
     wrong.extend(served.differences(&translated(&file, &flags, &node["node"])));
-    let (questions, answers): (Vec<_>, Vec<_>) = generated
-        .questions()
-        .into_iter()
-        .map(|asked| (asked.clone(), told.answer(&asked)))
-        .unzip();
+    let (questions, answers): (Vec<_>, Vec<_>) =
+        generated.questions().into_iter().map(|asked| (asked.clone(), told.answer(&asked))).unzip();
     for (asked, answer) in questions.iter().zip(&answers) {
         seen.count(answer);
-        let found = served
-            .contradictions(answer)
-            .into_iter()
-            .chain(told.contradictions(answer));
+        let found = served.contradictions(answer).into_iter().chain(told.contradictions(answer));
         wrong.extend(found.map(|what| format!("{asked:?}: {what}\n  {answer:?}")));
     }
-    for (asked, answer) in questions
-        .iter()
-        .zip(&answers)
-        .step_by(questions.len().div_ceil(4))
-    {
+    for (asked, answer) in questions.iter().zip(&answers).step_by(questions.len().div_ceil(4)) {
         wrong.extend(told_by_command(&file, &flags, asked, answer));
     }
     wrong.extend(told.unknown_hosts(&questions, &answers, seen));
     let requests = questions.into_iter().zip(answers).collect();
-    wrong.extend(
-        tokio::task::spawn_blocking(move || sent(requests))
-            .await
-            .unwrap(),
-    );
-    wrong
-        .into_iter()
-        .map(|what| format!("{what}\n{}", generated.text_if_asked()))
-        .collect()
+    wrong.extend(tokio::task::spawn_blocking(move || sent(requests)).await.unwrap());
+    wrong.into_iter().map(|what| format!("{what}\n{}", generated.text_if_asked())).collect()
 }
 
 async fn metric(sidecar: &Sidecar, name: &str) -> usize {
     let text = sidecar.weir().get("/metrics").await.unwrap();
     let text = String::from_utf8(text.to_vec()).unwrap();
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-        .expect("the metric")
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).expect("the metric")
 }
 
 impl Seen {
@@ -185,11 +154,8 @@ impl Seen {
         if let Outcome::Forward { destinations, .. } = &answer.outcome {
             self.forwards += 1;
             self.missing += usize::from(destinations.iter().any(|to| to.missing));
-            self.without_endpoint += usize::from(
-                destinations
-                    .iter()
-                    .any(|to| !to.missing && !has_endpoint(to)),
-            );
+            self.without_endpoint +=
+                usize::from(destinations.iter().any(|to| !to.missing && !has_endpoint(to)));
         }
     }
 }
@@ -224,12 +190,7 @@ impl Told {
         let scope = objects.mesh.scope(&proxy);
         let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope);
         let findings = analyze::analyze(&objects.store, &config);
-        Self {
-            objects,
-            scope,
-            snapshot,
-            findings,
-        }
+        Self { objects, scope, snapshot, findings }
     }
 
     fn answer(&self, asked: &Asked) -> Explanation {
@@ -238,11 +199,9 @@ impl Told {
                 let (request, headers) = asked.request();
                 TrafficQuery::Http(Request::parse(&request, &headers).unwrap())
             }
-            Asked::Tcp { host, port } => TrafficQuery::Tcp {
-                host: host.clone(),
-                port: *port,
-                sni: None,
-            },
+            Asked::Tcp { host, port } => {
+                TrafficQuery::Tcp { host: host.clone(), port: *port, sni: None }
+            }
         };
         let view = ScopeView::new(&self.objects.mesh, &self.scope);
         let mut answer = explain::explain(&view, &self.snapshot, &traffic);
@@ -253,10 +212,7 @@ impl Told {
     /// What `analyze` found at a field of an object, or below it.
     fn found_at<'a>(&'a self, object: &'a str, path: &'a str) -> impl Iterator<Item = &'a Finding> {
         self.findings.iter().filter(move |finding| {
-            finding
-                .object
-                .as_ref()
-                .is_some_and(|key| key.to_string() == object)
+            finding.object.as_ref().is_some_and(|key| key.to_string() == object)
                 && finding.path.starts_with(path)
         })
     }
@@ -269,22 +225,14 @@ impl Told {
                 .found_at(overruled, "spec.hosts")
                 .any(|item| matches!(item.code.id, "IST0109" | "WEIR0114"));
             if self.names_host(overruled, answer) && !told {
-                wrong.push(format!(
-                    "analyze does not say that {overruled} is overruled"
-                ));
+                wrong.push(format!("analyze does not say that {overruled} is overruled"));
             }
         }
         let Some(taken) = answer.considered.iter().find(|item| item.not.is_none()) else {
             return wrong;
         };
-        let (
-            Some(object),
-            Outcome::Forward {
-                destinations,
-                copies,
-                ..
-            },
-        ) = (&taken.object, &answer.outcome)
+        let (Some(object), Outcome::Forward { destinations, copies, .. }) =
+            (&taken.object, &answer.outcome)
         else {
             return wrong;
         };
@@ -294,10 +242,7 @@ impl Told {
             let path = format!("{route}{place}");
             let mut told = self.found_at(object, &path);
             let told = told.any(|item| {
-                matches!(
-                    item.code.id,
-                    "IST0101" | "IST0112" | "WEIR0104" | "WEIR0115"
-                )
+                matches!(item.code.id, "IST0101" | "IST0112" | "WEIR0104" | "WEIR0115")
             });
             if gone(list) && !told {
                 wrong.push(format!(
@@ -315,10 +260,7 @@ impl Told {
             let dead = dead
                 .filter(|item| item.code.id == "IST0101" && self.has_weight(object, &item.path));
             wrong.extend(dead.map(|item| {
-                format!(
-                    "analyze calls {object} {} dead: {}",
-                    item.path, item.message
-                )
+                format!("analyze calls {object} {} dead: {}", item.path, item.message)
             }));
         }
         wrong
@@ -326,9 +268,7 @@ impl Told {
 
     fn virtual_service(&self, object: &str) -> Option<&weir::api::VirtualService> {
         let all = self.objects.store.all(weir::api::Kind::VirtualService);
-        let entry = all
-            .into_iter()
-            .find(|entry| entry.object.key().to_string() == object)?;
+        let entry = all.into_iter().find(|entry| entry.object.key().to_string() == object)?;
         match &entry.object.spec {
             weir::api::Spec::VirtualService(spec) => Some(spec),
             _ => None,
@@ -353,12 +293,8 @@ impl Told {
 
     /// Whether the destination at a path gets requests.
     fn has_weight(&self, object: &str, path: &str) -> bool {
-        let mut numbers = path
-            .split(['[', ']'])
-            .filter_map(|part| part.parse::<usize>().ok());
-        let routes = self
-            .virtual_service(object)
-            .and_then(|spec| spec.http.get(numbers.next()?));
+        let mut numbers = path.split(['[', ']']).filter_map(|part| part.parse::<usize>().ok());
+        let routes = self.virtual_service(object).and_then(|spec| spec.http.get(numbers.next()?));
         let Some(routes) = routes.map(|route| &route.route) else {
             return false;
         };
@@ -375,15 +311,10 @@ impl Told {
     ) -> Vec<String> {
         let mut wrong = Vec::new();
         for (object, name, finding) in self.findings.iter().filter_map(|finding| {
-            let name = finding
-                .message
-                .strip_prefix('`')?
-                .split_once("` is not a known service")?
-                .0;
+            let name = finding.message.strip_prefix('`')?.split_once("` is not a known service")?.0;
             let told = finding.path.starts_with("spec.hosts[")
                 && matches!(finding.code.id, "WEIR0110" | "WEIR0203");
-            told.then(|| Some((finding.object.as_ref()?, name, finding)))
-                .flatten()
+            told.then(|| Some((finding.object.as_ref()?, name, finding))).flatten()
         }) {
             let (_, rest) = finding.message.split_once("service").unwrap();
             let told: BTreeSet<u16> = rest
@@ -415,16 +346,7 @@ impl Told {
 fn translated(file: &Path, flags: &[&str], node: &Value) -> Value {
     let (id, metadata) = (node["id"].as_str().unwrap(), node["metadata"].to_string());
     let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args([
-            "translate",
-            "-o",
-            "json",
-            "--node-id",
-            id,
-            "--node-metadata",
-            &metadata,
-            "-f",
-        ])
+        .args(["translate", "-o", "json", "--node-id", id, "--node-metadata", &metadata, "-f"])
         .arg(file)
         .args(flags)
         .output()
@@ -441,10 +363,7 @@ fn told_by_command(
     answer: &Explanation,
 ) -> Vec<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-    command
-        .args(["explain", "-o", "json", "--from", "shop/client-0", "-f"])
-        .arg(file)
-        .args(flags);
+    command.args(["explain", "-o", "json", "--from", "shop/client-0", "-f"]).arg(file).args(flags);
     match asked {
         Asked::Http { .. } => {
             let (request, headers) = asked.request();
@@ -459,22 +378,15 @@ fn told_by_command(
     }
     let output = command.output().unwrap();
     let printed: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!(
-            "{asked:?}: {error}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        )
+        panic!("{asked:?}: {error}: {}", String::from_utf8_lossy(&output.stderr))
     });
     // By way of text, as what is printed: a number may lose its last digit.
     let own: Value = serde_json::from_str(&serde_json::to_string(answer).unwrap()).unwrap();
-    let differs = ["outcome", "considered", "held"]
-        .into_iter()
-        .filter(|field| printed[field] != own[field]);
+    let differs =
+        ["outcome", "considered", "held"].into_iter().filter(|field| printed[field] != own[field]);
     differs
         .map(|field| {
-            format!(
-                "{asked:?}: weir explain says {} and not {}",
-                printed[field], own[field]
-            )
+            format!("{asked:?}: weir explain says {} and not {}", printed[field], own[field])
         })
         .collect()
 }
@@ -501,14 +413,7 @@ fn statuses(outcome: &Outcome) -> BTreeSet<u32> {
     match outcome {
         Outcome::Forward { destinations, .. } => {
             let fed = destinations.iter().filter(|to| to.percent > 0.0);
-            fed.map(|to| {
-                if !to.missing && has_endpoint(to) {
-                    200
-                } else {
-                    503
-                }
-            })
-            .collect()
+            fed.map(|to| if !to.missing && has_endpoint(to) { 200 } else { 503 }).collect()
         }
         Outcome::Redirect { status, .. } | Outcome::Respond { status, .. } => {
             BTreeSet::from([*status])
@@ -525,10 +430,7 @@ fn status(port: u16, request: &str) -> u32 {
     stream.write_all(request.as_bytes()).unwrap();
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).unwrap();
-    let status = line
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok());
+    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
     status.unwrap_or_else(|| panic!("no answer to {request:?}: {line:?}"))
 }
 

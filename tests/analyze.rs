@@ -85,12 +85,7 @@ fn json_names_the_code_the_object_the_line_and_the_field() {
         [
             json!(["warning", "IST0133", 8, "spec.http[0].timeuot"]),
             json!(["info", "WEIR0101", 9, "spec.http[0].route"]),
-            json!([
-                "error",
-                "IST0101",
-                12,
-                "spec.http[0].route[1].destination.subset"
-            ]),
+            json!(["error", "IST0101", 12, "spec.http[0].route[1].destination.subset"]),
         ]
     );
     let last = &all["findings"][2];
@@ -115,39 +110,25 @@ fn json_names_the_code_the_object_the_line_and_the_field() {
 fn the_table_is_aligned_and_fits_a_hundred_columns() {
     let (_folder, path) = folder(&[("services.yaml", SERVICES), ("wrong.yaml", WRONG)]);
     let output = text(&weir(&["-f", &path]));
-    assert!(
-        output.lines().all(|line| line.chars().count() <= 100),
-        "{output}"
-    );
+    assert!(output.lines().all(|line| line.chars().count() <= 100), "{output}");
     assert!(!output.contains('\x1b'), "a pipe gets no colours: {output}");
     let lines: Vec<_> = output.lines().collect();
     let column = lines[0].find("WHAT").unwrap();
-    assert_eq!(
-        lines[0].split_whitespace().collect::<Vec<_>>(),
-        ["LEVEL", "CODE", "WHERE", "WHAT"]
-    );
+    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["LEVEL", "CODE", "WHERE", "WHAT"]);
     let first = lines.iter().find(|line| line.starts_with("error")).unwrap();
     assert_eq!(first.split_whitespace().nth(1), Some("IST0101"));
     assert_eq!(&first[column..column + 8], "subset `", "{output}");
     assert!(output.contains("VirtualService shop/web"));
-    assert_eq!(
-        lines.last(),
-        Some(&"1 error, 1 warning, 1 note in 3 objects")
-    );
+    assert_eq!(lines.last(), Some(&"1 error, 1 warning, 1 note in 3 objects"));
 }
 
 #[test]
 fn the_exit_status_says_whether_something_was_found() {
     let (_folder, fine) = folder(&[("services.yaml", SERVICES)]);
     assert_eq!(weir(&["-f", &fine]).status.code(), Some(0));
-    assert_eq!(
-        text(&weir(&["-f", &fine])),
-        "No problems found in 2 objects.\n"
-    );
+    assert_eq!(text(&weir(&["-f", &fine])), "No problems found in 2 objects.\n");
 
-    let info = WRONG
-        .replace("    timeuot: 3s\n", "")
-        .replace("subset: v2", "subset: v1");
+    let info = WRONG.replace("    timeuot: 3s\n", "").replace("subset: v2", "subset: v1");
     let (_folder, info) = folder(&[("services.yaml", SERVICES), ("info.yaml", &info)]);
     for (fail_on, status) in [("error", 0), ("warning", 0), ("info", 1)] {
         assert_eq!(
@@ -157,15 +138,11 @@ fn the_exit_status_says_whether_something_was_found() {
         );
     }
     assert_eq!(
-        weir(&["-f", &info, "--fail-on", "info", "--ignore", "WEIR0101"])
-            .status
-            .code(),
+        weir(&["-f", &info, "--fail-on", "info", "--ignore", "WEIR0101"]).status.code(),
         Some(0)
     );
     assert_eq!(
-        weir(&["-f", &info, "--fail-on", "info", "--namespace", "pay"])
-            .status
-            .code(),
+        weir(&["-f", &info, "--fail-on", "info", "--namespace", "pay"]).status.code(),
         Some(0)
     );
 
@@ -174,12 +151,7 @@ fn the_exit_status_says_whether_something_was_found() {
         ("w.yaml", &WRONG.replace("subset: v2", "subset: v1")),
     ]);
     assert_eq!(weir(&["-f", &warning]).status.code(), Some(0));
-    assert_eq!(
-        weir(&["-f", &warning, "--fail-on", "warning"])
-            .status
-            .code(),
-        Some(1)
-    );
+    assert_eq!(weir(&["-f", &warning, "--fail-on", "warning"]).status.code(), Some(1));
 }
 
 #[test]
@@ -203,11 +175,8 @@ fn usage_errors_are_distinguished_from_findings() {
 #[test]
 fn broken_yaml_is_found_at_its_line_and_the_rest_is_looked_at() {
     let broken = "apiVersion: v1\nkind: Service\nmetadata:\n  name: [web\nspec: {}\n";
-    let (_folder, path) = folder(&[
-        ("a.yaml", broken),
-        ("services.yaml", SERVICES),
-        ("wrong.yaml", WRONG),
-    ]);
+    let (_folder, path) =
+        folder(&[("a.yaml", broken), ("services.yaml", SERVICES), ("wrong.yaml", WRONG)]);
     let all = findings(&path);
     assert_eq!(all[0]["code"], "WEIR0001");
     assert_eq!(all[0]["file"], format!("{path}/a.yaml"));
@@ -221,10 +190,7 @@ fn a_rejected_field_has_its_line() {
     let rejected = WRONG.replace("weight: 60", "weight: many");
     let (_folder, path) = folder(&[("services.yaml", SERVICES), ("refused.yaml", &rejected)]);
     let all = findings(&path);
-    assert_eq!(
-        (&all[0]["code"], &all[0]["line"]),
-        (&json!("IST0106"), &json!(13))
-    );
+    assert_eq!((&all[0]["code"], &all[0]["line"]), (&json!("IST0106"), &json!(13)));
     assert_eq!(all[0]["path"], "spec.http[0].route[1].weight");
     assert_eq!(all.len(), 1, "{all:#?}");
 }
@@ -276,11 +242,7 @@ spec: {hosts: ['*.c.d'], http: [{route: [
 ";
     let windows = "apiVersion: networking.istio.io/v1\r\nkind: VirtualService\r\nmetadata: {name: crlf, namespace: shop}\r\n\
                    spec:\r\n  hosts: ['*.g.h']\r\n  http:\r\n  - route:\r\n    - destination: {host: web}\r\n    timeout: soon\r\n";
-    let files = [
-        ("anchors.yml", anchors),
-        ("list.json", json_list),
-        ("windows.yaml", windows),
-    ];
+    let files = [("anchors.yml", anchors), ("list.json", json_list), ("windows.yaml", windows)];
     let (_folder, path) = folder(&[&[("services.yaml", SERVICES)], &files[..]].concat());
     let short: Vec<_> = findings(&path)
         .iter()
@@ -291,21 +253,13 @@ spec: {hosts: ['*.c.d'], http: [{route: [
                 .to_str()
                 .unwrap()
                 .to_owned();
-            (
-                file,
-                finding["line"].as_u64().unwrap(),
-                finding["path"].as_str().unwrap().to_owned(),
-            )
+            (file, finding["line"].as_u64().unwrap(), finding["path"].as_str().unwrap().to_owned())
         })
         .collect();
     let expected = [
         ("anchors.yml", 16, "spec.http[0].route[1].destination.host"),
         ("anchors.yml", 16, "spec.http[1].route[1].destination.host"),
-        (
-            "anchors.yml",
-            30,
-            "spec.http[0].route[0].destination.subset",
-        ),
+        ("anchors.yml", 30, "spec.http[0].route[0].destination.subset"),
         ("list.json", 6, "spec.http[0].route[1].destination.host"),
         ("windows.yaml", 9, "spec.http[0].timeout"),
     ];
@@ -319,19 +273,11 @@ spec: {hosts: ['*.c.d'], http: [{route: [
 #[test]
 fn every_code_is_listed() {
     let output = text(&weir(&["--list-codes"]));
-    assert!(
-        output.lines().all(|line| line.chars().count() <= 100),
-        "{output}"
-    );
+    assert!(output.lines().all(|line| line.chars().count() <= 100), "{output}");
     let all: Value = serde_json::from_slice(&weir(&["--list-codes", "-o", "json"]).stdout).unwrap();
     for code in weir::analyze::code::ALL {
         assert!(output.contains(code.id), "{}", code.id);
-        let listed = all
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|item| item["code"] == code.id)
-            .unwrap();
+        let listed = all.as_array().unwrap().iter().find(|item| item["code"] == code.id).unwrap();
         assert_eq!(listed["severity"], code.severity.as_str());
     }
 }
@@ -367,29 +313,20 @@ const MISTAKES: &[(&str, &[(&str, &str)])] = &[
 #[test]
 fn the_cases_that_are_right_have_no_errors() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut cases: Vec<PathBuf> = std::fs::read_dir(root)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut cases: Vec<PathBuf> =
+        std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.retain(|case| case.join("input.yaml").exists());
     cases.sort();
     assert!(cases.len() >= 8, "{cases:?}");
     for case in cases {
         let name = case.file_name().unwrap().to_str().unwrap();
-        let expected = MISTAKES
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map_or(&[][..], |(_, errors)| errors);
+        let expected =
+            MISTAKES.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, errors)| errors);
         let all = findings(case.join("input.yaml").to_str().unwrap());
         let errors: Vec<_> = all
             .iter()
             .filter(|item| item["severity"] == "error")
-            .map(|item| {
-                (
-                    item["code"].as_str().unwrap(),
-                    item["path"].as_str().unwrap(),
-                )
-            })
+            .map(|item| (item["code"].as_str().unwrap(), item["path"].as_str().unwrap()))
             .collect();
         assert_eq!(errors, expected, "{name}");
     }
@@ -444,13 +381,7 @@ fn a_cluster_is_listed_once() {
     let object = ["virtualservice", "my-app", "--type=json", "-p", &patch];
     cluster.kubectl_ok(&[&["-n", "your-namespace", "patch"], &object[..]].concat());
     let subset = "spec.http[0].route[1].destination.subset";
-    assert_eq!(
-        listed(&[]),
-        (
-            Some(1),
-            vec![json!(["IST0101", "my-app", null, null, subset])]
-        )
-    );
+    assert_eq!(listed(&[]), (Some(1), vec![json!(["IST0101", "my-app", null, null, subset])]));
     assert_eq!(listed(&["-n", "default"]), (Some(0), Vec::new()));
 }
 

@@ -26,11 +26,7 @@ struct Weir {
 }
 
 fn objects(folder: &tempfile::TempDir) -> Objects {
-    let objects = Objects {
-        folder: folder.path().to_owned(),
-        service: 8000,
-        backend: 8080,
-    };
+    let objects = Objects { folder: folder.path().to_owned(), service: 8000, backend: 8080 };
     objects.write_all(100, 0);
     objects
 }
@@ -39,23 +35,11 @@ impl Weir {
     async fn start(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let objects = objects(&folder);
-        let args = [
-            &[
-                "--log",
-                "error",
-                "--config-dir",
-                folder.path().to_str().unwrap(),
-            ],
-            more,
-        ]
-        .concat();
+        let args =
+            [&["--log", "error", "--config-dir", folder.path().to_str().unwrap()], more].concat();
         let serve = Serve::start(&args, free_port(), free_port());
         serve.ready().await;
-        Self {
-            serve,
-            objects,
-            _folder: folder,
-        }
+        Self { serve, objects, _folder: folder }
     }
 
     fn xds(&self) -> SocketAddr {
@@ -99,18 +83,11 @@ async fn withstood(attack: Attack, count: usize) {
     let attackers = attack.start(weir.xds(), count, &tried);
     for round in 1..=3u32 {
         let goal = count * round as usize / 3;
-        until("the attack goes on", async || {
-            tried.load(Ordering::Relaxed) >= goal
-        })
-        .await;
-        let proxy = in_time(
-            "a new proxy's first clusters",
-            hostile::served(PROXY, weir.xds()),
-        )
-        .await;
+        until("the attack goes on", async || tried.load(Ordering::Relaxed) >= goal).await;
+        let proxy =
+            in_time("a new proxy's first clusters", hostile::served(PROXY, weir.xds())).await;
         assert!(proxy.is_ok(), "{attack:?}: {proxy:?}");
-        weir.objects
-            .write("virtual-service.yaml", &route_yaml(100 - round, round));
+        weir.objects.write("virtual-service.yaml", &route_yaml(100 - round, round));
         in_time("the weight", watcher.next()).await.unwrap();
     }
     drop(attackers);
@@ -141,57 +118,35 @@ withstood! {
 #[tokio::test]
 async fn one_address_has_its_share_of_the_streams() {
     let weir = Weir::start(&["--max-streams", "20"]).await;
-    let mut http = Http2::connect(hostile::attacker(0), weir.xds())
-        .await
-        .unwrap();
+    let mut http = Http2::connect(hostile::attacker(0), weir.xds()).await.unwrap();
     for n in 0..6 {
         let stream = http.open(false, 0);
-        let _ = http
-            .send(stream, &hostile::request("bench", n, CDS, Vec::new()))
-            .await;
+        let _ = http.send(stream, &hostile::request("bench", n, CDS, Vec::new())).await;
     }
     assert!(
-        in_time(
-            "the refusal",
-            http.until(|seen| seen.ended == 1 && seen.responses == 6)
-        )
-        .await,
+        in_time("the refusal", http.until(|seen| seen.ended == 1 && seen.responses == 6)).await,
         "{http:?}"
     );
     assert_eq!(weir.admitted("streams").await, 5, "a quarter of all");
     assert_eq!(weir.refusals("streams", "share").await, 1);
-    hostile::served(hostile::attacker(1), weir.xds())
-        .await
-        .unwrap();
+    hostile::served(hostile::attacker(1), weir.xds()).await.unwrap();
 }
 
 #[tokio::test]
 async fn who_has_the_most_makes_room_for_others() {
     let weir = Weir::start(&["--max-streams", "8", "--peer-share", "100"]).await;
-    let mut http = Http2::connect(hostile::attacker(0), weir.xds())
-        .await
-        .unwrap();
+    let mut http = Http2::connect(hostile::attacker(0), weir.xds()).await.unwrap();
     for n in 0..8 {
         let stream = http.open(false, 0);
-        http.send(stream, &hostile::request("bench", n, CDS, Vec::new()))
-            .await
-            .unwrap();
+        http.send(stream, &hostile::request("bench", n, CDS, Vec::new())).await.unwrap();
     }
     assert!(in_time("all clusters", http.until(|seen| seen.messages == 8)).await);
     let mut others = Vec::new();
     for n in 1..5 {
-        others.push(
-            hostile::served(hostile::attacker(n), weir.xds())
-                .await
-                .unwrap(),
-        );
+        others.push(hostile::served(hostile::attacker(n), weir.xds()).await.unwrap());
     }
     assert!(
-        in_time(
-            "the end of as many as the others got",
-            http.until(|seen| seen.ended == 4)
-        )
-        .await
+        in_time("the end of as many as the others got", http.until(|seen| seen.ended == 4)).await
     );
     assert_eq!(weir.refusals("streams", "revoked").await, 4);
     assert!(others.iter().all(|other| !other.is_closed()));
@@ -203,10 +158,7 @@ fn limited(soft: u32, hard: u32, args: &[&str]) -> Child {
     let script =
         format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" serve --log error \"$@\"");
     let mut command = Command::new("sh");
-    command
-        .args(["-c", &script, env!("CARGO_BIN_EXE_weir")])
-        .args(args)
-        .stdin(Stdio::null());
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_weir")]).args(args).stdin(Stdio::null());
     command.spawn().unwrap()
 }
 
@@ -227,10 +179,7 @@ async fn descriptors_are_kept_for_the_source_and_the_admin_port() {
     let serve = Serve::of(limited(32, 128, &args), xds, admin);
     serve.ready().await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", serve.id())).unwrap();
-    let files = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"))
-        .unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(
         files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(),
         ["128", "128"],
@@ -290,12 +239,8 @@ async fn closed(mut stream: tokio::net::TcpStream) {
 
 #[tokio::test]
 async fn a_connection_that_says_nothing_is_closed() {
-    let (plane, _folder) = hasty(Limits {
-        first_request: HASTE,
-        idle: LONG,
-        ..Limits::default()
-    })
-    .await;
+    let (plane, _folder) =
+        hasty(Limits { first_request: HASTE, idle: LONG, ..Limits::default() }).await;
     for to in [plane.xds_addr(), plane.admin_addr()] {
         closed(hostile::connect(PROXY, to).await.unwrap()).await;
     }
@@ -303,26 +248,13 @@ async fn a_connection_that_says_nothing_is_closed() {
 
 #[tokio::test]
 async fn a_connection_whose_first_request_never_ends_is_closed() {
-    let (plane, _folder) = hasty(Limits {
-        first_request: HASTE,
-        idle: LONG,
-        ..Limits::default()
-    })
-    .await;
+    let (plane, _folder) =
+        hasty(Limits { first_request: HASTE, idle: LONG, ..Limits::default() }).await;
     for (to, beginning) in [
-        (
-            plane.xds_addr(),
-            &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x05"[..],
-        ),
+        (plane.xds_addr(), &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x05"[..]),
         (plane.xds_addr(), b"PRI"),
-        (
-            plane.admin_addr(),
-            b"GET /ready HTTP/1.1\r\nhost: weir\r\nx-more: ",
-        ),
-        (
-            plane.admin_addr(),
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
-        ),
+        (plane.admin_addr(), b"GET /ready HTTP/1.1\r\nhost: weir\r\nx-more: "),
+        (plane.admin_addr(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"),
     ] {
         let mut stream = hostile::connect(PROXY, to).await.unwrap();
         stream.write_all(beginning).await.unwrap();
@@ -332,31 +264,20 @@ async fn a_connection_whose_first_request_never_ends_is_closed() {
 
 #[tokio::test]
 async fn a_connection_all_of_whose_streams_have_ended_is_closed() {
-    let (plane, _folder) = hasty(Limits {
-        first_request: LONG,
-        idle: HASTE,
-        ..Limits::default()
-    })
-    .await;
+    let (plane, _folder) =
+        hasty(Limits { first_request: LONG, idle: HASTE, ..Limits::default() }).await;
     let mut http = hostile::served(PROXY, plane.xds_addr()).await.unwrap();
     http.reset(1);
     http.flush().await.unwrap();
     in_time("the end of a connection to ADS", http.until(|_| false)).await;
     let mut stream = hostile::connect(PROXY, plane.admin_addr()).await.unwrap();
-    stream
-        .write_all(b"GET /healthz HTTP/1.1\r\nhost: weir\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: weir\r\n\r\n").await.unwrap();
     closed(stream).await;
 }
 
 #[tokio::test]
 async fn a_stream_without_a_first_message_is_ended() {
-    let (plane, _folder) = hasty(Limits {
-        first_request: HASTE,
-        ..Limits::default()
-    })
-    .await;
+    let (plane, _folder) = hasty(Limits { first_request: HASTE, ..Limits::default() }).await;
     let mut http = Http2::connect(PROXY, plane.xds_addr()).await.unwrap();
     http.open(false, 0);
     http.flush().await.unwrap();
@@ -365,11 +286,7 @@ async fn a_stream_without_a_first_message_is_ended() {
 
 #[tokio::test]
 async fn a_message_that_does_not_end_is_given_up() {
-    let (plane, _folder) = hasty(Limits {
-        message: HASTE,
-        ..Limits::default()
-    })
-    .await;
+    let (plane, _folder) = hasty(Limits { message: HASTE, ..Limits::default() }).await;
     let mut http = hostile::served(PROXY, plane.xds_addr()).await.unwrap();
     http.send(1, &[0, 0, 0, 0, 200, 1, 2, 3]).await.unwrap();
     in_time("the stream's end", http.until(|seen| seen.ended == 1)).await;
@@ -378,13 +295,9 @@ async fn a_message_that_does_not_end_is_given_up() {
 
 #[tokio::test]
 async fn a_connection_with_an_open_stream_stays() -> io::Result<()> {
-    let (plane, folder) = hasty(Limits {
-        first_request: HASTE,
-        idle: HASTE,
-        message: HASTE,
-        ..Limits::default()
-    })
-    .await;
+    let (plane, folder) =
+        hasty(Limits { first_request: HASTE, idle: HASTE, message: HASTE, ..Limits::default() })
+            .await;
     let mut watcher = Watcher::new(PROXY, plane.xds_addr(), "8000").await?;
     // Another one that says nothing comes later and goes earlier.
     closed(hostile::connect(PROXY, plane.xds_addr()).await?).await;

@@ -16,14 +16,8 @@ const NO_MEANING: [(&str, &str); 11] = [
     ("metadata", "Istio's notes for people and telemetry"),
     ("decorator", "names of trace spans"),
     ("trackRemaining", "whether statistics count down"),
-    (
-        "transportSocketConnectTimeout",
-        "of handshakes that these listeners do not make",
-    ),
-    (
-        "initialFetchTimeout",
-        "0 s everywhere; the proxies' bootstrap says the same",
-    ),
+    ("transportSocketConnectTimeout", "of handshakes that these listeners do not make"),
+    ("initialFetchTimeout", "0 s everywhere; the proxies' bootstrap says the same"),
     ("resourceApiVersion", "V3 everywhere"),
     ("requestIdExtension", "trace sampling"),
     ("typedDnsResolverConfig", "limits of the DNS client"),
@@ -61,42 +55,12 @@ const DIFFERENCES: [(&str, &str, &str, &str); 10] = [
         "Istiod waits for a TLS client's first bytes on TCP ports too, which mutual TLS needs; weir has none, and a server \
          that speaks first would never be reached",
     ),
-    (
-        "tls",
-        "clusters",
-        "outbound|80|mutual|web.shop.svc.cluster.local",
-        FILES,
-    ),
-    (
-        "tls",
-        "clusters",
-        "outbound|80|simple|web.shop.svc.cluster.local",
-        FILES,
-    ),
-    (
-        "tls",
-        "clusters",
-        "outbound|80|simplebare|web.shop.svc.cluster.local",
-        FILES,
-    ),
-    (
-        "traffic-policy",
-        "clusters",
-        "outbound|8080|v1|cart.shop.svc.cluster.local",
-        BUDGET,
-    ),
-    (
-        "traffic-policy",
-        "clusters",
-        "outbound|8080|v2|cart.shop.svc.cluster.local",
-        BUDGET,
-    ),
-    (
-        "traffic-policy",
-        "clusters",
-        "outbound|8080||cart.shop.svc.cluster.local",
-        BUDGET,
-    ),
+    ("tls", "clusters", "outbound|80|mutual|web.shop.svc.cluster.local", FILES),
+    ("tls", "clusters", "outbound|80|simple|web.shop.svc.cluster.local", FILES),
+    ("tls", "clusters", "outbound|80|simplebare|web.shop.svc.cluster.local", FILES),
+    ("traffic-policy", "clusters", "outbound|8080|v1|cart.shop.svc.cluster.local", BUDGET),
+    ("traffic-policy", "clusters", "outbound|8080|v2|cart.shop.svc.cluster.local", BUDGET),
+    ("traffic-policy", "clusters", "outbound|8080||cart.shop.svc.cluster.local", BUDGET),
 ];
 
 #[test]
@@ -106,12 +70,7 @@ fn every_case_is_translated_to_the_same_meaning() {
     let mut used = BTreeSet::new();
     let mut count = 0;
     for folder in case_folders(&root) {
-        let case = folder
-            .strip_prefix(&root)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
+        let case = folder.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
         let expected: Value =
             serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
         let got = translate(&folder);
@@ -140,12 +99,7 @@ fn every_case_is_translated_to_the_same_meaning() {
         }
     }
     assert!(count > 150, "only {count} resources were compared");
-    assert!(
-        wrong.is_empty(),
-        "{} of {count} differ:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} of {count} differ:\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(
         used.len(),
         DIFFERENCES.len(),
@@ -185,12 +139,8 @@ fn translate(folder: &Path) -> Value {
             json!({"LABELS": {"app": "client", "version": "v1"}}),
         ),
     };
-    let objects = if who.starts_with("as-") {
-        folder.parent().unwrap()
-    } else {
-        folder
-    }
-    .join("input.yaml");
+    let objects =
+        if who.starts_with("as-") { folder.parent().unwrap() } else { folder }.join("input.yaml");
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
     for change in weir::source::directory::load_once(&objects).unwrap() {
         store.apply(change, &mut dirty);
@@ -202,12 +152,8 @@ fn translate(folder: &Path) -> Value {
         objects.display()
     );
     let mesh = MeshBuilder::new(MeshConfig::default()).update(&store, &dirty);
-    let proxy = Proxy::new(
-        id,
-        NodeMetadata::from_json(&metadata),
-        Locality::parse("eu/eu-a"),
-    )
-    .unwrap();
+    let proxy =
+        Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/eu-a")).unwrap();
     let snapshot = SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy));
     let all = |kind| Value::Array(weir::cli::translate::to_json(&snapshot, kind).unwrap());
     json!({
@@ -264,11 +210,7 @@ fn by_name(kind: &str, resources: &Value) -> BTreeMap<String, Value> {
             }
             "listeners" => {
                 let name = resource["name"].as_str().unwrap().to_owned();
-                for filter in resource["listenerFilters"]
-                    .as_array_mut()
-                    .into_iter()
-                    .flatten()
-                {
+                for filter in resource["listenerFilters"].as_array_mut().into_iter().flatten() {
                     let of = filter["name"].clone();
                     out.insert(
                         format!("{name} {}", of.as_str().unwrap()),
@@ -295,24 +237,19 @@ fn sort(list: &mut Value) {
 fn normal(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
-            let kept = map
-                .iter()
-                .filter(|(key, _)| !NO_MEANING.iter().any(|(name, _)| name == key));
+            let kept =
+                map.iter().filter(|(key, _)| !NO_MEANING.iter().any(|(name, _)| name == key));
             let kept = kept.map(|(key, value)| (key.clone(), normal(value)));
             // 0 s disables a `timeout` but is a default elsewhere, so it is kept.
-            Value::Object(
-                kept.filter(|(_, value)| !is_nothing(value))
-                    .collect::<Map<_, _>>(),
-            )
+            Value::Object(kept.filter(|(_, value)| !is_nothing(value)).collect::<Map<_, _>>())
         }
         Value::Array(items) => items.iter().map(normal).collect(),
-        Value::String(text) => match text
-            .strip_suffix('s')
-            .and_then(|seconds| seconds.parse::<f64>().ok())
-        {
-            Some(seconds) => json!(format!("{seconds}s")),
-            None => value.clone(),
-        },
+        Value::String(text) => {
+            match text.strip_suffix('s').and_then(|seconds| seconds.parse::<f64>().ok()) {
+                Some(seconds) => json!(format!("{seconds}s")),
+                None => value.clone(),
+            }
+        }
         Value::Number(number) => match number.as_f64() {
             Some(whole) if whole.fract() == 0.0 && whole.abs() < 1e15 => json!(whole as i64),
             _ => value.clone(),

@@ -35,11 +35,7 @@ impl Written {
     /// there are.
     fn new(subsets: &[&str], to: Option<&str>, pods: &[u8]) -> Self {
         let route = to.map_or_else(|| route_yaml(50, 50), only_yaml);
-        Self {
-            rule: rule_yaml(subsets),
-            route,
-            pods: pods.to_vec(),
-        }
+        Self { rule: rule_yaml(subsets), route, pods: pods.to_vec() }
     }
 
     fn all() -> Vec<Self> {
@@ -87,19 +83,14 @@ impl Dice {
 /// any order.
 async fn write(canary: &Canary, before: &Written, next: &Written, dice: &mut Dice) {
     let pods = |versions: &[u8]| (ENDPOINTS, canary.objects.endpoints_of(versions));
-    let both: Vec<u8> = [1, 2]
-        .into_iter()
-        .filter(|n| before.pods.contains(n) || next.pods.contains(n))
-        .collect();
+    let both: Vec<u8> =
+        [1, 2].into_iter().filter(|n| before.pods.contains(n) || next.pods.contains(n)).collect();
     let mut files = Vec::new();
     if before.rule != next.rule {
         files.push((RULE, next.rule.clone()));
     }
     if before.route != next.route {
-        files.insert(
-            dice.roll(files.len() as u64 + 1) as usize,
-            (ROUTE, next.route.clone()),
-        );
+        files.insert(dice.roll(files.len() as u64 + 1) as usize, (ROUTE, next.route.clone()));
     }
     if both != before.pods {
         files.insert(0, pods(&both));
@@ -117,11 +108,7 @@ async fn write(canary: &Canary, before: &Written, next: &Written, dice: &mut Dic
 async fn wait_for(canary: &Canary, object: &str) {
     let admin = format!("127.0.0.1:{}", canary.weir.admin);
     let args = ["wait", object, "-n", "shop", "--admin", &admin];
-    let waited = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(args)
-        .output()
-        .await
-        .unwrap();
+    let waited = Command::new(env!("CARGO_BIN_EXE_weir")).args(args).output().await.unwrap();
     let said =
         [waited.stdout, waited.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(waited.status.success(), "{said:?}");
@@ -159,11 +146,7 @@ async fn history(
     let states = Written::all();
     let any = |dice: &mut Dice| {
         let next = dice.pick(&states).clone();
-        if dice.roll(3) == 0 {
-            next.with_policy(1 + dice.roll(5))
-        } else {
-            next
-        }
+        if dice.roll(3) == 0 { next.with_policy(1 + dice.roll(5)) } else { next }
     };
     let mut now = before.clone();
     for _ in 0..=dice.roll(2) {
@@ -207,21 +190,15 @@ async fn until_or(time: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool 
 }
 
 async fn random_cuts(more: &[&str]) {
-    let number = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .map(|text| text.parse::<u64>().expect("a number"))
-    };
+    let number =
+        |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seed = number("WEIR_CUTS_SEED").unwrap_or_else(random);
     let histories = number("WEIR_CUTS").unwrap_or(8);
     println!("WEIR_CUTS_SEED={seed}");
     let mut dice = Dice(seed | 1);
     let (mut canary, cutter) = Canary::behind_cutter(more, &GRACE).await;
     // What there is to begin with.
-    let begun = Written {
-        route: route_yaml(100, 0),
-        ..Written::new(&["v1", "v2"], None, &[1, 2])
-    };
+    let begun = Written { route: route_yaml(100, 0), ..Written::new(&["v1", "v2"], None, &[1, 2]) };
     let mut now = Written::new(&["v1", "v2"], Some("v1"), &[1, 2]);
     write(&canary, &begun, &now, &mut dice).await;
     settled(&canary).await;
@@ -229,11 +206,7 @@ async fn random_cuts(more: &[&str]) {
         let load = canary.load();
         let next = history(&mut canary, &cutter, &now, &mut dice).await;
         let tally = load.end();
-        assert_eq!(
-            tally.failed(),
-            0,
-            "history {n}, from {now:?} to {next:?}: {tally:?}"
-        );
+        assert_eq!(tally.failed(), 0, "history {n}, from {now:?} to {next:?}: {tally:?}");
         assert!(tally.total() > 0);
         now = next;
     }
@@ -286,27 +259,14 @@ async fn differs(canary: &Canary) -> Option<String> {
     let has = canary.envoy.config_dump().await.unwrap();
     let configs = has["configs"].as_array().unwrap();
     let part = |part: &'static str| {
-        configs
-            .iter()
-            .filter_map(move |config| config[part].as_array())
-            .flatten()
+        configs.iter().filter_map(move |config| config[part].as_array()).flatten()
     };
     if let Some(warming) = part("dynamic_warming_clusters").next() {
         return Some(format!("a cluster warms: {warming}"));
     }
     for (list, dynamic, entry, kind) in [
-        (
-            "CDS",
-            "dynamic_active_clusters",
-            "/cluster",
-            "envoy.config.cluster.v3.Cluster",
-        ),
-        (
-            "LDS",
-            "dynamic_listeners",
-            "/active_state/listener",
-            "envoy.config.listener.v3.Listener",
-        ),
+        ("CDS", "dynamic_active_clusters", "/cluster", "envoy.config.cluster.v3.Cluster"),
+        ("LDS", "dynamic_listeners", "/active_state/listener", "envoy.config.listener.v3.Listener"),
         (
             "RDS",
             "dynamic_route_configs",
@@ -315,26 +275,17 @@ async fn differs(canary: &Canary) -> Option<String> {
         ),
     ] {
         let said = named(of_type(list), kind);
-        let has = named(
-            part(dynamic).filter_map(|config| config.pointer(entry)),
-            kind,
-        );
+        let has = named(part(dynamic).filter_map(|config| config.pointer(entry)), kind);
         if said != has {
             return Some(format!("{list}: weir says {said:?}, Envoy has {has:?}"));
         }
     }
     let assignments = of_type("EDS");
-    let said: BTreeMap<&str, BTreeSet<String>> = assignments
-        .map(|item| (item["clusterName"].as_str().unwrap(), addresses(item)))
-        .collect();
-    let body: Value = serde_json::from_slice(
-        &canary
-            .envoy
-            .admin_get("/clusters?format=json")
-            .await
-            .unwrap(),
-    )
-    .unwrap();
+    let said: BTreeMap<&str, BTreeSet<String>> =
+        assignments.map(|item| (item["clusterName"].as_str().unwrap(), addresses(item))).collect();
+    let body: Value =
+        serde_json::from_slice(&canary.envoy.admin_get("/clusters?format=json").await.unwrap())
+            .unwrap();
     for cluster in body["cluster_statuses"].as_array().unwrap() {
         let name = cluster["name"].as_str().unwrap();
         let has = addresses(cluster);
@@ -352,10 +303,7 @@ async fn differs(canary: &Canary) -> Option<String> {
 fn addresses(value: &Value) -> BTreeSet<String> {
     match value {
         Value::Object(fields) => {
-            let own = fields
-                .get("address")
-                .and_then(Value::as_str)
-                .map(str::to_owned);
+            let own = fields.get("address").and_then(Value::as_str).map(str::to_owned);
             fields.values().flat_map(addresses).chain(own).collect()
         }
         Value::Array(list) => list.iter().flat_map(addresses).collect(),
@@ -370,9 +318,7 @@ fn named<'a>(all: impl Iterator<Item = &'a Value>, kind: &str) -> ByName {
         value.as_object_mut().unwrap().shift_remove("@type");
         bytes_to_json(kind, &json_to_any(kind, &value).unwrap()).unwrap()
     });
-    normal
-        .map(|value| (value["name"].as_str().unwrap().to_owned(), value))
-        .collect()
+    normal.map(|value| (value["name"].as_str().unwrap().to_owned(), value)).collect()
 }
 
 /// A subset is added and rolled back while the client waits for its endpoints, and the connection breaks: the client
@@ -390,16 +336,11 @@ async fn rolled_back_while_it_warms(more: &[&str]) {
     cutter.release();
     let before = canary.weir.revision().await;
     canary.objects.write(RULE, &rule_yaml(&["v1"]));
-    until("the subset is gone", async || {
-        canary.weir.revision().await > before
-    })
-    .await;
+    until("the subset is gone", async || canary.weir.revision().await > before).await;
     cutter.delay(Duration::from_millis(40));
     cutter.refuse(false);
     canary.weir.acked_after(before).await;
-    canary
-        .pair((ROUTE, &only_yaml("v2")), (RULE, &rule_yaml(&["v1", "v2"])))
-        .await;
+    canary.pair((ROUTE, &only_yaml("v2")), (RULE, &rule_yaml(&["v1", "v2"]))).await;
     let all = load.end();
     assert_eq!(all.failed(), 0, "{all:?}");
     assert!(all.of("v2") > 0, "{all:?}");
@@ -432,10 +373,7 @@ async fn route_moves_while_a_cluster_warms(more: &[&str]) {
     let before = canary.weir.events().await;
     canary.objects.write(RULE, &rule_yaml(&["v1", "v2", "n1"]));
     canary.objects.write(ROUTE, &only_yaml("v2"));
-    until("both are read", async || {
-        canary.weir.events().await >= before + 2
-    })
-    .await;
+    until("both are read", async || canary.weir.events().await >= before + 2).await;
     cutter.refuse(false);
     canary.weir.live_with(before + 2).await;
     let all = load.end();

@@ -10,38 +10,26 @@ use crate::support::mesh::{Tally, only_yaml, route_yaml, rule_yaml, start_envoy,
 use nix::sys::signal::Signal;
 
 fn cycles() -> u32 {
-    std::env::var("WEIR_CYCLES")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(20)
+    std::env::var("WEIR_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
 }
 
 const RULE: &str = "destination-rule.yaml";
 const ROUTE: &str = "virtual-service.yaml";
 
 async fn run(canary: &mut Canary, kill: bool) -> Vec<(&'static str, Tally)> {
-    let (both, v1, v2) = (
-        rule_yaml(&["v1", "v2"]),
-        rule_yaml(&["v1"]),
-        rule_yaml(&["v2"]),
-    );
+    let (both, v1, v2) = (rule_yaml(&["v1", "v2"]), rule_yaml(&["v1"]), rule_yaml(&["v2"]));
     let (to_v1, to_v2, half) = (only_yaml("v1"), only_yaml("v2"), route_yaml(50, 50));
     let mut found = Vec::new();
     // The rule adds a subset, then the route uses it; and the other way round.
     canary.edit(ROUTE, &to_v1).await;
     canary.edit(RULE, &v1).await;
-    for (name, rule_first) in [
-        ("a: rule adds, route uses", true),
-        ("b: route uses, rule adds", false),
-    ] {
+    for (name, rule_first) in
+        [("a: rule adds, route uses", true), ("b: route uses, rule adds", false)]
+    {
         let load = canary.load();
         for _ in 0..cycles() {
             let (rule, route) = ((RULE, both.as_str()), (ROUTE, to_v2.as_str()));
-            let (first, then) = if rule_first {
-                (rule, route)
-            } else {
-                (route, rule)
-            };
+            let (first, then) = if rule_first { (rule, route) } else { (route, rule) };
             step(canary, first, then, kill).await;
             canary.edit(ROUTE, &to_v1).await;
             canary.edit(RULE, &v1).await;
@@ -51,18 +39,13 @@ async fn run(canary: &mut Canary, kill: bool) -> Vec<(&'static str, Tally)> {
     // The route leaves a subset, then the rule drops it; and the other way round.
     canary.edit(RULE, &both).await;
     canary.edit(ROUTE, &half).await;
-    for (name, route_first) in [
-        ("c: route leaves, rule drops", true),
-        ("d: rule drops, route leaves", false),
-    ] {
+    for (name, route_first) in
+        [("c: route leaves, rule drops", true), ("d: rule drops, route leaves", false)]
+    {
         let load = canary.load();
         for _ in 0..cycles() {
             let (rule, route) = ((RULE, v2.as_str()), (ROUTE, to_v2.as_str()));
-            let (first, then) = if route_first {
-                (route, rule)
-            } else {
-                (rule, route)
-            };
+            let (first, then) = if route_first { (route, rule) } else { (rule, route) };
             step(canary, first, then, kill).await;
             canary.edit(RULE, &both).await;
             canary.edit(ROUTE, &half).await;
@@ -80,10 +63,7 @@ async fn run(canary: &mut Canary, kill: bool) -> Vec<(&'static str, Tally)> {
         canary.objects.write(ROUTE, &half);
         canary.objects.write(
             RULE,
-            &both.replace(
-                "name: v1, labels: {version: v1}",
-                "name: v1, labels: {version: v2}",
-            ),
+            &both.replace("name: v1, labels: {version: v1}", "name: v1, labels: {version: v2}"),
         );
         tokio::time::sleep(Duration::from_millis(300)).await;
         canary.objects.write("endpoints.yaml", &all);
@@ -144,24 +124,14 @@ async fn restart(canary: &mut Canary) {
 
 fn nothing_failed(found: &[(&str, Tally)]) {
     for (name, tally) in found {
-        eprintln!(
-            "{name}: {} requests, {} failed",
-            tally.total(),
-            tally.failed()
-        );
+        eprintln!("{name}: {} requests, {} failed", tally.total(), tally.failed());
         if tally.failed() > 0 {
             eprintln!("  {:?}", tally.answers);
         }
     }
-    let bad: Vec<_> = found
-        .iter()
-        .filter(|(_, tally)| tally.failed() > 0)
-        .collect();
+    let bad: Vec<_> = found.iter().filter(|(_, tally)| tally.failed() > 0).collect();
     assert!(bad.is_empty(), "{bad:?}");
-    assert!(
-        found.iter().all(|(_, tally)| tally.total() > 100),
-        "{found:?}"
-    );
+    assert!(found.iter().all(|(_, tally)| tally.total() > 100), "{found:?}");
 }
 
 /// A short grace period, so that removals happen within their cycle.
@@ -196,10 +166,7 @@ async fn without_the_gates_requests_do_fail() {
     let mut canary = Canary::with(&[], &["--grace", "0.05", "--test-ungated"]).await;
     let found = run(&mut canary, false).await;
     let failed: u64 = found.iter().map(|(_, tally)| tally.failed()).sum();
-    assert!(
-        failed > 0,
-        "the load does not detect missing gates: {found:?}"
-    );
+    assert!(failed > 0, "the load does not detect missing gates: {found:?}");
 }
 
 /// Two Envoys, one of which is paused for a while: the other gets every step as fast as before, and the paused one is
@@ -217,9 +184,7 @@ async fn a_paused_proxy_delays_no_other_and_catches_up() {
     };
     let state = async || {
         let all = canary.weir.proxies().await.unwrap();
-        all.into_iter()
-            .find(|proxy| proxy.pod == "client-1")
-            .unwrap_or_default()
+        all.into_iter().find(|proxy| proxy.pod == "client-1").unwrap_or_default()
     };
     until("the second proxy is up to date", async || {
         let now = state().await;
@@ -229,18 +194,12 @@ async fn a_paused_proxy_delays_no_other_and_catches_up() {
     let load = canary.load();
     signal(Signal::SIGSTOP);
     for _ in 0..cycles() {
-        canary
-            .pair((RULE, &rule_yaml(&["v2"])), (ROUTE, &only_yaml("v2")))
-            .await;
-        canary
-            .pair((RULE, &rule_yaml(&["v1", "v2"])), (ROUTE, &only_yaml("v1")))
-            .await;
+        canary.pair((RULE, &rule_yaml(&["v2"])), (ROUTE, &only_yaml("v2"))).await;
+        canary.pair((RULE, &rule_yaml(&["v1", "v2"])), (ROUTE, &only_yaml("v1"))).await;
     }
     canary.edit(ROUTE, &only_yaml("v2")).await;
-    until("the stopped proxy is shown as lagging", async || {
-        !state().await.lagging.is_empty()
-    })
-    .await;
+    until("the stopped proxy is shown as lagging", async || !state().await.lagging.is_empty())
+        .await;
     let behind = state().await;
     assert!(behind.acked < behind.wanted, "{behind:?}");
     signal(Signal::SIGCONT);

@@ -30,29 +30,17 @@ struct Case {
 fn cluster(name: &str, fine: bool, fields: Value) -> Case {
     let mut resource = json!({"name": "c", "connect_timeout": "1s", "type": "STATIC"});
     merge(&mut resource, fields);
-    Case {
-        name: name.to_owned(),
-        kind: CLUSTER,
-        resource,
-        fine,
-    }
+    Case { name: name.to_owned(), kind: CLUSTER, resource, fine }
 }
 
 fn listener(name: &str, fine: bool, fields: Value) -> Case {
     let mut resource = json!({"name": "l", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}});
     merge(&mut resource, fields);
-    Case {
-        name: name.to_owned(),
-        kind: LISTENER,
-        resource,
-        fine,
-    }
+    Case { name: name.to_owned(), kind: LISTENER, resource, fine }
 }
 
 fn merge(into: &mut Value, fields: Value) {
-    let Value::Object(fields) = fields else {
-        panic!("{fields} is not an object")
-    };
+    let Value::Object(fields) = fields else { panic!("{fields} is not an object") };
     into.as_object_mut().unwrap().extend(fields);
 }
 
@@ -74,11 +62,7 @@ fn routes(name: &str, fine: bool, hosts: Value) -> Case {
 fn route(name: &str, fine: bool, fields: Value) -> Case {
     let mut route = json!({"match": {"prefix": "/"}});
     merge(&mut route, fields);
-    routes(
-        name,
-        fine,
-        json!([{"name": "v", "domains": ["*"], "routes": [route]}]),
-    )
+    routes(name, fine, json!([{"name": "v", "domains": ["*"], "routes": [route]}]))
 }
 
 fn action(name: &str, fine: bool, fields: Value) -> Case {
@@ -87,11 +71,7 @@ fn action(name: &str, fine: bool, fields: Value) -> Case {
 
 fn header(name: &str, fine: bool, key: &str, value: &str) -> Case {
     let add = json!([{"header": {"key": key, "value": value}}]);
-    route(
-        name,
-        fine,
-        json!({"route": {"cluster": "c"}, "request_headers_to_add": add}),
-    )
+    route(name, fine, json!({"route": {"cluster": "c"}, "request_headers_to_add": add}))
 }
 
 fn chains(name: &str, fine: bool, matches: &[Value]) -> Case {
@@ -101,11 +81,7 @@ fn chains(name: &str, fine: bool, matches: &[Value]) -> Case {
     let chains = matches.iter().map(
         |request_match| json!({"filter_chain_match": request_match, "filters": [tcp.clone()]}),
     );
-    listener(
-        name,
-        fine,
-        json!({"filter_chains": chains.collect::<Vec<_>>()}),
-    )
+    listener(name, fine, json!({"filter_chains": chains.collect::<Vec<_>>()}))
 }
 
 fn named(name: &str, fine: bool, names: &[&str]) -> Case {
@@ -119,11 +95,7 @@ fn named(name: &str, fine: bool, names: &[&str]) -> Case {
 }
 
 fn endpoints(name: &str, fine: bool, localities: Value) -> Case {
-    cluster(
-        name,
-        fine,
-        json!({"load_assignment": {"cluster_name": "c", "endpoints": localities}}),
-    )
+    cluster(name, fine, json!({"load_assignment": {"cluster_name": "c", "endpoints": localities}}))
 }
 
 fn endpoint(address: &str) -> Value {
@@ -131,10 +103,8 @@ fn endpoint(address: &str) -> Value {
 }
 
 fn weights(weights: &[u32]) -> Value {
-    let clusters: Vec<_> = weights
-        .iter()
-        .map(|weight| json!({"name": "c", "weight": weight}))
-        .collect();
+    let clusters: Vec<_> =
+        weights.iter().map(|weight| json!({"name": "c", "weight": weight})).collect();
     json!({"weighted_clusters": {"clusters": clusters}})
 }
 
@@ -147,11 +117,7 @@ fn cases() -> Vec<Case> {
     let maglev =
         |size: u32| json!({"lb_policy": "MAGLEV", "maglev_lb_config": {"table_size": size}});
     let policy = |name: &str, mut fields: Value| {
-        let kind = if name == "maglev" {
-            "Maglev"
-        } else {
-            "RingHash"
-        };
+        let kind = if name == "maglev" { "Maglev" } else { "RingHash" };
         merge(
             &mut fields,
             json!({"@type": format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{kind}")}),
@@ -164,42 +130,18 @@ fn cases() -> Vec<Case> {
         json!({"type": "LOGICAL_DNS", "load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": hosts}]}})
     };
     vec![
-        routes(
-            "virtual hosts of one name",
-            true,
-            json!([host("a", &["x"]), host("a", &["y"])]),
-        ),
-        routes(
-            "a domain twice",
-            false,
-            json!([host("a", &["x"]), host("b", &["X"])]),
-        ),
-        routes(
-            "a domain twice in one host",
-            false,
-            json!([host("a", &["x", "x"])]),
-        ),
-        routes(
-            "two catch-alls",
-            false,
-            json!([host("a", &["*"]), host("b", &["*"])]),
-        ),
-        routes(
-            "wildcards on either side",
-            true,
-            json!([host("a", &["x*", "*x", "a*b"])]),
-        ),
+        routes("virtual hosts of one name", true, json!([host("a", &["x"]), host("a", &["y"])])),
+        routes("a domain twice", false, json!([host("a", &["x"]), host("b", &["X"])])),
+        routes("a domain twice in one host", false, json!([host("a", &["x", "x"])])),
+        routes("two catch-alls", false, json!([host("a", &["*"]), host("b", &["*"])])),
+        routes("wildcards on either side", true, json!([host("a", &["x*", "*x", "a*b"])])),
         routes("no domain", false, json!([host("a", &[])])),
         routes("no name", false, json!([host("", &["*"])])),
         action("weights of 0", false, weights(&[0, 0])),
         action("one weight of 0", true, weights(&[0, 1])),
         action("weights over 32 bits", false, weights(&[MOST, 1])),
         action("weights of 32 bits", true, weights(&[MOST - 1, 1])),
-        action(
-            "no weight",
-            false,
-            json!({"weighted_clusters": {"clusters": [{"name": "c"}]}}),
-        ),
+        action("no weight", false, json!({"weighted_clusters": {"clusters": [{"name": "c"}]}})),
         action(
             "weight without a name",
             false,
@@ -217,30 +159,10 @@ fn cases() -> Vec<Case> {
             "a",
             "%REQ(x)% and %DOWNSTREAM_REMOTE_ADDRESS%",
         ),
-        header(
-            "header value with a command in lower case",
-            false,
-            "a",
-            "%foo%",
-        ),
-        header(
-            "header value with a command that nobody knows",
-            false,
-            "a",
-            "%FOO%",
-        ),
-        header(
-            "header value with a command without what it needs",
-            false,
-            "a",
-            "%REQ%",
-        ),
-        header(
-            "header value with a command with a length too many",
-            false,
-            "a",
-            "%HOSTNAME:3%",
-        ),
+        header("header value with a command in lower case", false, "a", "%foo%"),
+        header("header value with a command that nobody knows", false, "a", "%FOO%"),
+        header("header value with a command without what it needs", false, "a", "%REQ%"),
+        header("header value with a command with a length too many", false, "a", "%HOSTNAME:3%"),
         header("header :authority", false, ":authority", "a"),
         header("header Host", false, "Host", "a"),
         route(
@@ -255,11 +177,7 @@ fn cases() -> Vec<Case> {
         ),
         action("back-off", true, retry("1s", "1s")),
         action("back-off that shrinks", false, retry("2s", "1s")),
-        action(
-            "back-off that shrinks within a millisecond",
-            true,
-            retry("0.0019s", "0.0010s"),
-        ),
+        action("back-off that shrinks within a millisecond", true, retry("0.0019s", "0.0010s")),
         action(
             "mirror to nothing",
             false,
@@ -280,11 +198,7 @@ fn cases() -> Vec<Case> {
             false,
             json!({"cluster": "c", "upgrade_configs": [{"upgrade_type": "a"}, {"upgrade_type": "A"}]}),
         ),
-        action(
-            "a negative timeout",
-            false,
-            json!({"cluster": "c", "timeout": "-1s"}),
-        ),
+        action("a negative timeout", false, json!({"cluster": "c", "timeout": "-1s"})),
         action("no timeout", true, json!({"cluster": "c", "timeout": "0s"})),
         route("direct response of 4097 bytes", false, direct(4097)),
         route("direct response of 4096 bytes", true, direct(4096)),
@@ -332,26 +246,14 @@ fn cases() -> Vec<Case> {
         endpoints("no address", false, json!([{"lb_endpoints": [{}]}])),
         cluster("no name", false, json!({"name": ""})),
         cluster("connect timeout 0", false, json!({"connect_timeout": "0s"})),
-        cluster(
-            "ring",
-            true,
-            ring(json!({"minimum_ring_size": 10, "maximum_ring_size": 10})),
-        ),
+        cluster("ring", true, ring(json!({"minimum_ring_size": 10, "maximum_ring_size": 10}))),
         cluster(
             "ring with swapped ends",
             false,
             ring(json!({"minimum_ring_size": 100, "maximum_ring_size": 10})),
         ),
-        cluster(
-            "ring below the default",
-            false,
-            ring(json!({"maximum_ring_size": 100})),
-        ),
-        cluster(
-            "ring above the default",
-            false,
-            ring(json!({"minimum_ring_size": 8_388_609})),
-        ),
+        cluster("ring below the default", false, ring(json!({"maximum_ring_size": 100}))),
+        cluster("ring above the default", false, ring(json!({"minimum_ring_size": 8_388_609}))),
         cluster("maglev", true, maglev(5_000_011)),
         cluster("maglev without a prime", false, maglev(100)),
         cluster("maglev with too large a prime", false, maglev(5_000_017)),
@@ -360,21 +262,13 @@ fn cases() -> Vec<Case> {
             true,
             json!({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}),
         ),
-        cluster(
-            "original destination in turn",
-            false,
-            json!({"type": "ORIGINAL_DST"}),
-        ),
+        cluster("original destination in turn", false, json!({"type": "ORIGINAL_DST"})),
         cluster(
             "a cluster's own policy that it lacks",
             false,
             json!({"lb_policy": "CLUSTER_PROVIDED"}),
         ),
-        cluster(
-            "logical DNS without a host",
-            false,
-            json!({"type": "LOGICAL_DNS"}),
-        ),
+        cluster("logical DNS without a host", false, json!({"type": "LOGICAL_DNS"})),
         cluster(
             "ejection of 101 %",
             false,
@@ -405,22 +299,14 @@ fn cases() -> Vec<Case> {
             false,
             policy("ring_hash", json!({"maximum_ring_size": 100})),
         ),
-        cluster(
-            "maglev as an extension",
-            true,
-            policy("maglev", json!({"table_size": 101})),
-        ),
+        cluster("maglev as an extension", true, policy("maglev", json!({"table_size": 101}))),
         cluster(
             "maglev as an extension without a prime",
             false,
             policy("maglev", json!({"table_size": 100})),
         ),
         cluster("logical DNS", true, dns(&["a.example"])),
-        cluster(
-            "logical DNS with two hosts",
-            false,
-            dns(&["a.example", "b.example"]),
-        ),
+        cluster("logical DNS with two hosts", false, dns(&["a.example", "b.example"])),
         cluster(
             "a policy of another's",
             true,
@@ -435,11 +321,7 @@ fn cases() -> Vec<Case> {
         named("chains for a matcher", true, &["a", "b"]),
         named("chains for a matcher of one name", false, &["a", "a"]),
         named("a chain for a matcher without a name", false, &[""]),
-        chains(
-            "IPv6 ranges",
-            false,
-            &[range("fd00::1", 16), range("fd00::2", 16)],
-        ),
+        chains("IPv6 ranges", false, &[range("fd00::1", 16), range("fd00::2", 16)]),
         chains("a suffix", false, &[json!({"suffix_len": 1})]),
         chains(
             "two chains by everything",
@@ -491,49 +373,24 @@ fn cases() -> Vec<Case> {
         chains(
             "two chains by port",
             true,
-            &[
-                json!({"destination_port": 1}),
-                json!({"destination_port": 2}),
-            ],
+            &[json!({"destination_port": 1}), json!({"destination_port": 2})],
         ),
         chains(
             "two chains of one port",
             false,
-            &[
-                json!({"destination_port": 1}),
-                json!({"destination_port": 1}),
-            ],
+            &[json!({"destination_port": 1}), json!({"destination_port": 1})],
         ),
         chains(
             "two chains that share a name",
             false,
-            &[
-                json!({"server_names": ["a", "b"]}),
-                json!({"server_names": ["B"]}),
-            ],
+            &[json!({"server_names": ["a", "b"]}), json!({"server_names": ["B"]})],
         ),
-        chains(
-            "two chains of one range",
-            false,
-            &[range("10.0.0.0", 8), range("10.1.0.0", 8)],
-        ),
-        chains(
-            "two chains of two ranges",
-            true,
-            &[range("10.0.0.0", 8), range("10.1.0.0", 16)],
-        ),
-        chains(
-            "everything and every address",
-            true,
-            &[json!({}), range("0.0.0.0", 0)],
-        ),
+        chains("two chains of one range", false, &[range("10.0.0.0", 8), range("10.1.0.0", 8)]),
+        chains("two chains of two ranges", true, &[range("10.0.0.0", 8), range("10.1.0.0", 16)]),
+        chains("everything and every address", true, &[json!({}), range("0.0.0.0", 0)]),
         chains("a range that is none", false, &[range("a", 8)]),
         chains("a long range", true, &[range("10.0.0.0", 33)]),
-        chains(
-            "a partial wildcard",
-            false,
-            &[json!({"server_names": ["a*"]})],
-        ),
+        chains("a partial wildcard", false, &[json!({"server_names": ["a*"]})]),
         chains("a wildcard alone", false, &[json!({"server_names": ["*"]})]),
         chains("a wildcard", true, &[json!({"server_names": ["*.a"]})]),
         chains("port 0 as a source", false, &[json!({"source_ports": [0]})]),
@@ -554,15 +411,9 @@ const PATTERNS: &str = r"a** a*+ a++ a*? a?? a??? a{2}{3} a{2}? a{2}?? a{1001} (
 fn envoy_agrees_on_valid_and_invalid_messages() {
     let mut cases = cases();
     let of = |pattern: &str| json!({"match": {"safe_regex": {"regex": pattern}}, "route": {"cluster": "c"}});
-    let (fine, rejected): (Vec<_>, Vec<_>) = PATTERNS
-        .split_ascii_whitespace()
-        .partition(|pattern| re2::check(pattern).is_ok());
-    assert!(
-        fine.len() > 50 && rejected.len() > 50,
-        "{} and {}",
-        fine.len(),
-        rejected.len()
-    );
+    let (fine, rejected): (Vec<_>, Vec<_>) =
+        PATTERNS.split_ascii_whitespace().partition(|pattern| re2::check(pattern).is_ok());
+    assert!(fine.len() > 50 && rejected.len() > 50, "{} and {}", fine.len(), rejected.len());
     cases.extend(
         rejected
             .into_iter()
@@ -603,13 +454,7 @@ fn envoy_agrees_on_valid_and_invalid_messages() {
             ));
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} of {}:\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
 fn full_name(kind: ResourceType) -> &'static str {
@@ -632,17 +477,13 @@ fn snapshots() -> Vec<(PathBuf, Snapshot)> {
             store.apply(change, &mut dirty);
         }
         let mesh = MeshBuilder::new(MeshConfig::default()).update(&store, &dirty);
-        for metadata in [
-            json!({}),
-            json!({"LABELS": {"app": "client"}, "INTERCEPTION_MODE": "NONE"}),
-        ] {
+        for metadata in
+            [json!({}), json!({"LABELS": {"app": "client"}, "INTERCEPTION_MODE": "NONE"})]
+        {
             let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
-            let proxy = Proxy::new(
-                id,
-                NodeMetadata::from_json(&metadata),
-                Locality::parse("eu/eu-a"),
-            )
-            .unwrap();
+            let proxy =
+                Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/eu-a"))
+                    .unwrap();
             out.push((
                 input.clone(),
                 SnapshotBuilder::default().snapshot(&mesh, &mesh.scope(&proxy)),
@@ -659,11 +500,7 @@ fn resources() -> Vec<(String, &'static str, Vec<u8>)> {
         for kind in ResourceType::ALL {
             let all = snapshot.get(kind).values();
             out.extend(all.map(|item| {
-                (
-                    format!("{} {}", input.display(), item.name),
-                    full_name(kind),
-                    item.bytes(),
-                )
+                (format!("{} {}", input.display(), item.name), full_name(kind), item.bytes())
             }));
         }
     }
@@ -709,10 +546,7 @@ fn corrupted_resources_are_detected() {
         let mut json = bytes_to_json(kind, &bytes).unwrap();
         let path = spoil(kind, &mut json);
         let found = check(kind, &json_to_any(kind, &json).unwrap());
-        assert!(
-            found.iter().any(|item| item.path.ends_with(path)),
-            "{name}: {path}: {found:#?}"
-        );
+        assert!(found.iter().any(|item| item.path.ends_with(path)), "{name}: {path}: {found:#?}");
         let cut = check(kind, &bytes[..bytes.len() - 1]);
         assert!(!cut.is_empty(), "{name}: without its last byte");
     }
@@ -725,10 +559,8 @@ fn no_changed_byte_makes_it_panic() {
         any::<prop::sample::Index>(),
         prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     );
-    let mut runner = TestRunner::new(Config {
-        failure_persistence: None,
-        ..Config::with_cases(500)
-    });
+    let mut runner =
+        TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(500) });
     let outcome = runner.run(&strategy, |(which, changes)| {
         let (_, kind, bytes) = which.get(&all);
         let mut bytes = bytes.clone();

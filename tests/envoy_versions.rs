@@ -22,15 +22,11 @@ async fn every_envoy_from_1_36_on_runs_canary_steps_without_losing_a_request() {
     let (v1, v2) = (only_yaml("v1"), only_yaml("v2"));
     for version in VERSIONS {
         for variant in [&[][..], &["--sotw"]] {
-            let program = tokio::task::spawn_blocking(move || program(version))
-                .await
-                .unwrap();
+            let program = tokio::task::spawn_blocking(move || program(version)).await.unwrap();
             let canary = Canary::on(Some(program), variant, &["--grace", "0.05"]).await;
             let load = canary.load();
             for _ in 0..3 {
-                canary
-                    .edit("virtual-service.yaml", &route_yaml(50, 50))
-                    .await;
+                canary.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
                 canary.send(500).await.assert_split(50);
                 // The rule removes a subset that the route still uses, and the other way round.
                 canary
@@ -41,12 +37,7 @@ async fn every_envoy_from_1_36_on_runs_canary_steps_without_losing_a_request() {
                     .await;
                 canary.send(50).await.assert_split(100);
                 let both = rule_yaml(&["v1", "v2"]);
-                canary
-                    .pair(
-                        ("virtual-service.yaml", &v1),
-                        ("destination-rule.yaml", &both),
-                    )
-                    .await;
+                canary.pair(("virtual-service.yaml", &v1), ("destination-rule.yaml", &both)).await;
                 canary.send(50).await.assert_split(0);
             }
             let all = load.end();

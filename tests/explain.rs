@@ -53,20 +53,15 @@ async fn explain_agrees_with_envoy_on_every_request() {
     folders.push(root.join("explain"));
     folders.sort();
     let cases: Vec<Case> = folders.iter().map(|folder| case(folder)).collect();
-    let mut tables: Vec<Table> = cases
-        .iter()
-        .enumerate()
-        .flat_map(|(at, case)| route_tables(at, case))
-        .collect();
+    let mut tables: Vec<Table> =
+        cases.iter().enumerate().flat_map(|(at, case)| route_tables(at, case)).collect();
     let folder = tempfile::tempdir().unwrap();
     let envoy = start(folder.path(), &mut tables).await;
     let (seed, per_table) = (0x9e37_79b9_7f4a_7c15, REQUESTS.div_ceil(tables.len()) + 1);
     let (count, wrong, taken, routes) = tokio::task::spawn_blocking(move || {
         let mut random = Random(seed);
         let (mut count, mut wrong, mut taken) = (0, Vec::new(), BTreeSet::new());
-        let hosts = tables
-            .iter()
-            .flat_map(|table| &table.configuration.virtual_hosts);
+        let hosts = tables.iter().flat_map(|table| &table.configuration.virtual_hosts);
         let routes: usize = hosts.map(|host| host.routes.len()).sum();
         for (at, table) in tables.iter().enumerate() {
             let case = &cases[table.case];
@@ -89,10 +84,7 @@ async fn explain_agrees_with_envoy_on_every_request() {
     .unwrap();
     drop(envoy);
     assert!(count >= REQUESTS, "only {count} requests");
-    assert!(
-        taken * 10 >= routes * 9,
-        "only {taken} of {routes} routes matched any request"
-    );
+    assert!(taken * 10 >= routes * 9, "only {taken} of {routes} routes matched any request");
     assert!(
         wrong.is_empty(),
         "seed {seed:x}: {} of {count} differ:\n{}",
@@ -103,9 +95,7 @@ async fn explain_agrees_with_envoy_on_every_request() {
 
 fn case(folder: &Path) -> Case {
     let objects = Objects::load(&folder.join("input.yaml"), MeshConfig::default()).unwrap();
-    let scope = objects
-        .mesh
-        .scope(&objects.proxy("shop/client-0", false).unwrap());
+    let scope = objects.mesh.scope(&objects.proxy("shop/client-0", false).unwrap());
     let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope);
     Case {
         name: folder.file_name().unwrap().to_string_lossy().into_owned(),
@@ -119,13 +109,7 @@ fn route_tables(at: usize, case: &Case) -> Vec<Table> {
     let all = case.snapshot.get(ResourceType::Route).values();
     all.map(|resource| {
         let configuration = route::RouteConfiguration::decode(resource.bytes().as_slice()).unwrap();
-        let port = configuration
-            .name
-            .rsplit(':')
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap();
+        let port = configuration.name.rsplit(':').next().unwrap().parse().unwrap();
         let listeners = case.snapshot.get(ResourceType::Listener).values();
         let mut listeners =
             listeners.map(|item| listener::Listener::decode(item.bytes().as_slice()).unwrap());
@@ -133,13 +117,7 @@ fn route_tables(at: usize, case: &Case) -> Vec<Table> {
             .find_map(|item| managers(&item).find(|(name, _)| *name == configuration.name));
         let (_, manager) = manager
             .unwrap_or_else(|| panic!("{}: nothing asks for {}", case.name, configuration.name));
-        Table {
-            case: at,
-            configuration,
-            port,
-            manager,
-            listens: 0,
-        }
+        Table { case: at, configuration, port, manager, listens: 0 }
     })
     .collect()
 }
@@ -158,19 +136,14 @@ async fn start(folder: &Path, tables: &mut [Table]) -> weir::envoy::EnvoyProcess
         let mut barrier_reached = table.configuration.clone();
         for host in &mut barrier_reached.virtual_hosts {
             for (n, item) in host.routes.iter_mut().enumerate() {
-                let body = Some(core::data_source::Specifier::InlineString(format!(
-                    "{}|{n}",
-                    host.name
-                )));
+                let body =
+                    Some(core::data_source::Specifier::InlineString(format!("{}|{n}", host.name)));
                 *item = route::Route {
                     r#match: item.r#match.clone(),
                     action: Some(route::route::Action::DirectResponse(
                         route::DirectResponseAction {
                             status: 200,
-                            body: Some(core::DataSource {
-                                specifier: body,
-                                ..Default::default()
-                            }),
+                            body: Some(core::DataSource { specifier: body, ..Default::default() }),
                             ..Default::default()
                         },
                     )),
@@ -194,10 +167,7 @@ async fn start(folder: &Path, tables: &mut [Table]) -> weir::envoy::EnvoyProcess
     });
     let file = folder.join("bootstrap.json");
     std::fs::write(&file, serde_json::to_vec(&bootstrap).unwrap()).unwrap();
-    let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None))
-        .await
-        .unwrap()
-        .unwrap();
+    let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
     let mut process = binary.spawn(&SpawnOptions::new(file)).unwrap();
     process.ready(DEADLINE).await.unwrap();
     process
@@ -207,10 +177,7 @@ async fn start(folder: &Path, tables: &mut [Table]) -> weir::envoy::EnvoyProcess
 fn managers(
     listener: &listener::Listener,
 ) -> impl Iterator<Item = (String, hcm::HttpConnectionManager)> {
-    let filters = listener
-        .filter_chains
-        .iter()
-        .flat_map(|chain| &chain.filters);
+    let filters = listener.filter_chains.iter().flat_map(|chain| &chain.filters);
     filters.filter_map(|filter| {
         let Some(listener::filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
             return None;
@@ -230,9 +197,8 @@ fn managers(
 
 /// A manager with routes of its own instead of those that it would ask for.
 fn typed(mut manager: hcm::HttpConnectionManager, routes: route::RouteConfiguration) -> Value {
-    manager.route_specifier = Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(
-        routes,
-    ));
+    manager.route_specifier =
+        Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes));
     let mut json = weir::proto_json::message_to_json(&manager).unwrap();
     let name = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     json["@type"] = format!("type.googleapis.com/{name}").into();
@@ -254,11 +220,7 @@ fn requests(table: &Table, count: usize, random: &mut Random) -> Vec<Wanted> {
         .map(|n| {
             let host = &hosts[n % hosts.len()];
             let domain = random.of(&host.domains).replace('*', "some");
-            let domain = if domain == "some" {
-                "nobody.knows.example".to_owned()
-            } else {
-                domain
-            };
+            let domain = if domain == "some" { "nobody.knows.example".to_owned() } else { domain };
             let authority = match random.below(4) {
                 0 => format!("{domain}:{}", table.port),
                 1 => domain.to_uppercase(),
@@ -290,11 +252,7 @@ fn requests(table: &Table, count: usize, random: &mut Random) -> Vec<Wanted> {
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect();
             if !parameters.is_empty() {
-                let sign = if wanted.target.contains('?') {
-                    '&'
-                } else {
-                    '?'
-                };
+                let sign = if wanted.target.contains('?') { '&' } else { '?' };
                 wanted.target = format!("{}{sign}{}", wanted.target, parameters.join("&"));
             }
             hop_by_hop(&mut wanted, random);
@@ -316,10 +274,7 @@ fn path(item: &route::RouteMatch, random: &mut Random) -> String {
         2 => text.to_uppercase(),
         3 => format!("{}/./a/../b", text.trim_end_matches('/')),
         4 => "/elsewhere".to_owned(),
-        5 => text
-            .chars()
-            .take(text.len().saturating_sub(1).max(1))
-            .collect(),
+        5 => text.chars().take(text.len().saturating_sub(1).max(1)).collect(),
         6..9 => disguised(&text, random),
         _ => text,
     }
@@ -329,12 +284,8 @@ fn path(item: &route::RouteMatch, random: &mut Random) -> String {
 fn disguised(text: &str, random: &mut Random) -> String {
     let mut text = text.to_owned();
     for _ in 0..=random.below(2) {
-        let places: Vec<usize> = text
-            .char_indices()
-            .skip(1)
-            .map(|(at, _)| at)
-            .chain([text.len()])
-            .collect();
+        let places: Vec<usize> =
+            text.char_indices().skip(1).map(|(at, _)| at).chain([text.len()]).collect();
         let at = *random.of(&places);
         let (start, end) = (text[..at].to_owned(), text[at..].to_owned());
         let next = end.chars().next().filter(|next| next.is_ascii());
@@ -365,11 +316,7 @@ fn hop_by_hop(wanted: &mut Wanted, random: &mut Random) {
         ("connection", "x-hop"),
     ]);
     match random.below(16) {
-        0 => drop(
-            wanted
-                .headers
-                .insert("connection".to_owned(), "upgrade".to_owned()),
-        ),
+        0 => drop(wanted.headers.insert("connection".to_owned(), "upgrade".to_owned())),
         1 | 2 => drop(wanted.headers.insert(name.to_owned(), value.to_owned())),
         3 => wanted.target = "/a%00b".to_owned(),
         _ => {}
@@ -384,10 +331,8 @@ fn apply(header: &route::HeaderMatcher, wanted: &mut Wanted, random: &mut Random
     };
     if header.name == ":method" {
         let known = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
-        if let Some(method) = known
-            .into_iter()
-            .find(|method| *method == value)
-            .filter(|_| random.below(3) > 0)
+        if let Some(method) =
+            known.into_iter().find(|method| *method == value).filter(|_| random.below(3) > 0)
         {
             wanted.method = method;
         }
@@ -396,9 +341,7 @@ fn apply(header: &route::HeaderMatcher, wanted: &mut Wanted, random: &mut Random
         wanted.target = value.clone();
     }
     if header.name == ":scheme" && random.below(3) > 0 {
-        wanted
-            .headers
-            .insert("x-forwarded-proto".to_owned(), value.clone());
+        wanted.headers.insert("x-forwarded-proto".to_owned(), value.clone());
     }
     if header.name.starts_with(':') {
         return;
@@ -411,9 +354,7 @@ fn apply(header: &route::HeaderMatcher, wanted: &mut Wanted, random: &mut Random
             wanted.headers.insert(header.name.clone(), String::new());
         }
         2 => {
-            wanted
-                .headers
-                .insert(header.name.clone(), format!("{value}z"));
+            wanted.headers.insert(header.name.clone(), format!("{value}z"));
         }
         _ => {
             wanted.headers.insert(header.name.clone(), value);
@@ -443,9 +384,7 @@ fn of_regex(pattern: &str) -> String {
         .replace(")", "")
         .replace("?", "")
         .replace('|', "");
-    out.chars()
-        .filter(|c| c.is_ascii_graphic() && !"[]{}^$\\+*#%".contains(*c))
-        .collect()
+    out.chars().filter(|c| c.is_ascii_graphic() && !"[]{}^$\\+*#%".contains(*c)).collect()
 }
 
 /// `VIRTUAL HOST|ROUTE` from Envoy's response, or the status if no route matched.
@@ -459,11 +398,7 @@ impl Connection {
     fn new(port: u16) -> Self {
         let writer = TcpStream::connect(("127.0.0.1", port)).unwrap();
         writer.set_read_timeout(Some(DEADLINE)).unwrap();
-        Self {
-            port,
-            reader: BufReader::new(writer.try_clone().unwrap()),
-            writer,
-        }
+        Self { port, reader: BufReader::new(writer.try_clone().unwrap()), writer }
     }
 
     fn send(&mut self, request: &Wanted) -> String {
@@ -474,9 +409,7 @@ impl Connection {
         for (name, value) in &request.headers {
             text += &format!("{name}: {value}\r\n");
         }
-        self.writer
-            .write_all(format!("{text}\r\n").as_bytes())
-            .unwrap();
+        self.writer.write_all(format!("{text}\r\n").as_bytes()).unwrap();
         let (mut status, mut length, mut closes, mut line) =
             (String::new(), 0usize, false, String::new());
         loop {
@@ -501,11 +434,7 @@ impl Connection {
         if closes {
             *self = Self::new(self.port);
         }
-        if status == "200" {
-            String::from_utf8(body).unwrap()
-        } else {
-            status
-        }
+        if status == "200" { String::from_utf8(body).unwrap() } else { status }
     }
 }
 
@@ -525,11 +454,8 @@ fn play(case: &Case, table: &Table, wanted: &Wanted) -> String {
         table.port,
         wanted.target
     );
-    let mut headers: Vec<String> = wanted
-        .headers
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}"))
-        .collect();
+    let mut headers: Vec<String> =
+        wanted.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
     headers.push(format!("host: {}", wanted.authority));
     let request = Request::parse(&url, &headers).unwrap();
     let view = ScopeView::new(&case.objects.mesh, &case.scope);
@@ -555,12 +481,7 @@ fn play(case: &Case, table: &Table, wanted: &Wanted) -> String {
         .find(|virtual_host| virtual_host.name == *host)
         .unwrap()
         .routes[index];
-    assert_eq!(
-        clusters(&answer.outcome),
-        leads_to(route),
-        "{} {host} {index}",
-        case.name
-    );
+    assert_eq!(clusters(&answer.outcome), leads_to(route), "{} {host} {index}", case.name);
     format!("{host}|{index}")
 }
 

@@ -6,10 +6,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 fn runner(cases: u32) -> TestRunner {
-    let cases = std::env::var("WEIR_FUZZ_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(cases);
+    let cases =
+        std::env::var("WEIR_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(cases);
     TestRunner::new(Config {
         cases,
         failure_persistence: None,
@@ -50,10 +48,8 @@ fn reading_never_panics() {
             prop::collection::vec(inner.clone(), 0..4)
                 .prop_map(|items| format!("[{}]", items.join(","))),
             prop::collection::vec((names.clone(), inner), 0..4).prop_map(|items| {
-                let items: Vec<_> = items
-                    .iter()
-                    .map(|(name, value)| format!("\"{name}\":{value}"))
-                    .collect();
+                let items: Vec<_> =
+                    items.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
                 format!("{{{}}}", items.join(","))
             }),
         ]

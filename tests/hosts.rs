@@ -12,11 +12,7 @@ use weir::store::Store;
 
 /// An object; `minute` says when it was created.
 fn object(kind: &str, name: &str, namespace: &str, minute: u32, spec: &str) -> String {
-    let group = if kind == "Service" {
-        "v1"
-    } else {
-        "networking.istio.io/v1"
-    };
+    let group = if kind == "Service" { "v1" } else { "networking.istio.io/v1" };
     format!(
         "---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}, \
          creationTimestamp: '2026-01-01T00:{minute:02}:00Z'}}\nspec: {{{spec}}}\n"
@@ -64,11 +60,8 @@ impl World {
     /// Writes a file; one without a text is gone.
     fn write(&mut self, file: &str, text: &str) -> Mesh {
         let mut dirty = BTreeSet::new();
-        let content = if text.is_empty() {
-            Content::Gone
-        } else {
-            Content::Bytes(text.as_bytes().to_vec())
-        };
+        let content =
+            if text.is_empty() { Content::Gone } else { Content::Bytes(text.as_bytes().to_vec()) };
         for change in self.loader.update([(PathBuf::from(file), content)]) {
             self.store.apply(change, &mut dirty);
         }
@@ -111,11 +104,7 @@ impl Got {
 
     /// What a pod in `shop` gets whose traffic is redirected.
     fn in_shop(text: &str) -> Self {
-        Self::of(
-            &World::default().write("all.yaml", text),
-            "shop",
-            &json!({}),
-        )
+        Self::of(&World::default().write("all.yaml", text), "shop", &json!({}))
     }
 
     /// What a proxy in `shop` gets that binds the services' ports.
@@ -129,17 +118,11 @@ impl Got {
 
     /// The listener that takes connections to an address and port.
     fn listener(&self, address: &str, port: u16) -> &Value {
-        let names = [
-            format!("{address}_{port}"),
-            format!("0.0.0.0_{port}"),
-            format!("127.0.0.1_{port}"),
-        ];
+        let names =
+            [format!("{address}_{port}"), format!("0.0.0.0_{port}"), format!("127.0.0.1_{port}")];
         let found = names.iter().find_map(|name| self.listeners.get(name));
         found.unwrap_or_else(|| {
-            panic!(
-                "nothing listens on {address}:{port}: {:?}",
-                self.listeners.keys()
-            )
+            panic!("nothing listens on {address}:{port}: {:?}", self.listeners.keys())
         })
     }
 
@@ -153,9 +136,8 @@ impl Got {
 
     /// The cluster that a request goes to, and the timeout of its route.
     fn route(&self, address: &str, port: u16, host: &str) -> (String, String) {
-        let table = self
-            .table(address, port)
-            .unwrap_or_else(|| panic!("{address}:{port} takes no HTTP"));
+        let table =
+            self.table(address, port).unwrap_or_else(|| panic!("{address}:{port} takes no HTTP"));
         let hosts = self.routes[table]["virtualHosts"].as_array().unwrap();
         let covers = |domain: &str| {
             let ending = domain.strip_prefix('*');
@@ -163,18 +145,14 @@ impl Got {
                 || ending.is_some_and(|ending| host.len() > ending.len() && host.ends_with(ending))
         };
         let matching = hosts.iter().flat_map(|host| {
-            let domains = host["domains"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|domain| domain.as_str().unwrap());
+            let domains =
+                host["domains"].as_array().unwrap().iter().map(|domain| domain.as_str().unwrap());
             domains
                 .filter(|domain| covers(domain))
                 .map(move |domain| ((!domain.starts_with('*'), domain.len()), host))
         });
-        let (_, found) = matching
-            .max_by_key(|(rank, _)| *rank)
-            .unwrap_or_else(|| panic!("nobody is {host}"));
+        let (_, found) =
+            matching.max_by_key(|(rank, _)| *rank).unwrap_or_else(|| panic!("nobody is {host}"));
         let action = &found["routes"][0]["route"];
         (
             action["cluster"].as_str().unwrap_or("none").to_owned(),
@@ -194,13 +172,10 @@ impl Got {
             .unwrap()
             .iter()
             .chain(listener.get("defaultFilterChain"));
-        let tcp = chains
-            .filter(|chain| chain["name"] != "PassthroughFilterChain")
-            .filter_map(|chain| {
+        let tcp =
+            chains.filter(|chain| chain["name"] != "PassthroughFilterChain").filter_map(|chain| {
                 let cluster = chain["filters"][0]["typedConfig"]["cluster"].as_str()?;
-                let name = chain["filterChainMatch"]["serverNames"][0]
-                    .as_str()
-                    .unwrap_or_default();
+                let name = chain["filterChainMatch"]["serverNames"][0].as_str().unwrap_or_default();
                 Some((name.to_owned(), cluster.to_owned()))
             });
         tcp.collect()
@@ -208,26 +183,17 @@ impl Got {
 
     /// The addresses of a cluster's endpoints.
     fn addresses(&self, cluster: &str) -> Vec<String> {
-        let known = self
-            .clusters
-            .get(cluster)
-            .unwrap_or_else(|| panic!("there is no {cluster}"));
+        let known = self.clusters.get(cluster).unwrap_or_else(|| panic!("there is no {cluster}"));
         let assignment = if known["type"] == "EDS" {
             &self.endpoints[cluster]
         } else {
             &known["loadAssignment"]
         };
         let groups = assignment["endpoints"].as_array().into_iter().flatten();
-        let all = groups
-            .flat_map(|group| group["lbEndpoints"].as_array().unwrap())
-            .map(|item| {
-                let address = &item["endpoint"]["address"]["socketAddress"];
-                format!(
-                    "{}:{}",
-                    address["address"].as_str().unwrap(),
-                    address["portValue"]
-                )
-            });
+        let all = groups.flat_map(|group| group["lbEndpoints"].as_array().unwrap()).map(|item| {
+            let address = &item["endpoint"]["address"]["socketAddress"];
+            format!("{}:{}", address["address"].as_str().unwrap(), address["portValue"])
+        });
         all.collect()
     }
 
@@ -242,10 +208,7 @@ impl Got {
 
 fn filters(listener: &Value) -> Vec<&Value> {
     let chains = listener["filterChains"].as_array().unwrap();
-    chains
-        .iter()
-        .flat_map(|chain| chain["filters"].as_array().unwrap())
-        .collect()
+    chains.iter().flat_map(|chain| chain["filters"].as_array().unwrap()).collect()
 }
 
 const API: &str = "outbound|8080||api.shop.svc.cluster.local";
@@ -260,24 +223,15 @@ fn requests_go_by_their_host_where_an_entry_does_not_say_its_protocol() {
             "partner.example",
             format!("hosts: [partner.example], resolution: STATIC, {endpoints}, {port}"),
         ),
-        (
-            "partner.example",
-            format!("hosts: [partner.example], resolution: NONE, {port}"),
-        ),
-        (
-            "partner.example",
-            format!("hosts: [partner.example], resolution: DNS, {port}"),
-        ),
+        ("partner.example", format!("hosts: [partner.example], resolution: NONE, {port}")),
+        ("partner.example", format!("hosts: [partner.example], resolution: DNS, {port}")),
         (
             "partner.example",
             format!(
                 "hosts: [partner.example], addresses: [10.97.0.0/16], resolution: NONE, {port}"
             ),
         ),
-        (
-            "*.partner.example",
-            format!("hosts: ['*.partner.example'], resolution: NONE, {port}"),
-        ),
+        ("*.partner.example", format!("hosts: ['*.partner.example'], resolution: NONE, {port}")),
         (
             "*.partner.example",
             format!("hosts: ['*.partner.example'], resolution: STATIC, {endpoints}, {port}"),
@@ -312,21 +266,14 @@ fn requests_go_by_their_host_where_an_entry_does_not_say_its_protocol() {
 
 #[test]
 fn entries_and_services_without_an_address_share_a_port() {
-    let text = entry(
-        "a",
-        0,
-        "hosts: [a.example], resolution: NONE, ports: [{number: 8080, name: web}]",
-    ) + &entry(
-        "b",
-        1,
-        "hosts: [b.example], resolution: DNS, ports: [{number: 8080, name: web}]",
-    ) + &object(
-        "Service",
-        "file",
-        "shop",
-        2,
-        "ports: [{name: web, port: 8080}]",
-    );
+    let text =
+        entry("a", 0, "hosts: [a.example], resolution: NONE, ports: [{number: 8080, name: web}]")
+            + &entry(
+                "b",
+                1,
+                "hosts: [b.example], resolution: DNS, ports: [{number: 8080, name: web}]",
+            )
+            + &object("Service", "file", "shop", 2, "ports: [{name: web, port: 8080}]");
     let got = Got::in_shop(&text);
     for (name, host) in [
         ("a.example", "a.example"),
@@ -334,10 +281,7 @@ fn entries_and_services_without_an_address_share_a_port() {
         ("file", "file.shop.svc.cluster.local"),
         ("file.shop", "file.shop.svc.cluster.local"),
     ] {
-        assert_eq!(
-            got.cluster_of(ANYWHERE, 8080, name),
-            format!("outbound|8080||{host}")
-        );
+        assert_eq!(got.cluster_of(ANYWHERE, 8080, name), format!("outbound|8080||{host}"));
     }
     // Nothing tells connections apart that are not HTTP: the oldest has them.
     assert_eq!(
@@ -349,43 +293,24 @@ fn entries_and_services_without_an_address_share_a_port() {
 #[test]
 fn connections_that_are_no_http_go_to_the_entry_that_speaks_of_them() {
     let tcp = |minute| {
-        entry(
-            "t",
-            minute,
-            "hosts: [t.example], ports: [{number: 8080, name: tcp, protocol: TCP}]",
-        )
+        entry("t", minute, "hosts: [t.example], ports: [{number: 8080, name: tcp, protocol: TCP}]")
     };
     let tls = |minute| {
-        entry(
-            "s",
-            minute,
-            "hosts: [s.example], ports: [{number: 8080, name: tls, protocol: TLS}]",
-        )
+        entry("s", minute, "hosts: [s.example], ports: [{number: 8080, name: tls, protocol: TLS}]")
     };
-    let unknown = |minute| {
-        entry(
-            "u",
-            minute,
-            "hosts: [u.example], ports: [{number: 8080, name: web}]",
-        )
-    };
+    let unknown =
+        |minute| entry("u", minute, "hosts: [u.example], ports: [{number: 8080, name: web}]");
     let to = |name: &str, host: &str| (name.to_owned(), format!("outbound|8080||{host}.example"));
     for (text, wanted) in [
         (tcp(0) + &unknown(1), vec![to("", "t")]),
         (unknown(0) + &tcp(1), vec![to("", "u")]),
-        (
-            tls(0) + &unknown(1),
-            vec![to("s.example", "s"), to("", "u")],
-        ),
+        (tls(0) + &unknown(1), vec![to("s.example", "s"), to("", "u")]),
         (tls(0) + &tcp(1), vec![to("s.example", "s"), to("", "t")]),
     ] {
         let got = Got::in_shop(&(text + &api(2)));
         assert_eq!(got.connections(ANYWHERE, 8080), wanted);
         assert_eq!(got.cluster_of(ANYWHERE, 8080, "api"), API);
-        assert_eq!(
-            got.cluster_of(ANYWHERE, 8080, "nobody.example"),
-            "PassthroughCluster"
-        );
+        assert_eq!(got.cluster_of(ANYWHERE, 8080, "nobody.example"), "PassthroughCluster");
     }
 }
 
@@ -410,19 +335,10 @@ fn what_takes_every_connection_is_the_default_of_its_listener() {
     let (tcp, tls) = ("name: tcp, protocol: TCP", "name: tls, protocol: TLS");
     let to = |host: &str| Some(format!("outbound|8080||{host}.example"));
     // Envoy would look no further once it has seen that bytes are not TLS.
+    assert_eq!(default(&(at("t", 0, "", tcp) + &api(1)), ANYWHERE), (1, to("t")));
+    assert_eq!(default(&(at("t", 0, "", tcp) + &at("s", 1, "", tls)), ANYWHERE), (1, to("t")));
     assert_eq!(
-        default(&(at("t", 0, "", tcp) + &api(1)), ANYWHERE),
-        (1, to("t"))
-    );
-    assert_eq!(
-        default(&(at("t", 0, "", tcp) + &at("s", 1, "", tls)), ANYWHERE),
-        (1, to("t"))
-    );
-    assert_eq!(
-        default(
-            &(at("t", 0, "", tcp) + &at("s", 1, "10.97.0.0/16", tls)),
-            ANYWHERE
-        ),
+        default(&(at("t", 0, "", tcp) + &at("s", 1, "10.97.0.0/16", tls)), ANYWHERE),
         (1, to("t"))
     );
     assert_eq!(default(&at("t", 0, "", tcp), ANYWHERE), (1, None));
@@ -445,22 +361,14 @@ fn what_is_sent_to_the_address_of_one_service_is_meant_for_it() {
     ) + &api(1);
     let got = Got::in_shop(&text);
     let some = "outbound|8080||some.shop.svc.cluster.local";
-    assert_eq!(
-        got.table("10.96.0.20", 8080),
-        Some("some.shop.svc.cluster.local:8080")
-    );
+    assert_eq!(got.table("10.96.0.20", 8080), Some("some.shop.svc.cluster.local:8080"));
     assert_eq!(got.cluster_of("10.96.0.20", 8080, "any.name"), some);
     // It is known by its name where its port is shared, too.
     assert_eq!(got.cluster_of(ANYWHERE, 8080, "some"), some);
     assert_eq!(got.cluster_of(ANYWHERE, 8080, "api"), API);
     // So are the pods of a headless service.
-    let headless = object(
-        "Service",
-        "some",
-        "shop",
-        0,
-        "clusterIP: None, ports: [{name: web, port: 8080}]",
-    );
+    let headless =
+        object("Service", "some", "shop", 0, "clusterIP: None, ports: [{name: web, port: 8080}]");
     let got = Got::in_shop(
         &(headless + &slice("some", "name: web, port: 8080", &["10.1.0.5"]) + &api(1)),
     );
@@ -482,10 +390,7 @@ fn requests_to_an_address_of_two_services_go_by_their_host() {
     };
     let got = Got::in_shop(&(at("a", 0, "name: web") + &at("b", 1, "name: web")));
     for host in ["a.example", "b.example"] {
-        assert_eq!(
-            got.cluster_of("240.0.0.1", 8080, host),
-            format!("outbound|8080||{host}")
-        );
+        assert_eq!(got.cluster_of("240.0.0.1", 8080, host), format!("outbound|8080||{host}"));
     }
     // What an older service has as plain bytes stays whole.
     let got = Got::in_shop(&(at("a", 0, "name: tcp, protocol: TCP") + &at("b", 1, "name: web")));
@@ -505,33 +410,20 @@ fn bound_ports_are_shared_by_host_and_left_to_a_service_that_is_alone() {
         0,
         "clusterIP: 10.96.0.20, ports: [{name: web, port: 8080}]",
     );
-    let entry = |minute| {
-        entry(
-            "e",
-            minute,
-            "hosts: [e.example], ports: [{number: 8080, name: web}]",
-        )
-    };
+    let entry =
+        |minute| entry("e", minute, "hosts: [e.example], ports: [{number: 8080, name: web}]");
     let service = "outbound|8080||some.shop.svc.cluster.local";
     let alone = Got::bound(&some);
     assert_eq!(alone.cluster_of(ANYWHERE, 8080, "any.name"), service);
-    for text in [
-        some.clone() + &entry(1) + &api(2),
-        api(0) + &entry(1) + &some,
-        entry(0) + &api(1) + &some,
-    ] {
+    for text in
+        [some.clone() + &entry(1) + &api(2), api(0) + &entry(1) + &some, entry(0) + &api(1) + &some]
+    {
         let got = Got::bound(&text);
         assert_eq!(got.listener_names(), ["127.0.0.1_8080"]);
         assert_eq!(got.cluster_of(ANYWHERE, 8080, "some"), service);
         assert_eq!(got.cluster_of(ANYWHERE, 8080, "api"), API);
-        assert_eq!(
-            got.cluster_of(ANYWHERE, 8080, "e.example"),
-            "outbound|8080||e.example"
-        );
-        assert_eq!(
-            got.cluster_of(ANYWHERE, 8080, "nobody.example"),
-            "PassthroughCluster"
-        );
+        assert_eq!(got.cluster_of(ANYWHERE, 8080, "e.example"), "outbound|8080||e.example");
+        assert_eq!(got.cluster_of(ANYWHERE, 8080, "nobody.example"), "PassthroughCluster");
     }
     // Beside a service whose bytes nobody looks at, too.
     let db = object(
@@ -544,13 +436,7 @@ fn bound_ports_are_shared_by_host_and_left_to_a_service_that_is_alone() {
     let got = Got::bound(&(db + &some.replace("00:00:00Z", "00:05:00Z")));
     assert_eq!(got.cluster_of(ANYWHERE, 8080, "some"), service);
     let tcp = got.connections(ANYWHERE, 8080);
-    assert_eq!(
-        tcp,
-        [(
-            String::new(),
-            "outbound|8080||db.shop.svc.cluster.local".to_owned()
-        )]
-    );
+    assert_eq!(tcp, [(String::new(), "outbound|8080||db.shop.svc.cluster.local".to_owned())]);
 }
 
 #[test]
@@ -601,28 +487,15 @@ fn entries_that_agree_are_one_service_with_the_ports_of_all() {
         assert_eq!(got.addresses(&cluster), [format!("feed.example:{port}")]);
         assert_eq!(got.clusters[&cluster]["type"], "STRICT_DNS");
     }
-    assert_eq!(
-        got.cluster_of(ANYWHERE, 80, "feed.example"),
-        "outbound|80||feed.example"
-    );
-    assert_eq!(
-        got.cluster_of(ANYWHERE, 8080, "feed.example"),
-        "outbound|8080||feed.example"
-    );
+    assert_eq!(got.cluster_of(ANYWHERE, 80, "feed.example"), "outbound|80||feed.example");
+    assert_eq!(got.cluster_of(ANYWHERE, 8080, "feed.example"), "outbound|8080||feed.example");
     let tls = got.connections(ANYWHERE, 8443);
     assert!(
-        tls.contains(&(
-            "feed.example".to_owned(),
-            "outbound|8443||feed.example".to_owned()
-        )),
+        tls.contains(&("feed.example".to_owned(), "outbound|8443||feed.example".to_owned())),
         "{tls:?}"
     );
     // The one that differs in resolution has no part in it.
-    assert!(
-        !got.clusters.keys().any(|name| name.contains("9093")),
-        "{:?}",
-        got.clusters.keys()
-    );
+    assert!(!got.clusters.keys().any(|name| name.contains("9093")), "{:?}", got.clusters.keys());
 }
 
 #[test]
@@ -633,22 +506,13 @@ fn only_entries_that_agree_are_merged() {
     let second = format!("{FEED}, resolution: DNS, {}", ports(81));
     let has_both = |younger: String| {
         let got = Got::in_shop(&(first.clone() + &younger));
-        assert!(
-            got.clusters.contains_key("outbound|80||feed.example"),
-            "{younger}"
-        );
+        assert!(got.clusters.contains_key("outbound|80||feed.example"), "{younger}");
         got.clusters.contains_key("outbound|81||feed.example")
     };
     assert!(has_both(entry("b", 1, &second)));
-    assert!(has_both(entry(
-        "b",
-        1,
-        &format!("{second}, exportTo: ['*']")
-    )));
+    assert!(has_both(entry("b", 1, &format!("{second}, exportTo: ['*']"))));
     assert!(!has_both(entry("b", 1, &second.replace("DNS", "NONE"))));
-    assert!(!has_both(
-        entry("b", 1, &second).replace("name: b,", "name: b, labels: {team: x},")
-    ));
+    assert!(!has_both(entry("b", 1, &second).replace("name: b,", "name: b, labels: {team: x},")));
     assert!(!has_both(entry(
         "b",
         1,
@@ -661,23 +525,13 @@ fn only_entries_that_agree_are_merged() {
 fn what_is_exported_to_a_namespace_by_name_comes_before_what_all_see() {
     let port = |number: u16| format!("ports: [{{number: {number}, name: http, protocol: HTTP}}]");
     let text = entry("all", 0, &format!("{FEED}, resolution: DNS, {}", port(80)))
-        + &entry(
-            "own",
-            1,
-            &format!("{FEED}, resolution: DNS, exportTo: [.], {}", port(81)),
-        );
+        + &entry("own", 1, &format!("{FEED}, resolution: DNS, exportTo: [.], {}", port(81)));
     let mesh = World::default().write("all.yaml", &text);
     let seen = |namespace: &str| {
         let got = Got::of(&mesh, namespace, &json!({}));
-        [80, 81].map(|port| {
-            got.clusters
-                .contains_key(&format!("outbound|{port}||feed.example"))
-        })
+        [80, 81].map(|port| got.clusters.contains_key(&format!("outbound|{port}||feed.example")))
     };
-    assert_eq!(
-        (seen("shop"), seen("other")),
-        ([false, true], [true, false])
-    );
+    assert_eq!((seen("shop"), seen("other")), ([false, true], [true, false]));
 }
 
 #[test]
@@ -688,28 +542,13 @@ fn endpoints_of_all_entries_of_a_namespace_count() {
         );
         object("ServiceEntry", name, namespace, minute, &spec)
     };
-    let first = fixed(
-        "a",
-        0,
-        "shop",
-        "192.0.2.1",
-        "number: 80, name: http, protocol: HTTP",
-    );
+    let first = fixed("a", 0, "shop", "192.0.2.1", "number: 80, name: http, protocol: HTTP");
     let endpoints = |younger: String, port: u16| {
         Got::in_shop(&(first.clone() + &younger))
             .addresses(&format!("outbound|{port}||feed.example"))
     };
-    let same = fixed(
-        "b",
-        1,
-        "shop",
-        "192.0.2.2",
-        "number: 80, name: http, protocol: HTTP",
-    );
-    assert_eq!(
-        endpoints(same.clone(), 80),
-        ["192.0.2.1:80", "192.0.2.2:80"]
-    );
+    let same = fixed("b", 1, "shop", "192.0.2.2", "number: 80, name: http, protocol: HTTP");
+    assert_eq!(endpoints(same.clone(), 80), ["192.0.2.1:80", "192.0.2.2:80"]);
     // The number says which port is meant.
     let named = fixed(
         "b",
@@ -719,13 +558,7 @@ fn endpoints_of_all_entries_of_a_namespace_count() {
         "number: 80, name: other, protocol: HTTP, targetPort: 8000",
     );
     assert_eq!(endpoints(named, 80), ["192.0.2.1:80", "192.0.2.2:8000"]);
-    let other = fixed(
-        "b",
-        1,
-        "shop",
-        "192.0.2.2",
-        "number: 8080, name: http, protocol: HTTP",
-    );
+    let other = fixed("b", 1, "shop", "192.0.2.2", "number: 8080, name: http, protocol: HTTP");
     assert_eq!(endpoints(other.clone(), 80), ["192.0.2.1:80"]);
     assert_eq!(endpoints(other, 8080), ["192.0.2.2:8080"]);
     // Those of one that is not merged count for the ports that there are.
@@ -733,29 +566,14 @@ fn endpoints_of_all_entries_of_a_namespace_count() {
     assert_eq!(endpoints(apart, 80), ["192.0.2.1:80", "192.0.2.2:80"]);
     assert_eq!(
         endpoints(
-            fixed(
-                "b",
-                1,
-                "other",
-                "192.0.2.2",
-                "number: 80, name: http, protocol: HTTP"
-            ),
+            fixed("b", 1, "other", "192.0.2.2", "number: 80, name: http, protocol: HTTP"),
             80
         ),
         ["192.0.2.1:80"]
     );
     // The same endpoint twice is one.
     assert_eq!(
-        endpoints(
-            fixed(
-                "b",
-                1,
-                "shop",
-                "192.0.2.1",
-                "number: 80, name: http, protocol: HTTP"
-            ),
-            80
-        ),
+        endpoints(fixed("b", 1, "shop", "192.0.2.1", "number: 80, name: http, protocol: HTTP"), 80),
         ["192.0.2.1:80"]
     );
 }
@@ -770,10 +588,7 @@ fn a_cluster_that_resolves_one_name_takes_the_oldest_entrys() {
         entry(name, minute, &spec)
     };
     let got = Got::in_shop(&(turns("b", 0, "z.example") + &turns("a", 1, "a.example")));
-    assert_eq!(
-        got.clusters["outbound|80||feed.example"]["type"],
-        "LOGICAL_DNS"
-    );
+    assert_eq!(got.clusters["outbound|80||feed.example"]["type"], "LOGICAL_DNS");
     assert_eq!(got.addresses("outbound|80||feed.example"), ["z.example:80"]);
 }
 
@@ -781,32 +596,16 @@ fn a_cluster_that_resolves_one_name_takes_the_oldest_entrys() {
 fn each_entrys_addresses_are_listened_on_at_its_own_ports() {
     let tcp = |name: &str, minute: u32, addresses: &str, port: u16| {
         let port = format!("ports: [{{number: {port}, name: p{port}, protocol: TCP}}]");
-        entry(
-            name,
-            minute,
-            &format!("{FEED}, resolution: DNS, addresses: [{addresses}], {port}"),
-        )
+        entry(name, minute, &format!("{FEED}, resolution: DNS, addresses: [{addresses}], {port}"))
     };
     let names = |a: (&str, u16), b: (&str, u16)| {
         let got = Got::in_shop(&(tcp("a", 0, a.0, a.1) + &tcp("b", 1, b.0, b.1)));
         got.listener_names().join(" ")
     };
-    assert_eq!(
-        names(("240.0.0.1", 9000), ("240.0.0.2", 9001)),
-        "240.0.0.1_9000 240.0.0.2_9001"
-    );
-    assert_eq!(
-        names(("240.0.0.1", 9000), ("240.0.0.2", 9000)),
-        "240.0.0.1_9000 240.0.0.2_9000"
-    );
-    assert_eq!(
-        names(("240.0.0.1", 9000), ("", 9001)),
-        "0.0.0.0_9001 240.0.0.1_9000"
-    );
-    assert_eq!(
-        names(("", 9000), ("240.0.0.1", 9001)),
-        "0.0.0.0_9000 240.0.0.1_9001"
-    );
+    assert_eq!(names(("240.0.0.1", 9000), ("240.0.0.2", 9001)), "240.0.0.1_9000 240.0.0.2_9001");
+    assert_eq!(names(("240.0.0.1", 9000), ("240.0.0.2", 9000)), "240.0.0.1_9000 240.0.0.2_9000");
+    assert_eq!(names(("240.0.0.1", 9000), ("", 9001)), "0.0.0.0_9001 240.0.0.1_9000");
+    assert_eq!(names(("", 9000), ("240.0.0.1", 9001)), "0.0.0.0_9000 240.0.0.1_9001");
 }
 
 const MORE: &str = "hosts: [api.shop.svc.cluster.local], resolution: STATIC, endpoints: [{address: 192.0.2.9}], \
@@ -821,12 +620,7 @@ fn an_entry_for_a_services_host_adds_endpoints_in_its_namespace() {
     // The port's name says which port is meant; the service keeps its own ports, however young it is.
     assert_eq!(with("shop").addresses(API), ["10.1.0.3:80", "192.0.2.9:1"]);
     assert_eq!(with("other").addresses(API), ["10.1.0.3:80"]);
-    assert!(
-        !with("shop")
-            .clusters
-            .keys()
-            .any(|name| name.contains("9999"))
-    );
+    assert!(!with("shop").clusters.keys().any(|name| name.contains("9999")));
 }
 
 #[test]
@@ -836,47 +630,28 @@ fn what_changes_is_merged_anew() {
         let got = Got::of(mesh, "shop", &json!({}));
         got.clusters.contains_key(API).then(|| got.addresses(API))
     };
-    let ip = |list: &[&str]| {
-        Some(
-            list.iter()
-                .map(|item| (*item).to_owned())
-                .collect::<Vec<_>>(),
-        )
-    };
-    assert_eq!(
-        addresses(&world.write("vm.yaml", &entry("vm", 0, MORE))),
-        None
-    );
+    let ip = |list: &[&str]| Some(list.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>());
+    assert_eq!(addresses(&world.write("vm.yaml", &entry("vm", 0, MORE))), None);
     world.write("api.yaml", &api(1));
     assert_eq!(
-        addresses(&world.write(
-            "slice.yaml",
-            &slice("api", "name: http, port: 80", &["10.1.0.3"])
-        )),
+        addresses(&world.write("slice.yaml", &slice("api", "name: http, port: 80", &["10.1.0.3"]))),
         ip(&["10.1.0.3:80", "192.0.2.9:1"])
     );
     assert_eq!(
-        addresses(&world.write(
-            "vm.yaml",
-            &entry("vm", 0, &MORE.replace("192.0.2.9", "192.0.2.8"))
-        )),
+        addresses(
+            &world.write("vm.yaml", &entry("vm", 0, &MORE.replace("192.0.2.9", "192.0.2.8")))
+        ),
         ip(&["10.1.0.3:80", "192.0.2.8:1"])
     );
     assert_eq!(
-        addresses(&world.write(
-            "slice.yaml",
-            &slice("api", "name: http, port: 80", &["10.1.0.4"])
-        )),
+        addresses(&world.write("slice.yaml", &slice("api", "name: http, port: 80", &["10.1.0.4"]))),
         ip(&["10.1.0.4:80", "192.0.2.8:1"])
     );
     assert_eq!(addresses(&world.write("vm.yaml", "")), ip(&["10.1.0.4:80"]));
     world.write("vm.yaml", &entry("vm", 0, MORE));
     // Without the service the host is the entry's.
     let got = Got::of(&world.write("api.yaml", ""), "shop", &json!({}));
-    assert_eq!(
-        got.addresses("outbound|1||api.shop.svc.cluster.local"),
-        ["192.0.2.9:1"]
-    );
+    assert_eq!(got.addresses("outbound|1||api.shop.svc.cluster.local"), ["192.0.2.9:1"]);
 }
 
 #[test]
@@ -890,11 +665,7 @@ fn a_proxy_is_told_of_the_ports_at_which_merged_entries_reach_it() {
     };
     let got = Got::in_shop(&(to("a", 0, 80) + &to("b", 1, 81)));
     for cluster in ["inbound|80||", "inbound|81||"] {
-        assert!(
-            got.clusters.contains_key(cluster),
-            "{:?}",
-            got.clusters.keys()
-        );
+        assert!(got.clusters.contains_key(cluster), "{:?}", got.clusters.keys());
     }
 }
 
@@ -931,11 +702,7 @@ const WEB: &str = "web.shop.svc.cluster.local";
 #[test]
 fn rules_for_an_alias_hold_for_all_its_names_at_all_its_ports() {
     let timeouts = |text: &str, port: u16, client: &str| {
-        let got = Got::of(
-            &World::default().write("all.yaml", text),
-            client,
-            &json!({}),
-        );
+        let got = Got::of(&World::default().write("all.yaml", text), client, &json!({}));
         let mut names = vec![
             "alias.other",
             "alias.other.svc",
@@ -943,10 +710,8 @@ fn rules_for_an_alias_hold_for_all_its_names_at_all_its_ports() {
             "alias.other.svc.cluster.local.",
         ];
         names.extend((client == "other").then_some("alias"));
-        let found = names
-            .into_iter()
-            .map(|name| got.route(ANYWHERE, port, name))
-            .collect::<BTreeSet<_>>();
+        let found =
+            names.into_iter().map(|name| got.route(ANYWHERE, port, name)).collect::<BTreeSet<_>>();
         assert_eq!(
             got.route(ANYWHERE, port, "web.shop"),
             (format!("outbound|{port}||{WEB}"), "0s".to_owned())
@@ -977,10 +742,8 @@ fn rules_for_an_alias_hold_for_all_its_names_at_all_its_ports() {
     let single = text("{name: http, port: 80}", "alias.other.svc.cluster.local");
     assert_eq!(timeouts(&single, 80, "other"), to(80, "4s"));
     assert_eq!(timeouts(&single, 8080, "other"), to(8080, "0s"));
-    let bytes = text(
-        "{name: tcp, port: 8080}, {name: http, port: 80}",
-        "alias.other.svc.cluster.local",
-    );
+    let bytes =
+        text("{name: tcp, port: 8080}, {name: http, port: 80}", "alias.other.svc.cluster.local");
     assert_eq!(timeouts(&bytes, 8080, "other"), to(8080, "0s"));
 }
 
@@ -988,31 +751,14 @@ fn rules_for_an_alias_hold_for_all_its_names_at_all_its_ports() {
 fn an_alias_without_ports_is_a_host_of_no_service_to_rules() {
     let text = web()
         + &alias("alias", "other", 1, WEB, "")
-        + &rule(
-            "al",
-            "other",
-            2,
-            "alias.other.svc.cluster.local",
-            4,
-            "alias",
-        );
-    let got = Got::of(
-        &World::default().write("all.yaml", &text),
-        "other",
-        &json!({}),
-    );
+        + &rule("al", "other", 2, "alias.other.svc.cluster.local", 4, "alias");
+    let got = Got::of(&World::default().write("all.yaml", &text), "other", &json!({}));
     assert_eq!(
         got.route(ANYWHERE, 80, "alias.other.svc.cluster.local"),
         (format!("outbound|80||{WEB}"), "4s".to_owned())
     );
-    assert_eq!(
-        got.route(ANYWHERE, 80, "alias"),
-        (format!("outbound|80||{WEB}"), "0s".to_owned())
-    );
-    assert_eq!(
-        got.route(ANYWHERE, 8080, "alias.other.svc.cluster.local").1,
-        "0s"
-    );
+    assert_eq!(got.route(ANYWHERE, 80, "alias"), (format!("outbound|80||{WEB}"), "0s".to_owned()));
+    assert_eq!(got.route(ANYWHERE, 8080, "alias.other.svc.cluster.local").1, "0s");
 }
 
 #[test]
@@ -1024,10 +770,7 @@ fn of_rules_for_an_alias_and_for_what_it_stands_for_the_older_has_its_names() {
             + &rule("web", "shop", a, WEB, 9, WEB)
             + &rule("al", "other", b, "alias.other.svc.cluster.local", 4, WEB);
         let got = Got::in_shop(&text);
-        [
-            got.route(ANYWHERE, 80, "alias.other").1,
-            got.route(ANYWHERE, 80, "web").1,
-        ]
+        [got.route(ANYWHERE, 80, "alias.other").1, got.route(ANYWHERE, 80, "web").1]
     };
     assert_eq!(named(true), ["9s", "9s"]);
     assert_eq!(named(false), ["4s", "9s"]);
@@ -1036,33 +779,16 @@ fn of_rules_for_an_alias_and_for_what_it_stands_for_the_older_has_its_names() {
 #[test]
 fn a_chain_of_aliases_leads_to_its_end() {
     let mut world = World::default();
-    let text = web()
-        + &rule(
-            "v",
-            "shop",
-            5,
-            "a.example",
-            4,
-            "first.other.svc.cluster.local",
-        );
+    let text = web() + &rule("v", "shop", 5, "a.example", 4, "first.other.svc.cluster.local");
     world.write("web.yaml", &text);
-    world.write(
-        "first.yaml",
-        &alias("first", "other", 1, "Second.shop.svc.cluster.local.", ""),
-    );
+    world.write("first.yaml", &alias("first", "other", 1, "Second.shop.svc.cluster.local.", ""));
     let got = |mesh: &Mesh| {
         let got = Got::of(mesh, "shop", &json!({}));
-        [
-            got.cluster_of(ANYWHERE, 80, "first.other"),
-            got.cluster_of(ANYWHERE, 80, "a.example"),
-        ]
+        [got.cluster_of(ANYWHERE, 80, "first.other"), got.cluster_of(ANYWHERE, 80, "a.example")]
     };
     let whole = format!("outbound|80||{WEB}");
     let nowhere = |host: &str| {
-        [
-            "PassthroughCluster".to_owned(),
-            format!("outbound|80||{host}.shop.svc.cluster.local"),
-        ]
+        ["PassthroughCluster".to_owned(), format!("outbound|80||{host}.shop.svc.cluster.local")]
     };
     let second = |target: &str| alias("second", "shop", 2, target, "");
     assert_eq!(
@@ -1078,22 +804,15 @@ fn a_chain_of_aliases_leads_to_its_end() {
         got(&world.write("second.yaml", &second("first.other.svc.cluster.local"))),
         nowhere("second")
     );
-    assert_eq!(
-        got(&world.write("second.yaml", &second(WEB))),
-        [whole.clone(), whole]
-    );
+    assert_eq!(got(&world.write("second.yaml", &second(WEB))), [whole.clone(), whole]);
     assert_eq!(got(&world.write("second.yaml", "")), nowhere("second"));
 }
 
 #[test]
 fn names_of_an_alias_for_a_headless_service_are_those_of_pods_too() {
-    let text = object(
-        "Service",
-        "hl",
-        "shop",
-        0,
-        "clusterIP: None, ports: [{name: http, port: 8081}]",
-    ) + &alias("alias", "other", 1, "hl.shop.svc.cluster.local", "");
+    let text =
+        object("Service", "hl", "shop", 0, "clusterIP: None, ports: [{name: http, port: 8081}]")
+            + &alias("alias", "other", 1, "hl.shop.svc.cluster.local", "");
     let got = Got::in_shop(&text);
     for name in ["hl", "pod-0.hl", "alias.other", "pod-0.alias.other"] {
         assert_eq!(
@@ -1126,17 +845,11 @@ fn addresses_as_hosts_are_written_as_clients_write_them() {
     }
     // Among other hosts, and where the address is that of a service.
     assert_eq!(
-        timeout(
-            &(web() + &rule("web.shop.svc.cluster.local, '2001:db8::77'")),
-            "[2001:db8::77]"
-        ),
+        timeout(&(web() + &rule("web.shop.svc.cluster.local, '2001:db8::77'")), "[2001:db8::77]"),
         "5s"
     );
     let six = web().replace("10.96.0.10", "'fd00::10'");
-    assert_eq!(
-        timeout(&(six.clone() + &rule("'fd00::10'")), "[fd00::10]"),
-        "5s"
-    );
+    assert_eq!(timeout(&(six.clone() + &rule("'fd00::10'")), "[fd00::10]"), "5s");
     assert_eq!(timeout(&(six + &rule("web")), "[fd00::10]"), "5s");
 }
 
@@ -1163,8 +876,5 @@ fn addresses_of_entries_are_domains() {
         );
     }
     let domains = got.routes["80"].to_string();
-    assert!(
-        !domains.contains("\"203.0.113.3.\""),
-        "only names have a dot at their end: {domains}"
-    );
+    assert!(!domains.contains("\"203.0.113.3.\""), "only names have a dot at their end: {domains}");
 }

@@ -58,21 +58,14 @@ async fn changes_by_kubectl_reach_a_real_envoy() {
     let admin = format!("127.0.0.1:{}", weir.admin);
     let wait = |object: &str, more: &[&str]| {
         let args = ["wait", object, "-n", NAMESPACE, "--admin", &admin];
-        Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(args)
-            .args(more)
-            .output()
-            .unwrap()
+        Command::new(env!("CARGO_BIN_EXE_weir")).args(args).args(more).output().unwrap()
     };
     for n in [31, 32, 33] {
         patch_weights(&cluster, 100 - n, n);
         let waited = wait("vs/my-app", &[]);
         assert!(waited.status.success(), "{waited:?}");
         let n = u64::from(n);
-        assert_eq!(
-            weights(&envoy).await,
-            [("v1".to_owned(), 100 - n), ("v2".to_owned(), n)]
-        );
+        assert_eq!(weights(&envoy).await, [("v1".to_owned(), 100 - n), ("v2".to_owned(), n)]);
     }
     assert!(wait("dr/my-app", &["--generation", "1"]).status.success());
     let waited = wait("vs/nothing", &[]);
@@ -121,14 +114,9 @@ async fn changes_by_kubectl_reach_a_real_envoy() {
         "-p",
         wrong,
     ]);
-    until("the problem is counted", async || {
-        weir.metric("weir_config_problems ").await == Some(1)
-    })
-    .await;
-    assert_eq!(
-        weights(&envoy).await,
-        [("v1".to_owned(), 70), ("v2".to_owned(), 30)]
-    );
+    until("the problem is counted", async || weir.metric("weir_config_problems ").await == Some(1))
+        .await;
+    assert_eq!(weights(&envoy).await, [("v1".to_owned(), 70), ("v2".to_owned(), 30)]);
     patch_weights(&cluster, 60, 40);
     until("the mended object", async || {
         weights(&envoy).await == [("v1".to_owned(), 60), ("v2".to_owned(), 40)]
@@ -136,10 +124,7 @@ async fn changes_by_kubectl_reach_a_real_envoy() {
     .await;
 
     cluster.stop_apiserver();
-    assert_eq!(
-        weights(&envoy).await,
-        [("v1".to_owned(), 60), ("v2".to_owned(), 40)]
-    );
+    assert_eq!(weights(&envoy).await, [("v1".to_owned(), 60), ("v2".to_owned(), 40)]);
     cluster.start_apiserver();
     patch_weights(&cluster, 10, 90);
     until("a weight after an outage", async || {
@@ -171,23 +156,14 @@ async fn no_proxy_is_answered_until_every_kind_is_listed() {
                  workloadentries.networking.istio.io,sidecars.networking.istio.io";
     let allow = |name: &str, kinds: &str| {
         let kinds = format!("--resource={kinds}");
-        cluster.kubectl_ok(&[
-            "create",
-            "clusterrole",
-            name,
-            "--verb=get,list,watch",
-            &kinds,
-        ]);
+        cluster.kubectl_ok(&["create", "clusterrole", name, "--verb=get,list,watch", &kinds]);
         let role = format!("--clusterrole={name}");
         cluster.kubectl_ok(&["create", "clusterrolebinding", name, &role, "--user=weir"]);
     };
     allow("most", kinds);
     let kubeconfig = cluster.kubeconfig_for("weir");
-    let weir = Serve::start(
-        &["--kubeconfig", kubeconfig.to_str().unwrap()],
-        free_port(),
-        free_port(),
-    );
+    let weir =
+        Serve::start(&["--kubeconfig", kubeconfig.to_str().unwrap()], free_port(), free_port());
     // The role takes effect shortly after it is written; then all kinds but one recover.
     until("one kind still cannot be listed", async || {
         weir.metric("weir_config_problems ").await == Some(1) && weir.events().await > 0
@@ -203,20 +179,13 @@ async fn no_proxy_is_answered_until_every_kind_is_listed() {
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(
-            output.status.code() == Some(1) && said.contains("not ready"),
-            "{command}: {said}"
-        );
+        assert!(output.status.code() == Some(1) && said.contains("not ready"), "{command}: {said}");
     }
 
     // A proxy that connects in the meantime waits, and its first configuration includes what had been missing.
     let to = format!("http://127.0.0.1:{}", weir.xds);
     let asking = tokio::spawn(async move {
-        let channel = tonic::transport::Channel::from_shared(to)
-            .unwrap()
-            .connect()
-            .await
-            .unwrap();
+        let channel = tonic::transport::Channel::from_shared(to).unwrap().connect().await.unwrap();
         let mut client = Client::open(channel, Variant::Delta, None).await;
         client.send(ask(CDS, &[])).await;
         client.got(CDS).await
@@ -226,9 +195,7 @@ async fn no_proxy_is_answered_until_every_kind_is_listed() {
     let first = asking.await.unwrap();
     for subset in ["v1", "v2"] {
         assert!(
-            first.has(&format!(
-                "outbound|80|{subset}|my-app.{NAMESPACE}.svc.cluster.local"
-            )),
+            first.has(&format!("outbound|80|{subset}|my-app.{NAMESPACE}.svc.cluster.local")),
             "{first:?}"
         );
     }
@@ -284,43 +251,20 @@ async fn nodes_and_namespaces_of_the_api_decide_where_requests_go() {
             .map(|(address, priority)| (address.as_str(), *priority))
             .eq(expected.iter().copied())
     };
-    until("all endpoints", async || {
-        is(&web(""), &[("10.1.1.1", 0), ("10.1.1.2", 0)]).await
-    })
-    .await;
-    until("those of a zone", async || {
-        is(&web("b"), &[("10.1.1.2", 0)]).await
-    })
-    .await;
-    until("those on the client's node", async || {
-        is(&agent, &[("10.1.1.1", 0)]).await
-    })
-    .await;
+    until("all endpoints", async || is(&web(""), &[("10.1.1.1", 0), ("10.1.1.2", 0)]).await).await;
+    until("those of a zone", async || is(&web("b"), &[("10.1.1.2", 0)]).await).await;
+    until("those on the client's node", async || is(&agent, &[("10.1.1.1", 0)]).await).await;
 
     let annotation = "networking.istio.io/traffic-distribution";
-    cluster.kubectl_ok(&[
-        "annotate",
-        "namespace",
-        "shop",
-        &format!("{annotation}=PreferClose"),
-    ]);
+    cluster.kubectl_ok(&["annotate", "namespace", "shop", &format!("{annotation}=PreferClose")]);
     until("the client's zone first", async || {
         is(&web(""), &[("10.1.1.1", 0), ("10.1.1.2", 1)]).await
     })
     .await;
     cluster.kubectl_ok(&["annotate", "namespace", "shop", &format!("{annotation}-")]);
-    until("no zone first", async || {
-        is(&web(""), &[("10.1.1.1", 0), ("10.1.1.2", 0)]).await
-    })
-    .await;
+    until("no zone first", async || is(&web(""), &[("10.1.1.1", 0), ("10.1.1.2", 0)]).await).await;
 
-    cluster.kubectl_ok(&[
-        "label",
-        "node",
-        "n1",
-        "topology.kubernetes.io/zone=eu-b",
-        "--overwrite",
-    ]);
+    cluster.kubectl_ok(&["label", "node", "n1", "topology.kubernetes.io/zone=eu-b", "--overwrite"]);
     until("a node in another zone", async || {
         is(&web("b"), &[("10.1.1.1", 0), ("10.1.1.2", 0)]).await
     })
@@ -336,10 +280,7 @@ async fn priorities(envoy: &EnvoyProcess, cluster: &str) -> Vec<(String, u64)> {
         .into_iter()
         .flatten()
         .find(|item| item["name"] == cluster);
-    let hosts = found
-        .and_then(|found| found["host_statuses"].as_array())
-        .into_iter()
-        .flatten();
+    let hosts = found.and_then(|found| found["host_statuses"].as_array()).into_iter().flatten();
     let host = |item: &Value| {
         let address = item["address"]["socket_address"]["address"].as_str()?;
         Some((address.to_owned(), item["priority"].as_u64().unwrap_or(0)))
@@ -384,9 +325,9 @@ async fn weights(envoy: &EnvoyProcess) -> Vec<(String, u64)> {
 
 fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     match value {
-        Value::Object(map) => map
-            .get(key)
-            .or_else(|| map.values().find_map(|member| find(member, key))),
+        Value::Object(map) => {
+            map.get(key).or_else(|| map.values().find_map(|member| find(member, key)))
+        }
         Value::Array(items) => items.iter().find_map(|item| find(item, key)),
         _ => None,
     }

@@ -38,23 +38,12 @@ fn the_canary_example_lives_in_a_real_api_server() {
 
     let patch = r#"[{"op": "replace", "path": "/spec/http/0/route/0/weight", "value": 75},
                     {"op": "replace", "path": "/spec/http/0/route/1/weight", "value": 25}]"#;
-    in_namespace(
-        &cluster,
-        &["patch", "vs", "my-app", "--type=json", "-p", patch],
-    );
+    in_namespace(&cluster, &["patch", "vs", "my-app", "--type=json", "-p", patch]);
     assert_eq!(weights(&cluster), "75 25");
 
     // The status is a subresource, so writing it does not change the generation.
     let status = r#"{"status": {"conditions": [{"type": "Reconciled", "status": "True"}]}}"#;
-    let patch = [
-        "patch",
-        "vs",
-        "my-app",
-        "--type=merge",
-        "--subresource=status",
-        "-p",
-        status,
-    ];
+    let patch = ["patch", "vs", "my-app", "--type=merge", "--subresource=status", "-p", status];
     in_namespace(&cluster, &patch);
     let path = "jsonpath={.metadata.generation} {.status.conditions[0].type}";
     let live = in_namespace(&cluster, &["get", "vs", "my-app", "-o", path]);
@@ -96,10 +85,7 @@ fn the_istio_kinds_go_by_their_usual_names_and_versions() {
         }
         let table = cluster.kubectl_ok(&["get", name]);
         let header = table.lines().next().unwrap_or_default();
-        assert_eq!(
-            header.split_whitespace().collect::<Vec<_>>().join(" "),
-            columns
-        );
+        assert_eq!(header.split_whitespace().collect::<Vec<_>>().join(" "), columns);
     }
     for (category, count) in [("istio-io", 15), ("networking-istio-io", 15)] {
         let all = cluster.kubectl_ok(&["get", category, "-o", "name"]);
@@ -151,20 +137,14 @@ fn a_killed_test_leaves_no_server_and_no_folder() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let pid_file = folder.path().join("pid");
     let mut test = Command::new(std::env::current_exe().expect("own path"))
-        .args([
-            "--ignored",
-            "--exact",
-            "kube_harness::run_a_server_until_killed",
-        ])
+        .args(["--ignored", "--exact", "kube_harness::run_a_server_until_killed"])
         .env(PID_FILE, &pid_file)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
         .expect("start this test binary");
     let text = eventually("the server to start", || {
-        fs::read_to_string(&pid_file)
-            .ok()
-            .filter(|text| text.ends_with('\n'))
+        fs::read_to_string(&pid_file).ok().filter(|text| text.ends_with('\n'))
     });
     let (server, scratch) = text.trim().split_once(' ').expect("two words");
     let server = Pid::from_raw(server.parse().expect("a process id"));
@@ -172,12 +152,8 @@ fn a_killed_test_leaves_no_server_and_no_folder() {
 
     test.kill().expect("kill the test binary");
     test.wait().expect("wait for the test binary");
-    eventually("the server to end", || {
-        (kill(server, None) == Err(Errno::ESRCH)).then_some(())
-    });
-    eventually("its folder to go", || {
-        (!Path::new(scratch).exists()).then_some(())
-    });
+    eventually("the server to end", || (kill(server, None) == Err(Errno::ESRCH)).then_some(()));
+    eventually("its folder to go", || (!Path::new(scratch).exists()).then_some(()));
 }
 
 /// Not a test: the process that `a_killed_test_leaves_no_server_and_no_folder` kills.
@@ -221,10 +197,7 @@ fn stubborn(folder: &Path, grace_tenths: u32) -> (Supervised, Pid) {
     while line.last() != Some(&b'\n') && stderr.read(&mut byte).expect("read") == 1 {
         line.push(byte[0]);
     }
-    let pid = String::from_utf8_lossy(&line)
-        .trim()
-        .parse()
-        .expect("a process id");
+    let pid = String::from_utf8_lossy(&line).trim().parse().expect("a process id");
     (server, Pid::from_raw(pid))
 }
 

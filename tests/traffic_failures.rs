@@ -42,16 +42,7 @@ async fn mesh() -> &'static Mesh {
             ("turns.test", &[1, 2, 3]),
         ];
         objects.extend(hosts.map(|(host, backends)| entry(host, "web", "HTTP", backends)));
-        let own = [
-            FAULTS,
-            RETRIES,
-            UNREACHABLE,
-            TIMEOUTS,
-            OUTLIERS,
-            LIMITS,
-            HASHES,
-            LOCALITIES,
-        ];
+        let own = [FAULTS, RETRIES, UNREACHABLE, TIMEOUTS, OUTLIERS, LIMITS, HASHES, LOCALITIES];
         objects.extend(own.map(str::to_owned));
         Mesh::start(&objects, Options::default()).await
     })
@@ -134,10 +125,7 @@ async fn aborts_respond_instead_of_backends() {
     let aborted = |path| mesh.request("GET", "aborted", "aborted.test", path);
     for _ in 0..20 {
         let answer = aborted("/all").send().await;
-        assert_eq!(
-            (answer.status, answer.seen.len()),
-            (StatusCode::IM_A_TEAPOT, 0)
-        );
+        assert_eq!((answer.status, answer.seen.len()), (StatusCode::IM_A_TEAPOT, 0));
         assert_eq!(aborted("/none").send().await.backend(), 1);
         // Without a percentage the fault applies to no request, as documented by Istio.
         assert_eq!(aborted("/unsaid").send().await.backend(), 1);
@@ -149,26 +137,13 @@ async fn aborts_respond_instead_of_backends() {
     found.answers.insert("v2".to_owned(), rejected);
     found.assert_split(50);
 
-    let grpc = aborted("/grpc")
-        .http2()
-        .header("content-type", "application/grpc")
-        .send()
-        .await;
-    assert_eq!(
-        (grpc.status, grpc.header("grpc-status")),
-        (StatusCode::OK, "8".to_owned())
-    );
+    let grpc = aborted("/grpc").http2().header("content-type", "application/grpc").send().await;
+    assert_eq!((grpc.status, grpc.header("grpc-status")), (StatusCode::OK, "8".to_owned()));
 
     // An injected fault is not a backend failure, so it is not retried.
     let before = mesh.http_stat("aborted", "fault.aborts_injected").await;
-    assert_eq!(
-        aborted("/retried").send().await.status,
-        StatusCode::SERVICE_UNAVAILABLE
-    );
-    assert_eq!(
-        mesh.http_stat("aborted", "fault.aborts_injected").await,
-        before + 1
-    );
+    assert_eq!(aborted("/retried").send().await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(mesh.http_stat("aborted", "fault.aborts_injected").await, before + 1);
 }
 
 const RETRIES: &str = "
@@ -243,15 +218,9 @@ async fn a_503_is_retried_as_often_as_configured() {
             (status, tries),
             "{path} {answers}"
         );
-        let counts: Vec<_> = answer
-            .seen
-            .iter()
-            .map(|seen| seen.header("x-envoy-attempt-count"))
-            .collect();
-        assert_eq!(
-            counts,
-            (1..=tries).map(|n| n.to_string()).collect::<Vec<_>>()
-        );
+        let counts: Vec<_> =
+            answer.seen.iter().map(|seen| seen.header("x-envoy-attempt-count")).collect();
+        assert_eq!(counts, (1..=tries).map(|n| n.to_string()).collect::<Vec<_>>());
     }
 }
 
@@ -280,14 +249,9 @@ async fn without_a_word_on_retries_an_answer_is_an_answer() {
     assert_eq!((answer.status.as_u16(), answer.seen.len()), (503, 1));
     // These two gRPC statuses mean that the request had no effect.
     for (status, tries) in [("14", 3), ("1", 3), ("13", 1)] {
-        let request = mesh
-            .get("defaults.test", "/")
-            .reply("content-type", "application/grpc");
+        let request = mesh.get("defaults.test", "/").reply("content-type", "application/grpc");
         let answer = request.reply("grpc-status", status).send().await;
-        assert_eq!(
-            (answer.header("grpc-status").as_str(), answer.seen.len()),
-            (status, tries)
-        );
+        assert_eq!((answer.header("grpc-status").as_str(), answer.seen.len()), (status, tries));
     }
 }
 
@@ -332,9 +296,7 @@ async fn failed_connections_are_retried_on_another_host() {
             assert_eq!((answer.backend(), answer.seen.len()), (1, 1), "{host}");
         }
         assert!(
-            mesh.cluster_stat("web", "", host, "upstream_rq_retry")
-                .await
-                > 0,
+            mesh.cluster_stat("web", "", host, "upstream_rq_retry").await > 0,
             "{host} was never retried"
         );
     }
@@ -370,11 +332,7 @@ async fn a_timeout_answers_while_the_backend_still_has_the_request() {
     let answer = mesh.get("slow.test", "/timeout").hold(1).send().await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
     assert!(!answer.only().answered);
-    assert_eq!(
-        mesh.cluster_stat("web", "", "slow.test", "upstream_rq_timeout")
-            .await,
-        1
-    );
+    assert_eq!(mesh.cluster_stat("web", "", "slow.test", "upstream_rq_timeout").await, 1);
 
     // Without a timeout a request may take any time.
     let request = mesh.get("slow.test", "/").hold(1);
@@ -391,16 +349,9 @@ async fn a_timeout_answers_while_the_backend_still_has_the_request() {
 async fn every_try_has_a_timeout_of_its_own() {
     let mesh = mesh().await;
     let answer = mesh.get("tries.test", "/").hold(1).send().await;
-    assert_eq!(
-        (answer.status, answer.seen.len()),
-        (StatusCode::GATEWAY_TIMEOUT, 3)
-    );
+    assert_eq!((answer.status, answer.seen.len()), (StatusCode::GATEWAY_TIMEOUT, 3));
     assert!(answer.seen.iter().all(|seen| !seen.answered));
-    assert_eq!(
-        mesh.cluster_stat("web", "", "tries.test", "upstream_rq_per_try_timeout")
-            .await,
-        3
-    );
+    assert_eq!(mesh.cluster_stat("web", "", "tries.test", "upstream_rq_per_try_timeout").await, 3);
 }
 
 const OUTLIERS: &str = "
@@ -452,9 +403,8 @@ spec:
 /// The addresses of the endpoints that are ejected.
 async fn ejected(mesh: &Mesh, host: &str) -> Vec<String> {
     let all = mesh.endpoints("web", "", host).await;
-    let out = all
-        .into_iter()
-        .filter(|(_, item)| item["health_status"]["failed_outlier_check"] == true);
+    let out =
+        all.into_iter().filter(|(_, item)| item["health_status"]["failed_outlier_check"] == true);
     out.map(|(address, _)| address).collect()
 }
 
@@ -464,9 +414,7 @@ async fn eject(mesh: &Mesh, host: &str, backends: &[u8]) {
     until("they are ejected", async || {
         let request = backends
             .iter()
-            .fold(mesh.get(host, "/"), |request, backend| {
-                request.answer_of(*backend, "500")
-            });
+            .fold(mesh.get(host, "/"), |request, backend| request.answer_of(*backend, "500"));
         request.send().await;
         ejected(mesh, host).await.len() == all
     })
@@ -493,19 +441,12 @@ async fn an_endpoint_that_fails_is_ejected() {
             (times as u64, times as u64),
             "{host} {found:?}"
         );
-        until("it is ejected", async || {
-            ejected(mesh, host).await == ["127.0.1.2"]
-        })
-        .await;
-        until("the worker knows", async || {
-            tally(2, || request(harmful)).await.of("v1") == 2
-        })
-        .await;
+        until("it is ejected", async || ejected(mesh, host).await == ["127.0.1.2"]).await;
+        until("the worker knows", async || tally(2, || request(harmful)).await.of("v1") == 2).await;
         let found = tally(20, || request(harmful)).await;
         assert_eq!(found.of("v1"), 20, "{host} {found:?}");
         assert_eq!(
-            mesh.cluster_stat("web", "", host, "outlier_detection.ejections_active")
-                .await,
+            mesh.cluster_stat("web", "", host, "outlier_detection.ejections_active").await,
             1
         );
     }
@@ -524,10 +465,7 @@ async fn no_backend_is_used_when_all_are_ejected() {
     })
     .await;
     let answer = answer.unwrap();
-    assert_eq!(
-        (answer.status, answer.seen.len()),
-        (StatusCode::SERVICE_UNAVAILABLE, 0)
-    );
+    assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 0));
     assert_eq!(answer.body, "no healthy upstream");
 }
 
@@ -597,28 +535,17 @@ async fn excess_pending_requests_are_rejected() {
     let (id, first) = held(mesh, mesh.get("pending.test", "/")).await;
     let second = mesh.get("pending.test", "/");
     let (second_id, second) = (second.id.clone(), second.spawn());
-    until("one waits for the connection", async || {
-        stat("upstream_rq_pending_active").await == 1
-    })
-    .await;
+    until("one waits for the connection", async || stat("upstream_rq_pending_active").await == 1)
+        .await;
 
     let answer = mesh.get("pending.test", "/").send().await;
-    assert_eq!(
-        (answer.status, answer.seen.len()),
-        (StatusCode::SERVICE_UNAVAILABLE, 0)
-    );
+    assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 0));
     assert_eq!(answer.header("x-envoy-overloaded"), "true");
     assert_eq!(stat("upstream_rq_pending_overflow").await, 1);
 
     assert_eq!(mesh.backends.seen(&second_id).len(), 0);
     mesh.backends.release(&id);
-    assert_eq!(
-        (
-            first.await.unwrap().backend(),
-            second.await.unwrap().backend()
-        ),
-        (1, 1)
-    );
+    assert_eq!((first.await.unwrap().backend(), second.await.unwrap().backend()), (1, 1));
     assert_eq!(mesh.get("pending.test", "/").send().await.backend(), 1);
     assert_eq!(stat("upstream_cx_total").await, 1);
 }
@@ -629,20 +556,11 @@ async fn excess_requests_are_rejected() {
     let (first, item) = held(mesh, mesh.get("requests.test", "/")).await;
     let (second, other) = held(mesh, mesh.get("requests.test", "/")).await;
     let answer = mesh.get("requests.test", "/").send().await;
-    assert_eq!(
-        (answer.status, answer.seen.len()),
-        (StatusCode::SERVICE_UNAVAILABLE, 0)
-    );
+    assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 0));
     assert_eq!(answer.header("x-envoy-overloaded"), "true");
     mesh.backends.release(&first);
     mesh.backends.release(&second);
-    assert_eq!(
-        (
-            item.await.unwrap().backend(),
-            other.await.unwrap().backend()
-        ),
-        (1, 1)
-    );
+    assert_eq!((item.await.unwrap().backend(), other.await.unwrap().backend()), (1, 1));
 }
 
 #[tokio::test]
@@ -660,8 +578,7 @@ async fn more_retries_than_allowed_are_not_made() {
             "{host}"
         );
         assert_eq!(
-            mesh.cluster_stat("web", "", host, "upstream_rq_retry_overflow")
-                .await,
+            mesh.cluster_stat("web", "", host, "upstream_rq_retry_overflow").await,
             1,
             "{host}"
         );
@@ -750,11 +667,7 @@ async fn sticks(request: impl Fn(u8) -> Request) -> Vec<u8> {
     for client in 1..=40 {
         let first = request(client).send().await.backend();
         for _ in 0..3 {
-            assert_eq!(
-                request(client).send().await.backend(),
-                first,
-                "client {client}"
-            );
+            assert_eq!(request(client).send().await.backend(), first, "client {client}");
         }
         found.push(first);
     }
@@ -777,60 +690,36 @@ async fn a_header_decides_about_the_endpoint() {
 async fn a_cookie_decides_about_the_endpoint() {
     let mesh = mesh().await;
     sticks(|client| {
-        mesh.get("cookie.test", "/")
-            .header("cookie", &format!("a=b; session=s{client}"))
+        mesh.get("cookie.test", "/").header("cookie", &format!("a=b; session=s{client}"))
     })
     .await;
     // A client without the cookie receives one.
     let answer = mesh.get("cookie.test", "/").send().await;
     let given = answer.header("set-cookie");
     assert!(given.starts_with("session="), "{answer:?}");
-    assert!(
-        given.contains("Max-Age=60") && given.contains("Path=/here"),
-        "{given}"
-    );
+    assert!(given.contains("Max-Age=60") && given.contains("Path=/here"), "{given}");
     let cookie = given.split(';').next().unwrap().replace('"', "");
-    let (backend, request) = (
-        answer.backend(),
-        mesh.get("cookie.test", "/").header("cookie", &cookie),
-    );
+    let (backend, request) =
+        (answer.backend(), mesh.get("cookie.test", "/").header("cookie", &cookie));
     for _ in 0..5 {
         let answer = request.clone().send().await;
-        assert_eq!(
-            (answer.backend(), answer.header("set-cookie")),
-            (backend, String::new())
-        );
+        assert_eq!((answer.backend(), answer.header("set-cookie")), (backend, String::new()));
     }
 }
 
 #[tokio::test]
 async fn the_source_address_decides_about_the_endpoint() {
     let mesh = mesh().await;
-    sticks(|client| {
-        mesh.get("source.test", "/")
-            .from(Ipv4Addr::new(127, 0, 2, client))
-    })
-    .await;
+    sticks(|client| mesh.get("source.test", "/").from(Ipv4Addr::new(127, 0, 2, client))).await;
 }
 
 #[tokio::test]
 async fn a_query_parameter_decides_about_the_endpoint() {
     let mesh = mesh().await;
-    sticks(|client| {
-        mesh.get(
-            "query.test",
-            &format!("/{client}?other={client}&user=u{client}"),
-        )
-    })
-    .await;
+    sticks(|client| mesh.get("query.test", &format!("/{client}?other={client}&user=u{client}")))
+        .await;
     let first = mesh.get("query.test", "/a?user=x").send().await.backend();
-    assert_eq!(
-        mesh.get("query.test", "/b?page=2&user=x")
-            .send()
-            .await
-            .backend(),
-        first
-    );
+    assert_eq!(mesh.get("query.test", "/b?page=2&user=x").send().await.backend(), first);
 }
 
 #[tokio::test]
@@ -849,11 +738,7 @@ async fn round_robin_takes_turns() {
     let mesh = mesh().await;
     for host in ["turns.test", "subset.test"] {
         let found = tally(30, || mesh.get(host, "/")).await;
-        assert_eq!(
-            [found.of("v1"), found.of("v2"), found.of("v3")],
-            [10, 10, 10],
-            "{host}"
-        );
+        assert_eq!([found.of("v1"), found.of("v2"), found.of("v3")], [10, 10, 10], "{host}");
     }
 }
 
@@ -955,14 +840,8 @@ async fn localities_get_their_shares() {
     let mesh = mesh().await;
     let found = tally(400, || mesh.get("shares.test", "/")).await;
     let near = found.of("v1") + found.of("v2");
-    Tally {
-        answers: [("v1".to_owned(), near), ("v2".to_owned(), found.of("v3"))].into(),
-    }
-    .assert_split(25);
-    assert_eq!(
-        (near + found.of("v3"), found.of("v4")),
-        (400, 0),
-        "{found:?}"
-    );
+    Tally { answers: [("v1".to_owned(), near), ("v2".to_owned(), found.of("v3"))].into() }
+        .assert_split(25);
+    assert_eq!((near + found.of("v3"), found.of("v4")), (400, 0), "{found:?}");
     assert!(found.of("v1") > 0 && found.of("v2") > 0, "{found:?}");
 }

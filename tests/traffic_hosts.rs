@@ -42,20 +42,13 @@ spec:
 #[tokio::test]
 async fn requests_go_by_their_host_at_a_port_of_which_some_do_not_say_the_protocol() {
     let mesh = mesh().await;
-    for (host, backend) in [
-        ("one.test", 1),
-        ("any.two.test", 2),
-        ("three.test", 3),
-        ("ONE.test:80", 1),
-    ] {
+    for (host, backend) in
+        [("one.test", 1), ("any.two.test", 2), ("three.test", 3), ("ONE.test:80", 1)]
+    {
         let answer = mesh.request("GET", "shared", host, "/").send().await;
         assert_eq!(answer.backend(), backend, "{host}");
         assert_eq!(
-            mesh.request("GET", "shared", host, "/")
-                .http2()
-                .send()
-                .await
-                .backend(),
+            mesh.request("GET", "shared", host, "/").http2().send().await.backend(),
             backend,
             "{host}"
         );
@@ -185,12 +178,7 @@ spec:
 #[tokio::test]
 async fn addresses_are_hosts() {
     let mesh = mesh().await;
-    for host in [
-        "[2001:db8::77]",
-        "[2001:DB8::77]:8080",
-        "203.0.113.77",
-        "203.0.113.77:8080",
-    ] {
+    for host in ["[2001:db8::77]", "[2001:DB8::77]:8080", "203.0.113.77", "203.0.113.77:8080"] {
         let answer = mesh.get(host, "/").send().await;
         assert_eq!(
             (answer.backend(), answer.only().header("x-rule")),

@@ -30,11 +30,7 @@ fn listen(addresses: &[IpAddr]) -> (u16, Vec<(u8, TcpListener)>) {
             };
             return (
                 port,
-                addresses
-                    .iter()
-                    .map(number)
-                    .zip(std::iter::once(first).chain(others))
-                    .collect(),
+                addresses.iter().map(number).zip(std::iter::once(first).chain(others)).collect(),
             );
         }
     }
@@ -63,10 +59,7 @@ fn respond(number: u8, mut connection: TcpStream) -> std::io::Result<()> {
     let lines = BufReader::new(connection.try_clone()?).lines();
     for line in lines {
         if line?.is_empty() {
-            write!(
-                connection,
-                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}"
-            )?;
+            write!(connection, "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}")?;
         }
     }
     Ok(())
@@ -113,10 +106,8 @@ spec: {host: '*.shop.svc.cluster.local', trafficPolicy: {loadBalancer: {simple: 
 #[tokio::test]
 async fn a_pod_with_two_addresses_gets_the_share_of_one() {
     if let Err(error) = TcpListener::bind((V6, 0)) {
-        Skip {
-            why: format!("there is no IPv6: {error}"),
-        }
-        .report("a_pod_with_two_addresses_gets_the_share_of_one");
+        Skip { why: format!("there is no IPv6: {error}") }
+            .report("a_pod_with_two_addresses_gets_the_share_of_one");
         return;
     }
     let (tcp, listeners) = listen(&[v4(1), v4(2), V6]);
@@ -133,25 +124,12 @@ async fn a_pod_with_two_addresses_gets_the_share_of_one() {
         slice("half", "tcp", "IPv4", tcp, &[(v4(3), "a", "n1")]),
         slice("half", "tcp", "IPv6", tcp, &[(V6, "a", "n1")]),
         service("pages", "http", ""),
-        slice(
-            "pages",
-            "http",
-            "IPv4",
-            http,
-            &[(v4(3), "a", "n1"), (v4(1), "b", "n1")],
-        ),
+        slice("pages", "http", "IPv4", http, &[(v4(3), "a", "n1"), (v4(1), "b", "n1")]),
         slice("pages", "http", "IPv6", http, &[(V6, "a", "n1")]),
         IN_TURN.to_owned(),
     ];
     let dual = ["--ip", "10.9.0.1", "--ip", "fd00:9::1"];
-    let mesh = Mesh::start(
-        &objects,
-        Options {
-            bootstrap: &dual,
-            ..Options::default()
-        },
-    )
-    .await;
+    let mesh = Mesh::start(&objects, Options { bootstrap: &dual, ..Options::default() }).await;
     let member = async |service: &str| {
         mesh.cluster_stat(
             service,
@@ -161,19 +139,10 @@ async fn a_pod_with_two_addresses_gets_the_share_of_one() {
         )
         .await
     };
-    assert_eq!(
-        (
-            member("both").await,
-            member("half").await,
-            member("pages").await
-        ),
-        (2, 1, 2)
-    );
+    assert_eq!((member("both").await, member("half").await, member("pages").await), (2, 1, 2));
 
     let greeted = async |port: &str| {
-        greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await)
-            .await
-            .map(|(number, _)| number)
+        greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await).await.map(|(number, _)| number)
     };
     let mut answers = std::collections::BTreeMap::new();
     for _ in 0..20 {
@@ -186,12 +155,7 @@ async fn a_pod_with_two_addresses_gets_the_share_of_one() {
     }
     let mut pages = Vec::new();
     for _ in 0..4 {
-        pages.push(
-            mesh.request("GET", "pages", "pages.shop", "/")
-                .send()
-                .await
-                .backend(),
-        );
+        pages.push(mesh.request("GET", "pages", "pages.shop", "/").send().await.backend());
     }
     pages.sort_unstable();
     assert_eq!(pages, [1, 1, 6, 6]);
@@ -212,18 +176,11 @@ async fn a_node_local_service_is_reached_on_the_clients_node_alone() {
         slice("any", "http", "IPv4", http, &[near, far]),
         IN_TURN.to_owned(),
     ];
-    let mesh = Mesh::start(
-        &objects,
-        Options {
-            bootstrap: &["--node-name", "n1"],
-            ..Options::default()
-        },
-    )
-    .await;
+    let mesh =
+        Mesh::start(&objects, Options { bootstrap: &["--node-name", "n1"], ..Options::default() })
+            .await;
     let ask = async |service: &str| {
-        mesh.request("GET", service, &format!("{service}.shop"), "/")
-            .send()
-            .await
+        mesh.request("GET", service, &format!("{service}.shop"), "/").send().await
     };
     for _ in 0..4 {
         assert_eq!(ask("near").await.backend(), 1);

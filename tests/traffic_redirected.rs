@@ -26,20 +26,14 @@ async fn mesh(objects: &[&str], policy: &str) -> Mesh {
     Mesh::start_in(
         [10, 1, 0],
         &objects,
-        Options {
-            serve: &serve,
-            bootstrap: &bootstrap,
-            ..Options::default()
-        },
+        Options { serve: &serve, bootstrap: &bootstrap, ..Options::default() },
     )
     .await
 }
 
 /// A request of the workload to an address.
 fn get(mesh: &Mesh, to: [u8; 4], port: u16, host: &str) -> Request {
-    mesh.request("GET", "HTTP", host, "/")
-        .from(WORKLOAD)
-        .to((to, port).into())
+    mesh.request("GET", "HTTP", host, "/").from(WORKLOAD).to((to, port).into())
 }
 
 /// The backend that a new connection reaches, if any.
@@ -81,12 +75,9 @@ async fn services_are_called_by_name_in_http_and_by_address_otherwise() {
     }
     let mesh = mesh(&[SERVICES], "allow-any").await;
     // HTTP is routed by host, regardless of the destination address.
-    for (host, to, backend) in [
-        ("web", 1, 1),
-        ("other", 2, 2),
-        ("10.96.0.2", 2, 2),
-        ("other", 1, 2),
-    ] {
+    for (host, to, backend) in
+        [("web", 1, 1), ("other", 2, 2), ("10.96.0.2", 2, 2), ("other", 1, 2)]
+    {
         let answer = get(&mesh, [10, 96, 0, to], 80, host).send().await;
         assert_eq!(answer.backend(), backend, "{host}");
         // Envoy's own source address, which is not redirected.
@@ -102,20 +93,10 @@ async fn unknown_hosts_pass_through() {
         return;
     }
     let mesh = mesh(&[SERVICES], "allow-any").await;
-    let answer = get(&mesh, [10, 1, 0, 4], mesh.backends.http, "nobody.test")
-        .send()
-        .await;
+    let answer = get(&mesh, [10, 1, 0, 4], mesh.backends.http, "nobody.test").send().await;
     assert_eq!(answer.backend(), 4);
-    assert_eq!(
-        backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await,
-        Some(5)
-    );
-    assert_eq!(
-        mesh.sidecar
-            .stat("cluster.PassthroughCluster;.upstream_cx_total")
-            .await,
-        2
-    );
+    assert_eq!(backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await, Some(5));
+    assert_eq!(mesh.sidecar.stat("cluster.PassthroughCluster;.upstream_cx_total").await, 2);
 }
 
 #[tokio::test]
@@ -124,21 +105,9 @@ async fn unknown_hosts_are_blocked_in_registry_only_mode() {
         return;
     }
     let mesh = mesh(&[SERVICES], "registry-only").await;
-    assert_eq!(
-        backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await,
-        None
-    );
-    assert_eq!(
-        get(&mesh, [10, 96, 0, 1], 80, "web").send().await.backend(),
-        1
-    );
-    assert_eq!(
-        get(&mesh, [10, 96, 0, 1], 80, "nobody.test")
-            .send()
-            .await
-            .status,
-        502
-    );
+    assert_eq!(backend(WORKLOAD, [10, 1, 0, 5], mesh.backends.tcp).await, None);
+    assert_eq!(get(&mesh, [10, 96, 0, 1], 80, "web").send().await.backend(), 1);
+    assert_eq!(get(&mesh, [10, 96, 0, 1], 80, "nobody.test").send().await.status, 502);
 }
 
 const HEADLESS: &str = "
@@ -166,19 +135,11 @@ async fn pods_of_headless_services_are_called_by_their_addresses() {
     }
     let mesh = mesh(&[HEADLESS], "registry-only").await;
     for pod in [1, 2] {
-        for host in [
-            "pods".to_owned(),
-            format!("pod-{pod}.pods.shop.svc.cluster.local"),
-        ] {
-            let answer = get(&mesh, [10, 1, 0, pod], mesh.backends.http, &host)
-                .send()
-                .await;
+        for host in ["pods".to_owned(), format!("pod-{pod}.pods.shop.svc.cluster.local")] {
+            let answer = get(&mesh, [10, 1, 0, pod], mesh.backends.http, &host).send().await;
             assert_eq!(answer.backend(), pod, "{host}");
         }
-        assert_eq!(
-            backend(WORKLOAD, [10, 1, 0, pod], mesh.backends.tcp).await,
-            Some(pod)
-        );
+        assert_eq!(backend(WORKLOAD, [10, 1, 0, pod], mesh.backends.tcp).await, Some(pod));
     }
     assert_eq!(
         backend(WORKLOAD, [10, 1, 0, 3], mesh.backends.tcp).await,
@@ -186,24 +147,11 @@ async fn pods_of_headless_services_are_called_by_their_addresses() {
         "this one is not one of its pods"
     );
     assert!(
-        mesh.cluster_stat(
-            "HTTP",
-            "",
-            "pods.shop.svc.cluster.local",
-            "upstream_rq_total"
-        )
-        .await
+        mesh.cluster_stat("HTTP", "", "pods.shop.svc.cluster.local", "upstream_rq_total").await
             == 4
     );
     assert!(
-        mesh.cluster_stat(
-            "TCP",
-            "",
-            "pods.shop.svc.cluster.local",
-            "upstream_cx_total"
-        )
-        .await
-            == 2
+        mesh.cluster_stat("TCP", "", "pods.shop.svc.cluster.local", "upstream_cx_total").await == 2
     );
 }
 
@@ -267,17 +215,12 @@ async fn the_original_destination_is_used_on_request_of_a_service_or_rule() {
     }
     let mesh = mesh(&[ORIGINAL], "registry-only").await;
     for (host, backend) in [("a.wild.test", 3), ("b.wild.test", 4), ("through.test", 5)] {
-        let answer = get(&mesh, [10, 1, 0, backend], mesh.backends.http, host)
-            .send()
-            .await;
+        let answer = get(&mesh, [10, 1, 0, backend], mesh.backends.http, host).send().await;
         assert_eq!(answer.backend(), backend, "{host}");
     }
-    for (to, wanted) in [
-        ([10, 97, 0, 1], 1),
-        ([10, 97, 2, 1], 2),
-        ([10, 97, 3, 3], 2),
-        ([10, 97, 3, 4], 1),
-    ] {
+    for (to, wanted) in
+        [([10, 97, 0, 1], 1), ([10, 97, 2, 1], 2), ([10, 97, 3, 3], 2), ([10, 97, 3, 4], 1)]
+    {
         assert_eq!(backend(WORKLOAD, to, 6000).await, Some(wanted), "{to:?}");
     }
 }
@@ -326,21 +269,11 @@ async fn an_entry_that_does_not_say_its_protocol_leaves_others_their_requests() 
         ([10, 1, 0, 4], "a.wild.test", 4),
         ([10, 1, 0, 5], "nobody.test", 5),
     ] {
-        assert_eq!(
-            get(&mesh, to, http, host).send().await.backend(),
-            backend,
-            "{host}"
-        );
-        assert_eq!(
-            get(&mesh, to, http, host).http2().send().await.backend(),
-            backend,
-            "{host}"
-        );
+        assert_eq!(get(&mesh, to, http, host).send().await.backend(), backend, "{host}");
+        assert_eq!(get(&mesh, to, http, host).http2().send().await.backend(), backend, "{host}");
     }
     // What is no HTTP is the entry's.
-    let mut stream = connect(WORKLOAD, ([10, 1, 0, 5], mesh.backends.tcp).into())
-        .await
-        .unwrap();
+    let mut stream = connect(WORKLOAD, ([10, 1, 0, 5], mesh.backends.tcp).into()).await.unwrap();
     stream.write_all(b"\x01\x02").await.unwrap();
     assert_eq!(greeting(stream).await.map(|(backend, _)| backend), Some(3));
 }
@@ -369,10 +302,7 @@ async fn inbound_traffic_passes_through_the_proxy() {
     let mesh = mesh(&[OWN], "registry-only").await;
     let (http, tcp, https) = (mesh.backends.http, mesh.backends.tcp, mesh.backends.https);
     let own = WORKLOAD.octets();
-    for request in [
-        get(&mesh, own, http, "own"),
-        get(&mesh, own, http, "any.name").http2(),
-    ] {
+    for request in [get(&mesh, own, http, "own"), get(&mesh, own, http, "any.name").http2()] {
         let answer = request.from(CALLER).send().await;
         assert_eq!(
             (answer.backend(), answer.only().peer.ip()),
@@ -382,27 +312,14 @@ async fn inbound_traffic_passes_through_the_proxy() {
     }
     assert_eq!(backend(CALLER, own, tcp).await, Some(6));
     let stat = async |name: String| mesh.sidecar.stat(&name).await;
-    assert_eq!(
-        stat(format!("cluster.inbound|{http}||;.upstream_rq_total")).await,
-        2
-    );
-    assert_eq!(
-        stat(format!("cluster.inbound|{tcp}||;.upstream_cx_total")).await,
-        1
-    );
+    assert_eq!(stat(format!("cluster.inbound|{http}||;.upstream_rq_total")).await, 2);
+    assert_eq!(stat(format!("cluster.inbound|{tcp}||;.upstream_cx_total")).await, 1);
 
     // Traffic to a port without a service is passed through too, here TLS.
     let stream = connect(CALLER, (WORKLOAD, https).into()).await.unwrap();
     let name = "own.secure.test".try_into().unwrap();
-    mesh.certificates
-        .connector()
-        .connect(name, stream)
-        .await
-        .unwrap();
-    assert_eq!(
-        stat("cluster.InboundPassthroughCluster;.upstream_cx_total".to_owned()).await,
-        1
-    );
+    mesh.certificates.connector().connect(name, stream).await.unwrap();
+    assert_eq!(stat("cluster.InboundPassthroughCluster;.upstream_cx_total".to_owned()).await, 1);
 }
 
 #[tokio::test]
@@ -411,41 +328,29 @@ async fn open_connections_go_on_when_their_pod_leaves_every_service() {
         return;
     }
     let mut mesh = mesh(&[OWN], "registry-only").await;
-    let stream = connect(CALLER, (WORKLOAD, mesh.backends.http).into())
-        .await
-        .unwrap();
+    let stream = connect(CALLER, (WORKLOAD, mesh.backends.http).into()).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream))
             .await
             .unwrap();
     tokio::spawn(connection);
     let mut ask = async || {
-        let request = hyper::Request::get("/")
-            .header("host", "own")
-            .body(Full::default())
-            .unwrap();
+        let request = hyper::Request::get("/").header("host", "own").body(Full::default()).unwrap();
         let answer = sender.send_request(request).await.unwrap();
         let status = answer.status().as_u16();
         answer.into_body().collect().await.unwrap();
         status
     };
     assert_eq!(ask().await, 200);
-    let cluster = format!(
-        "cluster.inbound|{}||;.upstream_rq_total",
-        mesh.backends.http
-    );
+    let cluster = format!("cluster.inbound|{}||;.upstream_rq_total", mesh.backends.http);
     // No slice has the pod any more: its filter chains go, and drain.
     let (services, _) = OWN.split_once("---").unwrap();
     mesh.write("0.yaml", services);
-    mesh.sidecar
-        .stat_reaches("listener_manager.listener_modified", 1)
-        .await;
+    mesh.sidecar.stat_reaches("listener_manager.listener_modified", 1).await;
     // What comes later is taken after whatever went with the pod.
     let added = mesh.sidecar.stat("cluster_manager.cluster_added").await;
     mesh.write("later.yaml", SERVICES);
-    mesh.sidecar
-        .stat_reaches("cluster_manager.cluster_added", added + 1)
-        .await;
+    mesh.sidecar.stat_reaches("cluster_manager.cluster_added", added + 1).await;
     for _ in 0..20 {
         assert_eq!(ask().await, 200);
     }

@@ -13,9 +13,8 @@ async fn mesh() -> &'static Mesh {
     static MESH: OnceCell<Mesh> = OnceCell::const_new();
     MESH.get_or_init(async || {
         let backends = [("one.test", 1), ("two.test", 2), ("three.test", 3)];
-        let mut objects: Vec<_> = backends
-            .map(|(host, n)| entry(host, "web", "HTTP", &[n]))
-            .to_vec();
+        let mut objects: Vec<_> =
+            backends.map(|(host, n)| entry(host, "web", "HTTP", &[n])).to_vec();
         let own = [
             "paths",
             "headers",
@@ -42,14 +41,7 @@ async fn mesh() -> &'static Mesh {
         ];
         objects.extend(own.map(str::to_owned));
         let serve = ["--outbound-policy", "registry-only"];
-        Mesh::start(
-            &objects,
-            Options {
-                serve: &serve,
-                ..Options::default()
-            },
-        )
-        .await
+        Mesh::start(&objects, Options { serve: &serve, ..Options::default() }).await
     })
     .await
 }
@@ -166,10 +158,7 @@ async fn method_query_authority_and_scheme_choose_the_route() {
     ] {
         let answer = mesh.request(method, "web", host, path).send().await;
         assert_eq!(answer.backend(), backend, "{method} {host}{path}");
-        assert_eq!(
-            (answer.only().method.as_str(), answer.only().host.as_str()),
-            (method, host)
-        );
+        assert_eq!((answer.only().method.as_str(), answer.only().host.as_str()), (method, host));
     }
 }
 
@@ -201,20 +190,10 @@ spec:
 #[tokio::test]
 async fn the_port_chooses_the_route() {
     let mesh = mesh().await;
-    assert_eq!(
-        mesh.request("GET", "alternate", "ports.test", "/")
-            .send()
-            .await
-            .backend(),
-        1
-    );
+    assert_eq!(mesh.request("GET", "alternate", "ports.test", "/").send().await.backend(), 1);
     assert_eq!(mesh.get("ports.test", "/").send().await.backend(), 2);
     assert_eq!(mesh.get("ports.test", "/other").send().await.backend(), 4);
-    assert_eq!(
-        mesh.cluster_stat("alternate", "", "ports.test", "upstream_rq_total")
-            .await,
-        1
-    );
+    assert_eq!(mesh.cluster_stat("alternate", "", "ports.test", "upstream_rq_total").await, 1);
 }
 
 const SOURCES: &str = "
@@ -297,21 +276,13 @@ async fn paths_and_authorities_are_rewritten() {
     for (path, seen_path, seen_host) in [
         ("/old/a/b?q=1", "/new/a/b?q=1", "rewrites.test"),
         ("/exact?q=1", "/all/of/it?q=1", "rewritten.test"),
-        (
-            "/user/alice/orders/1?q=1",
-            "/orders/1/of/alice?q=1",
-            "rewrites.test",
-        ),
+        ("/user/alice/orders/1?q=1", "/orders/1/of/alice?q=1", "rewrites.test"),
         ("/authority", "/authority", "rewritten.test"),
         ("/", "/", "each.test"),
     ] {
         let answer = mesh.get("rewrites.test", path).send().await;
         let seen = answer.only();
-        assert_eq!(
-            (seen.path.as_str(), seen.host.as_str()),
-            (seen_path, seen_host),
-            "{path}"
-        );
+        assert_eq!((seen.path.as_str(), seen.host.as_str()), (seen_path, seen_host), "{path}");
     }
 }
 
@@ -344,54 +315,14 @@ async fn redirects_say_where_to_go() {
     let port = mesh.port("web");
     let host = format!("redirects.test:{port}");
     for (host, path, status, location) in [
-        (
-            "redirects.test",
-            "/to?q=1",
-            301,
-            "http://elsewhere.test/target?q=1".to_owned(),
-        ),
-        (
-            "redirects.test",
-            "/prefix/a?q=1",
-            301,
-            "http://redirects.test/other/a?q=1".to_owned(),
-        ),
-        (
-            &host,
-            "/prefix/a",
-            301,
-            format!("http://redirects.test:{port}/other/a"),
-        ),
-        (
-            &host,
-            "/port",
-            307,
-            "https://redirects.test:8443/port".to_owned(),
-        ),
-        (
-            &host,
-            "/secure",
-            308,
-            "https://redirects.test:443/secure".to_owned(),
-        ),
-        (
-            &host,
-            "/default",
-            302,
-            "https://redirects.test:443/default".to_owned(),
-        ),
-        (
-            &host,
-            "/moved",
-            303,
-            "https://elsewhere.test/moved".to_owned(),
-        ),
-        (
-            &host,
-            "/request",
-            301,
-            format!("http://elsewhere.test:{port}/request"),
-        ),
+        ("redirects.test", "/to?q=1", 301, "http://elsewhere.test/target?q=1".to_owned()),
+        ("redirects.test", "/prefix/a?q=1", 301, "http://redirects.test/other/a?q=1".to_owned()),
+        (&host, "/prefix/a", 301, format!("http://redirects.test:{port}/other/a")),
+        (&host, "/port", 307, "https://redirects.test:8443/port".to_owned()),
+        (&host, "/secure", 308, "https://redirects.test:443/secure".to_owned()),
+        (&host, "/default", 302, "https://redirects.test:443/default".to_owned()),
+        (&host, "/moved", 303, "https://elsewhere.test/moved".to_owned()),
+        (&host, "/request", 301, format!("http://elsewhere.test:{port}/request")),
     ] {
         let answer = mesh.get(host, path).send().await;
         assert_eq!(
@@ -427,10 +358,7 @@ async fn direct_responses_reach_no_backend() {
         ("/", 404, "", ""),
     ] {
         let answer = mesh.get("direct.test", path).send().await;
-        assert_eq!(
-            (answer.status.as_u16(), answer.body.as_str()),
-            (status, body)
-        );
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (status, body));
         assert_eq!(answer.header("retry-after"), after);
         assert!(answer.seen.is_empty(), "{answer:?}");
     }
@@ -535,11 +463,7 @@ async fn each_destination_has_header_operations_of_its_own() {
             .send()
             .await;
         let seen = answer.only();
-        let told = [
-            seen.header("x-version"),
-            seen.header("x-client"),
-            seen.host.clone(),
-        ];
+        let told = [seen.header("x-version"), seen.header("x-client"), seen.host.clone()];
         let backend = answer.backend();
         match backend {
             1 => assert_eq!(told, ["theirs,v1", "kept", "one.test"]),
@@ -552,10 +476,7 @@ async fn each_destination_has_header_operations_of_its_own() {
             (format!("v{backend}"), "yes".to_owned())
         );
         // The route's authority takes precedence.
-        assert_eq!(
-            mesh.get("each.test", "/authority").send().await.only().host,
-            "route.test"
-        );
+        assert_eq!(mesh.get("each.test", "/authority").send().await.only().host, "route.test");
         found.insert(backend);
         if found.len() == 2 {
             return;
@@ -592,14 +513,8 @@ spec:
 #[tokio::test]
 async fn weights_split_requests_and_a_header_match_overrides_them() {
     let mesh = mesh().await;
-    tally(400, || mesh.get("canary.test", "/"))
-        .await
-        .assert_split(25);
-    tally(20, || {
-        mesh.get("canary.test", "/").header("x-tester", "true")
-    })
-    .await
-    .assert_split(100);
+    tally(400, || mesh.get("canary.test", "/")).await.assert_split(25);
+    tally(20, || mesh.get("canary.test", "/").header("x-tester", "true")).await.assert_split(100);
 }
 
 const ZERO: &str = "
@@ -618,10 +533,7 @@ spec:
 async fn all_zero_weights_disable_only_that_route() {
     let mesh = mesh().await;
     let answer = mesh.get("zero.test", "/zero").send().await;
-    assert_eq!(
-        (answer.status, answer.seen.len()),
-        (StatusCode::SERVICE_UNAVAILABLE, 0)
-    );
+    assert_eq!((answer.status, answer.seen.len()), (StatusCode::SERVICE_UNAVAILABLE, 0));
     // The weight of a single destination is ignored.
     assert_eq!(mesh.get("zero.test", "/").send().await.backend(), 1);
 }
@@ -663,18 +575,8 @@ async fn delegates_say_the_routes_below_their_roots_match() {
         ("/elsewhere", true, 3, "/elsewhere"),
     ] {
         let request = mesh.get("roots.test", path);
-        let answer = if user {
-            request.header("x-user", "alice")
-        } else {
-            request
-        }
-        .send()
-        .await;
-        assert_eq!(
-            (answer.backend(), answer.only().path.as_str()),
-            (backend, seen),
-            "{path}"
-        );
+        let answer = if user { request.header("x-user", "alice") } else { request }.send().await;
+        assert_eq!((answer.backend(), answer.only().path.as_str()), (backend, seen), "{path}");
     }
 }
 
@@ -715,10 +617,8 @@ spec:
 #[tokio::test]
 async fn mirrors_get_what_the_backend_gets() {
     let mesh = mesh().await;
-    let request = mesh
-        .request("POST", "web", "mirrors.test", "/all?q=1")
-        .body("order")
-        .answer_of(2, "500");
+    let request =
+        mesh.request("POST", "web", "mirrors.test", "/all?q=1").body("order").answer_of(2, "500");
     let answer = request.clone().send().await;
     assert_eq!(answer.backend(), 1, "the mirror's response is ignored");
     let mut seen = mesh.backends.wait(&request.id, 2).await;
@@ -741,16 +641,9 @@ async fn mirrors_get_their_percentage() {
     let mesh = mesh().await;
     for _ in 0..50 {
         assert_eq!(mesh.get("mirrors.test", "/none").send().await.backend(), 1);
-        assert_eq!(
-            mesh.get("mirrors.test", "/several").send().await.backend(),
-            1
-        );
+        assert_eq!(mesh.get("mirrors.test", "/several").send().await.backend(), 1);
     }
-    assert_eq!(
-        mesh.cluster_stat("web", "", "never.test", "upstream_cx_total")
-            .await,
-        0
-    );
+    assert_eq!(mesh.cluster_stat("web", "", "never.test", "upstream_cx_total").await, 0);
 
     let count = 200;
     for _ in 0..count {
@@ -762,14 +655,8 @@ async fn mirrors_get_their_percentage() {
     })
     .await;
     let mirrored = stat("upstream_rq_total").await;
-    Tally {
-        answers: [
-            ("v1".to_owned(), count - mirrored),
-            ("v2".to_owned(), mirrored),
-        ]
-        .into(),
-    }
-    .assert_split(50);
+    Tally { answers: [("v1".to_owned(), count - mirrored), ("v2".to_owned(), mirrored)].into() }
+        .assert_split(50);
 }
 
 const CORS: &str = "
@@ -799,18 +686,12 @@ spec:
 async fn cors_preflights_are_answered_for_allowed_origins() {
     let mesh = mesh().await;
     let preflight = |path: &str, origin: &str| {
-        let request = mesh
-            .request("OPTIONS", "web", "cors.test", path)
-            .header("origin", origin);
+        let request = mesh.request("OPTIONS", "web", "cors.test", path).header("origin", origin);
         request.header("access-control-request-method", "POST")
     };
     for origin in ["https://shop.example", "https://a.b.example"] {
         let answer = preflight("/", origin).send().await;
-        assert_eq!(
-            (answer.status, answer.seen.len()),
-            (StatusCode::OK, 0),
-            "{answer:?}"
-        );
+        assert_eq!((answer.status, answer.seen.len()), (StatusCode::OK, 0), "{answer:?}");
         for (name, value) in [
             ("access-control-allow-origin", origin),
             ("access-control-allow-methods", "GET,POST"),
@@ -820,11 +701,7 @@ async fn cors_preflights_are_answered_for_allowed_origins() {
         ] {
             assert_eq!(answer.header(name), value, "{name}");
         }
-        let answer = mesh
-            .get("cors.test", "/")
-            .header("origin", origin)
-            .send()
-            .await;
+        let answer = mesh.get("cors.test", "/").header("origin", origin).send().await;
         assert_eq!(answer.backend(), 1);
         assert_eq!(answer.header("access-control-allow-origin"), origin);
         assert_eq!(answer.header("access-control-expose-headers"), "x-c");
@@ -833,30 +710,17 @@ async fn cors_preflights_are_answered_for_allowed_origins() {
     // Disallowed origins are forwarded to the backend and get no CORS headers from Envoy.
     let answer = preflight("/", "https://evil.example").send().await;
     assert_eq!(
-        (
-            answer.backend(),
-            answer.header("access-control-allow-origin")
-        ),
+        (answer.backend(), answer.header("access-control-allow-origin")),
         (1, String::new())
     );
-    let answer = mesh
-        .get("cors.test", "/")
-        .header("origin", "https://evil.example")
-        .send()
-        .await;
+    let answer = mesh.get("cors.test", "/").header("origin", "https://evil.example").send().await;
     assert_eq!(
-        (
-            answer.backend(),
-            answer.header("access-control-allow-origin")
-        ),
+        (answer.backend(), answer.header("access-control-allow-origin")),
         (1, String::new())
     );
     let answer = preflight("/ignore", "https://evil.example").send().await;
     assert_eq!(
-        (
-            answer.seen.len(),
-            answer.header("access-control-allow-origin")
-        ),
+        (answer.seen.len(), answer.header("access-control-allow-origin")),
         (0, String::new()),
         "{answer:?}"
     );
@@ -926,11 +790,7 @@ async fn the_version_of_http_towards_backends() {
     ] {
         let request = mesh.request("GET", port, host, "/");
         let number = |version: Version| if version == Version::HTTP_2 { 2 } else { 1 };
-        assert_eq!(
-            number(request.clone().send().await.only().version),
-            from_1,
-            "{host} on {port}"
-        );
+        assert_eq!(number(request.clone().send().await.only().version), from_1, "{host} on {port}");
         let request = mesh.request("GET", port, host, "/");
         assert_eq!(
             number(request.http2().send().await.only().version),
@@ -1003,30 +863,20 @@ async fn services_match_exactly_their_names() {
         ("alias.shop.svc.cluster.local", 4),
     ] {
         for _ in 0..3 {
-            assert_eq!(
-                mesh.get(host, "/").send().await.backend(),
-                backend,
-                "{host}"
-            );
+            assert_eq!(mesh.get(host, "/").send().await.backend(), backend, "{host}");
         }
     }
     for host in ["nobody.test", "hidden.other", "10.96.0.13"] {
         let answer = mesh.get(host, "/").send().await;
-        assert_eq!(
-            (answer.status, answer.seen.len()),
-            (StatusCode::BAD_GATEWAY, 0),
-            "{host}"
-        );
+        assert_eq!((answer.status, answer.seen.len()), (StatusCode::BAD_GATEWAY, 0), "{host}");
     }
 }
 
 #[tokio::test]
 async fn websockets_are_let_through() {
     let mesh = mesh().await;
-    let request = mesh
-        .get("socket.test", "/")
-        .header("connection", "upgrade")
-        .header("upgrade", "websocket");
+    let request =
+        mesh.get("socket.test", "/").header("connection", "upgrade").header("upgrade", "websocket");
     let response = request.begin().await.unwrap();
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     let mut socket = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
@@ -1056,11 +906,6 @@ async fn a_stat_prefix_counts_one_match() {
     for path in ["/counted", "/counted", "/"] {
         assert_eq!(mesh.get("stats.test", path).send().await.backend(), 1);
     }
-    let stats = mesh
-        .sidecar
-        .envoy()
-        .stats(r"\.route\.counted\.upstream_rq_total$")
-        .await
-        .unwrap();
+    let stats = mesh.sidecar.envoy().stats(r"\.route\.counted\.upstream_rq_total$").await.unwrap();
     assert_eq!(stats.values().sum::<u64>(), 2, "{stats:?}");
 }

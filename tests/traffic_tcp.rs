@@ -23,17 +23,7 @@ async fn mesh() -> &'static Mesh {
             entry("limited.test", "limited", "TCP", &[1]),
             entry("header.test", "header", "TCP", &[1]),
         ];
-        let own = [
-            TCP,
-            STICKY,
-            LIMITED,
-            SNI,
-            ORIGINATION,
-            HEADER,
-            TUNNEL,
-            UNKNOWN,
-            DNS,
-        ];
+        let own = [TCP, STICKY, LIMITED, SNI, ORIGINATION, HEADER, TUNNEL, UNKNOWN, DNS];
         objects.extend(own.map(str::to_owned));
         Mesh::start(&objects, Options::default()).await
     })
@@ -42,10 +32,7 @@ async fn mesh() -> &'static Mesh {
 
 /// The backend that a new connection reaches.
 async fn backend(mesh: &Mesh, port: &str) -> u8 {
-    greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await)
-        .await
-        .expect("a greeting")
-        .0
+    greeting(mesh.connect(port, Ipv4Addr::LOCALHOST).await).await.expect("a greeting").0
 }
 
 const TCP: &str = "
@@ -97,10 +84,7 @@ async fn connections_are_split_by_weight() {
     let mesh = mesh().await;
     let mut found = Tally::default();
     for _ in 0..400 {
-        *found
-            .answers
-            .entry(format!("v{}", backend(mesh, "weighted").await))
-            .or_default() += 1;
+        *found.answers.entry(format!("v{}", backend(mesh, "weighted").await)).or_default() += 1;
     }
     found.assert_split(25);
 }
@@ -108,9 +92,8 @@ async fn connections_are_split_by_weight() {
 #[tokio::test]
 async fn connections_carry_bytes_both_ways() {
     let mesh = mesh().await;
-    let (backend, mut stream) = greeting(mesh.connect("plain", Ipv4Addr::LOCALHOST).await)
-        .await
-        .unwrap();
+    let (backend, mut stream) =
+        greeting(mesh.connect("plain", Ipv4Addr::LOCALHOST).await).await.unwrap();
     assert_eq!(backend, 3);
     for message in ["first", "other"] {
         stream.write_all(message.as_bytes()).await.unwrap();
@@ -145,9 +128,7 @@ async fn the_source_address_decides_about_the_connection() {
     for client in 1..=40 {
         let mut found = BTreeSet::new();
         for _ in 0..3 {
-            let stream = mesh
-                .connect("sticky", Ipv4Addr::new(127, 0, 2, client))
-                .await;
+            let stream = mesh.connect("sticky", Ipv4Addr::new(127, 0, 2, client)).await;
             found.insert(greeting(stream).await.unwrap().0);
         }
         assert_eq!(found.len(), 1, "client {client} came to {found:?}");
@@ -166,24 +147,12 @@ spec: {host: limited.test, trafficPolicy: {connectionPool: {tcp: {maxConnections
 #[tokio::test]
 async fn more_connections_than_allowed_are_closed() {
     let mesh = mesh().await;
-    let (_, first) = greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await)
-        .await
-        .unwrap();
-    assert!(
-        greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await)
-            .await
-            .is_none()
-    );
-    assert_eq!(
-        mesh.cluster_stat("limited", "", "limited.test", "upstream_cx_overflow")
-            .await,
-        1
-    );
+    let (_, first) = greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await).await.unwrap();
+    assert!(greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await).await.is_none());
+    assert_eq!(mesh.cluster_stat("limited", "", "limited.test", "upstream_cx_overflow").await, 1);
     drop(first);
     until("a connection is available again", async || {
-        greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await)
-            .await
-            .is_some()
+        greeting(mesh.connect("limited", Ipv4Addr::LOCALHOST).await).await.is_some()
     })
     .await;
 }
@@ -239,16 +208,8 @@ async fn through_tls(mesh: &Mesh, port: &str, name: &'static str) -> Option<Seen
     let request = mesh.request("GET", port, name, "/");
     let stream = mesh.connect(port, Ipv4Addr::LOCALHOST).await;
     let name = ServerName::try_from(name).unwrap();
-    let mut stream = mesh
-        .certificates
-        .connector()
-        .connect(name, stream)
-        .await
-        .ok()?;
-    let text = format!(
-        "GET / HTTP/1.1\r\nhost: any\r\nx-id: {}\r\n\r\n",
-        request.id
-    );
+    let mut stream = mesh.certificates.connector().connect(name, stream).await.ok()?;
+    let text = format!("GET / HTTP/1.1\r\nhost: any\r\nx-id: {}\r\n\r\n", request.id);
     stream.write_all(text.as_bytes()).await.unwrap();
     Some(mesh.backends.wait(&request.id, 1).await.remove(0))
 }
@@ -258,32 +219,17 @@ async fn the_server_name_chooses_the_route() {
     let mesh = mesh().await;
     for _ in 0..5 {
         let seen = through_tls(mesh, "sni", "a.secure.test").await.unwrap();
-        assert_eq!(
-            (seen.backend, seen.tls.unwrap().sni.as_deref()),
-            (2, Some("a.secure.test"))
-        );
-        assert_eq!(
-            through_tls(mesh, "sni", "any.wild.secure.test")
-                .await
-                .unwrap()
-                .backend,
-            3
-        );
+        assert_eq!((seen.backend, seen.tls.unwrap().sni.as_deref()), (2, Some("a.secure.test")));
+        assert_eq!(through_tls(mesh, "sni", "any.wild.secure.test").await.unwrap().backend, 3);
     }
     let mut found = Tally::default();
     for _ in 0..200 {
-        let backend = through_tls(mesh, "sni", "b.secure.test")
-            .await
-            .unwrap()
-            .backend;
+        let backend = through_tls(mesh, "sni", "b.secure.test").await.unwrap().backend;
         *found.answers.entry(format!("v{backend}")).or_default() += 1;
     }
     found.assert_split(25);
     assert!(through_tls(mesh, "sni", "c.secure.test").await.is_some());
-    assert!(
-        through_tls(mesh, "sni", "d.secure.test").await.is_none(),
-        "no server has that name"
-    );
+    assert!(through_tls(mesh, "sni", "d.secure.test").await.is_none(), "no server has that name");
 }
 
 const ORIGINATION: &str = "
@@ -433,20 +379,10 @@ async fn tls_towards_backends_is_as_the_rule_says() {
     for (host, sni, alpn, certificate) in [
         ("auto.secure.test", "auto.secure.test", "http/1.1", None),
         ("named.test", "said.secure.test", "http/1.1", None),
-        (
-            "unverified.secure.test",
-            "unverified.secure.test",
-            "http/1.1",
-            None,
-        ),
+        ("unverified.secure.test", "unverified.secure.test", "http/1.1", None),
         ("ports.secure.test", "ports.secure.test", "http/1.1", None),
         ("second.secure.test", "second.secure.test", "h2", None),
-        (
-            "mutual.secure.test",
-            "mutual.secure.test",
-            "http/1.1",
-            Some(client),
-        ),
+        ("mutual.secure.test", "mutual.secure.test", "http/1.1", Some(client)),
         ("workload.test", of_mesh.as_str(), "istio", Some(workload)),
     ] {
         let answer = mesh.get(host, "/").send().await;
@@ -457,10 +393,7 @@ async fn tls_towards_backends_is_as_the_rule_says() {
             (Some(sni), Some(alpn)),
             "{host}"
         );
-        assert!(
-            shown.certificate == certificate,
-            "{host} was shown another certificate"
-        );
+        assert!(shown.certificate == certificate, "{host} was shown another certificate");
     }
 }
 
@@ -474,25 +407,13 @@ async fn servers_that_fail_verification_get_nothing() {
         ("impostor.test", "fail_verify_san"),
     ] {
         let answer = mesh.get(host, "/").send().await;
-        assert_eq!(
-            (answer.status.as_u16(), answer.seen.len()),
-            (503, 0),
-            "{host}"
-        );
+        assert_eq!((answer.status.as_u16(), answer.seen.len()), (503, 0), "{host}");
         // The first try and those after it.
-        assert_eq!(
-            mesh.cluster_stat("web", "", host, &format!("ssl.{why}"))
-                .await,
-            3,
-            "{host}"
-        );
+        assert_eq!(mesh.cluster_stat("web", "", host, &format!("ssl.{why}")).await, 3, "{host}");
     }
     // A TLS server does not respond without TLS.
     let answer = mesh.get("untouched.secure.test", "/").send().await;
-    assert!(
-        answer.status.is_server_error() && answer.seen.is_empty(),
-        "{answer:?}"
-    );
+    assert!(answer.status.is_server_error() && answer.seen.is_empty(), "{answer:?}");
 }
 
 #[tokio::test]
@@ -501,10 +422,7 @@ async fn tls_is_put_around_bytes() {
     let request = mesh.request("GET", "bytes", "any", "/");
     let answer = request.send().await;
     assert_eq!(
-        (
-            answer.backend(),
-            answer.only().tls.clone().unwrap().sni.as_deref()
-        ),
+        (answer.backend(), answer.only().tls.clone().unwrap().sni.as_deref()),
         (2, Some("bytes.secure.test"))
     );
     // Envoy did not parse the requests.
@@ -528,14 +446,8 @@ async fn a_proxy_protocol_header_goes_before_the_bytes() {
     let (mut first, mut second) = (String::new(), String::new());
     stream.read_line(&mut first).await.unwrap();
     stream.read_line(&mut second).await.unwrap();
-    let wanted = format!(
-        "PROXY TCP4 127.0.2.7 127.0.0.1 {from} {}\r\n",
-        mesh.port("header")
-    );
-    assert_eq!(
-        (first.as_str(), second.as_str()),
-        (wanted.as_str(), "hello\n")
-    );
+    let wanted = format!("PROXY TCP4 127.0.2.7 127.0.0.1 {from} {}\r\n", mesh.port("header"));
+    assert_eq!((first.as_str(), second.as_str()), (wanted.as_str(), "hello\n"));
 }
 
 const TUNNEL: &str = "
@@ -565,10 +477,8 @@ async fn a_tunnel_is_requested_and_used() {
     stream.read_exact(&mut echoed).await.unwrap();
     assert_eq!(&echoed, b"hello");
     let seen = mesh.backends.seen("");
-    let asked: Vec<_> = seen
-        .iter()
-        .map(|seen| (seen.backend, seen.method.as_str(), seen.host.as_str()))
-        .collect();
+    let asked: Vec<_> =
+        seen.iter().map(|seen| (seen.backend, seen.method.as_str(), seen.host.as_str())).collect();
     assert_eq!(asked, [(2, "CONNECT", "far.test:443")]);
 }
 
@@ -605,10 +515,7 @@ async fn a_port_without_protocol_accepts_http_and_everything_else() {
         mesh.request("GET", "some", "any.name", "/").http2(),
     ] {
         let http2 = request.clone().send().await;
-        assert_eq!(
-            (http2.backend(), http2.only().header("x-seen")),
-            (2, "yes".to_owned())
-        );
+        assert_eq!((http2.backend(), http2.only().header("x-seen")), (2, "yes".to_owned()));
     }
     // Traffic that is not detected as HTTP is not inspected further. (A client that waits for the server to speak first
     // would wait forever.)

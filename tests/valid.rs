@@ -46,11 +46,7 @@ fn cases() -> Vec<Case> {
             labels: &[("app", "client"), ("version", "v1")],
             redirected: true,
         };
-        assert!(
-            client.input.exists(),
-            "{} contains no objects",
-            folder.display()
-        );
+        assert!(client.input.exists(), "{} contains no objects", folder.display());
         for other in folders(&folder) {
             let who = other.file_name().unwrap().to_str().unwrap();
             let name = format!("{name}/{who}");
@@ -62,11 +58,7 @@ fn cases() -> Vec<Case> {
                     labels: &[("app", "multi")],
                     ..client.clone()
                 },
-                "as-unintercepted" => Case {
-                    name,
-                    redirected: false,
-                    ..client.clone()
-                },
+                "as-unintercepted" => Case { name, redirected: false, ..client.clone() },
                 _ => panic!("{}: who is that?", other.display()),
             });
         }
@@ -76,10 +68,8 @@ fn cases() -> Vec<Case> {
 }
 
 fn folders(root: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<_> = std::fs::read_dir(root)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut found: Vec<_> =
+        std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.retain(|path| path.is_dir());
     found.sort();
     found
@@ -87,18 +77,14 @@ fn folders(root: &Path) -> Vec<PathBuf> {
 
 impl Case {
     fn node_id(&self) -> String {
-        format!(
-            "sidecar~{}~{}.shop~shop.svc.cluster.local",
-            self.ip, self.pod
-        )
+        format!("sidecar~{}~{}.shop~shop.svc.cluster.local", self.ip, self.pod)
     }
 
     /// The objects, with existing certificate files.
     fn objects(&self, certificates: &Certificates) -> String {
         let text = std::fs::read_to_string(&self.input).unwrap();
-        let text = FILES.iter().fold(text, |text, (from, to)| {
-            text.replace(from, &certificates.file(to))
-        });
+        let text =
+            FILES.iter().fold(text, |text, (from, to)| text.replace(from, &certificates.file(to)));
         assert!(
             !text.contains("/etc/certs"),
             "{}: certificate files that are not listed",
@@ -153,23 +139,17 @@ impl Resources {
             let fields = cluster.as_object_mut().unwrap();
             if let Some(eds) = fields.remove("edsClusterConfig") {
                 let name = eds["serviceName"].as_str().unwrap();
-                let assignment = endpoints
-                    .remove(name)
-                    .unwrap_or_else(|| panic!("no endpoints named {name}"));
+                let assignment =
+                    endpoints.remove(name).unwrap_or_else(|| panic!("no endpoints named {name}"));
                 fields.insert("type".to_owned(), "STATIC".into());
                 fields.insert("loadAssignment".to_owned(), assignment);
             }
             clusters.push(cluster);
         }
-        assert!(
-            endpoints.is_empty(),
-            "endpoints without a cluster: {endpoints:?}"
-        );
+        assert!(endpoints.is_empty(), "endpoints without a cluster: {endpoints:?}");
         let mut used = BTreeSet::new();
         let mut listeners: Vec<_> = self.listeners.values().cloned().collect();
-        listeners
-            .iter_mut()
-            .for_each(|listener| self.inline_routes(listener, &mut used));
+        listeners.iter_mut().for_each(|listener| self.inline_routes(listener, &mut used));
         assert_eq!(
             used,
             self.routes.keys().cloned().collect(),
@@ -186,20 +166,14 @@ impl Resources {
             Value::Object(fields) => {
                 if let Some(rds) = fields.remove("rds") {
                     let name = rds["routeConfigName"].as_str().unwrap();
-                    let routes = self
-                        .routes
-                        .get(name)
-                        .unwrap_or_else(|| panic!("no routes named {name}"));
+                    let routes =
+                        self.routes.get(name).unwrap_or_else(|| panic!("no routes named {name}"));
                     fields.insert("routeConfig".to_owned(), routes.clone());
                     used.insert(name.to_owned());
                 }
-                fields
-                    .values_mut()
-                    .for_each(|value| self.inline_routes(value, used));
+                fields.values_mut().for_each(|value| self.inline_routes(value, used));
             }
-            Value::Array(items) => items
-                .iter_mut()
-                .for_each(|item| self.inline_routes(item, used)),
+            Value::Array(items) => items.iter_mut().for_each(|item| self.inline_routes(item, used)),
             _ => {}
         }
     }
@@ -236,31 +210,19 @@ fn envoy_rejects_the_same_configuration_with_one_wrong_value() {
     let folder = tempfile::tempdir().unwrap();
     let certificates = Certificates::make(folder.path());
     let envoy = EnvoyBinary::find(None).unwrap();
-    let case = cases()
-        .into_iter()
-        .find(|case| case.name == "tutorial-90-10")
-        .unwrap();
+    let case = cases().into_iter().find(|case| case.name == "tutorial-90-10").unwrap();
     let objects = folder.path().join("objects.yaml");
     std::fs::write(&objects, case.objects(&certificates)).unwrap();
     let good = case.translate(&objects);
 
     let mut bad = good.clone();
-    let host = bad
-        .routes
-        .values_mut()
-        .flat_map(|routes| routes["virtualHosts"].as_array_mut().unwrap());
+    let host =
+        bad.routes.values_mut().flat_map(|routes| routes["virtualHosts"].as_array_mut().unwrap());
     let routes = host.flat_map(|host| host["routes"].as_array_mut().unwrap());
-    let weighted = routes.filter_map(|route| {
-        route
-            .pointer_mut("/route/weightedClusters/clusters")?
-            .as_array_mut()
-    });
-    weighted
-        .flatten()
-        .for_each(|cluster| cluster["weight"] = 0.into());
-    let rejected = validate(&envoy, folder.path(), &bad.bootstrap())
-        .unwrap_err()
-        .to_string();
+    let weighted = routes
+        .filter_map(|route| route.pointer_mut("/route/weightedClusters/clusters")?.as_array_mut());
+    weighted.flatten().for_each(|cluster| cluster["weight"] = 0.into());
+    let rejected = validate(&envoy, folder.path(), &bad.bootstrap()).unwrap_err().to_string();
     assert!(rejected.contains("Sum of weights"), "{rejected}");
 
     let mut bad = good.clone();
@@ -270,9 +232,7 @@ fn envoy_rejects_the_same_configuration_with_one_wrong_value() {
                 "no-address".into();
         }
     }
-    let rejected = validate(&envoy, folder.path(), &bad.bootstrap())
-        .unwrap_err()
-        .to_string();
+    let rejected = validate(&envoy, folder.path(), &bad.bootstrap()).unwrap_err().to_string();
     assert!(rejected.contains("no-address"), "{rejected}");
 }
 
@@ -289,10 +249,7 @@ async fn envoy_accepts_every_case_that_binds_ports_over_ads() {
     if !is_inside() {
         return;
     }
-    let bound: Vec<_> = cases()
-        .into_iter()
-        .filter(|case| !case.redirected)
-        .collect();
+    let bound: Vec<_> = cases().into_iter().filter(|case| !case.redirected).collect();
     assert!(!bound.is_empty());
     for case in bound {
         over_ads(&case).await;
@@ -310,39 +267,21 @@ async fn over_ads(case: &Case) {
     let wanted = case.translate(&config);
 
     let id = case.node_id();
-    let labels: Vec<_> = case
-        .labels
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
+    let labels: Vec<_> =
+        case.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let mode = if case.redirected { "redirect" } else { "none" };
-    let mut bootstrap = vec![
-        "--node-id",
-        &id,
-        "--intercept",
-        mode,
-        "--locality",
-        "eu/eu-a",
-    ];
+    let mut bootstrap = vec!["--node-id", &id, "--intercept", mode, "--locality", "eu/eu-a"];
     bootstrap.extend(labels.iter().flat_map(|label| ["--label", label]));
     let clusters = vec![sds::cluster(agent)];
-    let sidecar = Sidecar::start(
-        &own,
-        Options {
-            bootstrap: &bootstrap,
-            clusters,
-            ..Options::default()
-        },
-    )
-    .await;
+    let sidecar =
+        Sidecar::start(&own, Options { bootstrap: &bootstrap, clusters, ..Options::default() })
+            .await;
 
     let name = &case.name;
     let metrics =
         String::from_utf8(sidecar.weir().get("/metrics").await.unwrap().to_vec()).unwrap();
-    let rejects: Vec<_> = metrics
-        .lines()
-        .filter(|line| line.starts_with("pilot_total_xds_rejects"))
-        .collect();
+    let rejects: Vec<_> =
+        metrics.lines().filter(|line| line.starts_with("pilot_total_xds_rejects")).collect();
     assert_eq!(rejects, [""; 0], "{name}");
     let rejected = sidecar.envoy().stats("update_rejected").await.unwrap();
     assert!(
@@ -367,26 +306,13 @@ async fn over_ads(case: &Case) {
         keys(&wanted.routes),
         "{name}"
     );
-    let endpoints = active(
-        &dump,
-        "dynamic_endpoint_configs",
-        "/endpoint_config/cluster_name",
-    );
-    assert!(
-        endpoints.is_superset(&keys(&wanted.endpoints)),
-        "{name}: {endpoints:?}"
-    );
+    let endpoints = active(&dump, "dynamic_endpoint_configs", "/endpoint_config/cluster_name");
+    assert!(endpoints.is_superset(&keys(&wanted.endpoints)), "{name}: {endpoints:?}");
 }
 
 /// The names of the active resources.
 fn active(dump: &Value, list: &str, name: &str) -> BTreeSet<String> {
-    let parts = dump["configs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|part| part[list].as_array());
-    let names = parts
-        .flatten()
-        .filter_map(|item| item.pointer(name)?.as_str());
+    let parts = dump["configs"].as_array().unwrap().iter().filter_map(|part| part[list].as_array());
+    let names = parts.flatten().filter_map(|item| item.pointer(name)?.as_str());
     names.map(str::to_owned).collect()
 }

@@ -110,9 +110,7 @@ impl Admin {
 
     fn splits(&self, namespace: &str) -> v1::ListSplitsResponse {
         let found = status::splits(&self.published.state(), &self.connections.list(), namespace);
-        v1::ListSplitsResponse {
-            splits: found.into_iter().map(Into::into).collect(),
-        }
+        v1::ListSplitsResponse { splits: found.into_iter().map(Into::into).collect() }
     }
 
     fn object(&self, request: &v1::GetObjectRequest) -> Result<v1::ObjectStatus, Status> {
@@ -130,16 +128,10 @@ impl Admin {
             ));
         }
         let state = self.published.state();
-        let all = self
-            .connections
-            .proxies()
-            .into_iter()
-            .flat_map(|(streams, status)| {
-                let reports = status::proxies(&state, std::slice::from_ref(&status));
-                reports
-                    .into_iter()
-                    .map(move |report| (streams.clone(), report))
-            });
+        let all = self.connections.proxies().into_iter().flat_map(|(streams, status)| {
+            let reports = status::proxies(&state, std::slice::from_ref(&status));
+            reports.into_iter().map(move |report| (streams.clone(), report))
+        });
         let fits = |report: &ProxyReport| {
             let by_pod = name.split_once('/') == Some((&report.namespace, &report.pod));
             *name == *report.status.id || *name == *report.pod || by_pod
@@ -188,10 +180,7 @@ fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
     let kind = object_kind(&request.kind).ok_or_else(|| {
         invalid(
             "kind",
-            format!(
-                "is `{}`; expected virtualservice or destinationrule",
-                request.kind
-            ),
+            format!("is `{}`; expected virtualservice or destinationrule", request.kind),
         )
     })?;
     dns_label(&request.namespace).map_err(|why| invalid("namespace", why))?;
@@ -215,9 +204,7 @@ fn checked_namespace(namespace: &str) -> Result<(), Status> {
     if namespace.is_empty() {
         return Ok(());
     }
-    dns_label(namespace)
-        .map(|_| ())
-        .map_err(|why| invalid("namespace", why))
+    dns_label(namespace).map(|_| ()).map_err(|why| invalid("namespace", why))
 }
 
 fn not_found(key: &ObjectKey) -> Status {
@@ -241,14 +228,9 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<v1::ListProxiesResponse>, Status> {
         self.ensure_ready()?;
         let state = self.published.state();
-        let proxies = status::proxies(&state, &self.connections.list())
-            .into_iter()
-            .map(Into::into)
-            .collect();
-        Ok(Response::new(v1::ListProxiesResponse {
-            proxies,
-            mesh_revision: state.revision.get(),
-        }))
+        let proxies =
+            status::proxies(&state, &self.connections.list()).into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::ListProxiesResponse { proxies, mesh_revision: state.revision.get() }))
     }
 
     async fn dump_proxy(
@@ -257,9 +239,7 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<v1::DumpProxyResponse>, Status> {
         self.ensure_ready()?;
         let request = request.into_inner();
-        let (report, items) = self
-            .inventory(&request.proxy, &types(request.r#type)?)
-            .await?;
+        let (report, items) = self.inventory(&request.proxy, &types(request.r#type)?).await?;
         let rejected = &report.status.rejected;
         let state = |item: &SentResource| {
             let is_rejected = |kind: ResourceType, name: &str| {
@@ -279,10 +259,7 @@ impl v1::admin_server::Admin for Admin {
             .iter()
             .map(|item| v1::Resource::new(item.kind, &item.resource, state(item)))
             .collect();
-        Ok(Response::new(v1::DumpProxyResponse {
-            resources,
-            proxy: Some(report.into()),
-        }))
+        Ok(Response::new(v1::DumpProxyResponse { resources, proxy: Some(report.into()) }))
     }
 
     async fn diff_proxy(
@@ -302,18 +279,12 @@ impl v1::admin_server::Admin for Admin {
         };
         let mut differences = Vec::new();
         for kind in types {
-            let sent = items
-                .iter()
-                .filter(|item| item.kind == kind)
-                .map(|item| &item.resource);
+            let sent = items.iter().filter(|item| item.kind == kind).map(|item| &item.resource);
             let found = diff::resources(kind, sent, fresh.get(kind))
                 .map_err(|error| Status::internal(error.to_string()))?;
             differences.extend(found);
         }
-        Ok(Response::new(v1::DiffProxyResponse {
-            proxy: Some(report.into()),
-            differences,
-        }))
+        Ok(Response::new(v1::DiffProxyResponse { proxy: Some(report.into()), differences }))
     }
 
     async fn list_splits(
@@ -334,9 +305,7 @@ impl v1::admin_server::Admin for Admin {
         let namespace = request.into_inner().namespace;
         checked_namespace(&namespace)?;
         Ok(Response::new(
-            self.updates(async { Ok(()) }, move |admin, ()| {
-                Ok(admin.splits(&namespace))
-            }),
+            self.updates(async { Ok(()) }, move |admin, ()| Ok(admin.splits(&namespace))),
         ))
     }
 
@@ -370,22 +339,19 @@ impl v1::admin_server::Admin for Admin {
                 ))
             })
         };
-        Ok(Response::new(self.updates(
-            before,
-            move |admin, freshness| match freshness {
-                Freshness::Barrier(_) => admin.object(&request),
-                Freshness::Absent => Err(not_found(&object_key(&request)?)),
-                Freshness::Generation(freshness) => {
-                    let key = object_key(&request)?;
-                    let mut status = admin.object(&request).unwrap_or_else(|_| v1::ObjectStatus {
-                        object: Some((&key).into()),
-                        ..Default::default()
-                    });
-                    status.newest_generation = *freshness;
-                    status.live &= status.generation >= *freshness;
-                    Ok(status)
-                }
-            },
-        )))
+        Ok(Response::new(self.updates(before, move |admin, freshness| match freshness {
+            Freshness::Barrier(_) => admin.object(&request),
+            Freshness::Absent => Err(not_found(&object_key(&request)?)),
+            Freshness::Generation(freshness) => {
+                let key = object_key(&request)?;
+                let mut status = admin.object(&request).unwrap_or_else(|_| v1::ObjectStatus {
+                    object: Some((&key).into()),
+                    ..Default::default()
+                });
+                status.newest_generation = *freshness;
+                status.live &= status.generation >= *freshness;
+                Ok(status)
+            }
+        })))
     }
 }

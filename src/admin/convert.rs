@@ -27,17 +27,12 @@ impl v1::ResourceType {
     /// The name in tables: `cds`, `eds`, `lds` or `rds`; `?` if unspecified.
     pub fn short_name(self) -> &'static str {
         let same = |kind: &ResourceType| v1::ResourceType::from(*kind) == self;
-        ResourceType::ALL
-            .into_iter()
-            .find(same)
-            .map_or("?", ResourceType::short_name)
+        ResourceType::ALL.into_iter().find(same).map_or("?", ResourceType::short_name)
     }
 
     /// The type with this [`ResourceType::short_name`]; unspecified if there is none.
     fn from_short_name(name: &str) -> Self {
-        let named = ResourceType::ALL
-            .into_iter()
-            .find(|kind| kind.short_name() == name);
+        let named = ResourceType::ALL.into_iter().find(|kind| kind.short_name() == name);
         named.map_or(v1::ResourceType::Unspecified, Into::into)
     }
 }
@@ -50,10 +45,7 @@ impl v1::Resource {
             name: from.name.to_string(),
             version: crate::xds::wire::version_text(from.version),
             state: state.into(),
-            resource: Some(Any {
-                type_url: kind.type_url().to_owned(),
-                value: from.bytes(),
-            }),
+            resource: Some(Any { type_url: kind.type_url().to_owned(), value: from.bytes() }),
         }
     }
 }
@@ -71,11 +63,7 @@ impl From<&ObjectKey> for v1::ObjectRef {
 /// As errors and tables name an object: `VirtualService shop/web`.
 impl std::fmt::Display for v1::ObjectRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            kind,
-            namespace,
-            name,
-        } = self;
+        let Self { kind, namespace, name } = self;
         write!(f, "{kind} {namespace}/{name}")
     }
 }
@@ -94,13 +82,12 @@ impl From<Progress> for v1::type_status::State {
 impl From<ProxyReport> for v1::Proxy {
     fn from(report: ProxyReport) -> Self {
         let status = report.status;
-        let types = ResourceType::ALL
-            .into_iter()
-            .zip(status.types)
-            .map(|(kind, progress)| v1::TypeStatus {
+        let types = ResourceType::ALL.into_iter().zip(status.types).map(|(kind, progress)| {
+            v1::TypeStatus {
                 r#type: v1::ResourceType::from(kind).into(),
                 state: v1::type_status::State::from(progress).into(),
-            });
+            }
+        });
         Self {
             id: status.id.to_string(),
             namespace: report.namespace.to_string(),
@@ -127,10 +114,7 @@ impl From<StreamInfo> for v1::Stream {
                 Variant::Delta => v1::stream::Variant::Delta,
             }
             .into(),
-            only: stream
-                .only
-                .map_or(v1::ResourceType::Unspecified, Into::into)
-                .into(),
+            only: stream.only.map_or(v1::ResourceType::Unspecified, Into::into).into(),
         }
     }
 }
@@ -141,11 +125,7 @@ fn timestamp(time: jiff::Timestamp) -> Timestamp {
     let borrowed = i64::from(nanoseconds < 0);
     Timestamp {
         seconds: time.as_second() - borrowed,
-        nanos: if borrowed == 1 {
-            nanoseconds + 1_000_000_000
-        } else {
-            nanoseconds
-        },
+        nanos: if borrowed == 1 { nanoseconds + 1_000_000_000 } else { nanoseconds },
     }
 }
 
@@ -156,6 +136,7 @@ impl From<RejectedResource> for v1::RejectedResource {
             name: item.name.to_string(),
             version: item.version,
             message: item.message.to_string(),
+            objects: item.objects.iter().map(Into::into).collect(),
         }
     }
 }
@@ -167,6 +148,7 @@ impl From<HeldResource> for v1::HeldResource {
             name: item.name.to_string(),
             virtual_host: item.virtual_host.unwrap_or_default().to_string(),
             missing_cluster: item.missing_cluster.to_string(),
+            objects: item.objects.iter().map(Into::into).collect(),
         }
     }
 }
@@ -249,14 +231,8 @@ mod tests {
         for kind in ResourceType::ALL {
             let message = v1::ResourceType::from(kind);
             assert_eq!(message.short_name(), kind.short_name());
-            assert_eq!(
-                v1::ResourceType::from_short_name(kind.short_name()),
-                message
-            );
+            assert_eq!(v1::ResourceType::from_short_name(kind.short_name()), message);
         }
-        assert_eq!(
-            v1::ResourceType::from_short_name("ads"),
-            v1::ResourceType::Unspecified
-        );
+        assert_eq!(v1::ResourceType::from_short_name("ads"), v1::ResourceType::Unspecified);
     }
 }

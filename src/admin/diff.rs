@@ -18,11 +18,8 @@ pub(super) fn resources<'a>(
 ) -> Result<Vec<v1::Difference>, Error> {
     let sent: BTreeMap<&str, &Arc<Resource>> =
         sent.map(|resource| (&*resource.name, resource)).collect();
-    let names: BTreeSet<&str> = sent
-        .keys()
-        .copied()
-        .chain(fresh.keys().map(|name| &**name))
-        .collect();
+    let names: BTreeSet<&str> =
+        sent.keys().copied().chain(fresh.keys().map(|name| &**name)).collect();
     let mut found = Vec::new();
     for name in names {
         let sides = (sent.get(name).copied(), fresh.get(name));
@@ -68,11 +65,7 @@ fn compare<'a>(
         (Some(Value::Object(a)), Some(Value::Object(b))) => {
             let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
             for name in names {
-                let path = if path.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{path}.{name}")
-                };
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
                 compare(&path, a.get(name), b.get(name), found);
             }
         }
@@ -81,11 +74,7 @@ fn compare<'a>(
                 compare(&format!("{path}[{n}]"), Some(a), Some(b), found);
             }
         }
-        (sent, fresh) => found.push(Field {
-            path: path.to_owned(),
-            sent,
-            fresh,
-        }),
+        (sent, fresh) => found.push(Field { path: path.to_owned(), sent, fresh }),
     }
 }
 
@@ -97,16 +86,12 @@ fn value(json: &Value) -> pb::Value {
         // Integers that a double cannot hold are strings in ProtoJSON.
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
         Value::String(text) => Kind::StringValue(text.clone()),
-        Value::Array(list) => Kind::ListValue(pb::ListValue {
-            values: list.iter().map(value).collect(),
-        }),
+        Value::Array(list) => {
+            Kind::ListValue(pb::ListValue { values: list.iter().map(value).collect() })
+        }
         Value::Object(fields) => {
-            let fields = fields
-                .iter()
-                .map(|(name, field)| (name.clone(), value(field)));
-            Kind::StructValue(pb::Struct {
-                fields: fields.collect(),
-            })
+            let fields = fields.iter().map(|(name, field)| (name.clone(), value(field)));
+            Kind::StructValue(pb::Struct { fields: fields.collect() })
         }
     };
     pb::Value { kind: Some(kind) }
@@ -132,35 +117,17 @@ mod tests {
 
     #[test]
     fn differences_are_named_by_resource_and_field() {
-        let sent = [
-            cluster("same", "a"),
-            cluster("other", "a"),
-            cluster("old", "a"),
-        ];
-        let fresh = [
-            cluster("same", "a"),
-            cluster("other", "b"),
-            cluster("new", "a"),
-        ];
+        let sent = [cluster("same", "a"), cluster("other", "a"), cluster("old", "a")];
+        let fresh = [cluster("same", "a"), cluster("other", "b"), cluster("new", "a")];
         let fresh: Resources = fresh.into_iter().collect();
         let found = resources(ResourceType::Cluster, sent.iter(), &fresh).unwrap();
         let text = |json: Value| Some(value(&json));
-        let names: Vec<_> = found
-            .iter()
-            .map(|item| (&*item.name, &*item.field))
-            .collect();
+        let names: Vec<_> = found.iter().map(|item| (&*item.name, &*item.field)).collect();
         assert_eq!(names, [("new", ""), ("old", ""), ("other", "altStatName")]);
         assert_eq!((&found[0].sent, found[0].fresh.is_some()), (&None, true));
         assert_eq!((found[1].sent.is_some(), &found[1].fresh), (true, &None));
-        assert_eq!(
-            (&found[2].sent, &found[2].fresh),
-            (&text(json!("a")), &text(json!("b")))
-        );
-        assert!(
-            resources(ResourceType::Cluster, fresh.values(), &fresh)
-                .unwrap()
-                .is_empty()
-        );
+        assert_eq!((&found[2].sent, &found[2].fresh), (&text(json!("a")), &text(json!("b"))));
+        assert!(resources(ResourceType::Cluster, fresh.values(), &fresh).unwrap().is_empty());
     }
 
     #[test]
@@ -168,15 +135,9 @@ mod tests {
         let paths = |sent: Value, fresh: Value| {
             let mut found = Vec::new();
             compare("", Some(&sent), Some(&fresh), &mut found);
-            found
-                .into_iter()
-                .map(|field| field.path)
-                .collect::<Vec<_>>()
+            found.into_iter().map(|field| field.path).collect::<Vec<_>>()
         };
-        assert_eq!(
-            paths(json!({"a": [1, {"b": 2}]}), json!({"a": [1, {"b": 3}]})),
-            ["a[1].b"]
-        );
+        assert_eq!(paths(json!({"a": [1, {"b": 2}]}), json!({"a": [1, {"b": 3}]})), ["a[1].b"]);
         assert_eq!(paths(json!({"a": [1, 2]}), json!({"a": [1]})), ["a"]);
         assert_eq!(paths(json!({"a": null}), json!({})), ["a"]);
     }

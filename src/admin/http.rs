@@ -72,10 +72,8 @@ async fn object(
     }
     let fields = [("kind", kind), ("namespace", namespace), ("name", name)];
     let fields = fields.map(|(name, value)| (name.to_owned(), value)).into();
-    call(fields, async |request: Request<v1::GetObjectRequest>| {
-        admin.get_object(request).await
-    })
-    .await
+    call(fields, async |request: Request<v1::GetObjectRequest>| admin.get_object(request).await)
+        .await
 }
 
 /// Calls a method with these fields of its request.
@@ -130,13 +128,10 @@ fn read<Q: Message + Name + Default>(fields: &[(String, String)]) -> Result<Q, S
     let mut message = DynamicMessage::new(descriptor.clone());
     let mut seen = BTreeSet::new();
     for (name, text) in fields {
-        let field = descriptor
-            .get_field_by_json_name(name)
-            .ok_or_else(|| unknown(name, &descriptor))?;
+        let field =
+            descriptor.get_field_by_json_name(name).ok_or_else(|| unknown(name, &descriptor))?;
         if !seen.insert(name) {
-            return Err(Status::invalid_argument(format!(
-                "parameter `{name}`: is given twice"
-            )));
+            return Err(Status::invalid_argument(format!("parameter `{name}`: is given twice")));
         }
         message.set_field(&field, value(&field, text)?);
     }
@@ -144,10 +139,8 @@ fn read<Q: Message + Name + Default>(fields: &[(String, String)]) -> Result<Q, S
 }
 
 fn unknown(name: &str, request: &MessageDescriptor) -> Status {
-    let known: Vec<String> = request
-        .fields()
-        .map(|field| format!("`{}`", field.json_name()))
-        .collect();
+    let known: Vec<String> =
+        request.fields().map(|field| format!("`{}`", field.json_name())).collect();
     let right = match known.as_slice() {
         [] => "this path takes none".to_owned(),
         [only] => format!("expected {only}"),
@@ -165,10 +158,7 @@ fn value(field: &FieldDescriptor, text: &str) -> Result<Value, Status> {
                 field.json_name()
             ))
         }),
-        _ => Err(Status::internal(format!(
-            "{} has no form in a query",
-            field.full_name()
-        ))),
+        _ => Err(Status::internal(format!("{} has no form in a query", field.full_name()))),
     }
 }
 
@@ -191,62 +181,37 @@ mod tests {
     use super::*;
 
     fn fields(query: &str) -> Fields {
-        Query::try_from_uri(&format!("/?{query}").parse().unwrap())
-            .unwrap()
-            .0
+        Query::try_from_uri(&format!("/?{query}").parse().unwrap()).unwrap().0
     }
 
     #[test]
     fn a_query_is_the_request() {
         let request: v1::DumpProxyRequest =
             read(&fields("proxy=shop%2Fclient-0&type=RDS")).unwrap();
-        assert_eq!(
-            (&*request.proxy, request.r#type()),
-            ("shop/client-0", v1::ResourceType::Rds)
-        );
-        assert_eq!(
-            read::<v1::ListProxiesRequest>(&fields("")).unwrap(),
-            v1::ListProxiesRequest {}
-        );
+        assert_eq!((&*request.proxy, request.r#type()), ("shop/client-0", v1::ResourceType::Rds));
+        assert_eq!(read::<v1::ListProxiesRequest>(&fields("")).unwrap(), v1::ListProxiesRequest {});
     }
 
     #[test]
     fn what_is_wrong_with_a_query_is_named_with_what_would_be_right() {
         for (query, said) in [
-            (
-                "name=x",
-                "parameter `name`: is unknown; expected `proxy` or `type`",
-            ),
-            (
-                "type=rds",
-                "parameter `type`: is `rds`; expected CDS, EDS, LDS, RDS",
-            ),
+            ("name=x", "parameter `name`: is unknown; expected `proxy` or `type`"),
+            ("type=rds", "parameter `type`: is `rds`; expected CDS, EDS, LDS, RDS"),
             ("proxy=a&proxy=b", "parameter `proxy`: is given twice"),
         ] {
             let status = read::<v1::DumpProxyRequest>(&fields(query)).unwrap_err();
-            assert_eq!(
-                (status.code(), status.message()),
-                (Code::InvalidArgument, said),
-                "{query}"
-            );
+            assert_eq!((status.code(), status.message()), (Code::InvalidArgument, said), "{query}");
         }
         let status = read::<v1::ListProxiesRequest>(&fields("namespace=shop")).unwrap_err();
-        assert_eq!(
-            status.message(),
-            "parameter `namespace`: is unknown; this path takes none"
-        );
+        assert_eq!(status.message(), "parameter `namespace`: is unknown; this path takes none");
     }
 
     #[test]
     fn every_field_of_every_request_has_a_form_in_a_query() {
         let descriptor = proto_json::descriptor(&v1::ListProxiesRequest::full_name()).unwrap();
-        let service = descriptor
-            .parent_pool()
-            .get_service_by_name("weir.admin.v1.Admin")
-            .unwrap();
-        for field in service
-            .methods()
-            .flat_map(|method| method.input().fields().collect::<Vec<_>>())
+        let service = descriptor.parent_pool().get_service_by_name("weir.admin.v1.Admin").unwrap();
+        for field in
+            service.methods().flat_map(|method| method.input().fields().collect::<Vec<_>>())
         {
             let text = match field.kind() {
                 Kind::Enum(kind) => kind.default_value().name().to_owned(),

@@ -59,16 +59,11 @@ pub fn router(admin: Admin) -> Router {
 }
 
 async fn no_such_page(headers: HeaderMap) -> Response {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok());
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
         return tonic::Status::unimplemented("weir has no such method").into_http::<Body>();
     }
-    (
-        StatusCode::NOT_FOUND,
-        "no such page; there are /healthz, /ready, /metrics and /api/v1/...\n",
-    )
+    (StatusCode::NOT_FOUND, "no such page; there are /healthz, /ready, /metrics and /api/v1/...\n")
         .into_response()
 }
 
@@ -83,10 +78,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
 async fn metrics(State(admin): State<Admin>) -> Response {
     match admin.metrics.text(admin.snapshots.stats()) {
         Ok(text) => (
-            [(
-                header::CONTENT_TYPE,
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            )],
+            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
             text,
         )
             .into_response(),

@@ -92,10 +92,7 @@ impl Admission {
             memory: self.memory().acquire(peer, CONNECTION_BYTES, &over)?,
             over,
             in_use: watch::Sender::default(),
-            waste: Mutex::new(Waste {
-                left: WASTE,
-                at: Instant::now(),
-            }),
+            waste: Mutex::new(Waste { left: WASTE, at: Instant::now() }),
         }))
     }
 }
@@ -121,11 +118,7 @@ impl Connection {
 
     /// Logs why it is closed.
     pub(super) fn tell(&self) {
-        match self
-            .slot
-            .why_revoked()
-            .or_else(|| self.memory.why_revoked())
-        {
+        match self.slot.why_revoked().or_else(|| self.memory.why_revoked()) {
             Some(why) => self.admission.tell("connection closed", &why),
             None => self.admission.tell(
                 "connection closed",
@@ -142,26 +135,13 @@ impl Connection {
         let over = CancellationToken::new();
         let permits = || {
             let slot = self.admission.streams().acquire(self.peer, 1, &over)?;
-            Ok((
-                slot,
-                self.admission
-                    .memory()
-                    .acquire(self.peer, EXCHANGE_BYTES, &over)?,
-            ))
+            Ok((slot, self.admission.memory().acquire(self.peer, EXCHANGE_BYTES, &over)?))
         };
         match permits() {
             Ok((slot, memory)) => {
                 let connection = self.clone();
                 let (held, in_use, made_sense) = Default::default();
-                Ok(Arc::new(Exchange {
-                    connection,
-                    slot,
-                    memory,
-                    over,
-                    held,
-                    in_use,
-                    made_sense,
-                }))
+                Ok(Arc::new(Exchange { connection, slot, memory, over, held, in_use, made_sense }))
             }
             Err(exhausted) => {
                 self.wasted();
@@ -175,10 +155,7 @@ impl Connection {
         let mut waste = self.waste.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let more = now.saturating_duration_since(waste.at).as_secs_f64() * WASTE_PER_SECOND;
-        *waste = Waste {
-            left: (waste.left + more).min(WASTE) - 1.0,
-            at: now,
-        };
+        *waste = Waste { left: (waste.left + more).min(WASTE) - 1.0, at: now };
         if waste.left < 0.0 {
             self.over.cancel();
         }
@@ -216,10 +193,7 @@ impl Exchange {
     /// # Errors
     /// The peer's limit would be exceeded.
     pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<Hold, Exhausted> {
-        let mut hold = Hold {
-            exchange: self.clone(),
-            bytes: 0,
-        };
+        let mut hold = Hold { exchange: self.clone(), bytes: 0 };
         hold.resize(bytes)?;
         Ok(hold)
     }
@@ -236,18 +210,14 @@ impl Exchange {
 
     /// The pool that revoked it, if any.
     pub fn why_revoked(&self) -> Option<Exhausted> {
-        self.slot
-            .why_revoked()
-            .or_else(|| self.memory.why_revoked())
+        self.slot.why_revoked().or_else(|| self.memory.why_revoked())
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
         if *self.in_use.get_mut() {
-            self.connection
-                .in_use
-                .send_modify(|count| count.now = count.now.saturating_sub(1));
+            self.connection.in_use.send_modify(|count| count.now = count.now.saturating_sub(1));
         }
         if !*self.made_sense.get_mut() {
             self.connection.wasted();
@@ -261,16 +231,10 @@ impl Hold {
     /// # Errors
     /// The peer's limit would be exceeded. The reservation then stays unchanged.
     pub fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
-        let mut held = self
-            .exchange
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.exchange.held.lock().unwrap_or_else(PoisonError::into_inner);
         let all = held.saturating_sub(self.bytes).saturating_add(bytes);
         if all != *held {
-            self.exchange
-                .memory
-                .resize(EXCHANGE_BYTES.saturating_add(all))?;
+            self.exchange.memory.resize(EXCHANGE_BYTES.saturating_add(all))?;
         }
         (*held, self.bytes) = (all, bytes);
         Ok(())
@@ -295,15 +259,9 @@ pub(super) struct Guarded {
 
 impl Guarded {
     pub fn new(body: Body, exchange: Option<Arc<Exchange>>) -> Self {
-        let over = exchange
-            .as_ref()
-            .map(|exchange| Box::pin(exchange.over.clone().cancelled_owned()));
-        Self {
-            body,
-            over,
-            farewell: None,
-            _exchange: exchange,
-        }
+        let over =
+            exchange.as_ref().map(|exchange| Box::pin(exchange.over.clone().cancelled_owned()));
+        Self { body, over, farewell: None, _exchange: exchange }
     }
 
     /// Ready shortly after the response must end.
@@ -314,9 +272,7 @@ impl Guarded {
         if self.farewell.is_none() {
             std::task::ready!(over.as_mut().poll(context));
         }
-        let farewell = self
-            .farewell
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
+        let farewell = self.farewell.get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
         farewell.as_mut().poll(context)
     }
 }

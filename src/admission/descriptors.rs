@@ -22,10 +22,7 @@ pub struct Descriptors {
 impl Descriptors {
     /// The number available for proxy connections, after weir's own needs.
     pub fn for_proxies(self) -> usize {
-        self.limit
-            .saturating_sub(OWN.min(self.limit / 4))
-            .saturating_sub(self.for_admin())
-            .max(1)
+        self.limit.saturating_sub(OWN.min(self.limit / 4)).saturating_sub(self.for_admin()).max(1)
     }
 
     /// The number reserved for connections to the admin port.
@@ -54,10 +51,7 @@ pub fn raise() -> Descriptors {
     // If the limit is unknown, only POSIX's minimum is guaranteed.
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((20, 20));
     let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
-    Descriptors {
-        limit: count(if raised { hard } else { soft }),
-        before: count(soft),
-    }
+    Descriptors { limit: count(if raised { hard } else { soft }), before: count(soft) }
 }
 
 #[cfg(test)]
@@ -67,44 +61,23 @@ mod tests {
     #[test]
     fn some_are_always_kept_for_the_source_and_the_admin_port() {
         for limit in [8, 20, 64, 256, 1024, 20_000, usize::MAX] {
-            let descriptors = Descriptors {
-                limit,
-                before: limit,
-            };
+            let descriptors = Descriptors { limit, before: limit };
             let (proxies, admin) = (descriptors.for_proxies(), descriptors.for_admin());
             assert!(proxies >= 1 && admin >= 1, "{limit}");
             let own = limit - proxies - admin;
             assert!(own >= (limit / 4).min(OWN) && own >= 2, "{limit}: {own}");
         }
-        assert_eq!(
-            Descriptors {
-                limit: 1024,
-                before: 1024
-            }
-            .for_proxies(),
-            768
-        );
+        assert_eq!(Descriptors { limit: 1024, before: 1024 }.for_proxies(), 768);
     }
 
     #[test]
     fn a_limit_that_was_raised_is_told() {
-        let text = Descriptors {
-            limit: 4096,
-            before: 1024,
-        }
-        .to_string();
+        let text = Descriptors { limit: 4096, before: 1024 }.to_string();
         assert!(
             text.contains("4096") && text.contains("1024") && text.contains("raised"),
             "{text}"
         );
-        assert!(
-            !Descriptors {
-                limit: 4096,
-                before: 4096
-            }
-            .to_string()
-            .contains("raised")
-        );
+        assert!(!Descriptors { limit: 4096, before: 4096 }.to_string().contains("raised"));
     }
 
     #[test]

@@ -114,11 +114,7 @@ pub async fn serve(
                 wait = None;
                 match admission.connect(address) {
                     Ok(connection) => {
-                        let served = Served {
-                            connection,
-                            router: router.clone(),
-                            protocol,
-                        };
+                        let served = Served { connection, router: router.clone(), protocol };
                         connections.spawn(served.run(socket, builder.clone(), closing.clone()));
                     }
                     Err(exhausted) => admission.tell("connection refused", &exhausted),
@@ -193,9 +189,7 @@ impl Served {
                 idle = Some((Instant::now(), limits.idle));
             }
             seen = requests.ever;
-            let idle_until = idle
-                .map(|(since, limit)| since + limit)
-                .filter(|_| ends_at.is_none());
+            let idle_until = idle.map(|(since, limit)| since + limit).filter(|_| ends_at.is_none());
             tokio::select! {
                 // The client knows how it ended.
                 _ = http.as_mut() => return,
@@ -214,16 +208,11 @@ impl Served {
     }
 
     async fn answer(self, mut request: Request<Incoming>) -> Response<Guarded> {
-        let grpc = request
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .is_some_and(is_grpc);
+        let grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(is_grpc);
         let exchange = match self.connection.begin() {
             Ok(exchange) => exchange,
             Err(exhausted) => {
-                self.connection
-                    .admission()
-                    .tell("request refused", &exhausted);
+                self.connection.admission().tell("request refused", &exhausted);
                 let rejected = if grpc {
                     Status::resource_exhausted(exhausted.to_string()).into_http()
                 } else {
@@ -246,9 +235,8 @@ impl Served {
             Protocol::Pages => {
                 exchange.is_in_use();
                 exchange.makes_sense();
-                let answered = tokio::time::timeout(PAGE, router.call(request))
-                    .await
-                    .map(infallible);
+                let answered =
+                    tokio::time::timeout(PAGE, router.call(request)).await.map(infallible);
                 answered.unwrap_or_else(|_| {
                     (StatusCode::GATEWAY_TIMEOUT, "timed out\n").into_response()
                 })

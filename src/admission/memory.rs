@@ -47,13 +47,9 @@ fn number(file: &Path) -> Option<usize> {
 /// The memory of the machine.
 fn machine() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib: usize = text.lines().find_map(|line| {
-        line.strip_prefix("MemTotal:")?
-            .split_whitespace()
-            .next()?
-            .parse()
-            .ok()
-    })?;
+    let kib: usize = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok())?;
     kib.checked_mul(1024)
 }
 

@@ -87,10 +87,7 @@ impl Limits {
     /// These limits, capped to the available file descriptors.
     #[must_use]
     pub fn within(self, descriptors: usize) -> Self {
-        Self {
-            connections: self.connections.min(descriptors),
-            ..self
-        }
+        Self { connections: self.connections.min(descriptors), ..self }
     }
 
     /// How long receiving a message of `length` bytes may take, with an allowance for slow links.
@@ -174,10 +171,7 @@ impl Admission {
             0 => tracing::warn!("{what}: {why}"),
             since => tracing::warn!("{what}: {why} ({since} similar messages suppressed)"),
         }
-        *told = Told {
-            last: Some(Instant::now()),
-            since: 0,
-        };
+        *told = Told { last: Some(Instant::now()), since: 0 };
     }
 
     /// The limits.
@@ -229,9 +223,6 @@ mod tests {
     fn a_long_message_may_take_longer() {
         let limits = Limits::default();
         assert_eq!(limits.message_within(0), limits.message);
-        assert_eq!(
-            limits.message_within(1 << 20),
-            limits.message + Duration::from_secs(32)
-        );
+        assert_eq!(limits.message_within(1 << 20), limits.message + Duration::from_secs(32));
     }
 }

@@ -26,12 +26,7 @@ pub(super) struct Paced<S = TcpStream> {
 
 impl<S> Paced<S> {
     pub fn new(socket: S, patience: Duration) -> Self {
-        Self {
-            socket,
-            patience,
-            read: 0,
-            stalled: None,
-        }
+        Self { socket, patience, read: 0, stalled: None }
     }
 
     /// Fails a write that has been pending for too long.
@@ -45,9 +40,7 @@ impl<S> Paced<S> {
             return written;
         }
         let patience = self.patience;
-        let stalled = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(stalled.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -66,11 +59,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.socket).poll_read(context, buf);
-        self.read = if polled.is_pending() {
-            0
-        } else {
-            self.read + (buf.filled().len() - before)
-        };
+        self.read = if polled.is_pending() { 0 } else { self.read + (buf.filled().len() - before) };
         polled
     }
 }
@@ -149,9 +138,6 @@ mod tests {
         for _ in 0..4 {
             client.read_u8().await.unwrap();
         }
-        assert!(
-            !writing.await.unwrap(),
-            "each byte that is read ends the wait"
-        );
+        assert!(!writing.await.unwrap(), "each byte that is read ends the wait");
     }
 }

@@ -73,11 +73,7 @@ pub enum Exhausted {
 impl fmt::Display for Exhausted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Peer {
-                resource,
-                peer,
-                limit,
-            } => write!(
+            Self::Peer { resource, peer, limit } => write!(
                 f,
                 "{peer} has reached its share of {}, {} (--peer-share)",
                 resource.name(),
@@ -89,18 +85,10 @@ impl fmt::Display for Exhausted {
                     Resource::Streams => "--max-streams",
                     Resource::Memory => "--client-memory",
                 };
-                write!(
-                    f,
-                    "all of the {} are in use ({flag})",
-                    resource.amount(*limit)
-                )
+                write!(f, "all of the {} are in use ({flag})", resource.amount(*limit))
             }
             Self::Revoked { resource, peer } => {
-                write!(
-                    f,
-                    "{} are exhausted, and {peer} has the most",
-                    resource.name()
-                )
+                write!(f, "{} are exhausted, and {peer} has the most", resource.name())
             }
         }
     }
@@ -148,17 +136,8 @@ pub struct Permit {
 impl Pool {
     /// A pool of `limit`, of which one peer may use `share` percent.
     pub fn new(resource: Resource, limit: usize, share: u8, metrics: PoolMetrics) -> Self {
-        let share = limit
-            .saturating_mul(usize::from(share))
-            .div_ceil(100)
-            .max(1);
-        Self {
-            resource,
-            limit,
-            share,
-            metrics,
-            inner: Mutex::default(),
-        }
+        let share = limit.saturating_mul(usize::from(share)).div_ceil(100).max(1);
+        Self { resource, limit, share, metrics, inner: Mutex::default() }
     }
 
     /// Nothing under the lock can fail half way, so that a poisoned one is as good as any.
@@ -195,33 +174,20 @@ impl Pool {
         holdings.by_amount.insert((0, id));
         inner.set(peer, id, amount);
         self.tell_use(&inner);
-        Ok(Permit {
-            pool: self.clone(),
-            peer,
-            id,
-        })
+        Ok(Permit { pool: self.clone(), peer, id })
     }
 
     fn tell_use(&self, inner: &Inner) {
-        self.metrics
-            .used
-            .set(i64::try_from(inner.used).unwrap_or(i64::MAX));
+        self.metrics.used.set(i64::try_from(inner.used).unwrap_or(i64::MAX));
     }
 
     /// Ensures that a peer can have `more`, if necessary by revoking permits of the peers that have the most.
     fn make_room(&self, inner: &mut Inner, peer: Peer, more: usize) -> Result<(), Exhausted> {
-        let wanted = inner
-            .peers
-            .get(&peer)
-            .map_or(0, |holdings| holdings.used)
-            .saturating_add(more);
+        let wanted =
+            inner.peers.get(&peer).map_or(0, |holdings| holdings.used).saturating_add(more);
         if wanted > self.share {
             self.metrics.over_share.inc();
-            return Err(Exhausted::Peer {
-                resource: self.resource,
-                peer,
-                limit: self.share,
-            });
+            return Err(Exhausted::Peer { resource: self.resource, peer, limit: self.share });
         }
         while inner.used.saturating_add(more) > self.limit {
             let most = inner
@@ -231,10 +197,7 @@ impl Pool {
                 .filter(|(most, other)| *other != peer && *most > wanted);
             let Some((_, other)) = most else {
                 self.metrics.exhausted.inc();
-                return Err(Exhausted::All {
-                    resource: self.resource,
-                    limit: self.limit,
-                });
+                return Err(Exhausted::All { resource: self.resource, limit: self.limit });
             };
             self.metrics.revoked.inc();
             inner.revoke_from(other);
@@ -276,10 +239,7 @@ impl Inner {
 
     /// Revokes the largest permit of a peer; among equally large ones the newest.
     fn revoke_from(&mut self, peer: Peer) {
-        let largest = self
-            .peers
-            .get(&peer)
-            .and_then(|holdings| holdings.by_amount.last().copied());
+        let largest = self.peers.get(&peer).and_then(|holdings| holdings.by_amount.last().copied());
         if let Some(revoked) = largest.and_then(|(_, id)| self.remove(peer, id)) {
             revoked.cancel();
         }
@@ -293,10 +253,7 @@ impl Permit {
     /// The peer's limit would be exceeded, or the permit was revoked. Its amount then stays unchanged.
     pub fn resize(&self, amount: usize) -> Result<(), Exhausted> {
         let mut inner = self.pool.lock();
-        let held = inner
-            .peers
-            .get(&self.peer)
-            .and_then(|holdings| holdings.permits.get(&self.id));
+        let held = inner.peers.get(&self.peer).and_then(|holdings| holdings.permits.get(&self.id));
         let Some((before, _)) = held else {
             return Err(self.revoked());
         };
@@ -320,10 +277,7 @@ impl Permit {
     }
 
     fn revoked(&self) -> Exhausted {
-        Exhausted::Revoked {
-            resource: self.pool.resource,
-            peer: self.peer,
-        }
+        Exhausted::Revoked { resource: self.pool.resource, peer: self.peer }
     }
 }
 
@@ -342,12 +296,7 @@ mod tests {
     use super::*;
 
     fn pool(limit: usize, share: u8) -> Arc<Pool> {
-        Arc::new(Pool::new(
-            Resource::Streams,
-            limit,
-            share,
-            PoolMetrics::default(),
-        ))
+        Arc::new(Pool::new(Resource::Streams, limit, share, PoolMetrics::default()))
     }
 
     fn peer(n: u8) -> Peer {
@@ -387,20 +336,12 @@ mod tests {
         let rejected = acquire(&pool, 1, 1).unwrap_err();
         assert_eq!(
             rejected,
-            Exhausted::Peer {
-                resource: Resource::Streams,
-                peer: peer(1),
-                limit: 2
-            }
+            Exhausted::Peer { resource: Resource::Streams, peer: peer(1), limit: 2 }
         );
         assert!(acquire(&pool, 2, 2).is_ok());
         assert_eq!(
             acquire(&pool, 2, 3).map(|_| ()),
-            Err(Exhausted::Peer {
-                resource: Resource::Streams,
-                peer: peer(2),
-                limit: 2
-            })
+            Err(Exhausted::Peer { resource: Resource::Streams, peer: peer(2), limit: 2 })
         );
     }
 
@@ -422,11 +363,7 @@ mod tests {
         );
         assert_eq!(pool.used(), 6);
         drop(greedy);
-        assert_eq!(
-            pool.used(),
-            2,
-            "a permit that was revoked has nothing to give back"
-        );
+        assert_eq!(pool.used(), 2, "a permit that was revoked has nothing to give back");
     }
 
     #[test]
@@ -435,22 +372,13 @@ mod tests {
         let all = [1, 1, 2, 2].map(|n| acquire(&pool, n, 1).unwrap());
         for n in [1, 2] {
             let rejected = acquire(&pool, n, 1).unwrap_err();
-            assert_eq!(
-                rejected,
-                Exhausted::All {
-                    resource: Resource::Streams,
-                    limit: 4
-                }
-            );
+            assert_eq!(rejected, Exhausted::All { resource: Resource::Streams, limit: 4 });
         }
         assert!(!all.iter().any(is_revoked));
         let third = acquire(&pool, 3, 1).unwrap();
         assert!(!is_revoked(&third));
         assert_eq!(all.iter().filter(|item| is_revoked(item)).count(), 1);
-        assert!(
-            acquire(&pool, 3, 1).is_err(),
-            "now nobody has more than it would have"
-        );
+        assert!(acquire(&pool, 3, 1).is_err(), "now nobody has more than it would have");
     }
 
     #[test]

@@ -41,10 +41,7 @@ struct Place<'a> {
 impl Turns {
     /// A scheduler with this rate per second.
     pub fn new(per_second: u32) -> Self {
-        Self {
-            queue: Mutex::new(Queue::new(per_second, Instant::now())),
-            waiting: Notify::new(),
-        }
+        Self { queue: Mutex::new(Queue::new(per_second, Instant::now())), waiting: Notify::new() }
     }
 
     /// Nothing under the lock can fail half way, so that a poisoned one is as good as any.
@@ -61,11 +58,7 @@ impl Turns {
             }
             queue.join(peer)
         };
-        let place = Place {
-            turns: self,
-            peer,
-            ticket,
-        };
+        let place = Place { turns: self, peer, ticket };
         self.waiting.notify_one();
         // The sender is dropped only together with the place.
         let _ = granted.await;
@@ -221,9 +214,7 @@ mod tests {
         for _ in 0..5 {
             queue.give(now);
             order.extend(
-                waiting
-                    .iter_mut()
-                    .filter_map(|(n, granted)| has_turn(granted).then_some(*n)),
+                waiting.iter_mut().filter_map(|(n, granted)| has_turn(granted).then_some(*n)),
             );
             now += Duration::from_millis(100);
         }
@@ -266,10 +257,7 @@ mod tests {
         for step in 0..20 {
             queue.give(begun + Duration::from_millis(100) * step);
             given.push(
-                waiting
-                    .iter_mut()
-                    .filter_map(|granted| has_turn(granted).then_some(()))
-                    .count(),
+                waiting.iter_mut().filter_map(|granted| has_turn(granted).then_some(())).count(),
             );
         }
         assert_eq!(given, [1; 20]);

@@ -9,24 +9,12 @@ use crate::store::Store;
 /// Istio's annotations, the kinds they apply to (empty for any), and whether they are deprecated. Source: istio/api,
 /// `annotation/annotations.yaml`.
 const KNOWN: &[(&str, &[&str], bool)] = &[
-    (
-        "alpha.istio.io/canonical-serviceaccounts",
-        &["Service"],
-        true,
-    ),
-    (
-        "alpha.istio.io/kubernetes-serviceaccounts",
-        &["Service"],
-        true,
-    ),
+    ("alpha.istio.io/canonical-serviceaccounts", &["Service"], true),
+    ("alpha.istio.io/kubernetes-serviceaccounts", &["Service"], true),
     ("ambient.istio.io/bypass-inbound-capture", &["Pod"], false),
     ("ambient.istio.io/dns-capture", &["Pod"], false),
     ("ambient.istio.io/redirection", &["Pod"], false),
-    (
-        "ambient.istio.io/waypoint-inbound-binding",
-        &["GatewayClass", "Gateway"],
-        false,
-    ),
+    ("ambient.istio.io/waypoint-inbound-binding", &["GatewayClass", "Gateway"], false),
     ("galley.istio.io/analyze-suppress", &[], false),
     ("gateway.istio.io/controller-version", &[], false),
     ("gateway.istio.io/name-override", &["Gateway"], false),
@@ -38,42 +26,18 @@ const KNOWN: &[(&str, &[&str], bool)] = &[
     ("istio.io/dry-run", &["AuthorizationPolicy"], false),
     ("istio.io/reroute-virtual-interfaces", &["Pod"], false),
     ("istio.io/rev", &["Pod"], false),
-    (
-        "istio.io/use-waypoint-canary-weight",
-        &["Service", "ServiceEntry", "Namespace"],
-        false,
-    ),
+    ("istio.io/use-waypoint-canary-weight", &["Service", "ServiceEntry", "Namespace"], false),
     ("istio.io/workloadController", &["WorkloadEntry"], false),
     ("networking.istio.io/exportTo", &["Service"], false),
     ("networking.istio.io/service-type", &["Gateway"], false),
-    (
-        "networking.istio.io/traffic-distribution",
-        &["Namespace", "Service", "ServiceEntry"],
-        false,
-    ),
+    ("networking.istio.io/traffic-distribution", &["Namespace", "Service", "ServiceEntry"], false),
     ("prometheus.istio.io/merge-metrics", &["Pod"], false),
     ("proxy.istio.io/config", &["Pod"], false),
     ("proxy.istio.io/overrides", &["Pod"], false),
-    (
-        "readiness.status.sidecar.istio.io/applicationPorts",
-        &["Pod"],
-        false,
-    ),
-    (
-        "readiness.status.sidecar.istio.io/failureThreshold",
-        &["Pod"],
-        false,
-    ),
-    (
-        "readiness.status.sidecar.istio.io/initialDelaySeconds",
-        &["Pod"],
-        false,
-    ),
-    (
-        "readiness.status.sidecar.istio.io/periodSeconds",
-        &["Pod"],
-        false,
-    ),
+    ("readiness.status.sidecar.istio.io/applicationPorts", &["Pod"], false),
+    ("readiness.status.sidecar.istio.io/failureThreshold", &["Pod"], false),
+    ("readiness.status.sidecar.istio.io/initialDelaySeconds", &["Pod"], false),
+    ("readiness.status.sidecar.istio.io/periodSeconds", &["Pod"], false),
     ("sidecar.istio.io/agentLogLevel", &["Pod"], false),
     ("sidecar.istio.io/bootstrapOverride", &["Pod"], false),
     ("sidecar.istio.io/componentLogLevel", &["Pod"], false),
@@ -102,60 +66,20 @@ const KNOWN: &[(&str, &[&str], bool)] = &[
     ("sidecar.istio.io/userVolume", &["Pod"], false),
     ("sidecar.istio.io/userVolumeMount", &["Pod"], false),
     ("status.sidecar.istio.io/port", &["Pod"], false),
-    (
-        "topology.istio.io/controlPlaneClusters",
-        &["Namespace"],
-        false,
-    ),
+    ("topology.istio.io/controlPlaneClusters", &["Namespace"], false),
     ("traffic.istio.io/nodeSelector", &["Service"], false),
-    (
-        "traffic.sidecar.istio.io/excludeInboundPorts",
-        &["Pod"],
-        false,
-    ),
-    (
-        "traffic.sidecar.istio.io/excludeInterfaces",
-        &["Pod"],
-        false,
-    ),
-    (
-        "traffic.sidecar.istio.io/excludeOutboundIPRanges",
-        &["Pod"],
-        false,
-    ),
-    (
-        "traffic.sidecar.istio.io/excludeOutboundPorts",
-        &["Pod"],
-        false,
-    ),
-    (
-        "traffic.sidecar.istio.io/includeInboundPorts",
-        &["Pod"],
-        false,
-    ),
-    (
-        "traffic.sidecar.istio.io/includeOutboundIPRanges",
-        &["Pod"],
-        false,
-    ),
-    (
-        "traffic.sidecar.istio.io/includeOutboundPorts",
-        &["Pod"],
-        false,
-    ),
-    (
-        "traffic.sidecar.istio.io/kubevirtInterfaces",
-        &["Pod"],
-        true,
-    ),
+    ("traffic.sidecar.istio.io/excludeInboundPorts", &["Pod"], false),
+    ("traffic.sidecar.istio.io/excludeInterfaces", &["Pod"], false),
+    ("traffic.sidecar.istio.io/excludeOutboundIPRanges", &["Pod"], false),
+    ("traffic.sidecar.istio.io/excludeOutboundPorts", &["Pod"], false),
+    ("traffic.sidecar.istio.io/includeInboundPorts", &["Pod"], false),
+    ("traffic.sidecar.istio.io/includeOutboundIPRanges", &["Pod"], false),
+    ("traffic.sidecar.istio.io/includeOutboundPorts", &["Pod"], false),
+    ("traffic.sidecar.istio.io/kubevirtInterfaces", &["Pod"], true),
 ];
 
 /// Prefixes written by Istio's own tools.
-const OWN: [&str; 3] = [
-    "internal.istio.io",
-    "install.operator.istio.io",
-    "operator.istio.io",
-];
+const OWN: [&str; 3] = ["internal.istio.io", "install.operator.istio.io", "operator.istio.io"];
 
 pub(super) fn check(store: &Store, found: &mut Findings) {
     let mut seen = HashSet::new();
@@ -186,10 +110,8 @@ pub(super) fn check(store: &Store, found: &mut Findings) {
                 continue;
             };
             if !kinds.is_empty() && !kinds.contains(&kind.as_str()) {
-                let message = format!(
-                    "has no effect on a {kind}; it applies to a {}",
-                    kinds.join(" or ")
-                );
+                let message =
+                    format!("has no effect on a {kind}; it applies to a {}", kinds.join(" or "));
                 let advice = if name == "networking.istio.io/exportTo" {
                     "use spec.exportTo"
                 } else {
@@ -219,32 +141,17 @@ pub(super) fn check(store: &Store, found: &mut Findings) {
                         "`{value}` is not a valid preference and disables the namespace's setting"
                     );
                     let advice = "use PreferClose, PreferSameZone or PreferSameNode";
-                    found.add(
-                        &code::INVALID_ANNOTATION,
-                        entry,
-                        path.clone(),
-                        message,
-                        advice,
-                    );
+                    found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
                 }
             }
             if name == "networking.istio.io/exportTo" {
-                let parts = value
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|part| !part.is_empty());
+                let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
                 for part in
                     parts.filter(|part| !matches!(*part, "*" | "." | "~") && !is_dns_label(part))
                 {
                     let message = format!("`{part}` is not a namespace");
                     let advice = "expected a comma-separated list of namespaces, `.`, `*` or `~`";
-                    found.add(
-                        &code::INVALID_ANNOTATION,
-                        entry,
-                        path.clone(),
-                        message,
-                        advice,
-                    );
+                    found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
                 }
             }
         }
@@ -269,18 +176,10 @@ mod tests {
             )),
             [""; 0]
         );
-        assert_eq!(
-            ids(&service(
-                "networking.istio.io/traffic-distribution: preferclose"
-            )),
-            [""; 0]
-        );
+        assert_eq!(ids(&service("networking.istio.io/traffic-distribution: preferclose")), [""; 0]);
         for (annotation, code) in [
             ("networking.istio.io/exportTo: 'Sh op'", "IST0125"),
-            (
-                "networking.istio.io/traffic-distribution: PreferNear",
-                "IST0125",
-            ),
+            ("networking.istio.io/traffic-distribution: PreferNear", "IST0125"),
             ("networking.istio.io/exportto: shop", "IST0108"),
             ("proxy.istio.io/config: x", "IST0107"),
             ("alpha.istio.io/canonical-serviceaccounts: x", "IST0135"),

@@ -212,9 +212,6 @@ mod tests {
         sorted.sort_unstable();
         sorted.dedup();
         assert_eq!(ids, sorted);
-        assert!(
-            ALL.iter()
-                .all(|code| code.about.len() > 20 && !code.name.contains(' '))
-        );
+        assert!(ALL.iter().all(|code| code.about.len() > 20 && !code.name.contains(' ')));
     }
 }

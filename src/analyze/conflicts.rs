@@ -11,10 +11,8 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
 /// Two DestinationRules in one namespace for the same host are merged if they apply to the same clients.
 fn destination_rules(index: &Index<'_>, found: &mut Findings) {
     for places in index.rules_by_host.values() {
-        let mut rules: Vec<_> = places
-            .iter()
-            .filter_map(|n| index.destination_rules.get(*n))
-            .collect();
+        let mut rules: Vec<_> =
+            places.iter().filter_map(|n| index.destination_rules.get(*n)).collect();
         rules.sort_by_key(|rule| {
             let meta = &rule.entry.object.meta;
             (meta.namespace.clone(), meta.age, meta.name.clone())
@@ -35,18 +33,13 @@ fn pair(
     found: &mut Findings,
 ) {
     let selector = |rule: &IndexedDestinationRule<'_>| rule.spec.workload_selector.clone();
-    let same_clients: Vec<_> = older
-        .iter()
-        .filter(|older| selector(older) == selector(rule))
-        .collect();
-    let merged: Vec<_> = same_clients
-        .iter()
-        .filter(|older| older.visibility == rule.visibility)
-        .collect();
+    let same_clients: Vec<_> =
+        older.iter().filter(|older| selector(older) == selector(rule)).collect();
+    let merged: Vec<_> =
+        same_clients.iter().filter(|older| older.visibility == rule.visibility).collect();
     let Some(first) = merged.first() else {
-        if let Some(winner) = same_clients
-            .iter()
-            .find(|older| overlap(&older.visibility, &rule.visibility))
+        if let Some(winner) =
+            same_clients.iter().find(|older| overlap(&older.visibility, &rule.visibility))
         {
             let message = format!(
                 "{} {} and has the same host but a different exportTo, so they are not merged: clients that see both \
@@ -75,36 +68,22 @@ fn pair(
         "merge them if they have the same owner",
     );
     if let Some(policy) = &rule.spec.traffic_policy
-        && let Some(winner) = merged
-            .iter()
-            .find(|older| older.spec.traffic_policy.is_some())
+        && let Some(winner) = merged.iter().find(|older| older.spec.traffic_policy.is_some())
         && winner.spec.traffic_policy.as_ref() != Some(policy)
     {
         let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
         let message = format!("has no effect: {winner} {why} and sets it too");
         let advice = "move it there, or into the subsets";
-        found.add(
-            &code::RULE_CONFLICT,
-            rule.entry,
-            "spec.trafficPolicy",
-            message,
-            advice,
-        );
+        found.add(&code::RULE_CONFLICT, rule.entry, "spec.trafficPolicy", message, advice);
     }
     for (n, subset) in rule.spec.subsets.iter().enumerate() {
-        let winner = merged.iter().find(|older| {
-            older
-                .spec
-                .subsets
-                .iter()
-                .any(|known| known.name == subset.name)
-        });
+        let winner = merged
+            .iter()
+            .find(|older| older.spec.subsets.iter().any(|known| known.name == subset.name));
         if let Some(winner) = winner {
             let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
-            let message = format!(
-                "`{}` has no effect: {winner} {why} and defines it too",
-                subset.name
-            );
+            let message =
+                format!("`{}` has no effect: {winner} {why} and defines it too", subset.name);
             let path = format!("spec.subsets[{n}].name");
             found.add(
                 &code::RULE_CONFLICT,
@@ -119,11 +98,7 @@ fn pair(
 
 /// Why an object takes precedence.
 pub(super) fn comes_first(winner: &Entry) -> &'static str {
-    if winner.object.meta.age.created == i64::MAX {
-        "comes first"
-    } else {
-        "is older"
-    }
+    if winner.object.meta.age.created == i64::MAX { "comes first" } else { "is older" }
 }
 
 #[cfg(test)]
@@ -142,19 +117,10 @@ mod tests {
         let lb = |kind: &str| format!("trafficPolicy: {{loadBalancer: {{simple: {kind}}}}}");
         let subset = |name: &str| format!("subsets: [{{name: {name}, labels: {{version: v1}}}}]");
         let merged = ("WEIR0102", "spec.host".to_owned());
-        assert_eq!(
-            two(&subset("a"), &subset("b")),
-            std::slice::from_ref(&merged)
-        );
-        assert_eq!(
-            two(&lb("RANDOM"), &lb("RANDOM")),
-            std::slice::from_ref(&merged)
-        );
+        assert_eq!(two(&subset("a"), &subset("b")), std::slice::from_ref(&merged));
+        assert_eq!(two(&lb("RANDOM"), &lb("RANDOM")), std::slice::from_ref(&merged));
         let policy = ("WEIR0103", "spec.trafficPolicy".to_owned());
-        assert_eq!(
-            two(&lb("RANDOM"), &lb("ROUND_ROBIN")),
-            [policy, merged.clone()]
-        );
+        assert_eq!(two(&lb("RANDOM"), &lb("ROUND_ROBIN")), [policy, merged.clone()]);
         let name = ("WEIR0103", "spec.subsets[0].name".to_owned());
         assert_eq!(two(&subset("a"), &subset("a")), [name, merged]);
         let apart = two("exportTo: [.]", &subset("a"));

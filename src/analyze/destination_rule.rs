@@ -11,13 +11,7 @@ use crate::rollout_guard::HeldChange;
 
 pub(super) fn check(rule: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
     for (n, name) in rule.spec.export_to.iter().enumerate() {
-        unknown_namespace(
-            rule.entry,
-            name,
-            format!("spec.exportTo[{n}]"),
-            index,
-            found,
-        );
+        unknown_namespace(rule.entry, name, format!("spec.exportTo[{n}]"), index, found);
     }
     selector(rule, index, found);
     host_and_subsets(rule, index, found);
@@ -26,13 +20,7 @@ pub(super) fn check(rule: &IndexedDestinationRule<'_>, index: &Index<'_>, found:
     }
     for (n, subset) in rule.spec.subsets.iter().enumerate() {
         if let Some(policy) = &subset.traffic_policy {
-            self::policy(
-                rule,
-                policy,
-                &format!("spec.subsets[{n}].trafficPolicy"),
-                index,
-                found,
-            );
+            self::policy(rule, policy, &format!("spec.subsets[{n}].trafficPolicy"), index, found);
         }
     }
 }
@@ -43,20 +31,12 @@ fn selector(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Fi
     };
     let namespace = item.namespace();
     if let Some(pods) = index.workloads.get(namespace)
-        && !pods
-            .iter()
-            .any(|labels| labels.may_have(&selector.match_labels))
+        && !pods.iter().any(|labels| labels.may_have(&selector.match_labels))
     {
         let message =
             format!("no pod in {namespace} has these labels, so the rule applies to no client");
         let advice = "correct the labels: they select clients, not the service";
-        found.add(
-            &code::NO_WORKLOADS,
-            item.entry,
-            "spec.workloadSelector",
-            message,
-            advice,
-        );
+        found.add(&code::NO_WORKLOADS, item.entry, "spec.workloadSelector", message, advice);
     }
 }
 
@@ -98,30 +78,17 @@ fn host_and_subsets(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found:
     for (n, subset) in item.spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{n}].labels");
         if subset.labels.is_empty() {
-            let message = format!(
-                "the subset `{}` has no labels, so it contains all of {name}",
-                subset.name
-            );
+            let message =
+                format!("the subset `{}` has no labels, so it contains all of {name}", subset.name);
             let advice = "add labels that select its pods, unless it exists only for its policy";
-            found.add(
-                &code::SUBSET_WITHOUT_LABELS,
-                item.entry,
-                path,
-                message,
-                advice,
-            );
+            found.add(&code::SUBSET_WITHOUT_LABELS, item.entry, path, message, advice);
             continue;
         }
         if let Some(endpoints) = endpoints
-            && !endpoints
-                .iter()
-                .any(|labels| labels.may_have(&subset.labels))
+            && !endpoints.iter().any(|labels| labels.may_have(&subset.labels))
         {
-            let labels: Vec<_> = subset
-                .labels
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"))
-                .collect();
+            let labels: Vec<_> =
+                subset.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let message = format!(
                 "none of the {} known endpoints of {name} has {}: {}",
                 endpoints.len(),
@@ -141,17 +108,10 @@ fn host_and_subsets(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found:
 
 /// Describes what happens to traffic for a subset without endpoints.
 fn consequence(host: &str, subset: &str, index: &Index<'_>) -> String {
-    if index
-        .weighted_subsets
-        .iter()
-        .any(|(of, name)| **of == *host && name == subset)
-    {
+    if index.weighted_subsets.iter().any(|(of, name)| **of == *host && name == subset) {
         return format!("requests to subset `{subset}` get 503");
     }
-    let held = index
-        .held
-        .iter()
-        .find(|held| *held.host == *host && held.subset == subset);
+    let held = index.held.iter().find(|held| *held.host == *host && held.subset == subset);
     match held {
         Some(HeldChange { object, field, .. }) => {
             format!("the weight of subset `{subset}` in {object} {field} is held back")
@@ -180,20 +140,13 @@ fn unused(
         (
             "spec.host",
             message,
-            format!(
-                "move the rule to {}, or export the service to {own}",
-                service.namespace
-            ),
+            format!("move the rule to {}, or export the service to {own}", service.namespace),
         )
     } else if !item.visibility.includes(own) {
         let message = format!(
             "the rule does not apply to clients in {own}, and no other clients look for it here"
         );
-        (
-            "spec.exportTo",
-            message,
-            format!("add `.`, or move the rule to {}", service.namespace),
-        )
+        ("spec.exportTo", message, format!("add `.`, or move the rule to {}", service.namespace))
     } else {
         return;
     };
@@ -218,23 +171,14 @@ fn policy(
     for (n, settings) in policy.port_level_settings.iter().enumerate() {
         let path = format!("{path}.portLevelSettings[{n}]");
         if let Some(port) = settings.port {
-            self::port(
-                rule,
-                port.number,
-                &format!("{path}.port.number"),
-                index,
-                found,
-            );
+            self::port(rule, port.number, &format!("{path}.port.number"), index, found);
         }
         if let Some(tls) = &settings.tls {
             unverified(rule, tls, &path, &code::UNVERIFIED_PORT, found);
         }
         let number = settings.port.map_or(0, |port| port.number);
-        let own: Vec<_> = ports
-            .iter()
-            .copied()
-            .filter(|(known, _)| u32::from(*known) == number)
-            .collect();
+        let own: Vec<_> =
+            ports.iter().copied().filter(|(known, _)| u32::from(*known) == number).collect();
         hash_of_requests(rule, settings.load_balancer.as_ref(), &path, &own, found);
     }
 }
@@ -256,16 +200,11 @@ fn hash_of_requests(
     let fields = [
         ("httpHeaderName", hash.http_header_name.is_some()),
         ("httpCookie", hash.http_cookie.is_some()),
-        (
-            "httpQueryParameterName",
-            hash.http_query_parameter_name.is_some(),
-        ),
+        ("httpQueryParameterName", hash.http_query_parameter_name.is_some()),
     ];
     for (field, _) in fields.into_iter().filter(|(_, given)| *given) {
-        let message = format!(
-            "has no effect, because requests are not parsed on {}",
-            protocols::list(ports)
-        );
+        let message =
+            format!("has no effect, because requests are not parsed on {}", protocols::list(ports));
         let advice = "hash the client's address (useSourceIp: true), or name the port after its HTTP protocol";
         found.add(
             &code::NO_EFFECT,
@@ -285,10 +224,7 @@ fn port(
     index: &Index<'_>,
     found: &mut Findings,
 ) {
-    let Some(service) = index
-        .service(&rule.host)
-        .filter(|_| !is_wildcard(&rule.host))
-    else {
+    let Some(service) = index.service(&rule.host).filter(|_| !is_wildcard(&rule.host)) else {
         return;
     };
     if service.may_have_port(number) {
@@ -316,13 +252,7 @@ fn unverified(
     if verifiable && tls.insecure_skip_verify == Some(true) {
         let message = "accepts any certificate, so the traffic can be intercepted";
         let advice = "remove it; set caCertificates if the system does not trust the server's CA";
-        found.add(
-            code,
-            rule.entry,
-            format!("{path}.tls.insecureSkipVerify"),
-            message,
-            advice,
-        );
+        found.add(code, rule.entry, format!("{path}.tls.insecureSkipVerify"), message, advice);
     }
 }
 
@@ -352,11 +282,7 @@ mod tests {
         for (fields, code, path) in [
             ("host: nobody", "IST0174", "host"),
             ("host: '*.nowhere.example'", "IST0174", "host"),
-            (
-                "host: many, subsets: [{name: all}]",
-                "WEIR0105",
-                "subsets[0].labels",
-            ),
+            ("host: many, subsets: [{name: all}]", "WEIR0105", "subsets[0].labels"),
             (
                 "host: web, subsets: [{name: v3, labels: {version: v3}}], exportTo: [other]",
                 "IST0173",
@@ -369,10 +295,7 @@ mod tests {
             ),
         ] {
             let found = rule(fields);
-            assert!(
-                found.contains(&(code, format!("spec.{path}"))),
-                "{fields}: {found:?}"
-            );
+            assert!(found.contains(&(code, format!("spec.{path}"))), "{fields}: {found:?}");
         }
         let unknown = "host: other, subsets: [{name: v9, labels: {version: v9}}]";
         assert_eq!(rule(unknown), [], "its endpoints are unknown");
@@ -404,11 +327,7 @@ mod tests {
             ("topology.kubernetes.io/zone: eu-a", true, true),
             ("topology.kubernetes.io/zone: eu-b", true, false),
             ("topology.kubernetes.io/region: eu, version: v1", true, true),
-            (
-                "topology.kubernetes.io/region: eu, version: v2",
-                false,
-                false,
-            ),
+            ("topology.kubernetes.io/region: eu, version: v2", false, false),
             ("topology.istio.io/subzone: rack", true, false),
             ("kubernetes.io/hostname: n1", true, true),
             ("kubernetes.io/hostname: n2", false, false),
@@ -418,24 +337,16 @@ mod tests {
             let rule = format!("host: placed, subsets: [{{name: s, labels: {{{labels}}}}}]");
             for (nodes, fine) in [("", without_node), (&region, with_node)] {
                 let found = in_rule(&format!("{placed}{nodes}"), &rule);
-                assert_eq!(
-                    found,
-                    if fine { &[][..] } else { &empty },
-                    "{labels} {nodes}"
-                );
+                assert_eq!(found, if fine { &[][..] } else { &empty }, "{labels} {nodes}");
             }
         }
         // The locality of pods alone is unknown.
-        for labels in [
-            "topology.kubernetes.io/zone: eu-a",
-            "topology.istio.io/cluster: Kubernetes",
-        ] {
+        for labels in ["topology.kubernetes.io/zone: eu-a", "topology.istio.io/cluster: Kubernetes"]
+        {
             let rule =
                 format!("host: web, subsets: [{{name: s, labels: {{{labels}, version: v1}}}}]");
             assert!(
-                !in_rule(&region, &rule)
-                    .iter()
-                    .any(|(code, _)| *code == "IST0173"),
+                !in_rule(&region, &rule).iter().any(|(code, _)| *code == "IST0173"),
                 "{labels}"
             );
             let selector = format!(
@@ -455,10 +366,8 @@ mod tests {
                 base()
             ))
         };
-        let (hidden, other) = (
-            "host: hidden.shop.svc.cluster.local",
-            "host: other.shop.svc.cluster.local",
-        );
+        let (hidden, other) =
+            ("host: hidden.shop.svc.cluster.local", "host: other.shop.svc.cluster.local");
         for fine in ["shop", "third", "istio-system"] {
             assert_eq!(rule(fine, hidden), [], "{fine}");
         }
@@ -474,24 +383,15 @@ mod tests {
     fn ports_and_tls_of_every_policy() {
         for (policy, expected) in [
             ("tls: {mode: SIMPLE}", vec![]),
-            (
-                "tls: {mode: MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem}",
-                vec![],
-            ),
+            ("tls: {mode: MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem}", vec![]),
             ("tls: {mode: SIMPLE, caCertificates: /ca.pem}", vec![]),
             ("tls: {mode: SIMPLE, insecureSkipVerify: false}", vec![]),
             (
                 "tls: {mode: SIMPLE, insecureSkipVerify: true}",
                 vec![("IST0128", "tls.insecureSkipVerify")],
             ),
-            (
-                "tls: {mode: SIMPLE, credentialName: x}",
-                vec![("WEIR0202", "tls.credentialName")],
-            ),
-            (
-                "portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]",
-                vec![],
-            ),
+            ("tls: {mode: SIMPLE, credentialName: x}", vec![("WEIR0202", "tls.credentialName")]),
+            ("portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]", vec![]),
             (
                 "portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, insecureSkipVerify: true}}]",
                 vec![("IST0129", "portLevelSettings[0].tls.insecureSkipVerify")],
@@ -527,10 +427,9 @@ mod tests {
                          metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}\n\
                          ports: [{name: http, port: 80}]\n\
                          endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: web-v1}}]\n";
-            let text = base().replace(
-                "{name: v2, labels: {version: v2}}",
-                "{name: v2, labels: {version: v9}}",
-            ) + slice
+            let text = base()
+                .replace("{name: v2, labels: {version: v2}}", "{name: v2, labels: {version: v9}}")
+                + slice
                 + &service;
             let findings = analyze(&store(&text), config);
             findings
@@ -543,16 +442,10 @@ mod tests {
         };
         let both = format!("{}, {}", to("v1", 50), to("v2", 50));
         let empty = "none of the 1 known endpoints of web.shop has version=v9: ";
-        let fails = (
-            "IST0173".to_owned(),
-            format!("{empty}requests to subset `v2` get 503"),
-        );
+        let fails = ("IST0173".to_owned(), format!("{empty}requests to subset `v2` get 503"));
         let (hold, allow) = (
             MeshConfig::default(),
-            MeshConfig {
-                empty_subset: EmptySubset::Allow,
-                ..Default::default()
-            },
+            MeshConfig { empty_subset: EmptySubset::Allow, ..Default::default() },
         );
         let holds = [
             (
@@ -573,10 +466,7 @@ mod tests {
         // No other destination could take its requests.
         assert_eq!(with(&hold, "''", &to("v2", 100)), [fails]);
         let unused = format!("{empty}subset `v2` is empty, but no route assigns weight to it yet");
-        assert_eq!(
-            with(&hold, "''", &to("v1", 100)),
-            [("IST0173".to_owned(), unused)]
-        );
+        assert_eq!(with(&hold, "''", &to("v1", 100)), [("IST0173".to_owned(), unused)]);
     }
 
     #[test]
@@ -596,24 +486,13 @@ mod tests {
             ))
         };
         let field = |at: &str, name: &str| {
-            vec![(
-                "WEIR0203",
-                format!("spec.trafficPolicy.{at}loadBalancer.consistentHash.{name}"),
-            )]
+            vec![("WEIR0203", format!("spec.trafficPolicy.{at}loadBalancer.consistentHash.{name}"))]
         };
-        let (tcp, http) = (
-            "{name: tcp, port: 5432}",
-            "{name: tcp, port: 5432}, {name: http, port: 80}",
-        );
+        let (tcp, http) =
+            ("{name: tcp, port: 5432}", "{name: tcp, port: 5432}, {name: http, port: 80}");
         let by = |key: &str| format!("loadBalancer: {{consistentHash: {{{key}}}}}");
-        assert_eq!(
-            hash(&by("httpHeaderName: x"), tcp),
-            field("", "httpHeaderName")
-        );
-        assert_eq!(
-            hash(&by("httpCookie: {name: c, ttl: 1s}"), tcp),
-            field("", "httpCookie")
-        );
+        assert_eq!(hash(&by("httpHeaderName: x"), tcp), field("", "httpHeaderName"));
+        assert_eq!(hash(&by("httpCookie: {name: c, ttl: 1s}"), tcp), field("", "httpCookie"));
         assert_eq!(
             hash(&by("httpQueryParameterName: q"), tcp),
             field("", "httpQueryParameterName")
@@ -626,10 +505,7 @@ mod tests {
                 by("httpHeaderName: x")
             )
         };
-        assert_eq!(
-            hash(&at_port(5432), http),
-            field("portLevelSettings[0].", "httpHeaderName")
-        );
+        assert_eq!(hash(&at_port(5432), http), field("portLevelSettings[0].", "httpHeaderName"));
         assert_eq!(hash(&at_port(80), http), []);
     }
 }

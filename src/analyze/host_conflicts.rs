@@ -19,10 +19,8 @@ const ELSEWHERE: &str = "\0elsewhere";
 
 pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
     let mut by_host: HashMap<&str, Vec<(&IndexedVirtualService<'_>, usize)>> = HashMap::new();
-    for item in index
-        .virtual_services
-        .iter()
-        .filter(|virtual_service| virtual_service.is_for_mesh())
+    for item in
+        index.virtual_services.iter().filter(|virtual_service| virtual_service.is_for_mesh())
     {
         for (n, host) in item
             .hosts
@@ -44,13 +42,7 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
                     true => "nothing to do, if that is meant",
                     false => "merge them, or separate them with exportTo",
                 };
-                found.add(
-                    code,
-                    item.entry,
-                    format!("spec.hosts[{n}]"),
-                    message,
-                    advice,
-                );
+                found.add(code, item.entry, format!("spec.hosts[{n}]"), message, advice);
             }
         }
     }
@@ -113,9 +105,8 @@ impl<'a, 'b> Clients<'a, 'b> {
             kept: Vec::new(),
             duplicate_services,
         };
-        for namespace in namespaces
-            .iter()
-            .filter(|namespace| virtual_service.visibility.includes(namespace))
+        for namespace in
+            namespaces.iter().filter(|namespace| virtual_service.visibility.includes(namespace))
         {
             this.look_at(virtual_service, namespace);
         }
@@ -141,11 +132,7 @@ impl<'a, 'b> Clients<'a, 'b> {
                     lost.kinds.extend(kinds);
                     return;
                 }
-                Some(how) => self
-                    .partly
-                    .entry((winner, how))
-                    .or_default()
-                    .push(namespace.clone()),
+                Some(how) => self.partly.entry((winner, how)).or_default().push(namespace.clone()),
             }
         }
         self.kept.push(namespace.clone());
@@ -167,11 +154,8 @@ impl<'a, 'b> Clients<'a, 'b> {
         ) {
             return Some((&code::HOST_CONFLICT, self.whole(host, *winner, lost)?));
         }
-        let mut parts: Vec<String> = self
-            .lost
-            .iter()
-            .map(|(winner, lost)| self.part(*winner, lost))
-            .collect();
+        let mut parts: Vec<String> =
+            self.lost.iter().map(|(winner, lost)| self.part(*winner, lost)).collect();
         parts.extend(self.partly.iter().map(|((winner, how), namespaces)| {
             let within = if is_everywhere(namespaces) {
                 String::new()
@@ -189,11 +173,7 @@ impl<'a, 'b> Clients<'a, 'b> {
         let is_conflict = self.kept.is_empty()
             || self.lost.values().any(|lost| lost.by_age)
             || self.partly.keys().any(|(_, how)| how.is_conflict());
-        let code = if is_conflict {
-            &code::HOST_CONFLICT
-        } else {
-            &code::OVERRIDDEN
-        };
+        let code = if is_conflict { &code::HOST_CONFLICT } else { &code::OVERRIDDEN };
         Some((code, format!("for `{host}`, {}", parts.join("; "))))
     }
 
@@ -210,9 +190,7 @@ impl<'a, 'b> Clients<'a, 'b> {
             }
             false => format!("{key} speaks for `{host}` too, and its exportTo names these clients"),
         };
-        Some(format!(
-            "{first}: its {kinds} routes are in force, and none of these"
-        ))
+        Some(format!("{first}: its {kinds} routes are in force, and none of these"))
     }
 
     fn part(&self, winner: usize, lost: &Lost) -> String {
@@ -230,12 +208,7 @@ impl<'a, 'b> Clients<'a, 'b> {
 }
 
 fn kinds(kinds: &BTreeSet<&'static str>) -> String {
-    all_of(
-        &kinds
-            .iter()
-            .map(|kind| (*kind).to_owned())
-            .collect::<Vec<_>>(),
-    )
+    all_of(&kinds.iter().map(|kind| (*kind).to_owned()).collect::<Vec<_>>())
 }
 
 fn is_everywhere(namespaces: &[Arc<str>]) -> bool {
@@ -246,12 +219,7 @@ fn names(namespaces: &[Arc<str>]) -> String {
     if is_everywhere(namespaces) {
         return "all other namespaces".to_owned();
     }
-    all_of(
-        &namespaces
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
-    )
+    all_of(&namespaces.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
 /// What of its rival's routes one keeps out of force.
@@ -273,15 +241,8 @@ impl Takes {
             Takes::All(_) => format!("the routes of {winner} count"),
             Takes::At(ports, _) => {
                 let numbers: Vec<_> = ports.iter().map(ToString::to_string).collect();
-                let noun = if numbers.len() == 1 {
-                    "port"
-                } else {
-                    "the ports"
-                };
-                format!(
-                    "only the routes of {winner} count at {noun} {}",
-                    all_of(&numbers)
-                )
+                let noun = if numbers.len() == 1 { "port" } else { "the ports" };
+                format!("only the routes of {winner} count at {noun} {}", all_of(&numbers))
             }
             Takes::Names => format!("connections for the same server names go by {winner}"),
             Takes::Labelled => {
@@ -304,44 +265,26 @@ fn takes_from(
 ) -> Option<Takes> {
     let (a, b) = (first.spec, second.spec);
     let http = |spec: &api::VirtualService, which: Which| -> Ports {
-        let routes = spec.http.iter().map(|route| {
-            route
-                .matches
-                .iter()
-                .map(Condition::of_http)
-                .collect::<Vec<_>>()
-        });
-        routes
-            .map(|matches| Ports::of(&matches, namespace, which))
-            .collect()
+        let routes = spec
+            .http
+            .iter()
+            .map(|route| route.matches.iter().map(Condition::of_http).collect::<Vec<_>>());
+        routes.map(|matches| Ports::of(&matches, namespace, which)).collect()
     };
     let tcp = |spec: &api::VirtualService, which: Which| -> Ports {
-        let routes = spec.tcp.iter().map(|route| {
-            route
-                .matches
-                .iter()
-                .map(Condition::of_tcp)
-                .collect::<Vec<_>>()
-        });
-        routes
-            .map(|matches| Ports::of(&matches, namespace, which))
-            .collect()
+        let routes = spec
+            .tcp
+            .iter()
+            .map(|route| route.matches.iter().map(Condition::of_tcp).collect::<Vec<_>>());
+        routes.map(|matches| Ports::of(&matches, namespace, which)).collect()
     };
-    let of_http = taken(
-        [http(a, Which::Surely), http(a, Which::Labelled)],
-        &http(b, Which::Ever),
-        "http",
-    );
-    let of_tcp = taken(
-        [tcp(a, Which::Surely), tcp(a, Which::Labelled)],
-        &tcp(b, Which::Ever),
-        "tcp",
-    );
+    let of_http =
+        taken([http(a, Which::Surely), http(a, Which::Labelled)], &http(b, Which::Ever), "http");
+    let of_tcp =
+        taken([tcp(a, Which::Surely), tcp(a, Which::Labelled)], &tcp(b, Which::Ever), "tcp");
     let names = |spec: &api::VirtualService| -> BTreeSet<(Vec<String>, Vec<String>)> {
         let matches = spec.tls.iter().flat_map(|route| &route.matches);
-        matches
-            .map(|item| (item.sni_hosts.clone(), item.destination_subnets.clone()))
-            .collect()
+        matches.map(|item| (item.sni_hosts.clone(), item.destination_subnets.clone())).collect()
     };
     let of_tls = (!names(a).is_disjoint(&names(b))).then_some(Takes::Names);
     match (of_http, of_tcp) {
@@ -363,11 +306,7 @@ fn taken([surely, labelled]: [Ports; 2], second: &Ports, kind: &'static str) -> 
         return Some(Takes::All(BTreeSet::from([kind])));
     }
     let both: BTreeSet<u32> = surely.some.intersection(&second.some).copied().collect();
-    Some(if second.all {
-        Takes::At(surely.some, !both.is_empty())
-    } else {
-        Takes::At(both, true)
-    })
+    Some(if second.all { Takes::At(surely.some, !both.is_empty()) } else { Takes::At(both, true) })
 }
 
 /// Of which matches the ports are asked for.
@@ -422,16 +361,10 @@ struct Ports {
 impl Ports {
     /// The ports of a route's matches for clients of a namespace.
     fn of(matches: &[Condition<'_>], namespace: &str, which: Which) -> Self {
-        let mut ports = Self {
-            all: matches.is_empty(),
-            some: BTreeSet::new(),
-        };
+        let mut ports = Self { all: matches.is_empty(), some: BTreeSet::new() };
         for request_match in matches {
             let for_mesh = request_match.gateways.is_empty()
-                || request_match
-                    .gateways
-                    .iter()
-                    .any(|gateway| gateway == "mesh");
+                || request_match.gateways.iter().any(|gateway| gateway == "mesh");
             let counts = for_mesh
                 && (request_match.namespace.is_empty() || request_match.namespace == namespace)
                 && (which != Which::Surely || request_match.labels.is_empty())
@@ -477,11 +410,7 @@ mod tests {
     use crate::mesh::MeshConfig;
 
     fn service(name: &str, fields: &str) -> String {
-        of(
-            "shop",
-            name,
-            &format!("http: [{{route: [{{destination: {{host: web}}}}]}}], {fields}"),
-        )
+        of("shop", name, &format!("http: [{{route: [{{destination: {{host: web}}}}]}}], {fields}"))
     }
 
     fn of(namespace: &str, name: &str, spec: &str) -> String {
@@ -496,39 +425,20 @@ mod tests {
         let two = |a: &str, b: &str| found(&(base() + &service("b", a) + &service("a", b)));
         let second = [("IST0109", "spec.hosts[0]".to_owned())];
         assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.A.b']"), second);
-        assert_eq!(
-            two("hosts: [many]", "hosts: [many.shop.svc.cluster.local]"),
-            second
-        );
+        assert_eq!(two("hosts: [many]", "hosts: [many.shop.svc.cluster.local]"), second);
         assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.c.b']"), []);
-        assert_eq!(
-            two(
-                "hosts: ['*.a.b'], exportTo: [p]",
-                "hosts: ['*.a.b'], exportTo: [q]"
-            ),
-            []
-        );
+        assert_eq!(two("hosts: ['*.a.b'], exportTo: [p]", "hosts: ['*.a.b'], exportTo: [q]"), []);
         let gateway = two("hosts: ['*.a.b'], gateways: [gw]", "hosts: ['*.a.b']");
         assert_eq!(gateway, [("WEIR0201", "spec.gateways".to_owned())]);
     }
 
     /// What is said of the hosts: object, code and message.
     fn told(objects: &[String]) -> Vec<(String, &'static str, String)> {
-        let findings = analyze(
-            &store(&(base() + &objects.concat())),
-            &MeshConfig::default(),
-        );
-        let of_hosts = findings
-            .into_iter()
-            .filter(|finding| finding.path.starts_with("spec.hosts"));
+        let findings = analyze(&store(&(base() + &objects.concat())), &MeshConfig::default());
+        let of_hosts =
+            findings.into_iter().filter(|finding| finding.path.starts_with("spec.hosts"));
         of_hosts
-            .map(|item| {
-                (
-                    item.object.unwrap().name.to_string(),
-                    item.code.id,
-                    item.message,
-                )
-            })
+            .map(|item| (item.object.unwrap().name.to_string(), item.code.id, item.message))
             .collect()
     }
 
@@ -549,10 +459,7 @@ mod tests {
         let error = |name: &str, message: String| (name.to_owned(), "IST0109", message);
         // What a namespace keeps to itself overrides what all see, whatever its age.
         for (public, private) in [("a", "b"), ("b", "a")] {
-            let objects = [
-                duplicate("other", public, "'*'"),
-                duplicate("shop", private, "."),
-            ];
+            let objects = [duplicate("other", public, "'*'"), duplicate("shop", private, ".")];
             let who = format!(
                 "clients in shop get the http routes of VirtualService shop/{private}, whose exportTo names them; clients in \
                  all other namespaces get these"
@@ -563,10 +470,7 @@ mod tests {
         let all = "VirtualService shop/b speaks for `*.a.b` too, and its exportTo names these clients: its http routes are in \
                    force, and none of these";
         assert_eq!(told(&by_name), [error("a", all.to_owned())]);
-        let older = [
-            duplicate("other", "a", "shop, pay"),
-            duplicate("third", "b", "shop, bank"),
-        ];
+        let older = [duplicate("other", "a", "shop, pay"), duplicate("third", "b", "shop, bank")];
         let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in bank get these";
         assert_eq!(told(&older), [error("b", host(who))]);
         let three = [
@@ -587,10 +491,7 @@ mod tests {
                 of("shop", "a", &format!("hosts: ['*.a.b'], {a}")),
                 of("shop", "b", &format!("hosts: ['*.a.b'], {b}")),
             ]);
-            conflicts
-                .into_iter()
-                .map(|(_, code, _)| code)
-                .collect::<Vec<_>>()
+            conflicts.into_iter().map(|(_, code, _)| code).collect::<Vec<_>>()
         };
         let http = |matches: &str| format!("http: [{{match: [{matches}], {to}}}]");
         let tcp = |matches: &str| format!("tcp: [{{match: [{matches}], {to}}}]");
@@ -603,11 +504,7 @@ mod tests {
             (http("{port: 80}"), any.clone(), &partly),
             (http("{port: 80}"), http("{port: 81}"), &none),
             (http("{port: 80}"), http("{port: 80}, {port: 81}"), &whole),
-            (
-                http("{uri: {prefix: /a}}"),
-                http("{uri: {prefix: /b}}"),
-                &whole,
-            ),
+            (http("{uri: {prefix: /a}}"), http("{uri: {prefix: /b}}"), &whole),
             // Only clients with the labels get these; all others get the second.
             (http("{sourceLabels: {app: x}}"), any.clone(), &partly),
             (any.clone(), http("{sourceLabels: {app: x}}"), &whole),
@@ -615,16 +512,8 @@ mod tests {
             (any.clone(), format!("tcp: [{{{to}}}]"), &none),
             (tcp("{port: 80}"), tcp("{port: 80}"), &whole),
             (tcp("{port: 80}"), tcp("{port: 81}"), &none),
-            (
-                tcp("{destinationSubnets: [10.0.0.0/8]}"),
-                format!("tcp: [{{{to}}}]"),
-                &none,
-            ),
-            (
-                format!("tcp: [{{{to}}}]"),
-                tcp("{destinationSubnets: [10.0.0.0/8]}"),
-                &whole,
-            ),
+            (tcp("{destinationSubnets: [10.0.0.0/8]}"), format!("tcp: [{{{to}}}]"), &none),
+            (format!("tcp: [{{{to}}}]"), tcp("{destinationSubnets: [10.0.0.0/8]}"), &whole),
             (tls("x.a.b"), tls("y.a.b"), &none),
             (tls("x.a.b"), tls("x.a.b"), &whole),
         ] {
@@ -632,9 +521,6 @@ mod tests {
         }
         let in_pay = format!("exportTo: [pay, shop], {}", http("{sourceNamespace: pay}"));
         assert_eq!(two(&in_pay, &format!("exportTo: [shop], {any}")), none);
-        assert_eq!(
-            two(&in_pay, &format!("exportTo: [pay, shop], {any}")),
-            whole
-        );
+        assert_eq!(two(&in_pay, &format!("exportTo: [pay, shop], {any}")), whole);
     }
 }

@@ -34,48 +34,24 @@ impl IndexedVirtualService<'_> {
     /// The common part of all matches, each with its path.
     pub fn matches(&self) -> impl Iterator<Item = (String, Match<'_>)> {
         let path = |kind: &str, n: usize, m: usize| format!("spec.{kind}[{n}].match[{m}]");
-        let http = self
-            .spec
-            .http
-            .iter()
-            .enumerate()
-            .flat_map(move |(n, route)| {
-                let all = route.matches.iter().enumerate();
-                all.map(move |(m, item)| {
-                    (
-                        path("http", n, m),
-                        Match::new(item.port, &item.source_namespace, &item.gateways),
-                    )
-                })
-            });
-        let tls = self
-            .spec
-            .tls
-            .iter()
-            .enumerate()
-            .flat_map(move |(n, route)| {
-                let all = route.matches.iter().enumerate();
-                all.map(move |(m, item)| {
-                    (
-                        path("tls", n, m),
-                        Match::new(item.port, &item.source_namespace, &item.gateways),
-                    )
-                })
-            });
-        let tcp = self
-            .spec
-            .tcp
-            .iter()
-            .enumerate()
-            .flat_map(move |(n, route)| {
-                let all = route.matches.iter().enumerate();
-                all.map(move |(m, item)| {
-                    (
-                        path("tcp", n, m),
-                        Match::new(item.port, &item.source_namespace, &item.gateways),
-                    )
-                })
-            });
+        let http = self.spec.http.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, item)| {
+                (path("http", n, m), Match::new(item.port, &item.source_namespace, &item.gateways))
+            })
+        });
+        let tls = self.spec.tls.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, item)| {
+                (path("tls", n, m), Match::new(item.port, &item.source_namespace, &item.gateways))
+            })
+        });
+        let tcp = self.spec.tcp.iter().enumerate().flat_map(move |(n, route)| {
+            let all = route.matches.iter().enumerate();
+            all.map(move |(m, item)| {
+                (path("tcp", n, m), Match::new(item.port, &item.source_namespace, &item.gateways))
+            })
+        });
         http.chain(tls).chain(tcp)
     }
 
@@ -84,18 +60,12 @@ impl IndexedVirtualService<'_> {
         let http = self.spec.http.iter().enumerate().flat_map(|(n, route)| {
             let routes = route.route.iter().enumerate();
             let routes = routes.map(move |(m, to)| {
-                (
-                    format!("spec.http[{n}].route[{m}].destination"),
-                    to.destination.as_ref(),
-                )
+                (format!("spec.http[{n}].route[{m}].destination"), to.destination.as_ref())
             });
             let mirror = (format!("spec.http[{n}].mirror"), route.mirror.as_ref());
             let mirrors = route.mirrors.iter().enumerate();
             let mirrors = mirrors.map(move |(m, to)| {
-                (
-                    format!("spec.http[{n}].mirrors[{m}].destination"),
-                    to.destination.as_ref(),
-                )
+                (format!("spec.http[{n}].mirrors[{m}].destination"), to.destination.as_ref())
             });
             routes.chain([mirror]).chain(mirrors)
         });
@@ -111,9 +81,7 @@ impl IndexedVirtualService<'_> {
             .iter()
             .enumerate()
             .flat_map(move |(n, route)| connections("tcp", n, &route.route));
-        http.chain(tls)
-            .chain(tcp)
-            .filter_map(|(path, to)| Some((path, to?)))
+        http.chain(tls).chain(tcp).filter_map(|(path, to)| Some((path, to?)))
     }
 }
 
@@ -124,10 +92,7 @@ fn connections<'a>(
     routes: &'a [api::RouteDestination],
 ) -> impl Iterator<Item = (String, Option<&'a api::Destination>)> {
     let path = move |m: usize| format!("spec.{kind}[{n}].route[{m}].destination");
-    routes
-        .iter()
-        .enumerate()
-        .map(move |(m, to)| (path(m), to.destination.as_ref()))
+    routes.iter().enumerate().map(move |(m, to)| (path(m), to.destination.as_ref()))
 }
 
 /// The fields that HTTP, TLS and TCP matches share.
@@ -140,11 +105,7 @@ pub(super) struct Match<'a> {
 
 impl<'a> Match<'a> {
     fn new(port: Option<u32>, source_namespace: &'a str, gateways: &'a [String]) -> Self {
-        Self {
-            port: port.unwrap_or_default(),
-            source_namespace,
-            gateways,
-        }
+        Self { port: port.unwrap_or_default(), source_namespace, gateways }
     }
 }
 
@@ -186,39 +147,27 @@ impl WorkloadLabels {
     fn new(topology: &Topology, own: &Labels, store: &Store) -> Self {
         let node = ObjectKey::new(Kind::Node, "", &topology.node);
         let placed = !topology.locality.region.is_empty() || store.get(&node).is_some();
-        Self {
-            labels: topology.labels(own),
-            placed,
-        }
+        Self { labels: topology.labels(own), placed }
     }
 
     /// Whether `selector` selects the workload, or may do so.
     pub fn may_have(&self, selector: &Labels) -> bool {
-        selector
-            .iter()
-            .all(|(name, value)| match self.labels.get(name) {
-                Some(own) => own == value,
-                None => !self.placed && matches!(name.as_str(), REGION | ZONE | SUBZONE | HOSTNAME),
-            })
+        selector.iter().all(|(name, value)| match self.labels.get(name) {
+            Some(own) => own == value,
+            None => !self.placed && matches!(name.as_str(), REGION | ZONE | SUBZONE | HOSTNAME),
+        })
     }
 }
 
 impl IndexedService {
     /// Whether it has a port of this number; also where its ports are not known.
     pub fn may_have_port(&self, number: u32) -> bool {
-        self.ports.is_empty()
-            || self
-                .ports
-                .iter()
-                .any(|(known, _)| u32::from(*known) == number)
+        self.ports.is_empty() || self.ports.iter().any(|(known, _)| u32::from(*known) == number)
     }
 
     /// The numbers of its ports, for messages.
     pub fn port_numbers(&self) -> Vec<String> {
-        self.ports
-            .iter()
-            .map(|(number, _)| number.to_string())
-            .collect()
+        self.ports.iter().map(|(number, _)| number.to_string()).collect()
     }
 }
 
@@ -278,10 +227,7 @@ impl<'a> Index<'a> {
                 &meta.labels,
                 store,
             );
-            workloads
-                .entry(meta.namespace.clone())
-                .or_default()
-                .insert(labels);
+            workloads.entry(meta.namespace.clone()).or_default().insert(labels);
         }
         let services = services(store, &mesh, &pods);
         let mut hosts: HashMap<Arc<str>, Vec<Host>> = HashMap::new();
@@ -294,21 +240,12 @@ impl<'a> Index<'a> {
         let mut by_short_name: HashMap<String, Vec<Host>> = HashMap::new();
         for host in services.keys() {
             let short = host.split('.').next().unwrap_or_default();
-            by_short_name
-                .entry(short.to_owned())
-                .or_default()
-                .push(host.clone());
+            by_short_name.entry(short.to_owned()).or_default().push(host.clone());
         }
-        by_short_name
-            .values_mut()
-            .for_each(|hosts| hosts.sort_unstable());
+        by_short_name.values_mut().for_each(|hosts| hosts.sort_unstable());
         let virtual_services = store.all(Kind::VirtualService).filter_map(|entry| {
             let spec = spec_of(entry, |spec| {
-                if let Spec::VirtualService(spec) = spec {
-                    Some(spec)
-                } else {
-                    None
-                }
+                if let Spec::VirtualService(spec) = spec { Some(spec) } else { None }
             })?;
             let namespace = &entry.object.meta.namespace;
             let hosts = spec
@@ -317,30 +254,16 @@ impl<'a> Index<'a> {
                 .map(|host| mesh::resolve(host, namespace, &config.domain))
                 .collect();
             let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
-            Some(IndexedVirtualService {
-                entry,
-                spec,
-                hosts,
-                visibility,
-            })
+            Some(IndexedVirtualService { entry, spec, hosts, visibility })
         });
         let destination_rules = store.all(Kind::DestinationRule).filter_map(|entry| {
             let spec = spec_of(entry, |spec| {
-                if let Spec::DestinationRule(spec) = spec {
-                    Some(&**spec)
-                } else {
-                    None
-                }
+                if let Spec::DestinationRule(spec) = spec { Some(&**spec) } else { None }
             })?;
             let namespace = &entry.object.meta.namespace;
             let host = mesh::resolve(&spec.host, namespace, &config.domain);
             let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
-            Some(IndexedDestinationRule {
-                entry,
-                spec,
-                host,
-                visibility,
-            })
+            Some(IndexedDestinationRule { entry, spec, host, visibility })
         });
         let destination_rules: Vec<_> = destination_rules.collect();
         let mut rules_by_host: HashMap<Host, Vec<usize>> = HashMap::new();
@@ -351,19 +274,11 @@ impl<'a> Index<'a> {
         let namespaces = (store.count(Kind::Namespace) > 0).then(|| {
             let objects = Kind::ALL.into_iter().flat_map(|kind| store.all(kind));
             let used = objects.map(|entry| &*entry.object.meta.namespace);
-            used.chain(
-                store
-                    .all(Kind::Namespace)
-                    .map(|entry| &*entry.object.meta.name),
-            )
-            .collect()
+            used.chain(store.all(Kind::Namespace).map(|entry| &*entry.object.meta.name)).collect()
         });
         Self {
             virtual_services: virtual_services.collect(),
-            reversed_hosts: services
-                .keys()
-                .map(|host| host.chars().rev().collect())
-                .collect(),
+            reversed_hosts: services.keys().map(|host| host.chars().rev().collect()).collect(),
             rejected: RejectedObjects::new(store, config),
             same_host: same_host(&mesh),
             weighted_subsets: rollout_guard::weighted_subsets(&mesh),
@@ -395,22 +310,13 @@ impl<'a> Index<'a> {
         let Some(target) = &service.alias_of else {
             return Some((host, service));
         };
-        self.services
-            .get_key_value(target)
-            .filter(|(_, real)| real.alias_of.is_none())
+        self.services.get_key_value(target).filter(|(_, real)| real.alias_of.is_none())
     }
 
     /// Whether clients in a namespace see some service of an exact host.
     pub fn is_seen(&self, host: &str, client: &str) -> bool {
-        let known = self
-            .mesh
-            .services
-            .get(host)
-            .into_iter()
-            .flat_map(|list| list.iter());
-        known
-            .into_iter()
-            .any(|known| known.service.visibility.includes(client))
+        let known = self.mesh.services.get(host).into_iter().flat_map(|list| list.iter());
+        known.into_iter().any(|known| known.service.visibility.includes(client))
     }
 
     /// Whether a host or wildcard matches any service.
@@ -420,9 +326,7 @@ impl<'a> Index<'a> {
         };
         let backwards: String = ending.chars().rev().collect();
         let mut after = self.reversed_hosts.range(backwards.clone()..);
-        after
-            .next()
-            .is_some_and(|host| host.starts_with(&backwards))
+        after.next().is_some_and(|host| host.starts_with(&backwards))
             || self.service(host).is_some()
     }
 
@@ -439,12 +343,8 @@ impl<'a> Index<'a> {
 
     /// Whether a rejected DestinationRule for `host` has this subset.
     pub fn is_rejected_subset(&self, host: &str, name: &str) -> bool {
-        let of = |host: &str| {
-            self.rejected
-                .subsets
-                .get(host)
-                .is_some_and(|names| names.contains(name))
-        };
+        let of =
+            |host: &str| self.rejected.subsets.get(host).is_some_and(|names| names.contains(name));
         of(host) || wildcards(host).any(|wildcard| of(&wildcard))
     }
 
@@ -461,28 +361,19 @@ impl<'a> Index<'a> {
         let same = self.by_short_name.get(short).into_iter().flatten();
         let same: Vec<_> = same.filter(|known| ***known != *host).collect();
         let mut near = || {
-            let neighbours = labels
-                .next()
-                .and_then(|namespace| self.hosts.get(namespace))
-                .into_iter()
-                .flatten();
+            let neighbours =
+                labels.next().and_then(|namespace| self.hosts.get(namespace)).into_iter().flatten();
             neighbours
                 .filter(|known| is_typo(known.split('.').next().unwrap_or_default(), short))
                 .collect()
         };
         let found = if same.is_empty() { near() } else { same };
-        found
-            .into_iter()
-            .take(3)
-            .map(|host| format!("`{host}`"))
-            .collect()
+        found.into_iter().take(3).map(|host| format!("`{host}`")).collect()
     }
 
     /// Whether a namespace is known not to exist.
     pub fn is_unknown_namespace(&self, name: &str) -> bool {
-        self.namespaces
-            .as_ref()
-            .is_some_and(|known| !known.contains(name))
+        self.namespaces.as_ref().is_some_and(|known| !known.contains(name))
     }
 
     /// The DestinationRules of one namespace that apply to a host for clients in `client`: exact ones, else those with
@@ -511,18 +402,15 @@ impl<'a> Index<'a> {
         let service = self.service(host).map(|service| &*service.namespace);
         let mut all: Vec<&IndexedDestinationRule<'a>> = Vec::new();
         let mut places: Vec<&str> = Vec::with_capacity(3);
-        for place in [Some(client), service, Some(&*self.config.root_namespace)]
-            .into_iter()
-            .flatten()
+        for place in
+            [Some(client), service, Some(&*self.config.root_namespace)].into_iter().flatten()
         {
             if places.contains(&place) {
                 continue;
             }
             places.push(place);
             let rules = self.rules_in(place, host, client);
-            let for_all = rules
-                .iter()
-                .any(|rule| rule.spec.workload_selector.is_none());
+            let for_all = rules.iter().any(|rule| rule.spec.workload_selector.is_none());
             all.extend(rules);
             if for_all {
                 break;
@@ -554,15 +442,11 @@ impl<'a> RejectedObjects<'a> {
             let resolved = |host: &String| mesh::resolve(host, &key.namespace, &config.domain);
             match key.kind {
                 Kind::Service => {
-                    all.hosts
-                        .extend([mesh::resolve(&key.name, &key.namespace, &config.domain)]);
+                    all.hosts.extend([mesh::resolve(&key.name, &key.namespace, &config.domain)]);
                 }
-                Kind::ServiceEntry => all.hosts.extend(
-                    references
-                        .hosts
-                        .iter()
-                        .map(|host| Host::from(host.to_lowercase())),
-                ),
+                Kind::ServiceEntry => all
+                    .hosts
+                    .extend(references.hosts.iter().map(|host| Host::from(host.to_lowercase()))),
                 Kind::DestinationRule => {
                     for host in references.hosts.iter().map(resolved) {
                         all.subsets
@@ -572,15 +456,11 @@ impl<'a> RejectedObjects<'a> {
                     }
                 }
                 Kind::VirtualService => {
-                    all.delegates
-                        .extend(references.delegates.iter().map(|(namespace, name)| {
-                            let namespace = if namespace.is_empty() {
-                                &key.namespace
-                            } else {
-                                namespace.as_str()
-                            };
-                            ObjectKey::new(Kind::VirtualService, namespace, name)
-                        }));
+                    all.delegates.extend(references.delegates.iter().map(|(namespace, name)| {
+                        let namespace =
+                            if namespace.is_empty() { &key.namespace } else { namespace.as_str() };
+                        ObjectKey::new(Kind::VirtualService, namespace, name)
+                    }));
                 }
                 _ => {}
             }
@@ -595,13 +475,8 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
         Some(rest) => (true, rest),
         None => (false, host),
     };
-    let starts = rest
-        .char_indices()
-        .filter(|(_, c)| matches!(c, '.' | '-'))
-        .map(|(at, _)| at);
-    let starts = starts
-        .filter(move |at| whole || *at > 0)
-        .chain([rest.len()]);
+    let starts = rest.char_indices().filter(|(_, c)| matches!(c, '.' | '-')).map(|(at, _)| at);
+    let starts = starts.filter(move |at| whole || *at > 0).chain([rest.len()]);
     starts
         .map(|at| format!("*{}", rest.get(at..).unwrap_or_default()))
         .collect::<Vec<_>>()
@@ -611,10 +486,7 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
 /// The services of each host that several objects declare.
 fn same_host(mesh: &Mesh) -> Vec<(Host, Vec<Arc<mesh::Service>>)> {
     let several = |list: &[RegisteredService]| {
-        list.len() > 1
-            || list
-                .iter()
-                .any(|known| !known.service.merged_from.is_empty())
+        list.len() > 1 || list.iter().any(|known| !known.service.merged_from.is_empty())
     };
     let hosts = mesh.services.iter().filter(|(_, list)| several(list));
     let sorted = hosts.map(|(host, list)| {
@@ -635,10 +507,7 @@ fn services(
     let by_pod_label = PodsByLabel::new(pods);
     let (none, anywhere) = (Labels::new(), mesh.own_topology());
     let mut services = HashMap::new();
-    let first = mesh
-        .services
-        .iter()
-        .filter_map(|(host, list)| Some((host, list.first()?)));
+    let first = mesh.services.iter().filter_map(|(host, list)| Some((host, list.first()?)));
     for (host, known) in first {
         let service = &known.service;
         let all = known.endpoints.list.iter();
@@ -646,15 +515,12 @@ fn services(
             all.map(|item| WorkloadLabels::new(&item.topology, &item.workload.labels, store));
         let labels: Vec<_> = labels.collect();
         let key = ObjectKey::new(Kind::Service, &service.namespace, &service.name);
-        let selector = store.get(&key).and_then(|entry| {
-            spec_of(entry, |spec| {
-                if let Spec::Service(spec) = spec {
-                    Some(&spec.selector)
-                } else {
-                    None
-                }
-            })
-        });
+        let selector =
+            store.get(&key).and_then(|entry| {
+                spec_of(entry, |spec| {
+                    if let Spec::Service(spec) = spec { Some(&spec.selector) } else { None }
+                })
+            });
         let endpoints = if labels.is_empty() {
             let pods = by_pod_label.find(&service.namespace, selector.unwrap_or(&none));
             let pods = pods.map(|own| WorkloadLabels::new(&anywhere, own, store));
@@ -668,20 +534,10 @@ fn services(
                 .all(|item| !item.workload.labels.is_empty())
                 .then_some(labels)
         };
-        let ports = service
-            .ports
-            .iter()
-            .map(|port| (port.number, port.protocol))
-            .collect();
+        let ports = service.ports.iter().map(|port| (port.number, port.protocol)).collect();
         let (namespace, visibility) = (service.namespace.clone(), service.visibility.clone());
         let alias_of = service.alias_of.clone();
-        let service = IndexedService {
-            namespace,
-            ports,
-            alias_of,
-            visibility,
-            endpoints,
-        };
+        let service = IndexedService { namespace, ports, alias_of, visibility, endpoints };
         services.insert(host.clone(), service);
     }
     services
@@ -695,15 +551,11 @@ pub(super) struct PodsByLabel<'a> {
 impl<'a> PodsByLabel<'a> {
     pub fn new(pods: &'a HashMap<Arc<str>, BTreeSet<&'a Labels>>) -> Self {
         let mut by_label: HashMap<_, Vec<&Labels>> = HashMap::new();
-        for (namespace, labels) in pods
-            .iter()
-            .flat_map(|(namespace, all)| all.iter().map(move |item| (namespace, item)))
+        for (namespace, labels) in
+            pods.iter().flat_map(|(namespace, all)| all.iter().map(move |item| (namespace, item)))
         {
             for (name, value) in *labels {
-                by_label
-                    .entry((&**namespace, &**name, &**value))
-                    .or_default()
-                    .push(labels);
+                by_label.entry((&**namespace, &**name, &**value)).or_default().push(labels);
             }
         }
         Self { by_label }
@@ -722,10 +574,7 @@ impl<'a> PodsByLabel<'a> {
                 .unwrap_or_default()
         });
         let fewest = candidates.min_by_key(|list| list.len()).unwrap_or_default();
-        fewest
-            .iter()
-            .copied()
-            .filter(move |labels| selects(selector, labels))
+        fewest.iter().copied().filter(move |labels| selects(selector, labels))
     }
 }
 
@@ -733,20 +582,9 @@ impl<'a> PodsByLabel<'a> {
 fn is_typo(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let start = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    let (a, b) = (
-        a.get(start..).unwrap_or_default(),
-        b.get(start..).unwrap_or_default(),
-    );
-    let end = a
-        .iter()
-        .rev()
-        .zip(b.iter().rev())
-        .take_while(|(a, b)| a == b)
-        .count();
-    match (
-        a.get(..a.len() - end).unwrap_or_default(),
-        b.get(..b.len() - end).unwrap_or_default(),
-    ) {
+    let (a, b) = (a.get(start..).unwrap_or_default(), b.get(start..).unwrap_or_default());
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
+    match (a.get(..a.len() - end).unwrap_or_default(), b.get(..b.len() - end).unwrap_or_default()) {
         ([], [_]) | ([_], []) | ([_], [_]) => true,
         ([a, b], [c, d]) => a == d && b == c,
         _ => false,
@@ -782,19 +620,10 @@ mod tests {
 
     #[test]
     fn wildcards_go_from_the_most_specific_to_the_least() {
-        assert_eq!(
-            wildcards("a-b.c.d").collect::<Vec<_>>(),
-            ["*-b.c.d", "*.c.d", "*.d", "*"]
-        );
-        assert_eq!(
-            wildcards("*.c.d").collect::<Vec<_>>(),
-            ["*.c.d", "*.d", "*"]
-        );
+        assert_eq!(wildcards("a-b.c.d").collect::<Vec<_>>(), ["*-b.c.d", "*.c.d", "*.d", "*"]);
+        assert_eq!(wildcards("*.c.d").collect::<Vec<_>>(), ["*.c.d", "*.d", "*"]);
         for host in ["a-b.c.d", "*.c.d"] {
-            assert!(
-                wildcards(host).all(|wildcard| mesh::covers(&wildcard, host)),
-                "{host}"
-            );
+            assert!(wildcards(host).all(|wildcard| mesh::covers(&wildcard, host)), "{host}");
         }
     }
 

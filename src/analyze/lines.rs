@@ -46,10 +46,7 @@ pub fn refine(findings: &mut [Finding], mut read: impl FnMut(&Path) -> Option<Ve
             };
             let dot = if prefix.is_empty() { "" } else { "." };
             let field = format!("{prefix}{dot}{}", finding.path);
-            if let Some(exact) = documents
-                .get(*n)
-                .and_then(|document| document.locate(&field))
-            {
+            if let Some(exact) = documents.get(*n).and_then(|document| document.locate(&field)) {
                 *line = exact;
             }
         }
@@ -73,10 +70,7 @@ mod tests {
             Origin::File { line, .. } => line,
             Origin::Cluster => 0,
         };
-        found
-            .iter()
-            .map(|item| (item.path.clone(), line(item)))
-            .collect()
+        found.iter().map(|item| (item.path.clone(), line(item))).collect()
     }
 
     #[test]
@@ -87,10 +81,7 @@ mod tests {
         assert_eq!(
             lines(&(base() + object)),
             [
-                (
-                    "spec.http[0].route[0].destination.host".to_owned(),
-                    before + 10
-                ),
+                ("spec.http[0].route[0].destination.host".to_owned(), before + 10),
                 ("spec.http[0].extra".to_owned(), before + 11)
             ]
         );
@@ -98,12 +89,6 @@ mod tests {
                     metadata: {name: v, namespace: shop}\n  spec:\n    hosts: ['*.a.b']\n    http:\n    - route:\n      \
                     - destination:\n          host: nobody\n";
         let found = lines(&(base() + list));
-        assert_eq!(
-            found,
-            [(
-                "spec.http[0].route[0].destination.host".to_owned(),
-                before + 13
-            )]
-        );
+        assert_eq!(found, [("spec.http[0].route[0].destination.host".to_owned(), before + 13)]);
     }
 }

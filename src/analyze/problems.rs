@@ -61,31 +61,15 @@ mod tests {
         for (fields, code, path) in [
             ("timeout: soon", "IST0106", "timeout"),
             ("timeuot: 3s", "IST0133", "timeuot"),
-            (
-                "match: [{uri: {regex: 'a(?=b)'}}]",
-                "IST0122",
-                "match[0].uri.regex",
-            ),
+            ("match: [{uri: {regex: 'a(?=b)'}}]", "IST0122", "match[0].uri.regex"),
             (
                 "corsPolicy: {allowOrigins: [{regex: '*'}]}",
                 "IST0122",
                 "corsPolicy.allowOrigins[0].regex",
             ),
-            (
-                "mirror: {host: web}, mirrorPercent: 5",
-                "IST0002",
-                "mirrorPercent",
-            ),
-            (
-                "mirrorPercentage: {value: 5}",
-                "WEIR0203",
-                "mirrorPercentage",
-            ),
-            (
-                "fault: {delay: {percentage: {value: 5}}}",
-                "IST0133",
-                "fault.delay",
-            ),
+            ("mirror: {host: web}, mirrorPercent: 5", "IST0002", "mirrorPercent"),
+            ("mirrorPercentage: {value: 5}", "WEIR0203", "mirrorPercentage"),
+            ("fault: {delay: {percentage: {value: 5}}}", "IST0133", "fault.delay"),
         ] {
             assert_eq!(
                 route(&format!("{TO}, {fields}")),
@@ -93,19 +77,10 @@ mod tests {
                 "{fields}"
             );
         }
-        assert_eq!(
-            route("delegate: {}"),
-            [("IST0106", "spec.http[0].delegate.name".to_owned())]
-        );
+        assert_eq!(route("delegate: {}"), [("IST0106", "spec.http[0].delegate.name".to_owned())]);
         let credential =
             rule("host: other, trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}");
-        assert_eq!(
-            credential,
-            [(
-                "WEIR0202",
-                "spec.trafficPolicy.tls.credentialName".to_owned()
-            )]
-        );
+        assert_eq!(credential, [("WEIR0202", "spec.trafficPolicy.tls.credentialName".to_owned())]);
         assert_eq!(found("a: ["), [("WEIR0001", String::new())]);
     }
 }

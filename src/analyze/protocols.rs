@@ -108,11 +108,8 @@ fn ports(
     for host in &virtual_service.hosts {
         if !mesh::is_wildcard(host) {
             let service = index.service(host)?;
-            let service = if service.alias_of.is_some() {
-                index.real_service(host)?.1
-            } else {
-                service
-            };
+            let service =
+                if service.alias_of.is_some() { index.real_service(host)?.1 } else { service };
             found.extend(&service.ports);
             continue;
         }
@@ -148,24 +145,12 @@ fn routes_of(
     };
     let all_wrong = |matches: &Vec<Option<u32>>| !matches.is_empty() && matches.iter().all(wrong);
     let mut add = |path: String, meant: &[(u16, Protocol)]| {
-        let message = format!(
-            "has no effect: {} routes do not apply to {}",
-            kind.field(),
-            list(meant)
-        );
-        found.add(
-            &code::NO_EFFECT,
-            virtual_service.entry,
-            path,
-            message,
-            kind.advice(),
-        );
+        let message =
+            format!("has no effect: {} routes do not apply to {}", kind.field(), list(meant));
+        found.add(&code::NO_EFFECT, virtual_service.entry, path, message, kind.advice());
     };
     let together = |matches: &[Option<u32>]| {
-        let mut all: Vec<_> = matches
-            .iter()
-            .flat_map(|port| meant(*port, ports))
-            .collect();
+        let mut all: Vec<_> = matches.iter().flat_map(|port| meant(*port, ports)).collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -181,10 +166,7 @@ fn routes_of(
             continue;
         }
         for (m, port) in matches.iter().enumerate().filter(|(_, port)| wrong(port)) {
-            add(
-                format!("spec.{field}[{n}].match[{m}].port"),
-                &meant(*port, ports),
-            );
+            add(format!("spec.{field}[{n}].match[{m}].port"), &meant(*port, ports));
         }
     }
 }
@@ -192,10 +174,8 @@ fn routes_of(
 /// `port 80 (HTTP)`, or `the ports 80 (HTTP) and 443 (TLS)`.
 pub(super) fn list(ports: &[(u16, Protocol)]) -> String {
     let word = |protocol: &Protocol| format!("{protocol:?}").to_ascii_uppercase();
-    let all: Vec<_> = ports
-        .iter()
-        .map(|(number, protocol)| format!("{number} ({})", word(protocol)))
-        .collect();
+    let all: Vec<_> =
+        ports.iter().map(|(number, protocol)| format!("{number} ({})", word(protocol))).collect();
     let noun = if all.len() == 1 { "port" } else { "the ports" };
     format!("{noun} {}", all_of(&all))
 }
@@ -231,10 +211,7 @@ mod tests {
         let http = |port: u16| format!("hosts: [db], http: [{{{}}}]", route(port));
         let tcp = |port: u16| format!("hosts: [db], tcp: [{{{}}}]", route(port));
         let tls = |port: u16| {
-            format!(
-                "hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]",
-                route(port)
-            )
+            format!("hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]", route(port))
         };
         for (ports, port, [http_is_fine, tls_is_fine, tcp_is_fine]) in [
             (HTTP, 80, [true, false, false]),
@@ -249,21 +226,15 @@ mod tests {
                 (tls(port), "tls", tls_is_fine),
                 (tcp(port), "tcp", tcp_is_fine),
             ] {
-                let wanted = if is_fine {
-                    vec![]
-                } else {
-                    none(&format!("spec.{kind}[0]"))
-                };
+                let wanted = if is_fine { vec![] } else { none(&format!("spec.{kind}[0]")) };
                 assert_eq!(with(ports, &fields), wanted, "{ports} {fields}");
             }
         }
         // What is spoken is told from the first bytes.
         let unknown = "{name: db, port: 5432}";
         for (fields, fine) in [(http(5432), true), (tcp(5432), true), (tls(5432), false)] {
-            let effects = with(unknown, &fields)
-                .into_iter()
-                .filter(|(code, _)| *code == "WEIR0203")
-                .count();
+            let effects =
+                with(unknown, &fields).into_iter().filter(|(code, _)| *code == "WEIR0203").count();
             assert_eq!(effects == 0, fine, "{fields}");
         }
     }
@@ -275,10 +246,7 @@ mod tests {
         let http = |routes: &str| with(&both, &format!("hosts: [db], http: [{routes}]"));
         assert_eq!(http(&format!("{{{to}}}")), []);
         assert_eq!(http(&format!("{{match: [{{port: 80}}], {to}}}")), []);
-        assert_eq!(
-            http(&format!("{{match: [{{port: 443}}], {to}}}")),
-            none("spec.http[0]")
-        );
+        assert_eq!(http(&format!("{{match: [{{port: 443}}], {to}}}")), none("spec.http[0]"));
         assert_eq!(
             http(&format!("{{match: [{{port: 443}}, {{port: 80}}], {to}}}")),
             none("spec.http[0].match[0].port")
@@ -287,16 +255,10 @@ mod tests {
         assert_eq!(http(&format!("{{match: [{{port: 99}}], {to}}}")), unknown);
         let several = format!("{{match: [{{uri: {{prefix: /a}}}}], {to}}}, {{{to}}}");
         let to_db = several.replace("number: 80", "number: 5432");
-        assert_eq!(
-            with(TCP, &format!("hosts: [db], http: [{to_db}]")),
-            none("spec.http")
-        );
+        assert_eq!(with(TCP, &format!("hosts: [db], http: [{to_db}]")), none("spec.http"));
         // Another name of the service has its ports; of a wildcard, and of other hosts, not all is known.
         let db = "http: [{route: [{destination: {host: db}}]}]";
-        assert_eq!(
-            with(TCP, &format!("hosts: [alias], {db}")),
-            none("spec.http[0]")
-        );
+        assert_eq!(with(TCP, &format!("hosts: [alias], {db}")), none("spec.http[0]"));
         assert_eq!(with(TCP, &format!("hosts: [db, '*.a.b'], {db}")), []);
     }
 }

@@ -25,13 +25,7 @@ pub(super) fn check(
     }
     for (n, route) in virtual_service.spec.http.iter().enumerate() {
         if let Some(to) = &route.delegate {
-            delegate(
-                virtual_service,
-                to,
-                &format!("spec.http[{n}].delegate"),
-                index,
-                found,
-            );
+            delegate(virtual_service, to, &format!("spec.http[{n}].delegate"), index, found);
         }
     }
 }
@@ -78,10 +72,7 @@ pub(super) fn unknown_namespace(
 
 /// Ports that none of the VirtualService's services has.
 fn ports(virtual_service: &IndexedVirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    let matched: Vec<_> = virtual_service
-        .matches()
-        .filter(|(_, item)| item.port != 0)
-        .collect();
+    let matched: Vec<_> = virtual_service.matches().filter(|(_, item)| item.port != 0).collect();
     if matched.is_empty() || virtual_service.hosts.is_empty() || !virtual_service.is_for_mesh() {
         return;
     }
@@ -145,16 +136,9 @@ fn destination(
             virtual_service.namespace()
         );
         let advice = format!("add {} to its exportTo", virtual_service.namespace());
-        found.add(
-            &code::REFERENCE,
-            virtual_service.entry,
-            format!("{path}.host"),
-            message,
-            advice,
-        );
-    } else if let Some(client) = other_clients(virtual_service)
-        .into_iter()
-        .find(|client| !seen(client))
+        found.add(&code::REFERENCE, virtual_service.entry, format!("{path}.host"), message, advice);
+    } else if let Some(client) =
+        other_clients(virtual_service).into_iter().find(|client| !seen(client))
     {
         let message = format!(
             "clients in {} use this route too, and do not see the service {name}: they get 503",
@@ -170,10 +154,8 @@ fn destination(
         );
     }
     let Some((canonical_host, real)) = index.real_service(&host) else {
-        if let Some(target) = service
-            .alias_of
-            .as_ref()
-            .filter(|target| !index.is_rejected_host(target))
+        if let Some(target) =
+            service.alias_of.as_ref().filter(|target| !index.is_rejected_host(target))
         {
             let what = match index.services.contains_key(target) {
                 true => "is an ExternalName as well",
@@ -192,15 +174,7 @@ fn destination(
         }
         return;
     };
-    port(
-        virtual_service,
-        to,
-        path,
-        (service, real),
-        canonical_host,
-        index,
-        found,
-    );
+    port(virtual_service, to, path, (service, real), canonical_host, index, found);
     if !to.subset.is_empty() {
         subset(
             virtual_service,
@@ -221,10 +195,7 @@ fn no_service(host: &str, index: &Index<'_>) -> (String, String) {
         let message = format!(
             "service `{host}` does not exist: `{wildcard}` covers it, which is no name to lead to"
         );
-        return (
-            message,
-            format!("route to `{wildcard}`, or add a ServiceEntry for `{host}`"),
-        );
+        return (message, format!("route to `{wildcard}`, or add a ServiceEntry for `{host}`"));
     }
     let advice = match index.similar(host).as_slice() {
         [] => {
@@ -268,32 +239,18 @@ fn port(
                 "the only port of this ExternalName is {number}, which {name} does not have"
             );
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
-            found.add(
-                &code::REFERENCE,
-                virtual_service.entry,
-                path,
-                message,
-                advice,
-            );
+            found.add(&code::REFERENCE, virtual_service.entry, path, message, advice);
         }
         (None, None) if numbers.len() == 1 && service.alias_of.is_some() => {
             let requests = request_ports(virtual_service, index);
-            let other = requests
-                .into_iter()
-                .find(|number| !real.may_have_port(u32::from(*number)));
+            let other = requests.into_iter().find(|number| !real.may_have_port(u32::from(*number)));
             if let Some(other) = other {
                 let message = format!(
                     "this ExternalName has no port and none is chosen, so that of the request is used, of which {name} \
                      does not have {other}"
                 );
                 let advice = format!("add port: {{number: {}}}", any_of(&numbers));
-                found.add(
-                    &code::PORT_REQUIRED,
-                    virtual_service.entry,
-                    path,
-                    message,
-                    advice,
-                );
+                found.add(&code::PORT_REQUIRED, virtual_service.entry, path, message, advice);
             }
         }
         (None, None) if numbers.len() > 1 => {
@@ -302,13 +259,7 @@ fn port(
                 numbers.join(", ")
             );
             let advice = format!("add port: {{number: {}}}", any_of(&numbers));
-            found.add(
-                &code::PORT_REQUIRED,
-                virtual_service.entry,
-                path,
-                message,
-                advice,
-            );
+            found.add(&code::PORT_REQUIRED, virtual_service.entry, path, message, advice);
         }
         _ => {}
     }
@@ -318,27 +269,14 @@ fn port(
 fn request_ports(virtual_service: &IndexedVirtualService<'_>, index: &Index<'_>) -> BTreeSet<u16> {
     let key = virtual_service.entry.object.key();
     let delegating = index.virtual_services.iter().filter(|root| {
-        let mut delegates = root
-            .spec
-            .http
-            .iter()
-            .filter_map(|route| route.delegate.as_ref());
+        let mut delegates = root.spec.http.iter().filter_map(|route| route.delegate.as_ref());
         virtual_service.hosts.is_empty() && delegates.any(|to| target(root, to) == key)
     });
     let mut ports = BTreeSet::new();
-    for host in virtual_service
-        .hosts
-        .iter()
-        .chain(delegating.flat_map(|root| &root.hosts))
-    {
-        let covered = index
-            .services
-            .iter()
-            .filter(|(known, _)| mesh::covers(host, known));
-        let own: Vec<u16> = covered
-            .flat_map(|(_, service)| &service.ports)
-            .map(|(number, _)| *number)
-            .collect();
+    for host in virtual_service.hosts.iter().chain(delegating.flat_map(|root| &root.hosts)) {
+        let covered = index.services.iter().filter(|(known, _)| mesh::covers(host, known));
+        let own: Vec<u16> =
+            covered.flat_map(|(_, service)| &service.ports).map(|(number, _)| *number).collect();
         // A name of no service is answered at the port of plain HTTP.
         ports.extend(if own.is_empty() { vec![80] } else { own });
     }
@@ -355,24 +293,17 @@ fn subset(
     found: &mut Findings,
 ) {
     let has = |rules: &[&IndexedDestinationRule<'_>]| {
-        rules
-            .iter()
-            .any(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name))
+        rules.iter().any(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name))
     };
     let short = shown(host, index.config);
     let rules = index.rules(host, virtual_service.namespace());
-    if virtual_service
-        .visibility
-        .includes(virtual_service.namespace())
-        && !has(&rules)
-    {
+    if virtual_service.visibility.includes(virtual_service.namespace()) && !has(&rules) {
         if index.is_rejected_subset(host, name) {
             return;
         }
         let of_alias = index.rules_by_host.get(named).into_iter().flatten();
-        let mut of_alias = of_alias
-            .filter_map(|n| index.destination_rules.get(*n))
-            .filter(|_| named != host);
+        let mut of_alias =
+            of_alias.filter_map(|n| index.destination_rules.get(*n)).filter(|_| named != host);
         let (message, advice) = match of_alias.find(|rule| has(&[rule])) {
             Some(rule) => (
                 format!(
@@ -385,18 +316,11 @@ fn subset(
             ),
             None => missing_subset(virtual_service, host, name, &rules, index),
         };
-        found.add(
-            &code::REFERENCE,
-            virtual_service.entry,
-            path,
-            message,
-            advice,
-        );
+        found.add(&code::REFERENCE, virtual_service.entry, path, message, advice);
         return;
     }
-    if let Some(client) = other_clients(virtual_service)
-        .into_iter()
-        .find(|client| !has(&index.rules(host, client)))
+    if let Some(client) =
+        other_clients(virtual_service).into_iter().find(|client| !has(&index.rules(host, client)))
     {
         let who = namespace_name(client);
         let message = format!(
@@ -404,13 +328,7 @@ fn subset(
                 they get 503"
         );
         let advice = "move the DestinationRule to the service's namespace and export it, or set spec.exportTo: [.] here";
-        found.add(
-            &code::SUBSET_VISIBILITY,
-            virtual_service.entry,
-            path,
-            message,
-            advice,
-        );
+        found.add(&code::SUBSET_VISIBILITY, virtual_service.entry, path, message, advice);
     }
 }
 
@@ -427,11 +345,7 @@ fn other_clients<'a>(virtual_service: &'a IndexedVirtualService<'_>) -> Vec<&'a 
 }
 
 fn namespace_name(client: &str) -> String {
-    if client == ELSEWHERE {
-        "other namespaces".to_owned()
-    } else {
-        format!("namespace {client}")
-    }
+    if client == ELSEWHERE { "other namespaces".to_owned() } else { format!("namespace {client}") }
 }
 
 /// Why the subset does not exist, and what to do.
@@ -469,16 +383,10 @@ fn missing_subset(
         let message = format!(
             "subset `{name}` of {short} does not exist: there is no DestinationRule for the host"
         );
-        return (
-            message,
-            format!("add a DestinationRule for {short} that defines the subset"),
-        );
+        return (message, format!("add a DestinationRule for {short} that defines the subset"));
     };
     let known = rules.iter().flat_map(|rule| &rule.spec.subsets);
-    let known: Vec<_> = known
-        .map(|subset| format!("`{}`", subset.name))
-        .take(8)
-        .collect();
+    let known: Vec<_> = known.map(|subset| format!("`{}`", subset.name)).take(8).collect();
     let key = rule.entry.object.key();
     let message = format!("subset `{name}` of {short} does not exist in {key}");
     let advice = if known.is_empty() {
@@ -491,11 +399,8 @@ fn missing_subset(
 
 /// The VirtualService that a route delegates to.
 fn target(virtual_service: &IndexedVirtualService<'_>, to: &Delegate) -> ObjectKey {
-    let namespace = if to.namespace.is_empty() {
-        &**virtual_service.namespace()
-    } else {
-        &to.namespace
-    };
+    let namespace =
+        if to.namespace.is_empty() { &**virtual_service.namespace() } else { &to.namespace };
     ObjectKey::new(Kind::VirtualService, namespace, &to.name)
 }
 
@@ -516,19 +421,13 @@ fn delegate(
     });
     let (message, advice) = match at.ok().and_then(|at| index.virtual_services.get(at)) {
         None if index.is_rejected(&key) => return,
-        None => (
-            format!("{key} does not exist"),
-            "check its name and namespace",
-        ),
+        None => (format!("{key} does not exist"), "check its name and namespace"),
         Some(other) if !other.spec.hosts.is_empty() => (
             format!("{key} has hosts, so it is not a delegate"),
             "remove its hosts, or create a copy without hosts",
         ),
         Some(other) if !other.visibility.includes(virtual_service.namespace()) => (
-            format!(
-                "{key} is not exported to the namespace {}",
-                virtual_service.namespace()
-            ),
+            format!("{key} is not exported to the namespace {}", virtual_service.namespace()),
             "add it to its exportTo",
         ),
         Some(_) => return,
@@ -587,11 +486,7 @@ mod tests {
         for (to, code, path) in [
             ("host: nobody", "IST0101", "host"),
             ("host: web.shop", "IST0101", "host"),
-            (
-                "host: web.shop.svc.cluster.local, subset: v3",
-                "IST0101",
-                "subset",
-            ),
+            ("host: web.shop.svc.cluster.local, subset: v3", "IST0101", "subset"),
             ("host: other, subset: v1", "IST0101", "subset"),
             ("host: web, port: {number: 81}", "IST0101", "port.number"),
             ("host: many", "IST0112", ""),
@@ -599,32 +494,18 @@ mod tests {
         ] {
             for (before, after, place) in [
                 ("route: [{destination: {", "}}]", "route[0].destination"),
-                (
-                    "route: [{destination: {host: web}}], mirror: {",
-                    "}",
-                    "mirror",
-                ),
+                ("route: [{destination: {host: web}}], mirror: {", "}", "mirror"),
                 (
                     "route: [{destination: {host: web}}], mirrors: [{destination: {",
                     "}}]",
                     "mirrors[0].destination",
                 ),
             ] {
-                let path = format!("spec.http[0].{place}.{path}")
-                    .trim_end_matches('.')
-                    .to_owned();
-                assert_eq!(
-                    route(&format!("{before}{to}{after}")),
-                    [(code, path)],
-                    "{to}"
-                );
+                let path = format!("spec.http[0].{place}.{path}").trim_end_matches('.').to_owned();
+                assert_eq!(route(&format!("{before}{to}{after}")), [(code, path)], "{to}");
             }
             for kind in ["tcp", "tls"] {
-                let matches = if kind == "tls" {
-                    "match: [{sniHosts: [x.a.b]}], "
-                } else {
-                    ""
-                };
+                let matches = if kind == "tls" { "match: [{sniHosts: [x.a.b]}], " } else { "" };
                 let got = spec(&format!(
                     "hosts: ['*.a.b'], {kind}: [{{{matches}route: [{{destination: {{{to}}}}}]}}]"
                 ));
@@ -640,11 +521,7 @@ mod tests {
             "host: web, subset: v2",
             "host: web.shop.svc.cluster.local",
         ] {
-            assert_eq!(
-                route(&format!("route: [{{destination: {{{fine}}}}}]")),
-                [],
-                "{fine}"
-            );
+            assert_eq!(route(&format!("route: [{{destination: {{{fine}}}}}]")), [], "{fine}");
         }
     }
 
@@ -671,20 +548,11 @@ mod tests {
         assert_eq!(elsewhere("pay", "", ""), []);
         assert_eq!(elsewhere("istio-system", "", ""), []);
         assert_eq!(elsewhere("third", "", ""), [("IST0101", path.clone())]);
-        assert_eq!(
-            elsewhere("pay", "exportTo: [.]", ""),
-            [("IST0101", path.clone())]
-        );
+        assert_eq!(elsewhere("pay", "exportTo: [.]", ""), [("IST0101", path.clone())]);
         assert_eq!(elsewhere("shop", "", ""), [("WEIR0104", path.clone())]);
         assert_eq!(elsewhere("shop", "", "exportTo: [.]"), []);
-        assert_eq!(
-            elsewhere("shop", "", "exportTo: [., third]"),
-            [("WEIR0104", path.clone())]
-        );
-        assert_eq!(
-            elsewhere("pay", "exportTo: [shop]", ""),
-            [("WEIR0104", path)]
-        );
+        assert_eq!(elsewhere("shop", "", "exportTo: [., third]"), [("WEIR0104", path.clone())]);
+        assert_eq!(elsewhere("pay", "exportTo: [shop]", ""), [("WEIR0104", path)]);
     }
 
     #[test]
@@ -696,16 +564,10 @@ mod tests {
                 base()
             )
         };
-        let advice = |host: &str| {
-            analyze(&store(&object(host)), &MeshConfig::default())
-                .remove(0)
-                .advice
-        };
+        let advice =
+            |host: &str| analyze(&store(&object(host)), &MeshConfig::default()).remove(0).advice;
         assert_eq!(advice("wbe"), "did you mean `web.shop.svc.cluster.local`?");
-        assert_eq!(
-            advice("web.shop"),
-            "did you mean `web.shop.svc.cluster.local`?"
-        );
+        assert_eq!(advice("web.shop"), "did you mean `web.shop.svc.cluster.local`?");
         assert!(advice("nothing-like-it").starts_with("check its spelling"));
     }
 
@@ -713,15 +575,10 @@ mod tests {
     fn a_port_that_no_host_has_matches_nothing() {
         let with = |host: &str, port: u16| {
             let to = "route: [{destination: {host: web}}]";
-            spec(&format!(
-                "hosts: [{host}], http: [{{match: [{{port: {port}}}], {to}}}]"
-            ))
+            spec(&format!("hosts: [{host}], http: [{{match: [{{port: {port}}}], {to}}}]"))
         };
         assert_eq!(with("web", 80), []);
-        assert_eq!(
-            with("web", 81),
-            [("WEIR0106", "spec.http[0].match[0].port".into())]
-        );
+        assert_eq!(with("web", 81), [("WEIR0106", "spec.http[0].match[0].port".into())]);
         assert_eq!(with("'*.a.b'", 81), []);
     }
 
@@ -738,21 +595,12 @@ mod tests {
         let missing = [("IST0101", "spec.http[0].delegate".to_owned())];
         let with = |delegate: String| found(&format!("{}{root}{delegate}", base()));
         assert_eq!(with(delegate("name: d, namespace: shop", "")), []);
-        assert_eq!(
-            with(delegate("name: d, namespace: shop", "hosts: ['*.c.d'], ")),
-            missing
-        );
-        assert_eq!(
-            with(delegate("name: d, namespace: shop", "exportTo: [pay], ")),
-            missing
-        );
+        assert_eq!(with(delegate("name: d, namespace: shop", "hosts: ['*.c.d'], ")), missing);
+        assert_eq!(with(delegate("name: d, namespace: shop", "exportTo: [pay], ")), missing);
         let both = with(delegate("name: other, namespace: shop", ""));
         assert_eq!(
             both,
-            [
-                ("IST0101", "spec.http[0].delegate".to_owned()),
-                ("WEIR0108", String::new())
-            ]
+            [("IST0101", "spec.http[0].delegate".to_owned()), ("WEIR0108", String::new())]
         );
     }
 
@@ -806,16 +654,8 @@ mod tests {
             + &alias("same", &full("web"), "")
             + &alias("upper", &full("Web"), ", ports: [{name: http, port: 80}]")
             + &alias("several", &full("many"), "")
-            + &alias(
-                "other-port",
-                &full("web"),
-                ", ports: [{name: http, port: 8080}]",
-            )
-            + &alias(
-                "nowhere",
-                "nobody.example",
-                ", ports: [{name: http, port: 80}]",
-            )
+            + &alias("other-port", &full("web"), ", ports: [{name: http, port: 8080}]")
+            + &alias("nowhere", "nobody.example", ", ports: [{name: http, port: 80}]")
             + &alias("round-a", &full("round-b"), "")
             + &alias("round-b", &full("round-a"), "");
         let to = |fields: &str, more: &str| {
@@ -838,11 +678,7 @@ mod tests {
             ("host: nowhere", "IST0101", ".host"),
             ("host: round-a", "IST0101", ".host"),
             ("host: several", "IST0112", ""),
-            (
-                "host: several, port: {number: 82}",
-                "IST0101",
-                ".port.number",
-            ),
+            ("host: several, port: {number: 82}", "IST0101", ".port.number"),
             ("host: other-port", "IST0101", ""),
             ("host: same, subset: v3", "IST0101", ".subset"),
         ] {
@@ -864,14 +700,8 @@ mod tests {
             [("IST0112", "spec.http[0].route[0].destination".to_owned())]
         );
         let unused = ("IST0174", "spec.host".to_owned());
-        let subset = (
-            "IST0101",
-            "spec.http[0].route[0].destination.subset".to_owned(),
-        );
-        assert_eq!(
-            to("host: same, subset: v7", &rule("same")),
-            [unused, subset]
-        );
+        let subset = ("IST0101", "spec.http[0].route[0].destination.subset".to_owned());
+        assert_eq!(to("host: same, subset: v7", &rule("same")), [unused, subset]);
     }
 
     #[test]
@@ -887,14 +717,8 @@ mod tests {
                 base()
             ))
         };
-        let others = [(
-            "WEIR0115",
-            "spec.http[0].route[0].destination.host".to_owned(),
-        )];
-        let nobody = [(
-            "IST0101",
-            "spec.http[0].route[0].destination.host".to_owned(),
-        )];
+        let others = [("WEIR0115", "spec.http[0].route[0].destination.host".to_owned())];
+        let nobody = [("IST0101", "spec.http[0].route[0].destination.host".to_owned())];
         assert_eq!(to("*", ""), []);
         assert_eq!(to(".", ""), others);
         assert_eq!(to(".", "exportTo: [.]"), []);
@@ -916,13 +740,7 @@ mod tests {
             );
             found(&(base() + entry + &service))
         };
-        assert_eq!(
-            to("a.x.y"),
-            [(
-                "IST0101",
-                "spec.http[0].route[0].destination.host".to_owned()
-            )]
-        );
+        assert_eq!(to("a.x.y"), [("IST0101", "spec.http[0].route[0].destination.host".to_owned())]);
         assert_eq!(to("'*.x.y'"), []);
     }
 }

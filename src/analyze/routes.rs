@@ -21,22 +21,16 @@ enum Paths {
 impl Paths {
     fn of(request_match: &HttpMatchRequest) -> Self {
         let case = |text: &str| {
-            if request_match.ignore_uri_case {
-                text.to_ascii_lowercase()
-            } else {
-                text.to_owned()
-            }
+            if request_match.ignore_uri_case { text.to_ascii_lowercase() } else { text.to_owned() }
         };
         match &request_match.uri {
             None => Paths::Prefix(String::new()),
             Some(uri) => match (&uri.exact, &uri.prefix, &uri.regex) {
                 (Some(exact), ..) => Paths::Exact(case(exact)),
                 // Every path starts with `/`.
-                (_, Some(prefix), _) => Paths::Prefix(if prefix == "/" {
-                    String::new()
-                } else {
-                    case(prefix)
-                }),
+                (_, Some(prefix), _) => {
+                    Paths::Prefix(if prefix == "/" { String::new() } else { case(prefix) })
+                }
                 (_, _, Some(regex)) if matches!(regex.as_str(), ".*" | "/.*" | "*") => {
                     Paths::Prefix(String::new())
                 }
@@ -58,10 +52,7 @@ fn conditions(request_match: &HttpMatchRequest) -> String {
         rest.gateways.clear();
     }
     let case = request_match.ignore_uri_case
-        && request_match
-            .uri
-            .as_ref()
-            .is_some_and(|uri| uri.regex.is_none());
+        && request_match.uri.as_ref().is_some_and(|uri| uri.regex.is_none());
     if rest == HttpMatchRequest::default() && !case {
         String::new()
     } else {
@@ -74,10 +65,7 @@ type EarlierMatches = HashMap<Paths, String>;
 
 /// The earlier match that covers all of these paths.
 fn covering_match<'a>(seen: &'a EarlierMatches, paths: &Paths) -> Option<&'a String> {
-    if let Some(found) = seen
-        .get(paths)
-        .or_else(|| seen.get(&Paths::Prefix(String::new())))
-    {
+    if let Some(found) = seen.get(paths).or_else(|| seen.get(&Paths::Prefix(String::new()))) {
         return Some(found);
     }
     let (Paths::Prefix(text) | Paths::Exact(text)) = paths else {
@@ -95,20 +83,13 @@ pub(super) fn check(virtual_service: &IndexedVirtualService<'_>, found: &mut Fin
         .tls
         .iter()
         .map(|route| {
-            route
-                .matches
-                .iter()
-                .map(|request_match| format!("{request_match:?}"))
-                .collect()
+            route.matches.iter().map(|request_match| format!("{request_match:?}")).collect()
         })
         .collect();
     connections(virtual_service, "tls", &tls, found);
     let tcp = virtual_service.spec.tcp.iter().map(|route| {
         let empty = format!("{:?}", crate::api::L4MatchAttributes::default());
-        let texts = route
-            .matches
-            .iter()
-            .map(|request_match| format!("{request_match:?}"));
+        let texts = route.matches.iter().map(|request_match| format!("{request_match:?}"));
         if route.matches.is_empty() {
             vec![String::new()]
         } else {
@@ -124,23 +105,14 @@ fn http(virtual_service: &IndexedVirtualService<'_>, found: &mut Findings) {
     let all = [HttpMatchRequest::default()];
     for (n, route) in virtual_service.spec.http.iter().enumerate() {
         let path = format!("spec.http[{n}]");
-        let matches = if route.matches.is_empty() {
-            &all[..]
-        } else {
-            &route.matches
-        };
+        let matches = if route.matches.is_empty() { &all[..] } else { &route.matches };
         let mut covered = Vec::new();
         for (m, matched) in matches.iter().enumerate() {
             let (paths, conditions) = (Paths::of(matched), conditions(matched));
-            let own = seen
-                .get(&conditions)
-                .and_then(|seen| covering_match(seen, &paths));
+            let own = seen.get(&conditions).and_then(|seen| covering_match(seen, &paths));
             // A case-insensitive path is covered by a case-sensitive match only if that accepts all paths.
-            let any = if matched.ignore_uri_case {
-                Paths::Prefix(String::new())
-            } else {
-                paths.clone()
-            };
+            let any =
+                if matched.ignore_uri_case { Paths::Prefix(String::new()) } else { paths.clone() };
             if let Some(by) =
                 own.or_else(|| seen.get("").and_then(|seen| covering_match(seen, &any)))
             {
@@ -176,11 +148,8 @@ fn connections(
             match seen.get("").or_else(|| seen.get(text.as_str())) {
                 Some(by) => covered.push((m, by.clone())),
                 None => {
-                    let place = if text.is_empty() {
-                        path.clone()
-                    } else {
-                        format!("{path}.match[{m}]")
-                    };
+                    let place =
+                        if text.is_empty() { path.clone() } else { format!("{path}.match[{m}]") };
                     seen.insert(text, place);
                 }
             }
@@ -205,13 +174,7 @@ fn report(
             "this route is unreachable: {} before it matches all of its requests",
             by.join(" and ")
         );
-        found.add(
-            &code::UNREACHABLE,
-            virtual_service.entry,
-            path,
-            message,
-            advice,
-        );
+        found.add(&code::UNREACHABLE, virtual_service.entry, path, message, advice);
         return;
     }
     for (m, by) in covered {
@@ -242,13 +205,9 @@ mod tests {
 
     #[test]
     fn matches_after_a_catch_all_are_unreachable() {
-        for all in [
-            "",
-            "{uri: {prefix: /}}",
-            "{uri: {regex: '.*'}}",
-            "{name: x}",
-            "{gateways: [mesh]}",
-        ] {
+        for all in
+            ["", "{uri: {prefix: /}}", "{uri: {regex: '.*'}}", "{name: x}", "{gateways: [mesh]}"]
+        {
             assert_eq!(http(&["{uri: {prefix: /a}}", all]), [], "{all}");
             assert_eq!(
                 http(&[all, "{uri: {prefix: /a}}"]),
@@ -257,17 +216,8 @@ mod tests {
             );
         }
         assert_eq!(http(&["", ""]), [("IST0130", "spec.http[1]".into())]);
-        assert_eq!(
-            http(&[
-                "{uri: {prefix: /}, method: {exact: GET}}",
-                "{uri: {prefix: /a}}"
-            ]),
-            []
-        );
-        assert_eq!(
-            http(&["{sourceLabels: {app: x}}", "{uri: {prefix: /a}}"]),
-            []
-        );
+        assert_eq!(http(&["{uri: {prefix: /}, method: {exact: GET}}", "{uri: {prefix: /a}}"]), []);
+        assert_eq!(http(&["{sourceLabels: {app: x}}", "{uri: {prefix: /a}}"]), []);
     }
 
     #[test]
@@ -275,18 +225,10 @@ mod tests {
         for (first, second, is_covered) in [
             ("{uri: {prefix: /a}}", "{uri: {prefix: /a}}", true),
             ("{uri: {prefix: /a}}", "{uri: {prefix: /ab}}", true),
-            (
-                "{uri: {prefix: /a}}",
-                "{uri: {exact: /a/b}, method: {exact: GET}}",
-                true,
-            ),
+            ("{uri: {prefix: /a}}", "{uri: {exact: /a/b}, method: {exact: GET}}", true),
             ("{uri: {prefix: /ab}}", "{uri: {prefix: /a}}", false),
             ("{uri: {exact: /a}}", "{uri: {prefix: /a}}", false),
-            (
-                "{uri: {exact: /a}}",
-                "{uri: {exact: /a}, headers: {x: {exact: z}}}",
-                true,
-            ),
+            ("{uri: {exact: /a}}", "{uri: {exact: /a}, headers: {x: {exact: z}}}", true),
             (
                 "{uri: {prefix: /a}, method: {exact: GET}}",
                 "{uri: {prefix: /ab}, method: {exact: GET}}",
@@ -297,40 +239,22 @@ mod tests {
                 "{uri: {prefix: /ab}, method: {exact: PUT}}",
                 false,
             ),
-            (
-                "{uri: {prefix: /a}, method: {exact: GET}}",
-                "{uri: {prefix: /ab}}",
-                false,
-            ),
+            ("{uri: {prefix: /a}, method: {exact: GET}}", "{uri: {prefix: /ab}}", false),
             (
                 "{uri: {prefix: /a}, ignoreUriCase: true}",
                 "{uri: {prefix: /AB}, ignoreUriCase: true}",
                 true,
             ),
-            (
-                "{uri: {prefix: /a}}",
-                "{uri: {prefix: /A}, ignoreUriCase: true}",
-                false,
-            ),
+            ("{uri: {prefix: /a}}", "{uri: {prefix: /A}, ignoreUriCase: true}", false),
             ("{uri: {regex: /a.*}}", "{uri: {regex: /a.*}}", true),
             ("{uri: {prefix: /a}}", "{uri: {regex: /a.*}}", false),
-            (
-                "{headers: {x: {exact: z}}}",
-                "{uri: {prefix: /a}, headers: {x: {exact: z}}}",
-                true,
-            ),
+            ("{headers: {x: {exact: z}}}", "{uri: {prefix: /a}, headers: {x: {exact: z}}}", true),
         ] {
-            let expected = if is_covered {
-                vec![("IST0130", "spec.http[1]".to_owned())]
-            } else {
-                Vec::new()
-            };
+            let expected =
+                if is_covered { vec![("IST0130", "spec.http[1]".to_owned())] } else { Vec::new() };
             assert_eq!(http(&[first, second]), expected, "{first} {second}");
         }
-        let some = http(&[
-            "{uri: {prefix: /a}}",
-            "{uri: {prefix: /ab}}, {uri: {prefix: /c}}",
-        ]);
+        let some = http(&["{uri: {prefix: /a}}", "{uri: {prefix: /ab}}, {uri: {prefix: /c}}"]);
         assert_eq!(some, [("IST0131", "spec.http[1].match[0]".into())]);
     }
 
@@ -345,26 +269,17 @@ mod tests {
     fn connections() {
         let to = "route: [{destination: {host: web}}]";
         let tcp = |first: &str, second: &str| {
-            spec(&format!(
-                "hosts: ['*.a.b'], tcp: [{{{first}{to}}}, {{{second}{to}}}]"
-            ))
+            spec(&format!("hosts: ['*.a.b'], tcp: [{{{first}{to}}}, {{{second}{to}}}]"))
         };
         assert_eq!(tcp("match: [{port: 80}], ", ""), []);
-        assert_eq!(
-            tcp("", "match: [{port: 80}], "),
-            [("IST0130", "spec.tcp[1]".into())]
-        );
+        assert_eq!(tcp("", "match: [{port: 80}], "), [("IST0130", "spec.tcp[1]".into())]);
         assert_eq!(
             tcp("match: [{port: 80}], ", "match: [{port: 80}], "),
             [("IST0130", "spec.tcp[1]".into())]
         );
         let tls = |first: &str, second: &str| {
             let item = |host: &str| format!("{{match: [{{sniHosts: [{host}]}}], {to}}}");
-            spec(&format!(
-                "hosts: ['*.a.b'], tls: [{}, {}]",
-                item(first),
-                item(second)
-            ))
+            spec(&format!("hosts: ['*.a.b'], tls: [{}, {}]", item(first), item(second)))
         };
         assert_eq!(tls("x.a.b", "y.a.b"), []);
         assert_eq!(tls("x.a.b", "x.a.b"), [("IST0130", "spec.tls[1]".into())]);

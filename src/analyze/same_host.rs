@@ -20,11 +20,8 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
                 continue;
             };
             let alone = std::slice::from_ref(service);
-            let declared = if service.merged_from.is_empty() {
-                alone
-            } else {
-                &service.merged_from
-            };
+            let declared =
+                if service.merged_from.is_empty() { alone } else { &service.merged_from };
             for loser in declared {
                 unmerged(index, host, winner, loser, found);
             }
@@ -51,9 +48,7 @@ fn merged(index: &Index<'_>, service: &Service, found: &mut Findings) {
             let Some(first) = service.declaring(port.number).next() else {
                 continue;
             };
-            let Some(used) = first
-                .port(port.number)
-                .filter(|used| used.protocol != port.protocol)
+            let Some(used) = first.port(port.number).filter(|used| used.protocol != port.protocol)
             else {
                 continue;
             };
@@ -69,13 +64,7 @@ fn merged(index: &Index<'_>, service: &Service, found: &mut Findings) {
                 key(first)
             );
             let path = format!("spec.ports[{n}].protocol");
-            found.add(
-                &code::SERVICE_CONFLICT,
-                entry,
-                path,
-                message,
-                "give both the same protocol",
-            );
+            found.add(&code::SERVICE_CONFLICT, entry, path, message, "give both the same protocol");
         }
     }
 }
@@ -85,9 +74,7 @@ fn position(entry: &Entry, port: &Port) -> Option<usize> {
     let Spec::ServiceEntry(spec) = &entry.object.spec else {
         return None;
     };
-    spec.ports
-        .iter()
-        .position(|declared| declared.number == u32::from(port.number))
+    spec.ports.iter().position(|declared| declared.number == u32::from(port.number))
 }
 
 /// A service that loses its host to another one. Its endpoints may count all the same.
@@ -113,53 +100,34 @@ fn unmerged(
         return;
     }
     let who = match neighbours {
-        true if !counting.is_empty() => format!(
-            "its endpoints are used only for port {}",
-            numbers(&counting)
-        ),
+        true if !counting.is_empty() => {
+            format!("its endpoints are used only for port {}", numbers(&counting))
+        }
         true if is_within(&loser.visibility, &winner.visibility) => {
             "no client uses this one".to_owned()
         }
         true => "clients that see both do not use this one".to_owned(),
         false => format!("clients outside {} do not use this one", loser.namespace),
     };
-    let differ = if neighbours {
-        differences(winner, loser)
-    } else {
-        Vec::new()
-    };
+    let differ = if neighbours { differences(winner, loser) } else { Vec::new() };
     let (why, advice) = if differ.is_empty() {
-        (
-            String::new(),
-            "remove one of them, or separate them with exportTo",
-        )
+        (String::new(), "remove one of them, or separate them with exportTo")
     } else {
         (
             format!(" and differs in {}", differ.join(", ")),
             "remove one of them, or make them agree so that they are merged",
         )
     };
-    let place = spec.and_then(|spec| {
-        spec.hosts
-            .iter()
-            .position(|name| name.eq_ignore_ascii_case(host))
-    });
-    let path = place
-        .map(|n| format!("spec.hosts[{n}]"))
-        .unwrap_or_default();
-    let message = format!(
-        "`{host}` is also the host of {}, which takes precedence{why}: {who}",
-        key(winner)
-    );
+    let place =
+        spec.and_then(|spec| spec.hosts.iter().position(|name| name.eq_ignore_ascii_case(host)));
+    let path = place.map(|n| format!("spec.hosts[{n}]")).unwrap_or_default();
+    let message =
+        format!("`{host}` is also the host of {}, which takes precedence{why}: {who}", key(winner));
     found.add(&code::SERVICE_CONFLICT, entry, path, message, advice);
 }
 
 fn numbers(ports: &[&Port]) -> String {
-    ports
-        .iter()
-        .map(|port| port.number.to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    ports.iter().map(|port| port.number.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether an entry that is not merged with `winner` has endpoints for a port of it.
@@ -186,10 +154,7 @@ fn differences(a: &Service, b: &Service) -> Vec<&'static str> {
         ("workloadSelector", a.selector != b.selector),
         ("exportTo", a.visibility != b.visibility),
     ];
-    all.into_iter()
-        .filter(|(_, differs)| *differs)
-        .map(|(name, _)| name)
-        .collect()
+    all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
 }
 
 /// Whether every namespace that sees `a` sees `b` as well.
@@ -217,10 +182,8 @@ mod tests {
 
     #[track_caller]
     fn assert_found(objects: &str, wanted: &[(&str, &str)]) {
-        let wanted: Vec<_> = wanted
-            .iter()
-            .map(|(code, path)| (*code, (*path).to_owned()))
-            .collect();
+        let wanted: Vec<_> =
+            wanted.iter().map(|(code, path)| (*code, (*path).to_owned())).collect();
         assert_eq!(found(objects), wanted);
     }
 
@@ -247,10 +210,7 @@ mod tests {
             first.clone() + &entry("b", namespace, &format!("hosts: [api.example.com], {spec}"))
         };
         assert_found(
-            &two(
-                "shop",
-                "resolution: NONE, ports: [{name: http, number: 80, protocol: HTTP}]",
-            ),
+            &two("shop", "resolution: NONE, ports: [{name: http, number: 80, protocol: HTTP}]"),
             &HOST,
         );
         assert_found(&two("pay", HTTP), &HOST);
@@ -264,10 +224,7 @@ mod tests {
             format!("resolution: STATIC, endpoints: [{{address: 10.1.2.3}}], ports: [{ports}]")
         };
         assert_found(&two("shop", &more("")), &[]);
-        assert_found(
-            &two("shop", &more(", {name: more, number: 81, protocol: HTTP}")),
-            &HOST,
-        );
+        assert_found(&two("shop", &more(", {name: more, number: 81, protocol: HTTP}")), &HOST);
     }
 
     #[test]

@@ -21,11 +21,7 @@ pub(super) struct Served<'a> {
 
 impl<'a> Served<'a> {
     pub fn new(mesh: &'a Mesh) -> Self {
-        Self {
-            mesh,
-            snapshot_builder: SnapshotBuilder::default(),
-            by_scope: BTreeMap::new(),
-        }
+        Self { mesh, snapshot_builder: SnapshotBuilder::default(), by_scope: BTreeMap::new() }
     }
 
     /// The ports on which sidecars with these labels in `namespace` have routes for `host`.
@@ -34,25 +30,15 @@ impl<'a> Served<'a> {
             "sidecar~127.0.0.1~analyze.{namespace}~{namespace}.svc.{}",
             self.mesh.config.domain
         );
-        let metadata = NodeMetadata {
-            labels: labels.clone(),
-            ..NodeMetadata::default()
-        };
+        let metadata = NodeMetadata { labels: labels.clone(), ..NodeMetadata::default() };
         let Ok(proxy) = Proxy::new(&id, metadata, Locality::default()) else {
             return BTreeSet::new();
         };
-        let (mesh, snapshot_builder, scope) = (
-            self.mesh,
-            &mut self.snapshot_builder,
-            self.mesh.scope(&proxy),
-        );
+        let (mesh, snapshot_builder, scope) =
+            (self.mesh, &mut self.snapshot_builder, self.mesh.scope(&proxy));
         let ports = self.by_scope.entry(scope).or_insert_with_key(|scope| {
             let mut ports = Ports::new();
-            for routes in snapshot_builder
-                .snapshot(mesh, scope)
-                .get(ResourceType::Route)
-                .values()
-            {
+            for routes in snapshot_builder.snapshot(mesh, scope).get(ResourceType::Route).values() {
                 let Ok(port) = routes.name.parse::<u16>() else {
                     continue;
                 };
@@ -62,10 +48,7 @@ impl<'a> Served<'a> {
                     .flat_map(|table| table.iter())
                     .flat_map(|host| host.domains.iter())
                 {
-                    ports
-                        .entry(domain.to_ascii_lowercase())
-                        .or_default()
-                        .insert(port);
+                    ports.entry(domain.to_ascii_lowercase()).or_default().insert(port);
                 }
             }
             ports
@@ -96,10 +79,9 @@ pub(super) fn check(
         let path = format!("spec.hosts[{n}]");
         let spelling = match index.similar(host).as_slice() {
             [] => None,
-            similar => Some(format!(
-                "check its spelling and namespace; known hosts: {}",
-                any_of(similar)
-            )),
+            similar => {
+                Some(format!("check its spelling and namespace; known hosts: {}", any_of(similar)))
+            }
         };
         let numbers: Vec<_> = ports.iter().map(ToString::to_string).collect();
         if numbers.is_empty() {
@@ -109,37 +91,18 @@ pub(super) fn check(
             );
             let advice =
                 spelling.unwrap_or_else(|| "add a Service or ServiceEntry for it".to_owned());
-            found.add(
-                &code::NO_EFFECT,
-                virtual_service.entry,
-                path,
-                message,
-                advice,
-            );
+            found.add(&code::NO_EFFECT, virtual_service.entry, path, message, advice);
         } else {
             let one_port = numbers.len() == 1;
-            let on = format!(
-                "{} {}",
-                if one_port { "port" } else { "the ports" },
-                all_of(&numbers)
-            );
+            let on =
+                format!("{} {}", if one_port { "port" } else { "the ports" }, all_of(&numbers));
             let message =
                 format!("`{host}` is not a known service: requests to it are routed on {on}");
-            let meant = if one_port {
-                format!("{on} is")
-            } else {
-                "these ports are".to_owned()
-            };
+            let meant = if one_port { format!("{on} is") } else { "these ports are".to_owned() };
             let advice = spelling.unwrap_or_else(|| {
                 format!("add a Service or ServiceEntry for it, unless {meant} what is meant")
             });
-            found.add(
-                &code::UNKNOWN_HOST,
-                virtual_service.entry,
-                path,
-                message,
-                advice,
-            );
+            found.add(&code::UNKNOWN_HOST, virtual_service.entry, path, message, advice);
         }
     }
 }
@@ -160,9 +123,7 @@ fn clients(virtual_service: &IndexedVirtualService<'_>) -> BTreeSet<String> {
         .flat_map(|route| &route.matches)
         .map(|matched| &matched.source_namespace);
     found.extend(
-        named
-            .filter(|name| !name.is_empty() && virtual_service.visibility.includes(name))
-            .cloned(),
+        named.filter(|name| !name.is_empty() && virtual_service.visibility.includes(name)).cloned(),
     );
     found
 }
@@ -172,16 +133,9 @@ fn client_labels<'a>(
     virtual_service: &'a IndexedVirtualService<'_>,
 ) -> impl Iterator<Item = &'a Labels> {
     static NONE: Labels = Labels::new();
-    let matches = virtual_service
-        .spec
-        .http
-        .iter()
-        .flat_map(|route| &route.matches);
-    std::iter::once(&NONE).chain(
-        matches
-            .map(|matched| &matched.source_labels)
-            .filter(|labels| !labels.is_empty()),
-    )
+    let matches = virtual_service.spec.http.iter().flat_map(|route| &route.matches);
+    std::iter::once(&NONE)
+        .chain(matches.map(|matched| &matched.source_labels).filter(|labels| !labels.is_empty()))
 }
 
 #[cfg(test)]
@@ -199,9 +153,8 @@ mod tests {
              spec: {{{fields}}}\n"
         );
         let findings = analyze(&store(&text), &MeshConfig::default());
-        let of_hosts = findings
-            .into_iter()
-            .filter(|finding| finding.path.starts_with("spec.hosts"));
+        let of_hosts =
+            findings.into_iter().filter(|finding| finding.path.starts_with("spec.hosts"));
         of_hosts.map(|item| (item.code.id, item.message)).collect()
     }
 
@@ -223,39 +176,20 @@ mod tests {
             "{name: http-a, port: 80}, {name: http, port: 8080}",
         );
         let hosts = |names: &str| format!("hosts: [{names}], http: [{{{to}}}]");
-        assert_eq!(
-            said(http, &hosts("api, shop.example")),
-            routed("the ports 8080 and 9090")
-        );
-        assert_eq!(
-            said(http, &hosts("shop.example")),
-            nowhere,
-            "no service has port 80"
-        );
+        assert_eq!(said(http, &hosts("api, shop.example")), routed("the ports 8080 and 9090"));
+        assert_eq!(said(http, &hosts("shop.example")), nowhere, "no service has port 80");
         assert_eq!(said(with_80, &hosts("shop.example")), routed("port 80"));
-        assert_eq!(
-            said(with_80, &hosts("api, Shop.Example")),
-            routed("the ports 80 and 8080")
-        );
+        assert_eq!(said(with_80, &hosts("api, Shop.Example")), routed("the ports 80 and 8080"));
         let only = |fields: &str| {
             format!("hosts: [api, shop.example], http: [{{match: [{{{fields}}}], {to}}}]")
         };
         assert_eq!(said(with_80, &only("port: 8080")), routed("port 8080"));
-        assert_eq!(
-            said(with_80, &only("sourceLabels: {app: x}")),
-            routed("the ports 80 and 8080")
-        );
-        assert_eq!(
-            said(with_80, &only("sourceNamespace: pay")),
-            routed("the ports 80 and 8080")
-        );
+        assert_eq!(said(with_80, &only("sourceLabels: {app: x}")), routed("the ports 80 and 8080"));
+        assert_eq!(said(with_80, &only("sourceNamespace: pay")), routed("the ports 80 and 8080"));
         let tls = "hosts: [shop.example], tls: [{match: [{sniHosts: [shop.example]}], route: [{destination: {host: api, port: {number: 80}}}]}]";
         assert_eq!(said(with_80, tls), nowhere);
         assert_eq!(
-            said(
-                with_80,
-                &format!("exportTo: [pay], {}", hosts("shop.example"))
-            ),
+            said(with_80, &format!("exportTo: [pay], {}", hosts("shop.example"))),
             routed("port 80")
         );
     }
@@ -263,10 +197,7 @@ mod tests {
     #[test]
     fn what_is_no_name_and_what_is_for_gateways_is_left_alone() {
         let to = "http: [{route: [{destination: {host: web}}]}]";
-        assert_eq!(
-            spec(&format!("hosts: [nobody], {to}")),
-            [("WEIR0110", "spec.hosts[0]".into())]
-        );
+        assert_eq!(spec(&format!("hosts: [nobody], {to}")), [("WEIR0110", "spec.hosts[0]".into())]);
         assert_eq!(
             spec(&format!("hosts: [nobody], gateways: [gw], {to}")),
             [("WEIR0201", "spec.gateways".into())]

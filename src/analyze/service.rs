@@ -37,17 +37,12 @@ fn ports(entry: &Entry, spec: &api::Service, found: &mut Findings) {
         let path = format!("spec.ports[{n}]");
         let number = port.port;
         if external && (unnamed || port.name == "tcp") {
-            let message = format!(
-                "port {number} of an ExternalName service {}",
-                named(&port.name)
-            );
+            let message = format!("port {number} of an ExternalName service {}", named(&port.name));
             let advice = "name it after its protocol, like http-web or tcp-db";
             found.add(&code::EXTERNAL_NAME_PORT, entry, path, message, advice);
         } else if unnamed {
-            let message = format!(
-                "port {number} {}, which specifies no protocol",
-                named(&port.name)
-            );
+            let message =
+                format!("port {number} {}, which specifies no protocol", named(&port.name));
             let advice =
                 "set appProtocol, or start the name with http, http2, grpc, https, tls or tcp";
             found.add(&code::PORT_NAME, entry, path, message, advice);
@@ -56,11 +51,7 @@ fn ports(entry: &Entry, spec: &api::Service, found: &mut Findings) {
 }
 
 fn named(name: &str) -> String {
-    if name.is_empty() {
-        "has no name".to_owned()
-    } else {
-        format!("is named `{name}`")
-    }
+    if name.is_empty() { "has no name".to_owned() } else { format!("is named `{name}`") }
 }
 
 /// The protocol that a port specifies; `None` if it is detected.
@@ -87,9 +78,8 @@ fn addresses(services: &[(&Entry, &api::Service)], found: &mut Findings) {
                 continue;
             };
             let clash = addresses.iter().find_map(|address| {
-                let (first, other) = *taken
-                    .entry((*address, port.port))
-                    .or_insert((entry, protocol));
+                let (first, other) =
+                    *taken.entry((*address, port.port)).or_insert((entry, protocol));
                 (other != protocol).then(|| (format!("{address}:{}", port.port), first, other))
             });
             if let Some((at, first, other)) = clash {
@@ -113,13 +103,7 @@ fn conflict(
         first.object.key()
     );
     let advice = "use the same protocol, or different addresses or ports";
-    found.add(
-        &code::PROTOCOL_CONFLICT,
-        entry,
-        format!("spec.ports[{n}]"),
-        message,
-        advice,
-    );
+    found.add(&code::PROTOCOL_CONFLICT, entry, format!("spec.ports[{n}]"), message, advice);
 }
 
 /// A port of a ServiceEntry and its visibility.
@@ -147,19 +131,12 @@ fn entries(index: &Index<'_>, found: &mut Findings) {
     for entry in index.store.all(Kind::ServiceEntry) {
         if let Spec::ServiceEntry(spec) = &entry.object.spec {
             let protocol = |name: &str| {
-                if name.is_empty() {
-                    "TCP".to_owned()
-                } else {
-                    name.to_ascii_uppercase()
-                }
+                if name.is_empty() { "TCP".to_owned() } else { name.to_ascii_uppercase() }
             };
             all.push((
                 entry,
                 spec,
-                spec.ports
-                    .iter()
-                    .map(|port| protocol(&port.protocol))
-                    .collect(),
+                spec.ports.iter().map(|port| protocol(&port.protocol)).collect(),
             ));
         }
     }
@@ -193,26 +170,13 @@ fn entries(index: &Index<'_>, found: &mut Findings) {
             }
             let mut told = false;
             for address in &addresses {
-                let claim = EntryPort {
-                    entry,
-                    protocol,
-                    visibility: visibility.clone(),
-                };
+                let claim = EntryPort { entry, protocol, visibility: visibility.clone() };
                 let others = taken.entry((address, port.number)).or_default();
-                if let Some(duplicate) = others
-                    .iter()
-                    .find(|other| claim.contradicts(other))
-                    .filter(|_| !told)
+                if let Some(duplicate) =
+                    others.iter().find(|other| claim.contradicts(other)).filter(|_| !told)
                 {
                     let at = format!("{address}:{}", port.number);
-                    conflict(
-                        entry,
-                        n,
-                        &at,
-                        (protocol, duplicate.protocol),
-                        duplicate.entry,
-                        found,
-                    );
+                    conflict(entry, n, &at, (protocol, duplicate.protocol), duplicate.entry, found);
                     told = true;
                 }
                 others.push(claim);
@@ -302,17 +266,11 @@ mod tests {
     fn one_address_and_port_has_one_protocol() {
         let two = |ip: &str, name: &str| {
             service("a", "clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]")
-                + &service(
-                    "b",
-                    &format!("clusterIP: {ip}, ports: [{{name: {name}, port: 80}}]"),
-                )
+                + &service("b", &format!("clusterIP: {ip}, ports: [{{name: {name}, port: 80}}]"))
         };
         assert_eq!(ids(&two("10.0.0.2", "tcp")), [""; 0]);
         assert_eq!(ids(&two("10.0.0.1", "http-b")), [""; 0]);
-        assert_eq!(
-            found(&two("10.0.0.1", "tcp")),
-            [("WEIR0204", "spec.ports[0]".to_owned())]
-        );
+        assert_eq!(found(&two("10.0.0.1", "tcp")), [("WEIR0204", "spec.ports[0]".to_owned())]);
     }
 
     #[test]
@@ -331,10 +289,7 @@ mod tests {
         };
         assert_eq!(ids(&two("app: other", 8080)), [""; 0]);
         assert_eq!(ids(&two("version: v1", 8081)), [""; 0]);
-        assert_eq!(
-            found(&two("version: v1", 8080)),
-            [("IST0116", "spec.ports[0]".to_owned())]
-        );
+        assert_eq!(found(&two("version: v1", 8080)), [("IST0116", "spec.ports[0]".to_owned())]);
     }
 
     fn entry(name: &str, spec: &str) -> String {
@@ -348,10 +303,7 @@ mod tests {
     fn a_service_entry_needs_addresses_for_tcp() {
         let item = |spec: &str| found(&entry("a", spec));
         let expected = [("IST0134", "spec.ports[0]".to_owned())];
-        assert_eq!(
-            item("ports: [{name: tcp, number: 5432, protocol: TCP}]"),
-            expected
-        );
+        assert_eq!(item("ports: [{name: tcp, number: 5432, protocol: TCP}]"), expected);
         assert_eq!(item("ports: [{name: any, number: 5432}]"), expected);
         assert_eq!(
             item("addresses: [240.0.0.1], ports: [{name: tcp, number: 5432, protocol: TCP}]"),

@@ -13,24 +13,14 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
     let mut by_namespace: HashMap<&str, Vec<(&Entry, &api::Sidecar)>> = HashMap::new();
     for entry in index.store.all(Kind::Sidecar) {
         if let Spec::Sidecar(spec) = &entry.object.spec {
-            by_namespace
-                .entry(&entry.object.meta.namespace)
-                .or_default()
-                .push((entry, spec));
+            by_namespace.entry(&entry.object.meta.namespace).or_default().push((entry, spec));
             hosts(entry, spec, index, found);
         }
     }
     for (namespace, mut sidecars) in by_namespace {
         sidecars.sort_by_key(|(entry, _)| (entry.object.meta.age, entry.object.meta.name.clone()));
         for (n, (entry, spec)) in sidecars.iter().enumerate() {
-            selector(
-                namespace,
-                entry,
-                spec,
-                sidecars.get(..n).unwrap_or_default(),
-                index,
-                found,
-            );
+            selector(namespace, entry, spec, sidecars.get(..n).unwrap_or_default(), index, found);
         }
     }
 }
@@ -75,10 +65,7 @@ fn selector(
     }
     let duplicate = older.iter().find(|(_, other)| {
         let other = labels(other);
-        !other.is_empty()
-            && pods
-                .iter()
-                .any(|pod| pod.may_have(&own) && pod.may_have(&other))
+        !other.is_empty() && pods.iter().any(|pod| pod.may_have(&own) && pod.may_have(&other))
     });
     if let Some((first, _)) = duplicate {
         let message = format!(
@@ -99,9 +86,8 @@ fn hosts(entry: &Entry, spec: &api::Sidecar, index: &Index<'_>, found: &mut Find
     for (n, listener) in spec.egress.iter().enumerate() {
         for (m, text) in listener.hosts.iter().enumerate() {
             // Excluded hosts need not exist.
-            let Some((namespace, host)) = text
-                .split_once('/')
-                .filter(|(name, _)| !name.starts_with('~'))
+            let Some((namespace, host)) =
+                text.split_once('/').filter(|(name, _)| !name.starts_with('~'))
             else {
                 continue;
             };
@@ -144,29 +130,17 @@ mod tests {
     #[test]
     fn one_sidecar_applies_to_a_pod() {
         let all = |specs: &[&str]| {
-            let objects = specs
-                .iter()
-                .enumerate()
-                .map(|(n, spec)| sidecar(&format!("s{n}"), spec));
+            let objects = specs.iter().enumerate().map(|(n, spec)| sidecar(&format!("s{n}"), spec));
             found(&(base() + &objects.collect::<String>()))
         };
         let app = "workloadSelector: {labels: {app: web}}";
         let version = "workloadSelector: {labels: {version: v1}}";
         assert_eq!(all(&["", app]), []);
         assert_eq!(all(&["", ""]), [("IST0111", String::new())]);
-        assert_eq!(
-            all(&[app, version]),
-            [("IST0110", "spec.workloadSelector".to_owned())]
-        );
-        assert_eq!(
-            all(&[version, "workloadSelector: {labels: {version: v2}}"]),
-            []
-        );
+        assert_eq!(all(&[app, version]), [("IST0110", "spec.workloadSelector".to_owned())]);
+        assert_eq!(all(&[version, "workloadSelector: {labels: {version: v2}}"]), []);
         let nobody = "workloadSelector: {labels: {app: nobody}}";
-        assert_eq!(
-            all(&[nobody]),
-            [("IST0127", "spec.workloadSelector".to_owned())]
-        );
+        assert_eq!(all(&[nobody]), [("IST0127", "spec.workloadSelector".to_owned())]);
     }
 
     #[test]

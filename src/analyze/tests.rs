@@ -18,11 +18,7 @@ pub(super) fn base() -> String {
     for (name, ports, fields) in [
         ("web", "{name: http, port: 80}", "namespace: shop"),
         ("other", "{name: http, port: 80}", "namespace: shop"),
-        (
-            "many",
-            "{name: http, port: 80}, {name: tcp, port: 81}",
-            "namespace: shop",
-        ),
+        ("many", "{name: http, port: 80}, {name: tcp, port: 81}", "namespace: shop"),
         (
             "hidden",
             "{name: http, port: 80}",
@@ -48,10 +44,9 @@ pub(super) fn base() -> String {
 
 pub(super) fn store(text: &str) -> Store {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-    for change in Loader::new().update([(
-        PathBuf::from(BASE_FILE),
-        Content::Bytes(text.as_bytes().to_vec()),
-    )]) {
+    for change in
+        Loader::new().update([(PathBuf::from(BASE_FILE), Content::Bytes(text.as_bytes().to_vec()))])
+    {
         store.apply(change, &mut dirty);
     }
     store
@@ -60,10 +55,7 @@ pub(super) fn store(text: &str) -> Store {
 /// The codes and paths of the findings in a text, in order.
 pub(super) fn found(text: &str) -> Vec<(&'static str, String)> {
     let found = analyze(&store(text), &MeshConfig::default());
-    found
-        .into_iter()
-        .map(|item| (item.code.id, item.path))
-        .collect()
+    found.into_iter().map(|item| (item.code.id, item.path)).collect()
 }
 
 pub(super) fn ids(text: &str) -> Vec<&'static str> {
@@ -95,14 +87,8 @@ pub(super) fn found_in_rule(spec: &str) -> Vec<(&'static str, String)> {
 
 #[test]
 fn syntax_schema_and_unknown_fields() {
-    assert_eq!(
-        found("kind: VirtualService\n"),
-        [("WEIR0001", "apiVersion".to_owned())]
-    );
-    assert_eq!(
-        found_in_virtual_service("hosts: 5"),
-        [("IST0106", "spec.hosts".to_owned())]
-    );
+    assert_eq!(found("kind: VirtualService\n"), [("WEIR0001", "apiVersion".to_owned())]);
+    assert_eq!(found_in_virtual_service("hosts: 5"), [("IST0106", "spec.hosts".to_owned())]);
     assert_eq!(
         found_in_route("route: [{destination: {host: web}, wieght: 5}]"),
         [("IST0133", "spec.http[0].route[0].wieght".to_owned())]
@@ -121,58 +107,30 @@ fn references_to_rejected_objects_are_not_reported() {
     };
     let to = |host: &str, more: &str| {
         let route = format!("route: [{{destination: {{host: {host}{more}}}}}]");
-        istio(
-            "VirtualService",
-            "v",
-            &format!("hosts: [{host}], http: [{{{route}}}]"),
-        )
+        istio("VirtualService", "v", &format!("hosts: [{host}], http: [{{{route}}}]"))
     };
     let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: {ports: 5}\n";
-    let rule = istio(
-        "DestinationRule",
-        "r",
-        "host: bad, trafficPolicy: {tls: {mode: DISABLE}}",
-    );
+    let rule = istio("DestinationRule", "r", "host: bad, trafficPolicy: {tls: {mode: DISABLE}}");
     for (rejected, cluster_refs, path) in [
         (service.to_owned(), to("bad", "") + &rule, "spec.ports"),
         (
-            istio(
-                "ServiceEntry",
-                "e",
-                "hosts: ['*.example.com'], resolution: NOTHING",
-            ),
+            istio("ServiceEntry", "e", "hosts: ['*.example.com'], resolution: NOTHING"),
             to("api.example.com", ""),
             "spec.resolution",
         ),
         (
-            istio(
-                "DestinationRule",
-                "d",
-                "host: other, subsets: [{name: v9}], trafficPolicy: {}",
-            ),
+            istio("DestinationRule", "d", "host: other, subsets: [{name: v9}], trafficPolicy: {}"),
             to("other", ", subset: v9"),
             "spec.trafficPolicy",
         ),
         (
             istio("VirtualService", "d", "http: [{}]"),
-            istio(
-                "VirtualService",
-                "v",
-                "hosts: ['*.a.b'], http: [{delegate: {name: d}}]",
-            ),
+            istio("VirtualService", "v", "hosts: ['*.a.b'], http: [{delegate: {name: d}}]"),
             "spec.http[0]",
         ),
         (
-            istio(
-                "VirtualService",
-                "root",
-                "hosts: [5], http: [{delegate: {name: v}}]",
-            ),
-            istio(
-                "VirtualService",
-                "v",
-                "http: [{route: [{destination: {host: web}}]}]",
-            ),
+            istio("VirtualService", "root", "hosts: [5], http: [{delegate: {name: v}}]"),
+            istio("VirtualService", "v", "http: [{route: [{destination: {host: web}}]}]"),
             "spec.hosts[0]",
         ),
     ] {
@@ -210,11 +168,7 @@ fn every_kind_of_finding_is_found() {
         )
     };
     let route = |name: &str, fields: &str| {
-        istio(
-            "VirtualService",
-            name,
-            &format!("hosts: [{name}.com], http: [{{{fields}}}]"),
-        )
+        istio("VirtualService", name, &format!("hosts: [{name}.com], http: [{{{fields}}}]"))
     };
     let to = "route: [{destination: {host: web}}]";
     let shares = |a: i32, b: i32| {
@@ -239,11 +193,7 @@ fn every_kind_of_finding_is_found() {
              endpoints: [{{addresses: [10.1.0.1], conditions: {{{conditions}}}, targetRef: {{kind: Pod, name: web-v1}}}}]\n"
         )
     };
-    let elsewhere = istio(
-        "VirtualService",
-        "a",
-        &format!("hosts: [a.com], http: [{{{to}}}]"),
-    );
+    let elsewhere = istio("VirtualService", "a", &format!("hosts: [a.com], http: [{{{to}}}]"));
     let elsewhere = elsewhere
         .replace("namespace: shop", "namespace: pay")
         .replace("host: web", "host: web.shop.svc.cluster.local");
@@ -255,45 +205,28 @@ fn every_kind_of_finding_is_found() {
         + &elsewhere;
     for object in [
         "--- just text\n".to_owned(),
-        route(
-            "a1",
-            &format!("{to}, mirror: {{host: web}}, mirrorPercent: 5"),
-        ),
+        route("a1", &format!("{to}, mirror: {{host: web}}, mirrorPercent: 5")),
         route("a2", "route: [{destination: {host: nobody}}]"),
         route("a3", &format!("{to}, timeout: soon")),
         route("a4", &format!("{to}, match: [{{uri: {{regex: '('}}}}]")),
         route("a5", "route: [{destination: {host: many}}]"),
         route("a6", &format!("{to}, timeuot: 3s")),
         route("a7", &shares(1, 2)),
-        route(
-            "a8",
-            &format!("{to}, timeout: 1s, retries: {{attempts: 2, perTryTimeout: 2s}}"),
-        ),
+        route("a8", &format!("{to}, timeout: 1s, retries: {{attempts: 2, perTryTimeout: 2s}}")),
         route("a9", "route: [{destination: {host: other, subset: v9}}]"),
         route("b1", &format!("{to}, match: [{{gateways: [gw]}}]")),
         annotated("near", "networking.istio.io/exportTo: ."),
         route("b5", "route: [{destination: {host: near}}]"),
         route("b4", &shares(50, 50)),
         route("b2", "redirect: {uri: /x}, timeout: 1s"),
-        route(
-            "b3",
-            &format!("{to}, match: [{{uri: {{prefix: /}}}}, {{uri: {{prefix: /a}}}}]"),
-        ),
-        istio(
-            "VirtualService",
-            "c1",
-            &format!("hosts: ['*.a.b'], http: [{{{to}}}, {{{to}}}]"),
-        ),
+        route("b3", &format!("{to}, match: [{{uri: {{prefix: /}}}}, {{uri: {{prefix: /a}}}}]")),
+        istio("VirtualService", "c1", &format!("hosts: ['*.a.b'], http: [{{{to}}}, {{{to}}}]")),
         istio(
             "VirtualService",
             "c2",
             &format!("hosts: ['*.a.b'], exportTo: [nowhere, shop], http: [{{{to}}}]"),
         ),
-        istio(
-            "VirtualService",
-            "c5",
-            &format!("hosts: ['*.a.b'], http: [{{{to}}}]"),
-        ),
+        istio("VirtualService", "c5", &format!("hosts: ['*.a.b'], http: [{{{to}}}]")),
         istio(
             "VirtualService",
             "c3",
@@ -341,14 +274,8 @@ fn every_kind_of_finding_is_found() {
             "x4",
             "workloadSelector: {labels: {version: v1}}, egress: [{hosts: ['./*']}]",
         ),
-        rule(
-            "r1",
-            "host: other, workloadSelector: {matchLabels: {app: nobody}}",
-        ),
-        rule(
-            "r2",
-            "host: many, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}",
-        ),
+        rule("r1", "host: other, workloadSelector: {matchLabels: {app: nobody}}"),
+        rule("r2", "host: many, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}"),
         rule(
             "r3",
             "host: many, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, insecureSkipVerify: true}}]}",
@@ -358,10 +285,7 @@ fn every_kind_of_finding_is_found() {
             "host: web, exportTo: [.], subsets: [{name: v3, labels: {version: v3}}, {name: all}]",
         ),
         rule("r5", "host: nobody"),
-        rule(
-            "r6",
-            "host: '*.e.com', trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}",
-        ),
+        rule("r6", "host: '*.e.com', trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}"),
         rule(
             "r7",
             "host: p2.shop.svc.cluster.local, subsets: [{name: v1, labels: {version: v1}}], exportTo: [.]",
@@ -372,13 +296,7 @@ fn every_kind_of_finding_is_found() {
     }
     let seen: BTreeSet<_> = ids(&text).into_iter().collect();
     // Kinds that cannot be listed occur only in a cluster.
-    let all: BTreeSet<_> = code::ALL
-        .iter()
-        .map(|code| code.id)
-        .filter(|id| *id != code::NOT_LISTED.id)
-        .collect();
-    assert_eq!(
-        all.difference(&seen).collect::<Vec<_>>(),
-        [""; 0].iter().collect::<Vec<_>>()
-    );
+    let all: BTreeSet<_> =
+        code::ALL.iter().map(|code| code.id).filter(|id| *id != code::NOT_LISTED.id).collect();
+    assert_eq!(all.difference(&seen).collect::<Vec<_>>(), [""; 0].iter().collect::<Vec<_>>());
 }

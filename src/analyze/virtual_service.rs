@@ -12,12 +12,7 @@ pub(super) fn check(virtual_service: &IndexedVirtualService<'_>, found: &mut Fin
     gateways(virtual_service, found);
     for (n, route) in virtual_service.spec.http.iter().enumerate() {
         let path = format!("spec.http[{n}]");
-        weights(
-            virtual_service,
-            route.route.iter().map(|to| to.weight),
-            &path,
-            found,
-        );
+        weights(virtual_service, route.route.iter().map(|to| to.weight), &path, found);
         timeout(virtual_service, route, &path, found);
     }
     for (n, route) in virtual_service.spec.tls.iter().enumerate() {
@@ -61,21 +56,11 @@ fn gateways(virtual_service: &IndexedVirtualService<'_>, found: &mut Findings) {
     if !virtual_service.is_for_mesh() {
         let message = "applies only to gateways: no sidecar uses this VirtualService";
         let advice = "add `mesh` to spec.gateways if sidecars should use it";
-        found.add(
-            &code::NOT_FOR_SIDECARS,
-            virtual_service.entry,
-            "spec.gateways",
-            message,
-            advice,
-        );
+        found.add(&code::NOT_FOR_SIDECARS, virtual_service.entry, "spec.gateways", message, advice);
         return;
     }
-    for (n, name) in virtual_service
-        .spec
-        .gateways
-        .iter()
-        .enumerate()
-        .filter(|(_, name)| *name != "mesh")
+    for (n, name) in
+        virtual_service.spec.gateways.iter().enumerate().filter(|(_, name)| *name != "mesh")
     {
         let message = format!(
             "`{name}` is a gateway, which weir does not serve; sidecars still use the VirtualService"
@@ -133,11 +118,7 @@ fn timeout(
     path: &str,
     found: &mut Findings,
 ) {
-    let Some(retries) = route
-        .retries
-        .as_ref()
-        .filter(|retries| retries.attempts > 0)
-    else {
+    let Some(retries) = route.retries.as_ref().filter(|retries| retries.attempts > 0) else {
         return;
     };
     let limit = route.timeout.filter(|timeout| !timeout.is_zero());
@@ -219,67 +200,33 @@ mod tests {
             base()
         );
         let store = store(&text);
-        assert_eq!(
-            (store.count(Kind::VirtualService), store.rejected().count()),
-            (1, 0)
-        );
+        assert_eq!((store.count(Kind::VirtualService), store.rejected().count()), (1, 0));
     }
 
     #[test]
     fn valid_but_suspicious_settings_are_reported() {
         for (fields, code, path) in [
-            (
-                "match: [{gateways: [ns/gw]}]",
-                "WEIR0201",
-                "match[0].gateways",
-            ),
-            (
-                "timeout: 1s, retries: {attempts: 2, perTryTimeout: 2s}",
-                "WEIR0107",
-                "timeout",
-            ),
+            ("match: [{gateways: [ns/gw]}]", "WEIR0201", "match[0].gateways"),
+            ("timeout: 1s, retries: {attempts: 2, perTryTimeout: 2s}", "WEIR0107", "timeout"),
         ] {
             let path = format!("spec.http[0].{path}");
-            assert_eq!(
-                route(&format!("{TO}, {fields}")),
-                [(code, path)],
-                "{fields}"
-            );
+            assert_eq!(route(&format!("{TO}, {fields}")), [(code, path)], "{fields}");
         }
-        let tcp = spec(&format!(
-            "hosts: ['*.a.b'], tcp: [{{match: [{{gateways: [ns/gw]}}], {TO}}}]"
-        ));
-        assert_eq!(
-            tcp,
-            [("WEIR0201", "spec.tcp[0].match[0].gateways".to_owned())]
-        );
+        let tcp =
+            spec(&format!("hosts: ['*.a.b'], tcp: [{{match: [{{gateways: [ns/gw]}}], {TO}}}]"));
+        assert_eq!(tcp, [("WEIR0201", "spec.tcp[0].match[0].gateways".to_owned())]);
     }
 
     #[test]
     fn hosts_and_gateways() {
         for (fields, expected) in [
-            (
-                "hosts: ['*'], gateways: [ns/gw]",
-                vec![("WEIR0201", "spec.gateways")],
-            ),
-            (
-                "hosts: ['*.a.b'], gateways: [mesh, ns/gw]",
-                vec![("WEIR0201", "spec.gateways[1]")],
-            ),
-            (
-                "hosts: [other, other.shop.svc.cluster.local]",
-                vec![("WEIR0203", "spec.hosts[1]")],
-            ),
+            ("hosts: ['*'], gateways: [ns/gw]", vec![("WEIR0201", "spec.gateways")]),
+            ("hosts: ['*.a.b'], gateways: [mesh, ns/gw]", vec![("WEIR0201", "spec.gateways[1]")]),
+            ("hosts: [other, other.shop.svc.cluster.local]", vec![("WEIR0203", "spec.hosts[1]")]),
         ] {
-            let expected: Vec<_> = expected
-                .into_iter()
-                .map(|(code, path)| (code, path.to_owned()))
-                .collect();
-            assert_eq!(
-                spec(&format!("{fields}, http: [{{{TO}}}]")),
-                expected,
-                "{fields}"
-            );
+            let expected: Vec<_> =
+                expected.into_iter().map(|(code, path)| (code, path.to_owned())).collect();
+            assert_eq!(spec(&format!("{fields}, http: [{{{TO}}}]")), expected, "{fields}");
         }
     }
 }

@@ -78,17 +78,11 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
-        visitor.visit_seq(Entries {
-            known: self.0,
-            left: vec!["0"],
-        })
+        visitor.visit_seq(Entries { known: self.0, left: vec!["0"] })
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, WalkError> {
-        visitor.visit_map(Entries {
-            known: self.0,
-            left: vec!["name"],
-        })
+        visitor.visit_map(Entries { known: self.0, left: vec!["name"] })
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -98,19 +92,10 @@ impl<'de> Deserializer<'de> for Walk<'_> {
         visitor: V,
     ) -> Result<V::Value, WalkError> {
         // Protobuf names are aliases of fields that are already listed.
-        let fields: Vec<&str> = fields
-            .iter()
-            .copied()
-            .filter(|field| !field.contains('_'))
-            .collect();
-        self.0.insert(
-            name.to_owned(),
-            fields.iter().map(|field| (*field).to_owned()).collect(),
-        );
-        visitor.visit_map(Entries {
-            known: self.0,
-            left: fields,
-        })
+        let fields: Vec<&str> =
+            fields.iter().copied().filter(|field| !field.contains('_')).collect();
+        self.0.insert(name.to_owned(), fields.iter().map(|field| (*field).to_owned()).collect());
+        visitor.visit_map(Entries { known: self.0, left: fields })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -121,16 +106,10 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     ) -> Result<V::Value, WalkError> {
         self.0.insert(
             name.to_owned(),
-            variants
-                .iter()
-                .map(|variant| (*variant).to_owned())
-                .collect(),
+            variants.iter().map(|variant| (*variant).to_owned()).collect(),
         );
-        let first: StrDeserializer<'_, WalkError> = variants
-            .first()
-            .copied()
-            .unwrap_or_default()
-            .into_deserializer();
+        let first: StrDeserializer<'_, WalkError> =
+            variants.first().copied().unwrap_or_default().into_deserializer();
         visitor.visit_enum(first)
     }
 
@@ -152,10 +131,7 @@ impl<'de> SeqAccess<'de> for Entries<'_> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, WalkError> {
-        self.left
-            .pop()
-            .map(|_| seed.deserialize(Walk(self.known)))
-            .transpose()
+        self.left.pop().map(|_| seed.deserialize(Walk(self.known))).transpose()
     }
 }
 
@@ -167,10 +143,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         seed: K,
     ) -> Result<Option<K::Value>, WalkError> {
         let key = |name: &str| StringDeserializer::<WalkError>::new(name.to_owned());
-        self.left
-            .last()
-            .map(|name| seed.deserialize(key(name)))
-            .transpose()
+        self.left.last().map(|name| seed.deserialize(key(name))).transpose()
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, WalkError> {
@@ -201,18 +174,12 @@ fn of_table() -> BTreeMap<&'static str, Vec<(&'static str, &'static str, &'stati
         if let Some(heading) = line.strip_prefix("### ") {
             message = heading.split(' ').next();
         } else if let (Some(message), Some(row)) = (message, line.strip_prefix("| `")) {
-            let cells: Vec<&'static str> = row
-                .trim_end_matches('|')
-                .split('|')
-                .map(str::trim)
-                .collect();
+            let cells: Vec<&'static str> =
+                row.trim_end_matches('|').split('|').map(str::trim).collect();
             let &[field, verdict, remark] = cells.as_slice() else {
                 panic!("{line} does not have three cells")
             };
-            found
-                .entry(message)
-                .or_default()
-                .push((field.trim_end_matches('`'), verdict, remark));
+            found.entry(message).or_default().push((field.trim_end_matches('`'), verdict, remark));
         }
     }
     found
@@ -221,16 +188,9 @@ fn of_table() -> BTreeMap<&'static str, Vec<(&'static str, &'static str, &'stati
 #[test]
 fn the_table_lists_exactly_the_fields() {
     let (types, table) = (of_types(), of_table());
-    assert!(
-        types.len() > 60,
-        "only {} types were walked through",
-        types.len()
-    );
-    let names: BTreeSet<&str> = types
-        .keys()
-        .map(String::as_str)
-        .chain(table.keys().copied())
-        .collect();
+    assert!(types.len() > 60, "only {} types were walked through", types.len());
+    let names: BTreeSet<&str> =
+        types.keys().map(String::as_str).chain(table.keys().copied()).collect();
     for name in names {
         let known = types.get(name).cloned().unwrap_or_default();
         let rows = table.get(name).map(Vec::as_slice).unwrap_or_default();

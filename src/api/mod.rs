@@ -37,9 +37,7 @@ pub type Labels = BTreeMap<String, String>;
 
 /// Whether `labels` contains every label of `selector`. An empty selector matches everything.
 pub fn selects(selector: &Labels, labels: &Labels) -> bool {
-    selector
-        .iter()
-        .all(|(name, value)| labels.get(name) == Some(value))
+    selector.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
 /// The kinds that weir reads. [`Kind::group`] and [`Kind::versions`] return the API group and its equivalent versions.

@@ -79,11 +79,7 @@ impl fmt::Display for Problem {
                 write!(f, "{text}{end}")?;
             }
         }
-        if self.advice.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "; {}", self.advice)
-        }
+        if self.advice.is_empty() { Ok(()) } else { write!(f, "; {}", self.advice) }
     }
 }
 
@@ -99,10 +95,7 @@ pub struct ObjectError {
 
 impl From<Problem> for ObjectError {
     fn from(problem: Problem) -> Self {
-        Self {
-            problems: vec![problem],
-            references: References::default(),
-        }
+        Self { problems: vec![problem], references: References::default() }
     }
 }
 
@@ -119,19 +112,10 @@ pub struct References {
 
 impl References {
     fn of(kind: Kind, document: &Value) -> Self {
-        if !matches!(
-            kind,
-            Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry
-        ) {
+        if !matches!(kind, Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry) {
             return Self::default();
         }
-        let items = |at: &str| {
-            document
-                .pointer(at)
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-        };
+        let items = |at: &str| document.pointer(at).and_then(Value::as_array).into_iter().flatten();
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let member = |value: &Value, name: &str| value.get(name).and_then(text);
         let delegates = items("/spec/http").filter_map(|route| route.get("delegate"));
@@ -140,15 +124,10 @@ impl References {
                 .chain(document.pointer("/spec/host"))
                 .filter_map(text)
                 .collect(),
-            subsets: items("/spec/subsets")
-                .filter_map(|subset| member(subset, "name"))
-                .collect(),
+            subsets: items("/spec/subsets").filter_map(|subset| member(subset, "name")).collect(),
             delegates: delegates
                 .filter_map(|to| {
-                    Some((
-                        member(to, "namespace").unwrap_or_default(),
-                        member(to, "name")?,
-                    ))
+                    Some((member(to, "namespace").unwrap_or_default(), member(to, "name")?))
                 })
                 .collect(),
         }
@@ -188,32 +167,23 @@ struct RawMeta {
 /// The items of a `List` document (as printed by `kubectl get -o yaml`), each with its path; for other documents the
 /// document itself with an empty path.
 pub fn expand_list(document: Value) -> Vec<(String, Value)> {
-    let is_list = document
-        .get("kind")
-        .and_then(Value::as_str)
-        .is_some_and(|kind| kind.ends_with("List"));
+    let is_list =
+        document.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"));
     match document {
         Value::Object(mut map) if is_list && matches!(map.get("items"), Some(Value::Array(_))) => {
-            let list_kind = map
-                .get("kind")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned();
+            let list_kind = map.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
             let api_version = map.get("apiVersion").cloned();
             let Some(Value::Array(items)) = map.remove("items") else {
                 return Vec::new();
             };
-            let member_kind = list_kind
-                .strip_suffix("List")
-                .filter(|kind| !kind.is_empty());
+            let member_kind = list_kind.strip_suffix("List").filter(|kind| !kind.is_empty());
             items
                 .into_iter()
                 .enumerate()
                 .map(|(index, mut item)| {
                     // The items of a typed list (`ServiceList`) have no kind or version of their own.
                     if let (Value::Object(item), Some(kind)) = (&mut item, member_kind) {
-                        item.entry("kind")
-                            .or_insert_with(|| Value::String(kind.to_owned()));
+                        item.entry("kind").or_insert_with(|| Value::String(kind.to_owned()));
                         if let Some(version) = &api_version {
                             item.entry("apiVersion").or_insert_with(|| version.clone());
                         }
@@ -235,12 +205,10 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
     let text = |pointer: &str, path: &str, like: &str| -> Result<String, ObjectError> {
         match document.pointer(pointer) {
             Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
-            None | Some(Value::Null | Value::String(_)) => Err(Problem::new(
-                path,
-                "is missing",
-                format!("expected a string like `{like}`"),
-            )
-            .into()),
+            None | Some(Value::Null | Value::String(_)) => {
+                Err(Problem::new(path, "is missing", format!("expected a string like `{like}`"))
+                    .into())
+            }
             Some(other) => Err(Problem::new(
                 path,
                 format!("is {}", describe(other)),
@@ -257,9 +225,8 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
     let api_version = text("/apiVersion", "apiVersion", "networking.istio.io/v1")?;
     let kind_name = text("/kind", "kind", "VirtualService")?;
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
-    let Some(kind) = Kind::ALL
-        .into_iter()
-        .find(|kind| kind.as_str() == kind_name && kind.group() == group)
+    let Some(kind) =
+        Kind::ALL.into_iter().find(|kind| kind.as_str() == kind_name && kind.group() == group)
     else {
         if group == ISTIO && !NOT_READ.contains(&&*kind_name) {
             let ours = Kind::ALL
@@ -273,13 +240,10 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
         return Ok(Identity::Other(api_version, kind_name));
     };
     if !kind.versions().contains(&version) {
-        let known = kind.versions().iter().map(|v| {
-            if group.is_empty() {
-                (*v).to_owned()
-            } else {
-                format!("{group}/{v}")
-            }
-        });
+        let known = kind
+            .versions()
+            .iter()
+            .map(|v| if group.is_empty() { (*v).to_owned() } else { format!("{group}/{v}") });
         let known = known.collect::<Vec<_>>().join(", ");
         let message = format!("`{api_version}` is not a supported version of {kind}");
         return Err(Problem::new("apiVersion", message, format!("expected one of {known}")).into());
@@ -299,11 +263,7 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
             .into());
         }
     };
-    Ok(Identity::Known(ObjectKey {
-        kind,
-        namespace: namespace.into(),
-        name: name.into(),
-    }))
+    Ok(Identity::Known(ObjectKey { kind, namespace: namespace.into(), name: name.into() }))
 }
 
 /// Parses the document that [`identify`] identified as `key` and validates it as far as possible without other objects.
@@ -314,30 +274,22 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
 pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed, ObjectError> {
     drop_nulls(&mut document);
     let references = References::of(key.kind, &document);
-    object(key, document, order).map_err(|error| ObjectError {
-        references,
-        ..error
-    })
+    object(key, document, order).map_err(|error| ObjectError { references, ..error })
 }
 
 fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, ObjectError> {
     let Value::Object(mut map) = document else {
         return Err(Problem::new("", "the document is not an object", "expected a map").into());
     };
-    let raw: RawMeta = read(
-        map.remove("metadata").unwrap_or_default(),
-        "metadata",
-        &mut Vec::new(),
-    )?;
+    let raw: RawMeta =
+        read(map.remove("metadata").unwrap_or_default(), "metadata", &mut Vec::new())?;
     let mut annotations = raw.annotations;
     annotations.retain(|name, _| {
         name.split('/')
             .next()
             .is_some_and(|domain| domain.ends_with("istio.io") || domain == "weir.dev")
     });
-    let created = raw
-        .creation_timestamp
-        .map_or(i64::MAX, |time| time.0.as_microsecond());
+    let created = raw.creation_timestamp.map_or(i64::MAX, |time| time.0.as_microsecond());
     let meta = Meta {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
@@ -347,13 +299,10 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
         generation: raw.generation,
     };
     let mut warnings = Vec::new();
-    let spec = map
-        .remove("spec")
-        .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    let spec = map.remove("spec").unwrap_or_else(|| Value::Object(serde_json::Map::new()));
     if key.kind.group() == Kind::VirtualService.group() {
-        for name in map
-            .keys()
-            .filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status"))
+        for name in
+            map.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status"))
         {
             warnings.push(unknown_field(name));
         }
@@ -379,10 +328,7 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
     if !found.problems.is_empty() {
         // A missing field may be present under a misspelt name.
         let problems = found.problems.into_iter().chain(warnings).collect();
-        return Err(ObjectError {
-            problems,
-            references: References::default(),
-        });
+        return Err(ObjectError { problems, references: References::default() });
     }
     warnings.extend(found.warnings);
     Ok(Parsed { object, warnings })
@@ -418,11 +364,7 @@ fn read<T: DeserializeOwned>(
     unknown: &mut Vec<Problem>,
 ) -> Result<T, ObjectError> {
     let mut track = serde_path_to_error::Track::new();
-    let value = if value.is_null() {
-        Value::Object(serde_json::Map::new())
-    } else {
-        value
-    };
+    let value = if value.is_null() { Value::Object(serde_json::Map::new()) } else { value };
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
     let result = serde_ignored::deserialize(tracked, |path| {
         let path = join(prefix, &indexed(&path.to_string()));
@@ -430,11 +372,7 @@ fn read<T: DeserializeOwned>(
     });
     result.map_err(|error: serde_json::Error| {
         let path = track.path().to_string();
-        let path = if path == "." {
-            prefix.to_owned()
-        } else {
-            join(prefix, &path)
-        };
+        let path = if path == "." { prefix.to_owned() } else { join(prefix, &path) };
         let (message, advice) = plain(&error.to_string());
         Problem::new(path, message, advice).into()
     })
@@ -487,18 +425,13 @@ fn plain(message: &str) -> (String, String) {
         ("expected i64", "expected an integer"),
         ("expected f64", "expected a number"),
         ("expected a boolean", "expected true or false"),
-        (
-            "expected a string",
-            "expected a string; quote values that YAML reads as another type",
-        ),
+        ("expected a string", "expected a string; quote values that YAML reads as another type"),
         ("invalid type: ", "is the wrong type: "),
         ("invalid value: ", "is out of range: "),
     ] {
         text = text.replace(rust, people);
     }
-    let found = text
-        .rfind("expected ")
-        .and_then(|at| Some((text.get(..at)?, text.get(at..)?)));
+    let found = text.rfind("expected ").and_then(|at| Some((text.get(..at)?, text.get(at..)?)));
     match found.map(|(found, expected)| (found.trim_end_matches([',', ';', ' ']), expected)) {
         Some((found, expected)) if !found.is_empty() => (found.to_owned(), expected.to_owned()),
         _ => (text, String::new()),
@@ -539,11 +472,7 @@ impl From<&Object> for ObjectKey {
 impl ObjectKey {
     /// The key of the object `namespace`/`name` of `kind`.
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
-        Self {
-            kind,
-            namespace: Arc::from(namespace),
-            name: Arc::from(name),
-        }
+        Self { kind, namespace: Arc::from(namespace), name: Arc::from(name) }
     }
 }
 
@@ -577,12 +506,7 @@ mod tests {
         }
         let mut document = virtual_service(json!({}));
         document["apiVersion"] = json!("networking.istio.io/v9");
-        assert!(
-            identify(&document)
-                .unwrap_err()
-                .to_string()
-                .contains("networking.istio.io/v1")
-        );
+        assert!(identify(&document).unwrap_err().to_string().contains("networking.istio.io/v1"));
     }
 
     #[test]
@@ -592,39 +516,26 @@ mod tests {
         .unwrap_err();
         assert_eq!(error.problems.len(), 1);
         assert_eq!(error.problems[0].path, "spec.http[0].route[1].weight");
-        assert_eq!(
-            error.problems[0].message,
-            "is the wrong type: string \"ten\""
-        );
+        assert_eq!(error.problems[0].message, "is the wrong type: string \"ten\"");
         assert_eq!(error.problems[0].advice, "expected an integer");
     }
 
     #[test]
     fn an_unknown_field_is_a_warning_with_its_path() {
-        let parsed = parse_value(virtual_service(
-            json!({"hosts": ["web"], "http": [{"route": [
-            {"destination": {"host": "web", "subsett": "v1"}}]}]}),
-        ))
+        let parsed = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"route": [
+            {"destination": {"host": "web", "subsett": "v1"}}]}]})))
         .unwrap();
         assert_eq!(parsed.warnings.len(), 1);
         assert_eq!(parsed.warnings[0].kind, ProblemKind::UnknownField);
-        assert_eq!(
-            parsed.warnings[0].path,
-            "spec.http[0].route[0].destination.subsett"
-        );
+        assert_eq!(parsed.warnings[0].path, "spec.http[0].route[0].destination.subsett");
     }
 
     #[test]
     fn a_rejection_also_names_unknown_fields() {
-        let error = parse_value(virtual_service(
-            json!({"hosts": ["web"], "http": [{"rout": []}]}),
-        ))
-        .unwrap_err();
-        let found: Vec<_> = error
-            .problems
-            .iter()
-            .map(|problem| (problem.kind, problem.path.as_str()))
-            .collect();
+        let error = parse_value(virtual_service(json!({"hosts": ["web"], "http": [{"rout": []}]})))
+            .unwrap_err();
+        let found: Vec<_> =
+            error.problems.iter().map(|problem| (problem.kind, problem.path.as_str())).collect();
         assert_eq!(
             found,
             [
@@ -635,18 +546,9 @@ mod tests {
         let mut document = virtual_service(json!({}));
         document["specs"] = document["spec"].take();
         let error = parse_value(document).unwrap_err();
-        let found: Vec<_> = error
-            .problems
-            .iter()
-            .map(|problem| (problem.kind, problem.path.as_str()))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                (ProblemKind::Invalid, "spec"),
-                (ProblemKind::UnknownField, "specs")
-            ]
-        );
+        let found: Vec<_> =
+            error.problems.iter().map(|problem| (problem.kind, problem.path.as_str())).collect();
+        assert_eq!(found, [(ProblemKind::Invalid, "spec"), (ProblemKind::UnknownField, "specs")]);
     }
 
     #[test]
@@ -654,9 +556,7 @@ mod tests {
         let parsed = parse_value(virtual_service(json!({"hosts": ["web"], "gateways": null, "http": [
             {"match": null, "timeout": null, "route": [{"destination": {"host": "web", "port": null}}]}]})))
         .unwrap();
-        let Spec::VirtualService(spec) = parsed.object.spec else {
-            panic!()
-        };
+        let Spec::VirtualService(spec) = parsed.object.spec else { panic!() };
         assert!(spec.gateways.is_empty() && spec.http[0].timeout.is_none());
     }
 
@@ -664,10 +564,7 @@ mod tests {
     fn lists_are_expanded() {
         let list =
             json!({"apiVersion": "v1", "kind": "List", "items": [{"kind": "A"}, {"kind": "B"}]});
-        let paths: Vec<_> = expand_list(list)
-            .into_iter()
-            .map(|(path, _)| path)
-            .collect();
+        let paths: Vec<_> = expand_list(list).into_iter().map(|(path, _)| path).collect();
         assert_eq!(paths, ["items[0]", "items[1]"]);
         let typed = json!({"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "x"}}]});
         assert_eq!(expand_list(typed)[0].1["kind"], "Service");
@@ -680,10 +577,7 @@ mod tests {
             (json!("x"), "the string `x`"),
             (json!({"kind": "Service"}), "apiVersion"),
             (json!({"apiVersion": "v1", "kind": 5}), "the number 5"),
-            (
-                json!({"apiVersion": "v1", "kind": "Service", "metadata": {}}),
-                "metadata.name",
-            ),
+            (json!({"apiVersion": "v1", "kind": "Service", "metadata": {}}), "metadata.name"),
         ] {
             let error = identify(&document).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

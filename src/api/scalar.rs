@@ -23,9 +23,7 @@ impl Duration {
         let bad = || format!("`{text}` is not a duration; expected a form like 5s, 250ms or 1h30m");
         let mut rest = text.strip_prefix('+').unwrap_or(text);
         if rest.starts_with('-') {
-            return Err(format!(
-                "`{text}` is negative; expected a duration of 0s or more"
-            ));
+            return Err(format!("`{text}` is negative; expected a duration of 0s or more"));
         }
         if rest == "0" {
             return Ok(Self::default());
@@ -35,13 +33,10 @@ impl Duration {
         }
         let mut total: u128 = 0;
         while !rest.is_empty() {
-            let digits = rest
-                .find(|c: char| !c.is_ascii_digit() && c != '.')
-                .ok_or_else(bad)?;
+            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
             let (number, tail) = rest.split_at(digits);
-            let unit_end = tail
-                .find(|c: char| c.is_ascii_digit() || c == '.')
-                .unwrap_or(tail.len());
+            let unit_end =
+                tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(unit_end);
             let unit: u128 = match unit {
                 "ns" => 1,
@@ -59,15 +54,9 @@ impl Duration {
             {
                 return Err(bad());
             }
-            let whole: u128 = if whole.is_empty() {
-                0
-            } else {
-                whole.parse().map_err(|_| bad())?
-            };
-            total = whole
-                .checked_mul(unit)
-                .and_then(|n| total.checked_add(n))
-                .ok_or_else(bad)?;
+            let whole: u128 =
+                if whole.is_empty() { 0 } else { whole.parse().map_err(|_| bad())? };
+            total = whole.checked_mul(unit).and_then(|n| total.checked_add(n)).ok_or_else(bad)?;
             let mut scale = unit;
             for digit in fraction.bytes() {
                 scale /= 10;
@@ -75,10 +64,7 @@ impl Duration {
             }
             rest = tail;
         }
-        let nanos = u64::try_from(total)
-            .ok()
-            .filter(|n| *n <= LONGEST)
-            .ok_or_else(bad)?;
+        let nanos = u64::try_from(total).ok().filter(|n| *n <= LONGEST).ok_or_else(bad)?;
         Ok(Self(time::Duration::from_nanos(nanos)))
     }
 

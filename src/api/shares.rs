@@ -16,17 +16,9 @@ pub fn shares(weights: impl IntoIterator<Item = u32>) -> Vec<f64> {
 
 /// The share of one destination: of all entries of the route that name it.
 pub fn share_of(route: &[HttpRouteDestination], destination: Option<&Destination>) -> f64 {
-    let weights = route
-        .iter()
-        .map(|entry| u32::try_from(entry.weight).unwrap_or_default());
-    let named = route
-        .iter()
-        .map(|entry| entry.destination.as_ref() == destination);
-    shares(weights)
-        .into_iter()
-        .zip(named)
-        .filter_map(|(share, named)| named.then_some(share))
-        .sum()
+    let weights = route.iter().map(|entry| u32::try_from(entry.weight).unwrap_or_default());
+    let named = route.iter().map(|entry| entry.destination.as_ref() == destination);
+    shares(weights).into_iter().zip(named).filter_map(|(share, named)| named.then_some(share)).sum()
 }
 
 #[cfg(test)]
@@ -35,10 +27,7 @@ mod tests {
 
     fn route(entries: &[(&str, i32)]) -> Vec<HttpRouteDestination> {
         let entry = |(host, weight): &(&str, i32)| HttpRouteDestination {
-            destination: Some(Destination {
-                host: (*host).to_owned(),
-                ..Default::default()
-            }),
+            destination: Some(Destination { host: (*host).to_owned(), ..Default::default() }),
             weight: *weight,
             headers: None,
         };
@@ -58,13 +47,7 @@ mod tests {
     fn entries_for_one_destination_add_up_and_negative_weights_count_as_none() {
         let route = route(&[("a", 20), ("b", 60), ("a", 20), ("c", -5)]);
         let share = |host: &str| {
-            share_of(
-                &route,
-                Some(&Destination {
-                    host: host.to_owned(),
-                    ..Default::default()
-                }),
-            )
+            share_of(&route, Some(&Destination { host: host.to_owned(), ..Default::default() }))
         };
         assert_eq!(["a", "b", "c", "d"].map(share), [0.4, 0.6, 0.0, 0.0]);
         assert_eq!(share_of(&route, None), 0.0);

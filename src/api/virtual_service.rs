@@ -448,9 +448,6 @@ pub fn grpc_status(status: &str) -> Option<u32> {
         "DATA_LOSS",
         "UNAUTHENTICATED",
     ];
-    let by_name = NAMES
-        .iter()
-        .position(|name| *name == status)
-        .and_then(|n| u32::try_from(n).ok());
+    let by_name = NAMES.iter().position(|name| *name == status).and_then(|n| u32::try_from(n).ok());
     by_name.or_else(|| status.parse().ok().filter(|number| *number <= 16))
 }

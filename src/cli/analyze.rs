@@ -78,10 +78,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.list_codes {
         return print_out(&list(args.output)?, ExitCode::SUCCESS);
     }
-    if let Some(unknown) = args
-        .ignore
-        .iter()
-        .find(|name| !code::ALL.iter().any(|code| is(code, name)))
+    if let Some(unknown) =
+        args.ignore.iter().find(|name| !code::ALL.iter().any(|code| is(code, name)))
     {
         eprintln!(
             "weir: --ignore `{unknown}` is not a code; weir analyze --list-codes prints all codes"
@@ -95,11 +93,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
-    if let Some(name) = args
-        .namespace
-        .as_deref()
-        .filter(|name| !is_known(&store, name))
-    {
+    if let Some(name) = args.namespace.as_deref().filter(|name| !is_known(&store, name)) {
         eprintln!("weir: there are no objects in namespace `{name}`");
     }
     let mut findings = analyze::analyze(&store, &args.mesh.config());
@@ -118,10 +112,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         rejected: store.rejected().count(),
     };
     let text = match args.output {
-        Output::Json => format!(
-            "{}\n",
-            serde_json::to_string_pretty(&to_json(&findings, object_counts))?
-        ),
+        Output::Json => {
+            format!("{}\n", serde_json::to_string_pretty(&to_json(&findings, object_counts))?)
+        }
         Output::Table => {
             let colours = std::io::stdout().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
@@ -129,17 +122,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             if colours { coloured(&text) } else { text }
         }
     };
-    let failed = findings
-        .iter()
-        .any(|finding| finding.code.severity >= args.fail_on);
-    print_out(
-        &text,
-        if failed {
-            ExitCode::FAILURE
-        } else {
-            ExitCode::SUCCESS
-        },
-    )
+    let failed = findings.iter().any(|finding| finding.code.severity >= args.fail_on);
+    print_out(&text, if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn is_known(store: &Store, namespace: &str) -> bool {
@@ -147,8 +131,7 @@ fn is_known(store: &Store, namespace: &str) -> bool {
         .into_iter()
         .flat_map(|kind| store.all(kind))
         .map(|entry| &*entry.object.meta.namespace);
-    all.chain(store.rejected().map(|(key, _)| &*key.namespace))
-        .any(|known| known == namespace)
+    all.chain(store.rejected().map(|(key, _)| &*key.namespace)).any(|known| known == namespace)
 }
 
 /// The number of analyzed objects.
@@ -210,11 +193,8 @@ async fn read(args: &Args) -> anyhow::Result<Store> {
         }
     });
     if listed.await.is_err() {
-        let why: Vec<_> = store
-            .source_problems()
-            .flat_map(|(_, list)| list)
-            .map(ToString::to_string)
-            .collect();
+        let why: Vec<_> =
+            store.source_problems().flat_map(|(_, list)| list).map(ToString::to_string).collect();
         bail!(
             "the Kubernetes API did not list everything within {} s: {}",
             LIST_TIMEOUT.as_secs(),
@@ -284,9 +264,7 @@ fn to_json(findings: &[Finding], object_counts: ObjectCounts) -> Value {
 
 fn counts(findings: &[Finding]) -> BTreeMap<Severity, usize> {
     let mut counts = BTreeMap::new();
-    findings
-        .iter()
-        .for_each(|finding| *counts.entry(finding.code.severity).or_default() += 1);
+    findings.iter().for_each(|finding| *counts.entry(finding.code.severity).or_default() += 1);
     counts
 }
 
@@ -317,11 +295,7 @@ fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> Stri
     let objects = format!(
         "{} {}",
         objects + rejected,
-        if objects + rejected == 1 {
-            "object"
-        } else {
-            "objects"
-        }
+        if objects + rejected == 1 { "object" } else { "objects" }
     );
     if findings.is_empty() {
         return format!("No problems found in {objects}.\n");
@@ -345,12 +319,7 @@ fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> Stri
     let mut text = if width < LEAST_TABLE {
         stack(&rows, width)
     } else {
-        print(
-            ["LEVEL", "CODE", "WHERE", "WHAT"],
-            &rows,
-            width,
-            width * 36 / 100,
-        )
+        print(["LEVEL", "CODE", "WHERE", "WHAT"], &rows, width, width * 36 / 100)
     };
     let mut last = vec![format!(
         "{}, {}, {} in {objects}",
@@ -364,9 +333,7 @@ fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> Stri
         } else {
             &format!("{rejected} objects are rejected")
         };
-        last.push(format!(
-            "{which}; the last accepted version, if any, stays active"
-        ));
+        last.push(format!("{which}; the last accepted version, if any, stays active"));
     }
     text.push('\n');
     text.extend(last.iter().map(|line| table::wrapped(line, &[' '], width)));
@@ -381,14 +348,9 @@ fn stack(rows: &[Row], width: u16) -> String {
     let mut text = String::new();
     for row in rows {
         text += &format!("{} {}\n", row.severity, row.code);
-        let places = row
-            .place
-            .iter()
-            .map(|line| table::wrapped(line, PLACE_BREAKS, width - 2));
+        let places = row.place.iter().map(|line| table::wrapped(line, PLACE_BREAKS, width - 2));
         for lines in places.chain([table::wrapped(&row.message, &[' '], width - 2)]) {
-            lines
-                .lines()
-                .for_each(|line| text += &format!("  {line}\n"));
+            lines.lines().for_each(|line| text += &format!("  {line}\n"));
         }
     }
     text
@@ -398,11 +360,8 @@ fn print(head: [&str; 4], rows: &[Row], width: u16, most_place: u16) -> String {
     let mut table = table::empty(width);
     table.set_header(head);
     for row in rows {
-        let place: Vec<String> = row
-            .place
-            .iter()
-            .map(|line| breakable(line, PLACE_BREAKS))
-            .collect();
+        let place: Vec<String> =
+            row.place.iter().map(|line| breakable(line, PLACE_BREAKS)).collect();
         table.add_row([row.severity, row.code, &place.join("\n"), &row.message]);
     }
     let longest = rows
@@ -428,8 +387,7 @@ fn coloured(text: &str) -> String {
     let line = |line: &str| {
         let all = [Severity::Error, Severity::Warning, Severity::Info];
         let begins = |severity: &Severity| {
-            line.strip_prefix(severity.as_str())
-                .is_some_and(|rest| rest.starts_with(' '))
+            line.strip_prefix(severity.as_str()).is_some_and(|rest| rest.starts_with(' '))
         };
         let severity = all.into_iter().find(begins);
         match severity.and_then(|severity| Some((severity, line.strip_prefix(severity.as_str())?)))
@@ -463,16 +421,8 @@ mod tests {
     #[test]
     fn the_list_of_codes_fits_the_page() {
         let text = list(Output::Table).unwrap();
-        assert!(
-            text.lines()
-                .all(|line| line.chars().count() <= usize::from(MAX_WIDTH)),
-            "{text}"
-        );
-        assert!(
-            code::ALL
-                .iter()
-                .all(|code| text.contains(code.id) && text.contains(code.name))
-        );
+        assert!(text.lines().all(|line| line.chars().count() <= usize::from(MAX_WIDTH)), "{text}");
+        assert!(code::ALL.iter().all(|code| text.contains(code.id) && text.contains(code.name)));
     }
 
     #[test]
@@ -494,26 +444,13 @@ mod tests {
             line: 1234,
         };
         for width in [MIN_WIDTH, LEAST_TABLE, MAX_WIDTH] {
-            let object_counts = ObjectCounts {
-                objects: 7,
-                rejected: 2,
-            };
-            let text = report(
-                &[finding(file.clone()), finding(Origin::Cluster)],
-                object_counts,
-                width,
-            );
-            assert!(
-                text.lines()
-                    .all(|line| line.chars().count() <= usize::from(width)),
-                "{text}"
-            );
+            let object_counts = ObjectCounts { objects: 7, rejected: 2 };
+            let text =
+                report(&[finding(file.clone()), finding(Origin::Cluster)], object_counts, width);
+            assert!(text.lines().all(|line| line.chars().count() <= usize::from(width)), "{text}");
             let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(words.contains("2 objects are rejected; the last"), "{text}");
-            assert!(
-                words.contains("2 errors, 0 warnings, 0 notes in 9 objects"),
-                "{text}"
-            );
+            assert!(words.contains("2 errors, 0 warnings, 0 notes in 9 objects"), "{text}");
         }
     }
 }

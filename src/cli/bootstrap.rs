@@ -34,12 +34,7 @@ pub struct Args {
     node_id: Option<NodeId>,
 
     /// The proxy type
-    #[arg(
-        id = "kind",
-        long = "type",
-        value_name = "TYPE",
-        default_value = "sidecar"
-    )]
+    #[arg(id = "kind", long = "type", value_name = "TYPE", default_value = "sidecar")]
     kind: Kind,
 
     /// The address of the proxy's pod; for a dual-stack pod give both, the primary one first
@@ -133,9 +128,7 @@ impl Args {
         let output = self.output;
         let bootstrap = self.bootstrap();
         Ok(match output {
-            Output::Yaml => bootstrap
-                .to_yaml()
-                .context("printing the bootstrap as YAML")?,
+            Output::Yaml => bootstrap.to_yaml().context("printing the bootstrap as YAML")?,
             Output::Json => format!("{:#}\n", bootstrap.to_json()),
         })
     }
@@ -166,11 +159,7 @@ impl Args {
                 Intercept::None => Interception::None,
             },
             xds: self.xds,
-            variant: if self.sotw {
-                AdsVariant::Sotw
-            } else {
-                AdsVariant::Delta
-            },
+            variant: if self.sotw { AdsVariant::Sotw } else { AdsVariant::Delta },
             admin: self.admin_address,
         }
     }
@@ -195,10 +184,7 @@ mod tests {
     }
 
     fn json(flags: &str) -> Value {
-        let text = parse(&format!("{flags} -o json"))
-            .unwrap()
-            .render()
-            .unwrap();
+        let text = parse(&format!("{flags} -o json")).unwrap().render().unwrap();
         serde_json::from_str(&text).unwrap()
     }
 
@@ -210,28 +196,16 @@ mod tests {
     #[test]
     fn without_flags_it_is_a_sidecar_on_this_machine() {
         let json = json("");
-        assert_eq!(
-            json["node"]["id"],
-            "sidecar~127.0.0.1~envoy.default~default.svc.cluster.local"
-        );
+        assert_eq!(json["node"]["id"], "sidecar~127.0.0.1~envoy.default~default.svc.cluster.local");
         assert_eq!(json["node"]["metadata"]["INTERCEPTION_MODE"], "REDIRECT");
         assert_eq!(json["node"]["locality"], Value::Null);
-        assert_eq!(
-            json["dynamic_resources"]["ads_config"]["api_type"],
-            "DELTA_GRPC"
-        );
+        assert_eq!(json["dynamic_resources"]["ads_config"]["api_type"], "DELTA_GRPC");
         let admin = &json["admin"]["address"]["socket_address"];
         assert_eq!(
             (admin["address"].as_str(), admin["port_value"].as_u64()),
             (Some("127.0.0.1"), Some(15000))
         );
-        assert!(
-            parse("")
-                .unwrap()
-                .render()
-                .unwrap()
-                .starts_with("node:\n  id: sidecar~")
-        );
+        assert!(parse("").unwrap().render().unwrap().starts_with("node:\n  id: sidecar~"));
     }
 
     #[test]
@@ -255,10 +229,7 @@ mod tests {
         );
         let node = &json["node"];
         assert_eq!(node["cluster"], "web.default");
-        assert_eq!(
-            node["id"],
-            "sidecar~10.1.2.3~envoy.default~default.svc.cluster.local"
-        );
+        assert_eq!(node["id"], "sidecar~10.1.2.3~envoy.default~default.svc.cluster.local");
         assert_eq!(node["metadata"]["INSTANCE_IPS"], "10.1.2.3,fd00::3");
         assert_eq!(node["metadata"]["NODE_NAME"], "n1");
         assert_eq!(
@@ -272,10 +243,7 @@ mod tests {
             serde_json::json!({ "region": "eu", "zone": "eu-a", "sub_zone": "r7" })
         );
         assert_eq!(json["dynamic_resources"]["ads_config"]["api_type"], "GRPC");
-        assert_eq!(
-            json["static_resources"]["clusters"][0]["type"],
-            "STRICT_DNS"
-        );
+        assert_eq!(json["static_resources"]["clusters"][0]["type"], "STRICT_DNS");
         assert_eq!(json["admin"]["address"]["socket_address"]["address"], "::1");
     }
 
@@ -292,10 +260,7 @@ mod tests {
             ("--intercept maybe", "possible values: redirect, none"),
             ("--locality /zone", "REGION/ZONE/SUBZONE"),
             ("--node-id sidecar~1.2.3.4", "has 4"),
-            (
-                "--node-id sidecar~1.2.3.4~a.b~c --ip 1.2.3.4",
-                "cannot be used with",
-            ),
+            ("--node-id sidecar~1.2.3.4~a.b~c --ip 1.2.3.4", "cannot be used with"),
         ] {
             let error = parse(flags).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flags}");

@@ -43,41 +43,22 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
-    let kind = args
-        .kind
-        .map_or(v1::ResourceType::Unspecified, |kind| {
-            kind.resource_type().into()
-        })
-        .into();
+    let kind =
+        args.kind.map_or(v1::ResourceType::Unspecified, |kind| kind.resource_type().into()).into();
     if args.diff {
-        let request = v1::DiffProxyRequest {
-            proxy: args.pod,
-            r#type: kind,
-        };
-        let answer = client
-            .diff_proxy(request)
-            .await
-            .map_err(status_error)?
-            .into_inner();
+        let request = v1::DiffProxyRequest { proxy: args.pod, r#type: kind };
+        let answer = client.diff_proxy(request).await.map_err(status_error)?.into_inner();
         let output = args.output.unwrap_or(Output::Table);
-        output.print(&proto_json::message_to_json(&answer)?, || {
-            differences(&answer.differences)
-        })?;
+        output
+            .print(&proto_json::message_to_json(&answer)?, || differences(&answer.differences))?;
         return Ok(if answer.differences.is_empty() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         });
     }
-    let request = v1::DumpProxyRequest {
-        proxy: args.pod,
-        r#type: kind,
-    };
-    let answer = client
-        .dump_proxy(request)
-        .await
-        .map_err(status_error)?
-        .into_inner();
+    let request = v1::DumpProxyRequest { proxy: args.pod, r#type: kind };
+    let answer = client.dump_proxy(request).await.map_err(status_error)?.into_inner();
     match args.output.unwrap_or(Output::Json) {
         // Opening every message would be for nothing.
         Output::Table => super::print(&resources(&answer.resources))?,
@@ -88,11 +69,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn resources(all: &[v1::Resource]) -> String {
     let row = |resource: &v1::Resource| {
-        let bytes = resource
-            .resource
-            .as_ref()
-            .map_or(0, |any| any.value.len())
-            .to_string();
+        let bytes = resource.resource.as_ref().map_or(0, |any| any.value.len()).to_string();
         [
             resource.r#type().short_name().to_owned(),
             resource.name.clone(),
@@ -101,10 +78,7 @@ fn resources(all: &[v1::Resource]) -> String {
             bytes,
         ]
     };
-    table(
-        ["TYPE", "NAME", "VERSION", "STATE", " BYTES"],
-        all.iter().map(row),
-    )
+    table(["TYPE", "NAME", "VERSION", "STATE", " BYTES"], all.iter().map(row))
 }
 
 fn state_word(resource: &v1::Resource) -> &'static str {
@@ -130,12 +104,7 @@ fn differences(all: &[v1::Difference]) -> String {
     let row = |item: &v1::Difference| {
         let is_whole = item.field.is_empty();
         let name = format!("{} {}", item.r#type().short_name(), item.name);
-        [
-            name,
-            item.field.clone(),
-            side(&item.sent, is_whole),
-            side(&item.fresh, is_whole),
-        ]
+        [name, item.field.clone(), side(&item.sent, is_whole), side(&item.fresh, is_whole)]
     };
     table(["RESOURCE", "FIELD", "SENT", "FRESH"], all.iter().map(row))
 }
@@ -147,9 +116,7 @@ mod tests {
     #[test]
     fn a_difference_shows_both_sides_and_a_missing_resource_that_it_is_missing() {
         let text = |text: &str| {
-            Some(pb::Value {
-                kind: Some(pb::value::Kind::StringValue(text.to_owned())),
-            })
+            Some(pb::Value { kind: Some(pb::value::Kind::StringValue(text.to_owned())) })
         };
         let item = |field: &str, sent, fresh| v1::Difference {
             r#type: v1::ResourceType::Rds.into(),
@@ -158,22 +125,12 @@ mod tests {
             sent,
             fresh,
         };
-        let table = differences(&[
-            item("name", text("a"), text("b")),
-            item("", text("all of it"), None),
-        ]);
-        let lines: Vec<Vec<&str>> = table
-            .lines()
-            .map(|line| line.split("  ").map(str::trim).collect())
-            .collect();
-        assert!(
-            table.contains("rds 80    name   \"a\"       \"b\""),
-            "{table}"
-        );
-        assert!(
-            table.contains("is there  is not there") && lines.len() == 3,
-            "{table}"
-        );
+        let table =
+            differences(&[item("name", text("a"), text("b")), item("", text("all of it"), None)]);
+        let lines: Vec<Vec<&str>> =
+            table.lines().map(|line| line.split("  ").map(str::trim).collect()).collect();
+        assert!(table.contains("rds 80    name   \"a\"       \"b\""), "{table}");
+        assert!(table.contains("is there  is not there") && lines.len() == 3, "{table}");
         assert_eq!(differences(&[]), "");
     }
 }

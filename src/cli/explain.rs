@@ -31,12 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "METHOD URL", required_unless_present = "tcp")]
     request: Option<String>,
     /// A request header
-    #[arg(
-        short = 'H',
-        long = "header",
-        value_name = "NAME: VALUE",
-        requires = "request"
-    )]
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", requires = "request")]
     headers: Vec<String>,
     /// A non-HTTP connection instead of a request
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "request")]
@@ -65,9 +60,9 @@ pub enum Output {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let traffic = match (&args.request, &args.tcp) {
-        (Some(request), _) => Request::parse(request, &args.headers)
-            .map(TrafficQuery::Http)
-            .map_err(super::usage)?,
+        (Some(request), _) => {
+            Request::parse(request, &args.headers).map(TrafficQuery::Http).map_err(super::usage)?
+        }
         (None, Some(to)) => tcp(to, args.sni.clone()).map_err(super::usage)?,
         (None, None) => bail!("one of --request and --tcp is required"),
     };
@@ -89,32 +84,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Output::Yaml => super::to_yaml(&serde_json::to_value(&answer)?)?,
         Output::Table => text(&answer),
     })?;
-    Ok(if succeeds(&answer.outcome) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if succeeds(&answer.outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn tcp(to: &str, sni: Option<String>) -> Result<TrafficQuery, String> {
-    let parsed = to
-        .rsplit_once(':')
-        .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let parsed =
+        to.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     match parsed.filter(|(host, port)| !host.is_empty() && *port > 0) {
-        Some((host, port)) => Ok(TrafficQuery::Tcp {
-            host: host.to_ascii_lowercase(),
-            port,
-            sni,
-        }),
+        Some((host, port)) => Ok(TrafficQuery::Tcp { host: host.to_ascii_lowercase(), port, sni }),
         None => Err(format!("--tcp `{to}`: expected HOST:PORT")),
     }
 }
 
 fn succeeds(outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Forward { destinations, .. } => destinations
-            .iter()
-            .all(|to| !to.missing && has_healthy_endpoint(to)),
+        Outcome::Forward { destinations, .. } => {
+            destinations.iter().all(|to| !to.missing && has_healthy_endpoint(to))
+        }
         Outcome::Redirect { .. } => true,
         Outcome::Respond { status, .. } => *status < 500,
         Outcome::NoRoute | Outcome::Closed => false,
@@ -127,18 +113,13 @@ fn has_healthy_endpoint(to: &Destination) -> bool {
 
 /// Clusters that use the original destination have no endpoints of their own.
 fn uses_original_destination(to: &Destination) -> bool {
-    to.policies
-        .iter()
-        .any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED")
+    to.policies.iter().any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED")
 }
 
 fn text(answer: &Explanation) -> String {
     let mut out = String::new();
-    let failure = if answer.route_configuration.is_some() {
-        "503"
-    } else {
-        "the connection is closed"
-    };
+    let failure =
+        if answer.route_configuration.is_some() { "503" } else { "the connection is closed" };
     let mut line = |label: &str, text: &str| {
         out.push_str(format!("{label:<18}{text}").trim_end());
         out.push('\n');
@@ -154,19 +135,12 @@ fn text(answer: &Explanation) -> String {
     if let Some(host) = &answer.virtual_host {
         line(
             "host",
-            &format!(
-                "{host}, matched by domain {}",
-                answer.domain.as_deref().unwrap_or_default()
-            ),
+            &format!("{host}, matched by domain {}", answer.domain.as_deref().unwrap_or_default()),
         );
     }
     for (n, item) in answer.considered.iter().enumerate() {
         let label = if n == 0 { "tried" } else { "" };
-        let name = if item.name.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", item.name)
-        };
+        let name = if item.name.is_empty() { String::new() } else { format!(" ({})", item.name) };
         let what = match &item.object {
             Some(object) => format!("{object} {}{name}", item.field),
             None => format!("the default route of the host{name}"),
@@ -186,11 +160,7 @@ fn text(answer: &Explanation) -> String {
         line("overruled", &answer.overruled.join(", "));
     }
     match &answer.outcome {
-        Outcome::Forward {
-            destinations,
-            copies,
-            policies,
-        } => {
+        Outcome::Forward { destinations, copies, policies } => {
             for (name, value) in policies {
                 line(name, value);
             }
@@ -198,10 +168,7 @@ fn text(answer: &Explanation) -> String {
                 for item in list {
                     line(label, &format!("{:>6.2} %  {}", item.percent, item.cluster));
                     if item.missing {
-                        line(
-                            "",
-                            &format!("          this cluster does not exist: {failure}"),
-                        );
+                        line("", &format!("          this cluster does not exist: {failure}"));
                         continue;
                     }
                     let policies: Vec<String> = item
@@ -217,16 +184,11 @@ fn text(answer: &Explanation) -> String {
                         } else {
                             String::new()
                         };
-                        let addresses = [
-                            std::slice::from_ref(&endpoint.address),
-                            &endpoint.other_addresses,
-                        ]
-                        .concat();
+                        let addresses =
+                            [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses]
+                                .concat();
                         let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
-                        line(
-                            "",
-                            &format!("            {}{priority}{state}", at.trim_end()),
-                        );
+                        line("", &format!("            {}{priority}{state}", at.trim_end()));
                     }
                     if uses_original_destination(item) {
                         line("", "            the original destination address");
@@ -272,22 +234,13 @@ mod tests {
             })
         };
         let lines = [
-            (
-                answer(to("LEAST_REQUEST", false), Some("80")),
-                "no endpoint is ready: 503",
-            ),
+            (answer(to("LEAST_REQUEST", false), Some("80")), "no endpoint is ready: 503"),
             (
                 answer(to("LEAST_REQUEST", false), None),
                 "no endpoint is ready: the connection is closed",
             ),
-            (
-                answer(to("LEAST_REQUEST", true), Some("80")),
-                "this cluster does not exist: 503",
-            ),
-            (
-                answer(to("CLUSTER_PROVIDED", false), None),
-                "the original destination address",
-            ),
+            (answer(to("LEAST_REQUEST", true), Some("80")), "this cluster does not exist: 503"),
+            (answer(to("CLUSTER_PROVIDED", false), None), "the original destination address"),
         ];
         for (text, wanted) in lines {
             assert_eq!(text.lines().last().unwrap().trim(), wanted);

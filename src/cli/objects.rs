@@ -37,8 +37,7 @@ impl Objects {
         }
         let mut problems = 0;
         for (key, list) in store.rejected() {
-            list.iter()
-                .for_each(|item| eprintln!("{}: {key}: {}", item.origin, item.problem));
+            list.iter().for_each(|item| eprintln!("{}: {key}: {}", item.origin, item.problem));
             problems += list.len();
         }
         for (_, list) in store.source_problems() {
@@ -51,12 +50,7 @@ impl Objects {
         }
         let wanted = MeshBuilder::new(config).update(&store, &dirty);
         let (mesh, held) = RolloutGuard::default().apply(wanted);
-        Ok(Self {
-            store,
-            mesh,
-            held,
-            problems,
-        })
+        Ok(Self { store, mesh, held, problems })
     }
 
     /// The proxy of a pod, `NAMESPACE/POD`; if `known`, the pod must be among the objects.
@@ -87,14 +81,8 @@ impl Objects {
             "sidecar~{address}~{pod}.{namespace}~{namespace}.svc.{}",
             self.mesh.config.domain
         );
-        let labels = object
-            .map(|object| object.meta.labels.clone())
-            .unwrap_or_default();
-        let metadata = NodeMetadata {
-            labels,
-            instance_ips: addresses,
-            ..Default::default()
-        };
+        let labels = object.map(|object| object.meta.labels.clone()).unwrap_or_default();
+        let metadata = NodeMetadata { labels, instance_ips: addresses, ..Default::default() };
         Ok(Proxy::new(&id, metadata, Locality::default())?)
     }
 
@@ -102,9 +90,7 @@ impl Objects {
     pub fn has_pod(&self, name: &str) -> bool {
         let parts = name.split_once('/');
         parts.is_some_and(|(ns, pod)| {
-            self.store
-                .get(&api::ObjectKey::new(api::Kind::Pod, ns, pod))
-                .is_some()
+            self.store.get(&api::ObjectKey::new(api::Kind::Pod, ns, pod)).is_some()
         })
     }
 
@@ -124,9 +110,8 @@ impl Objects {
                 .as_ref()
                 .is_some_and(|target| target.kind == "Pod" && target.name == pod)
         });
-        let addresses: Vec<&String> = own
-            .filter_map(|endpoint| endpoint.addresses.first())
-            .collect();
+        let addresses: Vec<&String> =
+            own.filter_map(|endpoint| endpoint.addresses.first()).collect();
         let of_family = |v6: bool| addresses.iter().find(|address| address.contains(':') == v6);
         [of_family(false), of_family(true)]
             .into_iter()
@@ -181,11 +166,7 @@ mod tests {
                 "",
                 &["fd00:7::1", "10.1.7.1"],
             ),
-            (
-                "podIPs: [{ip: 10.1.7.1}, {ip: 'fd00:7::1'}, {}]",
-                "",
-                &["10.1.7.1", "fd00:7::1"],
-            ),
+            ("podIPs: [{ip: 10.1.7.1}, {ip: 'fd00:7::1'}, {}]", "", &["10.1.7.1", "fd00:7::1"]),
             ("podIP: 10.1.7.1", slices.as_str(), &["10.1.7.1"]),
             ("", slices.as_str(), &["10.1.1.1", "fd00:1::1"]),
         ] {

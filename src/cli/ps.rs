@@ -33,21 +33,13 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
-    let answer = client
-        .list_proxies(v1::ListProxiesRequest {})
-        .await
-        .map_err(status_error)?
-        .into_inner();
-    args.output
-        .print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
+    let answer =
+        client.list_proxies(v1::ListProxiesRequest {}).await.map_err(status_error)?.into_inner();
+    args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
     let is_well = |proxy: &v1::Proxy| {
         proxy.lagging.is_empty() && proxy.rejected.is_empty() && proxy.held.is_empty()
     };
-    Ok(if answer.proxies.iter().all(is_well) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if answer.proxies.iter().all(is_well) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn text(answer: &v1::ListProxiesResponse) -> String {
@@ -55,9 +47,7 @@ fn text(answer: &v1::ListProxiesResponse) -> String {
         return "no proxies connected\n".to_owned();
     }
     let now = Timestamp::now();
-    let head = [
-        "PROXY", "AGE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "REVISION",
-    ];
+    let head = ["PROXY", "AGE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "REVISION"];
     let mut out = table(head, answer.proxies.iter().map(|proxy| row(proxy, now)));
     let problems: Vec<[String; 2]> = answer.proxies.iter().flat_map(problems).collect();
     if !problems.is_empty() {
@@ -92,23 +82,10 @@ fn row(proxy: &v1::Proxy, now: Timestamp) -> [String; 8] {
         .scope
         .strip_prefix(&proxy.namespace)
         .map_or(&*proxy.scope, |hash| hash.trim_start_matches('-'));
-    let since = proxy
-        .streams
-        .iter()
-        .filter_map(|stream| stream.since)
-        .map(|since| since.seconds)
-        .min();
+    let since =
+        proxy.streams.iter().filter_map(|stream| stream.since).map(|since| since.seconds).min();
     let age = since.map_or_else(|| "-".to_owned(), |since| age(since, now.as_second()));
-    [
-        name(proxy),
-        age,
-        cds,
-        eds,
-        lds,
-        rds,
-        scope.to_owned(),
-        revision,
-    ]
+    [name(proxy), age, cds, eds, lds, rds, scope.to_owned(), revision]
 }
 
 fn state_word(state: State) -> &'static str {
@@ -126,11 +103,7 @@ fn problems(proxy: &v1::Proxy) -> Vec<[String; 2]> {
     if !proxy.lagging.is_empty() {
         found.push(format!("is lagging: {}", proxy.lagging));
     }
-    if proxy
-        .streams
-        .iter()
-        .any(|stream| stream.only() != v1::ResourceType::Unspecified)
-    {
+    if proxy.streams.iter().any(|stream| stream.only() != v1::ResourceType::Unspecified) {
         found.push(
             "uses a stream for each type instead of ADS: its routes may arrive before their clusters"
                 .to_owned(),
@@ -145,20 +118,13 @@ fn problems(proxy: &v1::Proxy) -> Vec<[String; 2]> {
         ));
     }
     for held in &proxy.held {
-        let what = if held.virtual_host.is_empty() {
-            &held.name
-        } else {
-            &held.virtual_host
-        };
+        let what = if held.virtual_host.is_empty() { &held.name } else { &held.virtual_host };
         found.push(format!(
             "keeps the previous version of {what}: there is no cluster {}",
             held.missing_cluster
         ));
     }
-    found
-        .into_iter()
-        .map(|problem| [name(proxy), problem])
-        .collect()
+    found.into_iter().map(|problem| [name(proxy), problem]).collect()
 }
 
 /// The elapsed time in up to two units: `9s`, `4m32s`, `5h12m`, `3d7h`.
@@ -179,13 +145,9 @@ mod tests {
 
     #[test]
     fn ages_have_two_units_at_the_most() {
-        for (seconds, shown) in [
-            (9, "9s"),
-            (272, "4m32s"),
-            (18_720, "5h12m"),
-            (284_400, "3d7h"),
-            (-5, "0s"),
-        ] {
+        for (seconds, shown) in
+            [(9, "9s"), (272, "4m32s"), (18_720, "5h12m"), (284_400, "3d7h"), (-5, "0s")]
+        {
             assert_eq!(age(1_768_046_400 - seconds, 1_768_046_400), shown);
         }
     }

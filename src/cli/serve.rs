@@ -74,11 +74,7 @@ pub struct Args {
 fn seconds(text: &str) -> Result<Duration, String> {
     let wrong =
         |_| "expected a number of seconds from 0 to 86400, such as 10, 0.5 or 10s".to_owned();
-    let number: f64 = text
-        .strip_suffix('s')
-        .unwrap_or(text)
-        .parse()
-        .map_err(|_| wrong(()))?;
+    let number: f64 = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| wrong(()))?;
     // One day: longer than any proxy should wait, and short enough to add to any instant.
     if (0.0..=86_400.0).contains(&number) {
         Ok(Duration::from_secs_f64(number))
@@ -117,9 +113,7 @@ fn bytes(text: &str) -> Result<usize, String> {
         _ => None,
     };
     let number = digits.parse::<usize>().ok().filter(|number| *number > 0);
-    let all = number
-        .zip(shift)
-        .and_then(|(number, shift)| number.checked_mul(1 << shift));
+    let all = number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
     // A single connection takes 32 KB.
     let enough = all.filter(|all| *all >= 1 << 20);
     enough.ok_or_else(|| {
@@ -139,10 +133,7 @@ fn limits(args: &Args) -> (Limits, Limits) {
         peer_share: args.peer_share,
         ..default
     };
-    (
-        limits.within(descriptors.for_proxies()),
-        Limits::admin().within(descriptors.for_admin()),
-    )
+    (limits.within(descriptors.for_proxies()), Limits::admin().within(descriptors.for_admin()))
 }
 
 /// Runs until SIGINT or SIGTERM, or until a task fails.
@@ -157,9 +148,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),
-            None => Source::Kubernetes {
-                kubeconfig: args.kubeconfig,
-            },
+            None => Source::Kubernetes { kubeconfig: args.kubeconfig },
         },
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
@@ -181,10 +170,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         plane.xds_addr(),
         plane.admin_addr()
     );
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (interrupted, ended) = tokio::select! {
         ended = until_ready_and_after(&mut plane, begun) => (false, ended),
         _ = interrupt.recv() => (true, Ok(())),
@@ -201,16 +188,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// An unreadable folder or kubeconfig is a usage error; other failures are not.
 fn as_usage_error(error: anyhow::Error) -> anyhow::Error {
-    let folder = matches!(
-        error.downcast_ref(),
-        Some(DirectoryError::Unreadable { .. })
-    );
+    let folder = matches!(error.downcast_ref(), Some(DirectoryError::Unreadable { .. }));
     let kubeconfig = matches!(error.downcast_ref(), Some(kubernetes::Error::Config(_)));
-    if folder || kubeconfig {
-        super::usage(format!("{error:#}"))
-    } else {
-        error
-    }
+    if folder || kubeconfig { super::usage(format!("{error:#}")) } else { error }
 }
 
 /// Logs when the control plane is ready and returns when a task has ended.

@@ -35,24 +35,13 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
-    let request = v1::ListSplitsRequest {
-        namespace: args.namespace.unwrap_or_default(),
-    };
+    let request = v1::ListSplitsRequest { namespace: args.namespace.unwrap_or_default() };
     if !args.watch {
-        let answer = client
-            .list_splits(request)
-            .await
-            .map_err(status_error)?
-            .into_inner();
-        args.output
-            .print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
+        let answer = client.list_splits(request).await.map_err(status_error)?.into_inner();
+        args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut updates = client
-        .watch_splits(request)
-        .await
-        .map_err(status_error)?
-        .into_inner();
+    let mut updates = client.watch_splits(request).await.map_err(status_error)?.into_inner();
     let mut first = true;
     loop {
         tokio::select! {
@@ -104,11 +93,8 @@ fn object(object: &Option<v1::ObjectRef>) -> String {
 
 /// A row for each share; the route stands in the first.
 fn rows(split: &v1::Split) -> impl Iterator<Item = [String; 5]> {
-    let mut names = vec![format!(
-        "{} {}",
-        object(&split.object),
-        split.field.trim_start_matches("spec.")
-    )];
+    let mut names =
+        vec![format!("{} {}", object(&split.object), split.field.trim_start_matches("spec."))];
     if split.defined_in != split.object {
         names.push(format!("  in {}", object(&split.defined_in)));
     }
@@ -118,36 +104,17 @@ fn rows(split: &v1::Split) -> impl Iterator<Item = [String; 5]> {
     let rows = split.shares.len().max(names.len());
     let names = names.into_iter().chain(std::iter::repeat(String::new()));
     let shares = split.shares.iter().map(Some).chain(std::iter::repeat(None));
-    names
-        .zip(shares)
-        .take(rows)
-        .enumerate()
-        .map(|(n, (name, share))| {
-            let [to, wanted, effective] = share.map(share_cells).unwrap_or_default();
-            let live = if n == 0 {
-                format!("{}/{}", split.live, split.in_scope)
-            } else {
-                String::new()
-            };
-            [name, to, wanted, effective, live]
-        })
+    names.zip(shares).take(rows).enumerate().map(|(n, (name, share))| {
+        let [to, wanted, effective] = share.map(share_cells).unwrap_or_default();
+        let live =
+            if n == 0 { format!("{}/{}", split.live, split.in_scope) } else { String::new() };
+        [name, to, wanted, effective, live]
+    })
 }
 
 fn share_cells(share: &v1::Share) -> [String; 3] {
-    let port = if share.port > 0 {
-        format!(":{}", share.port)
-    } else {
-        String::new()
-    };
-    let subset = if share.subset.is_empty() {
-        String::new()
-    } else {
-        format!(" {}", share.subset)
-    };
+    let port = if share.port > 0 { format!(":{}", share.port) } else { String::new() };
+    let subset = if share.subset.is_empty() { String::new() } else { format!(" {}", share.subset) };
     let percent = |value: f64| format!("{} %", (value * 100.0).round() / 100.0);
-    [
-        format!("{}{port}{subset}", share.host),
-        percent(share.wanted),
-        percent(share.effective),
-    ]
+    [format!("{}{port}{subset}", share.host), percent(share.wanted), percent(share.effective)]
 }

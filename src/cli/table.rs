@@ -46,19 +46,14 @@ fn table_of_width<const N: usize>(
 pub fn wrapped(text: &str, after: &[char], width: u16) -> String {
     let mut table = empty(width);
     table.add_row([breakable(text, after)]);
-    table
-        .column_iter_mut()
-        .for_each(|column| _ = column.set_delimiter(BREAK));
+    table.column_iter_mut().for_each(|column| _ = column.set_delimiter(BREAK));
     print(table)
 }
 
 /// A table without rows, for [`print`].
 pub fn empty(width: u16) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(width);
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     table
 }
 
@@ -86,36 +81,20 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_what_is_in_them() {
         let rows = [["a", "1"], ["bcd", "10"]].map(|row| row.map(str::to_owned));
-        assert_eq!(
-            table_of_width(100, ["NAME", " N"], rows),
-            "NAME   N\na      1\nbcd   10\n"
-        );
+        assert_eq!(table_of_width(100, ["NAME", " N"], rows), "NAME   N\na      1\nbcd   10\n");
         assert_eq!(table_of_width(100, ["NAME", " N"], []), "NAME  N\n");
     }
 
     #[test]
     fn a_table_fits_whatever_is_in_it() {
         let long = "a".repeat(63);
-        let rows = || {
-            [[
-                format!("{long}/{long}"),
-                format!("{long}.{long} {long}"),
-                "10 %".to_owned(),
-            ]]
-        };
+        let rows =
+            || [[format!("{long}/{long}"), format!("{long}.{long} {long}"), "10 %".to_owned()]];
         for width in [MIN_WIDTH, 80, MAX_WIDTH] {
             let text = table_of_width(width, ["ROUTE", "DESTINATION", " WANTED"], rows());
-            assert!(
-                text.lines()
-                    .all(|line| line.chars().count() <= usize::from(width)),
-                "{text}"
-            );
-            let letters = text
-                .lines()
-                .skip(1)
-                .flat_map(str::chars)
-                .filter(|letter| *letter == 'a')
-                .count();
+            assert!(text.lines().all(|line| line.chars().count() <= usize::from(width)), "{text}");
+            let letters =
+                text.lines().skip(1).flat_map(str::chars).filter(|letter| *letter == 'a').count();
             assert_eq!(letters, 5 * long.len(), "{text}");
         }
     }
@@ -123,10 +102,7 @@ mod tests {
     #[test]
     fn lines_are_broken_where_they_may_be() {
         assert_eq!(wrapped("one two three", &[' '], 9), "one two\nthree\n");
-        assert_eq!(
-            wrapped("spec.http[0].route[0]", &['.'], 12),
-            "spec.\nhttp[0].\nroute[0]\n"
-        );
+        assert_eq!(wrapped("spec.http[0].route[0]", &['.'], 12), "spec.\nhttp[0].\nroute[0]\n");
         assert_eq!(wrapped("abcdefgh", &[' '], 3), "abc\ndef\ngh\n");
     }
 }

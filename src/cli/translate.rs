@@ -104,18 +104,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             None => objects.proxy("default/weir-translate", false)?,
         },
     };
-    objects
-        .held
-        .iter()
-        .for_each(|held| eprintln!("held: {held}"));
+    objects.held.iter().for_each(|held| eprintln!("held: {held}"));
     let mesh = &objects.mesh;
     let snapshot = SnapshotBuilder::default().snapshot(mesh, &mesh.scope(&proxy));
     print(&args, &snapshot)?;
-    Ok(if objects.problems == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if objects.problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(args: &Args, snapshot: &Snapshot) -> anyhow::Result<()> {
@@ -126,21 +119,14 @@ fn print(args: &Args, snapshot: &Snapshot) -> anyhow::Result<()> {
         let rows = wanted.flat_map(|name| {
             let resources = snapshot.get(name.resource_type()).values();
             resources.map(|item| {
-                [
-                    name.as_str().to_owned(),
-                    item.name.to_string(),
-                    item.len().to_string(),
-                ]
+                [name.as_str().to_owned(), item.name.to_string(), item.len().to_string()]
             })
         });
         return super::print(&table(["TYPE", "NAME", " BYTES"], rows));
     }
     let mut all = Map::new();
     for name in wanted {
-        all.insert(
-            name.as_str().to_owned(),
-            to_json(snapshot, name.resource_type())?.into(),
-        );
+        all.insert(name.as_str().to_owned(), to_json(snapshot, name.resource_type())?.into());
     }
     let all = Value::Object(all);
     super::print(&match args.output {

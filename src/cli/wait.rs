@@ -43,15 +43,9 @@ fn time(text: &str) -> Result<Duration, String> {
 
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Some((kind, name)) = args
-        .object
-        .split_once('/')
-        .filter(|(_, name)| !name.is_empty())
+    let Some((kind, name)) = args.object.split_once('/').filter(|(_, name)| !name.is_empty())
     else {
-        return Err(super::usage(format!(
-            "`{}`: expected KIND/NAME",
-            args.object
-        )));
+        return Err(super::usage(format!("`{}`: expected KIND/NAME", args.object)));
     };
     if crate::admin::api::object_kind(kind).is_none() {
         return Err(super::usage(format!(
@@ -68,15 +62,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     // At least one report is read, whatever the timeout.
     let time = args.timeout.max(Duration::from_secs(1));
     let waited = tokio::time::timeout(time, async {
-        let mut updates = client
-            .watch_object(request)
-            .await
-            .map_err(status_error)?
-            .into_inner();
+        let mut updates = client.watch_object(request).await.map_err(status_error)?.into_inner();
         while let Some(status) = updates.message().await.map_err(status_error)? {
-            let new_enough = args
-                .generation
-                .is_none_or(|wanted| status.generation >= wanted);
+            let new_enough = args.generation.is_none_or(|wanted| status.generation >= wanted);
             if status.live && new_enough {
                 return Ok(status);
             }
@@ -101,11 +89,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn name(status: &v1::ObjectStatus) -> String {
-    status
-        .object
-        .as_ref()
-        .map(ToString::to_string)
-        .unwrap_or_default()
+    status.object.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
 fn live(status: &v1::ObjectStatus) -> String {
@@ -132,10 +116,7 @@ fn missing(args: &Args, status: Option<&v1::ObjectStatus>) -> String {
     };
     let mut lines = vec![format!("{} is not live after {seconds} s", name(status))];
     if let Some(wanted) = args.generation.filter(|wanted| status.generation < *wanted) {
-        lines.push(format!(
-            "  weir has generation {}, expected {wanted}",
-            status.generation
-        ));
+        lines.push(format!("  weir has generation {}, expected {wanted}", status.generation));
     } else if status.generation < status.newest_generation && status.invalid.is_empty() {
         let newest = status.newest_generation;
         lines.push(format!(
@@ -143,24 +124,10 @@ fn missing(args: &Args, status: Option<&v1::ObjectStatus>) -> String {
             status.generation
         ));
     }
-    lines.extend(
-        status
-            .invalid
-            .iter()
-            .map(|problem| format!("  refused: {problem}")),
-    );
+    lines.extend(status.invalid.iter().map(|problem| format!("  refused: {problem}")));
     lines.extend(status.held.iter().map(|held| format!("  held: {held}")));
-    for proxy in status
-        .proxies
-        .iter()
-        .filter(|proxy| proxy.state() != State::Live)
-    {
-        lines.push(format!(
-            "  {} {}: {}",
-            proxy.id,
-            state_word(proxy.state()),
-            proxy.reason
-        ));
+    for proxy in status.proxies.iter().filter(|proxy| proxy.state() != State::Live) {
+        lines.push(format!("  {} {}: {}", proxy.id, state_word(proxy.state()), proxy.reason));
     }
     lines.iter().map(|line| format!("{line}\n")).collect()
 }

@@ -29,10 +29,7 @@ pub struct Admin {
 impl Admin {
     /// A client for `address`; does not connect yet.
     pub fn new(address: SocketAddr) -> Self {
-        Self {
-            address,
-            client: Client::builder(TokioExecutor::new()).build_http(),
-        }
+        Self { address, client: Client::builder(TokioExecutor::new()).build_http() }
     }
 
     /// Its address.
@@ -47,10 +44,9 @@ impl Admin {
     pub async fn get(&self, path: &str) -> Result<Bytes, Error> {
         match self.ask(path).await? {
             (StatusCode::OK, body) => Ok(body),
-            (status, body) => Err(failed(
-                path,
-                format!("{status}: {}", String::from_utf8_lossy(&body).trim()),
-            )),
+            (status, body) => {
+                Err(failed(path, format!("{status}: {}", String::from_utf8_lossy(&body).trim())))
+            }
         }
     }
 
@@ -70,9 +66,7 @@ impl Admin {
     /// # Errors
     /// [`Error::Admin`].
     pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>, Error> {
-        let body = self
-            .get(&format!("/stats?filter={}", percent_encoded(filter)))
-            .await?;
+        let body = self.get(&format!("/stats?filter={}", percent_encoded(filter))).await?;
         Ok(String::from_utf8_lossy(&body)
             .lines()
             .filter_map(|line| line.rsplit_once(": "))
@@ -95,11 +89,8 @@ impl Admin {
         let uri = format!("http://{}{path}", self.address);
         let uri = uri.parse().map_err(|error| failed(path, error))?;
         let exchange = async {
-            let answer = self
-                .client
-                .get(uri)
-                .await
-                .map_err(|error| failed(path, with_causes(&error)))?;
+            let answer =
+                self.client.get(uri).await.map_err(|error| failed(path, with_causes(&error)))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MAX_ANSWER)
                 .collect()
@@ -114,10 +105,7 @@ impl Admin {
 }
 
 fn failed(path: &str, reason: impl ToString) -> Error {
-    Error::Admin {
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    }
+    Error::Admin { path: path.to_owned(), reason: reason.to_string() }
 }
 
 /// The error with its chain of causes; hyper's own message ("client error") is not helpful.

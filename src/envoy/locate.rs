@@ -104,9 +104,7 @@ pub(super) fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBu
     let folder = |name| var(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     folder("WEIR_CACHE")
         .or_else(|| {
-            folder("XDG_CACHE_HOME")
-                .filter(|path| path.is_absolute())
-                .map(|path| path.join("weir"))
+            folder("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("weir"))
         })
         .or_else(|| folder("HOME").map(|home| home.join(".cache/weir")))
 }

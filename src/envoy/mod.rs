@@ -19,18 +19,10 @@ pub use locate::{Lookup, Source};
 pub use process::{EnvoyProcess, SpawnOptions};
 
 /// The Envoy version that weir installs if it finds none, and is tested with.
-pub const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion {
-    major: 1,
-    minor: 40,
-    patch: 0,
-};
+pub const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 40, patch: 0 };
 
 /// The oldest supported Envoy version; older ones are used with a warning.
-pub const OLDEST_VERSION: EnvoyVersion = EnvoyVersion {
-    major: 1,
-    minor: 30,
-    patch: 0,
-};
+pub const OLDEST_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 30, patch: 0 };
 
 /// Why Envoy could not be found, installed or run.
 #[derive(Debug, thiserror::Error)]
@@ -202,11 +194,7 @@ impl EnvoyBinary {
                         "this Envoy is older than {OLDEST_VERSION}: it may reject some of weir's configuration"
                     );
                 }
-                Ok(Self {
-                    path,
-                    version,
-                    source,
-                })
+                Ok(Self { path, version, source })
             }
             _ => Err(Error::NotEnvoy {
                 path,

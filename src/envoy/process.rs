@@ -71,10 +71,7 @@ impl EnvoyProcess {
             .prefix("weir-envoy-")
             .tempdir()
             .map_err(Error::io("creating a temporary folder"))?;
-        let log = options
-            .log
-            .clone()
-            .unwrap_or_else(|| folder.path().join("envoy.log"));
+        let log = options.log.clone().unwrap_or_else(|| folder.path().join("envoy.log"));
         let open_log = || {
             File::options()
                 .create(true)
@@ -102,12 +99,7 @@ impl EnvoyProcess {
             .stderr(open_log()?)
             .spawn()
             .map_err(Error::io(format!("running {}", binary.path().display())))?;
-        Ok(Self {
-            child,
-            log,
-            admin: OnceLock::new(),
-            folder,
-        })
+        Ok(Self { child, log, admin: OnceLock::new(), folder })
     }
 
     /// The process id.
@@ -141,9 +133,7 @@ impl EnvoyProcess {
     /// # Errors
     /// [`Error::Io`] if the system call fails.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
-        self.child
-            .try_wait()
-            .map_err(Error::io("waiting for Envoy"))
+        self.child.try_wait().map_err(Error::io("waiting for Envoy"))
     }
 
     /// Its admin interface, available once it listens.
@@ -155,10 +145,7 @@ impl EnvoyProcess {
             return Ok(admin);
         }
         let file = admin_address_file(self.folder.path());
-        let not_yet = |reason: String| Error::Admin {
-            path: "/".to_owned(),
-            reason,
-        };
+        let not_yet = |reason: String| Error::Admin { path: "/".to_owned(), reason };
         let address = std::fs::read_to_string(&file)
             .map_err(|error| not_yet(format!("it is not listening yet: {error}")))?
             .trim()
@@ -191,10 +178,7 @@ impl EnvoyProcess {
         let start = Instant::now();
         loop {
             if let Some(status) = self.exited()? {
-                return Err(Error::Ended {
-                    status,
-                    log: self.log_tail(),
-                });
+                return Err(Error::Ended { status, log: self.log_tail() });
             }
             let left = timeout.saturating_sub(start.elapsed());
             let state = match tokio::time::timeout(left, self.ask_ready()).await {
@@ -204,11 +188,7 @@ impl EnvoyProcess {
                 Err(_) => "its admin interface does not respond".to_owned(),
             };
             if start.elapsed() >= timeout {
-                return Err(Error::NotReady {
-                    after: timeout,
-                    state,
-                    log: self.log_tail(),
-                });
+                return Err(Error::NotReady { after: timeout, state, log: self.log_tail() });
             }
             tokio::time::sleep(POLL).await;
         }

@@ -86,10 +86,8 @@ fn config(folder: &TempDir, text: &str) -> PathBuf {
 #[test]
 fn version_is_read_from_releases_and_builds_between_them() {
     let parse = |build: &str| {
-        EnvoyVersion::parse(&format!(
-            "envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"
-        ))
-        .map(|version| version.to_string())
+        EnvoyVersion::parse(&format!("envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"))
+            .map(|version| version.to_string())
     };
     assert_eq!(parse("1.40.0").as_deref(), Some("1.40.0"));
     assert_eq!(parse("1.41.0-dev").as_deref(), Some("1.41.0"));
@@ -108,10 +106,7 @@ fn cache_folder_follows_the_environment() {
     };
     let home = ("HOME", "/home/u");
     let xdg = ("XDG_CACHE_HOME", "/xdg");
-    assert_eq!(
-        folder(&[home, xdg, ("WEIR_CACHE", "/own")]),
-        Some("/own".into())
-    );
+    assert_eq!(folder(&[home, xdg, ("WEIR_CACHE", "/own")]), Some("/own".into()));
     assert_eq!(folder(&[home, xdg]), Some("/xdg/weir".into()));
     let at_home = Some("/home/u/.cache/weir".into());
     assert_eq!(folder(&[home, ("XDG_CACHE_HOME", "relative")]), at_home);
@@ -162,10 +157,7 @@ fn an_explicit_binary_that_is_not_envoy_is_an_error() {
     lookup.explicit = Some(plain.clone());
     assert_eq!(
         lookup.find().unwrap_err().to_string(),
-        format!(
-            "--envoy names {}, which is not executable (chmod +x)",
-            plain.display()
-        )
+        format!("--envoy names {}, which is not executable (chmod +x)", plain.display())
     );
 
     let nginx = folder.path().join("nginx");
@@ -173,10 +165,7 @@ fn an_explicit_binary_that_is_not_envoy_is_an_error() {
     lookup.explicit = Some(nginx.clone());
     assert_eq!(
         lookup.find().unwrap_err().to_string(),
-        format!(
-            r#"{} is not an Envoy: --version answered "nginx 1.2.3""#,
-            nginx.display()
-        )
+        format!(r#"{} is not an Envoy: --version answered "nginx 1.2.3""#, nginx.display())
     );
 }
 
@@ -252,10 +241,7 @@ fn an_interrupted_install_ends_with_all_it_started() {
         "echo $$ > '{0}.new'; mv '{0}.new' '{0}'; while :; do sleep 0.05; done",
         id.display()
     );
-    script(
-        &python,
-        &format!("sh -c \"{}\"; exit", work.replace('$', "\\$")),
-    );
+    script(&python, &format!("sh -c \"{}\"; exit", work.replace('$', "\\$")));
     let lookup = lookup(&folder);
     let stop = lookup.stop.clone();
     let installing = std::thread::spawn(move || lookup.find().unwrap_err().to_string());
@@ -271,9 +257,8 @@ fn an_interrupted_install_ends_with_all_it_started() {
     // The child may stay a zombie because nothing reaps it.
     let state = fs::read_to_string(format!("/proc/{}/stat", id.trim())).unwrap_or_default();
     assert!(state.is_empty() || state.contains(") Z "), "{state}");
-    let left = fs::read_dir(folder.path().join("cache"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name());
+    let left =
+        fs::read_dir(folder.path().join("cache")).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["envoy-1.40.0.lock"]);
 }
 
@@ -324,10 +309,7 @@ async fn envoy_runs_answers_and_ends() {
     let stats = envoy.stats("^server.(live|concurrency)$").await.unwrap();
     assert_eq!(
         stats.into_iter().collect::<Vec<_>>(),
-        [
-            ("server.concurrency".to_owned(), 2),
-            ("server.live".to_owned(), 1)
-        ]
+        [("server.concurrency".to_owned(), 2), ("server.live".to_owned(), 1)]
     );
     let dump = envoy.config_dump().await.unwrap();
     let node = &dump["configs"][0]["bootstrap"]["node"];
@@ -357,10 +339,7 @@ async fn envoy_that_ends_early_is_noticed_with_its_last_words() {
     let options = SpawnOptions::new(config(&folder, r#"{"nodes": {}}"#));
     let mut envoy = real_envoy().spawn(&options).unwrap();
     let error = envoy.ready(TIMEOUT).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Ended { log, .. } if log.contains("'nodes'")),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::Ended { log, .. } if log.contains("'nodes'")), "{error}");
 }
 
 #[tokio::test]
@@ -385,10 +364,7 @@ async fn envoy_that_never_gets_ready_is_reported_and_killed() {
     tokio::time::timeout(TIMEOUT, told).await.unwrap();
 
     let error = envoy.ready(Duration::from_millis(50)).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::NotReady { log, .. } if log == "stuck"),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::NotReady { log, .. } if log == "stuck"), "{error}");
     let status = envoy.stop().await.unwrap();
     assert_eq!(status.signal(), Some(9));
 }

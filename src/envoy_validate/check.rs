@@ -22,13 +22,8 @@ pub(super) fn run(
     full_name: &str,
     bytes: &[u8],
 ) -> Vec<Violation> {
-    let mut walker = Walker {
-        compiled_rules,
-        path: Vec::new(),
-        depth: 0,
-        slots: Vec::new(),
-        found: Vec::new(),
-    };
+    let mut walker =
+        Walker { compiled_rules, path: Vec::new(), depth: 0, slots: Vec::new(), found: Vec::new() };
     match compiled_rules.get(full_name) {
         Some(message_rules) => walker.message(message_rules, bytes),
         None => walker.add(
@@ -95,11 +90,7 @@ impl Walker {
             return;
         }
         if self.depth >= MAX_DEPTH {
-            return self.wrong(
-                "",
-                format!("more than {MAX_DEPTH} nested messages"),
-                "fewer",
-            );
+            return self.wrong("", format!("more than {MAX_DEPTH} nested messages"), "fewer");
         }
         self.depth += 1;
         let read = match message_rules.is_any {
@@ -122,11 +113,7 @@ impl Walker {
             None => Ok(()),
         });
         if read.is_err() {
-            self.wrong(
-                "",
-                "malformed bytes",
-                format!("an encoded {}", message_rules.name),
-            );
+            self.wrong("", "malformed bytes", format!("an encoded {}", message_rules.name));
         }
     }
 
@@ -170,9 +157,7 @@ impl Walker {
         while let Some(entry) = fields.next() {
             let (number, payload) = entry?;
             order += 1;
-            let Ok(at) = message_rules
-                .fields
-                .binary_search_by_key(&number, |field| field.number)
+            let Ok(at) = message_rules.fields.binary_search_by_key(&number, |field| field.number)
             else {
                 if payload == Payload::Group {
                     return Err(Malformed);
@@ -185,16 +170,7 @@ impl Walker {
             match field.label {
                 Label::Single => {
                     let end = bytes.len() - fields.left();
-                    self.note(
-                        message_rules,
-                        at,
-                        base,
-                        Read {
-                            payload,
-                            order: order - 1,
-                            end,
-                        },
-                    )?;
+                    self.note(message_rules, at, base, Read { payload, order: order - 1, end })?;
                 }
                 Label::List => {
                     let seen = match &field.count {
@@ -238,9 +214,8 @@ impl Walker {
             let state = base + message_rules.fields.len() + oneof;
             let before = self.slots.get(state).map_or(0, |slot| slot.count);
             if before != at + 1 {
-                if let Some(slot) = before
-                    .checked_sub(1)
-                    .and_then(|before| self.slots.get_mut(base + before))
+                if let Some(slot) =
+                    before.checked_sub(1).and_then(|before| self.slots.get_mut(base + before))
                 {
                     *slot = Slot::default();
                 }
@@ -281,9 +256,7 @@ impl Walker {
             if field.value.rule.is_none() && field.value.message.is_none() && seen.is_none() {
                 return Ok(());
             }
-            walker
-                .path
-                .extend([Step::Field(&field.name), Step::Index(index)]);
+            walker.path.extend([Step::Field(&field.name), Step::Index(index)]);
             if let Some(seen) = &mut seen
                 && !seen.insert(fingerprint(value))
             {
@@ -327,11 +300,8 @@ impl Walker {
             Value::Bool(flag) => flag.to_string(),
             Value::Float(number) => number.to_string(),
         };
-        self.path
-            .extend([Step::Field(&field.name), Step::Key(shown)]);
-        let checked = self
-            .value(key_plan, key)
-            .and_then(|()| self.value(&field.value, value));
+        self.path.extend([Step::Field(&field.name), Step::Key(shown)]);
+        let checked = self.value(key_plan, key).and_then(|()| self.value(&field.value, value));
         self.path.truncate(self.path.len().saturating_sub(2));
         checked
     }
@@ -344,10 +314,9 @@ impl Walker {
         base: usize,
     ) -> Result<(), Malformed> {
         for at in &message_rules.at_end {
-            let (Some(field), Some(slot)) = (
-                message_rules.fields.get(*at),
-                self.slots.get(base + at).copied(),
-            ) else {
+            let (Some(field), Some(slot)) =
+                (message_rules.fields.get(*at), self.slots.get(base + at).copied())
+            else {
                 continue;
             };
             self.path.push(Step::Field(&field.name));
@@ -361,11 +330,7 @@ impl Walker {
             self.path.pop();
             checked?;
         }
-        for (oneof, at) in message_rules
-            .oneofs
-            .iter()
-            .zip(base + message_rules.fields.len()..)
-        {
+        for (oneof, at) in message_rules.oneofs.iter().zip(base + message_rules.fields.len()..) {
             if oneof.required && self.slots.get(at).is_none_or(|slot| slot.count == 0) {
                 let fields = message_rules.fields.iter().filter(|field| {
                     field
@@ -374,11 +339,7 @@ impl Walker {
                         .is_some_and(|of| of.name == oneof.name)
                 });
                 let names: Vec<_> = fields.map(|field| field.name.as_str()).collect();
-                self.wrong(
-                    &oneof.name,
-                    "nothing",
-                    format!("one of {}", names.join(", ")),
-                );
+                self.wrong(&oneof.name, "nothing", format!("one of {}", names.join(", ")));
             }
         }
         Ok(())
@@ -412,11 +373,7 @@ impl Walker {
             }
             Scalar::Message | Scalar::Text | Scalar::Bytes => {
                 let start = usize::try_from(slot.bits).map_err(|_| Malformed)?;
-                Value::Bytes(
-                    bytes
-                        .get(start..start.saturating_add(slot.length))
-                        .ok_or(Malformed)?,
-                )
+                Value::Bytes(bytes.get(start..start.saturating_add(slot.length)).ok_or(Malformed)?)
             }
             scalar => {
                 let of = [
@@ -424,9 +381,7 @@ impl Walker {
                     Payload::Fixed64(slot.bits),
                     Payload::Fixed32(slot.bits as u32),
                 ];
-                of.into_iter()
-                    .find_map(|payload| scalar.read(payload))
-                    .ok_or(Malformed)?
+                of.into_iter().find_map(|payload| scalar.read(payload)).ok_or(Malformed)?
             }
         };
         self.value(&field.value, value)
@@ -462,12 +417,9 @@ impl Walker {
             }
         }
         let compiled_rules = self.compiled_rules;
-        if let (Some(message), Value::Bytes(bytes)) = (
-            message_rules
-                .message
-                .and_then(|at| compiled_rules.messages.get(at)),
-            value,
-        ) {
+        if let (Some(message), Value::Bytes(bytes)) =
+            (message_rules.message.and_then(|at| compiled_rules.messages.get(at)), value)
+        {
             self.message(message, bytes);
         }
         Ok(())
@@ -494,11 +446,7 @@ impl Walker {
 
     fn add(&mut self, path: String, found: String, expected: String) {
         if self.found.len() < MAX_VIOLATIONS {
-            self.found.push(Violation {
-                path,
-                found,
-                expected,
-            });
+            self.found.push(Violation { path, found, expected });
         }
     }
 }

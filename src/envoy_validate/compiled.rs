@@ -104,8 +104,7 @@ struct PgvExtensions {
 impl PgvExtensions {
     fn new(pool: &DescriptorPool) -> Result<Self, String> {
         let find = |name: &str| {
-            pool.get_extension_by_name(name)
-                .ok_or_else(|| format!("there is no extension {name}"))
+            pool.get_extension_by_name(name).ok_or_else(|| format!("there is no extension {name}"))
         };
         Ok(Self {
             rules: find("validate.rules")?,
@@ -124,10 +123,7 @@ impl CompiledRules {
     pub(super) fn new(pool: &DescriptorPool) -> Result<Self, String> {
         let options = PgvExtensions::new(pool)?;
         let mut compiled_rules = Self::default();
-        let all: Vec<_> = pool
-            .all_messages()
-            .filter(|message| !message.is_map_entry())
-            .collect();
+        let all: Vec<_> = pool.all_messages().filter(|message| !message.is_map_entry()).collect();
         compiled_rules.by_name = all
             .iter()
             .enumerate()
@@ -149,10 +145,7 @@ impl CompiledRules {
         let own = message.options();
         let off = PgvExtensions::is_set(&own, &options.disabled)
             || PgvExtensions::is_set(&own, &options.ignored);
-        let oneofs: Vec<_> = message
-            .oneofs()
-            .filter(|oneof| !oneof.is_synthetic())
-            .collect();
+        let oneofs: Vec<_> = message.oneofs().filter(|oneof| !oneof.is_synthetic()).collect();
         let mut fields: Vec<_> = match off {
             true => Vec::new(),
             false => message
@@ -260,12 +253,7 @@ impl CompiledRules {
                 message_rules.label == Label::Single && set(value, "required");
         }
         if message_rules.label == Label::Single {
-            self.rules(
-                field.full_name(),
-                rules,
-                &mut message_rules.value,
-                &field.kind(),
-            );
+            self.rules(field.full_name(), rules, &mut message_rules.value, &field.kind());
         }
         message_rules
     }
@@ -275,13 +263,7 @@ impl CompiledRules {
             Kind::Message(message) => self.by_name.get(message.full_name()).copied(),
             _ => None,
         };
-        ValueRules {
-            scalar: scalar(kind),
-            wrapped: None,
-            rule: None,
-            kind: message,
-            message,
-        }
+        ValueRules { scalar: scalar(kind), wrapped: None, rule: None, kind: message, message }
     }
 
     /// Compiles the `validate.FieldRules` of one value.
@@ -313,11 +295,8 @@ impl CompiledRules {
                     continue;
                 }
             };
-            self.unsupported.extend(
-                unknown
-                    .iter()
-                    .map(|name| format!("{of}: {}.{name}", field.name())),
-            );
+            self.unsupported
+                .extend(unknown.iter().map(|name| format!("{of}: {}.{name}", field.name())));
             // Some Envoy fields have `Any` rules although they are another message; only `required` applies there.
             let fits = match (&rule, kind) {
                 (Some(Rule::Any { .. }), Kind::Message(message)) => {
@@ -340,10 +319,9 @@ impl CompiledRules {
             };
             match fits {
                 true => message_rules.rule = rule,
-                false => self.unsupported.push(format!(
-                    "{of}: the rules {} do not fit the field",
-                    field.name()
-                )),
+                false => self
+                    .unsupported
+                    .push(format!("{of}: the rules {} do not fit the field", field.name())),
             }
         }
     }
@@ -356,11 +334,7 @@ impl CompiledRules {
         inner: &[&str],
     ) -> Count {
         let [min, max] = bounds;
-        let size = |name| {
-            rules
-                .get_field_by_name(name)
-                .and_then(|value| value.as_u64())
-        };
+        let size = |name| rules.get_field_by_name(name).and_then(|value| value.as_u64());
         for (field, _) in rules.fields() {
             let name = field.name();
             if !bounds.contains(&name)
@@ -370,10 +344,8 @@ impl CompiledRules {
                 self.unsupported.push(format!("{of}: {name}"));
             }
         }
-        let has_max = rules
-            .descriptor()
-            .get_field_by_name(max)
-            .is_some_and(|field| rules.has_field(&field));
+        let has_max =
+            rules.descriptor().get_field_by_name(max).is_some_and(|field| rules.has_field(&field));
         Count {
             min: size(min).unwrap_or_default(),
             max: size(max).filter(|_| has_max),
@@ -398,19 +370,14 @@ impl CompiledRules {
         }
         // Messages may be recursive, so this iterates to a fixed point.
         loop {
-            let active: Vec<bool> = self
-                .messages
-                .iter()
-                .map(|message_rules| message_rules.active)
-                .collect();
+            let active: Vec<bool> =
+                self.messages.iter().map(|message_rules| message_rules.active).collect();
             let is_active = |field: &FieldRules| {
                 field.value.message.and_then(|at| active.get(at)) == Some(&true)
             };
             let mut changed = false;
-            for message_rules in self
-                .messages
-                .iter_mut()
-                .filter(|message_rules| !message_rules.active)
+            for message_rules in
+                self.messages.iter_mut().filter(|message_rules| !message_rules.active)
             {
                 message_rules.active = message_rules.fields.iter().any(is_active);
                 changed |= message_rules.active;
@@ -419,17 +386,12 @@ impl CompiledRules {
                 break;
             }
         }
-        let active: Vec<bool> = self
-            .messages
-            .iter()
-            .map(|message_rules| message_rules.active)
-            .collect();
+        let active: Vec<bool> =
+            self.messages.iter().map(|message_rules| message_rules.active).collect();
         for message_rules in &mut self.messages {
             for field in &mut message_rules.fields {
-                field.value.message = field
-                    .value
-                    .message
-                    .filter(|at| active.get(*at) == Some(&true));
+                field.value.message =
+                    field.value.message.filter(|at| active.get(*at) == Some(&true));
             }
             let looked_at = |field: &FieldRules| match field.label {
                 Label::Single => {
@@ -448,15 +410,11 @@ impl CompiledRules {
 
 fn inner(rules: &DynamicMessage, name: &str) -> Option<DynamicMessage> {
     let field = rules.descriptor().get_field_by_name(name)?;
-    rules
-        .has_field(&field)
-        .then(|| rules.get_field(&field).as_message().cloned())?
+    rules.has_field(&field).then(|| rules.get_field(&field).as_message().cloned())?
 }
 
 fn set(rules: &DynamicMessage, name: &str) -> bool {
-    rules
-        .get_field_by_name(name)
-        .is_some_and(|value| value.as_bool() == Some(true))
+    rules.get_field_by_name(name).is_some_and(|value| value.as_bool() == Some(true))
 }
 
 fn is_wrapper(message: &MessageDescriptor) -> bool {
@@ -464,9 +422,7 @@ fn is_wrapper(message: &MessageDescriptor) -> bool {
         && message.full_name().ends_with("Value")
         && {
             let mut fields = message.fields();
-            fields
-                .next()
-                .is_some_and(|field| field.name() == "value" && field.number() == 1)
+            fields.next().is_some_and(|field| field.name() == "value" && field.number() == 1)
                 && fields.next().is_none()
         }
 }

@@ -123,10 +123,7 @@ pub(super) fn check(value: &str) -> Result<(), usize> {
     let mut rest = value;
     while let Some((_, after)) = rest.split_once('%') {
         let place = value.len() - after.len() - 1;
-        rest = after
-            .strip_prefix('%')
-            .or_else(|| after_command(after))
-            .ok_or(place)?;
+        rest = after.strip_prefix('%').or_else(|| after_command(after)).ok_or(place)?;
     }
     Ok(())
 }
@@ -191,9 +188,7 @@ fn fits(name: &str, parameters: Option<&str>, has_length: bool) -> bool {
         "REQ" | "RESP" | "TRAILER" => given.is_some_and(|names| {
             let is_name = |name: &str| {
                 let plain = name.strip_prefix(':').unwrap_or(name);
-                plain
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+                plain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
             };
             let (main, other) = names.split_once('?').unwrap_or((names, ""));
             is_name(main) && is_name(other)
@@ -238,19 +233,13 @@ mod tests {
             ("100%", "100%%"),
             ("100%%", "100%%"),
             ("%REQ(x)%", "%REQ(x)%"),
-            (
-                "50% of %REQ(:authority?host):9%!",
-                "50%% of %REQ(:authority?host):9%!",
-            ),
+            ("50% of %REQ(:authority?host):9%!", "50%% of %REQ(:authority?host):9%!"),
             ("%FOO%", "%%FOO%%"),
             ("%REQ%", "%%REQ%%"),
             ("%REQ(a b)%", "%%REQ(a b)%%"),
             ("%HOSTNAME:3%", "%%HOSTNAME:3%%"),
             ("%START_TIME(%Y-%m)%", "%START_TIME(%Y-%m)%"),
-            (
-                "%UPSTREAM_METADATA([\"a\", \"b\"])%",
-                "%UPSTREAM_METADATA([\"a\", \"b\"])%",
-            ),
+            ("%UPSTREAM_METADATA([\"a\", \"b\"])%", "%UPSTREAM_METADATA([\"a\", \"b\"])%"),
             ("%é%", "%%é%%"),
             ("%", "%%"),
             ("", ""),

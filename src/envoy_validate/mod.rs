@@ -31,16 +31,8 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = if self.path.is_empty() {
-            "the message"
-        } else {
-            &self.path
-        };
-        write!(
-            f,
-            "{path}: found {}, expected {}",
-            self.found, self.expected
-        )
+        let path = if self.path.is_empty() { "the message" } else { &self.path };
+        write!(f, "{path}: found {}, expected {}", self.found, self.expected)
     }
 }
 

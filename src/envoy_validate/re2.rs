@@ -20,10 +20,7 @@ const MAX_GROUPS: usize = 1000;
 pub fn check(pattern: &str) -> Result<(), String> {
     // Envoy's RE2 reads bytes as Latin-1: a non-ASCII character counts as two or more.
     let latin1: String = pattern.bytes().map(char::from).collect();
-    let mut parser = Parser {
-        rest: latin1.chars().peekable(),
-        groups: vec![Group::default()],
-    };
+    let mut parser = Parser { rest: latin1.chars().peekable(), groups: vec![Group::default()] };
     parser.run()
 }
 
@@ -116,9 +113,7 @@ impl Parser<'_> {
         if let Some((min, max)) = bounds
             && (min > MAX_REPEAT || max.is_some_and(|max| max > MAX_REPEAT || max < min))
         {
-            return Err(format!(
-                "a repetition of more than {MAX_REPEAT}, or with swapped bounds"
-            ));
+            return Err(format!("a repetition of more than {MAX_REPEAT}, or with swapped bounds"));
         }
         let Some(top) = self.top() else {
             return Ok(());
@@ -274,9 +269,7 @@ impl Parser<'_> {
             '0'..='7' => {
                 // A single non-zero digit is a backreference.
                 if next != '0' && !self.rest.peek().is_some_and(octal) {
-                    return Err(format!(
-                        "the backreference \\{next}, which RE2 does not support"
-                    ));
+                    return Err(format!("the backreference \\{next}, which RE2 does not support"));
                 }
                 let mut code = next.to_digit(8).unwrap_or_default();
                 for _ in 0..2 {
@@ -291,9 +284,7 @@ impl Parser<'_> {
                     false => unknown(),
                 }
             }
-            '8' | '9' => Err(format!(
-                "the backreference \\{next}, which RE2 does not support"
-            )),
+            '8' | '9' => Err(format!("the backreference \\{next}, which RE2 does not support")),
             'x' => self.hex().map_or_else(unknown, Ok),
             'n' => Ok(0x0a),
             'r' => Ok(0x0d),
@@ -339,14 +330,9 @@ impl Parser<'_> {
             self.rest.next().map(String::from).unwrap_or_default()
         };
         let bare = name.strip_prefix('^').unwrap_or(&name);
-        match UNICODE_GROUPS
-            .split_ascii_whitespace()
-            .any(|known| known == bare)
-        {
+        match UNICODE_GROUPS.split_ascii_whitespace().any(|known| known == bare) {
             true => Ok(()),
-            false => Err(format!(
-                "the Unicode group {name:?}, which RE2 does not support"
-            )),
+            false => Err(format!("the Unicode group {name:?}, which RE2 does not support")),
         }
     }
 

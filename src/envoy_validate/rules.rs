@@ -116,21 +116,15 @@ impl<'a> RuleReader<'a> {
     fn get(&mut self, name: &str) -> Option<Field> {
         self.read.push(name.to_owned());
         let field = self.message.descriptor().get_field_by_name(name)?;
-        self.message
-            .has_field(&field)
-            .then(|| self.message.get_field(&field).into_owned())
+        self.message.has_field(&field).then(|| self.message.get_field(&field).into_owned())
     }
 
     fn list(&mut self, name: &str) -> Vec<Field> {
-        self.get(name)
-            .and_then(|value| value.as_list().map(<[Field]>::to_vec))
-            .unwrap_or_default()
+        self.get(name).and_then(|value| value.as_list().map(<[Field]>::to_vec)).unwrap_or_default()
     }
 
     fn flag(&mut self, name: &str) -> bool {
-        self.get(name)
-            .and_then(|value| value.as_bool())
-            .unwrap_or_default()
+        self.get(name).and_then(|value| value.as_bool()).unwrap_or_default()
     }
 
     fn size(&mut self, name: &str) -> Option<u64> {
@@ -143,10 +137,7 @@ impl<'a> RuleReader<'a> {
 
     /// The names of fields that are set but were not read.
     fn left(&self) -> Vec<String> {
-        let names = self
-            .message
-            .fields()
-            .map(|(field, _)| field.name().to_owned());
+        let names = self.message.fields().map(|(field, _)| field.name().to_owned());
         names.filter(|name| !self.read.contains(name)).collect()
     }
 }
@@ -159,19 +150,9 @@ fn bytes(value: &Field) -> Option<Vec<u8>> {
 }
 
 fn int(value: &Field) -> Option<i128> {
-    let small = value
-        .as_i32()
-        .map(i128::from)
-        .or_else(|| value.as_u32().map(i128::from));
-    let large = || {
-        value
-            .as_i64()
-            .map(i128::from)
-            .or_else(|| value.as_u64().map(i128::from))
-    };
-    small
-        .or_else(large)
-        .or_else(|| value.as_enum_number().map(i128::from))
+    let small = value.as_i32().map(i128::from).or_else(|| value.as_u32().map(i128::from));
+    let large = || value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
+    small.or_else(large).or_else(|| value.as_enum_number().map(i128::from))
 }
 
 fn float(value: &Field) -> Option<f64> {
@@ -199,18 +180,12 @@ impl Rule {
         message: &DynamicMessage,
         enumeration: Option<&EnumDescriptor>,
     ) -> Result<(Option<Self>, Vec<String>), String> {
-        let mut source = RuleReader {
-            message,
-            read: Vec::new(),
-        };
+        let mut source = RuleReader { message, read: Vec::new() };
         let rule = match kind {
             "float" | "double" => Some(Self::Float(range(&mut source, float))),
             "int32" | "int64" | "uint32" | "uint64" | "sint32" | "sint64" | "fixed32"
             | "fixed64" | "sfixed32" | "sfixed64" => Some(Self::Int(range(&mut source, int))),
-            "bool" => source
-                .get("const")
-                .and_then(|value| value.as_bool())
-                .map(Self::Bool),
+            "bool" => source.get("const").and_then(|value| value.as_bool()).map(Self::Bool),
             "string" => Some(Self::Text(Box::new(text(&mut source)?))),
             "bytes" => Some(Self::Bytes(Box::new(octets(&mut source)?))),
             "enum" => Some(Self::Enum(enum_rule(&mut source, enumeration))),
@@ -232,10 +207,7 @@ impl Rule {
                         .filter_map(|url| url.as_str().map(str::to_owned))
                         .collect()
                 };
-                Some(Self::Any {
-                    only: urls("in"),
-                    not: urls("not_in"),
-                })
+                Some(Self::Any { only: urls("in"), not: urls("not_in") })
             }
             _ => return Err(format!("unknown rules of kind {kind}")),
         };
@@ -267,10 +239,9 @@ impl Rule {
         let wrong = match (self, value) {
             (Self::Int(range), Value::Int(value)) => range.check(value, &value, 0),
             (Self::Float(range), Value::Float(value)) => range.check(value, &value, 0.0),
-            (Self::Bool(exact), Value::Bool(value)) if *exact != value => Some(Mismatch {
-                found: value.to_string(),
-                expected: exact.to_string(),
-            }),
+            (Self::Bool(exact), Value::Bool(value)) if *exact != value => {
+                Some(Mismatch { found: value.to_string(), expected: exact.to_string() })
+            }
             (Self::Text(text), Value::Bytes(bytes)) => text.check(bytes, true),
             (Self::Bytes(text), Value::Bytes(bytes)) => text.check(bytes, false),
             (Self::Enum(rule), Value::Int(value)) => rule.check(value),
@@ -317,20 +288,12 @@ fn range<T: Copy>(source: &mut RuleReader<'_>, read: impl Fn(&Field) -> Option<T
     let above = above.or(bound("gte").map(|bound| (bound, true)));
     let only = source.list("in").iter().filter_map(&read).collect();
     let not = source.list("not_in").iter().filter_map(&read).collect();
-    Range {
-        exact,
-        below,
-        above,
-        only,
-        not,
-        ignore_empty: source.flag("ignore_empty"),
-    }
+    Range { exact, below, above, only, not, ignore_empty: source.flag("ignore_empty") }
 }
 
 impl Range<i128> {
     fn check_time(&self, nanoseconds: i128) -> Option<Mismatch> {
-        self.map(Seconds)
-            .check(Seconds(nanoseconds), &Seconds(nanoseconds), Seconds(0))
+        self.map(Seconds).check(Seconds(nanoseconds), &Seconds(nanoseconds), Seconds(0))
     }
 }
 
@@ -344,11 +307,7 @@ impl fmt::Display for Seconds {
         let (whole, part) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
         match part {
             0 => write!(f, "{sign}{whole}s"),
-            _ => write!(
-                f,
-                "{sign}{whole}.{}s",
-                format!("{part:09}").trim_end_matches('0')
-            ),
+            _ => write!(f, "{sign}{whole}.{}s", format!("{part:09}").trim_end_matches('0')),
         }
     }
 }
@@ -379,12 +338,7 @@ impl<T: Copy + PartialOrd + fmt::Display> Range<T> {
         if self.ignore_empty && value == zero {
             return None;
         }
-        let wrong = |expected: String| {
-            Some(Mismatch {
-                found: shown.to_string(),
-                expected,
-            })
-        };
+        let wrong = |expected: String| Some(Mismatch { found: shown.to_string(), expected });
         if let Some(exact) = self.exact
             && value != exact
         {
@@ -398,11 +352,7 @@ impl<T: Copy + PartialOrd + fmt::Display> Range<T> {
             .above
             .is_none_or(|(bound, inclusive)| value > bound || inclusive && value == bound);
         let outside = matches!((self.below, self.above), (Some((below, _)), Some((above, _))) if below <= above);
-        if if outside {
-            !is_below && !is_above
-        } else {
-            !is_below || !is_above
-        } {
+        if if outside { !is_below && !is_above } else { !is_below || !is_above } {
             let at_most = self.below.map(|(bound, inclusive)| match inclusive {
                 true => format!("at most {bound}"),
                 false => format!("less than {bound}"),
@@ -432,34 +382,18 @@ fn enum_rule(source: &mut RuleReader<'_>, enumeration: Option<&EnumDescriptor>) 
     let exact = source.get("const").as_ref().and_then(int);
     let only = source.list("in").iter().filter_map(int).collect();
     let not = source.list("not_in").iter().filter_map(int).collect();
-    let defined = source
-        .flag("defined_only")
-        .then_some(enumeration)
-        .flatten()
-        .map(|enumeration| {
-            let mut numbers: Vec<i128> = enumeration
-                .values()
-                .map(|value| value.number().into())
-                .collect();
-            numbers.sort_unstable();
-            numbers
-        });
-    Enum {
-        exact,
-        only,
-        not,
-        defined,
-    }
+    let defined = source.flag("defined_only").then_some(enumeration).flatten().map(|enumeration| {
+        let mut numbers: Vec<i128> =
+            enumeration.values().map(|value| value.number().into()).collect();
+        numbers.sort_unstable();
+        numbers
+    });
+    Enum { exact, only, not, defined }
 }
 
 impl Enum {
     fn check(&self, value: i128) -> Option<Mismatch> {
-        let wrong = |expected: String| {
-            Some(Mismatch {
-                found: value.to_string(),
-                expected,
-            })
-        };
+        let wrong = |expected: String| Some(Mismatch { found: value.to_string(), expected });
         if self.exact.is_some_and(|exact| exact != value) {
             return wrong(join(self.exact.as_slice()));
         }
@@ -470,10 +404,9 @@ impl Enum {
             return wrong(format!("none of {}", join(&self.not)));
         }
         match &self.defined {
-            Some(defined) if defined.binary_search(&value).is_err() => wrong(format!(
-                "a number that the enum defines ({})",
-                join(defined)
-            )),
+            Some(defined) if defined.binary_search(&value).is_err() => {
+                wrong(format!("a number that the enum defines ({})", join(defined)))
+            }
             _ => None,
         }
     }
@@ -500,11 +433,8 @@ fn text(source: &mut RuleReader<'_>) -> Result<Text, String> {
         ("address", Form::Address),
         ("uuid", Form::Uuid),
     ];
-    out.form = forms
-        .into_iter()
-        .filter(|(name, _)| source.flag(name))
-        .map(|(_, form)| form)
-        .next_back();
+    out.form =
+        forms.into_iter().filter(|(name, _)| source.flag(name)).map(|(_, form)| form).next_back();
     // Absent means strict.
     let strict = source.get("strict").and_then(|value| value.as_bool()) != Some(false);
     match source.get("well_known_regex").as_ref().and_then(int) {
@@ -524,11 +454,8 @@ fn octets(source: &mut RuleReader<'_>) -> Result<Text, String> {
     out.min_bytes = exact.or(source.size("min_len"));
     out.max_bytes = exact.or(source.size("max_len"));
     let forms = [("ip", Form::Ip), ("ipv4", Form::Ipv4), ("ipv6", Form::Ipv6)];
-    out.form = forms
-        .into_iter()
-        .filter(|(name, _)| source.flag(name))
-        .map(|(_, form)| form)
-        .next_back();
+    out.form =
+        forms.into_iter().filter(|(name, _)| source.flag(name)).map(|(_, form)| form).next_back();
     Ok(out)
 }
 
@@ -561,10 +488,7 @@ impl Text {
             return None;
         }
         let expected = self.expected(bytes, is_text)?;
-        Some(Mismatch {
-            found: quoted(bytes),
-            expected,
-        })
+        Some(Mismatch { found: quoted(bytes), expected })
     }
 
     /// What is expected; `None` if the value is valid.
@@ -590,28 +514,16 @@ impl Text {
         if let Some(size) = size(bytes.len(), self.min_bytes, self.max_bytes, "bytes") {
             return Some(size);
         }
-        if let Some(prefix) = self
-            .prefix
-            .as_ref()
-            .filter(|prefix| !bytes.starts_with(prefix))
-        {
+        if let Some(prefix) = self.prefix.as_ref().filter(|prefix| !bytes.starts_with(prefix)) {
             return Some(format!("a string that starts with {}", quoted(prefix)));
         }
-        if let Some(suffix) = self
-            .suffix
-            .as_ref()
-            .filter(|suffix| !bytes.ends_with(suffix))
-        {
+        if let Some(suffix) = self.suffix.as_ref().filter(|suffix| !bytes.ends_with(suffix)) {
             return Some(format!("a string that ends with {}", quoted(suffix)));
         }
         if let Some(part) = self.contains.as_ref().filter(|part| !contains(bytes, part)) {
             return Some(format!("a string that contains {}", quoted(part)));
         }
-        if let Some(part) = self
-            .not_contains
-            .as_ref()
-            .filter(|part| contains(bytes, part))
-        {
+        if let Some(part) = self.not_contains.as_ref().filter(|part| contains(bytes, part)) {
             return Some(format!("a string that does not contain {}", quoted(part)));
         }
         if let Some((pattern, shown)) = &self.pattern
@@ -645,20 +557,15 @@ pub(super) fn quoted(bytes: &[u8]) -> String {
     const SHOWN: usize = 80;
     let text = String::from_utf8_lossy(bytes);
     match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!(
-            "{:?}… ({} bytes)",
-            text.get(..end).unwrap_or_default(),
-            bytes.len()
-        ),
+        Some((end, _)) => {
+            format!("{:?}… ({} bytes)", text.get(..end).unwrap_or_default(), bytes.len())
+        }
         None => format!("{text:?}"),
     }
 }
 
 fn quoted_list(list: &[Vec<u8>]) -> String {
-    list.iter()
-        .map(|item| quoted(item))
-        .collect::<Vec<_>>()
-        .join(", ")
+    list.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for Form {
@@ -703,9 +610,7 @@ impl Form {
             Self::Address => is_hostname(text) || text.parse::<IpAddr>().is_ok(),
             Self::Uuid => is_uuid(bytes),
             Self::HeaderName => is_header_name(bytes),
-            Self::HeaderValue => !bytes
-                .iter()
-                .any(|byte| matches!(byte, 0..=8 | 10..=31 | 127)),
+            Self::HeaderValue => !bytes.iter().any(|byte| matches!(byte, 0..=8 | 10..=31 | 127)),
             Self::HeaderText => !bytes.iter().any(|byte| matches!(byte, 0 | b'\n' | b'\r')),
         }
     }
@@ -716,9 +621,7 @@ fn is_hostname(text: &str) -> bool {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }

@@ -52,16 +52,8 @@ pub(super) struct Message<'a> {
 
 impl<'a> Message<'a> {
     fn field(&self, name: &str) -> Option<&'static FieldRules> {
-        let found = self
-            .message_rules
-            .fields
-            .iter()
-            .find(|field| field.name == name);
-        debug_assert!(
-            found.is_some(),
-            "{} has no field {name}",
-            self.message_rules.name
-        );
+        let found = self.message_rules.fields.iter().find(|field| field.name == name);
+        debug_assert!(found.is_some(), "{} has no field {name}", self.message_rules.name);
         found
     }
 
@@ -84,9 +76,8 @@ impl<'a> Message<'a> {
     }
 
     fn messages(&self, name: &str) -> Result<Vec<Message<'a>>, Malformed> {
-        let message_rules = self
-            .field(name)
-            .and_then(|field| self.compiled_rules.messages.get(field.value.kind?));
+        let message_rules =
+            self.field(name).and_then(|field| self.compiled_rules.messages.get(field.value.kind?));
         let Some(message_rules) = message_rules else {
             return Ok(Vec::new());
         };
@@ -129,9 +120,7 @@ impl<'a> Message<'a> {
 
     /// The number in a wrapper such as `google.protobuf.UInt32Value`.
     fn wrapped(&self, name: &str) -> Result<Option<u64>, Malformed> {
-        self.message(name)?
-            .map(|wrapper| wrapper.number("value"))
-            .transpose()
+        self.message(name)?.map(|wrapper| wrapper.number("value")).transpose()
     }
 
     /// The milliseconds of a duration.
@@ -140,25 +129,18 @@ impl<'a> Message<'a> {
             return Ok(None);
         };
         let (seconds, nanos) = seconds_and_nanos(duration.bytes)?;
-        Ok(Some(
-            i128::from(seconds) * 1000 + i128::from(nanos) / 1_000_000,
-        ))
+        Ok(Some(i128::from(seconds) * 1000 + i128::from(nanos) / 1_000_000))
     }
 }
 
 fn wrong(found: impl Into<String>, expected: impl Into<String>) -> Mismatch {
-    Mismatch {
-        found: found.into(),
-        expected: expected.into(),
-    }
+    Mismatch { found: found.into(), expected: expected.into() }
 }
 
 /// Source: `source/common/router/config_impl.cc`, `RouteMatcher` and `DirectResponseEntryImpl`.
 fn route_configuration(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     header_operations(message, report)?;
-    let body_limit = message
-        .wrapped("max_direct_response_body_size_bytes")?
-        .unwrap_or(4096);
+    let body_limit = message.wrapped("max_direct_response_body_size_bytes")?.unwrap_or(4096);
     let mut domains: HashSet<String> = HashSet::new();
     for (h, host) in message.messages("virtual_hosts")?.iter().enumerate() {
         for (d, domain) in host.texts("domains")?.into_iter().enumerate() {
@@ -206,10 +188,7 @@ fn route_configuration(message: &Message<'_>, report: Report<'_>) -> Result<(), 
 fn virtual_host(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     header_operations(message, report)?;
     if message.has("matcher")? && message.has("routes")? {
-        report(
-            "matcher",
-            wrong("a matcher together with routes", "one of them"),
-        );
+        report("matcher", wrong("a matcher together with routes", "one of them"));
     }
     Ok(())
 }
@@ -252,10 +231,7 @@ fn header_operations(message: &Message<'_>, report: Report<'_>) -> Result<(), Ma
             if is_reserved(name) {
                 report(
                     &format!("{list}[{at}]"),
-                    wrong(
-                        quoted(name.as_bytes()),
-                        "a header other than `host` and pseudo-headers",
-                    ),
+                    wrong(quoted(name.as_bytes()), "a header other than `host` and pseudo-headers"),
                 );
             }
         }
@@ -274,10 +250,9 @@ fn weighted_cluster(message: &Message<'_>, report: Report<'_>) -> Result<(), Mal
     for (at, cluster) in clusters.iter().enumerate() {
         match cluster.wrapped("weight")? {
             Some(weight) => total = total.saturating_add(weight),
-            None => report(
-                &format!("clusters[{at}].weight"),
-                wrong("nothing", "a weight, possibly 0"),
-            ),
+            None => {
+                report(&format!("clusters[{at}].weight"), wrong("nothing", "a weight, possibly 0"))
+            }
         }
         if cluster.text("name")?.is_empty() == cluster.text("cluster_header")?.is_empty() {
             let both = !cluster.text("name")?.is_empty();
@@ -313,10 +288,7 @@ fn route_action(message: &Message<'_>, report: Report<'_>) -> Result<(), Malform
         }
     }
     if let [_, second, ..] = rewrites.as_slice() {
-        report(
-            second,
-            wrong(rewrites.join(" and "), "only one way to rewrite the path"),
-        );
+        report(second, wrong(rewrites.join(" and "), "only one way to rewrite the path"));
     }
     let mut upgrades = BTreeSet::new();
     for (at, upgrade) in message.messages("upgrade_configs")?.iter().enumerate() {
@@ -351,19 +323,13 @@ fn request_mirror_policy(message: &Message<'_>, report: Report<'_>) -> Result<()
 /// Source: `source/common/router/config_impl.cc`, `RetryPolicyImpl`: both are counted in milliseconds, with a minimum
 /// of one.
 fn retry_back_off(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
-    let base = message
-        .milliseconds("base_interval")?
-        .unwrap_or_default()
-        .max(1);
+    let base = message.milliseconds("base_interval")?.unwrap_or_default().max(1);
     if let Some(max) = message.milliseconds("max_interval")?.map(|max| max.max(1))
         && max < base
     {
         report(
             "max_interval",
-            wrong(
-                format!("{max}ms"),
-                format!("at least the base interval, {base}ms"),
-            ),
+            wrong(format!("{max}ms"), format!("at least the base interval, {base}ms")),
         );
     }
     Ok(())
@@ -371,18 +337,11 @@ fn retry_back_off(message: &Message<'_>, report: Report<'_>) -> Result<(), Malfo
 
 /// Source: `source/common/router/config_impl.cc`, `InternalRedirectPolicyImpl`.
 fn internal_redirect_policy(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
-    for (at, name) in message
-        .texts("response_headers_to_copy")?
-        .into_iter()
-        .enumerate()
-    {
+    for (at, name) in message.texts("response_headers_to_copy")?.into_iter().enumerate() {
         if is_reserved(name) {
             report(
                 &format!("response_headers_to_copy[{at}]"),
-                wrong(
-                    quoted(name.as_bytes()),
-                    "a header other than `host` and pseudo-headers",
-                ),
+                wrong(quoted(name.as_bytes()), "a header other than `host` and pseudo-headers"),
             );
         }
     }
@@ -395,10 +354,7 @@ fn regex_matcher(message: &Message<'_>, report: Report<'_>) -> Result<(), Malfor
     if let Err(reason) = re2::check(pattern) {
         report(
             "regex",
-            wrong(
-                format!("{} ({reason})", quoted(pattern.as_bytes())),
-                "an RE2 expression",
-            ),
+            wrong(format!("{} ({reason})", quoted(pattern.as_bytes())), "an RE2 expression"),
         );
     }
     Ok(())
@@ -434,10 +390,8 @@ const CLUSTER_PROVIDED: u64 = 6;
 fn cluster(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     // Extension clusters and policies have their own rules.
     let (kind, policy) = (message.number("type")?, message.number("lb_policy")?);
-    let (is_custom, has_policy) = (
-        message.has("cluster_type")?,
-        message.has("load_balancing_policy")?,
-    );
+    let (is_custom, has_policy) =
+        (message.has("cluster_type")?, message.has("load_balancing_policy")?);
     if !has_policy {
         if policy == RING_HASH
             && let Some(ring) = message.message("ring_hash_lb_config")?
@@ -460,27 +414,20 @@ fn cluster(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     if !has_policy && kind == ORIGINAL_DST && policy != CLUSTER_PROVIDED {
         report(
             "lb_policy",
-            wrong(
-                format!("{policy}"),
-                "CLUSTER_PROVIDED (6) for type ORIGINAL_DST",
-            ),
+            wrong(format!("{policy}"), "CLUSTER_PROVIDED (6) for type ORIGINAL_DST"),
         );
     }
     if !has_policy && kind != ORIGINAL_DST && policy == CLUSTER_PROVIDED {
         report(
             "lb_policy",
-            wrong(
-                "CLUSTER_PROVIDED",
-                "another policy for a type other than ORIGINAL_DST",
-            ),
+            wrong("CLUSTER_PROVIDED", "another policy for a type other than ORIGINAL_DST"),
         );
     }
     let assignment = message.message("load_assignment")?;
     match (kind, &assignment) {
-        (ORIGINAL_DST, Some(_)) => report(
-            "load_assignment",
-            wrong("endpoints", "none for type ORIGINAL_DST"),
-        ),
+        (ORIGINAL_DST, Some(_)) => {
+            report("load_assignment", wrong("endpoints", "none for type ORIGINAL_DST"))
+        }
         (LOGICAL_DNS, _) => {
             let localities = assignment
                 .as_ref()
@@ -516,9 +463,7 @@ fn below(field: &str, path: &str) -> String {
 /// Source: `source/extensions/load_balancing_policies/ring_hash/ring_hash_lb.cc`, with its defaults.
 fn ring_hash(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     let min = message.wrapped("minimum_ring_size")?.unwrap_or(1024);
-    let max = message
-        .wrapped("maximum_ring_size")?
-        .unwrap_or(8 * 1024 * 1024);
+    let max = message.wrapped("maximum_ring_size")?.unwrap_or(8 * 1024 * 1024);
     if min > max {
         let expected = format!("at most the maximum ring size, {max}");
         report("minimum_ring_size", wrong(min.to_string(), expected));
@@ -529,9 +474,8 @@ fn ring_hash(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed>
 /// Source: `source/extensions/load_balancing_policies/maglev/config.cc`; the maximum size is in the proto.
 fn maglev(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     const LARGEST: u64 = 5_000_011;
-    if let Some(size) = message
-        .wrapped("table_size")?
-        .filter(|size| *size <= LARGEST && !is_prime(*size))
+    if let Some(size) =
+        message.wrapped("table_size")?.filter(|size| *size <= LARGEST && !is_prime(*size))
     {
         report("table_size", wrong(size.to_string(), "a prime number"));
     }
@@ -540,25 +484,18 @@ fn maglev(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
 
 fn is_prime(number: u64) -> bool {
     number > 1
-        && (2..)
-            .take_while(|d| d * d <= number)
-            .all(|divisor| !number.is_multiple_of(divisor))
+        && (2..).take_while(|d| d * d <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// Source: `source/common/upstream/outlier_detection_impl.cc`.
 fn outlier_detection(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
-    let base = message
-        .milliseconds("base_ejection_time")?
-        .unwrap_or(30_000);
+    let base = message.milliseconds("base_ejection_time")?.unwrap_or(30_000);
     if let Some(max) = message.milliseconds("max_ejection_time")?
         && max < base
     {
         report(
             "max_ejection_time",
-            wrong(
-                format!("{max}ms"),
-                format!("at least the base ejection time, {base}ms"),
-            ),
+            wrong(format!("{max}ms"), format!("at least the base ejection time, {base}ms")),
         );
     }
     Ok(())
@@ -571,14 +508,8 @@ fn outlier_detection(message: &Message<'_>, report: Report<'_>) -> Result<(), Ma
 fn load_assignment(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     let mut of_localities: BTreeMap<u64, u64> = BTreeMap::new();
     for (at, locality) in message.messages("endpoints")?.iter().enumerate() {
-        let sum = of_localities
-            .entry(locality.number("priority")?)
-            .or_default();
-        *sum = sum.saturating_add(
-            locality
-                .wrapped("load_balancing_weight")?
-                .unwrap_or_default(),
-        );
+        let sum = of_localities.entry(locality.number("priority")?).or_default();
+        *sum = sum.saturating_add(locality.wrapped("load_balancing_weight")?.unwrap_or_default());
         if *sum > u32::MAX.into() {
             report(
                 &format!("endpoints[{at}].load_balancing_weight"),
@@ -595,10 +526,7 @@ fn load_assignment(message: &Message<'_>, report: Report<'_>) -> Result<(), Malf
         if sum > u32::MAX.into() {
             report(
                 &format!("endpoints[{at}].lb_endpoints"),
-                wrong(
-                    format!("weights with a sum of {sum}"),
-                    format!("at most {}", u32::MAX),
-                ),
+                wrong(format!("weights with a sum of {sum}"), format!("at most {}", u32::MAX)),
             );
         }
     }
@@ -648,9 +576,7 @@ fn addresses(assignment: &Message<'_>, report: Report<'_>) -> Result<(), Malform
 /// An IPv6 address may have a zone after a `%`.
 fn is_ip(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok()
-        || text
-            .split_once('%')
-            .is_some_and(|(ip, _)| ip.parse::<IpAddr>().is_ok())
+        || text.split_once('%').is_some_and(|(ip, _)| ip.parse::<IpAddr>().is_ok())
 }
 
 /// Source: `source/common/listener_manager/filter_chain_manager_impl.cc`, `addFilterChains`; `listener_impl.cc`,
@@ -662,10 +588,7 @@ fn listener(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> 
         && !message.has("api_listener")?
         && !message.has("udp_listener_config")?
     {
-        report(
-            "filter_chains",
-            wrong("none, and no default_filter_chain", "at least one"),
-        );
+        report("filter_chains", wrong("none, and no default_filter_chain", "at least one"));
     }
     if message.has("filter_chain_matcher")? {
         return chain_names(&chains, report);
@@ -679,10 +602,7 @@ fn listener(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> 
         if let Some(twin) = twin {
             report(
                 &format!("filter_chains[{at}].filter_chain_match"),
-                wrong(
-                    format!("the same match as filter_chains[{twin}]"),
-                    "a unique match",
-                ),
+                wrong(format!("the same match as filter_chains[{twin}]"), "a unique match"),
             );
         }
         known.extend(keys.into_iter().map(|key| (key, at)));
@@ -722,50 +642,31 @@ fn chain_keys(
     if of.has("suffix_len")? || !of.text("address_suffix")?.is_empty() {
         report(
             &path,
-            wrong(
-                "address_suffix or suffix_len",
-                "neither, because Envoy does not implement them",
-            ),
+            wrong("address_suffix or suffix_len", "neither, because Envoy does not implement them"),
         );
     }
-    let mut parts = vec![vec![
-        of.wrapped("destination_port")?
-            .unwrap_or_default()
-            .to_string(),
-    ]];
+    let mut parts = vec![vec![of.wrapped("destination_port")?.unwrap_or_default().to_string()]];
     parts.push(prefixes(&of, "prefix_ranges", &path, report)?);
     let mut names = Vec::new();
     for (n, name) in of.texts("server_names")?.into_iter().enumerate() {
         if name.contains('*') && !name.starts_with("*.") {
             report(
                 &format!("{path}.server_names[{n}]"),
-                wrong(
-                    quoted(name.as_bytes()),
-                    "a full name, or `*.` followed by a suffix",
-                ),
+                wrong(quoted(name.as_bytes()), "a full name, or `*.` followed by a suffix"),
             );
         }
         names.push(name.to_ascii_lowercase());
     }
     parts.push(names);
     parts.push(vec![of.text("transport_protocol")?.to_owned()]);
-    parts.push(
-        of.texts("application_protocols")?
-            .into_iter()
-            .map(str::to_owned)
-            .collect(),
-    );
+    parts.push(of.texts("application_protocols")?.into_iter().map(str::to_owned).collect());
     parts.push(prefixes(&of, "direct_source_prefix_ranges", &path, report)?);
     parts.push(vec![of.number("source_type")?.to_string()]);
     parts.push(prefixes(&of, "source_prefix_ranges", &path, report)?);
     parts.push(ports(&of)?);
     let mut keys = vec![String::new()];
     for part in parts {
-        let part = if part.is_empty() {
-            vec![String::new()]
-        } else {
-            part
-        };
+        let part = if part.is_empty() { vec![String::new()] } else { part };
         if keys.len().saturating_mul(part.len()) > MANY {
             return Ok(None);
         }
@@ -814,26 +715,18 @@ fn prefixes(
 ) -> Result<Vec<String>, Malformed> {
     let mut out = Vec::new();
     for (at, range) in of.messages(list)?.iter().enumerate() {
-        let (text, length) = (
-            range.text("address_prefix")?,
-            range.wrapped("prefix_len")?.unwrap_or_default(),
-        );
+        let (text, length) =
+            (range.text("address_prefix")?, range.wrapped("prefix_len")?.unwrap_or_default());
         out.push(match text.parse::<IpAddr>() {
             Ok(IpAddr::V4(ip)) => {
                 let length = length.min(32) as u32;
                 let mask = u32::MAX.checked_shl(32 - length).unwrap_or_default();
-                format!(
-                    "{}/{length}",
-                    std::net::Ipv4Addr::from_bits(ip.to_bits() & mask)
-                )
+                format!("{}/{length}", std::net::Ipv4Addr::from_bits(ip.to_bits() & mask))
             }
             Ok(IpAddr::V6(ip)) => {
                 let length = length.min(128) as u32;
                 let mask = u128::MAX.checked_shl(128 - length).unwrap_or_default();
-                format!(
-                    "{}/{length}",
-                    std::net::Ipv6Addr::from_bits(ip.to_bits() & mask)
-                )
+                format!("{}/{length}", std::net::Ipv6Addr::from_bits(ip.to_bits() & mask))
             }
             Err(_) => {
                 report(

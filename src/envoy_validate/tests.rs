@@ -19,20 +19,14 @@ const ROUTES: &str = "envoy.config.route.v3.RouteConfiguration";
 #[track_caller]
 fn wrong(full_name: &str, json: Json) -> Vec<String> {
     let bytes = json_to_any(full_name, &json).unwrap();
-    check(full_name, &bytes)
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    check(full_name, &bytes).iter().map(ToString::to_string).collect()
 }
 
 /// The paths of the violations of a message.
 #[track_caller]
 fn paths(full_name: &str, json: Json) -> Vec<String> {
     let bytes = json_to_any(full_name, &json).unwrap();
-    check(full_name, &bytes)
-        .into_iter()
-        .map(|violation| violation.path)
-        .collect()
+    check(full_name, &bytes).into_iter().map(|violation| violation.path).collect()
 }
 
 /// Every rule in the pool, named as in `validate.proto`, and how often it occurs.
@@ -53,10 +47,7 @@ fn rules_in_pool() -> BTreeMap<String, usize> {
     let (rules, required) = (extension("validate.rules"), extension("validate.required"));
     let mut out = BTreeMap::new();
     for message in pool.all_messages() {
-        for oneof in message
-            .oneofs()
-            .filter(|oneof| oneof.options().has_extension(&required))
-        {
+        for oneof in message.oneofs().filter(|oneof| oneof.options().has_extension(&required)) {
             assert!(oneof.options().get_extension(&required).as_bool().unwrap());
             *out.entry("oneof".to_owned()).or_default() += 1;
         }
@@ -70,11 +61,7 @@ fn rules_in_pool() -> BTreeMap<String, usize> {
         for field in message.fields() {
             let options = field.options();
             if options.has_extension(&rules) {
-                walk(
-                    "",
-                    options.get_extension(&rules).as_message().unwrap(),
-                    &mut out,
-                );
+                walk("", options.get_extension(&rules).as_message().unwrap(), &mut out);
             }
         }
     }
@@ -103,19 +90,14 @@ fn the_rules_that_envoy_has_are_these_and_all_are_understood() {
 /// Compiles rules and checks values against them: each with whether it is valid.
 #[track_caller]
 fn rule(kind: &str, rules: Json, values: &[(Value<'_>, bool)]) {
-    let field_rules = pool()
-        .unwrap()
-        .get_message_by_name("validate.FieldRules")
-        .unwrap();
+    let field_rules = pool().unwrap().get_message_by_name("validate.FieldRules").unwrap();
     let descriptor = match field_rules.get_field_by_name(kind).unwrap().kind() {
         prost_reflect::Kind::Message(descriptor) => descriptor,
         other => panic!("{other:?}"),
     };
     let message = DynamicMessage::deserialize(descriptor, &rules).unwrap();
-    let enumeration = pool()
-        .unwrap()
-        .get_enum_by_name("envoy.config.core.v3.HealthStatus")
-        .unwrap();
+    let enumeration =
+        pool().unwrap().get_enum_by_name("envoy.config.core.v3.HealthStatus").unwrap();
     let (rule, unknown) = Rule::compile(kind, &message, Some(&enumeration)).unwrap();
     assert!(unknown.is_empty(), "{unknown:?}");
     for (value, fine) in values {
@@ -133,10 +115,7 @@ fn ints(kind: &str, rules: Json, values: &[(i128, bool)]) {
     rule(
         kind,
         rules,
-        &values
-            .iter()
-            .map(|(value, fine)| (Value::Int(*value), *fine))
-            .collect::<Vec<_>>(),
+        &values.iter().map(|(value, fine)| (Value::Int(*value), *fine)).collect::<Vec<_>>(),
     );
 }
 
@@ -162,45 +141,23 @@ fn numbers() {
         ints(kind, json!({"lte": 5}), &[(5, true), (6, false)]);
         ints(kind, json!({"gt": 5}), &[(6, true), (5, false)]);
         ints(kind, json!({"gte": 5}), &[(5, true), (4, false)]);
-        ints(
-            kind,
-            json!({"gte": 5, "lt": 7}),
-            &[(4, false), (5, true), (6, true), (7, false)],
-        );
-        ints(
-            kind,
-            json!({"gt": 7, "lte": 5}),
-            &[(5, true), (6, false), (7, false), (8, true)],
-        );
+        ints(kind, json!({"gte": 5, "lt": 7}), &[(4, false), (5, true), (6, true), (7, false)]);
+        ints(kind, json!({"gt": 7, "lte": 5}), &[(5, true), (6, false), (7, false), (8, true)]);
         ints(kind, json!({"in": [1, 2]}), &[(1, true), (3, false)]);
         ints(kind, json!({"not_in": [1, 2]}), &[(1, false), (3, true)]);
-        ints(
-            kind,
-            json!({"gte": 5, "ignore_empty": true}),
-            &[(0, true), (1, false)],
-        );
+        ints(kind, json!({"gte": 5, "ignore_empty": true}), &[(0, true), (1, false)]);
     }
     for kind in ["float", "double"] {
         let float = |rules, values: &[(f64, bool)]| {
-            let values: Vec<_> = values
-                .iter()
-                .map(|(value, fine)| (Value::Float(*value), *fine))
-                .collect();
+            let values: Vec<_> =
+                values.iter().map(|(value, fine)| (Value::Float(*value), *fine)).collect();
             rule(kind, rules, &values);
         };
         float(
             json!({"gte": 0.0, "lte": 100.0}),
-            &[
-                (0.0, true),
-                (-0.5, false),
-                (100.5, false),
-                (f64::NAN, false),
-            ],
+            &[(0.0, true), (-0.5, false), (100.5, false), (f64::NAN, false)],
         );
-        float(
-            json!({"gt": 0.0, "lt": 1.0}),
-            &[(0.0, false), (0.5, true), (1.0, false)],
-        );
+        float(json!({"gt": 0.0, "lt": 1.0}), &[(0.0, false), (0.5, true), (1.0, false)]);
         float(json!({"const": 0.5}), &[(0.5, true), (0.25, false)]);
         float(
             json!({"in": [0.5], "ignore_empty": true}),
@@ -208,11 +165,7 @@ fn numbers() {
         );
         float(json!({"not_in": [0.5]}), &[(0.5, false), (0.25, true)]);
     }
-    rule(
-        "bool",
-        json!({"const": true}),
-        &[(Value::Bool(true), true), (Value::Bool(false), false)],
-    );
+    rule("bool", json!({"const": true}), &[(Value::Bool(true), true), (Value::Bool(false), false)]);
     rule("bool", json!({}), &[(Value::Bool(true), true)]);
 }
 
@@ -221,103 +174,52 @@ fn enums() {
     ints("enum", json!({"const": 2}), &[(2, true), (1, false)]);
     ints("enum", json!({"in": [1, 2]}), &[(2, true), (3, false)]);
     ints("enum", json!({"not_in": [0]}), &[(0, false), (99, true)]);
-    ints(
-        "enum",
-        json!({"defined_only": true}),
-        &[(0, true), (1, true), (99, false), (-1, false)],
-    );
+    ints("enum", json!({"defined_only": true}), &[(0, true), (1, true), (99, false), (-1, false)]);
 }
 
 #[test]
 fn texts_by_content() {
     texts(json!({"const": "a"}), &[("a", true), ("b", false)]);
-    texts(
-        json!({"len": 2}),
-        &[("éé", true), ("a", false), ("abc", false)],
-    );
+    texts(json!({"len": 2}), &[("éé", true), ("a", false), ("abc", false)]);
     texts(
         json!({"min_len": 2, "max_len": 3}),
         &[("é", false), ("éé", true), ("abc", true), ("abcd", false)],
     );
     texts(json!({"len_bytes": 2}), &[("é", true), ("a", false)]);
-    texts(
-        json!({"min_bytes": 2, "max_bytes": 3}),
-        &[("a", false), ("é", true), ("éé", false)],
-    );
-    texts(
-        json!({"pattern": "[ab]+"}),
-        &[("abba", true), ("xab", false), ("", false)],
-    );
-    texts(
-        json!({"prefix": "a", "suffix": "z"}),
-        &[("az", true), ("a", false), ("z", false)],
-    );
+    texts(json!({"min_bytes": 2, "max_bytes": 3}), &[("a", false), ("é", true), ("éé", false)]);
+    texts(json!({"pattern": "[ab]+"}), &[("abba", true), ("xab", false), ("", false)]);
+    texts(json!({"prefix": "a", "suffix": "z"}), &[("az", true), ("a", false), ("z", false)]);
     texts(json!({"contains": "oo"}), &[("foo", true), ("fo", false)]);
-    texts(
-        json!({"not_contains": "oo"}),
-        &[("foo", false), ("fo", true)],
-    );
+    texts(json!({"not_contains": "oo"}), &[("foo", false), ("fo", true)]);
     texts(json!({"in": ["a", "b"]}), &[("a", true), ("c", false)]);
     texts(json!({"not_in": ["a", "b"]}), &[("a", false), ("c", true)]);
-    texts(
-        json!({"min_len": 2, "ignore_empty": true}),
-        &[("", true), ("a", false)],
-    );
+    texts(json!({"min_len": 2, "ignore_empty": true}), &[("", true), ("a", false)]);
 }
 
 #[test]
 fn texts_by_form() {
     texts(
         json!({"email": true}),
-        &[
-            ("a.b@c.d", true),
-            ("a@", false),
-            ("@b", false),
-            ("a b@c", false),
-        ],
+        &[("a.b@c.d", true), ("a@", false), ("@b", false), ("a b@c", false)],
     );
     let long = "a".repeat(64);
     texts(
         json!({"hostname": true}),
-        &[
-            ("a-b.c", true),
-            ("a.", true),
-            ("-a", false),
-            ("a..b", false),
-            (&long, false),
-        ],
+        &[("a-b.c", true), ("a.", true), ("-a", false), ("a..b", false), (&long, false)],
     );
-    texts(
-        json!({"ip": true}),
-        &[("1.2.3.4", true), ("::1", true), ("1.2.3", false)],
-    );
+    texts(json!({"ip": true}), &[("1.2.3.4", true), ("::1", true), ("1.2.3", false)]);
     texts(json!({"ipv4": true}), &[("1.2.3.4", true), ("::1", false)]);
     texts(json!({"ipv6": true}), &[("::1", true), ("1.2.3.4", false)]);
-    texts(
-        json!({"address": true}),
-        &[("::1", true), ("a.b", true), ("a_b", false)],
-    );
+    texts(json!({"address": true}), &[("::1", true), ("a.b", true), ("a_b", false)]);
     texts(
         json!({"uri": true}),
-        &[
-            ("http://a/%20?b#c", true),
-            ("/a", false),
-            ("http://a b", false),
-            ("a:%2", false),
-        ],
+        &[("http://a/%20?b#c", true), ("/a", false), ("http://a b", false), ("a:%2", false)],
     );
-    texts(
-        json!({"uri_ref": true}),
-        &[("/a", true), ("http://a", true), ("a b", false)],
-    );
+    texts(json!({"uri_ref": true}), &[("/a", true), ("http://a", true), ("a b", false)]);
     let uuid = "01234567-89ab-cdef-0123-456789abcdef";
     texts(
         json!({"uuid": true}),
-        &[
-            (uuid, true),
-            (&uuid[1..], false),
-            (&uuid.replace('-', "0"), false),
-        ],
+        &[(uuid, true), (&uuid[1..], false), (&uuid.replace('-', "0"), false)],
     );
     texts(
         json!({"well_known_regex": "HTTP_HEADER_NAME"}),
@@ -332,25 +234,13 @@ fn texts_by_form() {
     );
     texts(
         json!({"well_known_regex": "HTTP_HEADER_VALUE"}),
-        &[
-            ("", true),
-            ("a\tb é", true),
-            ("a\u{1}", false),
-            ("a\u{7f}", false),
-            ("a\n", false),
-        ],
+        &[("", true), ("a\tb é", true), ("a\u{1}", false), ("a\u{7f}", false), ("a\n", false)],
     );
     for name in ["HTTP_HEADER_NAME", "HTTP_HEADER_VALUE"] {
         let rules = json!({"well_known_regex": name, "strict": false});
         texts(
             rules,
-            &[
-                ("a b\u{1}", true),
-                ("", true),
-                ("a\n", false),
-                ("a\r", false),
-                ("a\0", false),
-            ],
+            &[("a b\u{1}", true), ("", true), ("a\n", false), ("a\r", false), ("a\0", false)],
         );
     }
 }
@@ -358,49 +248,23 @@ fn texts_by_form() {
 #[test]
 fn octets() {
     let bytes = |rules, values: &[(&[u8], bool)]| {
-        let values: Vec<_> = values
-            .iter()
-            .map(|(value, fine)| (Value::Bytes(value), *fine))
-            .collect();
+        let values: Vec<_> =
+            values.iter().map(|(value, fine)| (Value::Bytes(value), *fine)).collect();
         rule("bytes", rules, &values);
     };
     bytes(json!({"const": "/w=="}), &[(b"\xff", true), (b"", false)]);
     bytes(json!({"len": 1}), &[(b"\xff", true), (b"", false)]);
-    bytes(
-        json!({"min_len": 1, "max_len": 2}),
-        &[(b"", false), (b"\xff", true), (b"abc", false)],
-    );
-    bytes(
-        json!({"prefix": "/w=="}),
-        &[(b"\xffa", true), (b"a", false)],
-    );
-    bytes(
-        json!({"suffix": "/w=="}),
-        &[(b"a\xff", true), (b"a", false)],
-    );
-    bytes(
-        json!({"contains": "/w=="}),
-        &[(b"a\xffb", true), (b"a", false)],
-    );
+    bytes(json!({"min_len": 1, "max_len": 2}), &[(b"", false), (b"\xff", true), (b"abc", false)]);
+    bytes(json!({"prefix": "/w=="}), &[(b"\xffa", true), (b"a", false)]);
+    bytes(json!({"suffix": "/w=="}), &[(b"a\xff", true), (b"a", false)]);
+    bytes(json!({"contains": "/w=="}), &[(b"a\xffb", true), (b"a", false)]);
     bytes(json!({"in": ["/w=="]}), &[(b"\xff", true), (b"a", false)]);
-    bytes(
-        json!({"not_in": ["/w=="]}),
-        &[(b"\xff", false), (b"a", true)],
-    );
-    bytes(
-        json!({"pattern": "a*"}),
-        &[(b"aa", true), (b"b", false), (b"\xff", false)],
-    );
-    bytes(
-        json!({"ip": true}),
-        &[(&[1; 4], true), (&[1; 16], true), (&[1; 5], false)],
-    );
+    bytes(json!({"not_in": ["/w=="]}), &[(b"\xff", false), (b"a", true)]);
+    bytes(json!({"pattern": "a*"}), &[(b"aa", true), (b"b", false), (b"\xff", false)]);
+    bytes(json!({"ip": true}), &[(&[1; 4], true), (&[1; 16], true), (&[1; 5], false)]);
     bytes(json!({"ipv4": true}), &[(&[1; 4], true), (&[1; 16], false)]);
     bytes(json!({"ipv6": true}), &[(&[1; 16], true), (&[1; 4], false)]);
-    bytes(
-        json!({"len": 1, "ignore_empty": true}),
-        &[(b"", true), (b"ab", false)],
-    );
+    bytes(json!({"len": 1, "ignore_empty": true}), &[(b"", true), (b"ab", false)]);
 }
 
 #[test]
@@ -412,52 +276,24 @@ fn times() {
         out
     };
     let (small, item, more) = (encoded(0, 5), encoded(1, 0), encoded(1, 1));
-    let (small, item, more) = (
-        Value::Bytes(&small),
-        Value::Bytes(&item),
-        Value::Bytes(&more),
-    );
+    let (small, item, more) = (Value::Bytes(&small), Value::Bytes(&item), Value::Bytes(&more));
     for (kind, second) in [("duration", "1s"), ("timestamp", "1970-01-01T00:00:01Z")] {
-        rule(
-            kind,
-            json!({"const": second}),
-            &[(item, true), (more, false)],
-        );
+        rule(kind, json!({"const": second}), &[(item, true), (more, false)]);
         rule(kind, json!({"lt": second}), &[(small, true), (item, false)]);
         rule(kind, json!({"lte": second}), &[(item, true), (more, false)]);
         rule(kind, json!({"gt": second}), &[(more, true), (item, false)]);
-        rule(
-            kind,
-            json!({"gte": second}),
-            &[(item, true), (small, false)],
-        );
+        rule(kind, json!({"gte": second}), &[(item, true), (small, false)]);
     }
-    rule(
-        "duration",
-        json!({"in": ["1s"]}),
-        &[(item, true), (more, false)],
-    );
-    rule(
-        "duration",
-        json!({"not_in": ["1s"]}),
-        &[(item, false), (more, true)],
-    );
+    rule("duration", json!({"in": ["1s"]}), &[(item, true), (more, false)]);
+    rule("duration", json!({"not_in": ["1s"]}), &[(item, false), (more, true)]);
 }
 
 #[test]
 fn type_urls() {
     let any = b"\x0a\x03a/b";
     let value = Value::Bytes(any);
-    rule(
-        "any",
-        json!({"in": ["a/b"]}),
-        &[(value, true), (Value::Bytes(b""), false)],
-    );
-    rule(
-        "any",
-        json!({"not_in": ["a/b"]}),
-        &[(value, false), (Value::Bytes(b""), true)],
-    );
+    rule("any", json!({"in": ["a/b"]}), &[(value, true), (Value::Bytes(b""), false)]);
+    rule("any", json!({"not_in": ["a/b"]}), &[(value, false), (Value::Bytes(b""), true)]);
 }
 
 #[test]
@@ -484,21 +320,12 @@ fn presence() {
             "endpoint": {"address": {"socketAddress": {"address": "1.1.1.1", "portValue": 1}}},
             "loadBalancingWeight": weight}]}]})
     };
-    assert_eq!(
-        paths(ENDPOINTS, weight(0)),
-        ["endpoints[0].lb_endpoints[0].load_balancing_weight"]
-    );
+    assert_eq!(paths(ENDPOINTS, weight(0)), ["endpoints[0].lb_endpoints[0].load_balancing_weight"]);
     assert!(paths(ENDPOINTS, weight(1)).is_empty());
     // A required message, a required oneof, a member of a oneof that is not set, and one that is set to zero.
     assert_eq!(
-        paths(
-            ROUTES,
-            json!({"virtualHosts": [{"name": "a", "domains": ["*"], "routes": [{}]}]})
-        ),
-        [
-            "virtual_hosts[0].routes[0].match",
-            "virtual_hosts[0].routes[0].action"
-        ]
+        paths(ROUTES, json!({"virtualHosts": [{"name": "a", "domains": ["*"], "routes": [{}]}]})),
+        ["virtual_hosts[0].routes[0].match", "virtual_hosts[0].routes[0].action"]
     );
     let action = |action| {
         let route = json!({"match": {"prefix": "/"}, "route": action});
@@ -515,15 +342,9 @@ fn presence() {
     assert!(paths(ROUTES, action(json!({"cluster": "a"}))).is_empty());
     // A duration: no rules while absent.
     assert!(paths(CLUSTER, json!({"name": "a"})).is_empty());
+    assert_eq!(paths(CLUSTER, json!({"name": "a", "connectTimeout": "0s"})), ["connect_timeout"]);
     assert_eq!(
-        paths(CLUSTER, json!({"name": "a", "connectTimeout": "0s"})),
-        ["connect_timeout"]
-    );
-    assert_eq!(
-        paths(
-            "envoy.config.core.v3.TypedExtensionConfig",
-            json!({"name": "a"})
-        ),
+        paths("envoy.config.core.v3.TypedExtensionConfig", json!({"name": "a"})),
         ["typed_config"],
         "any.required"
     );
@@ -537,18 +358,9 @@ fn lists_and_maps() {
         ["response_headers_to_copy[2]"]
     );
     let metadata = |key: &str| json!({"filterMetadata": {key: {}}});
-    assert_eq!(
-        paths("envoy.config.core.v3.Metadata", metadata("")),
-        [r#"filter_metadata[""]"#]
-    );
+    assert_eq!(paths("envoy.config.core.v3.Metadata", metadata("")), [r#"filter_metadata[""]"#]);
     assert!(paths("envoy.config.core.v3.Metadata", metadata("a")).is_empty());
-    assert_eq!(
-        paths(
-            "xds.type.matcher.v3.Matcher.MatcherTree.MatchMap",
-            json!({})
-        ),
-        ["map"]
-    );
+    assert_eq!(paths("xds.type.matcher.v3.Matcher.MatcherTree.MatchMap", json!({})), ["map"]);
     let ports = json!({"sourcePorts": [1, 0, 65536]});
     assert_eq!(
         paths("envoy.config.listener.v3.FilterChainMatch", ports),
@@ -557,10 +369,7 @@ fn lists_and_maps() {
     );
     let add = json!({"header": {"key": "a", "value": "b"}});
     let many = json!({"name": "a", "domains": ["*"], "requestHeadersToAdd": vec![add; 1001]});
-    assert_eq!(
-        paths("envoy.config.route.v3.VirtualHost", many),
-        ["request_headers_to_add"]
-    );
+    assert_eq!(paths("envoy.config.route.v3.VirtualHost", many), ["request_headers_to_add"]);
 }
 
 #[test]
@@ -579,11 +388,7 @@ fn an_any_is_checked_by_its_type() {
     // An unknown type is not checked.
     let any = b"\x0a\x06a/b.Cx\x12\x01\xff";
     assert!(check("google.protobuf.Any", any).is_empty());
-    let any = [
-        b"\x0a\x22a/envoy.config.cluster.v3.Cluster\x12\x01".as_slice(),
-        b"\xff",
-    ]
-    .concat();
+    let any = [b"\x0a\x22a/envoy.config.cluster.v3.Cluster\x12\x01".as_slice(), b"\xff"].concat();
     let any = [&[0x0a, 33], &any[2..]].concat();
     assert_eq!(check("google.protobuf.Any", &any).len(), 1);
 }
@@ -605,16 +410,10 @@ fn repeated_messages_are_merged_and_the_last_scalar_wins() {
     ];
     let found = check(CLUSTER, &parts.concat());
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!(
-        found[0].path,
-        "common_lb_config.healthy_panic_threshold.value"
-    );
+    assert_eq!(found[0].path, "common_lb_config.healthy_panic_threshold.value");
     // Of a oneof only the last member counts, though an earlier one is wrong.
     let route = |json| json_to_any("envoy.config.route.v3.RouteAction", &json).unwrap();
-    let parts = [
-        route(json!({"cluster": ""})),
-        route(json!({"clusterHeader": "a"})),
-    ];
+    let parts = [route(json!({"cluster": ""})), route(json!({"clusterHeader": "a"}))];
     assert!(check("envoy.config.route.v3.RouteAction", &parts.concat()).is_empty());
 }
 
@@ -627,16 +426,10 @@ fn malformed_bytes_are_a_violation() {
         (b"\x0b", "a group"),
         (b"\x08\x01", "a number where a text belongs"),
         (b"\x0a\x01\xff", "no UTF-8"),
-        (
-            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
-            "a varint that does not end",
-        ),
+        (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "a varint that does not end"),
     ] {
         let found = check(CLUSTER, bytes);
-        assert!(
-            found.iter().any(|item| item.found == "malformed bytes"),
-            "{why}: {found:?}"
-        );
+        assert!(found.iter().any(|item| item.found == "malformed bytes"), "{why}: {found:?}");
     }
     assert!(check("no.such.Type", b"")[0].found.contains("no.such.Type"));
     // An unknown field is none of its business.
@@ -645,11 +438,9 @@ fn malformed_bytes_are_a_violation() {
 
 #[test]
 fn messages_in_each_other_have_an_end() {
-    let mut predicate = json_to_any(
-        "envoy.config.common.matcher.v3.MatchPredicate",
-        &json!({"anyMatch": true}),
-    )
-    .unwrap();
+    let mut predicate =
+        json_to_any("envoy.config.common.matcher.v3.MatchPredicate", &json!({"anyMatch": true}))
+            .unwrap();
     for _ in 0..150 {
         let mut outer = vec![0x1a];
         prost::encoding::encode_varint(predicate.len() as u64, &mut outer);
@@ -657,16 +448,10 @@ fn messages_in_each_other_have_an_end() {
         predicate = outer;
     }
     let found = check("envoy.config.common.matcher.v3.MatchPredicate", &predicate);
-    assert!(
-        found.iter().any(|item| item.found.starts_with("more than")),
-        "{found:?}"
-    );
+    assert!(found.iter().any(|item| item.found.starts_with("more than")), "{found:?}");
     // The number of violations is limited.
     let hosts = vec![json!({}); 1000];
-    assert_eq!(
-        wrong(ROUTES, json!({"virtualHosts": hosts})).len(),
-        super::MAX_VIOLATIONS
-    );
+    assert_eq!(wrong(ROUTES, json!({"virtualHosts": hosts})).len(), super::MAX_VIOLATIONS);
 }
 
 #[test]
@@ -686,34 +471,15 @@ fn header_values_with_a_percent_sign() {
             json!({"name": "a", "domains": ["a"], "requestHeadersToAdd": add}),
         )
     };
-    for fine in [
-        "",
-        "a",
-        "100%%",
-        "%REQ(x)%",
-        "%REQ(x?y):5%",
-        "%DURATION%%PROTOCOL%",
-        "%START_TIME(%s)%",
-    ] {
+    for fine in
+        ["", "a", "100%%", "%REQ(x)%", "%REQ(x?y):5%", "%DURATION%%PROTOCOL%", "%START_TIME(%s)%"]
+    {
         assert!(host(fine).is_empty(), "{fine}");
     }
-    for rejected in [
-        "%",
-        "100%",
-        "%a%",
-        "%A%",
-        "%PATH",
-        "%REQ(b%",
-        "%REQ(b):x%",
-        "%REQ%",
-        "%%%",
-        "% %",
-    ] {
-        assert_eq!(
-            host(rejected),
-            ["request_headers_to_add[0].header.value"],
-            "{rejected}"
-        );
+    for rejected in
+        ["%", "100%", "%a%", "%A%", "%PATH", "%REQ(b%", "%REQ(b):x%", "%REQ%", "%%%", "% %"]
+    {
+        assert_eq!(host(rejected), ["request_headers_to_add[0].header.value"], "{rejected}");
     }
 }
 
@@ -724,17 +490,10 @@ fn sums_of_endpoint_weights() {
             "loadBalancingWeight": weight})
     };
     let locality = |of: u32, weights: &[u32]| json!({"loadBalancingWeight": of, "lbEndpoints": weights.iter().map(|w| endpoint(*w)).collect::<Vec<_>>()});
-    let assignment = |localities: Json| {
-        paths(
-            ENDPOINTS,
-            json!({"clusterName": "a", "endpoints": localities}),
-        )
-    };
+    let assignment =
+        |localities: Json| paths(ENDPOINTS, json!({"clusterName": "a", "endpoints": localities}));
     assert!(assignment(json!([locality(1, &[u32::MAX - 1, 1]), locality(1, &[1])])).is_empty());
-    assert_eq!(
-        assignment(json!([locality(1, &[u32::MAX, 1])])),
-        ["endpoints[0].lb_endpoints"]
-    );
+    assert_eq!(assignment(json!([locality(1, &[u32::MAX, 1])])), ["endpoints[0].lb_endpoints"]);
     assert_eq!(
         assignment(json!([locality(u32::MAX, &[1]), locality(1, &[1])])),
         ["endpoints[1].load_balancing_weight"]
@@ -744,18 +503,12 @@ fn sums_of_endpoint_weights() {
 #[test]
 fn endpoints_need_addresses() {
     let assignment = |endpoint: Json| {
-        paths(
-            ENDPOINTS,
-            json!({"clusterName": "a", "endpoints": [{"lbEndpoints": [endpoint]}]}),
-        )
+        paths(ENDPOINTS, json!({"clusterName": "a", "endpoints": [{"lbEndpoints": [endpoint]}]}))
     };
     let address = "endpoints[0].lb_endpoints[0].endpoint.address";
     assert_eq!(assignment(json!({})), [address]);
     let socket = |text: &str| json!({"endpoint": {"address": {"socketAddress": {"address": text, "portValue": 1}}}});
-    assert_eq!(
-        assignment(socket("a.b")),
-        [format!("{address}.socket_address.address")]
-    );
+    assert_eq!(assignment(socket("a.b")), [format!("{address}.socket_address.address")]);
     assert!(assignment(socket("fe80::1%eth0")).is_empty());
 }
 

@@ -36,9 +36,7 @@ impl<'a> Fields<'a> {
 
     fn read(&mut self) -> Option<(u32, Payload<'a>)> {
         let tag = varint(&mut self.rest)?;
-        let number = u32::try_from(tag >> 3)
-            .ok()
-            .filter(|number| (1..1 << 29).contains(number))?;
+        let number = u32::try_from(tag >> 3).ok().filter(|number| (1..1 << 29).contains(number))?;
         let payload = match tag & 7 {
             0 => Payload::Varint(varint(&mut self.rest)?),
             1 => {

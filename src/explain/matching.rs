@@ -16,11 +16,8 @@ pub fn virtual_host<'a>(
     authority: &str,
 ) -> Option<(&'a pb::VirtualHost, &'a str)> {
     let authority = authority.to_ascii_lowercase();
-    let host = if routes.ignore_port_in_host_matching {
-        without_port(&authority)
-    } else {
-        &authority
-    };
+    let host =
+        if routes.ignore_port_in_host_matching { without_port(&authority) } else { &authority };
     let rank = |domain: &str| {
         let domain_lower = domain.to_ascii_lowercase();
         if domain_lower == host {
@@ -41,9 +38,7 @@ pub fn virtual_host<'a>(
         .iter()
         .flat_map(|host| host.domains.iter().map(move |domain| (host, domain)));
     let ranked = all.filter_map(|(host, domain)| Some((rank(domain)?, host, domain.as_str())));
-    ranked
-        .max_by_key(|(rank, ..)| *rank)
-        .map(|(_, host, domain)| (host, domain))
+    ranked.max_by_key(|(rank, ..)| *rank).map(|(_, host, domain)| (host, domain))
 }
 
 fn without_port(authority: &str) -> &str {
@@ -74,29 +69,19 @@ fn path(item: &pb::RouteMatch, path: &str) -> Result<(), String> {
     use pb::route_match::PathSpecifier;
     let exact_case = item.case_sensitive.is_none_or(|case| case.value);
     let fold = |text: &str| {
-        if exact_case {
-            text.to_owned()
-        } else {
-            text.to_ascii_lowercase()
-        }
+        if exact_case { text.to_owned() } else { text.to_ascii_lowercase() }
     };
     let (holds, wanted) = match &item.path_specifier {
-        Some(PathSpecifier::Prefix(prefix)) => (
-            fold(path).starts_with(&fold(prefix)),
-            format!("a path that starts with `{prefix}`"),
-        ),
+        Some(PathSpecifier::Prefix(prefix)) => {
+            (fold(path).starts_with(&fold(prefix)), format!("a path that starts with `{prefix}`"))
+        }
         Some(PathSpecifier::Path(exact)) => (fold(path) == fold(exact), format!("`{exact}`")),
-        Some(PathSpecifier::SafeRegex(regex)) => (
-            whole(&regex.regex, path)?,
-            format!("a path that matches `{}`", regex.regex),
-        ),
+        Some(PathSpecifier::SafeRegex(regex)) => {
+            (whole(&regex.regex, path)?, format!("a path that matches `{}`", regex.regex))
+        }
         _ => (false, "an unsupported kind of match".to_owned()),
     };
-    if holds {
-        Ok(())
-    } else {
-        Err(format!("the path is `{path}`, expected {wanted}"))
-    }
+    if holds { Ok(()) } else { Err(format!("the path is `{path}`, expected {wanted}")) }
 }
 
 fn header(header_match: &pb::HeaderMatcher, request: &Request) -> Result<(), String> {
@@ -110,19 +95,12 @@ fn header(header_match: &pb::HeaderMatcher, request: &Request) -> Result<(), Str
     let (matches, wanted) = match &header_match.header_match_specifier {
         Some(HeaderMatchSpecifier::PresentMatch(present)) => (
             found.is_some() == *present,
-            if *present {
-                "any value".to_owned()
-            } else {
-                "none".to_owned()
-            },
+            if *present { "any value".to_owned() } else { "none".to_owned() },
         ),
         Some(HeaderMatchSpecifier::StringMatch(text)) => match found {
             // A missing header matches neither a string matcher nor its inversion.
             None => {
-                return Err(format!(
-                    "header {name} is missing, expected {}",
-                    describe(text)
-                ));
+                return Err(format!("header {name} is missing, expected {}", describe(text)));
             }
             Some(value) => (string(text, value)?, describe(text)),
         },
@@ -133,11 +111,7 @@ fn header(header_match: &pb::HeaderMatcher, request: &Request) -> Result<(), Str
         return Ok(());
     }
     let is = found.map_or_else(|| "missing".to_owned(), |value| format!("`{value}`"));
-    let not = if header_match.invert_match {
-        "anything but "
-    } else {
-        ""
-    };
+    let not = if header_match.invert_match { "anything but " } else { "" };
     Err(format!("header {name} is {is}, expected {not}{wanted}"))
 }
 
@@ -145,10 +119,9 @@ fn parameter(parameter_match: &pb::QueryParameterMatcher, request: &Request) -> 
     use pb::query_parameter_matcher::QueryParameterMatchSpecifier;
     let found = request.parameter(&parameter_match.name);
     let (holds, wanted) = match &parameter_match.query_parameter_match_specifier {
-        Some(QueryParameterMatchSpecifier::StringMatch(text)) => (
-            found.map_or(Ok(false), |value| string(text, value))?,
-            describe(text),
-        ),
+        Some(QueryParameterMatchSpecifier::StringMatch(text)) => {
+            (found.map_or(Ok(false), |value| string(text, value))?, describe(text))
+        }
         Some(QueryParameterMatchSpecifier::PresentMatch(present)) => {
             (found.is_some() == *present, "any value".into())
         }
@@ -158,21 +131,14 @@ fn parameter(parameter_match: &pb::QueryParameterMatcher, request: &Request) -> 
     if holds {
         Ok(())
     } else {
-        Err(format!(
-            "query parameter {} is {is}, expected {wanted}",
-            parameter_match.name
-        ))
+        Err(format!("query parameter {} is {is}, expected {wanted}", parameter_match.name))
     }
 }
 
 fn string(item: &matcher::StringMatcher, value: &str) -> Result<bool, String> {
     use matcher::string_matcher::MatchPattern;
     let fold = |text: &str| {
-        if item.ignore_case {
-            text.to_ascii_lowercase()
-        } else {
-            text.to_owned()
-        }
+        if item.ignore_case { text.to_ascii_lowercase() } else { text.to_owned() }
     };
     Ok(match &item.match_pattern {
         Some(MatchPattern::Exact(text)) => fold(value) == fold(text),
@@ -217,41 +183,24 @@ pub fn filter_chain<'a>(
         let by_address = if wanted.prefix_ranges.is_empty() {
             0
         } else {
-            let fits = wanted
-                .prefix_ranges
-                .iter()
-                .filter_map(|range| prefix(range, address?));
+            let fits = wanted.prefix_ranges.iter().filter_map(|range| prefix(range, address?));
             fits.max()? + 1
         };
         let by_name = if wanted.server_names.is_empty() {
             0
         } else {
-            wanted
-                .server_names
-                .iter()
-                .filter_map(|name| server_name(name, sni?))
-                .max()?
-                + 1
+            wanted.server_names.iter().filter_map(|name| server_name(name, sni?)).max()? + 1
         };
         let by_protocol = match wanted.application_protocols.is_empty() {
             true => 0,
-            false
-                if http
-                    && wanted
-                        .application_protocols
-                        .iter()
-                        .any(|name| name == "http/1.1") =>
-            {
+            false if http && wanted.application_protocols.iter().any(|name| name == "http/1.1") => {
                 1
             }
             false => return None,
         };
         Some((by_address, by_name, by_protocol))
     };
-    let ranked = listener
-        .filter_chains
-        .iter()
-        .filter_map(|chain| Some((rank(chain)?, chain)));
+    let ranked = listener.filter_chains.iter().filter_map(|chain| Some((rank(chain)?, chain)));
     ranked
         .max_by_key(|(rank, _)| *rank)
         .map(|(_, chain)| chain)

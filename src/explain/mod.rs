@@ -79,10 +79,7 @@ impl Explanation {
         let route = taken.field.split(".match[").next().unwrap_or_default();
         let concerns = |item: &&HeldChange| {
             item.object.to_string() == *object
-                && item
-                    .field
-                    .strip_prefix(route)
-                    .is_some_and(|rest| rest.starts_with(".route["))
+                && item.field.strip_prefix(route).is_some_and(|rest| rest.starts_with(".route["))
         };
         self.held = held.iter().filter(concerns).cloned().collect();
     }
@@ -194,12 +191,9 @@ impl Simulator<'_> {
     fn simulate(&self, traffic: &TrafficQuery) -> Explanation {
         // HTTP inside TLS is opaque; only the server name is visible.
         let (host, port, sni, is_http) = match traffic {
-            TrafficQuery::Http(request) if request.scheme == "https" => (
-                request.host.as_str(),
-                request.port,
-                Some(request.host.as_str()),
-                false,
-            ),
+            TrafficQuery::Http(request) if request.scheme == "https" => {
+                (request.host.as_str(), request.port, Some(request.host.as_str()), false)
+            }
             TrafficQuery::Http(request) => (request.host.as_str(), request.port, None, true),
             TrafficQuery::Tcp { host, port, sni } => (host.as_str(), *port, sni.as_deref(), false),
         };
@@ -219,25 +213,18 @@ impl Simulator<'_> {
                 match request.received(&manager) {
                     Ok(request) => self.http(&routes, &request, &mut answer),
                     Err((status, why)) => {
-                        answer.outcome = Outcome::Respond {
-                            status,
-                            body: why.to_owned(),
-                        }
+                        answer.outcome = Outcome::Respond { status, body: why.to_owned() }
                     }
                 }
             }
             (Some(Terminal::Tcp(proxy)), _) => {
-                answer
-                    .considered
-                    .extend(self.chain_said_by(&answer.listener, chain));
+                answer.considered.extend(self.chain_said_by(&answer.listener, chain));
                 answer.outcome = self.tcp(&proxy);
             }
             (Some(Terminal::Routes(routes, _)), TrafficQuery::Tcp { .. }) => {
                 answer.route_configuration = Some(routes);
-                answer.outcome = Outcome::Respond {
-                    status: 400,
-                    body: "the port accepts only HTTP".to_owned(),
-                };
+                answer.outcome =
+                    Outcome::Respond { status: 400, body: "the port accepts only HTTP".to_owned() };
             }
             (None, _) => {}
         }
@@ -250,13 +237,9 @@ impl Simulator<'_> {
         listener: &str,
         chain: &listener::FilterChain,
     ) -> Option<ConsideredRoute> {
-        let all = listener_plan::listeners(self.view)
-            .into_iter()
-            .find(|item| item.name() == listener)?;
-        let said = all
-            .chains
-            .iter()
-            .find(|item| translate_listener::chain(item) == *chain)?;
+        let all =
+            listener_plan::listeners(self.view).into_iter().find(|item| item.name() == listener)?;
+        let said = all.chains.iter().find(|item| translate_listener::chain(item) == *chain)?;
         let (object, field) = said.defined_by.clone()?;
         Some(ConsideredRoute {
             object: Some(object.to_string()),
@@ -285,12 +268,8 @@ impl Simulator<'_> {
                 .addresses
                 .iter()
                 .find(|address| !address.contains('/') && families.reach(address));
-            let mut of_pods = seen
-                .known
-                .endpoints
-                .list
-                .iter()
-                .flat_map(|endpoint| endpoint.addresses());
+            let mut of_pods =
+                seen.known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses());
             return own
                 .or_else(|| of_pods.find(|address| families.reach(address)))
                 .map(ToString::to_string);
@@ -300,26 +279,18 @@ impl Simulator<'_> {
         let known = self.named(service).map(|seen| seen.known)?;
         let headless = known.service.resolution == Resolution::Passthrough
             && known.service.registry == Registry::Kubernetes;
-        let pods = known
-            .endpoints
-            .list
-            .iter()
-            .filter(|endpoint| headless && *endpoint.hostname == *pod);
+        let pods =
+            known.endpoints.list.iter().filter(|endpoint| headless && *endpoint.hostname == *pod);
         let families = self.view.scope.families;
         let mut addresses = pods.flat_map(|endpoint| endpoint.addresses());
-        addresses
-            .find(|address| families.reach(address))
-            .map(ToString::to_string)
+        addresses.find(|address| families.reach(address)).map(ToString::to_string)
     }
 
     /// The service that a name refers to after applying DNS search paths.
     fn named(&self, name: &str) -> Option<VisibleService<'_>> {
         let config = &self.view.mesh.config;
         let full = resolve(name, &self.view.scope.namespace, &config.domain);
-        let longer = [
-            format!("{full}.svc.{}", config.domain),
-            format!("{full}.{}", config.domain),
-        ];
+        let longer = [format!("{full}.svc.{}", config.domain), format!("{full}.{}", config.domain)];
         let known = std::iter::once(&*full).chain(longer.iter().map(String::as_str));
         known.into_iter().find_map(|name| self.view.service(name))
     }
@@ -379,12 +350,7 @@ impl Simulator<'_> {
                 break;
             }
         }
-        self.add_left_out(
-            &host.name,
-            request.port,
-            rules.map(|rules| &rules.key),
-            answer,
-        );
+        self.add_left_out(&host.name, request.port, rules.map(|rules| &rules.key), answer);
     }
 
     /// The VirtualService whose routes a virtual host has. Of several that have routes for a host at a port, not always
@@ -413,10 +379,7 @@ impl Simulator<'_> {
 
     fn known(&self, name: &str) -> Option<ResolvedDestination> {
         let known = self.view.service(name)?.known;
-        Some((
-            known.service.clone(),
-            self.view.destination_rule(known).cloned(),
-        ))
+        Some((known.service.clone(), self.view.destination_rule(known).cloned()))
     }
 
     /// The origin of each route of a virtual host, in order.
@@ -451,9 +414,7 @@ impl Simulator<'_> {
             (_, Some(rules)) => crate::translate::route::of_virtual_service(rules, &context),
             (_, None) => Vec::new(),
         };
-        said.into_iter()
-            .map(|said| RouteSource::new(&said))
-            .collect()
+        said.into_iter().map(|said| RouteSource::new(&said)).collect()
     }
 
     /// Adds the routes that this proxy does not get, with the reasons.
@@ -480,11 +441,8 @@ impl Simulator<'_> {
             }
         }
         // Those that come before it have no routes here.
-        let after = self
-            .view
-            .rules_at(port)
-            .all(host)
-            .skip_while(|rules| counting != Some(&rules.key));
+        let after =
+            self.view.rules_at(port).all(host).skip_while(|rules| counting != Some(&rules.key));
         for rules in after.filter(|rules| counting != Some(&rules.key) && has_some(rules)) {
             let name = rules.key.to_string();
             if !overruled.contains(&name) {
@@ -515,16 +473,9 @@ impl Simulator<'_> {
                         return;
                     }
                     let name = rule.route.name.clone();
-                    let omitted = ConsideredRoute {
-                        object,
-                        field,
-                        name,
-                        index: None,
-                        not: Some(reason),
-                    };
-                    answer
-                        .considered
-                        .insert(at.min(answer.considered.len()), omitted);
+                    let omitted =
+                        ConsideredRoute { object, field, name, index: None, not: Some(reason) };
+                    answer.considered.insert(at.min(answer.considered.len()), omitted);
                     at += 1;
                 }
             }
@@ -547,11 +498,7 @@ impl Simulator<'_> {
             Some(route::route::Action::Redirect(redirect)) => redirected(redirect, item, request),
             Some(route::route::Action::DirectResponse(response)) => Outcome::Respond {
                 status: response.status,
-                body: match response
-                    .body
-                    .as_ref()
-                    .and_then(|body| body.specifier.as_ref())
-                {
+                body: match response.body.as_ref().and_then(|body| body.specifier.as_ref()) {
                     Some(core::data_source::Specifier::InlineString(text)) => text.clone(),
                     Some(core::data_source::Specifier::InlineBytes(bytes)) => {
                         format!("{} bytes", bytes.len())
@@ -583,10 +530,8 @@ impl Simulator<'_> {
             _ => Vec::new(),
         };
         let copies = action.request_mirror_policies.iter().map(|copy| {
-            let share = copy
-                .runtime_fraction
-                .as_ref()
-                .and_then(|share| share.default_value.as_ref());
+            let share =
+                copy.runtime_fraction.as_ref().and_then(|share| share.default_value.as_ref());
             self.destination(&copy.cluster, share.map_or(100.0, percent))
         });
         Outcome::Forward {
@@ -611,23 +556,9 @@ impl Simulator<'_> {
             None => Vec::new(),
         };
         let mut policies = Vec::new();
-        policies.extend(
-            proxy
-                .idle_timeout
-                .as_ref()
-                .map(|time| ("idle timeout", seconds(time))),
-        );
-        policies.extend(
-            proxy
-                .tunneling_config
-                .as_ref()
-                .map(|to| ("tunnel", to.hostname.clone())),
-        );
-        Outcome::Forward {
-            destinations,
-            copies: Vec::new(),
-            policies,
-        }
+        policies.extend(proxy.idle_timeout.as_ref().map(|time| ("idle timeout", seconds(time))));
+        policies.extend(proxy.tunneling_config.as_ref().map(|to| ("tunnel", to.hostname.clone())));
+        Outcome::Forward { destinations, copies: Vec::new(), policies }
     }
 
     fn destination(&self, name: &str, percent: f64) -> Destination {
@@ -670,30 +601,20 @@ struct RouteSource {
 impl RouteSource {
     fn new(said: &RouteWithSource<'_>) -> Self {
         let Some(rule) = &said.rule else {
-            return Self {
-                object: None,
-                field: String::new(),
-            };
+            return Self { object: None, field: String::new() };
         };
         let field = match said.matched {
             Some(matched) => format!("spec.http[{}].match[{matched}]", rule.index),
             None => format!("spec.http[{}]", rule.index),
         };
-        Self {
-            object: Some(rule.key.to_string()),
-            field,
-        }
+        Self { object: Some(rule.key.to_string()), field }
     }
 }
 
 /// Whether a port of this protocol has a virtual host in the route configuration of this name.
 fn carries_http(protocol: Protocol, routes: &str) -> bool {
     let by_port = routes.bytes().all(|b| b.is_ascii_digit());
-    if by_port {
-        protocol.may_be_http()
-    } else {
-        protocol == Protocol::Unknown
-    }
+    if by_port { protocol.may_be_http() } else { protocol == Protocol::Unknown }
 }
 
 enum Terminal {
@@ -709,16 +630,13 @@ fn terminal(chain: &listener::FilterChain) -> Option<Terminal> {
         return None;
     };
     if config.type_url.ends_with(".TcpProxy") {
-        return Some(Terminal::Tcp(Box::new(
-            tcp::TcpProxy::decode(config.value.as_slice()).ok()?,
-        )));
+        return Some(Terminal::Tcp(Box::new(tcp::TcpProxy::decode(config.value.as_slice()).ok()?)));
     }
     let manager = hcm::HttpConnectionManager::decode(config.value.as_slice()).ok()?;
     match &manager.route_specifier {
-        Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) => Some(Terminal::Routes(
-            rds.route_config_name.clone(),
-            Box::new(manager),
-        )),
+        Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) => {
+            Some(Terminal::Routes(rds.route_config_name.clone(), Box::new(manager)))
+        }
         _ => None,
     }
 }
@@ -745,27 +663,17 @@ fn redirected(
         0 => own.clone(),
         port => format!("{}:{port}", own.split(':').next().unwrap_or_default()),
     };
-    let query = request
-        .query
-        .as_ref()
-        .map(|query| format!("?{query}"))
-        .unwrap_or_default();
+    let query = request.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
     let path = match &redirect.path_rewrite_specifier {
         Some(PathRewriteSpecifier::PathRedirect(path)) if path.contains('?') => path.clone(),
         Some(PathRewriteSpecifier::PathRedirect(path)) => format!("{path}{query}"),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
-            let matched = match entry
-                .r#match
-                .as_ref()
-                .and_then(|item| item.path_specifier.as_ref())
+            let matched = match entry.r#match.as_ref().and_then(|item| item.path_specifier.as_ref())
             {
                 Some(route::route_match::PathSpecifier::Prefix(prefix)) => prefix.len(),
                 _ => request.path.len(),
             };
-            format!(
-                "{prefix}{}{query}",
-                request.path.get(matched..).unwrap_or_default()
-            )
+            format!("{prefix}{}{query}", request.path.get(matched..).unwrap_or_default())
         }
         _ => format!("{}{query}", request.path),
     };
@@ -776,48 +684,27 @@ fn redirected(
         Ok(RedirectResponseCode::PermanentRedirect) => 308,
         _ => 301,
     };
-    Outcome::Redirect {
-        status,
-        location: format!("{scheme}://{authority}{path}"),
-    }
+    Outcome::Redirect { status, location: format!("{scheme}://{authority}{path}") }
 }
 
 fn route_policies(action: &route::RouteAction, item: &route::Route) -> Vec<(&'static str, String)> {
     use route::route_action::HostRewriteSpecifier;
     let mut found = Vec::new();
-    let timeout = action
-        .timeout
-        .as_ref()
-        .filter(|time| time.seconds != 0 || time.nanos != 0);
-    found.push((
-        "timeout",
-        timeout.map_or_else(|| "none".to_owned(), seconds),
-    ));
+    let timeout = action.timeout.as_ref().filter(|time| time.seconds != 0 || time.nanos != 0);
+    found.push(("timeout", timeout.map_or_else(|| "none".to_owned(), seconds)));
     found.push(match &action.retry_policy {
         None => ("retries", "none".to_owned()),
         Some(policy) => {
             let tries = policy.num_retries.as_ref().map_or(1, |tries| tries.value);
-            let each = policy
-                .per_try_timeout
-                .as_ref()
-                .map(|time| format!(", {} each", seconds(time)));
-            let codes: Vec<String> = policy
-                .retriable_status_codes
-                .iter()
-                .map(ToString::to_string)
-                .collect();
-            let codes = if codes.is_empty() {
-                String::new()
-            } else {
-                format!(" ({})", codes.join(","))
-            };
+            let each =
+                policy.per_try_timeout.as_ref().map(|time| format!(", {} each", seconds(time)));
+            let codes: Vec<String> =
+                policy.retriable_status_codes.iter().map(ToString::to_string).collect();
+            let codes =
+                if codes.is_empty() { String::new() } else { format!(" ({})", codes.join(",")) };
             (
                 "retries",
-                format!(
-                    "{tries} on {}{codes}{}",
-                    policy.retry_on,
-                    each.unwrap_or_default()
-                ),
+                format!("{tries} on {}{codes}{}", policy.retry_on, each.unwrap_or_default()),
             )
         }
     });
@@ -825,28 +712,16 @@ fn route_policies(action: &route::RouteAction, item: &route::Route) -> Vec<(&'st
     if let Some(fault) = fault.and_then(|any| HttpFault::decode(any.value.as_slice()).ok()) {
         found.push(("fault", describe_fault(&fault)));
     }
-    if item
-        .typed_per_filter_config
-        .contains_key("envoy.filters.http.cors")
-    {
+    if item.typed_per_filter_config.contains_key("envoy.filters.http.cors") {
         found.push(("cors", "enabled".to_owned()));
     }
     if !action.prefix_rewrite.is_empty() {
-        found.push((
-            "rewrite",
-            format!("the matched path becomes {}", action.prefix_rewrite),
-        ));
+        found.push(("rewrite", format!("the matched path becomes {}", action.prefix_rewrite)));
     }
     if let Some(regex) = &action.regex_rewrite {
-        let pattern = regex
-            .pattern
-            .as_ref()
-            .map(|pattern| pattern.regex.as_str())
-            .unwrap_or_default();
-        found.push((
-            "rewrite",
-            format!("`{pattern}` becomes `{}`", regex.substitution),
-        ));
+        let pattern =
+            regex.pattern.as_ref().map(|pattern| pattern.regex.as_str()).unwrap_or_default();
+        found.push(("rewrite", format!("`{pattern}` becomes `{}`", regex.substitution)));
     }
     if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = &action.host_rewrite_specifier {
         found.push(("authority", host.clone()));
@@ -862,10 +737,7 @@ fn route_policies(action: &route::RouteAction, item: &route::Route) -> Vec<(&'st
         &item.response_headers_to_remove,
     ));
     if !action.hash_policy.is_empty() {
-        found.push((
-            "hash",
-            format!("{} of the request", hashed(action).join(", ")),
-        ));
+        found.push(("hash", format!("{} of the request", hashed(action).join(", "))));
     }
     found
 }
@@ -897,12 +769,8 @@ fn headers(
     set: &[core::HeaderValueOption],
     removed: &[String],
 ) -> Option<(&'static str, String)> {
-    let set = set
-        .iter()
-        .filter_map(|item| Some(format!("+{}", item.header.as_ref()?.key)));
-    let all: Vec<String> = set
-        .chain(removed.iter().map(|name| format!("-{name}")))
-        .collect();
+    let set = set.iter().filter_map(|item| Some(format!("+{}", item.header.as_ref()?.key)));
+    let all: Vec<String> = set.chain(removed.iter().map(|name| format!("-{name}"))).collect();
     (!all.is_empty()).then(|| (label, all.join(" ")))
 }
 
@@ -926,10 +794,7 @@ fn describe_fault(fault: &HttpFault) -> String {
             Some(FaultDelaySecifier::FixedDelay(time)) => seconds(time),
             _ => String::new(),
         };
-        parts.push(format!(
-            "{} % delayed {time}",
-            delay.percentage.as_ref().map_or(0.0, percent)
-        ));
+        parts.push(format!("{} % delayed {time}", delay.percentage.as_ref().map_or(0.0, percent)));
     }
     if let Some(abort) = &fault.abort {
         let status = match &abort.error_type {
@@ -950,37 +815,20 @@ fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str, String)> {
     let balancer = cluster::cluster::LbPolicy::try_from(cluster.lb_policy)
         .map_or("?", |policy| policy.as_str_name());
     found.push(("load balancer", balancer.to_owned()));
-    if let Some(time) = cluster
-        .connect_timeout
-        .as_ref()
-        .filter(|time| time.seconds != 10 || time.nanos != 0)
+    if let Some(time) =
+        cluster.connect_timeout.as_ref().filter(|time| time.seconds != 10 || time.nanos != 0)
     {
         found.push(("connect timeout", seconds(time)));
     }
-    found.extend(
-        cluster
-            .transport_socket
-            .as_ref()
-            .into_iter()
-            .flat_map(transport),
-    );
+    found.extend(cluster.transport_socket.as_ref().into_iter().flat_map(transport));
     if let Some(outlier) = &cluster.outlier_detection {
         let counted =
             |count: &Option<UInt32Value>, enforced: &Option<UInt32Value>, unless_said: u32| {
-                let on = enforced
-                    .as_ref()
-                    .map_or(unless_said > 0, |enforced| enforced.value > 0);
+                let on = enforced.as_ref().map_or(unless_said > 0, |enforced| enforced.value > 0);
                 on.then(|| count.as_ref().map_or(unless_said, |count| count.value))
             };
         let kinds = [
-            (
-                "errors",
-                counted(
-                    &outlier.consecutive_5xx,
-                    &outlier.enforcing_consecutive_5xx,
-                    5,
-                ),
-            ),
+            ("errors", counted(&outlier.consecutive_5xx, &outlier.enforcing_consecutive_5xx, 5)),
             (
                 "gateway errors",
                 counted(
@@ -994,17 +842,11 @@ fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str, String)> {
             .iter()
             .filter_map(|(kind, count)| Some(format!("{} {kind}", (*count)?)))
             .collect();
-        let all = if kinds.is_empty() {
-            "no errors counted".to_owned()
-        } else {
-            kinds.join(" or ")
-        };
+        let all =
+            if kinds.is_empty() { "no errors counted".to_owned() } else { kinds.join(" or ") };
         found.push(("outlier detection", format!("after {all} in a row")));
     }
-    let limits = cluster
-        .circuit_breakers
-        .as_ref()
-        .and_then(|limits| limits.thresholds.first());
+    let limits = cluster.circuit_breakers.as_ref().and_then(|limits| limits.thresholds.first());
     if let Some(limits) = limits {
         let all = [
             ("connections", &limits.max_connections),
@@ -1034,9 +876,7 @@ fn transport(socket: &core::TransportSocket) -> Vec<(&'static str, String)> {
             ProxyProtocolUpstreamTransport::decode(config.value.as_slice()).unwrap_or_default();
         let version = header.config.as_ref().map_or(0, |config| config.version) + 1;
         let inner = header.transport_socket.iter().flat_map(transport);
-        return std::iter::once(("proxy protocol", format!("v{version}")))
-            .chain(inner)
-            .collect();
+        return std::iter::once(("proxy protocol", format!("v{version}"))).chain(inner).collect();
     }
     if !config.type_url.ends_with(".UpstreamTlsContext") {
         return Vec::new();
@@ -1045,11 +885,7 @@ fn transport(socket: &core::TransportSocket) -> Vec<(&'static str, String)> {
     let common = context.common_tls_context.unwrap_or_default();
     let own = !common.tls_certificates.is_empty()
         || !common.tls_certificate_sds_secret_configs.is_empty();
-    let mut text = if own {
-        "with a client certificate".to_owned()
-    } else {
-        "yes".to_owned()
-    };
+    let mut text = if own { "with a client certificate".to_owned() } else { "yes".to_owned() };
     if !context.sni.is_empty() {
         text += &format!(", SNI {}", context.sni);
     }
@@ -1065,19 +901,13 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
             else {
                 return None;
             };
-            let others = host
-                .additional_addresses
-                .iter()
-                .filter_map(|item| item.address.as_ref());
+            let others = host.additional_addresses.iter().filter_map(|item| item.address.as_ref());
             Some(Endpoint {
                 address: address_text(host.address.as_ref()?)?,
                 other_addresses: others.filter_map(address_text).collect(),
                 locality: locality.trim_end_matches('/').to_owned(),
                 priority: group.priority,
-                weight: item
-                    .load_balancing_weight
-                    .as_ref()
-                    .map_or(1, |weight| weight.value),
+                weight: item.load_balancing_weight.as_ref().map_or(1, |weight| weight.value),
                 healthy: item.health_status != core::HealthStatus::Unhealthy as i32,
             })
         })

@@ -64,9 +64,8 @@ impl Request {
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-') {
             return Err(bad("does not start with a method"));
         }
-        let (scheme, rest) = url
-            .split_once("://")
-            .ok_or_else(|| bad("does not start with http:// or https://"))?;
+        let (scheme, rest) =
+            url.split_once("://").ok_or_else(|| bad("does not start with http:// or https://"))?;
         let scheme = scheme.to_ascii_lowercase();
         let default = match scheme.as_str() {
             "http" => 80,
@@ -74,15 +73,11 @@ impl Request {
             _ => return Err(bad("is neither http nor https")),
         };
         let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let authority: http::uri::Authority = authority
-            .parse()
-            .map_err(|error| bad(&format!("has no host ({error})")))?;
+        let authority: http::uri::Authority =
+            authority.parse().map_err(|error| bad(&format!("has no host ({error})")))?;
         // Clients do not send fragments.
         let target = target.split('#').next().unwrap_or_default();
-        if let Some(character) = target
-            .chars()
-            .find(|character| !character.is_ascii_graphic())
-        {
+        if let Some(character) = target.chars().find(|character| !character.is_ascii_graphic()) {
             return Err(bad(&format!(
                 "has {character:?} in its path, which must be percent-encoded"
             )));
@@ -99,17 +94,8 @@ impl Request {
             scheme,
             host: host.to_ascii_lowercase(),
             port: authority.port_u16().unwrap_or(default),
-            authority: authority
-                .as_str()
-                .rsplit('@')
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
-            path: if path.is_empty() {
-                "/".to_owned()
-            } else {
-                path.to_owned()
-            },
+            authority: authority.as_str().rsplit('@').next().unwrap_or_default().to_owned(),
+            path: if path.is_empty() { "/".to_owned() } else { path.to_owned() },
             query,
             headers: BTreeMap::new(),
         };
@@ -141,11 +127,7 @@ impl Request {
     /// The response status and reason if it is rejected.
     pub fn received(&self, manager: &HttpConnectionManager) -> Result<Self, (u32, &'static str)> {
         let mut seen = self.clone();
-        if manager
-            .normalize_path
-            .as_ref()
-            .is_some_and(|normalize| normalize.value)
-        {
+        if manager.normalize_path.as_ref().is_some_and(|normalize| normalize.value) {
             seen.path =
                 path::normalized(&self.path).ok_or((400, "the path cannot be normalized"))?;
         }
@@ -167,9 +149,7 @@ impl Request {
         if matches!(forwarded.to_ascii_lowercase().as_str(), "http" | "https") {
             seen.scheme = forwarded.to_ascii_lowercase();
         }
-        seen.headers
-            .entry("x-request-id".to_owned())
-            .or_insert_with(|| SOME_ID.to_owned());
+        seen.headers.entry("x-request-id".to_owned()).or_insert_with(|| SOME_ID.to_owned());
         seen.headers.remove("x-envoy-internal");
         Ok(seen)
     }
@@ -180,15 +160,11 @@ impl Request {
         manager: &HttpConnectionManager,
     ) -> Result<(), (u32, &'static str)> {
         let list = |text: &String| {
-            text.split(',')
-                .map(|item| item.trim().to_ascii_lowercase())
-                .collect::<Vec<_>>()
+            text.split(',').map(|item| item.trim().to_ascii_lowercase()).collect::<Vec<_>>()
         };
         let connection = self.headers.get("connection").map(list).unwrap_or_default();
-        let upgrade = self
-            .headers
-            .get("upgrade")
-            .filter(|_| connection.iter().any(|item| item == "upgrade"));
+        let upgrade =
+            self.headers.get("upgrade").filter(|_| connection.iter().any(|item| item == "upgrade"));
         match upgrade.filter(|kind| !kind.eq_ignore_ascii_case("h2c")) {
             Some(kind) => {
                 if !manager
@@ -200,11 +176,7 @@ impl Request {
                 }
             }
             None => {
-                for name in connection
-                    .iter()
-                    .map(String::as_str)
-                    .chain(["connection", "upgrade"])
-                {
+                for name in connection.iter().map(String::as_str).chain(["connection", "upgrade"]) {
                     self.headers.remove(name);
                 }
             }
@@ -264,26 +236,16 @@ mod tests {
 
     #[test]
     fn a_request_is_read() {
-        let headers = [
-            "X-User: alice".to_owned(),
-            "x-user: bob".to_owned(),
-            "host: other".to_owned(),
-        ];
+        let headers =
+            ["X-User: alice".to_owned(), "x-user: bob".to_owned(), "host: other".to_owned()];
         let request = Request::parse("post http://Web:8080/a/../b/./c?x=1&y", &headers).unwrap();
         assert_eq!(
             (request.method.as_str(), request.host.as_str(), request.port),
             ("POST", "web", 8080)
         );
+        assert_eq!((request.path.as_str(), request.authority.as_str()), ("/a/../b/./c", "other"));
         assert_eq!(
-            (request.path.as_str(), request.authority.as_str()),
-            ("/a/../b/./c", "other")
-        );
-        assert_eq!(
-            (
-                request.parameter("x"),
-                request.parameter("y"),
-                request.parameter("z")
-            ),
+            (request.parameter("x"), request.parameter("y"), request.parameter("z")),
             (Some("1"), Some(""), None)
         );
         assert_eq!(request.header("x-user").as_deref(), Some("alice,bob"));
@@ -294,11 +256,7 @@ mod tests {
             ("http://user@web:80/?", "/", Some("")),
         ] {
             let request = Request::parse(url, &[]).unwrap();
-            assert_eq!(
-                (request.path.as_str(), request.query.as_deref()),
-                (path, query),
-                "{url}"
-            );
+            assert_eq!((request.path.as_str(), request.query.as_deref()), (path, query), "{url}");
             assert!(request.authority.starts_with("web"), "{url}");
         }
     }
@@ -312,19 +270,13 @@ mod tests {
         let plain = seen("GET http://web/a/%2e%2e/p?a=/../1", &[]).unwrap();
         assert_eq!(plain.header(":path").as_deref(), Some("/p?a=/../1"));
         assert_eq!(
-            (
-                plain.header(":scheme").as_deref(),
-                plain.header("x-forwarded-proto").as_deref()
-            ),
+            (plain.header(":scheme").as_deref(), plain.header("x-forwarded-proto").as_deref()),
             (Some("http"), Some("http"))
         );
         assert!(plain.header("x-request-id").is_some());
-        for (given, scheme) in [
-            ("https", "https"),
-            ("HTTPS", "https"),
-            ("ftp", "http"),
-            ("https,http", "http"),
-        ] {
+        for (given, scheme) in
+            [("https", "https"), ("HTTPS", "https"), ("ftp", "http"), ("https,http", "http")]
+        {
             let seen = seen("GET http://web/", &[&format!("x-forwarded-proto: {given}")]).unwrap();
             assert_eq!(seen.header(":scheme").as_deref(), Some(scheme), "{given}");
             assert_eq!(seen.header("x-forwarded-proto").as_deref(), Some(given));
@@ -342,29 +294,13 @@ mod tests {
             .map(|name| seen_hops.header(name));
         assert_eq!(
             left.map(|value| value.map(Cow::into_owned)),
-            [
-                None,
-                None,
-                Some("2".to_owned()),
-                None,
-                Some("trailers".to_owned()),
-                None
-            ]
+            [None, None, Some("2".to_owned()), None, Some("trailers".to_owned()), None]
         );
-        let upgraded = seen(
-            "GET http://web/",
-            &["connection: upgrade", "upgrade: WebSocket"],
-        )
-        .unwrap();
+        let upgraded =
+            seen("GET http://web/", &["connection: upgrade", "upgrade: WebSocket"]).unwrap();
         assert_eq!(upgraded.header("upgrade").as_deref(), Some("WebSocket"));
         let rejected = |text: &str, headers: &[&str]| seen(text, headers).unwrap_err().0;
-        assert_eq!(
-            rejected(
-                "GET http://web/",
-                &["connection: upgrade", "upgrade: other"]
-            ),
-            403
-        );
+        assert_eq!(rejected("GET http://web/", &["connection: upgrade", "upgrade: other"]), 403);
         assert_eq!(rejected("GET http://web/%00", &[]), 400);
         assert_eq!(rejected("GET http://web/", &["x-forwarded-proto:"]), 404);
     }

@@ -66,10 +66,9 @@ fn ask_of(objects: &str, traffic: TrafficQuery) -> Explanation {
 fn ask_with(config: &MeshConfig, objects: &str, traffic: TrafficQuery) -> Explanation {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
     let objects = objects.replace("x-canary: yes", "x-canary: 'yes'");
-    for change in Loader::new().update([(
-        PathBuf::from("a.yaml"),
-        Content::Bytes(objects.into_bytes()),
-    )]) {
+    for change in
+        Loader::new().update([(PathBuf::from("a.yaml"), Content::Bytes(objects.into_bytes()))])
+    {
         store.apply(change, &mut dirty);
     }
     let rejected: Vec<_> = store.rejected().collect();
@@ -90,42 +89,23 @@ fn request(text: &str) -> Explanation {
 }
 
 fn connection(port: u16, sni: Option<&str>) -> Explanation {
-    ask(TrafficQuery::Tcp {
-        host: "web".into(),
-        port,
-        sni: sni.map(str::to_owned),
-    })
+    ask(TrafficQuery::Tcp { host: "web".into(), port, sni: sni.map(str::to_owned) })
 }
 
 fn defined_by(answer: &Explanation) -> Vec<&str> {
-    answer
-        .considered
-        .iter()
-        .map(|item| item.field.as_str())
-        .collect()
+    answer.considered.iter().map(|item| item.field.as_str()).collect()
 }
 
 #[test]
 fn policies_of_route_and_destination_are_explained() {
     let answer = request("GET http://web/");
-    let Outcome::Forward {
-        destinations,
-        policies,
-        ..
-    } = answer.outcome
-    else {
+    let Outcome::Forward { destinations, policies, .. } = answer.outcome else {
         panic!("{answer:?}")
     };
     let retries = "3 on 5xx,retriable-status-codes (503), 1s each";
-    assert!(
-        policies.contains(&("retries", retries.to_owned())),
-        "{policies:?}"
-    );
-    let own: Vec<String> = destinations[1]
-        .policies
-        .iter()
-        .map(|(name, text)| format!("{name}: {text}"))
-        .collect();
+    assert!(policies.contains(&("retries", retries.to_owned())), "{policies:?}");
+    let own: Vec<String> =
+        destinations[1].policies.iter().map(|(name, text)| format!("{name}: {text}")).collect();
     let wanted = [
         "load balancer: LEAST_REQUEST",
         "connect timeout: 2s",
@@ -149,14 +129,8 @@ fn policies_of_route_and_destination_are_explained() {
 fn the_route_of_a_connection_is_named() {
     let answer = connection(9000, None);
     assert_eq!(defined_by(&answer), ["spec.tcp[1]"]);
-    assert_eq!(
-        answer.considered[0].object.as_deref(),
-        Some("VirtualService shop/web")
-    );
-    assert_eq!(
-        defined_by(&connection(443, Some("web"))),
-        ["spec.tls[0].match[0]"]
-    );
+    assert_eq!(answer.considered[0].object.as_deref(), Some("VirtualService shop/web"));
+    assert_eq!(defined_by(&connection(443, Some("web"))), ["spec.tls[0].match[0]"]);
     // Connections that match no route use the service's default, if there is one.
     assert!(defined_by(&connection(443, Some("other"))).is_empty());
 }
@@ -170,10 +144,7 @@ fn a_request_within_tls_is_routed_by_sni() {
     );
     // TLS on a plain HTTP port is not inspected.
     let answer = request("GET https://web:80/");
-    assert!(
-        answer.route_configuration.is_none() && defined_by(&answer).is_empty(),
-        "{answer:?}"
-    );
+    assert!(answer.route_configuration.is_none() && defined_by(&answer).is_empty(), "{answer:?}");
 }
 
 #[test]
@@ -211,10 +182,8 @@ kind: VirtualService
 metadata: {name: all, namespace: shop}
 spec: {hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host: web}}]}]}
 ";
-    let answer = ask_of(
-        objects,
-        TrafficQuery::Http(Request::parse("GET http://web/a", &[]).unwrap()),
-    );
+    let answer =
+        ask_of(objects, TrafficQuery::Http(Request::parse("GET http://web/a", &[]).unwrap()));
     let told: Vec<_> = answer
         .considered
         .iter()
@@ -226,10 +195,7 @@ spec: {hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host:
         "spec.http[0].match[0]: the path is `/a`, expected a path that starts with `/b/c`",
     ];
     assert_eq!(told, wanted);
-    assert_eq!(
-        answer.overruled,
-        ["VirtualService shop/second", "VirtualService shop/all"]
-    );
+    assert_eq!(answer.overruled, ["VirtualService shop/second", "VirtualService shop/all"]);
     assert_eq!(answer.outcome, Outcome::NoRoute);
 }
 
@@ -279,20 +245,11 @@ spec:
     let get = |path: &str| {
         TrafficQuery::Http(Request::parse(&format!("GET http://web{path}"), &[]).unwrap())
     };
-    let tcp = TrafficQuery::Tcp {
-        host: "web".into(),
-        port: 9000,
-        sni: None,
-    };
+    let tcp = TrafficQuery::Tcp { host: "web".into(), port: 9000, sni: None };
     let hold = MeshConfig::default();
-    let allow = MeshConfig {
-        empty_subset: EmptySubset::Allow,
-        ..MeshConfig::default()
-    };
+    let allow = MeshConfig { empty_subset: EmptySubset::Allow, ..MeshConfig::default() };
     let shares = |answer: &Explanation| -> Vec<(String, f64)> {
-        let Outcome::Forward { destinations, .. } = &answer.outcome else {
-            panic!("{answer:?}")
-        };
+        let Outcome::Forward { destinations, .. } = &answer.outcome else { panic!("{answer:?}") };
         destinations
             .iter()
             .map(|to| (to.cluster.split('|').nth(2).unwrap().to_owned(), to.percent))
@@ -300,42 +257,17 @@ spec:
     };
     let all = |subset: &str| vec![(subset.to_owned(), 100.0)];
     for (traffic, object, field, wanted) in [
-        (
-            get("/"),
-            "VirtualService shop/root",
-            "spec.http[1].route[1]",
-            50,
-        ),
-        (
-            get("/a"),
-            "VirtualService shop/leaf",
-            "spec.http[0].route[0]",
-            10,
-        ),
+        (get("/"), "VirtualService shop/root", "spec.http[1].route[1]", 50),
+        (get("/a"), "VirtualService shop/leaf", "spec.http[0].route[0]", 10),
         (tcp, "VirtualService shop/root", "spec.tcp[0].route[1]", 50),
     ] {
         let answer = ask_with(&hold, objects, traffic.clone());
         assert_eq!(shares(&answer), all("v1"), "{answer:?}");
-        let [held] = answer.held.as_slice() else {
-            panic!("{answer:?}")
-        };
-        assert_eq!(
-            (&*held.object.to_string(), held.field.as_str()),
-            (object, field)
-        );
-        assert_eq!(
-            held.value,
-            HeldValue::Weight {
-                wanted,
-                effective: 0
-            }
-        );
+        let [held] = answer.held.as_slice() else { panic!("{answer:?}") };
+        assert_eq!((&*held.object.to_string(), held.field.as_str()), (object, field));
+        assert_eq!(held.value, HeldValue::Weight { wanted, effective: 0 });
         let answer = ask_with(&allow, objects, traffic);
-        assert_eq!(
-            (shares(&answer).len(), answer.held.len()),
-            (2, 0),
-            "{answer:?}"
-        );
+        assert_eq!((shares(&answer).len(), answer.held.len()), (2, 0), "{answer:?}");
     }
 }
 
@@ -389,14 +321,7 @@ endpoints: [{addresses: [10.1.0.8], hostname: web-0}]
         // Only headless services have names for their pods.
         ("web-0.web", 7000, "virtualOutbound"),
     ] {
-        let answer = ask_of(
-            objects,
-            TrafficQuery::Tcp {
-                host: host.into(),
-                port,
-                sni: None,
-            },
-        );
+        let answer = ask_of(objects, TrafficQuery::Tcp { host: host.into(), port, sni: None });
         assert_eq!(answer.listener, listener, "{host}");
     }
 }
@@ -411,18 +336,6 @@ fn a_request_that_envoy_does_not_take_is_answered_by_it() {
         }
     };
     assert_eq!(status("GET http://web/%00", &[]), Some(400));
-    assert_eq!(
-        status(
-            "GET http://web/",
-            &["connection: upgrade", "upgrade: other"]
-        ),
-        Some(403)
-    );
-    assert_eq!(
-        status(
-            "GET http://web/%01",
-            &["connection: upgrade", "upgrade: websocket"]
-        ),
-        None
-    );
+    assert_eq!(status("GET http://web/", &["connection: upgrade", "upgrade: other"]), Some(403));
+    assert_eq!(status("GET http://web/%01", &["connection: upgrade", "upgrade: websocket"]), None);
 }

@@ -50,9 +50,7 @@ impl MeshChange {
                 .filter_map(|mesh| mesh.services.get(host))
                 .flat_map(|list| list.iter())
             {
-                change
-                    .ports
-                    .extend(ports(known, |class| class == PortClass::Other));
+                change.ports.extend(ports(known, |class| class == PortClass::Other));
             }
         }
         change.hosts.extend(reshaped);
@@ -67,26 +65,18 @@ impl MeshChange {
     fn services(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
         diff(&old.services, &new.services, |host, before, after| {
             self.hosts.insert(host.clone());
-            let (before, after) = (
-                before.map_or(&[][..], |list| list),
-                after.map_or(&[][..], |list| list),
-            );
+            let (before, after) =
+                (before.map_or(&[][..], |list| list), after.map_or(&[][..], |list| list));
             let moved = before.iter().filter(|known| !after.contains(known));
-            let moved: Vec<_> = moved
-                .chain(after.iter().filter(|known| !before.contains(known)))
-                .collect();
+            let moved: Vec<_> =
+                moved.chain(after.iter().filter(|known| !before.contains(known))).collect();
             for known in &moved {
                 self.addresses.extend(
-                    known
-                        .endpoints
-                        .list
-                        .iter()
-                        .flat_map(|endpoint| endpoint.addresses().cloned()),
+                    known.endpoints.list.iter().flat_map(|endpoint| endpoint.addresses().cloned()),
                 );
                 if known.service.resolution == Resolution::Passthrough {
                     // Its listeners are at the addresses of its endpoints.
-                    self.ports
-                        .extend(ports(known, |class| class == PortClass::Other));
+                    self.ports.extend(ports(known, |class| class == PortClass::Other));
                 }
             }
             let same_shape = before.len() == after.len()
@@ -108,76 +98,51 @@ impl MeshChange {
                     .virtual_services
                     .naming(host)
                     .chain(mesh.virtual_services.routing_to(host));
-                rules
-                    .flat_map(|rules| &rules.hosts)
-                    .for_each(|host| covered(mesh, host, reshaped));
+                rules.flat_map(|rules| &rules.hosts).for_each(|host| covered(mesh, host, reshaped));
             }
         });
     }
 
     fn virtual_services(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
         let mut touch = |mesh: &Mesh, rules: &VirtualService| {
-            rules
-                .hosts
-                .iter()
-                .for_each(|host| covered(mesh, host, reshaped));
+            rules.hosts.iter().for_each(|host| covered(mesh, host, reshaped));
             // What a route sends to is visible where a Sidecar lets the route through.
-            reshaped.extend(
-                rules
-                    .destinations(&mesh.config.domain)
-                    .map(|(host, _)| host),
-            );
+            reshaped.extend(rules.destinations(&mesh.config.domain).map(|(host, _)| host));
         };
-        diff(
-            old.virtual_services.by_key(),
-            new.virtual_services.by_key(),
-            |_, before, after| {
-                before.into_iter().for_each(|rules| touch(old, rules));
-                after.into_iter().for_each(|rules| touch(new, rules));
-            },
-        );
+        diff(old.virtual_services.by_key(), new.virtual_services.by_key(), |_, before, after| {
+            before.into_iter().for_each(|rules| touch(old, rules));
+            after.into_iter().for_each(|rules| touch(new, rules));
+        });
     }
 
     fn destination_rules(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
-        old.destination_rules
-            .diff(&new.destination_rules, |before, after| {
-                for rule in before
-                    .into_iter()
-                    .chain(after)
-                    .flat_map(|rules| rules.iter())
-                {
-                    let mut hosts = BTreeSet::new();
-                    covered(new, &rule.host, &mut hosts);
-                    for host in &hosts {
-                        // Their routes hash requests as the rule of the destination says.
-                        let users = new.virtual_services.routing_to(host);
-                        users
-                            .flat_map(|rules| &rules.hosts)
-                            .for_each(|host| covered(new, host, reshaped));
-                    }
-                    reshaped.extend(hosts);
+        old.destination_rules.diff(&new.destination_rules, |before, after| {
+            for rule in before.into_iter().chain(after).flat_map(|rules| rules.iter()) {
+                let mut hosts = BTreeSet::new();
+                covered(new, &rule.host, &mut hosts);
+                for host in &hosts {
+                    // Their routes hash requests as the rule of the destination says.
+                    let users = new.virtual_services.routing_to(host);
+                    users
+                        .flat_map(|rules| &rules.hosts)
+                        .for_each(|host| covered(new, host, reshaped));
                 }
-            });
+                reshaped.extend(hosts);
+            }
+        });
     }
 }
 
 /// The targets of the ExternalName services of a host, the ExternalName services that stand for it, and the hosts whose
 /// routes lead to these.
 fn alias_relations(mesh: &Mesh, host: &Host) -> Vec<Host> {
-    let list = mesh
-        .services
-        .get(host)
-        .into_iter()
-        .flat_map(|list| list.iter());
+    let list = mesh.services.get(host).into_iter().flat_map(|list| list.iter());
     let targets = list.filter_map(|known| known.service.alias_of.clone());
     let mut found: BTreeSet<Host> = targets.collect();
     for alias in mesh.aliases_of(host) {
         found.insert(alias.clone());
         for rules in mesh.virtual_services.routing_to(alias) {
-            rules
-                .hosts
-                .iter()
-                .for_each(|host| covered(mesh, host, &mut found));
+            rules.hosts.iter().for_each(|host| covered(mesh, host, &mut found));
         }
     }
     found.into_iter().collect()

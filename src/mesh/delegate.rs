@@ -12,9 +12,7 @@ pub(super) fn merge(root: &HttpRoute, delegate: &HttpRoute) -> Option<HttpRoute>
     merged.matches = matches;
     merged.name = joined(&root.name, &delegate.name);
     merged.rewrite = merged.rewrite.or_else(|| root.rewrite.clone());
-    merged.direct_response = merged
-        .direct_response
-        .or_else(|| root.direct_response.clone());
+    merged.direct_response = merged.direct_response.or_else(|| root.direct_response.clone());
     merged.timeout = merged.timeout.or(root.timeout);
     merged.retries = merged.retries.or_else(|| root.retries.clone());
     merged.fault = merged.fault.or_else(|| root.fault.clone());
@@ -50,9 +48,7 @@ fn merge_matches(
     for leaf in delegate {
         let before = out.len();
         out.extend(
-            root.iter()
-                .filter(|root| !contradicts(root, leaf))
-                .map(|root| merge_match(root, leaf)),
+            root.iter().filter(|root| !contradicts(root, leaf)).map(|root| merge_match(root, leaf)),
         );
         // Every match of the delegate must be compatible with a match of the root, or the route is dropped.
         if out.len() == before {
@@ -71,28 +67,16 @@ fn merge_match(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> HttpMatchReq
     merged.authority = merged.authority.or_else(|| root.authority.clone());
     merged.port = merged.port.filter(|port| *port != 0).or(root.port);
     for (name, value) in &root.headers {
-        merged
-            .headers
-            .entry(name.clone())
-            .or_insert_with(|| value.clone());
+        merged.headers.entry(name.clone()).or_insert_with(|| value.clone());
     }
     for (name, value) in &root.without_headers {
-        merged
-            .without_headers
-            .entry(name.clone())
-            .or_insert_with(|| value.clone());
+        merged.without_headers.entry(name.clone()).or_insert_with(|| value.clone());
     }
     for (name, value) in &root.query_params {
-        merged
-            .query_params
-            .entry(name.clone())
-            .or_insert_with(|| value.clone());
+        merged.query_params.entry(name.clone()).or_insert_with(|| value.clone());
     }
     for (name, value) in &root.source_labels {
-        merged
-            .source_labels
-            .entry(name.clone())
-            .or_insert_with(|| value.clone());
+        merged.source_labels.entry(name.clone()).or_insert_with(|| value.clone());
     }
     if merged.source_namespace.is_empty() {
         merged.source_namespace.clone_from(&root.source_namespace);
@@ -118,12 +102,9 @@ fn contradicts(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> bool {
         (&root.without_headers, &leaf.without_headers),
         (&root.query_params, &leaf.query_params),
     ];
-    texts
-        .into_iter()
-        .any(|(root, leaf)| texts_contradict(root.as_ref(), leaf.as_ref()))
+    texts.into_iter().any(|(root, leaf)| texts_contradict(root.as_ref(), leaf.as_ref()))
         || maps.into_iter().any(|(root, leaf)| {
-            leaf.iter()
-                .any(|(name, value)| texts_contradict(root.get(name), Some(value)))
+            leaf.iter().any(|(name, value)| texts_contradict(root.get(name), Some(value)))
         })
         || root.ignore_uri_case != leaf.ignore_uri_case
         || matches!((root.port, leaf.port), (Some(root), Some(leaf)) if root != 0 && leaf != 0 && root != leaf)
@@ -133,10 +114,7 @@ fn contradicts(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> bool {
             .iter()
             .any(|(name, value)| root.source_labels.get(name).is_some_and(|own| own != value))
         || (!root.gateways.is_empty()
-            && leaf
-                .gateways
-                .iter()
-                .any(|gateway| !root.gateways.contains(gateway)))
+            && leaf.gateways.iter().any(|gateway| !root.gateways.contains(gateway)))
 }
 
 /// Whether `leaf` is not a refinement of `root`, as far as that can be decided: regular expressions cannot be compared,
@@ -146,24 +124,12 @@ fn texts_contradict(root: Option<&StringMatch>, leaf: Option<&StringMatch>) -> b
         return false;
     };
     match (root, leaf) {
+        (StringMatch { exact: Some(root), .. }, StringMatch { exact: Some(leaf), .. }) => {
+            root != leaf
+        }
         (
-            StringMatch {
-                exact: Some(root), ..
-            },
-            StringMatch {
-                exact: Some(leaf), ..
-            },
-        ) => root != leaf,
-        (
-            StringMatch {
-                prefix: Some(root), ..
-            },
-            StringMatch {
-                prefix: Some(leaf), ..
-            }
-            | StringMatch {
-                exact: Some(leaf), ..
-            },
+            StringMatch { prefix: Some(root), .. },
+            StringMatch { prefix: Some(leaf), .. } | StringMatch { exact: Some(leaf), .. },
         ) => !leaf.starts_with(root.as_str()),
         _ => true,
     }
@@ -175,16 +141,10 @@ mod tests {
 
     fn route(prefixes: &[&str]) -> HttpRoute {
         let matches = prefixes.iter().map(|prefix| HttpMatchRequest {
-            uri: Some(StringMatch {
-                prefix: Some((*prefix).into()),
-                ..Default::default()
-            }),
+            uri: Some(StringMatch { prefix: Some((*prefix).into()), ..Default::default() }),
             ..Default::default()
         });
-        HttpRoute {
-            matches: matches.collect(),
-            ..Default::default()
-        }
+        HttpRoute { matches: matches.collect(), ..Default::default() }
     }
 
     #[test]

@@ -30,10 +30,8 @@ impl NamespaceRules {
     /// The rules of the most specific matching host that has a visible rule.
     fn find(&self, host: &str, seen: impl Fn(&DestinationRule) -> bool) -> Option<&RulesForHost> {
         let exact = self.exact.get(host).into_iter();
-        let wildcards = self
-            .wildcards
-            .iter()
-            .filter(|((_, wildcard), _)| host::covers(wildcard, host));
+        let wildcards =
+            self.wildcards.iter().filter(|((_, wildcard), _)| host::covers(wildcard, host));
         let mut all = exact.chain(wildcards.map(|(_, rules)| rules));
         all.find(|rules| rules.iter().any(|rule| seen(rule)))
     }
@@ -57,15 +55,9 @@ impl NamespaceRules {
     }
 
     fn covering<'a>(&'a self, host: &str) -> Vec<&'a RulesForHost> {
-        let wildcards = self
-            .wildcards
-            .iter()
-            .filter(|((_, wildcard), _)| host::covers(wildcard, host));
-        self.exact
-            .get(host)
-            .into_iter()
-            .chain(wildcards.map(|(_, rules)| rules))
-            .collect()
+        let wildcards =
+            self.wildcards.iter().filter(|((_, wildcard), _)| host::covers(wildcard, host));
+        self.exact.get(host).into_iter().chain(wildcards.map(|(_, rules)| rules)).collect()
     }
 
     fn all(&self) -> impl Iterator<Item = &RulesForHost> {
@@ -81,11 +73,7 @@ impl DestinationRules {
         host: &Host,
         rules: Vec<Arc<DestinationRule>>,
     ) {
-        let mut of_namespace = self
-            .by_namespace
-            .get(namespace)
-            .cloned()
-            .unwrap_or_default();
+        let mut of_namespace = self.by_namespace.get(namespace).cloned().unwrap_or_default();
         of_namespace.set(host, rules);
         if of_namespace.exact.is_empty() && of_namespace.wildcards.is_empty() {
             self.by_namespace.remove(namespace);
@@ -116,11 +104,7 @@ impl DestinationRules {
                 *rule.namespace == *client_namespace && api::selects(selector, client_labels)
             }
         };
-        found
-            .iter()
-            .copied()
-            .find(selects)
-            .or_else(|| for_all(&found))
+        found.iter().copied().find(selects).or_else(|| for_all(&found))
     }
 
     /// The same for inbound traffic at the service's own workloads, where rules that select clients do not apply.
@@ -146,19 +130,12 @@ impl DestinationRules {
         // For proxies of the root namespace, its public rules must not take precedence over those of the service's
         // namespace.
         let own = |rule: &DestinationRule| {
-            if client_namespace == root_namespace {
-                rule.is_private()
-            } else {
-                seen(rule)
-            }
+            if client_namespace == root_namespace { rule.is_private() } else { seen(rule) }
         };
         let within = |namespace: &str,
                       which: &dyn Fn(&DestinationRule) -> bool|
          -> Vec<&Arc<DestinationRule>> {
-            let rules = self
-                .by_namespace
-                .get(namespace)
-                .and_then(|rules| rules.find(host, which));
+            let rules = self.by_namespace.get(namespace).and_then(|rules| rules.find(host, which));
             rules
                 .into_iter()
                 .flat_map(|rules| rules.iter())
@@ -189,17 +166,11 @@ impl DestinationRules {
     ) -> Self {
         let mut same = self.clone();
         for (revision, other) in others {
-            let rules = same
-                .by_namespace
-                .get(&other.namespace)
-                .and_then(|rules| rules.get(&other.host));
+            let rules =
+                same.by_namespace.get(&other.namespace).and_then(|rules| rules.get(&other.host));
             let Some(rules) = rules else { continue };
             let replaced = |rule: &Arc<DestinationRule>| {
-                if rule.revision == *revision {
-                    other.clone()
-                } else {
-                    rule.clone()
-                }
+                if rule.revision == *revision { other.clone() } else { rule.clone() }
             };
             let rules = rules.iter().map(replaced).collect();
             same.set(&other.namespace, &other.host, rules);
@@ -223,9 +194,7 @@ impl DestinationRules {
 
     /// Every rule.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
-        self.by_namespace
-            .values()
-            .flat_map(|rules| rules.all().flat_map(|rules| rules.iter()))
+        self.by_namespace.values().flat_map(|rules| rules.all().flat_map(|rules| rules.iter()))
     }
 
     /// Calls `found` with the rules for each namespace and host at which two states differ, old and new.

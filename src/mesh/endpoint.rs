@@ -26,11 +26,7 @@ impl Locality {
     pub fn parse(text: &str) -> Self {
         let mut parts = text.splitn(3, '/').map(str::to_owned);
         let mut next = || parts.next().unwrap_or_default();
-        Self {
-            region: next(),
-            zone: next(),
-            sub_zone: next(),
-        }
+        Self { region: next(), zone: next(), sub_zone: next() }
     }
 }
 
@@ -156,11 +152,7 @@ pub(super) struct Workloads {
 /// The locality from a node's labels. Source: Kubernetes' well-known labels, and Istio's for the sub-zone.
 pub(super) fn node_locality(labels: &Labels) -> Locality {
     let label = |name: &str, old: &str| {
-        labels
-            .get(name)
-            .or_else(|| labels.get(old))
-            .cloned()
-            .unwrap_or_default()
+        labels.get(name).or_else(|| labels.get(old)).cloned().unwrap_or_default()
     };
     Locality {
         region: label(REGION, "failure-domain.beta.kubernetes.io/region"),
@@ -171,25 +163,15 @@ pub(super) fn node_locality(labels: &Labels) -> Locality {
 
 impl Workloads {
     pub fn new(cluster: &Arc<str>) -> Self {
-        let elsewhere = Arc::new(Topology {
-            cluster: cluster.clone(),
-            ..Topology::default()
-        });
-        Self {
-            elsewhere,
-            ..Self::default()
-        }
+        let elsewhere = Arc::new(Topology { cluster: cluster.clone(), ..Topology::default() });
+        Self { elsewhere, ..Self::default() }
     }
 
     /// Updates or removes a node. Returns whether anything changed.
     pub fn set_node(&mut self, name: &Arc<str>, labels: Option<&Labels>) -> bool {
         let new = labels.map(|labels| {
             let locality = node_locality(labels);
-            Arc::new(Topology {
-                locality,
-                node: name.clone(),
-                ..(*self.elsewhere).clone()
-            })
+            Arc::new(Topology { locality, node: name.clone(), ..(*self.elsewhere).clone() })
         });
         if self.nodes.get(name) == new.as_ref() {
             return false;
@@ -207,14 +189,8 @@ impl Workloads {
         if self.elsewhere.network == *network {
             return false;
         }
-        for topology in Arc::make_mut(&mut self.nodes)
-            .values_mut()
-            .chain([&mut self.elsewhere])
-        {
-            *topology = Arc::new(Topology {
-                network: network.clone(),
-                ..(**topology).clone()
-            });
+        for topology in Arc::make_mut(&mut self.nodes).values_mut().chain([&mut self.elsewhere]) {
+            *topology = Arc::new(Topology { network: network.clone(), ..(**topology).clone() });
         }
         true
     }
@@ -249,16 +225,10 @@ impl Workloads {
         if own.is_none() && node.is_empty() && zone.is_empty() {
             return self.elsewhere.clone();
         }
-        let locality = own.unwrap_or_else(|| Locality {
-            zone: zone.to_owned(),
-            ..Locality::default()
-        });
+        let locality =
+            own.unwrap_or_else(|| Locality { zone: zone.to_owned(), ..Locality::default() });
         let node = known.map_or_else(|| Arc::from(node), |known| known.node.clone());
-        Arc::new(Topology {
-            locality,
-            node,
-            ..(*self.elsewhere).clone()
-        })
+        Arc::new(Topology { locality, node, ..(*self.elsewhere).clone() })
     }
 }
 
@@ -303,35 +273,16 @@ pub(super) fn collect<'a>(
             out.name_from(added_from, endpoint.hostname.as_deref());
         }
     }
-    if let (
-        false,
-        Some(Object {
-            meta,
-            spec: Spec::Endpoints(spec),
-        }),
-    ) = (had_slice, endpoints)
-    {
+    if let (false, Some(Object { meta, spec: Spec::Endpoints(spec) })) = (had_slice, endpoints) {
         for subset in &spec.subsets {
-            let ready = subset
-                .addresses
-                .iter()
-                .map(|address| (address, Health::Healthy));
-            let not_ready = subset
-                .not_ready_addresses
-                .iter()
-                .map(|address| (address, Health::Unhealthy));
+            let ready = subset.addresses.iter().map(|address| (address, Health::Healthy));
+            let not_ready =
+                subset.not_ready_addresses.iter().map(|address| (address, Health::Unhealthy));
             for (address, health) in ready.chain(not_ready) {
                 let added_from = out.list.len();
                 let place = (address.node_name.as_deref(), None);
                 let target = address.target_ref.as_ref();
-                out.add_target(
-                    &address.ip,
-                    health,
-                    &meta.namespace,
-                    target,
-                    place,
-                    &subset.ports,
-                );
+                out.add_target(&address.ip, health, &meta.namespace, target, place, &subset.ports);
                 out.name_from(added_from, address.hostname.as_deref());
             }
         }
@@ -384,29 +335,18 @@ pub(super) fn collect_entry<'a>(
                     health: Health::Healthy,
                     weight: 1,
                 };
-                let id = PodId {
-                    namespace: &service.namespace,
-                    name: pod.name,
-                    uid: "",
-                };
+                let id = PodId { namespace: &service.namespace, name: pod.name, uid: "" };
                 for port in &service.ports {
                     out.add(address, port.target, &port.name, of, Some(id));
                 }
             }
         }
     } else if spec.endpoints.is_empty()
-        && matches!(
-            service.resolution,
-            Resolution::Dns | Resolution::DnsRoundRobin
-        )
+        && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
     {
         let (workload, topology) = (Arc::default(), Arc::default());
-        let of = Of {
-            workload: &workload,
-            topology: &topology,
-            health: Health::Healthy,
-            weight: 1,
-        };
+        let of =
+            Of { workload: &workload, topology: &topology, health: Health::Healthy, weight: 1 };
         for port in &service.ports {
             out.add(&service.host, port.target, &port.name, of, None);
         }
@@ -457,10 +397,7 @@ impl<'a> Collector<'a> {
         Self {
             service,
             workloads,
-            v6_first: service
-                .addresses
-                .first()
-                .is_some_and(|address| address.contains(':')),
+            v6_first: service.addresses.first().is_some_and(|address| address.contains(':')),
             seen: BTreeSet::new(),
             of_pods: BTreeMap::new(),
             list: Vec::new(),
@@ -481,41 +418,22 @@ impl<'a> Collector<'a> {
             return;
         }
         let address: Arc<str> = address.into();
-        let workload = self
-            .workloads
-            .pod(target, namespace)
-            .cloned()
-            .unwrap_or_default();
+        let workload = self.workloads.pod(target, namespace).cloned().unwrap_or_default();
         let topology = self.workloads.topology(&workload, node, zone);
-        let id = target
-            .filter(|target| target.kind == "Pod")
-            .map(|target| PodId {
-                namespace: if target.namespace.is_empty() {
-                    namespace
-                } else {
-                    &target.namespace
-                },
-                name: &target.name,
-                uid: &target.uid,
-            });
+        let id = target.filter(|target| target.kind == "Pod").map(|target| PodId {
+            namespace: if target.namespace.is_empty() { namespace } else { &target.namespace },
+            name: &target.name,
+            uid: &target.uid,
+        });
         for port in ports {
             let Some(number) = port.port.filter(|number| *number != 0) else {
                 continue;
             };
-            let known = self
-                .service
-                .ports
-                .iter()
-                .find(|known| *known.name == *port.name);
+            let known = self.service.ports.iter().find(|known| *known.name == *port.name);
             let Some(name) = known.map(|port| &port.name) else {
                 continue;
             };
-            let of = Of {
-                workload: &workload,
-                topology: &topology,
-                health,
-                weight: 1,
-            };
+            let of = Of { workload: &workload, topology: &topology, health, weight: 1 };
             self.add(&address, number, name, of, id);
         }
     }
@@ -525,20 +443,14 @@ impl<'a> Collector<'a> {
     fn add_entry(&mut self, entry: &api::WorkloadEntry, metadata: Option<&Labels>) {
         let mut labels = entry.labels.clone();
         labels.extend(
-            metadata
-                .into_iter()
-                .flatten()
-                .map(|(name, value)| (name.clone(), value.clone())),
+            metadata.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())),
         );
         let locality = match (entry.locality.as_str(), label_locality(&labels)) {
             ("", Some(own)) => own,
             ("", None) => Locality::default(),
             (given, _) => Locality::parse(given),
         };
-        let mut topology = Topology {
-            locality,
-            ..(*self.workloads.elsewhere).clone()
-        };
+        let mut topology = Topology { locality, ..(*self.workloads.elsewhere).clone() };
         if !entry.network.is_empty() {
             topology.network = entry.network.as_str().into();
         }
@@ -556,18 +468,10 @@ impl<'a> Collector<'a> {
                 .get(&*port.name)
                 .and_then(|own| u16::try_from(*own).ok())
                 .filter(|own| *own > 0);
-            let target = if port.target > 0 {
-                port.target
-            } else {
-                port.number
-            };
+            let target = if port.target > 0 { port.target } else { port.number };
             let weight = entry.weight.max(1);
-            let of = Of {
-                workload: &workload,
-                topology: &topology,
-                health: Health::Healthy,
-                weight,
-            };
+            let of =
+                Of { workload: &workload, topology: &topology, health: Health::Healthy, weight };
             self.add(&address, own.unwrap_or(target), &port.name, of, None);
         }
     }
@@ -597,10 +501,7 @@ impl<'a> Collector<'a> {
         }
         let is_v6 = |address: &str| address.contains(':');
         if let Some(pod) = pod {
-            let at = self
-                .of_pods
-                .entry((pod, port_name.clone(), port))
-                .or_insert(self.list.len());
+            let at = self.of_pods.entry((pod, port_name.clone(), port)).or_insert(self.list.len());
             if let Some(known) = self.list.get_mut(*at)
                 && known.other_address.is_none()
                 && is_v6(&known.address) != is_v6(address)

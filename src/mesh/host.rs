@@ -18,9 +18,7 @@ pub fn resolve(host: &str, namespace: &str, domain: &str) -> Host {
 
 /// A host without the brackets in which an IPv6 address is written before a port.
 pub fn without_brackets(host: &str) -> &str {
-    host.strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(host)
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Whether `host` is a wildcard.
@@ -45,10 +43,7 @@ mod tests {
 
     #[test]
     fn short_names_are_read_in_their_namespace() {
-        assert_eq!(
-            &*resolve("Web", "shop", "cluster.local"),
-            "web.shop.svc.cluster.local"
-        );
+        assert_eq!(&*resolve("Web", "shop", "cluster.local"), "web.shop.svc.cluster.local");
         assert_eq!(&*resolve("web.shop", "pay", "cluster.local"), "web.shop");
         assert_eq!(&*resolve("*", "pay", "cluster.local"), "*");
         for address in ["2001:DB8::77", "[2001:db8::77]"] {

@@ -191,10 +191,7 @@ impl Mesh {
     fn inbound(&self, proxy: &Proxy) -> Vec<InboundPort> {
         let mut by_target: BTreeMap<u16, (crate::api::Age, InboundPort)> = BTreeMap::new();
         for (service, endpoint) in self.endpoints_of(proxy) {
-            let Some(port) = service
-                .ports
-                .iter()
-                .find(|port| port.name == endpoint.port_name)
+            let Some(port) = service.ports.iter().find(|port| port.name == endpoint.port_name)
             else {
                 continue;
             };
@@ -222,9 +219,8 @@ impl Mesh {
         namespace: &str,
         also: impl Fn(&RegisteredService) -> bool,
     ) -> Option<&'a RegisteredService> {
-        let seen = list
-            .iter()
-            .filter(|known| known.service.visibility.includes(namespace) && also(known));
+        let seen =
+            list.iter().filter(|known| known.service.visibility.includes(namespace) && also(known));
         seen.min_by_key(|known| {
             let service = &known.service;
             (
@@ -237,11 +233,7 @@ impl Mesh {
 
     /// The hosts of services that have a port of this number and class, the oldest first.
     pub fn hosts_at(&self, port: u16, class: PortClass) -> impl Iterator<Item = &Host> {
-        self.by_port
-            .get(&(port, class))
-            .into_iter()
-            .flatten()
-            .map(|(_, host)| host)
+        self.by_port.get(&(port, class)).into_iter().flatten().map(|(_, host)| host)
     }
 
     /// The hosts of the ExternalName services that stand for a host, whoever sees them.
@@ -252,9 +244,7 @@ impl Mesh {
     /// The services with an endpoint at an address.
     pub fn services_at(&self, address: &str) -> impl Iterator<Item = &RegisteredService> {
         let hosts = self.by_address.get(address).into_iter().flatten();
-        hosts
-            .filter_map(|host| self.services.get(host))
-            .flat_map(|list| list.iter())
+        hosts.filter_map(|host| self.services.get(host)).flat_map(|list| list.iter())
     }
 
     /// The numbers of all ports that any service has.
@@ -352,9 +342,7 @@ impl MeshBuilder {
             self.merge_destination_rules(store, namespace, host);
         }
         if stale.sidecars {
-            let objects = store
-                .all(Kind::Sidecar)
-                .map(|entry| (entry.revision, &entry.object));
+            let objects = store.all(Kind::Sidecar).map(|entry| (entry.revision, &entry.object));
             self.mesh.sidecars = Arc::new(Sidecars::new(objects));
         }
         if stale.nodes {
@@ -376,68 +364,46 @@ impl MeshBuilder {
         match key.kind {
             Kind::Namespace => self.note_namespace(store, key, object, stale),
             Kind::Node => {
-                if self
-                    .workloads
-                    .set_node(&key.name, object.map(|node| &node.meta.labels))
-                {
+                if self.workloads.set_node(&key.name, object.map(|node| &node.meta.labels)) {
                     stale.nodes = true;
                     stale.services.extend(self.slices.keys().cloned());
-                    stale.services.extend(
-                        store
-                            .all(Kind::Endpoints)
-                            .map(|entry| name_of(&entry.object)),
-                    );
-                    stale.entries.extend(
-                        store
-                            .all(Kind::ServiceEntry)
-                            .map(|entry| name_of(&entry.object)),
-                    );
+                    stale
+                        .services
+                        .extend(store.all(Kind::Endpoints).map(|entry| name_of(&entry.object)));
+                    stale
+                        .entries
+                        .extend(store.all(Kind::ServiceEntry).map(|entry| name_of(&entry.object)));
                 }
             }
             Kind::Pod => {
                 if self.update_pod(&name, object) {
                     stale.pods.insert(name.clone());
                 }
-                stale.services.extend(
-                    self.services_of_pod
-                        .get(&name)
-                        .into_iter()
-                        .flatten()
-                        .cloned(),
-                );
                 stale
-                    .entries
-                    .extend(selecting_entries(store, &key.namespace));
+                    .services
+                    .extend(self.services_of_pod.get(&name).into_iter().flatten().cloned());
+                stale.entries.extend(selecting_entries(store, &key.namespace));
             }
             Kind::Service | Kind::Endpoints => {
                 stale.services.insert(name);
             }
             Kind::EndpointSlice => {
                 stale.services.extend(self.update_slice(name, object));
-                stale
-                    .entries
-                    .extend(selecting_entries(store, &key.namespace));
+                stale.entries.extend(selecting_entries(store, &key.namespace));
             }
             Kind::ServiceEntry => {
                 stale.entries.insert(name);
             }
             Kind::WorkloadEntry => {
                 // The services that selected it before are unknown, but there are only few candidates.
-                stale
-                    .entries
-                    .extend(selecting_entries(store, &key.namespace));
-                let selecting = store
-                    .all(Kind::Service)
-                    .filter(|entry| match &entry.object.spec {
-                        Spec::Service(spec) => {
-                            entry.object.meta.namespace == key.namespace
-                                && !spec.selector.is_empty()
-                        }
-                        _ => false,
-                    });
-                stale
-                    .services
-                    .extend(selecting.map(|entry| name_of(&entry.object)));
+                stale.entries.extend(selecting_entries(store, &key.namespace));
+                let selecting = store.all(Kind::Service).filter(|entry| match &entry.object.spec {
+                    Spec::Service(spec) => {
+                        entry.object.meta.namespace == key.namespace && !spec.selector.is_empty()
+                    }
+                    _ => false,
+                });
+                stale.services.extend(selecting.map(|entry| name_of(&entry.object)));
             }
             Kind::VirtualService => {
                 self.update_virtual_service(store, key);
@@ -447,9 +413,7 @@ impl MeshBuilder {
                     .extend(self.roots_of.get(&name).into_iter().flatten().cloned());
             }
             Kind::DestinationRule => {
-                stale
-                    .destination_rules
-                    .extend(self.update_destination_rule(key, object));
+                stale.destination_rules.extend(self.update_destination_rule(key, object));
             }
             Kind::Sidecar => stale.sidecars = true,
         }
@@ -466,9 +430,7 @@ impl MeshBuilder {
         let mut all = false;
         if key.name == self.mesh.config.root_namespace {
             let network = object.and_then(|object| object.meta.labels.get(NETWORK));
-            self.mesh.network = network
-                .map(|network| network.as_str().into())
-                .unwrap_or_default();
+            self.mesh.network = network.map(|network| network.as_str().into()).unwrap_or_default();
             all = self.workloads.set_network(&self.mesh.network);
             stale.nodes |= all;
         }
@@ -485,11 +447,7 @@ impl MeshBuilder {
     /// Returns whether the pod's node is, or was, known.
     fn update_pod(&mut self, name: &Name, object: Option<&Arc<Object>>) -> bool {
         let Some(pod) = object else {
-            return self
-                .workloads
-                .pods
-                .remove(name)
-                .is_some_and(|old| !old.node.is_empty());
+            return self.workloads.pods.remove(name).is_some_and(|old| !old.node.is_empty());
         };
         let (node, service_account, ips) = match &pod.spec {
             Spec::Pod(spec) => {
@@ -500,13 +458,7 @@ impl MeshBuilder {
         };
         let (labels, namespace) = (pod.meta.labels.clone(), pod.meta.namespace.clone());
         let placed = !node.is_empty();
-        let workload = Workload {
-            labels,
-            namespace,
-            node,
-            service_account,
-            ips,
-        };
+        let workload = Workload { labels, namespace, node, service_account, ips };
         let old = self.workloads.pods.insert(name.clone(), Arc::new(workload));
         placed || old.is_some_and(|old| !old.node.is_empty())
     }
@@ -533,25 +485,15 @@ impl MeshBuilder {
             }
         }
         if let Some(new) = &new {
-            self.slices
-                .entry((name.0.clone(), new.clone()))
-                .or_default()
-                .insert(name.1.clone());
+            self.slices.entry((name.0.clone(), new.clone())).or_default().insert(name.1.clone());
         }
         let namespace = name.0;
-        [old, new]
-            .into_iter()
-            .flatten()
-            .map(move |service| (namespace.clone(), service))
+        [old, new].into_iter().flatten().map(move |service| (namespace.clone(), service))
     }
 
     fn update_virtual_service(&mut self, store: &Store, key: &ObjectKey) {
         let new = store.get(key).map(|entry| {
-            Arc::new(VirtualService::new(
-                entry.revision,
-                &entry.object,
-                &self.mesh.config.domain,
-            ))
+            Arc::new(VirtualService::new(entry.revision, &entry.object, &self.mesh.config.domain))
         });
         let old = match &new {
             Some(new) => self.virtual_services.insert(key.clone(), new.clone()),
@@ -566,10 +508,7 @@ impl MeshBuilder {
             }
         }
         for delegate in new.iter().flat_map(|new| new.delegates()) {
-            self.roots_of
-                .entry(delegate)
-                .or_default()
-                .insert(key.clone());
+            self.roots_of.entry(delegate).or_default().insert(key.clone());
         }
     }
 
@@ -583,9 +522,7 @@ impl MeshBuilder {
                 namespace: namespace.into(),
                 name: name.into(),
             };
-            self.virtual_services
-                .get(&key)
-                .filter(|delegate| delegate.hosts.is_empty())
+            self.virtual_services.get(&key).filter(|delegate| delegate.hosts.is_empty())
         };
         let before = self.mesh.virtual_services.get(key);
         let merged = own.map(|own| own.with_delegates(delegate_of, before, domain));
@@ -599,11 +536,9 @@ impl MeshBuilder {
         object: Option<&Arc<Object>>,
     ) -> Vec<(Arc<str>, Host)> {
         let new = object.and_then(|object| match &object.spec {
-            Spec::DestinationRule(spec) => Some(resolve(
-                &spec.host,
-                &key.namespace,
-                &self.mesh.config.domain,
-            )),
+            Spec::DestinationRule(spec) => {
+                Some(resolve(&spec.host, &key.namespace, &self.mesh.config.domain))
+            }
             _ => None,
         });
         let old = match &new {
@@ -623,10 +558,7 @@ impl MeshBuilder {
         }
         if let Some(host) = new {
             let place = (key.namespace.clone(), host);
-            self.rules_of_host
-                .entry(place.clone())
-                .or_default()
-                .insert(key.clone());
+            self.rules_of_host.entry(place.clone()).or_default().insert(key.clone());
             touched.push(place);
         }
         touched
@@ -643,12 +575,7 @@ impl MeshBuilder {
 
     /// Writes down where a pod is, as far as its node is known.
     fn place_pod(&mut self, name: &Name) {
-        match self
-            .workloads
-            .pods
-            .get(name)
-            .filter(|pod| !pod.node.is_empty())
-        {
+        match self.workloads.pods.get(name).filter(|pod| !pod.node.is_empty()) {
             Some(pod) => {
                 let topology = self.workloads.topology(pod, None, None);
                 self.mesh.pod_topologies.insert(name.clone(), topology);
@@ -658,45 +585,29 @@ impl MeshBuilder {
     }
 
     fn update_service(&mut self, store: &Store, name: &Name) {
-        let key = |kind: Kind| ObjectKey {
-            kind,
-            namespace: name.0.clone(),
-            name: name.1.clone(),
-        };
+        let key = |kind: Kind| ObjectKey { kind, namespace: name.0.clone(), name: name.1.clone() };
         let domain = self.mesh.config.domain.clone();
-        let host: Host = format!("{}.{}.svc.{domain}", name.1, name.0)
-            .to_ascii_lowercase()
-            .into();
+        let host: Host = format!("{}.{}.svc.{domain}", name.1, name.0).to_ascii_lowercase().into();
         self.forget_pods(name);
         let namespace = namespace_of(store, &name.0);
-        let new = store
-            .get(&key(Kind::Service))
-            .and_then(|entry| match &entry.object.spec {
-                Spec::Service(spec) => Some(Service::from_kubernetes(
-                    &entry.object.meta,
-                    spec,
-                    namespace,
-                    &domain,
-                )),
-                _ => None,
-            });
+        let new = store.get(&key(Kind::Service)).and_then(|entry| match &entry.object.spec {
+            Spec::Service(spec) => {
+                Some(Service::from_kubernetes(&entry.object.meta, spec, namespace, &domain))
+            }
+            _ => None,
+        });
         let Some(service) = new else {
             self.put(&host, Registry::Kubernetes, name, None);
             return;
         };
-        let slices = self
-            .slices
-            .get(name)
-            .into_iter()
-            .flatten()
-            .filter_map(|slice| {
-                let key = ObjectKey {
-                    kind: Kind::EndpointSlice,
-                    namespace: name.0.clone(),
-                    name: slice.clone(),
-                };
-                store.get(&key).map(|entry| &*entry.object)
-            });
+        let slices = self.slices.get(name).into_iter().flatten().filter_map(|slice| {
+            let key = ObjectKey {
+                kind: Kind::EndpointSlice,
+                namespace: name.0.clone(),
+                name: slice.clone(),
+            };
+            store.get(&key).map(|entry| &*entry.object)
+        });
         let slices: Vec<_> = slices.collect();
         let endpoints = store.get(&key(Kind::Endpoints)).map(|entry| &*entry.object);
         let entries = selected_entries(store, &name.0, &service.selector);
@@ -709,21 +620,15 @@ impl MeshBuilder {
         );
         let pods = pods_of(&slices, endpoints);
         for pod in &pods {
-            self.services_of_pod
-                .entry(pod.clone())
-                .or_default()
-                .insert(name.clone());
+            self.services_of_pod.entry(pod.clone()).or_default().insert(name.clone());
         }
         self.pods_of_service.insert(name.clone(), pods);
         self.put(&host, Registry::Kubernetes, name, Some((service, set)));
     }
 
     fn update_entry(&mut self, store: &Store, name: &Name) {
-        let key = ObjectKey {
-            kind: Kind::ServiceEntry,
-            namespace: name.0.clone(),
-            name: name.1.clone(),
-        };
+        let key =
+            ObjectKey { kind: Kind::ServiceEntry, namespace: name.0.clone(), name: name.1.clone() };
         let old = self.hosts_of_entry.remove(name).unwrap_or_default();
         let Some((entry, Spec::ServiceEntry(spec))) =
             store.get(&key).map(|entry| (entry, &entry.object.spec))
@@ -741,16 +646,11 @@ impl MeshBuilder {
                 namespace_of(store, &name.0),
                 host,
             );
-            let selector = spec
-                .workload_selector
-                .as_ref()
-                .map(|selector| &selector.labels);
-            let entries = selector
-                .into_iter()
-                .flat_map(|labels| selected_entries(store, &name.0, labels));
-            let pods = selector
-                .into_iter()
-                .flat_map(|labels| self.selected_pods(store, &name.0, labels));
+            let selector = spec.workload_selector.as_ref().map(|selector| &selector.labels);
+            let entries =
+                selector.into_iter().flat_map(|labels| selected_entries(store, &name.0, labels));
+            let pods =
+                selector.into_iter().flat_map(|labels| self.selected_pods(store, &name.0, labels));
             let set = endpoint::collect_entry(&service, spec, entries, pods, &self.workloads);
             let host = service.host.clone();
             self.put(&host, Registry::ServiceEntry, name, Some((service, set)));
@@ -772,27 +672,18 @@ impl MeshBuilder {
     ) -> Vec<SelectedPod<'a>> {
         let mut found: BTreeMap<&str, SelectedPod<'_>> = BTreeMap::new();
         let of_namespace = (namespace.clone(), Arc::from(""))..;
-        for ((_, name), workload) in self
-            .workloads
-            .pods
-            .range(of_namespace)
-            .take_while(|((ns, _), _)| ns == namespace)
+        for ((_, name), workload) in
+            self.workloads.pods.range(of_namespace).take_while(|((ns, _), _)| ns == namespace)
         {
             if selects(labels, &workload.labels) {
                 found.insert(
                     name,
-                    SelectedPod {
-                        name,
-                        addresses: workload.ips.clone(),
-                        node: None,
-                        workload,
-                    },
+                    SelectedPod { name, addresses: workload.ips.clone(), node: None, workload },
                 );
             }
         }
-        for entry in store
-            .all(Kind::EndpointSlice)
-            .filter(|entry| entry.object.meta.namespace == *namespace)
+        for entry in
+            store.all(Kind::EndpointSlice).filter(|entry| entry.object.meta.namespace == *namespace)
         {
             let Spec::EndpointSlice(slice) = &entry.object.spec else {
                 continue;
@@ -803,19 +694,15 @@ impl MeshBuilder {
                 else {
                     continue;
                 };
-                let Some(pod) = found
-                    .get_mut(target.name.as_str())
-                    .filter(|_| target.kind == "Pod")
+                let Some(pod) =
+                    found.get_mut(target.name.as_str()).filter(|_| target.kind == "Pod")
                 else {
                     continue;
                 };
                 pod.node = pod.node.or(endpoint.node_name.as_deref());
                 let is_v6 = |address: &str| address.contains(':');
                 if pod.workload.ips.is_empty()
-                    && !pod
-                        .addresses
-                        .iter()
-                        .any(|known| is_v6(known) == is_v6(address))
+                    && !pod.addresses.iter().any(|known| is_v6(known) == is_v6(address))
                 {
                     pod.addresses.push(address.as_str().into());
                 }
@@ -860,10 +747,7 @@ impl MeshBuilder {
                 }
             }
             for address in after.difference(&before) {
-                by_address
-                    .entry(address.clone())
-                    .or_default()
-                    .insert(host.clone());
+                by_address.entry(address.clone()).or_default().insert(host.clone());
             }
         }
         self.index_host(host, &old, &list);
@@ -877,16 +761,10 @@ impl MeshBuilder {
     /// Keeps the indexes by port and by alias when the services of a host change.
     fn index_host(&mut self, host: &Host, old: &[RegisteredService], new: &[RegisteredService]) {
         let ports = |list: &[RegisteredService]| -> BTreeSet<(u16, PortClass, Age)> {
-            let entries = list.iter().flat_map(|known| {
-                known
-                    .service
-                    .ports
-                    .iter()
-                    .map(|port| (port, known.service.age))
-            });
-            entries
-                .map(|(port, age)| (port.number, PortClass::of(port.protocol), age))
-                .collect()
+            let entries = list
+                .iter()
+                .flat_map(|known| known.service.ports.iter().map(|port| (port, known.service.age)));
+            entries.map(|(port, age)| (port.number, PortClass::of(port.protocol), age)).collect()
         };
         let (before, after) = (ports(old), ports(new));
         for (number, class, age) in before.difference(&after) {
@@ -898,16 +776,10 @@ impl MeshBuilder {
             }
         }
         for (number, class, age) in after.difference(&before) {
-            self.mesh
-                .by_port
-                .entry((*number, *class))
-                .or_default()
-                .insert((*age, host.clone()));
+            self.mesh.by_port.entry((*number, *class)).or_default().insert((*age, host.clone()));
         }
         let targets = |list: &[RegisteredService]| -> BTreeSet<Host> {
-            list.iter()
-                .filter_map(|known| known.service.alias_of.clone())
-                .collect()
+            list.iter().filter_map(|known| known.service.alias_of.clone()).collect()
         };
         let (before, after) = (targets(old), targets(new));
         for target in before.difference(&after) {
@@ -919,11 +791,7 @@ impl MeshBuilder {
             }
         }
         for target in after.difference(&before) {
-            self.mesh
-                .aliases
-                .entry(target.clone())
-                .or_default()
-                .insert(host.clone());
+            self.mesh.aliases.entry(target.clone()).or_default().insert(host.clone());
         }
     }
 
@@ -933,10 +801,7 @@ impl MeshBuilder {
             let known = self.mesh.services.get(host).and_then(|list| list.first());
             known.is_some_and(|known| known.service.alias_of.as_ref() == Some(end))
         };
-        let moved = self
-            .declared
-            .aliases()
-            .filter(|(alias, end)| !leads_to(alias, end));
+        let moved = self.declared.aliases().filter(|(alias, end)| !leads_to(alias, end));
         let moved: Vec<Host> = moved.map(|(alias, _)| alias.clone()).collect();
         for alias in &moved {
             self.publish(alias);
@@ -992,19 +857,12 @@ fn selected_entries<'a>(
     namespace: &'a Arc<str>,
     labels: &'a Labels,
 ) -> impl Iterator<Item = &'a Object> {
-    let entries = store
-        .all(Kind::WorkloadEntry)
-        .filter(|_| !labels.is_empty())
-        .map(|entry| &*entry.object);
+    let entries =
+        store.all(Kind::WorkloadEntry).filter(|_| !labels.is_empty()).map(|entry| &*entry.object);
     entries.filter(move |object| match &object.spec {
         Spec::WorkloadEntry(spec) => {
             let has = |(name, value): (&String, &String)| {
-                object
-                    .meta
-                    .labels
-                    .get(name)
-                    .or_else(|| spec.labels.get(name))
-                    == Some(value)
+                object.meta.labels.get(name).or_else(|| spec.labels.get(name)) == Some(value)
             };
             object.meta.namespace == *namespace && labels.iter().all(has)
         }
@@ -1013,9 +871,7 @@ fn selected_entries<'a>(
 }
 
 fn namespace_of<'a>(store: &'a Store, name: &str) -> Option<&'a Meta> {
-    store
-        .get(&ObjectKey::new(Kind::Namespace, "", name))
-        .map(|entry| &entry.object.meta)
+    store.get(&ObjectKey::new(Kind::Namespace, "", name)).map(|entry| &entry.object.meta)
 }
 
 fn name_of(object: &Object) -> Name {
@@ -1027,11 +883,9 @@ fn pods_of(slices: &[&Object], endpoints: Option<&Object>) -> Vec<Name> {
     let mut pods = Vec::new();
     for object in slices.iter().copied().chain(endpoints) {
         let targets: Vec<_> = match &object.spec {
-            Spec::EndpointSlice(spec) => spec
-                .endpoints
-                .iter()
-                .filter_map(|endpoint| endpoint.target_ref.as_ref())
-                .collect(),
+            Spec::EndpointSlice(spec) => {
+                spec.endpoints.iter().filter_map(|endpoint| endpoint.target_ref.as_ref()).collect()
+            }
             Spec::Endpoints(spec) => spec
                 .subsets
                 .iter()
@@ -1042,11 +896,8 @@ fn pods_of(slices: &[&Object], endpoints: Option<&Object>) -> Vec<Name> {
         };
         for target in targets.into_iter().filter(|target| target.kind == "Pod") {
             let own = object.meta.namespace.clone();
-            let namespace = if target.namespace.is_empty() {
-                own
-            } else {
-                target.namespace.as_str().into()
-            };
+            let namespace =
+                if target.namespace.is_empty() { own } else { target.namespace.as_str().into() };
             pods.push((namespace, target.name.as_str().into()));
         }
     }

@@ -103,12 +103,8 @@ impl NodeMetadata {
     /// Reads node metadata from JSON. Fields of an unexpected type are ignored, because Istio's agents send much more
     /// than is used.
     pub fn from_json(metadata: &serde_json::Value) -> Self {
-        let text = |name: &str| {
-            metadata
-                .get(name)
-                .and_then(|value| value.as_str())
-                .map(str::to_owned)
-        };
+        let text =
+            |name: &str| metadata.get(name).and_then(|value| value.as_str()).map(str::to_owned);
         let labels = metadata.get("LABELS").and_then(|labels| labels.as_object());
         let labels = labels
             .into_iter()
@@ -140,22 +136,13 @@ impl Proxy {
             return Err(ProxyError::Id(id.to_owned()));
         };
         if *kind != "sidecar" {
-            return Err(ProxyError::Type {
-                id: id.to_owned(),
-                found: (*kind).to_owned(),
-            });
+            return Err(ProxyError::Type { id: id.to_owned(), found: (*kind).to_owned() });
         }
         if let Some(generator) = metadata.generator.filter(|generator| !generator.is_empty()) {
-            return Err(ProxyError::Generator {
-                id: id.to_owned(),
-                generator,
-            });
+            return Err(ProxyError::Generator { id: id.to_owned(), generator });
         }
         if address.parse::<std::net::IpAddr>().is_err() {
-            return Err(ProxyError::Address {
-                id: id.to_owned(),
-                found: (*address).to_owned(),
-            });
+            return Err(ProxyError::Address { id: id.to_owned(), found: (*address).to_owned() });
         }
         let (pod, namespace) = name.rsplit_once('.').unwrap_or((name, ""));
         let namespace = metadata
@@ -290,10 +277,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((&*proxy.namespace, &*proxy.name), ("shop", "client-0"));
-        assert_eq!(
-            proxy.labels,
-            Labels::from([("app".into(), "client".into())])
-        );
+        assert_eq!(proxy.labels, Labels::from([("app".into(), "client".into())]));
         assert_eq!(proxy.addresses, ["10.9.0.1".into(), "fd00::1".into()]);
         assert_eq!(proxy.interception, Interception::None);
         assert_eq!(proxy.locality.to_string(), "eu/eu-a");
@@ -314,17 +298,8 @@ mod tests {
     fn invalid_node_ids_are_rejected() {
         let new = |id: &str| Proxy::new(id, NodeMetadata::default(), Locality::default());
         assert!(matches!(new("x"), Err(ProxyError::Id(_))));
-        assert!(matches!(
-            new("sidecar~10.0.0.1~pod~x"),
-            Err(ProxyError::Id(_))
-        ));
-        assert!(matches!(
-            new("router~10.0.0.1~pod.ns~x"),
-            Err(ProxyError::Type { .. })
-        ));
-        assert!(matches!(
-            new("sidecar~here~pod.ns~x"),
-            Err(ProxyError::Address { .. })
-        ));
+        assert!(matches!(new("sidecar~10.0.0.1~pod~x"), Err(ProxyError::Id(_))));
+        assert!(matches!(new("router~10.0.0.1~pod.ns~x"), Err(ProxyError::Type { .. })));
+        assert!(matches!(new("sidecar~here~pod.ns~x"), Err(ProxyError::Address { .. })));
     }
 }

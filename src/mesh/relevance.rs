@@ -28,39 +28,26 @@ impl Counts {
     /// Applies the difference between two states. Returns whether the set of attributes changed.
     pub fn follow(&mut self, old: &Mesh, new: &Mesh) -> bool {
         let before = self.all();
-        diff(
-            old.virtual_services.by_key(),
-            new.virtual_services.by_key(),
-            |_, before, after| {
-                before
-                    .into_iter()
-                    .for_each(|rules| self.add(&of_virtual_service(rules), false));
-                after
-                    .into_iter()
-                    .for_each(|rules| self.add(&of_virtual_service(rules), true));
-            },
-        );
-        old.destination_rules
-            .diff(&new.destination_rules, |before, after| {
-                before
-                    .into_iter()
-                    .flat_map(|rules| rules.iter())
-                    .for_each(|rule| self.add(&of_rule(rule), false));
-                after
-                    .into_iter()
-                    .flat_map(|rules| rules.iter())
-                    .for_each(|rule| self.add(&of_rule(rule), true));
-            });
+        diff(old.virtual_services.by_key(), new.virtual_services.by_key(), |_, before, after| {
+            before.into_iter().for_each(|rules| self.add(&of_virtual_service(rules), false));
+            after.into_iter().for_each(|rules| self.add(&of_virtual_service(rules), true));
+        });
+        old.destination_rules.diff(&new.destination_rules, |before, after| {
+            before
+                .into_iter()
+                .flat_map(|rules| rules.iter())
+                .for_each(|rule| self.add(&of_rule(rule), false));
+            after
+                .into_iter()
+                .flat_map(|rules| rules.iter())
+                .for_each(|rule| self.add(&of_rule(rule), true));
+        });
         diff(&old.services, &new.services, |_, before, after| {
             let list = |list: Option<&super::HostServices>| {
                 list.map(|list| list.to_vec()).unwrap_or_default()
             };
-            list(before)
-                .iter()
-                .for_each(|known| self.add(&of_service(&known.service), false));
-            list(after)
-                .iter()
-                .for_each(|known| self.add(&of_service(&known.service), true));
+            list(before).iter().for_each(|known| self.add(&of_service(&known.service), false));
+            list(after).iter().for_each(|known| self.add(&of_service(&known.service), true));
         });
         before != self.all()
     }
@@ -75,31 +62,17 @@ impl Counts {
     }
 
     fn add(&mut self, object: &ScopeAttributes, comes: bool) {
-        object
-            .labels
-            .iter()
-            .for_each(|label| count(&mut self.labels, label, comes));
-        object
-            .node
-            .iter()
-            .for_each(|visibility| count(&mut self.node, visibility, comes));
+        object.labels.iter().for_each(|label| count(&mut self.labels, label, comes));
+        object.node.iter().for_each(|visibility| count(&mut self.node, visibility, comes));
         if object.locality {
-            self.locality = if comes {
-                self.locality + 1
-            } else {
-                self.locality.saturating_sub(1)
-            };
+            self.locality = if comes { self.locality + 1 } else { self.locality.saturating_sub(1) };
         }
     }
 }
 
 fn count<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K, comes: bool) {
     let count = counts.entry(key.clone()).or_default();
-    *count = if comes {
-        *count + 1
-    } else {
-        count.saturating_sub(1)
-    };
+    *count = if comes { *count + 1 } else { count.saturating_sub(1) };
     if *count == 0 {
         counts.remove(key);
     }
@@ -107,58 +80,34 @@ fn count<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K, comes: bool) 
 
 fn of_virtual_service(rules: &VirtualService) -> ScopeAttributes {
     let spec = rules.spec();
-    let http = spec
-        .http
-        .iter()
-        .flat_map(|route| route.matches.iter().map(|wanted| &wanted.source_labels));
-    let tls = spec
-        .tls
-        .iter()
-        .flat_map(|route| route.matches.iter().map(|wanted| &wanted.source_labels));
-    let tcp = spec
-        .tcp
-        .iter()
-        .flat_map(|route| route.matches.iter().map(|wanted| &wanted.source_labels));
+    let http =
+        spec.http.iter().flat_map(|route| route.matches.iter().map(|wanted| &wanted.source_labels));
+    let tls =
+        spec.tls.iter().flat_map(|route| route.matches.iter().map(|wanted| &wanted.source_labels));
+    let tcp =
+        spec.tcp.iter().flat_map(|route| route.matches.iter().map(|wanted| &wanted.source_labels));
     ScopeAttributes {
-        labels: http
-            .chain(tls)
-            .chain(tcp)
-            .flat_map(|labels| labels.keys().cloned())
-            .collect(),
+        labels: http.chain(tls).chain(tcp).flat_map(|labels| labels.keys().cloned()).collect(),
         ..ScopeAttributes::default()
     }
 }
 
 fn of_rule(rule: &DestinationRule) -> ScopeAttributes {
     let mut found = ScopeAttributes::default();
-    found.labels.extend(
-        rule.selector
-            .iter()
-            .flat_map(|labels| labels.keys().cloned()),
-    );
+    found.labels.extend(rule.selector.iter().flat_map(|labels| labels.keys().cloned()));
     for place in rule.locality_inputs() {
         found.locality |= place.locality;
-        let names = place
-            .failover_priority
-            .iter()
-            .filter_map(|label| label.split('=').next());
+        let names = place.failover_priority.iter().filter_map(|label| label.split('=').next());
         found.labels.extend(names.map(str::to_owned));
     }
     found
 }
 
 fn of_service(service: &Service) -> ScopeAttributes {
-    let ranked = service
-        .preference
-        .into_iter()
-        .flat_map(|preference| preference.labels());
+    let ranked = service.preference.into_iter().flat_map(|preference| preference.labels());
     ScopeAttributes {
         labels: ranked.map(|label| (*label).to_owned()).collect(),
         locality: false,
-        node: service
-            .node_local
-            .then(|| service.visibility.clone())
-            .into_iter()
-            .collect(),
+        node: service.node_local.then(|| service.visibility.clone()).into_iter().collect(),
     }
 }

@@ -19,24 +19,15 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self {
-            store: Store::default(),
-            builder: MeshBuilder::new(MeshConfig::default()),
-        }
+        Self { store: Store::default(), builder: MeshBuilder::new(MeshConfig::default()) }
     }
 
     fn apply(&mut self, kind: &str, name: &str, created: u32, spec: Value) -> Mesh {
         let document = json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "spec": spec,
             "metadata": {"name": name, "namespace": "shop", "creationTimestamp": format!("2026-01-01T00:00:{created:02}Z")}});
-        let Ok(Identity::Known(key)) = api::identify(&document) else {
-            panic!("{document}")
-        };
+        let Ok(Identity::Known(key)) = api::identify(&document) else { panic!("{document}") };
         let object = Arc::new(api::parse(&key, document, 0).unwrap().object);
-        self.change(SourceEvent::Apply {
-            object,
-            origin: Origin::Cluster,
-            warnings: vec![],
-        })
+        self.change(SourceEvent::Apply { object, origin: Origin::Cluster, warnings: vec![] })
     }
 
     fn delete(&mut self, kind: Kind, name: &str) -> Mesh {
@@ -68,10 +59,7 @@ fn merged_destination_rules() {
                 .unwrap()
                 .revision
         };
-        (
-            find(&Labels::new()),
-            find(&Labels::from([("app".to_owned(), "client".to_owned())])),
-        )
+        (find(&Labels::new()), find(&Labels::from([("app".to_owned(), "client".to_owned())])))
     };
     world.apply("DestinationRule", "a", 0, rule("v1"));
     world.apply("DestinationRule", "b", 1, rule("v2"));
@@ -80,10 +68,7 @@ fn merged_destination_rules() {
     assert_ne!(before.0, before.1);
 
     let after = revisions(&world.apply("DestinationRule", "d", 3, for_some("v3")));
-    assert_eq!(
-        after.0, before.0,
-        "those for all clients are made from the same"
-    );
+    assert_eq!(after.0, before.0, "those for all clients are made from the same");
     assert_ne!(after.1, before.1);
     let again =
         revisions(&world.apply("DestinationRule", "elsewhere", 4, json!({"host": "other"})));
@@ -125,10 +110,7 @@ fn virtual_services_with_delegates() {
     let mut hidden = to("two");
     hidden["exportTo"] = json!(["elsewhere"]);
     let hidden = of(&world.apply("VirtualService", "second", 2, hidden));
-    assert_ne!(
-        (hidden.revision, hidden.dropped()),
-        (gone.revision, gone.dropped())
-    );
+    assert_ne!((hidden.revision, hidden.dropped()), (gone.revision, gone.dropped()));
 }
 
 #[test]
@@ -143,16 +125,10 @@ fn merged_service_entries() {
     let both = of(&world.apply("ServiceEntry", "b", 1, entry(90, "192.0.2.2")));
     assert_eq!(both.service.ports.len(), 2);
     let moved = of(&world.apply("ServiceEntry", "b", 1, entry(90, "192.0.2.3")));
-    assert_eq!(
-        moved.service_revision, both.service_revision,
-        "endpoints alone have changed"
-    );
+    assert_eq!(moved.service_revision, both.service_revision, "endpoints alone have changed");
     assert_ne!(moved.endpoints_revision, both.endpoints_revision);
     let alone = of(&world.delete(Kind::ServiceEntry, "b"));
     let revisions =
         [&both, &moved, &alone].map(|known| (known.service_revision, known.endpoints_revision));
-    assert!(
-        revisions[2].0 != revisions[1].0 && revisions[2].1 != revisions[1].1,
-        "{revisions:?}"
-    );
+    assert!(revisions[2].0 != revisions[1].0 && revisions[2].1 != revisions[1].1, "{revisions:?}");
 }

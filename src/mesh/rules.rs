@@ -103,12 +103,8 @@ impl VirtualService {
             overlay: None,
         };
         let namespace = &object.meta.namespace;
-        this.hosts = this
-            .spec()
-            .hosts
-            .iter()
-            .map(|name| host::resolve(name, namespace, domain))
-            .collect();
+        this.hosts =
+            this.spec().hosts.iter().map(|name| host::resolve(name, namespace, domain)).collect();
         this.visibility =
             Visibility::new(this.spec().export_to.iter().map(String::as_str), namespace);
         this
@@ -128,29 +124,16 @@ impl VirtualService {
             None => self.spec().http.as_slice(),
             Some(_) => &[],
         };
-        let own = own
+        let own = own.iter().enumerate().map(|(index, route)| (route, &self.key, index));
+        let merged = self
+            .merged
             .iter()
-            .enumerate()
-            .map(|(index, route)| (route, &self.key, index));
-        let merged = self.merged.iter().flat_map(|merged| {
-            merged
-                .iter()
-                .map(|item| (&item.route, &item.key, item.index))
-        });
-        own.chain(merged)
-            .enumerate()
-            .map(|(n, (route, key, index))| {
-                let instead = self
-                    .overlay
-                    .as_deref()
-                    .and_then(|overlay| overlay.http.get(n)?.as_deref());
-                HttpRule {
-                    route,
-                    destinations: instead.unwrap_or(&route.route),
-                    key,
-                    index,
-                }
-            })
+            .flat_map(|merged| merged.iter().map(|item| (&item.route, &item.key, item.index)));
+        own.chain(merged).enumerate().map(|(n, (route, key, index))| {
+            let instead =
+                self.overlay.as_deref().and_then(|overlay| overlay.http.get(n)?.as_deref());
+            HttpRule { route, destinations: instead.unwrap_or(&route.route), key, index }
+        })
     }
 
     /// The same with the routes of its delegates taken in. A delegate that is missing, not visible here or has delegates
@@ -166,9 +149,8 @@ impl VirtualService {
         if routes.iter().all(|route| route.delegate.is_none()) {
             return self.clone();
         }
-        let delegates = self
-            .delegates()
-            .filter_map(|(namespace, name)| delegate_of(&namespace, &name));
+        let delegates =
+            self.delegates().filter_map(|(namespace, name)| delegate_of(&namespace, &name));
         let from: Arc<[Revision]> = std::iter::once(self.revision)
             .chain(delegates.map(|delegate| delegate.revision))
             .collect();
@@ -179,18 +161,11 @@ impl VirtualService {
         let mut dropped = Vec::new();
         for (index, route) in routes.iter().enumerate() {
             let Some(to) = &route.delegate else {
-                merged.push(MergedRoute {
-                    key: self.key.clone(),
-                    index,
-                    route: route.clone(),
-                });
+                merged.push(MergedRoute { key: self.key.clone(), index, route: route.clone() });
                 continue;
             };
-            let namespace = if to.namespace.is_empty() {
-                &**self.namespace()
-            } else {
-                to.namespace.as_str()
-            };
+            let namespace =
+                if to.namespace.is_empty() { &**self.namespace() } else { to.namespace.as_str() };
             let at = |reason: String| DroppedRoute { index, reason };
             let name = format!("its delegate {namespace}/{}", to.name);
             let Some(delegate) = delegate_of(namespace, &to.name) else {
@@ -198,26 +173,17 @@ impl VirtualService {
                 continue;
             };
             if !delegate.visibility.includes(self.namespace()) {
-                dropped.push(at(format!(
-                    "{name} is not exported to {}",
-                    self.namespace()
-                )));
+                dropped.push(at(format!("{name} is not exported to {}", self.namespace())));
                 continue;
             }
             let root = self.with_full_mirrors(route, domain);
-            let leaves = delegate
-                .spec()
-                .http
-                .iter()
-                .enumerate()
-                .filter(|(_, leaf)| leaf.delegate.is_none());
+            let leaves =
+                delegate.spec().http.iter().enumerate().filter(|(_, leaf)| leaf.delegate.is_none());
             for (index, leaf) in leaves {
                 match super::delegate::merge(&root, leaf) {
-                    Some(route) => merged.push(MergedRoute {
-                        key: delegate.key.clone(),
-                        index,
-                        route,
-                    }),
+                    Some(route) => {
+                        merged.push(MergedRoute { key: delegate.key.clone(), index, route })
+                    }
                     None => dropped.push(at(format!(
                         "spec.http[{index}] of {name} has a match wider than the match of \
                         its root"
@@ -238,10 +204,7 @@ impl VirtualService {
     /// them.
     fn with_full_mirrors(&self, route: &api::HttpRoute, domain: &str) -> api::HttpRoute {
         let mut full = route.clone();
-        let listed = full
-            .mirrors
-            .iter_mut()
-            .filter_map(|mirror| mirror.destination.as_mut());
+        let listed = full.mirrors.iter_mut().filter_map(|mirror| mirror.destination.as_mut());
         for to in listed.chain(&mut full.mirror) {
             to.host = host::resolve(&to.host, self.namespace(), domain).to_string();
         }
@@ -250,11 +213,7 @@ impl VirtualService {
 
     /// The same with other effective destinations.
     pub fn with_overlay(&self, overlay: Overlay) -> Self {
-        Self {
-            revision: Revision::fresh(),
-            overlay: Some(Arc::new(overlay)),
-            ..self.clone()
-        }
+        Self { revision: Revision::fresh(), overlay: Some(Arc::new(overlay)), ..self.clone() }
     }
 
     /// The destinations that are effective instead of those that its routes name.
@@ -270,38 +229,24 @@ impl VirtualService {
     /// Its TCP routes in order.
     pub fn tcp(&self) -> impl Iterator<Item = StreamRule<'_, api::L4MatchAttributes>> {
         self.spec().tcp.iter().enumerate().map(|(n, route)| {
-            let instead = self
-                .overlay
-                .as_deref()
-                .and_then(|overlay| overlay.tcp.get(n)?.as_deref());
-            StreamRule {
-                matches: &route.matches,
-                destinations: instead.unwrap_or(&route.route),
-            }
+            let instead =
+                self.overlay.as_deref().and_then(|overlay| overlay.tcp.get(n)?.as_deref());
+            StreamRule { matches: &route.matches, destinations: instead.unwrap_or(&route.route) }
         })
     }
 
     /// Its TLS routes in order.
     pub fn tls(&self) -> impl Iterator<Item = StreamRule<'_, api::TlsMatchAttributes>> {
         self.spec().tls.iter().enumerate().map(|(n, route)| {
-            let instead = self
-                .overlay
-                .as_deref()
-                .and_then(|overlay| overlay.tls.get(n)?.as_deref());
-            StreamRule {
-                matches: &route.matches,
-                destinations: instead.unwrap_or(&route.route),
-            }
+            let instead =
+                self.overlay.as_deref().and_then(|overlay| overlay.tls.get(n)?.as_deref());
+            StreamRule { matches: &route.matches, destinations: instead.unwrap_or(&route.route) }
         })
     }
 
     /// The VirtualServices that its routes delegate to, by namespace and name, known or not.
     pub(super) fn delegates(&self) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
-        let named = self
-            .spec()
-            .http
-            .iter()
-            .filter_map(|route| route.delegate.as_ref());
+        let named = self.spec().http.iter().filter_map(|route| route.delegate.as_ref());
         named.map(|to| {
             let namespace = if to.namespace.is_empty() {
                 self.namespace().clone()
@@ -319,15 +264,8 @@ impl VirtualService {
         domain: &'a str,
     ) -> impl Iterator<Item = (Host, Option<u16>)> + 'a {
         let http = self.http().flat_map(|http| {
-            let routes = http
-                .destinations
-                .iter()
-                .filter_map(|to| to.destination.as_ref());
-            let mirrors = http
-                .route
-                .mirrors
-                .iter()
-                .filter_map(|to| to.destination.as_ref());
+            let routes = http.destinations.iter().filter_map(|to| to.destination.as_ref());
+            let mirrors = http.route.mirrors.iter().filter_map(|to| to.destination.as_ref());
             let all = routes.chain(mirrors).chain(&http.route.mirror);
             all.map(move |to| (to, &http.key.namespace))
         });
@@ -336,30 +274,22 @@ impl VirtualService {
             .map(|rule| rule.destinations)
             .chain(self.tls().map(|rule| rule.destinations));
         let streams = streams.flatten().filter_map(|to| to.destination.as_ref());
-        http.chain(streams.map(|to| (to, self.namespace())))
-            .map(|(to, namespace)| {
-                let port = to.port.and_then(|port| u16::try_from(port.number).ok());
-                (host::resolve(&to.host, namespace, domain), port)
-            })
+        http.chain(streams.map(|to| (to, self.namespace()))).map(|(to, namespace)| {
+            let port = to.port.and_then(|port| u16::try_from(port.number).ok());
+            (host::resolve(&to.host, namespace, domain), port)
+        })
     }
 
     /// Whether any match depends on the source proxy.
     pub fn tells_sources_apart(&self) -> bool {
         let http = self.http().flat_map(|http| {
-            http.route
-                .matches
-                .iter()
-                .map(|of| (&of.source_labels, &of.source_namespace))
+            http.route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace))
         });
         let tcp = self.tcp().flat_map(|rule| {
-            rule.matches
-                .iter()
-                .map(|of| (&of.source_labels, &of.source_namespace))
+            rule.matches.iter().map(|of| (&of.source_labels, &of.source_namespace))
         });
         let tls = self.tls().flat_map(|rule| {
-            rule.matches
-                .iter()
-                .map(|of| (&of.source_labels, &of.source_namespace))
+            rule.matches.iter().map(|of| (&of.source_labels, &of.source_namespace))
         });
         http.chain(tcp)
             .chain(tls)
@@ -446,9 +376,7 @@ pub(super) fn merge<'a>(
     }
     let rules = merged.into_iter().map(|mut rule| {
         if !rule.merged_from.is_empty() {
-            if let Some(same) = before
-                .iter()
-                .find(|before| before.merged_from == rule.merged_from)
+            if let Some(same) = before.iter().find(|before| before.merged_from == rule.merged_from)
             {
                 return same.clone();
             }
@@ -490,10 +418,7 @@ impl DestinationRule {
                     &object.meta.namespace,
                 ),
             },
-            selector: spec
-                .workload_selector
-                .as_ref()
-                .map(|selector| selector.match_labels.clone()),
+            selector: spec.workload_selector.as_ref().map(|selector| selector.match_labels.clone()),
             traffic_policy: spec.traffic_policy.clone().map(Arc::new),
             subsets: spec.subsets.iter().cloned().map(Arc::new).collect(),
             merged_from: Vec::new(),
@@ -531,11 +456,8 @@ impl DestinationRule {
     /// The client location attributes that its load balancing depends on.
     pub(super) fn locality_inputs(&self) -> impl Iterator<Item = LocalityInputs<'_>> {
         let own = self.traffic_policy.as_deref().into_iter();
-        let policies = own.chain(
-            self.subsets
-                .iter()
-                .filter_map(|subset| subset.traffic_policy.as_ref()),
-        );
+        let policies =
+            own.chain(self.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref()));
         policies.flat_map(|policy| {
             let ports = policy
                 .port_level_settings
@@ -544,12 +466,10 @@ impl DestinationRule {
             let all =
                 std::iter::once((&policy.load_balancer, &policy.outlier_detection)).chain(ports);
             all.map(|(balancer, outlier)| {
-                let locality = balancer
-                    .as_ref()
-                    .and_then(|balancer| balancer.locality_lb_setting.as_ref());
-                let zone = balancer
-                    .as_ref()
-                    .and_then(|balancer| balancer.zone_aware_lb_setting.as_ref());
+                let locality =
+                    balancer.as_ref().and_then(|balancer| balancer.locality_lb_setting.as_ref());
+                let zone =
+                    balancer.as_ref().and_then(|balancer| balancer.zone_aware_lb_setting.as_ref());
                 LocalityInputs {
                     // Outlier detection enables locality failover by default.
                     locality: outlier.is_some() || locality.is_some() || zone.is_some(),
@@ -569,18 +489,12 @@ impl DestinationRule {
 
     /// The effective labels of a subset.
     pub fn labels(&self, subset: &str) -> Option<&Labels> {
-        self.overlay
-            .get(subset)
-            .or_else(|| Some(&self.subset(subset)?.labels))
+        self.overlay.get(subset).or_else(|| Some(&self.subset(subset)?.labels))
     }
 
     /// The same with other effective labels for these subsets.
     pub fn with_overlay(&self, labels: BTreeMap<String, Labels>) -> Self {
-        Self {
-            revision: Revision::fresh(),
-            overlay: labels,
-            ..self.clone()
-        }
+        Self { revision: Revision::fresh(), overlay: labels, ..self.clone() }
     }
 
     /// The labels that are effective instead of those that the subsets name.

@@ -57,9 +57,7 @@ impl Declared {
         let same = |known: &RegisteredService| known.service.is_from(registry, &name.0, &name.1);
         let old = list.iter().position(same).map(|at| list.remove(at));
         if registry == Registry::Kubernetes {
-            let target = new
-                .as_ref()
-                .and_then(|(service, _)| service.alias_of.clone());
+            let target = new.as_ref().and_then(|(service, _)| service.alias_of.clone());
             let before = match &target {
                 Some(target) => self.aliases.insert(host.clone(), target.clone()),
                 None => self.aliases.remove(host),
@@ -72,12 +70,7 @@ impl Declared {
         list.sort_by(|a, b| {
             let rank = |known: &RegisteredService| {
                 let service = &known.service;
-                (
-                    service.registry,
-                    service.age,
-                    service.namespace.clone(),
-                    service.name.clone(),
-                )
+                (service.registry, service.age, service.namespace.clone(), service.name.clone())
             };
             rank(a).cmp(&rank(b))
         });
@@ -89,17 +82,11 @@ impl Declared {
     /// The services of a host as clients see them, in order of precedence. What is still as in `before` keeps its
     /// revisions.
     pub fn services(&self, host: &Host, before: &[RegisteredService]) -> Vec<RegisteredService> {
-        let declared = self
-            .by_host
-            .get(host)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
+        let declared = self.by_host.get(host).map(Vec::as_slice).unwrap_or_default();
         let mut groups: Vec<Vec<&RegisteredService>> = Vec::new();
         for known in declared {
             let fits = |group: &&mut Vec<&RegisteredService>| {
-                group
-                    .first()
-                    .is_some_and(|first| can_merge(&first.service, &known.service))
+                group.first().is_some_and(|first| can_merge(&first.service, &known.service))
             };
             match groups.iter_mut().find(fits) {
                 Some(group) => group.push(known),
@@ -124,9 +111,7 @@ impl Declared {
 
     /// ExternalName services, each with the host at the end of its chain.
     pub fn aliases(&self) -> impl Iterator<Item = (&Host, &Host)> {
-        self.aliases
-            .keys()
-            .filter_map(|alias| Some((alias, self.end(alias)?)))
+        self.aliases.keys().filter_map(|alias| Some((alias, self.end(alias)?)))
     }
 
     /// The host at the end of a chain of ExternalName services. A service in a loop keeps its own target.
@@ -143,20 +128,14 @@ impl Declared {
     }
 
     fn with_end(&self, mut known: RegisteredService) -> RegisteredService {
-        let Some(end) = known
-            .service
-            .alias_of
-            .as_ref()
-            .and_then(|_| self.end(&known.service.host))
+        let Some(end) = known.service.alias_of.as_ref().and_then(|_| self.end(&known.service.host))
         else {
             return known;
         };
         if known.service.alias_of.as_ref() != Some(end) {
             known.service_revision = Revision::fresh();
-            known.service = Arc::new(Service {
-                alias_of: Some(end.clone()),
-                ..(*known.service).clone()
-            });
+            known.service =
+                Arc::new(Service { alias_of: Some(end.clone()), ..(*known.service).clone() });
         }
         known
     }
@@ -180,10 +159,8 @@ fn merge(
 ) -> Option<RegisteredService> {
     let mut merged = (*group.first()?).clone();
     let namespace = merged.service.namespace.clone();
-    let neighbours: Vec<_> = declared
-        .iter()
-        .filter(|known| known.service.namespace == namespace)
-        .collect();
+    let neighbours: Vec<_> =
+        declared.iter().filter(|known| known.service.namespace == namespace).collect();
     if neighbours.len() == 1 {
         return Some(merged);
     }
@@ -199,23 +176,14 @@ fn merge(
 fn merge_services(group: &[&RegisteredService], first: &Service) -> Service {
     let mut merged = first.clone();
     for younger in group.iter().skip(1).map(|known| &known.service) {
-        for port in younger
-            .ports
-            .iter()
-            .filter(|port| first.port(port.number).is_none())
-        {
+        for port in younger.ports.iter().filter(|port| first.port(port.number).is_none()) {
             if merged.port(port.number).is_none() {
                 let name = unused_name(&merged.ports, port);
-                merged.ports.push(Port {
-                    name,
-                    ..port.clone()
-                });
+                merged.ports.push(Port { name, ..port.clone() });
             }
         }
-        let addresses = younger
-            .addresses
-            .iter()
-            .filter(|address| !first.addresses.contains(address));
+        let addresses =
+            younger.addresses.iter().filter(|address| !first.addresses.contains(address));
         for address in addresses {
             if !merged.addresses.contains(address) {
                 merged.addresses.push(address.clone());
@@ -251,10 +219,7 @@ fn merge_endpoints(merged: &Service, services: &[&RegisteredService]) -> Endpoin
         let by_name = [service.registry, merged.registry].contains(&Registry::Kubernetes);
         let mut own = BTreeSet::new();
         for endpoint in &known.endpoints.list {
-            let Some(port) = service
-                .ports
-                .iter()
-                .find(|port| port.name == endpoint.port_name)
+            let Some(port) = service.ports.iter().find(|port| port.name == endpoint.port_name)
             else {
                 continue;
             };
@@ -264,28 +229,17 @@ fn merge_endpoints(merged: &Service, services: &[&RegisteredService]) -> Endpoin
             }
             own.insert(port.number);
             let means = |to: &&Port| {
-                if by_name {
-                    to.name == port.name
-                } else {
-                    to.number == port.number
-                }
+                if by_name { to.name == port.name } else { to.number == port.number }
             };
             if let Some(to) = merged.ports.iter().find(means) {
-                list.push(Endpoint {
-                    port_name: to.name.clone(),
-                    ..endpoint.clone()
-                });
+                list.push(Endpoint { port_name: to.name.clone(), ..endpoint.clone() });
             }
         }
         taken.append(&mut own);
     }
     let mut seen = BTreeSet::new();
     list.retain(|endpoint: &Endpoint| {
-        seen.insert((
-            endpoint.address.clone(),
-            endpoint.port_name.clone(),
-            endpoint.port,
-        ))
+        seen.insert((endpoint.address.clone(), endpoint.port_name.clone(), endpoint.port))
     });
     EndpointSet::new(list)
 }

@@ -22,19 +22,14 @@ impl Mesh {
                 proxy.labels.get(name).map(String::as_str)
             }
         };
-        let has = |selector: &Labels| {
-            selector
-                .iter()
-                .all(|(name, value)| label(name) == Some(value))
-        };
+        let has =
+            |selector: &Labels| selector.iter().all(|(name, value)| label(name) == Some(value));
         let labels = self
             .scope_attributes
             .labels
             .iter()
             .filter_map(|name| Some((name.clone(), label(name)?.to_owned())));
-        let sidecar = self
-            .sidecars
-            .find(&proxy.namespace, has, &self.config.root_namespace);
+        let sidecar = self.sidecars.find(&proxy.namespace, has, &self.config.root_namespace);
         let node_counts = self
             .scope_attributes
             .node
@@ -53,11 +48,7 @@ impl Mesh {
             } else {
                 Locality::default()
             },
-            node: if node_counts {
-                topology.node.clone()
-            } else {
-                Arc::default()
-            },
+            node: if node_counts { topology.node.clone() } else { Arc::default() },
             families: Families::of(&proxy.addresses),
             headless: {
                 let headless =
@@ -74,33 +65,18 @@ impl Mesh {
 
     /// The locality of a proxy: as reported by it, else that of its pod or of the endpoints at its address.
     fn topology(&self, proxy: &Proxy) -> Topology {
-        let pod = self
-            .pod_topologies
-            .get(&(proxy.namespace.clone(), proxy.name.clone()));
-        let own = self
-            .endpoints_of(proxy)
-            .map(|(_, endpoint)| &endpoint.topology);
-        let known: Vec<&Topology> = pod
-            .into_iter()
-            .chain(own)
-            .map(|topology| &**topology)
-            .collect();
+        let pod = self.pod_topologies.get(&(proxy.namespace.clone(), proxy.name.clone()));
+        let own = self.endpoints_of(proxy).map(|(_, endpoint)| &endpoint.topology);
+        let known: Vec<&Topology> =
+            pod.into_iter().chain(own).map(|topology| &**topology).collect();
         let mut nodes =
             std::iter::once(&proxy.node).chain(known.iter().map(|topology| &topology.node));
-        let node = nodes
-            .find(|node| !node.is_empty())
-            .cloned()
-            .unwrap_or_default();
-        let said = Some(&proxy.locality)
-            .filter(|said| **said != Locality::default())
-            .cloned();
+        let node = nodes.find(|node| !node.is_empty()).cloned().unwrap_or_default();
+        let said = Some(&proxy.locality).filter(|said| **said != Locality::default()).cloned();
         let locality = said.or_else(|| label_locality(&proxy.labels)).or_else(|| {
             let of_node = self.nodes.get(&node).map(|topology| &**topology);
-            let known = known
-                .iter()
-                .copied()
-                .chain(of_node)
-                .map(|topology| topology.locality.clone());
+            let known =
+                known.iter().copied().chain(of_node).map(|topology| topology.locality.clone());
             known
                 .chain([node_locality(&proxy.labels)])
                 .find(|locality| *locality != Locality::default())
@@ -136,11 +112,8 @@ impl Mesh {
         &'a self,
         proxy: &'a Proxy,
     ) -> impl Iterator<Item = (&'a Service, &'a Endpoint)> {
-        let hosts = proxy
-            .addresses
-            .iter()
-            .filter_map(|address| self.by_address.get(address))
-            .flatten();
+        let hosts =
+            proxy.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten();
         // A service may be found by each of several addresses.
         let hosts: BTreeSet<_> = hosts.collect();
         let known = hosts

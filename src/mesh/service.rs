@@ -42,11 +42,7 @@ impl Protocol {
             Some("kubernetes.io/wss") => return Some(Protocol::Https),
             _ => {}
         }
-        let name = port
-            .app_protocol
-            .as_ref()
-            .unwrap_or(&port.name)
-            .to_ascii_lowercase();
+        let name = port.app_protocol.as_ref().unwrap_or(&port.name).to_ascii_lowercase();
         let word = if name.starts_with("grpc-web") {
             "grpc-web"
         } else {
@@ -78,10 +74,7 @@ impl Protocol {
 
     /// Whether it is HTTP.
     pub fn is_http(self) -> bool {
-        matches!(
-            self,
-            Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb
-        )
+        matches!(self, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
     }
 
     /// Whether it is HTTP or may be detected as HTTP.
@@ -144,15 +137,10 @@ impl Preference {
             _ => {}
         }
         let annotation = |meta: &Meta| {
-            let value = meta
-                .annotations
-                .get("networking.istio.io/traffic-distribution")?;
+            let value = meta.annotations.get("networking.istio.io/traffic-distribution")?;
             Some(value.to_ascii_lowercase()).filter(|value| !value.is_empty())
         };
-        match annotation(service)
-            .or_else(|| annotation(namespace?))?
-            .as_str()
-        {
+        match annotation(service).or_else(|| annotation(namespace?))?.as_str() {
             "preferclose" | "prefersamezone" => Some(Preference::Zone),
             "prefersamenode" => Some(Preference::Node),
             _ => None,
@@ -250,19 +238,12 @@ impl Service {
         namespace: Option<&Meta>,
         domain: &str,
     ) -> Self {
-        let alias_of = (spec.type_ == "ExternalName").then(|| {
-            Host::from(
-                spec.external_name
-                    .trim_end_matches('.')
-                    .to_ascii_lowercase(),
-            )
-        });
+        let alias_of = (spec.type_ == "ExternalName")
+            .then(|| Host::from(spec.external_name.trim_end_matches('.').to_ascii_lowercase()));
         let mut addresses: Vec<Arc<str>> = Vec::new();
         for address in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips) {
-            if let Some(address) = address
-                .parse::<IpAddr>()
-                .ok()
-                .map(|_| canonical_address(address))
+            if let Some(address) =
+                address.parse::<IpAddr>().ok().map(|_| canonical_address(address))
                 && !addresses.contains(&address)
             {
                 addresses.push(address);
@@ -275,17 +256,10 @@ impl Service {
                 Some(IntOrString::String(_)) => 0,
             };
             let protocol = Protocol::of(port)?;
-            Some(Port {
-                number: port.port,
-                name: port.name.as_str().into(),
-                protocol,
-                target,
-            })
+            Some(Port { number: port.port, name: port.name.as_str().into(), protocol, target })
         });
-        let export_to = meta
-            .annotations
-            .get("networking.istio.io/exportTo")
-            .map_or("", String::as_str);
+        let export_to =
+            meta.annotations.get("networking.istio.io/exportTo").map_or("", String::as_str);
         Service {
             host: format!("{}.{}.svc.{domain}", meta.name, meta.namespace)
                 .to_ascii_lowercase()
@@ -322,12 +296,8 @@ impl Service {
         host: &str,
     ) -> Self {
         let ports = spec.ports.iter().filter_map(|port| {
-            let number = u16::try_from(port.number)
-                .ok()
-                .filter(|number| *number > 0)?;
-            let target = u16::try_from(port.target_port)
-                .ok()
-                .filter(|target| *target > 0);
+            let number = u16::try_from(port.number).ok().filter(|number| *number > 0)?;
+            let target = u16::try_from(port.target_port).ok().filter(|target| *target > 0);
             let protocol = Protocol::named(&port.protocol.to_ascii_lowercase())
                 .unwrap_or(Some(Protocol::Unknown))?;
             Some(Port {
@@ -338,11 +308,7 @@ impl Service {
             })
         });
         let mut addresses: Vec<Arc<str>> = Vec::new();
-        for address in spec
-            .addresses
-            .iter()
-            .map(|address| canonical_address(address))
-        {
+        for address in spec.addresses.iter().map(|address| canonical_address(address)) {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -423,11 +389,7 @@ mod tests {
             ("udp-x", None, 53, None),
             ("https", None, 443, Some(Protocol::Https)),
         ] {
-            assert_eq!(
-                Protocol::of(&port(name, app, number, "TCP")),
-                expected,
-                "{name} {app:?}"
-            );
+            assert_eq!(Protocol::of(&port(name, app, number, "TCP")), expected, "{name} {app:?}");
         }
         assert_eq!(Protocol::of(&port("http", None, 80, "UDP")), None);
     }
@@ -439,24 +401,15 @@ mod tests {
             name: "web".into(),
             labels: Labels::default(),
             annotations: Labels::default(),
-            age: api::Age {
-                created: 0,
-                order: 0,
-            },
+            age: api::Age { created: 0, order: 0 },
             generation: 0,
         };
         let resolution = |cluster_ip: &str| {
-            let spec = api::Service {
-                cluster_ip: cluster_ip.into(),
-                ..Default::default()
-            };
+            let spec = api::Service { cluster_ip: cluster_ip.into(), ..Default::default() };
             Service::from_kubernetes(&meta, &spec, None, "cluster.local").resolution
         };
         assert_eq!(resolution("None"), Resolution::Passthrough);
         // The second is what people write into files.
-        assert_eq!(
-            [resolution("10.96.0.10"), resolution("")],
-            [Resolution::Endpoints; 2]
-        );
+        assert_eq!([resolution("10.96.0.10"), resolution("")], [Resolution::Endpoints; 2]);
     }
 }

@@ -57,22 +57,15 @@ impl Sidecar {
                 .as_ref()
                 .and_then(|port| u16::try_from(port.number).ok())
                 .filter(|port| *port > 0),
-            hosts: listener
-                .hosts
-                .iter()
-                .filter_map(|text| EgressHost::new(text))
-                .collect(),
+            hosts: listener.hosts.iter().filter_map(|text| EgressHost::new(text)).collect(),
         });
         Self {
             key: object.key(),
             revision,
-            outbound: spec
-                .outbound_traffic_policy
-                .as_ref()
-                .map(|policy| match policy.mode {
-                    OutboundMode::AllowAny => OutboundPolicy::AllowAny,
-                    OutboundMode::RegistryOnly => OutboundPolicy::RegistryOnly,
-                }),
+            outbound: spec.outbound_traffic_policy.as_ref().map(|policy| match policy.mode {
+                OutboundMode::AllowAny => OutboundPolicy::AllowAny,
+                OutboundMode::RegistryOnly => OutboundPolicy::RegistryOnly,
+            }),
             egress_proxy: spec
                 .outbound_traffic_policy
                 .as_ref()
@@ -107,11 +100,7 @@ impl EgressHost {
             "." => NamespacePattern::ProxyNamespace,
             name => NamespacePattern::Named(name.into()),
         };
-        Some(Self {
-            excluded,
-            namespace,
-            host: host.to_ascii_lowercase().into(),
-        })
+        Some(Self { excluded, namespace, host: host.to_ascii_lowercase().into() })
     }
 
     fn is_in(&self, namespace: &str, own: &str) -> bool {
@@ -165,10 +154,7 @@ impl Sidecars {
         for (revision, object) in objects {
             if let Spec::Sidecar(spec) = &object.spec {
                 let item = Arc::new(Sidecar::new(revision, object, spec));
-                by_namespace
-                    .entry(object.meta.namespace.clone())
-                    .or_default()
-                    .push(item);
+                by_namespace.entry(object.meta.namespace.clone()).or_default().push(item);
             }
         }
         for list in by_namespace.values_mut() {
@@ -179,10 +165,7 @@ impl Sidecars {
 
     /// A Sidecar by key.
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Sidecar>> {
-        self.by_namespace
-            .get(&key.namespace)?
-            .iter()
-            .find(|item| item.key == *key)
+        self.by_namespace.get(&key.namespace)?.iter().find(|item| item.key == *key)
     }
 
     /// The one that counts for a proxy: one of its namespace that selects it, else its namespace's own, else the root
@@ -214,10 +197,7 @@ mod tests {
     fn egress(hosts: &[&str]) -> Egress {
         Egress {
             port: None,
-            hosts: hosts
-                .iter()
-                .filter_map(|text| EgressHost::new(text))
-                .collect(),
+            hosts: hosts.iter().filter_map(|text| EgressHost::new(text)).collect(),
         }
     }
 
@@ -245,12 +225,8 @@ mod tests {
 
     #[test]
     fn a_tilde_excludes_hosts() {
-        let listener = egress(&[
-            "*/*",
-            "~pay/*",
-            "~/*.example.com",
-            "~./secret.shop.svc.cluster.local",
-        ]);
+        let listener =
+            egress(&["*/*", "~pay/*", "~/*.example.com", "~./secret.shop.svc.cluster.local"]);
         assert!(listener.has_service("shop", "web.shop.svc.cluster.local", "shop"));
         assert!(!listener.has_service("pay", "billing.pay.svc.cluster.local", "shop"));
         assert!(!listener.has_service("any", "api.example.com", "shop"));

@@ -34,10 +34,7 @@ pub struct Topology {
 
 /// Whether a label says where a workload is.
 pub fn is_topology(label: &str) -> bool {
-    matches!(
-        label,
-        REGION | ZONE | SUBZONE | HOSTNAME | CLUSTER | NETWORK
-    )
+    matches!(label, REGION | ZONE | SUBZONE | HOSTNAME | CLUSTER | NETWORK)
 }
 
 impl Topology {
@@ -52,18 +49,14 @@ impl Topology {
             HOSTNAME => known(&self.node).or_else(own),
             CLUSTER => known(&self.cluster).or_else(own),
             // The network alone can be different for a single workload of a node.
-            NETWORK => own()
-                .filter(|own| !own.is_empty())
-                .or_else(|| known(&self.network)),
+            NETWORK => own().filter(|own| !own.is_empty()).or_else(|| known(&self.network)),
             _ => own(),
         }
     }
 
     /// Whether `selector` selects a workload that is here and has labels of its `own`.
     pub fn selects(&self, selector: &Labels, own: &Labels) -> bool {
-        selector
-            .iter()
-            .all(|(name, value)| self.label(own, name) == Some(value))
+        selector.iter().all(|(name, value)| self.label(own, name) == Some(value))
     }
 
     /// All labels of a workload that is here and has labels of its `own`.
@@ -83,10 +76,7 @@ mod tests {
     use super::*;
 
     fn labels<const N: usize>(pairs: [(&str, &str); N]) -> Labels {
-        pairs
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect()
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
     #[test]
@@ -97,12 +87,7 @@ mod tests {
             cluster: "Kubernetes".into(),
             network: "net".into(),
         };
-        let own = labels([
-            (REGION, "us"),
-            (SUBZONE, "rack-7"),
-            (NETWORK, "other"),
-            ("app", "web"),
-        ]);
+        let own = labels([(REGION, "us"), (SUBZONE, "rack-7"), (NETWORK, "other"), ("app", "web")]);
         let expected = [
             (REGION, "eu"),
             (ZONE, "eu-a"),
@@ -118,10 +103,7 @@ mod tests {
             assert!(!topology.selects(&labels([(name, "else")]), &own), "{name}");
         }
         assert_eq!(topology.label(&labels([]), NETWORK), Some("net"));
-        assert_eq!(
-            topology.label(&labels([(NETWORK, "")]), NETWORK),
-            Some("net")
-        );
+        assert_eq!(topology.label(&labels([(NETWORK, "")]), NETWORK), Some("net"));
         assert_eq!(topology.label(&own, "version"), None);
     }
 

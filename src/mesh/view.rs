@@ -68,21 +68,14 @@ impl<'a> VisibleService<'a> {
 impl<'a> ScopeView<'a> {
     /// Computes what `scope` sees of `mesh`.
     pub fn new(mesh: &'a Mesh, scope: &'a Scope) -> Self {
-        let sidecar = scope
-            .sidecar
-            .as_ref()
-            .and_then(|(key, _)| mesh.sidecars.get(key));
+        let sidecar = scope.sidecar.as_ref().and_then(|(key, _)| mesh.sidecars.get(key));
         let egress = sidecar.map_or(&[][..], |sidecar| sidecar.egress());
         let rules_of = |listeners: Vec<&'a Egress>| {
             VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, Some(listeners))
         };
         let own_ports: BTreeSet<u16> = egress.iter().filter_map(|listener| listener.port).collect();
         let at_port = |port: u16| {
-            egress
-                .iter()
-                .find(|listener| listener.port == Some(port))
-                .into_iter()
-                .collect()
+            egress.iter().find(|listener| listener.port == Some(port)).into_iter().collect()
         };
         Self {
             mesh,
@@ -91,21 +84,11 @@ impl<'a> ScopeView<'a> {
                 [] => VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, None),
                 _ => rules_of(egress.iter().collect()),
             },
-            by_port: own_ports
-                .iter()
-                .map(|port| (*port, rules_of(at_port(*port))))
-                .collect(),
+            by_port: own_ports.iter().map(|port| (*port, rules_of(at_port(*port)))).collect(),
             elsewhere: (!own_ports.is_empty()).then(|| {
-                rules_of(
-                    egress
-                        .iter()
-                        .filter(|listener| listener.port.is_none())
-                        .collect(),
-                )
+                rules_of(egress.iter().filter(|listener| listener.port.is_none()).collect())
             }),
-            outbound: sidecar
-                .and_then(|sidecar| sidecar.outbound)
-                .unwrap_or(mesh.config.outbound),
+            outbound: sidecar.and_then(|sidecar| sidecar.outbound).unwrap_or(mesh.config.outbound),
             egress,
             own_ports,
         }
@@ -113,10 +96,7 @@ impl<'a> ScopeView<'a> {
 
     /// The VirtualServices that apply at a port.
     pub fn rules_at(&self, port: u16) -> &VisibleVirtualServices<'a> {
-        self.by_port
-            .get(&port)
-            .or(self.elsewhere.as_ref())
-            .unwrap_or(&self.rules)
+        self.by_port.get(&port).or(self.elsewhere.as_ref()).unwrap_or(&self.rules)
     }
 
     /// The Sidecar's destination for traffic to unknown hosts.
@@ -127,18 +107,12 @@ impl<'a> ScopeView<'a> {
 
     /// The services that clients may call directly, without those visible only as route destinations.
     pub fn callable(&self) -> impl Iterator<Item = VisibleService<'a>> {
-        self.mesh
-            .services
-            .keys()
-            .filter_map(|host| self.callable_service(host))
+        self.mesh.services.keys().filter_map(|host| self.callable_service(host))
     }
 
     /// All visible services, by host.
     pub fn services(&self) -> impl Iterator<Item = VisibleService<'a>> {
-        self.mesh
-            .services
-            .keys()
-            .filter_map(|host| self.service(host))
+        self.mesh.services.keys().filter_map(|host| self.service(host))
     }
 
     /// The service of a host, if clients may call it directly.
@@ -166,11 +140,7 @@ impl<'a> ScopeView<'a> {
                     .collect()
             };
             let ports = listener.port.map(|port| BTreeSet::from([port]));
-            add(
-                &mut found,
-                known,
-                ports.or_else(|| (!self.own_ports.is_empty()).then(left)),
-            );
+            add(&mut found, known, ports.or_else(|| (!self.own_ports.is_empty()).then(left)));
         }
         found
     }
@@ -184,18 +154,12 @@ impl<'a> ScopeView<'a> {
         let mut found = None;
         for listener in self.egress {
             if let Some(known) = self.listed(listener, host, list) {
-                add(
-                    &mut found,
-                    known,
-                    listener.port.map(|port| BTreeSet::from([port])),
-                );
+                add(&mut found, known, listener.port.map(|port| BTreeSet::from([port])));
             }
         }
         // Destinations of visible routes are visible on the ports they use, and so are ExternalName targets.
-        let aliases = self
-            .mesh
-            .aliases_of(host)
-            .filter_map(|alias| Some((alias, self.routed(alias)?)));
+        let aliases =
+            self.mesh.aliases_of(host).filter_map(|alias| Some((alias, self.routed(alias)?)));
         let aliases: Vec<_> = aliases.collect();
         let own = self.routed(host).into_iter();
         let through = aliases
@@ -235,22 +199,15 @@ impl<'a> ScopeView<'a> {
 
     /// The ports of a host that visible routes send to, `Some(None)` for all; `None` where none does.
     fn routed(&self, host: &str) -> Option<Option<BTreeSet<u16>>> {
-        if self
-            .egress_proxy()
-            .is_some_and(|to| to.host.eq_ignore_ascii_case(host))
-        {
+        if self.egress_proxy().is_some_and(|to| to.host.eq_ignore_ascii_case(host)) {
             return Some(None);
         }
         let mut ports: Option<Option<BTreeSet<u16>>> = None;
-        for rules in self
-            .mesh
-            .virtual_services
-            .routing_to(host)
-            .filter(|rules| self.rules.includes(rules))
+        for rules in
+            self.mesh.virtual_services.routing_to(host).filter(|rules| self.rules.includes(rules))
         {
-            for (_, port) in rules
-                .destinations(&self.mesh.config.domain)
-                .filter(|(to, _)| **to == *host)
+            for (_, port) in
+                rules.destinations(&self.mesh.config.domain).filter(|(to, _)| **to == *host)
             {
                 match (ports.get_or_insert_with(|| Some(BTreeSet::new())), port) {
                     (Some(ports), Some(port)) => drop(ports.insert(port)),
@@ -298,11 +255,7 @@ fn add<'a>(
     known: &'a RegisteredService,
     ports: Option<BTreeSet<u16>>,
 ) {
-    let fits = |port: &Port| {
-        ports
-            .as_ref()
-            .is_none_or(|only| only.contains(&port.number))
-    };
+    let fits = |port: &Port| ports.as_ref().is_none_or(|only| only.contains(&port.number));
     if ports.is_some() && known.service.alias_of.is_none() && !known.service.ports.iter().any(fits)
     {
         return;

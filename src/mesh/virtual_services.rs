@@ -63,11 +63,7 @@ impl VirtualServices {
 
     fn edit_host(&mut self, name: &Host, edit: impl FnOnce(&mut Vec<Arc<VirtualService>>)) {
         if host::is_wildcard(name) {
-            edit_list(
-                &mut self.wildcards,
-                (Reverse(name.len()), name.clone()),
-                edit,
-            );
+            edit_list(&mut self.wildcards, (Reverse(name.len()), name.clone()), edit);
         } else {
             edit_list(&mut self.exact, name.clone(), edit);
         }
@@ -108,28 +104,18 @@ impl VirtualServices {
 
     /// The VirtualServices that route to a host.
     pub fn routing_to(&self, host: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
-        self.routing_to
-            .get(host)
-            .into_iter()
-            .flatten()
-            .filter_map(|key| self.by_key.get(key))
+        self.routing_to.get(host).into_iter().flatten().filter_map(|key| self.by_key.get(key))
     }
 
     /// The VirtualServices that name a host, exactly or by wildcard.
     pub fn naming(&self, name: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
         let covering = self.covering(name).flat_map(|list| list.iter());
-        self.exact
-            .get(name)
-            .into_iter()
-            .flat_map(|list| list.iter())
-            .chain(covering)
+        self.exact.get(name).into_iter().flat_map(|list| list.iter()).chain(covering)
     }
 
     /// Every host that any of them names, wildcards included.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
-        self.exact
-            .keys()
-            .chain(self.wildcards.keys().map(|(_, host)| host))
+        self.exact.keys().chain(self.wildcards.keys().map(|(_, host)| host))
     }
 
     /// Every wildcard that any of them names.
@@ -179,11 +165,7 @@ impl<'a> VisibleVirtualServices<'a> {
         namespace: &'a str,
         egress: Option<Vec<&'a Egress>>,
     ) -> Self {
-        Self {
-            all,
-            namespace,
-            egress,
-        }
+        Self { all, namespace, egress }
     }
 
     /// Whether a VirtualService applies.
@@ -197,9 +179,7 @@ impl<'a> VisibleVirtualServices<'a> {
         let Some(listeners) = &self.egress else {
             return true;
         };
-        listeners
-            .iter()
-            .any(|listener| listener.has_rule(rules, self.namespace))
+        listeners.iter().any(|listener| listener.has_rule(rules, self.namespace))
     }
 
     /// The precedence of a VirtualService among those that name the same host.
@@ -227,34 +207,22 @@ impl<'a> VisibleVirtualServices<'a> {
     /// longest matching wildcard. The first that has a route for a proxy and port is used there.
     pub fn http(&self, name: &str) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let mut found = if host::is_wildcard(name) {
-            self.ranked(
-                self.all
-                    .wildcards
-                    .get(&(Reverse(name.len()), Host::from(name))),
-            )
+            self.ranked(self.all.wildcards.get(&(Reverse(name.len()), Host::from(name))))
         } else {
             self.ranked(self.all.exact.get(name))
         };
         if found.is_empty() {
-            let first = self
-                .all
-                .covering(name)
-                .find_map(|list| self.ranked(Some(list)).into_iter().next());
+            let first =
+                self.all.covering(name).find_map(|list| self.ranked(Some(list)).into_iter().next());
             found.extend(first);
         }
-        found
-            .into_iter()
-            .filter(|rules| !rules.spec().http.is_empty())
+        found.into_iter().filter(|rules| !rules.spec().http.is_empty())
     }
 
     /// Those that name this very host, in the order in which they count.
     pub fn naming_exactly(&self, name: &str) -> Vec<&'a Arc<VirtualService>> {
         if host::is_wildcard(name) {
-            self.ranked(
-                self.all
-                    .wildcards
-                    .get(&(Reverse(name.len()), Host::from(name))),
-            )
+            self.ranked(self.all.wildcards.get(&(Reverse(name.len()), Host::from(name))))
         } else {
             self.ranked(self.all.exact.get(name))
         }
@@ -263,20 +231,14 @@ impl<'a> VisibleVirtualServices<'a> {
     /// All VirtualServices that apply to a host, in order of precedence.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let exact = self.ranked(self.all.exact.get(name));
-        let covering: Vec<_> = self
-            .all
-            .covering(name)
-            .flat_map(|list| self.ranked(Some(list)))
-            .collect();
+        let covering: Vec<_> =
+            self.all.covering(name).flat_map(|list| self.ranked(Some(list))).collect();
         exact.into_iter().chain(covering)
     }
 
     /// Every one of them.
     pub fn iter(&self) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let this = self.clone();
-        self.all
-            .by_key
-            .values()
-            .filter(move |rules| this.includes(rules))
+        self.all.by_key.values().filter(move |rules| this.includes(rules))
     }
 }

@@ -19,11 +19,7 @@ impl Visibility {
     pub fn new<'a>(export_to: impl IntoIterator<Item = &'a str>, own: &Arc<str>) -> Self {
         let mut namespaces = BTreeSet::new();
         let (mut given, mut nobody) = (false, false);
-        for entry in export_to
-            .into_iter()
-            .map(str::trim)
-            .filter(|entry| !entry.is_empty())
-        {
+        for entry in export_to.into_iter().map(str::trim).filter(|entry| !entry.is_empty()) {
             given = true;
             match entry {
                 "*" => return Visibility::Public,
@@ -39,11 +35,7 @@ impl Visibility {
         if nobody {
             namespaces.clear();
         }
-        if given {
-            Visibility::Namespaces(namespaces)
-        } else {
-            Visibility::Public
-        }
+        if given { Visibility::Namespaces(namespaces) } else { Visibility::Public }
     }
 
     /// Visible only in namespace `own`.

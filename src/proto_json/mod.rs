@@ -83,32 +83,22 @@ pub fn pool() -> Result<&'static DescriptorPool, Error> {
 
 impl Types {
     fn envoy(&self) -> Result<&DescriptorPool, Error> {
-        let pool = self
-            .0
-            .get_or_init(|| fresh_pool().map_err(|error| error.to_string()));
-        pool.as_ref()
-            .map_err(|reason| Error::Descriptors(reason.clone()))
+        let pool = self.0.get_or_init(|| fresh_pool().map_err(|error| error.to_string()));
+        pool.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))
     }
 
     fn find(&self, full_name: &str) -> Result<MessageDescriptor, Error> {
         let pool = if full_name.starts_with(OWN_PACKAGE) {
-            OWN_POOL
-                .as_ref()
-                .map_err(|reason| Error::Descriptors(reason.clone()))?
+            OWN_POOL.as_ref().map_err(|reason| Error::Descriptors(reason.clone()))?
         } else {
             self.envoy()?
         };
-        pool.get_message_by_name(full_name)
-            .ok_or_else(|| Error::UnknownType(full_name.to_owned()))
+        pool.get_message_by_name(full_name).ok_or_else(|| Error::UnknownType(full_name.to_owned()))
     }
 
     fn print(&self, full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
-        let message = DynamicMessage::decode(self.find(full_name)?, bytes).map_err(|source| {
-            Error::Decode {
-                type_name: full_name.to_owned(),
-                source,
-            }
-        })?;
+        let message = DynamicMessage::decode(self.find(full_name)?, bytes)
+            .map_err(|source| Error::Decode { type_name: full_name.to_owned(), source })?;
         print::message(self, &message, 0)
     }
 }
@@ -147,9 +137,7 @@ pub fn bytes_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
 /// # Errors
 /// Like [`message_to_json`].
 pub fn message_to_text<M: prost::Message + prost::Name>(message: &M) -> Result<String, Error> {
-    Ok(to_text(
-        &Types(OnceLock::new()).print(&M::full_name(), &message.encode_to_vec())?,
-    ))
+    Ok(to_text(&Types(OnceLock::new()).print(&M::full_name(), &message.encode_to_vec())?))
 }
 
 /// JSON as text in the form of [`message_to_text`].
@@ -176,21 +164,19 @@ pub fn message_from_json<M: prost::Message + prost::Name + Default>(
     json: &Value,
 ) -> Result<M, Error> {
     let type_name = M::full_name();
-    read(&type_name, json)?
-        .transcode_to()
-        .map_err(|source| Error::Decode { type_name, source })
+    read(&type_name, json)?.transcode_to().map_err(|source| Error::Decode { type_name, source })
 }
 
 fn read(full_name: &str, json: &Value) -> Result<DynamicMessage, Error> {
     let descriptor = descriptor(full_name)?;
     let mut track = serde_path_to_error::Track::new();
-    descriptor
-        .deserialize(serde_path_to_error::Deserializer::new(json, &mut track))
-        .map_err(|source| Error::Json {
+    descriptor.deserialize(serde_path_to_error::Deserializer::new(json, &mut track)).map_err(
+        |source| Error::Json {
             type_name: full_name.to_owned(),
             path: track.path().to_string(),
             source,
-        })
+        },
+    )
 }
 
 /// The descriptor of one of Envoy's messages or of weir's own.

@@ -36,15 +36,10 @@ pub(super) fn any(
         Err(error) => return Err(error),
     };
     if depth >= MAX_ANY_DEPTH {
-        return Err(no_json_form(
-            name,
-            format!("more than {MAX_ANY_DEPTH} nested Any"),
-        ));
+        return Err(no_json_form(name, format!("more than {MAX_ANY_DEPTH} nested Any")));
     }
-    let message = DynamicMessage::decode(descriptor, bytes).map_err(|source| Error::Decode {
-        type_name: name.to_owned(),
-        source,
-    })?;
+    let message = DynamicMessage::decode(descriptor, bytes)
+        .map_err(|source| Error::Decode { type_name: name.to_owned(), source })?;
     let contents = self::message(types, &message, depth + 1)?;
 
     let mut out = Map::new();
@@ -71,10 +66,7 @@ pub(super) fn message(
             return any(
                 types,
                 type_url.as_deref().and_then(Field::as_str).unwrap_or(""),
-                bytes
-                    .as_deref()
-                    .and_then(Field::as_bytes)
-                    .map_or(&[], |bytes| bytes),
+                bytes.as_deref().and_then(Field::as_bytes).map_or(&[], |bytes| bytes),
                 depth,
             );
         }
@@ -103,10 +95,7 @@ pub(super) fn message(
     message
         .fields()
         .map(|(field, value)| {
-            Ok((
-                field.json_name().to_owned(),
-                field_value(types, value, &field, depth)?,
-            ))
+            Ok((field.json_name().to_owned(), field_value(types, value, &field, depth)?))
         })
         .collect::<Result<Vec<_>, Error>>()
         .map(sorted)
@@ -122,9 +111,8 @@ fn own(
 ) -> Result<Value, Error> {
     let mut fields: Vec<FieldDescriptor> = descriptor.fields().collect();
     fields.sort_unstable_by_key(FieldDescriptor::number);
-    let shown = fields
-        .iter()
-        .filter(|field| !field.supports_presence() || message.has_field(field));
+    let shown =
+        fields.iter().filter(|field| !field.supports_presence() || message.has_field(field));
     shown
         .map(|field| {
             Ok((
@@ -262,8 +250,5 @@ fn has_own_form(name: &str) -> bool {
 }
 
 fn no_json_form(type_name: &str, reason: impl Into<String>) -> Error {
-    Error::NoJsonForm {
-        type_name: type_name.to_owned(),
-        reason: reason.into(),
-    }
+    Error::NoJsonForm { type_name: type_name.to_owned(), reason: reason.into() }
 }

@@ -55,10 +55,7 @@ fn listener_opens_every_any_with_the_type_first() {
             http_filter("envoy.filters.http.fault", pack_any(HttpFault::default())),
             http_filter(
                 "envoy.filters.http.router",
-                pack_any(Router {
-                    suppress_envoy_headers: true,
-                    ..Default::default()
-                }),
+                pack_any(Router { suppress_envoy_headers: true, ..Default::default() }),
             ),
         ],
         ..Default::default()
@@ -135,14 +132,10 @@ fn cluster_with_a_map_of_any_wrappers_and_durations() {
             cluster::DiscoveryType::Static.into(),
         )),
         lb_policy: cluster::LbPolicy::LeastRequest.into(),
-        lb_config: Some(cluster::LbConfig::RingHashLbConfig(
-            cluster::RingHashLbConfig {
-                minimum_ring_size: Some(UInt64Value {
-                    value: 9_007_199_254_740_993,
-                }),
-                ..Default::default()
-            },
-        )),
+        lb_config: Some(cluster::LbConfig::RingHashLbConfig(cluster::RingHashLbConfig {
+            minimum_ring_size: Some(UInt64Value { value: 9_007_199_254_740_993 }),
+            ..Default::default()
+        })),
         metadata: Some(metadata()),
         typed_extension_protocol_options: [(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
@@ -169,25 +162,14 @@ fn cluster_with_a_map_of_any_wrappers_and_durations() {
 fn metadata() -> Metadata {
     let kind = |kind| ProtoValue { kind: Some(kind) };
     let numbers = [0.5, 3.0].map(|number| kind(value::Kind::NumberValue(number)));
-    let list = envoy_types::pb::google::protobuf::ListValue {
-        values: numbers.into(),
-    };
+    let list = envoy_types::pb::google::protobuf::ListValue { values: numbers.into() };
     let fields = [
-        (
-            "z".to_owned(),
-            kind(value::Kind::StringValue("last".into())),
-        ),
+        ("z".to_owned(), kind(value::Kind::StringValue("last".into()))),
         ("list".to_owned(), kind(value::Kind::ListValue(list))),
         ("a".to_owned(), kind(value::Kind::NullValue(0))),
     ];
     Metadata {
-        filter_metadata: [(
-            "istio".to_owned(),
-            Struct {
-                fields: fields.into(),
-            },
-        )]
-        .into(),
+        filter_metadata: [("istio".to_owned(), Struct { fields: fields.into() })].into(),
         ..Default::default()
     }
 }
@@ -204,10 +186,7 @@ fn route_configuration_omits_default_values() {
             r#match: Some(RouteMatch {
                 path_specifier: Some(route_match::PathSpecifier::Prefix(String::new())),
                 runtime_fraction: Some(RuntimeFractionalPercent {
-                    default_value: Some(FractionalPercent {
-                        numerator: 100,
-                        denominator: 0,
-                    }),
+                    default_value: Some(FractionalPercent { numerator: 100, denominator: 0 }),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -215,10 +194,7 @@ fn route_configuration_omits_default_values() {
             action: Some(route::Action::Route(RouteAction {
                 timeout: duration(2, 500_000_000),
                 cluster_specifier: Some(route_action::ClusterSpecifier::WeightedClusters(
-                    WeightedCluster {
-                        clusters: split.into(),
-                        ..Default::default()
-                    },
+                    WeightedCluster { clusters: split.into(), ..Default::default() },
                 )),
                 ..Default::default()
             })),
@@ -319,10 +295,7 @@ fn numbers_keep_their_shortest_form() {
         healthy_panic_threshold: Some(envoy_types::pb::envoy::r#type::v3::Percent { value: 0.1 }),
         ..Default::default()
     };
-    assert_eq!(
-        round_trip(&load_balancing),
-        r#"{"healthyPanicThreshold":{"value":0.1}}"#
-    );
+    assert_eq!(round_trip(&load_balancing), r#"{"healthyPanicThreshold":{"value":0.1}}"#);
     let float = |value: f32| {
         let bytes = envoy_types::pb::google::protobuf::FloatValue { value }.encode_to_vec();
         bytes_to_json("google.protobuf.FloatValue", &bytes).unwrap()
@@ -335,10 +308,7 @@ fn numbers_keep_their_shortest_form() {
 
 #[test]
 fn enum_number_without_a_name_is_printed_as_the_number() {
-    let cluster = Cluster {
-        lb_policy: 4711,
-        ..Default::default()
-    };
+    let cluster = Cluster { lb_policy: 4711, ..Default::default() };
     assert_eq!(round_trip(&cluster), r#"{"lbPolicy":4711}"#);
 }
 
@@ -346,17 +316,9 @@ fn enum_number_without_a_name_is_printed_as_the_number() {
 fn errors_say_which_type_and_where() {
     let decode = any_to_json(&Cluster::type_url(), &[0xff]).unwrap_err();
     assert!(matches!(decode, Error::Decode { .. }), "{decode:?}");
-    assert!(
-        decode
-            .to_string()
-            .starts_with("envoy.config.cluster.v3.Cluster: "),
-        "{decode}"
-    );
+    assert!(decode.to_string().starts_with("envoy.config.cluster.v3.Cluster: "), "{decode}");
 
-    let endless = Cluster {
-        connect_timeout: duration(i64::MAX, 0),
-        ..Default::default()
-    };
+    let endless = Cluster { connect_timeout: duration(i64::MAX, 0), ..Default::default() };
     assert_eq!(
         message_to_json(&endless).unwrap_err().to_string(),
         "google.protobuf.Duration: duration out of range"
@@ -401,19 +363,10 @@ fn json_with_the_names_of_the_proto_files_is_read_too() {
 fn descriptors_keep_the_rules_of_protoc_gen_validate() {
     let pool = pool().unwrap();
     let rules = pool.get_extension_by_name("validate.rules").unwrap();
-    let cluster = pool
-        .get_message_by_name("envoy.config.cluster.v3.Cluster")
-        .unwrap();
-    let options = cluster
-        .get_field_by_name("connect_timeout")
-        .unwrap()
-        .options();
+    let cluster = pool.get_message_by_name("envoy.config.cluster.v3.Cluster").unwrap();
+    let options = cluster.get_field_by_name("connect_timeout").unwrap().options();
     let rule = options.get_extension(&rules);
-    let duration = rule
-        .as_message()
-        .unwrap()
-        .get_field_by_name("duration")
-        .unwrap();
+    let duration = rule.as_message().unwrap().get_field_by_name("duration").unwrap();
     assert!(duration.as_message().unwrap().has_field_by_name("gt"));
 }
 
@@ -431,11 +384,7 @@ fn every_type_of_a_bootstrap_and_of_discovery_is_known() {
         "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
         "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
     ] {
-        assert_eq!(
-            bytes_to_json(name, b"").unwrap(),
-            Value::Object(Default::default()),
-            "{name}"
-        );
+        assert_eq!(bytes_to_json(name, b"").unwrap(), Value::Object(Default::default()), "{name}");
     }
 }
 
@@ -444,10 +393,7 @@ fn own_messages_show_every_field_without_presence_in_the_order_of_their_numbers(
     let message = v1::Resource {
         r#type: v1::ResourceType::Cds.into(),
         state: v1::resource::State::Unspecified.into(),
-        resource: Some(pack_any(Cluster {
-            name: "web".into(),
-            ..Default::default()
-        })),
+        resource: Some(pack_any(Cluster { name: "web".into(), ..Default::default() })),
         ..Default::default()
     };
     let text = message_to_json(&message).unwrap().to_string();
@@ -456,24 +402,15 @@ fn own_messages_show_every_field_without_presence_in_the_order_of_their_numbers(
         r#"{"type":"CDS","name":"","version":"","state":"STATE_UNSPECIFIED","resource":{"@type":"type.googleapis.com/envoy.config.cluster.v3.Cluster","name":"web"}}"#
     );
     let proxies = v1::ListProxiesResponse {
-        proxies: vec![v1::Proxy {
-            acked: Some(0),
-            ..Default::default()
-        }],
+        proxies: vec![v1::Proxy { acked: Some(0), ..Default::default() }],
         mesh_revision: 1 << 60,
     };
     let json = message_to_json(&proxies).unwrap();
     assert_eq!(json["meshRevision"], "1152921504606846976");
     assert_eq!(
-        (
-            &json["proxies"][0]["acked"],
-            json["proxies"][0].get("wanted")
-        ),
+        (&json["proxies"][0]["acked"], json["proxies"][0].get("wanted")),
         (&"0".into(), None)
     );
     assert_eq!(json["proxies"][0]["rejected"], json!([]));
-    assert_eq!(
-        message_from_json::<v1::ListProxiesResponse>(&json).unwrap(),
-        proxies
-    );
+    assert_eq!(message_from_json::<v1::ListProxiesResponse>(&json).unwrap(), proxies);
 }

@@ -49,23 +49,11 @@ impl SnapshotBuilder {
         published: Option<Instant>,
     ) -> Option<MeshChange> {
         let mesh = Arc::new(mesh);
-        let change = self
-            .mesh
-            .as_ref()
-            .map(|old| MeshChange::between(old, &mesh));
+        let change = self.mesh.as_ref().map(|old| MeshChange::between(old, &mesh));
         if let Some(change) = &change {
-            let touched = Touched {
-                hosts: change.hosts.clone(),
-                ports: change.ports.clone(),
-            };
+            let touched = Touched { hosts: change.hosts.clone(), ports: change.ports.clone() };
             for (scope, entry) in &mut self.scopes {
-                entry.update(
-                    &mesh,
-                    scope,
-                    &touched,
-                    &mut self.parts,
-                    (revision, published),
-                );
+                entry.update(&mesh, scope, &touched, &mut self.parts, (revision, published));
             }
             self.parts.sweep(&change.hosts);
             if !change.ports.is_empty() {
@@ -102,33 +90,21 @@ impl SnapshotBuilder {
             .and_then(|base| self.scopes.get_key_value(base));
         let (resources, shared) = match base {
             Some((base, entry)) => {
-                let sensitivity = self
-                    .sensitivity
-                    .get_or_insert_with(|| Sensitivity::new(&mesh));
+                let sensitivity = self.sensitivity.get_or_insert_with(|| Sensitivity::new(&mesh));
                 let touched = sensitivity.between(&mesh, base, scope);
                 let mut resources = entry.resources.clone();
                 resources.update(&mesh, scope, &touched, &mut self.parts);
                 resources.update_own(&mesh, scope, &mut self.parts);
-                let shared = resources
-                    .same(&entry.resources)
-                    .then(|| entry.snapshot.clone());
+                let shared = resources.same(&entry.resources).then(|| entry.snapshot.clone());
                 (resources, shared)
             }
             None => (ScopeResources::build(&mesh, scope, &mut self.parts), None),
         };
         let snapshot = shared.unwrap_or_else(|| Arc::new(resources.snapshot(self.revision)));
         for namespace in [Some(scope.namespace.clone()), None] {
-            self.bases
-                .entry((family.clone(), namespace))
-                .or_insert_with(|| scope.clone());
+            self.bases.entry((family.clone(), namespace)).or_insert_with(|| scope.clone());
         }
-        self.scopes.insert(
-            scope.clone(),
-            Entry {
-                resources,
-                snapshot: snapshot.clone(),
-            },
-        );
+        self.scopes.insert(scope.clone(), Entry { resources, snapshot: snapshot.clone() });
         Some(snapshot)
     }
 
@@ -155,10 +131,7 @@ impl SnapshotBuilder {
 
     /// Everything that was omitted from the current snapshots.
     pub fn omitted(&self) -> BTreeSet<&OmittedResource> {
-        self.scopes
-            .values()
-            .flat_map(|entry| entry.snapshot.omitted.iter())
-            .collect()
+        self.scopes.values().flat_map(|entry| entry.snapshot.omitted.iter()).collect()
     }
 
     /// The work done so far.
@@ -181,11 +154,8 @@ impl Entry {
             self.resources.update(mesh, scope, touched, parts);
         }
         let same = self.resources.same(&before);
-        let mut snapshot = if same {
-            (*self.snapshot).clone()
-        } else {
-            self.resources.snapshot(revision)
-        };
+        let mut snapshot =
+            if same { (*self.snapshot).clone() } else { self.resources.snapshot(revision) };
         snapshot.revision = revision;
         snapshot.published = published;
         parts.counts.scopes_changed += u64::from(!same);

@@ -26,19 +26,9 @@ pub struct SnapshotCache {
 
 #[derive(Debug)]
 enum Request {
-    Publish {
-        mesh: Box<Mesh>,
-        revision: MeshRevision,
-        done: oneshot::Sender<()>,
-    },
-    Subscribe {
-        proxy: Box<Proxy>,
-        reply: oneshot::Sender<watch::Receiver<Option<Arc<Snapshot>>>>,
-    },
-    Preview {
-        proxy: Box<Proxy>,
-        reply: oneshot::Sender<Option<Arc<Snapshot>>>,
-    },
+    Publish { mesh: Box<Mesh>, revision: MeshRevision, done: oneshot::Sender<()> },
+    Subscribe { proxy: Box<Proxy>, reply: oneshot::Sender<watch::Receiver<Option<Arc<Snapshot>>>> },
+    Preview { proxy: Box<Proxy>, reply: oneshot::Sender<Option<Arc<Snapshot>>> },
 }
 
 /// Values for metrics.
@@ -90,20 +80,11 @@ impl SnapshotCache {
             last_id: 0,
             stats: sender,
         };
-        std::thread::Builder::new()
-            .name("snapshots".to_owned())
-            .spawn(move || {
-                owner.run(receiver);
-                drop(alive);
-            })?;
-        Ok((
-            Self {
-                requests,
-                stats,
-                proxies: Arc::default(),
-            },
-            ended,
-        ))
+        std::thread::Builder::new().name("snapshots".to_owned()).spawn(move || {
+            owner.run(receiver);
+            drop(alive);
+        })?;
+        Ok((Self { requests, stats, proxies: Arc::default() }, ended))
     }
 
     /// Publishes a new state of the mesh and returns when every affected proxy has its new snapshot.
@@ -112,11 +93,7 @@ impl SnapshotCache {
     /// The thread has ended.
     pub async fn publish(&self, mesh: Mesh, revision: MeshRevision) -> Result<(), Ended> {
         let (done, published) = oneshot::channel();
-        let request = Request::Publish {
-            mesh: Box::new(mesh),
-            revision,
-            done,
-        };
+        let request = Request::Publish { mesh: Box::new(mesh), revision, done };
         self.requests.send(request).await.map_err(|_| Ended)?;
         published.await.map_err(|_| Ended)
     }
@@ -127,17 +104,11 @@ impl SnapshotCache {
     /// The thread has ended.
     pub async fn subscribe(&self, proxy: Proxy) -> Result<SnapshotSubscription, Ended> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Subscribe {
-            proxy: Box::new(proxy),
-            reply,
-        };
+        let request = Request::Subscribe { proxy: Box::new(proxy), reply };
         self.requests.send(request).await.map_err(|_| Ended)?;
         let snapshots = answer.await.map_err(|_| Ended)?;
         self.proxies.fetch_add(1, Ordering::Relaxed);
-        Ok(SnapshotSubscription {
-            snapshots,
-            proxies: self.proxies.clone(),
-        })
+        Ok(SnapshotSubscription { snapshots, proxies: self.proxies.clone() })
     }
 
     /// The snapshot that `proxy` would get now; `None` before the first state of the mesh.
@@ -146,20 +117,14 @@ impl SnapshotCache {
     /// The thread has ended.
     pub async fn preview(&self, proxy: Proxy) -> Result<Option<Arc<Snapshot>>, Ended> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Preview {
-            proxy: Box::new(proxy),
-            reply,
-        };
+        let request = Request::Preview { proxy: Box::new(proxy), reply };
         self.requests.send(request).await.map_err(|_| Ended)?;
         answer.await.map_err(|_| Ended)
     }
 
     /// Values for metrics.
     pub fn stats(&self) -> CacheStats {
-        CacheStats {
-            proxies: self.proxies.load(Ordering::Relaxed),
-            ..*self.stats.borrow()
-        }
+        CacheStats { proxies: self.proxies.load(Ordering::Relaxed), ..*self.stats.borrow() }
     }
 }
 
@@ -182,11 +147,7 @@ impl Owner {
         // The requester may have gone away.
         while let Some(request) = requests.blocking_recv() {
             match request {
-                Request::Publish {
-                    mesh,
-                    revision,
-                    done,
-                } => {
+                Request::Publish { mesh, revision, done } => {
                     self.publish(*mesh, revision);
                     self.update_stats();
                     let _ = done.send(());
@@ -206,18 +167,9 @@ impl Owner {
 
     fn update_stats(&self) {
         let omitted = self.builder.omitted().len();
-        let (scopes, parts, work) = (
-            self.builder.scopes(),
-            self.builder.parts(),
-            self.builder.counts(),
-        );
-        self.stats.send_replace(CacheStats {
-            proxies: 0,
-            scopes,
-            parts,
-            omitted,
-            work,
-        });
+        let (scopes, parts, work) =
+            (self.builder.scopes(), self.builder.parts(), self.builder.counts());
+        self.stats.send_replace(CacheStats { proxies: 0, scopes, parts, omitted, work });
     }
 
     fn subscribe(&mut self, proxy: Proxy) -> watch::Receiver<Option<Arc<Snapshot>>> {
@@ -225,26 +177,15 @@ impl Owner {
         let first = scope.as_ref().and_then(|scope| self.builder.get(scope));
         let (sender, snapshots) = watch::channel(first);
         self.last_id += 1;
-        self.proxies.insert(
-            self.last_id,
-            Connected {
-                proxy,
-                scope,
-                sender,
-            },
-        );
+        self.proxies.insert(self.last_id, Connected { proxy, scope, sender });
         snapshots
     }
 
     fn publish(&mut self, mesh: Mesh, revision: MeshRevision) {
         let begun = Instant::now();
-        self.proxies
-            .retain(|_, connected| !connected.sender.is_closed());
-        let used: BTreeSet<&Scope> = self
-            .proxies
-            .values()
-            .filter_map(|connected| connected.scope.as_ref())
-            .collect();
+        self.proxies.retain(|_, connected| !connected.sender.is_closed());
+        let used: BTreeSet<&Scope> =
+            self.proxies.values().filter_map(|connected| connected.scope.as_ref()).collect();
         self.builder.keep(&used);
         let change = self.builder.publish(mesh, revision, Some(begun));
         let Some(mesh) = self.builder.mesh().cloned() else {
@@ -252,16 +193,11 @@ impl Owner {
         };
         for connected in self.proxies.values_mut() {
             if connected.scope.is_none()
-                || change
-                    .as_ref()
-                    .is_none_or(|change| connected.may_move(change))
+                || change.as_ref().is_none_or(|change| connected.may_move(change))
             {
                 connected.scope = Some(mesh.scope(&connected.proxy));
             }
-            let snapshot = connected
-                .scope
-                .as_ref()
-                .and_then(|scope| self.builder.get(scope));
+            let snapshot = connected.scope.as_ref().and_then(|scope| self.builder.get(scope));
             connected.sender.send_replace(snapshot);
         }
     }
@@ -271,10 +207,6 @@ impl Connected {
     /// Whether a change may give the proxy another scope.
     fn may_move(&self, change: &MeshChange) -> bool {
         change.scopes
-            || self
-                .proxy
-                .addresses
-                .iter()
-                .any(|address| change.addresses.contains(address))
+            || self.proxy.addresses.iter().any(|address| change.addresses.contains(address))
     }
 }

@@ -34,16 +34,13 @@ impl ClusterRefs {
 
     /// The clusters of a listener's TCP proxies and inline routes.
     pub fn of_listener(listener: &listener::Listener) -> Self {
-        let chains = listener
-            .filter_chains
-            .iter()
-            .chain(&listener.default_filter_chain);
-        let configs = chains
-            .flat_map(|chain| &chain.filters)
-            .filter_map(|filter| match &filter.config_type {
+        let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+        let configs = chains.flat_map(|chain| &chain.filters).filter_map(|filter| {
+            match &filter.config_type {
                 Some(listener::filter::ConfigType::TypedConfig(config)) => Some(config),
                 _ => None,
-            });
+            }
+        });
         let names: Vec<String> = configs.flat_map(of_filter).collect();
         Self::new(names.iter().map(String::as_str))
     }
@@ -72,16 +69,13 @@ fn of_filter(config: &Any) -> Vec<String> {
     use hcm::http_connection_manager::RouteSpecifier;
     use tcp::tcp_proxy::ClusterSpecifier;
     if config.type_url == tcp::TcpProxy::type_url() {
-        let specifier = tcp::TcpProxy::decode(&*config.value)
-            .ok()
-            .and_then(|proxy| proxy.cluster_specifier);
+        let specifier =
+            tcp::TcpProxy::decode(&*config.value).ok().and_then(|proxy| proxy.cluster_specifier);
         return match specifier {
             Some(ClusterSpecifier::Cluster(name)) => vec![name],
-            Some(ClusterSpecifier::WeightedClusters(list)) => list
-                .clusters
-                .into_iter()
-                .map(|cluster| cluster.name)
-                .collect(),
+            Some(ClusterSpecifier::WeightedClusters(list)) => {
+                list.clusters.into_iter().map(|cluster| cluster.name).collect()
+            }
             _ => Vec::new(),
         };
     }
@@ -89,23 +83,15 @@ fn of_filter(config: &Any) -> Vec<String> {
         && let Ok(manager) = hcm::HttpConnectionManager::decode(&*config.value)
         && let Some(RouteSpecifier::RouteConfig(routes)) = manager.route_specifier
     {
-        return routes
-            .virtual_hosts
-            .iter()
-            .flat_map(of_host)
-            .map(str::to_owned)
-            .collect();
+        return routes.virtual_hosts.iter().flat_map(of_host).map(str::to_owned).collect();
     }
     Vec::new()
 }
 
 fn of_host(host: &route::VirtualHost) -> Vec<&str> {
     use route::route_action::ClusterSpecifier;
-    let mut names: Vec<&str> = host
-        .request_mirror_policies
-        .iter()
-        .map(|copy| copy.cluster.as_str())
-        .collect();
+    let mut names: Vec<&str> =
+        host.request_mirror_policies.iter().map(|copy| copy.cluster.as_str()).collect();
     for item in &host.routes {
         let Some(route::route::Action::Route(action)) = &item.action else {
             continue;
@@ -117,12 +103,7 @@ fn of_host(host: &route::VirtualHost) -> Vec<&str> {
             }
             _ => {}
         }
-        names.extend(
-            action
-                .request_mirror_policies
-                .iter()
-                .map(|copy| copy.cluster.as_str()),
-        );
+        names.extend(action.request_mirror_policies.iter().map(|copy| copy.cluster.as_str()));
     }
     names
 }
@@ -196,14 +177,8 @@ mod tests {
             }],
             default_cluster: "PassthroughCluster".into(),
         };
-        assert_eq!(
-            names(&ClusterRefs::of_listener(&outbound(&wanted))),
-            ["outbound|80||a"]
-        );
+        assert_eq!(names(&ClusterRefs::of_listener(&outbound(&wanted))), ["outbound|80||a"]);
         let inbound = ClusterRefs::of_listener(&virtual_inbound(&[], Families::V4));
-        assert_eq!(
-            names(&inbound),
-            ["BlackHoleCluster", "InboundPassthroughCluster"]
-        );
+        assert_eq!(names(&inbound), ["BlackHoleCluster", "InboundPassthroughCluster"]);
     }
 }

@@ -64,12 +64,8 @@ impl Domains {
         }
         let mut touched = BTreeSet::from([name.clone()]);
         for domain in old.iter().flat_map(|claim| claim.host.domains.iter()) {
-            let others: Vec<_> = self
-                .wanting(domain)
-                .iter()
-                .filter(|other| *other != name)
-                .cloned()
-                .collect();
+            let others: Vec<_> =
+                self.wanting(domain).iter().filter(|other| *other != name).cloned().collect();
             touched.extend(others.iter().cloned());
             if others.is_empty() {
                 self.wanted_by.remove(&key(domain));
@@ -105,11 +101,7 @@ impl Domains {
     }
 
     fn is_disputed(&self, claim: &Claim) -> bool {
-        claim
-            .host
-            .domains
-            .iter()
-            .any(|domain| self.wanting(domain).len() > 1)
+        claim.host.domains.iter().any(|domain| self.wanting(domain).len() > 1)
     }
 
     /// The virtual host of a name without the domains that another keeps; `None` where nothing is left of it.
@@ -140,31 +132,17 @@ mod tests {
 
     fn claim(name: &str, domains: &[&str]) -> Claim {
         let domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
-        let host = route::VirtualHost {
-            name: name.into(),
-            domains,
-            ..Default::default()
-        };
-        Claim {
-            rank: Rank::Plain,
-            host: Arc::new(EncodedVirtualHost::new(host, Arc::default())),
-        }
+        let host = route::VirtualHost { name: name.into(), domains, ..Default::default() };
+        Claim { rank: Rank::Plain, host: Arc::new(EncodedVirtualHost::new(host, Arc::default())) }
     }
 
     fn shown(table: &RouteTable) -> Vec<(String, Vec<String>)> {
-        table
-            .iter()
-            .map(|host| (host.name.to_string(), host.domains.to_vec()))
-            .collect()
+        table.iter().map(|host| (host.name.to_string(), host.domains.to_vec())).collect()
     }
 
     #[test]
     fn a_domain_is_unique_and_the_first_virtual_host_keeps_it_in_any_order_of_changes() {
-        let all = [
-            claim("a", &["x", "Y"]),
-            claim("b", &["y", "z"]),
-            claim("c", &["X"]),
-        ];
+        let all = [claim("a", &["x", "Y"]), claim("b", &["y", "z"]), claim("c", &["X"])];
         let wanted = [
             ("a".to_owned(), vec!["x".to_owned(), "Y".to_owned()]),
             ("b".to_owned(), vec!["z".to_owned()]),
@@ -172,11 +150,7 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [1, 0, 2]] {
             let (mut domains, mut table) = (Domains::default(), RouteTable::new(Bytes::new()));
             for at in order {
-                domains.set(
-                    &all[at].host.name.clone(),
-                    Some(all[at].clone()),
-                    &mut table,
-                );
+                domains.set(&all[at].host.name.clone(), Some(all[at].clone()), &mut table);
             }
             assert_eq!(shown(&table), wanted, "{order:?}");
             domains.set(&"a".into(), None, &mut table);

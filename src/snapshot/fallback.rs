@@ -12,10 +12,8 @@ use crate::translate::service_cluster_name;
 /// An empty endpoint assignment. It ends the warming of a cluster, which would otherwise block all other cluster
 /// updates.
 pub fn empty_endpoints(cluster: &str) -> Arc<Resource> {
-    let assignment = ClusterLoadAssignment {
-        cluster_name: cluster.to_owned(),
-        ..Default::default()
-    };
+    let assignment =
+        ClusterLoadAssignment { cluster_name: cluster.to_owned(), ..Default::default() };
     Resource::new(cluster, assignment.encode_to_vec().into(), Arc::default())
 }
 
@@ -43,9 +41,6 @@ impl Snapshot {
         let mut endpoints = ClusterLoadAssignment::decode(&*endpoints.bytes()).ok()?;
         name.clone_into(&mut endpoints.cluster_name);
         let encoded = |bytes: Vec<u8>| Resource::new(name, bytes.into(), Arc::default());
-        Some((
-            encoded(cluster.encode_to_vec()),
-            encoded(endpoints.encode_to_vec()),
-        ))
+        Some((encoded(cluster.encode_to_vec()), encoded(endpoints.encode_to_vec())))
     }
 }

@@ -25,6 +25,7 @@ pub use cache::{CacheStats, Ended, SnapshotCache, SnapshotSubscription};
 pub use cluster_refs::ClusterRefs;
 pub use fallback::empty_endpoints;
 pub use parts::WorkCounts;
+pub(crate) use resource::provenance;
 pub use resource::{Pieces, Provenance, Resource, Resources};
 pub use route_table::{EncodedVirtualHost, RouteTable};
 pub use validator::OmittedResource;
@@ -107,12 +108,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// The snapshot of a published mesh with these resources, in the order of [`ResourceType::ALL`].
     pub fn new(revision: MeshRevision, resources: [Resources; 4]) -> Self {
-        Self {
-            revision,
-            published: None,
-            omitted: Arc::default(),
-            resources,
-        }
+        Self { revision, published: None, omitted: Arc::default(), resources }
     }
 
     /// The resources of one type.

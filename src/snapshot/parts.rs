@@ -45,14 +45,8 @@ pub struct WorkCounts {
 impl WorkCounts {
     /// The counts by name, as they stand in metrics.
     pub fn named(self) -> [(&'static str, u64); 6] {
-        let Self {
-            translated,
-            encoded,
-            scope_hosts,
-            scope_ports,
-            scopes_built,
-            scopes_changed,
-        } = self;
+        let Self { translated, encoded, scope_hosts, scope_ports, scopes_built, scopes_changed } =
+            self;
         [
             ("parts_translated", translated),
             ("resources_encoded", encoded),
@@ -146,16 +140,12 @@ impl OfHost {
     fn sweep(&mut self) {
         self.clusters.retain(|_, part| Arc::strong_count(part) > 1);
         self.endpoints.retain(|_, part| Arc::strong_count(part) > 1);
-        self.virtual_hosts
-            .retain(|_, part| Arc::strong_count(part) > 1);
+        self.virtual_hosts.retain(|_, part| Arc::strong_count(part) > 1);
     }
 
     fn len(&self) -> usize {
-        let resources = self
-            .clusters
-            .values()
-            .chain(self.endpoints.values())
-            .map(|part| part.resources.len());
+        let resources =
+            self.clusters.values().chain(self.endpoints.values()).map(|part| part.resources.len());
         resources.sum::<usize>() + self.virtual_hosts.len()
     }
 }
@@ -201,10 +191,8 @@ impl Parts {
     /// Drops the listeners and the parts of proxies' own ports that no snapshot uses.
     pub fn sweep_listeners(&mut self) {
         self.listeners.retain(|_, part| Arc::strong_count(part) > 1);
-        self.inbound_clusters
-            .retain(|_, part| Arc::strong_count(part) > 1);
-        self.inbound_listeners
-            .retain(|_, part| Arc::strong_count(part) > 1);
+        self.inbound_clusters.retain(|_, part| Arc::strong_count(part) > 1);
+        self.inbound_listeners.retain(|_, part| Arc::strong_count(part) > 1);
     }
 
     /// Drops every part that no snapshot uses.
@@ -222,11 +210,7 @@ impl Parts {
         let resources = make(&mut validator);
         counts.translated += 1;
         counts.encoded += resources.len() as u64;
-        Encoded {
-            resources,
-            left: validator.finish(),
-            asks_for: None,
-        }
+        Encoded { resources, left: validator.finish(), asks_for: None }
     }
 
     /// The clusters that every proxy has.
@@ -247,12 +231,7 @@ impl Parts {
     ) -> (Arc<Encoded>, Arc<Encoded>) {
         let (known, scope) = (seen.known, view.scope);
         let rule = view.destination_rule(known).map(|rule| &**rule);
-        let context = cluster::Context {
-            config: &view.mesh.config,
-            scope,
-            known,
-            rule,
-        };
+        let context = cluster::Context { config: &view.mesh.config, scope, known, rule };
         let place = endpoint::Place::new(&known.service, rule, scope);
         let key = |with_endpoints: bool| ServiceKey {
             service: known.service_revision,
@@ -260,11 +239,7 @@ impl Parts {
             rule: rule.map(|rule| rule.revision),
             only: seen.only().cloned(),
             families: scope.families,
-            place: if with_endpoints {
-                place.clone()
-            } else {
-                endpoint::Place::default()
-            },
+            place: if with_endpoints { place.clone() } else { endpoint::Place::default() },
         };
         let with_endpoints = cluster::embeds_endpoints(&known.service, rule);
         let objects = || {
@@ -276,25 +251,17 @@ impl Parts {
         };
         let Self { hosts, counts, .. } = self;
         let parts = hosts.entry(known.service.host.clone()).or_default();
-        let clusters = parts
-            .clusters
-            .entry(key(with_endpoints))
-            .or_insert_with(|| {
-                Arc::new(Self::encode(counts, |validator| {
-                    let objects = objects();
-                    let all = seen
-                        .ports()
-                        .flat_map(|port| cluster::outbound(port, context));
-                    all.filter_map(|cluster| encode_cluster(validator, &cluster, &objects))
-                        .collect()
-                }))
-            });
+        let clusters = parts.clusters.entry(key(with_endpoints)).or_insert_with(|| {
+            Arc::new(Self::encode(counts, |validator| {
+                let objects = objects();
+                let all = seen.ports().flat_map(|port| cluster::outbound(port, context));
+                all.filter_map(|cluster| encode_cluster(validator, &cluster, &objects)).collect()
+            }))
+        });
         let endpoints = parts.endpoints.entry(key(true)).or_insert_with(|| {
             Arc::new(Self::encode(counts, |validator| {
                 let objects = objects();
-                let all = seen
-                    .ports()
-                    .flat_map(|port| endpoint::outbound(port, context));
+                let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
                 let encode = |assignment: ClusterLoadAssignment| {
                     let name: Arc<str> = assignment.cluster_name.as_str().into();
                     Resource::new(
@@ -321,19 +288,13 @@ impl Parts {
                 rule: rule.map(|rule| rule.revision),
                 sidecar: sidecar.map(|(_, revision)| *revision),
             };
-            let Self {
-                inbound_clusters,
-                counts,
-                ..
-            } = self;
+            let Self { inbound_clusters, counts, .. } = self;
             let made = inbound_clusters.entry(key).or_insert_with(|| {
                 let objects = rule.iter().flat_map(|rule| rule.keys.iter().cloned());
                 let objects = provenance(objects.chain(sidecar.map(|(key, _)| key.clone())));
                 let cluster = cluster::inbound(port, rule, pool);
                 Arc::new(Self::encode(counts, |validator| {
-                    encode_cluster(validator, &cluster, &objects)
-                        .into_iter()
-                        .collect()
+                    encode_cluster(validator, &cluster, &objects).into_iter().collect()
                 }))
             });
             made.clone()
@@ -343,30 +304,20 @@ impl Parts {
 
     /// The listeners at one port for what the proxies send.
     pub fn listeners_at(&mut self, view: &ScopeView<'_>, port: u16) -> Vec<Arc<Encoded>> {
-        let Self {
-            listeners, counts, ..
-        } = self;
-        let each = listener_plan::listeners_at(view, port)
-            .into_iter()
-            .map(|wanted| {
-                let made = listeners.entry(wanted).or_insert_with_key(|wanted| {
-                    let defined_by = wanted
-                        .chains
-                        .iter()
-                        .filter_map(|chain| chain.defined_by.as_ref());
-                    let objects = provenance(defined_by.map(|(key, _)| key.clone()));
-                    let encoded = Self::encode(counts, |validator| {
-                        encode_listener(validator, listener::outbound(wanted), objects)
-                            .into_iter()
-                            .collect()
-                    });
-                    Arc::new(Encoded {
-                        asks_for: wanted.http.as_deref().map(Arc::from),
-                        ..encoded
-                    })
+        let Self { listeners, counts, .. } = self;
+        let each = listener_plan::listeners_at(view, port).into_iter().map(|wanted| {
+            let made = listeners.entry(wanted).or_insert_with_key(|wanted| {
+                let defined_by = wanted.chains.iter().filter_map(|chain| chain.defined_by.as_ref());
+                let objects = provenance(defined_by.map(|(key, _)| key.clone()));
+                let encoded = Self::encode(counts, |validator| {
+                    encode_listener(validator, listener::outbound(wanted), objects)
+                        .into_iter()
+                        .collect()
                 });
-                made.clone()
+                Arc::new(Encoded { asks_for: wanted.http.as_deref().map(Arc::from), ..encoded })
             });
+            made.clone()
+        });
         each.collect()
     }
 
@@ -376,22 +327,13 @@ impl Parts {
         if scope.interception != Interception::Redirect {
             return Vec::new();
         }
-        let Self {
-            inbound_listeners,
-            counts,
-            ..
-        } = self;
+        let Self { inbound_listeners, counts, .. } = self;
         let mut encode = |listener: Listener| {
             Arc::new(Self::encode(counts, |validator| {
-                encode_listener(validator, listener, Provenance::default())
-                    .into_iter()
-                    .collect()
+                encode_listener(validator, listener, Provenance::default()).into_iter().collect()
             }))
         };
-        let outbound = encode(listener::virtual_outbound(
-            &default_cluster(view),
-            scope.families,
-        ));
+        let outbound = encode(listener::virtual_outbound(&default_cluster(view), scope.families));
         let inbound = inbound_listeners
             .entry((scope.inbound.clone(), scope.families))
             .or_insert_with(|| encode(listener::virtual_inbound(&scope.inbound, scope.families)));
@@ -413,10 +355,7 @@ impl Parts {
             port: port.number,
             any_name,
             service: Some(seen.known.service_revision),
-            aliases: aliases
-                .iter()
-                .map(|alias| alias.known.service_revision)
-                .collect(),
+            aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
             own_namespace: std::iter::once(&service.host)
                 .chain(aliases.iter().map(|alias| &alias.known.service.host))
                 .filter_map(|host| {
@@ -426,10 +365,7 @@ impl Parts {
                 .then(|| own.clone()),
             ..wanted.key()
         };
-        let aliases: Vec<_> = aliases
-            .iter()
-            .map(|alias| alias.known.service.clone())
-            .collect();
+        let aliases: Vec<_> = aliases.iter().map(|alias| alias.known.service.clone()).collect();
         let object = key_of(service);
         self.host(wanted, &service.host, key, Some(object), |context| {
             if any_name {
@@ -463,17 +399,11 @@ impl Parts {
         let view = wanted.view;
         let revisions = |host: &str| {
             let known = view.service(host)?.known;
-            Some((
-                known.service_revision,
-                view.destination_rule(known).map(|rule| rule.revision),
-            ))
+            Some((known.service_revision, view.destination_rule(known).map(|rule| rule.revision)))
         };
         let parts = self.hosts.entry(host.clone()).or_default();
         if let Some(part) = parts.virtual_hosts.get(&key)
-            && part
-                .lookups
-                .iter()
-                .all(|(host, seen)| revisions(host) == *seen)
+            && part.lookups.iter().all(|(host, seen)| revisions(host) == *seen)
         {
             return part.clone();
         }
@@ -496,9 +426,7 @@ impl Parts {
         let encoded = make(&context).and_then(|made| {
             let defined_by = made.defined_by.iter().flatten().cloned();
             let objects = provenance(
-                defined_by
-                    .chain(wanted.rule.map(|rule| rule.key.clone()))
-                    .chain(service),
+                defined_by.chain(wanted.rule.map(|rule| rule.key.clone())).chain(service),
             );
             validator.checked_virtual_host(&head("any"), made, &objects)
         });
@@ -528,12 +456,8 @@ impl VirtualHostInput<'_> {
             aliases: Vec::new(),
             rules: self.rule.map(|rule| rule.revision),
             own_namespace: None,
-            source: tells_apart.then(|| {
-                (
-                    self.view.scope.namespace.clone(),
-                    self.view.scope.labels.clone(),
-                )
-            }),
+            source: tells_apart
+                .then(|| (self.view.scope.namespace.clone(), self.view.scope.labels.clone())),
         }
     }
 }
@@ -544,11 +468,7 @@ fn key_of(service: &Service) -> ObjectKey {
         Registry::Kubernetes => Kind::Service,
         Registry::ServiceEntry => Kind::ServiceEntry,
     };
-    ObjectKey {
-        kind,
-        namespace: service.namespace.clone(),
-        name: service.name.clone(),
-    }
+    ObjectKey { kind, namespace: service.namespace.clone(), name: service.name.clone() }
 }
 
 fn encode_cluster(

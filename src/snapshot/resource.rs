@@ -26,11 +26,7 @@ pub struct Resource {
 
 #[derive(Clone, Debug)]
 enum Body {
-    Message {
-        bytes: Bytes,
-        clusters: ClusterRefs,
-        objects: Provenance,
-    },
+    Message { bytes: Bytes, clusters: ClusterRefs, objects: Provenance },
     Routes(RouteTable),
 }
 
@@ -57,21 +53,13 @@ impl Resource {
         Arc::new(Self {
             name: name.into(),
             version,
-            body: Body::Message {
-                bytes,
-                clusters,
-                objects,
-            },
+            body: Body::Message { bytes, clusters, objects },
         })
     }
 
     /// The route configuration of these virtual hosts.
     pub fn routes(name: impl Into<Arc<str>>, table: RouteTable) -> Arc<Self> {
-        Arc::new(Self {
-            name: name.into(),
-            version: table.version(),
-            body: Body::Routes(table),
-        })
+        Arc::new(Self { name: name.into(), version: table.version(), body: Body::Routes(table) })
     }
 
     /// The virtual hosts of a route configuration; `None` for any other type.
@@ -114,6 +102,20 @@ impl Resource {
         }
     }
 
+    /// The objects behind the difference from `old`: those of the virtual hosts that differ, where both are route
+    /// configurations.
+    pub fn objects_changed_since(&self, old: Option<&Self>) -> Provenance {
+        let Some((new, old)) = self.table().zip(old.and_then(Self::table)) else {
+            return provenance(self.objects().cloned());
+        };
+        let mut objects = Vec::new();
+        old.diff(new, |_, before, after| {
+            let hosts = before.into_iter().chain(after);
+            objects.extend(hosts.flat_map(|host| host.objects.iter().cloned()));
+        });
+        provenance(objects)
+    }
+
     /// The length of the encoded message, in bytes.
     pub fn len(&self) -> usize {
         match &self.body {
@@ -135,16 +137,12 @@ impl Resource {
     /// The encoded message in shared pieces that follow one another.
     pub fn pieces(&self) -> Pieces {
         match &self.body {
-            Body::Message { bytes, .. } => Pieces {
-                ready: VecDeque::from([bytes.clone()]),
-                table: None,
-            },
+            Body::Message { bytes, .. } => {
+                Pieces { ready: VecDeque::from([bytes.clone()]), table: None }
+            }
             Body::Routes(table) => {
                 let ready = VecDeque::from([table.head().clone()]);
-                Pieces {
-                    ready,
-                    table: Some((table.clone(), None)),
-                }
+                Pieces { ready, table: Some((table.clone(), None)) }
             }
         }
     }
@@ -170,13 +168,10 @@ impl Iterator for Pieces {
         {
             let next = table.after(last.as_ref(), BATCH);
             let last = next.last().map(|host| host.name.clone());
-            self.ready
-                .extend(next.iter().map(|host| host.field.clone()));
+            self.ready.extend(next.iter().map(|host| host.field.clone()));
             match last {
                 Some(last) if next.len() == BATCH => self.table = Some((table, Some(last))),
-                _ => self
-                    .ready
-                    .extend(table.catch_all().map(|host| host.field.clone())),
+                _ => self.ready.extend(table.catch_all().map(|host| host.field.clone())),
             }
         }
         self.ready.pop_front()
@@ -231,10 +226,7 @@ impl Resources {
     /// Inserts or replaces a resource. One with the same version is kept, so that [`Resources::diff`] need not compare
     /// it.
     pub fn insert(&mut self, resource: Arc<Resource>) {
-        if self
-            .get(&resource.name)
-            .is_none_or(|old| old.version != resource.version)
-        {
+        if self.get(&resource.name).is_none_or(|old| old.version != resource.version) {
             self.0.insert(resource.name.clone(), resource);
         }
     }
@@ -262,16 +254,12 @@ impl Resources {
 
 impl FromIterator<Arc<Resource>> for Resources {
     fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(all: I) -> Self {
-        Self(
-            all.into_iter()
-                .map(|resource| (resource.name.clone(), resource))
-                .collect(),
-        )
+        Self(all.into_iter().map(|resource| (resource.name.clone(), resource)).collect())
     }
 }
 
 /// The objects of virtual hosts, each once.
-pub(super) fn provenance(objects: impl IntoIterator<Item = ObjectKey>) -> Provenance {
+pub(crate) fn provenance(objects: impl IntoIterator<Item = ObjectKey>) -> Provenance {
     let sorted: std::collections::BTreeSet<ObjectKey> = objects.into_iter().collect();
     sorted.into_iter().collect()
 }

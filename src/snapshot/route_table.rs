@@ -43,14 +43,7 @@ impl EncodedVirtualHost {
         let (name, domains) = (host.name.as_str().into(), host.domains.as_slice().into());
         let field = encode(host);
         let hash = xxh3_64(&field);
-        Self {
-            name,
-            domains,
-            field: field.into(),
-            clusters,
-            objects,
-            hash,
-        }
+        Self { name, domains, field: field.into(), clusters, objects, hash }
     }
 
     /// Whether it has no routes.
@@ -63,8 +56,7 @@ impl EncodedVirtualHost {
     pub fn without(&self, taken: &BTreeSet<String>) -> Option<Self> {
         let wrapped = route::RouteConfiguration::decode(self.field.clone()).ok()?;
         let mut host = wrapped.virtual_hosts.into_iter().next()?;
-        host.domains
-            .retain(|domain| !taken.contains(&domain.to_ascii_lowercase()));
+        host.domains.retain(|domain| !taken.contains(&domain.to_ascii_lowercase()));
         (!host.domains.is_empty()).then(|| Self::new(host, self.objects.clone()))
     }
 }
@@ -122,11 +114,7 @@ pub struct RouteTable {
 impl RouteTable {
     /// A table without virtual hosts. `head` are the encoded other fields of the route configuration.
     pub fn new(head: Bytes) -> Self {
-        Self {
-            len: head.len(),
-            head,
-            ..Self::default()
-        }
+        Self { len: head.len(), head, ..Self::default() }
     }
 
     /// The encoded fields other than the virtual hosts.
@@ -168,9 +156,7 @@ impl RouteTable {
         &self,
         start: Bound<Arc<str>>,
     ) -> impl Iterator<Item = &Arc<EncodedVirtualHost>> {
-        self.hosts
-            .range::<_, Arc<str>>((start, Bound::Unbounded))
-            .map(|(_, host)| host)
+        self.hosts.range::<_, Arc<str>>((start, Bound::Unbounded)).map(|(_, host)| host)
     }
 
     /// Whether any virtual host references a cluster.
@@ -202,9 +188,7 @@ impl RouteTable {
     }
 
     fn account(&mut self, old: Option<&EncodedVirtualHost>, new: Option<&EncodedVirtualHost>) {
-        let same_clusters = old
-            .zip(new)
-            .is_some_and(|(old, new)| old.clusters == new.clusters);
+        let same_clusters = old.zip(new).is_some_and(|(old, new)| old.clusters == new.clusters);
         if let Some(old) = old {
             self.len -= old.field.len();
             self.sum = self.sum.wrapping_sub(old.hash);
@@ -242,11 +226,7 @@ impl RouteTable {
         if self.catch_all != new.catch_all
             && let Some(either) = new.catch_all.as_ref().or(self.catch_all.as_ref())
         {
-            found(
-                &either.name,
-                self.catch_all.as_ref(),
-                new.catch_all.as_ref(),
-            );
+            found(&either.name, self.catch_all.as_ref(), new.catch_all.as_ref());
         }
     }
 }
@@ -259,11 +239,7 @@ mod tests {
 
     fn host(name: &str, domains: &[&str]) -> Arc<EncodedVirtualHost> {
         let domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
-        let host = route::VirtualHost {
-            name: name.into(),
-            domains,
-            ..Default::default()
-        };
+        let host = route::VirtualHost { name: name.into(), domains, ..Default::default() };
         Arc::new(EncodedVirtualHost::new(host, Provenance::default()))
     }
 
@@ -271,13 +247,7 @@ mod tests {
     fn a_virtual_host_has_the_same_bytes_whatever_the_order_of_its_maps() {
         let filter = |name: &str| {
             let value = format!("of {name}").into_bytes();
-            (
-                name.to_owned(),
-                Any {
-                    value,
-                    ..Any::default()
-                },
-            )
+            (name.to_owned(), Any { value, ..Any::default() })
         };
         let made = || route::VirtualHost {
             name: "a".into(),
@@ -321,10 +291,7 @@ mod tests {
     #[test]
     fn domains_of_others_are_left_out() {
         let taken = BTreeSet::from(["y".to_owned()]);
-        assert_eq!(
-            &*host("a", &["X", "Y"]).without(&taken).unwrap().domains,
-            ["X".to_owned()]
-        );
+        assert_eq!(&*host("a", &["X", "Y"]).without(&taken).unwrap().domains, ["X".to_owned()]);
         assert!(host("a", &["y"]).without(&taken).is_none());
     }
 }

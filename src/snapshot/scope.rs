@@ -78,12 +78,7 @@ impl ScopeResources {
         let fixed = parts.fixed_clusters();
         this.replace("fixed", &Arc::default(), &fixed, ResourceType::Cluster);
         let touched = Touched {
-            hosts: mesh
-                .services
-                .keys()
-                .chain(mesh.virtual_services.hosts())
-                .cloned()
-                .collect(),
+            hosts: mesh.services.keys().chain(mesh.virtual_services.hosts()).cloned().collect(),
             ports: mesh.ports(),
         };
         this.update(mesh, scope, &touched, parts);
@@ -107,11 +102,7 @@ impl ScopeResources {
             let new: Arc<[Arc<Encoded>]> = parts.listeners_at(&view, *port).into();
             self.replace_listeners(&view, Some(*port), new);
         }
-        if scope
-            .inbound
-            .iter()
-            .any(|port| touched.hosts.contains(&port.host))
-        {
+        if scope.inbound.iter().any(|port| touched.hosts.contains(&port.host)) {
             self.update_inbound(&view, parts);
         }
         parts.counts.scope_hosts += touched.hosts.len() as u64;
@@ -127,10 +118,7 @@ impl ScopeResources {
 
     /// Whether proxies get the same from both, which is cheap to tell; `false` where that is not known.
     pub fn same(&self, other: &Self) -> bool {
-        self.resources
-            .iter()
-            .zip(&other.resources)
-            .all(|(own, other)| own.ptr_eq(other))
+        self.resources.iter().zip(&other.resources).all(|(own, other)| own.ptr_eq(other))
     }
 
     /// The snapshot of this state.
@@ -149,20 +137,10 @@ impl ScopeResources {
         // First what goes, so that a cluster of the same name that comes at another place stays.
         for at in 0..count {
             let gone = old.get(at).cloned().unwrap_or_default();
-            self.replace(
-                &format!("inbound {at}"),
-                &gone,
-                &Arc::default(),
-                ResourceType::Cluster,
-            );
+            self.replace(&format!("inbound {at}"), &gone, &Arc::default(), ResourceType::Cluster);
         }
         for (at, part) in new.iter().enumerate() {
-            self.replace(
-                &format!("inbound {at}"),
-                &Arc::default(),
-                part,
-                ResourceType::Cluster,
-            );
+            self.replace(&format!("inbound {at}"), &Arc::default(), part, ResourceType::Cluster);
         }
     }
 
@@ -174,28 +152,14 @@ impl ScopeResources {
     ) {
         let old = self.listeners.get(&port).cloned().unwrap_or_default();
         let all = |parts: &[Arc<Encoded>]| Encoded {
-            resources: parts
-                .iter()
-                .flat_map(|part| part.resources.iter().cloned())
-                .collect(),
-            left: parts
-                .iter()
-                .flat_map(|part| part.left.iter().cloned())
-                .collect(),
+            resources: parts.iter().flat_map(|part| part.resources.iter().cloned()).collect(),
+            left: parts.iter().flat_map(|part| part.left.iter().cloned()).collect(),
             asks_for: None,
         };
         let owner = format!("listeners {port:?}");
-        self.replace(
-            &owner,
-            &Arc::new(all(&old)),
-            &Arc::new(all(&new)),
-            ResourceType::Listener,
-        );
+        self.replace(&owner, &Arc::new(all(&old)), &Arc::new(all(&new)), ResourceType::Listener);
         let asked = |parts: &[Arc<Encoded>]| -> Vec<Arc<str>> {
-            parts
-                .iter()
-                .filter_map(|part| part.asks_for.clone())
-                .collect()
+            parts.iter().filter_map(|part| part.asks_for.clone()).collect()
         };
         self.ask(view, &asked(&old), &asked(&new));
         if new.is_empty() {
@@ -222,10 +186,7 @@ impl ScopeResources {
             let [.., routes] = &self.resources;
             if self.asked_for.contains_key(name) != routes.contains_key(name) {
                 let known = self.configurations.get(name).cloned();
-                self.publish(
-                    name,
-                    known.unwrap_or_else(|| Configuration::new(view, name)),
-                );
+                self.publish(name, known.unwrap_or_else(|| Configuration::new(view, name)));
             }
         }
     }
@@ -238,21 +199,12 @@ impl ScopeResources {
         let Some(resources) = self.resources.get_mut(kind.index()) else {
             return;
         };
-        let names: BTreeSet<&Arc<str>> = new
-            .resources
-            .iter()
-            .map(|resource| &resource.name)
-            .collect();
-        for gone in old
-            .resources
-            .iter()
-            .filter(|resource| !names.contains(&resource.name))
-        {
+        let names: BTreeSet<&Arc<str>> =
+            new.resources.iter().map(|resource| &resource.name).collect();
+        for gone in old.resources.iter().filter(|resource| !names.contains(&resource.name)) {
             resources.remove(&gone.name);
         }
-        new.resources
-            .iter()
-            .for_each(|resource| resources.insert(resource.clone()));
+        new.resources.iter().for_each(|resource| resources.insert(resource.clone()));
         self.note_left_out(owner, &old.left, &new.left);
     }
 
@@ -270,9 +222,7 @@ impl ScopeResources {
             virtual_hosts: virtual_hosts(view, host, parts),
             ..HostResources::default()
         };
-        if let Some(seen) = view
-            .service(host)
-            .filter(|seen| seen.known.service.alias_of.is_none())
+        if let Some(seen) = view.service(host).filter(|seen| seen.known.service.alias_of.is_none())
         {
             (new.clusters, new.endpoints) = parts.service(view, &seen);
         }
@@ -308,18 +258,12 @@ impl ScopeResources {
             old.iter().map(|placed| &placed.configuration).collect();
         configurations.extend(new.iter().map(|placed| &placed.configuration));
         for name in configurations {
-            let within = |list: &[Placed]| {
-                list.iter()
-                    .find(|placed| placed.configuration == *name)
-                    .cloned()
-            };
+            let within =
+                |list: &[Placed]| list.iter().find(|placed| placed.configuration == *name).cloned();
             let (before, after) = (within(old), within(new));
-            let same = before
-                .as_ref()
-                .zip(after.as_ref())
-                .is_some_and(|(before, after)| {
-                    Arc::ptr_eq(&before.part, &after.part) && before.rank == after.rank
-                });
+            let same = before.as_ref().zip(after.as_ref()).is_some_and(|(before, after)| {
+                Arc::ptr_eq(&before.part, &after.part) && before.rank == after.rank
+            });
             if same {
                 continue;
             }
@@ -330,16 +274,9 @@ impl ScopeResources {
                 .unwrap_or_else(|| Configuration::new(view, name));
             configuration.replace(before.as_ref(), after.as_ref());
             let left = |placed: &Option<Placed>| {
-                placed
-                    .as_ref()
-                    .map(|placed| placed.part.left.clone())
-                    .unwrap_or_default()
+                placed.as_ref().map(|placed| placed.part.left.clone()).unwrap_or_default()
             };
-            self.note_left_out(
-                &format!("routes {name} {host}"),
-                &left(&before),
-                &left(&after),
-            );
+            self.note_left_out(&format!("routes {name} {host}"), &left(&before), &left(&after));
             self.publish(name, configuration);
         }
     }
@@ -368,21 +305,13 @@ impl Configuration {
         });
         let mut table = RouteTable::new(head(name));
         table.set_catch_all(catch_all.clone());
-        Self {
-            domains: Domains::default(),
-            table,
-            catch_all,
-        }
+        Self { domains: Domains::default(), table, catch_all }
     }
 
     fn replace(&mut self, old: Option<&Placed>, new: Option<&Placed>) {
         let encoded = |placed: &Placed| placed.part.encoded.clone();
-        let claim = new.and_then(|placed| {
-            Some(Claim {
-                rank: placed.rank.clone(),
-                host: encoded(placed)?,
-            })
-        });
+        let claim = new
+            .and_then(|placed| Some(Claim { rank: placed.rank.clone(), host: encoded(placed)? }));
         let name = claim.as_ref().map(|claim| claim.host.name.clone());
         let old_name = old.and_then(encoded).map(|host| host.name.clone());
         if let Some(gone) = old_name.filter(|old| Some(old) != name.as_ref()) {
@@ -408,11 +337,7 @@ fn virtual_hosts(view: &ScopeView<'_>, host: &Host, parts: &mut Parts) -> Vec<Pl
     let mut served = BTreeSet::new();
     if let Some(seen) = view.callable_service(host) {
         let is_alias = seen.known.service.alias_of.is_some();
-        let aliases = if is_alias {
-            Vec::new()
-        } else {
-            aliases(view, host)
-        };
+        let aliases = if is_alias { Vec::new() } else { aliases(view, host) };
         for port in seen.ports().filter(|port| port.protocol.may_be_http()) {
             served.insert(port.number);
             let rule = rules_at(view, host, port.number).map(|rule| &**rule);
@@ -420,11 +345,7 @@ fn virtual_hosts(view: &ScopeView<'_>, host: &Host, parts: &mut Parts) -> Vec<Pl
             if is_alias && rule.is_none() {
                 continue;
             }
-            let wanted = VirtualHostInput {
-                view,
-                port: port.number,
-                rule,
-            };
+            let wanted = VirtualHostInput { view, port: port.number, rule };
             let rank = match rule {
                 Some(rule) => Rank::Ruled(view.rules_at(port.number).precedence(rule), true),
                 None => Rank::Plain,
@@ -449,12 +370,8 @@ fn virtual_hosts(view: &ScopeView<'_>, host: &Host, parts: &mut Parts) -> Vec<Pl
 
 /// The ExternalName services that clients see standing for a host.
 fn aliases<'a>(view: &ScopeView<'a>, host: &Host) -> Vec<VisibleService<'a>> {
-    let seen = view
-        .mesh
-        .aliases_of(host)
-        .filter_map(|alias| view.callable_service(alias));
-    seen.filter(|alias| alias.known.service.alias_of.as_ref() == Some(host))
-        .collect()
+    let seen = view.mesh.aliases_of(host).filter_map(|alias| view.callable_service(alias));
+    seen.filter(|alias| alias.known.service.alias_of.as_ref() == Some(host)).collect()
 }
 
 /// The virtual hosts of a VirtualService's host at ports where no service has it: at the port of plain HTTP, and at
@@ -469,11 +386,7 @@ fn other_hosts(
     let mut by_port: BTreeMap<u16, Vec<&Arc<VirtualService>>> = BTreeMap::new();
     let named = view.rules.naming_exactly(host);
     for rule in named {
-        let ports = rule
-            .hosts
-            .iter()
-            .flat_map(|name| ports_of(view, name))
-            .chain([80]);
+        let ports = rule.hosts.iter().flat_map(|name| ports_of(view, name)).chain([80]);
         for port in ports.collect::<BTreeSet<u16>>() {
             by_port.entry(port).or_default().push(rule);
         }
@@ -487,20 +400,12 @@ fn other_hosts(
         });
         let mut made: Option<Placed> = None;
         for rule in rules {
-            let wanted = VirtualHostInput {
-                view,
-                port,
-                rule: Some(rule),
-            };
+            let wanted = VirtualHostInput { view, port, rule: Some(rule) };
             let part = parts.other_host(&wanted, host, rule);
             let is_made = part.encoded.is_some();
             if is_made || made.is_none() {
                 let rank = Rank::Ruled(view.rules_at(port).precedence(rule), false);
-                made = Some(Placed {
-                    configuration: shared_routes(port).into(),
-                    rank,
-                    part,
-                });
+                made = Some(Placed { configuration: shared_routes(port).into(), rank, part });
             }
             if is_made {
                 break;
@@ -513,25 +418,12 @@ fn other_hosts(
 /// The ports at which requests can be seen that services of a host, or of the hosts that a wildcard covers, have.
 fn ports_of(view: &ScopeView<'_>, name: &Host) -> BTreeSet<u16> {
     let http = |seen: VisibleService<'_>| -> Vec<u16> {
-        seen.ports()
-            .filter(|port| port.protocol.may_be_http())
-            .map(|port| port.number)
-            .collect()
+        seen.ports().filter(|port| port.protocol.may_be_http()).map(|port| port.number).collect()
     };
     if is_wildcard(name) {
-        let covered = view
-            .mesh
-            .services
-            .keys()
-            .filter(|known| covers(name, known));
-        covered
-            .filter_map(|host| view.callable_service(host))
-            .flat_map(http)
-            .collect()
+        let covered = view.mesh.services.keys().filter(|known| covers(name, known));
+        covered.filter_map(|host| view.callable_service(host)).flat_map(http).collect()
     } else {
-        view.callable_service(name)
-            .into_iter()
-            .flat_map(http)
-            .collect()
+        view.callable_service(name).into_iter().flat_map(http).collect()
     }
 }

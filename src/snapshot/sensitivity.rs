@@ -24,9 +24,7 @@ impl Sensitivity {
         for (host, list) in &mesh.services {
             // In the namespace that stands in its host a service, or one that it stands for, has a short name.
             if let Some((_, namespace)) = name_and_namespace(host, &mesh.config.domain) {
-                let targets = list
-                    .iter()
-                    .filter_map(|known| known.service.alias_of.clone());
+                let targets = list.iter().filter_map(|known| known.service.alias_of.clone());
                 this.by_namespace
                     .entry(namespace.into())
                     .or_default()
@@ -50,9 +48,7 @@ impl Sensitivity {
             }
         }
         for rules in mesh.virtual_services.iter() {
-            let destinations = rules
-                .destinations(&mesh.config.domain)
-                .map(|(host, _)| host);
+            let destinations = rules.destinations(&mesh.config.domain).map(|(host, _)| host);
             let hosts: BTreeSet<Host> = rules
                 .hosts
                 .iter()
@@ -86,10 +82,7 @@ impl Sensitivity {
             namespaces.extend(named.iter().cloned());
         }
         for namespace in namespaces {
-            self.by_namespace
-                .entry(namespace)
-                .or_default()
-                .extend(hosts.iter().cloned());
+            self.by_namespace.entry(namespace).or_default().extend(hosts.iter().cloned());
         }
     }
 
@@ -97,9 +90,8 @@ impl Sensitivity {
     pub fn between(&self, mesh: &Mesh, a: &Scope, b: &Scope) -> Touched {
         let mut hosts: BTreeSet<Host> = BTreeSet::new();
         if a.namespace != b.namespace {
-            let own = [a, b]
-                .into_iter()
-                .filter_map(|scope| self.by_namespace.get(&scope.namespace));
+            let own =
+                [a, b].into_iter().filter_map(|scope| self.by_namespace.get(&scope.namespace));
             hosts.extend(own.flatten().cloned());
         }
         if a.namespace != b.namespace || a.labels != b.labels {
@@ -109,14 +101,10 @@ impl Sensitivity {
             hosts.extend(self.by_place.iter().cloned());
         }
         let rules = hosts.iter().flat_map(|host| {
-            mesh.virtual_services
-                .routing_to(host)
-                .chain(mesh.virtual_services.naming(host))
+            mesh.virtual_services.routing_to(host).chain(mesh.virtual_services.naming(host))
         });
-        let users: Vec<Host> = rules
-            .flat_map(|rules| &rules.hosts)
-            .flat_map(|host| covered(mesh, host))
-            .collect();
+        let users: Vec<Host> =
+            rules.flat_map(|rules| &rules.hosts).flat_map(|host| covered(mesh, host)).collect();
         hosts.extend(users);
         let mut ports = BTreeSet::new();
         for list in hosts.iter().filter_map(|host| mesh.services.get(host)) {
@@ -127,19 +115,14 @@ impl Sensitivity {
             };
             for service in list.iter().map(|known| &known.service) {
                 let differs = |class: PortClass| class == PortClass::Other || hidden(service);
-                let differing = service
-                    .ports
-                    .iter()
-                    .filter(|port| differs(PortClass::of(port.protocol)));
+                let differing =
+                    service.ports.iter().filter(|port| differs(PortClass::of(port.protocol)));
                 ports.extend(differing.map(|port| port.number));
             }
         }
         if a.headless != b.headless {
-            for known in a
-                .headless
-                .iter()
-                .chain(&b.headless)
-                .flat_map(|address| mesh.services_at(address))
+            for known in
+                a.headless.iter().chain(&b.headless).flat_map(|address| mesh.services_at(address))
             {
                 ports.extend(known.service.ports.iter().map(|port| port.number));
             }

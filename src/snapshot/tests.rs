@@ -12,11 +12,7 @@ use crate::source::loader::{Content, Loader};
 use crate::store::Store;
 
 fn object(kind: &str, name: &str, metadata: &str, spec: &str) -> String {
-    let group = if kind == "Service" {
-        "v1"
-    } else {
-        "networking.istio.io/v1"
-    };
+    let group = if kind == "Service" { "v1" } else { "networking.istio.io/v1" };
     format!(
         "---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: {name}, {metadata}}}\nspec: {spec}\n"
     )
@@ -45,10 +41,9 @@ fn shop() -> String {
 
 fn mesh(text: &str) -> Mesh {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-    for change in Loader::new().update([(
-        PathBuf::from("mesh.yaml"),
-        Content::Bytes(text.as_bytes().to_vec()),
-    )]) {
+    for change in Loader::new()
+        .update([(PathBuf::from("mesh.yaml"), Content::Bytes(text.as_bytes().to_vec()))])
+    {
         store.apply(change, &mut dirty);
     }
     let rejected: Vec<_> = store.rejected().collect();
@@ -58,12 +53,8 @@ fn mesh(text: &str) -> Mesh {
 
 fn proxy(namespace: &str, pod: &str, labels: Value) -> Proxy {
     let id = format!("sidecar~10.9.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local");
-    Proxy::new(
-        &id,
-        NodeMetadata::from_json(&json!({ "LABELS": labels })),
-        Locality::default(),
-    )
-    .unwrap()
+    Proxy::new(&id, NodeMetadata::from_json(&json!({ "LABELS": labels })), Locality::default())
+        .unwrap()
 }
 
 fn seen_by(mesh: &Mesh, proxy: &Proxy) -> Snapshot {
@@ -72,30 +63,21 @@ fn seen_by(mesh: &Mesh, proxy: &Proxy) -> Snapshot {
 
 /// The configuration of `client-0` in `shop`.
 fn seen(text: &str) -> Snapshot {
-    seen_by(
-        &mesh(text),
-        &proxy("shop", "client-0", json!({"app": "client"})),
-    )
+    seen_by(&mesh(text), &proxy("shop", "client-0", json!({"app": "client"})))
 }
 
 fn resource(snapshot: &Snapshot, kind: ResourceType, name: &str) -> Value {
     let all = crate::cli::translate::to_json(snapshot, kind).unwrap();
-    all.into_iter()
-        .find(|item| item["name"] == name)
-        .unwrap_or(Value::Null)
+    all.into_iter().find(|item| item["name"] == name).unwrap_or(Value::Null)
 }
 
 /// The routes of a virtual host, `NAME:PORT`.
 fn routes(snapshot: &Snapshot, virtual_host: &str) -> Vec<Value> {
     let (_, port) = virtual_host.rsplit_once(':').unwrap();
     let table = resource(snapshot, ResourceType::Route, port);
-    let hosts = table["virtualHosts"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    let hosts = table["virtualHosts"].as_array().cloned().unwrap_or_default();
     let host = hosts.into_iter().find(|host| host["name"] == virtual_host);
-    host.and_then(|host| host["routes"].as_array().cloned())
-        .unwrap_or_default()
+    host.and_then(|host| host["routes"].as_array().cloned()).unwrap_or_default()
 }
 
 /// The clusters referenced by the routes of a virtual host, in order.
@@ -127,10 +109,7 @@ fn a_rule_without_a_route_for_a_proxy_is_as_if_it_were_not_there() {
     // Port 0 means unset.
     let any = "{hosts: [web], http: [{match: [{port: 0}], route: [{destination: {host: cart}}]}]}";
     let any = shop() + &rule("VirtualService", "a", "shop", 0, any);
-    assert_eq!(
-        leads_to(&seen(&any), WEB),
-        ["outbound|80||cart.shop.svc.cluster.local"]
-    );
+    assert_eq!(leads_to(&seen(&any), WEB), ["outbound|80||cart.shop.svc.cluster.local"]);
 }
 
 #[test]
@@ -138,10 +117,7 @@ fn an_exact_host_without_http_keeps_a_wildcard_out() {
     let wildcard =
         "{hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host: cart}}]}]}";
     let text = shop() + &rule("VirtualService", "all", "shop", 0, wildcard);
-    assert_eq!(
-        leads_to(&seen(&text), WEB),
-        ["outbound|80||cart.shop.svc.cluster.local"]
-    );
+    assert_eq!(leads_to(&seen(&text), WEB), ["outbound|80||cart.shop.svc.cluster.local"]);
     let tcp = "{hosts: [web], tcp: [{route: [{destination: {host: web}}]}]}";
     let text = text + &rule("VirtualService", "tcp", "shop", 1, tcp);
     assert_eq!(leads_to(&seen(&text), WEB), [web("")]);
@@ -157,23 +133,9 @@ fn private_objects_of_a_namespace_come_first() {
     };
     let all = shop() + &rule("VirtualService", "all", "shop", 0, &exported("'*'", "all"));
     assert_eq!(leads_to(&seen(&all), WEB), [web("all")]);
-    let named = all
-        + &rule(
-            "VirtualService",
-            "named",
-            "pay",
-            1,
-            &exported("shop", "named"),
-        );
+    let named = all + &rule("VirtualService", "named", "pay", 1, &exported("shop", "named"));
     assert_eq!(leads_to(&seen(&named), WEB), [web("named")]);
-    let own = named
-        + &rule(
-            "VirtualService",
-            "own",
-            "shop",
-            2,
-            &exported("., pay", "own"),
-        );
+    let own = named + &rule("VirtualService", "own", "shop", 2, &exported("., pay", "own"));
     assert_eq!(leads_to(&seen(&own), WEB), [web("own")]);
 }
 
@@ -181,12 +143,8 @@ fn private_objects_of_a_namespace_come_first() {
 fn hosts_besides_a_service_are_routed_on_its_ports() {
     let both = "{hosts: [web, web.example.com], http: [{route: [{destination: {host: web}}]}]}";
     let alone = "{hosts: [alone.example.com], http: [{route: [{destination: {host: web}}]}]}";
-    let text = service(
-        "web",
-        "shop",
-        "10.0.0.1",
-        "{name: http, port: 8080}, {name: tcp, port: 9}",
-    ) + &service("cart", "shop", "10.0.0.2", "{name: http, port: 80}")
+    let text = service("web", "shop", "10.0.0.1", "{name: http, port: 8080}, {name: tcp, port: 9}")
+        + &service("cart", "shop", "10.0.0.2", "{name: http, port: 80}")
         + &rule("VirtualService", "a", "shop", 0, both)
         + &rule("VirtualService", "b", "shop", 1, alone);
     let snapshot = seen(&text);
@@ -220,11 +178,7 @@ fn a_rule_for_a_short_form_of_a_name_has_it_before_the_service() {
         host["domains"].to_string()
     };
     assert_eq!(of("web.shop:80"), "[\"web.shop\"]");
-    assert!(
-        of(WEB).contains("\"web\"") && !of(WEB).contains("\"web.shop\""),
-        "{}",
-        of(WEB)
-    );
+    assert!(of(WEB).contains("\"web\"") && !of(WEB).contains("\"web.shop\""), "{}", of(WEB));
     // An alias is a name of its own as well.
     let text = shop()
         + &object(
@@ -240,10 +194,7 @@ fn a_rule_for_a_short_form_of_a_name_has_it_before_the_service() {
             0,
             "{hosts: [alias], http: [{route: [{destination: {host: web}}]}]}",
         );
-    assert_eq!(
-        leads_to(&seen(&text), "alias.shop.svc.cluster.local:80"),
-        [web("")]
-    );
+    assert_eq!(leads_to(&seen(&text), "alias.shop.svc.cluster.local:80"), [web("")]);
 }
 
 #[test]
@@ -272,21 +223,12 @@ fn a_route_to_an_external_name_resolves_to_its_target() {
     let snapshot = seen(&text);
     let cart = "outbound|80||cart.shop.svc.cluster.local";
     assert_eq!(leads_to(&snapshot, WEB), [cart]);
-    assert!(
-        snapshot.get(ResourceType::Cluster).contains_key(cart),
-        "the Sidecar hides it"
-    );
+    assert!(snapshot.get(ResourceType::Cluster).contains_key(cart), "the Sidecar hides it");
 }
 
 fn only_route(http: &str) -> Value {
     let text = shop()
-        + &rule(
-            "VirtualService",
-            "a",
-            "shop",
-            0,
-            &format!("{{hosts: [web], http: [{http}]}}"),
-        );
+        + &rule("VirtualService", "a", "shop", 0, &format!("{{hosts: [web], http: [{http}]}}"));
     let mut all = routes(&seen(&text), WEB);
     assert_eq!(all.len(), 1);
     all.remove(0)
@@ -296,24 +238,15 @@ fn only_route(http: &str) -> Value {
 fn a_redirects_port_is_left_out_where_it_is_the_schemes_own() {
     for (redirect, port) in [
         ("{authority: a, derivePort: FROM_REQUEST_PORT}", json!(null)),
-        (
-            "{authority: a, scheme: https, derivePort: FROM_REQUEST_PORT}",
-            json!(80),
-        ),
-        (
-            "{authority: a, scheme: https, derivePort: FROM_PROTOCOL_DEFAULT}",
-            json!(null),
-        ),
+        ("{authority: a, scheme: https, derivePort: FROM_REQUEST_PORT}", json!(80)),
+        ("{authority: a, scheme: https, derivePort: FROM_PROTOCOL_DEFAULT}", json!(null)),
         ("{authority: a, scheme: https, port: 443}", json!(null)),
         ("{authority: a, port: 443}", json!(443)),
         ("{authority: a, port: 80}", json!(null)),
     ] {
         let route = only_route(&format!("{{redirect: {redirect}}}"));
         assert_eq!(
-            route["redirect"]
-                .get("portRedirect")
-                .cloned()
-                .unwrap_or_default(),
+            route["redirect"].get("portRedirect").cloned().unwrap_or_default(),
             port,
             "{redirect}"
         );
@@ -323,19 +256,13 @@ fn a_redirects_port_is_left_out_where_it_is_the_schemes_own() {
 #[test]
 fn a_fault_without_a_share_is_for_no_request() {
     let fault = |text: &str| {
-        let route = only_route(&format!(
-            "{{fault: {text}, route: [{{destination: {{host: web}}}}]}}"
-        ));
+        let route =
+            only_route(&format!("{{fault: {text}, route: [{{destination: {{host: web}}}}]}}"));
         route["typedPerFilterConfig"]["envoy.filters.http.fault"].clone()
     };
     let none = fault("{delay: {fixedDelay: 1s}, abort: {httpStatus: 500}}");
     for what in ["delay", "abort"] {
-        assert!(
-            none[what]["percentage"]
-                .get("numerator")
-                .is_none_or(|share| share == 0),
-            "{none}"
-        );
+        assert!(none[what]["percentage"].get("numerator").is_none_or(|share| share == 0), "{none}");
     }
     let whole = fault("{delay: {fixedDelay: 1s, percent: 7}}");
     assert_eq!(whole["delay"]["percentage"]["numerator"], 70_000);
@@ -347,15 +274,10 @@ fn the_routes_authority_takes_precedence_over_its_destinations() {
     let authority = |http: &str| only_route(http)["route"]["hostRewriteLiteral"].clone();
     assert_eq!(authority(&format!("{{{to}}}")), "inner");
     assert_eq!(
-        authority(&format!(
-            "{{headers: {{request: {{set: {{host: outer}}}}}}, {to}}}"
-        )),
+        authority(&format!("{{headers: {{request: {{set: {{host: outer}}}}}}, {to}}}")),
         "outer"
     );
-    assert_eq!(
-        authority(&format!("{{rewrite: {{authority: outer}}, {to}}}")),
-        "outer"
-    );
+    assert_eq!(authority(&format!("{{rewrite: {{authority: outer}}, {to}}}")), "outer");
 }
 
 #[test]
@@ -369,16 +291,11 @@ fn a_delegates_routes_inherit_unset_fields_from_the_root() {
         + &rule("VirtualService", "leaf", "pay", 1, leaf);
     let all = routes(&seen(&text), WEB);
     let mirrors = all[0]["route"]["requestMirrorPolicies"].as_array().unwrap();
-    let clusters: Vec<_> = mirrors
-        .iter()
-        .map(|mirror| mirror["cluster"].as_str().unwrap())
-        .collect();
+    let clusters: Vec<_> =
+        mirrors.iter().map(|mirror| mirror["cluster"].as_str().unwrap()).collect();
     assert_eq!(
         clusters,
-        [
-            "outbound|80||cart.shop.svc.cluster.local",
-            "outbound|80||web.shop.svc.cluster.local"
-        ]
+        ["outbound|80||cart.shop.svc.cluster.local", "outbound|80||web.shop.svc.cluster.local"]
     );
     assert_eq!(all[0]["requestHeadersToAdd"][0]["header"]["key"], "x-from");
     // An answer of the root's is what its delegate's routes give.
@@ -386,10 +303,7 @@ fn a_delegates_routes_inherit_unset_fields_from_the_root() {
     let text = shop()
         + &rule("VirtualService", "root", "shop", 0, root)
         + &rule("VirtualService", "leaf", "pay", 1, leaf);
-    assert_eq!(
-        routes(&seen(&text), WEB)[0]["directResponse"]["status"],
-        418
-    );
+    assert_eq!(routes(&seen(&text), WEB)[0]["directResponse"]["status"], 418);
 }
 
 #[test]
@@ -401,19 +315,16 @@ fn retries_of_a_hashed_request_avoid_hosts_only_on_request() {
         0,
         "{host: web, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}",
     );
-    for (retries, count) in [
-        ("", 0),
-        ("retries: {attempts: 3, retryIgnorePreviousHosts: true},", 1),
-    ] {
+    for (retries, count) in
+        [("", 0), ("retries: {attempts: 3, retryIgnorePreviousHosts: true},", 1)]
+    {
         let spec = format!(
             "{{hosts: [web], http: [{{{retries} route: [{{destination: {{host: web}}}}]}}]}}"
         );
         let text = shop() + &hash + &rule("VirtualService", "a", "shop", 0, &spec);
         let route = &routes(&seen(&text), WEB)[0]["route"];
         assert_eq!(route["hashPolicy"][0]["header"]["headerName"], "x-user");
-        let predicates = route["retryPolicy"]["retryHostPredicate"]
-            .as_array()
-            .map_or(0, Vec::len);
+        let predicates = route["retryPolicy"]["retryHostPredicate"].as_array().map_or(0, Vec::len);
         assert_eq!(predicates, count, "{retries}");
     }
 }
@@ -438,13 +349,7 @@ fn destination_rules_are_looked_for_as_istio_does() {
     assert_eq!(timeout(&root, "pay", app()), "1s");
     // A rule that selects workloads is its own namespace's, so that others go on looking.
     let selecting = root.clone()
-        + &timeout_rule(
-            "some",
-            "shop",
-            1,
-            2,
-            ", workloadSelector: {matchLabels: {app: client}}",
-        );
+        + &timeout_rule("some", "shop", 1, 2, ", workloadSelector: {matchLabels: {app: client}}");
     assert_eq!(timeout(&selecting, "pay", app()), "1s");
     assert_eq!(timeout(&selecting, "shop", app()), "2s");
     // Other clients find no rule in that namespace.
@@ -466,21 +371,9 @@ fn among_rules_with_different_visibility_the_newest_wins() {
     assert_eq!(timeout(&text, "shop", json!({})), "2s");
     assert_eq!(timeout(&text, "pay", json!({})), "1s");
     // Rules with the same visibility are merged.
-    let subset = rule(
-        "DestinationRule",
-        "more",
-        "shop",
-        2,
-        "{host: web, subsets: [{name: v1}]}",
-    );
-    let snapshot = seen_by(
-        &mesh(&(text + &subset)),
-        &proxy("pay", "client-0", json!({})),
-    );
-    assert_eq!(
-        resource(&snapshot, ResourceType::Cluster, &web("v1"))["connectTimeout"],
-        "1s"
-    );
+    let subset = rule("DestinationRule", "more", "shop", 2, "{host: web, subsets: [{name: v1}]}");
+    let snapshot = seen_by(&mesh(&(text + &subset)), &proxy("pay", "client-0", json!({})));
+    assert_eq!(resource(&snapshot, ResourceType::Cluster, &web("v1"))["connectTimeout"], "1s");
 }
 
 #[test]
@@ -497,12 +390,7 @@ fn only_the_most_specific_exported_host_applies() {
 fn a_sidecar_of_the_root_namespace_speaks_of_each_proxys_own() {
     let text = shop()
         + &service("bill", "pay", "10.0.0.3", "{name: http, port: 80}")
-        + &object(
-            "Sidecar",
-            "default",
-            "namespace: istio-system",
-            "{egress: [{hosts: [./*]}]}",
-        );
+        + &object("Sidecar", "default", "namespace: istio-system", "{egress: [{hosts: [./*]}]}");
     let snapshot = seen(&text);
     assert_eq!(leads_to(&snapshot, WEB), [web("")]);
     assert!(
@@ -531,14 +419,8 @@ fn a_port_with_its_own_egress_listener_is_handled_by_it_alone() {
             "{egress: [{port: {number: 80, protocol: HTTP, name: a}, hosts: [pay/*]}, {hosts: ['*/*']}]}",
         );
     let snapshot = seen(&text);
-    assert!(
-        routes(&snapshot, WEB).is_empty(),
-        "shop's hosts are not among those of port 80"
-    );
-    assert_eq!(
-        leads_to(&snapshot, "web.shop.svc.cluster.local:81").len(),
-        1
-    );
+    assert!(routes(&snapshot, WEB).is_empty(), "shop's hosts are not among those of port 80");
+    assert_eq!(leads_to(&snapshot, "web.shop.svc.cluster.local:81").len(), 1);
     // The listener of port 80 sees no VirtualService of shop, that of all others does.
     assert_eq!(
         leads_to(&snapshot, "bill.pay.svc.cluster.local:80"),
@@ -550,9 +432,7 @@ fn a_port_with_its_own_egress_listener_is_handled_by_it_alone() {
     );
     // Routes may lead to all of what any listener shows.
     assert!(
-        snapshot
-            .get(ResourceType::Cluster)
-            .contains_key("outbound|80||web.shop.svc.cluster.local")
+        snapshot.get(ResourceType::Cluster).contains_key("outbound|80||web.shop.svc.cluster.local")
     );
 }
 
@@ -568,19 +448,11 @@ fn unknown_hosts_go_through_the_egress_proxy() {
             .map(|_| resource(&snapshot, ResourceType::Route, "80"))
             .unwrap();
         let hosts = last["virtualHosts"].as_array().unwrap().clone();
-        let all = hosts
-            .iter()
-            .find(|host| host["name"] == "allow_any")
-            .unwrap();
-        let http = all["routes"][0]["route"]["cluster"]
-            .as_str()
-            .unwrap()
-            .to_owned();
+        let all = hosts.iter().find(|host| host["name"] == "allow_any").unwrap();
+        let http = all["routes"][0]["route"]["cluster"].as_str().unwrap().to_owned();
         for name in ["virtualOutbound", "0.0.0.0_80"] {
             let listener = resource(&snapshot, ResourceType::Listener, name);
-            let last = listener
-                .get("defaultFilterChain")
-                .unwrap_or(&listener["filterChains"][1]);
+            let last = listener.get("defaultFilterChain").unwrap_or(&listener["filterChains"][1]);
             assert_eq!(
                 last["filters"][0]["typedConfig"]["cluster"].as_str(),
                 Some(&*http),
@@ -597,10 +469,7 @@ fn unknown_hosts_go_through_the_egress_proxy() {
         )
     };
     assert_eq!(through("{egress: [{hosts: [./*]}]}"), "PassthroughCluster");
-    assert_eq!(
-        through(&policy(8443)),
-        "outbound|8443||out.edge.svc.cluster.local"
-    );
+    assert_eq!(through(&policy(8443)), "outbound|8443||out.edge.svc.cluster.local");
     assert_eq!(through(&policy(1)), "BlackHoleCluster");
 }
 
@@ -634,15 +503,9 @@ fn a_workload_applies_the_limits_of_its_clients() {
     assert_eq!(requests(&text), 7);
     // The HTTP version for clients does not affect inbound traffic.
     let cluster = resource(&seen(&text), ResourceType::Cluster, "inbound|8080||");
-    assert!(
-        cluster.get("typedExtensionProtocolOptions").is_none(),
-        "{cluster}"
-    );
+    assert!(cluster.get("typedExtensionProtocolOptions").is_none(), "{cluster}");
     let own = "{inboundConnectionPool: {http: {http2MaxRequests: 9}}}";
-    assert_eq!(
-        requests(&(text + &object("Sidecar", "default", "namespace: shop", own))),
-        9
-    );
+    assert_eq!(requests(&(text + &object("Sidecar", "default", "namespace: shop", own))), 9);
 }
 
 #[test]
@@ -653,11 +516,9 @@ fn a_subset_does_not_inherit_a_tunnel() {
         tunnel(1),
         tunnel(2)
     );
-    for (subset, end) in [
-        ("", Some("far.example.com:1")),
-        ("v1", None),
-        ("v2", Some("far.example.com:2")),
-    ] {
+    for (subset, end) in
+        [("", Some("far.example.com:1")), ("v1", None), ("v2", Some("far.example.com:2"))]
+    {
         let route = format!(
             "{{hosts: [web], tcp: [{{route: [{{destination: {{host: web, subset: '{subset}'}}}}]}}]}}"
         );
@@ -666,11 +527,7 @@ fn a_subset_does_not_inherit_a_tunnel() {
             + &rule("VirtualService", "web", "shop", 0, &route);
         let listener = resource(&seen(&text), ResourceType::Listener, "10.0.0.1_9000");
         let proxy = &listener["filterChains"][0]["filters"][0]["typedConfig"];
-        assert_eq!(
-            proxy["tunnelingConfig"]["hostname"].as_str(),
-            end,
-            "{listener}"
-        );
+        assert_eq!(proxy["tunnelingConfig"]["hostname"].as_str(), end, "{listener}");
     }
 }
 
@@ -680,30 +537,19 @@ fn grpc_web_is_turned_into_grpc() {
     let snapshot = seen(&text);
     let cluster = resource(&snapshot, ResourceType::Cluster, &web(""));
     let options = &cluster["typedExtensionProtocolOptions"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
-    assert!(
-        options["explicitHttpConfig"]["http2ProtocolOptions"].is_object(),
-        "{cluster}"
-    );
+    assert!(options["explicitHttpConfig"]["http2ProtocolOptions"].is_object(), "{cluster}");
     let listener = resource(&snapshot, ResourceType::Listener, "0.0.0.0_80").to_string();
-    assert!(
-        listener.contains("envoy.filters.http.grpc_web"),
-        "{listener}"
-    );
+    assert!(listener.contains("envoy.filters.http.grpc_web"), "{listener}");
     let listener = resource(&seen(&shop()), ResourceType::Listener, "0.0.0.0_80").to_string();
-    assert!(
-        !listener.contains("envoy.filters.http.grpc_web"),
-        "{listener}"
-    );
+    assert!(!listener.contains("envoy.filters.http.grpc_web"), "{listener}");
 }
 
 /// Resources of one type that two snapshots have in common in memory, and how many the first has.
 fn shared(kind: ResourceType, first: &Snapshot, other: &Snapshot) -> (usize, usize) {
     let (first, other) = (first.get(kind), other.get(kind));
-    let same = first.iter().filter(|(name, resource)| {
-        other
-            .get(name)
-            .is_some_and(|same| Arc::ptr_eq(resource, same))
-    });
+    let same = first
+        .iter()
+        .filter(|(name, resource)| other.get(name).is_some_and(|same| Arc::ptr_eq(resource, same)));
     (same.count(), first.len())
 }
 
@@ -729,10 +575,7 @@ async fn proxies_of_one_scope_share_everything_and_others_equal_parts() {
     let state = mesh(&text);
     cache.publish(state.clone(), 1.into()).await.unwrap();
     let join = async |namespace: &str, pod: &str, labels: Value| {
-        cache
-            .subscribe(proxy(namespace, pod, labels))
-            .await
-            .unwrap()
+        cache.subscribe(proxy(namespace, pod, labels)).await.unwrap()
     };
     let latest = |place: &super::SnapshotSubscription| place.snapshots.borrow().clone().unwrap();
     // No rule reads `app`, so it cannot distinguish the two.
@@ -747,17 +590,10 @@ async fn proxies_of_one_scope_share_everything_and_others_equal_parts() {
     assert!(!Arc::ptr_eq(&latest(&a), &latest(&gold)));
     let pay = join("pay", "d", json!({})).await;
     assert_eq!(cache.stats().scopes, 3);
-    for kind in [
-        ResourceType::Cluster,
-        ResourceType::Endpoints,
-        ResourceType::Listener,
-    ] {
+    for kind in [ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Listener] {
         for other in [&gold, &pay] {
             let (same, all) = shared(kind, &latest(&a), &latest(other));
-            assert!(
-                same == all && all > 0,
-                "{same} of {all} {kind:?} are shared"
-            );
+            assert!(same == all && all > 0, "{same} of {all} {kind:?} are shared");
         }
     }
     // The gold client has one more virtual host; for the other namespace both differ, because short names differ.

@@ -49,11 +49,7 @@ impl OutputValidator {
             ),
             None => tracing::error!("{resource}: omitted because Envoy would reject it: {reason}"),
         }
-        self.0.push(OmittedResource {
-            resource,
-            object: object.cloned(),
-            reason,
-        });
+        self.0.push(OmittedResource { resource, object: object.cloned(), reason });
     }
 
     /// The encoded message, or `None` if Envoy would reject it.
@@ -87,14 +83,10 @@ impl OutputValidator {
         };
         self.report(format!("eds {}", message.cluster_name), object, reason);
         message.endpoints.retain(|locality| {
-            let alone = ClusterLoadAssignment {
-                endpoints: vec![locality.clone()],
-                ..Default::default()
-            };
-            let named = ClusterLoadAssignment {
-                cluster_name: message.cluster_name.clone(),
-                ..alone
-            };
+            let alone =
+                ClusterLoadAssignment { endpoints: vec![locality.clone()], ..Default::default() };
+            let named =
+                ClusterLoadAssignment { cluster_name: message.cluster_name.clone(), ..alone };
             first_problem::<ClusterLoadAssignment>(&named.encode_to_vec()).is_none()
         });
         let bytes = message.encode_to_vec();
@@ -118,9 +110,7 @@ impl OutputValidator {
             };
             let chain =
                 index(&first.path, "filter_chains[").filter(|at| *at < message.filter_chains.len());
-            let of = chain
-                .map(|at| format!(" filter chain {at}"))
-                .unwrap_or_default();
+            let of = chain.map(|at| format!(" filter chain {at}")).unwrap_or_default();
             self.report(format!("lds {}{of}", message.name), None, first.to_string());
             message.filter_chains.remove(chain?);
         }
@@ -134,10 +124,7 @@ impl OutputValidator {
         made: TranslatedVirtualHost,
         objects: &Provenance,
     ) -> Option<EncodedVirtualHost> {
-        let TranslatedVirtualHost {
-            mut host,
-            defined_by,
-        } = made;
+        let TranslatedVirtualHost { mut host, defined_by } = made;
         let part = EncodedVirtualHost::new(host.clone(), objects.clone());
         if virtual_host_problem(head, &part).is_none() {
             return Some(part);
@@ -163,9 +150,7 @@ impl OutputValidator {
                 object,
                 reason.clone(),
             );
-            let object = object
-                .map(|object| format!(" of {object}"))
-                .unwrap_or_default();
+            let object = object.map(|object| format!(" of {object}")).unwrap_or_default();
             let answer = unavailable(entry, &format!("this route{object} is invalid: {reason}"));
             kept.extend(alone(&answer).is_none().then_some(answer));
         }
@@ -196,21 +181,17 @@ fn unavailable(instead_of: route::Route, says: &str) -> route::Route {
     route::Route {
         name: instead_of.name,
         r#match: instead_of.r#match,
-        action: Some(route::route::Action::DirectResponse(
-            route::DirectResponseAction {
-                status: 503,
-                body: Some(body),
-                ..Default::default()
-            },
-        )),
+        action: Some(route::route::Action::DirectResponse(route::DirectResponseAction {
+            status: 503,
+            body: Some(body),
+            ..Default::default()
+        })),
         ..Default::default()
     }
 }
 
 fn first_problem<M: Name>(bytes: &[u8]) -> Option<String> {
-    envoy_validate::check(&M::full_name(), bytes)
-        .first()
-        .map(ToString::to_string)
+    envoy_validate::check(&M::full_name(), bytes).first().map(ToString::to_string)
 }
 
 /// Validates a virtual host inside its route configuration, because some rules involve both.

@@ -89,11 +89,8 @@ impl World {
     /// Writes files, and counts the work that they make.
     fn write(&mut self, files: Vec<(String, String)>) -> WorkCounts {
         let files = files.into_iter().map(|(name, text)| {
-            let content = if text.is_empty() {
-                Content::Gone
-            } else {
-                Content::Bytes(text.into_bytes())
-            };
+            let content =
+                if text.is_empty() { Content::Gone } else { Content::Bytes(text.into_bytes()) };
             (PathBuf::from(name), content)
         });
         let mut dirty = BTreeSet::new();
@@ -120,10 +117,7 @@ fn a_new_scope_is_made_from_one_that_is_there() {
     assert_eq!(counts.scopes_built, 1);
     // Each looks at its own services and at those of the scope it is made from, and at no others.
     let all = (30 * SERVICES) as u64;
-    assert!(
-        counts.scope_hosts <= all + 30 * 2 * SERVICES as u64,
-        "{counts:?}"
-    );
+    assert!(counts.scope_hosts <= all + 30 * 2 * SERVICES as u64, "{counts:?}");
 }
 
 #[test]
@@ -178,26 +172,14 @@ fn a_new_service_costs_its_own_resources_and_a_look_at_its_port() {
 fn a_deleted_namespace_costs_what_it_had() {
     let mut world = World::new(30);
     let files = (0..SERVICES).flat_map(|n| {
-        [
-            format!("7-{n}-service.yaml"),
-            format!("7-{n}-slice.yaml"),
-            format!("7-{n}-rules.yaml"),
-        ]
+        [format!("7-{n}-service.yaml"), format!("7-{n}-slice.yaml"), format!("7-{n}-rules.yaml")]
     });
     let work = world.write(files.map(|name| (name, String::new())).collect());
-    assert_eq!(
-        (work.translated, work.encoded, work.scopes_built),
-        (0, 0, 0)
-    );
+    assert_eq!((work.translated, work.encoded, work.scopes_built), (0, 0, 0));
     assert_eq!(work.scope_hosts, (30 * SERVICES) as u64);
     let scope = scope_of(&world, 7);
     let left = world.snapshots.get(&scope).unwrap();
-    assert!(
-        !left
-            .get(ResourceType::Cluster)
-            .keys()
-            .any(|name| name.contains(".ns7."))
-    );
+    assert!(!left.get(ResourceType::Cluster).keys().any(|name| name.contains(".ns7.")));
 }
 
 #[test]

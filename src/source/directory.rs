@@ -72,10 +72,7 @@ pub async fn watch(
     changes: mpsc::Sender<Vec<SourceEvent>>,
     mut scan_requests: mpsc::Receiver<u64>,
 ) -> Result<(), DirectoryError> {
-    let failed = |source: io::Error| DirectoryError::Watch {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source: io::Error| DirectoryError::Watch { path: path.clone(), source };
     let (events, wakes) = match InotifyWatcher::new()
         .and_then(|(events, wakes)| Ok((events, register(wakes)?)))
     {
@@ -86,9 +83,8 @@ pub async fn watch(
         }
     };
     let watcher = DirectoryWatcher::new(path.clone(), events);
-    let (mut watcher, batch) = blocking(watcher, |watcher| watcher.load(Instant::now()))
-        .await
-        .map_err(failed)?;
+    let (mut watcher, batch) =
+        blocking(watcher, |watcher| watcher.load(Instant::now())).await.map_err(failed)?;
     let mut batch = batch?;
     let mut asked = true;
     loop {
@@ -107,9 +103,8 @@ pub async fn watch(
                 }
             }
         }
-        (watcher, batch) = blocking(watcher, |watcher| watcher.rescan(Instant::now()))
-            .await
-            .map_err(failed)?;
+        (watcher, batch) =
+            blocking(watcher, |watcher| watcher.rescan(Instant::now())).await.map_err(failed)?;
         batch.extend(barrier.map(SourceEvent::Barrier));
     }
 }
@@ -189,10 +184,7 @@ impl DirectoryWatcher {
     fn load(&mut self, now: Instant) -> Result<Vec<SourceEvent>, DirectoryError> {
         let (scan, file_events) = self.scan();
         if let Some(why) = scan.unreadable.get(&self.root) {
-            return Err(DirectoryError::Unreadable {
-                path: self.root.clone(),
-                why: why.clone(),
-            });
+            return Err(DirectoryError::Unreadable { path: self.root.clone(), why: why.clone() });
         }
         let mut changes = self.apply_scan(scan, &file_events, true, now);
         changes.push(SourceEvent::Synced);
@@ -258,10 +250,7 @@ impl DirectoryWatcher {
                 Err(why) => {
                     if known.bad.as_ref() != Some(why) {
                         updates.push((path.clone(), Content::Unreadable(why.clone())));
-                        *known = FileState {
-                            bad: Some(why.clone()),
-                            ..FileState::default()
-                        };
+                        *known = FileState { bad: Some(why.clone()), ..FileState::default() };
                     }
                     continue;
                 }
@@ -305,11 +294,9 @@ impl DirectoryWatcher {
         };
         updates.extend(self.deleted_files(&scan, moved, now, &mut next));
         let (known, events) = (&mut self.known, &mut self.events);
-        let read = to_read
-            .into_iter()
-            .filter_map(|(path, stamp, watched_names)| {
-                read_stable(path, stamp, &watched_names, known, events)
-            });
+        let read = to_read.into_iter().filter_map(|(path, stamp, watched_names)| {
+            read_stable(path, stamp, &watched_names, known, events)
+        });
         let changes = self.loader.update(updates.into_iter().chain(read));
         let blind = self.events.as_ref().is_none_or(InotifyWatcher::limit_hit);
         if blind && self.events.is_some() && !self.warned {
@@ -325,10 +312,7 @@ impl DirectoryWatcher {
     fn unlistable_folders(&mut self, scan: &Scan) -> Vec<(PathBuf, Content)> {
         let old = std::mem::replace(&mut self.unreadable, scan.unreadable.clone());
         let mut updates = Vec::new();
-        for path in old
-            .keys()
-            .filter(|path| !scan.unreadable.contains_key(*path))
-        {
+        for path in old.keys().filter(|path| !scan.unreadable.contains_key(*path)) {
             if scan.files.contains_key(path) {
                 // The root is a file: reading it again clears the problem.
                 self.known.remove(path);
@@ -336,10 +320,7 @@ impl DirectoryWatcher {
                 updates.push((path.clone(), Content::Gone));
             }
         }
-        let new = scan
-            .unreadable
-            .iter()
-            .filter(|(path, why)| old.get(*path) != Some(why));
+        let new = scan.unreadable.iter().filter(|(path, why)| old.get(*path) != Some(why));
         updates.extend(new.map(|(path, why)| (path.clone(), Content::Unreadable(why.clone()))));
         updates
     }
@@ -353,11 +334,7 @@ impl DirectoryWatcher {
         now: Instant,
         next: &mut Instant,
     ) -> Vec<(PathBuf, Content)> {
-        let hidden = |path: &Path| {
-            scan.unreadable
-                .keys()
-                .any(|folder| path.starts_with(folder))
-        };
+        let hidden = |path: &Path| scan.unreadable.keys().any(|folder| path.starts_with(folder));
         let mut deleted_files = Vec::new();
         self.known.retain(|path, known| {
             if scan.files.contains_key(path) || hidden(path) {
@@ -394,10 +371,7 @@ fn read_stable(
         }
     }
     let known = known.entry(path.clone()).or_default();
-    *known = FileState {
-        read: Some(read.unwrap_or(stamp)),
-        ..FileState::default()
-    };
+    *known = FileState { read: Some(read.unwrap_or(stamp)), ..FileState::default() };
     Some((path, content))
 }
 
@@ -420,14 +394,12 @@ mod tests {
 
     /// The active VirtualServices by name and host, like `a=one b=two`.
     fn active(store: &Store) -> String {
-        let shown = store
-            .all(Kind::VirtualService)
-            .map(|entry| match &entry.object.spec {
-                Spec::VirtualService(spec) => {
-                    format!("{}={}", entry.object.meta.name, spec.hosts[0])
-                }
-                other => panic!("{other:?}"),
-            });
+        let shown = store.all(Kind::VirtualService).map(|entry| match &entry.object.spec {
+            Spec::VirtualService(spec) => {
+                format!("{}={}", entry.object.meta.name, spec.hosts[0])
+            }
+            other => panic!("{other:?}"),
+        });
         shown.collect::<Vec<_>>().join(" ")
     }
 
@@ -452,16 +424,9 @@ mod tests {
             fs::create_dir(dir.path().join("conf")).unwrap();
             let watcher = DirectoryWatcher::new(dir.path().join(root), events);
             let store = Store::default();
-            let mut fixture = Self {
-                dir,
-                watcher,
-                store,
-                now: Instant::now(),
-                deleted: Vec::new(),
-            };
-            files
-                .iter()
-                .for_each(|(name, text)| fixture.write(name, text));
+            let mut fixture =
+                Self { dir, watcher, store, now: Instant::now(), deleted: Vec::new() };
+            files.iter().for_each(|(name, text)| fixture.write(name, text));
             let changes = fixture.watcher.load(fixture.now).unwrap();
             fixture.apply(changes);
             assert!(fixture.store.synced());
@@ -525,8 +490,7 @@ mod tests {
         fixture.write("b.yaml", rule("b", "two"));
         assert_eq!(fixture.rescan(), "a=one b=two");
         assert_eq!(fixture.after(IDLE * 3), "a=one b=two");
-        file.write_all(format!("---\n{}", rule("a", "two")).as_bytes())
-            .unwrap();
+        file.write_all(format!("---\n{}", rule("a", "two")).as_bytes()).unwrap();
         assert_eq!(fixture.rescan(), "a=one b=two");
         drop(file);
         assert_eq!(fixture.rescan(), "a=two b=two x=two");
@@ -541,8 +505,7 @@ mod tests {
         file.write_all(rule("a", "one").as_bytes()).unwrap();
         fixture.write("b.yaml", rule("b", "one"));
         assert_eq!(fixture.rescan(), "b=one");
-        file.write_all(format!("---\n{}", rule("c", "one")).as_bytes())
-            .unwrap();
+        file.write_all(format!("---\n{}", rule("c", "one")).as_bytes()).unwrap();
         drop(file);
         assert_eq!(fixture.rescan(), "a=one b=one c=one");
         assert!(fixture.source_problems().is_empty());
@@ -577,8 +540,7 @@ mod tests {
         file.write_all(rule("a", "one").as_bytes()).unwrap();
         fixture.rename("a.yaml", "b.yaml");
         assert_eq!(fixture.rescan(), "");
-        file.write_all(format!("---\n{}", rule("b", "one")).as_bytes())
-            .unwrap();
+        file.write_all(format!("---\n{}", rule("b", "one")).as_bytes()).unwrap();
         drop(file);
         assert_eq!(fixture.rescan(), "a=one b=one");
     }
@@ -632,9 +594,7 @@ mod tests {
     fn a_mounted_configmap_is_exchanged_as_one() {
         let dir = |fixture: &Fixture, version: &str, files: &[(&str, String)]| {
             fs::create_dir_all(fixture.path(version).join("sub")).unwrap();
-            files
-                .iter()
-                .for_each(|(name, text)| fixture.write(&format!("{version}/{name}"), text));
+            files.iter().for_each(|(name, text)| fixture.write(&format!("{version}/{name}"), text));
             symlink(version, fixture.path("..data_tmp")).unwrap();
             fixture.rename("..data_tmp", "..data");
         };
@@ -663,10 +623,7 @@ mod tests {
         );
         let changes = fixture.watcher.rescan(fixture.now);
         assert_eq!(
-            changes
-                .iter()
-                .filter(|change| matches!(change, SourceEvent::Apply { .. }))
-                .count(),
+            changes.iter().filter(|change| matches!(change, SourceEvent::Apply { .. })).count(),
             3,
             "{changes:?}"
         );
@@ -677,19 +634,13 @@ mod tests {
         dir(
             &fixture,
             "..2024_3",
-            &[
-                ("a.yaml", rule("a", "one")),
-                ("sub/c.yaml", rule("c", "one")),
-            ],
+            &[("a.yaml", rule("a", "one")), ("sub/c.yaml", rule("c", "one"))],
         );
         assert_eq!(fixture.rescan(), "a=one b=two c=one");
         fs::remove_file(fixture.path("b.yaml")).unwrap();
         fixture.rescan();
         assert_eq!(fixture.after(ABSENCE), "a=one c=one");
-        assert_eq!(
-            (fixture.deleted.len(), fixture.source_problems().len()),
-            (1, 0)
-        );
+        assert_eq!((fixture.deleted.len(), fixture.source_problems().len()), (1, 0));
     }
 
     #[test]
@@ -751,21 +702,13 @@ mod tests {
             Some(InotifyWatcher::new().unwrap().0),
             "conf",
         );
-        fs::rename(
-            fixture.dir.path().join("conf"),
-            fixture.dir.path().join("v1"),
-        )
-        .unwrap();
+        fs::rename(fixture.dir.path().join("conf"), fixture.dir.path().join("v1")).unwrap();
         symlink("v1", fixture.dir.path().join("conf")).unwrap();
         assert_eq!(fixture.rescan(), "a=one");
         fs::create_dir(fixture.dir.path().join("v2")).unwrap();
         fs::write(fixture.dir.path().join("v2/a.yaml"), rule("a", "two")).unwrap();
         symlink("v2", fixture.dir.path().join("next")).unwrap();
-        fs::rename(
-            fixture.dir.path().join("next"),
-            fixture.dir.path().join("conf"),
-        )
-        .unwrap();
+        fs::rename(fixture.dir.path().join("next"), fixture.dir.path().join("conf")).unwrap();
         assert_eq!(fixture.rescan(), "a=two");
     }
 
@@ -781,13 +724,7 @@ mod tests {
         assert_eq!(fixture.rescan(), "a=two");
         fs::remove_file(fixture.path("rules")).unwrap();
         fixture.rescan();
-        assert_eq!(
-            (
-                fixture.after(IDLE).as_str(),
-                fixture.source_problems().len()
-            ),
-            ("a=two", 1)
-        );
+        assert_eq!((fixture.after(IDLE).as_str(), fixture.source_problems().len()), ("a=two", 1));
         let mut file = File::create(fixture.path("rules")).unwrap();
         assert_eq!(fixture.rescan(), "a=two");
         file.write_all(rule("a", "three").as_bytes()).unwrap();
@@ -884,10 +821,7 @@ mod tests {
         );
         assert_eq!(load_once(&dir.path().join("a.yaml")).unwrap().len(), 2);
         let error = load_once(&dir.path().join("none")).unwrap_err().to_string();
-        assert!(
-            error.contains("none: does not exist; expected a folder"),
-            "{error}"
-        );
+        assert!(error.contains("none: does not exist; expected a folder"), "{error}");
     }
 
     /// A folder watched as by `weir serve`.
@@ -901,11 +835,7 @@ mod tests {
         fn start(root: &Path) -> Self {
             let (sender, changes) = mpsc::channel(1);
             let task = tokio::spawn(watch(root.to_owned(), sender, mpsc::channel(1).1));
-            Self {
-                changes,
-                task,
-                store: Store::default(),
-            }
+            Self { changes, task, store: Store::default() }
         }
 
         async fn until(&mut self, what: &str) {
@@ -951,28 +881,17 @@ mod tests {
         live.until("c=one").await;
         assert_eq!(live.store.source_problems().count(), 0);
         drop(live.changes);
-        tokio::time::timeout(Duration::from_secs(60), live.task)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(60), live.task).await.unwrap().unwrap().unwrap();
     }
 
     #[tokio::test]
     async fn a_folder_that_is_not_there_at_the_start_is_an_error() {
         let (sender, _changes) = mpsc::channel(1);
-        let error = watch(
-            PathBuf::from("/nonexistent/conf"),
-            sender,
-            mpsc::channel(1).1,
-        )
-        .await
-        .unwrap_err()
-        .to_string();
-        assert!(
-            error.starts_with("/nonexistent/conf: does not exist"),
-            "{error}"
-        );
+        let error = watch(PathBuf::from("/nonexistent/conf"), sender, mpsc::channel(1).1)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("/nonexistent/conf: does not exist"), "{error}");
     }
 
     #[tokio::test]

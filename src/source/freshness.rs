@@ -32,10 +32,7 @@ pub struct FreshnessProbe(Backend);
 
 #[derive(Clone)]
 enum Backend {
-    Directory {
-        scan_requests: mpsc::Sender<u64>,
-        asked: Arc<AtomicU64>,
-    },
+    Directory { scan_requests: mpsc::Sender<u64>, asked: Arc<AtomicU64> },
     Kubernetes(Client),
 }
 
@@ -52,13 +49,7 @@ impl FreshnessProbe {
     /// A probe for a folder, and the receiver to pass to [`super::directory::watch`].
     pub fn directory() -> (Self, mpsc::Receiver<u64>) {
         let (scan_requests, asked) = mpsc::channel(WAITING);
-        (
-            Self(Backend::Directory {
-                scan_requests,
-                asked: Arc::default(),
-            }),
-            asked,
-        )
+        (Self(Backend::Directory { scan_requests, asked: Arc::default() }), asked)
     }
 
     /// A probe for the Kubernetes API.
@@ -72,10 +63,7 @@ impl FreshnessProbe {
     /// Why the source cannot tell.
     pub async fn freshness(&self, key: &ObjectKey) -> Result<Freshness, String> {
         match &self.0 {
-            Backend::Directory {
-                scan_requests,
-                asked,
-            } => {
+            Backend::Directory { scan_requests, asked } => {
                 let barrier = asked.fetch_add(1, Ordering::Relaxed) + 1;
                 scan_requests
                     .send(barrier)

@@ -64,17 +64,9 @@ pub(super) struct FileEvents {
 impl FileEvents {
     /// The new path of `path` if it or a parent folder was renamed.
     pub fn moved_to(&self, path: &Path) -> Option<PathBuf> {
-        let (from, to) = self
-            .moved
-            .iter()
-            .rev()
-            .find(|(from, _)| path.starts_with(from))?;
+        let (from, to) = self.moved.iter().rev().find(|(from, _)| path.starts_with(from))?;
         let below = path.strip_prefix(from).ok()?;
-        Some(if below == Path::new("") {
-            to.clone()
-        } else {
-            to.join(below)
-        })
+        Some(if below == Path::new("") { to.clone() } else { to.join(below) })
     }
 
     /// Whether the file at one of `spots` is known to be complete. A file that was only created may be about to be
@@ -184,10 +176,7 @@ impl InotifyWatcher {
             .into_iter()
             .flatten()
             .filter_map(|path| {
-                Some((
-                    *self.next_by_path.get(&parent(path))?,
-                    path.file_name()?.to_owned(),
-                ))
+                Some((*self.next_by_path.get(&parent(path))?, path.file_name()?.to_owned()))
             })
             .collect()
     }
@@ -204,24 +193,20 @@ impl InotifyWatcher {
 
     /// Whether one of `spots` is being written.
     pub fn is_writing(&self, watched_names: &[WatchedName]) -> bool {
-        watched_names
-            .iter()
-            .any(|watched_name| self.writing.contains(watched_name))
+        watched_names.iter().any(|watched_name| self.writing.contains(watched_name))
     }
 
     /// Ends a scan: stops watching what was not requested again.
     pub fn end_scan(&mut self) {
         let old = std::mem::replace(&mut self.watched, std::mem::take(&mut self.next));
         self.next_by_path.clear();
-        for descriptor in old
-            .into_keys()
-            .filter(|descriptor| !self.watched.contains_key(descriptor))
+        for descriptor in
+            old.into_keys().filter(|descriptor| !self.watched.contains_key(descriptor))
         {
             // Fails for a removed folder, whose watch is already gone.
             let _ = self.inotify.rm_watch(descriptor);
         }
-        self.writing
-            .retain(|(descriptor, _)| self.watched.contains_key(descriptor));
+        self.writing.retain(|(descriptor, _)| self.watched.contains_key(descriptor));
     }
 
     /// Resets [`InotifyWatcher::was_modified`].
@@ -231,9 +216,7 @@ impl InotifyWatcher {
 
     /// Whether a file at one of `spots` was modified since [`InotifyWatcher::reset_modified`], as of the last drain.
     pub fn was_modified(&self, watched_names: &[WatchedName]) -> bool {
-        watched_names
-            .iter()
-            .any(|watched_name| self.modified.contains(watched_name))
+        watched_names.iter().any(|watched_name| self.modified.contains(watched_name))
     }
 
     /// Processes all queued events.
@@ -255,12 +238,7 @@ impl InotifyWatcher {
     }
 
     fn record(&mut self, event: InotifyEvent) {
-        let InotifyEvent {
-            wd,
-            mask,
-            cookie,
-            name,
-        } = event;
+        let InotifyEvent { wd, mask, cookie, name } = event;
         let is = |flags: AddWatchFlags| mask.intersects(flags);
         if is(AddWatchFlags::IN_Q_OVERFLOW) {
             tracing::warn!("the inotify queue overflowed; scanning all files");

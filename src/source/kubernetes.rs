@@ -62,9 +62,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
                 .await
                 .map_err(|error| Error::Config(format!("{}: {error}", file.display())))?
         }
-        None => Config::infer()
-            .await
-            .map_err(|error| Error::Config(error.to_string()))?,
+        None => Config::infer().await.map_err(|error| Error::Config(error.to_string()))?,
     };
     // A watch is silent while nothing changes; the API server closes it within five minutes.
     config.read_timeout = Some(Duration::from_secs(330));
@@ -94,10 +92,8 @@ enum Event {
 /// # Errors
 /// None: failures are retried and reported as [`SourceEvent::SourceProblems`].
 pub async fn watch(client: Client, changes: mpsc::Sender<Vec<SourceEvent>>) -> Result<(), Error> {
-    let mut events: SelectAll<_> = Kind::ALL
-        .into_iter()
-        .map(|kind| events(&client, kind))
-        .collect();
+    let mut events: SelectAll<_> =
+        Kind::ALL.into_iter().map(|kind| events(&client, kind)).collect();
     let mut kinds: Vec<KindState> = Kind::ALL.into_iter().map(KindState::new).collect();
     let mut synced = false;
     while let Some(first) = events.next().await {
@@ -108,11 +104,7 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Vec<SourceEvent>>) -> R
                 state.handle(event, &mut batch);
             }
             // Events that are already available go into the same batch.
-            next = if batch.len() < BATCH {
-                events.next().now_or_never().flatten()
-            } else {
-                None
-            };
+            next = if batch.len() < BATCH { events.next().now_or_never().flatten() } else { None };
         }
         if !synced && kinds.iter().all(|state| state.complete) {
             synced = true;
@@ -138,9 +130,7 @@ impl WatchAttempt {
     /// Starts over after a failure, including discovery of the served version: resuming the old watch would neither
     /// clear the problem nor notice that the API now serves another version.
     fn failed(&mut self) {
-        let longest = RETRY
-            .saturating_mul(1 << self.failures.min(16))
-            .min(LONGEST_RETRY);
+        let longest = RETRY.saturating_mul(1 << self.failures.min(16)).min(LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         // Jitter spreads the retries of kinds and replicas.
         let part = 0.5 + 0.5 * (RandomState::new().hash_one(()) as f64 / u64::MAX as f64);
@@ -183,9 +173,7 @@ fn events(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Event)> {
 
 /// A stream that ends after a delay.
 fn pause(time: Duration) -> BoxStream<'static, Event> {
-    futures::stream::once(tokio::time::sleep(time))
-        .filter_map(async |()| None)
-        .boxed()
+    futures::stream::once(tokio::time::sleep(time)).filter_map(async |()| None).boxed()
 }
 
 /// The API's message, or else the error with its chain of causes.
@@ -221,9 +209,9 @@ pub async fn freshness(client: &Client, key: &ObjectKey) -> Result<Freshness, St
         api.get_metadata_opt(&key.name).await
     };
     match found.await {
-        Ok(Some(object)) => Ok(Freshness::Generation(
-            object.metadata.generation.unwrap_or_default(),
-        )),
+        Ok(Some(object)) => {
+            Ok(Freshness::Generation(object.metadata.generation.unwrap_or_default()))
+        }
         Ok(None) => Ok(Freshness::Absent),
         Err(error) => Err(reason(&error)),
     }
@@ -235,17 +223,10 @@ async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, ku
         let listed = if kind.group().is_empty() {
             client.list_core_api_resources(version).await
         } else {
-            client
-                .list_api_group_resources(&format!("{}/{version}", kind.group()))
-                .await
+            client.list_api_group_resources(&format!("{}/{version}", kind.group())).await
         };
         match listed {
-            Ok(list)
-                if list
-                    .resources
-                    .iter()
-                    .any(|resource| resource.name == kind.plural()) =>
-            {
+            Ok(list) if list.resources.iter().any(|resource| resource.name == kind.plural()) => {
                 let api_version = if kind.group().is_empty() {
                     (*version).to_owned()
                 } else {
@@ -345,13 +326,7 @@ struct KindState {
 
 impl KindState {
     fn new(kind: Kind) -> Self {
-        Self {
-            kind,
-            complete: false,
-            known: BTreeSet::new(),
-            listing: None,
-            source_problems: None,
-        }
+        Self { kind, complete: false, known: BTreeSet::new(), listing: None, source_problems: None }
     }
 
     fn handle(&mut self, event: Event, out: &mut Vec<SourceEvent>) {
@@ -360,12 +335,7 @@ impl KindState {
             Event::Apply(document) => self.apply(document, out),
             Event::InitDone => {
                 let listed = self.listing.take().unwrap_or_default();
-                out.extend(
-                    self.known
-                        .difference(&listed)
-                        .cloned()
-                        .map(SourceEvent::Delete),
-                );
+                out.extend(self.known.difference(&listed).cloned().map(SourceEvent::Delete));
                 self.known = listed;
                 self.complete = true;
                 self.source_problems(None, out);
@@ -417,9 +387,7 @@ impl KindState {
             self.source_problems(None, out);
         }
         let parsed = api::parse(&key, document, 0);
-        out.push(event_from(key, parsed, Origin::Cluster, |_| {
-            Origin::Cluster
-        }));
+        out.push(event_from(key, parsed, Origin::Cluster, |_| Origin::Cluster));
     }
 
     fn source_problems(&mut self, message: Option<String>, out: &mut Vec<SourceEvent>) {
@@ -447,9 +415,7 @@ mod tests {
 
     fn after(state: &mut KindState, events: Vec<Event>) -> Vec<String> {
         let mut out = Vec::new();
-        events
-            .into_iter()
-            .for_each(|event| state.handle(event, &mut out));
+        events.into_iter().for_each(|event| state.handle(event, &mut out));
         let text = |change: &SourceEvent| match change {
             SourceEvent::Apply { object, .. } => format!("+{}", object.meta.name),
             SourceEvent::Delete(key) => format!("-{}", key.name),
@@ -473,10 +439,7 @@ mod tests {
             Event::Apply(pod("b")),
             Event::InitDone,
         ];
-        assert_eq!(
-            after(&mut state, again),
-            ["trouble 1", "+b", "-a", "trouble 0"]
-        );
+        assert_eq!(after(&mut state, again), ["trouble 1", "+b", "-a", "trouble 0"]);
         assert_eq!(after(&mut state, vec![Event::Delete(pod("b"))]), ["-b"]);
     }
 
@@ -484,25 +447,13 @@ mod tests {
     fn a_problem_is_reported_once() {
         let mut state = KindState::new(Kind::VirtualService);
         assert_eq!(
-            after(
-                &mut state,
-                vec![Event::Absent, Event::Absent, Event::Absent]
-            ),
+            after(&mut state, vec![Event::Absent, Event::Absent, Event::Absent]),
             ["trouble 1"]
         );
         let failed = || Event::Failed("no route".into());
-        assert_eq!(
-            after(&mut state, vec![failed(), failed(), failed()]),
-            ["trouble 1"]
-        );
-        assert_eq!(
-            after(&mut state, vec![Event::Init, Event::InitDone]),
-            ["trouble 0"]
-        );
-        assert_eq!(
-            after(&mut state, vec![Event::Init, Event::InitDone]),
-            [""; 0]
-        );
+        assert_eq!(after(&mut state, vec![failed(), failed(), failed()]), ["trouble 1"]);
+        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), ["trouble 0"]);
+        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), [""; 0]);
     }
 
     #[test]

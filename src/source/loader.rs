@@ -130,28 +130,14 @@ impl Loader {
                     self.free_slot(path).unwrap_or(SLOTS - 1)
                 }
             };
-            self.files.insert(
-                path.clone(),
-                File {
-                    slot,
-                    ..File::default()
-                },
-            );
+            self.files.insert(path.clone(), File { slot, ..File::default() });
         }
         self.files.entry(path.clone()).or_default()
     }
 
     fn free_slot(&self, path: &Arc<PathBuf>) -> Option<u64> {
-        let before = self
-            .files
-            .range(..path.clone())
-            .next_back()
-            .map(|(_, file)| file.slot);
-        let after = self
-            .files
-            .range(path.clone()..)
-            .next()
-            .map(|(_, file)| file.slot);
+        let before = self.files.range(..path.clone()).next_back().map(|(_, file)| file.slot);
+        let after = self.files.range(path.clone()..).next().map(|(_, file)| file.slot);
         slot_between(before, after)
     }
 
@@ -196,11 +182,8 @@ impl Loader {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             let advice =
                 format!("{KEPT} (to remove its objects, delete it or leave only a comment in it)");
-            file.problems = vec![problem_at(
-                path,
-                1,
-                Problem::new("", "the file is empty", advice),
-            )];
+            file.problems =
+                vec![problem_at(path, 1, Problem::new("", "the file is empty", advice))];
             return;
         }
         let documents = match yaml::documents(bytes) {
@@ -217,10 +200,7 @@ impl Loader {
         self.release(path, &old, touched);
         let (claims, problems) = self.claims(path, slot, documents, old);
         for (place, claim) in claims.iter().enumerate() {
-            self.holders
-                .entry(claim.key.clone())
-                .or_default()
-                .insert((path.clone(), place));
+            self.holders.entry(claim.key.clone()).or_default().insert((path.clone(), place));
             touched.keys.insert(claim.key.clone());
         }
         if let Some(file) = self.files.get_mut(path) {
@@ -239,10 +219,7 @@ impl Loader {
     ) -> (Vec<Claim>, Vec<LocatedProblem>) {
         let mut before: HashMap<ObjectKey, VecDeque<Claim>> = HashMap::new();
         for claim in old {
-            before
-                .entry(claim.key.clone())
-                .or_default()
-                .push_back(claim);
+            before.entry(claim.key.clone()).or_default().push_back(claim);
         }
         let mut claims: Vec<Claim> = Vec::new();
         let mut problems = Vec::new();
@@ -254,14 +231,8 @@ impl Loader {
                 let order = (slot << POSITION_BITS) | place;
                 place = (place + 1).min((1 << POSITION_BITS) - 1);
                 let line_of = |field: &str| {
-                    let dot = if prefix.is_empty() || field.is_empty() {
-                        ""
-                    } else {
-                        "."
-                    };
-                    document
-                        .locate(&format!("{prefix}{dot}{field}"))
-                        .unwrap_or(document.line)
+                    let dot = if prefix.is_empty() || field.is_empty() { "" } else { "." };
+                    document.locate(&format!("{prefix}{dot}{field}")).unwrap_or(document.line)
                 };
                 let key = match identify(&member) {
                     Ok(Identity::Known(key)) => key,
@@ -288,10 +259,8 @@ impl Loader {
             // One copy is enough to keep an object that occurred several times.
             let held: HashSet<&ObjectKey> = claims.iter().map(|claim| &claim.key).collect();
             before.retain(|key, _| !held.contains(key));
-            let mut kept: Vec<Claim> = before
-                .into_values()
-                .filter_map(|mut old| old.pop_front())
-                .collect();
+            let mut kept: Vec<Claim> =
+                before.into_values().filter_map(|mut old| old.pop_front()).collect();
             kept.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
             claims.append(&mut kept);
         }
@@ -310,20 +279,14 @@ impl Loader {
                 continue;
             };
             // The files of duplicate definitions gain or lose a problem.
-            touched
-                .files
-                .extend(holders.iter().map(|(path, _)| path.clone()));
+            touched.files.extend(holders.iter().map(|(path, _)| path.clone()));
             if let Some((path, place)) = holders.first() {
                 winners.push((path.clone(), *place, key));
             }
         }
         winners.sort();
         for (path, place, key) in winners {
-            let Some(claim) = self
-                .files
-                .get(&path)
-                .and_then(|file| file.claims.get(place))
-            else {
+            let Some(claim) = self.files.get(&path).and_then(|file| file.claims.get(place)) else {
                 continue;
             };
             let current = self.current.entry(key.clone()).or_default();
@@ -335,16 +298,8 @@ impl Loader {
                 current.accepted = Some(accepted.clone());
                 current.problems.clear();
                 current.references = References::default();
-                let Accepted {
-                    object,
-                    origin,
-                    warnings,
-                } = accepted.clone();
-                changes.push(SourceEvent::Apply {
-                    object,
-                    origin,
-                    warnings,
-                });
+                let Accepted { object, origin, warnings } = accepted.clone();
+                changes.push(SourceEvent::Apply { object, origin, warnings });
             }
             if !valid
                 && (&current.problems, &current.references) != (&claim.problems, &claim.references)
@@ -352,20 +307,13 @@ impl Loader {
                 current.problems.clone_from(&claim.problems);
                 current.references.clone_from(&claim.references);
                 let (problems, references) = (claim.problems.clone(), claim.references.clone());
-                changes.push(SourceEvent::Reject {
-                    key,
-                    problems,
-                    references,
-                });
+                changes.push(SourceEvent::Reject { key, problems, references });
             }
         }
         changes.append(&mut gone);
         for path in touched.files {
             let problems = self.problems(&path);
-            let old = self
-                .source_problems
-                .get(&path)
-                .map_or(&[][..], Vec::as_slice);
+            let old = self.source_problems.get(&path).map_or(&[][..], Vec::as_slice);
             if old == problems.as_slice() {
                 continue;
             }
@@ -397,10 +345,7 @@ impl Loader {
             if (first_path, *first_place) == (path, place) {
                 continue;
             }
-            let first = self
-                .files
-                .get(first_path)
-                .and_then(|file| file.claims.get(*first_place));
+            let first = self.files.get(first_path).and_then(|file| file.claims.get(*first_place));
             let first_line = first.map_or(1, |claim| claim.line);
             let message = format!(
                 "{} is already defined at {}:{first_line}, which comes first and is used",
@@ -426,10 +371,7 @@ fn claim(
     line_of: &impl Fn(&str) -> u32,
     last: Option<Claim>,
 ) -> Claim {
-    let at = |line: u32| Origin::File {
-        path: path.clone(),
-        line,
-    };
+    let at = |line: u32| Origin::File { path: path.clone(), line };
     let line = line_of("");
     let parsed = parse(&key, document, order);
     let accepted = last.and_then(|last| last.accepted);
@@ -441,27 +383,10 @@ fn claim(
         references: References::default(),
     };
     match event_from(key, parsed, at(line), |field| at(line_of(field))) {
-        SourceEvent::Apply {
-            object,
-            origin,
-            warnings,
-        } => Claim {
-            accepted: Some(Accepted {
-                object,
-                origin,
-                warnings,
-            }),
-            ..kept
-        },
-        SourceEvent::Reject {
-            problems,
-            references,
-            ..
-        } => Claim {
-            problems,
-            references,
-            ..kept
-        },
+        SourceEvent::Apply { object, origin, warnings } => {
+            Claim { accepted: Some(Accepted { object, origin, warnings }), ..kept }
+        }
+        SourceEvent::Reject { problems, references, .. } => Claim { problems, references, ..kept },
         SourceEvent::Delete(_)
         | SourceEvent::SourceProblems { .. }
         | SourceEvent::Synced
@@ -470,27 +395,15 @@ fn claim(
 }
 
 fn problem_at(path: &Arc<PathBuf>, line: u32, problem: Problem) -> LocatedProblem {
-    LocatedProblem {
-        origin: Origin::File {
-            path: path.clone(),
-            line,
-        },
-        problem,
-    }
+    LocatedProblem { origin: Origin::File { path: path.clone(), line }, problem }
 }
 
 /// Prefixes the path of a list item's problem.
 fn prefix_path(prefix: &str, problem: Problem) -> Problem {
     match (prefix, problem.path.as_str()) {
         ("", _) => problem,
-        (_, "") => Problem {
-            path: prefix.to_owned(),
-            ..problem
-        },
-        (_, path) => Problem {
-            path: format!("{prefix}.{path}"),
-            ..problem
-        },
+        (_, "") => Problem { path: prefix.to_owned(), ..problem },
+        (_, path) => Problem { path: format!("{prefix}.{path}"), ..problem },
     }
 }
 
@@ -544,10 +457,7 @@ mod tests {
         }
 
         fn write(&mut self, path: &str, text: impl AsRef<[u8]>) -> Vec<SourceEvent> {
-            self.update(vec![(
-                PathBuf::from(path),
-                Content::Bytes(text.as_ref().to_vec()),
-            )])
+            self.update(vec![(PathBuf::from(path), Content::Bytes(text.as_ref().to_vec()))])
         }
 
         fn delete(&mut self, path: &str) -> Vec<SourceEvent> {
@@ -559,19 +469,16 @@ mod tests {
             let entries = self.store.all(Kind::VirtualService);
             entries
                 .map(|entry| match &entry.object.spec {
-                    Spec::VirtualService(spec) => (
-                        entry.object.meta.name.to_string(),
-                        spec.hosts[0].to_string(),
-                    ),
+                    Spec::VirtualService(spec) => {
+                        (entry.object.meta.name.to_string(), spec.hosts[0].to_string())
+                    }
                     other => panic!("{other:?}"),
                 })
                 .collect()
         }
 
         fn holds(&self, name: &str) -> bool {
-            self.store
-                .all(Kind::VirtualService)
-                .any(|entry| &*entry.object.meta.name == name)
+            self.store.all(Kind::VirtualService).any(|entry| &*entry.object.meta.name == name)
         }
 
         fn hosts(&self) -> String {
@@ -604,26 +511,17 @@ mod tests {
         let good = rule("a", "one");
         for (bad, says) in [
             (Content::Bytes(Vec::new()), "d/a.yaml:1: the file is empty"),
-            (
-                Content::Bytes(b" \n\n".to_vec()),
-                "d/a.yaml:1: the file is empty",
-            ),
+            (Content::Bytes(b" \n\n".to_vec()), "d/a.yaml:1: the file is empty"),
             (
                 Content::Bytes(format!("{good}---\nx: [").into_bytes()),
                 "d/a.yaml:11: column 4: unclosed",
             ),
-            (
-                Content::Bytes(b"\xff".to_vec()),
-                "d/a.yaml:1: column 1: the byte 0xff is not UTF-8",
-            ),
+            (Content::Bytes(b"\xff".to_vec()), "d/a.yaml:1: column 1: the byte 0xff is not UTF-8"),
             (
                 Content::Unreadable("cannot be read: denied".to_owned()),
                 "d/a.yaml:1: cannot be read: denied",
             ),
-            (
-                Content::Bytes(b"hello".to_vec()),
-                "d/a.yaml:1: the document is the string `hello`",
-            ),
+            (Content::Bytes(b"hello".to_vec()), "d/a.yaml:1: the document is the string `hello`"),
         ] {
             let mut fixture = Fixture::default();
             fixture.write("d/a.yaml", &good);
@@ -647,14 +545,8 @@ mod tests {
     #[test]
     fn an_invalid_object_is_rejected_and_its_last_version_stays() {
         let mut fixture = Fixture::default();
-        fixture.write(
-            "a.yaml",
-            format!("{}---\n{}", rule("a", "one"), rule("b", "one")),
-        );
-        fixture.write(
-            "a.yaml",
-            format!("{}---\n{}", broken("a"), rule("b", "two")),
-        );
+        fixture.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
+        fixture.write("a.yaml", format!("{}---\n{}", broken("a"), rule("b", "two")));
         assert_eq!(fixture.hosts(), "a=one b=two");
         assert_eq!(fixture.rejected().len(), 1);
         assert!(
@@ -662,30 +554,18 @@ mod tests {
             "{:?}",
             fixture.rejected()
         );
-        fixture.write(
-            "a.yaml",
-            format!("{}---\n{}", rule("a", "one"), rule("b", "two")),
-        );
-        assert_eq!(
-            (fixture.hosts().as_str(), fixture.rejected().len()),
-            ("a=one b=two", 0)
-        );
+        fixture.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "two")));
+        assert_eq!((fixture.hosts().as_str(), fixture.rejected().len()), ("a=one b=two", 0));
     }
 
     #[test]
     fn objects_removed_from_a_valid_file_are_deleted() {
         let mut fixture = Fixture::default();
-        fixture.write(
-            "a.yaml",
-            format!("{}---\n{}", rule("a", "one"), rule("b", "one")),
-        );
+        fixture.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
         fixture.write("a.yaml", rule("b", "one"));
         assert_eq!(fixture.hosts(), "b=one");
         fixture.write("a.yaml", "# nothing\n");
-        assert_eq!(
-            (fixture.hosts().as_str(), fixture.source_problems().len()),
-            ("", 0)
-        );
+        assert_eq!((fixture.hosts().as_str(), fixture.source_problems().len()), ("", 0));
         fixture.write("a.yaml", rule("b", "one"));
         assert!(
             matches!(fixture.delete("a.yaml").as_slice(), [SourceEvent::Delete(key)] if &*key.name == "b")
@@ -695,10 +575,7 @@ mod tests {
     #[test]
     fn an_unidentifiable_document_keeps_the_objects_it_may_have_been() {
         let mut fixture = Fixture::default();
-        fixture.write(
-            "a.yaml",
-            format!("{}---\n{}", rule("a", "one"), rule("b", "one")),
-        );
+        fixture.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
         let nameless = rule("b", "two").replace("name: b", "nam: b");
         fixture.write("a.yaml", format!("{}---\n{nameless}", rule("a", "two")));
         assert_eq!(fixture.hosts(), "a=two b=one");
@@ -708,14 +585,8 @@ mod tests {
             fixture.source_problems()
         );
         fixture.write("a.yaml", rule("a", "two"));
-        assert_eq!(
-            (fixture.hosts().as_str(), fixture.source_problems().len()),
-            ("a=two", 0)
-        );
-        fixture.write(
-            "a.yaml",
-            rule("a", "three").replace("VirtualService", "VirtualServise"),
-        );
+        assert_eq!((fixture.hosts().as_str(), fixture.source_problems().len()), ("a=two", 0));
+        fixture.write("a.yaml", rule("a", "three").replace("VirtualService", "VirtualServise"));
         assert_eq!(fixture.hosts(), "a=two");
         assert!(
             fixture.source_problems()[0].starts_with(
@@ -725,23 +596,14 @@ mod tests {
             "{:?}",
             fixture.source_problems()
         );
-        fixture.write(
-            "a.yaml",
-            rule("a", "three").replace("VirtualService", "Gateway"),
-        );
-        assert_eq!(
-            (fixture.hosts().as_str(), fixture.source_problems().len()),
-            ("", 0)
-        );
+        fixture.write("a.yaml", rule("a", "three").replace("VirtualService", "Gateway"));
+        assert_eq!((fixture.hosts().as_str(), fixture.source_problems().len()), ("", 0));
     }
 
     #[test]
     fn the_first_of_two_wins_and_the_next_takes_over() {
         let mut fixture = Fixture::default();
-        fixture.write(
-            "b.yaml",
-            format!("{}---\n{}", rule("a", "two"), rule("a", "three")),
-        );
+        fixture.write("b.yaml", format!("{}---\n{}", rule("a", "two"), rule("a", "three")));
         assert_eq!(fixture.hosts(), "a=two");
         assert_eq!(fixture.source_problems().len(), 1);
         assert!(
@@ -753,31 +615,17 @@ mod tests {
             fixture.source_problems()
         );
         fixture.write("a.yaml", rule("a", "one"));
-        assert_eq!(
-            (fixture.hosts().as_str(), fixture.source_problems().len()),
-            ("a=one", 2)
-        );
+        assert_eq!((fixture.hosts().as_str(), fixture.source_problems().len()), ("a=one", 2));
         fixture.write("a.yaml", "nonsense: [");
-        assert_eq!(
-            (fixture.hosts().as_str(), fixture.source_problems().len()),
-            ("a=one", 3)
-        );
+        assert_eq!((fixture.hosts().as_str(), fixture.source_problems().len()), ("a=one", 3));
         let changes = fixture.delete("a.yaml");
         assert!(
-            !changes
-                .iter()
-                .any(|change| matches!(change, SourceEvent::Delete(_))),
+            !changes.iter().any(|change| matches!(change, SourceEvent::Delete(_))),
             "{changes:?}"
         );
-        assert_eq!(
-            (fixture.hosts().as_str(), fixture.source_problems().len()),
-            ("a=two", 1)
-        );
+        assert_eq!((fixture.hosts().as_str(), fixture.source_problems().len()), ("a=two", 1));
         fixture.write("b.yaml", rule("a", "three"));
-        assert_eq!(
-            (fixture.hosts().as_str(), fixture.source_problems().len()),
-            ("a=three", 0)
-        );
+        assert_eq!((fixture.hosts().as_str(), fixture.source_problems().len()), ("a=three", 0));
     }
 
     #[test]
@@ -785,14 +633,10 @@ mod tests {
         let mut fixture = Fixture::default();
         fixture.write("a.yaml", rule("a", "one"));
         let moved = Content::Bytes(rule("a", "one").into_bytes());
-        let changes = fixture.update(vec![
-            ("a.yaml".into(), Content::Gone),
-            ("b.yaml".into(), moved),
-        ]);
+        let changes =
+            fixture.update(vec![("a.yaml".into(), Content::Gone), ("b.yaml".into(), moved)]);
         assert!(
-            changes
-                .iter()
-                .all(|change| matches!(change, SourceEvent::Apply { .. })),
+            changes.iter().all(|change| matches!(change, SourceEvent::Apply { .. })),
             "{changes:?}"
         );
         assert_eq!(fixture.hosts(), "a=one");
@@ -820,10 +664,7 @@ items:
 ";
         let changes = fixture.write("list.json", text);
         assert_eq!(fixture.hosts(), "a=one");
-        let SourceEvent::Apply {
-            origin, warnings, ..
-        } = &changes[0]
-        else {
+        let SourceEvent::Apply { origin, warnings, .. } = &changes[0] else {
             panic!("{changes:?}")
         };
         assert_eq!(origin.to_string(), "list.json:6");
@@ -857,14 +698,8 @@ items:
             );
             name.push(if n % 2 == 0 { 'm' } else { 'a' });
             if n % 3 == 0 {
-                fixture.write(
-                    &format!("a{}.yaml", 100 - n),
-                    rule(&format!("a{}", 100 - n), "x"),
-                );
-                fixture.write(
-                    &format!("z{}.yaml", 100 + n),
-                    rule(&format!("z{}", 100 + n), "x"),
-                );
+                fixture.write(&format!("a{}.yaml", 100 - n), rule(&format!("a{}", 100 - n), "x"));
+                fixture.write(&format!("z{}.yaml", 100 + n), rule(&format!("z{}", 100 + n), "x"));
             }
         }
         let mut placed: Vec<_> = fixture
@@ -968,10 +803,8 @@ items:
                             Piece::Broken(name) => (format!("n{name}"), None),
                             Piece::Nameless | Piece::Other => continue,
                         };
-                        let last = old
-                            .iter()
-                            .position(|(old, ..)| *old == name)
-                            .map(|at| old.remove(at));
+                        let last =
+                            old.iter().position(|(old, ..)| *old == name).map(|at| old.remove(at));
                         let valid = host.is_some();
                         held.push((name, host.or(last.and_then(|(_, host, _)| host)), !valid));
                     }
@@ -987,12 +820,8 @@ items:
         }
 
         fn settle(&mut self) {
-            let held: BTreeSet<&String> = self
-                .files
-                .values()
-                .flat_map(|(_, held)| held)
-                .map(|(name, ..)| name)
-                .collect();
+            let held: BTreeSet<&String> =
+                self.files.values().flat_map(|(_, held)| held).map(|(name, ..)| name).collect();
             self.active.retain(|name, _| held.contains(name));
             for name in held {
                 let first = self
@@ -1019,11 +848,7 @@ items:
             let mut seen = BTreeSet::new();
             let mut troubled = BTreeSet::new();
             for (file, (wrong, held)) in &self.files {
-                let again = held
-                    .iter()
-                    .filter(|(name, ..)| !seen.insert(name.clone()))
-                    .count()
-                    > 0;
+                let again = held.iter().filter(|(name, ..)| !seen.insert(name.clone())).count() > 0;
                 if *wrong || again {
                     troubled.insert(format!("f{file}.yaml"));
                 }
@@ -1105,10 +930,7 @@ items:
             return None;
         }
         let mut names = Vec::new();
-        for (_, member) in documents
-            .into_iter()
-            .flat_map(|document| expand_list(document.value))
-        {
+        for (_, member) in documents.into_iter().flat_map(|document| expand_list(document.value)) {
             match identify(&member).ok()? {
                 Identity::Known(key)
                     if key.kind == Kind::VirtualService && &*key.namespace == "default" =>

@@ -101,20 +101,14 @@ pub fn event_from(
     origin: Origin,
     locate: impl Fn(&str) -> Origin,
 ) -> SourceEvent {
-    let at = |problem: Problem| LocatedProblem {
-        origin: locate(&problem.path),
-        problem,
-    };
+    let at = |problem: Problem| LocatedProblem { origin: locate(&problem.path), problem };
     match parsed {
         Ok(parsed) => SourceEvent::Apply {
             object: Arc::new(parsed.object),
             origin,
             warnings: parsed.warnings.into_iter().map(at).collect(),
         },
-        Err(ObjectError {
-            problems,
-            references,
-        }) => SourceEvent::Reject {
+        Err(ObjectError { problems, references }) => SourceEvent::Reject {
             key,
             problems: problems.into_iter().map(at).collect(),
             references,

@@ -32,10 +32,7 @@ impl InotifyWatcher {
     /// # Errors
     /// Always: this system has no inotify.
     pub fn new() -> io::Result<(Self, OwnedFd)> {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this system has no inotify",
-        ))
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this system has no inotify"))
     }
 
     pub fn needs_scan(&self) -> bool {

@@ -60,17 +60,10 @@ pub(super) struct Scan {
 pub(super) fn scan(root: &Path, on_folder: &mut dyn FnMut(&Path)) -> Scan {
     let mut scan = Scan::default();
     match fs::metadata(root) {
-        Ok(metadata) if metadata.is_dir() => folder(
-            root,
-            &metadata,
-            0,
-            &mut HashSet::new(),
-            &mut scan,
-            on_folder,
-        ),
-        Ok(_) => scan
-            .files
-            .extend(found(root, true).map(|found| (root.to_owned(), found))),
+        Ok(metadata) if metadata.is_dir() => {
+            folder(root, &metadata, 0, &mut HashSet::new(), &mut scan, on_folder)
+        }
+        Ok(_) => scan.files.extend(found(root, true).map(|found| (root.to_owned(), found))),
         Err(error) => {
             scan.unreadable.insert(root.to_owned(), reason(&error));
         }
@@ -109,9 +102,7 @@ fn folder(
                 return;
             }
         };
-    let entries = entries
-        .iter()
-        .map(|entry| (entry.path(), entry.file_type().ok()));
+    let entries = entries.iter().map(|entry| (entry.path(), entry.file_type().ok()));
     let mut entries: Vec<_> = entries.filter(|(path, _)| !is_hidden(path)).collect();
     // The order determines which of two paths a folder is read under.
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -134,11 +125,7 @@ fn folder(
 /// Examines a file. `None` if nothing of that name exists, not even a link.
 fn found(path: &Path, may_be_link: bool) -> Option<FoundFile> {
     let is_link = may_be_link && fs::symlink_metadata(path).ok()?.is_symlink();
-    let target = if is_link {
-        fs::canonicalize(path).ok()
-    } else {
-        None
-    };
+    let target = if is_link { fs::canonicalize(path).ok() } else { None };
     let metadata = fs::metadata(path);
     let linked = metadata.as_ref().is_ok_and(|metadata| metadata.nlink() > 1);
     let stamp = match metadata {
@@ -150,11 +137,7 @@ fn found(path: &Path, may_be_link: bool) -> Option<FoundFile> {
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => Err(reason(&error)),
     };
-    Some(FoundFile {
-        stamp,
-        target,
-        linked,
-    })
+    Some(FoundFile { stamp, target, linked })
 }
 
 /// Reads a file found by a scan. `None` if it no longer exists. The returned stamp is that of the content or an older
@@ -165,24 +148,18 @@ pub(super) fn read(path: &Path) -> Option<(Option<FileStamp>, Content)> {
         (!gone).then(|| (None, Content::Unreadable(reason(error))))
     };
     // If a pipe has replaced the file, opening it must not block.
-    let mut file = match fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open(path)
-    {
-        Ok(file) => file,
-        Err(error) => return unreadable(&error),
-    };
+    let mut file =
+        match fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+            Ok(file) => file,
+            Err(error) => return unreadable(&error),
+        };
     let metadata = match file.metadata() {
         Ok(metadata) => metadata,
         Err(error) => return unreadable(&error),
     };
     let stamp = Some(FileStamp::of(&metadata));
     if !metadata.is_file() {
-        return Some((
-            stamp,
-            Content::Unreadable("is neither a file nor a folder".to_owned()),
-        ));
+        return Some((stamp, Content::Unreadable("is neither a file nor a folder".to_owned())));
     }
     let limit = MAX_BYTES as u64;
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(limit)).unwrap_or(0));
@@ -209,18 +186,14 @@ fn reason(error: &io::Error) -> String {
 }
 
 fn is_hidden(path: &Path) -> bool {
-    path.file_name()
-        .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
+    path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// Whether a file with this name is read: `*.yaml`, `*.yml` and `*.json` unless hidden. Editor leftovers (`a.yaml~`,
 /// `.a.yaml.swp`, `.#a.yaml`, `4913`) do not match.
 pub(super) fn is_read(path: &Path) -> bool {
-    let read = |ending: &std::ffi::OsStr| {
-        ["yaml", "yml", "json"]
-            .into_iter()
-            .any(|known| ending == known)
-    };
+    let read =
+        |ending: &std::ffi::OsStr| ["yaml", "yml", "json"].into_iter().any(|known| ending == known);
     !is_hidden(path) && path.extension().is_some_and(read)
 }
 
@@ -289,13 +262,7 @@ mod tests {
         symlink("nowhere", dir.path().join("dangling.yaml")).unwrap();
         assert_eq!(
             names(dir.path()),
-            [
-                "a.json",
-                "b.yaml",
-                "dangling.yaml",
-                "m.yaml",
-                "sub/deep/c.yml"
-            ]
+            ["a.json", "b.yaml", "dangling.yaml", "m.yaml", "sub/deep/c.yml"]
         );
         let found = scan(dir.path(), &mut |_| {});
         let target = fs::canonicalize(dir.path().join("..2024/m.yaml")).unwrap();
@@ -303,10 +270,7 @@ mod tests {
             found.files[&dir.path().join("m.yaml")].target.as_deref(),
             Some(target.as_path())
         );
-        let dangling = found.files[&dir.path().join("dangling.yaml")]
-            .stamp
-            .as_ref()
-            .unwrap_err();
+        let dangling = found.files[&dir.path().join("dangling.yaml")].stamp.as_ref().unwrap_err();
         assert!(dangling.contains("is a broken link"), "{dangling}");
         assert_eq!(
             names(&dir.path().join("x.txt")),
@@ -340,37 +304,18 @@ mod tests {
         fs::create_dir_all(&path).unwrap();
         let found = scan(deep.path(), &mut |_| {});
         assert_eq!(found.unreadable.len(), 1);
-        assert!(
-            found
-                .unreadable
-                .values()
-                .all(|why| why.contains("64 folders deep"))
-        );
+        assert!(found.unreadable.values().all(|why| why.contains("64 folders deep")));
     }
 
     #[test]
     fn pipes_and_large_files_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let large = dir.path().join("large.yaml");
-        fs::File::create(&large)
-            .unwrap()
-            .set_len(MAX_BYTES as u64 + 1)
-            .unwrap();
-        let Some((_, Content::Unreadable(why))) = read(&large) else {
-            panic!()
-        };
-        assert!(
-            why.contains("16777217 bytes long, expected at most 16777216"),
-            "{why}"
-        );
+        fs::File::create(&large).unwrap().set_len(MAX_BYTES as u64 + 1).unwrap();
+        let Some((_, Content::Unreadable(why))) = read(&large) else { panic!() };
+        assert!(why.contains("16777217 bytes long, expected at most 16777216"), "{why}");
         let pipe = dir.path().join("pipe.yaml");
-        assert!(
-            std::process::Command::new("mkfifo")
-                .arg(&pipe)
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         assert!(found(&pipe, true).unwrap().stamp.is_err());
         assert!(matches!(read(&pipe), Some((_, Content::Unreadable(_)))));
         assert!(read(&dir.path().join("none.yaml")).is_none());

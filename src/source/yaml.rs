@@ -110,29 +110,17 @@ impl Document {
         if let Some((index, rest)) = path.strip_prefix('[').and_then(|rest| rest.split_once(']'))
             && let Ok(index) = index.parse::<usize>()
         {
-            follow(
-                self.children(at)
-                    .filter(|&child| self.key_at(child) == 0)
-                    .nth(index),
-                rest,
-            );
+            follow(self.children(at).filter(|&child| self.key_at(child) == 0).nth(index), rest);
         }
         // A key may contain path separators, so every possible end is tried and the longest match wins. Paths come from
         // problems, not from files, so there are few ends.
-        let keys = if at == 0 {
-            path
-        } else {
-            path.strip_prefix('.').unwrap_or(path)
-        };
+        let keys = if at == 0 { path } else { path.strip_prefix('.').unwrap_or(path) };
         for end in ends(keys) {
             let (Some(key), Some(rest)) = (keys.get(..end), keys.get(end..)) else {
                 continue;
             };
             let key = hash(key);
-            follow(
-                self.children(at).find(|&child| self.key_at(child) == key),
-                rest,
-            );
+            follow(self.children(at).find(|&child| self.key_at(child) == key), rest);
         }
         Some(best)
     }
@@ -148,23 +136,13 @@ impl Document {
 
 /// The direct children of the entry at `at`.
 fn children(positions: &[Position], at: usize) -> impl Iterator<Item = usize> {
-    between(
-        positions,
-        at + 1,
-        at + positions
-            .get(at)
-            .map_or(1, |position| position.size as usize),
-    )
+    between(positions, at + 1, at + positions.get(at).map_or(1, |position| position.size as usize))
 }
 
 /// The entries from `first` until `end` that are not nested in each other.
 fn between(positions: &[Position], first: usize, end: usize) -> impl Iterator<Item = usize> {
     let next = move |&at: &usize| {
-        Some(
-            at + positions
-                .get(at)
-                .map_or(1, |position| position.size.max(1) as usize),
-        )
+        Some(at + positions.get(at).map_or(1, |position| position.size.max(1) as usize))
     };
     std::iter::successors(Some(first), next).take_while(move |&at| at < end)
 }
@@ -192,15 +170,9 @@ fn hash(key: &str) -> u32 {
 /// start of the next document is unknown.
 pub fn documents(text: &[u8]) -> Result<Vec<Document>, SyntaxError> {
     if text.len() > MAX_BYTES {
-        let message = format!(
-            "is {} bytes long, expected at most {MAX_BYTES} (16 MiB)",
-            text.len()
-        );
-        return Err(SyntaxError {
-            line: 1,
-            column: 1,
-            message,
-        });
+        let message =
+            format!("is {} bytes long, expected at most {MAX_BYTES} (16 MiB)", text.len());
+        return Err(SyntaxError { line: 1, column: 1, message });
     }
     let text = checked(text)?;
     let mut options = granit_parser::Options::default();
@@ -217,17 +189,10 @@ pub fn documents(text: &[u8]) -> Result<Vec<Document>, SyntaxError> {
 fn checked(bytes: &[u8]) -> Result<&str, SyntaxError> {
     let position = |before: &[u8]| {
         let line = before.iter().filter(|&&byte| byte == b'\n').count();
-        let start = before
-            .iter()
-            .rposition(|&byte| byte == b'\n')
-            .map_or(0, |at| at + 1);
-        let column = String::from_utf8_lossy(before.get(start..).unwrap_or_default())
-            .chars()
-            .count();
-        (
-            narrow(line).saturating_add(1),
-            narrow(column).saturating_add(1),
-        )
+        let start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        let column =
+            String::from_utf8_lossy(before.get(start..).unwrap_or_default()).chars().count();
+        (narrow(line).saturating_add(1), narrow(column).saturating_add(1))
     };
     let (at, message) = match std::str::from_utf8(bytes) {
         Ok(text) => match bytes.iter().position(|&byte| byte == 0) {
@@ -237,18 +202,11 @@ fn checked(bytes: &[u8]) -> Result<&str, SyntaxError> {
         Err(error) => {
             let at = error.valid_up_to();
             let byte = bytes.get(at).copied().unwrap_or_default();
-            (
-                at,
-                format!("the byte 0x{byte:02x} is not UTF-8; expected text in UTF-8"),
-            )
+            (at, format!("the byte 0x{byte:02x} is not UTF-8; expected text in UTF-8"))
         }
     };
     let (line, column) = position(bytes.get(..at).unwrap_or_default());
-    Err(SyntaxError {
-        line,
-        column,
-        message,
-    })
+    Err(SyntaxError { line, column, message })
 }
 
 fn narrow(n: usize) -> u32 {
@@ -328,11 +286,7 @@ impl DocumentBuilder {
             }
             Event::MappingStart(_, anchor, tag) => {
                 self.check_collection(tag.as_deref(), "map", "map", mark)?;
-                let collection = Collection::Map {
-                    map: Map::new(),
-                    key: None,
-                    merges: Vec::new(),
-                };
+                let collection = Collection::Map { map: Map::new(), key: None, merges: Vec::new() };
                 self.open(collection, anchor, mark)?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(mark)?,
@@ -351,10 +305,7 @@ impl DocumentBuilder {
     fn expects_key(&self) -> bool {
         matches!(
             self.frames.last(),
-            Some(OpenCollection {
-                collection: Collection::Map { key: None, .. },
-                ..
-            })
+            Some(OpenCollection { collection: Collection::Map { key: None, .. }, .. })
         )
     }
 
@@ -363,11 +314,7 @@ impl DocumentBuilder {
             if anchor != 0 {
                 let anchored = Anchored {
                     value: Value::String(text.clone()),
-                    positions: vec![Position {
-                        line: line_of(mark),
-                        size: 1,
-                        key: 0,
-                    }],
+                    positions: vec![Position { line: line_of(mark), size: 1, key: 0 }],
                     depth: 0,
                     bytes: text.len(),
                 };
@@ -375,9 +322,7 @@ impl DocumentBuilder {
                 self.anchors.insert(anchor, anchored);
             }
             if let Some(OpenCollection {
-                collection: Collection::Map { map, .. },
-                position,
-                ..
+                collection: Collection::Map { map, .. }, position, ..
             }) = self.frames.last()
                 && map.contains_key(text)
             {
@@ -395,10 +340,8 @@ impl DocumentBuilder {
                 ));
             }
         }
-        if let Some(OpenCollection {
-            collection: Collection::Map { key: slot, .. },
-            ..
-        }) = self.frames.last_mut()
+        if let Some(OpenCollection { collection: Collection::Map { key: slot, .. }, .. }) =
+            self.frames.last_mut()
         {
             *slot = Some(key);
         }
@@ -414,12 +357,7 @@ impl DocumentBuilder {
     ) -> Result<(), SyntaxError> {
         self.check_depth(1, mark)?;
         let position = self.open_position(mark)?;
-        self.frames.push(OpenCollection {
-            collection,
-            position,
-            anchor,
-            depth: 1,
-        });
+        self.frames.push(OpenCollection { collection, position, anchor, depth: 1 });
         Ok(())
     }
 
@@ -488,14 +426,8 @@ impl DocumentBuilder {
     /// The line and key hash of the next value.
     fn next_position(&self, mark: &Marker) -> (u32, u32) {
         match self.frames.last().map(|frame| &frame.collection) {
-            Some(Collection::Map {
-                key: Some(Key::Text(key, line)),
-                ..
-            }) => (*line, hash(key)),
-            Some(Collection::Map {
-                key: Some(Key::Merge(line)),
-                ..
-            }) => (*line, hash("<<")),
+            Some(Collection::Map { key: Some(Key::Text(key, line)), .. }) => (*line, hash(key)),
+            Some(Collection::Map { key: Some(Key::Merge(line)), .. }) => (*line, hash("<<")),
             _ => (line_of(mark), 0),
         }
     }
@@ -523,15 +455,7 @@ impl DocumentBuilder {
         let positions = self.positions.get(position..).unwrap_or_default();
         self.charge(positions.len(), bytes, mark)?;
         let positions = self.positions.get(position..).unwrap_or_default().to_vec();
-        self.anchors.insert(
-            anchor,
-            Anchored {
-                value: value.clone(),
-                positions,
-                depth,
-                bytes,
-            },
-        );
+        self.anchors.insert(anchor, Anchored { value: value.clone(), positions, depth, bytes });
         Ok(())
     }
 
@@ -572,9 +496,7 @@ impl DocumentBuilder {
         };
         let value = match frame.collection {
             Collection::List(items) => Value::Array(items),
-            Collection::Map {
-                mut map, merges, ..
-            } => {
+            Collection::Map { mut map, merges, .. } => {
                 for (source, position) in merges {
                     self.merge(&mut map, source, position, mark)?;
                 }
@@ -602,10 +524,7 @@ impl DocumentBuilder {
             column: 1,
             message: "the value of `<<` is neither a map nor a list of maps".to_owned(),
         };
-        let line = self
-            .positions
-            .get(position)
-            .map_or(1, |position| position.line);
+        let line = self.positions.get(position).map_or(1, |position| position.line);
         let sources = match source {
             Value::Object(source) => vec![(source, position)],
             Value::Array(items) => items
@@ -620,21 +539,15 @@ impl DocumentBuilder {
         };
         for (source, position) in sources {
             let members: HashMap<u32, usize> = children(&self.positions, position)
-                .filter_map(|child| {
-                    self.positions
-                        .get(child)
-                        .map(|position| (position.key, child))
-                })
+                .filter_map(|child| self.positions.get(child).map(|position| (position.key, child)))
                 .collect();
             for (key, value) in source {
                 if map.contains_key(&key) {
                     continue;
                 }
                 if let Some(&from) = members.get(&hash(&key)) {
-                    let size = self
-                        .positions
-                        .get(from)
-                        .map_or(0, |position| position.size as usize);
+                    let size =
+                        self.positions.get(from).map_or(0, |position| position.size as usize);
                     self.charge(size, 0, mark)?;
                     self.positions.extend_from_within(from..from + size);
                 }
@@ -656,11 +569,7 @@ impl DocumentBuilder {
             if !value.is_null() {
                 let positions = std::mem::take(&mut self.positions);
                 let line = positions.first().map_or(1, |position| position.line);
-                self.documents.push(Document {
-                    value,
-                    line,
-                    positions,
-                });
+                self.documents.push(Document { value, line, positions });
             }
             return Ok(());
         };
@@ -683,10 +592,7 @@ fn text_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
         Value::Array(items) => items.iter().map(text_bytes).sum(),
-        Value::Object(map) => map
-            .iter()
-            .map(|(key, value)| key.len() + text_bytes(value))
-            .sum(),
+        Value::Object(map) => map.iter().map(|(key, value)| key.len() + text_bytes(value)).sum(),
         _ => 0,
     }
 }
@@ -730,11 +636,7 @@ fn scalar(text: &str, plain: bool, tag: Option<&Tag>) -> Result<Value, String> {
         return as_text();
     }
     let wrong = |kind: &str| {
-        Err(format!(
-            "`{}` is tagged `{}` but is not a valid {kind}",
-            shown(text),
-            written(tag)
-        ))
+        Err(format!("`{}` is tagged `{}` but is not a valid {kind}", shown(text), written(tag)))
     };
     match tag.core_suffix() {
         Some("str") => as_text(),
@@ -821,10 +723,8 @@ fn whole(text: &str) -> Option<Number> {
 /// kubectl's conversion to JSON.
 fn float(text: &str) -> Option<Number> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let starts = digits
-        .strip_prefix('.')
-        .unwrap_or(digits)
-        .starts_with(|c: char| c.is_ascii_digit());
+    let starts =
+        digits.strip_prefix('.').unwrap_or(digits).starts_with(|c: char| c.is_ascii_digit());
     let allowed =
         |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-');
     if !starts || !digits.bytes().all(allowed) {

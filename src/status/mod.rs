@@ -1,6 +1,5 @@
 //! Which proxy has which version of which object, computed from its ACKs.
 
-mod origin;
 mod published;
 mod report;
 

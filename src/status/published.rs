@@ -70,13 +70,7 @@ impl Published {
             match store.get(key) {
                 Some(entry) => {
                     let generation = entry.object.meta.generation;
-                    all.insert(
-                        key.clone(),
-                        ActiveObject {
-                            since: revision,
-                            generation,
-                        },
-                    )
+                    all.insert(key.clone(), ActiveObject { since: revision, generation })
                 }
                 None => all.remove(key),
             };
@@ -111,9 +105,7 @@ impl Published {
             .map(|(key, list)| {
                 (
                     key.clone(),
-                    list.iter()
-                        .map(|item| format!("{}: {}", item.origin, item.problem))
-                        .collect(),
+                    list.iter().map(|item| format!("{}: {}", item.origin, item.problem)).collect(),
                 )
             })
             .collect();
@@ -127,18 +119,13 @@ impl Published {
 
     /// Records that everything up to this [`crate::source::SourceEvent::Barrier`] has been applied.
     pub fn reach_barrier(&self, barrier: u64) {
-        self.barrier_reached
-            .send_modify(|newest| *newest = barrier.max(*newest));
+        self.barrier_reached.send_modify(|newest| *newest = barrier.max(*newest));
     }
 
     /// Waits until everything up to this barrier has been applied.
     pub async fn barrier_reached(&self, barrier: u64) {
         // The sender cannot be dropped while `self` is borrowed.
-        let _ = self
-            .barrier_reached
-            .subscribe()
-            .wait_for(|newest| *newest >= barrier)
-            .await;
+        let _ = self.barrier_reached.subscribe().wait_for(|newest| *newest >= barrier).await;
     }
 
     /// The latest state.

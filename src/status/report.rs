@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::origin::Origin;
 use super::published::State;
 use crate::api::{Destination, HttpRouteDestination, Kind, ObjectKey, RouteDestination, share_of};
 use crate::mesh::{Mesh, Scope, ScopeView, VirtualService, resolve};
@@ -143,17 +142,14 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
     if since.is_none() && invalid.is_empty() {
         return None;
     }
-    let held = state
-        .held
-        .iter()
-        .filter(|held| held.object == *key || held.roots.contains(key));
+    let held = state.held.iter().filter(|held| held.object == *key || held.roots.contains(key));
     let held: Vec<String> = held.map(ToString::to_string).collect();
     let mut seen = VisibilityCache::default();
     let proxies: Vec<ProxyObjectState> = match (&state.mesh, since) {
         (Some(mesh), Some(since)) => connected
             .iter()
             .filter(|status| seen.sees(mesh, status, key))
-            .map(|status| verdict(mesh, status, key, since))
+            .map(|status| verdict(status, key, since))
             .collect(),
         _ => Vec::new(),
     };
@@ -176,82 +172,47 @@ struct VisibilityCache(BTreeMap<(Scope, ObjectKey), bool>);
 impl VisibilityCache {
     fn sees(&mut self, mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey) -> bool {
         let scope = mesh.scope(&status.proxy);
-        *self
-            .0
-            .entry((scope.clone(), key.clone()))
-            .or_insert_with(|| {
-                let view = ScopeView::new(mesh, &scope);
-                match key.kind {
-                    Kind::VirtualService => view
-                        .rules
-                        .iter()
-                        .any(|rule| rule.key == *key || rule.http().any(|http| *http.key == *key)),
-                    _ => view.services().any(|seen| {
-                        view.destination_rule(seen.known)
-                            .is_some_and(|rule| rule.keys.contains(key))
-                    }),
-                }
-            })
+        *self.0.entry((scope.clone(), key.clone())).or_insert_with(|| {
+            let view = ScopeView::new(mesh, &scope);
+            match key.kind {
+                Kind::VirtualService => view
+                    .rules
+                    .iter()
+                    .any(|rule| rule.key == *key || rule.http().any(|http| *http.key == *key)),
+                _ => view.services().any(|seen| {
+                    view.destination_rule(seen.known).is_some_and(|rule| rule.keys.contains(key))
+                }),
+            }
+        })
     }
 }
 
-fn verdict(
-    mesh: &Mesh,
-    status: &ProxyStatus,
-    key: &ObjectKey,
-    since: MeshRevision,
-) -> ProxyObjectState {
+fn verdict(status: &ProxyStatus, key: &ObjectKey, since: MeshRevision) -> ProxyObjectState {
     let id = status.id.clone();
-    let live = ProxyObjectState {
-        id: id.clone(),
-        state: ObjectState::Live,
-        reason: String::new(),
-    };
+    let live = ProxyObjectState { id: id.clone(), state: ObjectState::Live, reason: String::new() };
     if status.acked.is_some_and(|acked| acked >= since) {
         return live;
     }
     if status.resting && status.reached.is_some_and(|reached| reached >= since) {
-        let origin = Origin::new(mesh, key);
-        if let Some(rejected) = status
-            .rejected
-            .iter()
-            .find(|item| origin.includes(item.kind, &item.name, None))
-        {
+        if let Some(rejected) = status.rejected.iter().find(|item| item.objects.contains(key)) {
             let reason = format!("{} {}: {}", rejected.kind, rejected.name, rejected.message);
-            return ProxyObjectState {
-                id,
-                state: ObjectState::Rejected,
-                reason,
-            };
+            return ProxyObjectState { id, state: ObjectState::Rejected, reason };
         }
-        let is_held = |item: &&HeldResource| {
-            origin.includes(item.kind, &item.name, item.virtual_host.as_deref())
-        };
+        let is_held = |item: &&HeldResource| item.objects.contains(key);
         let held = status.held.iter().find(is_held);
         return match held {
             Some(held) => {
                 let reason = format!("cluster {} does not exist", held.missing_cluster);
-                ProxyObjectState {
-                    id,
-                    state: ObjectState::Held,
-                    reason,
-                }
+                ProxyObjectState { id, state: ObjectState::Held, reason }
             }
             None => live,
         };
     }
-    let reason = status
-        .lagging
-        .clone()
-        .unwrap_or_else(|| match (status.acked, status.wanted) {
-            (Some(acked), Some(wanted)) => format!("has revision {acked}, expected {wanted}"),
-            _ => "has no configuration yet".to_owned(),
-        });
-    ProxyObjectState {
-        id,
-        state: ObjectState::Lagging,
-        reason,
-    }
+    let reason = status.lagging.clone().unwrap_or_else(|| match (status.acked, status.wanted) {
+        (Some(acked), Some(wanted)) => format!("has revision {acked}, expected {wanted}"),
+        _ => "has no configuration yet".to_owned(),
+    });
+    ProxyObjectState { id, state: ObjectState::Lagging, reason }
 }
 
 /// Every route with weighted destinations or with a change that is held back.
@@ -266,11 +227,7 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
         .iter()
         .map(|virtual_service| (&virtual_service.key, virtual_service))
         .collect();
-    for wanted in state
-        .wanted
-        .iter()
-        .filter(|item| item.is_for_mesh() && !item.hosts.is_empty())
-    {
+    for wanted in state.wanted.iter().filter(|item| item.is_for_mesh() && !item.hosts.is_empty()) {
         if !namespace.is_empty() && *wanted.key.namespace != *namespace {
             continue;
         }
@@ -278,20 +235,13 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
         if routes.is_empty() {
             continue;
         }
-        let since = state
-            .active
-            .get(&wanted.key)
-            .map(|item| item.since)
-            .unwrap_or_default();
+        let since = state.active.get(&wanted.key).map(|item| item.since).unwrap_or_default();
         let verdicts: Vec<ProxyObjectState> = connected
             .iter()
             .filter(|status| seen.sees(mesh, status, &wanted.key))
-            .map(|status| verdict(mesh, status, &wanted.key, since))
+            .map(|status| verdict(status, &wanted.key, since))
             .collect();
-        let live = verdicts
-            .iter()
-            .filter(|verdict| verdict.state == ObjectState::Live)
-            .count();
+        let live = verdicts.iter().filter(|verdict| verdict.state == ObjectState::Live).count();
         found.extend(routes.into_iter().map(|route| SplitReport {
             object: wanted.key.clone(),
             defined_in: route.key,
@@ -327,12 +277,7 @@ fn weighted_routes(
         let namespace = &want.key.namespace;
         if let Some(shares) = shares(want.destinations, have.destinations, namespace, domain) {
             let (key, name) = (want.key.clone(), want.route.name.clone());
-            found.push(Route {
-                key,
-                field: format!("spec.http[{}]", want.index),
-                name,
-                shares,
-            });
+            found.push(Route { key, field: format!("spec.http[{}]", want.index), name, shares });
         }
     }
     let plain = |list: &[RouteDestination]| -> Vec<HttpRouteDestination> {
@@ -346,26 +291,13 @@ fn weighted_routes(
     let own = &wanted.key;
     let stream = |want: &[RouteDestination], have: &[RouteDestination], field: String| {
         let shares = shares(&plain(want), &plain(have), &own.namespace, domain)?;
-        Some(Route {
-            key: own.clone(),
-            field,
-            name: String::new(),
-            shares,
-        })
+        Some(Route { key: own.clone(), field, name: String::new(), shares })
     };
     for (n, (want, have)) in wanted.tcp().zip(effective.tcp()).enumerate() {
-        found.extend(stream(
-            want.destinations,
-            have.destinations,
-            format!("spec.tcp[{n}]"),
-        ));
+        found.extend(stream(want.destinations, have.destinations, format!("spec.tcp[{n}]")));
     }
     for (n, (want, have)) in wanted.tls().zip(effective.tls()).enumerate() {
-        found.extend(stream(
-            want.destinations,
-            have.destinations,
-            format!("spec.tls[{n}]"),
-        ));
+        found.extend(stream(want.destinations, have.destinations, format!("spec.tls[{n}]")));
     }
     found
 }
@@ -381,11 +313,7 @@ fn shares(
         return None;
     }
     let mut all: Vec<&Destination> = Vec::new();
-    for to in wanted
-        .iter()
-        .chain(effective)
-        .filter_map(|item| item.destination.as_ref())
-    {
+    for to in wanted.iter().chain(effective).filter_map(|item| item.destination.as_ref()) {
         if !all.contains(&to) {
             all.push(to);
         }

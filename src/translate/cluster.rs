@@ -36,15 +36,9 @@ pub struct Context<'a> {
 
 /// The clusters of a port: one for all endpoints and one per subset.
 pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::Cluster> {
-    let subsets = context
-        .rule
-        .into_iter()
-        .flat_map(|rule| &rule.subsets)
-        .map(|subset| subset.name.as_str());
-    std::iter::once("")
-        .chain(subsets)
-        .map(|subset| cluster(port, subset, context))
-        .collect()
+    let subsets =
+        context.rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
+    std::iter::once("").chain(subsets).map(|subset| cluster(port, subset, context)).collect()
 }
 
 /// Whether a cluster gets its endpoints over EDS.
@@ -57,9 +51,7 @@ pub fn uses_eds(service: &Service, policy: &Policy<'_>) -> bool {
 /// validation.
 pub fn embeds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bool {
     let mutual = || {
-        let own = rule
-            .and_then(|rule| rule.traffic_policy.as_deref())
-            .into_iter();
+        let own = rule.and_then(|rule| rule.traffic_policy.as_deref()).into_iter();
         let subsets = rule.into_iter().flat_map(|rule| &rule.subsets);
         let mut all = own.chain(subsets.filter_map(|subset| subset.traffic_policy.as_ref()));
         all.any(|policy| {
@@ -68,10 +60,7 @@ pub fn embeds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bo
             tls.any(|tls| tls.mode == TlsMode::IstioMutual)
         })
     };
-    matches!(
-        service.resolution,
-        Resolution::Dns | Resolution::DnsRoundRobin
-    ) || mutual()
+    matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin) || mutual()
 }
 
 fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
@@ -91,12 +80,7 @@ fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
     };
     let mut options = connection_pool::http_version(port.protocol);
     connection_pool::upgrade(&mut options, policy.connection_pool);
-    connection_pool::apply(
-        &mut cluster,
-        &mut options,
-        policy.connection_pool,
-        policy.retry_budget,
-    );
+    connection_pool::apply(&mut cluster, &mut options, policy.connection_pool, policy.retry_budget);
     outlier::apply(&mut cluster, &mut options, policy.outlier_detection);
     load_balancer::apply(
         &mut cluster,
@@ -110,10 +94,8 @@ fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
         }
         Resolution::Endpoints => {
             cluster.cluster_discovery_type = Some(discovery(pb::cluster::DiscoveryType::Eds));
-            cluster.eds_cluster_config = Some(pb::cluster::EdsClusterConfig {
-                eds_config: ads(),
-                service_name: name,
-            });
+            cluster.eds_cluster_config =
+                Some(pb::cluster::EdsClusterConfig { eds_config: ads(), service_name: name });
         }
         Resolution::Passthrough => {
             original_destination(&mut cluster);
@@ -137,31 +119,18 @@ fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
         accounts: &accounts,
         subject_alt_names: &service.subject_alt_names,
     };
-    tls::apply(
-        &mut cluster,
-        &mut options,
-        policy.tls,
-        policy.proxy_protocol,
-        servers,
-    );
+    tls::apply(&mut cluster, &mut options, policy.tls, policy.proxy_protocol, servers);
     cluster.typed_extension_protocol_options = typed(connection_pool::finish(options));
     cluster
 }
 
 /// The SPIFFE identities of the workloads behind a port, as far as their pods reveal them.
 fn accounts(endpoints: &EndpointSet, port: &Port, domain: &str) -> Vec<String> {
-    let members = endpoints
-        .list
-        .iter()
-        .filter(|endpoint| endpoint.port_name == port.name);
-    let ids = members
-        .filter(|endpoint| !endpoint.workload.service_account.is_empty())
-        .map(|endpoint| {
+    let members = endpoints.list.iter().filter(|endpoint| endpoint.port_name == port.name);
+    let ids =
+        members.filter(|endpoint| !endpoint.workload.service_account.is_empty()).map(|endpoint| {
             let workload = &endpoint.workload;
-            format!(
-                "spiffe://{domain}/ns/{}/sa/{}",
-                workload.namespace, workload.service_account
-            )
+            format!("spiffe://{domain}/ns/{}/sa/{}", workload.namespace, workload.service_account)
         });
     ids.collect::<BTreeSet<_>>().into_iter().collect()
 }
@@ -175,10 +144,7 @@ fn dns(
     context: Context<'_>,
 ) {
     let mut assignment = endpoint::assignment(port, subset, policy, context);
-    let none = assignment
-        .endpoints
-        .iter()
-        .all(|group| group.lb_endpoints.is_empty());
+    let none = assignment.endpoints.iter().all(|group| group.lb_endpoints.is_empty());
     // LOGICAL_DNS requires exactly one address; without any, both types behave the same.
     let kind = match context.known.service.resolution {
         Resolution::DnsRoundRobin if !none => pb::cluster::DiscoveryType::LogicalDns,
@@ -194,10 +160,7 @@ fn dns(
     cluster.respect_dns_ttl = true;
     if kind == pb::cluster::DiscoveryType::LogicalDns {
         // Envoy accepts exactly one address for these types and rejects the cluster otherwise.
-        let first = assignment
-            .endpoints
-            .iter()
-            .position(|group| !group.lb_endpoints.is_empty());
+        let first = assignment.endpoints.iter().position(|group| !group.lb_endpoints.is_empty());
         if let Some(at) = first {
             assignment.endpoints.swap(0, at);
             assignment.endpoints.truncate(1);
@@ -215,10 +178,7 @@ fn discovery(kind: pb::cluster::DiscoveryType) -> pb::cluster::ClusterDiscoveryT
 }
 
 fn typed(options: HttpOptions) -> HashMap<String, Any> {
-    options
-        .map(|options| (HTTP_OPTIONS.to_owned(), any(&options)))
-        .into_iter()
-        .collect()
+    options.map(|options| (HTTP_OPTIONS.to_owned(), any(&options))).into_iter().collect()
 }
 
 /// The clusters that every proxy gets.
@@ -262,10 +222,7 @@ pub fn inbound(
         connect_timeout: seconds(10),
         upstream_bind_config: loopback_source(),
         // Never (Envoy's maximum), because its single address does not disappear.
-        cleanup_interval: Some(Duration {
-            seconds: 9_223_372_035,
-            nanos: 0,
-        }),
+        cleanup_interval: Some(Duration { seconds: 9_223_372_035, nanos: 0 }),
         ..Default::default()
     };
     let policy = Policy::new(rule, "", port.port);
@@ -294,8 +251,5 @@ fn loopback_source() -> Option<core::BindConfig> {
         Some(core::address::Address::SocketAddress(address)) => Some(address),
         _ => None,
     };
-    Some(core::BindConfig {
-        source_address,
-        ..Default::default()
-    })
+    Some(core::BindConfig { source_address, ..Default::default() })
 }

@@ -51,14 +51,10 @@ fn http2(options: core::Http2ProtocolOptions) -> UpstreamProtocolOptions {
 /// Whether only HTTP/2 is used upstream.
 pub fn is_http2(options: &HttpOptions) -> bool {
     matches!(
-        options
-            .as_ref()
-            .and_then(|options| options.upstream_protocol_options.as_ref()),
-        Some(UpstreamProtocolOptions::ExplicitHttpConfig(
-            ExplicitHttpConfig {
-                protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(_))
-            }
-        ))
+        options.as_ref().and_then(|options| options.upstream_protocol_options.as_ref()),
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(_))
+        }))
     )
 }
 
@@ -101,19 +97,15 @@ pub fn apply(
         cluster.connect_timeout = duration(timeout.0);
     }
     cluster.circuit_breakers = Some(limits(pool, budget));
-    cluster.upstream_connection_options = tcp
-        .and_then(|tcp| tcp.tcp_keepalive.as_ref())
-        .map(keepalive);
-    let idle = http
-        .and_then(|http| http.idle_timeout)
-        .or_else(|| tcp.and_then(|tcp| tcp.idle_timeout));
+    cluster.upstream_connection_options =
+        tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).map(keepalive);
+    let idle =
+        http.and_then(|http| http.idle_timeout).or_else(|| tcp.and_then(|tcp| tcp.idle_timeout));
     let longest = tcp.and_then(|tcp| tcp.max_connection_duration);
     let per_connection = http.and_then(|http| positive(http.max_requests_per_connection));
     if idle.is_some() || longest.is_some() || per_connection.is_some() {
-        let common = options
-            .get_or_insert_default()
-            .common_http_protocol_options
-            .get_or_insert_default();
+        let common =
+            options.get_or_insert_default().common_http_protocol_options.get_or_insert_default();
         common.idle_timeout = idle.and_then(|idle| duration(idle.0));
         common.max_connection_duration = longest.and_then(|longest| duration(longest.0));
         common.max_requests_per_connection = per_connection;
@@ -126,19 +118,15 @@ pub fn apply(
 fn apply_http(options: &mut HttpOptions, http: &HttpSettings) {
     if let Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
         protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(http2)),
-    })) = options
-        .as_mut()
-        .and_then(|options| options.upstream_protocol_options.as_mut())
+    })) = options.as_mut().and_then(|options| options.upstream_protocol_options.as_mut())
     {
         http2.max_concurrent_streams = positive(http.max_concurrent_streams);
         http2.connection_keepalive =
-            http.http2_keep_alive
-                .as_ref()
-                .map(|probes| core::KeepaliveSettings {
-                    interval: probes.interval.and_then(|interval| duration(interval.0)),
-                    timeout: probes.timeout.and_then(|timeout| duration(timeout.0)),
-                    ..Default::default()
-                });
+            http.http2_keep_alive.as_ref().map(|probes| core::KeepaliveSettings {
+                interval: probes.interval.and_then(|interval| duration(interval.0)),
+                timeout: probes.timeout.and_then(|timeout| duration(timeout.0)),
+                ..Default::default()
+            });
     }
     if http.use_client_protocol {
         options.get_or_insert_default().upstream_protocol_options = Some(as_downstream());
@@ -146,10 +134,7 @@ fn apply_http(options: &mut HttpOptions, http: &HttpSettings) {
 }
 
 fn positive(value: i32) -> Option<UInt32Value> {
-    u32::try_from(value)
-        .ok()
-        .filter(|value| *value > 0)
-        .and_then(u32_value)
+    u32::try_from(value).ok().filter(|value| *value > 0).and_then(u32_value)
 }
 
 fn limits(
@@ -166,9 +151,7 @@ fn limits(
         max_retries: limit(http.map(|http| http.max_retries)),
         track_remaining: true,
         retry_budget: budget.map(|budget| pb::circuit_breakers::thresholds::RetryBudget {
-            budget_percent: Some(Percent {
-                value: budget.percent.unwrap_or(20.0),
-            }),
+            budget_percent: Some(Percent { value: budget.percent.unwrap_or(20.0) }),
             min_retry_concurrency: u32_value(if budget.min_retry_concurrency > 0 {
                 budget.min_retry_concurrency
             } else {
@@ -181,10 +164,7 @@ fn limits(
         }),
         ..Default::default()
     };
-    pb::CircuitBreakers {
-        thresholds: vec![thresholds],
-        ..Default::default()
-    }
+    pb::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() }
 }
 
 /// The limits of a cluster without a rule.

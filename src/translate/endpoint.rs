@@ -18,11 +18,8 @@ use crate::mesh::{
 
 /// The endpoint assignments of a port: one for all endpoints and one per subset, for clusters that use EDS.
 pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignment> {
-    let subsets = context
-        .rule
-        .into_iter()
-        .flat_map(|rule| &rule.subsets)
-        .map(|subset| subset.name.as_str());
+    let subsets =
+        context.rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
     std::iter::once("")
         .chain(subsets)
         .map(|subset| (subset, Policy::new(context.rule, subset, port.number)))
@@ -62,19 +59,14 @@ pub fn assignment(
     context: Context<'_>,
 ) -> pb::ClusterLoadAssignment {
     let everything = Labels::new();
-    let labels = context
-        .rule
-        .and_then(|rule| rule.labels(subset))
-        .unwrap_or(&everything);
+    let labels = context.rule.and_then(|rule| rule.labels(subset)).unwrap_or(&everything);
     let (service, scope) = (&context.known.service, context.scope);
     let members = context.known.endpoints.list.iter().filter(|endpoint| {
         endpoint.port_name == port.name
             && endpoint.is_in_subset(labels)
             && (!service.node_local || endpoint.topology.node == scope.node)
             && fits(&endpoint.address, service.resolution)
-            && endpoint
-                .addresses()
-                .any(|address| scope.families.reach(address))
+            && endpoint.addresses().any(|address| scope.families.reach(address))
     });
     let setting = Setting::new(service, policy.load_balancer);
     let groups = locality::arrange(members, setting, policy.outlier_detection.is_some(), scope);
@@ -107,19 +99,13 @@ fn fits(address: &str, resolution: Resolution) -> bool {
     let by_dns = matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin);
     let is_path = address.starts_with("unix://");
     !address.is_empty()
-        && if by_dns {
-            !is_path
-        } else {
-            is_path || address.parse::<IpAddr>().is_ok()
-        }
+        && if by_dns { !is_path } else { is_path || address.parse::<IpAddr>().is_ok() }
 }
 
 /// An endpoint by the addresses that clients of these families can reach. Envoy tries the first one, and a moment later
 /// the other as well; the two remain one endpoint.
 fn lb_endpoint(endpoint: &Endpoint, families: Families) -> Option<pb::LbEndpoint> {
-    let mut addresses = endpoint
-        .addresses()
-        .filter(|address| families.reach(address));
+    let mut addresses = endpoint.addresses().filter(|address| families.reach(address));
     let address = addresses.next()?;
     let address = match address.strip_prefix("unix://") {
         Some(path) => core::Address {

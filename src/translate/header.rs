@@ -27,10 +27,8 @@ impl Operations {
         if let Some(request) = headers.and_then(|headers| headers.request.as_ref()) {
             (this.request_add, this.request_remove) = operations(request);
             let names = request.set.iter().chain(&request.add);
-            this.authority = names
-                .filter(|(name, _)| is_authority(name))
-                .map(|(_, value)| value.clone())
-                .next();
+            this.authority =
+                names.filter(|(name, _)| is_authority(name)).map(|(_, value)| value.clone()).next();
         }
         if let Some(response) = headers.and_then(|headers| headers.response.as_ref()) {
             (this.response_add, this.response_remove) = operations(response);
@@ -69,12 +67,5 @@ fn operations(from: &HeaderOperations) -> (Vec<core::HeaderValueOption>, Vec<Str
         .iter()
         .filter(|(name, _)| ours(name))
         .map(|header| option(header, AppendIfExistsOrAdd));
-    (
-        set.chain(add).collect(),
-        from.remove
-            .iter()
-            .filter(|name| ours(name))
-            .cloned()
-            .collect(),
-    )
+    (set.chain(add).collect(), from.remove.iter().filter(|name| ours(name)).cloned().collect())
 }

@@ -52,15 +52,9 @@ pub fn outbound(listener: &ListenerPlan) -> pb::Listener {
     let default_filter_chain = default_chain(&mut filter_chains, listener);
     let mut inspectors = Vec::new();
     if listener.chains.iter().any(|chain| !chain.sni.is_empty()) {
-        let inspector = TlsInspector {
-            initial_read_buffer_size: u32_value(512),
-            ..Default::default()
-        };
-        inspectors.push(listener_filter(
-            "envoy.filters.listener.tls_inspector",
-            &inspector,
-            None,
-        ));
+        let inspector =
+            TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() };
+        inspectors.push(listener_filter("envoy.filters.listener.tls_inspector", &inspector, None));
     }
     if inspects {
         inspectors.push(listener_filter(
@@ -79,11 +73,7 @@ pub fn outbound(listener: &ListenerPlan) -> pb::Listener {
         // Inspection has no timeout, which would cut off server-first protocols.
         listener_filters_timeout: seconds(0),
         continue_on_listener_filters_timeout: true,
-        bind_to_port: if listener.bind {
-            None
-        } else {
-            bool_value(false)
-        },
+        bind_to_port: if listener.bind { None } else { bool_value(false) },
         // Keeps one busy worker from accepting all waiting connections.
         max_connections_to_accept_per_socket_event: if listener.bind { u32_value(1) } else { None },
         ..Default::default()
@@ -96,10 +86,7 @@ fn default_chain(
     chains: &mut Vec<pb::FilterChain>,
     listener: &ListenerPlan,
 ) -> Option<pb::FilterChain> {
-    match chains
-        .iter()
-        .position(|chain| chain.filter_chain_match.is_none())
-    {
+    match chains.iter().position(|chain| chain.filter_chain_match.is_none()) {
         Some(_) if chains.len() == 1 => None,
         Some(at) => Some(chains.remove(at)),
         // Without redirection the original destination is not known.
@@ -116,11 +103,7 @@ fn default_chain(
 pub fn chain(from: &Chain) -> pb::FilterChain {
     let matches = pb::FilterChainMatch {
         server_names: from.sni.clone(),
-        prefix_ranges: from
-            .subnets
-            .iter()
-            .filter_map(|subnet| cidr(subnet))
-            .collect(),
+        prefix_ranges: from.subnets.iter().filter_map(|subnet| cidr(subnet)).collect(),
         ..Default::default()
     };
     pb::FilterChain {
@@ -141,10 +124,7 @@ fn cidr(text: &str) -> Option<core::CidrRange> {
     } else {
         length.parse().ok().filter(|length| *length <= whole)?
     };
-    Some(core::CidrRange {
-        address_prefix: address.to_string(),
-        prefix_len: u32_value(length),
-    })
+    Some(core::CidrRange { address_prefix: address.to_string(), prefix_len: u32_value(length) })
 }
 
 /// The listener for redirected outbound connections. It hands each connection to the listener for its destination;
@@ -185,33 +165,16 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
     };
     let mut chains = vec![
         black_hole("virtualInbound-blackhole", INBOUND_PORT),
-        named(
-            "virtualInbound-catchall-http",
-            looks_like_http(None),
-            pass_http,
-        ),
-        named(
-            "virtualInbound",
-            transport("raw_buffer", None),
-            tcp(INBOUND_PASSTHROUGH),
-        ),
-        named(
-            "virtualInbound",
-            transport("tls", None),
-            tcp(INBOUND_PASSTHROUGH),
-        ),
+        named("virtualInbound-catchall-http", looks_like_http(None), pass_http),
+        named("virtualInbound", transport("raw_buffer", None), tcp(INBOUND_PASSTHROUGH)),
+        named("virtualInbound", transport("tls", None), tcp(INBOUND_PASSTHROUGH)),
     ];
     for port in ports {
         let name = format!("0.0.0.0_{}", port.target);
         let cluster = inbound_cluster_name(port.target);
         let http = || {
             let virtual_host = format!("inbound|http|{}", port.port);
-            inbound_http(
-                &format!("inbound_{name};"),
-                &cluster,
-                &virtual_host,
-                port.protocol,
-            )
+            inbound_http(&format!("inbound_{name};"), &cluster, &virtual_host, port.protocol)
         };
         let at = Some(port.target);
         match port.protocol {
@@ -230,16 +193,11 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
         }
     }
     // If the protocol is known, waiting for the client's first bytes would block server-first protocols.
-    let known = ports
-        .iter()
-        .filter(|port| port.protocol != Protocol::Unknown)
-        .map(|port| port.target);
+    let known =
+        ports.iter().filter(|port| port.protocol != Protocol::Unknown).map(|port| port.target);
     let not_http: Vec<u16> = known.chain([INBOUND_PORT]).collect();
     // TLS detection makes no difference here.
-    let bytes = ports
-        .iter()
-        .filter(|port| port.protocol == Protocol::Tcp)
-        .map(|port| port.target);
+    let bytes = ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.target);
     let not_tls: Vec<u16> = bytes.chain([INBOUND_PORT]).collect();
     pb::Listener {
         name: "virtualInbound".to_owned(),
@@ -247,17 +205,10 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
         traffic_direction: core::TrafficDirection::Inbound as i32,
         filter_chains: chains,
         listener_filters: vec![
-            listener_filter(
-                "envoy.filters.listener.original_dst",
-                &OriginalDst::default(),
-                None,
-            ),
+            listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default(), None),
             listener_filter(
                 "envoy.filters.listener.tls_inspector",
-                &TlsInspector {
-                    initial_read_buffer_size: u32_value(512),
-                    ..Default::default()
-                },
+                &TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() },
                 disabled_at(&not_tls),
             ),
             listener_filter(
@@ -305,29 +256,20 @@ fn tcp_target(target: &Target) -> pb::Filter {
     };
     let by_source = hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {});
     let proxy = tcp_proxy::TcpProxy {
-        stat_prefix: target
-            .clusters
-            .first()
-            .map(|(name, _)| name.clone())
-            .unwrap_or_default(),
+        stat_prefix: target.clusters.first().map(|(name, _)| name.clone()).unwrap_or_default(),
         cluster_specifier: Some(specifier),
         idle_timeout: target.idle_timeout.and_then(duration),
         max_downstream_connection_duration: target.max_duration.and_then(duration),
         hash_policy: if target.hash_source {
-            vec![HashPolicy {
-                policy_specifier: Some(by_source),
-            }]
+            vec![HashPolicy { policy_specifier: Some(by_source) }]
         } else {
             Vec::new()
         },
-        tunneling_config: target
-            .tunnel
-            .as_ref()
-            .map(|(hostname, post)| TunnelingConfig {
-                hostname: hostname.clone(),
-                use_post: *post,
-                ..Default::default()
-            }),
+        tunneling_config: target.tunnel.as_ref().map(|(hostname, post)| TunnelingConfig {
+            hostname: hostname.clone(),
+            use_post: *post,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     filter("envoy.filters.network.tcp_proxy", &proxy)
@@ -412,9 +354,7 @@ fn http_manager(
     };
     if grpc_web {
         // It ignores requests that are not gRPC-Web.
-        manager
-            .http_filters
-            .insert(0, http_filter("envoy.filters.http.grpc_web", &GrpcWeb {}));
+        manager.http_filters.insert(0, http_filter("envoy.filters.http.grpc_web", &GrpcWeb {}));
     }
     if let Some(protocol) = inbound {
         manager.server_name = "istio-envoy".to_owned();
@@ -425,9 +365,8 @@ fn http_manager(
             uri: true,
             ..Default::default()
         });
-        manager.http2_protocol_options = protocol
-            .is_http2()
-            .then(core::Http2ProtocolOptions::default);
+        manager.http2_protocol_options =
+            protocol.is_http2().then(core::Http2ProtocolOptions::default);
     }
     manager
 }
@@ -461,9 +400,7 @@ fn inbound_http(
             ..Default::default()
         }),
         retry_policy: retry,
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
-            cluster.to_owned(),
-        )),
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
         ..Default::default()
     };
     let routes = route::RouteConfiguration {
@@ -484,10 +421,7 @@ fn inbound_http(
     };
     let routes = hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes);
     let grpc_web = protocol == Protocol::GrpcWeb;
-    filter(
-        HTTP,
-        &http_manager(stat_prefix.to_owned(), routes, Some(protocol), grpc_web),
-    )
+    filter(HTTP, &http_manager(stat_prefix.to_owned(), routes, Some(protocol), grpc_web))
 }
 
 fn listener_filter<M: prost::Name>(

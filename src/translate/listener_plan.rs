@@ -51,9 +51,7 @@ impl ListenerPlan {
                 for name in &mut chain.sni {
                     *name = name.trim_end_matches('.').to_ascii_lowercase();
                 }
-                chain
-                    .sni
-                    .retain(|name| !name.contains('*') || name.starts_with("*."));
+                chain.sni.retain(|name| !name.contains('*') || name.starts_with("*."));
                 if chain.sni.is_empty() {
                     continue;
                 }
@@ -71,20 +69,12 @@ impl ListenerPlan {
     /// subnets.
     fn add_rest(&mut self, chain: Chain) {
         let any = |list: &[String]| {
-            if list.is_empty() {
-                vec![None]
-            } else {
-                list.iter().cloned().map(Some).collect()
-            }
+            if list.is_empty() { vec![None] } else { list.iter().cloned().map(Some).collect() }
         };
         let mut taken: BTreeSet<(Option<String>, Option<String>)> = BTreeSet::new();
         for known in &self.chains {
             for name in any(&known.sni) {
-                taken.extend(
-                    any(&known.subnets)
-                        .into_iter()
-                        .map(|subnet| (name.clone(), subnet)),
-                );
+                taken.extend(any(&known.subnets).into_iter().map(|subnet| (name.clone(), subnet)));
             }
         }
         let (names, subnets) = (any(&chain.sni), any(&chain.subnets));
@@ -102,20 +92,14 @@ impl ListenerPlan {
         }
         for (subnets, sni) in left {
             let subnets = subnets.into_iter().flatten().collect();
-            self.chains.push(Chain {
-                sni,
-                subnets,
-                ..chain.clone()
-            });
+            self.chains.push(Chain { sni, subnets, ..chain.clone() });
         }
     }
 }
 
 fn distinct(list: Vec<String>) -> Vec<String> {
     let mut seen = BTreeSet::new();
-    list.into_iter()
-        .filter(|item| seen.insert(item.clone()))
-        .collect()
+    list.into_iter().filter(|item| seen.insert(item.clone())).collect()
 }
 
 /// The name of the route configuration that all services share at a port.
@@ -130,20 +114,12 @@ pub fn own_routes(service: &Service, port: u16) -> String {
 
 /// The wildcard address, for listeners without an address of their own.
 pub fn any_address(families: Families) -> &'static str {
-    if families == Families::V6 {
-        "::"
-    } else {
-        "0.0.0.0"
-    }
+    if families == Families::V6 { "::" } else { "0.0.0.0" }
 }
 
 /// The listeners for what `view` sees, at all ports.
 pub fn listeners(view: &ScopeView<'_>) -> Vec<ListenerPlan> {
-    view.mesh
-        .ports()
-        .into_iter()
-        .flat_map(|port| listeners_at(view, port))
-        .collect()
+    view.mesh.ports().into_iter().flat_map(|port| listeners_at(view, port)).collect()
 }
 
 /// The listeners at one port for what `view` sees, older services first where two want the same. Of plain HTTP the oldest
@@ -153,18 +129,12 @@ pub fn listeners_at(view: &ScopeView<'_>, number: u16) -> Vec<ListenerPlan> {
     for class in PortClass::ALL {
         let has_class =
             |port: &&Port| port.number == number && PortClass::of(port.protocol) == class;
-        let callable = view
-            .mesh
-            .hosts_at(number, class)
-            .filter_map(|host| view.callable_service(host));
+        let callable =
+            view.mesh.hosts_at(number, class).filter_map(|host| view.callable_service(host));
         let here = callable.filter(|seen| {
             seen.known.service.alias_of.is_none() && seen.ports().any(|port| has_class(&port))
         });
-        let count = if class == PortClass::Other {
-            usize::MAX
-        } else {
-            1
-        };
+        let count = if class == PortClass::Other { usize::MAX } else { 1 };
         found.extend(here.take(count).map(|seen| {
             let service = &seen.known.service;
             ((service.age, service.host.clone()), seen)
@@ -181,9 +151,7 @@ pub fn listeners_at(view: &ScopeView<'_>, number: u16) -> Vec<ListenerPlan> {
         }
     }
     let listeners = plan.found.into_values().map(Draft::finish);
-    listeners
-        .filter(|item| item.http.is_some() || !item.chains.is_empty())
-        .collect()
+    listeners.filter(|item| item.http.is_some() || !item.chains.is_empty()).collect()
 }
 
 /// A listener that is not complete yet.
@@ -199,11 +167,7 @@ impl Draft {
     /// Requests are routed by their Host, unless the address belongs to a single service: a request that is sent there is
     /// meant for it whatever its Host. The wildcard address belongs to no service.
     fn finish(self) -> ListenerPlan {
-        let Self {
-            mut listener,
-            takes_http,
-            own_routes,
-        } = self;
+        let Self { mut listener, takes_http, own_routes } = self;
         let own = own_routes.filter(|_| !listener.any_address);
         listener.http = takes_http.then(|| own.unwrap_or_else(|| shared_routes(listener.port)));
         listener
@@ -278,22 +242,15 @@ impl ListenerPlanner<'_> {
             .filter(|address| scope.families.reach(address))
             .map(ToString::to_string)
             .partition(|address| address.contains('/'));
-        let mut found: Vec<(String, Vec<String>)> = plain
-            .into_iter()
-            .map(|address| (address, Vec::new()))
-            .collect();
+        let mut found: Vec<(String, Vec<String>)> =
+            plain.into_iter().map(|address| (address, Vec::new())).collect();
         if !subnets.is_empty() {
             found.push((any.clone(), subnets));
         }
         if !service.addresses.is_empty() {
             return found;
         }
-        let members = seen
-            .known
-            .endpoints
-            .list
-            .iter()
-            .filter(|item| item.port_name == port.name);
+        let members = seen.known.endpoints.list.iter().filter(|item| item.port_name == port.name);
         let of_pods: BTreeSet<&str> = members
             .flat_map(|endpoint| endpoint.addresses())
             .map(|address| &**address)
@@ -308,9 +265,7 @@ impl ListenerPlanner<'_> {
                 scope.families.reach(address)
                     && !scope.headless.iter().any(|own| **own == **address)
             });
-            return others
-                .map(|address| (address.to_owned(), Vec::new()))
-                .collect();
+            return others.map(|address| (address.to_owned(), Vec::new())).collect();
         }
         vec![(any, Vec::new())]
     }
@@ -326,24 +281,21 @@ impl ListenerPlanner<'_> {
             (false, _) => address,
         };
         let any_address = address == any_address(self.view.scope.families);
-        let draft = self
-            .found
-            .entry((address.to_owned(), port))
-            .or_insert_with(|| Draft {
-                listener: ListenerPlan {
-                    address: address.to_owned(),
-                    port,
-                    bind,
-                    any_address,
-                    http: None,
-                    only_http: false,
-                    grpc_web: false,
-                    chains: Vec::new(),
-                    default_cluster: self.default_cluster.clone(),
-                },
-                takes_http: false,
-                own_routes: own_routes.clone(),
-            });
+        let draft = self.found.entry((address.to_owned(), port)).or_insert_with(|| Draft {
+            listener: ListenerPlan {
+                address: address.to_owned(),
+                port,
+                bind,
+                any_address,
+                http: None,
+                only_http: false,
+                grpc_web: false,
+                chains: Vec::new(),
+                default_cluster: self.default_cluster.clone(),
+            },
+            takes_http: false,
+            own_routes: own_routes.clone(),
+        });
         if draft.own_routes != own_routes {
             draft.own_routes = None;
         }

@@ -26,10 +26,8 @@ pub fn apply(
     has_outlier_detection: bool,
 ) {
     let common = cluster.common_lb_config.get_or_insert_default();
-    common.locality_config_specifier = locality::cluster_config(
-        locality::Setting::new(service, settings),
-        has_outlier_detection,
-    );
+    common.locality_config_specifier =
+        locality::cluster_config(locality::Setting::new(service, settings), has_outlier_detection);
     let warmup = settings.and_then(slow_start);
     let hash = settings.and_then(|settings| settings.consistent_hash.as_ref());
     let (policy, config) = match (hash, settings.and_then(|settings| settings.simple)) {
@@ -47,10 +45,8 @@ pub fn apply(
             cluster::LbPolicy::LeastRequest,
             warmup.map(|warmup| {
                 let slow_start_config = Some(warmup);
-                let config = cluster::LeastRequestLbConfig {
-                    slow_start_config,
-                    ..Default::default()
-                };
+                let config =
+                    cluster::LeastRequestLbConfig { slow_start_config, ..Default::default() };
                 cluster::LbConfig::LeastRequestLbConfig(config)
             }),
         ),
@@ -63,9 +59,7 @@ fn consistent(hash: &ConsistentHashLb) -> (cluster::LbPolicy, Option<cluster::Lb
     let size = |value: u64| (value > 0).then_some(UInt64Value { value });
     if let Some(maglev) = &hash.maglev {
         let config = size(maglev.table_size).map(|size| {
-            cluster::LbConfig::MaglevLbConfig(cluster::MaglevLbConfig {
-                table_size: Some(size),
-            })
+            cluster::LbConfig::MaglevLbConfig(cluster::MaglevLbConfig { table_size: Some(size) })
         });
         return (cluster::LbPolicy::Maglev, config);
     }
@@ -84,14 +78,7 @@ fn consistent(hash: &ConsistentHashLb) -> (cluster::LbPolicy, Option<cluster::Lb
 
 fn slow_start(settings: &LoadBalancerSettings) -> Option<cluster::SlowStartConfig> {
     match (&settings.warmup, settings.warmup_duration_secs) {
-        (
-            Some(WarmupConfiguration {
-                duration: window,
-                minimum_percent,
-                aggression,
-            }),
-            _,
-        ) => {
+        (Some(WarmupConfiguration { duration: window, minimum_percent, aggression }), _) => {
             Some(cluster::SlowStartConfig {
                 slow_start_window: window.and_then(|window| duration(window.0)),
                 // The runtime key does not exist, so the default value applies.
@@ -99,9 +86,7 @@ fn slow_start(settings: &LoadBalancerSettings) -> Option<cluster::SlowStartConfi
                     default_value: aggression.unwrap_or(1.0),
                     runtime_key: "(".to_owned(),
                 }),
-                min_weight_percent: Some(Percent {
-                    value: minimum_percent.unwrap_or(10.0),
-                }),
+                min_weight_percent: Some(Percent { value: minimum_percent.unwrap_or(10.0) }),
             })
         }
         (None, Some(window)) => Some(cluster::SlowStartConfig {
@@ -119,18 +104,14 @@ pub fn consistent_hash<'a>(
     subset: &str,
     port: u16,
 ) -> Option<&'a ConsistentHashLb> {
-    let subset = rule
-        .subset(subset)
-        .and_then(|subset| subset.traffic_policy.as_ref());
+    let subset = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_ref());
     let policies = subset.into_iter().chain(rule.traffic_policy.as_deref());
     for policy in policies {
         let at_port = policy
             .port_level_settings
             .iter()
             .find(|port_level_setting| {
-                port_level_setting
-                    .port
-                    .is_some_and(|at| at.number == u32::from(port))
+                port_level_setting.port.is_some_and(|at| at.number == u32::from(port))
             })
             .and_then(|port_level_setting| port_level_setting.load_balancer.as_ref());
         let found = at_port.and_then(|balancer| balancer.consistent_hash.as_ref());
@@ -148,10 +129,7 @@ pub fn hash_policy(hash: &ConsistentHashLb) -> Option<route::HashPolicy> {
         ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter,
     };
     let specifier = if let Some(name) = &hash.http_header_name {
-        PolicySpecifier::Header(Header {
-            header_name: name.clone(),
-            ..Default::default()
-        })
+        PolicySpecifier::Header(Header { header_name: name.clone(), ..Default::default() })
     } else if let Some(cookie) = &hash.http_cookie {
         let attributes = cookie.attributes.iter();
         PolicySpecifier::Cookie(Cookie {
@@ -159,10 +137,7 @@ pub fn hash_policy(hash: &ConsistentHashLb) -> Option<route::HashPolicy> {
             path: cookie.path.clone(),
             ttl: cookie.ttl.and_then(|ttl| duration(ttl.0)),
             attributes: attributes
-                .map(|item| CookieAttribute {
-                    name: item.name.clone(),
-                    value: item.value.clone(),
-                })
+                .map(|item| CookieAttribute { name: item.name.clone(), value: item.value.clone() })
                 .collect(),
         })
     } else if let Some(name) = &hash.http_query_parameter_name {
@@ -172,8 +147,5 @@ pub fn hash_policy(hash: &ConsistentHashLb) -> Option<route::HashPolicy> {
     } else {
         return None;
     };
-    Some(route::HashPolicy {
-        policy_specifier: Some(specifier),
-        ..Default::default()
-    })
+    Some(route::HashPolicy { policy_specifier: Some(specifier), ..Default::default() })
 }

@@ -54,16 +54,8 @@ impl<'a> Setting<'a> {
             return if setting.enabled == Some(false) {
                 Setting::Off
             } else if setting.distribute.is_empty() {
-                let labels = setting
-                    .failover_priority
-                    .iter()
-                    .map(String::as_str)
-                    .collect();
-                Setting::Failover {
-                    regions: &setting.failover,
-                    labels,
-                    always: false,
-                }
+                let labels = setting.failover_priority.iter().map(String::as_str).collect();
+                Setting::Failover { regions: &setting.failover, labels, always: false }
             } else {
                 Setting::Distribute(&setting.distribute)
             };
@@ -74,11 +66,7 @@ impl<'a> Setting<'a> {
             .flat_map(|preference| preference.labels())
             .copied()
             .collect();
-        Setting::Failover {
-            regions: &[],
-            labels,
-            always: service.preference.is_some(),
-        }
+        Setting::Failover { regions: &[], labels, always: service.preference.is_some() }
     }
 }
 
@@ -91,23 +79,15 @@ pub fn cluster_config(
         Setting::Off => false,
         Setting::Distribute(_) => true,
         // Without failover, the load balancer should choose among all endpoints.
-        Setting::Failover {
-            regions,
-            labels,
-            always,
-        } => (always || has_outlier_detection) && !(regions.is_empty() && labels.is_empty()),
-        Setting::ZoneAware {
-            enabled,
-            min_cluster_size,
-            ..
-        } => {
-            return Some(pb::LocalityConfigSpecifier::ZoneAwareLbConfig(
-                pb::ZoneAwareLbConfig {
-                    routing_enabled: (!enabled).then_some(Percent { value: 0.0 }),
-                    min_cluster_size: min_cluster_size.map(|value| UInt64Value { value }),
-                    ..Default::default()
-                },
-            ));
+        Setting::Failover { regions, labels, always } => {
+            (always || has_outlier_detection) && !(regions.is_empty() && labels.is_empty())
+        }
+        Setting::ZoneAware { enabled, min_cluster_size, .. } => {
+            return Some(pb::LocalityConfigSpecifier::ZoneAwareLbConfig(pb::ZoneAwareLbConfig {
+                routing_enabled: (!enabled).then_some(Percent { value: 0.0 }),
+                min_cluster_size: min_cluster_size.map(|value| UInt64Value { value }),
+                ..Default::default()
+            }));
         }
     };
     weighted.then_some(pb::LocalityConfigSpecifier::LocalityWeightedLbConfig(
@@ -137,42 +117,26 @@ pub fn arrange<'a>(
 ) -> Vec<Group<'a>> {
     let mut by_locality: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in members {
-        by_locality
-            .entry(endpoint.locality())
-            .or_default()
-            .push(endpoint);
+        by_locality.entry(endpoint.locality()).or_default().push(endpoint);
     }
-    let groups: Vec<Group<'a>> = by_locality
-        .into_iter()
-        .map(|(locality, members)| group(locality, 0, members))
-        .collect();
+    let groups: Vec<Group<'a>> =
+        by_locality.into_iter().map(|(locality, members)| group(locality, 0, members)).collect();
     match setting {
         Setting::Off | Setting::ZoneAware { enabled: false, .. } => groups,
         Setting::Distribute(rules) => distribute(groups, rules, &scope.locality),
         Setting::Failover { always, .. } if !always && !has_outlier_detection => groups,
-        Setting::Failover {
-            regions, labels, ..
-        } => {
+        Setting::Failover { regions, labels, .. } => {
             let by_labels = !labels.is_empty();
-            let groups = if by_labels {
-                rank_by_labels(groups, &labels, scope)
-            } else {
-                groups
-            };
+            let groups = if by_labels { rank_by_labels(groups, &labels, scope) } else { groups };
             if by_labels && regions.is_empty() {
                 groups
             } else {
                 rank(groups, |at| distance(&scope.locality, at, regions))
             }
         }
-        Setting::ZoneAware {
-            regions, labels, ..
-        } => {
-            let groups = if labels.is_empty() {
-                groups
-            } else {
-                rank_by_labels(groups, &labels, scope)
-            };
+        Setting::ZoneAware { regions, labels, .. } => {
+            let groups =
+                if labels.is_empty() { groups } else { rank_by_labels(groups, &labels, scope) };
             rank(groups, |at| match () {
                 () if at.region == scope.locality.region => 0,
                 () if failover_target(&scope.locality.region, regions) == Some(&at.region) => 1,
@@ -183,15 +147,8 @@ pub fn arrange<'a>(
 }
 
 fn group<'a>(locality: &'a Locality, priority: u32, members: Vec<&'a Endpoint>) -> Group<'a> {
-    let weight = members
-        .iter()
-        .fold(0u32, |sum, member| sum.saturating_add(member.weight));
-    Group {
-        locality,
-        priority,
-        weight,
-        members,
-    }
+    let weight = members.iter().fold(0u32, |sum, member| sum.saturating_add(member.weight));
+    Group { locality, priority, weight, members }
 }
 
 /// Assigns each locality its weight; a locality without one gets no traffic.
@@ -207,10 +164,7 @@ fn distribute<'a>(
     // Most specific first, so that a wildcard does not take what another entry names.
     let mut shares: Vec<(&String, u32)> = rule.to.iter().map(|(to, share)| (to, *share)).collect();
     shares.sort_by_key(|(to, _)| {
-        (
-            std::cmp::Reverse(to.split('/').filter(|part| *part != "*").count()),
-            *to,
-        )
+        (std::cmp::Reverse(to.split('/').filter(|part| *part != "*").count()), *to)
     });
     for (to, share) in shares {
         let chosen: Vec<usize> = left
@@ -218,11 +172,8 @@ fn distribute<'a>(
             .copied()
             .filter(|at| groups.get(*at).is_some_and(|item| is_in(item.locality, to)))
             .collect();
-        let total: u64 = chosen
-            .iter()
-            .filter_map(|at| groups.get(*at))
-            .map(|item| u64::from(item.weight))
-            .sum();
+        let total: u64 =
+            chosen.iter().filter_map(|at| groups.get(*at)).map(|item| u64::from(item.weight)).sum();
         for at in chosen {
             left.remove(&at);
             if let Some(entry) = groups.get_mut(at) {
@@ -248,10 +199,7 @@ fn is_in(locality: &Locality, pattern: &str) -> bool {
 }
 
 fn failover_target<'a>(region: &str, regions: &'a [Failover]) -> Option<&'a String> {
-    regions
-        .iter()
-        .find(|item| item.from == region)
-        .map(|region| &region.to)
+    regions.iter().find(|item| item.from == region).map(|region| &region.to)
 }
 
 /// 0: same sub-zone, 1: same zone, 2: same region, 3: another region, 4: another region that is not the failover
@@ -316,11 +264,7 @@ fn rank_by_labels<'a>(groups: Vec<Group<'a>>, labels: &[&str], scope: &Scope) ->
         for endpoint in whole.members {
             by_rank.entry(rank(endpoint)).or_default().push(endpoint);
         }
-        out.extend(
-            by_rank
-                .into_iter()
-                .map(|(rank, members)| group(whole.locality, rank, members)),
-        );
+        out.extend(by_rank.into_iter().map(|(rank, members)| group(whole.locality, rank, members)));
     }
     close_gaps(out)
 }
@@ -347,14 +291,8 @@ mod tests {
     #[test]
     fn nearer_is_first() {
         let client = Locality::parse("eu/a/1");
-        let regions = [Failover {
-            from: "eu".into(),
-            to: "us".into(),
-        }];
+        let regions = [Failover { from: "eu".into(), to: "us".into() }];
         let of = |at: &str| distance(&client, &Locality::parse(at), &regions);
-        assert_eq!(
-            ["eu/a/1", "eu/a/2", "eu/b/1", "us/a/1", "as/a/1"].map(of),
-            [0, 1, 2, 3, 4]
-        );
+        assert_eq!(["eu/a/1", "eu/a/2", "eu/b/1", "us/a/1", "as/a/1"].map(of), [0, 1, 2, 3, 4]);
     }
 }

@@ -50,10 +50,7 @@ pub fn is_inbound(cluster: &str) -> bool {
 
 /// The port of a destination: the explicit one, else the service's only port, else the listener's.
 pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u16) -> u16 {
-    let given = to
-        .port
-        .and_then(|port| u16::try_from(port.number).ok())
-        .filter(|port| *port > 0);
+    let given = to.port.and_then(|port| u16::try_from(port.number).ok()).filter(|port| *port > 0);
     let only = || match service?.ports.as_slice() {
         [only] => Some(only.number),
         _ => None,
@@ -70,9 +67,7 @@ pub fn default_cluster(view: &ScopeView<'_>) -> String {
         (OutboundPolicy::AllowAny, Some(through)) => through,
     };
     let host = through.host.to_ascii_lowercase();
-    let known = view
-        .service(&host)
-        .filter(|seen| seen.known.service.alias_of.is_none());
+    let known = view.service(&host).filter(|seen| seen.known.service.alias_of.is_none());
     let cluster = known.and_then(|seen| {
         let number = destination_port(through, Some(&seen.known.service), 0);
         let rule = view.destination_rule(seen.known);
@@ -86,9 +81,7 @@ pub fn default_cluster(view: &ScopeView<'_>) -> String {
 
 /// The host that a destination's clusters are named after; for an ExternalName service its target.
 pub fn canonical_host<'a>(host: &'a str, service: Option<&'a Service>) -> &'a str {
-    service
-        .and_then(|service| service.alias_of.as_deref())
-        .unwrap_or(host)
+    service.and_then(|service| service.alias_of.as_deref()).unwrap_or(host)
 }
 
 pub(crate) fn any<M: prost::Name>(message: &M) -> Any {
@@ -101,10 +94,7 @@ pub(crate) fn any<M: prost::Name>(message: &M) -> Any {
 pub(crate) fn duration(duration: time::Duration) -> Option<Duration> {
     let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
     // Less than 10⁹, so it fits.
-    Some(Duration {
-        seconds,
-        nanos: duration.subsec_nanos() as i32,
-    })
+    Some(Duration { seconds, nanos: duration.subsec_nanos() as i32 })
 }
 
 /// The cluster name of the whole service, given the name of a subset's cluster.
@@ -130,9 +120,7 @@ pub(crate) fn socket_address(address: &str, port: u16) -> core::Address {
     core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {
             address: address.to_owned(),
-            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(
-                port,
-            ))),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(port))),
             ..Default::default()
         })),
     }

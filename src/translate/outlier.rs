@@ -22,11 +22,8 @@ pub fn apply(
     from: Option<&OutlierDetection>,
 ) {
     let Some(from) = from else { return };
-    let enforced = |count: Option<u32>| {
-        count
-            .map(|count| if count > 0 { 100 } else { 0 })
-            .and_then(u32_value)
-    };
+    let enforced =
+        |count: Option<u32>| count.map(|count| if count > 0 { 100 } else { 0 }).and_then(u32_value);
     let (errors, gateway) = (from.consecutive_5xx_errors, from.consecutive_gateway_errors);
     let own = from
         .consecutive_local_origin_failures
@@ -53,10 +50,8 @@ pub fn apply(
         ..Default::default()
     });
     let threshold = f64::from(from.min_health_percent.max(0));
-    cluster
-        .common_lb_config
-        .get_or_insert_default()
-        .healthy_panic_threshold = Some(Percent { value: threshold });
+    cluster.common_lb_config.get_or_insert_default().healthy_panic_threshold =
+        Some(Percent { value: threshold });
     if !from.outlier_detection_http_error_codes.is_empty() {
         options.get_or_insert_default().outlier_detection =
             Some(http_protocol_options::OutlierDetection {
@@ -94,9 +89,7 @@ fn any_of(codes: &[u32]) -> MatchPredicate {
         (Some(only), true) => only,
         (last, _) => {
             rules.extend(last);
-            MatchPredicate {
-                rule: Some(Rule::OrMatch(MatchSet { rules })),
-            }
+            MatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) }
         }
     }
 }

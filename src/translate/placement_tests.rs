@@ -31,10 +31,9 @@ impl World {
 
     fn write(&mut self, file: &str, text: &str) -> Mesh {
         let mut dirty = BTreeSet::new();
-        for change in self.loader.update([(
-            PathBuf::from(file),
-            Content::Bytes(text.as_bytes().to_vec()),
-        )]) {
+        for change in
+            self.loader.update([(PathBuf::from(file), Content::Bytes(text.as_bytes().to_vec()))])
+        {
             self.store.apply(change, &mut dirty);
         }
         let wrong: Vec<_> = self.store.rejected().collect();
@@ -101,17 +100,12 @@ fn lb_endpoints(snapshot: &Snapshot, cluster: &str) -> Vec<(u64, Value)> {
 }
 
 fn address(endpoint: &Value) -> String {
-    endpoint["address"]["socketAddress"]["address"]
-        .as_str()
-        .unwrap()
-        .to_owned()
+    endpoint["address"]["socketAddress"]["address"].as_str().unwrap().to_owned()
 }
 
 fn addresses(snapshot: &Snapshot, cluster: &str) -> Vec<String> {
-    let mut all: Vec<_> = lb_endpoints(snapshot, cluster)
-        .iter()
-        .map(|(_, endpoint)| address(endpoint))
-        .collect();
+    let mut all: Vec<_> =
+        lb_endpoints(snapshot, cluster).iter().map(|(_, endpoint)| address(endpoint)).collect();
     all.sort();
     all
 }
@@ -127,18 +121,11 @@ fn priorities(snapshot: &Snapshot, cluster: &str) -> BTreeMap<String, u64> {
 /// Every address of every endpoint.
 fn all_addresses(snapshot: &Snapshot, cluster: &str) -> Vec<Vec<String>> {
     let of = |endpoint: &Value| {
-        let more = endpoint["additionalAddresses"]
-            .as_array()
-            .into_iter()
-            .flatten();
-        std::iter::once(address(endpoint))
-            .chain(more.map(address))
-            .collect()
+        let more = endpoint["additionalAddresses"].as_array().into_iter().flatten();
+        std::iter::once(address(endpoint)).chain(more.map(address)).collect()
     };
-    let mut all: Vec<Vec<String>> = lb_endpoints(snapshot, cluster)
-        .iter()
-        .map(|(_, endpoint)| of(endpoint))
-        .collect();
+    let mut all: Vec<Vec<String>> =
+        lb_endpoints(snapshot, cluster).iter().map(|(_, endpoint)| of(endpoint)).collect();
     all.sort();
     all
 }
@@ -153,14 +140,7 @@ fn timeouts(snapshot: &Snapshot, host: &str) -> Vec<String> {
         .find(|item| item["name"] == format!("{host}.shop.svc.cluster.local:80"))
         .unwrap();
     let routes = host["routes"].as_array().unwrap().iter();
-    routes
-        .map(|route| {
-            route["route"]["timeout"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned()
-        })
-        .collect()
+    routes.map(|route| route["route"]["timeout"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 /// A file without objects.
@@ -209,11 +189,7 @@ fn subsets(host: &str, subsets: &[(&str, &str)]) -> String {
         .iter()
         .map(|(name, labels)| format!("{{name: {name}, labels: {{{labels}}}}}"))
         .collect();
-    rule(
-        "DestinationRule",
-        "subsets",
-        &format!("{{host: {host}, subsets: [{}]}}", all.join(", ")),
-    )
+    rule("DestinationRule", "subsets", &format!("{{host: {host}, subsets: [{}]}}", all.join(", ")))
 }
 
 fn cluster(subset: &str) -> String {
@@ -223,23 +199,11 @@ fn cluster(subset: &str) -> String {
 const SUBSETS: [(&str, &str, &[&str]); 9] = [
     ("za", "topology.kubernetes.io/zone: eu-a", &["10.1.1.1"]),
     ("zb", "topology.kubernetes.io/zone: eu-b", &["10.1.1.2"]),
-    (
-        "zb1",
-        "topology.kubernetes.io/zone: eu-b, version: v1",
-        &["10.1.1.2"],
-    ),
+    ("zb1", "topology.kubernetes.io/zone: eu-b, version: v1", &["10.1.1.2"]),
     ("zb0", "topology.kubernetes.io/zone: eu-b, version: v0", &[]),
-    (
-        "region",
-        "topology.kubernetes.io/region: eu",
-        &["10.1.1.1", "10.1.1.2"],
-    ),
+    ("region", "topology.kubernetes.io/region: eu", &["10.1.1.1", "10.1.1.2"]),
     ("rack", "topology.istio.io/subzone: r1", &["10.1.1.1"]),
-    (
-        "cluster",
-        "topology.istio.io/cluster: Kubernetes",
-        &["10.1.1.1", "10.1.1.2"],
-    ),
+    ("cluster", "topology.istio.io/cluster: Kubernetes", &["10.1.1.1", "10.1.1.2"]),
     ("far", "topology.istio.io/cluster: other", &[]),
     ("node", "kubernetes.io/hostname: n1", &["10.1.1.1"]),
 ];
@@ -248,16 +212,9 @@ const SUBSETS: [(&str, &str, &[&str]); 9] = [
 fn a_subset_may_say_where_its_endpoints_are() {
     let labels = SUBSETS.map(|(name, labels, _)| (name, labels));
     let mut world = World::new();
-    let mesh = world.write(
-        "mesh.yaml",
-        &(NODES.to_owned() + &web("") + &subsets("web", &labels)),
-    );
+    let mesh = world.write("mesh.yaml", &(NODES.to_owned() + &web("") + &subsets("web", &labels)));
     for (name, labels, expected) in SUBSETS {
-        assert_eq!(
-            world.endpoints(&mesh, &client(), &cluster(name)),
-            expected,
-            "{labels}"
-        );
+        assert_eq!(world.endpoints(&mesh, &client(), &cluster(name)), expected, "{labels}");
     }
 }
 
@@ -267,11 +224,7 @@ fn without_the_node_a_slice_says_zone_and_node() {
     let mesh = mesh(&(web("") + &subsets("web", &labels)));
     let snapshot = seen_by(&mesh, &client());
     for (name, labels, expected) in SUBSETS {
-        let expected = if matches!(name, "region" | "rack") {
-            &[]
-        } else {
-            expected
-        };
+        let expected = if matches!(name, "region" | "rack") { &[] } else { expected };
         assert_eq!(addresses(&snapshot, &cluster(name)), expected, "{labels}");
     }
 }
@@ -281,27 +234,15 @@ fn endpoints_move_between_subsets_with_their_node() {
     let mut world = World::new();
     let subsets = subsets(
         "web",
-        &[
-            ("a", "topology.kubernetes.io/region: eu"),
-            ("b", "topology.kubernetes.io/region: us"),
-        ],
+        &[("a", "topology.kubernetes.io/region: eu"), ("b", "topology.kubernetes.io/region: us")],
     );
     world.write("mesh.yaml", &(web("") + &subsets));
     let mesh = world.write("nodes.yaml", NODES);
-    assert_eq!(
-        world.endpoints(&mesh, &client(), &cluster("a")),
-        ["10.1.1.1", "10.1.1.2"]
-    );
+    assert_eq!(world.endpoints(&mesh, &client(), &cluster("a")), ["10.1.1.1", "10.1.1.2"]);
     let moved = NODES.replacen("region: eu", "region: us", 1);
     let mesh = world.write("nodes.yaml", &moved);
-    assert_eq!(
-        world.endpoints(&mesh, &client(), &cluster("a")),
-        ["10.1.1.2"]
-    );
-    assert_eq!(
-        world.endpoints(&mesh, &client(), &cluster("b")),
-        ["10.1.1.1"]
-    );
+    assert_eq!(world.endpoints(&mesh, &client(), &cluster("a")), ["10.1.1.2"]);
+    assert_eq!(world.endpoints(&mesh, &client(), &cluster("b")), ["10.1.1.1"]);
 }
 
 #[test]
@@ -328,29 +269,17 @@ fn entries_are_where_they_say() {
     let mesh = world.write("namespaces.yaml", namespace);
     for (name, labels, expected) in wanted {
         let cluster = format!("outbound|80|{name}|out.example");
-        assert_eq!(
-            world.endpoints(&mesh, &client(), &cluster),
-            expected,
-            "{labels}"
-        );
+        assert_eq!(world.endpoints(&mesh, &client(), &cluster), expected, "{labels}");
     }
     let mesh = world.write("namespaces.yaml", NOTHING);
-    assert!(
-        world
-            .endpoints(&mesh, &client(), "outbound|80|near|out.example")
-            .is_empty()
-    );
+    assert!(world.endpoints(&mesh, &client(), "outbound|80|near|out.example").is_empty());
 }
 
 /// A route with 5 s for clients with these labels, and another for the rest.
 fn for_sources(labels: &str) -> String {
     let to = "route: [{destination: {host: web}}]";
     let http = format!("{{match: [{{sourceLabels: {{{labels}}}}}], timeout: 5s, {to}}}, {{{to}}}");
-    rule(
-        "VirtualService",
-        "web",
-        &format!("{{hosts: [web], http: [{http}]}}"),
-    )
+    rule("VirtualService", "web", &format!("{{hosts: [web], http: [{http}]}}"))
 }
 
 const IN_ZONE: &str = "topology.kubernetes.io/zone: eu-a";
@@ -361,16 +290,9 @@ fn source_labels_may_say_where_clients_are() {
     let text = NODES.to_owned() + pods + &web("");
     let placed = proxy("placed-0", "10.9.0.2", json!({}));
     let of_web = proxy("web-0", "10.1.1.1", json!({}));
-    let own = proxy(
-        "client-0",
-        "10.9.0.1",
-        json!({"LABELS": {"topology.kubernetes.io/zone": "eu-a"}}),
-    );
-    let in_cluster = proxy(
-        "client-0",
-        "10.9.0.1",
-        json!({"CLUSTER_ID": "east", "NETWORK": "net"}),
-    );
+    let own =
+        proxy("client-0", "10.9.0.1", json!({"LABELS": {"topology.kubernetes.io/zone": "eu-a"}}));
+    let in_cluster = proxy("client-0", "10.9.0.1", json!({"CLUSTER_ID": "east", "NETWORK": "net"}));
     for (labels, proxy, matches) in [
         (IN_ZONE, &placed, true),
         (IN_ZONE, &of_web, true),
@@ -410,11 +332,7 @@ fn tcp_routes_and_selectors_see_where_clients_are() {
         + &web("")
         + tcp
         + &rule("VirtualService", "db", &route)
-        + &rule(
-            "DestinationRule",
-            "db",
-            "{host: db, subsets: [{name: near}, {name: far}]}",
-        )
+        + &rule("DestinationRule", "db", "{host: db, subsets: [{name: near}, {name: far}]}")
         + &rule(
             "DestinationRule",
             "web",
@@ -429,31 +347,20 @@ fn tcp_routes_and_selectors_see_where_clients_are() {
                 "{{workloadSelector: {{labels: {{{IN_ZONE}}}}}, egress: [{{hosts: ['./web.shop.svc.cluster.local', './db.shop.svc.cluster.local']}}]}}"
             ),
         )
-        + &rule(
-            "ServiceEntry",
-            "out",
-            "{hosts: [out.example], ports: [{number: 80, name: http}]}",
-        );
+        + &rule("ServiceEntry", "out", "{hosts: [out.example], ports: [{number: 80, name: http}]}");
     let mesh = mesh(&text);
     let clusters = |proxy: &Proxy| -> BTreeSet<String> {
         let all = resources(&seen_by(&mesh, proxy), ResourceType::Cluster);
-        all.iter()
-            .map(|item| item["name"].as_str().unwrap().to_owned())
-            .collect()
+        all.iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
     };
     let leads_to = |proxy: &Proxy| {
         let all = resources(&seen_by(&mesh, proxy), ResourceType::Listener);
-        let listener = all
-            .into_iter()
-            .find(|item| item["name"] == "10.96.1.9_81")
-            .unwrap()
-            .to_string();
+        let listener =
+            all.into_iter().find(|item| item["name"] == "10.96.1.9_81").unwrap().to_string();
         ["near", "far"].map(|subset| listener.contains(&format!("outbound|81|{subset}|db")))
     };
-    let (near, far) = (
-        proxy("web-0", "10.1.1.1", json!({})),
-        proxy("web-1", "10.1.1.2", json!({})),
-    );
+    let (near, far) =
+        (proxy("web-0", "10.1.1.1", json!({})), proxy("web-1", "10.1.1.2", json!({})));
     assert_eq!(leads_to(&near), [true, false]);
     assert_eq!(leads_to(&far), [false, true]);
     let (near, far) = (clusters(&near), clusters(&far));
@@ -469,17 +376,9 @@ fn only_what_some_rule_looks_at_splits_scopes() {
         let proxies = names.map(|(node, zone)| {
             let labels =
                 json!({"topology.kubernetes.io/zone": zone, "topology.kubernetes.io/region": "eu"});
-            proxy(
-                "client-0",
-                "10.9.0.1",
-                json!({"NODE_NAME": node, "LABELS": labels}),
-            )
+            proxy("client-0", "10.9.0.1", json!({"NODE_NAME": node, "LABELS": labels}))
         });
-        proxies
-            .iter()
-            .map(|proxy| mesh.scope(proxy))
-            .collect::<BTreeSet<_>>()
-            .len()
+        proxies.iter().map(|proxy| mesh.scope(proxy)).collect::<BTreeSet<_>>().len()
     };
     let at = |name: &str, locality: &str| {
         format!(
@@ -490,18 +389,8 @@ fn only_what_some_rule_looks_at_splits_scopes() {
                   spec: {clusterIP: 10.96.2.1, internalTrafficPolicy: Local, ports: [{name: http, port: 80}]}\n---\n";
     for (text, expected) in [
         (web(""), 1),
-        (
-            web("")
-                + &subsets(
-                    "web",
-                    &[("za", IN_ZONE), ("node", "kubernetes.io/hostname: n1")],
-                ),
-            1,
-        ),
-        (
-            web("") + &for_sources("topology.kubernetes.io/region: eu"),
-            1,
-        ),
+        (web("") + &subsets("web", &[("za", IN_ZONE), ("node", "kubernetes.io/hostname: n1")]), 1),
+        (web("") + &for_sources("topology.kubernetes.io/region: eu"), 1),
         (web("") + &for_sources(IN_ZONE), 2),
         (web("") + &for_sources("kubernetes.io/hostname: n1"), 3),
         (web("trafficDistribution: PreferClose"), 2),
@@ -552,35 +441,17 @@ fn a_node_local_service_is_only_what_runs_on_the_clients_node() {
             (proxy("placed-0", "10.9.0.2", json!({})), &["10.1.1.2"], &[]),
             (client(), &[], &[]),
         ] {
-            assert_eq!(
-                world.endpoints(&mesh, &proxy, &cluster("")),
-                all,
-                "{proxy:?}"
-            );
-            assert_eq!(
-                world.endpoints(&mesh, &proxy, &cluster("v0")),
-                v0,
-                "{proxy:?}"
-            );
+            assert_eq!(world.endpoints(&mesh, &proxy, &cluster("")), all, "{proxy:?}");
+            assert_eq!(world.endpoints(&mesh, &proxy, &cluster("v0")), v0, "{proxy:?}");
             let other = "outbound|80||other.shop.svc.cluster.local";
-            assert_eq!(
-                world.endpoints(&mesh, &proxy, other),
-                ["10.1.2.1", "10.1.2.2"]
-            );
+            assert_eq!(world.endpoints(&mesh, &proxy, other), ["10.1.2.1", "10.1.2.2"]);
         }
         // Of all endpoints only those of that service are made anew for another node.
         let mut shared = |name: &str| {
-            let [item, other] = ["n1", "n2"].map(|node| {
-                world
-                    .snapshot_builder
-                    .snapshot(&mesh, &mesh.scope(&on_node(node)))
-            });
+            let [item, other] = ["n1", "n2"]
+                .map(|node| world.snapshot_builder.snapshot(&mesh, &mesh.scope(&on_node(node))));
             let part = |snapshot: &Snapshot| {
-                snapshot
-                    .get(ResourceType::Endpoints)
-                    .get(name)
-                    .unwrap()
-                    .clone()
+                snapshot.get(ResourceType::Endpoints).get(name).unwrap().clone()
             };
             Arc::ptr_eq(&part(&item), &part(&other))
         };
@@ -593,10 +464,7 @@ fn a_node_local_service_is_only_what_runs_on_the_clients_node() {
 fn a_service_becomes_node_local_and_back() {
     let mut world = World::new();
     for (policy, expected) in [("Cluster", 2), ("Local", 1), ("Cluster", 2)] {
-        let mesh = world.write(
-            "mesh.yaml",
-            &web(&format!("internalTrafficPolicy: {policy}")),
-        );
+        let mesh = world.write("mesh.yaml", &web(&format!("internalTrafficPolicy: {policy}")));
         assert_eq!(
             world.endpoints(&mesh, &on_node("n1"), &cluster("")).len(),
             expected,
@@ -632,11 +500,9 @@ fn of_family(families: Families) -> Proxy {
     match families {
         Families::V4 => proxy("client-0", "10.9.0.1", json!({})),
         Families::V6 => proxy("client-0", "fd00:9::1", json!({})),
-        Families::Both => proxy(
-            "client-0",
-            "10.9.0.1",
-            json!({"INSTANCE_IPS": "10.9.0.1,fd00:9::1"}),
-        ),
+        Families::Both => {
+            proxy("client-0", "10.9.0.1", json!({"INSTANCE_IPS": "10.9.0.1,fd00:9::1"}))
+        }
     }
 }
 
@@ -652,28 +518,18 @@ fn a_pod_with_two_addresses_is_one_endpoint() {
     for (families, expected) in [
         (Families::V4, vec![vec!["10.1.1.1"]]),
         (Families::V6, vec![vec!["fd00:1::1"], vec!["fd00:1::2"]]),
-        (
-            Families::Both,
-            vec![vec!["10.1.1.1", "fd00:1::1"], vec!["fd00:1::2"]],
-        ),
+        (Families::Both, vec![vec!["10.1.1.1", "fd00:1::1"], vec!["fd00:1::2"]]),
     ] {
         let proxy = of_family(families);
         assert_eq!(mesh.scope(&proxy).families, families);
-        assert_eq!(
-            all_addresses(&seen_by(&mesh, &proxy), &cluster("")),
-            expected,
-            "{families:?}"
-        );
+        assert_eq!(all_addresses(&seen_by(&mesh, &proxy), &cluster("")), expected, "{families:?}");
     }
 }
 
 #[test]
 fn the_services_first_family_is_tried_first() {
     for (service, expected) in [
-        (
-            "clusterIP: 10.96.1.1, clusterIPs: [10.96.1.1, 'fd00:96::1']",
-            ["10.1.1.1", "fd00:1::1"],
-        ),
+        ("clusterIP: 10.96.1.1, clusterIPs: [10.96.1.1, 'fd00:96::1']", ["10.1.1.1", "fd00:1::1"]),
         (
             "clusterIP: 'fd00:96::1', clusterIPs: ['fd00:96::1', 10.96.1.1]",
             ["fd00:1::1", "10.1.1.1"],
@@ -693,20 +549,13 @@ fn only_what_is_one_pod_is_one_endpoint() {
     let later = "targetRef: {kind: Pod, name: web-0, namespace: shop, uid: b}";
     let no_pod = "targetRef: {kind: Node, name: web-0, uid: a}";
     for other in [other_pod, later, no_pod, ""] {
-        let mesh = dual_stack(
-            "clusterIP: 10.96.1.1",
-            &[("10.1.1.1", POD)],
-            &[("fd00:1::1", other)],
-        );
+        let mesh =
+            dual_stack("clusterIP: 10.96.1.1", &[("10.1.1.1", POD)], &[("fd00:1::1", other)]);
         let all = all_addresses(&seen_by(&mesh, &of_family(Families::Both)), &cluster(""));
         assert_eq!(all, [["10.1.1.1"], ["fd00:1::1"]], "{other}");
     }
     // Two addresses of one family are never one endpoint.
-    let mesh = dual_stack(
-        "clusterIP: 10.96.1.1",
-        &[("10.1.1.1", POD), ("10.1.1.2", POD)],
-        &[],
-    );
+    let mesh = dual_stack("clusterIP: 10.96.1.1", &[("10.1.1.1", POD), ("10.1.1.2", POD)], &[]);
     let all = all_addresses(&seen_by(&mesh, &of_family(Families::Both)), &cluster(""));
     assert_eq!(all, [["10.1.1.1"], ["10.1.1.2"]]);
 }
@@ -715,17 +564,10 @@ fn only_what_is_one_pod_is_one_endpoint() {
 fn a_pod_is_ready_when_both_its_slices_say_so() {
     let not = format!("conditions: {{ready: false, serving: false, terminating: false}}, {POD}");
     for (v4, v6, healthy) in [(POD, POD, true), (&not, POD, false), (POD, &not, false)] {
-        let mesh = dual_stack(
-            "clusterIP: 10.96.1.1",
-            &[("10.1.1.1", v4)],
-            &[("fd00:1::1", v6)],
-        );
+        let mesh = dual_stack("clusterIP: 10.96.1.1", &[("10.1.1.1", v4)], &[("fd00:1::1", v6)]);
         let snapshot = seen_by(&mesh, &of_family(Families::Both));
         let all = resources(&snapshot, ResourceType::Endpoints);
-        let all = all
-            .iter()
-            .find(|item| item["clusterName"] == cluster(""))
-            .unwrap();
+        let all = all.iter().find(|item| item["clusterName"] == cluster("")).unwrap();
         let status = &all["endpoints"][0]["lbEndpoints"][0]["healthStatus"];
         assert_eq!(status == "HEALTHY", healthy, "{status}");
     }
@@ -758,33 +600,20 @@ fn a_pod_that_an_entry_selects_has_both_its_addresses() {
             "{pods}"
         );
         let snapshot = seen_by(&mesh, &of_family(Families::V6));
-        assert_eq!(
-            all_addresses(&snapshot, "outbound|80||out.example"),
-            [["fd00:1::1"]],
-            "{pods}"
-        );
+        assert_eq!(all_addresses(&snapshot, "outbound|80||out.example"), [["fd00:1::1"]], "{pods}");
     }
 }
 
 #[test]
 fn a_workload_is_found_by_either_of_its_addresses() {
-    let mesh = dual_stack(
-        "clusterIP: 10.96.1.1",
-        &[("10.1.1.1", POD)],
-        &[("fd00:1::1", POD)],
-    );
+    let mesh = dual_stack("clusterIP: 10.96.1.1", &[("10.1.1.1", POD)], &[("fd00:1::1", POD)]);
     let both = json!({"INSTANCE_IPS": "10.1.1.1,fd00:1::1"});
     for own in [
         proxy("web-0", "10.1.1.1", json!({})),
         proxy("web-0", "fd00:1::1", json!({})),
         proxy("web-0", "10.1.1.1", both),
     ] {
-        let inbound: Vec<u16> = mesh
-            .scope(&own)
-            .inbound
-            .iter()
-            .map(|port| port.target)
-            .collect();
+        let inbound: Vec<u16> = mesh.scope(&own).inbound.iter().map(|port| port.target).collect();
         assert_eq!(inbound, [8080], "{own:?}");
     }
 }
@@ -800,23 +629,14 @@ fn a_headless_service_has_a_listener_for_each_address() {
     let mesh = mesh(&text);
     let listeners = |proxy: &Proxy| -> Vec<String> {
         let all = resources(&seen_by(&mesh, proxy), ResourceType::Listener);
-        let names = all
-            .iter()
-            .map(|item| item["name"].as_str().unwrap().to_owned());
+        let names = all.iter().map(|item| item["name"].as_str().unwrap().to_owned());
         names.filter(|name| name.ends_with("_8080")).collect()
     };
     assert_eq!(listeners(&of_family(Families::V4)), ["10.1.1.1_8080"]);
     assert_eq!(listeners(&of_family(Families::V6)), ["fd00:1::1_8080"]);
-    assert_eq!(
-        listeners(&of_family(Families::Both)),
-        ["10.1.1.1_8080", "fd00:1::1_8080"]
-    );
+    assert_eq!(listeners(&of_family(Families::Both)), ["10.1.1.1_8080", "fd00:1::1_8080"]);
     // A pod calls itself without its proxy, by either address.
-    let own = proxy(
-        "web-0",
-        "10.1.1.1",
-        json!({"INSTANCE_IPS": "10.1.1.1,fd00:1::1"}),
-    );
+    let own = proxy("web-0", "10.1.1.1", json!({"INSTANCE_IPS": "10.1.1.1,fd00:1::1"}));
     assert_eq!(listeners(&own), [""; 0]);
 }
 
@@ -835,11 +655,8 @@ fn traffic_distribution_is_the_services_else_its_namespaces() {
             1,
         )
     };
-    let (zone, node, any) = (
-        annotated("PreferClose"),
-        annotated("prefersamenode"),
-        annotated("Any"),
-    );
+    let (zone, node, any) =
+        (annotated("PreferClose"), annotated("prefersamenode"), annotated("Any"));
     let spec = "trafficDistribution: PreferSameZone";
     // Three nodes, the first two in one zone: the rank of an endpoint in the client's zone, and on its node.
     let nodes = NODES.to_owned()
@@ -849,12 +666,7 @@ fn traffic_distribution_is_the_services_else_its_namespaces() {
         (namespace(""), service("", ""), false, false),
         (namespace(&zone), service("", ""), true, false),
         (namespace(&node), service("", ""), true, true),
-        (
-            namespace(&annotated("PREFERSAMEZONE")),
-            service("", ""),
-            true,
-            false,
-        ),
+        (namespace(&annotated("PREFERSAMEZONE")), service("", ""), true, false),
         (namespace(&node), service(&zone, ""), true, false),
         (namespace(&zone), service(&any, ""), false, false),
         (namespace(&any), service("", ""), false, false),
@@ -872,11 +684,7 @@ fn traffic_distribution_is_the_services_else_its_namespaces() {
         // 10.1.1.1 is in the zone of n3, and on another node.
         assert_eq!(of("n3")[0], 0, "{text}");
         let labels = mesh.scope(&on_node("n3")).labels;
-        assert_eq!(
-            labels.contains_key("kubernetes.io/hostname"),
-            on_nodes,
-            "{text}"
-        );
+        assert_eq!(labels.contains_key("kubernetes.io/hostname"), on_nodes, "{text}");
     }
 }
 
@@ -886,19 +694,12 @@ fn a_namespaces_annotation_comes_and_goes() {
     let entry = "{hosts: [out.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [\
                  {address: 192.0.2.1, locality: eu/eu-a}, {address: 192.0.2.2, locality: eu/eu-b}]}";
     let mut world = World::new();
-    world.write(
-        "mesh.yaml",
-        &(NODES.to_owned() + &web("") + &rule("ServiceEntry", "out", entry)),
-    );
+    world.write("mesh.yaml", &(NODES.to_owned() + &web("") + &rule("ServiceEntry", "out", entry)));
     let client = on_node("n1");
     for (text, expected) in [(annotated, 1), (NOTHING, 0), (annotated, 1)] {
         let mesh = world.write("namespace.yaml", text);
         let snapshot = world.snapshot(&mesh, &client);
-        assert_eq!(
-            priorities(&snapshot, &cluster(""))["10.1.1.2"],
-            expected,
-            "{text}"
-        );
+        assert_eq!(priorities(&snapshot, &cluster(""))["10.1.1.2"], expected, "{text}");
         assert_eq!(
             priorities(&snapshot, "outbound|80||out.example")["192.0.2.2"],
             expected,

@@ -36,9 +36,7 @@ impl<'a> Policy<'a> {
             return Self::default();
         };
         let (own, _) = at_port(rule.traffic_policy.as_deref(), port);
-        let subset = rule
-            .subset(subset)
-            .and_then(|subset| subset.traffic_policy.as_ref());
+        let subset = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_ref());
         let Some(subset) = subset else { return own };
         let (over, whole) = at_port(Some(subset), port);
         let mut merged = own;
@@ -66,14 +64,9 @@ fn at_port(policy: Option<&TrafficPolicy>, port: u16) -> (Policy<'_>, bool) {
     let Some(policy) = policy else {
         return (Policy::default(), false);
     };
-    let entry = policy
-        .port_level_settings
-        .iter()
-        .find(|port_level_setting| {
-            port_level_setting
-                .port
-                .is_some_and(|at| at.number == u32::from(port))
-        });
+    let entry = policy.port_level_settings.iter().find(|port_level_setting| {
+        port_level_setting.port.is_some_and(|at| at.number == u32::from(port))
+    });
     match entry {
         Some(entry) => (
             Policy {

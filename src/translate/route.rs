@@ -74,11 +74,7 @@ pub fn default(service: &Service, port: &Port, context: &Context<'_>) -> RouteWi
         })),
         ..Default::default()
     };
-    RouteWithSource {
-        route,
-        rule: None,
-        matched: None,
-    }
+    RouteWithSource { route, rule: None, matched: None }
 }
 
 /// A retry of a hashed request must go to the same host.
@@ -95,9 +91,7 @@ pub fn rules_at<'a>(
     host: &str,
     port: u16,
 ) -> Option<&'a Arc<VirtualService>> {
-    view.rules_at(port)
-        .http(host)
-        .find(|rules| has_routes(rules, view.scope, port))
+    view.rules_at(port).http(host).find(|rules| has_routes(rules, view.scope, port))
 }
 
 /// Whether [`of_virtual_service`] returns any route.
@@ -141,15 +135,8 @@ pub fn of_virtual_service<'a>(
             let Some(route) = translate(&rule, request_match, context) else {
                 continue;
             };
-            let last = route
-                .r#match
-                .as_ref()
-                .is_some_and(route_match::is_catch_all);
-            routes.push(RouteWithSource {
-                route,
-                rule: Some(rule),
-                matched,
-            });
+            let last = route.r#match.as_ref().is_some_and(route_match::is_catch_all);
+            routes.push(RouteWithSource { route, rule: Some(rule), matched });
             if last {
                 return routes;
             }
@@ -187,17 +174,12 @@ fn translate(
         filters.insert("envoy.filters.http.fault".to_owned(), any(&fault));
     }
     if let Some(policy) = &http.cors_policy {
-        filters.insert(
-            "envoy.filters.http.cors".to_owned(),
-            any(&cors_policy(policy)),
-        );
+        filters.insert("envoy.filters.http.cors".to_owned(), any(&cors_policy(policy)));
     }
     Some(pb::Route {
         name,
         r#match: Some(route_match::translate(request_match)),
-        stat_prefix: request_match
-            .map(|item| item.stat_prefix.clone())
-            .unwrap_or_default(),
+        stat_prefix: request_match.map(|item| item.stat_prefix.clone()).unwrap_or_default(),
         typed_per_filter_config: filters,
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
@@ -261,10 +243,7 @@ fn forward(
             let weighted: Vec<_> = several
                 .iter()
                 .filter_map(|to| {
-                    Some((
-                        to,
-                        u32::try_from(to.weight).ok().filter(|weight| *weight > 0)?,
-                    ))
+                    Some((to, u32::try_from(to.weight).ok().filter(|weight| *weight > 0)?))
                 })
                 .map(|(to, weight)| weighted_cluster(cluster(to), weight, to))
                 .collect();
@@ -343,9 +322,7 @@ fn mirrors(
     // A single object sets only one of the two, but a delegate and its root may set one each.
     let percent = http
         .mirror_percentage
-        .or(http.mirror_percent.map(|value| Percent {
-            value: f64::from(value),
-        }));
+        .or(http.mirror_percent.map(|value| Percent { value: f64::from(value) }));
     let item = http.mirror.as_ref().map(|to| (to, percent));
     let list = http
         .mirrors
@@ -368,20 +345,14 @@ fn mirrors(
 }
 
 fn all_of_them() -> FractionalPercent {
-    FractionalPercent {
-        numerator: 100,
-        denominator: DenominatorType::Hundred as i32,
-    }
+    FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred as i32 }
 }
 
 /// Percent as a fraction of a million, which keeps four decimals.
 fn fraction(percent: Percent) -> FractionalPercent {
     // Validated to be between 0 and 100.
     let numerator = (percent.value.clamp(0.0, 100.0) * 10_000.0).round() as u32;
-    FractionalPercent {
-        numerator,
-        denominator: DenominatorType::Million as i32,
-    }
+    FractionalPercent { numerator, denominator: DenominatorType::Million as i32 }
 }
 
 /// Absent means Istio's default: two retries, on failures that guarantee the request had no effect. Source: Istio's
@@ -394,24 +365,18 @@ fn retry_policy(retries: Option<&api::HttpRetry>) -> Option<pb::RetryPolicy> {
         host_selection_retry_max_attempts: 5,
         retry_host_predicate: vec![pb::retry_policy::RetryHostPredicate {
             name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-            config_type: Some(
-                pb::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any(
-                    &PreviousHostsPredicate {},
-                )),
-            ),
+            config_type: Some(pb::retry_policy::retry_host_predicate::ConfigType::TypedConfig(
+                any(&PreviousHostsPredicate {}),
+            )),
         }],
         ..Default::default()
     };
     let Some(retries) = retries else {
         return Some(policy);
     };
-    let attempts = u32::try_from(retries.attempts)
-        .ok()
-        .filter(|attempts| *attempts > 0)?;
+    let attempts = u32::try_from(retries.attempts).ok().filter(|attempts| *attempts > 0)?;
     policy.num_retries = u32_value(attempts);
-    policy.per_try_timeout = retries
-        .per_try_timeout
-        .and_then(|timeout| duration(timeout.0));
+    policy.per_try_timeout = retries.per_try_timeout.and_then(|timeout| duration(timeout.0));
     policy.retry_back_off = retries.backoff.map(|base| pb::retry_policy::RetryBackOff {
         base_interval: duration(base.0),
         ..Default::default()
@@ -436,19 +401,16 @@ fn retry_policy(retries: Option<&api::HttpRetry>) -> Option<pb::RetryPolicy> {
     if retries.retry_remote_localities == Some(true) {
         policy.retry_priority = Some(pb::retry_policy::RetryPriority {
             name: "envoy.retry_priorities.previous_priorities".to_owned(),
-            config_type: Some(pb::retry_policy::retry_priority::ConfigType::TypedConfig(
-                any(&PreviousPrioritiesConfig {
-                    update_frequency: 2,
-                }),
-            )),
+            config_type: Some(pb::retry_policy::retry_priority::ConfigType::TypedConfig(any(
+                &PreviousPrioritiesConfig { update_frequency: 2 },
+            ))),
         });
     }
     Some(policy)
 }
 
 fn is_status_code(word: &&str) -> bool {
-    word.parse::<u32>()
-        .is_ok_and(|code| (100..600).contains(&code))
+    word.parse::<u32>().is_ok_and(|code| (100..600).contains(&code))
 }
 
 /// The port of the redirect target. If the host does not change and no port is set, Envoy keeps the client's port,
@@ -481,9 +443,7 @@ fn redirect_action(from: &api::HttpRedirect, port: u16) -> pb::RedirectAction {
         scheme_rewrite_specifier: (!from.scheme.is_empty())
             .then(|| SchemeRewriteSpecifier::SchemeRedirect(from.scheme.clone())),
         path_rewrite_specifier: if !from.prefix_rewrite.is_empty() {
-            Some(PathRewriteSpecifier::PrefixRewrite(
-                from.prefix_rewrite.clone(),
-            ))
+            Some(PathRewriteSpecifier::PrefixRewrite(from.prefix_rewrite.clone()))
         } else {
             (!from.uri.is_empty()).then(|| PathRewriteSpecifier::PathRedirect(from.uri.clone()))
         },
@@ -493,17 +453,12 @@ fn redirect_action(from: &api::HttpRedirect, port: u16) -> pb::RedirectAction {
 
 fn inline(text: &str) -> Option<core::DataSource> {
     let specifier = core::data_source::Specifier::InlineString(text.to_owned());
-    Some(core::DataSource {
-        specifier: Some(specifier),
-        ..Default::default()
-    })
+    Some(core::DataSource { specifier: Some(specifier), ..Default::default() })
 }
 
 /// From base64-encoded bytes.
 fn inline_bytes(text: &str) -> Option<core::DataSource> {
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(text)
-        .ok()?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
     Some(core::DataSource {
         specifier: Some(core::data_source::Specifier::InlineBytes(bytes)),
         ..Default::default()
@@ -511,28 +466,21 @@ fn inline_bytes(text: &str) -> Option<core::DataSource> {
 }
 
 fn direct_response(from: &api::HttpDirectResponse) -> pb::DirectResponseAction {
-    let body = from
-        .body
-        .as_ref()
-        .and_then(|body| match (&body.string, &body.bytes) {
-            (Some(text), _) => inline(text),
-            (None, Some(bytes)) => inline_bytes(bytes),
-            (None, None) => None,
-        });
-    pb::DirectResponseAction {
-        status: from.status,
-        body,
-        ..Default::default()
-    }
+    let body = from.body.as_ref().and_then(|body| match (&body.string, &body.bytes) {
+        (Some(text), _) => inline(text),
+        (None, Some(bytes)) => inline_bytes(bytes),
+        (None, None) => None,
+    });
+    pb::DirectResponseAction { status: from.status, body, ..Default::default() }
 }
 
 fn http_fault(from: &api::HttpFaultInjection) -> Option<fault::HttpFault> {
     // Without a percentage the fault applies to no request.
     let delay = from.delay.as_ref().and_then(|delay| {
         Some(common_fault::FaultDelay {
-            percentage: Some(fraction(delay.percentage.unwrap_or(Percent {
-                value: f64::from(delay.percent),
-            }))),
+            percentage: Some(fraction(
+                delay.percentage.unwrap_or(Percent { value: f64::from(delay.percent) }),
+            )),
             fault_delay_secifier: Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(
                 duration(delay.fixed_delay?.0)?,
             )),
@@ -566,20 +514,14 @@ fn cors_policy(from: &api::CorsPolicy) -> cors::CorsPolicy {
         exact: (origin != "*").then(|| origin.clone()),
         ..Default::default()
     });
-    let origins: Vec<_> = if from.allow_origins.is_empty() {
-        old.collect()
-    } else {
-        from.allow_origins.clone()
-    };
+    let origins: Vec<_> =
+        if from.allow_origins.is_empty() { old.collect() } else { from.allow_origins.clone() };
     cors::CorsPolicy {
         allow_origin_string_match: origins.iter().map(route_match::string_matcher).collect(),
         allow_methods: from.allow_methods.join(","),
         allow_headers: from.allow_headers.join(","),
         expose_headers: from.expose_headers.join(","),
-        max_age: from
-            .max_age
-            .map(|age| age.0.as_secs().to_string())
-            .unwrap_or_default(),
+        max_age: from.max_age.map(|age| age.0.as_secs().to_string()).unwrap_or_default(),
         allow_credentials: from.allow_credentials.and_then(bool_value),
         filter_enabled: Some(core::RuntimeFractionalPercent {
             default_value: Some(all_of_them()),

@@ -14,22 +14,15 @@ pub fn applies(request_match: &HttpMatchRequest, scope: &Scope, port: u16) -> bo
 
 /// Why a match is impossible for proxies of `scope` and requests to `port`; `None` if it is possible.
 pub fn why_not(request_match: &HttpMatchRequest, scope: &Scope, port: u16) -> Option<String> {
-    if let Some(wanted) = request_match
-        .port
-        .filter(|wanted| *wanted != 0 && *wanted != u32::from(port))
+    if let Some(wanted) =
+        request_match.port.filter(|wanted| *wanted != 0 && *wanted != u32::from(port))
     {
         return Some(format!("the port is {port}, expected {wanted}"));
     }
     if !request_match.gateways.is_empty() {
-        let for_mesh = request_match
-            .gateways
-            .iter()
-            .any(|gateway| gateway == "mesh");
+        let for_mesh = request_match.gateways.iter().any(|gateway| gateway == "mesh");
         return (!for_mesh).then(|| {
-            format!(
-                "it applies only to the gateways {}",
-                request_match.gateways.join(", ")
-            )
+            format!("it applies only to the gateways {}", request_match.gateways.join(", "))
         });
     }
     if !selects(&request_match.source_labels, &scope.labels) {
@@ -38,10 +31,7 @@ pub fn why_not(request_match: &HttpMatchRequest, scope: &Scope, port: u16) -> Op
             .iter()
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
-        return Some(format!(
-            "the client does not have the labels {}",
-            wanted.join(",")
-        ));
+        return Some(format!("the client does not have the labels {}", wanted.join(",")));
     }
     if !request_match.source_namespace.is_empty()
         && *request_match.source_namespace != *scope.namespace
@@ -65,23 +55,15 @@ pub fn translate(request_match: Option<&HttpMatchRequest>) -> pb::RouteMatch {
         };
     };
     let path = match &request_match.uri {
-        Some(StringMatch {
-            exact: Some(exact), ..
-        }) => PathSpecifier::Path(exact.clone()),
-        Some(StringMatch {
-            prefix: Some(prefix),
-            ..
-        }) => PathSpecifier::Prefix(prefix.clone()),
-        Some(StringMatch {
-            regex: Some(regex), ..
-        }) if regex != "*" => PathSpecifier::SafeRegex(safe_regex(regex)),
+        Some(StringMatch { exact: Some(exact), .. }) => PathSpecifier::Path(exact.clone()),
+        Some(StringMatch { prefix: Some(prefix), .. }) => PathSpecifier::Prefix(prefix.clone()),
+        Some(StringMatch { regex: Some(regex), .. }) if regex != "*" => {
+            PathSpecifier::SafeRegex(safe_regex(regex))
+        }
         _ => PathSpecifier::Prefix("/".to_owned()),
     };
-    let mut headers: Vec<_> = request_match
-        .headers
-        .iter()
-        .map(|(name, value)| header(name, value))
-        .collect();
+    let mut headers: Vec<_> =
+        request_match.headers.iter().map(|(name, value)| header(name, value)).collect();
     headers.extend(request_match.without_headers.iter().map(|(name, value)| {
         let mut without = header(name, value);
         without.invert_match = true;
@@ -97,19 +79,16 @@ pub fn translate(request_match: Option<&HttpMatchRequest>) -> pb::RouteMatch {
     ] {
         headers.extend(value.as_ref().map(|value| header(name, value)));
     }
-    let query = request_match
-        .query_params
-        .iter()
-        .map(|(name, value)| pb::QueryParameterMatcher {
-            name: name.clone(),
-            query_parameter_match_specifier: Some(if is_present(value) {
-                pb::query_parameter_matcher::QueryParameterMatchSpecifier::PresentMatch(true)
-            } else {
-                pb::query_parameter_matcher::QueryParameterMatchSpecifier::StringMatch(
-                    string_matcher(value),
-                )
-            }),
-        });
+    let query = request_match.query_params.iter().map(|(name, value)| pb::QueryParameterMatcher {
+        name: name.clone(),
+        query_parameter_match_specifier: Some(if is_present(value) {
+            pb::query_parameter_matcher::QueryParameterMatchSpecifier::PresentMatch(true)
+        } else {
+            pb::query_parameter_matcher::QueryParameterMatchSpecifier::StringMatch(string_matcher(
+                value,
+            ))
+        }),
+    });
     pb::RouteMatch {
         path_specifier: Some(path),
         case_sensitive: bool_value(!request_match.ignore_uri_case),
@@ -129,16 +108,8 @@ pub fn is_catch_all(item: &pb::RouteMatch) -> bool {
 /// An empty matcher and the expression `*` require only that the value is present.
 fn is_present(value: &StringMatch) -> bool {
     match value {
-        StringMatch {
-            exact: None,
-            prefix: None,
-            regex: None,
-        } => true,
-        StringMatch {
-            exact: None,
-            prefix: None,
-            regex: Some(regex),
-        } => regex == "*",
+        StringMatch { exact: None, prefix: None, regex: None } => true,
+        StringMatch { exact: None, prefix: None, regex: Some(regex) } => regex == "*",
         _ => false,
     }
 }
@@ -160,27 +131,16 @@ fn header(name: &str, value: &StringMatch) -> pb::HeaderMatcher {
 pub fn string_matcher(value: &StringMatch) -> matcher::StringMatcher {
     use matcher::string_matcher::MatchPattern;
     let pattern = match value {
-        StringMatch {
-            exact: Some(exact), ..
-        } => MatchPattern::Exact(exact.clone()),
-        StringMatch {
-            prefix: Some(prefix),
-            ..
-        } => MatchPattern::Prefix(prefix.clone()),
+        StringMatch { exact: Some(exact), .. } => MatchPattern::Exact(exact.clone()),
+        StringMatch { prefix: Some(prefix), .. } => MatchPattern::Prefix(prefix.clone()),
         StringMatch { regex, .. } => {
             MatchPattern::SafeRegex(safe_regex(regex.as_deref().unwrap_or(".*")))
         }
     };
-    matcher::StringMatcher {
-        match_pattern: Some(pattern),
-        ..Default::default()
-    }
+    matcher::StringMatcher { match_pattern: Some(pattern), ..Default::default() }
 }
 
 /// Translates an RE2 expression.
 pub fn safe_regex(regex: &str) -> matcher::RegexMatcher {
-    matcher::RegexMatcher {
-        regex: regex.to_owned(),
-        ..Default::default()
-    }
+    matcher::RegexMatcher { regex: regex.to_owned(), ..Default::default() }
 }

@@ -43,40 +43,29 @@ pub struct Target {
 impl Target {
     /// Everything goes to one cluster, without further settings.
     pub fn plain(cluster: &str) -> Self {
-        Self {
-            clusters: vec![(cluster.to_owned(), 1)],
-            ..Self::default()
-        }
+        Self { clusters: vec![(cluster.to_owned(), 1)], ..Self::default() }
     }
 
     fn new(clusters: Vec<(String, u32)>, rule: Option<&DestinationRule>, subset: &str) -> Self {
-        let mut this = Self {
-            clusters,
-            ..Self::default()
-        };
+        let mut this = Self { clusters, ..Self::default() };
         let Some(rule) = rule else { return this };
         // These settings apply to the listener, so they come from the rule itself and not from subsets.
         let whole = rule.traffic_policy.as_deref();
         let tcp = whole
             .and_then(|policy| policy.connection_pool.as_ref())
             .and_then(|pool| pool.tcp.as_ref());
-        this.idle_timeout = tcp
-            .and_then(|tcp| tcp.idle_timeout)
-            .map(|timeout| timeout.0);
-        this.max_duration = tcp
-            .and_then(|tcp| tcp.max_connection_duration)
-            .map(|longest| longest.0);
+        this.idle_timeout = tcp.and_then(|tcp| tcp.idle_timeout).map(|timeout| timeout.0);
+        this.max_duration =
+            tcp.and_then(|tcp| tcp.max_connection_duration).map(|longest| longest.0);
         let policy = Policy::new(Some(rule), subset, 0);
-        let hash = policy
-            .load_balancer
-            .and_then(|balancer| balancer.consistent_hash.as_ref());
+        let hash = policy.load_balancer.and_then(|balancer| balancer.consistent_hash.as_ref());
         this.hash_source = hash.is_some_and(|hash| hash.use_source_ip == Some(true));
         // A subset does not inherit the rule's tunnel.
         let tunnel = match subset {
             "" => whole.and_then(|policy| policy.tunnel.as_ref()),
-            name => rule
-                .subset(name)
-                .and_then(|subset| subset.traffic_policy.as_ref()?.tunnel.as_ref()),
+            name => {
+                rule.subset(name).and_then(|subset| subset.traffic_policy.as_ref()?.tunnel.as_ref())
+            }
         };
         this.tunnel = tunnel.map(|tunnel| {
             let host = if tunnel.target_host.contains(':') {
@@ -84,10 +73,7 @@ impl Target {
             } else {
                 tunnel.target_host.clone()
             };
-            (
-                format!("{host}:{}", tunnel.target_port),
-                tunnel.protocol.eq_ignore_ascii_case("POST"),
-            )
+            (format!("{host}:{}", tunnel.target_port), tunnel.protocol.eq_ignore_ascii_case("POST"))
         });
         this
     }
@@ -104,10 +90,7 @@ pub fn chains(
 ) -> Vec<Chain> {
     let host = &seen.known.service.host;
     let rules: Vec<_> = view.rules_at(port.number).all(host).collect();
-    let is_tls = matches!(
-        port.protocol,
-        crate::mesh::Protocol::Https | crate::mesh::Protocol::Tls
-    );
+    let is_tls = matches!(port.protocol, crate::mesh::Protocol::Https | crate::mesh::Protocol::Tls);
     let mut found: Vec<Chain> = Vec::new();
     let mut covered = false;
     if is_tls {
@@ -123,11 +106,7 @@ pub fn chains(
             }
         }
     }
-    if !covered
-        && !found
-            .iter()
-            .any(|chain| chain.sni.is_empty() && *chain.subnets == *subnets)
-    {
+    if !covered && !found.iter().any(|chain| chain.sni.is_empty() && *chain.subnets == *subnets) {
         let cluster = cluster_name(port.number, "", host);
         let rule = view.destination_rule(seen.known).map(|rule| &**rule);
         let sni = if is_tls && (by_name || !subnets.is_empty()) {
@@ -136,12 +115,7 @@ pub fn chains(
             Vec::new()
         };
         let target = Target::new(vec![(cluster, 1)], rule, "");
-        found.push(Chain {
-            sni,
-            subnets: subnets.to_vec(),
-            target,
-            defined_by: None,
-        });
+        found.push(Chain { sni, subnets: subnets.to_vec(), target, defined_by: None });
     }
     found
 }
@@ -166,10 +140,7 @@ fn tls_chains(
                 item.destination_subnets.as_slice()
             };
             // Of two equal matches the first one wins.
-            if out
-                .iter()
-                .any(|chain| chain.sni == item.sni_hosts && *chain.subnets == *subnets)
-            {
+            if out.iter().any(|chain| chain.sni == item.sni_hosts && *chain.subnets == *subnets) {
                 continue;
             }
             if let Some(target) = target(route.destinations, rule, port, view) {
@@ -204,29 +175,15 @@ fn tcp_chains(
             .filter(|request_match| tcp_applies(request_match, view.scope, port.number))
             .collect();
         if route.matches.is_empty()
-            || applying
-                .iter()
-                .any(|item| item.destination_subnets.is_empty())
+            || applying.iter().any(|item| item.destination_subnets.is_empty())
         {
-            out.push(Chain {
-                sni: Vec::new(),
-                subnets: subnets.to_vec(),
-                target,
-                defined_by,
-            });
+            out.push(Chain { sni: Vec::new(), subnets: subnets.to_vec(), target, defined_by });
             return true;
         }
-        let given: Vec<String> = applying
-            .iter()
-            .flat_map(|item| item.destination_subnets.iter().cloned())
-            .collect();
+        let given: Vec<String> =
+            applying.iter().flat_map(|item| item.destination_subnets.iter().cloned()).collect();
         if !given.is_empty() && !out.iter().any(|chain| chain.subnets == given) {
-            out.push(Chain {
-                sni: Vec::new(),
-                subnets: given,
-                target,
-                defined_by,
-            });
+            out.push(Chain { sni: Vec::new(), subnets: given, target, defined_by });
         }
     }
     false
@@ -285,23 +242,14 @@ fn target(
     };
     let rule_of = |known: &RegisteredService| view.destination_rule(known).map(|rule| &**rule);
     let first = routes.first().and_then(|item| item.destination.as_ref())?;
-    let first_rule = view
-        .service(&resolved(first))
-        .and_then(|seen| rule_of(seen.known));
+    let first_rule = view.service(&resolved(first)).and_then(|seen| rule_of(seen.known));
     if let [_] = routes {
-        return Some(Target::new(
-            vec![(cluster(first), 1)],
-            first_rule,
-            &first.subset,
-        ));
+        return Some(Target::new(vec![(cluster(first), 1)], first_rule, &first.subset));
     }
     let weighted: Vec<(String, u32)> = routes
         .iter()
         .filter_map(|route| {
-            Some((
-                cluster(route.destination.as_ref()?),
-                u32::try_from(route.weight).ok()?,
-            ))
+            Some((cluster(route.destination.as_ref()?), u32::try_from(route.weight).ok()?))
         })
         .filter(|(_, weight)| *weight > 0)
         .collect();

@@ -40,9 +40,7 @@ pub fn apply(
     let context = settings.and_then(|settings| context(options, settings, servers));
     let socket = context.map(|context| core::TransportSocket {
         name: "envoy.transport_sockets.tls".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(
-            &context,
-        ))),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&context))),
     });
     cluster.transport_socket = match proxy_protocol {
         Some(header) => Some(with_header(socket, header)),
@@ -56,27 +54,20 @@ fn with_header(
 ) -> core::TransportSocket {
     let plain = || core::TransportSocket {
         name: "envoy.transport_sockets.raw_buffer".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(
-            &RawBuffer {},
-        ))),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer {}))),
     };
     let version = match header.version {
         ProxyProtocolVersion::V1 => core::proxy_protocol_config::Version::V1,
         ProxyProtocolVersion::V2 => core::proxy_protocol_config::Version::V2,
     };
     let transport = ProxyProtocolUpstreamTransport {
-        config: Some(core::ProxyProtocolConfig {
-            version: version as i32,
-            ..Default::default()
-        }),
+        config: Some(core::ProxyProtocolConfig { version: version as i32, ..Default::default() }),
         transport_socket: Some(socket.unwrap_or_else(plain)),
         ..Default::default()
     };
     core::TransportSocket {
         name: "envoy.transport_sockets.upstream_proxy_protocol".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(
-            &transport,
-        ))),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&transport))),
     }
 }
 
@@ -99,26 +90,21 @@ fn context(
     match settings.mode {
         TlsMode::Disable => return None,
         TlsMode::IstioMutual => {
-            common.alpn_protocols = if http2 {
-                alpn(&["istio", "h2"])
-            } else {
-                alpn(&["istio"])
-            };
+            common.alpn_protocols = if http2 { alpn(&["istio", "h2"]) } else { alpn(&["istio"]) };
             common.tls_certificate_sds_secret_configs = vec![agent_secret(WORKLOAD_SECRET)];
             let names = if settings.subject_alt_names.is_empty() {
                 servers.accounts
             } else {
                 &settings.subject_alt_names
             };
-            common.validation_context_type = Some(
-                tls::common_tls_context::ValidationContextType::CombinedValidationContext(
+            common.validation_context_type =
+                Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(
                     tls::common_tls_context::CombinedCertificateValidationContext {
                         default_validation_context: Some(named(names)),
                         validation_context_sds_secret_config: Some(agent_secret(ROOT_SECRET)),
                         ..Default::default()
                     },
-                ),
-            );
+                ));
             if sni.is_empty() {
                 sni = servers.mesh_sni.to_owned();
             }
@@ -154,21 +140,16 @@ fn context(
             let auto_sni = sni.is_empty();
             let auto_san = auto_sni && settings.subject_alt_names.is_empty() && !unverified;
             if auto_sni || auto_san {
-                options
-                    .get_or_insert_default()
-                    .upstream_http_protocol_options = Some(core::UpstreamHttpProtocolOptions {
-                    auto_sni,
-                    auto_san_validation: auto_san,
-                    ..Default::default()
-                });
+                options.get_or_insert_default().upstream_http_protocol_options =
+                    Some(core::UpstreamHttpProtocolOptions {
+                        auto_sni,
+                        auto_san_validation: auto_san,
+                        ..Default::default()
+                    });
             }
         }
     }
-    Some(tls::UpstreamTlsContext {
-        common_tls_context: Some(common),
-        sni,
-        ..Default::default()
-    })
+    Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() })
 }
 
 #[allow(deprecated)] // The form that replaces `match_subject_alt_names` asks for the kind of each name, which no rule says.
@@ -199,19 +180,13 @@ fn verified(settings: &ClientTlsSettings, names: &[String]) -> tls::CertificateV
 
 fn file(path: &str) -> Option<core::DataSource> {
     let specifier = Some(core::data_source::Specifier::Filename(path.to_owned()));
-    Some(core::DataSource {
-        specifier,
-        ..Default::default()
-    })
+    Some(core::DataSource { specifier, ..Default::default() })
 }
 
 fn agent_secret(name: &str) -> tls::SdsSecretConfig {
     let service = core::GrpcService {
         target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
-            core::grpc_service::EnvoyGrpc {
-                cluster_name: AGENT.to_owned(),
-                ..Default::default()
-            },
+            core::grpc_service::EnvoyGrpc { cluster_name: AGENT.to_owned(), ..Default::default() },
         )),
         ..Default::default()
     };

@@ -41,17 +41,9 @@ pub fn of_service(
         let pods: Vec<_> = domains.iter().map(|name| format!("*.{name}")).collect();
         domains.extend(pods);
     }
-    let addresses = service
-        .addresses
-        .iter()
-        .filter(|address| !address.contains('/'));
+    let addresses = service.addresses.iter().filter(|address| !address.contains('/'));
     domains.extend(addresses.map(|address| in_brackets(address)));
-    assemble(
-        &service.host,
-        port.number,
-        domains,
-        routes_with_source(service, port, rules, context),
-    )
+    assemble(&service.host, port.number, domains, routes_with_source(service, port, rules, context))
 }
 
 /// The only virtual host of a service that has a route configuration to itself; it takes every Host.
@@ -76,12 +68,7 @@ pub fn of_host(
     context: &Context<'_>,
 ) -> Option<TranslatedVirtualHost> {
     let domains = address_names(host).unwrap_or_else(|| vec![host.to_owned()]);
-    assemble(
-        host,
-        context.port,
-        domains,
-        route::of_virtual_service(rules, context),
-    )
+    assemble(host, context.port, domains, route::of_virtual_service(rules, context))
 }
 
 /// The last virtual host of a port, for unknown hosts. `rest` is the cluster for traffic that is let through.
@@ -141,10 +128,8 @@ fn assemble(
     domains: Vec<String>,
     said: Vec<route::RouteWithSource<'_>>,
 ) -> Option<TranslatedVirtualHost> {
-    let (routes, defined_by): (Vec<_>, Vec<_>) = said
-        .into_iter()
-        .map(|said| (said.route, said.rule.map(|rule| rule.key.clone())))
-        .unzip();
+    let (routes, defined_by): (Vec<_>, Vec<_>) =
+        said.into_iter().map(|said| (said.route, said.rule.map(|rule| rule.key.clone()))).unzip();
     let host = pb::VirtualHost {
         name: format!("{}:{port}", in_brackets(host)),
         domains,
@@ -177,9 +162,7 @@ pub fn name_and_namespace<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &
     let short = host
         .strip_suffix(domain)
         .and_then(|default_cluster| default_cluster.strip_suffix(".svc."))?;
-    short
-        .split_once('.')
-        .filter(|(_, namespace)| !namespace.contains('.'))
+    short.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
 }
 
 /// The forms in which clients write an address as Host: the object's and the shortest. `None` for a name.
@@ -198,9 +181,5 @@ pub fn host_and_port(name: &str) -> Option<(&str, u16)> {
 
 /// A host as it is written before a port: an IPv6 address in brackets.
 fn in_brackets(host: &str) -> String {
-    if host.parse::<Ipv6Addr>().is_ok() {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
-    }
+    if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() }
 }

@@ -144,17 +144,9 @@ impl Connections {
         let mut by_id: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
         for (stream, status) in self.lock().iter() {
             let same_id = by_id.entry(status.id.clone()).or_default();
-            let joined = |n: &&usize| {
-                found
-                    .get(**n)
-                    .is_some_and(|(_, known)| known.is_joined_by(status))
-            };
-            match same_id
-                .iter()
-                .find(joined)
-                .copied()
-                .and_then(|n| found.get_mut(n))
-            {
+            let joined =
+                |n: &&usize| found.get(**n).is_some_and(|(_, known)| known.is_joined_by(status));
+            match same_id.iter().find(joined).copied().and_then(|n| found.get_mut(n)) {
                 Some((streams, known)) => {
                     streams.push(*stream);
                     known.join(status);
@@ -170,10 +162,7 @@ impl Connections {
 
     /// Removes the proxy on `stream`.
     pub fn remove(&self, stream: u64) {
-        self.inventory_requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&stream);
+        self.inventory_requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
         // Of a stream that never had a proxy there is nothing to tell.
         if self.lock().remove(&stream).is_some() {
             self.changed.send_modify(|n| *n += 1);
@@ -182,10 +171,7 @@ impl Connections {
 
     /// All connected proxies, in order of connection.
     pub fn list(&self) -> Vec<ProxyStatus> {
-        self.proxies()
-            .into_iter()
-            .map(|(_, status)| status)
-            .collect()
+        self.proxies().into_iter().map(|(_, status)| status).collect()
     }
 
     /// Waits until the proxy with this node id has ACKed everything of `revision` or a later one on each of its

@@ -147,18 +147,14 @@ impl<M: Message + Default> Requests<M> {
         }
         let length = self.length().unwrap_or(0);
         let within = self.exchange.limits().message_within(length);
-        let due = *self
-            .due
-            .get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
+        let due = *self.due.get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
         // The length may not have been known at first.
         let due = due + (within - self.exchange.limits().message);
-        tokio::time::timeout_at(due, self.body.frame())
-            .await
-            .map_err(|_| {
-                Status::deadline_exceeded(format!(
-                    "a request of {length} bytes was not complete in time"
-                ))
-            })
+        tokio::time::timeout_at(due, self.body.frame()).await.map_err(|_| {
+            Status::deadline_exceeded(format!(
+                "a request of {length} bytes was not complete in time"
+            ))
+        })
     }
 
     /// The length of the message that is coming in, where it is known.
@@ -176,9 +172,7 @@ impl<M: Message + Default> Requests<M> {
         let compressed = prefix.get_u8();
         let length = usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX);
         if compressed != 0 {
-            return Err(Status::unimplemented(
-                "compressed requests are not supported",
-            ));
+            return Err(Status::unimplemented("compressed requests are not supported"));
         }
         if length > MAX_REQUEST {
             return Err(Status::resource_exhausted(format!(
@@ -241,11 +235,7 @@ impl Outgoing {
     /// Charges the peer for what of a message is not shared.
     pub fn new(frame: Frame, exchange: &Arc<Exchange>) -> Result<Self, Status> {
         let own = frame.own_len();
-        let hold = if own > FREE {
-            Some(exchange.hold(own).map_err(exhausted)?)
-        } else {
-            None
-        };
+        let hold = if own > FREE { Some(exchange.hold(own).map_err(exhausted)?) } else { None };
         Ok(Self { frame, hold })
     }
 }
@@ -256,16 +246,11 @@ fn exhausted(exhausted: Exhausted) -> Status {
 
 /// A response of these messages.
 pub(super) fn response(frames: mpsc::Receiver<Result<Outgoing, Status>>) -> http::Response<Body> {
-    let body = Body::new(Responses {
-        frames,
-        current: None,
-        ended: false,
-    });
+    let body = Body::new(Responses { frames, current: None, ended: false });
     let mut response = http::Response::new(body);
-    response.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/grpc"),
-    );
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
     response
 }
 
@@ -328,10 +313,7 @@ mod tests {
     }
 
     fn request(name: &str) -> DiscoveryRequest {
-        DiscoveryRequest {
-            type_url: name.to_owned(),
-            ..Default::default()
-        }
+        DiscoveryRequest { type_url: name.to_owned(), ..Default::default() }
     }
 
     fn exchange() -> Arc<Exchange> {
@@ -352,10 +334,8 @@ mod tests {
 
     #[tokio::test]
     async fn messages_are_read_however_the_bytes_come() {
-        let bytes: Vec<u8> = ["a", "bb", ""]
-            .iter()
-            .flat_map(|name| framed(&request(name)))
-            .collect();
+        let bytes: Vec<u8> =
+            ["a", "bb", ""].iter().flat_map(|name| framed(&request(name))).collect();
         for size in [1, 3, 7, bytes.len()] {
             let pieces: Vec<_> = bytes
                 .chunks(size)
@@ -391,14 +371,8 @@ mod tests {
         let (sender, frames) = mpsc::channel(2);
         let frame = Frame::sotw(crate::snapshot::ResourceType::Route, 1, "n", Vec::new());
         let length = frame.len();
-        sender
-            .send(Ok(Outgoing::new(frame, &exchange()).unwrap()))
-            .await
-            .unwrap();
-        sender
-            .send(Err(Status::unavailable("going")))
-            .await
-            .unwrap();
+        sender.send(Ok(Outgoing::new(frame, &exchange()).unwrap())).await.unwrap();
+        sender.send(Err(Status::unavailable("going"))).await.unwrap();
         let collected = response(frames).into_body().collect().await.unwrap();
         let trailers = collected.trailers().unwrap();
         assert_eq!(trailers.get("grpc-status").unwrap(), "14");

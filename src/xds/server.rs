@@ -90,9 +90,7 @@ impl Ads {
             closing,
             tasks,
         };
-        Self {
-            shared: Arc::new(shared),
-        }
+        Self { shared: Arc::new(shared) }
     }
 
     /// Serves all the services to those who connect, until `closing` is cancelled and every stream has ended.
@@ -120,10 +118,7 @@ impl Ads {
     }
 
     fn service<P>(&self) -> Service<P> {
-        Service {
-            shared: self.shared.clone(),
-            path: PhantomData,
-        }
+        Service { shared: self.shared.clone(), path: PhantomData }
     }
 }
 
@@ -276,14 +271,8 @@ fn open<M: DiscoveryRequest>(
     // The task owns both halves of the stream, so it ends when the client disconnects.
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let served = StreamTask {
-            shared: &shared,
-            exchange: &exchange,
-            id,
-            variant,
-            kind,
-            sender: &sender,
-        };
+        let served =
+            StreamTask { shared: &shared, exchange: &exchange, id, variant, kind, sender: &sender };
         let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone())))
             .catch_unwind()
             .await;
@@ -346,11 +335,8 @@ impl StreamTask<'_> {
                  requests may be lost; use ADS"
             );
         }
-        let mut subscription = shared
-            .snapshots
-            .subscribe(proxy.clone())
-            .await
-            .map_err(|_| shutting_down())?;
+        let mut subscription =
+            shared.snapshots.subscribe(proxy.clone()).await.map_err(|_| shutting_down())?;
         let mut machine = Stream::new(self.variant, shared.settings);
         let mut status = self.first_status(&proxy);
         let mut inventory_requests = shared.connections.register_inventory(self.id);
@@ -382,9 +368,7 @@ impl StreamTask<'_> {
                 && let Some(begun) = changed_at.take()
                 && !is_new
             {
-                shared
-                    .metrics
-                    .converged(now.saturating_duration_since(begun));
+                shared.metrics.converged(now.saturating_duration_since(begun));
             }
             for response in responses {
                 shared.metrics.pushed(response.kind, response.frame.len());
@@ -430,10 +414,7 @@ impl StreamTask<'_> {
             ))
         };
         let first = async {
-            if !tokio::time::timeout(within, requests.begun())
-                .await
-                .map_err(|_| late())??
-            {
+            if !tokio::time::timeout(within, requests.begun()).await.map_err(|_| late())?? {
                 return Ok(None);
             }
             self.exchange.is_in_use();
@@ -535,9 +516,7 @@ impl StreamTask<'_> {
 /// take, so that they do not all come back at once.
 fn leave_after(streams: usize) -> Duration {
     let streams = u32::try_from(streams).unwrap_or(u32::MAX);
-    let all = LEAVE_EACH
-        .saturating_mul(streams.saturating_sub(1))
-        .min(LEAVE_ALL);
+    let all = LEAVE_EACH.saturating_mul(streams.saturating_sub(1)).min(LEAVE_ALL);
     // The standard library seeds its hash maps from the system's randomness.
     all.mul_f64(RandomState::new().hash_one(()) as f64 / u64::MAX as f64)
 }
@@ -581,25 +560,15 @@ fn not_served(error: &ProxyError) -> Status {
 }
 
 fn read_node(node: &core::Node) -> Result<Proxy, ProxyError> {
-    let metadata = node
-        .metadata
-        .as_ref()
-        .map_or(serde_json::Value::Null, struct_to_json);
+    let metadata = node.metadata.as_ref().map_or(serde_json::Value::Null, struct_to_json);
     let locality = node.locality.clone().unwrap_or_default();
-    let locality = Locality {
-        region: locality.region,
-        zone: locality.zone,
-        sub_zone: locality.sub_zone,
-    };
+    let locality =
+        Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };
     Proxy::new(&node.id, NodeMetadata::from_json(&metadata), locality)
 }
 
 fn struct_to_json(value: &Struct) -> serde_json::Value {
-    value
-        .fields
-        .iter()
-        .map(|(name, value)| (name.clone(), value_to_json(value)))
-        .collect()
+    value.fields.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect()
 }
 
 fn value_to_json(value: &PbValue) -> serde_json::Value {
@@ -624,10 +593,7 @@ mod tests {
     fn streams_close_within_the_total_time() {
         let times: Vec<_> = (0..100).map(|_| leave_after(101)).collect();
         assert!(times.iter().all(|time| *time <= LEAVE_EACH * 100));
-        assert!(
-            times.iter().max() > times.iter().min(),
-            "not all at the same time"
-        );
+        assert!(times.iter().max() > times.iter().min(), "not all at the same time");
         assert!(leave_after(usize::MAX) <= LEAVE_ALL);
         assert_eq!(leave_after(1), Duration::ZERO);
     }

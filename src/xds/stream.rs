@@ -42,7 +42,7 @@ pub use request::{Answer, Request, RequestError, Variant};
 
 use super::wire::Frame;
 use crate::revision::MeshRevision;
-use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
+use crate::snapshot::{Provenance, Resource, ResourceType, Resources, Snapshot};
 use crate::translate::is_inbound;
 
 /// Settings of a stream.
@@ -77,11 +77,7 @@ impl Default for StreamSettings {
 impl StreamSettings {
     /// How long a client keeps a cluster that nothing leads to any more.
     fn grace_of(&self, cluster: &str) -> Duration {
-        if is_inbound(cluster) {
-            self.grace + self.drain
-        } else {
-            self.grace
-        }
+        if is_inbound(cluster) { self.grace + self.drain } else { self.grace }
     }
 }
 
@@ -144,6 +140,8 @@ pub struct RejectedResource {
     pub name: Arc<str>,
     /// The rejected version.
     pub version: String,
+    /// The objects behind what that version changed.
+    pub objects: Provenance,
     /// The client's error message.
     pub message: Arc<str>,
 }
@@ -261,17 +259,13 @@ impl Stream {
             && !self.asked_for(ResourceType::Cluster);
         let returns = first && (had_some || !initial.is_empty() || before_clusters);
         let known = self.target.as_ref().map(|target| target.get(kind).clone());
-        let taken = self
-            .state(kind)
-            .take(kind, variant, request, room, known.as_ref())?;
+        let taken = self.state(kind).take(kind, variant, request, room, known.as_ref())?;
         self.returning |= returns;
         if taken.rejected.is_some() {
             self.refused_one = true;
             self.keep_accepted();
         }
-        let rejected = taken
-            .rejected
-            .map(|message| Answer::Rejected(kind, message));
+        let rejected = taken.rejected.map(|message| Answer::Rejected(kind, message));
         let acked = taken.acked.is_some().then_some(Answer::Acked(kind));
         match kind {
             ResourceType::Cluster => {
@@ -329,33 +323,23 @@ impl Stream {
         if let Some(old) = self.target.replace(snapshot.clone())
             && self.settings.gated
         {
-            acked::compare(
-                old.get(ResourceType::Cluster),
-                &new,
-                |name, cluster, now| {
-                    if let (Some(cluster), None) = (cluster, now) {
-                        self.keep(name, cluster, old.get(ResourceType::Endpoints).get(name));
-                    }
-                },
-            );
+            acked::compare(old.get(ResourceType::Cluster), &new, |name, cluster, now| {
+                if let (Some(cluster), None) = (cluster, now) {
+                    self.keep(name, cluster, old.get(ResourceType::Endpoints).get(name));
+                }
+            });
         }
         self.kept.retain(|name, _| !new.contains_key(name));
         let endpoints = snapshot.get(ResourceType::Endpoints);
         self.fallback.retain(|name, _| {
-            endpoints
-                .get(name)
-                .is_some_and(|endpoints| !endpoints.has_endpoints())
+            endpoints.get(name).is_some_and(|endpoints| !endpoints.has_endpoints())
         });
         // What stands in for one may be just like it, but for the endpoints.
         let same = |(name, version): &(&Arc<str>, &u64)| {
             new.get(name).is_some_and(|one| one.version == **version)
         };
-        let same: Vec<_> = self
-            .stand_ins
-            .iter()
-            .filter(same)
-            .map(|(name, _)| name.clone())
-            .collect();
+        let same: Vec<_> =
+            self.stand_ins.iter().filter(same).map(|(name, _)| name.clone()).collect();
         for name in same {
             self.stand_ins.remove(&name);
             self.state(ResourceType::Endpoints).send_again(&name);
@@ -382,14 +366,7 @@ impl Stream {
         if let Some(cluster) = cluster.as_ref().filter(|_| !clusters.subscribed) {
             self.stand_ins.insert(name.clone(), cluster.version);
         }
-        self.kept.insert(
-            name.clone(),
-            Kept {
-                cluster,
-                endpoints,
-                phase: Phase::InUse,
-            },
-        );
+        self.kept.insert(name.clone(), Kept { cluster, endpoints, phase: Phase::InUse });
     }
 
     /// Clusters that a client of the delta variant came back with: those that never had endpoints warm.
@@ -433,8 +410,7 @@ impl Stream {
         if quiet {
             // With both acked nothing warms: Envoy acks no clusters before that.
             let [clusters, endpoints, ..] = &self.types;
-            self.cold
-                .retain(|name| !(clusters.has(name) && endpoints.has(name)));
+            self.cold.retain(|name| !(clusters.has(name) && endpoints.has(name)));
         }
         if self.is_warming() {
             self.cold_since.get_or_insert(now);
@@ -444,26 +420,17 @@ impl Stream {
         let later = self.led_to().is_some() && self.get(ResourceType::Endpoints).differs();
         let done =
             quiet && !self.waiting && self.cold_since.is_none() && !later && !self.may_have_more();
-        self.at_rest = self
-            .target
-            .as_ref()
-            .filter(|_| done)
-            .map(|target| target.revision);
+        self.at_rest = self.target.as_ref().filter(|_| done).map(|target| target.revision);
         out
     }
 
     /// When to call [`Stream::responses`] again without an event.
     pub fn wake_at(&self) -> Option<Instant> {
-        let due = self
-            .kept
-            .iter()
-            .filter_map(|(name, kept)| match kept.phase {
-                Phase::UnusedSince(since) => Some(since + self.settings.grace_of(name)),
-                Phase::InUse | Phase::Leaving => None,
-            });
-        let late = self
-            .waits()
-            .map(|(since, _)| since + self.settings.ack_timeout);
+        let due = self.kept.iter().filter_map(|(name, kept)| match kept.phase {
+            Phase::UnusedSince(since) => Some(since + self.settings.grace_of(name)),
+            Phase::InUse | Phase::Leaving => None,
+        });
+        let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
         let late = late.filter(|at| self.now.is_none_or(|now| *at > now));
         // Until then a client that comes back is given time to ask for all it wants.
         let begun = self.since.filter(|_| self.returning).into_iter();
@@ -503,15 +470,13 @@ impl Stream {
     /// The resources that the client rejected and has not received in another version since.
     pub fn rejected(&self) -> Vec<RejectedResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
-            self.get(kind)
-                .rejected()
-                .iter()
-                .map(move |(name, rejection)| RejectedResource {
-                    kind: kind.short_name(),
-                    name: name.clone(),
-                    version: super::wire::version_text(rejection.version),
-                    message: rejection.message.clone(),
-                })
+            self.get(kind).rejected().iter().map(move |(name, rejection)| RejectedResource {
+                kind: kind.short_name(),
+                name: name.clone(),
+                version: super::wire::version_text(rejection.version),
+                objects: rejection.objects.clone(),
+                message: rejection.message.clone(),
+            })
         });
         all.collect()
     }
@@ -519,13 +484,11 @@ impl Stream {
     /// The resources that were sent to the client and that it has or is about to have.
     pub fn inventory(&self) -> Vec<SentResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
-            self.get(kind)
-                .forms()
-                .map(move |(resource, acked)| SentResource {
-                    kind,
-                    resource: resource.clone(),
-                    acked,
-                })
+            self.get(kind).forms().map(move |(resource, acked)| SentResource {
+                kind,
+                resource: resource.clone(),
+                acked,
+            })
         });
         all.collect()
     }
@@ -552,11 +515,8 @@ impl Stream {
 
     /// Why the client is lagging at this time; `None` if it is not.
     pub fn lag(&self, now: Instant) -> Option<String> {
-        let late = self
-            .waits()
-            .filter(|(since, _)| *since + self.settings.ack_timeout <= now);
-        late.min_by_key(|(since, _)| *since)
-            .map(|(_, reason)| reason)
+        let late = self.waits().filter(|(since, _)| *since + self.settings.ack_timeout <= now);
+        late.min_by_key(|(since, _)| *since).map(|(_, reason)| reason)
     }
 
     /// Whether the client subscribed to this type.
@@ -579,23 +539,13 @@ impl Stream {
         });
         let endpoints = self.cold_since.and_then(|since| {
             let asked = |name: &&Arc<str>| self.get(ResourceType::Endpoints).wants(name);
-            let name = self
-                .cold
-                .iter()
-                .find(|name| !asked(name) && self.fit(name) == Fit::Making)?;
-            Some((
-                since,
-                format!("no request for the endpoints of cluster {name}"),
-            ))
+            let name =
+                self.cold.iter().find(|name| !asked(name) && self.fit(name) == Fit::Making)?;
+            Some((since, format!("no request for the endpoints of cluster {name}")))
         });
-        let clusters = self
-            .since
-            .filter(|_| self.awaits_clusters() && self.asks_for_routes());
+        let clusters = self.since.filter(|_| self.awaits_clusters() && self.asks_for_routes());
         let clusters = clusters.map(|since| {
-            (
-                since,
-                "no request for clusters: one that the client has warms".to_owned(),
-            )
+            (since, "no request for clusters: one that the client has warms".to_owned())
         });
         answers.chain(endpoints).chain(clusters)
     }
@@ -621,9 +571,7 @@ impl Stream {
 
     /// Whether no more time has passed since the client was here.
     fn is_within(&self, time: Duration) -> bool {
-        self.since
-            .zip(self.now)
-            .is_none_or(|(since, now)| now < since + time)
+        self.since.zip(self.now).is_none_or(|(since, now)| now < since + time)
     }
 
     /// Keeps the clusters that a client came back with and that are not to be, with endpoints: its old routes may lead
@@ -640,12 +588,8 @@ impl Stream {
         if !clusters.wildcard && !paused {
             return;
         }
-        let led_to: BTreeSet<Arc<str>> = self
-            .led_to()
-            .unwrap_or_default()
-            .into_iter()
-            .map(Arc::from)
-            .collect();
+        let led_to: BTreeSet<Arc<str>> =
+            self.led_to().unwrap_or_default().into_iter().map(Arc::from).collect();
         let mut names = std::mem::take(&mut self.served_before);
         for name in &names {
             let known = target.get(ResourceType::Cluster).contains_key(name);
@@ -676,11 +620,7 @@ impl Stream {
                 };
                 self.kept.entry(name.clone()).or_insert(kept);
             } else if paused {
-                let kept = Kept {
-                    cluster: None,
-                    endpoints: Some(endpoints),
-                    phase: Phase::InUse,
-                };
+                let kept = Kept { cluster: None, endpoints: Some(endpoints), phase: Phase::InUse };
                 self.kept.entry(name.clone()).or_insert(kept);
             }
         }
@@ -706,11 +646,7 @@ impl Stream {
         let users = [listeners, routes];
         // It may be about to ask for the other.
         let asked = users.iter().all(|state| state.subscribed) || !self.is_early();
-        let known = || {
-            users
-                .iter()
-                .all(|state| !state.subscribed || state.knows_all())
-        };
+        let known = || users.iter().all(|state| !state.subscribed || state.knows_all());
         self.routes_known || !self.returning || (self.started && asked && known())
     }
 
@@ -722,11 +658,7 @@ impl Stream {
         let target = self.target.as_ref()?;
         let [clusters, _, listeners, routes] = &self.types;
         let comes = |state: &Subscription, kind| {
-            if state.subscribed {
-                state.expects(target.get(kind))
-            } else {
-                self.is_early()
-            }
+            if state.subscribed { state.expects(target.get(kind)) } else { self.is_early() }
         };
         let will_be_known = self.waiting
             || comes(listeners, ResourceType::Listener)
@@ -738,11 +670,7 @@ impl Stream {
         let all = [ResourceType::Listener, ResourceType::Route]
             .into_iter()
             .flat_map(|kind| target.get(kind).values());
-        Some(
-            all.flat_map(|one| one.clusters())
-                .map(|name| &**name)
-                .collect(),
-        )
+        Some(all.flat_map(|one| one.clusters()).map(|name| &**name).collect())
     }
 
     fn get(&self, kind: ResourceType) -> &Subscription {
@@ -781,17 +709,9 @@ impl Stream {
 
     /// What the client made this stream hold that no other shares, in bytes.
     pub fn held_bytes(&self) -> usize {
-        let names = self
-            .cold
-            .iter()
-            .chain(self.stand_ins.keys())
-            .chain(self.kept.keys());
+        let names = self.cold.iter().chain(self.stand_ins.keys()).chain(self.kept.keys());
         let own: usize = names.map(|name| subscription::name_bytes(name)).sum();
-        own + self
-            .types
-            .iter()
-            .map(Subscription::held_bytes)
-            .sum::<usize>()
+        own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
     }
 
     /// Clusters were taken: from here on they warm until their endpoints come.
@@ -803,10 +723,8 @@ impl Stream {
                 self.stand_ins.remove(name);
                 continue;
             };
-            let stood_in = self
-                .stand_ins
-                .get(name)
-                .is_some_and(|version| *version != resource.version);
+            let stood_in =
+                self.stand_ins.get(name).is_some_and(|version| *version != resource.version);
             if stood_in {
                 self.stand_ins.remove(name);
             }
@@ -822,11 +740,7 @@ impl Stream {
     /// The client has taken the clusters that are in flight, and waits for endpoints of some.
     fn clusters_taken(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
-        for change in clusters
-            .pending
-            .iter_mut()
-            .flat_map(|pending| &mut pending.changes)
-        {
+        for change in clusters.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
             if !std::mem::replace(&mut change.taken, true) {
                 endpoints.send_again(&change.name);
             }
@@ -843,19 +757,15 @@ impl Stream {
     }
 
     fn endpoints_acked(&mut self, changes: Vec<Change>) {
-        for change in changes
-            .iter()
-            .filter(|change| change.warms && change.resource.is_some())
-        {
+        for change in changes.iter().filter(|change| change.warms && change.resource.is_some()) {
             // It left the cluster before these endpoints came: they are not for one of the same name that came later.
             if !self.get(ResourceType::Endpoints).wants(&change.name) {
                 continue;
             }
             if self.get(ResourceType::Cluster).has(&change.name) {
                 self.cold.remove(&change.name);
-            } else if let Some(cluster) = self
-                .state(ResourceType::Cluster)
-                .in_flight_mut(&change.name)
+            } else if let Some(cluster) =
+                self.state(ResourceType::Cluster).in_flight_mut(&change.name)
             {
                 cluster.warms = true;
             }
@@ -911,13 +821,9 @@ impl Stream {
         if by_itself || !self.settings.gated {
             return Fit::Ready;
         }
-        let wanted = self
-            .target
-            .as_ref()
-            .and_then(|target| target.get(ResourceType::Cluster).get(cluster));
-        let leaves = clusters
-            .in_flight(cluster)
-            .is_some_and(|change| change.resource.is_none());
+        let wanted =
+            self.target.as_ref().and_then(|target| target.get(ResourceType::Cluster).get(cluster));
+        let leaves = clusters.in_flight(cluster).is_some_and(|change| change.resource.is_none());
         // Whether one that another stands in for takes requests is not known.
         if !clusters.has(cluster) || leaves || self.stand_ins.contains_key(cluster) {
             return match wanted {
@@ -925,10 +831,7 @@ impl Stream {
                 _ => Fit::Missing,
             };
         }
-        let stays = self
-            .kept
-            .get(cluster)
-            .is_some_and(|kept| kept.phase != Phase::Leaving);
+        let stays = self.kept.get(cluster).is_some_and(|kept| kept.phase != Phase::Leaving);
         if wanted.is_none() && !stays {
             return Fit::Missing;
         }
@@ -956,10 +859,7 @@ impl Stream {
         if !self.started {
             let led_to = self.led_to();
             let needed = |name: &str| led_to.as_ref().is_none_or(|led_to| led_to.contains(name));
-            let mut clusters = target
-                .get(ResourceType::Cluster)
-                .keys()
-                .filter(|name| needed(name));
+            let mut clusters = target.get(ResourceType::Cluster).keys().filter(|name| needed(name));
             self.waiting = clusters.any(|name| self.fit(name) == Fit::Making);
             self.started = self.asks_for_routes() && !self.waiting;
         }
@@ -994,11 +894,7 @@ impl Stream {
 
     /// Lets clusters go that nothing leads to any more and whose grace is over.
     fn let_go(&mut self, now: Instant) {
-        let strangers: Vec<_> = self
-            .get(ResourceType::Cluster)
-            .strangers()
-            .cloned()
-            .collect();
+        let strangers: Vec<_> = self.get(ResourceType::Cluster).strangers().cloned().collect();
         if let Some(target) = &self.target {
             for name in strangers
                 .into_iter()
@@ -1021,29 +917,19 @@ impl Stream {
         self.routes_known =
             known && (!self.returning || users.iter().all(|state| state.subscribed));
         let mut used: BTreeSet<&str> = BTreeSet::new();
-        for (state, live) in users
-            .into_iter()
-            .zip(&self.live)
-            .filter(|(state, _)| state.subscribed)
+        for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed)
         {
-            let coming = live
-                .values()
-                .filter(|one| state.wants(&one.name) && !state.refuses(one));
+            let coming = live.values().filter(|one| state.wants(&one.name) && !state.refuses(one));
             for resource in state.in_use().chain(coming) {
                 used.extend(
-                    self.kept
-                        .keys()
-                        .map(|name| &**name)
-                        .filter(|name| resource.leads_to(name)),
+                    self.kept.keys().map(|name| &**name).filter(|name| resource.leads_to(name)),
                 );
             }
         }
         let mut over = Vec::new();
         for (name, kept) in &self.kept {
             let told = !clusters.has(name)
-                || clusters
-                    .in_flight(name)
-                    .is_some_and(|change| change.resource.is_none());
+                || clusters.in_flight(name).is_some_and(|change| change.resource.is_none());
             let phase = match kept.phase {
                 Phase::Leaving if told => Phase::Leaving,
                 _ if !known || used.contains(&**name) => Phase::InUse,
@@ -1069,14 +955,9 @@ impl Stream {
         Some(match kind {
             ResourceType::Cluster => {
                 let staying = kept.filter(|(_, kept)| kept.phase != Phase::Leaving);
-                let kept = staying
-                    .map(|(name, kept)| (name.clone(), kept.cluster.clone()))
-                    .collect();
-                View {
-                    base: target.clone(),
-                    target,
-                    kept,
-                }
+                let kept =
+                    staying.map(|(name, kept)| (name.clone(), kept.cluster.clone())).collect();
+                View { base: target.clone(), target, kept }
             }
             ResourceType::Endpoints => {
                 let fallback = self
@@ -1088,11 +969,7 @@ impl Stream {
                     kept.endpoints.is_some() || self.get(kind).has_or_claims(name)
                 });
                 let kept = kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone()));
-                View {
-                    base: target.clone(),
-                    target,
-                    kept: kept.chain(fallback).collect(),
-                }
+                View { base: target.clone(), target, kept: kept.chain(fallback).collect() }
             }
             ResourceType::Listener if self.started => given(listeners, &target),
             ResourceType::Route if self.started => given(routes, &target),
@@ -1124,9 +1001,9 @@ impl Stream {
         let nonce = (self.nonce + 1).to_string();
         let (variant, early) = (self.variant, self.is_early());
         let led_to: Option<BTreeSet<Arc<str>>> = match kind {
-            ResourceType::Endpoints => self
-                .led_to()
-                .map(|names| names.into_iter().map(Arc::from).collect()),
+            ResourceType::Endpoints => {
+                self.led_to().map(|names| names.into_iter().map(Arc::from).collect())
+            }
             _ => None,
         };
         let [clusters, endpoints, listeners, routes] = &mut self.types;
@@ -1144,11 +1021,8 @@ impl Stream {
         let loses_last = |name: &str, form: &Resource| !form.has_endpoints() && last.contains(name);
         // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
         let stand_ins = &self.stand_ins;
-        let coming = |name: &str| {
-            clusters
-                .in_flight(name)
-                .filter(|change| change.resource.is_some())
-        };
+        let coming =
+            |name: &str| clusters.in_flight(name).filter(|change| change.resource.is_some());
         let changes = |change: &Change| !is_new(change, stand_ins);
         let untaken: &dyn Fn(&str) -> bool =
             &|name| coming(name).is_some_and(|change| !changes(change) && !change.taken);
@@ -1161,9 +1035,7 @@ impl Stream {
         let users = [(&*listeners, live_listeners), (&*routes, live_routes)];
         let left: &dyn Fn(&str) -> bool = &|name| {
             users.iter().any(|(state, live)| {
-                let old = state
-                    .in_use()
-                    .filter(|old| state.wants(&old.name) && old.leads_to(name));
+                let old = state.in_use().filter(|old| state.wants(&old.name) && old.leads_to(name));
                 old.into_iter().any(|old| {
                     let new = live.get(&old.name).filter(|new| !state.refuses(new));
                     new.is_some_and(|new| hold::leaves(old, new, name))
@@ -1247,25 +1119,16 @@ impl Stream {
             }
             _ => {}
         }
-        Some(Response {
-            kind,
-            frame,
-            resources,
-        })
+        Some(Response { kind, frame, resources })
     }
 
     /// Of endpoints just sent: whether the client has the cluster, so that they end its warming.
     fn mark_warming(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
-        for change in endpoints
-            .pending
-            .iter_mut()
-            .flat_map(|pending| &mut pending.changes)
-        {
+        for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
             let coming = clusters.in_flight(&change.name);
-            let (taken, leaves) = coming.map_or((false, false), |cluster| {
-                (cluster.taken, cluster.resource.is_none())
-            });
+            let (taken, leaves) = coming
+                .map_or((false, false), |cluster| (cluster.taken, cluster.resource.is_none()));
             // One that asks for no clusters has those that it asks for the endpoints of.
             change.warms = (clusters.has(&change.name) && !leaves) || taken || !clusters.subscribed;
         }
@@ -1284,15 +1147,8 @@ impl Stream {
     /// Of clusters just dropped: endpoints that are under way are not for one of the same name that may come later.
     fn mark_leaving(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
-        for change in endpoints
-            .pending
-            .iter_mut()
-            .flat_map(|pending| &mut pending.changes)
-        {
-            if clusters
-                .in_flight(&change.name)
-                .is_some_and(|cluster| cluster.resource.is_none())
-            {
+        for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
+            if clusters.in_flight(&change.name).is_some_and(|cluster| cluster.resource.is_none()) {
                 change.warms = false;
             }
         }
@@ -1312,9 +1168,7 @@ fn plain(resource: &Resource) -> u64 {
 /// a changed cluster and before it got the endpoints again would otherwise come back with the version that there is,
 /// get nothing, and warm for ever.
 fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
-    let cluster = clusters
-        .form(&endpoints.name)
-        .map_or(0, |cluster| cluster.version);
+    let cluster = clusters.form(&endpoints.name).map_or(0, |cluster| cluster.version);
     endpoints.version ^ cluster.rotate_left(32)
 }
 
@@ -1325,19 +1179,11 @@ fn given(live: &Resources, target: &Resources) -> View {
         let waits = target.keys().filter(|name| !live.contains_key(name));
         kept.extend(waits.map(|name| (name.clone(), None)));
     }
-    View {
-        base: live.clone(),
-        target: target.clone(),
-        kept,
-    }
+    View { base: live.clone(), target: target.clone(), kept }
 }
 
 fn names(request: &Request) -> Vec<Arc<str>> {
-    request
-        .initial_versions
-        .keys()
-        .map(|name| name.as_str().into())
-        .collect()
+    request.initial_versions.keys().map(|name| name.as_str().into()).collect()
 }
 
 #[cfg(test)]

@@ -42,10 +42,7 @@ impl Frame {
         put_text(&mut head, 1, &version_text(version));
         put_text(&mut head, 4, kind.type_url());
         put_text(&mut head, 5, nonce);
-        let resources = resources
-            .into_iter()
-            .map(|resource| (resource, 0))
-            .collect();
+        let resources = resources.into_iter().map(|resource| (resource, 0)).collect();
         Self::new(kind, false, head.freeze(), resources)
     }
 
@@ -72,17 +69,9 @@ impl Frame {
         head: Bytes,
         resources: Vec<(Arc<Resource>, u64)>,
     ) -> Self {
-        let mut this = Self {
-            kind,
-            delta,
-            head,
-            resources,
-            len: 0,
-        };
-        let fields = this
-            .resources
-            .iter()
-            .map(|(resource, version)| this.field_len(resource, *version));
+        let mut this = Self { kind, delta, head, resources, len: 0 };
+        let fields =
+            this.resources.iter().map(|(resource, version)| this.field_len(resource, *version));
         this.len = this.head.len() + fields.map(|len| length_len(2, len) + len).sum::<usize>();
         this
     }
@@ -108,13 +97,7 @@ impl Frame {
         let mut rest = BytesMut::with_capacity(prefix.len() + self.head.len());
         rest.put_slice(prefix);
         rest.put_slice(&self.head);
-        Chunks {
-            rest: rest.freeze(),
-            frame: self,
-            resource: 0,
-            pieces: None,
-            left,
-        }
+        Chunks { rest: rest.freeze(), frame: self, resource: 0, pieces: None, left }
     }
 
     /// The message as one buffer.
@@ -282,10 +265,8 @@ mod tests {
 
     #[test]
     fn a_delta_response_put_together_decodes_as_one_that_was_encoded() {
-        let versions: Vec<_> = resources()
-            .into_iter()
-            .map(|resource| (resource.clone(), resource.version))
-            .collect();
+        let versions: Vec<_> =
+            resources().into_iter().map(|resource| (resource.clone(), resource.version)).collect();
         let frame = Frame::delta(ResourceType::Route, "n2", versions, &["gone".into()]);
         assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DeltaDiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
@@ -294,10 +275,7 @@ mod tests {
             ("n2", &["gone".to_owned()][..])
         );
         for (got, made) in decoded.resources.iter().zip(resources()) {
-            assert_eq!(
-                (&*got.name, &*got.version),
-                (&*made.name, &*version_text(made.version))
-            );
+            assert_eq!((&*got.name, &*got.version), (&*made.name, &*version_text(made.version)));
             assert_eq!(got.resource.as_ref().unwrap().value, made.bytes());
         }
         assert_eq!(decoded.resources.len(), 3);
@@ -307,20 +285,12 @@ mod tests {
     fn pieces_are_shared_where_they_are_long_and_put_together_where_they_are_short() {
         let long = Bytes::from(vec![1; CHUNK]);
         let short: Vec<Vec<u8>> = (0..100).map(|_| vec![2; 600]).collect();
-        let all = vec![
-            Resource::new("long", long.clone(), Arc::default()),
-            table("short", &short),
-        ];
-        let pieces: Vec<_> = Frame::sotw(ResourceType::Route, 1, "n", all)
-            .chunks(b"12345")
-            .collect();
+        let all = vec![Resource::new("long", long.clone(), Arc::default()), table("short", &short)];
+        let pieces: Vec<_> =
+            Frame::sotw(ResourceType::Route, 1, "n", all).chunks(b"12345").collect();
         assert_eq!(pieces.first().map(|item| &item[..5]), Some(&b"12345"[..]));
         assert!(
-            pieces
-                .iter()
-                .rev()
-                .skip(1)
-                .all(|piece| piece.len() == CHUNK || piece.len() < 300),
+            pieces.iter().rev().skip(1).all(|piece| piece.len() == CHUNK || piece.len() < 300),
             "{pieces:?}"
         );
         assert!(pieces.len() < 8, "{}", pieces.len());

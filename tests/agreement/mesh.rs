@@ -5,33 +5,17 @@ use serde_json::{Value, json};
 /// What is asked.
 #[derive(Clone, Debug)]
 pub enum Asked {
-    Http {
-        host: String,
-        port: u16,
-        path: &'static str,
-        user: bool,
-    },
-    Tcp {
-        host: String,
-        port: u16,
-    },
+    Http { host: String, port: u16, path: &'static str, user: bool },
+    Tcp { host: String, port: u16 },
 }
 
 impl Asked {
     /// As `weir explain` takes it: method and URL, and headers.
     pub fn request(&self) -> (String, Vec<String>) {
         match self {
-            Asked::Http {
-                host,
-                port,
-                path,
-                user,
-            } => {
+            Asked::Http { host, port, path, user } => {
                 let headers = user.then(|| "x-user: alice".to_owned());
-                (
-                    format!("GET http://{host}:{port}{path}"),
-                    headers.into_iter().collect(),
-                )
+                (format!("GET http://{host}:{port}{path}"), headers.into_iter().collect())
             }
             Asked::Tcp { .. } => unreachable!("a connection is no request"),
         }
@@ -40,12 +24,7 @@ impl Asked {
     /// As it is sent.
     pub fn text(&self) -> String {
         match self {
-            Asked::Http {
-                host,
-                port,
-                path,
-                user,
-            } => {
+            Asked::Http { host, port, path, user } => {
                 let user = if *user { "x-user: alice\r\n" } else { "" };
                 format!("GET {path} HTTP/1.1\r\nhost: {host}:{port}\r\n{user}\r\n")
             }
@@ -64,14 +43,8 @@ pub struct Generated {
     tcp: u16,
 }
 
-const SERVICES: [(&str, &str); 6] = [
-    ("shop", "s0"),
-    ("shop", "s1"),
-    ("shop", "s2"),
-    ("shop", "s3"),
-    ("pay", "p0"),
-    ("pay", "p1"),
-];
+const SERVICES: [(&str, &str); 6] =
+    [("shop", "s0"), ("shop", "s1"), ("shop", "s2"), ("shop", "s3"), ("pay", "p0"), ("pay", "p1")];
 const VERSIONS: [&str; 3] = ["v1", "v2", "v3"];
 const PATHS: [&str; 5] = ["/", "/a", "/a/b?x=1", "/b/%2e%2e/a", "/c"];
 
@@ -93,17 +66,13 @@ impl Generated {
             make.add("v1", "Namespace", "", namespace, json!({}));
         }
         let client = json!({"metadata": {"name": "client-0", "namespace": "shop", "labels": {"app": "client"}}});
-        make.documents
-            .push(merge(json!({"apiVersion": "v1", "kind": "Pod"}), client));
+        make.documents.push(merge(json!({"apiVersion": "v1", "kind": "Pod"}), client));
         for (namespace, name) in SERVICES {
             make.service(namespace, name);
         }
         make.db();
         make.others();
-        for (namespace, name) in SERVICES
-            .into_iter()
-            .chain([("shop", "db"), ("shop", "alias")])
-        {
+        for (namespace, name) in SERVICES.into_iter().chain([("shop", "db"), ("shop", "alias")]) {
             make.rule(namespace, name);
         }
         for n in 0..10 {
@@ -111,28 +80,16 @@ impl Generated {
         }
         make.connections();
         let mode = if make.one_in(3) { "allow" } else { "hold" };
-        Self {
-            mode,
-            documents: make.documents,
-            http: [first, second],
-            tcp,
-        }
+        Self { mode, documents: make.documents, http: [first, second], tcp }
     }
 
     pub fn text(&self) -> String {
-        self.documents
-            .iter()
-            .map(|document| format!("---\n{document}\n"))
-            .collect()
+        self.documents.iter().map(|document| format!("---\n{document}\n")).collect()
     }
 
     /// The objects where `WEIR_SHOW` is set, to look at a contradiction.
     pub fn text_if_asked(&self) -> String {
-        if std::env::var_os("WEIR_SHOW").is_some() {
-            self.text()
-        } else {
-            String::new()
-        }
+        if std::env::var_os("WEIR_SHOW").is_some() { self.text() } else { String::new() }
     }
 
     /// Requests to every host by one of its names, on each port.
@@ -149,21 +106,13 @@ impl Generated {
             "h1.example",
             "no.example",
         ];
-        let mut asked = vec![Asked::Tcp {
-            host: "db".to_owned(),
-            port: self.tcp,
-        }];
+        let mut asked = vec![Asked::Tcp { host: "db".to_owned(), port: self.tcp }];
         let hosts = names.into_iter().chain(others.map(str::to_owned));
         for (n, host) in hosts.enumerate() {
             for (m, port) in self.http.into_iter().enumerate() {
                 for (k, path) in PATHS.into_iter().enumerate() {
                     let user = (n + m + k) % 2 == 0;
-                    asked.push(Asked::Http {
-                        host: host.clone(),
-                        port,
-                        path,
-                        user,
-                    });
+                    asked.push(Asked::Http { host: host.clone(), port, path, user });
                 }
             }
         }
@@ -222,13 +171,7 @@ impl Make {
     fn istio(&mut self, kind: &str, namespace: &str, name: &str, more: Value) {
         let day = self.below(28) + 1;
         let age = json!({"metadata": {"creationTimestamp": format!("2024-01-{day:02}T00:00:00Z")}});
-        self.add(
-            "networking.istio.io/v1",
-            kind,
-            namespace,
-            name,
-            merge(age, more),
-        );
+        self.add("networking.istio.io/v1", kind, namespace, name, merge(age, more));
     }
 
     fn service(&mut self, namespace: &str, name: &str) {
@@ -281,13 +224,7 @@ impl Make {
             .collect();
         let slice = json!({"metadata": {"labels": {"kubernetes.io/service-name": name}}, "addressType": "IPv4",
             "endpoints": endpoints, "ports": ports});
-        self.add(
-            "discovery.k8s.io/v1",
-            "EndpointSlice",
-            namespace,
-            &format!("{name}-1"),
-            slice,
-        );
+        self.add("discovery.k8s.io/v1", "EndpointSlice", namespace, &format!("{name}-1"), slice);
     }
 
     /// ExternalNames and ServiceEntries.
@@ -299,20 +236,11 @@ impl Make {
             full("shop", "alias2"),
         ]);
         let [first, _] = self.http;
-        let ports = if self.one_in(2) {
-            json!([{"name": "http", "port": first}])
-        } else {
-            json!([])
-        };
+        let ports =
+            if self.one_in(2) { json!([{"name": "http", "port": first}]) } else { json!([]) };
         let external = |name: &str, ports: Value| json!({"spec": {"type": "ExternalName", "externalName": name, "ports": ports}});
         self.add("v1", "Service", "shop", "alias", external(&target, ports));
-        self.add(
-            "v1",
-            "Service",
-            "shop",
-            "alias2",
-            external(&full("pay", "p0"), json!([])),
-        );
+        self.add("v1", "Service", "shop", "alias2", external(&full("pay", "p0"), json!([])));
         let backend = self.backend;
         for (name, host) in [("ext", "ext.example"), ("wild", "*.wild.example")] {
             let spec = json!({"spec": {"hosts": [host], "resolution": "STATIC",
@@ -353,9 +281,7 @@ impl Make {
         let host = match self.below(12) {
             0 => self.of(&["alias", "alias2"].map(|name| full("shop", name))),
             1 => "ext.example".to_owned(),
-            2 => self
-                .of(&["nobody", "a.wild.example", "*.wild.example"])
-                .to_owned(),
+            2 => self.of(&["nobody", "a.wild.example", "*.wild.example"]).to_owned(),
             _ => self.of(&services),
         };
         let mut to = json!({"host": host});
@@ -423,9 +349,7 @@ impl Make {
             }
         }
         let count = self.below(3) + 1;
-        let mut http: Vec<Value> = (0..count)
-            .map(|at| self.http_route(at + 1 == count))
-            .collect();
+        let mut http: Vec<Value> = (0..count).map(|at| self.http_route(at + 1 == count)).collect();
         let namespace = if self.one_in(4) { "pay" } else { "shop" };
         let mut spec = json!({"hosts": hosts});
         if self.one_in(5) {

@@ -23,23 +23,14 @@ impl Served {
     pub fn new(dump: &Value) -> Self {
         let configs = dump["configs"].as_array().unwrap();
         let all = |list: &str, part: &[&str], name: &str| -> Resources {
-            let lists = configs
-                .iter()
-                .filter_map(|config| config[list].as_array())
-                .flatten();
+            let lists = configs.iter().filter_map(|config| config[list].as_array()).flatten();
             let parts = lists.map(|item| part.iter().fold(item, |value, key| &value[*key]));
             let named = parts.map(|item| (item[name].as_str().unwrap().to_owned(), camel(item)));
-            named
-                .map(|(name, item)| (name, without_type(item)))
-                .collect()
+            named.map(|(name, item)| (name, without_type(item))).collect()
         };
         Self {
             clusters: all("dynamic_active_clusters", &["cluster"], "name"),
-            endpoints: all(
-                "dynamic_endpoint_configs",
-                &["endpoint_config"],
-                "cluster_name",
-            ),
+            endpoints: all("dynamic_endpoint_configs", &["endpoint_config"], "cluster_name"),
             listeners: all("dynamic_listeners", &["active_state", "listener"], "name"),
             routes: all("dynamic_route_configs", &["route_config"], "name"),
         }
@@ -62,17 +53,11 @@ impl Served {
             for (name, own) in own {
                 match printed.remove(name) {
                     Some(other) if other == plain(own) => {}
-                    other => wrong.push(format!(
-                        "{kind} {name}: Envoy has\n  {}\nnot {other:?}",
-                        plain(own)
-                    )),
+                    other => wrong
+                        .push(format!("{kind} {name}: Envoy has\n  {}\nnot {other:?}", plain(own))),
                 }
             }
-            wrong.extend(
-                printed
-                    .keys()
-                    .map(|name| format!("{kind} {name}: Envoy has none")),
-            );
+            wrong.extend(printed.keys().map(|name| format!("{kind} {name}: Envoy has none")));
         }
         wrong
     }
@@ -83,10 +68,8 @@ impl Served {
         let taken = answer.considered.iter().find(|item| item.not.is_none());
         let action = match (&answer.virtual_host, taken.and_then(|item| item.index)) {
             (Some(host), Some(index)) => {
-                let routes = answer
-                    .route_configuration
-                    .as_ref()
-                    .and_then(|name| self.routes.get(name));
+                let routes =
+                    answer.route_configuration.as_ref().and_then(|name| self.routes.get(name));
                 let hosts = routes
                     .and_then(|routes| routes["virtualHosts"].as_array())
                     .into_iter()
@@ -98,19 +81,11 @@ impl Served {
             _ => None,
         };
         match &answer.outcome {
-            Outcome::Forward {
-                destinations,
-                copies,
-                ..
-            } => {
+            Outcome::Forward { destinations, copies, .. } => {
                 let Some(action) = action else {
                     return vec!["Envoy has no such route".to_owned()];
                 };
-                let told = shares(
-                    destinations
-                        .iter()
-                        .map(|to| (to.cluster.as_str(), to.percent)),
-                );
+                let told = shares(destinations.iter().map(|to| (to.cluster.as_str(), to.percent)));
                 let has = cluster_shares(if action["route"].is_null() {
                     &action
                 } else {
@@ -119,36 +94,26 @@ impl Served {
                 if told != has {
                     wrong.push(format!("Envoy has the shares {has:?}, not {told:?}"));
                 }
-                let mirrors = action["route"]["requestMirrorPolicies"]
-                    .as_array()
-                    .into_iter()
-                    .flatten();
-                let mirrors: BTreeSet<_> = mirrors
-                    .filter_map(|item| item["cluster"].as_str())
-                    .collect();
+                let mirrors =
+                    action["route"]["requestMirrorPolicies"].as_array().into_iter().flatten();
+                let mirrors: BTreeSet<_> =
+                    mirrors.filter_map(|item| item["cluster"].as_str()).collect();
                 let told: BTreeSet<_> = copies.iter().map(|to| to.cluster.as_str()).collect();
                 if told != mirrors {
                     wrong.push(format!("Envoy sends copies to {mirrors:?}, not {told:?}"));
                 }
                 wrong.extend(
-                    destinations
-                        .iter()
-                        .chain(copies)
-                        .flat_map(|to| self.of_destination(to)),
+                    destinations.iter().chain(copies).flat_map(|to| self.of_destination(to)),
                 );
             }
             Outcome::Respond { status, .. } => {
-                let has = action
-                    .as_ref()
-                    .map(|action| &action["directResponse"]["status"]);
+                let has = action.as_ref().map(|action| &action["directResponse"]["status"]);
                 if has.is_none_or(|has| *has != *status) {
                     wrong.push(format!("Envoy does not answer {status}: {action:?}"));
                 }
             }
             Outcome::Redirect { .. }
-                if action
-                    .as_ref()
-                    .is_none_or(|action| action["redirect"].is_null()) =>
+                if action.as_ref().is_none_or(|action| action["redirect"].is_null()) =>
             {
                 wrong.push(format!("Envoy does not redirect: {action:?}"));
             }
@@ -161,10 +126,8 @@ impl Served {
         let mut wrong = Vec::new();
         let name = &to.cluster;
         if self.clusters.contains_key(name) == to.missing {
-            wrong.push(format!(
-                "Envoy has the cluster {name}: {}, not {}",
-                !to.missing, to.missing
-            ));
+            wrong
+                .push(format!("Envoy has the cluster {name}: {}, not {}", !to.missing, to.missing));
         }
         if let Some(assignment) = self.endpoints.get(name) {
             let told: BTreeSet<_> = to
@@ -174,28 +137,18 @@ impl Served {
                 .collect();
             let has = endpoints(assignment);
             if told != has {
-                wrong.push(format!(
-                    "Envoy has the endpoints {has:?} of {name}, not {told:?}"
-                ));
+                wrong.push(format!("Envoy has the endpoints {has:?} of {name}, not {told:?}"));
             }
         }
         wrong
     }
 
     fn tcp_proxy(&self, listener: &str) -> Option<Value> {
-        let chains = self.listeners.get(listener)?["filterChains"]
-            .as_array()?
-            .iter();
-        let filters = chains
-            .filter_map(|chain| chain["filters"].as_array())
-            .flatten();
-        let mut proxies = filters
-            .map(|filter| &filter["typedConfig"])
-            .filter(|config| {
-                config["@type"]
-                    .as_str()
-                    .is_some_and(|kind| kind.ends_with(".TcpProxy"))
-            });
+        let chains = self.listeners.get(listener)?["filterChains"].as_array()?.iter();
+        let filters = chains.filter_map(|chain| chain["filters"].as_array()).flatten();
+        let mut proxies = filters.map(|filter| &filter["typedConfig"]).filter(|config| {
+            config["@type"].as_str().is_some_and(|kind| kind.ends_with(".TcpProxy"))
+        });
         proxies.next().cloned()
     }
 }
@@ -204,31 +157,19 @@ fn cluster_shares(action: &Value) -> BTreeMap<String, i64> {
     if let Some(cluster) = action["cluster"].as_str() {
         return shares(std::iter::once((cluster, 100.0)));
     }
-    let list = action["weightedClusters"]["clusters"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    let list = action["weightedClusters"]["clusters"].as_array().cloned().unwrap_or_default();
     let total: f64 = list.iter().filter_map(|item| item["weight"].as_f64()).sum();
     shares(list.iter().filter_map(|item| {
-        Some((
-            item["name"].as_str()?,
-            item["weight"].as_f64()? / total * 100.0,
-        ))
+        Some((item["name"].as_str()?, item["weight"].as_f64()? / total * 100.0))
     }))
 }
 
 fn endpoints(assignment: &Value) -> BTreeSet<(String, bool)> {
     let groups = assignment["endpoints"].as_array().into_iter().flatten();
-    let all = groups
-        .filter_map(|group| group["lbEndpoints"].as_array())
-        .flatten();
+    let all = groups.filter_map(|group| group["lbEndpoints"].as_array()).flatten();
     all.map(|item| {
         let address = &item["endpoint"]["address"]["socketAddress"];
-        let at = format!(
-            "{}:{}",
-            address["address"].as_str().unwrap(),
-            address["portValue"]
-        );
+        let at = format!("{}:{}", address["address"].as_str().unwrap(), address["portValue"]);
         (at, item["healthStatus"] != "UNHEALTHY")
     })
     .collect()
@@ -249,20 +190,12 @@ fn camel(value: &Value) -> Value {
             let renamed = map.iter().map(|(key, value)| {
                 let mut up = false;
                 let name = key.chars().filter_map(|c| {
-                    let c = if std::mem::take(&mut up) {
-                        c.to_ascii_uppercase()
-                    } else {
-                        c
-                    };
+                    let c = if std::mem::take(&mut up) { c.to_ascii_uppercase() } else { c };
                     up = c == '_';
                     (!up).then_some(c)
                 });
                 // Names of filters and extensions are keys of maps, and hold dots.
-                let name = if key.contains('.') {
-                    key.clone()
-                } else {
-                    name.collect()
-                };
+                let name = if key.contains('.') { key.clone() } else { name.collect() };
                 (name, camel(value))
             });
             Value::Object(renamed.collect())

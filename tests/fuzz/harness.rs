@@ -23,15 +23,10 @@ pub fn read(bytes: &[u8]) {
         // The same bytes as the spec of each kind, where all the rules are.
         for kind in api::Kind::ALL {
             let version = kind.versions().first().copied().unwrap_or_default();
-            let group = if kind.group().is_empty() {
-                String::new()
-            } else {
-                format!("{}/", kind.group())
-            };
-            object(
-                json!({"apiVersion": format!("{group}{version}"), "kind": kind.as_str(),
-                "metadata": {"name": "a"}, "spec": value}),
-            );
+            let group =
+                if kind.group().is_empty() { String::new() } else { format!("{}/", kind.group()) };
+            object(json!({"apiVersion": format!("{group}{version}"), "kind": kind.as_str(),
+                "metadata": {"name": "a"}, "spec": value}));
         }
     }
 }
@@ -75,9 +70,8 @@ const TEXTS: [&str; 22] = [
     "a", "x-y", "", "*", "%", "100%", "%REQ(x)%", "%FOO%", "a:b", ":path", "host", "a\nb", "\u{0}",
     "é", "💥", "..", "a b", "/", "|", "%%", "*.x", "\u{202e}",
 ];
-const PATTERNS: [&str; 12] = [
-    "a.*", "(", "*", "[", "(?=a)", "a{1001}", "\\1", "", "(a+)+", "\\d{2,1}", "[[:x:]]", "é+",
-];
+const PATTERNS: [&str; 12] =
+    ["a.*", "(", "*", "[", "(?=a)", "a{1001}", "\\1", "", "(a+)+", "\\d{2,1}", "[[:x:]]", "é+"];
 const NUMBERS: [i64; 14] = [
     0,
     1,
@@ -95,17 +89,8 @@ const NUMBERS: [i64; 14] = [
     i64::MIN,
 ];
 const PORTS: [u64; 8] = [80, 443, 8080, 9000, 15_001, 15_006, 65_535, 1];
-const TIMES: [&str; 9] = [
-    "5s",
-    "1ms",
-    "0s",
-    "1ns",
-    "2562047h47m16s",
-    "9223372035s",
-    "1.5ms",
-    "-1s",
-    "x",
-];
+const TIMES: [&str; 9] =
+    ["5s", "1ms", "0s", "1ns", "2562047h47m16s", "9223372035s", "1.5ms", "-1s", "x"];
 const ADDRESSES: [&str; 14] = [
     "10.1.0.1",
     "10.1.0.2",
@@ -122,9 +107,7 @@ const ADDRESSES: [&str; 14] = [
     "10.0.0.0/8",
     "10.1.2.3/8",
 ];
-const PROTOCOLS: [&str; 9] = [
-    "HTTP", "TCP", "TLS", "HTTPS", "GRPC", "", "UDP", "mongo", "x",
-];
+const PROTOCOLS: [&str; 9] = ["HTTP", "TCP", "TLS", "HTTPS", "GRPC", "", "UDP", "mongo", "x"];
 
 impl Dice<'_> {
     fn byte(&mut self) -> u8 {
@@ -149,11 +132,7 @@ impl Dice<'_> {
 
     /// Usually one of the first `good`, sometimes any: objects with a single odd value find the most.
     fn mostly<T: Copy>(&mut self, all: &[T], good: usize) -> T {
-        if self.once_in(40) {
-            self.of(all)
-        } else {
-            self.of(all.get(..good).unwrap_or(all))
-        }
+        if self.once_in(40) { self.of(all) } else { self.of(all.get(..good).unwrap_or(all)) }
     }
 
     fn list(&mut self, most: usize, mut make: impl FnMut(&mut Self) -> Value) -> Value {
@@ -162,11 +141,7 @@ impl Dice<'_> {
     }
 
     fn host(&mut self) -> Value {
-        if self.once_in(60) {
-            json!(self.of(&TEXTS))
-        } else {
-            json!(self.of(&HOSTS))
-        }
+        if self.once_in(60) { json!(self.of(&TEXTS)) } else { json!(self.of(&HOSTS)) }
     }
 
     fn text(&mut self) -> Value {
@@ -186,20 +161,13 @@ impl Dice<'_> {
     }
 
     fn port(&mut self) -> Value {
-        if self.once_in(50) {
-            self.number()
-        } else {
-            json!(self.of(&PORTS))
-        }
+        if self.once_in(50) { self.number() } else { json!(self.of(&PORTS)) }
     }
 
     fn labels(&mut self) -> Value {
         let mut map = Map::new();
         for _ in 0..self.below(3) {
-            let name = self.mostly(
-                &["app", "version", "a/b", "istio-locality", "", "a b", "*"],
-                2,
-            );
+            let name = self.mostly(&["app", "version", "a/b", "istio-locality", "", "a b", "*"], 2);
             let value = self.mostly(&["web", "v1", "", "eu.a", "é", "*", "a b"], 2);
             map.insert(name.into(), json!(value));
         }
@@ -262,25 +230,17 @@ impl Dice<'_> {
 
     fn operations(&mut self) -> Value {
         let of = |this: &mut Self| {
-            let name = this.mostly(
-                &["x-a", "x-b", "host", ":authority", ":path", "", "a\nb", "é"],
-                3,
-            );
-            let value = if this.once_in(20) {
-                "v".repeat(9000) + "%"
-            } else {
-                this.of(&TEXTS).to_owned()
-            };
+            let name =
+                this.mostly(&["x-a", "x-b", "host", ":authority", ":path", "", "a\nb", "é"], 3);
+            let value =
+                if this.once_in(20) { "v".repeat(9000) + "%" } else { this.of(&TEXTS).to_owned() };
             json!({name: value})
         };
         json!({"set": of(self), "add": of(self), "remove": [self.mostly(&["x-c", "host", ":a", "", "\n"], 1)]})
     }
 
     fn headers(&mut self) -> Value {
-        self.some(&[
-            ("request", Self::operations),
-            ("response", Self::operations),
-        ])
+        self.some(&[("request", Self::operations), ("response", Self::operations)])
     }
 
     fn http_match(&mut self) -> Value {
@@ -296,13 +256,9 @@ impl Dice<'_> {
             ("port", Self::port),
             ("sourceLabels", Self::labels),
             ("ignoreUriCase", |_| json!(true)),
-            ("sourceNamespace", |this| {
-                json!(this.mostly(&["shop", "pay", "é", "*"], 2))
-            }),
+            ("sourceNamespace", |this| json!(this.mostly(&["shop", "pay", "é", "*"], 2))),
             ("statPrefix", Self::text),
-            ("gateways", |this| {
-                json!([this.mostly(&["mesh", "gw", "a/b", "", "/"], 3)])
-            }),
+            ("gateways", |this| json!([this.mostly(&["mesh", "gw", "a/b", "", "/"], 3)])),
         ])
     }
 
@@ -318,9 +274,7 @@ impl Dice<'_> {
                 this.some(&[
                     ("allowOrigins", |this| this.list(2, Self::string_match)),
                     ("allowOrigin", |this| json!([this.text()])),
-                    ("allowMethods", |this| {
-                        json!([this.mostly(&["GET", "*", "a b"], 2)])
-                    }),
+                    ("allowMethods", |this| json!([this.mostly(&["GET", "*", "a b"], 2)])),
                     ("allowHeaders", |this| json!([this.text()])),
                     ("exposeHeaders", |this| json!([this.text()])),
                     ("maxAge", Self::time),
@@ -346,14 +300,10 @@ impl Dice<'_> {
                 route["redirect"] = self.some(&[
                     ("uri", |this| json!(this.mostly(&["/a", "", "\n"], 1))),
                     ("authority", Self::text),
-                    ("scheme", |this| {
-                        json!(this.mostly(&["http", "https", "ftp"], 2))
-                    }),
+                    ("scheme", |this| json!(this.mostly(&["http", "https", "ftp"], 2))),
                     ("port", Self::port),
                     ("prefixRewrite", |this| json!(this.mostly(&["/b", "\r"], 1))),
-                    ("redirectCode", |this| {
-                        json!(this.mostly(&[301, 308, 304, 0], 2))
-                    }),
+                    ("redirectCode", |this| json!(this.mostly(&[301, 308, 304, 0], 2))),
                 ]);
             }
             1 => {
@@ -496,14 +446,9 @@ impl Dice<'_> {
             ("maxRetries", Self::number),
             ("maxConcurrentStreams", Self::number),
             ("idleTimeout", Self::time),
-            ("h2UpgradePolicy", |this| {
-                json!(this.of(&["UPGRADE", "DEFAULT", "DO_NOT_UPGRADE"]))
-            }),
+            ("h2UpgradePolicy", |this| json!(this.of(&["UPGRADE", "DEFAULT", "DO_NOT_UPGRADE"]))),
             ("useClientProtocol", |this| json!(this.once_in(3))),
-            (
-                "http2KeepAlive",
-                |this| json!({"interval": this.time(), "timeout": this.time()}),
-            ),
+            ("http2KeepAlive", |this| json!({"interval": this.time(), "timeout": this.time()})),
         ]);
         json!({"tcp": tcp, "http": http})
     }
@@ -531,13 +476,7 @@ impl Dice<'_> {
             ("caCrl", |_| json!("/crl")),
             ("credentialName", |_| json!("secret")),
             ("subjectAltNames", |this| this.list(2, Self::text)),
-            ("sni", |this| {
-                if this.once_in(9) {
-                    json!("s".repeat(256))
-                } else {
-                    this.text()
-                }
-            }),
+            ("sni", |this| if this.once_in(9) { json!("s".repeat(256)) } else { this.text() }),
             ("insecureSkipVerify", |this| json!(this.once_in(2))),
         ]);
         tls["mode"] = json!(self.of(&["SIMPLE", "DISABLE", "MUTUAL", "ISTIO_MUTUAL"]));
@@ -599,10 +538,8 @@ impl Dice<'_> {
     }
 
     fn service_entry(&mut self) -> Value {
-        let resolution = self.mostly(
-            &["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"],
-            4,
-        );
+        let resolution =
+            self.mostly(&["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"], 4);
         let n = self.below(3);
         let ports = (0..n).map(|n| {
             json!({"number": self.port(), "name": format!("p{n}"), "protocol": self.mostly(&PROTOCOLS, 6),
@@ -730,10 +667,7 @@ impl Dice<'_> {
             return Some(SourceEvent::Delete(key));
         }
         self.order += 1;
-        let origin = Origin::File {
-            path: Arc::new(PathBuf::from("fuzz")),
-            line: 1,
-        };
+        let origin = Origin::File { path: Arc::new(PathBuf::from("fuzz")), line: 1 };
         let parsed = api::parse(&key, document, self.order);
         Some(event_from(key, parsed, origin.clone(), |_| origin.clone()))
     }
@@ -745,31 +679,17 @@ fn proxies() -> Vec<Proxy> {
             "sidecar~10.9.0.1~a.shop~shop.svc.cluster.local",
             json!({"LABELS": {"app": "web", "version": "v1"}}),
         ),
-        (
-            "sidecar~10.1.0.1~b.pay~pay.svc.cluster.local",
-            json!({"INTERCEPTION_MODE": "NONE"}),
-        ),
+        ("sidecar~10.1.0.1~b.pay~pay.svc.cluster.local", json!({"INTERCEPTION_MODE": "NONE"})),
         (
             "sidecar~10.1.0.1~c.pay~pay.svc.cluster.local",
             json!({"LABELS": {"app": "cart", "version": "v2"}}),
         ),
-        (
-            "sidecar~10.1.0.2~d.shop~shop.svc.cluster.local",
-            json!({"LABELS": {"app": "cart"}}),
-        ),
-        (
-            "sidecar~10.9.0.2~e.istio-system~istio-system.svc.cluster.local",
-            json!({}),
-        ),
+        ("sidecar~10.1.0.2~d.shop~shop.svc.cluster.local", json!({"LABELS": {"app": "cart"}})),
+        ("sidecar~10.9.0.2~e.istio-system~istio-system.svc.cluster.local", json!({})),
     ]
     .into_iter()
     .map(|(id, metadata)| {
-        Proxy::new(
-            id,
-            NodeMetadata::from_json(&metadata),
-            Locality::parse("eu/a/b"),
-        )
-        .unwrap()
+        Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/a/b")).unwrap()
     })
     .collect()
 }
@@ -789,15 +709,10 @@ pub struct Tried {
 /// # Panics
 /// It does.
 pub fn history(bytes: &[u8]) -> Tried {
-    let mut dice = Dice {
-        left: bytes,
-        order: 0,
-    };
+    let mut dice = Dice { left: bytes, order: 0 };
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-    let (mut builder, mut snapshot_builder) = (
-        MeshBuilder::new(MeshConfig::default()),
-        SnapshotBuilder::default(),
-    );
+    let (mut builder, mut snapshot_builder) =
+        (MeshBuilder::new(MeshConfig::default()), SnapshotBuilder::default());
     let (mut tried, mut log, mut checked) = (Tried::default(), BTreeMap::new(), BTreeSet::new());
     let proxies = proxies();
     while !dice.left.is_empty() {
@@ -819,22 +734,14 @@ pub fn history(bytes: &[u8]) -> Tried {
             snapshot_builder.keep(&scopes.iter().take(2).collect());
         }
         snapshot_builder.publish(mesh.clone(), 1.into(), None);
-        let snapshots: Vec<_> = proxies
-            .iter()
-            .filter_map(|proxy| snapshot_builder.get(&mesh.scope(proxy)))
-            .collect();
-        snapshots
-            .iter()
-            .for_each(|snapshot| sound(snapshot, &mut checked, &log));
+        let snapshots: Vec<_> =
+            proxies.iter().filter_map(|proxy| snapshot_builder.get(&mesh.scope(proxy))).collect();
+        snapshots.iter().for_each(|snapshot| sound(snapshot, &mut checked, &log));
         // Building every state from scratch would take too long; checking some states and the last one is enough.
         if dice.left.is_empty() || dice.once_in(4) {
             let fresh = from_nothing(&store);
             for (proxy, kept) in proxies.iter().zip(&snapshots) {
-                same(
-                    kept,
-                    &SnapshotBuilder::default().snapshot(&fresh, &fresh.scope(proxy)),
-                    &log,
-                );
+                same(kept, &SnapshotBuilder::default().snapshot(&fresh, &fresh.scope(proxy)), &log);
             }
         }
     }
@@ -856,9 +763,8 @@ fn note(change: &SourceEvent, tried: &mut Tried, log: &mut BTreeMap<ObjectKey, S
 }
 
 fn from_nothing(store: &Store) -> Mesh {
-    let keys = api::Kind::ALL
-        .into_iter()
-        .flat_map(|kind| store.all(kind).map(|entry| entry.object.key()));
+    let keys =
+        api::Kind::ALL.into_iter().flat_map(|kind| store.all(kind).map(|entry| entry.object.key()));
     MeshBuilder::new(MeshConfig::default()).update(store, &keys.collect())
 }
 
@@ -868,11 +774,7 @@ fn sound(
     checked: &mut BTreeSet<(Arc<str>, u64)>,
     log: &BTreeMap<ObjectKey, String>,
 ) {
-    assert!(
-        snapshot.omitted.is_empty(),
-        "{:#?}\n{log:#?}",
-        snapshot.omitted
-    );
+    assert!(snapshot.omitted.is_empty(), "{:#?}\n{log:#?}", snapshot.omitted);
     for kind in ResourceType::ALL {
         let name = kind.type_url().rsplit('/').next().unwrap_or_default();
         for resource in snapshot.get(kind).values() {
@@ -920,10 +822,8 @@ fn same(kept: &Snapshot, fresh: &Snapshot, log: &BTreeMap<ObjectKey, String>) {
         let (only_kept, only_fresh) = (hosts(kept, fresh), hosts(fresh, kept));
         let (kept, fresh) = (of(kept), of(fresh));
         let names: BTreeSet<_> = kept.keys().chain(fresh.keys()).collect();
-        let differ: Vec<_> = names
-            .into_iter()
-            .filter(|name| kept.get(*name) != fresh.get(*name))
-            .collect();
+        let differ: Vec<_> =
+            names.into_iter().filter(|name| kept.get(*name) != fresh.get(*name)).collect();
         assert!(
             differ.is_empty(),
             "{} {differ:?} differ from a build from scratch, which lacks {only_kept:#?} and has \

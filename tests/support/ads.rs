@@ -43,28 +43,18 @@ pub struct Weir {
 impl Weir {
     pub async fn start(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let objects = Objects {
-            folder: folder.path().to_owned(),
-            service: free_port(),
-            backend: 8080,
-        };
+        let objects =
+            Objects { folder: folder.path().to_owned(), service: free_port(), backend: 8080 };
         objects.write_all(100, 0);
         let args = [&["--config-dir", folder.path().to_str().unwrap()], more].concat();
         let serve = Serve::start(&args, free_port(), free_port());
         serve.ready().await;
-        Self {
-            _folder: folder,
-            objects,
-            serve,
-        }
+        Self { _folder: folder, objects, serve }
     }
 
     /// The cluster name of a subset; of the whole service if empty.
     pub fn cluster(&self, subset: &str) -> String {
-        format!(
-            "outbound|{}|{subset}|my-app.shop.svc.cluster.local",
-            self.objects.service
-        )
+        format!("outbound|{}|{subset}|my-app.shop.svc.cluster.local", self.objects.service)
     }
 
     /// The name of the route configuration.
@@ -76,20 +66,12 @@ impl Weir {
     pub async fn edit(&self, file: &str, text: &str) {
         let before = self.serve.revision().await;
         self.objects.write(file, text);
-        until("the change is applied", async || {
-            self.serve.revision().await > before
-        })
-        .await;
+        until("the change is applied", async || self.serve.revision().await > before).await;
     }
 
     /// What weir tells of the only proxy.
     pub async fn status(&self) -> v1::Proxy {
-        self.serve
-            .proxies()
-            .await
-            .unwrap()
-            .pop()
-            .unwrap_or_default()
+        self.serve.proxies().await.unwrap().pop().unwrap_or_default()
     }
 
     pub async fn ads(&self, variant: Variant) -> Client {
@@ -119,11 +101,7 @@ pub struct Ask {
 
 pub fn ask(type_url: &str, names: &[&str]) -> Ask {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    Ask {
-        type_url: type_url.to_owned(),
-        names,
-        ..Default::default()
-    }
+    Ask { type_url: type_url.to_owned(), names, ..Default::default() }
 }
 
 /// A response: its resources by name, with their own version (delta) or the common one (SotW), and their bytes.
@@ -147,14 +125,8 @@ impl Got {
 }
 
 enum Half {
-    Sotw(
-        mpsc::Sender<pb::DiscoveryRequest>,
-        Streaming<pb::DiscoveryResponse>,
-    ),
-    Delta(
-        mpsc::Sender<pb::DeltaDiscoveryRequest>,
-        Streaming<pb::DeltaDiscoveryResponse>,
-    ),
+    Sotw(mpsc::Sender<pb::DiscoveryRequest>, Streaming<pb::DiscoveryResponse>),
+    Delta(mpsc::Sender<pb::DeltaDiscoveryRequest>, Streaming<pb::DeltaDiscoveryResponse>),
 }
 
 /// One stream.
@@ -182,25 +154,15 @@ impl Client {
                 let (requests, to) = (ReceiverStream::new(requests), channel.clone());
                 let stream = match kind {
                     Some(CDS) => {
-                        ClusterDiscoveryServiceClient::new(to)
-                            .stream_clusters(requests)
-                            .await
+                        ClusterDiscoveryServiceClient::new(to).stream_clusters(requests).await
                     }
                     Some(EDS) => {
-                        EndpointDiscoveryServiceClient::new(to)
-                            .stream_endpoints(requests)
-                            .await
+                        EndpointDiscoveryServiceClient::new(to).stream_endpoints(requests).await
                     }
                     Some(LDS) => {
-                        ListenerDiscoveryServiceClient::new(to)
-                            .stream_listeners(requests)
-                            .await
+                        ListenerDiscoveryServiceClient::new(to).stream_listeners(requests).await
                     }
-                    Some(RDS) => {
-                        RouteDiscoveryServiceClient::new(to)
-                            .stream_routes(requests)
-                            .await
-                    }
+                    Some(RDS) => RouteDiscoveryServiceClient::new(to).stream_routes(requests).await,
                     _ => {
                         AggregatedDiscoveryServiceClient::new(to)
                             .stream_aggregated_resources(requests)
@@ -214,25 +176,15 @@ impl Client {
                 let (requests, to) = (ReceiverStream::new(requests), channel.clone());
                 let stream = match kind {
                     Some(CDS) => {
-                        ClusterDiscoveryServiceClient::new(to)
-                            .delta_clusters(requests)
-                            .await
+                        ClusterDiscoveryServiceClient::new(to).delta_clusters(requests).await
                     }
                     Some(EDS) => {
-                        EndpointDiscoveryServiceClient::new(to)
-                            .delta_endpoints(requests)
-                            .await
+                        EndpointDiscoveryServiceClient::new(to).delta_endpoints(requests).await
                     }
                     Some(LDS) => {
-                        ListenerDiscoveryServiceClient::new(to)
-                            .delta_listeners(requests)
-                            .await
+                        ListenerDiscoveryServiceClient::new(to).delta_listeners(requests).await
                     }
-                    Some(RDS) => {
-                        RouteDiscoveryServiceClient::new(to)
-                            .delta_routes(requests)
-                            .await
-                    }
+                    Some(RDS) => RouteDiscoveryServiceClient::new(to).delta_routes(requests).await,
                     _ => {
                         AggregatedDiscoveryServiceClient::new(to)
                             .delta_aggregated_resources(requests)
@@ -242,20 +194,11 @@ impl Client {
                 Half::Delta(sender, stream?.into_inner())
             }
         };
-        Ok(Self {
-            half,
-            greeted: false,
-            names: BTreeMap::new(),
-            channel,
-        })
+        Ok(Self { half, greeted: false, names: BTreeMap::new(), channel })
     }
 
     pub fn variant(&self) -> Variant {
-        if matches!(self.half, Half::Sotw(..)) {
-            Variant::Sotw
-        } else {
-            Variant::Delta
-        }
+        if matches!(self.half, Half::Sotw(..)) { Variant::Sotw } else { Variant::Delta }
     }
 
     /// Sends a request; the first one of a stream carries a node.
@@ -267,16 +210,10 @@ impl Client {
     }
 
     pub async fn send_as_it_is(&mut self, ask: Ask) {
-        let node = ask.node.map(|id| core::Node {
-            id,
-            metadata: Some(metadata()),
-            ..Default::default()
-        });
-        let error_detail = ask.error.map(|message| rpc::Status {
-            code: 13,
-            message,
-            ..Default::default()
-        });
+        let node =
+            ask.node.map(|id| core::Node { id, metadata: Some(metadata()), ..Default::default() });
+        let error_detail =
+            ask.error.map(|message| rpc::Status { code: 13, message, ..Default::default() });
         match &self.half {
             Half::Sotw(sender, _) => {
                 self.names.insert(ask.type_url.clone(), ask.names.clone());
@@ -316,9 +253,7 @@ impl Client {
                 Half::Delta(_, stream) => stream.message().await?.map(got_delta).ok_or_else(gone),
             }
         };
-        tokio::time::timeout(DEADLINE, next)
-            .await
-            .expect("no response in time")
+        tokio::time::timeout(DEADLINE, next).await.expect("no response in time")
     }
 
     /// The next response, which must be of this type.
@@ -338,21 +273,9 @@ impl Client {
             Half::Delta(..) => Vec::new(),
         };
         let error = error.map(str::to_owned);
-        let version = if error.is_none() {
-            got.version.clone()
-        } else {
-            String::new()
-        };
+        let version = if error.is_none() { got.version.clone() } else { String::new() };
         let (type_url, nonce) = (got.type_url.clone(), got.nonce.clone());
-        self.send(Ask {
-            type_url,
-            names,
-            nonce,
-            version,
-            error,
-            ..Default::default()
-        })
-        .await;
+        self.send(Ask { type_url, names, nonce, version, error, ..Default::default() }).await;
     }
 
     /// Requests a type and ACKs the response.
@@ -380,12 +303,7 @@ impl Client {
             }
             Variant::Sotw => {
                 let names = self.names.get(CDS).cloned().unwrap_or_default();
-                self.send(Ask {
-                    type_url: CDS.to_owned(),
-                    names,
-                    ..Default::default()
-                })
-                .await;
+                self.send(Ask { type_url: CDS.to_owned(), names, ..Default::default() }).await;
                 let got = self.got(CDS).await;
                 self.ack(&got).await;
             }
@@ -396,11 +314,8 @@ impl Client {
     pub async fn start(&mut self, weir: &Weir) -> Got {
         let names = ["", "v1", "v2"].map(|subset| weir.cluster(subset));
         let clusters = self.fetch(CDS, &[]).await;
-        let wanted: Vec<&str> = names
-            .iter()
-            .map(String::as_str)
-            .filter(|name| clusters.has(name))
-            .collect();
+        let wanted: Vec<&str> =
+            names.iter().map(String::as_str).filter(|name| clusters.has(name)).collect();
         self.fetch(EDS, &wanted).await;
         self.fetch(LDS, &[]).await;
         self.fetch(RDS, &[&weir.routes()]).await
@@ -408,15 +323,10 @@ impl Client {
 }
 
 fn metadata() -> Struct {
-    let text = |text: &str| Value {
-        kind: Some(Kind::StringValue(text.to_owned())),
-    };
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
     let fields = [("NAMESPACE", "shop"), ("INTERCEPTION_MODE", "NONE")];
     Struct {
-        fields: fields
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), text(value)))
-            .collect(),
+        fields: fields.into_iter().map(|(name, value)| (name.to_owned(), text(value))).collect(),
     }
 }
 
@@ -428,11 +338,7 @@ fn got_sotw(message: pb::DiscoveryResponse) -> Got {
     };
     let count = message.resources.len();
     let resources: BTreeMap<_, _> = message.resources.clone().into_iter().map(named).collect();
-    assert_eq!(
-        resources.len(),
-        count,
-        "a name appears twice in one response"
-    );
+    assert_eq!(resources.len(), count, "a name appears twice in one response");
     Got {
         type_url: message.type_url,
         nonce: message.nonce,
@@ -445,10 +351,7 @@ fn got_sotw(message: pb::DiscoveryResponse) -> Got {
 fn got_delta(message: pb::DeltaDiscoveryResponse) -> Got {
     let named = |resource: pb::Resource| {
         let any = resource.resource.unwrap();
-        assert_eq!(
-            (&any.type_url, &name_of(&any)),
-            (&message.type_url, &resource.name)
-        );
+        assert_eq!((&any.type_url, &name_of(&any)), (&message.type_url, &resource.name));
         (resource.name, (resource.version, any.value))
     };
     let resources = message.resources.clone().into_iter().map(named).collect();
@@ -466,17 +369,9 @@ fn name_of(any: &Any) -> String {
     let bytes = any.value.as_slice();
     match any.type_url.as_str() {
         CDS => api::cluster::v3::Cluster::decode(bytes).unwrap().name,
-        EDS => {
-            api::endpoint::v3::ClusterLoadAssignment::decode(bytes)
-                .unwrap()
-                .cluster_name
-        }
+        EDS => api::endpoint::v3::ClusterLoadAssignment::decode(bytes).unwrap().cluster_name,
         LDS => api::listener::v3::Listener::decode(bytes).unwrap().name,
-        RDS => {
-            api::route::v3::RouteConfiguration::decode(bytes)
-                .unwrap()
-                .name
-        }
+        RDS => api::route::v3::RouteConfiguration::decode(bytes).unwrap().name,
         other => panic!("resource of type {other}"),
     }
 }

@@ -101,12 +101,8 @@ pub struct Backends {
 impl Backends {
     /// Starts them in the network with this address prefix; they run as long as this process.
     pub fn start(network: [u8; 3], certificates: &Certificates) -> Self {
-        let (http, https, tcp, closed) = (
-            bind(network),
-            bind(network),
-            bind(network),
-            reserve(network),
-        );
+        let (http, https, tcp, closed) =
+            (bind(network), bind(network), bind(network), reserve(network));
         let this = Self {
             http: http.0,
             https: https.0,
@@ -117,10 +113,8 @@ impl Backends {
         let (served, tls) = (this.clone(), certificates.acceptor());
         // Not on a test's runtime, because the shared Envoys outlive it.
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 for (backend, listener) in (1..).zip(tcp.1) {
                     tokio::spawn(accept(listener, move |stream, _| echo(backend, stream)));
@@ -160,18 +154,13 @@ impl Backends {
     /// Waits until a request has been seen `count` times.
     pub async fn wait(&self, id: &str, count: usize) -> Vec<Seen> {
         let enough = self.until(|log| log.of(id).count() >= count).await;
-        assert!(
-            enough,
-            "waited for {count} attempts of request {id}: {:?}",
-            self.seen(id)
-        );
+        assert!(enough, "waited for {count} attempts of request {id}: {:?}", self.seen(id));
         self.seen(id)
     }
 
     /// Releases a held request.
     pub fn release(&self, id: &str) {
-        self.log
-            .send_modify(|log| _ = log.released.insert(id.to_owned()));
+        self.log.send_modify(|log| _ = log.released.insert(id.to_owned()));
     }
 
     async fn until(&self, holds: impl Fn(&Log) -> bool) -> bool {
@@ -194,9 +183,7 @@ impl Backends {
         });
         let server = auto::Builder::new(TokioExecutor::new());
         // An error means that the client disconnected.
-        let _ = server
-            .serve_connection_with_upgrades(TokioIo::new(stream), service)
-            .await;
+        let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
     }
 
     async fn answer(
@@ -214,18 +201,10 @@ impl Backends {
             peer,
             version: head.version,
             method: head.method,
-            path: head
-                .uri
-                .path_and_query()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
             host: host.unwrap_or_else(|| joined(&head.headers, "host")),
             headers: head.headers,
-            body: body
-                .collect()
-                .await
-                .map(http_body_util::Collected::to_bytes)
-                .unwrap_or_default(),
+            body: body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default(),
             answered: false,
             tls,
         };
@@ -236,29 +215,17 @@ impl Backends {
             at = log.seen.len();
             log.seen.push(seen.clone());
         });
-        let holds = seen
-            .header(HOLD)
-            .parse()
-            .is_ok_and(|from: usize| before + 1 >= from);
+        let holds = seen.header(HOLD).parse().is_ok_and(|from: usize| before + 1 >= from);
         if holds && !self.until(|log| log.released.contains(&id)).await {
             return Response::new(Full::from("this was never released"));
         }
         self.log.send_modify(|log| log.seen[at].answered = true);
 
         let own = seen.header(&format!("{ANSWER}-{backend}"));
-        let told = if own.is_empty() {
-            seen.header(ANSWER)
-        } else {
-            own
-        };
-        let statuses: Vec<&str> = told
-            .split(',')
-            .filter(|status| !status.is_empty())
-            .collect();
-        let status = statuses
-            .get(before)
-            .or(statuses.last())
-            .map_or(200, |status| status.parse().unwrap());
+        let told = if own.is_empty() { seen.header(ANSWER) } else { own };
+        let statuses: Vec<&str> = told.split(',').filter(|status| !status.is_empty()).collect();
+        let status =
+            statuses.get(before).or(statuses.last()).map_or(200, |status| status.parse().unwrap());
         let mut response = Response::new(Full::from(backend.to_string()));
         *response.status_mut() = StatusCode::from_u16(status).unwrap();
         for (name, value) in &seen.headers {
@@ -270,12 +237,8 @@ impl Backends {
         let websocket = seen.header("upgrade") == "websocket";
         if websocket {
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            response
-                .headers_mut()
-                .insert("upgrade", HeaderValue::from_static("websocket"));
-            response
-                .headers_mut()
-                .insert("connection", HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+            response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
         }
         if websocket || seen.method == Method::CONNECT {
             *response.body_mut() = Full::default();
@@ -292,11 +255,7 @@ impl Backends {
 async fn echo(backend: u8, mut stream: TcpStream) {
     let (mut reader, mut writer) = stream.split();
     // An error means that the client disconnected.
-    if writer
-        .write_all(format!("{backend}\n").as_bytes())
-        .await
-        .is_ok()
-    {
+    if writer.write_all(format!("{backend}\n").as_bytes()).await.is_ok() {
         let _ = tokio::io::copy(&mut reader, &mut writer).await;
     }
 }
@@ -325,8 +284,7 @@ fn bind(network: [u8; 3]) -> (u16, Vec<std::net::TcpListener>) {
         let all = addresses(network).map(|address| std::net::TcpListener::bind((address, port)));
         let all: Result<Vec<_>, _> = all.collect();
         if let Ok(all) = all {
-            all.iter()
-                .for_each(|listener| listener.set_nonblocking(true).unwrap());
+            all.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
             return (port, all);
         }
     }

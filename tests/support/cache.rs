@@ -85,9 +85,7 @@ pub fn python_package(name: &str, version: &str) -> Result<PathBuf, String> {
 /// The program `name` on `PATH`.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|file| is_program(file))
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| is_program(file))
 }
 
 /// Whether `file` is a file that somebody may execute.

@@ -35,10 +35,8 @@ impl Canary {
 
     /// The same with this program for Envoy; `None` for the usual one.
     pub async fn on(program: Option<PathBuf>, more: &[&str], flags: &[&str]) -> Self {
-        Self::build(flags, async |folder, xds| {
-            start_envoy_from(program, folder, xds, more).await
-        })
-        .await
+        Self::build(flags, async |folder, xds| start_envoy_from(program, folder, xds, more).await)
+            .await
     }
 
     /// The same with a proxy between Envoy and weir.
@@ -69,13 +67,7 @@ impl Canary {
         weir.ready().await;
         let envoy = envoy(folder.path(), weir.xds).await;
         weir.acked_after(0).await;
-        Self {
-            folder,
-            objects,
-            weir,
-            envoy,
-            flags,
-        }
+        Self { folder, objects, weir, envoy, flags }
     }
 
     /// Writes a file and waits until the proxy has ACKed the result.
@@ -96,9 +88,7 @@ impl Canary {
 
     pub async fn send(&self, count: u64) -> Tally {
         let port = self.objects.service;
-        tokio::task::spawn_blocking(move || send(port, count))
-            .await
-            .unwrap()
+        tokio::task::spawn_blocking(move || send(port, count)).await.unwrap()
     }
 
     /// Kills weir; [`Canary::revive`] starts it again.

@@ -30,25 +30,17 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn make(folder: &Path) -> Self {
-        let this = Self {
-            folder: folder.to_owned(),
-        };
+        let this = Self { folder: folder.to_owned() };
         let ca = this.authority("ca");
         this.authority("other-ca");
         let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
         this.signed(
             "server",
             &ca,
-            ["secure.test", "*.secure.test", "*.wild.secure.test"]
-                .map(dns)
-                .to_vec(),
+            ["secure.test", "*.secure.test", "*.wild.secure.test"].map(dns).to_vec(),
         );
         this.signed("client", &ca, vec![dns("client.test")]);
-        this.signed(
-            "workload",
-            &ca,
-            vec![SanType::URI(WORKLOAD.try_into().unwrap())],
-        );
+        this.signed("workload", &ca, vec![SanType::URI(WORKLOAD.try_into().unwrap())]);
         this
     }
 
@@ -80,16 +72,11 @@ impl Certificates {
             let certificate = self.certificate(&format!("{name}.pem"));
             Arc::new(CertifiedKey::from_der(vec![certificate], key, &provider).unwrap())
         };
-        let shown = Arc::new(BySni {
-            server: key("server"),
-            workload: key("workload"),
-        });
+        let shown = Arc::new(BySni { server: key("server"), workload: key("workload") });
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions();
-        let mut config = builder
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(shown);
+        let mut config =
+            builder.unwrap().with_client_cert_verifier(verifier).with_cert_resolver(shown);
         config.alpn_protocols = ["h2", "http/1.1", "istio"].map(Into::into).to_vec();
         Arc::new(config).into()
     }
@@ -98,12 +85,7 @@ impl Certificates {
     pub fn connector(&self) -> TlsConnector {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap();
-        Arc::new(
-            builder
-                .with_root_certificates(self.roots())
-                .with_no_client_auth(),
-        )
-        .into()
+        Arc::new(builder.with_root_certificates(self.roots()).with_no_client_auth()).into()
     }
 
     fn roots(&self) -> RootCertStore {
@@ -147,14 +129,8 @@ struct BySni {
 
 impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let of_mesh = hello
-            .server_name()
-            .is_some_and(|name| name.starts_with("outbound_"));
-        Some(if of_mesh {
-            self.workload.clone()
-        } else {
-            self.server.clone()
-        })
+        let of_mesh = hello.server_name().is_some_and(|name| name.starts_with("outbound_"));
+        Some(if of_mesh { self.workload.clone() } else { self.server.clone() })
     }
 }
 
@@ -171,9 +147,7 @@ impl Shown {
         let first = connection.peer_certificates().and_then(<[_]>::first);
         Self {
             sni: connection.server_name().map(str::to_owned),
-            alpn: connection
-                .alpn_protocol()
-                .map(|name| String::from_utf8_lossy(name).into_owned()),
+            alpn: connection.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned()),
             certificate: first.cloned(),
         }
     }

@@ -110,11 +110,7 @@ impl Cutter {
                 tokio::spawn(serve(envoy, to, state.clone(), connection));
             }
         });
-        Self {
-            port,
-            shared,
-            closing,
-        }
+        Self { port, shared, closing }
     }
 
     /// How long every byte takes, each way.
@@ -137,10 +133,7 @@ impl Cutter {
         let mut state = self.shared.lock();
         state.cuts += 1;
         state.cut = None;
-        state
-            .connections
-            .drain(..)
-            .for_each(|connection| connection.cancel());
+        state.connections.drain(..).for_each(|connection| connection.cancel());
         drop(state);
         self.shared.changed.notify_waiters();
     }
@@ -176,12 +169,8 @@ impl Cutter {
     /// Forgets every fault.
     pub fn heal(&self) {
         let mut state = self.shared.lock();
-        (
-            state.delay,
-            state.bytes_per_second,
-            state.cut,
-            state.refusing,
-        ) = (Duration::ZERO, None, None, false);
+        (state.delay, state.bytes_per_second, state.cut, state.refusing) =
+            (Duration::ZERO, None, None, false);
         drop(state);
         self.release();
     }
@@ -293,9 +282,7 @@ async fn write_piece(
         let mut state = shared.lock();
         let (count, cut) = match &mut state.cut {
             Some(Cut::Bytes(left)) => {
-                let count = usize::try_from(*left)
-                    .unwrap_or(usize::MAX)
-                    .min(bytes.len());
+                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= count as u64;
                 (count, *left == 0)
             }
@@ -317,10 +304,7 @@ async fn write_piece(
         let mut state = shared.lock();
         state.cut = None;
         state.cuts += 1;
-        state
-            .connections
-            .drain(..)
-            .for_each(|connection| connection.cancel());
+        state.connections.drain(..).for_each(|connection| connection.cancel());
         drop(state);
         shared.changed.notify_waiters();
     }
@@ -353,13 +337,7 @@ struct Typed {
 impl Frames {
     fn new(way: Way) -> Self {
         let preface = if way == Way::ToWeir { PREFACE.len() } else { 0 };
-        Self {
-            preface,
-            head: Vec::new(),
-            payload: 0,
-            stream: None,
-            messages: HashMap::new(),
-        }
+        Self { preface, head: Vec::new(), payload: 0, stream: None, messages: HashMap::new() }
     }
 
     /// How many of these bytes belong together, and the type of the message that they end, if they do.

@@ -122,11 +122,7 @@ fn literal(out: &mut Vec<u8>, index: u8, name: &str, value: &str) {
 
 /// The headers of a call of ADS, with so many bytes more.
 fn headers(delta: bool, more: usize) -> Vec<u8> {
-    let method = if delta {
-        "DeltaAggregatedResources"
-    } else {
-        "StreamAggregatedResources"
-    };
+    let method = if delta { "DeltaAggregatedResources" } else { "StreamAggregatedResources" };
     let mut out = vec![0x83, 0x86];
     literal(
         &mut out,
@@ -146,31 +142,17 @@ fn headers(delta: bool, more: usize) -> Vec<u8> {
 impl Http2 {
     pub async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<Self> {
         let (read, write) = connect(from, to).await?.into_split();
-        let seen = Mutex::new(Seen {
-            connection_window: WINDOW,
-            ..Default::default()
-        });
+        let seen = Mutex::new(Seen { connection_window: WINDOW, ..Default::default() });
         let shared = Arc::new(Shared {
             seen,
             changed: Notify::new(),
             write: tokio::sync::Mutex::new(write),
         });
         let reader = tokio::spawn(read_all(shared.clone(), read));
-        let mut this = Self {
-            shared,
-            reader,
-            out: PREFACE.to_vec(),
-            last_stream: 0,
-        };
+        let mut this = Self { shared, reader, out: PREFACE.to_vec(), last_stream: 0 };
         // Whatever is sent may be sent: SETTINGS_INITIAL_WINDOW_SIZE, and as much for the connection.
         let most = i32::MAX.cast_unsigned().to_be_bytes();
-        frame(
-            &mut this.out,
-            SETTINGS,
-            0,
-            0,
-            &[&[0, 4][..], &most].concat(),
-        );
+        frame(&mut this.out, SETTINGS, 0, 0, &[&[0, 4][..], &most].concat());
         frame(
             &mut this.out,
             WINDOW_UPDATE,
@@ -185,19 +167,8 @@ impl Http2 {
     /// Opens a stream; nothing is sent before [`Http2::flush`].
     pub fn open(&mut self, delta: bool, more_headers: usize) -> u32 {
         self.last_stream += if self.last_stream == 0 { 1 } else { 2 };
-        frame(
-            &mut self.out,
-            HEADERS,
-            END_HEADERS,
-            self.last_stream,
-            &headers(delta, more_headers),
-        );
-        self.shared
-            .seen
-            .lock()
-            .unwrap()
-            .windows
-            .insert(self.last_stream, WINDOW);
+        frame(&mut self.out, HEADERS, END_HEADERS, self.last_stream, &headers(delta, more_headers));
+        self.shared.seen.lock().unwrap().windows.insert(self.last_stream, WINDOW);
         self.last_stream
     }
 
@@ -382,8 +353,7 @@ pub async fn served(from: IpAddr, to: SocketAddr) -> io::Result<Http2> {
     let mut http = Http2::connect(from, to).await?;
     let stream = http.open(false, 0);
     http.flush().await?;
-    http.send(stream, &request("bench", 1, CDS, Vec::new()))
-        .await?;
+    http.send(stream, &request("bench", 1, CDS, Vec::new())).await?;
     if http.until(|seen| seen.messages > 0).await {
         Ok(http)
     } else {
@@ -404,32 +374,17 @@ impl Watcher {
         let stream = http.open(false, 0);
         http.flush().await?;
         let names = vec![routes.to_owned()];
-        http.send(stream, &request("bench", 2, RDS, names.clone()))
-            .await?;
-        http.shared
-            .seen
-            .lock()
-            .unwrap()
-            .bodies
-            .entry(stream)
-            .or_default();
-        let mut this = Self {
-            http,
-            stream,
-            names,
-        };
+        http.send(stream, &request("bench", 2, RDS, names.clone())).await?;
+        http.shared.seen.lock().unwrap().bodies.entry(stream).or_default();
+        let mut this = Self { http, stream, names };
         this.next().await?;
         Ok(this)
     }
 
     /// Waits for the next form, and acks it.
     pub async fn next(&mut self) -> io::Result<pb::DiscoveryResponse> {
-        let gone = || {
-            io::Error::new(
-                io::ErrorKind::ConnectionReset,
-                "the watching proxy lost its stream",
-            )
-        };
+        let gone =
+            || io::Error::new(io::ErrorKind::ConnectionReset, "the watching proxy lost its stream");
         let got = self.http.message(self.stream).await.ok_or_else(gone)?;
         let ack = framed(&pb::DiscoveryRequest {
             type_url: RDS.to_owned(),
@@ -496,10 +451,7 @@ impl Attack {
         let mut tasks = JoinSet::new();
         let peers = if self == Self::Hogging { 4 } else { 8 };
         for n in 0..peers {
-            let tally = Tally {
-                tried: tried.clone(),
-                count,
-            };
+            let tally = Tally { tried: tried.clone(), count };
             tasks.spawn(async move {
                 let from = attacker(n);
                 while tally.more() {
@@ -524,14 +476,7 @@ impl Attack {
             Self::UnknownNames => {
                 let names = (0..100_000)
                     .map(|n| format!("outbound|80||service-{n}.nowhere.svc.cluster.local"));
-                sending(
-                    from,
-                    to,
-                    tally,
-                    &request("bench", 3, EDS, names.collect()),
-                    true,
-                )
-                .await
+                sending(from, to, tally, &request("bench", 3, EDS, names.collect()), true).await
             }
             Self::Unfinished => {
                 let mut message = vec![0];
@@ -548,8 +493,7 @@ impl Attack {
                     } else {
                         "bench".to_owned()
                     };
-                    http.send(stream, &request(&namespace, n, CDS, Vec::new()))
-                        .await?;
+                    http.send(stream, &request(&namespace, n, CDS, Vec::new())).await?;
                 }
                 kept(http).await
             }
@@ -558,10 +502,8 @@ impl Attack {
                 while tally.one() {
                     let stream = http.open(false, 0);
                     let before = http.shared.seen.lock().unwrap().messages;
-                    http.send(stream, &request("bench", tally.number(), CDS, Vec::new()))
-                        .await?;
-                    http.until(|seen| seen.messages > before || seen.ended > 0)
-                        .await;
+                    http.send(stream, &request("bench", tally.number(), CDS, Vec::new())).await?;
+                    http.until(|seen| seen.messages > before || seen.ended > 0).await;
                     http.reset(stream);
                     http.flush().await?;
                 }
@@ -593,9 +535,7 @@ impl Tally {
 
     /// Counts one more, where there is one.
     fn one(&self) -> bool {
-        self.tried
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-            < self.count
+        self.tried.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < self.count
     }
 }
 
@@ -616,10 +556,8 @@ async fn resetting(
     let mut http = Http2::connect(from, to).await?;
     let mut opened = 0;
     while tally.more() {
-        let wave: Vec<u32> = (0..WAVE)
-            .filter(|_| tally.one())
-            .map(|_| http.open(false, more))
-            .collect();
+        let wave: Vec<u32> =
+            (0..WAVE).filter(|_| tally.one()).map(|_| http.open(false, more)).collect();
         if patient {
             http.flush().await?;
             opened += wave.len();

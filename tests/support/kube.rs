@@ -106,10 +106,7 @@ impl KubeCluster {
     /// The kubeconfig of one of the additional users.
     pub fn kubeconfig_for(&self, user: &str) -> PathBuf {
         let path = kubeconfig_path(self.dir.path(), user);
-        assert!(
-            path.is_file(),
-            "the cluster was started without user {user}"
-        );
+        assert!(path.is_file(), "the cluster was started without user {user}");
         path
     }
 
@@ -165,12 +162,8 @@ impl KubeCluster {
         wait.extend(crds.lines());
         self.kubectl_ok(&wait);
         // A CRD is served shortly before discovery, which kubectl uses, lists it.
-        let listed = [
-            "api-resources",
-            "--api-group=networking.istio.io",
-            "--cached=false",
-            "--no-headers",
-        ];
+        let listed =
+            ["api-resources", "--api-group=networking.istio.io", "--cached=false", "--no-headers"];
         poll("discovery to list the Istio kinds", || {
             let lines = self.kubectl_ok(&listed).lines().count();
             Ok((lines == crds.lines().count()).then_some(()))
@@ -189,8 +182,7 @@ impl KubeCluster {
     /// If it does not become ready.
     pub fn start_apiserver(&mut self) {
         if self.apiserver.is_none() {
-            self.launch_apiserver()
-                .unwrap_or_else(|why| panic!("{why}"));
+            self.launch_apiserver().unwrap_or_else(|why| panic!("{why}"));
         }
     }
 
@@ -340,10 +332,7 @@ fn poll<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>, Failure>) -> 
             return Ok(found);
         }
         if Instant::now() > deadline {
-            return Err(Failure::TimedOut(format!(
-                "{what} ({} s)",
-                READY_WITHIN.as_secs()
-            )));
+            return Err(Failure::TimedOut(format!("{what} ({} s)", READY_WITHIN.as_secs())));
         }
         std::thread::sleep(POLL);
     }
@@ -355,9 +344,7 @@ async fn is_ready(kubeconfig: &Path) -> Result<bool, Box<dyn std::error::Error +
     let config = ::kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
     let client = ::kube::Client::try_from(config)?;
     for path in ["/readyz", "/api/v1/namespaces/default"] {
-        client
-            .request_text(http::Request::get(path).body(Vec::new())?)
-            .await?;
+        client.request_text(http::Request::get(path).body(Vec::new())?).await?;
     }
     Ok(true)
 }
@@ -408,11 +395,7 @@ fn spawn(
     grace_tenths: u32,
     remove: Option<&Path>,
 ) -> Result<Supervised, Failure> {
-    let output = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(at(log))?;
+    let output = File::options().create(true).append(true).open(log).map_err(at(log))?;
     let launch = Launch {
         program,
         args,

@@ -31,11 +31,7 @@ impl KubeBinaries {
             .get_or_init(|| {
                 let (kube_apiserver, etcd) = servers().map_err(|why| Skip { why })?;
                 let kubectl = kubectl().map_err(|why| Skip { why })?;
-                Ok(KubeBinaries {
-                    kube_apiserver,
-                    etcd,
-                    kubectl,
-                })
+                Ok(KubeBinaries { kube_apiserver, etcd, kubectl })
             })
             .clone()
     }
@@ -108,20 +104,14 @@ impl Module {
             .to_owned();
         let mut numbers = version.trim_start_matches('v').split('.');
         let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
-            return Err(format!(
-                "tests/kube/go.mod: k8s.io/kubernetes {version} is no version"
-            ));
+            return Err(format!("tests/kube/go.mod: k8s.io/kubernetes {version} is no version"));
         };
         // Without these the server reports v0.0.0-master, which clients do not accept.
         let set =
             |name: &str, value: &str| format!(" -X k8s.io/component-base/version.{name}={value}");
         let ldflags = ["-s -w".to_owned()]
             .into_iter()
-            .chain([
-                set("gitVersion", &version),
-                set("gitMajor", major),
-                set("gitMinor", minor),
-            ])
+            .chain([set("gitVersion", &version), set("gitMajor", major), set("gitMinor", minor)])
             .collect::<String>();
         let sources = [
             &go_mod,
@@ -132,12 +122,7 @@ impl Module {
         ]
         .map(|text| format!("{}\n{text}", text.len()))
         .concat();
-        Ok(Self {
-            folder,
-            version,
-            ldflags,
-            hash: xxh3_64(sources.as_bytes()),
-        })
+        Ok(Self { folder, version, ldflags, hash: xxh3_64(sources.as_bytes()) })
     }
 
     fn cache_name(&self) -> String {
@@ -151,9 +136,7 @@ impl Module {
         )?;
         say("building kube-apiserver and etcd once, about 5 minutes");
         let utf8 = |path: &Path| {
-            path.to_str()
-                .map(str::to_owned)
-                .ok_or_else(|| format!("{}: not UTF-8", path.display()))
+            path.to_str().map(str::to_owned).ok_or_else(|| format!("{}: not UTF-8", path.display()))
         };
         let args = [
             "build",

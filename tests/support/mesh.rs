@@ -25,9 +25,7 @@ pub struct Backends {
 impl Backends {
     pub fn start() -> Self {
         let addresses = |port: u16| {
-            let all = [1u8, 2]
-                .into_iter()
-                .flat_map(|version| [1u8, 2, 3].map(|n| (version, n)));
+            let all = [1u8, 2].into_iter().flat_map(|version| [1u8, 2, 3].map(|n| (version, n)));
             all.map(move |(version, n)| (version, SocketAddr::from(([127, 0, version, n], port))))
         };
         for _ in 0..50 {
@@ -121,14 +119,11 @@ impl Serve {
     pub async fn metric(&self, name: &str) -> Option<u64> {
         let text = self.admin().get("/metrics").await.ok()?;
         let text = String::from_utf8(text.to_vec()).ok()?;
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
     pub async fn revision(&self) -> u64 {
-        self.metric("weir_mesh_revision ")
-            .await
-            .expect("the metric weir_mesh_revision")
+        self.metric("weir_mesh_revision ").await.expect("the metric weir_mesh_revision")
     }
 
     /// Waits until the only proxy has ACKed everything of a revision newer than `revision`.
@@ -182,11 +177,7 @@ impl Serve {
     /// Waits until this many object changes were received and the proxy of pod `client-0` has ACKed all of them.
     pub async fn live_with(&self, events: u64) {
         self.proxies_until("the proxy has acked all that was written", async |list| {
-            if self
-                .metric("pilot_k8s_cfg_events_total ")
-                .await
-                .is_none_or(|seen| seen < events)
-            {
+            if self.metric("pilot_k8s_cfg_events_total ").await.is_none_or(|seen| seen < events) {
                 return false;
             }
             let revision = self.metric("weir_mesh_revision ").await;
@@ -220,10 +211,7 @@ impl Drop for Serve {
 pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !holds().await {
-        assert!(
-            begun.elapsed() < DEADLINE,
-            "waited {DEADLINE:?} for: {what}"
-        );
+        assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -264,10 +252,8 @@ impl Objects {
 
     /// The endpoints and pods of only these versions.
     pub fn endpoints_of(&self, versions: &[u8]) -> String {
-        let all: Vec<(u8, u8)> = versions
-            .iter()
-            .flat_map(|version| [1, 2, 3].map(|n| (*version, n)))
-            .collect();
+        let all: Vec<(u8, u8)> =
+            versions.iter().flat_map(|version| [1, 2, 3].map(|n| (*version, n))).collect();
         let mut text = String::from(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: my-app-1, namespace: shop, labels: \
              {kubernetes.io/service-name: my-app}}\naddressType: IPv4\nendpoints:\n",
@@ -278,10 +264,7 @@ impl Objects {
                  targetRef: {{kind: Pod, name: my-app-v{version}-{n}}}}}\n"
             );
         }
-        text += &format!(
-            "ports: [{{name: http, port: {}, protocol: TCP}}]\n",
-            self.backend
-        );
+        text += &format!("ports: [{{name: http, port: {}, protocol: TCP}}]\n", self.backend);
         for (version, n) in &all {
             text += &format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: my-app-v{version}-{n}, namespace: shop, labels: \
@@ -334,11 +317,7 @@ pub async fn start_envoy_from(
             "--label",
             "app=client",
         ])
-        .args(if more.contains(&"--pod") {
-            [""; 0].as_slice()
-        } else {
-            &["--pod", "client-0"]
-        })
+        .args(if more.contains(&"--pod") { [""; 0].as_slice() } else { &["--pod", "client-0"] })
         .args(if more.contains(&"--intercept") {
             [""; 0].as_slice()
         } else {
@@ -347,11 +326,7 @@ pub async fn start_envoy_from(
         .args(more)
         .output()
         .unwrap();
-    assert!(
-        printed.status.success(),
-        "{}",
-        String::from_utf8_lossy(&printed.stderr)
-    );
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
     let file = folder.join("bootstrap.yaml");
     std::fs::write(&file, printed.stdout).unwrap();
     let envoy = tokio::task::spawn_blocking(move || EnvoyBinary::find(program.as_deref()))
@@ -365,16 +340,10 @@ pub async fn start_envoy_from(
 
 /// The route with all traffic to `v1` or `v2`, without mentioning the other.
 pub fn only_yaml(subset: &str) -> String {
-    let (share, other) = if subset == "v1" {
-        ((100, 0), "subset: v2")
-    } else {
-        ((0, 100), "subset: v1")
-    };
+    let (share, other) =
+        if subset == "v1" { ((100, 0), "subset: v2") } else { ((0, 100), "subset: v1") };
     let text = route_yaml(share.0, share.1);
-    text.lines()
-        .filter(|line| !line.contains(other))
-        .map(|line| format!("{line}\n"))
-        .collect()
+    text.lines().filter(|line| !line.contains(other)).map(|line| format!("{line}\n")).collect()
 }
 
 /// Responses counted by body, status or kind of failure.
@@ -420,10 +389,7 @@ pub fn send(port: u16, count: u64) -> Tally {
         left -= on_this;
         match TcpStream::connect(("127.0.0.1", port)) {
             Err(error) => {
-                *tally
-                    .answers
-                    .entry(format!("connect: {error}"))
-                    .or_default() += on_this;
+                *tally.answers.entry(format!("connect: {error}")).or_default() += on_this;
             }
             Ok(stream) => exchange(stream, on_this, &mut tally),
         }
@@ -461,9 +427,5 @@ fn one(out: &mut TcpStream, reader: &mut BufReader<TcpStream>) -> std::io::Resul
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
-    Ok(if status == "200" {
-        String::from_utf8_lossy(&body).into_owned()
-    } else {
-        status
-    })
+    Ok(if status == "200" { String::from_utf8_lossy(&body).into_owned() } else { status })
 }

@@ -1,9 +1,6 @@
 //! Shared support for integration tests: real servers, started so that they leave nothing behind.
 
-#![allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses its own part of it"
-)]
+#![allow(dead_code, reason = "each test binary compiles this module and uses its own part of it")]
 
 pub mod ads;
 pub mod backend;

@@ -28,33 +28,20 @@ pub fn is_inside() -> bool {
     let thread = std::thread::current();
     // The harness names a test's thread after the test.
     let name = thread.name().unwrap();
-    if let Some(missing) = ["unshare", "ip", "iptables"]
-        .into_iter()
-        .find(|tool| on_path(tool).is_none())
+    if let Some(missing) =
+        ["unshare", "ip", "iptables"].into_iter().find(|tool| on_path(tool).is_none())
     {
-        Skip {
-            why: format!("{missing} is required to redirect connections"),
-        }
-        .report(name);
+        Skip { why: format!("{missing} is required to redirect connections") }.report(name);
         return false;
     }
     let allowed = |args: &[&str]| {
-        Command::new("unshare")
-            .args(args)
-            .arg("true")
-            .output()
-            .unwrap()
-            .status
-            .success()
+        Command::new("unshare").args(args).arg("true").output().unwrap().status.success()
     };
     let Some(args) = [&["--net"][..], &["--net", "--user", "--map-root-user"]]
         .into_iter()
         .find(|args| allowed(args))
     else {
-        Skip {
-            why: "this user may not create network namespaces".to_owned(),
-        }
-        .report(name);
+        Skip { why: "this user may not create network namespaces".to_owned() }.report(name);
         return false;
     };
     let inside = Command::new("unshare")

@@ -134,10 +134,7 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
-    panic!(
-        "no free TCP port on 127.0.0.1 between {FIRST} and {}",
-        FIRST + COUNT
-    );
+    panic!("no free TCP port on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT);
 }
 
 /// A reserved address that only programs started by this process can bind, provided that they share ports like Envoy.

@@ -27,10 +27,7 @@ pub fn start(certificates: &Certificates) -> u16 {
     };
     // Not on a test's runtime, because the shared Envoys outlive it.
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let connections = tokio_stream::wrappers::TcpListenerStream::new(listener);
@@ -94,17 +91,11 @@ impl Secrets {
             }),
             _ => return None,
         };
-        Some(tls::Secret {
-            name: name.to_owned(),
-            r#type: Some(value),
-        })
+        Some(tls::Secret { name: name.to_owned(), r#type: Some(value) })
     }
 
     fn answer(&self, request: &discovery::DiscoveryRequest) -> discovery::DiscoveryResponse {
-        let secrets = request
-            .resource_names
-            .iter()
-            .filter_map(|name| self.named(name));
+        let secrets = request.resource_names.iter().filter_map(|name| self.named(name));
         let type_url = tls::Secret::type_url();
         discovery::DiscoveryResponse {
             version_info: "1".to_owned(),
@@ -133,12 +124,8 @@ impl service::SecretDiscoveryService for Secrets {
         let this = self.clone();
         let answers = requests.into_inner().filter_map(move |request| {
             // A request with a nonce is an ACK; the secrets never change.
-            let answer = request.map(|request| {
-                request
-                    .response_nonce
-                    .is_empty()
-                    .then(|| this.answer(&request))
-            });
+            let answer = request
+                .map(|request| request.response_nonce.is_empty().then(|| this.answer(&request)));
             std::future::ready(answer.transpose())
         });
         Ok(Response::new(answers.boxed()))

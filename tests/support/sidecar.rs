@@ -51,27 +51,14 @@ impl Sidecar {
         serve.extend(options.serve.iter().map(|&arg| arg.to_owned()));
 
         let printed = Command::new(weir)
-            .args([
-                "bootstrap",
-                "-o",
-                "json",
-                "--xds",
-                &format!("127.0.0.1:{xds}"),
-            ])
+            .args(["bootstrap", "-o", "json", "--xds", &format!("127.0.0.1:{xds}")])
             .args(options.bootstrap)
             .output()
             .unwrap();
-        assert!(
-            printed.status.success(),
-            "{}",
-            String::from_utf8_lossy(&printed.stderr)
-        );
+        assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
         let mut bootstrap: Value = serde_json::from_slice(&printed.stdout).unwrap();
         bootstrap["admin"]["address"]["socket_address"]["port_value"] = 0.into();
-        bootstrap["static_resources"]["clusters"]
-            .as_array_mut()
-            .unwrap()
-            .extend(options.clusters);
+        bootstrap["static_resources"]["clusters"].as_array_mut().unwrap().extend(options.clusters);
         std::fs::write(folder.join("bootstrap.json"), bootstrap.to_string()).unwrap();
 
         let weir = spawn(weir, serve, &folder.join("weir.log"), None);
@@ -88,26 +75,17 @@ impl Sidecar {
             Some(())
         })
         .await;
-        this.wait(
-            "the proxy has ACKed everything and rejected nothing",
-            async |this| {
-                let proxy = this.status().await?;
-                let has_all =
-                    proxy.acked.is_some_and(|acked| acked > 0) && proxy.acked == proxy.wanted;
-                (has_all && proxy.rejected.is_empty()).then_some(())
-            },
-        )
-        .await;
-        this.wait("Envoy is live", async |this| {
-            this.envoy().ready().await.ok()?.0.then_some(())
+        this.wait("the proxy has ACKed everything and rejected nothing", async |this| {
+            let proxy = this.status().await?;
+            let has_all = proxy.acked.is_some_and(|acked| acked > 0) && proxy.acked == proxy.wanted;
+            (has_all && proxy.rejected.is_empty()).then_some(())
         })
         .await;
+        this.wait("Envoy is live", async |this| this.envoy().ready().await.ok()?.0.then_some(()))
+            .await;
         this.wait("every listener is warm", async |this| {
-            let warming = this
-                .envoy()
-                .stats("^listener_manager.total_listeners_warming$")
-                .await
-                .ok()?;
+            let warming =
+                this.envoy().stats("^listener_manager.total_listeners_warming$").await.ok()?;
             (warming.values().sum::<u64>() == 0).then_some(())
         })
         .await;
@@ -121,10 +99,7 @@ impl Sidecar {
 
     /// Waits until a counter or gauge of Envoy is at least as large as this.
     pub async fn stat_reaches(&mut self, name: &str, least: u64) {
-        self.wait(name, async |this| {
-            (this.stat(name).await >= least).then_some(())
-        })
-        .await;
+        self.wait(name, async |this| (this.stat(name).await >= least).then_some(())).await;
     }
 
     /// weir's admin interface.
@@ -142,10 +117,7 @@ impl Sidecar {
     pub async fn stat(&self, name: &str) -> u64 {
         let stats = self
             .envoy()
-            .stats(&format!(
-                "^{}$",
-                name.replace('.', r"\.").replace('|', r"\|")
-            ))
+            .stats(&format!("^{}$", name.replace('.', r"\.").replace('|', r"\|")))
             .await
             .unwrap();
         stats.get(name).copied().unwrap_or(0)
@@ -183,41 +155,20 @@ impl Sidecar {
 /// Starts Envoy with a bootstrap file; it writes its log to `folder/NAME.log` and its admin address to
 /// `folder/NAME.admin`.
 pub async fn start_envoy(folder: &Path, name: &str, bootstrap: &Path) -> Supervised {
-    let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None))
-        .await
-        .unwrap()
-        .unwrap();
+    let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
     let mut args = vec!["-c".to_owned(), path(bootstrap)];
-    args.extend([
-        "--admin-address-path".into(),
-        path(&folder.join(format!("{name}.admin"))),
-    ]);
+    args.extend(["--admin-address-path".into(), path(&folder.join(format!("{name}.admin")))]);
     // No shared memory, so that any number of Envoys can run concurrently.
     args.extend(
-        [
-            "--disable-hot-restart",
-            "--concurrency",
-            "1",
-            "--log-level",
-            "warning",
-        ]
-        .map(str::to_owned),
+        ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
+            .map(str::to_owned),
     );
-    spawn(
-        binary.path(),
-        args,
-        &folder.join(format!("{name}.log")),
-        Some(folder),
-    )
+    spawn(binary.path(), args, &folder.join(format!("{name}.log")), Some(folder))
 }
 
 /// The address that Envoy wrote, once it has.
 pub fn admin_address(folder: &Path, name: &str) -> Option<SocketAddr> {
-    std::fs::read_to_string(folder.join(format!("{name}.admin")))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+    std::fs::read_to_string(folder.join(format!("{name}.admin"))).ok()?.trim().parse().ok()
 }
 
 fn spawn(program: &Path, args: Vec<String>, log: &Path, remove: Option<&Path>) -> Supervised {
@@ -238,15 +189,9 @@ fn spawn(program: &Path, args: Vec<String>, log: &Path, remove: Option<&Path>) -
 pub fn log(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
-    format!(
-        "{}:\n{}",
-        file.display(),
-        lines[lines.len().saturating_sub(30)..].join("\n")
-    )
+    format!("{}:\n{}", file.display(), lines[lines.len().saturating_sub(30)..].join("\n"))
 }
 
 fn path(path: &Path) -> String {
-    path.to_str()
-        .expect("temporary folders have names in UTF-8")
-        .to_owned()
+    path.to_str().expect("temporary folders have names in UTF-8").to_owned()
 }

@@ -51,17 +51,9 @@ impl Mesh {
         let folder = tempfile::tempdir().unwrap().keep();
         let certificates = Certificates::make(&folder);
         let backends = Backends::start(network, &certificates);
-        let mut this = Names {
-            ports: BTreeMap::new(),
-            reserved: Vec::new(),
-        };
-        let known = [
-            ("HTTP", backends.http),
-            ("HTTPS", backends.https),
-            ("TCP", backends.tcp),
-        ];
-        this.ports
-            .extend(known.map(|(name, port)| (name.to_owned(), port)));
+        let mut this = Names { ports: BTreeMap::new(), reserved: Vec::new() };
+        let known = [("HTTP", backends.http), ("HTTPS", backends.https), ("TCP", backends.tcp)];
+        this.ports.extend(known.map(|(name, port)| (name.to_owned(), port)));
         this.ports.insert("CLOSED".to_owned(), backends.closed);
         let config = folder.join("config");
         std::fs::create_dir(&config).unwrap();
@@ -69,14 +61,8 @@ impl Mesh {
             let text = this.fill(&text.replace("$CERTS", folder.to_str().unwrap()));
             std::fs::write(config.join(format!("{at}.yaml")), text).unwrap();
         }
-        let mut bootstrap = vec![
-            "--namespace",
-            "shop",
-            "--pod",
-            "client-0",
-            "--label",
-            "app=client",
-        ];
+        let mut bootstrap =
+            vec!["--namespace", "shop", "--pod", "client-0", "--label", "app=client"];
         bootstrap.extend(["--locality", "eu/eu-a"]);
         if !options.bootstrap.contains(&"--intercept") {
             bootstrap.extend(["--intercept", "none"]);
@@ -84,22 +70,9 @@ impl Mesh {
         bootstrap.extend(options.bootstrap);
         let mut clusters = options.clusters;
         clusters.push(sds::cluster(sds::start(&certificates)));
-        let sidecar = Sidecar::start(
-            &folder,
-            Options {
-                bootstrap: &bootstrap,
-                clusters,
-                ..options
-            },
-        )
-        .await;
-        Self {
-            backends,
-            certificates,
-            sidecar,
-            ports: this.ports,
-            _reserved: this.reserved,
-        }
+        let sidecar =
+            Sidecar::start(&folder, Options { bootstrap: &bootstrap, clusters, ..options }).await;
+        Self { backends, certificates, sidecar, ports: this.ports, _reserved: this.reserved }
     }
 
     /// Writes the objects of a file anew, or of one more file. In them `$name` is a port that is known.
@@ -108,20 +81,15 @@ impl Mesh {
         let text = known.fold(text.to_owned(), |text, (name, port)| {
             text.replace(&format!("${name}"), &port.to_string())
         });
-        let (config, new) = (
-            self.sidecar.folder().join("config"),
-            self.sidecar.folder().join("new.yaml"),
-        );
+        let (config, new) =
+            (self.sidecar.folder().join("config"), self.sidecar.folder().join("new.yaml"));
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, config.join(file)).unwrap();
     }
 
     /// The port of that name.
     pub fn port(&self, name: &str) -> u16 {
-        *self
-            .ports
-            .get(name)
-            .unwrap_or_else(|| panic!("no object uses ${name}"))
+        *self.ports.get(name).unwrap_or_else(|| panic!("no object uses ${name}"))
     }
 
     /// Prepares a request to Envoy's port of that name, for that host.
@@ -152,17 +120,13 @@ impl Mesh {
 
     /// A connection to Envoy's port of that name, from that address.
     pub async fn connect(&self, port: &str, from: Ipv4Addr) -> TcpStream {
-        connect(from, (Ipv4Addr::LOCALHOST, self.port(port)).into())
-            .await
-            .unwrap()
+        connect(from, (Ipv4Addr::LOCALHOST, self.port(port)).into()).await.unwrap()
     }
 
     /// A counter or gauge of a cluster.
     pub async fn cluster_stat(&self, port: &str, subset: &str, host: &str, name: &str) -> u64 {
         let port = self.port(port);
-        self.sidecar
-            .stat(&format!("cluster.outbound|{port}|{subset}|{host};.{name}"))
-            .await
+        self.sidecar.stat(&format!("cluster.outbound|{port}|{subset}|{host};.{name}")).await
     }
 
     /// A counter or gauge of an inbound port.
@@ -180,22 +144,14 @@ impl Mesh {
     /// Envoy's state of a cluster's endpoints, by address.
     pub async fn endpoints(&self, port: &str, subset: &str, host: &str) -> BTreeMap<String, Value> {
         let name = format!("outbound|{}|{subset}|{host}", self.port(port));
-        let all = self
-            .sidecar
-            .envoy()
-            .get("/clusters?format=json")
-            .await
-            .unwrap();
+        let all = self.sidecar.envoy().get("/clusters?format=json").await.unwrap();
         let all: Value = serde_json::from_slice(&all).unwrap();
         let clusters = all["cluster_statuses"].as_array().unwrap();
         let cluster = clusters.iter().find(|cluster| cluster["name"] == *name);
         let cluster = cluster.unwrap_or_else(|| panic!("Envoy has no cluster {name}"));
         let hosts = cluster["host_statuses"].as_array().into_iter().flatten();
         let address = |item: &Value| {
-            item["address"]["socket_address"]["address"]
-                .as_str()
-                .unwrap()
-                .to_owned()
+            item["address"]["socket_address"]["address"].as_str().unwrap().to_owned()
         };
         hosts.map(|item| (address(item), item.clone())).collect()
     }
@@ -212,9 +168,7 @@ impl Names {
         let mut parts = text.split('$');
         let mut filled = parts.next().unwrap_or_default().to_owned();
         for part in parts {
-            let end = part
-                .find(|c: char| !c.is_ascii_alphanumeric())
-                .unwrap_or(part.len());
+            let end = part.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(part.len());
             let (name, rest) = part.split_at(end);
             if name.is_empty() {
                 filled.push('$');
@@ -231,8 +185,7 @@ impl Names {
             return *port;
         }
         assert!(
-            name.chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()),
+            name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()),
             "${name} is not defined"
         );
         let (port, reserved) = loop {
@@ -299,8 +252,7 @@ pub struct Request {
 impl Request {
     /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers
-            .append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        self.headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         self
     }
 
@@ -354,16 +306,9 @@ impl Request {
             let (head, body) = self.begin().await.unwrap().into_parts();
             (head, body.collect().await.unwrap().to_bytes())
         };
-        let (head, body) = tokio::time::timeout(DEADLINE, exchange)
-            .await
-            .expect("an answer");
+        let (head, body) = tokio::time::timeout(DEADLINE, exchange).await.expect("an answer");
         let body = String::from_utf8_lossy(&body).into_owned();
-        Answer {
-            status: head.status,
-            headers: head.headers,
-            body,
-            seen: backends.seen(&id),
-        }
+        Answer { status: head.status, headers: head.headers, body, seen: backends.seen(&id) }
     }
 
     /// Sends it in a separate task.
@@ -375,11 +320,7 @@ impl Request {
     pub async fn begin(self) -> hyper::Result<hyper::Response<Incoming>> {
         let stream = TokioIo::new(connect(self.from, self.to).await.unwrap());
         let http2 = self.version == Version::HTTP_2;
-        let uri = if http2 {
-            format!("http://{}{}", self.host, self.path)
-        } else {
-            self.path
-        };
+        let uri = if http2 { format!("http://{}{}", self.host, self.path) } else { self.path };
         let mut request = hyper::Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
         *request.uri_mut() = uri.parse().unwrap();
@@ -391,9 +332,7 @@ impl Request {
             tokio::spawn(connection);
             sender.send_request(request).await
         } else {
-            request
-                .headers_mut()
-                .insert(HOST, self.host.parse().unwrap());
+            request.headers_mut().insert(HOST, self.host.parse().unwrap());
             let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
             tokio::spawn(connection.with_upgrades());
             sender.send_request(request).await
@@ -416,9 +355,7 @@ impl Answer {
     #[track_caller]
     pub fn backend(&self) -> u8 {
         assert_eq!(self.status, 200, "{self:?}");
-        self.body
-            .parse()
-            .unwrap_or_else(|_| panic!("no backend answered: {self:?}"))
+        self.body.parse().unwrap_or_else(|_| panic!("no backend answered: {self:?}"))
     }
 
     /// The only attempt that a backend saw.

@@ -39,22 +39,17 @@ fn is_host(host: &str) -> bool {
     if host == "*" || is_address(host) {
         return true;
     }
-    let rest = host
-        .strip_prefix('*')
-        .map_or(host, |rest| rest.strip_prefix(['.', '-']).unwrap_or(rest));
+    let rest =
+        host.strip_prefix('*').map_or(host, |rest| rest.strip_prefix(['.', '-']).unwrap_or(rest));
     let parts = rest.strip_suffix('.').unwrap_or(rest);
     // A host that ends in a number is a malformed address.
-    let numeric = parts
-        .rsplit('.')
-        .next()
-        .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    let numeric =
+        parts.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
     let plain = |part: &str| {
         (1..=63).contains(&part.len())
             && !part.starts_with('-')
             && !part.ends_with('-')
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
     };
     host.len() <= 253 && !(numeric && parts.contains('.')) && parts.split('.').all(plain)
 }
@@ -71,9 +66,7 @@ pub(super) fn covers(pattern: &str, host: &str) -> bool {
 
 /// An IP address; IPv6 may be in brackets.
 pub(super) fn is_address(text: &str) -> bool {
-    let plain = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
+    let plain = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     text.parse::<IpAddr>().is_ok()
         || plain.is_some_and(|plain| plain.parse::<std::net::Ipv6Addr>().is_ok())
 }
@@ -84,9 +77,7 @@ pub(super) fn subnet(text: &str, path: &str, found: &mut Diagnostics) {
     let fits = match address.parse::<IpAddr>() {
         Ok(ip) => {
             length.is_empty() && !text.ends_with('/')
-                || length
-                    .parse()
-                    .is_ok_and(|n: u8| n <= if ip.is_ipv4() { 32 } else { 128 })
+                || length.parse().is_ok_and(|n: u8| n <= if ip.is_ipv4() { 32 } else { 128 })
         }
         Err(_) => false,
     };
@@ -120,11 +111,7 @@ pub(super) fn destination(to: Option<&Destination>, path: &str, found: &mut Diag
         return;
     };
     if to.host.is_empty() {
-        found.add(
-            format!("{path}.host"),
-            "is missing",
-            "expected the host of a service",
-        );
+        found.add(format!("{path}.host"), "is missing", "expected the host of a service");
     } else if to.host == "*" {
         found.add(
             format!("{path}.host"),
@@ -144,10 +131,7 @@ pub(super) fn destination(to: Option<&Destination>, path: &str, found: &mut Diag
 
 /// A subset name, which becomes part of cluster names.
 pub(super) fn subset_name(name: &str, path: &str, found: &mut Diagnostics) {
-    if !name
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
-    {
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
         found.add(
             path,
             format!("`{name}` is not a name"),
@@ -244,17 +228,10 @@ pub(super) fn at_least_one_ms(duration: Option<Duration>, path: &str, found: &mu
 
 /// At most one of the members of a oneof.
 pub(super) fn at_most_one_of(members: &[(&str, bool)], path: &str, found: &mut Diagnostics) {
-    let given: Vec<&str> = members
-        .iter()
-        .filter(|(_, given)| *given)
-        .map(|(name, _)| *name)
-        .collect();
+    let given: Vec<&str> =
+        members.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
     if given.len() > 1 {
-        found.add(
-            path,
-            format!("has {}", given.join(" and ")),
-            "only one of them may be set",
-        );
+        found.add(path, format!("has {}", given.join(" and ")), "only one of them may be set");
     }
 }
 
@@ -273,11 +250,7 @@ pub(super) fn string_match(
     ];
     at_most_one_of(&members, path, found);
     if matcher.prefix.as_ref().is_some_and(String::is_empty) && !or_empty_prefix {
-        found.add(
-            format!("{path}.prefix"),
-            "is empty",
-            "expected a string prefix",
-        );
+        found.add(format!("{path}.prefix"), "is empty", "expected a string prefix");
     }
     for (name, text) in [("exact", &matcher.exact), ("prefix", &matcher.prefix)] {
         if let Some(text) = text {
@@ -304,22 +277,14 @@ pub(super) fn expression(text: &str, path: &str, found: &mut Diagnostics) {
         } else {
             "Envoy uses RE2 syntax, not Perl's: see github.com/google/re2/wiki/Syntax"
         };
-        found.expression(
-            path,
-            format!("`{text}` is not an RE2 expression: {reason}"),
-            advice,
-        );
+        found.expression(path, format!("`{text}` is not an RE2 expression: {reason}"), advice);
     }
 }
 
 /// A string that is copied into HTTP.
 pub(super) fn one_line(text: &str, path: &str, found: &mut Diagnostics) {
     if text.contains(['\0', '\r', '\n']) {
-        found.add(
-            path,
-            "has a line break or a zero byte",
-            "expected a single line",
-        );
+        found.add(path, "has a line break or a zero byte", "expected a single line");
     }
 }
 
@@ -389,9 +354,7 @@ fn is_qualified(text: &str) -> bool {
     let ends = |end: Option<u8>| end.is_some_and(|b| b.is_ascii_alphanumeric());
     ends(text.bytes().next())
         && ends(text.bytes().last())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 /// A workload selector, which does not support wildcards.
@@ -437,11 +400,7 @@ pub(super) fn export_to(
                 format!("expected `*`, `.`{also} or a namespace"),
             );
         } else if !seen.insert(meant) {
-            found.add(
-                path,
-                format!("`{name}` appears twice"),
-                "expected each namespace once",
-            );
+            found.add(path, format!("`{name}` appears twice"), "expected each namespace once");
         } else if matches!(name.as_str(), "*" | "~") && names.len() > 1 {
             found.add(
                 path,
@@ -474,11 +433,7 @@ pub(super) fn port_name(name: &str, path: &str, found: &mut Diagnostics) {
     if name.is_empty() {
         found.add(path, "is missing", "expected a name");
     } else if !is_dns_label(name) {
-        found.add(
-            path,
-            format!("`{name}` is not a port name"),
-            "expected letters, digits and `-`",
-        );
+        found.add(path, format!("`{name}` is not a port name"), "expected letters, digits and `-`");
     }
 }
 

@@ -21,21 +21,15 @@ const LARGEST_TABLE: u64 = 5_000_011;
 /// Envoy's maximum SNI length. Source: `UpstreamTlsContext` in Envoy's protos.
 const LONGEST_SNI: usize = 255;
 /// The locality labels that Istio handles specially.
-const PLACES: [&str; 3] = [
-    "topology.kubernetes.io/region",
-    "topology.kubernetes.io/zone",
-    "topology.istio.io/subzone",
-];
+const PLACES: [&str; 3] =
+    ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
 
 pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Diagnostics) {
     host_name(&spec.host, "spec.host", found);
     if let Some(policy) = &spec.traffic_policy {
         traffic_policy(policy, false, "spec.trafficPolicy", found);
     }
-    let inherits_outlier = spec
-        .traffic_policy
-        .as_ref()
-        .is_some_and(has_outlier_detection);
+    let inherits_outlier = spec.traffic_policy.as_ref().is_some_and(has_outlier_detection);
     let mut seen = BTreeSet::new();
     for (n, subset) in spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{n}]");
@@ -52,31 +46,14 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Diagnostics
         }
         labels(&subset.labels, &format!("{path}.labels"), found);
         if let Some(policy) = &subset.traffic_policy {
-            traffic_policy(
-                policy,
-                inherits_outlier,
-                &format!("{path}.trafficPolicy"),
-                found,
-            );
+            traffic_policy(policy, inherits_outlier, &format!("{path}.trafficPolicy"), found);
         }
     }
-    export_to(
-        &spec.export_to,
-        &meta.namespace,
-        false,
-        "spec.exportTo",
-        found,
-    );
+    export_to(&spec.export_to, &meta.namespace, false, "spec.exportTo", found);
     if let Some(workloads) = &spec.workload_selector {
-        selector(
-            &workloads.match_labels,
-            "spec.workloadSelector.matchLabels",
-            found,
-        );
-        if let Some(name) = spec
-            .export_to
-            .iter()
-            .find(|name| *name != "." && **name != *meta.namespace)
+        selector(&workloads.match_labels, "spec.workloadSelector.matchLabels", found);
+        if let Some(name) =
+            spec.export_to.iter().find(|name| *name != "." && **name != *meta.namespace)
         {
             found.add(
                 "spec.exportTo",
@@ -90,10 +67,7 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Diagnostics
 /// Whether a policy detects outliers at some port: a subset that says nothing of them does as its rule does.
 fn has_outlier_detection(policy: &TrafficPolicy) -> bool {
     policy.outlier_detection.is_some()
-        || policy
-            .port_level_settings
-            .iter()
-            .any(|port| port.outlier_detection.is_some())
+        || policy.port_level_settings.iter().any(|port| port.outlier_detection.is_some())
 }
 
 /// `inherits_outlier` says whether a subset's policy may get outlier detection from its rule's. An entry for a port
@@ -127,11 +101,7 @@ fn traffic_policy(
     for (n, at_port) in policy.port_level_settings.iter().enumerate() {
         let path = format!("{path}.portLevelSettings[{n}]");
         match at_port.port {
-            None => found.add(
-                format!("{path}.port"),
-                "is missing",
-                "expected a map with number",
-            ),
+            None => found.add(format!("{path}.port"), "is missing", "expected a map with number"),
             Some(at) if !ports.insert(at.number) => {
                 let message = format!("{} appears twice; only the first entry is used", at.number);
                 found.no_effect(format!("{path}.port"), message, "expected each port once");
@@ -146,11 +116,7 @@ fn traffic_policy(
             }
             Some(at) => port(at.number, &format!("{path}.port.number"), found),
         }
-        if (PortTrafficPolicy {
-            port: at_port.port,
-            ..Default::default()
-        }) == *at_port
-        {
+        if (PortTrafficPolicy { port: at_port.port, ..Default::default() }) == *at_port {
             found.add(
                 &path,
                 "is empty",
@@ -210,10 +176,8 @@ fn load_balancer(
     path: &str,
     found: &mut Diagnostics,
 ) {
-    let members = [
-        ("simple", from.simple.is_some()),
-        ("consistentHash", from.consistent_hash.is_some()),
-    ];
+    let members =
+        [("simple", from.simple.is_some()), ("consistentHash", from.consistent_hash.is_some())];
     at_most_one_of(&members, path, found);
     if let Some(hash) = &from.consistent_hash {
         consistent_hash(hash, &format!("{path}.consistentHash"), found);
@@ -227,20 +191,10 @@ fn load_balancer(
         );
     }
     if let Some(setting) = &from.locality_lb_setting {
-        locality(
-            setting,
-            has_outlier,
-            &format!("{path}.localityLbSetting"),
-            found,
-        );
+        locality(setting, has_outlier, &format!("{path}.localityLbSetting"), found);
     }
     if let Some(setting) = &from.zone_aware_lb_setting {
-        zone_aware(
-            setting,
-            has_outlier,
-            &format!("{path}.zoneAwareLbSetting"),
-            found,
-        );
+        zone_aware(setting, has_outlier, &format!("{path}.zoneAwareLbSetting"), found);
     }
     if from.simple == Some(SimpleLb::LeastConn) {
         found.deprecated(
@@ -249,11 +203,7 @@ fn load_balancer(
             "use LEAST_REQUEST, which is equivalent",
         );
     }
-    at_least_one_ms(
-        from.warmup_duration_secs,
-        &format!("{path}.warmupDurationSecs"),
-        found,
-    );
+    at_least_one_ms(from.warmup_duration_secs, &format!("{path}.warmupDurationSecs"), found);
     if from.warmup_duration_secs.is_some() {
         found.deprecated(
             format!("{path}.warmupDurationSecs"),
@@ -271,10 +221,7 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics)
         ("httpHeaderName", hash.http_header_name.is_some()),
         ("httpCookie", hash.http_cookie.is_some()),
         ("useSourceIp", hash.use_source_ip.is_some()),
-        (
-            "httpQueryParameterName",
-            hash.http_query_parameter_name.is_some(),
-        ),
+        ("httpQueryParameterName", hash.http_query_parameter_name.is_some()),
     ];
     at_most_one_of(&keys, path, found);
     if keys.iter().all(|(_, given)| !given) {
@@ -298,11 +245,7 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics)
     if let Some(name) = &hash.http_header_name {
         header_name(name, &format!("{path}.httpHeaderName"), found);
     }
-    if hash
-        .http_query_parameter_name
-        .as_ref()
-        .is_some_and(String::is_empty)
-    {
+    if hash.http_query_parameter_name.as_ref().is_some_and(String::is_empty) {
         found.add(
             format!("{path}.httpQueryParameterName"),
             "is empty",
@@ -312,11 +255,7 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics)
     if let Some(cookie) = &hash.http_cookie {
         let path = format!("{path}.httpCookie");
         if cookie.name.is_empty() {
-            found.add(
-                format!("{path}.name"),
-                "is missing",
-                "expected the name of a cookie",
-            );
+            found.add(format!("{path}.name"), "is missing", "expected the name of a cookie");
         }
         let mut names = BTreeSet::new();
         for (n, attribute) in cookie.attributes.iter().enumerate() {
@@ -334,14 +273,9 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics)
             header_text(&attribute.value, &format!("{path}.value"), found);
         }
     }
-    let ring = hash
-        .ring_hash
-        .as_ref()
-        .map(|ring| (ring.minimum_ring_size, "ringHash.minimumRingSize"));
-    for (size, name) in ring
-        .into_iter()
-        .chain([(hash.minimum_ring_size, "minimumRingSize")])
-    {
+    let ring =
+        hash.ring_hash.as_ref().map(|ring| (ring.minimum_ring_size, "ringHash.minimumRingSize"));
+    for (size, name) in ring.into_iter().chain([(hash.minimum_ring_size, "minimumRingSize")]) {
         if size > LARGEST_RING {
             found.add(
                 format!("{path}.{name}"),
@@ -365,19 +299,13 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics)
 fn header_text(text: &str, path: &str, found: &mut Diagnostics) {
     one_line(text, path, found);
     if text.len() > 16_384 {
-        found.add(
-            path,
-            format!("has {} bytes", text.len()),
-            "expected at most 16384",
-        );
+        found.add(path, format!("has {} bytes", text.len()), "expected at most 16384");
     }
 }
 
 fn is_prime(number: u64) -> bool {
     number > 1
-        && (2..)
-            .take_while(|d| d * d <= number)
-            .all(|divisor| !number.is_multiple_of(divisor))
+        && (2..).take_while(|d| d * d <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 fn locality(setting: &LocalityLbSetting, has_outlier: bool, path: &str, found: &mut Diagnostics) {
@@ -393,12 +321,7 @@ fn locality(setting: &LocalityLbSetting, has_outlier: bool, path: &str, found: &
         shares(&rule.to, &path, found);
         let names: Vec<&String> = rule.to.keys().collect();
         for (k, name) in names.iter().enumerate() {
-            place(
-                name,
-                names.iter().copied().take(k),
-                &format!("{path}.to"),
-                found,
-            );
+            place(name, names.iter().copied().take(k), &format!("{path}.to"), found);
         }
         let before = setting.distribute.iter().take(n).map(|other| &other.from);
         place(&rule.from, before, &format!("{path}.from"), found);
@@ -414,13 +337,7 @@ fn locality(setting: &LocalityLbSetting, has_outlier: bool, path: &str, found: &
             }
         }
     }
-    failover(
-        &setting.failover,
-        &setting.failover_priority,
-        has_outlier,
-        path,
-        found,
-    );
+    failover(&setting.failover, &setting.failover_priority, has_outlier, path, found);
 }
 
 fn zone_aware(
@@ -438,13 +355,7 @@ fn zone_aware(
             );
         }
     }
-    failover(
-        &setting.failover,
-        &setting.failover_priority,
-        has_outlier,
-        path,
-        found,
-    );
+    failover(&setting.failover, &setting.failover_priority, has_outlier, path, found);
 }
 
 fn failover(
@@ -486,20 +397,12 @@ fn failover(
 fn shares(to: &BTreeMap<String, u32>, path: &str, found: &mut Diagnostics) {
     for (name, share) in to {
         if !(1..=100).contains(share) {
-            found.add(
-                format!("{path}.to.{name}"),
-                format!("is {share}"),
-                "expected 1 to 100",
-            );
+            found.add(format!("{path}.to.{name}"), format!("is {share}"), "expected 1 to 100");
         }
     }
     let total: u64 = to.values().map(|share| u64::from(*share)).sum();
     if total != 100 {
-        found.add(
-            format!("{path}.to"),
-            format!("sums to {total}"),
-            "expected 100",
-        );
+        found.add(format!("{path}.to"), format!("sums to {total}"), "expected 100");
     }
 }
 
@@ -512,11 +415,7 @@ fn place<'a>(
 ) {
     let stars = name.matches('*').count();
     if name.splitn(3, '/').any(str::is_empty) {
-        found.add(
-            path,
-            format!("`{name}` has an empty component"),
-            "expected region/zone/subzone",
-        );
+        found.add(path, format!("`{name}` has an empty component"), "expected region/zone/subzone");
     } else if stars > 1 || (stars == 1 && !name.ends_with('*')) {
         found.add(
             path,
@@ -539,25 +438,16 @@ fn place<'a>(
 
 fn warmup(warmup: &WarmupConfiguration, path: &str, found: &mut Diagnostics) {
     if warmup.duration.is_none() {
-        found.add(
-            format!("{path}.duration"),
-            "is missing",
-            "expected a duration like 60s",
-        );
+        found.add(format!("{path}.duration"), "is missing", "expected a duration like 60s");
     }
     at_least_one_ms(warmup.duration, &format!("{path}.duration"), found);
     if let Some(least) = warmup.minimum_percent {
         percentage(least, &format!("{path}.minimumPercent"), found);
     }
-    if let Some(aggression) = warmup
-        .aggression
-        .filter(|aggression| !(*aggression > 0.0 && aggression.is_finite()))
+    if let Some(aggression) =
+        warmup.aggression.filter(|aggression| !(*aggression > 0.0 && aggression.is_finite()))
     {
-        found.add(
-            format!("{path}.aggression"),
-            format!("is {aggression}"),
-            "expected more than 0",
-        );
+        found.add(format!("{path}.aggression"), format!("is {aggression}"), "expected more than 0");
     }
 }
 
@@ -568,16 +458,8 @@ pub(super) fn connection_pool(pool: &ConnectionPoolSettings, path: &str, found: 
     }
     if let Some(tcp) = &pool.tcp {
         let path = format!("{path}.tcp");
-        not_negative(
-            tcp.max_connections,
-            &format!("{path}.maxConnections"),
-            found,
-        );
-        at_least_one_ms(
-            tcp.connect_timeout,
-            &format!("{path}.connectTimeout"),
-            found,
-        );
+        not_negative(tcp.max_connections, &format!("{path}.maxConnections"), found);
+        at_least_one_ms(tcp.connect_timeout, &format!("{path}.connectTimeout"), found);
         at_least_one_ms(
             tcp.max_connection_duration,
             &format!("{path}.maxConnectionDuration"),
@@ -585,11 +467,7 @@ pub(super) fn connection_pool(pool: &ConnectionPoolSettings, path: &str, found: 
         );
         if let Some(probes) = &tcp.tcp_keepalive {
             at_least_one_ms(probes.time, &format!("{path}.tcpKeepalive.time"), found);
-            at_least_one_ms(
-                probes.interval,
-                &format!("{path}.tcpKeepalive.interval"),
-                found,
-            );
+            at_least_one_ms(probes.interval, &format!("{path}.tcpKeepalive.interval"), found);
         }
     }
     let Some(http) = &pool.http else { return };
@@ -625,32 +503,14 @@ pub(super) fn connection_pool(pool: &ConnectionPoolSettings, path: &str, found: 
 
 fn outlier_detection(from: &OutlierDetection, path: &str, found: &mut Diagnostics) {
     at_least_one_ms(from.interval, &format!("{path}.interval"), found);
-    at_least_one_ms(
-        from.base_ejection_time,
-        &format!("{path}.baseEjectionTime"),
-        found,
-    );
-    whole_percent(
-        from.max_ejection_percent,
-        &format!("{path}.maxEjectionPercent"),
-        found,
-    );
-    whole_percent(
-        from.min_health_percent,
-        &format!("{path}.minHealthPercent"),
-        found,
-    );
+    at_least_one_ms(from.base_ejection_time, &format!("{path}.baseEjectionTime"), found);
+    whole_percent(from.max_ejection_percent, &format!("{path}.maxEjectionPercent"), found);
+    whole_percent(from.min_health_percent, &format!("{path}.minHealthPercent"), found);
     if from.consecutive_errors != 0 {
         let message = "is deprecated and has no effect, as in Istio";
-        found.deprecated(
-            format!("{path}.consecutiveErrors"),
-            message,
-            "use consecutive5xxErrors",
-        );
+        found.deprecated(format!("{path}.consecutiveErrors"), message, "use consecutive5xxErrors");
     }
-    if from
-        .consecutive_local_origin_failures
-        .is_some_and(|count| count > 0)
+    if from.consecutive_local_origin_failures.is_some_and(|count| count > 0)
         && !from.split_external_local_origin_errors
     {
         found.add(

@@ -45,8 +45,7 @@ impl Diagnostics {
         message: impl Into<String>,
         advice: impl Into<String>,
     ) {
-        self.problems
-            .push(Problem::new(path, message, advice).of(ProblemKind::Expression));
+        self.problems.push(Problem::new(path, message, advice).of(ProblemKind::Expression));
     }
 
     /// A value that is accepted but probably unintended.
@@ -86,8 +85,7 @@ impl Diagnostics {
         message: impl Into<String>,
         advice: impl Into<String>,
     ) {
-        self.warnings
-            .push(Problem::new(path, message, advice).of(kind));
+        self.warnings.push(Problem::new(path, message, advice).of(kind));
     }
 }
 
@@ -148,9 +146,7 @@ mod tests {
 
     fn checked(kind: &str, spec: Value) -> Vec<Problem> {
         let document = json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": "a"}, "spec": spec});
-        let Ok(Identity::Known(key)) = identify(&document) else {
-            panic!("no key")
-        };
+        let Ok(Identity::Known(key)) = identify(&document) else { panic!("no key") };
         match parse(&key, document, 0) {
             Ok(Parsed { warnings, .. }) => warnings,
             Err(error) => error.problems,
@@ -158,23 +154,16 @@ mod tests {
     }
 
     fn problems(kind: &str, spec: Value) -> Vec<String> {
-        checked(kind, spec)
-            .into_iter()
-            .map(|item| item.path)
-            .collect()
+        checked(kind, spec).into_iter().map(|item| item.path).collect()
     }
 
     /// The only problem or warning in a spec given as YAML, if any.
     fn only(kind: &str, spec: &str) -> Option<(ProblemKind, String)> {
-        let value = yaml::documents(format!("{{{spec}}}").as_bytes())
-            .unwrap()
-            .remove(0)
-            .value;
+        let value = yaml::documents(format!("{{{spec}}}").as_bytes()).unwrap().remove(0).value;
         let mut all = checked(kind, value);
         assert!(all.len() < 2, "{spec}: {all:#?}");
         assert!(
-            all.iter()
-                .all(|item| !item.message.is_empty() && !item.advice.is_empty()),
+            all.iter().all(|item| !item.message.is_empty() && !item.advice.is_empty()),
             "{all:#?}"
         );
         all.pop().map(|item| (item.kind, item.path))
@@ -248,41 +237,13 @@ mod tests {
     fn fields_of_http_routes() {
         use ProblemKind::{Deprecated, Expression, Invalid, NoEffect, Suspicious};
         for (fields, kind, path) in [
-            (
-                "match: [{uri: {regex: 'a(?=b)'}}]",
-                Expression,
-                "match[0].uri.regex",
-            ),
-            (
-                "match: [{uri: {regex: ''}}]",
-                Expression,
-                "match[0].uri.regex",
-            ),
-            (
-                "match: [{method: {prefix: ''}}]",
-                Invalid,
-                "match[0].method.prefix",
-            ),
-            (
-                "match: [{uri: {exact: /a, prefix: /b}}]",
-                Invalid,
-                "match[0].uri",
-            ),
-            (
-                "match: [{headers: {a.b: {regex: '['}}}]",
-                Expression,
-                "match[0].headers.a.b.regex",
-            ),
-            (
-                "match: [{headers: {uri: {exact: x}}}]",
-                Suspicious,
-                "match[0].headers.uri",
-            ),
-            (
-                "match: [{headers: {'a b': {exact: x}}}]",
-                Invalid,
-                "match[0].headers",
-            ),
+            ("match: [{uri: {regex: 'a(?=b)'}}]", Expression, "match[0].uri.regex"),
+            ("match: [{uri: {regex: ''}}]", Expression, "match[0].uri.regex"),
+            ("match: [{method: {prefix: ''}}]", Invalid, "match[0].method.prefix"),
+            ("match: [{uri: {exact: /a, prefix: /b}}]", Invalid, "match[0].uri"),
+            ("match: [{headers: {a.b: {regex: '['}}}]", Expression, "match[0].headers.a.b.regex"),
+            ("match: [{headers: {uri: {exact: x}}}]", Suspicious, "match[0].headers.uri"),
+            ("match: [{headers: {'a b': {exact: x}}}]", Invalid, "match[0].headers"),
             (
                 "match: [{headers: {'@request.auth.claims.a': {exact: x}}}]",
                 Invalid,
@@ -293,88 +254,32 @@ mod tests {
                 Expression,
                 "match[0].queryParams.q.regex",
             ),
-            (
-                "match: [{uri: {regex: a}, ignoreUriCase: true}]",
-                NoEffect,
-                "match[0].ignoreUriCase",
-            ),
+            ("match: [{uri: {regex: a}, ignoreUriCase: true}]", NoEffect, "match[0].ignoreUriCase"),
             ("match: [{port: 70000}]", Invalid, "match[0].port"),
-            (
-                "match: [{sourceNamespace: 'a b'}]",
-                Invalid,
-                "match[0].sourceNamespace",
-            ),
-            (
-                "retries: {attempts: 2, retryOn: 'connect_failure'}",
-                Invalid,
-                "retries.retryOn",
-            ),
-            (
-                "retries: {attempts: 0, retryOn: 5xx}",
-                Invalid,
-                "retries.attempts",
-            ),
+            ("match: [{sourceNamespace: 'a b'}]", Invalid, "match[0].sourceNamespace"),
+            ("retries: {attempts: 2, retryOn: 'connect_failure'}", Invalid, "retries.retryOn"),
+            ("retries: {attempts: 0, retryOn: 5xx}", Invalid, "retries.attempts"),
             ("fault: {}", Invalid, "fault"),
-            (
-                "fault: {abort: {percentage: {value: 5}}}",
-                Suspicious,
-                "fault.abort",
-            ),
-            (
-                "fault: {abort: {http2Error: X}}",
-                Invalid,
-                "fault.abort.http2Error",
-            ),
-            (
-                "fault: {abort: {httpStatus: 500, grpcStatus: UNAVAILABLE}}",
-                Invalid,
-                "fault.abort",
-            ),
-            (
-                "fault: {abort: {grpcStatus: NOPE}}",
-                Invalid,
-                "fault.abort.grpcStatus",
-            ),
+            ("fault: {abort: {percentage: {value: 5}}}", Suspicious, "fault.abort"),
+            ("fault: {abort: {http2Error: X}}", Invalid, "fault.abort.http2Error"),
+            ("fault: {abort: {httpStatus: 500, grpcStatus: UNAVAILABLE}}", Invalid, "fault.abort"),
+            ("fault: {abort: {grpcStatus: NOPE}}", Invalid, "fault.abort.grpcStatus"),
             (
                 "fault: {abort: {httpStatus: 500, percentage: {value: 0.00001}}}",
                 Suspicious,
                 "fault.abort.percentage.value",
             ),
-            (
-                "fault: {delay: {exponentialDelay: 1s}}",
-                Invalid,
-                "fault.delay.exponentialDelay",
-            ),
-            (
-                "fault: {delay: {percent: 5, fixedDelay: 1s}}",
-                Deprecated,
-                "fault.delay.percent",
-            ),
-            (
-                "fault: {delay: {percentage: {value: 5}}}",
-                Suspicious,
-                "fault.delay",
-            ),
+            ("fault: {delay: {exponentialDelay: 1s}}", Invalid, "fault.delay.exponentialDelay"),
+            ("fault: {delay: {percent: 5, fixedDelay: 1s}}", Deprecated, "fault.delay.percent"),
+            ("fault: {delay: {percentage: {value: 5}}}", Suspicious, "fault.delay"),
             (
                 "corsPolicy: {allowOrigins: [{regex: '*'}]}",
                 Expression,
                 "corsPolicy.allowOrigins[0].regex",
             ),
-            (
-                "corsPolicy: {allowOrigins: [{}]}",
-                Invalid,
-                "corsPolicy.allowOrigins[0]",
-            ),
-            (
-                "corsPolicy: {allowOrigin: ['*']}",
-                Deprecated,
-                "corsPolicy.allowOrigin",
-            ),
-            (
-                "corsPolicy: {allowMethods: [GET]}",
-                Suspicious,
-                "corsPolicy",
-            ),
+            ("corsPolicy: {allowOrigins: [{}]}", Invalid, "corsPolicy.allowOrigins[0]"),
+            ("corsPolicy: {allowOrigin: ['*']}", Deprecated, "corsPolicy.allowOrigin"),
+            ("corsPolicy: {allowMethods: [GET]}", Suspicious, "corsPolicy"),
             (
                 "corsPolicy: {allowOrigins: [{exact: x}], allowMethods: [get]}",
                 Invalid,
@@ -390,58 +295,28 @@ mod tests {
                 Invalid,
                 "corsPolicy.maxAge",
             ),
-            (
-                "mirrorPercent: 5, mirror: {host: web}",
-                Deprecated,
-                "mirrorPercent",
-            ),
+            ("mirrorPercent: 5, mirror: {host: web}", Deprecated, "mirrorPercent"),
             ("mirrorPercentage: {value: 5}", NoEffect, "mirrorPercentage"),
-            (
-                "mirror: {host: web}, mirrors: [{destination: {host: web}}]",
-                Invalid,
-                "mirrors",
-            ),
+            ("mirror: {host: web}, mirrors: [{destination: {host: web}}]", Invalid, "mirrors"),
             ("rewrite: {}", Invalid, "rewrite"),
-            (
-                "rewrite: {uri: /, uriRegexRewrite: {match: a, rewrite: b}}",
-                Invalid,
-                "rewrite",
-            ),
+            ("rewrite: {uri: /, uriRegexRewrite: {match: a, rewrite: b}}", Invalid, "rewrite"),
             (
                 "rewrite: {uriRegexRewrite: {match: '(', rewrite: b}}",
                 Expression,
                 "rewrite.uriRegexRewrite.match",
             ),
-            (
-                "headers: {response: {set: {host: x}}}",
-                NoEffect,
-                "headers.response.set",
-            ),
-            (
-                "headers: {request: {remove: [':path']}}",
-                NoEffect,
-                "headers.request.remove[0]",
-            ),
-            (
-                "headers: {request: {set: {'a b': c}}}",
-                Invalid,
-                "headers.request.set",
-            ),
+            ("headers: {response: {set: {host: x}}}", NoEffect, "headers.response.set"),
+            ("headers: {request: {remove: [':path']}}", NoEffect, "headers.request.remove[0]"),
+            ("headers: {request: {set: {'a b': c}}}", Invalid, "headers.request.set"),
             (
                 "rewrite: {authority: a}, headers: {request: {set: {host: x}}}",
                 Invalid,
                 "headers.request",
             ),
         ] {
-            let found = only(
-                "VirtualService",
-                &format!("hosts: [web], http: [{{{TO}, {fields}}}]"),
-            );
-            assert_eq!(
-                found,
-                Some((kind, format!("spec.http[0].{path}"))),
-                "{fields}"
-            );
+            let found =
+                only("VirtualService", &format!("hosts: [web], http: [{{{TO}, {fields}}}]"));
+            assert_eq!(found, Some((kind, format!("spec.http[0].{path}"))), "{fields}");
         }
         let long = format!(
             "hosts: [web], http: [{{{TO}, match: [{{uri: {{regex: '{}'}}}}]}}]",
@@ -449,28 +324,12 @@ mod tests {
         );
         assert_eq!(only("VirtualService", &long).unwrap().0, Expression);
         for (fields, kind, path) in [
-            (
-                "redirect: {uri: /x}, fault: {abort: {httpStatus: 500}}",
-                Invalid,
-                "fault",
-            ),
-            (
-                "directResponse: {status: 200}, rewrite: {uri: /x}",
-                Invalid,
-                "rewrite",
-            ),
+            ("redirect: {uri: /x}, fault: {abort: {httpStatus: 500}}", Invalid, "fault"),
+            ("directResponse: {status: 200}, rewrite: {uri: /x}", Invalid, "rewrite"),
             ("redirect: {uri: /x}, timeout: 1s", NoEffect, "timeout"),
-            (
-                "directResponse: {status: 200}, retries: {attempts: 1}",
-                NoEffect,
-                "retries",
-            ),
+            ("directResponse: {status: 200}, retries: {attempts: 1}", NoEffect, "retries"),
             ("redirect: {}", Invalid, "redirect"),
-            (
-                "redirect: {uri: /x, prefixRewrite: /y}",
-                Invalid,
-                "redirect",
-            ),
+            ("redirect: {uri: /x, prefixRewrite: /y}", Invalid, "redirect"),
             (
                 "match: [{uri: {exact: /a}}], redirect: {prefixRewrite: /y}",
                 Invalid,
@@ -479,15 +338,8 @@ mod tests {
             ("redirect: {scheme: ftp}", Invalid, "redirect.scheme"),
             ("delegate: {}", ProblemKind::DeadRoute, "delegate.name"),
         ] {
-            let found = only(
-                "VirtualService",
-                &format!("hosts: [web], http: [{{{fields}}}]"),
-            );
-            assert_eq!(
-                found,
-                Some((kind, format!("spec.http[0].{path}"))),
-                "{fields}"
-            );
+            let found = only("VirtualService", &format!("hosts: [web], http: [{{{fields}}}]"));
+            assert_eq!(found, Some((kind, format!("spec.http[0].{path}"))), "{fields}");
         }
     }
 
@@ -496,16 +348,8 @@ mod tests {
         use ProblemKind::{DeadRoute, Invalid, NoEffect, Suspicious};
         let two = "route: [{destination: {host: a}}, {destination: {host: b}}]";
         for (spec, kind, path) in [
-            (
-                format!("hosts: ['*.a.b', x.a.b], http: [{{{TO}}}]"),
-                Invalid,
-                "hosts[1]",
-            ),
-            (
-                format!("hosts: ['*'], http: [{{{TO}}}]"),
-                Invalid,
-                "hosts[0]",
-            ),
+            (format!("hosts: ['*.a.b', x.a.b], http: [{{{TO}}}]"), Invalid, "hosts[1]"),
+            (format!("hosts: ['*'], http: [{{{TO}}}]"), Invalid, "hosts[0]"),
             (
                 format!("hosts: ['*'], gateways: [mesh, ns/gw], http: [{{{TO}}}]"),
                 Invalid,
@@ -521,22 +365,10 @@ mod tests {
                 Invalid,
                 "exportTo[1]",
             ),
-            (
-                format!("hosts: [web], exportTo: ['~'], http: [{{{TO}}}]"),
-                Invalid,
-                "exportTo[0]",
-            ),
-            (
-                format!("gateways: [mesh], http: [{{{TO}}}]"),
-                Invalid,
-                "gateways",
-            ),
+            (format!("hosts: [web], exportTo: ['~'], http: [{{{TO}}}]"), Invalid, "exportTo[0]"),
+            (format!("gateways: [mesh], http: [{{{TO}}}]"), Invalid, "gateways"),
             (format!("http: [{{{TO}}}], tcp: [{{{TO}}}]"), Invalid, "tcp"),
-            (
-                "http: [{delegate: {name: other}}]".to_owned(),
-                Invalid,
-                "http[0].delegate",
-            ),
+            ("http: [{delegate: {name: other}}]".to_owned(), Invalid, "http[0].delegate"),
             (
                 format!("hosts: [a.b], tls: [{{match: [{{sniHosts: [c.d]}}], {TO}}}]"),
                 Invalid,
@@ -559,16 +391,8 @@ mod tests {
                 Invalid,
                 "tcp[0].match[0].destinationSubnets[0]",
             ),
-            (
-                format!("hosts: [a.b], tcp: [{{{two}}}]"),
-                DeadRoute,
-                "tcp[0].route",
-            ),
-            (
-                format!("hosts: [a.b], http: [{{{two}}}, {{{TO}}}]"),
-                DeadRoute,
-                "http[0].route",
-            ),
+            (format!("hosts: [a.b], tcp: [{{{two}}}]"), DeadRoute, "tcp[0].route"),
+            (format!("hosts: [a.b], http: [{{{two}}}, {{{TO}}}]"), DeadRoute, "http[0].route"),
         ] {
             assert_eq!(
                 only("VirtualService", &spec),
@@ -577,10 +401,7 @@ mod tests {
             );
         }
         assert_eq!(
-            only(
-                "VirtualService",
-                &format!("hosts: ['*'], gateways: [gw], http: [{{{TO}}}]")
-            ),
+            only("VirtualService", &format!("hosts: ['*'], gateways: [gw], http: [{{{TO}}}]")),
             None
         );
     }
@@ -590,21 +411,13 @@ mod tests {
         use ProblemKind::{Credential, Deprecated, Invalid, NoEffect, Suspicious};
         for (policy, kind, path) in [
             ("", Invalid, ""),
-            (
-                "loadBalancer: {simple: LEAST_CONN}",
-                Deprecated,
-                "loadBalancer.simple",
-            ),
+            ("loadBalancer: {simple: LEAST_CONN}", Deprecated, "loadBalancer.simple"),
             (
                 "loadBalancer: {warmupDurationSecs: 5s}",
                 Deprecated,
                 "loadBalancer.warmupDurationSecs",
             ),
-            (
-                "loadBalancer: {warmup: {}}",
-                Invalid,
-                "loadBalancer.warmup.duration",
-            ),
+            ("loadBalancer: {warmup: {}}", Invalid, "loadBalancer.warmup.duration"),
             (
                 "loadBalancer: {warmup: {duration: 5s, minimumPercent: 101}}",
                 Invalid,
@@ -620,11 +433,7 @@ mod tests {
                 Invalid,
                 "loadBalancer",
             ),
-            (
-                "loadBalancer: {consistentHash: {}}",
-                Suspicious,
-                "loadBalancer.consistentHash",
-            ),
+            ("loadBalancer: {consistentHash: {}}", Suspicious, "loadBalancer.consistentHash"),
             (
                 "loadBalancer: {consistentHash: {useSourceIp: true, httpHeaderName: x}}",
                 Invalid,
@@ -675,32 +484,20 @@ mod tests {
                 Invalid,
                 "outlierDetection.maxEjectionPercent",
             ),
-            (
-                "outlierDetection: {interval: 0s}",
-                Invalid,
-                "outlierDetection.interval",
-            ),
+            ("outlierDetection: {interval: 0s}", Invalid, "outlierDetection.interval"),
             ("connectionPool: {}", Invalid, "connectionPool"),
             (
                 "connectionPool: {tcp: {maxConnections: -1}}",
                 Invalid,
                 "connectionPool.tcp.maxConnections",
             ),
-            (
-                "connectionPool: {http: {maxRetries: -1}}",
-                Invalid,
-                "connectionPool.http.maxRetries",
-            ),
+            ("connectionPool: {http: {maxRetries: -1}}", Invalid, "connectionPool.http.maxRetries"),
             (
                 "connectionPool: {http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE}}",
                 Invalid,
                 "connectionPool.http.useClientProtocol",
             ),
-            (
-                "tls: {mode: ISTIO_MUTUAL, caCertificates: /ca.pem}",
-                NoEffect,
-                "tls.caCertificates",
-            ),
+            ("tls: {mode: ISTIO_MUTUAL, caCertificates: /ca.pem}", NoEffect, "tls.caCertificates"),
             (
                 "tls: {mode: MUTUAL, clientCertificate: /c, caCertificates: /ca}",
                 Invalid,
@@ -711,46 +508,22 @@ mod tests {
                 Invalid,
                 "tls.caCertificates",
             ),
-            (
-                "tls: {mode: SIMPLE, credentialName: x}",
-                Credential,
-                "tls.credentialName",
-            ),
-            (
-                "portLevelSettings: [{tls: {mode: DISABLE}}]",
-                Invalid,
-                "portLevelSettings[0].port",
-            ),
-            (
-                "portLevelSettings: [{port: {number: 80}}]",
-                Invalid,
-                "portLevelSettings[0]",
-            ),
+            ("tls: {mode: SIMPLE, credentialName: x}", Credential, "tls.credentialName"),
+            ("portLevelSettings: [{tls: {mode: DISABLE}}]", Invalid, "portLevelSettings[0].port"),
+            ("portLevelSettings: [{port: {number: 80}}]", Invalid, "portLevelSettings[0]"),
             ("tunnel: {targetHost: a.b}", Invalid, "tunnel.targetPort"),
         ] {
-            let path = |start: &str| {
-                format!("spec.{start}.{path}")
-                    .trim_end_matches('.')
-                    .to_owned()
-            };
-            let found = only(
-                "DestinationRule",
-                &format!("host: other, trafficPolicy: {{{policy}}}"),
-            );
+            let path =
+                |start: &str| format!("spec.{start}.{path}").trim_end_matches('.').to_owned();
+            let found =
+                only("DestinationRule", &format!("host: other, trafficPolicy: {{{policy}}}"));
             assert_eq!(found, Some((kind, path("trafficPolicy"))), "{policy}");
             let subset = "host: other, subsets: [{name: s, labels: {version: v1}, trafficPolicy";
             let found = only("DestinationRule", &format!("{subset}: {{{policy}}}}}]"));
-            assert_eq!(
-                found,
-                Some((kind, path("subsets[0].trafficPolicy"))),
-                "{policy}"
-            );
+            assert_eq!(found, Some((kind, path("subsets[0].trafficPolicy"))), "{policy}");
         }
         let beyond = "host: other, workloadSelector: {matchLabels: {app: web}}, exportTo: ['*']";
-        assert_eq!(
-            only("DestinationRule", beyond),
-            Some((Invalid, "spec.exportTo".to_owned()))
-        );
+        assert_eq!(only("DestinationRule", beyond), Some((Invalid, "spec.exportTo".to_owned())));
     }
 
     #[test]
@@ -768,11 +541,7 @@ mod tests {
             (detects.to_owned(), ranked.to_owned(), None),
             (detects.to_owned(), zones.to_owned(), None),
             (at_port(detects), failover.to_owned(), None),
-            (
-                balances.to_owned(),
-                failover.to_owned(),
-                Some(locality.to_owned()),
-            ),
+            (balances.to_owned(), failover.to_owned(), Some(locality.to_owned())),
             (balances.to_owned(), format!("{failover}, {detects}"), None),
             // What stands for a port of the subset stands for the whole of its policy there.
             (
@@ -780,21 +549,14 @@ mod tests {
                 at_port(failover),
                 Some(format!("portLevelSettings[0].{locality}")),
             ),
-            (
-                balances.to_owned(),
-                at_port(&format!("{failover}, {detects}")),
-                None,
-            ),
+            (balances.to_owned(), at_port(&format!("{failover}, {detects}")), None),
         ] {
             let spec = format!(
                 "host: other, trafficPolicy: {{{rule}}}, \
                  subsets: [{{name: s, labels: {{version: v1}}, trafficPolicy: {{{subset}}}}}]"
             );
             let expected = suspicious.map(|path| {
-                (
-                    ProblemKind::Suspicious,
-                    format!("spec.subsets[0].trafficPolicy.{path}"),
-                )
+                (ProblemKind::Suspicious, format!("spec.subsets[0].trafficPolicy.{path}"))
             });
             assert_eq!(only("DestinationRule", &spec), expected, "{spec}");
         }

@@ -10,10 +10,7 @@ use super::common::{
 use crate::api::{EntryResolution, Meta, ServiceEntry, ServiceEntryPort, WorkloadEntry};
 
 pub(super) fn check(spec: &ServiceEntry, meta: &Meta, found: &mut Diagnostics) {
-    let by_dns = matches!(
-        spec.resolution,
-        EntryResolution::Dns | EntryResolution::DnsRoundRobin
-    );
+    let by_dns = matches!(spec.resolution, EntryResolution::Dns | EntryResolution::DnsRoundRobin);
     if spec.hosts.is_empty() {
         found.add("spec.hosts", "is empty", "expected at least one host");
     }
@@ -21,11 +18,7 @@ pub(super) fn check(spec: &ServiceEntry, meta: &Meta, found: &mut Diagnostics) {
         let path = format!("spec.hosts[{n}]");
         host_name(host, &path, found);
         if host == "*" {
-            found.add(
-                path,
-                "is `*`",
-                "expected a host or a wildcard like *.example.com",
-            );
+            found.add(path, "is `*`", "expected a host or a wildcard like *.example.com");
         } else if host.starts_with('*') && by_dns && spec.endpoints.is_empty() {
             found.add(
                 path,
@@ -81,13 +74,7 @@ pub(super) fn check(spec: &ServiceEntry, meta: &Meta, found: &mut Diagnostics) {
         }
     }
     endpoints(spec, by_dns, found);
-    export_to(
-        &spec.export_to,
-        &meta.namespace,
-        true,
-        "spec.exportTo",
-        found,
-    );
+    export_to(&spec.export_to, &meta.namespace, true, "spec.exportTo", found);
 }
 
 fn ports(ports: &[ServiceEntryPort], found: &mut Diagnostics) {
@@ -163,10 +150,8 @@ fn endpoints(spec: &ServiceEntry, by_dns: bool, found: &mut Diagnostics) {
                 "use a single port in spec.ports",
             );
         }
-        for name in endpoint
-            .ports
-            .keys()
-            .filter(|name| !spec.ports.iter().any(|port| port.name == **name))
+        for name in
+            endpoint.ports.keys().filter(|name| !spec.ports.iter().any(|port| port.name == **name))
         {
             found.add(
                 format!("{path}.ports"),

@@ -11,16 +11,9 @@ const NOT_YET: &str = "is not supported yet and has no effect";
 
 pub(super) fn check(spec: &Sidecar, found: &mut Diagnostics) {
     if *spec
-        == (Sidecar {
-            workload_selector: spec.workload_selector.clone(),
-            ..Default::default()
-        })
+        == (Sidecar { workload_selector: spec.workload_selector.clone(), ..Default::default() })
     {
-        found.add(
-            "spec",
-            "is empty",
-            "expected egress or outboundTrafficPolicy",
-        );
+        found.add("spec", "is empty", "expected egress or outboundTrafficPolicy");
     }
     if let Some(workloads) = &spec.workload_selector {
         selector(&workloads.labels, "spec.workloadSelector.labels", found);
@@ -29,10 +22,8 @@ pub(super) fn check(spec: &Sidecar, found: &mut Diagnostics) {
         found.no_effect("spec.ingress", NOT_YET, "remove it");
     }
     for (n, item) in spec.ingress.iter().enumerate() {
-        let number = item
-            .pointer("/port/number")
-            .and_then(serde_json::Value::as_u64)
-            .unwrap_or_default();
+        let number =
+            item.pointer("/port/number").and_then(serde_json::Value::as_u64).unwrap_or_default();
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         port(number, &format!("spec.ingress[{n}].port.number"), found);
     }
@@ -69,11 +60,7 @@ pub(super) fn check(spec: &Sidecar, found: &mut Diagnostics) {
 
 fn egress(listener: &IstioEgressListener, path: &str, found: &mut Diagnostics) {
     if listener.hosts.is_empty() {
-        found.add(
-            format!("{path}.hosts"),
-            "is empty",
-            "expected hosts of the form NAMESPACE/HOST",
-        );
+        found.add(format!("{path}.hosts"), "is empty", "expected hosts of the form NAMESPACE/HOST");
     }
     for (m, host) in listener.hosts.iter().enumerate() {
         scoped_host(host, &format!("{path}.hosts[{m}]"), found);
@@ -120,9 +107,8 @@ fn egress(listener: &IstioEgressListener, path: &str, found: &mut Diagnostics) {
 
 /// `NAMESPACE/HOST`, where the namespace may be `*`, `.` or `~`, and a leading `~` excludes the host.
 fn scoped_host(text: &str, path: &str, found: &mut Diagnostics) {
-    let Some((namespace, host)) = text
-        .split_once('/')
-        .filter(|(ns, host)| !ns.is_empty() && !host.is_empty())
+    let Some((namespace, host)) =
+        text.split_once('/').filter(|(ns, host)| !ns.is_empty() && !host.is_empty())
     else {
         found.add(
             path,
@@ -162,18 +148,10 @@ fn outbound_policy(policy: &OutboundTrafficPolicy, found: &mut Diagnostics) {
     };
     let path = "spec.outboundTrafficPolicy.egressProxy";
     if policy.mode != OutboundMode::AllowAny {
-        found.add(
-            path,
-            "is set with a mode other than ALLOW_ANY",
-            "set mode to ALLOW_ANY",
-        );
+        found.add(path, "is set with a mode other than ALLOW_ANY", "set mode to ALLOW_ANY");
     }
     destination(Some(proxy), path, found);
     if proxy.port.is_none() {
-        found.add(
-            format!("{path}.port"),
-            "is missing",
-            "expected a map with number",
-        );
+        found.add(format!("{path}.port"), "is missing", "expected a map with number");
     }
 }

@@ -41,9 +41,8 @@ const RETRY_ON: [&str; 16] = [
     "resource-exhausted",
     "unavailable",
 ];
-const METHODS: [&str; 10] = [
-    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*",
-];
+const METHODS: [&str; 10] =
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
 
 pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Diagnostics) {
     let is_delegate = spec.hosts.is_empty();
@@ -66,28 +65,12 @@ pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Diagnostics)
         }
     }
     gateways(&spec.gateways, "spec.gateways", found);
-    export_to(
-        &spec.export_to,
-        &meta.namespace,
-        false,
-        "spec.exportTo",
-        found,
-    );
+    export_to(&spec.export_to, &meta.namespace, false, "spec.exportTo", found);
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
-        found.add(
-            "spec",
-            "has no routes",
-            "expected at least one of http, tls or tcp",
-        );
+        found.add("spec", "has no routes", "expected at least one of http, tls or tcp");
     }
     for (n, route) in spec.http.iter().enumerate() {
-        http_route(
-            route,
-            is_delegate,
-            for_gateway,
-            &format!("spec.http[{n}]"),
-            found,
-        );
+        http_route(route, is_delegate, for_gateway, &format!("spec.http[{n}]"), found);
     }
     for (n, route) in spec.tls.iter().enumerate() {
         let path = format!("spec.tls[{n}]");
@@ -99,13 +82,7 @@ pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Diagnostics)
             );
         }
         for (m, item) in route.matches.iter().enumerate() {
-            tls_match(
-                item,
-                &spec.hosts,
-                for_gateway,
-                &format!("{path}.match[{m}]"),
-                found,
-            );
+            tls_match(item, &spec.hosts, for_gateway, &format!("{path}.match[{m}]"), found);
         }
         destinations(&route.route, &path, found);
     }
@@ -160,11 +137,7 @@ fn http_route(
         (route.direct_response.is_some(), "directResponse"),
         (route.delegate.is_some(), "delegate"),
     ];
-    let given: Vec<_> = actions
-        .iter()
-        .filter(|(given, _)| *given)
-        .map(|(_, name)| *name)
-        .collect();
+    let given: Vec<_> = actions.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
     match given.as_slice() {
         [] => found.add(
             path,
@@ -173,11 +146,9 @@ fn http_route(
         ),
         // The delegate's routes inherit what they do not set, including this response.
         [_] | ["directResponse", "delegate"] => {}
-        many => found.add(
-            path,
-            format!("has {}", many.join(" and ")),
-            "only one of them may be set",
-        ),
+        many => {
+            found.add(path, format!("has {}", many.join(" and ")), "only one of them may be set")
+        }
     }
     if is_delegate && route.delegate.is_some() {
         found.add(
@@ -198,10 +169,9 @@ fn http_route(
         ("redirect", route.redirect.is_some()),
         ("directResponse", route.direct_response.is_some()),
     ] {
-        for (name, given) in [
-            ("fault", route.fault.is_some()),
-            ("rewrite", route.rewrite.is_some()),
-        ] {
+        for (name, given) in
+            [("fault", route.fault.is_some()), ("rewrite", route.rewrite.is_some())]
+        {
             if other && given && route.delegate.is_none() {
                 found.add(
                     format!("{path}.{name}"),
@@ -234,18 +204,10 @@ fn http_route(
     for (n, item) in route.matches.iter().enumerate() {
         http_match(item, for_gateway, &format!("{path}.match[{n}]"), found);
     }
-    weights(
-        route.route.iter().map(|item| item.weight),
-        &format!("{path}.route"),
-        found,
-    );
+    weights(route.route.iter().map(|item| item.weight), &format!("{path}.route"), found);
     for (n, item) in route.route.iter().enumerate() {
         let path = format!("{path}.route[{n}]");
-        destination(
-            item.destination.as_ref(),
-            &format!("{path}.destination"),
-            found,
-        );
+        destination(item.destination.as_ref(), &format!("{path}.destination"), found);
         headers(item.headers.as_ref(), &format!("{path}.headers"), found);
     }
     mirrors(route, path, found);
@@ -281,10 +243,7 @@ fn http_match(
         string_match(uri, true, &format!("{path}.uri"), found);
     }
     if request_match.ignore_uri_case
-        && request_match
-            .uri
-            .as_ref()
-            .is_none_or(|uri| uri.regex.is_some())
+        && request_match.uri.as_ref().is_none_or(|uri| uri.regex.is_some())
     {
         let message = "has no effect unless uri is exact or prefix";
         found.no_effect(
@@ -303,20 +262,15 @@ fn http_match(
             string_match(value, false, &format!("{path}.{name}"), found);
         }
     }
-    for (list, values) in [
-        ("headers", &request_match.headers),
-        ("withoutHeaders", &request_match.without_headers),
-    ] {
+    for (list, values) in
+        [("headers", &request_match.headers), ("withoutHeaders", &request_match.without_headers)]
+    {
         for (name, value) in values {
             let path = format!("{path}.{list}");
             if matches!(name.as_str(), "uri" | "scheme" | "method" | "authority") {
                 let message =
                     format!("matches a header `{name}`, which clients do not normally send");
-                found.suspicious(
-                    format!("{path}.{name}"),
-                    message,
-                    format!("use match.{name}"),
-                );
+                found.suspicious(format!("{path}.{name}"), message, format!("use match.{name}"));
             }
             if name.starts_with("@request.auth.") {
                 if !for_gateway {
@@ -352,11 +306,7 @@ fn http_match(
         string_match(value, false, &format!("{path}.{name}"), found);
     }
     port_or_none(request_match.port, &format!("{path}.port"), found);
-    labels(
-        &request_match.source_labels,
-        &format!("{path}.sourceLabels"),
-        found,
-    );
+    labels(&request_match.source_labels, &format!("{path}.sourceLabels"), found);
     gateways(&request_match.gateways, &format!("{path}.gateways"), found);
     source_namespace(&request_match.source_namespace, path, found);
 }
@@ -400,9 +350,7 @@ fn operations(from: &HeaderOperations, of_request: bool, path: &str, found: &mut
         }
     };
     for (list, values) in [("set", &from.set), ("add", &from.add)] {
-        values
-            .keys()
-            .for_each(|name| name_of(name, &format!("{path}.{list}"), false));
+        values.keys().for_each(|name| name_of(name, &format!("{path}.{list}"), false));
     }
     for (n, name) in from.remove.iter().enumerate() {
         name_of(name, &format!("{path}.remove[{n}]"), true);
@@ -416,14 +364,8 @@ fn operations(from: &HeaderOperations, of_request: bool, path: &str, found: &mut
 
 /// The authority may be set only once, or the result would be ambiguous.
 fn one_authority(route: &HttpRoute, path: &str, found: &mut Diagnostics) {
-    let rewrites = route
-        .rewrite
-        .as_ref()
-        .is_some_and(|rewrite| !rewrite.authority.is_empty());
-    let request = route
-        .headers
-        .as_ref()
-        .and_then(|headers| headers.request.as_ref());
+    let rewrites = route.rewrite.as_ref().is_some_and(|rewrite| !rewrite.authority.is_empty());
+    let request = route.headers.as_ref().and_then(|headers| headers.request.as_ref());
     let count =
         |list: &BTreeMap<String, String>| list.keys().filter(|name| is_authority(name)).count();
     let set = request.map_or(0, |request| count(&request.set) + count(&request.add));
@@ -448,17 +390,9 @@ fn mirrors(route: &HttpRoute, path: &str, found: &mut Diagnostics) {
         }
     }
     if let Some(value) = route.mirror_percent.filter(|value| *value > 100) {
-        found.add(
-            format!("{path}.mirrorPercent"),
-            format!("is {value}"),
-            "expected 0 to 100",
-        );
+        found.add(format!("{path}.mirrorPercent"), format!("is {value}"), "expected 0 to 100");
     }
-    percent(
-        route.mirror_percentage,
-        &format!("{path}.mirrorPercentage"),
-        found,
-    );
+    percent(route.mirror_percentage, &format!("{path}.mirrorPercentage"), found);
     if route.mirror.is_some() && route.mirror_percent.is_some() {
         found.deprecated(
             format!("{path}.mirrorPercent"),
@@ -485,11 +419,7 @@ fn mirrors(route: &HttpRoute, path: &str, found: &mut Diagnostics) {
             &format!("{path}.mirrors[{n}].destination"),
             found,
         );
-        percent(
-            mirror.percentage,
-            &format!("{path}.mirrors[{n}].percentage"),
-            found,
-        );
+        percent(mirror.percentage, &format!("{path}.mirrors[{n}].percentage"), found);
     }
 }
 
@@ -507,22 +437,15 @@ fn redirect(
             "expected 301, 302, 303, 307 or 308",
         );
     }
-    let members = [
-        ("uri", !redirect.uri.is_empty()),
-        ("prefixRewrite", !redirect.prefix_rewrite.is_empty()),
-    ];
+    let members =
+        [("uri", !redirect.uri.is_empty()), ("prefixRewrite", !redirect.prefix_rewrite.is_empty())];
     at_most_one_of(&members, path, found);
     at_most_one_of(
-        &[
-            ("port", redirect.port.is_some()),
-            ("derivePort", redirect.derive_port.is_some()),
-        ],
+        &[("port", redirect.port.is_some()), ("derivePort", redirect.derive_port.is_some())],
         path,
         found,
     );
-    let uris = matches
-        .iter()
-        .filter_map(|request_match| request_match.uri.as_ref());
+    let uris = matches.iter().filter_map(|request_match| request_match.uri.as_ref());
     if !redirect.prefix_rewrite.is_empty() && uris.clone().any(|uri| uri.prefix.is_none()) {
         found.add(
             format!("{path}.prefixRewrite"),
@@ -552,11 +475,7 @@ fn redirect(
     }
     port_or_none(redirect.port, &format!("{path}.port"), found);
     one_line(&redirect.uri, &format!("{path}.uri"), found);
-    one_line(
-        &redirect.prefix_rewrite,
-        &format!("{path}.prefixRewrite"),
-        found,
-    );
+    one_line(&redirect.prefix_rewrite, &format!("{path}.prefixRewrite"), found);
     one_line(&redirect.authority, &format!("{path}.authority"), found);
 }
 
@@ -570,17 +489,12 @@ fn direct_response(response: &HttpDirectResponse, path: &str, found: &mut Diagno
     }
     let Some(body) = &response.body else { return };
     at_most_one_of(
-        &[
-            ("string", body.string.is_some()),
-            ("bytes", body.bytes.is_some()),
-        ],
+        &[("string", body.string.is_some()), ("bytes", body.bytes.is_some())],
         &format!("{path}.body"),
         found,
     );
-    let bytes = body
-        .bytes
-        .as_ref()
-        .map(|text| base64::engine::general_purpose::STANDARD.decode(text));
+    let bytes =
+        body.bytes.as_ref().map(|text| base64::engine::general_purpose::STANDARD.decode(text));
     let length = match (&body.string, bytes) {
         (_, Some(Err(reason))) => {
             found.add(
@@ -611,25 +525,13 @@ fn rewrite(rewrite: &HttpRewrite, path: &str, found: &mut Diagnostics) {
     at_most_one_of(&members, path, found);
     if rewrite.uri.is_empty() && rewrite.uri_regex_rewrite.is_none() && rewrite.authority.is_empty()
     {
-        found.add(
-            path,
-            "changes nothing",
-            "expected uri, uriRegexRewrite or authority",
-        );
+        found.add(path, "changes nothing", "expected uri, uriRegexRewrite or authority");
     }
     one_line(&rewrite.uri, &format!("{path}.uri"), found);
     one_line(&rewrite.authority, &format!("{path}.authority"), found);
     if let Some(regex) = &rewrite.uri_regex_rewrite {
-        expression(
-            &regex.pattern,
-            &format!("{path}.uriRegexRewrite.match"),
-            found,
-        );
-        one_line(
-            &regex.rewrite,
-            &format!("{path}.uriRegexRewrite.rewrite"),
-            found,
-        );
+        expression(&regex.pattern, &format!("{path}.uriRegexRewrite.match"), found);
+        one_line(&regex.rewrite, &format!("{path}.uriRegexRewrite.rewrite"), found);
         if regex.rewrite.is_empty() {
             found.add(
                 format!("{path}.uriRegexRewrite.rewrite"),
@@ -653,21 +555,10 @@ fn retries(retries: &HttpRetry, path: &str, found: &mut Diagnostics) {
             or more",
         );
     }
-    at_least_one_ms(
-        retries.per_try_timeout,
-        &format!("{path}.perTryTimeout"),
-        found,
-    );
+    at_least_one_ms(retries.per_try_timeout, &format!("{path}.perTryTimeout"), found);
     at_least_one_ms(retries.backoff, &format!("{path}.backoff"), found);
-    for word in retries
-        .retry_on
-        .split(',')
-        .map(str::trim)
-        .filter(|word| !word.is_empty())
-    {
-        let is_status = word
-            .parse::<u32>()
-            .is_ok_and(|status| (100..600).contains(&status));
+    for word in retries.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        let is_status = word.parse::<u32>().is_ok_and(|status| (100..600).contains(&status));
         if !is_status && !RETRY_ON.contains(&word) {
             let plain = |word: &str| word.replace(['-', '_'], "").to_ascii_lowercase();
             let advice = match RETRY_ON.iter().find(|known| plain(known) == plain(word)) {
@@ -689,11 +580,7 @@ fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Diagnostics) {
     }
     if let Some(delay) = &fault.delay {
         percent(delay.percentage, &format!("{path}.delay.percentage"), found);
-        at_least_one_ms(
-            delay.fixed_delay,
-            &format!("{path}.delay.fixedDelay"),
-            found,
-        );
+        at_least_one_ms(delay.fixed_delay, &format!("{path}.delay.fixedDelay"), found);
         if delay.percent != 0 {
             found.deprecated(
                 format!("{path}.delay.percent"),
@@ -719,10 +606,7 @@ fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Diagnostics) {
     let path = format!("{path}.abort");
     percent(abort.percentage, &format!("{path}.percentage"), found);
     at_most_one_of(
-        &[
-            ("httpStatus", abort.http_status.is_some()),
-            ("grpcStatus", abort.grpc_status.is_some()),
-        ],
+        &[("httpStatus", abort.http_status.is_some()), ("grpcStatus", abort.grpc_status.is_some())],
         &path,
         found,
     );
@@ -742,11 +626,7 @@ fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Diagnostics) {
     if let Some(status) = abort.http_status
         && !(200..600).contains(&status)
     {
-        found.add(
-            format!("{path}.httpStatus"),
-            format!("is {status}"),
-            "expected 200 to 599",
-        );
+        found.add(format!("{path}.httpStatus"), format!("is {status}"), "expected 200 to 599");
     }
     if let Some(status) = &abort.grpc_status
         && crate::api::grpc_status(status).is_none()
@@ -775,11 +655,7 @@ fn cors(policy: &CorsPolicy, path: &str, found: &mut Diagnostics) {
     }
     for (n, origin) in policy.allow_origins.iter().enumerate() {
         let path = format!("{path}.allowOrigins[{n}]");
-        let text = origin
-            .exact
-            .as_ref()
-            .or(origin.prefix.as_ref())
-            .or(origin.regex.as_ref());
+        let text = origin.exact.as_ref().or(origin.prefix.as_ref()).or(origin.regex.as_ref());
         if text.is_none_or(String::is_empty) {
             found.add(&path, "is empty", "set exact, prefix or regex");
         } else {
@@ -806,10 +682,9 @@ fn cors(policy: &CorsPolicy, path: &str, found: &mut Diagnostics) {
             );
         }
     }
-    for (list, names) in [
-        ("allowHeaders", &policy.allow_headers),
-        ("exposeHeaders", &policy.expose_headers),
-    ] {
+    for (list, names) in
+        [("allowHeaders", &policy.allow_headers), ("exposeHeaders", &policy.expose_headers)]
+    {
         for (n, name) in names.iter().enumerate() {
             header_name(name, &format!("{path}.{list}[{n}]"), found);
         }
@@ -831,11 +706,7 @@ fn tls_match(
     found: &mut Diagnostics,
 ) {
     if item.sni_hosts.is_empty() {
-        found.add(
-            format!("{path}.sniHosts"),
-            "is empty",
-            "expected at least one name",
-        );
+        found.add(format!("{path}.sniHosts"), "is empty", "expected at least one name");
     }
     for (n, name) in item.sni_hosts.iter().enumerate() {
         let path = format!("{path}.sniHosts[{n}]");
@@ -857,10 +728,7 @@ fn tls_match(
             );
         } else if for_gateway && name.starts_with("outbound_.") {
             // Mesh mTLS names, which gateways pass through.
-        } else if !hosts
-            .iter()
-            .any(|host| covers(&host.to_ascii_lowercase(), &lower))
-        {
+        } else if !hosts.iter().any(|host| covers(&host.to_ascii_lowercase(), &lower)) {
             found.add(
                 path,
                 format!("`{name}` does not match any of the hosts"),
@@ -899,22 +767,10 @@ fn tcp_match(item: &L4MatchAttributes, path: &str, found: &mut Diagnostics) {
 
 fn destinations(routes: &[RouteDestination], path: &str, found: &mut Diagnostics) {
     if routes.is_empty() {
-        found.add(
-            format!("{path}.route"),
-            "is missing",
-            "expected at least one destination",
-        );
+        found.add(format!("{path}.route"), "is missing", "expected at least one destination");
     }
-    weights(
-        routes.iter().map(|route| route.weight),
-        &format!("{path}.route"),
-        found,
-    );
+    weights(routes.iter().map(|route| route.weight), &format!("{path}.route"), found);
     for (n, item) in routes.iter().enumerate() {
-        destination(
-            item.destination.as_ref(),
-            &format!("{path}.route[{n}].destination"),
-            found,
-        );
+        destination(item.destination.as_ref(), &format!("{path}.route[{n}].destination"), found);
     }
 }

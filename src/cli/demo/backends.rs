@@ -20,13 +20,9 @@ pub async fn start() -> anyhow::Result<Backends> {
         let first = TcpListener::bind(("127.0.1.1", 0)).await?;
         let port = first.local_addr()?.port();
         let mut listeners = vec![("v1", first)];
-        for (version, net, host) in [
-            ("v1", 1, 2),
-            ("v1", 1, 3),
-            ("v2", 2, 1),
-            ("v2", 2, 2),
-            ("v2", 2, 3),
-        ] {
+        for (version, net, host) in
+            [("v1", 1, 2), ("v1", 1, 3), ("v2", 2, 1), ("v2", 2, 2), ("v2", 2, 3)]
+        {
             if let Ok(listener) =
                 TcpListener::bind(SocketAddr::from(([127, 0, net, host], port))).await
             {
@@ -45,10 +41,7 @@ pub async fn start() -> anyhow::Result<Backends> {
                 }
             });
         }
-        return Ok(Backends {
-            port,
-            _tasks: tasks,
-        });
+        return Ok(Backends { port, _tasks: tasks });
     }
     anyhow::bail!(
         "no port is free on all of 127.0.1.1 to 127.0.2.3; does this machine answer on all of 127.0.0.0/8?"

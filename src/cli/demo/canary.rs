@@ -18,14 +18,8 @@ impl CanaryObjects {
     pub fn new(backends: u16) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("weir-demo-").tempdir()?;
         std::fs::create_dir(folder.path().join("config"))?;
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-            .local_addr()?
-            .port();
-        Ok(Self {
-            folder,
-            port,
-            backends,
-        })
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        Ok(Self { folder, port, backends })
     }
 
     /// The service's port, which Envoy binds on loopback.
@@ -105,11 +99,7 @@ impl CanaryObjects {
     }
 
     fn endpoints(&self) -> String {
-        let all = || {
-            [1, 2]
-                .into_iter()
-                .flat_map(|version| [1, 2, 3].map(|n| (version, n)))
-        };
+        let all = || [1, 2].into_iter().flat_map(|version| [1, 2, 3].map(|n| (version, n)));
         let mut text = String::from(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: my-app-1\n  namespace: shop\n  \
              labels: {kubernetes.io/service-name: my-app}\naddressType: IPv4\nendpoints:\n",
@@ -120,10 +110,7 @@ impl CanaryObjects {
                  targetRef: {{kind: Pod, name: my-app-v{version}-{n}}}\n"
             );
         }
-        text += &format!(
-            "ports:\n- {{name: http, port: {}, protocol: TCP}}\n",
-            self.backends
-        );
+        text += &format!("ports:\n- {{name: http, port: {}, protocol: TCP}}\n", self.backends);
         for (version, n) in all() {
             text += &format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: my-app-v{version}-{n}\n  namespace: shop\n  \

@@ -73,22 +73,14 @@ impl Load {
 
     /// From now on, responses count for a new step.
     pub fn step_begins(&self) {
-        *self
-            .state
-            .tally
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Tally::default();
+        *self.state.tally.lock().unwrap_or_else(PoisonError::into_inner) = Tally::default();
         self.state.step.fetch_add(1, Ordering::SeqCst);
         self.state.counting.store(true, Ordering::SeqCst);
     }
 
     /// The responses of this step so far.
     pub fn tally(&self) -> Tally {
-        *self
-            .state
-            .tally
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *self.state.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All requests so far.
@@ -141,10 +133,7 @@ async fn work(state: Arc<State>, port: u16, request_limit: u64) {
 async fn request(client: &Client<HttpConnector, Empty<Bytes>>, port: u16) -> Option<Bytes> {
     let request =
         http::Request::get(format!("http://127.0.0.1:{port}/")).header("host", "my-app.shop");
-    let response = client
-        .request(request.body(Empty::new()).ok()?)
-        .await
-        .ok()?;
+    let response = client.request(request.body(Empty::new()).ok()?).await.ok()?;
     let good = response.status() == http::StatusCode::OK;
     let body = response.into_body().collect().await.ok()?.to_bytes();
     good.then_some(body)

@@ -158,11 +158,7 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
     let mut envoy = binary.spawn(&SpawnOptions::new(file))?;
     envoy.ready(TIMEOUT).await?;
     let revision = plane.revision();
-    with_timeout(
-        "Envoy to ack its first configuration",
-        plane.live(&node, revision),
-    )
-    .await?;
+    with_timeout("Envoy to ack its first configuration", plane.live(&node, revision)).await?;
     print_line(&format!(
         "weir     ADS on {}, objects in {}",
         plane.xds_addr(),
@@ -178,14 +174,7 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
         backends.port
     ));
     let load = Load::start(objects.port(), request_limit(args));
-    let mut demo = Demo {
-        plane,
-        envoy,
-        node,
-        objects,
-        load,
-        table: Table::new(),
-    };
+    let mut demo = Demo { plane, envoy, node, objects, load, table: Table::new() };
     let outcome = steps(args, &mut demo).await;
     let failed_between = demo.load.failed_between_steps();
     let fine = match outcome {
@@ -215,15 +204,9 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
             let objects = &demo.objects;
             edit(&demo, &[&|| objects.write_all(50)]).await?;
         }
-        let (file, port, admin) = (
-            demo.objects.route_file(),
-            demo.objects.port(),
-            demo.plane.admin_addr(),
-        );
-        print_line(&format!(
-            "\nStill running. Edit the weights in {}",
-            file.display()
-        ));
+        let (file, port, admin) =
+            (demo.objects.route_file(), demo.objects.port(), demo.plane.admin_addr());
+        print_line(&format!("\nStill running. Edit the weights in {}", file.display()));
         print_line(&format!(
             "  weir splits -w --admin {admin}    shows the weights and whether Envoy has them"
         ));
@@ -238,11 +221,7 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
     demo.load.end().await;
     let _ = demo.envoy.stop().await;
     demo.plane.shutdown().await;
-    Ok(if fine {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn steps(args: &Args, demo: &mut Demo) -> anyhow::Result<bool> {
@@ -253,22 +232,14 @@ async fn steps(args: &Args, demo: &mut Demo) -> anyhow::Result<bool> {
         let objects = &demo.objects;
         // An identical write changes nothing, so there would be nothing to wait for.
         let same = n > 0 && args.steps.get(n - 1) == Some(&v1);
-        let took = if n == 0 || same {
-            None
-        } else {
-            Some(edit(demo, &[&|| objects.route(v1)]).await?)
-        };
+        let took =
+            if n == 0 || same { None } else { Some(edit(demo, &[&|| objects.route(v1)]).await?) };
         fine &= measure(args, demo, &step, 100 - v1, took).await?;
     }
     if args.steps.last() == Some(&0) {
         let objects = &demo.objects;
-        let took = edit(
-            demo,
-            &[&|| objects.route_to_v2_alone(), &|| {
-                objects.rule_without_v1()
-            }],
-        )
-        .await?;
+        let took =
+            edit(demo, &[&|| objects.route_to_v2_alone(), &|| objects.rule_without_v1()]).await?;
         fine &= measure(args, demo, "v1 removed", 100, Some(took)).await?;
     }
     Ok(fine)
@@ -288,11 +259,7 @@ async fn edit(
         revision =
             with_timeout("weir to see the edit", demo.plane.revision_after(revision)).await?;
     }
-    with_timeout(
-        "Envoy to ack the edit",
-        demo.plane.live(&demo.node, revision),
-    )
-    .await?;
+    with_timeout("Envoy to ack the edit", demo.plane.live(&demo.node, revision)).await?;
     Ok(begun.elapsed())
 }
 
@@ -305,12 +272,7 @@ async fn measure(
 ) -> anyhow::Result<bool> {
     demo.load.step_begins();
     let (mut answered, mut since) = (0, Instant::now());
-    let row = |tally| Row {
-        step: step.to_owned(),
-        wanted_v2: v2,
-        tally,
-        took,
-    };
+    let row = |tally| Row { step: step.to_owned(), wanted_v2: v2, tally, took };
     loop {
         let tally = demo.load.tally();
         if tally.total() > answered {
@@ -340,9 +302,7 @@ async fn with_timeout<T>(what: &str, future: impl Future<Output = T>) -> anyhow:
 
 /// The limit at which the load stops by itself: well above what all steps and edits can need.
 fn request_limit(args: &Args) -> u64 {
-    let steps = u64::try_from(args.steps.len())
-        .unwrap_or(u64::MAX)
-        .saturating_add(2);
+    let steps = u64::try_from(args.steps.len()).unwrap_or(u64::MAX).saturating_add(2);
     steps.saturating_mul(args.requests.saturating_add(100_000))
 }
 

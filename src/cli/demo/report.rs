@@ -30,11 +30,7 @@ impl Row {
     /// The observed share of v2, in percent.
     pub fn observed(&self) -> f64 {
         let answered = self.tally.v1 + self.tally.v2;
-        if answered == 0 {
-            0.0
-        } else {
-            100.0 * self.tally.v2 as f64 / answered as f64
-        }
+        if answered == 0 { 0.0 } else { 100.0 * self.tally.v2 as f64 / answered as f64 }
     }
 
     /// The allowed deviation in percent: [`Z`] standard deviations of a binomial distribution. 0 for 0 and 100 percent.
@@ -77,9 +73,7 @@ pub struct Table {
 impl Table {
     /// A table on standard output.
     pub fn new() -> Self {
-        Self {
-            live: std::io::stdout().is_terminal(),
-        }
+        Self { live: std::io::stdout().is_terminal() }
     }
 
     /// Prints the header.
@@ -102,11 +96,7 @@ impl Table {
     /// Prints a finished row.
     pub fn done(&self, row: &Row) {
         let mark = if row.is_fine() { "" } else { "  !" };
-        print_line(&format!(
-            "{}{}{mark}",
-            if self.live { "\r" } else { "" },
-            row.text()
-        ));
+        print_line(&format!("{}{}{mark}", if self.live { "\r" } else { "" }, row.text()));
     }
 }
 
@@ -115,12 +105,7 @@ mod tests {
     use super::*;
 
     fn row(wanted_v2: u32, v1: u64, v2: u64, failed: u64) -> Row {
-        Row {
-            step: "90/10".into(),
-            wanted_v2,
-            tally: Tally { v1, v2, failed },
-            took: None,
-        }
+        Row { step: "90/10".into(), wanted_v2, tally: Tally { v1, v2, failed }, took: None }
     }
 
     #[test]
@@ -129,10 +114,7 @@ mod tests {
         assert!(row(10, 1750, 250, 0).is_fine());
         assert!(!row(10, 1700, 300, 0).is_fine());
         assert!(!row(10, 2000, 0, 0).is_fine());
-        assert!(
-            !row(10, 1800, 200, 1).is_fine(),
-            "a failed request is never fine"
-        );
+        assert!(!row(10, 1800, 200, 1).is_fine(), "a failed request is never fine");
     }
 
     #[test]

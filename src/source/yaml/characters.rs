@@ -14,19 +14,13 @@ pub(super) struct Characters<'a> {
 
 impl<'a> Characters<'a> {
     pub fn new(text: &'a str) -> Self {
-        Self {
-            text,
-            read: StrInput::new(text),
-        }
+        Self { text, read: StrInput::new(text) }
     }
 
     /// The part of a plain scalar that comes next, up to a blank or the scalar's end.
     fn plain(&self, in_flow: bool) -> &'a str {
-        let rest = self
-            .read
-            .byte_offset()
-            .and_then(|start| self.text.get(start..))
-            .unwrap_or_default();
+        let rest =
+            self.read.byte_offset().and_then(|start| self.text.get(start..)).unwrap_or_default();
         let mut characters = rest.char_indices().peekable();
         while let Some((at, character)) = characters.next() {
             let next = characters.peek().map(|(_, next)| *next);

@@ -43,10 +43,7 @@ fn scalars_are_interpreted_as_by_kubectl() {
         ("1.", json!(1)),
         (".5", json!(0.5)),
         ("1.5e-3", json!(0.0015)),
-        (
-            "18446744073709551615",
-            json!(18_446_744_073_709_551_615_u64),
-        ),
+        ("18446744073709551615", json!(18_446_744_073_709_551_615_u64)),
         ("-9223372036854775808", json!(i64::MIN)),
         ("1e400", json!("1e400")),
         ("1:30", json!("1:30")),
@@ -84,10 +81,7 @@ fn a_colon_ends_a_plain_scalar_of_a_list_or_map_only_before_a_blank() {
         ("[2001:db8:: ,x]", json!([{"2001:db8:": null}, "x"])),
         ("[fd00::/8]", json!(["fd00::/8"])),
         ("{address: fd00::}", json!({"address": "fd00::"})),
-        (
-            "{address: fd00::, b: c}",
-            json!({"address": "fd00::", "b": "c"}),
-        ),
+        ("{address: fd00::, b: c}", json!({"address": "fd00::", "b": "c"})),
         ("{a: b:}", json!({"a": "b:"})),
         ("[a:]", json!(["a:"])),
         ("[a:, b]", json!(["a:", "b"])),
@@ -106,23 +100,14 @@ fn a_colon_ends_a_plain_scalar_of_a_list_or_map_only_before_a_blank() {
         ("[a\n b::, c]", json!(["a b::", "c"])),
         ("{a: b\n c::}", json!({"a": "b c::"})),
         ("[{a: b::}, [c::]]", json!([{"a": "b::"}, ["c::"]])),
-        (
-            "{a: [b::], c: {d: e::}}",
-            json!({"a": ["b::"], "c": {"d": "e::"}}),
-        ),
+        ("{a: [b::], c: {d: e::}}", json!({"a": ["b::"], "c": {"d": "e::"}})),
         ("[&a b::]", json!(["b::"])),
         ("[!!str b::]", json!(["b::"])),
-        (
-            "[\"2001:db8::\", '::1', \":\"]",
-            json!(["2001:db8::", "::1", ":"]),
-        ),
+        ("[\"2001:db8::\", '::1', \":\"]", json!(["2001:db8::", "::1", ":"])),
         ("{\"a\":b::}", json!({"a": "b::"})),
         ("[\"a\":]", json!([{"a": null}])),
         ("{a: \"b::\",c: 'd::'}", json!({"a": "b::", "c": "d::"})),
-        (
-            "[\u{e9}::, \u{4e2d}:\u{4e2d}]",
-            json!(["\u{e9}::", "\u{4e2d}:\u{4e2d}"]),
-        ),
+        ("[\u{e9}::, \u{4e2d}:\u{4e2d}]", json!(["\u{e9}::", "\u{4e2d}:\u{4e2d}"])),
         ("v: ::1", json!({"v": "::1"})),
         ("- ::1", json!(["::1"])),
         ("- fd00::", json!([{"fd00:": null}])),
@@ -132,13 +117,7 @@ fn a_colon_ends_a_plain_scalar_of_a_list_or_map_only_before_a_blank() {
     ] {
         assert_eq!(one(text), value, "{text}");
     }
-    for text in [
-        "v: fd00::",
-        "{a: b}::",
-        "{x: 'y'::}",
-        "[a:[b]]",
-        "{a:{b: c}}",
-    ] {
+    for text in ["v: fd00::", "{a: b}::", "{x: 'y'::}", "[a:[b]]", "{a:{b: c}}"] {
         assert!(documents(text.as_bytes()).is_err(), "{text}");
     }
 }
@@ -153,11 +132,7 @@ fn values_without_a_json_form_are_errors() {
         ("? [a]\n: b", "a list as a key"),
         ("~: b", "an empty key"),
     ] {
-        assert!(
-            error(text).message.contains(says),
-            "{text}: {}",
-            error(text)
-        );
+        assert!(error(text).message.contains(says), "{text}: {}", error(text));
     }
 }
 
@@ -167,23 +142,12 @@ fn documents_are_read_one_by_one_and_empty_ones_are_skipped() {
         b"# only words\n---\n---\na: 1\n---\n# none\n---\n- 2\n...\n---\n~\n---\n{\"b\": 3}\n",
     )
     .unwrap();
-    let found: Vec<_> = all
-        .iter()
-        .map(|document| (document.line, document.value.clone()))
-        .collect();
-    assert_eq!(
-        found,
-        [(4, json!({"a": 1})), (8, json!([2])), (13, json!({"b": 3}))]
-    );
+    let found: Vec<_> =
+        all.iter().map(|document| (document.line, document.value.clone())).collect();
+    assert_eq!(found, [(4, json!({"a": 1})), (8, json!([2])), (13, json!({"b": 3}))]);
     assert!(documents(b"").unwrap().is_empty());
-    assert_eq!(
-        documents(b"\xef\xbb\xbfa: 1").unwrap()[0].value,
-        json!({"a": 1})
-    );
-    assert_eq!(
-        documents(b"a: 1\r\nb: 2\r\n").unwrap()[0].value,
-        json!({"a": 1, "b": 2})
-    );
+    assert_eq!(documents(b"\xef\xbb\xbfa: 1").unwrap()[0].value, json!({"a": 1}));
+    assert_eq!(documents(b"a: 1\r\nb: 2\r\n").unwrap()[0].value, json!({"a": 1, "b": 2}));
 }
 
 #[test]
@@ -191,12 +155,7 @@ fn json_is_yaml() {
     let value = json!({"a": {"b": [1, 2.5, "\u{1F600}\n\"x\"\\", null, true, {"c:d": "on"}]}, "e": "x".repeat(3000)});
     assert_eq!(one(&serde_json::to_string(&value).unwrap()), value);
     assert_eq!(one(&serde_json::to_string_pretty(&value).unwrap()), value);
-    assert_eq!(
-        one(&serde_json::to_string_pretty(&value)
-            .unwrap()
-            .replace("  ", "\t")),
-        value
-    );
+    assert_eq!(one(&serde_json::to_string_pretty(&value).unwrap().replace("  ", "\t")), value);
     assert_eq!(
         one("{\"a\":\"\\ud83d\\ude00\",\"b\":\"\\/\"}"),
         json!({"a": "\u{1F600}", "b": "/"})
@@ -221,31 +180,16 @@ again: {*k : 3}
     let document = documents(text.as_bytes()).unwrap().remove(0);
     assert_eq!(document.value["plain"], json!({"a": 1, "b": {"c": 2}}));
     assert_eq!(document.value["merged"], json!({"b": 5, "a": 1}));
-    assert_eq!(
-        document.value["several"],
-        json!({"x": 1, "a": 0, "b": {"c": 2}})
-    );
+    assert_eq!(document.value["several"], json!({"x": 1, "a": 0, "b": {"c": 2}}));
     assert_eq!(document.value["again"], json!({"name": 3}));
-    for (path, line) in [
-        ("plain", 4),
-        ("plain.a", 2),
-        ("merged.a", 2),
-        ("merged.b", 6),
-        ("several.x", 9),
-    ] {
+    for (path, line) in
+        [("plain", 4), ("plain.a", 2), ("merged.a", 2), ("merged.b", 6), ("several.x", 9)]
+    {
         assert_eq!(document.locate(path), Some(line), "{path}");
     }
     assert_eq!(document.locate("several.b.c"), Some(3));
-    assert!(
-        error("a: *b").message.contains("anchor"),
-        "{}",
-        error("a: *b")
-    );
-    assert!(
-        error("a: &a [*a]")
-            .message
-            .contains("inside its own anchor")
-    );
+    assert!(error("a: *b").message.contains("anchor"), "{}", error("a: *b"));
+    assert!(error("a: &a [*a]").message.contains("inside its own anchor"));
     assert!(error("<<: 5").message.contains("neither a map"));
 }
 
@@ -261,32 +205,13 @@ fn alias_bombs_are_rejected() {
             n - 1
         ));
     }
-    assert!(
-        error(&aliases).message.contains("values"),
-        "{}",
-        error(&aliases)
-    );
-    assert!(
-        error(&merges).message.contains("values"),
-        "{}",
-        error(&merges)
-    );
-    let text = format!(
-        "a: &a {}\nb: [{}]",
-        "x".repeat(1 << 16),
-        vec!["*a"; 1000].join(", ")
-    );
-    assert!(
-        error(&text).message.contains("aliases repeat"),
-        "{}",
-        error(&text)
-    );
-    for deep in [
-        "[".repeat(100_000),
-        "- ".repeat(100_000),
-        "{a: ".repeat(100_000),
-        "? ".repeat(100_000),
-    ] {
+    assert!(error(&aliases).message.contains("values"), "{}", error(&aliases));
+    assert!(error(&merges).message.contains("values"), "{}", error(&merges));
+    let text = format!("a: &a {}\nb: [{}]", "x".repeat(1 << 16), vec!["*a"; 1000].join(", "));
+    assert!(error(&text).message.contains("aliases repeat"), "{}", error(&text));
+    for deep in
+        ["[".repeat(100_000), "- ".repeat(100_000), "{a: ".repeat(100_000), "? ".repeat(100_000)]
+    {
         let error = error(&deep);
         assert_eq!(error.line, 1, "{error}");
     }
@@ -294,16 +219,8 @@ fn alias_bombs_are_rejected() {
     for n in 1..20 {
         deeper.push_str(&format!("a{n}: &a{n} [[[[[[[[[[*a{}]]]]]]]]]]\n", n - 1));
     }
-    assert!(
-        error(&deeper).message.contains("128 deep"),
-        "{}",
-        error(&deeper)
-    );
-    assert!(
-        error("[".to_owned() + &"1,".repeat(2_000_000))
-            .message
-            .contains("values")
-    );
+    assert!(error(&deeper).message.contains("128 deep"), "{}", error(&deeper));
+    assert!(error("[".to_owned() + &"1,".repeat(2_000_000)).message.contains("values"));
     assert!(error(vec![b' '; MAX_BYTES + 1]).message.contains("16 MiB"));
 }
 
@@ -313,21 +230,13 @@ fn an_error_names_line_and_column() {
         (b"a: 1\nb: {\n", 2, 4, "unclosed"),
         (b"a: 1\nb: \xff\n", 2, 4, "0xff is not UTF-8"),
         (b"a: 1\n\xc3\xa9: \0\n", 2, 4, "zero byte"),
-        (
-            b"a: 1\nb: 2\na: 3\n",
-            3,
-            1,
-            "`a` appears twice in this map, first on line 1",
-        ),
+        (b"a: 1\nb: 2\na: 3\n", 3, 1, "`a` appears twice in this map, first on line 1"),
         (b"x:\n  - {on: 1, true: 2}\n", 2, 13, "`true` appears twice"),
     ];
     for (text, line, column, says) in cases {
         let error = error(text);
         assert_eq!((error.line, error.column), (line, column), "{error}");
-        assert!(
-            error.message.contains(says) && !error.message.is_empty(),
-            "{error}"
-        );
+        assert!(error.message.contains(says) && !error.message.is_empty(), "{error}");
     }
     assert_eq!((error("a: b: c").line, error("a:\n\tb: 1").line), (1, 2));
 }
@@ -406,10 +315,8 @@ fn write(
         let holds = value.as_array().is_some_and(|items| !items.is_empty())
             || value.as_object().is_some_and(|map| !map.is_empty());
         let item_is_below = holds && head.ends_with('-');
-        lines.push((
-            path.clone(),
-            u32::try_from(out.len()).unwrap() + 1 + u32::from(item_is_below),
-        ));
+        lines
+            .push((path.clone(), u32::try_from(out.len()).unwrap() + 1 + u32::from(item_is_below)));
         if holds {
             out.push(head);
             write(value, indent + 2, &path, out, lines);

@@ -49,18 +49,12 @@ impl Acked {
 
     /// The names of [`Acked::differing`] under which the client has something, known or not.
     pub fn own(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.other
-            .iter()
-            .filter(|(_, form)| !matches!(form, Form::Absent))
-            .map(|(name, _)| name)
+        self.other.iter().filter(|(_, form)| !matches!(form, Form::Absent)).map(|(name, _)| name)
     }
 
     /// The names of which the client has a form that nobody knows.
     pub fn unknown(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.other
-            .iter()
-            .filter(|(_, form)| matches!(form, Form::Unknown))
-            .map(|(name, _)| name)
+        self.other.iter().filter(|(_, form)| matches!(form, Form::Unknown)).map(|(name, _)| name)
     }
 
     /// Every form that is known.
@@ -68,13 +62,10 @@ impl Acked {
         let shared = self.shared.iter().flat_map(|shared| shared.iter());
         let shared =
             shared.filter(|(name, _)| self.other.is_empty() || !self.other.contains_key(*name));
-        let other = self.other.values().filter_map(|form| {
-            if let Form::Known(one) = form {
-                Some(one)
-            } else {
-                None
-            }
-        });
+        let other = self
+            .other
+            .values()
+            .filter_map(|form| if let Form::Known(one) = form { Some(one) } else { None });
         shared.map(|(_, resource)| resource).chain(other)
     }
 
@@ -114,22 +105,15 @@ impl Acked {
 
     /// The same, told by its differences from another map.
     pub fn follow(&mut self, to: &Resources, wants: impl Fn(&str) -> bool) {
-        let Some(from) = self
-            .shared
-            .as_ref()
-            .filter(|from| !from.ptr_eq(to))
-            .cloned()
-        else {
+        let Some(from) = self.shared.as_ref().filter(|from| !from.ptr_eq(to)).cloned() else {
             return;
         };
         self.shared = Some(to.clone());
         let told = std::mem::take(&mut self.other);
         compare(&from, to, |name, old, _| {
             if !told.contains_key(name) && wants(name) {
-                self.other.insert(
-                    name.clone(),
-                    old.map_or(Form::Absent, |old| Form::Known(old.clone())),
-                );
+                self.other
+                    .insert(name.clone(), old.map_or(Form::Absent, |old| Form::Known(old.clone())));
             }
         });
         for (name, form) in told {
@@ -163,27 +147,17 @@ impl Acked {
                 to.keys().for_each(|name| self.put(name, form(name)));
                 let outside = told.keys().chain(changes.iter().map(|change| &change.name));
                 let outside: Vec<_> = outside.filter(|name| !to.contains_key(name)).collect();
-                outside
-                    .into_iter()
-                    .for_each(|name| self.put(name, form(name)));
+                outside.into_iter().for_each(|name| self.put(name, form(name)));
             }
         }
     }
 
     /// Tells all by itself again, before a client asks for more than `wants` says it did.
     pub fn unshare(&mut self, wants: impl Fn(&str) -> bool) {
-        let forms: Vec<_> = self
-            .forms()
-            .filter(|one| wants(&one.name))
-            .cloned()
-            .collect();
+        let forms: Vec<_> = self.forms().filter(|one| wants(&one.name)).cloned().collect();
         self.shared = None;
         self.other.retain(|_, form| !matches!(form, Form::Absent));
-        self.other.extend(
-            forms
-                .into_iter()
-                .map(|one| (one.name.clone(), Form::Known(one))),
-        );
+        self.other.extend(forms.into_iter().map(|one| (one.name.clone(), Form::Known(one))));
     }
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::snapshot::{
-    ClusterRefs, EncodedVirtualHost, Resource, ResourceType, Resources, RouteTable,
+    ClusterRefs, EncodedVirtualHost, Provenance, Resource, ResourceType, Resources, RouteTable,
+    provenance,
 };
 
 /// What a cluster is for a client at this moment.
@@ -28,6 +29,8 @@ pub struct HeldResource {
     pub name: Arc<str>,
     /// The virtual host in it.
     pub virtual_host: Option<Arc<str>>,
+    /// The objects that its new version is made from.
+    pub objects: Provenance,
     /// A missing cluster that its new version references.
     pub missing_cluster: Arc<str>,
 }
@@ -124,8 +127,7 @@ impl Chosen {
     fn wait(&mut self, to: &ClusterRefs, from: Option<&ClusterRefs>) {
         self.waiting = true;
         let left = from.into_iter().flat_map(ClusterRefs::iter);
-        self.leaving
-            .extend(left.filter(|cluster| !to.contains(cluster)).cloned());
+        self.leaving.extend(left.filter(|cluster| !to.contains(cluster)).cloned());
     }
 
     fn whole(
@@ -148,6 +150,7 @@ impl Chosen {
                     kind,
                     name,
                     virtual_host: None,
+                    objects: provenance(new.objects().cloned()),
                     missing_cluster,
                 });
                 old.cloned()
@@ -186,6 +189,7 @@ impl Chosen {
                     kind: kind.short_name(),
                     name: new.name.clone(),
                     virtual_host: Some(name.clone()),
+                    objects: after.objects.clone(),
                     missing_cluster,
                 }),
             }
@@ -194,25 +198,15 @@ impl Chosen {
                 mixed.set_catch_all(before.cloned());
             } else {
                 mixed.set(name, before.cloned());
-                elsewhere.extend(
-                    before
-                        .filter(|before| before.domains != after.domains)
-                        .cloned(),
-                );
+                elsewhere.extend(before.filter(|before| before.domains != after.domains).cloned());
             }
         });
         let Some(mut mixed) = mixed else {
             return new.clone();
         };
-        elsewhere
-            .iter()
-            .for_each(|kept| yield_domains(&mut mixed, kept));
+        elsewhere.iter().for_each(|kept| yield_domains(&mut mixed, kept));
         let mixed = Resource::routes(new.name.clone(), mixed);
-        if mixed.version == old.version {
-            old.clone()
-        } else {
-            mixed
-        }
+        if mixed.version == old.version { old.clone() } else { mixed }
     }
 }
 
@@ -223,11 +217,7 @@ fn yield_domains(table: &mut RouteTable, kept: &Arc<EncodedVirtualHost>) {
         .flat_map(|host| host.domains.iter())
         .map(|domain| domain.to_ascii_lowercase())
         .collect();
-    if kept
-        .domains
-        .iter()
-        .any(|domain| taken.contains(&domain.to_ascii_lowercase()))
-    {
+    if kept.domains.iter().any(|domain| taken.contains(&domain.to_ascii_lowercase())) {
         let left = kept.without(&taken).map(Arc::new);
         table.set(&kept.name, left);
     }

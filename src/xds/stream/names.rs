@@ -101,10 +101,7 @@ mod tests {
         let mut names = Names::default();
         assert!(names.insert(&name("a"), true) && names.insert(&name("bb"), false));
         assert!(!names.insert(&name("a"), false) && !names.insert(&name("bb"), true));
-        assert_eq!(
-            (names.len(), names.bytes(), known(&names)),
-            (2, 3, vec!["a"])
-        );
+        assert_eq!((names.len(), names.bytes(), known(&names)), (2, 3, vec!["a"]));
         assert!(names.contains("a") && names.contains("bb") && !names.contains("c"));
         assert!(names.remove("a") && names.remove("bb") && !names.remove("c"));
         assert_eq!((names.len(), names.bytes()), (0, 0));
@@ -125,9 +122,7 @@ mod tests {
         let mut names = Names::default();
         for n in 0..1000 {
             names.insert(
-                &name(&format!(
-                    "outbound|80||service-{n}.nowhere.svc.cluster.local"
-                )),
+                &name(&format!("outbound|80||service-{n}.nowhere.svc.cluster.local")),
                 false,
             );
         }

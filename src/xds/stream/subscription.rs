@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::acked::Acked;
 use super::names::Names;
 use super::request::{Request, RequestError, Variant};
-use crate::snapshot::{Resource, ResourceType, Resources, empty_endpoints};
+use crate::snapshot::{Provenance, Resource, ResourceType, Resources, empty_endpoints};
 use crate::xds::wire::Frame;
 
 /// The longest text of a refusal that is kept, in bytes.
@@ -19,6 +19,8 @@ const MAX_MESSAGE: usize = 2048;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rejection {
     pub version: u64,
+    /// The objects behind what it changed.
+    pub objects: Provenance,
     pub message: Arc<str>,
 }
 
@@ -40,9 +42,7 @@ pub(super) struct Change {
 impl Change {
     /// What to send. There is no word for endpoints that are not, other than that they are none.
     fn told(&self) -> Arc<Resource> {
-        self.resource
-            .clone()
-            .unwrap_or_else(|| empty_endpoints(&self.name))
+        self.resource.clone().unwrap_or_else(|| empty_endpoints(&self.name))
     }
 }
 
@@ -78,12 +78,8 @@ impl View {
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        let base = self
-            .base
-            .iter()
-            .filter(|(name, _)| !self.kept.contains_key(*name));
-        base.map(|(_, resource)| resource)
-            .chain(self.kept.values().flatten())
+        let base = self.base.iter().filter(|(name, _)| !self.kept.contains_key(*name));
+        base.map(|(_, resource)| resource).chain(self.kept.values().flatten())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -171,11 +167,7 @@ impl Subscription {
     /// What the client has under a name: `None` where it has nothing, `Some(None)` where it has a form of an earlier
     /// stream that is not known.
     fn had(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
-        if self.wants(name) {
-            self.acked.get(name)
-        } else {
-            None
-        }
+        if self.wants(name) { self.acked.get(name) } else { None }
     }
 
     /// The form that the client has or is about to have.
@@ -187,18 +179,12 @@ impl Subscription {
 
     pub fn in_flight(&self, name: &str) -> Option<&Change> {
         let changes = &self.pending.as_ref()?.changes;
-        changes.get(
-            changes
-                .binary_search_by(|change| (*change.name).cmp(name))
-                .ok()?,
-        )
+        changes.get(changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?)
     }
 
     pub fn in_flight_mut(&mut self, name: &str) -> Option<&mut Change> {
         let changes = &mut self.pending.as_mut()?.changes;
-        let at = changes
-            .binary_search_by(|change| (*change.name).cmp(name))
-            .ok()?;
+        let at = changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?;
         changes.get_mut(at)
     }
 
@@ -215,9 +201,7 @@ impl Subscription {
 
     /// The newest form of each resource that the client has or is about to have, and whether it acked it.
     pub fn forms(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
-        let acked = self
-            .taken()
-            .filter(|one| self.in_flight(&one.name).is_none());
+        let acked = self.taken().filter(|one| self.in_flight(&one.name).is_none());
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
         acked
             .map(|one| (one, true))
@@ -227,8 +211,7 @@ impl Subscription {
     /// Every form that may be in use at the client.
     pub fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
-        self.taken()
-            .chain(pending.filter_map(|change| change.resource.as_ref()))
+        self.taken().chain(pending.filter_map(|change| change.resource.as_ref()))
     }
 
     /// Every form that the client acked, as far as it is known.
@@ -248,10 +231,7 @@ impl Subscription {
             && self.again.is_empty()
             && self.claimed.is_empty()
             && self.acked.unknown().next().is_none()
-            && self
-                .rejected
-                .keys()
-                .all(|name| self.had(name).flatten().is_some())
+            && self.rejected.keys().all(|name| self.had(name).flatten().is_some())
     }
 
     /// Whether it may become known what the client has of something that is not known yet. `target` is what it is to
@@ -260,9 +240,7 @@ impl Subscription {
         let open = |name: &Arc<str>| {
             let rejected = self.rejected.get(name);
             rejected.is_none_or(|rejection| {
-                target
-                    .get(name)
-                    .is_some_and(|form| form.version != rejection.version)
+                target.get(name).is_some_and(|form| form.version != rejection.version)
             })
         };
         self.pending.is_some()
@@ -291,15 +269,8 @@ impl Subscription {
 
     /// What the client made it hold that no other stream shares, in bytes: about.
     pub fn held_bytes(&self) -> usize {
-        let own = self
-            .again
-            .iter()
-            .chain(self.claimed.keys())
-            .chain(self.acked.own());
-        let gone = self
-            .pending
-            .as_ref()
-            .map_or(0, |pending| pending.gone_bytes);
+        let own = self.again.iter().chain(self.claimed.keys()).chain(self.acked.own());
+        let gone = self.pending.as_ref().map_or(0, |pending| pending.gone_bytes);
         self.names.held_bytes() + own.map(|name| name_bytes(name)).sum::<usize>() + gone
     }
 
@@ -316,8 +287,7 @@ impl Subscription {
             }
         }
         self.learned = Some(base.clone());
-        self.names
-            .learn(kept.into_iter().flat_map(|view| view.kept.keys()));
+        self.names.learn(kept.into_iter().flat_map(|view| view.kept.keys()));
     }
 
     /// Takes a request in. `known` are the resources of its type, whose names serve for those that it asks for.
@@ -371,11 +341,7 @@ impl Subscription {
                 }
             }
         } else {
-            self.acked.share(
-                &base,
-                &changes,
-                (!self.wildcard).then(|| self.names.known()),
-            );
+            self.acked.share(&base, &changes, (!self.wildcard).then(|| self.names.known()));
         }
         for change in &changes {
             self.rejected.remove(&change.name);
@@ -386,16 +352,15 @@ impl Subscription {
     /// Finds out which change was refused: the one there is, or those that the message names, or by trying halves.
     fn contain(&mut self, changes: Vec<Change>, message: &str) {
         let sent = || changes.iter().filter_map(|change| change.resource.as_ref());
-        let named: BTreeSet<&str> = sent()
-            .filter(|one| is_named(message, &one.name))
-            .map(|one| &*one.name)
-            .collect();
+        let named: BTreeSet<&str> =
+            sent().filter(|one| is_named(message, &one.name)).map(|one| &*one.name).collect();
         let count = sent().count();
         let rejected = |one: &&Arc<Resource>| count == 1 || named.contains(&*one.name);
         let message: Arc<str> = cut(message).into();
         for one in sent().filter(rejected) {
             let rejection = Rejection {
                 version: one.version,
+                objects: one.objects_changed_since(self.had(&one.name).flatten().map(|had| &**had)),
                 message: message.clone(),
             };
             if self.has_form(one) {
@@ -451,18 +416,9 @@ impl Subscription {
         known: Option<&Resources>,
         taken: &mut Taken,
     ) -> Result<(), RequestError> {
-        self.check(
-            request.names.len(),
-            request.names.iter().map(String::len).sum(),
-            room,
-        )?;
-        let asked = || {
-            request
-                .names
-                .iter()
-                .filter(|name| *name != "*")
-                .map(|name| shared(known, name))
-        };
+        self.check(request.names.len(), request.names.iter().map(String::len).sum(), room)?;
+        let asked =
+            || request.names.iter().filter(|name| *name != "*").map(|name| shared(known, name));
         let mut names = Names::default();
         for (name, known) in asked() {
             names.insert(&name, known);
@@ -521,10 +477,8 @@ impl Subscription {
             self.owed = wildcard && request.initial_versions.is_empty();
             for (name, version) in request.initial_versions {
                 // A version that is not ours differs from every one of ours.
-                self.claimed.insert(
-                    name.into(),
-                    u64::from_str_radix(&version, 16).unwrap_or(u64::MAX),
-                );
+                self.claimed
+                    .insert(name.into(), u64::from_str_radix(&version, 16).unwrap_or(u64::MAX));
             }
         }
         for name in request.names {
@@ -538,10 +492,7 @@ impl Subscription {
             }
             let (name, known) = shared(known, &name);
             // What it came back with is asked after by name.
-            if self
-                .names
-                .insert(&name, known || self.claimed.contains_key(&name))
-            {
+            if self.names.insert(&name, known || self.claimed.contains_key(&name)) {
                 self.learned = None;
                 if !self.wildcard {
                     self.acked.remove(&name);
@@ -583,42 +534,25 @@ impl Subscription {
         self.learn(&view.base, Some(view));
         for (name, version) in std::mem::take(&mut self.claimed) {
             if self.wants(&name) && !self.has(&name) {
-                let same = view
-                    .get(&name)
-                    .filter(|one| version_of.is_some_and(|of| of(one) == version));
+                let same =
+                    view.get(&name).filter(|one| version_of.is_some_and(|of| of(one) == version));
                 self.acked.set(&name, same.cloned());
             }
         }
         if !self.acked.is_shared() {
-            self.acked.share(
-                &view.base,
-                &[],
-                (!self.wildcard).then(|| self.names.known()),
-            );
+            self.acked.share(&view.base, &[], (!self.wildcard).then(|| self.names.known()));
         }
     }
 
     /// The next response; `None` where there is nothing to say, or the client has not yet answered the last one.
     pub fn respond(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Option<(Frame, usize)> {
-        let Turn {
-            variant,
-            view,
-            nonce,
-            now,
-            version_of,
-            ..
-        } = *turn;
+        let Turn { variant, view, nonce, now, version_of, .. } = *turn;
         // One response at a time for a type: what comes up meanwhile goes out together after the answer.
         if !self.subscribed || self.pending.is_some() {
             return None;
         }
         self.learn(&view.base, Some(view));
-        let Self {
-            acked,
-            names,
-            wildcard,
-            ..
-        } = &mut *self;
+        let Self { acked, names, wildcard, .. } = &mut *self;
         acked.follow(&view.base, |name| *wildcard || names.contains(name));
         // What is not given yet, or is given meanwhile, may come in the form that was refused.
         self.rejected.retain(|name, rejection| {
@@ -630,10 +564,7 @@ impl Subscription {
         let trial = self.next_trial(view);
         let (mut changes, never) = match &trial {
             Some(group) => (
-                group
-                    .iter()
-                    .map(|one| self.change(&one.name, Some(one.clone())))
-                    .collect(),
+                group.iter().map(|one| self.change(&one.name, Some(one.clone()))).collect(),
                 Vec::new(),
             ),
             None => self.differences(kind, turn),
@@ -646,10 +577,7 @@ impl Subscription {
             Variant::Delta => {
                 let resources: Vec<_> = sent.map(|one| (one.clone(), version_of(one))).collect();
                 let gone = changes.iter().filter(|change| change.resource.is_none());
-                let removed: Vec<_> = gone
-                    .map(|change| change.name.clone())
-                    .chain(never)
-                    .collect();
+                let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
                 let count = resources.len();
                 (Frame::delta(kind, nonce, resources, &removed), count)
             }
@@ -658,14 +586,10 @@ impl Subscription {
                 let resources: Vec<_> = match trial {
                     _ if !kind.has_wildcard() => changes.iter().map(Change::told).collect(),
                     Some(group) => self.with(group),
-                    None => self
-                        .wanted(view)
-                        .filter_map(|one| self.allowed(kind, one))
-                        .collect(),
+                    None => self.wanted(view).filter_map(|one| self.allowed(kind, one)).collect(),
                 };
-                let version = resources
-                    .iter()
-                    .fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
+                let version =
+                    resources.iter().fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
                 let count = resources.len();
                 (Frame::sotw(kind, version, nonce, resources), count)
             }
@@ -676,13 +600,7 @@ impl Subscription {
         let gone = changes.iter().filter(|change| change.resource.is_none());
         let gone_bytes = gone.map(|change| name_bytes(&change.name)).sum();
         let (nonce, base) = (nonce.to_owned(), view.base.clone());
-        self.pending = Some(Pending {
-            nonce,
-            changes,
-            base,
-            gone_bytes,
-            since: now,
-        });
+        self.pending = Some(Pending { nonce, changes, base, gone_bytes, since: now });
         Some((frame, resources))
     }
 
@@ -701,9 +619,7 @@ impl Subscription {
     fn next_trial(&mut self, view: &View) -> Option<Vec<Arc<Resource>>> {
         while let Some(group) = self.suspects.pop() {
             let still = |(name, version): (Arc<str>, u64)| {
-                view.get(&name)
-                    .filter(|one| one.version == version && self.wants(&name))
-                    .cloned()
+                view.get(&name).filter(|one| one.version == version && self.wants(&name)).cloned()
             };
             let group: Vec<_> = group.into_iter().filter_map(still).collect();
             if !group.is_empty() {
@@ -748,24 +664,11 @@ impl Subscription {
     /// What changes, and the names asked for under which there is nothing and never was. Of those nothing is to be
     /// remembered once they are told.
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> (Vec<Change>, Vec<Arc<str>>) {
-        let Turn {
-            variant,
-            view,
-            defer,
-            in_change,
-            meanwhile,
-            tell_missing,
-            ..
-        } = *turn;
+        let Turn { variant, view, defer, in_change, meanwhile, tell_missing, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
         // All that can differ, where that is known.
         let names: Option<BTreeSet<Arc<str>>> = self.acked.is_shared().then(|| {
-            self.acked
-                .differing()
-                .chain(&again)
-                .chain(view.kept.keys())
-                .cloned()
-                .collect()
+            self.acked.differing().chain(&again).chain(view.kept.keys()).cloned().collect()
         });
         let mut later = BTreeSet::new();
         let mut changes = Vec::new();
@@ -793,10 +696,7 @@ impl Subscription {
                     .or_else(|| meanwhile(name).filter(|one| !self.refuses(one)))
                     .unwrap_or(form);
             }
-            changes.push(Change {
-                asked,
-                ..self.change(name, Some(form))
-            });
+            changes.push(Change { asked, ..self.change(name, Some(form)) });
         };
         match &names {
             Some(names) => {
@@ -808,29 +708,18 @@ impl Subscription {
         // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
         // Resources").
         if variant == Variant::Delta || kind.has_wildcard() {
-            let gone = self
-                .acked
-                .own()
-                .filter(|name| !view.has(name) && !defer(name, None, true));
+            let gone = self.acked.own().filter(|name| !view.has(name) && !defer(name, None, true));
             changes.extend(gone.map(|name| self.change(name, None)));
         }
         // Section "Knowing When a Requested Resource Does Not Exist".
-        let missing = again
-            .iter()
-            .filter(|name| !view.has(name) && !self.has(name))
-            .cloned();
-        let never: Vec<Arc<str>> = if variant == Variant::Delta || tell_missing {
-            missing.collect()
-        } else {
-            Vec::new()
-        };
+        let missing = again.iter().filter(|name| !view.has(name) && !self.has(name)).cloned();
+        let never: Vec<Arc<str>> =
+            if variant == Variant::Delta || tell_missing { missing.collect() } else { Vec::new() };
         let never = if variant == Variant::Delta {
             never
         } else {
-            changes.extend(never.iter().map(|name| Change {
-                asked: true,
-                ..self.change(name, None)
-            }));
+            changes
+                .extend(never.iter().map(|name| Change { asked: true, ..self.change(name, None) }));
             Vec::new()
         };
         // What is to be there and is not given yet is still due.
@@ -860,11 +749,7 @@ fn is_named(message: &str, name: &str) -> bool {
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-' | b':');
     message.match_indices(name).any(|(at, _)| {
         let before = message.as_bytes().get(..at).and_then(<[u8]>::last);
-        let mut after = message
-            .as_bytes()
-            .get(at + name.len()..)
-            .unwrap_or_default()
-            .iter();
+        let mut after = message.as_bytes().get(at + name.len()..).unwrap_or_default().iter();
         let next = match after.next() {
             // The end of the sentence, or the next label of a host.
             Some(b'.' | b':') => after.next(),
@@ -876,8 +761,6 @@ fn is_named(message: &str, name: &str) -> bool {
 }
 
 fn cut(message: &str) -> &str {
-    let end = (0..=message.len().min(MAX_MESSAGE))
-        .rev()
-        .find(|at| message.is_char_boundary(*at));
+    let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|at| message.is_char_boundary(*at));
     message.get(..end.unwrap_or(0)).unwrap_or_default()
 }

@@ -22,12 +22,7 @@ struct Client {
 impl Client {
     fn new(variant: Variant) -> Self {
         let stream = Stream::new(variant, StreamSettings::default());
-        Self {
-            stream,
-            now: Instant::now(),
-            unanswered: Vec::new(),
-            log: Vec::new(),
-        }
+        Self { stream, now: Instant::now(), unanswered: Vec::new(), log: Vec::new() }
     }
 
     fn send(&mut self, request: Request) -> Option<Answer> {
@@ -61,26 +56,15 @@ impl Client {
                         show(response.kind, &one.resource.as_ref().unwrap().value)
                     };
                     words.extend(
-                        message
-                            .resources
-                            .iter()
-                            .map(|one| format!("+{}={}", one.name, body(one))),
+                        message.resources.iter().map(|one| format!("+{}={}", one.name, body(one))),
                     );
-                    words.extend(
-                        message
-                            .removed_resources
-                            .iter()
-                            .map(|name| format!("-{name}")),
-                    );
+                    words.extend(message.removed_resources.iter().map(|name| format!("-{name}")));
                     message.nonce
                 }
                 Variant::Sotw => {
                     let message = pb::DiscoveryResponse::decode(frame).unwrap();
                     words.extend(
-                        message
-                            .resources
-                            .iter()
-                            .map(|any| show(response.kind, &any.value)),
+                        message.resources.iter().map(|any| show(response.kind, &any.value)),
                     );
                     message.nonce
                 }
@@ -93,11 +77,7 @@ impl Client {
     /// Answers the oldest response; in SotW with these names.
     fn answer(&mut self, error: Option<&str>, names: &[&str]) -> Option<Answer> {
         let (kind, nonce) = self.unanswered.remove(0);
-        let names = if self.stream.variant == Variant::Delta {
-            Vec::new()
-        } else {
-            owned(names)
-        };
+        let names = if self.stream.variant == Variant::Delta { Vec::new() } else { owned(names) };
         let error = error.map(Into::into);
         self.send(Request {
             type_url: kind.type_url().into(),
@@ -133,27 +113,15 @@ fn owned(names: &[&str]) -> Vec<String> {
 }
 
 const NOTHING: [&str; 0] = [];
-const V1: Parts<'_> = &[
-    (Cluster, "c1", "C1"),
-    (Endpoints, "c1", "E1"),
-    (Listener, "l", "L"),
-    (Route, "80", "a>c1"),
-];
-const V2: Parts<'_> = &[
-    (Cluster, "c2", "C2"),
-    (Endpoints, "c2", "E2"),
-    (Listener, "l", "L"),
-    (Route, "80", "a>c2"),
-];
+const V1: Parts<'_> =
+    &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "a>c1")];
+const V2: Parts<'_> =
+    &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L"), (Route, "80", "a>c2")];
 
 /// A delta client that has taken all of `parts`, whose endpoints all belong to the clusters of the same name.
 fn started_with(parts: Parts<'_>) -> Client {
     let of = |kind: ResourceType| -> Vec<&str> {
-        parts
-            .iter()
-            .filter(|(one, ..)| *one == kind)
-            .map(|(_, name, _)| *name)
-            .collect()
+        parts.iter().filter(|(one, ..)| *one == kind).map(|(_, name, _)| *name).collect()
     };
     let mut client = Client::new(Variant::Delta);
     client.give(snapshot(1, parts));
@@ -199,11 +167,7 @@ fn a_client_starts_with_clusters_then_endpoints_then_listeners_then_routes() {
 fn routes_wait_for_the_clusters_they_use_and_for_their_endpoints() {
     let mut client = started();
     client.give(snapshot(2, V2));
-    assert_eq!(
-        client.take_log(),
-        ["cds +c2=C2"],
-        "nothing is removed, and the route stays"
-    );
+    assert_eq!(client.take_log(), ["cds +c2=C2"], "nothing is removed, and the route stays");
     client.ask(Endpoints, &["c2"]);
     assert_eq!(client.take_log(), ["eds +c2=E2"]);
     client.ack();
@@ -217,11 +181,7 @@ fn routes_wait_for_the_clusters_they_use_and_for_their_endpoints() {
     client.wait();
     assert_eq!(client.take_log(), ["cds -c1"], "its endpoints go with it");
     client.ack();
-    assert_eq!(
-        client.take_log(),
-        ["eds -c1"],
-        "unless the client is still subscribed to them"
-    );
+    assert_eq!(client.take_log(), ["eds -c1"], "unless the client is still subscribed to them");
 }
 
 #[test]
@@ -256,10 +216,7 @@ fn a_change_that_needs_no_new_cluster_goes_at_once_while_another_waits() {
             (Route, "80", "a>c1*9 b>c2"),
         ],
     ));
-    assert_eq!(
-        client.take_log(),
-        ["cds +c2=C2", "eds +c1=E1b", "rds +80=a>c1*9 b>c1"]
-    );
+    assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c1=E1b", "rds +80=a>c1*9 b>c1"]);
     client.ask(Endpoints, &["c2"]);
     client.ack_all();
     assert_eq!(client.take_log(), ["eds +c2=E2", "rds +80=a>c1*9 b>c2"]);
@@ -273,11 +230,7 @@ fn states_that_come_meanwhile_merge_and_the_latest_wins() {
     client.give(snapshot(3, V1));
     client.ask(Endpoints, &["c2"]);
     client.ack_all();
-    assert_eq!(
-        client.take_log(),
-        ["cds +c2=C2", "eds +c2=E2"],
-        "the route never moved"
-    );
+    assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c2=E2"], "the route never moved");
     client.wait();
     assert_eq!(client.take_log(), ["cds -c2"]);
     client.ack_all();
@@ -329,11 +282,7 @@ fn the_last_endpoints_stay_while_the_routes_away_from_them_wait_for_a_cluster() 
     client.give(state(2, "E1"));
     assert_eq!(client.take_log(), ["cds +c2=C2"]);
     client.give(state(3, "E3"));
-    assert_eq!(
-        client.take_log(),
-        ["eds +c1=E3"],
-        "the client may take long to get c2"
-    );
+    assert_eq!(client.take_log(), ["eds +c1=E3"], "the client may take long to get c2");
     client.ack_all();
     // No text at all reads as an assignment without endpoints.
     client.give(state(4, ""));
@@ -369,16 +318,10 @@ fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
         "d is new and has nothing to hold on to"
     );
     client.ack();
-    assert_eq!(
-        (client.stream.settled(), client.stream.reached()),
-        (None, Some(2.into()))
-    );
+    assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2.into())));
     let held = client.stream.held();
     assert_eq!(held.len(), 1);
-    assert_eq!(
-        (held[0].virtual_host.as_deref(), &*held[0].missing_cluster),
-        (Some("a"), "c2")
-    );
+    assert_eq!((held[0].virtual_host.as_deref(), &*held[0].missing_cluster), (Some("a"), "c2"));
     let then_the_rule: Parts<'_> = &[
         (Cluster, "c1", "C1"),
         (Cluster, "c2", "C2"),
@@ -390,14 +333,8 @@ fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
     client.give(snapshot(3, then_the_rule));
     client.ask(Endpoints, &["c2"]);
     client.ack_all();
-    assert_eq!(
-        client.take_log(),
-        ["cds +c2=C2", "eds +c2=E2", "rds +80=a>c1,c2 b>c1*7 d>c2"]
-    );
-    assert_eq!(
-        (client.stream.settled(), client.stream.held()),
-        (Some(3.into()), Vec::new())
-    );
+    assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c2=E2", "rds +80=a>c1,c2 b>c1*7 d>c2"]);
+    assert_eq!((client.stream.settled(), client.stream.held()), (Some(3.into()), Vec::new()));
 }
 
 #[test]
@@ -418,17 +355,10 @@ fn a_subset_that_is_dropped_before_its_route_stays_as_long_as_the_route_leads_to
         (Route, "80", "a>c1"),
     ];
     client.give(snapshot(2, rule_first));
-    assert_eq!(
-        (client.take_log(), client.stream.wake_at()),
-        (Vec::new(), None)
-    );
+    assert_eq!((client.take_log(), client.stream.wake_at()), (Vec::new(), None));
     assert_eq!(client.stream.kept(), ["c1".into()]);
     client.ask(Endpoints, &["c1"]);
-    assert_eq!(
-        client.take_log(),
-        ["eds +c1=E1"],
-        "its last endpoints stay as well"
-    );
+    assert_eq!(client.take_log(), ["eds +c1=E1"], "its last endpoints stay as well");
     client.ack();
     let then_the_route: Parts<'_> = &[
         (Cluster, "c2", "C2"),
@@ -448,39 +378,22 @@ fn a_subset_that_is_dropped_before_its_route_stays_as_long_as_the_route_leads_to
 
 #[test]
 fn a_listener_that_leads_to_a_cluster_waits_and_is_held_as_a_route_is() {
-    let mut client = started_with(&[
-        (Cluster, "c1", "C1"),
-        (Endpoints, "c1", "E1"),
-        (Listener, "l", "L>c1"),
-    ]);
+    let mut client =
+        started_with(&[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L>c1")]);
     client.give(snapshot(
         2,
-        &[
-            (Cluster, "c1", "C1"),
-            (Endpoints, "c1", "E1"),
-            (Listener, "l", "L>c2"),
-        ],
+        &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L>c2")],
     ));
     assert_eq!(client.take_log(), NOTHING);
-    assert_eq!(
-        (client.stream.held()[0].kind, &*client.stream.held()[0].name),
-        ("lds", "l")
-    );
+    assert_eq!((client.stream.held()[0].kind, &*client.stream.held()[0].name), ("lds", "l"));
     client.give(snapshot(
         3,
-        &[
-            (Cluster, "c2", "C2"),
-            (Endpoints, "c2", "E2"),
-            (Listener, "l", "L>c2"),
-        ],
+        &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L>c2")],
     ));
     client.ask(Endpoints, &["c2"]);
     client.ack();
     client.ack();
-    assert_eq!(
-        client.take_log(),
-        ["cds +c2=C2", "eds +c2=E2", "lds +l=L>c2"]
-    );
+    assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c2=E2", "lds +l=L>c2"]);
 }
 
 #[test]
@@ -493,10 +406,7 @@ fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
         client.ask(Endpoints, &["c1"]);
         client.answer(None, &["c1"]);
         client.take_log();
-        client.give(snapshot(
-            2,
-            &[(Cluster, "c1", "C1b"), (Endpoints, "c1", "E1b")],
-        ));
+        client.give(snapshot(2, &[(Cluster, "c1", "C1b"), (Endpoints, "c1", "E1b")]));
         let sent = |cluster: &str| match variant {
             Variant::Sotw => [format!("cds {cluster}"), "eds E1b".to_owned()],
             Variant::Delta => [format!("cds +c1={cluster}"), "eds +c1=E1b".to_owned()],
@@ -509,10 +419,7 @@ fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
         client.answer(None, &[]);
         client.answer(None, &["c1"]);
         assert_eq!(client.take_log(), NOTHING);
-        client.give(snapshot(
-            3,
-            &[(Cluster, "c1", "C1c"), (Endpoints, "c1", "E1b")],
-        ));
+        client.give(snapshot(3, &[(Cluster, "c1", "C1c"), (Endpoints, "c1", "E1b")]));
         assert_eq!(client.take_log(), sent("C1c"), "even if they are the same");
     }
 }
@@ -522,12 +429,7 @@ fn a_changed_cluster_whose_new_endpoints_are_refused_gets_those_that_it_had() {
     let mut client = started();
     client.give(snapshot(
         2,
-        &[
-            (Cluster, "c1", "C1b"),
-            (Endpoints, "c1", "bad"),
-            (Listener, "l", "L"),
-            V1[3],
-        ],
+        &[(Cluster, "c1", "C1b"), (Endpoints, "c1", "bad"), (Listener, "l", "L"), V1[3]],
     ));
     client.ack();
     assert_eq!(client.take_log(), ["cds +c1=C1b", "eds +c1=bad"]);
@@ -546,11 +448,7 @@ fn a_cluster_that_goes_and_comes_back_is_made_anew() {
     assert_eq!(client.take_log(), ["rds +80=a>", "cds -c1"]);
     client.give(snapshot(3, V1));
     client.ack();
-    assert_eq!(
-        client.take_log(),
-        ["cds +c1=C1"],
-        "no route before it is made"
-    );
+    assert_eq!(client.take_log(), ["cds +c1=C1"], "no route before it is made");
     client.ack();
     assert_eq!(client.take_log(), ["eds +c1=E1"]);
     client.ack();
@@ -567,20 +465,14 @@ fn a_refused_cluster_keeps_the_routes_where_they_are_and_is_not_sent_again() {
         Some(Answer::Rejected(Cluster, "no such thing".into()))
     );
     assert_eq!(client.take_log(), NOTHING);
-    assert_eq!(
-        (client.stream.settled(), client.stream.reached()),
-        (None, Some(2.into()))
-    );
+    assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2.into())));
     let rejected = client.stream.rejected();
     assert_eq!(
         (rejected[0].kind, &*rejected[0].name, &*rejected[0].message),
         ("cds", "c2", "no such thing")
     );
     client.give(snapshot(3, V1));
-    assert_eq!(
-        (client.stream.settled(), client.stream.rejected()),
-        (Some(3.into()), Vec::new())
-    );
+    assert_eq!((client.stream.settled(), client.stream.rejected()), (Some(3.into()), Vec::new()));
 }
 
 #[test]
@@ -588,22 +480,14 @@ fn a_refused_resource_is_sent_again_when_it_changes() {
     let mut client = started();
     client.give(snapshot(
         2,
-        &[
-            (Cluster, "c1", "bad"),
-            (Endpoints, "c1", "E1"),
-            (Route, "80", "a>c1*2"),
-        ],
+        &[(Cluster, "c1", "bad"), (Endpoints, "c1", "E1"), (Route, "80", "a>c1*2")],
     ));
     client.answer(Some("c1"), &[]);
     client.ack_all();
     client.take_log();
     client.give(snapshot(
         3,
-        &[
-            (Cluster, "c1", "good"),
-            (Endpoints, "c1", "E1"),
-            (Route, "80", "a>c1*2"),
-        ],
+        &[(Cluster, "c1", "good"), (Endpoints, "c1", "E1"), (Route, "80", "a>c1*2")],
     ));
     assert_eq!(client.take_log(), ["cds +c1=good", "eds +c1=E1"]);
 }
@@ -614,13 +498,7 @@ fn contained(variant: Variant, message: &dyn Fn(&str) -> String) -> (usize, Vec<
     let parts = |second: &'static str| -> Vec<(ResourceType, &'static str, &'static str)> {
         names
             .iter()
-            .map(|name| {
-                (
-                    Cluster,
-                    *name,
-                    if *name == "second" { second } else { *name },
-                )
-            })
+            .map(|name| (Cluster, *name, if *name == "second" { second } else { *name }))
             .collect()
     };
     let mut client = Client::new(variant);
@@ -651,10 +529,7 @@ fn contained(variant: Variant, message: &dyn Fn(&str) -> String) -> (usize, Vec<
 fn the_resource_that_a_refusal_names_is_left_out_and_the_rest_goes_on() {
     let message = |name: &str| format!("Error adding/updating cluster(s) {name}: no");
     let (refusals, log, client) = contained(Variant::Delta, &message);
-    assert_eq!(
-        (refusals, log.last().unwrap().as_str()),
-        (1, "cds +fifth=new +sixth=new")
-    );
+    assert_eq!((refusals, log.last().unwrap().as_str()), (1, "cds +fifth=new +sixth=new"));
     assert_eq!(client.stream.rejected().len(), 1);
     let (refusals, log, client) = contained(Variant::Sotw, &message);
     let last = log.last().unwrap();
@@ -663,10 +538,7 @@ fn the_resource_that_a_refusal_names_is_left_out_and_the_rest_goes_on() {
         (1, "cds new first fourth old new third"),
         "the last form that was taken"
     );
-    assert_eq!(
-        (client.stream.rejected().len(), client.stream.reached()),
-        (1, Some(2.into()))
-    );
+    assert_eq!((client.stream.rejected().len(), client.stream.reached()), (1, Some(2.into())));
 }
 
 #[test]
@@ -675,16 +547,9 @@ fn a_refusal_that_names_nothing_is_narrowed_down_to_one_resource() {
         let (refusals, log, client) = contained(variant, &|_| "something is wrong".to_owned());
         assert!((2..=3).contains(&refusals), "{log:?}");
         let rejected = client.stream.rejected();
-        assert_eq!(
-            (rejected.len(), &*rejected[0].name),
-            (1, "second"),
-            "{variant:?}: {log:?}"
-        );
+        assert_eq!((rejected.len(), &*rejected[0].name), (1, "second"), "{variant:?}: {log:?}");
         let sent = log.join(" ");
-        assert!(
-            sent.contains("sixth") || variant == Variant::Sotw,
-            "{log:?}"
-        );
+        assert!(sent.contains("sixth") || variant == Variant::Sotw, "{log:?}");
         assert_eq!(client.stream.reached(), Some(2.into()));
     }
 }
@@ -696,15 +561,9 @@ fn a_route_configuration_that_is_refused_keeps_what_its_last_form_leads_to() {
     client.ask(Endpoints, &["c2"]);
     client.ack();
     client.ack();
-    assert_eq!(
-        client.answer(Some("no"), &[]),
-        Some(Answer::Rejected(Route, "no".into()))
-    );
+    assert_eq!(client.answer(Some("no"), &[]), Some(Answer::Rejected(Route, "no".into())));
     assert_eq!(client.stream.wake_at(), None, "the client still uses c1");
-    assert_eq!(
-        (client.stream.kept(), client.stream.rejected().len()),
-        (vec!["c1".into()], 1)
-    );
+    assert_eq!((client.stream.kept(), client.stream.rejected().len()), (vec!["c1".into()], 1));
 }
 
 #[test]
@@ -727,22 +586,14 @@ fn a_client_that_has_not_answered_gets_the_latest_state_and_none_between() {
     for (revision, body) in [(2, "C1a"), (3, "C1b"), (4, "C1c")] {
         client.give(snapshot(
             revision,
-            &[
-                (Cluster, "c1", body),
-                (Endpoints, "c1", "E1"),
-                (Route, "80", "a>c1"),
-            ],
+            &[(Cluster, "c1", body), (Endpoints, "c1", "E1"), (Route, "80", "a>c1")],
         ));
     }
     assert_eq!(client.take_log(), ["cds +c1=C1a", "eds +c1=E1", "lds -l"]);
     client.ack();
     assert_eq!(client.take_log(), ["cds +c1=C1c"]);
     client.ack();
-    assert_eq!(
-        client.take_log(),
-        ["eds +c1=E1"],
-        "once more for the newer form"
-    );
+    assert_eq!(client.take_log(), ["eds +c1=E1"], "once more for the newer form");
 }
 
 #[test]
@@ -753,11 +604,7 @@ fn a_client_that_does_not_answer_lags_and_says_why() {
     client.wait();
     let reason = client.stream.lag(client.now).unwrap();
     assert!(reason.contains("cds response"), "{reason}");
-    assert_eq!(
-        client.stream.wake_at(),
-        None,
-        "it is not looked at again and again"
-    );
+    assert_eq!(client.stream.wake_at(), None, "it is not looked at again and again");
     client.ack();
     assert_eq!(client.stream.lag(client.now), None);
     client.wait();
@@ -767,10 +614,7 @@ fn a_client_that_does_not_answer_lags_and_says_why() {
     );
     client.ask(Endpoints, &["c2"]);
     client.ack_all();
-    assert_eq!(
-        (client.stream.lag(client.now), client.stream.settled()),
-        (None, Some(2.into()))
-    );
+    assert_eq!((client.stream.lag(client.now), client.stream.settled()), (None, Some(2.into())));
 }
 
 #[test]
@@ -778,11 +622,8 @@ fn a_stale_nonce_is_no_answer() {
     let mut client = Client::new(Variant::Sotw);
     client.give(snapshot(1, V1));
     client.ask(Cluster, &[]);
-    let stale = Request {
-        type_url: Cluster.type_url().into(),
-        nonce: "0".into(),
-        ..Default::default()
-    };
+    let stale =
+        Request { type_url: Cluster.type_url().into(), nonce: "0".into(), ..Default::default() };
     assert_eq!(client.send(stale), None);
     assert_eq!(client.stream.settled(), None);
     assert_eq!(client.answer(None, &[]), Some(Answer::Acked(Cluster)));
@@ -812,12 +653,7 @@ fn a_client_that_comes_back_gets_only_what_it_lacks_and_loses_nothing_before_its
         wire::version_text(state.get(kind).get(name).unwrap().version)
     };
     let endpoints = state.get(Endpoints).get("c1").unwrap().version
-        ^ state
-            .get(Cluster)
-            .get("c1")
-            .unwrap()
-            .version
-            .rotate_left(32);
+        ^ state.get(Cluster).get("c1").unwrap().version.rotate_left(32);
     let came = |kind: ResourceType, had: &[(&str, String)]| Request {
         type_url: kind.type_url().into(),
         names: if kind.has_wildcard() {
@@ -832,14 +668,8 @@ fn a_client_that_comes_back_gets_only_what_it_lacks_and_loses_nothing_before_its
         ..Default::default()
     };
     let requests = [
-        came(
-            Cluster,
-            &[("c1", version(Cluster, "c1")), ("old", "5".into())],
-        ),
-        came(
-            Endpoints,
-            &[("c1", wire::version_text(endpoints)), ("old", "5".into())],
-        ),
+        came(Cluster, &[("c1", version(Cluster, "c1")), ("old", "5".into())]),
+        came(Endpoints, &[("c1", wire::version_text(endpoints)), ("old", "5".into())]),
         came(Listener, &[("l", version(Listener, "l"))]),
         came(Route, &[("80", "7".into())]),
     ];
@@ -924,11 +754,7 @@ fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_
 
 #[test]
 fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
-    let (whole, old, new) = (
-        "outbound|80||web",
-        "outbound|80|v1|web",
-        "outbound|80|v2|web",
-    );
+    let (whole, old, new) = ("outbound|80||web", "outbound|80|v1|web", "outbound|80|v2|web");
     let cluster = |name: &str| {
         let eds = cluster::cluster::EdsClusterConfig {
             service_name: name.to_owned(),
@@ -943,17 +769,12 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
         Resource::new(name, message.encode_to_vec().into(), Arc::default())
     };
     let endpoints = |name: &str| {
-        let message = endpoint::ClusterLoadAssignment {
-            cluster_name: name.to_owned(),
-            ..Default::default()
-        };
+        let message =
+            endpoint::ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() };
         Resource::new(name, message.encode_to_vec().into(), Arc::default())
     };
     let by_name = |all: Vec<Arc<Resource>>| all.into_iter().collect();
-    let rest = snapshot(
-        1,
-        &[(Listener, "l", "L"), (Route, "80", &format!("a>{new}"))],
-    );
+    let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{new}"))]);
     let state = Snapshot::new(
         1.into(),
         [
@@ -986,64 +807,29 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
         nonce: nonce.into(),
         ..Default::default()
     };
-    assert_eq!(
-        send(request(Cluster, &[], ""), begun),
-        [],
-        "it has not yet told what it has"
-    );
+    assert_eq!(send(request(Cluster, &[], ""), begun), [], "it has not yet told what it has");
     let sent = send(request(Endpoints, &[whole, old], ""), begun);
-    assert_eq!(
-        sent.len(),
-        2,
-        "clusters, and the endpoints of the one that stands in: {sent:?}"
-    );
-    assert_eq!(
-        sent[0].1,
-        [
-            cluster(new).bytes(),
-            cluster(whole).bytes(),
-            cluster(old).bytes()
-        ]
-    );
+    assert_eq!(sent.len(), 2, "clusters, and the endpoints of the one that stands in: {sent:?}");
+    assert_eq!(sent[0].1, [cluster(new).bytes(), cluster(whole).bytes(), cluster(old).bytes()]);
     assert_eq!(sent[1].1, [endpoints(old).bytes()]);
     send(request(Listener, &[], ""), begun);
     send(request(Route, &["80"], ""), begun);
     // Envoy asks for the endpoints of the new cluster, and acks the clusters when none of them warms any more.
     let more = send(request(Endpoints, &[whole, old, new], &sent[1].2), begun);
-    assert!(
-        more.iter()
-            .any(|one| one.1.contains(&endpoints(new).bytes())),
-        "{more:?}"
-    );
+    assert!(more.iter().any(|one| one.1.contains(&endpoints(new).bytes())), "{more:?}");
     send(request(Endpoints, &[whole, old, new], &more[0].2), begun);
     let moved = send(request(Cluster, &[], &sent[0].2), begun);
     let nonce = |all: &[(ResourceType, Vec<Vec<u8>>, String)], kind: ResourceType| -> String {
-        all.iter()
-            .find(|one| one.0 == kind)
-            .map(|one| one.2.clone())
-            .unwrap_or_default()
+        all.iter().find(|one| one.0 == kind).map(|one| one.2.clone()).unwrap_or_default()
     };
-    let again = send(
-        request(Endpoints, &[whole, old, new], &nonce(&moved, Endpoints)),
-        begun,
-    );
+    let again = send(request(Endpoints, &[whole, old, new], &nonce(&moved, Endpoints)), begun);
     let routes = [nonce(&moved, Route), nonce(&again, Route)].concat();
     let listeners = [nonce(&moved, Listener), nonce(&again, Listener)].concat();
-    assert!(
-        !routes.is_empty() && !listeners.is_empty(),
-        "{moved:?} {again:?}"
-    );
+    assert!(!routes.is_empty() && !listeners.is_empty(), "{moved:?} {again:?}");
     send(request(Listener, &[], &listeners), begun);
     send(request(Route, &["80"], &routes), begun);
-    let last = send(
-        request(Route, &["80"], "stale"),
-        begun + StreamSettings::default().grace,
-    );
-    assert_eq!(
-        last[0].1,
-        [cluster(new).bytes(), cluster(whole).bytes()],
-        "{last:?}"
-    );
+    let last = send(request(Route, &["80"], "stale"), begun + StreamSettings::default().grace);
+    assert_eq!(last[0].1, [cluster(new).bytes(), cluster(whole).bytes()], "{last:?}");
 }
 
 #[test]
@@ -1078,11 +864,7 @@ fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_wh
     let begun = client.now;
     client.give(next.clone());
     for (kind, names, version) in [
-        (
-            Cluster,
-            NOTHING.as_slice(),
-            next.get(Cluster).get("c1").unwrap().version,
-        ),
+        (Cluster, NOTHING.as_slice(), next.get(Cluster).get("c1").unwrap().version),
         (Endpoints, &["c1"], 5),
     ] {
         let initial_versions = BTreeMap::from([("c1".to_owned(), wire::version_text(version))]);
@@ -1109,11 +891,7 @@ fn a_client_that_asks_for_listeners_first_is_given_time_to_ask_for_clusters() {
     let begun = client.now;
     client.give(snapshot(1, V1));
     client.ask(Listener, &[]);
-    assert_eq!(
-        client.take_log(),
-        NOTHING,
-        "it may be back with a cluster that warms"
-    );
+    assert_eq!(client.take_log(), NOTHING, "it may be back with a cluster that warms");
     while client.log.is_empty() {
         client.wait();
     }
@@ -1129,12 +907,7 @@ fn sotw_sends_all_clusters_but_only_the_endpoints_that_changed() {
     let mut client = Client::new(Variant::Sotw);
     client.give(snapshot(
         1,
-        &[
-            (Cluster, "a", "A"),
-            (Cluster, "b", "B"),
-            (Endpoints, "a", "EA"),
-            (Endpoints, "b", "EB"),
-        ],
+        &[(Cluster, "a", "A"), (Cluster, "b", "B"), (Endpoints, "a", "EA"), (Endpoints, "b", "EB")],
     ));
     client.ask(Cluster, &[]);
     client.answer(None, &[]);
@@ -1170,29 +943,16 @@ fn more_names_than_the_limit_end_the_stream() {
                 ..Default::default()
             })
         };
-        let mut stream = Stream::new(
-            variant,
-            StreamSettings {
-                max_names: 3,
-                ..Default::default()
-            },
-        );
+        let mut stream =
+            Stream::new(variant, StreamSettings { max_names: 3, ..Default::default() });
         assert_eq!(ask(&mut stream, Endpoints, &["a", "b"]), Ok(None));
         let long = "n".repeat(3 * BYTES_PER_NAME);
         assert!(
-            matches!(
-                ask(&mut stream, Route, &[&long]),
-                Err(RequestError::NamesTooLong { .. })
-            ),
+            matches!(ask(&mut stream, Route, &[&long]), Err(RequestError::NamesTooLong { .. })),
             "{variant:?}"
         );
-        let mut stream = Stream::new(
-            variant,
-            StreamSettings {
-                max_names: 3,
-                ..Default::default()
-            },
-        );
+        let mut stream =
+            Stream::new(variant, StreamSettings { max_names: 3, ..Default::default() });
         assert_eq!(ask(&mut stream, Endpoints, &["a", "b"]), Ok(None));
         assert_eq!(ask(&mut stream, Route, &["80"]), Ok(None));
         assert_eq!(

@@ -22,19 +22,14 @@ pub type Parts<'a> = &'a [(ResourceType, &'a str, &'a str)];
 pub fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
     let of = |kind: ResourceType| -> Resources {
         let wanted = parts.iter().filter(|(part, ..)| *part == kind);
-        wanted
-            .map(|(_, name, body)| resource(kind, name, body))
-            .collect()
+        wanted.map(|(_, name, body)| resource(kind, name, body)).collect()
     };
     Arc::new(Snapshot::new(revision.into(), ResourceType::ALL.map(of)))
 }
 
 pub fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
     if kind == Route {
-        let head = route::RouteConfiguration {
-            name: name.to_owned(),
-            ..Default::default()
-        };
+        let head = route::RouteConfiguration { name: name.to_owned(), ..Default::default() };
         let mut table = RouteTable::new(head.encode_to_vec().into());
         for host in body.split_whitespace().map(host) {
             let host = Arc::new(EncodedVirtualHost::new(host, Arc::default()));
@@ -80,11 +75,7 @@ const BAD: &str = "bad";
 pub fn eds_cluster(name: &str, policy: u32, bad: bool) -> Arc<Resource> {
     let message = cluster::Cluster {
         name: name.to_owned(),
-        alt_stat_name: if bad {
-            BAD.to_owned()
-        } else {
-            format!("{name};")
-        },
+        alt_stat_name: if bad { BAD.to_owned() } else { format!("{name};") },
         eds_cluster_config: Some(cluster::cluster::EdsClusterConfig {
             service_name: name.to_owned(),
             ..Default::default()
@@ -109,11 +100,7 @@ pub fn dns_cluster(name: &str, policy: u32) -> Arc<Resource> {
 pub fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
     let address = |port: u32| core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {
-            address: if bad {
-                BAD.to_owned()
-            } else {
-                "10.0.0.1".to_owned()
-            },
+            address: if bad { BAD.to_owned() } else { "10.0.0.1".to_owned() },
             port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port)),
             ..Default::default()
         })),
@@ -121,10 +108,7 @@ pub fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
     let member = |port: u32| endpoint::LocalityLbEndpoints {
         lb_endpoints: vec![endpoint::LbEndpoint {
             host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
-                endpoint::Endpoint {
-                    address: Some(address(port)),
-                    ..Default::default()
-                },
+                endpoint::Endpoint { address: Some(address(port)), ..Default::default() },
             )),
             ..Default::default()
         }],
@@ -132,11 +116,7 @@ pub fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
     };
     let message = endpoint::ClusterLoadAssignment {
         cluster_name: name.to_owned(),
-        endpoints: number
-            .or(bad.then_some(1))
-            .map(member)
-            .into_iter()
-            .collect(),
+        endpoints: number.or(bad.then_some(1)).map(member).into_iter().collect(),
         ..Default::default()
     };
     Resource::new(name, message.encode_to_vec().into(), Arc::default())
@@ -149,11 +129,8 @@ pub fn show(kind: ResourceType, bytes: &[u8]) -> String {
         Endpoints => show_endpoints(bytes),
         Route => {
             let message = route::RouteConfiguration::decode(bytes).unwrap();
-            let hosts: Vec<_> = message
-                .virtual_hosts
-                .into_iter()
-                .map(|host| host.routes[0].name.clone())
-                .collect();
+            let hosts: Vec<_> =
+                message.virtual_hosts.into_iter().map(|host| host.routes[0].name.clone()).collect();
             return hosts.join(" ");
         }
         ResourceType::Listener => None,
@@ -164,11 +141,7 @@ pub fn show(kind: ResourceType, bytes: &[u8]) -> String {
 fn show_cluster(bytes: &[u8]) -> Option<String> {
     let message = cluster::Cluster::decode(bytes).ok()?;
     let policy = message.per_connection_buffer_limit_bytes?.value;
-    let rejected = if message.alt_stat_name == BAD {
-        "bad "
-    } else {
-        ""
-    };
+    let rejected = if message.alt_stat_name == BAD { "bad " } else { "" };
     Some(format!("{rejected}{} p{policy}", message.name))
 }
 
@@ -176,11 +149,7 @@ fn show_endpoints(bytes: &[u8]) -> Option<String> {
     use endpoint::lb_endpoint::HostIdentifier;
     let message = endpoint::ClusterLoadAssignment::decode(bytes).ok()?;
     let name = message.cluster_name;
-    let Some(member) = message
-        .endpoints
-        .into_iter()
-        .flat_map(|group| group.lb_endpoints)
-        .next()
+    let Some(member) = message.endpoints.into_iter().flat_map(|group| group.lb_endpoints).next()
     else {
         return Some(format!("{name} none"));
     };

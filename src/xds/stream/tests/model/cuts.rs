@@ -15,33 +15,17 @@ fn changes() -> Vec<Change> {
         Mesh::default().with(&list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>())
     };
     let to = |mesh: Mesh, list: &[u64]| {
-        mesh.leading(
-            0,
-            &list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>(),
-        )
+        mesh.leading(0, &list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>())
     };
-    let change = |name, first, second, third| Change {
-        name,
-        states: [first, second, third],
-    };
+    let change = |name, first, second, third| Change { name, states: [first, second, third] };
     let v1 = to(subsets(&[0, 1]), &[1]);
     let both = to(subsets(&[0, 1, 2]), &[1]);
     let moved = to(subsets(&[0, 1, 2]), &[2]);
     let v2 = to(subsets(&[0, 2]), &[2]);
     let next = to(subsets(&[0, 1, 3]), &[3]);
     vec![
-        change(
-            "a subset and its route",
-            v1.clone(),
-            moved.clone(),
-            moved.clone(),
-        ),
-        change(
-            "a subset is rolled back",
-            v1.clone(),
-            both.clone(),
-            v1.clone(),
-        ),
+        change("a subset and its route", v1.clone(), moved.clone(), moved.clone()),
+        change("a subset is rolled back", v1.clone(), both.clone(), v1.clone()),
         change(
             "a subset is rolled back, and another comes with its route",
             v1.clone(),
@@ -61,12 +45,7 @@ fn changes() -> Vec<Change> {
             moved.clone(),
             v2.clone(),
         ),
-        change(
-            "another move while the stream is broken",
-            v1.clone(),
-            moved.clone(),
-            next.clone(),
-        ),
+        change("another move while the stream is broken", v1.clone(), moved.clone(), next.clone()),
         change("nothing, then everything", v1.clone(), v1.clone(), v2),
         change(
             "a policy changes, then the subset goes",
@@ -78,10 +57,7 @@ fn changes() -> Vec<Change> {
             "a policy changes, then the subset loses its endpoints and its route",
             v1.clone(),
             v1.clone().with_policy((0, 1), 7),
-            moved
-                .clone()
-                .with_policy((0, 1), 7)
-                .without_endpoints((0, 1)),
+            moved.clone().with_policy((0, 1), 7).without_endpoints((0, 1)),
         ),
         change(
             "a policy changes twice",
@@ -122,11 +98,7 @@ impl World {
             moved = false;
             for (count, serves) in [(up, true), (down, false)] {
                 for _ in 0..count.min(left) {
-                    let passed = if serves {
-                        self.serve_next()
-                    } else {
-                        self.receive_next()
-                    };
+                    let passed = if serves { self.serve_next() } else { self.receive_next() };
                     self.check();
                     if !passed {
                         break;
@@ -145,9 +117,7 @@ fn play(setup: Setup, change: &Change, pace: (u32, u32), cuts: [u32; 2]) -> [boo
     let [first, second, third] = change.states.clone();
     let mut world = World::new(setup, first, 1);
     world.calm();
-    world
-        .log
-        .push(format!("{}: {setup:?} {pace:?} {cuts:?}", change.name));
+    world.log.push(format!("{}: {setup:?} {pace:?} {cuts:?}", change.name));
     world.mesh = second;
     world.publish();
     let reached = world.pass(cuts[0], pace);
@@ -164,10 +134,7 @@ fn play(setup: Setup, change: &Change, pace: (u32, u32), cuts: [u32; 2]) -> [boo
 #[test]
 fn a_stream_may_break_after_every_message_of_a_change() {
     for change in changes() {
-        for (setup, pace) in SETUPS
-            .into_iter()
-            .flat_map(|setup| PACES.map(|pace| (setup, pace)))
-        {
+        for (setup, pace) in SETUPS.into_iter().flat_map(|setup| PACES.map(|pace| (setup, pace))) {
             let mut first = 0;
             // The second break comes anywhere among the next stream's messages.
             while (0..3)
@@ -184,10 +151,7 @@ fn a_stream_may_break_after_every_message_of_a_change() {
 #[ignore = "takes minutes; every pair of points at which a stream and the next one break"]
 fn two_streams_may_break_after_every_message_of_a_change() {
     for change in changes() {
-        for (setup, pace) in SETUPS
-            .into_iter()
-            .flat_map(|setup| PACES.map(|pace| (setup, pace)))
-        {
+        for (setup, pace) in SETUPS.into_iter().flat_map(|setup| PACES.map(|pace| (setup, pace))) {
             let mut first = 0;
             let mut reached = true;
             while reached {

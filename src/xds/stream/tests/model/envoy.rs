@@ -83,12 +83,7 @@ fn is_external(cluster: &str) -> bool {
 
 /// The parts of a listener or a route configuration that lead somewhere: name and clusters.
 pub fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let to = |text: &str| {
-        led_to(text)
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-            .collect()
-    };
+    let to = |text: &str| led_to(text).filter(|name| !name.is_empty()).map(str::to_owned).collect();
     if kind != Route {
         return BTreeMap::from([(String::new(), to(body))]);
     }
@@ -129,12 +124,7 @@ impl Envoy {
         self.paused.clear();
         self.asked.clear();
         self.nonces = Default::default();
-        self.from_before = self
-            .routes
-            .keys()
-            .chain(self.listeners.keys())
-            .cloned()
-            .collect();
+        self.from_before = self.routes.keys().chain(self.listeners.keys()).cloned().collect();
         self.served_before = self
             .active
             .iter()
@@ -162,10 +152,7 @@ impl Envoy {
     /// The first request for a type on this stream.
     fn begin(&mut self, kind: ResourceType) {
         let i = kind.index();
-        let mut request = Request {
-            type_url: kind.type_url().into(),
-            ..Default::default()
-        };
+        let mut request = Request { type_url: kind.type_url().into(), ..Default::default() };
         request.names = self.names[i].iter().cloned().collect();
         if self.setup.variant == Variant::Delta {
             request.initial_versions = self.versions[i].clone();
@@ -195,10 +182,7 @@ impl Envoy {
         if before == *now && !(even_if_same && self.setup.variant == Variant::Sotw) {
             return;
         }
-        let mut request = Request {
-            type_url: kind.type_url().into(),
-            ..Default::default()
-        };
+        let mut request = Request { type_url: kind.type_url().into(), ..Default::default() };
         match self.setup.variant {
             Variant::Sotw => {
                 request.names = now.iter().cloned().collect();
@@ -222,15 +206,8 @@ impl Envoy {
             got.into_iter().partition(|got| got.body.contains("bad"));
         let mut error = None;
         if !bad.is_empty() {
-            let list: Vec<_> = bad
-                .iter()
-                .map(|got| format!("{}: is bad", got.name))
-                .collect();
-            error = Some(if dice.in_few(2) {
-                list.join(", ")
-            } else {
-                BLIND.to_owned()
-            });
+            let list: Vec<_> = bad.iter().map(|got| format!("{}: is bad", got.name)).collect();
+            error = Some(if dice.in_few(2) { list.join(", ") } else { BLIND.to_owned() });
         }
         // Envoy takes the good clusters and listeners of a response that it refuses for a bad one, unless it could
         // not even read that.
@@ -278,10 +255,7 @@ impl Envoy {
             Cluster => self.active.keys().chain(self.warming.keys()).collect(),
             _ => self.listeners.keys().collect(),
         };
-        had.into_iter()
-            .filter(|name| !keep.contains(name))
-            .cloned()
-            .collect()
+        had.into_iter().filter(|name| !keep.contains(name)).cloned().collect()
     }
 
     fn doubt(&mut self, good: &[Got], rejected: bool) {
@@ -307,9 +281,8 @@ impl Envoy {
         }
         // Envoy leaves alone what it did not ask for.
         let names = &self.names[kind.index()];
-        let wanted = good
-            .into_iter()
-            .filter(|got| kind.has_wildcard() || names.contains(&got.name));
+        let wanted =
+            good.into_iter().filter(|got| kind.has_wildcard() || names.contains(&got.name));
         versions.extend(wanted.map(|got| (got.name, got.version)));
         gone.iter().for_each(|name| {
             versions.remove(name);
@@ -324,9 +297,7 @@ impl Envoy {
             self.begin(Cluster);
         }
         let answers = std::mem::take(&mut self.paused);
-        answers
-            .into_iter()
-            .for_each(|request| self.say(Cluster, request));
+        answers.into_iter().for_each(|request| self.say(Cluster, request));
         self.start();
     }
 
@@ -385,13 +356,9 @@ impl Envoy {
                 gone.iter().for_each(|name| {
                     self.listeners.remove(name);
                 });
-                let tables = self
-                    .listeners
-                    .values()
-                    .filter_map(|body| body.strip_prefix("http "));
-                let names: BTreeSet<String> = tables
-                    .map(|text| text.split('>').next().unwrap().to_owned())
-                    .collect();
+                let tables = self.listeners.values().filter_map(|body| body.strip_prefix("http "));
+                let names: BTreeSet<String> =
+                    tables.map(|text| text.split('>').next().unwrap().to_owned()).collect();
                 self.routes.retain(|name, _| names.contains(name));
                 self.ask(Route, names, false);
             }
@@ -407,18 +374,14 @@ impl Envoy {
             }
         }
         let there = |name: &String| self.active.contains_key(name) && !self.doubtful.contains(name);
-        self.excused
-            .values_mut()
-            .for_each(|clusters| clusters.retain(|name| !there(name)));
+        self.excused.values_mut().for_each(|clusters| clusters.retain(|name| !there(name)));
     }
 
     fn apply_clusters(&mut self, good: &[Got], gone: &[String]) {
         let mut changed = false;
         for got in good {
-            let had = self
-                .warming
-                .get(&got.name)
-                .or_else(|| Some(&self.active.get(&got.name)?.body));
+            let had =
+                self.warming.get(&got.name).or_else(|| Some(&self.active.get(&got.name)?.body));
             if had == Some(&got.body) {
                 continue;
             }
@@ -426,13 +389,8 @@ impl Envoy {
             if is_eds(&got.name) || is_external(&got.name) {
                 self.warming.insert(got.name.clone(), got.body.clone());
             } else {
-                self.active.insert(
-                    got.name.clone(),
-                    Active {
-                        body: got.body.clone(),
-                        serves: true,
-                    },
-                );
+                self.active
+                    .insert(got.name.clone(), Active { body: got.body.clone(), serves: true });
             }
         }
         for name in gone {
@@ -457,16 +415,11 @@ impl Envoy {
             .unwrap_or_default();
         self.from_before.remove(name);
         for (host, clusters) in forms(kind, body) {
-            let lacks = clusters
-                .into_iter()
-                .filter(|cluster| !self.active.contains_key(cluster));
+            let lacks = clusters.into_iter().filter(|cluster| !self.active.contains_key(cluster));
             let key = (name.to_owned(), host.clone());
             if before.contains_key(&host) {
                 let lacks: BTreeSet<_> = lacks.collect();
-                self.excused
-                    .entry(key)
-                    .or_default()
-                    .retain(|cluster| lacks.contains(cluster));
+                self.excused.entry(key).or_default().retain(|cluster| lacks.contains(cluster));
             } else {
                 self.excused.insert(key, lacks.collect());
             }
@@ -475,10 +428,7 @@ impl Envoy {
 
     /// Every listener and virtual host, by name and host, and the clusters it leads to.
     pub fn leads(&self) -> Vec<(ResourceType, &str, String, BTreeSet<String>)> {
-        let listeners = self
-            .listeners
-            .iter()
-            .map(|(name, body)| (Listener, name, body));
+        let listeners = self.listeners.iter().map(|(name, body)| (Listener, name, body));
         let routes = self.routes.iter().map(|(name, body)| (Route, name, body));
         let all = listeners.chain(routes).flat_map(|(kind, name, body)| {
             forms(kind, body)
@@ -506,18 +456,9 @@ pub fn read(
             let message = pb::DeltaDiscoveryResponse::decode(frame).unwrap();
             let got = message.resources.into_iter().map(|resource| {
                 let body = show(kind, &resource.resource.unwrap().value);
-                Got {
-                    name: resource.name,
-                    body,
-                    version: resource.version,
-                }
+                Got { name: resource.name, body, version: resource.version }
             });
-            (
-                got.collect(),
-                message.removed_resources,
-                message.nonce,
-                String::new(),
-            )
+            (got.collect(), message.removed_resources, message.nonce, String::new())
         }
         Variant::Sotw => {
             let message = pb::DiscoveryResponse::decode(frame).unwrap();
@@ -526,12 +467,7 @@ pub fn read(
                 body: show(kind, &any.value),
                 version: String::new(),
             });
-            (
-                got.collect(),
-                Vec::new(),
-                message.nonce,
-                message.version_info,
-            )
+            (got.collect(), Vec::new(), message.nonce, message.version_info)
         }
     }
 }
@@ -541,11 +477,7 @@ fn name_of(kind: ResourceType, bytes: &[u8]) -> String {
         Cluster => {
             cluster::Cluster::decode(bytes).map_or_else(|_| text_of(bytes), |message| message.name)
         }
-        Endpoints => {
-            endpoint::ClusterLoadAssignment::decode(bytes)
-                .unwrap()
-                .cluster_name
-        }
+        Endpoints => endpoint::ClusterLoadAssignment::decode(bytes).unwrap().cluster_name,
         Route => route::RouteConfiguration::decode(bytes).unwrap().name,
         Listener => {
             let text = text_of(bytes);

@@ -33,11 +33,7 @@ pub struct Mesh {
 }
 
 pub fn cluster_name((service, subset): Subset) -> String {
-    let subset = if subset == 0 {
-        String::new()
-    } else {
-        format!("v{subset}")
-    };
+    let subset = if subset == 0 { String::new() } else { format!("v{subset}") };
     format!("outbound|80|{subset}|service-{service}")
 }
 
@@ -48,15 +44,12 @@ pub fn external_name(number: u64) -> String {
 impl Mesh {
     /// One service, and a host that leads to it.
     pub fn new() -> Self {
-        Self::default()
-            .with(&[(0, 0), (0, 1)])
-            .leading(0, &[(0, 0)])
+        Self::default().with(&[(0, 0), (0, 1)]).leading(0, &[(0, 0)])
     }
 
     /// With these subsets.
     pub fn with(mut self, subsets: &[Subset]) -> Self {
-        self.clusters
-            .extend(subsets.iter().map(|subset| (*subset, 0)));
+        self.clusters.extend(subsets.iter().map(|subset| (*subset, 0)));
         self
     }
 
@@ -122,17 +115,13 @@ impl Mesh {
         let mut to: Vec<_> = (0..=dice.roll(2)).map(|_| any_cluster(dice)).collect();
         to.dedup();
         let weight = dice.roll(100);
-        self.hosts.insert(
-            (80 + dice.roll(2), dice.roll(4)),
-            format!("{}*{weight}", to.join(",")),
-        );
+        self.hosts.insert((80 + dice.roll(2), dice.roll(4)), format!("{}*{weight}", to.join(",")));
     }
 
     fn write_external(&mut self, dice: &mut Dice) {
         let number = dice.roll(2);
         if self.external.remove(&number).is_none() {
-            self.external
-                .insert(number, u32::try_from(dice.roll(3)).unwrap());
+            self.external.insert(number, u32::try_from(dice.roll(3)).unwrap());
         }
     }
 
@@ -181,10 +170,7 @@ impl Mesh {
         }
         for (number, to) in &self.tcp {
             let name = format!("tcp-{number}");
-            let body = format!(
-                "{}{name} tcp>{to}",
-                if bad(Listener, &name) { "bad " } else { "" }
-            );
+            let body = format!("{}{name} tcp>{to}", if bad(Listener, &name) { "bad " } else { "" });
             listeners.push(resource(Listener, &name, &body));
         }
         Arc::new(Snapshot::new(
@@ -203,9 +189,5 @@ fn any_subset(dice: &mut Dice) -> Subset {
 }
 
 fn any_cluster(dice: &mut Dice) -> String {
-    if dice.in_few(8) {
-        external_name(dice.roll(2))
-    } else {
-        cluster_name(any_subset(dice))
-    }
+    if dice.in_few(8) { external_name(dice.roll(2)) } else { cluster_name(any_subset(dice)) }
 }

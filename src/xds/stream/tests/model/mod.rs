@@ -26,31 +26,16 @@ const STEPS: u64 = 120_000;
 const HISTORY: u64 = 1500;
 
 const SETUPS: [Setup; 4] = [
-    Setup {
-        variant: Variant::Delta,
-        separate: false,
-    },
-    Setup {
-        variant: Variant::Sotw,
-        separate: false,
-    },
-    Setup {
-        variant: Variant::Delta,
-        separate: true,
-    },
-    Setup {
-        variant: Variant::Sotw,
-        separate: true,
-    },
+    Setup { variant: Variant::Delta, separate: false },
+    Setup { variant: Variant::Sotw, separate: false },
+    Setup { variant: Variant::Delta, separate: true },
+    Setup { variant: Variant::Sotw, separate: true },
 ];
 
 #[test]
 fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
-    let number = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .map(|text| text.parse::<u64>().expect("a number"))
-    };
+    let number =
+        |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ());
     let seed = number("WEIR_MODEL_SEED").unwrap_or(random);
     println!("WEIR_MODEL_SEED={seed}");
@@ -58,11 +43,7 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     let mut seen = Seen::default();
     for (history, setup) in (0..steps.div_ceil(HISTORY)).zip(SETUPS.into_iter().cycle()) {
         // Without a service Envoy asks for listeners before it ever asks for endpoints.
-        let mesh = if history / 4 % 2 == 0 {
-            Mesh::new()
-        } else {
-            Mesh::default()
-        };
+        let mesh = if history / 4 % 2 == 0 { Mesh::new() } else { Mesh::default() };
         let mut world = World::new(setup, mesh, seed.wrapping_add(history));
         for _ in 0..HISTORY {
             world.step();
@@ -72,18 +53,9 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     }
     println!("{seen:?}");
     // A history in which nothing of the kind happens would prove nothing.
-    let Seen {
-        held,
-        kept,
-        refusals,
-        moves,
-        returns,
-        warm_returns,
-    } = seen;
+    let Seen { held, kept, refusals, moves, returns, warm_returns } = seen;
     assert!(
-        [held, kept, refusals, moves, returns, warm_returns]
-            .iter()
-            .all(|count| *count > 0),
+        [held, kept, refusals, moves, returns, warm_returns].iter().all(|count| *count > 0),
         "{seen:?}"
     );
 }
@@ -194,10 +166,7 @@ impl World {
         let text: Vec<String> = ResourceType::ALL
             .iter()
             .flat_map(|kind| {
-                snapshot
-                    .get(*kind)
-                    .values()
-                    .map(|resource| show(*kind, &resource.bytes()))
+                snapshot.get(*kind).values().map(|resource| show(*kind, &resource.bytes()))
             })
             .collect();
         self.note(|| format!("state {revision}: {text:?}"));
@@ -217,20 +186,13 @@ impl World {
         let frame = Bytes::from(response.frame.bytes());
         let (got, gone, ..) = read(self.envoy.setup.variant, response.kind, frame.clone());
         let text: Vec<_> = got.iter().map(|resource| resource.body.clone()).collect();
-        self.note(|| {
-            format!(
-                "  sent {} {text:?} gone {gone:?}",
-                response.kind.short_name()
-            )
-        });
+        self.note(|| format!("  sent {} {text:?} gone {gone:?}", response.kind.short_name()));
         match response.kind {
             Route => {
                 self.seen.moves += 1;
                 got.iter().for_each(|table| self.check_first(table));
             }
-            Endpoints => got
-                .iter()
-                .for_each(|assignment| self.check_drained(assignment)),
+            Endpoints => got.iter().for_each(|assignment| self.check_drained(assignment)),
             Cluster => self.give_up(&got),
             Listener => {}
         }
@@ -239,18 +201,10 @@ impl World {
 
     /// What never had a form may lead only to what is there, or to what nothing will bring.
     fn check_first(&mut self, table: &Got) {
-        let rejected: BTreeSet<String> = self
-            .stream
-            .rejected()
-            .iter()
-            .map(|rejected| rejected.name.to_string())
-            .collect();
-        let has = self
-            .envoy
-            .routes
-            .get(&table.name)
-            .map(|body| forms(Route, body))
-            .unwrap_or_default();
+        let rejected: BTreeSet<String> =
+            self.stream.rejected().iter().map(|rejected| rejected.name.to_string()).collect();
+        let has =
+            self.envoy.routes.get(&table.name).map(|body| forms(Route, body)).unwrap_or_default();
         // A client that has neither listeners nor routes and asks for them before clusters, on a stream apart from
         // these, tells nothing of the clusters that it is about to ask for. It serves no request before it has them.
         let initializes = self.envoy.setup.separate
@@ -290,21 +244,14 @@ impl World {
     /// otherwise they were to move first.
     fn check_drained(&mut self, assignment: &Got) {
         let name = &assignment.name;
-        let serves = self
-            .envoy
-            .active
-            .get(name)
-            .is_some_and(|cluster| cluster.serves);
+        let serves = self.envoy.active.get(name).is_some_and(|cluster| cluster.serves);
         if !serves || !assignment.body.ends_with(" none") || self.nothing_serves_for(name) {
             return;
         }
         let rejected = self.stream.rejected();
         for (kind, table, host, clusters) in self.envoy.leads() {
-            let wanted = self
-                .target()
-                .get(kind)
-                .get(table)
-                .map(|wanted| show(kind, &wanted.bytes()));
+            let wanted =
+                self.target().get(kind).get(table).map(|wanted| show(kind, &wanted.bytes()));
             let wanted = wanted.map(|body| forms(kind, &body)).unwrap_or_default();
             let stays = wanted.get(&host).is_some_and(|to| to.contains(name));
             let held = self.stream.held().iter().any(|held| *held.name == *table)
@@ -323,9 +270,8 @@ impl World {
 
     /// Whether the routes to be lead to a cluster.
     fn leads_to(&self, cluster: &str) -> bool {
-        let mut all = [Listener, Route]
-            .into_iter()
-            .flat_map(|kind| self.target().get(kind).values());
+        let mut all =
+            [Listener, Route].into_iter().flat_map(|kind| self.target().get(kind).values());
         all.any(|resource| resource.leads_to(cluster))
     }
 
@@ -333,17 +279,15 @@ impl World {
     fn nothing_serves_for(&self, cluster: &str) -> bool {
         let whole = service_cluster_name(cluster).unwrap_or_default();
         let endpoints = self.target().get(Endpoints).get(&whole);
-        let text = endpoints
-            .map(|endpoints| show(Endpoints, &endpoints.bytes()))
-            .unwrap_or_default();
+        let text =
+            endpoints.map(|endpoints| show(Endpoints, &endpoints.bytes())).unwrap_or_default();
         text.is_empty() || text.ends_with(" none") || text.contains("bad")
     }
 
     fn serve_next(&mut self) -> bool {
         let first = usize::from(self.dice.in_few(2));
-        let request = self.envoy.out[first]
-            .pop_front()
-            .or_else(|| self.envoy.out[1 - first].pop_front());
+        let request =
+            self.envoy.out[first].pop_front().or_else(|| self.envoy.out[1 - first].pop_front());
         let Some(request) = request else { return false };
         self.note(|| format!("  asked {request:?}"));
         self.stream.on_request(request).unwrap();
@@ -396,11 +340,7 @@ impl World {
                 self.envoy.resolve();
             }
             900..=959 if self.has_begun() => {
-                let passed = if self.dice.in_few(4) {
-                    self.stream.wake_at()
-                } else {
-                    None
-                };
+                let passed = if self.dice.in_few(4) { self.stream.wake_at() } else { None };
                 self.now = passed
                     .unwrap_or(self.now + Duration::from_millis(self.dice.roll(400)))
                     .max(self.now);
@@ -418,12 +358,8 @@ impl World {
     fn send_stale(&mut self) {
         let kind = ResourceType::ALL[self.dice.roll(4) as usize];
         let nonce = self.dice.roll(50).to_string();
-        let in_flight = self
-            .stream
-            .get(kind)
-            .pending
-            .as_ref()
-            .is_some_and(|pending| pending.nonce == nonce);
+        let in_flight =
+            self.stream.get(kind).pending.as_ref().is_some_and(|pending| pending.nonce == nonce);
         if !self.stream.asked_for(kind) || nonce == self.envoy.nonces[kind.index()] || in_flight {
             return;
         }
@@ -433,14 +369,7 @@ impl World {
             Vec::new()
         };
         let type_url = kind.type_url().to_owned();
-        self.stream
-            .on_request(Request {
-                type_url,
-                nonce,
-                names,
-                ..Default::default()
-            })
-            .unwrap();
+        self.stream.on_request(Request { type_url, nonce, names, ..Default::default() }).unwrap();
         self.pump();
     }
 
@@ -474,10 +403,8 @@ impl World {
             service_cluster_name(cluster)
                 .is_some_and(|whole| self.target().get(Cluster).contains_key(&whole))
         };
-        let bad = |cluster: &str| {
-            self.wanted(Cluster, cluster)
-                .is_some_and(|body| body.contains("bad"))
-        };
+        let bad =
+            |cluster: &str| self.wanted(Cluster, cluster).is_some_and(|body| body.contains("bad"));
         let lost: Vec<String> = self
             .envoy
             .served_before
@@ -507,41 +434,23 @@ impl World {
                 self.pump();
             }
         }
-        assert_eq!(
-            self.stream.reached(),
-            Some(self.revision.into()),
-            "{}",
-            self.state()
-        );
+        assert_eq!(self.stream.reached(), Some(self.revision.into()), "{}", self.state());
         self.check_refused();
         self.check_clusters();
         self.check_routes();
         // What was refused may be put together anew from what is left; all else is not to be sent a second time.
         let all_taken = self.stream.rejected().is_empty();
         self.publish();
-        assert!(
-            self.wire.is_empty() || !all_taken,
-            "nothing changed\n{}",
-            self.log()
-        );
+        assert!(self.wire.is_empty() || !all_taken, "nothing changed\n{}", self.log());
     }
 
     fn state(&self) -> String {
         let stream = &self.stream;
-        format!(
-            "{:?} {:?} {:?}\n{}",
-            stream.kept,
-            stream.held(),
-            stream.rejected(),
-            self.log()
-        )
+        format!("{:?} {:?} {:?}\n{}", stream.kept, stream.held(), stream.rejected(), self.log())
     }
 
     fn wanted(&self, kind: ResourceType, name: &str) -> Option<String> {
-        self.target()
-            .get(kind)
-            .get(name)
-            .map(|wanted| show(kind, &wanted.bytes()))
+        self.target().get(kind).get(name).map(|wanted| show(kind, &wanted.bytes()))
     }
 
     fn check_refused(&self) {
@@ -550,9 +459,7 @@ impl World {
                 .into_iter()
                 .find(|kind| kind.short_name() == rejected.kind)
                 .unwrap();
-            let bad = self
-                .wanted(kind, &rejected.name)
-                .is_some_and(|body| body.contains("bad"));
+            let bad = self.wanted(kind, &rejected.name).is_some_and(|body| body.contains("bad"));
             // Endpoints of a cluster that is dropped may have had no good form.
             assert!(
                 bad || self.stream.kept.contains_key(&rejected.name),
@@ -567,22 +474,14 @@ impl World {
         // A stream that ends at the wrong moment leaves behind one that warms beside the very same that is active (it
         // changed and changed back), or beside one of which the new stream knows only that it is to go. Neither harms.
         let odd = |name: &str, body: &String| {
-            let kept = stream
-                .kept
-                .get(name)
-                .filter(|kept| kept.endpoints.is_none());
+            let kept = stream.kept.get(name).filter(|kept| kept.endpoints.is_none());
             let stranger = kept.is_some_and(|kept| kept.cluster.is_none());
             // What stands in for one that it has warms for as long as it is kept.
             stream.stand_ins.contains_key(name)
-                || envoy
-                    .active
-                    .get(name)
-                    .is_some_and(|active| stranger || active.body == *body)
+                || envoy.active.get(name).is_some_and(|active| stranger || active.body == *body)
         };
         for (name, _) in envoy.warming.iter().filter(|(name, body)| !odd(name, body)) {
-            let endpoints = stream
-                .endpoints(name)
-                .map(|wanted| show(Endpoints, &wanted.bytes()));
+            let endpoints = stream.endpoints(name).map(|wanted| show(Endpoints, &wanted.bytes()));
             assert!(
                 endpoints.is_some_and(|body| body.contains("bad")),
                 "{name} warms\n{}",
@@ -598,9 +497,8 @@ impl World {
                 "{name} is {has:?}, not {body}\n{}",
                 self.state()
             );
-            let endpoints = self
-                .wanted(Endpoints, name)
-                .filter(|endpoints| !endpoints.contains("bad"));
+            let endpoints =
+                self.wanted(Endpoints, name).filter(|endpoints| !endpoints.contains("bad"));
             if let (Some(active), Some(endpoints)) = (envoy.active.get(&**name), endpoints) {
                 let serves = !endpoints.ends_with(" none");
                 assert!(
@@ -610,17 +508,10 @@ impl World {
                 );
             }
         }
-        let used: BTreeSet<String> = envoy
-            .leads()
-            .into_iter()
-            .flat_map(|(.., clusters)| clusters)
-            .collect();
+        let used: BTreeSet<String> =
+            envoy.leads().into_iter().flat_map(|(.., clusters)| clusters).collect();
         // A client that came back and refuses the new form of its routes keeps all that the old one may lead to.
-        for name in envoy
-            .active
-            .keys()
-            .chain(envoy.warming.keys())
-            .filter(|_| stream.routes_known)
+        for name in envoy.active.keys().chain(envoy.warming.keys()).filter(|_| stream.routes_known)
         {
             // Over delta what the client does not tell of cannot be taken away. It stays, and harms nobody.
             let untold = envoy.setup.variant == Variant::Delta && envoy.untold.contains(name);
@@ -647,9 +538,7 @@ impl World {
             };
             let plain = |text: &str| -> Vec<String> {
                 let hosts = text.split_whitespace().map(str::to_owned);
-                hosts
-                    .filter(|host| !is_held(host.split('>').next().unwrap()))
-                    .collect()
+                hosts.filter(|host| !is_held(host.split('>').next().unwrap())).collect()
             };
             assert_eq!(plain(body), plain(&wanted), "{}", self.state());
         }
