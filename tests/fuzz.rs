@@ -1,20 +1,26 @@
-//! Random input with a bounded number of cases; `WEIR_FUZZ_CASES=100000 cargo test --test fuzz` runs more.
+//! Random input with a bounded number of cases; `WEIR_FUZZ_CASES=100000 cargo test --test weir fuzz::` runs more.
 
 mod harness;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, TestRng, TestRunner};
 
+/// Runs `cases`, always the same ones; with `WEIR_FUZZ_CASES` that many random ones.
 fn runner(cases: u32) -> TestRunner {
-    let cases =
-        std::env::var("WEIR_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(cases);
-    TestRunner::new(Config {
-        cases,
+    let wanted: Option<u32> =
+        std::env::var("WEIR_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok());
+    let config = Config {
+        cases: wanted.unwrap_or(cases),
         failure_persistence: None,
         // A case that fails is printed whole in any event.
         max_shrink_iters: 100,
         ..Config::default()
-    })
+    };
+    if wanted.is_some() {
+        return TestRunner::new(config);
+    }
+    let rng = TestRng::deterministic_rng(config.rng_algorithm);
+    TestRunner::new_with_rng(config, rng)
 }
 
 #[test]

@@ -113,6 +113,15 @@ impl<M: Message + Default> Requests<M> {
         };
         if let Ok(data) = frame?.into_data() {
             self.buffer.extend_from_slice(&data);
+            // A long message gets all of its room at once: a buffer that grows by doubling is copied each time, and
+            // what it leaves behind stays resident for a while.
+            if let Some(length) = self.length().filter(|length| *length <= MAX_REQUEST) {
+                let room = length + PREFIX;
+                if self.buffer.capacity() < room {
+                    self.charge(room)?;
+                    self.buffer.reserve(room - self.buffer.len());
+                }
+            }
             self.charge(self.buffer.capacity())?;
         }
         Ok(true)

@@ -1,4 +1,4 @@
-//! The fuzz targets as functions of bytes: `cargo test --test fuzz` calls them with random input, and the targets in
+//! The fuzz targets as functions of bytes: `cargo test --test weir fuzz::` calls them with random input, and the targets in
 //! `fuzz_targets` with input found by cargo-fuzz.
 
 use std::collections::{BTreeMap, BTreeSet};
