@@ -575,7 +575,7 @@ fn no_changed_byte_makes_it_panic() {
 }
 
 /// Prints how long checks of increasingly large route configurations take. Run manually: `cargo test --test
-/// envoy_validate -- --ignored --nocapture`
+/// weir envoy_validate:: -- --ignored --nocapture`
 #[test]
 #[ignore = "prints times"]
 fn print_durations() {

@@ -122,7 +122,7 @@ impl Acked {
     }
 
     /// Takes `to` for the shared map where there is none yet, after the client took `changes` (in the order of their
-    /// names). `names` are those it asks for; `None` for all.
+    /// names). `names` are those it asks for, in order; `None` for all.
     pub fn share<'a>(
         &mut self,
         to: &Resources,
@@ -131,12 +131,11 @@ impl Acked {
     ) {
         let told = std::mem::take(&mut self.other);
         self.shared = Some(to.clone());
-        let form = |name: &str| -> Form {
-            match changes
-                .binary_search_by(|change| (*change.name).cmp(name))
-                .ok()
-                .and_then(|at| changes.get(at))
-            {
+        // All three are in the order of their names, so each is walked once: this is every client's first response.
+        let mut rest = changes.iter().peekable();
+        let mut form = |name: &str| -> Form {
+            while rest.next_if(|change| *change.name < *name).is_some() {}
+            match rest.next_if(|change| *change.name == *name) {
                 Some(change) => change.resource.clone().map_or(Form::Absent, Form::Known),
                 None => told.get(name).cloned().unwrap_or(Form::Absent),
             }
@@ -144,10 +143,20 @@ impl Acked {
         match names {
             Some(names) => names.for_each(|name| self.put(name, form(name))),
             None => {
-                to.keys().for_each(|name| self.put(name, form(name)));
-                let outside = told.keys().chain(changes.iter().map(|change| &change.name));
-                let outside: Vec<_> = outside.filter(|name| !to.contains_key(name)).collect();
-                outside.into_iter().for_each(|name| self.put(name, form(name)));
+                for (name, shared) in to.iter() {
+                    let own = form(name);
+                    if !matches!(&own, Form::Known(own) if own.version == shared.version) {
+                        self.put(name, own);
+                    }
+                }
+                let outside = |name: &&Arc<str>| !to.contains_key(name);
+                for (name, form) in told.iter().filter(|(name, _)| outside(name)) {
+                    self.put(name, form.clone());
+                }
+                for change in changes.iter().filter(|change| outside(&&change.name)) {
+                    let form = change.resource.clone().map_or(Form::Absent, Form::Known);
+                    self.put(&change.name, form);
+                }
             }
         }
     }

@@ -14,6 +14,8 @@ pub(super) struct Names {
     unknown: BTreeSet<u64>,
     /// The bytes of all names together.
     bytes: usize,
+    /// The sum of the hashes of all names, whatever their order.
+    sum: u64,
 }
 
 impl Names {
@@ -35,6 +37,7 @@ impl Names {
             };
         if new {
             self.bytes += name.len();
+            self.sum = self.sum.wrapping_add(hash(name));
         }
         new
     }
@@ -44,8 +47,15 @@ impl Names {
         let had = self.known.remove(name) || self.unknown.remove(&hash(name));
         if had {
             self.bytes = self.bytes.saturating_sub(name.len());
+            self.sum = self.sum.wrapping_sub(hash(name));
         }
         had
+    }
+
+    /// Whether these are the same names, without looking any of them up.
+    pub fn are(&self, names: &[String]) -> bool {
+        let sum = || names.iter().fold(0u64, |sum, name| sum.wrapping_add(hash(name)));
+        names.len() == self.len() && sum() == self.sum
     }
 
     /// Something is known of these now, whether they are asked for or not.
@@ -103,6 +113,10 @@ mod tests {
         assert!(!names.insert(&name("a"), false) && !names.insert(&name("bb"), true));
         assert_eq!((names.len(), names.bytes(), known(&names)), (2, 3, vec!["a"]));
         assert!(names.contains("a") && names.contains("bb") && !names.contains("c"));
+        let are = |list: &[&str]| {
+            names.are(&list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        };
+        assert!(are(&["bb", "a"]) && !are(&["a", "a"]) && !are(&["a"]) && !are(&["a", "c"]));
         assert!(names.remove("a") && names.remove("bb") && !names.remove("c"));
         assert_eq!((names.len(), names.bytes()), (0, 0));
     }

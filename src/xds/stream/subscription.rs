@@ -417,6 +417,11 @@ impl Subscription {
         taken: &mut Taken,
     ) -> Result<(), RequestError> {
         self.check(request.names.len(), request.names.iter().map(String::len).sum(), room)?;
+        let is_answer = !first && !request.nonce.is_empty();
+        if is_answer && !self.wildcard && self.names.are(&request.names) {
+            // Every answer repeats all names.
+            return Ok(());
+        }
         let asked =
             || request.names.iter().filter(|name| *name != "*").map(|name| shared(known, name));
         let mut names = Names::default();
