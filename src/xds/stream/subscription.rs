@@ -562,9 +562,10 @@ impl Subscription {
         // What is not given yet, or is given meanwhile, may come in the form that was refused.
         self.rejected.retain(|name, rejection| {
             let is_it = |form: &Arc<Resource>| form.version == rejection.version;
+            let meanwhile = || (turn.meanwhile)(name).filter(|_| view.has(name));
             view.get(name).is_some_and(is_it)
                 || view.target.get(name).is_some_and(is_it)
-                || (turn.meanwhile)(name).as_ref().is_some_and(is_it)
+                || meanwhile().as_ref().is_some_and(is_it)
         });
         let trial = self.next_trial(view);
         let (mut changes, never) = match &trial {
