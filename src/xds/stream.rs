@@ -1045,8 +1045,9 @@ impl Stream {
         let gated = self.settings.gated;
         // One that never had endpoints serves nobody.
         let (served_before, paused) = (&self.served_before, !clusters.subscribed);
-        let served = |name: &str, has: bool| match variant {
-            Variant::Sotw => served_before.contains(name),
+        let served = |name: &str, has: bool, none: bool| match variant {
+            // What it was given on this stream is held back only from going: the old routes may have waited for it.
+            Variant::Sotw => served_before.contains(name) || (has && none),
             Variant::Delta => has,
         };
         let unknown = |name: &str, form: &Resource, has: bool| {
@@ -1059,7 +1060,7 @@ impl Stream {
                 // Pods come and go: what takes requests is not held back for long.
                 early || none
             };
-            goes && served(name, has)
+            goes && served(name, has, none)
         };
         let not_yet: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|name, form, has| match form
         {
