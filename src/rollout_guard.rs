@@ -269,7 +269,6 @@ impl RolloutGuard {
             seen: BTreeMap::new(),
             held: Vec::new(),
         };
-        let own = &wanted.key;
         let overlay = Overlay {
             http: wanted
                 .http()
@@ -286,26 +285,12 @@ impl RolloutGuard {
                 .collect(),
             tcp: (wanted.tcp().enumerate())
                 .map(|(n, rule)| {
-                    let to = rule.destinations.iter().map(http_destination).collect();
-                    let held = routes.hold(
-                        ("tcp", "", hash(&rule.matches)),
-                        own,
-                        &format!("spec.tcp[{n}]"),
-                        to,
-                    );
-                    held.map(stream_destinations)
+                    routes.hold_stream("tcp", n, hash(&rule.matches), rule.destinations)
                 })
                 .collect(),
             tls: (wanted.tls().enumerate())
                 .map(|(n, rule)| {
-                    let to = rule.destinations.iter().map(http_destination).collect();
-                    let held = routes.hold(
-                        ("tls", "", hash(&rule.matches)),
-                        own,
-                        &format!("spec.tls[{n}]"),
-                        to,
-                    );
-                    held.map(stream_destinations)
+                    routes.hold_stream("tls", n, hash(&rule.matches), rule.destinations)
                 })
                 .collect(),
         };
@@ -352,6 +337,20 @@ struct Routes<'a> {
 }
 
 impl Routes<'_> {
+    /// Decides on the route at index `n` of the `tcp` or `tls` routes, as [`Routes::hold`] does.
+    fn hold_stream(
+        &mut self,
+        kind: &'static str,
+        n: usize,
+        matches: u64,
+        destinations: &[RouteDestination],
+    ) -> Option<Vec<RouteDestination>> {
+        let wanted = self.wanted;
+        let to = destinations.iter().map(http_destination).collect();
+        self.hold((kind, "", matches), &wanted.key, &format!("spec.{kind}[{n}]"), to)
+            .map(stream_destinations)
+    }
+
     /// Decides on one route, which `object` contains at `field`. Returns its effective destinations if they are not `to`.
     fn hold(
         &mut self,

@@ -104,16 +104,7 @@ async fn changes_by_kubectl_reach_a_real_envoy() {
 
     // An invalid object changes nothing and is reported.
     let wrong = r#"{"spec":{"http":[{"route":[{"destination":{"host":"my-app"},"weight":-5}]}]}}"#;
-    cluster.kubectl_ok(&[
-        "-n",
-        NAMESPACE,
-        "patch",
-        "virtualservice",
-        "my-app",
-        "--type=merge",
-        "-p",
-        wrong,
-    ]);
+    patch_virtual_service(&cluster, wrong);
     until("the problem is counted", async || weir.metric("weir_config_problems ").await == Some(1))
         .await;
     assert_eq!(weights(&envoy).await, [("v1".to_owned(), 70), ("v2".to_owned(), 30)]);
@@ -290,12 +281,7 @@ async fn priorities(envoy: &EnvoyProcess, cluster: &str) -> Vec<(String, u64)> {
     all
 }
 
-fn patch_weights(cluster: &KubeCluster, v1: u32, v2: u32) {
-    let route = json!({"spec": {"http": [{"route": [
-        {"destination": {"host": "my-app", "subset": "v1"}, "weight": v1},
-        {"destination": {"host": "my-app", "subset": "v2"}, "weight": v2},
-    ]}]}});
-    let patch = route.to_string();
+fn patch_virtual_service(cluster: &KubeCluster, patch: &str) {
     cluster.kubectl_ok(&[
         "-n",
         NAMESPACE,
@@ -304,8 +290,16 @@ fn patch_weights(cluster: &KubeCluster, v1: u32, v2: u32) {
         "my-app",
         "--type=merge",
         "-p",
-        &patch,
+        patch,
     ]);
+}
+
+fn patch_weights(cluster: &KubeCluster, v1: u32, v2: u32) {
+    let route = json!({"spec": {"http": [{"route": [
+        {"destination": {"host": "my-app", "subset": "v1"}, "weight": v1},
+        {"destination": {"host": "my-app", "subset": "v2"}, "weight": v2},
+    ]}]}});
+    patch_virtual_service(cluster, &route.to_string());
 }
 
 /// Subset and weight of each destination of the first weighted route in Envoy.

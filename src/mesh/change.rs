@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::host::{self, Host};
+use super::host::Host;
 use super::{Mesh, PortClass, RegisteredService, Resolution, VirtualService, diff};
 
 /// The difference between two states of the mesh.
@@ -98,14 +98,16 @@ impl MeshChange {
                     .virtual_services
                     .naming(host)
                     .chain(mesh.virtual_services.routing_to(host));
-                rules.flat_map(|rules| &rules.hosts).for_each(|host| covered(mesh, host, reshaped));
+                rules
+                    .flat_map(|rules| &rules.hosts)
+                    .for_each(|host| reshaped.extend(mesh.hosts_covered_by(host)));
             }
         });
     }
 
     fn virtual_services(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
         let mut touch = |mesh: &Mesh, rules: &VirtualService| {
-            rules.hosts.iter().for_each(|host| covered(mesh, host, reshaped));
+            rules.hosts.iter().for_each(|host| reshaped.extend(mesh.hosts_covered_by(host)));
             // What a route sends to is visible where a Sidecar lets the route through.
             reshaped.extend(rules.destinations(&mesh.config.domain).map(|(host, _)| host));
         };
@@ -118,14 +120,13 @@ impl MeshChange {
     fn destination_rules(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
         old.destination_rules.diff(&new.destination_rules, |before, after| {
             for rule in before.into_iter().chain(after).flat_map(|rules| rules.iter()) {
-                let mut hosts = BTreeSet::new();
-                covered(new, &rule.host, &mut hosts);
+                let hosts = new.hosts_covered_by(&rule.host);
                 for host in &hosts {
                     // Their routes hash requests as the rule of the destination says.
                     let users = new.virtual_services.routing_to(host);
                     users
                         .flat_map(|rules| &rules.hosts)
-                        .for_each(|host| covered(new, host, reshaped));
+                        .for_each(|host| reshaped.extend(new.hosts_covered_by(host)));
                 }
                 reshaped.extend(hosts);
             }
@@ -142,19 +143,10 @@ fn alias_relations(mesh: &Mesh, host: &Host) -> Vec<Host> {
     for alias in mesh.aliases_of(host) {
         found.insert(alias.clone());
         for rules in mesh.virtual_services.routing_to(alias) {
-            rules.hosts.iter().for_each(|host| covered(mesh, host, &mut found));
+            rules.hosts.iter().for_each(|host| found.extend(mesh.hosts_covered_by(host)));
         }
     }
     found.into_iter().collect()
-}
-
-/// The hosts that a rule's host applies to: itself, and everything that a wildcard covers.
-fn covered(mesh: &Mesh, name: &Host, found: &mut BTreeSet<Host>) {
-    if host::is_wildcard(name) {
-        let known = mesh.services.keys().chain(mesh.virtual_services.hosts());
-        found.extend(known.filter(|known| host::covers(name, known)).cloned());
-    }
-    found.insert(name.clone());
 }
 
 fn ports(

@@ -241,6 +241,17 @@ impl Mesh {
         self.aliases.get(host).into_iter().flatten()
     }
 
+    /// The hosts that a rule for `name` applies to: the name itself, and every known host that it covers if it is a
+    /// wildcard.
+    pub fn hosts_covered_by(&self, name: &Host) -> BTreeSet<Host> {
+        let mut found = BTreeSet::from([name.clone()]);
+        if is_wildcard(name) {
+            let known = self.services.keys().chain(self.virtual_services.hosts());
+            found.extend(known.filter(|known| covers(name, known)).cloned());
+        }
+        found
+    }
+
     /// The services with an endpoint at an address.
     pub fn services_at(&self, address: &str) -> impl Iterator<Item = &RegisteredService> {
         let hosts = self.by_address.get(address).into_iter().flatten();

@@ -77,6 +77,7 @@ impl SnapshotCache {
         let owner = Owner {
             builder: SnapshotBuilder::default(),
             proxies: HashMap::new(),
+            unused_scopes: false,
             last_id: 0,
             stats: sender,
         };
@@ -132,6 +133,8 @@ impl SnapshotCache {
 struct Owner {
     builder: SnapshotBuilder,
     proxies: HashMap<u64, Connected>,
+    /// Whether the builder may keep scopes that no proxy has any more.
+    unused_scopes: bool,
     last_id: u64,
     stats: watch::Sender<CacheStats>,
 }
@@ -159,6 +162,7 @@ impl Owner {
                 }
                 Request::Preview { proxy, reply } => {
                     let scope = self.builder.mesh().map(|mesh| mesh.scope(&proxy));
+                    self.unused_scopes = true;
                     let _ = reply.send(scope.and_then(|scope| self.builder.get(&scope)));
                 }
             }
@@ -183,10 +187,13 @@ impl Owner {
 
     fn publish(&mut self, mesh: Mesh, revision: MeshRevision) {
         let begun = Instant::now();
+        let before = self.proxies.len();
         self.proxies.retain(|_, connected| !connected.sender.is_closed());
-        let used: BTreeSet<&Scope> =
-            self.proxies.values().filter_map(|connected| connected.scope.as_ref()).collect();
-        self.builder.keep(&used);
+        if std::mem::take(&mut self.unused_scopes) || self.proxies.len() < before {
+            let used: BTreeSet<&Scope> =
+                self.proxies.values().filter_map(|connected| connected.scope.as_ref()).collect();
+            self.builder.keep(&used);
+        }
         let change = self.builder.publish(mesh, revision, Some(begun));
         let Some(mesh) = self.builder.mesh().cloned() else {
             return;
@@ -195,7 +202,9 @@ impl Owner {
             if connected.scope.is_none()
                 || change.as_ref().is_none_or(|change| connected.may_move(change))
             {
-                connected.scope = Some(mesh.scope(&connected.proxy));
+                let scope = Some(mesh.scope(&connected.proxy));
+                self.unused_scopes |= connected.scope.is_some() && connected.scope != scope;
+                connected.scope = scope;
             }
             let snapshot = connected.scope.as_ref().and_then(|scope| self.builder.get(scope));
             connected.sender.send_replace(snapshot);

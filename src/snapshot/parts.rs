@@ -161,6 +161,8 @@ pub(super) struct VirtualHostInput<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     hosts: HashMap<Host, OfHost>,
+    /// The sum of [`OfHost::len`], kept because metrics want it after each change.
+    in_hosts: usize,
     inbound_clusters: HashMap<InboundKey, Arc<Encoded>>,
     inbound_listeners: HashMap<(Vec<InboundPort>, Families), Arc<Encoded>>,
     listeners: HashMap<ListenerPlan, Arc<Encoded>>,
@@ -170,7 +172,7 @@ pub(super) struct Parts {
 impl Parts {
     /// How many encoded resources and virtual hosts there are.
     pub fn len(&self) -> usize {
-        self.hosts.values().map(OfHost::len).sum::<usize>()
+        self.in_hosts
             + self.inbound_clusters.len()
             + self.inbound_listeners.len()
             + self.listeners.len()
@@ -180,7 +182,9 @@ impl Parts {
     pub fn sweep<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) {
         for host in hosts {
             if let Some(parts) = self.hosts.get_mut(host) {
+                let before = parts.len();
                 parts.sweep();
+                self.in_hosts -= before - parts.len();
                 if parts.len() == 0 {
                     self.hosts.remove(host);
                 }
@@ -199,6 +203,7 @@ impl Parts {
     pub fn sweep_all(&mut self) {
         self.hosts.values_mut().for_each(OfHost::sweep);
         self.hosts.retain(|_, parts| parts.len() > 0);
+        self.in_hosts = self.hosts.values().map(OfHost::len).sum();
         self.sweep_listeners();
     }
 
@@ -249,8 +254,9 @@ impl Parts {
                     .chain([key_of(&known.service)]),
             )
         };
-        let Self { hosts, counts, .. } = self;
+        let Self { hosts, in_hosts, counts, .. } = self;
         let parts = hosts.entry(known.service.host.clone()).or_default();
+        let before = parts.len();
         let clusters = parts.clusters.entry(key(with_endpoints)).or_insert_with(|| {
             Arc::new(Self::encode(counts, |validator| {
                 let objects = objects();
@@ -273,7 +279,9 @@ impl Parts {
                 all.map(encode).collect()
             }))
         });
-        (clusters.clone(), endpoints.clone())
+        let made = (clusters.clone(), endpoints.clone());
+        *in_hosts += parts.len() - before;
+        made
     }
 
     /// The clusters of the ports that the proxies serve themselves.
@@ -438,7 +446,9 @@ impl Parts {
             encoded: encoded.map(Arc::new),
             left: validator.finish(),
         });
+        let before = parts.len();
         parts.virtual_hosts.insert(key, part.clone());
+        self.in_hosts += parts.len() - before;
         part
     }
 }

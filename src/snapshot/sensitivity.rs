@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::scope::Touched;
-use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility, covers, is_wildcard};
+use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility};
 use crate::translate::virtual_host::name_and_namespace;
 
 /// The hosts that tell scopes apart in one state of the mesh.
@@ -52,7 +52,7 @@ impl Sensitivity {
             let hosts: BTreeSet<Host> = rules
                 .hosts
                 .iter()
-                .flat_map(|host| covered(mesh, host))
+                .flat_map(|host| mesh.hosts_covered_by(host))
                 .chain(destinations)
                 .collect();
             if rules.tells_sources_apart() {
@@ -61,7 +61,7 @@ impl Sensitivity {
             this.seen_by(&rules.visibility, rules.namespace(), hosts);
         }
         for rule in mesh.destination_rules.iter() {
-            let hosts = covered(mesh, &rule.host);
+            let hosts = mesh.hosts_covered_by(&rule.host);
             if rule.selector.is_some() {
                 this.by_source.extend(hosts.iter().cloned());
             }
@@ -103,8 +103,10 @@ impl Sensitivity {
         let rules = hosts.iter().flat_map(|host| {
             mesh.virtual_services.routing_to(host).chain(mesh.virtual_services.naming(host))
         });
-        let users: Vec<Host> =
-            rules.flat_map(|rules| &rules.hosts).flat_map(|host| covered(mesh, host)).collect();
+        let users: Vec<Host> = rules
+            .flat_map(|rules| &rules.hosts)
+            .flat_map(|host| mesh.hosts_covered_by(host))
+            .collect();
         hosts.extend(users);
         let mut ports = BTreeSet::new();
         for list in hosts.iter().filter_map(|host| mesh.services.get(host)) {
@@ -129,14 +131,4 @@ impl Sensitivity {
         }
         Touched { hosts, ports }
     }
-}
-
-/// The hosts that a host named by a rule speaks for: itself, and all that a wildcard covers.
-fn covered(mesh: &Mesh, name: &Host) -> BTreeSet<Host> {
-    let mut found = BTreeSet::from([name.clone()]);
-    if is_wildcard(name) {
-        let known = mesh.services.keys().chain(mesh.virtual_services.hosts());
-        found.extend(known.filter(|known| covers(name, known)).cloned());
-    }
-    found
 }

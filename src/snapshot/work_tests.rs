@@ -183,6 +183,17 @@ fn a_deleted_namespace_costs_what_it_had() {
 }
 
 #[test]
+fn the_number_of_parts_is_kept_up_to_date() {
+    let mut world = World::new(3);
+    let first = world.snapshots.parts();
+    world.write(vec![("new.yaml".into(), service(0, 200))]);
+    assert!(world.snapshots.parts() > first);
+    world.write(vec![("0-3-rules.yaml".into(), rules(0, 3, 20))]);
+    world.write(vec![("new.yaml".into(), String::new())]);
+    assert_eq!(world.snapshots.parts(), first);
+}
+
+#[test]
 fn what_is_written_again_as_it_was_costs_nothing() {
     let mut world = World::new(2);
     assert_eq!(

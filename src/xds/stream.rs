@@ -1018,7 +1018,8 @@ impl Stream {
                 .collect(),
             _ => BTreeSet::new(),
         };
-        let loses_last = |name: &str, form: &Resource| !form.has_endpoints() && last.contains(name);
+        // Whether there are endpoints is read from the message, so the name is looked up first.
+        let loses_last = |name: &str, form: &Resource| last.contains(name) && !form.has_endpoints();
         // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
         let stand_ins = &self.stand_ins;
         let coming =

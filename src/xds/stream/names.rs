@@ -29,15 +29,13 @@ impl Names {
 
     /// Adds a name, of which something is known or not. Says whether it is new.
     pub fn insert(&mut self, name: &Arc<str>, known: bool) -> bool {
-        let new = !self.contains(name)
-            && if known {
-                self.known.insert(name.clone())
-            } else {
-                self.unknown.insert(hash(name))
-            };
+        let hash = hash(name);
+        let new = !self.known.contains(name)
+            && !self.unknown.contains(&hash)
+            && if known { self.known.insert(name.clone()) } else { self.unknown.insert(hash) };
         if new {
             self.bytes += name.len();
-            self.sum = self.sum.wrapping_add(hash(name));
+            self.sum = self.sum.wrapping_add(hash);
         }
         new
     }
