@@ -16,6 +16,13 @@ pub fn resolve(host: &str, namespace: &str, domain: &str) -> Host {
     }
 }
 
+/// The name and the namespace in a host of the form `NAME.NAMESPACE.svc.DOMAIN`, whichever object defines it. Clients in
+/// that namespace may omit all but the name.
+pub fn name_and_namespace<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
+    let short = host.strip_suffix(domain)?.strip_suffix(".svc.")?;
+    short.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
+}
+
 /// A host without the brackets in which an IPv6 address is written before a port.
 pub fn without_brackets(host: &str) -> &str {
     host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)

@@ -27,7 +27,7 @@ use std::sync::Arc;
 pub use change::MeshChange;
 pub use destination_rules::DestinationRules;
 pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
-pub use host::{Host, covers, is_wildcard, resolve, without_brackets};
+pub use host::{Host, covers, is_wildcard, name_and_namespace, resolve, without_brackets};
 pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
 pub use rules::{DestinationRule, DroppedRoute, HttpRule, Overlay, StreamRule, VirtualService};
 pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, canonical_address};

@@ -187,7 +187,7 @@ impl fmt::Display for Proxy {
 /// The attributes of a proxy that can affect its configuration. Proxies with the same scope share the same resources.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope {
-    /// The namespace, which determines visibility.
+    /// The namespace, which determines visibility; [`Scope::OTHER_NAMESPACE`] for one that no object is in or names.
     pub namespace: Arc<str>,
     /// The labels that some rule reads, including locality labels.
     pub labels: BTreeMap<String, String>,
@@ -205,6 +205,12 @@ pub struct Scope {
     pub headless: Vec<Arc<str>>,
     /// The Sidecar that applies to it, with its revision.
     pub sidecar: Option<(ObjectKey, Revision)>,
+}
+
+impl Scope {
+    /// Stands for every namespace that no object is in or names: proxies there get the same configuration. No namespace
+    /// has this name.
+    pub const OTHER_NAMESPACE: &'static str = "";
 }
 
 /// The address families that a proxy supports.

@@ -35,8 +35,9 @@ impl Mesh {
             .node
             .iter()
             .any(|visibility| visibility.includes(&proxy.namespace));
+        let namespace = self.scope_attributes.namespaces.get(&proxy.namespace);
         Scope {
-            namespace: proxy.namespace.clone(),
+            namespace: namespace.cloned().unwrap_or_else(|| Scope::OTHER_NAMESPACE.into()),
             labels: labels.collect(),
             interception: proxy.interception,
             inbound: match proxy.interception {

@@ -19,6 +19,8 @@ pub struct SnapshotBuilder {
     mesh: Option<Arc<Mesh>>,
     revision: MeshRevision,
     scopes: HashMap<Scope, Entry>,
+    /// How many scopes were dropped since the parts that no scope uses any more were last looked for.
+    dropped: usize,
     /// Which hosts tell scopes apart, as long as the mesh is the same.
     sensitivity: Option<Sensitivity>,
     /// A scope of each family, and of each namespace in it, to make others from.
@@ -28,8 +30,14 @@ pub struct SnapshotBuilder {
 /// Scopes one of which can be made from another.
 type Family = (Interception, Families, Option<(ObjectKey, Revision)>);
 
+fn family(scope: &Scope) -> Family {
+    (scope.interception, scope.families, scope.sidecar.clone())
+}
+
 #[derive(Debug)]
 struct Entry {
+    /// How many proxies have it.
+    users: usize,
     resources: ScopeResources,
     snapshot: Arc<Snapshot>,
 }
@@ -73,15 +81,17 @@ impl SnapshotBuilder {
         self.mesh.as_ref()
     }
 
-    /// The snapshot of a scope in the last published state, if any. It is kept up to date from then on.
-    pub fn get(&mut self, scope: &Scope) -> Option<Arc<Snapshot>> {
-        if let Some(entry) = self.scopes.get(scope) {
+    /// The snapshot of a scope in the last published state, if any. It is kept up to date until each call has been
+    /// followed by [`SnapshotBuilder::release`].
+    pub fn acquire(&mut self, scope: &Scope) -> Option<Arc<Snapshot>> {
+        if let Some(entry) = self.scopes.get_mut(scope) {
+            entry.users += 1;
             return Some(entry.snapshot.clone());
         }
         let mesh = self.mesh.clone()?;
         // Where traffic for unknown hosts goes may depend on what the namespace sees.
         let own_default = ScopeView::new(&mesh, scope).egress_proxy().is_some();
-        let family: Family = (scope.interception, scope.families, scope.sidecar.clone());
+        let family = family(scope);
         let base = [Some(scope.namespace.clone()), None]
             .into_iter()
             .find_map(|namespace| self.bases.get(&(family.clone(), namespace)))
@@ -104,17 +114,44 @@ impl SnapshotBuilder {
         for namespace in [Some(scope.namespace.clone()), None] {
             self.bases.entry((family.clone(), namespace)).or_insert_with(|| scope.clone());
         }
-        self.scopes.insert(scope.clone(), Entry { resources, snapshot: snapshot.clone() });
+        let entry = Entry { users: 1, resources, snapshot: snapshot.clone() };
+        self.scopes.insert(scope.clone(), entry);
         Some(snapshot)
     }
 
-    /// Drops the snapshots of all scopes but these.
-    pub fn keep(&mut self, used: &BTreeSet<&Scope>) {
-        let before = self.scopes.len();
-        self.scopes.retain(|scope, _| used.contains(scope));
-        if self.scopes.len() < before {
-            let scopes = &self.scopes;
-            self.bases.retain(|_, scope| scopes.contains_key(scope));
+    /// The snapshot of a scope that is kept up to date.
+    pub fn snapshot_of(&self, scope: &Scope) -> Option<Arc<Snapshot>> {
+        self.scopes.get(scope).map(|entry| entry.snapshot.clone())
+    }
+
+    /// Takes back one [`SnapshotBuilder::acquire`]. The last one drops the snapshot.
+    pub fn release(&mut self, scope: &Scope) {
+        let Some(entry) = self.scopes.get_mut(scope) else {
+            return;
+        };
+        entry.users -= 1;
+        if entry.users > 0 {
+            return;
+        }
+        self.scopes.remove(scope);
+        let family = family(scope);
+        for namespace in [Some(scope.namespace.clone()), None] {
+            let fits = |other: &&Scope| {
+                self::family(other) == family
+                    && namespace.as_ref().is_none_or(|namespace| other.namespace == *namespace)
+            };
+            let key = (family.clone(), namespace.clone());
+            if self.bases.get(&key) == Some(scope) {
+                match self.scopes.keys().find(fits) {
+                    Some(other) => self.bases.insert(key, other.clone()),
+                    None => self.bases.remove(&key),
+                };
+            }
+        }
+        // Looking for unused parts takes time proportional to the mesh, so it waits for a good part of the scopes.
+        self.dropped += 1;
+        if self.dropped * 4 > self.scopes.len() {
+            self.dropped = 0;
             self.parts.sweep_all();
         }
     }

@@ -1,9 +1,9 @@
 //! Delivers to each proxy the snapshot of its scope whenever it changes. A single thread owns and builds the snapshots;
 //! everything else sends it requests.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,9 +26,21 @@ pub struct SnapshotCache {
 
 #[derive(Debug)]
 enum Request {
-    Publish { mesh: Box<Mesh>, revision: MeshRevision, done: oneshot::Sender<()> },
-    Subscribe { proxy: Box<Proxy>, reply: oneshot::Sender<watch::Receiver<Option<Arc<Snapshot>>>> },
-    Preview { proxy: Box<Proxy>, reply: oneshot::Sender<Option<Arc<Snapshot>>> },
+    Publish {
+        mesh: Box<Mesh>,
+        revision: MeshRevision,
+        done: oneshot::Sender<()>,
+    },
+    Subscribe {
+        proxy: Box<Proxy>,
+        reply: oneshot::Sender<SnapshotSubscription>,
+    },
+    /// Some subscriptions were dropped: those in [`Dropped::ids`].
+    Unsubscribe,
+    Preview {
+        proxy: Box<Proxy>,
+        reply: oneshot::Sender<Option<Arc<Snapshot>>>,
+    },
 }
 
 /// Values for metrics.
@@ -51,12 +63,40 @@ pub struct CacheStats {
 pub struct SnapshotSubscription {
     /// The latest snapshot; `None` before the first state of the mesh.
     pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    id: u64,
+    dropped: Arc<Dropped>,
+}
+
+/// The subscriptions that were dropped and that the thread has yet to forget.
+#[derive(Debug)]
+struct Dropped {
+    ids: Mutex<Vec<u64>>,
+    requests: mpsc::WeakSender<Request>,
     proxies: Arc<AtomicUsize>,
+}
+
+impl Dropped {
+    /// Nothing under the lock can fail half way, so a poisoned one is as good as any.
+    fn add(&self, id: u64) {
+        self.proxies.fetch_sub(1, Ordering::Relaxed);
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.push(id);
+        if ids.len() == 1
+            && let Some(requests) = self.requests.upgrade()
+        {
+            // The thread looks here after each request, so it need not be told if its queue is full.
+            let _ = requests.try_send(Request::Unsubscribe);
+        }
+    }
+
+    fn take(&self) -> Vec<u64> {
+        std::mem::take(&mut self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Drop for SnapshotSubscription {
     fn drop(&mut self) {
-        self.proxies.fetch_sub(1, Ordering::Relaxed);
+        self.dropped.add(self.id);
     }
 }
 
@@ -74,10 +114,16 @@ impl SnapshotCache {
         let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
         let (sender, stats) = watch::channel(CacheStats::default());
         let (alive, ended) = oneshot::channel();
+        let proxies = Arc::<AtomicUsize>::default();
+        let dropped = Dropped {
+            ids: Mutex::default(),
+            requests: requests.downgrade(),
+            proxies: proxies.clone(),
+        };
         let owner = Owner {
             builder: SnapshotBuilder::default(),
             proxies: HashMap::new(),
-            unused_scopes: false,
+            dropped: Arc::new(dropped),
             last_id: 0,
             stats: sender,
         };
@@ -85,7 +131,7 @@ impl SnapshotCache {
             owner.run(receiver);
             drop(alive);
         })?;
-        Ok((Self { requests, stats, proxies: Arc::default() }, ended))
+        Ok((Self { requests, stats, proxies }, ended))
     }
 
     /// Publishes a new state of the mesh and returns when every affected proxy has its new snapshot.
@@ -107,9 +153,7 @@ impl SnapshotCache {
         let (reply, answer) = oneshot::channel();
         let request = Request::Subscribe { proxy: Box::new(proxy), reply };
         self.requests.send(request).await.map_err(|_| Ended)?;
-        let snapshots = answer.await.map_err(|_| Ended)?;
-        self.proxies.fetch_add(1, Ordering::Relaxed);
-        Ok(SnapshotSubscription { snapshots, proxies: self.proxies.clone() })
+        answer.await.map_err(|_| Ended)
     }
 
     /// The snapshot that `proxy` would get now; `None` before the first state of the mesh.
@@ -133,14 +177,14 @@ impl SnapshotCache {
 struct Owner {
     builder: SnapshotBuilder,
     proxies: HashMap<u64, Connected>,
-    /// Whether the builder may keep scopes that no proxy has any more.
-    unused_scopes: bool,
+    dropped: Arc<Dropped>,
     last_id: u64,
     stats: watch::Sender<CacheStats>,
 }
 
 struct Connected {
     proxy: Proxy,
+    /// `None` before the first state of the mesh.
     scope: Option<Scope>,
     sender: watch::Sender<Option<Arc<Snapshot>>>,
 }
@@ -149,6 +193,7 @@ impl Owner {
     fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         // The requester may have gone away.
         while let Some(request) = requests.blocking_recv() {
+            self.forget_dropped();
             match request {
                 Request::Publish { mesh, revision, done } => {
                     self.publish(*mesh, revision);
@@ -156,14 +201,13 @@ impl Owner {
                     let _ = done.send(());
                 }
                 Request::Subscribe { proxy, reply } => {
-                    let snapshots = self.subscribe(*proxy);
+                    let subscription = self.subscribe(*proxy);
                     self.update_stats();
-                    let _ = reply.send(snapshots);
+                    let _ = reply.send(subscription);
                 }
+                Request::Unsubscribe => self.update_stats(),
                 Request::Preview { proxy, reply } => {
-                    let scope = self.builder.mesh().map(|mesh| mesh.scope(&proxy));
-                    self.unused_scopes = true;
-                    let _ = reply.send(scope.and_then(|scope| self.builder.get(&scope)));
+                    let _ = reply.send(self.preview(&proxy));
                 }
             }
         }
@@ -176,25 +220,33 @@ impl Owner {
         self.stats.send_replace(CacheStats { proxies: 0, scopes, parts, omitted, work });
     }
 
-    fn subscribe(&mut self, proxy: Proxy) -> watch::Receiver<Option<Arc<Snapshot>>> {
+    fn subscribe(&mut self, proxy: Proxy) -> SnapshotSubscription {
         let scope = self.builder.mesh().map(|mesh| mesh.scope(&proxy));
-        let first = scope.as_ref().and_then(|scope| self.builder.get(scope));
+        let first = scope.as_ref().and_then(|scope| self.builder.acquire(scope));
         let (sender, snapshots) = watch::channel(first);
         self.last_id += 1;
         self.proxies.insert(self.last_id, Connected { proxy, scope, sender });
-        snapshots
+        self.dropped.proxies.fetch_add(1, Ordering::Relaxed);
+        SnapshotSubscription { snapshots, id: self.last_id, dropped: self.dropped.clone() }
+    }
+
+    fn preview(&mut self, proxy: &Proxy) -> Option<Arc<Snapshot>> {
+        let scope = self.builder.mesh()?.scope(proxy);
+        let snapshot = self.builder.acquire(&scope);
+        self.builder.release(&scope);
+        snapshot
+    }
+
+    fn forget_dropped(&mut self) {
+        for id in self.dropped.take() {
+            if let Some(scope) = self.proxies.remove(&id).and_then(|gone| gone.scope) {
+                self.builder.release(&scope);
+            }
+        }
     }
 
     fn publish(&mut self, mesh: Mesh, revision: MeshRevision) {
-        let begun = Instant::now();
-        let before = self.proxies.len();
-        self.proxies.retain(|_, connected| !connected.sender.is_closed());
-        if std::mem::take(&mut self.unused_scopes) || self.proxies.len() < before {
-            let used: BTreeSet<&Scope> =
-                self.proxies.values().filter_map(|connected| connected.scope.as_ref()).collect();
-            self.builder.keep(&used);
-        }
-        let change = self.builder.publish(mesh, revision, Some(begun));
+        let change = self.builder.publish(mesh, revision, Some(Instant::now()));
         let Some(mesh) = self.builder.mesh().cloned() else {
             return;
         };
@@ -202,17 +254,27 @@ impl Owner {
             if connected.scope.is_none()
                 || change.as_ref().is_none_or(|change| connected.may_move(change))
             {
-                let scope = Some(mesh.scope(&connected.proxy));
-                self.unused_scopes |= connected.scope.is_some() && connected.scope != scope;
-                connected.scope = scope;
+                connected.move_to(mesh.scope(&connected.proxy), &mut self.builder);
             }
-            let snapshot = connected.scope.as_ref().and_then(|scope| self.builder.get(scope));
+            let snapshot =
+                connected.scope.as_ref().and_then(|scope| self.builder.snapshot_of(scope));
             connected.sender.send_replace(snapshot);
         }
     }
 }
 
 impl Connected {
+    /// Gives the proxy another scope, where it is another.
+    fn move_to(&mut self, scope: Scope, builder: &mut SnapshotBuilder) {
+        if self.scope.as_ref() == Some(&scope) {
+            return;
+        }
+        builder.acquire(&scope);
+        if let Some(old) = self.scope.replace(scope) {
+            builder.release(&old);
+        }
+    }
+
     /// Whether a change may give the proxy another scope.
     fn may_move(&self, change: &MeshChange) -> bool {
         change.scopes

@@ -18,7 +18,7 @@ use super::{ClusterRefs, EncodedVirtualHost, Resource};
 use crate::api::{Kind, ObjectKey};
 use crate::mesh::{
     Families, Host, InboundPort, Interception, Port, Registry, ScopeView, Service, VirtualService,
-    VisibleService,
+    VisibleService, name_and_namespace,
 };
 use crate::revision::Revision;
 use crate::translate::listener_plan::{self, ListenerPlan};
@@ -366,9 +366,7 @@ impl Parts {
             aliases: aliases.iter().map(|alias| alias.known.service_revision).collect(),
             own_namespace: std::iter::once(&service.host)
                 .chain(aliases.iter().map(|alias| &alias.known.service.host))
-                .filter_map(|host| {
-                    virtual_host::name_and_namespace(host, &wanted.view.mesh.config.domain)
-                })
+                .filter_map(|host| name_and_namespace(host, &wanted.view.mesh.config.domain))
                 .any(|(_, namespace)| *namespace == **own)
                 .then(|| own.clone()),
             ..wanted.key()

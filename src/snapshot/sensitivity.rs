@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::scope::Touched;
-use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility};
-use crate::translate::virtual_host::name_and_namespace;
+use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility, name_and_namespace};
 
 /// The hosts that tell scopes apart in one state of the mesh.
 #[derive(Debug, Default)]

@@ -604,6 +604,43 @@ async fn proxies_of_one_scope_share_everything_and_others_equal_parts() {
     assert_eq!(cache.stats().scopes, 3);
     drop((gold, pay));
     assert_eq!(cache.stats().proxies, 2);
-    cache.publish(state, 3.into()).await.unwrap();
+    // Its answer comes after the scopes that nobody has any more are gone.
+    cache.preview(proxy("shop", "e", json!({}))).await.unwrap();
     assert_eq!((cache.stats().scopes, cache.stats().parts), (1, encoded));
+}
+
+#[tokio::test]
+async fn namespaces_that_no_object_names_share_one_scope() {
+    let exported = |to: &str| {
+        shop()
+            + &rule(
+                "VirtualService",
+                "a",
+                "shop",
+                0,
+                &format!(
+                    "{{hosts: [a.example.com], exportTo: [{to}], http: [{{redirect: {{uri: /x}}}}]}}"
+                ),
+            )
+    };
+    let (cache, _ended) = SnapshotCache::start().unwrap();
+    cache.publish(mesh(&exported("'*'")), 1.into()).await.unwrap();
+    let mut subscriptions = Vec::new();
+    for n in 0..20 {
+        let namespace = format!("ghost-{n}");
+        subscriptions.push(cache.subscribe(proxy(&namespace, "a", json!({}))).await.unwrap());
+    }
+    assert_eq!(cache.stats().scopes, 1);
+    // One of them is named, and then it is no longer.
+    cache.publish(mesh(&exported("ghost-7")), 2.into()).await.unwrap();
+    assert_eq!(cache.stats().scopes, 2);
+    let routes = |n: usize| {
+        let snapshot = subscriptions[n].snapshots.borrow().clone().unwrap();
+        snapshot.get(ResourceType::Route).values().map(|routes| routes.bytes()).collect::<Vec<_>>()
+    };
+    assert_ne!(routes(6), routes(7));
+    assert_eq!(routes(6), routes(8));
+    cache.publish(mesh(&exported("'*'")), 3.into()).await.unwrap();
+    assert_eq!(cache.stats().scopes, 1);
+    assert_eq!(routes(6), routes(7));
 }

@@ -81,7 +81,7 @@ impl World {
         world.write(files.collect());
         for namespace in 0..namespaces {
             let scope = scope_of(&world, namespace);
-            world.snapshots.get(&scope).unwrap();
+            world.snapshots.acquire(&scope).unwrap();
         }
         world
     }
@@ -178,7 +178,7 @@ fn a_deleted_namespace_costs_what_it_had() {
     assert_eq!((work.translated, work.encoded, work.scopes_built), (0, 0, 0));
     assert_eq!(work.scope_hosts, (30 * SERVICES) as u64);
     let scope = scope_of(&world, 7);
-    let left = world.snapshots.get(&scope).unwrap();
+    let left = world.snapshots.acquire(&scope).unwrap();
     assert!(!left.get(ResourceType::Cluster).keys().any(|name| name.contains(".ns7.")));
 }
 

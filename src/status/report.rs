@@ -118,7 +118,7 @@ pub fn proxies(state: &State, connected: &[ProxyStatus]) -> Vec<ProxyReport> {
     connected.iter().map(report).collect()
 }
 
-/// A short name for a scope: its namespace and a hash.
+/// A short name for a scope: its namespace, or `*` for one that no object names, and a hash.
 fn scope_name(scope: &Scope) -> String {
     struct Fixed(xxhash_rust::xxh3::Xxh3);
     impl Hasher for Fixed {
@@ -131,7 +131,11 @@ fn scope_name(scope: &Scope) -> String {
     }
     let mut hasher = Fixed(xxhash_rust::xxh3::Xxh3::new());
     scope.hash(&mut hasher);
-    format!("{}-{:04x}", scope.namespace, hasher.finish() & 0xffff)
+    let namespace = match &*scope.namespace {
+        Scope::OTHER_NAMESPACE => "*",
+        namespace => namespace,
+    };
+    format!("{namespace}-{:04x}", hasher.finish() & 0xffff)
 }
 
 /// On which proxies an object is live; `None` if it does not exist.

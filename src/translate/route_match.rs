@@ -36,11 +36,11 @@ pub fn why_not(request_match: &HttpMatchRequest, scope: &Scope, port: u16) -> Op
     if !request_match.source_namespace.is_empty()
         && *request_match.source_namespace != *scope.namespace
     {
-        return Some(format!(
-            "the client's namespace is {}, expected \
-            {}",
-            scope.namespace, request_match.source_namespace
-        ));
+        let wanted = &request_match.source_namespace;
+        return Some(match &*scope.namespace {
+            Scope::OTHER_NAMESPACE => format!("the client is not in the namespace {wanted}"),
+            found => format!("the client's namespace is {found}, expected {wanted}"),
+        });
     }
     None
 }

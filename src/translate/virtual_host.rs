@@ -11,7 +11,8 @@ use super::route::{self, Context};
 use super::seconds;
 use crate::api::ObjectKey;
 use crate::mesh::{
-    OutboundPolicy, Port, Registry, Resolution, Service, VirtualService, without_brackets,
+    OutboundPolicy, Port, Registry, Resolution, Service, VirtualService, name_and_namespace,
+    without_brackets,
 };
 
 /// A virtual host and the VirtualService behind each of its routes.
@@ -154,15 +155,6 @@ fn names(host: &str, context: &Context<'_>) -> Vec<String> {
         names.push(format!("{name}.{namespace}"));
     }
     names
-}
-
-/// The name and the namespace in a host of the form `NAME.NAMESPACE.svc.DOMAIN`, whatever object it is of. Clients in that
-/// namespace may leave all but the name out.
-pub fn name_and_namespace<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
-    let short = host
-        .strip_suffix(domain)
-        .and_then(|default_cluster| default_cluster.strip_suffix(".svc."))?;
-    short.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
 }
 
 /// The forms in which clients write an address as Host: the object's and the shortest. `None` for a name.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use weir::api::{self, Identity, ObjectKey};
 use weir::envoy_validate;
-use weir::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy};
+use weir::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy, Scope};
 use weir::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use weir::source::{Origin, SourceEvent, event_from, yaml};
 use weir::store::Store;
@@ -714,7 +714,7 @@ pub fn history(bytes: &[u8]) -> Tried {
     let (mut builder, mut snapshot_builder) =
         (MeshBuilder::new(MeshConfig::default()), SnapshotBuilder::default());
     let (mut tried, mut log, mut checked) = (Tried::default(), BTreeMap::new(), BTreeSet::new());
-    let proxies = proxies();
+    let (proxies, mut held) = (proxies(), Vec::new());
     while !dice.left.is_empty() {
         let Some(change) = dice.change() else {
             continue;
@@ -727,15 +727,18 @@ pub fn history(bytes: &[u8]) -> Tried {
         }
         let changed: BTreeSet<ObjectKey> = std::mem::take(&mut dirty);
         let mesh = builder.update(&store, &changed);
-        let mut scopes: Vec<_> = proxies.iter().map(|proxy| mesh.scope(proxy)).collect();
         if dice.once_in(5) {
             // Proxies that come back get what was kept up to date for others, or is derived from it.
-            scopes.rotate_left(1);
-            snapshot_builder.keep(&scopes.iter().take(2).collect());
+            let left = held.len().min(2);
+            held.rotate_left(left.min(1));
+            held.drain(left..).for_each(|scope| snapshot_builder.release(&scope));
         }
         snapshot_builder.publish(mesh.clone(), 1.into(), None);
+        let scopes: Vec<Scope> = proxies.iter().map(|proxy| mesh.scope(proxy)).collect();
         let snapshots: Vec<_> =
-            proxies.iter().filter_map(|proxy| snapshot_builder.get(&mesh.scope(proxy))).collect();
+            scopes.iter().filter_map(|scope| snapshot_builder.acquire(scope)).collect();
+        let before = std::mem::replace(&mut held, scopes);
+        before.iter().for_each(|scope| snapshot_builder.release(scope));
         snapshots.iter().for_each(|snapshot| sound(snapshot, &mut checked, &log));
         // Building every state from scratch would take too long; checking some states and the last one is enough.
         if dice.left.is_empty() || dice.once_in(4) {
