@@ -198,6 +198,18 @@ impl Exchange {
         Ok(hold)
     }
 
+    /// Waits until the memory that was taken from others for this request is free.
+    ///
+    /// # Errors
+    /// Its own was taken meanwhile.
+    pub async fn memory_free(&self) -> Result<(), Exhausted> {
+        tokio::select! {
+            () = self.connection.admission.memory().within_limit() => {}
+            () = self.over.cancelled() => {}
+        }
+        self.why_revoked().map_or(Ok(()), Err)
+    }
+
     /// Ends the response after a moment in which it can still report the reason.
     pub fn end(&self) {
         self.over.cancel();

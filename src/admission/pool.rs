@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Peer;
@@ -105,11 +106,15 @@ pub struct Pool {
     share: usize,
     metrics: PoolMetrics,
     inner: Mutex<Inner>,
+    /// Notified when something that was revoked is returned.
+    returned: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     used: usize,
+    /// Revoked permits whose holders have yet to return what they stand for.
+    revoked: HashMap<u64, usize>,
     last_id: u64,
     peers: HashMap<Peer, Holdings>,
     /// The peers by usage.
@@ -137,7 +142,7 @@ impl Pool {
     /// A pool of `limit`, of which one peer may use `share` percent.
     pub fn new(resource: Resource, limit: usize, share: u8, metrics: PoolMetrics) -> Self {
         let share = limit.saturating_mul(usize::from(share)).div_ceil(100).max(1);
-        Self { resource, limit, share, metrics, inner: Mutex::default() }
+        Self { resource, limit, share, metrics, inner: Mutex::default(), returned: Notify::new() }
     }
 
     /// Nothing under the lock can fail half way, so that a poisoned one is as good as any.
@@ -175,6 +180,20 @@ impl Pool {
         inner.set(peer, id, amount);
         self.tell_use(&inner);
         Ok(Permit { pool: self.clone(), peer, id })
+    }
+
+    /// Waits until the holders of revoked permits have returned so much that what is in use is within the limit.
+    pub async fn within_limit(&self) {
+        loop {
+            let returned = self.returned.notified();
+            {
+                let inner = self.lock();
+                if inner.used + inner.revoked.values().sum::<usize>() <= self.limit {
+                    return;
+                }
+            }
+            returned.await;
+        }
     }
 
     fn tell_use(&self, inner: &Inner) {
@@ -240,7 +259,11 @@ impl Inner {
     /// Revokes the largest permit of a peer; among equally large ones the newest.
     fn revoke_from(&mut self, peer: Peer) {
         let largest = self.peers.get(&peer).and_then(|holdings| holdings.by_amount.last().copied());
-        if let Some(revoked) = largest.and_then(|(_, id)| self.remove(peer, id)) {
+        let Some((amount, id)) = largest else {
+            return;
+        };
+        if let Some(revoked) = self.remove(peer, id) {
+            self.revoked.insert(id, amount);
             revoked.cancel();
         }
     }
@@ -255,6 +278,10 @@ impl Permit {
         let mut inner = self.pool.lock();
         let held = inner.peers.get(&self.peer).and_then(|holdings| holdings.permits.get(&self.id));
         let Some((before, _)) = held else {
+            if let Some(left) = inner.revoked.get_mut(&self.id) {
+                *left = amount.min(*left);
+                self.pool.returned.notify_waiters();
+            }
             return Err(self.revoked());
         };
         let more = amount.saturating_sub(*before);
@@ -285,6 +312,9 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut inner = self.pool.lock();
         inner.remove(self.peer, self.id);
+        if inner.revoked.remove(&self.id).is_some() {
+            self.pool.returned.notify_waiters();
+        }
         self.pool.tell_use(&inner);
     }
 }
@@ -366,6 +396,24 @@ mod tests {
         assert_eq!(pool.used(), 2, "a permit that was revoked has nothing to give back");
     }
 
+    #[tokio::test]
+    async fn what_was_revoked_is_in_use_until_it_is_returned() {
+        let pool = pool(10, 100);
+        let greedy = acquire(&pool, 1, 8).unwrap();
+        let modest = acquire(&pool, 2, 6).unwrap();
+        assert!(is_revoked(&greedy) && !is_revoked(&modest));
+        let mut waiting = std::pin::pin!(pool.within_limit());
+        assert!(futures::poll!(&mut waiting).is_pending());
+        // It returns a part, which does not do, and then so much that it does.
+        assert!(greedy.resize(5).is_err());
+        assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(greedy.resize(4).is_err());
+        assert!(futures::poll!(&mut waiting).is_ready());
+        drop(greedy);
+        assert!(pool.lock().revoked.is_empty());
+        pool.within_limit().await;
+    }
+
     #[test]
     fn equals_do_not_take_from_each_other() {
         let pool = pool(4, 100);
@@ -432,6 +480,7 @@ mod tests {
             drop(permits);
             let inner = pool.lock();
             proptest::prop_assert!(inner.used == 0 && inner.peers.is_empty() && inner.by_use.is_empty());
+            proptest::prop_assert!(inner.revoked.is_empty());
         }
     }
 }

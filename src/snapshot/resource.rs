@@ -129,6 +129,14 @@ impl Resource {
         self.len() == 0
     }
 
+    /// The encoded message, unless it is a route configuration.
+    pub(super) fn message(&self) -> Option<&Bytes> {
+        match &self.body {
+            Body::Message { bytes, .. } => Some(bytes),
+            Body::Routes(_) => None,
+        }
+    }
+
     /// The encoded message as one buffer.
     pub fn bytes(&self) -> Vec<u8> {
         self.pieces().flatten().collect()

@@ -38,8 +38,12 @@ const PREFIX: usize = 5;
 /// What a message may take before its peer is charged for it, in bytes: most are shorter.
 const FREE: usize = 4 << 10;
 
-/// How much larger than its bytes a message is, at most, while it is decoded and taken in.
-const DECODED: usize = 3;
+/// How many times the bytes of a message are in memory while it is handled: as received, as decoded, and as shared names.
+const COPIES: usize = 3;
+
+/// The memory for each field of a message while it is handled, in bytes: its places in vectors and sets, and what the
+/// allocator adds to it.
+const FIELD: usize = 100;
 
 /// The messages of a request's body. What they take is charged to the peer.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ pub(super) struct Requests<M> {
     body: Body,
     exchange: Arc<Exchange>,
     buffer: BytesMut,
+    /// A complete message that waits for memory to be decoded in.
+    complete: Option<Bytes>,
     /// When the message that is coming in must be complete.
     due: Option<Instant>,
     /// What the peer is charged for what was taken in, in bytes.
@@ -61,6 +67,7 @@ impl<M: Message + Default> Requests<M> {
             body,
             exchange,
             buffer: BytesMut::new(),
+            complete: None,
             due: None,
             settled: 0,
             hold: None,
@@ -72,10 +79,16 @@ impl<M: Message + Default> Requests<M> {
     /// peer is charged for the message until [`Requests::settle`].
     pub async fn next(&mut self) -> Result<Option<M>, Status> {
         loop {
-            if let Some(message) = self.whole()? {
+            if self.complete.is_none() {
+                self.complete = self.whole()?;
+            }
+            if let Some(message) = &self.complete {
                 self.due = None;
-                check_size(&message)?;
-                self.charge(message.len().saturating_mul(DECODED))?;
+                let fields = count_fields(message)?;
+                self.charge(message.len() * COPIES + fields * FIELD)?;
+                self.exchange.memory_free().await.map_err(exhausted)?;
+            }
+            if let Some(message) = self.complete.take() {
                 let decoded = M::decode(message);
                 if self.buffer.is_empty() {
                     // Requests are usually short and rare, so the memory of a long one is released.
@@ -196,19 +209,19 @@ impl<M: Message + Default> Requests<M> {
     }
 }
 
-/// Rejects requests that would take much more memory once decoded: very many fields, or a single field (the node, an
-/// error message) that consists of very many.
-fn check_size(message: &Bytes) -> Result<(), Status> {
+/// Counts the fields of a request. Rejects requests that would take much more memory once decoded: very many fields, or a
+/// single field (the node, an error message) that consists of very many.
+fn count_fields(message: &Bytes) -> Result<usize, Status> {
     let mut rest = message.clone();
     let mut fields = 0usize;
     while rest.has_remaining() {
         let before = rest.remaining();
         let Ok((field, kind)) = decode_key(&mut rest) else {
-            return Ok(());
+            return Ok(fields);
         };
         if skip_field(kind, field, &mut rest, DecodeContext::default()).is_err() {
             // Decoding reports a better error.
-            return Ok(());
+            return Ok(fields);
         }
         fields += 1;
         if before - rest.remaining() > MAX_FIELD {
@@ -222,7 +235,7 @@ fn check_size(message: &Bytes) -> Result<(), Status> {
             )));
         }
     }
-    Ok(())
+    Ok(fields)
 }
 
 /// A response body: the received frames, followed by the final status of the stream.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use crate::snapshot::{Pieces, Resource, ResourceType};
+use crate::snapshot::{Pieces, Resource, ResourceType, empty_endpoints};
 
 /// The chunk size in bytes: the default maximum frame size of HTTP/2 (RFC 9113, `SETTINGS_MAX_FRAME_SIZE`).
 const CHUNK: usize = 16_384;
@@ -25,53 +25,57 @@ pub struct Frame {
     delta: bool,
     /// All fields except the resources.
     head: Bytes,
-    /// The resources with the versions to report.
-    resources: Vec<(Arc<Resource>, u64)>,
+    items: Vec<Item>,
     len: usize,
+}
+
+/// A resource of a response.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// A resource with the version to report.
+    Resource(Arc<Resource>, u64),
+    /// That a cluster has no endpoints. It is encoded when it is written, because a client may ask for very many.
+    NoEndpoints(Arc<str>),
+}
+
+impl Item {
+    /// The version of the resource.
+    pub fn version(&self) -> u64 {
+        match self {
+            Self::Resource(_, version) => *version,
+            Self::NoEndpoints(cluster) => empty_endpoints(cluster).version,
+        }
+    }
 }
 
 impl Frame {
     /// A `DiscoveryResponse` (fields: version_info 1, resources 2, type_url 4, nonce 5).
-    pub fn sotw(
-        kind: ResourceType,
-        version: u64,
-        nonce: &str,
-        resources: Vec<Arc<Resource>>,
-    ) -> Self {
+    pub fn sotw(kind: ResourceType, version: u64, nonce: &str, items: Vec<Item>) -> Self {
         let mut head = BytesMut::new();
         put_text(&mut head, 1, &version_text(version));
         put_text(&mut head, 4, kind.type_url());
         put_text(&mut head, 5, nonce);
-        let resources = resources.into_iter().map(|resource| (resource, 0)).collect();
-        Self::new(kind, false, head.freeze(), resources)
+        Self::new(kind, false, head.freeze(), items)
     }
 
     /// A `DeltaDiscoveryResponse` (fields: resources 2, type_url 4, nonce 5, removed_resources 6); its `Resource` has
-    /// the fields version 1, resource 2, name 3. Each resource has the version to report.
-    pub fn delta(
-        kind: ResourceType,
-        nonce: &str,
-        resources: Vec<(Arc<Resource>, u64)>,
-        removed: &[Arc<str>],
-    ) -> Self {
+    /// the fields version 1, resource 2, name 3.
+    pub fn delta(kind: ResourceType, nonce: &str, items: Vec<Item>, removed: &[Arc<str>]) -> Self {
         let mut head = BytesMut::new();
         put_text(&mut head, 4, kind.type_url());
         put_text(&mut head, 5, nonce);
         for name in removed {
             put_text(&mut head, 6, name);
         }
-        Self::new(kind, true, head.freeze(), resources)
+        Self::new(kind, true, head.freeze(), items)
     }
 
-    fn new(
-        kind: ResourceType,
-        delta: bool,
-        head: Bytes,
-        resources: Vec<(Arc<Resource>, u64)>,
-    ) -> Self {
-        let mut this = Self { kind, delta, head, resources, len: 0 };
-        let fields =
-            this.resources.iter().map(|(resource, version)| this.field_len(resource, *version));
+    fn new(kind: ResourceType, delta: bool, head: Bytes, items: Vec<Item>) -> Self {
+        let mut this = Self { kind, delta, head, items, len: 0 };
+        let fields = this.items.iter().map(|item| match item {
+            Item::Resource(resource, version) => this.field_len(resource, *version),
+            Item::NoEndpoints(cluster) => this.field_len(&empty_endpoints(cluster), 0),
+        });
         this.len = this.head.len() + fields.map(|len| length_len(2, len) + len).sum::<usize>();
         this
     }
@@ -97,7 +101,7 @@ impl Frame {
         let mut rest = BytesMut::with_capacity(prefix.len() + self.head.len());
         rest.put_slice(prefix);
         rest.put_slice(&self.head);
-        Chunks { rest: rest.freeze(), frame: self, resource: 0, pieces: None, left }
+        Chunks { rest: rest.freeze(), frame: self, item: 0, pieces: None, left }
     }
 
     /// The message as one buffer.
@@ -133,8 +137,8 @@ impl Frame {
 #[derive(Debug)]
 pub struct Chunks {
     frame: Frame,
-    /// The current resource.
-    resource: usize,
+    /// The index of the current item.
+    item: usize,
     /// The pieces of its body that are left; `None` before what stands before it.
     pieces: Option<Pieces>,
     /// The rest of the previous part.
@@ -146,15 +150,24 @@ pub struct Chunks {
 impl Chunks {
     fn part(&mut self) -> Option<Bytes> {
         loop {
-            let (resource, version) = self.frame.resources.get(self.resource)?;
+            let (resource, version) = match self.frame.items.get(self.item)? {
+                Item::Resource(resource, version) => (resource, *version),
+                Item::NoEndpoints(cluster) => {
+                    let resource = empty_endpoints(cluster);
+                    self.item += 1;
+                    let mut field = BytesMut::from(self.frame.start(&resource, 0));
+                    resource.pieces().for_each(|piece| field.put(piece));
+                    return Some(field.freeze());
+                }
+            };
             let Some(pieces) = &mut self.pieces else {
                 self.pieces = Some(resource.pieces());
-                return Some(self.frame.start(resource, *version));
+                return Some(self.frame.start(resource, version));
             };
             if let Some(piece) = pieces.next() {
                 return Some(piece);
             }
-            self.resource += 1;
+            self.item += 1;
             self.pieces = None;
         }
     }
@@ -233,6 +246,11 @@ mod tests {
         Resource::routes(name, table)
     }
 
+    fn items(resources: Vec<Arc<Resource>>) -> Vec<Item> {
+        let item = |resource: Arc<Resource>| Item::Resource(resource.clone(), resource.version);
+        resources.into_iter().map(item).collect()
+    }
+
     fn resources() -> Vec<Arc<Resource>> {
         vec![
             Resource::new("a", Bytes::from_static(b"onetwo"), Arc::default()),
@@ -243,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_response_put_together_decodes_as_one_that_was_encoded() {
-        let frame = Frame::sotw(ResourceType::Cluster, 7, "n1", resources());
+        let frame = Frame::sotw(ResourceType::Cluster, 7, "n1", items(resources()));
         assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
         assert_eq!(
@@ -264,10 +282,26 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_without_endpoints_is_told_as_an_empty_assignment() {
+        let some = Resource::new("b", Bytes::from_static(b"b"), Arc::default());
+        let told = vec![
+            Item::NoEndpoints("a".into()),
+            Item::Resource(some, 1),
+            Item::NoEndpoints("c".into()),
+        ];
+        let frame = Frame::sotw(ResourceType::Endpoints, 7, "n", told);
+        assert_eq!(frame.bytes().len(), frame.len());
+        let decoded = pb::DiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
+        let bodies: Vec<_> = decoded.resources.into_iter().map(|any| any.value).collect();
+        assert_eq!(
+            bodies,
+            [empty_endpoints("a").bytes(), b"b".to_vec(), empty_endpoints("c").bytes()]
+        );
+    }
+
+    #[test]
     fn a_delta_response_put_together_decodes_as_one_that_was_encoded() {
-        let versions: Vec<_> =
-            resources().into_iter().map(|resource| (resource.clone(), resource.version)).collect();
-        let frame = Frame::delta(ResourceType::Route, "n2", versions, &["gone".into()]);
+        let frame = Frame::delta(ResourceType::Route, "n2", items(resources()), &["gone".into()]);
         assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DeltaDiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
         assert_eq!(
@@ -287,7 +321,7 @@ mod tests {
         let short: Vec<Vec<u8>> = (0..100).map(|_| vec![2; 600]).collect();
         let all = vec![Resource::new("long", long.clone(), Arc::default()), table("short", &short)];
         let pieces: Vec<_> =
-            Frame::sotw(ResourceType::Route, 1, "n", all).chunks(b"12345").collect();
+            Frame::sotw(ResourceType::Route, 1, "n", items(all)).chunks(b"12345").collect();
         assert_eq!(pieces.first().map(|item| &item[..5]), Some(&b"12345"[..]));
         assert!(
             pieces.iter().rev().skip(1).all(|piece| piece.len() == CHUNK || piece.len() < 300),
@@ -300,7 +334,7 @@ mod tests {
     fn waiting_responses_share_long_parts() {
         let long = Bytes::from(vec![1; CHUNK * 2]);
         let item = Resource::new("long", long.clone(), Arc::default());
-        let mut pieces = Frame::sotw(ResourceType::Route, 1, "n", vec![item]).chunks(&[]);
+        let mut pieces = Frame::sotw(ResourceType::Route, 1, "n", items(vec![item])).chunks(&[]);
         let shared = pieces
             .find_map(|piece| (piece.as_ptr_range().end == long.as_ptr_range().end).then_some(()));
         assert!(shared.is_some());

@@ -10,7 +10,7 @@ use super::acked::Acked;
 use super::names::Names;
 use super::request::{Request, RequestError, Variant};
 use crate::snapshot::{Provenance, Resource, ResourceType, Resources, empty_endpoints};
-use crate::xds::wire::Frame;
+use crate::xds::wire::{Frame, Item};
 
 /// The longest text of a refusal that is kept, in bytes.
 const MAX_MESSAGE: usize = 2048;
@@ -40,9 +40,12 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// What to send. There is no word for endpoints that are not, other than that they are none.
-    fn told(&self) -> Arc<Resource> {
-        self.resource.clone().unwrap_or_else(|| empty_endpoints(&self.name))
+    /// What SotW sends. It has no word for endpoints that are gone, other than that they are none.
+    fn told(&self) -> Item {
+        match &self.resource {
+            Some(resource) => Item::Resource(resource.clone(), resource.version),
+            None => Item::NoEndpoints(self.name.clone()),
+        }
     }
 }
 
@@ -581,7 +584,8 @@ impl Subscription {
         let sent = changes.iter().filter_map(|change| change.resource.as_ref());
         let (frame, resources) = match variant {
             Variant::Delta => {
-                let resources: Vec<_> = sent.map(|one| (one.clone(), version_of(one))).collect();
+                let resources: Vec<_> =
+                    sent.map(|one| Item::Resource(one.clone(), version_of(one))).collect();
                 let gone = changes.iter().filter(|change| change.resource.is_none());
                 let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
                 let count = resources.len();
@@ -589,13 +593,18 @@ impl Subscription {
             }
             Variant::Sotw => {
                 // Section "Grouping Resources into Responses": listeners and clusters always come all together.
+                let item = |one: Arc<Resource>| Item::Resource(one.clone(), one.version);
                 let resources: Vec<_> = match trial {
                     _ if !kind.has_wildcard() => changes.iter().map(Change::told).collect(),
-                    Some(group) => self.with(group),
-                    None => self.wanted(view).filter_map(|one| self.allowed(kind, one)).collect(),
+                    Some(group) => self.with(group).into_iter().map(item).collect(),
+                    None => self
+                        .wanted(view)
+                        .filter_map(|one| self.allowed(kind, one).map(item))
+                        .collect(),
                 };
-                let version =
-                    resources.iter().fold(0u64, |sum, one| sum.rotate_left(1) ^ one.version);
+                let version = resources
+                    .iter()
+                    .fold(0u64, |sum, one: &Item| sum.rotate_left(1) ^ one.version());
                 let count = resources.len();
                 (Frame::sotw(kind, version, nonce, resources), count)
             }
