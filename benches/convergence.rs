@@ -3,8 +3,8 @@
 //! `cargo bench --bench convergence` starts `weir serve` on a folder of 1000 Services (4 endpoints, a VirtualService 90/10
 //! and a DestinationRule each) and connects 100 plain ADS clients that ack everything at once, over SotW and over delta.
 //! Then it changes one weight after another, and in every second round one more client is connected that reads nothing, so
-//! that both kinds of rounds see the same machine. `WEIR_SERVICES`, `WEIR_CLIENTS` and `WEIR_ROUNDS` say otherwise, and
-//! `WEIR_NAMESPACES` spreads the clients over so many namespaces.
+//! that both kinds of rounds see the same machine. `WEIR_SERVICES`, `WEIR_CLIENTS` and `WEIR_ROUNDS` say otherwise,
+//! `WEIR_NAMESPACES` spreads services and clients over so many namespaces, and `WEIR_BINARY` says which weir.
 
 use std::error::Error;
 use std::path::Path;
@@ -75,7 +75,9 @@ impl Weir {
                 .map(|item| item.port())
         };
         let (xds, admin) = (port()?, port()?);
-        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        let binary =
+            std::env::var_os("WEIR_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weir").into());
+        let child = Command::new(binary)
             .args(["serve", "--log", "error", "--config-dir"])
             .arg(folder)
             .args([
@@ -121,7 +123,7 @@ impl Weir {
     }
 }
 
-/// The namespace of a client: the services' own, or one of the others.
+/// The namespace of a client or a service.
 fn namespace(n: usize) -> String {
     match n % number("WEIR_NAMESPACES", 1) {
         0 => "bench".to_owned(),
@@ -288,8 +290,9 @@ async fn stuck(weir: &Weir) -> Result<Box<dyn std::any::Any>, Box<dyn Error>> {
 }
 
 fn objects(n: usize, weight: u32) -> String {
+    let namespace = namespace(n);
     format!(
-        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: s{n}, namespace: bench}}\nspec:\n  \
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: s{n}, namespace: {namespace}}}\nspec:\n  \
          hosts: [s{n}]\n  http:\n  - route:\n    - {{destination: {{host: s{n}, subset: v1}}, weight: {}}}\n    - \
          {{destination: {{host: s{n}, subset: v2}}, weight: {weight}}}\n",
         100 - weight
@@ -298,12 +301,13 @@ fn objects(n: usize, weight: u32) -> String {
 
 fn rest(n: usize) -> String {
     let (a, b) = (n / 250, n % 250);
+    let namespace = namespace(n);
     let mut text = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: s{n}, namespace: bench}}\nspec:\n  clusterIP: 10.96.{a}.{b}\n  \
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: s{n}, namespace: {namespace}}}\nspec:\n  clusterIP: 10.96.{a}.{b}\n  \
          ports: [{{name: http, port: 80, targetPort: 8080}}]\n---\napiVersion: networking.istio.io/v1\nkind: \
-         DestinationRule\nmetadata: {{name: s{n}, namespace: bench}}\nspec:\n  host: s{n}\n  subsets: [{{name: v1, \
+         DestinationRule\nmetadata: {{name: s{n}, namespace: {namespace}}}\nspec:\n  host: s{n}\n  subsets: [{{name: v1, \
          labels: {{version: v1}}}}, {{name: v2, labels: {{version: v2}}}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: \
-         EndpointSlice\nmetadata: {{name: s{n}-1, namespace: bench, labels: {{kubernetes.io/service-name: s{n}}}}}\n\
+         EndpointSlice\nmetadata: {{name: s{n}-1, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{n}}}}}\n\
          addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints:\n"
     );
     for pod in 0..4 {
@@ -314,7 +318,7 @@ fn rest(n: usize) -> String {
     }
     for pod in 0..4 {
         text += &format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: s{n}-{pod}, namespace: bench, labels: {{app: s{n}, \
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: s{n}-{pod}, namespace: {namespace}, labels: {{app: s{n}, \
              version: v{}}}}}\n",
             pod % 2 + 1
         );
