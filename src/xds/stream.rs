@@ -25,24 +25,33 @@
 //! and a cluster that is removed too early stays as long as it is referenced, so objects may be written in any order.
 
 mod acked;
-mod hold;
+mod gate;
+mod make;
 mod names;
+mod progress;
+mod removal;
 mod request;
+mod returning;
 mod subscription;
+mod switch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hold::{Chosen, Fit};
+use make::is_new;
+use removal::{Kept, Phase};
+use returning::{ASKS_WITHIN, DEFINED_WITHIN};
 use subscription::{Change, Room, Subscription, Turn, View};
+use switch::given;
 
-pub use hold::HeldResource;
+pub use gate::HeldResource;
+pub use progress::{Progress, RejectedResource, SentResource};
 pub use request::{Answer, Request, RequestError, Variant};
 
 use super::wire::Frame;
 use crate::revision::MeshRevision;
-use crate::snapshot::{Provenance, Resource, ResourceType, Resources, Snapshot};
+use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
 use crate::translate::is_inbound;
 
 /// Settings of a stream.
@@ -81,18 +90,6 @@ impl StreamSettings {
     }
 }
 
-/// How long a reconnecting client may take to request everything that it had. Envoy requests one type after the other
-/// without waiting for responses; this allows for a client with very little CPU time.
-const ASKS_WITHIN: Duration = Duration::from_secs(2);
-
-/// How long the routes of a client that comes back wait for clusters that nothing defines: whoever writes a route before
-/// its subset writes that soon. Less than [`ASKS_WITHIN`], so that it has the routes before its old endpoints go.
-const DEFINED_WITHIN: Duration = Duration::from_secs(1);
-
-/// The maximum number of clusters that a client keeps of which only the name is known; more than are ever removed while
-/// weir is down.
-const MAX_STAND_INS: usize = 1000;
-
 /// The average size limit of the names of one stream in bytes. The longest names that weir creates have about 300.
 const BYTES_PER_NAME: usize = 256;
 
@@ -105,62 +102,6 @@ pub struct Response {
     pub frame: Frame,
     /// The number of resources.
     pub resources: usize,
-}
-
-/// A resource that was sent to a client.
-#[derive(Clone, Debug)]
-pub struct SentResource {
-    /// The type.
-    pub kind: ResourceType,
-    /// The newest version that was sent and not rejected.
-    pub resource: Arc<Resource>,
-    /// Whether the client acked it.
-    pub acked: bool,
-}
-
-/// The progress of a client with one type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// The client did not subscribe to it.
-    None,
-    /// The client has everything.
-    Synced,
-    /// An update is in flight.
-    Stale,
-    /// The client has everything except what it rejected.
-    Rejected,
-}
-
-/// A resource that the client rejected; it keeps the last accepted version.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RejectedResource {
-    /// `cds`, `eds`, `lds` or `rds`.
-    pub kind: &'static str,
-    /// The name.
-    pub name: Arc<str>,
-    /// The rejected version.
-    pub version: String,
-    /// The objects behind what that version changed.
-    pub objects: Provenance,
-    /// The client's error message.
-    pub message: Arc<str>,
-}
-
-/// A cluster that is no longer wanted but may still be in use.
-#[derive(Clone, Debug)]
-struct Kept {
-    /// The form that the client has; `None` where it is one of an earlier stream.
-    cluster: Option<Arc<Resource>>,
-    endpoints: Option<Arc<Resource>>,
-    phase: Phase,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    InUse,
-    UnusedSince(Instant),
-    /// The client is told that it is gone; its endpoints go with it.
-    Leaving,
 }
 
 /// The state of one stream.
@@ -180,11 +121,11 @@ pub struct Stream {
     /// Clusters that the client's routes lead to until those come that wait.
     leaving: BTreeSet<Arc<str>>,
     /// A form that the client was about to have was refused: what was chosen because of it is to be chosen anew.
-    refused_one: bool,
+    choose_again: bool,
     kept: BTreeMap<Arc<str>, Kept>,
     /// Clusters whose first form the client has and that warm until it has their endpoints.
-    cold: BTreeSet<Arc<str>>,
-    cold_since: Option<Instant>,
+    warming: BTreeSet<Arc<str>>,
+    warming_since: Option<Instant>,
     /// The client was here before, on a stream that ended: it has clusters and routes of which nothing is known.
     returning: bool,
     /// It asks for clusters on a stream of their own. Envoy takes such clusters before they are warm.
@@ -192,12 +133,12 @@ pub struct Stream {
     /// Clusters that the client may have had endpoints for before this stream, as far as it asks for them.
     served_before: BTreeSet<Arc<str>>,
     /// Whether these are yet to be looked at.
-    came_with: bool,
+    earlier_unchecked: bool,
     /// Endpoints of whole services, for subsets that lost theirs while the client was away: its old routes may lead
     /// there.
     fallback: BTreeMap<Arc<str>, Arc<Resource>>,
     /// Clusters of which the client has a form that stands in for one it came with, and that form's version.
-    stand_ins: BTreeMap<Arc<str>, u64>,
+    substitutes: BTreeMap<Arc<str>, u64>,
     /// Every listener and route that may be in use at the client is known.
     routes_known: bool,
     /// When there was something to tell for the first time.
@@ -220,16 +161,16 @@ impl Stream {
             held: Default::default(),
             waiting: false,
             leaving: BTreeSet::new(),
-            refused_one: false,
+            choose_again: false,
             kept: BTreeMap::new(),
-            cold: BTreeSet::new(),
-            cold_since: None,
+            warming: BTreeSet::new(),
+            warming_since: None,
             returning: false,
             clusters_alone: false,
             served_before: BTreeSet::new(),
-            came_with: false,
+            earlier_unchecked: false,
             fallback: BTreeMap::new(),
-            stand_ins: BTreeMap::new(),
+            substitutes: BTreeMap::new(),
             routes_known: false,
             since: None,
             now: None,
@@ -262,7 +203,7 @@ impl Stream {
         let taken = self.state(kind).take(kind, variant, request, room, known.as_ref())?;
         self.returning |= returns;
         if taken.rejected.is_some() {
-            self.refused_one = true;
+            self.choose_again = true;
             self.keep_accepted();
         }
         let rejected = taken.rejected.map(|message| Answer::Rejected(kind, message));
@@ -282,15 +223,15 @@ impl Stream {
                 self.endpoints_acked(taken.acked.unwrap_or_default());
                 for name in &initial {
                     // It has had endpoints: it does not warm for the first time.
-                    self.cold.remove(name);
+                    self.warming.remove(name);
                 }
                 if first && self.returning && variant == Variant::Sotw {
                     // It left before the client saw any cluster of this stream, and tells only which it had.
-                    self.came_with = true;
+                    self.earlier_unchecked = true;
                     self.served_before = taken.news.into_iter().filter(|_| had_some).collect();
                 } else {
                     if first && self.returning {
-                        self.came_with = true;
+                        self.earlier_unchecked = true;
                         self.served_before = initial.into_iter().collect();
                     }
                     // Over delta a client that comes back has a cluster of each name it asks for, and waits for the
@@ -339,43 +280,12 @@ impl Stream {
             new.get(name).is_some_and(|one| one.version == **version)
         };
         let same: Vec<_> =
-            self.stand_ins.iter().filter(same).map(|(name, _)| name.clone()).collect();
+            self.substitutes.iter().filter(same).map(|(name, _)| name.clone()).collect();
         for name in same {
-            self.stand_ins.remove(&name);
+            self.substitutes.remove(&name);
             self.state(ResourceType::Endpoints).send_again(&name);
-            self.cold.insert(name);
+            self.warming.insert(name);
         }
-    }
-
-    /// Keeps a cluster that is no longer to be, in the form that the client has; where that is unknown, in the form that
-    /// was to be.
-    fn keep(&mut self, name: &Arc<str>, last: &Arc<Resource>, endpoints: Option<&Arc<Resource>>) {
-        let [clusters, assignments, ..] = &self.types;
-        let endpoints = assignments.form(name).or(endpoints).cloned();
-        let cluster = if clusters.wildcard {
-            let Some(cluster) = clusters.form(name).cloned() else {
-                return;
-            };
-            Some(cluster)
-        } else if !clusters.subscribed && assignments.wants(name) {
-            // It has a cluster of that name, and will ask for clusters. Over SotW, what it is not sent is gone then.
-            (self.variant == Variant::Sotw).then(|| last.clone())
-        } else {
-            return;
-        };
-        if let Some(cluster) = cluster.as_ref().filter(|_| !clusters.subscribed) {
-            self.stand_ins.insert(name.clone(), cluster.version);
-        }
-        self.kept.insert(name.clone(), Kept { cluster, endpoints, phase: Phase::InUse });
-    }
-
-    /// Clusters that a client of the delta variant came back with: those that never had endpoints warm.
-    fn cluster_names_came(&mut self, names: Vec<Arc<str>>) {
-        let [_, endpoints, ..] = &self.types;
-        let cold = |name: &Arc<str>| {
-            !endpoints.subscribed || (endpoints.wants(name) && !endpoints.has_or_claims(name))
-        };
-        self.cold.extend(names.into_iter().filter(cold));
     }
 
     /// Returns everything that can be sent now. Call it after each event, and again at [`Stream::wake_at`].
@@ -386,8 +296,8 @@ impl Stream {
             return out;
         }
         self.since.get_or_insert(now);
-        self.keep_what_it_came_with();
-        if self.asked_for(ResourceType::Cluster) && self.led_to().is_none() {
+        self.keep_earlier_clusters();
+        if self.asked_for(ResourceType::Cluster) && self.next_references().is_none() {
             self.fallback.clear();
             self.served_before.clear();
         }
@@ -402,7 +312,7 @@ impl Stream {
             self.compare(ResourceType::Listener);
             self.compare(ResourceType::Route);
         }
-        self.let_go(now);
+        self.remove_unused(now);
         for kind in ResourceType::ALL {
             out.extend(self.respond(kind, now));
         }
@@ -410,16 +320,19 @@ impl Stream {
         if quiet {
             // With both acked nothing warms: Envoy acks no clusters before that.
             let [clusters, endpoints, ..] = &self.types;
-            self.cold.retain(|name| !(clusters.has(name) && endpoints.has(name)));
+            self.warming.retain(|name| !(clusters.has(name) && endpoints.has(name)));
         }
         if self.is_warming() {
-            self.cold_since.get_or_insert(now);
+            self.warming_since.get_or_insert(now);
         } else {
-            self.cold_since = None;
+            self.warming_since = None;
         }
-        let later = self.led_to().is_some() && self.get(ResourceType::Endpoints).differs();
-        let done =
-            quiet && !self.waiting && self.cold_since.is_none() && !later && !self.may_have_more();
+        let later = self.next_references().is_some() && self.get(ResourceType::Endpoints).differs();
+        let done = quiet
+            && !self.waiting
+            && self.warming_since.is_none()
+            && !later
+            && !self.may_have_more();
         self.at_rest = self.target.as_ref().filter(|_| done).map(|target| target.revision);
         out
     }
@@ -439,238 +352,13 @@ impl Stream {
         due.chain(late).chain(asks).min()
     }
 
-    /// The mesh revision that the client has ACKed completely, as far as it subscribed; `None` while anything is in
-    /// flight, held back or rejected.
-    pub fn settled(&self) -> Option<MeshRevision> {
-        let all = self.held.iter().all(Vec::is_empty)
-            && self.types.iter().all(|state| state.rejected().is_empty());
-        self.reached().filter(|_| all)
-    }
-
-    /// The mesh revision that the client has ACKed except for held-back and rejected resources; `None` while anything
-    /// is in flight.
-    pub fn reached(&self) -> Option<MeshRevision> {
-        self.at_rest
-    }
-
-    /// The resources that are held back because they reference an undefined cluster.
-    pub fn held(&self) -> Vec<HeldResource> {
-        self.held.concat()
-    }
-
-    /// Clusters that are kept because they are still referenced although they are no longer defined.
-    pub fn kept(&self) -> Vec<Arc<str>> {
-        let used = self
-            .kept
-            .iter()
-            .filter(|(_, kept)| kept.phase == Phase::InUse && kept.cluster.is_some());
-        used.map(|(name, _)| name.clone()).collect()
-    }
-
-    /// The resources that the client rejected and has not received in another version since.
-    pub fn rejected(&self) -> Vec<RejectedResource> {
-        let all = ResourceType::ALL.into_iter().flat_map(|kind| {
-            self.get(kind).rejected().iter().map(move |(name, rejection)| RejectedResource {
-                kind: kind.short_name(),
-                name: name.clone(),
-                version: super::wire::version_text(rejection.version),
-                objects: rejection.objects.clone(),
-                message: rejection.message.clone(),
-            })
-        });
-        all.collect()
-    }
-
-    /// The resources that were sent to the client and that it has or is about to have.
-    pub fn inventory(&self) -> Vec<SentResource> {
-        let all = ResourceType::ALL.into_iter().flat_map(|kind| {
-            self.get(kind).forms().map(move |(resource, acked)| SentResource {
-                kind,
-                resource: resource.clone(),
-                acked,
-            })
-        });
-        all.collect()
-    }
-
-    /// The progress of the client with each type, in the order of [`ResourceType::ALL`].
-    pub fn progress(&self) -> [Progress; 4] {
-        ResourceType::ALL.map(|kind| {
-            let state = self.get(kind);
-            let behind =
-                matches!(kind, ResourceType::Listener | ResourceType::Route) && self.waiting;
-            if kind == ResourceType::Cluster && self.awaits_clusters() && self.asks_for_routes() {
-                Progress::Stale
-            } else if !state.subscribed {
-                Progress::None
-            } else if state.pending.is_some() || behind || self.target.is_none() {
-                Progress::Stale
-            } else if state.rejected().is_empty() {
-                Progress::Synced
-            } else {
-                Progress::Rejected
-            }
-        })
-    }
-
-    /// Why the client is lagging at this time; `None` if it is not.
-    pub fn lag(&self, now: Instant) -> Option<String> {
-        let late = self.waits().filter(|(since, _)| *since + self.settings.ack_timeout <= now);
-        late.min_by_key(|(since, _)| *since).map(|(_, reason)| reason)
-    }
-
     /// Whether the client subscribed to this type.
     pub fn asked_for(&self, kind: ResourceType) -> bool {
         self.get(kind).subscribed
     }
 
-    /// What the client is waited for, and since when.
-    fn waits(&self) -> impl Iterator<Item = (Instant, String)> {
-        let answers = ResourceType::ALL.into_iter().filter_map(|kind| {
-            let pending = self.get(kind).pending.as_ref()?;
-            Some((
-                pending.since,
-                format!(
-                    "no answer to the {} response with nonce {}",
-                    kind.short_name(),
-                    pending.nonce
-                ),
-            ))
-        });
-        let endpoints = self.cold_since.and_then(|since| {
-            let asked = |name: &&Arc<str>| self.get(ResourceType::Endpoints).wants(name);
-            let name =
-                self.cold.iter().find(|name| !asked(name) && self.fit(name) == Fit::Making)?;
-            Some((since, format!("no request for the endpoints of cluster {name}")))
-        });
-        let clusters = self.since.filter(|_| self.awaits_clusters() && self.asks_for_routes());
-        let clusters = clusters.map(|since| {
-            (since, "no request for clusters: one that the client has warms".to_owned())
-        });
-        answers.chain(endpoints).chain(clusters)
-    }
-
     fn asks_for_routes(&self) -> bool {
         self.asked_for(ResourceType::Listener) || self.asked_for(ResourceType::Route)
-    }
-
-    /// Whether a client that came back is about to tell which clusters it has: it asks for one type after the other.
-    fn may_have_more(&self) -> bool {
-        self.settings.gated
-            && self.returning
-            && self.variant == Variant::Sotw
-            && self.get(ResourceType::Cluster).wildcard
-            && !self.asked_for(ResourceType::Endpoints)
-            && self.is_early()
-    }
-
-    /// Whether the client may not yet have asked for all it wants.
-    fn is_early(&self) -> bool {
-        self.is_within(ASKS_WITHIN)
-    }
-
-    /// Whether no more time has passed since the client was here.
-    fn is_within(&self, time: Duration) -> bool {
-        self.since.zip(self.now).is_none_or(|(since, now)| now < since + time)
-    }
-
-    /// Keeps the clusters that a client came back with and that are not to be, with endpoints: its old routes may lead
-    /// there. The same for those that lost all their endpoints meanwhile, where it waits for some.
-    fn keep_what_it_came_with(&mut self) {
-        let Some(target) = self.target.clone() else {
-            return;
-        };
-        if !std::mem::take(&mut self.came_with) || !self.settings.gated {
-            return;
-        }
-        let [clusters, ..] = &self.types;
-        let paused = !clusters.subscribed;
-        if !clusters.wildcard && !paused {
-            return;
-        }
-        let led_to: BTreeSet<Arc<str>> =
-            self.led_to().unwrap_or_default().into_iter().map(Arc::from).collect();
-        let mut names = std::mem::take(&mut self.served_before);
-        for name in &names {
-            let known = target.get(ResourceType::Cluster).contains_key(name);
-            let endpoints = target.get(ResourceType::Endpoints).get(name);
-            if known
-                && (led_to.contains(name)
-                    || endpoints.is_none_or(|endpoints| endpoints.has_endpoints()))
-            {
-                continue;
-            }
-            if !known && self.stand_ins.len() >= MAX_STAND_INS {
-                continue;
-            }
-            let Some((cluster, endpoints)) = target.fallback(name) else {
-                continue;
-            };
-            if known {
-                if endpoints.has_endpoints() {
-                    self.fallback.insert(name.clone(), endpoints);
-                }
-            } else if self.variant == Variant::Sotw {
-                // What is not sent is gone.
-                self.stand_ins.insert(name.clone(), cluster.version);
-                let kept = Kept {
-                    cluster: Some(cluster),
-                    endpoints: Some(endpoints),
-                    phase: Phase::InUse,
-                };
-                self.kept.entry(name.clone()).or_insert(kept);
-            } else if paused {
-                let kept = Kept { cluster: None, endpoints: Some(endpoints), phase: Phase::InUse };
-                self.kept.entry(name.clone()).or_insert(kept);
-            }
-        }
-        // What nothing knows takes no room. What another stands in for may come again before the routes are known.
-        names.retain(|name| {
-            target.get(ResourceType::Endpoints).contains_key(name)
-                || self.stand_ins.contains_key(name)
-        });
-        self.served_before = names;
-    }
-
-    /// Whether the client is to ask for clusters before it gets routes. One that asks for endpoints has clusters, and one
-    /// that comes back may be about to ask for either.
-    fn awaits_clusters(&self) -> bool {
-        let [clusters, endpoints, ..] = &self.types;
-        let asks = endpoints.subscribed || (self.returning && self.is_early());
-        self.settings.gated && !clusters.subscribed && asks
-    }
-
-    /// Whether every listener and route that may be in use at the client is known.
-    fn knows_routes(&self) -> bool {
-        let [.., listeners, routes] = &self.types;
-        let users = [listeners, routes];
-        // It may be about to ask for the other.
-        let asked = users.iter().all(|state| state.subscribed) || !self.is_early();
-        let known = || users.iter().all(|state| !state.subscribed || state.knows_all());
-        self.routes_known || !self.returning || (self.started && asked && known())
-    }
-
-    /// What the new listeners and routes of a client lead to that came back with others, of which nothing is known yet;
-    /// `None` where all are known, or will not be. The old ones may lead to anything else: its endpoints are left as
-    /// they are until then, because pods that went in the change that moves the traffic away would be missed for a
-    /// moment.
-    fn led_to(&self) -> Option<BTreeSet<&str>> {
-        let target = self.target.as_ref()?;
-        let [clusters, _, listeners, routes] = &self.types;
-        let comes = |state: &Subscription, kind| {
-            if state.subscribed { state.expects(target.get(kind)) } else { self.is_early() }
-        };
-        let will_be_known = self.waiting
-            || comes(listeners, ResourceType::Listener)
-            || comes(routes, ResourceType::Route);
-        let takes_all = clusters.wildcard || self.awaits_clusters();
-        if !self.settings.gated || !takes_all || self.knows_routes() || !will_be_known {
-            return None;
-        }
-        let all = [ResourceType::Listener, ResourceType::Route]
-            .into_iter()
-            .flat_map(|kind| target.get(kind).values());
-        Some(all.flat_map(|one| one.clusters()).map(|name| &**name).collect())
     }
 
     fn get(&self, kind: ResourceType) -> &Subscription {
@@ -709,242 +397,9 @@ impl Stream {
 
     /// What the client made this stream hold that no other shares, in bytes.
     pub fn held_bytes(&self) -> usize {
-        let names = self.cold.iter().chain(self.stand_ins.keys()).chain(self.kept.keys());
+        let names = self.warming.iter().chain(self.substitutes.keys()).chain(self.kept.keys());
         let own: usize = names.map(|name| subscription::name_bytes(name)).sum();
         own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
-    }
-
-    /// Clusters were taken: from here on they warm until their endpoints come.
-    fn clusters_acked(&mut self, changes: Vec<Change>) {
-        for change in changes {
-            let name = &change.name;
-            let Some(resource) = &change.resource else {
-                self.cold.remove(name);
-                self.stand_ins.remove(name);
-                continue;
-            };
-            let stood_in =
-                self.stand_ins.get(name).is_some_and(|version| *version != resource.version);
-            if stood_in {
-                self.stand_ins.remove(name);
-            }
-            if ((change.new && !change.warms) || stood_in) && self.needs_endpoints(name) {
-                self.cold.insert(name.clone());
-            }
-            if stood_in || (change.new && !change.taken) {
-                self.state(ResourceType::Endpoints).send_again(name);
-            }
-        }
-    }
-
-    /// The client has taken the clusters that are in flight, and waits for endpoints of some.
-    fn clusters_taken(&mut self) {
-        let [clusters, endpoints, ..] = &mut self.types;
-        for change in clusters.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
-            if !std::mem::replace(&mut change.taken, true) {
-                endpoints.send_again(&change.name);
-            }
-        }
-    }
-
-    /// What is kept was about to come in a form that the client refused: the one that it has is kept instead.
-    fn keep_accepted(&mut self) {
-        let [clusters, endpoints, ..] = &self.types;
-        for (name, kept) in &mut self.kept {
-            kept.cluster = clusters.form(name).or(kept.cluster.as_ref()).cloned();
-            kept.endpoints = endpoints.form(name).or(kept.endpoints.as_ref()).cloned();
-        }
-    }
-
-    fn endpoints_acked(&mut self, changes: Vec<Change>) {
-        for change in changes.iter().filter(|change| change.warms && change.resource.is_some()) {
-            // It left the cluster before these endpoints came: they are not for one of the same name that came later.
-            if !self.get(ResourceType::Endpoints).wants(&change.name) {
-                continue;
-            }
-            if self.get(ResourceType::Cluster).has(&change.name) {
-                self.cold.remove(&change.name);
-            } else if let Some(cluster) =
-                self.state(ResourceType::Cluster).in_flight_mut(&change.name)
-            {
-                cluster.warms = true;
-            }
-        }
-    }
-
-    /// The endpoints that the client is to have for a cluster.
-    fn endpoints(&self, cluster: &str) -> Option<&Arc<Resource>> {
-        let wanted = self
-            .target
-            .as_ref()
-            .and_then(|target| target.get(ResourceType::Endpoints).get(cluster));
-        wanted.or_else(|| self.kept.get(cluster)?.endpoints.as_ref())
-    }
-
-    fn needs_endpoints(&self, cluster: &str) -> bool {
-        self.endpoints(cluster).is_some()
-    }
-
-    /// Whether the client refused the endpoints of a cluster and has no others.
-    fn has_none(&self, cluster: &str) -> bool {
-        let endpoints = self.get(ResourceType::Endpoints);
-        self.endpoints(cluster)
-            .is_some_and(|one| endpoints.refuses(one) && !endpoints.has_good(cluster))
-    }
-
-    fn is_warming(&self) -> bool {
-        self.cold.iter().any(|name| self.fit(name) == Fit::Making)
-    }
-
-    /// What a cluster is for this client now.
-    fn fit(&self, cluster: &str) -> Fit {
-        match self.fit_now(cluster) {
-            // Nothing is known of the routes that such a client has, and whoever writes a route before its subset may be
-            // about to write that.
-            Fit::Missing
-                if self.returning && !self.knows_routes() && self.is_within(DEFINED_WITHIN) =>
-            {
-                Fit::Making
-            }
-            fit => fit,
-        }
-    }
-
-    fn fit_now(&self, cluster: &str) -> Fit {
-        let clusters = self.get(ResourceType::Cluster);
-        // A client that names its clusters, or has other ways of getting them, takes what its routes lead to by itself.
-        let by_itself = if clusters.subscribed {
-            !clusters.wildcard
-        } else {
-            !self.asked_for(ResourceType::Endpoints)
-        };
-        if by_itself || !self.settings.gated {
-            return Fit::Ready;
-        }
-        let wanted =
-            self.target.as_ref().and_then(|target| target.get(ResourceType::Cluster).get(cluster));
-        let leaves = clusters.in_flight(cluster).is_some_and(|change| change.resource.is_none());
-        // Whether one that another stands in for takes requests is not known.
-        if !clusters.has(cluster) || leaves || self.stand_ins.contains_key(cluster) {
-            return match wanted {
-                Some(wanted) if !clusters.refuses(wanted) => Fit::Making,
-                _ => Fit::Missing,
-            };
-        }
-        let stays = self.kept.get(cluster).is_some_and(|kept| kept.phase != Phase::Leaving);
-        if wanted.is_none() && !stays {
-            return Fit::Missing;
-        }
-        if self.has_none(cluster) {
-            return Fit::Missing;
-        }
-        let [_, endpoints, ..] = &self.types;
-        let asks =
-            endpoints.subscribed || self.clusters_alone || (self.returning && self.is_early());
-        let warms = self.cold.contains(cluster) && asks && self.needs_endpoints(cluster);
-        if warms { Fit::Making } else { Fit::Ready }
-    }
-
-    /// Gives the client those listeners and virtual hosts of which all clusters are made.
-    fn switch(&mut self) {
-        self.leaving.clear();
-        let Some(target) = self.target.clone() else {
-            return;
-        };
-        // A client's first listeners and routes come only when it has its first clusters.
-        if !self.started && self.awaits_clusters() {
-            self.waiting = self.asks_for_routes();
-            return;
-        }
-        if !self.started {
-            let led_to = self.led_to();
-            let needed = |name: &str| led_to.as_ref().is_none_or(|led_to| led_to.contains(name));
-            let mut clusters = target.get(ResourceType::Cluster).keys().filter(|name| needed(name));
-            self.waiting = clusters.any(|name| self.fit(name) == Fit::Making);
-            self.started = self.asks_for_routes() && !self.waiting;
-        }
-        if !self.started {
-            return;
-        }
-        self.waiting = false;
-        let again = std::mem::take(&mut self.refused_one);
-        for kind in [ResourceType::Listener, ResourceType::Route] {
-            let wanted = target.get(kind);
-            let live = match &self.live {
-                [listeners, _] if kind == ResourceType::Listener => listeners,
-                [_, routes] => routes,
-            };
-            let chosen = if live.ptr_eq(wanted) && !again {
-                Chosen::default()
-            } else {
-                let has = |name: &str| self.get(kind).form(name);
-                hold::choose(kind, wanted, has, |cluster| self.fit(cluster))
-            };
-            self.waiting |= chosen.waiting && self.get(kind).subscribed;
-            self.leaving.extend(chosen.leaving);
-            let live = chosen.resources.unwrap_or_else(|| wanted.clone());
-            let ([listeners, routes], [held_listeners, held_routes]) =
-                (&mut self.live, &mut self.held);
-            match kind {
-                ResourceType::Listener => (*listeners, *held_listeners) = (live, chosen.held),
-                _ => (*routes, *held_routes) = (live, chosen.held),
-            }
-        }
-    }
-
-    /// Lets clusters go that nothing leads to any more and whose grace is over.
-    fn let_go(&mut self, now: Instant) {
-        let strangers: Vec<_> = self.get(ResourceType::Cluster).strangers().cloned().collect();
-        if let Some(target) = &self.target {
-            for name in strangers
-                .into_iter()
-                .filter(|name| !target.get(ResourceType::Cluster).contains_key(name))
-            {
-                self.kept.entry(name).or_insert(Kept {
-                    cluster: None,
-                    endpoints: None,
-                    phase: Phase::InUse,
-                });
-            }
-        }
-        if self.kept.is_empty() {
-            return;
-        }
-        let [clusters, _, listeners, routes] = &self.types;
-        let users = [listeners, routes];
-        // Not for good before both were asked for: a client that comes back asks for one after the other.
-        let known = self.knows_routes();
-        self.routes_known =
-            known && (!self.returning || users.iter().all(|state| state.subscribed));
-        let mut used: BTreeSet<&str> = BTreeSet::new();
-        for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed)
-        {
-            let coming = live.values().filter(|one| state.wants(&one.name) && !state.refuses(one));
-            for resource in state.in_use().chain(coming) {
-                used.extend(
-                    self.kept.keys().map(|name| &**name).filter(|name| resource.leads_to(name)),
-                );
-            }
-        }
-        let mut over = Vec::new();
-        for (name, kept) in &self.kept {
-            let told = !clusters.has(name)
-                || clusters.in_flight(name).is_some_and(|change| change.resource.is_none());
-            let phase = match kept.phase {
-                Phase::Leaving if told => Phase::Leaving,
-                _ if !known || used.contains(&**name) => Phase::InUse,
-                Phase::InUse => Phase::UnusedSince(now),
-                phase => phase,
-            };
-            let due = matches!(phase, Phase::UnusedSince(since) if since + self.settings.grace_of(name) <= now);
-            over.push(if due { Phase::Leaving } else { phase });
-        }
-        for (kept, phase) in self.kept.values_mut().zip(over) {
-            kept.phase = phase;
-        }
-        self.kept.retain(|name, kept| {
-            kept.phase != Phase::Leaving || clusters.has(name) || clusters.in_flight(name).is_some()
-        });
     }
 
     /// What the client is to have of a type at this step.
@@ -1000,9 +455,9 @@ impl Stream {
         let target = self.target.clone()?;
         let nonce = (self.nonce + 1).to_string();
         let (variant, early) = (self.variant, self.is_early());
-        let led_to: Option<BTreeSet<Arc<str>>> = match kind {
+        let next_references: Option<BTreeSet<Arc<str>>> = match kind {
             ResourceType::Endpoints => {
-                self.led_to().map(|names| names.into_iter().map(Arc::from).collect())
+                self.next_references().map(|names| names.into_iter().map(Arc::from).collect())
             }
             _ => None,
         };
@@ -1014,17 +469,17 @@ impl Stream {
                 .leaving
                 .iter()
                 .map(|name| &**name)
-                .filter(|name| endpoints.has_good(name) && !self.cold.contains(*name))
+                .filter(|name| endpoints.has_good(name) && !self.warming.contains(*name))
                 .collect(),
             _ => BTreeSet::new(),
         };
         // Whether there are endpoints is read from the message, so the name is looked up first.
         let loses_last = |name: &str, form: &Resource| last.contains(name) && !form.has_endpoints();
         // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
-        let stand_ins = &self.stand_ins;
+        let substitutes = &self.substitutes;
         let coming =
             |name: &str| clusters.in_flight(name).filter(|change| change.resource.is_some());
-        let changes = |change: &Change| !is_new(change, stand_ins);
+        let changes = |change: &Change| !is_new(change, substitutes);
         let untaken: &dyn Fn(&str) -> bool =
             &|name| coming(name).is_some_and(|change| !changes(change) && !change.taken);
         let in_change: &dyn Fn(&str) -> bool =
@@ -1039,7 +494,7 @@ impl Stream {
                 let old = state.in_use().filter(|old| state.wants(&old.name) && old.leads_to(name));
                 old.into_iter().any(|old| {
                     let new = live.get(&old.name).filter(|new| !state.refuses(new));
-                    new.is_some_and(|new| hold::leaves(old, new, name))
+                    new.is_some_and(|new| gate::leaves(old, new, name))
                 })
             })
         };
@@ -1052,9 +507,9 @@ impl Stream {
             Variant::Delta => has,
         };
         let unknown = |name: &str, form: &Resource, has: bool| {
-            let Some(led_to) = &led_to else { return false };
+            let Some(next_references) = &next_references else { return false };
             let none = !form.has_endpoints();
-            let goes = if led_to.contains(name) {
+            let goes = if next_references.contains(name) {
                 // Over SotW the new routes wait for the endpoints of all that they lead to.
                 early && none && variant == Variant::Delta
             } else {
@@ -1073,7 +528,7 @@ impl Stream {
                 untaken(name)
                     || (gated && (unknown(name, form, has) || left(name) || loses_last(name, form)))
             }
-            None => gated && paused && has && early && led_to.is_some(),
+            None => gated && paused && has && early && next_references.is_some(),
         };
         let any: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|_, _, _| false;
         let never: &dyn Fn(&str) -> bool = &|_| false;
@@ -1123,43 +578,6 @@ impl Stream {
         }
         Some(Response { kind, frame, resources })
     }
-
-    /// Of endpoints just sent: whether the client has the cluster, so that they end its warming.
-    fn mark_warming(&mut self) {
-        let [clusters, endpoints, ..] = &mut self.types;
-        for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
-            let coming = clusters.in_flight(&change.name);
-            let (taken, leaves) = coming
-                .map_or((false, false), |cluster| (cluster.taken, cluster.resource.is_none()));
-            // One that asks for no clusters has those that it asks for the endpoints of.
-            change.warms = (clusters.has(&change.name) && !leaves) || taken || !clusters.subscribed;
-        }
-    }
-
-    /// Of clusters just changed: their endpoints are due again.
-    fn follow_changes(&mut self) {
-        let [clusters, endpoints, ..] = &mut self.types;
-        for change in clusters.pending.iter().flat_map(|pending| &pending.changes) {
-            if change.resource.is_some() && !is_new(change, &self.stand_ins) {
-                endpoints.send_again(&change.name);
-            }
-        }
-    }
-
-    /// Of clusters just dropped: endpoints that are under way are not for one of the same name that may come later.
-    fn mark_leaving(&mut self) {
-        let [clusters, endpoints, ..] = &mut self.types;
-        for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
-            if clusters.in_flight(&change.name).is_some_and(|cluster| cluster.resource.is_none()) {
-                change.warms = false;
-            }
-        }
-    }
-}
-
-/// Whether the client has no cluster of this name. It has one where another stands in for it.
-fn is_new(change: &Change, stand_ins: &BTreeMap<Arc<str>, u64>) -> bool {
-    change.new && !stand_ins.contains_key(&change.name)
 }
 
 fn plain(resource: &Resource) -> u64 {
@@ -1172,16 +590,6 @@ fn plain(resource: &Resource) -> u64 {
 fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
     let cluster = clusters.form(&endpoints.name).map_or(0, |cluster| cluster.version);
     endpoints.version ^ cluster.rotate_left(32)
-}
-
-/// The forms of `live`. What is to be there but waits is not to be told as missing.
-fn given(live: &Resources, target: &Resources) -> View {
-    let mut kept = BTreeMap::new();
-    if !live.ptr_eq(target) {
-        let waits = target.keys().filter(|name| !live.contains_key(name));
-        kept.extend(waits.map(|name| (name.clone(), None)));
-    }
-    View { base: live.clone(), target: target.clone(), kept }
 }
 
 fn names(request: &Request) -> Vec<Arc<str>> {

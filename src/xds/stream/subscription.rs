@@ -254,7 +254,7 @@ impl Subscription {
     }
 
     /// Names that the client has and of whose form nothing is known.
-    pub fn strangers(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub fn unknown_forms(&self) -> impl Iterator<Item = &Arc<str>> {
         self.acked.unknown()
     }
 

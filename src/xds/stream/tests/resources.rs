@@ -38,11 +38,16 @@ pub fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
         return Resource::routes(name, table);
     }
     let bytes = Bytes::copy_from_slice(body.as_bytes());
-    Resource::with_cluster_refs(name, bytes, ClusterRefs::new(led_to(body)), Arc::default())
+    Resource::with_cluster_refs(
+        name,
+        bytes,
+        ClusterRefs::new(next_references(body)),
+        Arc::default(),
+    )
 }
 
 /// The clusters that the text of a listener or virtual host leads to.
-pub fn led_to(text: &str) -> impl Iterator<Item = &str> {
+pub fn next_references(text: &str) -> impl Iterator<Item = &str> {
     let list = text.split_once('>').map_or("", |(_, list)| list);
     list.split('*').next().unwrap_or_default().split(',')
 }
@@ -62,7 +67,7 @@ fn host(text: &str) -> route::VirtualHost {
     route::VirtualHost {
         domains: vec![name.clone()],
         name,
-        routes: led_to(text).map(to).collect(),
+        routes: next_references(text).map(to).collect(),
         ..Default::default()
     }
 }

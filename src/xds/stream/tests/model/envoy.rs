@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use prost::Message;
 
-use super::super::resources::{led_to, show};
+use super::super::resources::{next_references, show};
 use super::Dice;
 use crate::snapshot::ResourceType;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
@@ -83,7 +83,9 @@ fn is_external(cluster: &str) -> bool {
 
 /// The parts of a listener or a route configuration that lead somewhere: name and clusters.
 pub fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let to = |text: &str| led_to(text).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let to = |text: &str| {
+        next_references(text).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    };
     if kind != Route {
         return BTreeMap::from([(String::new(), to(body))]);
     }

@@ -475,7 +475,7 @@ impl World {
             let kept = stream.kept.get(name).filter(|kept| kept.endpoints.is_none());
             let stranger = kept.is_some_and(|kept| kept.cluster.is_none());
             // What stands in for one that it has warms for as long as it is kept.
-            stream.stand_ins.contains_key(name)
+            stream.substitutes.contains_key(name)
                 || envoy.active.get(name).is_some_and(|active| stranger || active.body == *body)
         };
         for (name, _) in envoy.warming.iter().filter(|(name, body)| !odd(name, body)) {

@@ -11,7 +11,7 @@ use crate::snapshot::{
 
 /// What a cluster is for a client at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fit {
+pub(super) enum ClusterReadiness {
     /// It is there and takes requests.
     Ready,
     /// It is on its way.
@@ -56,15 +56,19 @@ enum Verdict {
 
 /// A form goes when all its clusters are ready, or when it is no worse off than the one before it. What never had a
 /// form waits for clusters that are on their way, but not for those that nothing defines: there is nothing to lose.
-fn judge(new: &ClusterRefs, old: Option<&ClusterRefs>, fit: &impl Fn(&str) -> Fit) -> Verdict {
+fn judge(
+    new: &ClusterRefs,
+    old: Option<&ClusterRefs>,
+    readiness: &impl Fn(&str) -> ClusterReadiness,
+) -> Verdict {
     let mut missing = None;
     let mut making = false;
     for cluster in new {
-        match fit(cluster) {
-            Fit::Ready => {}
+        match readiness(cluster) {
+            ClusterReadiness::Ready => {}
             _ if old.is_some_and(|old| old.contains(cluster)) => {}
-            Fit::Making => making = true,
-            Fit::Missing => missing = missing.or(Some(cluster)),
+            ClusterReadiness::Making => making = true,
+            ClusterReadiness::Missing => missing = missing.or(Some(cluster)),
         }
     }
     match missing {
@@ -101,7 +105,7 @@ pub(super) fn choose<'a>(
     kind: ResourceType,
     target: &Resources,
     has: impl Fn(&str) -> Option<&'a Arc<Resource>>,
-    fit: impl Fn(&str) -> Fit,
+    readiness: impl Fn(&str) -> ClusterReadiness,
 ) -> Chosen {
     let mut chosen = Chosen::default();
     let mut forms: Option<Resources> = None;
@@ -109,9 +113,9 @@ pub(super) fn choose<'a>(
         let old = has(name);
         let form = match old {
             Some(old) if old.version == new.version => Some(new.clone()),
-            _ if new.table().is_none() => chosen.whole(kind, old, new, &fit),
-            Some(old) => Some(chosen.hosts(kind, old, new, &fit)),
-            None => chosen.first(new, &fit),
+            _ if new.table().is_none() => chosen.whole(kind, old, new, &readiness),
+            Some(old) => Some(chosen.hosts(kind, old, new, &readiness)),
+            None => chosen.first(new, &readiness),
         };
         match form {
             Some(form) if form.version == new.version => {}
@@ -135,10 +139,10 @@ impl Chosen {
         kind: ResourceType,
         old: Option<&Arc<Resource>>,
         new: &Arc<Resource>,
-        fit: &impl Fn(&str) -> Fit,
+        readiness: &impl Fn(&str) -> ClusterReadiness,
     ) -> Option<Arc<Resource>> {
         let (to, from) = (new.cluster_refs(), old.map(|old| old.cluster_refs()));
-        match judge(&to, from.as_ref(), fit) {
+        match judge(&to, from.as_ref(), readiness) {
             Verdict::Go => Some(new.clone()),
             Verdict::Wait => {
                 self.wait(&to, from.as_ref());
@@ -159,8 +163,12 @@ impl Chosen {
     }
 
     /// A route configuration's first form comes whole: a listener that waits for it takes no connection before.
-    fn first(&mut self, new: &Arc<Resource>, fit: &impl Fn(&str) -> Fit) -> Option<Arc<Resource>> {
-        if new.clusters().any(|cluster| fit(cluster) == Fit::Making) {
+    fn first(
+        &mut self,
+        new: &Arc<Resource>,
+        readiness: &impl Fn(&str) -> ClusterReadiness,
+    ) -> Option<Arc<Resource>> {
+        if new.clusters().any(|cluster| readiness(cluster) == ClusterReadiness::Making) {
             self.waiting = true;
             return None;
         }
@@ -172,7 +180,7 @@ impl Chosen {
         kind: ResourceType,
         old: &Arc<Resource>,
         new: &Arc<Resource>,
-        fit: &impl Fn(&str) -> Fit,
+        readiness: &impl Fn(&str) -> ClusterReadiness,
     ) -> Arc<Resource> {
         let (Some(had), Some(table)) = (old.table(), new.table()) else {
             return new.clone();
@@ -182,7 +190,7 @@ impl Chosen {
         had.diff(table, |name, before, after| {
             let Some(after) = after else { return };
             let from = before.map(|before| &before.clusters);
-            match judge(&after.clusters, from, fit) {
+            match judge(&after.clusters, from, readiness) {
                 Verdict::Go => return,
                 Verdict::Wait => self.wait(&after.clusters, from),
                 Verdict::Hold(missing_cluster) => self.held.push(HeldResource {

@@ -1,0 +1,160 @@
+//! What is known of the client: what it has, what it rejected, what it is waited for.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Stream;
+use super::gate::{ClusterReadiness, HeldResource};
+use super::removal::Phase;
+use crate::revision::MeshRevision;
+use crate::snapshot::{Provenance, Resource, ResourceType};
+use crate::xds::wire::version_text;
+
+/// A resource that was sent to a client.
+#[derive(Clone, Debug)]
+pub struct SentResource {
+    /// The type.
+    pub kind: ResourceType,
+    /// The newest version that was sent and not rejected.
+    pub resource: Arc<Resource>,
+    /// Whether the client acked it.
+    pub acked: bool,
+}
+
+/// The progress of a client with one type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The client did not subscribe to it.
+    None,
+    /// The client has everything.
+    Synced,
+    /// An update is in flight.
+    Stale,
+    /// The client has everything except what it rejected.
+    Rejected,
+}
+
+/// A resource that the client rejected; it keeps the last accepted version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedResource {
+    /// `cds`, `eds`, `lds` or `rds`.
+    pub kind: &'static str,
+    /// The name.
+    pub name: Arc<str>,
+    /// The rejected version.
+    pub version: String,
+    /// The objects behind what that version changed.
+    pub objects: Provenance,
+    /// The client's error message.
+    pub message: Arc<str>,
+}
+
+impl Stream {
+    /// The mesh revision that the client has ACKed completely, as far as it subscribed; `None` while anything is in
+    /// flight, held back or rejected.
+    pub fn settled(&self) -> Option<MeshRevision> {
+        let all = self.held.iter().all(Vec::is_empty)
+            && self.types.iter().all(|state| state.rejected().is_empty());
+        self.reached().filter(|_| all)
+    }
+
+    /// The mesh revision that the client has ACKed except for held-back and rejected resources; `None` while anything
+    /// is in flight.
+    pub fn reached(&self) -> Option<MeshRevision> {
+        self.at_rest
+    }
+
+    /// The resources that are held back because they reference an undefined cluster.
+    pub fn held(&self) -> Vec<HeldResource> {
+        self.held.concat()
+    }
+
+    /// Clusters that are kept because they are still referenced although they are no longer defined.
+    pub fn kept(&self) -> Vec<Arc<str>> {
+        let used = self
+            .kept
+            .iter()
+            .filter(|(_, kept)| kept.phase == Phase::InUse && kept.cluster.is_some());
+        used.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The resources that the client rejected and has not received in another version since.
+    pub fn rejected(&self) -> Vec<RejectedResource> {
+        let all = ResourceType::ALL.into_iter().flat_map(|kind| {
+            self.get(kind).rejected().iter().map(move |(name, rejection)| RejectedResource {
+                kind: kind.short_name(),
+                name: name.clone(),
+                version: version_text(rejection.version),
+                objects: rejection.objects.clone(),
+                message: rejection.message.clone(),
+            })
+        });
+        all.collect()
+    }
+
+    /// The resources that were sent to the client and that it has or is about to have.
+    pub fn inventory(&self) -> Vec<SentResource> {
+        let all = ResourceType::ALL.into_iter().flat_map(|kind| {
+            self.get(kind).forms().map(move |(resource, acked)| SentResource {
+                kind,
+                resource: resource.clone(),
+                acked,
+            })
+        });
+        all.collect()
+    }
+
+    /// The progress of the client with each type, in the order of [`ResourceType::ALL`].
+    pub fn progress(&self) -> [Progress; 4] {
+        ResourceType::ALL.map(|kind| {
+            let state = self.get(kind);
+            let behind =
+                matches!(kind, ResourceType::Listener | ResourceType::Route) && self.waiting;
+            if kind == ResourceType::Cluster && self.awaits_clusters() && self.asks_for_routes() {
+                Progress::Stale
+            } else if !state.subscribed {
+                Progress::None
+            } else if state.pending.is_some() || behind || self.target.is_none() {
+                Progress::Stale
+            } else if state.rejected().is_empty() {
+                Progress::Synced
+            } else {
+                Progress::Rejected
+            }
+        })
+    }
+
+    /// Why the client is lagging at this time; `None` if it is not.
+    pub fn lag(&self, now: Instant) -> Option<String> {
+        let late = self.waits().filter(|(since, _)| *since + self.settings.ack_timeout <= now);
+        late.min_by_key(|(since, _)| *since).map(|(_, reason)| reason)
+    }
+
+    /// What the client is waited for, and since when.
+    pub(super) fn waits(&self) -> impl Iterator<Item = (Instant, String)> {
+        let answers = ResourceType::ALL.into_iter().filter_map(|kind| {
+            let pending = self.get(kind).pending.as_ref()?;
+            Some((
+                pending.since,
+                format!(
+                    "no answer to the {} response with nonce {}",
+                    kind.short_name(),
+                    pending.nonce
+                ),
+            ))
+        });
+        let endpoints = self.warming_since.and_then(|since| {
+            let asked = |name: &&Arc<str>| self.get(ResourceType::Endpoints).wants(name);
+            let name = self
+                .warming
+                .iter()
+                .find(|name| !asked(name) && self.readiness(name) == ClusterReadiness::Making)?;
+            Some((since, format!("no request for the endpoints of cluster {name}")))
+        });
+        let clusters = self.since.filter(|_| self.awaits_clusters() && self.asks_for_routes());
+        let clusters = clusters.map(|since| {
+            (since, "no request for clusters: one that the client has warms".to_owned())
+        });
+        answers.chain(endpoints).chain(clusters)
+    }
+}
