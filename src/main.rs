@@ -88,7 +88,7 @@ fn main() -> ExitCode {
         Command::Dump(args) => block_on(cli::dump::run(args)),
         Command::Splits(args) => block_on(cli::splits::run(args)),
         Command::Wait(args) => block_on(cli::wait::run(args)),
-        Command::Serve(args) => block_on(cli::serve::run(args)),
+        Command::Serve(args) => block_on(returning_memory(cli::serve::run(args))),
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };
     result.unwrap_or_else(|error| {
@@ -107,6 +107,24 @@ fn without_huge_pages() {
     {
         // Without it only memory is larger.
         let _ = nix::sys::prctl::set_thp_disable(true);
+    }
+}
+
+/// Runs a command and lets the allocator return memory meanwhile. mimalloc returns freed memory a moment later, when it is
+/// next called, so a process that becomes idle after a peak would keep it.
+async fn returning_memory<T>(command: impl Future<Output = T>) -> T {
+    const INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+    /// More than the allocator serves from memory that is in use.
+    const OWN_PAGE: usize = 1 << 20;
+    let tick = async {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(OWN_PAGE)));
+        }
+    };
+    tokio::select! {
+        result = command => result,
+        () = tick => std::future::pending().await,
     }
 }
 
