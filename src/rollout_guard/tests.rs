@@ -1,0 +1,273 @@
+use super::*;
+use crate::api::{self, Identity, Kind};
+use crate::mesh::{MeshBuilder, MeshConfig};
+use crate::source::{Origin, SourceEvent};
+use crate::store::Store;
+use serde_json::{Value, json};
+
+struct World {
+    store: Store,
+    builder: MeshBuilder,
+    guard: RolloutGuard,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            store: Store::default(),
+            builder: MeshBuilder::new(MeshConfig::default()),
+            guard: RolloutGuard::default(),
+        };
+        world
+                .apply(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+                "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "http", "port": 80}]}}));
+        world.rule(&[("v1", "v1"), ("v2", "v2")]);
+        world.pods(&[("v1", true)]);
+        world
+    }
+
+    fn apply(&mut self, document: Value) -> Vec<HeldChange> {
+        let Ok(Identity::Known(key)) = api::identify(&document) else { panic!("{document}") };
+        let object = Arc::new(api::parse(&key, document, 0).unwrap().object);
+        let mut dirty = BTreeSet::new();
+        self.store.apply(
+            SourceEvent::Apply { object, origin: Origin::Cluster, warnings: vec![] },
+            &mut dirty,
+        );
+        let mesh = self.builder.update(&self.store, &dirty);
+        self.guard.apply(mesh).1
+    }
+
+    /// One pod for each version.
+    fn pods(&mut self, versions: &[(&str, bool)]) -> Vec<HeldChange> {
+        for (version, _) in versions {
+            self.apply(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("web-{version}"),
+                    "namespace": "shop", "labels": {"version": version}}}));
+        }
+        let endpoints: Vec<_> = versions
+            .iter()
+            .enumerate()
+            .map(|(n, (version, ready))| {
+                json!({"addresses": [format!("10.1.0.{}", n + 1)],
+                        "conditions": {"ready": ready, "terminating": false},
+                        "targetRef": {"kind": "Pod", "name": format!("web-{version}")}})
+            })
+            .collect();
+        self.apply(
+                json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "web-1",
+                "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+                "endpoints": endpoints, "ports": [{"name": "http", "port": 8080}]}),
+            )
+    }
+
+    fn rule(&mut self, subsets: &[(&str, &str)]) -> Vec<HeldChange> {
+        let subsets: Vec<_> = subsets
+            .iter()
+            .map(|(name, version)| json!({"name": name, "labels": {"version": version}}))
+            .collect();
+        self.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+                "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": subsets}}))
+    }
+
+    fn route(&mut self, weights: &[(&str, i32)], annotation: &str) -> Vec<HeldChange> {
+        let route: Vec<_> = weights
+                .iter()
+                .map(|(subset, weight)| json!({"destination": {"host": "web", "subset": subset}, "weight": weight}))
+                .collect();
+        self.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+                "metadata": {"name": "web", "namespace": "shop", "annotations": {ANNOTATION: annotation}},
+                "spec": {"hosts": ["web"], "http": [{"route": route}]}}))
+    }
+
+    /// Subsets and their effective shares in percent.
+    fn split(&mut self) -> Vec<(String, i32)> {
+        let mesh = self.builder.update(&self.store, &BTreeSet::new());
+        let (mesh, _) = self.guard.apply(mesh);
+        let entry = mesh.virtual_services.iter().next().unwrap().clone();
+        let to = entry.http().next().unwrap().destinations;
+        let share = |destination: &HttpRouteDestination| {
+            whole_percent(share_of(to, destination.destination.as_ref()))
+        };
+        to.iter().map(|item| (item.destination.clone().unwrap().subset, share(item))).collect()
+    }
+}
+
+fn shares(list: &[(&str, i32)]) -> Vec<(String, i32)> {
+    list.iter().map(|(subset, weight)| ((*subset).to_owned(), *weight)).collect()
+}
+
+#[test]
+fn more_weight_for_an_empty_subset_waits_for_an_endpoint() {
+    let mut world = World::new();
+    assert!(world.route(&[("v1", 100), ("v2", 0)], "").is_empty());
+    let held = world.route(&[("v1", 90), ("v2", 10)], "");
+    assert_eq!(held[0].value, HeldValue::Weight { wanted: 10, effective: 0 });
+    assert_eq!(
+        (held[0].field.as_str(), &*held[0].object.to_string()),
+        ("spec.http[0].route[1]", "VirtualService shop/web")
+    );
+    assert_eq!(world.split(), shares(&[("v1", 100), ("v2", 0)]));
+    assert!(!world.pods(&[("v1", true), ("v2", false)]).is_empty(), "not ready is not enough");
+    assert!(world.pods(&[("v1", true), ("v2", true)]).is_empty());
+    assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
+}
+
+#[test]
+fn an_empty_subset_keeps_its_weight_and_reductions_apply_at_once() {
+    let mut world = World::new();
+    world.pods(&[("v1", true), ("v2", true)]);
+    world.route(&[("v1", 90), ("v2", 10)], "");
+    world.pods(&[("v1", true), ("v2", false)]);
+    assert_eq!(
+        world.split(),
+        shares(&[("v1", 90), ("v2", 10)]),
+        "the active split does not change"
+    );
+    assert_eq!(world.route(&[("v1", 50), ("v2", 50)], "").len(), 1);
+    assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
+    assert!(world.route(&[("v1", 95), ("v2", 5)], "").is_empty());
+    assert_eq!(world.split(), shares(&[("v1", 95), ("v2", 5)]));
+}
+
+#[test]
+fn a_full_switch_to_an_empty_subset_waits() {
+    let mut world = World::new();
+    world.route(&[("v1", 100)], "");
+    assert_eq!(world.route(&[("v2", 100)], "").len(), 1);
+    assert_eq!(world.split(), shares(&[("v1", 100)]));
+    world.pods(&[("v1", true), ("v2", true)]);
+    assert_eq!(world.split(), shares(&[("v2", 100)]));
+}
+
+#[test]
+fn a_new_empty_subset_gets_no_weight_and_a_single_destination_is_unaffected() {
+    let mut world = World::new();
+    assert_eq!(world.route(&[("v1", 50), ("v2", 50)], "").len(), 1);
+    assert_eq!(world.split(), shares(&[("v1", 100), ("v2", 0)]));
+    let mut world = World::new();
+    assert!(world.route(&[("v2", 100)], "").is_empty());
+    assert_eq!(world.split(), shares(&[("v2", 100)]));
+}
+
+#[test]
+fn the_annotation_lets_weight_through() {
+    let mut world = World::new();
+    world.route(&[("v1", 100), ("v2", 0)], "allow");
+    assert!(world.route(&[("v1", 90), ("v2", 10)], "allow").is_empty());
+    assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
+}
+
+#[test]
+fn entries_for_one_destination_are_held_back_together() {
+    let mut world = World::new();
+    world.pods(&[("v1", true), ("v2", false)]);
+    world.route(&[("v1", 80), ("v2", 20)], "allow");
+    let held = world.route(&[("v1", 30), ("v2", 40), ("v1", 10), ("v2", 20)], "");
+    assert_eq!(held.len(), 2);
+    assert!(
+        held.iter().all(|change| change.value == HeldValue::Weight { wanted: 60, effective: 20 }),
+        "{held:?}"
+    );
+    assert_eq!(world.split(), shares(&[("v1", 80), ("v2", 20), ("v1", 80), ("v2", 20)]));
+}
+
+#[test]
+fn what_a_delegate_says_is_held_back_in_the_one_that_delegates_to_it() {
+    let mut world = World::new();
+    let object = |name: &str, spec: Value| {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "spec": spec,
+                "metadata": {"name": name, "namespace": "shop"}})
+    };
+    let to = |weights: [i32; 2]| {
+        let to = |n: usize| json!({"destination": {"host": "web", "subset": format!("v{}", n + 1)}, "weight": weights[n]});
+        json!({"http": [{"route": [to(0), to(1)]}]})
+    };
+    world.apply(object("leaf", to([100, 0])));
+    world
+        .apply(object("root", json!({"hosts": ["web"], "http": [{"delegate": {"name": "leaf"}}]})));
+    world.apply(object(
+        "other",
+        json!({"hosts": ["other"], "http": [{"delegate": {"name": "leaf"}}]}),
+    ));
+    let held = world.apply(object("leaf", to([90, 10])));
+    let key = |name: &str| ObjectKey::new(Kind::VirtualService, "shop", name);
+    assert_eq!(held.len(), 1, "{held:?}");
+    assert_eq!((&held[0].object, &*held[0].field), (&key("leaf"), "spec.http[0].route[1]"));
+    assert_eq!(held[0].roots, [key("other"), key("root")]);
+}
+
+#[test]
+fn an_overlay_keeps_its_revision_until_it_changes() {
+    let mut world = World::new();
+    let revisions = |world: &mut World| {
+        let mesh = world.builder.update(&world.store, &BTreeSet::new());
+        let (mesh, held) = world.guard.apply(mesh);
+        let rules = mesh.destination_rules.iter().next().unwrap().revision;
+        (mesh.virtual_services.iter().next().unwrap().revision, rules, held.len())
+    };
+    world.route(&[("v1", 100), ("v2", 0)], "");
+    world.route(&[("v1", 90), ("v2", 10)], "");
+    world.rule(&[("v1", "v3"), ("v2", "v2")]);
+    let held = revisions(&mut world);
+    assert_eq!(held.2, 2);
+    // A pod that changes nothing of what is held back.
+    world.pods(&[("v1", true), ("v2", false)]);
+    assert_eq!(revisions(&mut world), held);
+    world.route(&[("v1", 80), ("v2", 20)], "");
+    world.rule(&[("v1", "v4"), ("v2", "v2")]);
+    let changed = revisions(&mut world);
+    assert!(changed.0 != held.0 && changed.1 != held.1 && changed.2 == 2, "{changed:?}");
+    world.pods(&[("v2", true), ("v4", true)]);
+    let free = revisions(&mut world);
+    assert!(free.0 != changed.0 && free.1 != changed.1 && free.2 == 0, "{free:?}");
+}
+
+#[test]
+fn rules_for_different_proxies_keep_labels_of_their_own() {
+    let mut world = World::new();
+    world.pods(&[("v1", true), ("v2", true)]);
+    world.route(&[("v1", 100)], "");
+    // The same subset, for some clients with other labels.
+    let held =
+        world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "some", "namespace": "shop"}, "spec": {"host": "web",
+                "workloadSelector": {"matchLabels": {"app": "client"}},
+                "subsets": [{"name": "v1", "labels": {"version": "v2"}}]}}));
+    assert!(held.is_empty(), "{held:?}");
+    world.pods(&[("v1", true)]);
+    assert!(world.rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3")]).is_empty());
+}
+
+#[test]
+fn weight_for_a_region_waits_for_a_node_in_it() {
+    let mut world = World::new();
+    world.apply(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "web-2", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [{"addresses": ["10.1.0.9"], "nodeName": "n1"}]}));
+    world.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "web", "namespace": "shop"}, "spec": {"host": "web", "subsets": [
+                {"name": "v1", "labels": {"version": "v1"}},
+                {"name": "eu", "labels": {"topology.kubernetes.io/region": "eu"}}]}}));
+    world.route(&[("v1", 100), ("eu", 0)], "");
+    assert_eq!(world.route(&[("v1", 90), ("eu", 10)], "").len(), 1);
+    let node = json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/region": "eu"}}});
+    assert!(world.apply(node).is_empty());
+    assert_eq!(world.split(), shares(&[("v1", 90), ("eu", 10)]));
+}
+
+#[test]
+fn a_subset_keeps_its_endpoints_until_its_new_labels_have_one() {
+    let mut world = World::new();
+    world.route(&[("v1", 100)], "");
+    let held = world.rule(&[("v1", "v3"), ("v2", "v2")]);
+    assert!(
+        matches!(&held[0].value, HeldValue::Labels { wanted, .. } if wanted["version"] == "v3"),
+        "{held:?}"
+    );
+    assert!(world.pods(&[("v1", true), ("v3", true)]).is_empty());
+    // Labels without endpoints are not kept.
+    assert!(!world.rule(&[("v1", "v4")]).is_empty());
+    assert!(world.pods(&[]).is_empty());
+}
