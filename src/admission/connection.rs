@@ -243,10 +243,37 @@ impl Hold {
     /// # Errors
     /// The peer's limit would be exceeded. The reservation then stays unchanged.
     pub fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        self.resize_by(bytes, Permit::resize)
+    }
+
+    /// Changes the reserved amount as soon as there is room.
+    ///
+    /// # Errors
+    /// There was none before `due`, or what the request holds was taken meanwhile. The reservation then stays unchanged.
+    pub async fn resize_before(&mut self, bytes: usize, due: Instant) -> Result<(), Exhausted> {
+        let exchange = self.exchange.clone();
+        loop {
+            let returned = exchange.connection.admission.memory().returned();
+            let refused = match self.resize_by(bytes, Permit::try_resize) {
+                Err(refused @ (Exhausted::Peer { .. } | Exhausted::All { .. })) => refused,
+                done => return done,
+            };
+            if tokio::time::timeout_at(due, returned).await.is_err() {
+                exchange.connection.admission.memory().count(&refused);
+                return Err(refused);
+            }
+        }
+    }
+
+    fn resize_by(
+        &mut self,
+        bytes: usize,
+        resize: impl Fn(&Permit, usize) -> Result<(), Exhausted>,
+    ) -> Result<(), Exhausted> {
         let mut held = self.exchange.held.lock().unwrap_or_else(PoisonError::into_inner);
         let all = held.saturating_sub(self.bytes).saturating_add(bytes);
         if all != *held {
-            self.exchange.memory.resize(EXCHANGE_BYTES.saturating_add(all))?;
+            resize(&self.exchange.memory, EXCHANGE_BYTES.saturating_add(all))?;
         }
         (*held, self.bytes) = (all, bytes);
         Ok(())
@@ -309,5 +336,31 @@ impl http_body::Body for Guarded {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Limits;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_request_waits_for_memory_that_others_of_its_peer_return() {
+        let limits = Limits { memory: 1 << 20, peer_share: 100, ..Default::default() };
+        let admission = Arc::new(Admission::new(limits, "test", &Metrics::default()));
+        let connection = admission.connect(([127, 0, 0, 1], 1).into()).unwrap();
+        let [first, second] = [connection.begin().unwrap(), connection.begin().unwrap()];
+        let first = first.hold(600_000).unwrap();
+        let mut hold = second.hold(0).unwrap();
+        assert!(hold.resize_before(600_000, Instant::now()).await.is_err(), "it is already due");
+        let later = Instant::now() + Duration::from_secs(3600);
+        {
+            let mut waiting = std::pin::pin!(hold.resize_before(600_000, later));
+            assert!(futures::poll!(&mut waiting).is_pending());
+            drop(first);
+            assert!(matches!(futures::poll!(&mut waiting), std::task::Poll::Ready(Ok(()))));
+        }
+        second.memory_free().await.unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
 
 use super::Peer;
@@ -106,7 +107,7 @@ pub struct Pool {
     share: usize,
     metrics: PoolMetrics,
     inner: Mutex<Inner>,
-    /// Notified when something that was revoked is returned.
+    /// Notified when something is returned.
     returned: Notify,
 }
 
@@ -171,7 +172,7 @@ impl Pool {
         revoked: &CancellationToken,
     ) -> Result<Permit, Exhausted> {
         let mut inner = self.lock();
-        self.make_room(&mut inner, peer, amount)?;
+        self.make_room(&mut inner, peer, amount).inspect_err(|error| self.count(error))?;
         inner.last_id += 1;
         let id = inner.last_id;
         let holdings = inner.peers.entry(peer).or_default();
@@ -180,6 +181,21 @@ impl Pool {
         inner.set(peer, id, amount);
         self.tell_use(&inner);
         Ok(Permit { pool: self.clone(), peer, id })
+    }
+
+    /// Counts a refusal in the metrics.
+    pub fn count(&self, refusal: &Exhausted) {
+        match refusal {
+            Exhausted::Peer { .. } => self.metrics.over_share.inc(),
+            Exhausted::All { .. } => self.metrics.exhausted.inc(),
+            // Counted when it was revoked.
+            Exhausted::Revoked { .. } => return,
+        };
+    }
+
+    /// Resolves when something is returned after this call, which need not be polled for that.
+    pub fn returned(&self) -> Notified<'_> {
+        self.returned.notified()
     }
 
     /// Waits until the holders of revoked permits have returned so much that what is in use is within the limit.
@@ -205,7 +221,6 @@ impl Pool {
         let wanted =
             inner.peers.get(&peer).map_or(0, |holdings| holdings.used).saturating_add(more);
         if wanted > self.share {
-            self.metrics.over_share.inc();
             return Err(Exhausted::Peer { resource: self.resource, peer, limit: self.share });
         }
         while inner.used.saturating_add(more) > self.limit {
@@ -215,7 +230,6 @@ impl Pool {
                 .copied()
                 .filter(|(most, other)| *other != peer && *most > wanted);
             let Some((_, other)) = most else {
-                self.metrics.exhausted.inc();
                 return Err(Exhausted::All { resource: self.resource, limit: self.limit });
             };
             self.metrics.revoked.inc();
@@ -275,6 +289,14 @@ impl Permit {
     /// # Errors
     /// The peer's limit would be exceeded, or the permit was revoked. Its amount then stays unchanged.
     pub fn resize(&self, amount: usize) -> Result<(), Exhausted> {
+        self.try_resize(amount).inspect_err(|error| self.pool.count(error))
+    }
+
+    /// The same for a caller that tries again: a failure does not count as a refusal.
+    ///
+    /// # Errors
+    /// As for [`Permit::resize`].
+    pub fn try_resize(&self, amount: usize) -> Result<(), Exhausted> {
         let mut inner = self.pool.lock();
         let held = inner.peers.get(&self.peer).and_then(|holdings| holdings.permits.get(&self.id));
         let Some((before, _)) = held else {
@@ -284,12 +306,15 @@ impl Permit {
             }
             return Err(self.revoked());
         };
-        let more = amount.saturating_sub(*before);
+        let (more, shrinks) = (amount.saturating_sub(*before), amount < *before);
         if more > 0 {
             self.pool.make_room(&mut inner, self.peer, more)?;
         }
         inner.set(self.peer, self.id, amount);
         self.pool.tell_use(&inner);
+        if shrinks {
+            self.pool.returned.notify_waiters();
+        }
         Ok(())
     }
 
@@ -312,10 +337,9 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut inner = self.pool.lock();
         inner.remove(self.peer, self.id);
-        if inner.revoked.remove(&self.id).is_some() {
-            self.pool.returned.notify_waiters();
-        }
+        inner.revoked.remove(&self.id);
         self.pool.tell_use(&inner);
+        self.pool.returned.notify_waiters();
     }
 }
 

@@ -81,12 +81,14 @@ impl<M: Message + Default> Requests<M> {
         loop {
             if self.complete.is_none() {
                 self.complete = self.whole()?;
+                if self.complete.is_some() {
+                    self.due = None;
+                }
             }
             if let Some(message) = &self.complete {
-                self.due = None;
                 let fields = count_fields(message)?;
-                self.charge(message.len() * COPIES + fields * FIELD)?;
-                self.exchange.memory_free().await.map_err(exhausted)?;
+                self.charge_before_due(message.len() * COPIES + fields * FIELD).await?;
+                self.due = None;
             }
             if let Some(message) = self.complete.take() {
                 let decoded = M::decode(message);
@@ -131,7 +133,7 @@ impl<M: Message + Default> Requests<M> {
             if let Some(length) = self.length().filter(|length| *length <= MAX_REQUEST) {
                 let room = length + PREFIX;
                 if self.buffer.capacity() < room {
-                    self.charge(room)?;
+                    self.charge_before_due(room).await?;
                     self.buffer.reserve(room - self.buffer.len());
                 }
             }
@@ -160,6 +162,21 @@ impl<M: Message + Default> Requests<M> {
                 Ok(())
             }
         }
+    }
+
+    /// The same, waiting for room until the message is due: many proxies that share an address may start together.
+    async fn charge_before_due(&mut self, bytes: usize) -> Result<(), Status> {
+        let all = self.settled.saturating_add(bytes);
+        if all <= FREE {
+            return self.charge(bytes);
+        }
+        let due = *self.due.get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
+        let hold = match &mut self.hold {
+            Some(hold) => hold,
+            none => none.insert(self.exchange.hold(0).map_err(exhausted)?),
+        };
+        hold.resize_before(all, due).await.map_err(exhausted)?;
+        self.exchange.memory_free().await.map_err(exhausted)
     }
 
     /// The next part of the body, as long as the message that it belongs to is in time.

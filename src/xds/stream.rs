@@ -398,7 +398,7 @@ impl Stream {
     /// What the client made this stream hold that no other shares, in bytes.
     pub fn held_bytes(&self) -> usize {
         let names = self.warming.iter().chain(self.substitutes.keys()).chain(self.kept.keys());
-        let own: usize = names.map(|name| subscription::name_bytes(name)).sum();
+        let own: usize = names.map(subscription::name_bytes).sum();
         own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
     }
 

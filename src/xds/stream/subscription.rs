@@ -274,7 +274,7 @@ impl Subscription {
     pub fn held_bytes(&self) -> usize {
         let own = self.again.iter().chain(self.claimed.keys()).chain(self.acked.own());
         let gone = self.pending.as_ref().map_or(0, |pending| pending.gone_bytes);
-        self.names.held_bytes() + own.map(|name| name_bytes(name)).sum::<usize>() + gone
+        self.names.held_bytes() + own.map(name_bytes).sum::<usize>() + gone
     }
 
     /// Takes the names of what there is for known.
@@ -750,9 +750,13 @@ fn shared(known: Option<&Resources>, name: &str) -> (Arc<str>, bool) {
     known.map_or_else(|| (name.into(), false), |known| (known.name.clone(), true))
 }
 
-/// What a name takes in a set or a map, in bytes: about.
-pub(super) fn name_bytes(name: &str) -> usize {
-    name.len() + 64
+/// What a name takes in a set or a map, in bytes: about. One that has more owners than a stream has places for it is a
+/// resource's.
+pub(super) fn name_bytes(name: &Arc<str>) -> usize {
+    const ENTRY: usize = 32;
+    const PLACES: usize = 3;
+    let own = Arc::strong_count(name) <= PLACES;
+    ENTRY + if own { name.len() + 32 } else { 0 }
 }
 
 /// Whether a message speaks of this name and not only of one that holds it. A number or a letter could be anything.
