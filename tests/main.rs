@@ -14,6 +14,7 @@ mod attack;
 mod cases;
 mod cuts;
 mod cycles;
+mod deploy;
 mod envoy;
 mod envoy_validate;
 mod envoy_versions;

@@ -154,9 +154,19 @@ impl KubeCluster {
         self.kubectl_ok(&["apply", "-f", path])
     }
 
+    /// Applies a kustomization, given relative to the repository.
+    ///
+    /// # Panics
+    /// If the API server does not accept all of it.
+    pub fn apply_kustomization(&self, folder: &str, more: &[&str]) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let path = path.to_str().expect("the repository's path is UTF-8");
+        self.kubectl_ok(&[&["apply", "-k", path], more].concat())
+    }
+
     /// Applies weir's CRDs for the Istio kinds and waits until the API serves them.
     pub fn apply_crds(&self) {
-        self.apply_folder("deploy/crds");
+        self.apply_kustomization("deploy/crds", &[]);
         let crds = self.kubectl_ok(&["get", "crds", "-o", "name"]);
         let mut wait = vec!["wait", "--for=condition=Established", "--timeout=120s"];
         wait.extend(crds.lines());
