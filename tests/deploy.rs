@@ -56,6 +56,10 @@ fn the_manifests_fit_a_cluster_with_and_without_the_istio_kinds() {
         let generation = cluster.kubectl_ok(&["get", object, "-n", "weir-system", "-o", path]);
         assert_eq!(generation, "1", "{object}");
     }
+    cluster.apply_kustomization("deploy/overlays/ha", &["--validate=strict"]);
+    let path = "jsonpath={.items[*].spec['replicas', 'minAvailable']}";
+    let counts = cluster.kubectl_ok(&["get", "deployments,pdb", "-n", "weir-system", "-o", path]);
+    assert_eq!(counts, "3 2");
 }
 
 /// weir with the permissions of its ServiceAccount, and its log.
