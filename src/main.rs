@@ -55,7 +55,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    without_huge_pages();
     let cli = Cli::parse();
     // weir logs the failures of the Kubernetes client itself, once per kind.
     let usual = if matches!(cli.command, Command::Serve(_)) {
@@ -88,7 +87,10 @@ fn main() -> ExitCode {
         Command::Dump(args) => block_on(cli::dump::run(args)),
         Command::Splits(args) => block_on(cli::splits::run(args)),
         Command::Wait(args) => block_on(cli::wait::run(args)),
-        Command::Serve(args) => block_on(returning_memory(cli::serve::run(args))),
+        Command::Serve(args) => {
+            without_huge_pages();
+            block_on(returning_memory(cli::serve::run(args)))
+        }
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };
     result.unwrap_or_else(|error| {
@@ -101,11 +103,11 @@ fn main() -> ExitCode {
 }
 
 /// Keeps the kernel from backing the heap with huge pages: they nearly double resident memory, because few of them are
-/// ever full, and clearing them costs more than they save.
+/// ever full, and clearing them costs more than they save. Child processes inherit this.
 fn without_huge_pages() {
     #[cfg(target_os = "linux")]
     {
-        // Without it only memory is larger.
+        // If this fails, weir works and takes more memory.
         let _ = nix::sys::prctl::set_thp_disable(true);
     }
 }

@@ -186,11 +186,15 @@ impl Pool {
     /// Counts a refusal in the metrics.
     pub fn count(&self, refusal: &Exhausted) {
         match refusal {
-            Exhausted::Peer { .. } => self.metrics.over_share.inc(),
-            Exhausted::All { .. } => self.metrics.exhausted.inc(),
+            Exhausted::Peer { .. } => {
+                self.metrics.over_share.inc();
+            }
+            Exhausted::All { .. } => {
+                self.metrics.exhausted.inc();
+            }
             // Counted when it was revoked.
-            Exhausted::Revoked { .. } => return,
-        };
+            Exhausted::Revoked { .. } => {}
+        }
     }
 
     /// Resolves when something is returned after this call, which need not be polled for that.
@@ -198,7 +202,7 @@ impl Pool {
         self.returned.notified()
     }
 
-    /// Waits until the holders of revoked permits have returned so much that what is in use is within the limit.
+    /// Waits until what is in use is within the limit, counting revoked permits that their holders have yet to return.
     pub async fn within_limit(&self) {
         loop {
             let returned = self.returned.notified();
@@ -428,7 +432,7 @@ mod tests {
         assert!(is_revoked(&greedy) && !is_revoked(&modest));
         let mut waiting = std::pin::pin!(pool.within_limit());
         assert!(futures::poll!(&mut waiting).is_pending());
-        // It returns a part, which does not do, and then so much that it does.
+        // The first part that it returns is too little, the second is enough.
         assert!(greedy.resize(5).is_err());
         assert!(futures::poll!(&mut waiting).is_pending());
         assert!(greedy.resize(4).is_err());

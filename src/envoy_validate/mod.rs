@@ -17,6 +17,7 @@ use prost_reflect::prost::Message as _;
 use prost_reflect::{DynamicMessage, ReflectMessage as _};
 
 pub use format::with_literal_percents;
+pub(crate) use wire::{Fields, Payload};
 
 /// A violation that makes Envoy reject a message.
 #[derive(Clone, Debug, PartialEq, Eq)]

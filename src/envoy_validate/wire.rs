@@ -2,7 +2,7 @@
 
 /// The wire payload of a field.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Payload<'a> {
+pub(crate) enum Payload<'a> {
     /// Wire type 0.
     Varint(u64),
     /// Wire type 1.
@@ -17,15 +17,15 @@ pub(super) enum Payload<'a> {
 
 /// The bytes are not a serialized message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 /// Reads the fields of a message, in order: number and payload.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 

@@ -264,7 +264,7 @@ impl Owner {
 }
 
 impl Connected {
-    /// Gives the proxy another scope, where it is another.
+    /// Moves the proxy to `scope` if it has another one.
     fn move_to(&mut self, scope: Scope, builder: &mut SnapshotBuilder) {
         if self.scope.as_ref() == Some(&scope) {
             return;

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use prost::Message;
-use prost::bytes::{Buf, Bytes};
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::{Resource, ResourceType, Snapshot};
+use crate::envoy_validate::{Fields, Payload};
 use crate::translate::service_cluster_name;
 
 /// An empty endpoint assignment. It ends the warming of a cluster, which would otherwise block all other cluster
@@ -20,47 +19,24 @@ pub fn empty_endpoints(cluster: &str) -> Arc<Resource> {
 }
 
 impl Resource {
-    /// Whether endpoints are some; true of what are no endpoints. Reads the bytes in place, because it is asked of every
-    /// resource of a response (fields: ClusterLoadAssignment.endpoints 2, LocalityLbEndpoints.lb_endpoints 2).
+    /// Whether endpoints are some; true of what are no endpoints, or cannot be read. Reads the bytes in place, because it
+    /// is asked of every resource of a response.
     pub fn has_endpoints(&self) -> bool {
+        /// `ClusterLoadAssignment.endpoints`.
+        const LOCALITIES: u32 = 2;
+        /// `LocalityLbEndpoints.lb_endpoints`.
+        const ENDPOINTS: u32 = 2;
         let Some(bytes) = self.message() else {
             return true;
         };
-        let mut found = false;
-        let read = each_field(bytes, &mut |field, group| {
-            let group = group.filter(|_| field == 2);
-            group.is_none_or(|group| {
-                each_field(group, &mut |field, _| {
-                    found |= field == 2;
-                    true
-                })
-            })
-        });
-        found || !read
+        Fields::new(bytes).any(|field| match field {
+            Ok((LOCALITIES, Payload::Bytes(locality))) => {
+                Fields::new(locality).any(|field| matches!(field, Err(_) | Ok((ENDPOINTS, _))))
+            }
+            Ok(_) => false,
+            Err(_) => true,
+        })
     }
-}
-
-/// Calls `visit` with the number of each field and, of a length-delimited one, its bytes, until it returns false. Returns
-/// whether all were read and visited.
-fn each_field(bytes: &Bytes, visit: &mut dyn FnMut(u32, Option<&Bytes>) -> bool) -> bool {
-    let mut rest = bytes.clone();
-    while rest.has_remaining() {
-        let Ok((field, kind)) = decode_key(&mut rest) else {
-            return false;
-        };
-        let body = match kind {
-            WireType::LengthDelimited => match decode_varint(&mut rest).map(usize::try_from) {
-                Ok(Ok(len)) if len <= rest.len() => Some(rest.split_to(len)),
-                _ => return false,
-            },
-            _ if skip_field(kind, field, &mut rest, DecodeContext::default()).is_ok() => None,
-            _ => return false,
-        };
-        if !visit(field, body.as_ref()) {
-            return false;
-        }
-    }
-    true
 }
 
 impl Snapshot {
@@ -106,7 +82,7 @@ mod tests {
         assert!(with(&[1]) && with(&[0, 2]));
         assert!(!empty_endpoints("a").has_endpoints());
         // What cannot be read may be endpoints.
-        let cut = Resource::new("a", Bytes::from_static(&[18, 9, 1]), Arc::default());
+        let cut = Resource::new("a", bytes::Bytes::from_static(&[18, 9, 1]), Arc::default());
         assert!(cut.has_endpoints());
     }
 }

@@ -51,8 +51,8 @@ pub(super) struct Requests<M> {
     body: Body,
     exchange: Arc<Exchange>,
     buffer: BytesMut,
-    /// A complete message that waits for memory to be decoded in.
-    complete: Option<Bytes>,
+    /// A complete message that waits for memory to be decoded in, and how much it takes, in bytes.
+    complete: Option<(Bytes, usize)>,
     /// When the message that is coming in must be complete.
     due: Option<Instant>,
     /// What the peer is charged for what was taken in, in bytes.
@@ -79,18 +79,18 @@ impl<M: Message + Default> Requests<M> {
     /// peer is charged for the message until [`Requests::settle`].
     pub async fn next(&mut self) -> Result<Option<M>, Status> {
         loop {
-            if self.complete.is_none() {
-                self.complete = self.whole()?;
-                if self.complete.is_some() {
-                    self.due = None;
-                }
-            }
-            if let Some(message) = &self.complete {
-                let fields = count_fields(message)?;
-                self.charge_before_due(message.len() * COPIES + fields * FIELD).await?;
+            if self.complete.is_none()
+                && let Some(message) = self.whole()?
+            {
+                let takes = message.len() * COPIES + count_fields(&message)? * FIELD;
+                self.complete = Some((message, takes));
                 self.due = None;
             }
-            if let Some(message) = self.complete.take() {
+            if let Some((_, takes)) = self.complete {
+                self.charge_before_due(takes).await?;
+                self.due = None;
+            }
+            if let Some((message, _)) = self.complete.take() {
                 let decoded = M::decode(message);
                 if self.buffer.is_empty() {
                     // Requests are usually short and rare, so the memory of a long one is released.
@@ -155,27 +155,25 @@ impl<M: Message + Default> Requests<M> {
             self.hold = None;
             return Ok(());
         }
-        match &mut self.hold {
-            Some(hold) => hold.resize(all).map_err(exhausted),
-            None => {
-                self.hold = Some(self.exchange.hold(all).map_err(exhausted)?);
-                Ok(())
-            }
-        }
+        self.hold()?.resize(all).map_err(exhausted)
     }
 
-    /// The same, waiting for room until the message is due: many proxies that share an address may start together.
+    fn hold(&mut self) -> Result<&mut Hold, Status> {
+        Ok(match &mut self.hold {
+            Some(hold) => hold,
+            none => none.insert(self.exchange.hold(0).map_err(exhausted)?),
+        })
+    }
+
+    /// Like [`Requests::charge`], but waits for room until the message is due: many proxies that share an address may
+    /// start together.
     async fn charge_before_due(&mut self, bytes: usize) -> Result<(), Status> {
         let all = self.settled.saturating_add(bytes);
         if all <= FREE {
             return self.charge(bytes);
         }
         let due = *self.due.get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
-        let hold = match &mut self.hold {
-            Some(hold) => hold,
-            none => none.insert(self.exchange.hold(0).map_err(exhausted)?),
-        };
-        hold.resize_before(all, due).await.map_err(exhausted)?;
+        self.hold()?.resize_before(all, due).await.map_err(exhausted)?;
         self.exchange.memory_free().await.map_err(exhausted)
     }
 

@@ -38,6 +38,14 @@ pub enum Item {
     NoEndpoints(Arc<str>),
 }
 
+impl From<Arc<Resource>> for Item {
+    /// With its own version.
+    fn from(resource: Arc<Resource>) -> Self {
+        let version = resource.version;
+        Self::Resource(resource, version)
+    }
+}
+
 impl Item {
     /// The version of the resource.
     pub fn version(&self) -> u64 {
@@ -247,8 +255,7 @@ mod tests {
     }
 
     fn items(resources: Vec<Arc<Resource>>) -> Vec<Item> {
-        let item = |resource: Arc<Resource>| Item::Resource(resource.clone(), resource.version);
-        resources.into_iter().map(item).collect()
+        resources.into_iter().map(Item::from).collect()
     }
 
     fn resources() -> Vec<Arc<Resource>> {

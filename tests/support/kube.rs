@@ -149,9 +149,7 @@ impl KubeCluster {
     /// # Panics
     /// If the API server does not accept all of them.
     pub fn apply_folder(&self, folder: &str) -> String {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-        let path = path.to_str().expect("the repository's path is UTF-8");
-        self.kubectl_ok(&["apply", "-f", path])
+        self.kubectl_ok(&["apply", "-f", &in_repository(folder)])
     }
 
     /// Applies a kustomization, given relative to the repository.
@@ -159,9 +157,7 @@ impl KubeCluster {
     /// # Panics
     /// If the API server does not accept all of it.
     pub fn apply_kustomization(&self, folder: &str, more: &[&str]) -> String {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-        let path = path.to_str().expect("the repository's path is UTF-8");
-        self.kubectl_ok(&[&["apply", "-k", path], more].concat())
+        self.kubectl_ok(&[&["apply", "-k", &in_repository(folder)], more].concat())
     }
 
     /// Applies weir's CRDs for the Istio kinds and waits until the API serves them.
@@ -302,6 +298,11 @@ impl KubeCluster {
         write(&path, &config.to_string())?;
         Ok(path)
     }
+}
+
+/// The path of a folder that is given relative to the repository.
+fn in_repository(folder: &str) -> String {
+    format!("{}/{folder}", env!("CARGO_MANIFEST_DIR"))
 }
 
 impl Drop for KubeCluster {

@@ -43,7 +43,7 @@ impl Change {
     /// What SotW sends. It has no word for endpoints that are gone, other than that they are none.
     fn told(&self) -> Item {
         match &self.resource {
-            Some(resource) => Item::Resource(resource.clone(), resource.version),
+            Some(resource) => resource.clone().into(),
             None => Item::NoEndpoints(self.name.clone()),
         }
     }
@@ -593,13 +593,12 @@ impl Subscription {
             }
             Variant::Sotw => {
                 // Section "Grouping Resources into Responses": listeners and clusters always come all together.
-                let item = |one: Arc<Resource>| Item::Resource(one.clone(), one.version);
                 let resources: Vec<_> = match trial {
                     _ if !kind.has_wildcard() => changes.iter().map(Change::told).collect(),
-                    Some(group) => self.with(group).into_iter().map(item).collect(),
+                    Some(group) => self.with(group).into_iter().map(Item::from).collect(),
                     None => self
                         .wanted(view)
-                        .filter_map(|one| self.allowed(kind, one).map(item))
+                        .filter_map(|one| self.allowed(kind, one).map(Item::from))
                         .collect(),
                 };
                 let version = resources
@@ -750,8 +749,8 @@ fn shared(known: Option<&Resources>, name: &str) -> (Arc<str>, bool) {
     known.map_or_else(|| (name.into(), false), |known| (known.name.clone(), true))
 }
 
-/// What a name takes in a set or a map, in bytes: about. One that has more owners than a stream has places for it is a
-/// resource's.
+/// About how many bytes a name takes in a set or a map. A name with more owners than a stream has places for it belongs to
+/// a resource, which has its text.
 pub(super) fn name_bytes(name: &Arc<str>) -> usize {
     const ENTRY: usize = 32;
     const PLACES: usize = 3;
