@@ -25,6 +25,10 @@ const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+const SOTW_PATH: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+const DELTA_PATH: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
 /// A response whose resources are not decoded.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -54,6 +58,10 @@ fn number(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+fn free_port() -> std::io::Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
 struct Weir {
     child: Child,
     xds: u16,
@@ -69,12 +77,7 @@ impl Drop for Weir {
 
 impl Weir {
     fn start(folder: &Path) -> Result<Self, Box<dyn Error>> {
-        let port = || {
-            std::net::TcpListener::bind(("127.0.0.1", 0))
-                .and_then(|item| item.local_addr())
-                .map(|item| item.port())
-        };
-        let (xds, admin) = (port()?, port()?);
+        let (xds, admin) = (free_port()?, free_port()?);
         let binary =
             std::env::var_os("WEIR_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weir").into());
         let child = Command::new(binary)
@@ -160,110 +163,130 @@ fn cluster_names(resources: &[Bytes], delta: bool) -> Vec<String> {
     all.map(|item| item.name).collect()
 }
 
-async fn client(weir: &Weir, n: usize, delta: bool) -> Result<Arrivals, Box<dyn Error>> {
+/// The types that a client subscribes to at first, each with the names.
+fn subscriptions() -> [(&'static str, Vec<String>); 3] {
+    [(CDS, Vec::new()), (LDS, Vec::new()), (RDS, vec!["80".to_owned()])]
+}
+
+/// Opens an ADS stream whose requests come from `requests`.
+async fn open<Req, Res>(
+    channel: Channel,
+    path: &'static str,
+    requests: mpsc::Receiver<Req>,
+) -> Result<tonic::Streaming<Res>, Box<dyn Error>>
+where
+    Req: prost::Message + 'static,
+    Res: prost::Message + Default + 'static,
+{
+    let path = http::uri::PathAndQuery::from_static(path);
+    let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
+    grpc.ready().await?;
+    let codec = tonic_prost::ProstCodec::<Req, Res>::default();
+    let requests = Request::new(ReceiverStream::new(requests));
+    Ok(grpc.streaming(requests, path, codec).await?.into_inner())
+}
+
+async fn client(weir: &Weir, index: usize, delta: bool) -> Result<Arrivals, Box<dyn Error>> {
     let (arrived, arrivals) = mpsc::unbounded_channel();
-    let channel = weir.channel().await?;
     if delta {
-        let (send, requests) = mpsc::channel::<pb::DeltaDiscoveryRequest>(64);
-        for (type_url, names) in [(CDS, vec![]), (LDS, vec![]), (RDS, vec!["80".to_owned()])] {
-            let node = Some(node(n));
-            let request = pb::DeltaDiscoveryRequest {
-                node,
-                type_url: type_url.to_owned(),
-                resource_names_subscribe: names,
-                ..Default::default()
-            };
-            send.send(request).await?;
-        }
-        let path = http::uri::PathAndQuery::from_static(
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
-        );
-        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
-        grpc.ready().await?;
-        let codec = tonic_prost::ProstCodec::<pb::DeltaDiscoveryRequest, Delta>::default();
-        let mut responses = grpc
-            .streaming(Request::new(ReceiverStream::new(requests)), path, codec)
-            .await?
-            .into_inner();
-        tokio::spawn(async move {
-            while let Ok(Some(response)) = responses.message().await {
-                if response.type_url == RDS && arrived.send(Instant::now()).is_err() {
-                    return;
-                }
-                if response.type_url == CDS {
-                    let request = pb::DeltaDiscoveryRequest {
-                        type_url: EDS.to_owned(),
-                        resource_names_subscribe: cluster_names(&response.resources, true),
-                        ..Default::default()
-                    };
-                    let _ = send.send(request).await;
-                }
-                let ack = pb::DeltaDiscoveryRequest {
-                    type_url: response.type_url,
-                    response_nonce: response.nonce,
-                    ..Default::default()
-                };
-                if send.send(ack).await.is_err() {
-                    return;
-                }
-            }
-        });
+        delta_client(weir, index, arrived).await?;
     } else {
-        let (send, requests) = mpsc::channel::<pb::DiscoveryRequest>(64);
-        for (type_url, names) in [(CDS, vec![]), (LDS, vec![]), (RDS, vec!["80".to_owned()])] {
-            let node = Some(node(n));
-            let request = pb::DiscoveryRequest {
-                node,
-                type_url: type_url.to_owned(),
-                resource_names: names,
-                ..Default::default()
-            };
-            send.send(request).await?;
-        }
-        let path = http::uri::PathAndQuery::from_static(
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
-        );
-        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
-        grpc.ready().await?;
-        let codec = tonic_prost::ProstCodec::<pb::DiscoveryRequest, Sotw>::default();
-        let mut responses = grpc
-            .streaming(Request::new(ReceiverStream::new(requests)), path, codec)
-            .await?
-            .into_inner();
-        tokio::spawn(async move {
-            let mut names = Vec::new();
-            while let Ok(Some(response)) = responses.message().await {
-                if response.type_url == RDS && arrived.send(Instant::now()).is_err() {
-                    return;
-                }
-                if response.type_url == CDS && names.is_empty() {
-                    names = cluster_names(&response.resources, false);
-                    let request = pb::DiscoveryRequest {
-                        type_url: EDS.to_owned(),
-                        resource_names: names.clone(),
-                        ..Default::default()
-                    };
-                    let _ = send.send(request).await;
-                }
-                let asked = match response.type_url.as_str() {
-                    EDS => names.clone(),
-                    RDS => vec!["80".to_owned()],
-                    _ => Vec::new(),
-                };
-                let ack = pb::DiscoveryRequest {
-                    type_url: response.type_url,
-                    response_nonce: response.nonce,
-                    version_info: response.version_info,
-                    resource_names: asked,
-                    ..Default::default()
-                };
-                if send.send(ack).await.is_err() {
-                    return;
-                }
-            }
-        });
+        sotw_client(weir, index, arrived).await?;
     }
     Ok(arrivals)
+}
+
+async fn delta_client(
+    weir: &Weir,
+    index: usize,
+    arrived: mpsc::UnboundedSender<Instant>,
+) -> Result<(), Box<dyn Error>> {
+    let (send, requests) = mpsc::channel::<pb::DeltaDiscoveryRequest>(64);
+    for (type_url, names) in subscriptions() {
+        let request = pb::DeltaDiscoveryRequest {
+            node: Some(node(index)),
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: names,
+            ..Default::default()
+        };
+        send.send(request).await?;
+    }
+    let mut responses = open::<_, Delta>(weir.channel().await?, DELTA_PATH, requests).await?;
+    tokio::spawn(async move {
+        while let Ok(Some(response)) = responses.message().await {
+            if response.type_url == RDS && arrived.send(Instant::now()).is_err() {
+                return;
+            }
+            if response.type_url == CDS {
+                let request = pb::DeltaDiscoveryRequest {
+                    type_url: EDS.to_owned(),
+                    resource_names_subscribe: cluster_names(&response.resources, true),
+                    ..Default::default()
+                };
+                let _ = send.send(request).await;
+            }
+            let ack = pb::DeltaDiscoveryRequest {
+                type_url: response.type_url,
+                response_nonce: response.nonce,
+                ..Default::default()
+            };
+            if send.send(ack).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn sotw_client(
+    weir: &Weir,
+    index: usize,
+    arrived: mpsc::UnboundedSender<Instant>,
+) -> Result<(), Box<dyn Error>> {
+    let (send, requests) = mpsc::channel::<pb::DiscoveryRequest>(64);
+    for (type_url, names) in subscriptions() {
+        let request = pb::DiscoveryRequest {
+            node: Some(node(index)),
+            type_url: type_url.to_owned(),
+            resource_names: names,
+            ..Default::default()
+        };
+        send.send(request).await?;
+    }
+    let mut responses = open::<_, Sotw>(weir.channel().await?, SOTW_PATH, requests).await?;
+    tokio::spawn(async move {
+        let mut names = Vec::new();
+        while let Ok(Some(response)) = responses.message().await {
+            if response.type_url == RDS && arrived.send(Instant::now()).is_err() {
+                return;
+            }
+            if response.type_url == CDS && names.is_empty() {
+                names = cluster_names(&response.resources, false);
+                let request = pb::DiscoveryRequest {
+                    type_url: EDS.to_owned(),
+                    resource_names: names.clone(),
+                    ..Default::default()
+                };
+                let _ = send.send(request).await;
+            }
+            let subscribed = match response.type_url.as_str() {
+                EDS => names.clone(),
+                RDS => vec!["80".to_owned()],
+                _ => Vec::new(),
+            };
+            let ack = pb::DiscoveryRequest {
+                type_url: response.type_url,
+                response_nonce: response.nonce,
+                version_info: response.version_info,
+                resource_names: subscribed,
+                ..Default::default()
+            };
+            if send.send(ack).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
 }
 
 /// A client that subscribes to everything and never reads.
@@ -278,9 +301,7 @@ async fn stuck(weir: &Weir) -> Result<Box<dyn std::any::Any>, Box<dyn Error>> {
         })
         .await?;
     }
-    let path = http::uri::PathAndQuery::from_static(
-        "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
-    );
+    let path = http::uri::PathAndQuery::from_static(DELTA_PATH);
     let mut grpc = tonic::client::Grpc::new(weir.channel().await?);
     grpc.ready().await?;
     let codec = tonic_prost::ProstCodec::<pb::DeltaDiscoveryRequest, Delta>::default();
@@ -332,10 +353,13 @@ fn write(folder: &Path, name: &str, text: &str) -> std::io::Result<()> {
     std::fs::rename(temporary, folder.join(name))
 }
 
+/// What the rounds of one kind took.
 #[derive(Default)]
 struct Rounds {
     p50: Vec<Duration>,
     last: Vec<Duration>,
+    /// CPU time in seconds.
+    processor: f64,
 }
 
 fn median(list: &mut [Duration]) -> f64 {
@@ -361,65 +385,102 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "", "", "p50 ms", "last ms", "CPU ms/step", "resident MB"
     );
     for delta in [false, true] {
+        let variant = Variant { delta, services, clients, rounds };
+        variant.run(folder.path()).await?;
+    }
+    Ok(())
+}
+
+/// The measurements of one variant of the protocol.
+struct Variant {
+    delta: bool,
+    services: usize,
+    clients: usize,
+    rounds: usize,
+}
+
+impl Variant {
+    fn name(&self) -> &'static str {
+        if self.delta { "delta" } else { "sotw" }
+    }
+
+    async fn run(&self, folder: &Path) -> Result<(), Box<dyn Error>> {
+        let (weir, mut clients) = self.start(folder).await?;
+        let mut alone = Rounds::default();
+        let mut one_stuck = Rounds::default();
+        for round in 0..self.rounds * 2 {
+            if round % 2 == 0 {
+                self.round(round, folder, &weir, &mut clients, &mut alone).await?;
+            } else {
+                let _stuck = stuck(&weir).await?;
+                self.round(round, folder, &weir, &mut clients, &mut one_stuck).await?;
+            }
+        }
+        let (resident, _) = weir.cost()?;
+        for (label, mut measured) in [("alone", alone), ("one stuck", one_stuck)] {
+            println!(
+                "{:<6} {label:<12} {:>8.1} {:>8.1} {:>12.0} {resident:>12.0}",
+                self.name(),
+                median(&mut measured.p50),
+                median(&mut measured.last),
+                measured.processor / self.rounds as f64 * 1000.0
+            );
+        }
+        Ok(())
+    }
+
+    /// Starts weir and connects the clients until each has its routes.
+    async fn start(&self, folder: &Path) -> Result<(Weir, Vec<Arrivals>), Box<dyn Error>> {
         let begun = Instant::now();
-        let weir = Weir::start(folder.path())?;
+        let weir = Weir::start(folder)?;
         weir.ready().await;
         let ready = begun.elapsed();
         let (alone, _) = weir.cost()?;
         let begun = Instant::now();
-        let mut all = Vec::new();
-        for n in 0..clients {
-            all.push(client(&weir, n, delta).await?);
+        let mut clients = Vec::new();
+        for index in 0..self.clients {
+            clients.push(client(&weir, index, self.delta).await?);
         }
-        for arrivals in &mut all {
+        for arrivals in &mut clients {
             arrivals.recv().await;
         }
-        let name = if delta { "delta" } else { "sotw" };
         let (resident, processor) = weir.cost()?;
         println!(
-            "{name:<6} start: ready in {} ms with {alone:.0} MB; all clients served in {} ms, {processor:.2} s CPU, \
+            "{:<6} start: ready in {} ms with {alone:.0} MB; all clients served in {} ms, {processor:.2} s CPU, \
              {resident:.0} MB",
+            self.name(),
             ready.as_millis(),
             begun.elapsed().as_millis()
         );
-        let mut kinds = [Rounds::default(), Rounds::default()];
-        let mut busy = [0.0, 0.0];
-        for round in 0..rounds * 2 {
-            let with_stuck = round % 2;
-            let _stuck = if with_stuck == 1 { Some(stuck(&weir).await?) } else { None };
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let (_, before) = weir.cost()?;
-            let begun = Instant::now();
-            let n = round % services;
-            // Differs from the weight that the previous variant left in the file.
-            let weight = 11 + u32::try_from(round)? % 40 + if delta { 40 } else { 0 };
-            write(folder.path(), &format!("v{n}.yaml"), &objects(n, weight))?;
-            let mut took = Vec::new();
-            for arrivals in &mut all {
-                let arrived = arrivals.recv().await.ok_or("a client lost its stream")?;
-                took.push(arrived.saturating_duration_since(begun));
-            }
-            let (_, after) = weir.cost()?;
-            took.sort_unstable();
-            let (Some(kind), Some(sum)) = (kinds.get_mut(with_stuck), busy.get_mut(with_stuck))
-            else {
-                continue;
-            };
-            *sum += after - before;
-            kind.p50.push(took[took.len() / 2]);
-            kind.last.push(took[took.len() - 1]);
-        }
-        let (resident, _) = weir.cost()?;
-        for (kind, busy, label) in
-            kinds.iter_mut().zip(busy).zip(["alone", "one stuck"]).map(|((a, b), c)| (a, b, c))
-        {
-            println!(
-                "{name:<6} {label:<12} {:>8.1} {:>8.1} {:>12.0} {resident:>12.0}",
-                median(&mut kind.p50),
-                median(&mut kind.last),
-                busy / rounds as f64 * 1000.0
-            );
-        }
+        Ok((weir, clients))
     }
-    Ok(())
+
+    /// Changes a weight and waits until every client has it.
+    async fn round(
+        &self,
+        round: usize,
+        folder: &Path,
+        weir: &Weir,
+        clients: &mut [Arrivals],
+        measured: &mut Rounds,
+    ) -> Result<(), Box<dyn Error>> {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let (_, before) = weir.cost()?;
+        let begun = Instant::now();
+        let service = round % self.services;
+        // Differs from the weight that the previous variant left in the file.
+        let weight = 11 + u32::try_from(round)? % 40 + if self.delta { 40 } else { 0 };
+        write(folder, &format!("v{service}.yaml"), &objects(service, weight))?;
+        let mut took = Vec::new();
+        for arrivals in clients {
+            let arrived = arrivals.recv().await.ok_or("a client lost its stream")?;
+            took.push(arrived.saturating_duration_since(begun));
+        }
+        let (_, after) = weir.cost()?;
+        took.sort_unstable();
+        measured.processor += after - before;
+        measured.p50.push(took[took.len() / 2]);
+        measured.last.push(took[took.len() - 1]);
+        Ok(())
+    }
 }

@@ -94,81 +94,91 @@ impl Default for Metrics {
             admitted: Family::default(),
             refusals: Family::default(),
         };
-        let registry = &mut this.registry;
-        registry.register("pilot_xds", "Proxies connected over ADS", this.connected.clone());
-        registry.register("pilot_xds_pushes", "Responses sent, by type", this.pushes.clone());
-        registry.register(
-            "pilot_total_xds_rejects",
-            "Responses that a proxy rejected, by type",
-            this.rejects.clone(),
-        );
-        registry.register(
-            "pilot_k8s_cfg_events",
-            "Object changes received",
-            this.config_events.clone(),
-        );
-        registry.register(
-            "pilot_proxy_convergence_time",
-            "Seconds from a change to each proxy's last ACK of the resulting configuration",
-            this.convergence.clone(),
-        );
-        registry.register(
-            "weir_xds_sent_bytes",
-            "Bytes of responses sent, by type",
-            this.sent_bytes.clone(),
-        );
-        registry.register(
-            "weir_scopes",
-            "Distinct scopes of connected proxies",
-            this.scopes.clone(),
-        );
-        registry.register(
-            "weir_encoded_resources",
-            "Encoded resources that responses are assembled \
-            from",
-            this.parts.clone(),
-        );
-        registry.register(
-            "weir_resources_left_out",
-            "Resources or parts of them that are omitted because Envoy would reject them",
-            this.omitted.clone(),
-        );
-        registry.register(
-            "weir_work",
-            "Work caused by mesh changes: hosts and ports examined over all scopes, parts translated, resources \
-                encoded, scopes built from scratch and scopes changed",
-            this.work.clone(),
-        );
-        registry.register(
-            "weir_mesh_revision",
-            "The revision of the mesh, incremented with each change",
-            this.revision.clone(),
-        );
-        registry.register(
-            "weir_held",
-            "Weight and label changes held back because a subset has no ready endpoint",
-            this.held.clone(),
-        );
-        registry.register(
-            "weir_config_problems",
-            "Objects and files that are currently rejected",
-            this.problems.clone(),
-        );
-        registry.register(
-            "weir_admitted",
-            "Connections, open requests and bytes of memory in use by clients, by port",
-            this.admitted.clone(),
-        );
-        registry.register(
-            "weir_admission_refusals",
-            "How often a client was denied one of them or lost it to another client, by port and reason",
-            this.refusals.clone(),
-        );
+        this.register_istios();
+        this.register_weirs();
         this
     }
 }
 
 impl Metrics {
+    /// Registers the metrics that Istiod has too.
+    fn register_istios(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("pilot_xds", "Proxies connected over ADS", self.connected.clone());
+        registry.register("pilot_xds_pushes", "Responses sent, by type", self.pushes.clone());
+        registry.register(
+            "pilot_total_xds_rejects",
+            "Responses that a proxy rejected, by type",
+            self.rejects.clone(),
+        );
+        registry.register(
+            "pilot_k8s_cfg_events",
+            "Object changes received",
+            self.config_events.clone(),
+        );
+        registry.register(
+            "pilot_proxy_convergence_time",
+            "Seconds from a change to each proxy's last ACK of the resulting configuration",
+            self.convergence.clone(),
+        );
+    }
+
+    /// Registers the metrics that only weir has.
+    fn register_weirs(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "weir_xds_sent_bytes",
+            "Bytes of responses sent, by type",
+            self.sent_bytes.clone(),
+        );
+        registry.register(
+            "weir_scopes",
+            "Distinct scopes of connected proxies",
+            self.scopes.clone(),
+        );
+        registry.register(
+            "weir_encoded_resources",
+            "Encoded resources that responses are assembled from",
+            self.parts.clone(),
+        );
+        registry.register(
+            "weir_resources_left_out",
+            "Resources or parts of them that are omitted because Envoy would reject them",
+            self.omitted.clone(),
+        );
+        registry.register(
+            "weir_work",
+            "Work caused by mesh changes: hosts and ports examined over all scopes, parts translated, resources \
+                encoded, scopes built from scratch and scopes changed",
+            self.work.clone(),
+        );
+        registry.register(
+            "weir_mesh_revision",
+            "The revision of the mesh, incremented with each change",
+            self.revision.clone(),
+        );
+        registry.register(
+            "weir_held",
+            "Weight and label changes held back because a subset has no ready endpoint",
+            self.held.clone(),
+        );
+        registry.register(
+            "weir_config_problems",
+            "Objects and files that are currently rejected",
+            self.problems.clone(),
+        );
+        registry.register(
+            "weir_admitted",
+            "Connections, open requests and bytes of memory in use by clients, by port",
+            self.admitted.clone(),
+        );
+        registry.register(
+            "weir_admission_refusals",
+            "How often a client was denied one of them or lost it to another client, by port and reason",
+            self.refusals.clone(),
+        );
+    }
+
     /// Records a response of `bytes` bytes.
     pub fn pushed(&self, kind: ResourceType, bytes: usize) {
         let label = TypeLabel { r#type: kind.short_name() };
@@ -190,15 +200,15 @@ impl Metrics {
     pub fn changed(&self, events: usize, revision: MeshRevision, problems: usize) {
         self.config_events.inc_by(events as u64);
         self.revision.set(i64::try_from(revision.get()).unwrap_or(i64::MAX));
-        self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
+        set(&self.problems, problems);
     }
 
     /// Sets the number of weight and label changes held back.
     pub fn held(&self, count: usize) {
-        self.held.set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.held, count);
     }
 
-    /// What is told of a resource that the clients of a port share.
+    /// The metrics of a resource that the clients of a port share.
     pub fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
         let refusals =
             |reason| self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone();
@@ -215,9 +225,6 @@ impl Metrics {
     /// # Errors
     /// Fails only if a metric cannot be formatted.
     pub fn text(&self, cache: CacheStats) -> Result<String, std::fmt::Error> {
-        let set = |gauge: &Gauge, n: usize| {
-            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
-        };
         set(&self.connected, cache.proxies);
         set(&self.scopes, cache.scopes);
         set(&self.parts, cache.parts);
@@ -230,4 +237,8 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut out, &self.registry)?;
         Ok(out)
     }
+}
+
+fn set(gauge: &Gauge, count: usize) {
+    gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
 }

@@ -132,11 +132,12 @@ impl Admin {
             let reports = status::proxies(&state, std::slice::from_ref(&status));
             reports.into_iter().map(move |report| (streams.clone(), report))
         });
-        let fits = |report: &ProxyReport| {
-            let by_pod = name.split_once('/') == Some((&report.namespace, &report.pod));
-            *name == *report.status.id || *name == *report.pod || by_pod
-        };
-        let mut found: Vec<_> = all.filter(|(_, report)| fits(report)).collect();
+        let mut found: Vec<_> = all
+            .filter(|(_, report)| {
+                let by_pod = name.split_once('/') == Some((&report.namespace, &report.pod));
+                *name == *report.status.id || *name == *report.pod || by_pod
+            })
+            .collect();
         let several = found
             .windows(2)
             .any(|pair| matches!(pair, [(_, a), (_, b)] if a.status.id != b.status.id));
@@ -162,8 +163,10 @@ impl Admin {
         let (streams, report) = self.find(proxy)?;
         let mut items = Vec::new();
         for stream in streams {
-            let gone = || Status::not_found(format!("proxy `{proxy}` has just left"));
-            items.extend(self.connections.inventory(stream).await.ok_or_else(gone)?);
+            let Some(sent) = self.connections.inventory(stream).await else {
+                return Err(Status::not_found(format!("proxy `{proxy}` has just left")));
+            };
+            items.extend(sent);
         }
         items.retain(|item| types.contains(&item.kind));
         items.sort_by(|a, b| (a.kind, &a.resource.name).cmp(&(b.kind, &b.resource.name)));
@@ -171,7 +174,7 @@ impl Admin {
     }
 }
 
-/// A field that has a value which it may not have.
+/// A field with an invalid value.
 fn invalid(field: &str, why: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("{field}: {why}"))
 }
@@ -194,12 +197,25 @@ fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
 fn types(only: i32) -> Result<Vec<ResourceType>, Status> {
     let only = v1::ResourceType::try_from(only)
         .map_err(|_| invalid("type", format!("is {only}; expected CDS, EDS, LDS or RDS")))?;
-    let is_meant =
-        |kind: &ResourceType| only == v1::ResourceType::Unspecified || only == (*kind).into();
-    Ok(ResourceType::ALL.into_iter().filter(is_meant).collect())
+    let requested = ResourceType::ALL
+        .into_iter()
+        .filter(|kind| only == v1::ResourceType::Unspecified || only == (*kind).into());
+    Ok(requested.collect())
 }
 
-/// The namespaces of a list: one, or all if it is empty.
+/// Whether a proxy has accepted a resource that it was sent.
+fn state(item: &SentResource, report: &ProxyReport) -> v1::resource::State {
+    let (kind, name) = (item.kind.short_name(), &item.resource.name);
+    if report.status.rejected.iter().any(|other| other.kind == kind && *other.name == **name) {
+        v1::resource::State::Rejected
+    } else if item.acked {
+        v1::resource::State::Acked
+    } else {
+        v1::resource::State::Sent
+    }
+}
+
+/// The namespaces of a list: a name, or all if it is empty.
 fn checked_namespace(namespace: &str) -> Result<(), Status> {
     if namespace.is_empty() {
         return Ok(());
@@ -240,24 +256,9 @@ impl v1::admin_server::Admin for Admin {
         self.ensure_ready()?;
         let request = request.into_inner();
         let (report, items) = self.inventory(&request.proxy, &types(request.r#type)?).await?;
-        let rejected = &report.status.rejected;
-        let state = |item: &SentResource| {
-            let is_rejected = |kind: ResourceType, name: &str| {
-                rejected
-                    .iter()
-                    .any(|rejected| rejected.kind == kind.short_name() && *rejected.name == *name)
-            };
-            match item {
-                SentResource { kind, resource, .. } if is_rejected(*kind, &resource.name) => {
-                    v1::resource::State::Rejected
-                }
-                SentResource { acked: true, .. } => v1::resource::State::Acked,
-                SentResource { .. } => v1::resource::State::Sent,
-            }
-        };
         let resources = items
             .iter()
-            .map(|item| v1::Resource::new(item.kind, &item.resource, state(item)))
+            .map(|item| v1::Resource::new(item.kind, &item.resource, state(item, &report)))
             .collect();
         Ok(Response::new(v1::DumpProxyResponse { resources, proxy: Some(report.into()) }))
     }

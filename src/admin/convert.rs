@@ -26,8 +26,8 @@ impl From<ResourceType> for v1::ResourceType {
 impl v1::ResourceType {
     /// The name in tables: `cds`, `eds`, `lds` or `rds`; `?` if unspecified.
     pub fn short_name(self) -> &'static str {
-        let same = |kind: &ResourceType| v1::ResourceType::from(*kind) == self;
-        ResourceType::ALL.into_iter().find(same).map_or("?", ResourceType::short_name)
+        let same = ResourceType::ALL.into_iter().find(|kind| self == (*kind).into());
+        same.map_or("?", ResourceType::short_name)
     }
 
     /// The type with this [`ResourceType::short_name`]; unspecified if there is none.

@@ -1,4 +1,4 @@
-//! Where what a proxy was sent differs from a translation from scratch.
+//! The differences between what a proxy was sent and a translation from scratch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,13 +26,7 @@ pub(super) fn resources<'a>(
         if matches!(sides, (Some(sent), Some(fresh)) if sent.version == fresh.version) {
             continue;
         }
-        let print = |resource: Option<&Arc<Resource>>| {
-            let full_name = kind.type_url().rsplit('/').next().unwrap_or_default();
-            resource
-                .map(|resource| proto_json::bytes_to_json(full_name, &resource.bytes()))
-                .transpose()
-        };
-        let (sent, fresh) = (print(sides.0)?, print(sides.1)?);
+        let (sent, fresh) = (json(kind, sides.0)?, json(kind, sides.1)?);
         let mut fields = Vec::new();
         compare("", sent.as_ref(), fresh.as_ref(), &mut fields);
         found.extend(fields.into_iter().map(|field| v1::Difference {
@@ -44,6 +38,11 @@ pub(super) fn resources<'a>(
         }));
     }
     Ok(found)
+}
+
+fn json(kind: ResourceType, resource: Option<&Arc<Resource>>) -> Result<Option<Value>, Error> {
+    let full_name = kind.type_url().rsplit('/').next().unwrap_or_default();
+    resource.map(|resource| proto_json::bytes_to_json(full_name, &resource.bytes())).transpose()
 }
 
 /// A field that is not the same on both sides.

@@ -23,18 +23,6 @@ use crate::proto_json;
 
 /// The paths below `/api/v1`.
 pub(super) fn routes() -> Router<Admin> {
-    let proxies = async |State(admin): State<Admin>, Query(fields): Query<Fields>| {
-        call(fields, async |request| admin.list_proxies(request).await).await
-    };
-    let dump = async |State(admin): State<Admin>, Query(fields): Query<Fields>| {
-        call(fields, async |request| admin.dump_proxy(request).await).await
-    };
-    let diff = async |State(admin): State<Admin>, Query(fields): Query<Fields>| {
-        call(fields, async |request| admin.diff_proxy(request).await).await
-    };
-    let splits = async |State(admin): State<Admin>, Query(fields): Query<Fields>| {
-        call(fields, async |request| admin.list_splits(request).await).await
-    };
     Router::new()
         .route("/proxies", get(proxies))
         .route("/dump", get(dump))
@@ -47,10 +35,26 @@ pub(super) fn routes() -> Router<Admin> {
         })
 }
 
+async fn proxies(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
+    call(fields, async |request| admin.list_proxies(request).await).await
+}
+
+async fn dump(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
+    call(fields, async |request| admin.dump_proxy(request).await).await
+}
+
+async fn diff(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
+    call(fields, async |request| admin.diff_proxy(request).await).await
+}
+
+async fn splits(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
+    call(fields, async |request| admin.list_splits(request).await).await
+}
+
 const NO_SUCH_PATH: &str = "no such path; expected one of /api/v1/proxies, /api/v1/dump, /api/v1/diff, /api/v1/splits \
                             and /api/v1/objects/KIND/NAMESPACE/NAME";
 
-/// Fields of a request with their values; no text fails to be read as these.
+/// Fields of a request with their values. Any query string can be read as these.
 type Fields = Vec<(String, String)>;
 
 type Place = Path<(String, String, String)>;
@@ -64,7 +68,7 @@ async fn object(
         Ok(Path(place)) => place,
         Err(rejection) => return refuse(&Status::invalid_argument(rejection.body_text())),
     };
-    // The path says all that the request has.
+    // The path has every field of the request.
     if let Some((name, _)) = more.first() {
         return refuse(&Status::invalid_argument(format!(
             "parameter `{name}`: this path takes none"
@@ -96,9 +100,13 @@ where
     // A dump is large enough to keep a thread busy.
     match tokio::task::spawn_blocking(move || proto_json::message_to_text(&answer)).await {
         Ok(Ok(text)) => json_response(StatusCode::OK, text),
-        Ok(Err(error)) => refuse(&Status::internal(error.to_string())),
-        Err(error) => refuse(&Status::internal(error.to_string())),
+        Ok(Err(error)) => refuse(&internal(error)),
+        Err(error) => refuse(&internal(error)),
     }
+}
+
+fn internal(error: impl std::error::Error) -> Status {
+    Status::internal(error.to_string())
 }
 
 /// A status as a `google.rpc.Status`.
@@ -123,8 +131,7 @@ fn json_response(status: StatusCode, text: String) -> Response {
 
 /// The request with these fields, by their JSON names.
 fn read<Q: Message + Name + Default>(fields: &[(String, String)]) -> Result<Q, Status> {
-    let internal = |error: &dyn std::error::Error| Status::internal(error.to_string());
-    let descriptor = proto_json::descriptor(&Q::full_name()).map_err(|error| internal(&error))?;
+    let descriptor = proto_json::descriptor(&Q::full_name()).map_err(internal)?;
     let mut message = DynamicMessage::new(descriptor.clone());
     let mut seen = BTreeSet::new();
     for (name, text) in fields {
@@ -135,7 +142,7 @@ fn read<Q: Message + Name + Default>(fields: &[(String, String)]) -> Result<Q, S
         }
         message.set_field(&field, value(&field, text)?);
     }
-    message.transcode_to().map_err(|error| internal(&error))
+    message.transcode_to().map_err(internal)
 }
 
 fn unknown(name: &str, request: &MessageDescriptor) -> Status {

@@ -117,10 +117,10 @@ impl Connection {
     }
 
     /// Logs why it is closed.
-    pub(super) fn tell(&self) {
+    pub(super) fn log_closing(&self) {
         match self.slot.why_revoked().or_else(|| self.memory.why_revoked()) {
-            Some(why) => self.admission.tell("connection closed", &why),
-            None => self.admission.tell(
+            Some(why) => self.admission.log("connection closed", &why),
+            None => self.admission.log(
                 "connection closed",
                 &format_args!("too many useless requests from {}", self.peer),
             ),
@@ -133,21 +133,16 @@ impl Connection {
     /// The limit for this peer is reached.
     pub(super) fn begin(self: &Arc<Self>) -> Result<Arc<Exchange>, Exhausted> {
         let over = CancellationToken::new();
-        let permits = || {
-            let slot = self.admission.streams().acquire(self.peer, 1, &over)?;
-            Ok((slot, self.admission.memory().acquire(self.peer, EXCHANGE_BYTES, &over)?))
-        };
-        match permits() {
-            Ok((slot, memory)) => {
-                let connection = self.clone();
-                let (held, in_use, made_sense) = Default::default();
-                Ok(Arc::new(Exchange { connection, slot, memory, over, held, in_use, made_sense }))
-            }
-            Err(exhausted) => {
-                self.wasted();
-                Err(exhausted)
-            }
-        }
+        let (slot, memory) = self.permits(&over).inspect_err(|_| self.wasted())?;
+        let connection = self.clone();
+        let (held, in_use, made_sense) = Default::default();
+        Ok(Arc::new(Exchange { connection, slot, memory, over, held, in_use, made_sense }))
+    }
+
+    /// The permits that every request needs: a stream, and the memory for it.
+    fn permits(&self, over: &CancellationToken) -> Result<(Permit, Permit), Exhausted> {
+        let slot = self.admission.streams().acquire(self.peer, 1, over)?;
+        Ok((slot, self.admission.memory().acquire(self.peer, EXCHANGE_BYTES, over)?))
     }
 
     /// Counts a useless request.

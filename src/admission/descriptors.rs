@@ -47,11 +47,14 @@ impl fmt::Display for Descriptors {
 
 /// Raises the soft limit to the hard limit. If it cannot be read or raised, it stays unchanged.
 pub fn raise() -> Descriptors {
-    let count = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
     // If the limit is unknown, only POSIX's minimum is guaranteed.
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((20, 20));
     let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
     Descriptors { limit: count(if raised { hard } else { soft }), before: count(soft) }
+}
+
+fn count(limit: u64) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -71,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_was_raised_is_told() {
+    fn a_limit_that_was_raised_is_shown() {
         let text = Descriptors { limit: 4096, before: 1024 }.to_string();
         assert!(
             text.contains("4096") && text.contains("1024") && text.contains("raised"),

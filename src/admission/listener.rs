@@ -117,7 +117,7 @@ pub async fn serve(
                         let served = Served { connection, router: router.clone(), protocol };
                         connections.spawn(served.run(socket, builder.clone(), closing.clone()));
                     }
-                    Err(exhausted) => admission.tell("connection refused", &exhausted),
+                    Err(exhausted) => admission.log("connection refused", &exhausted),
                 }
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -195,7 +195,7 @@ impl Served {
                 _ = http.as_mut() => return,
                 _ = in_use.changed() => continue,
                 () = connection.over() => {
-                    connection.tell();
+                    connection.log_closing();
                     return;
                 }
                 () = at(ends_at) => return,
@@ -212,7 +212,7 @@ impl Served {
         let exchange = match self.connection.begin() {
             Ok(exchange) => exchange,
             Err(exhausted) => {
-                self.connection.admission().tell("request refused", &exhausted);
+                self.connection.admission().log("request refused", &exhausted);
                 let rejected = if grpc {
                     Status::resource_exhausted(exhausted.to_string()).into_http()
                 } else {

@@ -34,7 +34,7 @@ pub use turns::Turns;
 pub const CONNECTION_BYTES: usize = 32 << 10;
 
 /// The interval between log messages about rejections.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
+const LOG_AGAIN: Duration = Duration::from_secs(10);
 
 /// The limits, in total and per peer, and the timeouts.
 #[derive(Clone, Copy, Debug)]
@@ -130,12 +130,12 @@ pub struct Admission {
     connections: Arc<Pool>,
     streams: Arc<Pool>,
     memory: Arc<Pool>,
-    told: Mutex<Told>,
+    logged: Mutex<Logged>,
 }
 
 /// Rate limits the log messages about rejections.
 #[derive(Debug, Default)]
-struct Told {
+struct Logged {
     last: Option<Instant>,
     since: u64,
 }
@@ -143,35 +143,30 @@ struct Told {
 impl Admission {
     /// Creates full pools. Usage and rejections are reported in `metrics` by `port`.
     pub fn new(limits: Limits, port: &'static str, metrics: &Metrics) -> Self {
-        let pool = |resource: Resource, limit| {
-            Arc::new(Pool::new(
-                resource,
-                limit,
-                limits.peer_share,
-                metrics.pool(port, resource.name()),
-            ))
-        };
-        Self {
-            limits,
-            connections: pool(Resource::Connections, limits.connections),
-            streams: pool(Resource::Streams, limits.streams),
-            memory: pool(Resource::Memory, limits.memory),
-            told: Mutex::default(),
-        }
+        let [connections, streams, memory] = [
+            (Resource::Connections, limits.connections),
+            (Resource::Streams, limits.streams),
+            (Resource::Memory, limits.memory),
+        ]
+        .map(|(resource, limit)| {
+            let metrics = metrics.pool(port, resource.name());
+            Arc::new(Pool::new(resource, limit, limits.peer_share, metrics))
+        });
+        Self { limits, connections, streams, memory, logged: Mutex::default() }
     }
 
     /// Logs a rejection or closed connection, rate limited.
-    fn tell(&self, what: &str, why: &dyn fmt::Display) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.last.is_some_and(|last| last.elapsed() < TELL_AGAIN) {
-            told.since += 1;
+    fn log(&self, what: &str, why: &dyn fmt::Display) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.last.is_some_and(|last| last.elapsed() < LOG_AGAIN) {
+            logged.since += 1;
             return;
         }
-        match told.since {
+        match logged.since {
             0 => tracing::warn!("{what}: {why}"),
             since => tracing::warn!("{what}: {why} ({since} similar messages suppressed)"),
         }
-        *told = Told { last: Some(Instant::now()), since: 0 };
+        *logged = Logged { last: Some(Instant::now()), since: 0 };
     }
 
     /// The limits.

@@ -179,7 +179,7 @@ impl Pool {
         holdings.permits.insert(id, (0, revoked.clone()));
         holdings.by_amount.insert((0, id));
         inner.set(peer, id, amount);
-        self.tell_use(&inner);
+        self.show_use(&inner);
         Ok(Permit { pool: self.clone(), peer, id })
     }
 
@@ -216,7 +216,7 @@ impl Pool {
         }
     }
 
-    fn tell_use(&self, inner: &Inner) {
+    fn show_use(&self, inner: &Inner) {
         self.metrics.used.set(i64::try_from(inner.used).unwrap_or(i64::MAX));
     }
 
@@ -315,7 +315,7 @@ impl Permit {
             self.pool.make_room(&mut inner, self.peer, more)?;
         }
         inner.set(self.peer, self.id, amount);
-        self.pool.tell_use(&inner);
+        self.pool.show_use(&inner);
         if shrinks {
             self.pool.returned.notify_waiters();
         }
@@ -342,7 +342,7 @@ impl Drop for Permit {
         let mut inner = self.pool.lock();
         inner.remove(self.peer, self.id);
         inner.revoked.remove(&self.id);
-        self.pool.tell_use(&inner);
+        self.pool.show_use(&inner);
         self.pool.returned.notify_waiters();
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{Findings, code};
 use crate::api::{Kind, is_dns_label};
-use crate::store::Store;
+use crate::store::{Entry, Store};
 
 /// Istio's annotations, the kinds they apply to (empty for any), and whether they are deprecated. Source: istio/api,
 /// `annotation/annotations.yaml`.
@@ -96,65 +96,73 @@ pub(super) fn check(store: &Store, found: &mut Findings) {
             {
                 continue;
             }
-            let path = format!("metadata.annotations.{name}");
-            let Some((_, kinds, deprecated)) = KNOWN.iter().find(|(known, ..)| known == name)
-            else {
-                let message = "is not a known Istio annotation";
-                found.add(
-                    &code::UNKNOWN_ANNOTATION,
-                    entry,
-                    path,
-                    message,
-                    "check its spelling, or remove it",
-                );
-                continue;
-            };
-            if !kinds.is_empty() && !kinds.contains(&kind.as_str()) {
-                let message =
-                    format!("has no effect on a {kind}; it applies to a {}", kinds.join(" or "));
-                let advice = if name == "networking.istio.io/exportTo" {
-                    "use spec.exportTo"
-                } else {
-                    "move it there"
-                };
-                found.add(&code::MISPLACED_ANNOTATION, entry, path, message, advice);
-                continue;
-            }
-            if *deprecated {
-                let advice = if name == "sidecar.istio.io/inject" {
-                    "use the label of the same name"
-                } else {
-                    "remove it"
-                };
-                found.add(
-                    &code::DEPRECATED_ANNOTATION,
-                    entry,
-                    path.clone(),
-                    "is deprecated",
-                    advice,
-                );
-            }
-            if name == "networking.istio.io/traffic-distribution" {
-                let known = ["", "any", "preferclose", "prefersamezone", "prefersamenode"];
-                if !known.contains(&value.to_ascii_lowercase().as_str()) {
-                    let message = format!(
-                        "`{value}` is not a valid preference and disables the namespace's setting"
-                    );
-                    let advice = "use PreferClose, PreferSameZone or PreferSameNode";
-                    found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
-                }
-            }
-            if name == "networking.istio.io/exportTo" {
-                let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
-                for part in
-                    parts.filter(|part| !matches!(*part, "*" | "." | "~") && !is_dns_label(part))
-                {
-                    let message = format!("`{part}` is not a namespace");
-                    let advice = "expected a comma-separated list of namespaces, `.`, `*` or `~`";
-                    found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
-                }
-            }
+            annotation(entry, name, value, found);
         }
+    }
+}
+
+fn annotation(entry: &Entry, name: &str, value: &str, found: &mut Findings) {
+    let kind = entry.object.kind();
+    let path = format!("metadata.annotations.{name}");
+    let Some((_, kinds, deprecated)) = KNOWN.iter().find(|(known, ..)| *known == name) else {
+        let message = "is not a known Istio annotation";
+        found.add(
+            &code::UNKNOWN_ANNOTATION,
+            entry,
+            path,
+            message,
+            "check its spelling, or remove it",
+        );
+        return;
+    };
+    if !kinds.is_empty() && !kinds.contains(&kind.as_str()) {
+        let message = format!("has no effect on a {kind}; it applies to a {}", kinds.join(" or "));
+        let advice = if name == "networking.istio.io/exportTo" {
+            "use spec.exportTo"
+        } else {
+            "move it there"
+        };
+        found.add(&code::MISPLACED_ANNOTATION, entry, path, message, advice);
+        return;
+    }
+    if *deprecated {
+        let advice = if name == "sidecar.istio.io/inject" {
+            "use the label of the same name"
+        } else {
+            "remove it"
+        };
+        found.add(&code::DEPRECATED_ANNOTATION, entry, path.clone(), "is deprecated", advice);
+    }
+    for (message, advice) in invalid_values(name, value) {
+        found.add(&code::INVALID_ANNOTATION, entry, path.clone(), message, advice);
+    }
+}
+
+/// What is wrong with the value of an annotation that weir reads, and what would be right.
+fn invalid_values(name: &str, value: &str) -> Vec<(String, &'static str)> {
+    match name {
+        "networking.istio.io/traffic-distribution" => {
+            let known = ["", "any", "preferclose", "prefersamezone", "prefersamenode"];
+            if known.contains(&value.to_ascii_lowercase().as_str()) {
+                return Vec::new();
+            }
+            vec![(
+                format!("`{value}` is not a valid preference and disables the namespace's setting"),
+                "use PreferClose, PreferSameZone or PreferSameNode",
+            )]
+        }
+        "networking.istio.io/exportTo" => value
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !matches!(*part, "" | "*" | "." | "~") && !is_dns_label(part))
+            .map(|part| {
+                (
+                    format!("`{part}` is not a namespace"),
+                    "expected a comma-separated list of namespaces, `.`, `*` or `~`",
+                )
+            })
+            .collect(),
+        _ => Vec::new(),
     }
 }
 

@@ -4,12 +4,8 @@ use super::index::{Index, IndexedDestinationRule, overlap};
 use super::{Findings, code};
 use crate::store::Entry;
 
-pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
-    destination_rules(index, found);
-}
-
 /// Two DestinationRules in one namespace for the same host are merged if they apply to the same clients.
-fn destination_rules(index: &Index<'_>, found: &mut Findings) {
+pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
     for places in index.rules_by_host.values() {
         let mut rules: Vec<_> =
             places.iter().filter_map(|n| index.destination_rules.get(*n)).collect();
@@ -17,29 +13,30 @@ fn destination_rules(index: &Index<'_>, found: &mut Findings) {
             let meta = &rule.entry.object.meta;
             (meta.namespace.clone(), meta.age, meta.name.clone())
         });
-        for one_namespace in rules.chunk_by(|a, b| a.namespace() == b.namespace()) {
-            for (place, rule) in one_namespace.iter().enumerate() {
-                let older: Vec<_> = one_namespace.iter().take(place).copied().collect();
-                pair(rule, &older, found);
+        for of_namespace in rules.chunk_by(|a, b| a.namespace() == b.namespace()) {
+            for (place, rule) in of_namespace.iter().enumerate() {
+                let older = of_namespace.get(..place).unwrap_or_default();
+                with_older(rule, older, found);
             }
         }
     }
 }
 
 /// `older` is sorted, oldest first.
-fn pair(
+fn with_older(
     rule: &IndexedDestinationRule<'_>,
     older: &[&IndexedDestinationRule<'_>],
     found: &mut Findings,
 ) {
-    let selector = |rule: &IndexedDestinationRule<'_>| rule.spec.workload_selector.clone();
-    let same_clients: Vec<_> =
-        older.iter().filter(|older| selector(older) == selector(rule)).collect();
+    let mut same_clients = older
+        .iter()
+        .copied()
+        .filter(|older| older.spec.workload_selector == rule.spec.workload_selector);
     let merged: Vec<_> =
-        same_clients.iter().filter(|older| older.visibility == rule.visibility).collect();
+        same_clients.clone().filter(|older| older.visibility == rule.visibility).collect();
     let Some(first) = merged.first() else {
         if let Some(winner) =
-            same_clients.iter().find(|older| overlap(&older.visibility, &rule.visibility))
+            same_clients.find(|older| overlap(&older.visibility, &rule.visibility))
         {
             let message = format!(
                 "{} {} and has the same host but a different exportTo, so they are not merged: clients that see both \
@@ -67,6 +64,15 @@ fn pair(
         message,
         "merge them if they have the same owner",
     );
+    overridden(rule, &merged, found);
+}
+
+/// The fields of a rule that have no effect because a rule that it is merged with sets them too.
+fn overridden(
+    rule: &IndexedDestinationRule<'_>,
+    merged: &[&IndexedDestinationRule<'_>],
+    found: &mut Findings,
+) {
     if let Some(policy) = &rule.spec.traffic_policy
         && let Some(winner) = merged.iter().find(|older| older.spec.traffic_policy.is_some())
         && winner.spec.traffic_policy.as_ref() != Some(policy)
@@ -77,9 +83,7 @@ fn pair(
         found.add(&code::RULE_CONFLICT, rule.entry, "spec.trafficPolicy", message, advice);
     }
     for (n, subset) in rule.spec.subsets.iter().enumerate() {
-        let winner = merged
-            .iter()
-            .find(|older| older.spec.subsets.iter().any(|known| known.name == subset.name));
+        let winner = merged.iter().find(|older| older.has_subset(&subset.name));
         if let Some(winner) = winner {
             let (winner, why) = (winner.entry.object.key(), comes_first(winner.entry));
             let message =

@@ -25,24 +25,23 @@ pub(super) fn check(rule: &IndexedDestinationRule<'_>, index: &Index<'_>, found:
     }
 }
 
-fn selector(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
-    let Some(selector) = &item.spec.workload_selector else {
+fn selector(rule: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
+    let Some(selector) = &rule.spec.workload_selector else {
         return;
     };
-    let namespace = item.namespace();
+    let namespace = rule.namespace();
     if let Some(pods) = index.workloads.get(namespace)
         && !pods.iter().any(|labels| labels.may_have(&selector.match_labels))
     {
         let message =
             format!("no pod in {namespace} has these labels, so the rule applies to no client");
         let advice = "correct the labels: they select clients, not the service";
-        found.add(&code::NO_WORKLOADS, item.entry, "spec.workloadSelector", message, advice);
+        found.add(&code::NO_WORKLOADS, rule.entry, "spec.workloadSelector", message, advice);
     }
 }
 
-fn host_and_subsets(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
-    let host = &*item.host;
-    let name = shown(host, index.config);
+fn host_and_subsets(rule: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
+    let host = &*rule.host;
     if !index.is_known(host) {
         if !index.is_rejected_host(host) {
             let message = format!("`{host}` is not a known service, so the rule has no effect");
@@ -51,19 +50,21 @@ fn host_and_subsets(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found:
                     .to_owned(),
                 similar => format!("did you mean {}?", any_of(similar)),
             };
-            found.add(&code::UNUSED_RULE, item.entry, "spec.host", message, advice);
+            found.add(&code::UNUSED_RULE, rule.entry, "spec.host", message, advice);
         }
         return;
     }
     if let Some(service) = index.service(host).filter(|_| !is_wildcard(host)) {
-        unused(item, service, index, found);
+        unused(rule, service, index, found);
         if let Some(target) = &service.alias_of {
             let target = shown(target, index.config);
-            let message =
-                format!("{name} is an ExternalName service: the rule for {target} applies");
+            let message = format!(
+                "{} is an ExternalName service: the rule for {target} applies",
+                shown(host, index.config)
+            );
             found.add(
                 &code::UNUSED_RULE,
-                item.entry,
+                rule.entry,
                 "spec.host",
                 message,
                 format!("write the rule for {target}"),
@@ -71,17 +72,23 @@ fn host_and_subsets(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found:
             return;
         }
     }
+    subsets(rule, index, found);
+}
+
+/// Subsets that have no labels, or labels that no endpoint has.
+fn subsets(rule: &IndexedDestinationRule<'_>, index: &Index<'_>, found: &mut Findings) {
+    let name = shown(&rule.host, index.config);
     let endpoints = index
-        .service(host)
-        .filter(|_| !is_wildcard(host))
+        .service(&rule.host)
+        .filter(|_| !is_wildcard(&rule.host))
         .and_then(|service| service.endpoints.as_ref());
-    for (n, subset) in item.spec.subsets.iter().enumerate() {
+    for (n, subset) in rule.spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{n}].labels");
         if subset.labels.is_empty() {
             let message =
                 format!("the subset `{}` has no labels, so it contains all of {name}", subset.name);
             let advice = "add labels that select its pods, unless it exists only for its policy";
-            found.add(&code::SUBSET_WITHOUT_LABELS, item.entry, path, message, advice);
+            found.add(&code::SUBSET_WITHOUT_LABELS, rule.entry, path, message, advice);
             continue;
         }
         if let Some(endpoints) = endpoints
@@ -93,11 +100,11 @@ fn host_and_subsets(item: &IndexedDestinationRule<'_>, index: &Index<'_>, found:
                 "none of the {} known endpoints of {name} has {}: {}",
                 endpoints.len(),
                 labels.join(","),
-                consequence(&item.host, &subset.name, index)
+                consequence(&rule.host, &subset.name, index)
             );
             found.add(
                 &code::EMPTY_SUBSET,
-                item.entry,
+                rule.entry,
                 path,
                 message,
                 "correct the labels, or start the pods first",
@@ -123,16 +130,16 @@ fn consequence(host: &str, subset: &str, index: &Index<'_>) -> String {
 /// A rule in a namespace where no client looks: clients look in their own namespace, the service's and the root
 /// namespace.
 fn unused(
-    item: &IndexedDestinationRule<'_>,
+    rule: &IndexedDestinationRule<'_>,
     service: &IndexedService,
     index: &Index<'_>,
     found: &mut Findings,
 ) {
-    let own = item.namespace();
+    let own = rule.namespace();
     if *own == service.namespace || **own == *index.config.root_namespace {
         return;
     }
-    let name = shown(&item.host, index.config);
+    let name = shown(&rule.host, index.config);
     let (path, message, advice) = if !service.visibility.includes(own) {
         let message = format!(
             "{name} is not exported to {own}, the only namespace whose clients look for the rule here"
@@ -142,7 +149,7 @@ fn unused(
             message,
             format!("move the rule to {}, or export the service to {own}", service.namespace),
         )
-    } else if !item.visibility.includes(own) {
+    } else if !rule.visibility.includes(own) {
         let message = format!(
             "the rule does not apply to clients in {own}, and no other clients look for it here"
         );
@@ -150,7 +157,7 @@ fn unused(
     } else {
         return;
     };
-    found.add(&code::UNUSED_RULE, item.entry, path, message, advice);
+    found.add(&code::UNUSED_RULE, rule.entry, path, message, advice);
 }
 
 fn policy(

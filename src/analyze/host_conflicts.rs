@@ -37,7 +37,7 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
         let namespaces = namespaces(&duplicate_services);
         for (item, n) in all {
             let clients = Clients::new(item, &duplicate_services, &namespaces);
-            if let Some((code, message)) = clients.told(host) {
+            if let Some((code, message)) = clients.problem(host) {
                 let advice = match *code == code::OVERRIDDEN {
                     true => "nothing to do, if that is meant",
                     false => "merge them, or separate them with exportTo",
@@ -146,7 +146,7 @@ impl<'a, 'b> Clients<'a, 'b> {
     }
 
     /// The finding, where some clients get others' routes.
-    fn told(&self, host: &str) -> Option<(&'static code::Code, String)> {
+    fn problem(&self, host: &str) -> Option<(&'static code::Code, String)> {
         if let (Some((winner, lost)), true, true) = (
             self.lost.first_key_value(),
             self.kept.is_empty() && self.lost.len() == 1,
@@ -162,7 +162,7 @@ impl<'a, 'b> Clients<'a, 'b> {
             } else {
                 format!("in {} ", names(namespaces))
             };
-            format!("{within}{}", how.told(&self.key(*winner)))
+            format!("{within}{}", how.text(&self.key(*winner)))
         }));
         if parts.is_empty() {
             return None;
@@ -236,7 +236,7 @@ enum Takes {
 }
 
 impl Takes {
-    fn told(&self, winner: &str) -> String {
+    fn text(&self, winner: &str) -> String {
         match self {
             Takes::All(_) => format!("the routes of {winner} count"),
             Takes::At(ports, _) => {
@@ -264,40 +264,53 @@ fn takes_from(
     namespace: &str,
 ) -> Option<Takes> {
     let (a, b) = (first.spec, second.spec);
-    let http = |spec: &api::VirtualService, which: Which| -> Ports {
-        let routes = spec
-            .http
-            .iter()
-            .map(|route| route.matches.iter().map(Condition::of_http).collect::<Vec<_>>());
-        routes.map(|matches| Ports::of(&matches, namespace, which)).collect()
-    };
-    let tcp = |spec: &api::VirtualService, which: Which| -> Ports {
-        let routes = spec
-            .tcp
-            .iter()
-            .map(|route| route.matches.iter().map(Condition::of_tcp).collect::<Vec<_>>());
-        routes.map(|matches| Ports::of(&matches, namespace, which)).collect()
-    };
-    let of_http =
-        taken([http(a, Which::Surely), http(a, Which::Labelled)], &http(b, Which::Ever), "http");
-    let of_tcp =
-        taken([tcp(a, Which::Surely), tcp(a, Which::Labelled)], &tcp(b, Which::Ever), "tcp");
-    let names = |spec: &api::VirtualService| -> BTreeSet<(Vec<String>, Vec<String>)> {
-        let matches = spec.tls.iter().flat_map(|route| &route.matches);
-        matches.map(|item| (item.sni_hosts.clone(), item.destination_subnets.clone())).collect()
-    };
-    let of_tls = (!names(a).is_disjoint(&names(b))).then_some(Takes::Names);
+    let surely = [Which::Surely, Which::Labelled];
+    let of_http = taken(
+        surely.map(|which| http_ports(a, namespace, which)),
+        &http_ports(b, namespace, Which::Ever),
+        "http",
+    );
+    let of_tcp = taken(
+        surely.map(|which| tcp_ports(a, namespace, which)),
+        &tcp_ports(b, namespace, Which::Ever),
+        "tcp",
+    );
+    let of_tls = (!server_names(a).is_disjoint(&server_names(b))).then_some(Takes::Names);
     match (of_http, of_tcp) {
         (Some(Takes::All(mut kinds)), Some(Takes::All(more))) => {
             kinds.extend(more);
             Some(Takes::All(kinds))
         }
-        // The worst of them is told.
+        // Only the worst is reported.
         (of_http, of_tcp) => [of_http, of_tcp, of_tls].into_iter().flatten().min(),
     }
 }
 
-/// What the ports of the first, those for any client and those for some, leave of the second's.
+/// The ports that the HTTP routes are for.
+fn http_ports(spec: &api::VirtualService, namespace: &str, which: Which) -> Ports {
+    let routes = spec.http.iter().map(|route| {
+        let matches: Vec<_> = route.matches.iter().map(Condition::of_http).collect();
+        Ports::of(&matches, namespace, which)
+    });
+    routes.collect()
+}
+
+/// The ports that the TCP routes are for.
+fn tcp_ports(spec: &api::VirtualService, namespace: &str, which: Which) -> Ports {
+    let routes = spec.tcp.iter().map(|route| {
+        let matches: Vec<_> = route.matches.iter().map(Condition::of_tcp).collect();
+        Ports::of(&matches, namespace, which)
+    });
+    routes.collect()
+}
+
+/// The server names and subnets that the TLS routes are for.
+fn server_names(spec: &api::VirtualService) -> BTreeSet<(&[String], &[String])> {
+    let matches = spec.tls.iter().flat_map(|route| &route.matches);
+    matches.map(|item| (&*item.sni_hosts, &*item.destination_subnets)).collect()
+}
+
+/// What the ports of the first VirtualService, those for any client and those for some, leave of the second's.
 fn taken([surely, labelled]: [Ports; 2], second: &Ports, kind: &'static str) -> Option<Takes> {
     if !surely.meets(second) {
         return labelled.meets(second).then_some(Takes::Labelled);
@@ -433,7 +446,7 @@ mod tests {
     }
 
     /// What is said of the hosts: object, code and message.
-    fn told(objects: &[String]) -> Vec<(String, &'static str, String)> {
+    fn problems(objects: &[String]) -> Vec<(String, &'static str, String)> {
         let findings = analyze(&store(&(base() + &objects.concat())), &MeshConfig::default());
         let of_hosts =
             findings.into_iter().filter(|finding| finding.path.starts_with("spec.hosts"));
@@ -453,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gets_whose_routes_is_told() {
+    fn the_message_names_who_gets_whose_routes() {
         let host = |who: &str| format!("for `*.a.b`, {who}");
         let info = |name: &str, who: &str| (name.to_owned(), "WEIR0114", host(who));
         let error = |name: &str, message: String| (name.to_owned(), "IST0109", message);
@@ -464,15 +477,15 @@ mod tests {
                 "clients in shop get the http routes of VirtualService shop/{private}, whose exportTo names them; clients in \
                  all other namespaces get these"
             );
-            assert_eq!(told(&objects), [info(public, &who)]);
+            assert_eq!(problems(&objects), [info(public, &who)]);
         }
         let by_name = [duplicate("other", "a", "shop"), duplicate("shop", "b", ".")];
         let all = "VirtualService shop/b speaks for `*.a.b` too, and its exportTo names these clients: its http routes are in \
                    force, and none of these";
-        assert_eq!(told(&by_name), [error("a", all.to_owned())]);
+        assert_eq!(problems(&by_name), [error("a", all.to_owned())]);
         let older = [duplicate("other", "a", "shop, pay"), duplicate("third", "b", "shop, bank")];
         let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in bank get these";
-        assert_eq!(told(&older), [error("b", host(who))]);
+        assert_eq!(problems(&older), [error("b", host(who))]);
         let three = [
             duplicate("other", "a", "shop"),
             duplicate("other", "b", "pay"),
@@ -480,14 +493,14 @@ mod tests {
         ];
         let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in pay get the \
                    http routes of VirtualService other/b, which comes first";
-        assert_eq!(told(&three), [error("c", host(who))]);
+        assert_eq!(problems(&three), [error("c", host(who))]);
     }
 
     #[test]
     fn only_routes_for_the_same_connections_are_in_each_others_way() {
         let to = "route: [{destination: {host: web}}]";
         let two = |a: &str, b: &str| {
-            let conflicts = told(&[
+            let conflicts = problems(&[
                 of("shop", "a", &format!("hosts: ['*.a.b'], {a}")),
                 of("shop", "b", &format!("hosts: ['*.a.b'], {b}")),
             ]);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::spec_of;
 use crate::api::{self, Kind, Labels, ObjectKey, Spec, selects};
 use crate::mesh::{
-    self, HOSTNAME, Host, Mesh, MeshBuilder, MeshConfig, Protocol, REGION, RegisteredService,
-    SUBZONE, Topology, Visibility, ZONE, is_wildcard,
+    self, HOSTNAME, Host, Mesh, MeshBuilder, MeshConfig, Protocol, REGION, SUBZONE, Topology,
+    Visibility, ZONE, is_wildcard,
 };
 use crate::rollout_guard::{self, HeldChange, RolloutGuard};
 use crate::store::{Entry, Store};
@@ -33,23 +33,19 @@ impl IndexedVirtualService<'_> {
 
     /// The common part of all matches, each with its path.
     pub fn matches(&self) -> impl Iterator<Item = (String, Match<'_>)> {
-        let path = |kind: &str, n: usize, m: usize| format!("spec.{kind}[{n}].match[{m}]");
-        let http = self.spec.http.iter().enumerate().flat_map(move |(n, route)| {
-            let all = route.matches.iter().enumerate();
-            all.map(move |(m, item)| {
-                (path("http", n, m), Match::new(item.port, &item.source_namespace, &item.gateways))
+        let http = self.spec.http.iter().enumerate().flat_map(|(n, route)| {
+            matches("http", n, &route.matches, |item| {
+                Match::new(item.port, &item.source_namespace, &item.gateways)
             })
         });
-        let tls = self.spec.tls.iter().enumerate().flat_map(move |(n, route)| {
-            let all = route.matches.iter().enumerate();
-            all.map(move |(m, item)| {
-                (path("tls", n, m), Match::new(item.port, &item.source_namespace, &item.gateways))
+        let tls = self.spec.tls.iter().enumerate().flat_map(|(n, route)| {
+            matches("tls", n, &route.matches, |item| {
+                Match::new(item.port, &item.source_namespace, &item.gateways)
             })
         });
-        let tcp = self.spec.tcp.iter().enumerate().flat_map(move |(n, route)| {
-            let all = route.matches.iter().enumerate();
-            all.map(move |(m, item)| {
-                (path("tcp", n, m), Match::new(item.port, &item.source_namespace, &item.gateways))
+        let tcp = self.spec.tcp.iter().enumerate().flat_map(|(n, route)| {
+            matches("tcp", n, &route.matches, |item| {
+                Match::new(item.port, &item.source_namespace, &item.gateways)
             })
         });
         http.chain(tls).chain(tcp)
@@ -85,14 +81,26 @@ impl IndexedVirtualService<'_> {
     }
 }
 
+/// The common part of the matches of a route, each with its path.
+fn matches<'a, M>(
+    kind: &'static str,
+    n: usize,
+    matches: &'a [M],
+    common: impl Fn(&'a M) -> Match<'a>,
+) -> impl Iterator<Item = (String, Match<'a>)> {
+    let all = matches.iter().enumerate();
+    all.map(move |(m, item)| (format!("spec.{kind}[{n}].match[{m}]"), common(item)))
+}
+
 /// The destinations of TLS or TCP routes, each with its path.
 fn connections<'a>(
     kind: &'static str,
     n: usize,
     routes: &'a [api::RouteDestination],
 ) -> impl Iterator<Item = (String, Option<&'a api::Destination>)> {
-    let path = move |m: usize| format!("spec.{kind}[{n}].route[{m}].destination");
-    routes.iter().enumerate().map(move |(m, to)| (path(m), to.destination.as_ref()))
+    routes.iter().enumerate().map(move |(m, to)| {
+        (format!("spec.{kind}[{n}].route[{m}].destination"), to.destination.as_ref())
+    })
 }
 
 /// The fields that HTTP, TLS and TCP matches share.
@@ -121,21 +129,25 @@ impl IndexedDestinationRule<'_> {
     pub fn namespace(&self) -> &Arc<str> {
         &self.entry.object.meta.namespace
     }
+
+    pub fn has_subset(&self, name: &str) -> bool {
+        self.spec.subsets.iter().any(|subset| subset.name == name)
+    }
 }
 
 /// A service as seen by destinations.
 pub(super) struct IndexedService {
     pub namespace: Arc<str>,
-    /// The ports it is known to have, with what is spoken there; none where nothing is known of them.
+    /// The ports that it is known to have, with their protocols; empty if they are unknown.
     pub ports: Vec<(u16, Protocol)>,
-    /// The host that it is another name of (`ExternalName`).
+    /// The host that it is an alias of (`ExternalName`).
     pub alias_of: Option<Host>,
     pub visibility: Visibility,
     /// The labels of each endpoint; `None` if unknown.
     pub endpoints: Option<Vec<WorkloadLabels>>,
 }
 
-/// The labels of a workload, with those that say where it is, as far as they are known.
+/// The labels of a workload, including those of its locality, as far as they are known.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct WorkloadLabels {
     labels: Labels,
@@ -160,7 +172,7 @@ impl WorkloadLabels {
 }
 
 impl IndexedService {
-    /// Whether it has a port of this number; also where its ports are not known.
+    /// Whether it has a port of this number; true if its ports are unknown.
     pub fn may_have_port(&self, number: u32) -> bool {
         self.ports.is_empty() || self.ports.iter().any(|(known, _)| u32::from(*known) == number)
     }
@@ -206,36 +218,15 @@ pub(super) struct Index<'a> {
 
 impl<'a> Index<'a> {
     pub fn new(store: &'a Store, config: &'a MeshConfig) -> Self {
-        let mut pods: HashMap<Arc<str>, BTreeSet<&Labels>> = HashMap::new();
-        for entry in store.all(Kind::Pod) {
-            pods.entry(entry.object.meta.namespace.clone())
-                .or_default()
-                .insert(&entry.object.meta.labels);
-        }
-        let all = Kind::ALL
-            .into_iter()
-            .flat_map(|kind| store.all(kind))
-            .map(|entry| entry.object.key())
-            .collect();
+        let all = objects(store).map(|entry| entry.object.key()).collect();
         let (mesh, held) =
             RolloutGuard::default().apply(MeshBuilder::new(config.clone()).update(store, &all));
-        let mut workloads: HashMap<Arc<str>, BTreeSet<WorkloadLabels>> = HashMap::new();
-        for entry in store.all(Kind::Pod) {
-            let meta = &entry.object.meta;
-            let labels = WorkloadLabels::new(
-                &mesh.pod_topology(&meta.namespace, &meta.name),
-                &meta.labels,
-                store,
-            );
-            workloads.entry(meta.namespace.clone()).or_default().insert(labels);
-        }
+        let pods = pods(store);
         let services = services(store, &mesh, &pods);
         let mut hosts: HashMap<Arc<str>, Vec<Host>> = HashMap::new();
         for known in mesh.services.values().flat_map(|list| list.iter()) {
-            hosts
-                .entry(known.service.namespace.clone())
-                .or_default()
-                .push(known.service.host.clone());
+            let service = &known.service;
+            hosts.entry(service.namespace.clone()).or_default().push(service.host.clone());
         }
         let mut by_short_name: HashMap<String, Vec<Host>> = HashMap::new();
         for host in services.keys() {
@@ -243,45 +234,19 @@ impl<'a> Index<'a> {
             by_short_name.entry(short.to_owned()).or_default().push(host.clone());
         }
         by_short_name.values_mut().for_each(|hosts| hosts.sort_unstable());
-        let virtual_services = store.all(Kind::VirtualService).filter_map(|entry| {
-            let spec = spec_of(entry, |spec| {
-                if let Spec::VirtualService(spec) = spec { Some(spec) } else { None }
-            })?;
-            let namespace = &entry.object.meta.namespace;
-            let hosts = spec
-                .hosts
-                .iter()
-                .map(|host| mesh::resolve(host, namespace, &config.domain))
-                .collect();
-            let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
-            Some(IndexedVirtualService { entry, spec, hosts, visibility })
-        });
-        let destination_rules = store.all(Kind::DestinationRule).filter_map(|entry| {
-            let spec = spec_of(entry, |spec| {
-                if let Spec::DestinationRule(spec) = spec { Some(&**spec) } else { None }
-            })?;
-            let namespace = &entry.object.meta.namespace;
-            let host = mesh::resolve(&spec.host, namespace, &config.domain);
-            let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
-            Some(IndexedDestinationRule { entry, spec, host, visibility })
-        });
-        let destination_rules: Vec<_> = destination_rules.collect();
+        let destination_rules = destination_rules(store, config);
         let mut rules_by_host: HashMap<Host, Vec<usize>> = HashMap::new();
         for (n, rule) in destination_rules.iter().enumerate() {
             rules_by_host.entry(rule.host.clone()).or_default().push(n);
         }
-        // Without any Namespace object, names cannot be checked.
-        let namespaces = (store.count(Kind::Namespace) > 0).then(|| {
-            let objects = Kind::ALL.into_iter().flat_map(|kind| store.all(kind));
-            let used = objects.map(|entry| &*entry.object.meta.namespace);
-            used.chain(store.all(Kind::Namespace).map(|entry| &*entry.object.meta.name)).collect()
-        });
         Self {
-            virtual_services: virtual_services.collect(),
+            virtual_services: virtual_services(store, config),
             reversed_hosts: services.keys().map(|host| host.chars().rev().collect()).collect(),
             rejected: RejectedObjects::new(store, config),
             same_host: same_host(&mesh),
             weighted_subsets: rollout_guard::weighted_subsets(&mesh),
+            workloads: workloads(store, &mesh),
+            namespaces: namespaces(store),
             mesh,
             held,
             store,
@@ -291,9 +256,7 @@ impl<'a> Index<'a> {
             hosts,
             rules_by_host,
             pods,
-            workloads,
             by_short_name,
-            namespaces,
         }
     }
 
@@ -304,7 +267,7 @@ impl<'a> Index<'a> {
             .or_else(|| wildcards(host).find_map(|wildcard| self.services.get(&*wildcard)))
     }
 
-    /// The service that has the clusters of an exact host: the host's own, or the one that an ExternalName stands for.
+    /// The service that has the clusters of an exact host: its own, or the target of an ExternalName.
     pub fn real_service(&self, host: &str) -> Option<(&Host, &IndexedService)> {
         let (host, service) = self.services.get_key_value(host)?;
         let Some(target) = &service.alias_of else {
@@ -313,7 +276,7 @@ impl<'a> Index<'a> {
         self.services.get_key_value(target).filter(|(_, real)| real.alias_of.is_none())
     }
 
-    /// Whether clients in a namespace see some service of an exact host.
+    /// Whether clients in a namespace see a service of an exact host.
     pub fn is_seen(&self, host: &str, client: &str) -> bool {
         let known = self.mesh.services.get(host).into_iter().flat_map(|list| list.iter());
         known.into_iter().any(|known| known.service.visibility.includes(client))
@@ -343,9 +306,9 @@ impl<'a> Index<'a> {
 
     /// Whether a rejected DestinationRule for `host` has this subset.
     pub fn is_rejected_subset(&self, host: &str, name: &str) -> bool {
-        let of =
-            |host: &str| self.rejected.subsets.get(host).is_some_and(|names| names.contains(name));
-        of(host) || wildcards(host).any(|wildcard| of(&wildcard))
+        let mut hosts = std::iter::once(host.to_owned()).chain(wildcards(host));
+        hosts
+            .any(|host| self.rejected.subsets.get(&*host).is_some_and(|names| names.contains(name)))
     }
 
     /// The VirtualServices to which rejected objects delegate.
@@ -359,15 +322,16 @@ impl<'a> Index<'a> {
         let mut labels = host.split('.');
         let short = labels.next().unwrap_or_default();
         let same = self.by_short_name.get(short).into_iter().flatten();
-        let same: Vec<_> = same.filter(|known| ***known != *host).collect();
-        let mut near = || {
-            let neighbours =
-                labels.next().and_then(|namespace| self.hosts.get(namespace)).into_iter().flatten();
-            neighbours
-                .filter(|known| is_typo(known.split('.').next().unwrap_or_default(), short))
-                .collect()
-        };
-        let found = if same.is_empty() { near() } else { same };
+        let mut found: Vec<_> = same.filter(|known| ***known != *host).collect();
+        if found.is_empty() {
+            let neighbours = labels.next().and_then(|namespace| self.hosts.get(namespace));
+            found.extend(
+                neighbours
+                    .into_iter()
+                    .flatten()
+                    .filter(|known| is_typo(known.split('.').next().unwrap_or_default(), short)),
+            );
+        }
         found.into_iter().take(3).map(|host| format!("`{host}`")).collect()
     }
 
@@ -379,20 +343,16 @@ impl<'a> Index<'a> {
     /// The DestinationRules of one namespace that apply to a host for clients in `client`: exact ones, else those with
     /// the most specific wildcard.
     fn rules_in(&self, place: &str, host: &str, client: &str) -> Vec<&IndexedDestinationRule<'a>> {
-        let at = |host: &str| -> Vec<&IndexedDestinationRule<'a>> {
-            let places = self.rules_by_host.get(host).into_iter().flatten();
-            let rules = places.filter_map(|n| self.destination_rules.get(*n));
-            rules
-                .filter(|rule| **rule.namespace() == *place && rule.visibility.includes(client))
-                .collect()
-        };
-        let exact = at(host);
-        if !exact.is_empty() {
-            return exact;
-        }
-        wildcards(host)
-            .map(|wildcard| at(&wildcard))
-            .find(|rules| !rules.is_empty())
+        let mut hosts = std::iter::once(host.to_owned()).chain(wildcards(host));
+        hosts
+            .find_map(|host| {
+                let places = self.rules_by_host.get(&*host).into_iter().flatten();
+                let rules: Vec<_> = places
+                    .filter_map(|n| self.destination_rules.get(*n))
+                    .filter(|rule| **rule.namespace() == *place && rule.visibility.includes(client))
+                    .collect();
+                (!rules.is_empty()).then_some(rules)
+            })
             .unwrap_or_default()
     }
 
@@ -439,7 +399,6 @@ impl<'a> RejectedObjects<'a> {
         };
         for (key, references) in store.rejected_references() {
             all.objects.insert(key);
-            let resolved = |host: &String| mesh::resolve(host, &key.namespace, &config.domain);
             match key.kind {
                 Kind::Service => {
                     all.hosts.extend([mesh::resolve(&key.name, &key.namespace, &config.domain)]);
@@ -448,9 +407,9 @@ impl<'a> RejectedObjects<'a> {
                     .hosts
                     .extend(references.hosts.iter().map(|host| Host::from(host.to_lowercase()))),
                 Kind::DestinationRule => {
-                    for host in references.hosts.iter().map(resolved) {
+                    for host in &references.hosts {
                         all.subsets
-                            .entry(host)
+                            .entry(mesh::resolve(host, &key.namespace, &config.domain))
                             .or_default()
                             .extend(references.subsets.iter().map(String::as_str));
                     }
@@ -483,12 +442,74 @@ pub(super) fn wildcards(host: &str) -> impl Iterator<Item = String> {
         .into_iter()
 }
 
+fn objects(store: &Store) -> impl Iterator<Item = &Entry> {
+    Kind::ALL.into_iter().flat_map(|kind| store.all(kind))
+}
+
+fn pods(store: &Store) -> HashMap<Arc<str>, BTreeSet<&Labels>> {
+    let mut pods: HashMap<Arc<str>, BTreeSet<&Labels>> = HashMap::new();
+    for entry in store.all(Kind::Pod) {
+        let meta = &entry.object.meta;
+        pods.entry(meta.namespace.clone()).or_default().insert(&meta.labels);
+    }
+    pods
+}
+
+fn workloads(store: &Store, mesh: &Mesh) -> HashMap<Arc<str>, BTreeSet<WorkloadLabels>> {
+    let mut workloads: HashMap<Arc<str>, BTreeSet<WorkloadLabels>> = HashMap::new();
+    for entry in store.all(Kind::Pod) {
+        let meta = &entry.object.meta;
+        let topology = mesh.pod_topology(&meta.namespace, &meta.name);
+        let labels = WorkloadLabels::new(&topology, &meta.labels, store);
+        workloads.entry(meta.namespace.clone()).or_default().insert(labels);
+    }
+    workloads
+}
+
+/// The namespaces that exist. Without any Namespace object, they are unknown.
+fn namespaces(store: &Store) -> Option<HashSet<&str>> {
+    (store.count(Kind::Namespace) > 0).then(|| {
+        let used = objects(store).map(|entry| &*entry.object.meta.namespace);
+        used.chain(store.all(Kind::Namespace).map(|entry| &*entry.object.meta.name)).collect()
+    })
+}
+
+fn virtual_services<'a>(store: &'a Store, config: &MeshConfig) -> Vec<IndexedVirtualService<'a>> {
+    let indexed = store.all(Kind::VirtualService).filter_map(|entry| {
+        let spec =
+            spec_of(
+                entry,
+                |spec| {
+                    if let Spec::VirtualService(spec) = spec { Some(spec) } else { None }
+                },
+            )?;
+        let namespace = &entry.object.meta.namespace;
+        let hosts =
+            spec.hosts.iter().map(|host| mesh::resolve(host, namespace, &config.domain)).collect();
+        let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
+        Some(IndexedVirtualService { entry, spec, hosts, visibility })
+    });
+    indexed.collect()
+}
+
+fn destination_rules<'a>(store: &'a Store, config: &MeshConfig) -> Vec<IndexedDestinationRule<'a>> {
+    let indexed = store.all(Kind::DestinationRule).filter_map(|entry| {
+        let spec = spec_of(entry, |spec| {
+            if let Spec::DestinationRule(spec) = spec { Some(&**spec) } else { None }
+        })?;
+        let namespace = &entry.object.meta.namespace;
+        let host = mesh::resolve(&spec.host, namespace, &config.domain);
+        let visibility = Visibility::new(spec.export_to.iter().map(String::as_str), namespace);
+        Some(IndexedDestinationRule { entry, spec, host, visibility })
+    });
+    indexed.collect()
+}
+
 /// The services of each host that several objects declare.
 fn same_host(mesh: &Mesh) -> Vec<(Host, Vec<Arc<mesh::Service>>)> {
-    let several = |list: &[RegisteredService]| {
+    let hosts = mesh.services.iter().filter(|(_, list)| {
         list.len() > 1 || list.iter().any(|known| !known.service.merged_from.is_empty())
-    };
-    let hosts = mesh.services.iter().filter(|(_, list)| several(list));
+    });
     let sorted = hosts.map(|(host, list)| {
         let mut services: Vec<_> = list.iter().map(|known| known.service.clone()).collect();
         services

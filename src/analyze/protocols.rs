@@ -54,42 +54,19 @@ pub(super) fn check(
     let Some(ports) = ports(virtual_service, index) else {
         return;
     };
-    // A route for any port is one match without a port.
-    let of = |matches: Vec<(Option<u32>, &[String])>| -> Vec<Option<u32>> {
-        if matches.is_empty() {
-            return vec![None];
-        }
-        let for_mesh = |gateways: &[String]| {
-            gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
-        };
-        matches
-            .into_iter()
-            .filter(|(_, gateways)| for_mesh(gateways))
-            .map(|(port, _)| port)
-            .collect()
-    };
     let spec = virtual_service.spec;
-    let http = spec.http.iter().map(|route| {
-        of(route
-            .matches
-            .iter()
-            .map(|request_match| (request_match.port, &*request_match.gateways))
-            .collect())
-    });
-    let tls = spec.tls.iter().map(|route| {
-        of(route
-            .matches
-            .iter()
-            .map(|request_match| (request_match.port, &*request_match.gateways))
-            .collect())
-    });
-    let tcp = spec.tcp.iter().map(|route| {
-        of(route
-            .matches
-            .iter()
-            .map(|request_match| (request_match.port, &*request_match.gateways))
-            .collect())
-    });
+    let http = spec
+        .http
+        .iter()
+        .map(|route| matched_ports(route.matches.iter().map(|item| (item.port, &*item.gateways))));
+    let tls = spec
+        .tls
+        .iter()
+        .map(|route| matched_ports(route.matches.iter().map(|item| (item.port, &*item.gateways))));
+    let tcp = spec
+        .tcp
+        .iter()
+        .map(|route| matched_ports(route.matches.iter().map(|item| (item.port, &*item.gateways))));
     for (kind, routes) in [
         (Kind::Http, http.collect::<Vec<_>>()),
         (Kind::Tls, tls.collect()),
@@ -99,7 +76,22 @@ pub(super) fn check(
     }
 }
 
-/// The ports of the hosts with what is spoken there; `None` where a host may have ports that are not known.
+/// The ports of a route's matches for sidecars. A route for any port counts as one match without a port.
+fn matched_ports<'a>(
+    matches: impl ExactSizeIterator<Item = (Option<u32>, &'a [String])>,
+) -> Vec<Option<u32>> {
+    if matches.len() == 0 {
+        return vec![None];
+    }
+    matches
+        .filter(|(_, gateways)| {
+            gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
+        })
+        .map(|(port, _)| port)
+        .collect()
+}
+
+/// The ports of the hosts with their protocols; `None` if a host may have ports that are unknown.
 fn ports(
     virtual_service: &IndexedVirtualService<'_>,
     index: &Index<'_>,
@@ -138,44 +130,52 @@ fn routes_of(
     ports: &[(u16, Protocol)],
     found: &mut Findings,
 ) {
-    // A port that no host has is told of elsewhere.
-    let wrong = |port: &Option<u32>| {
-        let meant = meant(*port, ports);
-        !meant.is_empty() && !meant.iter().any(|(_, protocol)| kind.counts_at(*protocol))
-    };
-    let all_wrong = |matches: &Vec<Option<u32>>| !matches.is_empty() && matches.iter().all(wrong);
-    let mut add = |path: String, meant: &[(u16, Protocol)]| {
-        let message =
-            format!("has no effect: {} routes do not apply to {}", kind.field(), list(meant));
-        found.add(&code::NO_EFFECT, virtual_service.entry, path, message, kind.advice());
-    };
-    let together = |matches: &[Option<u32>]| {
-        let mut all: Vec<_> = matches.iter().flat_map(|port| meant(*port, ports)).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
-    };
     let field = kind.field();
+    let is_wrong = |port: &Option<u32>| never_applies(kind, *port, ports);
+    let all_wrong =
+        |matches: &Vec<Option<u32>>| !matches.is_empty() && matches.iter().all(is_wrong);
+    let mut wrong: Vec<(String, Vec<(u16, Protocol)>)> = Vec::new();
     if routes.len() > 1 && routes.iter().all(all_wrong) {
-        add(format!("spec.{field}"), &together(&routes.concat()));
-        return;
-    }
-    for (n, matches) in routes.iter().enumerate() {
-        if all_wrong(matches) {
-            add(format!("spec.{field}[{n}]"), &together(matches));
-            continue;
+        wrong.push((format!("spec.{field}"), all_meant(&routes.concat(), ports)));
+    } else {
+        for (n, matches) in routes.iter().enumerate() {
+            if all_wrong(matches) {
+                wrong.push((format!("spec.{field}[{n}]"), all_meant(matches, ports)));
+                continue;
+            }
+            for (m, port) in matches.iter().enumerate().filter(|(_, port)| is_wrong(port)) {
+                let path = format!("spec.{field}[{n}].match[{m}].port");
+                wrong.push((path, meant(*port, ports)));
+            }
         }
-        for (m, port) in matches.iter().enumerate().filter(|(_, port)| wrong(port)) {
-            add(format!("spec.{field}[{n}].match[{m}].port"), &meant(*port, ports));
-        }
     }
+    for (path, meant) in wrong {
+        let message = format!("has no effect: {field} routes do not apply to {}", list(&meant));
+        found.add(&code::NO_EFFECT, virtual_service.entry, path, message, kind.advice());
+    }
+}
+
+/// Whether a match is only for ports to which routes of its kind do not apply. A port that no host has is reported by
+/// another check.
+fn never_applies(kind: Kind, port: Option<u32>, ports: &[(u16, Protocol)]) -> bool {
+    let meant = meant(port, ports);
+    !meant.is_empty() && !meant.iter().any(|(_, protocol)| kind.counts_at(*protocol))
+}
+
+/// The ports that any of the matches is for.
+fn all_meant(matches: &[Option<u32>], ports: &[(u16, Protocol)]) -> Vec<(u16, Protocol)> {
+    let mut all: Vec<_> = matches.iter().flat_map(|port| meant(*port, ports)).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// `port 80 (HTTP)`, or `the ports 80 (HTTP) and 443 (TLS)`.
 pub(super) fn list(ports: &[(u16, Protocol)]) -> String {
-    let word = |protocol: &Protocol| format!("{protocol:?}").to_ascii_uppercase();
-    let all: Vec<_> =
-        ports.iter().map(|(number, protocol)| format!("{number} ({})", word(protocol))).collect();
+    let all: Vec<_> = ports
+        .iter()
+        .map(|(number, protocol)| format!("{number} ({protocol:?})").to_ascii_uppercase())
+        .collect();
     let noun = if all.len() == 1 { "port" } else { "the ports" };
     format!("{noun} {}", all_of(&all))
 }

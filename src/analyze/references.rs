@@ -115,7 +115,6 @@ fn destination(
     found: &mut Findings,
 ) {
     let host = mesh::resolve(&to.host, virtual_service.namespace(), &index.config.domain);
-    let name = shown(&host, index.config);
     let Some(service) = index.services.get(&host) else {
         if !index.is_rejected_host(&host) {
             let (message, advice) = no_service(&host, index);
@@ -129,30 +128,7 @@ fn destination(
         }
         return;
     };
-    let seen = |client: &str| index.is_seen(&host, client);
-    if !seen(virtual_service.namespace()) {
-        let message = format!(
-            "the service {name} is not exported to the namespace {}",
-            virtual_service.namespace()
-        );
-        let advice = format!("add {} to its exportTo", virtual_service.namespace());
-        found.add(&code::REFERENCE, virtual_service.entry, format!("{path}.host"), message, advice);
-    } else if let Some(client) =
-        other_clients(virtual_service).into_iter().find(|client| !seen(client))
-    {
-        let message = format!(
-            "clients in {} use this route too, and do not see the service {name}: they get 503",
-            namespace_name(client)
-        );
-        let advice = "export the service to them, or set spec.exportTo: [.] here";
-        found.add(
-            &code::SERVICE_VISIBILITY,
-            virtual_service.entry,
-            format!("{path}.host"),
-            message,
-            advice,
-        );
-    }
+    visibility(virtual_service, &host, path, index, found);
     let Some((canonical_host, real)) = index.real_service(&host) else {
         if let Some(target) =
             service.alias_of.as_ref().filter(|target| !index.is_rejected_host(target))
@@ -161,8 +137,10 @@ fn destination(
                 true => "is an ExternalName as well",
                 false => "is not a known service",
             };
-            let message =
-                format!("{name} is an alias of `{target}`, which {what}: requests get 503");
+            let message = format!(
+                "{} is an alias of `{target}`, which {what}: requests get 503",
+                shown(&host, index.config)
+            );
             let advice = format!("add a ServiceEntry for `{target}`, or route to a service");
             found.add(
                 &code::REFERENCE,
@@ -183,6 +161,40 @@ fn destination(
             &format!("{path}.subset"),
             index,
             found,
+        );
+    }
+}
+
+/// Clients that use the route but do not see the service `host`.
+fn visibility(
+    virtual_service: &IndexedVirtualService<'_>,
+    host: &str,
+    path: &str,
+    index: &Index<'_>,
+    found: &mut Findings,
+) {
+    let name = shown(host, index.config);
+    if !index.is_seen(host, virtual_service.namespace()) {
+        let message = format!(
+            "the service {name} is not exported to the namespace {}",
+            virtual_service.namespace()
+        );
+        let advice = format!("add {} to its exportTo", virtual_service.namespace());
+        found.add(&code::REFERENCE, virtual_service.entry, format!("{path}.host"), message, advice);
+    } else if let Some(client) =
+        other_clients(virtual_service).into_iter().find(|client| !index.is_seen(host, client))
+    {
+        let message = format!(
+            "clients in {} use this route too, and do not see the service {name}: they get 503",
+            namespace_name(client)
+        );
+        let advice = "export the service to them, or set spec.exportTo: [.] here";
+        found.add(
+            &code::SERVICE_VISIBILITY,
+            virtual_service.entry,
+            format!("{path}.host"),
+            message,
+            advice,
         );
     }
 }
@@ -292,19 +304,18 @@ fn subset(
     index: &Index<'_>,
     found: &mut Findings,
 ) {
-    let has = |rules: &[&IndexedDestinationRule<'_>]| {
-        rules.iter().any(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name))
-    };
     let short = shown(host, index.config);
     let rules = index.rules(host, virtual_service.namespace());
-    if virtual_service.visibility.includes(virtual_service.namespace()) && !has(&rules) {
+    if virtual_service.visibility.includes(virtual_service.namespace())
+        && !rules.iter().any(|rule| rule.has_subset(name))
+    {
         if index.is_rejected_subset(host, name) {
             return;
         }
         let of_alias = index.rules_by_host.get(named).into_iter().flatten();
         let mut of_alias =
             of_alias.filter_map(|n| index.destination_rules.get(*n)).filter(|_| named != host);
-        let (message, advice) = match of_alias.find(|rule| has(&[rule])) {
+        let (message, advice) = match of_alias.find(|rule| rule.has_subset(name)) {
             Some(rule) => (
                 format!(
                     "subset `{name}` is defined in {}, which is not used: {} is an ExternalName and has the subsets \
@@ -319,8 +330,9 @@ fn subset(
         found.add(&code::REFERENCE, virtual_service.entry, path, message, advice);
         return;
     }
+    let mut clients = other_clients(virtual_service).into_iter();
     if let Some(client) =
-        other_clients(virtual_service).into_iter().find(|client| !has(&index.rules(host, client)))
+        clients.find(|client| !index.rules(host, client).iter().any(|rule| rule.has_subset(name)))
     {
         let who = namespace_name(client);
         let message = format!(
@@ -358,9 +370,8 @@ fn missing_subset(
 ) -> (String, String) {
     let short = shown(host, index.config);
     let places = index.rules_by_host.get(host).into_iter().flatten();
-    let unseen = places
-        .filter_map(|n| index.destination_rules.get(*n))
-        .find(|rule| rule.spec.subsets.iter().any(|subset| subset.name == *name));
+    let unseen =
+        places.filter_map(|n| index.destination_rules.get(*n)).find(|rule| rule.has_subset(name));
     if let Some(rule) = unseen {
         let key = rule.entry.object.key();
         let message = format!(
@@ -634,45 +645,54 @@ mod tests {
         );
     }
 
+    fn external_name(name: &str, to: &str, ports: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{type: ExternalName, externalName: {to}{ports}}}\n"
+        )
+    }
+
+    /// The base objects and ExternalNames.
+    fn with_external_names() -> String {
+        let at = ".shop.svc.cluster.local";
+        base()
+            + &external_name("same", &format!("web{at}"), "")
+            + &external_name("upper", &format!("Web{at}"), ", ports: [{name: http, port: 80}]")
+            + &external_name("several", &format!("many{at}"), "")
+            + &external_name(
+                "other-port",
+                &format!("web{at}"),
+                ", ports: [{name: http, port: 8080}]",
+            )
+            + &external_name("nowhere", "nobody.example", ", ports: [{name: http, port: 80}]")
+            + &external_name("round-a", &format!("round-b{at}"), "")
+            + &external_name("round-b", &format!("round-a{at}"), "")
+    }
+
+    /// The findings in a route of `host` to a destination, besides ExternalNames and `objects`.
+    fn found_beside_external_names(
+        host: &str,
+        destination: &str,
+        objects: &str,
+    ) -> Vec<(&'static str, String)> {
+        let virtual_service = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+             metadata: {{name: v, namespace: shop}}\n\
+             spec: {{hosts: [{host}], http: [{{route: [{{destination: {{{destination}}}}}]}}]}}\n"
+        );
+        found(&(with_external_names() + objects + &virtual_service))
+    }
+
     #[test]
-    fn an_external_name_leads_where_its_service_is() {
-        let alias = |name: &str, to: &str, ports: &str| {
-            format!(
-                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
-                 spec: {{type: ExternalName, externalName: {to}{ports}}}\n"
-            )
-        };
-        let rule = |host: &str| {
-            format!(
-                "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
-                 metadata: {{name: {host}, namespace: shop}}\n\
-                 spec: {{host: {host}, subsets: [{{name: v7, labels: {{version: v1}}}}]}}\n"
-            )
-        };
-        let full = |name: &str| format!("{name}.shop.svc.cluster.local");
-        let objects = base()
-            + &alias("same", &full("web"), "")
-            + &alias("upper", &full("Web"), ", ports: [{name: http, port: 80}]")
-            + &alias("several", &full("many"), "")
-            + &alias("other-port", &full("web"), ", ports: [{name: http, port: 8080}]")
-            + &alias("nowhere", "nobody.example", ", ports: [{name: http, port: 80}]")
-            + &alias("round-a", &full("round-b"), "")
-            + &alias("round-b", &full("round-a"), "");
-        let to = |fields: &str, more: &str| {
-            let service = format!(
-                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
-                 metadata: {{name: v, namespace: shop}}\n\
-                 spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{{fields}}}}}]}}]}}\n"
-            );
-            found(&(objects.clone() + more + &service))
-        };
+    fn an_external_name_stands_for_its_service() {
+        let to = |destination: &str| found_beside_external_names("'*.a.b'", destination, "");
         for fine in [
             "host: same",
             "host: upper",
             "host: same, subset: v1",
             "host: several, port: {number: 81}",
         ] {
-            assert_eq!(to(fine, ""), [], "{fine}");
+            assert_eq!(to(fine), [], "{fine}");
         }
         for (fields, code, field) in [
             ("host: nowhere", "IST0101", ".host"),
@@ -683,25 +703,28 @@ mod tests {
             ("host: same, subset: v3", "IST0101", ".subset"),
         ] {
             let path = format!("spec.http[0].route[0].destination{field}");
-            assert_eq!(to(fields, ""), [(code, path)], "{fields}");
+            assert_eq!(to(fields), [(code, path)], "{fields}");
         }
         // The request's port counts where neither the destination nor the ExternalName has one.
-        let many = |fields: &str| {
-            let route = format!("http: [{{route: [{{destination: {{{fields}}}}}]}}]");
-            let service = format!(
-                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
-                 metadata: {{name: v, namespace: shop}}\nspec: {{hosts: [many], {route}}}\n"
-            );
-            found(&(objects.clone() + &service))
-        };
+        let many = |destination: &str| found_beside_external_names("many", destination, "");
         assert_eq!(many("host: same, port: {number: 80}"), []);
         assert_eq!(
             many("host: same"),
             [("IST0112", "spec.http[0].route[0].destination".to_owned())]
         );
+    }
+
+    #[test]
+    fn a_rule_for_an_external_name_is_unused() {
+        let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                    metadata: {name: same, namespace: shop}\n\
+                    spec: {host: same, subsets: [{name: v7, labels: {version: v1}}]}\n";
         let unused = ("IST0174", "spec.host".to_owned());
         let subset = ("IST0101", "spec.http[0].route[0].destination.subset".to_owned());
-        assert_eq!(to("host: same, subset: v7", &rule("same")), [unused, subset]);
+        assert_eq!(
+            found_beside_external_names("'*.a.b'", "host: same, subset: v7", rule),
+            [unused, subset]
+        );
     }
 
     #[test]

@@ -20,24 +20,26 @@ enum Paths {
 
 impl Paths {
     fn of(request_match: &HttpMatchRequest) -> Self {
-        let case = |text: &str| {
-            if request_match.ignore_uri_case { text.to_ascii_lowercase() } else { text.to_owned() }
+        let Some(uri) = &request_match.uri else {
+            return Paths::Prefix(String::new());
         };
-        match &request_match.uri {
-            None => Paths::Prefix(String::new()),
-            Some(uri) => match (&uri.exact, &uri.prefix, &uri.regex) {
-                (Some(exact), ..) => Paths::Exact(case(exact)),
-                // Every path starts with `/`.
-                (_, Some(prefix), _) => {
-                    Paths::Prefix(if prefix == "/" { String::new() } else { case(prefix) })
-                }
-                (_, _, Some(regex)) if matches!(regex.as_str(), ".*" | "/.*" | "*") => {
-                    Paths::Prefix(String::new())
-                }
-                (_, _, Some(regex)) => Paths::Regex(regex.clone()),
-                _ => Paths::Prefix(String::new()),
-            },
+        let mut paths = match (&uri.exact, &uri.prefix, &uri.regex) {
+            (Some(exact), ..) => Paths::Exact(exact.clone()),
+            // Every path starts with `/`.
+            (_, Some(prefix), _) if prefix == "/" => Paths::Prefix(String::new()),
+            (_, Some(prefix), _) => Paths::Prefix(prefix.clone()),
+            (_, _, Some(regex)) if matches!(regex.as_str(), ".*" | "/.*" | "*") => {
+                Paths::Prefix(String::new())
+            }
+            (_, _, Some(regex)) => Paths::Regex(regex.clone()),
+            _ => Paths::Prefix(String::new()),
+        };
+        if let Paths::Exact(text) | Paths::Prefix(text) = &mut paths
+            && request_match.ignore_uri_case
+        {
+            text.make_ascii_lowercase();
         }
+        paths
     }
 }
 

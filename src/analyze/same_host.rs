@@ -93,9 +93,9 @@ fn unmerged(
         Spec::ServiceEntry(spec) => Some(spec),
         _ => None,
     };
-    let counts =
-        |port: &&Port| neighbours && spec.is_some_and(|spec| gives_endpoints(spec, winner, port));
-    let (counting, lost): (Vec<&Port>, Vec<&Port>) = loser.ports.iter().partition(counts);
+    let (counting, lost): (Vec<&Port>, Vec<&Port>) = loser.ports.iter().partition(|port| {
+        neighbours && spec.is_some_and(|spec| gives_endpoints(spec, winner, port))
+    });
     if !counting.is_empty() && lost.is_empty() {
         return;
     }
@@ -137,10 +137,11 @@ fn gives_endpoints(spec: &api::ServiceEntry, winner: &Service, port: &Port) -> b
         Registry::Kubernetes => (ports.any(|known| known.name == port.name), true),
         Registry::ServiceEntry => (ports.any(|known| known.number == port.number), false),
     };
-    let usable = |endpoint: &api::WorkloadEntry| {
-        !is_address || endpoint.address.parse::<std::net::IpAddr>().is_ok()
-    };
-    known && (spec.workload_selector.is_some() || spec.endpoints.iter().any(usable))
+    let has_usable = spec
+        .endpoints
+        .iter()
+        .any(|endpoint| !is_address || endpoint.address.parse::<std::net::IpAddr>().is_ok());
+    known && (spec.workload_selector.is_some() || has_usable)
 }
 
 /// The fields that keep two ServiceEntries of one namespace from being merged.

@@ -116,12 +116,18 @@ struct EntryPort<'a> {
 impl EntryPort<'_> {
     /// Whether the two cannot be distinguished. TLS is recognized by its first bytes.
     fn contradicts(&self, other: &Self) -> bool {
-        let is_tls = |protocol: &str| matches!(protocol, "HTTPS" | "TLS");
-        let is_http = |protocol: &str| protocol.starts_with("HTTP") || protocol.starts_with("GRPC");
-        is_http(self.protocol) != is_http(other.protocol)
-            && !is_tls(self.protocol)
-            && !is_tls(other.protocol)
+        self.is_http() != other.is_http()
+            && !self.is_tls()
+            && !other.is_tls()
             && overlap(&self.visibility, &other.visibility)
+    }
+
+    fn is_http(&self) -> bool {
+        self.protocol.starts_with("HTTP") || self.protocol.starts_with("GRPC")
+    }
+
+    fn is_tls(&self) -> bool {
+        matches!(self.protocol, "HTTPS" | "TLS")
     }
 }
 
@@ -130,14 +136,11 @@ fn entries(index: &Index<'_>, found: &mut Findings) {
     let mut all: Vec<(&Entry, &api::ServiceEntry, Vec<String>)> = Vec::new();
     for entry in index.store.all(Kind::ServiceEntry) {
         if let Spec::ServiceEntry(spec) = &entry.object.spec {
-            let protocol = |name: &str| {
-                if name.is_empty() { "TCP".to_owned() } else { name.to_ascii_uppercase() }
-            };
-            all.push((
-                entry,
-                spec,
-                spec.ports.iter().map(|port| protocol(&port.protocol)).collect(),
-            ));
+            let protocols = spec.ports.iter().map(|port| match port.protocol.as_str() {
+                "" => "TCP".to_owned(),
+                name => name.to_ascii_uppercase(),
+            });
+            all.push((entry, spec, protocols.collect()));
         }
     }
     all.sort_by_key(|(entry, ..)| (entry.object.meta.age, entry.object.meta.name.clone()));

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::index::Index;
 use super::references::unknown_namespace;
 use super::{Findings, code};
-use crate::api::{self, Kind, Spec};
+use crate::api::{self, Kind, Labels, Spec};
 use crate::mesh::{covers, is_wildcard};
 use crate::store::Entry;
 
@@ -34,7 +34,6 @@ fn selector(
     index: &Index<'_>,
     found: &mut Findings,
 ) {
-    let labels = |spec: &'_ api::Sidecar| spec.workload_selector.clone().unwrap_or_default().labels;
     let own = labels(spec);
     if own.is_empty() {
         if let Some((first, _)) = older.iter().find(|(_, other)| labels(other).is_empty()) {
@@ -80,6 +79,11 @@ fn selector(
             "merge them, or use disjoint selectors",
         );
     }
+}
+
+/// The labels of the workloads that a Sidecar selects; empty for all.
+fn labels(spec: &api::Sidecar) -> Labels {
+    spec.workload_selector.clone().unwrap_or_default().labels
 }
 
 fn hosts(entry: &Entry, spec: &api::Sidecar, index: &Index<'_>, found: &mut Findings) {

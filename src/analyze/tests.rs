@@ -99,12 +99,6 @@ fn syntax_schema_and_unknown_fields() {
 
 #[test]
 fn references_to_rejected_objects_are_not_reported() {
-    let istio = |kind: &str, name: &str, spec: &str| {
-        format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\n\
-             spec: {{{spec}}}\n"
-        )
-    };
     let to = |host: &str, more: &str| {
         let route = format!("route: [{{destination: {{host: {host}{more}}}}}]");
         istio("VirtualService", "v", &format!("hosts: [{host}], http: [{{{route}}}]"))
@@ -156,54 +150,55 @@ fn much_is_looked_at_once() {
     assert_eq!(found.iter().filter(|id| **id == "WEIR0110").count(), 300);
 }
 
-#[test]
-fn every_kind_of_finding_is_found() {
-    let core = |kind: &str, meta: &str, spec: &str| {
-        format!("---\napiVersion: v1\nkind: {kind}\nmetadata: {{{meta}}}\nspec: {{{spec}}}\n")
-    };
-    let istio = |kind: &str, name: &str, spec: &str| {
-        format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\n\
-             spec: {{{spec}}}\n"
-        )
-    };
-    let route = |name: &str, fields: &str| {
-        istio("VirtualService", name, &format!("hosts: [{name}.com], http: [{{{fields}}}]"))
-    };
-    let to = "route: [{destination: {host: web}}]";
-    let shares = |a: i32, b: i32| {
-        format!(
-            "route: [{{destination: {{host: web}}, weight: {a}}}, {{destination: {{host: other}}, weight: {b}}}]"
-        )
-    };
-    let rule = |name: &str, spec: &str| istio("DestinationRule", name, spec);
-    let annotated = |name: &str, annotation: &str| {
-        let ports = "clusterIP: 10.0.0.9, ports: [{name: http, port: 80}]";
-        core(
-            "Service",
-            &format!("name: {name}, namespace: shop, annotations: {{{annotation}}}"),
-            ports,
-        )
-    };
-    let slice = |service: &str, conditions: &str| {
-        format!(
-            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-             metadata: {{name: {service}-1, namespace: shop, labels: {{kubernetes.io/service-name: {service}}}}}\n\
-             ports: [{{name: http, port: 80}}]\n\
-             endpoints: [{{addresses: [10.1.0.1], conditions: {{{conditions}}}, targetRef: {{kind: Pod, name: web-v1}}}}]\n"
-        )
-    };
-    let elsewhere = istio("VirtualService", "a", &format!("hosts: [a.com], http: [{{{to}}}]"));
-    let elsewhere = elsewhere
+fn core(kind: &str, meta: &str, spec: &str) -> String {
+    format!("---\napiVersion: v1\nkind: {kind}\nmetadata: {{{meta}}}\nspec: {{{spec}}}\n")
+}
+
+/// An Istio object in `shop`.
+fn istio(kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{{spec}}}\n"
+    )
+}
+
+/// A VirtualService with one HTTP route.
+fn route(name: &str, fields: &str) -> String {
+    istio("VirtualService", name, &format!("hosts: [{name}.com], http: [{{{fields}}}]"))
+}
+
+fn rule(name: &str, spec: &str) -> String {
+    istio("DestinationRule", name, spec)
+}
+
+/// A Service with an annotation.
+fn annotated(name: &str, annotation: &str) -> String {
+    core(
+        "Service",
+        &format!("name: {name}, namespace: shop, annotations: {{{annotation}}}"),
+        "clusterIP: 10.0.0.9, ports: [{name: http, port: 80}]",
+    )
+}
+
+/// An EndpointSlice with one endpoint, which is the pod `web-v1`.
+fn slice(service: &str, conditions: &str) -> String {
+    format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {service}-1, namespace: shop, labels: {{kubernetes.io/service-name: {service}}}}}\n\
+         ports: [{{name: http, port: 80}}]\n\
+         endpoints: [{{addresses: [10.1.0.1], conditions: {{{conditions}}}, targetRef: {{kind: Pod, name: web-v1}}}}]\n"
+    )
+}
+
+const TO_WEB: &str = "route: [{destination: {host: web}}]";
+
+fn virtual_services_with_findings() -> Vec<String> {
+    let to = TO_WEB;
+    let elsewhere = istio("VirtualService", "a", &format!("hosts: [a.com], http: [{{{to}}}]"))
         .replace("namespace: shop", "namespace: pay")
         .replace("host: web", "host: web.shop.svc.cluster.local");
-    let not_ready = slice("other", "ready: false, terminating: false");
-    let mut text = base()
-        + &slice("web", "ready: true")
-        + &not_ready
-        + &core("Namespace", "name: pay", "")
-        + &elsewhere;
-    for object in [
+    vec![
+        elsewhere,
         "--- just text\n".to_owned(),
         route("a1", &format!("{to}, mirror: {{host: web}}, mirrorPercent: 5")),
         route("a2", "route: [{destination: {host: nobody}}]"),
@@ -211,13 +206,19 @@ fn every_kind_of_finding_is_found() {
         route("a4", &format!("{to}, match: [{{uri: {{regex: '('}}}}]")),
         route("a5", "route: [{destination: {host: many}}]"),
         route("a6", &format!("{to}, timeuot: 3s")),
-        route("a7", &shares(1, 2)),
+        route(
+            "a7",
+            "route: [{destination: {host: web}, weight: 1}, {destination: {host: other}, weight: 2}]",
+        ),
         route("a8", &format!("{to}, timeout: 1s, retries: {{attempts: 2, perTryTimeout: 2s}}")),
         route("a9", "route: [{destination: {host: other, subset: v9}}]"),
         route("b1", &format!("{to}, match: [{{gateways: [gw]}}]")),
         annotated("near", "networking.istio.io/exportTo: ."),
         route("b5", "route: [{destination: {host: near}}]"),
-        route("b4", &shares(50, 50)),
+        route(
+            "b4",
+            "route: [{destination: {host: web}, weight: 50}, {destination: {host: other}, weight: 50}]",
+        ),
         route("b2", "redirect: {uri: /x}, timeout: 1s"),
         route("b3", &format!("{to}, match: [{{uri: {{prefix: /}}}}, {{uri: {{prefix: /a}}}}]")),
         istio("VirtualService", "c1", &format!("hosts: ['*.a.b'], http: [{{{to}}}, {{{to}}}]")),
@@ -233,6 +234,13 @@ fn every_kind_of_finding_is_found() {
             &format!("hosts: [web], http: [{{match: [{{port: 5}}], {to}}}]"),
         ),
         istio("VirtualService", "c4", &format!("http: [{{{to}}}]")),
+    ]
+}
+
+fn services_with_findings() -> Vec<String> {
+    vec![
+        slice("web", "ready: true"),
+        slice("other", "ready: false, terminating: false"),
         annotated("s1", "proxy.istio.io/config: x"),
         annotated("s2", "networking.istio.io/exportto: shop"),
         annotated("s3", "networking.istio.io/exportTo: 'a b'"),
@@ -252,6 +260,11 @@ fn every_kind_of_finding_is_found() {
             "name: p3, namespace: shop",
             "type: ExternalName, externalName: a.b, ports: [{port: 80}]",
         ),
+    ]
+}
+
+fn service_entries_and_sidecars_with_findings() -> Vec<String> {
+    vec![
         istio(
             "ServiceEntry",
             "e1",
@@ -274,6 +287,11 @@ fn every_kind_of_finding_is_found() {
             "x4",
             "workloadSelector: {labels: {version: v1}}, egress: [{hosts: ['./*']}]",
         ),
+    ]
+}
+
+fn destination_rules_with_findings() -> Vec<String> {
+    vec![
         rule("r1", "host: other, workloadSelector: {matchLabels: {app: nobody}}"),
         rule("r2", "host: many, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}"),
         rule(
@@ -291,9 +309,18 @@ fn every_kind_of_finding_is_found() {
             "host: p2.shop.svc.cluster.local, subsets: [{name: v1, labels: {version: v1}}], exportTo: [.]",
         ),
         route("d1", "route: [{destination: {host: p2, subset: v1}}]"),
-    ] {
-        text += &object;
-    }
+    ]
+}
+
+#[test]
+fn every_kind_of_finding_is_found() {
+    let text: String = [base(), core("Namespace", "name: pay", "")]
+        .into_iter()
+        .chain(virtual_services_with_findings())
+        .chain(services_with_findings())
+        .chain(service_entries_and_sidecars_with_findings())
+        .chain(destination_rules_with_findings())
+        .collect();
     let seen: BTreeSet<_> = ids(&text).into_iter().collect();
     // Kinds that cannot be listed occur only in a cluster.
     let all: BTreeSet<_> =

@@ -142,8 +142,10 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, WalkError> {
-        let key = |name: &str| StringDeserializer::<WalkError>::new(name.to_owned());
-        self.left.last().map(|name| seed.deserialize(key(name))).transpose()
+        let Some(name) = self.left.last() else {
+            return Ok(None);
+        };
+        seed.deserialize(StringDeserializer::<WalkError>::new((*name).to_owned())).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, WalkError> {

@@ -115,23 +115,30 @@ impl References {
         if !matches!(kind, Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry) {
             return Self::default();
         }
-        let items = |at: &str| document.pointer(at).and_then(Value::as_array).into_iter().flatten();
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let member = |value: &Value, name: &str| value.get(name).and_then(text);
-        let delegates = items("/spec/http").filter_map(|route| route.get("delegate"));
+        let hosts = items(document, "/spec/hosts").chain(document.pointer("/spec/host"));
+        let subsets = items(document, "/spec/subsets").filter_map(|subset| subset.get("name"));
+        let delegates = items(document, "/spec/http").filter_map(|route| route.get("delegate"));
         Self {
-            hosts: items("/spec/hosts")
-                .chain(document.pointer("/spec/host"))
-                .filter_map(text)
-                .collect(),
-            subsets: items("/spec/subsets").filter_map(|subset| member(subset, "name")).collect(),
+            hosts: hosts.filter_map(Value::as_str).map(str::to_owned).collect(),
+            subsets: subsets.filter_map(Value::as_str).map(str::to_owned).collect(),
             delegates: delegates
                 .filter_map(|to| {
-                    Some((member(to, "namespace").unwrap_or_default(), member(to, "name")?))
+                    let name = to.get("name").and_then(Value::as_str)?;
+                    Some((text(to.get("namespace")), name.to_owned()))
                 })
                 .collect(),
         }
     }
+}
+
+/// The items of the list at `pointer`, if there is one.
+fn items<'a>(document: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
+    document.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+}
+
+/// The string `value`; empty if it is not a string.
+fn text(value: Option<&Value>) -> String {
+    value.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// An object and its harmless problems.
@@ -202,53 +209,27 @@ pub fn expand_list(document: Value) -> Vec<(String, Value)> {
 /// The document is not an object (not a map, or without `apiVersion`, `kind` or `metadata.name`), or its group is known
 /// but its version is not supported.
 pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
-    let text = |pointer: &str, path: &str, like: &str| -> Result<String, ObjectError> {
-        match document.pointer(pointer) {
-            Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
-            None | Some(Value::Null | Value::String(_)) => {
-                Err(Problem::new(path, "is missing", format!("expected a string like `{like}`"))
-                    .into())
-            }
-            Some(other) => Err(Problem::new(
-                path,
-                format!("is {}", describe(other)),
-                format!("expected a string like `{like}`"),
-            )
-            .into()),
-        }
-    };
     if !document.is_object() {
         let found = describe(document);
         let advice = "expected an object with apiVersion, kind and metadata";
         return Err(Problem::new("", format!("the document is {found}"), advice).into());
     }
-    let api_version = text("/apiVersion", "apiVersion", "networking.istio.io/v1")?;
-    let kind_name = text("/kind", "kind", "VirtualService")?;
+    let api_version =
+        required_text(document, "/apiVersion", "apiVersion", "networking.istio.io/v1")?;
+    let kind_name = required_text(document, "/kind", "kind", "VirtualService")?;
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
     let Some(kind) =
         Kind::ALL.into_iter().find(|kind| kind.as_str() == kind_name && kind.group() == group)
     else {
         if group == ISTIO && !NOT_READ.contains(&&*kind_name) {
-            let ours = Kind::ALL
-                .into_iter()
-                .filter(|kind| kind.group() == ISTIO)
-                .map(|kind| kind.as_str());
-            let known = ours.chain(NOT_READ).collect::<Vec<_>>().join(", ");
-            let message = format!("`{kind_name}` is not a kind of {ISTIO}");
-            return Err(Problem::new("kind", message, format!("expected one of {known}")).into());
+            return Err(unknown_kind(&kind_name).into());
         }
         return Ok(Identity::Other(api_version, kind_name));
     };
     if !kind.versions().contains(&version) {
-        let known = kind
-            .versions()
-            .iter()
-            .map(|v| if group.is_empty() { (*v).to_owned() } else { format!("{group}/{v}") });
-        let known = known.collect::<Vec<_>>().join(", ");
-        let message = format!("`{api_version}` is not a supported version of {kind}");
-        return Err(Problem::new("apiVersion", message, format!("expected one of {known}")).into());
+        return Err(unknown_version(kind, &api_version).into());
     }
-    let name = text("/metadata/name", "metadata.name", "my-app")?;
+    let name = required_text(document, "/metadata/name", "metadata.name", "my-app")?;
     let namespace = match document.pointer("/metadata/namespace") {
         _ if !kind.namespaced() => String::new(),
         Some(Value::String(namespace)) if !namespace.is_empty() => namespace.clone(),
@@ -264,6 +245,39 @@ pub fn identify(document: &Value) -> Result<Identity, ObjectError> {
         }
     };
     Ok(Identity::Known(ObjectKey { kind, namespace: namespace.into(), name: name.into() }))
+}
+
+/// A string that every object has. `example` is a value it could have.
+fn required_text(
+    document: &Value,
+    pointer: &str,
+    path: &str,
+    example: &str,
+) -> Result<String, ObjectError> {
+    let found = match document.pointer(pointer) {
+        Some(Value::String(text)) if !text.is_empty() => return Ok(text.clone()),
+        None | Some(Value::Null | Value::String(_)) => "is missing".to_owned(),
+        Some(other) => format!("is {}", describe(other)),
+    };
+    Err(Problem::new(path, found, format!("expected a string like `{example}`")).into())
+}
+
+fn unknown_kind(name: &str) -> Problem {
+    let read = Kind::ALL.into_iter().filter(|kind| kind.group() == ISTIO).map(Kind::as_str);
+    let known = read.chain(NOT_READ).collect::<Vec<_>>().join(", ");
+    let message = format!("`{name}` is not a kind of {ISTIO}");
+    Problem::new("kind", message, format!("expected one of {known}"))
+}
+
+fn unknown_version(kind: Kind, api_version: &str) -> Problem {
+    let group = kind.group();
+    let known = kind.versions().iter().map(|version| match group {
+        "" => (*version).to_owned(),
+        group => format!("{group}/{version}"),
+    });
+    let known = known.collect::<Vec<_>>().join(", ");
+    let message = format!("`{api_version}` is not a supported version of {kind}");
+    Problem::new("apiVersion", message, format!("expected one of {known}"))
 }
 
 /// Parses the document that [`identify`] identified as `key` and validates it as far as possible without other objects.
@@ -336,7 +350,6 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
 
 /// Never fails: missing or malformed values count as unknown.
 fn pod(spec: &Value, status: Option<&Value>) -> Pod {
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
     let listed = status
         .and_then(|status| status.get("podIPs"))
         .and_then(Value::as_array)

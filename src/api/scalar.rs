@@ -20,51 +20,16 @@ impl Duration {
     /// # Errors
     /// `text` is not a duration, is negative, or exceeds Envoy's maximum of 292 years.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let bad = || format!("`{text}` is not a duration; expected a form like 5s, 250ms or 1h30m");
-        let mut rest = text.strip_prefix('+').unwrap_or(text);
+        let rest = text.strip_prefix('+').unwrap_or(text);
         if rest.starts_with('-') {
             return Err(format!("`{text}` is negative; expected a duration of 0s or more"));
         }
         if rest == "0" {
             return Ok(Self::default());
         }
-        if rest.is_empty() {
-            return Err(bad());
-        }
-        let mut total: u128 = 0;
-        while !rest.is_empty() {
-            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
-            let (number, tail) = rest.split_at(digits);
-            let unit_end =
-                tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-            let (unit, tail) = tail.split_at(unit_end);
-            let unit: u128 = match unit {
-                "ns" => 1,
-                "us" | "µs" | "μs" => 1_000,
-                "ms" => 1_000_000,
-                "s" => 1_000_000_000,
-                "m" => 60_000_000_000,
-                "h" => 3_600_000_000_000,
-                _ => return Err(bad()),
-            };
-            let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-            if whole.is_empty() && fraction.is_empty()
-                || fraction.contains('.')
-                || number.len() > 32
-            {
-                return Err(bad());
-            }
-            let whole: u128 =
-                if whole.is_empty() { 0 } else { whole.parse().map_err(|_| bad())? };
-            total = whole.checked_mul(unit).and_then(|n| total.checked_add(n)).ok_or_else(bad)?;
-            let mut scale = unit;
-            for digit in fraction.bytes() {
-                scale /= 10;
-                total += u128::from(digit - b'0') * scale;
-            }
-            rest = tail;
-        }
-        let nanos = u64::try_from(total).ok().filter(|n| *n <= LONGEST).ok_or_else(bad)?;
+        let nanos = nanoseconds(rest).filter(|nanos| *nanos <= LONGEST).ok_or_else(|| {
+            format!("`{text}` is not a duration; expected a form like 5s, 250ms or 1h30m")
+        })?;
         Ok(Self(time::Duration::from_nanos(nanos)))
     }
 
@@ -72,6 +37,45 @@ impl Duration {
     pub fn is_zero(self) -> bool {
         self.0.is_zero()
     }
+}
+
+/// The sum of numbers with units, such as `1h30m`. `None` if it is malformed or too large.
+fn nanoseconds(text: &str) -> Option<u64> {
+    let mut rest = text;
+    let mut total: u128 = 0;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let (number, tail) = rest.split_at(rest.find(|c: char| !is_part_of_number(c))?);
+        let (unit, tail) = tail.split_at(tail.find(is_part_of_number).unwrap_or(tail.len()));
+        let unit: u128 = match unit {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() && fraction.is_empty() || fraction.contains('.') || number.len() > 32 {
+            return None;
+        }
+        let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+        total = whole.checked_mul(unit).and_then(|nanos| total.checked_add(nanos))?;
+        let mut scale = unit;
+        for digit in fraction.bytes() {
+            scale /= 10;
+            total += u128::from(digit - b'0') * scale;
+        }
+        rest = tail;
+    }
+    u64::try_from(total).ok()
+}
+
+fn is_part_of_number(c: char) -> bool {
+    c.is_ascii_digit() || c == '.'
 }
 
 impl fmt::Display for Duration {

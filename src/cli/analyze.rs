@@ -226,32 +226,32 @@ fn list(output: Output) -> anyhow::Result<String> {
     ))
 }
 
-fn to_json(findings: &[Finding], object_counts: ObjectCounts) -> Value {
-    let item = |finding: &Finding| {
-        let (file, line) = match &finding.origin {
-            Origin::File { path, line } => (Some(path.display().to_string()), Some(*line)),
-            Origin::Cluster => (None, None),
-        };
-        let object = finding
-            .object
-            .as_ref()
-            .map(|key| json!({"kind": key.kind.as_str(), "namespace": &*key.namespace, "name": &*key.name}));
-        json!({
-            "severity": finding.code.severity.as_str(),
-            "code": finding.code.id,
-            "name": finding.code.name,
-            "object": object,
-            "file": file,
-            "line": line,
-            "path": finding.path,
-            "message": finding.message,
-            "advice": finding.advice,
-        })
+fn finding_to_json(finding: &Finding) -> Value {
+    let (file, line) = match &finding.origin {
+        Origin::File { path, line } => (Some(path.display().to_string()), Some(*line)),
+        Origin::Cluster => (None, None),
     };
+    let object = finding.object.as_ref().map(
+        |key| json!({"kind": key.kind.as_str(), "namespace": &*key.namespace, "name": &*key.name}),
+    );
+    json!({
+        "severity": finding.code.severity.as_str(),
+        "code": finding.code.id,
+        "name": finding.code.name,
+        "object": object,
+        "file": file,
+        "line": line,
+        "path": finding.path,
+        "message": finding.message,
+        "advice": finding.advice,
+    })
+}
+
+fn to_json(findings: &[Finding], object_counts: ObjectCounts) -> Value {
     let counts = counts(findings);
     let count = |severity| counts.get(&severity).copied().unwrap_or_default();
     json!({
-        "findings": findings.iter().map(item).collect::<Vec<_>>(),
+        "findings": findings.iter().map(finding_to_json).collect::<Vec<_>>(),
         "summary": {
             "error": count(Severity::Error),
             "warning": count(Severity::Warning),
@@ -287,9 +287,9 @@ struct Row {
 
 fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> String {
     let counts = counts(findings);
-    let count = |severity, item: &str, many: &str| {
-        let n = counts.get(&severity).copied().unwrap_or_default();
-        format!("{n} {}", if n == 1 { item } else { many })
+    let count = |severity, singular: &str, plural: &str| {
+        let count = counts.get(&severity).copied().unwrap_or_default();
+        format!("{count} {}", if count == 1 { singular } else { plural })
     };
     let ObjectCounts { objects, rejected } = object_counts;
     let objects = format!(
@@ -384,21 +384,18 @@ fn print(head: [&str; 4], rows: &[Row], width: u16, most_place: u16) -> String {
 
 /// Colours the severities, which stand at the beginning of lines.
 fn coloured(text: &str) -> String {
-    let line = |line: &str| {
-        let all = [Severity::Error, Severity::Warning, Severity::Info];
-        let begins = |severity: &Severity| {
-            line.strip_prefix(severity.as_str()).is_some_and(|rest| rest.starts_with(' '))
-        };
-        let severity = all.into_iter().find(begins);
-        match severity.and_then(|severity| Some((severity, line.strip_prefix(severity.as_str())?)))
+    text.lines().map(coloured_line).collect()
+}
+
+fn coloured_line(line: &str) -> String {
+    for severity in [Severity::Error, Severity::Warning, Severity::Info] {
+        if let Some(rest) = line.strip_prefix(severity.as_str())
+            && rest.starts_with(' ')
         {
-            Some((severity, rest)) => {
-                format!("{}{}\x1b[0m{rest}\n", colour(severity), severity.as_str())
-            }
-            None => format!("{line}\n"),
+            return format!("{}{}\x1b[0m{rest}\n", colour(severity), severity.as_str());
         }
-    };
-    text.lines().map(line).collect()
+    }
+    format!("{line}\n")
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = v1::DumpProxyRequest { proxy: args.pod, r#type: kind };
     let answer = client.dump_proxy(request).await.map_err(status_error)?.into_inner();
     match args.output.unwrap_or(Output::Json) {
-        // Opening every message would be for nothing.
+        // The table does not need the contents of the messages.
         Output::Table => super::print(&resources(&answer.resources))?,
         output => output.print(&proto_json::message_to_json(&answer)?, String::new)?,
     }
@@ -68,7 +68,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn resources(all: &[v1::Resource]) -> String {
-    let row = |resource: &v1::Resource| {
+    let rows = all.iter().map(|resource| {
         let bytes = resource.resource.as_ref().map_or(0, |any| any.value.len()).to_string();
         [
             resource.r#type().short_name().to_owned(),
@@ -77,8 +77,8 @@ fn resources(all: &[v1::Resource]) -> String {
             state_word(resource).to_owned(),
             bytes,
         ]
-    };
-    table(["TYPE", "NAME", "VERSION", "STATE", " BYTES"], all.iter().map(row))
+    });
+    table(["TYPE", "NAME", "VERSION", "STATE", " BYTES"], rows)
 }
 
 fn state_word(resource: &v1::Resource) -> &'static str {
@@ -90,23 +90,31 @@ fn state_word(resource: &v1::Resource) -> &'static str {
     }
 }
 
-/// A row for each; nothing where there is none.
+/// A row for each difference; empty if there are none.
 fn differences(all: &[v1::Difference]) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let side = |value: &Option<pb::Value>, is_whole: bool| match value {
-        Some(_) if is_whole => "is there".to_owned(),
+    let rows = all.iter().map(|difference| {
+        let is_whole = difference.field.is_empty();
+        [
+            format!("{} {}", difference.r#type().short_name(), difference.name),
+            difference.field.clone(),
+            side(difference.sent.as_ref(), is_whole),
+            side(difference.fresh.as_ref(), is_whole),
+        ]
+    });
+    table(["RESOURCE", "FIELD", "SENT", "FRESH"], rows)
+}
+
+/// A value on one side of a difference; `is_whole` if it is an entire resource, which is too long for a table.
+fn side(value: Option<&pb::Value>, is_whole: bool) -> String {
+    match value {
+        Some(_) if is_whole => "present".to_owned(),
         Some(value) => proto_json::message_to_json(value)
             .map_or_else(|error| error.to_string(), |json| json.to_string()),
-        None => "is not there".to_owned(),
-    };
-    let row = |item: &v1::Difference| {
-        let is_whole = item.field.is_empty();
-        let name = format!("{} {}", item.r#type().short_name(), item.name);
-        [name, item.field.clone(), side(&item.sent, is_whole), side(&item.fresh, is_whole)]
-    };
-    table(["RESOURCE", "FIELD", "SENT", "FRESH"], all.iter().map(row))
+        None => "missing".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -129,8 +137,8 @@ mod tests {
             differences(&[item("name", text("a"), text("b")), item("", text("all of it"), None)]);
         let lines: Vec<Vec<&str>> =
             table.lines().map(|line| line.split("  ").map(str::trim).collect()).collect();
-        assert!(table.contains("rds 80    name   \"a\"       \"b\""), "{table}");
-        assert!(table.contains("is there  is not there") && lines.len() == 3, "{table}");
+        assert!(table.contains("rds 80    name   \"a\"      \"b\""), "{table}");
+        assert!(table.contains("present  missing") && lines.len() == 3, "{table}");
         assert_eq!(differences(&[]), "");
     }
 }

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use super::objects::Objects;
-use crate::explain::{self, Destination, Explanation, Outcome, Request, TrafficQuery};
+use crate::explain::{
+    self, ConsideredRoute, Destination, Explanation, Outcome, Request, TrafficQuery,
+};
 use crate::mesh::ScopeView;
 use crate::snapshot::SnapshotBuilder;
 
@@ -116,96 +118,105 @@ fn uses_original_destination(to: &Destination) -> bool {
     to.policies.iter().any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED")
 }
 
-fn text(answer: &Explanation) -> String {
-    let mut out = String::new();
-    let failure =
-        if answer.route_configuration.is_some() { "503" } else { "the connection is closed" };
-    let mut line = |label: &str, text: &str| {
-        out.push_str(format!("{label:<18}{text}").trim_end());
-        out.push('\n');
-    };
-    if answer.listener.is_empty() {
-        line("listener", "none");
-    } else {
-        line("listener", &answer.listener);
+/// Lines with a label in front.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, label: &str, text: &str) {
+        self.0.push_str(format!("{label:<18}{text}").trim_end());
+        self.0.push('\n');
     }
+}
+
+fn text(answer: &Explanation) -> String {
+    let mut lines = Lines::default();
+    let listener = if answer.listener.is_empty() { "none" } else { &answer.listener };
+    lines.add("listener", listener);
     if let Some(routes) = &answer.route_configuration {
-        line("routes", routes);
+        lines.add("routes", routes);
     }
     if let Some(host) = &answer.virtual_host {
-        line(
-            "host",
-            &format!("{host}, matched by domain {}", answer.domain.as_deref().unwrap_or_default()),
-        );
+        let domain = answer.domain.as_deref().unwrap_or_default();
+        lines.add("host", &format!("{host}, matched by domain {domain}"));
     }
-    for (n, item) in answer.considered.iter().enumerate() {
-        let label = if n == 0 { "tried" } else { "" };
-        let name = if item.name.is_empty() { String::new() } else { format!(" ({})", item.name) };
-        let what = match &item.object {
-            Some(object) => format!("{object} {}{name}", item.field),
-            None => format!("the default route of the host{name}"),
-        };
-        match &item.not {
-            Some(reason) => {
-                line(label, &format!("no   {what}"));
-                line("", &format!("     {reason}"));
-            }
-            None => line(label, &format!("yes  {what}")),
-        }
-    }
+    add_considered(&answer.considered, &mut lines);
     for held in &answer.held {
-        line("held", &format!("{}: {}", held.field, held.reason()));
+        lines.add("held", &format!("{}: {}", held.field, held.reason()));
     }
     if !answer.overruled.is_empty() {
-        line("overruled", &answer.overruled.join(", "));
+        lines.add("overruled", &answer.overruled.join(", "));
     }
     match &answer.outcome {
         Outcome::Forward { destinations, copies, policies } => {
             for (name, value) in policies {
-                line(name, value);
+                lines.add(name, value);
             }
+            let is_http = answer.route_configuration.is_some();
+            let failure = if is_http { "503" } else { "the connection is closed" };
             for (label, list) in [("to", destinations), ("mirrored to", copies)] {
-                for item in list {
-                    line(label, &format!("{:>6.2} %  {}", item.percent, item.cluster));
-                    if item.missing {
-                        line("", &format!("          this cluster does not exist: {failure}"));
-                        continue;
-                    }
-                    let policies: Vec<String> = item
-                        .policies
-                        .iter()
-                        .map(|(name, value)| format!("{name} {value}"))
-                        .collect();
-                    line("", &format!("          {}", policies.join("; ")));
-                    for endpoint in &item.endpoints {
-                        let state = if endpoint.healthy { "" } else { "  not ready" };
-                        let priority = if endpoint.priority > 0 {
-                            format!("  priority {}", endpoint.priority)
-                        } else {
-                            String::new()
-                        };
-                        let addresses =
-                            [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses]
-                                .concat();
-                        let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
-                        line("", &format!("            {}{priority}{state}", at.trim_end()));
-                    }
-                    if uses_original_destination(item) {
-                        line("", "            the original destination address");
-                    } else if !has_healthy_endpoint(item) {
-                        line("", &format!("            no endpoint is ready: {failure}"));
-                    }
+                for to in list {
+                    add_destination(label, to, failure, &mut lines);
                 }
             }
         }
         Outcome::Redirect { status, location } => {
-            line("response", &format!("{status}, to {location}"));
+            lines.add("response", &format!("{status}, to {location}"));
         }
-        Outcome::Respond { status, body } => line("response", &format!("{status} {body}")),
-        Outcome::NoRoute => line("response", "404: no route matches"),
-        Outcome::Closed => line("response", "the connection is closed: nothing matches"),
+        Outcome::Respond { status, body } => lines.add("response", &format!("{status} {body}")),
+        Outcome::NoRoute => lines.add("response", "404: no route matches"),
+        Outcome::Closed => lines.add("response", "the connection is closed: nothing matches"),
     }
-    out
+    lines.0
+}
+
+fn add_considered(considered: &[ConsideredRoute], lines: &mut Lines) {
+    for (n, route) in considered.iter().enumerate() {
+        let label = if n == 0 { "tried" } else { "" };
+        let name = match route.name.as_str() {
+            "" => String::new(),
+            name => format!(" ({name})"),
+        };
+        let what = match &route.object {
+            Some(object) => format!("{object} {}{name}", route.field),
+            None => format!("the default route of the host{name}"),
+        };
+        match &route.not {
+            Some(reason) => {
+                lines.add(label, &format!("no   {what}"));
+                lines.add("", &format!("     {reason}"));
+            }
+            None => lines.add(label, &format!("yes  {what}")),
+        }
+    }
+}
+
+/// `failure` is what happens to traffic that the destination cannot take.
+fn add_destination(label: &str, to: &Destination, failure: &str, lines: &mut Lines) {
+    lines.add(label, &format!("{:>6.2} %  {}", to.percent, to.cluster));
+    if to.missing {
+        lines.add("", &format!("          this cluster does not exist: {failure}"));
+        return;
+    }
+    let policies: Vec<String> =
+        to.policies.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    lines.add("", &format!("          {}", policies.join("; ")));
+    for endpoint in &to.endpoints {
+        let state = if endpoint.healthy { "" } else { "  not ready" };
+        let priority = match endpoint.priority {
+            0 => String::new(),
+            priority => format!("  priority {priority}"),
+        };
+        let addresses =
+            [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses].concat();
+        let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
+        lines.add("", &format!("            {}{priority}{state}", at.trim_end()));
+    }
+    if uses_original_destination(to) {
+        lines.add("", "            the original destination address");
+    } else if !has_healthy_endpoint(to) {
+        lines.add("", &format!("            no endpoint is ready: {failure}"));
+    }
 }
 
 #[cfg(test)]

@@ -112,10 +112,9 @@ impl Objects {
         });
         let addresses: Vec<&String> =
             own.filter_map(|endpoint| endpoint.addresses.first()).collect();
-        let of_family = |v6: bool| addresses.iter().find(|address| address.contains(':') == v6);
-        [of_family(false), of_family(true)]
-            .into_iter()
-            .flatten()
+        let families = [false, true].into_iter();
+        families
+            .filter_map(|v6| addresses.iter().find(|address| address.contains(':') == v6))
             .map(|address| (*address).clone())
             .collect()
     }

@@ -36,10 +36,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let answer =
         client.list_proxies(v1::ListProxiesRequest {}).await.map_err(status_error)?.into_inner();
     args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
-    let is_well = |proxy: &v1::Proxy| {
+    let all_well = answer.proxies.iter().all(|proxy| {
         proxy.lagging.is_empty() && proxy.rejected.is_empty() && proxy.held.is_empty()
-    };
-    Ok(if answer.proxies.iter().all(is_well) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    });
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn text(answer: &v1::ListProxiesResponse) -> String {

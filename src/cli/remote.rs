@@ -32,15 +32,17 @@ impl AdminArgs {
     /// # Errors
     /// The address is invalid or nothing listens there.
     pub async fn client(&self) -> anyhow::Result<AdminClient<Channel>> {
-        let wrong = || super::usage(format!("--admin `{}`: expected ADDRESS:PORT", self.admin));
         let address =
             self.admin.strip_prefix("http://").unwrap_or(&self.admin).trim_end_matches('/');
         let port =
             address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
-        if port.is_none_or(|port| port.parse::<u16>().is_err()) {
-            return Err(wrong());
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
+        let is_port = port.is_some_and(|port| port.parse::<u16>().is_ok());
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .ok()
+            .filter(|_| is_port)
+            .ok_or_else(|| {
+                super::usage(format!("--admin `{}`: expected ADDRESS:PORT", self.admin))
+            })?;
         let channel =
             endpoint.connect_timeout(CONNECT).timeout(ANSWER).connect().await.with_context(
                 || format!("cannot connect to weir on {}; set --admin or $WEIR_ADMIN", self.admin),

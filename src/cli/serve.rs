@@ -72,15 +72,14 @@ pub struct Args {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let wrong =
-        |_| "expected a number of seconds from 0 to 86400, such as 10, 0.5 or 10s".to_owned();
-    let number: f64 = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| wrong(()))?;
+    let number = text.strip_suffix('s').unwrap_or(text).parse().ok();
     // One day: longer than any proxy should wait, and short enough to add to any instant.
-    if (0.0..=86_400.0).contains(&number) {
-        Ok(Duration::from_secs_f64(number))
-    } else {
-        Err(wrong(()))
-    }
+    number
+        .filter(|number| (0.0..=86_400.0).contains(number))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| {
+            "expected a number of seconds from 0 to 86400, such as 10, 0.5 or 10s".to_owned()
+        })
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

@@ -91,7 +91,7 @@ fn object(object: &Option<v1::ObjectRef>) -> String {
         .unwrap_or_default()
 }
 
-/// A row for each share; the route stands in the first.
+/// A row for each share; the first row names the route.
 fn rows(split: &v1::Split) -> impl Iterator<Item = [String; 5]> {
     let mut names =
         vec![format!("{} {}", object(&split.object), split.field.trim_start_matches("spec."))];
@@ -115,6 +115,9 @@ fn rows(split: &v1::Split) -> impl Iterator<Item = [String; 5]> {
 fn share_cells(share: &v1::Share) -> [String; 3] {
     let port = if share.port > 0 { format!(":{}", share.port) } else { String::new() };
     let subset = if share.subset.is_empty() { String::new() } else { format!(" {}", share.subset) };
-    let percent = |value: f64| format!("{} %", (value * 100.0).round() / 100.0);
     [format!("{}{port}{subset}", share.host), percent(share.wanted), percent(share.effective)]
+}
+
+fn percent(value: f64) -> String {
+    format!("{} %", (value * 100.0).round() / 100.0)
 }

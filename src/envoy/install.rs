@@ -59,7 +59,7 @@ fn lock(cache: &Path, stop: &CancellationToken) -> io::Result<File> {
         .create(true)
         .append(true)
         .open(cache.join(format!("envoy-{INSTALLED_VERSION}.lock")))?;
-    let mut told = false;
+    let mut announced = false;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -69,9 +69,9 @@ fn lock(cache: &Path, stop: &CancellationToken) -> io::Result<File> {
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        if !told {
+        if !announced {
             eprintln!("Another weir is installing Envoy {INSTALLED_VERSION}; waiting for it.");
-            told = true;
+            announced = true;
         }
         std::thread::sleep(TICK);
     }
@@ -149,13 +149,12 @@ fn run_pip(
     stop: &CancellationToken,
 ) -> Result<(), String> {
     let log_path = stage.join("pip.log");
-    let open_log = || {
-        File::options()
-            .create(true)
-            .append(true)
-            .open(&log_path)
-            .map_err(|error| format!("{}: {error}", log_path.display()))
-    };
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .and_then(|log| Ok((log.try_clone()?, log)));
+    let (output, errors) = log.map_err(|error| format!("{}: {error}", log_path.display()))?;
     let mut pip = Command::new(python)
         .args(["-m", "pip", "install", "--no-deps", "--no-compile"])
         .args(["--only-binary=:all:", "--no-input"])
@@ -168,8 +167,8 @@ fn run_pip(
         .env("PIP_REQUIRE_VIRTUALENV", "0")
         .env("TMPDIR", stage)
         .stdin(Stdio::null())
-        .stdout(open_log()?)
-        .stderr(open_log()?)
+        .stdout(output)
+        .stderr(errors)
         // weir itself handles Ctrl-C at the terminal.
         .process_group(0)
         .spawn()

@@ -72,13 +72,12 @@ impl EnvoyProcess {
             .tempdir()
             .map_err(Error::io("creating a temporary folder"))?;
         let log = options.log.clone().unwrap_or_else(|| folder.path().join("envoy.log"));
-        let open_log = || {
-            File::options()
-                .create(true)
-                .append(true)
-                .open(&log)
-                .map_err(Error::io(format!("opening {}", log.display())))
-        };
+        let log_file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(Error::io(format!("opening {}", log.display())))?;
+        let errors = log_file.try_clone().map_err(Error::io("duplicating the log's descriptor"))?;
 
         let mut command = binary.command();
         command
@@ -95,8 +94,8 @@ impl EnvoyProcess {
         let child = command
             .args(&options.args)
             .stdin(Stdio::null())
-            .stdout(open_log()?)
-            .stderr(open_log()?)
+            .stdout(log_file)
+            .stderr(errors)
             .spawn()
             .map_err(Error::io(format!("running {}", binary.path().display())))?;
         Ok(Self { child, log, admin: OnceLock::new(), folder })
@@ -114,15 +113,7 @@ impl EnvoyProcess {
 
     /// The last lines of its output.
     pub fn log_tail(&self) -> String {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut file = File::open(&self.log)?;
-            let length = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX);
-            file.seek(SeekFrom::End(-length.min(LOG_TAIL_BYTES)))?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        match read() {
+        match read_end(&self.log, LOG_TAIL_BYTES) {
             Ok(bytes) => last_lines(&String::from_utf8_lossy(&bytes), LOG_TAIL_LINES).to_owned(),
             Err(error) => format!("{}: {error}", self.log.display()),
         }
@@ -145,12 +136,12 @@ impl EnvoyProcess {
             return Ok(admin);
         }
         let file = admin_address_file(self.folder.path());
-        let not_yet = |reason: String| Error::Admin { path: "/".to_owned(), reason };
         let address = std::fs::read_to_string(&file)
-            .map_err(|error| not_yet(format!("it is not listening yet: {error}")))?
-            .trim()
-            .parse()
-            .map_err(|error| not_yet(format!("{}: {error}", file.display())))?;
+            .map_err(|error| format!("it is not listening yet: {error}"))
+            .and_then(|text| {
+                text.trim().parse().map_err(|error| format!("{}: {error}", file.display()))
+            })
+            .map_err(|reason| Error::Admin { path: "/".to_owned(), reason })?;
         Ok(self.admin.get_or_init(|| Admin::new(address)))
     }
 
@@ -271,4 +262,14 @@ impl Drop for EnvoyProcess {
 
 fn admin_address_file(folder: &Path) -> PathBuf {
     folder.join("admin-address")
+}
+
+/// The last bytes of a file, at most `most`.
+fn read_end(path: &Path, most: i64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX);
+    file.seek(SeekFrom::End(-length.min(most)))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -250,32 +250,39 @@ impl Walker {
         mut seen: Option<&mut HashSet<Vec<u8>>>,
     ) -> Result<(), Malformed> {
         let scalar = field.value.scalar;
-        let mut item = |walker: &mut Self, payload| {
-            let value = readable(scalar, payload)?;
-            let index = walker.count(slot);
-            if field.value.rule.is_none() && field.value.message.is_none() && seen.is_none() {
-                return Ok(());
-            }
-            walker.path.extend([Step::Field(&field.name), Step::Index(index)]);
-            if let Some(seen) = &mut seen
-                && !seen.insert(fingerprint(value))
-            {
-                walker.wrong("", "a duplicate item", "unique items");
-            }
-            let checked = walker.value(&field.value, value);
-            walker.path.truncate(walker.path.len().saturating_sub(2));
-            checked
-        };
         match payload {
             Payload::Bytes(mut packed) if scalar.packs() => {
                 while !packed.is_empty() {
                     let payload = scalar.unpack(&mut packed).ok_or(Malformed)?;
-                    item(self, payload)?;
+                    self.item(field, slot, payload, seen.as_deref_mut())?;
                 }
                 Ok(())
             }
-            payload => item(self, payload),
+            payload => self.item(field, slot, payload, seen),
         }
+    }
+
+    fn item(
+        &mut self,
+        field: &'static FieldRules,
+        slot: usize,
+        payload: Payload<'_>,
+        seen: Option<&mut HashSet<Vec<u8>>>,
+    ) -> Result<(), Malformed> {
+        let value = readable(field.value.scalar, payload)?;
+        let index = self.count(slot);
+        if field.value.rule.is_none() && field.value.message.is_none() && seen.is_none() {
+            return Ok(());
+        }
+        self.path.extend([Step::Field(&field.name), Step::Index(index)]);
+        if let Some(seen) = seen
+            && !seen.insert(fingerprint(value))
+        {
+            self.wrong("", "a duplicate item", "unique items");
+        }
+        let checked = self.value(&field.value, value);
+        self.path.truncate(self.path.len().saturating_sub(2));
+        checked
     }
 
     fn entry(&mut self, field: &'static FieldRules, entry: &[u8]) -> Result<(), Malformed> {

@@ -70,6 +70,26 @@ pub(super) struct FieldRules {
     pub(super) required: bool,
 }
 
+impl FieldRules {
+    /// Whether the field itself has rules, apart from those of a nested message.
+    fn has_rules(&self) -> bool {
+        self.required
+            || self.count.is_some()
+            || self.value.rule.is_some()
+            || self.key.as_ref().is_some_and(|key| key.rule.is_some())
+    }
+
+    /// Whether the field can only be checked after the entire message has been read.
+    fn is_checked_at_end(&self) -> bool {
+        match self.label {
+            Label::Single => {
+                self.required || self.value.rule.is_some() || self.value.message.is_some()
+            }
+            Label::List | Label::Map => self.count.is_some(),
+        }
+    }
+}
+
 /// The type, rule and nested message of a value.
 #[derive(Debug)]
 pub(super) struct ValueRules {
@@ -103,15 +123,16 @@ struct PgvExtensions {
 
 impl PgvExtensions {
     fn new(pool: &DescriptorPool) -> Result<Self, String> {
-        let find = |name: &str| {
-            pool.get_extension_by_name(name).ok_or_else(|| format!("there is no extension {name}"))
-        };
         Ok(Self {
-            rules: find("validate.rules")?,
-            oneof_required: find("validate.required")?,
-            disabled: find("validate.disabled")?,
-            ignored: find("validate.ignored")?,
+            rules: Self::find(pool, "validate.rules")?,
+            oneof_required: Self::find(pool, "validate.required")?,
+            disabled: Self::find(pool, "validate.disabled")?,
+            ignored: Self::find(pool, "validate.ignored")?,
         })
+    }
+
+    fn find(pool: &DescriptorPool, name: &str) -> Result<ExtensionDescriptor, String> {
+        pool.get_extension_by_name(name).ok_or_else(|| format!("there is no extension {name}"))
     }
 
     fn is_set(options: &DynamicMessage, extension: &ExtensionDescriptor) -> bool {
@@ -213,40 +234,12 @@ impl CompiledRules {
             return message_rules;
         };
         for (kind, value) in rules.fields() {
-            let (Some(value), full_name) = (value.as_message(), field.full_name()) else {
+            let Some(value) = value.as_message() else {
                 continue;
             };
             match (kind.name(), message_rules.label) {
-                ("repeated", Label::List) => {
-                    message_rules.count =
-                        Some(self.count(full_name, value, ["min_items", "max_items"], &["items"]));
-                    if let Some(items) = inner(value, "items") {
-                        self.rules(full_name, &items, &mut message_rules.value, &field.kind());
-                    }
-                }
-                ("map", Label::Map) => {
-                    message_rules.count = Some(self.count(
-                        full_name,
-                        value,
-                        ["min_pairs", "max_pairs"],
-                        &["keys", "values"],
-                    ));
-                    if let Kind::Message(entry) = field.kind() {
-                        if let (Some(keys), Some(key)) =
-                            (inner(value, "keys"), &mut message_rules.key)
-                        {
-                            self.rules(full_name, &keys, key, &entry.map_entry_key_field().kind());
-                        }
-                        if let Some(values) = inner(value, "values") {
-                            self.rules(
-                                full_name,
-                                &values,
-                                &mut message_rules.value,
-                                &entry.map_entry_value_field().kind(),
-                            );
-                        }
-                    }
-                }
+                ("repeated", Label::List) => self.list(field, value, &mut message_rules),
+                ("map", Label::Map) => self.map(field, value, &mut message_rules),
                 _ => {}
             }
             message_rules.required |=
@@ -256,6 +249,42 @@ impl CompiledRules {
             self.rules(field.full_name(), rules, &mut message_rules.value, &field.kind());
         }
         message_rules
+    }
+
+    /// Compiles the `validate.RepeatedRules` of a field.
+    fn list(
+        &mut self,
+        field: &FieldDescriptor,
+        rules: &DynamicMessage,
+        message_rules: &mut FieldRules,
+    ) {
+        let name = field.full_name();
+        message_rules.count = Some(self.count(name, rules, ["min_items", "max_items"], &["items"]));
+        if let Some(items) = inner(rules, "items") {
+            self.rules(name, &items, &mut message_rules.value, &field.kind());
+        }
+    }
+
+    /// Compiles the `validate.MapRules` of a field.
+    fn map(
+        &mut self,
+        field: &FieldDescriptor,
+        rules: &DynamicMessage,
+        message_rules: &mut FieldRules,
+    ) {
+        let name = field.full_name();
+        let members = ["keys", "values"];
+        message_rules.count = Some(self.count(name, rules, ["min_pairs", "max_pairs"], &members));
+        let Kind::Message(entry) = field.kind() else {
+            return;
+        };
+        if let (Some(keys), Some(key)) = (inner(rules, "keys"), &mut message_rules.key) {
+            self.rules(name, &keys, key, &entry.map_entry_key_field().kind());
+        }
+        if let Some(values) = inner(rules, "values") {
+            let kind = entry.map_entry_value_field().kind();
+            self.rules(name, &values, &mut message_rules.value, &kind);
+        }
     }
 
     fn value(&self, kind: &Kind) -> ValueRules {
@@ -334,7 +363,6 @@ impl CompiledRules {
         inner: &[&str],
     ) -> Count {
         let [min, max] = bounds;
-        let size = |name| rules.get_field_by_name(name).and_then(|value| value.as_u64());
         for (field, _) in rules.fields() {
             let name = field.name();
             if !bounds.contains(&name)
@@ -347,8 +375,8 @@ impl CompiledRules {
         let has_max =
             rules.descriptor().get_field_by_name(max).is_some_and(|field| rules.has_field(&field));
         Count {
-            min: size(min).unwrap_or_default(),
-            max: size(max).filter(|_| has_max),
+            min: size(rules, min).unwrap_or_default(),
+            max: size(rules, max).filter(|_| has_max),
             unique: set(rules, "unique"),
             ignore_empty: set(rules, "ignore_empty"),
         }
@@ -357,29 +385,23 @@ impl CompiledRules {
     /// Marks the messages that can violate a rule and removes references to all others.
     fn mark(&mut self) {
         for message_rules in &mut self.messages {
-            let own = |field: &FieldRules| {
-                field.required
-                    || field.count.is_some()
-                    || field.value.rule.is_some()
-                    || field.key.as_ref().is_some_and(|key| key.rule.is_some())
-            };
             message_rules.active = message_rules.is_any
                 || message_rules.semantic_check.is_some()
                 || message_rules.oneofs.iter().any(|oneof| oneof.required)
-                || message_rules.fields.iter().any(own);
+                || message_rules.fields.iter().any(FieldRules::has_rules);
         }
         // Messages may be recursive, so this iterates to a fixed point.
         loop {
             let active: Vec<bool> =
                 self.messages.iter().map(|message_rules| message_rules.active).collect();
-            let is_active = |field: &FieldRules| {
-                field.value.message.and_then(|at| active.get(at)) == Some(&true)
-            };
             let mut changed = false;
             for message_rules in
                 self.messages.iter_mut().filter(|message_rules| !message_rules.active)
             {
-                message_rules.active = message_rules.fields.iter().any(is_active);
+                message_rules.active = message_rules
+                    .fields
+                    .iter()
+                    .any(|field| field.value.message.and_then(|at| active.get(at)) == Some(&true));
                 changed |= message_rules.active;
             }
             if !changed {
@@ -393,15 +415,9 @@ impl CompiledRules {
                 field.value.message =
                     field.value.message.filter(|at| active.get(*at) == Some(&true));
             }
-            let looked_at = |field: &FieldRules| match field.label {
-                Label::Single => {
-                    field.required || field.value.rule.is_some() || field.value.message.is_some()
-                }
-                Label::List | Label::Map => field.count.is_some(),
-            };
             message_rules.at_end = (0..)
                 .zip(&message_rules.fields)
-                .filter(|(_, field)| looked_at(field))
+                .filter(|(_, field)| field.is_checked_at_end())
                 .map(|(at, _)| at)
                 .collect();
         }
@@ -411,6 +427,10 @@ impl CompiledRules {
 fn inner(rules: &DynamicMessage, name: &str) -> Option<DynamicMessage> {
     let field = rules.descriptor().get_field_by_name(name)?;
     rules.has_field(&field).then(|| rules.get_field(&field).as_message().cloned())?
+}
+
+fn size(rules: &DynamicMessage, name: &str) -> Option<u64> {
+    rules.get_field_by_name(name).and_then(|value| value.as_u64())
 }
 
 fn set(rules: &DynamicMessage, name: &str) -> bool {

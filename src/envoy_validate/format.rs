@@ -181,17 +181,18 @@ fn end(text: &str) -> Option<(Option<&str>, &str)> {
         .then_some((Some(length), left))
 }
 
+fn is_header_name(name: &str) -> bool {
+    let name = name.strip_prefix(':').unwrap_or(name);
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
 /// Whether Envoy supports the command with these parameters.
 fn fits(name: &str, parameters: Option<&str>, has_length: bool) -> bool {
     let given = parameters.filter(|parameters| !parameters.is_empty());
     match name {
         "REQ" | "RESP" | "TRAILER" => given.is_some_and(|names| {
-            let is_name = |name: &str| {
-                let plain = name.strip_prefix(':').unwrap_or(name);
-                plain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-            };
             let (main, other) = names.split_once('?').unwrap_or((names, ""));
-            is_name(main) && is_name(other)
+            is_header_name(main) && is_header_name(other)
         }),
         "START_TIME"
         | "START_TIME_LOCAL"

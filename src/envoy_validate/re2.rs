@@ -206,16 +206,14 @@ impl Parser<'_> {
     /// Parses `(?i-s)` and `(?i-s:` after the question mark.
     fn flags(&mut self) -> Result<bool, String> {
         let (mut negated, mut some) = (false, false);
-        let wrong = || Err("an unsupported (? construct".to_owned());
         loop {
             match self.rest.next() {
                 Some('i' | 'm' | 's' | 'U') => some = true,
                 Some('-') if !negated => (negated, some) = (true, false),
-                Some(':' | ')') if negated && !some => return wrong(),
-                Some(':') => return self.push(),
+                Some(':') if some || !negated => return self.push(),
                 // A flag change cannot be repeated, and the item before it stays the last item.
-                Some(')') => return Ok(false),
-                _ => return wrong(),
+                Some(')') if some || !negated => return Ok(false),
+                _ => return Err("an unsupported (? construct".to_owned()),
             }
         }
     }
@@ -263,45 +261,43 @@ impl Parser<'_> {
         let Some(next) = self.rest.next() else {
             return Err("a \\ at the end".to_owned());
         };
-        let unknown = || Err(format!("\\{next}, which RE2 does not support"));
-        let octal = |c: &char| ('0'..='7').contains(c);
-        match next {
-            '0'..='7' => {
-                // A single non-zero digit is a backreference.
-                if next != '0' && !self.rest.peek().is_some_and(octal) {
-                    return Err(format!("the backreference \\{next}, which RE2 does not support"));
-                }
-                let mut code = next.to_digit(8).unwrap_or_default();
-                for _ in 0..2 {
-                    if let Some(digit) =
-                        self.rest.next_if(octal).and_then(|digit| digit.to_digit(8))
-                    {
-                        code = code * 8 + digit;
-                    }
-                }
-                match code <= MAX_CHARACTER {
-                    true => Ok(code),
-                    false => unknown(),
-                }
+        let code = match next {
+            // A single non-zero digit is a backreference.
+            '1'..='7' if !self.rest.peek().is_some_and(|c| c.is_digit(8)) => None,
+            '0'..='7' => self.octal(next),
+            'x' => self.hex(),
+            'n' => Some(0x0a),
+            'r' => Some(0x0d),
+            't' => Some(0x09),
+            'a' => Some(0x07),
+            'f' => Some(0x0c),
+            'v' => Some(0x0b),
+            c if c.is_ascii() && !c.is_ascii_alphanumeric() => Some(c.into()),
+            _ => None,
+        };
+        code.ok_or_else(|| {
+            let what = if matches!(next, '1'..='9') { "the backreference " } else { "" };
+            format!("{what}\\{next}, which RE2 does not support")
+        })
+    }
+
+    /// Parses up to two octal digits after `first`.
+    fn octal(&mut self, first: char) -> Option<u32> {
+        let mut code = first.to_digit(8)?;
+        for _ in 0..2 {
+            let digit = self.rest.next_if(|c| c.is_digit(8)).and_then(|c| c.to_digit(8));
+            if let Some(digit) = digit {
+                code = code * 8 + digit;
             }
-            '8' | '9' => Err(format!("the backreference \\{next}, which RE2 does not support")),
-            'x' => self.hex().map_or_else(unknown, Ok),
-            'n' => Ok(0x0a),
-            'r' => Ok(0x0d),
-            't' => Ok(0x09),
-            'a' => Ok(0x07),
-            'f' => Ok(0x0c),
-            'v' => Ok(0x0b),
-            c if c.is_ascii() && !c.is_ascii_alphanumeric() => Ok(c.into()),
-            _ => unknown(),
         }
+        (code <= MAX_CHARACTER).then_some(code)
     }
 
     /// Parses `41` or `{41}` after `\x`.
     fn hex(&mut self) -> Option<u32> {
         if !self.take('{') {
-            let mut digit = || self.rest.next().and_then(|c| c.to_digit(16));
-            return Some(digit()? * 16 + digit()?);
+            let high = self.rest.next()?.to_digit(16)?;
+            return Some(high * 16 + self.rest.next()?.to_digit(16)?);
         }
         let mut code = self.rest.next()?.to_digit(16)?;
         loop {

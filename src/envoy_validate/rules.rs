@@ -150,9 +150,13 @@ fn bytes(value: &Field) -> Option<Vec<u8>> {
 }
 
 fn int(value: &Field) -> Option<i128> {
-    let small = value.as_i32().map(i128::from).or_else(|| value.as_u32().map(i128::from));
-    let large = || value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
-    small.or_else(large).or_else(|| value.as_enum_number().map(i128::from))
+    value
+        .as_i32()
+        .map(i128::from)
+        .or_else(|| value.as_u32().map(i128::from))
+        .or_else(|| value.as_i64().map(i128::from))
+        .or_else(|| value.as_u64().map(i128::from))
+        .or_else(|| value.as_enum_number().map(i128::from))
 }
 
 fn float(value: &Field) -> Option<f64> {
@@ -161,8 +165,9 @@ fn float(value: &Field) -> Option<f64> {
 
 fn nanoseconds(value: &Field) -> Option<i128> {
     let message = value.as_message()?;
-    let part = |name| message.get_field_by_name(name).as_deref().and_then(int);
-    Some(total(part("seconds")?, part("nanos")?))
+    let seconds = message.get_field_by_name("seconds").as_deref().and_then(int)?;
+    let nanos = message.get_field_by_name("nanos").as_deref().and_then(int)?;
+    Some(total(seconds, nanos))
 }
 
 fn total(seconds: i128, nanos: i128) -> i128 {
@@ -200,14 +205,11 @@ impl Rule {
             }
             "any" => {
                 source.get("required");
-                let mut urls = |name| {
-                    source
-                        .list(name)
-                        .iter()
-                        .filter_map(|url| url.as_str().map(str::to_owned))
-                        .collect()
-                };
-                Some(Self::Any { only: urls("in"), not: urls("not_in") })
+                let [only, not] = ["in", "not_in"].map(|name| {
+                    let urls = source.list(name);
+                    urls.iter().filter_map(|url| url.as_str().map(str::to_owned)).collect()
+                });
+                Some(Self::Any { only, not })
             }
             _ => return Err(format!("unknown rules of kind {kind}")),
         };
@@ -338,11 +340,16 @@ impl<T: Copy + PartialOrd + fmt::Display> Range<T> {
         if self.ignore_empty && value == zero {
             return None;
         }
-        let wrong = |expected: String| Some(Mismatch { found: shown.to_string(), expected });
+        let expected = self.violated(value)?;
+        Some(Mismatch { found: shown.to_string(), expected })
+    }
+
+    /// What is expected, if a value violates it.
+    fn violated(&self, value: T) -> Option<String> {
         if let Some(exact) = self.exact
             && value != exact
         {
-            return wrong(exact.to_string());
+            return Some(exact.to_string());
         }
         // Written so that NaN violates every bound.
         let is_below = self
@@ -362,15 +369,12 @@ impl<T: Copy + PartialOrd + fmt::Display> Range<T> {
                 false => format!("more than {bound}"),
             });
             let parts: Vec<_> = at_least.into_iter().chain(at_most).collect();
-            return wrong(parts.join(if outside { " or " } else { " and " }));
+            return Some(parts.join(if outside { " or " } else { " and " }));
         }
         if !self.only.is_empty() && !self.only.contains(&value) {
-            return wrong(format!("one of {}", join(&self.only)));
+            return Some(format!("one of {}", join(&self.only)));
         }
-        if self.not.contains(&value) {
-            return wrong(format!("none of {}", join(&self.not)));
-        }
-        None
+        self.not.contains(&value).then(|| format!("none of {}", join(&self.not)))
     }
 }
 
@@ -393,19 +397,24 @@ fn enum_rule(source: &mut RuleReader<'_>, enumeration: Option<&EnumDescriptor>) 
 
 impl Enum {
     fn check(&self, value: i128) -> Option<Mismatch> {
-        let wrong = |expected: String| Some(Mismatch { found: value.to_string(), expected });
+        let expected = self.violated(value)?;
+        Some(Mismatch { found: value.to_string(), expected })
+    }
+
+    /// What is expected, if a value violates it.
+    fn violated(&self, value: i128) -> Option<String> {
         if self.exact.is_some_and(|exact| exact != value) {
-            return wrong(join(self.exact.as_slice()));
+            return Some(join(self.exact.as_slice()));
         }
         if !self.only.is_empty() && !self.only.contains(&value) {
-            return wrong(format!("one of {}", join(&self.only)));
+            return Some(format!("one of {}", join(&self.only)));
         }
         if self.not.contains(&value) {
-            return wrong(format!("none of {}", join(&self.not)));
+            return Some(format!("none of {}", join(&self.not)));
         }
         match &self.defined {
             Some(defined) if defined.binary_search(&value).is_err() => {
-                wrong(format!("a number that the enum defines ({})", join(defined)))
+                Some(format!("a number that the enum defines ({})", join(defined)))
             }
             _ => None,
         }
@@ -617,22 +626,28 @@ impl Form {
 }
 
 fn is_hostname(text: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
-    text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
+    text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(is_host_label)
+}
+
+fn is_host_label(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn is_email(text: &str) -> bool {
-    let plain = |byte: u8| {
-        byte.is_ascii_graphic() && !matches!(byte, b'(' | b')' | b'<' | b'>' | b',' | b';' | b'@')
-    };
     text.len() <= 254
-        && text.rsplit_once('@').is_some_and(|(user, host)| {
-            (1..=64).contains(&user.len()) && user.bytes().all(plain) && is_hostname(host)
+        && text
+            .rsplit_once('@')
+            .is_some_and(|(user, host)| is_mailbox_user(user) && is_hostname(host))
+}
+
+fn is_mailbox_user(user: &str) -> bool {
+    (1..=64).contains(&user.len())
+        && user.bytes().all(|byte| {
+            byte.is_ascii_graphic()
+                && !matches!(byte, b'(' | b')' | b'<' | b'>' | b',' | b';' | b'@')
         })
 }
 
@@ -674,9 +689,9 @@ fn is_uuid(bytes: &[u8]) -> bool {
 /// Source: `^:?[0-9a-zA-Z!#$%&'*+-.^_|~\x60]+$`, in which `+-.` is a range.
 fn is_header_name(bytes: &[u8]) -> bool {
     let name = bytes.strip_prefix(b":").unwrap_or(bytes);
-    let fits = |byte: &u8| {
-        byte.is_ascii_alphanumeric()
-            || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+'..=b'.' | b'^' | b'_' | b'|' | b'~' | b'`')
-    };
-    !name.is_empty() && name.iter().all(fits)
+    !name.is_empty()
+        && name.iter().all(|byte| {
+            byte.is_ascii_alphanumeric()
+                || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+'..=b'.' | b'^' | b'_' | b'|' | b'~' | b'`')
+        })
 }

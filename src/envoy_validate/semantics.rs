@@ -81,16 +81,14 @@ impl<'a> Message<'a> {
         let Some(message_rules) = message_rules else {
             return Ok(Vec::new());
         };
-        let open = |payload| match payload {
-            Payload::Bytes(bytes) => Ok(Message {
-                compiled_rules: self.compiled_rules,
-                message_rules,
-                bytes,
-                is_root: false,
-            }),
+        let compiled_rules = self.compiled_rules;
+        let opened = self.values(name)?.into_iter().map(|payload| match payload {
+            Payload::Bytes(bytes) => {
+                Ok(Message { compiled_rules, message_rules, bytes, is_root: false })
+            }
             _ => Err(Malformed),
-        };
-        self.values(name)?.into_iter().map(open).collect()
+        });
+        opened.collect()
     }
 
     fn message(&self, name: &str) -> Result<Option<Message<'a>>, Malformed> {
@@ -98,11 +96,11 @@ impl<'a> Message<'a> {
     }
 
     fn texts(&self, name: &str) -> Result<Vec<&'a str>, Malformed> {
-        let text = |payload| match payload {
+        let texts = self.values(name)?.into_iter().map(|payload| match payload {
             Payload::Bytes(bytes) => std::str::from_utf8(bytes).map_err(|_| Malformed),
             _ => Err(Malformed),
-        };
-        self.values(name)?.into_iter().map(text).collect()
+        });
+        texts.collect()
     }
 
     fn text(&self, name: &str) -> Result<&'a str, Malformed> {
@@ -393,20 +391,7 @@ fn cluster(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
     let (is_custom, has_policy) =
         (message.has("cluster_type")?, message.has("load_balancing_policy")?);
     if !has_policy {
-        if policy == RING_HASH
-            && let Some(ring) = message.message("ring_hash_lb_config")?
-        {
-            ring_hash(&ring, &mut |path, wrong| {
-                report(&below("ring_hash_lb_config", path), wrong);
-            })?;
-        }
-        if policy == MAGLEV
-            && let Some(table) = message.message("maglev_lb_config")?
-        {
-            maglev(&table, &mut |path, wrong| {
-                report(&below("maglev_lb_config", path), wrong);
-            })?;
-        }
+        hash_tables(message, policy, report)?;
     }
     if is_custom {
         return Ok(());
@@ -428,30 +413,52 @@ fn cluster(message: &Message<'_>, report: Report<'_>) -> Result<(), Malformed> {
         (ORIGINAL_DST, Some(_)) => {
             report("load_assignment", wrong("endpoints", "none for type ORIGINAL_DST"))
         }
-        (LOGICAL_DNS, _) => {
-            let localities = assignment
-                .as_ref()
-                .map(|item| item.messages("endpoints"))
-                .transpose()?
-                .unwrap_or_default();
-            let mut count = 0;
-            for locality in &localities {
-                count += locality.messages("lb_endpoints")?.len();
-            }
-            if (localities.len(), count) != (1, 1) {
-                let found = format!("{count} endpoints in {} localities", localities.len());
-                report(
-                    "load_assignment.endpoints",
-                    wrong(found, "exactly one endpoint for type LOGICAL_DNS"),
-                );
-            }
-        }
+        (LOGICAL_DNS, _) => only_endpoint(assignment.as_ref(), report)?,
         (STATIC, Some(assignment)) => {
             addresses(assignment, &mut |path, wrong| {
                 report(&below("load_assignment", path), wrong);
             })?;
         }
         _ => {}
+    }
+    Ok(())
+}
+
+/// Checks the settings of the cluster's `lb_policy`, if it uses a table of hashes.
+fn hash_tables(message: &Message<'_>, policy: u64, report: Report<'_>) -> Result<(), Malformed> {
+    if policy == RING_HASH
+        && let Some(ring) = message.message("ring_hash_lb_config")?
+    {
+        ring_hash(&ring, &mut |path, wrong| {
+            report(&below("ring_hash_lb_config", path), wrong);
+        })?;
+    }
+    if policy == MAGLEV
+        && let Some(table) = message.message("maglev_lb_config")?
+    {
+        maglev(&table, &mut |path, wrong| {
+            report(&below("maglev_lb_config", path), wrong);
+        })?;
+    }
+    Ok(())
+}
+
+/// A cluster of type LOGICAL_DNS has one endpoint.
+fn only_endpoint(assignment: Option<&Message<'_>>, report: Report<'_>) -> Result<(), Malformed> {
+    let localities = match assignment {
+        Some(assignment) => assignment.messages("endpoints")?,
+        None => Vec::new(),
+    };
+    let mut count = 0;
+    for locality in &localities {
+        count += locality.messages("lb_endpoints")?.len();
+    }
+    if (localities.len(), count) != (1, 1) {
+        let found = format!("{count} endpoints in {} localities", localities.len());
+        report(
+            "load_assignment.endpoints",
+            wrong(found, "exactly one endpoint for type LOGICAL_DNS"),
+        );
     }
     Ok(())
 }

@@ -37,11 +37,11 @@ impl Explanation {
         };
         let Some(object) = &taken.object else { return };
         let route = taken.field.split(".match[").next().unwrap_or_default();
-        let concerns = |item: &&HeldChange| {
-            item.object.to_string() == *object
-                && item.field.strip_prefix(route).is_some_and(|rest| rest.starts_with(".route["))
-        };
-        self.held = held.iter().filter(concerns).cloned().collect();
+        let of_route = held.iter().filter(|change| {
+            change.object.to_string() == *object
+                && change.field.strip_prefix(route).is_some_and(|rest| rest.starts_with(".route["))
+        });
+        self.held = of_route.cloned().collect();
     }
 }
 

@@ -1,7 +1,9 @@
 //! Envoy's matching rules, applied to the same resources that Envoy gets.
 //!
-//! RouteSource: Envoy's API documentation of `VirtualHost.domains`, `RouteMatch`, `HeaderMatcher`, `QueryParameterMatcher`
+//! Source: Envoy's API documentation of `VirtualHost.domains`, `RouteMatch`, `HeaderMatcher`, `QueryParameterMatcher`
 //! and `FilterChainMatch`.
+
+use std::borrow::Cow;
 
 use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as pb;
@@ -16,29 +18,32 @@ pub fn virtual_host<'a>(
     authority: &str,
 ) -> Option<(&'a pb::VirtualHost, &'a str)> {
     let authority = authority.to_ascii_lowercase();
-    let host =
+    let host_name =
         if routes.ignore_port_in_host_matching { without_port(&authority) } else { &authority };
-    let rank = |domain: &str| {
-        let domain_lower = domain.to_ascii_lowercase();
-        if domain_lower == host {
-            return Some((3, domain.len()));
-        }
-        if domain == "*" {
-            return Some((0, 0));
-        }
-        if let Some(ending) = domain_lower.strip_prefix('*') {
-            return (host.len() > ending.len() && host.ends_with(ending))
-                .then_some((2, domain.len()));
-        }
-        let beginning = domain_lower.strip_suffix('*')?;
-        (host.len() > beginning.len() && host.starts_with(beginning)).then_some((1, domain.len()))
-    };
     let all = routes
         .virtual_hosts
         .iter()
         .flat_map(|host| host.domains.iter().map(move |domain| (host, domain)));
-    let ranked = all.filter_map(|(host, domain)| Some((rank(domain)?, host, domain.as_str())));
+    let ranked = all.filter_map(|(host, domain)| {
+        Some((domain_rank(domain, host_name)?, host, domain.as_str()))
+    });
     ranked.max_by_key(|(rank, ..)| *rank).map(|(_, host, domain)| (host, domain))
+}
+
+/// How specific a domain is that matches the lower-case `host`; `None` if it does not match.
+fn domain_rank(domain: &str, host: &str) -> Option<(u8, usize)> {
+    let domain_lower = domain.to_ascii_lowercase();
+    if domain_lower == host {
+        return Some((3, domain.len()));
+    }
+    if domain == "*" {
+        return Some((0, 0));
+    }
+    if let Some(ending) = domain_lower.strip_prefix('*') {
+        return (host.len() > ending.len() && host.ends_with(ending)).then_some((2, domain.len()));
+    }
+    let beginning = domain_lower.strip_suffix('*')?;
+    (host.len() > beginning.len() && host.starts_with(beginning)).then_some((1, domain.len()))
 }
 
 fn without_port(authority: &str) -> &str {
@@ -65,17 +70,17 @@ pub fn route(route_match: &pb::RouteMatch, request: &Request) -> Result<(), Stri
     Ok(())
 }
 
-fn path(item: &pb::RouteMatch, path: &str) -> Result<(), String> {
+fn path(route_match: &pb::RouteMatch, path: &str) -> Result<(), String> {
     use pb::route_match::PathSpecifier;
-    let exact_case = item.case_sensitive.is_none_or(|case| case.value);
-    let fold = |text: &str| {
-        if exact_case { text.to_owned() } else { text.to_ascii_lowercase() }
-    };
-    let (holds, wanted) = match &item.path_specifier {
-        Some(PathSpecifier::Prefix(prefix)) => {
-            (fold(path).starts_with(&fold(prefix)), format!("a path that starts with `{prefix}`"))
+    let exact_case = route_match.case_sensitive.is_none_or(|case| case.value);
+    let (holds, wanted) = match &route_match.path_specifier {
+        Some(PathSpecifier::Prefix(prefix)) => (
+            fold(path, !exact_case).starts_with(&*fold(prefix, !exact_case)),
+            format!("a path that starts with `{prefix}`"),
+        ),
+        Some(PathSpecifier::Path(exact)) => {
+            (fold(path, !exact_case) == fold(exact, !exact_case), format!("`{exact}`"))
         }
-        Some(PathSpecifier::Path(exact)) => (fold(path) == fold(exact), format!("`{exact}`")),
         Some(PathSpecifier::SafeRegex(regex)) => {
             (whole(&regex.regex, path)?, format!("a path that matches `{}`", regex.regex))
         }
@@ -135,24 +140,28 @@ fn parameter(parameter_match: &pb::QueryParameterMatcher, request: &Request) -> 
     }
 }
 
-fn string(item: &matcher::StringMatcher, value: &str) -> Result<bool, String> {
+/// `text` in lower case if `ignore_case`.
+fn fold(text: &str, ignore_case: bool) -> Cow<'_, str> {
+    if ignore_case { text.to_ascii_lowercase().into() } else { text.into() }
+}
+
+fn string(string_matcher: &matcher::StringMatcher, value: &str) -> Result<bool, String> {
     use matcher::string_matcher::MatchPattern;
-    let fold = |text: &str| {
-        if item.ignore_case { text.to_ascii_lowercase() } else { text.to_owned() }
-    };
-    Ok(match &item.match_pattern {
-        Some(MatchPattern::Exact(text)) => fold(value) == fold(text),
-        Some(MatchPattern::Prefix(text)) => fold(value).starts_with(&fold(text)),
-        Some(MatchPattern::Suffix(text)) => fold(value).ends_with(&fold(text)),
-        Some(MatchPattern::Contains(text)) => fold(value).contains(&fold(text)),
+    let ignore_case = string_matcher.ignore_case;
+    let folded = fold(value, ignore_case);
+    Ok(match &string_matcher.match_pattern {
+        Some(MatchPattern::Exact(text)) => folded == fold(text, ignore_case),
+        Some(MatchPattern::Prefix(text)) => folded.starts_with(&*fold(text, ignore_case)),
+        Some(MatchPattern::Suffix(text)) => folded.ends_with(&*fold(text, ignore_case)),
+        Some(MatchPattern::Contains(text)) => folded.contains(&*fold(text, ignore_case)),
         Some(MatchPattern::SafeRegex(regex)) => whole(&regex.regex, value)?,
         _ => false,
     })
 }
 
-fn describe(item: &matcher::StringMatcher) -> String {
+fn describe(string_matcher: &matcher::StringMatcher) -> String {
     use matcher::string_matcher::MatchPattern;
-    match &item.match_pattern {
+    match &string_matcher.match_pattern {
         Some(MatchPattern::Exact(text)) => format!("`{text}`"),
         Some(MatchPattern::Prefix(text)) => format!("a value that starts with `{text}`"),
         Some(MatchPattern::Suffix(text)) => format!("a value that ends with `{text}`"),
@@ -176,35 +185,41 @@ pub fn filter_chain<'a>(
     sni: Option<&str>,
     http: bool,
 ) -> Option<&'a listener::FilterChain> {
-    let rank = |chain: &listener::FilterChain| {
-        let Some(wanted) = &chain.filter_chain_match else {
-            return Some((0, 0, 0));
-        };
-        let by_address = if wanted.prefix_ranges.is_empty() {
-            0
-        } else {
-            let fits = wanted.prefix_ranges.iter().filter_map(|range| prefix(range, address?));
-            fits.max()? + 1
-        };
-        let by_name = if wanted.server_names.is_empty() {
-            0
-        } else {
-            wanted.server_names.iter().filter_map(|name| server_name(name, sni?)).max()? + 1
-        };
-        let by_protocol = match wanted.application_protocols.is_empty() {
-            true => 0,
-            false if http && wanted.application_protocols.iter().any(|name| name == "http/1.1") => {
-                1
-            }
-            false => return None,
-        };
-        Some((by_address, by_name, by_protocol))
-    };
-    let ranked = listener.filter_chains.iter().filter_map(|chain| Some((rank(chain)?, chain)));
+    let ranked = listener.filter_chains.iter().filter_map(|chain| {
+        Some((chain_rank(chain.filter_chain_match.as_ref(), address, sni, http)?, chain))
+    });
     ranked
         .max_by_key(|(rank, _)| *rank)
         .map(|(_, chain)| chain)
         .or(listener.default_filter_chain.as_ref())
+}
+
+/// How specific a match is that holds for a connection; `None` if it does not hold.
+fn chain_rank(
+    chain_match: Option<&listener::FilterChainMatch>,
+    address: Option<std::net::IpAddr>,
+    sni: Option<&str>,
+    http: bool,
+) -> Option<(u32, usize, u8)> {
+    let Some(wanted) = chain_match else {
+        return Some((0, 0, 0));
+    };
+    let by_address = if wanted.prefix_ranges.is_empty() {
+        0
+    } else {
+        wanted.prefix_ranges.iter().filter_map(|range| prefix(range, address?)).max()? + 1
+    };
+    let by_name = if wanted.server_names.is_empty() {
+        0
+    } else {
+        wanted.server_names.iter().filter_map(|name| server_name(name, sni?)).max()? + 1
+    };
+    let by_protocol = match wanted.application_protocols.is_empty() {
+        true => 0,
+        false if http && wanted.application_protocols.iter().any(|name| name == "http/1.1") => 1,
+        false => return None,
+    };
+    Some((by_address, by_name, by_protocol))
 }
 
 fn prefix(

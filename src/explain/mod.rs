@@ -30,8 +30,8 @@ pub use request::{Request, TrafficQuery};
 
 use crate::api::{ObjectKey, shares};
 use crate::mesh::{
-    Interception, Protocol, Registry, Resolution, ScopeView, VirtualService, VisibleService,
-    resolve,
+    HttpRule, Interception, Protocol, Registry, Resolution, ScopeView, VirtualService,
+    VisibleService, resolve,
 };
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::translate::route::{Context, ResolvedDestination, RouteWithSource, has_routes};
@@ -290,11 +290,11 @@ impl Simulator<'_> {
         let Some((host, _)) = hosts::host_and_port(virtual_host) else {
             return;
         };
-        let (mut all, mut lost, mut overruled) = (Vec::new(), Vec::new(), Vec::new());
-        let has_some = |rules: &Arc<VirtualService>| has_routes(rules, self.view.scope, port);
+        answer.overruled = self.overruled(host, port, counting);
+        let (mut all, mut lost) = (Vec::new(), Vec::new());
         for rules in self.view.rules_at(port).http(host) {
             let counts = counting == Some(&rules.key);
-            if counts || !has_some(rules) {
+            if counts || !has_routes(rules, self.view.scope, port) {
                 all.extend(rules.http());
                 lost.extend(rules.dropped().iter().map(|item| (&rules.key, item)));
             }
@@ -302,18 +302,40 @@ impl Simulator<'_> {
                 break;
             }
         }
+        self.add_inapplicable(&all, port, answer);
+        let lost = lost.into_iter().map(|(key, lost)| ConsideredRoute {
+            object: Some(key.to_string()),
+            field: format!("spec.http[{}].delegate", lost.index),
+            name: String::new(),
+            index: None,
+            not: Some(lost.reason.clone()),
+        });
+        answer.considered.splice(0..0, lost);
+    }
+
+    /// The VirtualServices that have routes for a host at a port, but come after the one whose routes are in force.
+    fn overruled(&self, host: &str, port: u16, counting: Option<&ObjectKey>) -> Vec<String> {
+        let mut overruled = Vec::new();
         // Those that come before it have no routes here.
         let after =
             self.view.rules_at(port).all(host).skip_while(|rules| counting != Some(&rules.key));
-        for rules in after.filter(|rules| counting != Some(&rules.key) && has_some(rules)) {
+        for rules in after {
             let name = rules.key.to_string();
-            if !overruled.contains(&name) {
+            if counting != Some(&rules.key)
+                && has_routes(rules, self.view.scope, port)
+                && !overruled.contains(&name)
+            {
                 overruled.push(name);
             }
         }
-        answer.overruled = overruled;
+        overruled
+    }
+
+    /// Inserts the matches that do not apply to this proxy among the routes that were considered, up to the one that
+    /// was taken.
+    fn add_inapplicable(&self, rules: &[HttpRule<'_>], port: u16, answer: &mut Explanation) {
         let mut at = 0;
-        for rule in all {
+        for rule in rules {
             for (n, item) in rule.route.matches.iter().enumerate() {
                 let field = format!("spec.http[{}].match[{n}]", rule.index);
                 let object = Some(rule.key.to_string());
@@ -345,14 +367,6 @@ impl Simulator<'_> {
                 at = answer.considered.len().min(at + 1);
             }
         }
-        let lost = lost.into_iter().map(|(key, lost)| ConsideredRoute {
-            object: Some(key.to_string()),
-            field: format!("spec.http[{}].delegate", lost.index),
-            name: String::new(),
-            index: None,
-            not: Some(lost.reason.clone()),
-        });
-        answer.considered.splice(0..0, lost);
     }
 
     fn outcome(&self, item: &route::Route, request: &Request) -> Outcome {

@@ -104,13 +104,13 @@ pub(super) fn headers(
 
 pub(super) fn hashed(action: &route::RouteAction) -> Vec<String> {
     use route::route_action::hash_policy::PolicySpecifier;
-    let name = |policy: &route::route_action::HashPolicy| match &policy.policy_specifier {
+    let hashed = action.hash_policy.iter().map(|policy| match &policy.policy_specifier {
         Some(PolicySpecifier::Header(header)) => format!("header {}", header.header_name),
         Some(PolicySpecifier::Cookie(cookie)) => format!("cookie {}", cookie.name),
         Some(PolicySpecifier::QueryParameter(query)) => format!("query parameter {}", query.name),
         _ => "the client's address".to_owned(),
-    };
-    action.hash_policy.iter().map(name).collect()
+    });
+    hashed.collect()
 }
 
 pub(super) fn describe_fault(fault: &HttpFault) -> String {
@@ -150,16 +150,14 @@ pub(super) fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str,
     }
     found.extend(cluster.transport_socket.as_ref().into_iter().flat_map(transport));
     if let Some(outlier) = &cluster.outlier_detection {
-        let counted =
-            |count: &Option<UInt32Value>, enforced: &Option<UInt32Value>, unless_said: u32| {
-                let on = enforced.as_ref().map_or(unless_said > 0, |enforced| enforced.value > 0);
-                on.then(|| count.as_ref().map_or(unless_said, |count| count.value))
-            };
         let kinds = [
-            ("errors", counted(&outlier.consecutive_5xx, &outlier.enforcing_consecutive_5xx, 5)),
+            (
+                "errors",
+                consecutive(&outlier.consecutive_5xx, &outlier.enforcing_consecutive_5xx, 5),
+            ),
             (
                 "gateway errors",
-                counted(
+                consecutive(
                     &outlier.consecutive_gateway_failure,
                     &outlier.enforcing_consecutive_gateway_failure,
                     0,
@@ -192,6 +190,17 @@ pub(super) fn cluster_policies(cluster: &cluster::Cluster) -> Vec<(&'static str,
         }
     }
     found
+}
+
+/// How many errors in a row eject a host; `None` if they are not enforced. `default` is Envoy's count, 0 if it does not
+/// enforce them by default.
+fn consecutive(
+    count: &Option<UInt32Value>,
+    enforced: &Option<UInt32Value>,
+    default: u32,
+) -> Option<u32> {
+    let is_enforced = enforced.as_ref().map_or(default > 0, |percent| percent.value > 0);
+    is_enforced.then(|| count.as_ref().map_or(default, |count| count.value))
 }
 
 /// The transport sockets, layer by layer.

@@ -100,25 +100,30 @@ impl Request {
             headers: BTreeMap::new(),
         };
         for header in headers {
-            let (name, value) = header
-                .split_once(':')
-                .filter(|(name, _)| !name.trim().is_empty())
-                .ok_or_else(|| format!("`{header}` is not a header; expected 'NAME: VALUE'"))?;
-            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
-            if name == "host" {
-                request.authority = value.to_owned();
-                continue;
-            }
-            request
-                .headers
-                .entry(name)
-                .and_modify(|known| {
-                    known.push(',');
-                    known.push_str(value);
-                })
-                .or_insert_with(|| value.to_owned());
+            request.add_header(header)?;
         }
         Ok(request)
+    }
+
+    /// Adds a header of the form `NAME: VALUE`.
+    fn add_header(&mut self, header: &str) -> Result<(), String> {
+        let (name, value) = header
+            .split_once(':')
+            .filter(|(name, _)| !name.trim().is_empty())
+            .ok_or_else(|| format!("`{header}` is not a header; expected 'NAME: VALUE'"))?;
+        let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+        if name == "host" {
+            value.clone_into(&mut self.authority);
+            return Ok(());
+        }
+        self.headers
+            .entry(name)
+            .and_modify(|known| {
+                known.push(',');
+                known.push_str(value);
+            })
+            .or_insert_with(|| value.to_owned());
+        Ok(())
     }
 
     /// The request as seen by routes, after processing by `manager`.
@@ -159,10 +164,7 @@ impl Request {
         &mut self,
         manager: &HttpConnectionManager,
     ) -> Result<(), (u32, &'static str)> {
-        let list = |text: &String| {
-            text.split(',').map(|item| item.trim().to_ascii_lowercase()).collect::<Vec<_>>()
-        };
-        let connection = self.headers.get("connection").map(list).unwrap_or_default();
+        let connection = self.headers.get("connection").map(|text| list(text)).unwrap_or_default();
         let upgrade =
             self.headers.get("upgrade").filter(|_| connection.iter().any(|item| item == "upgrade"));
         match upgrade.filter(|kind| !kind.eq_ignore_ascii_case("h2c")) {
@@ -184,7 +186,7 @@ impl Request {
         for name in ["keep-alive", "proxy-connection", "transfer-encoding"] {
             self.headers.remove(name);
         }
-        if let Some(given) = self.headers.remove("te").as_ref().map(list)
+        if let Some(given) = self.headers.remove("te").map(|text| list(&text))
             && given.iter().any(|item| item == "trailers")
         {
             self.headers.insert("te".to_owned(), "trailers".to_owned());
@@ -215,6 +217,11 @@ impl Request {
             .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         all.find(|(own, _)| *own == name).map(|(_, value)| value)
     }
+}
+
+/// The items of a header whose value is a list, in lower case.
+fn list(value: &str) -> Vec<String> {
+    value.split(',').map(|item| item.trim().to_ascii_lowercase()).collect()
 }
 
 #[cfg(test)]

@@ -200,8 +200,29 @@ spec: {hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host:
 }
 
 #[test]
-fn what_is_held_back_is_told_with_the_route() {
+fn a_missing_delegate_is_named_although_routes_after_the_taken_one_do_not_apply() {
     let objects = r"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web]
+  http:
+  - {match: [{uri: {prefix: /a}}], delegate: {name: nope}}
+  - {match: [{uri: {prefix: /b}}], route: [{destination: {host: web}}]}
+  - {match: [{sourceNamespace: other}], route: [{destination: {host: web}}]}
+";
+    let answer =
+        ask_of(objects, TrafficQuery::Http(Request::parse("GET http://web/b", &[]).unwrap()));
+    assert_eq!(defined_by(&answer), ["spec.http[0].delegate", "spec.http[1].match[0]"]);
+}
+
+const HELD_BACK: &str = r"
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -242,31 +263,31 @@ spec:
   http:
   - route: [{destination: {host: web, subset: v3}, weight: 10}, {destination: {host: web, subset: v1}, weight: 90}]
 ";
+
+fn shares(answer: &Explanation) -> Vec<(&str, f64)> {
+    let Outcome::Forward { destinations, .. } = &answer.outcome else { panic!("{answer:?}") };
+    destinations.iter().map(|to| (to.cluster.split('|').nth(2).unwrap(), to.percent)).collect()
+}
+
+#[test]
+fn weight_that_is_held_back_is_shown_with_the_route() {
     let get = |path: &str| {
         TrafficQuery::Http(Request::parse(&format!("GET http://web{path}"), &[]).unwrap())
     };
     let tcp = TrafficQuery::Tcp { host: "web".into(), port: 9000, sni: None };
     let hold = MeshConfig::default();
     let allow = MeshConfig { empty_subset: EmptySubset::Allow, ..MeshConfig::default() };
-    let shares = |answer: &Explanation| -> Vec<(String, f64)> {
-        let Outcome::Forward { destinations, .. } = &answer.outcome else { panic!("{answer:?}") };
-        destinations
-            .iter()
-            .map(|to| (to.cluster.split('|').nth(2).unwrap().to_owned(), to.percent))
-            .collect()
-    };
-    let all = |subset: &str| vec![(subset.to_owned(), 100.0)];
     for (traffic, object, field, wanted) in [
         (get("/"), "VirtualService shop/root", "spec.http[1].route[1]", 50),
         (get("/a"), "VirtualService shop/leaf", "spec.http[0].route[0]", 10),
         (tcp, "VirtualService shop/root", "spec.tcp[0].route[1]", 50),
     ] {
-        let answer = ask_with(&hold, objects, traffic.clone());
-        assert_eq!(shares(&answer), all("v1"), "{answer:?}");
+        let answer = ask_with(&hold, HELD_BACK, traffic.clone());
+        assert_eq!(shares(&answer), [("v1", 100.0)], "{answer:?}");
         let [held] = answer.held.as_slice() else { panic!("{answer:?}") };
         assert_eq!((&*held.object.to_string(), held.field.as_str()), (object, field));
         assert_eq!(held.value, HeldValue::Weight { wanted, effective: 0 });
-        let answer = ask_with(&allow, objects, traffic);
+        let answer = ask_with(&allow, HELD_BACK, traffic);
         assert_eq!((shares(&answer).len(), answer.held.len()), (2, 0), "{answer:?}");
     }
 }

@@ -174,14 +174,13 @@ fn metadata() -> Metadata {
     }
 }
 
-#[test]
-fn route_configuration_omits_default_values() {
+fn split_and_redirect() -> Vec<Route> {
     let split = [("v1", 90), ("v2", 10)].map(|(name, weight)| weighted_cluster::ClusterWeight {
         name: name.into(),
         weight: Some(UInt32Value { value: weight }),
         ..Default::default()
     });
-    let routes = vec![
+    vec![
         Route {
             r#match: Some(RouteMatch {
                 path_specifier: Some(route_match::PathSpecifier::Prefix(String::new())),
@@ -214,13 +213,17 @@ fn route_configuration_omits_default_values() {
             })),
             ..Default::default()
         },
-    ];
+    ]
+}
+
+#[test]
+fn route_configuration_omits_default_values() {
     let configuration = RouteConfiguration {
         name: "80".into(),
         virtual_hosts: vec![VirtualHost {
             name: "reviews:80".into(),
             domains: vec!["reviews".into()],
-            routes,
+            routes: split_and_redirect(),
             ..Default::default()
         }],
         ..Default::default()

@@ -60,7 +60,7 @@ pub fn load_once(path: &Path) -> Result<Vec<SourceEvent>, DirectoryError> {
 }
 
 /// Reads a file, or a folder recursively, and sends the result and [`SourceEvent::Synced`] as one batch, then another
-/// batch whenever files change. For each number received over `looks` it scans immediately and ends the batch with
+/// batch whenever files change. For each number received over `scan_requests` it scans immediately and ends the batch with
 /// [`SourceEvent::Barrier`]. Ends when the receiver is dropped; the future may be dropped at any time.
 ///
 /// Objects stay active while the path itself is missing or cannot be listed.
@@ -152,6 +152,28 @@ struct FileState {
     waiting: Option<(FileStamp, Instant)>,
     /// When it was first missing.
     absent: Option<Instant>,
+}
+
+impl FileState {
+    /// Whether the file has been read with this stamp.
+    fn is_unchanged(&self, stamp: FileStamp) -> bool {
+        self.read == Some(stamp) && self.bad.is_none()
+    }
+
+    /// Whether a change has been the last one for [`SETTLE`]. Until then, `next` is when to look again at the latest.
+    fn has_settled(&mut self, stamp: FileStamp, now: Instant, next: &mut Instant) -> bool {
+        if self.is_unchanged(stamp) {
+            self.waiting = None;
+            return false;
+        }
+        let since = match self.waiting {
+            Some((seen, since)) if seen == stamp => since,
+            _ => now,
+        };
+        self.waiting = Some((stamp, since));
+        *next = (*next).min(since + SETTLE);
+        now >= since + SETTLE
+    }
 }
 
 /// Tracks the files at a path.
@@ -262,25 +284,13 @@ impl DirectoryWatcher {
                 known.waiting = None;
                 continue;
             }
-            let unchanged = known.read == Some(stamp) && known.bad.is_none();
-            let fresh = !unchanged && events.is_some_and(|events| events.is_new(&watched_names));
-            let settled = match known.waiting {
-                _ if first || fresh || file_events.is_ready(&watched_names, found) => true,
-                _ if unchanged => {
-                    known.waiting = None;
-                    false
-                }
-                Some((seen, since)) if seen == stamp => {
-                    next = next.min(since + SETTLE);
-                    now >= since + SETTLE
-                }
-                _ => {
-                    known.waiting = Some((stamp, now));
-                    next = next.min(now + SETTLE);
-                    false
-                }
-            };
-            if settled {
+            let fresh = !known.is_unchanged(stamp)
+                && events.is_some_and(|events| events.is_new(&watched_names));
+            if first
+                || fresh
+                || file_events.is_ready(&watched_names, found)
+                || known.has_settled(stamp, now, &mut next)
+            {
                 to_read.push((path.clone(), stamp, watched_names));
             }
         }
@@ -298,14 +308,19 @@ impl DirectoryWatcher {
             read_stable(path, stamp, &watched_names, known, events)
         });
         let changes = self.loader.update(updates.into_iter().chain(read));
-        let blind = self.events.as_ref().is_none_or(InotifyWatcher::limit_hit);
-        if blind && self.events.is_some() && !self.warned {
+        self.deadline = if self.must_poll() { next.min(now + POLL) } else { next };
+        changes
+    }
+
+    /// Whether some files are not watched. Warns once if the limit of watches is the cause.
+    fn must_poll(&mut self) -> bool {
+        let limit_hit = self.events.as_ref().is_some_and(InotifyWatcher::limit_hit);
+        if limit_hit && !self.warned {
             self.warned = true;
             let path = self.root.display();
             tracing::warn!(%path, "the limit of inotify watches is reached; polling all files every second");
         }
-        self.deadline = if blind { next.min(now + POLL) } else { next };
-        changes
+        limit_hit || self.events.is_none()
     }
 
     /// Reports changes among folders that cannot be listed.

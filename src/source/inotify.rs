@@ -39,11 +39,11 @@ pub(super) struct InotifyWatcher {
     next_by_path: HashMap<PathBuf, WatchDescriptor>,
     /// Files with a writer that has not closed them yet.
     writing: HashSet<WatchedName>,
-    /// Files that were closed by a writer or renamed into place since `take`.
+    /// Files that were closed by a writer or renamed into place since the last scan.
     ready: HashSet<WatchedName>,
-    /// Files created since `take`.
+    /// Files created since the last scan.
     created: HashSet<WatchedName>,
-    /// Files modified since `forget_modified`.
+    /// Files modified since [`InotifyWatcher::reset_modified`].
     modified: HashSet<WatchedName>,
     /// Renames whose second event is pending: the old path, and whether the file was being written.
     moving: HashMap<u32, (PathBuf, bool)>,
@@ -69,7 +69,7 @@ impl FileEvents {
         Some(if below == Path::new("") { to.clone() } else { to.join(below) })
     }
 
-    /// Whether the file at one of `spots` is known to be complete. A file that was only created may be about to be
+    /// Whether the file at one of `watched_names` is known to be complete. A file that was only created may be about to be
     /// written, unless it was created as a link to an existing file.
     pub fn is_ready(&self, watched_names: &[WatchedName], found: &FoundFile) -> bool {
         let link = found.linked || found.target.is_some();
@@ -181,7 +181,7 @@ impl InotifyWatcher {
             .collect()
     }
 
-    /// Whether one of `spots` was not watched before the current scan, or its folder had another path.
+    /// Whether one of `watched_names` was not watched before the current scan, or its folder had another path.
     pub fn is_new(&self, watched_names: &[WatchedName]) -> bool {
         watched_names.iter().any(|(descriptor, name)| {
             let path = self.next.get(descriptor).map(|watched| &watched.path);
@@ -191,7 +191,7 @@ impl InotifyWatcher {
         })
     }
 
-    /// Whether one of `spots` is being written.
+    /// Whether one of `watched_names` is being written.
     pub fn is_writing(&self, watched_names: &[WatchedName]) -> bool {
         watched_names.iter().any(|watched_name| self.writing.contains(watched_name))
     }
@@ -214,7 +214,7 @@ impl InotifyWatcher {
         self.modified.clear();
     }
 
-    /// Whether a file at one of `spots` was modified since [`InotifyWatcher::reset_modified`], as of the last drain.
+    /// Whether a file at one of `watched_names` was modified since [`InotifyWatcher::reset_modified`], as of the last drain.
     pub fn was_modified(&self, watched_names: &[WatchedName]) -> bool {
         watched_names.iter().any(|watched_name| self.modified.contains(watched_name))
     }
@@ -239,14 +239,13 @@ impl InotifyWatcher {
 
     fn record(&mut self, event: InotifyEvent) {
         let InotifyEvent { wd, mask, cookie, name } = event;
-        let is = |flags: AddWatchFlags| mask.intersects(flags);
-        if is(AddWatchFlags::IN_Q_OVERFLOW) {
+        if mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
             tracing::warn!("the inotify queue overflowed; scanning all files");
             self.writing.clear();
             self.rescan = true;
             return;
         }
-        if is(AddWatchFlags::IN_IGNORED) {
+        if mask.contains(AddWatchFlags::IN_IGNORED) {
             self.rescan |= self.watched.remove(&wd).is_some();
             return;
         }
@@ -264,49 +263,57 @@ impl InotifyWatcher {
         }
         let path = watched.path.join(&name);
         let watched_name = (wd, name);
-        let folder = is(AddWatchFlags::IN_ISDIR);
-        let file = !folder && (named || is_read(&path));
-        if is(AddWatchFlags::IN_MODIFY) {
-            if file {
-                self.ready.remove(&watched_name);
-                self.modified.insert(watched_name.clone());
-                self.writing.insert(watched_name);
-            }
-            return;
-        }
-        if is(AddWatchFlags::IN_CLOSE_WRITE) {
-            if file {
-                self.writing.remove(&watched_name);
-                self.ready.insert(watched_name);
-                self.rescan = true;
+        let is_folder = mask.contains(AddWatchFlags::IN_ISDIR);
+        let is_file = !is_folder && (named || is_read(&path));
+        if mask.intersects(AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE) {
+            if is_file {
+                self.record_write(watched_name, mask.contains(AddWatchFlags::IN_CLOSE_WRITE));
             }
             return;
         }
         self.rescan = true;
-        if is(AddWatchFlags::IN_MOVED_FROM) {
+        if mask.contains(AddWatchFlags::IN_MOVED_FROM) {
             let writing = self.writing.remove(&watched_name);
             self.ready.remove(&watched_name);
             self.moving.insert(cookie, (path, writing));
-        } else if is(AddWatchFlags::IN_MOVED_TO) {
-            let from = self.moving.remove(&cookie);
-            let writing = from.as_ref().is_some_and(|(_, writing)| *writing);
-            if let Some((from, _)) = from {
-                self.moved.push((from, path));
-            }
-            if !folder {
+        } else if mask.contains(AddWatchFlags::IN_MOVED_TO) {
+            let writing = self.end_move(cookie, path);
+            if !is_folder {
                 self.writing.remove(&watched_name);
-                if writing && file {
+                if writing && is_file {
                     self.writing.insert(watched_name);
                 } else {
                     self.ready.insert(watched_name);
                 }
             }
-        } else if is(AddWatchFlags::IN_CREATE) {
+        } else if mask.contains(AddWatchFlags::IN_CREATE) {
             self.created.insert(watched_name);
-        } else if is(AddWatchFlags::IN_DELETE) {
+        } else if mask.contains(AddWatchFlags::IN_DELETE) {
             self.writing.remove(&watched_name);
             self.ready.remove(&watched_name);
             self.created.remove(&watched_name);
         }
+    }
+
+    /// Records that a file was modified, or closed by its writer.
+    fn record_write(&mut self, file: WatchedName, closed: bool) {
+        if closed {
+            self.writing.remove(&file);
+            self.ready.insert(file);
+            self.rescan = true;
+        } else {
+            self.ready.remove(&file);
+            self.modified.insert(file.clone());
+            self.writing.insert(file);
+        }
+    }
+
+    /// Records a rename to `path`. Returns whether the file was being written when its rename began.
+    fn end_move(&mut self, cookie: u32, path: PathBuf) -> bool {
+        let Some((from, writing)) = self.moving.remove(&cookie) else {
+            return false;
+        };
+        self.moved.push((from, path));
+        writing
     }
 }

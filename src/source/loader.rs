@@ -311,23 +311,23 @@ impl Loader {
             }
         }
         changes.append(&mut gone);
-        for path in touched.files {
-            let problems = self.problems(&path);
-            let old = self.source_problems.get(&path).map_or(&[][..], Vec::as_slice);
-            if old == problems.as_slice() {
-                continue;
-            }
-            if problems.is_empty() {
-                self.source_problems.remove(&path);
-            } else {
-                self.source_problems.insert(path.clone(), problems.clone());
-            }
-            changes.push(SourceEvent::SourceProblems {
-                subject: path.display().to_string(),
-                problems,
-            });
-        }
+        changes.extend(touched.files.iter().filter_map(|path| self.changed_problems(path)));
         changes
+    }
+
+    /// The problems of a file, if they changed.
+    fn changed_problems(&mut self, path: &Arc<PathBuf>) -> Option<SourceEvent> {
+        let problems = self.problems(path);
+        let old = self.source_problems.get(path).map_or(&[][..], Vec::as_slice);
+        if old == problems.as_slice() {
+            return None;
+        }
+        if problems.is_empty() {
+            self.source_problems.remove(path);
+        } else {
+            self.source_problems.insert(path.clone(), problems.clone());
+        }
+        Some(SourceEvent::SourceProblems { subject: path.display().to_string(), problems })
     }
 
     /// The problems of a file, including duplicate definitions.

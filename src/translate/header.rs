@@ -35,37 +35,53 @@ impl Operations {
         }
         this
     }
+
+    /// Adds the operations of a destination after those of its route, whose authority wins.
+    pub fn append(&mut self, other: Self) {
+        self.request_add.extend(other.request_add);
+        self.request_remove.extend(other.request_remove);
+        self.response_add.extend(other.response_add);
+        self.response_remove.extend(other.response_remove);
+        self.authority = self.authority.take().or(other.authority);
+    }
 }
 
 fn is_authority(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
-/// In Envoy's header values `%` starts a command; any other `%` is meant literally and is escaped. Envoy rejects header
-/// operations on pseudo-headers.
+/// Whether Envoy may change the header: it rejects operations on pseudo-headers.
+fn may_change(name: &str) -> bool {
+    !name.starts_with(':') && !is_authority(name) && !name.is_empty()
+}
+
 fn operations(from: &HeaderOperations) -> (Vec<core::HeaderValueOption>, Vec<String>) {
     use core::header_value_option::HeaderAppendAction::{
         AppendIfExistsOrAdd, OverwriteIfExistsOrAdd,
     };
-    let ours = |name: &str| !name.starts_with(':') && !is_authority(name) && !name.is_empty();
-    let option = |(name, value): (&String, &String), action| core::HeaderValueOption {
+    let set = from.set.iter().map(|header| (header, OverwriteIfExistsOrAdd));
+    let add = from.add.iter().map(|header| (header, AppendIfExistsOrAdd));
+    let changes = set.chain(add).filter(|((name, _), _)| may_change(name));
+    let removed = from.remove.iter().filter(|name| may_change(name));
+    (
+        changes.map(|((name, value), action)| value_option(name, value, action)).collect(),
+        removed.cloned().collect(),
+    )
+}
+
+/// In Envoy's header values `%` starts a command; any other `%` is meant literally and is escaped.
+fn value_option(
+    name: &str,
+    value: &str,
+    action: core::header_value_option::HeaderAppendAction,
+) -> core::HeaderValueOption {
+    core::HeaderValueOption {
         header: Some(core::HeaderValue {
-            key: name.clone(),
+            key: name.to_owned(),
             value: with_literal_percents(value).into_owned(),
             ..Default::default()
         }),
         append_action: action as i32,
         ..Default::default()
-    };
-    let set = from
-        .set
-        .iter()
-        .filter(|(name, _)| ours(name))
-        .map(|header| option(header, OverwriteIfExistsOrAdd));
-    let add = from
-        .add
-        .iter()
-        .filter(|(name, _)| ours(name))
-        .map(|header| option(header, AppendIfExistsOrAdd));
-    (set.chain(add).collect(), from.remove.iter().filter(|name| ours(name)).cloned().collect())
+    }
 }

@@ -128,7 +128,7 @@ fn cidr(text: &str) -> Option<core::CidrRange> {
 }
 
 /// The listener for redirected outbound connections. It hands each connection to the listener for its destination;
-/// connections without one go to the cluster `rest`.
+/// connections without one go to the cluster `default_cluster`.
 pub fn virtual_outbound(default_cluster: &str, families: Families) -> pb::Listener {
     let name = "virtualOutbound-catchall-tcp";
     pb::Listener {
@@ -157,41 +157,13 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
         "inbound|http|0",
         Protocol::Http,
     );
-    let named = |name: &str, matches: pb::FilterChainMatch, filter: pb::Filter| pb::FilterChain {
-        name: name.to_owned(),
-        filter_chain_match: Some(matches),
-        filters: vec![filter],
-        ..Default::default()
-    };
     let mut chains = vec![
         black_hole("virtualInbound-blackhole", INBOUND_PORT),
-        named("virtualInbound-catchall-http", looks_like_http(None), pass_http),
-        named("virtualInbound", transport("raw_buffer", None), tcp(INBOUND_PASSTHROUGH)),
-        named("virtualInbound", transport("tls", None), tcp(INBOUND_PASSTHROUGH)),
+        named_chain("virtualInbound-catchall-http", looks_like_http(None), pass_http),
+        named_chain("virtualInbound", transport("raw_buffer", None), tcp(INBOUND_PASSTHROUGH)),
+        named_chain("virtualInbound", transport("tls", None), tcp(INBOUND_PASSTHROUGH)),
     ];
-    for port in ports {
-        let name = format!("0.0.0.0_{}", port.target);
-        let cluster = inbound_cluster_name(port.target);
-        let http = || {
-            let virtual_host = format!("inbound|http|{}", port.port);
-            inbound_http(&format!("inbound_{name};"), &cluster, &virtual_host, port.protocol)
-        };
-        let at = Some(port.target);
-        match port.protocol {
-            Protocol::Unknown => {
-                chains.push(named(&name, looks_like_http(at), http()));
-                chains.push(named(&name, transport("raw_buffer", at), tcp(&cluster)));
-                chains.push(named(&name, transport("tls", at), tcp(&cluster)));
-            }
-            protocol if protocol.is_http() => {
-                chains.push(named(&name, transport("raw_buffer", at), http()));
-            }
-            _ => {
-                chains.push(named(&name, transport("tls", at), tcp(&cluster)));
-                chains.push(named(&name, transport("raw_buffer", at), tcp(&cluster)));
-            }
-        }
-    }
+    chains.extend(ports.iter().flat_map(inbound_chains));
     // If the protocol is known, waiting for the client's first bytes would block server-first protocols.
     let known =
         ports.iter().filter(|port| port.protocol != Protocol::Unknown).map(|port| port.target);
@@ -220,6 +192,38 @@ pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listene
         listener_filters_timeout: seconds(0),
         continue_on_listener_filters_timeout: true,
         max_connections_to_accept_per_socket_event: u32_value(1),
+        ..Default::default()
+    }
+}
+
+/// The filter chains for the connections to one inbound port.
+fn inbound_chains(port: &InboundPort) -> Vec<pb::FilterChain> {
+    let name = format!("0.0.0.0_{}", port.target);
+    let cluster = inbound_cluster_name(port.target);
+    let virtual_host = format!("inbound|http|{}", port.port);
+    let http = inbound_http(&format!("inbound_{name};"), &cluster, &virtual_host, port.protocol);
+    let at = Some(port.target);
+    match port.protocol {
+        Protocol::Unknown => vec![
+            named_chain(&name, looks_like_http(at), http),
+            named_chain(&name, transport("raw_buffer", at), tcp(&cluster)),
+            named_chain(&name, transport("tls", at), tcp(&cluster)),
+        ],
+        protocol if protocol.is_http() => {
+            vec![named_chain(&name, transport("raw_buffer", at), http)]
+        }
+        _ => vec![
+            named_chain(&name, transport("tls", at), tcp(&cluster)),
+            named_chain(&name, transport("raw_buffer", at), tcp(&cluster)),
+        ],
+    }
+}
+
+fn named_chain(name: &str, matches: pb::FilterChainMatch, filter: pb::Filter) -> pb::FilterChain {
+    pb::FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: Some(matches),
+        filters: vec![filter],
         ..Default::default()
     }
 }

@@ -204,32 +204,16 @@ fn forward(
         request_mirror_policies: mirrors(http, namespace, context),
         ..Default::default()
     };
-    let mut authority = headers.authority.take();
     if let Some(rewrite) = &http.rewrite {
-        if let Some(regex) = &rewrite.uri_regex_rewrite {
-            action.regex_rewrite = Some(matcher::RegexMatchAndSubstitute {
-                pattern: Some(route_match::safe_regex(&regex.pattern)),
-                substitution: regex.rewrite.clone(),
-            });
-        } else {
-            action.prefix_rewrite = rewrite.uri.clone();
-        }
+        rewrite_path(rewrite, &mut action);
         if !rewrite.authority.is_empty() {
-            authority = Some(rewrite.authority.clone());
+            headers.authority = Some(rewrite.authority.clone());
         }
     }
-    let cluster =
-        |to: &HttpRouteDestination| destination(to.destination.as_ref(), namespace, context);
     action.cluster_specifier = Some(match rule.destinations {
         [only] => {
-            let own = Operations::new(only.headers.as_ref());
-            headers.request_add.extend(own.request_add);
-            headers.request_remove.extend(own.request_remove);
-            headers.response_add.extend(own.response_add);
-            headers.response_remove.extend(own.response_remove);
-            // The route's own authority wins over that of a destination.
-            authority = authority.or(own.authority);
-            action.hash_policy.extend(hash(only, namespace, context));
+            headers.append(Operations::new(only.headers.as_ref()));
+            hash_by(std::slice::from_ref(only), namespace, context, &mut action);
             let explicit = http
                 .retries
                 .as_ref()
@@ -237,16 +221,11 @@ fn forward(
             if !action.hash_policy.is_empty() && !explicit {
                 keep_hashed_host(&mut action.retry_policy);
             }
-            pb::route_action::ClusterSpecifier::Cluster(cluster(only))
+            let cluster = destination(only.destination.as_ref(), namespace, context);
+            pb::route_action::ClusterSpecifier::Cluster(cluster)
         }
         several => {
-            let weighted: Vec<_> = several
-                .iter()
-                .filter_map(|to| {
-                    Some((to, u32::try_from(to.weight).ok().filter(|weight| *weight > 0)?))
-                })
-                .map(|(to, weight)| weighted_cluster(cluster(to), weight, to))
-                .collect();
+            let weighted = weighted_clusters(several, namespace, context);
             if weighted.is_empty() {
                 // Envoy would reject a sum of 0 together with the entire route table. This disables only this route.
                 return pb::route::Action::DirectResponse(pb::DirectResponseAction {
@@ -255,11 +234,7 @@ fn forward(
                     ..Default::default()
                 });
             }
-            for policy in several.iter().filter_map(|to| hash(to, namespace, context)) {
-                if !action.hash_policy.contains(&policy) {
-                    action.hash_policy.push(policy);
-                }
-            }
+            hash_by(several, namespace, context, &mut action);
             pb::route_action::ClusterSpecifier::WeightedClusters(pb::WeightedCluster {
                 clusters: weighted,
                 ..Default::default()
@@ -267,8 +242,48 @@ fn forward(
         }
     });
     action.host_rewrite_specifier =
-        authority.map(pb::route_action::HostRewriteSpecifier::HostRewriteLiteral);
+        headers.authority.take().map(pb::route_action::HostRewriteSpecifier::HostRewriteLiteral);
     pb::route::Action::Route(action)
+}
+
+fn rewrite_path(rewrite: &api::HttpRewrite, action: &mut pb::RouteAction) {
+    match &rewrite.uri_regex_rewrite {
+        Some(regex) => {
+            action.regex_rewrite = Some(matcher::RegexMatchAndSubstitute {
+                pattern: Some(route_match::safe_regex(&regex.pattern)),
+                substitution: regex.rewrite.clone(),
+            });
+        }
+        None => action.prefix_rewrite.clone_from(&rewrite.uri),
+    }
+}
+
+/// Adds the hash policies of destinations, each once.
+fn hash_by(
+    destinations: &[HttpRouteDestination],
+    namespace: &str,
+    context: &Context<'_>,
+    action: &mut pb::RouteAction,
+) {
+    for policy in destinations.iter().filter_map(|to| hash(to, namespace, context)) {
+        if !action.hash_policy.contains(&policy) {
+            action.hash_policy.push(policy);
+        }
+    }
+}
+
+/// The destinations that have weight.
+fn weighted_clusters(
+    destinations: &[HttpRouteDestination],
+    namespace: &str,
+    context: &Context<'_>,
+) -> Vec<pb::weighted_cluster::ClusterWeight> {
+    let with_weight = destinations.iter().filter_map(|to| {
+        let weight = u32::try_from(to.weight).ok().filter(|weight| *weight > 0)?;
+        let cluster = destination(to.destination.as_ref(), namespace, context);
+        Some(weighted_cluster(cluster, weight, to))
+    });
+    with_weight.collect()
 }
 
 fn weighted_cluster(

@@ -52,17 +52,13 @@ fn with_header(
     socket: Option<core::TransportSocket>,
     header: &ProxyProtocol,
 ) -> core::TransportSocket {
-    let plain = || core::TransportSocket {
-        name: "envoy.transport_sockets.raw_buffer".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer {}))),
-    };
     let version = match header.version {
         ProxyProtocolVersion::V1 => core::proxy_protocol_config::Version::V1,
         ProxyProtocolVersion::V2 => core::proxy_protocol_config::Version::V2,
     };
     let transport = ProxyProtocolUpstreamTransport {
         config: Some(core::ProxyProtocolConfig { version: version as i32, ..Default::default() }),
-        transport_socket: Some(socket.unwrap_or_else(plain)),
+        transport_socket: Some(socket.unwrap_or_else(raw_buffer)),
         ..Default::default()
     };
     core::TransportSocket {
@@ -71,95 +67,130 @@ fn with_header(
     }
 }
 
+fn raw_buffer() -> core::TransportSocket {
+    core::TransportSocket {
+        name: "envoy.transport_sockets.raw_buffer".to_owned(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer {}))),
+    }
+}
+
+/// `None` if the mode sends plain text.
 fn context(
     options: &mut HttpOptions,
     settings: &ClientTlsSettings,
     servers: Servers<'_>,
 ) -> Option<tls::UpstreamTlsContext> {
     let http2 = is_http2(options);
-    let mut common = tls::CommonTlsContext {
+    let (common, sni) = match settings.mode {
+        TlsMode::Disable => return None,
+        // Sidecars cannot use Secrets, because each would need permission to read them. Istio omits TLS here too.
+        TlsMode::Simple | TlsMode::Mutual if !settings.credential_name.is_empty() => return None,
+        TlsMode::IstioMutual => {
+            let sni = if settings.sni.is_empty() { servers.mesh_sni } else { &settings.sni };
+            (istio_mutual(http2, settings, servers), sni.to_owned())
+        }
+        TlsMode::Simple | TlsMode::Mutual => {
+            if settings.sni.is_empty() {
+                set_auto_sni(options, settings);
+            }
+            (with_files(http2, settings, servers), settings.sni.clone())
+        }
+    };
+    Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() })
+}
+
+/// TLS with the certificates of Istio's agent.
+fn istio_mutual(
+    http2: bool,
+    settings: &ClientTlsSettings,
+    servers: Servers<'_>,
+) -> tls::CommonTlsContext {
+    let names = if settings.subject_alt_names.is_empty() {
+        servers.accounts
+    } else {
+        &settings.subject_alt_names
+    };
+    let validation = tls::common_tls_context::CombinedCertificateValidationContext {
+        default_validation_context: Some(named(names)),
+        validation_context_sds_secret_config: Some(agent_secret(ROOT_SECRET)),
+        ..Default::default()
+    };
+    tls::CommonTlsContext {
+        alpn_protocols: alpn(if http2 { &["istio", "h2"] } else { &["istio"] }),
+        tls_certificate_sds_secret_configs: vec![agent_secret(WORKLOAD_SECRET)],
+        validation_context_type: Some(
+            tls::common_tls_context::ValidationContextType::CombinedValidationContext(validation),
+        ),
+        ..versions()
+    }
+}
+
+/// TLS with certificates from files of the proxy.
+fn with_files(
+    http2: bool,
+    settings: &ClientTlsSettings,
+    servers: Servers<'_>,
+) -> tls::CommonTlsContext {
+    let names = if settings.subject_alt_names.is_empty() {
+        servers.subject_alt_names
+    } else {
+        &settings.subject_alt_names
+    };
+    let validation = if settings.insecure_skip_verify == Some(true) {
+        tls::CertificateValidationContext::default()
+    } else {
+        verified(settings, names)
+    };
+    let own = (settings.mode == TlsMode::Mutual).then(|| tls::TlsCertificate {
+        certificate_chain: file(&settings.client_certificate),
+        private_key: file(&settings.private_key),
+        ..Default::default()
+    });
+    tls::CommonTlsContext {
+        alpn_protocols: alpn(if http2 { &["h2"] } else { &[] }),
+        tls_certificates: own.into_iter().collect(),
+        validation_context_type: Some(
+            tls::common_tls_context::ValidationContextType::ValidationContext(validation),
+        ),
+        ..versions()
+    }
+}
+
+/// Sends the request's host as SNI, and verifies it unless the rule names what to verify.
+fn set_auto_sni(options: &mut HttpOptions, settings: &ClientTlsSettings) {
+    let unverified = settings.insecure_skip_verify == Some(true);
+    options.get_or_insert_default().upstream_http_protocol_options =
+        Some(core::UpstreamHttpProtocolOptions {
+            auto_sni: true,
+            auto_san_validation: settings.subject_alt_names.is_empty() && !unverified,
+            ..Default::default()
+        });
+}
+
+fn versions() -> tls::CommonTlsContext {
+    use tls::tls_parameters::TlsProtocol;
+    tls::CommonTlsContext {
         tls_params: Some(tls::TlsParameters {
-            tls_minimum_protocol_version: tls::tls_parameters::TlsProtocol::TlSv12 as i32,
-            tls_maximum_protocol_version: tls::tls_parameters::TlsProtocol::TlSv13 as i32,
+            tls_minimum_protocol_version: TlsProtocol::TlSv12 as i32,
+            tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,
             ..Default::default()
         }),
         ..Default::default()
-    };
-    let alpn = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    let mut sni = settings.sni.clone();
-    match settings.mode {
-        TlsMode::Disable => return None,
-        TlsMode::IstioMutual => {
-            common.alpn_protocols = if http2 { alpn(&["istio", "h2"]) } else { alpn(&["istio"]) };
-            common.tls_certificate_sds_secret_configs = vec![agent_secret(WORKLOAD_SECRET)];
-            let names = if settings.subject_alt_names.is_empty() {
-                servers.accounts
-            } else {
-                &settings.subject_alt_names
-            };
-            common.validation_context_type =
-                Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(
-                    tls::common_tls_context::CombinedCertificateValidationContext {
-                        default_validation_context: Some(named(names)),
-                        validation_context_sds_secret_config: Some(agent_secret(ROOT_SECRET)),
-                        ..Default::default()
-                    },
-                ));
-            if sni.is_empty() {
-                sni = servers.mesh_sni.to_owned();
-            }
-        }
-        TlsMode::Simple | TlsMode::Mutual => {
-            // Sidecars cannot use Secrets, because each would need permission to read them. Istio omits TLS here too.
-            if !settings.credential_name.is_empty() {
-                return None;
-            }
-            if http2 {
-                common.alpn_protocols = alpn(&["h2"]);
-            }
-            if settings.mode == TlsMode::Mutual {
-                common.tls_certificates = vec![tls::TlsCertificate {
-                    certificate_chain: file(&settings.client_certificate),
-                    private_key: file(&settings.private_key),
-                    ..Default::default()
-                }];
-            }
-            let unverified = settings.insecure_skip_verify == Some(true);
-            let names = if settings.subject_alt_names.is_empty() {
-                servers.subject_alt_names
-            } else {
-                &settings.subject_alt_names
-            };
-            let validation = if unverified {
-                tls::CertificateValidationContext::default()
-            } else {
-                verified(settings, names)
-            };
-            common.validation_context_type =
-                Some(tls::common_tls_context::ValidationContextType::ValidationContext(validation));
-            let auto_sni = sni.is_empty();
-            let auto_san = auto_sni && settings.subject_alt_names.is_empty() && !unverified;
-            if auto_sni || auto_san {
-                options.get_or_insert_default().upstream_http_protocol_options =
-                    Some(core::UpstreamHttpProtocolOptions {
-                        auto_sni,
-                        auto_san_validation: auto_san,
-                        ..Default::default()
-                    });
-            }
-        }
     }
-    Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() })
+}
+
+fn alpn(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
 #[allow(deprecated)] // The form that replaces `match_subject_alt_names` asks for the kind of each name, which no rule says.
 fn named(names: &[String]) -> tls::CertificateValidationContext {
-    let exact = |name: &String| matcher::StringMatcher {
+    let exact = names.iter().map(|name| matcher::StringMatcher {
         match_pattern: Some(matcher::string_matcher::MatchPattern::Exact(name.clone())),
         ..Default::default()
-    };
+    });
     tls::CertificateValidationContext {
-        match_subject_alt_names: names.iter().map(exact).collect(),
+        match_subject_alt_names: exact.collect(),
         ..Default::default()
     }
 }

@@ -14,11 +14,14 @@ const LONGEST_HEADER: usize = 16_384;
 
 /// A DNS label: up to 63 letters, digits and `-`, starting and ending with a letter or digit.
 pub(crate) fn is_dns_label(text: &str) -> bool {
-    let ends = |end: Option<u8>| end.is_some_and(|b| b.is_ascii_alphanumeric());
     text.len() <= 63
-        && ends(text.bytes().next())
-        && ends(text.bytes().last())
+        && has_alphanumeric_ends(text)
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+fn has_alphanumeric_ends(text: &str) -> bool {
+    let ends = [text.bytes().next(), text.bytes().last()];
+    ends.into_iter().all(|end| end.is_some_and(|b| b.is_ascii_alphanumeric()))
 }
 
 /// A host that is valid in cluster names and virtual host domains: a DNS name whose first label may start with `*`, or
@@ -45,13 +48,14 @@ fn is_host(host: &str) -> bool {
     // A host that ends in a number is a malformed address.
     let numeric =
         parts.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
-    let plain = |part: &str| {
-        (1..=63).contains(&part.len())
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-    };
-    host.len() <= 253 && !(numeric && parts.contains('.')) && parts.split('.').all(plain)
+    host.len() <= 253 && !(numeric && parts.contains('.')) && parts.split('.').all(is_host_label)
+}
+
+fn is_host_label(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+        && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 /// Whether the lower-case host or wildcard `pattern` covers `host`.
@@ -290,11 +294,10 @@ pub(super) fn one_line(text: &str, path: &str, found: &mut Diagnostics) {
 
 /// The name of a header.
 pub(super) fn header_name(name: &str, path: &str, found: &mut Diagnostics) {
-    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() {
         found.add(path, "has an empty name", "expected a header name");
     } else if name.len() > LONGEST_HEADER
-        || !name.strip_prefix(':').unwrap_or(name).bytes().all(is_token)
+        || !name.strip_prefix(':').unwrap_or(name).bytes().all(is_token_character)
     {
         found.add(
             path,
@@ -302,6 +305,11 @@ pub(super) fn header_name(name: &str, path: &str, found: &mut Diagnostics) {
             "expected letters, digits and `-`",
         );
     }
+}
+
+/// Source: RFC 9110, 5.6.2.
+fn is_token_character(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// A header value. A literal `%` is allowed because the translation escapes it.
@@ -351,9 +359,7 @@ pub(super) fn labels(all: &Labels, path: &str, found: &mut Diagnostics) {
 }
 
 fn is_qualified(text: &str) -> bool {
-    let ends = |end: Option<u8>| end.is_some_and(|b| b.is_ascii_alphanumeric());
-    ends(text.bytes().next())
-        && ends(text.bytes().last())
+    has_alphanumeric_ends(text)
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 

@@ -9,7 +9,7 @@ use super::common::{
 };
 use crate::api::{
     ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule, Failover,
-    LoadBalancerSettings, LocalityLbSetting, Meta, OutlierDetection, PortTrafficPolicy,
+    HttpCookie, LoadBalancerSettings, LocalityLbSetting, Meta, OutlierDetection, PortTrafficPolicy,
     ProblemKind, RetryBudget, SimpleLb, TlsMode, TrafficPolicy, TunnelSettings,
     WarmupConfiguration, ZoneAwareLbSetting,
 };
@@ -99,39 +99,8 @@ fn traffic_policy(
     );
     let mut ports = BTreeSet::new();
     for (n, at_port) in policy.port_level_settings.iter().enumerate() {
-        let path = format!("{path}.portLevelSettings[{n}]");
-        match at_port.port {
-            None => found.add(format!("{path}.port"), "is missing", "expected a map with number"),
-            Some(at) if !ports.insert(at.number) => {
-                let message = format!("{} appears twice; only the first entry is used", at.number);
-                found.no_effect(format!("{path}.port"), message, "expected each port once");
-            }
-            Some(at) if at.number == 0 => {
-                let message = "is 0 or missing, so the entry has no effect";
-                found.no_effect(
-                    format!("{path}.port.number"),
-                    message,
-                    "expected a port from 1 to 65535",
-                );
-            }
-            Some(at) => port(at.number, &format!("{path}.port.number"), found),
-        }
-        if (PortTrafficPolicy { port: at_port.port, ..Default::default() }) == *at_port {
-            found.add(
-                &path,
-                "is empty",
-                "expected at least one of loadBalancer, connectionPool, outlierDetection or tls",
-            );
-        }
-        parts(
-            at_port.load_balancer.as_ref(),
-            at_port.connection_pool.as_ref(),
-            at_port.outlier_detection.as_ref(),
-            at_port.tls.as_ref(),
-            false,
-            &path,
-            found,
-        );
+        let is_first = at_port.port.is_none_or(|at| ports.insert(at.number));
+        port_policy(at_port, is_first, &format!("{path}.portLevelSettings[{n}]"), found);
     }
     if let Some(tunnel) = &policy.tunnel {
         self::tunnel(tunnel, &format!("{path}.tunnel"), found);
@@ -139,6 +108,42 @@ fn traffic_policy(
     if let Some(budget) = &policy.retry_budget {
         retry_budget(budget, &format!("{path}.retryBudget"), found);
     }
+}
+
+/// `is_first` says whether no earlier entry is for the same port.
+fn port_policy(at_port: &PortTrafficPolicy, is_first: bool, path: &str, found: &mut Diagnostics) {
+    match at_port.port {
+        None => found.add(format!("{path}.port"), "is missing", "expected a map with number"),
+        Some(at) if !is_first => {
+            let message = format!("{} appears twice; only the first entry is used", at.number);
+            found.no_effect(format!("{path}.port"), message, "expected each port once");
+        }
+        Some(at) if at.number == 0 => {
+            let message = "is 0 or missing, so the entry has no effect";
+            found.no_effect(
+                format!("{path}.port.number"),
+                message,
+                "expected a port from 1 to 65535",
+            );
+        }
+        Some(at) => port(at.number, &format!("{path}.port.number"), found),
+    }
+    if (PortTrafficPolicy { port: at_port.port, ..Default::default() }) == *at_port {
+        found.add(
+            path,
+            "is empty",
+            "expected at least one of loadBalancer, connectionPool, outlierDetection or tls",
+        );
+    }
+    parts(
+        at_port.load_balancer.as_ref(),
+        at_port.connection_pool.as_ref(),
+        at_port.outlier_detection.as_ref(),
+        at_port.tls.as_ref(),
+        false,
+        path,
+        found,
+    );
 }
 
 /// The settings that a policy and a port-level entry share.
@@ -253,26 +258,13 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics)
         );
     }
     if let Some(cookie) = &hash.http_cookie {
-        let path = format!("{path}.httpCookie");
-        if cookie.name.is_empty() {
-            found.add(format!("{path}.name"), "is missing", "expected the name of a cookie");
-        }
-        let mut names = BTreeSet::new();
-        for (n, attribute) in cookie.attributes.iter().enumerate() {
-            let path = format!("{path}.attributes[{n}]");
-            if attribute.name.is_empty() {
-                found.add(format!("{path}.name"), "is missing", "expected a name");
-            } else if !names.insert(&attribute.name) {
-                found.add(
-                    format!("{path}.name"),
-                    format!("`{}` appears twice", attribute.name),
-                    "expected each once",
-                );
-            }
-            header_text(&attribute.name, &format!("{path}.name"), found);
-            header_text(&attribute.value, &format!("{path}.value"), found);
-        }
+        self::cookie(cookie, &format!("{path}.httpCookie"), found);
     }
+    hash_table(hash, path, found);
+}
+
+/// The sizes of the tables that Envoy looks hashes up in.
+fn hash_table(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics) {
     let ring =
         hash.ring_hash.as_ref().map(|ring| (ring.minimum_ring_size, "ringHash.minimumRingSize"));
     for (size, name) in ring.into_iter().chain([(hash.minimum_ring_size, "minimumRingSize")]) {
@@ -293,6 +285,27 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics)
             format!("is {size}"),
             format!("expected a prime up to {LARGEST_TABLE}"),
         );
+    }
+}
+
+fn cookie(cookie: &HttpCookie, path: &str, found: &mut Diagnostics) {
+    if cookie.name.is_empty() {
+        found.add(format!("{path}.name"), "is missing", "expected the name of a cookie");
+    }
+    let mut names = BTreeSet::new();
+    for (n, attribute) in cookie.attributes.iter().enumerate() {
+        let path = format!("{path}.attributes[{n}]");
+        if attribute.name.is_empty() {
+            found.add(format!("{path}.name"), "is missing", "expected a name");
+        } else if !names.insert(&attribute.name) {
+            found.add(
+                format!("{path}.name"),
+                format!("`{}` appears twice", attribute.name),
+                "expected each once",
+            );
+        }
+        header_text(&attribute.name, &format!("{path}.name"), found);
+        header_text(&attribute.value, &format!("{path}.value"), found);
     }
 }
 
@@ -531,12 +544,6 @@ fn outlier_detection(from: &OutlierDetection, path: &str, found: &mut Diagnostic
 }
 
 fn tls(tls: &ClientTlsSettings, path: &str, found: &mut Diagnostics) {
-    let files = [
-        ("clientCertificate", &tls.client_certificate),
-        ("privateKey", &tls.private_key),
-        ("caCertificates", &tls.ca_certificates),
-        ("caCrl", &tls.ca_crl),
-    ];
     if tls.sni.len() > LONGEST_SNI {
         found.add(
             format!("{path}.sni"),
@@ -544,6 +551,12 @@ fn tls(tls: &ClientTlsSettings, path: &str, found: &mut Diagnostics) {
             format!("expected at most {LONGEST_SNI}"),
         );
     }
+    let files = [
+        ("clientCertificate", &tls.client_certificate),
+        ("privateKey", &tls.private_key),
+        ("caCertificates", &tls.ca_certificates),
+        ("caCrl", &tls.ca_crl),
+    ];
     let own = matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual);
     if own && !tls.credential_name.is_empty() {
         for (name, _) in files.iter().filter(|(_, file)| !file.is_empty()) {
@@ -584,6 +597,11 @@ fn tls(tls: &ClientTlsSettings, path: &str, found: &mut Diagnostics) {
         }
         return;
     }
+    verification(tls, path, found);
+}
+
+/// How the server is verified.
+fn verification(tls: &ClientTlsSettings, path: &str, found: &mut Diagnostics) {
     let unverified = tls.insecure_skip_verify == Some(true);
     if unverified && !tls.ca_certificates.is_empty() {
         found.add(

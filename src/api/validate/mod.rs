@@ -233,10 +233,25 @@ mod tests {
 
     const TO: &str = "route: [{destination: {host: web}}]";
 
+    /// The path of each problem is below `spec.http[0]`.
+    fn problems_of_routes(cases: &[(&str, ProblemKind, &str)]) {
+        for (fields, kind, path) in cases {
+            let found = only("VirtualService", &format!("hosts: [web], http: [{{{fields}}}]"));
+            assert_eq!(found, Some((*kind, format!("spec.http[0].{path}"))), "{fields}");
+        }
+    }
+
+    /// The same for fields beside a destination.
+    fn problems_beside_destinations(cases: &[(&str, ProblemKind, &str)]) {
+        for (fields, kind, path) in cases {
+            problems_of_routes(&[(&format!("{TO}, {fields}"), *kind, path)]);
+        }
+    }
+
     #[test]
-    fn fields_of_http_routes() {
-        use ProblemKind::{Deprecated, Expression, Invalid, NoEffect, Suspicious};
-        for (fields, kind, path) in [
+    fn matches_of_http_routes() {
+        use ProblemKind::{Expression, Invalid, NoEffect, Suspicious};
+        problems_beside_destinations(&[
             ("match: [{uri: {regex: 'a(?=b)'}}]", Expression, "match[0].uri.regex"),
             ("match: [{uri: {regex: ''}}]", Expression, "match[0].uri.regex"),
             ("match: [{method: {prefix: ''}}]", Invalid, "match[0].method.prefix"),
@@ -257,6 +272,18 @@ mod tests {
             ("match: [{uri: {regex: a}, ignoreUriCase: true}]", NoEffect, "match[0].ignoreUriCase"),
             ("match: [{port: 70000}]", Invalid, "match[0].port"),
             ("match: [{sourceNamespace: 'a b'}]", Invalid, "match[0].sourceNamespace"),
+        ]);
+        let long = format!(
+            "hosts: [web], http: [{{{TO}, match: [{{uri: {{regex: '{}'}}}}]}}]",
+            "a".repeat(1025)
+        );
+        assert_eq!(only("VirtualService", &long).unwrap().0, Expression);
+    }
+
+    #[test]
+    fn retries_and_faults() {
+        use ProblemKind::{Deprecated, Invalid, Suspicious};
+        problems_beside_destinations(&[
             ("retries: {attempts: 2, retryOn: 'connect_failure'}", Invalid, "retries.retryOn"),
             ("retries: {attempts: 0, retryOn: 5xx}", Invalid, "retries.attempts"),
             ("fault: {}", Invalid, "fault"),
@@ -272,6 +299,13 @@ mod tests {
             ("fault: {delay: {exponentialDelay: 1s}}", Invalid, "fault.delay.exponentialDelay"),
             ("fault: {delay: {percent: 5, fixedDelay: 1s}}", Deprecated, "fault.delay.percent"),
             ("fault: {delay: {percentage: {value: 5}}}", Suspicious, "fault.delay"),
+        ]);
+    }
+
+    #[test]
+    fn cors_policies() {
+        use ProblemKind::{Deprecated, Expression, Invalid, Suspicious};
+        problems_beside_destinations(&[
             (
                 "corsPolicy: {allowOrigins: [{regex: '*'}]}",
                 Expression,
@@ -295,6 +329,13 @@ mod tests {
                 Invalid,
                 "corsPolicy.maxAge",
             ),
+        ]);
+    }
+
+    #[test]
+    fn mirrors_rewrites_and_headers() {
+        use ProblemKind::{Deprecated, Expression, Invalid, NoEffect};
+        problems_beside_destinations(&[
             ("mirrorPercent: 5, mirror: {host: web}", Deprecated, "mirrorPercent"),
             ("mirrorPercentage: {value: 5}", NoEffect, "mirrorPercentage"),
             ("mirror: {host: web}, mirrors: [{destination: {host: web}}]", Invalid, "mirrors"),
@@ -313,17 +354,13 @@ mod tests {
                 Invalid,
                 "headers.request",
             ),
-        ] {
-            let found =
-                only("VirtualService", &format!("hosts: [web], http: [{{{TO}, {fields}}}]"));
-            assert_eq!(found, Some((kind, format!("spec.http[0].{path}"))), "{fields}");
-        }
-        let long = format!(
-            "hosts: [web], http: [{{{TO}, match: [{{uri: {{regex: '{}'}}}}]}}]",
-            "a".repeat(1025)
-        );
-        assert_eq!(only("VirtualService", &long).unwrap().0, Expression);
-        for (fields, kind, path) in [
+        ]);
+    }
+
+    #[test]
+    fn routes_that_redirect_respond_or_delegate() {
+        use ProblemKind::{DeadRoute, Invalid, NoEffect};
+        problems_of_routes(&[
             ("redirect: {uri: /x}, fault: {abort: {httpStatus: 500}}", Invalid, "fault"),
             ("directResponse: {status: 200}, rewrite: {uri: /x}", Invalid, "rewrite"),
             ("redirect: {uri: /x}, timeout: 1s", NoEffect, "timeout"),
@@ -336,18 +373,21 @@ mod tests {
                 "redirect.prefixRewrite",
             ),
             ("redirect: {scheme: ftp}", Invalid, "redirect.scheme"),
-            ("delegate: {}", ProblemKind::DeadRoute, "delegate.name"),
-        ] {
-            let found = only("VirtualService", &format!("hosts: [web], http: [{{{fields}}}]"));
-            assert_eq!(found, Some((kind, format!("spec.http[0].{path}"))), "{fields}");
+            ("delegate: {}", DeadRoute, "delegate.name"),
+        ]);
+    }
+
+    fn problems_of_virtual_services(cases: &[(String, ProblemKind, &str)]) {
+        for (spec, kind, path) in cases {
+            let wanted = Some((*kind, format!("spec.{path}")));
+            assert_eq!(only("VirtualService", spec), wanted, "{spec}");
         }
     }
 
     #[test]
-    fn hosts_gateways_and_connections() {
-        use ProblemKind::{DeadRoute, Invalid, NoEffect, Suspicious};
-        let two = "route: [{destination: {host: a}}, {destination: {host: b}}]";
-        for (spec, kind, path) in [
+    fn hosts_and_gateways() {
+        use ProblemKind::Invalid;
+        problems_of_virtual_services(&[
             (format!("hosts: ['*.a.b', x.a.b], http: [{{{TO}}}]"), Invalid, "hosts[1]"),
             (format!("hosts: ['*'], http: [{{{TO}}}]"), Invalid, "hosts[0]"),
             (
@@ -369,6 +409,18 @@ mod tests {
             (format!("gateways: [mesh], http: [{{{TO}}}]"), Invalid, "gateways"),
             (format!("http: [{{{TO}}}], tcp: [{{{TO}}}]"), Invalid, "tcp"),
             ("http: [{delegate: {name: other}}]".to_owned(), Invalid, "http[0].delegate"),
+        ]);
+        assert_eq!(
+            only("VirtualService", &format!("hosts: ['*'], gateways: [gw], http: [{{{TO}}}]")),
+            None
+        );
+    }
+
+    #[test]
+    fn connections() {
+        use ProblemKind::{DeadRoute, Invalid, NoEffect, Suspicious};
+        let two = "route: [{destination: {host: a}}, {destination: {host: b}}]";
+        problems_of_virtual_services(&[
             (
                 format!("hosts: [a.b], tls: [{{match: [{{sniHosts: [c.d]}}], {TO}}}]"),
                 Invalid,
@@ -393,24 +445,32 @@ mod tests {
             ),
             (format!("hosts: [a.b], tcp: [{{{two}}}]"), DeadRoute, "tcp[0].route"),
             (format!("hosts: [a.b], http: [{{{two}}}, {{{TO}}}]"), DeadRoute, "http[0].route"),
-        ] {
-            assert_eq!(
-                only("VirtualService", &spec),
-                Some((kind, format!("spec.{path}"))),
-                "{spec}"
-            );
+        ]);
+    }
+
+    /// The path of each problem is below the traffic policy, of the rule as well as of a subset.
+    fn problems_of_policies(cases: &[(&str, ProblemKind, &str)]) {
+        for (policy, kind, path) in cases {
+            for (before, after, at) in [
+                ("trafficPolicy: {", "}", "trafficPolicy"),
+                (
+                    "subsets: [{name: s, labels: {version: v1}, trafficPolicy: {",
+                    "}}]",
+                    "subsets[0].trafficPolicy",
+                ),
+            ] {
+                let found =
+                    only("DestinationRule", &format!("host: other, {before}{policy}{after}"));
+                let path = format!("spec.{at}.{path}").trim_end_matches('.').to_owned();
+                assert_eq!(found, Some((*kind, path)), "{policy}");
+            }
         }
-        assert_eq!(
-            only("VirtualService", &format!("hosts: ['*'], gateways: [gw], http: [{{{TO}}}]")),
-            None
-        );
     }
 
     #[test]
-    fn fields_of_traffic_policies() {
-        use ProblemKind::{Credential, Deprecated, Invalid, NoEffect, Suspicious};
-        for (policy, kind, path) in [
-            ("", Invalid, ""),
+    fn load_balancers() {
+        use ProblemKind::{Deprecated, Invalid};
+        problems_of_policies(&[
             ("loadBalancer: {simple: LEAST_CONN}", Deprecated, "loadBalancer.simple"),
             (
                 "loadBalancer: {warmupDurationSecs: 5s}",
@@ -433,6 +493,13 @@ mod tests {
                 Invalid,
                 "loadBalancer",
             ),
+        ]);
+    }
+
+    #[test]
+    fn hashes_and_localities_of_load_balancers() {
+        use ProblemKind::{Deprecated, Invalid, Suspicious};
+        problems_of_policies(&[
             ("loadBalancer: {consistentHash: {}}", Suspicious, "loadBalancer.consistentHash"),
             (
                 "loadBalancer: {consistentHash: {useSourceIp: true, httpHeaderName: x}}",
@@ -469,6 +536,14 @@ mod tests {
                 Invalid,
                 "loadBalancer.localityLbSetting.distribute[0].to",
             ),
+        ]);
+    }
+
+    #[test]
+    fn outlier_detection_connection_pools_and_tls() {
+        use ProblemKind::{Credential, Deprecated, Invalid, NoEffect};
+        problems_of_policies(&[
+            ("", Invalid, ""),
             (
                 "outlierDetection: {consecutiveErrors: 5}",
                 Deprecated,
@@ -512,16 +587,7 @@ mod tests {
             ("portLevelSettings: [{tls: {mode: DISABLE}}]", Invalid, "portLevelSettings[0].port"),
             ("portLevelSettings: [{port: {number: 80}}]", Invalid, "portLevelSettings[0]"),
             ("tunnel: {targetHost: a.b}", Invalid, "tunnel.targetPort"),
-        ] {
-            let path =
-                |start: &str| format!("spec.{start}.{path}").trim_end_matches('.').to_owned();
-            let found =
-                only("DestinationRule", &format!("host: other, trafficPolicy: {{{policy}}}"));
-            assert_eq!(found, Some((kind, path("trafficPolicy"))), "{policy}");
-            let subset = "host: other, subsets: [{name: s, labels: {version: v1}, trafficPolicy";
-            let found = only("DestinationRule", &format!("{subset}: {{{policy}}}}}]"));
-            assert_eq!(found, Some((kind, path("subsets[0].trafficPolicy"))), "{policy}");
-        }
+        ]);
         let beyond = "host: other, workloadSelector: {matchLabels: {app: web}}, exportTo: ['*']";
         assert_eq!(only("DestinationRule", beyond), Some((Invalid, "spec.exportTo".to_owned())));
     }

@@ -11,22 +11,7 @@ use crate::api::{EntryResolution, Meta, ServiceEntry, ServiceEntryPort, Workload
 
 pub(super) fn check(spec: &ServiceEntry, meta: &Meta, found: &mut Diagnostics) {
     let by_dns = matches!(spec.resolution, EntryResolution::Dns | EntryResolution::DnsRoundRobin);
-    if spec.hosts.is_empty() {
-        found.add("spec.hosts", "is empty", "expected at least one host");
-    }
-    for (n, host) in spec.hosts.iter().enumerate() {
-        let path = format!("spec.hosts[{n}]");
-        host_name(host, &path, found);
-        if host == "*" {
-            found.add(path, "is `*`", "expected a host or a wildcard like *.example.com");
-        } else if host.starts_with('*') && by_dns && spec.endpoints.is_empty() {
-            found.add(
-                path,
-                format!("`{host}` is a wildcard, which DNS cannot resolve"),
-                "expected a full name, or endpoints",
-            );
-        }
-    }
+    hosts(&spec.hosts, by_dns && spec.endpoints.is_empty(), found);
     if spec.resolution == EntryResolution::DynamicDns {
         found.add(
             "spec.resolution",
@@ -57,24 +42,46 @@ pub(super) fn check(spec: &ServiceEntry, meta: &Meta, found: &mut Diagnostics) {
         }
     }
     ports(&spec.ports, found);
-    if spec.resolution != EntryResolution::None && spec.hosts.len() > 1 {
-        let by_name = |port: &ServiceEntryPort| {
-            let name = port.protocol.to_ascii_lowercase();
-            matches!(
-                name.as_str(),
-                "http" | "http2" | "http_proxy" | "grpc" | "grpc-web" | "https" | "tls"
-            )
-        };
-        if let Some(n) = spec.ports.iter().position(|port| !by_name(port)) {
-            found.add(
-                format!("spec.ports[{n}].protocol"),
-                "does not distinguish the hosts",
-                "use a single host, or HTTP or TLS for several hosts",
-            );
-        }
+    if spec.resolution != EntryResolution::None
+        && spec.hosts.len() > 1
+        && let Some(n) = spec.ports.iter().position(|port| !names_host(port))
+    {
+        found.add(
+            format!("spec.ports[{n}].protocol"),
+            "does not distinguish the hosts",
+            "use a single host, or HTTP or TLS for several hosts",
+        );
     }
     endpoints(spec, by_dns, found);
     export_to(&spec.export_to, &meta.namespace, true, "spec.exportTo", found);
+}
+
+/// Whether connections to a port name the host that they are for.
+fn names_host(port: &ServiceEntryPort) -> bool {
+    matches!(
+        port.protocol.to_ascii_lowercase().as_str(),
+        "http" | "http2" | "http_proxy" | "grpc" | "grpc-web" | "https" | "tls"
+    )
+}
+
+/// `resolved` says whether the hosts are looked up by DNS.
+fn hosts(hosts: &[String], resolved: bool, found: &mut Diagnostics) {
+    if hosts.is_empty() {
+        found.add("spec.hosts", "is empty", "expected at least one host");
+    }
+    for (n, host) in hosts.iter().enumerate() {
+        let path = format!("spec.hosts[{n}]");
+        host_name(host, &path, found);
+        if host == "*" {
+            found.add(path, "is `*`", "expected a host or a wildcard like *.example.com");
+        } else if host.starts_with('*') && resolved {
+            found.add(
+                path,
+                format!("`{host}` is a wildcard, which DNS cannot resolve"),
+                "expected a full name, or endpoints",
+            );
+        }
+    }
 }
 
 fn ports(ports: &[ServiceEntryPort], found: &mut Diagnostics) {

@@ -1,7 +1,5 @@
 //! Validates VirtualServices.
 
-use std::collections::BTreeMap;
-
 use base64::Engine as _;
 
 use super::Diagnostics;
@@ -11,9 +9,10 @@ use super::common::{
     percent, port_or_none, string_match, subnet, weights,
 };
 use crate::api::{
-    CorsPolicy, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection,
-    HttpMatchRequest, HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, L4MatchAttributes, Meta,
-    ProblemKind, RouteDestination, TlsMatchAttributes, VirtualService,
+    CorsPolicy, FaultAbort, FaultDelay, HeaderOperations, Headers, HttpDirectResponse,
+    HttpFaultInjection, HttpMatchRequest, HttpRedirect, HttpRetry, HttpRewrite, HttpRoute,
+    L4MatchAttributes, Meta, ProblemKind, RouteDestination, StringMatch, TlsMatchAttributes,
+    VirtualService,
 };
 
 /// The maximum body size of a direct response: every proxy keeps it in memory and receives it with each change.
@@ -131,40 +130,42 @@ fn http_route(
     path: &str,
     found: &mut Diagnostics,
 ) {
-    let actions = [
-        (!route.route.is_empty(), "route"),
-        (route.redirect.is_some(), "redirect"),
-        (route.direct_response.is_some(), "directResponse"),
-        (route.delegate.is_some(), "delegate"),
-    ];
-    let given: Vec<_> = actions.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
-    match given.as_slice() {
-        [] => found.add(
-            path,
-            "does nothing",
-            "set one of route, redirect, directResponse or delegate",
-        ),
-        // The delegate's routes inherit what they do not set, including this response.
-        [_] | ["directResponse", "delegate"] => {}
-        many => {
-            found.add(path, format!("has {}", many.join(" and ")), "only one of them may be set")
-        }
+    action(route, is_delegate, path, found);
+    fields_beside_answer(route, path, found);
+    for (n, item) in route.matches.iter().enumerate() {
+        http_match(item, for_gateway, &format!("{path}.match[{n}]"), found);
     }
-    if is_delegate && route.delegate.is_some() {
-        found.add(
-            format!("{path}.delegate"),
-            "a VirtualService without hosts is a delegate and cannot delegate further",
-            "set route, redirect or directResponse",
-        );
+    weights(route.route.iter().map(|item| item.weight), &format!("{path}.route"), found);
+    for (n, item) in route.route.iter().enumerate() {
+        let path = format!("{path}.route[{n}]");
+        destination(item.destination.as_ref(), &format!("{path}.destination"), found);
+        headers(item.headers.as_ref(), &format!("{path}.headers"), found);
     }
-    if route.delegate.as_ref().is_some_and(|to| to.name.is_empty()) {
-        found.warn(
-            ProblemKind::DeadRoute,
-            format!("{path}.delegate.name"),
-            "is missing, so the route is ignored",
-            "expected the name of a VirtualService without hosts",
-        );
+    mirrors(route, path, found);
+    headers(route.headers.as_ref(), &format!("{path}.headers"), found);
+    one_authority(route, path, found);
+    if let Some(redirect) = &route.redirect {
+        self::redirect(redirect, &route.matches, &format!("{path}.redirect"), found);
     }
+    if let Some(response) = &route.direct_response {
+        direct_response(response, &format!("{path}.directResponse"), found);
+    }
+    if let Some(rewrite) = &route.rewrite {
+        self::rewrite(rewrite, &format!("{path}.rewrite"), found);
+    }
+    if let Some(retries) = &route.retries {
+        self::retries(retries, &format!("{path}.retries"), found);
+    }
+    if let Some(fault) = &route.fault {
+        self::fault(fault, &format!("{path}.fault"), found);
+    }
+    if let Some(policy) = &route.cors_policy {
+        cors(policy, &format!("{path}.corsPolicy"), found);
+    }
+}
+
+/// What a route that redirects or answers by itself must not have, or has without effect.
+fn fields_beside_answer(route: &HttpRoute, path: &str, found: &mut Diagnostics) {
     for (what, other) in [
         ("redirect", route.redirect.is_some()),
         ("directResponse", route.direct_response.is_some()),
@@ -201,35 +202,43 @@ fn http_route(
             }
         }
     }
-    for (n, item) in route.matches.iter().enumerate() {
-        http_match(item, for_gateway, &format!("{path}.match[{n}]"), found);
+}
+
+/// Exactly one action is set, except that a direct response may stand beside a delegate.
+fn action(route: &HttpRoute, is_delegate: bool, path: &str, found: &mut Diagnostics) {
+    let actions = [
+        (!route.route.is_empty(), "route"),
+        (route.redirect.is_some(), "redirect"),
+        (route.direct_response.is_some(), "directResponse"),
+        (route.delegate.is_some(), "delegate"),
+    ];
+    let given: Vec<_> = actions.iter().filter(|(given, _)| *given).map(|(_, name)| *name).collect();
+    match given.as_slice() {
+        [] => found.add(
+            path,
+            "does nothing",
+            "set one of route, redirect, directResponse or delegate",
+        ),
+        // The delegate's routes inherit what they do not set, including this response.
+        [_] | ["directResponse", "delegate"] => {}
+        many => {
+            found.add(path, format!("has {}", many.join(" and ")), "only one of them may be set")
+        }
     }
-    weights(route.route.iter().map(|item| item.weight), &format!("{path}.route"), found);
-    for (n, item) in route.route.iter().enumerate() {
-        let path = format!("{path}.route[{n}]");
-        destination(item.destination.as_ref(), &format!("{path}.destination"), found);
-        headers(item.headers.as_ref(), &format!("{path}.headers"), found);
+    if is_delegate && route.delegate.is_some() {
+        found.add(
+            format!("{path}.delegate"),
+            "a VirtualService without hosts is a delegate and cannot delegate further",
+            "set route, redirect or directResponse",
+        );
     }
-    mirrors(route, path, found);
-    headers(route.headers.as_ref(), &format!("{path}.headers"), found);
-    one_authority(route, path, found);
-    if let Some(redirect) = &route.redirect {
-        self::redirect(redirect, &route.matches, &format!("{path}.redirect"), found);
-    }
-    if let Some(response) = &route.direct_response {
-        direct_response(response, &format!("{path}.directResponse"), found);
-    }
-    if let Some(rewrite) = &route.rewrite {
-        self::rewrite(rewrite, &format!("{path}.rewrite"), found);
-    }
-    if let Some(retries) = &route.retries {
-        self::retries(retries, &format!("{path}.retries"), found);
-    }
-    if let Some(fault) = &route.fault {
-        self::fault(fault, &format!("{path}.fault"), found);
-    }
-    if let Some(policy) = &route.cors_policy {
-        cors(policy, &format!("{path}.corsPolicy"), found);
+    if route.delegate.as_ref().is_some_and(|to| to.name.is_empty()) {
+        found.warn(
+            ProblemKind::DeadRoute,
+            format!("{path}.delegate.name"),
+            "is missing, so the route is ignored",
+            "expected the name of a VirtualService without hosts",
+        );
     }
 }
 
@@ -265,33 +274,9 @@ fn http_match(
     for (list, values) in
         [("headers", &request_match.headers), ("withoutHeaders", &request_match.without_headers)]
     {
+        let path = format!("{path}.{list}");
         for (name, value) in values {
-            let path = format!("{path}.{list}");
-            if matches!(name.as_str(), "uri" | "scheme" | "method" | "authority") {
-                let message =
-                    format!("matches a header `{name}`, which clients do not normally send");
-                found.suspicious(format!("{path}.{name}"), message, format!("use match.{name}"));
-            }
-            if name.starts_with("@request.auth.") {
-                if !for_gateway {
-                    found.add(
-                        path,
-                        format!("`{name}` is a token claim, which only gateways can match"),
-                        "remove it, or bind the VirtualService only to gateways",
-                    );
-                }
-                continue;
-            }
-            if name.starts_with(':') && !PSEUDO_HEADERS.contains(&name.as_str()) {
-                found.add(
-                    &path,
-                    format!("`{name}` is not a header"),
-                    format!("expected one of {}", PSEUDO_HEADERS.join(", ")),
-                );
-            } else {
-                header_name(name, &path, found);
-            }
-            string_match(value, false, &format!("{path}.{name}"), found);
+            header_match(name, value, for_gateway, &path, found);
         }
     }
     for (name, value) in &request_match.query_params {
@@ -309,6 +294,40 @@ fn http_match(
     labels(&request_match.source_labels, &format!("{path}.sourceLabels"), found);
     gateways(&request_match.gateways, &format!("{path}.gateways"), found);
     source_namespace(&request_match.source_namespace, path, found);
+}
+
+/// `path` is that of the list that has the header.
+fn header_match(
+    name: &str,
+    value: &StringMatch,
+    for_gateway: bool,
+    path: &str,
+    found: &mut Diagnostics,
+) {
+    if matches!(name, "uri" | "scheme" | "method" | "authority") {
+        let message = format!("matches a header `{name}`, which clients do not normally send");
+        found.suspicious(format!("{path}.{name}"), message, format!("use match.{name}"));
+    }
+    if name.starts_with("@request.auth.") {
+        if !for_gateway {
+            found.add(
+                path,
+                format!("`{name}` is a token claim, which only gateways can match"),
+                "remove it, or bind the VirtualService only to gateways",
+            );
+        }
+        return;
+    }
+    if name.starts_with(':') && !PSEUDO_HEADERS.contains(&name) {
+        found.add(
+            path,
+            format!("`{name}` is not a header"),
+            format!("expected one of {}", PSEUDO_HEADERS.join(", ")),
+        );
+    } else {
+        header_name(name, path, found);
+    }
+    string_match(value, false, &format!("{path}.{name}"), found);
 }
 
 fn source_namespace(name: &str, path: &str, found: &mut Diagnostics) {
@@ -336,29 +355,31 @@ fn is_authority(name: &str) -> bool {
 }
 
 fn operations(from: &HeaderOperations, of_request: bool, path: &str, found: &mut Diagnostics) {
-    let mut name_of = |name: &str, path: &str, is_removal: bool| {
-        header_name(name, path, found);
-        // Envoy can change only the authority, and only through a rewrite.
-        if (name.starts_with(':') || is_authority(name))
-            && (!of_request || is_removal || !is_authority(name))
-        {
-            found.no_effect(
-                path,
-                format!("`{name}` is a pseudo-header and cannot be changed"),
-                "remove it; use rewrite.authority to change the host of a request",
-            );
-        }
-    };
     for (list, values) in [("set", &from.set), ("add", &from.add)] {
-        values.keys().for_each(|name| name_of(name, &format!("{path}.{list}"), false));
+        for name in values.keys() {
+            changed_header(name, of_request, &format!("{path}.{list}"), found);
+        }
     }
     for (n, name) in from.remove.iter().enumerate() {
-        name_of(name, &format!("{path}.remove[{n}]"), true);
+        changed_header(name, false, &format!("{path}.remove[{n}]"), found);
     }
     for (list, values) in [("set", &from.set), ("add", &from.add)] {
-        values
-            .iter()
-            .for_each(|(name, value)| header_value(value, &format!("{path}.{list}.{name}"), found));
+        for (name, value) in values {
+            header_value(value, &format!("{path}.{list}.{name}"), found);
+        }
+    }
+}
+
+/// Of the pseudo-headers Envoy can change only the authority, and only through a rewrite.
+fn changed_header(name: &str, may_be_authority: bool, path: &str, found: &mut Diagnostics) {
+    header_name(name, path, found);
+    let is_pseudo = name.starts_with(':') || is_authority(name);
+    if is_pseudo && !(may_be_authority && is_authority(name)) {
+        found.no_effect(
+            path,
+            format!("`{name}` is a pseudo-header and cannot be changed"),
+            "remove it; use rewrite.authority to change the host of a request",
+        );
     }
 }
 
@@ -366,10 +387,10 @@ fn operations(from: &HeaderOperations, of_request: bool, path: &str, found: &mut
 fn one_authority(route: &HttpRoute, path: &str, found: &mut Diagnostics) {
     let rewrites = route.rewrite.as_ref().is_some_and(|rewrite| !rewrite.authority.is_empty());
     let request = route.headers.as_ref().and_then(|headers| headers.request.as_ref());
-    let count =
-        |list: &BTreeMap<String, String>| list.keys().filter(|name| is_authority(name)).count();
-    let set = request.map_or(0, |request| count(&request.set) + count(&request.add));
-    if set + usize::from(rewrites) > 1 {
+    let names =
+        request.into_iter().flat_map(|request| request.set.keys().chain(request.add.keys()));
+    let count = names.filter(|name| is_authority(name)).count();
+    if count + usize::from(rewrites) > 1 {
         found.add(
             format!("{path}.headers.request"),
             "sets the authority again",
@@ -560,8 +581,7 @@ fn retries(retries: &HttpRetry, path: &str, found: &mut Diagnostics) {
     for word in retries.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         let is_status = word.parse::<u32>().is_ok_and(|status| (100..600).contains(&status));
         if !is_status && !RETRY_ON.contains(&word) {
-            let plain = |word: &str| word.replace(['-', '_'], "").to_ascii_lowercase();
-            let advice = match RETRY_ON.iter().find(|known| plain(known) == plain(word)) {
+            let advice = match RETRY_ON.iter().find(|known| letters(known) == letters(word)) {
                 Some(near) => format!("expected `{near}`"),
                 None => format!("expected a status or one of {}", RETRY_ON.join(", ")),
             };
@@ -574,40 +594,49 @@ fn retries(retries: &HttpRetry, path: &str, found: &mut Diagnostics) {
     }
 }
 
+/// A retry condition without the characters and case that are often confused.
+fn letters(condition: &str) -> String {
+    condition.replace(['-', '_'], "").to_ascii_lowercase()
+}
+
 fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Diagnostics) {
     if fault.delay.is_none() && fault.abort.is_none() {
         found.add(path, "does nothing", "expected delay, abort or both");
     }
     if let Some(delay) = &fault.delay {
-        percent(delay.percentage, &format!("{path}.delay.percentage"), found);
-        at_least_one_ms(delay.fixed_delay, &format!("{path}.delay.fixedDelay"), found);
-        if delay.percent != 0 {
-            found.deprecated(
-                format!("{path}.delay.percent"),
-                "is deprecated",
-                "use percentage: {value: ...}",
-            );
-        }
-        if delay.exponential_delay.is_some() {
-            found.add(
-                format!("{path}.delay.exponentialDelay"),
-                "is not supported by Envoy (Istio rejects it too)",
-                "expected fixedDelay",
-            );
-        } else if delay.fixed_delay.is_none() {
-            found.suspicious(
-                format!("{path}.delay"),
-                "has no fixedDelay, so no request is delayed",
-                "add fixedDelay",
-            );
-        }
+        self::delay(delay, &format!("{path}.delay"), found);
     }
-    let Some(abort) = &fault.abort else { return };
-    let path = format!("{path}.abort");
+    if let Some(abort) = &fault.abort {
+        self::abort(abort, &format!("{path}.abort"), found);
+    }
+}
+
+fn delay(delay: &FaultDelay, path: &str, found: &mut Diagnostics) {
+    percent(delay.percentage, &format!("{path}.percentage"), found);
+    at_least_one_ms(delay.fixed_delay, &format!("{path}.fixedDelay"), found);
+    if delay.percent != 0 {
+        found.deprecated(
+            format!("{path}.percent"),
+            "is deprecated",
+            "use percentage: {value: ...}",
+        );
+    }
+    if delay.exponential_delay.is_some() {
+        found.add(
+            format!("{path}.exponentialDelay"),
+            "is not supported by Envoy (Istio rejects it too)",
+            "expected fixedDelay",
+        );
+    } else if delay.fixed_delay.is_none() {
+        found.suspicious(path, "has no fixedDelay, so no request is delayed", "add fixedDelay");
+    }
+}
+
+fn abort(abort: &FaultAbort, path: &str, found: &mut Diagnostics) {
     percent(abort.percentage, &format!("{path}.percentage"), found);
     at_most_one_of(
         &[("httpStatus", abort.http_status.is_some()), ("grpcStatus", abort.grpc_status.is_some())],
-        &path,
+        path,
         found,
     );
     if abort.http2_error.is_some() {
@@ -618,7 +647,7 @@ fn fault(fault: &HttpFaultInjection, path: &str, found: &mut Diagnostics) {
         );
     } else if abort.http_status.is_none() && abort.grpc_status.is_none() {
         found.suspicious(
-            &path,
+            path,
             "has neither httpStatus nor grpcStatus, so no request is aborted",
             "add one of them",
         );

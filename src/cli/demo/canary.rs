@@ -99,19 +99,19 @@ impl CanaryObjects {
     }
 
     fn endpoints(&self) -> String {
-        let all = || [1, 2].into_iter().flat_map(|version| [1, 2, 3].map(|n| (version, n)));
+        let pods = [1, 2].into_iter().flat_map(|version| [1, 2, 3].map(|n| (version, n)));
         let mut text = String::from(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: my-app-1\n  namespace: shop\n  \
              labels: {kubernetes.io/service-name: my-app}\naddressType: IPv4\nendpoints:\n",
         );
-        for (version, n) in all() {
+        for (version, n) in pods.clone() {
             text += &format!(
                 "- addresses: [127.0.{version}.{n}]\n  conditions: {{ready: true}}\n  \
                  targetRef: {{kind: Pod, name: my-app-v{version}-{n}}}\n"
             );
         }
         text += &format!("ports:\n- {{name: http, port: {}, protocol: TCP}}\n", self.backends);
-        for (version, n) in all() {
+        for (version, n) in pods {
             text += &format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: my-app-v{version}-{n}\n  namespace: shop\n  \
                  labels: {{app: my-app, version: v{version}}}\n"

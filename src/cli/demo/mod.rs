@@ -20,6 +20,7 @@ use crate::envoy::{self, EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
 use crate::mesh::{Interception, Locality, MeshConfig};
 use crate::xds::stream::StreamSettings;
 
+use backends::Backends;
 use canary::CanaryObjects;
 use load::Load;
 use report::{Row, Table, print_line};
@@ -126,6 +127,7 @@ async fn find(args: &Args, signals: &mut Signals) -> anyhow::Result<Result<Envoy
     }
 }
 
+/// Everything that runs.
 struct Demo {
     plane: ControlPlane,
     envoy: EnvoyProcess,
@@ -133,13 +135,34 @@ struct Demo {
     objects: CanaryObjects,
     load: Load,
     table: Table,
+    _backends: Backends,
 }
 
 async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::Result<ExitCode> {
+    let mut demo = start(args, binary).await?;
+    let outcome = steps(args, &mut demo).await;
+    let fine = match outcome {
+        Ok(fine) => fine && demo.load.failed_between_steps() == 0,
+        Err(error) => {
+            eprintln!("\n{error:#}");
+            false
+        }
+    };
+    print_outcome(&demo, fine);
+    if args.keep && fine {
+        keep(args, &mut demo, kept).await?;
+    }
+    demo.load.end().await;
+    let _ = demo.envoy.stop().await;
+    demo.plane.shutdown().await;
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Starts the backends, weir, Envoy and the load.
+async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
     let backends = backends::start().await?;
     let objects = CanaryObjects::new(backends.port).context("cannot write the demo's objects")?;
-    let first = args.steps.first().copied().unwrap_or(100);
-    objects.write_all(first)?;
+    objects.write_all(args.steps.first().copied().unwrap_or(100))?;
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let plane = ControlPlane::start(Options {
         source: Source::Directory(objects.folder()),
@@ -174,16 +197,10 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
         backends.port
     ));
     let load = Load::start(objects.port(), request_limit(args));
-    let mut demo = Demo { plane, envoy, node, objects, load, table: Table::new() };
-    let outcome = steps(args, &mut demo).await;
-    let failed_between = demo.load.failed_between_steps();
-    let fine = match outcome {
-        Ok(fine) => fine && failed_between == 0,
-        Err(error) => {
-            eprintln!("\n{error:#}");
-            false
-        }
-    };
+    Ok(Demo { plane, envoy, node, objects, load, table: Table::new(), _backends: backends })
+}
+
+fn print_outcome(demo: &Demo, fine: bool) {
     if fine {
         print_line(&format!(
             "\nEvery split is within its bound (±), and none of {} requests failed, including those during edits.",
@@ -194,34 +211,33 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
         );
     } else {
         print_line(&format!(
-            "\nSomething is wrong: see the rows marked with !. {failed_between} requests failed during edits."
+            "\nSomething is wrong: see the rows marked with !. {} requests failed during edits.",
+            demo.load.failed_between_steps()
         ));
         print_line(&format!("End of Envoy's log:\n{}", demo.envoy.log_tail()));
     }
-    if args.keep && fine {
-        if args.steps.last() == Some(&0) {
-            // Restores both versions, so that there are weights to edit.
-            let objects = &demo.objects;
-            edit(&demo, &[&|| objects.write_all(50)]).await?;
-        }
-        let (file, port, admin) =
-            (demo.objects.route_file(), demo.objects.port(), demo.plane.admin_addr());
-        print_line(&format!("\nStill running. Edit the weights in {}", file.display()));
-        print_line(&format!(
-            "  weir splits -w --admin {admin}    shows the weights and whether Envoy has them"
-        ));
-        print_line(&format!(
-            "  curl -H 'host: my-app.shop' http://127.0.0.1:{port}/    sends a request"
-        ));
-        print_line("Press Ctrl-C to stop.");
-        demo.load.pause();
-        kept.store(true, Ordering::Relaxed);
-        demo.plane.failed().await?;
+}
+
+/// Keeps everything running until weir fails or the caller drops the future, and says what to do with it.
+async fn keep(args: &Args, demo: &mut Demo, kept: &AtomicBool) -> anyhow::Result<()> {
+    if args.steps.last() == Some(&0) {
+        // Restores both versions, so that there are weights to edit.
+        let objects = &demo.objects;
+        edit(demo, &[&|| objects.write_all(50)]).await?;
     }
-    demo.load.end().await;
-    let _ = demo.envoy.stop().await;
-    demo.plane.shutdown().await;
-    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let (port, admin) = (demo.objects.port(), demo.plane.admin_addr());
+    let file = demo.objects.route_file();
+    print_line(&format!("\nStill running. Edit the weights in {}", file.display()));
+    print_line(&format!(
+        "  weir splits -w --admin {admin}    shows the weights and whether Envoy has them"
+    ));
+    print_line(&format!(
+        "  curl -H 'host: my-app.shop' http://127.0.0.1:{port}/    sends a request"
+    ));
+    print_line("Press Ctrl-C to stop.");
+    demo.load.pause();
+    kept.store(true, Ordering::Relaxed);
+    demo.plane.failed().await
 }
 
 async fn steps(args: &Args, demo: &mut Demo) -> anyhow::Result<bool> {
@@ -272,25 +288,24 @@ async fn measure(
 ) -> anyhow::Result<bool> {
     demo.load.step_begins();
     let (mut answered, mut since) = (0, Instant::now());
-    let row = |tally| Row { step: step.to_owned(), wanted_v2: v2, tally, took };
     loop {
-        let tally = demo.load.tally();
-        if tally.total() > answered {
-            (answered, since) = (tally.total(), Instant::now());
+        let row = Row { step: step.to_owned(), wanted_v2: v2, tally: demo.load.tally(), took };
+        let total = row.tally.total();
+        if total > answered {
+            (answered, since) = (total, Instant::now());
         }
-        if tally.total() >= args.requests {
-            let row = row(tally);
+        if total >= args.requests {
             demo.table.done(&row);
             return Ok(row.is_fine());
         }
         if since.elapsed() > TIMEOUT {
-            demo.table.done(&row(tally));
+            demo.table.done(&row);
             bail!(
                 "after {answered} of {} requests, no response arrived for {TIMEOUT:?}",
                 args.requests
             );
         }
-        demo.table.progress(&row(tally));
+        demo.table.progress(&row);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
