@@ -40,6 +40,10 @@ struct Weir {
     admin: SocketAddr,
 }
 
+fn free_address() -> std::io::Result<SocketAddr> {
+    std::net::TcpListener::bind((PROXY, 0))?.local_addr()
+}
+
 impl Drop for Weir {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -49,8 +53,7 @@ impl Drop for Weir {
 
 impl Weir {
     async fn start(folder: &Path) -> Result<Self, Box<dyn Error>> {
-        let port = || std::net::TcpListener::bind((PROXY, 0)).and_then(|item| item.local_addr());
-        let (xds, admin) = (port()?, port()?);
+        let [xds, admin] = [free_address()?, free_address()?];
         let more =
             std::env::var("WEIR_SERVE").unwrap_or_else(|_| "--client-memory 128M".to_owned());
         let binary =

@@ -111,9 +111,9 @@ impl Weir {
         let stat = std::fs::read_to_string(format!("{folder}/stat"))?;
         let fields: Vec<&str> =
             stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks =
-            |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
-        Ok((resident.unwrap_or(0.0) / 1024.0, (ticks(11) + ticks(12)) / 100.0))
+        let times = [11, 12].map(|at| fields.get(at).and_then(|text| text.parse::<f64>().ok()));
+        let ticks: f64 = times.into_iter().flatten().sum();
+        Ok((resident.unwrap_or(0.0) / 1024.0, ticks / 100.0))
     }
 
     async fn channel(&self) -> Result<Channel, Box<dyn Error>> {
@@ -150,17 +150,18 @@ fn node(n: usize) -> core::Node {
 type Arrivals = mpsc::UnboundedReceiver<Instant>;
 
 fn cluster_names(resources: &[Bytes], delta: bool) -> Vec<String> {
-    let any = |bytes: &Bytes| {
+    let clusters = resources.iter().filter_map(|bytes| {
         let any = if delta {
             pb::Resource::decode(bytes.clone()).ok()?.resource?
         } else {
             envoy_types::pb::google::protobuf::Any::decode(bytes.clone()).ok()?
         };
         cluster::Cluster::decode(any.value.as_slice()).ok()
-    };
-    let all =
-        resources.iter().filter_map(any).filter(|resource| resource.eds_cluster_config.is_some());
-    all.map(|item| item.name).collect()
+    });
+    clusters
+        .filter(|cluster| cluster.eds_cluster_config.is_some())
+        .map(|cluster| cluster.name)
+        .collect()
 }
 
 /// The types that a client subscribes to at first, each with the names.

@@ -210,14 +210,11 @@ impl Metrics {
 
     /// The metrics of a resource that the clients of a port share.
     pub fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
-        let refusals =
-            |reason| self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone();
-        PoolMetrics {
-            used: self.admitted.get_or_create(&PoolLabels { port, resource }).clone(),
-            over_share: refusals("share"),
-            exhausted: refusals("exhausted"),
-            revoked: refusals("revoked"),
-        }
+        let [over_share, exhausted, revoked] = ["share", "exhausted", "revoked"].map(|reason| {
+            self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone()
+        });
+        let used = self.admitted.get_or_create(&PoolLabels { port, resource }).clone();
+        PoolMetrics { used, over_share, exhausted, revoked }
     }
 
     /// The metrics in the Prometheus text format.

@@ -76,9 +76,6 @@ impl HeldChange {
     /// What is held back and until when.
     pub fn reason(&self) -> String {
         let Self { host, subset, value, .. } = self;
-        let text = |labels: &Labels| {
-            labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
-        };
         match value {
             HeldValue::Weight { wanted, effective } => {
                 let whom = if subset.is_empty() {
@@ -92,11 +89,15 @@ impl HeldChange {
             }
             HeldValue::Labels { wanted, effective } => format!(
                 "subset `{subset}` of {host} keeps the endpoints with {} until one with {} is ready",
-                text(effective),
-                text(wanted)
+                label_list(effective),
+                label_list(wanted)
             ),
         }
     }
+}
+
+fn label_list(labels: &Labels) -> String {
+    labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
 }
 
 /// Identifies a route of a VirtualService independently of its position: kind, name, matches, and an index among equal
@@ -416,53 +417,63 @@ struct Split {
     held: BTreeMap<usize, (i32, i32)>,
 }
 
-/// The effective destinations while some of `wanted` must not get more than they had of `old`; `None` if all of it can be
-/// effective.
+/// The effective destinations while some of `wanted` must not get more weight than they had in `old`; `None` if all of
+/// `wanted` can take effect.
 fn split(
     old: &[HttpRouteDestination],
     wanted: &[HttpRouteDestination],
     ready: impl Fn(&Destination) -> bool,
 ) -> Option<Split> {
-    let had = |destination: &HttpRouteDestination| share_of(old, destination.destination.as_ref());
-    let wants =
-        |destination: &HttpRouteDestination| share_of(wanted, destination.destination.as_ref());
-    let is_held = |destination: &HttpRouteDestination| {
-        wants(destination) > had(destination) + 1e-9
-            && !destination.destination.as_ref().is_some_and(&ready)
-    };
-    // Each entry with its own part of its destination's share, and whether it is held.
     let parts = shares(wanted.iter().map(|item| u32::try_from(item.weight).unwrap_or_default()));
-    let entries: Vec<_> =
-        wanted.iter().zip(parts).map(|(item, part)| (item, part, is_held(item))).collect();
-    let held = entries.iter().enumerate().filter(|(_, (.., is_held))| *is_held);
-    let held: BTreeMap<usize, (i32, i32)> = held
-        .map(|(n, (candidate, ..))| {
-            (n, (whole_percent(wants(candidate)), whole_percent(had(candidate))))
+    let entries: Vec<Entry<'_>> = wanted
+        .iter()
+        .zip(parts)
+        .map(|(wanted_entry, part)| {
+            let destination = wanted_entry.destination.as_ref();
+            let had = share_of(old, destination);
+            let wants = share_of(wanted, destination);
+            let is_held = wants > had + 1e-9 && !destination.is_some_and(&ready);
+            Entry { wanted: wanted_entry, part, had, wants, is_held }
         })
+        .collect();
+    let held = entries.iter().enumerate().filter(|(_, entry)| entry.is_held);
+    let held: BTreeMap<usize, (i32, i32)> = held
+        .map(|(n, entry)| (n, (whole_percent(entry.wants), whole_percent(entry.had))))
         .collect();
     if held.is_empty() {
         return None;
     }
-    let free: f64 = entries.iter().filter(|(.., is_held)| !is_held).map(|(_, part, _)| part).sum();
+    let free: f64 = entries.iter().filter(|entry| !entry.is_held).map(|entry| entry.part).sum();
     if free <= 0.0 {
-        // Nothing can take what the held ones must not have, so everything stays as it was. If there was nothing, there is
-        // nothing to keep.
+        // No other destination can take the held weight, so the previous destinations stay, if there were any.
         return (!old.is_empty()).then(|| Split { effective: old.to_vec(), held });
     }
-    let kept_part = |destination: &HttpRouteDestination, part: f64| {
-        had(destination) * part / wants(destination)
-    };
-    let kept: f64 = entries
-        .iter()
-        .filter(|(.., is_held)| *is_held)
-        .map(|(entry, part, _)| kept_part(entry, *part))
-        .sum();
-    let effective = entries.into_iter().map(|(entry, part, is_held)| {
-        let part = if is_held { kept_part(entry, part) } else { part / free * (1.0 - kept) };
+    let kept: f64 = entries.iter().filter(|entry| entry.is_held).map(Entry::kept_part).sum();
+    let effective = entries.iter().map(|entry| {
+        let part = if entry.is_held { entry.kept_part() } else { entry.part / free * (1.0 - kept) };
         // Precise enough for any realistic split, and far from overflow.
-        HttpRouteDestination { weight: (part * 10_000.0).round() as i32, ..entry.clone() }
+        HttpRouteDestination { weight: (part * 10_000.0).round() as i32, ..entry.wanted.clone() }
     });
     Some(Split { effective: effective.collect(), held })
+}
+
+/// A desired destination. A route may list a destination several times, each with a part of its share.
+struct Entry<'a> {
+    wanted: &'a HttpRouteDestination,
+    /// Its own part of the destination's share.
+    part: f64,
+    /// The share that the destination had.
+    had: f64,
+    /// The share that the destination is supposed to get.
+    wants: f64,
+    is_held: bool,
+}
+
+impl Entry<'_> {
+    /// Its part of the share that the destination keeps while it is held.
+    fn kept_part(&self) -> f64 {
+        self.had * self.part / self.wants
+    }
 }
 
 fn whole_percent(share: f64) -> i32 {
@@ -503,32 +514,36 @@ fn has_ready(known: &RegisteredService, labels: &Labels, port: Option<&str>) -> 
 /// The subsets to which some route assigns weight.
 pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
     let mut found = BTreeSet::new();
-    let mut add = |to: &Destination, namespace: &str| {
-        if !to.subset.is_empty() {
-            found.insert((resolve(&to.host, namespace, &mesh.config.domain), to.subset.clone()));
-        }
-    };
+    let domain = &mesh.config.domain;
     for virtual_service in mesh.virtual_services.iter() {
         for rule in virtual_service.http() {
             let single = rule.destinations.len() == 1;
             let weighted = rule.destinations.iter().filter(|to| to.weight > 0 || single);
-            weighted
-                .filter_map(|to| to.destination.as_ref())
-                .for_each(|to| add(to, &rule.key.namespace));
+            let destinations = weighted.filter_map(|to| to.destination.as_ref());
+            found.extend(subsets(destinations, &rule.key.namespace, domain));
         }
         let streams = virtual_service
             .tcp()
             .map(|rule| rule.destinations)
             .chain(virtual_service.tls().map(|rule| rule.destinations));
-        for destinations in streams {
-            let weighted =
-                destinations.iter().filter(|to| to.weight > 0 || destinations.len() == 1);
-            weighted
-                .filter_map(|to| to.destination.as_ref())
-                .for_each(|to| add(to, &virtual_service.key.namespace));
+        for routes in streams {
+            let weighted = routes.iter().filter(|to| to.weight > 0 || routes.len() == 1);
+            let destinations = weighted.filter_map(|to| to.destination.as_ref());
+            found.extend(subsets(destinations, &virtual_service.key.namespace, domain));
         }
     }
     found
+}
+
+/// The subsets among destinations.
+fn subsets<'a>(
+    destinations: impl Iterator<Item = &'a Destination>,
+    namespace: &str,
+    domain: &str,
+) -> impl Iterator<Item = (Host, String)> {
+    destinations
+        .filter(|to| !to.subset.is_empty())
+        .map(move |to| (resolve(&to.host, namespace, domain), to.subset.clone()))
 }
 
 #[cfg(test)]

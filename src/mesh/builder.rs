@@ -185,14 +185,13 @@ impl MeshBuilder {
             all = self.workloads.set_network(&self.mesh.network);
             stale.nodes |= all;
         }
-        let of = |kind: Kind| {
+        for (kind, names) in
+            [(Kind::Service, &mut stale.services), (Kind::ServiceEntry, &mut stale.entries)]
+        {
             let objects = store.all(kind).map(|entry| &entry.object);
-            objects
-                .filter(|object| all || object.meta.namespace == key.name)
-                .map(|object| name_of(object))
-        };
-        stale.services.extend(of(Kind::Service));
-        stale.entries.extend(of(Kind::ServiceEntry));
+            let affected = objects.filter(|object| all || object.meta.namespace == key.name);
+            names.extend(affected.map(|object| name_of(object)));
+        }
     }
 
     /// Returns whether the pod's node is, or was, known.
@@ -267,20 +266,18 @@ impl MeshBuilder {
     fn merge_virtual_service(&mut self, key: &ObjectKey) {
         let domain = &self.mesh.config.domain;
         let own = self.virtual_services.get(key);
-        let delegate_of = |namespace: &str, name: &str| {
-            let key = ObjectKey {
-                kind: Kind::VirtualService,
-                namespace: namespace.into(),
-                name: name.into(),
-            };
-            self.virtual_services.get(&key).filter(|delegate| delegate.hosts.is_empty())
-        };
         let before = self.mesh.virtual_services.get(key);
-        let merged = own.map(|own| own.with_delegates(delegate_of, before, domain));
+        let merged = own.map(|own| {
+            let delegate_of = |namespace: &str, name: &str| {
+                let key = ObjectKey::new(Kind::VirtualService, namespace, name);
+                self.virtual_services.get(&key).filter(|delegate| delegate.hosts.is_empty())
+            };
+            own.with_delegates(delegate_of, before, domain)
+        });
         Arc::make_mut(&mut self.mesh.virtual_services).set(key, merged, domain);
     }
 
-    /// The namespace and hosts whose rules the object was and is among.
+    /// The namespace and hosts of the rules that the object was part of and is part of now.
     fn update_destination_rule(
         &mut self,
         key: &ObjectKey,
@@ -324,7 +321,7 @@ impl MeshBuilder {
         Arc::make_mut(&mut self.mesh.destination_rules).set(namespace, host, merged);
     }
 
-    /// Writes down where a pod is, as far as its node is known.
+    /// Records the location of a pod, as far as its node is known.
     fn place_pod(&mut self, name: &Name) {
         match self.workloads.pods.get(name).filter(|pod| !pod.node.is_empty()) {
             Some(pod) => {
@@ -336,17 +333,17 @@ impl MeshBuilder {
     }
 
     fn update_service(&mut self, store: &Store, name: &Name) {
-        let key = |kind: Kind| ObjectKey { kind, namespace: name.0.clone(), name: name.1.clone() };
         let domain = self.mesh.config.domain.clone();
         let host: Host = format!("{}.{}.svc.{domain}", name.1, name.0).to_ascii_lowercase().into();
         self.forget_pods(name);
         let namespace = namespace_of(store, &name.0);
-        let new = store.get(&key(Kind::Service)).and_then(|entry| match &entry.object.spec {
-            Spec::Service(spec) => {
-                Some(Service::from_kubernetes(&entry.object.meta, spec, namespace, &domain))
-            }
-            _ => None,
-        });
+        let new =
+            store.get(&key_of(Kind::Service, name)).and_then(|entry| match &entry.object.spec {
+                Spec::Service(spec) => {
+                    Some(Service::from_kubernetes(&entry.object.meta, spec, namespace, &domain))
+                }
+                _ => None,
+            });
         let Some(service) = new else {
             self.put(&host, Registry::Kubernetes, name, None);
             return;
@@ -360,7 +357,7 @@ impl MeshBuilder {
             store.get(&key).map(|entry| &*entry.object)
         });
         let slices: Vec<_> = slices.collect();
-        let endpoints = store.get(&key(Kind::Endpoints)).map(|entry| &*entry.object);
+        let endpoints = store.get(&key_of(Kind::Endpoints, name)).map(|entry| &*entry.object);
         let entries = selected_entries(store, &name.0, &service.selector);
         let set = endpoint::collect(
             &service,
@@ -378,8 +375,7 @@ impl MeshBuilder {
     }
 
     fn update_entry(&mut self, store: &Store, name: &Name) {
-        let key =
-            ObjectKey { kind: Kind::ServiceEntry, namespace: name.0.clone(), name: name.1.clone() };
+        let key = key_of(Kind::ServiceEntry, name);
         let old = self.hosts_of_entry.remove(name).unwrap_or_default();
         let Some((entry, Spec::ServiceEntry(spec))) =
             store.get(&key).map(|entry| (entry, &entry.object.spec))
@@ -413,8 +409,7 @@ impl MeshBuilder {
         self.hosts_of_entry.insert(name.clone(), hosts);
     }
 
-    /// The pods of a namespace with these labels, each with its addresses: its own where they were read, else those
-    /// that slices give it.
+    /// The pods of a namespace with these labels, each with its addresses: from its status if known, else from slices.
     fn selected_pods<'a>(
         &'a self,
         store: &'a Store,
@@ -451,9 +446,11 @@ impl MeshBuilder {
                     continue;
                 };
                 pod.node = pod.node.or(endpoint.node_name.as_deref());
-                let is_v6 = |address: &str| address.contains(':');
                 if pod.workload.ips.is_empty()
-                    && !pod.addresses.iter().any(|known| is_v6(known) == is_v6(address))
+                    && !pod
+                        .addresses
+                        .iter()
+                        .any(|known| endpoint::is_v6(known) == endpoint::is_v6(address))
                 {
                     pod.addresses.push(address.as_str().into());
                 }
@@ -474,17 +471,10 @@ impl MeshBuilder {
         self.publish(host);
     }
 
-    /// Brings the services of a host in the mesh up to date with what is declared.
+    /// Updates the services of a host in the mesh to what is declared.
     fn publish(&mut self, host: &Host) {
         let old = self.mesh.services.get(host).cloned().unwrap_or_default();
         let list = self.declared.services(host, &old);
-        let addresses = |list: &[RegisteredService]| -> BTreeSet<Arc<str>> {
-            list.iter()
-                .flat_map(|known| &known.endpoints.list)
-                .flat_map(Endpoint::addresses)
-                .cloned()
-                .collect()
-        };
         let before = addresses(&old);
         let after = addresses(&list);
         if before != after {
@@ -509,14 +499,8 @@ impl MeshBuilder {
         }
     }
 
-    /// Keeps the indexes by port and by alias when the services of a host change.
+    /// Updates the indexes by port and by alias when the services of a host change.
     fn index_host(&mut self, host: &Host, old: &[RegisteredService], new: &[RegisteredService]) {
-        let ports = |list: &[RegisteredService]| -> BTreeSet<(u16, PortClass, Age)> {
-            let entries = list
-                .iter()
-                .flat_map(|known| known.service.ports.iter().map(|port| (port, known.service.age)));
-            entries.map(|(port, age)| (port.number, PortClass::of(port.protocol), age)).collect()
-        };
         let (before, after) = (ports(old), ports(new));
         for (number, class, age) in before.difference(&after) {
             if let Some(hosts) = self.mesh.by_port.get_mut(&(*number, *class)) {
@@ -529,9 +513,6 @@ impl MeshBuilder {
         for (number, class, age) in after.difference(&before) {
             self.mesh.by_port.entry((*number, *class)).or_default().insert((*age, host.clone()));
         }
-        let targets = |list: &[RegisteredService]| -> BTreeSet<Host> {
-            list.iter().filter_map(|known| known.service.alias_of.clone()).collect()
-        };
         let (before, after) = (targets(old), targets(new));
         for target in before.difference(&after) {
             if let Some(aliases) = self.mesh.aliases.get_mut(target) {
@@ -546,13 +527,12 @@ impl MeshBuilder {
         }
     }
 
-    /// Brings ExternalName services up to date whose chain has another end now.
+    /// Updates the ExternalName services whose chain now ends at another host.
     fn follow_aliases(&mut self) {
-        let leads_to = |host: &Host, end: &Host| {
-            let known = self.mesh.services.get(host).and_then(|list| list.first());
-            known.is_some_and(|known| known.service.alias_of.as_ref() == Some(end))
-        };
-        let moved = self.declared.aliases().filter(|(alias, end)| !leads_to(alias, end));
+        let moved = self.declared.aliases().filter(|(alias, end)| {
+            let known = self.mesh.services.get(*alias).and_then(|list| list.first());
+            known.and_then(|known| known.service.alias_of.as_ref()) != Some(*end)
+        });
         let moved: Vec<Host> = moved.map(|(alias, _)| alias.clone()).collect();
         for alias in &moved {
             self.publish(alias);
@@ -571,18 +551,35 @@ impl MeshBuilder {
     }
 }
 
+fn addresses(list: &[RegisteredService]) -> BTreeSet<Arc<str>> {
+    let endpoints = list.iter().flat_map(|known| &known.endpoints.list);
+    endpoints.flat_map(Endpoint::addresses).cloned().collect()
+}
+
+fn ports(list: &[RegisteredService]) -> BTreeSet<(u16, PortClass, Age)> {
+    let services = list.iter().map(|known| &known.service);
+    let ports = services.flat_map(|service| {
+        service.ports.iter().map(|port| (port.number, PortClass::of(port.protocol), service.age))
+    });
+    ports.collect()
+}
+
+/// The targets of ExternalName services.
+fn targets(list: &[RegisteredService]) -> BTreeSet<Host> {
+    list.iter().filter_map(|known| known.service.alias_of.clone()).collect()
+}
+
 /// The ServiceEntries of a namespace that select their endpoints by labels.
 fn selecting_entries<'a>(
     store: &'a Store,
     namespace: &'a Arc<str>,
 ) -> impl Iterator<Item = Name> + 'a {
-    let selects = |object: &Object| match &object.spec {
-        Spec::ServiceEntry(spec) => spec.workload_selector.is_some(),
-        _ => false,
-    };
     let entries = store.all(Kind::ServiceEntry).map(|entry| &entry.object);
     entries
-        .filter(move |object| object.meta.namespace == *namespace && selects(object))
+        .filter(move |object| {
+            object.meta.namespace == *namespace
+                && matches!(&object.spec, Spec::ServiceEntry(spec) if spec.workload_selector.is_some())
+        })
         .map(|object| name_of(object))
 }
 
@@ -596,10 +593,10 @@ fn selected_entries<'a>(
         store.all(Kind::WorkloadEntry).filter(|_| !labels.is_empty()).map(|entry| &*entry.object);
     entries.filter(move |object| match &object.spec {
         Spec::WorkloadEntry(spec) => {
-            let has = |(name, value): (&String, &String)| {
-                object.meta.labels.get(name).or_else(|| spec.labels.get(name)) == Some(value)
-            };
-            object.meta.namespace == *namespace && labels.iter().all(has)
+            object.meta.namespace == *namespace
+                && labels.iter().all(|(name, value)| {
+                    object.meta.labels.get(name).or_else(|| spec.labels.get(name)) == Some(value)
+                })
         }
         _ => false,
     })
@@ -607,6 +604,10 @@ fn selected_entries<'a>(
 
 fn namespace_of<'a>(store: &'a Store, name: &str) -> Option<&'a Meta> {
     store.get(&ObjectKey::new(Kind::Namespace, "", name)).map(|entry| &entry.object.meta)
+}
+
+fn key_of(kind: Kind, name: &Name) -> ObjectKey {
+    ObjectKey { kind, namespace: name.0.clone(), name: name.1.clone() }
 }
 
 fn name_of(object: &Object) -> Name {

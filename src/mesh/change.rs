@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::host::Host;
-use super::{Mesh, PortClass, RegisteredService, Resolution, VirtualService, diff};
+use super::{Mesh, PortClass, RegisteredService, Resolution, diff};
 
 /// The difference between two states of the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,14 +106,13 @@ impl MeshChange {
     }
 
     fn virtual_services(&mut self, old: &Mesh, new: &Mesh, reshaped: &mut BTreeSet<Host>) {
-        let mut touch = |mesh: &Mesh, rules: &VirtualService| {
-            rules.hosts.iter().for_each(|host| reshaped.extend(mesh.hosts_covered_by(host)));
-            // What a route sends to is visible where a Sidecar lets the route through.
-            reshaped.extend(rules.destinations(&mesh.config.domain).map(|(host, _)| host));
-        };
         diff(old.virtual_services.by_key(), new.virtual_services.by_key(), |_, before, after| {
-            before.into_iter().for_each(|rules| touch(old, rules));
-            after.into_iter().for_each(|rules| touch(new, rules));
+            for (mesh, rules) in [(old, before), (new, after)] {
+                let Some(rules) = rules else { continue };
+                rules.hosts.iter().for_each(|host| reshaped.extend(mesh.hosts_covered_by(host)));
+                // A route's destinations are visible wherever a Sidecar admits the route.
+                reshaped.extend(rules.destinations(&mesh.config.domain).map(|(host, _)| host));
+            }
         });
     }
 
@@ -135,7 +134,7 @@ impl MeshChange {
 }
 
 /// The targets of the ExternalName services of a host, the ExternalName services that stand for it, and the hosts whose
-/// routes lead to these.
+/// routes have these as destinations.
 fn alias_relations(mesh: &Mesh, host: &Host) -> Vec<Host> {
     let list = mesh.services.get(host).into_iter().flat_map(|list| list.iter());
     let targets = list.filter_map(|known| known.service.alias_of.clone());

@@ -98,13 +98,12 @@ impl DestinationRules {
         let found = self.deciding_rules(host, service_namespace, root_namespace, client_namespace);
         // A selector applies to workloads of the rule's own namespace. A rule that selects the proxy beats one for all
         // proxies.
-        let selects = |rule: &&Arc<DestinationRule>| match &rule.selector {
-            None => false,
-            Some(selector) => {
+        let selecting = found.iter().copied().find(|rule| {
+            rule.selector.as_ref().is_some_and(|selector| {
                 *rule.namespace == *client_namespace && api::selects(selector, client_labels)
-            }
-        };
-        found.iter().copied().find(selects).or_else(|| for_all(&found))
+            })
+        });
+        selecting.or_else(|| for_all(&found))
     }
 
     /// The same for inbound traffic at the service's own workloads, where rules that select clients do not apply.
@@ -126,32 +125,41 @@ impl DestinationRules {
         root_namespace: &str,
         client_namespace: &str,
     ) -> Vec<&Arc<DestinationRule>> {
-        let seen = |rule: &DestinationRule| rule.visibility.includes(client_namespace);
         // For proxies of the root namespace, its public rules must not take precedence over those of the service's
         // namespace.
-        let own = |rule: &DestinationRule| {
-            if client_namespace == root_namespace { rule.is_private() } else { seen(rule) }
-        };
-        let within = |namespace: &str,
-                      which: &dyn Fn(&DestinationRule) -> bool|
-         -> Vec<&Arc<DestinationRule>> {
-            let rules = self.by_namespace.get(namespace).and_then(|rules| rules.find(host, which));
-            rules
-                .into_iter()
-                .flat_map(|rules| rules.iter())
-                .filter(|rule| which(rule) && seen(rule))
-                .collect()
-        };
-        let mut found = within(client_namespace, &own);
+        let mut found = self.visible_rules(client_namespace, host, client_namespace, |rule| {
+            if client_namespace == root_namespace {
+                rule.is_private()
+            } else {
+                rule.visibility.includes(client_namespace)
+            }
+        });
         for namespace in [service_namespace, root_namespace] {
             if found.is_empty() {
-                found = within(namespace, &|rule| !rule.is_private());
+                found = self
+                    .visible_rules(namespace, host, client_namespace, |rule| !rule.is_private());
             }
         }
         found
     }
 
-    /// The rules of a namespace for this very host.
+    /// The rules of a namespace for the most specific host that has any of those that `which` admits.
+    fn visible_rules(
+        &self,
+        namespace: &str,
+        host: &str,
+        client_namespace: &str,
+        which: impl Fn(&DestinationRule) -> bool,
+    ) -> Vec<&Arc<DestinationRule>> {
+        let rules = self.by_namespace.get(namespace).and_then(|rules| rules.find(host, &which));
+        rules
+            .into_iter()
+            .flat_map(|rules| rules.iter())
+            .filter(|rule| which(rule) && rule.visibility.includes(client_namespace))
+            .collect()
+    }
+
+    /// The rules of a namespace for exactly this host.
     pub fn of_host(&self, namespace: &str, host: &Host) -> &[Arc<DestinationRule>] {
         self.by_namespace
             .get(namespace)
@@ -159,7 +167,7 @@ impl DestinationRules {
             .map_or(&[], |rules| rules)
     }
 
-    /// The same with others in the place of those with these revisions.
+    /// The same, with the rules of these revisions replaced.
     pub fn with<'a>(
         &self,
         others: impl Iterator<Item = (&'a Revision, &'a Arc<DestinationRule>)>,
@@ -169,10 +177,10 @@ impl DestinationRules {
             let rules =
                 same.by_namespace.get(&other.namespace).and_then(|rules| rules.get(&other.host));
             let Some(rules) = rules else { continue };
-            let replaced = |rule: &Arc<DestinationRule>| {
-                if rule.revision == *revision { other.clone() } else { rule.clone() }
-            };
-            let rules = rules.iter().map(replaced).collect();
+            let replaced = rules
+                .iter()
+                .map(|rule| if rule.revision == *revision { other } else { rule }.clone());
+            let rules = replaced.collect();
             same.set(&other.namespace, &other.host, rules);
         }
         same

@@ -25,8 +25,8 @@ impl Locality {
     /// Parses `region/zone/subzone`; missing parts are empty.
     pub fn parse(text: &str) -> Self {
         let mut parts = text.splitn(3, '/').map(str::to_owned);
-        let mut next = || parts.next().unwrap_or_default();
-        Self { region: next(), zone: next(), sub_zone: next() }
+        let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
+        Self { region, zone, sub_zone }
     }
 }
 
@@ -149,16 +149,19 @@ pub(super) struct Workloads {
     elsewhere: Arc<Topology>,
 }
 
+/// Whether an address is an IPv6 address.
+pub(super) fn is_v6(address: &str) -> bool {
+    address.contains(':')
+}
+
 /// The locality from a node's labels. Source: Kubernetes' well-known labels, and Istio's for the sub-zone.
 pub(super) fn node_locality(labels: &Labels) -> Locality {
-    let label = |name: &str, old: &str| {
-        labels.get(name).or_else(|| labels.get(old)).cloned().unwrap_or_default()
-    };
-    Locality {
-        region: label(REGION, "failure-domain.beta.kubernetes.io/region"),
-        zone: label(ZONE, "failure-domain.beta.kubernetes.io/zone"),
-        sub_zone: labels.get(SUBZONE).cloned().unwrap_or_default(),
-    }
+    let [region, zone] = [
+        (REGION, "failure-domain.beta.kubernetes.io/region"),
+        (ZONE, "failure-domain.beta.kubernetes.io/zone"),
+    ]
+    .map(|(name, old)| labels.get(name).or_else(|| labels.get(old)).cloned().unwrap_or_default());
+    Locality { region, zone, sub_zone: labels.get(SUBZONE).cloned().unwrap_or_default() }
 }
 
 impl Workloads {
@@ -499,7 +502,6 @@ impl<'a> Collector<'a> {
         if !self.seen.insert((address.clone(), port_name.clone(), port)) {
             return;
         }
-        let is_v6 = |address: &str| address.contains(':');
         if let Some(pod) = pod {
             let at = self.of_pods.entry((pod, port_name.clone(), port)).or_insert(self.list.len());
             if let Some(known) = self.list.get_mut(*at)

@@ -103,26 +103,28 @@ impl NodeMetadata {
     /// Reads node metadata from JSON. Fields of an unexpected type are ignored, because Istio's agents send much more
     /// than is used.
     pub fn from_json(metadata: &serde_json::Value) -> Self {
-        let text =
-            |name: &str| metadata.get(name).and_then(|value| value.as_str()).map(str::to_owned);
         let labels = metadata.get("LABELS").and_then(|labels| labels.as_object());
         let labels = labels
             .into_iter()
             .flatten()
             .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.into())));
         Self {
-            namespace: text("NAMESPACE"),
+            namespace: text(metadata, "NAMESPACE"),
             labels: labels.collect(),
-            instance_ips: text("INSTANCE_IPS")
+            instance_ips: text(metadata, "INSTANCE_IPS")
                 .map(|ips| ips.split(',').map(|ip| ip.trim().to_owned()).collect())
                 .unwrap_or_default(),
-            interception_mode: text("INTERCEPTION_MODE"),
-            node_name: text("NODE_NAME"),
-            generator: text("GENERATOR"),
-            cluster_id: text("CLUSTER_ID"),
-            network: text("NETWORK"),
+            interception_mode: text(metadata, "INTERCEPTION_MODE"),
+            node_name: text(metadata, "NODE_NAME"),
+            generator: text(metadata, "GENERATOR"),
+            cluster_id: text(metadata, "CLUSTER_ID"),
+            network: text(metadata, "NETWORK"),
         }
     }
+}
+
+fn text(metadata: &serde_json::Value, name: &str) -> Option<String> {
+    metadata.get(name).and_then(|value| value.as_str()).map(str::to_owned)
 }
 
 impl Proxy {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::{
     DestinationRule, Host, Mesh, Service, VirtualService, Visibility, diff, name_and_namespace,
 };
-use crate::api::Labels;
 
 /// The proxy attributes that some rule or service reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,19 +124,19 @@ fn count_all<K: Ord + Clone>(
 
 fn of_virtual_service(rules: &VirtualService, domain: &str) -> ScopeAttributes {
     let mut found = ScopeAttributes::default();
-    let mut source = |labels: &Labels, namespace: &str| {
-        found.labels.extend(labels.keys().cloned());
-        if !namespace.is_empty() {
-            found.namespaces.insert(namespace.into());
-        }
-    };
     let spec = rules.spec();
     let http = spec.http.iter().flat_map(|route| &route.matches);
-    http.for_each(|wanted| source(&wanted.source_labels, &wanted.source_namespace));
+    let http = http.map(|wanted| (&wanted.source_labels, &wanted.source_namespace));
     let tls = spec.tls.iter().flat_map(|route| &route.matches);
-    tls.for_each(|wanted| source(&wanted.source_labels, &wanted.source_namespace));
+    let tls = tls.map(|wanted| (&wanted.source_labels, &wanted.source_namespace));
     let tcp = spec.tcp.iter().flat_map(|route| &route.matches);
-    tcp.for_each(|wanted| source(&wanted.source_labels, &wanted.source_namespace));
+    let tcp = tcp.map(|wanted| (&wanted.source_labels, &wanted.source_namespace));
+    for (labels, namespace) in http.chain(tls).chain(tcp) {
+        found.labels.extend(labels.keys().cloned());
+        if !namespace.is_empty() {
+            found.namespaces.insert(namespace.as_str().into());
+        }
+    }
     found.add_namespaces(rules.namespace(), &rules.visibility, &rules.hosts, domain);
     found
 }

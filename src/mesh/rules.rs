@@ -136,9 +136,9 @@ impl VirtualService {
         })
     }
 
-    /// The same with the routes of its delegates taken in. A delegate that is missing, not visible here or has delegates
-    /// of its own gives no routes, and the other routes stand. `before` is what this gave last: it stays as long as it is
-    /// made from the same.
+    /// The same with the routes of its delegates merged in. A delegate that is missing or not visible here, or that
+    /// delegates further, contributes no routes; the other routes stay. `before` is the previous result, which is
+    /// returned again if it was made from the same revisions.
     pub(super) fn with_delegates<'a>(
         self: &Arc<Self>,
         delegate_of: impl Fn(&str, &str) -> Option<&'a Arc<VirtualService>>,
@@ -166,28 +166,31 @@ impl VirtualService {
             };
             let namespace =
                 if to.namespace.is_empty() { &**self.namespace() } else { to.namespace.as_str() };
-            let at = |reason: String| DroppedRoute { index, reason };
             let name = format!("its delegate {namespace}/{}", to.name);
             let Some(delegate) = delegate_of(namespace, &to.name) else {
-                dropped.push(at(format!("{name} does not exist")));
+                dropped.push(DroppedRoute { index, reason: format!("{name} does not exist") });
                 continue;
             };
             if !delegate.visibility.includes(self.namespace()) {
-                dropped.push(at(format!("{name} is not exported to {}", self.namespace())));
+                let reason = format!("{name} is not exported to {}", self.namespace());
+                dropped.push(DroppedRoute { index, reason });
                 continue;
             }
             let root = self.with_full_mirrors(route, domain);
             let leaves =
                 delegate.spec().http.iter().enumerate().filter(|(_, leaf)| leaf.delegate.is_none());
-            for (index, leaf) in leaves {
-                match super::delegate::merge(&root, leaf) {
-                    Some(route) => {
-                        merged.push(MergedRoute { key: delegate.key.clone(), index, route })
-                    }
-                    None => dropped.push(at(format!(
-                        "spec.http[{index}] of {name} has a match wider than the match of \
-                        its root"
-                    ))),
+            for (leaf_index, leaf) in leaves {
+                if let Some(route) = super::delegate::merge(&root, leaf) {
+                    merged.push(MergedRoute {
+                        key: delegate.key.clone(),
+                        index: leaf_index,
+                        route,
+                    });
+                } else {
+                    let reason = format!(
+                        "spec.http[{leaf_index}] of {name} has a match wider than the match of its root"
+                    );
+                    dropped.push(DroppedRoute { index, reason });
                 }
             }
         }
@@ -351,9 +354,9 @@ pub(super) struct LocalityInputs<'a> {
     pub failover_priority: &'a [String],
 }
 
-/// The rules that objects for one host in one namespace make, each object with its revision. Rules for the same proxies
-/// in the same namespaces merge, the oldest first. `before` are the rules that this gave last: one stays as long as it is
-/// merged from the same.
+/// The rules that result from the objects for one host in one namespace, each object with its revision. Rules for the
+/// same proxies in the same namespaces are merged, the oldest first. `before` are the previous results: each is returned
+/// again if it was merged from the same revisions.
 pub(super) fn merge<'a>(
     objects: impl Iterator<Item = (Revision, &'a Arc<Object>)>,
     before: &[Arc<DestinationRule>],
@@ -366,10 +369,10 @@ pub(super) fn merge<'a>(
         let Some(rule) = DestinationRule::new(revision, object, domain) else {
             continue;
         };
-        let same = |older: &&mut DestinationRule| {
-            older.selector == rule.selector && older.visibility == rule.visibility
-        };
-        match merged.iter_mut().find(same) {
+        let same = merged
+            .iter_mut()
+            .find(|older| older.selector == rule.selector && older.visibility == rule.visibility);
+        match same {
             Some(older) => older.merge(rule),
             None => merged.push(rule),
         }

@@ -30,7 +30,7 @@ impl RegisteredService {
         }
     }
 
-    /// Takes the service of `before` if it is equal to the own one, and its endpoints likewise.
+    /// Keeps the service and the endpoints of `before`, with their revisions, where they are equal.
     fn unless_same_as(mut self, before: Option<&Self>) -> Self {
         if let Some(before) = before.filter(|before| before.service == self.service) {
             (self.service, self.service_revision) =
@@ -54,8 +54,8 @@ impl Declared {
         new: Option<(Service, EndpointSet)>,
     ) {
         let list = self.by_host.entry(host.clone()).or_default();
-        let same = |known: &RegisteredService| known.service.is_from(registry, &name.0, &name.1);
-        let old = list.iter().position(same).map(|at| list.remove(at));
+        let at = list.iter().position(|known| known.service.is_from(registry, &name.0, &name.1));
+        let old = at.map(|at| list.remove(at));
         if registry == Registry::Kubernetes {
             let target = new.as_ref().and_then(|(service, _)| service.alias_of.clone());
             let before = match &target {
@@ -67,13 +67,7 @@ impl Declared {
         list.extend(new.map(|(service, set)| {
             RegisteredService::new(service, set).unless_same_as(old.as_ref())
         }));
-        list.sort_by(|a, b| {
-            let rank = |known: &RegisteredService| {
-                let service = &known.service;
-                (service.registry, service.age, service.namespace.clone(), service.name.clone())
-            };
-            rank(a).cmp(&rank(b))
-        });
+        list.sort_by(|a, b| a.service.rank().cmp(&b.service.rank()));
         if list.is_empty() {
             self.by_host.remove(host);
         }
@@ -85,23 +79,23 @@ impl Declared {
         let declared = self.by_host.get(host).map(Vec::as_slice).unwrap_or_default();
         let mut groups: Vec<Vec<&RegisteredService>> = Vec::new();
         for known in declared {
-            let fits = |group: &&mut Vec<&RegisteredService>| {
+            let group = groups.iter_mut().find(|group| {
                 group.first().is_some_and(|first| can_merge(&first.service, &known.service))
-            };
-            match groups.iter_mut().find(fits) {
+            });
+            match group {
                 Some(group) => group.push(known),
                 None => groups.push(vec![known]),
             }
         }
-        let merged = groups.iter().filter_map(|group| merge(group, declared));
-        let keep = |known: RegisteredService| {
+        let merged = groups.iter().filter_map(|group| merge(group, declared)).map(|known| {
+            let known = self.with_end(known);
             let own = &known.service;
             let before = before
                 .iter()
                 .find(|old| old.service.is_from(own.registry, &own.namespace, &own.name));
             known.unless_same_as(before)
-        };
-        merged.map(|known| keep(self.with_end(known))).collect()
+        });
+        merged.collect()
     }
 
     /// Whether an ExternalName service was added, removed or given another target since the last call.
@@ -228,10 +222,11 @@ fn merge_endpoints(merged: &Service, services: &[&RegisteredService]) -> Endpoin
                 continue;
             }
             own.insert(port.number);
-            let means = |to: &&Port| {
-                if by_name { to.name == port.name } else { to.number == port.number }
-            };
-            if let Some(to) = merged.ports.iter().find(means) {
+            let to = merged
+                .ports
+                .iter()
+                .find(|to| if by_name { to.name == port.name } else { to.number == port.number });
+            if let Some(to) = to {
                 list.push(Endpoint { port_name: to.name.clone(), ..endpoint.clone() });
             }
         }

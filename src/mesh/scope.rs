@@ -9,12 +9,12 @@ use super::proxy::{Families, Interception, Proxy, Scope};
 use super::service::{Resolution, Service};
 use super::topology::{Topology, is_topology};
 use super::{Endpoint, Mesh};
-use crate::api::Labels;
 
 impl Mesh {
     /// The attributes of `proxy` that can affect its configuration in this state of the mesh.
     pub fn scope(&self, proxy: &Proxy) -> Scope {
         let topology = LazyCell::new(|| self.topology(proxy));
+        // The topology is evaluated only if some label needs it.
         let label = |name: &str| {
             if is_topology(name) {
                 topology.label(&proxy.labels, name)
@@ -22,14 +22,16 @@ impl Mesh {
                 proxy.labels.get(name).map(String::as_str)
             }
         };
-        let has =
-            |selector: &Labels| selector.iter().all(|(name, value)| label(name) == Some(value));
         let labels = self
             .scope_attributes
             .labels
             .iter()
             .filter_map(|name| Some((name.clone(), label(name)?.to_owned())));
-        let sidecar = self.sidecars.find(&proxy.namespace, has, &self.config.root_namespace);
+        let sidecar = self.sidecars.find(
+            &proxy.namespace,
+            |selector| selector.iter().all(|(name, value)| label(name) == Some(value)),
+            &self.config.root_namespace,
+        );
         let node_counts = self
             .scope_attributes
             .node
@@ -52,11 +54,9 @@ impl Mesh {
             node: if node_counts { topology.node.clone() } else { Arc::default() },
             families: Families::of(&proxy.addresses),
             headless: {
-                let headless =
-                    |(service, _): &(&Service, _)| service.resolution == Resolution::Passthrough;
                 let own = self
                     .endpoints_of(proxy)
-                    .filter(headless)
+                    .filter(|(service, _)| service.resolution == Resolution::Passthrough)
                     .flat_map(|(_, endpoint)| endpoint.addresses());
                 own.cloned().collect::<BTreeSet<_>>().into_iter().collect()
             },
@@ -82,18 +82,13 @@ impl Mesh {
                 .chain([node_locality(&proxy.labels)])
                 .find(|locality| *locality != Locality::default())
         });
-        let either = |first: &Arc<str>, second: &Arc<str>| {
-            if first.is_empty() { second } else { first }.clone()
-        };
-        Topology {
-            locality: locality.unwrap_or_default(),
-            node,
-            cluster: either(&proxy.cluster, &self.config.cluster),
-            network: either(&self.network, &proxy.network),
-        }
+        let [cluster, network] =
+            [(&proxy.cluster, &self.config.cluster), (&self.network, &proxy.network)]
+                .map(|(first, second)| if first.is_empty() { second } else { first }.clone());
+        Topology { locality: locality.unwrap_or_default(), node, cluster, network }
     }
 
-    /// Where everything is of which no more is known.
+    /// The location of workloads about which nothing else is known.
     pub fn own_topology(&self) -> Topology {
         Topology {
             cluster: self.config.cluster.clone(),
@@ -102,7 +97,7 @@ impl Mesh {
         }
     }
 
-    /// Where a pod is, as far as its object says it.
+    /// The location of a pod, as far as its node is known.
     pub fn pod_topology(&self, namespace: &Arc<str>, name: &Arc<str>) -> Topology {
         let known = self.pod_topologies.get(&(namespace.clone(), name.clone()));
         known.map_or_else(|| self.own_topology(), |known| (**known).clone())

@@ -136,11 +136,11 @@ impl Preference {
             "PreferSameNode" => return Some(Preference::Node),
             _ => {}
         }
-        let annotation = |meta: &Meta| {
+        let annotated = std::iter::once(service).chain(namespace).find_map(|meta| {
             let value = meta.annotations.get("networking.istio.io/traffic-distribution")?;
             Some(value.to_ascii_lowercase()).filter(|value| !value.is_empty())
-        };
-        match annotation(service).or_else(|| annotation(namespace?))?.as_str() {
+        });
+        match annotated?.as_str() {
             "preferclose" | "prefersamezone" => Some(Preference::Zone),
             "prefersamenode" => Some(Preference::Node),
             _ => None,
@@ -226,6 +226,11 @@ pub fn canonical_address(address: &str) -> Arc<str> {
 }
 
 impl Service {
+    /// The order of precedence among the services of a host, the first first.
+    pub(super) fn rank(&self) -> (Registry, api::Age, &str, &str) {
+        (self.registry, self.age, &self.namespace, &self.name)
+    }
+
     /// Whether it comes from the object of this registry with this name.
     pub(super) fn is_from(&self, registry: Registry, namespace: &str, name: &str) -> bool {
         self.registry == registry && *self.namespace == *namespace && *self.name == *name

@@ -122,9 +122,9 @@ impl Egress {
     /// Whether a VirtualService applies to any of the hosts for proxies in namespace `own`.
     pub fn has_rule(&self, rule: &VirtualService, own: &str) -> bool {
         rule.hosts.iter().any(|name| {
-            let either = |host: &str| host::covers(host, name) || host::covers(name, host);
-            self.includes(rule.namespace(), own, either)
-                && !self.excludes(rule.namespace(), name, own)
+            self.includes(rule.namespace(), own, |host| {
+                host::covers(host, name) || host::covers(name, host)
+            }) && !self.excludes(rule.namespace(), name, own)
         })
     }
 
@@ -168,25 +168,27 @@ impl Sidecars {
         self.by_namespace.get(&key.namespace)?.iter().find(|item| item.key == *key)
     }
 
-    /// The one that counts for a proxy: one of its namespace that selects it, else its namespace's own, else the root
-    /// namespace's; of several the oldest. `has` says whether the proxy has the labels of a selector. Source: Istio's Sidecar, "workloadSelector".
+    /// The Sidecar that applies to a proxy: one of its namespace that selects it, else one of its namespace without a
+    /// selector, else one of the root namespace without a selector; the oldest if there are several. `has` says whether
+    /// the proxy has the labels of a selector. Source: Istio's Sidecar, "workloadSelector".
     pub fn find(
         &self,
         namespace: &str,
         has: impl Fn(&Labels) -> bool,
         root: &str,
     ) -> Option<&Arc<Sidecar>> {
-        let own = || self.by_namespace.get(namespace).into_iter().flatten();
-        own()
-            .find(|item| !item.selector.is_empty() && has(&item.selector))
-            .or_else(|| own().find(|item| item.selector.is_empty()))
-            .or_else(|| {
-                self.by_namespace
-                    .get(root)
-                    .into_iter()
-                    .flatten()
-                    .find(|item| item.selector.is_empty())
-            })
+        let own = self.of_namespace(namespace);
+        own.iter().find(|sidecar| !sidecar.selector.is_empty() && has(&sidecar.selector)).or_else(
+            || {
+                let mut candidates = own.iter().chain(self.of_namespace(root));
+                candidates.find(|sidecar| sidecar.selector.is_empty())
+            },
+        )
+    }
+
+    /// Those of a namespace, the oldest first.
+    fn of_namespace(&self, namespace: &str) -> &[Arc<Sidecar>] {
+        self.by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default()
     }
 }
 

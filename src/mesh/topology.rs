@@ -28,38 +28,38 @@ pub struct Topology {
     pub node: Arc<str>,
     /// The id of the cluster.
     pub cluster: Arc<str>,
-    /// The network, where the workload's own label does not say it.
+    /// The network, unless the workload has a label for it.
     pub network: Arc<str>,
 }
 
-/// Whether a label says where a workload is.
+/// Whether a label describes the location of a workload.
 pub fn is_topology(label: &str) -> bool {
     matches!(label, REGION | ZONE | SUBZONE | HOSTNAME | CLUSTER | NETWORK)
 }
 
 impl Topology {
-    /// A label of a workload that is here and has labels of its `own`.
+    /// A label of a workload at this location that has labels of its `own`.
     pub fn label<'a>(&'a self, own: &'a Labels, name: &str) -> Option<&'a str> {
-        let own = || own.get(name).map(String::as_str);
-        let known = |text: &'a str| Some(text).filter(|text| !text.is_empty());
-        match name {
-            REGION => known(&self.locality.region).or_else(own),
-            ZONE => known(&self.locality.zone).or_else(own),
-            SUBZONE => known(&self.locality.sub_zone).or_else(own),
-            HOSTNAME => known(&self.node).or_else(own),
-            CLUSTER => known(&self.cluster).or_else(own),
+        let own = own.get(name).map(String::as_str);
+        let known: &str = match name {
+            REGION => &self.locality.region,
+            ZONE => &self.locality.zone,
+            SUBZONE => &self.locality.sub_zone,
+            HOSTNAME => &self.node,
+            CLUSTER => &self.cluster,
             // The network alone can be different for a single workload of a node.
-            NETWORK => own().filter(|own| !own.is_empty()).or_else(|| known(&self.network)),
-            _ => own(),
-        }
+            NETWORK => own.filter(|own| !own.is_empty()).unwrap_or(&self.network),
+            _ => return own,
+        };
+        Some(known).filter(|known| !known.is_empty()).or(own.filter(|_| name != NETWORK))
     }
 
-    /// Whether `selector` selects a workload that is here and has labels of its `own`.
+    /// Whether `selector` selects a workload at this location that has labels of its `own`.
     pub fn selects(&self, selector: &Labels, own: &Labels) -> bool {
         selector.iter().all(|(name, value)| self.label(own, name) == Some(value))
     }
 
-    /// All labels of a workload that is here and has labels of its `own`.
+    /// All labels of a workload at this location that has labels of its `own`.
     pub fn labels(&self, own: &Labels) -> Labels {
         let mut all = own.clone();
         for name in [REGION, ZONE, SUBZONE, HOSTNAME, CLUSTER, NETWORK] {

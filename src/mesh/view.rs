@@ -20,14 +20,14 @@ pub struct ScopeView<'a> {
     pub scope: &'a Scope,
     /// The VirtualServices that apply at some port.
     pub rules: VisibleVirtualServices<'a>,
-    /// The VirtualServices of each port that has its own egress listener in the Sidecar, and those of all other ports.
+    /// The VirtualServices that apply at each port that has its own egress listener in the Sidecar, and at all others.
     by_port: BTreeMap<u16, VisibleVirtualServices<'a>>,
     elsewhere: Option<VisibleVirtualServices<'a>>,
     /// What happens to traffic for unknown hosts.
     pub outbound: OutboundPolicy,
     /// The Sidecar's egress listeners; without any, everything is visible.
     egress: &'a [Egress],
-    /// The ports for which one of them stands.
+    /// The ports that have a listener of their own among these.
     own_ports: BTreeSet<u16>,
 }
 
@@ -70,24 +70,21 @@ impl<'a> ScopeView<'a> {
     pub fn new(mesh: &'a Mesh, scope: &'a Scope) -> Self {
         let sidecar = scope.sidecar.as_ref().and_then(|(key, _)| mesh.sidecars.get(key));
         let egress = sidecar.map_or(&[][..], |sidecar| sidecar.egress());
-        let rules_of = |listeners: Vec<&'a Egress>| {
-            VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, Some(listeners))
+        let rules_of = |listeners: Option<Vec<&'a Egress>>| {
+            VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, listeners)
         };
         let own_ports: BTreeSet<u16> = egress.iter().filter_map(|listener| listener.port).collect();
-        let at_port = |port: u16| {
-            egress.iter().find(|listener| listener.port == Some(port)).into_iter().collect()
-        };
+        let by_port = own_ports.iter().map(|port| {
+            let listener = egress.iter().find(|listener| listener.port == Some(*port));
+            (*port, rules_of(Some(listener.into_iter().collect())))
+        });
+        let elsewhere = egress.iter().filter(|listener| listener.port.is_none());
         Self {
             mesh,
             scope,
-            rules: match egress {
-                [] => VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, None),
-                _ => rules_of(egress.iter().collect()),
-            },
-            by_port: own_ports.iter().map(|port| (*port, rules_of(at_port(*port)))).collect(),
-            elsewhere: (!own_ports.is_empty()).then(|| {
-                rules_of(egress.iter().filter(|listener| listener.port.is_none()).collect())
-            }),
+            rules: rules_of((!egress.is_empty()).then(|| egress.iter().collect())),
+            by_port: by_port.collect(),
+            elsewhere: (!own_ports.is_empty()).then(|| rules_of(Some(elsewhere.collect()))),
             outbound: sidecar.and_then(|sidecar| sidecar.outbound).unwrap_or(mesh.config.outbound),
             egress,
             own_ports,
@@ -128,19 +125,17 @@ impl<'a> ScopeView<'a> {
                 continue;
             };
             // A port with its own egress listener is handled by that listener alone.
-            let taken =
-                |port: &Port| port.protocol.may_be_http() && self.own_ports.contains(&port.number);
-            let left = || {
-                known
-                    .service
-                    .ports
-                    .iter()
-                    .filter(|port| !taken(port))
-                    .map(|port| port.number)
-                    .collect()
+            let ports = match listener.port {
+                Some(port) => Some(BTreeSet::from([port])),
+                None if self.own_ports.is_empty() => None,
+                None => {
+                    let left = known.service.ports.iter().filter(|port| {
+                        !port.protocol.may_be_http() || !self.own_ports.contains(&port.number)
+                    });
+                    Some(left.map(|port| port.number).collect())
+                }
             };
-            let ports = listener.port.map(|port| BTreeSet::from([port]));
-            add(&mut found, known, ports.or_else(|| (!self.own_ports.is_empty()).then(left)));
+            add(&mut found, known, ports);
         }
         found
     }
@@ -255,8 +250,9 @@ fn add<'a>(
     known: &'a RegisteredService,
     ports: Option<BTreeSet<u16>>,
 ) {
-    let fits = |port: &Port| ports.as_ref().is_none_or(|only| only.contains(&port.number));
-    if ports.is_some() && known.service.alias_of.is_none() && !known.service.ports.iter().any(fits)
+    if let Some(only) = &ports
+        && known.service.alias_of.is_none()
+        && !known.service.ports.iter().any(|port| only.contains(&port.number))
     {
         return;
     }

@@ -72,7 +72,6 @@ pub async fn watch(
     changes: mpsc::Sender<Vec<SourceEvent>>,
     mut scan_requests: mpsc::Receiver<u64>,
 ) -> Result<(), DirectoryError> {
-    let failed = |source: io::Error| DirectoryError::Watch { path: path.clone(), source };
     let (events, wakes) = match InotifyWatcher::new()
         .and_then(|(events, wakes)| Ok((events, register(wakes)?)))
     {
@@ -83,8 +82,9 @@ pub async fn watch(
         }
     };
     let watcher = DirectoryWatcher::new(path.clone(), events);
-    let (mut watcher, batch) =
-        blocking(watcher, |watcher| watcher.load(Instant::now())).await.map_err(failed)?;
+    let (mut watcher, batch) = blocking(watcher, |watcher| watcher.load(Instant::now()))
+        .await
+        .map_err(watch_error(&path))?;
     let mut batch = batch?;
     let mut asked = true;
     loop {
@@ -95,7 +95,7 @@ pub async fn watch(
         if barrier.is_none() && !watcher.needs_scan() {
             tokio::select! {
                 () = changes.closed() => return Ok(()),
-                woken = readable(wakes.as_ref()) => woken.map_err(failed)?,
+                woken = readable(wakes.as_ref()) => woken.map_err(watch_error(&path))?,
                 () = tokio::time::sleep_until(watcher.deadline.into()) => {}
                 number = scan_requests.recv(), if asked => {
                     barrier = number;
@@ -103,10 +103,15 @@ pub async fn watch(
                 }
             }
         }
-        (watcher, batch) =
-            blocking(watcher, |watcher| watcher.rescan(Instant::now())).await.map_err(failed)?;
+        (watcher, batch) = blocking(watcher, |watcher| watcher.rescan(Instant::now()))
+            .await
+            .map_err(watch_error(&path))?;
         batch.extend(barrier.map(SourceEvent::Barrier));
     }
+}
+
+fn watch_error(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
+    move |source| DirectoryError::Watch { path: path.to_owned(), source }
 }
 
 /// Registers a descriptor with the runtime.
@@ -298,11 +303,11 @@ impl DirectoryWatcher {
             events.end_scan();
         }
         // `to_read` is sorted by path, like `scan.files`.
-        let moved = |path: &Path| {
+        let was_moved = |path: &Path| {
             let to = file_events.moved_to(path);
             to.is_some_and(|to| to_read.binary_search_by(|(path, ..)| path.cmp(&to)).is_ok())
         };
-        updates.extend(self.deleted_files(&scan, moved, now, &mut next));
+        updates.extend(self.deleted_files(&scan, was_moved, now, &mut next));
         let (known, events) = (&mut self.known, &mut self.events);
         let read = to_read.into_iter().filter_map(|(path, stamp, watched_names)| {
             read_stable(path, stamp, &watched_names, known, events)
@@ -349,10 +354,11 @@ impl DirectoryWatcher {
         now: Instant,
         next: &mut Instant,
     ) -> Vec<(PathBuf, Content)> {
-        let hidden = |path: &Path| scan.unreadable.keys().any(|folder| path.starts_with(folder));
         let mut deleted_files = Vec::new();
         self.known.retain(|path, known| {
-            if scan.files.contains_key(path) || hidden(path) {
+            if scan.files.contains_key(path)
+                || scan.unreadable.keys().any(|folder| path.starts_with(folder))
+            {
                 return true;
             }
             let since = *known.absent.get_or_insert(now);

@@ -185,9 +185,10 @@ impl InotifyWatcher {
     pub fn is_new(&self, watched_names: &[WatchedName]) -> bool {
         watched_names.iter().any(|(descriptor, name)| {
             let path = self.next.get(descriptor).map(|watched| &watched.path);
-            let known =
-                |old: &&Watched| (old.all || old.names.contains(name)) && Some(&old.path) == path;
-            self.watched.get(descriptor).filter(known).is_none()
+            !self
+                .watched
+                .get(descriptor)
+                .is_some_and(|old| (old.all || old.names.contains(name)) && Some(&old.path) == path)
         })
     }
 

@@ -371,7 +371,6 @@ fn claim(
     line_of: &impl Fn(&str) -> u32,
     last: Option<Claim>,
 ) -> Claim {
-    let at = |line: u32| Origin::File { path: path.clone(), line };
     let line = line_of("");
     let parsed = parse(&key, document, order);
     let accepted = last.and_then(|last| last.accepted);
@@ -382,7 +381,11 @@ fn claim(
         problems: Vec::new(),
         references: References::default(),
     };
-    match event_from(key, parsed, at(line), |field| at(line_of(field))) {
+    let origin = Origin::File { path: path.clone(), line };
+    match event_from(key, parsed, origin, |field| Origin::File {
+        path: path.clone(),
+        line: line_of(field),
+    }) {
         SourceEvent::Apply { object, origin, warnings } => {
             Claim { accepted: Some(Accepted { object, origin, warnings }), ..kept }
         }

@@ -101,16 +101,16 @@ pub fn event_from(
     origin: Origin,
     locate: impl Fn(&str) -> Origin,
 ) -> SourceEvent {
-    let at = |problem: Problem| LocatedProblem { origin: locate(&problem.path), problem };
+    let located = |problem: Problem| LocatedProblem { origin: locate(&problem.path), problem };
     match parsed {
         Ok(parsed) => SourceEvent::Apply {
             object: Arc::new(parsed.object),
             origin,
-            warnings: parsed.warnings.into_iter().map(at).collect(),
+            warnings: parsed.warnings.into_iter().map(located).collect(),
         },
         Err(ObjectError { problems, references }) => SourceEvent::Reject {
             key,
-            problems: problems.into_iter().map(at).collect(),
+            problems: problems.into_iter().map(located).collect(),
             references,
         },
     }

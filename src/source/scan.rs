@@ -143,19 +143,16 @@ fn found(path: &Path, may_be_link: bool) -> Option<FoundFile> {
 /// Reads a file found by a scan. `None` if it no longer exists. The returned stamp is that of the content or an older
 /// one.
 pub(super) fn read(path: &Path) -> Option<(Option<FileStamp>, Content)> {
-    let unreadable = |error: &io::Error| {
-        let gone = error.kind() == ErrorKind::NotFound;
-        (!gone).then(|| (None, Content::Unreadable(reason(error))))
-    };
     // If a pipe has replaced the file, opening it must not block.
-    let mut file =
-        match fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
-            Ok(file) => file,
-            Err(error) => return unreadable(&error),
-        };
-    let metadata = match file.metadata() {
-        Ok(metadata) => metadata,
-        Err(error) => return unreadable(&error),
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path)
+        .and_then(|file| Ok((file.metadata()?, file)));
+    let (metadata, mut file) = match opened {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => return Some((None, Content::Unreadable(reason(&error)))),
     };
     let stamp = Some(FileStamp::of(&metadata));
     if !metadata.is_file() {
@@ -192,9 +189,8 @@ fn is_hidden(path: &Path) -> bool {
 /// Whether a file with this name is read: `*.yaml`, `*.yml` and `*.json` unless hidden. Editor leftovers (`a.yaml~`,
 /// `.a.yaml.swp`, `.#a.yaml`, `4913`) do not match.
 pub(super) fn is_read(path: &Path) -> bool {
-    let read =
-        |ending: &std::ffi::OsStr| ["yaml", "yml", "json"].into_iter().any(|known| ending == known);
-    !is_hidden(path) && path.extension().is_some_and(read)
+    let extension = path.extension().and_then(std::ffi::OsStr::to_str);
+    !is_hidden(path) && matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
 /// The folder that holds `path`.

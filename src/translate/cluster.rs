@@ -50,17 +50,19 @@ pub fn uses_eds(service: &Service, policy: &Policy<'_>) -> bool {
 /// Whether the clusters of a service embed endpoint data: addresses resolved by DNS, or the identities in certificate
 /// validation.
 pub fn embeds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bool {
-    let mutual = || {
-        let own = rule.and_then(|rule| rule.traffic_policy.as_deref()).into_iter();
-        let subsets = rule.into_iter().flat_map(|rule| &rule.subsets);
-        let mut all = own.chain(subsets.filter_map(|subset| subset.traffic_policy.as_ref()));
-        all.any(|policy| {
-            let ports = policy.port_level_settings.iter().map(|port| &port.tls);
-            let mut tls = ports.chain(std::iter::once(&policy.tls)).flatten();
-            tls.any(|tls| tls.mode == TlsMode::IstioMutual)
-        })
-    };
-    matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin) || mutual()
+    matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
+        || rule.is_some_and(uses_istio_mutual)
+}
+
+/// Whether any policy of a rule uses TLS with the certificates of the mesh.
+fn uses_istio_mutual(rule: &DestinationRule) -> bool {
+    let own = rule.traffic_policy.as_deref().into_iter();
+    let subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+    own.chain(subsets).any(|policy| {
+        let ports = policy.port_level_settings.iter().map(|port| &port.tls);
+        let mut tls = ports.chain(std::iter::once(&policy.tls)).flatten();
+        tls.any(|tls| tls.mode == TlsMode::IstioMutual)
+    })
 }
 
 fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {

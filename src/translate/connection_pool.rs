@@ -137,13 +137,17 @@ fn positive(value: i32) -> Option<UInt32Value> {
     u32::try_from(value).ok().filter(|value| *value > 0).and_then(u32_value)
 }
 
+/// Without a positive value there is no limit.
+fn limit(value: Option<i32>) -> Option<UInt32Value> {
+    value.and_then(positive).or_else(|| u32_value(u32::MAX))
+}
+
 fn limits(
     pool: Option<&ConnectionPoolSettings>,
     budget: Option<&RetryBudget>,
 ) -> pb::CircuitBreakers {
     let tcp = pool.and_then(|pool| pool.tcp.as_ref());
     let http = pool.and_then(|pool| pool.http.as_ref());
-    let limit = |value: Option<i32>| value.and_then(positive).or_else(|| u32_value(u32::MAX));
     let thresholds = pb::circuit_breakers::Thresholds {
         max_connections: limit(tcp.map(|tcp| tcp.max_connections)),
         max_pending_requests: limit(http.map(|http| http.http1_max_pending_requests)),
@@ -173,15 +177,15 @@ pub fn no_limits() -> Option<pb::CircuitBreakers> {
 }
 
 fn keepalive(from: &TcpKeepalive) -> pb::UpstreamConnectionOptions {
-    let whole = |value: Option<crate::api::Duration>| {
+    let [time, interval] = [from.time, from.interval].map(|value| {
         let seconds = value.and_then(|value| u32::try_from(value.0.as_secs()).ok());
         seconds.filter(|seconds| *seconds > 0).and_then(u32_value)
-    };
+    });
     pb::UpstreamConnectionOptions {
         tcp_keepalive: Some(core::TcpKeepalive {
             keepalive_probes: (from.probes > 0).then(|| u32_value(from.probes)).flatten(),
-            keepalive_time: whole(from.time),
-            keepalive_interval: whole(from.interval),
+            keepalive_time: time,
+            keepalive_interval: interval,
         }),
         ..Default::default()
     }

@@ -68,16 +68,15 @@ impl ListenerPlan {
     /// Adds the part of `chain` that no chain matches yet: the names that are still free, grouped by their remaining
     /// subnets.
     fn add_rest(&mut self, chain: Chain) {
-        let any = |list: &[String]| {
-            if list.is_empty() { vec![None] } else { list.iter().cloned().map(Some).collect() }
-        };
         let mut taken: BTreeSet<(Option<String>, Option<String>)> = BTreeSet::new();
         for known in &self.chains {
-            for name in any(&known.sni) {
-                taken.extend(any(&known.subnets).into_iter().map(|subnet| (name.clone(), subnet)));
+            for name in or_any(&known.sni) {
+                taken.extend(
+                    or_any(&known.subnets).into_iter().map(|subnet| (name.clone(), subnet)),
+                );
             }
         }
-        let (names, subnets) = (any(&chain.sni), any(&chain.subnets));
+        let (names, subnets) = (or_any(&chain.sni), or_any(&chain.subnets));
         // Names with the same remaining subnets share a chain.
         let mut left: BTreeMap<Vec<Option<String>>, Vec<String>> = BTreeMap::new();
         for name in names {
@@ -95,6 +94,11 @@ impl ListenerPlan {
             self.chains.push(Chain { sni, subnets, ..chain.clone() });
         }
     }
+}
+
+/// The items of a list in which no item means any.
+fn or_any(list: &[String]) -> Vec<Option<String>> {
+    if list.is_empty() { vec![None] } else { list.iter().cloned().map(Some).collect() }
 }
 
 fn distinct(list: Vec<String>) -> Vec<String> {
@@ -122,17 +126,18 @@ pub fn listeners(view: &ScopeView<'_>) -> Vec<ListenerPlan> {
     view.mesh.ports().into_iter().flat_map(|port| listeners_at(view, port)).collect()
 }
 
-/// The listeners at one port for what `view` sees, older services first where two want the same. Of plain HTTP the oldest
-/// service speaks for all: each further one adds nothing.
+/// The listeners at one port for what `view` sees. If two services want the same listener, the older one gets it. The
+/// oldest service with plain HTTP stands for all of them, because the others add nothing.
 pub fn listeners_at(view: &ScopeView<'_>, number: u16) -> Vec<ListenerPlan> {
     let mut found: BTreeMap<(Age, Host), VisibleService<'_>> = BTreeMap::new();
     for class in PortClass::ALL {
-        let has_class =
-            |port: &&Port| port.number == number && PortClass::of(port.protocol) == class;
         let callable =
             view.mesh.hosts_at(number, class).filter_map(|host| view.callable_service(host));
         let here = callable.filter(|seen| {
-            seen.known.service.alias_of.is_none() && seen.ports().any(|port| has_class(&port))
+            seen.known.service.alias_of.is_none()
+                && seen
+                    .ports()
+                    .any(|port| port.number == number && PortClass::of(port.protocol) == class)
         });
         let count = if class == PortClass::Other { usize::MAX } else { 1 };
         found.extend(here.take(count).map(|seen| {

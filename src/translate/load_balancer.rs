@@ -55,8 +55,12 @@ pub fn apply(
     cluster.lb_config = config;
 }
 
+/// `None` for 0, which means unset.
+fn size(value: u64) -> Option<UInt64Value> {
+    (value > 0).then_some(UInt64Value { value })
+}
+
 fn consistent(hash: &ConsistentHashLb) -> (cluster::LbPolicy, Option<cluster::LbConfig>) {
-    let size = |value: u64| (value > 0).then_some(UInt64Value { value });
     if let Some(maglev) = &hash.maglev {
         let config = size(maglev.table_size).map(|size| {
             cluster::LbConfig::MaglevLbConfig(cluster::MaglevLbConfig { table_size: Some(size) })

@@ -238,35 +238,37 @@ fn close_gaps(mut groups: Vec<Group<'_>>) -> Vec<Group<'_>> {
     groups
 }
 
-/// Ranks endpoints by how many of the labels, from the first on, are the client's: all of them is 0. Those in another
-/// network come after all others, and are ranked by the labels that follow. A group falls apart where its endpoints have
-/// different ranks.
+/// Ranks endpoints by how many of the labels, counted from the first, have the client's values; 0 means all of them.
+/// Endpoints in another network come after all others and are ranked by the remaining labels. A group is split if its
+/// endpoints have different ranks.
 fn rank_by_labels<'a>(groups: Vec<Group<'a>>, labels: &[&str], scope: &Scope) -> Vec<Group<'a>> {
-    let lowest = u32::try_from(labels.len()).unwrap_or(u32::MAX);
-    let is_equal = |label: &str, endpoint: &Endpoint| {
-        let (name, wanted) = match label.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (label, scope.labels.get(label).map(String::as_str)),
-        };
-        wanted.unwrap_or_default() == endpoint.label(name).unwrap_or_default()
-    };
-    let rank = |endpoint: &Endpoint| {
-        let elsewhere = labels.first() == Some(&NETWORK) && !is_equal(NETWORK, endpoint);
-        let rest = labels.iter().skip(usize::from(elsewhere));
-        let equal =
-            rest.take_while(|label| is_equal(label, endpoint)).count() + usize::from(elsewhere);
-        let rank = lowest - u32::try_from(equal).unwrap_or(lowest);
-        if elsewhere { rank + lowest } else { rank }
-    };
     let mut out = Vec::new();
     for whole in groups {
         let mut by_rank: BTreeMap<u32, Vec<&Endpoint>> = BTreeMap::new();
         for endpoint in whole.members {
-            by_rank.entry(rank(endpoint)).or_default().push(endpoint);
+            by_rank.entry(label_rank(endpoint, labels, scope)).or_default().push(endpoint);
         }
         out.extend(by_rank.into_iter().map(|(rank, members)| group(whole.locality, rank, members)));
     }
     close_gaps(out)
+}
+
+fn label_rank(endpoint: &Endpoint, labels: &[&str], scope: &Scope) -> u32 {
+    let lowest = u32::try_from(labels.len()).unwrap_or(u32::MAX);
+    let elsewhere = labels.first() == Some(&NETWORK) && !has_label(endpoint, NETWORK, scope);
+    let rest = labels.iter().skip(usize::from(elsewhere));
+    let equal = rest.take_while(|label| has_label(endpoint, label, scope)).count();
+    let rank = lowest - u32::try_from(equal + usize::from(elsewhere)).unwrap_or(lowest);
+    if elsewhere { rank + lowest } else { rank }
+}
+
+/// Whether an endpoint has the client's value of a label, or the value in `NAME=VALUE`.
+fn has_label(endpoint: &Endpoint, label: &str, scope: &Scope) -> bool {
+    let (name, wanted) = match label.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (label, scope.labels.get(label).map(String::as_str)),
+    };
+    wanted.unwrap_or_default() == endpoint.label(name).unwrap_or_default()
 }
 
 #[cfg(test)]

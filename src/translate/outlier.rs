@@ -22,23 +22,23 @@ pub fn apply(
     from: Option<&OutlierDetection>,
 ) {
     let Some(from) = from else { return };
-    let enforced =
-        |count: Option<u32>| count.map(|count| if count > 0 { 100 } else { 0 }).and_then(u32_value);
     let (errors, gateway) = (from.consecutive_5xx_errors, from.consecutive_gateway_errors);
+    let [enforced_errors, enforced_gateway] = [errors, gateway]
+        .map(|count| count.and_then(|count| u32_value(if count > 0 { 100 } else { 0 })));
     let own = from
         .consecutive_local_origin_failures
         .filter(|count| from.split_external_local_origin_errors && *count > 0);
     cluster.outlier_detection = Some(pb::OutlierDetection {
         consecutive_5xx: errors.and_then(u32_value),
-        enforcing_consecutive_5xx: enforced(errors),
+        enforcing_consecutive_5xx: enforced_errors,
         consecutive_gateway_failure: gateway.and_then(u32_value),
-        enforcing_consecutive_gateway_failure: enforced(gateway),
+        enforcing_consecutive_gateway_failure: enforced_gateway,
         enforcing_success_rate: u32_value(0),
         interval: from.interval.and_then(|interval| duration(interval.0)),
         base_ejection_time: from.base_ejection_time.and_then(|time| duration(time.0)),
         max_ejection_percent: u32::try_from(from.max_ejection_percent)
             .ok()
-            .filter(|n| *n > 0)
+            .filter(|percent| *percent > 0)
             .and_then(u32_value),
         split_external_local_origin_errors: from.split_external_local_origin_errors,
         consecutive_local_origin_failure: own.and_then(u32_value),

@@ -8,8 +8,7 @@ use crate::api::{
     self, L4MatchAttributes, ObjectKey, RouteDestination, TlsMatchAttributes, selects,
 };
 use crate::mesh::{
-    DestinationRule, Port, RegisteredService, Scope, ScopeView, VirtualService, VisibleService,
-    resolve,
+    DestinationRule, Port, Scope, ScopeView, VirtualService, VisibleService, resolve,
 };
 
 /// A group of connections and their target.
@@ -232,17 +231,17 @@ fn target(
     port: &Port,
     view: &ScopeView<'_>,
 ) -> Option<Target> {
-    let resolved =
-        |to: &api::Destination| resolve(&to.host, rule.namespace(), &view.mesh.config.domain);
+    let (namespace, domain) = (rule.namespace(), &view.mesh.config.domain);
     let cluster = |to: &api::Destination| {
-        let host = resolved(to);
+        let host = resolve(&to.host, namespace, domain);
         let service = view.service(&host).map(|seen| &*seen.known.service);
         let number = super::destination_port(to, service, port.number);
         cluster_name(number, &to.subset, super::canonical_host(&host, service))
     };
-    let rule_of = |known: &RegisteredService| view.destination_rule(known).map(|rule| &**rule);
     let first = routes.first().and_then(|item| item.destination.as_ref())?;
-    let first_rule = view.service(&resolved(first)).and_then(|seen| rule_of(seen.known));
+    let first_service = view.service(&resolve(&first.host, namespace, domain));
+    let first_rule =
+        first_service.and_then(|seen| view.destination_rule(seen.known)).map(|rule| &**rule);
     if let [_] = routes {
         return Some(Target::new(vec![(cluster(first), 1)], first_rule, &first.subset));
     }
