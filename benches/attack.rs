@@ -1,11 +1,12 @@
 //! Measures the impact of hostile clients on well-behaved ones.
 //!
 //! `cargo bench --bench attack` starts `weir serve` on a folder of 100 Services and plays each attack of
-//! `tests/support/hostile.rs` in turn, 20 000 streams (or connections) of each from several loopback addresses. All the
-//! while new proxies connect and a weight changes again and again. It fails where a new proxy waits for more than a
-//! second, a weight takes more than twice its quiet time (or 100 ms, where that is more), or resident memory goes above
-//! 256 MB or does not come back to within 1.5 times of what it was. `WEIR_STREAMS` says otherwise how many, `WEIR_ATTACKS`
-//! which (as in `RapidReset,Silent`), `WEIR_SERVE` which more flags weir is started with, and `WEIR_BINARY` which weir.
+//! `tests/support/hostile.rs` in turn, 20 000 streams (or connections) of each from several loopback addresses.
+//! Meanwhile new proxies connect and a weight changes again and again. It fails if a new proxy waits for more than a
+//! second, if a weight takes more than twice as long as without an attack (or 100 ms, if that is more), or if resident
+//! memory exceeds 256 MB or does not return to within 1.5 times its previous value. `WEIR_STREAMS` sets the number of
+//! streams, `WEIR_ATTACKS` the attacks (such as `RapidReset,Silent`), `WEIR_SERVE` additional flags of weir, and
+//! `WEIR_BINARY` the binary.
 
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/support/hostile.rs"]

@@ -1,10 +1,11 @@
 //! Measures the time and cost of a weight change from file write to every proxy, and the impact of a stuck proxy.
 //!
-//! `cargo bench --bench convergence` starts `weir serve` on a folder of 1000 Services (4 endpoints, a VirtualService 90/10
-//! and a DestinationRule each) and connects 100 plain ADS clients that ack everything at once, over SotW and over delta.
-//! Then it changes one weight after another, and in every second round one more client is connected that reads nothing, so
-//! that both kinds of rounds see the same machine. `WEIR_SERVICES`, `WEIR_CLIENTS` and `WEIR_ROUNDS` say otherwise,
-//! `WEIR_NAMESPACES` spreads services and clients over so many namespaces, and `WEIR_BINARY` says which weir.
+//! `cargo bench --bench convergence` starts `weir serve` on a folder of 1000 Services (4 endpoints, a VirtualService
+//! 90/10 and a DestinationRule each) and connects 100 plain ADS clients that ACK everything at once, over SotW and over
+//! delta. Then it changes one weight after another. In every second round an additional client is connected that reads
+//! nothing; the rounds alternate so that both kinds run under the same conditions. `WEIR_SERVICES`, `WEIR_CLIENTS` and
+//! `WEIR_ROUNDS` change these numbers, `WEIR_NAMESPACES` spreads services and clients over several namespaces, and
+//! `WEIR_BINARY` sets the binary.
 
 use std::error::Error;
 use std::path::Path;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use weir::cli;
 
-/// Gives memory back to the system soon after a peak, which the C library's allocator does not.
+/// Returns memory to the system soon after a peak, unlike the C library's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
 fn without_huge_pages() {
     #[cfg(target_os = "linux")]
     {
-        // If this fails, weir works and takes more memory.
+        // If this fails, weir still works, but needs more memory.
         let _ = nix::sys::prctl::set_thp_disable(true);
     }
 }
@@ -116,7 +116,7 @@ fn without_huge_pages() {
 /// next called, so a process that becomes idle after a peak would keep it.
 async fn returning_memory<T>(command: impl Future<Output = T>) -> T {
     const INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
-    /// More than the allocator serves from memory that is in use.
+    /// Large enough that the allocator cannot serve it from a page in use.
     const OWN_PAGE: usize = 1 << 20;
     let tick = async {
         loop {

@@ -1,27 +1,27 @@
-//! Numbers that tell contents apart, and numbers that count the published meshes.
+//! Revisions, which distinguish contents, and the revisions of published meshes, which count up.
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Identifies one content of an object, or of something that is made from objects. Two contents never have the same
-/// revision, whatever they are contents of.
+/// Identifies one content of an object, or of something derived from objects. No two contents in a process share a
+/// revision, even if they belong to different objects.
 ///
-/// Whatever is made from several objects, or from an object and something else, keeps its revision as long as it is
-/// made from the same, and gets a fresh one otherwise.
+/// A value derived from several inputs keeps its revision as long as their revisions are the same, and gets a fresh one
+/// otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(NonZeroU64);
 
 impl Revision {
-    /// A revision that nothing in this process has had before. There is no other way to get one.
+    /// A revision that is new in this process. This is the only constructor.
     pub fn fresh() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self(NonZeroU64::MIN.saturating_add(LAST.fetch_add(1, Ordering::Relaxed)))
     }
 }
 
-/// The number of a mesh that was published to the proxies: 1 for the first, and one more for each change. It says what a
-/// proxy has ACKed.
+/// The number of a mesh that was published to the proxies: 1 for the first, incremented with each change. It identifies
+/// what a proxy has ACKed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MeshRevision(u64);
 
@@ -35,7 +35,7 @@ impl MeshRevision {
         Self(self.0.saturating_add(1))
     }
 
-    /// The number, to print it.
+    /// The number, for output.
     pub fn get(self) -> u64 {
         self.0
     }

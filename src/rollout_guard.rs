@@ -20,7 +20,7 @@ use crate::mesh::{
 use crate::revision::Revision;
 
 /// The annotation on a VirtualService that overrides the mesh's setting: `hold` or `allow`.
-pub const ANNOTATION: &str = "weir.dev/empty-subset";
+const ANNOTATION: &str = "weir.dev/empty-subset";
 
 /// A change that is held back.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -29,7 +29,7 @@ pub struct HeldChange {
     /// The object that contains the change.
     #[serde(serialize_with = "as_text")]
     pub object: ObjectKey,
-    /// The objects that the change takes effect in: the same, or VirtualServices that delegate to it.
+    /// The objects that the change affects: the object itself, or the VirtualServices that delegate to it.
     #[serde(skip)]
     pub roots: Vec<ObjectKey>,
     /// The field in `object`.
@@ -110,7 +110,7 @@ type RuleHost = (Arc<str>, Host);
 /// Identifies a rule among those for one host in one namespace, and a subset in it.
 type SubsetId = (Option<Labels>, Visibility, String);
 
-/// Rules for one host in one namespace of which something is held back.
+/// Rules for one host in one namespace with held changes.
 #[derive(Debug, Default)]
 struct HeldRules {
     /// The rules with an overlay, by the revision of the desired rule.
@@ -170,8 +170,7 @@ impl RolloutGuard {
         }
     }
 
-    /// Decides on the labels of the rules for one host in one namespace. `weighted` are the [`weighted_subsets`], once
-    /// they were needed.
+    /// Decides on the labels of the rules for one host in one namespace. `weighted` caches the [`weighted_subsets`].
     fn hold_labels_of(
         &mut self,
         place: RuleHost,
@@ -232,7 +231,7 @@ impl RolloutGuard {
 
     fn hold_weights(&mut self, mesh: &mut Mesh) {
         let last = std::mem::replace(&mut self.last_services, mesh.virtual_services.clone());
-        // While nothing is held back, endpoints cannot change that: only what changes is ever held back.
+        // If nothing is held back, a change of endpoints does not matter: only changes of objects are held back.
         let mut stale: BTreeSet<ObjectKey> = self.held_routes.keys().cloned().collect();
         diff(last.by_key(), mesh.virtual_services.by_key(), |key, _, _| {
             _ = stale.insert(key.clone())

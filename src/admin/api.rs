@@ -164,7 +164,7 @@ impl Admin {
         let mut items = Vec::new();
         for stream in streams {
             let Some(sent) = self.connections.inventory(stream).await else {
-                return Err(Status::not_found(format!("proxy `{proxy}` has just left")));
+                return Err(Status::not_found(format!("proxy `{proxy}` has just disconnected")));
             };
             items.extend(sent);
         }

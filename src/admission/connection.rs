@@ -42,11 +42,11 @@ pub struct Connection {
     waste: Mutex<Waste>,
 }
 
-/// The requests of a connection that are, or were, under way.
+/// The counts of a connection's requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct InUse {
     pub now: usize,
-    /// All there ever were: one may come and go between two looks.
+    /// The total so far, because a request may begin and end between two checks.
     pub ever: u64,
 }
 
@@ -139,7 +139,7 @@ impl Connection {
         Ok(Arc::new(Exchange { connection, slot, memory, over, held, in_use, made_sense }))
     }
 
-    /// The permits that every request needs: a stream, and the memory for it.
+    /// The permits for a new request: one stream and the memory for it.
     fn permits(&self, over: &CancellationToken) -> Result<(Permit, Permit), Exhausted> {
         let slot = self.admission.streams().acquire(self.peer, 1, over)?;
         Ok((slot, self.admission.memory().acquire(self.peer, EXCHANGE_BYTES, over)?))
@@ -193,10 +193,10 @@ impl Exchange {
         Ok(hold)
     }
 
-    /// Waits until the memory that was taken from others for this request is free.
+    /// Waits until others have returned the memory that was revoked for this request.
     ///
     /// # Errors
-    /// Its own was taken meanwhile.
+    /// Its own memory was revoked meanwhile.
     pub async fn memory_free(&self) -> Result<(), Exhausted> {
         tokio::select! {
             () = self.connection.admission.memory().within_limit() => {}
@@ -244,7 +244,8 @@ impl Hold {
     /// Changes the reserved amount as soon as there is room.
     ///
     /// # Errors
-    /// There was none before `due`, or what the request holds was taken meanwhile. The reservation then stays unchanged.
+    /// There was no room before `due`, or the request's memory was revoked meanwhile. The reservation then stays
+    /// unchanged.
     pub async fn resize_before(&mut self, bytes: usize, due: Instant) -> Result<(), Exhausted> {
         let exchange = self.exchange.clone();
         loop {
@@ -287,7 +288,7 @@ pub(super) struct Guarded {
     body: Body,
     over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     farewell: Option<Pin<Box<Sleep>>>,
-    /// `None` if it was not admitted: the response is short then.
+    /// `None` if it was not admitted; the response is then short.
     _exchange: Option<Arc<Exchange>>,
 }
 

@@ -114,7 +114,7 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Inner {
     used: usize,
-    /// Revoked permits whose holders have yet to return what they stand for.
+    /// Revoked permits whose holders have not yet returned their resources.
     revoked: HashMap<u64, usize>,
     last_id: u64,
     peers: HashMap<Peer, Holdings>,
@@ -146,14 +146,9 @@ impl Pool {
         Self { resource, limit, share, metrics, inner: Mutex::default(), returned: Notify::new() }
     }
 
-    /// Nothing under the lock can fail half way, so that a poisoned one is as good as any.
+    /// No operation under the lock can fail halfway, so the state is valid even if the lock is poisoned.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The limit per peer.
-    pub fn share(&self) -> usize {
-        self.share
     }
 
     /// The amount in use.
@@ -197,12 +192,12 @@ impl Pool {
         }
     }
 
-    /// Resolves when something is returned after this call, which need not be polled for that.
+    /// Resolves when something is returned after this call, even before it is first polled.
     pub fn returned(&self) -> Notified<'_> {
         self.returned.notified()
     }
 
-    /// Waits until what is in use is within the limit, counting revoked permits that their holders have yet to return.
+    /// Waits until usage is within the limit, including revoked permits that their holders have not yet returned.
     pub async fn within_limit(&self) {
         loop {
             let returned = self.returned.notified();
@@ -432,7 +427,7 @@ mod tests {
         assert!(is_revoked(&greedy) && !is_revoked(&modest));
         let mut waiting = std::pin::pin!(pool.within_limit());
         assert!(futures::poll!(&mut waiting).is_pending());
-        // The first part that it returns is too little, the second is enough.
+        // The first part that it returns is not enough, the second is.
         assert!(greedy.resize(5).is_err());
         assert!(futures::poll!(&mut waiting).is_pending());
         assert!(greedy.resize(4).is_err());
@@ -500,7 +495,7 @@ mod tests {
                 for holdings in inner.peers.values() {
                     let own: usize = holdings.permits.values().map(|(amount, _)| amount).sum();
                     proptest::prop_assert_eq!(own, holdings.used);
-                    proptest::prop_assert!(own <= pool.share());
+                    proptest::prop_assert!(own <= pool.share);
                     proptest::prop_assert_eq!(holdings.by_amount.len(), holdings.permits.len());
                 }
                 proptest::prop_assert_eq!(inner.by_use.len(), inner.peers.len());

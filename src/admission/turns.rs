@@ -44,7 +44,7 @@ impl Turns {
         Self { queue: Mutex::new(Queue::new(per_second, Instant::now())), waiting: Notify::new() }
     }
 
-    /// Nothing under the lock can fail half way, so that a poisoned one is as good as any.
+    /// No operation under the lock can fail halfway, so the state is valid even if the lock is poisoned.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -177,7 +177,7 @@ mod tests {
         Peer::from(IpAddr::from([127, 0, 0, n]))
     }
 
-    /// A queue of which no turn is due before `Instant` and one every 100 ms from then on.
+    /// A queue whose first turn is due at `Instant`, followed by one every 100 ms.
     fn busy() -> (Queue, Instant) {
         let now = Instant::now();
         let mut queue = Queue::new(10, now);

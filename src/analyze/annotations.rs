@@ -138,7 +138,7 @@ fn annotation(entry: &Entry, name: &str, value: &str, found: &mut Findings) {
     }
 }
 
-/// What is wrong with the value of an annotation that weir reads, and what would be right.
+/// The problems with the value of an annotation that weir reads, each with what is expected.
 fn invalid_values(name: &str, value: &str) -> Vec<(String, &'static str)> {
     match name {
         "networking.istio.io/traffic-distribution" => {

@@ -186,7 +186,7 @@ codes! {
         "some clients of the host, by namespace, labels or port, get the routes of another VirtualService that names them";
     /// A service that only some clients know.
     SERVICE_VISIBILITY = "WEIR0115", "ServiceNotSeenByAllClients", Warning,
-        "a VirtualService counts in namespaces that do not see a service it sends to";
+        "a VirtualService applies in namespaces that cannot see a service it routes to";
     /// Not applicable to sidecars.
     NOT_FOR_SIDECARS = "WEIR0201", "NotForSidecars", Info,
         "applies only to gateways, which weir does not serve";

@@ -67,7 +67,7 @@ fn with_older(
     overridden(rule, &merged, found);
 }
 
-/// The fields of a rule that have no effect because a rule that it is merged with sets them too.
+/// The fields that have no effect because an older rule that this one is merged with sets them too.
 fn overridden(
     rule: &IndexedDestinationRule<'_>,
     merged: &[&IndexedDestinationRule<'_>],

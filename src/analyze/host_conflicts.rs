@@ -1,9 +1,9 @@
 //! Conflicts between VirtualServices for the same host: which clients use which routes.
 //!
-//! Of those that clients of a namespace see, the ones that it keeps to itself come before those that others export to it
-//! by name, and these before those that all see; among each the oldest first (as in `mesh::VirtualServices`). The first
-//! that has a route of a kind at a port has that port alone. Routes for TLS are told apart by their server names: only those
-//! for the same names are in each other's way.
+//! Clients of a namespace see several of them in this order: first those private to the namespace, then those exported to
+//! it by name, then those exported to all; within each group the oldest first (as in `mesh::VirtualServices`). The first
+//! one that has a route of a kind for a port serves that port alone. TLS routes are distinguished by their server names,
+//! so only those for the same names conflict.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
             let clients = Clients::new(item, &duplicate_services, &namespaces);
             if let Some((code, message)) = clients.problem(host) {
                 let advice = match *code == code::OVERRIDDEN {
-                    true => "nothing to do, if that is meant",
+                    true => "no action is needed if this is intended",
                     false => "merge them, or separate them with exportTo",
                 };
                 found.add(code, item.entry, format!("spec.hosts[{n}]"), message, advice);
@@ -73,11 +73,11 @@ fn rank<'a>(virtual_service: &IndexedVirtualService<'a>, namespace: &str) -> Ran
     (class, meta.age, &meta.name, &meta.namespace)
 }
 
-/// The fate of a VirtualService among all for the same host.
+/// Which clients use the routes of a VirtualService, among all for the same host.
 struct Clients<'a, 'b> {
-    /// The namespaces whose clients get others' routes, by whose.
+    /// The namespaces whose clients get only the routes of another VirtualService, by its position.
     lost: BTreeMap<usize, Lost>,
-    /// Where clients get some routes of others', by whose and how.
+    /// The namespaces whose clients get some routes of another one, by its position and which routes.
     partly: BTreeMap<(usize, Takes), Vec<Arc<str>>>,
     /// Those whose clients get its own.
     kept: Vec<Arc<str>>,
@@ -168,7 +168,7 @@ impl<'a, 'b> Clients<'a, 'b> {
             return None;
         }
         if !self.kept.is_empty() && !self.lost.is_empty() {
-            parts.push(format!("clients in {} get these", names(&self.kept)));
+            parts.push(format!("clients in {} get the routes of this one", names(&self.kept)));
         }
         let is_conflict = self.kept.is_empty()
             || self.lost.values().any(|lost| lost.by_age)
@@ -184,13 +184,15 @@ impl<'a, 'b> Clients<'a, 'b> {
         let first = match lost.by_age {
             true => {
                 format!(
-                    "{key} {} and speaks for `{host}` too",
+                    "{key} {} and also has the host `{host}`",
                     comes_first(self.duplicate_services.get(winner)?.entry)
                 )
             }
-            false => format!("{key} speaks for `{host}` too, and its exportTo names these clients"),
+            false => {
+                format!("{key} also has the host `{host}`, and its exportTo names these clients")
+            }
         };
-        Some(format!("{first}: its {kinds} routes are in force, and none of these"))
+        Some(format!("{first}: its {kinds} routes are used instead of those of this one"))
     }
 
     fn part(&self, winner: usize, lost: &Lost) -> String {
@@ -222,12 +224,12 @@ fn names(namespaces: &[Arc<str>]) -> String {
     all_of(&namespaces.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
-/// What of its rival's routes one keeps out of force.
+/// Which routes of a VirtualService have no effect because of an older one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Takes {
     /// All of these kinds.
     All(BTreeSet<&'static str>),
-    /// Those for these ports; and whether the rival names these ports as well.
+    /// Those for these ports; and whether both name these ports.
     At(BTreeSet<u32>, bool),
     /// Those for some server names.
     Names,
@@ -238,15 +240,17 @@ enum Takes {
 impl Takes {
     fn text(&self, winner: &str) -> String {
         match self {
-            Takes::All(_) => format!("the routes of {winner} count"),
+            Takes::All(_) => format!("the routes of {winner} are used"),
             Takes::At(ports, _) => {
                 let numbers: Vec<_> = ports.iter().map(ToString::to_string).collect();
                 let noun = if numbers.len() == 1 { "port" } else { "the ports" };
-                format!("only the routes of {winner} count at {noun} {}", all_of(&numbers))
+                format!("only the routes of {winner} are used at {noun} {}", all_of(&numbers))
             }
-            Takes::Names => format!("connections for the same server names go by {winner}"),
+            Takes::Names => {
+                format!("connections for the same server names use the routes of {winner}")
+            }
             Takes::Labelled => {
-                format!("clients that the sourceLabels of {winner} select get its routes alone")
+                format!("clients that the sourceLabels of {winner} select get only its routes")
             }
         }
     }
@@ -257,7 +261,7 @@ impl Takes {
     }
 }
 
-/// What of `second` is out of force for clients of a namespace, because `first` comes first.
+/// Which routes of `second` have no effect for clients of a namespace, because `first` takes precedence.
 fn takes_from(
     first: &IndexedVirtualService<'_>,
     second: &IndexedVirtualService<'_>,
@@ -310,7 +314,8 @@ fn server_names(spec: &api::VirtualService) -> BTreeSet<(&[String], &[String])> 
     matches.map(|item| (&*item.sni_hosts, &*item.destination_subnets)).collect()
 }
 
-/// What the ports of the first VirtualService, those for any client and those for some, leave of the second's.
+/// Which ports of the second VirtualService the first one takes: `surely` has its ports for all clients, `labelled`
+/// also those for some clients.
 fn taken([surely, labelled]: [Ports; 2], second: &Ports, kind: &'static str) -> Option<Takes> {
     if !surely.meets(second) {
         return labelled.meets(second).then_some(Takes::Labelled);
@@ -322,7 +327,7 @@ fn taken([surely, labelled]: [Ports; 2], second: &Ports, kind: &'static str) -> 
     Some(if second.all { Takes::At(surely.some, !both.is_empty()) } else { Takes::At(both, true) })
 }
 
-/// Of which matches the ports are asked for.
+/// Which matches to consider.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Which {
     /// Those that hold for every client and address.
@@ -333,7 +338,7 @@ enum Which {
     Ever,
 }
 
-/// What of a match says for which connections it is.
+/// The conditions of a match that decide which connections it applies to.
 struct Condition<'a> {
     port: Option<u32>,
     gateways: &'a [String],
@@ -445,7 +450,7 @@ mod tests {
         assert_eq!(gateway, [("WEIR0201", "spec.gateways".to_owned())]);
     }
 
-    /// What is said of the hosts: object, code and message.
+    /// The findings about hosts: object, code and message.
     fn problems(objects: &[String]) -> Vec<(String, &'static str, String)> {
         let findings = analyze(&store(&(base() + &objects.concat())), &MeshConfig::default());
         let of_hosts =
@@ -455,7 +460,7 @@ mod tests {
             .collect()
     }
 
-    /// A VirtualService for `*.a.b`, of which the name is also the order of age.
+    /// A VirtualService for `*.a.b`. The alphabetical order of names is also the order of age.
     fn duplicate(namespace: &str, name: &str, export_to: &str) -> String {
         let route = "route: [{destination: {host: web.shop.svc.cluster.local}}]";
         of(
@@ -470,21 +475,21 @@ mod tests {
         let host = |who: &str| format!("for `*.a.b`, {who}");
         let info = |name: &str, who: &str| (name.to_owned(), "WEIR0114", host(who));
         let error = |name: &str, message: String| (name.to_owned(), "IST0109", message);
-        // What a namespace keeps to itself overrides what all see, whatever its age.
+        // A private VirtualService takes precedence over a public one, regardless of age.
         for (public, private) in [("a", "b"), ("b", "a")] {
             let objects = [duplicate("other", public, "'*'"), duplicate("shop", private, ".")];
             let who = format!(
                 "clients in shop get the http routes of VirtualService shop/{private}, whose exportTo names them; clients in \
-                 all other namespaces get these"
+                 all other namespaces get the routes of this one"
             );
             assert_eq!(problems(&objects), [info(public, &who)]);
         }
         let by_name = [duplicate("other", "a", "shop"), duplicate("shop", "b", ".")];
-        let all = "VirtualService shop/b speaks for `*.a.b` too, and its exportTo names these clients: its http routes are in \
-                   force, and none of these";
+        let all = "VirtualService shop/b also has the host `*.a.b`, and its exportTo names these clients: its http routes are \
+                   used instead of those of this one";
         assert_eq!(problems(&by_name), [error("a", all.to_owned())]);
         let older = [duplicate("other", "a", "shop, pay"), duplicate("third", "b", "shop, bank")];
-        let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in bank get these";
+        let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in bank get the routes of this one";
         assert_eq!(problems(&older), [error("b", host(who))]);
         let three = [
             duplicate("other", "a", "shop"),

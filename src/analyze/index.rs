@@ -151,7 +151,7 @@ pub(super) struct IndexedService {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct WorkloadLabels {
     labels: Labels,
-    /// Whether its node is known. If not, it may be anywhere.
+    /// Whether its node is known. If not, its locality may be any.
     placed: bool,
 }
 

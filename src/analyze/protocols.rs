@@ -4,7 +4,7 @@ use super::index::{Index, IndexedVirtualService};
 use super::{Findings, all_of, code};
 use crate::mesh::{self, Protocol};
 
-/// The three lists of routes that a VirtualService has.
+/// The kinds of routes that a VirtualService has.
 #[derive(Clone, Copy)]
 enum Kind {
     Http,
@@ -21,7 +21,7 @@ impl Kind {
         }
     }
 
-    /// Whether such routes count at a port of this protocol.
+    /// Whether such routes apply to a port of this protocol.
     fn counts_at(self, protocol: Protocol) -> bool {
         match self {
             Kind::Http => protocol.may_be_http(),
@@ -105,7 +105,7 @@ fn ports(
             found.extend(&service.ports);
             continue;
         }
-        // Some name that no service has may be covered as well, and has its routes where HTTP is spoken.
+        // A wildcard may also cover names without a service, whose routes apply to every HTTP port.
         return None;
     }
     found.sort_unstable();
@@ -184,7 +184,7 @@ pub(super) fn list(ports: &[(u16, Protocol)]) -> String {
 mod tests {
     use super::super::tests::found;
 
-    /// What is found in a VirtualService for a Service `db` with these ports.
+    /// The findings in a VirtualService for a Service `db` with these ports.
     fn with(ports: &str, fields: &str) -> Vec<(&'static str, String)> {
         found(&format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: shop}}\n\
@@ -230,7 +230,7 @@ mod tests {
                 assert_eq!(with(ports, &fields), wanted, "{ports} {fields}");
             }
         }
-        // What is spoken is told from the first bytes.
+        // The protocol is detected from the first bytes.
         let unknown = "{name: db, port: 5432}";
         for (fields, fine) in [(http(5432), true), (tcp(5432), true), (tls(5432), false)] {
             let effects =
@@ -256,7 +256,7 @@ mod tests {
         let several = format!("{{match: [{{uri: {{prefix: /a}}}}], {to}}}, {{{to}}}");
         let to_db = several.replace("number: 80", "number: 5432");
         assert_eq!(with(TCP, &format!("hosts: [db], http: [{to_db}]")), none("spec.http"));
-        // Another name of the service has its ports; of a wildcard, and of other hosts, not all is known.
+        // An alias has the ports of its service. The ports of wildcards and unknown hosts are unknown.
         let db = "http: [{route: [{destination: {host: db}}]}]";
         assert_eq!(with(TCP, &format!("hosts: [alias], {db}")), none("spec.http[0]"));
         assert_eq!(with(TCP, &format!("hosts: [db, '*.a.b'], {db}")), []);

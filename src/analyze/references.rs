@@ -205,7 +205,7 @@ fn no_service(host: &str, index: &Index<'_>) -> (String, String) {
         wildcards(host).find(|wildcard| index.services.contains_key(wildcard.as_str()))
     {
         let message = format!(
-            "service `{host}` does not exist: `{wildcard}` covers it, which is no name to lead to"
+            "service `{host}` does not exist: `{wildcard}` covers it, which is not a routable name"
         );
         return (message, format!("route to `{wildcard}`, or add a ServiceEntry for `{host}`"));
     }
@@ -229,7 +229,7 @@ fn port(
     found: &mut Findings,
 ) {
     let (numbers, name) = (real.port_numbers(), shown(canonical_host, index.config));
-    // Without a port the only one of the service that is named counts, else that of the request.
+    // Without a port, the only port of the named service is used, or the port of the request if it has several.
     let only = match service.ports.as_slice() {
         [(number, _)] => Some(u32::from(*number)),
         _ => None,
@@ -258,8 +258,8 @@ fn port(
             let other = requests.into_iter().find(|number| !real.may_have_port(u32::from(*number)));
             if let Some(other) = other {
                 let message = format!(
-                    "this ExternalName has no port and none is chosen, so that of the request is used, of which {name} \
-                     does not have {other}"
+                    "this ExternalName has no port and none is specified, so the port of the request is used, and {name} \
+                     does not have port {other}"
                 );
                 let advice = format!("add port: {{number: {}}}", any_of(&numbers));
                 found.add(&code::PORT_REQUIRED, virtual_service.entry, path, message, advice);
@@ -277,7 +277,7 @@ fn port(
     }
 }
 
-/// The ports at which requests come to the routes of a VirtualService, or of those that delegate to it.
+/// The ports of the requests that reach a VirtualService, directly or through those that delegate to it.
 fn request_ports(virtual_service: &IndexedVirtualService<'_>, index: &Index<'_>) -> BTreeSet<u16> {
     let key = virtual_service.entry.object.key();
     let delegating = index.virtual_services.iter().filter(|root| {
@@ -289,13 +289,13 @@ fn request_ports(virtual_service: &IndexedVirtualService<'_>, index: &Index<'_>)
         let covered = index.services.iter().filter(|(known, _)| mesh::covers(host, known));
         let own: Vec<u16> =
             covered.flat_map(|(_, service)| &service.ports).map(|(number, _)| *number).collect();
-        // A name of no service is answered at the port of plain HTTP.
+        // A name without a service is routed on the default HTTP port.
         ports.extend(if own.is_empty() { vec![80] } else { own });
     }
     ports
 }
 
-/// The subset `name` of a destination: of the host that it names, and of the one that has the clusters.
+/// The subset `name` of a destination, given the host that it names and the host that has the clusters.
 fn subset(
     virtual_service: &IndexedVirtualService<'_>,
     (named, host): (&str, &str),
@@ -344,7 +344,7 @@ fn subset(
     }
 }
 
-/// The namespaces beside its own whose clients use a VirtualService.
+/// The namespaces other than its own whose clients use a VirtualService.
 fn other_clients<'a>(virtual_service: &'a IndexedVirtualService<'_>) -> Vec<&'a str> {
     match &virtual_service.visibility {
         Visibility::Public => vec![ELSEWHERE],
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn delegates_are_there_and_are_delegates() {
+    fn delegates_exist_and_have_no_hosts() {
         let delegate = |meta: &str, spec: &str| {
             let to = "http: [{route: [{destination: {host: web}}]}]";
             format!(
@@ -616,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delegate_does_not_delegate_on() {
+    fn a_delegate_does_not_delegate_further() {
         let got = spec("http: [{delegate: {name: other}}]");
         assert_eq!(got, [("IST0106", "spec.http[0].delegate".to_owned())]);
     }
@@ -728,7 +728,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_seen_where_the_route_counts() {
+    fn a_service_must_be_visible_to_every_client_of_the_route() {
         let to = |service: &str, fields: &str| {
             found(&format!(
                 "{}---\napiVersion: v1\nkind: Service\n\
@@ -751,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_is_no_service_to_lead_to() {
+    fn a_wildcard_is_not_a_destination_for_other_names() {
         let entry = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
                      metadata: {name: all, namespace: shop}\n\
                      spec: {hosts: ['*.x.y'], ports: [{number: 80, name: http, protocol: HTTP}]}\n";

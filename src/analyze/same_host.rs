@@ -77,7 +77,7 @@ fn position(entry: &Entry, port: &Port) -> Option<usize> {
     spec.ports.iter().position(|declared| declared.number == u32::from(port.number))
 }
 
-/// A service that loses its host to another one. Its endpoints may count all the same.
+/// A service that loses its host to another one. Its endpoints may still be used.
 fn unmerged(
     index: &Index<'_>,
     host: &str,
@@ -216,7 +216,7 @@ mod tests {
         );
         assert_found(&two("pay", HTTP), &HOST);
         assert_found(&two("pay", &format!("exportTo: ['~'], {HTTP}")), &[]);
-        // The one that only its own namespace sees counts there, and the other one elsewhere.
+        // The private one is used in its own namespace, and the other one everywhere else.
         let private = two("shop", &format!("exportTo: [.], {HTTP}"));
         assert_found(&private, &HOST);
         // The endpoints of both count.

@@ -12,7 +12,7 @@ use crate::snapshot::{ResourceType, SnapshotBuilder};
 /// The ports on which each name is answered.
 type Ports = HashMap<String, BTreeSet<u16>>;
 
-/// What sidecars are served, as far as it was asked for.
+/// The configuration of sidecars, computed on demand.
 pub(super) struct Served<'a> {
     mesh: &'a Mesh,
     snapshot_builder: SnapshotBuilder,
@@ -93,21 +93,23 @@ pub(super) fn check(
                 spelling.unwrap_or_else(|| "add a Service or ServiceEntry for it".to_owned());
             found.add(&code::NO_EFFECT, virtual_service.entry, path, message, advice);
         } else {
-            let one_port = numbers.len() == 1;
-            let on =
-                format!("{} {}", if one_port { "port" } else { "the ports" }, all_of(&numbers));
-            let message =
-                format!("`{host}` is not a known service: requests to it are routed on {on}");
-            let meant = if one_port { format!("{on} is") } else { "these ports are".to_owned() };
+            let (noun, intended) = match numbers.len() {
+                1 => ("port", "this port is intended"),
+                _ => ("the ports", "these ports are intended"),
+            };
+            let message = format!(
+                "`{host}` is not a known service: requests to it are routed on {noun} {}",
+                all_of(&numbers)
+            );
             let advice = spelling.unwrap_or_else(|| {
-                format!("add a Service or ServiceEntry for it, unless {meant} what is meant")
+                format!("add a Service or ServiceEntry for it, unless {intended}")
             });
             found.add(&code::UNKNOWN_HOST, virtual_service.entry, path, message, advice);
         }
     }
 }
 
-/// The namespaces whose clients may use it: its own where it is for that, and those that it names.
+/// The namespaces whose clients may use it: its own, unless it is not exported there, and those that it names.
 fn clients(virtual_service: &IndexedVirtualService<'_>) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     match &virtual_service.visibility {
@@ -128,7 +130,7 @@ fn clients(virtual_service: &IndexedVirtualService<'_>) -> BTreeSet<String> {
     found
 }
 
-/// The labels of clients that its matches speak of; none for all others.
+/// The sets of client labels in its matches, and an empty set for all other clients.
 fn client_labels<'a>(
     virtual_service: &'a IndexedVirtualService<'_>,
 ) -> impl Iterator<Item = &'a Labels> {
@@ -144,7 +146,7 @@ mod tests {
     use super::super::tests::{found_in_virtual_service as spec, store};
     use crate::mesh::MeshConfig;
 
-    /// What is said of the hosts of a VirtualService in `shop` beside a Service `api` with these ports.
+    /// The findings about the hosts of a VirtualService in `shop`, besides a Service `api` with these ports.
     fn said(ports: &str, fields: &str) -> Vec<(&'static str, String)> {
         let text = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: api, namespace: shop}}\n\

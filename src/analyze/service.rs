@@ -171,16 +171,16 @@ fn entries(index: &Index<'_>, found: &mut Findings) {
                     advice,
                 );
             }
-            let mut told = false;
+            let mut reported = false;
             for address in &addresses {
                 let claim = EntryPort { entry, protocol, visibility: visibility.clone() };
                 let others = taken.entry((address, port.number)).or_default();
                 if let Some(duplicate) =
-                    others.iter().find(|other| claim.contradicts(other)).filter(|_| !told)
+                    others.iter().find(|other| claim.contradicts(other)).filter(|_| !reported)
                 {
                     let at = format!("{address}:{}", port.number);
                     conflict(entry, n, &at, (protocol, duplicate.protocol), duplicate.entry, found);
-                    told = true;
+                    reported = true;
                 }
                 others.push(claim);
             }

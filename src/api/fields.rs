@@ -17,7 +17,7 @@ const TABLE: &str = include_str!("../translate/fields.md");
 /// Fields by message, and values by enum.
 type FieldTable = BTreeMap<String, BTreeSet<String>>;
 
-/// A deserializer that feeds a type one of everything and records the fields it asks for.
+/// A deserializer that supplies one value for everything and records the fields that a type requests.
 struct Walk<'a>(&'a mut FieldTable);
 
 #[derive(Debug)]
@@ -212,7 +212,7 @@ fn every_row_has_a_status_and_explains_differences() {
             );
             assert!(
                 verdict == "works" || !remark.is_empty(),
-                "{message}.{field} {verdict}, and nothing says how"
+                "{message}.{field} {verdict}, but the remark is empty"
             );
         }
     }

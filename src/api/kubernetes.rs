@@ -37,7 +37,7 @@ pub struct Pod {
     pub node_name: String,
     /// Its service account.
     pub service_account: String,
-    /// Its addresses: one, or one of each family, that of the cluster's first family at the front.
+    /// Its addresses: one per family, starting with the cluster's primary family.
     pub ips: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ pub struct SliceEndpoint {
     pub addresses: Vec<String>,
     /// Its conditions.
     pub conditions: EndpointConditions,
-    /// The name it has in DNS below its service's.
+    /// Its DNS name below that of its service.
     pub hostname: Option<String>,
     /// The node it runs on.
     pub node_name: Option<String>,
@@ -144,7 +144,7 @@ pub struct TargetRef {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// What tells it from another one that had the name before.
+    /// Its UID, which distinguishes it from earlier objects of the same name.
     pub uid: String,
 }
 
@@ -186,7 +186,7 @@ pub struct EndpointSubset {
 pub struct EndpointAddress {
     /// The IP address.
     pub ip: String,
-    /// The name it has in DNS below its service's.
+    /// Its DNS name below that of its service.
     pub hostname: Option<String>,
     /// The node it runs on.
     pub node_name: Option<String>,

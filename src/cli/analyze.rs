@@ -340,7 +340,7 @@ fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> Stri
     text
 }
 
-/// Where a place may be broken: a path of a file, an object's name, a field's path.
+/// The characters after which a place may be wrapped: in file paths, object names and field paths.
 const PLACE_BREAKS: &[char] = &['/', '.', ' '];
 
 /// The rows with each cell on its own lines.

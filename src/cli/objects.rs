@@ -17,7 +17,7 @@ pub struct Objects {
     pub store: Store,
     /// The effective mesh of a `weir serve` started with these objects.
     pub mesh: Mesh,
-    /// What is held back of what the objects say.
+    /// The changes that are held back.
     pub held: Vec<HeldChange>,
     /// The number of problems, without warnings.
     pub problems: usize,

@@ -17,11 +17,12 @@ use crate::snapshot::ResourceType;
   weir ps
   weir ps -o json
 
-CDS, EDS, LDS and RDS are `synced` (the proxy acked everything), `stale` (something is under way),
-`rejected` (everything but what it rejected) or `-` (it did not subscribe). Proxies of one SCOPE get the same.
-REVISION counts the states of the mesh: `7` has acked the newest, `5 of 7` is on its way there.
+CDS, EDS, LDS and RDS are `synced` (the proxy ACKed everything), `stale` (an update is pending),
+`rejected` (it ACKed everything except what it rejected) or `-` (it did not subscribe). Proxies with
+the same SCOPE get the same resources. REVISION is that of the mesh: `7` has ACKed the newest one,
+`5 of 7` has not ACKed it yet.
 
-Exit status 0, or 1 where a proxy lags, rejected something, or where something is held back from it.")]
+Exit status: 0, or 1 if a proxy is lagging, has rejected something, or has something held back.")]
 pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,

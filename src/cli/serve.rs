@@ -44,8 +44,8 @@ pub struct Args {
     /// How long a proxy keeps a cluster that is no longer referenced
     #[arg(long, value_name = "SECONDS", default_value = "1", allow_negative_numbers = true, value_parser = seconds)]
     grace: Duration,
-    /// How long Envoys drain: their --drain-time-s. Connections that are open when a pod leaves its
-    /// Services go on for so long
+    /// How long Envoys drain: their --drain-time-s. Connections that are open when a pod leaves its Services continue
+    /// for this long
     #[arg(long, value_name = "SECONDS", default_value = "600", allow_negative_numbers = true, value_parser = seconds)]
     drain_time: Duration,
     /// How long a proxy may take to answer before it is reported as lagging

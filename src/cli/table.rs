@@ -1,16 +1,16 @@
-//! Tables for people: columns without lines, as wide as their content needs and no wider than the terminal or 100 columns.
-//! Where that is too narrow, cells are wrapped.
+//! Tables for people: columns without lines, as wide as their content and at most as wide as the terminal, or 100
+//! columns without one. Cells that do not fit are wrapped.
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-/// How wide a table is at most, also where there is no terminal.
+/// The maximum width of a table, also without a terminal.
 pub const MAX_WIDTH: u16 = 100;
 
-/// Less than this is not used even on a terminal that is narrower.
+/// The minimum width, even on a narrower terminal.
 pub const MIN_WIDTH: u16 = 30;
 
-/// A place at which a cell may be broken, see [`breakable`]. It is never printed.
+/// Marks where a cell may be wrapped, see [`breakable`]. It is never printed.
 pub const BREAK: char = '\u{200b}';
 
 /// How wide tables on standard output are.
@@ -19,7 +19,7 @@ pub fn width() -> u16 {
     terminal.map_or(MAX_WIDTH, |(width, _)| width.0.clamp(MIN_WIDTH, MAX_WIDTH))
 }
 
-/// A table for standard output. A heading that begins with a blank has numbers below it, which are aligned to the right.
+/// A table for standard output. A heading that begins with a blank marks a column of numbers, aligned to the right.
 pub fn table<const N: usize>(
     head: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
@@ -66,7 +66,7 @@ pub fn print(mut table: Table) -> String {
     table.trim_fmt().replace(BREAK, "") + "\n"
 }
 
-/// Text that may be broken after each of `after`, in a column whose delimiter is [`BREAK`].
+/// Text that may be wrapped after each of the characters `after`, in a column whose delimiter is [`BREAK`].
 pub fn breakable(text: &str, after: &[char]) -> String {
     text.chars()
         .flat_map(|letter| [Some(letter), after.contains(&letter).then_some(BREAK)])

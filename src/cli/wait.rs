@@ -59,7 +59,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let mut client = args.admin.client().await?;
     let mut last: Option<v1::ObjectStatus> = None;
-    // At least one report is read, whatever the timeout.
+    // At least one report is read, regardless of the timeout.
     let time = args.timeout.max(Duration::from_secs(1));
     let waited = tokio::time::timeout(time, async {
         let mut updates = client.watch_object(request).await.map_err(status_error)?.into_inner();

@@ -32,11 +32,6 @@ impl Admin {
         Self { address, client: Client::builder(TokioExecutor::new()).build_http() }
     }
 
-    /// Its address.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// The response body of `GET path`, where `path` starts with `/` and may have a query.
     ///
     /// # Errors

@@ -189,7 +189,7 @@ fn run_pip(
     let log = fs::read_to_string(&log_path).unwrap_or_default();
     Err(if log.contains("No module named pip") {
         format!(
-            "{} has no pip (the package python3-pip, or python3 -m ensurepip, brings it)",
+            "{} has no pip (the package python3-pip, or python3 -m ensurepip, provides it)",
             python.display()
         )
     } else {

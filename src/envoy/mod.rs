@@ -22,7 +22,7 @@ pub use process::{EnvoyProcess, SpawnOptions};
 pub const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 40, patch: 0 };
 
 /// The oldest supported Envoy version; older ones are used with a warning.
-pub const OLDEST_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 30, patch: 0 };
+const OLDEST_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 30, patch: 0 };
 
 /// Why Envoy could not be found, installed or run.
 #[derive(Debug, thiserror::Error)]

@@ -106,11 +106,6 @@ impl EnvoyProcess {
         self.child.id()
     }
 
-    /// The file with its output.
-    pub fn log_path(&self) -> &Path {
-        &self.log
-    }
-
     /// The last lines of its output.
     pub fn log_tail(&self) -> String {
         match read_end(&self.log, LOG_TAIL_BYTES) {

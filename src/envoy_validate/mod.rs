@@ -13,9 +13,6 @@ mod wire;
 
 use std::fmt;
 
-use prost_reflect::prost::Message as _;
-use prost_reflect::{DynamicMessage, ReflectMessage as _};
-
 pub use format::with_literal_percents;
 pub(crate) use wire::{Fields, Payload};
 
@@ -53,11 +50,6 @@ pub fn check(full_name: &str, bytes: &[u8]) -> Vec<Violation> {
             expected: "the descriptors embedded in the binary".to_owned(),
         }],
     }
-}
-
-/// Like [`check`], for a decoded message.
-pub fn check_message(message: &DynamicMessage) -> Vec<Violation> {
-    check(message.descriptor().full_name(), &message.encode_to_vec())
 }
 
 #[cfg(test)]

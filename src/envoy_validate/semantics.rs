@@ -191,7 +191,7 @@ fn virtual_host(message: &Message<'_>, report: Report<'_>) -> Result<(), Malform
     Ok(())
 }
 
-/// Of a route configuration, virtual host, route or weighted cluster.
+/// The header operations of a route configuration, virtual host, route or weighted cluster.
 ///
 /// Source: `source/common/router/header_parser.cc`, `HeaderParser::configure`; `HeaderUtility::isModifiableHeader` and
 /// `isRemovableHeader`.

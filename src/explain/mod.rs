@@ -25,7 +25,6 @@ use policies::{cluster_policies, destination_policies, percent, route_policies, 
 use prost::Message;
 
 pub use answer::{ConsideredRoute, Destination, Endpoint, Explanation, Outcome};
-pub use matching::{filter_chain, route as route_matches, virtual_host};
 pub use request::{Request, TrafficQuery};
 
 use crate::api::{ObjectKey, shares};
@@ -215,8 +214,9 @@ impl Simulator<'_> {
         self.add_left_out(&host.name, request.port, rules.map(|rules| &rules.key), answer);
     }
 
-    /// The VirtualService whose routes a virtual host has. Of several that have routes for a host at a port, not always
-    /// the first is in force there: at a port of no service of the host's own it counts which hosts one names beside it.
+    /// The VirtualService whose routes a virtual host has. If several have routes for a host at a port, it is not
+    /// always the first: at a port that the host's own service does not have, the other hosts that each names matter
+    /// too.
     fn rules_in_force(&self, virtual_host: &route::VirtualHost) -> Option<&VirtualService> {
         let (host, port) = hosts::host_and_port(&virtual_host.name)?;
         let all = self.view.rules_at(port).http(host);
@@ -313,10 +313,10 @@ impl Simulator<'_> {
         answer.considered.splice(0..0, lost);
     }
 
-    /// The VirtualServices that have routes for a host at a port, but come after the one whose routes are in force.
+    /// The VirtualServices that have routes for a host at a port, but less precedence than the one that is used.
     fn overruled(&self, host: &str, port: u16, counting: Option<&ObjectKey>) -> Vec<String> {
         let mut overruled = Vec::new();
-        // Those that come before it have no routes here.
+        // Those with more precedence have no routes here.
         let after =
             self.view.rules_at(port).all(host).skip_while(|rules| counting != Some(&rules.key));
         for rules in after {

@@ -1,6 +1,6 @@
 //! Path normalization of Envoy's HTTP connection manager.
 //!
-//! RouteSource: Envoy's API documentation of `HttpConnectionManager.normalize_path` and `merge_slashes`; details were
+//! Source: Envoy's API documentation of `HttpConnectionManager.normalize_path` and `merge_slashes`; details were
 //! verified with Envoy 1.40 for each character, plain and encoded.
 
 /// Applies `normalize_path`: removes dot segments, replaces `\` with `/`, and normalizes percent-encoding. `None` if
@@ -43,7 +43,8 @@ fn without_parameters(segment: &str) -> &str {
     }
 }
 
-/// Letters, digits and `-._~` are never encoded, and a few others always are. What else is encoded stays so.
+/// Letters, digits and `-._~` are never encoded, and a few others always are. Any other encoded character stays
+/// encoded.
 fn recoded(segment: &str) -> String {
     let mut out = String::with_capacity(segment.len());
     let mut rest = segment;

@@ -1,4 +1,4 @@
-//! What routes and clusters do to a request beside where they send it, in the words of Istio's objects.
+//! The settings of routes and clusters other than destinations, in the terms of Istio's objects.
 
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ pub(super) fn headers(
     (!all.is_empty()).then(|| (label, all.join(" ")))
 }
 
-pub(super) fn hashed(action: &route::RouteAction) -> Vec<String> {
+fn hashed(action: &route::RouteAction) -> Vec<String> {
     use route::route_action::hash_policy::PolicySpecifier;
     let hashed = action.hash_policy.iter().map(|policy| match &policy.policy_specifier {
         Some(PolicySpecifier::Header(header)) => format!("header {}", header.header_name),
@@ -113,7 +113,7 @@ pub(super) fn hashed(action: &route::RouteAction) -> Vec<String> {
     hashed.collect()
 }
 
-pub(super) fn describe_fault(fault: &HttpFault) -> String {
+fn describe_fault(fault: &HttpFault) -> String {
     use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
     use envoy_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
     let mut parts = Vec::new();

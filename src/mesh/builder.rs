@@ -28,9 +28,9 @@ pub struct MeshBuilder {
     declared: same_host::Declared,
     /// The VirtualServices as written, without delegates.
     virtual_services: BTreeMap<ObjectKey, Arc<VirtualService>>,
-    /// The VirtualServices that delegate to one, by its namespace and name.
+    /// The VirtualServices that delegate to each delegate, by its namespace and name.
     roots_of: BTreeMap<Name, BTreeSet<ObjectKey>>,
-    /// The DestinationRules of a namespace for a host, and where each was last seen.
+    /// The DestinationRules of each namespace and host, and the last known host of each, to detect changed hosts.
     rules_of_host: BTreeMap<(Arc<str>, Host), BTreeSet<ObjectKey>>,
     host_of_rule: BTreeMap<ObjectKey, Host>,
     scope_attributes: relevance::Counts,
@@ -170,7 +170,7 @@ impl MeshBuilder {
         }
     }
 
-    /// A namespace's annotation holds for its services, and the root namespace's label for all workloads.
+    /// A namespace's annotation applies to its services, and the root namespace's label to all workloads.
     fn note_namespace(
         &mut self,
         store: &Store,

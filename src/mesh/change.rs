@@ -37,7 +37,7 @@ impl MeshChange {
         change.services(old, new, &mut reshaped);
         change.virtual_services(old, new, &mut reshaped);
         change.destination_rules(old, new, &mut reshaped);
-        // An ExternalName service and its target answer for one another.
+        // A change of an ExternalName service or of its target affects both.
         let aliases: Vec<Host> = reshaped
             .iter()
             .flat_map(|host| [old, new].map(|mesh| alias_relations(mesh, host)))
@@ -88,7 +88,7 @@ impl MeshChange {
                 return;
             }
             reshaped.insert(host.clone());
-            // Those that stay as they are may be seen instead of others, or no longer.
+            // The unchanged services of the host may become visible in place of others, or hidden by them.
             for known in before.iter().chain(after) {
                 self.ports.extend(ports(known, |_| true));
                 reshaped.extend(known.service.alias_of.clone());
@@ -121,7 +121,7 @@ impl MeshChange {
             for rule in before.into_iter().chain(after).flat_map(|rules| rules.iter()) {
                 let hosts = new.hosts_covered_by(&rule.host);
                 for host in &hosts {
-                    // Their routes hash requests as the rule of the destination says.
+                    // Routes hash requests by the rule of their destination.
                     let users = new.virtual_services.routing_to(host);
                     users
                         .flat_map(|rules| &rules.hosts)

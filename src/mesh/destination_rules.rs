@@ -83,10 +83,11 @@ impl DestinationRules {
     }
 
     /// The rule for a host from the point of view of a client: from the client's namespace, else exported from the
-    /// service's namespace, else exported from the root namespace; the first that has one decides. Within a namespace
-    /// the most specific host decides alone. A rule that selects other proxies also hides the rules for all proxies in
-    /// its namespace (measured on Istiod). Among rules for all proxies that differ in visibility, the newest wins.
-    /// Source: Istio's documentation, "Global namespace aliases" of `DestinationRule.exportTo`, and its code.
+    /// service's namespace, else exported from the root namespace; the first of these that has a rule is used. Within a
+    /// namespace only the rules for the most specific host are used. A rule that selects other proxies also hides the
+    /// rules for all proxies in its namespace (measured on Istiod). Among rules for all proxies that differ in
+    /// visibility, the newest wins. Source: Istio's documentation, "Global namespace aliases" of
+    /// `DestinationRule.exportTo`, and its code.
     pub fn find(
         &self,
         host: &str,
@@ -143,7 +144,7 @@ impl DestinationRules {
         found
     }
 
-    /// The rules of a namespace for the most specific host that has any of those that `which` admits.
+    /// The visible rules of a namespace that `which` admits, for the most specific host that has any.
     fn visible_rules(
         &self,
         namespace: &str,
@@ -193,11 +194,6 @@ impl DestinationRules {
             .flat_map(|rules| rules.covering(host))
             .flat_map(|rules| rules.iter())
             .collect()
-    }
-
-    /// Whether both share the same state, a cheap check; `false` if unknown.
-    pub fn ptr_eq(&self, other: &Self) -> bool {
-        self.by_namespace.ptr_eq(&other.by_namespace)
     }
 
     /// Every rule.

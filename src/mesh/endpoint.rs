@@ -80,14 +80,9 @@ impl Endpoint {
         &self.topology.locality
     }
 
-    /// A label of what is behind it, where it is included.
+    /// A label of its workload, including those of its location.
     pub fn label(&self, name: &str) -> Option<&str> {
         self.topology.label(&self.workload.labels, name)
-    }
-
-    /// All of these labels.
-    pub fn labels(&self) -> Labels {
-        self.topology.labels(&self.workload.labels)
     }
 
     /// Whether it matches all labels of a subset.
@@ -103,11 +98,11 @@ pub struct Workload {
     pub labels: Labels,
     /// Its namespace.
     pub namespace: Arc<str>,
-    /// The node it runs on, as far as its pod says it; slices say it as well.
+    /// Its node according to the Pod object; slices may name it as well.
     pub node: String,
     /// Its service account, if its pod says so.
     pub service_account: String,
-    /// Its addresses, as far as its pod says them.
+    /// Its addresses according to the Pod object.
     pub ips: Vec<Arc<str>>,
 }
 
@@ -304,14 +299,14 @@ pub(super) struct SelectedPod<'a> {
     pub name: &'a str,
     /// Its addresses: one, or one of each family.
     pub addresses: Vec<Arc<str>>,
-    /// The node that a slice says it runs on.
+    /// Its node according to a slice.
     pub node: Option<&'a str>,
     /// The pod.
     pub workload: &'a Arc<Workload>,
 }
 
 /// The endpoints of a ServiceEntry's `service`: the ones it lists, the WorkloadEntries and pods it selects (as far as
-/// their addresses are known), or its own host where DNS is to be asked for that.
+/// their addresses are known), or its own host if DNS resolves that.
 pub(super) fn collect_entry<'a>(
     service: &Service,
     spec: &api::ServiceEntry,
@@ -367,7 +362,7 @@ fn health(conditions: &api::EndpointConditions) -> Option<Health> {
     }
 }
 
-/// A pod, told apart from an earlier one of the same name.
+/// A pod, distinguished from earlier ones of the same name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct PodId<'a> {
     namespace: &'a str,
@@ -390,7 +385,7 @@ struct Collector<'a> {
     /// Whether IPv6 comes first for workloads that have both families.
     v6_first: bool,
     seen: BTreeSet<(Arc<str>, Arc<str>, u16)>,
-    /// Places in `list` of the endpoints of pods, by pod, name of the service's port, and port.
+    /// The indices in `list` of the endpoints of pods, by pod, service port name, and port.
     of_pods: BTreeMap<(PodId<'a>, Arc<str>, u16), usize>,
     list: Vec<Endpoint>,
 }
@@ -407,7 +402,7 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// An address of a slice or an Endpoints object in `namespace`, with what that says of its node and zone.
+    /// An address of a slice or an Endpoints object in `namespace`, with its node and zone as given there.
     fn add_target(
         &mut self,
         address: &str,
@@ -479,7 +474,7 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Gives the endpoints from this place on their name in DNS.
+    /// Sets the DNS name of the endpoints from index `place` on.
     fn name_from(&mut self, place: usize, hostname: Option<&str>) {
         if let Some(hostname) = hostname {
             let hostname: Arc<str> = hostname.to_ascii_lowercase().into();

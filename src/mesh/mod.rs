@@ -146,7 +146,7 @@ pub struct Mesh {
 /// The protocol class of a port, which a listener shared by several ports distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PortClass {
-    /// HTTP other than gRPC-Web: every such port adds the same to its listener.
+    /// HTTP other than gRPC-Web: all such ports contribute the same to a shared listener.
     Http,
     /// gRPC-Web: the same, with one filter more.
     GrpcWeb,
@@ -211,8 +211,8 @@ impl Mesh {
         by_target.into_values().map(|(_, port)| port).collect()
     }
 
-    /// The service of a host that counts in `namespace`: its own before others, a Kubernetes Service before a
-    /// ServiceEntry, one that is exported to it by name before one that all see, and the oldest of these.
+    /// The service of a host that clients in `namespace` use. In order of precedence: one of that namespace, a
+    /// Kubernetes Service before a ServiceEntry, one exported to it by name before a public one, and the oldest.
     pub(crate) fn pick<'a>(
         &self,
         list: &'a HostServices,
@@ -236,7 +236,7 @@ impl Mesh {
         self.by_port.get(&(port, class)).into_iter().flatten().map(|(_, host)| host)
     }
 
-    /// The hosts of the ExternalName services that stand for a host, whoever sees them.
+    /// The hosts of the ExternalName services whose target is a host, regardless of visibility.
     pub fn aliases_of(&self, host: &str) -> impl Iterator<Item = &Host> {
         self.aliases.get(host).into_iter().flatten()
     }
@@ -272,8 +272,8 @@ impl Mesh {
 /// Namespace and name.
 type Name = (Arc<str>, Arc<str>);
 
-/// Calls `found` with each key at which two maps differ, and both values. Takes the time that the differences take where
-/// one map was made from the other.
+/// Calls `found` with each key at which two maps differ, and both values. Takes time proportional to the differences if
+/// one map was derived from the other.
 pub fn diff<'a, K: Ord + Clone, V: PartialEq + Clone>(
     old: &'a OrdMap<K, V>,
     new: &'a OrdMap<K, V>,

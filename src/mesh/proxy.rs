@@ -59,13 +59,13 @@ pub enum ProxyError {
     },
     /// It is no Envoy.
     #[error(
-        "node `{id}` has the metadata GENERATOR: {generator}; weir serves Envoy sidecars alone, proxyless gRPC clients \
+        "node `{id}` has the metadata GENERATOR: {generator}; weir serves only Envoy sidecars; proxyless gRPC clients \
          are not supported yet"
     )]
     Generator {
         /// The id.
         id: String,
-        /// The kind of client that it says it is.
+        /// The kind of client that the node message declares.
         generator: String,
     },
     /// The address in the id is invalid.
@@ -91,7 +91,7 @@ pub struct NodeMetadata {
     pub interception_mode: Option<String>,
     /// NODE_NAME.
     pub node_name: Option<String>,
-    /// GENERATOR, by which other clients than Envoy say what they are.
+    /// GENERATOR, by which clients other than Envoy identify themselves.
     pub generator: Option<String>,
     /// CLUSTER_ID.
     pub cluster_id: Option<String>,
@@ -131,7 +131,7 @@ impl Proxy {
     /// Parses a node id and metadata.
     ///
     /// # Errors
-    /// The id is not of the form above, or of a type that is not served, or the client is no Envoy.
+    /// The id is not of the form above or of a type that is not served, or the client is not an Envoy.
     pub fn new(id: &str, metadata: NodeMetadata, locality: Locality) -> Result<Self, ProxyError> {
         let parts: Vec<&str> = id.split('~').collect();
         let [kind, address, name, _domain] = parts.as_slice() else {
@@ -189,7 +189,7 @@ impl fmt::Display for Proxy {
 /// The attributes of a proxy that can affect its configuration. Proxies with the same scope share the same resources.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope {
-    /// The namespace, which determines visibility; [`Scope::OTHER_NAMESPACE`] for one that no object is in or names.
+    /// The namespace, which determines visibility; [`Scope::OTHER_NAMESPACE`] if no object is in it or names it.
     pub namespace: Arc<str>,
     /// The labels that some rule reads, including locality labels.
     pub labels: BTreeMap<String, String>,
@@ -210,8 +210,8 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Stands for every namespace that no object is in or names: proxies there get the same configuration. No namespace
-    /// has this name.
+    /// Represents all namespaces that no object is in or names, because proxies in them get the same configuration. No
+    /// namespace has this name.
     pub const OTHER_NAMESPACE: &'static str = "";
 }
 

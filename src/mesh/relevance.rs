@@ -17,8 +17,8 @@ pub(super) struct ScopeAttributes {
     pub locality: bool,
     /// The namespaces that see services with node-local endpoints.
     pub node: BTreeSet<Visibility>,
-    /// The namespaces that an object is in or names. Proxies in all others get the same configuration, so that clients
-    /// cannot make scopes by inventing namespaces.
+    /// The namespaces that an object is in or names. Proxies in all others share one configuration, so clients cannot
+    /// create scopes by inventing namespaces.
     pub namespaces: BTreeSet<Arc<str>>,
 }
 
@@ -54,7 +54,7 @@ impl Counts {
     pub fn follow(&mut self, old: &Mesh, new: &Mesh) -> bool {
         let domain = &new.config.domain;
         let mut changed = false;
-        // What comes is added first, so that an object that is replaced does not take its attributes away in between.
+        // Additions come first, so that replacing an object never removes its attributes temporarily.
         diff(old.virtual_services.by_key(), new.virtual_services.by_key(), |_, before, after| {
             for (rules, comes) in [(after, true), (before, false)] {
                 if let Some(rules) = rules {

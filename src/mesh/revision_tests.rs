@@ -1,5 +1,4 @@
-//! What is made from several objects keeps its revision as long as it is made from the same, and gets a fresh one
-//! otherwise.
+//! A value derived from several objects keeps its revision as long as its inputs are the same.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -105,7 +104,7 @@ fn virtual_services_with_delegates() {
     assert_eq!(same.revision, both.revision);
     let changed = of(&world.apply("VirtualService", "second", 2, to("three")));
     assert_ne!(changed.revision, both.revision);
-    // One that is there and must not be used differs from one that is not there.
+    // A delegate that must not be used differs from a missing one.
     let gone = of(&world.delete(Kind::VirtualService, "second"));
     let mut hidden = to("two");
     hidden["exportTo"] = json!(["elsewhere"]);

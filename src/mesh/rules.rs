@@ -21,16 +21,16 @@ pub struct VirtualService {
     pub visibility: Visibility,
     object: Arc<Object>,
     empty: api::VirtualService,
-    /// The HTTP routes with those of delegates taken in; `None` where they are the object's own.
+    /// The HTTP routes with delegates merged in; `None` if the object does not delegate.
     merged: Option<Arc<[MergedRoute]>>,
-    /// The revisions of the object and of its delegates; empty where it has none.
+    /// The revisions of the object and of its delegates; empty if it does not delegate.
     merged_from: Arc<[Revision]>,
-    /// Its routes whose delegate is missing or only partly usable.
+    /// Its routes whose delegate is missing or cannot be used completely.
     dropped: Arc<[DroppedRoute]>,
     overlay: Option<Arc<Overlay>>,
 }
 
-/// Effective destinations of routes that are not those that the routes name: for each route of a kind, in order.
+/// Effective destinations that differ from those in the object: one entry per route of each kind, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overlay {
     /// Of [`VirtualService::http`].
@@ -42,7 +42,7 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Whether every route has the destinations that it names.
+    /// Whether no route has other destinations than in the object.
     pub fn is_empty(&self) -> bool {
         self.http.iter().all(Option::is_none)
             && self.tcp.iter().chain(&self.tls).all(Option::is_none)
@@ -57,7 +57,7 @@ struct MergedRoute {
     route: api::HttpRoute,
 }
 
-/// A route whose delegate is missing or only partly usable.
+/// A route whose delegate is missing or cannot be used completely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DroppedRoute {
     /// Its index in `http`.
@@ -219,12 +219,12 @@ impl VirtualService {
         Self { revision: Revision::fresh(), overlay: Some(Arc::new(overlay)), ..self.clone() }
     }
 
-    /// The destinations that are effective instead of those that its routes name.
+    /// The effective destinations that differ from those in the object.
     pub fn overlay(&self) -> Option<&Overlay> {
         self.overlay.as_deref()
     }
 
-    /// Its routes whose delegate is missing or only partly usable.
+    /// Its routes whose delegate is missing or cannot be used completely.
     pub fn dropped(&self) -> &[DroppedRoute] {
         &self.dropped
     }
@@ -260,8 +260,8 @@ impl VirtualService {
         })
     }
 
-    /// The hosts that its routes send requests, copies of requests or connections to, with the port where they name
-    /// one, as full names.
+    /// The full names of the hosts to which its routes send or mirror requests and connections, each with the port if
+    /// specified.
     pub fn destinations<'a>(
         &'a self,
         domain: &'a str,
@@ -340,9 +340,9 @@ pub struct DestinationRule {
     pub traffic_policy: Option<Arc<api::TrafficPolicy>>,
     /// The subsets of all of them; if a name is used twice, the older one wins.
     pub subsets: Vec<Arc<api::Subset>>,
-    /// The revisions of the objects it was merged from; empty where it is one object's own.
+    /// The revisions of the objects it was merged from; empty if it comes from a single object.
     merged_from: Vec<Revision>,
-    /// The effective labels of subsets, where they are not those that the subsets name.
+    /// The effective labels of subsets that differ from those in the object.
     overlay: BTreeMap<String, Labels>,
 }
 
@@ -500,7 +500,7 @@ impl DestinationRule {
         Self { revision: Revision::fresh(), overlay: labels, ..self.clone() }
     }
 
-    /// The labels that are effective instead of those that the subsets name.
+    /// The effective labels that differ from those in the object.
     pub fn overlay(&self) -> &BTreeMap<String, Labels> {
         &self.overlay
     }

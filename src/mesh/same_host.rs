@@ -1,5 +1,5 @@
-//! The services of a host that several objects declare: ServiceEntries that agree are merged, and a chain of ExternalName
-//! services is followed to its end.
+//! The services of a host that several objects declare: compatible ServiceEntries are merged, and a chain of
+//! ExternalName services is followed to its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -73,8 +73,8 @@ impl Declared {
         }
     }
 
-    /// The services of a host as clients see them, in order of precedence. What is still as in `before` keeps its
-    /// revisions.
+    /// The services of a host as clients see them, in order of precedence. Those that are the same as in `before` keep
+    /// their revisions.
     pub fn services(&self, host: &Host, before: &[RegisteredService]) -> Vec<RegisteredService> {
         let declared = self.by_host.get(host).map(Vec::as_slice).unwrap_or_default();
         let mut groups: Vec<Vec<&RegisteredService>> = Vec::new();
@@ -199,12 +199,12 @@ fn unused_name(ports: &[Port], added: &Port) -> Arc<str> {
     if ports.iter().all(|port| port.name != added.name) {
         return added.name.clone();
     }
-    // A colon, which the name of a port in an object cannot have.
+    // A port name in an object cannot contain a colon.
     format!("{}:{}", added.name, added.number).into()
 }
 
-/// The endpoints of `services`, which are those of one namespace, for the ports of `merged`. Ports of ServiceEntries match
-/// by number. Those of a ServiceEntry and a Kubernetes Service match by name, as those of an EndpointSlice do.
+/// The endpoints of `services`, all in one namespace, for the ports of `merged`. ServiceEntry ports match each other by
+/// number. A ServiceEntry port matches a Kubernetes Service port by name, as the ports of an EndpointSlice do.
 fn merge_endpoints(merged: &Service, services: &[&RegisteredService]) -> EndpointSet {
     let mut list = Vec::new();
     let mut taken: BTreeSet<u16> = BTreeSet::new();
@@ -217,7 +217,7 @@ fn merge_endpoints(merged: &Service, services: &[&RegisteredService]) -> Endpoin
             else {
                 continue;
             };
-            // A LOGICAL_DNS cluster has one endpoint, the oldest entry's.
+            // A LOGICAL_DNS cluster has one endpoint: that of the oldest entry.
             if service.resolution == Resolution::DnsRoundRobin && taken.contains(&port.number) {
                 continue;
             }

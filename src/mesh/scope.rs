@@ -64,7 +64,7 @@ impl Mesh {
         }
     }
 
-    /// The locality of a proxy: as reported by it, else that of its pod or of the endpoints at its address.
+    /// The location of a proxy: as it reports, else that of its pod or of the endpoints at its address.
     fn topology(&self, proxy: &Proxy) -> Topology {
         let pod = self.pod_topologies.get(&(proxy.namespace.clone(), proxy.name.clone()));
         let own = self.endpoints_of(proxy).map(|(_, endpoint)| &endpoint.topology);

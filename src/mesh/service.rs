@@ -128,8 +128,8 @@ pub enum Preference {
 }
 
 impl Preference {
-    /// That of a service: as its spec says, else its annotation, else the annotation of its namespace. An annotation
-    /// with another value says that there is none. Source: Istio's GetTrafficDistribution.
+    /// The preference of a service: from its spec, else from its annotation, else from the annotation of its namespace.
+    /// An annotation with any other value means no preference. Source: Istio's GetTrafficDistribution.
     fn new(spec: &str, service: &Meta, namespace: Option<&Meta>) -> Option<Self> {
         match spec {
             "PreferClose" | "PreferSameZone" => return Some(Preference::Zone),
@@ -147,7 +147,7 @@ impl Preference {
         }
     }
 
-    /// The labels by which endpoints are ranked: the more of them are the client's, from the first on, the better.
+    /// The labels that rank endpoints: the more of them, counted from the first, equal the client's, the better.
     pub fn labels(self) -> &'static [&'static str] {
         match self {
             Preference::Zone => &[NETWORK, REGION, ZONE],
@@ -203,7 +203,7 @@ pub struct Service {
     pub subject_alt_names: Vec<String>,
     /// The labels of a ServiceEntry; entries with different labels are not merged.
     pub labels: Labels,
-    /// The services it was merged from, one for each ServiceEntry, the oldest first; empty where there is only one entry.
+    /// The services it was merged from, one per ServiceEntry, oldest first; empty if there is only one entry.
     pub merged_from: Vec<Arc<Service>>,
 }
 
@@ -226,7 +226,7 @@ pub fn canonical_address(address: &str) -> Arc<str> {
 }
 
 impl Service {
-    /// The order of precedence among the services of a host, the first first.
+    /// The precedence among the services of a host: the lowest wins.
     pub(super) fn rank(&self) -> (Registry, api::Age, &str, &str) {
         (self.registry, self.age, &self.namespace, &self.name)
     }
@@ -347,7 +347,7 @@ impl Service {
         }
     }
 
-    /// Those of the services it was merged from that have a port with this number; itself where it was not merged.
+    /// The services it was merged from that have a port with this number; itself if it was not merged.
     pub fn declaring(&self, port: u16) -> impl Iterator<Item = &Service> {
         let own = self.merged_from.is_empty().then_some(self);
         own.into_iter()

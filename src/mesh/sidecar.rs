@@ -44,7 +44,7 @@ struct EgressHost {
 #[derive(Debug)]
 enum NamespacePattern {
     Any,
-    /// The proxy's namespace, which differs from the Sidecar's if that is in the root namespace.
+    /// The proxy's namespace, which differs from the Sidecar's if the Sidecar is in the root namespace.
     ProxyNamespace,
     Named(Arc<str>),
 }
@@ -88,7 +88,8 @@ impl Sidecar {
 }
 
 impl EgressHost {
-    /// Parses `NAMESPACE/HOST`. A `~` before the namespace excludes hosts, in all namespaces if none is named.
+    /// Parses `NAMESPACE/HOST`. A `~` before the namespace excludes hosts; without a namespace it excludes them in all
+    /// namespaces.
     fn new(text: &str) -> Option<Self> {
         let (namespace, host) = text.split_once('/')?;
         let (excluded, namespace) = match namespace.strip_prefix('~') {

@@ -47,7 +47,7 @@ impl Topology {
             SUBZONE => &self.locality.sub_zone,
             HOSTNAME => &self.node,
             CLUSTER => &self.cluster,
-            // The network alone can be different for a single workload of a node.
+            // Only the network can differ among the workloads of a node.
             NETWORK => own.filter(|own| !own.is_empty()).unwrap_or(&self.network),
             _ => return own,
         };
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_comes_before_the_workloads_own_labels() {
+    fn the_known_location_takes_precedence_over_the_workloads_labels() {
         let topology = Topology {
             locality: Locality::parse("eu/eu-a"),
             node: "n1".into(),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_no_label() {
+    fn an_unknown_location_has_no_labels() {
         let nowhere = Topology::default();
         assert_eq!(nowhere.labels(&labels([])), labels([]));
         assert!(nowhere.selects(&labels([]), &labels([])));

@@ -27,7 +27,7 @@ pub struct ScopeView<'a> {
     pub outbound: OutboundPolicy,
     /// The Sidecar's egress listeners; without any, everything is visible.
     egress: &'a [Egress],
-    /// The ports that have a listener of their own among these.
+    /// The ports for which there is an egress listener.
     own_ports: BTreeSet<u16>,
 }
 
@@ -102,11 +102,6 @@ impl<'a> ScopeView<'a> {
         self.mesh.sidecars.get(key)?.egress_proxy.as_ref()
     }
 
-    /// The services that clients may call directly, without those visible only as route destinations.
-    pub fn callable(&self) -> impl Iterator<Item = VisibleService<'a>> {
-        self.mesh.services.keys().filter_map(|host| self.callable_service(host))
-    }
-
     /// All visible services, by host.
     pub fn services(&self) -> impl Iterator<Item = VisibleService<'a>> {
         self.mesh.services.keys().filter_map(|host| self.service(host))
@@ -169,7 +164,7 @@ impl<'a> ScopeView<'a> {
         found
     }
 
-    /// The service of a host that an egress listener of their Sidecar lists.
+    /// The service of a host that an egress listener of the Sidecar lists.
     fn listed(
         &self,
         listener: &Egress,
@@ -182,7 +177,7 @@ impl<'a> ScopeView<'a> {
         })
     }
 
-    /// Whether the service they see for the host `alias` stands for `target`.
+    /// Whether the service visible for the host `alias` is an ExternalName for `target`.
     fn picks_alias(&self, alias: &str, target: &str) -> bool {
         let known = self
             .mesh
@@ -192,7 +187,7 @@ impl<'a> ScopeView<'a> {
         known.is_some_and(|known| known.service.alias_of.as_deref() == Some(target))
     }
 
-    /// The ports of a host that visible routes send to, `Some(None)` for all; `None` where none does.
+    /// The ports of a host that visible routes send to, `Some(None)` for all; `None` if no route sends to the host.
     fn routed(&self, host: &str) -> Option<Option<BTreeSet<u16>>> {
         if self.egress_proxy().is_some_and(|to| to.host.eq_ignore_ascii_case(host)) {
             return Some(None);
@@ -244,7 +239,7 @@ impl<'a> ScopeView<'a> {
     }
 }
 
-/// Adds a service with those of `ports` that it has; `None` means all.
+/// Adds a service with `ports`, unless it has none of them; `None` means all.
 fn add<'a>(
     to: &mut Option<VisibleService<'a>>,
     known: &'a RegisteredService,

@@ -97,11 +97,6 @@ impl VirtualServices {
         self.by_key.get(key)
     }
 
-    /// Whether both share the same state, a cheap check; `false` if unknown.
-    pub fn ptr_eq(&self, other: &Self) -> bool {
-        self.by_key.ptr_eq(&other.by_key)
-    }
-
     /// The VirtualServices that route to a host.
     pub fn routing_to(&self, host: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
         self.routing_to.get(host).into_iter().flatten().filter_map(|key| self.by_key.get(key))
@@ -116,11 +111,6 @@ impl VirtualServices {
     /// Every host that any of them names, wildcards included.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         self.exact.keys().chain(self.wildcards.keys().map(|(_, host)| host))
-    }
-
-    /// Every wildcard that any of them names.
-    pub fn wildcards(&self) -> impl Iterator<Item = &Host> {
-        self.wildcards.keys().map(|(_, host)| host)
     }
 
     /// The lists of the wildcards that cover a name, longest first.
@@ -155,7 +145,7 @@ fn edit_list<K: Ord + Clone>(
 pub struct VisibleVirtualServices<'a> {
     all: &'a VirtualServices,
     namespace: &'a str,
-    /// The egress listeners one of which must include them; `None` lets all through.
+    /// The egress listeners, one of which must include them; `None` admits all.
     egress: Option<Vec<&'a Egress>>,
 }
 
@@ -219,7 +209,7 @@ impl<'a> VisibleVirtualServices<'a> {
         found.into_iter().filter(|rules| !rules.spec().http.is_empty())
     }
 
-    /// Those that name this very host, in the order in which they count.
+    /// Those that name exactly this host, in order of precedence.
     pub fn naming_exactly(&self, name: &str) -> Vec<&'a Arc<VirtualService>> {
         if host::is_wildcard(name) {
             self.ranked(self.all.wildcards.get(&(Reverse(name.len()), Host::from(name))))

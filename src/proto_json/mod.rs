@@ -1,9 +1,10 @@
-//! Envoy's messages and weir's own as canonical proto3 JSON, and back, with every `google.protobuf.Any` opened.
+//! Converts Envoy's messages and weir's own to canonical proto3 JSON and back, with every `google.protobuf.Any`
+//! expanded.
 //!
-//! Of Envoy's messages the JSON is the one Envoy's own `/config_dump` and bootstrap files speak. Output is stable: object keys
-//! are sorted, `@type` first. weir's own messages are printed as `proto/weir/admin/v1/admin.proto` says: fields in the order
-//! of their numbers, those without presence always. The descriptors behind it are parsed on first use, so a process that
-//! prints nothing does not pay for them; nor does one that prints only its own messages pay for Envoy's.
+//! The JSON of Envoy's messages is that of Envoy's `/config_dump` and bootstrap files. Output is stable: object keys
+//! are sorted, `@type` first. weir's own messages are printed as `proto/weir/admin/v1/admin.proto` specifies: fields in
+//! the order of their numbers, and fields without presence always. The descriptors behind it are parsed on first use,
+//! so a process that prints nothing does not need them, and one that prints only weir's messages does not need Envoy's.
 
 mod print;
 
@@ -16,10 +17,10 @@ use serde_json::Value;
 
 static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy_descriptors.bin"));
 
-/// The types of messages, Envoy's read when one of them is first met.
+/// The message types. Envoy's are parsed on first use.
 struct Types(OnceLock<Result<DescriptorPool, String>>);
 
-/// What a process keeps that reads or prints Envoy's messages as its work.
+/// Kept by processes that read or print Envoy's messages repeatedly.
 static TYPES: Types = Types(OnceLock::new());
 
 /// The package of weir's own messages.
@@ -103,21 +104,12 @@ impl Types {
     }
 }
 
-/// Converts the contents of an `Any` to an object, `@type` first.
-///
-/// `type_url` is what the `Any` says (`type.googleapis.com/` and the full name); `bytes` its encoded message. An `Any` of a type that
-/// neither Envoy's nor weir's comes out as `{"@type": …, "value": BASE64}`.
+/// Converts a message to an object without `@type`. An inner `Any` of a type that is neither Envoy's nor weir's becomes
+/// `{"@type": …, "value": BASE64}`.
 ///
 /// # Errors
-/// [`Error::Decode`] if `bytes` are not such a message, [`Error::NoJsonForm`] if a value has no JSON form.
-pub fn any_to_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
-    print::any(&TYPES, type_url, bytes, 0)
-}
-
-/// Converts a message to an object without `@type`.
-///
-/// # Errors
-/// Like [`any_to_json`], and [`Error::UnknownType`] if `M` is neither one of Envoy's that weir knows nor weir's.
+/// [`Error::UnknownType`] if `M` is neither a known Envoy message nor weir's own, [`Error::NoJsonForm`] if a value has no
+/// JSON form.
 pub fn message_to_json<M: prost::Message + prost::Name>(message: &M) -> Result<Value, Error> {
     bytes_to_json(&M::full_name(), &message.encode_to_vec())
 }
@@ -126,13 +118,13 @@ pub fn message_to_json<M: prost::Message + prost::Name>(message: &M) -> Result<V
 /// without `@type`.
 ///
 /// # Errors
-/// Like [`message_to_json`].
+/// Like [`message_to_json`], and [`Error::Decode`] if `bytes` are not such a message.
 pub fn bytes_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, Error> {
     TYPES.print(full_name, bytes)
 }
 
-/// Prints a message as the text that weir's admin API answers with: pretty, with a line end. Keeps no memory: a process that
-/// serves answers with Envoy's messages in them seldom is asked for one.
+/// Prints a message as the text that weir's admin API returns: indented, with a final newline. Keeps no descriptors in
+/// memory, because a server is seldom asked for Envoy's messages.
 ///
 /// # Errors
 /// Like [`message_to_json`].
@@ -156,7 +148,7 @@ pub fn json_to_any(full_name: &str, json: &Value) -> Result<Vec<u8>, Error> {
     Ok(read(full_name, json)?.encode_to_vec())
 }
 
-/// Reads a message from what [`message_to_json`] prints, or from JSON as [`json_to_any`] takes it.
+/// Reads a message from the output of [`message_to_json`], or from any JSON that [`json_to_any`] accepts.
 ///
 /// # Errors
 /// As [`json_to_any`].
@@ -179,7 +171,7 @@ fn read(full_name: &str, json: &Value) -> Result<DynamicMessage, Error> {
     )
 }
 
-/// The descriptor of one of Envoy's messages or of weir's own.
+/// The descriptor of one of Envoy's or weir's messages.
 ///
 /// # Errors
 /// [`Error::UnknownType`] if it is neither.

@@ -101,8 +101,8 @@ pub(super) fn message(
         .map(sorted)
 }
 
-/// One of weir's own messages: in the order of the fields' numbers, and with every field that has no presence, so that what is
-/// there does not depend on what it holds.
+/// One of weir's own messages: fields in the order of their numbers, and all fields without presence, so that the set
+/// of fields does not depend on their values.
 fn own(
     types: &Types,
     message: &DynamicMessage,
@@ -124,7 +124,7 @@ fn own(
         .map(Value::Object)
 }
 
-/// The single field that a well-known message is printed as, set or not.
+/// The single field whose value stands for a well-known message, set or not.
 fn only_field(
     types: &Types,
     message: &DynamicMessage,

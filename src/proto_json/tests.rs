@@ -25,9 +25,13 @@ use prost::{Message, Name};
 use serde_json::{Value, json};
 
 use super::{
-    Error, any_to_json, bytes_to_json, json_to_any, message_from_json, message_to_json, pool,
+    Error, TYPES, bytes_to_json, json_to_any, message_from_json, message_to_json, pool, print,
 };
 use crate::admin::api::v1;
+
+fn any_to_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
+    print::any(&TYPES, type_url, bytes, 0)
+}
 
 /// Converts the message, checks the round trip, and returns the text, which shows the order of the keys.
 fn round_trip<M: Message + Name + Default + PartialEq + std::fmt::Debug>(message: &M) -> String {

@@ -210,7 +210,7 @@ fn an_overlay_keeps_its_revision_until_it_changes() {
     world.rule(&[("v1", "v3"), ("v2", "v2")]);
     let held = revisions(&mut world);
     assert_eq!(held.2, 2);
-    // A pod that changes nothing of what is held back.
+    // A pod that does not affect what is held back.
     world.pods(&[("v1", true), ("v2", false)]);
     assert_eq!(revisions(&mut world), held);
     world.route(&[("v1", 80), ("v2", 20)], "");

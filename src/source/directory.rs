@@ -165,7 +165,8 @@ impl FileState {
         self.read == Some(stamp) && self.bad.is_none()
     }
 
-    /// Whether a change has been the last one for [`SETTLE`]. Until then, `next` is when to look again at the latest.
+    /// Whether the file has not changed for [`SETTLE`] since its last change. If it has to wait, `next` is moved to the
+    /// end of the wait.
     fn has_settled(&mut self, stamp: FileStamp, now: Instant, next: &mut Instant) -> bool {
         if self.is_unchanged(stamp) {
             self.waiting = None;

@@ -60,7 +60,7 @@ impl FreshnessProbe {
     /// The freshness of an object.
     ///
     /// # Errors
-    /// Why the source cannot tell.
+    /// Why the source does not know.
     pub async fn freshness(&self, key: &ObjectKey) -> Result<Freshness, String> {
         match &self.0 {
             Backend::Directory { scan_requests, asked } => {

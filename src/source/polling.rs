@@ -1,4 +1,4 @@
-//! Stands in for inotify where there is none: it never starts, so that the folder source looks at all files every second.
+//! Replaces inotify on systems without it: it never starts, so the folder source polls all files every second.
 
 use std::convert::Infallible;
 use std::io;
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use super::scan::FoundFile;
 
-/// A file by the folder that is watched and its name there. There is none.
+/// A file, by watched folder and file name. It has no values.
 pub(super) type WatchedName = Infallible;
 
-/// The watched folders. There is no value of this type.
+/// The watched folders. This type has no values.
 #[derive(Debug)]
 pub(super) struct InotifyWatcher(Infallible);
 
-/// What has happened since the last scan, of which nothing is known.
+/// The events since the last scan, which are unknown.
 #[derive(Debug, Default)]
 pub(super) struct FileEvents;
 

@@ -7,8 +7,9 @@
 //! blocks are always strings. Keys that are numbers or booleans become the string that JSON would print. Unlike with
 //! kubectl, a duplicate key is an error and not a silent loss.
 //!
-//! Where plain scalars of `[]` and `{}` end is kubectl's rule too: a colon ends one only before a blank, so that
-//! `[2001:db8::]` holds an address. One that begins with a colon, like `[::1]`, is text here, and an error to kubectl.
+//! Plain scalars within `[]` and `{}` also end where they do for kubectl: a colon ends a scalar only before a blank, so
+//! `[2001:db8::]` contains an address. A scalar that begins with a colon, like `[::1]`, is text here and an error in
+//! kubectl.
 
 mod characters;
 #[cfg(test)]

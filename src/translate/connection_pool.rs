@@ -34,7 +34,7 @@ pub fn http_version(protocol: Protocol) -> HttpOptions {
 }
 
 /// Uses the client's HTTP version upstream.
-pub fn as_downstream() -> UpstreamProtocolOptions {
+fn as_downstream() -> UpstreamProtocolOptions {
     UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
         http_protocol_options: Some(core::Http1ProtocolOptions::default()),
         http2_protocol_options: Some(core::Http2ProtocolOptions::default()),

@@ -28,7 +28,7 @@ pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignm
         .collect()
 }
 
-/// What of where clients are decides about their endpoints of a service.
+/// The attributes of clients that affect their endpoints of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Place {
     locality: Locality,

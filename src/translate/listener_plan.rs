@@ -169,8 +169,8 @@ struct Draft {
 }
 
 impl Draft {
-    /// Requests are routed by their Host, unless the address belongs to a single service: a request that is sent there is
-    /// meant for it whatever its Host. The wildcard address belongs to no service.
+    /// Requests are routed by their Host unless the address belongs to a single service, which then gets them whatever
+    /// their Host. The wildcard address belongs to no service.
     fn finish(self) -> ListenerPlan {
         let Self { mut listener, takes_http, own_routes } = self;
         let own = own_routes.filter(|_| !listener.any_address);
@@ -232,7 +232,7 @@ impl ListenerPlanner<'_> {
         found
     }
 
-    /// The same for `service`, which is the whole of `seen` or one of those it was merged from.
+    /// The same for `service`, which is that of `seen` or one of those it was merged from.
     fn addresses_of(
         &self,
         service: &Service,

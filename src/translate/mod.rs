@@ -43,7 +43,7 @@ pub fn inbound_cluster_name(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
-/// Whether a cluster leads to a port of the workload itself.
+/// Whether a cluster is for a port of the workload itself.
 pub fn is_inbound(cluster: &str) -> bool {
     cluster.starts_with("inbound|")
 }

@@ -1,4 +1,4 @@
-//! Where workloads are, seen in the endpoints, clusters and routes that proxies get.
+//! The effect of workloads' locations on the endpoints, clusters and routes of proxies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
 
-/// Files that change, the mesh that they make, and what was made before.
+/// Files that change, the resulting mesh, and the previous results.
 struct World {
     loader: Loader,
     store: Store,
@@ -67,7 +67,7 @@ fn proxy(pod: &str, address: &str, metadata: Value) -> Proxy {
     Proxy::new(&id, NodeMetadata::from_json(&metadata), Locality::default()).unwrap()
 }
 
-/// A proxy of which nothing but its name is known.
+/// A proxy with a known name and no other attributes.
 fn client() -> Proxy {
     proxy("client-0", "10.9.0.1", json!({}))
 }
@@ -446,7 +446,7 @@ fn a_node_local_service_is_only_what_runs_on_the_clients_node() {
             let other = "outbound|80||other.shop.svc.cluster.local";
             assert_eq!(world.endpoints(&mesh, &proxy, other), ["10.1.2.1", "10.1.2.2"]);
         }
-        // Of all endpoints only those of that service are made anew for another node.
+        // Only the endpoints of that service are rebuilt for another node.
         let mut shared = |name: &str| {
             let [item, other] = ["n1", "n2"]
                 .map(|node| world.snapshot_builder.snapshot(&mesh, &mesh.scope(&on_node(node))));
@@ -473,7 +473,7 @@ fn a_service_becomes_node_local_and_back() {
     }
 }
 
-/// A slice of `web` with one endpoint of pod `web-0`, and what else there is to it.
+/// A slice of `web` with one endpoint of pod `web-0` and more fields.
 fn slice(name: &str, family: &str, endpoints: &[(&str, &str)]) -> String {
     let all: Vec<_> = endpoints
         .iter()

@@ -693,7 +693,7 @@ fn cors(policy: &CorsPolicy, path: &str, found: &mut Diagnostics) {
             if origin.regex.as_deref() == Some("*") {
                 found.expression(
                     format!("{path}.regex"),
-                    "`*` is no RE2 expression",
+                    "`*` is not an RE2 expression",
                     "use .* to match any string",
                 );
             }

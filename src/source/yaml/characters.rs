@@ -1,7 +1,7 @@
 //! The characters of a text for the parser, with kubectl's rule for where plain scalars end.
 //!
-//! By YAML 1.2 a colon before a comma or bracket ends a plain scalar within `[]` or `{}`. By the parser behind kubectl
-//! only one before a blank does, there as elsewhere. Source: go-yaml, `yaml_parser_scan_plain_scalar`.
+//! In YAML 1.2 a colon before a comma or bracket ends a plain scalar within `[]` or `{}`. In kubectl's parser only a
+//! colon before a blank does, as everywhere else. Source: go-yaml, `yaml_parser_scan_plain_scalar`.
 
 use granit_parser::input::{is_blank_or_breakz, is_flow};
 use granit_parser::{BorrowedInput, Input, StrInput};
@@ -17,7 +17,7 @@ impl<'a> Characters<'a> {
         Self { text, read: StrInput::new(text) }
     }
 
-    /// The part of a plain scalar that comes next, up to a blank or the scalar's end.
+    /// The next part of a plain scalar, up to a blank or the scalar's end.
     fn plain(&self, in_flow: bool) -> &'a str {
         let rest =
             self.read.byte_offset().and_then(|start| self.text.get(start..)).unwrap_or_default();
@@ -32,7 +32,7 @@ impl<'a> Characters<'a> {
     }
 }
 
-/// Whether a character ends a plain scalar, given the one behind it.
+/// Whether a character ends a plain scalar, given the character after it.
 fn ends_plain(character: char, next: Option<char>, in_flow: bool) -> bool {
     match character {
         ':' => next.is_none_or(is_blank_or_breakz),
@@ -42,7 +42,7 @@ fn ends_plain(character: char, next: Option<char>, in_flow: bool) -> bool {
 
 impl Input for Characters<'_> {
     fn next_can_be_plain_scalar(&self, in_flow: bool) -> bool {
-        // Behind the end of the text stands a zero, which counts as a blank.
+        // The end of the text reads as a zero, which counts as a blank.
         !ends_plain(self.peek(), Some(self.peek_nth(1)), in_flow)
     }
 

@@ -112,7 +112,7 @@ fn a_colon_ends_a_plain_scalar_of_a_list_or_map_only_before_a_blank() {
         ("- ::1", json!(["::1"])),
         ("- fd00::", json!([{"fd00:": null}])),
         ("a::: b", json!({"a::": "b"})),
-        // An error to kubectl; there is one thing it can mean.
+        // An error in kubectl, although it is unambiguous.
         ("[::1, ::/0]", json!(["::1", "::/0"])),
     ] {
         assert_eq!(one(text), value, "{text}");
@@ -295,14 +295,14 @@ fn values() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(5, 60, 6, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-            // Dots and brackets in a key would make a path that can be read in two ways.
+            // Dots and brackets in a key would make paths ambiguous.
             prop::collection::btree_map("[a-z/ ]{1,6}", inner, 0..6)
                 .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     })
 }
 
-/// Writes `value` as block YAML, a line per scalar, and notes at which line each path is.
+/// Writes `value` as block YAML, a line per scalar, and records the line of each path.
 fn write(
     value: &Value,
     indent: usize,
@@ -389,7 +389,7 @@ proptest! {
         prop_assert_eq!(read.iter().map(|document| &document.value).collect::<Vec<_>>(), values.iter().collect::<Vec<_>>());
         for (document, lines) in read.iter().zip(all_lines) {
             for (path, line) in &lines {
-                // A path that two fields share (keys may hold dots) has more than one right line.
+                // A path that two fields share (keys may contain dots) has more than one correct line.
                 if lines.iter().filter(|(other, _)| other == path).count() == 1 && !path.is_empty() {
                     prop_assert_eq!(document.locate(path), Some(*line), "{} in {}", path, &document.value);
                 }
