@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_teaches_by_example_within_100_columns() {
+    fn every_command_has_examples_within_100_columns() {
         let mut weir = Cli::command();
         weir.build();
         let own = weir.render_long_help().to_string();

@@ -375,7 +375,7 @@ impl Routes<'_> {
             return None;
         };
         for (n, (wanted, effective)) in split.held {
-            let Some(destination) = to.get(n).and_then(|item| item.destination.as_ref()) else {
+            let Some(destination) = to.get(n).and_then(|entry| entry.destination.as_ref()) else {
                 continue;
             };
             self.held.push(HeldChange {
@@ -396,17 +396,17 @@ fn hash(matches: &impl fmt::Debug) -> u64 {
     xxhash_rust::xxh3::xxh3_64(format!("{matches:?}").as_bytes())
 }
 
-fn http_destination(item: &RouteDestination) -> HttpRouteDestination {
+fn http_destination(route: &RouteDestination) -> HttpRouteDestination {
     HttpRouteDestination {
-        destination: item.destination.clone(),
-        weight: item.weight,
+        destination: route.destination.clone(),
+        weight: route.weight,
         headers: None,
     }
 }
 
 fn stream_destinations(list: Vec<HttpRouteDestination>) -> Vec<RouteDestination> {
     list.into_iter()
-        .map(|item| RouteDestination { destination: item.destination, weight: item.weight })
+        .map(|route| RouteDestination { destination: route.destination, weight: route.weight })
         .collect()
 }
 
@@ -423,7 +423,7 @@ fn split(
     wanted: &[HttpRouteDestination],
     ready: impl Fn(&Destination) -> bool,
 ) -> Option<Split> {
-    let parts = shares(wanted.iter().map(|item| u32::try_from(item.weight).unwrap_or_default()));
+    let parts = shares(wanted.iter().map(|entry| u32::try_from(entry.weight).unwrap_or_default()));
     let entries: Vec<Entry<'_>> = wanted
         .iter()
         .zip(parts)

@@ -168,7 +168,7 @@ impl Admin {
             };
             items.extend(sent);
         }
-        items.retain(|item| types.contains(&item.kind));
+        items.retain(|sent| types.contains(&sent.kind));
         items.sort_by(|a, b| (a.kind, &a.resource.name).cmp(&(b.kind, &b.resource.name)));
         Ok((report, items))
     }
@@ -204,11 +204,11 @@ fn types(only: i32) -> Result<Vec<ResourceType>, Status> {
 }
 
 /// Whether a proxy has accepted a resource that it was sent.
-fn state(item: &SentResource, report: &ProxyReport) -> v1::resource::State {
-    let (kind, name) = (item.kind.short_name(), &item.resource.name);
+fn state(sent: &SentResource, report: &ProxyReport) -> v1::resource::State {
+    let (kind, name) = (sent.kind.short_name(), &sent.resource.name);
     if report.status.rejected.iter().any(|other| other.kind == kind && *other.name == **name) {
         v1::resource::State::Rejected
-    } else if item.acked {
+    } else if sent.acked {
         v1::resource::State::Acked
     } else {
         v1::resource::State::Sent
@@ -258,7 +258,7 @@ impl v1::admin_server::Admin for Admin {
         let (report, items) = self.inventory(&request.proxy, &types(request.r#type)?).await?;
         let resources = items
             .iter()
-            .map(|item| v1::Resource::new(item.kind, &item.resource, state(item, &report)))
+            .map(|sent| v1::Resource::new(sent.kind, &sent.resource, state(sent, &report)))
             .collect();
         Ok(Response::new(v1::DumpProxyResponse { resources, proxy: Some(report.into()) }))
     }
@@ -280,7 +280,10 @@ impl v1::admin_server::Admin for Admin {
         };
         let mut differences = Vec::new();
         for kind in types {
-            let sent = items.iter().filter(|item| item.kind == kind).map(|item| &item.resource);
+            let sent = items
+                .iter()
+                .filter(|resource| resource.kind == kind)
+                .map(|resource| &resource.resource);
             let found = diff::resources(kind, sent, fresh.get(kind))
                 .map_err(|error| Status::internal(error.to_string()))?;
             differences.extend(found);

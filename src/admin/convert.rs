@@ -130,25 +130,25 @@ fn timestamp(time: jiff::Timestamp) -> Timestamp {
 }
 
 impl From<RejectedResource> for v1::RejectedResource {
-    fn from(item: RejectedResource) -> Self {
+    fn from(rejected: RejectedResource) -> Self {
         Self {
-            r#type: v1::ResourceType::from_short_name(item.kind).into(),
-            name: item.name.to_string(),
-            version: item.version,
-            message: item.message.to_string(),
-            objects: item.objects.iter().map(Into::into).collect(),
+            r#type: v1::ResourceType::from_short_name(rejected.kind).into(),
+            name: rejected.name.to_string(),
+            version: rejected.version,
+            message: rejected.message.to_string(),
+            objects: rejected.objects.iter().map(Into::into).collect(),
         }
     }
 }
 
 impl From<HeldResource> for v1::HeldResource {
-    fn from(item: HeldResource) -> Self {
+    fn from(held: HeldResource) -> Self {
         Self {
-            r#type: v1::ResourceType::from_short_name(item.kind).into(),
-            name: item.name.to_string(),
-            virtual_host: item.virtual_host.unwrap_or_default().to_string(),
-            missing_cluster: item.missing_cluster.to_string(),
-            objects: item.objects.iter().map(Into::into).collect(),
+            r#type: v1::ResourceType::from_short_name(held.kind).into(),
+            name: held.name.to_string(),
+            virtual_host: held.virtual_host.unwrap_or_default().to_string(),
+            missing_cluster: held.missing_cluster.to_string(),
+            objects: held.objects.iter().map(Into::into).collect(),
         }
     }
 }

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_one_length_are_compared_by_position_and_others_as_a_whole() {
+    fn lists_of_equal_length_are_compared_by_position_and_others_as_a_whole() {
         let paths = |sent: Value, fresh: Value| {
             let mut found = Vec::new();
             compare("", Some(&sent), Some(&fresh), &mut found);

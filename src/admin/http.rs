@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_query_is_named_with_what_would_be_right() {
+    fn errors_in_a_query_name_the_parameter_and_the_expected_value() {
         for (query, said) in [
             ("name=x", "parameter `name`: is unknown; expected `proxy` or `type`"),
             ("type=rds", "parameter `type`: is `rds`; expected CDS, EDS, LDS, RDS"),

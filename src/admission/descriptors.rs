@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_are_always_kept_for_the_source_and_the_admin_port() {
+    fn some_are_always_reserved_for_the_source_and_the_admin_port() {
         for limit in [8, 20, 64, 256, 1024, 20_000, usize::MAX] {
             let descriptors = Descriptors { limit, before: limit };
             let (proxies, admin) = (descriptors.for_proxies(), descriptors.for_admin());

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_get_a_part_of_what_there_is() {
+    fn clients_get_half_of_the_available_memory() {
         let default = default_for_clients();
         assert!(default > 0 && default <= MOST, "{default}");
         assert!(machine().is_none_or(|all| default <= all / 2));

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_sends_without_end_does_not_keep_others_from_running() {
+    async fn an_endless_sender_does_not_starve_others() {
         let mut socket = Paced::new(tokio::io::repeat(7), Duration::MAX);
         let ran = Arc::new(AtomicBool::new(false));
         let other = ran.clone();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_reads_nothing_is_given_up() {
+    async fn a_client_that_reads_nothing_is_disconnected() {
         let (_client, server) = tokio::io::duplex(16);
         let mut socket = Paced::new(server, Duration::from_millis(1));
         let failed = socket.write_all(&[0; 17]).await.unwrap_err();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_reads_slowly_is_not_given_up() {
+    async fn a_client_that_reads_slowly_stays_connected() {
         let (mut client, server) = tokio::io::duplex(1);
         let mut socket = Paced::new(server, Duration::from_secs(3600));
         let writing = tokio::spawn(async move {

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_permit_stands_for_goes_back_when_it_is_dropped() {
+    fn a_permit_is_returned_when_it_is_dropped() {
         let pool = pool(10, 100);
         let permits = [acquire(&pool, 1, 3).unwrap(), acquire(&pool, 1, 4).unwrap()];
         assert_eq!(pool.used(), 7);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_has_its_share_and_no_more() {
+    fn a_peer_gets_at_most_its_share() {
         let pool = pool(8, 25);
         let _permits = [acquire(&pool, 1, 1).unwrap(), acquire(&pool, 1, 1).unwrap()];
         let rejected = acquire(&pool, 1, 1).unwrap_err();
@@ -399,12 +399,12 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_never_nothing() {
+    fn a_share_is_never_zero() {
         assert!(acquire(&pool(1, 1), 1, 1).is_ok());
     }
 
     #[test]
-    fn who_has_less_takes_from_who_has_the_most() {
+    fn a_peer_with_less_takes_from_the_peer_with_the_most() {
         let pool = pool(6, 100);
         let greedy: Vec<_> = (0..5).map(|_| acquire(&pool, 1, 1).unwrap()).collect();
         let modest = acquire(&pool, 2, 1).unwrap();
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_revoked_is_in_use_until_it_is_returned() {
+    async fn a_revoked_permit_is_in_use_until_it_is_returned() {
         let pool = pool(10, 100);
         let greedy = acquire(&pool, 1, 8).unwrap();
         let modest = acquire(&pool, 2, 6).unwrap();
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_do_not_take_from_each_other() {
+    fn peers_with_equal_amounts_do_not_take_from_each_other() {
         let pool = pool(4, 100);
         let all = [1, 1, 2, 2].map(|n| acquire(&pool, n, 1).unwrap());
         for n in [1, 2] {
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_peer_the_largest_permit_goes_first() {
+    fn the_largest_permit_of_a_peer_is_revoked_first() {
         let pool = pool(100, 100);
         let [small, large] = [10, 60].map(|amount| acquire(&pool, 1, amount).unwrap());
         let other = acquire(&pool, 2, 30).unwrap();
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_that_can_not_grow_stays_as_it_is() {
+    fn a_permit_that_cannot_grow_stays_unchanged() {
         let pool = pool(10, 50);
         let permit = acquire(&pool, 1, 4).unwrap();
         assert!(permit.resize(6).is_err());
@@ -475,7 +475,7 @@ mod tests {
     proptest::proptest! {
         /// In any order of requests, neither the total nor a peer's share is exceeded, and everything is returned.
         #[test]
-        fn the_sums_are_right(
+        fn totals_and_shares_are_never_exceeded(
             limit in 1usize..50,
             share in 1u8..=100,
             steps in proptest::collection::vec((0u8..4, 0usize..20, 0usize..8), 1..60),

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_of_a_second_may_come_in_one_go() {
+    fn a_burst_is_a_tenth_of_a_second() {
         let now = Instant::now();
         let mut queue = Queue::new(100, now);
         let later = now + Duration::from_secs(60);
@@ -198,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_while_others_wait_waits_too() {
+    fn newcomers_wait_behind_others() {
         let (mut queue, now) = busy();
         let _first = queue.join(peer(1));
         assert!(!queue.take(now + Duration::from_secs(1)));
     }
 
     #[test]
-    fn peers_take_turns_however_many_wait_for_one_of_them() {
+    fn peers_alternate_regardless_of_their_queue_lengths() {
         let (mut queue, mut now) = busy();
         let mut waiting: Vec<_> = (0..50).map(|_| (1, queue.join(peer(1)).1)).collect();
         waiting.push((2, queue.join(peer(2)).1));
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_gone_has_no_turn() {
+    fn a_cancelled_waiter_takes_no_turn() {
         let (mut queue, now) = busy();
         let gone: Vec<_> = (0..10_000).map(|_| queue.join(peer(1))).collect();
         let (ticket, mut stays) = queue.join(peer(1));
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_without_a_word_has_no_turn_either() {
+    fn a_dropped_waiter_takes_no_turn() {
         let (mut queue, now) = busy();
         drop((0..10_000).map(|_| queue.join(peer(1))).collect::<Vec<_>>());
         let (_, mut stays) = queue.join(peer(1));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_is_given_to_who_waits_and_to_nobody_who_left() {
+    async fn turns_go_only_to_present_waiters() {
         let turns = Turns::new(100);
         while turns.lock().take(Instant::now()) {}
         let mut left = Box::pin(turns.turn(peer(1)));

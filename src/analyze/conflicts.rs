@@ -110,7 +110,7 @@ mod tests {
     use super::super::tests::{base, found};
 
     #[test]
-    fn two_rules_for_one_host_are_one() {
+    fn two_rules_for_one_host_are_merged() {
         let rule = |name: &str, fields: &str| {
             format!(
                 "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subset_may_say_where_its_pods_are() {
+    fn a_subset_may_select_pods_by_location() {
         let node = |labels: &str| {
             format!(
                 "---\napiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{{labels}}}}}\n"
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_is_where_clients_look_for_it() {
+    fn a_rule_must_be_in_a_namespace_where_clients_look_for_it() {
         let rule = |namespace: &str, fields: &str| {
             found(&format!(
                 "{}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_subset_without_endpoints_the_consequence_is_told() {
+    fn the_finding_for_an_empty_subset_names_the_consequence() {
         let with = |config: &MeshConfig, annotation: &str, routes: &str| -> Vec<(String, String)> {
             let service = format!(
                 "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_of_requests_is_for_ports_of_http() {
+    fn a_hash_of_requests_requires_an_http_port() {
         let service = |ports: &str| {
             format!(
                 "---\napiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: shop}}\n\

@@ -19,30 +19,30 @@ const ELSEWHERE: &str = "\0elsewhere";
 
 pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
     let mut by_host: HashMap<&str, Vec<(&IndexedVirtualService<'_>, usize)>> = HashMap::new();
-    for item in
+    for virtual_service in
         index.virtual_services.iter().filter(|virtual_service| virtual_service.is_for_mesh())
     {
-        for (n, host) in item
+        for (n, host) in virtual_service
             .hosts
             .iter()
             .enumerate()
-            .filter(|(n, host)| !item.hosts.iter().take(*n).any(|h| h == *host))
+            .filter(|(n, host)| !virtual_service.hosts.iter().take(*n).any(|h| h == *host))
         {
-            by_host.entry(host).or_default().push((item, n));
+            by_host.entry(host).or_default().push((virtual_service, n));
         }
     }
     for (host, all) in by_host.into_iter().filter(|(_, all)| all.len() > 1) {
         let duplicate_services: Vec<&IndexedVirtualService<'_>> =
-            all.iter().map(|(item, _)| *item).collect();
+            all.iter().map(|(virtual_service, _)| *virtual_service).collect();
         let namespaces = namespaces(&duplicate_services);
-        for (item, n) in all {
-            let clients = Clients::new(item, &duplicate_services, &namespaces);
+        for (virtual_service, n) in all {
+            let clients = Clients::new(virtual_service, &duplicate_services, &namespaces);
             if let Some((code, message)) = clients.problem(host) {
                 let advice = match *code == code::OVERRIDDEN {
                     true => "no action is needed if this is intended",
                     false => "merge them, or separate them with exportTo",
                 };
-                found.add(code, item.entry, format!("spec.hosts[{n}]"), message, advice);
+                found.add(code, virtual_service.entry, format!("spec.hosts[{n}]"), message, advice);
             }
         }
     }
@@ -311,7 +311,7 @@ fn tcp_ports(spec: &api::VirtualService, namespace: &str, which: Which) -> Ports
 /// The server names and subnets that the TLS routes are for.
 fn server_names(spec: &api::VirtualService) -> BTreeSet<(&[String], &[String])> {
     let matches = spec.tls.iter().flat_map(|route| &route.matches);
-    matches.map(|item| (&*item.sni_hosts, &*item.destination_subnets)).collect()
+    matches.map(|tls_match| (&*tls_match.sni_hosts, &*tls_match.destination_subnets)).collect()
 }
 
 /// Which ports of the second VirtualService the first one takes: `surely` has its ports for all clients, `labelled`
@@ -456,7 +456,9 @@ mod tests {
         let of_hosts =
             findings.into_iter().filter(|finding| finding.path.starts_with("spec.hosts"));
         of_hosts
-            .map(|item| (item.object.unwrap().name.to_string(), item.code.id, item.message))
+            .map(|finding| {
+                (finding.object.unwrap().name.to_string(), finding.code.id, finding.message)
+            })
             .collect()
     }
 
@@ -502,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn only_routes_for_the_same_connections_are_in_each_others_way() {
+    fn only_routes_for_the_same_connections_conflict() {
         let to = "route: [{destination: {host: web}}]";
         let two = |a: &str, b: &str| {
             let conflicts = problems(&[

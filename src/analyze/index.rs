@@ -34,18 +34,18 @@ impl IndexedVirtualService<'_> {
     /// The common part of all matches, each with its path.
     pub fn matches(&self) -> impl Iterator<Item = (String, Match<'_>)> {
         let http = self.spec.http.iter().enumerate().flat_map(|(n, route)| {
-            matches("http", n, &route.matches, |item| {
-                Match::new(item.port, &item.source_namespace, &item.gateways)
+            matches("http", n, &route.matches, |conditions| {
+                Match::new(conditions.port, &conditions.source_namespace, &conditions.gateways)
             })
         });
         let tls = self.spec.tls.iter().enumerate().flat_map(|(n, route)| {
-            matches("tls", n, &route.matches, |item| {
-                Match::new(item.port, &item.source_namespace, &item.gateways)
+            matches("tls", n, &route.matches, |conditions| {
+                Match::new(conditions.port, &conditions.source_namespace, &conditions.gateways)
             })
         });
         let tcp = self.spec.tcp.iter().enumerate().flat_map(|(n, route)| {
-            matches("tcp", n, &route.matches, |item| {
-                Match::new(item.port, &item.source_namespace, &item.gateways)
+            matches("tcp", n, &route.matches, |conditions| {
+                Match::new(conditions.port, &conditions.source_namespace, &conditions.gateways)
             })
         });
         http.chain(tls).chain(tcp)
@@ -89,7 +89,7 @@ fn matches<'a, M>(
     common: impl Fn(&'a M) -> Match<'a>,
 ) -> impl Iterator<Item = (String, Match<'a>)> {
     let all = matches.iter().enumerate();
-    all.map(move |(m, item)| (format!("spec.{kind}[{n}].match[{m}]"), common(item)))
+    all.map(move |(m, conditions)| (format!("spec.{kind}[{n}].match[{m}]"), common(conditions)))
 }
 
 /// The destinations of TLS or TCP routes, each with its path.
@@ -532,8 +532,9 @@ fn services(
     for (host, known) in first {
         let service = &known.service;
         let all = known.endpoints.list.iter();
-        let labels =
-            all.map(|item| WorkloadLabels::new(&item.topology, &item.workload.labels, store));
+        let labels = all.map(|endpoint| {
+            WorkloadLabels::new(&endpoint.topology, &endpoint.workload.labels, store)
+        });
         let labels: Vec<_> = labels.collect();
         let key = ObjectKey::new(Kind::Service, &service.namespace, &service.name);
         let selector =
@@ -552,7 +553,7 @@ fn services(
                 .endpoints
                 .list
                 .iter()
-                .all(|item| !item.workload.labels.is_empty())
+                .all(|endpoint| !endpoint.workload.labels.is_empty())
                 .then_some(labels)
         };
         let ports = service.ports.iter().map(|port| (port.number, port.protocol)).collect();
@@ -572,8 +573,9 @@ pub(super) struct PodsByLabel<'a> {
 impl<'a> PodsByLabel<'a> {
     pub fn new(pods: &'a HashMap<Arc<str>, BTreeSet<&'a Labels>>) -> Self {
         let mut by_label: HashMap<_, Vec<&Labels>> = HashMap::new();
-        for (namespace, labels) in
-            pods.iter().flat_map(|(namespace, all)| all.iter().map(move |item| (namespace, item)))
+        for (namespace, labels) in pods
+            .iter()
+            .flat_map(|(namespace, all)| all.iter().map(move |labels| (namespace, labels)))
         {
             for (name, value) in *labels {
                 by_label.entry((&**namespace, &**name, &**value)).or_default().push(labels);

@@ -62,16 +62,16 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     annotations::check(store, &mut found);
     service::check(&index, &mut found);
     sidecar::check(&index, &mut found);
-    for item in &index.virtual_services {
-        virtual_service::check(item, &mut found);
-        routes::check(item, &mut found);
-        references::check(item, &index, &mut found);
-        served::check(item, &index, &mut served, &mut found);
-        protocols::check(item, &index, &mut found);
+    for virtual_service in &index.virtual_services {
+        virtual_service::check(virtual_service, &mut found);
+        routes::check(virtual_service, &mut found);
+        references::check(virtual_service, &index, &mut found);
+        served::check(virtual_service, &index, &mut served, &mut found);
+        protocols::check(virtual_service, &index, &mut found);
     }
     references::delegates(&index, &mut found);
-    for item in &index.destination_rules {
-        destination_rule::check(item, &index, &mut found);
+    for rule in &index.destination_rules {
+        destination_rule::check(rule, &index, &mut found);
     }
     conflicts::check(&index, &mut found);
     same_host::check(&index, &mut found);

@@ -57,7 +57,7 @@ mod tests {
     const TO: &str = "route: [{destination: {host: web}}]";
 
     #[test]
-    fn each_sort_of_problem_has_one_finding_with_a_code_of_its_own() {
+    fn each_kind_of_problem_has_its_own_code() {
         for (fields, code, path) in [
             ("timeout: soon", "IST0106", "timeout"),
             ("timeuot: 3s", "IST0133", "timeuot"),

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_count_at_ports_of_their_protocol() {
+    fn routes_apply_to_ports_of_their_protocol() {
         let route =
             |port: u16| format!("route: [{{destination: {{host: db, port: {{number: {port}}}}}}}]");
         let http = |port: u16| format!("hosts: [db], http: [{{{}}}]", route(port));
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn each_match_is_held_against_its_own_port() {
+    fn each_match_is_checked_against_its_own_port() {
         let both = format!("{HTTP}, {TLS}");
         let to = "route: [{destination: {host: db, port: {number: 80}}}]";
         let http = |routes: &str| with(&both, &format!("hosts: [db], http: [{routes}]"));

@@ -44,7 +44,7 @@ fn namespaces(
         .map(|(n, name)| (format!("spec.exportTo[{n}]"), name.as_str()));
     let matched = virtual_service
         .matches()
-        .map(|(path, item)| (format!("{path}.sourceNamespace"), item.source_namespace));
+        .map(|(path, conditions)| (format!("{path}.sourceNamespace"), conditions.source_namespace));
     for (path, name) in exported.chain(matched) {
         unknown_namespace(virtual_service.entry, name, path, index, found);
     }
@@ -72,7 +72,8 @@ pub(super) fn unknown_namespace(
 
 /// Ports that none of the VirtualService's services has.
 fn ports(virtual_service: &IndexedVirtualService<'_>, index: &Index<'_>, found: &mut Findings) {
-    let matched: Vec<_> = virtual_service.matches().filter(|(_, item)| item.port != 0).collect();
+    let matched: Vec<_> =
+        virtual_service.matches().filter(|(_, conditions)| conditions.port != 0).collect();
     if matched.is_empty() || virtual_service.hosts.is_empty() || !virtual_service.is_for_mesh() {
         return;
     }
@@ -465,17 +466,17 @@ pub(super) fn delegates(index: &Index<'_>, found: &mut Findings) {
                 .map(|to| target(virtual_service, to)),
         );
     }
-    for item in index
+    for delegate in index
         .virtual_services
         .iter()
         .filter(|virtual_service| virtual_service.spec.hosts.is_empty())
     {
-        if !used.contains(&item.entry.object.key()) {
+        if !used.contains(&delegate.entry.object.key()) {
             let message =
                 "has no hosts, and no VirtualService delegates to it: its routes are unused";
             found.add(
                 &code::UNUSED_DELEGATE,
-                item.entry,
+                delegate.entry,
                 "",
                 message,
                 "add hosts, or delegate to it",

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_agree_are_one_service() {
+    fn compatible_entries_are_merged() {
         let first = entry("a", "shop", &format!("hosts: [api.example.com], {HTTP}"));
         let two = |spec: &str| {
             first.clone() + &entry("b", "shop", &format!("hosts: [api.example.com], {spec}"))
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_differ_are_told_apart() {
+    fn incompatible_entries_are_reported() {
         let first = entry("a", "shop", &format!("hosts: [api.example.com], {HTTP}"));
         let two = |namespace: &str, spec: &str| {
             first.clone() + &entry("b", namespace, &format!("hosts: [api.example.com], {spec}"))

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_of_no_service_is_said_to_be_where_sidecars_have_it() {
+    fn a_host_without_a_service_is_reported_with_the_ports_that_route_it() {
         let to = "route: [{destination: {host: api, port: {number: 8080}}}]";
         let routed = |on: &str| {
             vec![(
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_and_what_is_for_gateways_is_left_alone() {
+    fn wildcards_addresses_and_gateway_hosts_are_not_checked() {
         let to = "http: [{route: [{destination: {host: web}}]}]";
         assert_eq!(spec(&format!("hosts: [nobody], {to}")), [("WEIR0110", "spec.hosts[0]".into())]);
         assert_eq!(

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_says_its_protocol() {
+    fn a_port_specifies_its_protocol() {
         assert_eq!(
             ids(&service(
                 "a",
@@ -304,16 +304,18 @@ mod tests {
 
     #[test]
     fn a_service_entry_needs_addresses_for_tcp() {
-        let item = |spec: &str| found(&entry("a", spec));
+        let found_in_entry = |spec: &str| found(&entry("a", spec));
         let expected = [("IST0134", "spec.ports[0]".to_owned())];
-        assert_eq!(item("ports: [{name: tcp, number: 5432, protocol: TCP}]"), expected);
-        assert_eq!(item("ports: [{name: any, number: 5432}]"), expected);
+        assert_eq!(found_in_entry("ports: [{name: tcp, number: 5432, protocol: TCP}]"), expected);
+        assert_eq!(found_in_entry("ports: [{name: any, number: 5432}]"), expected);
         assert_eq!(
-            item("addresses: [240.0.0.1], ports: [{name: tcp, number: 5432, protocol: TCP}]"),
+            found_in_entry(
+                "addresses: [240.0.0.1], ports: [{name: tcp, number: 5432, protocol: TCP}]"
+            ),
             []
         );
         assert_eq!(
-            item(
+            found_in_entry(
                 "ports: [{name: tls, number: 443, protocol: TLS}, {name: http, number: 80, protocol: HTTP}]"
             ),
             []
@@ -322,12 +324,13 @@ mod tests {
 
     #[test]
     fn service_entries_with_one_address_and_port_have_one_protocol() {
-        let item = |name: &str, protocol: &str, more: &str| {
+        let with_ports = |name: &str, protocol: &str, more: &str| {
             let port = format!("ports: [{{name: p, number: 99, protocol: {protocol}}}]");
             entry(name, &format!("addresses: [240.0.0.1], {port}, {more}"))
         };
-        let two =
-            |other: &str, more: &str| found(&(item("a", "HTTP", "") + &item("b", other, more)));
+        let two = |other: &str, more: &str| {
+            found(&(with_ports("a", "HTTP", "") + &with_ports("b", other, more)))
+        };
         assert_eq!(two("TCP", ""), [("WEIR0204", "spec.ports[0]".to_owned())]);
         assert_eq!(two("TCP", "exportTo: ['~']"), []);
         assert_eq!(two("HTTP2", ""), []);

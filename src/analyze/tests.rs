@@ -137,7 +137,7 @@ fn references_to_rejected_objects_are_not_reported() {
 }
 
 #[test]
-fn much_is_looked_at_once() {
+fn many_findings_are_all_reported() {
     let mut text = base();
     for n in 0..300 {
         text += &format!(

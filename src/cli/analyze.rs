@@ -97,12 +97,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("weir: there are no objects in namespace `{name}`");
     }
     let mut findings = analyze::analyze(&store, &args.mesh.config());
-    findings.retain(|item| {
-        let ignored = args.ignore.iter().any(|name| is(item.code, name));
+    findings.retain(|finding| {
+        let ignored = args.ignore.iter().any(|name| is(finding.code, name));
         let elsewhere = args
             .namespace
             .as_deref()
-            .zip(item.object.as_ref())
+            .zip(finding.object.as_ref())
             .is_some_and(|(name, key)| *key.namespace != *name);
         !ignored && !elsewhere
     });
@@ -208,15 +208,15 @@ fn list(output: Output) -> anyhow::Result<String> {
     if output == Output::Json {
         let codes: Vec<Value> = code::ALL
             .iter()
-            .map(|item| json!({"code": item.id, "name": item.name, "severity": item.severity.as_str(), "about": item.about}))
+            .map(|code| json!({"code": code.id, "name": code.name, "severity": code.severity.as_str(), "about": code.about}))
             .collect();
         return Ok(format!("{}\n", serde_json::to_string_pretty(&codes)?));
     }
-    let rows = code::ALL.iter().map(|item| Row {
-        severity: item.severity.as_str(),
-        code: item.id,
-        place: vec![item.name.to_owned()],
-        message: item.about.to_owned(),
+    let rows = code::ALL.iter().map(|code| Row {
+        severity: code.severity.as_str(),
+        code: code.id,
+        place: vec![code.name.to_owned()],
+        message: code.about.to_owned(),
     });
     Ok(print(
         ["LEVEL", "CODE", "NAME", "MEANING"],
@@ -404,7 +404,7 @@ mod tests {
     use crate::cli::table::MIN_WIDTH;
 
     #[test]
-    fn colours_are_for_the_severities_alone() {
+    fn only_severities_are_coloured() {
         let plain = "LEVEL  CODE\nerror  WEIR0101  errors are here\n       info  b\ninfo   X\n";
         let text = coloured(plain);
         assert_eq!(
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_codes_fits_the_page() {
+    fn the_list_of_codes_fits_its_width() {
         let text = list(Output::Table).unwrap();
         assert!(text.lines().all(|line| line.chars().count() <= usize::from(MAX_WIDTH)), "{text}");
         assert!(code::ALL.iter().all(|code| text.contains(code.id) && text.contains(code.name)));

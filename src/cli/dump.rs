@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_difference_shows_both_sides_and_a_missing_resource_that_it_is_missing() {
+    fn a_difference_shows_both_sides_and_which_one_lacks_a_resource() {
         let text = |text: &str| {
             Some(pb::Value { kind: Some(pb::value::Kind::StringValue(text.to_owned())) })
         };

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_have_two_units_at_the_most() {
+    fn ages_have_at_most_two_units() {
         for (seconds, shown) in
             [(9, "9s"), (272, "4m32s"), (18_720, "5h12m"), (284_400, "3d7h"), (-5, "0s")]
         {

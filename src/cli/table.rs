@@ -79,14 +79,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_what_is_in_them() {
+    fn columns_are_as_wide_as_their_content() {
         let rows = [["a", "1"], ["bcd", "10"]].map(|row| row.map(str::to_owned));
         assert_eq!(table_of_width(100, ["NAME", " N"], rows), "NAME   N\na      1\nbcd   10\n");
         assert_eq!(table_of_width(100, ["NAME", " N"], []), "NAME  N\n");
     }
 
     #[test]
-    fn a_table_fits_whatever_is_in_it() {
+    fn a_table_fits_its_width_with_any_content() {
         let long = "a".repeat(63);
         let rows =
             || [[format!("{long}/{long}"), format!("{long}.{long} {long}"), "10 %".to_owned()]];
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_broken_where_they_may_be() {
+    fn lines_are_wrapped_at_the_allowed_places() {
         assert_eq!(wrapped("one two three", &[' '], 9), "one two\nthree\n");
         assert_eq!(wrapped("spec.http[0].route[0]", &['.'], 12), "spec.\nhttp[0].\nroute[0]\n");
         assert_eq!(wrapped("abcdefgh", &[' '], 3), "abc\ndef\ngh\n");

@@ -200,7 +200,7 @@ fn installs_once_and_completely() {
 }
 
 #[test]
-fn a_failed_install_leaves_nothing_and_says_the_ways_out() {
+fn a_failed_install_leaves_nothing_and_lists_remedies() {
     let folder = TempDir::new().unwrap();
     let lookup = lookup(&folder);
     let binary = folder.path().join("cache/envoy-1.40.0/envoy");
@@ -232,7 +232,7 @@ fn a_failed_install_leaves_nothing_and_says_the_ways_out() {
 }
 
 #[test]
-fn an_interrupted_install_ends_with_all_it_started() {
+fn an_interrupted_install_ends_all_its_processes() {
     let folder = TempDir::new().unwrap();
     let python = folder.path().join("bin/python3");
     let id = folder.path().join("id");
@@ -270,7 +270,7 @@ fn remedies_are_listed_without_a_cache_folder() {
 }
 
 #[test]
-fn the_real_package_holds_an_envoy_that_runs() {
+fn the_real_package_contains_an_envoy_that_runs() {
     let search = Lookup::from_env(None);
     let lookup = Lookup {
         // The folders on PATH without those that contain Envoy.
@@ -334,7 +334,7 @@ async fn a_dropped_envoy_is_terminated() {
 }
 
 #[tokio::test]
-async fn envoy_that_ends_early_is_noticed_with_its_last_words() {
+async fn an_early_exit_is_reported_with_the_end_of_the_log() {
     let folder = TempDir::new().unwrap();
     let options = SpawnOptions::new(config(&folder, r#"{"nodes": {}}"#));
     let mut envoy = real_envoy().spawn(&options).unwrap();
@@ -343,7 +343,7 @@ async fn envoy_that_ends_early_is_noticed_with_its_last_words() {
 }
 
 #[tokio::test]
-async fn envoy_that_never_gets_ready_is_reported_and_killed() {
+async fn an_envoy_that_never_becomes_ready_is_reported_and_killed() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("envoy");
     script(

@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_percent_that_begins_no_command_is_doubled() {
+    fn a_percent_sign_that_starts_no_command_is_doubled() {
         for (value, written) in [
             ("100%", "100%%"),
             ("100%%", "100%%"),

@@ -70,7 +70,7 @@ fn rules_in_pool() -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn the_rules_that_envoy_has_are_these_and_all_are_understood() {
+fn every_rule_in_envoys_protos_is_supported() {
     let rules = rules_in_pool();
     let names: Vec<_> = rules.keys().map(String::as_str).collect();
     let expected = "any.required bool.const bytes.max_len bytes.min_len double.gt double.gte double.lt double.lte \
@@ -438,7 +438,7 @@ fn malformed_bytes_are_a_violation() {
 }
 
 #[test]
-fn messages_in_each_other_have_an_end() {
+fn nesting_is_limited() {
     let mut predicate =
         json_to_any("envoy.config.common.matcher.v3.MatchPredicate", &json!({"anyMatch": true}))
             .unwrap();

@@ -79,7 +79,7 @@ impl Simulator<'_> {
                 }
             }
             (Some(Terminal::Tcp(proxy)), _) => {
-                answer.considered.extend(self.chain_said_by(&answer.listener, chain));
+                answer.considered.extend(self.chain_source(&answer.listener, chain));
                 answer.outcome = self.tcp(&proxy);
             }
             (Some(Terminal::Routes(routes, _)), TrafficQuery::Tcp { .. }) => {
@@ -93,15 +93,16 @@ impl Simulator<'_> {
     }
 
     /// The VirtualService that defines a filter chain, if any.
-    fn chain_said_by(
+    fn chain_source(
         &self,
         listener: &str,
         chain: &listener::FilterChain,
     ) -> Option<ConsideredRoute> {
         let all =
-            listener_plan::listeners(self.view).into_iter().find(|item| item.name() == listener)?;
-        let said = all.chains.iter().find(|item| translate_listener::chain(item) == *chain)?;
-        let (object, field) = said.defined_by.clone()?;
+            listener_plan::listeners(self.view).into_iter().find(|plan| plan.name() == listener)?;
+        let planned_chain =
+            all.chains.iter().find(|planned| translate_listener::chain(planned) == *chain)?;
+        let (object, field) = planned_chain.defined_by.clone()?;
         Some(ConsideredRoute {
             object: Some(object.to_string()),
             field,
@@ -190,24 +191,24 @@ impl Simulator<'_> {
         answer.virtual_host = Some(host.name.clone());
         answer.domain = Some(domain.to_owned());
         let rules = self.rules_in_force(host);
-        let said = self.said(&host.name, routes, rules);
-        for (index, item) in host.routes.iter().enumerate() {
-            let said = said.get(index);
-            let mismatch = item
+        let sources = self.route_sources(&host.name, routes, rules);
+        for (index, entry) in host.routes.iter().enumerate() {
+            let source = sources.get(index);
+            let mismatch = entry
                 .r#match
                 .as_ref()
                 .map_or(Ok(()), |matches| matching::route(matches, request))
                 .err();
             let taken = mismatch.is_none();
             answer.considered.push(ConsideredRoute {
-                object: said.and_then(|said| said.object.clone()),
-                field: said.map(|said| said.field.clone()).unwrap_or_default(),
-                name: item.name.clone(),
+                object: source.and_then(|source| source.object.clone()),
+                field: source.map(|source| source.field.clone()).unwrap_or_default(),
+                name: entry.name.clone(),
                 index: Some(index),
                 not: mismatch,
             });
             if taken {
-                answer.outcome = self.outcome(item, request);
+                answer.outcome = self.outcome(entry, request);
                 break;
             }
         }
@@ -232,11 +233,11 @@ impl Simulator<'_> {
             port,
             service: &known,
         };
-        let has_these = |rules: &&VirtualService| {
-            let said = crate::translate::route::of_virtual_service(rules, &context);
-            said.iter().map(|said| &said.route).eq(&virtual_host.routes)
-        };
-        all.find(|rules| has_these(rules)).or(first)
+        let same = all.find(|rules| {
+            let own = crate::translate::route::of_virtual_service(rules, &context);
+            own.iter().map(|route| &route.route).eq(&virtual_host.routes)
+        });
+        same.or(first)
     }
 
     fn known(&self, name: &str) -> Option<ResolvedDestination> {
@@ -245,7 +246,7 @@ impl Simulator<'_> {
     }
 
     /// The origin of each route of a virtual host, in order.
-    fn said(
+    fn route_sources(
         &self,
         virtual_host: &str,
         routes: &str,
@@ -261,11 +262,11 @@ impl Simulator<'_> {
             port,
             service: &known,
         };
-        let said: Vec<RouteWithSource<'_>> = match (self.view.service(host), rules) {
+        let routes: Vec<RouteWithSource<'_>> = match (self.view.service(host), rules) {
             (Some(seen), _)
                 if seen
                     .ports()
-                    .any(|item| item.number == port && carries_http(item.protocol, routes)) =>
+                    .any(|known| known.number == port && carries_http(known.protocol, routes)) =>
             {
                 let service = &seen.known.service;
                 match service.port(port) {
@@ -276,7 +277,7 @@ impl Simulator<'_> {
             (_, Some(rules)) => crate::translate::route::of_virtual_service(rules, &context),
             (_, None) => Vec::new(),
         };
-        said.into_iter().map(|said| RouteSource::new(&said)).collect()
+        routes.iter().map(RouteSource::new).collect()
     }
 
     /// Adds the routes that this proxy does not get, with the reasons.
@@ -296,7 +297,7 @@ impl Simulator<'_> {
             let counts = counting == Some(&rules.key);
             if counts || !has_routes(rules, self.view.scope, port) {
                 all.extend(rules.http());
-                lost.extend(rules.dropped().iter().map(|item| (&rules.key, item)));
+                lost.extend(rules.dropped().iter().map(|route| (&rules.key, route)));
             }
             if counts {
                 break;
@@ -336,7 +337,7 @@ impl Simulator<'_> {
     fn add_inapplicable(&self, rules: &[HttpRule<'_>], port: u16, answer: &mut Explanation) {
         let mut at = 0;
         for rule in rules {
-            for (n, item) in rule.route.matches.iter().enumerate() {
+            for (n, request_match) in rule.route.matches.iter().enumerate() {
                 let field = format!("spec.http[{}].match[{n}]", rule.index);
                 let object = Some(rule.key.to_string());
                 if let Some(found) = answer
@@ -347,7 +348,7 @@ impl Simulator<'_> {
                     at = found + 1;
                     continue;
                 }
-                if let Some(reason) = route_match::why_not(item, self.view.scope, port) {
+                if let Some(reason) = route_match::why_not(request_match, self.view.scope, port) {
                     // Only routes before the matching one are relevant.
                     let took = answer
                         .considered
@@ -369,9 +370,9 @@ impl Simulator<'_> {
         }
     }
 
-    fn outcome(&self, item: &route::Route, request: &Request) -> Outcome {
-        match &item.action {
-            Some(route::route::Action::Redirect(redirect)) => redirected(redirect, item, request),
+    fn outcome(&self, entry: &route::Route, request: &Request) -> Outcome {
+        match &entry.action {
+            Some(route::route::Action::Redirect(redirect)) => redirected(redirect, entry, request),
             Some(route::route::Action::DirectResponse(response)) => Outcome::Respond {
                 status: response.status,
                 body: match response.body.as_ref().and_then(|body| body.specifier.as_ref()) {
@@ -382,12 +383,12 @@ impl Simulator<'_> {
                     _ => String::new(),
                 },
             },
-            Some(route::route::Action::Route(action)) => self.forward(action, item),
+            Some(route::route::Action::Route(action)) => self.forward(action, entry),
             _ => Outcome::NoRoute,
         }
     }
 
-    fn forward(&self, action: &route::RouteAction, item: &route::Route) -> Outcome {
+    fn forward(&self, action: &route::RouteAction, entry: &route::Route) -> Outcome {
         use route::route_action::ClusterSpecifier;
         let destinations = match &action.cluster_specifier {
             Some(ClusterSpecifier::Cluster(name)) => vec![self.destination(name, 100.0)],
@@ -413,7 +414,7 @@ impl Simulator<'_> {
         Outcome::Forward {
             destinations,
             copies: copies.collect(),
-            policies: route_policies(action, item),
+            policies: route_policies(action, entry),
         }
     }
 
@@ -462,7 +463,7 @@ impl Simulator<'_> {
             policies: cluster_policies(&cluster),
             endpoints: {
                 let mut all: Vec<_> = assignment.iter().flat_map(endpoints).collect();
-                all.sort_by_key(|item| item.priority);
+                all.sort_by_key(|endpoint| endpoint.priority);
                 all
             },
         }
@@ -475,11 +476,11 @@ struct RouteSource {
 }
 
 impl RouteSource {
-    fn new(said: &RouteWithSource<'_>) -> Self {
-        let Some(rule) = &said.rule else {
+    fn new(routed: &RouteWithSource<'_>) -> Self {
+        let Some(rule) = &routed.rule else {
             return Self { object: None, field: String::new() };
         };
-        let field = match said.matched {
+        let field = match routed.matched {
             Some(matched) => format!("spec.http[{}].match[{matched}]", rule.index),
             None => format!("spec.http[{}]", rule.index),
         };
@@ -544,7 +545,10 @@ fn redirected(
         Some(PathRewriteSpecifier::PathRedirect(path)) if path.contains('?') => path.clone(),
         Some(PathRewriteSpecifier::PathRedirect(path)) => format!("{path}{query}"),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
-            let matched = match entry.r#match.as_ref().and_then(|item| item.path_specifier.as_ref())
+            let matched = match entry
+                .r#match
+                .as_ref()
+                .and_then(|route_match| route_match.path_specifier.as_ref())
             {
                 Some(route::route_match::PathSpecifier::Prefix(prefix)) => prefix.len(),
                 _ => request.path.len(),
@@ -567,19 +571,23 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
     assignment.endpoints.iter().flat_map(|group| {
         let locality = group.locality.clone().unwrap_or_default();
         let locality = [locality.region, locality.zone, locality.sub_zone].join("/");
-        group.lb_endpoints.iter().filter_map(move |item| {
-            let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &item.host_identifier
+        group.lb_endpoints.iter().filter_map(move |lb_endpoint| {
+            let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) =
+                &lb_endpoint.host_identifier
             else {
                 return None;
             };
-            let others = host.additional_addresses.iter().filter_map(|item| item.address.as_ref());
+            let others = host
+                .additional_addresses
+                .iter()
+                .filter_map(|additional| additional.address.as_ref());
             Some(Endpoint {
                 address: address_text(host.address.as_ref()?)?,
                 other_addresses: others.filter_map(address_text).collect(),
                 locality: locality.trim_end_matches('/').to_owned(),
                 priority: group.priority,
-                weight: item.load_balancing_weight.as_ref().map_or(1, |weight| weight.value),
-                healthy: item.health_status != core::HealthStatus::Unhealthy as i32,
+                weight: lb_endpoint.load_balancing_weight.as_ref().map_or(1, |weight| weight.value),
+                healthy: lb_endpoint.health_status != core::HealthStatus::Unhealthy as i32,
             })
         })
     })

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn slashes_are_merged_where_that_is_asked_for() {
+    fn slashes_are_merged_if_configured() {
         assert_eq!(merged("//a///b/"), "/a/b/");
     }
 }

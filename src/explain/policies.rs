@@ -14,7 +14,7 @@ use prost::Message;
 
 pub(super) fn route_policies(
     action: &route::RouteAction,
-    item: &route::Route,
+    entry: &route::Route,
 ) -> Vec<(&'static str, String)> {
     use route::route_action::HostRewriteSpecifier;
     let mut found = Vec::new();
@@ -36,11 +36,11 @@ pub(super) fn route_policies(
             )
         }
     });
-    let fault = item.typed_per_filter_config.get("envoy.filters.http.fault");
+    let fault = entry.typed_per_filter_config.get("envoy.filters.http.fault");
     if let Some(fault) = fault.and_then(|any| HttpFault::decode(any.value.as_slice()).ok()) {
         found.push(("fault", describe_fault(&fault)));
     }
-    if item.typed_per_filter_config.contains_key("envoy.filters.http.cors") {
+    if entry.typed_per_filter_config.contains_key("envoy.filters.http.cors") {
         found.push(("cors", "enabled".to_owned()));
     }
     if !action.prefix_rewrite.is_empty() {
@@ -56,13 +56,13 @@ pub(super) fn route_policies(
     }
     found.extend(headers(
         "request headers",
-        &item.request_headers_to_add,
-        &item.request_headers_to_remove,
+        &entry.request_headers_to_add,
+        &entry.request_headers_to_remove,
     ));
     found.extend(headers(
         "response headers",
-        &item.response_headers_to_add,
-        &item.response_headers_to_remove,
+        &entry.response_headers_to_add,
+        &entry.response_headers_to_remove,
     ));
     if !action.hash_policy.is_empty() {
         found.push(("hash", format!("{} of the request", hashed(action).join(", "))));
@@ -97,7 +97,7 @@ pub(super) fn headers(
     set: &[core::HeaderValueOption],
     removed: &[String],
 ) -> Option<(&'static str, String)> {
-    let set = set.iter().filter_map(|item| Some(format!("+{}", item.header.as_ref()?.key)));
+    let set = set.iter().filter_map(|option| Some(format!("+{}", option.header.as_ref()?.key)));
     let all: Vec<String> = set.chain(removed.iter().map(|name| format!("-{name}"))).collect();
     (!all.is_empty()).then(|| (label, all.join(" ")))
 }

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_seen_as_envoy_hands_it_to_its_routes() {
+    fn a_request_is_processed_as_before_envoys_routing() {
         let seen = |text: &str, headers: &[&str]| {
             let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
             Request::parse(text, &headers).unwrap().received(&manager())

@@ -348,7 +348,7 @@ endpoints: [{addresses: [10.1.0.8], hostname: web-0}]
 }
 
 #[test]
-fn a_request_that_envoy_does_not_take_is_answered_by_it() {
+fn a_request_that_envoy_rejects_is_answered_by_envoy() {
     let status = |text: &str, headers: &[&str]| {
         let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
         match ask(TrafficQuery::Http(Request::parse(text, &headers).unwrap())).outcome {

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn other_clients_than_envoy_are_told_that_they_are_not_served() {
+    fn clients_other_than_envoy_are_rejected_with_the_reason() {
         let metadata = NodeMetadata::from_json(&serde_json::json!({ "GENERATOR": "grpc" }));
         let found = Proxy::new("sidecar~10.0.0.1~pod.ns~x", metadata, Locality::default());
         assert!(

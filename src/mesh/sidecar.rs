@@ -136,8 +136,8 @@ impl Egress {
     }
 
     fn excludes(&self, namespace: &str, name: &str, own: &str) -> bool {
-        self.hosts.iter().any(|item| {
-            item.excluded && item.is_in(namespace, own) && host::covers(&item.host, name)
+        self.hosts.iter().any(|host| {
+            host.excluded && host.is_in(namespace, own) && host::covers(&host.host, name)
         })
     }
 }
@@ -154,8 +154,8 @@ impl Sidecars {
         let mut by_namespace: BTreeMap<Arc<str>, Vec<Arc<Sidecar>>> = BTreeMap::new();
         for (revision, object) in objects {
             if let Spec::Sidecar(spec) = &object.spec {
-                let item = Arc::new(Sidecar::new(revision, object, spec));
-                by_namespace.entry(object.meta.namespace.clone()).or_default().push(item);
+                let sidecar = Arc::new(Sidecar::new(revision, object, spec));
+                by_namespace.entry(object.meta.namespace.clone()).or_default().push(sidecar);
             }
         }
         for list in by_namespace.values_mut() {
@@ -166,7 +166,7 @@ impl Sidecars {
 
     /// A Sidecar by key.
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Sidecar>> {
-        self.by_namespace.get(&key.namespace)?.iter().find(|item| item.key == *key)
+        self.by_namespace.get(&key.namespace)?.iter().find(|sidecar| sidecar.key == *key)
     }
 
     /// The Sidecar that applies to a proxy: one of its namespace that selects it, else one of its namespace without a
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn own_is_the_proxys_namespace() {
+    fn a_dot_means_the_proxys_namespace() {
         let listener = egress(&["./*"]);
         assert!(listener.has_service("shop", "web.shop.svc.cluster.local", "shop"));
         assert!(!listener.has_service("pay", "billing.pay.svc.cluster.local", "shop"));

@@ -46,7 +46,7 @@ fn duration(seconds: i64, nanos: i32) -> Option<Duration> {
 }
 
 #[test]
-fn listener_opens_every_any_with_the_type_first() {
+fn listener_expands_every_any_with_the_type_first() {
     let manager = HttpConnectionManager {
         stat_prefix: "outbound".into(),
         codec_type: http_connection_manager::CodecType::Http2.into(),
@@ -245,7 +245,7 @@ fn route_configuration_omits_default_values() {
 }
 
 #[test]
-fn any_holds_well_known_types_under_value_and_the_unknown_as_base64() {
+fn any_contains_well_known_types_under_value_and_unknown_ones_as_base64() {
     let packed = |value: &[u8], url: &str| any_to_json(url, value).unwrap().to_string();
 
     let wrapper = StringValue { value: "x".into() }.encode_to_vec();
@@ -358,7 +358,7 @@ fn deeply_nested_any_is_rejected() {
 }
 
 #[test]
-fn json_with_the_names_of_the_proto_files_is_read_too() {
+fn json_with_snake_case_names_is_read_too() {
     let json =
         json!({ "name": "c", "connect_timeout": "0.25s", "typed_extension_protocol_options": {} });
     let bytes = json_to_any("envoy.config.cluster.v3.Cluster", &json).unwrap();
@@ -367,7 +367,7 @@ fn json_with_the_names_of_the_proto_files_is_read_too() {
 }
 
 #[test]
-fn descriptors_keep_the_rules_of_protoc_gen_validate() {
+fn descriptors_include_the_rules_of_protoc_gen_validate() {
     let pool = pool().unwrap();
     let rules = pool.get_extension_by_name("validate.rules").unwrap();
     let cluster = pool.get_message_by_name("envoy.config.cluster.v3.Cluster").unwrap();

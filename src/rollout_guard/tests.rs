@@ -172,7 +172,7 @@ fn entries_for_one_destination_are_held_back_together() {
 }
 
 #[test]
-fn what_a_delegate_says_is_held_back_in_the_one_that_delegates_to_it() {
+fn weight_in_a_delegate_is_held_back_in_its_root() {
     let mut world = World::new();
     let object = |name: &str, spec: Value| {
         json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "spec": spec,
@@ -223,7 +223,7 @@ fn an_overlay_keeps_its_revision_until_it_changes() {
 }
 
 #[test]
-fn rules_for_different_proxies_keep_labels_of_their_own() {
+fn rules_for_different_proxies_hold_back_labels_separately() {
     let mut world = World::new();
     world.pods(&[("v1", true), ("v2", true)]);
     world.route(&[("v1", 100)], "");

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn which_names_are_read() {
+    fn only_yaml_and_json_files_are_read() {
         for name in ["a.yaml", "a.yml", "b.c.json", "d/a.yaml"] {
             assert!(is_read(Path::new(name)), "{name}");
         }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_walked_and_hidden_ones_are_not() {
+    fn hidden_folders_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["sub/deep", ".git", "..2024"] {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn links_in_a_circle_and_deep_folders_end() {
+    fn link_cycles_and_deep_folders_terminate() {
         let dir = tempfile::tempdir().unwrap();
         for n in 0..12 {
             fs::create_dir(dir.path().join(format!("d{n}"))).unwrap();

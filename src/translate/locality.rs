@@ -170,10 +170,13 @@ fn distribute<'a>(
         let chosen: Vec<usize> = left
             .iter()
             .copied()
-            .filter(|at| groups.get(*at).is_some_and(|item| is_in(item.locality, to)))
+            .filter(|at| groups.get(*at).is_some_and(|group| is_in(group.locality, to)))
             .collect();
-        let total: u64 =
-            chosen.iter().filter_map(|at| groups.get(*at)).map(|item| u64::from(item.weight)).sum();
+        let total: u64 = chosen
+            .iter()
+            .filter_map(|at| groups.get(*at))
+            .map(|group| u64::from(group.weight))
+            .sum();
         for at in chosen {
             left.remove(&at);
             if let Some(entry) = groups.get_mut(at) {
@@ -183,9 +186,9 @@ fn distribute<'a>(
         }
     }
     let mut at = 0;
-    groups.retain(|item| {
+    groups.retain(|group| {
         at += 1;
-        !left.contains(&(at - 1)) && item.weight > 0
+        !left.contains(&(at - 1)) && group.weight > 0
     });
     groups
 }
@@ -199,7 +202,7 @@ fn is_in(locality: &Locality, pattern: &str) -> bool {
 }
 
 fn failover_target<'a>(region: &str, regions: &'a [Failover]) -> Option<&'a String> {
-    regions.iter().find(|item| item.from == region).map(|region| &region.to)
+    regions.iter().find(|failover| failover.from == region).map(|region| &region.to)
 }
 
 /// 0: same sub-zone, 1: same zone, 2: same region, 3: another region, 4: another region that is not the failover
@@ -291,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn nearer_is_first() {
+    fn nearer_localities_have_priority() {
         let client = Locality::parse("eu/a/1");
         let regions = [Failover { from: "eu".into(), to: "us".into() }];
         let of = |at: &str| distance(&client, &Locality::parse(at), &regions);

@@ -209,7 +209,7 @@ const SUBSETS: [(&str, &str, &[&str]); 9] = [
 ];
 
 #[test]
-fn a_subset_may_say_where_its_endpoints_are() {
+fn a_subset_may_select_by_location() {
     let labels = SUBSETS.map(|(name, labels, _)| (name, labels));
     let mut world = World::new();
     let mesh = world.write("mesh.yaml", &(NODES.to_owned() + &web("") + &subsets("web", &labels)));
@@ -219,7 +219,7 @@ fn a_subset_may_say_where_its_endpoints_are() {
 }
 
 #[test]
-fn without_the_node_a_slice_says_zone_and_node() {
+fn without_a_node_object_the_slice_determines_zone_and_node() {
     let labels = SUBSETS.map(|(name, labels, _)| (name, labels));
     let mesh = mesh(&(web("") + &subsets("web", &labels)));
     let snapshot = seen_by(&mesh, &client());
@@ -246,7 +246,7 @@ fn endpoints_move_between_subsets_with_their_node() {
 }
 
 #[test]
-fn entries_are_where_they_say() {
+fn entries_have_their_own_locality() {
     let entry = "{hosts: [out.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [\
                  {address: 192.0.2.1, locality: eu/eu-a/r1}, {address: 192.0.2.2, network: far}, \
                  {address: 192.0.2.3, labels: {istio-locality: us.us-a, topology.istio.io/network: own}, network: far}]}";
@@ -285,7 +285,7 @@ fn for_sources(labels: &str) -> String {
 const IN_ZONE: &str = "topology.kubernetes.io/zone: eu-a";
 
 #[test]
-fn source_labels_may_say_where_clients_are() {
+fn source_labels_may_select_by_location() {
     let pods = "apiVersion: v1\nkind: Pod\nmetadata: {name: placed-0, namespace: shop}\nspec: {nodeName: n1}\n---\n";
     let text = NODES.to_owned() + pods + &web("");
     let placed = proxy("placed-0", "10.9.0.2", json!({}));
@@ -319,7 +319,7 @@ fn source_labels_may_say_where_clients_are() {
 }
 
 #[test]
-fn tcp_routes_and_selectors_see_where_clients_are() {
+fn tcp_routes_and_selectors_match_by_location() {
     let tcp = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\n\
                spec: {clusterIP: 10.96.1.9, ports: [{name: tcp, port: 81}]}\n---\n";
     let to = |subset: &str| format!("route: [{{destination: {{host: db, subset: {subset}}}}}]");
@@ -369,7 +369,7 @@ fn tcp_routes_and_selectors_see_where_clients_are() {
 }
 
 #[test]
-fn only_what_some_rule_looks_at_splits_scopes() {
+fn only_attributes_that_a_rule_reads_split_scopes() {
     let scopes = |text: &str| -> usize {
         let mesh = mesh(&(NODES.to_owned() + text));
         let names = [("n1", "eu-a"), ("n2", "eu-b"), ("n3", "eu-b")];
@@ -416,7 +416,7 @@ fn only_what_some_rule_looks_at_splits_scopes() {
 }
 
 #[test]
-fn a_node_local_service_is_only_what_runs_on_the_clients_node() {
+fn a_node_local_service_has_only_endpoints_on_the_clients_node() {
     let headless = "apiVersion: v1\nkind: Service\nmetadata: {name: other, namespace: shop}\n\
                     spec: {clusterIP: 10.96.1.2, ports: [{name: http, port: 80}]}\n---\n\
                     apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
@@ -544,7 +544,7 @@ fn the_services_first_family_is_tried_first() {
 }
 
 #[test]
-fn only_what_is_one_pod_is_one_endpoint() {
+fn only_addresses_of_one_pod_become_one_endpoint() {
     let other_pod = "targetRef: {kind: Pod, name: web-1, namespace: shop, uid: a}";
     let later = "targetRef: {kind: Pod, name: web-0, namespace: shop, uid: b}";
     let no_pod = "targetRef: {kind: Node, name: web-0, uid: a}";
@@ -689,7 +689,7 @@ fn traffic_distribution_is_the_services_else_its_namespaces() {
 }
 
 #[test]
-fn a_namespaces_annotation_comes_and_goes() {
+fn a_namespaces_annotation_is_added_and_removed() {
     let annotated = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {networking.istio.io/traffic-distribution: PreferClose}}\n";
     let entry = "{hosts: [out.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [\
                  {address: 192.0.2.1, locality: eu/eu-a}, {address: 192.0.2.2, locality: eu/eu-b}]}";

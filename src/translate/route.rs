@@ -100,7 +100,7 @@ pub fn has_routes(rules: &VirtualService, scope: &Scope, port: u16) -> bool {
         let mut matches = rule.route.matches.iter();
         acts(&rule)
             && (rule.route.matches.is_empty()
-                || matches.any(|item| route_match::applies(item, scope, port)))
+                || matches.any(|request_match| route_match::applies(request_match, scope, port)))
     })
 }
 
@@ -127,9 +127,9 @@ pub fn of_virtual_service<'a>(
         };
         for request_match in matches {
             let (matched, request_match) = request_match.unzip();
-            if request_match
-                .is_some_and(|item| !route_match::applies(item, context.scope, context.port))
-            {
+            if request_match.is_some_and(|request_match| {
+                !route_match::applies(request_match, context.scope, context.port)
+            }) {
                 continue;
             }
             let Some(route) = translate(&rule, request_match, context) else {
@@ -152,7 +152,9 @@ fn translate(
 ) -> Option<pb::Route> {
     let http = rule.route;
     let mut name = http.name.clone();
-    if let Some(request_match) = request_match.filter(|item| !item.name.is_empty()) {
+    if let Some(request_match) =
+        request_match.filter(|request_match| !request_match.name.is_empty())
+    {
         name = if name.is_empty() {
             request_match.name.clone()
         } else {
@@ -179,7 +181,9 @@ fn translate(
     Some(pb::Route {
         name,
         r#match: Some(route_match::translate(request_match)),
-        stat_prefix: request_match.map(|item| item.stat_prefix.clone()).unwrap_or_default(),
+        stat_prefix: request_match
+            .map(|request_match| request_match.stat_prefix.clone())
+            .unwrap_or_default(),
         typed_per_filter_config: filters,
         request_headers_to_add: headers.request_add,
         request_headers_to_remove: headers.request_remove,
@@ -338,12 +342,13 @@ fn mirrors(
     let percent = http
         .mirror_percentage
         .or(http.mirror_percent.map(|value| Percent { value: f64::from(value) }));
-    let item = http.mirror.as_ref().map(|to| (to, percent));
+    let single = http.mirror.as_ref().map(|to| (to, percent));
     let list = http
         .mirrors
         .iter()
         .filter_map(|mirror| Some((mirror.destination.as_ref()?, mirror.percentage)));
-    item.into_iter()
+    single
+        .into_iter()
         .chain(list)
         .filter(|(_, percent)| percent.is_none_or(|percent| percent.value > 0.0))
         .map(|(to, percent)| pb::route_action::RequestMirrorPolicy {

@@ -99,10 +99,10 @@ pub fn translate(request_match: Option<&HttpMatchRequest>) -> pb::RouteMatch {
 }
 
 /// Whether a translated match matches every request, so no later route is reachable.
-pub fn is_catch_all(item: &pb::RouteMatch) -> bool {
-    matches!(&item.path_specifier, Some(pb::route_match::PathSpecifier::Prefix(prefix)) if prefix == "/")
-        && item.headers.is_empty()
-        && item.query_parameters.is_empty()
+pub fn is_catch_all(route_match: &pb::RouteMatch) -> bool {
+    matches!(&route_match.path_specifier, Some(pb::route_match::PathSpecifier::Prefix(prefix)) if prefix == "/")
+        && route_match.headers.is_empty()
+        && route_match.query_parameters.is_empty()
 }
 
 /// An empty matcher and the expression `*` require only that the value is present.

@@ -132,20 +132,23 @@ fn tls_chains(
             .iter()
             .enumerate()
             .filter(|(_, request_match)| tls_applies(request_match, view.scope, port.number));
-        for (m, item) in applying {
-            let subnets = if item.destination_subnets.is_empty() {
+        for (m, tls_match) in applying {
+            let subnets = if tls_match.destination_subnets.is_empty() {
                 subnets
             } else {
-                item.destination_subnets.as_slice()
+                tls_match.destination_subnets.as_slice()
             };
             // Of two equal matches the first one wins.
-            if out.iter().any(|chain| chain.sni == item.sni_hosts && *chain.subnets == *subnets) {
+            if out
+                .iter()
+                .any(|chain| chain.sni == tls_match.sni_hosts && *chain.subnets == *subnets)
+            {
                 continue;
             }
             if let Some(target) = target(route.destinations, rule, port, view) {
                 let defined_by = Some((rule.key.clone(), format!("spec.tls[{n}].match[{m}]")));
                 out.push(Chain {
-                    sni: item.sni_hosts.clone(),
+                    sni: tls_match.sni_hosts.clone(),
                     subnets: subnets.to_vec(),
                     target,
                     defined_by,
@@ -174,13 +177,15 @@ fn tcp_chains(
             .filter(|request_match| tcp_applies(request_match, view.scope, port.number))
             .collect();
         if route.matches.is_empty()
-            || applying.iter().any(|item| item.destination_subnets.is_empty())
+            || applying.iter().any(|tcp_match| tcp_match.destination_subnets.is_empty())
         {
             out.push(Chain { sni: Vec::new(), subnets: subnets.to_vec(), target, defined_by });
             return true;
         }
-        let given: Vec<String> =
-            applying.iter().flat_map(|item| item.destination_subnets.iter().cloned()).collect();
+        let given: Vec<String> = applying
+            .iter()
+            .flat_map(|tcp_match| tcp_match.destination_subnets.iter().cloned())
+            .collect();
         if !given.is_empty() && !out.iter().any(|chain| chain.subnets == given) {
             out.push(Chain { sni: Vec::new(), subnets: given, target, defined_by });
         }
@@ -238,7 +243,7 @@ fn target(
         let number = super::destination_port(to, service, port.number);
         cluster_name(number, &to.subset, super::canonical_host(&host, service))
     };
-    let first = routes.first().and_then(|item| item.destination.as_ref())?;
+    let first = routes.first().and_then(|route| route.destination.as_ref())?;
     let first_service = view.service(&resolve(&first.host, namespace, domain));
     let first_rule =
         first_service.and_then(|seen| view.destination_rule(seen.known)).map(|rule| &**rule);

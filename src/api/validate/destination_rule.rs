@@ -386,16 +386,16 @@ fn failover(
             "add outlierDetection beside loadBalancer",
         );
     }
-    for (n, item) in regions.iter().enumerate() {
+    for (n, failover) in regions.iter().enumerate() {
         let path = format!("{path}.failover[{n}]");
-        if item.from == item.to {
+        if failover.from == failover.to {
             found.add(
                 &path,
-                format!("fails over from `{}` to itself", item.from),
+                format!("fails over from `{}` to itself", failover.from),
                 "expected two different regions",
             );
         }
-        for (name, region) in [("from", &item.from), ("to", &item.to)] {
+        for (name, region) in [("from", &failover.from), ("to", &failover.to)] {
             if region.contains(['/', '*']) {
                 found.add(
                     format!("{path}.{name}"),

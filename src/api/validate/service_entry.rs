@@ -86,27 +86,27 @@ fn hosts(hosts: &[String], resolved: bool, found: &mut Diagnostics) {
 
 fn ports(ports: &[ServiceEntryPort], found: &mut Diagnostics) {
     let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
-    for (n, item) in ports.iter().enumerate() {
+    for (n, entry_port) in ports.iter().enumerate() {
         let path = format!("spec.ports[{n}]");
-        port(item.number, &format!("{path}.number"), found);
-        if !numbers.insert(item.number) {
+        port(entry_port.number, &format!("{path}.number"), found);
+        if !numbers.insert(entry_port.number) {
             found.add(
                 format!("{path}.number"),
-                format!("{} appears twice", item.number),
+                format!("{} appears twice", entry_port.number),
                 "expected each port once",
             );
         }
-        port_name(&item.name, &format!("{path}.name"), found);
-        if !names.insert(&item.name) {
+        port_name(&entry_port.name, &format!("{path}.name"), found);
+        if !names.insert(&entry_port.name) {
             found.add(
                 format!("{path}.name"),
-                format!("`{}` appears twice", item.name),
+                format!("`{}` appears twice", entry_port.name),
                 "expected each name once",
             );
         }
-        protocol(&item.protocol, &format!("{path}.protocol"), found);
-        if item.target_port != 0 {
-            port(item.target_port, &format!("{path}.targetPort"), found);
+        protocol(&entry_port.protocol, &format!("{path}.protocol"), found);
+        if entry_port.target_port != 0 {
+            port(entry_port.target_port, &format!("{path}.targetPort"), found);
         }
     }
 }

@@ -80,15 +80,15 @@ pub(super) fn check(spec: &VirtualService, meta: &Meta, found: &mut Diagnostics)
                 "expected at least one match with sniHosts",
             );
         }
-        for (m, item) in route.matches.iter().enumerate() {
-            tls_match(item, &spec.hosts, for_gateway, &format!("{path}.match[{m}]"), found);
+        for (m, conditions) in route.matches.iter().enumerate() {
+            tls_match(conditions, &spec.hosts, for_gateway, &format!("{path}.match[{m}]"), found);
         }
         destinations(&route.route, &path, found);
     }
     for (n, route) in spec.tcp.iter().enumerate() {
         let path = format!("spec.tcp[{n}]");
-        for (m, item) in route.matches.iter().enumerate() {
-            tcp_match(item, &format!("{path}.match[{m}]"), found);
+        for (m, conditions) in route.matches.iter().enumerate() {
+            tcp_match(conditions, &format!("{path}.match[{m}]"), found);
         }
         destinations(&route.route, &path, found);
     }
@@ -132,14 +132,14 @@ fn http_route(
 ) {
     action(route, is_delegate, path, found);
     fields_beside_answer(route, path, found);
-    for (n, item) in route.matches.iter().enumerate() {
-        http_match(item, for_gateway, &format!("{path}.match[{n}]"), found);
+    for (n, request_match) in route.matches.iter().enumerate() {
+        http_match(request_match, for_gateway, &format!("{path}.match[{n}]"), found);
     }
-    weights(route.route.iter().map(|item| item.weight), &format!("{path}.route"), found);
-    for (n, item) in route.route.iter().enumerate() {
+    weights(route.route.iter().map(|weighted| weighted.weight), &format!("{path}.route"), found);
+    for (n, weighted) in route.route.iter().enumerate() {
         let path = format!("{path}.route[{n}]");
-        destination(item.destination.as_ref(), &format!("{path}.destination"), found);
-        headers(item.headers.as_ref(), &format!("{path}.headers"), found);
+        destination(weighted.destination.as_ref(), &format!("{path}.destination"), found);
+        headers(weighted.headers.as_ref(), &format!("{path}.headers"), found);
     }
     mirrors(route, path, found);
     headers(route.headers.as_ref(), &format!("{path}.headers"), found);
@@ -728,16 +728,16 @@ fn cors(policy: &CorsPolicy, path: &str, found: &mut Diagnostics) {
 }
 
 fn tls_match(
-    item: &TlsMatchAttributes,
+    conditions: &TlsMatchAttributes,
     hosts: &[String],
     for_gateway: bool,
     path: &str,
     found: &mut Diagnostics,
 ) {
-    if item.sni_hosts.is_empty() {
+    if conditions.sni_hosts.is_empty() {
         found.add(format!("{path}.sniHosts"), "is empty", "expected at least one name");
     }
-    for (n, name) in item.sni_hosts.iter().enumerate() {
+    for (n, name) in conditions.sni_hosts.iter().enumerate() {
         let path = format!("{path}.sniHosts[{n}]");
         let partial = name.starts_with('*') && name != "*" && !name.starts_with("*.");
         let lower = name.to_ascii_lowercase();
@@ -768,30 +768,30 @@ fn tls_match(
             host_name(name, &path, found);
         }
     }
-    for (k, address) in item.destination_subnets.iter().enumerate() {
+    for (k, address) in conditions.destination_subnets.iter().enumerate() {
         subnet(address, &format!("{path}.destinationSubnets[{k}]"), found);
     }
-    port_or_none(item.port, &format!("{path}.port"), found);
-    labels(&item.source_labels, &format!("{path}.sourceLabels"), found);
-    gateways(&item.gateways, &format!("{path}.gateways"), found);
-    source_namespace(&item.source_namespace, path, found);
+    port_or_none(conditions.port, &format!("{path}.port"), found);
+    labels(&conditions.source_labels, &format!("{path}.sourceLabels"), found);
+    gateways(&conditions.gateways, &format!("{path}.gateways"), found);
+    source_namespace(&conditions.source_namespace, path, found);
 }
 
-fn tcp_match(item: &L4MatchAttributes, path: &str, found: &mut Diagnostics) {
-    for (k, address) in item.destination_subnets.iter().enumerate() {
+fn tcp_match(conditions: &L4MatchAttributes, path: &str, found: &mut Diagnostics) {
+    for (k, address) in conditions.destination_subnets.iter().enumerate() {
         subnet(address, &format!("{path}.destinationSubnets[{k}]"), found);
     }
-    if !item.source_subnet.is_empty() {
+    if !conditions.source_subnet.is_empty() {
         found.no_effect(
             format!("{path}.sourceSubnet"),
             "has no effect, as in Istio",
             "use sourceLabels or sourceNamespace",
         );
     }
-    port_or_none(item.port, &format!("{path}.port"), found);
-    labels(&item.source_labels, &format!("{path}.sourceLabels"), found);
-    gateways(&item.gateways, &format!("{path}.gateways"), found);
-    source_namespace(&item.source_namespace, path, found);
+    port_or_none(conditions.port, &format!("{path}.port"), found);
+    labels(&conditions.source_labels, &format!("{path}.sourceLabels"), found);
+    gateways(&conditions.gateways, &format!("{path}.gateways"), found);
+    source_namespace(&conditions.source_namespace, path, found);
 }
 
 fn destinations(routes: &[RouteDestination], path: &str, found: &mut Diagnostics) {
@@ -799,7 +799,7 @@ fn destinations(routes: &[RouteDestination], path: &str, found: &mut Diagnostics
         found.add(format!("{path}.route"), "is missing", "expected at least one destination");
     }
     weights(routes.iter().map(|route| route.weight), &format!("{path}.route"), found);
-    for (n, item) in routes.iter().enumerate() {
-        destination(item.destination.as_ref(), &format!("{path}.route[{n}].destination"), found);
+    for (n, route) in routes.iter().enumerate() {
+        destination(route.destination.as_ref(), &format!("{path}.route[{n}].destination"), found);
     }
 }

@@ -131,7 +131,7 @@ fn a_new_file_is_read_when_its_writer_closes_it() {
 }
 
 #[test]
-fn two_writes_of_the_same_length_in_no_time_are_both_seen() {
+fn two_quick_writes_of_the_same_length_are_both_noticed() {
     let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "h00"))]);
     for n in 1..50 {
         fixture.write("a.yaml", rule("a", &format!("h{n:02}")));
@@ -180,7 +180,7 @@ fn an_editor_that_moves_the_old_file_aside_deletes_nothing() {
 }
 
 #[test]
-fn a_file_that_stays_away_is_deleted() {
+fn a_file_that_stays_absent_is_deleted() {
     let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "one")), ("b.yaml", &rule("b", "one"))]);
     fs::remove_file(fixture.path("a.yaml")).unwrap();
     assert_eq!(fixture.rescan(), "a=one b=one");
@@ -205,7 +205,7 @@ fn an_emptied_file_deletes_nothing() {
 }
 
 #[test]
-fn a_mounted_configmap_is_exchanged_as_one() {
+fn a_mounted_configmap_changes_atomically() {
     let dir = |fixture: &Fixture, version: &str, files: &[(&str, String)]| {
         fs::create_dir_all(fixture.path(version).join("sub")).unwrap();
         files.iter().for_each(|(name, text)| fixture.write(&format!("{version}/{name}"), text));
@@ -254,7 +254,7 @@ fn a_mounted_configmap_is_exchanged_as_one() {
 }
 
 #[test]
-fn folders_come_move_and_go() {
+fn folders_are_created_moved_and_deleted() {
     let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "one"))]);
     fs::create_dir_all(fixture.path("sub/deep")).unwrap();
     fixture.write("sub/deep/b.yaml", rule("b", "one"));
@@ -276,7 +276,7 @@ fn folders_come_move_and_go() {
 }
 
 #[test]
-fn the_folder_itself_may_go_and_come_back() {
+fn the_folder_itself_may_be_deleted_and_recreated() {
     let mut fixture = Fixture::new(&[("a.yaml", &rule("a", "one")), ("b.yaml", &rule("b", "one"))]);
     let conf = fixture.dir.path().join("conf");
     fs::rename(&conf, fixture.dir.path().join("old")).unwrap();
@@ -305,7 +305,7 @@ fn the_folder_itself_may_go_and_come_back() {
 }
 
 #[test]
-fn the_folder_may_be_a_link_that_is_exchanged() {
+fn the_folder_may_be_a_link_that_is_replaced() {
     let mut fixture = Fixture::with(
         &[("a.yaml", &rule("a", "one"))],
         Some(InotifyWatcher::new().unwrap().0),
@@ -488,7 +488,7 @@ async fn changes_arrive_while_watching() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_not_there_at_the_start_is_an_error() {
+async fn a_folder_that_is_missing_at_startup_is_an_error() {
     let (sender, _changes) = mpsc::channel(1);
     let error = watch(PathBuf::from("/nonexistent/conf"), sender, mpsc::channel(1).1)
         .await

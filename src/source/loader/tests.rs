@@ -137,7 +137,7 @@ fn objects_removed_from_a_valid_file_are_deleted() {
 }
 
 #[test]
-fn an_unidentifiable_document_keeps_the_objects_it_may_have_been() {
+fn an_unidentifiable_document_keeps_the_objects_that_it_might_be() {
     let mut fixture = Fixture::default();
     fixture.write("a.yaml", format!("{}---\n{}", rule("a", "one"), rule("b", "one")));
     let nameless = rule("b", "two").replace("name: b", "nam: b");
@@ -203,7 +203,7 @@ fn an_object_moves_between_files_without_disappearing() {
 }
 
 #[test]
-fn lists_hold_objects_and_other_kinds_are_skipped() {
+fn lists_are_expanded_and_other_kinds_are_skipped() {
     let mut fixture = Fixture::default();
     let text = "\
 apiVersion: v1
@@ -409,7 +409,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn nothing_that_worked_is_lost(
+    fn accepted_objects_are_never_lost(
         batches in prop::collection::vec(prop::collection::vec((0..3_usize, steps()), 1..3), 1..12)
     ) {
         let mut fixture = Fixture::default();
@@ -430,7 +430,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_in_any_order_do_no_harm(
+    fn random_contents_in_any_order_match_the_model(
         files in prop::collection::vec((0..2_usize, prop::collection::vec(any::<u8>(), 0..60)), 1..8)
     ) {
         let mut fixture = Fixture::default();

@@ -123,7 +123,7 @@ fn a_colon_ends_a_plain_scalar_of_a_list_or_map_only_before_a_blank() {
 }
 
 #[test]
-fn values_without_a_json_form_are_errors() {
+fn values_without_a_json_form_are_rejected() {
     for (text, says) in [
         ("v: .inf", "not a number that JSON can represent"),
         ("v: !!int x", "not a valid integer"),
@@ -242,7 +242,7 @@ fn an_error_names_line_and_column() {
 }
 
 #[test]
-fn locate_names_the_line_of_the_field_or_of_the_nearest_around_it() {
+fn locate_finds_the_line_of_a_field_or_of_its_nearest_parent() {
     let text = "\
 # a comment
 apiVersion: networking.istio.io/v1
@@ -363,7 +363,7 @@ proptest! {
     }
 
     #[test]
-    fn json_values_come_back(value in values()) {
+    fn json_values_survive_a_round_trip(value in values()) {
         let text = value.to_string();
         let all = documents(text.as_bytes()).unwrap();
         let back = all.into_iter().next().map_or(Value::Null, |document| document.value);
@@ -371,7 +371,7 @@ proptest! {
     }
 
     #[test]
-    fn documents_come_back_with_their_lines(values in prop::collection::vec(values(), 1..4)) {
+    fn documents_survive_a_round_trip_with_their_lines(values in prop::collection::vec(values(), 1..4)) {
         let values: Vec<_> = values.into_iter().filter(|value| !value.is_null()).collect();
         let mut out = Vec::new();
         let mut all_lines = Vec::new();
