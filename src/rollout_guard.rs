@@ -118,7 +118,7 @@ struct HeldRules {
     changes: Vec<HeldChange>,
 }
 
-/// A VirtualService of which something is held back.
+/// A VirtualService with held changes.
 #[derive(Debug)]
 struct HeldRoutes {
     /// The revision of the desired VirtualService.

@@ -32,11 +32,11 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
         }
     }
     for (host, all) in by_host.into_iter().filter(|(_, all)| all.len() > 1) {
-        let duplicate_services: Vec<&IndexedVirtualService<'_>> =
+        let same_host: Vec<&IndexedVirtualService<'_>> =
             all.iter().map(|(virtual_service, _)| *virtual_service).collect();
-        let namespaces = namespaces(&duplicate_services);
+        let namespaces = namespaces(&same_host);
         for (virtual_service, n) in all {
-            let clients = Clients::new(virtual_service, &duplicate_services, &namespaces);
+            let clients = Clients::new(virtual_service, &same_host, &namespaces);
             if let Some((code, message)) = clients.problem(host) {
                 let advice = match *code == code::OVERRIDDEN {
                     true => "no action is needed if this is intended",
@@ -49,11 +49,11 @@ pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
 }
 
 /// The namespaces in which clients may see different objects.
-fn namespaces(duplicate_services: &[&IndexedVirtualService<'_>]) -> BTreeSet<Arc<str>> {
+fn namespaces(same_host: &[&IndexedVirtualService<'_>]) -> BTreeSet<Arc<str>> {
     let mut found = BTreeSet::from([Arc::from(ELSEWHERE)]);
-    for duplicate_service in duplicate_services {
-        found.insert(duplicate_service.namespace().clone());
-        if let Visibility::Namespaces(names) = &duplicate_service.visibility {
+    for virtual_service in same_host {
+        found.insert(virtual_service.namespace().clone());
+        if let Visibility::Namespaces(names) = &virtual_service.visibility {
             found.extend(names.iter().cloned());
         }
     }
@@ -81,7 +81,7 @@ struct Clients<'a, 'b> {
     partly: BTreeMap<(usize, Takes), Vec<Arc<str>>>,
     /// Those whose clients get its own.
     kept: Vec<Arc<str>>,
-    duplicate_services: &'b [&'b IndexedVirtualService<'a>],
+    same_host: &'b [&'b IndexedVirtualService<'a>],
 }
 
 #[derive(Default)]
@@ -96,15 +96,11 @@ struct Lost {
 impl<'a, 'b> Clients<'a, 'b> {
     fn new(
         virtual_service: &'b IndexedVirtualService<'a>,
-        duplicate_services: &'b [&'b IndexedVirtualService<'a>],
+        same_host: &'b [&'b IndexedVirtualService<'a>],
         namespaces: &BTreeSet<Arc<str>>,
     ) -> Self {
-        let mut this = Self {
-            lost: BTreeMap::new(),
-            partly: BTreeMap::new(),
-            kept: Vec::new(),
-            duplicate_services,
-        };
+        let mut this =
+            Self { lost: BTreeMap::new(), partly: BTreeMap::new(), kept: Vec::new(), same_host };
         for namespace in
             namespaces.iter().filter(|namespace| virtual_service.visibility.includes(namespace))
         {
@@ -115,7 +111,7 @@ impl<'a, 'b> Clients<'a, 'b> {
 
     fn look_at(&mut self, virtual_service: &IndexedVirtualService<'a>, namespace: &Arc<str>) {
         let own = rank(virtual_service, namespace);
-        let before = self.duplicate_services.iter().enumerate();
+        let before = self.same_host.iter().enumerate();
         let mut before: Vec<_> = before
             .filter(|(_, other)| {
                 other.visibility.includes(namespace) && rank(other, namespace) < own
@@ -139,7 +135,7 @@ impl<'a, 'b> Clients<'a, 'b> {
     }
 
     fn key(&self, winner: usize) -> String {
-        self.duplicate_services
+        self.same_host
             .get(winner)
             .map(|winner| winner.entry.object.key().to_string())
             .unwrap_or_default()
@@ -185,7 +181,7 @@ impl<'a, 'b> Clients<'a, 'b> {
             true => {
                 format!(
                     "{key} {} and also has the host `{host}`",
-                    comes_first(self.duplicate_services.get(winner)?.entry)
+                    comes_first(self.same_host.get(winner)?.entry)
                 )
             }
             false => {
@@ -196,7 +192,7 @@ impl<'a, 'b> Clients<'a, 'b> {
     }
 
     fn part(&self, winner: usize, lost: &Lost) -> String {
-        let why = match self.duplicate_services.get(winner) {
+        let why = match self.same_host.get(winner) {
             Some(winner) if lost.by_age => format!("which {}", comes_first(winner.entry)),
             _ => "whose exportTo names them".to_owned(),
         };

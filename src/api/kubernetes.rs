@@ -11,7 +11,7 @@ pub struct Service {
     /// The cluster IP; the string `None` for a headless service.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: String,
-    /// All cluster IPs, of which `clusterIP` is the first.
+    /// All cluster IPs, starting with `clusterIP`.
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Vec<String>,
     /// ClusterIP (default), NodePort, LoadBalancer or ExternalName.

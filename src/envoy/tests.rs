@@ -356,12 +356,12 @@ async fn an_envoy_that_never_becomes_ready_is_reported_and_killed() {
     let envoy = EnvoyBinary::probe(&path, Source::Flag).unwrap();
     let mut envoy = envoy.spawn(&SpawnOptions::new("unused.json")).unwrap();
     // The output appears after the trap is set, so SIGTERM will not end the script.
-    let told = async {
+    let printed = async {
         while envoy.log_tail() != "stuck" {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(TIMEOUT, told).await.unwrap();
+    tokio::time::timeout(TIMEOUT, printed).await.unwrap();
 
     let error = envoy.ready(Duration::from_millis(50)).await.unwrap_err();
     assert!(matches!(&error, Error::NotReady { log, .. } if log == "stuck"), "{error}");

@@ -13,7 +13,7 @@ use super::request::Request;
 
 /// The virtual host for an authority and the matching domain: an exact domain, else the longest matching suffix
 /// wildcard, else the longest matching prefix wildcard, else `*`.
-pub fn virtual_host<'a>(
+pub(super) fn virtual_host<'a>(
     routes: &'a pb::RouteConfiguration,
     authority: &str,
 ) -> Option<(&'a pb::VirtualHost, &'a str)> {
@@ -59,7 +59,7 @@ fn without_port(authority: &str) -> &str {
 ///
 /// # Errors
 /// The first condition that fails, with the actual and expected value.
-pub fn route(route_match: &pb::RouteMatch, request: &Request) -> Result<(), String> {
+pub(super) fn route(route_match: &pb::RouteMatch, request: &Request) -> Result<(), String> {
     path(route_match, &request.path)?;
     for header in &route_match.headers {
         self::header(header, request)?;
@@ -179,7 +179,7 @@ fn whole(pattern: &str, text: &str) -> Result<bool, String> {
 }
 
 /// The filter chain for a connection to `address` with this server name; `http` says whether it is detected as HTTP.
-pub fn filter_chain<'a>(
+pub(super) fn filter_chain<'a>(
     listener: &'a listener::Listener,
     address: Option<std::net::IpAddr>,
     sni: Option<&str>,

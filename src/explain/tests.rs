@@ -184,7 +184,7 @@ spec: {hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host:
 ";
     let answer =
         ask_of(objects, TrafficQuery::Http(Request::parse("GET http://web/a", &[]).unwrap()));
-    let told: Vec<_> = answer
+    let shown: Vec<_> = answer
         .considered
         .iter()
         .map(|item| format!("{}: {}", item.field, item.not.as_deref().unwrap_or("yes")))
@@ -194,7 +194,7 @@ spec: {hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host:
         "spec.http[1].delegate: spec.http[1] of its delegate shop/leaf has a match wider than the match of its root",
         "spec.http[0].match[0]: the path is `/a`, expected a path that starts with `/b/c`",
     ];
-    assert_eq!(told, wanted);
+    assert_eq!(shown, wanted);
     assert_eq!(answer.overruled, ["VirtualService shop/second", "VirtualService shop/all"]);
     assert_eq!(answer.outcome, Outcome::NoRoute);
 }
