@@ -1,4 +1,4 @@
-//! Revisions, which distinguish contents, and the revisions of published meshes, which count up.
+//! Revisions: those of contents distinguish them, those of published meshes count them.
 
 use std::fmt;
 use std::num::NonZeroU64;

@@ -107,7 +107,7 @@ impl Store {
         self.rejected.iter().map(|(key, rejection)| (key, rejection.problems.as_slice()))
     }
 
-    /// What the objects whose newest version was rejected reference.
+    /// The references of the objects whose newest version was rejected.
     pub fn rejected_references(&self) -> impl Iterator<Item = (&ObjectKey, &References)> {
         self.rejected.iter().map(|(key, rejection)| (key, &rejection.references))
     }

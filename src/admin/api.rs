@@ -1,4 +1,4 @@
-//! weir's own admin API over gRPC, as `proto/weir/admin/v1/admin.proto` says.
+//! weir's own admin API over gRPC, as specified in `proto/weir/admin/v1/admin.proto`.
 
 use std::pin::Pin;
 
@@ -23,7 +23,7 @@ pub mod v1 {
 
 use v1::admin_server::AdminServer;
 
-/// How many reports may be queued for a client; one that does not read gets no more.
+/// How many reports may be queued for a client. A client that does not read gets no further reports.
 const WAITING: usize = 4;
 
 /// The gRPC service.

@@ -60,7 +60,7 @@ impl From<&ObjectKey> for v1::ObjectRef {
     }
 }
 
-/// As errors and tables name an object: `VirtualService shop/web`.
+/// The form of an object's name in errors and tables: `VirtualService shop/web`.
 impl std::fmt::Display for v1::ObjectRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { kind, namespace, name } = self;
@@ -120,7 +120,7 @@ impl From<StreamInfo> for v1::Stream {
 }
 
 fn timestamp(time: jiff::Timestamp) -> Timestamp {
-    // Before 1970 the fraction counts backwards in one and forwards in the other.
+    // Before 1970 one of them counts the fraction backwards and the other forwards.
     let nanoseconds = time.subsec_nanosecond();
     let borrowed = i64::from(nanoseconds < 0);
     Timestamp {

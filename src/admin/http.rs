@@ -1,5 +1,5 @@
-//! The admin API over HTTP: each path calls the gRPC method that `proto/weir/admin/v1/admin.proto` names it at, and
-//! prints what that answers as ProtoJSON.
+//! The admin API over HTTP: each path calls the gRPC method for which `proto/weir/admin/v1/admin.proto` names it, and
+//! prints the response as ProtoJSON.
 
 use std::collections::BTreeSet;
 
@@ -169,7 +169,7 @@ fn value(field: &FieldDescriptor, text: &str) -> Result<Value, Status> {
     }
 }
 
-/// By name; the names that there are where it is none of them.
+/// The enum value of a name, or the known names in an error.
 fn enum_value(kind: &EnumDescriptor, text: &str) -> Result<Value, String> {
     match kind.get_value_by_name(text) {
         Some(value) => Ok(Value::EnumNumber(value.number())),

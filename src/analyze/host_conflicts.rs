@@ -60,7 +60,7 @@ fn namespaces(same_host: &[&IndexedVirtualService<'_>]) -> BTreeSet<Arc<str>> {
     found
 }
 
-/// What comes first counts.
+/// The lowest rank takes precedence.
 type Rank<'a> = (u8, Age, &'a Arc<str>, &'a Arc<str>);
 
 fn rank<'a>(virtual_service: &IndexedVirtualService<'a>, namespace: &str) -> Rank<'a> {
@@ -141,7 +141,7 @@ impl<'a, 'b> Clients<'a, 'b> {
             .unwrap_or_default()
     }
 
-    /// The finding, where some clients get others' routes.
+    /// The finding, if some clients get routes of other VirtualServices.
     fn problem(&self, host: &str) -> Option<(&'static code::Code, String)> {
         if let (Some((winner, lost)), true, true) = (
             self.lost.first_key_value(),

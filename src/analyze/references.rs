@@ -706,7 +706,7 @@ mod tests {
             let path = format!("spec.http[0].route[0].destination{field}");
             assert_eq!(to(fields), [(code, path)], "{fields}");
         }
-        // The request's port counts where neither the destination nor the ExternalName has one.
+        // The request's port is used if neither the destination nor the ExternalName has one.
         let many = |destination: &str| found_beside_external_names("many", destination, "");
         assert_eq!(many("host: same, port: {number: 80}"), []);
         assert_eq!(

@@ -219,7 +219,7 @@ mod tests {
         // The private one is used in its own namespace, and the other one everywhere else.
         let private = two("shop", &format!("exportTo: [.], {HTTP}"));
         assert_found(&private, &HOST);
-        // The endpoints of both count.
+        // The endpoints of both are used.
         let more = |ports: &str| {
             let ports = format!("{{name: http, number: 80, protocol: HTTP}}{ports}");
             format!("resolution: STATIC, endpoints: [{{address: 10.1.2.3}}], ports: [{ports}]")

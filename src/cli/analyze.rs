@@ -382,7 +382,7 @@ fn print(head: [&str; 4], rows: &[Row], width: u16, most_place: u16) -> String {
     table::print(table)
 }
 
-/// Colours the severities, which stand at the beginning of lines.
+/// Colours the severities, which are at the beginning of lines.
 fn coloured(text: &str) -> String {
     text.lines().map(coloured_line).collect()
 }

@@ -100,7 +100,7 @@ pub struct Workload {
     pub namespace: Arc<str>,
     /// Its node according to the Pod object; slices may name it as well.
     pub node: String,
-    /// Its service account, if its pod says so.
+    /// Its service account according to the Pod object.
     pub service_account: String,
     /// Its addresses according to the Pod object.
     pub ips: Vec<Arc<str>>,

@@ -13,7 +13,7 @@ use super::{
 pub(super) struct ScopeAttributes {
     /// The names of labels.
     pub labels: BTreeSet<String>,
-    /// Whether their locality counts.
+    /// Whether their locality is read.
     pub locality: bool,
     /// The namespaces that see services with node-local endpoints.
     pub node: BTreeSet<Visibility>,

@@ -124,7 +124,7 @@ fn own(
         .map(Value::Object)
 }
 
-/// The single field whose value stands for a well-known message, set or not.
+/// The single field whose value represents a well-known message, set or not.
 fn only_field(
     types: &Types,
     message: &DynamicMessage,

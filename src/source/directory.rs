@@ -20,7 +20,7 @@ use super::inotify::{FileEvents, InotifyWatcher, WatchedName};
 use super::loader::{Content, Loader};
 use super::scan::{self, FileStamp, Scan, parent, scan};
 
-/// How long a file must be unchanged before it is read, if no event says that it is complete.
+/// How long a file must be unchanged before it is read, if no event shows that it is complete.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How long a file must be absent before its objects are deleted. Some editors and tools remove or move a file right
 /// before they rewrite it.
@@ -346,8 +346,8 @@ impl DirectoryWatcher {
         updates
     }
 
-    /// The files that are deleted. Files that `moved` elsewhere count immediately; files in a folder that cannot be
-    /// listed may still exist.
+    /// The files that are deleted. Files that `moved` elsewhere are deleted immediately. Files in a folder that cannot
+    /// be listed are kept, because they may still exist.
     fn deleted_files(
         &mut self,
         scan: &Scan,

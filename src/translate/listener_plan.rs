@@ -162,7 +162,7 @@ pub fn listeners_at(view: &ScopeView<'_>, number: u16) -> Vec<ListenerPlan> {
 /// A listener that is not complete yet.
 struct Draft {
     listener: ListenerPlan,
-    /// Whether some service may speak HTTP here.
+    /// Whether some service may use HTTP here.
     takes_http: bool,
     /// The route configuration of the only service here; `None` once there are several.
     own_routes: Option<String>,

@@ -156,7 +156,7 @@ fn with_files(
     }
 }
 
-/// Sends the request's host as SNI, and verifies it unless the rule names what to verify.
+/// Sends the request's host as SNI and, unless the rule names other names, verifies it.
 fn set_auto_sni(options: &mut HttpOptions, settings: &ClientTlsSettings) {
     let unverified = settings.insecure_skip_verify == Some(true);
     options.get_or_insert_default().upstream_http_protocol_options =

@@ -171,7 +171,7 @@ pub fn host_and_port(name: &str) -> Option<(&str, u16)> {
     Some((without_brackets(host), port.parse().ok()?))
 }
 
-/// A host as it is written before a port: an IPv6 address in brackets.
+/// A host in the form used before a port: an IPv6 address is in brackets.
 fn in_brackets(host: &str) -> String {
     if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() }
 }

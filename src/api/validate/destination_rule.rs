@@ -64,14 +64,14 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Diagnostics
     }
 }
 
-/// Whether a policy detects outliers at some port: a subset that says nothing of them does as its rule does.
+/// Whether a policy detects outliers at some port. A subset without its own setting inherits that of its rule.
 fn has_outlier_detection(policy: &TrafficPolicy) -> bool {
     policy.outlier_detection.is_some()
         || policy.port_level_settings.iter().any(|port| port.outlier_detection.is_some())
 }
 
-/// `inherits_outlier` says whether a subset's policy may get outlier detection from its rule's. An entry for a port
-/// never does: it stands for the whole of what it can say.
+/// `inherits_outlier` says whether a subset's policy may get outlier detection from its rule's. A port-level entry does
+/// not: it replaces all settings that it may contain.
 fn traffic_policy(
     policy: &TrafficPolicy,
     inherits_outlier: bool,
@@ -263,7 +263,7 @@ fn consistent_hash(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics)
     hash_table(hash, path, found);
 }
 
-/// The sizes of the tables that Envoy looks hashes up in.
+/// The sizes of Envoy's hash tables.
 fn hash_table(hash: &ConsistentHashLb, path: &str, found: &mut Diagnostics) {
     let ring =
         hash.ring_hash.as_ref().map(|ring| (ring.minimum_ring_size, "ringHash.minimumRingSize"));

@@ -609,7 +609,7 @@ mod tests {
             (at_port(detects), failover.to_owned(), None),
             (balances.to_owned(), failover.to_owned(), Some(locality.to_owned())),
             (balances.to_owned(), format!("{failover}, {detects}"), None),
-            // What stands for a port of the subset stands for the whole of its policy there.
+            // A port-level entry of the subset replaces the entire policy for its port.
             (
                 detects.to_owned(),
                 at_port(failover),

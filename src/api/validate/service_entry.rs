@@ -56,7 +56,7 @@ pub(super) fn check(spec: &ServiceEntry, meta: &Meta, found: &mut Diagnostics) {
     export_to(&spec.export_to, &meta.namespace, true, "spec.exportTo", found);
 }
 
-/// Whether connections to a port name the host that they are for.
+/// Whether connections to a port identify their host.
 fn names_host(port: &ServiceEntryPort) -> bool {
     matches!(
         port.protocol.to_ascii_lowercase().as_str(),

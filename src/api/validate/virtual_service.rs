@@ -164,7 +164,7 @@ fn http_route(
     }
 }
 
-/// What a route that redirects or answers by itself must not have, or has without effect.
+/// Fields that a route with a redirect or direct response must not have, or that have no effect there.
 fn fields_beside_answer(route: &HttpRoute, path: &str, found: &mut Diagnostics) {
     for (what, other) in [
         ("redirect", route.redirect.is_some()),
@@ -204,7 +204,7 @@ fn fields_beside_answer(route: &HttpRoute, path: &str, found: &mut Diagnostics) 
     }
 }
 
-/// Exactly one action is set, except that a direct response may stand beside a delegate.
+/// Exactly one action must be set, except that a delegate may have a direct response as well.
 fn action(route: &HttpRoute, is_delegate: bool, path: &str, found: &mut Diagnostics) {
     let actions = [
         (!route.route.is_empty(), "route"),

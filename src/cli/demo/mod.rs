@@ -106,7 +106,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(status))
 }
 
-/// Finds or installs Envoy; on a signal, stops all of that and returns the exit status.
+/// Finds or installs Envoy. On a signal, stops and returns the exit status.
 async fn find(args: &Args, signals: &mut Signals) -> anyhow::Result<Result<EnvoyBinary, u8>> {
     let lookup = Lookup::from_env(args.envoy.as_deref());
     let stop = lookup.stop.clone();
@@ -218,7 +218,7 @@ fn print_outcome(demo: &Demo, fine: bool) {
     }
 }
 
-/// Keeps everything running until weir fails or the caller drops the future, and says what to do with it.
+/// Keeps everything running until weir fails or the caller drops the future, and prints what to try.
 async fn keep(args: &Args, demo: &mut Demo, kept: &AtomicBool) -> anyhow::Result<()> {
     if args.steps.last() == Some(&0) {
         // Restores both versions, so that there are weights to edit.

@@ -71,7 +71,7 @@ fn scalars_are_interpreted_as_by_kubectl() {
     );
 }
 
-/// What kubectl's parser (sigs.k8s.io/yaml 1.4) says of each.
+/// The result of kubectl's parser (sigs.k8s.io/yaml 1.4) for each.
 #[test]
 fn a_colon_ends_a_plain_scalar_of_a_list_or_map_only_before_a_blank() {
     for (text, value) in [
