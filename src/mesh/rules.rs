@@ -166,33 +166,11 @@ impl VirtualService {
             };
             let namespace =
                 if to.namespace.is_empty() { &**self.namespace() } else { to.namespace.as_str() };
+            let delegate = delegate_of(namespace, &to.name);
             let name = format!("its delegate {namespace}/{}", to.name);
-            let Some(delegate) = delegate_of(namespace, &to.name) else {
-                dropped.push(DroppedRoute { index, reason: format!("{name} does not exist") });
-                continue;
-            };
-            if !delegate.visibility.includes(self.namespace()) {
-                let reason = format!("{name} is not exported to {}", self.namespace());
-                dropped.push(DroppedRoute { index, reason });
-                continue;
-            }
-            let root = self.with_full_mirrors(route, domain);
-            let leaves =
-                delegate.spec().http.iter().enumerate().filter(|(_, leaf)| leaf.delegate.is_none());
-            for (leaf_index, leaf) in leaves {
-                if let Some(route) = super::delegate::merge(&root, leaf) {
-                    merged.push(MergedRoute {
-                        key: delegate.key.clone(),
-                        index: leaf_index,
-                        route,
-                    });
-                } else {
-                    let reason = format!(
-                        "spec.http[{leaf_index}] of {name} has a match wider than the match of its root"
-                    );
-                    dropped.push(DroppedRoute { index, reason });
-                }
-            }
+            let (routes, reasons) = self.delegated(route, delegate, &name, domain);
+            merged.extend(routes);
+            dropped.extend(reasons.into_iter().map(|reason| DroppedRoute { index, reason }));
         }
         Arc::new(Self {
             revision: Revision::fresh(),
@@ -201,6 +179,37 @@ impl VirtualService {
             dropped: dropped.into(),
             ..(**self).clone()
         })
+    }
+
+    /// The routes of a delegate, merged with the route that delegates to it, and why others are dropped. `name` describes
+    /// the delegate.
+    fn delegated(
+        &self,
+        route: &api::HttpRoute,
+        delegate: Option<&Arc<VirtualService>>,
+        name: &str,
+        domain: &str,
+    ) -> (Vec<MergedRoute>, Vec<String>) {
+        let Some(delegate) = delegate else {
+            return (Vec::new(), vec![format!("{name} does not exist")]);
+        };
+        if !delegate.visibility.includes(self.namespace()) {
+            return (Vec::new(), vec![format!("{name} is not exported to {}", self.namespace())]);
+        }
+        let (mut merged, mut reasons) = (Vec::new(), Vec::new());
+        let root = self.with_full_mirrors(route, domain);
+        let leaves = delegate.spec().http.iter().enumerate();
+        for (index, leaf) in leaves.filter(|(_, leaf)| leaf.delegate.is_none()) {
+            match super::delegate::merge(&root, leaf) {
+                Some(route) => {
+                    merged.push(MergedRoute { key: delegate.key.clone(), index, route });
+                }
+                None => reasons.push(format!(
+                    "spec.http[{index}] of {name} has a match wider than the match of its root"
+                )),
+            }
+        }
+        (merged, reasons)
     }
 
     /// The route with full host names in its mirrors, so that routes of a delegate in another namespace can inherit

@@ -9,6 +9,7 @@
 
 mod common;
 mod destination_rule;
+mod http_policy;
 mod service_entry;
 mod sidecar;
 mod virtual_service;
