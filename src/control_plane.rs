@@ -21,6 +21,8 @@ use crate::revision::MeshRevision;
 use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::snapshot::SnapshotCache;
 use crate::source::freshness::FreshnessProbe;
+use crate::source::kubernetes::selection::{Namespaces, Selection};
+use crate::source::sync::KindSync;
 use crate::source::{self, SourceEvent};
 use crate::status::Published;
 use crate::store::Store;
@@ -49,6 +51,8 @@ pub enum Source {
     Kubernetes {
         /// The kubeconfig file; `None` uses the cluster that weir runs in.
         kubeconfig: Option<PathBuf>,
+        /// The namespaces whose objects are read.
+        namespaces: Namespaces,
     },
 }
 
@@ -100,7 +104,10 @@ impl ControlPlane {
         let (revision_sender, revision) = watch::channel(MeshRevision::NONE);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
         let mut tasks = JoinSet::new();
-        let freshness_probe = read(options.source, changes_sender, &mut tasks).await?;
+        let (states_sender, states) = watch::channel(Vec::new());
+        let revision_name = options.mesh.revision.clone();
+        let freshness_probe =
+            read(options.source, revision_name, states_sender, changes_sender, &mut tasks).await?;
         let engine = Engine {
             snapshots: snapshots.clone(),
             metrics: metrics.clone(),
@@ -121,6 +128,7 @@ impl ControlPlane {
         });
         let admin = Admin {
             ready: ready.clone(),
+            sync: states,
             metrics: metrics.clone(),
             snapshots: snapshots.clone(),
             connections: connections.clone(),
@@ -224,6 +232,8 @@ impl ControlPlane {
 /// Begins to read a source, and says who knows whether all of it was read.
 async fn read(
     source: Source,
+    revision: Option<Arc<str>>,
+    states: watch::Sender<Vec<KindSync>>,
     changes: mpsc::Sender<Vec<SourceEvent>>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<FreshnessProbe> {
@@ -231,14 +241,17 @@ async fn read(
         Source::Directory(folder) => {
             let (freshness_probe, scan_requests) = FreshnessProbe::directory();
             tasks.spawn(async move {
-                Ok(source::directory::watch(folder, changes, scan_requests).await?)
+                Ok(source::directory::watch(folder, revision, changes, scan_requests).await?)
             });
             freshness_probe
         }
-        Source::Kubernetes { kubeconfig } => {
+        Source::Kubernetes { kubeconfig, namespaces } => {
             let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
             let freshness_probe = FreshnessProbe::kubernetes(client.clone());
-            tasks.spawn(async move { Ok(source::kubernetes::watch(client, changes).await?) });
+            let selection = Selection { revision, namespaces };
+            tasks.spawn(async move {
+                Ok(source::kubernetes::watch(client, selection, states, changes).await?)
+            });
             freshness_probe
         }
     })

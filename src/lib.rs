@@ -15,6 +15,7 @@ pub mod envoy_validate;
 pub mod explain;
 pub mod mesh;
 pub(crate) mod metrics;
+pub mod preflight;
 pub mod proto_json;
 pub(crate) mod revision;
 pub(crate) mod rollout_guard;

@@ -47,6 +47,8 @@ enum Command {
     Explain(cli::explain::Args),
     /// Report problems in objects, from files or a cluster
     Analyze(cli::analyze::Args),
+    Preflight(cli::preflight::Args),
+    Doctor(cli::doctor::Args),
     Bootstrap(Box<cli::bootstrap::Args>),
     Ps(cli::ps::Args),
     Dump(cli::dump::Args),
@@ -83,6 +85,8 @@ fn main() -> ExitCode {
         Command::Explain(args) => cli::explain::run(args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
         Command::Analyze(args) => block_on(cli::analyze::run(args)),
+        Command::Doctor(args) => block_on(cli::doctor::run(args)),
+        Command::Preflight(args) => block_on(cli::preflight::run(args)),
         Command::Ps(args) => block_on(cli::ps::run(args)),
         Command::Dump(args) => block_on(cli::dump::run(args)),
         Command::Splits(args) => block_on(cli::splits::run(args)),

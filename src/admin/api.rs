@@ -249,6 +249,14 @@ impl v1::admin_server::Admin for Admin {
         Ok(Response::new(v1::ListProxiesResponse { proxies, mesh_revision: state.revision.get() }))
     }
 
+    async fn get_readiness(
+        &self,
+        _: Request<v1::GetReadinessRequest>,
+    ) -> Result<Response<v1::GetReadinessResponse>, Status> {
+        let kinds = self.sync.borrow().iter().map(Into::into).collect();
+        Ok(Response::new(v1::GetReadinessResponse { ready: *self.ready.borrow(), kinds }))
+    }
+
     async fn dump_proxy(
         &self,
         request: Request<v1::DumpProxyRequest>,

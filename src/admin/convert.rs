@@ -8,9 +8,30 @@ use super::api::v1;
 use crate::api::ObjectKey;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType};
+use crate::source::sync::{KindSync, SyncState};
 use crate::status::{DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport};
 use crate::xds::connections::StreamInfo;
 use crate::xds::stream::{HeldResource, Progress, RejectedResource, Variant};
+
+impl From<&KindSync> for v1::KindSync {
+    fn from(sync: &KindSync) -> Self {
+        use v1::kind_sync::State;
+        let state = match sync.state {
+            SyncState::Waiting => State::Waiting,
+            SyncState::Synced => State::Synced,
+            SyncState::Absent => State::Absent,
+            SyncState::Forbidden(..) => State::Forbidden,
+            SyncState::Failing(_) => State::Failing,
+        };
+        Self {
+            resource: sync.kind.resource(),
+            state: state.into(),
+            missing_verb: sync.missing_verb().map(|verb| verb.to_string()).unwrap_or_default(),
+            reason: sync.reason().to_owned(),
+            complete: sync.complete,
+        }
+    }
+}
 
 impl From<ResourceType> for v1::ResourceType {
     fn from(kind: ResourceType) -> Self {

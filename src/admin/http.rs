@@ -25,6 +25,7 @@ use crate::proto_json;
 pub(super) fn routes() -> Router<Admin> {
     Router::new()
         .route("/proxies", get(proxies))
+        .route("/readiness", get(readiness))
         .route("/dump", get(dump))
         .route("/diff", get(diff))
         .route("/splits", get(splits))
@@ -51,8 +52,12 @@ async fn splits(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Res
     call(fields, async |request| admin.list_splits(request).await).await
 }
 
-const NO_SUCH_PATH: &str = "no such path; expected one of /api/v1/proxies, /api/v1/dump, /api/v1/diff, /api/v1/splits \
-                            and /api/v1/objects/KIND/NAMESPACE/NAME";
+async fn readiness(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
+    call(fields, async |request| admin.get_readiness(request).await).await
+}
+
+const NO_SUCH_PATH: &str = "no such path; expected one of /api/v1/proxies, /api/v1/dump, /api/v1/diff, \
+                            /api/v1/splits, /api/v1/readiness and /api/v1/objects/KIND/NAMESPACE/NAME";
 
 /// Fields of a request with their values. Any query string can be read as these.
 type Fields = Vec<(String, String)>;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::snapshot::SnapshotCache;
 use crate::source::freshness::FreshnessProbe;
+use crate::source::sync::{KindSync, SyncState};
 use crate::status::Published;
 use crate::xds::connections::Connections;
 
@@ -31,6 +32,8 @@ const NOT_READY: &str =
 pub struct Admin {
     /// Whether the first complete state is published.
     pub ready: watch::Receiver<bool>,
+    /// How far the source is with each kind; empty for a folder.
+    pub sync: watch::Receiver<Vec<KindSync>>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The snapshots.
@@ -67,11 +70,23 @@ async fn no_such_page(headers: HeaderMap) -> Response {
         .into_response()
 }
 
-async fn ready(State(admin): State<Admin>) -> Response {
-    if *admin.ready.borrow() {
-        "ready\n".into_response()
+/// `/ready`, and `/ready?verbose` with a line for each kind that is read from the Kubernetes API.
+async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
+    let ready = *admin.ready.borrow();
+    let query = query.unwrap_or_default();
+    let verbose = query.split('&').any(|part| matches!(part, "verbose" | "verbose=true"));
+    let mut text = String::new();
+    if verbose {
+        for kind in admin.sync.borrow().iter() {
+            let works =
+                kind.complete && matches!(kind.state, SyncState::Synced | SyncState::Absent);
+            text += &format!("[{}] {kind}\n", if works { '+' } else { '-' });
+        }
+    }
+    if ready {
+        (text + "ready\n").into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("{NOT_READY}\n")).into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{text}{NOT_READY}\n")).into_response()
     }
 }
 

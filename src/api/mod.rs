@@ -23,13 +23,14 @@ use std::sync::Arc;
 pub use destination_rule::*;
 pub use kubernetes::*;
 pub use parse::{
-    Identity, ObjectError, Parsed, Problem, ProblemKind, References, expand_list, identify, parse,
+    Identity, ObjectError, Parsed, Problem, ProblemKind, REVISION_LABEL, References, expand_list,
+    identify, in_revision, parse,
 };
 pub use scalar::Duration;
 pub use service_entry::*;
 pub use shares::{share_of, shares};
 pub use sidecar::*;
-pub(crate) use validate::is_dns_label;
+pub(crate) use validate::{is_dns_label, is_label_name, is_label_value};
 pub use virtual_service::*;
 
 /// Labels or annotations: name to value.
@@ -132,6 +133,12 @@ impl Kind {
             Kind::WorkloadEntry => "workloadentries",
             Kind::Sidecar => "sidecars",
         }
+    }
+
+    /// The resource with its API group, as in `virtualservices.networking.istio.io`.
+    pub fn resource(self) -> String {
+        let dot = if self.group().is_empty() { "" } else { "." };
+        format!("{}{dot}{}", self.plural(), self.group())
     }
 
     /// Whether this kind is namespaced.

@@ -280,6 +280,20 @@ fn unknown_version(kind: Kind, api_version: &str) -> Problem {
     Problem::new("apiVersion", message, format!("expected one of {known}"))
 }
 
+/// The label that assigns an Istio object to one revision of the control plane.
+pub const REVISION_LABEL: &str = "istio.io/rev";
+
+/// Whether a control plane of this revision reads a document of this kind. As in Istio, an Istio object with the label
+/// `istio.io/rev` is read by that revision only, and a control plane without a revision reads all.
+pub fn in_revision(kind: Kind, document: &Value, revision: Option<&str>) -> bool {
+    if kind.group() != ISTIO {
+        return true;
+    }
+    let labels = document.get("metadata").and_then(|metadata| metadata.get("labels"));
+    let label = labels.and_then(|labels| labels.get(REVISION_LABEL)).and_then(Value::as_str);
+    label.zip(revision).is_none_or(|(label, revision)| label == revision)
+}
+
 /// Parses the document that [`identify`] identified as `key` and validates it as far as possible without other objects.
 /// `order` is its position in the source and decides between objects without a creation time.
 ///

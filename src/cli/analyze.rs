@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::bail;
 use comfy_table::{ColumnConstraint, Width};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::table::{self, BREAK, MAX_WIDTH, breakable};
 use crate::analyze::{self, Finding, Severity, code};
 use crate::api::Kind;
+use crate::source::kubernetes::selection::Selection;
 use crate::source::{Origin, directory, kubernetes};
 use crate::store::Store;
 
@@ -158,7 +159,7 @@ fn is(code: &code::Code, name: &str) -> bool {
 async fn read(args: &Args) -> anyhow::Result<Store> {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
     if let Some(path) = &args.file {
-        for change in directory::load_once(path)? {
+        for change in directory::load_revision(path, args.mesh.config().revision)? {
             store.apply(change, &mut dirty);
         }
         // A hook that checks the wrong folder must not pass.
@@ -175,7 +176,9 @@ async fn read(args: &Args) -> anyhow::Result<Store> {
         return Ok(store);
     }
     let client = kubernetes::client(args.kubeconfig.as_deref()).await?;
+    let selection = Selection { revision: args.mesh.config().revision, ..Default::default() };
     let (sender, mut changes) = mpsc::channel(16);
+    let (states, _) = watch::channel(Vec::new());
     let listing = async {
         while let Some(batch) = changes.recv().await {
             for change in batch {
@@ -189,7 +192,7 @@ async fn read(args: &Args) -> anyhow::Result<Store> {
     let listed = tokio::time::timeout(LIST_TIMEOUT, async {
         tokio::select! {
             () = listing => {}
-            _ = kubernetes::watch(client, sender) => {}
+            _ = kubernetes::watch(client, selection, states, sender) => {}
         }
     });
     if listed.await.is_err() {

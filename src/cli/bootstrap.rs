@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -84,6 +85,10 @@ pub struct Args {
     /// Output format
     #[arg(long, short = 'o', value_name = "FORMAT", default_value = "yaml")]
     output: Output,
+
+    /// Write to this file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
 }
 
 /// The proxy types that weir serves.
@@ -109,12 +114,17 @@ enum Output {
     Json,
 }
 
-/// Prints the bootstrap on stdout.
+/// Prints the bootstrap on stdout or writes it to a file.
 ///
 /// # Errors
-/// Stdout cannot be written to. A reader that has closed the pipe is not an error.
+/// The file or stdout cannot be written to. A reader that has closed the pipe is not an error.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let file = args.file.clone();
     let text = args.render()?;
+    if let Some(file) = file {
+        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("writing to stdout")

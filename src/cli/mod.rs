@@ -3,9 +3,11 @@
 pub mod analyze;
 pub mod bootstrap;
 pub mod demo;
+pub mod doctor;
 pub mod dump;
 pub mod explain;
 pub mod objects;
+pub mod preflight;
 pub mod ps;
 pub mod remote;
 pub mod serve;
@@ -38,6 +40,10 @@ pub struct MeshArgs {
     /// annotation weir.dev/empty-subset
     #[arg(long, value_enum, value_name = "WAY", default_value = "hold")]
     empty_subset: EmptySubset,
+    /// The revision of this control plane: Istio objects that have the label istio.io/rev with another value are not
+    /// read [default: all are read]
+    #[arg(long, value_name = "REVISION", value_parser = dns_label)]
+    revision: Option<String>,
 }
 
 impl MeshArgs {
@@ -49,6 +55,7 @@ impl MeshArgs {
             root_namespace: self.root_namespace.as_str().into(),
             outbound: self.outbound_policy,
             empty_subset: self.empty_subset,
+            revision: self.revision.as_deref().map(Into::into),
         }
     }
 }

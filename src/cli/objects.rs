@@ -30,8 +30,8 @@ impl Objects {
     /// It cannot be read at all.
     pub fn load(path: &Path, config: MeshConfig) -> anyhow::Result<Self> {
         let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
-        let changes =
-            source::directory::load_once(path).map_err(|error| usage(error.to_string()))?;
+        let changes = source::directory::load_revision(path, config.revision.clone())
+            .map_err(|error| usage(error.to_string()))?;
         for change in changes {
             store.apply(change, &mut dirty);
         }

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admission::{Limits, descriptors};
+use crate::bootstrap::dns_label;
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::source::directory::DirectoryError;
 use crate::source::kubernetes;
+use crate::source::kubernetes::selection::{DiscoverySelector, Namespaces};
 use crate::xds::stream::StreamSettings;
 
 /// Flags of `weir serve`.
@@ -35,6 +37,14 @@ pub struct Args {
     /// Read objects from the Kubernetes API of this kubeconfig
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Read only objects in namespaces whose labels match, such as env=prod or `team in (a,b)`; may be repeated, and
+    /// one match is enough. Like meshConfig.discoverySelectors of Istio
+    #[arg(long, value_name = "SELECTOR", conflicts_with = "config_dir")]
+    discovery_selector: Vec<DiscoverySelector>,
+    /// Read only objects in this namespace, for which a Role in it is enough. Nodes and Namespaces are not read
+    #[arg(long, value_name = "NAMESPACE", conflicts_with_all = ["config_dir", "discovery_selector"],
+          value_parser = dns_label)]
+    only_namespace: Option<String>,
     /// The address of the ADS listener [default: port 15010]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     xds_listen: Option<SocketAddr>,
@@ -144,10 +154,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ipv6Addr::UNSPECIFIED.into()
     };
     let (limits, admin_limits) = limits(&args);
+    let namespaces = match args.only_namespace {
+        Some(name) => Namespaces::One(name.into()),
+        None if args.discovery_selector.is_empty() => Namespaces::All,
+        None => Namespaces::Matching(args.discovery_selector.into()),
+    };
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),
-            None => Source::Kubernetes { kubeconfig: args.kubeconfig },
+            None => Source::Kubernetes { kubeconfig: args.kubeconfig, namespaces },
         },
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),

@@ -59,6 +59,8 @@ pub struct MeshConfig {
     pub outbound: OutboundPolicy,
     /// What happens to weight for a subset without a ready endpoint, unless the VirtualService overrides it.
     pub empty_subset: EmptySubset,
+    /// The revision whose Istio objects are read besides those without a revision; `None` reads all.
+    pub revision: Option<Arc<str>>,
 }
 
 /// What happens to weight for a subset without a ready endpoint.
@@ -79,6 +81,7 @@ impl Default for MeshConfig {
             root_namespace: "istio-system".into(),
             outbound: OutboundPolicy::AllowAny,
             empty_subset: EmptySubset::Hold,
+            revision: None,
         }
     }
 }

@@ -9,16 +9,19 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use super::SourceEvent;
 use super::inotify::{FileEvents, InotifyWatcher, WatchedName};
 use super::loader::{Content, Loader};
 use super::scan::{self, FileStamp, Scan, parent, scan};
+use super::{LocatedProblem, Origin, SourceEvent, yaml};
+use crate::api::{Problem, expand_list};
 
 /// How long a file must be unchanged before it is read, if no event shows that it is complete.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -56,7 +59,60 @@ pub enum DirectoryError {
 /// # Errors
 /// The path does not exist or is a folder that cannot be listed. All other problems are reported as events.
 pub fn load_once(path: &Path) -> Result<Vec<SourceEvent>, DirectoryError> {
-    DirectoryWatcher::new(path.to_owned(), None).load(Instant::now())
+    load_revision(path, None)
+}
+
+/// Like [`load_once`], for a control plane of this revision; see [`crate::api::in_revision`].
+///
+/// # Errors
+/// Like [`load_once`].
+pub fn load_revision(
+    path: &Path,
+    revision: Option<Arc<str>>,
+) -> Result<Vec<SourceEvent>, DirectoryError> {
+    let loader = Loader::of_revision(revision);
+    DirectoryWatcher::new(path.to_owned(), loader, None).load(Instant::now())
+}
+
+/// The documents of a file or folder, of whatever kind, and the problems of the files that cannot be read.
+pub type Documents = (Vec<(Origin, Value)>, Vec<LocatedProblem>);
+
+/// Reads the documents of a file, or of a folder recursively, of whatever kind.
+///
+/// # Errors
+/// The path does not exist or is a folder that cannot be listed.
+pub fn documents(path: &Path) -> Result<Documents, DirectoryError> {
+    let found = scan(path, &mut |_| ());
+    if let Some(why) = found.unreadable.get(path) {
+        return Err(DirectoryError::Unreadable { path: path.to_owned(), why: why.clone() });
+    }
+    let (mut documents, mut problems) = (Vec::new(), Vec::new());
+    for file in found.files.into_keys() {
+        let at = |line| Origin::File { path: Arc::new(file.clone()), line };
+        let mut problem = |line, message: String| {
+            let problem = Problem::new("", message, "");
+            problems.push(LocatedProblem { origin: at(line), problem });
+        };
+        let bytes = match scan::read(&file) {
+            Some((_, Content::Bytes(bytes))) => bytes,
+            Some((_, Content::Unreadable(why))) => {
+                problem(1, why);
+                continue;
+            }
+            Some((_, Content::Gone)) | None => continue,
+        };
+        match yaml::documents(&bytes) {
+            Ok(list) => {
+                for document in list {
+                    let line = document.line;
+                    let members = expand_list(document.value).into_iter();
+                    documents.extend(members.map(|(_, value)| (at(line), value)));
+                }
+            }
+            Err(error) => problem(error.line, error.message),
+        }
+    }
+    Ok((documents, problems))
 }
 
 /// Reads a file, or a folder recursively, and sends the result and [`SourceEvent::Synced`] as one batch, then another
@@ -69,6 +125,7 @@ pub fn load_once(path: &Path) -> Result<Vec<SourceEvent>, DirectoryError> {
 /// At startup the path does not exist or is a folder that cannot be listed, or watching fails without a fallback.
 pub async fn watch(
     path: PathBuf,
+    revision: Option<Arc<str>>,
     changes: mpsc::Sender<Vec<SourceEvent>>,
     mut scan_requests: mpsc::Receiver<u64>,
 ) -> Result<(), DirectoryError> {
@@ -81,7 +138,7 @@ pub async fn watch(
             (None, None)
         }
     };
-    let watcher = DirectoryWatcher::new(path.clone(), events);
+    let watcher = DirectoryWatcher::new(path.clone(), Loader::of_revision(revision), events);
     let (mut watcher, batch) = blocking(watcher, |watcher| watcher.load(Instant::now()))
         .await
         .map_err(watch_error(&path))?;
@@ -196,10 +253,10 @@ struct DirectoryWatcher {
 }
 
 impl DirectoryWatcher {
-    fn new(root: PathBuf, events: Option<InotifyWatcher>) -> Self {
+    fn new(root: PathBuf, loader: Loader, events: Option<InotifyWatcher>) -> Self {
         Self {
             root,
-            loader: Loader::new(),
+            loader,
             known: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             events,

@@ -3,25 +3,35 @@
 //! Documents are received untyped and parsed by [`crate::api`], so an unreadable object is rejected individually and
 //! never ends the watch of its kind. For Pods, Nodes and Namespaces only metadata is requested.
 
+pub mod inventory;
+mod kinds;
+pub mod selection;
+mod watches;
+
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, SelectAll};
 use futures::{FutureExt, StreamExt};
-use kube::api::{Api, ApiResource, DynamicObject};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::PartialObjectMeta;
+use kube::core::{DynamicResourceScope, ListMeta, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Config};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
+use self::kinds::Failure;
+use self::selection::{Namespaces, Selection};
+use self::watches::Watches;
+use super::SourceEvent;
 use super::freshness::Freshness;
-use super::{LocatedProblem, Origin, SourceEvent, event_from};
-use crate::api::{self, Identity, Kind, ObjectKey, Problem};
+use super::sync::{KindSync, Verb};
+use crate::api::{Kind, ObjectKey};
 
 /// The maximum number of events per batch.
 const BATCH: usize = 1024;
@@ -34,6 +44,12 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// The maximum delay.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// How long a watch that was refused before must last until it counts as permitted.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// The objects per page of a list.
+const PAGE: u32 = 500;
 
 /// Why the API cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -78,35 +94,76 @@ enum Event {
     Apply(Value),
     /// The list is complete.
     InitDone,
+    /// The watch after a list did not fail at once.
+    Settled,
     /// An object was deleted.
     Delete(Value),
-    /// The watch failed and is retried.
-    Failed(String),
+    /// The list or the watch failed and is retried.
+    Failed(Failure),
     /// The API does not serve the kind.
     Absent,
 }
 
-/// Watches all kinds and sends events until the receiver is dropped. Sends [`SourceEvent::Synced`] once the first list
-/// of every kind is complete; a kind that the API does not serve counts as complete and empty.
+/// An event of all that is read.
+enum Item {
+    Kind(Kind, Event),
+    Listed(NamespaceListing),
+}
+
+/// All objects of a namespace, of each kind.
+struct NamespaceListing {
+    namespace: Arc<str>,
+    /// What [`Watches`] gave to this listing.
+    ticket: u64,
+    kinds: Result<Vec<(Kind, Listed)>, kube::Error>,
+}
+
+/// A complete list.
+#[derive(Default)]
+struct Listed {
+    /// Its resource version, which is newer than every change that it includes.
+    version: u64,
+    documents: Vec<Value>,
+}
+
+/// Watches what is selected and sends events until the receiver is dropped. Sends [`SourceEvent::Synced`] once the first
+/// list of every kind is complete; a kind that the API does not serve counts as complete and empty. `states` tells how
+/// far each kind is.
 ///
 /// # Errors
 /// None: failures are retried and reported as [`SourceEvent::SourceProblems`].
-pub async fn watch(client: Client, changes: mpsc::Sender<Vec<SourceEvent>>) -> Result<(), Error> {
-    let mut events: SelectAll<_> =
-        Kind::ALL.into_iter().map(|kind| events(&client, kind)).collect();
-    let mut kinds: Vec<KindState> = Kind::ALL.into_iter().map(KindState::new).collect();
+pub async fn watch(
+    client: Client,
+    selection: Selection,
+    states: watch::Sender<Vec<KindSync>>,
+    changes: mpsc::Sender<Vec<SourceEvent>>,
+) -> Result<(), Error> {
+    let mut watches = Watches::new(&selection);
+    let mut items = Items { client, selection, started: BTreeSet::new(), all: SelectAll::new() };
+    items.start(&mut watches);
+    states.send_replace(watches.sync());
     let mut synced = false;
-    while let Some(first) = events.next().await {
+    while let Some(first) = items.all.next().await {
         let mut batch = Vec::new();
         let mut next = Some(first);
-        while let Some((kind, event)) = next {
-            if let Some(state) = kinds.iter_mut().find(|state| state.kind == kind) {
-                state.handle(event, &mut batch);
+        while let Some(item) = next {
+            match item {
+                Item::Kind(kind, event) => watches.handle(kind, event, &mut batch),
+                Item::Listed(listing) => watches.listed(listing, &mut batch),
             }
             // Events that are already available go into the same batch.
-            next = if batch.len() < BATCH { events.next().now_or_never().flatten() } else { None };
+            next =
+                if batch.len() < BATCH { items.all.next().now_or_never().flatten() } else { None };
         }
-        if !synced && kinds.iter().all(|state| state.complete) {
+        items.start(&mut watches);
+        let now = watches.sync();
+        states.send_if_modified(|before| {
+            *before != now && {
+                *before = now;
+                true
+            }
+        });
+        if !synced && watches.complete() {
             synced = true;
             batch.push(SourceEvent::Synced);
         }
@@ -117,58 +174,167 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Vec<SourceEvent>>) -> R
     Ok(())
 }
 
+/// The running watches and lists.
+struct Items {
+    client: Client,
+    selection: Selection,
+    started: BTreeSet<Kind>,
+    all: SelectAll<BoxStream<'static, Item>>,
+}
+
+impl Items {
+    /// Starts the watches and lists that are due.
+    fn start(&mut self, watches: &mut Watches) {
+        for kind in watches.startable() {
+            if self.started.insert(kind) {
+                self.all.push(events(&self.client, &self.selection, kind));
+            }
+        }
+        for (namespace, ticket) in watches.to_list() {
+            self.all.push(list_namespace(&self.client, namespace, ticket));
+        }
+    }
+}
+
 /// The watch of one kind and its retry state.
 #[derive(Default)]
 struct WatchAttempt {
     /// The running watch, or the delay before the next one.
     stream: Option<BoxStream<'static, Event>>,
-    /// Failures since the last complete list.
+    /// Failures since the kind was last listed and watched.
     failures: u32,
+    /// Whether the last failure was a watch that is not permitted: a complete list does not mend that.
+    refused: bool,
+    /// Whether the list is complete, but it is not known whether the watch is permitted.
+    unsettled: bool,
 }
 
 impl WatchAttempt {
+    /// The next event; `None` at the end of the watch or of the delay.
+    async fn next(&mut self) -> Option<Event> {
+        let stream = self.stream.as_mut()?;
+        let next = stream.next();
+        let event = if self.unsettled {
+            match tokio::time::timeout(SETTLED, next).await {
+                Ok(event) => event?,
+                Err(_) => Event::Settled,
+            }
+        } else {
+            next.await?
+        };
+        self.unsettled = false;
+        match &event {
+            Event::InitDone if self.refused => self.unsettled = true,
+            Event::InitDone => self.failures = 0,
+            Event::Failed(failure) => self.failed(failure),
+            Event::Settled => (self.failures, self.refused) = (0, false),
+            _ => {}
+        }
+        Some(event)
+    }
+
     /// Starts over after a failure, including discovery of the served version: resuming the old watch would neither
     /// clear the problem nor notice that the API now serves another version.
-    fn failed(&mut self) {
+    fn failed(&mut self, failure: &Failure) {
+        self.refused = failure.forbidden && failure.verb == Verb::Watch;
         let longest = RETRY.saturating_mul(1 << self.failures.min(16)).min(LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         // Jitter spreads the retries of kinds and replicas.
-        let part = 0.5 + 0.5 * (RandomState::new().hash_one(()) as f64 / u64::MAX as f64);
-        self.stream = Some(pause(longest.mul_f64(part)));
+        self.stream = Some(pause(longest.mul_f64(jitter())));
     }
 }
 
-fn events(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, Event)> {
-    let client = client.clone();
+/// A random number from 0.5 to 1.
+fn jitter() -> f64 {
+    0.5 + 0.5 * (RandomState::new().hash_one(()) as f64 / u64::MAX as f64)
+}
+
+fn events(client: &Client, selection: &Selection, kind: Kind) -> BoxStream<'static, Item> {
+    let (client, namespaces) = (client.clone(), selection.namespaces.clone());
     let stream = futures::stream::unfold(WatchAttempt::default(), move |mut attempt| {
-        let client = client.clone();
+        let (client, namespaces) = (client.clone(), namespaces.clone());
         async move {
             loop {
-                if let Some(stream) = &mut attempt.stream
-                    && let Some(event) = stream.next().await
-                {
-                    match &event {
-                        Event::InitDone => attempt.failures = 0,
-                        Event::Failed(_) => attempt.failed(),
-                        _ => {}
-                    }
+                if let Some(event) = attempt.next().await {
                     return Some((event, attempt));
                 }
                 match resource(&client, kind).await {
-                    Ok(Some(resource)) => attempt.stream = Some(watched(&client, kind, &resource)),
+                    Ok(Some(resource)) => {
+                        attempt.stream = Some(watched(&client, &namespaces, kind, resource));
+                    }
                     Ok(None) => {
                         attempt.stream = Some(pause(ABSENT_KIND));
                         return Some((Event::Absent, attempt));
                     }
                     Err(error) => {
-                        attempt.failed();
-                        return Some((Event::Failed(reason(&error)), attempt));
+                        let failure = failure(Verb::List, &error);
+                        attempt.failed(&failure);
+                        return Some((Event::Failed(failure), attempt));
                     }
                 }
             }
         }
     });
-    stream.map(move |event| (kind, event)).boxed()
+    stream.map(move |event| Item::Kind(kind, event)).boxed()
+}
+
+/// Lists all objects of a namespace. A failure arrives after a delay, so that the next attempt may follow at once.
+fn list_namespace(client: &Client, namespace: Arc<str>, ticket: u64) -> BoxStream<'static, Item> {
+    let client = client.clone();
+    let listing = async move {
+        let kinds = Kind::ALL.into_iter().filter(|kind| kind.namespaced());
+        let kinds = kinds.map(async |kind| Ok((kind, list(&client, kind, &namespace).await?)));
+        let kinds = futures::future::try_join_all(kinds).await;
+        if let Err(error) = &kinds {
+            tracing::warn!("namespace {namespace}: cannot be listed, retrying: {}", reason(error));
+            tokio::time::sleep(LONGEST_RETRY.mul_f64(jitter())).await;
+        }
+        Item::Listed(NamespaceListing { namespace, ticket, kinds })
+    };
+    futures::stream::once(listing).boxed()
+}
+
+/// Lists all objects of a kind in a namespace.
+async fn list(client: &Client, kind: Kind, namespace: &str) -> Result<Listed, kube::Error> {
+    let Some(resource) = resource(client, kind).await? else {
+        return Ok(Listed::default());
+    };
+    let api = Api::namespaced_with(client.clone(), namespace, &resource);
+    list_pages(&api, &resource, kind.metadata_only()).await
+}
+
+async fn list_pages(
+    api: &Api<DynamicObject>,
+    resource: &ApiResource,
+    metadata_only: bool,
+) -> Result<Listed, kube::Error> {
+    let mut params = ListParams::default().limit(PAGE);
+    let mut listed = Listed::default();
+    loop {
+        let page: ListMeta = if metadata_only {
+            let page = api.list_metadata(&params).await?;
+            let documents = page.items.into_iter().map(|object| metadata(resource, object));
+            listed.documents.extend(documents);
+            page.metadata
+        } else {
+            let page = api.list(&params).await?;
+            listed.documents.extend(page.items.into_iter().map(|object| full(resource, object)));
+            page.metadata
+        };
+        if params.continue_token.is_none() {
+            let version = page.resource_version.as_deref().map(str::parse);
+            listed.version = version.and_then(Result::ok).unwrap_or_default();
+        }
+        match page.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(listed),
+        }
+    }
+}
+
+fn failure(verb: Verb, error: &kube::Error) -> Failure {
+    let forbidden = matches!(error, kube::Error::Api(status) if status.code == 403);
+    Failure { verb, forbidden, reason: reason(error) }
 }
 
 /// A stream that ends after a delay.
@@ -248,32 +414,53 @@ async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, ku
     Ok(None)
 }
 
-fn watched(client: &Client, kind: Kind, resource: &ApiResource) -> BoxStream<'static, Event> {
-    let config = watcher::Config::default().page_size(500);
-    let gvk = (resource.api_version.clone(), resource.kind.clone());
+fn watched(
+    client: &Client,
+    namespaces: &Namespaces,
+    kind: Kind,
+    resource: ApiResource,
+) -> BoxStream<'static, Event> {
+    let config = watcher::Config::default().page_size(PAGE);
     if kind.metadata_only() {
-        let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client.clone(), resource);
-        let document = move |object: PartialObjectMeta<DynamicObject>| {
-            let mut metadata = object.metadata;
-            metadata.managed_fields = None;
-            json!({"apiVersion": gvk.0, "kind": gvk.1, "metadata": metadata})
-        };
-        flatten(watcher(api, config).default_backoff(), document)
+        // This type of API requests metadata only.
+        let api: Api<PartialObjectMeta<DynamicObject>> = api(client, namespaces, &resource);
+        let watch = watcher(api, config).default_backoff();
+        flatten(watch, move |object| metadata(&resource, object))
     } else {
-        let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
-        let document = move |mut object: DynamicObject| {
-            object.metadata.managed_fields = None;
-            let mut value = object.data;
-            if let Value::Object(map) = &mut value {
-                map.remove("status");
-                map.insert("apiVersion".to_owned(), json!(gvk.0));
-                map.insert("kind".to_owned(), json!(gvk.1));
-                map.insert("metadata".to_owned(), json!(object.metadata));
-            }
-            value
-        };
-        flatten(watcher(api, config).default_backoff(), document)
+        let api: Api<DynamicObject> = api(client, namespaces, &resource);
+        let watch = watcher(api, config).default_backoff();
+        flatten(watch, move |object| full(&resource, object))
     }
+}
+
+fn api<K>(client: &Client, namespaces: &Namespaces, resource: &ApiResource) -> Api<K>
+where
+    K: kube::Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
+{
+    match namespaces {
+        Namespaces::One(name) => Api::namespaced_with(client.clone(), name, resource),
+        Namespaces::All | Namespaces::Matching(_) => Api::all_with(client.clone(), resource),
+    }
+}
+
+/// The document of an object of which only the metadata is known.
+fn metadata(resource: &ApiResource, object: PartialObjectMeta<DynamicObject>) -> Value {
+    let mut metadata = object.metadata;
+    metadata.managed_fields = None;
+    json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata})
+}
+
+/// The document of an object without what weir does not read.
+fn full(resource: &ApiResource, mut object: DynamicObject) -> Value {
+    object.metadata.managed_fields = None;
+    let mut value = object.data;
+    if let Value::Object(map) = &mut value {
+        map.remove("status");
+        map.insert("apiVersion".to_owned(), json!(resource.api_version));
+        map.insert("kind".to_owned(), json!(resource.kind));
+        map.insert("metadata".to_owned(), json!(object.metadata));
+    }
+    value
 }
 
 fn flatten<K: Send + 'static>(
@@ -299,11 +486,18 @@ fn flatten<K: Send + 'static>(
             // The connection broke: the watcher resumes, and reports an error if it cannot.
             Err(watcher::Error::WatchFailed(_)) if !std::mem::replace(&mut broken, true) => None,
             Err(error) => Some(Event::Failed(match &error {
-                watcher::Error::InitialListFailed(error)
-                | watcher::Error::WatchStartFailed(error)
-                | watcher::Error::WatchFailed(error) => reason(error),
-                watcher::Error::WatchError(status) => status.message.clone(),
-                watcher::Error::NoResourceVersion => error.to_string(),
+                watcher::Error::InitialListFailed(error) => failure(Verb::List, error),
+                watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+                    failure(Verb::Watch, error)
+                }
+                watcher::Error::WatchError(status) => Failure {
+                    verb: Verb::Watch,
+                    forbidden: status.code == 403,
+                    reason: status.message.clone(),
+                },
+                watcher::Error::NoResourceVersion => {
+                    Failure { verb: Verb::List, forbidden: false, reason: error.to_string() }
+                }
             })),
         };
         std::future::ready(event)
@@ -311,150 +505,9 @@ fn flatten<K: Send + 'static>(
     events.boxed()
 }
 
-/// The state of one kind.
-struct KindState {
-    kind: Kind,
-    /// Whether the first list is complete or the API does not serve the kind.
-    complete: bool,
-    /// The reported objects, to detect deletions between watches.
-    known: BTreeSet<ObjectKey>,
-    /// The objects of the list in progress.
-    listing: Option<BTreeSet<ObjectKey>>,
-    /// The last reported problem.
-    source_problems: Option<String>,
-}
-
-impl KindState {
-    fn new(kind: Kind) -> Self {
-        Self { kind, complete: false, known: BTreeSet::new(), listing: None, source_problems: None }
-    }
-
-    fn handle(&mut self, event: Event, out: &mut Vec<SourceEvent>) {
-        match event {
-            Event::Init => self.listing = Some(BTreeSet::new()),
-            Event::Apply(document) => self.apply(document, out),
-            Event::InitDone => {
-                let listed = self.listing.take().unwrap_or_default();
-                out.extend(self.known.difference(&listed).cloned().map(SourceEvent::Delete));
-                self.known = listed;
-                self.complete = true;
-                self.source_problems(None, out);
-            }
-            Event::Delete(document) => {
-                if let Ok(Identity::Known(key)) = api::identify(&document) {
-                    self.known.remove(&key);
-                    out.push(SourceEvent::Delete(key));
-                }
-            }
-            Event::Failed(error) => {
-                let now = if self.complete {
-                    "the last known objects stay active"
-                } else {
-                    "weir is not ready until \
-                    it can be listed"
-                };
-                self.source_problems(
-                    Some(format!("cannot be watched, retrying: {error}; {now}")),
-                    out,
-                );
-            }
-            Event::Absent => {
-                self.complete = true;
-                let now = if self.known.is_empty() {
-                    "it counts as empty"
-                } else {
-                    "the last known objects stay \
-                    active"
-                };
-                let message = format!(
-                    "the API does not serve this kind (is its CustomResourceDefinition installed?); {now}, and weir \
-                        looks for it every few seconds"
-                );
-                self.source_problems(Some(message), out);
-            }
-        }
-    }
-
-    fn apply(&mut self, document: Value, out: &mut Vec<SourceEvent>) {
-        // Without a name nothing can be rejected; the API server guarantees one.
-        let Ok(Identity::Known(key)) = api::identify(&document) else {
-            return;
-        };
-        self.known.insert(key.clone());
-        if let Some(listing) = &mut self.listing {
-            listing.insert(key.clone());
-        } else {
-            self.source_problems(None, out);
-        }
-        let parsed = api::parse(&key, document, 0);
-        out.push(event_from(key, parsed, Origin::Cluster, |_| Origin::Cluster));
-    }
-
-    fn source_problems(&mut self, message: Option<String>, out: &mut Vec<SourceEvent>) {
-        if message == self.source_problems {
-            return;
-        }
-        self.source_problems.clone_from(&message);
-        let subject = self.kind.plural().to_owned();
-        let problems = message.into_iter().map(|message| LocatedProblem {
-            origin: Origin::Cluster,
-            problem: Problem::new(subject.clone(), message, ""),
-        });
-        let problems = problems.collect();
-        out.push(SourceEvent::SourceProblems { subject, problems });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pod(name: &str) -> Value {
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"}})
-    }
-
-    fn after(state: &mut KindState, events: Vec<Event>) -> Vec<String> {
-        let mut out = Vec::new();
-        events.into_iter().for_each(|event| state.handle(event, &mut out));
-        let text = |change: &SourceEvent| match change {
-            SourceEvent::Apply { object, .. } => format!("+{}", object.meta.name),
-            SourceEvent::Delete(key) => format!("-{}", key.name),
-            SourceEvent::SourceProblems { problems, .. } => format!("trouble {}", problems.len()),
-            other => format!("{other:?}"),
-        };
-        out.iter().map(text).collect()
-    }
-
-    #[test]
-    fn a_relist_deletes_objects_that_disappeared() {
-        let mut state = KindState::new(Kind::Pod);
-        let first = vec![Event::Init, Event::Apply(pod("a")), Event::Apply(pod("b"))];
-        assert_eq!(after(&mut state, first), ["+a", "+b"]);
-        assert!(!state.complete);
-        after(&mut state, vec![Event::InitDone]);
-        assert!(state.complete);
-        let again = vec![
-            Event::Failed("gone".into()),
-            Event::Init,
-            Event::Apply(pod("b")),
-            Event::InitDone,
-        ];
-        assert_eq!(after(&mut state, again), ["trouble 1", "+b", "-a", "trouble 0"]);
-        assert_eq!(after(&mut state, vec![Event::Delete(pod("b"))]), ["-b"]);
-    }
-
-    #[test]
-    fn a_problem_is_reported_once() {
-        let mut state = KindState::new(Kind::VirtualService);
-        assert_eq!(
-            after(&mut state, vec![Event::Absent, Event::Absent, Event::Absent]),
-            ["trouble 1"]
-        );
-        let failed = || Event::Failed("no route".into());
-        assert_eq!(after(&mut state, vec![failed(), failed(), failed()]), ["trouble 1"]);
-        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), ["trouble 0"]);
-        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), [""; 0]);
-    }
 
     #[test]
     fn a_reason_includes_the_system_error() {

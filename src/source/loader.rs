@@ -8,7 +8,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{LocatedProblem, Origin, SourceEvent, event_from, yaml};
-use crate::api::{Identity, Object, ObjectKey, Problem, References, expand_list, identify, parse};
+use crate::api::{
+    Identity, Kind, Object, ObjectKey, Problem, References, expand_list, identify, in_revision,
+    parse,
+};
 
 /// The current content of a file.
 #[derive(Clone, Debug)]
@@ -31,9 +34,11 @@ pub enum Content {
 ///   until every document of the file can be identified.
 /// - If several documents define the same object, the first by path and position wins; the others are reported as
 ///   problems of their files, and the next one takes over when the first disappears.
-/// - Objects of other kinds are skipped.
+/// - Objects of other kinds and of other revisions are skipped.
 #[derive(Debug, Default)]
 pub struct Loader {
+    /// The revision whose objects are read besides those without a revision; `None` reads all.
+    revision: Option<Arc<str>>,
     files: BTreeMap<Arc<PathBuf>, File>,
     holders: HashMap<ObjectKey, BTreeSet<(Arc<PathBuf>, usize)>>,
     current: HashMap<ObjectKey, Reported>,
@@ -97,6 +102,15 @@ impl Loader {
     /// An empty loader.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty loader that reads the objects of one revision and those without a revision; with `None` it reads all.
+    pub fn of_revision(revision: Option<Arc<str>>) -> Self {
+        Self { revision, ..Self::default() }
+    }
+
+    fn reads(&self, kind: Kind, document: &Value) -> bool {
+        in_revision(kind, document, self.revision.as_deref())
     }
 
     /// Applies the current content of some files, keyed by the path used in messages. Returns the resulting events,
@@ -235,8 +249,8 @@ impl Loader {
                     document.locate(&format!("{prefix}{dot}{field}")).unwrap_or(document.line)
                 };
                 let key = match identify(&member) {
-                    Ok(Identity::Known(key)) => key,
-                    Ok(Identity::Other(..)) => {
+                    Ok(Identity::Known(key)) if self.reads(key.kind, &member) => key,
+                    Ok(_) => {
                         skipped += 1;
                         continue;
                     }
@@ -253,7 +267,9 @@ impl Loader {
             }
         }
         if skipped > 0 {
-            tracing::debug!(file = %path.display(), skipped, "skipped objects of unsupported kinds");
+            tracing::debug!(
+                file = %path.display(), skipped, "skipped objects of unsupported kinds or other revisions"
+            );
         }
         if !problems.is_empty() {
             // One copy is enough to keep an object that occurred several times.

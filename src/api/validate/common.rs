@@ -334,21 +334,29 @@ pub(super) fn header_value(value: &str, path: &str, found: &mut Diagnostics) {
     }
 }
 
+/// Whether this can be the name of a label: a qualified name, optionally after a DNS domain and a slash.
+pub(crate) fn is_label_name(text: &str) -> bool {
+    let (prefix, name) =
+        text.rsplit_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
+    let domain = |prefix: &str| prefix.len() <= 253 && prefix.split('.').all(is_dns_label);
+    prefix.is_none_or(domain) && name.len() <= 63 && is_qualified(name)
+}
+
+/// Whether this can be the value of a label.
+pub(crate) fn is_label_value(text: &str) -> bool {
+    text.is_empty() || text.len() <= 63 && is_qualified(text)
+}
+
 /// Valid labels.
 pub(super) fn labels(all: &Labels, path: &str, found: &mut Diagnostics) {
     for (name, value) in all {
-        let (prefix, plain) = name
-            .rsplit_once('/')
-            .map_or((None, name.as_str()), |(prefix, name)| (Some(prefix), name));
-        let good_prefix =
-            prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_dns_label));
-        if !good_prefix || plain.len() > 63 || !is_qualified(plain) {
+        if !is_label_name(name) {
             found.add(
                 path,
                 format!("`{name}` is not a label name"),
                 "expected one like app or example.com/app",
             );
-        } else if !value.is_empty() && !is_qualified(value) {
+        } else if !is_label_value(value) {
             found.add(
                 format!("{path}.{name}"),
                 format!("`{value}` is not a label value"),

@@ -14,7 +14,7 @@ mod service_entry;
 mod sidecar;
 mod virtual_service;
 
-pub(crate) use common::is_dns_label;
+pub(crate) use common::{is_dns_label, is_label_name, is_label_value};
 
 use super::{Object, Problem, ProblemKind, Service, Spec};
 

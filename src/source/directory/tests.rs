@@ -43,7 +43,7 @@ impl Fixture {
     fn with(files: &[(&str, &str)], events: Option<InotifyWatcher>, root: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("conf")).unwrap();
-        let watcher = DirectoryWatcher::new(dir.path().join(root), events);
+        let watcher = DirectoryWatcher::new(dir.path().join(root), Loader::new(), events);
         let store = Store::default();
         let mut fixture = Self { dir, watcher, store, now: Instant::now(), deleted: Vec::new() };
         files.iter().for_each(|(name, text)| fixture.write(name, text));
@@ -439,7 +439,7 @@ struct Live {
 impl Live {
     fn start(root: &Path) -> Self {
         let (sender, changes) = mpsc::channel(1);
-        let task = tokio::spawn(watch(root.to_owned(), sender, mpsc::channel(1).1));
+        let task = tokio::spawn(watch(root.to_owned(), None, sender, mpsc::channel(1).1));
         Self { changes, task, store: Store::default() }
     }
 
@@ -490,7 +490,7 @@ async fn changes_arrive_while_watching() {
 #[tokio::test]
 async fn a_folder_that_is_missing_at_startup_is_an_error() {
     let (sender, _changes) = mpsc::channel(1);
-    let error = watch(PathBuf::from("/nonexistent/conf"), sender, mpsc::channel(1).1)
+    let error = watch(PathBuf::from("/nonexistent/conf"), None, sender, mpsc::channel(1).1)
         .await
         .unwrap_err()
         .to_string();

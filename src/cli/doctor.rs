@@ -1,0 +1,86 @@
+//! `weir doctor`: how far weir is with each kind of object, and what to do where it is stuck.
+
+use std::process::ExitCode;
+
+use super::remote::{AdminArgs, Output, status_error};
+use super::table::table;
+use crate::admin::api::v1;
+use crate::admin::api::v1::kind_sync::State;
+use crate::proto_json;
+
+/// Report how far weir is with each kind of object that it reads, with advice where it is stuck
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  weir doctor
+  weir doctor -o json
+
+A kind is `synced`, `waiting` (its first list is not complete), `absent` (the API does not serve it; it
+counts as empty until it does), `forbidden` (a verb is missing in weir's role) or `failing`. The same is
+at /ready?verbose on the admin port.
+
+Exit status: 0 weir is ready and nothing is wrong, 1 otherwise, 2 usage error.")]
+pub struct Args {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// weir cannot be asked, or the result cannot be written.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut client = args.admin.client().await?;
+    let request = v1::GetReadinessRequest {};
+    let answer = client.get_readiness(request).await.map_err(status_error)?.into_inner();
+    args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
+    let well = |kind: &v1::KindSync| matches!(kind.state(), State::Synced | State::Absent);
+    let all_well = answer.ready && answer.kinds.iter().all(well);
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn text(answer: &v1::GetReadinessResponse) -> String {
+    let ready = if answer.ready { "weir is ready\n" } else { "weir is not ready\n" };
+    if answer.kinds.is_empty() {
+        return format!("{ready}objects are read from a folder\n");
+    }
+    let rows = answer
+        .kinds
+        .iter()
+        .map(|kind| [kind.resource.clone(), word(kind.state()).to_owned(), advice(kind)]);
+    format!("{ready}\n{}", table(["RESOURCE", "STATE", "WHAT TO DO"], rows))
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::Unspecified => "unknown",
+        State::Waiting => "waiting",
+        State::Synced => "synced",
+        State::Absent => "absent",
+        State::Forbidden => "forbidden",
+        State::Failing => "failing",
+    }
+}
+
+fn advice(kind: &v1::KindSync) -> String {
+    let kept = match kind.complete {
+        true => "what was known before stays in force",
+        false => "weir is not ready until it can be listed",
+    };
+    match kind.state() {
+        State::Synced => "-".to_owned(),
+        State::Waiting => kind.reason.clone(),
+        State::Absent => {
+            "nothing, unless you use it: install its CustomResourceDefinition".to_owned()
+        }
+        State::Forbidden => format!(
+            "allow the verb `{}` on {} in the role of weir's ServiceAccount; {kept}: {}",
+            kind.missing_verb, kind.resource, kind.reason
+        ),
+        State::Failing | State::Unspecified => {
+            format!("see that the API server answers; {kept}: {}", kind.reason)
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The state of one watched kind: which of its objects are known, and what is wrong with its watch.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::super::sync::{KindSync, SyncState, Verb};
+use super::super::{LocatedProblem, Origin, SourceEvent, event_from};
+use super::Event;
+use crate::api::{self, Identity, Kind, ObjectKey, Problem};
+
+/// Why a list or a watch failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// What was attempted.
+    pub verb: Verb,
+    /// Whether the API server does not permit it.
+    pub forbidden: bool,
+    /// The API server's message, or the error with its causes.
+    pub reason: String,
+}
+
+/// The state of one kind.
+pub(super) struct KindState {
+    pub kind: Kind,
+    /// Whether the first list is complete or the API does not serve the kind.
+    pub complete: bool,
+    /// The revision whose objects are read.
+    revision: Option<Arc<str>>,
+    /// The reported objects, to detect deletions between watches.
+    known: BTreeSet<ObjectKey>,
+    /// The objects of the list in progress.
+    listing: Option<BTreeSet<ObjectKey>>,
+    state: SyncState,
+    /// The last reported problem.
+    source_problems: Option<String>,
+}
+
+impl KindState {
+    pub fn new(kind: Kind, revision: Option<Arc<str>>) -> Self {
+        Self {
+            kind,
+            complete: false,
+            revision,
+            known: BTreeSet::new(),
+            listing: None,
+            state: SyncState::Waiting,
+            source_problems: None,
+        }
+    }
+
+    /// What there is to tell about this kind.
+    pub fn sync(&self) -> KindSync {
+        KindSync { kind: self.kind, state: self.state.clone(), complete: self.complete }
+    }
+
+    /// Whether a list is in progress.
+    pub fn lists(&self) -> bool {
+        self.listing.is_some()
+    }
+
+    pub fn handle(&mut self, event: Event, out: &mut Vec<SourceEvent>) {
+        match event {
+            Event::Init => self.listing = Some(BTreeSet::new()),
+            Event::Apply(document) => self.apply(document, out),
+            Event::InitDone => {
+                let listed = self.listing.take().unwrap_or_default();
+                out.extend(self.known.difference(&listed).cloned().map(SourceEvent::Delete));
+                self.known = listed;
+                self.complete = true;
+                // A list says nothing about a watch that is not permitted.
+                if !matches!(self.state, SyncState::Forbidden(Verb::Watch, _)) {
+                    self.works(out);
+                }
+            }
+            Event::Settled => self.works(out),
+            Event::Delete(document) => {
+                if let Ok(Identity::Known(key)) = api::identify(&document) {
+                    self.delete(key, out);
+                }
+            }
+            Event::Failed(failure) => {
+                self.listing = None;
+                self.failed(failure, out);
+            }
+            Event::Absent => self.absent(out),
+        }
+    }
+
+    /// Deletes all objects of a namespace.
+    pub fn leave(&mut self, namespace: &str, out: &mut Vec<SourceEvent>) {
+        let first = ObjectKey::new(self.kind, namespace, "");
+        let inside = self.known.range(first..).take_while(|key| *key.namespace == *namespace);
+        let gone: Vec<ObjectKey> = inside.cloned().collect();
+        for key in gone {
+            if let Some(listing) = &mut self.listing {
+                listing.remove(&key);
+            }
+            self.delete(key, out);
+        }
+    }
+
+    fn delete(&mut self, key: ObjectKey, out: &mut Vec<SourceEvent>) {
+        self.known.remove(&key);
+        out.push(SourceEvent::Delete(key));
+    }
+
+    fn failed(&mut self, failure: Failure, out: &mut Vec<SourceEvent>) {
+        let now = if self.complete {
+            "the last known objects stay active"
+        } else {
+            "weir is not ready until it can be listed"
+        };
+        let reason = &failure.reason;
+        let message = format!("cannot be watched, retrying: {reason}; {now}");
+        self.state = if failure.forbidden {
+            SyncState::Forbidden(failure.verb, failure.reason)
+        } else {
+            SyncState::Failing(failure.reason)
+        };
+        self.source_problems(Some(message), out);
+    }
+
+    fn absent(&mut self, out: &mut Vec<SourceEvent>) {
+        self.complete = true;
+        self.state = SyncState::Absent;
+        let now = if self.known.is_empty() {
+            "it counts as empty"
+        } else {
+            "the last known objects stay active"
+        };
+        let message = format!(
+            "the API does not serve this kind (is its CustomResourceDefinition installed?); {now}, and weir looks for \
+             it every few seconds"
+        );
+        self.source_problems(Some(message), out);
+    }
+
+    fn works(&mut self, out: &mut Vec<SourceEvent>) {
+        self.state = SyncState::Synced;
+        self.source_problems(None, out);
+    }
+
+    pub fn apply(&mut self, document: Value, out: &mut Vec<SourceEvent>) {
+        // Without a name nothing can be rejected; the API server guarantees one.
+        let Ok(Identity::Known(key)) = api::identify(&document) else {
+            return;
+        };
+        if !api::in_revision(key.kind, &document, self.revision.as_deref()) {
+            // It may have been read until its label changed.
+            if self.known.contains(&key) {
+                self.delete(key, out);
+            }
+            return;
+        }
+        self.known.insert(key.clone());
+        if let Some(listing) = &mut self.listing {
+            listing.insert(key.clone());
+        } else if self.state != SyncState::Synced {
+            // The watch delivers.
+            self.works(out);
+        }
+        let parsed = api::parse(&key, document, 0);
+        out.push(event_from(key, parsed, Origin::Cluster, |_| Origin::Cluster));
+    }
+
+    fn source_problems(&mut self, message: Option<String>, out: &mut Vec<SourceEvent>) {
+        if message == self.source_problems {
+            return;
+        }
+        self.source_problems.clone_from(&message);
+        let subject = self.kind.plural().to_owned();
+        let problems = message.into_iter().map(|message| LocatedProblem {
+            origin: Origin::Cluster,
+            problem: Problem::new(subject.clone(), message, ""),
+        });
+        let problems = problems.collect();
+        out.push(SourceEvent::SourceProblems { subject, problems });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"}})
+    }
+
+    fn after(state: &mut KindState, events: Vec<Event>) -> Vec<String> {
+        let mut out = Vec::new();
+        events.into_iter().for_each(|event| state.handle(event, &mut out));
+        let text = |change: &SourceEvent| match change {
+            SourceEvent::Apply { object, .. } => format!("+{}", object.meta.name),
+            SourceEvent::Delete(key) => format!("-{}", key.name),
+            SourceEvent::SourceProblems { problems, .. } => format!("trouble {}", problems.len()),
+            other => format!("{other:?}"),
+        };
+        out.iter().map(text).collect()
+    }
+
+    fn failed(verb: Verb, forbidden: bool) -> Event {
+        Event::Failed(Failure { verb, forbidden, reason: "so it is".to_owned() })
+    }
+
+    #[test]
+    fn a_relist_deletes_objects_that_disappeared() {
+        let mut state = KindState::new(Kind::Pod, None);
+        let first = vec![Event::Init, Event::Apply(pod("a")), Event::Apply(pod("b"))];
+        assert_eq!(after(&mut state, first), ["+a", "+b"]);
+        assert!(!state.complete);
+        after(&mut state, vec![Event::InitDone]);
+        assert!(state.complete);
+        let again =
+            vec![failed(Verb::Watch, false), Event::Init, Event::Apply(pod("b")), Event::InitDone];
+        assert_eq!(after(&mut state, again), ["trouble 1", "+b", "-a", "trouble 0"]);
+        assert_eq!(after(&mut state, vec![Event::Delete(pod("b"))]), ["-b"]);
+    }
+
+    #[test]
+    fn a_problem_is_reported_once() {
+        let mut state = KindState::new(Kind::VirtualService, None);
+        assert_eq!(
+            after(&mut state, vec![Event::Absent, Event::Absent, Event::Absent]),
+            ["trouble 1"]
+        );
+        let failed = || failed(Verb::List, false);
+        assert_eq!(after(&mut state, vec![failed(), failed(), failed()]), ["trouble 1"]);
+        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), ["trouble 0"]);
+        assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), [""; 0]);
+    }
+
+    #[test]
+    fn a_forbidden_watch_is_one_problem_however_often_the_kind_can_be_listed() {
+        let mut state = KindState::new(Kind::Pod, None);
+        let list = || vec![Event::Init, Event::Apply(pod("a")), Event::InitDone];
+        assert_eq!(after(&mut state, list()), ["+a"]);
+        assert_eq!(after(&mut state, vec![failed(Verb::Watch, true)]), ["trouble 1"]);
+        assert_eq!(after(&mut state, list()), ["+a"]);
+        assert_eq!(state.sync().state, SyncState::Forbidden(Verb::Watch, "so it is".to_owned()));
+        assert_eq!(after(&mut state, vec![failed(Verb::Watch, true)]), [""; 0]);
+        assert_eq!(after(&mut state, list()), ["+a"]);
+        assert_eq!(after(&mut state, vec![Event::Settled]), ["trouble 0"]);
+        assert_eq!(state.sync().state, SyncState::Synced);
+    }
+
+    #[test]
+    fn an_object_is_read_while_its_label_names_the_revision_or_none() {
+        let rule = |revision: Option<&str>| {
+            let labels = revision.map(|revision| json!({"istio.io/rev": revision}));
+            Event::Apply(json!({
+                "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+                "metadata": {"name": "s", "namespace": "shop", "labels": labels},
+                "spec": {"address": "10.0.0.1"},
+            }))
+        };
+        let mut state = KindState::new(Kind::WorkloadEntry, Some("weir".into()));
+        after(&mut state, vec![Event::Init, rule(Some("stable")), Event::InitDone]);
+        for (revision, expected) in [
+            (Some("stable"), None),
+            (None, Some("+s")),
+            (Some("weir"), Some("+s")),
+            (Some("stable"), Some("-s")),
+            (Some("stable"), None),
+        ] {
+            let seen = after(&mut state, vec![rule(revision)]);
+            assert_eq!(seen, expected.into_iter().collect::<Vec<_>>(), "{revision:?}");
+        }
+        let mut all = KindState::new(Kind::WorkloadEntry, None);
+        assert_eq!(after(&mut all, vec![rule(Some("stable"))]), ["+s"]);
+    }
+}
