@@ -1,9 +1,13 @@
 //! The manifests in `deploy/` with a real API server, and weir with the permissions that they give it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
+use crate::support::helm::helm;
 use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
@@ -181,4 +185,138 @@ async fn weir_serves_with_the_role_of_its_manifests_and_needs_each_verb_of_it() 
             "{waited:?}"
         );
     }
+}
+
+/// The objects of YAML, by kind and name.
+fn objects(yaml: &str) -> BTreeMap<String, Value> {
+    let documents = weir::source::yaml::documents(yaml.as_bytes()).unwrap();
+    let named = documents.into_iter().map(|document| {
+        let value = document.value;
+        let text = |at: &str| value.pointer(at).and_then(Value::as_str).unwrap().to_owned();
+        (format!("{}/{}", text("/kind"), text("/metadata/name")), value)
+    });
+    named.collect()
+}
+
+fn assert_same_objects(left: &BTreeMap<String, Value>, right: &BTreeMap<String, Value>) {
+    assert_eq!(left.keys().collect::<Vec<_>>(), right.keys().collect::<Vec<_>>());
+    for (name, object) in left {
+        let pretty = |object: &Value| serde_json::to_string_pretty(object).unwrap();
+        assert!(object == &right[name], "{}\n\n{}", pretty(object), pretty(&right[name]));
+    }
+}
+
+const CHART: [&str; 3] = ["template", "weir", "deploy/helm/weir"];
+
+/// What Helm renders of the chart; `None` without Helm.
+fn rendered(test: &str, more: &[&str]) -> Option<String> {
+    let output = helm(test, &[&CHART[..], more].concat())?;
+    assert!(output.status.success(), "{output:?}");
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn the_chart_renders_what_the_kustomizations_do() {
+    let test = "the_chart_renders_what_the_kustomizations_do";
+    let Some(cluster) = KubeCluster::start(test) else {
+        return;
+    };
+    let created = ["--set", "namespace.create=true"];
+    for (folder, namespace, more) in [
+        ("deploy", "weir-system", &created[..]),
+        (
+            "deploy/overlays/ha",
+            "weir-system",
+            &[
+                "--set",
+                "namespace.create=true,replicas=3,topologySpread=DoNotSchedule,podDisruptionBudget.minAvailable=2",
+            ],
+        ),
+        ("deploy/overlays/one-namespace", "your-namespace", &["--set", "serve.onlyNamespace=true"]),
+    ] {
+        let Some(chart) = rendered(test, &[&["-n", namespace], more].concat()) else {
+            return;
+        };
+        let folder = format!("{}/{folder}", env!("CARGO_MANIFEST_DIR"));
+        let kustomization = cluster.kubectl_ok(&["kustomize", &folder]);
+        assert_same_objects(&objects(&chart), &objects(&kustomization));
+    }
+}
+
+#[test]
+fn what_the_chart_renders_fits_a_cluster() {
+    let test = "what_the_chart_renders_fits_a_cluster";
+    let Some(cluster) = KubeCluster::start(test) else {
+        return;
+    };
+    let values = "namespace.create=true,image.repository=registry.example/weir,image.tag=1,image.pullPolicy=Always,\
+                  serve.revision=weir,serve.extraArgs={--outbound-policy=registry-only},\
+                  networkPolicy.adminFromNamespaces={monitoring},podDisruptionBudget.minAvailable=50%";
+    let selectors = "serve.discoverySelectors[0]=team in (a\\,b)";
+    let args = ["-n", "weir-system", "--set", values, "--set", selectors];
+    let Some(chart) = rendered(test, &args) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("chart.yaml");
+    std::fs::write(&file, chart).unwrap();
+    cluster.kubectl_ok(&["apply", "--validate=strict", "-f", file.to_str().unwrap()]);
+    let path = "jsonpath={.spec.template.spec.containers[0]['image', 'args']}";
+    let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
+    assert_eq!(
+        found,
+        r#"registry.example/weir:1 ["serve","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+    );
+}
+
+#[test]
+fn the_chart_refuses_values_that_mean_nothing() {
+    for wrong in [
+        "replica=3",
+        "replicas=0",
+        "serve.revision=Weir!",
+        "topologySpread=Never",
+        "serve.onlyNamespace=true,serve.discoverySelectors={a=b}",
+    ] {
+        let args = [&CHART[..], &["-n", "weir-system", "--set", wrong]].concat();
+        let Some(output) = helm("the_chart_refuses_values_that_mean_nothing", &args) else {
+            return;
+        };
+        assert!(!output.status.success(), "{wrong}");
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(why.contains("don't meet the specifications of the schema"), "{wrong}: {why}");
+    }
+}
+
+/// The manifests of the example for a cluster. Nothing runs pods here, but the command of the client's init container is
+/// run as it stands, with the fields of a pod in place of its variables.
+#[test]
+fn the_example_for_a_cluster_is_valid_and_its_bootstrap_is_written() {
+    let test = "the_example_for_a_cluster_is_valid_and_its_bootstrap_is_written";
+    let Some(cluster) = KubeCluster::start(test) else {
+        return;
+    };
+    cluster.apply_crds();
+    let example = format!("{}/deploy/examples/in-cluster", env!("CARGO_MANIFEST_DIR"));
+    cluster.kubectl_ok(&["apply", "--validate=strict", "-f", &example]);
+    let path = "jsonpath={.spec.template.spec.initContainers[0].args}";
+    let args =
+        cluster.kubectl_ok(&["get", "deployment", "client", "-n", "your-namespace", "-o", path]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bootstrap.yaml");
+    let args: Vec<String> = serde_json::from_str(&args).unwrap();
+    let args = args.iter().map(|arg| {
+        arg.replace("$(POD_NAMESPACE)", "your-namespace")
+            .replace("$(POD_NAME)", "client-0")
+            .replace("$(POD_IP)", "10.1.2.3")
+            .replace("$(NODE_NAME)", "node-1")
+            .replace("/etc/envoy/bootstrap.yaml", file.to_str().unwrap())
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_weir")).args(args).output().unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.contains("sidecar~10.1.2.3~client-0.your-namespace~"), "{written}");
+    let analyzed =
+        Command::new(env!("CARGO_BIN_EXE_weir")).args(["analyze", "-f", &example]).output();
+    assert!(analyzed.unwrap().status.success());
 }

@@ -12,6 +12,7 @@ mod agreement;
 mod analyze;
 mod attack;
 mod cases;
+mod cluster;
 mod cuts;
 mod cycles;
 mod deploy;

@@ -1,17 +1,13 @@
 //! Finds the Kubernetes binaries (kube-apiserver, etcd, kubectl), or installs them once into the cache.
 
-use std::collections::VecDeque;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::cache::{at, is_program, on_path, once, python_package};
-use super::process::{Launch, Supervised};
+use super::go::GoBuild;
 use super::{Skip, say};
 
 /// The paths of the binaries.
@@ -129,62 +125,15 @@ impl Module {
         format!("kube-{}-{:016x}", self.version, self.hash)
     }
 
-    /// Builds both programs into `out`, which takes minutes, with progress on stderr.
+    /// Builds both programs into `out`, which takes minutes.
     fn build(&self, out: &Path) -> Result<(), String> {
-        let go = on_path("go").ok_or(
-            "no kube-apiserver and etcd in KUBEBUILDER_ASSETS or on PATH, and no go on PATH to build them with",
-        )?;
-        say("building kube-apiserver and etcd once, about 5 minutes");
-        let utf8 = |path: &Path| {
-            path.to_str().map(str::to_owned).ok_or_else(|| format!("{}: not UTF-8", path.display()))
+        let build = GoBuild {
+            folder: &self.folder,
+            programs: "kube-apiserver and etcd",
+            minutes: 5,
+            ldflags: &self.ldflags,
+            packages: &["./kube-apiserver", "./etcd"],
         };
-        let args = [
-            "build",
-            "-C",
-            &utf8(&self.folder)?,
-            "-v",
-            "-trimpath",
-            "-ldflags",
-            &self.ldflags,
-            "-o",
-            &format!("{}/", utf8(out)?),
-            "./kube-apiserver",
-            "./etcd",
-        ];
-        let mut build = Supervised::spawn(Launch {
-            program: &go,
-            args: args.map(str::to_owned).to_vec(),
-            stdout: Stdio::null(),
-            stderr: Stdio::piped(),
-            grace_tenths: 20,
-            remove: None,
-        })
-        .map_err(at(&go))?;
-
-        let began = Instant::now();
-        let mut said = began;
-        let mut lines = 0;
-        let mut last = VecDeque::new();
-        let stderr = build.take_stderr().ok_or("go: no stderr")?;
-        for line in BufReader::new(stderr).lines() {
-            let line = line.map_err(at(&go))?;
-            lines += 1;
-            last.push_back(line);
-            if last.len() > 20 {
-                last.pop_front();
-            }
-            if said.elapsed() > Duration::from_secs(20) {
-                said = Instant::now();
-                say(&format!(
-                    "building kube-apiserver and etcd: {lines} packages after {} s",
-                    began.elapsed().as_secs()
-                ));
-            }
-        }
-        if build.wait().map_err(at(&go))?.success() {
-            return Ok(());
-        }
-        let last = Vec::from(last).join("\n");
-        Err(format!("go could not build tests/kube:\n{last}"))
+        build.into_folder(out)
     }
 }

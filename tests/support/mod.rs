@@ -8,6 +8,8 @@ pub mod cache;
 pub mod canary;
 pub mod certs;
 pub mod cutter;
+pub mod go;
+pub mod helm;
 pub mod hostile;
 pub mod kube;
 pub mod kube_binaries;

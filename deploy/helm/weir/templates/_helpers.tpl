@@ -1,0 +1,25 @@
+{{- define "weir.metadata" -}}
+name: weir
+namespace: {{ .Release.Namespace }}
+labels:
+  app.kubernetes.io/name: weir
+{{- end }}
+
+{{- define "weir.clusterMetadata" -}}
+name: weir
+labels:
+  app.kubernetes.io/name: weir
+{{- end }}
+
+{{- define "weir.namespacedRules" -}}
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
+- apiGroups: [networking.istio.io]
+  resources: [destinationrules, serviceentries, sidecars, virtualservices, workloadentries]
+  verbs: [list, watch]
+# weir wait compares what is live with the object's current generation.
+- apiGroups: [networking.istio.io]
+  resources: [destinationrules, virtualservices]
+  verbs: [get]
+{{- end }}

@@ -1,0 +1,224 @@
+//! Pods, or in files also the templates that pods are made from, and the namespaces that they are in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::{Concerns, Document, Finding, Level};
+use crate::api::{Labels, REVISION_LABEL, selects};
+
+/// The annotation that Istio's injection leaves on a pod.
+const INJECTED: &str = "sidecar.istio.io/status";
+/// The label by which Istiod's clients know that a pod accepts mutual TLS.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
+/// The label of namespaces and pods that are in ambient mode.
+const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// How many pods a message names.
+const NAMED: usize = 3;
+
+/// A pod or a template of pods.
+struct Workload<'a> {
+    document: &'a Document,
+    labels: Labels,
+    /// The revision of its sidecar; `None` without a sidecar.
+    revision: Option<String>,
+    gateway: bool,
+}
+
+impl<'a> Workload<'a> {
+    fn new(document: &'a Document, gateways: &[Labels]) -> Option<Self> {
+        let pod = match (document.group(), document.kind()) {
+            ("", "Pod") => "",
+            ("batch", "CronJob") => "/spec/jobTemplate/spec/template",
+            ("apps" | "batch" | "argoproj.io", _) => "/spec/template",
+            _ => return None,
+        };
+        document.at(&format!("{pod}/metadata"))?;
+        let labels = document.labels(&format!("{pod}/metadata/labels"));
+        let annotations = document.labels(&format!("{pod}/metadata/annotations"));
+        let containers = ["containers", "initContainers"];
+        let mut containers =
+            containers.into_iter().flat_map(|list| document.items(&format!("{pod}/spec/{list}")));
+        let has_proxy = containers.any(|container| container["name"] == "istio-proxy");
+        let status = annotations.get(INJECTED);
+        let revision = (has_proxy || status.is_some()).then(|| revision(&labels, &annotations));
+        let template = annotations.get("inject.istio.io/templates");
+        let gateway = template.is_some_and(|names| names.split(',').any(|name| name == "gateway"))
+            || labels.contains_key("gateway.networking.k8s.io/gateway-name")
+            || gateways.iter().any(|selector| selects(selector, &labels));
+        Some(Self { document, labels, revision, gateway })
+    }
+
+    fn namespace(&self) -> &'a str {
+        self.document.namespace()
+    }
+}
+
+/// The revision that injected a sidecar.
+fn revision(labels: &Labels, annotations: &Labels) -> String {
+    let status =
+        annotations.get(INJECTED).and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let injected = status.as_ref().and_then(|status| status["revision"].as_str());
+    let label = labels.get(REVISION_LABEL).or_else(|| annotations.get(REVISION_LABEL));
+    injected.or(label.map(String::as_str)).unwrap_or("default").to_owned()
+}
+
+/// All workloads, and what the labels of namespaces say of them.
+pub(super) struct Workloads<'a> {
+    all: Vec<Workload<'a>>,
+    /// The namespaces whose labels put them into the mesh.
+    labelled: BTreeMap<&'a str, &'a Document>,
+    pub root_namespace: &'a str,
+    /// Whether every pod is among them.
+    known: bool,
+}
+
+impl<'a> Workloads<'a> {
+    pub fn new(documents: &'a [Document], root_namespace: &'a str, known: bool) -> Self {
+        let gateways = documents.iter().filter(|item| item.is("networking.istio.io", "Gateway"));
+        let gateways: Vec<Labels> = gateways
+            .map(|gateway| gateway.labels("/spec/selector"))
+            .filter(|selector| !selector.is_empty())
+            .collect();
+        let namespaces = documents.iter().filter(|document| document.is("", "Namespace"));
+        let labelled = namespaces.filter(|namespace| {
+            let labels = namespace.labels("/metadata/labels");
+            labels.contains_key(REVISION_LABEL)
+                || labels.get("istio-injection").is_some_and(|value| value == "enabled")
+                || labels.get(DATAPLANE_MODE).is_some_and(|value| value == "ambient")
+        });
+        Self {
+            all: documents.iter().filter_map(|item| Workload::new(item, &gateways)).collect(),
+            labelled: labelled.map(|namespace| (namespace.name(), namespace)).collect(),
+            root_namespace,
+            known,
+        }
+    }
+
+    /// The namespaces of the mesh: by their labels, or because a pod has a sidecar.
+    pub fn namespaces(&self) -> impl Iterator<Item = &'a str> {
+        let pods = self.all.iter().filter(|workload| workload.revision.is_some());
+        self.labelled.keys().copied().chain(pods.map(Workload::namespace))
+    }
+
+    /// What a policy concerns that selects sidecars by labels; nothing if it selects none. In the root namespace it
+    /// selects in all namespaces.
+    pub fn selected(&self, document: &Document, selector: &Labels) -> Vec<Concerns> {
+        let own = document.namespace();
+        let everywhere = own == self.root_namespace;
+        let scope = |workload: &&Workload| everywhere || workload.namespace() == own;
+        let known = self.known || self.all.iter().any(|workload| scope(&workload));
+        if selector.is_empty() || !known {
+            let all = if everywhere {
+                Concerns::Mesh(BTreeSet::new())
+            } else {
+                Concerns::Namespace(own.to_owned())
+            };
+            return vec![all];
+        }
+        let chosen = self
+            .all
+            .iter()
+            .filter(scope)
+            .filter(|workload| !workload.gateway && selects(selector, &workload.labels));
+        let namespaces: BTreeSet<&str> = chosen.map(Workload::namespace).collect();
+        namespaces.into_iter().map(|name| Concerns::Namespace(name.to_owned())).collect()
+    }
+
+    /// What there is to say of pods and namespaces themselves.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut found = Vec::new();
+        for (name, namespace) in &self.labelled {
+            let labels = namespace.labels("/metadata/labels");
+            let concerns = || Concerns::Namespace((*name).to_owned());
+            if labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "ambient") {
+                let path = format!("metadata.labels[{DATAPLANE_MODE}]");
+                let message = "is `ambient`: its traffic goes through ztunnel, and weir configures sidecars only";
+                let advice = "give its pods sidecars first, or leave it with Istiod";
+                found.push(namespace.finding(Level::Blocker, concerns(), path, message, advice));
+            } else {
+                let label = if labels.contains_key(REVISION_LABEL) {
+                    REVISION_LABEL
+                } else {
+                    "istio-injection"
+                };
+                let path = format!("metadata.labels[{label}]");
+                let message = "has Istio inject its sidecars, which Istiod then configures";
+                let advice = "remove the label when the namespace moves";
+                found.push(namespace.finding(Level::Step, concerns(), path, message, advice));
+            }
+        }
+        let mut groups: BTreeMap<(&str, Group), Vec<&Workload>> = BTreeMap::new();
+        for workload in &self.all {
+            for group in Group::of(workload) {
+                groups.entry((workload.namespace(), group)).or_default().push(workload);
+            }
+        }
+        found.extend(
+            groups.iter().filter_map(|((namespace, group), pods)| group.finding(namespace, pods)),
+        );
+        found
+    }
+}
+
+/// Pods of a namespace that a finding names together: a line for each pod would hide the rest.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    Ambient,
+    Gateway,
+    Sidecar(String),
+    TlsMode,
+}
+
+impl Group {
+    fn of(workload: &Workload) -> Vec<Self> {
+        if workload.gateway {
+            return vec![Group::Gateway];
+        }
+        let has = |label: &str, value: &str| workload.labels.get(label).is_some_and(|v| v == value);
+        let mut groups = Vec::new();
+        groups.extend(has(DATAPLANE_MODE, "ambient").then_some(Group::Ambient));
+        groups.extend(workload.revision.clone().map(Group::Sidecar));
+        groups.extend(has(TLS_MODE, "istio").then_some(Group::TlsMode));
+        groups
+    }
+
+    fn finding(&self, namespace: &str, pods: &[&Workload]) -> Option<Finding> {
+        let (level, path, message, advice) = match self {
+            Group::Ambient => (
+                Level::Blocker,
+                format!("metadata.labels[{DATAPLANE_MODE}]"),
+                "is `ambient`: the traffic goes through ztunnel, and weir configures sidecars only".to_owned(),
+                "give these pods sidecars first",
+            ),
+            Group::Gateway => (
+                Level::Difference,
+                String::new(),
+                "is a gateway, which weir does not serve".to_owned(),
+                "leave the gateway with Istiod",
+            ),
+            Group::Sidecar(revision) => (
+                Level::Step,
+                String::new(),
+                format!("has a sidecar of Istio's revision `{revision}`, which Istiod configures"),
+                "replace it by an Envoy that starts with `weir bootstrap`",
+            ),
+            Group::TlsMode => (
+                Level::Step,
+                format!("metadata.labels[{TLS_MODE}]"),
+                "is `istio`: clients under Istiod send mutual TLS to it, which a sidecar of weir does not accept"
+                    .to_owned(),
+                "create the pods that move without the label, which Istio's injection sets",
+            ),
+        };
+        let first = pods.first()?;
+        let concerns = Concerns::Namespace(namespace.to_owned());
+        let mut finding = first.document.finding(level, concerns, path, message, advice);
+        if pods.len() > 1 {
+            let names: Vec<&str> = pods.iter().take(NAMED).map(|pod| pod.document.name()).collect();
+            let more = if pods.len() > NAMED { ", ..." } else { "" };
+            finding.message += &format!(" ({} like it: {}{more})", pods.len(), names.join(", "));
+        }
+        Some(finding)
+    }
+}
