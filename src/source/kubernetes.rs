@@ -222,12 +222,15 @@ impl WatchAttempt {
         } else {
             next.await?
         };
-        self.unsettled = false;
+        let unsettled = std::mem::take(&mut self.unsettled);
         match &event {
             Event::InitDone if self.refused => self.unsettled = true,
             Event::InitDone => self.failures = 0,
             Event::Failed(failure) => self.failed(failure),
             Event::Settled => (self.failures, self.refused) = (0, false),
+            Event::Apply(_) | Event::Delete(_) if unsettled => {
+                (self.failures, self.refused) = (0, false);
+            }
             _ => {}
         }
         Some(event)
