@@ -186,8 +186,8 @@ pub struct Meta {
     pub namespace: Arc<str>,
     /// The name.
     pub name: Arc<str>,
-    /// The labels.
-    pub labels: Labels,
+    /// The labels, which many pods have in common.
+    pub labels: Arc<Labels>,
     /// The annotations that weir reads (`*.istio.io/*` and `weir.dev/*`); all others are dropped to save memory.
     pub annotations: Labels,
     /// The age of the object. If two objects apply to the same host, the older one wins.

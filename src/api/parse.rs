@@ -321,7 +321,7 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
     let meta = Meta {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
-        labels: raw.labels,
+        labels: raw.labels.into(),
         annotations,
         age: Age { created, order },
         generation: raw.generation,

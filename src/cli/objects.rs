@@ -81,7 +81,7 @@ impl Objects {
             "sidecar~{address}~{pod}.{namespace}~{namespace}.svc.{}",
             self.mesh.config.domain
         );
-        let labels = object.map(|object| object.meta.labels.clone()).unwrap_or_default();
+        let labels = object.map(|object| (*object.meta.labels).clone()).unwrap_or_default();
         let metadata = NodeMetadata { labels, instance_ips: addresses, ..Default::default() };
         Ok(Proxy::new(&id, metadata, Locality::default())?)
     }

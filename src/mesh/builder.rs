@@ -115,7 +115,7 @@ impl MeshBuilder {
         match key.kind {
             Kind::Namespace => self.note_namespace(store, key, object, stale),
             Kind::Node => {
-                if self.workloads.set_node(&key.name, object.map(|node| &node.meta.labels)) {
+                if self.workloads.set_node(&key.name, object.map(|node| &*node.meta.labels)) {
                     stale.nodes = true;
                     stale.services.extend(self.slices.keys().cloned());
                     stale

@@ -95,7 +95,7 @@ impl Endpoint {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Workload {
     /// Its labels, which subsets select by.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// Its namespace.
     pub namespace: Arc<str>,
     /// Its node according to the Pod object; slices may name it as well.
@@ -454,7 +454,7 @@ impl<'a> Collector<'a> {
         }
         let (address, topology) = (Arc::from(entry.address.as_str()), Arc::new(topology));
         let workload = Arc::new(Workload {
-            labels,
+            labels: labels.into(),
             namespace: self.service.namespace.clone(),
             service_account: entry.service_account.clone(),
             ..Default::default()

@@ -342,7 +342,7 @@ impl Service {
             preference: Preference::new("", meta, namespace),
             node_local: false,
             subject_alt_names: spec.subject_alt_names.clone(),
-            labels: meta.labels.clone(),
+            labels: (*meta.labels).clone(),
             merged_from: Vec::new(),
         }
     }
@@ -404,7 +404,7 @@ mod tests {
         let meta = Meta {
             namespace: "shop".into(),
             name: "web".into(),
-            labels: Labels::default(),
+            labels: Arc::default(),
             annotations: Labels::default(),
             age: api::Age { created: 0, order: 0 },
             generation: 0,

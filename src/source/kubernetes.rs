@@ -6,6 +6,7 @@
 pub mod inventory;
 mod kinds;
 pub mod selection;
+mod shared;
 mod watches;
 
 use std::collections::BTreeSet;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::super::sync::{KindSync, SyncState, Verb};
 use super::super::{LocatedProblem, Origin, SourceEvent, event_from};
 use super::Event;
+use super::shared::Shared;
 use crate::api::{self, Identity, Kind, ObjectKey, Problem};
 
 /// Why a list or a watch failed.
@@ -32,6 +33,8 @@ pub(super) struct KindState {
     known: BTreeSet<ObjectKey>,
     /// The objects of the list in progress.
     listing: Option<BTreeSet<ObjectKey>>,
+    /// What the known objects have in common.
+    shared: Shared,
     state: SyncState,
     /// The last reported problem.
     source_problems: Option<String>,
@@ -45,6 +48,7 @@ impl KindState {
             revision,
             known: BTreeSet::new(),
             listing: None,
+            shared: Shared::default(),
             state: SyncState::Waiting,
             source_problems: None,
         }
@@ -144,7 +148,7 @@ impl KindState {
 
     pub fn apply(&mut self, document: Value, out: &mut Vec<SourceEvent>) {
         // Without a name nothing can be rejected; the API server guarantees one.
-        let Ok(Identity::Known(key)) = api::identify(&document) else {
+        let Ok(Identity::Known(mut key)) = api::identify(&document) else {
             return;
         };
         if !api::in_revision(key.kind, &document, self.revision.as_deref()) {
@@ -154,6 +158,7 @@ impl KindState {
             }
             return;
         }
+        key.namespace = self.shared.namespace(key.namespace);
         self.known.insert(key.clone());
         if let Some(listing) = &mut self.listing {
             listing.insert(key.clone());
@@ -161,7 +166,11 @@ impl KindState {
             // The watch delivers.
             self.works(out);
         }
-        let parsed = api::parse(&key, document, 0);
+        let mut parsed = api::parse(&key, document, 0);
+        if let Ok(parsed) = &mut parsed {
+            let meta = &mut parsed.object.meta;
+            meta.labels = self.shared.labels(std::mem::take(&mut meta.labels));
+        }
         out.push(event_from(key, parsed, Origin::Cluster, |_| Origin::Cluster));
     }
 

@@ -267,7 +267,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
     #[test]
     fn what_is_held_is_what_the_selected_namespaces_have(steps in steps()) {
         let mut world = World::new();
