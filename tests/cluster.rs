@@ -317,6 +317,11 @@ async fn preflight_judges_a_cluster_and_names_what_it_may_not_read() {
     })
     .await;
     cluster.apply(policy);
+    cluster.apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system}\n---\n\
+         apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+         data: {mesh: 'outboundTrafficPolicy: {mode: REGISTRY_ONLY}'}\n",
+    );
     let found = preflight(&admin, &[]);
     assert_eq!(found.status.code(), Some(1), "{found:?}");
     let answer = json(&found);
@@ -328,7 +333,10 @@ async fn preflight_judges_a_cluster_and_names_what_it_may_not_read() {
             &serde_json::json!({"name": "b", "canMove": "no"})
         ]
     );
-    assert_eq!(answer["findings"][0]["name"], "deny");
+    let findings = answer["findings"].as_array().unwrap();
+    assert_eq!(findings[0]["name"], "deny");
+    let mesh = findings.iter().find(|finding| finding["kind"] == "ConfigMap").unwrap();
+    assert_eq!(mesh["advice"], "start weir with --outbound-policy registry-only");
     assert_eq!(preflight(&admin, &["-n", "a"]).status.code(), Some(0));
 
     // Permission for all but one kind.
@@ -355,8 +363,9 @@ async fn preflight_judges_a_cluster_and_names_what_it_may_not_read() {
     let partial = preflight(&jo, &["-n", "a"]);
     assert_eq!(partial.status.code(), Some(1), "{partial:?}");
     let unreadable = &json(&partial)["unreadable"];
-    assert_eq!(unreadable.as_array().map(Vec::len), Some(1), "{unreadable}");
+    assert_eq!(unreadable.as_array().map(Vec::len), Some(2), "{unreadable}");
     assert_eq!(unreadable[0]["what"], "authorizationpolicies.security.istio.io");
+    assert_eq!(unreadable[1]["what"], "configmaps of istio-system");
     assert!(text(&partial.stderr).contains("cannot list resource"), "{partial:?}");
 }
 

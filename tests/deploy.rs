@@ -249,7 +249,7 @@ fn what_the_chart_renders_fits_a_cluster() {
     let Some(cluster) = KubeCluster::start(test) else {
         return;
     };
-    let values = "namespace.create=true,image.repository=registry.example/weir,image.tag=1,image.pullPolicy=Always,\
+    let values = "namespace.create=true,image.repository=registry.example/weir,image.tag=1.2.3,image.pullPolicy=Always,\
                   serve.revision=weir,serve.extraArgs={--outbound-policy=registry-only},\
                   networkPolicy.adminFromNamespaces={monitoring},podDisruptionBudget.minAvailable=50%";
     let selectors = "serve.discoverySelectors[0]=team in (a\\,b)";
@@ -265,7 +265,7 @@ fn what_the_chart_renders_fits_a_cluster() {
     let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
     assert_eq!(
         found,
-        r#"registry.example/weir:1 ["serve","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+        r#"registry.example/weir:1.2.3 ["serve","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
     );
 }
 

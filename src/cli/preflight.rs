@@ -106,12 +106,15 @@ async fn from_cluster(args: &Args) -> anyhow::Result<Input> {
         .await
         .map_err(anyhow::Error::msg)
         .context("cannot ask the Kubernetes API what it serves")?;
-    let documents = read.documents.into_iter();
-    Ok(Input {
-        documents: documents.map(|value| Document { origin: Origin::Cluster, value }).collect(),
-        pods_known: !read.unreadable.iter().any(|(what, _)| what == "pods"),
-        unreadable: read.unreadable,
-    })
+    let pods_known = !read.unreadable.iter().any(|(what, _)| what == "pods");
+    let (mut documents, mut unreadable) = (read.documents, read.unreadable);
+    match inventory::config_maps(&client, &args.root_namespace).await {
+        Ok(maps) => documents.extend(maps),
+        Err(why) => unreadable.push((format!("configmaps of {}", args.root_namespace), why)),
+    }
+    let documents =
+        documents.into_iter().map(|value| Document { origin: Origin::Cluster, value }).collect();
+    Ok(Input { documents, pods_known, unreadable })
 }
 
 fn only_about(report: Report, namespace: &str) -> Report {

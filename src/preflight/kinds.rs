@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::workloads::Workloads;
-use super::{Concerns, Document, Finding, Level};
+use super::{Concerns, Document, Finding, Level, mesh_config};
 use crate::api::{self, Identity, Kind, Problem, ProblemKind};
 
 const NETWORKING: &str = "networking.istio.io";
@@ -79,6 +79,7 @@ pub(super) fn check(
             vec![own(document, Level::Difference, "", message, advice)]
         }
         (NETWORKING, _) => rule(document),
+        ("", "ConfigMap") => mesh_config::check(document, workloads.root_namespace),
         (GATEWAY_API, "Gateway") => gateway_api(document),
         (GATEWAY_API, kind) if kind.ends_with("Route") => mesh_route(document),
         _ => Vec::new(),

@@ -5,6 +5,7 @@
 
 mod document;
 mod kinds;
+mod mesh_config;
 #[cfg(test)]
 mod tests;
 mod workloads;

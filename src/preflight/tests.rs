@@ -258,3 +258,46 @@ fn a_policy_counts_where_no_pod_is_known() {
         assert_eq!(report.namespaces.contains_key("shop"), expected, "{label}");
     }
 }
+
+#[test]
+fn the_mesh_config_says_how_to_start_weir_and_what_it_does_not_read() {
+    let config = |name: &str, text: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: istio-system}}\n\
+             data:\n  mesh: |\n    {}\n",
+            text.replace('\n', "\n    ")
+        )
+    };
+    let advice = |text: &str| {
+        let report = check(&mesh(text), "istio-system", true);
+        let found = report.findings.iter().filter(|finding| finding.kind == "ConfigMap");
+        let found =
+            found.map(|finding| (finding.level, finding.path.clone(), finding.advice.clone()));
+        found.collect::<Vec<_>>()
+    };
+    let flags = |path: &str, flags: &str| {
+        vec![(Level::Step, format!("data.mesh: {path}"), format!("start weir with {flags}"))]
+    };
+    assert_eq!(
+        advice(&config("istio", "outboundTrafficPolicy:\n  mode: REGISTRY_ONLY")),
+        flags("outboundTrafficPolicy.mode", "--outbound-policy registry-only")
+    );
+    let selectors = "discoverySelectors:\n- matchLabels: {env: prod}\n  matchExpressions:\n  \
+                     - {key: team, operator: NotIn, values: [a, b]}\n  - {key: old, operator: DoesNotExist}\n\
+                     - matchExpressions: [{key: mesh, operator: Exists}, {key: x, operator: In, values: [y]}]";
+    let expected = ["env=prod,team notin (a,b),!old", "mesh,x in (y)"];
+    let expected = expected.map(|selector| {
+        let parsed = selector.parse::<crate::source::kubernetes::selection::DiscoverySelector>();
+        assert!(parsed.is_ok(), "{selector}");
+        format!("--discovery-selector '{selector}'")
+    });
+    let found = advice(&config("istio-1-26", selectors));
+    assert_eq!(found, flags("discoverySelectors", &expected.join(" ")));
+    let found = advice(&config(
+        "istio",
+        "accessLogFile: /dev/stdout\nenableTracing: false\ntrustDomain: a",
+    ));
+    let path = "data.mesh: accessLogFile".to_owned();
+    assert_eq!(found, [(Level::Difference, path, String::new())]);
+    assert_eq!(advice(&config("other", "accessLogFile: /dev/stdout")), []);
+}

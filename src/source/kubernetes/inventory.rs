@@ -1,5 +1,6 @@
 //! Lists objects of any kind once.
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::api::{Api, ApiResource};
 use serde_json::Value;
@@ -55,6 +56,17 @@ pub async fn list(
         }
     }
     Ok(inventory)
+}
+
+/// Lists the ConfigMaps of a namespace; none if there is no such namespace.
+///
+/// # Errors
+/// Why they cannot be listed.
+pub async fn config_maps(client: &Client, namespace: &str) -> Result<Vec<Value>, String> {
+    let resource = ApiResource::erase::<ConfigMap>(&());
+    let api = Api::namespaced_with(client.clone(), namespace, &resource);
+    let listed = list_pages(&api, &resource, false).await.map_err(|error| reason(&error))?;
+    Ok(listed.documents)
 }
 
 /// The resource in the first of these versions in which the API serves it.
