@@ -284,8 +284,8 @@ fn the_mesh_config_says_how_to_start_weir_and_what_it_does_not_read() {
     );
     let selectors = "discoverySelectors:\n- matchLabels: {env: prod}\n  matchExpressions:\n  \
                      - {key: team, operator: NotIn, values: [a, b]}\n  - {key: old, operator: DoesNotExist}\n\
-                     - matchExpressions: [{key: mesh, operator: Exists}, {key: x, operator: In, values: [y]}]";
-    let expected = ["env=prod,team notin (a,b),!old", "mesh,x in (y)"];
+                     - matchExpressions: [{key: mesh, operator: Exists}, {key: x, operator: In, values: [z]}]";
+    let expected = ["env=prod,team notin (a,b),!old", "mesh,x in (z)"];
     let expected = expected.map(|selector| {
         let parsed = selector.parse::<crate::source::kubernetes::selection::DiscoverySelector>();
         assert!(parsed.is_ok(), "{selector}");
