@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tonic::transport::Channel;
 
-use crate::support::ads::{CDS, Client, EDS, Variant};
+use crate::support::ads::{CDS, Client, EDS, Variant, ask};
 use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
@@ -59,7 +59,15 @@ async fn served(weir: &Serve) -> BTreeSet<String> {
             .map(|ns| format!("outbound|80||web.{ns}.svc.cluster.local"))
             .collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let endpoints = client.fetch(EDS, &names).await;
+        client.send(ask(EDS, &names)).await;
+        let endpoints = loop {
+            let got = client.next().await.unwrap();
+            client.ack(&got).await;
+            // The clusters may change meanwhile.
+            if got.type_url == EDS {
+                break got;
+            }
+        };
         for (name, (_, bytes)) in &endpoints.resources {
             assert!(text(bytes).contains("10.1.1.1"), "{name} has no endpoint");
         }

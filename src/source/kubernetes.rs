@@ -46,6 +46,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The maximum delay.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
+/// The longest delay before a namespace that joins is listed again.
+const LIST_RETRY: Duration = Duration::from_secs(2);
+
 /// How long a watch that was refused before must last until it counts as permitted.
 const SETTLED: Duration = Duration::from_secs(3);
 
@@ -116,7 +119,16 @@ struct NamespaceListing {
     namespace: Arc<str>,
     /// What [`Watches`] gave to this listing.
     ticket: u64,
-    kinds: Result<Vec<(Kind, Listed)>, kube::Error>,
+    kinds: Result<Vec<(Kind, Listed)>, String>,
+}
+
+/// What has to be listed when a namespace joins.
+struct NamespaceRequest {
+    namespace: Arc<str>,
+    ticket: u64,
+    /// The kinds that the API is known to serve: after a restart it takes a moment until it serves those of
+    /// CustomResourceDefinitions again.
+    served: BTreeSet<Kind>,
 }
 
 /// A complete list.
@@ -191,8 +203,8 @@ impl Items {
                 self.all.push(events(&self.client, &self.selection, kind));
             }
         }
-        for (namespace, ticket) in watches.to_list() {
-            self.all.push(list_namespace(&self.client, namespace, ticket));
+        for request in watches.take_requests() {
+            self.all.push(list_namespace(&self.client, request));
         }
     }
 }
@@ -283,28 +295,36 @@ fn events(client: &Client, selection: &Selection, kind: Kind) -> BoxStream<'stat
 }
 
 /// Lists all objects of a namespace. A failure arrives after a delay, so that the next attempt may follow at once.
-fn list_namespace(client: &Client, namespace: Arc<str>, ticket: u64) -> BoxStream<'static, Item> {
+fn list_namespace(client: &Client, request: NamespaceRequest) -> BoxStream<'static, Item> {
     let client = client.clone();
     let listing = async move {
+        let NamespaceRequest { namespace, ticket, served } = request;
         let kinds = Kind::ALL.into_iter().filter(|kind| kind.namespaced());
-        let kinds = kinds.map(async |kind| Ok((kind, list(&client, kind, &namespace).await?)));
+        let kinds = kinds.map(async |kind| match list(&client, kind, &namespace).await {
+            Ok(Some(listed)) => Ok((kind, listed)),
+            Ok(None) if served.contains(&kind) => {
+                Err(format!("the API does not serve {} at the moment", kind.resource()))
+            }
+            Ok(None) => Ok((kind, Listed::default())),
+            Err(error) => Err(reason(&error)),
+        });
         let kinds = futures::future::try_join_all(kinds).await;
-        if let Err(error) = &kinds {
-            tracing::warn!("namespace {namespace}: cannot be listed, retrying: {}", reason(error));
-            tokio::time::sleep(LONGEST_RETRY.mul_f64(jitter())).await;
+        if let Err(reason) = &kinds {
+            tracing::warn!("namespace {namespace}: cannot be listed, retrying: {reason}");
+            tokio::time::sleep(LIST_RETRY.mul_f64(jitter())).await;
         }
         Item::Listed(NamespaceListing { namespace, ticket, kinds })
     };
     futures::stream::once(listing).boxed()
 }
 
-/// Lists all objects of a kind in a namespace.
-async fn list(client: &Client, kind: Kind, namespace: &str) -> Result<Listed, kube::Error> {
+/// Lists all objects of a kind in a namespace; `None` if the API does not serve the kind.
+async fn list(client: &Client, kind: Kind, namespace: &str) -> Result<Option<Listed>, kube::Error> {
     let Some(resource) = resource(client, kind).await? else {
-        return Ok(Listed::default());
+        return Ok(None);
     };
     let api = Api::namespaced_with(client.clone(), namespace, &resource);
-    list_pages(&api, &resource, kind.metadata_only()).await
+    list_pages(&api, &resource, kind.metadata_only()).await.map(Some)
 }
 
 async fn list_pages(

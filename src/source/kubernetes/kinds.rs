@@ -59,6 +59,11 @@ impl KindState {
         KindSync { kind: self.kind, state: self.state.clone(), complete: self.complete }
     }
 
+    /// Whether the API does not serve the kind.
+    pub fn is_absent(&self) -> bool {
+        self.state == SyncState::Absent
+    }
+
     /// Whether a list is in progress.
     pub fn lists(&self) -> bool {
         self.listing.is_some()

@@ -5,7 +5,7 @@
 //! arrive in one batch: a service without its endpoints would answer requests with errors for a moment. Meanwhile its
 //! watch events wait. The list's resource version tells which events it already includes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -14,7 +14,7 @@ use super::super::SourceEvent;
 use super::super::sync::KindSync;
 use super::kinds::KindState;
 use super::selection::{DiscoverySelector, Namespaces, Selection};
-use super::{Event, NamespaceListing};
+use super::{Event, NamespaceListing, NamespaceRequest};
 use crate::api::{self, Identity, Kind, Labels, ObjectKey};
 
 /// The state of all watched kinds.
@@ -126,8 +126,8 @@ impl Watches {
         state.handle(event, out);
     }
 
-    /// The namespaces whose objects have to be listed now, each with a ticket for its listing.
-    pub fn to_list(&mut self) -> Vec<(Arc<str>, u64)> {
+    /// What has to be listed now.
+    pub fn take_requests(&mut self) -> Vec<NamespaceRequest> {
         let Some(membership) = &mut self.membership else {
             return Vec::new();
         };
@@ -135,12 +135,18 @@ impl Watches {
         if !membership.begun || self.kinds.iter().any(KindState::lists) {
             return Vec::new();
         }
+        let served: BTreeSet<Kind> =
+            self.kinds.iter().filter(|state| !state.is_absent()).map(|state| state.kind).collect();
         let mut lists = Vec::new();
         for (namespace, member) in &mut membership.selected {
             if let Member::Joining { ticket: ticket @ None, .. } = member {
                 membership.tickets += 1;
                 *ticket = Some(membership.tickets);
-                lists.push((namespace.clone(), membership.tickets));
+                lists.push(NamespaceRequest {
+                    namespace: namespace.clone(),
+                    ticket: membership.tickets,
+                    served: served.clone(),
+                });
             }
         }
         lists

@@ -31,8 +31,8 @@ enum Step {
     Relist(usize),
     /// The list of a kind in progress fails.
     FailList(usize),
-    /// The API answers the listing of a namespace, which is on its way then.
-    Answer(usize),
+    /// The API answers the listing of a namespace, or refuses it; the answer is on its way then.
+    Answer(usize, bool),
     /// The answer arrives.
     Arrive(usize),
 }
@@ -46,7 +46,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         12 => (0..3_usize).prop_map(Step::Deliver),
         1 => (0..3_usize).prop_map(Step::Relist),
         1 => (0..3_usize).prop_map(Step::FailList),
-        4 => (0..4_usize).prop_map(Step::Answer),
+        4 => (0..4_usize, any::<bool>()).prop_map(|(n, well)| Step::Answer(n, well)),
         4 => (0..4_usize).prop_map(Step::Arrive),
     ];
     proptest::collection::vec(step, 1..120)
@@ -66,7 +66,7 @@ struct World {
     version: u64,
     objects: BTreeMap<ObjectKey, Value>,
     streams: Vec<Stream>,
-    requested: Vec<(Arc<str>, u64)>,
+    requested: Vec<NamespaceRequest>,
     answered: Vec<NamespaceListing>,
     watches: Watches,
     held: BTreeMap<ObjectKey, i64>,
@@ -108,7 +108,7 @@ impl World {
                 self.relist(stream);
             }
         }
-        self.requested.extend(self.watches.to_list());
+        self.requested.extend(self.watches.take_requests());
     }
 
     fn relist(&mut self, stream: usize) {
@@ -164,17 +164,18 @@ impl World {
         true
     }
 
-    fn answer(&mut self, n: usize) {
+    fn answer(&mut self, n: usize, well: bool) {
         if n >= self.requested.len() {
             return;
         }
-        let (namespace, ticket) = self.requested.remove(n);
+        let NamespaceRequest { namespace, ticket, .. } = self.requested.remove(n);
         let documents = |kind: Kind| self.objects.get(&key(kind, &namespace)).cloned();
         let listed = |kind: Kind| Listed {
             version: self.version,
             documents: documents(kind).into_iter().collect(),
         };
-        let kinds = Ok(KINDS.map(|kind| (kind, listed(kind))).into());
+        let all = KINDS.map(|kind| (kind, listed(kind)));
+        let kinds = if well { Ok(all.into()) } else { Err("refused".to_owned()) };
         self.answered.push(NamespaceListing { namespace, ticket, kinds });
     }
 
@@ -234,7 +235,7 @@ impl World {
                 self.take(out);
                 self.relist(stream);
             }
-            Step::Answer(n) => self.answer(n),
+            Step::Answer(n, well) => self.answer(n, well),
             Step::Arrive(n) => self.arrive(n),
             Step::Relist(_) | Step::FailList(_) => {}
         }
@@ -246,7 +247,7 @@ impl World {
             || !self.requested.is_empty()
             || !self.answered.is_empty()
         {
-            self.answer(0);
+            self.answer(0, true);
             self.arrive(0);
         }
     }
@@ -294,7 +295,7 @@ fn a_namespace_joins_with_all_its_kinds_in_one_batch_and_leaves_in_one() {
     world.play(Step::Write(0, 0));
     world.deliver(1);
     assert_eq!(world.held.keys().filter(|key| key.kind.namespaced()).count(), 0);
-    world.answer(0);
+    world.answer(0, true);
     world.arrive(0);
     assert_eq!(world.held, world.wanted());
     assert_eq!(world.held.len(), 3);
