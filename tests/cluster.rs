@@ -176,9 +176,7 @@ async fn a_missing_permission_is_named_for_each_kind() {
     else {
         return;
     };
-    cluster.apply(
-        &namespace("a", "a: b").split("---\napiVersion: networking").next().unwrap().to_owned(),
-    );
+    cluster.apply(namespace("a", "a: b").split("---\napiVersion: networking").next().unwrap());
     let allow = |name: &str, verbs: &str, kinds: &str| {
         let (kinds, verbs) = (format!("--resource={kinds}"), format!("--verb={verbs}"));
         cluster.kubectl_ok(&["create", "clusterrole", name, &verbs, &kinds]);

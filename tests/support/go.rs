@@ -23,8 +23,8 @@ pub struct GoBuild<'a> {
 }
 
 impl GoBuild<'_> {
-    /// Builds the programs into a folder.
-    pub fn into_folder(&self, out: &Path) -> Result<(), String> {
+    /// Builds the programs into `out`.
+    pub fn run(&self, out: &Path) -> Result<(), String> {
         let programs = self.programs;
         let go = on_path("go")
             .ok_or_else(|| format!("{programs} not found, and no go on PATH to build them with"))?;

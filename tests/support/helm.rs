@@ -56,7 +56,7 @@ fn find() -> Result<PathBuf, String> {
             ldflags: "-s -w",
             packages: &["helm.sh/helm/v4/cmd/helm"],
         };
-        build.into_folder(out)
+        build.run(out)
     })?;
     Ok(made.join("helm"))
 }

@@ -134,6 +134,6 @@ impl Module {
             ldflags: &self.ldflags,
             packages: &["./kube-apiserver", "./etcd"],
         };
-        build.into_folder(out)
+        build.run(out)
     }
 }
