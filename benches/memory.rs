@@ -1,6 +1,6 @@
 //! Measures the memory that `weir serve` takes for each object that it reads from the Kubernetes API, by kind.
 //!
-//! `cargo bench --bench memory` starts a real API server, writes 10 000 pods and 5000 objects of each other kind, each kind
+//! `cargo bench --bench memory` starts a real API server, writes 10 000 pods and 1000 objects of each other kind, each kind
 //! into a namespace of its own, and starts weir with a discovery selector for one namespace after another. What it takes
 //! more than with a selector that matches no namespace is what the objects take. `WEIR_PODS` and `WEIR_OBJECTS` say
 //! otherwise, and `WEIR_BINARY` says which weir.
@@ -147,7 +147,7 @@ async fn main() -> Result<(), Failure> {
     let Some(cluster) = KubeCluster::start("memory") else {
         return Ok(());
     };
-    let (pods, others) = (number("WEIR_PODS", 10_000), number("WEIR_OBJECTS", 5000));
+    let (pods, others) = (number("WEIR_PODS", 10_000), number("WEIR_OBJECTS", 1000));
     cluster.apply_crds();
     let kubeconfig = cluster.kubeconfig_path().to_owned();
     let client = weir::source::kubernetes::client(Some(&kubeconfig)).await?;
