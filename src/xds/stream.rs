@@ -25,25 +25,27 @@
 //! and a cluster that is removed too early stays as long as it is referenced, so objects may be written in any order.
 
 mod acked;
+mod clusters;
+mod endpoints;
 mod gate;
 mod make;
 mod names;
 mod progress;
 mod removal;
 mod request;
-mod returning;
+mod session;
 mod subscription;
 mod switch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use make::is_new;
-use removal::{Kept, Phase};
-use returning::{ASKS_WITHIN, DEFINED_WITHIN};
-use subscription::{Change, Room, Subscription, Turn, View};
-use switch::given;
+use clusters::{ClusterStates, Phase};
+use endpoints::{EndpointDelivery, version_for};
+use session::Session;
+use subscription::{Immediately, Room, Subscription, Taken, Turn, View};
+use switch::Switch;
 
 pub use gate::HeldResource;
 pub use progress::{Progress, RejectedResource, SentResource};
@@ -51,7 +53,7 @@ pub use request::{Answer, Request, RequestError, Variant};
 
 use super::wire::Frame;
 use crate::revision::MeshRevision;
-use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
+use crate::snapshot::{Resource, ResourceType, Snapshot};
 use crate::translate::is_inbound;
 
 /// Settings of a stream.
@@ -109,41 +111,21 @@ pub struct Response {
 pub struct Stream {
     variant: Variant,
     settings: StreamSettings,
+    /// The number of responses sent; the nonce of the last one.
     nonce: u64,
+    /// Clusters, endpoints, listeners and routes.
     types: [Subscription; 4],
-    /// What the client is to have in the end.
+    /// What the client gets in the end.
     target: Option<Arc<Snapshot>>,
-    /// The listeners and routes that the client is given; none before its first clusters are made.
-    live: [Resources; 2],
-    started: bool,
-    held: [Vec<HeldResource>; 2],
-    waiting: bool,
-    /// Clusters that the client's routes lead to until those come that wait.
-    leaving: BTreeSet<Arc<str>>,
-    /// A form that the client was about to have was refused: what was chosen because of it is to be chosen anew.
-    choose_again: bool,
-    kept: BTreeMap<Arc<str>, Kept>,
-    /// Clusters whose first form the client has and that warm until it has their endpoints.
-    warming: BTreeSet<Arc<str>>,
+    session: Session,
+    clusters: ClusterStates,
+    switch: Switch,
+    /// Since when the client waits for endpoints of a cluster.
     warming_since: Option<Instant>,
-    /// The client was here before, on a stream that ended: it has clusters and routes of which nothing is known.
-    returning: bool,
-    /// It asks for clusters on a stream of their own. Envoy takes such clusters before they are warm.
-    clusters_alone: bool,
-    /// Clusters that the client may have had endpoints for before this stream, as far as it asks for them.
-    served_before: BTreeSet<Arc<str>>,
-    /// Whether these are yet to be looked at.
-    earlier_unchecked: bool,
-    /// Endpoints of whole services, for subsets that lost theirs while the client was away: its old routes may lead
-    /// there.
-    fallback: BTreeMap<Arc<str>, Arc<Resource>>,
-    /// Clusters of which the client has a form that stands in for one it came with, and that form's version.
-    substitutes: BTreeMap<Arc<str>, u64>,
-    /// Every listener and route that may be in use at the client is known.
-    routes_known: bool,
-    /// When there was something to tell for the first time.
-    since: Option<Instant>,
+    /// When there first was something to send.
+    serving_since: Option<Instant>,
     now: Option<Instant>,
+    /// The revision that the client reached; `None` while anything is in flight.
     at_rest: Option<MeshRevision>,
 }
 
@@ -156,23 +138,11 @@ impl Stream {
             nonce: 0,
             types: Default::default(),
             target: None,
-            live: Default::default(),
-            started: false,
-            held: Default::default(),
-            waiting: false,
-            leaving: BTreeSet::new(),
-            choose_again: false,
-            kept: BTreeMap::new(),
-            warming: BTreeSet::new(),
+            session: Session::default(),
+            clusters: ClusterStates::default(),
+            switch: Switch::default(),
             warming_since: None,
-            returning: false,
-            clusters_alone: false,
-            served_before: BTreeSet::new(),
-            earlier_unchecked: false,
-            fallback: BTreeMap::new(),
-            substitutes: BTreeMap::new(),
-            routes_known: false,
-            since: None,
+            serving_since: None,
             now: None,
             at_rest: None,
         }
@@ -190,71 +160,93 @@ impl Stream {
         let room = self.room(kind);
         let first = !self.get(kind).subscribed;
         let variant = self.variant;
-        self.clusters_alone |= request.alone && kind == ResourceType::Cluster;
-        let initial: Vec<Arc<str>> = if first { names(&request) } else { Vec::new() };
-        let had_some = !request.version.is_empty();
-        // Envoy asks for its first clusters before all else. One that asks for listeners first has clusters, of which one
-        // warms, and may not have got its first listeners before its last stream ended.
-        let before_clusters = kind == ResourceType::Listener
-            && request.names.iter().all(|name| name == "*")
-            && !self.asked_for(ResourceType::Cluster);
-        let returns = first && (had_some || !initial.is_empty() || before_clusters);
+        let mut earlier = Reported {
+            names: if first { names(&request) } else { Vec::new() },
+            version: !request.version.is_empty(),
+        };
+        let resumes = first && (earlier.is_any() || self.asks_before_clusters(kind, &request));
         let known = self.target.as_ref().map(|target| target.get(kind).clone());
-        let taken = self.state(kind).take(kind, variant, request, room, known.as_ref())?;
-        self.returning |= returns;
+        let mut taken = self.state(kind).take(kind, variant, request, room, known.as_ref())?;
+        if resumes {
+            self.session.resume();
+        }
         if taken.rejected.is_some() {
-            self.choose_again = true;
+            self.switch.choose_again();
             self.keep_accepted();
         }
-        let rejected = taken.rejected.map(|message| Answer::Rejected(kind, message));
-        let acked = taken.acked.is_some().then_some(Answer::Acked(kind));
+        let acked = taken.acked.take();
+        let answer = match (taken.rejected.take(), &acked) {
+            (Some(message), _) => Some(Answer::Rejected(kind, message)),
+            (None, Some(_)) => Some(Answer::Acked(kind)),
+            (None, None) => None,
+        };
         match kind {
             ResourceType::Cluster => {
-                self.clusters_acked(taken.acked.unwrap_or_default());
-                self.cluster_names_came(initial);
+                self.clusters_acked(acked.unwrap_or_default());
+                self.clusters_reported(std::mem::take(&mut earlier.names));
                 if first {
-                    // It may ask late, because one of its clusters warmed. What it has not asked for it will now.
-                    self.since = None;
-                    // What it was given before it asked went unchecked.
-                    self.started = false;
+                    self.clusters_requested();
                 }
             }
             ResourceType::Endpoints => {
-                self.endpoints_acked(taken.acked.unwrap_or_default());
-                for name in &initial {
-                    // It has had endpoints: it does not warm for the first time.
-                    self.warming.remove(name);
-                }
-                if first && self.returning && variant == Variant::Sotw {
-                    // It left before the client saw any cluster of this stream, and tells only which it had.
-                    self.earlier_unchecked = true;
-                    self.served_before = taken.news.into_iter().filter(|_| had_some).collect();
-                } else {
-                    if first && self.returning {
-                        self.earlier_unchecked = true;
-                        self.served_before = initial.into_iter().collect();
-                    }
-                    // Over delta a client that comes back has a cluster of each name it asks for, and waits for the
-                    // endpoints of some, whatever it says of the clusters.
-                    for name in &taken.news {
-                        if let Some(change) = self.state(ResourceType::Cluster).in_flight_mut(name)
-                        {
-                            change.taken = true;
-                        }
-                    }
-                    if variant == Variant::Sotw && taken.repeated {
-                        // Over SotW Envoy asks once more for all when one of its clusters changes.
-                        self.clusters_taken();
-                    }
-                }
-                if first && self.returning {
-                    // Clusters that changed before it asked for endpoints at all.
-                    self.follow_changes();
-                }
+                self.endpoints_acked(acked.unwrap_or_default());
+                self.endpoints_requested(first, earlier, taken);
             }
             ResourceType::Listener | ResourceType::Route => {}
         }
-        Ok(rejected.or(acked))
+        Ok(answer)
+    }
+
+    /// Whether a client asks for listeners before it asked for clusters. Envoy asks for its first clusters before all
+    /// else. One that asks for listeners first has clusters, one of which warms, and may not have got its first
+    /// listeners before its last stream ended.
+    fn asks_before_clusters(&self, kind: ResourceType, request: &Request) -> bool {
+        kind == ResourceType::Listener
+            && request.names.iter().all(|name| name == "*")
+            && !self.asked_for(ResourceType::Cluster)
+    }
+
+    /// The client asked for clusters for the first time.
+    fn clusters_requested(&mut self) {
+        // It may ask late, because one of its clusters warmed, and asks for the rest only now.
+        self.serving_since = None;
+        self.switch.restart();
+    }
+
+    /// The client asked for endpoints. `first` says whether it did so for the first time.
+    fn endpoints_requested(&mut self, first: bool, earlier: Reported, taken: Taken) {
+        for name in &earlier.names {
+            // It has had endpoints: it does not warm for the first time.
+            self.clusters.warmed(name);
+        }
+        let resumes = first && self.session.is_returning();
+        if resumes && self.variant == Variant::Sotw {
+            // The request was written before the client saw any cluster of this stream; it tells only which it had.
+            if let Some(session) = self.session.earlier_mut() {
+                let had_endpoints = taken.news.into_iter().filter(|_| earlier.version);
+                session.report(had_endpoints.collect());
+            }
+        } else {
+            if resumes && let Some(session) = self.session.earlier_mut() {
+                session.report(earlier.names.into_iter().collect());
+            }
+            // Over delta a resuming client has a cluster of each name it asks for, and waits for the endpoints of some,
+            // whatever it reports of the clusters.
+            let clusters = self.state(ResourceType::Cluster);
+            for name in &taken.news {
+                if let Some(change) = clusters.in_flight_mut(name) {
+                    change.taken = true;
+                }
+            }
+            if self.variant == Variant::Sotw && taken.repeated {
+                // Over SotW Envoy asks for all endpoints once more when one of its clusters changes.
+                self.clusters_taken();
+            }
+        }
+        if resumes {
+            // Clusters may have changed before it asked for endpoints at all.
+            self.follow_changes();
+        }
     }
 
     /// Handles a new snapshot.
@@ -270,21 +262,19 @@ impl Stream {
                 }
             });
         }
-        self.kept.retain(|name, _| !new.contains_key(name));
-        let endpoints = snapshot.get(ResourceType::Endpoints);
-        self.fallback.retain(|name, _| {
-            endpoints.get(name).is_some_and(|endpoints| !endpoints.has_endpoints())
+        self.clusters.retain_draining(|name, _| !new.contains_key(name));
+        if let Some(earlier) = self.session.earlier_mut() {
+            let endpoints = snapshot.get(ResourceType::Endpoints);
+            earlier.fallback.retain(|name, _| {
+                endpoints.get(name).is_some_and(|endpoints| !endpoints.has_endpoints())
+            });
+        }
+        // A substitute may equal what the mesh defines, except for the endpoints.
+        let confirmed = self.clusters.confirm_substitutes(|name, version| {
+            new.get(name).is_some_and(|cluster| cluster.version == version)
         });
-        // What stands in for one may be just like it, but for the endpoints.
-        let same = |(name, version): &(&Arc<str>, &u64)| {
-            new.get(name).is_some_and(|one| one.version == **version)
-        };
-        let same: Vec<_> =
-            self.substitutes.iter().filter(same).map(|(name, _)| name.clone()).collect();
-        for name in same {
-            self.substitutes.remove(&name);
+        for name in confirmed {
             self.state(ResourceType::Endpoints).send_again(&name);
-            self.warming.insert(name);
         }
     }
 
@@ -295,20 +285,17 @@ impl Stream {
         if self.target.is_none() {
             return out;
         }
-        self.since.get_or_insert(now);
+        self.serving_since.get_or_insert(now);
         self.keep_earlier_clusters();
-        if self.asked_for(ResourceType::Cluster) && self.next_references().is_none() {
-            self.fallback.clear();
-            self.served_before.clear();
-        }
-        if self.returning && self.variant == Variant::Sotw && !self.is_early() {
-            // One that warmed already when the stream before ended would wait for ever, and asks for nothing more.
+        self.forget_earlier();
+        if self.session.is_returning() && self.variant == Variant::Sotw && !self.is_early() {
+            // A client that warmed already when its last stream ended would wait for ever, and asks for nothing more.
             self.clusters_taken();
         }
         self.compare(ResourceType::Cluster);
         self.compare(ResourceType::Endpoints);
         self.switch();
-        if self.started {
+        if self.switch.has_started() {
             self.compare(ResourceType::Listener);
             self.compare(ResourceType::Route);
         }
@@ -320,7 +307,7 @@ impl Stream {
         if quiet {
             // With both acked nothing warms: Envoy acks no clusters before that.
             let [clusters, endpoints, ..] = &self.types;
-            self.warming.retain(|name| !(clusters.has(name) && endpoints.has(name)));
+            self.clusters.settle(|name| clusters.has(name) && endpoints.has(name));
         }
         if self.is_warming() {
             self.warming_since.get_or_insert(now);
@@ -329,7 +316,7 @@ impl Stream {
         }
         let later = self.next_references().is_some() && self.get(ResourceType::Endpoints).differs();
         let done = quiet
-            && !self.waiting
+            && !self.switch.is_waiting()
             && self.warming_since.is_none()
             && !later
             && !self.may_have_more();
@@ -339,17 +326,13 @@ impl Stream {
 
     /// When to call [`Stream::responses`] again without an event.
     pub fn wake_at(&self) -> Option<Instant> {
-        let due = self.kept.iter().filter_map(|(name, kept)| match kept.phase {
+        let due = self.clusters.draining().iter().filter_map(|(name, kept)| match kept.phase {
             Phase::UnusedSince(since) => Some(since + self.settings.grace_of(name)),
-            Phase::InUse | Phase::Leaving => None,
+            Phase::InUse | Phase::Removing => None,
         });
-        let late = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
-        let late = late.filter(|at| self.now.is_none_or(|now| *at > now));
-        // Until then a client that comes back is given time to ask for all it wants.
-        let begun = self.since.filter(|_| self.returning).into_iter();
-        let asks = begun.flat_map(|at| [at + DEFINED_WITHIN, at + ASKS_WITHIN]);
-        let asks = asks.filter(|at| self.now.is_none_or(|now| *at > now));
-        due.chain(late).chain(asks).min()
+        let lag = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
+        let later = lag.chain(self.resume_deadlines());
+        due.chain(later.filter(|at| self.now.is_none_or(|now| *at > now))).min()
     }
 
     /// Whether the client subscribed to this type.
@@ -397,38 +380,36 @@ impl Stream {
 
     /// What the client made this stream hold that no other shares, in bytes.
     pub fn held_bytes(&self) -> usize {
-        let names = self.warming.iter().chain(self.substitutes.keys()).chain(self.kept.keys());
-        let own: usize = names.map(subscription::name_bytes).sum();
-        own + self.types.iter().map(Subscription::held_bytes).sum::<usize>()
+        let types = self.types.iter().map(Subscription::held_bytes).sum::<usize>();
+        self.clusters.held_bytes() + types
     }
 
-    /// What the client is to have of a type at this step.
+    /// What the client is given of a type at this step.
     fn view(&self, kind: ResourceType) -> Option<View> {
         let target = self.target.as_ref()?.get(kind).clone();
-        let [listeners, routes] = &self.live;
-        let kept = self.kept.iter();
+        let draining = self.clusters.draining().iter();
         Some(match kind {
             ResourceType::Cluster => {
-                let staying = kept.filter(|(_, kept)| kept.phase != Phase::Leaving);
-                let kept =
-                    staying.map(|(name, kept)| (name.clone(), kept.cluster.clone())).collect();
-                View { base: target.clone(), target, kept }
+                let staying = draining.filter(|(_, cluster)| cluster.phase != Phase::Removing);
+                let kept = staying.map(|(name, kept)| (name.clone(), kept.cluster.clone()));
+                View { base: target.clone(), target, kept: kept.collect() }
             }
             ResourceType::Endpoints => {
-                let fallback = self
-                    .fallback
-                    .iter()
-                    .map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
-                // One that the client waits with for endpoints that nothing knows is told that there are none.
-                let kept = kept.filter(|(name, kept)| {
+                let earlier = self.session.earlier().into_iter();
+                let fallback = earlier.flat_map(|earlier| &earlier.fallback);
+                let fallback =
+                    fallback.map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
+                // A client that waits for endpoints that nothing knows is told that there are none.
+                let kept = draining.filter(|(name, kept)| {
                     kept.endpoints.is_some() || self.get(kind).has_or_claims(name)
                 });
                 let kept = kept.map(|(name, kept)| (name.clone(), kept.endpoints.clone()));
                 View { base: target.clone(), target, kept: kept.chain(fallback).collect() }
             }
-            ResourceType::Listener if self.started => given(listeners, &target),
-            ResourceType::Route if self.started => given(routes, &target),
-            ResourceType::Listener | ResourceType::Route => return None,
+            ResourceType::Listener | ResourceType::Route if !self.switch.has_started() => {
+                return None;
+            }
+            ResourceType::Listener | ResourceType::Route => self.switch.view(kind, &target),
         })
     }
 
@@ -440,7 +421,7 @@ impl Stream {
             // Of a client that does not ask for clusters it is unknown which of them wait for endpoints.
             ResourceType::Endpoints if !clusters.subscribed => endpoints.compare(&view, None),
             ResourceType::Endpoints => {
-                endpoints.compare(&view, Some(&|one| version_for(clusters, one)));
+                endpoints.compare(&view, Some(&|resource| version_for(clusters, resource)));
             }
             ResourceType::Listener => listeners.compare(&view, Some(&plain)),
             ResourceType::Route => routes.compare(&view, Some(&plain)),
@@ -452,144 +433,68 @@ impl Stream {
             return None;
         }
         let view = self.view(kind)?;
-        let target = self.target.clone()?;
         let nonce = (self.nonce + 1).to_string();
-        let (variant, early) = (self.variant, self.is_early());
-        let next_references: Option<BTreeSet<Arc<str>>> = match kind {
-            ResourceType::Endpoints => {
-                self.next_references().map(|names| names.into_iter().map(Arc::from).collect())
-            }
-            _ => None,
-        };
-        let [clusters, endpoints, listeners, routes] = &mut self.types;
-        // A cluster keeps its last endpoints while the routes that no longer lead to it wait. Newer ones it gets at once:
-        // that may take long.
-        let last: BTreeSet<&str> = match kind {
-            ResourceType::Endpoints => self
-                .leaving
-                .iter()
-                .map(|name| &**name)
-                .filter(|name| endpoints.has_good(name) && !self.warming.contains(*name))
-                .collect(),
-            _ => BTreeSet::new(),
-        };
-        // Whether there are endpoints is read from the message, so the name is looked up first.
-        let loses_last = |name: &str, form: &Resource| last.contains(name) && !form.has_endpoints();
-        // Endpoints of a new cluster are due when the client has taken it: before, they are for nothing.
-        let substitutes = &self.substitutes;
-        let coming =
-            |name: &str| clusters.in_flight(name).filter(|change| change.resource.is_some());
-        let changes = |change: &Change| !is_new(change, substitutes);
-        let untaken: &dyn Fn(&str) -> bool =
-            &|name| coming(name).is_some_and(|change| !changes(change) && !change.taken);
-        let in_change: &dyn Fn(&str) -> bool =
-            &|name| coming(name).is_some_and(|change| changes(change) || change.taken);
-        let for_cluster: &dyn Fn(&Resource) -> u64 = &|one| version_for(clusters, one);
-        // Endpoints of a cluster that only the client's old routes lead to are due when it has the new ones: pods that go
-        // in the very change that moves the traffic away from them would be missed for a moment.
-        let [live_listeners, live_routes] = &self.live;
-        let users = [(&*listeners, live_listeners), (&*routes, live_routes)];
-        let left: &dyn Fn(&str) -> bool = &|name| {
-            users.iter().any(|(state, live)| {
-                let old = state.in_use().filter(|old| state.wants(&old.name) && old.leads_to(name));
-                old.into_iter().any(|old| {
-                    let new = live.get(&old.name).filter(|new| !state.refuses(new));
-                    new.is_some_and(|new| gate::leaves(old, new, name))
-                })
-            })
-        };
-        let gated = self.settings.gated;
-        // One that never had endpoints serves nobody.
-        let (served_before, paused) = (&self.served_before, !clusters.subscribed);
-        let served = |name: &str, has: bool, none: bool| match variant {
-            // What it was given on this stream is held back only from going: the old routes may have waited for it.
-            Variant::Sotw => served_before.contains(name) || (has && none),
-            Variant::Delta => has,
-        };
-        let unknown = |name: &str, form: &Resource, has: bool| {
-            let Some(next_references) = &next_references else { return false };
-            let none = !form.has_endpoints();
-            let goes = if next_references.contains(name) {
-                // Over SotW the new routes wait for the endpoints of all that they lead to.
-                early && none && variant == Variant::Delta
-            } else {
-                // Pods come and go: what takes requests is not held back for long.
-                early || none
-            };
-            goes && served(name, has, none)
-        };
-        let not_yet: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|name, form, has| match form
-        {
-            // A client that waits for endpoints is given those that can take requests at once.
-            Some(form) if paused => {
-                gated && early && !form.has_endpoints() && unknown(name, form, has)
-            }
-            Some(form) => {
-                untaken(name)
-                    || (gated && (unknown(name, form, has) || left(name) || loses_last(name, form)))
-            }
-            None => gated && paused && has && early && next_references.is_some(),
-        };
-        let any: &dyn Fn(&str, Option<&Resource>, bool) -> bool = &|_, _, _| false;
-        let never: &dyn Fn(&str) -> bool = &|_| false;
-        let nothing: &dyn Fn(&str) -> Option<Arc<Resource>> = &|_| None;
-        let meanwhile: &dyn Fn(&str) -> Option<Arc<Resource>> = &|name| {
-            let (_, endpoints) = target.fallback(name)?;
-            (gated && endpoints.has_endpoints()).then_some(endpoints)
-        };
-        let turn = Turn {
-            variant,
-            view: &view,
-            nonce: &nonce,
-            now,
-            defer: any,
-            in_change: never,
-            meanwhile: nothing,
-            version_of: &plain,
-            tell_missing: false,
-        };
+        let turn =
+            Turn { variant: self.variant, view: &view, nonce: &nonce, now, delivery: &Immediately };
         let (frame, resources) = match kind {
-            ResourceType::Endpoints => {
-                let tell_missing = gated && paused;
-                endpoints.respond(
-                    kind,
-                    &Turn {
-                        defer: not_yet,
-                        in_change,
-                        meanwhile,
-                        version_of: for_cluster,
-                        tell_missing,
-                        ..turn
-                    },
-                )
-            }
-            ResourceType::Cluster => clusters.respond(kind, &turn),
-            ResourceType::Listener => listeners.respond(kind, &turn),
-            ResourceType::Route => routes.respond(kind, &turn),
-        }?;
+            ResourceType::Endpoints => self.respond_with_endpoints(turn)?,
+            _ => self.state(kind).respond(kind, &turn)?,
+        };
         self.nonce += 1;
         match kind {
             ResourceType::Endpoints => self.mark_warming(),
             ResourceType::Cluster => {
-                self.mark_leaving();
+                self.mark_removed();
                 self.follow_changes();
             }
-            _ => {}
+            ResourceType::Listener | ResourceType::Route => {}
         }
         Some(Response { kind, frame, resources })
+    }
+
+    fn respond_with_endpoints(&mut self, turn: Turn<'_>) -> Option<(Frame, usize)> {
+        let early = self.is_early();
+        let next_references = self
+            .next_references()
+            .map(|names| names.into_iter().map(Arc::from).collect::<BTreeSet<Arc<str>>>());
+        let [clusters, endpoints, listeners, routes] = &mut self.types;
+        let leaving = self.switch.leaving().iter();
+        let keep_last =
+            leaving.filter(|name| endpoints.has_good(name) && !self.clusters.is_warming(name));
+        let delivery = EndpointDelivery {
+            variant: self.variant,
+            gated: self.settings.gated,
+            early,
+            target: self.target.as_deref()?,
+            keep_last: keep_last.cloned().collect(),
+            clusters,
+            listeners,
+            routes,
+            states: &self.clusters,
+            switch: &self.switch,
+            earlier: self.session.earlier(),
+            next_references,
+        };
+        endpoints.respond(ResourceType::Endpoints, &Turn { delivery: &delivery, ..turn })
+    }
+}
+
+/// What the first request for a type says of an earlier stream.
+struct Reported {
+    /// The names of the resources that the client has (delta).
+    names: Vec<Arc<str>>,
+    /// Whether it has accepted a version (SotW).
+    version: bool,
+}
+
+impl Reported {
+    fn is_any(&self) -> bool {
+        self.version || !self.names.is_empty()
     }
 }
 
 fn plain(resource: &Resource) -> u64 {
     resource.version
-}
-
-/// The version of endpoints: theirs and that of the cluster they were sent for. A client whose stream ends after it took
-/// a changed cluster and before it got the endpoints again would otherwise come back with the version that there is,
-/// get nothing, and warm for ever.
-fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
-    let cluster = clusters.form(&endpoints.name).map_or(0, |cluster| cluster.version);
-    endpoints.version ^ cluster.rotate_left(32)
 }
 
 fn names(request: &Request) -> Vec<Arc<str>> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Stream;
+use super::clusters::Phase;
 use super::gate::{ClusterReadiness, HeldResource};
-use super::removal::Phase;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Provenance, Resource, ResourceType};
 use crate::xds::wire::version_text;
@@ -53,7 +53,7 @@ impl Stream {
     /// The mesh revision that the client has ACKed completely, as far as it subscribed; `None` while anything is in
     /// flight, held back or rejected.
     pub fn settled(&self) -> Option<MeshRevision> {
-        let all = self.held.iter().all(Vec::is_empty)
+        let all = self.switch.held().next().is_none()
             && self.types.iter().all(|state| state.rejected().is_empty());
         self.reached().filter(|_| all)
     }
@@ -66,13 +66,14 @@ impl Stream {
 
     /// The resources that are held back because they reference an undefined cluster.
     pub fn held(&self) -> Vec<HeldResource> {
-        self.held.concat()
+        self.switch.held().cloned().collect()
     }
 
     /// Clusters that are kept because they are still referenced although they are no longer defined.
     pub fn kept(&self) -> Vec<Arc<str>> {
         let used = self
-            .kept
+            .clusters
+            .draining()
             .iter()
             .filter(|(_, kept)| kept.phase == Phase::InUse && kept.cluster.is_some());
         used.map(|(name, _)| name.clone()).collect()
@@ -108,8 +109,8 @@ impl Stream {
     pub fn progress(&self) -> [Progress; 4] {
         ResourceType::ALL.map(|kind| {
             let state = self.get(kind);
-            let behind =
-                matches!(kind, ResourceType::Listener | ResourceType::Route) && self.waiting;
+            let behind = matches!(kind, ResourceType::Listener | ResourceType::Route)
+                && self.switch.is_waiting();
             if kind == ResourceType::Cluster && self.awaits_clusters() && self.asks_for_routes() {
                 Progress::Stale
             } else if !state.subscribed {
@@ -146,12 +147,13 @@ impl Stream {
         let endpoints = self.warming_since.and_then(|since| {
             let asked = |name: &&Arc<str>| self.get(ResourceType::Endpoints).wants(name);
             let name = self
-                .warming
-                .iter()
+                .clusters
+                .warming()
                 .find(|name| !asked(name) && self.readiness(name) == ClusterReadiness::Making)?;
             Some((since, format!("no request for the endpoints of cluster {name}")))
         });
-        let clusters = self.since.filter(|_| self.awaits_clusters() && self.asks_for_routes());
+        let clusters =
+            self.serving_since.filter(|_| self.awaits_clusters() && self.asks_for_routes());
         let clusters = clusters.map(|since| {
             (since, "no request for clusters: one that the client has warms".to_owned())
         });

@@ -1,33 +1,17 @@
-//! *Break*: keeps clusters that are no longer defined until nothing references them and their grace period is over.
+//! *Break*: keeps clusters that the mesh no longer defines until nothing references them and their grace period is over.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::Stream;
+use super::clusters::{Draining, Phase};
 use super::request::Variant;
 use crate::snapshot::{Resource, ResourceType};
 
-/// A cluster that is no longer wanted but may still be in use.
-#[derive(Clone, Debug)]
-pub(super) struct Kept {
-    /// The form that the client has; `None` where it is one of an earlier stream.
-    pub cluster: Option<Arc<Resource>>,
-    pub endpoints: Option<Arc<Resource>>,
-    pub phase: Phase,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    InUse,
-    UnusedSince(Instant),
-    /// The client is told that it is gone; its endpoints go with it.
-    Leaving,
-}
-
 impl Stream {
-    /// Keeps a cluster that is no longer to be, in the form that the client has; where that is unknown, in the form that
-    /// was to be.
+    /// Keeps a cluster that the mesh no longer defines, in the version that the client has; where that is unknown, in
+    /// the `last` one that the mesh defined.
     pub(super) fn keep(
         &mut self,
         name: &Arc<str>,
@@ -42,79 +26,101 @@ impl Stream {
             };
             Some(cluster)
         } else if !clusters.subscribed && assignments.wants(name) {
-            // It has a cluster of that name, and will ask for clusters. Over SotW, what it is not sent is gone then.
+            // It has a cluster of that name, and will ask for clusters. What a SotW response leaves out is gone then.
             (self.variant == Variant::Sotw).then(|| last.clone())
         } else {
             return;
         };
         if let Some(cluster) = cluster.as_ref().filter(|_| !clusters.subscribed) {
-            self.substitutes.insert(name.clone(), cluster.version);
+            self.clusters.substitute(name.clone(), cluster.version);
         }
-        self.kept.insert(name.clone(), Kept { cluster, endpoints, phase: Phase::InUse });
+        self.clusters.drain(name.clone(), Draining::new(cluster, endpoints));
     }
 
-    /// What is kept was about to come in a form that the client refused: the one that it has is kept instead.
+    /// The client rejected a version that was about to be kept: the one that it has is kept instead.
     pub(super) fn keep_accepted(&mut self) {
         let [clusters, endpoints, ..] = &self.types;
-        for (name, kept) in &mut self.kept {
+        for (name, kept) in self.clusters.draining_mut() {
             kept.cluster = clusters.form(name).or(kept.cluster.as_ref()).cloned();
             kept.endpoints = endpoints.form(name).or(kept.endpoints.as_ref()).cloned();
         }
     }
 
-    /// Lets clusters go that nothing leads to any more and whose grace is over.
+    /// Advances the removal of draining clusters: unused ones go after their grace period.
     pub(super) fn remove_unused(&mut self, now: Instant) {
-        let unknown_forms: Vec<_> =
-            self.get(ResourceType::Cluster).unknown_forms().cloned().collect();
-        if let Some(target) = &self.target {
-            for name in unknown_forms
-                .into_iter()
-                .filter(|name| !target.get(ResourceType::Cluster).contains_key(name))
-            {
-                self.kept.entry(name).or_insert(Kept {
-                    cluster: None,
-                    endpoints: None,
-                    phase: Phase::InUse,
-                });
-            }
-        }
-        if self.kept.is_empty() {
+        self.drain_unknown_clusters();
+        if self.clusters.draining().is_empty() {
             return;
         }
-        let [clusters, _, listeners, routes] = &self.types;
-        let users = [listeners, routes];
-        // Not for good before both were asked for: a client that comes back asks for one after the other.
         let known = self.knows_routes();
-        self.routes_known =
-            known && (!self.returning || users.iter().all(|state| state.subscribed));
-        let mut used: BTreeSet<&str> = BTreeSet::new();
-        for (state, live) in users.into_iter().zip(&self.live).filter(|(state, _)| state.subscribed)
-        {
-            let coming = live.values().filter(|one| state.wants(&one.name) && !state.refuses(one));
-            for resource in state.in_use().chain(coming) {
-                used.extend(
-                    self.kept.keys().map(|name| &**name).filter(|name| resource.leads_to(name)),
-                );
-            }
+        let [.., listeners, routes] = &self.types;
+        // For good only when both were asked for: a resuming client asks for one after the other.
+        if known && listeners.subscribed && routes.subscribed {
+            self.session.finish();
         }
-        let mut over = Vec::new();
-        for (name, kept) in &self.kept {
-            let told = !clusters.has(name)
-                || clusters.in_flight(name).is_some_and(|change| change.resource.is_none());
-            let phase = match kept.phase {
-                Phase::Leaving if told => Phase::Leaving,
-                _ if !known || used.contains(&**name) => Phase::InUse,
-                Phase::InUse => Phase::UnusedSince(now),
-                phase => phase,
-            };
-            let due = matches!(phase, Phase::UnusedSince(since) if since + self.settings.grace_of(name) <= now);
-            over.push(if due { Phase::Leaving } else { phase });
-        }
-        for (kept, phase) in self.kept.values_mut().zip(over) {
+        let used = self.used_draining_clusters();
+        let draining = self.clusters.draining().iter();
+        let phases: Vec<Phase> = draining
+            .map(|(name, kept)| {
+                let used = !known || used.contains(&**name);
+                self.next_phase(name, kept.phase, used, now)
+            })
+            .collect();
+        for ((_, kept), phase) in self.clusters.draining_mut().zip(phases) {
             kept.phase = phase;
         }
-        self.kept.retain(|name, kept| {
-            kept.phase != Phase::Leaving || clusters.has(name) || clusters.in_flight(name).is_some()
+        let [clusters, ..] = &self.types;
+        self.clusters.retain_draining(|name, kept| {
+            kept.phase != Phase::Removing
+                || clusters.has(name)
+                || clusters.in_flight(name).is_some()
         });
+    }
+
+    /// A cluster that is used again before the client is told of its removal stays.
+    fn next_phase(&self, name: &str, phase: Phase, used: bool, now: Instant) -> Phase {
+        let [clusters, ..] = &self.types;
+        let told = !clusters.has(name)
+            || clusters.in_flight(name).is_some_and(|change| change.resource.is_none());
+        let since = match phase {
+            Phase::Removing if told || !used => return Phase::Removing,
+            _ if used => return Phase::InUse,
+            Phase::UnusedSince(since) => since,
+            Phase::InUse | Phase::Removing => now,
+        };
+        if since + self.settings.grace_of(name) <= now {
+            Phase::Removing
+        } else {
+            Phase::UnusedSince(since)
+        }
+    }
+
+    /// Lets clusters that the client has from an earlier stream, and that the mesh does not define, drain as well.
+    fn drain_unknown_clusters(&mut self) {
+        let Some(target) = &self.target else { return };
+        let [clusters, ..] = &self.types;
+        let defined = target.get(ResourceType::Cluster);
+        for name in clusters.unknown_forms().filter(|name| !defined.contains_key(name)) {
+            self.clusters.drain_once(name.clone(), Draining::new(None, None));
+        }
+    }
+
+    /// The draining clusters that a listener or route references which the client has or is about to get.
+    fn used_draining_clusters(&self) -> BTreeSet<&str> {
+        let mut used = BTreeSet::new();
+        for kind in [ResourceType::Listener, ResourceType::Route] {
+            let subscription = self.get(kind);
+            if !subscription.subscribed {
+                continue;
+            }
+            let next = self.switch.given(kind).values().filter(|resource| {
+                subscription.wants(&resource.name) && !subscription.refuses(resource)
+            });
+            for resource in subscription.in_use().chain(next) {
+                let draining = self.clusters.draining().keys().map(|name| &**name);
+                used.extend(draining.filter(|name| resource.leads_to(name)));
+            }
+        }
+        used
     }
 }

@@ -90,6 +90,40 @@ impl View {
     }
 }
 
+/// Decides how the resources of one type reach a client. By default each is sent when it changes.
+pub(super) trait Delivery {
+    /// Whether a resource waits in its new form, or its removal where there is none. `has` says whether the client has
+    /// any form of it.
+    fn defers(&self, _name: &str, _form: Option<&Resource>, _has: bool) -> bool {
+        false
+    }
+
+    /// Whether the client waits for endpoints because their cluster changes.
+    fn is_awaited(&self, _cluster: &str) -> bool {
+        false
+    }
+
+    /// Endpoints that can take requests, for a cluster whose present ones are unknown.
+    fn meanwhile(&self, _cluster: &str) -> Option<Arc<Resource>> {
+        None
+    }
+
+    /// The version to report of a resource.
+    fn version_of(&self, resource: &Resource) -> u64 {
+        resource.version
+    }
+
+    /// Whether names that nothing knows are answered over SotW. The delta variant always answers them.
+    fn tells_missing(&self) -> bool {
+        false
+    }
+}
+
+/// Sends each resource when it changes.
+pub(super) struct Immediately;
+
+impl Delivery for Immediately {}
+
 /// What a response is made from.
 #[derive(Clone, Copy)]
 pub(super) struct Turn<'a> {
@@ -97,16 +131,7 @@ pub(super) struct Turn<'a> {
     pub view: &'a View,
     pub nonce: &'a str,
     pub now: Instant,
-    /// Says of a name and its new form, or that it has none, that it is to wait; and is told whether the client has one.
-    pub defer: &'a dyn Fn(&str, Option<&Resource>, bool) -> bool,
-    /// Says of endpoints that their cluster changes at the client, which waits for some.
-    pub in_change: &'a dyn Fn(&str) -> bool,
-    /// Endpoints that can take requests, for a cluster of which those that it has are unknown.
-    pub meanwhile: &'a dyn Fn(&str) -> Option<Arc<Resource>>,
-    /// Which version to tell of a resource.
-    pub version_of: &'a dyn Fn(&Resource) -> u64,
-    /// Whether to answer for endpoints that are asked for and that nothing knows. The delta variant always does.
-    pub tell_missing: bool,
+    pub delivery: &'a dyn Delivery,
 }
 
 /// What a request brought.
@@ -133,6 +158,8 @@ pub(super) struct Room {
 pub(super) struct Subscription {
     pub subscribed: bool,
     pub wildcard: bool,
+    /// The client asks for it on a stream of its own. Envoy ACKs such clusters before they are warm.
+    pub alone: bool,
     /// A name was asked for at some time, so that asking for none no longer means all.
     explicit: bool,
     names: Names,
@@ -323,6 +350,7 @@ impl Subscription {
             }
         }
         self.subscribed = true;
+        self.alone |= request.alone;
         taken.repeated = !first && taken.acked.is_none() && taken.rejected.is_none();
         match variant {
             Variant::Sotw => self.ask_sotw(kind, first, &request, room, known, &mut taken)?,
@@ -534,7 +562,7 @@ impl Subscription {
     }
 
     /// Compares what the client said it has with what there is.
-    /// `version_of` is as in [`Turn`]; without it the client counts as having other forms of all.
+    /// `version_of` is as in [`Delivery`]; without it the client counts as having other forms of all.
     pub fn compare(&mut self, view: &View, version_of: Option<&dyn Fn(&Resource) -> u64>) {
         if self.claimed.is_empty() {
             return;
@@ -554,7 +582,7 @@ impl Subscription {
 
     /// The next response; `None` where there is nothing to say, or the client has not yet answered the last one.
     pub fn respond(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Option<(Frame, usize)> {
-        let Turn { variant, view, nonce, now, version_of, .. } = *turn;
+        let Turn { variant, view, nonce, now, delivery } = *turn;
         // One response at a time for a type: what comes up meanwhile goes out together after the answer.
         if !self.subscribed || self.pending.is_some() {
             return None;
@@ -565,7 +593,7 @@ impl Subscription {
         // What is not given yet, or is given meanwhile, may come in the form that was refused.
         self.rejected.retain(|name, rejection| {
             let is_it = |form: &Arc<Resource>| form.version == rejection.version;
-            let meanwhile = || (turn.meanwhile)(name).filter(|_| view.has(name));
+            let meanwhile = || delivery.meanwhile(name).filter(|_| view.has(name));
             view.get(name).is_some_and(is_it)
                 || view.target.get(name).is_some_and(is_it)
                 || meanwhile().as_ref().is_some_and(is_it)
@@ -585,7 +613,7 @@ impl Subscription {
         let (frame, resources) = match variant {
             Variant::Delta => {
                 let resources: Vec<_> =
-                    sent.map(|one| Item::Resource(one.clone(), version_of(one))).collect();
+                    sent.map(|one| Item::Resource(one.clone(), delivery.version_of(one))).collect();
                 let gone = changes.iter().filter(|change| change.resource.is_none());
                 let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
                 let count = resources.len();
@@ -678,7 +706,7 @@ impl Subscription {
     /// What changes, and the names asked for under which there is nothing and never was. Of those nothing is to be
     /// remembered once they are told.
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> (Vec<Change>, Vec<Arc<str>>) {
-        let Turn { variant, view, defer, in_change, meanwhile, tell_missing, .. } = *turn;
+        let Turn { variant, view, delivery, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
         // All that can differ, where that is known.
         let names: Option<BTreeSet<Arc<str>>> = self.acked.is_shared().then(|| {
@@ -695,8 +723,8 @@ impl Subscription {
             if self.has_form(&form) && !asked {
                 return;
             }
-            if defer(name, Some(&form), self.has(name)) {
-                if !(asked && in_change(name)) {
+            if delivery.defers(name, Some(&form), self.has(name)) {
+                if !(asked && delivery.is_awaited(name)) {
                     if asked {
                         later.insert(name.clone());
                     }
@@ -707,7 +735,7 @@ impl Subscription {
                     .had(name)
                     .flatten()
                     .cloned()
-                    .or_else(|| meanwhile(name).filter(|one| !self.refuses(one)))
+                    .or_else(|| delivery.meanwhile(name).filter(|one| !self.refuses(one)))
                     .unwrap_or(form);
             }
             changes.push(Change { asked, ..self.change(name, Some(form)) });
@@ -722,13 +750,19 @@ impl Subscription {
         // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
         // Resources").
         if variant == Variant::Delta || kind.has_wildcard() {
-            let gone = self.acked.own().filter(|name| !view.has(name) && !defer(name, None, true));
+            let gone = self
+                .acked
+                .own()
+                .filter(|name| !view.has(name) && !delivery.defers(name, None, true));
             changes.extend(gone.map(|name| self.change(name, None)));
         }
         // Section "Knowing When a Requested Resource Does Not Exist".
         let missing = again.iter().filter(|name| !view.has(name) && !self.has(name)).cloned();
-        let never: Vec<Arc<str>> =
-            if variant == Variant::Delta || tell_missing { missing.collect() } else { Vec::new() };
+        let never: Vec<Arc<str>> = if variant == Variant::Delta || delivery.tells_missing() {
+            missing.collect()
+        } else {
+            Vec::new()
+        };
         let never = if variant == Variant::Delta {
             never
         } else {

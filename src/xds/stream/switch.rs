@@ -1,71 +1,154 @@
 //! *Switch*: gives the client each listener and virtual host as soon as every cluster that it references is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Stream;
-use super::gate::{self, Chosen, ClusterReadiness};
+use super::gate::{self, Chosen, ClusterReadiness, HeldResource};
 use super::subscription::View;
 use crate::snapshot::{ResourceType, Resources};
 
-impl Stream {
-    /// Gives the client those listeners and virtual hosts of which all clusters are made.
-    pub(super) fn switch(&mut self) {
-        self.leaving.clear();
-        let Some(target) = self.target.clone() else {
-            return;
-        };
-        // A client's first listeners and routes come only when it has its first clusters.
-        if !self.started && self.awaits_clusters() {
-            self.waiting = self.asks_for_routes();
-            return;
+/// How far the client's listeners and routes are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// The client asks for no listeners and routes, or nothing is known of the mesh yet.
+    #[default]
+    Idle,
+    /// The client gets none before its first clusters are made.
+    FirstClusters,
+    /// The client has what it may have; some of it waits for clusters that are on their way.
+    Waiting,
+    /// The client may have all of it, except what is held back.
+    Complete,
+}
+
+/// The listeners and routes that the client is given at this step.
+#[derive(Debug, Default)]
+pub(super) struct Switch {
+    stage: Stage,
+    given: [Resources; 2],
+    held: [Vec<HeldResource>; 2],
+    /// Clusters that the client's routes reference until the versions that wait arrive.
+    leaving: BTreeSet<Arc<str>>,
+    /// The client rejected something that the last choice relied on.
+    outdated: bool,
+}
+
+impl Switch {
+    /// Whether the client gets listeners and routes.
+    pub fn has_started(&self) -> bool {
+        matches!(self.stage, Stage::Waiting | Stage::Complete)
+    }
+
+    /// Whether something waits for clusters that are on their way.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::FirstClusters | Stage::Waiting)
+    }
+
+    /// The client asked for clusters for the first time: what it was given before was not checked against them.
+    pub fn restart(&mut self) {
+        self.stage = if self.is_waiting() { Stage::FirstClusters } else { Stage::Idle };
+    }
+
+    /// The client rejected something: the next choice considers all listeners and routes again.
+    pub fn choose_again(&mut self) {
+        self.outdated = true;
+    }
+
+    /// The listeners or routes that the client may have.
+    pub fn given(&self, kind: ResourceType) -> &Resources {
+        let [listeners, routes] = &self.given;
+        if kind == ResourceType::Listener { listeners } else { routes }
+    }
+
+    pub fn held(&self) -> impl Iterator<Item = &HeldResource> {
+        self.held.iter().flatten()
+    }
+
+    pub fn leaving(&self) -> &BTreeSet<Arc<str>> {
+        &self.leaving
+    }
+
+    fn store(&mut self, kind: ResourceType, given: Resources, held: Vec<HeldResource>) {
+        let ([listeners, routes], [held_listeners, held_routes]) =
+            (&mut self.given, &mut self.held);
+        match kind {
+            ResourceType::Listener => (*listeners, *held_listeners) = (given, held),
+            _ => (*routes, *held_routes) = (given, held),
         }
-        if !self.started {
-            let next_references = self.next_references();
-            let needed = |name: &str| {
-                next_references
-                    .as_ref()
-                    .is_none_or(|next_references| next_references.contains(name))
-            };
-            let mut clusters = target.get(ResourceType::Cluster).keys().filter(|name| needed(name));
-            self.waiting = clusters.any(|name| self.readiness(name) == ClusterReadiness::Making);
-            self.started = self.asks_for_routes() && !self.waiting;
+    }
+
+    /// The given versions as a view. What waits is not reported as missing.
+    pub fn view(&self, kind: ResourceType, target: &Resources) -> View {
+        let given = self.given(kind);
+        let mut kept = BTreeMap::new();
+        if !given.ptr_eq(target) {
+            let waits = target.keys().filter(|name| !given.contains_key(name));
+            kept.extend(waits.map(|name| (name.clone(), None)));
         }
-        if !self.started {
-            return;
-        }
-        self.waiting = false;
-        let again = std::mem::take(&mut self.choose_again);
-        for kind in [ResourceType::Listener, ResourceType::Route] {
-            let wanted = target.get(kind);
-            let live = match &self.live {
-                [listeners, _] if kind == ResourceType::Listener => listeners,
-                [_, routes] => routes,
-            };
-            let chosen = if live.ptr_eq(wanted) && !again {
-                Chosen::default()
-            } else {
-                let has = |name: &str| self.get(kind).form(name);
-                gate::choose(kind, wanted, has, |cluster| self.readiness(cluster))
-            };
-            self.waiting |= chosen.waiting && self.get(kind).subscribed;
-            self.leaving.extend(chosen.leaving);
-            let live = chosen.resources.unwrap_or_else(|| wanted.clone());
-            let ([listeners, routes], [held_listeners, held_routes]) =
-                (&mut self.live, &mut self.held);
-            match kind {
-                ResourceType::Listener => (*listeners, *held_listeners) = (live, chosen.held),
-                _ => (*routes, *held_routes) = (live, chosen.held),
-            }
-        }
+        View { base: given.clone(), target: target.clone(), kept }
     }
 }
 
-/// The forms of `live`. What is to be there but waits is not to be told as missing.
-pub(super) fn given(live: &Resources, target: &Resources) -> View {
-    let mut kept = BTreeMap::new();
-    if !live.ptr_eq(target) {
-        let waits = target.keys().filter(|name| !live.contains_key(name));
-        kept.extend(waits.map(|name| (name.clone(), None)));
+impl Stream {
+    /// Chooses the listeners and virtual hosts that the client may have now.
+    pub(super) fn switch(&mut self) {
+        self.switch.leaving.clear();
+        if self.target.is_none() {
+            return;
+        }
+        if !self.switch.has_started() {
+            self.switch.stage = self.first_stage();
+        }
+        if self.switch.has_started() {
+            let waiting = self.choose();
+            self.switch.stage = if waiting { Stage::Waiting } else { Stage::Complete };
+        }
     }
-    View { base: live.clone(), target: target.clone(), kept }
+
+    /// The stage of a client that has no listeners and routes yet: they come when it has its first clusters.
+    fn first_stage(&self) -> Stage {
+        let asks = self.asks_for_routes();
+        if self.awaits_clusters() {
+            return if asks { Stage::FirstClusters } else { Stage::Idle };
+        }
+        let next_references = self.next_references();
+        let is_needed = |name: &str| {
+            next_references.as_ref().is_none_or(|references| references.contains(name))
+        };
+        let clusters =
+            self.target.iter().flat_map(|target| target.get(ResourceType::Cluster).keys());
+        let mut needed = clusters.filter(|name| is_needed(name));
+        if needed.any(|name| self.readiness(name) == ClusterReadiness::Making) {
+            Stage::FirstClusters
+        } else if asks {
+            Stage::Complete
+        } else {
+            Stage::Idle
+        }
+    }
+
+    /// Chooses anew. Returns whether something waits for clusters that are on their way.
+    fn choose(&mut self) -> bool {
+        let Some(target) = self.target.clone() else {
+            return false;
+        };
+        let mut waiting = false;
+        let again = std::mem::take(&mut self.switch.outdated);
+        for kind in [ResourceType::Listener, ResourceType::Route] {
+            let wanted = target.get(kind);
+            let chosen = if self.switch.given(kind).ptr_eq(wanted) && !again {
+                Chosen::default()
+            } else {
+                let subscription = self.get(kind);
+                let has = |name: &str| subscription.form(name);
+                gate::choose(kind, wanted, has, |cluster| self.readiness(cluster))
+            };
+            waiting |= chosen.waiting && self.get(kind).subscribed;
+            self.switch.leaving.extend(chosen.leaving);
+            let given = chosen.resources.unwrap_or_else(|| wanted.clone());
+            self.switch.store(kind, given, chosen.held);
+        }
+        waiting
+    }
 }

@@ -1,6 +1,6 @@
 mod model;
 mod resources;
-mod returning;
+mod resuming;
 
 use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};

@@ -1,5 +1,8 @@
 //! Clients that come back with the clusters and routes of an earlier stream.
 
+use std::collections::BTreeMap;
+
+use super::super::session::ASKS_WITHIN;
 use super::*;
 
 #[test]

@@ -1,0 +1,280 @@
+//! The state of each cluster at one client, and every transition between those states.
+//!
+//! A client may have very many clusters, and most are at rest. Only those that are not have an entry here; whether the
+//! client has a cluster at all is known from what it ACKed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Stream;
+use super::gate::ClusterReadiness;
+use super::subscription::{Change, name_bytes};
+use crate::snapshot::{Resource, ResourceType};
+
+/// The state of a cluster at this client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClusterState {
+    /// The client gets the cluster on a path that this stream does not control.
+    Unmanaged,
+    /// The client does not have it, or the version it has is not the one that takes requests.
+    Absent,
+    /// The client has it and waits for its endpoints.
+    Warming,
+    /// The client has it, but rejected its only endpoints.
+    WithoutEndpoints,
+    /// The client has it and routes requests to it.
+    Ready,
+    /// The mesh no longer defines it. The client keeps it while its routes may reference it.
+    Draining,
+    /// The client has been told, or is about to be told, that it is gone.
+    Removing,
+}
+
+/// A cluster that the client has and that does not take requests yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unsettled {
+    /// The client ACKed its first version and waits for its endpoints.
+    Warming,
+    /// The client resumed with a cluster of this name. The version sent here replaced it, and whether it takes requests
+    /// is unknown.
+    Substituted { version: u64 },
+}
+
+/// A cluster that the mesh no longer defines but that may still be in use.
+#[derive(Clone, Debug)]
+pub(super) struct Draining {
+    /// The version that the client has; `None` where it is one of an earlier stream.
+    pub cluster: Option<Arc<Resource>>,
+    /// The endpoints that go with it.
+    pub endpoints: Option<Arc<Resource>>,
+    /// How far its removal is.
+    pub phase: Phase,
+}
+
+impl Draining {
+    /// A cluster that routes may still reference.
+    pub fn new(cluster: Option<Arc<Resource>>, endpoints: Option<Arc<Resource>>) -> Self {
+        Self { cluster, endpoints, phase: Phase::InUse }
+    }
+}
+
+/// How far the removal of a cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Something at the client may reference it.
+    InUse,
+    /// Nothing has referenced it since then; its grace period runs.
+    UnusedSince(Instant),
+    /// The client is told that it is gone; its endpoints go with it.
+    Removing,
+}
+
+/// The clusters of one client that are not at rest.
+#[derive(Debug, Default)]
+pub(super) struct ClusterStates {
+    unsettled: BTreeMap<Arc<str>, Unsettled>,
+    draining: BTreeMap<Arc<str>, Draining>,
+}
+
+impl ClusterStates {
+    /// The client waits for the endpoints of a cluster. A substitute stays one until another version replaces it.
+    pub fn warm(&mut self, name: Arc<str>) {
+        self.unsettled.entry(name).or_insert(Unsettled::Warming);
+    }
+
+    /// The endpoints arrived, or were there before.
+    pub fn warmed(&mut self, name: &str) {
+        if self.is_warming(name) {
+            self.unsettled.remove(name);
+        }
+    }
+
+    /// Settles the warming clusters for which `has_all` holds: the client ACKed the cluster and its endpoints.
+    pub fn settle(&mut self, has_all: impl Fn(&str) -> bool) {
+        self.unsettled.retain(|name, state| *state != Unsettled::Warming || !has_all(name));
+    }
+
+    /// The version sent under this name replaces one of an earlier stream.
+    pub fn substitute(&mut self, name: Arc<str>, version: u64) {
+        self.unsettled.insert(name, Unsettled::Substituted { version });
+    }
+
+    /// The client ACKed `version`. Returns whether that ended the use of a substitute.
+    pub fn replaced(&mut self, name: &str, version: u64) -> bool {
+        let replaced = matches!(
+            self.unsettled.get(name),
+            Some(Unsettled::Substituted { version: substitute }) if *substitute != version
+        );
+        if replaced {
+            self.unsettled.remove(name);
+        }
+        replaced
+    }
+
+    /// The mesh defines `clusters`. Substitutes that are equal to what it defines warm from now on; returns their names.
+    pub fn confirm_substitutes(&mut self, is_defined: impl Fn(&str, u64) -> bool) -> Vec<Arc<str>> {
+        let mut confirmed = Vec::new();
+        for (name, state) in &mut self.unsettled {
+            if let Unsettled::Substituted { version } = *state
+                && is_defined(name, version)
+            {
+                *state = Unsettled::Warming;
+                confirmed.push(name.clone());
+            }
+        }
+        confirmed
+    }
+
+    /// The client ACKed that the cluster is gone.
+    pub fn removed(&mut self, name: &str) {
+        self.unsettled.remove(name);
+    }
+
+    /// The mesh no longer defines a cluster that the client may use.
+    pub fn drain(&mut self, name: Arc<str>, cluster: Draining) {
+        self.draining.insert(name, cluster);
+    }
+
+    /// The same, unless it drains already.
+    pub fn drain_once(&mut self, name: Arc<str>, cluster: Draining) {
+        self.draining.entry(name).or_insert(cluster);
+    }
+
+    /// The draining clusters for which `stays` does not hold are at an end: defined once more, or gone at the client.
+    pub fn retain_draining(&mut self, stays: impl Fn(&str, &Draining) -> bool) {
+        self.draining.retain(|name, cluster| stays(name, cluster));
+    }
+
+    pub fn is_warming(&self, name: &str) -> bool {
+        self.unsettled.get(name) == Some(&Unsettled::Warming)
+    }
+
+    pub fn is_substituted(&self, name: &str) -> bool {
+        matches!(self.unsettled.get(name), Some(Unsettled::Substituted { .. }))
+    }
+
+    /// The clusters that wait for endpoints.
+    pub fn warming(&self) -> impl Iterator<Item = &Arc<str>> {
+        let warming = self.unsettled.iter().filter(|(_, state)| **state == Unsettled::Warming);
+        warming.map(|(name, _)| name)
+    }
+
+    pub fn substituted_count(&self) -> usize {
+        self.unsettled.len() - self.warming().count()
+    }
+
+    pub fn draining(&self) -> &BTreeMap<Arc<str>, Draining> {
+        &self.draining
+    }
+
+    pub fn draining_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut Draining)> {
+        self.draining.iter_mut()
+    }
+
+    /// What no other stream shares, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.unsettled.keys().chain(self.draining.keys()).map(name_bytes).sum()
+    }
+}
+
+impl Change {
+    /// Whether the client has no cluster of this name. It has one where a substitute replaced it.
+    pub(super) fn is_new_cluster(&self, clusters: &ClusterStates) -> bool {
+        self.new && !clusters.is_substituted(&self.name)
+    }
+}
+
+impl Stream {
+    /// The state of a cluster at this client now.
+    pub(super) fn cluster_state(&self, cluster: &str) -> ClusterState {
+        let clusters = self.get(ResourceType::Cluster);
+        // A client that names its clusters, or has other ways of getting them, gets what its routes reference by itself.
+        let unmanaged = if clusters.subscribed {
+            !clusters.wildcard
+        } else {
+            !self.asked_for(ResourceType::Endpoints)
+        };
+        if unmanaged || !self.settings.gated {
+            return ClusterState::Unmanaged;
+        }
+        if clusters.in_flight(cluster).is_some_and(|change| change.resource.is_none()) {
+            return ClusterState::Removing;
+        }
+        if !clusters.has(cluster) || self.clusters.is_substituted(cluster) {
+            return ClusterState::Absent;
+        }
+        let draining = self.clusters.draining().get(cluster);
+        if self.wanted_cluster(cluster).is_none()
+            && draining.is_none_or(|draining| draining.phase == Phase::Removing)
+        {
+            return ClusterState::Removing;
+        }
+        if self.rejected_all_endpoints(cluster) {
+            return ClusterState::WithoutEndpoints;
+        }
+        let endpoints = self.get(ResourceType::Endpoints);
+        let asks = endpoints.subscribed
+            || clusters.alone
+            || (self.session.is_returning() && self.is_early());
+        if asks && self.clusters.is_warming(cluster) && self.needs_endpoints(cluster) {
+            return ClusterState::Warming;
+        }
+        if draining.is_some() { ClusterState::Draining } else { ClusterState::Ready }
+    }
+
+    /// Whether a route may reference a cluster now, soon, or not before the mesh changes.
+    pub(super) fn readiness(&self, cluster: &str) -> ClusterReadiness {
+        match self.cluster_state(cluster) {
+            ClusterState::Unmanaged | ClusterState::Ready | ClusterState::Draining => {
+                ClusterReadiness::Ready
+            }
+            ClusterState::Warming => ClusterReadiness::Making,
+            ClusterState::Absent | ClusterState::Removing if self.will_be_sent(cluster) => {
+                ClusterReadiness::Making
+            }
+            // Nothing is known of the routes of such a client, and whoever writes a route before its subset may be about
+            // to write that.
+            _ if self.may_be_defined_soon() => ClusterReadiness::Making,
+            ClusterState::Absent | ClusterState::Removing | ClusterState::WithoutEndpoints => {
+                ClusterReadiness::Missing
+            }
+        }
+    }
+
+    fn wanted_cluster(&self, cluster: &str) -> Option<&Arc<Resource>> {
+        self.target.as_ref()?.get(ResourceType::Cluster).get(cluster)
+    }
+
+    /// Whether the mesh defines a version of the cluster that the client did not reject.
+    fn will_be_sent(&self, cluster: &str) -> bool {
+        let clusters = self.get(ResourceType::Cluster);
+        self.wanted_cluster(cluster).is_some_and(|wanted| !clusters.refuses(wanted))
+    }
+
+    /// The endpoints that the client is given for a cluster.
+    pub(super) fn endpoints(&self, cluster: &str) -> Option<&Arc<Resource>> {
+        let wanted = self
+            .target
+            .as_ref()
+            .and_then(|target| target.get(ResourceType::Endpoints).get(cluster));
+        wanted.or_else(|| self.clusters.draining().get(cluster)?.endpoints.as_ref())
+    }
+
+    pub(super) fn needs_endpoints(&self, cluster: &str) -> bool {
+        self.endpoints(cluster).is_some()
+    }
+
+    /// Whether the client rejected the endpoints of a cluster and has no others.
+    fn rejected_all_endpoints(&self, cluster: &str) -> bool {
+        let subscription = self.get(ResourceType::Endpoints);
+        self.endpoints(cluster).is_some_and(|endpoints| {
+            subscription.refuses(endpoints) && !subscription.has_good(cluster)
+        })
+    }
+
+    /// Whether the client waits for the endpoints of any cluster that will get some.
+    pub(super) fn is_warming(&self) -> bool {
+        self.clusters.warming().any(|name| self.readiness(name) == ClusterReadiness::Making)
+    }
+}

@@ -1,0 +1,141 @@
+//! When the client gets the endpoints of a cluster: after it took a new cluster, at once for a cluster that changed, and
+//! not before its routes have left where the endpoints are the last ones to go.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::clusters::ClusterStates;
+use super::gate;
+use super::request::Variant;
+use super::session::Earlier;
+use super::subscription::{Delivery, Subscription};
+use super::switch::Switch;
+use crate::snapshot::{Resource, ResourceType, Snapshot};
+
+/// What decides about endpoints at this moment.
+pub(super) struct EndpointDelivery<'a> {
+    pub variant: Variant,
+    /// Whether updates wait for ACKs.
+    pub gated: bool,
+    /// Whether a resuming client may not yet have asked for all it wants.
+    pub early: bool,
+    pub target: &'a Snapshot,
+    pub clusters: &'a Subscription,
+    pub listeners: &'a Subscription,
+    pub routes: &'a Subscription,
+    pub states: &'a ClusterStates,
+    pub switch: &'a Switch,
+    pub earlier: Option<&'a Earlier>,
+    /// The clusters that the next routes of a resuming client reference, while its present ones are unknown.
+    pub next_references: Option<BTreeSet<Arc<str>>>,
+    /// Clusters that keep their last endpoints, because the routes that no longer reference them wait. Newer endpoints
+    /// they get at once: the wait may be long.
+    pub keep_last: BTreeSet<Arc<str>>,
+}
+
+impl EndpointDelivery<'_> {
+    /// Whether the client does not ask for clusters yet, because one that it has warms.
+    fn is_paused(&self) -> bool {
+        !self.clusters.subscribed
+    }
+
+    /// Whether the client has not taken the new cluster yet: endpoints sent before would be for nothing.
+    fn is_untaken(&self, cluster: &str) -> bool {
+        self.clusters.in_flight(cluster).is_some_and(|change| {
+            change.resource.is_some() && change.is_new_cluster(self.states) && !change.taken
+        })
+    }
+
+    /// Whether the next routes no longer reference a cluster that the present ones do. Its endpoints are due when the
+    /// client has the next routes: the change that moves the traffic away may remove the pods as well, and removing
+    /// them first would fail requests for a moment.
+    fn is_being_left(&self, cluster: &str) -> bool {
+        [(ResourceType::Listener, self.listeners), (ResourceType::Route, self.routes)]
+            .into_iter()
+            .any(|(kind, subscription)| {
+                let given = self.switch.given(kind);
+                let present = subscription.in_use().filter(|old| subscription.wants(&old.name));
+                present.filter(|old| old.leads_to(cluster)).any(|old| {
+                    let next = given.get(&old.name).filter(|new| !subscription.refuses(new));
+                    next.is_some_and(|new| gate::leaves(old, new, cluster))
+                })
+            })
+    }
+
+    /// Whether the unknown routes of a resuming client may reference a cluster that would lose what it has.
+    fn may_be_referenced(&self, cluster: &str, endpoints: &Resource, has: bool) -> bool {
+        let Some(next_references) = &self.next_references else { return false };
+        let none = !endpoints.has_endpoints();
+        let loses = if next_references.contains(cluster) {
+            // Over SotW the next routes wait for the endpoints of all clusters that they reference.
+            self.early && none && self.variant == Variant::Delta
+        } else {
+            // Pods come and go: endpoints that take requests are not held back for long.
+            self.early || none
+        };
+        loses && self.has_served(cluster, has, none)
+    }
+
+    /// A cluster that never had endpoints serves no request.
+    fn has_served(&self, cluster: &str, has: bool, none: bool) -> bool {
+        match self.variant {
+            // Endpoints that came on this stream are only kept from going: the old routes may have waited for them.
+            Variant::Sotw => {
+                self.earlier.is_some_and(|earlier| earlier.served(cluster)) || (has && none)
+            }
+            Variant::Delta => has,
+        }
+    }
+}
+
+impl Delivery for EndpointDelivery<'_> {
+    fn defers(&self, name: &str, endpoints: Option<&Resource>, has: bool) -> bool {
+        let Some(endpoints) = endpoints else {
+            return self.gated
+                && self.is_paused()
+                && has
+                && self.early
+                && self.next_references.is_some();
+        };
+        if self.is_paused() {
+            // A client that waits for endpoints gets those that take requests at once.
+            return self.gated
+                && self.early
+                && !endpoints.has_endpoints()
+                && self.may_be_referenced(name, endpoints, has);
+        }
+        // Whether there are endpoints is read from the message, so names are looked up first.
+        self.is_untaken(name)
+            || (self.gated
+                && (self.may_be_referenced(name, endpoints, has)
+                    || self.is_being_left(name)
+                    || (self.keep_last.contains(name) && !endpoints.has_endpoints())))
+    }
+
+    fn is_awaited(&self, cluster: &str) -> bool {
+        self.clusters.in_flight(cluster).is_some_and(|change| {
+            change.resource.is_some() && (!change.is_new_cluster(self.states) || change.taken)
+        })
+    }
+
+    fn meanwhile(&self, cluster: &str) -> Option<Arc<Resource>> {
+        let (_, endpoints) = self.target.fallback(cluster)?;
+        (self.gated && endpoints.has_endpoints()).then_some(endpoints)
+    }
+
+    fn version_of(&self, endpoints: &Resource) -> u64 {
+        version_for(self.clusters, endpoints)
+    }
+
+    fn tells_missing(&self) -> bool {
+        self.gated && self.is_paused()
+    }
+}
+
+/// The version of endpoints: theirs and that of the cluster they were sent for. A client whose stream ends after it took
+/// a changed cluster and before it got the endpoints again would otherwise resume with the version that there is, get
+/// nothing, and warm for ever.
+pub(super) fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
+    let cluster = clusters.form(&endpoints.name).map_or(0, |cluster| cluster.version);
+    endpoints.version ^ cluster.rotate_left(32)
+}
