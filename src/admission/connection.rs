@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::Frame;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{
@@ -147,7 +148,7 @@ impl Connection {
 
     /// Counts a useless request.
     fn wasted(&self) {
-        let mut waste = self.waste.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waste = self.waste.lock();
         let now = Instant::now();
         let more = now.saturating_duration_since(waste.at).as_secs_f64() * WASTE_PER_SECOND;
         *waste = Waste { left: (waste.left + more).min(WASTE) - 1.0, at: now };
@@ -266,7 +267,7 @@ impl Hold {
         bytes: usize,
         resize: impl Fn(&Permit, usize) -> Result<(), Exhausted>,
     ) -> Result<(), Exhausted> {
-        let mut held = self.exchange.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.exchange.held.lock();
         let all = held.saturating_sub(self.bytes).saturating_add(bytes);
         if all != *held {
             resize(&self.exchange.memory, EXCHANGE_BYTES.saturating_add(all))?;

@@ -18,9 +18,10 @@ mod turns;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
@@ -157,7 +158,7 @@ impl Admission {
 
     /// Logs a rejection or closed connection, rate limited.
     fn log(&self, what: &str, why: &dyn fmt::Display) {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = self.logged.lock();
         if logged.last.is_some_and(|last| last.elapsed() < LOG_AGAIN) {
             logged.since += 1;
             return;

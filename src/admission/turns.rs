@@ -1,9 +1,9 @@
 //! Schedules which stream starts next when many are waiting.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -46,7 +46,7 @@ impl Turns {
 
     /// No operation under the lock can fail halfway, so the state is valid even if the lock is poisoned.
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Waits for a turn, which [`Turns::run`] grants unless one is available immediately.

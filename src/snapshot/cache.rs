@@ -2,10 +2,11 @@
 //! everything else sends it requests.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::parts::WorkCounts;
@@ -79,7 +80,7 @@ impl Dropped {
     /// Nothing under the lock can fail half way, so a poisoned one is as good as any.
     fn add(&self, id: u64) {
         self.proxies.fetch_sub(1, Ordering::Relaxed);
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.ids.lock();
         ids.push(id);
         if ids.len() == 1
             && let Some(requests) = self.requests.upgrade()
@@ -90,7 +91,7 @@ impl Dropped {
     }
 
     fn take(&self) -> Vec<u64> {
-        std::mem::take(&mut self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.ids.lock())
     }
 }
 

@@ -1,8 +1,9 @@
 //! Tracks the connected proxies and the mesh revision that each has ACKed.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 
+use dashmap::DashMap;
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -85,50 +86,48 @@ impl ProxyStatus {
 /// A request to a stream for the resources that were sent to its client.
 pub type InventoryRequest = oneshot::Sender<Vec<SentResource>>;
 
-/// All connected proxies.
+/// The stream of a connected proxy.
+#[derive(Debug)]
+struct Connection {
+    status: ProxyStatus,
+    inventory_requests: mpsc::Sender<InventoryRequest>,
+}
+
+/// All connected proxies. Each stream writes its own entry.
 #[derive(Debug, Default)]
 pub struct Connections {
-    proxies: Mutex<BTreeMap<u64, ProxyStatus>>,
-    /// The request channel of each stream.
-    inventory_requests: Mutex<BTreeMap<u64, mpsc::Sender<InventoryRequest>>>,
+    streams: DashMap<u64, Connection>,
     changed: watch::Sender<u64>,
 }
 
 impl Connections {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, ProxyStatus>> {
-        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Adds the proxy on `stream`. Returns the requests for its inventory.
+    pub fn register(&self, stream: u64, status: &ProxyStatus) -> mpsc::Receiver<InventoryRequest> {
+        let (inventory_requests, receiver) = mpsc::channel(4);
+        self.streams.insert(stream, Connection { status: status.clone(), inventory_requests });
+        self.changed.send_modify(|n| *n += 1);
+        receiver
     }
 
     /// Updates the status of the proxy on `stream`.
     pub fn set(&self, stream: u64, status: &ProxyStatus) {
-        let mut proxies = self.lock();
-        if proxies.get(&stream) != Some(status) {
-            proxies.insert(stream, status.clone());
-            drop(proxies);
+        let changed = self.streams.get_mut(&stream).is_some_and(|mut connection| {
+            let changed = connection.status != *status;
+            if changed {
+                connection.status = status.clone();
+            }
+            changed
+        });
+        if changed {
             self.changed.send_modify(|n| *n += 1);
         }
     }
 
-    /// Registers `stream` to answer inventory requests.
-    pub fn register_inventory(&self, stream: u64) -> mpsc::Receiver<InventoryRequest> {
-        let (sender, receiver) = mpsc::channel(4);
-        self.inventory_requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(stream, sender);
-        receiver
-    }
-
     /// The resources sent to the proxy on `stream`; `None` if it has disconnected.
     pub async fn inventory(&self, stream: u64) -> Option<Vec<SentResource>> {
-        let inventory_requests = self
-            .inventory_requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&stream)
-            .cloned()?;
+        let requests = self.streams.get(&stream)?.inventory_requests.clone();
         let (sender, receiver) = oneshot::channel();
-        inventory_requests.send(sender).await.ok()?;
+        requests.send(sender).await.ok()?;
         receiver.await.ok()
     }
 
@@ -140,20 +139,28 @@ impl Connections {
     /// All connected proxies with their streams, in the order in which they came. A proxy that opens a stream for each
     /// type is one proxy.
     pub fn proxies(&self) -> Vec<(Vec<u64>, ProxyStatus)> {
+        let mut streams: Vec<(u64, ProxyStatus)> = self
+            .streams
+            .iter()
+            .map(|connection| (*connection.key(), connection.status.clone()))
+            .collect();
+        streams.sort_unstable_by_key(|(stream, _)| *stream);
         let mut found: Vec<(Vec<u64>, ProxyStatus)> = Vec::new();
         let mut by_id: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
-        for (stream, status) in self.lock().iter() {
+        for (stream, status) in streams {
             let same_id = by_id.entry(status.id.clone()).or_default();
-            let joined =
-                |n: &&usize| found.get(**n).is_some_and(|(_, known)| known.is_joined_by(status));
-            match same_id.iter().find(joined).copied().and_then(|n| found.get_mut(n)) {
+            let joined = same_id
+                .iter()
+                .copied()
+                .find(|n| found.get(*n).is_some_and(|(_, known)| known.is_joined_by(&status)));
+            match joined.and_then(|n| found.get_mut(n)) {
                 Some((streams, known)) => {
-                    streams.push(*stream);
-                    known.join(status);
+                    streams.push(stream);
+                    known.join(&status);
                 }
                 None => {
                     same_id.push(found.len());
-                    found.push((vec![*stream], status.clone()));
+                    found.push((vec![stream], status));
                 }
             }
         }
@@ -162,9 +169,8 @@ impl Connections {
 
     /// Removes the proxy on `stream`.
     pub fn remove(&self, stream: u64) {
-        self.inventory_requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
-        // Of a stream that never had a proxy there is nothing to tell.
-        if self.lock().remove(&stream).is_some() {
+        // A stream that ended before its proxy was known has no entry.
+        if self.streams.remove(&stream).is_some() {
             self.changed.send_modify(|n| *n += 1);
         }
     }
@@ -187,9 +193,13 @@ impl Connections {
     }
 
     fn has_acked(&self, id: &str, revision: MeshRevision) -> bool {
-        let proxies = self.lock();
-        let mut streams = proxies.values().filter(|proxy| *proxy.id == *id).peekable();
-        streams.peek().is_some()
-            && streams.all(|item| item.acked.is_some_and(|acked| acked >= revision))
+        let mut found = false;
+        for connection in self.streams.iter().filter(|connection| *connection.status.id == *id) {
+            if connection.status.acked.is_none_or(|acked| acked < revision) {
+                return false;
+            }
+            found = true;
+        }
+        found
     }
 }

@@ -31,7 +31,7 @@ use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
 use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
-use crate::snapshot::{ResourceType, SnapshotCache};
+use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
 
 /// How many responses may be queued for a client: one per type, and as many again for a client that answers responses
 /// it has not read. More would let slow clients consume memory.
@@ -312,19 +312,66 @@ struct StreamTask<'a> {
     sender: &'a Sender,
 }
 
+/// What a stream serves to its proxy.
+struct Served {
+    machine: Stream,
+    subscription: SnapshotSubscription,
+    status: ProxyStatus,
+    /// When the change in flight was published.
+    changed_at: Option<Instant>,
+    /// What the proxy's own description takes, in bytes.
+    node_bytes: usize,
+}
+
 impl StreamTask<'_> {
     async fn run<M: DiscoveryRequest>(&self, mut requests: Requests<M>) -> Result<(), Status> {
         let shared = self.shared;
         let Some(first) = self.first(&mut requests).await? else {
             return Ok(());
         };
-        let node = first.node();
-        let node_bytes = node.map_or(0, |node| node.encoded_len().saturating_mul(NODE));
-        let proxy = node
-            .ok_or_else(|| {
-                Status::invalid_argument("the first request of a stream must carry `node`")
-            })
-            .and_then(|node| read_node(node).map_err(|error| not_served(&error)))?;
+        let mut served = self.serve(&first).await?;
+        let mut inventory_requests = shared.connections.register(self.id, &served.status);
+        let mut request = Some(first);
+        let mut leave_at: Option<tokio::time::Instant> = None;
+        loop {
+            if let Some(message) = request.take() {
+                self.handle_request(&mut served, message)?;
+            }
+            if !self.respond(&mut served).await? {
+                return Ok(());
+            }
+            requests.settle(served.node_bytes.saturating_add(served.machine.held_bytes()))?;
+            shared.connections.set(self.id, &served.status);
+            let wake = at(served.machine.wake_at().map(Into::into));
+            tokio::select! {
+                message = requests.next() => match message? {
+                    Some(message) => request = Some(message),
+                    None => return Ok(()),
+                },
+                changed = served.subscription.snapshots.changed() => {
+                    changed.map_err(|_| shutting_down())?;
+                }
+                Some(requester) = inventory_requests.recv() => {
+                    // The requester may have gone away.
+                    let _ = requester.send(served.machine.inventory());
+                }
+                () = wake => {}
+                () = self.exchange.over() => return Err(self.revoked()),
+                () = shared.closing.cancelled(), if leave_at.is_none() => {
+                    let streams = shared.admission.streams().used();
+                    leave_at = Some(tokio::time::Instant::now() + leave_after(streams));
+                }
+                () = at(leave_at) => return Err(shutting_down()),
+            }
+        }
+    }
+
+    /// Begins to serve the proxy that sent this first request.
+    async fn serve<M: DiscoveryRequest>(&self, first: &M) -> Result<Served, Status> {
+        let node = first.node().ok_or_else(|| {
+            Status::invalid_argument("the first request of a stream must carry `node`")
+        })?;
+        let proxy = read_node(node).map_err(|error| not_served(&error))?;
         self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
         if let Some(kind) = self.kind {
@@ -335,69 +382,38 @@ impl StreamTask<'_> {
                  requests may be lost; use ADS"
             );
         }
-        let mut subscription =
-            shared.snapshots.subscribe(proxy.clone()).await.map_err(|_| shutting_down())?;
-        let mut machine = Stream::new(self.variant, shared.settings);
-        let mut status = self.first_status(&proxy);
-        let mut inventory_requests = shared.connections.register_inventory(self.id);
-        let mut request = Some(first);
-        let mut leave_at: Option<tokio::time::Instant> = None;
-        // When the change in flight was published.
-        let mut changed_at: Option<Instant> = None;
-        loop {
-            if let Some(message) = request.take() {
-                self.handle_request(&mut machine, &proxy, message)?;
-            }
-            let latest = subscription.snapshots.borrow_and_update().clone();
-            // A change that does not affect the client converges immediately and must not count.
-            let mut is_new = false;
-            if let Some(snapshot) = latest
-                && status.wanted != Some(snapshot.revision)
-            {
-                // Only for a client that had the previous state, not for a new one.
-                if status.reached.is_some() && machine.reached().is_some() {
-                    changed_at = snapshot.published;
-                }
-                status.wanted = Some(snapshot.revision);
-                machine.on_snapshot(snapshot);
-                is_new = true;
-            }
-            let now = Instant::now();
-            let responses = machine.responses(now);
-            if machine.reached().is_some()
-                && let Some(begun) = changed_at.take()
-                && !is_new
-            {
-                shared.metrics.converged(now.saturating_duration_since(begun));
-            }
-            for response in responses {
-                shared.metrics.pushed(response.kind, response.frame.len());
-                if !self.send(response.frame).await? {
-                    return Ok(());
-                }
-            }
-            requests.settle(node_bytes.saturating_add(machine.held_bytes()))?;
-            update_status(&mut status, &machine, now);
-            shared.connections.set(self.id, &status);
-            let wake = at(machine.wake_at().map(Into::into));
-            tokio::select! {
-                message = requests.next() => match message? {
-                    Some(message) => request = Some(message),
-                    None => return Ok(()),
-                },
-                changed = subscription.snapshots.changed() => changed.map_err(|_| shutting_down())?,
-                Some(question) = inventory_requests.recv() => {
-                    // The requester may have gone away.
-                    let _ = question.send(machine.inventory());
-                }
-                () = wake => {}
-                () = self.exchange.over() => return Err(self.revoked()),
-                () = shared.closing.cancelled(), if leave_at.is_none() => {
-                    leave_at = Some(tokio::time::Instant::now() + leave_after(shared.admission.streams().used()));
-                }
-                () = at(leave_at) => return Err(shutting_down()),
+        let snapshots = &self.shared.snapshots;
+        let subscription = snapshots.subscribe(proxy.clone()).await.map_err(|_| shutting_down())?;
+        Ok(Served {
+            machine: Stream::new(self.variant, self.shared.settings),
+            subscription,
+            status: self.first_status(proxy),
+            changed_at: None,
+            node_bytes: node.encoded_len().saturating_mul(NODE),
+        })
+    }
+
+    /// Takes in the newest snapshot and sends what can be sent now. Returns whether the client is still connected.
+    async fn respond(&self, served: &mut Served) -> Result<bool, Status> {
+        let metrics = &self.shared.metrics;
+        // A change that does not affect the client converges immediately and must not count.
+        let is_new = served.take_snapshot();
+        let now = Instant::now();
+        let responses = served.machine.responses(now);
+        if served.machine.reached().is_some()
+            && let Some(begun) = served.changed_at.take()
+            && !is_new
+        {
+            metrics.converged(now.saturating_duration_since(begun));
+        }
+        for response in responses {
+            metrics.pushed(response.kind, response.frame.len());
+            if !self.send(response.frame).await? {
+                return Ok(false);
             }
         }
+        update_status(&mut served.status, &served.machine, now);
+        Ok(true)
     }
 
     /// The first request; `None` where the client ends the stream without one. A stream waits for its turn when its
@@ -437,10 +453,10 @@ impl StreamTask<'_> {
         )
     }
 
-    fn first_status(&self, proxy: &Proxy) -> ProxyStatus {
+    fn first_status(&self, proxy: Proxy) -> ProxyStatus {
         ProxyStatus {
             id: proxy.id.clone(),
-            proxy: Arc::new(proxy.clone()),
+            proxy: Arc::new(proxy),
             streams: vec![StreamInfo {
                 since: k8s_openapi::jiff::Timestamp::now(),
                 variant: self.variant,
@@ -460,10 +476,10 @@ impl StreamTask<'_> {
 
     fn handle_request<M: DiscoveryRequest>(
         &self,
-        machine: &mut Stream,
-        proxy: &Proxy,
+        served: &mut Served,
         message: M,
     ) -> Result<(), Status> {
+        let proxy = &served.status.id;
         let mut request: stream::Request = message.into();
         request.alone = self.kind.is_some();
         match self.kind {
@@ -485,14 +501,15 @@ impl StreamTask<'_> {
             _ => {}
         }
         if ResourceType::from_type_url(&request.type_url).is_none() {
-            tracing::debug!(proxy = %proxy.id, type_url = request.type_url, "requested an unsupported type");
+            tracing::debug!(%proxy, type_url = request.type_url, "requested an unsupported type");
         }
-        let answer = machine
+        let answer = served
+            .machine
             .on_request(request)
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
         if let Some(Answer::Rejected(kind, reason)) = answer {
             self.shared.metrics.rejected(kind);
-            tracing::warn!(proxy = %proxy.id, kind = kind.short_name(), reason, "proxy rejected resources");
+            tracing::warn!(%proxy, kind = kind.short_name(), reason, "proxy rejected resources");
         }
         Ok(())
     }
@@ -509,6 +526,24 @@ impl StreamTask<'_> {
             () = self.exchange.over() => Err(self.revoked()),
             () = self.shared.closing.cancelled() => Err(shutting_down()),
         }
+    }
+}
+
+impl Served {
+    /// Hands the newest snapshot to the stream. Returns whether there was a new one.
+    fn take_snapshot(&mut self) -> bool {
+        let latest = self.subscription.snapshots.borrow_and_update().clone();
+        let Some(snapshot) = latest.filter(|latest| self.status.wanted != Some(latest.revision))
+        else {
+            return false;
+        };
+        // Only for a client that had the previous state, not for a new one.
+        if self.status.reached.is_some() && self.machine.reached().is_some() {
+            self.changed_at = snapshot.published;
+        }
+        self.status.wanted = Some(snapshot.revision);
+        self.machine.on_snapshot(snapshot);
+        true
     }
 }
 
