@@ -9,7 +9,8 @@ use std::str::FromStr;
 
 use serde_json::{Value, json};
 
-use crate::mesh::{Interception, Locality};
+use crate::mesh::{Interception, Locality, WeightDelivery};
+use crate::xds::stream::RUNTIME_LAYER;
 
 /// The name of the xDS cluster, as in Istio.
 const XDS_CLUSTER: &str = "xds-grpc";
@@ -35,6 +36,8 @@ pub struct Bootstrap {
     pub xds: XdsAddress,
     /// The ADS variant.
     pub variant: AdsVariant,
+    /// Whether the proxy takes weights as runtime values.
+    pub weights: WeightDelivery,
     /// The address of Envoy's admin interface.
     pub admin: SocketAddr,
 }
@@ -251,12 +254,7 @@ impl Bootstrap {
                 "cds_config": over_ads,
             },
             "static_resources": { "clusters": [self.xds.cluster()] },
-            // Envoy's default limit (100) rejects a route table because of one ordinary expression or one path of that
-            // length.
-            "layered_runtime": { "layers": [{
-                "name": "static",
-                "static_layer": { "re2.max_program_size.error_level": 32768 },
-            }] },
+            "layered_runtime": { "layers": self.runtime_layers() },
         })
     }
 
@@ -267,6 +265,31 @@ impl Bootstrap {
     pub fn to_yaml(&self) -> Result<String, serde_saphyr::ser::Error> {
         let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
         serde_saphyr::to_string_with_options(&self.to_json(), options)
+    }
+
+    /// Runtime layers; a later one overrides those before it.
+    fn runtime_layers(&self) -> Vec<Value> {
+        // Envoy's default limit (100) rejects a route table because of one ordinary expression or one path of that
+        // length.
+        let limit = json!({
+            "name": "static",
+            "static_layer": { "re2.max_program_size.error_level": 32768 },
+        });
+        // Envoy waits for this layer before it asks for clusters. weir always answers at once; what else may be at that
+        // address does not keep the proxy from starting.
+        let weights = json!({
+            "name": RUNTIME_LAYER,
+            "rtds_layer": {
+                "name": RUNTIME_LAYER,
+                "rtds_config": {
+                    "ads": {}, "initial_fetch_timeout": "1s", "resource_api_version": "V3",
+                },
+            },
+        });
+        // Lets a person override a value by Envoy's `/runtime_modify`.
+        let admin = json!({ "name": "admin", "admin_layer": {} });
+        let weights = (self.weights == WeightDelivery::Runtime).then_some(weights);
+        [Some(limit), weights, Some(admin)].into_iter().flatten().collect()
     }
 
     fn node(&self) -> Value {
@@ -365,6 +388,7 @@ mod tests {
             interception: Interception::Redirect,
             xds: "127.0.0.1:15010".parse().unwrap(),
             variant: AdsVariant::Delta,
+            weights: WeightDelivery::Runtime,
             admin: "127.0.0.1:15000".parse().unwrap(),
         }
     }

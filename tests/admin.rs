@@ -325,7 +325,7 @@ async fn what_is_wrong_with_a_request_is_said_in_one_form() {
     let rejected = grpc.dump_proxy(unknown).await.unwrap_err();
     assert_eq!(
         (rejected.code(), rejected.message()),
-        (tonic::Code::InvalidArgument, "type: is 9; expected CDS, EDS, LDS or RDS")
+        (tonic::Code::InvalidArgument, "type: is 9; expected CDS, EDS, LDS, RDS or RTDS")
     );
     let rejected =
         grpc.list_splits(v1::ListSplitsRequest { namespace: "Shop!".into() }).await.unwrap_err();

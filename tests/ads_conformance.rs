@@ -129,7 +129,8 @@ async fn a_request_on_the_aggregated_stream_says_its_type(variant: Variant) {
 async fn an_unknown_type_is_left_alone_and_the_others_go_on(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
-    client.send(ask("type.googleapis.com/envoy.service.runtime.v3.Runtime", &["layer"])).await;
+    let unknown = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    client.send(ask(unknown, &["default"])).await;
     assert!(client.fetch(CDS, &[]).await.has(&weir.cluster("v1")));
 }
 

@@ -24,6 +24,7 @@ mod fuzz;
 mod hosts;
 mod kube_envoy;
 mod kube_harness;
+mod runtime_weights;
 mod traffic_failures;
 mod traffic_hosts;
 mod traffic_placement;

@@ -196,7 +196,7 @@ fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
 /// Which types a request is about.
 fn types(only: i32) -> Result<Vec<ResourceType>, Status> {
     let only = v1::ResourceType::try_from(only)
-        .map_err(|_| invalid("type", format!("is {only}; expected CDS, EDS, LDS or RDS")))?;
+        .map_err(|_| invalid("type", format!("is {only}; expected CDS, EDS, LDS, RDS or RTDS")))?;
     let requested = ResourceType::ALL
         .into_iter()
         .filter(|kind| only == v1::ResourceType::Unspecified || only == (*kind).into());
@@ -287,7 +287,8 @@ impl v1::admin_server::Admin for Admin {
             None => Snapshot::default(),
         };
         let mut differences = Vec::new();
-        for kind in types {
+        // The runtime layer is not of the mesh: its weights are in the routes that are compared.
+        for kind in types.into_iter().filter(|kind| *kind != ResourceType::Runtime) {
             let sent = items
                 .iter()
                 .filter(|resource| resource.kind == kind)

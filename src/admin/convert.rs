@@ -40,6 +40,7 @@ impl From<ResourceType> for v1::ResourceType {
             ResourceType::Endpoints => v1::ResourceType::Eds,
             ResourceType::Listener => v1::ResourceType::Lds,
             ResourceType::Route => v1::ResourceType::Rds,
+            ResourceType::Runtime => v1::ResourceType::Rtds,
         }
     }
 }
@@ -158,6 +159,7 @@ impl From<RejectedResource> for v1::RejectedResource {
             version: rejected.version,
             message: rejected.message.to_string(),
             objects: rejected.objects.iter().map(Into::into).collect(),
+            virtual_host: rejected.virtual_host.unwrap_or_default().to_string(),
         }
     }
 }

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use crate::bootstrap::{
     AdsVariant, Bootstrap, NodeId, XdsAddress, dns_label, dns_name, label, locality,
 };
-use crate::mesh::{Interception, Locality};
+use crate::mesh::{Interception, Locality, WeightDelivery};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -77,6 +77,10 @@ pub struct Args {
     /// Use state-of-the-world ADS instead of delta ADS
     #[arg(long)]
     sotw: bool,
+
+    /// How a change of weights reaches the proxy: as runtime values, or only in its routes
+    #[arg(long, value_enum, value_name = "WAY", default_value = "runtime")]
+    weights: WeightDelivery,
 
     /// The address of Envoy's admin interface
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:15000")]
@@ -170,6 +174,7 @@ impl Args {
             },
             xds: self.xds,
             variant: if self.sotw { AdsVariant::Sotw } else { AdsVariant::Delta },
+            weights: self.weights,
             admin: self.admin_address,
         }
     }

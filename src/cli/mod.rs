@@ -19,7 +19,7 @@ pub mod wait;
 use std::io::Write as _;
 
 use crate::bootstrap::{dns_label, dns_name};
-use crate::mesh::{EmptySubset, MeshConfig, OutboundPolicy};
+use crate::mesh::{EmptySubset, MeshConfig, OutboundPolicy, WeightDelivery};
 
 /// Flags for mesh-wide settings.
 #[derive(Debug, clap::Args)]
@@ -44,6 +44,10 @@ pub struct MeshArgs {
     /// read [default: all are read]
     #[arg(long, value_name = "REVISION", value_parser = dns_label)]
     revision: Option<String>,
+    /// How a change of weights reaches proxies: as runtime values to those that subscribe to them (weir bootstrap does),
+    /// or only in their routes
+    #[arg(long, value_enum, value_name = "WAY", default_value = "runtime")]
+    weights: WeightDelivery,
 }
 
 impl MeshArgs {
@@ -56,6 +60,7 @@ impl MeshArgs {
             outbound: self.outbound_policy,
             empty_subset: self.empty_subset,
             revision: self.revision.as_deref().map(Into::into),
+            weights: self.weights,
         }
     }
 }

@@ -63,7 +63,7 @@ fn name(proxy: &v1::Proxy) -> String {
 }
 
 fn row(proxy: &v1::Proxy, now: Timestamp) -> [String; 8] {
-    let [cds, eds, lds, rds] = ResourceType::ALL.map(|kind| {
+    let [cds, eds, lds, rds] = ResourceType::OF_SNAPSHOT.map(|kind| {
         let kind = v1::ResourceType::from(kind);
         let state = proxy
             .types
@@ -111,12 +111,13 @@ fn problems(proxy: &v1::Proxy) -> Vec<[String; 2]> {
         );
     }
     for rejected in &proxy.rejected {
-        found.push(format!(
-            "rejected {} {}: {}",
-            rejected.r#type().short_name(),
-            rejected.name,
-            rejected.message
-        ));
+        let (kind, name) = (rejected.r#type().short_name(), &rejected.name);
+        let what = if rejected.virtual_host.is_empty() {
+            format!("{kind} {name}")
+        } else {
+            format!("{kind} {name} virtual host {}", rejected.virtual_host)
+        };
+        found.push(format!("rejected {what}: {}", rejected.message));
     }
     for held in &proxy.held {
         let what = if held.virtual_host.is_empty() { &held.name } else { &held.virtual_host };

@@ -74,6 +74,9 @@ pub struct Args {
     #[arg(long, value_name = "PERCENT", default_value_t = Limits::default().peer_share, allow_negative_numbers = true,
           value_parser = percent)]
     peer_share: u8,
+    /// How long after the last change of weights the routes of a proxy get those that it has as runtime values
+    #[arg(long, value_name = "SECONDS", default_value = "30", allow_negative_numbers = true, value_parser = seconds)]
+    routes_follow: Duration,
     /// Send everything at once without waiting for ACKs; a test uses this to show why waiting is needed
     #[arg(long, hide = true)]
     test_ungated: bool,
@@ -171,6 +174,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             grace: args.grace,
             drain: args.drain_time,
             ack_timeout: args.ack_timeout,
+            routes_follow: args.routes_follow,
             gated: !args.test_ungated,
             ..Default::default()
         },

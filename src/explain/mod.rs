@@ -396,13 +396,15 @@ impl Simulator<'_> {
                 let weights = list
                     .clusters
                     .iter()
-                    .map(|cluster| cluster.weight.as_ref().map_or(0, |weight| weight.value));
+                    .map(|cluster| cluster.weight.map_or(0, |weight| weight.value));
                 let to = |(weighted, share): (&route::weighted_cluster::ClusterWeight, f64)| {
                     let mut to = self.destination(&weighted.name, share * 100.0);
                     to.policies.extend(destination_policies(weighted));
                     to
                 };
-                list.clusters.iter().zip(shares(weights)).map(to).collect()
+                // A destination of weight 0 gets no request.
+                let shares = list.clusters.iter().zip(shares(weights));
+                shares.filter(|(_, share)| *share > 0.0).map(to).collect()
             }
             _ => Vec::new(),
         };

@@ -61,6 +61,18 @@ pub struct MeshConfig {
     pub empty_subset: EmptySubset,
     /// The revision whose Istio objects are read besides those without a revision; `None` reads all.
     pub revision: Option<Arc<str>>,
+    /// How a change of weights reaches proxies.
+    pub weights: WeightDelivery,
+}
+
+/// How a change of weights reaches proxies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightDelivery {
+    /// As runtime values to proxies that subscribe to the runtime layer, to others in their routes.
+    Runtime,
+    /// In the routes of all proxies.
+    #[default]
+    Routes,
 }
 
 /// What happens to weight for a subset without a ready endpoint.
@@ -82,6 +94,7 @@ impl Default for MeshConfig {
             outbound: OutboundPolicy::AllowAny,
             empty_subset: EmptySubset::Hold,
             revision: None,
+            weights: WeightDelivery::Routes,
         }
     }
 }

@@ -9,6 +9,7 @@ mod fallback;
 mod parts;
 mod resource;
 mod route_table;
+mod runtime_weights;
 mod scope;
 mod sensitivity;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use parts::WorkCounts;
 pub(crate) use resource::provenance;
 pub use resource::{Pieces, Provenance, Resource, Resources};
 pub use route_table::{EncodedVirtualHost, RouteTable};
+pub use runtime_weights::RuntimeWeights;
 pub use validator::OmittedResource;
 
 use crate::revision::MeshRevision;
@@ -43,11 +45,22 @@ pub enum ResourceType {
     Listener,
     /// RDS.
     Route,
+    /// RTDS: the weights that are not in the routes of a client. Each stream makes its own.
+    Runtime,
 }
 
 impl ResourceType {
     /// All types.
-    pub const ALL: [ResourceType; 4] = [
+    pub const ALL: [ResourceType; 5] = [
+        ResourceType::Cluster,
+        ResourceType::Endpoints,
+        ResourceType::Listener,
+        ResourceType::Route,
+        ResourceType::Runtime,
+    ];
+
+    /// The types that a snapshot holds.
+    pub const OF_SNAPSHOT: [ResourceType; 4] = [
         ResourceType::Cluster,
         ResourceType::Endpoints,
         ResourceType::Listener,
@@ -63,6 +76,7 @@ impl ResourceType {
             }
             ResourceType::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             ResourceType::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            ResourceType::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
         }
     }
 
@@ -71,13 +85,14 @@ impl ResourceType {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)
     }
 
-    /// The short name: `cds`, `eds`, `lds` or `rds`.
+    /// The short name: `cds`, `eds`, `lds`, `rds` or `rtds`.
     pub fn short_name(self) -> &'static str {
         match self {
             ResourceType::Cluster => "cds",
             ResourceType::Endpoints => "eds",
             ResourceType::Listener => "lds",
             ResourceType::Route => "rds",
+            ResourceType::Runtime => "rtds",
         }
     }
 
@@ -103,12 +118,20 @@ pub struct Snapshot {
     /// What is omitted because Envoy would reject it; empty unless weir has a bug.
     pub omitted: Arc<[OmittedResource]>,
     resources: [Resources; 4],
+    /// Of types that streams make themselves there is nothing.
+    none: Resources,
 }
 
 impl Snapshot {
-    /// The snapshot of a published mesh with these resources, in the order of [`ResourceType::ALL`].
+    /// The snapshot of a published mesh with these resources, in the order of [`ResourceType::OF_SNAPSHOT`].
     pub fn new(revision: MeshRevision, resources: [Resources; 4]) -> Self {
-        Self { revision, published: None, omitted: Arc::default(), resources }
+        Self {
+            revision,
+            published: None,
+            omitted: Arc::default(),
+            resources,
+            none: Resources::default(),
+        }
     }
 
     /// The resources of one type.
@@ -119,6 +142,7 @@ impl Snapshot {
             ResourceType::Endpoints => endpoints,
             ResourceType::Listener => listeners,
             ResourceType::Route => routes,
+            ResourceType::Runtime => &self.none,
         }
     }
 }

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::ClusterRefs;
 use super::resource::Provenance;
+use super::runtime_weights::RuntimeWeights;
 
 /// An encoded virtual host, as a field of its route configuration.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct EncodedVirtualHost {
     pub clusters: ClusterRefs,
     /// The objects it was made from.
     pub objects: Provenance,
+    /// Its weights as runtime values; `None` where its routes take none.
+    pub weights: Option<RuntimeWeights>,
     hash: u64,
 }
 
@@ -38,12 +41,18 @@ impl PartialEq for EncodedVirtualHost {
 
 impl EncodedVirtualHost {
     /// Encodes a virtual host that was made from `objects`.
-    pub fn new(host: route::VirtualHost, objects: Provenance) -> Self {
+    pub fn new(mut host: route::VirtualHost, objects: Provenance) -> Self {
+        let weights = RuntimeWeights::complete(&mut host, |host| xxh3_64(&encode(host)));
         let clusters = ClusterRefs::of_virtual_host(&host);
         let (name, domains) = (host.name.as_str().into(), host.domains.as_slice().into());
         let field = encode(host);
         let hash = xxh3_64(&field);
-        Self { name, domains, field: field.into(), clusters, objects, hash }
+        Self { name, domains, field: field.into(), clusters, objects, weights, hash }
+    }
+
+    /// A hash of its content: the same in every process for the same content.
+    pub fn version(&self) -> u64 {
+        self.hash
     }
 
     /// Whether it has no routes.
@@ -140,6 +149,11 @@ impl RouteTable {
     /// The virtual host of a name.
     pub fn get(&self, name: &str) -> Option<&Arc<EncodedVirtualHost>> {
         self.hosts.get(name)
+    }
+
+    /// The virtual host of a name; the catch-all among them.
+    pub fn find(&self, name: &str) -> Option<&Arc<EncodedVirtualHost>> {
+        self.get(name).or_else(|| self.catch_all.as_ref().filter(|host| *host.name == *name))
     }
 
     /// The catch-all virtual host.

@@ -25,7 +25,8 @@ use super::{
 };
 use crate::api::{self, HttpRoute, HttpRouteDestination, Percent};
 use crate::mesh::{
-    DestinationRule, HttpRule, MeshConfig, Port, Scope, ScopeView, Service, VirtualService, resolve,
+    DestinationRule, HttpRule, MeshConfig, Port, Scope, ScopeView, Service, VirtualService,
+    WeightDelivery, resolve,
 };
 
 /// The service of a destination and the rule for it.
@@ -230,7 +231,7 @@ fn forward(
         }
         several => {
             let weighted = weighted_clusters(several, namespace, context);
-            if weighted.is_empty() {
+            if several.iter().all(|to| to.weight <= 0) {
                 // Envoy would reject a sum of 0 together with the entire route table. This disables only this route.
                 return pb::route::Action::DirectResponse(pb::DirectResponseAction {
                     status: 503,
@@ -276,18 +277,35 @@ fn hash_by(
     }
 }
 
-/// The destinations that have weight.
+/// The destinations of a weighted route.
 fn weighted_clusters(
     destinations: &[HttpRouteDestination],
     namespace: &str,
     context: &Context<'_>,
 ) -> Vec<pb::weighted_cluster::ClusterWeight> {
-    let with_weight = destinations.iter().filter_map(|to| {
-        let weight = u32::try_from(to.weight).ok().filter(|weight| *weight > 0)?;
-        let cluster = destination(to.destination.as_ref(), namespace, context);
-        Some(weighted_cluster(cluster, weight, to))
+    let weighted = destinations.iter().filter_map(|to| {
+        let weight = u32::try_from(to.weight).ok()?;
+        let stays = weight > 0 || keeps_weightless(to, namespace, context);
+        let cluster = || destination(to.destination.as_ref(), namespace, context);
+        stays.then(|| weighted_cluster(cluster(), weight, to))
     });
-    with_weight.collect()
+    weighted.collect()
+}
+
+/// Whether a destination of weight 0 stays in its route, so that giving it weight later changes only numbers. That is so
+/// where weights are runtime values and its cluster is defined.
+fn keeps_weightless(to: &HttpRouteDestination, namespace: &str, context: &Context<'_>) -> bool {
+    let Some(to) = to.destination.as_ref() else { return false };
+    if context.config.weights != WeightDelivery::Runtime {
+        return false;
+    }
+    let host = resolve(&to.host, namespace, &context.config.domain);
+    let Some((service, rule)) = (context.service)(&host) else { return false };
+    let port = destination_port(to, Some(&service), context.port);
+    let has_port = service.ports.iter().any(|known| known.number == port);
+    let has_subset =
+        to.subset.is_empty() || rule.is_some_and(|rule| rule.subset(&to.subset).is_some());
+    has_port && has_subset
 }
 
 fn weighted_cluster(

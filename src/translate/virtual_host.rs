@@ -2,6 +2,7 @@
 
 #![allow(deprecated)] // `max_grpc_timeout`: Istio sets it, and what replaces it does not mean the same.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -11,8 +12,8 @@ use super::route::{self, Context};
 use super::seconds;
 use crate::api::ObjectKey;
 use crate::mesh::{
-    OutboundPolicy, Port, Registry, Resolution, Service, VirtualService, name_and_namespace,
-    without_brackets,
+    OutboundPolicy, Port, Registry, Resolution, Service, VirtualService, WeightDelivery,
+    name_and_namespace, without_brackets,
 };
 
 /// A virtual host and the VirtualService behind each of its routes.
@@ -44,7 +45,13 @@ pub fn of_service(
     }
     let addresses = service.addresses.iter().filter(|address| !address.contains('/'));
     domains.extend(addresses.map(|address| in_brackets(address)));
-    assemble(&service.host, port.number, domains, routes_with_source(service, port, rules, context))
+    assemble(
+        &service.host,
+        port.number,
+        domains,
+        routes_with_source(service, port, rules, context),
+        context,
+    )
 }
 
 /// The only virtual host of a service that has a route configuration to itself; it takes every Host.
@@ -59,6 +66,7 @@ pub fn of_any_name(
         port.number,
         vec!["*".to_owned()],
         routes_with_source(service, port, rules, context),
+        context,
     )
 }
 
@@ -69,7 +77,8 @@ pub fn of_host(
     context: &Context<'_>,
 ) -> Option<TranslatedVirtualHost> {
     let domains = address_names(host).unwrap_or_else(|| vec![host.to_owned()]);
-    assemble(host, context.port, domains, route::of_virtual_service(rules, context))
+    let routes = route::of_virtual_service(rules, context);
+    assemble(host, context.port, domains, routes, context)
 }
 
 /// The last virtual host of a port, for unknown hosts. `rest` is the cluster for traffic that is let through.
@@ -128,17 +137,39 @@ fn assemble(
     port: u16,
     domains: Vec<String>,
     said: Vec<route::RouteWithSource<'_>>,
+    context: &Context<'_>,
 ) -> Option<TranslatedVirtualHost> {
     let (routes, defined_by): (Vec<_>, Vec<_>) =
         said.into_iter().map(|said| (said.route, said.rule.map(|rule| rule.key.clone()))).unzip();
-    let host = pb::VirtualHost {
+    let mut host = pb::VirtualHost {
         name: format!("{}:{port}", in_brackets(host)),
         domains,
         routes,
         include_request_attempt_count: true,
         ..Default::default()
     };
+    if context.config.weights == WeightDelivery::Runtime {
+        set_runtime_key_prefixes(&mut host);
+    }
     (!host.routes.is_empty()).then_some(TranslatedVirtualHost { host, defined_by })
+}
+
+/// Lets the weights of routes be overridden by runtime values. A route that names a cluster twice cannot be: both would
+/// take the value of the same key.
+fn set_runtime_key_prefixes(host: &mut pb::VirtualHost) {
+    for (at, route) in host.routes.iter_mut().enumerate() {
+        let Some(pb::route::Action::Route(action)) = &mut route.action else { continue };
+        let Some(pb::route_action::ClusterSpecifier::WeightedClusters(clusters)) =
+            &mut action.cluster_specifier
+        else {
+            continue;
+        };
+        let names: BTreeSet<&str> =
+            clusters.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        if names.len() > 1 && names.len() == clusters.clusters.len() {
+            clusters.runtime_key_prefix = format!("weir.{}.{at}", host.name);
+        }
+    }
 }
 
 /// The names of a host: the full one, and those that DNS search paths allow.

@@ -21,8 +21,8 @@ pub struct ProxyStatus {
     pub proxy: Arc<Proxy>,
     /// The streams that serve it.
     pub streams: Vec<StreamInfo>,
-    /// Its progress with clusters, endpoints, listeners and routes.
-    pub types: [Progress; 4],
+    /// Its progress with each type, in the order of [`ResourceType::ALL`].
+    pub types: [Progress; 5],
     /// The newest mesh of which it has ACKed everything; `None` before the first.
     pub acked: Option<MeshRevision>,
     /// The newest mesh of which it has ACKed all but what is held back and what it refused.

@@ -385,12 +385,19 @@ impl StreamTask<'_> {
         let snapshots = &self.shared.snapshots;
         let subscription = snapshots.subscribe(proxy.clone()).await.map_err(|_| shutting_down())?;
         Ok(Served {
-            machine: Stream::new(self.variant, self.shared.settings),
+            machine: Stream::new(self.variant, self.settings()),
             subscription,
             status: self.first_status(proxy),
             changed_at: None,
             node_bytes: node.encoded_len().saturating_mul(NODE),
         })
+    }
+
+    /// The settings of this stream. The routes of all streams do not follow at once: a route configuration is large.
+    fn settings(&self) -> StreamSettings {
+        let settings = self.shared.settings;
+        let routes_follow = settings.routes_follow.mul_f64(1.0 + random_fraction() / 2.0);
+        StreamSettings { routes_follow, ..settings }
     }
 
     /// Takes in the newest snapshot and sends what can be sent now. Returns whether the client is still connected.
@@ -462,7 +469,7 @@ impl StreamTask<'_> {
                 variant: self.variant,
                 only: self.kind,
             }],
-            types: [stream::Progress::None; 4],
+            types: [stream::Progress::None; 5],
             acked: None,
             reached: None,
             resting: false,
@@ -552,8 +559,12 @@ impl Served {
 fn leave_after(streams: usize) -> Duration {
     let streams = u32::try_from(streams).unwrap_or(u32::MAX);
     let all = LEAVE_EACH.saturating_mul(streams.saturating_sub(1)).min(LEAVE_ALL);
-    // The standard library seeds its hash maps from the system's randomness.
-    all.mul_f64(RandomState::new().hash_one(()) as f64 / u64::MAX as f64)
+    all.mul_f64(random_fraction())
+}
+
+/// A random number from 0 to 1. The standard library seeds its hash maps from the system's randomness.
+fn random_fraction() -> f64 {
+    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
 }
 
 fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
@@ -618,7 +629,7 @@ fn value_to_json(value: &PbValue) -> serde_json::Value {
 }
 
 /// The types with metrics.
-pub const TYPES: [ResourceType; 4] = ResourceType::ALL;
+pub const TYPES: [ResourceType; 5] = ResourceType::ALL;
 
 #[cfg(test)]
 mod tests {

@@ -33,9 +33,11 @@ mod names;
 mod progress;
 mod removal;
 mod request;
+mod runtime;
 mod session;
 mod subscription;
 mod switch;
+mod trials;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -43,6 +45,7 @@ use std::time::{Duration, Instant};
 
 use clusters::{ClusterStates, Phase};
 use endpoints::{EndpointDelivery, version_for};
+use runtime::RuntimeLayer;
 use session::Session;
 use subscription::{Immediately, Room, Subscription, Taken, Turn, View};
 use switch::Switch;
@@ -50,6 +53,7 @@ use switch::Switch;
 pub use gate::HeldResource;
 pub use progress::{Progress, RejectedResource, SentResource};
 pub use request::{Answer, Request, RequestError, Variant};
+pub use runtime::RUNTIME_LAYER;
 
 use super::wire::Frame;
 use crate::revision::MeshRevision;
@@ -68,6 +72,8 @@ pub struct StreamSettings {
     pub ack_timeout: Duration,
     /// The maximum number of names that one stream may subscribe to.
     pub max_names: usize,
+    /// How long after a change of weights that a client got as runtime values its routes follow.
+    pub routes_follow: Duration,
     /// Whether updates wait for ACKs. Disabled only in a test that shows why waiting is needed.
     pub gated: bool,
 }
@@ -80,6 +86,7 @@ impl Default for StreamSettings {
             drain: Duration::from_secs(600),
             ack_timeout: Duration::from_secs(10),
             max_names: 100_000,
+            routes_follow: Duration::from_secs(30),
             gated: true,
         }
     }
@@ -113,13 +120,14 @@ pub struct Stream {
     settings: StreamSettings,
     /// The number of responses sent; the nonce of the last one.
     nonce: u64,
-    /// Clusters, endpoints, listeners and routes.
-    types: [Subscription; 4],
+    /// In the order of [`ResourceType::ALL`].
+    types: [Subscription; 5],
     /// What the client gets in the end.
     target: Option<Arc<Snapshot>>,
     session: Session,
     clusters: ClusterStates,
     switch: Switch,
+    runtime: RuntimeLayer,
     /// Since when the client waits for endpoints of a cluster.
     warming_since: Option<Instant>,
     /// When there first was something to send.
@@ -141,6 +149,7 @@ impl Stream {
             session: Session::default(),
             clusters: ClusterStates::default(),
             switch: Switch::default(),
+            runtime: RuntimeLayer::default(),
             warming_since: None,
             serving_since: None,
             now: None,
@@ -165,7 +174,10 @@ impl Stream {
             version: !request.version.is_empty(),
         };
         let resumes = first && (earlier.is_any() || self.asks_before_clusters(kind, &request));
-        let known = self.target.as_ref().map(|target| target.get(kind).clone());
+        let known = match kind {
+            ResourceType::Runtime => Some(self.runtime.resources().clone()),
+            _ => self.target.as_ref().map(|target| target.get(kind).clone()),
+        };
         let mut taken = self.state(kind).take(kind, variant, request, room, known.as_ref())?;
         if resumes {
             self.session.resume();
@@ -192,7 +204,7 @@ impl Stream {
                 self.endpoints_acked(acked.unwrap_or_default());
                 self.endpoints_requested(first, earlier, taken);
             }
-            ResourceType::Listener | ResourceType::Route => {}
+            ResourceType::Listener | ResourceType::Route | ResourceType::Runtime => {}
         }
         Ok(answer)
     }
@@ -292,15 +304,18 @@ impl Stream {
             // A client that warmed already when its last stream ended would wait for ever, and asks for nothing more.
             self.clusters_taken();
         }
+        self.cover_unknown_routes();
+        self.compare(ResourceType::Runtime);
         self.compare(ResourceType::Cluster);
         self.compare(ResourceType::Endpoints);
-        self.switch();
+        self.switch(now);
         if self.switch.has_started() {
             self.compare(ResourceType::Listener);
             self.compare(ResourceType::Route);
         }
         self.remove_unused(now);
-        for kind in ResourceType::ALL {
+        // Weights come first: they wait for nothing, and are few bytes.
+        for kind in [ResourceType::Runtime].into_iter().chain(ResourceType::OF_SNAPSHOT) {
             out.extend(self.respond(kind, now));
         }
         let quiet = self.types.iter().all(|state| state.pending.is_none());
@@ -314,7 +329,9 @@ impl Stream {
         } else {
             self.warming_since = None;
         }
-        let later = self.next_references().is_some() && self.get(ResourceType::Endpoints).differs();
+        let later = self.awaits_routes()
+            && (self.asked_for(ResourceType::Runtime)
+                || self.get(ResourceType::Endpoints).differs());
         let done = quiet
             && !self.switch.is_waiting()
             && self.warming_since.is_none()
@@ -331,7 +348,7 @@ impl Stream {
             Phase::InUse | Phase::Removing => None,
         });
         let lag = self.waits().map(|(since, _)| since + self.settings.ack_timeout);
-        let later = lag.chain(self.resume_deadlines());
+        let later = lag.chain(self.resume_deadlines()).chain(self.runtime.follow_at());
         due.chain(later.filter(|at| self.now.is_none_or(|now| *at > now))).min()
     }
 
@@ -345,22 +362,24 @@ impl Stream {
     }
 
     fn get(&self, kind: ResourceType) -> &Subscription {
-        let [clusters, endpoints, listeners, routes] = &self.types;
+        let [clusters, endpoints, listeners, routes, runtime] = &self.types;
         match kind {
             ResourceType::Cluster => clusters,
             ResourceType::Endpoints => endpoints,
             ResourceType::Listener => listeners,
             ResourceType::Route => routes,
+            ResourceType::Runtime => runtime,
         }
     }
 
     fn state(&mut self, kind: ResourceType) -> &mut Subscription {
-        let [clusters, endpoints, listeners, routes] = &mut self.types;
+        let [clusters, endpoints, listeners, routes, runtime] = &mut self.types;
         match kind {
             ResourceType::Cluster => clusters,
             ResourceType::Endpoints => endpoints,
             ResourceType::Listener => listeners,
             ResourceType::Route => routes,
+            ResourceType::Runtime => runtime,
         }
     }
 
@@ -410,12 +429,16 @@ impl Stream {
                 return None;
             }
             ResourceType::Listener | ResourceType::Route => self.switch.view(kind, &target),
+            // A resuming client keeps the values that it has while its routes are unknown: the layer is sent whole, and
+            // would take away those that its old routes need.
+            ResourceType::Runtime if self.awaits_routes() => return None,
+            ResourceType::Runtime => self.runtime.view(),
         })
     }
 
     fn compare(&mut self, kind: ResourceType) {
         let Some(view) = self.view(kind) else { return };
-        let [clusters, endpoints, listeners, routes] = &mut self.types;
+        let [clusters, endpoints, listeners, routes, runtime] = &mut self.types;
         match kind {
             ResourceType::Cluster => clusters.compare(&view, Some(&plain)),
             // Of a client that does not ask for clusters it is unknown which of them wait for endpoints.
@@ -425,6 +448,7 @@ impl Stream {
             }
             ResourceType::Listener => listeners.compare(&view, Some(&plain)),
             ResourceType::Route => routes.compare(&view, Some(&plain)),
+            ResourceType::Runtime => runtime.compare(&view, Some(&plain)),
         }
     }
 
@@ -447,7 +471,7 @@ impl Stream {
                 self.mark_removed();
                 self.follow_changes();
             }
-            ResourceType::Listener | ResourceType::Route => {}
+            ResourceType::Listener | ResourceType::Route | ResourceType::Runtime => {}
         }
         Some(Response { kind, frame, resources })
     }
@@ -457,7 +481,7 @@ impl Stream {
         let next_references = self
             .next_references()
             .map(|names| names.into_iter().map(Arc::from).collect::<BTreeSet<Arc<str>>>());
-        let [clusters, endpoints, listeners, routes] = &mut self.types;
+        let [clusters, endpoints, listeners, routes, _] = &mut self.types;
         let leaving = self.switch.leaving().iter();
         let keep_last =
             leaving.filter(|name| endpoints.has_good(name) && !self.clusters.is_warming(name));

@@ -98,8 +98,14 @@ impl Canary {
 
     /// Restarts weir on the same ports and waits until it is ready.
     pub async fn revive(&mut self) {
+        self.revive_with(&[]).await;
+    }
+
+    /// The same with more flags for `weir serve`.
+    pub async fn revive_with(&mut self, more: &[&str]) {
         let mut args = vec!["--config-dir", self.objects.folder.to_str().unwrap()];
         args.extend(self.flags.iter().map(String::as_str));
+        args.extend(more);
         self.weir = Serve::start(&args, self.weir.xds, self.weir.admin);
         self.weir.ready().await;
     }

@@ -17,7 +17,7 @@ use crate::admission::Limits;
 use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::envoy::{self, EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
-use crate::mesh::{Interception, Locality, MeshConfig};
+use crate::mesh::{Interception, Locality, MeshConfig, WeightDelivery};
 use crate::xds::stream::StreamSettings;
 
 use backends::Backends;
@@ -168,7 +168,7 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         source: Source::Directory(objects.folder()),
         xds_listen: any,
         admin_listen: any,
-        mesh: MeshConfig::default(),
+        mesh: MeshConfig { weights: WeightDelivery::Runtime, ..MeshConfig::default() },
         streams: StreamSettings::default(),
         limits: Limits::default(),
         admin_limits: Limits::admin(),
@@ -340,6 +340,7 @@ fn bootstrap(xds: std::net::SocketAddr) -> (String, Bootstrap) {
         interception: Interception::None,
         xds: XdsAddress::from(xds),
         variant: AdsVariant::Delta,
+        weights: WeightDelivery::Runtime,
         admin: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
     };
     (id, bootstrap)

@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::runtime::RuntimeHost;
+use super::trials::{HostVerdict, Trials};
 use crate::snapshot::{
     ClusterRefs, EncodedVirtualHost, Provenance, Resource, ResourceType, Resources, RouteTable,
-    provenance,
+    RuntimeWeights, provenance,
 };
 
 /// What a cluster is for a client at this moment.
@@ -46,6 +48,26 @@ pub(super) struct Chosen {
     pub waiting: bool,
     /// Clusters that a form which waits leads to no more.
     pub leaving: BTreeSet<Arc<str>>,
+    /// Virtual hosts whose weights the client gets as runtime values.
+    pub by_runtime: Vec<RuntimeHost>,
+}
+
+/// What decides about virtual hosts besides their clusters.
+#[derive(Clone, Copy)]
+pub(super) struct HostGate<'a> {
+    pub trials: &'a Trials,
+    /// Whether the client takes weights as runtime values.
+    pub takes_runtime_weights: bool,
+    /// Whether routes get the weights that the client has as runtime values.
+    pub routes_follow: bool,
+}
+
+/// How the new version of a virtual host reaches the client.
+enum Delivered<'a> {
+    InRoute,
+    /// Its weights as runtime values; all else in it is the same.
+    ByRuntime(&'a RuntimeWeights),
+    NotNow,
 }
 
 enum Verdict {
@@ -105,6 +127,7 @@ pub(super) fn choose<'a>(
     kind: ResourceType,
     target: &Resources,
     has: impl Fn(&str) -> Option<&'a Arc<Resource>>,
+    hosts: HostGate<'_>,
     readiness: impl Fn(&str) -> ClusterReadiness,
 ) -> Chosen {
     let mut chosen = Chosen::default();
@@ -114,7 +137,10 @@ pub(super) fn choose<'a>(
         let form = match old {
             Some(old) if old.version == new.version => Some(new.clone()),
             _ if new.table().is_none() => chosen.whole(kind, old, new, &readiness),
-            Some(old) => Some(chosen.hosts(kind, old, new, &readiness)),
+            Some(old) => Some(chosen.hosts(kind, Some(old), new, hosts, &readiness)),
+            None if hosts.trials.concern(name) => {
+                Some(chosen.hosts(kind, None, new, hosts, &readiness))
+            }
             None => chosen.first(new, &readiness),
         };
         match form {
@@ -175,47 +201,113 @@ impl Chosen {
         Some(new.clone())
     }
 
+    /// Decides for each virtual host that differs. `old` is the version that the client has.
     fn hosts(
         &mut self,
         kind: ResourceType,
-        old: &Arc<Resource>,
+        old: Option<&Arc<Resource>>,
         new: &Arc<Resource>,
+        gate: HostGate<'_>,
         readiness: &impl Fn(&str) -> ClusterReadiness,
     ) -> Arc<Resource> {
-        let (Some(had), Some(table)) = (old.table(), new.table()) else {
+        let Some(table) = new.table() else {
             return new.clone();
         };
-        let mut mixed: Option<RouteTable> = None;
-        let mut elsewhere: Vec<Arc<EncodedVirtualHost>> = Vec::new();
+        let empty = RouteTable::new(table.head().clone());
+        let had = old.and_then(|old| old.table()).unwrap_or(&empty);
+        let mut kept: Vec<KeptHost<'_>> = Vec::new();
+        let mut by_runtime = Vec::new();
+        let mut changed = old.is_none();
         had.diff(table, |name, before, after| {
-            let Some(after) = after else { return };
-            let from = before.map(|before| &before.clusters);
-            match judge(&after.clusters, from, readiness) {
-                Verdict::Go => return,
-                Verdict::Wait => self.wait(&after.clusters, from),
-                Verdict::Hold(missing_cluster) => self.held.push(HeldResource {
-                    kind: kind.short_name(),
-                    name: new.name.clone(),
-                    virtual_host: Some(name.clone()),
-                    objects: after.objects.clone(),
-                    missing_cluster,
-                }),
-            }
-            let mixed = mixed.get_or_insert_with(|| table.clone());
-            if table.catch_all().is_some_and(|host| host.name == *name) {
-                mixed.set_catch_all(before.cloned());
-            } else {
-                mixed.set(name, before.cloned());
-                elsewhere.extend(before.filter(|before| before.domains != after.domains).cloned());
+            let Some(after) = after else {
+                changed = true;
+                return;
+            };
+            match self.delivered(kind, new, (before, after), gate, readiness) {
+                Delivered::InRoute => changed = true,
+                Delivered::NotNow => kept.push(KeptHost { before, after }),
+                Delivered::ByRuntime(weights) => {
+                    by_runtime.push(KeptHost { before, after });
+                    let (table, host) = (new.name.clone(), name.clone());
+                    self.by_runtime.push(RuntimeHost { table, host, weights: weights.clone() });
+                }
             }
         });
-        let Some(mut mixed) = mixed else {
+        // A route configuration that is sent for another change carries the weights as well.
+        if !changed && !gate.routes_follow {
+            kept.extend(by_runtime);
+        }
+        if kept.is_empty() {
             return new.clone();
-        };
-        elsewhere.iter().for_each(|kept| yield_domains(&mut mixed, kept));
-        let mixed = Resource::routes(new.name.clone(), mixed);
-        if mixed.version == old.version { old.clone() } else { mixed }
+        }
+        let mixed = Resource::routes(new.name.clone(), with_kept(table, &kept));
+        old.filter(|old| old.version == mixed.version).cloned().unwrap_or(mixed)
     }
+
+    /// How the new version of a virtual host reaches the client now.
+    fn delivered<'a>(
+        &mut self,
+        kind: ResourceType,
+        table: &Resource,
+        (before, after): (Option<&Arc<EncodedVirtualHost>>, &'a Arc<EncodedVirtualHost>),
+        gate: HostGate<'_>,
+        readiness: &impl Fn(&str) -> ClusterReadiness,
+    ) -> Delivered<'a> {
+        let from = before.map(|before| &before.clusters);
+        let weights = after.weights.as_ref().filter(|weights| {
+            let had = before.and_then(|before| before.weights.as_ref());
+            gate.takes_runtime_weights && had.is_some_and(|had| weights.can_replace(had))
+        });
+        if let Some(weights) = weights {
+            return Delivered::ByRuntime(weights);
+        }
+        match gate.trials.verdict(&table.name, after) {
+            HostVerdict::Rejected => return Delivered::NotNow,
+            HostVerdict::Untried => {
+                self.wait(&after.clusters, from);
+                return Delivered::NotNow;
+            }
+            HostVerdict::Allowed => {}
+        }
+        match judge(&after.clusters, from, readiness) {
+            Verdict::Go => return Delivered::InRoute,
+            Verdict::Wait => self.wait(&after.clusters, from),
+            Verdict::Hold(missing_cluster) => self.held.push(HeldResource {
+                kind: kind.short_name(),
+                name: table.name.clone(),
+                virtual_host: Some(after.name.clone()),
+                objects: after.objects.clone(),
+                missing_cluster,
+            }),
+        }
+        Delivered::NotNow
+    }
+}
+
+/// A virtual host that the client keeps in the version before.
+struct KeptHost<'a> {
+    before: Option<&'a Arc<EncodedVirtualHost>>,
+    after: &'a EncodedVirtualHost,
+}
+
+/// The table with these virtual hosts in the version before.
+fn with_kept(table: &RouteTable, kept: &[KeptHost<'_>]) -> RouteTable {
+    let mut mixed = table.clone();
+    let is_catch_all =
+        |host: &EncodedVirtualHost| table.catch_all().is_some_and(|other| other.name == host.name);
+    for KeptHost { before, after } in kept {
+        if is_catch_all(after) {
+            mixed.set_catch_all(before.cloned());
+        } else {
+            mixed.set(&after.name, before.cloned());
+        }
+    }
+    for KeptHost { before, after } in kept.iter().filter(|kept| !is_catch_all(kept.after)) {
+        if let Some(before) = before.filter(|before| before.domains != after.domains) {
+            yield_domains(&mut mixed, before);
+        }
+    }
+    mixed
 }
 
 /// Takes those domains from a virtual host that stays in its old form which another one has by now.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Stream;
 use super::clusters::Phase;
 use super::gate::{ClusterReadiness, HeldResource};
+use super::subscription::Subscription;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Provenance, Resource, ResourceType};
 use crate::xds::wire::version_text;
@@ -37,10 +38,12 @@ pub enum Progress {
 /// A resource that the client rejected; it keeps the last accepted version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RejectedResource {
-    /// `cds`, `eds`, `lds` or `rds`.
+    /// `cds`, `eds`, `lds`, `rds` or `rtds`.
     pub kind: &'static str,
     /// The name.
     pub name: Arc<str>,
+    /// The virtual host in it that the client rejected; `None` where it is the whole resource.
+    pub virtual_host: Option<Arc<str>>,
     /// The rejected version.
     pub version: String,
     /// The objects behind what that version changed.
@@ -54,7 +57,7 @@ impl Stream {
     /// flight, held back or rejected.
     pub fn settled(&self) -> Option<MeshRevision> {
         let all = self.switch.held().next().is_none()
-            && self.types.iter().all(|state| state.rejected().is_empty());
+            && !self.types.iter().any(Subscription::has_rejections);
         self.reached().filter(|_| all)
     }
 
@@ -82,9 +85,10 @@ impl Stream {
     /// The resources that the client rejected and has not received in another version since.
     pub fn rejected(&self) -> Vec<RejectedResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
-            self.get(kind).rejected().iter().map(move |(name, rejection)| RejectedResource {
+            self.get(kind).rejected().map(move |(name, host, rejection)| RejectedResource {
                 kind: kind.short_name(),
                 name: name.clone(),
+                virtual_host: host.cloned(),
                 version: version_text(rejection.version),
                 objects: rejection.objects.clone(),
                 message: rejection.message.clone(),
@@ -93,12 +97,13 @@ impl Stream {
         all.collect()
     }
 
-    /// The resources that were sent to the client and that it has or is about to have.
+    /// The resources that were sent to the client and that it has or is about to have. Route configurations have the
+    /// weights that are in force, in whichever way they came.
     pub fn inventory(&self) -> Vec<SentResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
             self.get(kind).forms().map(move |(resource, acked)| SentResource {
                 kind,
-                resource: resource.clone(),
+                resource: self.with_runtime_weights(resource),
                 acked,
             })
         });
@@ -106,7 +111,7 @@ impl Stream {
     }
 
     /// The progress of the client with each type, in the order of [`ResourceType::ALL`].
-    pub fn progress(&self) -> [Progress; 4] {
+    pub fn progress(&self) -> [Progress; 5] {
         ResourceType::ALL.map(|kind| {
             let state = self.get(kind);
             let behind = matches!(kind, ResourceType::Listener | ResourceType::Route)
@@ -117,7 +122,7 @@ impl Stream {
                 Progress::None
             } else if state.pending.is_some() || behind || self.target.is_none() {
                 Progress::Stale
-            } else if state.rejected().is_empty() {
+            } else if !state.has_rejections() {
                 Progress::Synced
             } else {
                 Progress::Rejected

@@ -53,7 +53,7 @@ impl Stream {
             return;
         }
         let known = self.knows_routes();
-        let [.., listeners, routes] = &self.types;
+        let [_, _, listeners, routes, _] = &self.types;
         // For good only when both were asked for: a resuming client asks for one after the other.
         if known && listeners.subscribed && routes.subscribed {
             self.session.finish();

@@ -203,7 +203,7 @@ impl Stream {
         if self.session.earlier().is_none() {
             return true;
         }
-        let [.., listeners, routes] = &self.types;
+        let [_, _, listeners, routes, _] = &self.types;
         let users = [listeners, routes];
         // It may be about to ask for the other.
         let asked = users.iter().all(|state| state.subscribed) || !self.is_early();
@@ -212,22 +212,27 @@ impl Stream {
             && users.iter().all(|state| !state.subscribed || state.knows_all())
     }
 
+    /// Whether the routes of a resuming client are unknown and are about to become known.
+    pub(super) fn awaits_routes(&self) -> bool {
+        let Some(target) = &self.target else { return false };
+        let [clusters, _, listeners, routes, _] = &self.types;
+        let comes = |state: &Subscription, kind| {
+            if state.subscribed { state.expects(target.get(kind)) } else { self.is_early() }
+        };
+        let takes_all = clusters.wildcard || self.awaits_clusters();
+        self.settings.gated
+            && takes_all
+            && !self.knows_routes()
+            && (self.switch.is_waiting()
+                || comes(listeners, ResourceType::Listener)
+                || comes(routes, ResourceType::Route))
+    }
+
     /// The clusters that the new listeners and routes of a resuming client reference, as long as its old ones are
     /// unknown; `None` where all are known, or never will be. The old ones may reference anything, so the endpoints of
     /// all other clusters stay as they are: the change that moved the traffic away may have removed the pods as well.
     pub(super) fn next_references(&self) -> Option<BTreeSet<&str>> {
-        let target = self.target.as_ref()?;
-        let [clusters, _, listeners, routes] = &self.types;
-        let comes = |state: &Subscription, kind| {
-            if state.subscribed { state.expects(target.get(kind)) } else { self.is_early() }
-        };
-        let will_be_known = self.switch.is_waiting()
-            || comes(listeners, ResourceType::Listener)
-            || comes(routes, ResourceType::Route);
-        let takes_all = clusters.wildcard || self.awaits_clusters();
-        if !self.settings.gated || !takes_all || self.knows_routes() || !will_be_known {
-            return None;
-        }
+        let target = self.target.as_ref().filter(|_| self.awaits_routes())?;
         let users = [ResourceType::Listener, ResourceType::Route]
             .into_iter()
             .flat_map(|kind| target.get(kind).values());
@@ -238,7 +243,7 @@ impl Stream {
     pub(super) fn forget_earlier(&mut self) {
         if self.session.earlier().is_some()
             && self.asked_for(ResourceType::Cluster)
-            && self.next_references().is_none()
+            && !self.awaits_routes()
             && let Some(earlier) = self.session.earlier_mut()
         {
             earlier.fallback.clear();

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::acked::Acked;
 use super::names::Names;
 use super::request::{Request, RequestError, Variant};
+use super::trials::Trials;
 use crate::snapshot::{Provenance, Resource, ResourceType, Resources, empty_endpoints};
 use crate::xds::wire::{Frame, Item};
 
@@ -178,6 +179,8 @@ pub(super) struct Subscription {
     rejected: BTreeMap<Arc<str>, Rejection>,
     /// Changes one of which was refused, in groups that are tried one after the other.
     suspects: Vec<Vec<(Arc<str>, u64)>>,
+    /// Virtual hosts that the client rejected.
+    pub trials: Trials,
 }
 
 impl Subscription {
@@ -225,8 +228,22 @@ impl Subscription {
             .is_some_and(|rejection| rejection.version == resource.version)
     }
 
-    pub fn rejected(&self) -> &BTreeMap<Arc<str>, Rejection> {
-        &self.rejected
+    /// What the client rejected: the resource, the virtual host in it where only that was, and the rejection.
+    pub fn rejected(&self) -> impl Iterator<Item = (&Arc<str>, Option<&Arc<str>>, &Rejection)> {
+        let whole = self.rejected.iter().map(|(name, rejection)| (name, None, rejection));
+        let hosts = self.trials.rejections();
+        whole.chain(hosts.map(|(table, host, rejection)| (table, Some(host), rejection)))
+    }
+
+    /// Whether the client rejected anything that it has not received in another version since.
+    pub fn has_rejections(&self) -> bool {
+        self.rejected().next().is_some()
+    }
+
+    /// Forgets what the client rejected in versions that are not in `target`.
+    pub fn prune_trials(&mut self, target: &Resources) {
+        let Self { trials, subscribed, wildcard, names, .. } = self;
+        trials.prune(target, |table| *subscribed && (*wildcard || names.contains(table)));
     }
 
     /// The newest form of each resource that the client has or is about to have, and whether it acked it.
@@ -376,6 +393,7 @@ impl Subscription {
         }
         for change in &changes {
             self.rejected.remove(&change.name);
+            self.trials.end_group(&change.name);
         }
         changes
     }
@@ -389,9 +407,14 @@ impl Subscription {
         let rejected = |one: &&Arc<Resource>| count == 1 || named.contains(&*one.name);
         let message: Arc<str> = cut(message).into();
         for one in sent().filter(rejected) {
+            let had = self.had(&one.name).flatten().cloned();
+            let table = had.as_ref().and_then(|had| had.table());
+            if self.trials.contain(table, one, &message) {
+                continue;
+            }
             let rejection = Rejection {
                 version: one.version,
-                objects: one.objects_changed_since(self.had(&one.name).flatten().map(|had| &**had)),
+                objects: one.objects_changed_since(had.as_deref()),
                 message: message.clone(),
             };
             if self.has_form(one) {
@@ -793,7 +816,7 @@ pub(super) fn name_bytes(name: &Arc<str>) -> usize {
 }
 
 /// Whether a message speaks of this name and not only of one that holds it. A number or a letter could be anything.
-fn is_named(message: &str, name: &str) -> bool {
+pub(super) fn is_named(message: &str, name: &str) -> bool {
     if name.len() < 3 || name.bytes().all(|byte| byte.is_ascii_digit()) {
         return false;
     }

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Stream;
-use super::gate::{self, Chosen, ClusterReadiness, HeldResource};
+use super::gate::{self, Chosen, ClusterReadiness, HeldResource, HostGate};
+use super::runtime::RuntimeHost;
 use super::subscription::View;
 use crate::snapshot::{ResourceType, Resources};
 
@@ -92,7 +94,7 @@ impl Switch {
 
 impl Stream {
     /// Chooses the listeners and virtual hosts that the client may have now.
-    pub(super) fn switch(&mut self) {
+    pub(super) fn switch(&mut self, now: Instant) {
         self.switch.leaving.clear();
         if self.target.is_none() {
             return;
@@ -101,7 +103,7 @@ impl Stream {
             self.switch.stage = self.first_stage();
         }
         if self.switch.has_started() {
-            let waiting = self.choose();
+            let waiting = self.choose(now);
             self.switch.stage = if waiting { Stage::Waiting } else { Stage::Complete };
         }
     }
@@ -129,26 +131,58 @@ impl Stream {
     }
 
     /// Chooses anew. Returns whether something waits for clusters that are on their way.
-    fn choose(&mut self) -> bool {
+    fn choose(&mut self, now: Instant) -> bool {
         let Some(target) = self.target.clone() else {
             return false;
         };
         let mut waiting = false;
+        let mut by_runtime: Vec<RuntimeHost> = Vec::new();
         let again = std::mem::take(&mut self.switch.outdated);
         for kind in [ResourceType::Listener, ResourceType::Route] {
             let wanted = target.get(kind);
+            self.state(kind).prune_trials(wanted);
             let chosen = if self.switch.given(kind).ptr_eq(wanted) && !again {
                 Chosen::default()
             } else {
-                let subscription = self.get(kind);
-                let has = |name: &str| subscription.form(name);
-                gate::choose(kind, wanted, has, |cluster| self.readiness(cluster))
+                self.choose_of(kind, wanted)
             };
             waiting |= chosen.waiting && self.get(kind).subscribed;
             self.switch.leaving.extend(chosen.leaving);
+            by_runtime.extend(chosen.by_runtime);
             let given = chosen.resources.unwrap_or_else(|| wanted.clone());
             self.switch.store(kind, given, chosen.held);
         }
+        self.update_runtime(by_runtime, now);
         waiting
+    }
+
+    fn choose_of(&mut self, kind: ResourceType, wanted: &Resources) -> Chosen {
+        loop {
+            let subscription = self.get(kind);
+            let hosts = HostGate {
+                trials: &subscription.trials,
+                takes_runtime_weights: self.takes_runtime_weights(),
+                routes_follow: self.routes_follow(),
+            };
+            let has = |name: &str| subscription.form(name);
+            let chosen = gate::choose(kind, wanted, has, hosts, |cluster| self.readiness(cluster));
+            // A group that changes nothing now, because its virtual hosts wait for clusters, cannot be tried.
+            let given = chosen.resources.as_ref().unwrap_or(wanted);
+            let untestable: Vec<Arc<str>> = subscription
+                .trials
+                .pending()
+                .filter(|table| {
+                    let next = given.get(table).map(|next| next.version);
+                    let has = subscription.form(table).map(|has| has.version);
+                    next == has && subscription.in_flight(table).is_none()
+                })
+                .cloned()
+                .collect();
+            if untestable.is_empty() {
+                return chosen;
+            }
+            let trials = &mut self.state(kind).trials;
+            untestable.iter().for_each(|table| trials.end_group(table));
+        }
     }
 }

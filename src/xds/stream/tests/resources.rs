@@ -1,5 +1,6 @@
 //! Resources made of short texts, and the texts read back from what was sent.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,7 +8,8 @@ use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::route::v3 as route;
-use envoy_types::pb::google::protobuf::UInt32Value;
+use envoy_types::pb::envoy::service::runtime::v3 as runtime;
+use envoy_types::pb::google::protobuf::{UInt32Value, Value, value::Kind};
 use prost::Message;
 
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Route};
@@ -24,7 +26,7 @@ pub fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
         let wanted = parts.iter().filter(|(part, ..)| *part == kind);
         wanted.map(|(_, name, body)| resource(kind, name, body)).collect()
     };
-    Arc::new(Snapshot::new(revision.into(), ResourceType::ALL.map(of)))
+    Arc::new(Snapshot::new(revision.into(), ResourceType::OF_SNAPSHOT.map(of)))
 }
 
 pub fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
@@ -52,23 +54,94 @@ pub fn next_references(text: &str) -> impl Iterator<Item = &str> {
     list.split('*').next().unwrap_or_default().split(',')
 }
 
+/// The sum of the weights of a route that has several clusters.
+const SUM: u32 = 1_000_000;
+
 fn host(text: &str) -> route::VirtualHost {
-    let to = |cluster: &str| route::Route {
-        name: text.to_owned(),
+    use route::route_action::ClusterSpecifier;
+    let name = text.split('>').next().unwrap_or_default().to_owned();
+    let to = |name: &str, specifier: ClusterSpecifier| route::Route {
+        name: name.to_owned(),
         action: Some(route::route::Action::Route(route::RouteAction {
-            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
-                cluster.to_owned(),
-            )),
+            cluster_specifier: Some(specifier),
             ..Default::default()
         })),
         ..Default::default()
     };
-    let name = text.split('>').next().unwrap_or_default().to_owned();
-    route::VirtualHost {
-        domains: vec![name.clone()],
-        name,
-        routes: next_references(text).map(to).collect(),
-        ..Default::default()
+    let routes = match weights(text) {
+        Some(clusters) => {
+            let runtime_key_prefix = format!("weir.{name}.0");
+            let weighted =
+                route::WeightedCluster { clusters, runtime_key_prefix, ..Default::default() };
+            let text = text.split('*').next().unwrap_or_default();
+            vec![to(text, ClusterSpecifier::WeightedClusters(weighted))]
+        }
+        None => next_references(text)
+            .map(|cluster| to(text, ClusterSpecifier::Cluster(cluster.to_owned())))
+            .collect(),
+    };
+    route::VirtualHost { domains: vec![name.clone()], name, routes, ..Default::default() }
+}
+
+/// The weights of a virtual host `name>cluster,cluster*NUMBER`: the number for the first cluster, the rest for the second.
+fn weights(text: &str) -> Option<Vec<route::weighted_cluster::ClusterWeight>> {
+    let number: u32 = text.split_once('*')?.1.parse().ok()?;
+    let names: Vec<&str> = next_references(text).collect();
+    let unique: BTreeSet<&str> = names.iter().copied().collect();
+    if names.len() < 2 || unique.len() < names.len() {
+        return None;
+    }
+    let weight = |at: usize| match at {
+        0 => number,
+        1 => SUM - number,
+        _ => 0,
+    };
+    let weighted =
+        names.iter().enumerate().map(|(at, name)| route::weighted_cluster::ClusterWeight {
+            name: (*name).to_owned(),
+            weight: Some(UInt32Value { value: weight(at) }),
+            ..Default::default()
+        });
+    Some(weighted.collect())
+}
+
+/// The text of a virtual host; of one with weights `name>cluster,cluster*NUMBER@RUNTIME-KEY-PREFIX`.
+fn show_host(host: &route::VirtualHost) -> String {
+    let route = &host.routes[0];
+    let Some(route::route::Action::Route(action)) = &route.action else {
+        return route.name.clone();
+    };
+    match &action.cluster_specifier {
+        Some(route::route_action::ClusterSpecifier::WeightedClusters(weighted)) => {
+            let weight = weighted.clusters[0].weight.map_or(0, |weight| weight.value);
+            format!("{}*{weight}@{}", route.name, weighted.runtime_key_prefix)
+        }
+        _ => route.name.clone(),
+    }
+}
+
+/// The text of a runtime layer: its keys with their values.
+fn show_runtime(bytes: &[u8]) -> String {
+    let layer = runtime::Runtime::decode(bytes).unwrap().layer.unwrap();
+    let value = |value: &Value| match value.kind {
+        Some(Kind::NumberValue(number)) => number,
+        _ => panic!("a weight is a number"),
+    };
+    let mut all: Vec<String> =
+        layer.fields.iter().map(|(key, number)| format!("{key}={}", value(number))).collect();
+    all.sort();
+    all.join(" ")
+}
+
+/// A virtual host's text with the weight that is in force where the client has this runtime layer, and without its prefix.
+pub fn effective(host: &str, layer: &BTreeMap<String, u32>) -> String {
+    let Some((text, prefix)) = host.split_once('@') else {
+        return host.to_owned();
+    };
+    let first = next_references(text).next().unwrap_or_default();
+    match (layer.get(&format!("{prefix}.{first}")), text.split_once('*')) {
+        (Some(weight), Some((name, _))) => format!("{name}*{weight}"),
+        _ => text.to_owned(),
     }
 }
 
@@ -134,10 +207,10 @@ pub fn show(kind: ResourceType, bytes: &[u8]) -> String {
         Endpoints => show_endpoints(bytes),
         Route => {
             let message = route::RouteConfiguration::decode(bytes).unwrap();
-            let hosts: Vec<_> =
-                message.virtual_hosts.into_iter().map(|host| host.routes[0].name.clone()).collect();
+            let hosts: Vec<_> = message.virtual_hosts.iter().map(show_host).collect();
             return hosts.join(" ");
         }
+        ResourceType::Runtime => return show_runtime(bytes),
         ResourceType::Listener => None,
     };
     text.unwrap_or_else(|| String::from_utf8_lossy(bytes).into_owned())

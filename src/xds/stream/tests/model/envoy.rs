@@ -7,13 +7,14 @@ use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
+use envoy_types::pb::envoy::service::runtime::v3 as runtime;
 use prost::Message;
 
 use super::super::resources::{next_references, show};
 use super::Dice;
 use crate::snapshot::ResourceType;
-use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
-use crate::xds::stream::{Request, Variant};
+use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route, Runtime};
+use crate::xds::stream::{RUNTIME_LAYER, Request, Variant};
 
 /// How an Envoy is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Setup {
     pub variant: Variant,
     /// Whether it has a stream of its own for clusters, beside the aggregated one. It does not pause that one.
     pub separate: bool,
+    /// Whether it takes weights as runtime values.
+    pub runtime: bool,
 }
 
 /// One resource of a response, as the client reads it.
@@ -44,9 +47,11 @@ pub struct Envoy {
     pub warming: BTreeMap<String, String>,
     pub listeners: BTreeMap<String, String>,
     pub routes: BTreeMap<String, String>,
-    names: [BTreeSet<String>; 4],
-    versions: [BTreeMap<String, String>; 4],
-    pub nonces: [String; 4],
+    names: [BTreeSet<String>; 5],
+    versions: [BTreeMap<String, String>; 5],
+    pub nonces: [String; 5],
+    /// The runtime layer.
+    pub layer: BTreeMap<String, u32>,
     /// The types that it asks for, in the order in which it first did.
     order: Vec<ResourceType>,
     /// The types that it has asked for on this stream.
@@ -81,6 +86,11 @@ fn is_external(cluster: &str) -> bool {
     cluster.starts_with("external-")
 }
 
+/// Whether the text of a resource says that the client refuses it.
+pub fn is_bad(text: &str) -> bool {
+    text.contains("bad ") || text.contains("bad>")
+}
+
 /// The parts of a listener or a route configuration that lead somewhere: name and clusters.
 pub fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
     let to = |text: &str| {
@@ -105,6 +115,7 @@ impl Envoy {
             names: Default::default(),
             versions: Default::default(),
             nonces: Default::default(),
+            layer: BTreeMap::new(),
             order: vec![Cluster],
             asked: BTreeSet::new(),
             excused: BTreeMap::new(),
@@ -116,6 +127,10 @@ impl Envoy {
             paused: Vec::new(),
             has_clusters: false,
         };
+        if setup.runtime {
+            envoy.order.insert(0, Runtime);
+            envoy.names[Runtime.index()].insert(RUNTIME_LAYER.to_owned());
+        }
         envoy.connect();
         envoy
     }
@@ -204,8 +219,7 @@ impl Envoy {
         let i = kind.index();
         let (got, mut gone, nonce, version) = read(self.setup.variant, kind, frame);
         self.nonces[i].clone_from(&nonce);
-        let (bad, good): (Vec<_>, Vec<_>) =
-            got.into_iter().partition(|got| got.body.contains("bad"));
+        let (bad, good): (Vec<_>, Vec<_>) = got.into_iter().partition(|got| is_bad(&got.body));
         let mut error = None;
         if !bad.is_empty() {
             let list: Vec<_> = bad.iter().map(|got| format!("{}: is bad", got.name)).collect();
@@ -374,6 +388,16 @@ impl Envoy {
                     self.routes.insert(got.name.clone(), got.body.clone());
                 }
             }
+            Runtime => {
+                assert!(gone.is_empty(), "the layer is never removed");
+                for got in good {
+                    let values = got.body.split_whitespace().map(|value| {
+                        let (key, weight) = value.rsplit_once('=').unwrap();
+                        (key.to_owned(), weight.parse().unwrap())
+                    });
+                    self.layer = values.collect();
+                }
+            }
         }
         let there = |name: &String| self.active.contains_key(name) && !self.doubtful.contains(name);
         self.excused.values_mut().for_each(|clusters| clusters.retain(|name| !there(name)));
@@ -481,6 +505,7 @@ fn name_of(kind: ResourceType, bytes: &[u8]) -> String {
         }
         Endpoints => endpoint::ClusterLoadAssignment::decode(bytes).unwrap().cluster_name,
         Route => route::RouteConfiguration::decode(bytes).unwrap().name,
+        Runtime => runtime::Runtime::decode(bytes).unwrap().name,
         Listener => {
             let text = text_of(bytes);
             let plain = text.strip_prefix("bad ").unwrap_or(&text);

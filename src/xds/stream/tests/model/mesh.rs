@@ -26,6 +26,8 @@ pub struct Mesh {
     pub empty: BTreeSet<Subset>,
     /// Route configuration and host to what it leads to.
     pub hosts: BTreeMap<(u64, u64), String>,
+    /// The last weight that was written.
+    pub weight: u32,
     /// TCP listeners.
     pub tcp: BTreeMap<u64, String>,
     /// Names of resources that the client refuses.
@@ -74,7 +76,7 @@ impl Mesh {
 
     /// One change of any kind.
     pub fn write(&mut self, dice: &mut Dice) {
-        match dice.roll(24) {
+        match dice.roll(28) {
             0..=3 => {
                 self.clusters.entry(any_subset(dice)).or_insert(0);
             }
@@ -104,6 +106,7 @@ impl Mesh {
                 self.tcp.remove(&dice.roll(2));
             }
             20 => self.write_external(dice),
+            24..=27 => self.write_weight(dice),
             21 if dice.in_few(2) => self.spoil(dice),
             _ => {
                 self.bad.pop_first();
@@ -114,8 +117,19 @@ impl Mesh {
     fn write_host(&mut self, dice: &mut Dice) {
         let mut to: Vec<_> = (0..=dice.roll(2)).map(|_| any_cluster(dice)).collect();
         to.dedup();
-        let weight = dice.roll(100);
-        self.hosts.insert((80 + dice.roll(2), dice.roll(4)), format!("{}*{weight}", to.join(",")));
+        self.weight += 1;
+        let text = format!("{}*{}", to.join(","), self.weight);
+        self.hosts.insert((80 + dice.roll(2), dice.roll(4)), text);
+    }
+
+    /// A change of weights alone. Each weight is larger than all before it.
+    fn write_weight(&mut self, dice: &mut Dice) {
+        self.weight += 1;
+        if let Some(text) = self.hosts.get_mut(&(80 + dice.roll(2), dice.roll(4)))
+            && let Some((to, _)) = text.split_once('*')
+        {
+            *text = format!("{to}*{}", self.weight);
+        }
     }
 
     fn write_external(&mut self, dice: &mut Dice) {

@@ -5,19 +5,19 @@ mod cuts;
 mod envoy;
 mod mesh;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::resources::show;
-use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
+use super::resources::{effective, show};
+use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route, Runtime};
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::translate::service_cluster_name;
 use crate::xds::stream::{Request, Response, Stream, StreamSettings, Variant};
-use envoy::{BLIND, Envoy, Got, Setup, forms, is_eds, read};
+use envoy::{BLIND, Envoy, Got, Setup, forms, is_bad, is_eds, read};
 use mesh::Mesh;
 
 /// How many steps one run takes unless `WEIR_MODEL_STEPS` says otherwise.
@@ -26,11 +26,15 @@ const STEPS: u64 = 120_000;
 /// Steps after which a history starts over with a new mesh and a new client.
 const HISTORY: u64 = 1500;
 
-const SETUPS: [Setup; 4] = [
-    Setup { variant: Variant::Delta, separate: false },
-    Setup { variant: Variant::Sotw, separate: false },
-    Setup { variant: Variant::Delta, separate: true },
-    Setup { variant: Variant::Sotw, separate: true },
+const SETUPS: [Setup; 8] = [
+    Setup { variant: Variant::Delta, separate: false, runtime: false },
+    Setup { variant: Variant::Sotw, separate: false, runtime: false },
+    Setup { variant: Variant::Delta, separate: true, runtime: false },
+    Setup { variant: Variant::Sotw, separate: true, runtime: false },
+    Setup { variant: Variant::Delta, separate: false, runtime: true },
+    Setup { variant: Variant::Sotw, separate: false, runtime: true },
+    Setup { variant: Variant::Delta, separate: true, runtime: true },
+    Setup { variant: Variant::Sotw, separate: true, runtime: true },
 ];
 
 #[test]
@@ -43,7 +47,7 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     let mut transcript = Xxh3::new();
     for (history, setup) in (0..steps.div_ceil(HISTORY)).zip(SETUPS.into_iter().cycle()) {
         // Without a service Envoy asks for listeners before it ever asks for endpoints.
-        let mesh = if history / 4 % 2 == 0 { Mesh::new() } else { Mesh::default() };
+        let mesh = if history / 8 % 2 == 0 { Mesh::new() } else { Mesh::default() };
         let mut world = World::new(setup, mesh, seed.wrapping_add(history));
         for _ in 0..HISTORY {
             world.step();
@@ -56,9 +60,11 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     // Two builds that speak the same protocol print the same digest for the same seed.
     println!("transcript {:016x}", transcript.digest());
     // A history in which nothing of the kind happens would prove nothing.
-    let Seen { held, kept, refusals, moves, returns, warm_returns } = seen;
+    let Seen { held, kept, refusals, moves, returns, warm_returns, weights } = seen;
     assert!(
-        [held, kept, refusals, moves, returns, warm_returns].iter().all(|count| *count > 0),
+        [held, kept, refusals, moves, returns, warm_returns, weights]
+            .iter()
+            .all(|count| *count > 0),
         "{seen:?}"
     );
 }
@@ -73,6 +79,8 @@ struct Seen {
     returns: u64,
     /// Returns of a client one of whose clusters was warming.
     warm_returns: u64,
+    /// Runtime layers that were sent.
+    weights: u64,
 }
 
 impl Seen {
@@ -83,6 +91,7 @@ impl Seen {
         self.moves += other.moves;
         self.returns += other.returns;
         self.warm_returns += other.warm_returns;
+        self.weights += other.weights;
     }
 }
 
@@ -122,6 +131,8 @@ struct World {
     begun: Instant,
     now: Instant,
     seen: Seen,
+    /// The weight in force of each virtual host with each set of clusters.
+    in_force: BTreeMap<(String, String), u32>,
     log: Vec<String>,
     /// A hash of all that was sent and when.
     transcript: Xxh3,
@@ -142,6 +153,7 @@ impl World {
             begun: now,
             now,
             seen: Seen::default(),
+            in_force: BTreeMap::new(),
             log: Vec::new(),
             transcript: Xxh3::new(),
         };
@@ -169,7 +181,7 @@ impl World {
         self.revision += 1;
         let snapshot = self.mesh.snapshot(self.revision);
         let revision = self.revision;
-        let text: Vec<String> = ResourceType::ALL
+        let text: Vec<String> = ResourceType::OF_SNAPSHOT
             .iter()
             .flat_map(|kind| {
                 snapshot.get(*kind).values().map(|resource| show(*kind, &resource.bytes()))
@@ -203,6 +215,7 @@ impl World {
             }
             Endpoints => got.iter().for_each(|assignment| self.check_drained(assignment)),
             Cluster => self.give_up(&got),
+            Runtime => self.seen.weights += 1,
             Listener => {}
         }
         self.wire.push_back((response.kind, frame));
@@ -290,7 +303,7 @@ impl World {
         let endpoints = self.target().get(Endpoints).get(&whole);
         let text =
             endpoints.map(|endpoints| show(Endpoints, &endpoints.bytes())).unwrap_or_default();
-        text.is_empty() || text.ends_with(" none") || text.contains("bad")
+        text.is_empty() || text.ends_with(" none") || is_bad(&text)
     }
 
     fn serve_next(&mut self) -> bool {
@@ -365,7 +378,7 @@ impl World {
 
     /// A late copy of an answer, as a client that is out of order would send it.
     fn send_stale(&mut self) {
-        let kind = ResourceType::ALL[self.dice.roll(4) as usize];
+        let kind = ResourceType::OF_SNAPSHOT[self.dice.roll(4) as usize];
         let nonce = self.dice.roll(50).to_string();
         let in_flight =
             self.stream.get(kind).pending.as_ref().is_some_and(|pending| pending.nonce == nonce);
@@ -382,8 +395,31 @@ impl World {
         self.pump();
     }
 
+    /// Weights only ever grow in this mesh, so no weight in force may be smaller than it was before.
+    fn check_weights(&mut self) {
+        for (table, body) in &self.envoy.routes {
+            for host in body.split_whitespace().filter(|host| host.contains('@')) {
+                let prefix = host.split_once('@').unwrap().1;
+                let keys = self.envoy.layer.iter().filter(|(key, _)| key.starts_with(prefix));
+                let sum: u32 = keys.map(|(_, weight)| weight).sum();
+                assert!(
+                    sum == 0 || sum == 1_000_000,
+                    "{host} has weights of {sum}\n{}",
+                    self.log()
+                );
+                let now = effective(host, &self.envoy.layer);
+                let (to, weight) = now.split_once('*').unwrap();
+                let weight: u32 = weight.parse().unwrap();
+                let before =
+                    self.in_force.insert((table.clone(), to.to_owned()), weight).unwrap_or(0);
+                assert!(weight >= before, "{table} {to} was {before}, is {weight}\n{}", self.log());
+            }
+        }
+    }
+
     /// Every listener and host that leads to a cluster which takes no requests.
-    fn check(&self) {
+    fn check(&mut self) {
+        self.check_weights();
         let mut broken = Vec::new();
         for (kind, name, host, clusters) in self.envoy.leads() {
             let lacks = clusters.iter().filter(|cluster| {
@@ -412,8 +448,7 @@ impl World {
             service_cluster_name(cluster)
                 .is_some_and(|whole| self.target().get(Cluster).contains_key(&whole))
         };
-        let bad =
-            |cluster: &str| self.wanted(Cluster, cluster).is_some_and(|body| body.contains("bad"));
+        let bad = |cluster: &str| self.wanted(Cluster, cluster).is_some_and(|body| is_bad(&body));
         let lost: Vec<String> = self
             .envoy
             .served_before
@@ -468,7 +503,7 @@ impl World {
                 .into_iter()
                 .find(|kind| kind.short_name() == rejected.kind)
                 .unwrap();
-            let bad = self.wanted(kind, &rejected.name).is_some_and(|body| body.contains("bad"));
+            let bad = self.wanted(kind, &rejected.name).is_some_and(|body| is_bad(&body));
             // Endpoints of a cluster that is dropped may have had no good form.
             assert!(
                 bad || self.stream.clusters.draining().contains_key(&rejected.name),
@@ -491,27 +526,22 @@ impl World {
         };
         for (name, _) in envoy.warming.iter().filter(|(name, body)| !odd(name, body)) {
             let endpoints = stream.endpoints(name).map(|wanted| show(Endpoints, &wanted.bytes()));
-            assert!(
-                endpoints.is_some_and(|body| body.contains("bad")),
-                "{name} warms\n{}",
-                self.state()
-            );
+            assert!(endpoints.is_some_and(|body| is_bad(&body)), "{name} warms\n{}", self.state());
         }
         for name in self.target().get(Cluster).keys() {
             let body = self.wanted(Cluster, name).unwrap();
             let active = envoy.active.get(&**name).map(|active| &active.body);
             let has = envoy.warming.get(&**name).or(active);
             assert!(
-                has == Some(&body) || body.contains("bad"),
+                has == Some(&body) || is_bad(&body),
                 "{name} is {has:?}, not {body}\n{}",
                 self.state()
             );
-            let endpoints =
-                self.wanted(Endpoints, name).filter(|endpoints| !endpoints.contains("bad"));
+            let endpoints = self.wanted(Endpoints, name).filter(|endpoints| !is_bad(endpoints));
             if let (Some(active), Some(endpoints)) = (envoy.active.get(&**name), endpoints) {
                 let serves = !endpoints.ends_with(" none");
                 assert!(
-                    active.serves == serves || body.contains("bad"),
+                    active.serves == serves || is_bad(&body),
                     "{name}: {endpoints}\n{}",
                     self.state()
                 );
@@ -538,18 +568,18 @@ impl World {
         let held = self.stream.held();
         for (name, body) in &self.envoy.routes {
             let wanted = self.wanted(Route, name).unwrap_or_default();
-            if wanted.contains("bad") {
-                continue;
-            }
             let is_held = |host: &str| {
                 held.iter()
                     .any(|held| *held.name == **name && held.virtual_host.as_deref() == Some(host))
             };
-            let plain = |text: &str| -> Vec<String> {
-                let hosts = text.split_whitespace().map(str::to_owned);
-                hosts.filter(|host| !is_held(host.split('>').next().unwrap())).collect()
+            let plain = |text: &str, layer: &BTreeMap<String, u32>| -> Vec<String> {
+                let hosts = text.split_whitespace().map(|host| effective(host, layer));
+                let names = |host: &String| host.split('>').next().unwrap().to_owned();
+                // A virtual host that the client rejects keeps none of the others back.
+                hosts.filter(|host| !is_held(&names(host)) && names(host) != "bad").collect()
             };
-            assert_eq!(plain(body), plain(&wanted), "{}", self.state());
+            let in_force = plain(body, &self.envoy.layer);
+            assert_eq!(in_force, plain(&wanted, &BTreeMap::new()), "{}", self.state());
         }
         for name in self.envoy.listeners.keys() {
             assert!(

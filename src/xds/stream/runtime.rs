@@ -1,0 +1,234 @@
+//! Weights as runtime values: a client that subscribes to the runtime layer gets a change that is one of weights only as a
+//! few keys, and its routes later.
+//!
+//! The layer holds the weights of each virtual host whose numbers at the client are not those of the mesh. The keys of
+//! a virtual host stay until the client has ACKed the same weights in its route, or a version that has other keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::service::runtime::v3 as pb;
+use envoy_types::pb::google::protobuf::{Value, value::Kind};
+use prost::{Message, encoding};
+
+use super::Stream;
+use super::subscription::{Subscription, View};
+use crate::snapshot::{Resource, ResourceType, Resources, RouteTable, RuntimeWeights};
+
+/// The name of the layer, to which [`crate::bootstrap`] subscribes.
+pub const RUNTIME_LAYER: &str = "weir-weights";
+
+/// A virtual host: the name of its route configuration, and its own.
+type HostKey = (Arc<str>, Arc<str>);
+
+/// A virtual host whose weights the client gets as runtime values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RuntimeHost {
+    pub table: Arc<str>,
+    pub host: Arc<str>,
+    pub weights: RuntimeWeights,
+}
+
+/// The runtime layer of one client.
+#[derive(Debug)]
+pub(super) struct RuntimeLayer {
+    hosts: BTreeMap<HostKey, RuntimeWeights>,
+    /// For a resuming client whose routes stay unknown: the routes of the mesh, all of whose weights are in the layer.
+    all_of: Option<Resources>,
+    /// The layer as a resource.
+    resources: Resources,
+    /// When the routes follow.
+    follow_at: Option<Instant>,
+}
+
+impl Default for RuntimeLayer {
+    fn default() -> Self {
+        Self {
+            hosts: BTreeMap::new(),
+            all_of: None,
+            resources: Resources::from_iter([encode(BTreeMap::new())]),
+            follow_at: None,
+        }
+    }
+}
+
+impl RuntimeLayer {
+    /// The layer as the only resource of its type.
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    /// The layer as a view.
+    pub fn view(&self) -> View {
+        let resources = self.resources.clone();
+        View { base: resources.clone(), target: resources, kept: BTreeMap::new() }
+    }
+
+    /// When the routes follow if nothing else changes.
+    pub fn follow_at(&self) -> Option<Instant> {
+        self.follow_at
+    }
+
+    /// Takes in the virtual hosts whose weights are runtime values from now on. The others stay as long as `stays`.
+    /// Routes follow `after` the last change.
+    fn set(
+        &mut self,
+        chosen: Vec<RuntimeHost>,
+        stays: impl Fn(&HostKey, &RuntimeWeights) -> bool,
+        now: Instant,
+        after: Duration,
+    ) {
+        let chosen: BTreeMap<HostKey, RuntimeWeights> =
+            chosen.into_iter().map(|host| ((host.table, host.host), host.weights)).collect();
+        let before = self.hosts.len();
+        self.hosts.retain(|key, weights| chosen.contains_key(key) || stays(key, weights));
+        let mut changed = before != self.hosts.len();
+        for (key, weights) in chosen {
+            if self.hosts.get(&key) != Some(&weights) {
+                self.hosts.insert(key, weights);
+                changed = true;
+                self.follow_at = Some(now + after);
+            }
+        }
+        if self.hosts.is_empty() {
+            self.follow_at = None;
+        }
+        if changed {
+            self.encode();
+        }
+    }
+
+    /// Holds all weights of `routes`, or no longer.
+    fn set_all(&mut self, routes: Option<&Resources>) {
+        let same = match (&self.all_of, routes) {
+            (Some(held), Some(routes)) => held.ptr_eq(routes),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            self.all_of = routes.cloned();
+            self.encode();
+        }
+    }
+
+    fn encode(&mut self) {
+        let all = self.all_of.iter().flat_map(|routes| routes.values());
+        let all = all.filter_map(|resource| resource.table()).flat_map(RouteTable::iter);
+        let all = all.filter_map(|host| host.weights.as_ref());
+        // Virtual hosts of several route configurations may share keys; each key stands in the layer once.
+        let values = all.chain(self.hosts.values()).flat_map(RuntimeWeights::values);
+        let layer = encode(values.map(|(key, weight)| (key.to_string(), number(weight))).collect());
+        if self.resources.get(RUNTIME_LAYER).is_none_or(|old| old.version != layer.version) {
+            self.resources = Resources::from_iter([layer]);
+        }
+    }
+}
+
+fn number(weight: u32) -> Value {
+    Value { kind: Some(Kind::NumberValue(weight.into())) }
+}
+
+/// The layer with these values. The same values always have the same bytes: prost takes the order of a map's entries from
+/// the hash map.
+fn encode(values: BTreeMap<String, Value>) -> Arc<Resource> {
+    /// `google.protobuf.Struct.fields`.
+    const FIELDS: u32 = 1;
+    /// `envoy.service.runtime.v3.Runtime.layer`.
+    const LAYER: u32 = 2;
+    let mut fields = Vec::new();
+    encoding::btree_map::encode(
+        encoding::string::encode,
+        encoding::string::encoded_len,
+        encoding::message::encode,
+        encoding::message::encoded_len,
+        FIELDS,
+        &values,
+        &mut fields,
+    );
+    let mut bytes =
+        pb::Runtime { name: RUNTIME_LAYER.to_owned(), ..Default::default() }.encode_to_vec();
+    encoding::bytes::encode(LAYER, &fields, &mut bytes);
+    Resource::new(RUNTIME_LAYER, bytes.into(), Arc::default())
+}
+
+impl Stream {
+    /// Whether the client takes weights as runtime values.
+    pub(super) fn takes_runtime_weights(&self) -> bool {
+        let runtime = self.get(ResourceType::Runtime);
+        runtime.wants(RUNTIME_LAYER) && !runtime.has_rejections()
+    }
+
+    /// Whether the routes get the weights that the client has as runtime values.
+    pub(super) fn routes_follow(&self) -> bool {
+        self.runtime.follow_at.zip(self.now).is_some_and(|(at, now)| at <= now)
+    }
+
+    /// Brings the layer up to date, `chosen` being the virtual hosts whose weights are runtime values.
+    pub(super) fn update_runtime(&mut self, chosen: Vec<RuntimeHost>, now: Instant) {
+        if !self.asked_for(ResourceType::Runtime) {
+            return;
+        }
+        let Some(target) = self.target.clone() else { return };
+        let wanted = target.get(ResourceType::Route);
+        let [_, _, _, routes, _] = &self.types;
+        let after = self.settings.routes_follow;
+        self.runtime.set(
+            chosen,
+            |key, weights| is_in_use(routes, wanted, key, weights),
+            now,
+            after,
+        );
+    }
+
+    /// A resuming client may have any numbers in its routes. If they stay unknown, the layer has all weights.
+    pub(super) fn cover_unknown_routes(&mut self) {
+        let Some(target) = self.target.clone() else { return };
+        let unknown = self.takes_runtime_weights() && !self.knows_routes() && !self.awaits_routes();
+        self.runtime.set_all(Some(target.get(ResourceType::Route)).filter(|_| unknown));
+    }
+
+    /// A route configuration with the weights that are in force at the client.
+    pub(super) fn with_runtime_weights(&self, resource: &Arc<Resource>) -> Arc<Resource> {
+        let wanted = self.target.as_ref().map(|target| target.get(ResourceType::Route));
+        let wanted = wanted.and_then(|routes| routes.get(&resource.name)).and_then(|to| to.table());
+        let (Some(table), Some(wanted)) = (resource.table(), wanted) else {
+            return resource.clone();
+        };
+        let mut effective: Option<RouteTable> = None;
+        let hosts = self.runtime.hosts.iter().filter(|((table, _), _)| *table == resource.name);
+        for ((_, host), weights) in hosts {
+            let had = table.find(host).and_then(|host| host.weights.as_ref());
+            let new = wanted.find(host).filter(|host| host.weights.as_ref() == Some(weights));
+            if had.is_some_and(|had| had.same_keys(weights))
+                && let Some(new) = new
+            {
+                effective.get_or_insert_with(|| table.clone()).set(host, Some(new.clone()));
+            }
+        }
+        effective.map_or_else(
+            || resource.clone(),
+            |effective| Resource::routes(resource.name.clone(), effective),
+        )
+    }
+}
+
+/// Whether the client may have a virtual host that takes these runtime values, and not yet the same numbers in it.
+fn is_in_use(
+    routes: &Subscription,
+    wanted: &Resources,
+    (table, host): &HostKey,
+    weights: &RuntimeWeights,
+) -> bool {
+    if routes.in_flight(table).is_some() {
+        return true;
+    }
+    let find = |resource: Option<&Arc<Resource>>| {
+        resource.and_then(|resource| resource.table()?.find(host).cloned())
+    };
+    let Some(has) = find(routes.form(table)) else {
+        return false;
+    };
+    let takes_values = has.weights.as_ref().is_some_and(|own| own.same_keys(weights));
+    takes_values && find(wanted.get(table)).is_none_or(|wanted| wanted.version() != has.version())
+}

@@ -1,0 +1,136 @@
+//! Finds the virtual hosts that a client rejects, so that the others in their route configuration reach it.
+//!
+//! A client rejects a route configuration as a whole and may not say why. The virtual hosts that changed are then sent
+//! in halves, until each one that is rejected was sent alone. Those keep the version that the client has.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::subscription::{Rejection, is_named};
+use crate::snapshot::{EncodedVirtualHost, Resource, Resources, RouteTable};
+
+/// Whether a client gets the new version of a virtual host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HostVerdict {
+    /// It does.
+    Allowed,
+    /// It waits while others are tried.
+    Untried,
+    /// The client rejected it.
+    Rejected,
+}
+
+/// A version of a virtual host.
+type HostVersion = (Arc<str>, u64);
+
+#[derive(Debug, Default)]
+struct TableTrials {
+    rejected: BTreeMap<Arc<str>, Rejection>,
+    /// Groups of virtual hosts to be tried; the last one is next, or in flight.
+    groups: Vec<Vec<HostVersion>>,
+}
+
+/// The route configurations of which a client rejected virtual hosts.
+#[derive(Debug, Default)]
+pub(super) struct Trials {
+    tables: BTreeMap<Arc<str>, TableTrials>,
+}
+
+impl Trials {
+    /// The client rejected `sent`, and has `had`. Returns whether the rejection is one of virtual hosts; otherwise the
+    /// whole route configuration counts as rejected.
+    pub fn contain(
+        &mut self,
+        had: Option<&RouteTable>,
+        sent: &Resource,
+        message: &Arc<str>,
+    ) -> bool {
+        let Some(table) = sent.table() else { return false };
+        let empty = RouteTable::new(table.head().clone());
+        let had = had.unwrap_or(&empty);
+        let mut changed: Vec<&Arc<EncodedVirtualHost>> = Vec::new();
+        had.diff(table, |_, _, after| changed.extend(after));
+        if changed.is_empty() || had.head() != table.head() {
+            return false;
+        }
+        let trials = self.tables.entry(sent.name.clone()).or_default();
+        trials.groups.pop();
+        let mut named: Vec<_> =
+            changed.iter().copied().filter(|host| is_named(message, &host.name)).collect();
+        if let [host] = changed.as_slice() {
+            named = vec![*host];
+        }
+        if named.is_empty() {
+            let all: Vec<HostVersion> =
+                changed.iter().map(|host| (host.name.clone(), host.version())).collect();
+            let (left, right) = all.split_at(all.len() / 2);
+            trials.groups.extend([right.to_vec(), left.to_vec()]);
+        }
+        for host in named {
+            let (version, objects) = (host.version(), host.objects.clone());
+            let rejection = Rejection { version, objects, message: message.clone() };
+            trials.rejected.insert(host.name.clone(), rejection);
+        }
+        true
+    }
+
+    /// Ends the trial of the next group of `table`: the client accepted it, or it cannot be tried now.
+    pub fn end_group(&mut self, table: &str) {
+        if let Some(trials) = self.tables.get_mut(table) {
+            trials.groups.pop();
+        }
+    }
+
+    /// Forgets the versions of virtual hosts that are not in `target`, and tables that the client does not ask for.
+    pub fn prune(&mut self, target: &Resources, wants: impl Fn(&str) -> bool) {
+        self.tables.retain(|name, trials| {
+            let table =
+                target.get(name).filter(|_| wants(name)).and_then(|resource| resource.table());
+            let is_current = |host: &str, version: u64| {
+                table
+                    .and_then(|table| table.find(host))
+                    .is_some_and(|host| host.version() == version)
+            };
+            trials.rejected.retain(|host, rejection| is_current(host, rejection.version));
+            for group in &mut trials.groups {
+                group.retain(|(host, version)| is_current(host, *version));
+            }
+            trials.groups.retain(|group| !group.is_empty());
+            !trials.rejected.is_empty() || !trials.groups.is_empty()
+        });
+    }
+
+    /// Whether virtual hosts of `table` were rejected or are being tried.
+    pub fn concern(&self, table: &str) -> bool {
+        self.tables.contains_key(table)
+    }
+
+    /// The tables with groups that are to be tried.
+    pub fn pending(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tables.iter().filter(|(_, trials)| !trials.groups.is_empty()).map(|(name, _)| name)
+    }
+
+    /// Whether the client gets this version of a virtual host of `table`.
+    pub fn verdict(&self, table: &str, host: &EncodedVirtualHost) -> HostVerdict {
+        let Some(trials) = self.tables.get(table) else {
+            return HostVerdict::Allowed;
+        };
+        let version = host.version();
+        if trials.rejected.get(&host.name).is_some_and(|rejection| rejection.version == version) {
+            return HostVerdict::Rejected;
+        }
+        match trials.groups.last() {
+            Some(group) if !group.iter().any(|item| *item.0 == *host.name && item.1 == version) => {
+                HostVerdict::Untried
+            }
+            _ => HostVerdict::Allowed,
+        }
+    }
+
+    /// The rejected virtual hosts: table, virtual host and rejection.
+    pub fn rejections(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, &Rejection)> {
+        self.tables.iter().flat_map(|(table, trials)| {
+            trials.rejected.iter().map(move |(host, rejection)| (table, host, rejection))
+        })
+    }
+}
