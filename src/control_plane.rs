@@ -47,6 +47,8 @@ const NAMED: usize = 4;
 pub enum Source {
     /// A folder of YAML files.
     Directory(PathBuf),
+    /// Standard input, which must be a pipe.
+    Stdin,
     /// The Kubernetes API.
     Kubernetes {
         /// The kubeconfig file; `None` uses the cluster that weir runs in.
@@ -244,6 +246,11 @@ async fn read(
                 Ok(source::directory::watch(folder, revision, changes, scan_requests).await?)
             });
             freshness_probe
+        }
+        Source::Stdin => {
+            let input = source::stdin::open().context("cannot read objects from standard input")?;
+            tasks.spawn(async move { Ok(source::stdin::watch(input, changes).await?) });
+            FreshnessProbe::none()
         }
         Source::Kubernetes { kubeconfig, namespaces } => {
             let client = source::kubernetes::client(kubeconfig.as_deref()).await?;

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod admission;
 pub mod analyze;
 pub mod api;
+pub mod bench;
 pub mod bootstrap;
 pub mod cli;
 pub mod control_plane;

@@ -54,6 +54,7 @@ enum Command {
     Dump(cli::dump::Args),
     Splits(cli::splits::Args),
     Wait(cli::wait::Args),
+    Bench(Box<cli::bench::Args>),
 }
 
 fn main() -> ExitCode {
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
             without_huge_pages();
             block_on(returning_memory(cli::serve::run(args)))
         }
+        Command::Bench(args) => block_on(cli::bench::run(*args)),
         Command::Demo(args) => block_on(cli::demo::run(args)),
     };
     result.unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! The commands, one file each: arguments and output.
 
 pub mod analyze;
+pub mod bench;
 pub mod bootstrap;
 pub mod demo;
 pub mod doctor;
@@ -11,6 +12,7 @@ pub mod preflight;
 pub mod ps;
 pub mod remote;
 pub mod serve;
+mod signals;
 pub mod splits;
 pub mod table;
 pub mod translate;

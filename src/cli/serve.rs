@@ -45,6 +45,9 @@ pub struct Args {
     #[arg(long, value_name = "NAMESPACE", conflicts_with_all = ["config_dir", "discovery_selector"],
           value_parser = dns_label)]
     only_namespace: Option<String>,
+    /// Read objects from standard input, a line of JSON for each change; weir bench uses this
+    #[arg(long, hide = true, conflicts_with_all = ["config_dir", "kubeconfig"])]
+    objects_from_stdin: bool,
     /// The address of the ADS listener [default: port 15010]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     xds_listen: Option<SocketAddr>,
@@ -165,6 +168,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),
+            None if args.objects_from_stdin => Source::Stdin,
             None => Source::Kubernetes { kubeconfig: args.kubeconfig, namespaces },
         },
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),

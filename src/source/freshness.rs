@@ -34,6 +34,7 @@ pub struct FreshnessProbe(Backend);
 enum Backend {
     Directory { scan_requests: mpsc::Sender<u64>, asked: Arc<AtomicU64> },
     Kubernetes(Client),
+    None,
 }
 
 impl fmt::Debug for FreshnessProbe {
@@ -41,6 +42,7 @@ impl fmt::Debug for FreshnessProbe {
         f.write_str(match self.0 {
             Backend::Directory { .. } => "FreshnessProbe(Directory)",
             Backend::Kubernetes(_) => "FreshnessProbe(Kubernetes)",
+            Backend::None => "FreshnessProbe(None)",
         })
     }
 }
@@ -55,6 +57,11 @@ impl FreshnessProbe {
     /// A probe for the Kubernetes API.
     pub fn kubernetes(client: Client) -> Self {
         Self(Backend::Kubernetes(client))
+    }
+
+    /// A probe for a source that cannot tell.
+    pub fn none() -> Self {
+        Self(Backend::None)
     }
 
     /// The freshness of an object.
@@ -72,6 +79,9 @@ impl FreshnessProbe {
                 Ok(Freshness::Barrier(barrier))
             }
             Backend::Kubernetes(client) => kubernetes::freshness(client, key).await,
+            Backend::None => {
+                Err("its source does not tell whether it was read completely".to_owned())
+            }
         }
     }
 }

@@ -408,7 +408,10 @@ pub async fn freshness(client: &Client, key: &ObjectKey) -> Result<Freshness, St
 }
 
 /// The resource to watch: the first supported version that the API serves.
-async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
+///
+/// # Errors
+/// The API cannot be asked.
+pub async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
     for version in kind.versions() {
         let listed = if kind.group().is_empty() {
             client.list_core_api_resources(version).await

@@ -11,6 +11,7 @@ mod inotify;
 pub mod kubernetes;
 pub mod loader;
 mod scan;
+pub mod stdin;
 pub mod sync;
 pub mod yaml;
 

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admission::Limits;
 use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
+use crate::cli::signals::Signals;
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::envoy::{self, EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
 use crate::mesh::{Interception, Locality, MeshConfig, WeightDelivery};
@@ -59,32 +59,6 @@ fn percent(text: &str) -> Result<u32, String> {
     number.ok_or_else(|| {
         "expected comma-separated integers from 0 to 100, such as 100,90,50,0".to_owned()
     })
-}
-
-/// The signals that stop the demo.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for a signal and returns the conventional exit status for it.
-    async fn any(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
-            _ = self.hangup.recv() => 129,
-        }
-    }
 }
 
 /// Runs the demo until it finishes or is interrupted; everything it started is stopped.

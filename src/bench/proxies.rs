@@ -1,0 +1,267 @@
+//! Proxies: one task for each, with a stream and a connection of its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::expectation::Expectation;
+use super::stream::{Shared, Stream, Type};
+use super::transport::{AdsStream, Memory};
+use crate::bootstrap::AdsVariant;
+
+/// How many events of proxies may wait to be counted.
+const EVENTS: usize = 4096;
+
+/// What a proxy tells.
+#[derive(Debug)]
+enum Event {
+    /// It has its whole configuration.
+    Served(Instant),
+    /// It has all that was expected with this number.
+    Satisfied(u64, Instant),
+    /// Its stream ended.
+    Lost(String),
+}
+
+/// What is looked for in responses, with a number that grows.
+type Expected = (u64, Option<Arc<Expectation>>);
+
+/// Received bytes of messages by type.
+#[derive(Debug, Default)]
+struct Received([AtomicU64; 5]);
+
+impl Received {
+    fn add(&self, of: Type, bytes: usize) {
+        for (counter, this) in self.0.iter().zip(Type::ALL) {
+            if this == of {
+                counter.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Where proxies connect to and what they share.
+#[derive(Clone)]
+struct Context {
+    address: Arc<str>,
+    variant: AdsVariant,
+    expected: watch::Receiver<Expected>,
+    events: mpsc::Sender<Event>,
+    received: Arc<Received>,
+    memory: Memory,
+    stop: CancellationToken,
+}
+
+/// The proxies of a bench.
+pub struct Proxies {
+    context: Context,
+    expected: watch::Sender<Expected>,
+    events: mpsc::Receiver<Event>,
+    /// Those that are not connected.
+    idle: Vec<Stream>,
+    connected: JoinSet<Stream>,
+}
+
+/// When proxies had what was waited for, and which of them lost their stream.
+#[derive(Debug, Default)]
+pub struct Arrivals {
+    /// One for each proxy that has it, in order.
+    pub at: Vec<Instant>,
+    /// Why streams ended.
+    pub lost: Vec<String>,
+}
+
+impl Proxies {
+    /// As many as there are nodes, each of which is an encoded `Node`.
+    pub fn new(address: &str, shared: &Arc<Shared>, nodes: Vec<bytes::Bytes>) -> Self {
+        let (expected, watched) = watch::channel((0, None));
+        let (sender, events) = mpsc::channel(EVENTS);
+        let context = Context {
+            address: address.into(),
+            variant: shared.variant,
+            expected: watched,
+            events: sender,
+            received: Arc::default(),
+            memory: Memory::default(),
+            stop: CancellationToken::new(),
+        };
+        let idle = nodes.into_iter().map(|node| Stream::new(shared.clone(), node)).collect();
+        Self { context, expected, events, idle, connected: JoinSet::new() }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.idle.len() + self.connected.len()
+    }
+
+    /// Received bytes by type since the beginning.
+    pub fn received(&self) -> BTreeMap<Type, u64> {
+        let counters =
+            self.context.received.0.iter().map(|counter| counter.load(Ordering::Relaxed));
+        Type::ALL.into_iter().zip(counters).collect()
+    }
+
+    /// Connects all at once.
+    pub fn connect(&mut self) {
+        self.context.stop = CancellationToken::new();
+        for stream in self.idle.drain(..) {
+            self.connected.spawn(proxy(stream, self.context.clone()));
+        }
+    }
+
+    /// Ends all streams. The proxies keep what they have.
+    pub async fn disconnect(&mut self) {
+        self.context.stop.cancel();
+        while let Some(ended) = self.connected.join_next().await {
+            // A task ends in no other way.
+            self.idle.extend(ended.ok());
+            while self.events.try_recv().is_ok() {}
+        }
+        while self.events.try_recv().is_ok() {}
+    }
+
+    /// Ends all streams. The proxies forget what they had, as after a restart.
+    pub async fn forget(&mut self) {
+        self.disconnect().await;
+        self.idle.iter_mut().for_each(Stream::forget);
+    }
+
+    /// From now on, looks for this in what arrives. Must precede the write that leads to it.
+    pub fn expect(&mut self, what: Expectation) {
+        let number = self.expected.borrow().0 + 1;
+        self.expected.send_replace((number, Some(Arc::new(what))));
+    }
+
+    /// Waits until all proxies have their whole configuration.
+    pub async fn served(&mut self, within: Duration) -> Arrivals {
+        self.arrivals(within, |event, _| match event {
+            Event::Served(at) => Some(*at),
+            Event::Satisfied(..) | Event::Lost(_) => None,
+        })
+        .await
+    }
+
+    /// Waits until all proxies have what is expected.
+    pub async fn satisfied(&mut self, within: Duration) -> Arrivals {
+        self.arrivals(within, |event, current| match event {
+            Event::Satisfied(number, at) if *number == current => Some(*at),
+            Event::Satisfied(..) | Event::Served(_) | Event::Lost(_) => None,
+        })
+        .await
+    }
+
+    async fn arrivals(
+        &mut self,
+        within: Duration,
+        when: impl Fn(&Event, u64) -> Option<Instant>,
+    ) -> Arrivals {
+        let (all, number) = (self.len(), self.expected.borrow().0);
+        let mut arrivals = Arrivals::default();
+        let collect = async {
+            while arrivals.at.len() + arrivals.lost.len() < all {
+                let Some(event) = self.events.recv().await else {
+                    return;
+                };
+                arrivals.at.extend(when(&event, number));
+                if let Event::Lost(why) = event {
+                    arrivals.lost.push(why);
+                }
+            }
+        };
+        // Those that are late are missing in what is returned.
+        let _ = tokio::time::timeout(within, collect).await;
+        arrivals.at.sort_unstable();
+        arrivals
+    }
+
+    /// Waits until nothing more arrives for a while: until what follows from the last change is over.
+    pub async fn quiet(&self, for_as_long_as: Duration) {
+        let mut before = self.received();
+        for _ in 0..MAX_QUIET_ROUNDS {
+            tokio::time::sleep(for_as_long_as).await;
+            let now = self.received();
+            if std::mem::replace(&mut before, now.clone()) == now {
+                return;
+            }
+        }
+    }
+}
+
+/// A server that never stops sending is not waited for longer.
+const MAX_QUIET_ROUNDS: usize = 50;
+
+/// A proxy until it is stopped. Its task always ends with the proxy.
+async fn proxy(mut stream: Stream, context: Context) -> Stream {
+    let stop = context.stop.clone();
+    let ended = tokio::select! {
+        ended = converse(&mut stream, &context) => ended,
+        () = stop.cancelled() => return stream,
+    };
+    if let Err(error) = ended {
+        tokio::select! {
+            _ = context.events.send(Event::Lost(format!("{error:#}"))) => stop.cancelled().await,
+            () = stop.cancelled() => {}
+        }
+    }
+    stream
+}
+
+async fn converse(stream: &mut Stream, context: &Context) -> anyhow::Result<()> {
+    let mut expected = context.expected.clone();
+    let mut number = expect(stream, &mut expected);
+    let first = stream.begin();
+    let memory = context.memory.clone();
+    let mut ads = AdsStream::open(&context.address, context.variant, first, memory).await?;
+    loop {
+        let (message, permit) = ads.next().await?;
+        let at = Instant::now();
+        if expected.has_changed()? {
+            number = expect(stream, &mut expected);
+        }
+        let outcome = stream.response(&message)?;
+        if let Some(of) = outcome.of {
+            context.received.add(of, message.len());
+        }
+        drop((message, permit));
+        for pieces in outcome.requests {
+            ads.send(pieces).await?;
+        }
+        if outcome.served {
+            context.events.send(Event::Served(at)).await?;
+        }
+        if outcome.satisfied {
+            context.events.send(Event::Satisfied(number, at)).await?;
+        }
+    }
+}
+
+/// Tells the stream what is expected now, and returns the number of that.
+fn expect(stream: &mut Stream, expected: &mut watch::Receiver<Expected>) -> u64 {
+    let now = expected.borrow_and_update();
+    stream.expect(now.1.clone());
+    now.0
+}
+
+/// A connection that subscribes to everything and never reads.
+pub struct Stuck {
+    _ads: AdsStream,
+}
+
+impl Proxies {
+    /// Connects one more proxy, which never reads. It ends when dropped.
+    ///
+    /// # Errors
+    /// It cannot connect.
+    pub async fn stuck(&self, shared: &Arc<Shared>, node: bytes::Bytes) -> anyhow::Result<Stuck> {
+        let mut stream = Stream::new(shared.clone(), node);
+        let (first, memory) = (stream.begin(), Memory::default());
+        let ads =
+            AdsStream::open(&self.context.address, self.context.variant, first, memory).await?;
+        Ok(Stuck { _ads: ads })
+    }
+}

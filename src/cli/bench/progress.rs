@@ -1,0 +1,77 @@
+//! Says on standard error what is being done, if it takes longer than a second.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_util::task::AbortOnDropHandle;
+
+/// How often a terminal is told, and a file.
+const TERMINAL: Duration = Duration::from_secs(1);
+const FILE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+struct Activity {
+    what: String,
+    since: Instant,
+}
+
+/// What is being done. The reports end when it is dropped.
+#[derive(Debug)]
+pub struct Progress {
+    activity: Arc<Mutex<Activity>>,
+    terminal: bool,
+    _reports: AbortOnDropHandle<()>,
+}
+
+impl Progress {
+    /// Begins to report.
+    pub fn start() -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let activity =
+            Arc::new(Mutex::new(Activity { what: String::new(), since: Instant::now() }));
+        let seen = activity.clone();
+        let reports = tokio::spawn(async move {
+            let every = if terminal { TERMINAL } else { FILE };
+            let mut first = TERMINAL;
+            loop {
+                tokio::time::sleep(std::mem::replace(&mut first, every)).await;
+                let (what, since) = {
+                    let now = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    (now.what.clone(), now.since)
+                };
+                if !what.is_empty() && since.elapsed() >= TERMINAL {
+                    say(terminal, &format!("{what}, {} s", since.elapsed().as_secs()));
+                }
+            }
+        });
+        Self { activity, terminal, _reports: AbortOnDropHandle::new(reports) }
+    }
+
+    /// This is being done now.
+    pub fn is(&self, what: &str) {
+        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        *activity = Activity { what: what.to_owned(), since: Instant::now() };
+    }
+
+    /// The same, further on; the time goes on as well.
+    pub fn further(&self, what: &str) {
+        what.clone_into(&mut self.activity.lock().unwrap_or_else(PoisonError::into_inner).what);
+    }
+
+    /// Removes what a terminal shows.
+    pub fn clear(&self) {
+        self.is("");
+        if self.terminal {
+            say(true, "");
+        }
+    }
+}
+
+/// That standard error is closed is no reason to stop.
+fn say(terminal: bool, text: &str) {
+    let mut out = std::io::stderr().lock();
+    let _ =
+        if terminal { write!(out, "\r\x1b[K{text}") } else { writeln!(out, "weir bench: {text}") };
+    let _ = out.flush();
+}
