@@ -9,6 +9,7 @@ pub mod analyze;
 pub mod api;
 pub mod bench;
 pub mod bootstrap;
+pub mod canary;
 pub mod cli;
 pub mod control_plane;
 pub mod envoy;

@@ -82,6 +82,25 @@ impl Objects {
     }
 }
 
+impl Objects {
+    /// Deletes what was created in a Kubernetes API, unless interrupted.
+    ///
+    /// # Errors
+    /// Something is left there.
+    pub async fn close<T>(&self, interrupted: impl Future<Output = T>) -> anyhow::Result<()> {
+        let Self::Kubernetes(cluster) = self else {
+            return Ok(());
+        };
+        tokio::select! {
+            removed = cluster.remove() => removed,
+            _ = interrupted => anyhow::bail!(
+                "interrupted while deleting namespaces; delete the rest with: \
+                 kubectl delete namespaces -l {}={}", LABEL.0, LABEL.1
+            ),
+        }
+    }
+}
+
 async fn send(input: &mut (dyn AsyncWrite + Send + Unpin), lines: &[Line]) -> anyhow::Result<()> {
     let mut text = Vec::new();
     for line in lines {

@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod demo;
 pub mod doctor;
 pub mod dump;
+mod envoy;
 pub mod explain;
 pub mod objects;
 pub mod preflight;

@@ -42,6 +42,9 @@ struct Server {
 
 impl World {
     /// Makes a mesh of this size and measures it.
+    ///
+    /// # Errors
+    /// See [`super::run`].
     pub async fn measure(
         &mut self,
         args: &Args,
@@ -193,20 +196,17 @@ impl World {
     }
 
     /// Ends everything. A second signal leaves the objects in the API.
+    ///
+    /// # Errors
+    /// The objects cannot be deleted.
     pub async fn close(self, signals: &mut Signals) -> anyhow::Result<()> {
         if let Some(weir) = self.weir {
             weir.stop().await;
         }
-        if let Some(Objects::Kubernetes(cluster)) = &self.objects {
-            tokio::select! {
-                removed = cluster.remove() => removed?,
-                _ = signals.any() => bail!(
-                    "interrupted while deleting namespaces; delete the rest with: \
-                     kubectl delete namespaces -l app.kubernetes.io/managed-by=weir-bench"
-                ),
-            }
+        match &self.objects {
+            Some(objects) => objects.close(signals.any()).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

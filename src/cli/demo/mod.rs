@@ -1,8 +1,5 @@
 //! `weir demo`: a canary rollout with a real Envoy.
 
-mod backends;
-mod canary;
-mod load;
 mod report;
 
 use std::path::PathBuf;
@@ -13,16 +10,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::admission::Limits;
-use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
+use crate::bootstrap::AdsVariant;
+use crate::canary::backends::{self, Backends};
+use crate::canary::folder::CanaryFolder;
+use crate::canary::load::Load;
+use crate::canary::objects::{NAMESPACE, host};
+use crate::canary::sidecar;
 use crate::cli::signals::Signals;
 use crate::control_plane::{ControlPlane, Options, Source};
-use crate::envoy::{self, EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
-use crate::mesh::{Interception, Locality, MeshConfig, WeightDelivery};
+use crate::envoy::{EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
+use crate::mesh::{MeshConfig, WeightDelivery};
 use crate::xds::stream::StreamSettings;
 
-use backends::Backends;
-use canary::CanaryObjects;
-use load::Load;
 use report::{Row, Table, print_line};
 
 /// The timeout of each wait.
@@ -65,7 +64,7 @@ fn percent(text: &str) -> Result<u32, String> {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let kept = AtomicBool::new(false);
-    let status = match find(&args, &mut signals).await? {
+    let status = match super::envoy::find(args.envoy.as_deref(), &mut signals).await? {
         Ok(binary) => tokio::select! {
             done = demo(&args, &binary, &kept) => return done,
             status = signals.any() => status,
@@ -80,33 +79,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(status))
 }
 
-/// Finds or installs Envoy. On a signal, stops and returns the exit status.
-async fn find(args: &Args, signals: &mut Signals) -> anyhow::Result<Result<EnvoyBinary, u8>> {
-    let lookup = Lookup::from_env(args.envoy.as_deref());
-    let stop = lookup.stop.clone();
-    let mut finding = tokio::task::spawn_blocking(move || lookup.find());
-    tokio::select! {
-        found = &mut finding => match found? {
-            Err(error @ (envoy::Error::NotExecutable { .. } | envoy::Error::NotEnvoy { .. })) => {
-                Err(super::usage(error.to_string()))
-            }
-            found => Ok(Ok(found?)),
-        },
-        status = signals.any() => {
-            stop.cancel();
-            // Do not wait for a binary that never prints its version.
-            let _ = tokio::time::timeout(Duration::from_secs(5), finding).await;
-            Ok(Err(status))
-        }
-    }
-}
-
 /// Everything that runs.
 struct Demo {
     plane: ControlPlane,
     envoy: EnvoyProcess,
     node: String,
-    objects: CanaryObjects,
+    objects: CanaryFolder,
     load: Load,
     table: Table,
     _backends: Backends,
@@ -135,7 +113,7 @@ async fn demo(args: &Args, binary: &EnvoyBinary, kept: &AtomicBool) -> anyhow::R
 /// Starts the backends, weir, Envoy and the load.
 async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
     let backends = backends::start().await?;
-    let objects = CanaryObjects::new(backends.port).context("cannot write the demo's objects")?;
+    let objects = CanaryFolder::new(backends.port).context("cannot write the demo's objects")?;
     objects.write_all(args.steps.first().copied().unwrap_or(100))?;
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let plane = ControlPlane::start(Options {
@@ -149,7 +127,8 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
     })
     .await?;
     with_timeout("weir to read its folder", plane.ready()).await?;
-    let (node, bootstrap) = bootstrap(plane.xds_addr());
+    let bootstrap = sidecar(NAMESPACE, plane.xds_addr().into(), AdsVariant::Delta);
+    let node = bootstrap.node.to_string();
     let file = objects.outside("bootstrap.yaml");
     std::fs::write(&file, bootstrap.to_yaml()?)?;
     let mut envoy = binary.spawn(&SpawnOptions::new(file))?;
@@ -170,7 +149,7 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         "backends three of v1 on 127.0.1.1-3, three of v2 on 127.0.2.1-3, port {}\n",
         backends.port
     ));
-    let load = Load::start(objects.port(), request_limit(args));
+    let load = Load::start(&host(NAMESPACE), objects.port(), request_limit(args));
     Ok(Demo { plane, envoy, node, objects, load, table: Table::new(), _backends: backends })
 }
 
@@ -293,29 +272,4 @@ async fn with_timeout<T>(what: &str, future: impl Future<Output = T>) -> anyhow:
 fn request_limit(args: &Args) -> u64 {
     let steps = u64::try_from(args.steps.len()).unwrap_or(u64::MAX).saturating_add(2);
     steps.saturating_mul(args.requests.saturating_add(100_000))
-}
-
-/// The node id of the demo's sidecar, and its bootstrap.
-fn bootstrap(xds: std::net::SocketAddr) -> (String, Bootstrap) {
-    let node = NodeId {
-        ip: std::net::Ipv4Addr::LOCALHOST.into(),
-        pod: "client-0".to_owned(),
-        namespace: "shop".to_owned(),
-        dns_domain: "shop.svc.cluster.local".to_owned(),
-    };
-    let id = node.to_string();
-    let bootstrap = Bootstrap {
-        node,
-        labels: [("app".to_owned(), "client".to_owned())].into(),
-        cluster_id: "Kubernetes".to_owned(),
-        other_ips: Vec::new(),
-        node_name: None,
-        locality: None::<Locality>,
-        interception: Interception::None,
-        xds: XdsAddress::from(xds),
-        variant: AdsVariant::Delta,
-        weights: WeightDelivery::Runtime,
-        admin: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
-    };
-    (id, bootstrap)
 }

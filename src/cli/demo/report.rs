@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use super::load::Tally;
+use crate::canary::load::Tally;
 
 /// The allowed deviation in standard deviations: one correct split in 100 000 would fail.
 const Z: f64 = 4.4;

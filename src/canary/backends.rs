@@ -1,4 +1,4 @@
-//! The demo's backends: HTTP servers that respond with their version.
+//! The backends: HTTP servers that respond with their version.
 
 use std::net::SocketAddr;
 
@@ -15,6 +15,9 @@ pub struct Backends {
 }
 
 /// Starts three backends of v1 on 127.0.1.1 to 3 and three of v2 on 127.0.2.1 to 3, all on one free port.
+///
+/// # Errors
+/// No port is free on all of them.
 pub async fn start() -> anyhow::Result<Backends> {
     for _ in 0..20 {
         let first = TcpListener::bind(("127.0.1.1", 0)).await?;
@@ -37,7 +40,7 @@ pub async fn start() -> anyhow::Result<Backends> {
             tasks.spawn(async move {
                 let router = Router::new().fallback(any(move || async move { version }));
                 if let Err(error) = axum::serve(listener, router).await {
-                    tracing::error!("a demo backend failed: {error}");
+                    tracing::error!("a backend failed: {error}");
                 }
             });
         }

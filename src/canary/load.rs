@@ -1,5 +1,6 @@
-//! The demo's load: continuous requests, also during edits, counted per step.
+//! Continuous requests, also during edits, counted per step.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -45,6 +46,8 @@ struct State {
     tally: Mutex<Tally>,
     sent: AtomicU64,
     failed_between: AtomicU64,
+    /// All failed requests by status, or kind of error.
+    failures: Mutex<BTreeMap<String, u64>>,
 }
 
 /// A running load; it stops when dropped.
@@ -55,12 +58,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts sending up to `most` requests for `my-app.shop` to this port on loopback.
-    pub fn start(port: u16, request_limit: u64) -> Self {
+    /// Starts sending up to `request_limit` requests for this host to this port on loopback.
+    pub fn start(host: &str, port: u16, request_limit: u64) -> Self {
         let state = Arc::new(State::default());
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
-            workers.spawn(work(state.clone(), port, request_limit));
+            workers.spawn(work(state.clone(), host.to_owned(), port, request_limit));
         }
         Self { state, workers }
     }
@@ -93,6 +96,11 @@ impl Load {
         self.state.failed_between.load(Ordering::SeqCst)
     }
 
+    /// All failed requests by status, or kind of error.
+    pub fn failures(&self) -> BTreeMap<String, u64> {
+        self.state.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Pauses sending.
     pub fn pause(&self) {
         self.state.paused.store(true, Ordering::SeqCst);
@@ -104,7 +112,7 @@ impl Load {
     }
 }
 
-async fn work(state: Arc<State>, port: u16, request_limit: u64) {
+async fn work(state: Arc<State>, host: String, port: u16, request_limit: u64) {
     let client: Client<HttpConnector, Empty<Bytes>> =
         Client::builder(TokioExecutor::new()).build_http();
     while state.sent.load(Ordering::SeqCst) < request_limit {
@@ -112,29 +120,37 @@ async fn work(state: Arc<State>, port: u16, request_limit: u64) {
             return;
         }
         let step = state.step.load(Ordering::SeqCst);
-        let answer = request(&client, port).await;
+        let answer = request(&client, &host, port).await;
+        if let Err(why) = &answer {
+            let mut failures = state.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            *failures.entry(why.clone()).or_default() += 1;
+        }
         state.sent.fetch_add(1, Ordering::SeqCst);
         let same_step =
             step == state.step.load(Ordering::SeqCst) && state.counting.load(Ordering::SeqCst);
         if same_step {
             let mut tally = state.tally.lock().unwrap_or_else(PoisonError::into_inner);
             match answer.as_deref() {
-                Some(b"v1") => tally.v1 += 1,
-                Some(b"v2") => tally.v2 += 1,
+                Ok(b"v1") => tally.v1 += 1,
+                Ok(b"v2") => tally.v2 += 1,
                 _ => tally.failed += 1,
             }
-        } else if answer.is_none() {
+        } else if answer.is_err() {
             state.failed_between.fetch_add(1, Ordering::SeqCst);
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn request(client: &Client<HttpConnector, Empty<Bytes>>, port: u16) -> Option<Bytes> {
-    let request =
-        http::Request::get(format!("http://127.0.0.1:{port}/")).header("host", "my-app.shop");
-    let response = client.request(request.body(Empty::new()).ok()?).await.ok()?;
-    let good = response.status() == http::StatusCode::OK;
-    let body = response.into_body().collect().await.ok()?.to_bytes();
-    good.then_some(body)
+async fn request(
+    client: &Client<HttpConnector, Empty<Bytes>>,
+    host: &str,
+    port: u16,
+) -> Result<Bytes, String> {
+    let request = http::Request::get(format!("http://127.0.0.1:{port}/")).header("host", host);
+    let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+    let response = client.request(request).await.map_err(|error| error.to_string())?;
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+    if status == http::StatusCode::OK { Ok(body) } else { Err(status.as_u16().to_string()) }
 }
