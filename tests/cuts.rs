@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::support::ads::{CDS, EDS, LDS, RDS};
-use crate::support::canary::{APART, Canary};
+use crate::support::canary::Canary;
 use crate::support::cutter::{Cut, Cutter};
 use crate::support::mesh::{DEADLINE, only_yaml, route_yaml, rule_yaml, until};
 use crate::support::process::random;
 use serde_json::Value;
 use tokio::process::Command;
+use weir::canary::patterns::APART;
 use weir::proto_json::{bytes_to_json, json_to_any};
 
 const RULE: &str = "destination-rule.yaml";

@@ -3,11 +3,11 @@
 //! Each test runs every kind of cycle 20 times (override with `WEIR_CYCLES`). The writes of a step are 9 ms apart, as
 //! with rollout tools; everything else waits for events.
 
-use std::time::Duration;
-
-use crate::support::canary::{APART, Canary};
+use crate::support::canary::Canary;
 use crate::support::mesh::{Tally, only_yaml, route_yaml, rule_yaml, start_envoy, until};
 use nix::sys::signal::Signal;
+use weir::canary::objects::{self, NAMESPACE};
+use weir::canary::patterns::{self, State, Step, Write};
 
 fn cycles() -> u32 {
     std::env::var("WEIR_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
@@ -16,105 +16,101 @@ fn cycles() -> u32 {
 const RULE: &str = "destination-rule.yaml";
 const ROUTE: &str = "virtual-service.yaml";
 
+/// Plays all patterns; `kill` kills and restarts weir amid the writes of each step, or after them where only two can be
+/// told apart.
 async fn run(canary: &mut Canary, kill: bool) -> Vec<(&'static str, Tally)> {
-    let (both, v1, v2) = (rule_yaml(&["v1", "v2"]), rule_yaml(&["v1"]), rule_yaml(&["v2"]));
-    let (to_v1, to_v2, half) = (only_yaml("v1"), only_yaml("v2"), route_yaml(50, 50));
     let mut found = Vec::new();
-    // The rule adds a subset, then the route uses it; and the other way round.
-    canary.edit(ROUTE, &to_v1).await;
-    canary.edit(RULE, &v1).await;
-    for (name, rule_first) in
-        [("a: rule adds, route uses", true), ("b: route uses, rule adds", false)]
-    {
+    // What the canary starts with.
+    let mut state = State::default();
+    state.apply(&Write::Endpoints(vec![1, 2]));
+    state.apply(&Write::Rule(vec![("v1", "v1"), ("v2", "v2")]));
+    state.apply(&Write::Route(vec![("v1", 100), ("v2", 0)]));
+    for pattern in patterns::all() {
+        let in_pieces = pattern.cycle.iter().any(|step| step.writes.len() > 1);
+        if kill && !in_pieces {
+            continue;
+        }
+        for write in patterns::begin().iter().chain(&pattern.before) {
+            write_alone(canary, &mut state, write).await;
+        }
         let load = canary.load();
         for _ in 0..cycles() {
-            let (rule, route) = ((RULE, both.as_str()), (ROUTE, to_v2.as_str()));
-            let (first, then) = if rule_first { (rule, route) } else { (route, rule) };
-            step(canary, first, then, kill).await;
-            canary.edit(ROUTE, &to_v1).await;
-            canary.edit(RULE, &v1).await;
+            for step in &pattern.cycle {
+                play(canary, &mut state, step, kill).await;
+            }
         }
-        found.push((name, load.end()));
+        found.push((pattern.name, load.end()));
     }
-    // The route leaves a subset, then the rule drops it; and the other way round.
-    canary.edit(RULE, &both).await;
-    canary.edit(ROUTE, &half).await;
-    for (name, route_first) in
-        [("c: route leaves, rule drops", true), ("d: rule drops, route leaves", false)]
-    {
-        let load = canary.load();
-        for _ in 0..cycles() {
-            let (rule, route) = ((RULE, v2.as_str()), (ROUTE, to_v2.as_str()));
-            let (first, then) = if route_first { (route, rule) } else { (rule, route) };
-            step(canary, first, then, kill).await;
-            canary.edit(RULE, &both).await;
-            canary.edit(ROUTE, &half).await;
-        }
-        found.push((name, load.end()));
-    }
-    // Weights and subset labels are written before their pods exist.
-    let all = canary.objects.endpoints_yaml();
-    let no_v2 = canary.objects.endpoints_of(&[1]);
-    let load = canary.load();
-    for _ in 0..cycles() {
-        canary.edit(ROUTE, &to_v1).await;
-        canary.edit("endpoints.yaml", &no_v2).await;
-        let before = canary.weir.events().await;
-        canary.objects.write(ROUTE, &half);
-        canary.objects.write(
-            RULE,
-            &both.replace("name: v1, labels: {version: v1}", "name: v1, labels: {version: v2}"),
-        );
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        canary.objects.write("endpoints.yaml", &all);
-        canary.weir.live_with(before + 3).await;
-        if kill {
-            restart(canary).await;
-            canary.weir.live_with(1).await;
-        }
-        canary.edit(RULE, &both).await;
-    }
-    found.push(("f: weight and labels before pods", load.end()));
-    // The pods of the old version go right after the switch.
-    let no_v1 = canary.objects.endpoints_of(&[2]);
-    let load = canary.load();
-    for _ in 0..cycles() {
-        canary.edit(ROUTE, &to_v1).await;
-        step(canary, (ROUTE, &to_v2), ("endpoints.yaml", &no_v1), kill).await;
-        canary.edit("endpoints.yaml", &all).await;
-    }
-    found.push(("g: old pods go after the switch", load.end()));
-    // Both in a single write of one file.
-    std::fs::remove_file(canary.objects.folder.join(RULE)).unwrap();
-    let item = |rule: &str, route: &str| format!("{rule}---\n{route}");
-    canary.edit(ROUTE, &item(&both, &half)).await;
-    let load = canary.load();
-    for _ in 0..cycles() {
-        canary.edit(ROUTE, &item(&v1, &to_v1)).await;
-        if kill {
-            canary.objects.write(ROUTE, &item(&v2, &to_v2));
-            restart(canary).await;
-            canary.weir.live_with(1).await;
-        } else {
-            canary.edit(ROUTE, &item(&v2, &to_v2)).await;
-        }
-    }
-    found.push(("e: both in one write", load.end()));
+    found.push(("both in one write", both_in_one_write(canary, kill).await));
     found
 }
 
-/// One step, optionally with weir killed between the two writes.
-async fn step(canary: &mut Canary, first: (&str, &str), then: (&str, &str), kill: bool) {
-    if !kill {
-        canary.pair(first, then).await;
+/// The file and the text of a write.
+fn text(canary: &Canary, write: &Write) -> (&'static str, String) {
+    match write {
+        Write::Rule(subsets) => (RULE, objects::rule(NAMESPACE, subsets)),
+        Write::Route(weights) => (ROUTE, objects::route(NAMESPACE, weights)),
+        Write::Endpoints(versions) => ("endpoints.yaml", canary.objects.endpoints_of(versions)),
+    }
+}
+
+async fn write_alone(canary: &Canary, state: &mut State, write: &Write) {
+    let before = state.clone();
+    state.apply(write);
+    // What changes nothing leads to no revision that could be waited for.
+    if *state != before {
+        let (file, text) = text(canary, write);
+        canary.edit(file, &text).await;
+    }
+}
+
+/// One step, optionally with weir killed between its two writes.
+async fn play(canary: &mut Canary, state: &mut State, step: &Step, kill: bool) {
+    if let [(_, write)] = step.writes.as_slice() {
+        write_alone(canary, state, write).await;
         return;
     }
-    canary.objects.write(first.0, first.1);
-    tokio::time::sleep(APART).await;
-    canary.kill_weir();
-    canary.objects.write(then.0, then.1);
-    canary.revive().await;
-    canary.weir.live_with(1).await;
+    let between = kill && step.writes.len() == 2;
+    let before = canary.weir.events().await;
+    for (n, (pause, write)) in step.writes.iter().enumerate() {
+        tokio::time::sleep(*pause).await;
+        if between && n == 1 {
+            canary.kill_weir();
+        }
+        state.apply(write);
+        let (file, text) = text(canary, write);
+        canary.objects.write(file, &text);
+    }
+    if between {
+        canary.revive().await;
+        canary.weir.live_with(1).await;
+        return;
+    }
+    canary.weir.live_with(before + step.writes.len() as u64).await;
+    if kill {
+        restart(canary).await;
+        canary.weir.live_with(1).await;
+    }
+}
+
+/// The rule and the route in a single write of one file.
+async fn both_in_one_write(canary: &mut Canary, kill: bool) -> Tally {
+    std::fs::remove_file(canary.objects.folder.join(RULE)).unwrap();
+    let item = |subsets: &[&str], route: &str| format!("{}---\n{route}", rule_yaml(subsets));
+    canary.edit(ROUTE, &item(&["v1", "v2"], &route_yaml(50, 50))).await;
+    let (to_v1, to_v2) = (item(&["v1"], &only_yaml("v1")), item(&["v2"], &only_yaml("v2")));
+    let load = canary.load();
+    for _ in 0..cycles() {
+        canary.edit(ROUTE, &to_v1).await;
+        if kill {
+            canary.objects.write(ROUTE, &to_v2);
+            restart(canary).await;
+            canary.weir.live_with(1).await;
+        } else {
+            canary.edit(ROUTE, &to_v2).await;
+        }
+    }
+    load.end()
 }
 
 async fn restart(canary: &mut Canary) {

@@ -11,6 +11,7 @@ mod ads_envoy;
 mod agreement;
 mod analyze;
 mod attack;
+mod bench;
 mod cases;
 mod cluster;
 mod cuts;

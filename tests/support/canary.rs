@@ -3,16 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
+use weir::canary::patterns::APART;
 use weir::envoy::EnvoyProcess;
 
 use super::cutter::Cutter;
 use super::mesh::{Backends, Objects, Serve, Tally, send, start_envoy, start_envoy_from};
 use super::process::free_port;
-
-/// The time between the two writes of a step.
-pub const APART: Duration = Duration::from_millis(9);
 
 pub struct Canary {
     pub folder: tempfile::TempDir,

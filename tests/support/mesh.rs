@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use weir::admin::api::v1;
+use weir::canary::objects::{self, NAMESPACE, Ports};
 use weir::envoy::{Admin, EnvoyBinary, EnvoyProcess, SpawnOptions};
 use weir::proto_json;
-
-use super::process::free_port;
 
 /// The timeout of every wait; far longer than a successful wait takes.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -23,44 +22,19 @@ pub struct Backends {
 }
 
 impl Backends {
+    /// Starts them on a thread of their own, so that a test may block. They run until the test program ends.
     pub fn start() -> Self {
-        let addresses = |port: u16| {
-            let all = [1u8, 2].into_iter().flat_map(|version| [1u8, 2, 3].map(|n| (version, n)));
-            all.map(move |(version, n)| (version, SocketAddr::from(([127, 0, version, n], port))))
-        };
-        for _ in 0..50 {
-            let port = free_port();
-            let bound: Vec<_> = addresses(port)
-                .map(|(version, address)| (version, TcpListener::bind(address)))
-                .collect();
-            if bound.iter().any(|(_, listener)| listener.is_err()) {
-                continue;
-            }
-            for (version, listener) in bound {
-                let listener = listener.unwrap();
-                std::thread::spawn(move || {
-                    for connection in listener.incoming().flatten() {
-                        std::thread::spawn(move || answer(connection, version));
-                    }
-                });
-            }
-            return Self { port };
-        }
-        panic!("no port is free on all of 127.0.1.1 to 127.0.2.3");
-    }
-}
-
-fn answer(connection: TcpStream, version: u8) {
-    let mut reader = BufReader::new(connection.try_clone().unwrap());
-    let mut out = connection;
-    let _ = out.set_nodelay(true);
-    let response = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nv{version}");
-    let mut line = String::new();
-    while reader.read_line(&mut line).is_ok_and(|n| n > 0) {
-        if line == "\r\n" && out.write_all(response.as_bytes()).is_err() {
-            return;
-        }
-        line.clear();
+        let (told, port) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let backends = weir::canary::backends::start().await.unwrap();
+                told.send(backends.port).unwrap();
+                std::future::pending::<()>().await;
+            });
+        });
+        Self { port: port.recv().expect("the backends start") }
     }
 }
 
@@ -238,12 +212,12 @@ impl Objects {
         std::fs::rename(temporary, self.folder.join(name)).unwrap();
     }
 
+    fn ports(&self) -> Ports {
+        Ports { service: self.service, backend: self.backend }
+    }
+
     pub fn service_yaml(&self) -> String {
-        format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: my-app, namespace: shop}}\nspec:\n  clusterIP: 10.96.0.10\n  \
-             selector: {{app: my-app}}\n  ports: [{{name: http, port: {}, targetPort: {}}}]\n",
-            self.service, self.backend
-        )
+        objects::service(NAMESPACE, self.ports())
     }
 
     pub fn endpoints_yaml(&self) -> String {
@@ -252,47 +226,18 @@ impl Objects {
 
     /// The endpoints and pods of only these versions.
     pub fn endpoints_of(&self, versions: &[u8]) -> String {
-        let all: Vec<(u8, u8)> =
-            versions.iter().flat_map(|version| [1, 2, 3].map(|n| (*version, n))).collect();
-        let mut text = String::from(
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: my-app-1, namespace: shop, labels: \
-             {kubernetes.io/service-name: my-app}}\naddressType: IPv4\nendpoints:\n",
-        );
-        for (version, n) in &all {
-            text += &format!(
-                "- {{addresses: [127.0.{version}.{n}], conditions: {{ready: true}}, \
-                 targetRef: {{kind: Pod, name: my-app-v{version}-{n}}}}}\n"
-            );
-        }
-        text += &format!("ports: [{{name: http, port: {}, protocol: TCP}}]\n", self.backend);
-        for (version, n) in &all {
-            text += &format!(
-                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: my-app-v{version}-{n}, namespace: shop, labels: \
-                 {{app: my-app, version: v{version}}}}}\n"
-            );
-        }
-        text
+        objects::endpoints(NAMESPACE, self.ports(), versions)
     }
 }
 
+/// A rule with these subsets, each of which selects the version of its name.
 pub fn rule_yaml(subsets: &[&str]) -> String {
-    let subsets: Vec<_> = subsets
-        .iter()
-        .map(|name| format!("{{name: {name}, labels: {{version: {name}}}}}"))
-        .collect();
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: my-app, namespace: shop}}\nspec:\n  \
-         host: my-app\n  subsets: [{}]\n",
-        subsets.join(", ")
-    )
+    let subsets: Vec<(&str, &str)> = subsets.iter().map(|name| (*name, *name)).collect();
+    objects::rule(NAMESPACE, &subsets)
 }
 
 pub fn route_yaml(v1: u32, v2: u32) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1alpha3\nkind: VirtualService\nmetadata: {{name: my-app, namespace: shop}}\nspec:\n  \
-         hosts: [my-app]\n  http:\n  - route:\n    - {{destination: {{host: my-app, subset: v1}}, weight: {v1}}}\n    - \
-         {{destination: {{host: my-app, subset: v2}}, weight: {v2}}}\n"
-    )
+    objects::route(NAMESPACE, &[("v1", v1), ("v2", v2)])
 }
 
 /// Starts Envoy on the bootstrap that `weir bootstrap` prints.
@@ -340,10 +285,7 @@ pub async fn start_envoy_from(
 
 /// The route with all traffic to `v1` or `v2`, without mentioning the other.
 pub fn only_yaml(subset: &str) -> String {
-    let (share, other) =
-        if subset == "v1" { ((100, 0), "subset: v2") } else { ((0, 100), "subset: v1") };
-    let text = route_yaml(share.0, share.1);
-    text.lines().filter(|line| !line.contains(other)).map(|line| format!("{line}\n")).collect()
+    objects::route(NAMESPACE, &[(subset, 100)])
 }
 
 /// Responses counted by body, status or kind of failure.
