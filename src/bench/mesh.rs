@@ -19,6 +19,9 @@ pub const LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "weir-bench");
 const PORT: u16 = 80;
 const TARGET: u16 = 8080;
 
+/// The cluster's DNS domain.
+const DOMAIN: &str = "cluster.local";
+
 /// Weights of the canary are between these.
 const LEAST: u32 = 10;
 const MOST: u32 = 60;
@@ -72,7 +75,6 @@ pub struct Mesh {
     size: Size,
     /// The prefix of the namespaces.
     prefix: String,
-    domain: String,
     services: Vec<Service>,
     addresses: u32,
     /// Whether an API server allocates the addresses of services.
@@ -83,14 +85,8 @@ impl Mesh {
     /// A mesh of this size in namespaces that begin with `prefix`. `allocates` leaves the addresses of services to the
     /// API server.
     pub fn new(size: Size, prefix: &str, allocates: bool) -> Self {
-        let mut mesh = Self {
-            size,
-            prefix: prefix.to_owned(),
-            domain: "cluster.local".to_owned(),
-            services: Vec::new(),
-            addresses: 0,
-            allocates,
-        };
+        let mut mesh =
+            Self { size, prefix: prefix.to_owned(), services: Vec::new(), addresses: 0, allocates };
         for _ in 0..size.services {
             mesh.add_service();
         }
@@ -121,7 +117,7 @@ impl Mesh {
 
     /// The host of a service.
     fn host(&self, n: usize) -> String {
-        format!("s{n}.{}.svc.{}", self.namespace(n), self.domain)
+        format!("s{n}.{}.svc.{DOMAIN}", self.namespace(n))
     }
 
     fn cluster(&self, n: usize, subset: &str) -> String {
@@ -354,7 +350,7 @@ impl Mesh {
         let id = NodeId {
             ip: ip.into(),
             pod: format!("client-{n}"),
-            dns_domain: format!("{namespace}.svc.{}", self.domain),
+            dns_domain: format!("{namespace}.svc.{DOMAIN}"),
             namespace,
         };
         let node = core::Node {

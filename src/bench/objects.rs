@@ -232,7 +232,11 @@ impl Cluster {
     pub async fn delete(&self, object: &Value) -> anyhow::Result<()> {
         let key = key(object)?;
         let api = self.api(key.kind, &key.namespace)?;
-        api.delete(&key.name, &at_once()).await.with_context(|| format!("cannot delete {key}"))?;
+        match api.delete(&key.name, &at_once()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot delete {key}")),
+        }
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         Ok(())
     }

@@ -75,8 +75,8 @@ impl Weir {
     /// It ended, or takes too long.
     pub async fn ready(&mut self, within: Duration) -> anyhow::Result<Duration> {
         while self.admin.get("/ready").await.is_err() {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("weir serve ended with {status}; end of its log:\n{}", self.log_tail());
+            if let Some(why) = self.ended() {
+                bail!("{why}");
             }
             if self.begun.elapsed() > within {
                 bail!(
@@ -94,8 +94,14 @@ impl Weir {
         self.child.id()
     }
 
+    /// Why it ended, if it did: its status, and the end of its log.
+    pub fn ended(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(format!("weir serve ended with {status}; end of its log:\n{}", self.log_tail()))
+    }
+
     /// The end of its log.
-    pub fn log_tail(&self) -> String {
+    fn log_tail(&self) -> String {
         let text = std::fs::read(self.log.path()).unwrap_or_default();
         let from = text.len().saturating_sub(LOG_TAIL);
         String::from_utf8_lossy(text.get(from..).unwrap_or_default()).into_owned()

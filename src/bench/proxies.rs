@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::expectation::Expectation;
 use super::stream::{Shared, Stream, Type};
-use super::transport::{AdsStream, Memory};
+use super::transport::{AdsStream, Memory, Windows};
 use crate::bootstrap::AdsVariant;
 
 /// How many events of proxies may wait to be counted.
@@ -216,7 +216,8 @@ async fn converse(stream: &mut Stream, context: &Context) -> anyhow::Result<()> 
     let mut number = expect(stream, &mut expected);
     let first = stream.begin();
     let memory = context.memory.clone();
-    let mut ads = AdsStream::open(&context.address, context.variant, first, memory).await?;
+    let mut ads =
+        AdsStream::open(&context.address, context.variant, first, Windows::ENVOY, memory).await?;
     loop {
         let (message, permit) = ads.next().await?;
         let at = Instant::now();
@@ -259,9 +260,9 @@ impl Proxies {
     /// It cannot connect.
     pub async fn stuck(&self, shared: &Arc<Shared>, node: bytes::Bytes) -> anyhow::Result<Stuck> {
         let mut stream = Stream::new(shared.clone(), node);
+        let Context { address, variant, .. } = &self.context;
         let (first, memory) = (stream.begin(), Memory::default());
-        let ads =
-            AdsStream::open(&self.context.address, self.context.variant, first, memory).await?;
+        let ads = AdsStream::open(address, *variant, first, Windows::SMALL, memory).await?;
         Ok(Stuck { _ads: ads })
     }
 }

@@ -478,3 +478,203 @@ fn route_names(body: &[u8]) -> Result<Vec<String>, Malformed> {
     }
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+    use envoy_types::pb::envoy::config::core::v3::Node;
+    use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+    use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+    use envoy_types::pb::envoy::service::discovery::v3 as pb;
+    use envoy_types::pb::google::protobuf::Any;
+
+    use super::*;
+
+    fn stream(variant: AdsVariant, runtime: Option<&str>) -> Stream {
+        let shared = Arc::new(Shared::new(variant, runtime.map(str::to_owned)));
+        let node = Node { id: "node".into(), ..Default::default() };
+        Stream::new(shared, node.encode_to_vec().into())
+    }
+
+    fn any(of: Type, body: Vec<u8>) -> Any {
+        Any { type_url: of.url().to_owned(), value: body }
+    }
+
+    fn eds_cluster(name: &str) -> Vec<u8> {
+        let eds = Some(cluster::cluster::EdsClusterConfig::default());
+        cluster::Cluster { name: name.into(), eds_cluster_config: eds, ..Default::default() }
+            .encode_to_vec()
+    }
+
+    fn endpoints(name: &str) -> Vec<u8> {
+        ClusterLoadAssignment { cluster_name: name.into(), ..Default::default() }.encode_to_vec()
+    }
+
+    fn listener(routes: &str) -> Vec<u8> {
+        let rds = http::Rds { route_config_name: routes.into(), ..Default::default() };
+        let specifier = http::http_connection_manager::RouteSpecifier::Rds(rds);
+        let manager =
+            http::HttpConnectionManager { route_specifier: Some(specifier), ..Default::default() };
+        let config = Any {
+            type_url: "type.googleapis.com/x.HttpConnectionManager".into(),
+            value: manager.encode_to_vec(),
+        };
+        let filter = listener::Filter {
+            config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
+            ..Default::default()
+        };
+        let chain = listener::FilterChain { filters: vec![filter], ..Default::default() };
+        listener::Listener {
+            name: "0.0.0.0_80".into(),
+            filter_chains: vec![chain],
+            ..Default::default()
+        }
+        .encode_to_vec()
+    }
+
+    fn routes(name: &str) -> Vec<u8> {
+        RouteConfiguration { name: name.into(), ..Default::default() }.encode_to_vec()
+    }
+
+    fn sotw(of: Type, nonce: &str, bodies: Vec<Vec<u8>>) -> Vec<u8> {
+        pb::DiscoveryResponse {
+            version_info: format!("version-{nonce}"),
+            type_url: of.url().into(),
+            nonce: nonce.into(),
+            resources: bodies.into_iter().map(|body| any(of, body)).collect(),
+            ..Default::default()
+        }
+        .encode_to_vec()
+    }
+
+    fn delta(of: Type, nonce: &str, added: &[(&str, Vec<u8>)], removed: &[&str]) -> Vec<u8> {
+        let resources = added.iter().map(|(name, body)| pb::Resource {
+            name: (*name).to_owned(),
+            version: format!("version-{nonce}"),
+            resource: Some(any(of, body.clone())),
+            ..Default::default()
+        });
+        pb::DeltaDiscoveryResponse {
+            type_url: of.url().into(),
+            nonce: nonce.into(),
+            resources: resources.collect(),
+            removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
+            ..Default::default()
+        }
+        .encode_to_vec()
+    }
+
+    fn sotw_requests(all: Vec<Pieces>) -> Vec<(Type, Vec<String>, String, String, bool)> {
+        let read = |pieces: Pieces| {
+            let request = pb::DiscoveryRequest::decode(pieces.concat().as_slice()).unwrap();
+            let of = Type::ALL.into_iter().find(|of| of.url() == request.type_url).unwrap();
+            let node = request.node.is_some();
+            (of, request.resource_names, request.version_info, request.response_nonce, node)
+        };
+        all.into_iter().map(read).collect()
+    }
+
+    fn delta_requests(all: Vec<Pieces>) -> Vec<(Type, pb::DeltaDiscoveryRequest)> {
+        let read = |pieces: Pieces| {
+            let request = pb::DeltaDiscoveryRequest::decode(pieces.concat().as_slice()).unwrap();
+            (Type::ALL.into_iter().find(|of| of.url() == request.type_url).unwrap(), request)
+        };
+        all.into_iter().map(read).collect()
+    }
+
+    fn text(text: &str) -> String {
+        text.to_owned()
+    }
+
+    #[test]
+    fn sotw_subscribes_in_envoys_order() {
+        let mut stream = stream(AdsVariant::Sotw, None);
+        let none = Vec::new;
+        let first = sotw_requests(stream.begin());
+        assert_eq!(first, [(Type::Clusters, none(), text(""), text(""), true)]);
+        let names = vec![text("a"), text("b")];
+        let mut ask = |of, nonce: &str, bodies| {
+            let outcome = stream.response(&sotw(of, nonce, bodies)).unwrap();
+            (sotw_requests(outcome.requests), outcome.served)
+        };
+        let (requests, _) = ask(Type::Clusters, "1", vec![eds_cluster("a"), eds_cluster("b")]);
+        assert_eq!(
+            requests,
+            [
+                (Type::Clusters, none(), text("version-1"), text("1"), false),
+                (Type::Endpoints, names.clone(), text(""), text(""), false),
+            ]
+        );
+        // Listeners wait for the endpoints of all clusters.
+        let (requests, _) = ask(Type::Endpoints, "2", vec![endpoints("a")]);
+        assert_eq!(
+            requests,
+            [(Type::Endpoints, names.clone(), text("version-2"), text("2"), false)]
+        );
+        let (requests, _) = ask(Type::Endpoints, "3", vec![endpoints("b")]);
+        assert_eq!(requests[1..], [(Type::Listeners, none(), text(""), text(""), false)]);
+        let (requests, served) = ask(Type::Listeners, "4", vec![listener("80")]);
+        assert_eq!(requests[1..], [(Type::Routes, vec![text("80")], text(""), text(""), false)]);
+        assert!(!served);
+        assert!(ask(Type::Routes, "5", vec![routes("80")]).1);
+        assert!(!ask(Type::Routes, "6", vec![routes("80")]).1, "it is served once");
+
+        let again = sotw_requests(stream.begin());
+        assert_eq!(
+            again,
+            [
+                (Type::Clusters, none(), text("version-1"), text(""), true),
+                (Type::Endpoints, names, text("version-3"), text(""), false),
+                (Type::Listeners, none(), text("version-4"), text(""), false),
+                (Type::Routes, vec![text("80")], text("version-6"), text(""), false),
+            ]
+        );
+    }
+
+    #[test]
+    fn delta_asks_for_what_is_new_and_tells_what_it_has() {
+        let mut stream = stream(AdsVariant::Delta, Some("weir-weights"));
+        let first = delta_requests(stream.begin());
+        assert_eq!(
+            first.iter().map(|(of, _)| *of).collect::<Vec<_>>(),
+            [Type::Runtime, Type::Clusters]
+        );
+        assert_eq!(first[0].1.resource_names_subscribe, ["weir-weights"]);
+        assert!(first[0].1.node.is_some() && first[1].1.node.is_none());
+        let both = [("a", eds_cluster("a")), ("b", eds_cluster("b"))];
+        let mut ask =
+            |message: Vec<u8>| delta_requests(stream.response(&message).unwrap().requests);
+        let requests = ask(delta(Type::Clusters, "1", &both, &[]));
+        assert_eq!(requests[0].1.response_nonce, "1");
+        assert_eq!(requests[1].1.resource_names_subscribe, ["a", "b"]);
+        ask(delta(Type::Endpoints, "2", &[("a", endpoints("a")), ("b", endpoints("b"))], &[]));
+        let requests = ask(delta(Type::Listeners, "3", &[("l", listener("80"))], &[]));
+        assert_eq!(requests[1].1.resource_names_subscribe, ["80"]);
+        // A listener that names other routes, and a cluster that goes.
+        let requests = ask(delta(Type::Listeners, "4", &[("l", listener("81"))], &[]));
+        assert_eq!(requests[1].1.resource_names_subscribe, ["81"]);
+        assert_eq!(requests[1].1.resource_names_unsubscribe, ["80"]);
+        let requests = ask(delta(Type::Clusters, "5", &[], &["a"]));
+        assert_eq!(requests[1].1.resource_names_unsubscribe, ["a"]);
+
+        let again = delta_requests(stream.begin());
+        let clusters = &again[1].1.initial_resource_versions;
+        assert_eq!(clusters.iter().collect::<Vec<_>>(), [(&text("b"), &text("version-1"))]);
+        let endpoints = &again[2].1;
+        assert_eq!(endpoints.resource_names_subscribe, ["b"]);
+        assert_eq!(endpoints.initial_resource_versions.len(), 1);
+    }
+
+    #[test]
+    fn what_is_unknown_or_broken_is_no_panic() {
+        let mut stream = stream(AdsVariant::Delta, None);
+        stream.begin();
+        let unknown = pb::DeltaDiscoveryResponse { type_url: "x".into(), ..Default::default() };
+        assert!(stream.response(&unknown.encode_to_vec()).unwrap().requests.is_empty());
+        let whole = delta(Type::Clusters, "1", &[("a", eds_cluster("a"))], &[]);
+        for end in 0..whole.len() {
+            // Some beginnings are whole messages.
+            let _ = stream.response(&whole[..end]);
+        }
+    }
+}

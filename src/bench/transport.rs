@@ -18,9 +18,20 @@ use tokio_util::task::AbortOnDropHandle;
 use super::stream::Pieces;
 use crate::bootstrap::AdsVariant;
 
-/// The windows of HTTP/2 in bytes: what Envoy gives its upstreams.
-const STREAM_WINDOW: u32 = 16 << 20;
-const CONNECTION_WINDOW: u32 = 24 << 20;
+/// How many bytes a server may send before the client has read them: the windows of HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    stream: u32,
+    connection: u32,
+}
+
+impl Windows {
+    /// What Envoy gives its upstreams.
+    pub const ENVOY: Self = Self { stream: 16 << 20, connection: 24 << 20 };
+
+    /// Those of HTTP/2 itself, which are full at once if nothing is read.
+    pub const SMALL: Self = Self { stream: 65_535, connection: 65_535 };
+}
 
 /// How many requests may wait for a server that does not read.
 const QUEUE: usize = 64;
@@ -75,9 +86,10 @@ impl AdsStream {
         address: &str,
         variant: AdsVariant,
         first: Vec<Pieces>,
+        windows: Windows,
         memory: Memory,
     ) -> anyhow::Result<Self> {
-        tokio::time::timeout(CONNECT, Self::connect(address, variant, first, memory))
+        tokio::time::timeout(CONNECT, Self::connect(address, variant, first, windows, memory))
             .await
             .with_context(|| format!("{address} did not answer within {CONNECT:?}"))?
     }
@@ -86,6 +98,7 @@ impl AdsStream {
         address: &str,
         variant: AdsVariant,
         first: Vec<Pieces>,
+        windows: Windows,
         memory: Memory,
     ) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address)
@@ -93,8 +106,8 @@ impl AdsStream {
             .with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(windows.stream)
+            .initial_connection_window_size(windows.connection)
             .handshake::<_, RequestBody>(TokioIo::new(stream))
             .await?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {

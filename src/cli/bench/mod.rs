@@ -232,7 +232,18 @@ fn series(text: &str) -> Result<Series, String> {
 }
 
 impl Args {
-    fn sizes(&self) -> Vec<Size> {
+    fn sizes(&self) -> anyhow::Result<Vec<Size>> {
+        let sizes = self.all_sizes();
+        let pods = sizes.iter().map(|size| size.services.saturating_mul(size.pods_per_service));
+        match pods.max() {
+            Some(pods @ MAX_PODS..) => Err(usage(format!(
+                "--services and --pods-per-service: {pods} pods; expected fewer than {MAX_PODS}"
+            ))),
+            _ => Ok(sizes),
+        }
+    }
+
+    fn all_sizes(&self) -> Vec<Size> {
         let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let size = Size {
             services: count(self.services),
@@ -276,6 +287,9 @@ impl Args {
     }
 }
 
+/// A mesh has fewer pods than this.
+const MAX_PODS: usize = 1 << 20;
+
 /// Runs the bench until it is done or interrupted. Nothing that it started is left.
 ///
 /// # Errors
@@ -293,12 +307,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         source: args.source()?.name(),
         runs: Vec::new(),
     };
-    for size in args.sizes() {
+    for size in args.sizes()? {
         let mut world = World::default();
         let measured = tokio::select! {
             measured = world.measure(&args, size, &progress) => Ok(measured),
             status = signals.any() => Err(status),
         };
+        let measured = measured.map(|run| run.map_err(|error| world.explain(error)));
         progress.is("stopping weir and deleting the objects");
         world.close(&mut signals).await?;
         progress.clear();

@@ -41,6 +41,14 @@ struct Server {
 }
 
 impl World {
+    /// An error, with the reason why weir has ended if it has.
+    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        match self.weir.as_mut().and_then(Weir::ended) {
+            Some(why) => error.context(why),
+            None => error,
+        }
+    }
+
     /// Makes a mesh of this size and measures it.
     ///
     /// # Errors
@@ -139,10 +147,7 @@ impl World {
         let (address, pid) = (super::local(weir.xds), weir.id());
         if let Some(input) = input {
             self.objects = Some(Objects::Memory(tokio::sync::Mutex::new(Box::new(input))));
-            if let Err(error) = self.write_all(mesh, progress).await {
-                let log = self.weir.as_ref().map(Weir::log_tail).unwrap_or_default();
-                return Err(error.context(format!("weir serve ended; end of its log:\n{log}")));
-            }
+            self.write_all(mesh, progress).await?;
         }
         progress.is("waiting for weir to be ready");
         let weir = self.weir.as_mut().context("weir was started")?;
