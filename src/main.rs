@@ -161,12 +161,13 @@ mod tests {
     fn every_command_has_examples_within_100_columns() {
         let mut weir = Cli::command();
         weir.build();
-        let own = weir.render_long_help().to_string();
-        let all = weir.get_subcommands().filter(|command| command.get_name() != "help");
-        let all = all.map(|command| {
-            (command.get_name().to_owned(), command.clone().render_long_help().to_string())
-        });
-        for (name, help) in all.chain([("".to_owned(), own)]) {
+        let mut all = vec![(String::new(), weir)];
+        while let Some((name, mut command)) = all.pop() {
+            let nested = command.get_subcommands().filter(|command| command.get_name() != "help");
+            all.extend(nested.map(|command| {
+                (format!("{name} {}", command.get_name()).trim().to_owned(), command.clone())
+            }));
+            let help = command.render_long_help().to_string();
             assert!(help.contains(&format!("  weir {name}")), "no example:\n{help}");
             let long = help.lines().find(|line| line.chars().count() > 100);
             assert_eq!(long, None, "weir {name} --help");

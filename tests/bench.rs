@@ -1,6 +1,5 @@
 //! `weir bench`: every proxy gets every change, the figures are consistent, and nothing is left.
 
-use std::collections::BTreeSet;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
@@ -63,22 +62,17 @@ fn check(report: &Value, measured: bool) {
     assert_eq!(share.is_some_and(|share| share > 0.0 && share < 100.0), measured, "{run:#}");
 }
 
-/// Checks which types a phase sends.
+/// Checks that a phase sends the types that it is about. The end of an earlier phase may send more.
 fn types(phase: &str, round: &Value) {
-    let bytes = round["bytes"].as_object().unwrap();
-    let sent: BTreeSet<&str> = bytes
-        .iter()
-        .filter(|(_, bytes)| bytes.as_u64().unwrap() > 0)
-        .map(|(name, _)| name.as_str())
-        .collect();
-    let expected: &[&str] = match phase {
+    let needed: &[&str] = match phase {
         "start" => &["cds", "eds", "lds", "rds"],
-        "weight" | "storm" => &["rds"],
         "endpoint" | "restart" => &["eds"],
         "service" => &["cds", "eds", "rds"],
-        _ => return,
+        _ => &["rds"],
     };
-    assert_eq!(sent, expected.iter().copied().collect(), "{phase}: {round:#}");
+    for of in needed {
+        assert!(round["bytes"][of].as_u64() > Some(0), "{phase}: no {of}: {round:#}");
+    }
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub struct Args {
 }
 
 /// What was measured.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 struct Report {
     server: String,
     mode: &'static str,
@@ -176,27 +176,12 @@ impl Stage {
         let objects = self.objects.as_ref().context("there is no place for objects")?;
         let service = Service { namespace, port: ports.service };
         let mut canary = Canary { objects, service, ports, in_api, state: State::default() };
-        if !in_api {
-            canary
-                .write_file("service", &objects::service(&canary.service.namespace, ports))
-                .await?;
-        }
-        for write in patterns::begin() {
-            canary.write(&write).await?;
-        }
+        canary.begin().await?;
         let address = match &args.address {
             Some(address) => address.clone(),
             None => {
-                let (weir, _) = Weir::start(&Launch {
-                    program: args.weir.clone().map_or_else(std::env::current_exe, Ok)?,
-                    source,
-                    from_stdin: false,
-                    more: args.serve.clone(),
-                })?;
                 progress.is("waiting for weir to be ready");
-                let weir = self.weir.insert(weir);
-                weir.ready(LIVE).await?;
-                super::local(weir.xds)
+                start_weir(&mut self.weir, args, source).await?
             }
         };
         progress.is("waiting for Envoy to be ready");
@@ -209,22 +194,20 @@ impl Stage {
         canary.live(envoy, "at the beginning").await?;
         let host = objects::host(&canary.service.namespace);
         let load = self.load.insert(Load::start(&host, ports.service, REQUEST_LIMIT));
-        let mut report = Report {
+        let mut played = Vec::new();
+        for pattern in patterns::all() {
+            played.push(canary.pattern(args.cycles, &pattern, envoy, load, progress).await?);
+        }
+        Ok(Report {
             server: args.address.clone().unwrap_or_else(|| "weir".to_owned()),
             mode: args.mode.name(),
             source: if in_api { "kubernetes" } else { "folder" },
             envoy: binary.version().to_string(),
-            ..Default::default()
-        };
-        for pattern in patterns::all() {
-            report
-                .patterns
-                .push(canary.pattern(args.cycles, &pattern, envoy, load, progress).await?);
-        }
-        report.requests = report.patterns.iter().map(|played| played.requests).sum();
-        report.failed = report.patterns.iter().map(|played| played.failed).sum();
-        report.failures = load.failures();
-        Ok(report)
+            requests: played.iter().map(|pattern| pattern.requests).sum(),
+            failed: played.iter().map(|pattern| pattern.failed).sum(),
+            failures: load.failures(),
+            patterns: played,
+        })
     }
 
     /// Makes the place for objects, and returns the flags by which weir reads it.
@@ -278,6 +261,23 @@ impl Stage {
     }
 }
 
+/// Starts weir and returns its address when it is ready.
+async fn start_weir(
+    place: &mut Option<Weir>,
+    args: &Args,
+    source: Vec<String>,
+) -> anyhow::Result<String> {
+    let (weir, _) = Weir::start(&Launch {
+        program: args.weir.clone().map_or_else(std::env::current_exe, Ok)?,
+        source,
+        from_stdin: false,
+        more: args.serve.clone(),
+    })?;
+    let weir = place.insert(weir);
+    weir.ready(LIVE).await?;
+    Ok(super::local(weir.xds))
+}
+
 /// The objects of the canary, as they were last written.
 struct Canary<'a> {
     objects: &'a Objects,
@@ -288,6 +288,18 @@ struct Canary<'a> {
 }
 
 impl Canary<'_> {
+    /// Writes everything for the first time.
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        if !self.in_api {
+            let service = objects::service(&self.service.namespace, self.ports);
+            self.write_file("service", &service).await?;
+        }
+        for write in patterns::begin() {
+            self.write(&write).await?;
+        }
+        Ok(())
+    }
+
     async fn write(&mut self, write: &Write) -> anyhow::Result<()> {
         self.state.apply(write);
         let namespace = &self.service.namespace;
