@@ -127,7 +127,7 @@ fn nothing_failed(found: &[(&str, Tally)]) {
     }
     let bad: Vec<_> = found.iter().filter(|(_, tally)| tally.failed() > 0).collect();
     assert!(bad.is_empty(), "{bad:?}");
-    assert!(found.iter().all(|(_, tally)| tally.total() > 100), "{found:?}");
+    assert!(found.iter().all(|(_, tally)| tally.total() > 0), "{found:?}");
 }
 
 /// A short grace period, so that removals happen within their cycle.

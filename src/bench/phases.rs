@@ -159,8 +159,8 @@ impl Bench<'_> {
             bail!("{} of {} streams ended; the first: {why}", lost.len(), self.proxies.len());
         }
         self.proxies.quiet(self.settings.settle).await;
-        drop(stuck);
         let after = self.now();
+        drop(stuck);
         let mut round = Round::new(self.proxies.len(), &at, written.last, &before, &after);
         round.writing_ms = written.took.as_secs_f64() * 1000.0;
         Ok(round)

@@ -131,11 +131,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         status = signals.any() => Err(status),
     };
     progress.is("stopping everything");
-    stage.close(&mut signals).await?;
+    let closed = stage.close(&mut signals).await;
     progress.clear();
     let report = match played {
-        Ok(report) => report?,
+        Ok(report) => {
+            let report = report?;
+            closed?;
+            report
+        }
         Err(status) => {
+            closed?;
             eprintln!("interrupted; everything is stopped");
             return Ok(ExitCode::from(status));
         }
@@ -275,7 +280,7 @@ async fn start_weir(
     })?;
     let weir = place.insert(weir);
     weir.ready(LIVE).await?;
-    Ok(super::local(weir.xds))
+    Ok(weir.xds.to_string())
 }
 
 /// The objects of the canary, as they were last written.

@@ -6,7 +6,6 @@ mod progress;
 mod text;
 mod world;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -92,7 +91,7 @@ pub struct Args {
     /// The process of that server on this machine, to measure its CPU time and memory
     #[arg(long, value_name = "PID", requires = "address")]
     pid: Option<u32>,
-    /// Phases to run, in this order [default: all except stuck]
+    /// Phases to run, in this order; start precedes them [default: all except stuck]
     #[arg(long, value_enum, value_name = "PHASE,...", value_delimiter = ',')]
     phases: Vec<Kind>,
     /// How often a phase of a single change is repeated
@@ -315,11 +314,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         let measured = measured.map(|run| run.map_err(|error| world.explain(error)));
         progress.is("stopping weir and deleting the objects");
-        world.close(&mut signals).await?;
+        let closed = world.close(&mut signals).await;
         progress.clear();
         match measured {
-            Ok(run) => report.runs.push(run?),
+            Ok(run) => {
+                report.runs.push(run?);
+                closed?;
+            }
             Err(status) => {
+                closed?;
                 eprintln!("interrupted; everything is stopped");
                 return Ok(ExitCode::from(status));
             }
@@ -331,11 +334,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     args.output.print(&serde_json::to_value(&report)?, || text::report(&report))?;
     Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// An address of a server on this machine.
-fn local(address: SocketAddr) -> String {
-    address.to_string()
 }
 
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl World {
         }
         let (weir, input) = Weir::start(&launch)?;
         let weir = self.weir.insert(weir);
-        let (address, pid) = (super::local(weir.xds), weir.id());
+        let (address, pid) = (weir.xds.to_string(), weir.id());
         if let Some(input) = input {
             self.objects = Some(Objects::Memory(tokio::sync::Mutex::new(Box::new(input))));
             self.write_all(mesh, progress).await?;
