@@ -137,7 +137,7 @@ impl Bench<'_> {
         // Another service in each round, far from the one before.
         let service = (n + 1) * 7919 % self.mesh.services().max(1);
         let stuck = if kind == Kind::Stuck {
-            let node = self.mesh.node(self.proxies.len());
+            let node = self.mesh.node(self.proxies.count());
             let stuck = self.proxies.stuck(&self.shared, node).await?;
             self.proxies.quiet(self.settings.settle).await;
             Some(stuck)
@@ -156,12 +156,12 @@ impl Bench<'_> {
         };
         let Arrivals { at, lost } = arrivals;
         if let Some(why) = lost.first() {
-            bail!("{} of {} streams ended; the first: {why}", lost.len(), self.proxies.len());
+            bail!("{} of {} streams ended; the first: {why}", lost.len(), self.proxies.count());
         }
         self.proxies.quiet(self.settings.settle).await;
         let after = self.now();
         drop(stuck);
-        let mut round = Round::new(self.proxies.len(), &at, written.last, &before, &after);
+        let mut round = Round::new(self.proxies.count(), &at, written.last, &before, &after);
         round.writing_ms = written.took.as_secs_f64() * 1000.0;
         Ok(round)
     }

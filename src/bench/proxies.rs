@@ -95,7 +95,7 @@ impl Proxies {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.idle.len() + self.connected.len()
     }
 
@@ -160,7 +160,7 @@ impl Proxies {
         within: Duration,
         when: impl Fn(&Event, u64) -> Option<Instant>,
     ) -> Arrivals {
-        let (all, number) = (self.len(), self.expected.borrow().0);
+        let (all, number) = (self.count(), self.expected.borrow().0);
         let mut arrivals = Arrivals::default();
         let collect = async {
             while arrivals.at.len() + arrivals.lost.len() < all {

@@ -129,7 +129,8 @@ impl AdsStream {
         for pieces in first {
             send(&requests, pieces).await?;
         }
-        let response = asked.await.with_context(|| format!("{address} does not serve ADS"))?;
+        let response =
+            asked.await.with_context(|| format!("{address} did not answer a request for ADS"))?;
         if response.status() != http::StatusCode::OK {
             bail!("{address} answered ADS with HTTP status {}", response.status());
         }
