@@ -91,8 +91,8 @@ fn size(bytes: u64) -> String {
     match bytes {
         0 => "-".to_owned(),
         1..1000 => format!("{bytes} B"),
-        ..1_000_000 => format!("{} kB", number(bytes as f64 / 1e3)),
-        ..1_000_000_000 => format!("{} MB", number(bytes as f64 / 1e6)),
+        1000..1_000_000 => format!("{} kB", number(bytes as f64 / 1e3)),
+        1_000_000..1_000_000_000 => format!("{} MB", number(bytes as f64 / 1e6)),
         _ => format!("{} GB", number(bytes as f64 / 1e9)),
     }
 }
