@@ -12,7 +12,7 @@ pub mod patterns;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
-use crate::mesh::{Interception, Locality};
+use crate::mesh::{Interception, Locality, WeightDelivery};
 
 /// The bootstrap of the pod `client-0` in this namespace, whose Envoy binds the ports of services on loopback.
 pub fn sidecar(namespace: &str, xds: XdsAddress, variant: AdsVariant) -> Bootstrap {
@@ -32,6 +32,7 @@ pub fn sidecar(namespace: &str, xds: XdsAddress, variant: AdsVariant) -> Bootstr
         interception: Interception::None,
         xds,
         variant,
+        weights: WeightDelivery::Runtime,
         admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     }
 }

@@ -18,7 +18,7 @@ use crate::canary::objects::{NAMESPACE, host};
 use crate::canary::sidecar;
 use crate::cli::signals::Signals;
 use crate::control_plane::{ControlPlane, Options, Source};
-use crate::envoy::{EnvoyBinary, EnvoyProcess, Lookup, SpawnOptions};
+use crate::envoy::{EnvoyBinary, EnvoyProcess, SpawnOptions};
 use crate::mesh::{MeshConfig, WeightDelivery};
 use crate::xds::stream::StreamSettings;
 
