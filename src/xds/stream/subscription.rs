@@ -524,23 +524,11 @@ impl Subscription {
         known: Option<&Resources>,
         taken: &mut Taken,
     ) -> Result<(), RequestError> {
+        let Request { names, unsubscribe, initial_versions, .. } = request;
         if first {
-            let (count, bytes) = (
-                request.initial_versions.len(),
-                request.initial_versions.keys().map(String::len).sum(),
-            );
-            self.check(count, bytes, room)?;
-            self.wildcard = request.names.is_empty() && kind.has_wildcard();
-            let wildcard = self.wildcard || request.names.iter().any(|name| name == "*");
-            // A client that has nothing waits for an answer, even if it is that there is nothing.
-            self.owed = wildcard && request.initial_versions.is_empty();
-            for (name, version) in request.initial_versions {
-                // A version that is not ours differs from every one of ours.
-                self.claimed
-                    .insert(name.into(), u64::from_str_radix(&version, 16).unwrap_or(u64::MAX));
-            }
+            self.resume(kind, &names, initial_versions, room)?;
         }
-        for name in request.names {
+        for name in names {
             self.explicit = true;
             if name == "*" {
                 self.owed |= !self.wildcard && !first;
@@ -564,24 +552,48 @@ impl Subscription {
                 self.again.insert(name);
             }
         }
-        for name in &request.unsubscribe {
-            if name == "*" {
-                self.wildcard = false;
-                let names = &self.names;
-                self.acked.retain(|name| names.contains(name));
-                self.again.retain(|name| names.contains(name));
-            } else if self.names.remove(name) {
-                let name: Arc<str> = name.as_str().into();
-                if self.wildcard {
-                    // Section "Unsubscribing from Resources": the client does not know whether the wildcard has it.
-                    self.again.insert(name);
-                } else {
-                    self.again.remove(&name);
-                    self.acked.forget(&name);
-                }
-            }
+        unsubscribe.iter().for_each(|name| self.unsubscribe(name));
+        Ok(())
+    }
+
+    /// The first request of the delta variant: the client reports what it has from an earlier stream.
+    fn resume(
+        &mut self,
+        kind: ResourceType,
+        names: &[String],
+        initial_versions: BTreeMap<String, String>,
+        room: Room,
+    ) -> Result<(), RequestError> {
+        let bytes = initial_versions.keys().map(String::len).sum();
+        self.check(initial_versions.len(), bytes, room)?;
+        self.wildcard = names.is_empty() && kind.has_wildcard();
+        let wildcard = self.wildcard || names.iter().any(|name| name == "*");
+        // A client that has nothing waits for an answer, even if it is that there is nothing.
+        self.owed = wildcard && initial_versions.is_empty();
+        for (name, version) in initial_versions {
+            // A version that is not ours differs from every one of ours.
+            let version = u64::from_str_radix(&version, 16).unwrap_or(u64::MAX);
+            self.claimed.insert(name.into(), version);
         }
         Ok(())
+    }
+
+    fn unsubscribe(&mut self, name: &str) {
+        if name == "*" {
+            self.wildcard = false;
+            let names = &self.names;
+            self.acked.retain(|name| names.contains(name));
+            self.again.retain(|name| names.contains(name));
+        } else if self.names.remove(name) {
+            let name: Arc<str> = name.into();
+            if self.wildcard {
+                // Section "Unsubscribing from Resources": the client does not know whether the wildcard has it.
+                self.again.insert(name);
+            } else {
+                self.again.remove(&name);
+                self.acked.forget(&name);
+            }
+        }
     }
 
     /// Compares what the client said it has with what there is.
@@ -613,35 +625,22 @@ impl Subscription {
         self.learn(&view.base, Some(view));
         let Self { acked, names, wildcard, .. } = &mut *self;
         acked.follow(&view.base, |name| *wildcard || names.contains(name));
-        // What is not given yet, or is given meanwhile, may come in the form that was refused.
-        self.rejected.retain(|name, rejection| {
-            let is_it = |form: &Arc<Resource>| form.version == rejection.version;
-            let meanwhile = || delivery.meanwhile(name).filter(|_| view.has(name));
-            view.get(name).is_some_and(is_it)
-                || view.target.get(name).is_some_and(is_it)
-                || meanwhile().as_ref().is_some_and(is_it)
-        });
+        self.forget_rejections(view, delivery);
         let trial = self.next_trial(view);
         let (mut changes, never) = match &trial {
-            Some(group) => (
-                group.iter().map(|one| self.change(&one.name, Some(one.clone()))).collect(),
-                Vec::new(),
-            ),
+            Some(group) => {
+                let changes = group
+                    .iter()
+                    .map(|resource| self.change(&resource.name, Some(resource.clone())));
+                (changes.collect(), Vec::new())
+            }
             None => self.differences(kind, turn),
         };
         if changes.is_empty() && never.is_empty() && !self.owed {
             return None;
         }
-        let sent = changes.iter().filter_map(|change| change.resource.as_ref());
         let (frame, resources) = match variant {
-            Variant::Delta => {
-                let resources: Vec<_> =
-                    sent.map(|one| Item::Resource(one.clone(), delivery.version_of(one))).collect();
-                let gone = changes.iter().filter(|change| change.resource.is_none());
-                let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
-                let count = resources.len();
-                (Frame::delta(kind, nonce, resources, &removed), count)
-            }
+            Variant::Delta => delta(kind, nonce, &changes, never, delivery),
             Variant::Sotw => {
                 // Section "Grouping Resources into Responses": listeners and clusters always come all together.
                 let resources: Vec<_> = match trial {
@@ -649,14 +648,10 @@ impl Subscription {
                     Some(group) => self.with(group).into_iter().map(Item::from).collect(),
                     None => self
                         .wanted(view)
-                        .filter_map(|one| self.allowed(kind, one).map(Item::from))
+                        .filter_map(|resource| self.allowed(kind, resource).map(Item::from))
                         .collect(),
                 };
-                let version = resources
-                    .iter()
-                    .fold(0u64, |sum, one: &Item| sum.rotate_left(1) ^ one.version());
-                let count = resources.len();
-                (Frame::sotw(kind, version, nonce, resources), count)
+                sotw(kind, nonce, resources)
             }
         };
         changes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -667,6 +662,18 @@ impl Subscription {
         let (nonce, base) = (nonce.to_owned(), view.base.clone());
         self.pending = Some(Pending { nonce, changes, base, gone_bytes, since: now });
         Some((frame, resources))
+    }
+
+    /// Forgets the rejections of versions that will not come again. What is not given yet, or is given meanwhile, may
+    /// come in the version that was rejected.
+    fn forget_rejections(&mut self, view: &View, delivery: &dyn Delivery) {
+        self.rejected.retain(|name, rejection| {
+            let is_rejected = |form: &Arc<Resource>| form.version == rejection.version;
+            let meanwhile = || delivery.meanwhile(name).filter(|_| view.has(name));
+            view.get(name).is_some_and(is_rejected)
+                || view.target.get(name).is_some_and(is_rejected)
+                || meanwhile().as_ref().is_some_and(is_rejected)
+        });
     }
 
     fn change(&self, name: &Arc<str>, resource: Option<Arc<Resource>>) -> Change {
@@ -781,23 +788,47 @@ impl Subscription {
         }
         // Section "Knowing When a Requested Resource Does Not Exist".
         let missing = again.iter().filter(|name| !view.has(name) && !self.has(name)).cloned();
-        let never: Vec<Arc<str>> = if variant == Variant::Delta || delivery.tells_missing() {
-            missing.collect()
-        } else {
-            Vec::new()
-        };
-        let never = if variant == Variant::Delta {
-            never
-        } else {
-            changes
-                .extend(never.iter().map(|name| Change { asked: true, ..self.change(name, None) }));
-            Vec::new()
-        };
+        let mut never = Vec::new();
+        match variant {
+            Variant::Delta => never.extend(missing),
+            Variant::Sotw if delivery.tells_missing() => {
+                let missing: Vec<_> = missing.collect();
+                let told =
+                    missing.iter().map(|name| Change { asked: true, ..self.change(name, None) });
+                changes.extend(told);
+            }
+            Variant::Sotw => {}
+        }
         // What is to be there and is not given yet is still due.
         later.extend(again.into_iter().filter(|name| view.has(name)));
         self.again = later;
         (changes, never)
     }
+}
+
+/// A response of the delta variant, and how many resources it has. Nothing is known of the names in `never`.
+fn delta(
+    kind: ResourceType,
+    nonce: &str,
+    changes: &[Change],
+    never: Vec<Arc<str>>,
+    delivery: &dyn Delivery,
+) -> (Frame, usize) {
+    let sent = changes.iter().filter_map(|change| change.resource.as_ref());
+    let resources: Vec<_> = sent
+        .map(|resource| Item::Resource(resource.clone(), delivery.version_of(resource)))
+        .collect();
+    let gone = changes.iter().filter(|change| change.resource.is_none());
+    let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
+    let count = resources.len();
+    (Frame::delta(kind, nonce, resources, &removed), count)
+}
+
+/// A response of the SotW variant, and how many resources it has.
+fn sotw(kind: ResourceType, nonce: &str, resources: Vec<Item>) -> (Frame, usize) {
+    let version = resources.iter().fold(0u64, |sum, item| sum.rotate_left(1) ^ item.version());
+    let count = resources.len();
+    (Frame::sotw(kind, version, nonce, resources), count)
 }
 
 /// The name as the resources have it, so that many clients that ask for it share one, and whether they have it.
