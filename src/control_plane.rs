@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use kube::Client;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -17,6 +18,7 @@ use crate::admission::{self, Admission, Limits, Protocol};
 use crate::api::ObjectKey;
 use crate::mesh::{MeshBuilder, MeshConfig};
 use crate::metrics::Metrics;
+use crate::replicas::{Replicas, StatusOptions};
 use crate::revision::MeshRevision;
 use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::snapshot::SnapshotCache;
@@ -63,6 +65,8 @@ pub enum Source {
 pub struct Options {
     /// Where the objects come from.
     pub source: Source,
+    /// How the status of objects is written; `None` if it is not. Objects in files have no status.
+    pub status: Option<StatusOptions>,
     /// The address of the ADS listener; port 0 picks a free port.
     pub xds_listen: SocketAddr,
     /// The address of the admin listener; port 0 picks a free port.
@@ -108,7 +112,7 @@ impl ControlPlane {
         let mut tasks = JoinSet::new();
         let (states_sender, states) = watch::channel(Vec::new());
         let revision_name = options.mesh.revision.clone();
-        let freshness_probe =
+        let (freshness_probe, client) =
             read(options.source, revision_name, states_sender, changes_sender, &mut tasks).await?;
         let engine = Engine {
             snapshots: snapshots.clone(),
@@ -128,6 +132,13 @@ impl ControlPlane {
             let _ = snapshots_ended.await;
             anyhow::bail!("the snapshot thread ended")
         });
+        if let Some((client, options)) = client.zip(options.status) {
+            let (published, connections) = (published.clone(), connections.clone());
+            let (metrics, ready, closing) = (metrics.status(), ready.clone(), closing.clone());
+            let replicas =
+                Replicas { client, options, published, ready, connections, metrics, closing };
+            tasks.spawn(replicas.run());
+        }
         let admin = Admin {
             ready: ready.clone(),
             sync: states,
@@ -231,21 +242,21 @@ impl ControlPlane {
     }
 }
 
-/// Begins to read a source, and says who knows whether all of it was read.
+/// Begins to read a source, and says who knows whether all of it was read, and how to reach the Kubernetes API.
 async fn read(
     source: Source,
     revision: Option<Arc<str>>,
     states: watch::Sender<Vec<KindSync>>,
     changes: mpsc::Sender<Vec<SourceEvent>>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<FreshnessProbe> {
+) -> anyhow::Result<(FreshnessProbe, Option<Client>)> {
     Ok(match source {
         Source::Directory(folder) => {
             let (freshness_probe, scan_requests) = FreshnessProbe::directory();
             tasks.spawn(async move {
                 Ok(source::directory::watch(folder, revision, changes, scan_requests).await?)
             });
-            freshness_probe
+            (freshness_probe, None)
         }
         Source::Stdin => {
             let input = source::stdin::open().context("cannot read objects from standard input")?;
@@ -256,10 +267,11 @@ async fn read(
             let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
             let freshness_probe = FreshnessProbe::kubernetes(client.clone());
             let selection = Selection { revision, namespaces };
+            let watched = client.clone();
             tasks.spawn(async move {
-                Ok(source::kubernetes::watch(client, selection, states, changes).await?)
+                Ok(source::kubernetes::watch(watched, selection, states, changes).await?)
             });
-            freshness_probe
+            (freshness_probe, Some(client))
         }
     })
 }
@@ -320,8 +332,10 @@ impl Engine {
                 continue;
             }
             events += 1;
-            log(&change);
-            self.store.apply(change, &mut self.dirty);
+            // An object whose status was written comes again, and is no news.
+            if self.store.apply(change.clone(), &mut self.dirty) {
+                log(&change);
+            }
         }
         let problems = self.store.rejected().count() + self.store.source_problems().count();
         if self.store.synced() && (!self.dirty.is_empty() || !*self.ready.borrow()) {

@@ -19,6 +19,7 @@ pub mod mesh;
 pub(crate) mod metrics;
 pub mod preflight;
 pub mod proto_json;
+pub mod replicas;
 pub(crate) mod revision;
 pub(crate) mod rollout_guard;
 pub mod snapshot;

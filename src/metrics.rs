@@ -49,6 +49,52 @@ pub struct PoolMetrics {
     pub revoked: Counter,
 }
 
+/// The metrics of the status writer.
+#[derive(Clone, Debug, Default)]
+pub struct StatusMetrics {
+    /// The requests to write the status of an object.
+    pub writes: Counter,
+    /// Those that failed, except for an object that had changed meanwhile.
+    pub errors: Counter,
+    /// Writes that were saved because a newer state replaced an unwritten one.
+    pub skipped: Counter,
+    /// The objects whose status is to be written.
+    pub pending: Gauge,
+    /// 1 if this replica writes the status.
+    pub leader: Gauge,
+    /// The replicas that cannot be asked.
+    pub unreachable: Gauge,
+}
+
+impl StatusMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let mut counter = |name, help, counter: &Counter| {
+            registry.register(name, help, counter.clone());
+        };
+        counter("weir_status_writes", "Requests to write the status of an object", &self.writes);
+        counter(
+            "weir_status_write_errors",
+            "Requests to write the status of an object that failed",
+            &self.errors,
+        );
+        counter(
+            "weir_status_writes_skipped",
+            "Writes that were saved because a newer state replaced an unwritten one",
+            &self.skipped,
+        );
+        let mut gauge = |name, help, gauge: &Gauge| {
+            registry.register(name, help, gauge.clone());
+        };
+        gauge("weir_status_pending", "Objects whose status is to be written", &self.pending);
+        gauge("weir_status_leader", "1 if this replica writes the status", &self.leader);
+        gauge(
+            "weir_replicas_unreachable",
+            "Replicas that the one that writes the status cannot ask",
+            &self.unreachable,
+        );
+    }
+}
+
 /// All metrics and their registry.
 #[derive(Debug)]
 pub struct Metrics {
@@ -68,6 +114,7 @@ pub struct Metrics {
     convergence: Histogram,
     admitted: Family<PoolLabels, Gauge>,
     refusals: Family<RefusalLabels, Counter>,
+    status: StatusMetrics,
 }
 
 /// The bucket bounds of `pilot_proxy_convergence_time` in seconds: Istio's, and shorter ones.
@@ -93,9 +140,11 @@ impl Default for Metrics {
             convergence: Histogram::new(CONVERGENCE),
             admitted: Family::default(),
             refusals: Family::default(),
+            status: StatusMetrics::default(),
         };
         this.register_istios();
         this.register_weirs();
+        this.status.register(&mut this.registry);
         this
     }
 }
@@ -206,6 +255,11 @@ impl Metrics {
     /// Sets the number of weight and label changes held back.
     pub fn held(&self, count: usize) {
         set(&self.held, count);
+    }
+
+    /// The metrics of the status writer.
+    pub fn status(&self) -> StatusMetrics {
+        self.status.clone()
     }
 
     /// The metrics of a resource that the clients of a port share.

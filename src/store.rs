@@ -23,6 +23,7 @@ type ByName = BTreeMap<(Arc<str>, Arc<str>), Entry>;
 /// Why the newest version of an object was rejected, and what it references.
 #[derive(Debug, PartialEq)]
 struct Rejection {
+    generation: i64,
     problems: Vec<LocatedProblem>,
     references: References,
 }
@@ -57,8 +58,8 @@ impl Store {
                 dirty.insert(key);
                 true
             }
-            SourceEvent::Reject { key, problems, references } => {
-                let rejection = Rejection { problems, references };
+            SourceEvent::Reject { key, generation, problems, references } => {
+                let rejection = Rejection { generation, problems, references };
                 let news = self.rejected.get(&key) != Some(&rejection);
                 self.rejected.insert(key, rejection);
                 news
@@ -107,9 +108,19 @@ impl Store {
         self.rejected.iter().map(|(key, rejection)| (key, rejection.problems.as_slice()))
     }
 
+    /// The `metadata.generation` of an object's rejected version; `None` if its newest version was accepted.
+    pub fn rejected_generation(&self, key: &ObjectKey) -> Option<i64> {
+        self.rejected.get(key).map(|rejection| rejection.generation)
+    }
+
     /// The references of the objects whose newest version was rejected.
     pub fn rejected_references(&self) -> impl Iterator<Item = (&ObjectKey, &References)> {
         self.rejected.iter().map(|(key, rejection)| (key, &rejection.references))
+    }
+
+    /// The warnings about one accepted object.
+    pub fn warnings_of(&self, key: &ObjectKey) -> &[LocatedProblem] {
+        self.warnings.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// The warnings about accepted objects.

@@ -208,6 +208,7 @@ async fn hasty(limits: Limits) -> (ControlPlane, tempfile::TempDir) {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let plane = ControlPlane::start(Options {
         source: Source::Directory(folder.path().to_owned()),
+        status: None,
         xds_listen: any,
         admin_listen: any,
         mesh: MeshConfig::default(),

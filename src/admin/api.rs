@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Admin, diff};
+use super::{Admin, diff, summaries};
 use crate::api::{Kind, ObjectKey};
 use crate::bootstrap::dns_label;
 use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
@@ -366,5 +366,28 @@ impl v1::admin_server::Admin for Admin {
                 Ok(status)
             }
         })))
+    }
+
+    type WatchSummariesStream = Updates<v1::SummariesUpdate>;
+
+    async fn watch_summaries(
+        &self,
+        _: Request<v1::WatchSummariesRequest>,
+    ) -> Result<Response<Self::WatchSummariesStream>, Status> {
+        // The replica that asks must not wait for one that does not serve any proxy yet.
+        self.ensure_ready()?;
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let admin = self.clone();
+        tokio::spawn(async move {
+            // Ends when the client disconnects or weir shuts down.
+            tokio::select! {
+                () = admin.closing.cancelled() => {
+                    let _ = sender.try_send(Err(Status::unavailable("weir is shutting down")));
+                }
+                () = sender.closed() => {}
+                () = summaries::send(&admin, &sender) => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

@@ -9,7 +9,10 @@ use crate::api::ObjectKey;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType};
 use crate::source::sync::{KindSync, SyncState};
-use crate::status::{DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport};
+use crate::status::{
+    DestinationShare, MissingProxy, NAMED, ObjectReport, ObjectState, ObjectSummary, ObjectVersion,
+    ProxyReport, SplitReport,
+};
 use crate::xds::connections::StreamInfo;
 use crate::xds::stream::{HeldResource, Progress, RejectedResource, Variant};
 
@@ -219,6 +222,63 @@ impl From<ObjectReport> for v1::ObjectStatus {
             invalid: report.invalid,
             held: report.held,
             newest_generation: 0,
+        }
+    }
+}
+
+impl v1::ObjectSummary {
+    /// What this replica knows of an object.
+    pub fn of(key: &ObjectKey, summary: &ObjectSummary) -> Self {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let missing = summary.missing.iter().map(|missing| v1::MissingProxy {
+            proxy: missing.proxy.clone(),
+            state: v1::proxy_state::State::from(missing.state).into(),
+            reason: missing.reason.clone(),
+        });
+        Self {
+            object: Some(key.into()),
+            created_us: summary.version.created,
+            generation: summary.version.generation,
+            in_scope: count(summary.in_scope),
+            live: count(summary.live),
+            rejected: count(summary.rejected),
+            held: count(summary.held),
+            missing: missing.collect(),
+            held_changes: summary.held_changes.clone(),
+        }
+    }
+}
+
+impl v1::ObjectRef {
+    /// The object; `None` if it is not of a kind that has summaries.
+    pub fn key(&self) -> Option<ObjectKey> {
+        let kind = super::api::object_kind(&self.kind)?;
+        Some(ObjectKey::new(kind, &self.namespace, &self.name))
+    }
+}
+
+impl From<v1::ObjectSummary> for ObjectSummary {
+    fn from(summary: v1::ObjectSummary) -> Self {
+        let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+        let missing = summary.missing.into_iter().map(|missing| {
+            let state = match missing.state() {
+                v1::proxy_state::State::Live => ObjectState::Live,
+                v1::proxy_state::State::Held => ObjectState::Held,
+                v1::proxy_state::State::Rejected => ObjectState::Rejected,
+                v1::proxy_state::State::Lagging | v1::proxy_state::State::Unspecified => {
+                    ObjectState::Lagging
+                }
+            };
+            MissingProxy { proxy: missing.proxy, state, reason: missing.reason }
+        });
+        Self {
+            version: ObjectVersion { created: summary.created_us, generation: summary.generation },
+            in_scope: count(summary.in_scope),
+            live: count(summary.live),
+            rejected: count(summary.rejected),
+            held: count(summary.held),
+            missing: missing.take(NAMED).collect(),
+            held_changes: summary.held_changes.into_iter().take(NAMED).collect(),
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod api;
 mod convert;
 mod diff;
 mod http;
+mod summaries;
 
 use std::sync::Arc;
 

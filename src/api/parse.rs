@@ -89,13 +89,15 @@ impl fmt::Display for Problem {
 pub struct ObjectError {
     /// All problems, in field order.
     pub problems: Vec<Problem>,
+    /// `metadata.generation` of the document; 0 if absent.
+    pub generation: i64,
     /// What the document references, as far as it can be read.
     pub references: References,
 }
 
 impl From<Problem> for ObjectError {
     fn from(problem: Problem) -> Self {
-        Self { problems: vec![problem], references: References::default() }
+        Self { problems: vec![problem], generation: 0, references: References::default() }
     }
 }
 
@@ -302,7 +304,12 @@ pub fn in_revision(kind: Kind, document: &Value, revision: Option<&str>) -> bool
 pub fn parse(key: &ObjectKey, mut document: Value, order: u64) -> Result<Parsed, ObjectError> {
     drop_nulls(&mut document);
     let references = References::of(key.kind, &document);
-    object(key, document, order).map_err(|error| ObjectError { references, ..error })
+    let generation = document.pointer("/metadata/generation").and_then(Value::as_i64);
+    object(key, document, order).map_err(|error| ObjectError {
+        generation: generation.unwrap_or_default(),
+        references,
+        ..error
+    })
 }
 
 fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, ObjectError> {
@@ -356,7 +363,7 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
     if !found.problems.is_empty() {
         // A missing field may be present under a misspelt name.
         let problems = found.problems.into_iter().chain(warnings).collect();
-        return Err(ObjectError { problems, references: References::default() });
+        return Err(ObjectError { problems, generation: 0, references: References::default() });
     }
     warnings.extend(found.warnings);
     Ok(Parsed { object, warnings })

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admission::{Limits, descriptors};
 use crate::bootstrap::dns_label;
 use crate::control_plane::{ControlPlane, Options, Source};
+use crate::replicas::StatusOptions;
 use crate::source::directory::DirectoryError;
 use crate::source::kubernetes;
 use crate::source::kubernetes::selection::{DiscoverySelector, Namespaces};
@@ -48,6 +49,8 @@ pub struct Args {
     /// Read objects from standard input, a line of JSON for each change; weir bench uses this
     #[arg(long, hide = true, conflicts_with_all = ["config_dir", "kubeconfig"])]
     objects_from_stdin: bool,
+    #[command(flatten)]
+    status: StatusArgs,
     /// The address of the ADS listener [default: port 15010]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     xds_listen: Option<SocketAddr>,
@@ -85,6 +88,58 @@ pub struct Args {
     test_ungated: bool,
     #[command(flatten)]
     mesh: super::MeshArgs,
+}
+
+/// Flags of the status writer.
+#[derive(Debug, clap::Args)]
+struct StatusArgs {
+    /// Whether to write the conditions Accepted, Programmed and Held into the status of VirtualServices and
+    /// DestinationRules. Needs --pod-namespace
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "on")]
+    status: Switch,
+    /// The namespace that weir runs in: of the Lease weir-status, whose holder writes the status, and of the Service of
+    /// the replicas
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", value_parser = dns_label)]
+    pod_namespace: Option<String>,
+    /// The name of the pod that weir runs in
+    #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "weir")]
+    pod_name: String,
+    /// The headless Service of the replicas, which the one that writes the status asks about their proxies. Without it
+    /// the proxies of other replicas do not count
+    #[arg(long, value_name = "NAME", value_parser = dns_label)]
+    replicas_service: Option<String>,
+    /// How long after the last sign of the replica that writes the status another one takes over
+    #[arg(long, value_name = "SECONDS", default_value = "15", allow_negative_numbers = true, value_parser = lease)]
+    status_lease: Duration,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl StatusArgs {
+    /// The options of the status writer; `None` if nothing is to be written.
+    fn options(self) -> Option<StatusOptions> {
+        if self.status == Switch::Off {
+            return None;
+        }
+        let Some(namespace) = self.pod_namespace else {
+            tracing::info!("the status of objects is not written: --pod-namespace is not set");
+            return None;
+        };
+        let (pod, service, lease) = (self.pod_name, self.replicas_service, self.status_lease);
+        Some(StatusOptions { namespace, pod, service, lease })
+    }
+}
+
+/// Long enough to renew a Lease several times, even if the API server is slow.
+fn lease(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a number of seconds from 3 to 3600, such as 15 or 15s".to_owned();
+    let number = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| wrong())?;
+    if (3..=3600).contains(&number) { Ok(Duration::from_secs(number)) } else { Err(wrong()) }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -165,12 +220,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         None if args.discovery_selector.is_empty() => Namespaces::All,
         None => Namespaces::Matching(args.discovery_selector.into()),
     };
+    let status = if args.config_dir.is_some() { None } else { args.status.options() };
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),
             None if args.objects_from_stdin => Source::Stdin,
             None => Source::Kubernetes { kubeconfig: args.kubeconfig, namespaces },
         },
+        status,
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         mesh: args.mesh.config(),

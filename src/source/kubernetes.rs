@@ -367,10 +367,15 @@ fn pause(time: Duration) -> BoxStream<'static, Event> {
 }
 
 /// The API's message, or else the error with its chain of causes.
-fn reason(error: &kube::Error) -> String {
+pub fn reason(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return status.message.clone();
     }
+    with_causes(error)
+}
+
+/// An error with its chain of causes.
+pub fn with_causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -64,6 +64,8 @@ struct Claim {
     accepted: Option<Accepted>,
     /// The problems of its current version.
     problems: Vec<LocatedProblem>,
+    /// The generation of an invalid version.
+    generation: i64,
     /// What an invalid version references.
     references: References,
 }
@@ -323,7 +325,8 @@ impl Loader {
                 current.problems.clone_from(&claim.problems);
                 current.references.clone_from(&claim.references);
                 let (problems, references) = (claim.problems.clone(), claim.references.clone());
-                changes.push(SourceEvent::Reject { key, problems, references });
+                let generation = claim.generation;
+                changes.push(SourceEvent::Reject { key, generation, problems, references });
             }
         }
         changes.append(&mut gone);
@@ -395,6 +398,7 @@ fn claim(
         line,
         accepted,
         problems: Vec::new(),
+        generation: 0,
         references: References::default(),
     };
     let origin = Origin::File { path: path.clone(), line };
@@ -405,7 +409,9 @@ fn claim(
         SourceEvent::Apply { object, origin, warnings } => {
             Claim { accepted: Some(Accepted { object, origin, warnings }), ..kept }
         }
-        SourceEvent::Reject { problems, references, .. } => Claim { problems, references, ..kept },
+        SourceEvent::Reject { generation, problems, references, .. } => {
+            Claim { problems, generation, references, ..kept }
+        }
         SourceEvent::Delete(_)
         | SourceEvent::SourceProblems { .. }
         | SourceEvent::Synced

@@ -75,6 +75,8 @@ pub enum SourceEvent {
     Reject {
         /// The object.
         key: ObjectKey,
+        /// Its `metadata.generation`; 0 if absent.
+        generation: i64,
         /// The reasons; at least one.
         problems: Vec<LocatedProblem>,
         /// What it references, as far as it can be read.
@@ -110,8 +112,9 @@ pub fn event_from(
             origin,
             warnings: parsed.warnings.into_iter().map(located).collect(),
         },
-        Err(ObjectError { problems, references }) => SourceEvent::Reject {
+        Err(ObjectError { problems, generation, references }) => SourceEvent::Reject {
             key,
+            generation,
             problems: problems.into_iter().map(located).collect(),
             references,
         },

@@ -9,6 +9,7 @@ use crate::api::{Kind, ObjectKey};
 use crate::mesh::{Mesh, VirtualServices};
 use crate::revision::MeshRevision;
 use crate::rollout_guard::HeldChange;
+use crate::source::LocatedProblem;
 use crate::store::Store;
 
 /// One published state.
@@ -25,16 +26,45 @@ pub struct State {
     /// The active VirtualServices and DestinationRules.
     pub active: Arc<BTreeMap<ObjectKey, ActiveObject>>,
     /// Objects whose newest version was rejected, with the reasons.
-    pub invalid: Arc<BTreeMap<ObjectKey, Vec<String>>>,
+    pub invalid: Arc<BTreeMap<ObjectKey, RejectedObject>>,
+}
+
+impl State {
+    /// Why the newest version of an object was rejected, with where; empty if it was accepted.
+    pub fn rejections(&self, key: &ObjectKey) -> Vec<String> {
+        let problems = self.invalid.get(key).map(|rejected| rejected.problems.iter());
+        problems.into_iter().flatten().map(ToString::to_string).collect()
+    }
 }
 
 /// The active version of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveObject {
     /// The mesh revision in which it became active.
     pub since: MeshRevision,
+    /// Which version it is.
+    pub version: ObjectVersion,
+    /// Its harmless problems.
+    pub warnings: Arc<[LocatedProblem]>,
+}
+
+/// A version of an object, which is the same at every replica: an object that was deleted and created again counts its
+/// generations from 1 again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectVersion {
+    /// When the object was created, as in [`crate::api::Age::created`].
+    pub created: i64,
     /// Its `metadata.generation`; 0 if absent.
     pub generation: i64,
+}
+
+/// The rejected newest version of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedObject {
+    /// Its `metadata.generation`; 0 if absent.
+    pub generation: i64,
+    /// Why; at least one reason.
+    pub problems: Arc<[LocatedProblem]>,
 }
 
 /// Shares the latest state with its readers.
@@ -69,8 +99,11 @@ impl Published {
             let all = Arc::make_mut(&mut active);
             match store.get(key) {
                 Some(entry) => {
-                    let generation = entry.object.meta.generation;
-                    all.insert(key.clone(), ActiveObject { since: revision, generation })
+                    let meta = &entry.object.meta;
+                    let version =
+                        ObjectVersion { created: meta.age.created, generation: meta.generation };
+                    let warnings = store.warnings_of(key).into();
+                    all.insert(key.clone(), ActiveObject { since: revision, version, warnings })
                 }
                 None => all.remove(key),
             };
@@ -100,13 +133,11 @@ impl Published {
 
     /// Updates the set of rejected objects.
     pub fn rejected(&self, store: &Store) {
-        let invalid: BTreeMap<ObjectKey, Vec<String>> = store
+        let invalid: BTreeMap<ObjectKey, RejectedObject> = store
             .rejected()
-            .map(|(key, list)| {
-                (
-                    key.clone(),
-                    list.iter().map(|item| format!("{}: {}", item.origin, item.problem)).collect(),
-                )
+            .map(|(key, problems)| {
+                let generation = store.rejected_generation(key).unwrap_or_default();
+                (key.clone(), RejectedObject { generation, problems: problems.into() })
             })
             .collect();
         let mut state = self.lock();

@@ -140,8 +140,8 @@ fn scope_name(scope: &Scope) -> String {
 
 /// On which proxies an object is live; `None` if it does not exist.
 pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Option<ObjectReport> {
-    let invalid = state.invalid.get(key).cloned().unwrap_or_default();
-    let active = state.active.get(key).copied();
+    let invalid = state.rejections(key);
+    let active = state.active.get(key);
     let since = active.map(|item| item.since);
     if since.is_none() && invalid.is_empty() {
         return None;
@@ -160,7 +160,7 @@ pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Opti
     let all = proxies.iter().all(|proxy| proxy.state == ObjectState::Live);
     Some(ObjectReport {
         object: key.clone(),
-        generation: active.map_or(0, |item| item.generation),
+        generation: active.map_or(0, |item| item.version.generation),
         revision: since.unwrap_or_default(),
         live: all && held.is_empty() && invalid.is_empty(),
         proxies,
@@ -191,7 +191,7 @@ impl VisibilityCache {
     }
 }
 
-fn verdict(status: &ProxyStatus, key: &ObjectKey, since: MeshRevision) -> ProxyObjectState {
+pub(super) fn verdict(status: &ProxyStatus, key: &ObjectKey, since: MeshRevision) -> ProxyObjectState {
     let id = status.id.clone();
     let live = ProxyObjectState { id: id.clone(), state: ObjectState::Live, reason: String::new() };
     if status.acked.is_some_and(|acked| acked >= since) {
@@ -254,7 +254,7 @@ pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<
             shares: route.shares,
             live,
             in_scope: verdicts.len(),
-            invalid: state.invalid.get(&wanted.key).cloned().unwrap_or_default(),
+            invalid: state.rejections(&wanted.key),
         }));
     }
     found

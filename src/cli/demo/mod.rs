@@ -118,6 +118,7 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let plane = ControlPlane::start(Options {
         source: Source::Directory(objects.folder()),
+        status: None,
         xds_listen: any,
         admin_listen: any,
         mesh: MeshConfig { weights: WeightDelivery::Runtime, ..MeshConfig::default() },

@@ -1,0 +1,155 @@
+//! What the replicas of weir do together: one of them, elected by a Lease, writes the status of VirtualServices and
+//! DestinationRules, after it has asked the others on how many of their proxies each object is live.
+//!
+//! Each replica serves its proxies whether or not it can reach the others.
+
+mod lease;
+mod object;
+mod peers;
+mod queue;
+mod writer;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use kube::api::Api;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::StatusMetrics;
+use crate::status::{self, Published, State, Summarizer};
+use crate::xds::connections::Connections;
+
+/// The shortest time between two summaries. What happens meanwhile is summarized together.
+const PACE: Duration = Duration::from_millis(250);
+
+/// The options of the status writer.
+#[derive(Clone, Debug)]
+pub struct StatusOptions {
+    /// The namespace of the Lease and of the replicas' Service: that of this pod.
+    pub namespace: String,
+    /// The name of this pod.
+    pub pod: String,
+    /// The headless Service of the replicas; without it there is only this one.
+    pub service: Option<String>,
+    /// How long the Lease is valid without renewal.
+    pub lease: Duration,
+}
+
+/// What the status writer works with.
+pub struct Replicas {
+    /// The Kubernetes API.
+    pub client: Client,
+    /// The options.
+    pub options: StatusOptions,
+    /// The state of this replica.
+    pub published: Arc<Published>,
+    /// Whether this replica has read all objects. Until then it is no candidate.
+    pub ready: watch::Receiver<bool>,
+    /// Its proxies.
+    pub connections: Arc<Connections>,
+    /// The metrics.
+    pub metrics: StatusMetrics,
+    /// Ends it.
+    pub closing: CancellationToken,
+}
+
+impl Replicas {
+    /// Takes part in the election, and writes the status while this replica is elected, until weir shuts down.
+    ///
+    /// # Errors
+    /// A computation panicked.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let ready = tokio::select! {
+            ready = self.ready.wait_for(|ready| *ready) => ready.is_ok(),
+            () = self.closing.cancelled() => false,
+        };
+        if !ready {
+            return Ok(());
+        }
+        let StatusOptions { namespace, pod, lease, .. } = &self.options;
+        let leases = Api::namespaced(self.client.clone(), namespace);
+        let mut candidate = lease::Candidate::new(leases, pod, *lease);
+        loop {
+            let until = tokio::select! {
+                until = candidate.acquire() => until,
+                () = self.closing.cancelled() => return Ok(()),
+            };
+            tracing::info!("status: this replica holds the Lease {namespace}/{} and writes", lease::NAME);
+            self.metrics.leader.set(1);
+            let (sender, valid) = watch::channel(until);
+            let mut writer = writer::Writer::new(&self, valid);
+            let lost = tokio::select! {
+                why = candidate.keep(&sender) => Some(why),
+                ended = writer.run() => {
+                    ended?;
+                    Some("the Lease has expired".to_owned())
+                }
+                () = self.closing.cancelled() => None,
+            };
+            drop(writer);
+            self.metrics.leader.set(0);
+            self.metrics.pending.set(0);
+            self.metrics.unreachable.set(0);
+            match lost {
+                Some(why) => tracing::warn!("status: this replica no longer writes: {why}"),
+                None => {
+                    candidate.release().await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Summarizes the state of this replica again and again, without using much of the processor for it.
+#[derive(Debug)]
+pub struct Summaries {
+    summarizer: Option<Summarizer>,
+    /// Not before this time.
+    next: Instant,
+}
+
+impl Default for Summaries {
+    fn default() -> Self {
+        Self { summarizer: None, next: Instant::now() }
+    }
+}
+
+impl Summaries {
+    /// The current state and its summaries.
+    ///
+    /// # Errors
+    /// The computation panicked.
+    pub async fn take(
+        &mut self,
+        published: &Published,
+        connections: &Connections,
+    ) -> Result<(State, status::Summaries), tokio::task::JoinError> {
+        let begun = Instant::now();
+        let mut summarizer = self.summarizer.take().unwrap_or_default();
+        let (state, connected) = (published.state(), connections.list());
+        // With many proxies that keeps a thread busy.
+        let work = move || {
+            let summaries = summarizer.summaries(&state, &connected);
+            (summarizer, state, summaries)
+        };
+        let (summarizer, state, summaries) = tokio::task::spawn_blocking(work).await?;
+        self.summarizer = Some(summarizer);
+        // At most a fifth of the time.
+        let now = Instant::now();
+        self.next = now + PACE.max((now - begun) * 4);
+        Ok((state, summaries))
+    }
+
+    /// When the next summaries may be computed.
+    pub fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// Waits until the next summaries may be computed.
+    pub async fn pause(&self) {
+        tokio::time::sleep_until(self.next.into()).await;
+    }
+}

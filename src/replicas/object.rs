@@ -1,0 +1,190 @@
+//! The status of an object in the API, and what has to be written there. Pure.
+//!
+//! Conditions of others are left alone. Where the list of conditions is keyed by type, as in weir's own definitions,
+//! only weir's are sent, and the API merges them. In Istio's definitions the list is atomic: whoever applies it owns all
+//! of it. There the conditions of others are sent back as they were read, and the resource version that goes with every
+//! write makes the API refuse it if they have changed since.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ApiResource, DynamicObject};
+use serde_json::{Map, Value, json};
+
+use super::queue::Urgency;
+use crate::api::ObjectKey;
+use crate::status::{Conditions, PROGRAMMED, TYPES};
+
+/// The status of an object in the API, as far as it concerns weir.
+#[derive(Clone, Debug, Default)]
+pub struct ApiObject {
+    uid: String,
+    resource_version: String,
+    /// Microseconds since 1970.
+    created: i64,
+    own: Vec<Value>,
+    foreign: Vec<Value>,
+    /// Whether the API merges the list of conditions by type.
+    keyed: bool,
+    /// The conditions that weir wrote last and what the API made of them, which differs where a definition lacks a
+    /// field.
+    written: Option<(Conditions, Vec<Value>)>,
+}
+
+impl ApiObject {
+    /// Reads what the API returned.
+    pub fn read(object: &DynamicObject) -> Self {
+        let listed = object.data.pointer("/status/conditions").and_then(Value::as_array);
+        let (own, foreign) = listed.into_iter().flatten().cloned().partition(is_own);
+        let meta = &object.metadata;
+        let created = meta.creation_timestamp.as_ref();
+        Self {
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            created: created.map_or(i64::MAX, |time| time.0.as_microsecond()),
+            own,
+            foreign,
+            keyed: has_keys(object),
+            written: None,
+        }
+    }
+
+    /// Takes in what a watch delivered. Returns whether it is new: a watch may deliver what the answer to a write
+    /// already contained.
+    pub fn update(&mut self, newer: Self) -> bool {
+        if self.uid == newer.uid && !newer.is_newer_than(&self.resource_version) {
+            return false;
+        }
+        let written = self.written.take().filter(|_| self.uid == newer.uid);
+        *self = Self { written, ..newer };
+        true
+    }
+
+    /// Resource versions of one resource are ordered as integers. Where they are not integers, what comes is new.
+    fn is_newer_than(&self, version: &str) -> bool {
+        let number = |text: &str| text.parse::<u128>().ok();
+        number(&self.resource_version)
+            .zip(number(version))
+            .is_none_or(|(new, known)| new > known)
+    }
+
+    /// Takes in the API's answer to a write of these conditions.
+    pub fn wrote(&mut self, conditions: &Conditions, answer: Self) {
+        let written = Some((conditions.clone(), answer.own.clone()));
+        *self = Self { written, ..answer };
+    }
+
+    /// Whether the API keeps the generation of a condition. Older definitions of Istio do not.
+    pub fn keeps_generation(&self) -> bool {
+        let Some((_, made)) = &self.written else { return true };
+        made.iter().all(|condition| condition.get("observedGeneration").is_some())
+    }
+
+    /// Whether the conditions are about this object rather than one of the same name that was deleted.
+    pub fn is_subject_of(&self, conditions: &Conditions) -> bool {
+        conditions.created.is_none_or(|created| created == self.created)
+    }
+
+    /// How urgent it is to write these conditions; `None` if they are there already.
+    pub fn difference(&self, wanted: &Conditions) -> Option<Urgency> {
+        let is_written =
+            |(last, made): &(Conditions, Vec<Value>)| last == wanted && *made == self.own;
+        if self.written.as_ref().is_some_and(is_written) {
+            return None;
+        }
+        let mut urgency = None;
+        for condition in &wanted.list {
+            let Some(there) = self.own(condition.kind) else {
+                return Some(Urgency::Now);
+            };
+            let text = |name: &str| there.get(name).and_then(Value::as_str).unwrap_or_default();
+            if generation(there) != Some(wanted.generation) && self.keeps_generation() {
+                return Some(Urgency::Now);
+            }
+            let same_status = text("status") == condition.status.as_str();
+            // A proxy that has just connected does not have the object for a moment.
+            let unsettled = condition.kind == PROGRAMMED && text("status") == "True";
+            if !same_status && !unsettled {
+                return Some(Urgency::Now);
+            }
+            if !same_status
+                || text("reason") != condition.reason
+                || text("message") != condition.message
+            {
+                urgency = Some(Urgency::Later);
+            }
+        }
+        // Without generations in the conditions, only what was written last tells which one they are about.
+        let of_generation = self.written.as_ref().map(|(last, _)| last.generation);
+        if !self.keeps_generation() && of_generation != Some(wanted.generation) {
+            return Some(Urgency::Now);
+        }
+        urgency
+    }
+
+    fn own(&self, kind: &str) -> Option<&Value> {
+        self.own.iter().find(|condition| condition["type"] == kind)
+    }
+
+    /// The document to apply to the status of the object.
+    pub fn patch(
+        &self,
+        key: &ObjectKey,
+        resource: &ApiResource,
+        wanted: &Conditions,
+        now: Timestamp,
+    ) -> Value {
+        let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let own = wanted.list.iter().map(|condition| {
+            let there = self.own(condition.kind);
+            let since = there
+                .filter(|there| there["status"] == condition.status.as_str())
+                .and_then(|there| there["lastTransitionTime"].as_str());
+            json!({
+                "type": condition.kind,
+                "status": condition.status.as_str(),
+                "reason": condition.reason,
+                "message": condition.message,
+                "lastTransitionTime": since.unwrap_or(&now),
+                "observedGeneration": wanted.generation,
+            })
+        });
+        let foreign = self.foreign.iter().filter(|_| !self.keyed).cloned();
+        let conditions: Vec<Value> = foreign.chain(own).collect();
+        let mut status = Map::new();
+        status.insert("conditions".to_owned(), conditions.into());
+        if !self.keeps_generation() {
+            status.insert("observedGeneration".to_owned(), wanted.generation.into());
+        }
+        json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": {
+                "namespace": &*key.namespace,
+                "name": &*key.name,
+                "uid": self.uid,
+                "resourceVersion": self.resource_version,
+            },
+            "status": status,
+        })
+    }
+}
+
+fn is_own(condition: &Value) -> bool {
+    TYPES.iter().any(|kind| condition["type"] == *kind)
+}
+
+/// The generation of a condition. Istio's definitions also allow text.
+fn generation(condition: &Value) -> Option<i64> {
+    let value = condition.get("observedGeneration")?;
+    value.as_i64().or_else(|| value.as_str()?.parse().ok())
+}
+
+/// Whether the API tracks the owners of conditions by their type.
+fn has_keys(object: &DynamicObject) -> bool {
+    object.metadata.managed_fields.iter().flatten().any(|owner| {
+        let fields = owner.fields_v1.as_ref().map(|fields| &fields.0);
+        fields
+            .and_then(|fields| fields.pointer("/f:status/f:conditions"))
+            .and_then(Value::as_object)
+            .is_some_and(|items| items.keys().any(|name| name.starts_with("k:")))
+    })
+}

@@ -1,0 +1,349 @@
+//! The other replicas: who they are, from the EndpointSlices of their headless Service, and what they know of objects,
+//! from their admin port.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use tokio_stream::StreamMap;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+
+use crate::admin::api::v1;
+use crate::admin::api::v1::admin_client::AdminClient;
+use crate::source::kubernetes::with_causes;
+use crate::status::Summaries;
+
+/// The name of the admin port in the Service.
+const ADMIN_PORT: &str = "http-monitoring";
+
+/// How long a replica may fail to answer before it counts as unreachable. Until then its last answer counts.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The connect timeout; within [`GRACE`].
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// The interval of HTTP/2 pings, and how long their answer may take.
+const PING: Duration = Duration::from_secs(2);
+
+/// The delay before a replica is asked again after a first failure; it doubles with each further failure.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// The maximum delay.
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// Another replica.
+#[derive(Debug)]
+struct Peer {
+    address: SocketAddr,
+    /// Whether it serves proxies, as its readiness says.
+    serving: bool,
+    /// Its last answer.
+    summaries: Option<Arc<Summaries>>,
+    /// Since when it has not answered, and why.
+    failing: Option<(Instant, String)>,
+}
+
+/// What a replica told, or why it did not.
+#[derive(Debug)]
+enum PeerEvent {
+    /// The first answer after a connection, with all objects.
+    All(v1::SummariesUpdate),
+    /// What changed since.
+    Changed(v1::SummariesUpdate),
+    Failed(String),
+}
+
+/// The last answer of another replica, or why it cannot be asked.
+#[derive(Clone, Debug)]
+pub struct PeerAnswer {
+    /// The name of its pod.
+    pub name: String,
+    /// Its summaries.
+    pub summaries: Result<Arc<Summaries>, String>,
+}
+
+/// What is known of the other replicas. Pure.
+#[derive(Debug, Default)]
+struct PeerTable {
+    peers: BTreeMap<String, Peer>,
+    /// Whether it is known who they are.
+    listed: bool,
+    /// Since when they cannot be listed, and why.
+    failing: Option<(Instant, String)>,
+}
+
+impl PeerTable {
+    /// Takes in who the replicas are. Returns those that have to be asked anew, and forgets those that left.
+    fn list(&mut self, found: BTreeMap<String, (SocketAddr, bool)>) -> Vec<(String, SocketAddr)> {
+        (self.listed, self.failing) = (true, None);
+        self.peers.retain(|name, _| found.contains_key(name));
+        let mut fresh = Vec::new();
+        for (name, (address, serving)) in found {
+            match self.peers.get_mut(&name) {
+                Some(peer) if peer.address == address => peer.serving = serving,
+                _ => {
+                    fresh.push((name.clone(), address));
+                    let peer = Peer { address, serving, summaries: None, failing: None };
+                    self.peers.insert(name, peer);
+                }
+            }
+        }
+        fresh
+    }
+
+    fn told(&mut self, name: &str, event: PeerEvent, now: Instant) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        let (mut all, update) = match event {
+            PeerEvent::Failed(why) => {
+                let since = peer.failing.as_ref().map_or(now, |(since, _)| *since);
+                peer.failing = Some((since, why));
+                return;
+            }
+            PeerEvent::All(update) => (Summaries::new(), update),
+            PeerEvent::Changed(update) => {
+                let old = peer.summaries.take().unwrap_or_default();
+                (Arc::unwrap_or_clone(old), update)
+            }
+        };
+        for key in update.deleted.iter().filter_map(v1::ObjectRef::key) {
+            all.remove(&key);
+        }
+        for summary in update.objects {
+            if let Some(key) = summary.object.as_ref().and_then(v1::ObjectRef::key) {
+                all.insert(key, Arc::new(summary.into()));
+            }
+        }
+        peer.summaries = Some(Arc::new(all));
+        peer.failing = None;
+    }
+
+    /// The answers of all others. Fails with a time while one may still answer: to be asked again then, or as soon as
+    /// something changes.
+    fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
+        let is_over = |(since, _): &&(Instant, String)| now >= *since + GRACE;
+        let mut answers = Vec::new();
+        if let Some((_, why)) = self.failing.as_ref().filter(is_over) {
+            let name = "of an unknown name".to_owned();
+            answers.push(PeerAnswer { name, summaries: Err(why.clone()) });
+        } else if !self.listed {
+            return Err(self.failing.as_ref().map_or(now, |(since, _)| *since) + GRACE);
+        }
+        for (name, peer) in &self.peers {
+            let failed = peer.failing.as_ref().filter(is_over);
+            let summaries = match (failed, &peer.summaries) {
+                (None, Some(summaries)) => Ok(summaries.clone()),
+                (None, None) => {
+                    return Err(peer.failing.as_ref().map_or(now, |(since, _)| *since) + GRACE);
+                }
+                (Some((_, why)), _) if peer.serving => Err(format!("{}: {why}", peer.address)),
+                // Its readiness also says that it no longer serves. Its proxies go to the others.
+                (Some(_), _) => continue,
+            };
+            answers.push(PeerAnswer { name: name.clone(), summaries });
+        }
+        Ok(answers)
+    }
+
+    /// When a replica that fails now will count as unreachable.
+    fn next_change(&self, now: Instant) -> Option<Instant> {
+        let peers = self.peers.values().filter_map(|peer| peer.failing.as_ref());
+        let ends = peers.chain(&self.failing).map(|(since, _)| *since + GRACE);
+        ends.filter(|end| *end > now).min()
+    }
+}
+
+type SliceEvent = Result<watcher::Event<EndpointSlice>, watcher::Error>;
+
+/// Asks the other replicas. Everything happens in [`Peers::changed`]: there are no tasks.
+pub struct Peers {
+    /// The pod of this replica.
+    own: String,
+    slices: BoxStream<'static, SliceEvent>,
+    known: BTreeMap<String, EndpointSlice>,
+    table: PeerTable,
+    streams: StreamMap<String, BoxStream<'static, PeerEvent>>,
+}
+
+impl Peers {
+    /// Those behind the headless Service `service`; none without it.
+    pub fn new(client: &Client, namespace: &str, service: Option<&str>, own: &str) -> Self {
+        let slices = match service {
+            Some(service) => {
+                let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
+                let label = format!("kubernetes.io/service-name={service}");
+                let config = watcher::Config::default().labels(&label);
+                watcher(api, config).default_backoff().boxed()
+            }
+            None => futures::stream::pending().boxed(),
+        };
+        Self {
+            own: own.to_owned(),
+            slices,
+            known: BTreeMap::new(),
+            table: PeerTable { listed: service.is_none(), ..Default::default() },
+            streams: StreamMap::new(),
+        }
+    }
+
+    /// Waits until something is new. Cancel safe.
+    pub async fn changed(&mut self) {
+        tokio::select! {
+            Some(event) = self.slices.next() => self.slice(event),
+            Some((name, event)) = self.streams.next(), if !self.streams.is_empty() => {
+                self.table.told(&name, event, Instant::now());
+            }
+        }
+    }
+
+    fn slice(&mut self, event: SliceEvent) {
+        match event {
+            Ok(watcher::Event::Init) => self.known.clear(),
+            Ok(watcher::Event::InitApply(slice)) => {
+                self.known.insert(slice.name_any(), slice);
+            }
+            Ok(watcher::Event::InitDone) => self.relist(),
+            Ok(watcher::Event::Apply(slice)) => {
+                self.known.insert(slice.name_any(), slice);
+                self.relist();
+            }
+            Ok(watcher::Event::Delete(slice)) => {
+                self.known.remove(&slice.name_any());
+                self.relist();
+            }
+            // Who they are is known; the watch goes on by itself.
+            Err(_) if self.table.listed => {}
+            Err(error) => {
+                let since = self.table.failing.as_ref().map_or_else(Instant::now, |(at, _)| *at);
+                self.table.failing = Some((since, with_causes(&error)));
+            }
+        }
+    }
+
+    fn relist(&mut self) {
+        let found = replicas(self.known.values(), &self.own);
+        let left: Vec<String> =
+            self.streams.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
+        for name in left {
+            self.streams.remove(&name);
+        }
+        for (name, address) in self.table.list(found) {
+            self.streams.insert(name, ask(address));
+        }
+    }
+
+    /// The answers of all other replicas. Fails with a time while one may still answer.
+    ///
+    /// # Errors
+    /// When to ask again, unless something changes before.
+    pub fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
+        self.table.answers(now)
+    }
+
+    /// When the answers change even if nothing happens.
+    pub fn next_change(&self, now: Instant) -> Option<Instant> {
+        self.table.next_change(now)
+    }
+}
+
+/// The other replicas of these slices: address of the admin port, and whether they serve.
+fn replicas<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    own: &str,
+) -> BTreeMap<String, (SocketAddr, bool)> {
+    let mut found = BTreeMap::new();
+    for slice in slices {
+        let ports: Vec<_> = slice.ports.iter().flatten().collect();
+        let named = ports.iter().find(|port| port.name.as_deref() == Some(ADMIN_PORT));
+        let port = named.or(ports.first().filter(|_| ports.len() == 1));
+        let port = port.and_then(|port| u16::try_from(port.port?).ok());
+        for endpoint in slice.endpoints.iter().flatten() {
+            let address = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok());
+            let Some(address) = address.zip(port).map(SocketAddr::from) else { continue };
+            let pod = endpoint.target_ref.as_ref().and_then(|target| target.name.clone());
+            let name = pod.unwrap_or_else(|| address.to_string());
+            let conditions = endpoint.conditions.as_ref();
+            let serving = conditions.and_then(|all| all.serving.or(all.ready)).unwrap_or(true);
+            if name != own {
+                // A pod with addresses of both families is in two slices.
+                found.entry(name).or_insert((address, serving));
+            }
+        }
+    }
+    found
+}
+
+/// The connection to a replica.
+enum Link {
+    Closed,
+    /// Whether it has told of all objects yet.
+    Open(Box<Streaming<v1::SummariesUpdate>>, bool),
+}
+
+/// Everything that a replica tells, for ever.
+fn ask(address: SocketAddr) -> BoxStream<'static, PeerEvent> {
+    let start = (Link::Closed, 0u32);
+    futures::stream::unfold(start, move |(link, failures)| async move {
+        let (mut stream, is_known) = match link {
+            Link::Open(stream, is_known) => (stream, is_known),
+            Link::Closed => {
+                if failures > 0 {
+                    let delay = RETRY.saturating_mul(1 << (failures - 1).min(16));
+                    tokio::time::sleep(delay.min(LONGEST_RETRY)).await;
+                }
+                match connect(address).await {
+                    Ok(stream) => (Box::new(stream), false),
+                    Err(why) => {
+                        let next = (Link::Closed, failures.saturating_add(1));
+                        return Some((PeerEvent::Failed(why), next));
+                    }
+                }
+            }
+        };
+        let why = match stream.message().await {
+            Ok(Some(update)) => {
+                let event = match is_known {
+                    true => PeerEvent::Changed(update),
+                    false => PeerEvent::All(update),
+                };
+                return Some((event, (Link::Open(stream, true), 0)));
+            }
+            Ok(None) => "it closed the stream".to_owned(),
+            Err(status) => said(&status),
+        };
+        Some((PeerEvent::Failed(why), (Link::Closed, failures.saturating_add(1))))
+    })
+    .boxed()
+}
+
+async fn connect(address: SocketAddr) -> Result<Streaming<v1::SummariesUpdate>, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| with_causes(&error))?
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .keep_alive_while_idle(true);
+    let channel = endpoint.connect().await.map_err(|error| with_causes(&error))?;
+    let mut client = AdminClient::new(channel).max_decoding_message_size(usize::MAX);
+    let asked = client.watch_summaries(v1::WatchSummariesRequest {});
+    match tokio::time::timeout(CONNECT, asked).await {
+        Ok(answer) => Ok(answer.map_err(|status| said(&status))?.into_inner()),
+        Err(_) => Err("it does not answer".to_owned()),
+    }
+}
+
+fn said(status: &tonic::Status) -> String {
+    match std::error::Error::source(status) {
+        Some(cause) => with_causes(cause),
+        None => status.message().to_owned(),
+    }
+}

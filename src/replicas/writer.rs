@@ -1,0 +1,370 @@
+//! Writes the status of objects while this replica is elected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::{BoxStream, SelectAll};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use tokio::sync::watch;
+use tokio::time::{sleep, sleep_until, timeout_at};
+
+use super::object::ApiObject;
+use super::peers::{PeerAnswer, Peers};
+use super::queue::{Next, Queue};
+use super::{PACE, Replicas, Summaries};
+use crate::api::{Kind, ObjectKey};
+use crate::source::kubernetes::{reason, resource, with_causes};
+use crate::status::{self, Conditions, ReplicaAnswer, conditions};
+
+/// The field manager of weir's conditions.
+const MANAGER: &str = "weir";
+
+/// The kinds that have a status.
+const KINDS: [Kind; 2] = [Kind::VirtualService, Kind::DestinationRule];
+
+/// The delay before a kind is listed again after a failure, or looked for if the API does not serve it.
+const RELIST: Duration = Duration::from_secs(5);
+
+/// How long a write may take.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// What the API says of the objects of a kind.
+enum ObjectEvent {
+    /// A list starts.
+    Init(ApiResource),
+    /// An object was listed or changed.
+    Found(ObjectKey, Box<ApiObject>),
+    /// The list is complete.
+    Listed,
+    /// An object was deleted.
+    Deleted(ObjectKey),
+    /// The objects cannot be watched; this is retried.
+    Failed(String),
+}
+
+/// The objects of a kind in the API.
+#[derive(Default)]
+struct KindObjects {
+    resource: Option<ApiResource>,
+    objects: BTreeMap<ObjectKey, ApiObject>,
+    /// The objects of the list in progress.
+    listing: Option<BTreeSet<ObjectKey>>,
+}
+
+/// Writes the status of objects. Has its own watch of them: nobody else needs their status, and only while this replica
+/// is elected.
+pub struct Writer<'a> {
+    replicas: &'a Replicas,
+    /// Until when this replica is elected.
+    valid: watch::Receiver<tokio::time::Instant>,
+    events: SelectAll<BoxStream<'static, (Kind, ObjectEvent)>>,
+    kinds: BTreeMap<Kind, KindObjects>,
+    peers: Peers,
+    summaries: Summaries,
+    queue: Queue,
+    /// What the status of the queued objects should be.
+    wanted: BTreeMap<ObjectKey, Conditions>,
+    /// When to evaluate what has changed.
+    evaluate_at: Option<Instant>,
+    /// When to evaluate even if nothing changes.
+    again_at: Option<Instant>,
+    /// The last failure that was logged.
+    failure: Option<String>,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer for a replica that is elected as long as `valid` says.
+    pub fn new(replicas: &'a Replicas, valid: watch::Receiver<tokio::time::Instant>) -> Self {
+        let options = &replicas.options;
+        let peers = Peers::new(
+            &replicas.client,
+            &options.namespace,
+            options.service.as_deref(),
+            &options.pod,
+        );
+        Self {
+            replicas,
+            valid,
+            events: KINDS.into_iter().map(|kind| objects(&replicas.client, kind)).collect(),
+            kinds: KINDS.into_iter().map(|kind| (kind, KindObjects::default())).collect(),
+            peers,
+            summaries: Summaries::default(),
+            queue: Queue::default(),
+            wanted: BTreeMap::new(),
+            evaluate_at: Some(Instant::now()),
+            again_at: None,
+            failure: None,
+        }
+    }
+
+    /// Writes until this replica is no longer elected.
+    ///
+    /// # Errors
+    /// A computation panicked.
+    pub async fn run(&mut self) -> anyhow::Result<()> {
+        let mut states = self.replicas.published.changes();
+        let mut proxies = self.replicas.connections.changes();
+        loop {
+            let write_at = match self.queue.next(Instant::now()) {
+                Next::Write(key) => {
+                    if !self.is_elected() {
+                        return Ok(());
+                    }
+                    self.write(&key).await;
+                    continue;
+                }
+                Next::At(at) => Some(at),
+                Next::Idle => None,
+            };
+            let idle = self.evaluate_at.is_none();
+            let evaluate_at = self.evaluate_at.into_iter().chain(self.again_at).min();
+            let evaluated = tokio::select! {
+                Some((kind, event)) = self.events.next() => {
+                    self.object(kind, event);
+                    false
+                }
+                () = self.peers.changed() => {
+                    self.schedule();
+                    false
+                }
+                // Further changes until the evaluation need not be noticed.
+                Ok(()) = states.changed(), if idle => {
+                    self.schedule();
+                    false
+                }
+                Ok(()) = proxies.changed(), if idle => {
+                    self.schedule();
+                    false
+                }
+                () = at(evaluate_at) => true,
+                () = at(write_at) => false,
+            };
+            if evaluated {
+                self.evaluate().await?;
+            }
+        }
+    }
+
+    fn is_elected(&self) -> bool {
+        tokio::time::Instant::now() < *self.valid.borrow()
+    }
+
+    /// Evaluates soon, together with what follows.
+    fn schedule(&mut self) {
+        let soon = (Instant::now() + PACE).max(self.summaries.next());
+        self.evaluate_at = Some(self.evaluate_at.map_or(soon, |at| at.min(soon)));
+    }
+
+    fn object(&mut self, kind: Kind, event: ObjectEvent) {
+        let Some(of) = self.kinds.get_mut(&kind) else {
+            return;
+        };
+        match event {
+            ObjectEvent::Init(resource) => {
+                of.resource = Some(resource);
+                of.listing = Some(BTreeSet::new());
+                return;
+            }
+            ObjectEvent::Found(key, object) => {
+                if let Some(listing) = &mut of.listing {
+                    listing.insert(key.clone());
+                }
+                let is_new = match of.objects.get_mut(&key) {
+                    Some(known) => known.update(*object),
+                    None => of.objects.insert(key.clone(), *object).is_none(),
+                };
+                if !is_new {
+                    return;
+                }
+                self.queue.changed(&key);
+            }
+            ObjectEvent::Listed => {
+                let listed = of.listing.take().unwrap_or_default();
+                let gone: Vec<ObjectKey> =
+                    of.objects.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+                gone.iter().for_each(|key| self.forget(key));
+            }
+            ObjectEvent::Deleted(key) => return self.forget(&key),
+            ObjectEvent::Failed(why) => {
+                return self.complain(format!("{} cannot be watched: {why}", kind.plural()));
+            }
+        }
+        self.schedule();
+    }
+
+    fn forget(&mut self, key: &ObjectKey) {
+        if let Some(of) = self.kinds.get_mut(&key.kind) {
+            of.objects.remove(key);
+        }
+        self.queue.clear(key);
+        self.wanted.remove(key);
+    }
+
+    /// Logs a failure once.
+    fn complain(&mut self, failure: String) {
+        if self.failure.as_ref() != Some(&failure) {
+            tracing::warn!("status: {failure}; retrying");
+        }
+        self.failure = Some(failure);
+    }
+
+    /// Compares what the status of every object should be with what it is.
+    async fn evaluate(&mut self) -> anyhow::Result<()> {
+        (self.evaluate_at, self.again_at) = (None, None);
+        let Replicas { published, connections, metrics, options, .. } = self.replicas;
+        let (state, own) = self.summaries.take(published, connections).await?;
+        let now = Instant::now();
+        let others = match self.peers.answers(now) {
+            Ok(others) => others,
+            Err(at) => {
+                self.again_at = Some(at);
+                return Ok(());
+            }
+        };
+        self.again_at = self.peers.next_change(now);
+        let unreachable = others.iter().filter(|other| other.summaries.is_err()).count();
+        metrics.unreachable.set(i64::try_from(unreachable).unwrap_or(i64::MAX));
+        for (key, object) in self.kinds.values().flat_map(|of| &of.objects) {
+            let answers = answers(&options.pod, &own, &others, key);
+            let wanted = conditions(&state, key, &answers)
+                .filter(|wanted| object.is_subject_of(wanted))
+                .and_then(|wanted| Some((object.difference(&wanted)?, wanted)));
+            let Some((urgency, wanted)) = wanted else {
+                if self.queue.clear(key) {
+                    metrics.skipped.inc();
+                }
+                self.wanted.remove(key);
+                continue;
+            };
+            self.queue.set(key, urgency, now);
+            if let Some(old) = self.wanted.get(key)
+                && *old != wanted
+            {
+                metrics.skipped.inc();
+            }
+            self.wanted.insert(key.clone(), wanted);
+        }
+        metrics.pending.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Writes the newest status of an object.
+    async fn write(&mut self, key: &ObjectKey) {
+        let of = self.kinds.get_mut(&key.kind);
+        let found = of.and_then(|of| of.resource.as_ref().zip(of.objects.get_mut(key)));
+        let Some(((resource, object), wanted)) = found.zip(self.wanted.get(key)) else {
+            self.queue.clear(key);
+            return;
+        };
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.replicas.client.clone(), &key.namespace, resource);
+        let patch = Patch::Apply(object.patch(key, resource, wanted, Timestamp::now()));
+        // Nobody else has a reason to own weir's conditions.
+        let params = PatchParams::apply(MANAGER).force();
+        let metrics = &self.replicas.metrics;
+        metrics.writes.inc();
+        let end = (tokio::time::Instant::now() + WRITE).min(*self.valid.borrow());
+        let outcome = timeout_at(end, api.patch_status(&key.name, &params, &patch)).await;
+        let why = match outcome {
+            Ok(Ok(answer)) => {
+                object.wrote(wanted, ApiObject::read(&answer));
+                self.wanted.remove(key);
+                self.queue.clear(key);
+                self.failure = None;
+                metrics.pending.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+                return;
+            }
+            // The object has changed: the watch is about to deliver it.
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                self.queue.failed(key, Instant::now());
+                return;
+            }
+            Ok(Err(error)) => reason(&error),
+            Err(_) => "the API server does not answer".to_owned(),
+        };
+        metrics.errors.inc();
+        self.queue.failed(key, Instant::now());
+        self.complain(format!("the status of {key} cannot be written: {why}"));
+    }
+}
+
+/// What each replica says of an object.
+fn answers<'a>(
+    pod: &'a str,
+    own: &'a status::Summaries,
+    others: &'a [PeerAnswer],
+    key: &ObjectKey,
+) -> Vec<ReplicaAnswer<'a>> {
+    let other = |other: &'a PeerAnswer| ReplicaAnswer {
+        replica: &other.name,
+        summary: match &other.summaries {
+            Ok(summaries) => Ok(summaries.get(key).map(Arc::as_ref)),
+            Err(why) => Err(why.as_str()),
+        },
+    };
+    let own = ReplicaAnswer { replica: pod, summary: Ok(own.get(key).map(Arc::as_ref)) };
+    std::iter::once(own).chain(others.iter().map(other)).collect()
+}
+
+/// Waits until a time, or for ever without one.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Watches the objects of a kind, and starts over after failures.
+fn objects(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, ObjectEvent)> {
+    let client = client.clone();
+    let start: Option<BoxStream<'static, ObjectEvent>> = None;
+    let events = futures::stream::unfold((start, false), move |(mut stream, mut failed)| {
+        let client = client.clone();
+        async move {
+            loop {
+                if std::mem::take(&mut failed) {
+                    sleep(RELIST).await;
+                }
+                if let Some(events) = &mut stream
+                    && let Some(event) = events.next().await
+                {
+                    failed = matches!(event, ObjectEvent::Failed(_));
+                    let stream = stream.filter(|_| !failed);
+                    return Some((event, (stream, failed)));
+                }
+                match resource(&client, kind).await {
+                    Ok(Some(resource)) => stream = Some(watched(&client, kind, resource)),
+                    Ok(None) => failed = true,
+                    Err(error) => {
+                        return Some((ObjectEvent::Failed(reason(&error)), (None, true)));
+                    }
+                }
+            }
+        }
+    });
+    events.map(move |event| (kind, event)).boxed()
+}
+
+fn watched(client: &Client, kind: Kind, resource: ApiResource) -> BoxStream<'static, ObjectEvent> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let config = watcher::Config::default().page_size(500);
+    let key = move |object: &DynamicObject| {
+        ObjectKey::new(kind, &object.namespace().unwrap_or_default(), &object.name_any())
+    };
+    let found = move |object: DynamicObject| {
+        ObjectEvent::Found(key(&object), Box::new(ApiObject::read(&object)))
+    };
+    let event = move |event| match event {
+        Ok(watcher::Event::Init) => ObjectEvent::Init(resource.clone()),
+        Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => found(object),
+        Ok(watcher::Event::InitDone) => ObjectEvent::Listed,
+        Ok(watcher::Event::Delete(object)) => ObjectEvent::Deleted(key(&object)),
+        Err(error) => ObjectEvent::Failed(with_causes(&error)),
+    };
+    watcher(api, config).default_backoff().map(event).boxed()
+}

@@ -1,0 +1,181 @@
+//! What one replica knows of every object: on how many of its proxies it is live, and on which it is not. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::published::{ObjectVersion, State};
+use super::report::{ObjectState, verdict};
+use crate::api::ObjectKey;
+use crate::mesh::{Mesh, Scope, ScopeView};
+use crate::revision::MeshRevision;
+use crate::xds::connections::ProxyStatus;
+
+/// How many proxies and held-back changes a summary names.
+pub const NAMED: usize = 5;
+
+/// On how many of a replica's proxies an object is live.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectSummary {
+    /// The version in force; the default if no version was accepted yet.
+    pub version: ObjectVersion,
+    /// How many proxies see the object.
+    pub in_scope: usize,
+    /// How many of those have ACKed this version.
+    pub live: usize,
+    /// How many rejected it.
+    pub rejected: usize,
+    /// How many keep the previous version because the new one references a cluster that does not exist.
+    pub held: usize,
+    /// The first [`NAMED`] proxies that do not have it, those that rejected it first.
+    pub missing: Vec<MissingProxy>,
+    /// The first [`NAMED`] changes of it that are held back.
+    pub held_changes: Vec<String>,
+}
+
+/// A proxy that does not have an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingProxy {
+    /// `NAMESPACE/POD`.
+    pub proxy: String,
+    /// The state.
+    pub state: ObjectState,
+    /// Why it is not live.
+    pub reason: String,
+}
+
+/// The summaries of a replica.
+pub type Summaries = BTreeMap<ObjectKey, Arc<ObjectSummary>>;
+
+/// Summarizes states of one replica, and remembers which objects each scope sees until the mesh changes.
+#[derive(Debug, Default)]
+pub struct Summarizer {
+    revision: MeshRevision,
+    visible: HashMap<Scope, Arc<BTreeSet<ObjectKey>>>,
+}
+
+/// The proxies of one scope.
+struct ScopeProxies<'a> {
+    visible: Arc<BTreeSet<ObjectKey>>,
+    /// What all of them have ACKed; `None` if one of them has ACKed nothing.
+    acked: Option<MeshRevision>,
+    proxies: Vec<&'a ProxyStatus>,
+}
+
+impl Summarizer {
+    /// Summarizes every VirtualService and DestinationRule that has a version in force.
+    pub fn summaries(&mut self, state: &State, connected: &[ProxyStatus]) -> Summaries {
+        let Some(mesh) = &state.mesh else {
+            return Summaries::new();
+        };
+        let scopes = self.scopes(mesh, state.revision, connected);
+        let mut held: BTreeMap<&ObjectKey, Vec<String>> = BTreeMap::new();
+        for change in state.held.iter() {
+            let objects: BTreeSet<&ObjectKey> =
+                change.roots.iter().chain([&change.object]).collect();
+            for object in objects {
+                held.entry(object).or_default().push(change.to_string());
+            }
+        }
+        let summary = |(key, active): (&ObjectKey, &super::ActiveObject)| {
+            let mut held_changes = held.remove(key).unwrap_or_default();
+            held_changes.truncate(NAMED);
+            let mut summary =
+                ObjectSummary { version: active.version, held_changes, ..Default::default() };
+            for scope in scopes.values().filter(|scope| scope.visible.contains(key)) {
+                add(&mut summary, scope, key, active.since);
+            }
+            // Those that rejected it stay among the named ones.
+            summary.missing.sort_by_key(|proxy| std::cmp::Reverse(severity(proxy.state)));
+            summary.missing.truncate(NAMED);
+            (key.clone(), Arc::new(summary))
+        };
+        state.active.iter().map(summary).collect()
+    }
+
+    fn scopes<'a>(
+        &mut self,
+        mesh: &Mesh,
+        revision: MeshRevision,
+        connected: &'a [ProxyStatus],
+    ) -> HashMap<Scope, ScopeProxies<'a>> {
+        let known = std::mem::take(&mut self.visible);
+        let known = if self.revision == revision { known } else { HashMap::new() };
+        self.revision = revision;
+        let mut scopes: HashMap<Scope, ScopeProxies<'a>> = HashMap::new();
+        for status in connected {
+            let scope = scopes.entry(mesh.scope(&status.proxy));
+            let scope = scope.or_insert_with_key(|scope| ScopeProxies {
+                visible: known
+                    .get(scope)
+                    .cloned()
+                    .unwrap_or_else(|| Arc::new(visible(&ScopeView::new(mesh, scope)))),
+                acked: status.acked,
+                proxies: Vec::new(),
+            });
+            scope.acked = scope.acked.zip(status.acked).map(|(all, own)| all.min(own));
+            scope.proxies.push(status);
+        }
+        self.visible =
+            scopes.iter().map(|(scope, of)| (scope.clone(), of.visible.clone())).collect();
+        scopes
+    }
+}
+
+/// The VirtualServices and DestinationRules that apply somewhere in a scope.
+fn visible(view: &ScopeView<'_>) -> BTreeSet<ObjectKey> {
+    let mut found = BTreeSet::new();
+    for rule in view.rules.iter() {
+        found.insert(rule.key.clone());
+        found.extend(rule.http().map(|http| http.key.clone()));
+    }
+    for seen in view.services() {
+        if let Some(rule) = view.destination_rule(seen.known) {
+            found.extend(rule.keys.iter().cloned());
+        }
+    }
+    found
+}
+
+/// Counts the proxies of a scope that sees the object.
+fn add(
+    summary: &mut ObjectSummary,
+    scope: &ScopeProxies<'_>,
+    key: &ObjectKey,
+    since: MeshRevision,
+) {
+    summary.in_scope += scope.proxies.len();
+    if scope.acked.is_some_and(|acked| acked >= since) {
+        summary.live += scope.proxies.len();
+        return;
+    }
+    for status in &scope.proxies {
+        let verdict = verdict(status, key, since);
+        match verdict.state {
+            ObjectState::Live => {
+                summary.live += 1;
+                continue;
+            }
+            ObjectState::Rejected => summary.rejected += 1,
+            ObjectState::Held => summary.held += 1,
+            ObjectState::Lagging => {}
+        }
+        let worst = |proxy: &MissingProxy| severity(proxy.state) < severity(verdict.state);
+        if summary.missing.len() >= NAMED {
+            // One that rejected it says more than one that is on its way.
+            let Some(place) = summary.missing.iter().position(worst) else { continue };
+            summary.missing.remove(place);
+        }
+        let proxy = format!("{}/{}", status.proxy.namespace, status.proxy.name);
+        let (state, reason) = (verdict.state, verdict.reason);
+        summary.missing.push(MissingProxy { proxy, state, reason });
+    }
+}
+
+fn severity(state: ObjectState) -> u8 {
+    match state {
+        ObjectState::Live => 0,
+        ObjectState::Lagging => 1,
+        ObjectState::Held => 2,
+        ObjectState::Rejected => 3,
+    }
+}
