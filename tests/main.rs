@@ -26,6 +26,7 @@ mod hosts;
 mod kube_envoy;
 mod kube_harness;
 mod runtime_weights;
+mod status;
 mod traffic_failures;
 mod traffic_hosts;
 mod traffic_placement;

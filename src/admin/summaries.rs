@@ -11,10 +11,7 @@ use crate::replicas::Summaries;
 use crate::status;
 
 /// Sends all summaries, and then those that changed, no faster than they are read.
-pub(super) async fn send(
-    admin: &Admin,
-    to: &mpsc::Sender<Result<v1::SummariesUpdate, Status>>,
-) {
+pub(super) async fn send(admin: &Admin, to: &mpsc::Sender<Result<v1::SummariesUpdate, Status>>) {
     let (mut proxies, mut states) = (admin.connections.changes(), admin.published.changes());
     let mut summaries = Summaries::default();
     let mut sent: Option<status::Summaries> = None;

@@ -138,7 +138,8 @@ impl Candidate {
             let renewed = timeout_at(end, self.renew()).await;
             if Instant::now() >= end {
                 self.held = None;
-                let why = last_failure.unwrap_or_else(|| "the API server did not answer".to_owned());
+                let why =
+                    last_failure.unwrap_or_else(|| "the API server did not answer".to_owned());
                 return format!("it could not be renewed in time: {why}");
             }
             match renewed {

@@ -9,6 +9,8 @@ mod peers;
 mod queue;
 mod writer;
 
+pub use queue::{BURST, LATER_PER_SECOND, WRITES_PER_SECOND};
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,7 +78,10 @@ impl Replicas {
                 until = candidate.acquire() => until,
                 () = self.closing.cancelled() => return Ok(()),
             };
-            tracing::info!("status: this replica holds the Lease {namespace}/{} and writes", lease::NAME);
+            tracing::info!(
+                "status: this replica holds the Lease {namespace}/{} and writes",
+                lease::NAME
+            );
             self.metrics.leader.set(1);
             let (sender, valid) = watch::channel(until);
             let mut writer = writer::Writer::new(&self, valid);

@@ -61,9 +61,7 @@ impl ApiObject {
     /// Resource versions of one resource are ordered as integers. Where they are not integers, what comes is new.
     fn is_newer_than(&self, version: &str) -> bool {
         let number = |text: &str| text.parse::<u128>().ok();
-        number(&self.resource_version)
-            .zip(number(version))
-            .is_none_or(|(new, known)| new > known)
+        number(&self.resource_version).zip(number(version)).is_none_or(|(new, known)| new > known)
     }
 
     /// Takes in the API's answer to a write of these conditions.
@@ -187,4 +185,151 @@ fn has_keys(object: &DynamicObject) -> bool {
             .and_then(Value::as_object)
             .is_some_and(|items| items.keys().any(|name| name.starts_with("k:")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Kind;
+    use crate::status::{Condition, ConditionStatus};
+
+    fn conditions(generation: i64, programmed: ConditionStatus, message: &str) -> Conditions {
+        let condition = |kind, status, reason, message: &str| Condition {
+            kind,
+            status,
+            reason,
+            message: message.to_owned(),
+        };
+        Conditions {
+            created: Some(1_767_225_600_000_000),
+            generation,
+            list: [
+                condition("Accepted", ConditionStatus::True, "Accepted", ""),
+                condition("Programmed", programmed, "Programmed", message),
+                condition("Held", ConditionStatus::False, "NothingHeld", ""),
+            ],
+        }
+    }
+
+    /// As the API returns an object with this list of conditions, which managers own as `fields` say.
+    fn object(version: &str, conditions: &Value, fields: &Value) -> ApiObject {
+        let object: DynamicObject = serde_json::from_value(json!({
+            "metadata": {
+                "name": "web", "namespace": "shop", "uid": "u1", "resourceVersion": version,
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "managedFields": [{"manager": "other", "fieldsType": "FieldsV1", "fieldsV1":
+                    {"f:status": {"f:conditions": fields}}}],
+            },
+            "status": {"conditions": conditions},
+        }))
+        .unwrap();
+        ApiObject::read(&object)
+    }
+
+    fn patched(object: &ApiObject, wanted: &Conditions) -> Value {
+        let resource = ApiResource {
+            group: "networking.istio.io".to_owned(),
+            version: "v1".to_owned(),
+            api_version: "networking.istio.io/v1".to_owned(),
+            kind: "VirtualService".to_owned(),
+            plural: "virtualservices".to_owned(),
+        };
+        let key = ObjectKey::new(Kind::VirtualService, "shop", "web");
+        object.patch(&key, &resource, wanted, "2026-01-02T00:00:00.5Z".parse().unwrap())
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_written_and_what_differs_is_as_urgent_as_it_matters() {
+        let wanted = conditions(3, ConditionStatus::True, "2/2 proxies");
+        let empty = object("1", &json!([]), &json!({}));
+        assert!(empty.is_subject_of(&wanted));
+        assert_eq!(empty.difference(&wanted), Some(Urgency::Now));
+        let patch = patched(&empty, &wanted);
+        assert_eq!(patch["metadata"]["resourceVersion"], "1");
+        assert_eq!(patch.get("spec"), None);
+        let there = object("2", &patch["status"]["conditions"], &json!({}));
+        assert_eq!(there.difference(&wanted), None);
+        for (wanted, urgency) in [
+            (conditions(3, ConditionStatus::True, "3/3 proxies"), Urgency::Later),
+            (conditions(3, ConditionStatus::False, "2/3 proxies"), Urgency::Later),
+            (conditions(4, ConditionStatus::True, "2/2 proxies"), Urgency::Now),
+        ] {
+            assert_eq!(there.difference(&wanted), Some(urgency), "{wanted:?}");
+        }
+        let pending = patched(&empty, &conditions(3, ConditionStatus::False, "1/2 proxies"));
+        let pending = object("2", &pending["status"]["conditions"], &json!({}));
+        assert_eq!(pending.difference(&wanted), Some(Urgency::Now));
+        let of_another = Conditions { created: Some(0), ..wanted };
+        assert!(!there.is_subject_of(&of_another));
+    }
+
+    #[test]
+    fn the_time_of_a_condition_is_that_of_its_last_change_of_status() {
+        let first = patched(
+            &object("1", &json!([]), &json!({})),
+            &conditions(3, ConditionStatus::False, "0/1 proxies"),
+        );
+        let mut old = first["status"]["conditions"].clone();
+        for condition in old.as_array_mut().unwrap() {
+            assert_eq!(condition["lastTransitionTime"], "2026-01-02T00:00:00Z");
+            condition["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
+        }
+        let there = object("2", &old, &json!({}));
+        let next = patched(&there, &conditions(4, ConditionStatus::True, "1/1 proxies"));
+        let times: Vec<_> = next["status"]["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|condition| condition["lastTransitionTime"].as_str().unwrap())
+            .collect();
+        let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        assert_eq!(times, [old, new, old]);
+    }
+
+    #[test]
+    fn conditions_of_others_are_sent_only_where_the_api_would_drop_them() {
+        let foreign = json!({"type": "Reconciled", "status": "True", "reason": "x"});
+        let wanted = conditions(1, ConditionStatus::True, "");
+        for (fields, sent) in
+            [(json!({"k:{\"type\":\"Reconciled\"}": {".": {}}}), 3), (json!({}), 4)]
+        {
+            let there = object("1", &json!([foreign]), &fields);
+            let list = patched(&there, &wanted)["status"]["conditions"].clone();
+            let list = list.as_array().unwrap();
+            assert_eq!(list.len(), sent, "{fields}");
+            assert_eq!(list.contains(&foreign), sent == 4);
+        }
+    }
+
+    #[test]
+    fn a_watch_that_is_behind_the_answer_to_a_write_is_not_believed() {
+        let wanted = conditions(1, ConditionStatus::True, "");
+        let mut there = object("9", &json!([]), &json!({}));
+        let list = patched(&there, &wanted)["status"]["conditions"].clone();
+        there.wrote(&wanted, object("10", &list, &json!({})));
+        for version in ["9", "10"] {
+            assert!(!there.update(object(version, &json!([]), &json!({}))), "{version}");
+        }
+        assert_eq!(there.difference(&wanted), None);
+        // Somebody has removed them.
+        assert!(there.update(object("11", &json!([]), &json!({}))));
+        assert_eq!(there.difference(&wanted), Some(Urgency::Now));
+    }
+
+    #[test]
+    fn a_definition_that_drops_generations_does_not_make_it_write_again_and_again() {
+        let wanted = conditions(1, ConditionStatus::True, "");
+        let mut there = object("1", &json!([]), &json!({}));
+        let mut list = patched(&there, &wanted)["status"]["conditions"].clone();
+        for condition in list.as_array_mut().unwrap() {
+            condition.as_object_mut().unwrap().remove("observedGeneration");
+        }
+        assert_eq!(patched(&there, &wanted)["status"].get("observedGeneration"), None);
+        there.wrote(&wanted, object("2", &list, &json!({})));
+        assert_eq!(there.difference(&wanted), None);
+        let next = conditions(2, ConditionStatus::True, "");
+        assert_eq!(there.difference(&next), Some(Urgency::Now));
+        // kubectl wait also looks here.
+        assert_eq!(patched(&there, &next)["status"]["observedGeneration"], 2);
+    }
 }

@@ -347,3 +347,123 @@ fn said(status: &tonic::Status) -> String {
         None => status.message().to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn slice(name: &str, endpoints: &serde_json::Value) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"name": name}, "addressType": "IPv4", "endpoints": endpoints,
+            "ports": [{"name": "grpc-xds", "port": 15010}, {"name": "http-monitoring", "port": 15014}],
+        }))
+        .unwrap()
+    }
+
+    fn table(peers: &[(&str, bool)]) -> PeerTable {
+        let mut table = PeerTable::default();
+        let found = peers.iter().map(|(name, serving)| {
+            ((*name).to_owned(), (SocketAddr::from(([10, 0, 0, 1], 15014)), *serving))
+        });
+        table.list(found.collect());
+        table
+    }
+
+    fn of(name: &str, live: u32) -> v1::ObjectSummary {
+        let object = v1::ObjectRef {
+            kind: "VirtualService".to_owned(),
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+        };
+        v1::ObjectSummary { object: Some(object), live, in_scope: live, ..Default::default() }
+    }
+
+    /// Names and counts of a replica's answer, or why it has none.
+    fn answer(table: &PeerTable, now: Instant) -> Result<Vec<String>, Instant> {
+        let one = |answer: PeerAnswer| match answer.summaries {
+            Ok(all) => {
+                let text = |(key, summary): (&crate::api::ObjectKey, &Arc<_>)| {
+                    let summary: &crate::status::ObjectSummary = summary;
+                    format!("{}={}", key.name, summary.live)
+                };
+                format!("{}: {}", answer.name, all.iter().map(text).collect::<Vec<_>>().join(" "))
+            }
+            Err(why) => format!("{}: {why}", answer.name),
+        };
+        Ok(table.answers(now)?.into_iter().map(one).collect())
+    }
+
+    #[test]
+    fn replicas_are_found_by_pod_with_their_admin_port() {
+        let first = slice(
+            "a",
+            &json!([
+                {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "weir-0"}},
+                {"addresses": ["10.0.0.2"], "targetRef": {"kind": "Pod", "name": "weir-1"},
+                 "conditions": {"ready": false, "serving": true, "terminating": true}},
+                {"addresses": ["10.0.0.3"], "targetRef": {"kind": "Pod", "name": "weir-2"},
+                 "conditions": {"ready": false, "serving": false}},
+                {"addresses": ["nonsense"]}, {"addresses": []},
+            ]),
+        );
+        let again = slice(
+            "b",
+            &json!([{"addresses": ["fd00::2"], "targetRef": {"kind": "Pod", "name": "weir-1"}}]),
+        );
+        let found = replicas([&first, &again].into_iter(), "weir-0");
+        let found: Vec<_> = found
+            .iter()
+            .map(|(name, (address, serving))| format!("{name} {address} {serving}"))
+            .collect();
+        assert_eq!(found, ["weir-1 10.0.0.2:15014 true", "weir-2 10.0.0.3:15014 false"]);
+    }
+
+    #[test]
+    fn a_replica_tells_all_and_then_what_changes() {
+        let (now, mut table) = (Instant::now(), table(&[("weir-1", true)]));
+        // Until it has answered or failed for a while, nothing can be said.
+        assert_eq!(answer(&table, now), Err(now + GRACE));
+        let all = v1::SummariesUpdate { objects: vec![of("a", 1), of("b", 1)], deleted: vec![] };
+        table.told("weir-1", PeerEvent::All(all), now);
+        assert_eq!(answer(&table, now), Ok(vec!["weir-1: a=1 b=1".to_owned()]));
+        let deleted = of("a", 1).object.into_iter().collect();
+        let update = v1::SummariesUpdate { objects: vec![of("b", 2)], deleted };
+        table.told("weir-1", PeerEvent::Changed(update), now);
+        assert_eq!(answer(&table, now), Ok(vec!["weir-1: b=2".to_owned()]));
+        // After a new connection only what it tells then counts.
+        table.told("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), now);
+        assert_eq!(answer(&table, now), Ok(vec!["weir-1: ".to_owned()]));
+    }
+
+    #[test]
+    fn a_replica_that_fails_for_a_while_is_unreachable_unless_it_does_not_serve() {
+        let now = Instant::now();
+        let late = now + GRACE;
+        for (serving, told) in
+            [(true, vec!["weir-1: 10.0.0.1:15014: refused".to_owned()]), (false, vec![])]
+        {
+            let mut table = table(&[("weir-1", serving)]);
+            table.told("weir-1", PeerEvent::Failed("refused".to_owned()), now);
+            assert_eq!(answer(&table, now), Err(late));
+            assert_eq!(table.next_change(now), Some(late));
+            table.told("weir-1", PeerEvent::Failed("refused".to_owned()), late);
+            assert_eq!(answer(&table, late), Ok(told));
+            table.told("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), late);
+            assert_eq!(answer(&table, late), Ok(vec!["weir-1: ".to_owned()]));
+        }
+    }
+
+    #[test]
+    fn until_the_replicas_are_listed_nothing_is_said_and_if_they_cannot_be_that_is_said() {
+        let now = Instant::now();
+        let mut table = PeerTable::default();
+        assert_eq!(answer(&table, now), Err(now + GRACE));
+        table.failing = Some((now, "forbidden".to_owned()));
+        assert_eq!(answer(&table, now), Err(now + GRACE));
+        let told = answer(&table, now + GRACE).unwrap();
+        assert_eq!(told, ["of an unknown name: forbidden"]);
+        table.list(BTreeMap::new());
+        assert_eq!(answer(&table, now + GRACE), Ok(vec![]));
+    }
+}

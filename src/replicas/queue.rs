@@ -81,10 +81,9 @@ impl Bucket {
 
     /// When the next permit is there.
     fn next(&self, now: Instant) -> Instant {
-        self.free.and_then(|free| (free + self.interval).checked_sub(self.capacity)).map_or(
-            now,
-            |at| at.max(now),
-        )
+        self.free
+            .and_then(|free| (free + self.interval).checked_sub(self.capacity))
+            .map_or(now, |at| at.max(now))
     }
 
     fn take(&mut self, now: Instant) {
@@ -157,8 +156,8 @@ impl Queue {
         };
         let any = self.all.next(now);
         let urgent = oldest(Urgency::Now).map(|(key, due)| (key, due.max(any)));
-        let later = oldest(Urgency::Later)
-            .map(|(key, due)| (key, due.max(any).max(self.later.next(now))));
+        let later =
+            oldest(Urgency::Later).map(|(key, due)| (key, due.max(any).max(self.later.next(now))));
         // Both may be due; then the urgent one goes first.
         let first = match (urgent, later) {
             (Some((key, at)), Some((_, other))) if at <= now || at <= other => {

@@ -368,3 +368,71 @@ fn watched(client: &Client, kind: Kind, resource: ApiResource) -> BoxStream<'sta
     };
     watcher(api, config).default_backoff().map(event).boxed()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::StatusMetrics;
+    use crate::replicas::StatusOptions;
+    use crate::replicas::queue::Urgency;
+    use crate::status::{Condition, ConditionStatus};
+
+    fn replicas() -> Replicas {
+        // Nothing listens there.
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let (_, ready) = watch::channel(true);
+        Replicas {
+            client: Client::try_from(config).unwrap(),
+            options: StatusOptions {
+                namespace: "weir-system".to_owned(),
+                pod: "weir-0".to_owned(),
+                service: None,
+                lease: Duration::from_secs(15),
+            },
+            published: Arc::default(),
+            ready,
+            connections: Arc::default(),
+            metrics: StatusMetrics::default(),
+            closing: tokio_util::sync::CancellationToken::new(),
+        }
+    }
+
+    /// A writer that has one object to write, elected until a time.
+    fn writer(replicas: &Replicas, until: tokio::time::Instant) -> (Writer<'_>, ObjectKey) {
+        let key = ObjectKey::new(Kind::VirtualService, "shop", "web");
+        let mut writer = Writer::new(replicas, watch::channel(until).1);
+        let of = writer.kinds.get_mut(&Kind::VirtualService).unwrap();
+        of.objects.insert(key.clone(), ApiObject::default());
+        of.resource = Some(ApiResource {
+            group: "networking.istio.io".to_owned(),
+            version: "v1".to_owned(),
+            api_version: "networking.istio.io/v1".to_owned(),
+            kind: "VirtualService".to_owned(),
+            plural: "virtualservices".to_owned(),
+        });
+        let condition = Condition {
+            kind: "Accepted",
+            status: ConditionStatus::True,
+            reason: "Accepted",
+            message: String::new(),
+        };
+        let list = [condition.clone(), condition.clone(), condition];
+        writer.wanted.insert(key.clone(), Conditions { created: None, generation: 1, list });
+        writer.queue.set(&key, Urgency::Now, Instant::now());
+        (writer, key)
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_is_no_longer_elected_stops_before_its_next_write() {
+        let (replicas, now) = (replicas(), tokio::time::Instant::now());
+        let (mut late, _) = writer(&replicas, now);
+        late.run().await.unwrap();
+        assert_eq!(replicas.metrics.writes.get(), 0);
+
+        // One that is elected tries, and keeps what it could not write.
+        let (mut elected, key) = writer(&replicas, now + Duration::from_secs(60));
+        elected.write(&key).await;
+        assert_eq!((replicas.metrics.writes.get(), replicas.metrics.errors.get()), (1, 1));
+        assert_eq!(elected.queue.len(), 1);
+    }
+}

@@ -191,7 +191,11 @@ impl VisibilityCache {
     }
 }
 
-pub(super) fn verdict(status: &ProxyStatus, key: &ObjectKey, since: MeshRevision) -> ProxyObjectState {
+pub(super) fn verdict(
+    status: &ProxyStatus,
+    key: &ObjectKey,
+    since: MeshRevision,
+) -> ProxyObjectState {
     let id = status.id.clone();
     let live = ProxyObjectState { id: id.clone(), state: ObjectState::Live, reason: String::new() };
     if status.acked.is_some_and(|acked| acked >= since) {

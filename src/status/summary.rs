@@ -162,7 +162,7 @@ fn add(
         let worst = |proxy: &MissingProxy| severity(proxy.state) < severity(verdict.state);
         if summary.missing.len() >= NAMED {
             // One that rejected it says more than one that is on its way.
-            let Some(place) = summary.missing.iter().position(worst) else { continue };
+            let Some(place) = summary.missing.iter().rposition(worst) else { continue };
             summary.missing.remove(place);
         }
         let proxy = format!("{}/{}", status.proxy.namespace, status.proxy.name);

@@ -246,14 +246,16 @@ impl Client {
 
     /// The next response, or why there is none.
     pub async fn next(&mut self) -> Result<Got, Status> {
-        let next = async {
-            let gone = || Status::unknown("the stream ended without a status");
-            match &mut self.half {
-                Half::Sotw(_, stream) => stream.message().await?.map(got_sotw).ok_or_else(gone),
-                Half::Delta(_, stream) => stream.message().await?.map(got_delta).ok_or_else(gone),
-            }
-        };
-        tokio::time::timeout(DEADLINE, next).await.expect("no response in time")
+        tokio::time::timeout(DEADLINE, self.message()).await.expect("no response in time")
+    }
+
+    /// The same, however long it takes.
+    pub async fn message(&mut self) -> Result<Got, Status> {
+        let gone = || Status::unknown("the stream ended without a status");
+        match &mut self.half {
+            Half::Sotw(_, stream) => stream.message().await?.map(got_sotw).ok_or_else(gone),
+            Half::Delta(_, stream) => stream.message().await?.map(got_delta).ok_or_else(gone),
+        }
     }
 
     /// The next response, which must be of this type.
