@@ -12,11 +12,14 @@ use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
 
-const OBJECTS: [&str; 8] = [
+const OBJECTS: [&str; 11] = [
     "namespace/weir-system",
     "serviceaccount/weir",
     "clusterrole/weir",
     "clusterrolebinding/weir",
+    "role/weir",
+    "rolebinding/weir",
+    "service/weir-replicas",
     "deployment/weir",
     "service/weir",
     "poddisruptionbudget/weir",
@@ -84,6 +87,8 @@ impl Weir {
             .arg(kubeconfig)
             .args(["--xds-listen", &format!("127.0.0.1:{xds}")])
             .args(["--admin-listen", &format!("127.0.0.1:{admin}")])
+            .args(["--pod-namespace", "weir-system", "--pod-name", "weir-0"])
+            .args(["--replicas-service", "weir-replicas", "--status-lease", "6"])
             .stdin(Stdio::null())
             .stderr(File::create(&log).unwrap())
             .spawn()
@@ -114,6 +119,31 @@ impl Weir {
     }
 }
 
+/// Replaces the rules of weir's Role, and waits until the API server applies them.
+async fn allow_leases(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
+    let rules = serde_json::json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]);
+    let patch =
+        serde_json::json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
+    cluster.kubectl_ok(&[
+        "-n",
+        "weir-system",
+        "patch",
+        "role",
+        "weir",
+        "--type=json",
+        "-p",
+        &patch,
+    ]);
+    let account = account.to_str().expect("UTF-8");
+    for verb in ["create", "get", "update"] {
+        let wanted = verbs.contains(&verb);
+        let ask = ["--kubeconfig", account, "-n", "weir-system", "auth", "can-i", verb];
+        let ask = [&ask[..], &["leases/weir-status"]].concat();
+        until("the role takes effect", async || cluster.kubectl(&ask).status.success() == wanted)
+            .await;
+    }
+}
+
 /// Replaces the rules of weir's ClusterRole, and waits until the API server applies them.
 async fn allow(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
     let rule = |group: &str, resources: &[&str], verbs: &[&str]| serde_json::json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
@@ -126,7 +156,7 @@ async fn allow(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
         serde_json::json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
     cluster.kubectl_ok(&["patch", "clusterrole", "weir", "--type=json", "-p", &patch]);
     let account = account.to_str().expect("UTF-8");
-    for verb in ["list", "watch", "get"] {
+    for verb in ["list", "watch", "get", "patch"] {
         let wanted = verbs.contains(&verb);
         until("the role takes effect", async || {
             let asked =
@@ -157,6 +187,19 @@ async fn weir_serves_with_the_role_of_its_manifests_and_needs_each_verb_of_it() 
         let waited = weir.wait(object);
         assert!(waited.status.success(), "{waited:?}\n{}", weir.log());
     }
+    let programmed = "--for=condition=Programmed";
+    for object in ["vs/my-app", "dr/my-app"] {
+        cluster.kubectl_ok(&["-n", "your-namespace", "wait", programmed, object, "--timeout=60s"]);
+    }
+    // It renews its Lease and gives it up at the end.
+    let lease = |path: &str| {
+        let path = format!("jsonpath={{.spec.{path}}}");
+        cluster.kubectl_ok(&["-n", "weir-system", "get", "lease", "weir-status", "-o", &path])
+    };
+    let begun = lease("renewTime");
+    until("the Lease is renewed", async || lease("renewTime") != begun).await;
+    weir.serve.terminate();
+    until("the Lease is given up", async || lease("holderIdentity").is_empty()).await;
     assert!(!weir.log().contains("forbidden"), "{}", weir.log());
     drop(weir);
 
@@ -184,6 +227,62 @@ async fn weir_serves_with_the_role_of_its_manifests_and_needs_each_verb_of_it() 
             String::from_utf8_lossy(&waited.stderr).contains("cannot get resource"),
             "{waited:?}"
         );
+    }
+    drop(weir);
+
+    // Without `patch` no status is written.
+    cluster.kubectl_ok(&[
+        "-n",
+        "your-namespace",
+        "patch",
+        "vs",
+        "my-app",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"http":[{"route":[{"destination":{"host":"my-app"}}]}]}}"#,
+    ]);
+    cluster.kubectl_ok(&[
+        "-n",
+        "your-namespace",
+        "patch",
+        "dr",
+        "my-app",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"trafficPolicy":{"loadBalancer":{"simple":"RANDOM"}}}}"#,
+    ]);
+    allow(&cluster, &account, &["list", "watch", "get"]).await;
+    let weir = Weir::start(&account);
+    weir.lacks("patch", &["destinationrules/status", "virtualservices/status"]).await;
+    drop(weir);
+
+    // Without one of these nobody is elected.
+    allow(&cluster, &account, &["list", "watch", "get", "patch"]).await;
+    for missing in ["create", "get", "update"] {
+        cluster.kubectl_ok(&[
+            "-n",
+            "weir-system",
+            "delete",
+            "lease",
+            "weir-status",
+            "--ignore-not-found",
+        ]);
+        let verbs: Vec<&str> =
+            ["create", "get", "update"].into_iter().filter(|verb| *verb != missing).collect();
+        allow_leases(&cluster, &account, &verbs).await;
+        let weir = Weir::start(&account);
+        if missing == "update" {
+            // The first write creates it.
+            until("the Lease is there", async || {
+                cluster
+                    .kubectl(&["-n", "weir-system", "get", "lease", "weir-status"])
+                    .status
+                    .success()
+            })
+            .await;
+            until("it is not renewed", async || weir.log().contains("no longer writes")).await;
+        }
+        weir.lacks(missing, &["leases"]).await;
     }
 }
 

@@ -211,7 +211,8 @@ async fn writes(weir: &Serve) -> u64 {
     weir.metric("weir_status_writes_total ").await.unwrap()
 }
 
-#[tokio::test]
+// The proxies go on while kubectl waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conditions_tell_what_becomes_of_a_version_of_an_object() {
     let name = "conditions_tell_what_becomes_of_a_version_of_an_object";
     let Some(world) = World::start(name).await else { return };
@@ -377,7 +378,8 @@ fn slice(pod: &str, address: &str, port: u16, serving: bool) -> String {
     .to_string()
 }
 
-#[tokio::test]
+// The proxies go on while kubectl waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_ask_one_another() {
     if !network::is_inside() {
         return;
@@ -392,7 +394,9 @@ async fn replicas_ask_one_another() {
     };
     let serving =
         |n: usize, serving| world.cluster.apply(&slice(pods[n], addresses[n], ports[n].1, serving));
-    [0, 1].map(|n| serving(n, true));
+    for n in [0, 1] {
+        serving(n, true);
+    }
     let mut replicas = [0, 1].map(start);
     for replica in &replicas {
         replica.ready().await;
