@@ -30,6 +30,9 @@ const GRACE: Duration = Duration::from_secs(3);
 /// The connect timeout; within [`GRACE`].
 const CONNECT: Duration = Duration::from_secs(2);
 
+/// The longest message of a replica, enough for some 100 000 objects.
+const MESSAGE: usize = 64 << 20;
+
 /// The interval of HTTP/2 pings, and how long their answer may take.
 const PING: Duration = Duration::from_secs(2);
 
@@ -202,6 +205,8 @@ impl Peers {
             Some((name, event)) = self.streams.next(), if !self.streams.is_empty() => {
                 self.table.told(&name, event, Instant::now());
             }
+            // Neither ends.
+            else => std::future::pending().await,
         }
     }
 
@@ -333,7 +338,7 @@ async fn connect(address: SocketAddr) -> Result<Streaming<v1::SummariesUpdate>, 
         .keep_alive_timeout(PING)
         .keep_alive_while_idle(true);
     let channel = endpoint.connect().await.map_err(|error| with_causes(&error))?;
-    let mut client = AdminClient::new(channel).max_decoding_message_size(usize::MAX);
+    let mut client = AdminClient::new(channel).max_decoding_message_size(MESSAGE);
     let asked = client.watch_summaries(v1::WatchSummariesRequest {});
     match tokio::time::timeout(CONNECT, asked).await {
         Ok(answer) => Ok(answer.map_err(|status| said(&status))?.into_inner()),

@@ -18,7 +18,7 @@ use super::peers::{PeerAnswer, Peers};
 use super::queue::{Next, Queue};
 use super::{PACE, Replicas, Summaries};
 use crate::api::{Kind, ObjectKey};
-use crate::source::kubernetes::{reason, resource, with_causes};
+use crate::source::kubernetes::{reason, resource};
 use crate::status::{self, Conditions, ReplicaAnswer, conditions};
 
 /// The field manager of weir's conditions.
@@ -43,8 +43,27 @@ enum ObjectEvent {
     Listed,
     /// An object was deleted.
     Deleted(ObjectKey),
+    /// The API does not serve the kind.
+    Absent,
     /// The objects cannot be watched; this is retried.
-    Failed(String),
+    Failed(Failure),
+}
+
+/// Why a request failed.
+struct Failure {
+    /// The HTTP status; 0 if there was no answer.
+    code: u16,
+    text: String,
+}
+
+impl From<&kube::Error> for Failure {
+    fn from(error: &kube::Error) -> Self {
+        let code = match error {
+            kube::Error::Api(status) => status.code,
+            _ => 0,
+        };
+        Self { code, text: reason(error) }
+    }
 }
 
 /// The objects of a kind in the API.
@@ -73,8 +92,8 @@ pub struct Writer<'a> {
     evaluate_at: Option<Instant>,
     /// When to evaluate even if nothing changes.
     again_at: Option<Instant>,
-    /// The last failure that was logged.
-    failure: Option<String>,
+    /// The last failure of each kind that was logged, by its HTTP status.
+    failures: BTreeMap<Kind, u16>,
 }
 
 impl<'a> Writer<'a> {
@@ -98,7 +117,7 @@ impl<'a> Writer<'a> {
             wanted: BTreeMap::new(),
             evaluate_at: Some(Instant::now()),
             again_at: None,
-            failure: None,
+            failures: BTreeMap::new(),
         }
     }
 
@@ -183,15 +202,17 @@ impl<'a> Writer<'a> {
                 }
                 self.queue.changed(&key);
             }
-            ObjectEvent::Listed => {
+            ObjectEvent::Listed | ObjectEvent::Absent => {
                 let listed = of.listing.take().unwrap_or_default();
                 let gone: Vec<ObjectKey> =
                     of.objects.keys().filter(|key| !listed.contains(*key)).cloned().collect();
                 gone.iter().for_each(|key| self.forget(key));
+                self.failures.remove(&kind);
             }
             ObjectEvent::Deleted(key) => return self.forget(&key),
-            ObjectEvent::Failed(why) => {
-                return self.complain(format!("{} cannot be watched: {why}", kind.plural()));
+            ObjectEvent::Failed(failure) => {
+                let what = format!("{} cannot be watched", kind.plural());
+                return self.complain(kind, &what, &failure);
             }
         }
         self.schedule();
@@ -205,12 +226,11 @@ impl<'a> Writer<'a> {
         self.wanted.remove(key);
     }
 
-    /// Logs a failure once.
-    fn complain(&mut self, failure: String) {
-        if self.failure.as_ref() != Some(&failure) {
-            tracing::warn!("status: {failure}; retrying");
+    /// Logs a failure, unless the last one of this kind was the same.
+    fn complain(&mut self, kind: Kind, what: &str, failure: &Failure) {
+        if self.failures.insert(kind, failure.code) != Some(failure.code) {
+            tracing::warn!("status: {what}: {}; retrying", failure.text);
         }
-        self.failure = Some(failure);
     }
 
     /// Compares what the status of every object should be with what it is.
@@ -270,12 +290,12 @@ impl<'a> Writer<'a> {
         metrics.writes.inc();
         let end = (tokio::time::Instant::now() + WRITE).min(*self.valid.borrow());
         let outcome = timeout_at(end, api.patch_status(&key.name, &params, &patch)).await;
-        let why = match outcome {
+        let failure = match outcome {
             Ok(Ok(answer)) => {
                 object.wrote(wanted, ApiObject::read(&answer));
                 self.wanted.remove(key);
                 self.queue.clear(key);
-                self.failure = None;
+                self.failures.remove(&key.kind);
                 metrics.pending.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
                 return;
             }
@@ -284,12 +304,12 @@ impl<'a> Writer<'a> {
                 self.queue.failed(key, Instant::now());
                 return;
             }
-            Ok(Err(error)) => reason(&error),
-            Err(_) => "the API server does not answer".to_owned(),
+            Ok(Err(error)) => Failure::from(&error),
+            Err(_) => Failure { code: 0, text: "the API server does not answer".to_owned() },
         };
         metrics.errors.inc();
         self.queue.failed(key, Instant::now());
-        self.complain(format!("the status of {key} cannot be written: {why}"));
+        self.complain(key.kind, &format!("the status of {key} cannot be written"), &failure);
     }
 }
 
@@ -339,9 +359,9 @@ fn objects(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, ObjectEvent
                 }
                 match resource(&client, kind).await {
                     Ok(Some(resource)) => stream = Some(watched(&client, kind, resource)),
-                    Ok(None) => failed = true,
+                    Ok(None) => return Some((ObjectEvent::Absent, (None, true))),
                     Err(error) => {
-                        return Some((ObjectEvent::Failed(reason(&error)), (None, true)));
+                        return Some((ObjectEvent::Failed((&error).into()), (None, true)));
                     }
                 }
             }
@@ -359,14 +379,29 @@ fn watched(client: &Client, kind: Kind, resource: ApiResource) -> BoxStream<'sta
     let found = move |object: DynamicObject| {
         ObjectEvent::Found(key(&object), Box::new(ApiObject::read(&object)))
     };
-    let event = move |event| match event {
-        Ok(watcher::Event::Init) => ObjectEvent::Init(resource.clone()),
-        Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => found(object),
-        Ok(watcher::Event::InitDone) => ObjectEvent::Listed,
-        Ok(watcher::Event::Delete(object)) => ObjectEvent::Deleted(key(&object)),
-        Err(error) => ObjectEvent::Failed(with_causes(&error)),
+    let event = move |event| {
+        let event = match event {
+            Ok(watcher::Event::Init) => ObjectEvent::Init(resource.clone()),
+            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => found(object),
+            Ok(watcher::Event::InitDone) => ObjectEvent::Listed,
+            Ok(watcher::Event::Delete(object)) => ObjectEvent::Deleted(key(&object)),
+            // The watcher lists anew by itself, or resumes.
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => return None,
+            Err(watcher::Error::WatchFailed(_)) => return None,
+            Err(
+                watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error),
+            ) => ObjectEvent::Failed((&error).into()),
+            Err(watcher::Error::WatchError(status)) => {
+                ObjectEvent::Failed(Failure { code: status.code, text: status.message })
+            }
+            Err(error @ watcher::Error::NoResourceVersion) => {
+                ObjectEvent::Failed(Failure { code: 0, text: error.to_string() })
+            }
+        };
+        Some(event)
     };
-    watcher(api, config).default_backoff().map(event).boxed()
+    let events = watcher(api, config).default_backoff();
+    events.filter_map(move |item| std::future::ready(event(item))).boxed()
 }
 
 #[cfg(test)]
