@@ -15,7 +15,8 @@ use crate::proto_json;
   weir splits -n shop -w
 
 EFFECTIVE differs from WANTED while a subset has no ready endpoint: see --empty-subset of weir serve.
-LIVE counts the proxies that have ACKed the effective weights, of the connected ones that see them.
+LIVE counts the proxies that have ACKed the effective weights, of those connected to the
+replica that is asked that see them.
 
 Exit status: 0 success, 1 weir cannot be reached.")]
 pub struct Args {

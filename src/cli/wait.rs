@@ -15,6 +15,9 @@ use crate::proto_json;
   kubectl apply -f canary.yaml && weir wait vs/my-app -n shop --timeout 30s && ./next-step
   weir wait vs/my-app -n shop -o json | jq -r '.proxies[] | select(.state != \"LIVE\") | .id'
 
+Counts the proxies of the replica that is asked. Those of all replicas, in a cluster:
+  kubectl wait --for=condition=Programmed virtualservice/my-app -n shop
+
 Exit status: 0 the current version of the object is live; 1 timeout, with what is missing on which
 proxy, or the object does not exist; 2 usage error.")]
 pub struct Args {
