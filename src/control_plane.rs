@@ -132,13 +132,6 @@ impl ControlPlane {
             let _ = snapshots_ended.await;
             anyhow::bail!("the snapshot thread ended")
         });
-        if let Some((client, options)) = client.zip(options.status) {
-            let (published, connections) = (published.clone(), connections.clone());
-            let (metrics, ready, closing) = (metrics.status(), ready.clone(), closing.clone());
-            let replicas =
-                Replicas { client, options, published, ready, connections, metrics, closing };
-            tasks.spawn(replicas.run());
-        }
         let admin = Admin {
             ready: ready.clone(),
             sync: states,
@@ -149,6 +142,9 @@ impl ControlPlane {
             freshness_probe,
             closing: closing.clone(),
         };
+        if let Some((client, options)) = client.zip(options.status) {
+            tasks.spawn(Replicas::new(client, options, &admin).run());
+        }
         let let_in = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
         let stop = closing.clone();
         tasks.spawn(async move {

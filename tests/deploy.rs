@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -167,39 +167,28 @@ async fn allow(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
     }
 }
 
-#[tokio::test]
-async fn weir_serves_with_the_role_of_its_manifests_and_needs_each_verb_of_it() {
-    let Some(cluster) =
-        KubeCluster::start("weir_serves_with_the_role_of_its_manifests_and_needs_each_verb_of_it")
-    else {
-        return;
-    };
+/// An API server with weir's manifests and the example, and the kubeconfig of weir's ServiceAccount.
+async fn deployed(test: &str) -> Option<(KubeCluster, PathBuf)> {
+    let cluster = KubeCluster::start(test)?;
     cluster.apply_crds();
     cluster.apply_kustomization("deploy", &[]);
     cluster.apply_folder("deploy/examples/canary");
     let account = cluster.kubeconfig_for_service_account("weir-system", "weir");
     let may_list = ["--kubeconfig", account.to_str().expect("UTF-8"), "get", "pods", "-A"];
     until("the role takes effect", async || cluster.kubectl(&may_list).status.success()).await;
+    Some((cluster, account))
+}
 
+#[tokio::test]
+async fn weir_serves_with_the_role_of_its_manifests_and_needs_each_verb_of_it() {
+    let name = "weir_serves_with_the_role_of_its_manifests_and_needs_each_verb_of_it";
+    let Some((cluster, account)) = deployed(name).await else { return };
     let weir = Weir::start(&account);
     weir.serve.ready().await;
     for object in ["vs/my-app", "dr/my-app"] {
         let waited = weir.wait(object);
         assert!(waited.status.success(), "{waited:?}\n{}", weir.log());
     }
-    let programmed = "--for=condition=Programmed";
-    for object in ["vs/my-app", "dr/my-app"] {
-        cluster.kubectl_ok(&["-n", "your-namespace", "wait", programmed, object, "--timeout=60s"]);
-    }
-    // It renews its Lease and gives it up at the end.
-    let lease = |path: &str| {
-        let path = format!("jsonpath={{.spec.{path}}}");
-        cluster.kubectl_ok(&["-n", "weir-system", "get", "lease", "weir-status", "-o", &path])
-    };
-    let begun = lease("renewTime");
-    until("the Lease is renewed", async || lease("renewTime") != begun).await;
-    weir.serve.terminate();
-    until("the Lease is given up", async || lease("holderIdentity").is_empty()).await;
     assert!(!weir.log().contains("forbidden"), "{}", weir.log());
     drop(weir);
 
@@ -228,60 +217,50 @@ async fn weir_serves_with_the_role_of_its_manifests_and_needs_each_verb_of_it() 
             "{waited:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn weir_writes_the_status_with_its_roles_and_needs_each_verb_for_it() {
+    let name = "weir_writes_the_status_with_its_roles_and_needs_each_verb_for_it";
+    let Some((cluster, account)) = deployed(name).await else { return };
+    let lease = |path: &str| {
+        let path = format!("jsonpath={{.spec.{path}}}");
+        let get = ["-n", "weir-system", "get", "lease", "weir-status", "-o", &path];
+        String::from_utf8(cluster.kubectl(&get).stdout).expect("UTF-8")
+    };
+    let weir = Weir::start(&account);
+    for object in ["vs/my-app", "dr/my-app"] {
+        let what = "--for=condition=Programmed";
+        cluster.kubectl_ok(&["-n", "your-namespace", "wait", what, object, "--timeout=60s"]);
+    }
+    let begun = lease("renewTime");
+    until("the Lease is renewed", async || lease("renewTime") != begun).await;
+    weir.serve.terminate();
+    until("the Lease is given up", async || lease("holderIdentity").is_empty()).await;
+    assert!(!weir.log().contains("forbidden"), "{}", weir.log());
     drop(weir);
 
     // Without `patch` no status is written.
-    cluster.kubectl_ok(&[
-        "-n",
-        "your-namespace",
-        "patch",
-        "vs",
-        "my-app",
-        "--type=merge",
-        "-p",
-        r#"{"spec":{"http":[{"route":[{"destination":{"host":"my-app"}}]}]}}"#,
-    ]);
-    cluster.kubectl_ok(&[
-        "-n",
-        "your-namespace",
-        "patch",
-        "dr",
-        "my-app",
-        "--type=merge",
-        "-p",
-        r#"{"spec":{"trafficPolicy":{"loadBalancer":{"simple":"RANDOM"}}}}"#,
-    ]);
+    let change = |object: &str, spec: &str| {
+        let patch = ["patch", object, "--type=merge", "-p", spec];
+        cluster.kubectl_ok(&[&["-n", "your-namespace"], &patch[..]].concat());
+    };
+    change("vs/my-app", r#"{"spec":{"http":[{"route":[{"destination":{"host":"my-app"}}]}]}}"#);
+    change("dr/my-app", r#"{"spec":{"trafficPolicy":{"loadBalancer":{"simple":"RANDOM"}}}}"#);
     allow(&cluster, &account, &["list", "watch", "get"]).await;
     let weir = Weir::start(&account);
     weir.lacks("patch", &["destinationrules/status", "virtualservices/status"]).await;
     drop(weir);
 
-    // Without one of these nobody is elected.
+    // Without one of these nobody stays elected.
     allow(&cluster, &account, &["list", "watch", "get", "patch"]).await;
-    for missing in ["create", "get", "update"] {
-        cluster.kubectl_ok(&[
-            "-n",
-            "weir-system",
-            "delete",
-            "lease",
-            "weir-status",
-            "--ignore-not-found",
-        ]);
-        let verbs: Vec<&str> =
-            ["create", "get", "update"].into_iter().filter(|verb| *verb != missing).collect();
-        allow_leases(&cluster, &account, &verbs).await;
+    let verbs = ["create", "get", "update"];
+    for missing in verbs {
+        let delete = ["delete", "lease", "weir-status", "--ignore-not-found"];
+        cluster.kubectl_ok(&[&["-n", "weir-system"], &delete[..]].concat());
+        let others: Vec<&str> = verbs.into_iter().filter(|verb| *verb != missing).collect();
+        allow_leases(&cluster, &account, &others).await;
         let weir = Weir::start(&account);
-        if missing == "update" {
-            // The first write creates it.
-            until("the Lease is there", async || {
-                cluster
-                    .kubectl(&["-n", "weir-system", "get", "lease", "weir-status"])
-                    .status
-                    .success()
-            })
-            .await;
-            until("it is not renewed", async || weir.log().contains("no longer writes")).await;
-        }
         weir.lacks(missing, &["leases"]).await;
     }
 }

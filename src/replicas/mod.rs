@@ -9,8 +9,6 @@ mod peers;
 mod queue;
 mod writer;
 
-pub use queue::{BURST, LATER_PER_SECOND, WRITES_PER_SECOND};
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +17,12 @@ use kube::api::Api;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::Admin;
 use crate::metrics::StatusMetrics;
 use crate::status::{self, Published, State, Summarizer};
 use crate::xds::connections::Connections;
+
+pub use queue::{BURST, LATER_PER_SECOND, WRITES_PER_SECOND};
 
 /// The shortest time between two summaries. What happens meanwhile is summarized together.
 const PACE: Duration = Duration::from_millis(250);
@@ -40,7 +41,7 @@ pub struct StatusOptions {
 }
 
 /// What the status writer works with.
-pub struct Replicas {
+pub(crate) struct Replicas {
     /// The Kubernetes API.
     pub client: Client,
     /// The options.
@@ -58,6 +59,19 @@ pub struct Replicas {
 }
 
 impl Replicas {
+    /// With the state that the admin API reports.
+    pub fn new(client: Client, options: StatusOptions, admin: &Admin) -> Self {
+        Self {
+            client,
+            options,
+            published: admin.published.clone(),
+            ready: admin.ready.clone(),
+            connections: admin.connections.clone(),
+            metrics: admin.metrics.status(),
+            closing: admin.closing.clone(),
+        }
+    }
+
     /// Takes part in the election, and writes the status while this replica is elected, until weir shuts down.
     ///
     /// # Errors
@@ -78,32 +92,32 @@ impl Replicas {
                 until = candidate.acquire() => until,
                 () = self.closing.cancelled() => return Ok(()),
             };
-            tracing::info!(
-                "status: this replica holds the Lease {namespace}/{} and writes",
-                lease::NAME
-            );
+            tracing::info!("status: this replica holds the Lease {namespace}/{}", lease::NAME);
             self.metrics.leader.set(1);
-            let (sender, valid) = watch::channel(until);
-            let mut writer = writer::Writer::new(&self, valid);
-            let lost = tokio::select! {
-                why = candidate.keep(&sender) => Some(why),
-                ended = writer.run() => {
-                    ended?;
-                    Some("the Lease has expired".to_owned())
-                }
-                () = self.closing.cancelled() => None,
-            };
-            drop(writer);
+            let lost = self.write(&mut candidate, until).await?;
             self.metrics.leader.set(0);
             self.metrics.pending.set(0);
             self.metrics.unreachable.set(0);
-            match lost {
-                Some(why) => tracing::warn!("status: this replica no longer writes: {why}"),
-                None => {
-                    candidate.release().await;
-                    return Ok(());
-                }
-            }
+            let Some(why) = lost else {
+                candidate.release().await;
+                return Ok(());
+            };
+            tracing::warn!("status: this replica no longer writes: {why}");
+        }
+    }
+
+    /// Writes the status while this replica is elected. Returns why it no longer is; `None` if weir shuts down.
+    async fn write(
+        &self,
+        candidate: &mut lease::Candidate,
+        until: tokio::time::Instant,
+    ) -> anyhow::Result<Option<String>> {
+        let (sender, valid) = watch::channel(until);
+        let mut writer = writer::Writer::new(self, valid);
+        tokio::select! {
+            why = candidate.keep(&sender) => Ok(Some(why)),
+            ended = writer.run() => ended.map(|()| Some("the Lease has expired".to_owned())),
+            () = self.closing.cancelled() => Ok(None),
         }
     }
 }
