@@ -48,9 +48,9 @@ impl ApiObject {
     }
 
     /// Takes in what a watch delivered. Returns whether it is new: a watch may deliver what the answer to a write
-    /// already contained.
-    pub fn update(&mut self, newer: Self) -> bool {
-        if self.uid == newer.uid && !newer.is_newer_than(&self.resource_version) {
+    /// already contained. What was `listed` counts even if it is older, as after a restored backup.
+    pub fn update(&mut self, newer: Self, listed: bool) -> bool {
+        if !listed && self.uid == newer.uid && !newer.is_newer_than(&self.resource_version) {
             return false;
         }
         let written = self.written.take().filter(|_| self.uid == newer.uid);
@@ -308,11 +308,13 @@ mod tests {
         let list = patched(&there, &wanted)["status"]["conditions"].clone();
         there.wrote(&wanted, object("10", &list, &json!({})));
         for version in ["9", "10"] {
-            assert!(!there.update(object(version, &json!([]), &json!({}))), "{version}");
+            assert!(!there.update(object(version, &json!([]), &json!({})), false), "{version}");
         }
         assert_eq!(there.difference(&wanted), None);
+        // A backup was restored.
+        assert!(there.clone().update(object("5", &json!([]), &json!({})), true));
         // Somebody has removed them.
-        assert!(there.update(object("11", &json!([]), &json!({}))));
+        assert!(there.update(object("11", &json!([]), &json!({})), false));
         assert_eq!(there.difference(&wanted), Some(Urgency::Now));
     }
 

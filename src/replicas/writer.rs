@@ -194,7 +194,7 @@ impl<'a> Writer<'a> {
                     listing.insert(key.clone());
                 }
                 let is_new = match of.objects.get_mut(&key) {
-                    Some(known) => known.update(*object),
+                    Some(known) => known.update(*object, of.listing.is_some()),
                     None => of.objects.insert(key.clone(), *object).is_none(),
                 };
                 if !is_new {
