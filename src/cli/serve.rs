@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -122,7 +123,7 @@ enum Switch {
 
 impl StatusArgs {
     /// The options of the status writer; `None` if nothing is to be written.
-    fn options(self) -> Option<StatusOptions> {
+    fn options(self, only: Option<Arc<str>>) -> Option<StatusOptions> {
         if self.status == Switch::Off {
             return None;
         }
@@ -131,7 +132,7 @@ impl StatusArgs {
             return None;
         };
         let (pod, service, lease) = (self.pod_name, self.replicas_service, self.status_lease);
-        Some(StatusOptions { namespace, pod, service, lease })
+        Some(StatusOptions { namespace, pod, service, only, lease })
     }
 }
 
@@ -215,12 +216,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ipv6Addr::UNSPECIFIED.into()
     };
     let (limits, admin_limits) = limits(&args);
+    let only = args.only_namespace.as_deref().map(Arc::from);
     let namespaces = match args.only_namespace {
         Some(name) => Namespaces::One(name.into()),
         None if args.discovery_selector.is_empty() => Namespaces::All,
         None => Namespaces::Matching(args.discovery_selector.into()),
     };
-    let status = if args.config_dir.is_some() { None } else { args.status.options() };
+    let status = if args.config_dir.is_some() { None } else { args.status.options(only) };
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),

@@ -36,6 +36,8 @@ pub struct StatusOptions {
     pub pod: String,
     /// The headless Service of the replicas; without it there is only this one.
     pub service: Option<String>,
+    /// The only namespace whose objects are read; `None` if weir reads more than one.
+    pub only: Option<Arc<str>>,
     /// How long the Lease is valid without renewal.
     pub lease: Duration,
 }

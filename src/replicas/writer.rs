@@ -109,7 +109,10 @@ impl<'a> Writer<'a> {
         Self {
             replicas,
             valid,
-            events: KINDS.into_iter().map(|kind| objects(&replicas.client, kind)).collect(),
+            events: KINDS
+                .into_iter()
+                .map(|kind| objects(&replicas.client, kind, options.only.clone()))
+                .collect(),
             kinds: KINDS.into_iter().map(|kind| (kind, KindObjects::default())).collect(),
             peers,
             summaries: Summaries::default(),
@@ -340,11 +343,15 @@ async fn at(time: Option<Instant>) {
 }
 
 /// Watches the objects of a kind, and starts over after failures.
-fn objects(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, ObjectEvent)> {
+fn objects(
+    client: &Client,
+    kind: Kind,
+    only: Option<Arc<str>>,
+) -> BoxStream<'static, (Kind, ObjectEvent)> {
     let client = client.clone();
     let start: Option<BoxStream<'static, ObjectEvent>> = None;
     let events = futures::stream::unfold((start, false), move |(mut stream, mut failed)| {
-        let client = client.clone();
+        let (client, only) = (client.clone(), only.clone());
         async move {
             loop {
                 if std::mem::take(&mut failed) {
@@ -358,7 +365,9 @@ fn objects(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, ObjectEvent
                     return Some((event, (stream, failed)));
                 }
                 match resource(&client, kind).await {
-                    Ok(Some(resource)) => stream = Some(watched(&client, kind, resource)),
+                    Ok(Some(resource)) => {
+                        stream = Some(watched(&client, kind, resource, only.as_deref()))
+                    }
                     Ok(None) => return Some((ObjectEvent::Absent, (None, true))),
                     Err(error) => {
                         return Some((ObjectEvent::Failed((&error).into()), (None, true)));
@@ -370,8 +379,16 @@ fn objects(client: &Client, kind: Kind) -> BoxStream<'static, (Kind, ObjectEvent
     events.map(move |event| (kind, event)).boxed()
 }
 
-fn watched(client: &Client, kind: Kind, resource: ApiResource) -> BoxStream<'static, ObjectEvent> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+fn watched(
+    client: &Client,
+    kind: Kind,
+    resource: ApiResource,
+    only: Option<&str>,
+) -> BoxStream<'static, ObjectEvent> {
+    let api: Api<DynamicObject> = match only {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
     let config = watcher::Config::default().page_size(500);
     let key = move |object: &DynamicObject| {
         ObjectKey::new(kind, &object.namespace().unwrap_or_default(), &object.name_any())
@@ -422,6 +439,7 @@ mod tests {
                 namespace: "weir-system".to_owned(),
                 pod: "weir-0".to_owned(),
                 service: None,
+                only: None,
                 lease: Duration::from_secs(15),
             },
             published: Arc::default(),

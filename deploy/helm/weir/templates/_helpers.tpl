@@ -22,4 +22,8 @@ labels:
 - apiGroups: [networking.istio.io]
   resources: [destinationrules, virtualservices]
   verbs: [get]
+# The replica that holds the Lease writes the conditions of these objects.
+- apiGroups: [networking.istio.io]
+  resources: [destinationrules/status, virtualservices/status]
+  verbs: [patch]
 {{- end }}
