@@ -129,7 +129,7 @@ async fn allow_leases(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
         "weir-system",
         "patch",
         "role",
-        "weir",
+        "weir-status",
         "--type=json",
         "-p",
         &patch,
@@ -343,7 +343,7 @@ fn what_the_chart_renders_fits_a_cluster() {
     let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
     assert_eq!(
         found,
-        r#"registry.example/weir:1.2.3 ["serve","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
     );
 }
 
