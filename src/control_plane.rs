@@ -257,7 +257,7 @@ async fn read(
         Source::Stdin => {
             let input = source::stdin::open().context("cannot read objects from standard input")?;
             tasks.spawn(async move { Ok(source::stdin::watch(input, changes).await?) });
-            FreshnessProbe::none()
+            (FreshnessProbe::none(), None)
         }
         Source::Kubernetes { kubeconfig, namespaces } => {
             let client = source::kubernetes::client(kubeconfig.as_deref()).await?;

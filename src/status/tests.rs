@@ -108,7 +108,7 @@ fn proxy(namespace: &str, pod: &str, acked: u64) -> ProxyStatus {
         id: id.into(),
         proxy: Arc::new(proxy),
         streams: Vec::new(),
-        types: [Progress::Synced; 4],
+        types: [Progress::Synced; 5],
         acked,
         reached: acked,
         resting: false,
@@ -124,6 +124,7 @@ fn rejecting(pod: &str, reached: u64) -> ProxyStatus {
     let rejected = RejectedResource {
         kind: "rds",
         name: "80".into(),
+        virtual_host: None,
         version: "1".to_owned(),
         objects: [web()].into(),
         message: "no".into(),
