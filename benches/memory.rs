@@ -44,8 +44,21 @@ fn object(kind: &str, n: usize) -> (&'static str, Value) {
         "app.kubernetes.io/name": host, "app.kubernetes.io/instance": "shop", "version": "v1",
         "pod-template-hash": "5d8f7c9b64",
     });
+    let (version, mut object) = content(kind, n, &host);
+    let mut metadata = json!({"name": name, "labels": labels});
+    if kind == "EndpointSlice" {
+        metadata["labels"]["kubernetes.io/service-name"] = json!(host);
+    }
+    object["metadata"] = metadata;
+    object["apiVersion"] = json!(version);
+    object["kind"] = json!(kind);
+    (version, object)
+}
+
+/// The API version of a kind, and all of an object but its metadata.
+fn content(kind: &str, n: usize, host: &str) -> (&'static str, Value) {
     let istio = "networking.istio.io/v1";
-    let (version, mut object) = match kind {
+    match kind {
         "Pod" => (
             "v1",
             json!({"spec": {
@@ -94,15 +107,7 @@ fn object(kind: &str, n: usize) -> (&'static str, Value) {
         }
         "Node" => ("v1", json!({})),
         other => panic!("{other}"),
-    };
-    let mut metadata = json!({"name": name, "labels": labels});
-    if kind == "EndpointSlice" {
-        metadata["labels"]["kubernetes.io/service-name"] = json!(host);
     }
-    object["metadata"] = metadata;
-    object["apiVersion"] = json!(version);
-    object["kind"] = json!(kind);
-    (version, object)
 }
 
 async fn create(client: &Client, kind: &str, namespace: &str, count: usize) -> Result<(), Failure> {

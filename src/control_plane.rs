@@ -109,8 +109,8 @@ impl ControlPlane {
         let (ready_sender, ready) = watch::channel(false);
         let (revision_sender, revision) = watch::channel(MeshRevision::NONE);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
-        let mut tasks = JoinSet::new();
         let (states_sender, states) = watch::channel(Vec::new());
+        let mut tasks = JoinSet::new();
         let revision_name = options.mesh.revision.clone();
         let (freshness_probe, client) =
             read(options.source, revision_name, states_sender, changes_sender, &mut tasks).await?;
@@ -145,10 +145,10 @@ impl ControlPlane {
         if let Some((client, options)) = client.zip(options.status) {
             tasks.spawn(Replicas::new(client, options, &admin).run());
         }
-        let let_in = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
+        let admission = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
         let stop = closing.clone();
         tasks.spawn(async move {
-            admission::serve(pages, admin::router(admin), let_in, Protocol::Pages, stop).await;
+            admission::serve(pages, admin::router(admin), admission, Protocol::Pages, stop).await;
             Ok(())
         });
         let ads = Ads::new(
@@ -159,19 +159,7 @@ impl ControlPlane {
             options.limits,
             closing.clone(),
         );
-        let stop = closing.clone();
-        let mut open = ready.clone();
-        tasks.spawn(async move {
-            // Until the first complete state there is nothing to serve. Clients that connect earlier wait in the listen
-            // queue.
-            tokio::select! {
-                opened = open.wait_for(|ready| *ready) => { opened.context("the source ended before it was read \
-                    completely")?; }
-                () = stop.cancelled() => return Ok(()),
-            }
-            ads.serve(xds).await;
-            Ok(())
-        });
+        tasks.spawn(serve_when_ready(ads, xds, ready.clone(), closing.clone()));
         Ok(Self { xds_addr, admin_addr, ready, revision, connections, closing, tasks })
     }
 
@@ -236,6 +224,23 @@ impl ControlPlane {
         .await;
         self.tasks.shutdown().await;
     }
+}
+
+/// Serves proxies as soon as there is a first complete state. Clients that connect earlier wait in the listen queue.
+async fn serve_when_ready(
+    ads: Ads,
+    listener: TcpListener,
+    mut ready: watch::Receiver<bool>,
+    closing: CancellationToken,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        opened = ready.wait_for(|ready| *ready) => {
+            opened.context("the source ended before it was read completely")?;
+        }
+        () = closing.cancelled() => return Ok(()),
+    }
+    ads.serve(listener).await;
+    Ok(())
 }
 
 /// Begins to read a source, and says who knows whether all of it was read, and how to reach the Kubernetes API.

@@ -208,7 +208,7 @@ mod tests {
     fn errors_in_a_query_name_the_parameter_and_the_expected_value() {
         for (query, said) in [
             ("name=x", "parameter `name`: is unknown; expected `proxy` or `type`"),
-            ("type=rds", "parameter `type`: is `rds`; expected CDS, EDS, LDS, RDS"),
+            ("type=rds", "parameter `type`: is `rds`; expected CDS, EDS, LDS, RDS, RTDS"),
             ("proxy=a&proxy=b", "parameter `proxy`: is given twice"),
         ] {
             let status = read::<v1::DumpProxyRequest>(&fields(query)).unwrap_err();

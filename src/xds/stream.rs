@@ -26,6 +26,7 @@
 
 mod acked;
 mod clusters;
+mod delivery;
 mod endpoints;
 mod gate;
 mod make;
@@ -44,10 +45,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clusters::{ClusterStates, Phase};
+use delivery::{Immediately, Turn, View};
 use endpoints::{EndpointDelivery, version_for};
 use runtime::RuntimeLayer;
 use session::Session;
-use subscription::{Immediately, Room, Subscription, Taken, Turn, View};
+use subscription::{Room, Subscription, Taken};
 use switch::Switch;
 
 pub use gate::HeldResource;

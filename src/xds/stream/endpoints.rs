@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::clusters::ClusterStates;
+use super::delivery::Delivery;
 use super::gate;
 use super::request::Variant;
 use super::session::Earlier;
-use super::subscription::{Delivery, Subscription};
+use super::subscription::Subscription;
 use super::switch::Switch;
 use crate::snapshot::{Resource, ResourceType, Snapshot};
 

@@ -13,7 +13,8 @@ use envoy_types::pb::google::protobuf::{Value, value::Kind};
 use prost::{Message, encoding};
 
 use super::Stream;
-use super::subscription::{Subscription, View};
+use super::delivery::View;
+use super::subscription::Subscription;
 use crate::snapshot::{Resource, ResourceType, Resources, RouteTable, RuntimeWeights};
 
 /// The name of the layer, to which [`crate::bootstrap`] subscribes.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::acked::Acked;
+use super::delivery::{Delivery, Turn, View};
 use super::names::Names;
 use super::request::{Request, RequestError, Variant};
 use super::trials::Trials;
@@ -60,79 +61,6 @@ pub(super) struct Pending {
     /// What the names of those that are gone take, in bytes.
     gone_bytes: usize,
     pub since: Instant,
-}
-
-/// What a client is to have of a type: the resources of a snapshot, and those that it keeps for a while, instead of one
-/// of the same name or beside them. A kept one without a body is one of an earlier stream: the client has it, and it is
-/// unknown what it looks like.
-#[derive(Debug)]
-pub(super) struct View {
-    pub base: Resources,
-    /// What it is to have in the end.
-    pub target: Resources,
-    pub kept: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
-}
-
-impl View {
-    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
-        match self.kept.get(name) {
-            Some(form) => form.as_ref(),
-            None => self.base.get(name),
-        }
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        let base = self.base.iter().filter(|(name, _)| !self.kept.contains_key(*name));
-        base.map(|(_, resource)| resource).chain(self.kept.values().flatten())
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.base.contains_key(name) || self.kept.contains_key(name)
-    }
-}
-
-/// Decides how the resources of one type reach a client. By default each is sent when it changes.
-pub(super) trait Delivery {
-    /// Whether a resource waits in its new form, or its removal where there is none. `has` says whether the client has
-    /// any form of it.
-    fn defers(&self, _name: &str, _form: Option<&Resource>, _has: bool) -> bool {
-        false
-    }
-
-    /// Whether the client waits for endpoints because their cluster changes.
-    fn is_awaited(&self, _cluster: &str) -> bool {
-        false
-    }
-
-    /// Endpoints that can take requests, for a cluster whose present ones are unknown.
-    fn meanwhile(&self, _cluster: &str) -> Option<Arc<Resource>> {
-        None
-    }
-
-    /// The version to report of a resource.
-    fn version_of(&self, resource: &Resource) -> u64 {
-        resource.version
-    }
-
-    /// Whether names that nothing knows are answered over SotW. The delta variant always answers them.
-    fn tells_missing(&self) -> bool {
-        false
-    }
-}
-
-/// Sends each resource when it changes.
-pub(super) struct Immediately;
-
-impl Delivery for Immediately {}
-
-/// What a response is made from.
-#[derive(Clone, Copy)]
-pub(super) struct Turn<'a> {
-    pub variant: Variant,
-    pub view: &'a View,
-    pub nonce: &'a str,
-    pub now: Instant,
-    pub delivery: &'a dyn Delivery,
 }
 
 /// What a request brought.
@@ -742,33 +670,17 @@ impl Subscription {
         let names: Option<BTreeSet<Arc<str>>> = self.acked.is_shared().then(|| {
             self.acked.differing().chain(&again).chain(view.kept.keys()).cloned().collect()
         });
-        let mut later = BTreeSet::new();
-        let mut changes = Vec::new();
+        let (mut later, mut changes) = (BTreeSet::new(), Vec::new());
         let look = |resource: &Arc<Resource>| {
-            let name = &resource.name;
-            let asked = !again.is_empty() && again.remove(name);
-            let Some(mut form) = self.allowed(kind, resource) else {
-                return;
-            };
-            if self.has_form(&form) && !asked {
-                return;
-            }
-            if delivery.defers(name, Some(&form), self.has(name)) {
-                if !(asked && delivery.is_awaited(name)) {
-                    if asked {
-                        later.insert(name.clone());
-                    }
-                    return;
+            let asked = !again.is_empty() && again.remove(&resource.name);
+            match self.due(kind, resource, asked, delivery) {
+                Due::Now(form) => {
+                    let change = self.change(&resource.name, Some(form));
+                    changes.push(Change { asked, ..change });
                 }
-                // Those that it has do for the change, where they are known.
-                form = self
-                    .had(name)
-                    .flatten()
-                    .cloned()
-                    .or_else(|| delivery.meanwhile(name).filter(|one| !self.refuses(one)))
-                    .unwrap_or(form);
+                Due::Later if asked => drop(later.insert(resource.name.clone())),
+                Due::Later | Due::Never => {}
             }
-            changes.push(Change { asked, ..self.change(name, Some(form)) });
         };
         match &names {
             Some(names) => {
@@ -804,6 +716,43 @@ impl Subscription {
         self.again = later;
         (changes, never)
     }
+
+    /// Whether the client is sent a resource in this response.
+    fn due(
+        &self,
+        kind: ResourceType,
+        resource: &Arc<Resource>,
+        asked: bool,
+        delivery: &dyn Delivery,
+    ) -> Due {
+        let name = &resource.name;
+        let Some(form) = self.allowed(kind, resource) else {
+            return Due::Never;
+        };
+        if self.has_form(&form) && !asked {
+            return Due::Never;
+        }
+        if !delivery.defers(name, Some(&form), self.has(name)) {
+            return Due::Now(form);
+        }
+        if !(asked && delivery.is_awaited(name)) {
+            return Due::Later;
+        }
+        // The endpoints that it has do for the change, where they are known.
+        let known = self.had(name).flatten().cloned();
+        let meanwhile = || delivery.meanwhile(name).filter(|endpoints| !self.refuses(endpoints));
+        Due::Now(known.or_else(meanwhile).unwrap_or(form))
+    }
+}
+
+/// Whether a resource is sent in the next response.
+enum Due {
+    /// In this version.
+    Now(Arc<Resource>),
+    /// When it is no longer deferred.
+    Later,
+    /// The client has it, or rejected it and has no other.
+    Never,
 }
 
 /// A response of the delta variant, and how many resources it has. Nothing is known of the names in `never`.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Stream;
+use super::delivery::View;
 use super::gate::{self, Chosen, ClusterReadiness, HeldResource, HostGate};
 use super::runtime::RuntimeHost;
-use super::subscription::View;
 use crate::snapshot::{ResourceType, Resources};
 
 /// How far the client's listeners and routes are.

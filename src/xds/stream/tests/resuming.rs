@@ -113,27 +113,29 @@ fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_
     assert_eq!(sotw.stream.settled(), Some(2.into()));
 }
 
+/// A cluster whose endpoints come by EDS.
+fn cluster(name: &str) -> Arc<Resource> {
+    let eds =
+        cluster::cluster::EdsClusterConfig { service_name: name.to_owned(), ..Default::default() };
+    let message = cluster::Cluster {
+        name: name.to_owned(),
+        alt_stat_name: format!("{name};"),
+        eds_cluster_config: Some(eds),
+        ..Default::default()
+    };
+    Resource::new(name, message.encode_to_vec().into(), Arc::default())
+}
+
+/// An assignment without endpoints.
+fn endpoints(name: &str) -> Arc<Resource> {
+    let message =
+        endpoint::ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() };
+    Resource::new(name, message.encode_to_vec().into(), Arc::default())
+}
+
 #[test]
 fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
     let (whole, old, new) = ("outbound|80||web", "outbound|80|v1|web", "outbound|80|v2|web");
-    let cluster = |name: &str| {
-        let eds = cluster::cluster::EdsClusterConfig {
-            service_name: name.to_owned(),
-            ..Default::default()
-        };
-        let message = cluster::Cluster {
-            name: name.to_owned(),
-            alt_stat_name: format!("{name};"),
-            eds_cluster_config: Some(eds),
-            ..Default::default()
-        };
-        Resource::new(name, message.encode_to_vec().into(), Arc::default())
-    };
-    let endpoints = |name: &str| {
-        let message =
-            endpoint::ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() };
-        Resource::new(name, message.encode_to_vec().into(), Arc::default())
-    };
     let by_name = |all: Vec<Arc<Resource>>| all.into_iter().collect();
     let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{new}"))]);
     let state = Snapshot::new(

@@ -10,14 +10,27 @@ struct Change {
     states: [Mesh; 3],
 }
 
+/// A service with these subsets.
+fn subsets(list: &[u64]) -> Mesh {
+    Mesh::default().with(&list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>())
+}
+
+/// The mesh with a host that leads to these subsets.
+fn to(mesh: Mesh, list: &[u64]) -> Mesh {
+    mesh.leading(0, &list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>())
+}
+
+fn change(name: &'static str, first: Mesh, second: Mesh, third: Mesh) -> Change {
+    Change { name, states: [first, second, third] }
+}
+
 fn changes() -> Vec<Change> {
-    let subsets = |list: &[u64]| {
-        Mesh::default().with(&list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>())
-    };
-    let to = |mesh: Mesh, list: &[u64]| {
-        mesh.leading(0, &list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>())
-    };
-    let change = |name, first, second, third| Change { name, states: [first, second, third] };
+    let mut changes = changes_of_subsets();
+    changes.extend(changes_of_policies_and_services());
+    changes
+}
+
+fn changes_of_subsets() -> Vec<Change> {
     let v1 = to(subsets(&[0, 1]), &[1]);
     let both = to(subsets(&[0, 1, 2]), &[1]);
     let moved = to(subsets(&[0, 1, 2]), &[2]);
@@ -46,7 +59,15 @@ fn changes() -> Vec<Change> {
             v2.clone(),
         ),
         change("another move while the stream is broken", v1.clone(), moved.clone(), next.clone()),
-        change("nothing, then everything", v1.clone(), v1.clone(), v2),
+        change("nothing, then everything", v1.clone(), v1, v2),
+    ]
+}
+
+fn changes_of_policies_and_services() -> Vec<Change> {
+    let v1 = to(subsets(&[0, 1]), &[1]);
+    let moved = to(subsets(&[0, 1, 2]), &[2]);
+    let next = to(subsets(&[0, 1, 3]), &[3]);
+    vec![
         change(
             "a policy changes, then the subset goes",
             v1.clone(),

@@ -344,26 +344,7 @@ impl Envoy {
     fn apply(&mut self, kind: ResourceType, good: &[Got], gone: &[String]) {
         match kind {
             Cluster => self.apply_clusters(good, gone),
-            Endpoints => {
-                for got in good
-                    .iter()
-                    .filter(|got| self.names[kind.index()].contains(&got.name))
-                    .collect::<Vec<_>>()
-                {
-                    let serves = !got.body.ends_with(" none");
-                    if !serves {
-                        // Without endpoints it takes no request, whether it stays or goes.
-                        self.served_before.remove(&got.name);
-                    }
-                    self.warmed(&got.name, serves);
-                    if let Some(cluster) = self.active.get_mut(&got.name) {
-                        cluster.serves = serves;
-                    }
-                }
-                // Endpoints that are said not to be end the warming, and change nothing of a cluster that is warm.
-                gone.iter().for_each(|name| self.warmed(name, false));
-                self.resume();
-            }
+            Endpoints => self.apply_endpoints(good, gone),
             Listener => {
                 for got in good {
                     self.excuse(kind, &got.name, &got.body);
@@ -401,6 +382,27 @@ impl Envoy {
         }
         let there = |name: &String| self.active.contains_key(name) && !self.doubtful.contains(name);
         self.excused.values_mut().for_each(|clusters| clusters.retain(|name| !there(name)));
+    }
+
+    fn apply_endpoints(&mut self, good: &[Got], gone: &[String]) {
+        for got in good
+            .iter()
+            .filter(|got| self.names[Endpoints.index()].contains(&got.name))
+            .collect::<Vec<_>>()
+        {
+            let serves = !got.body.ends_with(" none");
+            if !serves {
+                // Without endpoints it takes no request, whether it stays or goes.
+                self.served_before.remove(&got.name);
+            }
+            self.warmed(&got.name, serves);
+            if let Some(cluster) = self.active.get_mut(&got.name) {
+                cluster.serves = serves;
+            }
+        }
+        // Endpoints that are said not to be end the warming, and change nothing of a cluster that is warm.
+        gone.iter().for_each(|name| self.warmed(name, false));
+        self.resume();
     }
 
     fn apply_clusters(&mut self, good: &[Got], gone: &[String]) {

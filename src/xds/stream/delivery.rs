@@ -1,0 +1,81 @@
+//! What a client gets of one type, and how: which resources, and which of them wait.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::request::Variant;
+use crate::snapshot::{Resource, Resources};
+
+/// What a client gets of a type: the resources of a snapshot, and those that it keeps for a while, instead of one of the
+/// same name or beside them. A kept one without a body comes from an earlier stream: the client has it, and its content
+/// is unknown.
+#[derive(Debug)]
+pub(super) struct View {
+    pub base: Resources,
+    /// What it gets in the end.
+    pub target: Resources,
+    pub kept: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
+}
+
+impl View {
+    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+        match self.kept.get(name) {
+            Some(form) => form.as_ref(),
+            None => self.base.get(name),
+        }
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        let base = self.base.iter().filter(|(name, _)| !self.kept.contains_key(*name));
+        base.map(|(_, resource)| resource).chain(self.kept.values().flatten())
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.base.contains_key(name) || self.kept.contains_key(name)
+    }
+}
+
+/// Decides how the resources of one type reach a client. By default each is sent when it changes.
+pub(super) trait Delivery {
+    /// Whether a resource waits in its new form, or its removal where there is none. `has` says whether the client has
+    /// any form of it.
+    fn defers(&self, _name: &str, _form: Option<&Resource>, _has: bool) -> bool {
+        false
+    }
+
+    /// Whether the client waits for endpoints because their cluster changes.
+    fn is_awaited(&self, _cluster: &str) -> bool {
+        false
+    }
+
+    /// Endpoints that can take requests, for a cluster whose present ones are unknown.
+    fn meanwhile(&self, _cluster: &str) -> Option<Arc<Resource>> {
+        None
+    }
+
+    /// The version to report of a resource.
+    fn version_of(&self, resource: &Resource) -> u64 {
+        resource.version
+    }
+
+    /// Whether names that nothing knows are answered over SotW. The delta variant always answers them.
+    fn tells_missing(&self) -> bool {
+        false
+    }
+}
+
+/// Sends each resource when it changes.
+pub(super) struct Immediately;
+
+impl Delivery for Immediately {}
+
+/// What a response is made from.
+#[derive(Clone, Copy)]
+pub(super) struct Turn<'a> {
+    pub variant: Variant,
+    pub view: &'a View,
+    pub nonce: &'a str,
+    pub now: Instant,
+    pub delivery: &'a dyn Delivery,
+}
