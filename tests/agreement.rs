@@ -27,6 +27,7 @@ use weir::cli::objects::Objects;
 use weir::explain::{self, Destination, Explanation, Outcome, Request, TrafficQuery};
 use weir::mesh::{
     EmptySubset, Locality, MeshConfig, NodeMetadata, OutboundPolicy, Proxy, Scope, ScopeView,
+    WeightDelivery,
 };
 use weir::snapshot::{Snapshot, SnapshotBuilder};
 
@@ -181,6 +182,7 @@ impl Told {
             } else {
                 EmptySubset::Allow
             },
+            weights: WeightDelivery::Runtime,
             ..MeshConfig::default()
         };
         let objects = Objects::load(file, config.clone()).unwrap();

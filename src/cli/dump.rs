@@ -6,7 +6,6 @@ use envoy_types::pb::google::protobuf as pb;
 
 use super::remote::{AdminArgs, Output, status_error};
 use super::table::table;
-use super::translate::TypeName;
 use crate::admin::api::v1;
 use crate::admin::api::v1::resource::State;
 use crate::proto_json;
@@ -29,7 +28,7 @@ pub struct Args {
     pod: String,
     /// Only this type
     #[arg(long = "type", value_name = "TYPE")]
-    kind: Option<TypeName>,
+    kind: Option<SentType>,
     /// Print the differences to a fresh translation instead
     #[arg(long)]
     diff: bool,
@@ -40,11 +39,37 @@ pub struct Args {
     output: Option<Output>,
 }
 
+/// A resource type that proxies are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SentType {
+    /// CDS
+    Clusters,
+    /// EDS
+    Endpoints,
+    /// LDS
+    Listeners,
+    /// RDS
+    Routes,
+    /// RTDS: the weights that the proxy has as runtime values
+    Runtime,
+}
+
+impl From<SentType> for v1::ResourceType {
+    fn from(kind: SentType) -> Self {
+        match kind {
+            SentType::Clusters => Self::Cds,
+            SentType::Endpoints => Self::Eds,
+            SentType::Listeners => Self::Lds,
+            SentType::Routes => Self::Rds,
+            SentType::Runtime => Self::Rtds,
+        }
+    }
+}
+
 /// Runs the command.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
-    let kind =
-        args.kind.map_or(v1::ResourceType::Unspecified, |kind| kind.resource_type().into()).into();
+    let kind = args.kind.map_or(v1::ResourceType::Unspecified, v1::ResourceType::from).into();
     if args.diff {
         let request = v1::DiffProxyRequest { proxy: args.pod, r#type: kind };
         let answer = client.diff_proxy(request).await.map_err(status_error)?.into_inner();

@@ -77,7 +77,7 @@ struct Dropped {
 }
 
 impl Dropped {
-    /// Nothing under the lock can fail half way, so a poisoned one is as good as any.
+    /// Has the thread forget the subscription; only the first of several asks it to.
     fn add(&self, id: u64) {
         self.proxies.fetch_sub(1, Ordering::Relaxed);
         let mut ids = self.ids.lock();

@@ -29,7 +29,12 @@ impl ClusterRefs {
 
     /// The clusters of a virtual host's routes, including weighted and mirror clusters.
     pub fn of_virtual_host(host: &route::VirtualHost) -> Self {
-        Self::new(of_host(host))
+        Self::new(of_host(host, |_| true))
+    }
+
+    /// Those of them that get requests: all but the ones of weight 0.
+    pub fn receiving(host: &route::VirtualHost) -> Self {
+        Self::new(of_host(host, |cluster| cluster.weight.is_some_and(|weight| weight.value > 0)))
     }
 
     /// The clusters of a listener's TCP proxies and inline routes.
@@ -83,12 +88,17 @@ fn of_filter(config: &Any) -> Vec<String> {
         && let Ok(manager) = hcm::HttpConnectionManager::decode(&*config.value)
         && let Some(RouteSpecifier::RouteConfig(routes)) = manager.route_specifier
     {
-        return routes.virtual_hosts.iter().flat_map(of_host).map(str::to_owned).collect();
+        let hosts = routes.virtual_hosts.iter();
+        return hosts.flat_map(|host| of_host(host, |_| true)).map(str::to_owned).collect();
     }
     Vec::new()
 }
 
-fn of_host(host: &route::VirtualHost) -> Vec<&str> {
+/// The clusters that a virtual host references; of weighted clusters those for which `counts` holds.
+fn of_host(
+    host: &route::VirtualHost,
+    counts: impl Fn(&route::weighted_cluster::ClusterWeight) -> bool,
+) -> Vec<&str> {
     use route::route_action::ClusterSpecifier;
     let mut names: Vec<&str> =
         host.request_mirror_policies.iter().map(|copy| copy.cluster.as_str()).collect();
@@ -99,7 +109,8 @@ fn of_host(host: &route::VirtualHost) -> Vec<&str> {
         match &action.cluster_specifier {
             Some(ClusterSpecifier::Cluster(name)) => names.push(name),
             Some(ClusterSpecifier::WeightedClusters(list)) => {
-                names.extend(list.clusters.iter().map(|cluster| cluster.name.as_str()));
+                let counted = list.clusters.iter().filter(|cluster| counts(cluster));
+                names.extend(counted.map(|cluster| cluster.name.as_str()));
             }
             _ => {}
         }

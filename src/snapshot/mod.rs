@@ -118,7 +118,7 @@ pub struct Snapshot {
     /// What is omitted because Envoy would reject it; empty unless weir has a bug.
     pub omitted: Arc<[OmittedResource]>,
     resources: [Resources; 4],
-    /// Of types that streams make themselves there is nothing.
+    /// Empty: the resources of the types that streams make themselves.
     none: Resources,
 }
 

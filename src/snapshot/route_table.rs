@@ -26,6 +26,10 @@ pub struct EncodedVirtualHost {
     pub field: Bytes,
     /// The clusters it references.
     pub clusters: ClusterRefs,
+    /// Those of them that get requests, which a cluster of weight 0 does not.
+    pub receiving: ClusterRefs,
+    /// Whether domains were taken from it, because another virtual host has them now.
+    pub is_shortened: bool,
     /// The objects it was made from.
     pub objects: Provenance,
     /// Its weights as runtime values; `None` where its routes take none.
@@ -44,10 +48,22 @@ impl EncodedVirtualHost {
     pub fn new(mut host: route::VirtualHost, objects: Provenance) -> Self {
         let weights = RuntimeWeights::complete(&mut host, |host| xxh3_64(&encode(host)));
         let clusters = ClusterRefs::of_virtual_host(&host);
+        let receiving = ClusterRefs::receiving(&host);
+        let receiving = if receiving == clusters { clusters.clone() } else { receiving };
         let (name, domains) = (host.name.as_str().into(), host.domains.as_slice().into());
         let field = encode(host);
         let hash = xxh3_64(&field);
-        Self { name, domains, field: field.into(), clusters, objects, weights, hash }
+        Self {
+            name,
+            domains,
+            field: field.into(),
+            clusters,
+            receiving,
+            is_shortened: false,
+            objects,
+            weights,
+            hash,
+        }
     }
 
     /// A hash of its content: the same in every process for the same content.
@@ -66,7 +82,8 @@ impl EncodedVirtualHost {
         let wrapped = route::RouteConfiguration::decode(self.field.clone()).ok()?;
         let mut host = wrapped.virtual_hosts.into_iter().next()?;
         host.domains.retain(|domain| !taken.contains(&domain.to_ascii_lowercase()));
-        (!host.domains.is_empty()).then(|| Self::new(host, self.objects.clone()))
+        (!host.domains.is_empty())
+            .then(|| Self { is_shortened: true, ..Self::new(host, self.objects.clone()) })
     }
 }
 

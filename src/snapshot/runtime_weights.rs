@@ -5,6 +5,7 @@
 //! never apply to another version of it that differs in anything else, whatever the order in which routes and runtime
 //! values arrive.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3 as route;
@@ -17,6 +18,8 @@ pub struct RuntimeWeights {
     shape: u64,
     /// Runtime keys and weights, in the order of the routes.
     values: Arc<[(Arc<str>, u32)]>,
+    /// The clusters of the values.
+    clusters: Arc<[Arc<str>]>,
     /// The sum of the weights of each route.
     sums: Arc<[u64]>,
 }
@@ -36,7 +39,7 @@ impl RuntimeWeights {
             }
         }
         let shape = hash(shape);
-        let (mut values, mut sums) = (Vec::new(), Vec::new());
+        let (mut values, mut names, mut sums) = (Vec::new(), Vec::new(), Vec::new());
         for clusters in weighted(host) {
             clusters.runtime_key_prefix = format!("{}.{shape:016x}", clusters.runtime_key_prefix);
             let weights = clusters.clusters.iter().map(|cluster| {
@@ -45,9 +48,10 @@ impl RuntimeWeights {
             });
             let start = values.len();
             values.extend(weights);
+            names.extend(clusters.clusters.iter().map(|cluster| Arc::from(cluster.name.as_str())));
             sums.push(values.iter().skip(start).map(|(_, weight)| u64::from(*weight)).sum());
         }
-        Some(Self { shape, values: values.into(), sums: sums.into() })
+        Some(Self { shape, values: values.into(), clusters: names.into(), sums: sums.into() })
     }
 
     /// Whether the virtual host of `old` becomes that of `self` by setting runtime values. The sums must be equal,
@@ -62,6 +66,18 @@ impl RuntimeWeights {
     /// Whether both are of virtual hosts that differ in nothing but weights, so that they have the same keys.
     pub fn same_keys(&self, other: &Self) -> bool {
         self.shape == other.shape
+    }
+
+    /// The clusters that get requests by `old`, of the same virtual host, and none by `self`.
+    pub fn emptied_since(&self, old: &Self) -> BTreeSet<&str> {
+        let receiving = |of: &'_ Self| -> BTreeSet<Arc<str>> {
+            let weights = of.clusters.iter().zip(of.values.iter());
+            weights.filter(|(_, (_, weight))| *weight > 0).map(|(name, _)| name.clone()).collect()
+        };
+        let (before, now) = (receiving(old), receiving(self));
+        let gone =
+            self.clusters.iter().filter(|name| before.contains(*name) && !now.contains(*name));
+        gone.map(|name| &**name).collect()
     }
 
     /// Runtime keys and their weights.

@@ -67,8 +67,8 @@ use crate::translate::is_inbound;
 pub struct StreamSettings {
     /// How long a client keeps clusters that are no longer referenced.
     pub grace: Duration,
-    /// How long Envoy drains the filter chains that a new listener no longer has: its `--drain-time-s`. So long they
-    /// lead to their inbound clusters, for as long as their connections last.
+    /// How long Envoy drains the filter chains that a new listener no longer has: its `--drain-time-s`. They use their
+    /// inbound clusters until then.
     pub drain: Duration,
     /// How long a client may take to answer before it counts as lagging.
     pub ack_timeout: Duration,
@@ -307,6 +307,7 @@ impl Stream {
             self.clusters_taken();
         }
         self.cover_unknown_routes();
+        self.settle_runtime();
         self.compare(ResourceType::Runtime);
         self.compare(ResourceType::Cluster);
         self.compare(ResourceType::Endpoints);
@@ -439,11 +440,14 @@ impl Stream {
     }
 
     fn compare(&mut self, kind: ResourceType) {
+        if !self.get(kind).is_unchecked() {
+            return;
+        }
         let Some(view) = self.view(kind) else { return };
         let [clusters, endpoints, listeners, routes, runtime] = &mut self.types;
         match kind {
             ResourceType::Cluster => clusters.compare(&view, Some(&plain)),
-            // Of a client that does not ask for clusters it is unknown which of them wait for endpoints.
+            // It is unknown which clusters wait for endpoints at a client that does not ask for clusters.
             ResourceType::Endpoints if !clusters.subscribed => endpoints.compare(&view, None),
             ResourceType::Endpoints => {
                 endpoints.compare(&view, Some(&|resource| version_for(clusters, resource)));
@@ -455,7 +459,7 @@ impl Stream {
     }
 
     fn respond(&mut self, kind: ResourceType, now: Instant) -> Option<Response> {
-        if kind == ResourceType::Cluster && self.may_have_more() {
+        if !self.get(kind).is_open() || (kind == ResourceType::Cluster && self.may_have_more()) {
             return None;
         }
         let view = self.view(kind)?;
@@ -473,7 +477,8 @@ impl Stream {
                 self.mark_removed();
                 self.follow_changes();
             }
-            ResourceType::Listener | ResourceType::Route | ResourceType::Runtime => {}
+            ResourceType::Route => self.runtime.routes_sent(now),
+            ResourceType::Listener | ResourceType::Runtime => {}
         }
         Some(Response { kind, frame, resources })
     }
@@ -500,6 +505,7 @@ impl Stream {
             switch: &self.switch,
             earlier: self.session.earlier(),
             next_references,
+            emptied: self.runtime.emptied(),
         };
         endpoints.respond(ResourceType::Endpoints, &Turn { delivery: &delivery, ..turn })
     }

@@ -32,6 +32,8 @@ pub(super) struct EndpointDelivery<'a> {
     /// Clusters that keep their last endpoints, because the routes that no longer reference them wait. Newer endpoints
     /// they get at once: the wait may be long.
     pub keep_last: BTreeSet<Arc<str>>,
+    /// Clusters whose weight becomes 0 with a runtime layer that the client has not ACKed.
+    pub emptied: &'a BTreeSet<String>,
 }
 
 impl EndpointDelivery<'_> {
@@ -110,7 +112,8 @@ impl Delivery for EndpointDelivery<'_> {
             || (self.gated
                 && (self.may_be_referenced(name, endpoints, has)
                     || self.is_being_left(name)
-                    || (self.keep_last.contains(name) && !endpoints.has_endpoints())))
+                    || ((self.keep_last.contains(name) || self.emptied.contains(name))
+                        && !endpoints.has_endpoints())))
     }
 
     fn is_awaited(&self, cluster: &str) -> bool {

@@ -65,8 +65,8 @@ pub(super) struct HostGate<'a> {
 /// How the new version of a virtual host reaches the client.
 enum Delivered<'a> {
     InRoute,
-    /// Its weights as runtime values; all else in it is the same.
-    ByRuntime(&'a RuntimeWeights),
+    /// Its weights as runtime values, instead of those in the route; all else in it is the same.
+    ByRuntime(&'a RuntimeWeights, &'a RuntimeWeights),
     NotNow,
 }
 
@@ -114,7 +114,7 @@ pub(super) fn leaves(old: &Resource, new: &Resource, cluster: &str) -> bool {
     let mut leaves = false;
     old.diff(new, |_, old, new| {
         let leads = |host: Option<&Arc<EncodedVirtualHost>>| {
-            host.is_some_and(|host| host.clusters.contains(cluster))
+            host.is_some_and(|host| host.receiving.contains(cluster))
         };
         leaves |= leads(old) && !leads(new);
     });
@@ -226,10 +226,11 @@ impl Chosen {
             match self.delivered(kind, new, (before, after), gate, readiness) {
                 Delivered::InRoute => changed = true,
                 Delivered::NotNow => kept.push(KeptHost { before, after }),
-                Delivered::ByRuntime(weights) => {
+                Delivered::ByRuntime(weights, in_route) => {
                     by_runtime.push(KeptHost { before, after });
                     let (table, host) = (new.name.clone(), name.clone());
-                    self.by_runtime.push(RuntimeHost { table, host, weights: weights.clone() });
+                    let (weights, in_route) = (weights.clone(), in_route.clone());
+                    self.by_runtime.push(RuntimeHost { table, host, weights, in_route });
                 }
             }
         });
@@ -249,29 +250,28 @@ impl Chosen {
         &mut self,
         kind: ResourceType,
         table: &Resource,
-        (before, after): (Option<&Arc<EncodedVirtualHost>>, &'a Arc<EncodedVirtualHost>),
+        (before, after): (Option<&'a Arc<EncodedVirtualHost>>, &'a Arc<EncodedVirtualHost>),
         gate: HostGate<'_>,
         readiness: &impl Fn(&str) -> ClusterReadiness,
     ) -> Delivered<'a> {
-        let from = before.map(|before| &before.clusters);
-        let weights = after.weights.as_ref().filter(|weights| {
-            let had = before.and_then(|before| before.weights.as_ref());
-            gate.takes_runtime_weights && had.is_some_and(|had| weights.can_replace(had))
-        });
-        if let Some(weights) = weights {
-            return Delivered::ByRuntime(weights);
-        }
-        match gate.trials.verdict(&table.name, after) {
+        let from = before.map(|before| &before.receiving);
+        let weights = after.weights.as_ref().zip(before.and_then(|before| before.weights.as_ref()));
+        let weights =
+            weights.filter(|(new, old)| gate.takes_runtime_weights && new.can_replace(old));
+        let verdict = match gate.trials.verdict(&table.name, after) {
             HostVerdict::Rejected => return Delivered::NotNow,
             HostVerdict::Untried => {
-                self.wait(&after.clusters, from);
+                self.wait(&after.receiving, from);
                 return Delivered::NotNow;
             }
-            HostVerdict::Allowed => {}
-        }
-        match judge(&after.clusters, from, readiness) {
-            Verdict::Go => return Delivered::InRoute,
-            Verdict::Wait => self.wait(&after.clusters, from),
+            HostVerdict::Allowed => judge(&after.receiving, from, readiness),
+        };
+        match verdict {
+            Verdict::Go => {
+                return weights
+                    .map_or(Delivered::InRoute, |(new, old)| Delivered::ByRuntime(new, old));
+            }
+            Verdict::Wait => self.wait(&after.receiving, from),
             Verdict::Hold(missing_cluster) => self.held.push(HeldResource {
                 kind: kind.short_name(),
                 name: table.name.clone(),
@@ -302,23 +302,28 @@ fn with_kept(table: &RouteTable, kept: &[KeptHost<'_>]) -> RouteTable {
             mixed.set(&after.name, before.cloned());
         }
     }
-    for KeptHost { before, after } in kept.iter().filter(|kept| !is_catch_all(kept.after)) {
-        if let Some(before) = before.filter(|before| before.domains != after.domains) {
-            yield_domains(&mut mixed, before);
-        }
+    let changed: Vec<&Arc<EncodedVirtualHost>> = kept
+        .iter()
+        .filter(|kept| !is_catch_all(kept.after))
+        .filter_map(|kept| kept.before.filter(|before| before.domains != kept.after.domains))
+        .collect();
+    if !changed.is_empty() {
+        yield_domains(&mut mixed, &changed);
     }
     mixed
 }
 
-/// Takes those domains from a virtual host that stays in its old form which another one has by now.
-fn yield_domains(table: &mut RouteTable, kept: &Arc<EncodedVirtualHost>) {
-    let others = table.iter().filter(|host| host.name != kept.name);
+/// Takes those domains from virtual hosts kept in their old version that another one has in its new version.
+fn yield_domains(table: &mut RouteTable, kept: &[&Arc<EncodedVirtualHost>]) {
+    let kept_names: BTreeSet<&str> = kept.iter().map(|host| &*host.name).collect();
+    let others = table.iter().filter(|host| !kept_names.contains(&*host.name));
     let taken: BTreeSet<String> = others
         .flat_map(|host| host.domains.iter())
         .map(|domain| domain.to_ascii_lowercase())
         .collect();
-    if kept.domains.iter().any(|domain| taken.contains(&domain.to_ascii_lowercase())) {
-        let left = kept.without(&taken).map(Arc::new);
-        table.set(&kept.name, left);
+    for host in kept {
+        if host.domains.iter().any(|domain| taken.contains(&domain.to_ascii_lowercase())) {
+            table.set(&host.name, host.without(&taken).map(Arc::new));
+        }
     }
 }

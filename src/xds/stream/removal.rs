@@ -48,15 +48,15 @@ impl Stream {
 
     /// Advances the removal of draining clusters: unused ones go after their grace period.
     pub(super) fn remove_unused(&mut self, now: Instant) {
-        self.drain_unknown_clusters();
-        if self.clusters.draining().is_empty() {
-            return;
-        }
         let known = self.knows_routes();
         let [_, _, listeners, routes, _] = &self.types;
         // For good only when both were asked for: a resuming client asks for one after the other.
         if known && listeners.subscribed && routes.subscribed {
             self.session.finish();
+        }
+        self.drain_unknown_clusters();
+        if self.clusters.draining().is_empty() {
+            return;
         }
         let used = self.used_draining_clusters();
         let draining = self.clusters.draining().iter();

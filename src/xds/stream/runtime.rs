@@ -4,8 +4,8 @@
 //! The layer holds the weights of each virtual host whose numbers at the client are not those of the mesh. The keys of
 //! a virtual host stay until the client has ACKed the same weights in its route, or a version that has other keys.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::runtime::v3 as pb;
@@ -29,6 +29,8 @@ pub(super) struct RuntimeHost {
     pub table: Arc<str>,
     pub host: Arc<str>,
     pub weights: RuntimeWeights,
+    /// The weights in its route at the client.
+    pub in_route: RuntimeWeights,
 }
 
 /// The runtime layer of one client.
@@ -41,15 +43,22 @@ pub(super) struct RuntimeLayer {
     resources: Resources,
     /// When the routes follow.
     follow_at: Option<Instant>,
+    /// Clusters whose weight becomes 0 with a layer that the client has not ACKed.
+    emptied: BTreeSet<String>,
 }
+
+/// The layer without values, which most clients have most of the time.
+static EMPTY: LazyLock<Resources> =
+    LazyLock::new(|| Resources::from_iter([encode(BTreeMap::new())]));
 
 impl Default for RuntimeLayer {
     fn default() -> Self {
         Self {
             hosts: BTreeMap::new(),
             all_of: None,
-            resources: Resources::from_iter([encode(BTreeMap::new())]),
+            resources: EMPTY.clone(),
             follow_at: None,
+            emptied: BTreeSet::new(),
         }
     }
 }
@@ -71,8 +80,18 @@ impl RuntimeLayer {
         self.follow_at
     }
 
+    /// Clusters whose weight becomes 0 with a layer that the client has not ACKed.
+    pub fn emptied(&self) -> &BTreeSet<String> {
+        &self.emptied
+    }
+
+    /// Routes were sent, with the weights that were due to follow.
+    pub fn routes_sent(&mut self, now: Instant) {
+        self.follow_at = self.follow_at.filter(|at| *at > now);
+    }
+
     /// Takes in the virtual hosts whose weights are runtime values from now on. The others stay as long as `stays`.
-    /// Routes follow `after` the last change.
+    /// Routes follow `after` the first change.
     fn set(
         &mut self,
         chosen: Vec<RuntimeHost>,
@@ -80,20 +99,24 @@ impl RuntimeLayer {
         now: Instant,
         after: Duration,
     ) {
-        let chosen: BTreeMap<HostKey, RuntimeWeights> =
-            chosen.into_iter().map(|host| ((host.table, host.host), host.weights)).collect();
+        self.follow_at = match chosen.is_empty() {
+            true => None,
+            false => Some(self.follow_at.unwrap_or(now + after)),
+        };
+        let chosen: BTreeMap<HostKey, RuntimeHost> = chosen
+            .into_iter()
+            .map(|host| ((host.table.clone(), host.host.clone()), host))
+            .collect();
         let before = self.hosts.len();
         self.hosts.retain(|key, weights| chosen.contains_key(key) || stays(key, weights));
         let mut changed = before != self.hosts.len();
-        for (key, weights) in chosen {
+        for (key, RuntimeHost { weights, in_route, .. }) in chosen {
+            let old = self.hosts.get(&key).unwrap_or(&in_route);
             if self.hosts.get(&key) != Some(&weights) {
+                self.emptied.extend(weights.emptied_since(old).into_iter().map(str::to_owned));
                 self.hosts.insert(key, weights);
                 changed = true;
-                self.follow_at = Some(now + after);
             }
-        }
-        if self.hosts.is_empty() {
-            self.follow_at = None;
         }
         if changed {
             self.encode();
@@ -189,6 +212,16 @@ impl Stream {
         self.runtime.set_all(Some(target.get(ResourceType::Route)).filter(|_| unknown));
     }
 
+    /// Forgets which clusters lost their weight once the client has ACKed the layer.
+    pub(super) fn settle_runtime(&mut self) {
+        let subscription = self.get(ResourceType::Runtime);
+        let layer = self.runtime.resources().get(RUNTIME_LAYER).map(|layer| layer.version);
+        let has = subscription.form(RUNTIME_LAYER).map(|form| form.version);
+        if subscription.pending.is_none() && (has == layer || subscription.has_rejections()) {
+            self.runtime.emptied.clear();
+        }
+    }
+
     /// A route configuration with the weights that are in force at the client.
     pub(super) fn with_runtime_weights(&self, resource: &Arc<Resource>) -> Arc<Resource> {
         let wanted = self.target.as_ref().map(|target| target.get(ResourceType::Route));
@@ -230,6 +263,7 @@ fn is_in_use(
     let Some(has) = find(routes.form(table)) else {
         return false;
     };
-    let takes_values = has.weights.as_ref().is_some_and(|own| own.same_keys(weights));
+    // Other sums come with the route, and so replace the values.
+    let takes_values = has.weights.as_ref().is_some_and(|own| weights.can_replace(own));
     takes_values && find(wanted.get(table)).is_none_or(|wanted| wanted.version() != has.version())
 }

@@ -112,6 +112,16 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
+    /// Whether a response may be sent: the client subscribed, and answered the last one.
+    pub fn is_open(&self) -> bool {
+        self.subscribed && self.pending.is_none()
+    }
+
+    /// Whether the client reported resources that are not compared yet.
+    pub fn is_unchecked(&self) -> bool {
+        !self.claimed.is_empty()
+    }
+
     pub fn wants(&self, name: &str) -> bool {
         self.subscribed && (self.wildcard || self.names.contains(name))
     }
@@ -335,9 +345,12 @@ impl Subscription {
         let rejected = |one: &&Arc<Resource>| count == 1 || named.contains(&*one.name);
         let message: Arc<str> = cut(message).into();
         for one in sent().filter(rejected) {
-            let had = self.had(&one.name).flatten().cloned();
+            let had = self.had(&one.name);
+            // Without the version that the client has, its virtual hosts cannot be kept while others are tried.
+            let is_known = had != Some(None);
+            let had = had.flatten().cloned();
             let table = had.as_ref().and_then(|had| had.table());
-            if self.trials.contain(table, one, &message) {
+            if is_known && self.trials.contain(table, one, &message) {
                 continue;
             }
             let rejection = Rejection {
@@ -547,7 +560,7 @@ impl Subscription {
     pub fn respond(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Option<(Frame, usize)> {
         let Turn { variant, view, nonce, now, delivery } = *turn;
         // One response at a time for a type: what comes up meanwhile goes out together after the answer.
-        if !self.subscribed || self.pending.is_some() {
+        if !self.is_open() {
             return None;
         }
         self.learn(&view.base, Some(view));

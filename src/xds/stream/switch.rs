@@ -172,9 +172,11 @@ impl Stream {
                 .trials
                 .pending()
                 .filter(|table| {
-                    let next = given.get(table).map(|next| next.version);
+                    let next = given.get(table);
                     let has = subscription.form(table).map(|has| has.version);
-                    next == has && subscription.in_flight(table).is_none()
+                    let is_sent = next.map(|next| next.version) != has
+                        && next.is_none_or(|next| !subscription.refuses(next));
+                    !is_sent && subscription.in_flight(table).is_none()
                 })
                 .cloned()
                 .collect();

@@ -20,14 +20,14 @@ pub(super) enum HostVerdict {
     Rejected,
 }
 
-/// A version of a virtual host.
-type HostVersion = (Arc<str>, u64);
+/// Virtual hosts that are tried together, with their versions.
+type Group = BTreeMap<Arc<str>, u64>;
 
 #[derive(Debug, Default)]
 struct TableTrials {
     rejected: BTreeMap<Arc<str>, Rejection>,
     /// Groups of virtual hosts to be tried; the last one is next, or in flight.
-    groups: Vec<Vec<HostVersion>>,
+    groups: Vec<Group>,
 }
 
 /// The route configurations of which a client rejected virtual hosts.
@@ -49,7 +49,8 @@ impl Trials {
         let empty = RouteTable::new(table.head().clone());
         let had = had.unwrap_or(&empty);
         let mut changed: Vec<&Arc<EncodedVirtualHost>> = Vec::new();
-        had.diff(table, |_, _, after| changed.extend(after));
+        // A shortened one is the version that the client had, except for its domains.
+        had.diff(table, |_, _, after| changed.extend(after.filter(|host| !host.is_shortened)));
         if changed.is_empty() || had.head() != table.head() {
             return false;
         }
@@ -61,10 +62,11 @@ impl Trials {
             named = vec![*host];
         }
         if named.is_empty() {
-            let all: Vec<HostVersion> =
-                changed.iter().map(|host| (host.name.clone(), host.version())).collect();
-            let (left, right) = all.split_at(all.len() / 2);
-            trials.groups.extend([right.to_vec(), left.to_vec()]);
+            let (left, right) = changed.split_at(changed.len() / 2);
+            let group = |hosts: &[&Arc<EncodedVirtualHost>]| -> Group {
+                hosts.iter().map(|host| (host.name.clone(), host.version())).collect()
+            };
+            trials.groups.extend([group(right), group(left)]);
         }
         for host in named {
             let (version, objects) = (host.version(), host.objects.clone());
@@ -93,7 +95,7 @@ impl Trials {
             };
             trials.rejected.retain(|host, rejection| is_current(host, rejection.version));
             for group in &mut trials.groups {
-                group.retain(|(host, version)| is_current(host, *version));
+                group.retain(|host, version| is_current(host, *version));
             }
             trials.groups.retain(|group| !group.is_empty());
             !trials.rejected.is_empty() || !trials.groups.is_empty()
@@ -120,9 +122,7 @@ impl Trials {
             return HostVerdict::Rejected;
         }
         match trials.groups.last() {
-            Some(group) if !group.iter().any(|item| *item.0 == *host.name && item.1 == version) => {
-                HostVerdict::Untried
-            }
+            Some(group) if group.get(&host.name) != Some(&version) => HostVerdict::Untried,
             _ => HostVerdict::Allowed,
         }
     }

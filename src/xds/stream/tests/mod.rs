@@ -3,7 +3,7 @@ mod resources;
 mod resuming;
 
 use super::*;
-use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
+use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route, Runtime};
 use crate::xds::wire;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
@@ -636,6 +636,59 @@ fn a_virtual_host_that_the_message_names_is_not_searched_for() {
     client.answer(Some("virtual host cart:80: something is wrong"), &[]);
     assert_eq!(reject_bad(&mut client), 0);
     assert!(client.take_log().pop().unwrap().ends_with("cart:80> pay:80>*2 shop:80>*2"));
+}
+
+#[test]
+fn a_rejected_virtual_host_is_found_beside_one_whose_weights_are_runtime_values() {
+    for (weighted, other) in [("a", "b"), ("b", "a")] {
+        let give = |client: &mut Client, revision: u64, weight: u32, text: &str| {
+            let hosts = format!("{weighted}>x,y*{weight} {other}>{text}");
+            client.give(snapshot(revision, &[(Route, "80", &hosts)]));
+        };
+        let mut client = Client::new(Variant::Delta);
+        give(&mut client, 1, 10, "");
+        client.ask(Runtime, &[RUNTIME_LAYER]);
+        client.ask(Cluster, &[]);
+        client.ask(Route, &["80"]);
+        client.ack_all();
+        client.take_log();
+        give(&mut client, 2, 20, "");
+        assert!(client.log.iter().all(|sent| sent.starts_with("rtds ")), "{:?}", client.log);
+        client.ack_all();
+        give(&mut client, 3, 20, "*bad");
+        assert!(reject_bad(&mut client) > 0);
+        assert_eq!(client.stream.rejected().len(), 1, "{weighted}: {:?}", client.log);
+        assert_eq!(client.stream.reached(), Some(3.into()));
+    }
+}
+
+#[test]
+fn the_last_endpoints_of_a_cluster_go_after_the_runtime_value_that_leaves_it() {
+    let state = |revision: u64, weight: u32, v1: &str| {
+        let route = format!("a>c1,c2*{weight}");
+        snapshot(
+            revision,
+            &[
+                (Cluster, "c1", "C1"),
+                (Cluster, "c2", "C2"),
+                (Endpoints, "c1", v1),
+                (Endpoints, "c2", "E2"),
+                (Route, "80", &route),
+            ],
+        )
+    };
+    let mut client = Client::new(Variant::Delta);
+    client.give(state(1, 900_000, "E1"));
+    client.ask(Runtime, &[RUNTIME_LAYER]);
+    client.ask(Cluster, &[]);
+    client.ask(Endpoints, &["c1", "c2"]);
+    client.ask(Route, &["80"]);
+    client.ack_all();
+    client.take_log();
+    client.give(state(2, 0, ""));
+    assert_eq!(client.take_log().len(), 1, "the weights alone");
+    client.ack();
+    assert_eq!(client.take_log(), ["eds +c1= none"]);
 }
 
 #[test]

@@ -568,6 +568,13 @@ impl World {
         let held = self.stream.held();
         for (name, body) in &self.envoy.routes {
             let wanted = self.wanted(Route, name).unwrap_or_default();
+            // A resuming client that rejects a table keeps its own, of which nothing is known.
+            let whole = self.stream.rejected().into_iter().any(|rejected| {
+                rejected.kind == "rds" && *rejected.name == **name && rejected.virtual_host.is_none()
+            });
+            if whole {
+                continue;
+            }
             let is_held = |host: &str| {
                 held.iter()
                     .any(|held| *held.name == **name && held.virtual_host.as_deref() == Some(host))
