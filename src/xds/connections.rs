@@ -23,13 +23,13 @@ pub struct ProxyStatus {
     pub streams: Vec<StreamInfo>,
     /// Its progress with each type, in the order of [`ResourceType::ALL`].
     pub types: [Progress; 5],
-    /// The newest mesh of which it has ACKed everything; `None` before the first.
+    /// The newest mesh that it has ACKed completely; `None` before the first.
     pub acked: Option<MeshRevision>,
-    /// The newest mesh of which it has ACKed all but what is held back and what it refused.
+    /// The newest mesh that it has ACKed except for held-back and rejected resources.
     pub reached: Option<MeshRevision>,
     /// Whether nothing is in flight: everything missing is held back or rejected.
     pub resting: bool,
-    /// The mesh it is to have.
+    /// The mesh that it should have.
     pub wanted: Option<MeshRevision>,
     /// Why it is lagging; `None` if it is not.
     pub lagging: Option<String>,
@@ -54,14 +54,15 @@ pub struct StreamInfo {
 }
 
 impl ProxyStatus {
-    /// Whether `other` is of another stream of the same proxy: one for a single type beside others. Two streams for all
-    /// types are two proxies with one node id, or one that came back before its old connection ended.
+    /// Whether `other` belongs to another stream of the same proxy: a stream for a single type beside others. Two
+    /// aggregated streams belong to two proxies with one node id, or to a proxy that reconnected before its old
+    /// connection ended.
     fn is_joined_by(&self, other: &Self) -> bool {
         let mut streams = self.streams.iter().chain(&other.streams);
         self.id == other.id && streams.any(|stream| stream.only.is_some())
     }
 
-    /// Takes in what another stream of the same proxy says. The proxy has what all of its streams have.
+    /// Merges the status of another stream of the same proxy.
     fn join(&mut self, other: &Self) {
         for (own, other) in self.types.iter_mut().zip(other.types) {
             if *own == Progress::None {
@@ -136,8 +137,8 @@ impl Connections {
         self.changed.subscribe()
     }
 
-    /// All connected proxies with their streams, in the order in which they came. A proxy that opens a stream for each
-    /// type is one proxy.
+    /// All connected proxies with their streams, in order of connection. A proxy that opens a stream for each type is
+    /// one proxy.
     pub fn proxies(&self) -> Vec<(Vec<u64>, ProxyStatus)> {
         let mut streams: Vec<(u64, ProxyStatus)> = self
             .streams

@@ -35,7 +35,7 @@ const MAX_FIELDS: usize = 250_000;
 /// The size of the message prefix in bytes.
 const PREFIX: usize = 5;
 
-/// What a message may take before its peer is charged for it, in bytes: most are shorter.
+/// The size in bytes up to which a message is not charged to its peer. Most messages are shorter.
 const FREE: usize = 4 << 10;
 
 /// How many times the bytes of a message are in memory while it is handled: as received, as decoded, and as shared names.
@@ -45,17 +45,17 @@ const COPIES: usize = 3;
 /// allocator adds to it.
 const FIELD: usize = 100;
 
-/// The messages of a request's body. What they take is charged to the peer.
+/// The messages in a request body. Their memory is charged to the peer.
 #[derive(Debug)]
 pub(super) struct Requests<M> {
     body: Body,
     exchange: Arc<Exchange>,
     buffer: BytesMut,
-    /// A complete message that waits for memory to be decoded in, and how much it takes, in bytes.
+    /// A complete message that waits for the memory to decode it, and the number of bytes it needs.
     complete: Option<(Bytes, usize)>,
-    /// When the message that is coming in must be complete.
+    /// The deadline of the message that is being received.
     due: Option<Instant>,
-    /// What the peer is charged for what was taken in, in bytes.
+    /// The bytes charged to the peer for the data received.
     settled: usize,
     hold: Option<Hold>,
     message: PhantomData<fn() -> M>,
@@ -75,8 +75,8 @@ impl<M: Message + Default> Requests<M> {
         }
     }
 
-    /// The next message; `None` where the client has ended its half. Nothing is lost where the future is dropped. The
-    /// peer is charged for the message until [`Requests::settle`].
+    /// The next message; `None` if the client has ended its half. Dropping the future loses nothing. The peer is
+    /// charged for the message until [`Requests::settle`].
     pub async fn next(&mut self) -> Result<Option<M>, Status> {
         loop {
             if self.complete.is_none()
@@ -111,7 +111,7 @@ impl<M: Message + Default> Requests<M> {
         }
     }
 
-    /// Waits until a message begins; says whether one did before the client ended its half.
+    /// Waits until a message begins. Returns whether one began before the client ended its half.
     pub async fn begun(&mut self) -> Result<bool, Status> {
         while self.buffer.is_empty() {
             if !self.more().await? {
@@ -121,15 +121,15 @@ impl<M: Message + Default> Requests<M> {
         Ok(true)
     }
 
-    /// Takes in the next part of the body; says whether there was one.
+    /// Reads the next part of the body. Returns whether there was one.
     async fn more(&mut self) -> Result<bool, Status> {
         let Some(frame) = self.frame().await? else {
             return Ok(false);
         };
         if let Ok(data) = frame?.into_data() {
             self.buffer.extend_from_slice(&data);
-            // A long message gets all of its room at once: a buffer that grows by doubling is copied each time, and
-            // what it leaves behind stays resident for a while.
+            // A long message gets its whole buffer at once: a buffer that grows by doubling is copied each time, and
+            // the freed copies stay resident for a while.
             if let Some(length) = self.length().filter(|length| *length <= MAX_REQUEST) {
                 let room = length + PREFIX;
                 if self.buffer.capacity() < room {
@@ -142,13 +142,14 @@ impl<M: Message + Default> Requests<M> {
         Ok(true)
     }
 
-    /// Charges the peer `bytes` for as long as the stream lasts, and no more for the message that was taken in.
+    /// Charges the peer `bytes` for the rest of the stream, instead of what it was charged for the message just
+    /// received.
     pub fn settle(&mut self, bytes: usize) -> Result<(), Status> {
         self.settled = bytes;
         self.charge(self.buffer.capacity())
     }
 
-    /// Charges the peer `bytes` beside what is settled.
+    /// Charges the peer `bytes` in addition to what is settled.
     fn charge(&mut self, bytes: usize) -> Result<(), Status> {
         let all = self.settled.saturating_add(bytes);
         if all <= FREE {
@@ -165,8 +166,8 @@ impl<M: Message + Default> Requests<M> {
         })
     }
 
-    /// Like [`Requests::charge`], but waits for room until the message is due: many proxies that share an address may
-    /// start together.
+    /// Like [`Requests::charge`], but waits for memory until the message's deadline: many proxies that share an address
+    /// may start together.
     async fn charge_before_due(&mut self, bytes: usize) -> Result<(), Status> {
         let all = self.settled.saturating_add(bytes);
         if all <= FREE {
@@ -177,7 +178,7 @@ impl<M: Message + Default> Requests<M> {
         self.exchange.memory_free().await.map_err(exhausted)
     }
 
-    /// The next part of the body, as long as the message that it belongs to is in time.
+    /// The next part of the body, unless the message that it belongs to misses its deadline.
     async fn frame(&mut self) -> Result<Option<Result<http_body::Frame<Bytes>, Status>>, Status> {
         if self.buffer.is_empty() {
             return Ok(self.body.frame().await);
@@ -194,7 +195,7 @@ impl<M: Message + Default> Requests<M> {
         })
     }
 
-    /// The length of the message that is coming in, where it is known.
+    /// The length of the message that is being received, if it is known.
     fn length(&self) -> Option<usize> {
         let mut prefix = self.buffer.get(1..PREFIX)?;
         usize::try_from(prefix.get_u32()).ok()
@@ -261,7 +262,7 @@ struct Responses {
     ended: bool,
 }
 
-/// A message to send, and what its peer is charged for it until it is sent.
+/// A message to send, and the charge to its peer until it is sent.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     frame: Frame,
@@ -269,7 +270,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Charges the peer for what of a message is not shared.
+    /// Charges the peer for the bytes of a message that no other response shares.
     pub fn new(frame: Frame, exchange: &Arc<Exchange>) -> Result<Self, Status> {
         let own = frame.own_len();
         let hold = if own > FREE { Some(exchange.hold(own).map_err(exhausted)?) } else { None };
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_are_read_however_the_bytes_come() {
+    async fn messages_are_read_regardless_of_how_their_bytes_are_split() {
         let bytes: Vec<u8> =
             ["a", "bb", ""].iter().flat_map(|name| framed(&request(name))).collect();
         for size in [1, 3, 7, bytes.len()] {

@@ -1,7 +1,7 @@
 //! The xDS server: subscriptions, client state and responses of each stream.
 //!
 //! [`stream`] is the protocol's state machine, pure; [`wire`] puts responses together from encoded resources, and
-//! `grpc` frames them; [`server`] carries both; [`connections`] tells which proxy has what.
+//! `grpc` frames them; [`server`] carries both; [`connections`] tracks which proxy has ACKed what.
 
 pub mod connections;
 mod grpc;

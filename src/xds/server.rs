@@ -44,7 +44,7 @@ const FINAL_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 const LEAVE_EACH: Duration = Duration::from_millis(2);
 const LEAVE_ALL: Duration = Duration::from_secs(5);
 
-/// How much larger than its bytes what a proxy says of itself is, at most, once it is taken in.
+/// The maximum ratio between the memory of a decoded node and its encoded size.
 const NODE: usize = 2;
 
 /// The services. Cheap to clone.
@@ -67,7 +67,7 @@ struct Shared {
 }
 
 impl Ads {
-    /// Services that hand out what `snapshots` has, until `closing` is cancelled.
+    /// Services that serve the snapshots of `snapshots` until `closing` is cancelled.
     pub fn new(
         snapshots: SnapshotCache,
         connections: Arc<Connections>,
@@ -93,7 +93,7 @@ impl Ads {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Serves all the services to those who connect, until `closing` is cancelled and every stream has ended.
+    /// Serves all services on `listener` until `closing` is cancelled and every stream has ended.
     pub async fn serve(self, listener: TcpListener) {
         let routes = Routes::new(self.service::<Aggregated>())
             .add_service(self.service::<Clusters>())
@@ -295,7 +295,7 @@ fn open<M: DiscoveryRequest>(
             let _ = sender.send(Err(status)).await;
             sender.closed().await;
         };
-        // What a client has not read by then it is not sent.
+        // Responses that the client has not read by then are dropped.
         let _ = tokio::time::timeout(FINAL_STATUS_TIMEOUT, farewell).await;
         exchange.end();
     });
@@ -319,7 +319,7 @@ struct Served {
     status: ProxyStatus,
     /// When the change in flight was published.
     changed_at: Option<Instant>,
-    /// What the proxy's own description takes, in bytes.
+    /// The memory for the proxy's node, in bytes.
     node_bytes: usize,
 }
 
@@ -393,7 +393,8 @@ impl StreamTask<'_> {
         })
     }
 
-    /// The settings of this stream. The routes of all streams do not follow at once: a route configuration is large.
+    /// The settings of this stream. The delay until routes follow runtime weights differs between streams, because a
+    /// route configuration is large.
     fn settings(&self) -> StreamSettings {
         let settings = self.shared.settings;
         let routes_follow = settings.routes_follow.mul_f64(1.0 + random_fraction() / 2.0);
@@ -423,8 +424,9 @@ impl StreamTask<'_> {
         Ok(true)
     }
 
-    /// The first request; `None` where the client ends the stream without one. A stream waits for its turn when its
-    /// first request begins: one that only opens streams has no turn, and who waits holds next to nothing.
+    /// The first request; `None` if the client ends the stream without one. A stream waits for its turn only once its
+    /// first request begins: a client that only opens streams takes no turn, and a waiting stream holds almost no
+    /// memory.
     async fn first<M: DiscoveryRequest>(
         &self,
         requests: &mut Requests<M>,
@@ -452,7 +454,7 @@ impl StreamTask<'_> {
         }
     }
 
-    /// Why the stream is ended for others.
+    /// The status of a stream that is ended to free resources for other streams.
     fn revoked(&self) -> Status {
         let why = self.exchange.why_revoked();
         Status::resource_exhausted(
@@ -554,8 +556,8 @@ impl Served {
     }
 }
 
-/// How long a stream waits before it leaves, when all are to leave: some time or other within what all together may
-/// take, so that they do not all come back at once.
+/// How long a stream waits before it closes when all streams close: a random part of the total time, so that the
+/// clients do not all reconnect at once.
 fn leave_after(streams: usize) -> Duration {
     let streams = u32::try_from(streams).unwrap_or(u32::MAX);
     let all = LEAVE_EACH.saturating_mul(streams.saturating_sub(1)).min(LEAVE_ALL);

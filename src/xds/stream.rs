@@ -14,11 +14,11 @@
 //!
 //! A client that reconnects, perhaps because weir was restarted, has clusters and routes that are unknown here. Over
 //! delta it reports its clusters; over SotW they are inferred from its endpoint request. Clusters that no longer exist
-//! are kept until the client's routes are known; over SotW, where a client has only what it is sent, the whole service
-//! is substituted for a subset.
+//! are kept until the client's routes are known; over SotW, where a client has only what a response contains, the
+//! cluster of the whole service substitutes for a subset.
 //!
-//! While a cluster warms, Envoy does not ask for clusters, on a new stream either: it asks for endpoints first. All that
-//! it asks for is answered so that the warming ends, with no endpoints where nothing knows the cluster any more, and its
+//! While a cluster warms, Envoy does not ask for clusters, on a new stream either: it asks for endpoints first. Every
+//! request is answered so that the warming ends, with an empty assignment if the cluster no longer exists. The client's
 //! routes stay as they are until it has asked for clusters.
 //!
 //! A resource that references an undefined cluster keeps the version that the client has until the cluster is defined,
@@ -74,7 +74,7 @@ pub struct StreamSettings {
     pub ack_timeout: Duration,
     /// The maximum number of names that one stream may subscribe to.
     pub max_names: usize,
-    /// How long after a change of weights that a client got as runtime values its routes follow.
+    /// How long routes wait after a change of weights that the client got as runtime values.
     pub routes_follow: Duration,
     /// Whether updates wait for ACKs. Disabled only in a test that shows why waiting is needed.
     pub gated: bool,
@@ -95,7 +95,7 @@ impl Default for StreamSettings {
 }
 
 impl StreamSettings {
-    /// How long a client keeps a cluster that nothing leads to any more.
+    /// How long a client keeps a cluster that nothing references any more.
     fn grace_of(&self, cluster: &str) -> Duration {
         if is_inbound(cluster) { self.grace + self.drain } else { self.grace }
     }
@@ -132,7 +132,7 @@ pub struct Stream {
     runtime: RuntimeLayer,
     /// Since when the client waits for endpoints of a cluster.
     warming_since: Option<Instant>,
-    /// When there first was something to send.
+    /// When something was first ready to be sent.
     serving_since: Option<Instant>,
     now: Option<Instant>,
     /// The revision that the client reached; `None` while anything is in flight.
@@ -140,7 +140,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A stream on which nothing happened yet.
+    /// A stream without any event so far.
     pub fn new(variant: Variant, settings: StreamSettings) -> Self {
         Self {
             variant,
@@ -211,9 +211,9 @@ impl Stream {
         Ok(answer)
     }
 
-    /// Whether a client asks for listeners before it asked for clusters. Envoy asks for its first clusters before all
-    /// else. One that asks for listeners first has clusters, one of which warms, and may not have got its first
-    /// listeners before its last stream ended.
+    /// Whether a client asks for listeners before it asked for clusters. Envoy asks for its first clusters before
+    /// anything else. A client that asks for listeners first has clusters from an earlier stream, one of which warms.
+    /// That stream may have ended before the client got its first listeners.
     fn asks_before_clusters(&self, kind: ResourceType, request: &Request) -> bool {
         kind == ResourceType::Listener
             && request.names.iter().all(|name| name == "*")
@@ -222,7 +222,7 @@ impl Stream {
 
     /// The client asked for clusters for the first time.
     fn clusters_requested(&mut self) {
-        // It may ask late, because one of its clusters warmed, and asks for the rest only now.
+        // It may ask late because one of its clusters was warming, and ask for everything else only now.
         self.serving_since = None;
         self.switch.restart();
     }
@@ -230,12 +230,13 @@ impl Stream {
     /// The client asked for endpoints. `first` says whether it did so for the first time.
     fn endpoints_requested(&mut self, first: bool, earlier: Reported, taken: Taken) {
         for name in &earlier.names {
-            // It has had endpoints: it does not warm for the first time.
+            // The client has had endpoints: its clusters do not warm for the first time.
             self.clusters.warmed(name);
         }
         let resumes = first && self.session.is_returning();
         if resumes && self.variant == Variant::Sotw {
-            // The request was written before the client saw any cluster of this stream; it tells only which it had.
+            // The client sent the request before it got any cluster of this stream: it names only the clusters of the
+            // earlier one.
             if let Some(session) = self.session.earlier_mut() {
                 let had_endpoints = taken.news.into_iter().filter(|_| earlier.version);
                 session.report(had_endpoints.collect());
@@ -244,8 +245,8 @@ impl Stream {
             if resumes && let Some(session) = self.session.earlier_mut() {
                 session.report(earlier.names.into_iter().collect());
             }
-            // Over delta a resuming client has a cluster of each name it asks for, and waits for the endpoints of some,
-            // whatever it reports of the clusters.
+            // Over delta a resuming client has a cluster for each name that it asks for, and waits for the endpoints of
+            // some, even if it does not report those clusters.
             let clusters = self.state(ResourceType::Cluster);
             for name in &taken.news {
                 if let Some(change) = clusters.in_flight_mut(name) {
@@ -253,12 +254,12 @@ impl Stream {
                 }
             }
             if self.variant == Variant::Sotw && taken.repeated {
-                // Over SotW Envoy asks for all endpoints once more when one of its clusters changes.
+                // Over SotW Envoy asks for all endpoints again when one of its clusters changes.
                 self.clusters_taken();
             }
         }
         if resumes {
-            // Clusters may have changed before it asked for endpoints at all.
+            // Clusters may have changed before its first request for endpoints.
             self.follow_changes();
         }
     }
@@ -303,7 +304,8 @@ impl Stream {
         self.keep_earlier_clusters();
         self.forget_earlier();
         if self.session.is_returning() && self.variant == Variant::Sotw && !self.is_early() {
-            // A client that warmed already when its last stream ended would wait for ever, and asks for nothing more.
+            // A client that was already warming clusters when its last stream ended would wait forever, and ask for
+            // nothing else.
             self.clusters_taken();
         }
         self.cover_unknown_routes();
@@ -317,13 +319,13 @@ impl Stream {
             self.compare(ResourceType::Route);
         }
         self.remove_unused(now);
-        // Weights come first: they wait for nothing, and are few bytes.
+        // Weights are sent first: they wait for nothing, and are only a few bytes.
         for kind in [ResourceType::Runtime].into_iter().chain(ResourceType::OF_SNAPSHOT) {
             out.extend(self.respond(kind, now));
         }
         let quiet = self.types.iter().all(|state| state.pending.is_none());
         if quiet {
-            // With both acked nothing warms: Envoy acks no clusters before that.
+            // Once both are ACKed, nothing is warming: Envoy does not ACK clusters before that.
             let [clusters, endpoints, ..] = &self.types;
             self.clusters.settle(|name| clusters.has(name) && endpoints.has(name));
         }
@@ -392,7 +394,7 @@ impl Stream {
             .filter(|other| *other != kind)
             .map(|other| self.get(other).size());
         let (names, bytes) =
-            others.fold((0, 0), |(names, bytes), one| (names + one.0, bytes + one.1));
+            others.fold((0, 0), |(names, bytes), other| (names + other.0, bytes + other.1));
         let limit = self.settings.max_names;
         Room {
             names: limit.saturating_sub(names),
@@ -400,13 +402,13 @@ impl Stream {
         }
     }
 
-    /// What the client made this stream hold that no other shares, in bytes.
+    /// The memory that the client made this stream hold and that no other stream shares, in bytes.
     pub fn held_bytes(&self) -> usize {
         let types = self.types.iter().map(Subscription::held_bytes).sum::<usize>();
         self.clusters.held_bytes() + types
     }
 
-    /// What the client is given of a type at this step.
+    /// What the client gets of a type at this step.
     fn view(&self, kind: ResourceType) -> Option<View> {
         let target = self.target.as_ref()?.get(kind).clone();
         let draining = self.clusters.draining().iter();
@@ -421,7 +423,7 @@ impl Stream {
                 let fallback = earlier.flat_map(|earlier| &earlier.fallback);
                 let fallback =
                     fallback.map(|(name, endpoints)| (name.clone(), Some(endpoints.clone())));
-                // A client that waits for endpoints that nothing knows is told that there are none.
+                // A client that waits for endpoints that do not exist gets an empty assignment.
                 let kept = draining.filter(|(name, kept)| {
                     kept.endpoints.is_some() || self.get(kind).has_or_claims(name)
                 });
@@ -432,8 +434,8 @@ impl Stream {
                 return None;
             }
             ResourceType::Listener | ResourceType::Route => self.switch.view(kind, &target),
-            // A resuming client keeps the values that it has while its routes are unknown: the layer is sent whole, and
-            // would take away those that its old routes need.
+            // A resuming client keeps the values that it has while its routes are unknown: each response replaces the
+            // whole layer, and would remove those that its old routes need.
             ResourceType::Runtime if self.awaits_routes() => return None,
             ResourceType::Runtime => self.runtime.view(),
         })
@@ -511,7 +513,7 @@ impl Stream {
     }
 }
 
-/// What the first request for a type says of an earlier stream.
+/// What the first request for a type says about an earlier stream.
 struct Reported {
     /// The names of the resources that the client has (delta).
     names: Vec<Arc<str>>,

@@ -34,7 +34,7 @@ pub struct Frame {
 pub enum Item {
     /// A resource with the version to report.
     Resource(Arc<Resource>, u64),
-    /// That a cluster has no endpoints. It is encoded when it is written, because a client may ask for very many.
+    /// An empty assignment for a cluster. It is encoded when it is written, because a client may ask for very many.
     NoEndpoints(Arc<str>),
 }
 
@@ -147,7 +147,7 @@ pub struct Chunks {
     frame: Frame,
     /// The index of the current item.
     item: usize,
-    /// The pieces of its body that are left; `None` before what stands before it.
+    /// The pieces of its body that are left; `None` until the bytes before the body are written.
     pieces: Option<Pieces>,
     /// The rest of the previous part.
     rest: Bytes,
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_put_together_decodes_as_one_that_was_encoded() {
+    fn an_assembled_sotw_response_decodes_like_an_encoded_one() {
         let frame = Frame::sotw(ResourceType::Cluster, 7, "n1", items(resources()));
         assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
@@ -289,14 +289,14 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_without_endpoints_is_told_as_an_empty_assignment() {
+    fn a_cluster_without_endpoints_is_sent_as_an_empty_assignment() {
         let some = Resource::new("b", Bytes::from_static(b"b"), Arc::default());
-        let told = vec![
+        let sent = vec![
             Item::NoEndpoints("a".into()),
             Item::Resource(some, 1),
             Item::NoEndpoints("c".into()),
         ];
-        let frame = Frame::sotw(ResourceType::Endpoints, 7, "n", told);
+        let frame = Frame::sotw(ResourceType::Endpoints, 7, "n", sent);
         assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
         let bodies: Vec<_> = decoded.resources.into_iter().map(|any| any.value).collect();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delta_response_put_together_decodes_as_one_that_was_encoded() {
+    fn an_assembled_delta_response_decodes_like_an_encoded_one() {
         let frame = Frame::delta(ResourceType::Route, "n2", items(resources()), &["gone".into()]);
         assert_eq!(frame.bytes().len(), frame.len());
         let decoded = pb::DeltaDiscoveryResponse::decode(Bytes::from(frame.bytes())).unwrap();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_shared_where_they_are_long_and_put_together_where_they_are_short() {
+    fn long_pieces_are_shared_and_short_ones_are_copied_together() {
         let long = Bytes::from(vec![1; CHUNK]);
         let short: Vec<Vec<u8>> = (0..100).map(|_| vec![2; 600]).collect();
         let all = vec![Resource::new("long", long.clone(), Arc::default()), table("short", &short)];

@@ -13,7 +13,7 @@ use crate::snapshot::{Resource, Resources};
 #[derive(Clone, Debug)]
 enum Form {
     Known(Arc<Resource>),
-    /// It has a version of an earlier stream, whose content is unknown.
+    /// It has a version from an earlier stream, with unknown content.
     Unknown,
     Absent,
 }
@@ -21,13 +21,13 @@ enum Form {
 /// What a client has of a type. Names without a subscription are not tracked; callers must skip them.
 #[derive(Debug, Default)]
 pub(super) struct Acked {
-    /// `None` until the client has had a first response; it then has just what `other` says.
+    /// `None` until the client has had a first response; until then `other` lists everything that it has.
     shared: Option<Resources>,
     other: BTreeMap<Arc<str>, Form>,
 }
 
 impl Acked {
-    /// The form under a name: `None` where there is none, `Some(None)` where it is unknown.
+    /// The version under a name: `None` if the client has none, `Some(None)` if it is unknown.
     pub fn get(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
         match self.other.get(name) {
             Some(Form::Known(resource)) => Some(Some(resource)),
@@ -37,54 +37,53 @@ impl Acked {
         }
     }
 
-    /// Whether only the names of [`Acked::differing`] can differ from what there is to be.
+    /// Whether only the names of [`Acked::differing`] can differ from the target.
     pub fn is_shared(&self) -> bool {
         self.shared.is_some()
     }
 
-    /// The names under which the client has something else than the shared map, or nothing.
+    /// The names whose version at the client differs from the shared map, or is missing.
     pub fn differing(&self) -> impl Iterator<Item = &Arc<str>> {
         self.other.keys()
     }
 
-    /// The names of [`Acked::differing`] under which the client has something, known or not.
+    /// The names of [`Acked::differing`] under which the client has a version, known or unknown.
     pub fn own(&self) -> impl Iterator<Item = &Arc<str>> {
         self.other.iter().filter(|(_, form)| !matches!(form, Form::Absent)).map(|(name, _)| name)
     }
 
-    /// The names of which the client has a form that nobody knows.
+    /// The names whose version at the client is unknown.
     pub fn unknown(&self) -> impl Iterator<Item = &Arc<str>> {
         self.other.iter().filter(|(_, form)| matches!(form, Form::Unknown)).map(|(name, _)| name)
     }
 
-    /// Every form that is known.
+    /// Every version that is known.
     pub fn forms(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let shared = self.shared.iter().flat_map(|shared| shared.iter());
         let shared =
             shared.filter(|(name, _)| self.other.is_empty() || !self.other.contains_key(*name));
-        let other = self
-            .other
-            .values()
-            .filter_map(|form| if let Form::Known(one) = form { Some(one) } else { None });
+        let other = self.other.values().filter_map(|form| {
+            if let Form::Known(resource) = form { Some(resource) } else { None }
+        });
         shared.map(|(_, resource)| resource).chain(other)
     }
 
-    /// From now on the client has this form, or one that is unknown.
+    /// Records that the client has this version; `None` stands for an unknown one.
     pub fn set(&mut self, name: &Arc<str>, form: Option<Arc<Resource>>) {
         self.put(name, form.map_or(Form::Unknown, Form::Known));
     }
 
-    /// From now on the client has none.
+    /// Records that the client no longer has the resource.
     pub fn remove(&mut self, name: &Arc<str>) {
         self.put(name, Form::Absent);
     }
 
-    /// The client no longer asks for it.
+    /// Forgets a name that the client no longer asks for.
     pub fn forget(&mut self, name: &str) {
         self.other.remove(name);
     }
 
-    /// What is said of names that this is not true of is forgotten: the client does not ask for them any more.
+    /// Forgets the names for which `wants` is false: the client no longer asks for them.
     pub fn retain(&mut self, wants: impl Fn(&str) -> bool) {
         self.other.retain(|name, _| wants(name));
     }
@@ -103,41 +102,41 @@ impl Acked {
         }
     }
 
-    /// The same, told by its differences from another map.
+    /// Describes the same state by its differences from another map.
     pub fn follow(&mut self, to: &Resources, wants: impl Fn(&str) -> bool) {
         let Some(from) = self.shared.as_ref().filter(|from| !from.ptr_eq(to)).cloned() else {
             return;
         };
         self.shared = Some(to.clone());
-        let told = std::mem::take(&mut self.other);
+        let previous = std::mem::take(&mut self.other);
         compare(&from, to, |name, old, _| {
-            if !told.contains_key(name) && wants(name) {
+            if !previous.contains_key(name) && wants(name) {
                 self.other
                     .insert(name.clone(), old.map_or(Form::Absent, |old| Form::Known(old.clone())));
             }
         });
-        for (name, form) in told {
+        for (name, form) in previous {
             self.put(&name, form);
         }
     }
 
-    /// Takes `to` for the shared map where there is none yet, after the client took `changes` (in the order of their
-    /// names). `names` are those it asks for, in order; `None` for all.
+    /// Makes `to` the shared map if there is none yet, after the client ACKed `changes` (sorted by name). `names` are
+    /// those it asks for, sorted; `None` for all.
     pub fn share<'a>(
         &mut self,
         to: &Resources,
         changes: &[Change],
         names: Option<impl Iterator<Item = &'a Arc<str>>>,
     ) {
-        let told = std::mem::take(&mut self.other);
+        let previous = std::mem::take(&mut self.other);
         self.shared = Some(to.clone());
-        // All three are in the order of their names, so each is walked once: this is every client's first response.
+        // All three are sorted by name, so each is walked once: this runs for every client's first response.
         let mut rest = changes.iter().peekable();
         let mut form = |name: &str| -> Form {
             while rest.next_if(|change| *change.name < *name).is_some() {}
             match rest.next_if(|change| *change.name == *name) {
                 Some(change) => change.resource.clone().map_or(Form::Absent, Form::Known),
-                None => told.get(name).cloned().unwrap_or(Form::Absent),
+                None => previous.get(name).cloned().unwrap_or(Form::Absent),
             }
         };
         match names {
@@ -150,7 +149,7 @@ impl Acked {
                     }
                 }
                 let outside = |name: &&Arc<str>| !to.contains_key(name);
-                for (name, form) in told.iter().filter(|(name, _)| outside(name)) {
+                for (name, form) in previous.iter().filter(|(name, _)| outside(name)) {
                     self.put(name, form.clone());
                 }
                 for change in changes.iter().filter(|change| outside(&&change.name)) {
@@ -161,12 +160,15 @@ impl Acked {
         }
     }
 
-    /// Tells all by itself again, before a client asks for more than `wants` says it did.
+    /// Describes the state without the shared map again, before the client asks for more than `wants` says it did.
     pub fn unshare(&mut self, wants: impl Fn(&str) -> bool) {
-        let forms: Vec<_> = self.forms().filter(|one| wants(&one.name)).cloned().collect();
+        let forms: Vec<_> =
+            self.forms().filter(|resource| wants(&resource.name)).cloned().collect();
         self.shared = None;
         self.other.retain(|_, form| !matches!(form, Form::Absent));
-        self.other.extend(forms.into_iter().map(|one| (one.name.clone(), Form::Known(one))));
+        self.other.extend(
+            forms.into_iter().map(|resource| (resource.name.clone(), Form::Known(resource))),
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! The state of each cluster at one client, and every transition between those states.
 //!
-//! A client may have very many clusters, and most are at rest. Only those that are not have an entry here; whether the
-//! client has a cluster at all is known from what it ACKed.
+//! A client may have very many clusters, and most are at rest. Only the others have an entry here; whether the client
+//! has a cluster at all is known from what it ACKed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(super) enum ClusterState {
     Ready,
     /// The mesh no longer defines it. The client keeps it while its routes may reference it.
     Draining,
-    /// The client has been told, or is about to be told, that it is gone.
+    /// Its removal was sent to the client, or is about to be sent.
     Removing,
 }
 
@@ -44,9 +44,9 @@ enum Unsettled {
 /// A cluster that the mesh no longer defines but that may still be in use.
 #[derive(Clone, Debug)]
 pub(super) struct Draining {
-    /// The version that the client has; `None` where it is one of an earlier stream.
+    /// The version that the client has; `None` if it is from an earlier stream.
     pub cluster: Option<Arc<Resource>>,
-    /// The endpoints that go with it.
+    /// The endpoints of that version.
     pub endpoints: Option<Arc<Resource>>,
     /// How far its removal is.
     pub phase: Phase,
@@ -66,7 +66,7 @@ pub(super) enum Phase {
     InUse,
     /// Nothing has referenced it since then; its grace period runs.
     UnusedSince(Instant),
-    /// The client is told that it is gone; its endpoints go with it.
+    /// Its removal is sent to the client; its endpoints go with it.
     Removing,
 }
 
@@ -78,7 +78,8 @@ pub(super) struct ClusterStates {
 }
 
 impl ClusterStates {
-    /// The client waits for the endpoints of a cluster. A substitute stays one until another version replaces it.
+    /// The client waits for the endpoints of a cluster. A substitute remains a substitute until another version
+    /// replaces it.
     pub fn warm(&mut self, name: Arc<str>) {
         self.unsettled.entry(name).or_insert(Unsettled::Warming);
     }
@@ -136,12 +137,12 @@ impl ClusterStates {
         self.draining.insert(name, cluster);
     }
 
-    /// The same, unless it drains already.
+    /// Like [`ClusterStates::drain`], unless the cluster drains already.
     pub fn drain_once(&mut self, name: Arc<str>, cluster: Draining) {
         self.draining.entry(name).or_insert(cluster);
     }
 
-    /// The draining clusters for which `stays` does not hold are at an end: defined once more, or gone at the client.
+    /// Stops draining the clusters for which `stays` is false: they are defined again, or the client dropped them.
     pub fn retain_draining(&mut self, stays: impl Fn(&str, &Draining) -> bool) {
         self.draining.retain(|name, cluster| stays(name, cluster));
     }
@@ -172,14 +173,14 @@ impl ClusterStates {
         self.draining.iter_mut()
     }
 
-    /// What no other stream shares, in bytes.
+    /// The memory that no other stream shares, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.unsettled.keys().chain(self.draining.keys()).map(name_bytes).sum()
     }
 }
 
 impl Change {
-    /// Whether the client has no cluster of this name. It has one where a substitute replaced it.
+    /// Whether the client has no cluster of this name. A client with a substitute has one.
     pub(super) fn is_new_cluster(&self, clusters: &ClusterStates) -> bool {
         self.new && !clusters.is_substituted(&self.name)
     }
@@ -189,7 +190,8 @@ impl Stream {
     /// The state of a cluster at this client now.
     pub(super) fn cluster_state(&self, cluster: &str) -> ClusterState {
         let clusters = self.get(ResourceType::Cluster);
-        // A client that names its clusters, or has other ways of getting them, gets what its routes reference by itself.
+        // A client that subscribes to clusters by name, or gets them elsewhere, fetches what its routes reference by
+        // itself.
         let unmanaged = if clusters.subscribed {
             !clusters.wildcard
         } else {
@@ -233,8 +235,8 @@ impl Stream {
             ClusterState::Absent | ClusterState::Removing if self.will_be_sent(cluster) => {
                 ClusterReadiness::Making
             }
-            // Nothing is known of the routes of such a client, and whoever writes a route before its subset may be about
-            // to write that.
+            // The routes of such a client are unknown, and a user who writes a route before its subset may be about to
+            // write the subset.
             _ if self.may_be_defined_soon() => ClusterReadiness::Making,
             ClusterState::Absent | ClusterState::Removing | ClusterState::WithoutEndpoints => {
                 ClusterReadiness::Missing
@@ -249,10 +251,10 @@ impl Stream {
     /// Whether the mesh defines a version of the cluster that the client did not reject.
     fn will_be_sent(&self, cluster: &str) -> bool {
         let clusters = self.get(ResourceType::Cluster);
-        self.wanted_cluster(cluster).is_some_and(|wanted| !clusters.refuses(wanted))
+        self.wanted_cluster(cluster).is_some_and(|wanted| !clusters.rejects(wanted))
     }
 
-    /// The endpoints that the client is given for a cluster.
+    /// The endpoints that the client gets for a cluster.
     pub(super) fn endpoints(&self, cluster: &str) -> Option<&Arc<Resource>> {
         let wanted = self
             .target
@@ -269,7 +271,7 @@ impl Stream {
     fn rejected_all_endpoints(&self, cluster: &str) -> bool {
         let subscription = self.get(ResourceType::Endpoints);
         self.endpoints(cluster).is_some_and(|endpoints| {
-            subscription.refuses(endpoints) && !subscription.has_good(cluster)
+            subscription.rejects(endpoints) && !subscription.has_good(cluster)
         })
     }
 

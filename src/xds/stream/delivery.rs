@@ -7,13 +7,13 @@ use std::time::Instant;
 use super::request::Variant;
 use crate::snapshot::{Resource, Resources};
 
-/// What a client gets of a type: the resources of a snapshot, and those that it keeps for a while, instead of one of the
-/// same name or beside them. A kept one without a body comes from an earlier stream: the client has it, and its content
-/// is unknown.
+/// What a client gets of a type: the resources of a snapshot, and those that it keeps for a while, in addition or
+/// instead of one with the same name. A kept one without a body comes from an earlier stream: the client has it, and
+/// its content is unknown.
 #[derive(Debug)]
 pub(super) struct View {
     pub base: Resources,
-    /// What it gets in the end.
+    /// The resources that it gets in the end.
     pub target: Resources,
     pub kept: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
 }
@@ -38,8 +38,8 @@ impl View {
 
 /// Decides how the resources of one type reach a client. By default each is sent when it changes.
 pub(super) trait Delivery {
-    /// Whether a resource waits in its new form, or its removal where there is none. `has` says whether the client has
-    /// any form of it.
+    /// Whether the new version of a resource waits, or its removal if there is no new version. `has` says whether the
+    /// client has any version of it.
     fn defers(&self, _name: &str, _form: Option<&Resource>, _has: bool) -> bool {
         false
     }
@@ -49,7 +49,7 @@ pub(super) trait Delivery {
         false
     }
 
-    /// Endpoints that can take requests, for a cluster whose present ones are unknown.
+    /// Endpoints that can take requests, for a cluster whose current ones are unknown.
     fn meanwhile(&self, _cluster: &str) -> Option<Arc<Resource>> {
         None
     }
@@ -59,8 +59,8 @@ pub(super) trait Delivery {
         resource.version
     }
 
-    /// Whether names that nothing knows are answered over SotW. The delta variant always answers them.
-    fn tells_missing(&self) -> bool {
+    /// Whether names of resources that do not exist are answered over SotW. The delta variant always answers them.
+    fn answers_missing(&self) -> bool {
         false
     }
 }

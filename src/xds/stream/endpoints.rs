@@ -1,5 +1,6 @@
-//! When the client gets the endpoints of a cluster: after it took a new cluster, at once for a cluster that changed, and
-//! not before its routes have left where the endpoints are the last ones to go.
+//! When the client gets the endpoints of a cluster. Those of a new cluster are sent after the client accepted it, those
+//! of a changed cluster at once. An update that removes the last endpoints waits until the client's routes no longer
+//! reference the cluster.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,10 +28,10 @@ pub(super) struct EndpointDelivery<'a> {
     pub states: &'a ClusterStates,
     pub switch: &'a Switch,
     pub earlier: Option<&'a Earlier>,
-    /// The clusters that the next routes of a resuming client reference, while its present ones are unknown.
+    /// The clusters that the next routes of a resuming client reference, while its current ones are unknown.
     pub next_references: Option<BTreeSet<Arc<str>>>,
-    /// Clusters that keep their last endpoints, because the routes that no longer reference them wait. Newer endpoints
-    /// they get at once: the wait may be long.
+    /// Clusters that keep their last endpoints, because the routes that no longer reference them wait. They get newer
+    /// endpoints at once, because the wait may be long.
     pub keep_last: BTreeSet<Arc<str>>,
     /// Clusters whose weight becomes 0 with a runtime layer that the client has not ACKed.
     pub emptied: &'a BTreeSet<String>,
@@ -42,14 +43,14 @@ impl EndpointDelivery<'_> {
         !self.clusters.subscribed
     }
 
-    /// Whether the client has not taken the new cluster yet: endpoints sent before would be for nothing.
+    /// Whether the client has not accepted the new cluster yet: endpoints sent before that would have no effect.
     fn is_untaken(&self, cluster: &str) -> bool {
         self.clusters.in_flight(cluster).is_some_and(|change| {
             change.resource.is_some() && change.is_new_cluster(self.states) && !change.taken
         })
     }
 
-    /// Whether the next routes no longer reference a cluster that the present ones do. Its endpoints are due when the
+    /// Whether the next routes no longer reference a cluster that the current ones do. Its endpoints are due when the
     /// client has the next routes: the change that moves the traffic away may remove the pods as well, and removing
     /// them first would fail requests for a moment.
     fn is_being_left(&self, cluster: &str) -> bool {
@@ -59,13 +60,13 @@ impl EndpointDelivery<'_> {
                 let given = self.switch.given(kind);
                 let present = subscription.in_use().filter(|old| subscription.wants(&old.name));
                 present.filter(|old| old.leads_to(cluster)).any(|old| {
-                    let next = given.get(&old.name).filter(|new| !subscription.refuses(new));
+                    let next = given.get(&old.name).filter(|new| !subscription.rejects(new));
                     next.is_some_and(|new| gate::leaves(old, new, cluster))
                 })
             })
     }
 
-    /// Whether the unknown routes of a resuming client may reference a cluster that would lose what it has.
+    /// Whether the unknown routes of a resuming client may reference a cluster that would lose its endpoints.
     fn may_be_referenced(&self, cluster: &str, endpoints: &Resource, has: bool) -> bool {
         let Some(next_references) = &self.next_references else { return false };
         let none = !endpoints.has_endpoints();
@@ -82,7 +83,8 @@ impl EndpointDelivery<'_> {
     /// A cluster that never had endpoints serves no request.
     fn has_served(&self, cluster: &str, has: bool, none: bool) -> bool {
         match self.variant {
-            // Endpoints that came on this stream are only kept from going: the old routes may have waited for them.
+            // Endpoints sent on this stream count only when they would be removed: the old routes may have waited for
+            // them.
             Variant::Sotw => {
                 self.earlier.is_some_and(|earlier| earlier.served(cluster)) || (has && none)
             }
@@ -131,14 +133,14 @@ impl Delivery for EndpointDelivery<'_> {
         version_for(self.clusters, endpoints)
     }
 
-    fn tells_missing(&self) -> bool {
+    fn answers_missing(&self) -> bool {
         self.gated && self.is_paused()
     }
 }
 
-/// The version of endpoints: theirs and that of the cluster they were sent for. A client whose stream ends after it took
-/// a changed cluster and before it got the endpoints again would otherwise resume with the version that there is, get
-/// nothing, and warm for ever.
+/// The version to report for endpoints: a combination of their own and that of the cluster they were sent for. A client
+/// whose stream ends after it accepted a changed cluster and before it got the endpoints again would otherwise resume
+/// with the current version, get nothing, and warm forever.
 pub(super) fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
     let cluster = clusters.form(&endpoints.name).map_or(0, |cluster| cluster.version);
     endpoints.version ^ cluster.rotate_left(32)

@@ -1,5 +1,5 @@
-//! Which form of a listener or of a virtual host a client is to have: the wanted one once every cluster it leads to is
-//! there, and until then the one it has.
+//! Chooses the version of each listener and virtual host for a client: the wanted one once every cluster that it
+//! references is ready, and until then the one that the client has.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use crate::snapshot::{
     RuntimeWeights, provenance,
 };
 
-/// What a cluster is for a client at this moment.
+/// Whether a cluster is ready for a client's routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClusterReadiness {
-    /// It is there and takes requests.
+    /// The client has it, and it takes requests.
     Ready,
     /// It is on its way.
     Making,
-    /// Nothing will bring it before the mesh changes: no such cluster is to be, or the client refused it.
+    /// The client will not get it before the mesh changes: the mesh does not define it, or the client rejected it.
     Missing,
 }
 
@@ -37,22 +37,22 @@ pub struct HeldResource {
     pub missing_cluster: Arc<str>,
 }
 
-/// What came out of [`choose`].
+/// The result of [`choose`].
 #[derive(Debug, Default)]
 pub(super) struct Chosen {
-    /// The forms to have; `None` where they are those of the target.
+    /// The versions for the client; `None` if they are those of the target.
     pub resources: Option<Resources>,
-    /// Forms that wait for what is not even on its way.
+    /// Versions that wait for a cluster that is not on its way.
     pub held: Vec<HeldResource>,
-    /// Whether a form waits for a cluster that is on its way.
+    /// Whether a version waits for a cluster that is on its way.
     pub waiting: bool,
-    /// Clusters that a form which waits leads to no more.
+    /// Clusters that a waiting version no longer references.
     pub leaving: BTreeSet<Arc<str>>,
     /// Virtual hosts whose weights the client gets as runtime values.
     pub by_runtime: Vec<RuntimeHost>,
 }
 
-/// What decides about virtual hosts besides their clusters.
+/// What decides about virtual hosts in addition to their clusters.
 #[derive(Clone, Copy)]
 pub(super) struct HostGate<'a> {
     pub trials: &'a Trials,
@@ -76,8 +76,8 @@ enum Verdict {
     Hold(Arc<str>),
 }
 
-/// A form goes when all its clusters are ready, or when it is no worse off than the one before it. What never had a
-/// form waits for clusters that are on their way, but not for those that nothing defines: there is nothing to lose.
+/// A version is sent when every cluster that it references is ready or was referenced by the previous version. A first
+/// version waits only for clusters that are on their way, not for undefined ones: it replaces nothing that works.
 fn judge(
     new: &ClusterRefs,
     old: Option<&ClusterRefs>,
@@ -100,7 +100,7 @@ fn judge(
     }
 }
 
-/// Whether a listener or a virtual host leads to a cluster in its old form and not in its new one.
+/// Whether a listener or a virtual host references a cluster in its old version and not in its new one.
 pub(super) fn leaves(old: &Resource, new: &Resource, cluster: &str) -> bool {
     if old.version == new.version || !old.leads_to(cluster) {
         return false;
@@ -121,8 +121,8 @@ pub(super) fn leaves(old: &Resource, new: &Resource, cluster: &str) -> bool {
     leaves
 }
 
-/// The forms of `target` that the client may have, and those that it keeps for now. `has` is the form of a name that the
-/// client has or is about to have.
+/// Chooses the versions of `target` that the client may have, and those that it keeps for now. `has` returns the
+/// version of a name that the client has or is about to have.
 pub(super) fn choose<'a>(
     kind: ResourceType,
     target: &Resources,
@@ -188,7 +188,8 @@ impl Chosen {
         }
     }
 
-    /// A route configuration's first form comes whole: a listener that waits for it takes no connection before.
+    /// The first version of a route configuration is sent whole: a listener that waits for it takes no connections
+    /// until then.
     fn first(
         &mut self,
         new: &Arc<Resource>,
@@ -201,7 +202,7 @@ impl Chosen {
         Some(new.clone())
     }
 
-    /// Decides for each virtual host that differs. `old` is the version that the client has.
+    /// Decides about each virtual host that differs. `old` is the version that the client has.
     fn hosts(
         &mut self,
         kind: ResourceType,
@@ -284,13 +285,13 @@ impl Chosen {
     }
 }
 
-/// A virtual host that the client keeps in the version before.
+/// A virtual host that the client keeps in its previous version.
 struct KeptHost<'a> {
     before: Option<&'a Arc<EncodedVirtualHost>>,
     after: &'a EncodedVirtualHost,
 }
 
-/// The table with these virtual hosts in the version before.
+/// The table with these virtual hosts in their previous version.
 fn with_kept(table: &RouteTable, kept: &[KeptHost<'_>]) -> RouteTable {
     let mut mixed = table.clone();
     let is_catch_all =

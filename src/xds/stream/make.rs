@@ -1,4 +1,4 @@
-//! *Make*: what the client's answers say about the clusters that were sent, and the endpoints that follow them.
+//! *Make*: tracks through the client's answers which clusters it has, and sends the endpoints that follow them.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl Stream {
         }
     }
 
-    /// The client took the clusters that are in flight, and waits for endpoints of some.
+    /// The client accepted the clusters that are in flight, and waits for the endpoints of some.
     pub(super) fn clusters_taken(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
         for change in clusters.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
@@ -72,7 +72,7 @@ impl Stream {
             let in_flight = clusters.in_flight(&change.name);
             let (taken, removed) = in_flight
                 .map_or((false, false), |cluster| (cluster.taken, cluster.resource.is_none()));
-            // A client that does not ask for clusters has those whose endpoints it asks for.
+            // A client that does not ask for clusters has the clusters for which it asks for endpoints.
             change.warms =
                 (clusters.has(&change.name) && !removed) || taken || !clusters.subscribed;
         }

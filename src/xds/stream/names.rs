@@ -5,21 +5,21 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A set of names. Of those that nothing is known of only a hash is kept: a client may ask for very many, and they are
-/// all its own, whereas known ones are shared with all who have them. Were two names to have one hash, their client
-/// would get what it did not ask for, and nobody else.
+/// A set of names. Unknown names, which no resource has, are kept only as a hash: a client may ask for very many, and
+/// no other stream shares them, whereas the text of a known name is shared. If two names have the same hash, only the
+/// client that asked for them is affected: it gets a resource that it did not ask for.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     known: BTreeSet<Arc<str>>,
     unknown: BTreeSet<u64>,
     /// The bytes of all names together.
     bytes: usize,
-    /// The sum of the hashes of all names, whatever their order.
+    /// The sum of the hashes of all names, which does not depend on their order.
     sum: u64,
 }
 
 impl Names {
-    /// What a name of which only a hash is kept takes, in bytes.
+    /// The memory for a name of which only the hash is kept, in bytes.
     const UNKNOWN: usize = 16;
 
     pub fn contains(&self, name: &str) -> bool {
@@ -27,7 +27,7 @@ impl Names {
             || (!self.unknown.is_empty() && self.unknown.contains(&hash(name)))
     }
 
-    /// Adds a name, of which something is known or not. Says whether it is new.
+    /// Adds a name. `known` says whether a resource has it. Returns whether the name is new.
     pub fn insert(&mut self, name: &Arc<str>, known: bool) -> bool {
         let hash = hash(name);
         let new = !self.known.contains(name)
@@ -40,7 +40,7 @@ impl Names {
         new
     }
 
-    /// Takes a name out. Says whether it was there.
+    /// Removes a name. Returns whether it was there.
     pub fn remove(&mut self, name: &str) -> bool {
         let had = self.known.remove(name) || self.unknown.remove(&hash(name));
         if had {
@@ -56,7 +56,7 @@ impl Names {
         names.len() == self.len() && sum() == self.sum
     }
 
-    /// Something is known of these now, whether they are asked for or not.
+    /// Marks these names as known; those that are not in the set are ignored.
     pub fn learn<'a>(&mut self, names: impl Iterator<Item = &'a Arc<str>>) {
         if self.unknown.is_empty() {
             return;
@@ -68,7 +68,7 @@ impl Names {
         }
     }
 
-    /// Those of which something is known.
+    /// The known names.
     pub fn known(&self) -> impl Iterator<Item = &Arc<str>> {
         self.known.iter()
     }
@@ -82,7 +82,7 @@ impl Names {
         self.bytes
     }
 
-    /// What it takes that no other stream shares, in bytes: about.
+    /// The approximate memory that no other stream shares, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.unknown.len() * Self::UNKNOWN
     }
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_there_until_it_is_taken_out_whatever_is_known_of_it() {
+    fn a_known_or_unknown_name_is_contained_until_it_is_removed() {
         let mut names = Names::default();
         assert!(names.insert(&name("a"), true) && names.insert(&name("bb"), false));
         assert!(!names.insert(&name("a"), false) && !names.insert(&name("bb"), true));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_known_is_there_by_name() {
+    fn a_name_that_becomes_known_is_kept_as_text() {
         let mut names = Names::default();
         names.insert(&name("later"), false);
         names.learn([name("other"), name("later")].iter());
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_nothing_knows_takes_next_to_nothing() {
+    fn an_unknown_name_takes_almost_no_memory() {
         let mut names = Names::default();
         for n in 0..1000 {
             names.insert(

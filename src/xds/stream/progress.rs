@@ -1,4 +1,4 @@
-//! What is known of the client: what it has, what it rejected, what it is waited for.
+//! What is known about the client: what it has, what it rejected, and which of its requests are overdue.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +18,7 @@ pub struct SentResource {
     pub kind: ResourceType,
     /// The newest version that was sent and not rejected.
     pub resource: Arc<Resource>,
-    /// Whether the client acked it.
+    /// Whether the client ACKed it.
     pub acked: bool,
 }
 
@@ -42,7 +42,7 @@ pub struct RejectedResource {
     pub kind: &'static str,
     /// The name.
     pub name: Arc<str>,
-    /// The virtual host in it that the client rejected; `None` where it is the whole resource.
+    /// The virtual host in it that the client rejected; `None` if it rejected the whole resource.
     pub virtual_host: Option<Arc<str>>,
     /// The rejected version.
     pub version: String,
@@ -98,7 +98,7 @@ impl Stream {
     }
 
     /// The resources that were sent to the client and that it has or is about to have. Route configurations have the
-    /// weights that are in force, in whichever way they came.
+    /// weights that are in force, whether they came in routes or as runtime values.
     pub fn inventory(&self) -> Vec<SentResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
             self.get(kind).forms().map(move |(resource, acked)| SentResource {
@@ -136,7 +136,7 @@ impl Stream {
         late.min_by_key(|(since, _)| *since).map(|(_, reason)| reason)
     }
 
-    /// What the client is waited for, and since when.
+    /// The requests that the client has yet to send, and since when.
     pub(super) fn waits(&self) -> impl Iterator<Item = (Instant, String)> {
         let answers = ResourceType::ALL.into_iter().filter_map(|kind| {
             let pending = self.get(kind).pending.as_ref()?;

@@ -26,7 +26,8 @@ impl Stream {
             };
             Some(cluster)
         } else if !clusters.subscribed && assignments.wants(name) {
-            // It has a cluster of that name, and will ask for clusters. What a SotW response leaves out is gone then.
+            // The client has a cluster of that name and will ask for clusters. A SotW response without it would remove
+            // it.
             (self.variant == Variant::Sotw).then(|| last.clone())
         } else {
             return;
@@ -37,7 +38,7 @@ impl Stream {
         self.clusters.drain(name.clone(), Draining::new(cluster, endpoints));
     }
 
-    /// The client rejected a version that was about to be kept: the one that it has is kept instead.
+    /// The client rejected a version that was about to be kept: the version that it has is kept instead.
     pub(super) fn keep_accepted(&mut self) {
         let [clusters, endpoints, ..] = &self.types;
         for (name, kept) in self.clusters.draining_mut() {
@@ -50,7 +51,7 @@ impl Stream {
     pub(super) fn remove_unused(&mut self, now: Instant) {
         let known = self.knows_routes();
         let [_, _, listeners, routes, _] = &self.types;
-        // For good only when both were asked for: a resuming client asks for one after the other.
+        // This is final only once the client has asked for both types: a resuming client asks for one after the other.
         if known && listeners.subscribed && routes.subscribed {
             self.session.finish();
         }
@@ -77,13 +78,13 @@ impl Stream {
         });
     }
 
-    /// A cluster that is used again before the client is told of its removal stays.
+    /// A cluster that is used again before its removal was sent stays.
     fn next_phase(&self, name: &str, phase: Phase, used: bool, now: Instant) -> Phase {
         let [clusters, ..] = &self.types;
-        let told = !clusters.has(name)
+        let is_removal_sent = !clusters.has(name)
             || clusters.in_flight(name).is_some_and(|change| change.resource.is_none());
         let since = match phase {
-            Phase::Removing if told || !used => return Phase::Removing,
+            Phase::Removing if is_removal_sent || !used => return Phase::Removing,
             _ if used => return Phase::InUse,
             Phase::UnusedSince(since) => since,
             Phase::InUse | Phase::Removing => now,
@@ -95,7 +96,7 @@ impl Stream {
         }
     }
 
-    /// Lets clusters that the client has from an earlier stream, and that the mesh does not define, drain as well.
+    /// Also drains clusters that the client has from an earlier stream and that the mesh does not define.
     fn drain_unknown_clusters(&mut self) {
         let Some(target) = &self.target else { return };
         let [clusters, ..] = &self.types;
@@ -114,7 +115,7 @@ impl Stream {
                 continue;
             }
             let next = self.switch.given(kind).values().filter(|resource| {
-                subscription.wants(&resource.name) && !subscription.refuses(resource)
+                subscription.wants(&resource.name) && !subscription.rejects(resource)
             });
             for resource in subscription.in_use().chain(next) {
                 let draining = self.clusters.draining().keys().map(|name| &**name);

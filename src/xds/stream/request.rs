@@ -20,7 +20,7 @@ pub enum Variant {
 pub struct Request {
     /// The type URL.
     pub type_url: String,
-    /// The nonce of the response it answers; empty if it answers none.
+    /// The nonce of the response that it answers; empty if it answers none.
     pub nonce: String,
     /// The newest version that the client accepted, possibly on an earlier stream (SotW).
     pub version: String,
@@ -32,7 +32,7 @@ pub struct Request {
     pub unsubscribe: Vec<String>,
     /// The resources of an earlier stream: name to version (delta).
     pub initial_versions: BTreeMap<String, String>,
-    /// Whether it came on a stream for its type alone.
+    /// Whether it came on a stream for its type only.
     pub alone: bool,
 }
 

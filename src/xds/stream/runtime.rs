@@ -1,8 +1,8 @@
-//! Weights as runtime values: a client that subscribes to the runtime layer gets a change that is one of weights only as a
-//! few keys, and its routes later.
+//! Weights as runtime values: a client that subscribes to the runtime layer gets a weights-only change as a few runtime
+//! keys at once, and in its routes later.
 //!
-//! The layer holds the weights of each virtual host whose numbers at the client are not those of the mesh. The keys of
-//! a virtual host stay until the client has ACKed the same weights in its route, or a version that has other keys.
+//! The layer holds the weights of each virtual host whose weights at the client differ from those of the mesh. The keys
+//! of a virtual host stay until the client has ACKed the same weights in its route, or a version that has other keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -123,7 +123,7 @@ impl RuntimeLayer {
         }
     }
 
-    /// Holds all weights of `routes`, or no longer.
+    /// Puts all weights of `routes` into the layer; `None` takes them out.
     fn set_all(&mut self, routes: Option<&Resources>) {
         let same = match (&self.all_of, routes) {
             (Some(held), Some(routes)) => held.ptr_eq(routes),
@@ -140,7 +140,7 @@ impl RuntimeLayer {
         let all = self.all_of.iter().flat_map(|routes| routes.values());
         let all = all.filter_map(|resource| resource.table()).flat_map(RouteTable::iter);
         let all = all.filter_map(|host| host.weights.as_ref());
-        // Virtual hosts of several route configurations may share keys; each key stands in the layer once.
+        // Virtual hosts of several route configurations may share keys; each key is in the layer once.
         let values = all.chain(self.hosts.values()).flat_map(RuntimeWeights::values);
         let layer = encode(values.map(|(key, weight)| (key.to_string(), number(weight))).collect());
         if self.resources.get(RUNTIME_LAYER).is_none_or(|old| old.version != layer.version) {
@@ -188,7 +188,7 @@ impl Stream {
         self.runtime.follow_at.zip(self.now).is_some_and(|(at, now)| at <= now)
     }
 
-    /// Brings the layer up to date, `chosen` being the virtual hosts whose weights are runtime values.
+    /// Updates the layer. `chosen` are the virtual hosts whose weights are runtime values.
     pub(super) fn update_runtime(&mut self, chosen: Vec<RuntimeHost>, now: Instant) {
         if !self.asked_for(ResourceType::Runtime) {
             return;

@@ -1,5 +1,5 @@
-//! Clients that resume: they have clusters and routes of an earlier stream, which are unknown until the client reports
-//! them.
+//! Clients that resume: they have clusters and routes from an earlier stream, which are unknown until the client
+//! reports them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use crate::snapshot::{Resource, ResourceType, Snapshot};
 /// without waiting for responses; this allows for a client with very little CPU time.
 pub(super) const ASKS_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long the routes of a resuming client wait for clusters that nothing defines: whoever writes a route before its
-/// subset writes that soon. Less than [`ASKS_WITHIN`], so that the client has the routes before its old endpoints go.
+/// How long the routes of a resuming client wait for undefined clusters: a user who writes a route before its subset
+/// writes the subset soon. Less than [`ASKS_WITHIN`], so that the client has the routes before its old endpoints go.
 const DEFINED_WITHIN: Duration = Duration::from_secs(1);
 
-/// The maximum number of clusters that a resuming client keeps although only their names are known. More than are ever
-/// removed while weir is down.
+/// The maximum number of clusters that a resuming client keeps although only their names are known. That is more than
+/// are removed while weir is down.
 const MAX_SUBSTITUTES: usize = 1000;
 
-/// What is known of the resources that the client has from an earlier stream.
+/// What is known about the resources that the client has from an earlier stream.
 #[derive(Debug, Default)]
 pub(super) enum Session {
     /// The client has only what this stream sent.
     #[default]
     Fresh,
-    /// The client has clusters and routes of an earlier stream. Its routes may reference anything.
+    /// The client has clusters and routes from an earlier stream. Its routes may reference anything.
     Resuming(Earlier),
     /// The client resumed, and every listener and route that it may use is known.
     Resumed,
@@ -40,7 +40,7 @@ pub(super) enum Session {
 pub(super) struct Earlier {
     /// Clusters whose endpoints it asked for, to be compared with the mesh.
     unchecked: Option<BTreeSet<Arc<str>>>,
-    /// Clusters that it may have had endpoints for.
+    /// Clusters for which it may have had endpoints.
     served: BTreeSet<Arc<str>>,
     /// Endpoints of whole services, for subsets that lost theirs while the client was away: its old routes may
     /// reference them.
@@ -67,7 +67,7 @@ impl Session {
         }
     }
 
-    /// What the client had before; `None` where it had nothing, or where that no longer matters.
+    /// What the client had before; `None` if it had nothing, or if that no longer matters.
     pub fn earlier(&self) -> Option<&Earlier> {
         match self {
             Self::Resuming(earlier) => Some(earlier),
@@ -75,7 +75,7 @@ impl Session {
         }
     }
 
-    /// The same, to change it.
+    /// Like [`Session::earlier`], but mutable.
     pub fn earlier_mut(&mut self) -> Option<&mut Earlier> {
         match self {
             Self::Resuming(earlier) => Some(earlier),
@@ -107,7 +107,7 @@ impl Stream {
             && self.is_early()
     }
 
-    /// Whether the client may not yet have asked for all it wants.
+    /// Whether the client may not have asked for everything that it wants yet.
     pub(super) fn is_early(&self) -> bool {
         self.is_within(ASKS_WITHIN)
     }
@@ -116,20 +116,19 @@ impl Stream {
         self.serving_since.zip(self.now).is_none_or(|(since, now)| now < since + time)
     }
 
-    /// When a resuming client has had the time to ask for what it wants.
+    /// When a resuming client has had the time to ask for everything that it wants.
     pub(super) fn resume_deadlines(&self) -> impl Iterator<Item = Instant> {
         let since = self.serving_since.filter(|_| self.session.is_returning()).into_iter();
         since.flat_map(|since| [since + DEFINED_WITHIN, since + ASKS_WITHIN])
     }
 
-    /// Whether a cluster that the routes of a resuming client reference may be defined in the next moments.
+    /// Whether a cluster that the routes of a resuming client reference may be defined soon.
     pub(super) fn may_be_defined_soon(&self) -> bool {
         self.session.is_returning() && !self.knows_routes() && self.is_within(DEFINED_WITHIN)
     }
 
     /// Keeps the clusters that a client resumed with and that the mesh does not define, with endpoints: its old routes
-    /// may reference them. Does the same for clusters that lost all endpoints meanwhile, where the client waits for
-    /// some.
+    /// may reference them. Does the same for clusters that lost all endpoints meanwhile, if the client waits for some.
     pub(super) fn keep_earlier_clusters(&mut self) {
         let Some(target) = self.target.clone() else {
             return;
@@ -143,8 +142,8 @@ impl Stream {
         let paused = !clusters.subscribed;
         if self.settings.gated && (clusters.wildcard || paused) {
             self.keep_clusters(&target, &names, paused);
-            // A name that nothing knows takes no room. One that was substituted may come again before the routes are
-            // known.
+            // Undefined names are dropped to save memory. A substituted cluster may be defined again before the routes
+            // are known.
             names.retain(|name| {
                 target.get(ResourceType::Endpoints).contains_key(name)
                     || self.clusters.is_substituted(name)
@@ -179,7 +178,7 @@ impl Stream {
                     earlier.fallback.insert(name.clone(), endpoints);
                 }
             } else if self.variant == Variant::Sotw {
-                // What a SotW response leaves out is gone.
+                // The client removes what a SotW response leaves out.
                 substitutes += 1;
                 self.clusters.substitute(name.clone(), cluster.version);
                 let cluster = Draining::new(Some(cluster), Some(endpoints));
@@ -190,8 +189,8 @@ impl Stream {
         }
     }
 
-    /// Whether the client must ask for clusters before it gets routes. One that asks for endpoints has clusters, and a
-    /// resuming one may be about to ask for either.
+    /// Whether the client must ask for clusters before it gets routes. A client that asks for endpoints has clusters,
+    /// and a resuming client may be about to ask for either.
     pub(super) fn awaits_clusters(&self) -> bool {
         let [clusters, endpoints, ..] = &self.types;
         let asks = endpoints.subscribed || (self.session.is_returning() && self.is_early());
@@ -205,7 +204,7 @@ impl Stream {
         }
         let [_, _, listeners, routes, _] = &self.types;
         let users = [listeners, routes];
-        // It may be about to ask for the other.
+        // The client may be about to ask for the other type.
         let asked = users.iter().all(|state| state.subscribed) || !self.is_early();
         self.switch.has_started()
             && asked
@@ -229,8 +228,8 @@ impl Stream {
     }
 
     /// The clusters that the new listeners and routes of a resuming client reference, as long as its old ones are
-    /// unknown; `None` where all are known, or never will be. The old ones may reference anything, so the endpoints of
-    /// all other clusters stay as they are: the change that moved the traffic away may have removed the pods as well.
+    /// unknown; `None` if all are known, or never will be. The old ones may reference anything, so the endpoints of all
+    /// other clusters stay as they are: the change that moved the traffic away may also have removed the pods.
     pub(super) fn next_references(&self) -> Option<BTreeSet<&str>> {
         let target = self.target.as_ref().filter(|_| self.awaits_routes())?;
         let users = [ResourceType::Listener, ResourceType::Route]
@@ -239,7 +238,7 @@ impl Stream {
         Some(users.flat_map(|resource| resource.clusters()).map(|name| &**name).collect())
     }
 
-    /// Forgets the earlier stream once it no longer matters to what the client is sent.
+    /// Forgets the earlier stream once it no longer affects what the client gets.
     pub(super) fn forget_earlier(&mut self) {
         if self.session.earlier().is_some()
             && self.asked_for(ResourceType::Cluster)

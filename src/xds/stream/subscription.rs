@@ -1,4 +1,4 @@
-//! One type's half of a stream: what the client asked for, what it has, what it refused, and the next response.
+//! One type's half of a stream: what the client asked for, what it has, what it rejected, and the next response.
 //!
 //! Section names in comments are those of Envoy's "xDS REST and gRPC protocol" document.
 
@@ -14,10 +14,10 @@ use super::trials::Trials;
 use crate::snapshot::{Provenance, Resource, ResourceType, Resources, empty_endpoints};
 use crate::xds::wire::{Frame, Item};
 
-/// The longest text of a refusal that is kept, in bytes.
+/// The maximum length of an error message that is kept, in bytes.
 const MAX_MESSAGE: usize = 2048;
 
-/// A resource that the client refused, and that is not sent again before it changes.
+/// A resource that the client rejected, and that is not sent again before it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rejection {
     pub version: u64,
@@ -26,24 +26,25 @@ pub(super) struct Rejection {
     pub message: Arc<str>,
 }
 
-/// A change that a response carries: a resource in a new form, or that there is none.
+/// A change in a response: the new version of a resource, or its removal.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub name: Arc<str>,
     pub resource: Option<Arc<Resource>>,
-    /// Whether the client had no form of it.
+    /// Whether the client had no version of it.
     pub new: bool,
     /// Whether it is due even if it did not change.
     pub asked: bool,
-    /// Of a cluster: the client has asked for its endpoints, which shows that it took it even before it acks.
+    /// For a cluster: the client has asked for its endpoints, which shows that it accepted the cluster even before it
+    /// ACKs.
     pub taken: bool,
-    /// Of a cluster: its endpoints are acked as well. Of endpoints: the client had the cluster when they were sent.
+    /// For a cluster: its endpoints are ACKed as well. For endpoints: the client had the cluster when they were sent.
     pub warms: bool,
 }
 
 impl Change {
-    /// What SotW sends. It has no word for endpoints that are gone, other than that they are none.
-    fn told(&self) -> Item {
+    /// What SotW sends. It cannot remove endpoints; it can only send an empty assignment.
+    fn sotw_item(&self) -> Item {
         match &self.resource {
             Some(resource) => resource.clone().into(),
             None => Item::NoEndpoints(self.name.clone()),
@@ -54,11 +55,11 @@ impl Change {
 #[derive(Debug)]
 pub(super) struct Pending {
     pub nonce: String,
-    /// In the order of their names.
+    /// Sorted by name.
     pub changes: Vec<Change>,
-    /// The resources there were, of which the response holds what the client lacked.
+    /// The resources when the response was made; it has those that the client lacked.
     base: Resources,
-    /// What the names of those that are gone take, in bytes.
+    /// The memory for the names of removed resources, in bytes.
     gone_bytes: usize,
     pub since: Instant,
 }
@@ -66,13 +67,13 @@ pub(super) struct Pending {
 /// What a request brought.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
-    /// The changes that the client took.
+    /// The changes that the client accepted.
     pub acked: Option<Vec<Change>>,
-    /// Why it refused the response.
+    /// Why it rejected the response.
     pub rejected: Option<String>,
-    /// Names that are wanted now and were not before.
+    /// The names that the client newly asks for.
     pub news: Vec<Arc<str>>,
-    /// Whether it is neither the first nor an answer: over SotW, all names that are wanted once more.
+    /// Whether it is neither the first request nor an answer: over SotW it asks for all of its names again.
     pub repeated: bool,
 }
 
@@ -87,16 +88,16 @@ pub(super) struct Room {
 pub(super) struct Subscription {
     pub subscribed: bool,
     pub wildcard: bool,
-    /// The client asks for it on a stream of its own. Envoy ACKs such clusters before they are warm.
+    /// The client asks for it on a stream of its own. Envoy then ACKs clusters before they are warm.
     pub alone: bool,
     /// A name was asked for at some time, so that asking for none no longer means all.
     explicit: bool,
     names: Names,
     /// The resources whose names `names` has learned.
     learned: Option<Resources>,
-    /// What the client has, as far as it asks for it.
+    /// What the client has among the names that it asks for.
     acked: Acked,
-    /// What the client said it has from an earlier stream, until it is compared.
+    /// What the client reported from an earlier stream, until it is compared.
     claimed: BTreeMap<Arc<str>, u64>,
     /// Names to answer even if nothing changed.
     again: BTreeSet<Arc<str>>,
@@ -105,7 +106,7 @@ pub(super) struct Subscription {
     pub pending: Option<Pending>,
     last_nonce: String,
     rejected: BTreeMap<Arc<str>, Rejection>,
-    /// Changes one of which was refused, in groups that are tried one after the other.
+    /// Changes among which one was rejected, in groups that are tried one after the other.
     suspects: Vec<Vec<(Arc<str>, u64)>>,
     /// Virtual hosts that the client rejected.
     pub trials: Trials,
@@ -130,18 +131,18 @@ impl Subscription {
         self.had(name).is_some()
     }
 
-    /// The same, of a client that may have said so and was not yet listened to.
+    /// Like [`Subscription::has`], but counts what the client reported and was not compared yet.
     pub fn has_or_claims(&self, name: &str) -> bool {
         self.has(name) || self.claimed.contains_key(name)
     }
 
-    /// What the client has under a name: `None` where it has nothing, `Some(None)` where it has a form of an earlier
-    /// stream that is not known.
+    /// What the client has under a name: `None` if it has nothing, `Some(None)` if it has an unknown version from an
+    /// earlier stream.
     fn had(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
         if self.wants(name) { self.acked.get(name) } else { None }
     }
 
-    /// The form that the client has or is about to have.
+    /// The version that the client has or is about to have.
     pub fn form(&self, name: &str) -> Option<&Arc<Resource>> {
         self.in_flight(name)
             .and_then(|change| change.resource.as_ref())
@@ -159,14 +160,14 @@ impl Subscription {
         changes.get_mut(at)
     }
 
-    /// Whether the client refused this very form.
-    pub fn refuses(&self, resource: &Resource) -> bool {
+    /// Whether the client rejected exactly this version.
+    pub fn rejects(&self, resource: &Resource) -> bool {
         self.rejected
             .get(&resource.name)
             .is_some_and(|rejection| rejection.version == resource.version)
     }
 
-    /// What the client rejected: the resource, the virtual host in it where only that was, and the rejection.
+    /// What the client rejected: the resource, the virtual host if it rejected only that, and the rejection.
     pub fn rejected(&self) -> impl Iterator<Item = (&Arc<str>, Option<&Arc<str>>, &Rejection)> {
         let whole = self.rejected.iter().map(|(name, rejection)| (name, None, rejection));
         let hosts = self.trials.rejections();
@@ -184,27 +185,27 @@ impl Subscription {
         trials.prune(target, |table| *subscribed && (*wildcard || names.contains(table)));
     }
 
-    /// The newest form of each resource that the client has or is about to have, and whether it acked it.
+    /// The newest version of each resource that the client has or is about to have, and whether it ACKed it.
     pub fn forms(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
-        let acked = self.taken().filter(|one| self.in_flight(&one.name).is_none());
+        let acked = self.taken().filter(|resource| self.in_flight(&resource.name).is_none());
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
         acked
-            .map(|one| (one, true))
+            .map(|resource| (resource, true))
             .chain(pending.filter_map(|change| Some((change.resource.as_ref()?, false))))
     }
 
-    /// Every form that may be in use at the client.
+    /// Every version that may be in use at the client.
     pub fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
         self.taken().chain(pending.filter_map(|change| change.resource.as_ref()))
     }
 
-    /// Every form that the client acked, as far as it is known.
+    /// Every version that the client ACKed, as far as it is known.
     fn taken(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.acked.forms().filter(|one| self.wants(&one.name))
+        self.acked.forms().filter(|resource| self.wants(&resource.name))
     }
 
-    /// Whether the client has, or asks for, something else than what there was to be at the last response.
+    /// Whether the client has, or asks for, anything that differs from the target of the last response.
     pub fn differs(&self) -> bool {
         !self.again.is_empty() || self.acked.differing().any(|name| self.wants(name))
     }
@@ -219,8 +220,7 @@ impl Subscription {
             && self.rejected.keys().all(|name| self.had(name).flatten().is_some())
     }
 
-    /// Whether it may become known what the client has of something that is not known yet. `target` is what it is to
-    /// have in the end.
+    /// Whether an unknown version at the client may become known. `target` is what the client gets in the end.
     pub fn expects(&self, target: &Resources) -> bool {
         let open = |name: &Arc<str>| {
             let rejected = self.rejected.get(name);
@@ -235,31 +235,31 @@ impl Subscription {
             || self.again.iter().chain(self.acked.unknown()).any(open)
     }
 
-    /// Names that the client has and of whose form nothing is known.
+    /// The names that the client has in an unknown version.
     pub fn unknown_forms(&self) -> impl Iterator<Item = &Arc<str>> {
         self.acked.unknown()
     }
 
-    /// Answers `name` once more, whether it changed or not.
+    /// Sends `name` again even if it did not change.
     pub fn send_again(&mut self, name: &Arc<str>) {
         if self.wants(name) {
             self.again.insert(name.clone());
         }
     }
 
-    /// How many names it holds, and how many bytes they have.
+    /// The number of names that it holds, and their length in bytes.
     pub fn size(&self) -> (usize, usize) {
         (self.names.len(), self.names.bytes())
     }
 
-    /// What the client made it hold that no other stream shares, in bytes: about.
+    /// The approximate memory that the client made it hold and that no other stream shares, in bytes.
     pub fn held_bytes(&self) -> usize {
         let own = self.again.iter().chain(self.claimed.keys()).chain(self.acked.own());
         let gone = self.pending.as_ref().map_or(0, |pending| pending.gone_bytes);
         self.names.held_bytes() + own.map(name_bytes).sum::<usize>() + gone
     }
 
-    /// Takes the names of what there is for known.
+    /// Marks the names of the existing resources as known.
     fn learn(&mut self, base: &Resources, kept: Option<&View>) {
         match &self.learned {
             None => self.names.learn(base.keys()),
@@ -275,7 +275,7 @@ impl Subscription {
         self.names.learn(kept.into_iter().flat_map(|view| view.kept.keys()));
     }
 
-    /// Takes a request in. `known` are the resources of its type, whose names serve for those that it asks for.
+    /// Handles a request. `known` are the resources of its type; their names are shared instead of copied.
     pub fn take(
         &mut self,
         kind: ResourceType,
@@ -286,7 +286,7 @@ impl Subscription {
     ) -> Result<Taken, RequestError> {
         let first = !self.subscribed;
         // Section "ACK/NACK and resource type instance version": a nonce that is not that of the last response is
-        // stale. In SotW the whole request is then to be left alone; in delta its subscriptions still count.
+        // stale. In SotW the whole request is then ignored; in delta its subscriptions still count.
         let current = request.nonce == self.last_nonce;
         if variant == Variant::Sotw && !first && !request.nonce.is_empty() && !current {
             return Ok(Taken::default());
@@ -320,7 +320,7 @@ impl Subscription {
         if self.acked.is_shared() {
             for change in &changes {
                 match &change.resource {
-                    // A client that has meanwhile left a name no longer has its resource.
+                    // A client that has unsubscribed from a name meanwhile no longer has its resource.
                     _ if !self.wants(&change.name) => {}
                     Some(resource) => self.acked.set(&change.name, Some(resource.clone())),
                     None => self.acked.remove(&change.name),
@@ -336,13 +336,15 @@ impl Subscription {
         changes
     }
 
-    /// Finds out which change was refused: the one there is, or those that the message names, or by trying halves.
+    /// Finds out which change was rejected: the only one, those that the message names, or by trying halves.
     fn contain(&mut self, changes: Vec<Change>, message: &str) {
         let sent = || changes.iter().filter_map(|change| change.resource.as_ref());
-        let named: BTreeSet<&str> =
-            sent().filter(|one| is_named(message, &one.name)).map(|one| &*one.name).collect();
+        let named: BTreeSet<&str> = sent()
+            .filter(|resource| is_named(message, &resource.name))
+            .map(|resource| &*resource.name)
+            .collect();
         let count = sent().count();
-        let rejected = |one: &&Arc<Resource>| count == 1 || named.contains(&*one.name);
+        let rejected = |resource: &&Arc<Resource>| count == 1 || named.contains(&*resource.name);
         let message: Arc<str> = cut(message).into();
         for one in sent().filter(rejected) {
             let had = self.had(&one.name);
@@ -354,32 +356,35 @@ impl Subscription {
                 continue;
             }
             let rejection = Rejection {
-                version: one.version,
-                objects: one.objects_changed_since(had.as_deref()),
+                version: resource.version,
+                objects: resource.objects_changed_since(had.as_deref()),
                 message: message.clone(),
             };
-            if self.has_form(one) {
-                // The form that it has, refused when it came once more: what is kept from it stays kept from it.
-                self.rejected.entry(one.name.clone()).or_insert(rejection);
+            if self.has_form(resource) {
+                // The client rejected the version that it has when it was sent again: the rejection of a newer one
+                // still holds.
+                self.rejected.entry(resource.name.clone()).or_insert(rejection);
             } else {
-                self.rejected.insert(one.name.clone(), rejection);
+                self.rejected.insert(resource.name.clone(), rejection);
             }
         }
         if count == 0 {
-            // A response that only takes away has nothing to try again without.
+            // A response with nothing but removals has no resource that could be left out of a retry.
             changes.iter().for_each(|change| {
                 self.acked.remove(&change.name);
             });
         } else if count > 1 && named.is_empty() {
-            let all: Vec<_> = sent().map(|one| (one.name.clone(), one.version)).collect();
+            let all: Vec<_> =
+                sent().map(|resource| (resource.name.clone(), resource.version)).collect();
             let (left, right) = all.split_at(all.len() / 2);
             self.suspects.extend([right.to_vec(), left.to_vec()]);
         }
-        // What was due without a change still is: the same, or the form that the client has instead of a refused one.
+        // What was due without a change is still due: in the same version, or in the client's version if it rejected
+        // this one.
         for change in changes.iter().filter(|change| change.asked) {
             let due = match &change.resource {
-                Some(one) => !(rejected(&one) && self.has_form(one)),
-                // That there is none was not what the client refused.
+                Some(resource) => !(rejected(&resource) && self.has_form(resource)),
+                // A removal was not what the client rejected.
                 None => count > 0,
             };
             if due {
@@ -414,7 +419,7 @@ impl Subscription {
         self.check(request.names.len(), request.names.iter().map(String::len).sum(), room)?;
         let is_answer = !first && !request.nonce.is_empty();
         if is_answer && !self.wildcard && self.names.are(&request.names) {
-            // Every answer repeats all names.
+            // Every SotW request repeats all names.
             return Ok(());
         }
         let asked =
@@ -430,11 +435,11 @@ impl Subscription {
         taken.news.dedup();
         let star = request.names.iter().any(|name| name == "*");
         self.explicit |= !request.names.is_empty();
-        // Section "How the client specifies what resources to return": naming nothing asks for everything only as long
-        // as nothing was named.
+        // Section "How the client specifies what resources to return": an empty list of names asks for everything only
+        // until the client has named a resource.
         let wildcard = star || (kind.has_wildcard() && !self.explicit);
         self.owed |= (first && kind.has_wildcard()) || (wildcard && !self.wildcard);
-        // What is asked for anew is sent even if it was sent before.
+        // A newly requested resource is sent even if it was sent before.
         if !self.wildcard {
             if wildcard {
                 self.acked.unshare(|name| self.names.contains(name));
@@ -446,7 +451,7 @@ impl Subscription {
         self.again.retain(|name| wildcard || names.contains(name));
         self.again.extend(taken.news.iter().cloned());
         if !first && request.nonce.is_empty() && self.pending.is_none() {
-            // Without a nonce it is no answer: the client starts over.
+            // A request without a nonce is not an answer: the client starts over.
             self.owed |= kind.has_wildcard();
             self.again.extend(asked().map(|(name, _)| name));
         }
@@ -479,7 +484,7 @@ impl Subscription {
                 continue;
             }
             let (name, known) = shared(known, &name);
-            // What it came back with is asked after by name.
+            // The client subscribes by name to what it resumed with.
             if self.names.insert(&name, known || self.claimed.contains_key(&name)) {
                 self.learned = None;
                 if !self.wildcard {
@@ -488,7 +493,7 @@ impl Subscription {
                 self.check(self.names.len(), self.names.bytes(), room)?;
                 taken.news.push(name.clone());
             }
-            // Section "Subscribing to Resources": even what the client is believed to have must be sent.
+            // Section "Subscribing to Resources": even a resource that the client should have must be sent.
             if !(first && self.claimed.contains_key(&name)) {
                 self.again.insert(name);
             }
@@ -509,10 +514,10 @@ impl Subscription {
         self.check(initial_versions.len(), bytes, room)?;
         self.wildcard = names.is_empty() && kind.has_wildcard();
         let wildcard = self.wildcard || names.iter().any(|name| name == "*");
-        // A client that has nothing waits for an answer, even if it is that there is nothing.
+        // A client that has nothing waits for an answer, even for an empty one.
         self.owed = wildcard && initial_versions.is_empty();
         for (name, version) in initial_versions {
-            // A version that is not ours differs from every one of ours.
+            // A version that weir did not create differs from every version of weir's.
             let version = u64::from_str_radix(&version, 16).unwrap_or(u64::MAX);
             self.claimed.insert(name.into(), version);
         }
@@ -537,8 +542,8 @@ impl Subscription {
         }
     }
 
-    /// Compares what the client said it has with what there is.
-    /// `version_of` is as in [`Delivery`]; without it the client counts as having other forms of all.
+    /// Compares what the client reported with the existing resources. `version_of` is as in [`Delivery`]; without it
+    /// all of the client's versions count as different.
     pub fn compare(&mut self, view: &View, version_of: Option<&dyn Fn(&Resource) -> u64>) {
         if self.claimed.is_empty() {
             return;
@@ -546,8 +551,9 @@ impl Subscription {
         self.learn(&view.base, Some(view));
         for (name, version) in std::mem::take(&mut self.claimed) {
             if self.wants(&name) && !self.has(&name) {
-                let same =
-                    view.get(&name).filter(|one| version_of.is_some_and(|of| of(one) == version));
+                let same = view
+                    .get(&name)
+                    .filter(|resource| version_of.is_some_and(|of| of(resource) == version));
                 self.acked.set(&name, same.cloned());
             }
         }
@@ -556,7 +562,7 @@ impl Subscription {
         }
     }
 
-    /// The next response; `None` where there is nothing to say, or the client has not yet answered the last one.
+    /// The next response; `None` if there is nothing to send, or the client has not yet answered the last one.
     pub fn respond(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Option<(Frame, usize)> {
         let Turn { variant, view, nonce, now, delivery } = *turn;
         // One response at a time for a type: what comes up meanwhile goes out together after the answer.
@@ -583,9 +589,9 @@ impl Subscription {
         let (frame, resources) = match variant {
             Variant::Delta => delta(kind, nonce, &changes, never, delivery),
             Variant::Sotw => {
-                // Section "Grouping Resources into Responses": listeners and clusters always come all together.
+                // Section "Grouping Resources into Responses": a response always has all listeners or all clusters.
                 let resources: Vec<_> = match trial {
-                    _ if !kind.has_wildcard() => changes.iter().map(Change::told).collect(),
+                    _ if !kind.has_wildcard() => changes.iter().map(Change::sotw_item).collect(),
                     Some(group) => self.with(group).into_iter().map(Item::from).collect(),
                     None => self
                         .wanted(view)
@@ -605,8 +611,8 @@ impl Subscription {
         Some((frame, resources))
     }
 
-    /// Forgets the rejections of versions that will not come again. What is not given yet, or is given meanwhile, may
-    /// come in the version that was rejected.
+    /// Forgets the rejections of versions that will not be sent again. A resource that is still deferred, or that is
+    /// sent for the time being, may have the version that was rejected.
     fn forget_rejections(&mut self, view: &View, delivery: &dyn Delivery) {
         self.rejected.retain(|name, rejection| {
             let is_rejected = |form: &Arc<Resource>| form.version == rejection.version;
@@ -632,7 +638,9 @@ impl Subscription {
     fn next_trial(&mut self, view: &View) -> Option<Vec<Arc<Resource>>> {
         while let Some(group) = self.suspects.pop() {
             let still = |(name, version): (Arc<str>, u64)| {
-                view.get(&name).filter(|one| one.version == version && self.wants(&name)).cloned()
+                view.get(&name)
+                    .filter(|resource| resource.version == version && self.wants(&name))
+                    .cloned()
             };
             let group: Vec<_> = group.into_iter().filter_map(still).collect();
             if !group.is_empty() {
@@ -650,36 +658,36 @@ impl Subscription {
         }
     }
 
-    /// The form of a resource that the client may have: the last one it took where it refused this one.
+    /// The version of a resource that the client may have: the last one that it accepted if it rejected this one.
     fn allowed(&self, kind: ResourceType, resource: &Arc<Resource>) -> Option<Arc<Resource>> {
-        if !self.refuses(resource) {
+        if !self.rejects(resource) {
             return Some(resource.clone());
         }
         let none = || (kind == ResourceType::Endpoints).then(|| empty_endpoints(&resource.name));
         self.had(&resource.name).flatten().cloned().or_else(none)
     }
 
-    /// Whether the client has endpoints for a cluster that are not none for want of others.
+    /// Whether the client has endpoints for a cluster other than the empty fallback assignment.
     pub fn has_good(&self, name: &str) -> bool {
         self.had(name).is_some_and(|form| {
             form.is_none_or(|form| form.version != empty_endpoints(name).version)
         })
     }
 
-    /// What the client has, with these in their new form.
+    /// What the client has, with these in their new version.
     fn with(&self, group: Vec<Arc<Resource>>) -> Vec<Arc<Resource>> {
         let mut all: BTreeMap<&Arc<str>, &Arc<Resource>> =
-            self.taken().map(|one| (&one.name, one)).collect();
-        all.extend(group.iter().map(|one| (&one.name, one)));
+            self.taken().map(|resource| (&resource.name, resource)).collect();
+        all.extend(group.iter().map(|resource| (&resource.name, resource)));
         all.into_values().cloned().collect()
     }
 
-    /// What changes, and the names asked for under which there is nothing and never was. Of those nothing is to be
-    /// remembered once they are told.
+    /// What changes, and the requested names that do not exist and that the client never had. Nothing is remembered
+    /// about those once they are answered.
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> (Vec<Change>, Vec<Arc<str>>) {
         let Turn { variant, view, delivery, .. } = *turn;
         let mut again = std::mem::take(&mut self.again);
-        // All that can differ, where that is known.
+        // Every name that can differ, if these are known.
         let names: Option<BTreeSet<Arc<str>>> = self.acked.is_shared().then(|| {
             self.acked.differing().chain(&again).chain(view.kept.keys()).cloned().collect()
         });
@@ -702,7 +710,7 @@ impl Subscription {
             }
             None => self.wanted(view).for_each(look),
         }
-        // SotW has no words for endpoints and routes that are gone: they go with what names them (section "Deleting
+        // SotW cannot remove endpoints and routes: they go with the resource that references them (section "Deleting
         // Resources").
         if variant == Variant::Delta || kind.has_wildcard() {
             let gone = self
@@ -716,21 +724,21 @@ impl Subscription {
         let mut never = Vec::new();
         match variant {
             Variant::Delta => never.extend(missing),
-            Variant::Sotw if delivery.tells_missing() => {
+            Variant::Sotw if delivery.answers_missing() => {
                 let missing: Vec<_> = missing.collect();
-                let told =
+                let answers =
                     missing.iter().map(|name| Change { asked: true, ..self.change(name, None) });
-                changes.extend(told);
+                changes.extend(answers);
             }
             Variant::Sotw => {}
         }
-        // What is to be there and is not given yet is still due.
+        // A resource that exists and is still deferred remains due.
         later.extend(again.into_iter().filter(|name| view.has(name)));
         self.again = later;
         (changes, never)
     }
 
-    /// Whether the client is sent a resource in this response.
+    /// Whether this response has a resource.
     fn due(
         &self,
         kind: ResourceType,
@@ -751,9 +759,9 @@ impl Subscription {
         if !(asked && delivery.is_awaited(name)) {
             return Due::Later;
         }
-        // The endpoints that it has do for the change, where they are known.
+        // The endpoints that the client has are enough for the change, if they are known.
         let known = self.had(name).flatten().cloned();
-        let meanwhile = || delivery.meanwhile(name).filter(|endpoints| !self.refuses(endpoints));
+        let meanwhile = || delivery.meanwhile(name).filter(|endpoints| !self.rejects(endpoints));
         Due::Now(known.or_else(meanwhile).unwrap_or(form))
     }
 }
@@ -764,11 +772,11 @@ enum Due {
     Now(Arc<Resource>),
     /// When it is no longer deferred.
     Later,
-    /// The client has it, or rejected it and has no other.
+    /// Not at all: the client has it, or rejected it and has no other.
     Never,
 }
 
-/// A response of the delta variant, and how many resources it has. Nothing is known of the names in `never`.
+/// A response of the delta variant, and how many resources it has. The names in `never` do not exist.
 fn delta(
     kind: ResourceType,
     nonce: &str,
@@ -793,14 +801,14 @@ fn sotw(kind: ResourceType, nonce: &str, resources: Vec<Item>) -> (Frame, usize)
     (Frame::sotw(kind, version, nonce, resources), count)
 }
 
-/// The name as the resources have it, so that many clients that ask for it share one, and whether they have it.
+/// The name as the resources have it, so that clients that ask for it share its text, and whether a resource has it.
 fn shared(known: Option<&Resources>, name: &str) -> (Arc<str>, bool) {
     let known = known.and_then(|known| known.get(name));
     known.map_or_else(|| (name.into(), false), |known| (known.name.clone(), true))
 }
 
-/// About how many bytes a name takes in a set or a map. A name with more owners than a stream has places for it belongs to
-/// a resource, which has its text.
+/// The approximate number of bytes that a name takes in a set or a map. A name with more owners than a stream has
+/// places for it belongs to a resource, which has its text.
 pub(super) fn name_bytes(name: &Arc<str>) -> usize {
     const ENTRY: usize = 32;
     const PLACES: usize = 3;
@@ -808,7 +816,8 @@ pub(super) fn name_bytes(name: &Arc<str>) -> usize {
     ENTRY + if own { name.len() + 32 } else { 0 }
 }
 
-/// Whether a message speaks of this name and not only of one that holds it. A number or a letter could be anything.
+/// Whether a message mentions this name, and not only a longer name that contains it. Numbers and names of one or two
+/// bytes do not count, because they may occur by chance.
 pub(super) fn is_named(message: &str, name: &str) -> bool {
     if name.len() < 3 || name.bytes().all(|byte| byte.is_ascii_digit()) {
         return false;

@@ -13,18 +13,18 @@ use crate::snapshot::{ResourceType, Resources};
 /// How far the client's listeners and routes are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
-    /// The client asks for no listeners and routes, or nothing is known of the mesh yet.
+    /// The client asks for no listeners and routes, or the mesh is not known yet.
     #[default]
     Idle,
-    /// The client gets none before its first clusters are made.
+    /// The client gets none until its first clusters are made.
     FirstClusters,
-    /// The client has what it may have; some of it waits for clusters that are on their way.
+    /// The client gets what it may have; the rest waits for clusters that are on their way.
     Waiting,
     /// The client may have all of it, except what is held back.
     Complete,
 }
 
-/// The listeners and routes that the client is given at this step.
+/// The listeners and routes that the client gets at this step.
 #[derive(Debug, Default)]
 pub(super) struct Switch {
     stage: Stage,
@@ -47,7 +47,7 @@ impl Switch {
         matches!(self.stage, Stage::FirstClusters | Stage::Waiting)
     }
 
-    /// The client asked for clusters for the first time: what it was given before was not checked against them.
+    /// The client asked for clusters for the first time: what it got before was not checked against them.
     pub fn restart(&mut self) {
         self.stage = if self.is_waiting() { Stage::FirstClusters } else { Stage::Idle };
     }
@@ -130,7 +130,7 @@ impl Stream {
         }
     }
 
-    /// Chooses anew. Returns whether something waits for clusters that are on their way.
+    /// Chooses again. Returns whether something waits for clusters that are on their way.
     fn choose(&mut self, now: Instant) -> bool {
         let Some(target) = self.target.clone() else {
             return false;
@@ -175,7 +175,7 @@ impl Stream {
                     let next = given.get(table);
                     let has = subscription.form(table).map(|has| has.version);
                     let is_sent = next.map(|next| next.version) != has
-                        && next.is_none_or(|next| !subscription.refuses(next));
+                        && next.is_none_or(|next| !subscription.rejects(next));
                     !is_sent && subscription.in_flight(table).is_none()
                 })
                 .cloned()

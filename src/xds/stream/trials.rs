@@ -1,7 +1,7 @@
 //! Finds the virtual hosts that a client rejects, so that the others in their route configuration reach it.
 //!
 //! A client rejects a route configuration as a whole and may not say why. The virtual hosts that changed are then sent
-//! in halves, until each one that is rejected was sent alone. Those keep the version that the client has.
+//! in halves, until each rejected virtual host was sent alone. The client keeps its version of those.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ struct TableTrials {
     groups: Vec<Group>,
 }
 
-/// The route configurations of which a client rejected virtual hosts.
+/// The route configurations in which a client rejected virtual hosts.
 #[derive(Debug, Default)]
 pub(super) struct Trials {
     tables: BTreeMap<Arc<str>, TableTrials>,
 }
 
 impl Trials {
-    /// The client rejected `sent`, and has `had`. Returns whether the rejection is one of virtual hosts; otherwise the
-    /// whole route configuration counts as rejected.
+    /// The client rejected `sent`, and still has `had`. Returns whether only some virtual hosts are at fault; otherwise
+    /// the whole route configuration counts as rejected.
     pub fn contain(
         &mut self,
         had: Option<&RouteTable>,
@@ -107,7 +107,7 @@ impl Trials {
         self.tables.contains_key(table)
     }
 
-    /// The tables with groups that are to be tried.
+    /// The tables with groups that are still to be tried.
     pub fn pending(&self) -> impl Iterator<Item = &Arc<str>> {
         self.tables.iter().filter(|(_, trials)| !trials.groups.is_empty()).map(|(name, _)| name)
     }

@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use prost::Message;
 use resources::{Parts, show, snapshot};
 
-/// A client that keeps what it is sent, and acks when told.
+/// A client that records what it gets, and answers only when the test calls for it.
 struct Client {
     stream: Stream,
     now: Instant,
@@ -45,7 +45,7 @@ impl Client {
         self.pump();
     }
 
-    /// Everything that is sent, as `cds +new -gone` in delta and `cds all that it holds` in SotW.
+    /// Logs every response, as `cds +NEW -REMOVED` in delta and as `cds ALL-RESOURCES` in SotW.
     fn pump(&mut self) {
         for response in self.stream.responses(self.now) {
             let frame = Bytes::from(response.frame.bytes());
@@ -53,11 +53,14 @@ impl Client {
             let nonce = match self.stream.variant {
                 Variant::Delta => {
                     let message = pb::DeltaDiscoveryResponse::decode(frame).unwrap();
-                    let body = |one: &pb::Resource| {
-                        show(response.kind, &one.resource.as_ref().unwrap().value)
+                    let body = |resource: &pb::Resource| {
+                        show(response.kind, &resource.resource.as_ref().unwrap().value)
                     };
                     words.extend(
-                        message.resources.iter().map(|one| format!("+{}={}", one.name, body(one))),
+                        message
+                            .resources
+                            .iter()
+                            .map(|resource| format!("+{}={}", resource.name, body(resource))),
                     );
                     words.extend(message.removed_resources.iter().map(|name| format!("-{name}")));
                     message.nonce
@@ -119,10 +122,14 @@ const V1: Parts<'_> =
 const V2: Parts<'_> =
     &[(Cluster, "c2", "C2"), (Endpoints, "c2", "E2"), (Listener, "l", "L"), (Route, "80", "a>c2")];
 
-/// A delta client that has taken all of `parts`, whose endpoints all belong to the clusters of the same name.
+/// A delta client that ACKed all of `parts`. Their endpoints belong to the clusters of the same name.
 fn started_with(parts: Parts<'_>) -> Client {
     let of = |kind: ResourceType| -> Vec<&str> {
-        parts.iter().filter(|(one, ..)| *one == kind).map(|(_, name, _)| *name).collect()
+        parts
+            .iter()
+            .filter(|(part_kind, ..)| *part_kind == kind)
+            .map(|(_, name, _)| *name)
+            .collect()
     };
     let mut client = Client::new(Variant::Delta);
     client.give(snapshot(1, parts));
@@ -153,7 +160,7 @@ fn a_client_starts_with_clusters_then_endpoints_then_listeners_then_routes() {
     assert_eq!(
         client.take_log(),
         ["cds +c1=C1", "eds +c1=E1"],
-        "a new client shows by asking that it has the cluster"
+        "the request of a new client shows that it has the cluster"
     );
     client.ack();
     assert_eq!(client.take_log(), NOTHING, "the cluster still warms");
@@ -172,13 +179,13 @@ fn routes_wait_for_the_clusters_they_use_and_for_their_endpoints() {
     client.ask(Endpoints, &["c2"]);
     assert_eq!(client.take_log(), ["eds +c2=E2"]);
     client.ack();
-    assert_eq!(client.take_log(), NOTHING, "the endpoints are not acked");
+    assert_eq!(client.take_log(), NOTHING, "the endpoints are not ACKed");
     client.ack();
     assert_eq!(client.take_log(), ["rds +80=a>c2"]);
     assert_eq!(client.stream.settled(), None);
     client.ack();
     assert_eq!(client.stream.settled(), Some(2.into()));
-    assert_eq!(client.take_log(), NOTHING, "not before the grace is over");
+    assert_eq!(client.take_log(), NOTHING, "not before the grace period is over");
     client.wait();
     assert_eq!(client.take_log(), ["cds -c1"], "its endpoints go with it");
     client.ack();
@@ -198,7 +205,7 @@ fn routes_wait_until_the_client_asks_for_the_endpoints_of_a_new_cluster() {
 }
 
 #[test]
-fn a_change_that_needs_no_new_cluster_goes_at_once_while_another_waits() {
+fn a_change_without_new_clusters_is_sent_at_once_while_another_waits() {
     let both: Parts<'_> = &[
         (Cluster, "c1", "C1"),
         (Endpoints, "c1", "E1"),
@@ -225,7 +232,7 @@ fn a_change_that_needs_no_new_cluster_goes_at_once_while_another_waits() {
 }
 
 #[test]
-fn states_that_come_meanwhile_merge_and_the_latest_wins() {
+fn snapshots_that_arrive_during_a_rollout_merge_and_the_latest_wins() {
     let mut client = started();
     client.give(snapshot(2, V2));
     client.give(snapshot(3, V1));
@@ -239,7 +246,7 @@ fn states_that_come_meanwhile_merge_and_the_latest_wins() {
 }
 
 #[test]
-fn endpoints_that_go_in_the_change_that_moves_the_traffic_go_after_it() {
+fn endpoints_removed_by_the_change_that_moves_the_traffic_are_removed_after_it() {
     let before: Parts<'_> = &[
         (Cluster, "c1", "C1"),
         (Cluster, "c2", "C2"),
@@ -285,7 +292,7 @@ fn the_last_endpoints_stay_while_the_routes_away_from_them_wait_for_a_cluster() 
     client.give(state(3, "E3"));
     assert_eq!(client.take_log(), ["eds +c1=E3"], "the client may take long to get c2");
     client.ack_all();
-    // No text at all reads as an assignment without endpoints.
+    // An empty text reads as an assignment without endpoints.
     client.give(state(4, ""));
     assert_eq!(client.take_log(), NOTHING);
     client.ask(Endpoints, &["c2"]);
@@ -298,7 +305,7 @@ fn the_last_endpoints_stay_while_the_routes_away_from_them_wait_for_a_cluster() 
 }
 
 #[test]
-fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
+fn a_route_written_before_its_subset_is_held_back_and_the_others_are_not() {
     let before: Parts<'_> = &[
         (Cluster, "c1", "C1"),
         (Endpoints, "c1", "E1"),
@@ -316,7 +323,7 @@ fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
     assert_eq!(
         client.take_log(),
         ["rds +80=a>c1 b>c1*7 d>c2"],
-        "d is new and has nothing to hold on to"
+        "d is new and has no previous version to keep"
     );
     client.ack();
     assert_eq!((client.stream.settled(), client.stream.reached()), (None, Some(2.into())));
@@ -339,7 +346,7 @@ fn a_route_that_is_written_before_its_subset_is_held_and_the_others_are_not() {
 }
 
 #[test]
-fn a_subset_that_is_dropped_before_its_route_stays_as_long_as_the_route_leads_to_it() {
+fn a_subset_deleted_before_its_route_stays_while_the_route_references_it() {
     let before: Parts<'_> = &[
         (Cluster, "c1", "C1"),
         (Cluster, "c2", "C2"),
@@ -378,7 +385,7 @@ fn a_subset_that_is_dropped_before_its_route_stays_as_long_as_the_route_leads_to
 }
 
 #[test]
-fn a_listener_that_leads_to_a_cluster_waits_and_is_held_as_a_route_is() {
+fn a_listener_that_references_a_cluster_is_held_back_like_a_route() {
     let mut client =
         started_with(&[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L>c1")]);
     client.give(snapshot(
@@ -415,7 +422,7 @@ fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
         assert_eq!(
             client.take_log(),
             sent("C1b"),
-            "Envoy does not ack the change before it has them"
+            "Envoy does not ACK the change before it has them"
         );
         client.answer(None, &[]);
         client.answer(None, &["c1"]);
@@ -426,7 +433,7 @@ fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
 }
 
 #[test]
-fn a_changed_cluster_whose_new_endpoints_are_refused_gets_those_that_it_had() {
+fn a_changed_cluster_gets_its_old_endpoints_when_its_new_ones_are_rejected() {
     let mut client = started();
     client.give(snapshot(
         2,
@@ -437,11 +444,11 @@ fn a_changed_cluster_whose_new_endpoints_are_refused_gets_those_that_it_had() {
     client.answer(Some("no"), &[]);
     assert_eq!(client.take_log(), ["eds +c1=E1"], "they end its warming");
     client.answer(Some("not those either"), &[]);
-    assert_eq!(client.take_log(), NOTHING, "and it does not go round");
+    assert_eq!(client.take_log(), NOTHING, "and they are not sent again");
 }
 
 #[test]
-fn a_cluster_that_goes_and_comes_back_is_made_anew() {
+fn a_cluster_that_is_removed_and_added_again_is_made_again() {
     let mut client = started();
     client.give(snapshot(2, &[(Listener, "l", "L"), (Route, "80", "a>")]));
     client.ack();
@@ -457,7 +464,7 @@ fn a_cluster_that_goes_and_comes_back_is_made_anew() {
 }
 
 #[test]
-fn a_refused_cluster_keeps_the_routes_where_they_are_and_is_not_sent_again() {
+fn a_rejected_cluster_holds_the_routes_back_and_is_not_sent_again() {
     let mut client = started();
     client.give(snapshot(2, V2));
     client.take_log();
@@ -477,7 +484,7 @@ fn a_refused_cluster_keeps_the_routes_where_they_are_and_is_not_sent_again() {
 }
 
 #[test]
-fn a_refused_resource_is_sent_again_when_it_changes() {
+fn a_rejected_resource_is_sent_again_when_it_changes() {
     let mut client = started();
     client.give(snapshot(
         2,
@@ -493,7 +500,7 @@ fn a_refused_resource_is_sent_again_when_it_changes() {
     assert_eq!(client.take_log(), ["cds +c1=good", "eds +c1=E1"]);
 }
 
-/// The refusals until only the bad one of these clusters is left, and what is sent in between.
+/// Rejects responses until only the bad cluster is left out. Returns how often, and what was sent.
 fn contained(variant: Variant, message: &dyn Fn(&str) -> String) -> (usize, Vec<String>, Client) {
     let names = ["first", "second", "third", "fourth", "fifth"];
     let parts = |second: &'static str| -> Vec<(ResourceType, &'static str, &'static str)> {
@@ -527,7 +534,7 @@ fn contained(variant: Variant, message: &dyn Fn(&str) -> String) -> (usize, Vec<
 }
 
 #[test]
-fn the_resource_that_a_refusal_names_is_left_out_and_the_rest_goes_on() {
+fn a_resource_named_in_a_nack_is_left_out_and_the_others_are_sent() {
     let message = |name: &str| format!("Error adding/updating cluster(s) {name}: no");
     let (refusals, log, client) = contained(Variant::Delta, &message);
     assert_eq!((refusals, log.last().unwrap().as_str()), (1, "cds +fifth=new +sixth=new"));
@@ -537,13 +544,13 @@ fn the_resource_that_a_refusal_names_is_left_out_and_the_rest_goes_on() {
     assert_eq!(
         (refusals, last.as_str()),
         (1, "cds new first fourth old new third"),
-        "the last form that was taken"
+        "the last accepted version"
     );
     assert_eq!((client.stream.rejected().len(), client.stream.reached()), (1, Some(2.into())));
 }
 
 #[test]
-fn a_refusal_that_names_nothing_is_narrowed_down_to_one_resource() {
+fn a_nack_without_a_name_is_narrowed_down_to_one_resource() {
     for variant in [Variant::Delta, Variant::Sotw] {
         let (refusals, log, client) = contained(variant, &|_| "something is wrong".to_owned());
         assert!((2..=3).contains(&refusals), "{log:?}");
@@ -556,7 +563,7 @@ fn a_refusal_that_names_nothing_is_narrowed_down_to_one_resource() {
 }
 
 #[test]
-fn a_route_configuration_that_is_refused_keeps_what_its_last_form_leads_to() {
+fn a_rejected_route_configuration_keeps_the_clusters_of_its_accepted_version() {
     let mut client = started();
     client.give(snapshot(2, V2));
     client.ask(Endpoints, &["c2"]);
@@ -580,7 +587,8 @@ fn with_hosts(variant: Variant, hosts: &str) -> Client {
     client
 }
 
-/// Answers until nothing is in flight, and rejects what holds `*bad` without saying what it is. Returns how often.
+/// Answers until nothing is in flight, and rejects each response that contains `*bad` without naming the culprit.
+/// Returns how often.
 fn reject_bad(client: &mut Client) -> usize {
     let mut rejections = 0;
     while !client.unanswered.is_empty() {
@@ -593,7 +601,7 @@ fn reject_bad(client: &mut Client) -> usize {
 }
 
 #[test]
-fn a_rejected_virtual_host_keeps_none_of_the_others_back() {
+fn a_rejected_virtual_host_does_not_hold_back_the_others() {
     for variant in [Variant::Delta, Variant::Sotw] {
         let mut client = with_hosts(variant, "a> b> c> d> e>");
         client.give(snapshot(2, &[(Route, "80", "a>*2 b>*2 c>*bad d>*2 f>*2 g>*bad")]));
@@ -620,7 +628,7 @@ fn a_rejected_virtual_host_keeps_none_of_the_others_back() {
 }
 
 #[test]
-fn a_first_route_configuration_arrives_without_the_virtual_hosts_that_are_rejected() {
+fn a_first_route_configuration_is_sent_without_its_rejected_virtual_hosts() {
     let mut client = Client::new(Variant::Delta);
     client.give(snapshot(1, &[(Route, "80", "a> b>*bad c> d>")]));
     client.ask(Cluster, &[]);
@@ -630,7 +638,7 @@ fn a_first_route_configuration_arrives_without_the_virtual_hosts_that_are_reject
 }
 
 #[test]
-fn a_virtual_host_that_the_message_names_is_not_searched_for() {
+fn a_virtual_host_named_in_a_nack_is_not_searched_for() {
     let mut client = with_hosts(Variant::Delta, "shop:80> cart:80> pay:80>");
     client.give(snapshot(2, &[(Route, "80", "shop:80>*2 cart:80>*bad pay:80>*2")]));
     client.answer(Some("virtual host cart:80: something is wrong"), &[]);
@@ -702,7 +710,7 @@ fn virtual_hosts_that_wait_for_clusters_do_not_stop_the_search() {
 }
 
 #[test]
-fn what_did_not_change_is_not_sent_again() {
+fn an_unchanged_resource_is_not_sent_again() {
     for variant in [Variant::Sotw, Variant::Delta] {
         let mut client = Client::new(variant);
         client.give(snapshot(1, V1));
@@ -716,7 +724,7 @@ fn what_did_not_change_is_not_sent_again() {
 }
 
 #[test]
-fn a_client_that_has_not_answered_gets_the_latest_state_and_none_between() {
+fn a_client_that_has_not_answered_gets_only_the_latest_snapshot() {
     let mut client = started();
     for (revision, body) in [(2, "C1a"), (3, "C1b"), (4, "C1c")] {
         client.give(snapshot(
@@ -728,7 +736,7 @@ fn a_client_that_has_not_answered_gets_the_latest_state_and_none_between() {
     client.ack();
     assert_eq!(client.take_log(), ["cds +c1=C1c"]);
     client.ack();
-    assert_eq!(client.take_log(), ["eds +c1=E1"], "once more for the newer form");
+    assert_eq!(client.take_log(), ["eds +c1=E1"], "again for the newer version");
 }
 
 #[test]
@@ -739,7 +747,7 @@ fn a_client_that_does_not_answer_lags_and_says_why() {
     client.wait();
     let reason = client.stream.lag(client.now).unwrap();
     assert!(reason.contains("cds response"), "{reason}");
-    assert_eq!(client.stream.wake_at(), None, "it is not looked at again and again");
+    assert_eq!(client.stream.wake_at(), None, "it is not polled");
     client.ack();
     assert_eq!(client.stream.lag(client.now), None);
     client.wait();
@@ -753,7 +761,7 @@ fn a_client_that_does_not_answer_lags_and_says_why() {
 }
 
 #[test]
-fn a_stale_nonce_is_no_answer() {
+fn a_request_with_a_stale_nonce_is_not_an_answer() {
     let mut client = Client::new(Variant::Sotw);
     client.give(snapshot(1, V1));
     client.ask(Cluster, &[]);
@@ -765,7 +773,7 @@ fn a_stale_nonce_is_no_answer() {
 }
 
 #[test]
-fn a_name_that_does_not_exist_is_answered_so_that_nobody_waits_for_it() {
+fn a_request_for_a_missing_name_is_answered() {
     let mut client = Client::new(Variant::Delta);
     client.give(snapshot(1, V1));
     client.ask(Endpoints, &["nothing"]);

@@ -1,4 +1,4 @@
-//! Resources made of short texts, and the texts read back from what was sent.
+//! Makes resources from short texts, and reads the texts back from what was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ pub fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
     )
 }
 
-/// The clusters that the text of a listener or virtual host leads to.
+/// The clusters that the text of a listener or virtual host references.
 pub fn next_references(text: &str) -> impl Iterator<Item = &str> {
     let list = text.split_once('>').map_or("", |(_, list)| list);
     list.split('*').next().unwrap_or_default().split(',')
@@ -105,7 +105,7 @@ fn weights(text: &str) -> Option<Vec<route::weighted_cluster::ClusterWeight>> {
     Some(weighted.collect())
 }
 
-/// The text of a virtual host; of one with weights `name>cluster,cluster*NUMBER@RUNTIME-KEY-PREFIX`.
+/// The text of a virtual host; with weights it is `name>cluster,cluster*NUMBER@RUNTIME-KEY-PREFIX`.
 fn show_host(host: &route::VirtualHost) -> String {
     let route = &host.routes[0];
     let Some(route::route::Action::Route(action)) = &route.action else {
@@ -133,7 +133,7 @@ fn show_runtime(bytes: &[u8]) -> String {
     all.join(" ")
 }
 
-/// A virtual host's text with the weight that is in force where the client has this runtime layer, and without its prefix.
+/// A virtual host's text with the weight that is in force under this runtime layer, and without its prefix.
 pub fn effective(host: &str, layer: &BTreeMap<String, u32>) -> String {
     let Some((text, prefix)) = host.split_once('@') else {
         return host.to_owned();
@@ -145,11 +145,11 @@ pub fn effective(host: &str, layer: &BTreeMap<String, u32>) -> String {
     }
 }
 
-/// What an Envoy refuses, whatever its type.
+/// A text that makes the simulated Envoy reject a resource of any type.
 const BAD: &str = "bad";
 
-/// A real cluster whose endpoints come by EDS. Its text is `NAME pPOLICY`, with `bad ` before it where it is to be
-/// refused.
+/// A real cluster whose endpoints come by EDS. Its text is `NAME pPOLICY`, with the prefix `bad ` if the client should
+/// reject it.
 pub fn eds_cluster(name: &str, policy: u32, bad: bool) -> Arc<Resource> {
     let message = cluster::Cluster {
         name: name.to_owned(),
@@ -164,7 +164,7 @@ pub fn eds_cluster(name: &str, policy: u32, bad: bool) -> Arc<Resource> {
     Resource::new(name, message.encode_to_vec().into(), Arc::default())
 }
 
-/// A real cluster that finds its endpoints by itself, and warms until it has.
+/// A real cluster that finds its endpoints through DNS, and warms until it has them.
 pub fn dns_cluster(name: &str, policy: u32) -> Arc<Resource> {
     let message = cluster::Cluster {
         name: name.to_owned(),
@@ -174,7 +174,7 @@ pub fn dns_cluster(name: &str, policy: u32) -> Arc<Resource> {
     Resource::new(name, message.encode_to_vec().into(), Arc::default())
 }
 
-/// Real endpoints of a cluster: one with this number, or none. Their text is `NAME eNUMBER` or `NAME none`.
+/// Real endpoints of a cluster: one endpoint with this number, or none. Their text is `NAME eNUMBER` or `NAME none`.
 pub fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
     let address = |port: u32| core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {
@@ -200,7 +200,7 @@ pub fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
     Resource::new(name, message.encode_to_vec().into(), Arc::default())
 }
 
-/// The text that an encoded resource was made of.
+/// The text that an encoded resource was made from.
 pub fn show(kind: ResourceType, bytes: &[u8]) -> String {
     let text = match kind {
         Cluster => show_cluster(bytes),

@@ -1,4 +1,4 @@
-//! Clients that come back with the clusters and routes of an earlier stream.
+//! Clients that resume with the clusters and routes of an earlier stream.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,7 @@ use super::super::session::ASKS_WITHIN;
 use super::*;
 
 #[test]
-fn a_client_that_comes_back_gets_only_what_it_lacks_and_loses_nothing_before_its_routes_have_moved()
-{
+fn a_resuming_client_gets_only_what_it_lacks_and_loses_nothing_before_its_routes_have_moved() {
     let mut client = Client::new(Variant::Delta);
     let state = snapshot(1, V1);
     let version = |kind: ResourceType, name: &str| {
@@ -46,9 +45,9 @@ fn a_client_that_comes_back_gets_only_what_it_lacks_and_loses_nothing_before_its
     assert_eq!(client.take_log(), ["eds -old"]);
 }
 
-/// A client that comes back with routes of which nothing is known: those to `c1`, whose pods went meanwhile, as did the
-/// routes to it.
-fn came_back_from_v1(variant: Variant, next: &Arc<Snapshot>) -> Client {
+/// A client that resumes with unknown routes to `c1`. The mesh has removed the pods of `c1` and the routes to it
+/// meanwhile.
+fn resumed_from_v1(variant: Variant, next: &Arc<Snapshot>) -> Client {
     let before = snapshot(1, V1);
     let version = |kind: ResourceType, name: &str| {
         wire::version_text(before.get(kind).get(name).unwrap().version)
@@ -80,8 +79,7 @@ fn came_back_from_v1(variant: Variant, next: &Arc<Snapshot>) -> Client {
 }
 
 #[test]
-fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_until_it_has_the_new_ones()
- {
+fn a_resuming_client_keeps_the_endpoints_of_its_old_routes_until_it_has_the_new_ones() {
     let next = snapshot(
         2,
         &[
@@ -92,7 +90,7 @@ fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_
             (Route, "80", "a>c2"),
         ],
     );
-    let mut delta = came_back_from_v1(Variant::Delta, &next);
+    let mut delta = resumed_from_v1(Variant::Delta, &next);
     assert_eq!(delta.take_log(), ["cds +c2=C2"]);
     delta.ack();
     assert_eq!(delta.take_log(), ["rds +80=a>c2"]);
@@ -102,7 +100,7 @@ fn a_client_that_comes_back_keeps_the_endpoints_that_its_old_routes_may_lead_to_
     delta.ack();
     assert_eq!(delta.stream.settled(), Some(2.into()));
 
-    let mut sotw = came_back_from_v1(Variant::Sotw, &next);
+    let mut sotw = resumed_from_v1(Variant::Sotw, &next);
     assert_eq!(sotw.take_log(), ["cds C1 C2"]);
     sotw.answer(None, &[]);
     assert_eq!(sotw.take_log(), ["lds L", "rds a>c2"]);
@@ -134,7 +132,7 @@ fn endpoints(name: &str) -> Arc<Resource> {
 }
 
 #[test]
-fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
+fn a_resuming_sotw_client_keeps_its_clusters_until_its_routes_have_moved() {
     let (whole, old, new) = ("outbound|80||web", "outbound|80|v1|web", "outbound|80|v2|web");
     let by_name = |all: Vec<Arc<Resource>>| all.into_iter().collect();
     let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{new}"))]);
@@ -170,20 +168,23 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
         nonce: nonce.into(),
         ..Default::default()
     };
-    assert_eq!(send(request(Cluster, &[], ""), begun), [], "it has not yet told what it has");
+    assert_eq!(send(request(Cluster, &[], ""), begun), [], "it has not reported its clusters yet");
     let sent = send(request(Endpoints, &[whole, old], ""), begun);
-    assert_eq!(sent.len(), 2, "clusters, and the endpoints of the one that stands in: {sent:?}");
+    assert_eq!(sent.len(), 2, "clusters, and the endpoints of the substitute: {sent:?}");
     assert_eq!(sent[0].1, [cluster(new).bytes(), cluster(whole).bytes(), cluster(old).bytes()]);
     assert_eq!(sent[1].1, [endpoints(old).bytes()]);
     send(request(Listener, &[], ""), begun);
     send(request(Route, &["80"], ""), begun);
-    // Envoy asks for the endpoints of the new cluster, and acks the clusters when none of them warms any more.
+    // Envoy asks for the endpoints of the new cluster, and ACKs the clusters when none of them warms any more.
     let more = send(request(Endpoints, &[whole, old, new], &sent[1].2), begun);
-    assert!(more.iter().any(|one| one.1.contains(&endpoints(new).bytes())), "{more:?}");
+    assert!(more.iter().any(|response| response.1.contains(&endpoints(new).bytes())), "{more:?}");
     send(request(Endpoints, &[whole, old, new], &more[0].2), begun);
     let moved = send(request(Cluster, &[], &sent[0].2), begun);
     let nonce = |all: &[(ResourceType, Vec<Vec<u8>>, String)], kind: ResourceType| -> String {
-        all.iter().find(|one| one.0 == kind).map(|one| one.2.clone()).unwrap_or_default()
+        all.iter()
+            .find(|response| response.0 == kind)
+            .map(|response| response.2.clone())
+            .unwrap_or_default()
     };
     let again = send(request(Endpoints, &[whole, old, new], &nonce(&moved, Endpoints)), begun);
     let routes = [nonce(&moved, Route), nonce(&again, Route)].concat();
@@ -196,7 +197,7 @@ fn what_a_sotw_client_came_back_with_stays_until_its_routes_have_moved() {
 }
 
 #[test]
-fn a_client_that_comes_back_with_a_cluster_that_warms_and_is_no_more_need_not_wait_for_endpoints() {
+fn a_resuming_client_does_not_wait_for_the_endpoints_of_a_warming_cluster_that_no_longer_exists() {
     let mut client = Client::new(Variant::Delta);
     client.give(snapshot(1, V1));
     for (kind, names, had) in [
@@ -215,13 +216,13 @@ fn a_client_that_comes_back_with_a_cluster_that_warms_and_is_no_more_need_not_wa
     let log = client.take_log();
     assert!(
         log.contains(&"eds +c1=E1 -old".to_owned()),
-        "{log:?}: its listener may lead there, so it stays"
+        "{log:?}: its listener may reference it, so it stays"
     );
     assert!(!log.join(" ").contains("cds -old"), "{log:?}");
 }
 
 #[test]
-fn a_client_that_comes_back_and_asks_for_no_routes_gets_its_endpoints_after_a_while() {
+fn a_resuming_client_that_asks_for_no_routes_gets_its_endpoints_after_a_while() {
     let next = snapshot(2, &[(Cluster, "c1", "C1"), (Endpoints, "c1", "none")]);
     let mut client = Client::new(Variant::Delta);
     let begun = client.now;
@@ -254,7 +255,7 @@ fn a_client_that_asks_for_listeners_first_is_given_time_to_ask_for_clusters() {
     let begun = client.now;
     client.give(snapshot(1, V1));
     client.ask(Listener, &[]);
-    assert_eq!(client.take_log(), NOTHING, "it may be back with a cluster that warms");
+    assert_eq!(client.take_log(), NOTHING, "it may resume with a warming cluster");
     while client.log.is_empty() {
         client.wait();
     }

@@ -1,9 +1,9 @@
-//! Every point at which a stream can break while a change is under way, and every change while it is broken.
+//! Breaks a stream at every point of a change, and applies another change before the client reconnects.
 
 use super::mesh::Mesh;
 use super::{SETUPS, Setup, World};
 
-/// States of a mesh that follow one another. The stream breaks on the way to the second, and the client comes back to
+/// Three successive states of a mesh. The stream breaks during the change to the second, and the client reconnects to
 /// the third.
 struct Change {
     name: &'static str,
@@ -15,7 +15,7 @@ fn subsets(list: &[u64]) -> Mesh {
     Mesh::default().with(&list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>())
 }
 
-/// The mesh with a host that leads to these subsets.
+/// The mesh with a host that routes to these subsets.
 fn to(mesh: Mesh, list: &[u64]) -> Mesh {
     mesh.leading(0, &list.iter().map(|subset| (0, *subset)).collect::<Vec<_>>())
 }
@@ -107,11 +107,11 @@ fn changes_of_policies_and_services() -> Vec<Change> {
     ]
 }
 
-/// How many messages go each way before it is the other's turn.
+/// How many messages are passed up, and then down, in each turn.
 const PACES: [(u32, u32); 3] = [(1, 1), (9, 1), (1, 9)];
 
 impl World {
-    /// Lets so many messages through, and says whether there were as many.
+    /// Passes up to `messages` messages. Returns whether there were that many.
     fn pass(&mut self, messages: u32, (up, down): (u32, u32)) -> bool {
         let mut left = messages;
         let mut moved = true;
@@ -133,7 +133,7 @@ impl World {
     }
 }
 
-/// One history: the stream breaks after so many messages, and once more after so many of the next stream.
+/// Plays one history: `cuts` says after how many messages the first stream breaks, and after how many the next one.
 fn play(setup: Setup, change: &Change, pace: (u32, u32), cuts: [u32; 2]) -> [bool; 2] {
     let [first, second, third] = change.states.clone();
     let mut world = World::new(setup, first, 1);
@@ -143,10 +143,10 @@ fn play(setup: Setup, change: &Change, pace: (u32, u32), cuts: [u32; 2]) -> [boo
     world.publish();
     let reached = world.pass(cuts[0], pace);
     world.mesh = third;
-    world.come_back();
+    world.reconnect();
     let again = world.pass(cuts[1], pace);
     if again {
-        world.come_back();
+        world.reconnect();
     }
     world.calm();
     [reached, again]
@@ -157,7 +157,7 @@ fn a_stream_may_break_after_every_message_of_a_change() {
     for change in changes() {
         for (setup, pace) in SETUPS.into_iter().flat_map(|setup| PACES.map(|pace| (setup, pace))) {
             let mut first = 0;
-            // The second break comes anywhere among the next stream's messages.
+            // The second break may come at any message of the next stream.
             while (0..3)
                 .all(|again| play(setup, &change, pace, [first, (first * 5 + again * 7) % 23])[0])
             {

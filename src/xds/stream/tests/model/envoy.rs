@@ -1,4 +1,4 @@
-//! An Envoy as far as clusters, endpoints, listeners and routes go.
+//! A simulated Envoy: its clusters, endpoints, listeners and routes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -20,7 +20,8 @@ use crate::xds::stream::{RUNTIME_LAYER, Request, Variant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setup {
     pub variant: Variant,
-    /// Whether it has a stream of its own for clusters, beside the aggregated one. It does not pause that one.
+    /// Whether it has a separate stream for clusters in addition to the aggregated one. It does not pause the separate
+    /// one.
     pub separate: bool,
     /// Whether it takes weights as runtime values.
     pub runtime: bool,
@@ -52,30 +53,30 @@ pub struct Envoy {
     pub nonces: [String; 5],
     /// The runtime layer.
     pub layer: BTreeMap<String, u32>,
-    /// The types that it asks for, in the order in which it first did.
+    /// The types that it asks for, in the order of the first requests.
     order: Vec<ResourceType>,
     /// The types that it has asked for on this stream.
     asked: BTreeSet<ResourceType>,
-    /// Listeners and hosts whose first form led to what was not there, and to what.
+    /// Listeners and hosts whose first version referenced missing clusters, with those clusters.
     excused: BTreeMap<(String, String), BTreeSet<String>>,
     /// Listeners and route configurations that it has had since before this stream.
     pub from_before: BTreeSet<String>,
-    /// Clusters that took requests when this stream began, and are to be kept for the routes from before.
+    /// Clusters that took requests when this stream began, and must be kept for the routes from before.
     pub served_before: BTreeSet<String>,
-    /// Clusters that nothing told of when this stream began: Envoy does not say that it has what it took from a response
-    /// which it refused for something else, and asks nobody for the endpoints of an external host.
+    /// Clusters that were not reported when this stream began: Envoy does not report what it accepted from a response
+    /// that it rejected for something else, and does not request the endpoints of an external host.
     pub untold: BTreeSet<String>,
-    /// What it has to say; on a second stream, of clusters.
+    /// Its requests that were not delivered yet; the second queue is that of the separate stream for clusters.
     pub out: [VecDeque<Request>; 2],
-    /// Clusters that it took from a response which it refused as a whole, so that they may go again.
+    /// Clusters that it accepted from a response that it rejected, so that they may be removed again.
     doubtful: BTreeSet<String>,
-    /// Answers to clusters, which do not go out before all of these have warmed.
+    /// Answers to responses with clusters; they are not sent until all of these have warmed.
     paused: Vec<Request>,
-    /// Whether it has ever taken clusters.
+    /// Whether it has ever accepted clusters.
     has_clusters: bool,
 }
 
-/// A refusal that names nothing.
+/// An error message that names no resource.
 pub const BLIND: &str = "something in it is bad";
 
 pub fn is_eds(cluster: &str) -> bool {
@@ -86,12 +87,12 @@ fn is_external(cluster: &str) -> bool {
     cluster.starts_with("external-")
 }
 
-/// Whether the text of a resource says that the client refuses it.
+/// Whether the text of a resource makes the client reject it.
 pub fn is_bad(text: &str) -> bool {
     text.contains("bad ") || text.contains("bad>")
 }
 
-/// The parts of a listener or a route configuration that lead somewhere: name and clusters.
+/// The parts of a listener or a route configuration that reference clusters: name and clusters.
 pub fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
     let to = |text: &str| {
         next_references(text).filter(|name| !name.is_empty()).map(str::to_owned).collect()
@@ -135,7 +136,7 @@ impl Envoy {
         envoy
     }
 
-    /// A new stream. Envoy asks for all that it asked for before, but not for clusters while one warms.
+    /// Opens a new stream. Envoy requests everything that it requested before, but no clusters while one warms.
     pub fn connect(&mut self) {
         self.out = Default::default();
         self.paused.clear();
@@ -214,7 +215,7 @@ impl Envoy {
         self.say(kind, request);
     }
 
-    /// Takes a response in, and answers it; says why it refused it, if it did.
+    /// Handles and answers a response. Returns why it was rejected, if it was.
     pub fn take(&mut self, kind: ResourceType, frame: Bytes, dice: &mut Dice) -> Option<String> {
         let i = kind.index();
         let (got, mut gone, nonce, version) = read(self.setup.variant, kind, frame);
@@ -225,8 +226,8 @@ impl Envoy {
             let list: Vec<_> = bad.iter().map(|got| format!("{}: is bad", got.name)).collect();
             error = Some(if dice.in_few(2) { list.join(", ") } else { BLIND.to_owned() });
         }
-        // Envoy takes the good clusters and listeners of a response that it refuses for a bad one, unless it could
-        // not even read that.
+        // Envoy accepts the valid clusters and listeners of a response that it rejects for an invalid one, unless it
+        // could not parse that one.
         if bad.is_empty() || (kind.has_wildcard() && dice.in_few(2)) {
             if self.setup.variant == Variant::Sotw && kind.has_wildcard() {
                 gone = self.left_out(kind, good.iter().chain(&bad));
@@ -260,7 +261,7 @@ impl Envoy {
         error
     }
 
-    /// What a response that holds all of a type takes away.
+    /// What a response with all resources of a type removes.
     fn left_out<'a>(
         &self,
         kind: ResourceType,
@@ -295,7 +296,7 @@ impl Envoy {
             versions.insert(String::new(), version);
             return;
         }
-        // Envoy leaves alone what it did not ask for.
+        // Envoy ignores what it did not ask for.
         let names = &self.names[kind.index()];
         let wanted =
             good.into_iter().filter(|got| kind.has_wildcard() || names.contains(&got.name));
@@ -325,7 +326,7 @@ impl Envoy {
         }
     }
 
-    /// The address of an external host was looked up. Whether there was one to look up.
+    /// Resolves the address of an external host. Returns whether there was one to resolve.
     pub fn resolve(&mut self) -> bool {
         let Some(name) = self.warming.keys().find(|name| is_external(name)).cloned() else {
             return false;
@@ -392,7 +393,7 @@ impl Envoy {
         {
             let serves = !got.body.ends_with(" none");
             if !serves {
-                // Without endpoints it takes no request, whether it stays or goes.
+                // Without endpoints it takes no requests, whether it stays or is removed.
                 self.served_before.remove(&got.name);
             }
             self.warmed(&got.name, serves);
@@ -400,7 +401,7 @@ impl Envoy {
                 cluster.serves = serves;
             }
         }
-        // Endpoints that are said not to be end the warming, and change nothing of a cluster that is warm.
+        // Removed endpoints end the warming of a cluster, and do not change a warm one.
         gone.iter().for_each(|name| self.warmed(name, false));
         self.resume();
     }
@@ -427,11 +428,12 @@ impl Envoy {
         }
         let all = self.active.keys().chain(self.warming.keys());
         let names = all.filter(|name| is_eds(name)).cloned().collect();
-        // SotW asks once more for a cluster that changed; delta is subscribed already and does not.
+        // Over SotW it asks again for the endpoints of a changed cluster; over delta it is already subscribed and does
+        // not.
         self.ask(Endpoints, names, changed);
     }
 
-    /// What comes up for the first time may lead to what is not there: there was nothing to hold on to.
+    /// The first version of a listener or host may reference missing clusters: there is no previous version to keep.
     fn excuse(&mut self, kind: ResourceType, name: &str, body: &str) {
         let before = match kind {
             Route => self.routes.get(name),
@@ -454,7 +456,7 @@ impl Envoy {
         }
     }
 
-    /// Every listener and virtual host, by name and host, and the clusters it leads to.
+    /// Every listener and virtual host, by name and host, and the clusters that it references.
     pub fn leads(&self) -> Vec<(ResourceType, &str, String, BTreeSet<String>)> {
         let listeners = self.listeners.iter().map(|(name, body)| (Listener, name, body));
         let routes = self.routes.iter().map(|(name, body)| (Route, name, body));
@@ -466,14 +468,14 @@ impl Envoy {
         all.collect()
     }
 
-    /// Whether a listener or host may lead to a cluster that is not there.
+    /// Whether a listener or host may reference a missing cluster.
     pub fn is_excused(&self, name: &str, host: &str, cluster: &str) -> bool {
         let excused = self.excused.get(&(name.to_owned(), host.to_owned()));
         excused.is_some_and(|excused| excused.contains(cluster))
     }
 }
 
-/// Reads a response: its resources, what it takes away, its nonce and its version.
+/// Reads a response: its resources, what it removes, its nonce and its version.
 pub fn read(
     variant: Variant,
     kind: ResourceType,

@@ -1,4 +1,4 @@
-//! What is written: services with subsets, external hosts, virtual hosts that lead to some of them, TCP listeners.
+//! The random mesh: services with subsets, external hosts, virtual hosts that route to some of them, and TCP listeners.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,13 +24,13 @@ pub struct Mesh {
     pub generations: BTreeMap<u64, u32>,
     /// Subsets without endpoints.
     pub empty: BTreeSet<Subset>,
-    /// Route configuration and host to what it leads to.
+    /// The clusters that each host of each route configuration references.
     pub hosts: BTreeMap<(u64, u64), String>,
     /// The last weight that was written.
     pub weight: u32,
     /// TCP listeners.
     pub tcp: BTreeMap<u64, String>,
-    /// Names of resources that the client refuses.
+    /// Names of resources that the client rejects.
     pub bad: BTreeSet<(ResourceType, String)>,
 }
 
@@ -44,7 +44,7 @@ pub fn external_name(number: u64) -> String {
 }
 
 impl Mesh {
-    /// One service, and a host that leads to it.
+    /// One service, and a host that routes to it.
     pub fn new() -> Self {
         Self::default().with(&[(0, 0), (0, 1)]).leading(0, &[(0, 0)])
     }
@@ -55,7 +55,7 @@ impl Mesh {
         self
     }
 
-    /// With a host that leads to these subsets.
+    /// With a host that routes to these subsets.
     pub fn leading(mut self, host: u64, to: &[Subset]) -> Self {
         let names: Vec<_> = to.iter().map(|subset| cluster_name(*subset)).collect();
         self.hosts.insert((80, host), names.join(","));
@@ -122,7 +122,7 @@ impl Mesh {
         self.hosts.insert((80 + dice.roll(2), dice.roll(4)), text);
     }
 
-    /// A change of weights alone. Each weight is larger than all before it.
+    /// A change of weights only. Each weight is larger than all before it.
     fn write_weight(&mut self, dice: &mut Dice) {
         self.weight += 1;
         if let Some(text) = self.hosts.get_mut(&(80 + dice.roll(2), dice.roll(4)))

@@ -1,5 +1,6 @@
-//! A random history of a mesh against a simulated Envoy: whatever is written in whatever order, and however the client
-//! dawdles, refuses and comes back, no route of it leads to a cluster that it lacks or that still warms.
+//! Random histories of a mesh against a simulated Envoy. Objects are written in any order, and the client delays
+//! answers, rejects resources and reconnects. None of its routes may ever reference a cluster that it lacks or that
+//! still warms.
 
 mod cuts;
 mod envoy;
@@ -23,7 +24,7 @@ use mesh::Mesh;
 /// How many steps one run takes unless `WEIR_MODEL_STEPS` says otherwise.
 const STEPS: u64 = 120_000;
 
-/// Steps after which a history starts over with a new mesh and a new client.
+/// The number of steps after which a history starts over with a new mesh and a new client.
 const HISTORY: u64 = 1500;
 
 const SETUPS: [Setup; 8] = [
@@ -38,7 +39,7 @@ const SETUPS: [Setup; 8] = [
 ];
 
 #[test]
-fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
+fn no_route_ever_references_a_cluster_that_its_client_lacks() {
     let number =
         |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seed = number("WEIR_MODEL_SEED").unwrap_or(1);
@@ -46,7 +47,7 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     let mut seen = Seen::default();
     let mut transcript = Xxh3::new();
     for (history, setup) in (0..steps.div_ceil(HISTORY)).zip(SETUPS.into_iter().cycle()) {
-        // Without a service Envoy asks for listeners before it ever asks for endpoints.
+        // Without any service Envoy asks for listeners before it ever asks for endpoints.
         let mesh = if history / 8 % 2 == 0 { Mesh::new() } else { Mesh::default() };
         let mut world = World::new(setup, mesh, seed.wrapping_add(history));
         for _ in 0..HISTORY {
@@ -59,7 +60,7 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     println!("{seen:?}");
     // Two builds that speak the same protocol print the same digest for the same seed.
     println!("transcript {:016x}", transcript.digest());
-    // A history in which nothing of the kind happens would prove nothing.
+    // The test proves nothing unless each of these happens.
     let Seen { held, kept, refusals, moves, returns, warm_returns, weights } = seen;
     assert!(
         [held, kept, refusals, moves, returns, warm_returns, weights]
@@ -69,7 +70,7 @@ fn no_route_ever_leads_to_a_cluster_that_its_client_lacks() {
     );
 }
 
-/// What came up in the histories.
+/// What happened in the histories.
 #[derive(Debug, Default)]
 struct Seen {
     held: u64,
@@ -77,7 +78,7 @@ struct Seen {
     refusals: u64,
     moves: u64,
     returns: u64,
-    /// Returns of a client one of whose clusters was warming.
+    /// Reconnections of a client while one of its clusters was warming.
     warm_returns: u64,
     /// Runtime layers that were sent.
     weights: u64,
@@ -110,13 +111,13 @@ impl Dice {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
     }
 
-    /// True once in so many times.
+    /// True once in `sides` times on average.
     fn in_few(&mut self, sides: u64) -> bool {
         self.roll(sides) == 0
     }
 }
 
-/// The mesh, the stream and the client, and what is on its way between them.
+/// The mesh, the stream, the client, and the messages in flight between them.
 struct World {
     dice: Dice,
     mesh: Mesh,
@@ -124,9 +125,9 @@ struct World {
     stream: Stream,
     envoy: Envoy,
     wire: VecDeque<(ResourceType, Bytes)>,
-    /// Hosts that this stream has given a form.
+    /// Hosts for which this stream has sent a version.
     given: BTreeSet<(String, String)>,
-    /// On this stream the client refused clusters and did not say which.
+    /// Whether the client rejected clusters on this stream without naming them.
     blind: bool,
     begun: Instant,
     now: Instant,
@@ -134,7 +135,7 @@ struct World {
     /// The weight in force of each virtual host with each set of clusters.
     in_force: BTreeMap<(String, String), u32>,
     log: Vec<String>,
-    /// A hash of all that was sent and when.
+    /// A hash of everything that was sent, and when.
     transcript: Xxh3,
 }
 
@@ -221,14 +222,14 @@ impl World {
         self.wire.push_back((response.kind, frame));
     }
 
-    /// What never had a form may lead only to what is there, or to what nothing will bring.
+    /// The first version of a host may reference only clusters that are ready or that will never arrive.
     fn check_first(&mut self, table: &Got) {
         let rejected: BTreeSet<String> =
             self.stream.rejected().iter().map(|rejected| rejected.name.to_string()).collect();
         let has =
             self.envoy.routes.get(&table.name).map(|body| forms(Route, body)).unwrap_or_default();
-        // A client that has neither listeners nor routes and asks for them before clusters, on a stream apart from
-        // these, tells nothing of the clusters that it is about to ask for. It serves no request before it has them.
+        // A client that has neither listeners nor routes and asks for them before clusters, on a separate stream, does
+        // not reveal which clusters it is about to ask for. It serves no requests before it has them.
         let initializes = self.envoy.setup.separate
             && self.envoy.from_before.is_empty()
             && !self.stream.asked_for(Cluster);
@@ -236,7 +237,7 @@ impl World {
             if !self.given.insert((table.name.clone(), host.clone())) {
                 continue;
             }
-            // A client that came back may have a form that this stream did not give it.
+            // A client that resumed may have a version that this stream did not send.
             let had = |name: &String| has.get(&host).is_some_and(|had| had.contains(name));
             let early = |name: &&String| {
                 !initializes
@@ -256,14 +257,14 @@ impl World {
         }
     }
 
-    /// Whether nothing tells that a cluster still warms: Envoy answers clusters at once on a stream of their own, and
-    /// asks nobody for the endpoints of an external host.
+    /// Whether weir cannot know that a cluster still warms: on a separate stream Envoy ACKs clusters at once, and it
+    /// does not request the endpoints of an external host.
     fn may_come_early(&self, cluster: &str) -> bool {
         self.envoy.setup.separate && !is_eds(cluster)
     }
 
-    /// A cluster that the client's routes lead to loses its last endpoints only if the routes to be lead to it as well:
-    /// otherwise they were to move first.
+    /// A cluster that the client's routes reference loses its last endpoints only if the target routes reference it
+    /// too. Otherwise the routes must move first.
     fn check_drained(&mut self, assignment: &Got) {
         let name = &assignment.name;
         let serves = self.envoy.active.get(name).is_some_and(|cluster| cluster.serves);
@@ -278,7 +279,7 @@ impl World {
             let stays = wanted.get(&host).is_some_and(|to| to.contains(name));
             let held = self.stream.held().iter().any(|held| *held.name == *table)
                 || rejected.iter().any(|rejected| *rejected.name == *table);
-            // Where nothing is known of the old routes, what any new one leads to counts.
+            // If the old routes are unknown, every cluster that a new route references counts.
             let others = self.envoy.from_before.contains(table) && self.leads_to(name);
             let moves_first =
                 clusters.contains(name) && !stays && !held && !others && wanted.contains_key(&host);
@@ -290,14 +291,14 @@ impl World {
         }
     }
 
-    /// Whether the routes to be lead to a cluster.
+    /// Whether the target listeners and routes reference a cluster.
     fn leads_to(&self, cluster: &str) -> bool {
         let mut all =
             [Listener, Route].into_iter().flat_map(|kind| self.target().get(kind).values());
         all.any(|resource| resource.leads_to(cluster))
     }
 
-    /// Whether no endpoints are known that could stand in for those of a cluster.
+    /// Whether there are no endpoints that could substitute for those of a cluster.
     fn nothing_serves_for(&self, cluster: &str) -> bool {
         let whole = service_cluster_name(cluster).unwrap_or_default();
         let endpoints = self.target().get(Endpoints).get(&whole);
@@ -324,12 +325,12 @@ impl World {
         let rejected = self.envoy.take(kind, frame, &mut self.dice);
         self.seen.refusals += u64::from(rejected.is_some());
         self.blind |= kind == Cluster && rejected.as_deref() == Some(BLIND);
-        self.note(|| format!("  client took {}, refused {rejected:?}", kind.short_name()));
+        self.note(|| format!("  client got {}, rejected {rejected:?}", kind.short_name()));
         true
     }
 
-    /// The stream breaks: what is on its way is lost, and the client asks anew.
-    fn come_back(&mut self) {
+    /// The stream breaks: messages in flight are lost, and the client reconnects.
+    fn reconnect(&mut self) {
         self.seen.returns += 1;
         self.seen.warm_returns += u64::from(!self.envoy.warming.is_empty());
         self.wire.clear();
@@ -337,11 +338,11 @@ impl World {
         self.blind = false;
         self.envoy.connect();
         self.stream = Stream::new(self.envoy.setup.variant, StreamSettings::default());
-        self.note(|| "client comes back".to_owned());
+        self.note(|| "client reconnects".to_owned());
         self.publish();
     }
 
-    /// Whether nothing that the client has to say first on its stream is still on its way.
+    /// Whether the stream has received the client's first requests.
     fn has_begun(&self) -> bool {
         self.envoy.out.iter().all(VecDeque::is_empty)
     }
@@ -369,14 +370,14 @@ impl World {
                 self.pump();
             }
             960..=982 => self.send_stale(),
-            983..=993 => self.come_back(),
+            983..=993 => self.reconnect(),
             994..=999 => self.calm(),
             _ => {}
         }
         self.check();
     }
 
-    /// A late copy of an answer, as a client that is out of order would send it.
+    /// Sends a late copy of an answer, as a faulty client might.
     fn send_stale(&mut self) {
         let kind = ResourceType::OF_SNAPSHOT[self.dice.roll(4) as usize];
         let nonce = self.dice.roll(50).to_string();
@@ -417,7 +418,7 @@ impl World {
         }
     }
 
-    /// Every listener and host that leads to a cluster which takes no requests.
+    /// Checks that no listener or host references a cluster that takes no requests.
     fn check(&mut self) {
         self.check_weights();
         let mut broken = Vec::new();
@@ -438,8 +439,8 @@ impl World {
         assert!(broken.is_empty(), "{broken:?}\n{}", self.log());
     }
 
-    /// Over SotW only what is known can be sent, and what is left out, to see whether it was what the client refused, is
-    /// gone: clusters that nothing can keep for the routes from before this stream.
+    /// Over SotW only known resources can be sent. The client also removes clusters that are left out to find the
+    /// rejected one. These clusters cannot be kept for the routes from before this stream.
     fn give_up(&mut self, sent: &[Got]) {
         if self.envoy.setup.variant == Variant::Delta {
             return;
@@ -462,7 +463,7 @@ impl World {
         }
     }
 
-    /// Lets everything come to rest, and looks whether the client has what it is to have.
+    /// Lets everything come to rest, and checks that the client has its target.
     fn calm(&mut self) {
         for turn in 0.. {
             assert!(turn < 3000, "it never comes to rest\n{}", self.log());
@@ -479,10 +480,10 @@ impl World {
             }
         }
         assert_eq!(self.stream.reached(), Some(self.revision.into()), "{}", self.state());
-        self.check_refused();
+        self.check_rejected();
         self.check_clusters();
         self.check_routes();
-        // What was refused may be put together anew from what is left; all else is not to be sent a second time.
+        // A rejected resource may be sent again with its accepted parts. Nothing else may be sent twice.
         let all_taken = self.stream.rejected().is_empty();
         self.publish();
         assert!(self.wire.is_empty() || !all_taken, "nothing changed\n{}", self.log());
@@ -497,14 +498,14 @@ impl World {
         self.target().get(kind).get(name).map(|wanted| show(kind, &wanted.bytes()))
     }
 
-    fn check_refused(&self) {
+    fn check_rejected(&self) {
         for rejected in self.stream.rejected() {
             let kind = ResourceType::ALL
                 .into_iter()
                 .find(|kind| kind.short_name() == rejected.kind)
                 .unwrap();
             let bad = self.wanted(kind, &rejected.name).is_some_and(|body| is_bad(&body));
-            // Endpoints of a cluster that is dropped may have had no good form.
+            // Endpoints of a removed cluster may never have had a valid version.
             assert!(
                 bad || self.stream.clusters.draining().contains_key(&rejected.name),
                 "{rejected:?}\n{}",
@@ -515,12 +516,12 @@ impl World {
 
     fn check_clusters(&self) {
         let (envoy, stream) = (&self.envoy, &self.stream);
-        // A stream that ends at the wrong moment leaves behind one that warms beside the very same that is active (it
-        // changed and changed back), or beside one of which the new stream knows only that it is to go. Neither harms.
+        // A stream that ends at the wrong moment may leave a warming cluster next to an active one that is equal (it
+        // changed and changed back), or next to one that the new stream only knows to be removed. Neither does harm.
         let odd = |name: &str, body: &String| {
             let kept = stream.clusters.draining().get(name).filter(|kept| kept.endpoints.is_none());
             let stranger = kept.is_some_and(|kept| kept.cluster.is_none());
-            // What stands in for one that it has warms for as long as it is kept.
+            // A substitute for a cluster that the client has warms for as long as it is kept.
             stream.clusters.is_substituted(name)
                 || envoy.active.get(name).is_some_and(|active| stranger || active.body == *body)
         };
@@ -549,10 +550,11 @@ impl World {
         }
         let used: BTreeSet<String> =
             envoy.leads().into_iter().flat_map(|(.., clusters)| clusters).collect();
-        // A client that came back and refuses the new form of its routes keeps all that the old one may lead to.
+        // A client that resumed and rejects the new version of its routes keeps every cluster that the old one may
+        // reference.
         let known = stream.session.earlier().is_none();
         for name in envoy.active.keys().chain(envoy.warming.keys()).filter(|_| known) {
-            // Over delta what the client does not tell of cannot be taken away. It stays, and harms nobody.
+            // Over delta a cluster that the client does not report cannot be removed. It stays and does no harm.
             let untold = envoy.setup.variant == Variant::Delta && envoy.untold.contains(name);
             assert!(
                 untold
@@ -582,7 +584,7 @@ impl World {
             let plain = |text: &str, layer: &BTreeMap<String, u32>| -> Vec<String> {
                 let hosts = text.split_whitespace().map(|host| effective(host, layer));
                 let names = |host: &String| host.split('>').next().unwrap().to_owned();
-                // A virtual host that the client rejects keeps none of the others back.
+                // A virtual host that the client rejects does not hold back the others.
                 hosts.filter(|host| !is_held(&names(host)) && names(host) != "bad").collect()
             };
             let in_force = plain(body, &self.envoy.layer);
