@@ -38,7 +38,8 @@ async fn changes_by_kubectl_reach_a_real_envoy() {
         &patch,
     ]);
 
-    let envoy = start_envoy(folder.path(), weir.xds, &[]).await;
+    // The numbers in the routes are looked at.
+    let envoy = start_envoy(folder.path(), weir.xds, &["--weights", "routes"]).await;
     until("the route of the example", async || {
         weights(&envoy).await == [("v1".to_owned(), 90), ("v2".to_owned(), 10)]
     })

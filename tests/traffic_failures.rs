@@ -285,6 +285,12 @@ apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: strict, namespace: shop}
 spec: {host: strict.test, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}
+---
+# By chance a retry could choose the same host six times.
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: named, namespace: shop}
+spec: {host: named.test, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}
 ";
 
 #[tokio::test]

@@ -19,15 +19,15 @@ pub struct SnapshotBuilder {
     mesh: Option<Arc<Mesh>>,
     revision: MeshRevision,
     scopes: HashMap<Scope, Entry>,
-    /// How many scopes were dropped since the parts that no scope uses any more were last looked for.
+    /// How many scopes were dropped since the last search for unused parts.
     dropped: usize,
-    /// Which hosts tell scopes apart, as long as the mesh is the same.
+    /// Which hosts distinguish scopes, for the current mesh.
     sensitivity: Option<Sensitivity>,
-    /// A scope of each family, and of each namespace in it, to make others from.
+    /// A scope of each family, and of each namespace in it, to derive others from.
     bases: HashMap<(Family, Option<Arc<str>>), Scope>,
 }
 
-/// Scopes one of which can be made from another.
+/// Scopes that can be derived from each other.
 type Family = (Interception, Families, Option<(ObjectKey, Revision)>);
 
 fn family(scope: &Scope) -> Family {
@@ -89,13 +89,13 @@ impl SnapshotBuilder {
             return Some(entry.snapshot.clone());
         }
         let mesh = self.mesh.clone()?;
-        // Where traffic for unknown hosts goes may depend on what the namespace sees.
+        // The cluster for unknown hosts may depend on what the namespace sees.
         let own_default = ScopeView::new(&mesh, scope).egress_proxy().is_some();
         let family = family(scope);
         let base = [Some(scope.namespace.clone()), None]
             .into_iter()
             .find_map(|namespace| self.bases.get(&(family.clone(), namespace)))
-            // A scope that has its own default cluster cannot be made from another.
+            // A scope with a different default cluster cannot be derived from another.
             .filter(|_| !own_default)
             .and_then(|base| self.scopes.get_key_value(base));
         let (resources, shared) = match base {
@@ -148,7 +148,7 @@ impl SnapshotBuilder {
                 };
             }
         }
-        // Looking for unused parts takes time proportional to the mesh, so it waits for a good part of the scopes.
+        // Looking for unused parts takes time proportional to the mesh, so it waits until many scopes were dropped.
         self.dropped += 1;
         if self.dropped * 4 > self.scopes.len() {
             self.dropped = 0;

@@ -85,7 +85,7 @@ impl Dropped {
         if ids.len() == 1
             && let Some(requests) = self.requests.upgrade()
         {
-            // The thread looks here after each request, so it need not be told if its queue is full.
+            // The thread reads the list after each request, so it needs no request if its queue is full.
             let _ = requests.try_send(Request::Unsubscribe);
         }
     }

@@ -12,13 +12,13 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{EncodedVirtualHost, RouteTable};
 use crate::mesh::Precedence;
 
-/// The precedence of virtual hosts for domains: VirtualServices in their order, for each of them first the hosts
-/// without a service; then services without a VirtualService.
+/// The precedence of virtual hosts for domains: first VirtualServices in their order, each with its hosts that are not
+/// services first; then services without a VirtualService.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// A VirtualService speaks for it; whether a service has the host.
+    /// It comes from a VirtualService; whether its host is a service.
     Ruled(Precedence, bool),
-    /// None does.
+    /// It comes from a service without a VirtualService.
     Plain,
 }
 
@@ -29,11 +29,12 @@ pub(super) struct Claim {
     pub host: Arc<EncodedVirtualHost>,
 }
 
-/// The virtual hosts of one route configuration as they want to be, and who wants which domain. Cheap to clone.
+/// The virtual hosts of one route configuration with all the domains that they claim, and the claimants of each domain.
+/// Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Domains {
     claims: OrdMap<Arc<str>, Claim>,
-    /// The names of the virtual hosts that want a domain, by the domain's hash.
+    /// The names of the virtual hosts that claim a domain, by the domain's hash.
     wanted_by: HashMap<u64, Arc<[Arc<str>]>>,
 }
 
@@ -48,7 +49,7 @@ fn key(domain: &str) -> u64 {
 }
 
 impl Domains {
-    /// Puts a claim in the place of the one of its name, or takes that away, and brings `table` up to date.
+    /// Replaces or removes the claim of this name, and updates `table`.
     pub fn set(&mut self, name: &Arc<str>, new: Option<Claim>, table: &mut RouteTable) {
         let old = match &new {
             Some(new) => self.claims.insert(name.clone(), new.clone()),
@@ -91,7 +92,7 @@ impl Domains {
         self.claims.is_empty()
     }
 
-    /// Whether any virtual host wants this domain.
+    /// Whether any virtual host claims this domain.
     pub fn has(&self, domain: &str) -> bool {
         self.wanted_by.contains_key(&key(domain))
     }
@@ -104,7 +105,7 @@ impl Domains {
         claim.host.domains.iter().any(|domain| self.wanting(domain).len() > 1)
     }
 
-    /// The virtual host of a name without the domains that another keeps; `None` where nothing is left of it.
+    /// The virtual host of a name without the domains that another keeps; `None` if no domain is left.
     fn resolved(&self, name: &Arc<str>) -> Option<Arc<EncodedVirtualHost>> {
         let claim = self.claims.get(name)?;
         let comes_first = |other: &Arc<str>| {

@@ -1,4 +1,4 @@
-//! Fallback resources for clusters that are undefined but still needed by a proxy for a moment.
+//! Fallback resources for clusters that are undefined but that a proxy still needs for a moment.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ pub fn empty_endpoints(cluster: &str) -> Arc<Resource> {
 }
 
 impl Resource {
-    /// Whether endpoints are some; true of what are no endpoints, or cannot be read. Reads the bytes in place, because it
-    /// is asked of every resource of a response.
+    /// Whether an endpoint assignment has endpoints; `true` for other resources and for undecodable bytes. Reads the
+    /// bytes in place, because it is called for every resource of a response.
     pub fn has_endpoints(&self) -> bool {
         /// `ClusterLoadAssignment.endpoints`.
         const LOCALITIES: u32 = 2;
@@ -40,7 +40,7 @@ impl Resource {
 }
 
 impl Snapshot {
-    /// The cluster and endpoints to use for a subset that no longer exists and of which only the cluster name is known:
+    /// The cluster and endpoints to use for a subset that no longer exists and whose cluster name is all that is known:
     /// those of the whole service. `None` if the service is unknown too or does not use EDS.
     pub fn fallback(&self, name: &str) -> Option<(Arc<Resource>, Arc<Resource>)> {
         let whole = service_cluster_name(name)?;
@@ -63,7 +63,7 @@ mod tests {
     use envoy_types::pb::envoy::config::endpoint::v3::{LbEndpoint, LocalityLbEndpoints};
 
     #[test]
-    fn endpoints_are_some_where_a_locality_has_one() {
+    fn an_assignment_has_endpoints_if_any_locality_has_one() {
         let with = |groups: &[usize]| {
             let group = |count: &usize| LocalityLbEndpoints {
                 lb_endpoints: vec![LbEndpoint::default(); *count],
@@ -81,7 +81,7 @@ mod tests {
         assert!(!with(&[]) && !with(&[0]) && !with(&[0, 0]));
         assert!(with(&[1]) && with(&[0, 2]));
         assert!(!empty_endpoints("a").has_endpoints());
-        // What cannot be read may be endpoints.
+        // Undecodable bytes may be endpoints.
         let cut = Resource::new("a", bytes::Bytes::from_static(&[18, 9, 1]), Arc::default());
         assert!(cut.has_endpoints());
     }

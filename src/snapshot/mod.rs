@@ -45,7 +45,7 @@ pub enum ResourceType {
     Listener,
     /// RDS.
     Route,
-    /// RTDS: the weights that are not in the routes of a client. Each stream makes its own.
+    /// RTDS: the weights that are not in the routes of a client. Each stream makes its own layer.
     Runtime,
 }
 
@@ -111,7 +111,7 @@ impl ResourceType {
 /// The configuration of one scope of proxies.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// The published mesh it was made from; none for one that is only looked at.
+    /// The published mesh that it was made from; `None` for a preview.
     pub revision: MeshRevision,
     /// When the change behind it was published; `None` for a preview.
     pub published: Option<Instant>,

@@ -43,7 +43,7 @@ pub struct WorkCounts {
 }
 
 impl WorkCounts {
-    /// The counts by name, as they stand in metrics.
+    /// The counts by name, as metrics report them.
     pub fn named(self) -> [(&'static str, u64); 6] {
         let Self { translated, encoded, scope_hosts, scope_ports, scopes_built, scopes_changed } =
             self;
@@ -82,10 +82,10 @@ pub(super) struct Encoded {
 /// The revisions of a service and of the rule for it.
 type FoundRevisions = (Revision, Option<Revision>);
 
-/// An encoded virtual host; nothing where no route is left.
+/// An encoded virtual host; `None` if no route is left.
 #[derive(Debug)]
 pub(super) struct CachedVirtualHost {
-    /// The services that were looked up, and what was found.
+    /// The services that were looked up, with the results.
     lookups: Vec<(Host, Option<FoundRevisions>)>,
     pub encoded: Option<Arc<EncodedVirtualHost>>,
     pub left: OmittedResources,
@@ -100,7 +100,7 @@ struct ServiceKey {
     rule: Option<Revision>,
     only: Option<BTreeSet<u16>>,
     families: Families,
-    /// What differs for clients in different places.
+    /// What depends on the client's locality.
     place: endpoint::Place,
 }
 
@@ -112,7 +112,7 @@ struct VirtualHostKey {
     service: Option<Revision>,
     aliases: Vec<Revision>,
     rules: Option<Revision>,
-    /// The proxies' namespace, where they may leave it out of any of its names.
+    /// The proxies' namespace, if they may omit it in any of its names.
     own_namespace: Option<Arc<str>>,
     /// Set if the rules depend on the source proxy.
     source: Option<(Arc<str>, BTreeMap<String, String>)>,
@@ -161,7 +161,7 @@ pub(super) struct VirtualHostInput<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     hosts: HashMap<Host, OfHost>,
-    /// The sum of [`OfHost::len`], kept because metrics want it after each change.
+    /// The sum of [`OfHost::len`], kept because metrics read it after each change.
     in_hosts: usize,
     inbound_clusters: HashMap<InboundKey, Arc<Encoded>>,
     inbound_listeners: HashMap<(Vec<InboundPort>, Families), Arc<Encoded>>,
@@ -310,7 +310,7 @@ impl Parts {
         each.collect()
     }
 
-    /// The listeners at one port for what the proxies send.
+    /// The outbound listeners at one port.
     pub fn listeners_at(&mut self, view: &ScopeView<'_>, port: u16) -> Vec<Arc<Encoded>> {
         let Self { listeners, counts, .. } = self;
         let each = listener_plan::listeners_at(view, port).into_iter().map(|wanted| {
@@ -329,7 +329,7 @@ impl Parts {
         each.collect()
     }
 
-    /// The listeners that redirected traffic enters by; none where nothing is redirected.
+    /// The listeners for redirected traffic; empty if no traffic is redirected.
     pub fn redirected_listeners(&mut self, view: &ScopeView<'_>) -> Vec<Arc<Encoded>> {
         let scope = view.scope;
         if scope.interception != Interception::Redirect {
@@ -382,7 +382,7 @@ impl Parts {
         })
     }
 
-    /// The virtual host of a VirtualService's host that no service has.
+    /// The virtual host for a VirtualService's host that is not a service.
     pub fn other_host(
         &mut self,
         wanted: &VirtualHostInput<'_>,

@@ -94,7 +94,7 @@ impl Resource {
         }
     }
 
-    /// The objects that a resource was made from; of a route configuration those of its virtual hosts.
+    /// The objects that a resource was made from; for a route configuration, those of its virtual hosts.
     pub fn objects(&self) -> Box<dyn Iterator<Item = &ObjectKey> + '_> {
         match &self.body {
             Body::Message { objects, .. } => Box::new(objects.iter()),
@@ -102,7 +102,7 @@ impl Resource {
         }
     }
 
-    /// The objects behind the difference from `old`: those of the virtual hosts that differ, where both are route
+    /// The objects behind the difference from `old`: those of the virtual hosts that differ, if both are route
     /// configurations.
     pub fn objects_changed_since(&self, old: Option<&Self>) -> Provenance {
         let Some((new, old)) = self.table().zip(old.and_then(Self::table)) else {

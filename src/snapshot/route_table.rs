@@ -32,7 +32,7 @@ pub struct EncodedVirtualHost {
     pub is_shortened: bool,
     /// The objects it was made from.
     pub objects: Provenance,
-    /// Its weights as runtime values; `None` where its routes take none.
+    /// Its weights as runtime values; `None` if its routes use none.
     pub weights: Option<RuntimeWeights>,
     hash: u64,
 }
@@ -77,7 +77,7 @@ impl EncodedVirtualHost {
             .is_ok_and(|of| of.virtual_hosts.iter().all(|host| host.routes.is_empty()))
     }
 
-    /// The same virtual host without the domains in `taken`, which are in lower case; `None` where no domain is left.
+    /// The same virtual host without the domains in `taken`, which are in lower case; `None` if no domain is left.
     pub fn without(&self, taken: &BTreeSet<String>) -> Option<Self> {
         let wrapped = route::RouteConfiguration::decode(self.field.clone()).ok()?;
         let mut host = wrapped.virtual_hosts.into_iter().next()?;
@@ -90,7 +90,7 @@ impl EncodedVirtualHost {
 /// A virtual host as field 2 of its `RouteConfiguration`: concatenated encoded fields are a valid Protobuf message.
 ///
 /// The same virtual host always has the same bytes, so that its version is the same in every process. Protobuf leaves
-/// the order of a map's entries open, and prost takes that of the hash map; here they stand in the order of their keys.
+/// the order of a map's entries open, and prost takes that of the hash map; here entries are sorted by key.
 fn encode(mut host: route::VirtualHost) -> Vec<u8> {
     let routes = std::mem::take(&mut host.routes);
     let mut body = Vec::with_capacity(host.encoded_len());
@@ -168,7 +168,7 @@ impl RouteTable {
         self.hosts.get(name)
     }
 
-    /// The virtual host of a name; the catch-all among them.
+    /// The virtual host of a name, including the catch-all.
     pub fn find(&self, name: &str) -> Option<&Arc<EncodedVirtualHost>> {
         self.get(name).or_else(|| self.catch_all.as_ref().filter(|host| *host.name == *name))
     }
@@ -200,7 +200,7 @@ impl RouteTable {
         self.with_cluster_refs.keys()
     }
 
-    /// Puts a virtual host in the place of the one with its name, or takes that away.
+    /// Replaces or removes the virtual host of this name.
     pub fn set(&mut self, name: &Arc<str>, new: Option<Arc<EncodedVirtualHost>>) {
         if new.is_some() && self.hosts.get(name) == new.as_ref() {
             return;
@@ -212,7 +212,7 @@ impl RouteTable {
         self.account(old.as_deref(), new.as_deref());
     }
 
-    /// Puts in the virtual host that answers for what no other does.
+    /// Sets the virtual host for requests that no other virtual host matches.
     pub fn set_catch_all(&mut self, new: Option<Arc<EncodedVirtualHost>>) {
         let old = std::mem::replace(&mut self.catch_all, new.clone());
         self.account(old.as_deref(), new.as_deref());
@@ -241,9 +241,9 @@ impl RouteTable {
         }
     }
 
-    /// Calls `found` with each name under which two tables have different virtual hosts, or only one has any, and both;
-    /// the catch-all's name among them. Takes the time that the differences take where one table was made from the
-    /// other.
+    /// Calls `found` with each name under which two tables have different virtual hosts, or only one has any, and with
+    /// both virtual hosts. The catch-all is included. Takes time proportional to the difference if one table was
+    /// derived from the other.
     pub fn diff<'a>(
         &'a self,
         new: &'a Self,
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_virtual_host_has_the_same_bytes_whatever_the_order_of_its_maps() {
+    fn a_virtual_host_has_the_same_bytes_in_any_order_of_its_maps() {
         let filter = |name: &str| {
             let value = format!("of {name}").into_bytes();
             (name.to_owned(), Any { value, ..Any::default() })
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_one_version_however_it_came_about() {
+    fn a_table_has_the_same_version_in_any_order_of_changes() {
         let (a, b) = (host("a", &["x"]), host("b", &["y"]));
         let mut item = RouteTable::new(Bytes::from_static(b"head"));
         item.set(&a.name, Some(a.clone()));

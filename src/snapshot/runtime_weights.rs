@@ -1,9 +1,9 @@
 //! The weights of a virtual host as runtime values.
 //!
-//! A weighted route with a runtime key prefix takes the weight of a cluster from the key `PREFIX.CLUSTER` where there is
-//! one. The prefix ends in a hash of everything in the virtual host except its weights. So the keys of one virtual host
-//! never apply to another version of it that differs in anything else, whatever the order in which routes and runtime
-//! values arrive.
+//! A weighted route with a runtime key prefix takes the weight of a cluster from the runtime key `PREFIX.CLUSTER` if it
+//! exists. The prefix ends in a hash of everything in the virtual host except its weights. So the keys of one virtual
+//! host never apply to another version of it that differs in anything else, regardless of the order in which routes and
+//! runtime values arrive.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 /// The weights of the routes of a virtual host that have a runtime key prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeWeights {
-    /// Identifies all of the virtual host except these weights.
+    /// Identifies everything in the virtual host except these weights.
     shape: u64,
     /// Runtime keys and weights, in the order of the routes.
     values: Arc<[(Arc<str>, u32)]>,
@@ -25,8 +25,8 @@ pub struct RuntimeWeights {
 }
 
 impl RuntimeWeights {
-    /// Completes the prefixes of `host` with the hash of all that is not a weight, and returns the weights. `None`
-    /// where no route has a prefix. `hash` returns the same for the same virtual host in every process.
+    /// Completes the prefixes of `host` with the hash of everything except the weights, and returns the weights; `None`
+    /// if no route has a prefix. `hash` must return the same for the same virtual host in every process.
     pub(super) fn complete(
         host: &mut route::VirtualHost,
         hash: impl FnOnce(route::VirtualHost) -> u64,
@@ -56,7 +56,7 @@ impl RuntimeWeights {
 
     /// Whether the virtual host of `old` becomes that of `self` by setting runtime values. The sums must be equal,
     /// because with another sum a hash policy would move users between clusters that keep their weight. Envoy answers
-    /// 404 where a sum is 0 or does not fit in 32 bits.
+    /// 404 if a sum is 0 or does not fit in 32 bits.
     pub fn can_replace(&self, old: &Self) -> bool {
         self.shape == old.shape
             && self.sums == old.sums
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_weights_of_the_same_clusters_with_the_same_sum_are_replaced() {
+    fn weights_replace_only_those_of_the_same_clusters_with_the_same_sum() {
         let old = weights(1, &[("v1", 90), ("v2", 10)]);
         assert!(weights(1, &[("v1", 0), ("v2", 100)]).can_replace(&old));
         assert!(!weights(1, &[("v1", 9), ("v2", 1)]).can_replace(&old), "another sum");

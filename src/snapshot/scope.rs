@@ -44,7 +44,7 @@ struct Configuration {
     catch_all: Option<Arc<EncodedVirtualHost>>,
 }
 
-/// What is to be looked at again.
+/// What an update must examine again.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Touched {
     pub hosts: BTreeSet<Host>,
@@ -56,14 +56,14 @@ pub(super) struct Touched {
 pub(super) struct ScopeResources {
     hosts: OrdMap<Host, Arc<HostResources>>,
     configurations: OrdMap<Arc<str>, Configuration>,
-    /// How many listeners ask for each route configuration.
+    /// How many listeners reference each route configuration.
     asked_for: OrdMap<Arc<str>, usize>,
-    /// The listeners at each port, and those of redirected traffic at none.
+    /// The listeners at each port; those of redirected traffic have the key `None`.
     listeners: OrdMap<Option<u16>, Arc<[Arc<Encoded>]>>,
     inbound: Vec<Arc<Encoded>>,
     /// The cluster for requests to unknown hosts.
     default_cluster: String,
-    /// What had to be left out, by what it belongs to.
+    /// What was omitted, by owner.
     omitted: OrdMap<String, OmittedResources>,
     resources: [Resources; 4],
 }
@@ -87,11 +87,11 @@ impl ScopeResources {
         this
     }
 
-    /// Looks at what is touched again.
+    /// Updates what is touched.
     pub fn update(&mut self, mesh: &Mesh, scope: &Scope, touched: &Touched, parts: &mut Parts) {
         let view = ScopeView::new(mesh, scope);
         if self.default_cluster != default_cluster(&view) {
-            // Every route configuration ends with it.
+            // Every route configuration's last virtual host references it.
             *self = Self::build(mesh, scope, parts);
             return;
         }
@@ -109,14 +109,14 @@ impl ScopeResources {
         parts.counts.scope_ports += touched.ports.len() as u64;
     }
 
-    /// Looks at what belongs to the proxies themselves again.
+    /// Updates what belongs to the proxies themselves.
     pub fn update_own(&mut self, mesh: &Mesh, scope: &Scope, parts: &mut Parts) {
         let view = ScopeView::new(mesh, scope);
         self.replace_listeners(&view, None, parts.redirected_listeners(&view).into());
         self.update_inbound(&view, parts);
     }
 
-    /// Whether proxies get the same from both, which is cheap to tell; `false` where that is not known.
+    /// Whether proxies get the same from both, a cheap check; `false` if unknown.
     pub fn same(&self, other: &Self) -> bool {
         self.resources.iter().zip(&other.resources).all(|(own, other)| own.ptr_eq(other))
     }
@@ -134,7 +134,7 @@ impl ScopeResources {
         let new = parts.inbound_clusters(view);
         let old = std::mem::replace(&mut self.inbound, new.clone());
         let count = old.len().max(new.len());
-        // First what goes, so that a cluster of the same name that comes at another place stays.
+        // Removals come first, so that a cluster of the same name that is added at another place stays.
         for at in 0..count {
             let gone = old.get(at).cloned().unwrap_or_default();
             self.replace(&format!("inbound {at}"), &gone, &Arc::default(), ResourceType::Cluster);
@@ -169,7 +169,7 @@ impl ScopeResources {
         }
     }
 
-    /// Counts the listeners that ask for route configurations: one that no listener asks for is not given to proxies.
+    /// Counts the listeners that reference route configurations: proxies do not get those that no listener references.
     fn ask(&mut self, view: &ScopeView<'_>, old: &[Arc<str>], new: &[Arc<str>]) {
         for name in new {
             *self.asked_for.entry(name.clone()).or_default() += 1;
@@ -191,7 +191,7 @@ impl ScopeResources {
         }
     }
 
-    /// Puts the resources of `new` in the place of those of `old`.
+    /// Replaces the resources of `old` with those of `new`.
     fn replace(&mut self, owner: &str, old: &Arc<Encoded>, new: &Arc<Encoded>, kind: ResourceType) {
         if Arc::ptr_eq(old, new) {
             return;
@@ -281,7 +281,7 @@ impl ScopeResources {
         }
     }
 
-    /// Writes down a route configuration, and its resource where a service has it.
+    /// Stores a route configuration, and its resource if any listener references it.
     fn publish(&mut self, name: &Arc<str>, configuration: Configuration) {
         let [.., routes] = &mut self.resources;
         if self.asked_for.contains_key(name) {
@@ -368,14 +368,14 @@ fn virtual_hosts(view: &ScopeView<'_>, host: &Host, parts: &mut Parts) -> Vec<Pl
     found
 }
 
-/// The ExternalName services that clients see standing for a host.
+/// The visible ExternalName services that are aliases of a host.
 fn aliases<'a>(view: &ScopeView<'a>, host: &Host) -> Vec<VisibleService<'a>> {
     let seen = view.mesh.aliases_of(host).filter_map(|alias| view.callable_service(alias));
     seen.filter(|alias| alias.known.service.alias_of.as_ref() == Some(host)).collect()
 }
 
-/// The virtual hosts of a VirtualService's host at ports where no service has it: at the port of plain HTTP, and at
-/// another where the VirtualService names a service that is there as well.
+/// The virtual hosts of a VirtualService's host at ports where it is not a service: at the port of plain HTTP, and at
+/// other ports where the VirtualService also names a service.
 fn other_hosts(
     view: &ScopeView<'_>,
     host: &Host,
@@ -415,7 +415,7 @@ fn other_hosts(
     }
 }
 
-/// The ports at which requests can be seen that services of a host, or of the hosts that a wildcard covers, have.
+/// The HTTP ports of the services of a host, or of the hosts that a wildcard covers.
 fn ports_of(view: &ScopeView<'_>, name: &Host) -> BTreeSet<u16> {
     let http = |seen: VisibleService<'_>| -> Vec<u16> {
         seen.ports().filter(|port| port.protocol.may_be_http()).map(|port| port.number).collect()

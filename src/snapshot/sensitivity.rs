@@ -1,4 +1,4 @@
-//! Which hosts tell scopes apart: what a scope gets differs from what another of its family gets in these alone.
+//! Which hosts distinguish scopes: the resources of two scopes of one family differ only in these hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::scope::Touched;
 use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility, name_and_namespace};
 
-/// The hosts that tell scopes apart in one state of the mesh.
+/// The hosts that distinguish scopes in one state of the mesh.
 #[derive(Debug, Default)]
 pub(super) struct Sensitivity {
-    /// Hosts about which proxies of a namespace are answered otherwise than those of others.
+    /// Hosts for which the proxies of a namespace get other resources than those of other namespaces.
     by_namespace: BTreeMap<Arc<str>, BTreeSet<Host>>,
-    /// Hosts whose rules look at who asks.
+    /// Hosts whose rules depend on the source proxy.
     by_source: BTreeSet<Host>,
-    /// Hosts whose endpoints depend on where the client is.
+    /// Hosts whose endpoints depend on the client's locality.
     by_place: BTreeSet<Host>,
 }
 
@@ -21,7 +21,7 @@ impl Sensitivity {
     pub fn new(mesh: &Mesh) -> Self {
         let mut this = Self::default();
         for (host, list) in &mesh.services {
-            // In the namespace that stands in its host a service, or one that it stands for, has a short name.
+            // In the namespace of its host, a service has a short name; so does the service that it is an alias of.
             if let Some((_, namespace)) = name_and_namespace(host, &mesh.config.domain) {
                 let targets = list.iter().filter_map(|known| known.service.alias_of.clone());
                 this.by_namespace
@@ -109,8 +109,8 @@ impl Sensitivity {
         hosts.extend(users);
         let mut ports = BTreeSet::new();
         for list in hosts.iter().filter_map(|host| mesh.services.get(host)) {
-            // Which of several services for one host is seen may differ as well, and so may what a Sidecar lists that
-            // speaks of the proxy's own namespace.
+            // The scopes may see different services for the same host. A Sidecar that refers to the proxy's own
+            // namespace may also select different ones.
             let hidden = |service: &Service| {
                 a.sidecar.is_some() || list.len() > 1 || service.visibility != Visibility::Public
             };

@@ -99,7 +99,7 @@ fn web(subset: &str) -> String {
 }
 
 #[test]
-fn a_rule_without_a_route_for_a_proxy_is_as_if_it_were_not_there() {
+fn a_rule_without_a_route_for_a_proxy_has_no_effect() {
     let other = "{hosts: [web], http: [{match: [{sourceLabels: {app: other}}, {port: 81}, {sourceNamespace: pay}, \
                  {gateways: [edge]}], route: [{destination: {host: cart}}]}]}";
     let old = shop() + &rule("VirtualService", "old", "shop", 0, other);
@@ -113,7 +113,7 @@ fn a_rule_without_a_route_for_a_proxy_is_as_if_it_were_not_there() {
 }
 
 #[test]
-fn an_exact_host_without_http_keeps_a_wildcard_out() {
+fn an_exact_host_without_http_takes_precedence_over_a_wildcard() {
     let wildcard =
         "{hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host: cart}}]}]}";
     let text = shop() + &rule("VirtualService", "all", "shop", 0, wildcard);
@@ -157,7 +157,7 @@ fn hosts_besides_a_service_are_routed_on_its_ports() {
 }
 
 #[test]
-fn a_rule_for_a_short_form_of_a_name_has_it_before_the_service() {
+fn a_rule_for_a_short_name_takes_it_from_the_service() {
     let text = shop()
         + &rule(
             "VirtualService",
@@ -179,7 +179,7 @@ fn a_rule_for_a_short_form_of_a_name_has_it_before_the_service() {
     };
     assert_eq!(of("web.shop:80"), "[\"web.shop\"]");
     assert!(of(WEB).contains("\"web\"") && !of(WEB).contains("\"web.shop\""), "{}", of(WEB));
-    // An alias is a name of its own as well.
+    // An alias counts as a separate name too.
     let text = shop()
         + &object(
             "Service",
@@ -235,7 +235,7 @@ fn only_route(http: &str) -> Value {
 }
 
 #[test]
-fn a_redirects_port_is_left_out_where_it_is_the_schemes_own() {
+fn a_redirect_omits_the_default_port_of_its_scheme() {
     for (redirect, port) in [
         ("{authority: a, derivePort: FROM_REQUEST_PORT}", json!(null)),
         ("{authority: a, scheme: https, derivePort: FROM_REQUEST_PORT}", json!(80)),
@@ -254,7 +254,7 @@ fn a_redirects_port_is_left_out_where_it_is_the_schemes_own() {
 }
 
 #[test]
-fn a_fault_without_a_share_is_for_no_request() {
+fn a_fault_without_a_percentage_affects_no_request() {
     let fault = |text: &str| {
         let route =
             only_route(&format!("{{fault: {text}, route: [{{destination: {{host: web}}}}]}}"));
@@ -298,7 +298,7 @@ fn a_delegates_routes_inherit_unset_fields_from_the_root() {
         ["outbound|80||cart.shop.svc.cluster.local", "outbound|80||web.shop.svc.cluster.local"]
     );
     assert_eq!(all[0]["requestHeadersToAdd"][0]["header"]["key"], "x-from");
-    // An answer of the root's is what its delegate's routes give.
+    // A direct response of the root also replaces the action of its delegate's routes.
     let root = "{hosts: [web], http: [{directResponse: {status: 418}, delegate: {name: leaf, namespace: pay}}]}";
     let text = shop()
         + &rule("VirtualService", "root", "shop", 0, root)
@@ -343,11 +343,11 @@ fn timeout_rule(name: &str, namespace: &str, minute: u32, seconds: u32, more: &s
 }
 
 #[test]
-fn destination_rules_are_looked_for_as_istio_does() {
+fn destination_rules_are_looked_up_like_in_istio() {
     let app = || json!({"app": "client"});
     let root = shop() + &timeout_rule("root", "istio-system", 0, 1, "");
     assert_eq!(timeout(&root, "pay", app()), "1s");
-    // A rule that selects workloads is its own namespace's, so that others go on looking.
+    // A rule with a workload selector applies only in its own namespace, so other namespaces continue the lookup.
     let selecting = root.clone()
         + &timeout_rule("some", "shop", 1, 2, ", workloadSelector: {matchLabels: {app: client}}");
     assert_eq!(timeout(&selecting, "pay", app()), "1s");
@@ -387,7 +387,7 @@ fn only_the_most_specific_exported_host_applies() {
 }
 
 #[test]
-fn a_sidecar_of_the_root_namespace_speaks_of_each_proxys_own() {
+fn a_sidecar_of_the_root_namespace_refers_to_each_proxys_own_namespace() {
     let text = shop()
         + &service("bill", "pay", "10.0.0.3", "{name: http, port: 80}")
         + &object("Sidecar", "default", "namespace: istio-system", "{egress: [{hosts: [./*]}]}");
@@ -401,7 +401,7 @@ fn a_sidecar_of_the_root_namespace_speaks_of_each_proxys_own() {
 }
 
 #[test]
-fn a_port_with_its_own_egress_listener_is_handled_by_it_alone() {
+fn a_port_with_its_own_egress_listener_is_handled_only_by_it() {
     let ports = "{name: http, port: 80}, {name: http-b, port: 81}";
     let text = service("web", "shop", "10.0.0.1", ports)
         + &service("bill", "pay", "10.0.0.3", ports)
@@ -421,7 +421,7 @@ fn a_port_with_its_own_egress_listener_is_handled_by_it_alone() {
     let snapshot = seen(&text);
     assert!(routes(&snapshot, WEB).is_empty(), "shop's hosts are not among those of port 80");
     assert_eq!(leads_to(&snapshot, "web.shop.svc.cluster.local:81").len(), 1);
-    // The listener of port 80 sees no VirtualService of shop, that of all others does.
+    // The listener of port 80 sees no VirtualService of shop; the listener of all other ports does.
     assert_eq!(
         leads_to(&snapshot, "bill.pay.svc.cluster.local:80"),
         ["outbound|80||bill.pay.svc.cluster.local"]
@@ -430,7 +430,7 @@ fn a_port_with_its_own_egress_listener_is_handled_by_it_alone() {
         leads_to(&snapshot, "bill.pay.svc.cluster.local:81"),
         ["outbound|81||web.shop.svc.cluster.local"]
     );
-    // Routes may lead to all of what any listener shows.
+    // Routes may reference every service that any listener imports.
     assert!(
         snapshot.get(ResourceType::Cluster).contains_key("outbound|80||web.shop.svc.cluster.local")
     );
@@ -532,7 +532,7 @@ fn a_subset_does_not_inherit_a_tunnel() {
 }
 
 #[test]
-fn grpc_web_is_turned_into_grpc() {
+fn grpc_web_is_translated_to_grpc() {
     let text = service("web", "shop", "10.0.0.1", "{name: grpc-web, port: 80}");
     let snapshot = seen(&text);
     let cluster = resource(&snapshot, ResourceType::Cluster, &web(""));
@@ -554,7 +554,7 @@ fn shared(kind: ResourceType, first: &Snapshot, other: &Snapshot) -> (usize, usi
 }
 
 #[tokio::test]
-async fn proxies_of_one_scope_share_everything_and_others_equal_parts() {
+async fn proxies_of_one_scope_share_everything_and_other_proxies_share_equal_parts() {
     let (cache, _ended) = SnapshotCache::start().unwrap();
     let text = shop()
         + &rule(
@@ -598,13 +598,13 @@ async fn proxies_of_one_scope_share_everything_and_others_equal_parts() {
     }
     // The gold client has one more virtual host; for the other namespace both differ, because short names differ.
     assert_eq!(cache.stats().parts, encoded + 1 + 2);
-    // The same again after a change that touches one of the services.
+    // The same holds after a change to one of the services.
     cache.publish(state.clone(), 2.into()).await.unwrap();
     assert!(Arc::ptr_eq(&latest(&a), &latest(&b)));
     assert_eq!(cache.stats().scopes, 3);
     drop((gold, pay));
     assert_eq!(cache.stats().proxies, 2);
-    // Its answer comes after the scopes that nobody has any more are gone.
+    // It is answered after unused scopes were dropped.
     cache.preview(proxy("shop", "e", json!({}))).await.unwrap();
     assert_eq!((cache.stats().scopes, cache.stats().parts), (1, encoded));
 }
@@ -631,7 +631,7 @@ async fn namespaces_that_no_object_names_share_one_scope() {
         subscriptions.push(cache.subscribe(proxy(&namespace, "a", json!({}))).await.unwrap());
     }
     assert_eq!(cache.stats().scopes, 1);
-    // One of them is named, and then it is no longer.
+    // An object names one of them, and then no longer does.
     cache.publish(mesh(&exported("ghost-7")), 2.into()).await.unwrap();
     assert_eq!(cache.stats().scopes, 2);
     let routes = |n: usize| {

@@ -1,4 +1,4 @@
-//! Validates the built resources before they are sent: whatever Envoy would reject is omitted and reported.
+//! Validates the built resources before they are sent. Those that Envoy would reject are omitted and reported.
 //!
 //! Objects that would produce such resources are rejected on input ([`crate::api::parse`]), so this finds nothing as
 //! long as the translation is correct.

@@ -1,4 +1,4 @@
-//! What changes cost, counted: an event touches what it changes, with one scope and with many.
+//! Counts the work of changes: an event touches only what it changes, with one scope and with many.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -86,7 +86,7 @@ impl World {
         world
     }
 
-    /// Writes files, and counts the work that they make.
+    /// Writes files. Returns the work that they caused.
     fn write(&mut self, files: Vec<(String, String)>) -> WorkCounts {
         let files = files.into_iter().map(|(name, text)| {
             let content =
@@ -105,27 +105,28 @@ impl World {
     }
 }
 
-/// Both for one namespace and for many.
+/// A world with one namespace and one with many.
 fn worlds() -> [World; 2] {
     [World::new(1), World::new(30)]
 }
 
 #[test]
-fn a_new_scope_is_made_from_one_that_is_there() {
+fn a_new_scope_is_derived_from_an_existing_one() {
     let world = World::new(30);
     let counts = world.snapshots.counts();
     assert_eq!(counts.scopes_built, 1);
-    // Each looks at its own services and at those of the scope it is made from, and at no others.
+    // Each examines its own services and those of the scope that it is derived from, and no others.
     let all = (30 * SERVICES) as u64;
     assert!(counts.scope_hosts <= all + 30 * 2 * SERVICES as u64, "{counts:?}");
 }
 
 #[test]
-fn a_weight_costs_one_virtual_host_and_one_look_in_each_scope() {
+fn a_weight_costs_one_virtual_host_and_one_lookup_in_each_scope() {
     for mut world in worlds() {
         let work = world.write(vec![("0-3-rules.yaml".into(), rules(0, 3, 20))]);
         let scopes = world.scopes as u64;
-        // The virtual host is made for its own namespace, where the service has a short name, and once for all others.
+        // The virtual host is built once for its own namespace, where the service has a short name, and once for all
+        // others.
         let made = scopes.min(2);
         let wanted = WorkCounts {
             translated: made,
@@ -158,7 +159,7 @@ fn an_endpoint_costs_the_endpoints_of_its_service() {
 }
 
 #[test]
-fn a_new_service_costs_its_own_resources_and_a_look_at_its_port() {
+fn a_new_service_costs_its_own_resources_and_an_update_of_its_port() {
     for mut world in worlds() {
         let work = world.write(vec![("new.yaml".into(), service(0, 200))]);
         let scopes = world.scopes as u64;
@@ -169,7 +170,7 @@ fn a_new_service_costs_its_own_resources_and_a_look_at_its_port() {
 }
 
 #[test]
-fn a_deleted_namespace_costs_what_it_had() {
+fn a_deleted_namespace_costs_only_its_own_resources() {
     let mut world = World::new(30);
     let files = (0..SERVICES).flat_map(|n| {
         [format!("7-{n}-service.yaml"), format!("7-{n}-slice.yaml"), format!("7-{n}-rules.yaml")]
@@ -194,7 +195,7 @@ fn the_number_of_parts_is_kept_up_to_date() {
 }
 
 #[test]
-fn what_is_written_again_as_it_was_costs_nothing() {
+fn writing_an_unchanged_file_costs_nothing() {
     let mut world = World::new(2);
     assert_eq!(
         world.write(vec![("0-3-rules.yaml".into(), rules(0, 3, 10))]),
