@@ -443,5 +443,7 @@ fn shares<'a>(clusters: impl Iterator<Item = (&'a str, f64)>) -> BTreeMap<String
         // Fine enough for any weights, and no more than floating point can tell.
         *shares.entry(cluster.to_owned()).or_default() += (percent * 10_000.0).round() as i64;
     }
+    // A cluster of weight 0 gets no requests.
+    shares.retain(|_, share| *share > 0);
     shares
 }

@@ -64,8 +64,8 @@ fn the_istio_kinds_go_by_their_usual_names_and_versions() {
     cluster.apply_crds();
     // (name in kubectl, kind, columns that kubectl prints)
     let kinds = [
-        ("vs", "VirtualService", "NAME GATEWAYS HOSTS AGE"),
-        ("dr", "DestinationRule", "NAME HOST AGE"),
+        ("vs", "VirtualService", "NAME GATEWAYS HOSTS ACCEPTED PROGRAMMED AGE"),
+        ("dr", "DestinationRule", "NAME HOST ACCEPTED PROGRAMMED AGE"),
         ("se", "ServiceEntry", "NAME HOSTS LOCATION RESOLUTION AGE"),
         ("we", "WorkloadEntry", "NAME AGE ADDRESS"),
         ("sidecars", "Sidecar", "NAME AGE"),

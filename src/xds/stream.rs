@@ -32,6 +32,7 @@ mod gate;
 mod make;
 mod names;
 mod progress;
+mod rejection;
 mod removal;
 mod request;
 mod runtime;

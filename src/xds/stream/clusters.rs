@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use super::Stream;
 use super::gate::ClusterReadiness;
-use super::subscription::{Change, name_bytes};
+use super::names::name_bytes;
+use super::subscription::Change;
 use crate::snapshot::{Resource, ResourceType};
 
 /// The state of a cluster at this client.

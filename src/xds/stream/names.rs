@@ -88,6 +88,15 @@ impl Names {
     }
 }
 
+/// The approximate number of bytes that a name takes in a set or a map. A name with more owners than a stream has
+/// places for it belongs to a resource, which has its text.
+pub(super) fn name_bytes(name: &Arc<str>) -> usize {
+    const ENTRY: usize = 32;
+    const PLACES: usize = 3;
+    let own = Arc::strong_count(name) <= PLACES;
+    ENTRY + if own { name.len() + 32 } else { 0 }
+}
+
 fn hash(name: &str) -> u64 {
     xxh3_64(name.as_bytes())
 }

@@ -8,23 +8,12 @@ use std::time::Instant;
 
 use super::acked::Acked;
 use super::delivery::{Delivery, Turn, View};
-use super::names::Names;
+use super::names::{Names, name_bytes};
+use super::rejection::{Rejection, cut, is_named};
 use super::request::{Request, RequestError, Variant};
 use super::trials::Trials;
-use crate::snapshot::{Provenance, Resource, ResourceType, Resources, empty_endpoints};
+use crate::snapshot::{Resource, ResourceType, Resources, empty_endpoints};
 use crate::xds::wire::{Frame, Item};
-
-/// The maximum length of an error message that is kept, in bytes.
-const MAX_MESSAGE: usize = 2048;
-
-/// A resource that the client rejected, and that is not sent again before it changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rejection {
-    pub version: u64,
-    /// The objects behind what it changed.
-    pub objects: Provenance,
-    pub message: Arc<str>,
-}
 
 /// A change in a response: the new version of a resource, or its removal.
 #[derive(Clone, Debug)]
@@ -346,13 +335,13 @@ impl Subscription {
         let count = sent().count();
         let rejected = |resource: &&Arc<Resource>| count == 1 || named.contains(&*resource.name);
         let message: Arc<str> = cut(message).into();
-        for one in sent().filter(rejected) {
-            let had = self.had(&one.name);
+        for resource in sent().filter(rejected) {
+            let had = self.had(&resource.name);
             // Without the version that the client has, its virtual hosts cannot be kept while others are tried.
             let is_known = had != Some(None);
             let had = had.flatten().cloned();
             let table = had.as_ref().and_then(|had| had.table());
-            if is_known && self.trials.contain(table, one, &message) {
+            if is_known && self.trials.contain(table, resource, &message) {
                 continue;
             }
             let rejection = Rejection {
@@ -805,39 +794,4 @@ fn sotw(kind: ResourceType, nonce: &str, resources: Vec<Item>) -> (Frame, usize)
 fn shared(known: Option<&Resources>, name: &str) -> (Arc<str>, bool) {
     let known = known.and_then(|known| known.get(name));
     known.map_or_else(|| (name.into(), false), |known| (known.name.clone(), true))
-}
-
-/// The approximate number of bytes that a name takes in a set or a map. A name with more owners than a stream has
-/// places for it belongs to a resource, which has its text.
-pub(super) fn name_bytes(name: &Arc<str>) -> usize {
-    const ENTRY: usize = 32;
-    const PLACES: usize = 3;
-    let own = Arc::strong_count(name) <= PLACES;
-    ENTRY + if own { name.len() + 32 } else { 0 }
-}
-
-/// Whether a message mentions this name, and not only a longer name that contains it. Numbers and names of one or two
-/// bytes do not count, because they may occur by chance.
-pub(super) fn is_named(message: &str, name: &str) -> bool {
-    if name.len() < 3 || name.bytes().all(|byte| byte.is_ascii_digit()) {
-        return false;
-    }
-    let part_of_name =
-        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-' | b':');
-    message.match_indices(name).any(|(at, _)| {
-        let before = message.as_bytes().get(..at).and_then(<[u8]>::last);
-        let mut after = message.as_bytes().get(at + name.len()..).unwrap_or_default().iter();
-        let next = match after.next() {
-            // The end of the sentence, or the next label of a host.
-            Some(b'.' | b':') => after.next(),
-            next => next,
-        };
-        !before.is_some_and(|byte| part_of_name(*byte) || *byte == b'.')
-            && !next.is_some_and(|byte| part_of_name(*byte))
-    })
-}
-
-fn cut(message: &str) -> &str {
-    let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|at| message.is_char_boundary(*at));
-    message.get(..end.unwrap_or(0)).unwrap_or_default()
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::subscription::{Rejection, is_named};
+use super::rejection::{Rejection, is_named};
 use crate::snapshot::{EncodedVirtualHost, Resource, Resources, RouteTable};
 
 /// Whether a client gets the new version of a virtual host.

@@ -572,7 +572,9 @@ impl World {
             let wanted = self.wanted(Route, name).unwrap_or_default();
             // A resuming client that rejects a table keeps its own, of which nothing is known.
             let whole = self.stream.rejected().into_iter().any(|rejected| {
-                rejected.kind == "rds" && *rejected.name == **name && rejected.virtual_host.is_none()
+                rejected.kind == "rds"
+                    && *rejected.name == **name
+                    && rejected.virtual_host.is_none()
             });
             if whole {
                 continue;
