@@ -64,10 +64,19 @@ impl ApiObject {
         number(&self.resource_version).zip(number(version)).is_none_or(|(new, known)| new > known)
     }
 
-    /// Takes in the API's answer to a write of these conditions.
+    /// Takes in the API's answer to a write of these conditions. The watch may have delivered something newer before the
+    /// answer arrived; that stays.
     pub fn wrote(&mut self, conditions: &Conditions, answer: Self) {
+        if self.uid != answer.uid {
+            return;
+        }
         let written = Some((conditions.clone(), answer.own.clone()));
-        *self = Self { written, ..answer };
+        let number = |text: &str| text.parse::<u128>().ok();
+        let versions = number(&self.resource_version).zip(number(&answer.resource_version));
+        if versions.is_none_or(|(known, answered)| known <= answered) {
+            *self = answer;
+        }
+        self.written = written;
     }
 
     /// Whether the API keeps the generation of a condition. Older definitions of Istio do not.
@@ -316,6 +325,22 @@ mod tests {
         // Somebody has removed them.
         assert!(there.update(object("11", &json!([]), &json!({})), false));
         assert_eq!(there.difference(&wanted), Some(Urgency::Now));
+    }
+
+    #[test]
+    fn an_answer_to_a_write_does_not_undo_what_the_watch_has_delivered_since() {
+        let wanted = conditions(1, ConditionStatus::True, "");
+        let mut there = object("9", &json!([]), &json!({}));
+        let list = patched(&there, &wanted)["status"]["conditions"].clone();
+        // Somebody removed them after the write.
+        assert!(there.update(object("11", &json!([]), &json!({})), false));
+        there.wrote(&wanted, object("10", &list, &json!({})));
+        assert_eq!(there.difference(&wanted), Some(Urgency::Now));
+        assert_eq!(patched(&there, &wanted)["metadata"]["resourceVersion"], "11");
+        // The object was deleted and created again.
+        there.uid = "u2".to_owned();
+        there.wrote(&wanted, object("12", &list, &json!({})));
+        assert_eq!(patched(&there, &wanted)["metadata"]["uid"], "u2");
     }
 
     #[test]

@@ -48,10 +48,24 @@ struct Peer {
     address: SocketAddr,
     /// Whether it serves proxies, as its readiness says.
     serving: bool,
+    /// When it was first asked at this address.
+    asked: Instant,
     /// Its last answer.
     summaries: Option<Arc<Summaries>>,
     /// Since when it has not answered, and why.
     failing: Option<(Instant, String)>,
+}
+
+impl Peer {
+    /// Since when it has not answered, and why; `None` if its last answer counts. One that has never answered is given
+    /// no more time than one that fails, whatever became of the connection.
+    fn silent(&self) -> Option<(Instant, &str)> {
+        let why = self.failing.as_ref().map(|(_, why)| why.as_str());
+        match &self.summaries {
+            Some(_) => self.failing.as_ref().map(|(since, why)| (*since, why.as_str())),
+            None => Some((self.asked, why.unwrap_or("it does not answer"))),
+        }
+    }
 }
 
 /// What a replica told, or why it did not.
@@ -85,7 +99,11 @@ struct PeerTable {
 
 impl PeerTable {
     /// Takes in who the replicas are. Returns those that have to be asked anew, and forgets those that left.
-    fn list(&mut self, found: BTreeMap<String, (SocketAddr, bool)>) -> Vec<(String, SocketAddr)> {
+    fn list(
+        &mut self,
+        found: BTreeMap<String, (SocketAddr, bool)>,
+        now: Instant,
+    ) -> Vec<(String, SocketAddr)> {
         (self.listed, self.failing) = (true, None);
         self.peers.retain(|name, _| found.contains_key(name));
         let mut fresh = Vec::new();
@@ -94,7 +112,8 @@ impl PeerTable {
                 Some(peer) if peer.address == address => peer.serving = serving,
                 _ => {
                     fresh.push((name.clone(), address));
-                    let peer = Peer { address, serving, summaries: None, failing: None };
+                    let peer =
+                        Peer { address, serving, asked: now, summaries: None, failing: None };
                     self.peers.insert(name, peer);
                 }
             }
@@ -142,15 +161,16 @@ impl PeerTable {
             return Err(self.failing.as_ref().map_or(now, |(since, _)| *since) + GRACE);
         }
         for (name, peer) in &self.peers {
-            let failed = peer.failing.as_ref().filter(is_over);
-            let summaries = match (failed, &peer.summaries) {
-                (None, Some(summaries)) => Ok(summaries.clone()),
-                (None, None) => {
-                    return Err(peer.failing.as_ref().map_or(now, |(since, _)| *since) + GRACE);
+            let summaries = match (peer.silent(), &peer.summaries) {
+                (Some((since, why)), _) if now >= since + GRACE => {
+                    // Its readiness also says that it no longer serves. Its proxies go to the others.
+                    if !peer.serving {
+                        continue;
+                    }
+                    Err(format!("{}: {why}", peer.address))
                 }
-                (Some((_, why)), _) if peer.serving => Err(format!("{}: {why}", peer.address)),
-                // Its readiness also says that it no longer serves. Its proxies go to the others.
-                (Some(_), _) => continue,
+                (_, Some(summaries)) => Ok(summaries.clone()),
+                (_, None) => return Err(peer.asked + GRACE),
             };
             answers.push(PeerAnswer { name: name.clone(), summaries });
         }
@@ -159,8 +179,8 @@ impl PeerTable {
 
     /// When a replica that fails now will count as unreachable.
     fn next_change(&self, now: Instant) -> Option<Instant> {
-        let peers = self.peers.values().filter_map(|peer| peer.failing.as_ref());
-        let ends = peers.chain(&self.failing).map(|(since, _)| *since + GRACE);
+        let peers = self.peers.values().filter_map(|peer| Some(peer.silent()?.0));
+        let ends = peers.chain(self.failing.as_ref().map(|(since, _)| *since)).map(|at| at + GRACE);
         ends.filter(|end| *end > now).min()
     }
 }
@@ -241,7 +261,7 @@ impl Peers {
         for name in left {
             self.streams.remove(&name);
         }
-        for (name, address) in self.table.list(found) {
+        for (name, address) in self.table.list(found, Instant::now()) {
             self.streams.insert(name, ask(address));
         }
     }
@@ -366,12 +386,12 @@ mod tests {
         .unwrap()
     }
 
-    fn table(peers: &[(&str, bool)]) -> PeerTable {
+    fn table(peers: &[(&str, bool)], now: Instant) -> PeerTable {
         let mut table = PeerTable::default();
         let found = peers.iter().map(|(name, serving)| {
             ((*name).to_owned(), (SocketAddr::from(([10, 0, 0, 1], 15014)), *serving))
         });
-        table.list(found.collect());
+        table.list(found.collect(), now);
         table
     }
 
@@ -426,7 +446,8 @@ mod tests {
 
     #[test]
     fn a_replica_tells_all_and_then_what_changes() {
-        let (now, mut table) = (Instant::now(), table(&[("weir-1", true)]));
+        let now = Instant::now();
+        let mut table = table(&[("weir-1", true)], now);
         // Until it has answered or failed for a while, nothing can be said.
         assert_eq!(answer(&table, now), Err(now + GRACE));
         let all = v1::SummariesUpdate { objects: vec![of("a", 1), of("b", 1)], deleted: vec![] };
@@ -448,7 +469,7 @@ mod tests {
         for (serving, told) in
             [(true, vec!["weir-1: 10.0.0.1:15014: refused".to_owned()]), (false, vec![])]
         {
-            let mut table = table(&[("weir-1", serving)]);
+            let mut table = table(&[("weir-1", serving)], now);
             table.told("weir-1", PeerEvent::Failed("refused".to_owned()), now);
             assert_eq!(answer(&table, now), Err(late));
             assert_eq!(table.next_change(now), Some(late));
@@ -456,6 +477,28 @@ mod tests {
             assert_eq!(answer(&table, late), Ok(told));
             table.told("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), late);
             assert_eq!(answer(&table, late), Ok(vec!["weir-1: ".to_owned()]));
+        }
+    }
+
+    #[test]
+    fn a_replica_that_never_sends_its_first_answer_is_unreachable_after_the_same_time() {
+        let begun = Instant::now();
+        let (half, end) = (begun + GRACE / 2, begun + GRACE);
+        for (serving, told) in
+            [(true, vec!["weir-1: 10.0.0.1:15014: it does not answer".to_owned()]), (false, vec![])]
+        {
+            let mut table = table(&[("weir-1", serving)], begun);
+            // However often it is looked at, or listed again, the time counts from the first question.
+            assert_eq!(answer(&table, begun), Err(end));
+            assert_eq!(answer(&table, half), Err(end));
+            let address = SocketAddr::from(([10, 0, 0, 1], 15014));
+            let found = BTreeMap::from([("weir-1".to_owned(), (address, serving))]);
+            assert_eq!(table.list(found, half), []);
+            assert_eq!((answer(&table, half), table.next_change(half)), (Err(end), Some(end)));
+            assert_eq!(answer(&table, end), Ok(told));
+            assert_eq!(table.next_change(end), None);
+            table.told("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), end);
+            assert_eq!(answer(&table, end), Ok(vec!["weir-1: ".to_owned()]));
         }
     }
 
@@ -468,7 +511,7 @@ mod tests {
         assert_eq!(answer(&table, now), Err(now + GRACE));
         let told = answer(&table, now + GRACE).unwrap();
         assert_eq!(told, ["of an unknown name: forbidden"]);
-        table.list(BTreeMap::new());
+        table.list(BTreeMap::new(), now);
         assert_eq!(answer(&table, now + GRACE), Ok(vec![]));
     }
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::{BoxStream, SelectAll};
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -75,6 +76,27 @@ struct KindObjects {
     listing: Option<BTreeSet<ObjectKey>>,
 }
 
+/// A write in progress.
+struct Writing {
+    key: ObjectKey,
+    conditions: Conditions,
+    /// The API's answer.
+    outcome: BoxFuture<'static, Outcome>,
+    /// Whether the watch has delivered the object since the write began.
+    delivered: bool,
+    /// Whether an evaluation has left the object out since then.
+    left_out: bool,
+}
+
+type Outcome = Result<DynamicObject, WriteError>;
+
+/// Why a write failed.
+enum WriteError {
+    /// The object has changed.
+    Conflict,
+    Failed(Failure),
+}
+
 /// Writes the status of objects. Has its own watch of them: nobody else needs their status, and only while this replica
 /// is elected.
 pub struct Writer<'a> {
@@ -88,6 +110,7 @@ pub struct Writer<'a> {
     queue: Queue,
     /// What the status of the queued objects should be.
     wanted: BTreeMap<ObjectKey, Conditions>,
+    writing: Option<Writing>,
     /// When to evaluate what has changed.
     evaluate_at: Option<Instant>,
     /// When to evaluate even if nothing changes.
@@ -118,6 +141,7 @@ impl<'a> Writer<'a> {
             summaries: Summaries::default(),
             queue: Queue::default(),
             wanted: BTreeMap::new(),
+            writing: None,
             evaluate_at: Some(Instant::now()),
             again_at: None,
             failures: BTreeMap::new(),
@@ -132,17 +156,20 @@ impl<'a> Writer<'a> {
         let mut states = self.replicas.published.changes();
         let mut proxies = self.replicas.connections.changes();
         loop {
-            let write_at = match self.queue.next(Instant::now()) {
-                Next::Write(key) => {
-                    if !self.is_elected() {
-                        return Ok(());
+            let mut write_at = None;
+            if self.writing.is_none() {
+                match self.queue.next(Instant::now()) {
+                    Next::Write(key) => {
+                        if !self.is_elected() {
+                            return Ok(());
+                        }
+                        self.write(&key);
+                        continue;
                     }
-                    self.write(&key).await;
-                    continue;
+                    Next::At(at) => write_at = Some(at),
+                    Next::Idle => {}
                 }
-                Next::At(at) => Some(at),
-                Next::Idle => None,
-            };
+            }
             let idle = self.evaluate_at.is_none();
             let evaluate_at = self.evaluate_at.into_iter().chain(self.again_at).min();
             let evaluated = tokio::select! {
@@ -161,6 +188,11 @@ impl<'a> Writer<'a> {
                 }
                 Ok(()) = proxies.changed(), if idle => {
                     self.schedule();
+                    false
+                }
+                // The rest goes on meanwhile, so that what is written next is as new as possible.
+                outcome = outcome(&mut self.writing) => {
+                    self.written(outcome);
                     false
                 }
                 () = at(evaluate_at) => true,
@@ -204,6 +236,9 @@ impl<'a> Writer<'a> {
                     return;
                 }
                 self.queue.changed(&key);
+                if let Some(writing) = self.writing.as_mut().filter(|writing| writing.key == key) {
+                    writing.delivered = true;
+                }
             }
             ObjectEvent::Listed | ObjectEvent::Absent => {
                 let listed = of.listing.take().unwrap_or_default();
@@ -253,6 +288,11 @@ impl<'a> Writer<'a> {
         let unreachable = others.iter().filter(|other| other.summaries.is_err()).count();
         metrics.unreachable.set(i64::try_from(unreachable).unwrap_or(i64::MAX));
         for (key, object) in self.kinds.values().flat_map(|of| &of.objects) {
+            if let Some(writing) = self.writing.as_mut().filter(|writing| writing.key == *key) {
+                // What it differs in is known after the write.
+                writing.left_out = true;
+                continue;
+            }
             let answers = answers(&options.pod, &own, &others, key);
             let wanted = conditions(&state, key, &answers)
                 .filter(|wanted| object.is_subject_of(wanted))
@@ -276,10 +316,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes the newest status of an object.
-    async fn write(&mut self, key: &ObjectKey) {
-        let of = self.kinds.get_mut(&key.kind);
-        let found = of.and_then(|of| of.resource.as_ref().zip(of.objects.get_mut(key)));
+    /// Starts to write the newest status of an object.
+    fn write(&mut self, key: &ObjectKey) {
+        let of = self.kinds.get(&key.kind);
+        let found = of.and_then(|of| of.resource.as_ref().zip(of.objects.get(key)));
         let Some(((resource, object), wanted)) = found.zip(self.wanted.get(key)) else {
             self.queue.clear(key);
             return;
@@ -287,32 +327,75 @@ impl<'a> Writer<'a> {
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.replicas.client.clone(), &key.namespace, resource);
         let patch = Patch::Apply(object.patch(key, resource, wanted, Timestamp::now()));
-        // Nobody else has a reason to own weir's conditions.
-        let params = PatchParams::apply(MANAGER).force();
-        let metrics = &self.replicas.metrics;
-        metrics.writes.inc();
+        self.replicas.metrics.writes.inc();
         let end = (tokio::time::Instant::now() + WRITE).min(*self.valid.borrow());
-        let outcome = timeout_at(end, api.patch_status(&key.name, &params, &patch)).await;
-        let failure = match outcome {
-            Ok(Ok(answer)) => {
-                object.wrote(wanted, ApiObject::read(&answer));
-                self.wanted.remove(key);
-                self.queue.clear(key);
+        let name = key.name.clone();
+        let outcome = async move {
+            // Nobody else has a reason to own weir's conditions.
+            let params = PatchParams::apply(MANAGER).force();
+            match timeout_at(end, api.patch_status(&name, &params, &patch)).await {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                    Err(WriteError::Conflict)
+                }
+                Ok(Err(error)) => Err(WriteError::Failed((&error).into())),
+                Err(_) => {
+                    let text = "the API server does not answer".to_owned();
+                    Err(WriteError::Failed(Failure { code: 0, text }))
+                }
+            }
+        };
+        self.writing = Some(Writing {
+            key: key.clone(),
+            conditions: wanted.clone(),
+            outcome: outcome.boxed(),
+            delivered: false,
+            left_out: false,
+        });
+    }
+
+    /// Takes in the outcome of the write in progress.
+    fn written(&mut self, outcome: Outcome) {
+        let Some(Writing { key, conditions, delivered, left_out, .. }) = self.writing.take() else {
+            return;
+        };
+        if left_out {
+            self.schedule();
+        }
+        let metrics = &self.replicas.metrics;
+        match outcome {
+            Ok(answer) => {
+                let of = self.kinds.get_mut(&key.kind);
+                if let Some(object) = of.and_then(|of| of.objects.get_mut(&key)) {
+                    object.wrote(&conditions, ApiObject::read(&answer));
+                }
+                self.wanted.remove(&key);
+                self.queue.clear(&key);
                 self.failures.remove(&key.kind);
                 metrics.pending.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
-                return;
             }
-            // The object has changed: the watch is about to deliver it.
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
-                self.queue.failed(key, Instant::now());
-                return;
+            Err(WriteError::Conflict) => {
+                // The watch has delivered the change, or is about to.
+                self.queue.failed(&key, Instant::now());
+                if delivered {
+                    self.queue.changed(&key);
+                }
             }
-            Ok(Err(error)) => Failure::from(&error),
-            Err(_) => Failure { code: 0, text: "the API server does not answer".to_owned() },
-        };
-        metrics.errors.inc();
-        self.queue.failed(key, Instant::now());
-        self.complain(key.kind, &format!("the status of {key} cannot be written"), &failure);
+            Err(WriteError::Failed(failure)) => {
+                metrics.errors.inc();
+                self.queue.failed(&key, Instant::now());
+                let what = format!("the status of {key} cannot be written");
+                self.complain(key.kind, &what, &failure);
+            }
+        }
+    }
+}
+
+/// Waits for the outcome of the write in progress, or for ever without one. Cancel safe.
+async fn outcome(writing: &mut Option<Writing>) -> Outcome {
+    match writing {
+        Some(writing) => (&mut writing.outcome).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -423,6 +506,8 @@ fn watched(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::metrics::StatusMetrics;
     use crate::replicas::StatusOptions;
@@ -431,7 +516,11 @@ mod tests {
 
     fn replicas() -> Replicas {
         // Nothing listens there.
-        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        replicas_with("http://127.0.0.1:1")
+    }
+
+    fn replicas_with(api: &str) -> Replicas {
+        let config = kube::Config::new(api.parse().unwrap());
         let (_, ready) = watch::channel(true);
         Replicas {
             client: Client::try_from(config).unwrap(),
@@ -484,8 +573,74 @@ mod tests {
 
         // One that is elected tries, and keeps what it could not write.
         let (mut elected, key) = writer(&replicas, now + Duration::from_secs(60));
-        elected.write(&key).await;
+        elected.write(&key);
+        let failed = outcome(&mut elected.writing).await;
+        elected.written(failed);
         assert_eq!((replicas.metrics.writes.get(), replicas.metrics.errors.get()), (1, 1));
         assert_eq!(elected.queue.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn events_and_evaluation_go_on_while_the_api_does_not_answer_a_write() {
+        // Takes connections, and never answers.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let replicas = replicas_with(&format!("http://{}", listener.local_addr().unwrap()));
+        let until = tokio::time::Instant::now() + Duration::from_secs(60);
+        let (mut writer, first) = writer(&replicas, until);
+        let queued = ObjectKey::new(Kind::VirtualService, "shop", "queued");
+        let gone = ObjectKey::new(Kind::VirtualService, "shop", "gone");
+        let of = writer.kinds.get_mut(&Kind::VirtualService).unwrap();
+        of.objects.insert(queued.clone(), ApiObject::default());
+        of.objects.insert(gone.clone(), ApiObject::default());
+        writer.wanted.insert(queued.clone(), writer.wanted[&first].clone());
+        writer.queue.set(&queued, Urgency::Now, Instant::now());
+        let (event, taken) = (ObjectEvent::Deleted(gone.clone()), Arc::new(AtomicBool::new(false)));
+        let tell = taken.clone();
+        // Asked for another event after the first one was taken in.
+        let asked = async move {
+            tell.store(true, Ordering::Relaxed);
+            std::future::pending().await
+        };
+        let events = futures::stream::iter([(Kind::VirtualService, event)]);
+        let events = events.chain(futures::stream::once(asked)).boxed();
+        writer.events = std::iter::once(events).collect();
+
+        // The state is empty: no object should have these conditions any more.
+        let skipped = async {
+            while replicas.metrics.skipped.get() == 0 || !taken.load(Ordering::Relaxed) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            ended = writer.run() => panic!("{ended:?}"),
+            () = skipped => {}
+        }
+        assert_eq!((replicas.metrics.writes.get(), replicas.metrics.errors.get()), (1, 0));
+        assert!(!writer.kinds[&Kind::VirtualService].objects.contains_key(&gone));
+        assert!(!writer.wanted.contains_key(&queued), "it would have been written");
+        let writing = writer.writing.as_ref().unwrap();
+        assert!(writing.key == first && writing.left_out);
+
+        // What the evaluation left out is evaluated after the write.
+        writer.evaluate_at = None;
+        writer.written(Err(WriteError::Conflict));
+        assert!(writer.evaluate_at.is_some() && writer.writing.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_conflict_with_a_change_that_the_watch_has_delivered_is_not_waited_for() {
+        let replicas = replicas();
+        let until = tokio::time::Instant::now() + Duration::from_secs(60);
+        for delivered in [false, true] {
+            let (mut writer, key) = writer(&replicas, until);
+            writer.write(&key);
+            if delivered {
+                let found = ObjectEvent::Found(key.clone(), Box::default());
+                writer.object(Kind::VirtualService, found);
+            }
+            writer.written(Err(WriteError::Conflict));
+            let next = writer.queue.next(Instant::now());
+            assert_eq!(next == Next::Write(key), delivered, "{next:?}");
+        }
     }
 }
