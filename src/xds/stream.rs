@@ -437,7 +437,9 @@ impl Stream {
             ResourceType::Listener | ResourceType::Route => self.switch.view(kind, &target),
             // A resuming client keeps the values that it has while its routes are unknown: each response replaces the
             // whole layer, and would remove those that its old routes need.
-            ResourceType::Runtime if self.awaits_routes() => return None,
+            ResourceType::Runtime if self.awaits_routes() && !self.runtime.covers_all() => {
+                return None;
+            }
             ResourceType::Runtime => self.runtime.view(),
         })
     }

@@ -80,6 +80,11 @@ impl RuntimeLayer {
         self.follow_at
     }
 
+    /// Whether the layer has all weights of the mesh.
+    pub fn covers_all(&self) -> bool {
+        self.all_of.is_some()
+    }
+
     /// Clusters whose weight becomes 0 with a layer that the client has not ACKed.
     pub fn emptied(&self) -> &BTreeSet<String> {
         &self.emptied
@@ -208,7 +213,9 @@ impl Stream {
     /// A resuming client may have any numbers in its routes. If they stay unknown, the layer has all weights.
     pub(super) fn cover_unknown_routes(&mut self) {
         let Some(target) = self.target.clone() else { return };
-        let unknown = self.takes_runtime_weights() && !self.knows_routes() && !self.awaits_routes();
+        let takes = self.get(ResourceType::Runtime).wants(RUNTIME_LAYER);
+        let covers = self.runtime.covers_all() || !self.awaits_routes();
+        let unknown = takes && !self.knows_routes() && covers;
         self.runtime.set_all(Some(target.get(ResourceType::Route)).filter(|_| unknown));
     }
 
