@@ -280,9 +280,12 @@ async fn conditions_name_the_field_that_is_wrong_and_what_is_held_back() {
     let subsets = ["v1", "v2", "v3"].map(|name| json!({"name": name, "labels": {"version": name}}));
     world.patch("dr/my-app", &json!({"spec": {"subsets": subsets}}));
     world.weights(&[("v1", 80), ("v3", 20)]);
-    let held = world.told("Held", "True", "weight 20 for subset `v3`").await;
-    assert_eq!(held.condition("Programmed")["reason"], "Held");
-    assert_eq!(held.condition("Accepted")["status"], "True");
+    world.told("Held", "True", "weight 20 for subset `v3`").await;
+    let held = |seen: &Seen| {
+        seen.condition("Programmed")["reason"] == "Held"
+            && seen.condition("Accepted")["status"] == "True"
+    };
+    world.until("the reason of both", "VirtualService", "my-app", held).await;
     assert!(!world.wait("vs/my-app", "1s").status.success());
     let label = ["-n", NAMESPACE, "label", "pod", "my-app-v1-0", "version=v3", "--overwrite"];
     world.cluster.kubectl_ok(&label);
