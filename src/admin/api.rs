@@ -43,6 +43,30 @@ impl Admin {
         Err(Status::unavailable(super::NOT_READY))
     }
 
+    /// A stream of what `send` sends. It ends when `send` does, when the client disconnects, or when weir shuts down.
+    fn stream<T, F>(
+        &self,
+        send: impl FnOnce(Admin, mpsc::Sender<Result<T, Status>>) -> F,
+    ) -> Updates<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let closing = self.closing.clone();
+        let sent = send(self.clone(), sender.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = closing.cancelled() => {
+                    let _ = sender.try_send(Err(Status::unavailable("weir is shutting down")));
+                }
+                () = sender.closed() => {}
+                () = sent => {}
+            }
+        });
+        Box::pin(ReceiverStream::new(receiver))
+    }
+
     /// Streams what `make` builds from the outcome of `before`: first as soon as weir is ready, then whenever a proxy
     /// or the mesh changes and the result differs.
     fn updates<T: Clone + PartialEq + Send + 'static, P: Send + Sync + 'static>(
@@ -50,19 +74,9 @@ impl Admin {
         before: impl Future<Output = Result<P, Status>> + Send + 'static,
         make: impl Fn(&Admin, &P) -> Result<T, Status> + Send + 'static,
     ) -> Updates<T> {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        let admin = self.clone();
-        tokio::spawn(async move {
-            // Ends when the client disconnects or weir shuts down.
-            tokio::select! {
-                () = admin.closing.cancelled() => {
-                    let _ = sender.try_send(Err(Status::unavailable("weir is shutting down")));
-                }
-                () = sender.closed() => {}
-                () = admin.stream_updates(before, make, &sender) => {}
-            }
-        });
-        Box::pin(ReceiverStream::new(receiver))
+        self.stream(|admin, sender| async move {
+            admin.stream_updates(before, make, &sender).await;
+        })
     }
 
     async fn stream_updates<T: Clone + PartialEq, P>(
@@ -376,18 +390,8 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<Self::WatchSummariesStream>, Status> {
         // The replica that asks must not wait for one that does not serve any proxy yet.
         self.ensure_ready()?;
-        let (sender, receiver) = mpsc::channel(WAITING);
-        let admin = self.clone();
-        tokio::spawn(async move {
-            // Ends when the client disconnects or weir shuts down.
-            tokio::select! {
-                () = admin.closing.cancelled() => {
-                    let _ = sender.try_send(Err(Status::unavailable("weir is shutting down")));
-                }
-                () = sender.closed() => {}
-                () = summaries::send(&admin, &sender) => {}
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(self.stream(|admin, sender| async move {
+            summaries::send(&admin, &sender).await;
+        })))
     }
 }

@@ -1,9 +1,10 @@
 //! Names and versions of resources, kept once for all proxies: each proxy stores numbers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 
 use super::proto::Request;
 
@@ -79,12 +80,10 @@ pub struct Names {
 impl Names {
     /// The number of a text.
     pub fn number(&self, text: &[u8]) -> u32 {
-        if let Some(number) =
-            self.known.read().unwrap_or_else(PoisonError::into_inner).numbers.get(text)
-        {
+        if let Some(number) = self.known.read().numbers.get(text) {
             return *number;
         }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         let next = u32::try_from(known.texts.len()).unwrap_or(u32::MAX);
         let shared: Arc<[u8]> = text.into();
         let number = *known.numbers.entry(shared.clone()).or_insert(next);
@@ -96,13 +95,13 @@ impl Names {
 
     /// The text of a number.
     pub fn text(&self, number: u32) -> Arc<[u8]> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         known.texts.get(number as usize).cloned().unwrap_or_default()
     }
 
     /// These names as `repeated string resource_names = 3`, which is the same for many proxies.
     pub fn list(&self, of: &Numbers) -> Bytes {
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = self.lists.lock();
         if let Some(list) = lists.get(of) {
             return list.clone();
         }

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,6 +10,7 @@ use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
 };
 use kube::{Client, ResourceExt as _};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
@@ -206,7 +206,7 @@ impl Cluster {
     pub async fn apply(&self, object: &Value) -> anyhow::Result<()> {
         let key = key(object)?;
         let api = self.api(key.kind, &key.namespace)?;
-        let is_known = self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(&key);
+        let is_known = self.known.lock().contains(&key);
         for attempt in 1.. {
             let written = if is_known {
                 api.patch(&key.name, &PatchParams::default(), &Patch::Merge(object)).await
@@ -221,7 +221,7 @@ impl Cluster {
                 Err(error) => return Err(error).with_context(|| format!("cannot write {key}")),
             }
         }
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        self.known.lock().insert(key);
         Ok(())
     }
 
@@ -237,7 +237,7 @@ impl Cluster {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error).with_context(|| format!("cannot delete {key}")),
         }
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.known.lock().remove(&key);
         Ok(())
     }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 /// The number of concurrent connections.
@@ -76,14 +76,14 @@ impl Load {
 
     /// From now on, responses count for a new step.
     pub fn step_begins(&self) {
-        *self.state.tally.lock().unwrap_or_else(PoisonError::into_inner) = Tally::default();
+        *self.state.tally.lock() = Tally::default();
         self.state.step.fetch_add(1, Ordering::SeqCst);
         self.state.counting.store(true, Ordering::SeqCst);
     }
 
     /// The responses of this step so far.
     pub fn tally(&self) -> Tally {
-        *self.state.tally.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.state.tally.lock()
     }
 
     /// All requests so far.
@@ -98,7 +98,7 @@ impl Load {
 
     /// All failed requests by status, or kind of error.
     pub fn failures(&self) -> BTreeMap<String, u64> {
-        self.state.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.failures.lock().clone()
     }
 
     /// Pauses sending.
@@ -122,14 +122,14 @@ async fn work(state: Arc<State>, host: String, port: u16, request_limit: u64) {
         let step = state.step.load(Ordering::SeqCst);
         let answer = request(&client, &host, port).await;
         if let Err(why) = &answer {
-            let mut failures = state.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut failures = state.failures.lock();
             *failures.entry(why.clone()).or_default() += 1;
         }
         state.sent.fetch_add(1, Ordering::SeqCst);
         let same_step =
             step == state.step.load(Ordering::SeqCst) && state.counting.load(Ordering::SeqCst);
         if same_step {
-            let mut tally = state.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tally = state.tally.lock();
             match answer.as_deref() {
                 Ok(b"v1") => tally.v1 += 1,
                 Ok(b"v2") => tally.v2 += 1,

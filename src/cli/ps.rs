@@ -20,8 +20,7 @@ use crate::snapshot::ResourceType;
 CDS, EDS, LDS and RDS are `synced` (the proxy ACKed everything), `stale` (an update is pending),
 `rejected` (it ACKed everything except what it rejected) or `-` (it did not subscribe). Proxies with
 the same SCOPE get the same resources. REVISION is that of the mesh: `7` has ACKed the newest one,
-`5 of 7` has not ACKed it yet. Only the proxies of the
-replica that is asked are listed.
+`5 of 7` has not ACKed it yet. Only the proxies of the replica that is asked are listed.
 
 Exit status: 0, or 1 if a proxy is lagging, has rejected something, or has something held back.")]
 pub struct Args {

@@ -1,8 +1,9 @@
 //! The last published state: the active mesh, the desired VirtualServices, and the revision of every object.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::api::{Kind, ObjectKey};
@@ -77,7 +78,7 @@ pub struct Published {
 
 impl Published {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Publishes a new state of the mesh in which the `dirty` objects changed.

@@ -1,9 +1,10 @@
 //! Says on standard error what is being done, if it takes longer than a second.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How often a terminal is told, and a file.
@@ -37,7 +38,7 @@ impl Progress {
             loop {
                 tokio::time::sleep(std::mem::replace(&mut first, every)).await;
                 let (what, since) = {
-                    let now = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    let now = seen.lock();
                     (now.what.clone(), now.since)
                 };
                 if !what.is_empty() && since.elapsed() >= TERMINAL {
@@ -50,13 +51,13 @@ impl Progress {
 
     /// This is being done now.
     pub fn is(&self, what: &str) {
-        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut activity = self.activity.lock();
         *activity = Activity { what: what.to_owned(), since: Instant::now() };
     }
 
     /// The same, further on; the time goes on as well.
     pub fn further(&self, what: &str) {
-        what.clone_into(&mut self.activity.lock().unwrap_or_else(PoisonError::into_inner).what);
+        what.clone_into(&mut self.activity.lock().what);
     }
 
     /// Removes what a terminal shows.

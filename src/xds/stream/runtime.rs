@@ -104,10 +104,8 @@ impl RuntimeLayer {
         now: Instant,
         after: Duration,
     ) {
-        self.follow_at = match chosen.is_empty() {
-            true => None,
-            false => Some(self.follow_at.unwrap_or(now + after)),
-        };
+        let follow_at = self.follow_at.unwrap_or(now + after);
+        self.follow_at = (!chosen.is_empty()).then_some(follow_at);
         let chosen: BTreeMap<HostKey, RuntimeHost> = chosen
             .into_iter()
             .map(|host| ((host.table.clone(), host.host.clone()), host))
