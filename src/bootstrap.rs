@@ -17,7 +17,7 @@ const XDS_CLUSTER: &str = "xds-grpc";
 
 /// The contents of a bootstrap.
 #[derive(Debug, Clone)]
-pub struct Bootstrap {
+pub(crate) struct Bootstrap {
     /// The node id.
     pub node: NodeId,
     /// The labels of its workload (node metadata LABELS).
@@ -44,7 +44,7 @@ pub struct Bootstrap {
 
 /// The two variants of the aggregated discovery service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AdsVariant {
+pub(crate) enum AdsVariant {
     /// Only changes are sent.
     Delta,
     /// State of the world: every response contains all resources of its type.
@@ -53,7 +53,7 @@ pub enum AdsVariant {
 
 /// A node id, `sidecar~IP~POD.NAMESPACE~DNSDOMAIN`, as in Istio.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeId {
+pub(crate) struct NodeId {
     /// The proxy's address.
     pub ip: IpAddr,
     /// The pod's name.
@@ -99,7 +99,7 @@ impl FromStr for NodeId {
 
 /// The address of weir's xDS port: `HOST:PORT` with an IP address (IPv6 in brackets) or a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct XdsAddress {
+pub(crate) struct XdsAddress {
     host: XdsHost,
     port: u16,
 }
@@ -147,7 +147,7 @@ impl FromStr for XdsAddress {
 ///
 /// # Errors
 /// A description of what is wrong.
-pub fn dns_label(text: &str) -> Result<String, String> {
+pub(crate) fn dns_label(text: &str) -> Result<String, String> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.is_empty()
         || text.len() > 63
@@ -166,7 +166,7 @@ pub fn dns_label(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// A description of what is wrong.
-pub fn dns_name(text: &str) -> Result<String, String> {
+pub(crate) fn dns_name(text: &str) -> Result<String, String> {
     if text.len() > 253 {
         return Err(format!("{text:?} is longer than the 253 characters of a DNS name"));
     }
@@ -184,7 +184,7 @@ pub fn dns_name(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// A description of what is wrong.
-pub fn label(text: &str) -> Result<(String, String), String> {
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) =
         text.split_once('=').ok_or("it is not of the form KEY=VALUE, as app=reviews")?;
     let fits = |text: &str| {
@@ -216,7 +216,7 @@ pub fn label(text: &str) -> Result<(String, String), String> {
 ///
 /// # Errors
 /// A description of what is wrong.
-pub fn locality(text: &str) -> Result<Locality, String> {
+pub(crate) fn locality(text: &str) -> Result<Locality, String> {
     let parts: Vec<&str> = text.split('/').collect();
     if parts.len() > 3 || parts.iter().any(|part| part.trim().is_empty()) {
         return Err("expected REGION/ZONE/SUBZONE, of which the last two are optional".to_owned());
@@ -226,7 +226,7 @@ pub fn locality(text: &str) -> Result<Locality, String> {
 
 impl Bootstrap {
     /// The bootstrap as JSON of `envoy.config.bootstrap.v3.Bootstrap`, with the field names of Envoy's documentation.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         // Without a timeout Envoy waits for weir before it accepts traffic and never serves a partial mesh.
         let over_ads =
             json!({ "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3" });
@@ -262,7 +262,7 @@ impl Bootstrap {
     ///
     /// # Errors
     /// A value has no YAML form, which cannot happen.
-    pub fn to_yaml(&self) -> Result<String, serde_saphyr::ser::Error> {
+    pub(crate) fn to_yaml(&self) -> Result<String, serde_saphyr::ser::Error> {
         let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
         serde_saphyr::to_string_with_options(&self.to_json(), options)
     }

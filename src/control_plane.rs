@@ -22,8 +22,8 @@ use crate::replicas::{Replicas, StatusOptions};
 use crate::revision::MeshRevision;
 use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::snapshot::SnapshotCache;
-use crate::source::freshness::FreshnessProbe;
 use crate::source::kubernetes::selection::{Namespaces, Selection};
+use crate::source::probe::FreshnessProbe;
 use crate::source::sync::KindSync;
 use crate::source::{self, SourceEvent};
 use crate::status::Published;
@@ -179,23 +179,23 @@ impl ControlPlane {
     }
 
     /// Watches whether the first complete state is published.
-    pub fn readiness(&self) -> watch::Receiver<bool> {
+    pub(crate) fn readiness(&self) -> watch::Receiver<bool> {
         self.ready.clone()
     }
 
     /// The newest published mesh.
-    pub fn revision(&self) -> MeshRevision {
+    pub(crate) fn revision(&self) -> MeshRevision {
         *self.revision.borrow()
     }
 
     /// Waits until the published mesh is newer than `revision`, and says which it is.
-    pub async fn revision_after(&self, revision: MeshRevision) -> MeshRevision {
+    pub(crate) async fn revision_after(&self, revision: MeshRevision) -> MeshRevision {
         let mut current = self.revision.clone();
         current.wait_for(|now| *now > revision).await.map_or(revision, |now| *now)
     }
 
     /// Waits until the proxy with this node id has acked everything of mesh `revision` or a later one.
-    pub async fn live(&self, node_id: &str, revision: MeshRevision) {
+    pub(crate) async fn live(&self, node_id: &str, revision: MeshRevision) {
         self.connections.acked(node_id, revision).await;
     }
 
@@ -203,7 +203,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// Returns why the task ended.
-    pub async fn failed(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn failed(&mut self) -> anyhow::Result<()> {
         match self.tasks.join_next().await {
             None => Ok(()),
             Some(ended) => ended.context("a task panicked")?,
@@ -211,7 +211,7 @@ impl ControlPlane {
     }
 
     /// Closes every stream and listener and waits for them.
-    pub async fn shutdown(mut self) {
+    pub(crate) async fn shutdown(mut self) {
         self.closing.cancel();
         // Connections that do not close in time are dropped.
         let _ = tokio::time::timeout(SHUTDOWN, async {

@@ -38,7 +38,7 @@ struct RefusalLabels {
 
 /// The metrics of a resource shared by clients.
 #[derive(Clone, Debug, Default)]
-pub struct PoolMetrics {
+pub(crate) struct PoolMetrics {
     /// How much is in use.
     pub used: Gauge,
     /// How often a peer exceeded its share.
@@ -51,7 +51,7 @@ pub struct PoolMetrics {
 
 /// The metrics of the status writer.
 #[derive(Clone, Debug, Default)]
-pub struct StatusMetrics {
+pub(crate) struct StatusMetrics {
     /// The requests to write the status of an object.
     pub writes: Counter,
     /// Those that failed, except for an object that had changed meanwhile.
@@ -97,7 +97,7 @@ impl StatusMetrics {
 
 /// All metrics and their registry.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     pushes: Family<TypeLabel, Counter>,
     sent_bytes: Family<TypeLabel, Counter>,
@@ -229,41 +229,41 @@ impl Metrics {
     }
 
     /// Records a response of `bytes` bytes.
-    pub fn pushed(&self, kind: ResourceType, bytes: usize) {
+    pub(crate) fn pushed(&self, kind: ResourceType, bytes: usize) {
         let label = TypeLabel { r#type: kind.short_name() };
         self.pushes.get_or_create(&label).inc();
         self.sent_bytes.get_or_create(&label).inc_by(bytes as u64);
     }
 
     /// Records a rejected response.
-    pub fn rejected(&self, kind: ResourceType) {
+    pub(crate) fn rejected(&self, kind: ResourceType) {
         self.rejects.get_or_create(&TypeLabel { r#type: kind.short_name() }).inc();
     }
 
     /// Records how long after a change a proxy ACKed the last resulting resource.
-    pub fn converged(&self, after: Duration) {
+    pub(crate) fn converged(&self, after: Duration) {
         self.convergence.observe(after.as_secs_f64());
     }
 
     /// Records changed objects and the current number of problems.
-    pub fn changed(&self, events: usize, revision: MeshRevision, problems: usize) {
+    pub(crate) fn changed(&self, events: usize, revision: MeshRevision, problems: usize) {
         self.config_events.inc_by(events as u64);
         self.revision.set(i64::try_from(revision.get()).unwrap_or(i64::MAX));
         set(&self.problems, problems);
     }
 
     /// Sets the number of weight and label changes held back.
-    pub fn held(&self, count: usize) {
+    pub(crate) fn held(&self, count: usize) {
         set(&self.held, count);
     }
 
     /// The metrics of the status writer.
-    pub fn status(&self) -> StatusMetrics {
+    pub(crate) fn status(&self) -> StatusMetrics {
         self.status.clone()
     }
 
     /// The metrics of a resource that the clients of a port share.
-    pub fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
+    pub(crate) fn pool(&self, port: &'static str, resource: &'static str) -> PoolMetrics {
         let [over_share, exhausted, revoked] = ["share", "exhausted", "revoked"].map(|reason| {
             self.refusals.get_or_create(&RefusalLabels { port, resource, reason }).clone()
         });
@@ -275,7 +275,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Fails only if a metric cannot be formatted.
-    pub fn text(&self, cache: CacheStats) -> Result<String, std::fmt::Error> {
+    pub(crate) fn text(&self, cache: CacheStats) -> Result<String, std::fmt::Error> {
         set(&self.connected, cache.proxies);
         set(&self.scopes, cache.scopes);
         set(&self.parts, cache.parts);

@@ -14,7 +14,7 @@ pub struct Revision(NonZeroU64);
 
 impl Revision {
     /// A revision that is new in this process. This is the only constructor.
-    pub fn fresh() -> Self {
+    pub(crate) fn fresh() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self(NonZeroU64::MIN.saturating_add(LAST.fetch_add(1, Ordering::Relaxed)))
     }
@@ -27,16 +27,16 @@ pub struct MeshRevision(u64);
 
 impl MeshRevision {
     /// Before the first mesh.
-    pub const NONE: Self = Self(0);
+    pub(crate) const NONE: Self = Self(0);
 
     /// The number of the mesh after this one.
     #[must_use]
-    pub fn next(self) -> Self {
+    pub(crate) fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
     /// The number, for output.
-    pub fn get(self) -> u64 {
+    pub(crate) fn get(self) -> u64 {
         self.0
     }
 }

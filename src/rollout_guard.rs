@@ -74,7 +74,7 @@ impl fmt::Display for HeldChange {
 
 impl HeldChange {
     /// What is held back and until when.
-    pub fn reason(&self) -> String {
+    pub(crate) fn reason(&self) -> String {
         let Self { host, subset, value, .. } = self;
         match value {
             HeldValue::Weight { wanted, effective } => {
@@ -129,7 +129,7 @@ struct HeldRoutes {
 
 /// Remembers the effective state.
 #[derive(Debug, Default)]
-pub struct RolloutGuard {
+pub(crate) struct RolloutGuard {
     /// The effective destinations of each route of each VirtualService.
     routes: BTreeMap<ObjectKey, BTreeMap<RouteId, Vec<HttpRouteDestination>>>,
     held_routes: BTreeMap<ObjectKey, HeldRoutes>,
@@ -143,7 +143,7 @@ pub struct RolloutGuard {
 
 impl RolloutGuard {
     /// Returns the effective mesh for `wanted` and the changes that are held back.
-    pub fn apply(&mut self, wanted: Mesh) -> (Mesh, Vec<HeldChange>) {
+    pub(crate) fn apply(&mut self, wanted: Mesh) -> (Mesh, Vec<HeldChange>) {
         let mut mesh = wanted;
         self.hold_labels(&mut mesh);
         self.hold_weights(&mut mesh);
@@ -511,7 +511,7 @@ fn has_ready(known: &RegisteredService, labels: &Labels, port: Option<&str>) -> 
 }
 
 /// The subsets to which some route assigns weight.
-pub fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
+pub(crate) fn weighted_subsets(mesh: &Mesh) -> BTreeSet<(Host, String)> {
     let mut found = BTreeSet::new();
     let domain = &mesh.config.domain;
     for virtual_service in mesh.virtual_services.iter() {

@@ -84,7 +84,7 @@ impl Store {
     }
 
     /// Whether the source has delivered everything that existed when it started.
-    pub fn synced(&self) -> bool {
+    pub(crate) fn synced(&self) -> bool {
         self.synced
     }
 
@@ -94,12 +94,12 @@ impl Store {
     }
 
     /// One object.
-    pub fn get(&self, key: &ObjectKey) -> Option<&Entry> {
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Entry> {
         self.objects.get(&key.kind)?.get(&(key.namespace.clone(), key.name.clone()))
     }
 
     /// How many objects of a kind there are.
-    pub fn count(&self, kind: Kind) -> usize {
+    pub(crate) fn count(&self, kind: Kind) -> usize {
         self.objects.get(&kind).map_or(0, BTreeMap::len)
     }
 
@@ -109,22 +109,22 @@ impl Store {
     }
 
     /// The `metadata.generation` of an object's rejected version; `None` if its newest version was accepted.
-    pub fn rejected_generation(&self, key: &ObjectKey) -> Option<i64> {
+    pub(crate) fn rejected_generation(&self, key: &ObjectKey) -> Option<i64> {
         self.rejected.get(key).map(|rejection| rejection.generation)
     }
 
     /// The references of the objects whose newest version was rejected.
-    pub fn rejected_references(&self) -> impl Iterator<Item = (&ObjectKey, &References)> {
+    pub(crate) fn rejected_references(&self) -> impl Iterator<Item = (&ObjectKey, &References)> {
         self.rejected.iter().map(|(key, rejection)| (key, &rejection.references))
     }
 
     /// The warnings about one accepted object.
-    pub fn warnings_of(&self, key: &ObjectKey) -> &[LocatedProblem] {
+    pub(crate) fn warnings_of(&self, key: &ObjectKey) -> &[LocatedProblem] {
         self.warnings.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// The warnings about accepted objects.
-    pub fn warnings(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
         self.warnings.iter().map(|(key, problems)| (key, problems.as_slice()))
     }
 

@@ -30,12 +30,12 @@ async fn written_in_the_wrong_order(more: &[&str]) {
     weir.acked_after(0).await;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let (port, told) = (objects.service, stop.clone());
+    let (port, stopped) = (objects.service, stop.clone());
     let load = std::thread::spawn(move || {
         let mut sum = Tally::default();
         // Bounded, so that a hanging test does not send forever.
         for _ in 0..20_000 {
-            if told.load(Ordering::Relaxed) {
+            if stopped.load(Ordering::Relaxed) {
                 break;
             }
             for (answer, count) in send(port, 50).answers {

@@ -3,7 +3,7 @@
 //! Meshes are made up at random: with subsets that nothing defines, subsets and services without a ready endpoint, hosts
 //! of no service, ExternalNames that lead nowhere, and several VirtualServices for one host. Each is served to a real
 //! Envoy by a real `weir serve`; what `explain` says of a request must be what Envoy's `/config_dump` has and what Envoy
-//! answers, and `analyze` must have told of every destination that is not there.
+//! answers, and `analyze` must have reported every destination that is missing.
 //!
 //! `WEIR_MESHES=100` makes more of them, and `WEIR_SEED` others.
 
@@ -116,26 +116,30 @@ async fn one_mesh(seed: u64, backend: u16, seen: &mut Seen) -> Vec<String> {
     let node: Value =
         serde_json::from_slice(&std::fs::read(folder.join("bootstrap.json")).unwrap()).unwrap();
     let held = metric(&sidecar, "weir_held ").await;
-    let told = Told::new(&file, &generated, &node["node"]);
+    let reported = Reported::new(&file, &generated, &node["node"]);
     let mut wrong = Vec::new();
-    if held != told.objects.held.len() {
+    if held != reported.objects.held.len() {
         wrong.push(format!(
             "serve holds {held} weights, explain and translate {:?}",
-            told.objects.held
+            reported.objects.held
         ));
     }
     wrong.extend(served.differences(&translated(&file, &flags, &node["node"])));
-    let (questions, answers): (Vec<_>, Vec<_>) =
-        generated.questions().into_iter().map(|asked| (asked.clone(), told.answer(&asked))).unzip();
+    let (questions, answers): (Vec<_>, Vec<_>) = generated
+        .questions()
+        .into_iter()
+        .map(|asked| (asked.clone(), reported.answer(&asked)))
+        .unzip();
     for (asked, answer) in questions.iter().zip(&answers) {
         seen.count(answer);
-        let found = served.contradictions(answer).into_iter().chain(told.contradictions(answer));
+        let found =
+            served.contradictions(answer).into_iter().chain(reported.contradictions(answer));
         wrong.extend(found.map(|what| format!("{asked:?}: {what}\n  {answer:?}")));
     }
     for (asked, answer) in questions.iter().zip(&answers).step_by(questions.len().div_ceil(4)) {
-        wrong.extend(told_by_command(&file, &flags, asked, answer));
+        wrong.extend(printed_by_command(&file, &flags, asked, answer));
     }
-    wrong.extend(told.unknown_hosts(&questions, &answers, seen));
+    wrong.extend(reported.unknown_hosts(&questions, &answers, seen));
     let requests = questions.into_iter().zip(answers).collect();
     wrong.extend(tokio::task::spawn_blocking(move || sent(requests)).await.unwrap());
     wrong.into_iter().map(|what| format!("{what}\n{}", generated.text_if_asked())).collect()
@@ -166,14 +170,14 @@ fn has_endpoint(to: &Destination) -> bool {
 }
 
 /// What the commands say of a file.
-struct Told {
+struct Reported {
     objects: Objects,
     scope: Scope,
     snapshot: Snapshot,
     findings: Vec<Finding>,
 }
 
-impl Told {
+impl Reported {
     fn new(file: &Path, generated: &Generated, node: &Value) -> Self {
         let config = MeshConfig {
             outbound: OutboundPolicy::RegistryOnly,
@@ -223,10 +227,10 @@ impl Told {
     fn contradictions(&self, answer: &Explanation) -> Vec<String> {
         let mut wrong = Vec::new();
         for overruled in &answer.overruled {
-            let told = self
+            let reported = self
                 .found_at(overruled, "spec.hosts")
                 .any(|item| matches!(item.code.id, "IST0109" | "WEIR0114"));
-            if self.names_host(overruled, answer) && !told {
+            if self.names_host(overruled, answer) && !reported {
                 wrong.push(format!("analyze does not say that {overruled} is overruled"));
             }
         }
@@ -242,17 +246,17 @@ impl Told {
         let gone = |list: &[Destination]| list.iter().any(|to| to.missing);
         for (list, place) in [(destinations, ".route["), (copies, ".mirror")] {
             let path = format!("{route}{place}");
-            let mut told = self.found_at(object, &path);
-            let told = told.any(|item| {
+            let mut reported = self.found_at(object, &path);
+            let reported = reported.any(|item| {
                 matches!(item.code.id, "IST0101" | "IST0112" | "WEIR0104" | "WEIR0115")
             });
-            if gone(list) && !told {
+            if gone(list) && !reported {
                 wrong.push(format!(
                     "analyze does not say that a destination of {object} {path} is not there"
                 ));
             }
         }
-        // What counts for clients of the object's own namespace is told as such.
+        // What counts for clients of the object's own namespace is reported as such.
         if object.starts_with("VirtualService shop/")
             && answer.held.is_empty()
             && !gone(destinations)
@@ -314,12 +318,12 @@ impl Told {
         let mut wrong = Vec::new();
         for (object, name, finding) in self.findings.iter().filter_map(|finding| {
             let name = finding.message.strip_prefix('`')?.split_once("` is not a known service")?.0;
-            let told = finding.path.starts_with("spec.hosts[")
+            let reported = finding.path.starts_with("spec.hosts[")
                 && matches!(finding.code.id, "WEIR0110" | "WEIR0203");
-            told.then(|| Some((finding.object.as_ref()?, name, finding))).flatten()
+            reported.then(|| Some((finding.object.as_ref()?, name, finding))).flatten()
         }) {
             let (_, rest) = finding.message.split_once("service").unwrap();
-            let told: BTreeSet<u16> = rest
+            let listed: BTreeSet<u16> = rest
                 .split(|c: char| !c.is_ascii_digit())
                 .filter_map(|number| number.parse().ok())
                 .collect();
@@ -332,7 +336,7 @@ impl Told {
                 }
                 seen.unknown_hosts += 1;
                 let has = answer.virtual_host.as_deref() == Some(format!("{name}:{port}").as_str());
-                if has != told.contains(port) {
+                if has != listed.contains(port) {
                     wrong.push(format!(
                         "{asked:?}: has routes {has}, and analyze says of {object}: {}",
                         finding.message
@@ -358,7 +362,7 @@ fn translated(file: &Path, flags: &[&str], node: &Value) -> Value {
 }
 
 /// `weir explain` itself must say what the library says. Its client's traffic is redirected, which changes the listener.
-fn told_by_command(
+fn printed_by_command(
     file: &Path,
     flags: &[&str],
     asked: &Asked,

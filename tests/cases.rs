@@ -46,7 +46,7 @@ const DIFFERENCES: [(&str, &str, &str, &str); 10] = [
         "service-entry",
         "routes",
         "80 legacy.internal",
-        "the host has port 8080 alone: Istiod's route on port 80 leads to clusters of port 80, of which there are none",
+        "the host has port 8080 alone: Istiod's route on port 80 references clusters of port 80, which do not exist",
     ),
     (
         "ports-and-protocols/as-multi-0",

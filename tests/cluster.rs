@@ -213,15 +213,15 @@ async fn a_missing_permission_is_named_for_each_kind() {
         let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
         (status, text(&body))
     };
-    let (status, told) = page().await;
-    assert_eq!(status, 503, "{told}");
+    let (status, body) = page().await;
+    assert_eq!(status, 503, "{body}");
     for line in [
         "[+] services: synced\n",
         "[-] pods: forbidden: missing verb watch: ",
         "[-] nodes: forbidden: missing verb list: ",
         "[+] virtualservices.networking.istio.io: absent: the API does not serve it\n",
     ] {
-        assert!(told.contains(line), "{line}\n{told}");
+        assert!(body.contains(line), "{line}\n{body}");
     }
     let advice = weir(&["doctor", "--admin", &format!("127.0.0.1:{}", weir_.admin)]);
     assert!(text(&advice.stdout).contains("allow the verb `list` on nodes"), "{advice:?}");
@@ -230,8 +230,8 @@ async fn a_missing_permission_is_named_for_each_kind() {
     allow("rest", "list,watch", "nodes,pods");
     weir_.ready().await;
     until("everything is well", async || doctor(&weir_).0 == Some(0)).await;
-    let (status, told) = page().await;
-    assert!(status == 200 && told.ends_with("\nready\n") && !told.contains("[-]"), "{told}");
+    let (status, body) = page().await;
+    assert!(status == 200 && body.ends_with("\nready\n") && !body.contains("[-]"), "{body}");
 }
 
 #[tokio::test]
@@ -390,9 +390,9 @@ fn preflight_judges_files() {
     std::fs::write(&file, namespace("a", "a: b") + filter).unwrap();
     let stays = preflight(&[]);
     assert_eq!(stays.status.code(), Some(1), "{stays:?}");
-    let told = text(&stays.stdout);
-    assert!(told.contains("EnvoyFilter a/f") && told.contains("mesh.yaml:"), "{told}");
-    assert!(told.lines().all(|line| line.chars().count() <= 100), "{told}");
+    let output = text(&stays.stdout);
+    assert!(output.contains("EnvoyFilter a/f") && output.contains("mesh.yaml:"), "{output}");
+    assert!(output.lines().all(|line| line.chars().count() <= 100), "{output}");
     std::fs::write(&file, "a: [").unwrap();
     let broken = preflight(&[]);
     assert_eq!(broken.status.code(), Some(1), "{broken:?}");

@@ -137,7 +137,7 @@ fn fault(cutter: &Cutter, dice: &mut Dice) {
     }
 }
 
-/// One history: a change under way, a break somewhere in it, another change meanwhile, and perhaps another break.
+/// One history: a change, a break while it is being delivered, another change meanwhile, and perhaps another break.
 async fn history(
     canary: &mut Canary,
     cutter: &Cutter,
@@ -228,7 +228,7 @@ async fn no_break_costs_a_request_over_sotw() {
 
 type ByName = BTreeMap<String, Value>;
 
-/// Checks that Envoy's configuration comes to be what weir says it is.
+/// Checks that Envoy's configuration becomes what weir reports.
 async fn same_at_both_ends(canary: &Canary) {
     let mut last = None;
     let same = async || {

@@ -57,7 +57,7 @@ fn text(canary: &Canary, write: &Write) -> (&'static str, String) {
 async fn write_alone(canary: &Canary, state: &mut State, write: &Write) {
     let before = state.clone();
     state.apply(write);
-    // What changes nothing leads to no revision that could be waited for.
+    // A write that changes nothing makes no revision that could be waited for.
     if *state != before {
         let (file, text) = text(canary, write);
         canary.edit(file, &text).await;

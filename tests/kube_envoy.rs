@@ -161,8 +161,8 @@ async fn no_proxy_is_answered_until_every_kind_is_listed() {
         weir.metric("weir_config_problems ").await == Some(1) && weir.events().await > 0
     })
     .await;
-    let told = weir.admin().get("/ready").await.unwrap_err().to_string();
-    assert!(told.contains("503"), "{told}");
+    let error = weir.admin().get("/ready").await.unwrap_err().to_string();
+    assert!(error.contains("503"), "{error}");
     assert_eq!(weir.revision().await, 0);
     let admin = format!("127.0.0.1:{}", weir.admin);
     for command in ["ps", "splits"] {

@@ -81,7 +81,7 @@ impl World {
     }
 
     /// Waits until the route of the canary has a condition with this status and a message like this.
-    async fn told(&self, kind: &str, status: &str, message: &str) -> Seen {
+    async fn until_condition(&self, kind: &str, status: &str, message: &str) -> Seen {
         let what = format!("{kind}={status} with `{message}`");
         self.until(&what, "VirtualService", "my-app", |seen| {
             let condition = seen.condition(kind);
@@ -155,7 +155,7 @@ impl Seen {
     }
 }
 
-/// A proxy that requests everything, and ACKs it as long as it is told to.
+/// A proxy that requests everything, and ACKs it as long as `acks` says so.
 struct Proxy {
     acks: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
@@ -217,7 +217,9 @@ async fn conditions_tell_what_becomes_of_a_version_of_an_object() {
     let name = "conditions_tell_what_becomes_of_a_version_of_an_object";
     let Some(world) = World::start(name).await else { return };
     let weir = world.weir("weir-0", &[]);
-    let first = world.told("Programmed", "True", "0/0 proxies; no connected proxy sees it").await;
+    let first = world
+        .until_condition("Programmed", "True", "0/0 proxies; no connected proxy sees it")
+        .await;
     assert_eq!(first.condition("Accepted")["status"], "True");
     assert_eq!(first.condition("Held")["status"], "False");
     assert_eq!(first.condition("Programmed")["observedGeneration"], 1);
@@ -225,17 +227,18 @@ async fn conditions_tell_what_becomes_of_a_version_of_an_object() {
 
     // It is false while a proxy does not answer, and says which.
     let proxy = Proxy::start("client-0", weir.xds, true).await;
-    world.told("Programmed", "True", "1/1 proxy").await;
+    world.until_condition("Programmed", "True", "1/1 proxy").await;
     proxy.ack(false);
     world.weights(&[("v1", 80), ("v2", 20)]);
-    let pending = world.told("Programmed", "False", "0/1 proxy; waiting for shop/client-0").await;
+    let pending =
+        world.until_condition("Programmed", "False", "0/1 proxy; waiting for shop/client-0").await;
     assert_eq!(pending.condition("Programmed")["reason"], "Pending");
     assert_eq!(pending.condition("Programmed")["observedGeneration"], 2);
     assert!(!world.wait("vs/my-app", "1s").status.success());
     proxy.ack(true);
     let waited = world.wait("vs/my-app", "60s");
     assert!(waited.status.success(), "{waited:?}");
-    let live = world.told("Programmed", "True", "1/1 proxy").await;
+    let live = world.until_condition("Programmed", "True", "1/1 proxy").await;
     assert_eq!(live.condition("Programmed")["observedGeneration"], 2);
     assert_eq!((live.generation, &live.spec), (2, &spec(&[("v1", 80), ("v2", 20)])));
     let columns = world.cluster.kubectl_ok(&["-n", NAMESPACE, "get", "vs,dr", "--no-headers"]);
@@ -261,11 +264,12 @@ async fn conditions_name_the_field_that_is_wrong_and_what_is_held_back() {
     let weir = world.weir("weir-0", &[]);
     weir.ready().await;
     let _proxy = Proxy::start("client-0", weir.xds, true).await;
-    world.told("Programmed", "True", "1/1 proxy").await;
+    world.until_condition("Programmed", "True", "1/1 proxy").await;
 
     // A rejected version changes nothing, and its field is named.
     world.weights(&[("v1", 80), ("v2", -5)]);
-    let rejected = world.told("Accepted", "False", "spec.http[0].route[1].weight: is -5").await;
+    let rejected =
+        world.until_condition("Accepted", "False", "spec.http[0].route[1].weight: is -5").await;
     let programmed = rejected.condition("Programmed");
     assert_eq!(
         (&programmed["status"], &programmed["reason"]),
@@ -280,7 +284,7 @@ async fn conditions_name_the_field_that_is_wrong_and_what_is_held_back() {
     let subsets = ["v1", "v2", "v3"].map(|name| json!({"name": name, "labels": {"version": name}}));
     world.patch("dr/my-app", &json!({"spec": {"subsets": subsets}}));
     world.weights(&[("v1", 80), ("v3", 20)]);
-    world.told("Held", "True", "weight 20 for subset `v3`").await;
+    world.until_condition("Held", "True", "weight 20 for subset `v3`").await;
     let held = |seen: &Seen| {
         seen.condition("Programmed")["reason"] == "Held"
             && seen.condition("Accepted")["status"] == "True"
@@ -290,7 +294,7 @@ async fn conditions_name_the_field_that_is_wrong_and_what_is_held_back() {
     let label = ["-n", NAMESPACE, "label", "pod", "my-app-v1-0", "version=v3", "--overwrite"];
     world.cluster.kubectl_ok(&label);
     assert!(world.wait("vs/my-app", "60s").status.success());
-    let held = world.told("Held", "False", "").await;
+    let held = world.until_condition("Held", "False", "").await;
     assert_eq!(held.condition("Held")["observedGeneration"], 3);
     assert!(world.wait("dr/my-app", "60s").status.success());
 }
@@ -312,7 +316,7 @@ async fn conditions_of_other_writers_stay_whatever_the_definition() {
     let Some(world) = World::start(name).await else { return };
     foreign(&world, "True").await;
     let weir = world.weir("weir-0", &[]);
-    let seen = world.told("Programmed", "True", "0/0").await;
+    let seen = world.until_condition("Programmed", "True", "0/0").await;
     assert_eq!(seen.condition("Reconciled")["status"], "True");
     // Each owns its own conditions only: the other can change and remove its own.
     foreign(&world, "False").await;
@@ -327,7 +331,7 @@ async fn conditions_of_other_writers_stay_whatever_the_definition() {
     let emptied = json!({"status": {"conditions": []}});
     let api = world.api("VirtualService");
     api.patch_status("my-app", &PatchParams::default(), &Patch::Merge(emptied)).await.unwrap();
-    let seen = world.told("Programmed", "True", "0/0").await;
+    let seen = world.until_condition("Programmed", "True", "0/0").await;
     assert_eq!(seen.condition("Reconciled"), Value::Null);
     drop(weir);
 
@@ -419,7 +423,7 @@ impl Pair {
         let proxies = proxies.try_into().ok().unwrap();
         let pair = Self { world, ports, replicas, proxies };
         [0, 1].into_iter().for_each(|n| pair.serving(n, true));
-        pair.world.told("Programmed", "True", "2/2 proxies").await;
+        pair.world.until_condition("Programmed", "True", "2/2 proxies").await;
         Some(pair)
     }
 
@@ -465,12 +469,12 @@ async fn a_proxy_counts_whichever_replica_it_is_connected_to() {
         pair.proxies[n].ack(false);
         pair.world.weights(&[("v1", weights[0]), ("v2", weights[1])]);
         let missing = format!("1/2 proxies; waiting for shop/client-{n}");
-        let told = pair.world.told("Programmed", "False", &missing).await;
-        assert_eq!(told.condition("Programmed")["observedGeneration"], told.generation);
+        let report = pair.world.until_condition("Programmed", "False", &missing).await;
+        assert_eq!(report.condition("Programmed")["observedGeneration"], report.generation);
         pair.proxies[n].ack(true);
         let waited = pair.world.wait("vs/my-app", "60s");
         assert!(waited.status.success(), "{waited:?}");
-        pair.world.told("Programmed", "True", "2/2 proxies").await;
+        pair.world.until_condition("Programmed", "True", "2/2 proxies").await;
     }
 }
 
@@ -486,13 +490,13 @@ async fn a_replica_that_is_killed_is_named_and_another_takes_over() {
     pair.replicas[other].kill();
     let (pod, address) = (PODS[other], ADDRESSES[other]);
     let message = format!("1/1 proxy; replica {pod} cannot be asked: {address}");
-    let told = pair.world.told("Programmed", "Unknown", &message).await;
-    assert_eq!(told.condition("Programmed")["reason"], "ReplicaUnreachable");
+    let report = pair.world.until_condition("Programmed", "Unknown", &message).await;
+    assert_eq!(report.condition("Programmed")["reason"], "ReplicaUnreachable");
     assert_eq!(pair.replicas[leader].metric("weir_replicas_unreachable ").await, Some(1));
     pair.serving(other, false);
-    pair.world.told("Programmed", "True", "1/1 proxy").await;
+    pair.world.until_condition("Programmed", "True", "1/1 proxy").await;
     pair.restart(other).await;
-    pair.world.told("Programmed", "True", "2/2 proxies").await;
+    pair.world.until_condition("Programmed", "True", "2/2 proxies").await;
 
     // The one that writes is killed in the middle of a canary.
     let (leader, other) = pair.leader().await;
@@ -504,12 +508,12 @@ async fn a_replica_that_is_killed_is_named_and_another_takes_over() {
         let programmed = seen.condition("Programmed");
         programmed["status"] == "Unknown" && programmed["observedGeneration"] == 3
     };
-    let told = pair.world.until("the answer", "VirtualService", "my-app", newest).await;
-    let message = told.condition("Programmed")["message"].to_string();
+    let report = pair.world.until("the answer", "VirtualService", "my-app", newest).await;
+    let message = report.condition("Programmed")["message"].to_string();
     assert!(message.contains(PODS[leader]), "{message}");
     let gone = ["-n", "weir-system", "delete", "endpointslice", PODS[leader]];
     pair.world.cluster.kubectl_ok(&gone);
-    pair.world.told("Programmed", "True", "1/1 proxy").await;
+    pair.world.until_condition("Programmed", "True", "1/1 proxy").await;
     assert!(pair.world.wait("vs/my-app", "60s").status.success());
 }
 
@@ -591,7 +595,7 @@ async fn a_replica_that_was_stopped_in_its_writes_does_not_write_when_it_goes_on
     })
     .await;
     world.weights(&[("v1", 50), ("v2", 50)]);
-    let told = world
+    let report = world
         .until("the newest version", "VirtualService", "my-app", |seen| {
             seen.condition("Programmed")["observedGeneration"] == 2
         })
@@ -600,8 +604,8 @@ async fn a_replica_that_was_stopped_in_its_writes_does_not_write_when_it_goes_on
     signal(&first, nix::sys::signal::Signal::SIGCONT);
     until("the first one notices", async || !leads(&first).await).await;
     assert!(leads(&second).await);
-    let now = world.told("Programmed", "True", "").await;
-    assert_eq!((&now.status, &now.version), (&told.status, &told.version));
+    let now = world.until_condition("Programmed", "True", "").await;
+    assert_eq!((&now.status, &now.version), (&report.status, &report.version));
     assert_eq!(first.metric("weir_status_pending ").await, Some(0));
     // All of it was written by one or the other.
     let listed = world.api("VirtualService").list(&Default::default()).await.unwrap();
@@ -623,7 +627,7 @@ async fn after_an_outage_of_the_api_the_status_is_true_again() {
     let weir = world.weir("weir-0", &[]);
     weir.ready().await;
     let proxy = Proxy::start("client-0", weir.xds, true).await;
-    world.told("Programmed", "True", "1/1 proxy").await;
+    world.until_condition("Programmed", "True", "1/1 proxy").await;
     // The Lease cannot be renewed, so it no longer writes; what proxies do meanwhile is not lost.
     world.cluster.stop_apiserver();
     until("the replica stops writing", async || !leads(&weir).await).await;
@@ -632,7 +636,7 @@ async fn after_an_outage_of_the_api_the_status_is_true_again() {
     until("the proxy has left", gone).await;
     world.cluster.start_apiserver();
     until("the replica writes again", async || leads(&weir).await).await;
-    world.told("Programmed", "True", "0/0 proxies").await;
+    world.until_condition("Programmed", "True", "0/0 proxies").await;
     world.weights(&[("v1", 50), ("v2", 50)]);
     assert!(world.wait("vs/my-app", "60s").status.success());
 }

@@ -18,7 +18,7 @@ const CALLER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 7);
 
 async fn mesh(objects: &[&str], policy: &str) -> Mesh {
     let objects: Vec<_> = objects.iter().map(|text| (*text).to_owned()).collect();
-    // What nothing leads to any more goes at once, so that nothing lives by chance.
+    // Unreferenced clusters are removed at once, so that nothing lives by chance.
     let (serve, bootstrap) = (
         ["--outbound-policy", policy, "--grace", "0"],
         ["--intercept", "redirect", "--ip", "10.1.0.6"],

@@ -5,7 +5,7 @@ use k8s_openapi::jiff;
 use envoy_types::pb::google::protobuf::{Any, Timestamp};
 
 use super::api::v1;
-use crate::api::ObjectKey;
+use crate::api::{Kind, ObjectKey};
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType};
 use crate::source::sync::{KindSync, SyncState};
@@ -50,7 +50,7 @@ impl From<ResourceType> for v1::ResourceType {
 
 impl v1::ResourceType {
     /// The name in tables: `cds`, `eds`, `lds` or `rds`; `?` if unspecified.
-    pub fn short_name(self) -> &'static str {
+    pub(crate) fn short_name(self) -> &'static str {
         let same = ResourceType::ALL.into_iter().find(|kind| self == (*kind).into());
         same.map_or("?", ResourceType::short_name)
     }
@@ -228,7 +228,7 @@ impl From<ObjectReport> for v1::ObjectStatus {
 
 impl v1::ObjectSummary {
     /// What this replica knows of an object.
-    pub fn of(key: &ObjectKey, summary: &ObjectSummary) -> Self {
+    pub(crate) fn of(key: &ObjectKey, summary: &ObjectSummary) -> Self {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let missing = summary.missing.iter().map(|missing| v1::MissingProxy {
             proxy: missing.proxy.clone(),
@@ -251,8 +251,8 @@ impl v1::ObjectSummary {
 
 impl v1::ObjectRef {
     /// The object; `None` if it is not of a kind that has summaries.
-    pub fn key(&self) -> Option<ObjectKey> {
-        let kind = super::api::object_kind(&self.kind)?;
+    pub(crate) fn key(&self) -> Option<ObjectKey> {
+        let kind = object_kind(&self.kind)?;
         Some(ObjectKey::new(kind, &self.namespace, &self.name))
     }
 }
@@ -291,6 +291,15 @@ impl From<ObjectState> for v1::proxy_state::State {
             ObjectState::Held => Self::Held,
             ObjectState::Rejected => Self::Rejected,
         }
+    }
+}
+
+/// Parses a kind as users write it.
+pub(crate) fn object_kind(text: &str) -> Option<Kind> {
+    match text.to_ascii_lowercase().as_str() {
+        "virtualservice" | "virtualservices" | "vs" => Some(Kind::VirtualService),
+        "destinationrule" | "destinationrules" | "dr" => Some(Kind::DestinationRule),
+        _ => None,
     }
 }
 

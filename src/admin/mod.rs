@@ -1,8 +1,9 @@
 //! Health, readiness and metrics over HTTP, and the admin API over HTTP and gRPC, all on one port.
 
 pub mod api;
-mod convert;
+pub(crate) mod convert;
 mod diff;
+mod grpc;
 mod http;
 mod summaries;
 
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::snapshot::SnapshotCache;
-use crate::source::freshness::FreshnessProbe;
+use crate::source::probe::FreshnessProbe;
 use crate::source::sync::{KindSync, SyncState};
 use crate::status::Published;
 use crate::xds::connections::Connections;
@@ -30,7 +31,7 @@ const NOT_READY: &str =
 
 /// What the admin endpoints read.
 #[derive(Clone, Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     /// Whether the first complete state is published.
     pub ready: watch::Receiver<bool>,
     /// How far the source is with each kind; empty for a folder.
@@ -51,14 +52,14 @@ pub struct Admin {
 
 /// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, and the admin API, which is JSON below
 /// `/api/v1` and gRPC.
-pub fn router(admin: Admin) -> Router {
+pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
         .nest("/api/v1", http::routes())
         .route("/healthz", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .with_state(admin.clone())
-        .merge(tonic::service::Routes::new(api::service(admin)).into_axum_router())
+        .merge(tonic::service::Routes::new(grpc::service(admin)).into_axum_router())
         .fallback(no_such_page)
 }
 

@@ -32,7 +32,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection. Its share of the pools is released when it and all its requests are dropped.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     peer: Peer,
     admission: Arc<Admission>,
     slot: Permit,
@@ -60,7 +60,7 @@ struct Waste {
 
 /// A request with its response. Its share of the pools is released when the last owner drops it.
 #[derive(Debug)]
-pub struct Exchange {
+pub(crate) struct Exchange {
     connection: Arc<Connection>,
     slot: Permit,
     memory: Permit,
@@ -74,7 +74,7 @@ pub struct Exchange {
 
 /// Memory held by a request, released on drop.
 #[derive(Debug)]
-pub struct Hold {
+pub(crate) struct Hold {
     exchange: Arc<Exchange>,
     bytes: usize,
 }
@@ -84,7 +84,10 @@ impl Admission {
     ///
     /// # Errors
     /// The limit for this peer is reached.
-    pub fn connect(self: &Arc<Self>, address: SocketAddr) -> Result<Arc<Connection>, Exhausted> {
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        address: SocketAddr,
+    ) -> Result<Arc<Connection>, Exhausted> {
         let (peer, over) = (Peer::from(address.ip()), CancellationToken::new());
         Ok(Arc::new(Connection {
             peer,
@@ -160,17 +163,17 @@ impl Connection {
 
 impl Exchange {
     /// The peer that owns it.
-    pub fn peer(&self) -> Peer {
+    pub(crate) fn peer(&self) -> Peer {
         self.connection.peer
     }
 
     /// The limits.
-    pub fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &Limits {
         self.connection.admission.limits()
     }
 
     /// Marks the request as active, so its connection is not idle.
-    pub fn is_in_use(&self) {
+    pub(crate) fn is_in_use(&self) {
         if !self.in_use.swap(true, Ordering::Relaxed) {
             self.connection.in_use.send_modify(|count| {
                 count.now += 1;
@@ -180,7 +183,7 @@ impl Exchange {
     }
 
     /// Marks the request as useful: it was read and is valid.
-    pub fn makes_sense(&self) {
+    pub(crate) fn makes_sense(&self) {
         self.made_sense.store(true, Ordering::Relaxed);
     }
 
@@ -188,7 +191,7 @@ impl Exchange {
     ///
     /// # Errors
     /// The peer's limit would be exceeded.
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<Hold, Exhausted> {
+    pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Result<Hold, Exhausted> {
         let mut hold = Hold { exchange: self.clone(), bytes: 0 };
         hold.resize(bytes)?;
         Ok(hold)
@@ -198,7 +201,7 @@ impl Exchange {
     ///
     /// # Errors
     /// Its own memory was revoked meanwhile.
-    pub async fn memory_free(&self) -> Result<(), Exhausted> {
+    pub(crate) async fn memory_free(&self) -> Result<(), Exhausted> {
         tokio::select! {
             () = self.connection.admission.memory().within_limit() => {}
             () = self.over.cancelled() => {}
@@ -207,17 +210,17 @@ impl Exchange {
     }
 
     /// Ends the response after a moment in which it can still report the reason.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.over.cancel();
     }
 
     /// Resolves when the response must end.
-    pub fn over(&self) -> WaitForCancellationFuture<'_> {
+    pub(crate) fn over(&self) -> WaitForCancellationFuture<'_> {
         self.over.cancelled()
     }
 
     /// The pool that revoked it, if any.
-    pub fn why_revoked(&self) -> Option<Exhausted> {
+    pub(crate) fn why_revoked(&self) -> Option<Exhausted> {
         self.slot.why_revoked().or_else(|| self.memory.why_revoked())
     }
 }
@@ -238,7 +241,7 @@ impl Hold {
     ///
     /// # Errors
     /// The peer's limit would be exceeded. The reservation then stays unchanged.
-    pub fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
+    pub(crate) fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
         self.resize_by(bytes, Permit::resize)
     }
 
@@ -247,7 +250,11 @@ impl Hold {
     /// # Errors
     /// There was no room before `due`, or the request's memory was revoked meanwhile. The reservation then stays
     /// unchanged.
-    pub async fn resize_before(&mut self, bytes: usize, due: Instant) -> Result<(), Exhausted> {
+    pub(crate) async fn resize_before(
+        &mut self,
+        bytes: usize,
+        due: Instant,
+    ) -> Result<(), Exhausted> {
         let exchange = self.exchange.clone();
         loop {
             let returned = exchange.connection.admission.memory().returned();
@@ -294,7 +301,7 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    pub fn new(body: Body, exchange: Option<Arc<Exchange>>) -> Self {
+    pub(crate) fn new(body: Body, exchange: Option<Arc<Exchange>>) -> Self {
         let over =
             exchange.as_ref().map(|exchange| Box::pin(exchange.over.clone().cancelled_owned()));
         Self { body, over, farewell: None, _exchange: exchange }

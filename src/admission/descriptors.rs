@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 const OWN: usize = 128;
 
 /// The maximum reserved for connections to the admin port.
-pub const ADMIN: usize = 256;
+pub(crate) const ADMIN: usize = 256;
 
 /// The file descriptor limits of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +21,12 @@ pub struct Descriptors {
 
 impl Descriptors {
     /// The number available for proxy connections, after weir's own needs.
-    pub fn for_proxies(self) -> usize {
+    pub(crate) fn for_proxies(self) -> usize {
         self.limit.saturating_sub(OWN.min(self.limit / 4)).saturating_sub(self.for_admin()).max(1)
     }
 
     /// The number reserved for connections to the admin port.
-    pub fn for_admin(self) -> usize {
+    pub(crate) fn for_admin(self) -> usize {
         (self.limit / 8).clamp(1, ADMIN)
     }
 }

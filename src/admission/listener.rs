@@ -51,7 +51,7 @@ const HEADERS: u32 = 16 << 10;
 
 /// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// gRPC only. A request is useful once its handler says so with
     /// [`Exchange::is_in_use`](super::Exchange::is_in_use).
     Grpc,
@@ -91,7 +91,7 @@ impl Protocol {
 
 /// Serves `router` to the clients that `admission` admits, until `closing` is cancelled and every connection has ended.
 /// Each request carries its [`Exchange`](super::Exchange) as an extension.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     admission: Arc<Admission>,

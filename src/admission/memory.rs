@@ -9,7 +9,7 @@ const MOST: usize = 1 << 30;
 const UNKNOWN: usize = 256 << 20;
 
 /// Half of the memory of the container or machine.
-pub fn default_for_clients() -> usize {
+pub(crate) fn default_for_clients() -> usize {
     let limits = cgroup_limits().into_iter().chain(machine());
     limits.min().map_or(UNKNOWN, |limit| (limit / 2).min(MOST))
 }

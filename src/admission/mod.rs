@@ -11,7 +11,7 @@
 mod connection;
 pub mod descriptors;
 mod listener;
-pub mod memory;
+pub(crate) mod memory;
 mod paced;
 mod pool;
 mod turns;
@@ -26,13 +26,13 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
-pub use connection::{Connection, Exchange, Hold};
-pub use listener::{Protocol, serve};
-pub use pool::{Exhausted, Permit, Pool, Resource};
-pub use turns::Turns;
+pub(crate) use connection::{Connection, Exchange, Hold};
+pub(crate) use listener::{Protocol, serve};
+pub(crate) use pool::{Exhausted, Permit, Pool, Resource};
+pub(crate) use turns::Turns;
 
 /// The memory cost of an open connection in bytes: the buffers and state of hyper and h2.
-pub const CONNECTION_BYTES: usize = 32 << 10;
+pub(crate) const CONNECTION_BYTES: usize = 32 << 10;
 
 /// The interval between log messages about rejections.
 const LOG_AGAIN: Duration = Duration::from_secs(10);
@@ -87,12 +87,12 @@ impl Limits {
 
     /// These limits, capped to the available file descriptors.
     #[must_use]
-    pub fn within(self, descriptors: usize) -> Self {
+    pub(crate) fn within(self, descriptors: usize) -> Self {
         Self { connections: self.connections.min(descriptors), ..self }
     }
 
     /// How long receiving a message of `length` bytes may take, with an allowance for slow links.
-    pub fn message_within(&self, length: usize) -> Duration {
+    pub(crate) fn message_within(&self, length: usize) -> Duration {
         const BYTES_PER_SECOND: u32 = 32 << 10;
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         self.message + Duration::from_secs(1) * length / BYTES_PER_SECOND
@@ -101,7 +101,7 @@ impl Limits {
 
 /// A client's IPv4 address, or its IPv6 /64 network, which a single machine may own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Peer(IpAddr);
+pub(crate) struct Peer(IpAddr);
 
 impl From<IpAddr> for Peer {
     fn from(address: IpAddr) -> Self {
@@ -126,7 +126,7 @@ impl fmt::Display for Peer {
 
 /// The pools of one port.
 #[derive(Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     limits: Limits,
     connections: Arc<Pool>,
     streams: Arc<Pool>,
@@ -143,7 +143,7 @@ struct Logged {
 
 impl Admission {
     /// Creates full pools. Usage and rejections are reported in `metrics` by `port`.
-    pub fn new(limits: Limits, port: &'static str, metrics: &Metrics) -> Self {
+    pub(crate) fn new(limits: Limits, port: &'static str, metrics: &Metrics) -> Self {
         let [connections, streams, memory] = [
             (Resource::Connections, limits.connections),
             (Resource::Streams, limits.streams),
@@ -171,29 +171,29 @@ impl Admission {
     }
 
     /// The limits.
-    pub fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
 
     /// The connections.
-    pub fn connections(&self) -> &Arc<Pool> {
+    pub(crate) fn connections(&self) -> &Arc<Pool> {
         &self.connections
     }
 
     /// The open requests.
-    pub fn streams(&self) -> &Arc<Pool> {
+    pub(crate) fn streams(&self) -> &Arc<Pool> {
         &self.streams
     }
 
     /// The bytes.
-    pub fn memory(&self) -> &Arc<Pool> {
+    pub(crate) fn memory(&self) -> &Arc<Pool> {
         &self.memory
     }
 }
 
 /// A client request for tests without a connection.
 #[cfg(test)]
-pub fn exchange_for_tests(limits: Limits) -> Arc<Exchange> {
+pub(crate) fn exchange_for_tests(limits: Limits) -> Arc<Exchange> {
     let admission = Arc::new(Admission::new(limits, "test", &Metrics::default()));
     let connection = admission.connect(([127, 0, 0, 1], 1).into());
     connection

@@ -25,7 +25,7 @@ pub(super) struct Paced<S = TcpStream> {
 }
 
 impl<S> Paced<S> {
-    pub fn new(socket: S, patience: Duration) -> Self {
+    pub(crate) fn new(socket: S, patience: Duration) -> Self {
         Self { socket, patience, read: 0, stalled: None }
     }
 

@@ -14,7 +14,7 @@ use crate::metrics::PoolMetrics;
 
 /// The kind of resource in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resource {
+pub(crate) enum Resource {
     /// Connections.
     Connections,
     /// Open requests.
@@ -25,7 +25,7 @@ pub enum Resource {
 
 impl Resource {
     /// The name in metrics and messages.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
             Self::Streams => "streams",
@@ -47,7 +47,7 @@ impl Resource {
 
 /// The pool cannot satisfy a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Exhausted {
+pub(crate) enum Exhausted {
     /// The peer would exceed its share.
     Peer {
         /// The resource.
@@ -102,7 +102,7 @@ impl fmt::Display for Exhausted {
 /// When it is exhausted, a peer that requests more takes it from the peer that has the most, as long as it stays below
 /// that peer's amount. This converges to equal shares.
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     resource: Resource,
     limit: usize,
     share: usize,
@@ -134,7 +134,7 @@ struct Holdings {
 
 /// An amount taken from a pool, returned on drop.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     pool: Arc<Pool>,
     peer: Peer,
     id: u64,
@@ -142,7 +142,7 @@ pub struct Permit {
 
 impl Pool {
     /// A pool of `limit`, of which one peer may use `share` percent.
-    pub fn new(resource: Resource, limit: usize, share: u8, metrics: PoolMetrics) -> Self {
+    pub(crate) fn new(resource: Resource, limit: usize, share: u8, metrics: PoolMetrics) -> Self {
         let share = limit.saturating_mul(usize::from(share)).div_ceil(100).max(1);
         Self { resource, limit, share, metrics, inner: Mutex::default(), returned: Notify::new() }
     }
@@ -153,7 +153,7 @@ impl Pool {
     }
 
     /// The amount in use.
-    pub fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.lock().used
     }
 
@@ -161,7 +161,7 @@ impl Pool {
     ///
     /// # Errors
     /// The limit would be exceeded.
-    pub fn acquire(
+    pub(crate) fn acquire(
         self: &Arc<Self>,
         peer: Peer,
         amount: usize,
@@ -180,7 +180,7 @@ impl Pool {
     }
 
     /// Counts a refusal in the metrics.
-    pub fn count(&self, refusal: &Exhausted) {
+    pub(crate) fn count(&self, refusal: &Exhausted) {
         match refusal {
             Exhausted::Peer { .. } => {
                 self.metrics.over_share.inc();
@@ -194,12 +194,12 @@ impl Pool {
     }
 
     /// Resolves when something is returned after this call, even before it is first polled.
-    pub fn returned(&self) -> Notified<'_> {
+    pub(crate) fn returned(&self) -> Notified<'_> {
         self.returned.notified()
     }
 
     /// Waits until usage is within the limit, including revoked permits that their holders have not yet returned.
-    pub async fn within_limit(&self) {
+    pub(crate) async fn within_limit(&self) {
         loop {
             let returned = self.returned.notified();
             {
@@ -288,7 +288,7 @@ impl Permit {
     ///
     /// # Errors
     /// The peer's limit would be exceeded, or the permit was revoked. Its amount then stays unchanged.
-    pub fn resize(&self, amount: usize) -> Result<(), Exhausted> {
+    pub(crate) fn resize(&self, amount: usize) -> Result<(), Exhausted> {
         self.try_resize(amount).inspect_err(|error| self.pool.count(error))
     }
 
@@ -296,7 +296,7 @@ impl Permit {
     ///
     /// # Errors
     /// As for [`Permit::resize`].
-    pub fn try_resize(&self, amount: usize) -> Result<(), Exhausted> {
+    pub(crate) fn try_resize(&self, amount: usize) -> Result<(), Exhausted> {
         let mut inner = self.pool.lock();
         let held = inner.peers.get(&self.peer).and_then(|holdings| holdings.permits.get(&self.id));
         let Some((before, _)) = held else {
@@ -319,7 +319,7 @@ impl Permit {
     }
 
     /// Why it was revoked; `None` if it is valid.
-    pub fn why_revoked(&self) -> Option<Exhausted> {
+    pub(crate) fn why_revoked(&self) -> Option<Exhausted> {
         let inner = self.pool.lock();
         let active = inner
             .peers

@@ -14,7 +14,7 @@ const BURST: Duration = Duration::from_millis(100);
 
 /// Grants turns at a steady rate, round robin over peers, and in order within a peer. Cancelled waiters take no turn.
 #[derive(Debug)]
-pub struct Turns {
+pub(crate) struct Turns {
     queue: Mutex<Queue>,
     /// Someone began to wait.
     waiting: Notify,
@@ -40,7 +40,7 @@ struct Place<'a> {
 
 impl Turns {
     /// A scheduler with this rate per second.
-    pub fn new(per_second: u32) -> Self {
+    pub(crate) fn new(per_second: u32) -> Self {
         Self { queue: Mutex::new(Queue::new(per_second, Instant::now())), waiting: Notify::new() }
     }
 
@@ -50,7 +50,7 @@ impl Turns {
     }
 
     /// Waits for a turn, which [`Turns::run`] grants unless one is available immediately.
-    pub async fn turn(&self, peer: Peer) {
+    pub(crate) async fn turn(&self, peer: Peer) {
         let (ticket, granted) = {
             let mut queue = self.lock();
             if queue.take(Instant::now()) {
@@ -66,7 +66,7 @@ impl Turns {
     }
 
     /// Grants turns as long as it is polled.
-    pub async fn run(&self) {
+    pub(crate) async fn run(&self) {
         loop {
             let next = self.lock().next_due();
             match next {

@@ -22,17 +22,17 @@ pub(super) struct IndexedVirtualService<'a> {
 }
 
 impl IndexedVirtualService<'_> {
-    pub fn namespace(&self) -> &Arc<str> {
+    pub(crate) fn namespace(&self) -> &Arc<str> {
         &self.entry.object.meta.namespace
     }
 
     /// Whether it applies to sidecars.
-    pub fn is_for_mesh(&self) -> bool {
+    pub(crate) fn is_for_mesh(&self) -> bool {
         self.spec.gateways.is_empty() || self.spec.gateways.iter().any(|name| name == "mesh")
     }
 
     /// The common part of all matches, each with its path.
-    pub fn matches(&self) -> impl Iterator<Item = (String, Match<'_>)> {
+    pub(crate) fn matches(&self) -> impl Iterator<Item = (String, Match<'_>)> {
         let http = self.spec.http.iter().enumerate().flat_map(|(n, route)| {
             matches("http", n, &route.matches, |conditions| {
                 Match::new(conditions.port, &conditions.source_namespace, &conditions.gateways)
@@ -52,7 +52,7 @@ impl IndexedVirtualService<'_> {
     }
 
     /// The destinations of its routes, each with its path.
-    pub fn destinations(&self) -> impl Iterator<Item = (String, &api::Destination)> {
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = (String, &api::Destination)> {
         let http = self.spec.http.iter().enumerate().flat_map(|(n, route)| {
             let routes = route.route.iter().enumerate();
             let routes = routes.map(move |(m, to)| {
@@ -126,11 +126,11 @@ pub(super) struct IndexedDestinationRule<'a> {
 }
 
 impl IndexedDestinationRule<'_> {
-    pub fn namespace(&self) -> &Arc<str> {
+    pub(crate) fn namespace(&self) -> &Arc<str> {
         &self.entry.object.meta.namespace
     }
 
-    pub fn has_subset(&self, name: &str) -> bool {
+    pub(crate) fn has_subset(&self, name: &str) -> bool {
         self.spec.subsets.iter().any(|subset| subset.name == name)
     }
 }
@@ -163,7 +163,7 @@ impl WorkloadLabels {
     }
 
     /// Whether `selector` selects the workload, or may do so.
-    pub fn may_have(&self, selector: &Labels) -> bool {
+    pub(crate) fn may_have(&self, selector: &Labels) -> bool {
         selector.iter().all(|(name, value)| match self.labels.get(name) {
             Some(own) => own == value,
             None => !self.placed && matches!(name.as_str(), REGION | ZONE | SUBZONE | HOSTNAME),
@@ -173,12 +173,12 @@ impl WorkloadLabels {
 
 impl IndexedService {
     /// Whether it has a port of this number; true if its ports are unknown.
-    pub fn may_have_port(&self, number: u32) -> bool {
+    pub(crate) fn may_have_port(&self, number: u32) -> bool {
         self.ports.is_empty() || self.ports.iter().any(|(known, _)| u32::from(*known) == number)
     }
 
     /// The numbers of its ports, for messages.
-    pub fn port_numbers(&self) -> Vec<String> {
+    pub(crate) fn port_numbers(&self) -> Vec<String> {
         self.ports.iter().map(|(number, _)| number.to_string()).collect()
     }
 }
@@ -217,7 +217,7 @@ pub(super) struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    pub fn new(store: &'a Store, config: &'a MeshConfig) -> Self {
+    pub(crate) fn new(store: &'a Store, config: &'a MeshConfig) -> Self {
         let all = objects(store).map(|entry| entry.object.key()).collect();
         let (mesh, held) =
             RolloutGuard::default().apply(MeshBuilder::new(config.clone()).update(store, &all));
@@ -261,14 +261,14 @@ impl<'a> Index<'a> {
     }
 
     /// The service of an exact host, or one whose wildcard covers it.
-    pub fn service(&self, host: &str) -> Option<&IndexedService> {
+    pub(crate) fn service(&self, host: &str) -> Option<&IndexedService> {
         self.services
             .get(host)
             .or_else(|| wildcards(host).find_map(|wildcard| self.services.get(&*wildcard)))
     }
 
     /// The service that has the clusters of an exact host: its own, or the target of an ExternalName.
-    pub fn real_service(&self, host: &str) -> Option<(&Host, &IndexedService)> {
+    pub(crate) fn real_service(&self, host: &str) -> Option<(&Host, &IndexedService)> {
         let (host, service) = self.services.get_key_value(host)?;
         let Some(target) = &service.alias_of else {
             return Some((host, service));
@@ -277,13 +277,13 @@ impl<'a> Index<'a> {
     }
 
     /// Whether clients in a namespace see a service of an exact host.
-    pub fn is_seen(&self, host: &str, client: &str) -> bool {
+    pub(crate) fn is_seen(&self, host: &str, client: &str) -> bool {
         let known = self.mesh.services.get(host).into_iter().flat_map(|list| list.iter());
         known.into_iter().any(|known| known.service.visibility.includes(client))
     }
 
     /// Whether a host or wildcard matches any service.
-    pub fn is_known(&self, host: &str) -> bool {
+    pub(crate) fn is_known(&self, host: &str) -> bool {
         let Some(ending) = host.strip_prefix('*') else {
             return self.service(host).is_some();
         };
@@ -294,31 +294,31 @@ impl<'a> Index<'a> {
     }
 
     /// Whether an object was rejected.
-    pub fn is_rejected(&self, key: &ObjectKey) -> bool {
+    pub(crate) fn is_rejected(&self, key: &ObjectKey) -> bool {
         self.rejected.objects.contains(key)
     }
 
     /// Whether `host` belongs to a rejected Service or ServiceEntry.
-    pub fn is_rejected_host(&self, host: &str) -> bool {
+    pub(crate) fn is_rejected_host(&self, host: &str) -> bool {
         self.rejected.hosts.contains(host)
             || wildcards(host).any(|wildcard| self.rejected.hosts.contains(&*wildcard))
     }
 
     /// Whether a rejected DestinationRule for `host` has this subset.
-    pub fn is_rejected_subset(&self, host: &str, name: &str) -> bool {
+    pub(crate) fn is_rejected_subset(&self, host: &str, name: &str) -> bool {
         let mut hosts = std::iter::once(host.to_owned()).chain(wildcards(host));
         hosts
             .any(|host| self.rejected.subsets.get(&*host).is_some_and(|names| names.contains(name)))
     }
 
     /// The VirtualServices to which rejected objects delegate.
-    pub fn rejected_delegates(&self) -> impl Iterator<Item = &ObjectKey> {
+    pub(crate) fn rejected_delegates(&self) -> impl Iterator<Item = &ObjectKey> {
         self.rejected.delegates.iter()
     }
 
     /// Services that `host` may have meant: those with the same first label, else those in its namespace whose first
     /// label differs by one typo.
-    pub fn similar(&self, host: &str) -> Vec<String> {
+    pub(crate) fn similar(&self, host: &str) -> Vec<String> {
         let mut labels = host.split('.');
         let short = labels.next().unwrap_or_default();
         let same = self.by_short_name.get(short).into_iter().flatten();
@@ -336,7 +336,7 @@ impl<'a> Index<'a> {
     }
 
     /// Whether a namespace is known not to exist.
-    pub fn is_unknown_namespace(&self, name: &str) -> bool {
+    pub(crate) fn is_unknown_namespace(&self, name: &str) -> bool {
         self.namespaces.as_ref().is_some_and(|known| !known.contains(name))
     }
 
@@ -358,7 +358,7 @@ impl<'a> Index<'a> {
 
     /// The DestinationRules that may apply to `host` for clients in `client`. For clients that a `workloadSelector`
     /// does not match, the next namespace is searched.
-    pub fn rules(&self, host: &str, client: &str) -> Vec<&IndexedDestinationRule<'a>> {
+    pub(crate) fn rules(&self, host: &str, client: &str) -> Vec<&IndexedDestinationRule<'a>> {
         let service = self.service(host).map(|service| &*service.namespace);
         let mut all: Vec<&IndexedDestinationRule<'a>> = Vec::new();
         let mut places: Vec<&str> = Vec::with_capacity(3);
@@ -571,7 +571,7 @@ pub(super) struct PodsByLabel<'a> {
 }
 
 impl<'a> PodsByLabel<'a> {
-    pub fn new(pods: &'a HashMap<Arc<str>, BTreeSet<&'a Labels>>) -> Self {
+    pub(crate) fn new(pods: &'a HashMap<Arc<str>, BTreeSet<&'a Labels>>) -> Self {
         let mut by_label: HashMap<_, Vec<&Labels>> = HashMap::new();
         for (namespace, labels) in pods
             .iter()
@@ -585,7 +585,7 @@ impl<'a> PodsByLabel<'a> {
     }
 
     /// The label sets of the pods that match a service's selector; none for an empty selector.
-    pub fn find<'b>(
+    pub(crate) fn find<'b>(
         &'b self,
         namespace: &'b str,
         selector: &'b Labels,

@@ -11,7 +11,7 @@ use crate::source::{Origin, yaml};
 
 /// Sets the lines of findings about fields of objects in files; `read` returns the content of a file. If a file has
 /// changed and no longer contains the object, or cannot be read, the line stays that of the object.
-pub fn refine(findings: &mut [Finding], mut read: impl FnMut(&Path) -> Option<Vec<u8>>) {
+pub(crate) fn refine(findings: &mut [Finding], mut read: impl FnMut(&Path) -> Option<Vec<u8>>) {
     let mut by_file: HashMap<Arc<std::path::PathBuf>, Vec<&mut Finding>> = HashMap::new();
     for finding in findings.iter_mut() {
         if let (Origin::File { path, .. }, Some(_), false) =

@@ -27,8 +27,8 @@ mod tests;
 
 use std::cmp::Reverse;
 
-pub use code::{Code, Severity};
-pub use lines::refine;
+pub(crate) use code::{Code, Severity};
+pub(crate) use lines::refine;
 
 use crate::api::{ObjectKey, Spec};
 use crate::mesh::MeshConfig;
@@ -83,7 +83,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
 }
 
 /// Sorts findings by file and line, then by object, then by descending severity.
-pub fn sort(findings: &mut [Finding]) {
+pub(crate) fn sort(findings: &mut [Finding]) {
     findings.sort_by(|a, b| {
         let key = |finding: &'_ Finding| (Reverse(finding.code.severity), finding.code.id);
         (&a.origin, &a.object)

@@ -20,7 +20,7 @@ pub(super) struct Served<'a> {
 }
 
 impl<'a> Served<'a> {
-    pub fn new(mesh: &'a Mesh) -> Self {
+    pub(crate) fn new(mesh: &'a Mesh) -> Self {
         Self { mesh, snapshot_builder: SnapshotBuilder::default(), by_scope: BTreeMap::new() }
     }
 

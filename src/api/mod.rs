@@ -9,6 +9,7 @@ mod destination_rule;
 mod fields;
 mod kubernetes;
 mod parse;
+mod problem;
 mod scalar;
 mod service_entry;
 mod shares;
@@ -20,24 +21,24 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-pub use destination_rule::*;
-pub use kubernetes::*;
-pub use parse::{
-    Identity, ObjectError, Parsed, Problem, ProblemKind, REVISION_LABEL, References, expand_list,
-    identify, in_revision, parse,
-};
-pub use scalar::Duration;
-pub use service_entry::*;
-pub use shares::{share_of, shares};
-pub use sidecar::*;
+pub(crate) use destination_rule::*;
+pub(crate) use kubernetes::*;
+pub use parse::{Identity, expand_list, identify, parse};
+pub(crate) use parse::{ObjectError, Parsed, REVISION_LABEL, References, in_revision};
+pub(crate) use problem::{Problem, ProblemKind};
+pub(crate) use scalar::Duration;
+pub(crate) use service_entry::*;
+pub(crate) use shares::{share_of, shares};
+pub(crate) use sidecar::*;
 pub(crate) use validate::{is_dns_label, is_label_name, is_label_value};
-pub use virtual_service::*;
+pub use virtual_service::VirtualService;
+pub(crate) use virtual_service::*;
 
 /// Labels or annotations: name to value.
-pub type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// Whether `labels` contains every label of `selector`. An empty selector matches everything.
-pub fn selects(selector: &Labels, labels: &Labels) -> bool {
+pub(crate) fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
@@ -119,7 +120,7 @@ impl Kind {
     }
 
     /// The plural resource name in API paths.
-    pub fn plural(self) -> &'static str {
+    pub(crate) fn plural(self) -> &'static str {
         match self {
             Kind::Node => "nodes",
             Kind::Namespace => "namespaces",
@@ -136,18 +137,18 @@ impl Kind {
     }
 
     /// The resource with its API group, as in `virtualservices.networking.istio.io`.
-    pub fn resource(self) -> String {
+    pub(crate) fn resource(self) -> String {
         let dot = if self.group().is_empty() { "" } else { "." };
         format!("{}{dot}{}", self.plural(), self.group())
     }
 
     /// Whether this kind is namespaced.
-    pub fn namespaced(self) -> bool {
+    pub(crate) fn namespaced(self) -> bool {
         !matches!(self, Kind::Node | Kind::Namespace)
     }
 
     /// Whether weir reads only metadata of this kind.
-    pub fn metadata_only(self) -> bool {
+    pub(crate) fn metadata_only(self) -> bool {
         matches!(self, Kind::Node | Kind::Namespace | Kind::Pod)
     }
 }
@@ -236,7 +237,7 @@ pub enum Spec {
 
 impl Object {
     /// The object's kind.
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match &self.spec {
             Spec::Node => Kind::Node,
             Spec::Namespace => Kind::Namespace,

@@ -1,6 +1,5 @@
 //! Parses a JSON document into an [`Object`], with errors that name the field.
 
-use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -8,6 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::problem::{Problem, ProblemKind};
 use super::{Age, Kind, Labels, Meta, Object, ObjectKey, Pod, Spec, validate};
 
 /// The API group of Istio's traffic objects.
@@ -16,72 +16,6 @@ const ISTIO: &str = "networking.istio.io";
 /// Kinds of that group that weir ignores. Any other unknown kind is a typo, and the object it was meant to be must not
 /// be treated as deleted.
 const NOT_READ: [&str; 4] = ["Gateway", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"];
-
-/// The category of a problem, for machine use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ProblemKind {
-    /// A value that is invalid, contradicts another, or is missing. The object is rejected.
-    Invalid,
-    /// A regular expression that Envoy does not accept. The object is rejected.
-    Expression,
-    /// A route of an accepted object that answers every request with an error.
-    DeadRoute,
-    /// TLS with a credential that sidecars cannot read, in an accepted object: they send plain text.
-    Credential,
-    /// An unknown field.
-    UnknownField,
-    /// A deprecated field or value.
-    Deprecated,
-    /// A known field that has no effect here.
-    NoEffect,
-    /// A value that is accepted but probably unintended.
-    Suspicious,
-}
-
-/// A problem with one field of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The category.
-    pub kind: ProblemKind,
-    /// The field, like `spec.http[0].route[1].weight`; empty for the entire object.
-    pub path: String,
-    /// What was found.
-    pub message: String,
-    /// What is expected or what to do; may be empty.
-    pub advice: String,
-}
-
-impl Problem {
-    /// A problem at `path` that makes the object invalid.
-    pub fn new(
-        path: impl Into<String>,
-        message: impl Into<String>,
-        advice: impl Into<String>,
-    ) -> Self {
-        Self {
-            kind: ProblemKind::Invalid,
-            path: path.into(),
-            message: message.into(),
-            advice: advice.into(),
-        }
-    }
-
-    /// The same problem with another category.
-    pub fn of(self, kind: ProblemKind) -> Self {
-        Self { kind, ..self }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (text, end) in [(&self.path, ": "), (&self.message, "")] {
-            if !text.is_empty() {
-                write!(f, "{text}{end}")?;
-            }
-        }
-        if self.advice.is_empty() { Ok(()) } else { write!(f, "; {}", self.advice) }
-    }
-}
 
 /// Why a document is not a valid object. Contains at least one problem.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -283,11 +217,11 @@ fn unknown_version(kind: Kind, api_version: &str) -> Problem {
 }
 
 /// The label that assigns an Istio object to one revision of the control plane.
-pub const REVISION_LABEL: &str = "istio.io/rev";
+pub(crate) const REVISION_LABEL: &str = "istio.io/rev";
 
 /// Whether a control plane of this revision reads a document of this kind. As in Istio, an Istio object with the label
 /// `istio.io/rev` is read by that revision only, and a control plane without a revision reads all.
-pub fn in_revision(kind: Kind, document: &Value, revision: Option<&str>) -> bool {
+pub(crate) fn in_revision(kind: Kind, document: &Value, revision: Option<&str>) -> bool {
     if kind.group() != ISTIO {
         return true;
     }
@@ -505,7 +439,7 @@ impl From<&Object> for ObjectKey {
 /// Constructor from plain strings, for tests and tools.
 impl ObjectKey {
     /// The key of the object `namespace`/`name` of `kind`.
-    pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+    pub(crate) fn new(kind: Kind, namespace: &str, name: &str) -> Self {
         Self { kind, namespace: Arc::from(namespace), name: Arc::from(name) }
     }
 }

@@ -19,7 +19,7 @@ impl Duration {
     ///
     /// # Errors
     /// `text` is not a duration, is negative, or exceeds Envoy's maximum of 292 years.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let rest = text.strip_prefix('+').unwrap_or(text);
         if rest.starts_with('-') {
             return Err(format!("`{text}` is negative; expected a duration of 0s or more"));
@@ -34,7 +34,7 @@ impl Duration {
     }
 
     /// Whether it is zero.
-    pub fn is_zero(self) -> bool {
+    pub(crate) fn is_zero(self) -> bool {
         self.0.is_zero()
     }
 }

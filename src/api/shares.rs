@@ -4,7 +4,7 @@ use super::{Destination, HttpRouteDestination};
 
 /// The shares, 0 to 1, of destinations with these weights. A single destination gets everything, whatever its weight.
 /// If there are several and all weights are 0, none gets anything.
-pub fn shares(weights: impl IntoIterator<Item = u32>) -> Vec<f64> {
+pub(crate) fn shares(weights: impl IntoIterator<Item = u32>) -> Vec<f64> {
     let weights: Vec<f64> = weights.into_iter().map(f64::from).collect();
     let total: f64 = weights.iter().sum();
     match weights.as_slice() {
@@ -15,7 +15,7 @@ pub fn shares(weights: impl IntoIterator<Item = u32>) -> Vec<f64> {
 }
 
 /// The share of a destination: the sum over all entries of the route that name it.
-pub fn share_of(route: &[HttpRouteDestination], destination: Option<&Destination>) -> f64 {
+pub(crate) fn share_of(route: &[HttpRouteDestination], destination: Option<&Destination>) -> f64 {
     let weights = route.iter().map(|entry| u32::try_from(entry.weight).unwrap_or_default());
     let named = route.iter().map(|entry| entry.destination.as_ref() == destination);
     shares(weights).into_iter().zip(named).filter_map(|(share, named)| named.then_some(share)).sum()

@@ -428,7 +428,7 @@ pub struct RouteDestination {
 }
 
 /// A gRPC status by name or number. Source: gRPC's "Status codes and their use".
-pub fn grpc_status(status: &str) -> Option<u32> {
+pub(crate) fn grpc_status(status: &str) -> Option<u32> {
     const NAMES: [&str; 17] = [
         "OK",
         "CANCELLED",

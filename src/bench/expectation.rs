@@ -6,7 +6,7 @@ use super::proto::{Malformed, Value, fields, has_address};
 
 /// The split of a service between its two subsets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Split {
+pub(crate) struct Split {
     /// The name of the virtual host.
     pub virtual_host: String,
     /// The cluster of the subset that gets the rest.
@@ -27,7 +27,7 @@ impl Split {
 
 /// What a write leads to at each proxy.
 #[derive(Debug, Clone, Default)]
-pub struct Expectation {
+pub(crate) struct Expectation {
     /// The splits by virtual host.
     splits: HashMap<Vec<u8>, Split>,
     /// The one that was written last, which is looked for first.
@@ -39,14 +39,14 @@ pub struct Expectation {
 
 impl Expectation {
     /// Adds a split. The one that is added last must have been written last.
-    pub fn split(mut self, split: Split) -> Self {
+    pub(crate) fn split(mut self, split: Split) -> Self {
         self.splits.insert(split.virtual_host.clone().into_bytes(), split.clone());
         self.last = Some(split);
         self
     }
 
     /// Adds an endpoint of a cluster.
-    pub fn endpoint(mut self, cluster: &str, address: &str) -> Self {
+    pub(crate) fn endpoint(mut self, cluster: &str, address: &str) -> Self {
         let list = self.endpoints.entry(cluster.as_bytes().to_vec()).or_default();
         list.push((self.addresses, address.as_bytes().to_vec()));
         self.addresses += 1;
@@ -56,7 +56,7 @@ impl Expectation {
 
 /// How much of an expectation a proxy has received.
 #[derive(Debug, Clone)]
-pub struct Progress {
+pub(crate) struct Progress {
     has_splits: bool,
     has_address: Vec<bool>,
     missing_addresses: usize,
@@ -64,7 +64,7 @@ pub struct Progress {
 
 impl Progress {
     /// Nothing yet.
-    pub fn new(expected: &Expectation) -> Self {
+    pub(crate) fn new(expected: &Expectation) -> Self {
         Self {
             has_splits: expected.splits.is_empty(),
             has_address: vec![false; expected.addresses],
@@ -73,12 +73,12 @@ impl Progress {
     }
 
     /// Whether it has everything.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.has_splits && self.missing_addresses == 0
     }
 
     /// A route configuration arrived.
-    pub fn routes(&mut self, expected: &Expectation, body: &[u8]) -> Result<(), Malformed> {
+    pub(crate) fn routes(&mut self, expected: &Expectation, body: &[u8]) -> Result<(), Malformed> {
         let Some(last) = expected.last.as_ref().filter(|_| !self.has_splits) else {
             return Ok(());
         };
@@ -110,7 +110,7 @@ impl Progress {
     }
 
     /// A runtime layer arrived: its keys end in the names of the clusters, its values are their weights.
-    pub fn runtime(&mut self, expected: &Expectation, body: &[u8]) -> Result<(), Malformed> {
+    pub(crate) fn runtime(&mut self, expected: &Expectation, body: &[u8]) -> Result<(), Malformed> {
         if self.has_splits {
             return Ok(());
         }
@@ -133,7 +133,11 @@ impl Progress {
     }
 
     /// The endpoints of a cluster arrived.
-    pub fn endpoints(&mut self, expected: &Expectation, body: &[u8]) -> Result<(), Malformed> {
+    pub(crate) fn endpoints(
+        &mut self,
+        expected: &Expectation,
+        body: &[u8],
+    ) -> Result<(), Malformed> {
         if self.missing_addresses == 0 {
             return Ok(());
         }

@@ -13,7 +13,7 @@ use super::expectation::{Expectation, Split};
 use crate::bootstrap::NodeId;
 
 /// The label of everything that is made, to find it again.
-pub const LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "weir-bench");
+pub(crate) const LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "weir-bench");
 
 /// The ports of each service and of its pods.
 const PORT: u16 = 80;
@@ -33,7 +33,7 @@ const PROXIES: u32 = u32::from_be_bytes([172, 16, 0, 1]);
 
 /// How large a mesh is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Size {
+pub(crate) struct Size {
     /// The number of services.
     pub services: usize,
     /// Pods of each service.
@@ -46,7 +46,7 @@ pub struct Size {
 
 /// A change to the objects, in the form that suits each place they may be in.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Edit {
+pub(crate) struct Edit {
     /// The file with the objects that belong together.
     pub file: String,
     /// All objects of the file after the change.
@@ -71,7 +71,7 @@ struct Service {
 
 /// The mesh as it was last written.
 #[derive(Debug)]
-pub struct Mesh {
+pub(crate) struct Mesh {
     size: Size,
     /// The prefix of the namespaces.
     prefix: String,
@@ -84,7 +84,7 @@ pub struct Mesh {
 impl Mesh {
     /// A mesh of this size in namespaces that begin with `prefix`. `allocates` leaves the addresses of services to the
     /// API server.
-    pub fn new(size: Size, prefix: &str, allocates: bool) -> Self {
+    pub(crate) fn new(size: Size, prefix: &str, allocates: bool) -> Self {
         let mut mesh =
             Self { size, prefix: prefix.to_owned(), services: Vec::new(), addresses: 0, allocates };
         for _ in 0..size.services {
@@ -102,12 +102,12 @@ impl Mesh {
     }
 
     /// How many services there are now.
-    pub fn services(&self) -> usize {
+    pub(crate) fn services(&self) -> usize {
         self.services.len()
     }
 
     /// The namespaces.
-    pub fn namespaces(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = String> {
         (0..self.size.namespaces).map(|n| self.namespace(n))
     }
 
@@ -125,7 +125,7 @@ impl Mesh {
     }
 
     /// Everything that exists, service by service.
-    pub fn all(&self) -> impl Iterator<Item = Edit> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = Edit> {
         (0..self.services.len()).flat_map(|n| self.of_service(n))
     }
 
@@ -231,7 +231,7 @@ impl Mesh {
     }
 
     /// What a proxy has of a service, if it has all of it.
-    pub fn whole(&self, n: usize) -> Expectation {
+    pub(crate) fn whole(&self, n: usize) -> Expectation {
         let expected = Expectation::default().split(self.split(n));
         self.pods(n).last().map_or(expected.clone(), |(_, pod)| {
             expected.endpoint(&self.cluster(n, ""), &Ipv4Addr::from(pod.address).to_string())
@@ -239,7 +239,7 @@ impl Mesh {
     }
 
     /// What a proxy has if it has everything.
-    pub fn everything(&self) -> Expectation {
+    pub(crate) fn everything(&self) -> Expectation {
         let all = (0..self.services.len()).flat_map(|n| self.pods(n).map(move |(_, pod)| (n, pod)));
         let splits = (0..self.services.len()).map(|n| self.split(n));
         let expected = splits.fold(Expectation::default(), Expectation::split);
@@ -249,7 +249,7 @@ impl Mesh {
     }
 
     /// Another weight for one service.
-    pub fn weight(&mut self, n: usize) -> (Edit, Expectation) {
+    pub(crate) fn weight(&mut self, n: usize) -> (Edit, Expectation) {
         self.step(n);
         (self.route(n), Expectation::default().split(self.split(n)))
     }
@@ -261,7 +261,7 @@ impl Mesh {
     }
 
     /// Another weight for every service.
-    pub fn storm(&mut self) -> (Vec<Edit>, Expectation) {
+    pub(crate) fn storm(&mut self) -> (Vec<Edit>, Expectation) {
         let mut expected = Expectation::default();
         let mut edits = Vec::new();
         for n in 0..self.services.len() {
@@ -273,7 +273,7 @@ impl Mesh {
     }
 
     /// One endpoint of a service gets another address.
-    pub fn endpoint(&mut self, n: usize) -> (Edit, Expectation) {
+    pub(crate) fn endpoint(&mut self, n: usize) -> (Edit, Expectation) {
         let address = next(&mut self.addresses);
         if let Some(pod) = self.services.get_mut(n).and_then(|service| service.pods.first_mut()) {
             pod.address = address;
@@ -286,13 +286,13 @@ impl Mesh {
     }
 
     /// One more service, with everything that belongs to it.
-    pub fn new_service(&mut self) -> (Vec<Edit>, Expectation) {
+    pub(crate) fn new_service(&mut self) -> (Vec<Edit>, Expectation) {
         let n = self.add_service();
         (self.of_service(n).into(), self.whole(n))
     }
 
     /// A restart of every tenth pod: for each service that has some, first its endpoint goes, then its successor comes.
-    pub fn rolling_restart(&mut self) -> (Vec<Vec<Edit>>, Expectation) {
+    pub(crate) fn rolling_restart(&mut self) -> (Vec<Vec<Edit>>, Expectation) {
         let mut services = Vec::new();
         let mut expected = Expectation::default();
         let mut count = 0;
@@ -340,7 +340,7 @@ impl Mesh {
     }
 
     /// The encoded `Node` of a proxy.
-    pub fn node(&self, n: usize) -> Bytes {
+    pub(crate) fn node(&self, n: usize) -> Bytes {
         let namespace = self.namespace(n);
         let text = |text: &str| ProtoValue { kind: Some(Kind::StringValue(text.to_owned())) };
         let metadata = [("NAMESPACE", namespace.as_str()), ("CLUSTER_ID", "Kubernetes")];

@@ -5,15 +5,15 @@
 //! A proxy is a [`stream`], which knows the protocol and does no I/O, on a [`transport`]; [`proxies`] runs all of them.
 //! [`phases`] are what is measured, [`report`] has the figures.
 
-pub mod expectation;
-pub mod mesh;
-pub mod names;
-pub mod objects;
-pub mod phases;
-pub mod process;
-pub mod proto;
-pub mod proxies;
-pub mod report;
-pub mod stream;
-pub mod svg;
-pub mod transport;
+pub(crate) mod expectation;
+pub(crate) mod mesh;
+pub(crate) mod names;
+pub(crate) mod objects;
+pub(crate) mod phases;
+pub(crate) mod process;
+pub(crate) mod proto;
+pub(crate) mod proxies;
+pub(crate) mod report;
+pub(crate) mod stream;
+pub(crate) mod svg;
+pub(crate) mod transport;

@@ -13,11 +13,11 @@ const MAX_LISTS: usize = 256;
 
 /// A set of numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Numbers(Vec<u64>);
+pub(crate) struct Numbers(Vec<u64>);
 
 impl Numbers {
     /// Adds a number and says whether it is new.
-    pub fn insert(&mut self, number: u32) -> bool {
+    pub(crate) fn insert(&mut self, number: u32) -> bool {
         let (at, bit) = place(number);
         if at >= self.0.len() {
             self.0.resize(at + 1, 0);
@@ -30,7 +30,7 @@ impl Numbers {
     }
 
     /// Removes a number and says whether it was in the set.
-    pub fn remove(&mut self, number: u32) -> bool {
+    pub(crate) fn remove(&mut self, number: u32) -> bool {
         let (at, bit) = place(number);
         self.0.get_mut(at).is_some_and(|word| {
             let was_in = *word & bit != 0;
@@ -40,18 +40,18 @@ impl Numbers {
     }
 
     /// Whether all of these are in `other` as well.
-    pub fn is_within(&self, other: &Self) -> bool {
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
         let theirs = other.0.iter().copied().chain(std::iter::repeat(0));
         self.0.iter().zip(theirs).all(|(own, other)| own & !other == 0)
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
     /// In order.
-    pub fn iter(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> {
         (0u32..).zip(&self.0).flat_map(|(at, word)| {
             (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| at * 64 + bit)
         })
@@ -71,7 +71,7 @@ struct Known {
 
 /// Texts that are kept once.
 #[derive(Debug, Default)]
-pub struct Names {
+pub(crate) struct Names {
     known: RwLock<Known>,
     /// The field `resource_names` for a set of names, encoded.
     lists: Mutex<HashMap<Numbers, Bytes>>,
@@ -79,7 +79,7 @@ pub struct Names {
 
 impl Names {
     /// The number of a text.
-    pub fn number(&self, text: &[u8]) -> u32 {
+    pub(crate) fn number(&self, text: &[u8]) -> u32 {
         if let Some(number) = self.known.read().numbers.get(text) {
             return *number;
         }
@@ -94,13 +94,13 @@ impl Names {
     }
 
     /// The text of a number.
-    pub fn text(&self, number: u32) -> Arc<[u8]> {
+    pub(crate) fn text(&self, number: u32) -> Arc<[u8]> {
         let known = self.known.read();
         known.texts.get(number as usize).cloned().unwrap_or_default()
     }
 
     /// These names as `repeated string resource_names = 3`, which is the same for many proxies.
-    pub fn list(&self, of: &Numbers) -> Bytes {
+    pub(crate) fn list(&self, of: &Numbers) -> Bytes {
         let mut lists = self.lists.lock();
         if let Some(list) = lists.get(of) {
             return list.clone();

@@ -20,14 +20,14 @@ use crate::source::kubernetes;
 use crate::source::stdin::Line;
 
 /// How many requests to the API are under way at once.
-pub const CONCURRENCY: usize = 32;
+pub(crate) const CONCURRENCY: usize = 32;
 
 /// How often a request is tried that the API refuses for a while, and the pause between.
 const TRIES: usize = 50;
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// A place for objects.
-pub enum Objects {
+pub(crate) enum Objects {
     /// The standard input of a weir.
     Memory(tokio::sync::Mutex<Box<dyn AsyncWrite + Send + Unpin>>),
     /// A folder.
@@ -38,7 +38,7 @@ pub enum Objects {
 
 impl Objects {
     /// How many edits may be under way at once.
-    pub fn concurrency(&self) -> usize {
+    pub(crate) fn concurrency(&self) -> usize {
         match self {
             Self::Memory(_) | Self::Folder(_) => 1,
             Self::Kubernetes(_) => CONCURRENCY,
@@ -49,7 +49,7 @@ impl Objects {
     ///
     /// # Errors
     /// It cannot be written.
-    pub async fn write(&self, edit: &Edit) -> anyhow::Result<()> {
+    pub(crate) async fn write(&self, edit: &Edit) -> anyhow::Result<()> {
         match self {
             Self::Memory(input) => {
                 let lines = edit.changed.iter().cloned().map(Line::Apply);
@@ -74,7 +74,7 @@ impl Objects {
     ///
     /// # Errors
     /// It cannot be said.
-    pub async fn complete(&self) -> anyhow::Result<()> {
+    pub(crate) async fn complete(&self) -> anyhow::Result<()> {
         match self {
             Self::Memory(input) => send(&mut **input.lock().await, &[Line::Synced]).await,
             Self::Folder(_) | Self::Kubernetes(_) => Ok(()),
@@ -87,7 +87,10 @@ impl Objects {
     ///
     /// # Errors
     /// Something is left there.
-    pub async fn close<T>(&self, interrupted: impl Future<Output = T>) -> anyhow::Result<()> {
+    pub(crate) async fn close<T>(
+        &self,
+        interrupted: impl Future<Output = T>,
+    ) -> anyhow::Result<()> {
         let Self::Kubernetes(cluster) = self else {
             return Ok(());
         };
@@ -118,7 +121,7 @@ async fn send(input: &mut (dyn AsyncWrite + Send + Unpin), lines: &[Line]) -> an
 ///
 /// # Errors
 /// It cannot be written.
-pub fn write_file(folder: &Path, name: &str, objects: &[Value]) -> anyhow::Result<()> {
+pub(crate) fn write_file(folder: &Path, name: &str, objects: &[Value]) -> anyhow::Result<()> {
     let texts: Vec<String> = objects.iter().map(Value::to_string).collect();
     let temporary = folder.join(format!(".{name}"));
     std::fs::write(&temporary, texts.join("\n---\n"))
@@ -127,7 +130,7 @@ pub fn write_file(folder: &Path, name: &str, objects: &[Value]) -> anyhow::Resul
 }
 
 /// Objects in a Kubernetes API, in namespaces of their own.
-pub struct Cluster {
+pub(crate) struct Cluster {
     client: Client,
     resources: HashMap<Kind, ApiResource>,
     namespaces: Vec<String>,
@@ -150,7 +153,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The API cannot be reached, or does not have the kinds.
-    pub async fn new(client: Client, namespaces: Vec<String>) -> anyhow::Result<Self> {
+    pub(crate) async fn new(client: Client, namespaces: Vec<String>) -> anyhow::Result<Self> {
         let mut resources = HashMap::new();
         for kind in KINDS {
             let found = kubernetes::resource(&client, kind).await?;
@@ -169,7 +172,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The API refuses, for example because one exists.
-    pub async fn create_namespaces(&self) -> anyhow::Result<()> {
+    pub(crate) async fn create_namespaces(&self) -> anyhow::Result<()> {
         for name in &self.namespaces {
             let object = json!({
                 "apiVersion": "v1", "kind": "Namespace",
@@ -203,7 +206,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The API refuses it.
-    pub async fn apply(&self, object: &Value) -> anyhow::Result<()> {
+    pub(crate) async fn apply(&self, object: &Value) -> anyhow::Result<()> {
         let key = key(object)?;
         let api = self.api(key.kind, &key.namespace)?;
         let is_known = self.known.lock().contains(&key);
@@ -229,7 +232,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The API refuses it.
-    pub async fn delete(&self, object: &Value) -> anyhow::Result<()> {
+    pub(crate) async fn delete(&self, object: &Value) -> anyhow::Result<()> {
         let key = key(object)?;
         let api = self.api(key.kind, &key.namespace)?;
         match api.delete(&key.name, &at_once()).await {
@@ -245,7 +248,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The API refuses it; what could be deleted is.
-    pub async fn remove(&self) -> anyhow::Result<()> {
+    pub(crate) async fn remove(&self) -> anyhow::Result<()> {
         let labelled = ListParams::default().labels(&format!("{}={}", LABEL.0, LABEL.1));
         let all = self
             .namespaces

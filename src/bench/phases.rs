@@ -16,7 +16,7 @@ use super::stream::Shared;
 
 /// A phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// All proxies connect and fetch everything.
     Start,
     /// One weight changes.
@@ -37,7 +37,7 @@ pub enum Kind {
 
 impl Kind {
     /// The usual ones, in this order.
-    pub const USUAL: [Self; 7] = [
+    pub(crate) const USUAL: [Self; 7] = [
         Self::Start,
         Self::Weight,
         Self::Endpoint,
@@ -48,7 +48,7 @@ impl Kind {
     ];
 
     /// As on the command line.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
             Self::Weight => "weight",
@@ -69,7 +69,7 @@ impl Kind {
 
 /// How phases are measured.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Rounds of the small phases.
     pub rounds: usize,
     /// How long each round may take.
@@ -84,7 +84,7 @@ pub struct Settings {
 const STORM: Duration = Duration::from_secs(1);
 
 /// A mesh, a server and proxies.
-pub struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     /// How to measure.
     pub settings: Settings,
     /// The mesh as it is.
@@ -114,7 +114,7 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// An object cannot be written, or a stream ends.
-    pub async fn phase(&mut self, kind: Kind) -> anyhow::Result<Phase> {
+    pub(crate) async fn phase(&mut self, kind: Kind) -> anyhow::Result<Phase> {
         let count = if kind.is_large() { 1 } else { self.settings.rounds };
         let mut rounds = Vec::new();
         for n in 0..count {

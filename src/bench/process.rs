@@ -21,7 +21,7 @@ const LOG_TAIL: usize = 4096;
 
 /// How to start weir.
 #[derive(Debug, Clone)]
-pub struct Launch {
+pub(crate) struct Launch {
     /// The program.
     pub program: PathBuf,
     /// The flags of `weir serve` that name the source.
@@ -33,7 +33,7 @@ pub struct Launch {
 }
 
 /// A weir that ends with this value.
-pub struct Weir {
+pub(crate) struct Weir {
     child: Child,
     begun: Instant,
     log: tempfile::NamedTempFile,
@@ -47,7 +47,7 @@ impl Weir {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(launch: &Launch) -> anyhow::Result<(Self, Option<ChildStdin>)> {
+    pub(crate) fn start(launch: &Launch) -> anyhow::Result<(Self, Option<ChildStdin>)> {
         let (xds, admin) = (free_address()?, free_address()?);
         let log = tempfile::Builder::new().prefix("weir-bench-").suffix(".log").tempfile()?;
         let mut child = Command::new(&launch.program)
@@ -73,7 +73,7 @@ impl Weir {
     ///
     /// # Errors
     /// It ended, or takes too long.
-    pub async fn ready(&mut self, within: Duration) -> anyhow::Result<Duration> {
+    pub(crate) async fn ready(&mut self, within: Duration) -> anyhow::Result<Duration> {
         while self.admin.get("/ready").await.is_err() {
             if let Some(why) = self.ended() {
                 bail!("{why}");
@@ -90,12 +90,12 @@ impl Weir {
     }
 
     /// Its process id.
-    pub fn id(&self) -> Option<u32> {
+    pub(crate) fn id(&self) -> Option<u32> {
         self.child.id()
     }
 
     /// Why it ended, if it did: its status, and the end of its log.
-    pub fn ended(&mut self) -> Option<String> {
+    pub(crate) fn ended(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok().flatten()?;
         Some(format!("weir serve ended with {status}; end of its log:\n{}", self.log_tail()))
     }
@@ -108,7 +108,7 @@ impl Weir {
     }
 
     /// Ends it and waits for that.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         #[cfg(unix)]
         if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
             // This fails only if it has ended.
@@ -131,7 +131,7 @@ fn free_address() -> anyhow::Result<SocketAddr> {
 
 /// What a process has used.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// CPU time in seconds since it began.
     pub cpu: f64,
     /// Resident memory in bytes.
@@ -141,7 +141,7 @@ pub struct Usage {
 }
 
 /// What the process with this id has used; `None` where the system does not tell.
-pub fn usage(id: u32) -> Option<Usage> {
+pub(crate) fn usage(id: u32) -> Option<Usage> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let kilobytes = |field: &str| {
         let value = status.lines().find_map(|line| line.strip_prefix(field))?;
@@ -170,7 +170,7 @@ fn cpu(_: u32) -> Option<f64> {
 }
 
 /// Begins to measure the peak of memory anew, where the system allows it.
-pub fn reset_peak(id: u32) {
+pub(crate) fn reset_peak(id: u32) {
     // Without permission the peak is that since the process began.
     let _ = std::fs::write(format!("/proc/{id}/clear_refs"), "5");
 }

@@ -9,11 +9,11 @@ use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_va
 /// A response is not valid protobuf.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a response is not valid protobuf: {0}")]
-pub struct Malformed(pub String);
+pub(crate) struct Malformed(pub String);
 
 /// The value of a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Value<'a> {
+pub(crate) enum Value<'a> {
     /// An integer, enum or boolean.
     Number(u64),
     /// A double.
@@ -26,12 +26,12 @@ pub enum Value<'a> {
 
 /// The fields of a message in order.
 #[derive(Debug, Clone)]
-pub struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     rest: &'a [u8],
 }
 
 /// The fields of this message.
-pub fn fields(message: &[u8]) -> Fields<'_> {
+pub(crate) fn fields(message: &[u8]) -> Fields<'_> {
     Fields { rest: message }
 }
 
@@ -73,7 +73,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The rest of the fields with this tag that are strings, messages or bytes.
-    pub fn all(self, tag: u32) -> impl Iterator<Item = Result<&'a [u8], Malformed>> {
+    pub(crate) fn all(self, tag: u32) -> impl Iterator<Item = Result<&'a [u8], Malformed>> {
         self.filter_map(move |field| match field {
             Ok((found, Value::Bytes(bytes))) if found == tag => Some(Ok(bytes)),
             Ok(_) => None,
@@ -82,7 +82,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The first of them, or nothing.
-    pub fn first(self, tag: u32) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn first(self, tag: u32) -> Result<&'a [u8], Malformed> {
         self.all(tag).next().unwrap_or(Ok(&[]))
     }
 }
@@ -104,7 +104,7 @@ impl<'a> Iterator for Fields<'a> {
 
 /// A response of either variant, without its resources.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Head<'a> {
+pub(crate) struct Head<'a> {
     /// The version (SotW).
     pub version: &'a [u8],
     /// The type.
@@ -114,7 +114,7 @@ pub struct Head<'a> {
 }
 
 /// The head of a response.
-pub fn head(response: &[u8], delta: bool) -> Result<Head<'_>, Malformed> {
+pub(crate) fn head(response: &[u8], delta: bool) -> Result<Head<'_>, Malformed> {
     let mut head = Head::default();
     for field in fields(response) {
         match field? {
@@ -129,7 +129,7 @@ pub fn head(response: &[u8], delta: bool) -> Result<Head<'_>, Malformed> {
 
 /// A resource of a response.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Resource<'a> {
+pub(crate) struct Resource<'a> {
     /// Its name (delta).
     pub name: &'a [u8],
     /// Its version (delta).
@@ -139,7 +139,7 @@ pub struct Resource<'a> {
 }
 
 /// The resources of a response.
-pub fn resources(
+pub(crate) fn resources(
     response: &[u8],
     delta: bool,
 ) -> impl Iterator<Item = Result<Resource<'_>, Malformed>> {
@@ -164,7 +164,7 @@ pub fn resources(
 }
 
 /// The name under which a cluster asks for endpoints over xDS; `None` if it does not.
-pub fn endpoints_name(cluster: &[u8]) -> Result<Option<&[u8]>, Malformed> {
+pub(crate) fn endpoints_name(cluster: &[u8]) -> Result<Option<&[u8]>, Malformed> {
     let (mut name, mut service) = (&[][..], None);
     for field in fields(cluster) {
         match field? {
@@ -177,7 +177,7 @@ pub fn endpoints_name(cluster: &[u8]) -> Result<Option<&[u8]>, Malformed> {
 }
 
 /// Whether an endpoint of this address is in a message, wherever it is: its field `address`.
-pub fn has_address(message: &[u8], address: &[u8]) -> bool {
+pub(crate) fn has_address(message: &[u8], address: &[u8]) -> bool {
     let Ok(length) = u8::try_from(address.len()) else {
         return false;
     };
@@ -189,11 +189,11 @@ pub fn has_address(message: &[u8], address: &[u8]) -> bool {
 
 /// A request that is being written.
 #[derive(Debug, Default)]
-pub struct Request(BytesMut);
+pub(crate) struct Request(BytesMut);
 
 impl Request {
     /// Adds a field that is a string, message or bytes; an empty one is left out.
-    pub fn field(mut self, tag: u32, value: &[u8]) -> Self {
+    pub(crate) fn field(mut self, tag: u32, value: &[u8]) -> Self {
         if !value.is_empty() {
             self.repeated(tag, value);
         }
@@ -201,14 +201,14 @@ impl Request {
     }
 
     /// Adds an element of a repeated field.
-    pub fn repeated(&mut self, tag: u32, value: &[u8]) {
+    pub(crate) fn repeated(&mut self, tag: u32, value: &[u8]) {
         encode_key(tag, WireType::LengthDelimited, &mut self.0);
         encode_varint(value.len() as u64, &mut self.0);
         self.0.put_slice(value);
     }
 
     /// What was written.
-    pub fn done(self) -> Bytes {
+    pub(crate) fn done(self) -> Bytes {
         self.0.freeze()
     }
 }

@@ -58,7 +58,7 @@ struct Context {
 }
 
 /// The proxies of a bench.
-pub struct Proxies {
+pub(crate) struct Proxies {
     context: Context,
     expected: watch::Sender<Expected>,
     events: mpsc::Receiver<Event>,
@@ -69,7 +69,7 @@ pub struct Proxies {
 
 /// When proxies had what was waited for, and which of them lost their stream.
 #[derive(Debug, Default)]
-pub struct Arrivals {
+pub(crate) struct Arrivals {
     /// One for each proxy that has it, in order.
     pub at: Vec<Instant>,
     /// Why streams ended.
@@ -78,7 +78,7 @@ pub struct Arrivals {
 
 impl Proxies {
     /// As many as there are nodes, each of which is an encoded `Node`.
-    pub fn new(address: &str, shared: &Arc<Shared>, nodes: Vec<bytes::Bytes>) -> Self {
+    pub(crate) fn new(address: &str, shared: &Arc<Shared>, nodes: Vec<bytes::Bytes>) -> Self {
         let (expected, watched) = watch::channel((0, None));
         let (sender, events) = mpsc::channel(EVENTS);
         let context = Context {
@@ -95,19 +95,19 @@ impl Proxies {
     }
 
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.idle.len() + self.connected.len()
     }
 
     /// Received bytes by type since the beginning.
-    pub fn received(&self) -> BTreeMap<Type, u64> {
+    pub(crate) fn received(&self) -> BTreeMap<Type, u64> {
         let counters =
             self.context.received.0.iter().map(|counter| counter.load(Ordering::Relaxed));
         Type::ALL.into_iter().zip(counters).collect()
     }
 
     /// Connects all at once.
-    pub fn connect(&mut self) {
+    pub(crate) fn connect(&mut self) {
         self.context.stop = CancellationToken::new();
         for stream in self.idle.drain(..) {
             self.connected.spawn(proxy(stream, self.context.clone()));
@@ -115,7 +115,7 @@ impl Proxies {
     }
 
     /// Ends all streams. The proxies keep what they have.
-    pub async fn disconnect(&mut self) {
+    pub(crate) async fn disconnect(&mut self) {
         self.context.stop.cancel();
         while let Some(ended) = self.connected.join_next().await {
             // A task ends in no other way.
@@ -126,19 +126,19 @@ impl Proxies {
     }
 
     /// Ends all streams. The proxies forget what they had, as after a restart.
-    pub async fn forget(&mut self) {
+    pub(crate) async fn forget(&mut self) {
         self.disconnect().await;
         self.idle.iter_mut().for_each(Stream::forget);
     }
 
     /// From now on, looks for this in what arrives. Must precede the write that leads to it.
-    pub fn expect(&mut self, what: Expectation) {
+    pub(crate) fn expect(&mut self, what: Expectation) {
         let number = self.expected.borrow().0 + 1;
         self.expected.send_replace((number, Some(Arc::new(what))));
     }
 
     /// Waits until all proxies have their whole configuration.
-    pub async fn served(&mut self, within: Duration) -> Arrivals {
+    pub(crate) async fn served(&mut self, within: Duration) -> Arrivals {
         self.arrivals(within, |event, _| match event {
             Event::Served(at) => Some(*at),
             Event::Satisfied(..) | Event::Lost(_) => None,
@@ -147,7 +147,7 @@ impl Proxies {
     }
 
     /// Waits until all proxies have what is expected.
-    pub async fn satisfied(&mut self, within: Duration) -> Arrivals {
+    pub(crate) async fn satisfied(&mut self, within: Duration) -> Arrivals {
         self.arrivals(within, |event, current| match event {
             Event::Satisfied(number, at) if *number == current => Some(*at),
             Event::Satisfied(..) | Event::Served(_) | Event::Lost(_) => None,
@@ -180,7 +180,7 @@ impl Proxies {
     }
 
     /// Waits until nothing more arrives for a while: until what follows from the last change is over.
-    pub async fn quiet(&self, for_as_long_as: Duration) {
+    pub(crate) async fn quiet(&self, for_as_long_as: Duration) {
         let mut before = self.received();
         for _ in 0..MAX_QUIET_ROUNDS {
             tokio::time::sleep(for_as_long_as).await;
@@ -249,7 +249,7 @@ fn expect(stream: &mut Stream, expected: &mut watch::Receiver<Expected>) -> u64 
 }
 
 /// A connection that subscribes to everything and never reads.
-pub struct Stuck {
+pub(crate) struct Stuck {
     _ads: AdsStream,
 }
 
@@ -258,7 +258,11 @@ impl Proxies {
     ///
     /// # Errors
     /// It cannot connect.
-    pub async fn stuck(&self, shared: &Arc<Shared>, node: bytes::Bytes) -> anyhow::Result<Stuck> {
+    pub(crate) async fn stuck(
+        &self,
+        shared: &Arc<Shared>,
+        node: bytes::Bytes,
+    ) -> anyhow::Result<Stuck> {
         let mut stream = Stream::new(shared.clone(), node);
         let Context { address, variant, .. } = &self.context;
         let (first, memory) = (stream.begin(), Memory::default());

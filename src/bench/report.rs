@@ -11,7 +11,7 @@ use super::stream::Type;
 
 /// Everything that was measured.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// The server: `weir`, or the address of another one.
     pub server: String,
     /// `sotw` or `delta`.
@@ -26,7 +26,7 @@ pub struct Report {
 
 /// What was measured at one size.
 #[derive(Debug, Clone, Serialize)]
-pub struct Run {
+pub(crate) struct Run {
     /// The size.
     pub size: Size,
     /// From the start of weir until it was ready, in milliseconds.
@@ -43,7 +43,7 @@ pub struct Run {
 
 /// A phase.
 #[derive(Debug, Clone, Serialize)]
-pub struct Phase {
+pub(crate) struct Phase {
     /// Its name, as for `--phases`.
     pub name: &'static str,
     /// The medians of the rounds.
@@ -54,7 +54,7 @@ pub struct Phase {
 
 /// The figures of one round.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Round {
+pub(crate) struct Round {
     /// How many proxies got what the round is about.
     pub arrived: usize,
     /// How many there are.
@@ -81,7 +81,7 @@ pub struct Round {
 
 /// What there was before a round.
 #[derive(Debug, Clone)]
-pub struct Before {
+pub(crate) struct Before {
     /// Of the server.
     pub server: Option<Usage>,
     /// Of the bench.
@@ -92,7 +92,7 @@ pub struct Before {
 
 impl Round {
     /// The figures of a round. Latencies count from `from`.
-    pub fn new(
+    pub(crate) fn new(
         streams: usize,
         arrivals: &[Instant],
         from: Instant,
@@ -122,13 +122,13 @@ impl Round {
     }
 
     /// Whether every proxy got it.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.arrived == self.streams
     }
 }
 
 /// The percentile by nearest rank of durations in order, in milliseconds; 0 of none.
-pub fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).map_or(0.0, |found| found.as_secs_f64() * 1000.0)
 }
@@ -142,7 +142,7 @@ fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
 
 impl Phase {
     /// A phase of these rounds.
-    pub fn new(name: &'static str, rounds: Vec<Round>) -> Self {
+    pub(crate) fn new(name: &'static str, rounds: Vec<Round>) -> Self {
         let of = |value: fn(&Round) -> f64| median(rounds.iter().map(value)).unwrap_or(0.0);
         let bytes = |of: Type| {
             let values = rounds.iter().filter_map(|round| round.bytes.get(of.short()).copied());
@@ -167,7 +167,7 @@ impl Phase {
 
 impl Run {
     /// The client's share of the CPU time of all phases.
-    pub fn client_share(phases: &[Phase]) -> Option<f64> {
+    pub(crate) fn client_share(phases: &[Phase]) -> Option<f64> {
         let rounds = || phases.iter().flat_map(|phase| &phase.rounds);
         let server: f64 = rounds().map(|round| round.cpu_s).sum::<Option<f64>>()?;
         let client: f64 = rounds().map(|round| round.client_cpu_s).sum::<Option<f64>>()?;
@@ -177,7 +177,7 @@ impl Run {
 
 impl Report {
     /// Whether every proxy got everything.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         let phases = self.runs.iter().flat_map(|run| &run.phases);
         phases.flat_map(|phase| &phase.rounds).all(Round::is_complete)
     }

@@ -19,7 +19,7 @@ use crate::bootstrap::AdsVariant;
 
 /// A type of resources, in the order in which Envoy subscribes to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Type {
+pub(crate) enum Type {
     /// Runtime layers (RTDS).
     Runtime,
     /// Clusters (CDS).
@@ -34,11 +34,11 @@ pub enum Type {
 
 impl Type {
     /// All.
-    pub const ALL: [Self; 5] =
+    pub(crate) const ALL: [Self; 5] =
         [Self::Runtime, Self::Clusters, Self::Endpoints, Self::Listeners, Self::Routes];
 
     /// Its type URL.
-    pub fn url(self) -> &'static str {
+    pub(crate) fn url(self) -> &'static str {
         match self {
             Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
             Self::Clusters => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
@@ -49,7 +49,7 @@ impl Type {
     }
 
     /// Its usual abbreviation.
-    pub fn short(self) -> &'static str {
+    pub(crate) fn short(self) -> &'static str {
         match self {
             Self::Runtime => "rtds",
             Self::Clusters => "cds",
@@ -62,7 +62,7 @@ impl Type {
 
 /// What all proxies share.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// The variant of the protocol.
     pub variant: AdsVariant,
     /// The runtime layer to subscribe to.
@@ -73,7 +73,7 @@ pub struct Shared {
 
 impl Shared {
     /// For proxies of this kind.
-    pub fn new(variant: AdsVariant, runtime: Option<String>) -> Self {
+    pub(crate) fn new(variant: AdsVariant, runtime: Option<String>) -> Self {
         Self { variant, runtime, names: Default::default(), versions: Names::default() }
     }
 
@@ -124,11 +124,11 @@ impl Subscription {
 }
 
 /// A request in pieces that are sent one after the other.
-pub type Pieces = Vec<Bytes>;
+pub(crate) type Pieces = Vec<Bytes>;
 
 /// What follows from a response.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The requests to send, in order.
     pub requests: Vec<Pieces>,
     /// The type of the response, if it is a known one.
@@ -141,7 +141,7 @@ pub struct Outcome {
 
 /// A proxy's side of an ADS stream.
 #[derive(Debug)]
-pub struct Stream {
+pub(crate) struct Stream {
     shared: Arc<Shared>,
     node: Bytes,
     types: [Subscription; 5],
@@ -154,7 +154,7 @@ pub struct Stream {
 
 impl Stream {
     /// A proxy with this encoded `Node`.
-    pub fn new(shared: Arc<Shared>, node: Bytes) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, node: Bytes) -> Self {
         Self {
             shared,
             node,
@@ -167,12 +167,12 @@ impl Stream {
     }
 
     /// Forgets everything that it received.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         *self = Self::new(self.shared.clone(), self.node.clone());
     }
 
     /// From now on, looks for this in responses.
-    pub fn expect(&mut self, expected: Option<Arc<Expectation>>) {
+    pub(crate) fn expect(&mut self, expected: Option<Arc<Expectation>>) {
         self.expected = expected.map(|expected| {
             let progress = Progress::new(&expected);
             (expected, progress)
@@ -180,7 +180,7 @@ impl Stream {
     }
 
     /// The stream begins: the requests to send.
-    pub fn begin(&mut self) -> Vec<Pieces> {
+    pub(crate) fn begin(&mut self) -> Vec<Pieces> {
         self.node_is_told = false;
         self.served = false;
         for of in Type::ALL {
@@ -212,7 +212,7 @@ impl Stream {
     }
 
     /// A response arrived.
-    pub fn response(&mut self, message: &[u8]) -> Result<Outcome, Malformed> {
+    pub(crate) fn response(&mut self, message: &[u8]) -> Result<Outcome, Malformed> {
         let delta = self.shared.delta();
         let head = proto::head(message, delta)?;
         let Some(of) = Type::ALL.into_iter().find(|of| of.url().as_bytes() == head.type_url) else {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 /// A line of a chart.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Line {
+pub(crate) struct Line {
     /// Its name.
     pub name: String,
     /// Its points, by size.
@@ -13,7 +13,7 @@ pub struct Line {
 
 /// One of the charts of a picture.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Chart {
+pub(crate) struct Chart {
     /// What it shows, with the unit.
     pub title: String,
     /// Its lines.
@@ -74,7 +74,7 @@ impl Axis {
 }
 
 /// A picture of charts below one another, whose sizes are of `unit`.
-pub fn picture(unit: &str, charts: &[Chart]) -> String {
+pub(crate) fn picture(unit: &str, charts: &[Chart]) -> String {
     let height = HEIGHT * charts.len() as f64;
     let mut svg = String::new();
     // Writing to a String cannot fail.

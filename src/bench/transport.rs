@@ -20,17 +20,17 @@ use crate::bootstrap::AdsVariant;
 
 /// How many bytes a server may send before the client has read them: the windows of HTTP/2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Windows {
+pub(crate) struct Windows {
     stream: u32,
     connection: u32,
 }
 
 impl Windows {
     /// What Envoy gives its upstreams.
-    pub const ENVOY: Self = Self { stream: 16 << 20, connection: 24 << 20 };
+    pub(crate) const ENVOY: Self = Self { stream: 16 << 20, connection: 24 << 20 };
 
     /// Those of HTTP/2 itself, which are full at once if nothing is read.
-    pub const SMALL: Self = Self { stream: 65_535, connection: 65_535 };
+    pub(crate) const SMALL: Self = Self { stream: 65_535, connection: 65_535 };
 }
 
 /// How many requests may wait for a server that does not read.
@@ -48,7 +48,7 @@ const UNIT: usize = 1024;
 /// Memory for messages that are arriving. A stream whose message does not fit waits, so that a thousand proxies that
 /// fetch a large mesh at once do not take all of the machine's memory.
 #[derive(Debug, Clone)]
-pub struct Memory(Arc<Semaphore>);
+pub(crate) struct Memory(Arc<Semaphore>);
 
 impl Default for Memory {
     fn default() -> Self {
@@ -69,7 +69,7 @@ impl Memory {
 type RequestBody = StreamBody<ReceiverStream<Result<Frame<Bytes>, Infallible>>>;
 
 /// An open stream.
-pub struct AdsStream {
+pub(crate) struct AdsStream {
     requests: mpsc::Sender<Result<Frame<Bytes>, Infallible>>,
     body: Incoming,
     received: BytesMut,
@@ -82,7 +82,7 @@ impl AdsStream {
     ///
     /// # Errors
     /// Nothing listens there, or it does not serve ADS.
-    pub async fn open(
+    pub(crate) async fn open(
         address: &str,
         variant: AdsVariant,
         first: Vec<Pieces>,
@@ -143,7 +143,7 @@ impl AdsStream {
     ///
     /// # Errors
     /// The stream ended.
-    pub async fn send(&self, pieces: Pieces) -> anyhow::Result<()> {
+    pub(crate) async fn send(&self, pieces: Pieces) -> anyhow::Result<()> {
         send(&self.requests, pieces).await
     }
 
@@ -151,7 +151,7 @@ impl AdsStream {
     ///
     /// # Errors
     /// The stream ended, for which a server has a reason.
-    pub async fn next(&mut self) -> anyhow::Result<(BytesMut, OwnedSemaphorePermit)> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<(BytesMut, OwnedSemaphorePermit)> {
         while self.received.len() < PREFIX {
             self.more().await?;
         }

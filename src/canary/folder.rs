@@ -9,7 +9,7 @@ use super::objects::{self, NAMESPACE, Ports};
 
 /// The folder and its files; removed on drop.
 #[derive(Debug)]
-pub struct CanaryFolder {
+pub(crate) struct CanaryFolder {
     folder: TempDir,
     ports: Ports,
 }
@@ -19,7 +19,7 @@ impl CanaryFolder {
     ///
     /// # Errors
     /// There is no place for it, or no port.
-    pub fn new(backend: u16) -> io::Result<Self> {
+    pub(crate) fn new(backend: u16) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("weir-demo-").tempdir()?;
         std::fs::create_dir(folder.path().join("config"))?;
         let ports = Ports { service: free_port()?, backend };
@@ -27,22 +27,22 @@ impl CanaryFolder {
     }
 
     /// The service's port, which Envoy binds on loopback.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.ports.service
     }
 
     /// The folder with the objects.
-    pub fn folder(&self) -> PathBuf {
+    pub(crate) fn folder(&self) -> PathBuf {
         self.folder.path().join("config")
     }
 
     /// A path outside the folder with the objects.
-    pub fn outside(&self, name: &str) -> PathBuf {
+    pub(crate) fn outside(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The file with the VirtualService.
-    pub fn route_file(&self) -> PathBuf {
+    pub(crate) fn route_file(&self) -> PathBuf {
         self.folder().join("virtual-service.yaml")
     }
 
@@ -50,7 +50,7 @@ impl CanaryFolder {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn write_all(&self, v1: u32) -> io::Result<()> {
+    pub(crate) fn write_all(&self, v1: u32) -> io::Result<()> {
         self.write("service.yaml", &objects::service(NAMESPACE, self.ports))?;
         self.write("endpoints.yaml", &objects::endpoints(NAMESPACE, self.ports, &[1, 2]))?;
         self.rule(&[("v1", "v1"), ("v2", "v2")])?;
@@ -61,7 +61,7 @@ impl CanaryFolder {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn route(&self, v1: u32) -> io::Result<()> {
+    pub(crate) fn route(&self, v1: u32) -> io::Result<()> {
         self.routes(&[("v1", v1), ("v2", 100 - v1)])
     }
 
@@ -69,7 +69,7 @@ impl CanaryFolder {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn route_to_v2_alone(&self) -> io::Result<()> {
+    pub(crate) fn route_to_v2_alone(&self) -> io::Result<()> {
         self.routes(&[("v2", 100)])
     }
 
@@ -77,7 +77,7 @@ impl CanaryFolder {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn rule_without_v1(&self) -> io::Result<()> {
+    pub(crate) fn rule_without_v1(&self) -> io::Result<()> {
         self.rule(&[("v2", "v2")])
     }
 
@@ -101,6 +101,6 @@ impl CanaryFolder {
 ///
 /// # Errors
 /// There is none.
-pub fn free_port() -> io::Result<u16> {
+pub(crate) fn free_port() -> io::Result<u16> {
     Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

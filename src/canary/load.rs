@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(3);
 
 /// The responses of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// From v1.
     pub v1: u64,
     /// From v2.
@@ -32,7 +32,7 @@ pub struct Tally {
 
 impl Tally {
     /// All responses.
-    pub fn total(self) -> u64 {
+    pub(crate) fn total(self) -> u64 {
         self.v1 + self.v2 + self.failed
     }
 }
@@ -52,14 +52,14 @@ struct State {
 
 /// A running load; it stops when dropped.
 #[derive(Debug)]
-pub struct Load {
+pub(crate) struct Load {
     state: Arc<State>,
     workers: JoinSet<()>,
 }
 
 impl Load {
     /// Starts sending up to `request_limit` requests for this host to this port on loopback.
-    pub fn start(host: &str, port: u16, request_limit: u64) -> Self {
+    pub(crate) fn start(host: &str, port: u16, request_limit: u64) -> Self {
         let state = Arc::new(State::default());
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
@@ -69,45 +69,45 @@ impl Load {
     }
 
     /// From now on, responses do not count for a step.
-    pub fn edit_begins(&self) {
+    pub(crate) fn edit_begins(&self) {
         self.state.counting.store(false, Ordering::SeqCst);
         self.state.step.fetch_add(1, Ordering::SeqCst);
     }
 
     /// From now on, responses count for a new step.
-    pub fn step_begins(&self) {
+    pub(crate) fn step_begins(&self) {
         *self.state.tally.lock() = Tally::default();
         self.state.step.fetch_add(1, Ordering::SeqCst);
         self.state.counting.store(true, Ordering::SeqCst);
     }
 
     /// The responses of this step so far.
-    pub fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         *self.state.tally.lock()
     }
 
     /// All requests so far.
-    pub fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.state.sent.load(Ordering::SeqCst)
     }
 
     /// Failed requests that counted for no step.
-    pub fn failed_between_steps(&self) -> u64 {
+    pub(crate) fn failed_between_steps(&self) -> u64 {
         self.state.failed_between.load(Ordering::SeqCst)
     }
 
     /// All failed requests by status, or kind of error.
-    pub fn failures(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn failures(&self) -> BTreeMap<String, u64> {
         self.state.failures.lock().clone()
     }
 
     /// Pauses sending.
-    pub fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.state.paused.store(true, Ordering::SeqCst);
     }
 
     /// Stops the workers and waits for them.
-    pub async fn end(mut self) {
+    pub(crate) async fn end(mut self) {
         self.workers.shutdown().await;
     }
 }

@@ -3,9 +3,9 @@
 //! share it.
 
 pub mod backends;
-pub mod folder;
-pub mod live;
-pub mod load;
+pub(crate) mod folder;
+pub(crate) mod live;
+pub(crate) mod load;
 pub mod objects;
 pub mod patterns;
 
@@ -15,7 +15,7 @@ use crate::bootstrap::{AdsVariant, Bootstrap, NodeId, XdsAddress};
 use crate::mesh::{Interception, Locality, WeightDelivery};
 
 /// The bootstrap of the pod `client-0` in this namespace, whose Envoy binds the ports of services on loopback.
-pub fn sidecar(namespace: &str, xds: XdsAddress, variant: AdsVariant) -> Bootstrap {
+pub(crate) fn sidecar(namespace: &str, xds: XdsAddress, variant: AdsVariant) -> Bootstrap {
     let node = NodeId {
         ip: Ipv4Addr::LOCALHOST.into(),
         pod: "client-0".to_owned(),

@@ -15,12 +15,12 @@ pub struct Ports {
 }
 
 /// Backends of a version: three, on 127.0.VERSION.1 to 3.
-pub fn addresses(version: u8) -> [String; 3] {
+pub(crate) fn addresses(version: u8) -> [String; 3] {
     [1, 2, 3].map(|n| format!("127.0.{version}.{n}"))
 }
 
 /// The fully qualified host of the service.
-pub fn host(namespace: &str) -> String {
+pub(crate) fn host(namespace: &str) -> String {
     format!("my-app.{namespace}.svc.cluster.local")
 }
 
@@ -66,7 +66,7 @@ pub fn endpoints(namespace: &str, ports: Ports, versions: &[u8]) -> String {
 
 /// A ServiceEntry for the service with the backends of these versions. A Kubernetes API refuses addresses of loopback in
 /// an EndpointSlice, and accepts them here.
-pub fn service_entry(namespace: &str, ports: Ports, versions: &[u8]) -> String {
+pub(crate) fn service_entry(namespace: &str, ports: Ports, versions: &[u8]) -> String {
     let Ports { service, backend } = ports;
     let mut text = format!(
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: my-app, namespace: {namespace}}}\nspec:\n  \

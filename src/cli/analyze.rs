@@ -64,7 +64,7 @@ pub struct Args {
 
 /// The output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     /// A table of at most 100 columns.
     Table,
     /// JSON.

@@ -13,7 +13,7 @@ const STOP: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// There is none and it cannot be installed; a usage error if it is not the one that was named.
-pub async fn find(
+pub(crate) async fn find(
     named: Option<&Path>,
     signals: &mut Signals,
 ) -> anyhow::Result<Result<EnvoyBinary, u8>> {

@@ -50,7 +50,7 @@ pub struct Args {
 
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     /// A table.
     Table,
     /// A JSON object.

@@ -11,11 +11,11 @@ pub mod explain;
 pub mod objects;
 pub mod preflight;
 pub mod ps;
-pub mod remote;
+pub(crate) mod remote;
 pub mod serve;
 mod signals;
 pub mod splits;
-pub mod table;
+pub(crate) mod table;
 pub mod translate;
 pub mod wait;
 
@@ -26,7 +26,7 @@ use crate::mesh::{EmptySubset, MeshConfig, OutboundPolicy, WeightDelivery};
 
 /// Flags for mesh-wide settings.
 #[derive(Debug, clap::Args)]
-pub struct MeshArgs {
+pub(crate) struct MeshArgs {
     /// The cluster's DNS domain
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = domain)]
     domain: String,
@@ -55,7 +55,7 @@ pub struct MeshArgs {
 
 impl MeshArgs {
     /// The resulting configuration.
-    pub fn config(&self) -> MeshConfig {
+    pub(crate) fn config(&self) -> MeshConfig {
         MeshConfig {
             domain: self.domain.as_str().into(),
             cluster: self.cluster_id.as_str().into(),
@@ -77,7 +77,7 @@ fn domain(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// It cannot be written to; [`OutputClosed`] if the pipe was closed, as by `| head`.
-pub fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
         written => Ok(written?),
@@ -93,7 +93,7 @@ pub struct OutputClosed;
 ///
 /// # Errors
 /// The value has no YAML form, which cannot happen.
-pub fn to_yaml(value: &serde_json::Value) -> anyhow::Result<String> {
+pub(crate) fn to_yaml(value: &serde_json::Value) -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(value)?)
 }
 
@@ -103,6 +103,6 @@ pub fn to_yaml(value: &serde_json::Value) -> anyhow::Result<String> {
 pub struct Usage(pub String);
 
 /// A [`Usage`] as an error.
-pub fn usage(message: impl Into<String>) -> anyhow::Error {
+pub(crate) fn usage(message: impl Into<String>) -> anyhow::Error {
     Usage(message.into()).into()
 }

@@ -87,7 +87,7 @@ impl Objects {
     }
 
     /// Whether a pod, `NAMESPACE/POD`, is among the objects.
-    pub fn has_pod(&self, name: &str) -> bool {
+    pub(crate) fn has_pod(&self, name: &str) -> bool {
         let parts = name.split_once('/');
         parts.is_some_and(|(ns, pod)| {
             self.store.get(&api::ObjectKey::new(api::Kind::Pod, ns, pod)).is_some()

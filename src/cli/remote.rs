@@ -15,7 +15,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// The address of weir's admin port.
 #[derive(Debug, clap::Args)]
-pub struct AdminArgs {
+pub(crate) struct AdminArgs {
     /// weir's admin port; in a cluster: kubectl -n weir-system port-forward deploy/weir 15014
     #[arg(
         long,
@@ -31,7 +31,7 @@ impl AdminArgs {
     ///
     /// # Errors
     /// The address is invalid or nothing listens there.
-    pub async fn client(&self) -> anyhow::Result<AdminClient<Channel>> {
+    pub(crate) async fn client(&self) -> anyhow::Result<AdminClient<Channel>> {
         let address =
             self.admin.strip_prefix("http://").unwrap_or(&self.admin).trim_end_matches('/');
         let port =
@@ -52,7 +52,7 @@ impl AdminArgs {
 }
 
 /// Converts an error status of weir.
-pub fn status_error(status: tonic::Status) -> anyhow::Error {
+pub(crate) fn status_error(status: tonic::Status) -> anyhow::Error {
     use std::error::Error as _;
     // weir's own errors have no source; connection errors do.
     if status.source().is_some() {
@@ -73,7 +73,7 @@ pub fn status_error(status: tonic::Status) -> anyhow::Error {
 
 /// The output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     /// A table.
     Table,
     /// JSON.
@@ -87,7 +87,7 @@ impl Output {
     ///
     /// # Errors
     /// The value cannot be written.
-    pub fn print(
+    pub(crate) fn print(
         self,
         value: &serde_json::Value,
         table: impl FnOnce() -> String,

@@ -5,22 +5,22 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 /// The maximum width of a table, also without a terminal.
-pub const MAX_WIDTH: u16 = 100;
+pub(crate) const MAX_WIDTH: u16 = 100;
 
 /// The minimum width, even on a narrower terminal.
-pub const MIN_WIDTH: u16 = 30;
+pub(crate) const MIN_WIDTH: u16 = 30;
 
 /// Marks where a cell may be wrapped, see [`breakable`]. It is never printed.
-pub const BREAK: char = '\u{200b}';
+pub(crate) const BREAK: char = '\u{200b}';
 
 /// How wide tables on standard output are.
-pub fn width() -> u16 {
+pub(crate) fn width() -> u16 {
     let terminal = terminal_size::terminal_size_of(std::io::stdout());
     terminal.map_or(MAX_WIDTH, |(width, _)| width.0.clamp(MIN_WIDTH, MAX_WIDTH))
 }
 
 /// A table for standard output. A heading that begins with a blank marks a column of numbers, aligned to the right.
-pub fn table<const N: usize>(
+pub(crate) fn table<const N: usize>(
     head: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
@@ -43,7 +43,7 @@ fn table_of_width<const N: usize>(
 }
 
 /// Text in lines of at most this width, broken after one of these.
-pub fn wrapped(text: &str, after: &[char], width: u16) -> String {
+pub(crate) fn wrapped(text: &str, after: &[char], width: u16) -> String {
     let mut table = empty(width);
     table.add_row([breakable(text, after)]);
     table.column_iter_mut().for_each(|column| _ = column.set_delimiter(BREAK));
@@ -51,14 +51,14 @@ pub fn wrapped(text: &str, after: &[char], width: u16) -> String {
 }
 
 /// A table without rows, for [`print`].
-pub fn empty(width: u16) -> Table {
+pub(crate) fn empty(width: u16) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     table
 }
 
 /// The table as text, with two blanks between its columns.
-pub fn print(mut table: Table) -> String {
+pub(crate) fn print(mut table: Table) -> String {
     let last = table.column_count().saturating_sub(1);
     for (n, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, if n < last { 2 } else { 0 }));
@@ -67,7 +67,7 @@ pub fn print(mut table: Table) -> String {
 }
 
 /// Text that may be wrapped after each of the characters `after`, in a column whose delimiter is [`BREAK`].
-pub fn breakable(text: &str, after: &[char]) -> String {
+pub(crate) fn breakable(text: &str, after: &[char]) -> String {
     text.chars()
         .flat_map(|letter| [Some(letter), after.contains(&letter).then_some(BREAK)])
         .flatten()

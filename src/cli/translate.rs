@@ -50,7 +50,7 @@ pub struct Args {
 
 /// A resource type on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum TypeName {
+pub(crate) enum TypeName {
     /// CDS.
     Clusters,
     /// EDS.
@@ -63,7 +63,7 @@ pub enum TypeName {
 
 impl TypeName {
     /// The type.
-    pub fn resource_type(self) -> ResourceType {
+    pub(crate) fn resource_type(self) -> ResourceType {
         match self {
             TypeName::Clusters => ResourceType::Cluster,
             TypeName::Endpoints => ResourceType::Endpoints,
@@ -85,7 +85,7 @@ impl TypeName {
 
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     /// Canonical proto3 JSON with every `Any` expanded.
     Json,
     /// The same as YAML.

@@ -50,7 +50,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     else {
         return Err(super::usage(format!("`{}`: expected KIND/NAME", args.object)));
     };
-    if crate::admin::api::object_kind(kind).is_none() {
+    if crate::admin::convert::object_kind(kind).is_none() {
         return Err(super::usage(format!(
             "kind `{kind}`: expected virtualservice (vs) or destinationrule (dr)"
         )));

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio_util::sync::CancellationToken;
 
-use super::locate::{Source, executable};
+use super::origin::{Source, executable};
 use super::{EnvoyBinary, Error, INSTALLED_VERSION, last_lines};
 
 /// The download size and installed size in MB.

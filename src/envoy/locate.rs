@@ -2,42 +2,16 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fmt;
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
+use super::origin::{Source, executable};
 use super::{EnvoyBinary, Error, install};
-
-/// Where an Envoy binary came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// The `--envoy` flag.
-    Flag,
-    /// The environment variable `ENVOY`.
-    Environment,
-    /// A folder of the search path.
-    Path,
-    /// weir's own cache folder.
-    Cache,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Flag => "--envoy",
-            Self::Environment => "$ENVOY",
-            Self::Path => "$PATH",
-            Self::Cache => "the cache folder",
-        })
-    }
-}
 
 /// The environment that determines which Envoy is used.
 #[derive(Debug, Clone, Default)]
-pub struct Lookup {
+pub(crate) struct Lookup {
     /// The `--envoy` flag.
     pub explicit: Option<PathBuf>,
     /// `$ENVOY`; an empty string counts as unset.
@@ -52,7 +26,7 @@ pub struct Lookup {
 
 impl Lookup {
     /// Reads the environment of this process. The cache folder is `$WEIR_CACHE`, else `$XDG_CACHE_HOME/weir`, else `~/.cache/weir`.
-    pub fn from_env(explicit: Option<&Path>) -> Self {
+    pub(crate) fn from_env(explicit: Option<&Path>) -> Self {
         Self {
             explicit: explicit.map(Path::to_owned),
             envoy: env::var_os("ENVOY"),
@@ -66,7 +40,7 @@ impl Lookup {
     ///
     /// # Errors
     /// Like [`EnvoyBinary::find`].
-    pub fn find(&self) -> Result<EnvoyBinary, Error> {
+    pub(crate) fn find(&self) -> Result<EnvoyBinary, Error> {
         let environment = self.envoy.as_ref().filter(|path| !path.is_empty());
         if let Some(path) = &self.explicit {
             return explicit(path, Source::Flag);
@@ -116,19 +90,4 @@ fn explicit(path: &Path, origin: Source) -> Result<EnvoyBinary, Error> {
         reason,
     })?;
     EnvoyBinary::probe(path, origin)
-}
-
-/// Checks that the path is an executable file. The error follows the word "which".
-pub(super) fn executable(path: &Path) -> Result<(), String> {
-    let metadata = path.metadata().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => "does not exist".to_owned(),
-        _ => format!("cannot be read: {error}"),
-    })?;
-    if !metadata.is_file() {
-        return Err("is not a file".to_owned());
-    }
-    if metadata.permissions().mode() & 0o111 == 0 {
-        return Err("is not executable (chmod +x)".to_owned());
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@
 mod admin;
 mod install;
 mod locate;
+mod origin;
 mod process;
 
 use std::ffi::OsStr;
@@ -15,11 +16,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 pub use admin::Admin;
-pub use locate::{Lookup, Source};
+pub(crate) use locate::Lookup;
+pub(crate) use origin::Source;
 pub use process::{EnvoyProcess, SpawnOptions};
 
 /// The Envoy version that weir installs if it finds none, and is tested with.
-pub const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 40, patch: 0 };
+pub(crate) const INSTALLED_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 40, patch: 0 };
 
 /// The oldest supported Envoy version; older ones are used with a warning.
 const OLDEST_VERSION: EnvoyVersion = EnvoyVersion { major: 1, minor: 30, patch: 0 };
@@ -125,7 +127,7 @@ fn remedies(binary: Option<&Path>) -> String {
 
 /// A version like `1.40.0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EnvoyVersion {
+pub(crate) struct EnvoyVersion {
     /// The major version.
     pub major: u32,
     /// The minor version, one per quarterly release.
@@ -212,12 +214,12 @@ impl EnvoyBinary {
     }
 
     /// Its version.
-    pub fn version(&self) -> EnvoyVersion {
+    pub(crate) fn version(&self) -> EnvoyVersion {
         self.version
     }
 
     /// Where it was found.
-    pub fn source(&self) -> Source {
+    pub(crate) fn source(&self) -> Source {
         self.source
     }
 

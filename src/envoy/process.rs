@@ -107,7 +107,7 @@ impl EnvoyProcess {
     }
 
     /// The last lines of its output.
-    pub fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         match read_end(&self.log, LOG_TAIL_BYTES) {
             Ok(bytes) => last_lines(&String::from_utf8_lossy(&bytes), LOG_TAIL_LINES).to_owned(),
             Err(error) => format!("{}: {error}", self.log.display()),
@@ -118,15 +118,15 @@ impl EnvoyProcess {
     ///
     /// # Errors
     /// [`Error::Io`] if the system call fails.
-    pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
+    pub(crate) fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
         self.child.try_wait().map_err(Error::io("waiting for Envoy"))
     }
 
     /// Its admin interface, available once it listens.
     ///
     /// # Errors
-    /// [`Error::Admin`] before that; wait for [`EnvoyProcess::admin_up`] or [`EnvoyProcess::ready`] first.
-    pub fn admin(&self) -> Result<&Admin, Error> {
+    /// [`Error::Admin`] before that; wait for [`EnvoyProcess::ready`] first.
+    pub(crate) fn admin(&self) -> Result<&Admin, Error> {
         if let Some(admin) = self.admin.get() {
             return Ok(admin);
         }
@@ -144,7 +144,8 @@ impl EnvoyProcess {
     ///
     /// # Errors
     /// [`Error::Ended`] as soon as the process exits, [`Error::NotReady`] after `timeout`.
-    pub async fn admin_up(&mut self, timeout: Duration) -> Result<(), Error> {
+    #[cfg(test)]
+    pub(crate) async fn admin_up(&mut self, timeout: Duration) -> Result<(), Error> {
         self.wait(timeout, |_live| true).await
     }
 
@@ -212,7 +213,7 @@ impl EnvoyProcess {
     ///
     /// # Errors
     /// [`Error::Io`] if the system call fails.
-    pub async fn stop(mut self) -> Result<ExitStatus, Error> {
+    pub(crate) async fn stop(mut self) -> Result<ExitStatus, Error> {
         self.terminate();
         let start = Instant::now();
         while start.elapsed() < STOP_GRACE {

@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 
 use super::compiled::{CompiledRules, FieldRules, Label, MessageRules, ValueRules};
 use super::rules::Mismatch;
-use super::semantics::Message;
-use super::wire::{Fields, Malformed, Payload, Scalar, Value};
+use super::semantics::{Message, semantic_check};
+use super::wire::{Fields, Malformed, Payload, Scalar, Value, open_any};
 use super::{MAX_VIOLATIONS, Violation};
 
 /// The maximum nesting of messages, including `Any`. Source: protobuf's default recursion limit.
@@ -33,20 +33,6 @@ pub(super) fn run(
         ),
     }
     walker.found
-}
-
-/// The type URL and the contents of a `google.protobuf.Any`.
-pub(super) fn open_any(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
-    let (mut url, mut value): (&[u8], &[u8]) = (&[], &[]);
-    for field in Fields::new(bytes) {
-        match field? {
-            (1, Payload::Bytes(bytes)) => url = bytes,
-            (2, Payload::Bytes(bytes)) => value = bytes,
-            (1 | 2, _) => return Err(Malformed),
-            _ => {}
-        }
-    }
-    Ok((url, value))
 }
 
 /// A segment of a field path.
@@ -98,19 +84,21 @@ impl Walker {
             false => self.fields(message_rules, bytes),
         };
         self.depth -= 1;
-        let read = read.and_then(|()| match message_rules.semantic_check {
-            Some(semantic_check) => {
-                let message = Message {
-                    compiled_rules: self.compiled_rules,
-                    message_rules,
-                    bytes,
-                    is_root: self.depth == 0,
-                };
-                semantic_check(&message, &mut |path: &str, wrong: Mismatch| {
-                    self.wrong(path, wrong.found, wrong.expected);
-                })
+        let read = read.and_then(|()| {
+            match message_rules.is_semantic.then(|| semantic_check(&message_rules.name)).flatten() {
+                Some(check) => {
+                    let message = Message {
+                        compiled_rules: self.compiled_rules,
+                        message_rules,
+                        bytes,
+                        is_root: self.depth == 0,
+                    };
+                    check(&message, &mut |path: &str, wrong: Mismatch| {
+                        self.wrong(path, wrong.found, wrong.expected);
+                    })
+                }
+                None => Ok(()),
             }
-            None => Ok(()),
         });
         if read.is_err() {
             self.wrong("", "malformed bytes", format!("an encoded {}", message_rules.name));

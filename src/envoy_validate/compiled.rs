@@ -2,7 +2,6 @@
 //! cannot violate any rule is marked so that a check skips it.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
 
 use prost_reflect::{
     DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor,
@@ -10,9 +9,7 @@ use prost_reflect::{
 };
 
 use super::rules::{Count, Rule};
-use super::semantics::{self, SemanticCheck};
 use super::wire::Scalar;
-use crate::proto_json;
 
 /// All messages; they reference each other by index.
 #[derive(Debug, Default)]
@@ -33,7 +30,8 @@ pub(super) struct MessageRules {
     /// The indices of the fields to check after the entire message has been read.
     pub(super) at_end: Vec<usize>,
     pub(super) oneofs: Vec<OneofRules>,
-    pub(super) semantic_check: Option<SemanticCheck>,
+    /// Whether Envoy's code has further checks for it.
+    pub(super) is_semantic: bool,
     /// Whether this message or a nested one can violate a rule.
     pub(super) active: bool,
 }
@@ -103,16 +101,6 @@ pub(super) struct ValueRules {
     pub(super) message: Option<usize>,
 }
 
-/// The rules, compiled on first use.
-pub(super) fn compiled_rules() -> Result<&'static CompiledRules, &'static str> {
-    static PLANS: LazyLock<Result<CompiledRules, String>> = LazyLock::new(|| {
-        // A temporary pool, which takes several times as much memory as the compiled rules and is dropped afterwards.
-        let pool = proto_json::fresh_pool().map_err(|error| error.to_string())?;
-        CompiledRules::new(&pool)
-    });
-    PLANS.as_ref().map_err(String::as_str)
-}
-
 /// The protoc-gen-validate extensions.
 struct PgvExtensions {
     rules: ExtensionDescriptor,
@@ -141,7 +129,11 @@ impl PgvExtensions {
 }
 
 impl CompiledRules {
-    pub(super) fn new(pool: &DescriptorPool) -> Result<Self, String> {
+    /// `is_semantic` says of a message's full name whether Envoy's code has further checks for it.
+    pub(super) fn new(
+        pool: &DescriptorPool,
+        is_semantic: impl Fn(&str) -> bool,
+    ) -> Result<Self, String> {
         let options = PgvExtensions::new(pool)?;
         let mut compiled_rules = Self::default();
         let all: Vec<_> = pool.all_messages().filter(|message| !message.is_map_entry()).collect();
@@ -151,7 +143,7 @@ impl CompiledRules {
             .map(|(at, message)| (message.full_name().to_owned(), at))
             .collect();
         for message in &all {
-            let message_rules = compiled_rules.message(&options, message);
+            let message_rules = compiled_rules.message(&options, message, &is_semantic);
             compiled_rules.messages.push(message_rules);
         }
         compiled_rules.mark();
@@ -162,7 +154,12 @@ impl CompiledRules {
         self.messages.get(*self.by_name.get(full_name)?)
     }
 
-    fn message(&mut self, options: &PgvExtensions, message: &MessageDescriptor) -> MessageRules {
+    fn message(
+        &mut self,
+        options: &PgvExtensions,
+        message: &MessageDescriptor,
+        is_semantic: impl Fn(&str) -> bool,
+    ) -> MessageRules {
         let own = message.options();
         let off = PgvExtensions::is_set(&own, &options.disabled)
             || PgvExtensions::is_set(&own, &options.ignored);
@@ -194,7 +191,7 @@ impl CompiledRules {
                     })
                     .collect(),
             },
-            semantic_check: semantics::semantic_check(message.full_name()).filter(|_| !off),
+            is_semantic: !off && is_semantic(message.full_name()),
             active: false,
         }
     }
@@ -386,7 +383,7 @@ impl CompiledRules {
     fn mark(&mut self) {
         for message_rules in &mut self.messages {
             message_rules.active = message_rules.is_any
-                || message_rules.semantic_check.is_some()
+                || message_rules.is_semantic
                 || message_rules.oneofs.iter().any(|oneof| oneof.required)
                 || message_rules.fields.iter().any(FieldRules::has_rules);
         }

@@ -129,7 +129,7 @@ pub(super) fn check(value: &str) -> Result<(), usize> {
 }
 
 /// Escapes each `%` of `value` that is neither escaped nor part of a command, so that Envoy accepts it.
-pub fn with_literal_percents(value: &str) -> Cow<'_, str> {
+pub(crate) fn with_literal_percents(value: &str) -> Cow<'_, str> {
     if check(value).is_ok() {
         return Cow::Borrowed(value);
     }

@@ -12,8 +12,13 @@ mod semantics;
 mod wire;
 
 use std::fmt;
+use std::sync::LazyLock;
 
-pub use format::with_literal_percents;
+use compiled::CompiledRules;
+
+use crate::proto_json;
+
+pub(crate) use format::with_literal_percents;
 pub(crate) use wire::{Fields, Payload};
 
 /// A violation that makes Envoy reject a message.
@@ -37,12 +42,22 @@ impl fmt::Display for Violation {
 /// The maximum number of violations that one check reports.
 const MAX_VIOLATIONS: usize = 100;
 
+/// The rules, compiled on first use.
+fn compiled_rules() -> Result<&'static CompiledRules, &'static str> {
+    static PLANS: LazyLock<Result<CompiledRules, String>> = LazyLock::new(|| {
+        // A temporary pool, which takes several times as much memory as the compiled rules and is dropped afterwards.
+        let pool = proto_json::fresh_pool().map_err(|error| error.to_string())?;
+        CompiledRules::new(&pool, |name| semantics::semantic_check(name).is_some())
+    });
+    PLANS.as_ref().map_err(String::as_str)
+}
+
 /// Checks the encoded message `bytes` of the type `full_name` (like `envoy.config.cluster.v3.Cluster`).
 ///
 /// An inner `Any` is checked according to its type URL; unknown types and unknown fields are skipped. Types without
 /// rules are not inspected. Malformed bytes yield a violation.
 pub fn check(full_name: &str, bytes: &[u8]) -> Vec<Violation> {
-    match compiled::compiled_rules() {
+    match compiled_rules() {
         Ok(compiled_rules) => check::run(compiled_rules, full_name, bytes),
         Err(reason) => vec![Violation {
             path: String::new(),

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use prost_reflect::{DynamicMessage, EnumDescriptor, ReflectMessage as _, Value as Field};
 use regex::Regex;
 
-use super::wire::{Malformed, Value, seconds_and_nanos};
+use super::wire::{Malformed, Value, open_any, seconds_and_nanos};
 
 /// The rule for a value.
 #[derive(Debug)]
@@ -264,7 +264,7 @@ impl Rule {
 }
 
 fn check_url(only: &[String], not: &[String], bytes: &[u8]) -> Result<Option<Mismatch>, Malformed> {
-    let (url, _) = super::check::open_any(bytes)?;
+    let (url, _) = open_any(bytes)?;
     let listed = |list: &[String]| list.iter().any(|item| item.as_bytes() == url);
     if !only.is_empty() && !listed(only) {
         return Ok(Some(Mismatch {

@@ -5,7 +5,7 @@ use prost::Message as _;
 use prost_reflect::{DynamicMessage, ReflectMessage as _, Value as Field};
 use serde_json::{Value as Json, json};
 
-use super::compiled::compiled_rules;
+use super::compiled_rules;
 use super::rules::Rule;
 use super::wire::Value;
 use super::{check, re2};

@@ -200,3 +200,17 @@ pub(super) fn seconds_and_nanos(bytes: &[u8]) -> Result<(i64, i32), Malformed> {
     }
     Ok((seconds, nanos))
 }
+
+/// The type URL and the contents of a `google.protobuf.Any`.
+pub(super) fn open_any(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    let (mut url, mut value): (&[u8], &[u8]) = (&[], &[]);
+    for field in Fields::new(bytes) {
+        match field? {
+            (1, Payload::Bytes(bytes)) => url = bytes,
+            (2, Payload::Bytes(bytes)) => value = bytes,
+            (1 | 2, _) => return Err(Malformed),
+            _ => {}
+        }
+    }
+    Ok((url, value))
+}

@@ -24,7 +24,8 @@ use envoy_types::pb::envoy::extensions::filters::network::{
 use policies::{cluster_policies, destination_policies, percent, route_policies, seconds};
 use prost::Message;
 
-pub use answer::{ConsideredRoute, Destination, Endpoint, Explanation, Outcome};
+pub(crate) use answer::{ConsideredRoute, Endpoint};
+pub use answer::{Destination, Explanation, Outcome};
 pub use request::{Request, TrafficQuery};
 
 use crate::api::{ObjectKey, shares};

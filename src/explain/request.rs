@@ -130,7 +130,10 @@ impl Request {
     ///
     /// # Errors
     /// The response status and reason if it is rejected.
-    pub fn received(&self, manager: &HttpConnectionManager) -> Result<Self, (u32, &'static str)> {
+    pub(crate) fn received(
+        &self,
+        manager: &HttpConnectionManager,
+    ) -> Result<Self, (u32, &'static str)> {
         let mut seen = self.clone();
         if manager.normalize_path.as_ref().is_some_and(|normalize| normalize.value) {
             seen.path =
@@ -195,7 +198,7 @@ impl Request {
     }
 
     /// A header, including pseudo-headers (`:method`).
-    pub fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+    pub(crate) fn header(&self, name: &str) -> Option<Cow<'_, str>> {
         Some(match name {
             ":method" => self.method.as_str().into(),
             ":scheme" => self.scheme.as_str().into(),
@@ -209,7 +212,7 @@ impl Request {
     }
 
     /// The first value of a query parameter; empty if it has none.
-    pub fn parameter(&self, name: &str) -> Option<&str> {
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         let mut all = self
             .query
             .as_deref()?

@@ -23,7 +23,7 @@ pub struct MeshChange {
 impl MeshChange {
     /// Computes the difference from `old` to `new`, in time proportional to the difference if `new` was derived from
     /// `old`.
-    pub fn between(old: &Mesh, new: &Mesh) -> Self {
+    pub(crate) fn between(old: &Mesh, new: &Mesh) -> Self {
         let mut change = Self {
             scopes: !Arc::ptr_eq(&old.sidecars, &new.sidecars)
                 || !Arc::ptr_eq(&old.scope_attributes, &new.scope_attributes)
@@ -58,7 +58,7 @@ impl MeshChange {
     }
 
     /// Whether there is no difference.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 

@@ -11,7 +11,7 @@ use crate::api::{self, Labels};
 use crate::revision::Revision;
 
 /// The rules of one namespace for one host.
-pub type RulesForHost = Arc<[Arc<DestinationRule>]>;
+pub(crate) type RulesForHost = Arc<[Arc<DestinationRule>]>;
 
 /// All DestinationRules by namespace.
 #[derive(Clone, Debug, Default)]
@@ -88,7 +88,7 @@ impl DestinationRules {
     /// rules for all proxies in its namespace (measured on Istiod). Among rules for all proxies that differ in
     /// visibility, the newest wins. Source: Istio's documentation, "Global namespace aliases" of
     /// `DestinationRule.exportTo`, and its code.
-    pub fn find(
+    pub(crate) fn find(
         &self,
         host: &str,
         service_namespace: &str,
@@ -108,7 +108,7 @@ impl DestinationRules {
     }
 
     /// The same for inbound traffic at the service's own workloads, where rules that select clients do not apply.
-    pub fn find_inbound(
+    pub(crate) fn find_inbound(
         &self,
         host: &str,
         service_namespace: &str,
@@ -161,7 +161,7 @@ impl DestinationRules {
     }
 
     /// The rules of a namespace for exactly this host.
-    pub fn of_host(&self, namespace: &str, host: &Host) -> &[Arc<DestinationRule>] {
+    pub(crate) fn of_host(&self, namespace: &str, host: &Host) -> &[Arc<DestinationRule>] {
         self.by_namespace
             .get(namespace)
             .and_then(|rules| rules.get(host))
@@ -169,7 +169,7 @@ impl DestinationRules {
     }
 
     /// The same, with the rules of these revisions replaced.
-    pub fn with<'a>(
+    pub(crate) fn with<'a>(
         &self,
         others: impl Iterator<Item = (&'a Revision, &'a Arc<DestinationRule>)>,
     ) -> Self {
@@ -188,7 +188,7 @@ impl DestinationRules {
     }
 
     /// Every rule, in any namespace, that applies to a host by name or wildcard.
-    pub fn all(&self, host: &str) -> Vec<&Arc<DestinationRule>> {
+    pub(crate) fn all(&self, host: &str) -> Vec<&Arc<DestinationRule>> {
         self.by_namespace
             .values()
             .flat_map(|rules| rules.covering(host))
@@ -197,12 +197,12 @@ impl DestinationRules {
     }
 
     /// Every rule.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
         self.by_namespace.values().flat_map(|rules| rules.all().flat_map(|rules| rules.iter()))
     }
 
     /// Calls `found` with the rules for each namespace and host at which two states differ, old and new.
-    pub fn diff(
+    pub(crate) fn diff(
         &self,
         new: &Self,
         mut found: impl FnMut(Option<&RulesForHost>, Option<&RulesForHost>),

@@ -2,40 +2,12 @@
 //! locality of their nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::service::{Resolution, Service};
-use super::topology::{REGION, SUBZONE, Topology, ZONE};
+use super::topology::{Locality, REGION, SUBZONE, Topology, ZONE};
 use crate::api::{self, Labels, Object, Spec, TargetRef};
-
-/// A locality: region, zone and sub-zone, each possibly empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Locality {
-    /// The region.
-    pub region: String,
-    /// The zone.
-    pub zone: String,
-    /// The sub-zone.
-    pub sub_zone: String,
-}
-
-impl Locality {
-    /// Parses `region/zone/subzone`; missing parts are empty.
-    pub fn parse(text: &str) -> Self {
-        let mut parts = text.splitn(3, '/').map(str::to_owned);
-        let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
-        Self { region, zone, sub_zone }
-    }
-}
-
-impl fmt::Display for Locality {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = format!("{}/{}/{}", self.region, self.zone, self.sub_zone);
-        f.pad(text.trim_end_matches('/'))
-    }
-}
 
 /// Whether an endpoint accepts traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,22 +43,22 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// All addresses, in the order in which they are tried.
-    pub fn addresses(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &Arc<str>> {
         std::iter::once(&self.address).chain(&self.other_address)
     }
 
     /// Region, zone and sub-zone.
-    pub fn locality(&self) -> &Locality {
+    pub(crate) fn locality(&self) -> &Locality {
         &self.topology.locality
     }
 
     /// A label of its workload, including those of its location.
-    pub fn label(&self, name: &str) -> Option<&str> {
+    pub(crate) fn label(&self, name: &str) -> Option<&str> {
         self.topology.label(&self.workload.labels, name)
     }
 
     /// Whether it matches all labels of a subset.
-    pub fn is_in_subset(&self, subset: &Labels) -> bool {
+    pub(crate) fn is_in_subset(&self, subset: &Labels) -> bool {
         self.topology.selects(subset, &self.workload.labels)
     }
 }
@@ -160,13 +132,13 @@ pub(super) fn node_locality(labels: &Labels) -> Locality {
 }
 
 impl Workloads {
-    pub fn new(cluster: &Arc<str>) -> Self {
+    pub(crate) fn new(cluster: &Arc<str>) -> Self {
         let elsewhere = Arc::new(Topology { cluster: cluster.clone(), ..Topology::default() });
         Self { elsewhere, ..Self::default() }
     }
 
     /// Updates or removes a node. Returns whether anything changed.
-    pub fn set_node(&mut self, name: &Arc<str>, labels: Option<&Labels>) -> bool {
+    pub(crate) fn set_node(&mut self, name: &Arc<str>, labels: Option<&Labels>) -> bool {
         let new = labels.map(|labels| {
             let locality = node_locality(labels);
             Arc::new(Topology { locality, node: name.clone(), ..(*self.elsewhere).clone() })
@@ -183,7 +155,7 @@ impl Workloads {
     }
 
     /// Updates the cluster's network. Returns whether anything changed.
-    pub fn set_network(&mut self, network: &Arc<str>) -> bool {
+    pub(crate) fn set_network(&mut self, network: &Arc<str>) -> bool {
         if self.elsewhere.network == *network {
             return false;
         }
@@ -204,7 +176,7 @@ impl Workloads {
     }
 
     /// The location of a workload, whose endpoint may specify `node` and `zone`. The pod's own values take precedence.
-    pub fn topology(
+    pub(crate) fn topology(
         &self,
         workload: &Workload,
         node: Option<&str>,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// A host in lower case: a full name, or a wildcard (`*` or `*.example.com`).
-pub type Host = Arc<str>;
+pub(crate) type Host = Arc<str>;
 
 /// Resolves a host as written by an object in `namespace`: a name without a dot is a service of that namespace; a name
 /// with a dot, a wildcard or an address is used as is. Hosts compare case-insensitively, so the result is lower-case.
@@ -18,24 +18,24 @@ pub fn resolve(host: &str, namespace: &str, domain: &str) -> Host {
 
 /// The name and the namespace in a host of the form `NAME.NAMESPACE.svc.DOMAIN`, whichever object defines it. Clients in
 /// that namespace may omit all but the name.
-pub fn name_and_namespace<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
+pub(crate) fn name_and_namespace<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
     let short = host.strip_suffix(domain)?.strip_suffix(".svc.")?;
     short.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
 }
 
 /// A host without the brackets in which an IPv6 address is written before a port.
-pub fn without_brackets(host: &str) -> &str {
+pub(crate) fn without_brackets(host: &str) -> &str {
     host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Whether `host` is a wildcard.
-pub fn is_wildcard(host: &str) -> bool {
+pub(crate) fn is_wildcard(host: &str) -> bool {
     host.starts_with('*')
 }
 
 /// Whether `pattern`, exact or a wildcard, covers `host`. A wildcard covers any longer name with the same suffix,
 /// including other wildcards.
-pub fn covers(pattern: &str, host: &str) -> bool {
+pub(crate) fn covers(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix('*') {
         None => pattern == host,
         Some(suffix) => {

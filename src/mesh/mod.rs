@@ -26,18 +26,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use builder::MeshBuilder;
-pub use change::MeshChange;
-pub use destination_rules::DestinationRules;
-pub use endpoint::{Endpoint, EndpointSet, Health, Locality, Workload};
-pub use host::{Host, covers, is_wildcard, name_and_namespace, resolve, without_brackets};
-pub use proxy::{Families, InboundPort, Interception, NodeMetadata, Proxy, ProxyError, Scope};
-pub use rules::{DestinationRule, DroppedRoute, HttpRule, Overlay, StreamRule, VirtualService};
-pub use service::{Port, Preference, Protocol, Registry, Resolution, Service, canonical_address};
-pub use sidecar::{Sidecar, Sidecars};
-pub use topology::{HOSTNAME, NETWORK, REGION, SUBZONE, Topology, ZONE};
-pub use view::{ScopeView, VisibleService};
-pub use virtual_services::{Precedence, VirtualServices, VisibleVirtualServices};
-pub use visibility::Visibility;
+pub(crate) use change::MeshChange;
+pub(crate) use destination_rules::DestinationRules;
+pub(crate) use endpoint::{Endpoint, EndpointSet, Health, Workload};
+pub use host::resolve;
+pub(crate) use host::{Host, covers, is_wildcard, name_and_namespace, without_brackets};
+pub(crate) use proxy::{Families, InboundPort, Interception, ProxyError};
+pub use proxy::{NodeMetadata, Proxy, Scope};
+pub(crate) use rules::{DestinationRule, HttpRule, Overlay, VirtualService};
+pub(crate) use service::{Port, Protocol, Registry, Resolution, Service, canonical_address};
+pub(crate) use sidecar::Sidecars;
+pub use topology::Locality;
+pub(crate) use topology::{HOSTNAME, NETWORK, REGION, SUBZONE, Topology, ZONE};
+pub use view::ScopeView;
+pub(crate) use view::VisibleService;
+pub(crate) use virtual_services::{Precedence, VirtualServices, VisibleVirtualServices};
+pub(crate) use visibility::Visibility;
 
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
@@ -129,7 +133,7 @@ impl PartialEq for RegisteredService {
 }
 
 /// The services that share one host, in order of precedence.
-pub type HostServices = Arc<Vec<RegisteredService>>;
+pub(crate) type HostServices = Arc<Vec<RegisteredService>>;
 
 /// One state of the mesh.
 #[derive(Clone, Debug)]
@@ -161,7 +165,7 @@ pub struct Mesh {
 
 /// The protocol class of a port, which a listener shared by several ports distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PortClass {
+pub(crate) enum PortClass {
     /// HTTP other than gRPC-Web: all such ports contribute the same to a shared listener.
     Http,
     /// gRPC-Web: the same, with one filter more.
@@ -172,10 +176,10 @@ pub enum PortClass {
 
 impl PortClass {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Http, Self::GrpcWeb, Self::Other];
+    pub(crate) const ALL: [Self; 3] = [Self::Http, Self::GrpcWeb, Self::Other];
 
     /// That of a protocol.
-    pub fn of(protocol: Protocol) -> Self {
+    pub(crate) fn of(protocol: Protocol) -> Self {
         match protocol {
             Protocol::GrpcWeb => Self::GrpcWeb,
             protocol if protocol.is_http() => Self::Http,
@@ -186,7 +190,7 @@ impl PortClass {
 
 impl Mesh {
     /// A mesh without any object.
-    pub fn empty(config: MeshConfig) -> Self {
+    pub(crate) fn empty(config: MeshConfig) -> Self {
         Self {
             config: Arc::new(config),
             services: OrdMap::new(),
@@ -248,18 +252,18 @@ impl Mesh {
     }
 
     /// The hosts of services that have a port of this number and class, the oldest first.
-    pub fn hosts_at(&self, port: u16, class: PortClass) -> impl Iterator<Item = &Host> {
+    pub(crate) fn hosts_at(&self, port: u16, class: PortClass) -> impl Iterator<Item = &Host> {
         self.by_port.get(&(port, class)).into_iter().flatten().map(|(_, host)| host)
     }
 
     /// The hosts of the ExternalName services whose target is a host, regardless of visibility.
-    pub fn aliases_of(&self, host: &str) -> impl Iterator<Item = &Host> {
+    pub(crate) fn aliases_of(&self, host: &str) -> impl Iterator<Item = &Host> {
         self.aliases.get(host).into_iter().flatten()
     }
 
     /// The hosts that a rule for `name` applies to: the name itself, and every known host that it covers if it is a
     /// wildcard.
-    pub fn hosts_covered_by(&self, name: &Host) -> BTreeSet<Host> {
+    pub(crate) fn hosts_covered_by(&self, name: &Host) -> BTreeSet<Host> {
         let mut found = BTreeSet::from([name.clone()]);
         if is_wildcard(name) {
             let known = self.services.keys().chain(self.virtual_services.hosts());
@@ -269,18 +273,18 @@ impl Mesh {
     }
 
     /// The services with an endpoint at an address.
-    pub fn services_at(&self, address: &str) -> impl Iterator<Item = &RegisteredService> {
+    pub(crate) fn services_at(&self, address: &str) -> impl Iterator<Item = &RegisteredService> {
         let hosts = self.by_address.get(address).into_iter().flatten();
         hosts.filter_map(|host| self.services.get(host)).flat_map(|list| list.iter())
     }
 
     /// The numbers of all ports that any service has.
-    pub fn ports(&self) -> BTreeSet<u16> {
+    pub(crate) fn ports(&self) -> BTreeSet<u16> {
         self.by_port.keys().map(|(port, _)| *port).collect()
     }
 
     /// The first service of a host, regardless of visibility.
-    pub fn any_service(&self, host: &str) -> Option<&RegisteredService> {
+    pub(crate) fn any_service(&self, host: &str) -> Option<&RegisteredService> {
         self.services.get(host)?.first()
     }
 }
@@ -290,7 +294,7 @@ type Name = (Arc<str>, Arc<str>);
 
 /// Calls `found` with each key at which two maps differ, and both values. Takes time proportional to the differences if
 /// one map was derived from the other.
-pub fn diff<'a, K: Ord + Clone, V: PartialEq + Clone>(
+pub(crate) fn diff<'a, K: Ord + Clone, V: PartialEq + Clone>(
     old: &'a OrdMap<K, V>,
     new: &'a OrdMap<K, V>,
     mut found: impl FnMut(&'a K, Option<&'a V>, Option<&'a V>),

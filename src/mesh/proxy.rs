@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::endpoint::Locality;
+use super::topology::Locality;
 use crate::api::{Labels, ObjectKey};
 use crate::revision::Revision;
 
@@ -212,7 +212,7 @@ pub struct Scope {
 impl Scope {
     /// Represents all namespaces that no object is in or names, because proxies in them get the same configuration. No
     /// namespace has this name.
-    pub const OTHER_NAMESPACE: &'static str = "";
+    pub(crate) const OTHER_NAMESPACE: &'static str = "";
 }
 
 /// The address families that a proxy supports.
@@ -228,7 +228,7 @@ pub enum Families {
 
 impl Families {
     /// The families of these addresses.
-    pub fn of<'a>(addresses: impl IntoIterator<Item = &'a Arc<str>>) -> Self {
+    pub(crate) fn of<'a>(addresses: impl IntoIterator<Item = &'a Arc<str>>) -> Self {
         let (mut v4, mut v6) = (false, false);
         for address in addresses {
             if address.contains(':') {
@@ -245,7 +245,7 @@ impl Families {
     }
 
     /// Whether a proxy of these families can connect to `address`, which may be a host name or a path.
-    pub fn reach(self, address: &str) -> bool {
+    pub(crate) fn reach(self, address: &str) -> bool {
         let plain = address.split('/').next().unwrap_or_default();
         match (self, plain.parse::<std::net::IpAddr>()) {
             (Families::V4, Ok(ip)) => ip.is_ipv4(),

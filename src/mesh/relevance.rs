@@ -51,7 +51,7 @@ pub(super) struct Counts {
 
 impl Counts {
     /// Applies the difference between two states. Returns whether the set of attributes may have changed.
-    pub fn follow(&mut self, old: &Mesh, new: &Mesh) -> bool {
+    pub(crate) fn follow(&mut self, old: &Mesh, new: &Mesh) -> bool {
         let domain = &new.config.domain;
         let mut changed = false;
         // Additions come first, so that replacing an object never removes its attributes temporarily.
@@ -80,7 +80,7 @@ impl Counts {
     }
 
     /// All attributes that are read.
-    pub fn all(&self) -> ScopeAttributes {
+    pub(crate) fn all(&self) -> ScopeAttributes {
         ScopeAttributes {
             labels: self.labels.keys().cloned().collect(),
             locality: self.locality > 0,

@@ -10,7 +10,7 @@ use crate::revision::Revision;
 
 /// A VirtualService with its hosts resolved.
 #[derive(Clone, Debug)]
-pub struct VirtualService {
+pub(crate) struct VirtualService {
     /// Identifies its content, delegates and overlay included.
     pub revision: Revision,
     /// Its key.
@@ -32,7 +32,7 @@ pub struct VirtualService {
 
 /// Effective destinations that differ from those in the object: one entry per route of each kind, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Overlay {
+pub(crate) struct Overlay {
     /// Of [`VirtualService::http`].
     pub http: Vec<Option<Vec<api::HttpRouteDestination>>>,
     /// Of [`VirtualService::tcp`].
@@ -43,7 +43,7 @@ pub struct Overlay {
 
 impl Overlay {
     /// Whether no route has other destinations than in the object.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.http.iter().all(Option::is_none)
             && self.tcp.iter().chain(&self.tls).all(Option::is_none)
     }
@@ -59,7 +59,7 @@ struct MergedRoute {
 
 /// A route whose delegate is missing or cannot be used completely.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DroppedRoute {
+pub(crate) struct DroppedRoute {
     /// Its index in `http`.
     pub index: usize,
     /// The reason.
@@ -68,7 +68,7 @@ pub struct DroppedRoute {
 
 /// An HTTP route and its origin.
 #[derive(Clone, Copy, Debug)]
-pub struct HttpRule<'a> {
+pub(crate) struct HttpRule<'a> {
     /// The route, with its delegate merged in.
     pub route: &'a api::HttpRoute,
     /// Its effective destinations.
@@ -81,7 +81,7 @@ pub struct HttpRule<'a> {
 
 /// A TCP or TLS route.
 #[derive(Clone, Copy, Debug)]
-pub struct StreamRule<'a, M> {
+pub(crate) struct StreamRule<'a, M> {
     /// The connections it is for.
     pub matches: &'a [M],
     /// Its effective destinations.
@@ -111,7 +111,7 @@ impl VirtualService {
     }
 
     /// Its spec.
-    pub fn spec(&self) -> &api::VirtualService {
+    pub(crate) fn spec(&self) -> &api::VirtualService {
         match &self.object.spec {
             Spec::VirtualService(spec) => spec,
             _ => &self.empty,
@@ -119,7 +119,7 @@ impl VirtualService {
     }
 
     /// Its HTTP routes in order, with delegates merged in.
-    pub fn http(&self) -> impl Iterator<Item = HttpRule<'_>> {
+    pub(crate) fn http(&self) -> impl Iterator<Item = HttpRule<'_>> {
         let own = match &self.merged {
             None => self.spec().http.as_slice(),
             Some(_) => &[],
@@ -224,22 +224,22 @@ impl VirtualService {
     }
 
     /// The same with other effective destinations.
-    pub fn with_overlay(&self, overlay: Overlay) -> Self {
+    pub(crate) fn with_overlay(&self, overlay: Overlay) -> Self {
         Self { revision: Revision::fresh(), overlay: Some(Arc::new(overlay)), ..self.clone() }
     }
 
     /// The effective destinations that differ from those in the object.
-    pub fn overlay(&self) -> Option<&Overlay> {
+    pub(crate) fn overlay(&self) -> Option<&Overlay> {
         self.overlay.as_deref()
     }
 
     /// Its routes whose delegate is missing or cannot be used completely.
-    pub fn dropped(&self) -> &[DroppedRoute] {
+    pub(crate) fn dropped(&self) -> &[DroppedRoute] {
         &self.dropped
     }
 
     /// Its TCP routes in order.
-    pub fn tcp(&self) -> impl Iterator<Item = StreamRule<'_, api::L4MatchAttributes>> {
+    pub(crate) fn tcp(&self) -> impl Iterator<Item = StreamRule<'_, api::L4MatchAttributes>> {
         self.spec().tcp.iter().enumerate().map(|(n, route)| {
             let instead =
                 self.overlay.as_deref().and_then(|overlay| overlay.tcp.get(n)?.as_deref());
@@ -248,7 +248,7 @@ impl VirtualService {
     }
 
     /// Its TLS routes in order.
-    pub fn tls(&self) -> impl Iterator<Item = StreamRule<'_, api::TlsMatchAttributes>> {
+    pub(crate) fn tls(&self) -> impl Iterator<Item = StreamRule<'_, api::TlsMatchAttributes>> {
         self.spec().tls.iter().enumerate().map(|(n, route)| {
             let instead =
                 self.overlay.as_deref().and_then(|overlay| overlay.tls.get(n)?.as_deref());
@@ -271,7 +271,7 @@ impl VirtualService {
 
     /// The full names of the hosts to which its routes send or mirror requests and connections, each with the port if
     /// specified.
-    pub fn destinations<'a>(
+    pub(crate) fn destinations<'a>(
         &'a self,
         domain: &'a str,
     ) -> impl Iterator<Item = (Host, Option<u16>)> + 'a {
@@ -293,7 +293,7 @@ impl VirtualService {
     }
 
     /// Whether any match depends on the source proxy.
-    pub fn tells_sources_apart(&self) -> bool {
+    pub(crate) fn tells_sources_apart(&self) -> bool {
         let http = self.http().flat_map(|http| {
             http.route.matches.iter().map(|of| (&of.source_labels, &of.source_namespace))
         });
@@ -309,22 +309,22 @@ impl VirtualService {
     }
 
     /// Its annotations.
-    pub fn annotations(&self) -> &Labels {
+    pub(crate) fn annotations(&self) -> &Labels {
         &self.object.meta.annotations
     }
 
     /// Its namespace, which resolves short hosts.
-    pub fn namespace(&self) -> &Arc<str> {
+    pub(crate) fn namespace(&self) -> &Arc<str> {
         &self.object.meta.namespace
     }
 
     /// Its age.
-    pub fn age(&self) -> Age {
+    pub(crate) fn age(&self) -> Age {
         self.object.meta.age
     }
 
     /// Whether any part of it applies to sidecars.
-    pub fn is_for_mesh(&self) -> bool {
+    pub(crate) fn is_for_mesh(&self) -> bool {
         let gateways = &self.spec().gateways;
         gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
     }
@@ -332,7 +332,7 @@ impl VirtualService {
 
 /// The merged DestinationRules of one namespace for one host.
 #[derive(Clone, Debug)]
-pub struct DestinationRule {
+pub(crate) struct DestinationRule {
     /// Identifies its content, overlay included.
     pub revision: Revision,
     /// The DestinationRules it was merged from, oldest first.
@@ -461,7 +461,7 @@ impl DestinationRule {
     }
 
     /// Whether the endpoints depend on the client's location.
-    pub fn looks_at_locality(&self) -> bool {
+    pub(crate) fn looks_at_locality(&self) -> bool {
         self.locality_inputs().any(|place| place.locality)
     }
 
@@ -495,22 +495,22 @@ impl DestinationRule {
     }
 
     /// The subset with this name.
-    pub fn subset(&self, name: &str) -> Option<&Arc<api::Subset>> {
+    pub(crate) fn subset(&self, name: &str) -> Option<&Arc<api::Subset>> {
         self.subsets.iter().find(|subset| subset.name == name)
     }
 
     /// The effective labels of a subset.
-    pub fn labels(&self, subset: &str) -> Option<&Labels> {
+    pub(crate) fn labels(&self, subset: &str) -> Option<&Labels> {
         self.overlay.get(subset).or_else(|| Some(&self.subset(subset)?.labels))
     }
 
     /// The same with other effective labels for these subsets.
-    pub fn with_overlay(&self, labels: BTreeMap<String, Labels>) -> Self {
+    pub(crate) fn with_overlay(&self, labels: BTreeMap<String, Labels>) -> Self {
         Self { revision: Revision::fresh(), overlay: labels, ..self.clone() }
     }
 
     /// The effective labels that differ from those in the object.
-    pub fn overlay(&self) -> &BTreeMap<String, Labels> {
+    pub(crate) fn overlay(&self) -> &BTreeMap<String, Labels> {
         &self.overlay
     }
 }

@@ -46,7 +46,7 @@ impl RegisteredService {
 
 impl Declared {
     /// Replaces the service that the object of this registry and name declares for `host`, or removes it.
-    pub fn put(
+    pub(crate) fn put(
         &mut self,
         host: &Host,
         registry: Registry,
@@ -75,7 +75,11 @@ impl Declared {
 
     /// The services of a host as clients see them, in order of precedence. Those that are the same as in `before` keep
     /// their revisions.
-    pub fn services(&self, host: &Host, before: &[RegisteredService]) -> Vec<RegisteredService> {
+    pub(crate) fn services(
+        &self,
+        host: &Host,
+        before: &[RegisteredService],
+    ) -> Vec<RegisteredService> {
         let declared = self.by_host.get(host).map(Vec::as_slice).unwrap_or_default();
         let mut groups: Vec<Vec<&RegisteredService>> = Vec::new();
         for known in declared {
@@ -99,12 +103,12 @@ impl Declared {
     }
 
     /// Whether an ExternalName service was added, removed or given another target since the last call.
-    pub fn take_aliases_changed(&mut self) -> bool {
+    pub(crate) fn take_aliases_changed(&mut self) -> bool {
         std::mem::take(&mut self.aliases_changed)
     }
 
     /// ExternalName services, each with the host at the end of its chain.
-    pub fn aliases(&self) -> impl Iterator<Item = (&Host, &Host)> {
+    pub(crate) fn aliases(&self) -> impl Iterator<Item = (&Host, &Host)> {
         self.aliases.keys().filter_map(|alias| Some((alias, self.end(alias)?)))
     }
 

@@ -4,10 +4,10 @@ use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::endpoint::{Locality, label_locality, node_locality};
+use super::endpoint::{label_locality, node_locality};
 use super::proxy::{Families, Interception, Proxy, Scope};
 use super::service::{Resolution, Service};
-use super::topology::{Topology, is_topology};
+use super::topology::{Locality, Topology, is_topology};
 use super::{Endpoint, Mesh};
 
 impl Mesh {
@@ -89,7 +89,7 @@ impl Mesh {
     }
 
     /// The location of workloads about which nothing else is known.
-    pub fn own_topology(&self) -> Topology {
+    pub(crate) fn own_topology(&self) -> Topology {
         Topology {
             cluster: self.config.cluster.clone(),
             network: self.network.clone(),
@@ -98,7 +98,7 @@ impl Mesh {
     }
 
     /// The location of a pod, as far as its node is known.
-    pub fn pod_topology(&self, namespace: &Arc<str>, name: &Arc<str>) -> Topology {
+    pub(crate) fn pod_topology(&self, namespace: &Arc<str>, name: &Arc<str>) -> Topology {
         let known = self.pod_topologies.get(&(namespace.clone(), name.clone()));
         known.map_or_else(|| self.own_topology(), |known| (**known).clone())
     }

@@ -32,7 +32,7 @@ pub enum Protocol {
 impl Protocol {
     /// The protocol of a service port, or `None` for UDP and SCTP, which Envoy sidecars do not carry. Source: Istio's
     /// documentation, "Protocol Selection": `appProtocol`, or without one the name, up to its first `-`.
-    pub fn of(port: &api::ServicePort) -> Option<Self> {
+    pub(crate) fn of(port: &api::ServicePort) -> Option<Self> {
         if !matches!(port.protocol.as_str(), "" | "TCP") {
             return None;
         }
@@ -73,22 +73,22 @@ impl Protocol {
     }
 
     /// Whether it is HTTP.
-    pub fn is_http(self) -> bool {
+    pub(crate) fn is_http(self) -> bool {
         matches!(self, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
     }
 
     /// Whether it is HTTP or may be detected as HTTP.
-    pub fn may_be_http(self) -> bool {
+    pub(crate) fn may_be_http(self) -> bool {
         self.is_http() || self == Protocol::Unknown
     }
 
     /// Whether HTTP/2 is used towards the endpoints.
-    pub fn is_http2(self) -> bool {
+    pub(crate) fn is_http2(self) -> bool {
         matches!(self, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
     }
 
     /// Whether it is gRPC, whose clients retry by themselves.
-    pub fn is_grpc(self) -> bool {
+    pub(crate) fn is_grpc(self) -> bool {
         matches!(self, Protocol::Grpc | Protocol::GrpcWeb)
     }
 }
@@ -148,7 +148,7 @@ impl Preference {
     }
 
     /// The labels that rank endpoints: the more of them, counted from the first, equal the client's, the better.
-    pub fn labels(self) -> &'static [&'static str] {
+    pub(crate) fn labels(self) -> &'static [&'static str] {
         match self {
             Preference::Zone => &[NETWORK, REGION, ZONE],
             Preference::Node => &[NETWORK, REGION, ZONE, SUBZONE, HOSTNAME],
@@ -209,7 +209,7 @@ pub struct Service {
 
 /// The canonical form of an address or address range. Two spellings of one address would become two listeners at the
 /// same address, and Envoy would reject one of them. A full-length prefix is dropped.
-pub fn canonical_address(address: &str) -> Arc<str> {
+pub(crate) fn canonical_address(address: &str) -> Arc<str> {
     let (plain, length) = address.split_once('/').unwrap_or((address, ""));
     match (plain.parse::<IpAddr>(), length.parse::<u32>()) {
         (Ok(IpAddr::V4(ip)), Ok(length)) if length < 32 => {
@@ -237,7 +237,7 @@ impl Service {
     }
 
     /// The service of a Kubernetes object; `domain` is the cluster's, like `cluster.local`.
-    pub fn from_kubernetes(
+    pub(crate) fn from_kubernetes(
         meta: &Meta,
         spec: &api::Service,
         namespace: Option<&Meta>,
@@ -294,7 +294,7 @@ impl Service {
     }
 
     /// The service of one host of a ServiceEntry.
-    pub fn from_service_entry(
+    pub(crate) fn from_service_entry(
         meta: &Meta,
         spec: &api::ServiceEntry,
         namespace: Option<&Meta>,
@@ -348,7 +348,7 @@ impl Service {
     }
 
     /// The services it was merged from that have a port with this number; itself if it was not merged.
-    pub fn declaring(&self, port: u16) -> impl Iterator<Item = &Service> {
+    pub(crate) fn declaring(&self, port: u16) -> impl Iterator<Item = &Service> {
         let own = self.merged_from.is_empty().then_some(self);
         own.into_iter()
             .chain(self.merged_from.iter().map(Arc::as_ref))
@@ -356,7 +356,7 @@ impl Service {
     }
 
     /// The port with this number.
-    pub fn port(&self, number: u16) -> Option<&Port> {
+    pub(crate) fn port(&self, number: u16) -> Option<&Port> {
         self.ports.iter().find(|port| port.number == number)
     }
 }

@@ -10,7 +10,7 @@ use crate::revision::Revision;
 
 /// A Sidecar with its hosts parsed.
 #[derive(Debug)]
-pub struct Sidecar {
+pub(crate) struct Sidecar {
     /// Its key.
     pub key: ObjectKey,
     /// Identifies its content.
@@ -115,13 +115,13 @@ impl EgressHost {
 
 impl Egress {
     /// Whether a service is among the hosts for proxies in namespace `own`.
-    pub fn has_service(&self, namespace: &str, name: &str, own: &str) -> bool {
+    pub(crate) fn has_service(&self, namespace: &str, name: &str, own: &str) -> bool {
         self.includes(namespace, own, |host| host::covers(host, name))
             && !self.excludes(namespace, name, own)
     }
 
     /// Whether a VirtualService applies to any of the hosts for proxies in namespace `own`.
-    pub fn has_rule(&self, rule: &VirtualService, own: &str) -> bool {
+    pub(crate) fn has_rule(&self, rule: &VirtualService, own: &str) -> bool {
         rule.hosts.iter().any(|name| {
             self.includes(rule.namespace(), own, |host| {
                 host::covers(host, name) || host::covers(name, host)
@@ -165,14 +165,14 @@ impl Sidecars {
     }
 
     /// A Sidecar by key.
-    pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Sidecar>> {
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Arc<Sidecar>> {
         self.by_namespace.get(&key.namespace)?.iter().find(|sidecar| sidecar.key == *key)
     }
 
     /// The Sidecar that applies to a proxy: one of its namespace that selects it, else one of its namespace without a
     /// selector, else one of the root namespace without a selector; the oldest if there are several. `has` says whether
     /// the proxy has the labels of a selector. Source: Istio's Sidecar, "workloadSelector".
-    pub fn find(
+    pub(crate) fn find(
         &self,
         namespace: &str,
         has: impl Fn(&Labels) -> bool,

@@ -1,22 +1,49 @@
 //! The location of workloads and the corresponding labels.
 
+use std::fmt;
 use std::sync::Arc;
 
-use super::endpoint::Locality;
 use crate::api::Labels;
 
 /// The region.
-pub const REGION: &str = "topology.kubernetes.io/region";
+pub(crate) const REGION: &str = "topology.kubernetes.io/region";
 /// The zone.
-pub const ZONE: &str = "topology.kubernetes.io/zone";
+pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
 /// The sub-zone.
-pub const SUBZONE: &str = "topology.istio.io/subzone";
+pub(crate) const SUBZONE: &str = "topology.istio.io/subzone";
 /// The node.
-pub const HOSTNAME: &str = "kubernetes.io/hostname";
+pub(crate) const HOSTNAME: &str = "kubernetes.io/hostname";
 /// The cluster.
-pub const CLUSTER: &str = "topology.istio.io/cluster";
+pub(crate) const CLUSTER: &str = "topology.istio.io/cluster";
 /// The network.
-pub const NETWORK: &str = "topology.istio.io/network";
+pub(crate) const NETWORK: &str = "topology.istio.io/network";
+
+/// A locality: region, zone and sub-zone, each possibly empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Locality {
+    /// The region.
+    pub region: String,
+    /// The zone.
+    pub zone: String,
+    /// The sub-zone.
+    pub sub_zone: String,
+}
+
+impl Locality {
+    /// Parses `region/zone/subzone`; missing parts are empty.
+    pub fn parse(text: &str) -> Self {
+        let mut parts = text.splitn(3, '/').map(str::to_owned);
+        let [region, zone, sub_zone] = [(); 3].map(|()| parts.next().unwrap_or_default());
+        Self { region, zone, sub_zone }
+    }
+}
+
+impl fmt::Display for Locality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}/{}/{}", self.region, self.zone, self.sub_zone);
+        f.pad(text.trim_end_matches('/'))
+    }
+}
 
 /// The location of a workload; empty means unknown. It counts as additional labels of the workload. Source: Istio's
 /// AugmentLabels.
@@ -33,13 +60,13 @@ pub struct Topology {
 }
 
 /// Whether a label describes the location of a workload.
-pub fn is_topology(label: &str) -> bool {
+pub(crate) fn is_topology(label: &str) -> bool {
     matches!(label, REGION | ZONE | SUBZONE | HOSTNAME | CLUSTER | NETWORK)
 }
 
 impl Topology {
     /// A label of a workload at this location that has labels of its `own`.
-    pub fn label<'a>(&'a self, own: &'a Labels, name: &str) -> Option<&'a str> {
+    pub(crate) fn label<'a>(&'a self, own: &'a Labels, name: &str) -> Option<&'a str> {
         let own = own.get(name).map(String::as_str);
         let known: &str = match name {
             REGION => &self.locality.region,
@@ -55,12 +82,12 @@ impl Topology {
     }
 
     /// Whether `selector` selects a workload at this location that has labels of its `own`.
-    pub fn selects(&self, selector: &Labels, own: &Labels) -> bool {
+    pub(crate) fn selects(&self, selector: &Labels, own: &Labels) -> bool {
         selector.iter().all(|(name, value)| self.label(own, name) == Some(value))
     }
 
     /// All labels of a workload at this location that has labels of its `own`.
-    pub fn labels(&self, own: &Labels) -> Labels {
+    pub(crate) fn labels(&self, own: &Labels) -> Labels {
         let mut all = own.clone();
         for name in [REGION, ZONE, SUBZONE, HOSTNAME, CLUSTER, NETWORK] {
             if let Some(value) = self.label(own, name) {

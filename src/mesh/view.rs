@@ -33,7 +33,7 @@ pub struct ScopeView<'a> {
 
 /// A visible service.
 #[derive(Clone, Debug)]
-pub struct VisibleService<'a> {
+pub(crate) struct VisibleService<'a> {
     /// The service and its endpoints.
     pub known: &'a RegisteredService,
     /// The visible ports; `None` means all.
@@ -42,7 +42,7 @@ pub struct VisibleService<'a> {
 
 impl<'a> VisibleService<'a> {
     /// The visible ports.
-    pub fn ports(&self) -> impl Iterator<Item = &'a Port> {
+    pub(crate) fn ports(&self) -> impl Iterator<Item = &'a Port> {
         let only = self.only.clone();
         self.known
             .service
@@ -52,7 +52,7 @@ impl<'a> VisibleService<'a> {
     }
 
     /// The visible port numbers, if not all are visible.
-    pub fn only(&self) -> Option<&BTreeSet<u16>> {
+    pub(crate) fn only(&self) -> Option<&BTreeSet<u16>> {
         self.only.as_ref()
     }
 
@@ -92,23 +92,23 @@ impl<'a> ScopeView<'a> {
     }
 
     /// The VirtualServices that apply at a port.
-    pub fn rules_at(&self, port: u16) -> &VisibleVirtualServices<'a> {
+    pub(crate) fn rules_at(&self, port: u16) -> &VisibleVirtualServices<'a> {
         self.by_port.get(&port).or(self.elsewhere.as_ref()).unwrap_or(&self.rules)
     }
 
     /// The Sidecar's destination for traffic to unknown hosts.
-    pub fn egress_proxy(&self) -> Option<&'a api::Destination> {
+    pub(crate) fn egress_proxy(&self) -> Option<&'a api::Destination> {
         let (key, _) = self.scope.sidecar.as_ref()?;
         self.mesh.sidecars.get(key)?.egress_proxy.as_ref()
     }
 
     /// All visible services, by host.
-    pub fn services(&self) -> impl Iterator<Item = VisibleService<'a>> {
+    pub(crate) fn services(&self) -> impl Iterator<Item = VisibleService<'a>> {
         self.mesh.services.keys().filter_map(|host| self.service(host))
     }
 
     /// The service of a host, if clients may call it directly.
-    pub fn callable_service(&self, host: &str) -> Option<VisibleService<'a>> {
+    pub(crate) fn callable_service(&self, host: &str) -> Option<VisibleService<'a>> {
         let list = self.mesh.services.get(host)?;
         if self.egress.is_empty() {
             let known = self.mesh.pick(list, &self.scope.namespace, |_| true)?;
@@ -136,7 +136,7 @@ impl<'a> ScopeView<'a> {
     }
 
     /// The visible service of a host.
-    pub fn service(&self, host: &str) -> Option<VisibleService<'a>> {
+    pub(crate) fn service(&self, host: &str) -> Option<VisibleService<'a>> {
         let list = self.mesh.services.get(host)?;
         if self.egress.is_empty() {
             return self.callable_service(host);
@@ -209,7 +209,7 @@ impl<'a> ScopeView<'a> {
     }
 
     /// The rule for inbound traffic at a workload of a host.
-    pub fn inbound_rule(&self, host: &str) -> Option<&'a Arc<DestinationRule>> {
+    pub(crate) fn inbound_rule(&self, host: &str) -> Option<&'a Arc<DestinationRule>> {
         let service = &self.service(host)?.known.service;
         let root = &self.mesh.config.root_namespace;
         self.mesh.destination_rules.find_inbound(
@@ -221,13 +221,16 @@ impl<'a> ScopeView<'a> {
     }
 
     /// The Sidecar's limits on inbound traffic.
-    pub fn inbound_pool(&self) -> Option<&'a api::ConnectionPoolSettings> {
+    pub(crate) fn inbound_pool(&self) -> Option<&'a api::ConnectionPoolSettings> {
         let (key, _) = self.scope.sidecar.as_ref()?;
         self.mesh.sidecars.get(key)?.inbound_pool.as_ref()
     }
 
     /// The rule for a service.
-    pub fn destination_rule(&self, known: &RegisteredService) -> Option<&'a Arc<DestinationRule>> {
+    pub(crate) fn destination_rule(
+        &self,
+        known: &RegisteredService,
+    ) -> Option<&'a Arc<DestinationRule>> {
         let service = &known.service;
         self.mesh.destination_rules.find(
             &service.host,

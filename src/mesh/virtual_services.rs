@@ -28,11 +28,11 @@ pub struct VirtualServices {
 /// The precedence of a VirtualService among those of one host: private before exported by name before public; within
 /// each group the oldest first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Precedence(u8, Age, Arc<str>, Arc<str>);
+pub(crate) struct Precedence(u8, Age, Arc<str>, Arc<str>);
 
 impl VirtualServices {
     /// Replaces the VirtualService of this key, or removes it. `domain` is the cluster's.
-    pub fn set(&mut self, key: &ObjectKey, new: Option<Arc<VirtualService>>, domain: &str) {
+    pub(crate) fn set(&mut self, key: &ObjectKey, new: Option<Arc<VirtualService>>, domain: &str) {
         if let Some(old) = self.by_key.remove(key) {
             for name in &old.hosts {
                 self.edit_host(name, |list| list.retain(|known| known.key != *key));
@@ -70,7 +70,7 @@ impl VirtualServices {
     }
 
     /// The same with some VirtualServices replaced by key.
-    pub fn with<'a>(
+    pub(crate) fn with<'a>(
         &self,
         others: impl Iterator<Item = (&'a ObjectKey, &'a Arc<VirtualService>)>,
         domain: &str,
@@ -83,33 +83,33 @@ impl VirtualServices {
     }
 
     /// All of them by key.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<VirtualService>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<VirtualService>> {
         self.by_key.values()
     }
 
     /// All of them, by key.
-    pub fn by_key(&self) -> &OrdMap<ObjectKey, Arc<VirtualService>> {
+    pub(crate) fn by_key(&self) -> &OrdMap<ObjectKey, Arc<VirtualService>> {
         &self.by_key
     }
 
     /// One of them.
-    pub fn get(&self, key: &ObjectKey) -> Option<&Arc<VirtualService>> {
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Arc<VirtualService>> {
         self.by_key.get(key)
     }
 
     /// The VirtualServices that route to a host.
-    pub fn routing_to(&self, host: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
+    pub(crate) fn routing_to(&self, host: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
         self.routing_to.get(host).into_iter().flatten().filter_map(|key| self.by_key.get(key))
     }
 
     /// The VirtualServices that name a host, exactly or by wildcard.
-    pub fn naming(&self, name: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
+    pub(crate) fn naming(&self, name: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
         let covering = self.covering(name).flat_map(|list| list.iter());
         self.exact.get(name).into_iter().flat_map(|list| list.iter()).chain(covering)
     }
 
     /// Every host that any of them names, wildcards included.
-    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = &Host> {
         self.exact.keys().chain(self.wildcards.keys().map(|(_, host)| host))
     }
 
@@ -159,7 +159,7 @@ impl<'a> VisibleVirtualServices<'a> {
     }
 
     /// Whether a VirtualService applies.
-    pub fn includes(&self, rules: &VirtualService) -> bool {
+    pub(crate) fn includes(&self, rules: &VirtualService) -> bool {
         rules.is_for_mesh()
             && rules.visibility.includes(self.namespace)
             && self.egress_includes(rules)
@@ -173,7 +173,7 @@ impl<'a> VisibleVirtualServices<'a> {
     }
 
     /// The precedence of a VirtualService among those that name the same host.
-    pub fn precedence(&self, rules: &VirtualService) -> Precedence {
+    pub(crate) fn precedence(&self, rules: &VirtualService) -> Precedence {
         let class = match rules.visibility {
             Visibility::Namespaces(_) if **rules.namespace() == *self.namespace => 0,
             Visibility::Namespaces(_) => 1,
@@ -195,7 +195,7 @@ impl<'a> VisibleVirtualServices<'a> {
 
     /// The candidates for the HTTP routes of a host, in order: those that name it; without any, the first one with the
     /// longest matching wildcard. The first that has a route for a proxy and port is used there.
-    pub fn http(&self, name: &str) -> impl Iterator<Item = &'a Arc<VirtualService>> {
+    pub(crate) fn http(&self, name: &str) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let mut found = if host::is_wildcard(name) {
             self.ranked(self.all.wildcards.get(&(Reverse(name.len()), Host::from(name))))
         } else {
@@ -210,7 +210,7 @@ impl<'a> VisibleVirtualServices<'a> {
     }
 
     /// Those that name exactly this host, in order of precedence.
-    pub fn naming_exactly(&self, name: &str) -> Vec<&'a Arc<VirtualService>> {
+    pub(crate) fn naming_exactly(&self, name: &str) -> Vec<&'a Arc<VirtualService>> {
         if host::is_wildcard(name) {
             self.ranked(self.all.wildcards.get(&(Reverse(name.len()), Host::from(name))))
         } else {
@@ -219,7 +219,7 @@ impl<'a> VisibleVirtualServices<'a> {
     }
 
     /// All VirtualServices that apply to a host, in order of precedence.
-    pub fn all(&self, name: &str) -> impl Iterator<Item = &'a Arc<VirtualService>> {
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let exact = self.ranked(self.all.exact.get(name));
         let covering: Vec<_> =
             self.all.covering(name).flat_map(|list| self.ranked(Some(list))).collect();
@@ -227,7 +227,7 @@ impl<'a> VisibleVirtualServices<'a> {
     }
 
     /// Every one of them.
-    pub fn iter(&self) -> impl Iterator<Item = &'a Arc<VirtualService>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'a Arc<VirtualService>> {
         let this = self.clone();
         self.all.by_key.values().filter(move |rules| this.includes(rules))
     }

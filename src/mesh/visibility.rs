@@ -16,7 +16,7 @@ pub enum Visibility {
 impl Visibility {
     /// Parses the `exportTo` of an object in namespace `own`: `*` means all, `.` its own, `~` none regardless of other
     /// entries, anything else is a namespace. Empty means all.
-    pub fn new<'a>(export_to: impl IntoIterator<Item = &'a str>, own: &Arc<str>) -> Self {
+    pub(crate) fn new<'a>(export_to: impl IntoIterator<Item = &'a str>, own: &Arc<str>) -> Self {
         let mut namespaces = BTreeSet::new();
         let (mut given, mut nobody) = (false, false);
         for entry in export_to.into_iter().map(str::trim).filter(|entry| !entry.is_empty()) {
@@ -39,12 +39,12 @@ impl Visibility {
     }
 
     /// Visible only in namespace `own`.
-    pub fn private(own: &Arc<str>) -> Self {
+    pub(crate) fn private(own: &Arc<str>) -> Self {
         Visibility::Namespaces(BTreeSet::from([own.clone()]))
     }
 
     /// Whether `namespace` sees the object.
-    pub fn includes(&self, namespace: &str) -> bool {
+    pub(crate) fn includes(&self, namespace: &str) -> bool {
         match self {
             Visibility::Public => true,
             Visibility::Namespaces(namespaces) => namespaces.contains(namespace),

@@ -8,7 +8,7 @@ use crate::source::Origin;
 
 /// A document of any kind, with where it was read.
 #[derive(Clone, Debug)]
-pub struct Document {
+pub(crate) struct Document {
     /// Where it was read.
     pub origin: Origin,
     /// Its content.
@@ -22,48 +22,48 @@ impl Document {
     }
 
     /// The API group; empty for Kubernetes' core group.
-    pub fn group(&self) -> &str {
+    pub(crate) fn group(&self) -> &str {
         self.text("/apiVersion").split_once('/').map_or("", |(group, _)| group)
     }
 
     /// The kind.
-    pub fn kind(&self) -> &str {
+    pub(crate) fn kind(&self) -> &str {
         self.text("/kind")
     }
 
     /// Whether it is of this group and kind.
-    pub fn is(&self, group: &str, kind: &str) -> bool {
+    pub(crate) fn is(&self, group: &str, kind: &str) -> bool {
         self.group() == group && self.kind() == kind
     }
 
     /// The name.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.text("/metadata/name")
     }
 
     /// The namespace; `default` if it is not set, as in kubectl.
-    pub fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         Some(self.text("/metadata/namespace")).filter(|name| !name.is_empty()).unwrap_or("default")
     }
 
     /// The member at a pointer, such as `/spec/selector`.
-    pub fn at(&self, pointer: &str) -> Option<&Value> {
+    pub(crate) fn at(&self, pointer: &str) -> Option<&Value> {
         self.value.pointer(pointer).filter(|value| !value.is_null())
     }
 
     /// The items of a list at a pointer.
-    pub fn items<'a>(&'a self, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    pub(crate) fn items<'a>(&'a self, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
         self.at(pointer).and_then(Value::as_array).into_iter().flatten()
     }
 
     /// The labels or annotations at a pointer.
-    pub fn labels(&self, pointer: &str) -> Labels {
+    pub(crate) fn labels(&self, pointer: &str) -> Labels {
         let map = self.at(pointer).and_then(Value::as_object).into_iter().flatten();
         map.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
     }
 
     /// A finding about this object.
-    pub fn finding(
+    pub(crate) fn finding(
         &self,
         level: Level,
         concerns: Concerns,

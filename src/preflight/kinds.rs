@@ -13,7 +13,7 @@ const SECURITY: &str = "security.istio.io";
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
 
 /// The groups and resources whose objects are judged, in the plural, besides Pods and Namespaces.
-pub const RESOURCES: [(&str, &str); 19] = [
+pub(crate) const RESOURCES: [(&str, &str); 19] = [
     (NETWORKING, "virtualservices"),
     (NETWORKING, "destinationrules"),
     (NETWORKING, "serviceentries"),

@@ -12,15 +12,15 @@ mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use document::Document;
-pub use kinds::RESOURCES;
+pub(crate) use document::Document;
+pub(crate) use kinds::RESOURCES;
 use workloads::Workloads;
 
 use crate::source::Origin;
 
 /// How a finding bears on a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub(crate) enum Level {
     /// Has to be done when the namespace moves.
     Step,
     /// Works differently under weir.
@@ -31,7 +31,7 @@ pub enum Level {
 
 impl Level {
     /// Its name.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Level::Step => "step",
             Level::Difference => "difference",
@@ -42,7 +42,7 @@ impl Level {
 
 /// Whether a namespace can move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing works differently.
     Yes,
     /// Something works differently.
@@ -53,7 +53,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// As it is printed.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Verdict::Yes => "yes",
             Verdict::WithDifferences => "yes, with differences",
@@ -64,7 +64,7 @@ impl Verdict {
 
 /// What a finding concerns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Concerns {
+pub(crate) enum Concerns {
     /// Every namespace except these.
     Mesh(BTreeSet<String>),
     /// One namespace.
@@ -73,7 +73,7 @@ pub enum Concerns {
 
 /// One thing that weir does not do, or does differently.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// How it bears on a move.
     pub level: Level,
     /// What it concerns.
@@ -96,7 +96,7 @@ pub struct Finding {
 
 impl Finding {
     /// The object as it is printed.
-    pub fn object(&self) -> String {
+    pub(crate) fn object(&self) -> String {
         if self.namespace.is_empty() {
             format!("{} {}", self.kind, self.name)
         } else {
@@ -107,7 +107,7 @@ impl Finding {
 
 /// The answer.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub(crate) struct Report {
     /// Whether each namespace of the mesh can move.
     pub namespaces: BTreeMap<String, Verdict>,
     /// The namespaces that are not in the mesh.
@@ -118,7 +118,7 @@ pub struct Report {
 
 impl Report {
     /// The findings about a namespace, those about the whole mesh included.
-    pub fn about<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Finding> {
+    pub(crate) fn about<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Finding> {
         self.findings.iter().filter(move |finding| match &finding.concerns {
             Concerns::Mesh(except) => !except.contains(namespace),
             Concerns::Namespace(name) => name == namespace,
@@ -127,7 +127,7 @@ impl Report {
 }
 
 /// Judges what there is. `pods_known` says whether the documents include every pod.
-pub fn check(documents: &[Document], root_namespace: &str, pods_known: bool) -> Report {
+pub(crate) fn check(documents: &[Document], root_namespace: &str, pods_known: bool) -> Report {
     let workloads = Workloads::new(documents, root_namespace, pods_known);
     let objects = documents.iter();
     let mut findings: Vec<Finding> =

@@ -74,7 +74,7 @@ pub(super) struct Workloads<'a> {
 }
 
 impl<'a> Workloads<'a> {
-    pub fn new(documents: &'a [Document], root_namespace: &'a str, known: bool) -> Self {
+    pub(crate) fn new(documents: &'a [Document], root_namespace: &'a str, known: bool) -> Self {
         let gateways = documents.iter().filter(|item| item.is("networking.istio.io", "Gateway"));
         let gateways: Vec<Labels> = gateways
             .map(|gateway| gateway.labels("/spec/selector"))
@@ -96,14 +96,14 @@ impl<'a> Workloads<'a> {
     }
 
     /// The namespaces of the mesh: by their labels, or because a pod has a sidecar.
-    pub fn namespaces(&self) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &'a str> {
         let pods = self.all.iter().filter(|workload| workload.revision.is_some());
         self.labelled.keys().copied().chain(pods.map(Workload::namespace))
     }
 
     /// What a policy concerns that selects sidecars by labels; nothing if it selects none. In the root namespace it
     /// selects in all namespaces.
-    pub fn selected(&self, document: &Document, selector: &Labels) -> Vec<Concerns> {
+    pub(crate) fn selected(&self, document: &Document, selector: &Labels) -> Vec<Concerns> {
         let own = document.namespace();
         let everywhere = own == self.root_namespace;
         let scope = |workload: &&Workload| everywhere || workload.namespace() == own;
@@ -126,7 +126,7 @@ impl<'a> Workloads<'a> {
     }
 
     /// What there is to say of pods and namespaces themselves.
-    pub fn findings(&self) -> Vec<Finding> {
+    pub(crate) fn findings(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         for (name, namespace) in &self.labelled {
             let labels = namespace.labels("/metadata/labels");

@@ -78,7 +78,8 @@ pub(crate) fn fresh_pool() -> Result<DescriptorPool, prost_reflect::DescriptorEr
 ///
 /// # Errors
 /// [`Error::Descriptors`] if the embedded descriptors are broken.
-pub fn pool() -> Result<&'static DescriptorPool, Error> {
+#[cfg(test)]
+pub(crate) fn pool() -> Result<&'static DescriptorPool, Error> {
     TYPES.envoy()
 }
 
@@ -133,7 +134,7 @@ pub fn message_to_text<M: prost::Message + prost::Name>(message: &M) -> Result<S
 }
 
 /// JSON as text in the form of [`message_to_text`].
-pub fn to_text(json: &Value) -> String {
+pub(crate) fn to_text(json: &Value) -> String {
     format!("{json:#}\n")
 }
 
@@ -175,7 +176,7 @@ fn read(full_name: &str, json: &Value) -> Result<DynamicMessage, Error> {
 ///
 /// # Errors
 /// [`Error::UnknownType`] if it is neither.
-pub fn descriptor(full_name: &str) -> Result<MessageDescriptor, Error> {
+pub(crate) fn descriptor(full_name: &str) -> Result<MessageDescriptor, Error> {
     TYPES.find(full_name)
 }
 

@@ -17,10 +17,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::source::kubernetes::reason;
 
 /// The name of the Lease.
-pub const NAME: &str = "weir-status";
+pub(crate) const NAME: &str = "weir-status";
 
 /// Takes part in the election.
-pub struct Candidate {
+pub(crate) struct Candidate {
     api: Api<Lease>,
     identity: String,
     duration: Duration,
@@ -34,7 +34,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// A candidate called `name`, which need not be unique.
-    pub fn new(api: Api<Lease>, name: &str, duration: Duration) -> Self {
+    pub(crate) fn new(api: Api<Lease>, name: &str, duration: Duration) -> Self {
         let number = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let number = number.map_or(0, |time| time.as_nanos()) ^ u128::from(std::process::id());
         let identity = format!("{name}_{:016x}", xxhash_rust::xxh3::xxh3_64(&number.to_le_bytes()));
@@ -52,7 +52,7 @@ impl Candidate {
     }
 
     /// Waits until this replica holds the Lease, and returns until when.
-    pub async fn acquire(&mut self) -> Instant {
+    pub(crate) async fn acquire(&mut self) -> Instant {
         loop {
             let begun = Instant::now();
             let tried = timeout(self.deadline(), self.try_acquire()).await;
@@ -130,7 +130,7 @@ impl Candidate {
     }
 
     /// Renews the Lease until it is lost, and says why. Tells `until` how long it is held.
-    pub async fn keep(&mut self, until: &watch::Sender<Instant>) -> String {
+    pub(crate) async fn keep(&mut self, until: &watch::Sender<Instant>) -> String {
         let mut last_failure = None;
         loop {
             sleep(self.interval()).await;
@@ -181,7 +181,7 @@ impl Candidate {
     }
 
     /// Gives the Lease up, so that another replica need not wait until it expires.
-    pub async fn release(&mut self) {
+    pub(crate) async fn release(&mut self) {
         let Some(mut lease) = self.held.take() else {
             return;
         };

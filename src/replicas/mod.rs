@@ -22,7 +22,7 @@ use crate::metrics::StatusMetrics;
 use crate::status::{self, Published, State, Summarizer};
 use crate::xds::connections::Connections;
 
-pub use queue::{BURST, LATER_PER_SECOND, WRITES_PER_SECOND};
+pub use queue::{BURST, WRITES_PER_SECOND};
 
 /// The shortest time between two summaries. What happens meanwhile is summarized together.
 const PACE: Duration = Duration::from_millis(250);
@@ -62,7 +62,7 @@ pub(crate) struct Replicas {
 
 impl Replicas {
     /// With the state that the admin API reports.
-    pub fn new(client: Client, options: StatusOptions, admin: &Admin) -> Self {
+    pub(crate) fn new(client: Client, options: StatusOptions, admin: &Admin) -> Self {
         Self {
             client,
             options,
@@ -78,7 +78,7 @@ impl Replicas {
     ///
     /// # Errors
     /// A computation panicked.
-    pub async fn run(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let ready = tokio::select! {
             ready = self.ready.wait_for(|ready| *ready) => ready.is_ok(),
             () = self.closing.cancelled() => false,
@@ -126,7 +126,7 @@ impl Replicas {
 
 /// Summarizes the state of this replica again and again, without using much of the processor for it.
 #[derive(Debug)]
-pub struct Summaries {
+pub(crate) struct Summaries {
     summarizer: Option<Summarizer>,
     /// Not before this time.
     next: Instant,
@@ -143,7 +143,7 @@ impl Summaries {
     ///
     /// # Errors
     /// The computation panicked.
-    pub async fn take(
+    pub(crate) async fn take(
         &mut self,
         published: &Published,
         connections: &Connections,
@@ -165,12 +165,12 @@ impl Summaries {
     }
 
     /// When the next summaries may be computed.
-    pub fn next(&self) -> Instant {
+    pub(crate) fn next(&self) -> Instant {
         self.next
     }
 
     /// Waits until the next summaries may be computed.
-    pub async fn pause(&self) {
+    pub(crate) async fn pause(&self) {
         tokio::time::sleep_until(self.next.into()).await;
     }
 }

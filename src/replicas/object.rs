@@ -15,7 +15,7 @@ use crate::status::{Conditions, PROGRAMMED, TYPES};
 
 /// The status of an object in the API, as far as it concerns weir.
 #[derive(Clone, Debug, Default)]
-pub struct ApiObject {
+pub(crate) struct ApiObject {
     uid: String,
     resource_version: String,
     /// Microseconds since 1970.
@@ -31,7 +31,7 @@ pub struct ApiObject {
 
 impl ApiObject {
     /// Reads what the API returned.
-    pub fn read(object: &DynamicObject) -> Self {
+    pub(crate) fn read(object: &DynamicObject) -> Self {
         let listed = object.data.pointer("/status/conditions").and_then(Value::as_array);
         let (own, foreign) = listed.into_iter().flatten().cloned().partition(is_own);
         let meta = &object.metadata;
@@ -49,7 +49,7 @@ impl ApiObject {
 
     /// Takes in what a watch delivered. Returns whether it is new: a watch may deliver what the answer to a write
     /// already contained. What was `listed` counts even if it is older, as after a restored backup.
-    pub fn update(&mut self, newer: Self, listed: bool) -> bool {
+    pub(crate) fn update(&mut self, newer: Self, listed: bool) -> bool {
         if !listed && self.uid == newer.uid && !newer.is_newer_than(&self.resource_version) {
             return false;
         }
@@ -66,7 +66,7 @@ impl ApiObject {
 
     /// Takes in the API's answer to a write of these conditions. The watch may have delivered something newer before the
     /// answer arrived; that stays.
-    pub fn wrote(&mut self, conditions: &Conditions, answer: Self) {
+    pub(crate) fn wrote(&mut self, conditions: &Conditions, answer: Self) {
         if self.uid != answer.uid {
             return;
         }
@@ -80,18 +80,18 @@ impl ApiObject {
     }
 
     /// Whether the API keeps the generation of a condition. Older definitions of Istio do not.
-    pub fn keeps_generation(&self) -> bool {
+    pub(crate) fn keeps_generation(&self) -> bool {
         let Some((_, made)) = &self.written else { return true };
         made.iter().all(|condition| condition.get("observedGeneration").is_some())
     }
 
     /// Whether the conditions are about this object rather than one of the same name that was deleted.
-    pub fn is_subject_of(&self, conditions: &Conditions) -> bool {
+    pub(crate) fn is_subject_of(&self, conditions: &Conditions) -> bool {
         conditions.created.is_none_or(|created| created == self.created)
     }
 
     /// How urgent it is to write these conditions; `None` if they are there already.
-    pub fn difference(&self, wanted: &Conditions) -> Option<Urgency> {
+    pub(crate) fn difference(&self, wanted: &Conditions) -> Option<Urgency> {
         let is_written =
             |(last, made): &(Conditions, Vec<Value>)| last == wanted && *made == self.own;
         if self.written.as_ref().is_some_and(is_written) {
@@ -132,7 +132,7 @@ impl ApiObject {
     }
 
     /// The document to apply to the status of the object.
-    pub fn patch(
+    pub(crate) fn patch(
         &self,
         key: &ObjectKey,
         resource: &ApiResource,

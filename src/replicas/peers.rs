@@ -80,7 +80,7 @@ enum PeerEvent {
 
 /// The last answer of another replica, or why it cannot be asked.
 #[derive(Clone, Debug)]
-pub struct PeerAnswer {
+pub(crate) struct PeerAnswer {
     /// The name of its pod.
     pub name: String,
     /// Its summaries.
@@ -188,7 +188,7 @@ impl PeerTable {
 type SliceEvent = Result<watcher::Event<EndpointSlice>, watcher::Error>;
 
 /// Asks the other replicas. Everything happens in [`Peers::changed`]: there are no tasks.
-pub struct Peers {
+pub(crate) struct Peers {
     /// The pod of this replica.
     own: String,
     slices: BoxStream<'static, SliceEvent>,
@@ -199,7 +199,7 @@ pub struct Peers {
 
 impl Peers {
     /// Those behind the headless Service `service`; none without it.
-    pub fn new(client: &Client, namespace: &str, service: Option<&str>, own: &str) -> Self {
+    pub(crate) fn new(client: &Client, namespace: &str, service: Option<&str>, own: &str) -> Self {
         let slices = match service {
             Some(service) => {
                 let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
@@ -219,7 +219,7 @@ impl Peers {
     }
 
     /// Waits until something is new. Cancel safe.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         tokio::select! {
             Some(event) = self.slices.next() => self.slice(event),
             Some((name, event)) = self.streams.next(), if !self.streams.is_empty() => {
@@ -270,12 +270,12 @@ impl Peers {
     ///
     /// # Errors
     /// When to ask again, unless something changes before.
-    pub fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
+    pub(crate) fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
         self.table.answers(now)
     }
 
     /// When the answers change even if nothing happens.
-    pub fn next_change(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn next_change(&self, now: Instant) -> Option<Instant> {
         self.table.next_change(now)
     }
 }

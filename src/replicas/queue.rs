@@ -15,7 +15,7 @@ pub const WRITES_PER_SECOND: u32 = 20;
 pub const BURST: u32 = 20;
 
 /// The number of writes per second, of the above, that nobody waits for.
-pub const LATER_PER_SECOND: u32 = 5;
+pub(crate) const LATER_PER_SECOND: u32 = 5;
 
 /// How long a difference that nobody waits for must last before it is written.
 const LATER: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// How soon a difference has to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Urgency {
+pub(crate) enum Urgency {
     /// Someone may wait for it.
     Now,
     /// It may go away by itself, like a proxy that has just connected; or only a message differs.
@@ -37,7 +37,7 @@ pub enum Urgency {
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Write the status of this object now. It stays queued until the outcome is told.
     Write(ObjectKey),
     /// There is nothing to do before this time.
@@ -93,7 +93,7 @@ impl Bucket {
 
 /// The objects whose status has to be written.
 #[derive(Debug)]
-pub struct Queue {
+pub(crate) struct Queue {
     entries: BTreeMap<ObjectKey, Entry>,
     all: Bucket,
     later: Bucket,
@@ -111,7 +111,7 @@ impl Default for Queue {
 
 impl Queue {
     /// The status of an object differs. Keeps its place if it is queued already.
-    pub fn set(&mut self, key: &ObjectKey, urgency: Urgency, now: Instant) {
+    pub(crate) fn set(&mut self, key: &ObjectKey, urgency: Urgency, now: Instant) {
         match self.entries.get_mut(key) {
             Some(entry) if entry.urgency <= urgency => entry.urgency = urgency,
             Some(entry) => (entry.urgency, entry.since) = (urgency, now),
@@ -123,12 +123,12 @@ impl Queue {
     }
 
     /// The status of an object no longer differs, or the object is gone. Returns whether it was queued.
-    pub fn clear(&mut self, key: &ObjectKey) -> bool {
+    pub(crate) fn clear(&mut self, key: &ObjectKey) -> bool {
         self.entries.remove(key).is_some()
     }
 
     /// A write of an object failed: it is tried again later.
-    pub fn failed(&mut self, key: &ObjectKey, now: Instant) {
+    pub(crate) fn failed(&mut self, key: &ObjectKey, now: Instant) {
         if let Some(entry) = self.entries.get_mut(key) {
             let delay = RETRY.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_RETRY);
             entry.failures = entry.failures.saturating_add(1);
@@ -137,19 +137,19 @@ impl Queue {
     }
 
     /// The object changed in the API, so that a write which failed before may succeed now.
-    pub fn changed(&mut self, key: &ObjectKey) {
+    pub(crate) fn changed(&mut self, key: &ObjectKey) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.retry_at = None;
         }
     }
 
     /// The number of queued objects.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// What to do next. Takes a permit for what is to be written.
-    pub fn next(&mut self, now: Instant) -> Next {
+    pub(crate) fn next(&mut self, now: Instant) -> Next {
         let oldest = |urgency: Urgency| {
             let all = self.entries.iter().filter(|(_, entry)| entry.urgency == urgency);
             all.min_by_key(|(_, entry)| entry.due()).map(|(key, entry)| (key.clone(), entry.due()))

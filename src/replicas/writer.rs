@@ -99,7 +99,7 @@ enum WriteError {
 
 /// Writes the status of objects. Has its own watch of them: nobody else needs their status, and only while this replica
 /// is elected.
-pub struct Writer<'a> {
+pub(crate) struct Writer<'a> {
     replicas: &'a Replicas,
     /// Until when this replica is elected.
     valid: watch::Receiver<tokio::time::Instant>,
@@ -121,7 +121,10 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// A writer for a replica that is elected as long as `valid` says.
-    pub fn new(replicas: &'a Replicas, valid: watch::Receiver<tokio::time::Instant>) -> Self {
+    pub(crate) fn new(
+        replicas: &'a Replicas,
+        valid: watch::Receiver<tokio::time::Instant>,
+    ) -> Self {
         let options = &replicas.options;
         let peers = Peers::new(
             &replicas.client,
@@ -152,7 +155,7 @@ impl<'a> Writer<'a> {
     ///
     /// # Errors
     /// A computation panicked.
-    pub async fn run(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn run(&mut self) -> anyhow::Result<()> {
         let mut states = self.replicas.published.changes();
         let mut proxies = self.replicas.connections.changes();
         loop {

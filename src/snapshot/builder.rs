@@ -77,7 +77,7 @@ impl SnapshotBuilder {
     }
 
     /// The state of the mesh that was published last.
-    pub fn mesh(&self) -> Option<&Arc<Mesh>> {
+    pub(crate) fn mesh(&self) -> Option<&Arc<Mesh>> {
         self.mesh.as_ref()
     }
 
@@ -120,7 +120,7 @@ impl SnapshotBuilder {
     }
 
     /// The snapshot of a scope that is kept up to date.
-    pub fn snapshot_of(&self, scope: &Scope) -> Option<Arc<Snapshot>> {
+    pub(crate) fn snapshot_of(&self, scope: &Scope) -> Option<Arc<Snapshot>> {
         self.scopes.get(scope).map(|entry| entry.snapshot.clone())
     }
 
@@ -157,22 +157,22 @@ impl SnapshotBuilder {
     }
 
     /// How many scopes are kept up to date.
-    pub fn scopes(&self) -> usize {
+    pub(crate) fn scopes(&self) -> usize {
         self.scopes.len()
     }
 
     /// The number of encoded parts.
-    pub fn parts(&self) -> usize {
+    pub(crate) fn parts(&self) -> usize {
         self.parts.len()
     }
 
     /// Everything that was omitted from the current snapshots.
-    pub fn omitted(&self) -> BTreeSet<&OmittedResource> {
+    pub(crate) fn omitted(&self) -> BTreeSet<&OmittedResource> {
         self.scopes.values().flat_map(|entry| entry.snapshot.omitted.iter()).collect()
     }
 
     /// The work done so far.
-    pub fn counts(&self) -> WorkCounts {
+    pub(crate) fn counts(&self) -> WorkCounts {
         self.parts.counts
     }
 }

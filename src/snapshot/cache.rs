@@ -19,7 +19,7 @@ const WAITING_REQUESTS: usize = 1024;
 
 /// A handle to the snapshot thread. A slow proxy sees only the latest snapshot.
 #[derive(Clone, Debug)]
-pub struct SnapshotCache {
+pub(crate) struct SnapshotCache {
     requests: mpsc::Sender<Request>,
     stats: watch::Receiver<CacheStats>,
     proxies: Arc<AtomicUsize>,
@@ -38,15 +38,11 @@ enum Request {
     },
     /// Some subscriptions were dropped: those in [`Dropped::ids`].
     Unsubscribe,
-    Preview {
-        proxy: Box<Proxy>,
-        reply: oneshot::Sender<Option<Arc<Snapshot>>>,
-    },
 }
 
 /// Values for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CacheStats {
+pub(crate) struct CacheStats {
     /// Connected proxies.
     pub proxies: usize,
     /// Distinct scopes among them.
@@ -61,7 +57,7 @@ pub struct CacheStats {
 
 /// A subscription to the snapshots of a proxy's scope; dropping it unsubscribes.
 #[derive(Debug)]
-pub struct SnapshotSubscription {
+pub(crate) struct SnapshotSubscription {
     /// The latest snapshot; `None` before the first state of the mesh.
     pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     id: u64,
@@ -104,14 +100,14 @@ impl Drop for SnapshotSubscription {
 /// The snapshot thread has ended, which does not normally happen.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the snapshot thread has ended")]
-pub struct Ended;
+pub(crate) struct Ended;
 
 impl SnapshotCache {
     /// Starts the thread. It ends when the last handle is dropped. The receiver resolves when it has ended.
     ///
     /// # Errors
     /// The system cannot create another thread.
-    pub fn start() -> std::io::Result<(Self, oneshot::Receiver<()>)> {
+    pub(crate) fn start() -> std::io::Result<(Self, oneshot::Receiver<()>)> {
         let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
         let (sender, stats) = watch::channel(CacheStats::default());
         let (alive, ended) = oneshot::channel();
@@ -139,7 +135,7 @@ impl SnapshotCache {
     ///
     /// # Errors
     /// The thread has ended.
-    pub async fn publish(&self, mesh: Mesh, revision: MeshRevision) -> Result<(), Ended> {
+    pub(crate) async fn publish(&self, mesh: Mesh, revision: MeshRevision) -> Result<(), Ended> {
         let (done, published) = oneshot::channel();
         let request = Request::Publish { mesh: Box::new(mesh), revision, done };
         self.requests.send(request).await.map_err(|_| Ended)?;
@@ -150,26 +146,15 @@ impl SnapshotCache {
     ///
     /// # Errors
     /// The thread has ended.
-    pub async fn subscribe(&self, proxy: Proxy) -> Result<SnapshotSubscription, Ended> {
+    pub(crate) async fn subscribe(&self, proxy: Proxy) -> Result<SnapshotSubscription, Ended> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Subscribe { proxy: Box::new(proxy), reply };
         self.requests.send(request).await.map_err(|_| Ended)?;
         answer.await.map_err(|_| Ended)
     }
 
-    /// The snapshot that `proxy` would get now; `None` before the first state of the mesh.
-    ///
-    /// # Errors
-    /// The thread has ended.
-    pub async fn preview(&self, proxy: Proxy) -> Result<Option<Arc<Snapshot>>, Ended> {
-        let (reply, answer) = oneshot::channel();
-        let request = Request::Preview { proxy: Box::new(proxy), reply };
-        self.requests.send(request).await.map_err(|_| Ended)?;
-        answer.await.map_err(|_| Ended)
-    }
-
     /// Values for metrics.
-    pub fn stats(&self) -> CacheStats {
+    pub(crate) fn stats(&self) -> CacheStats {
         CacheStats { proxies: self.proxies.load(Ordering::Relaxed), ..*self.stats.borrow() }
     }
 }
@@ -207,9 +192,6 @@ impl Owner {
                     let _ = reply.send(subscription);
                 }
                 Request::Unsubscribe => self.update_stats(),
-                Request::Preview { proxy, reply } => {
-                    let _ = reply.send(self.preview(&proxy));
-                }
             }
         }
     }
@@ -229,13 +211,6 @@ impl Owner {
         self.proxies.insert(self.last_id, Connected { proxy, scope, sender });
         self.dropped.proxies.fetch_add(1, Ordering::Relaxed);
         SnapshotSubscription { snapshots, id: self.last_id, dropped: self.dropped.clone() }
-    }
-
-    fn preview(&mut self, proxy: &Proxy) -> Option<Arc<Snapshot>> {
-        let scope = self.builder.mesh()?.scope(proxy);
-        let snapshot = self.builder.acquire(&scope);
-        self.builder.release(&scope);
-        snapshot
     }
 
     fn forget_dropped(&mut self) {

@@ -16,29 +16,23 @@ pub struct ClusterRefs(Arc<[Arc<str>]>);
 
 impl ClusterRefs {
     /// Collects these names.
-    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let sorted: BTreeSet<&str> = names.into_iter().filter(|name| !name.is_empty()).collect();
         Self(sorted.into_iter().map(Arc::from).collect())
     }
 
-    /// The union of several sets.
-    pub fn union<'a>(all: impl IntoIterator<Item = &'a ClusterRefs>) -> Self {
-        let sorted: BTreeSet<&Arc<str>> = all.into_iter().flat_map(ClusterRefs::iter).collect();
-        Self(sorted.into_iter().cloned().collect())
-    }
-
     /// The clusters of a virtual host's routes, including weighted and mirror clusters.
-    pub fn of_virtual_host(host: &route::VirtualHost) -> Self {
+    pub(crate) fn of_virtual_host(host: &route::VirtualHost) -> Self {
         Self::new(of_host(host, |_| true))
     }
 
     /// Those of them that get requests: all but the ones of weight 0.
-    pub fn receiving(host: &route::VirtualHost) -> Self {
+    pub(crate) fn receiving(host: &route::VirtualHost) -> Self {
         Self::new(of_host(host, |cluster| cluster.weight.is_some_and(|weight| weight.value > 0)))
     }
 
     /// The clusters of a listener's TCP proxies and inline routes.
-    pub fn of_listener(listener: &listener::Listener) -> Self {
+    pub(crate) fn of_listener(listener: &listener::Listener) -> Self {
         let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
         let configs = chains.flat_map(|chain| &chain.filters).filter_map(|filter| {
             match &filter.config_type {
@@ -51,12 +45,12 @@ impl ClusterRefs {
     }
 
     /// Whether this cluster is referenced.
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.0.binary_search_by(|item| (**item).cmp(name)).is_ok()
     }
 
     /// The names in order.
-    pub fn iter(&self) -> std::slice::Iter<'_, Arc<str>> {
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Arc<str>> {
         self.0.iter()
     }
 }

@@ -50,7 +50,7 @@ fn key(domain: &str) -> u64 {
 
 impl Domains {
     /// Replaces or removes the claim of this name, and updates `table`.
-    pub fn set(&mut self, name: &Arc<str>, new: Option<Claim>, table: &mut RouteTable) {
+    pub(crate) fn set(&mut self, name: &Arc<str>, new: Option<Claim>, table: &mut RouteTable) {
         let old = match &new {
             Some(new) => self.claims.insert(name.clone(), new.clone()),
             None => self.claims.remove(name),
@@ -88,12 +88,12 @@ impl Domains {
     }
 
     /// Whether there is no claim.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.claims.is_empty()
     }
 
     /// Whether any virtual host claims this domain.
-    pub fn has(&self, domain: &str) -> bool {
+    pub(crate) fn has(&self, domain: &str) -> bool {
         self.wanted_by.contains_key(&key(domain))
     }
 

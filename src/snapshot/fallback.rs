@@ -12,7 +12,7 @@ use crate::translate::service_cluster_name;
 
 /// An empty endpoint assignment. It ends the warming of a cluster, which would otherwise block all other cluster
 /// updates.
-pub fn empty_endpoints(cluster: &str) -> Arc<Resource> {
+pub(crate) fn empty_endpoints(cluster: &str) -> Arc<Resource> {
     let assignment =
         ClusterLoadAssignment { cluster_name: cluster.to_owned(), ..Default::default() };
     Resource::new(cluster, assignment.encode_to_vec().into(), Arc::default())
@@ -21,7 +21,7 @@ pub fn empty_endpoints(cluster: &str) -> Arc<Resource> {
 impl Resource {
     /// Whether an endpoint assignment has endpoints; `true` for other resources and for undecodable bytes. Reads the
     /// bytes in place, because it is called for every resource of a response.
-    pub fn has_endpoints(&self) -> bool {
+    pub(crate) fn has_endpoints(&self) -> bool {
         /// `ClusterLoadAssignment.endpoints`.
         const LOCALITIES: u32 = 2;
         /// `LocalityLbEndpoints.lb_endpoints`.
@@ -42,7 +42,7 @@ impl Resource {
 impl Snapshot {
     /// The cluster and endpoints to use for a subset that no longer exists and whose cluster name is all that is known:
     /// those of the whole service. `None` if the service is unknown too or does not use EDS.
-    pub fn fallback(&self, name: &str) -> Option<(Arc<Resource>, Arc<Resource>)> {
+    pub(crate) fn fallback(&self, name: &str) -> Option<(Arc<Resource>, Arc<Resource>)> {
         let whole = service_cluster_name(name)?;
         let cluster = self.get(ResourceType::Cluster).get(&whole)?;
         let endpoints = self.get(ResourceType::Endpoints).get(&whole)?;

@@ -7,6 +7,7 @@ mod cluster_refs;
 mod domains;
 mod fallback;
 mod parts;
+mod provenance;
 mod resource;
 mod route_table;
 mod runtime_weights;
@@ -22,15 +23,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use builder::SnapshotBuilder;
-pub use cache::{CacheStats, Ended, SnapshotCache, SnapshotSubscription};
-pub use cluster_refs::ClusterRefs;
-pub use fallback::empty_endpoints;
-pub use parts::WorkCounts;
-pub(crate) use resource::provenance;
-pub use resource::{Pieces, Provenance, Resource, Resources};
-pub use route_table::{EncodedVirtualHost, RouteTable};
-pub use runtime_weights::RuntimeWeights;
-pub use validator::OmittedResource;
+pub(crate) use cache::{CacheStats, SnapshotCache, SnapshotSubscription};
+pub(crate) use cluster_refs::ClusterRefs;
+pub(crate) use fallback::empty_endpoints;
+pub(crate) use provenance::{Provenance, provenance};
+pub(crate) use resource::{Pieces, Resource, Resources};
+pub(crate) use route_table::{EncodedVirtualHost, RouteTable};
+pub(crate) use runtime_weights::RuntimeWeights;
+pub(crate) use validator::OmittedResource;
 
 use crate::revision::MeshRevision;
 
@@ -60,7 +60,7 @@ impl ResourceType {
     ];
 
     /// The types that a snapshot holds.
-    pub const OF_SNAPSHOT: [ResourceType; 4] = [
+    pub(crate) const OF_SNAPSHOT: [ResourceType; 4] = [
         ResourceType::Cluster,
         ResourceType::Endpoints,
         ResourceType::Listener,
@@ -81,7 +81,7 @@ impl ResourceType {
     }
 
     /// Parses a type URL.
-    pub fn from_type_url(url: &str) -> Option<Self> {
+    pub(crate) fn from_type_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)
     }
 
@@ -97,13 +97,13 @@ impl ResourceType {
     }
 
     /// The index in per-type arrays.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self as usize
     }
 
     /// Whether an empty list of names subscribes to everything. Source: Envoy's xDS protocol document, "How the client
     /// specifies what resources to return".
-    pub fn has_wildcard(self) -> bool {
+    pub(crate) fn has_wildcard(self) -> bool {
         matches!(self, ResourceType::Cluster | ResourceType::Listener)
     }
 }
@@ -124,7 +124,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The snapshot of a published mesh with these resources, in the order of [`ResourceType::OF_SNAPSHOT`].
-    pub fn new(revision: MeshRevision, resources: [Resources; 4]) -> Self {
+    pub(crate) fn new(revision: MeshRevision, resources: [Resources; 4]) -> Self {
         Self {
             revision,
             published: None,

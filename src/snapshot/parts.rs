@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 use prost::Message;
 
-use super::resource::{Provenance, provenance};
+use super::provenance::{Provenance, provenance};
 use super::validator::{OmittedResources, OutputValidator};
 use super::{ClusterRefs, EncodedVirtualHost, Resource};
 use crate::api::{Kind, ObjectKey};
@@ -23,11 +23,11 @@ use crate::mesh::{
 use crate::revision::Revision;
 use crate::translate::listener_plan::{self, ListenerPlan};
 use crate::translate::route::{Context, ResolvedDestination};
-use crate::translate::{cluster, default_cluster, endpoint, listener, virtual_host};
+use crate::translate::{cluster, context, default_cluster, endpoint, listener, virtual_host};
 
 /// Deterministic counters of the work done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WorkCounts {
+pub(crate) struct WorkCounts {
     /// Translated virtual hosts, cluster sets, endpoint sets and listeners.
     pub translated: u64,
     /// Resources, or virtual hosts, that were encoded.
@@ -44,7 +44,7 @@ pub struct WorkCounts {
 
 impl WorkCounts {
     /// The counts by name, as metrics report them.
-    pub fn named(self) -> [(&'static str, u64); 6] {
+    pub(crate) fn named(self) -> [(&'static str, u64); 6] {
         let Self { translated, encoded, scope_hosts, scope_ports, scopes_built, scopes_changed } =
             self;
         [
@@ -58,7 +58,8 @@ impl WorkCounts {
     }
 
     /// The work done since `before`.
-    pub fn since(self, before: Self) -> Self {
+    #[cfg(test)]
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             translated: self.translated - before.translated,
             encoded: self.encoded - before.encoded,
@@ -171,7 +172,7 @@ pub(super) struct Parts {
 
 impl Parts {
     /// How many encoded resources and virtual hosts there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.in_hosts
             + self.inbound_clusters.len()
             + self.inbound_listeners.len()
@@ -179,7 +180,7 @@ impl Parts {
     }
 
     /// Drops the parts of these hosts that no snapshot uses.
-    pub fn sweep<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) {
+    pub(crate) fn sweep<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) {
         for host in hosts {
             if let Some(parts) = self.hosts.get_mut(host) {
                 let before = parts.len();
@@ -193,14 +194,14 @@ impl Parts {
     }
 
     /// Drops the listeners and the parts of proxies' own ports that no snapshot uses.
-    pub fn sweep_listeners(&mut self) {
+    pub(crate) fn sweep_listeners(&mut self) {
         self.listeners.retain(|_, part| Arc::strong_count(part) > 1);
         self.inbound_clusters.retain(|_, part| Arc::strong_count(part) > 1);
         self.inbound_listeners.retain(|_, part| Arc::strong_count(part) > 1);
     }
 
     /// Drops every part that no snapshot uses.
-    pub fn sweep_all(&mut self) {
+    pub(crate) fn sweep_all(&mut self) {
         self.hosts.values_mut().for_each(OfHost::sweep);
         self.hosts.retain(|_, parts| parts.len() > 0);
         self.in_hosts = self.hosts.values().map(OfHost::len).sum();
@@ -219,7 +220,7 @@ impl Parts {
     }
 
     /// The clusters that every proxy has.
-    pub fn fixed_clusters(&mut self) -> Arc<Encoded> {
+    pub(crate) fn fixed_clusters(&mut self) -> Arc<Encoded> {
         Arc::new(Self::encode(&mut self.counts, |validator| {
             cluster::builtin()
                 .iter()
@@ -229,14 +230,14 @@ impl Parts {
     }
 
     /// The clusters and the endpoints of a service.
-    pub fn service(
+    pub(crate) fn service(
         &mut self,
         view: &ScopeView<'_>,
         seen: &VisibleService<'_>,
     ) -> (Arc<Encoded>, Arc<Encoded>) {
         let (known, scope) = (seen.known, view.scope);
         let rule = view.destination_rule(known).map(|rule| &**rule);
-        let context = cluster::Context { config: &view.mesh.config, scope, known, rule };
+        let context = context::Context { config: &view.mesh.config, scope, known, rule };
         let place = endpoint::Place::new(&known.service, rule, scope);
         let key = |with_endpoints: bool| ServiceKey {
             service: known.service_revision,
@@ -285,7 +286,7 @@ impl Parts {
     }
 
     /// The clusters of the ports that the proxies serve themselves.
-    pub fn inbound_clusters(&mut self, view: &ScopeView<'_>) -> Vec<Arc<Encoded>> {
+    pub(crate) fn inbound_clusters(&mut self, view: &ScopeView<'_>) -> Vec<Arc<Encoded>> {
         let scope = view.scope;
         let each = scope.inbound.iter().map(|port| {
             let rule = view.inbound_rule(&port.host).map(|rule| &**rule);
@@ -311,7 +312,7 @@ impl Parts {
     }
 
     /// The outbound listeners at one port.
-    pub fn listeners_at(&mut self, view: &ScopeView<'_>, port: u16) -> Vec<Arc<Encoded>> {
+    pub(crate) fn listeners_at(&mut self, view: &ScopeView<'_>, port: u16) -> Vec<Arc<Encoded>> {
         let Self { listeners, counts, .. } = self;
         let each = listener_plan::listeners_at(view, port).into_iter().map(|wanted| {
             let made = listeners.entry(wanted).or_insert_with_key(|wanted| {
@@ -330,7 +331,7 @@ impl Parts {
     }
 
     /// The listeners for redirected traffic; empty if no traffic is redirected.
-    pub fn redirected_listeners(&mut self, view: &ScopeView<'_>) -> Vec<Arc<Encoded>> {
+    pub(crate) fn redirected_listeners(&mut self, view: &ScopeView<'_>) -> Vec<Arc<Encoded>> {
         let scope = view.scope;
         if scope.interception != Interception::Redirect {
             return Vec::new();
@@ -349,7 +350,7 @@ impl Parts {
     }
 
     /// The virtual host of a service's port.
-    pub fn service_host(
+    pub(crate) fn service_host(
         &mut self,
         wanted: &VirtualHostInput<'_>,
         seen: &VisibleService<'_>,
@@ -383,7 +384,7 @@ impl Parts {
     }
 
     /// The virtual host for a VirtualService's host that is not a service.
-    pub fn other_host(
+    pub(crate) fn other_host(
         &mut self,
         wanted: &VirtualHostInput<'_>,
         host: &Host,

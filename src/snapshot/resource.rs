@@ -8,11 +8,9 @@ use bytes::Bytes;
 use imbl::OrdMap;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::provenance::{Provenance, provenance};
 use super::{ClusterRefs, EncodedVirtualHost, RouteTable};
 use crate::api::ObjectKey;
-
-/// The objects that a resource was made from, each once.
-pub type Provenance = Arc<[ObjectKey]>;
 
 /// An encoded resource.
 #[derive(Clone, Debug)]
@@ -38,12 +36,12 @@ impl PartialEq for Resource {
 
 impl Resource {
     /// The resource with these bytes, made from `objects`.
-    pub fn new(name: impl Into<Arc<str>>, bytes: Bytes, objects: Provenance) -> Arc<Self> {
+    pub(crate) fn new(name: impl Into<Arc<str>>, bytes: Bytes, objects: Provenance) -> Arc<Self> {
         Self::with_cluster_refs(name, bytes, ClusterRefs::default(), objects)
     }
 
     /// A listener with these bytes that references `clusters`.
-    pub fn with_cluster_refs(
+    pub(crate) fn with_cluster_refs(
         name: impl Into<Arc<str>>,
         bytes: Bytes,
         clusters: ClusterRefs,
@@ -58,7 +56,7 @@ impl Resource {
     }
 
     /// The route configuration of these virtual hosts.
-    pub fn routes(name: impl Into<Arc<str>>, table: RouteTable) -> Arc<Self> {
+    pub(crate) fn routes(name: impl Into<Arc<str>>, table: RouteTable) -> Arc<Self> {
         Arc::new(Self { name: name.into(), version: table.version(), body: Body::Routes(table) })
     }
 
@@ -71,7 +69,7 @@ impl Resource {
     }
 
     /// Whether a listener or route configuration references a cluster.
-    pub fn leads_to(&self, cluster: &str) -> bool {
+    pub(crate) fn leads_to(&self, cluster: &str) -> bool {
         match &self.body {
             Body::Message { clusters, .. } => clusters.contains(cluster),
             Body::Routes(table) => table.leads_to(cluster),
@@ -79,7 +77,7 @@ impl Resource {
     }
 
     /// The clusters that a listener or route configuration references, sorted and unique.
-    pub fn clusters(&self) -> Box<dyn Iterator<Item = &Arc<str>> + '_> {
+    pub(crate) fn clusters(&self) -> Box<dyn Iterator<Item = &Arc<str>> + '_> {
         match &self.body {
             Body::Message { clusters, .. } => Box::new(clusters.iter()),
             Body::Routes(table) => Box::new(table.clusters()),
@@ -87,7 +85,7 @@ impl Resource {
     }
 
     /// The clusters of a resource that is not a route configuration.
-    pub fn cluster_refs(&self) -> ClusterRefs {
+    pub(crate) fn cluster_refs(&self) -> ClusterRefs {
         match &self.body {
             Body::Message { clusters, .. } => clusters.clone(),
             Body::Routes(_) => ClusterRefs::default(),
@@ -95,7 +93,7 @@ impl Resource {
     }
 
     /// The objects that a resource was made from; for a route configuration, those of its virtual hosts.
-    pub fn objects(&self) -> Box<dyn Iterator<Item = &ObjectKey> + '_> {
+    pub(crate) fn objects(&self) -> Box<dyn Iterator<Item = &ObjectKey> + '_> {
         match &self.body {
             Body::Message { objects, .. } => Box::new(objects.iter()),
             Body::Routes(table) => Box::new(table.iter().flat_map(|host| host.objects.iter())),
@@ -104,7 +102,7 @@ impl Resource {
 
     /// The objects behind the difference from `old`: those of the virtual hosts that differ, if both are route
     /// configurations.
-    pub fn objects_changed_since(&self, old: Option<&Self>) -> Provenance {
+    pub(crate) fn objects_changed_since(&self, old: Option<&Self>) -> Provenance {
         let Some((new, old)) = self.table().zip(old.and_then(Self::table)) else {
             return provenance(self.objects().cloned());
         };
@@ -117,16 +115,11 @@ impl Resource {
     }
 
     /// The length of the encoded message, in bytes.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match &self.body {
             Body::Message { bytes, .. } => bytes.len(),
             Body::Routes(table) => table.len(),
         }
-    }
-
-    /// Whether the encoded message has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The encoded message, unless it is a route configuration.
@@ -143,7 +136,7 @@ impl Resource {
     }
 
     /// The encoded message in shared pieces that follow one another.
-    pub fn pieces(&self) -> Pieces {
+    pub(crate) fn pieces(&self) -> Pieces {
         match &self.body {
             Body::Message { bytes, .. } => {
                 Pieces { ready: VecDeque::from([bytes.clone()]), table: None }
@@ -161,7 +154,7 @@ const BATCH: usize = 64;
 
 /// The pieces of an encoded message.
 #[derive(Debug)]
-pub struct Pieces {
+pub(crate) struct Pieces {
     ready: VecDeque<Bytes>,
     /// The table whose virtual hosts follow, and the name of the last one that is ready.
     table: Option<(RouteTable, Option<Arc<str>>)>,
@@ -191,23 +184,18 @@ impl Iterator for Pieces {
 pub struct Resources(OrdMap<Arc<str>, Arc<Resource>>);
 
 impl Resources {
-    /// No resources.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// The resource of a name.
-    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Resource>> {
         self.0.get(name)
     }
 
     /// Whether there is a resource of a name.
-    pub fn contains_key(&self, name: &str) -> bool {
+    pub(crate) fn contains_key(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
     /// The names in order.
-    pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.0.keys()
     }
 
@@ -217,41 +205,37 @@ impl Resources {
     }
 
     /// Names and resources, in the order of the names.
-    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Resource>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Resource>)> {
         self.0.iter()
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 
     /// Inserts or replaces a resource. One with the same version is kept, so that [`Resources::diff`] need not compare
     /// it.
-    pub fn insert(&mut self, resource: Arc<Resource>) {
+    pub(crate) fn insert(&mut self, resource: Arc<Resource>) {
         if self.get(&resource.name).is_none_or(|old| old.version != resource.version) {
             self.0.insert(resource.name.clone(), resource);
         }
     }
 
     /// Removes the resource of a name.
-    pub fn remove(&mut self, name: &str) -> Option<Arc<Resource>> {
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Arc<Resource>> {
         self.0.remove(name)
     }
 
     /// Whether both share the same map, a cheap check; `false` if unknown.
-    pub fn ptr_eq(&self, other: &Self) -> bool {
+    pub(crate) fn ptr_eq(&self, other: &Self) -> bool {
         self.0.ptr_eq(&other.0)
     }
 
     /// Calls `found` with each name whose versions differ between two maps, in time proportional to the difference if
     /// one map was derived from the other.
-    pub fn diff<'a>(
+    pub(crate) fn diff<'a>(
         &'a self,
         new: &'a Self,
         found: impl FnMut(&'a Arc<str>, Option<&'a Arc<Resource>>, Option<&'a Arc<Resource>>),
@@ -264,12 +248,6 @@ impl FromIterator<Arc<Resource>> for Resources {
     fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(all: I) -> Self {
         Self(all.into_iter().map(|resource| (resource.name.clone(), resource)).collect())
     }
-}
-
-/// The objects of virtual hosts, each once.
-pub(crate) fn provenance(objects: impl IntoIterator<Item = ObjectKey>) -> Provenance {
-    let sorted: std::collections::BTreeSet<ObjectKey> = objects.into_iter().collect();
-    sorted.into_iter().collect()
 }
 
 impl RouteTable {

@@ -12,7 +12,7 @@ use prost::{Message, encoding};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::ClusterRefs;
-use super::resource::Provenance;
+use super::provenance::Provenance;
 use super::runtime_weights::RuntimeWeights;
 
 /// An encoded virtual host, as a field of its route configuration.
@@ -45,7 +45,7 @@ impl PartialEq for EncodedVirtualHost {
 
 impl EncodedVirtualHost {
     /// Encodes a virtual host that was made from `objects`.
-    pub fn new(mut host: route::VirtualHost, objects: Provenance) -> Self {
+    pub(crate) fn new(mut host: route::VirtualHost, objects: Provenance) -> Self {
         let weights = RuntimeWeights::complete(&mut host, |host| xxh3_64(&encode(host)));
         let clusters = ClusterRefs::of_virtual_host(&host);
         let receiving = ClusterRefs::receiving(&host);
@@ -67,18 +67,18 @@ impl EncodedVirtualHost {
     }
 
     /// A hash of its content: the same in every process for the same content.
-    pub fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         self.hash
     }
 
     /// Whether it has no routes.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         route::RouteConfiguration::decode(self.field.clone())
             .is_ok_and(|of| of.virtual_hosts.iter().all(|host| host.routes.is_empty()))
     }
 
     /// The same virtual host without the domains in `taken`, which are in lower case; `None` if no domain is left.
-    pub fn without(&self, taken: &BTreeSet<String>) -> Option<Self> {
+    pub(crate) fn without(&self, taken: &BTreeSet<String>) -> Option<Self> {
         let wrapped = route::RouteConfiguration::decode(self.field.clone()).ok()?;
         let mut host = wrapped.virtual_hosts.into_iter().next()?;
         host.domains.retain(|domain| !taken.contains(&domain.to_ascii_lowercase()));
@@ -139,42 +139,37 @@ pub struct RouteTable {
 
 impl RouteTable {
     /// A table without virtual hosts. `head` are the encoded other fields of the route configuration.
-    pub fn new(head: Bytes) -> Self {
+    pub(crate) fn new(head: Bytes) -> Self {
         Self { len: head.len(), head, ..Self::default() }
     }
 
     /// The encoded fields other than the virtual hosts.
-    pub fn head(&self) -> &Bytes {
+    pub(crate) fn head(&self) -> &Bytes {
         &self.head
     }
 
     /// The version: a hash of the content.
-    pub fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         xxh3_64(&self.head) ^ self.sum
     }
 
     /// The length of the encoded route configuration, in bytes.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The virtual host of a name.
-    pub fn get(&self, name: &str) -> Option<&Arc<EncodedVirtualHost>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<EncodedVirtualHost>> {
         self.hosts.get(name)
     }
 
     /// The virtual host of a name, including the catch-all.
-    pub fn find(&self, name: &str) -> Option<&Arc<EncodedVirtualHost>> {
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<EncodedVirtualHost>> {
         self.get(name).or_else(|| self.catch_all.as_ref().filter(|host| *host.name == *name))
     }
 
     /// The catch-all virtual host.
-    pub fn catch_all(&self) -> Option<&Arc<EncodedVirtualHost>> {
+    pub(crate) fn catch_all(&self) -> Option<&Arc<EncodedVirtualHost>> {
         self.catch_all.as_ref()
     }
 
@@ -191,17 +186,17 @@ impl RouteTable {
     }
 
     /// Whether any virtual host references a cluster.
-    pub fn leads_to(&self, cluster: &str) -> bool {
+    pub(crate) fn leads_to(&self, cluster: &str) -> bool {
         self.with_cluster_refs.contains_key(cluster)
     }
 
     /// The clusters referenced by any virtual host, sorted.
-    pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
         self.with_cluster_refs.keys()
     }
 
     /// Replaces or removes the virtual host of this name.
-    pub fn set(&mut self, name: &Arc<str>, new: Option<Arc<EncodedVirtualHost>>) {
+    pub(crate) fn set(&mut self, name: &Arc<str>, new: Option<Arc<EncodedVirtualHost>>) {
         if new.is_some() && self.hosts.get(name) == new.as_ref() {
             return;
         }
@@ -213,7 +208,7 @@ impl RouteTable {
     }
 
     /// Sets the virtual host for requests that no other virtual host matches.
-    pub fn set_catch_all(&mut self, new: Option<Arc<EncodedVirtualHost>>) {
+    pub(crate) fn set_catch_all(&mut self, new: Option<Arc<EncodedVirtualHost>>) {
         let old = std::mem::replace(&mut self.catch_all, new.clone());
         self.account(old.as_deref(), new.as_deref());
     }
@@ -244,7 +239,7 @@ impl RouteTable {
     /// Calls `found` with each name under which two tables have different virtual hosts, or only one has any, and with
     /// both virtual hosts. The catch-all is included. Takes time proportional to the difference if one table was
     /// derived from the other.
-    pub fn diff<'a>(
+    pub(crate) fn diff<'a>(
         &'a self,
         new: &'a Self,
         mut found: impl FnMut(

@@ -57,19 +57,19 @@ impl RuntimeWeights {
     /// Whether the virtual host of `old` becomes that of `self` by setting runtime values. The sums must be equal,
     /// because with another sum a hash policy would move users between clusters that keep their weight. Envoy answers
     /// 404 if a sum is 0 or does not fit in 32 bits.
-    pub fn can_replace(&self, old: &Self) -> bool {
+    pub(crate) fn can_replace(&self, old: &Self) -> bool {
         self.shape == old.shape
             && self.sums == old.sums
             && self.sums.iter().all(|sum| (1..=u64::from(u32::MAX)).contains(sum))
     }
 
     /// Whether both are of virtual hosts that differ in nothing but weights, so that they have the same keys.
-    pub fn same_keys(&self, other: &Self) -> bool {
+    pub(crate) fn same_keys(&self, other: &Self) -> bool {
         self.shape == other.shape
     }
 
     /// The clusters that get requests by `old`, of the same virtual host, and none by `self`.
-    pub fn emptied_since(&self, old: &Self) -> BTreeSet<&str> {
+    pub(crate) fn emptied_since(&self, old: &Self) -> BTreeSet<&str> {
         let receiving = |of: &'_ Self| -> BTreeSet<Arc<str>> {
             let weights = of.clusters.iter().zip(of.values.iter());
             weights.filter(|(_, (_, weight))| *weight > 0).map(|(name, _)| name.clone()).collect()
@@ -81,7 +81,7 @@ impl RuntimeWeights {
     }
 
     /// Runtime keys and their weights.
-    pub fn values(&self) -> impl Iterator<Item = (&Arc<str>, u32)> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&Arc<str>, u32)> {
         self.values.iter().map(|(key, weight)| (key, *weight))
     }
 }

@@ -70,7 +70,7 @@ pub(super) struct ScopeResources {
 
 impl ScopeResources {
     /// Builds the configuration of `scope` for this state of the mesh.
-    pub fn build(mesh: &Mesh, scope: &Scope, parts: &mut Parts) -> Self {
+    pub(crate) fn build(mesh: &Mesh, scope: &Scope, parts: &mut Parts) -> Self {
         let mut this = Self {
             default_cluster: default_cluster(&ScopeView::new(mesh, scope)),
             ..Self::default()
@@ -88,7 +88,13 @@ impl ScopeResources {
     }
 
     /// Updates what is touched.
-    pub fn update(&mut self, mesh: &Mesh, scope: &Scope, touched: &Touched, parts: &mut Parts) {
+    pub(crate) fn update(
+        &mut self,
+        mesh: &Mesh,
+        scope: &Scope,
+        touched: &Touched,
+        parts: &mut Parts,
+    ) {
         let view = ScopeView::new(mesh, scope);
         if self.default_cluster != default_cluster(&view) {
             // Every route configuration's last virtual host references it.
@@ -110,19 +116,19 @@ impl ScopeResources {
     }
 
     /// Updates what belongs to the proxies themselves.
-    pub fn update_own(&mut self, mesh: &Mesh, scope: &Scope, parts: &mut Parts) {
+    pub(crate) fn update_own(&mut self, mesh: &Mesh, scope: &Scope, parts: &mut Parts) {
         let view = ScopeView::new(mesh, scope);
         self.replace_listeners(&view, None, parts.redirected_listeners(&view).into());
         self.update_inbound(&view, parts);
     }
 
     /// Whether proxies get the same from both, a cheap check; `false` if unknown.
-    pub fn same(&self, other: &Self) -> bool {
+    pub(crate) fn same(&self, other: &Self) -> bool {
         self.resources.iter().zip(&other.resources).all(|(own, other)| own.ptr_eq(other))
     }
 
     /// The snapshot of this state.
-    pub fn snapshot(&self, revision: MeshRevision) -> Snapshot {
+    pub(crate) fn snapshot(&self, revision: MeshRevision) -> Snapshot {
         let mut snapshot = Snapshot::new(revision, self.resources.clone());
         let omitted: BTreeSet<&OmittedResource> =
             self.omitted.values().flat_map(|left| left.iter()).collect();

@@ -18,7 +18,7 @@ pub(super) struct Sensitivity {
 }
 
 impl Sensitivity {
-    pub fn new(mesh: &Mesh) -> Self {
+    pub(crate) fn new(mesh: &Mesh) -> Self {
         let mut this = Self::default();
         for (host, list) in &mesh.services {
             // In the namespace of its host, a service has a short name; so does the service that it is an alias of.
@@ -86,7 +86,7 @@ impl Sensitivity {
     }
 
     /// What may differ between two scopes of one family.
-    pub fn between(&self, mesh: &Mesh, a: &Scope, b: &Scope) -> Touched {
+    pub(crate) fn between(&self, mesh: &Mesh, a: &Scope, b: &Scope) -> Touched {
         let mut hosts: BTreeSet<Host> = BTreeSet::new();
         if a.namespace != b.namespace {
             let own =

@@ -605,7 +605,7 @@ async fn proxies_of_one_scope_share_everything_and_other_proxies_share_equal_par
     drop((gold, pay));
     assert_eq!(cache.stats().proxies, 2);
     // It is answered after unused scopes were dropped.
-    cache.preview(proxy("shop", "e", json!({}))).await.unwrap();
+    drop(cache.subscribe(proxy("shop", "e", json!({}))).await.unwrap());
     assert_eq!((cache.stats().scopes, cache.stats().parts), (1, encoded));
 }
 

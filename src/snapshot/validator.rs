@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use prost::{Message, Name};
 
 use super::EncodedVirtualHost;
-use super::resource::Provenance;
+use super::provenance::Provenance;
 use crate::api::ObjectKey;
 use crate::envoy_validate;
 use crate::translate::virtual_host::TranslatedVirtualHost;

@@ -66,7 +66,7 @@ pub fn load_once(path: &Path) -> Result<Vec<SourceEvent>, DirectoryError> {
 ///
 /// # Errors
 /// Like [`load_once`].
-pub fn load_revision(
+pub(crate) fn load_revision(
     path: &Path,
     revision: Option<Arc<str>>,
 ) -> Result<Vec<SourceEvent>, DirectoryError> {
@@ -75,13 +75,13 @@ pub fn load_revision(
 }
 
 /// The documents of a file or folder, of whatever kind, and the problems of the files that cannot be read.
-pub type Documents = (Vec<(Origin, Value)>, Vec<LocatedProblem>);
+pub(crate) type Documents = (Vec<(Origin, Value)>, Vec<LocatedProblem>);
 
 /// Reads the documents of a file, or of a folder recursively, of whatever kind.
 ///
 /// # Errors
 /// The path does not exist or is a folder that cannot be listed.
-pub fn documents(path: &Path) -> Result<Documents, DirectoryError> {
+pub(crate) fn documents(path: &Path) -> Result<Documents, DirectoryError> {
     let found = scan(path, &mut |_| ());
     if let Some(why) = found.unreadable.get(path) {
         return Err(DirectoryError::Unreadable { path: path.to_owned(), why: why.clone() });
@@ -123,7 +123,7 @@ pub fn documents(path: &Path) -> Result<Documents, DirectoryError> {
 ///
 /// # Errors
 /// At startup the path does not exist or is a folder that cannot be listed, or watching fails without a fallback.
-pub async fn watch(
+pub(crate) async fn watch(
     path: PathBuf,
     revision: Option<Arc<str>>,
     changes: mpsc::Sender<Vec<SourceEvent>>,

@@ -63,7 +63,7 @@ pub(super) struct FileEvents {
 
 impl FileEvents {
     /// The new path of `path` if it or a parent folder was renamed.
-    pub fn moved_to(&self, path: &Path) -> Option<PathBuf> {
+    pub(crate) fn moved_to(&self, path: &Path) -> Option<PathBuf> {
         let (from, to) = self.moved.iter().rev().find(|(from, _)| path.starts_with(from))?;
         let below = path.strip_prefix(from).ok()?;
         Some(if below == Path::new("") { to.clone() } else { to.join(below) })
@@ -71,7 +71,7 @@ impl FileEvents {
 
     /// Whether the file at one of `watched_names` is known to be complete. A file that was only created may be about to be
     /// written, unless it was created as a link to an existing file.
-    pub fn is_ready(&self, watched_names: &[WatchedName], found: &FoundFile) -> bool {
+    pub(crate) fn is_ready(&self, watched_names: &[WatchedName], found: &FoundFile) -> bool {
         let link = found.linked || found.target.is_some();
         watched_names.iter().any(|watched_name| {
             self.ready.contains(watched_name) || link && self.created.contains(watched_name)
@@ -81,7 +81,7 @@ impl FileEvents {
 
 impl InotifyWatcher {
     /// Watches nothing yet. Also returns a descriptor that becomes readable when there are events.
-    pub fn new() -> io::Result<(Self, OwnedFd)> {
+    pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let wakes = inotify.as_fd().try_clone_to_owned()?;
         let events = Self {
@@ -102,17 +102,17 @@ impl InotifyWatcher {
     }
 
     /// Whether events require a scan.
-    pub fn needs_scan(&self) -> bool {
+    pub(crate) fn needs_scan(&self) -> bool {
         self.rescan
     }
 
     /// Whether some folders are not watched because the system limit was reached.
-    pub fn limit_hit(&self) -> bool {
+    pub(crate) fn limit_hit(&self) -> bool {
         self.limit_hit
     }
 
     /// Begins a scan and returns the events before it.
-    pub fn begin_scan(&mut self) -> FileEvents {
+    pub(crate) fn begin_scan(&mut self) -> FileEvents {
         self.rescan = false;
         self.limit_hit = false;
         // The second event of a rename may still be queued; a move out of the watched folders has none.
@@ -127,7 +127,7 @@ impl InotifyWatcher {
     }
 
     /// Watches everything in a folder until a scan no longer requests it.
-    pub fn watch_folder(&mut self, path: &Path) {
+    pub(crate) fn watch_folder(&mut self, path: &Path) {
         if let Some(watched) = self.watch(path) {
             watched.all = true;
             path.clone_into(&mut watched.path);
@@ -135,7 +135,7 @@ impl InotifyWatcher {
     }
 
     /// Watches the name of `path` in its parent folder.
-    pub fn watch_name(&mut self, path: &Path) {
+    pub(crate) fn watch_name(&mut self, path: &Path) {
         if let Some(name) = path.file_name()
             && let Some(watched) = self.watch(&parent(path))
         {
@@ -171,7 +171,7 @@ impl InotifyWatcher {
     }
 
     /// Where events about a file appear: at its path and, for a link, at its target.
-    pub fn watched_names(&self, path: &Path, found: &FoundFile) -> Vec<WatchedName> {
+    pub(crate) fn watched_names(&self, path: &Path, found: &FoundFile) -> Vec<WatchedName> {
         [Some(path), found.target.as_deref()]
             .into_iter()
             .flatten()
@@ -182,7 +182,7 @@ impl InotifyWatcher {
     }
 
     /// Whether one of `watched_names` was not watched before the current scan, or its folder had another path.
-    pub fn is_new(&self, watched_names: &[WatchedName]) -> bool {
+    pub(crate) fn is_new(&self, watched_names: &[WatchedName]) -> bool {
         watched_names.iter().any(|(descriptor, name)| {
             let path = self.next.get(descriptor).map(|watched| &watched.path);
             !self
@@ -193,12 +193,12 @@ impl InotifyWatcher {
     }
 
     /// Whether one of `watched_names` is being written.
-    pub fn is_writing(&self, watched_names: &[WatchedName]) -> bool {
+    pub(crate) fn is_writing(&self, watched_names: &[WatchedName]) -> bool {
         watched_names.iter().any(|watched_name| self.writing.contains(watched_name))
     }
 
     /// Ends a scan: stops watching what was not requested again.
-    pub fn end_scan(&mut self) {
+    pub(crate) fn end_scan(&mut self) {
         let old = std::mem::replace(&mut self.watched, std::mem::take(&mut self.next));
         self.next_by_path.clear();
         for descriptor in
@@ -211,17 +211,17 @@ impl InotifyWatcher {
     }
 
     /// Resets [`InotifyWatcher::was_modified`].
-    pub fn reset_modified(&mut self) {
+    pub(crate) fn reset_modified(&mut self) {
         self.modified.clear();
     }
 
     /// Whether a file at one of `watched_names` was modified since [`InotifyWatcher::reset_modified`], as of the last drain.
-    pub fn was_modified(&self, watched_names: &[WatchedName]) -> bool {
+    pub(crate) fn was_modified(&self, watched_names: &[WatchedName]) -> bool {
         watched_names.iter().any(|watched_name| self.modified.contains(watched_name))
     }
 
     /// Processes all queued events.
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         for _ in 0..READS {
             match self.inotify.read_events() {
                 Ok(events) => events.into_iter().for_each(|event| self.record(event)),

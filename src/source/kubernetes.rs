@@ -3,9 +3,9 @@
 //! Documents are received untyped and parsed by [`crate::api`], so an unreadable object is rejected individually and
 //! never ends the watch of its kind. For Pods, Nodes and Namespaces only metadata is requested.
 
-pub mod inventory;
+pub(crate) mod inventory;
 mod kinds;
-pub mod selection;
+pub(crate) mod selection;
 mod shared;
 mod watches;
 
@@ -145,7 +145,7 @@ struct Listed {
 ///
 /// # Errors
 /// None: failures are retried and reported as [`SourceEvent::SourceProblems`].
-pub async fn watch(
+pub(crate) async fn watch(
     client: Client,
     selection: Selection,
     states: watch::Sender<Vec<KindSync>>,
@@ -367,7 +367,7 @@ fn pause(time: Duration) -> BoxStream<'static, Event> {
 }
 
 /// The API's message, or else the error with its chain of causes.
-pub fn reason(error: &kube::Error) -> String {
+pub(crate) fn reason(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return status.message.clone();
     }
@@ -375,7 +375,7 @@ pub fn reason(error: &kube::Error) -> String {
 }
 
 /// An error with its chain of causes.
-pub fn with_causes(error: &dyn StdError) -> String {
+pub(crate) fn with_causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -394,7 +394,7 @@ pub fn with_causes(error: &dyn StdError) -> String {
 ///
 /// # Errors
 /// Why the API cannot tell.
-pub async fn freshness(client: &Client, key: &ObjectKey) -> Result<Freshness, String> {
+pub(crate) async fn freshness(client: &Client, key: &ObjectKey) -> Result<Freshness, String> {
     let found = async {
         let Some(resource) = resource(client, key.kind).await? else {
             return Ok(None);
@@ -416,7 +416,10 @@ pub async fn freshness(client: &Client, key: &ObjectKey) -> Result<Freshness, St
 ///
 /// # Errors
 /// The API cannot be asked.
-pub async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
+pub(crate) async fn resource(
+    client: &Client,
+    kind: Kind,
+) -> Result<Option<ApiResource>, kube::Error> {
     for version in kind.versions() {
         let listed = if kind.group().is_empty() {
             client.list_core_api_resources(version).await

@@ -102,12 +102,13 @@ const STRIDE: u64 = 1 << 20;
 
 impl Loader {
     /// An empty loader.
-    pub fn new() -> Self {
+    #[cfg(test)]
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// An empty loader that reads the objects of one revision and those without a revision; with `None` it reads all.
-    pub fn of_revision(revision: Option<Arc<str>>) -> Self {
+    pub(crate) fn of_revision(revision: Option<Arc<str>>) -> Self {
         Self { revision, ..Self::default() }
     }
 

@@ -2,7 +2,7 @@
 //! nothing about their consumers.
 
 pub mod directory;
-pub mod freshness;
+pub(crate) mod freshness;
 #[cfg(target_os = "linux")]
 mod inotify;
 #[cfg(not(target_os = "linux"))]
@@ -10,9 +10,10 @@ mod inotify;
 mod inotify;
 pub mod kubernetes;
 pub mod loader;
+pub(crate) mod probe;
 mod scan;
-pub mod stdin;
-pub mod sync;
+pub(crate) mod stdin;
+pub(crate) mod sync;
 pub mod yaml;
 
 use std::fmt;
@@ -94,7 +95,7 @@ pub enum SourceEvent {
     },
     /// Everything that existed when the source started has been sent.
     Synced,
-    /// Everything that existed when [`freshness::FreshnessProbe`] requested this number has been sent.
+    /// Everything that existed when [`probe::FreshnessProbe`] requested this number has been sent.
     Barrier(u64),
 }
 

@@ -19,11 +19,11 @@ pub(super) struct InotifyWatcher(Infallible);
 pub(super) struct FileEvents;
 
 impl FileEvents {
-    pub fn moved_to(&self, _path: &Path) -> Option<PathBuf> {
+    pub(crate) fn moved_to(&self, _path: &Path) -> Option<PathBuf> {
         None
     }
 
-    pub fn is_ready(&self, _names: &[WatchedName], _found: &FoundFile) -> bool {
+    pub(crate) fn is_ready(&self, _names: &[WatchedName], _found: &FoundFile) -> bool {
         false
     }
 }
@@ -31,55 +31,55 @@ impl FileEvents {
 impl InotifyWatcher {
     /// # Errors
     /// Always: this system has no inotify.
-    pub fn new() -> io::Result<(Self, OwnedFd)> {
+    pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this system has no inotify"))
     }
 
-    pub fn needs_scan(&self) -> bool {
+    pub(crate) fn needs_scan(&self) -> bool {
         match self.0 {}
     }
 
-    pub fn limit_hit(&self) -> bool {
+    pub(crate) fn limit_hit(&self) -> bool {
         match self.0 {}
     }
 
-    pub fn begin_scan(&mut self) -> FileEvents {
+    pub(crate) fn begin_scan(&mut self) -> FileEvents {
         match self.0 {}
     }
 
-    pub fn watch_folder(&mut self, _path: &Path) {
+    pub(crate) fn watch_folder(&mut self, _path: &Path) {
         match self.0 {}
     }
 
-    pub fn watch_name(&mut self, _path: &Path) {
+    pub(crate) fn watch_name(&mut self, _path: &Path) {
         match self.0 {}
     }
 
-    pub fn watched_names(&self, _path: &Path, _found: &FoundFile) -> Vec<WatchedName> {
+    pub(crate) fn watched_names(&self, _path: &Path, _found: &FoundFile) -> Vec<WatchedName> {
         match self.0 {}
     }
 
-    pub fn is_new(&self, _names: &[WatchedName]) -> bool {
+    pub(crate) fn is_new(&self, _names: &[WatchedName]) -> bool {
         match self.0 {}
     }
 
-    pub fn is_writing(&self, _names: &[WatchedName]) -> bool {
+    pub(crate) fn is_writing(&self, _names: &[WatchedName]) -> bool {
         match self.0 {}
     }
 
-    pub fn end_scan(&mut self) {
+    pub(crate) fn end_scan(&mut self) {
         match self.0 {}
     }
 
-    pub fn reset_modified(&mut self) {
+    pub(crate) fn reset_modified(&mut self) {
         match self.0 {}
     }
 
-    pub fn was_modified(&self, _names: &[WatchedName]) -> bool {
+    pub(crate) fn was_modified(&self, _names: &[WatchedName]) -> bool {
         match self.0 {}
     }
 
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         match self.0 {}
     }
 }

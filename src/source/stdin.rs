@@ -14,7 +14,7 @@ use crate::api::{self, Identity, Problem};
 /// A change.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Line {
+pub(crate) enum Line {
     /// An object was added or changed.
     Apply(Value),
     /// An object was deleted.
@@ -30,7 +30,7 @@ const SUBJECT: &str = "standard input";
 ///
 /// # Errors
 /// It is not a pipe.
-pub fn open() -> std::io::Result<BufReader<pipe::Receiver>> {
+pub(crate) fn open() -> std::io::Result<BufReader<pipe::Receiver>> {
     let pipe = std::io::stdin().as_fd().try_clone_to_owned()?;
     Ok(BufReader::new(pipe::Receiver::from_owned_fd(pipe)?))
 }
@@ -39,7 +39,7 @@ pub fn open() -> std::io::Result<BufReader<pipe::Receiver>> {
 ///
 /// # Errors
 /// The input cannot be read.
-pub async fn watch(
+pub(crate) async fn watch(
     input: impl AsyncBufRead + Unpin,
     changes: mpsc::Sender<Vec<SourceEvent>>,
 ) -> std::io::Result<()> {

@@ -6,7 +6,7 @@ use crate::api::Kind;
 
 /// How far the source is with one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KindSync {
+pub(crate) struct KindSync {
     /// The kind.
     pub kind: Kind,
     /// How far.
@@ -17,7 +17,7 @@ pub struct KindSync {
 
 /// The state of a kind's watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SyncState {
+pub(crate) enum SyncState {
     /// The first list is not complete yet.
     Waiting,
     /// All objects are known, and changes arrive.
@@ -32,7 +32,7 @@ pub enum SyncState {
 
 /// What weir does with a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// It lists the objects.
     List,
     /// It watches their changes.
@@ -50,7 +50,7 @@ impl fmt::Display for Verb {
 
 impl KindSync {
     /// The verb that is not permitted.
-    pub fn missing_verb(&self) -> Option<Verb> {
+    pub(crate) fn missing_verb(&self) -> Option<Verb> {
         match self.state {
             SyncState::Forbidden(verb, _) => Some(verb),
             _ => None,
@@ -58,7 +58,7 @@ impl KindSync {
     }
 
     /// Why it is not synced; empty if it is.
-    pub fn reason(&self) -> &str {
+    pub(crate) fn reason(&self) -> &str {
         match &self.state {
             SyncState::Synced => "",
             SyncState::Waiting => "its first list is not complete yet",

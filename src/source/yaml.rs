@@ -24,7 +24,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use characters::Characters;
 
 /// The maximum input size in bytes.
-pub const MAX_BYTES: usize = 16 << 20;
+pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// The maximum nesting depth of lists and maps, including aliases.
 const MAX_DEPTH: usize = 128;
 /// The maximum number of values after alias expansion.
@@ -85,7 +85,7 @@ impl Document {
     /// The 1-based line of a field like `spec.http[0].route[1].weight`: the line of its key or list item. A missing
     /// field gets the line of its nearest existing parent. Keys that contain dots or brackets, such as annotations, are
     /// found too. `None` if not even the first part of the path exists.
-    pub fn locate(&self, path: &str) -> Option<u32> {
+    pub(crate) fn locate(&self, path: &str) -> Option<u32> {
         if path.is_empty() {
             return Some(self.line);
         }

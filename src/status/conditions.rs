@@ -11,7 +11,7 @@ const QUOTED: usize = 300;
 
 /// The status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConditionStatus {
+pub(crate) enum ConditionStatus {
     /// It holds.
     True,
     /// It does not hold.
@@ -22,7 +22,7 @@ pub enum ConditionStatus {
 
 impl ConditionStatus {
     /// As Kubernetes writes it.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::True => "True",
             Self::False => "False",
@@ -33,7 +33,7 @@ impl ConditionStatus {
 
 /// A condition without its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
+pub(crate) struct Condition {
     /// The type.
     pub kind: &'static str,
     /// Whether it holds.
@@ -45,18 +45,18 @@ pub struct Condition {
 }
 
 /// The types of weir's conditions, in the order in which they are written.
-pub const TYPES: [&str; 3] = [ACCEPTED, PROGRAMMED, HELD];
+pub(crate) const TYPES: [&str; 3] = [ACCEPTED, PROGRAMMED, HELD];
 
 /// Whether the object is valid.
-pub const ACCEPTED: &str = "Accepted";
+pub(crate) const ACCEPTED: &str = "Accepted";
 /// Whether every proxy that sees the object has ACKed it.
-pub const PROGRAMMED: &str = "Programmed";
+pub(crate) const PROGRAMMED: &str = "Programmed";
 /// Whether something of the object is held back.
-pub const HELD: &str = "Held";
+pub(crate) const HELD: &str = "Held";
 
 /// The conditions of one version of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conditions {
+pub(crate) struct Conditions {
     /// When the object was created, as in [`ObjectVersion::created`]; `None` if that is unknown.
     pub created: Option<i64>,
     /// The `metadata.generation` that the conditions are about.
@@ -67,7 +67,7 @@ pub struct Conditions {
 
 /// What a replica answered about an object.
 #[derive(Clone, Copy, Debug)]
-pub struct ReplicaAnswer<'a> {
+pub(crate) struct ReplicaAnswer<'a> {
     /// The replica, by the name of its pod.
     pub replica: &'a str,
     /// Its summary, `None` if it does not have the object; or why it cannot be asked.
@@ -76,7 +76,7 @@ pub struct ReplicaAnswer<'a> {
 
 /// The conditions of an object, as this replica's state and the answers of all replicas, this one included, say.
 /// `None` if this replica does not have the object.
-pub fn conditions(
+pub(crate) fn conditions(
     state: &State,
     key: &ObjectKey,
     answers: &[ReplicaAnswer<'_>],

@@ -7,12 +7,11 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-pub use conditions::{
-    Condition, ConditionStatus, Conditions, PROGRAMMED, ReplicaAnswer, TYPES, conditions,
+#[cfg(test)]
+pub(crate) use conditions::{Condition, ConditionStatus};
+pub(crate) use conditions::{Conditions, PROGRAMMED, ReplicaAnswer, TYPES, conditions};
+pub(crate) use published::{ActiveObject, ObjectVersion, Published, State};
+pub(crate) use report::{
+    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, object, proxies, splits,
 };
-pub use published::{ActiveObject, ObjectVersion, Published, RejectedObject, State};
-pub use report::{
-    DestinationShare, ObjectReport, ObjectState, ProxyObjectState, ProxyReport, SplitReport,
-    object, proxies, splits,
-};
-pub use summary::{MissingProxy, NAMED, ObjectSummary, Summaries, Summarizer};
+pub(crate) use summary::{MissingProxy, NAMED, ObjectSummary, Summaries, Summarizer};

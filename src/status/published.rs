@@ -15,7 +15,7 @@ use crate::store::Store;
 
 /// One published state.
 #[derive(Clone, Debug, Default)]
-pub struct State {
+pub(crate) struct State {
     /// The active mesh; `None` before the first.
     pub mesh: Option<Mesh>,
     /// Its revision.
@@ -32,7 +32,7 @@ pub struct State {
 
 impl State {
     /// Why the newest version of an object was rejected, with where; empty if it was accepted.
-    pub fn rejections(&self, key: &ObjectKey) -> Vec<String> {
+    pub(crate) fn rejections(&self, key: &ObjectKey) -> Vec<String> {
         let problems = self.invalid.get(key).map(|rejected| rejected.problems.iter());
         problems.into_iter().flatten().map(ToString::to_string).collect()
     }
@@ -40,7 +40,7 @@ impl State {
 
 /// The active version of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ActiveObject {
+pub(crate) struct ActiveObject {
     /// The mesh revision in which it became active.
     pub since: MeshRevision,
     /// Which version it is.
@@ -52,7 +52,7 @@ pub struct ActiveObject {
 /// A version of an object, which is the same at every replica: an object that was deleted and created again counts its
 /// generations from 1 again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ObjectVersion {
+pub(crate) struct ObjectVersion {
     /// When the object was created, as in [`crate::api::Age::created`].
     pub created: i64,
     /// Its `metadata.generation`; 0 if absent.
@@ -61,7 +61,7 @@ pub struct ObjectVersion {
 
 /// The rejected newest version of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RejectedObject {
+pub(crate) struct RejectedObject {
     /// Its `metadata.generation`; 0 if absent.
     pub generation: i64,
     /// Why; at least one reason.
@@ -70,7 +70,7 @@ pub struct RejectedObject {
 
 /// Shares the latest state with its readers.
 #[derive(Debug, Default)]
-pub struct Published {
+pub(crate) struct Published {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     barrier_reached: watch::Sender<u64>,
@@ -82,7 +82,7 @@ impl Published {
     }
 
     /// Publishes a new state of the mesh in which the `dirty` objects changed.
-    pub fn publish(
+    pub(crate) fn publish(
         &self,
         mesh: &Mesh,
         revision: MeshRevision,
@@ -133,7 +133,7 @@ impl Published {
     }
 
     /// Updates the set of rejected objects.
-    pub fn rejected(&self, store: &Store) {
+    pub(crate) fn rejected(&self, store: &Store) {
         let invalid: BTreeMap<ObjectKey, RejectedObject> = store
             .rejected()
             .map(|(key, problems)| {
@@ -150,23 +150,23 @@ impl Published {
     }
 
     /// Records that everything up to this [`crate::source::SourceEvent::Barrier`] has been applied.
-    pub fn reach_barrier(&self, barrier: u64) {
+    pub(crate) fn reach_barrier(&self, barrier: u64) {
         self.barrier_reached.send_modify(|newest| *newest = barrier.max(*newest));
     }
 
     /// Waits until everything up to this barrier has been applied.
-    pub async fn barrier_reached(&self, barrier: u64) {
+    pub(crate) async fn barrier_reached(&self, barrier: u64) {
         // The sender cannot be dropped while `self` is borrowed.
         let _ = self.barrier_reached.subscribe().wait_for(|newest| *newest >= barrier).await;
     }
 
     /// The latest state.
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.lock().clone()
     }
 
     /// Notifies of each new state.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 }

@@ -13,7 +13,7 @@ use crate::xds::stream::HeldResource;
 
 /// A proxy and its scope.
 #[derive(Clone, Debug)]
-pub struct ProxyReport {
+pub(crate) struct ProxyReport {
     /// The pod's namespace.
     pub namespace: Arc<str>,
     /// The pod.
@@ -26,7 +26,7 @@ pub struct ProxyReport {
 
 /// On which proxies an object is live.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ObjectReport {
+pub(crate) struct ObjectReport {
     /// The object.
     pub object: ObjectKey,
     /// `metadata.generation`; 0 if absent.
@@ -45,7 +45,7 @@ pub struct ObjectReport {
 
 /// The state of an object on one proxy.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ProxyObjectState {
+pub(crate) struct ProxyObjectState {
     /// The proxy.
     pub id: Arc<str>,
     /// The state.
@@ -56,7 +56,7 @@ pub struct ProxyObjectState {
 
 /// The state of an object on a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectState {
+pub(crate) enum ObjectState {
     /// The proxy ACKed it.
     Live,
     /// The proxy has not ACKed it yet.
@@ -69,7 +69,7 @@ pub enum ObjectState {
 
 /// A route with weighted destinations.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SplitReport {
+pub(crate) struct SplitReport {
     /// The VirtualService whose hosts it is for.
     pub object: ObjectKey,
     /// The VirtualService that holds the route: the same, or a delegate of it.
@@ -90,7 +90,7 @@ pub struct SplitReport {
 
 /// A destination's share.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DestinationShare {
+pub(crate) struct DestinationShare {
     /// The host.
     pub host: String,
     /// The subset; empty for the whole service.
@@ -104,7 +104,7 @@ pub struct DestinationShare {
 }
 
 /// All proxies, with their scopes.
-pub fn proxies(state: &State, connected: &[ProxyStatus]) -> Vec<ProxyReport> {
+pub(crate) fn proxies(state: &State, connected: &[ProxyStatus]) -> Vec<ProxyReport> {
     let report = |status: &ProxyStatus| ProxyReport {
         namespace: status.proxy.namespace.clone(),
         pod: status.proxy.name.clone(),
@@ -139,7 +139,11 @@ fn scope_name(scope: &Scope) -> String {
 }
 
 /// On which proxies an object is live; `None` if it does not exist.
-pub fn object(state: &State, connected: &[ProxyStatus], key: &ObjectKey) -> Option<ObjectReport> {
+pub(crate) fn object(
+    state: &State,
+    connected: &[ProxyStatus],
+    key: &ObjectKey,
+) -> Option<ObjectReport> {
     let invalid = state.rejections(key);
     let active = state.active.get(key);
     let since = active.map(|item| item.since);
@@ -224,7 +228,11 @@ pub(super) fn verdict(
 }
 
 /// Every route with weighted destinations or with a change that is held back.
-pub fn splits(state: &State, connected: &[ProxyStatus], namespace: &str) -> Vec<SplitReport> {
+pub(crate) fn splits(
+    state: &State,
+    connected: &[ProxyStatus],
+    namespace: &str,
+) -> Vec<SplitReport> {
     let Some(mesh) = &state.mesh else {
         return Vec::new();
     };

@@ -11,11 +11,11 @@ use crate::revision::MeshRevision;
 use crate::xds::connections::ProxyStatus;
 
 /// How many proxies and held-back changes a summary names.
-pub const NAMED: usize = 5;
+pub(crate) const NAMED: usize = 5;
 
 /// On how many of a replica's proxies an object is live.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ObjectSummary {
+pub(crate) struct ObjectSummary {
     /// The version in force; the default if no version was accepted yet.
     pub version: ObjectVersion,
     /// How many proxies see the object.
@@ -34,7 +34,7 @@ pub struct ObjectSummary {
 
 /// A proxy that does not have an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MissingProxy {
+pub(crate) struct MissingProxy {
     /// `NAMESPACE/POD`.
     pub proxy: String,
     /// The state.
@@ -44,11 +44,11 @@ pub struct MissingProxy {
 }
 
 /// The summaries of a replica.
-pub type Summaries = BTreeMap<ObjectKey, Arc<ObjectSummary>>;
+pub(crate) type Summaries = BTreeMap<ObjectKey, Arc<ObjectSummary>>;
 
 /// Summarizes states of one replica, and remembers which objects each scope sees until the mesh changes.
 #[derive(Debug, Default)]
-pub struct Summarizer {
+pub(crate) struct Summarizer {
     revision: MeshRevision,
     visible: HashMap<Scope, Arc<BTreeSet<ObjectKey>>>,
 }
@@ -63,7 +63,7 @@ struct ScopeProxies<'a> {
 
 impl Summarizer {
     /// Summarizes every VirtualService and DestinationRule that has a version in force.
-    pub fn summaries(&mut self, state: &State, connected: &[ProxyStatus]) -> Summaries {
+    pub(crate) fn summaries(&mut self, state: &State, connected: &[ProxyStatus]) -> Summaries {
         let Some(mesh) = &state.mesh else {
             return Summaries::new();
         };

@@ -8,48 +8,27 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::{Any, Duration};
 
 use super::connection_pool::{self, HttpOptions, no_limits};
+use super::context::Context;
 use super::policy::Policy;
 use super::{
     BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, endpoint,
     inbound_cluster_name, load_balancer, outlier, seconds, socket_address, tls,
 };
 use crate::api::{ConnectionPoolSettings, TlsMode};
-use crate::mesh::{
-    DestinationRule, EndpointSet, Families, InboundPort, MeshConfig, Port, RegisteredService,
-    Resolution, Scope, Service,
-};
+use crate::mesh::{DestinationRule, EndpointSet, Families, InboundPort, Port, Resolution, Service};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
-/// The inputs of a service's clusters.
-#[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
-    /// Mesh-wide settings.
-    pub config: &'a MeshConfig,
-    /// The scope of the proxies.
-    pub scope: &'a Scope,
-    /// The service and its endpoints.
-    pub known: &'a RegisteredService,
-    /// The DestinationRule for it.
-    pub rule: Option<&'a DestinationRule>,
-}
-
 /// The clusters of a port: one for all endpoints and one per subset.
-pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::Cluster> {
+pub(crate) fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::Cluster> {
     let subsets =
         context.rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
     std::iter::once("").chain(subsets).map(|subset| cluster(port, subset, context)).collect()
 }
 
-/// Whether a cluster gets its endpoints over EDS.
-pub fn uses_eds(service: &Service, policy: &Policy<'_>) -> bool {
-    service.resolution == Resolution::Endpoints
-        && !load_balancer::is_passthrough(policy.load_balancer)
-}
-
 /// Whether the clusters of a service embed endpoint data: addresses resolved by DNS, or the identities in certificate
 /// validation.
-pub fn embeds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bool {
+pub(crate) fn embeds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bool {
     matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
         || rule.is_some_and(uses_istio_mutual)
 }
@@ -184,7 +163,7 @@ fn typed(options: HttpOptions) -> HashMap<String, Any> {
 }
 
 /// The clusters that every proxy gets.
-pub fn builtin() -> Vec<pb::Cluster> {
+pub(crate) fn builtin() -> Vec<pb::Cluster> {
     let black_hole = pb::Cluster {
         name: BLACK_HOLE.to_owned(),
         alt_stat_name: format!("{BLACK_HOLE};"),
@@ -212,7 +191,7 @@ pub fn builtin() -> Vec<pb::Cluster> {
 
 /// The cluster of an inbound port. Servers apply the same limits as their clients, those of the service's rule, unless
 /// their Sidecar overrides them.
-pub fn inbound(
+pub(crate) fn inbound(
     port: &InboundPort,
     rule: Option<&DestinationRule>,
     own: Option<&ConnectionPoolSettings>,

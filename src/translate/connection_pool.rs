@@ -18,10 +18,10 @@ use crate::api::{
 use crate::mesh::Protocol;
 
 /// The HTTP options of a cluster under construction; not every cluster needs them.
-pub type HttpOptions = Option<http::HttpProtocolOptions>;
+pub(crate) type HttpOptions = Option<http::HttpProtocolOptions>;
 
 /// The HTTP version for a port's protocol.
-pub fn http_version(protocol: Protocol) -> HttpOptions {
+pub(crate) fn http_version(protocol: Protocol) -> HttpOptions {
     let options = match protocol {
         protocol if protocol.is_http2() => http2(core::Http2ProtocolOptions::default()),
         Protocol::Unknown => as_downstream(),
@@ -49,7 +49,7 @@ fn http2(options: core::Http2ProtocolOptions) -> UpstreamProtocolOptions {
 }
 
 /// Whether only HTTP/2 is used upstream.
-pub fn is_http2(options: &HttpOptions) -> bool {
+pub(crate) fn is_http2(options: &HttpOptions) -> bool {
     matches!(
         options.as_ref().and_then(|options| options.upstream_protocol_options.as_ref()),
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
@@ -59,7 +59,7 @@ pub fn is_http2(options: &HttpOptions) -> bool {
 }
 
 /// Envoy rejects HTTP options without a version; HTTP/1.1 is the default of a cluster without options.
-pub fn finish(options: HttpOptions) -> HttpOptions {
+pub(crate) fn finish(options: HttpOptions) -> HttpOptions {
     options.map(|mut options| {
         options.upstream_protocol_options.get_or_insert_with(|| {
             UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
@@ -73,7 +73,7 @@ pub fn finish(options: HttpOptions) -> HttpOptions {
 }
 
 /// Sets the HTTP version from the client's settings. Later steps may depend on it.
-pub fn upgrade(options: &mut HttpOptions, pool: Option<&ConnectionPoolSettings>) {
+pub(crate) fn upgrade(options: &mut HttpOptions, pool: Option<&ConnectionPoolSettings>) {
     let http = pool.and_then(|pool| pool.http.as_ref());
     if http.is_some_and(|http| {
         !http.use_client_protocol && http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade)
@@ -85,7 +85,7 @@ pub fn upgrade(options: &mut HttpOptions, pool: Option<&ConnectionPoolSettings>)
 
 /// Sets limits, timeouts and keepalive. 0 or absent means no limit: Envoy's defaults (1024 each) would be limits that
 /// nobody configured.
-pub fn apply(
+pub(crate) fn apply(
     cluster: &mut pb::Cluster,
     options: &mut HttpOptions,
     pool: Option<&ConnectionPoolSettings>,
@@ -172,7 +172,7 @@ fn limits(
 }
 
 /// The limits of a cluster without a rule.
-pub fn no_limits() -> Option<pb::CircuitBreakers> {
+pub(crate) fn no_limits() -> Option<pb::CircuitBreakers> {
     Some(limits(None, None))
 }
 
@@ -192,7 +192,7 @@ fn keepalive(from: &TcpKeepalive) -> pb::UpstreamConnectionOptions {
 }
 
 /// The options of the pass-through cluster: the client's HTTP version, and idle connections are closed after 5 minutes.
-pub fn passthrough() -> http::HttpProtocolOptions {
+pub(crate) fn passthrough() -> http::HttpProtocolOptions {
     http::HttpProtocolOptions {
         common_http_protocol_options: Some(core::HttpProtocolOptions {
             idle_timeout: seconds(300),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 
-use super::cluster::{Context, uses_eds};
+use super::context::{Context, uses_eds};
 use super::locality::{self, Setting};
 use super::policy::Policy;
 use super::{cluster_name, socket_address, u32_value};
@@ -17,7 +17,7 @@ use crate::mesh::{
 };
 
 /// The endpoint assignments of a port: one for all endpoints and one per subset, for clusters that use EDS.
-pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignment> {
+pub(crate) fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignment> {
     let subsets =
         context.rule.into_iter().flat_map(|rule| &rule.subsets).map(|subset| subset.name.as_str());
     std::iter::once("")
@@ -30,7 +30,7 @@ pub fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::ClusterLoadAssignm
 
 /// The attributes of clients that affect their endpoints of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Place {
+pub(crate) struct Place {
     locality: Locality,
     labels: BTreeMap<String, String>,
     node: Arc<str>,
@@ -38,7 +38,7 @@ pub struct Place {
 
 impl Place {
     /// That of the clients of `scope`.
-    pub fn new(service: &Service, rule: Option<&DestinationRule>, scope: &Scope) -> Self {
+    pub(crate) fn new(service: &Service, rule: Option<&DestinationRule>, scope: &Scope) -> Self {
         let mut place = Self::default();
         if service.preference.is_some() || rule.is_some_and(DestinationRule::looks_at_locality) {
             place.locality.clone_from(&scope.locality);
@@ -52,7 +52,7 @@ impl Place {
 }
 
 /// The endpoints of one subset (empty for all) of a port.
-pub fn assignment(
+pub(crate) fn assignment(
     port: &Port,
     subset: &str,
     policy: &Policy<'_>,

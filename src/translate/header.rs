@@ -7,7 +7,7 @@ use crate::envoy_validate::with_literal_percents;
 
 /// Header operations in Envoy's form.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Operations {
+pub(crate) struct Operations {
     /// Request headers.
     pub request_add: Vec<core::HeaderValueOption>,
     /// Request headers.
@@ -22,7 +22,7 @@ pub struct Operations {
 
 impl Operations {
     /// Translates `headers`.
-    pub fn new(headers: Option<&Headers>) -> Self {
+    pub(crate) fn new(headers: Option<&Headers>) -> Self {
         let mut this = Self::default();
         if let Some(request) = headers.and_then(|headers| headers.request.as_ref()) {
             (this.request_add, this.request_remove) = operations(request);
@@ -37,7 +37,7 @@ impl Operations {
     }
 
     /// Adds the operations of a destination after those of its route, whose authority wins.
-    pub fn append(&mut self, other: Self) {
+    pub(crate) fn append(&mut self, other: Self) {
         self.request_add.extend(other.request_add);
         self.request_remove.extend(other.request_remove);
         self.response_add.extend(other.response_add);

@@ -20,18 +20,13 @@ use envoy_types::pb::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy};
 use super::listener_plan::{ListenerPlan, any_address};
 use super::tcp::{Chain, Target};
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, ads, any, bool_value, duration, inbound_cluster_name, seconds,
-    socket_address, u32_value,
+    BLACK_HOLE, INBOUND_PASSTHROUGH, INBOUND_PORT, OUTBOUND_PORT, ads, any, bool_value, duration,
+    inbound_cluster_name, seconds, socket_address, u32_value,
 };
 use crate::mesh::{Families, InboundPort, Protocol};
 
-/// The port for redirected outbound traffic.
-pub const OUTBOUND_PORT: u16 = 15001;
-/// The port for redirected inbound traffic.
-pub const INBOUND_PORT: u16 = 15006;
-
 /// An outbound listener.
-pub fn outbound(listener: &ListenerPlan) -> pb::Listener {
+pub(crate) fn outbound(listener: &ListenerPlan) -> pb::Listener {
     let name = listener.name();
     let stat_prefix = format!("outbound_{name};");
     let only_http = listener.only_http && listener.bind;
@@ -100,7 +95,7 @@ fn default_chain(
 }
 
 /// A filter chain for connections that are not, or are not detected as, HTTP.
-pub fn chain(from: &Chain) -> pb::FilterChain {
+pub(crate) fn chain(from: &Chain) -> pb::FilterChain {
     let matches = pb::FilterChainMatch {
         server_names: from.sni.clone(),
         prefix_ranges: from.subnets.iter().filter_map(|subnet| cidr(subnet)).collect(),
@@ -129,7 +124,7 @@ fn cidr(text: &str) -> Option<core::CidrRange> {
 
 /// The listener for redirected outbound connections. It hands each connection to the listener for its destination;
 /// connections without one go to the cluster `default_cluster`.
-pub fn virtual_outbound(default_cluster: &str, families: Families) -> pb::Listener {
+pub(crate) fn virtual_outbound(default_cluster: &str, families: Families) -> pb::Listener {
     let name = "virtualOutbound-catchall-tcp";
     pb::Listener {
         name: "virtualOutbound".to_owned(),
@@ -150,7 +145,7 @@ pub fn virtual_outbound(default_cluster: &str, families: Families) -> pb::Listen
 }
 
 /// The listener for redirected inbound connections: a chain per inbound port, and pass-through for everything else.
-pub fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listener {
+pub(crate) fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listener {
     let pass_http = inbound_http(
         "InboundPassthroughCluster;",
         INBOUND_PASSTHROUGH,

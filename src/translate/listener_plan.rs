@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::listener::{INBOUND_PORT, OUTBOUND_PORT};
 use super::tcp::{self, Chain};
+use super::{INBOUND_PORT, OUTBOUND_PORT};
 use crate::api::Age;
 use crate::mesh::{
     Families, Host, Interception, Port, PortClass, Protocol, Registry, Resolution, ScopeView,
@@ -13,7 +13,7 @@ use crate::mesh::{
 
 /// The plan of a listener for one port, or for one address and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ListenerPlan {
+pub(crate) struct ListenerPlan {
     /// The address.
     pub address: String,
     /// The port.
@@ -36,7 +36,7 @@ pub struct ListenerPlan {
 
 impl ListenerPlan {
     /// The listener name.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("{}_{}", self.address, self.port)
     }
 
@@ -107,28 +107,28 @@ fn distinct(list: Vec<String>) -> Vec<String> {
 }
 
 /// The name of the route configuration that all services share at a port.
-pub fn shared_routes(port: u16) -> String {
+pub(crate) fn shared_routes(port: u16) -> String {
     port.to_string()
 }
 
 /// The name of the route configuration that a service has to itself at a port without a protocol.
-pub fn own_routes(service: &Service, port: u16) -> String {
+pub(crate) fn own_routes(service: &Service, port: u16) -> String {
     format!("{}:{port}", service.host)
 }
 
 /// The wildcard address, for listeners without an address of their own.
-pub fn any_address(families: Families) -> &'static str {
+pub(crate) fn any_address(families: Families) -> &'static str {
     if families == Families::V6 { "::" } else { "0.0.0.0" }
 }
 
 /// The listeners for what `view` sees, at all ports.
-pub fn listeners(view: &ScopeView<'_>) -> Vec<ListenerPlan> {
+pub(crate) fn listeners(view: &ScopeView<'_>) -> Vec<ListenerPlan> {
     view.mesh.ports().into_iter().flat_map(|port| listeners_at(view, port)).collect()
 }
 
 /// The listeners at one port for what `view` sees. If two services want the same listener, the older one gets it. The
 /// oldest service with plain HTTP stands for all of them, because the others add nothing.
-pub fn listeners_at(view: &ScopeView<'_>, number: u16) -> Vec<ListenerPlan> {
+pub(crate) fn listeners_at(view: &ScopeView<'_>, number: u16) -> Vec<ListenerPlan> {
     let mut found: BTreeMap<(Age, Host), VisibleService<'_>> = BTreeMap::new();
     for class in PortClass::ALL {
         let callable =

@@ -14,12 +14,12 @@ use crate::mesh::{DestinationRule, Service};
 const RING_SIZE: u64 = 1024;
 
 /// Whether the cluster uses the original destination instead of the service's endpoints.
-pub fn is_passthrough(settings: Option<&LoadBalancerSettings>) -> bool {
+pub(crate) fn is_passthrough(settings: Option<&LoadBalancerSettings>) -> bool {
     settings.is_some_and(|settings| settings.simple == Some(SimpleLb::Passthrough))
 }
 
 /// Sets a cluster's load balancing.
-pub fn apply(
+pub(crate) fn apply(
     cluster: &mut pb::Cluster,
     service: &Service,
     settings: Option<&LoadBalancerSettings>,
@@ -103,7 +103,7 @@ fn slow_start(settings: &LoadBalancerSettings) -> Option<cluster::SlowStartConfi
 
 /// The consistent hash that applies to a destination: of the subset's port entry, else of the subset, else of the
 /// rule's port entry, else of the rule.
-pub fn consistent_hash<'a>(
+pub(crate) fn consistent_hash<'a>(
     rule: &'a DestinationRule,
     subset: &str,
     port: u16,
@@ -128,7 +128,7 @@ pub fn consistent_hash<'a>(
 }
 
 /// The hash policy for a route; `None` if nothing is hashed.
-pub fn hash_policy(hash: &ConsistentHashLb) -> Option<route::HashPolicy> {
+pub(crate) fn hash_policy(hash: &ConsistentHashLb) -> Option<route::HashPolicy> {
     use route::hash_policy::{
         ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter,
     };

@@ -12,7 +12,7 @@ use crate::mesh::{Endpoint, Locality, NETWORK, Scope, Service};
 /// The locality setting of a cluster: the rule's, else the Service's preference, else the mesh default, which is
 /// failover if there is outlier detection. Source: Istio's documentation of `LocalityLoadBalancerSetting`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Setting<'a> {
+pub(crate) enum Setting<'a> {
     /// Disabled.
     Off,
     /// Weights by client locality.
@@ -41,7 +41,7 @@ pub enum Setting<'a> {
 
 impl<'a> Setting<'a> {
     /// The setting of a cluster of `service` with this load balancer.
-    pub fn new(service: &Service, balancer: Option<&'a LoadBalancerSettings>) -> Self {
+    pub(crate) fn new(service: &Service, balancer: Option<&'a LoadBalancerSettings>) -> Self {
         if let Some(zone) = balancer.and_then(|balancer| balancer.zone_aware_lb_setting.as_ref()) {
             return Setting::ZoneAware {
                 enabled: zone.enabled != Some(false),
@@ -71,7 +71,7 @@ impl<'a> Setting<'a> {
 }
 
 /// The locality configuration of a cluster.
-pub fn cluster_config(
+pub(crate) fn cluster_config(
     setting: Setting<'_>,
     has_outlier_detection: bool,
 ) -> Option<pb::LocalityConfigSpecifier> {
@@ -97,7 +97,7 @@ pub fn cluster_config(
 
 /// The endpoints of one locality and priority.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Group<'a> {
+pub(crate) struct Group<'a> {
     /// Their locality.
     pub locality: &'a Locality,
     /// 0 is the highest; without gaps.
@@ -109,7 +109,7 @@ pub struct Group<'a> {
 }
 
 /// Groups the endpoints of a cluster for clients of `scope`.
-pub fn arrange<'a>(
+pub(crate) fn arrange<'a>(
     members: impl Iterator<Item = &'a Endpoint>,
     setting: Setting<'_>,
     has_outlier_detection: bool,

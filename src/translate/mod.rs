@@ -1,22 +1,23 @@
 //! Translates the mesh into Envoy resources with pure functions, one file per feature. No clock, no I/O, no locks.
 
-pub mod cluster;
-pub mod connection_pool;
-pub mod endpoint;
-pub mod header;
-pub mod listener;
-pub mod listener_plan;
-pub mod load_balancer;
-pub mod locality;
-pub mod outlier;
+pub(crate) mod cluster;
+pub(crate) mod connection_pool;
+pub(crate) mod context;
+pub(crate) mod endpoint;
+pub(crate) mod header;
+pub(crate) mod listener;
+pub(crate) mod listener_plan;
+pub(crate) mod load_balancer;
+pub(crate) mod locality;
+pub(crate) mod outlier;
 #[cfg(test)]
 mod placement_tests;
-pub mod policy;
-pub mod route;
-pub mod route_match;
-pub mod tcp;
-pub mod tls;
-pub mod virtual_host;
+pub(crate) mod policy;
+pub(crate) mod route;
+pub(crate) mod route_match;
+pub(crate) mod tcp;
+pub(crate) mod tls;
+pub(crate) mod virtual_host;
 
 use std::time;
 
@@ -26,30 +27,35 @@ use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, UInt32Value};
 use crate::api::Destination;
 use crate::mesh::{OutboundPolicy, ScopeView, Service};
 
+/// The port for redirected outbound traffic.
+pub(crate) const OUTBOUND_PORT: u16 = 15001;
+/// The port for redirected inbound traffic.
+pub(crate) const INBOUND_PORT: u16 = 15006;
+
 /// The cluster that drops traffic.
-pub const BLACK_HOLE: &str = "BlackHoleCluster";
+pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
 /// The cluster that forwards to the original destination.
-pub const PASSTHROUGH: &str = "PassthroughCluster";
+pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 /// The same for inbound traffic.
-pub const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+pub(crate) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 
 /// The cluster name of a port and subset (empty for the whole service) of a host.
-pub fn cluster_name(port: u16, subset: &str, host: &str) -> String {
+pub(crate) fn cluster_name(port: u16, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
 /// The name of an inbound cluster.
-pub fn inbound_cluster_name(port: u16) -> String {
+pub(crate) fn inbound_cluster_name(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
 /// Whether a cluster is for a port of the workload itself.
-pub fn is_inbound(cluster: &str) -> bool {
+pub(crate) fn is_inbound(cluster: &str) -> bool {
     cluster.starts_with("inbound|")
 }
 
 /// The port of a destination: the explicit one, else the service's only port, else the listener's.
-pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u16) -> u16 {
+pub(crate) fn destination_port(to: &Destination, service: Option<&Service>, listener: u16) -> u16 {
     let given = to.port.and_then(|port| u16::try_from(port.number).ok()).filter(|port| *port > 0);
     let only = || match service?.ports.as_slice() {
         [only] => Some(only.number),
@@ -60,7 +66,7 @@ pub fn destination_port(to: &Destination, service: Option<&Service>, listener: u
 
 /// The cluster for traffic to unknown hosts. If the egress proxy does not exist, traffic is dropped: a listener that
 /// references a missing cluster would never go live.
-pub fn default_cluster(view: &ScopeView<'_>) -> String {
+pub(crate) fn default_cluster(view: &ScopeView<'_>) -> String {
     let through = match (view.outbound, view.egress_proxy()) {
         (OutboundPolicy::RegistryOnly, _) => return BLACK_HOLE.to_owned(),
         (OutboundPolicy::AllowAny, None) => return PASSTHROUGH.to_owned(),
@@ -80,7 +86,7 @@ pub fn default_cluster(view: &ScopeView<'_>) -> String {
 }
 
 /// The host that a destination's clusters are named after; for an ExternalName service its target.
-pub fn canonical_host<'a>(host: &'a str, service: Option<&'a Service>) -> &'a str {
+pub(crate) fn canonical_host<'a>(host: &'a str, service: Option<&'a Service>) -> &'a str {
     service.and_then(|service| service.alias_of.as_deref()).unwrap_or(host)
 }
 

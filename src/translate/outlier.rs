@@ -16,7 +16,7 @@ use crate::api::OutlierDetection;
 
 /// Configures ejection. Success-rate ejection, an Envoy default, stays off; a count of 0 disables its detector; below
 /// `minHealthPercent` (0 by default) of healthy endpoints, all endpoints are used.
-pub fn apply(
+pub(crate) fn apply(
     cluster: &mut pb::Cluster,
     options: &mut HttpOptions,
     from: Option<&OutlierDetection>,

@@ -12,7 +12,7 @@ use crate::mesh::DestinationRule;
 
 /// The effective policy of a port and subset.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Policy<'a> {
+pub(crate) struct Policy<'a> {
     /// How an endpoint is picked.
     pub load_balancer: Option<&'a LoadBalancerSettings>,
     /// Limits of connections and requests.
@@ -31,7 +31,7 @@ pub struct Policy<'a> {
 
 impl<'a> Policy<'a> {
     /// The policy of `subset` (empty for the whole service) at service port `port`.
-    pub fn new(rule: Option<&'a DestinationRule>, subset: &str, port: u16) -> Self {
+    pub(crate) fn new(rule: Option<&'a DestinationRule>, subset: &str, port: u16) -> Self {
         let Some(rule) = rule else {
             return Self::default();
         };

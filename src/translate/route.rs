@@ -30,10 +30,10 @@ use crate::mesh::{
 };
 
 /// The service of a destination and the rule for it.
-pub type ResolvedDestination = (Arc<Service>, Option<Arc<DestinationRule>>);
+pub(crate) type ResolvedDestination = (Arc<Service>, Option<Arc<DestinationRule>>);
 
 /// The inputs of a route's translation besides the VirtualService.
-pub struct Context<'a> {
+pub(crate) struct Context<'a> {
     /// Mesh-wide settings.
     pub config: &'a MeshConfig,
     /// The scope of the proxies.
@@ -46,7 +46,7 @@ pub struct Context<'a> {
 
 /// A route and its origin.
 #[derive(Clone, Debug)]
-pub struct RouteWithSource<'a> {
+pub(crate) struct RouteWithSource<'a> {
     /// The route.
     pub route: pb::Route,
     /// The VirtualService route it comes from; `None` for the default route.
@@ -56,7 +56,11 @@ pub struct RouteWithSource<'a> {
 }
 
 /// The default route of a service without a VirtualService.
-pub fn default(service: &Service, port: &Port, context: &Context<'_>) -> RouteWithSource<'static> {
+pub(crate) fn default(
+    service: &Service,
+    port: &Port,
+    context: &Context<'_>,
+) -> RouteWithSource<'static> {
     let cluster = cluster_name(port.number, "", &service.host);
     let (_, rule) = (context.service)(&service.host).unzip();
     let hash = rule.flatten().and_then(|rule| {
@@ -87,7 +91,7 @@ fn keep_hashed_host(policy: &mut Option<pb::RetryPolicy>) {
 
 /// The VirtualService that provides the routes of a host at a port for these proxies: the first that has a route there.
 /// One whose matches exclude the port or these proxies is skipped, as if it did not name the host.
-pub fn rules_at<'a>(
+pub(crate) fn rules_at<'a>(
     view: &'a ScopeView<'_>,
     host: &str,
     port: u16,
@@ -96,7 +100,7 @@ pub fn rules_at<'a>(
 }
 
 /// Whether [`of_virtual_service`] returns any route.
-pub fn has_routes(rules: &VirtualService, scope: &Scope, port: u16) -> bool {
+pub(crate) fn has_routes(rules: &VirtualService, scope: &Scope, port: u16) -> bool {
     rules.http().any(|rule| {
         let mut matches = rule.route.matches.iter();
         acts(&rule)
@@ -114,7 +118,7 @@ fn acts(rule: &HttpRule<'_>) -> bool {
 
 /// The routes of a VirtualService for one port, in order. Each match becomes a route, and nothing follows a route that
 /// matches every request.
-pub fn of_virtual_service<'a>(
+pub(crate) fn of_virtual_service<'a>(
     rules: &'a VirtualService,
     context: &Context<'_>,
 ) -> Vec<RouteWithSource<'a>> {

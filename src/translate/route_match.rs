@@ -8,12 +8,16 @@ use crate::api::{HttpMatchRequest, StringMatch, selects};
 use crate::mesh::Scope;
 
 /// Whether a match is possible for proxies of `scope` and requests to `port`.
-pub fn applies(request_match: &HttpMatchRequest, scope: &Scope, port: u16) -> bool {
+pub(crate) fn applies(request_match: &HttpMatchRequest, scope: &Scope, port: u16) -> bool {
     why_not(request_match, scope, port).is_none()
 }
 
 /// Why a match is impossible for proxies of `scope` and requests to `port`; `None` if it is possible.
-pub fn why_not(request_match: &HttpMatchRequest, scope: &Scope, port: u16) -> Option<String> {
+pub(crate) fn why_not(
+    request_match: &HttpMatchRequest,
+    scope: &Scope,
+    port: u16,
+) -> Option<String> {
     if let Some(wanted) =
         request_match.port.filter(|wanted| *wanted != 0 && *wanted != u32::from(port))
     {
@@ -46,7 +50,7 @@ pub fn why_not(request_match: &HttpMatchRequest, scope: &Scope, port: u16) -> Op
 }
 
 /// Translates a match; `None` matches every request.
-pub fn translate(request_match: Option<&HttpMatchRequest>) -> pb::RouteMatch {
+pub(crate) fn translate(request_match: Option<&HttpMatchRequest>) -> pb::RouteMatch {
     use pb::route_match::PathSpecifier;
     let Some(request_match) = request_match else {
         return pb::RouteMatch {
@@ -99,7 +103,7 @@ pub fn translate(request_match: Option<&HttpMatchRequest>) -> pb::RouteMatch {
 }
 
 /// Whether a translated match matches every request, so no later route is reachable.
-pub fn is_catch_all(route_match: &pb::RouteMatch) -> bool {
+pub(crate) fn is_catch_all(route_match: &pb::RouteMatch) -> bool {
     matches!(&route_match.path_specifier, Some(pb::route_match::PathSpecifier::Prefix(prefix)) if prefix == "/")
         && route_match.headers.is_empty()
         && route_match.query_parameters.is_empty()
@@ -128,7 +132,7 @@ fn header(name: &str, value: &StringMatch) -> pb::HeaderMatcher {
 }
 
 /// Translates a string matcher.
-pub fn string_matcher(value: &StringMatch) -> matcher::StringMatcher {
+pub(crate) fn string_matcher(value: &StringMatch) -> matcher::StringMatcher {
     use matcher::string_matcher::MatchPattern;
     let pattern = match value {
         StringMatch { exact: Some(exact), .. } => MatchPattern::Exact(exact.clone()),
@@ -141,6 +145,6 @@ pub fn string_matcher(value: &StringMatch) -> matcher::StringMatcher {
 }
 
 /// Translates an RE2 expression.
-pub fn safe_regex(regex: &str) -> matcher::RegexMatcher {
+pub(crate) fn safe_regex(regex: &str) -> matcher::RegexMatcher {
     matcher::RegexMatcher { regex: regex.to_owned(), ..Default::default() }
 }

@@ -13,7 +13,7 @@ use crate::mesh::{
 
 /// A group of connections and their target.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Chain {
+pub(crate) struct Chain {
     /// The TLS server names; empty matches any connection, including non-TLS.
     pub sni: Vec<String>,
     /// The destination subnets; empty means any.
@@ -26,7 +26,7 @@ pub struct Chain {
 
 /// Where connections go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Target {
+pub(crate) struct Target {
     /// Clusters with their weights; the weight of a single cluster is ignored.
     pub clusters: Vec<(String, u32)>,
     /// The idle timeout; `None` uses Envoy's default.
@@ -41,7 +41,7 @@ pub struct Target {
 
 impl Target {
     /// Everything goes to one cluster, without further settings.
-    pub fn plain(cluster: &str) -> Self {
+    pub(crate) fn plain(cluster: &str) -> Self {
         Self { clusters: vec![(cluster.to_owned(), 1)], ..Self::default() }
     }
 
@@ -80,7 +80,7 @@ impl Target {
 
 /// The chains for connections to a service port. `subnets` are the service's own if its listener is shared; `by_name`
 /// is set if only the server name distinguishes services.
-pub fn chains(
+pub(crate) fn chains(
     seen: &VisibleService<'_>,
     port: &Port,
     subnets: &[String],

@@ -20,7 +20,7 @@ const AGENT: &str = "sds-grpc";
 
 /// What is known about the servers besides the rule.
 #[derive(Clone, Copy, Debug)]
-pub struct Servers<'a> {
+pub(crate) struct Servers<'a> {
     /// The SNI that mesh workloads use for a service's port and subset.
     pub mesh_sni: &'a str,
     /// The accepted SPIFFE ids of mesh workloads; empty if unknown.
@@ -30,7 +30,7 @@ pub struct Servers<'a> {
 }
 
 /// Sets a cluster's transport socket.
-pub fn apply(
+pub(crate) fn apply(
     cluster: &mut pb::Cluster,
     options: &mut HttpOptions,
     settings: Option<&ClientTlsSettings>,

@@ -18,7 +18,7 @@ use crate::mesh::{
 
 /// A virtual host and the VirtualService behind each of its routes.
 #[derive(Clone, Debug)]
-pub struct TranslatedVirtualHost {
+pub(crate) struct TranslatedVirtualHost {
     /// The virtual host.
     pub host: pb::VirtualHost,
     /// By route; `None` for the default route of a service.
@@ -27,7 +27,7 @@ pub struct TranslatedVirtualHost {
 
 /// The virtual host of a service's HTTP port. `aliases` are the ExternalName services that point to it. `None` if its
 /// VirtualService has no route for these proxies.
-pub fn of_service(
+pub(crate) fn of_service(
     service: &Service,
     port: &Port,
     aliases: &[Arc<Service>],
@@ -55,7 +55,7 @@ pub fn of_service(
 }
 
 /// The only virtual host of a service that has a route configuration to itself; it takes every Host.
-pub fn of_any_name(
+pub(crate) fn of_any_name(
     service: &Service,
     port: &Port,
     rules: Option<&VirtualService>,
@@ -71,7 +71,7 @@ pub fn of_any_name(
 }
 
 /// The virtual host of a VirtualService host that is not a service.
-pub fn of_host(
+pub(crate) fn of_host(
     host: &str,
     rules: &VirtualService,
     context: &Context<'_>,
@@ -82,7 +82,7 @@ pub fn of_host(
 }
 
 /// The last virtual host of a port, for unknown hosts. `rest` is the cluster for traffic that is let through.
-pub fn catch_all(policy: OutboundPolicy, default_cluster: &str) -> pb::VirtualHost {
+pub(crate) fn catch_all(policy: OutboundPolicy, default_cluster: &str) -> pb::VirtualHost {
     let (name, action) = match policy {
         OutboundPolicy::AllowAny => (
             "allow_any",
@@ -119,7 +119,7 @@ pub fn catch_all(policy: OutboundPolicy, default_cluster: &str) -> pb::VirtualHo
 }
 
 /// The routes of a service port, each with its origin.
-pub fn routes_with_source<'a>(
+pub(crate) fn routes_with_source<'a>(
     service: &Service,
     port: &Port,
     rules: Option<&'a VirtualService>,
@@ -197,7 +197,7 @@ fn address_names(host: &str) -> Option<Vec<String>> {
 }
 
 /// The host and the port in the name of a virtual host.
-pub fn host_and_port(name: &str) -> Option<(&str, u16)> {
+pub(crate) fn host_and_port(name: &str) -> Option<(&str, u16)> {
     let (host, port) = name.rsplit_once(':')?;
     Some((without_brackets(host), port.parse().ok()?))
 }

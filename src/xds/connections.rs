@@ -14,7 +14,7 @@ use crate::snapshot::ResourceType;
 
 /// The status of a connected proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProxyStatus {
+pub(crate) struct ProxyStatus {
     /// The node id.
     pub id: Arc<str>,
     /// The proxy.
@@ -44,7 +44,7 @@ pub struct ProxyStatus {
 
 /// A stream that serves a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamInfo {
+pub(crate) struct StreamInfo {
     /// When it was opened.
     pub since: Timestamp,
     /// The variant of the protocol.
@@ -85,7 +85,7 @@ impl ProxyStatus {
 }
 
 /// A request to a stream for the resources that were sent to its client.
-pub type InventoryRequest = oneshot::Sender<Vec<SentResource>>;
+pub(crate) type InventoryRequest = oneshot::Sender<Vec<SentResource>>;
 
 /// The stream of a connected proxy.
 #[derive(Debug)]
@@ -96,14 +96,18 @@ struct Connection {
 
 /// All connected proxies. Each stream writes its own entry.
 #[derive(Debug, Default)]
-pub struct Connections {
+pub(crate) struct Connections {
     streams: DashMap<u64, Connection>,
     changed: watch::Sender<u64>,
 }
 
 impl Connections {
     /// Adds the proxy on `stream`. Returns the requests for its inventory.
-    pub fn register(&self, stream: u64, status: &ProxyStatus) -> mpsc::Receiver<InventoryRequest> {
+    pub(crate) fn register(
+        &self,
+        stream: u64,
+        status: &ProxyStatus,
+    ) -> mpsc::Receiver<InventoryRequest> {
         let (inventory_requests, receiver) = mpsc::channel(4);
         self.streams.insert(stream, Connection { status: status.clone(), inventory_requests });
         self.changed.send_modify(|n| *n += 1);
@@ -111,7 +115,7 @@ impl Connections {
     }
 
     /// Updates the status of the proxy on `stream`.
-    pub fn set(&self, stream: u64, status: &ProxyStatus) {
+    pub(crate) fn set(&self, stream: u64, status: &ProxyStatus) {
         let changed = self.streams.get_mut(&stream).is_some_and(|mut connection| {
             let changed = connection.status != *status;
             if changed {
@@ -125,7 +129,7 @@ impl Connections {
     }
 
     /// The resources sent to the proxy on `stream`; `None` if it has disconnected.
-    pub async fn inventory(&self, stream: u64) -> Option<Vec<SentResource>> {
+    pub(crate) async fn inventory(&self, stream: u64) -> Option<Vec<SentResource>> {
         let requests = self.streams.get(&stream)?.inventory_requests.clone();
         let (sender, receiver) = oneshot::channel();
         requests.send(sender).await.ok()?;
@@ -133,13 +137,13 @@ impl Connections {
     }
 
     /// Notifies of each change.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
     /// All connected proxies with their streams, in order of connection. A proxy that opens a stream for each type is
     /// one proxy.
-    pub fn proxies(&self) -> Vec<(Vec<u64>, ProxyStatus)> {
+    pub(crate) fn proxies(&self) -> Vec<(Vec<u64>, ProxyStatus)> {
         let mut streams: Vec<(u64, ProxyStatus)> = self
             .streams
             .iter()
@@ -169,7 +173,7 @@ impl Connections {
     }
 
     /// Removes the proxy on `stream`.
-    pub fn remove(&self, stream: u64) {
+    pub(crate) fn remove(&self, stream: u64) {
         // A stream that ended before its proxy was known has no entry.
         if self.streams.remove(&stream).is_some() {
             self.changed.send_modify(|n| *n += 1);
@@ -177,13 +181,13 @@ impl Connections {
     }
 
     /// All connected proxies, in order of connection.
-    pub fn list(&self) -> Vec<ProxyStatus> {
+    pub(crate) fn list(&self) -> Vec<ProxyStatus> {
         self.proxies().into_iter().map(|(_, status)| status).collect()
     }
 
     /// Waits until the proxy with this node id has ACKed everything of `revision` or a later one on each of its
     /// streams.
-    pub async fn acked(&self, id: &str, revision: MeshRevision) {
+    pub(crate) async fn acked(&self, id: &str, revision: MeshRevision) {
         let mut changed = self.changed.subscribe();
         loop {
             changed.mark_unchanged();

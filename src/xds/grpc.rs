@@ -62,7 +62,7 @@ pub(super) struct Requests<M> {
 }
 
 impl<M: Message + Default> Requests<M> {
-    pub fn new(body: Body, exchange: Arc<Exchange>) -> Self {
+    pub(crate) fn new(body: Body, exchange: Arc<Exchange>) -> Self {
         Self {
             body,
             exchange,
@@ -77,7 +77,7 @@ impl<M: Message + Default> Requests<M> {
 
     /// The next message; `None` if the client has ended its half. Dropping the future loses nothing. The peer is
     /// charged for the message until [`Requests::settle`].
-    pub async fn next(&mut self) -> Result<Option<M>, Status> {
+    pub(crate) async fn next(&mut self) -> Result<Option<M>, Status> {
         loop {
             if self.complete.is_none()
                 && let Some(message) = self.whole()?
@@ -112,7 +112,7 @@ impl<M: Message + Default> Requests<M> {
     }
 
     /// Waits until a message begins. Returns whether one began before the client ended its half.
-    pub async fn begun(&mut self) -> Result<bool, Status> {
+    pub(crate) async fn begun(&mut self) -> Result<bool, Status> {
         while self.buffer.is_empty() {
             if !self.more().await? {
                 return Ok(false);
@@ -144,7 +144,7 @@ impl<M: Message + Default> Requests<M> {
 
     /// Charges the peer `bytes` for the rest of the stream, instead of what it was charged for the message just
     /// received.
-    pub fn settle(&mut self, bytes: usize) -> Result<(), Status> {
+    pub(crate) fn settle(&mut self, bytes: usize) -> Result<(), Status> {
         self.settled = bytes;
         self.charge(self.buffer.capacity())
     }
@@ -271,7 +271,7 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     /// Charges the peer for the bytes of a message that no other response shares.
-    pub fn new(frame: Frame, exchange: &Arc<Exchange>) -> Result<Self, Status> {
+    pub(crate) fn new(frame: Frame, exchange: &Arc<Exchange>) -> Result<Self, Status> {
         let own = frame.own_len();
         let hold = if own > FREE { Some(exchange.hold(own).map_err(exhausted)?) } else { None };
         Ok(Self { frame, hold })

@@ -3,8 +3,8 @@
 //! [`stream`] is the protocol's state machine, pure; [`wire`] puts responses together from encoded resources, and
 //! `grpc` frames them; [`server`] carries both; [`connections`] tracks which proxy has ACKed what.
 
-pub mod connections;
+pub(crate) mod connections;
 mod grpc;
-pub mod server;
+pub(crate) mod server;
 pub mod stream;
-pub mod wire;
+pub(crate) mod wire;

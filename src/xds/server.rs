@@ -49,7 +49,7 @@ const NODE: usize = 2;
 
 /// The services. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Ads {
+pub(crate) struct Ads {
     shared: Arc<Shared>,
 }
 
@@ -68,7 +68,7 @@ struct Shared {
 
 impl Ads {
     /// Services that serve the snapshots of `snapshots` until `closing` is cancelled.
-    pub fn new(
+    pub(crate) fn new(
         snapshots: SnapshotCache,
         connections: Arc<Connections>,
         metrics: Arc<Metrics>,
@@ -94,7 +94,7 @@ impl Ads {
     }
 
     /// Serves all services on `listener` until `closing` is cancelled and every stream has ended.
-    pub async fn serve(self, listener: TcpListener) {
+    pub(crate) async fn serve(self, listener: TcpListener) {
         let routes = Routes::new(self.service::<Aggregated>())
             .add_service(self.service::<Clusters>())
             .add_service(self.service::<Endpoints>())
@@ -629,9 +629,6 @@ fn value_to_json(value: &PbValue) -> serde_json::Value {
         Some(Kind::ListValue(list)) => list.values.iter().map(value_to_json).collect(),
     }
 }
-
-/// The types with metrics.
-pub const TYPES: [ResourceType; 5] = ResourceType::ALL;
 
 #[cfg(test)]
 mod tests {

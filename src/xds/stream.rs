@@ -25,6 +25,7 @@
 //! and a cluster that is removed too early stays as long as it is referenced, so objects may be written in any order.
 
 mod acked;
+mod change;
 mod clusters;
 mod delivery;
 mod endpoints;
@@ -53,10 +54,10 @@ use session::Session;
 use subscription::{Room, Subscription, Taken};
 use switch::Switch;
 
-pub use gate::HeldResource;
-pub use progress::{Progress, RejectedResource, SentResource};
-pub use request::{Answer, Request, RequestError, Variant};
-pub use runtime::RUNTIME_LAYER;
+pub(crate) use gate::HeldResource;
+pub(crate) use progress::{Progress, RejectedResource, SentResource};
+pub(crate) use request::{Answer, Request, RequestError, Variant};
+pub(crate) use runtime::RUNTIME_LAYER;
 
 use super::wire::Frame;
 use crate::revision::MeshRevision;
@@ -107,18 +108,16 @@ const BYTES_PER_NAME: usize = 256;
 
 /// A response to send.
 #[derive(Clone, Debug)]
-pub struct Response {
+pub(crate) struct Response {
     /// The type.
     pub kind: ResourceType,
     /// The message.
     pub frame: Frame,
-    /// The number of resources.
-    pub resources: usize,
 }
 
 /// The state of one stream.
 #[derive(Debug)]
-pub struct Stream {
+pub(crate) struct Stream {
     variant: Variant,
     settings: StreamSettings,
     /// The number of responses sent; the nonce of the last one.
@@ -142,7 +141,7 @@ pub struct Stream {
 
 impl Stream {
     /// A stream without any event so far.
-    pub fn new(variant: Variant, settings: StreamSettings) -> Self {
+    pub(crate) fn new(variant: Variant, settings: StreamSettings) -> Self {
         Self {
             variant,
             settings,
@@ -164,7 +163,7 @@ impl Stream {
     ///
     /// # Errors
     /// The client subscribes to more than a stream may hold. The stream must be closed.
-    pub fn on_request(&mut self, request: Request) -> Result<Option<Answer>, RequestError> {
+    pub(crate) fn on_request(&mut self, request: Request) -> Result<Option<Answer>, RequestError> {
         let Some(kind) = ResourceType::from_type_url(&request.type_url) else {
             return Ok(None);
         };
@@ -266,7 +265,7 @@ impl Stream {
     }
 
     /// Handles a new snapshot.
-    pub fn on_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+    pub(crate) fn on_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.at_rest = None;
         let new = snapshot.get(ResourceType::Cluster).clone();
         if let Some(old) = self.target.replace(snapshot.clone())
@@ -295,7 +294,7 @@ impl Stream {
     }
 
     /// Returns everything that can be sent now. Call it after each event, and again at [`Stream::wake_at`].
-    pub fn responses(&mut self, now: Instant) -> Vec<Response> {
+    pub(crate) fn responses(&mut self, now: Instant) -> Vec<Response> {
         self.now = Some(now);
         let mut out = Vec::new();
         if self.target.is_none() {
@@ -348,7 +347,7 @@ impl Stream {
     }
 
     /// When to call [`Stream::responses`] again without an event.
-    pub fn wake_at(&self) -> Option<Instant> {
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
         let due = self.clusters.draining().iter().filter_map(|(name, kept)| match kept.phase {
             Phase::UnusedSince(since) => Some(since + self.settings.grace_of(name)),
             Phase::InUse | Phase::Removing => None,
@@ -359,7 +358,7 @@ impl Stream {
     }
 
     /// Whether the client subscribed to this type.
-    pub fn asked_for(&self, kind: ResourceType) -> bool {
+    pub(crate) fn asked_for(&self, kind: ResourceType) -> bool {
         self.get(kind).subscribed
     }
 
@@ -404,7 +403,7 @@ impl Stream {
     }
 
     /// The memory that the client made this stream hold and that no other stream shares, in bytes.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         let types = self.types.iter().map(Subscription::held_bytes).sum::<usize>();
         self.clusters.held_bytes() + types
     }
@@ -471,7 +470,7 @@ impl Stream {
         let nonce = (self.nonce + 1).to_string();
         let turn =
             Turn { variant: self.variant, view: &view, nonce: &nonce, now, delivery: &Immediately };
-        let (frame, resources) = match kind {
+        let frame = match kind {
             ResourceType::Endpoints => self.respond_with_endpoints(turn)?,
             _ => self.state(kind).respond(kind, &turn)?,
         };
@@ -485,10 +484,10 @@ impl Stream {
             ResourceType::Route => self.runtime.routes_sent(now),
             ResourceType::Listener | ResourceType::Runtime => {}
         }
-        Some(Response { kind, frame, resources })
+        Some(Response { kind, frame })
     }
 
-    fn respond_with_endpoints(&mut self, turn: Turn<'_>) -> Option<(Frame, usize)> {
+    fn respond_with_endpoints(&mut self, turn: Turn<'_>) -> Option<Frame> {
         let early = self.is_early();
         let next_references = self
             .next_references()

@@ -14,13 +14,13 @@ use crate::snapshot::{Pieces, Resource, ResourceType, empty_endpoints};
 const CHUNK: usize = 16_384;
 
 /// A version as a string.
-pub fn version_text(version: u64) -> String {
+pub(crate) fn version_text(version: u64) -> String {
     format!("{version:016x}")
 }
 
 /// A response of either variant that has not been written yet.
 #[derive(Clone, Debug)]
-pub struct Frame {
+pub(crate) struct Frame {
     kind: ResourceType,
     delta: bool,
     /// All fields except the resources.
@@ -31,7 +31,7 @@ pub struct Frame {
 
 /// A resource of a response.
 #[derive(Clone, Debug)]
-pub enum Item {
+pub(crate) enum Item {
     /// A resource with the version to report.
     Resource(Arc<Resource>, u64),
     /// An empty assignment for a cluster. It is encoded when it is written, because a client may ask for very many.
@@ -48,7 +48,7 @@ impl From<Arc<Resource>> for Item {
 
 impl Item {
     /// The version of the resource.
-    pub fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         match self {
             Self::Resource(_, version) => *version,
             Self::NoEndpoints(cluster) => empty_endpoints(cluster).version,
@@ -58,7 +58,7 @@ impl Item {
 
 impl Frame {
     /// A `DiscoveryResponse` (fields: version_info 1, resources 2, type_url 4, nonce 5).
-    pub fn sotw(kind: ResourceType, version: u64, nonce: &str, items: Vec<Item>) -> Self {
+    pub(crate) fn sotw(kind: ResourceType, version: u64, nonce: &str, items: Vec<Item>) -> Self {
         let mut head = BytesMut::new();
         put_text(&mut head, 1, &version_text(version));
         put_text(&mut head, 4, kind.type_url());
@@ -68,7 +68,12 @@ impl Frame {
 
     /// A `DeltaDiscoveryResponse` (fields: resources 2, type_url 4, nonce 5, removed_resources 6); its `Resource` has
     /// the fields version 1, resource 2, name 3.
-    pub fn delta(kind: ResourceType, nonce: &str, items: Vec<Item>, removed: &[Arc<str>]) -> Self {
+    pub(crate) fn delta(
+        kind: ResourceType,
+        nonce: &str,
+        items: Vec<Item>,
+        removed: &[Arc<str>],
+    ) -> Self {
         let mut head = BytesMut::new();
         put_text(&mut head, 4, kind.type_url());
         put_text(&mut head, 5, nonce);
@@ -89,22 +94,17 @@ impl Frame {
     }
 
     /// The length of the message, in bytes.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// The bytes that no other response shares.
-    pub fn own_len(&self) -> usize {
+    pub(crate) fn own_len(&self) -> usize {
         self.head.len()
     }
 
-    /// Whether there are no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The message in chunks, preceded by `prefix`.
-    pub fn chunks(self, prefix: &[u8]) -> Chunks {
+    pub(crate) fn chunks(self, prefix: &[u8]) -> Chunks {
         let left = prefix.len() + self.len;
         let mut rest = BytesMut::with_capacity(prefix.len() + self.head.len());
         rest.put_slice(prefix);
@@ -113,7 +113,8 @@ impl Frame {
     }
 
     /// The message as one buffer.
-    pub fn bytes(&self) -> Vec<u8> {
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.clone().chunks(&[]).flatten().collect()
     }
 
@@ -143,7 +144,7 @@ impl Frame {
 
 /// The chunks of a [`Frame`]: long parts are shared, short ones are copied together.
 #[derive(Debug)]
-pub struct Chunks {
+pub(crate) struct Chunks {
     frame: Frame,
     /// The index of the current item.
     item: usize,

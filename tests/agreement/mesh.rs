@@ -4,14 +4,14 @@ use serde_json::{Value, json};
 
 /// What is asked.
 #[derive(Clone, Debug)]
-pub enum Asked {
+pub(super) enum Asked {
     Http { host: String, port: u16, path: &'static str, user: bool },
     Tcp { host: String, port: u16 },
 }
 
 impl Asked {
     /// As `weir explain` takes it: method and URL, and headers.
-    pub fn request(&self) -> (String, Vec<String>) {
+    pub(super) fn request(&self) -> (String, Vec<String>) {
         match self {
             Asked::Http { host, port, path, user } => {
                 let headers = user.then(|| "x-user: alice".to_owned());
@@ -22,7 +22,7 @@ impl Asked {
     }
 
     /// As it is sent.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self {
             Asked::Http { host, port, path, user } => {
                 let user = if *user { "x-user: alice\r\n" } else { "" };
@@ -35,7 +35,7 @@ impl Asked {
 
 /// Objects, and how they are served.
 #[derive(Debug)]
-pub struct Generated {
+pub(super) struct Generated {
     /// `hold` or `allow`.
     pub mode: &'static str,
     documents: Vec<Value>,
@@ -53,7 +53,7 @@ fn full(namespace: &str, name: &str) -> String {
 }
 
 impl Generated {
-    pub fn new(seed: u64, [first, second, tcp]: [u16; 3], backend: u16) -> Self {
+    pub(super) fn new(seed: u64, [first, second, tcp]: [u16; 3], backend: u16) -> Self {
         // A seed of 0 would give nothing but zeros.
         let mut make = Make {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
@@ -83,17 +83,17 @@ impl Generated {
         Self { mode, documents: make.documents, http: [first, second], tcp }
     }
 
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.documents.iter().map(|document| format!("---\n{document}\n")).collect()
     }
 
     /// The objects where `WEIR_SHOW` is set, to look at a contradiction.
-    pub fn text_if_asked(&self) -> String {
+    pub(super) fn text_if_asked(&self) -> String {
         if std::env::var_os("WEIR_SHOW").is_some() { self.text() } else { String::new() }
     }
 
     /// Requests to every host by one of its names, on each port.
-    pub fn questions(&self) -> Vec<Asked> {
+    pub(super) fn questions(&self) -> Vec<Asked> {
         let names = SERVICES.map(|(namespace, name)| format!("{name}.{namespace}"));
         let others = [
             "s0",

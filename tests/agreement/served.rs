@@ -12,7 +12,7 @@ type Resources = BTreeMap<String, Value>;
 
 /// What Envoy has.
 #[derive(Debug)]
-pub struct Served {
+pub(super) struct Served {
     clusters: Resources,
     endpoints: Resources,
     listeners: Resources,
@@ -20,7 +20,7 @@ pub struct Served {
 }
 
 impl Served {
-    pub fn new(dump: &Value) -> Self {
+    pub(super) fn new(dump: &Value) -> Self {
         let configs = dump["configs"].as_array().unwrap();
         let all = |list: &str, part: &[&str], name: &str| -> Resources {
             let lists = configs.iter().filter_map(|config| config[list].as_array()).flatten();
@@ -37,7 +37,7 @@ impl Served {
     }
 
     /// Where `weir translate` prints something else.
-    pub fn differences(&self, translated: &Value) -> Vec<String> {
+    pub(super) fn differences(&self, translated: &Value) -> Vec<String> {
         let mut wrong = Vec::new();
         for (kind, own, name) in [
             ("clusters", &self.clusters, "name"),
@@ -63,7 +63,7 @@ impl Served {
     }
 
     /// Where an answer says something else than what Envoy has.
-    pub fn contradictions(&self, answer: &Explanation) -> Vec<String> {
+    pub(super) fn contradictions(&self, answer: &Explanation) -> Vec<String> {
         let mut wrong = Vec::new();
         let taken = answer.considered.iter().find(|item| item.not.is_none());
         let action = match (&answer.virtual_host, taken.and_then(|item| item.index)) {
@@ -85,22 +85,23 @@ impl Served {
                 let Some(action) = action else {
                     return vec!["Envoy has no such route".to_owned()];
                 };
-                let told = shares(destinations.iter().map(|to| (to.cluster.as_str(), to.percent)));
+                let explained =
+                    shares(destinations.iter().map(|to| (to.cluster.as_str(), to.percent)));
                 let has = cluster_shares(if action["route"].is_null() {
                     &action
                 } else {
                     &action["route"]
                 });
-                if told != has {
-                    wrong.push(format!("Envoy has the shares {has:?}, not {told:?}"));
+                if explained != has {
+                    wrong.push(format!("Envoy has the shares {has:?}, not {explained:?}"));
                 }
                 let mirrors =
                     action["route"]["requestMirrorPolicies"].as_array().into_iter().flatten();
                 let mirrors: BTreeSet<_> =
                     mirrors.filter_map(|item| item["cluster"].as_str()).collect();
-                let told: BTreeSet<_> = copies.iter().map(|to| to.cluster.as_str()).collect();
-                if told != mirrors {
-                    wrong.push(format!("Envoy sends copies to {mirrors:?}, not {told:?}"));
+                let explained: BTreeSet<_> = copies.iter().map(|to| to.cluster.as_str()).collect();
+                if explained != mirrors {
+                    wrong.push(format!("Envoy sends copies to {mirrors:?}, not {explained:?}"));
                 }
                 wrong.extend(
                     destinations.iter().chain(copies).flat_map(|to| self.of_destination(to)),
@@ -130,14 +131,14 @@ impl Served {
                 .push(format!("Envoy has the cluster {name}: {}, not {}", !to.missing, to.missing));
         }
         if let Some(assignment) = self.endpoints.get(name) {
-            let told: BTreeSet<_> = to
+            let explained: BTreeSet<_> = to
                 .endpoints
                 .iter()
                 .map(|endpoint| (endpoint.address.clone(), endpoint.healthy))
                 .collect();
             let has = endpoints(assignment);
-            if told != has {
-                wrong.push(format!("Envoy has the endpoints {has:?} of {name}, not {told:?}"));
+            if explained != has {
+                wrong.push(format!("Envoy has the endpoints {has:?} of {name}, not {explained:?}"));
             }
         }
         wrong

@@ -21,19 +21,19 @@ use weir::admin::api::v1;
 use super::mesh::{DEADLINE, Objects, Serve, until};
 use super::process::free_port;
 
-pub const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
-pub const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
-pub const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
-pub const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+pub(crate) const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub(crate) const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub(crate) const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+pub(crate) const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variant {
+pub(crate) enum Variant {
     Sotw,
     Delta,
 }
 
 /// `weir serve` with its own folder.
-pub struct Weir {
+pub(crate) struct Weir {
     pub objects: Objects,
     pub serve: Serve,
     // Dropped last, so that weir does not see it disappear.
@@ -41,7 +41,7 @@ pub struct Weir {
 }
 
 impl Weir {
-    pub async fn start(more: &[&str]) -> Self {
+    pub(crate) async fn start(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let objects =
             Objects { folder: folder.path().to_owned(), service: free_port(), backend: 8080 };
@@ -53,33 +53,33 @@ impl Weir {
     }
 
     /// The cluster name of a subset; of the whole service if empty.
-    pub fn cluster(&self, subset: &str) -> String {
+    pub(crate) fn cluster(&self, subset: &str) -> String {
         format!("outbound|{}|{subset}|my-app.shop.svc.cluster.local", self.objects.service)
     }
 
     /// The name of the route configuration.
-    pub fn routes(&self) -> String {
+    pub(crate) fn routes(&self) -> String {
         self.objects.service.to_string()
     }
 
     /// Writes a file and waits until weir has applied it.
-    pub async fn edit(&self, file: &str, text: &str) {
+    pub(crate) async fn edit(&self, file: &str, text: &str) {
         let before = self.serve.revision().await;
         self.objects.write(file, text);
         until("the change is applied", async || self.serve.revision().await > before).await;
     }
 
     /// What weir tells of the only proxy.
-    pub async fn status(&self) -> v1::Proxy {
+    pub(crate) async fn status(&self) -> v1::Proxy {
         self.serve.proxies().await.unwrap().pop().unwrap_or_default()
     }
 
-    pub async fn ads(&self, variant: Variant) -> Client {
+    pub(crate) async fn ads(&self, variant: Variant) -> Client {
         self.connect(variant, None).await
     }
 
     /// A stream of a per-type service, or of the aggregated service.
-    pub async fn connect(&self, variant: Variant, kind: Option<&str>) -> Client {
+    pub(crate) async fn connect(&self, variant: Variant, kind: Option<&str>) -> Client {
         let to = format!("http://127.0.0.1:{}", self.serve.xds);
         let channel = Channel::from_shared(to).unwrap().connect().await.unwrap();
         Client::open(channel, variant, kind).await
@@ -88,7 +88,7 @@ impl Weir {
 
 /// A request; unset fields are empty.
 #[derive(Clone, Debug, Default)]
-pub struct Ask {
+pub(crate) struct Ask {
     pub type_url: String,
     pub names: Vec<String>,
     pub unsubscribe: Vec<String>,
@@ -99,14 +99,14 @@ pub struct Ask {
     pub node: Option<String>,
 }
 
-pub fn ask(type_url: &str, names: &[&str]) -> Ask {
+pub(crate) fn ask(type_url: &str, names: &[&str]) -> Ask {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
     Ask { type_url: type_url.to_owned(), names, ..Default::default() }
 }
 
 /// A response: its resources by name, with their own version (delta) or the common one (SotW), and their bytes.
 #[derive(Clone, Debug)]
-pub struct Got {
+pub(crate) struct Got {
     pub type_url: String,
     pub nonce: String,
     pub version: String,
@@ -115,11 +115,11 @@ pub struct Got {
 }
 
 impl Got {
-    pub fn names(&self) -> BTreeSet<&str> {
+    pub(crate) fn names(&self) -> BTreeSet<&str> {
         self.resources.keys().map(String::as_str).collect()
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.resources.contains_key(name)
     }
 }
@@ -130,7 +130,7 @@ enum Half {
 }
 
 /// One stream.
-pub struct Client {
+pub(crate) struct Client {
     half: Half,
     greeted: bool,
     /// The subscribed names of each type (SotW only).
@@ -139,11 +139,11 @@ pub struct Client {
 }
 
 impl Client {
-    pub async fn open(channel: Channel, variant: Variant, kind: Option<&str>) -> Self {
+    pub(crate) async fn open(channel: Channel, variant: Variant, kind: Option<&str>) -> Self {
         Self::try_open(channel, variant, kind).await.unwrap()
     }
 
-    pub async fn try_open(
+    pub(crate) async fn try_open(
         channel: Channel,
         variant: Variant,
         kind: Option<&str>,
@@ -197,19 +197,19 @@ impl Client {
         Ok(Self { half, greeted: false, names: BTreeMap::new(), channel })
     }
 
-    pub fn variant(&self) -> Variant {
+    pub(crate) fn variant(&self) -> Variant {
         if matches!(self.half, Half::Sotw(..)) { Variant::Sotw } else { Variant::Delta }
     }
 
     /// Sends a request; the first one of a stream carries a node.
-    pub async fn send(&mut self, mut ask: Ask) {
+    pub(crate) async fn send(&mut self, mut ask: Ask) {
         if !std::mem::replace(&mut self.greeted, true) && ask.node.is_none() {
             ask.node = Some("sidecar~127.0.0.1~client-0.shop~shop.svc.cluster.local".to_owned());
         }
         self.send_as_it_is(ask).await;
     }
 
-    pub async fn send_as_it_is(&mut self, ask: Ask) {
+    pub(crate) async fn send_as_it_is(&mut self, ask: Ask) {
         let node =
             ask.node.map(|id| core::Node { id, metadata: Some(metadata()), ..Default::default() });
         let error_detail =
@@ -245,12 +245,12 @@ impl Client {
     }
 
     /// The next response, or why there is none.
-    pub async fn next(&mut self) -> Result<Got, Status> {
+    pub(crate) async fn next(&mut self) -> Result<Got, Status> {
         tokio::time::timeout(DEADLINE, self.message()).await.expect("no response in time")
     }
 
     /// The same, however long it takes.
-    pub async fn message(&mut self) -> Result<Got, Status> {
+    pub(crate) async fn message(&mut self) -> Result<Got, Status> {
         let gone = || Status::unknown("the stream ended without a status");
         match &mut self.half {
             Half::Sotw(_, stream) => stream.message().await?.map(got_sotw).ok_or_else(gone),
@@ -259,17 +259,17 @@ impl Client {
     }
 
     /// The next response, which must be of this type.
-    pub async fn got(&mut self, type_url: &str) -> Got {
+    pub(crate) async fn got(&mut self, type_url: &str) -> Got {
         let got = self.next().await.unwrap();
         assert_eq!(got.type_url, type_url, "{got:?}");
         got
     }
 
-    pub async fn ack(&mut self, got: &Got) {
+    pub(crate) async fn ack(&mut self, got: &Got) {
         self.answer(got, None).await;
     }
 
-    pub async fn answer(&mut self, got: &Got, error: Option<&str>) {
+    pub(crate) async fn answer(&mut self, got: &Got, error: Option<&str>) {
         let names = match self.half {
             Half::Sotw(..) => self.names.get(&got.type_url).cloned().unwrap_or_default(),
             Half::Delta(..) => Vec::new(),
@@ -281,7 +281,7 @@ impl Client {
     }
 
     /// Requests a type and ACKs the response.
-    pub async fn fetch(&mut self, type_url: &str, names: &[&str]) -> Got {
+    pub(crate) async fn fetch(&mut self, type_url: &str, names: &[&str]) -> Got {
         self.send(ask(type_url, names)).await;
         let got = self.got(type_url).await;
         self.ack(&got).await;
@@ -291,7 +291,7 @@ impl Client {
     /// Fails if an unexpected response is sent: requests a route configuration under a new name, whose response must
     /// come next. In SotW, which does not answer for missing resources, requests the clusters as if for the first time
     /// instead; they must have been ACKed.
-    pub async fn nothing_more(&mut self, probe: &str) {
+    pub(crate) async fn nothing_more(&mut self, probe: &str) {
         match self.variant() {
             Variant::Delta => {
                 self.send(ask(EDS, &[probe])).await;
@@ -313,7 +313,7 @@ impl Client {
     }
 
     /// Fetches everything in the order in which Envoy requests it.
-    pub async fn start(&mut self, weir: &Weir) -> Got {
+    pub(crate) async fn start(&mut self, weir: &Weir) -> Got {
         let names = ["", "v1", "v2"].map(|subset| weir.cluster(subset));
         let clusters = self.fetch(CDS, &[]).await;
         let wanted: Vec<&str> =

@@ -22,21 +22,21 @@ use super::mesh::DEADLINE;
 use super::process::{Reserved, free_port};
 
 /// The number of backends. The Nth listens on all ports at the Nth address of their network.
-pub const COUNT: u8 = 6;
+pub(crate) const COUNT: u8 = 6;
 
 /// The header that identifies a request on all of its paths.
-pub const ID: &str = "x-id";
+pub(crate) const ID: &str = "x-id";
 /// Makes backends respond with these comma-separated statuses: the first on the first attempt, and so on, and the last
 /// from then on. `x-answer-N` applies only to the Nth backend.
-pub const ANSWER: &str = "x-answer";
+pub(crate) const ANSWER: &str = "x-answer";
 /// Makes backends hold the request until [`Backends::release`], from the Nth attempt on, where N is the value.
-pub const HOLD: &str = "x-hold";
+pub(crate) const HOLD: &str = "x-hold";
 /// A header with this prefix is returned in the response without the prefix.
-pub const REPLY: &str = "x-reply-";
+pub(crate) const REPLY: &str = "x-reply-";
 
 /// A request as seen by a backend.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The backend, counted from 1.
     pub backend: u8,
     /// The client's end of the connection.
@@ -57,13 +57,13 @@ pub struct Seen {
 
 impl Seen {
     /// A header's values, joined by commas; empty if absent.
-    pub fn header(&self, name: &str) -> String {
+    pub(crate) fn header(&self, name: &str) -> String {
         joined(&self.headers, name)
     }
 }
 
 /// The values of a header, joined by commas.
-pub fn joined(headers: &HeaderMap, name: &str) -> String {
+pub(crate) fn joined(headers: &HeaderMap, name: &str) -> String {
     let values: Vec<_> = headers
         .get_all(name)
         .iter()
@@ -86,7 +86,7 @@ impl Log {
 
 /// All backends.
 #[derive(Debug, Clone)]
-pub struct Backends {
+pub(crate) struct Backends {
     /// The port for HTTP/1.1 and HTTP/2.
     pub http: u16,
     /// The port for HTTP over TLS.
@@ -100,7 +100,7 @@ pub struct Backends {
 
 impl Backends {
     /// Starts them in the network with this address prefix; they run as long as this process.
-    pub fn start(network: [u8; 3], certificates: &Certificates) -> Self {
+    pub(crate) fn start(network: [u8; 3], certificates: &Certificates) -> Self {
         let (http, https, tcp, closed) =
             (bind(network), bind(network), bind(network), reserve(network));
         let this = Self {
@@ -147,19 +147,19 @@ impl Backends {
     }
 
     /// All attempts of a request seen by all backends, in order.
-    pub fn seen(&self, id: &str) -> Vec<Seen> {
+    pub(crate) fn seen(&self, id: &str) -> Vec<Seen> {
         self.log.borrow().of(id).cloned().collect()
     }
 
     /// Waits until a request has been seen `count` times.
-    pub async fn wait(&self, id: &str, count: usize) -> Vec<Seen> {
+    pub(crate) async fn wait(&self, id: &str, count: usize) -> Vec<Seen> {
         let enough = self.until(|log| log.of(id).count() >= count).await;
         assert!(enough, "waited for {count} attempts of request {id}: {:?}", self.seen(id));
         self.seen(id)
     }
 
     /// Releases a held request.
-    pub fn release(&self, id: &str) {
+    pub(crate) fn release(&self, id: &str) {
         self.log.send_modify(|log| _ = log.released.insert(id.to_owned()));
     }
 
@@ -222,8 +222,8 @@ impl Backends {
         self.log.send_modify(|log| log.seen[at].answered = true);
 
         let own = seen.header(&format!("{ANSWER}-{backend}"));
-        let told = if own.is_empty() { seen.header(ANSWER) } else { own };
-        let statuses: Vec<&str> = told.split(',').filter(|status| !status.is_empty()).collect();
+        let list = if own.is_empty() { seen.header(ANSWER) } else { own };
+        let statuses: Vec<&str> = list.split(',').filter(|status| !status.is_empty()).collect();
         let status =
             statuses.get(before).or(statuses.last()).map_or(200, |status| status.parse().unwrap());
         let mut response = Response::new(Full::from(backend.to_string()));

@@ -8,7 +8,7 @@ use std::process::Command;
 use super::say;
 
 /// `$WEIR_CACHE`, else `$XDG_CACHE_HOME/weir`, else `~/.cache/weir`.
-pub fn folder() -> Result<PathBuf, String> {
+pub(crate) fn folder() -> Result<PathBuf, String> {
     let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
     if let Some(folder) = named("WEIR_CACHE") {
         return Ok(folder.into());
@@ -26,7 +26,10 @@ pub fn folder() -> Result<PathBuf, String> {
 ///
 /// `make` fills a staging folder that is then renamed, so an existing folder is complete. If several processes need it,
 /// one creates it and the others wait, with a message on stderr.
-pub fn once(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
+pub(crate) fn once(
+    name: &str,
+    make: impl FnOnce(&Path) -> Result<(), String>,
+) -> Result<PathBuf, String> {
     let root = folder()?;
     let ready = root.join(name);
     if ready.is_dir() {
@@ -62,7 +65,7 @@ pub fn once(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Resul
 }
 
 /// Installs a Python package without its dependencies into the cache once and returns its folder.
-pub fn python_package(name: &str, version: &str) -> Result<PathBuf, String> {
+pub(crate) fn python_package(name: &str, version: &str) -> Result<PathBuf, String> {
     once(&format!("{name}-{version}"), |folder| {
         let python = on_path("python3")
             .ok_or_else(|| format!("no python3 on PATH to install {name} with"))?;
@@ -83,17 +86,17 @@ pub fn python_package(name: &str, version: &str) -> Result<PathBuf, String> {
 }
 
 /// The program `name` on `PATH`.
-pub fn on_path(name: &str) -> Option<PathBuf> {
+pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| is_program(file))
 }
 
 /// Whether `file` is a file that somebody may execute.
-pub fn is_program(file: &Path) -> bool {
+pub(crate) fn is_program(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 /// Turns an I/O error into a message that names the file.
-pub fn at(path: &Path) -> impl Fn(std::io::Error) -> String {
+pub(crate) fn at(path: &Path) -> impl Fn(std::io::Error) -> String {
     move |error| format!("{}: {error}", path.display())
 }

@@ -11,7 +11,7 @@ use super::cutter::Cutter;
 use super::mesh::{Backends, Objects, Serve, Tally, send, start_envoy, start_envoy_from};
 use super::process::free_port;
 
-pub struct Canary {
+pub(crate) struct Canary {
     pub folder: tempfile::TempDir,
     pub objects: Objects,
     pub weir: Serve,
@@ -21,23 +21,23 @@ pub struct Canary {
 
 impl Canary {
     /// With more flags for `weir bootstrap`.
-    pub async fn start(more: &[&str]) -> Self {
+    pub(crate) async fn start(more: &[&str]) -> Self {
         Self::with(more, &[]).await
     }
 
     /// With more flags for `weir bootstrap` and for `weir serve`.
-    pub async fn with(more: &[&str], flags: &[&str]) -> Self {
+    pub(crate) async fn with(more: &[&str], flags: &[&str]) -> Self {
         Self::on(None, more, flags).await
     }
 
     /// The same with this program for Envoy; `None` for the usual one.
-    pub async fn on(program: Option<PathBuf>, more: &[&str], flags: &[&str]) -> Self {
+    pub(crate) async fn on(program: Option<PathBuf>, more: &[&str], flags: &[&str]) -> Self {
         Self::build(flags, async |folder, xds| start_envoy_from(program, folder, xds, more).await)
             .await
     }
 
     /// The same with a proxy between Envoy and weir.
-    pub async fn behind_cutter(more: &[&str], flags: &[&str]) -> (Self, Cutter) {
+    pub(crate) async fn behind_cutter(more: &[&str], flags: &[&str]) -> (Self, Cutter) {
         let mut cutter = None;
         let canary = Self::build(flags, async |folder, xds| {
             let port = cutter.insert(Cutter::start(xds).await).port;
@@ -68,14 +68,14 @@ impl Canary {
     }
 
     /// Writes a file and waits until the proxy has ACKed the result.
-    pub async fn edit(&self, file: &str, text: &str) {
+    pub(crate) async fn edit(&self, file: &str, text: &str) {
         let before = self.weir.revision().await;
         self.objects.write(file, text);
         self.weir.acked_after(before).await;
     }
 
     /// Writes one file, and the other 9 ms later as rollout tools do, and waits until the proxy has ACKed both.
-    pub async fn pair(&self, first: (&str, &str), then: (&str, &str)) {
+    pub(crate) async fn pair(&self, first: (&str, &str), then: (&str, &str)) {
         let before = self.weir.events().await;
         self.objects.write(first.0, first.1);
         tokio::time::sleep(APART).await;
@@ -83,23 +83,23 @@ impl Canary {
         self.weir.live_with(before + 2).await;
     }
 
-    pub async fn send(&self, count: u64) -> Tally {
+    pub(crate) async fn send(&self, count: u64) -> Tally {
         let port = self.objects.service;
         tokio::task::spawn_blocking(move || send(port, count)).await.unwrap()
     }
 
     /// Kills weir; [`Canary::revive`] starts it again.
-    pub fn kill_weir(&mut self) {
+    pub(crate) fn kill_weir(&mut self) {
         self.weir.kill();
     }
 
     /// Restarts weir on the same ports and waits until it is ready.
-    pub async fn revive(&mut self) {
+    pub(crate) async fn revive(&mut self) {
         self.revive_with(&[]).await;
     }
 
     /// The same with more flags for `weir serve`.
-    pub async fn revive_with(&mut self, more: &[&str]) {
+    pub(crate) async fn revive_with(&mut self, more: &[&str]) {
         let mut args = vec!["--config-dir", self.objects.folder.to_str().unwrap()];
         args.extend(self.flags.iter().map(String::as_str));
         args.extend(more);
@@ -108,14 +108,14 @@ impl Canary {
     }
 
     /// Continuous requests until stopped.
-    pub fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let (port, told) = (self.objects.service, stop.clone());
+        let (port, stopped) = (self.objects.service, stop.clone());
         let thread = std::thread::spawn(move || {
             let mut sum = Tally::default();
             // Bounded, so that a hanging test does not send forever.
             for _ in 0..200_000 {
-                if told.load(Ordering::Relaxed) {
+                if stopped.load(Ordering::Relaxed) {
                     break;
                 }
                 for (answer, count) in send(port, 50).answers {
@@ -128,13 +128,13 @@ impl Canary {
     }
 }
 
-pub struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<Tally>,
 }
 
 impl Load {
-    pub fn end(self) -> Tally {
+    pub(crate) fn end(self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }

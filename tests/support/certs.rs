@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConn
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// The identity of the test's mesh workloads.
-pub const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/server";
+pub(crate) const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/server";
 
 /// The folder with the files:
 ///
@@ -24,12 +24,12 @@ pub const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/server";
 /// | `client.pem`, `client-key.pem` | for `client.test` |
 /// | `workload.pem`, `workload-key.pem` | for [`WORKLOAD`] |
 #[derive(Debug, Clone)]
-pub struct Certificates {
+pub(crate) struct Certificates {
     pub folder: PathBuf,
 }
 
 impl Certificates {
-    pub fn make(folder: &Path) -> Self {
+    pub(crate) fn make(folder: &Path) -> Self {
         let this = Self { folder: folder.to_owned() };
         let ca = this.authority("ca");
         this.authority("other-ca");
@@ -45,23 +45,23 @@ impl Certificates {
     }
 
     /// The path of one of the files.
-    pub fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.folder.join(name).to_str().unwrap().to_owned()
     }
 
     /// The content of one of the files.
-    pub fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         std::fs::read_to_string(self.folder.join(name)).unwrap()
     }
 
     /// The certificate in one of the files.
-    pub fn certificate(&self, name: &str) -> CertificateDer<'static> {
+    pub(crate) fn certificate(&self, name: &str) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.folder.join(name)).unwrap()
     }
 
     /// Server-side TLS: presents the workload certificate for mesh SNIs and the server certificate otherwise; client
     /// certificates are optional but must be signed by the authority.
-    pub fn acceptor(&self) -> TlsAcceptor {
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
         let provider = Arc::new(ring::default_provider());
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider.clone());
@@ -82,7 +82,7 @@ impl Certificates {
     }
 
     /// Client-side TLS that trusts the authority.
-    pub fn connector(&self) -> TlsConnector {
+    pub(crate) fn connector(&self) -> TlsConnector {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         Arc::new(builder.with_root_certificates(self.roots()).with_no_client_auth()).into()
@@ -136,14 +136,14 @@ impl ResolvesServerCert for BySni {
 
 /// The TLS parameters that a client presented.
 #[derive(Debug, Clone)]
-pub struct Shown {
+pub(crate) struct Shown {
     pub sni: Option<String>,
     pub alpn: Option<String>,
     pub certificate: Option<CertificateDer<'static>>,
 }
 
 impl Shown {
-    pub fn of(connection: &ServerConnection) -> Self {
+    pub(crate) fn of(connection: &ServerConnection) -> Self {
         let first = connection.peer_certificates().and_then(<[_]>::first);
         Self {
             sni: connection.server_name().map(str::to_owned),

@@ -29,7 +29,7 @@ enum Way {
 
 /// When the connection breaks. Both ways count together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub(crate) enum Cut {
     /// Right after so many more messages.
     Messages(u64),
     /// Right after so many more bytes.
@@ -38,7 +38,7 @@ pub enum Cut {
 
 /// The proxy. Its connections end when it is dropped.
 #[derive(Debug)]
-pub struct Cutter {
+pub(crate) struct Cutter {
     pub port: u16,
     shared: Arc<Shared>,
     closing: CancellationToken,
@@ -85,7 +85,7 @@ impl Shared {
 
 impl Cutter {
     /// A proxy of weir's port.
-    pub async fn start(to: u16) -> Self {
+    pub(crate) async fn start(to: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (shared, closing) = (Arc::<Shared>::default(), CancellationToken::new());
@@ -114,22 +114,22 @@ impl Cutter {
     }
 
     /// How long every byte takes, each way.
-    pub fn delay(&self, delay: Duration) {
+    pub(crate) fn delay(&self, delay: Duration) {
         self.shared.lock().delay = delay;
     }
 
     /// How many bytes go each way in a second; as many as there are where none is given.
-    pub fn throttle(&self, bytes_per_second: Option<u64>) {
+    pub(crate) fn throttle(&self, bytes_per_second: Option<u64>) {
         self.shared.lock().bytes_per_second = bytes_per_second;
     }
 
     /// Breaks the connection at that point, once.
-    pub fn cut_after(&self, cut: Cut) {
+    pub(crate) fn cut_after(&self, cut: Cut) {
         self.shared.lock().cut = Some(cut);
     }
 
     /// Breaks all connections now.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let mut state = self.shared.lock();
         state.cuts += 1;
         state.cut = None;
@@ -138,18 +138,18 @@ impl Cutter {
         self.shared.changed.notify_waiters();
     }
 
-    /// Takes no new connections until told otherwise.
-    pub fn refuse(&self, refuse: bool) {
+    /// Refuses new connections, or accepts them again.
+    pub(crate) fn refuse(&self, refuse: bool) {
         self.shared.lock().refusing = refuse;
     }
 
     /// Keeps the next response of this type, and all that follows on its connection, until [`Cutter::release`].
-    pub fn hold(&self, type_url: &str) {
+    pub(crate) fn hold(&self, type_url: &str) {
         self.shared.lock().held = Some(type_url.to_owned());
     }
 
     /// Lets go what is held.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         let mut state = self.shared.lock();
         (state.held, state.holds) = (None, false);
         drop(state);
@@ -157,17 +157,17 @@ impl Cutter {
     }
 
     /// Waits until a response is held.
-    pub async fn holding(&self) {
+    pub(crate) async fn holding(&self) {
         self.shared.until(|state| state.holds).await;
     }
 
     /// How many times connections were broken.
-    pub fn cuts(&self) -> u64 {
+    pub(crate) fn cuts(&self) -> u64 {
         self.shared.lock().cuts
     }
 
     /// Forgets every fault.
-    pub fn heal(&self) {
+    pub(crate) fn heal(&self) {
         let mut state = self.shared.lock();
         (state.delay, state.bytes_per_second, state.cut, state.refusing) =
             (Duration::ZERO, None, None, false);

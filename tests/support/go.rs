@@ -11,7 +11,7 @@ use super::process::{Launch, Supervised};
 use super::say;
 
 /// What to build.
-pub struct GoBuild<'a> {
+pub(crate) struct GoBuild<'a> {
     /// The folder of the module.
     pub folder: &'a Path,
     /// The programs, for messages.
@@ -24,7 +24,7 @@ pub struct GoBuild<'a> {
 
 impl GoBuild<'_> {
     /// Builds the programs into `out`.
-    pub fn run(&self, out: &Path) -> Result<(), String> {
+    pub(crate) fn run(&self, out: &Path) -> Result<(), String> {
         let programs = self.programs;
         let go = on_path("go")
             .ok_or_else(|| format!("{programs} not found, and no go on PATH to build them with"))?;

@@ -13,7 +13,7 @@ use super::go::GoBuild;
 
 /// Runs Helm with a home of its own; `None` if this machine has none and cannot build it, which is then reported as
 /// skipped.
-pub fn helm(test: &str, args: &[&str]) -> Option<Output> {
+pub(crate) fn helm(test: &str, args: &[&str]) -> Option<Output> {
     static FOUND: OnceLock<Result<PathBuf, Skip>> = OnceLock::new();
     let program = match FOUND.get_or_init(|| find().map_err(|why| Skip { why })) {
         Ok(program) => program,

@@ -18,9 +18,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
-pub const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
-pub const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
-pub const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+pub(crate) const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub(crate) const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub(crate) const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -38,12 +38,12 @@ const FRAME: usize = 16_384;
 const WINDOW: i64 = 65_535;
 
 /// The address of an attacker, each of which counts as a peer.
-pub fn attacker(n: usize) -> IpAddr {
+pub(crate) fn attacker(n: usize) -> IpAddr {
     IpAddr::from([127, 0, 1, u8::try_from(n % 200 + 20).unwrap()])
 }
 
 /// A connection from an address of loopback.
-pub async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::new(from, 0))?;
@@ -54,7 +54,7 @@ pub async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
 
 /// What the other side has sent.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     pub responses: usize,
     pub messages: usize,
     /// Streams that the other side has ended, or refused.
@@ -76,7 +76,7 @@ struct Shared {
 
 /// An HTTP/2 connection. Dropping it closes it.
 #[derive(Debug)]
-pub struct Http2 {
+pub(crate) struct Http2 {
     shared: Arc<Shared>,
     reader: JoinHandle<()>,
     out: Vec<u8>,
@@ -140,7 +140,7 @@ fn headers(delta: bool, more: usize) -> Vec<u8> {
 }
 
 impl Http2 {
-    pub async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<Self> {
+    pub(crate) async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<Self> {
         let (read, write) = connect(from, to).await?.into_split();
         let seen = Mutex::new(Seen { connection_window: WINDOW, ..Default::default() });
         let shared = Arc::new(Shared {
@@ -165,20 +165,20 @@ impl Http2 {
     }
 
     /// Opens a stream; nothing is sent before [`Http2::flush`].
-    pub fn open(&mut self, delta: bool, more_headers: usize) -> u32 {
+    pub(crate) fn open(&mut self, delta: bool, more_headers: usize) -> u32 {
         self.last_stream += if self.last_stream == 0 { 1 } else { 2 };
         frame(&mut self.out, HEADERS, END_HEADERS, self.last_stream, &headers(delta, more_headers));
         self.shared.seen.lock().unwrap().windows.insert(self.last_stream, WINDOW);
         self.last_stream
     }
 
-    pub fn reset(&mut self, stream: u32) {
+    pub(crate) fn reset(&mut self, stream: u32) {
         const CANCEL: u32 = 8;
         frame(&mut self.out, RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
         self.shared.seen.lock().unwrap().windows.remove(&stream);
     }
 
-    pub async fn flush(&mut self) -> io::Result<()> {
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
         if self.is_closed() {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -187,7 +187,7 @@ impl Http2 {
     }
 
     /// Sends bytes on a stream, as fast as the other side lets it.
-    pub async fn send(&mut self, stream: u32, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) async fn send(&mut self, stream: u32, mut bytes: &[u8]) -> io::Result<()> {
         let shared = self.shared.clone();
         while !bytes.is_empty() {
             let changed = shared.changed.notified();
@@ -219,7 +219,7 @@ impl Http2 {
     }
 
     /// Waits until what the other side has sent is as it should be, or the connection is closed; says whether it was.
-    pub async fn until(&self, holds: impl Fn(&Seen) -> bool) -> bool {
+    pub(crate) async fn until(&self, holds: impl Fn(&Seen) -> bool) -> bool {
         loop {
             let changed = self.shared.changed.notified();
             {
@@ -235,12 +235,12 @@ impl Http2 {
         }
     }
 
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.shared.seen.lock().unwrap().closed
     }
 
     /// The next message on a stream that is listened to.
-    pub async fn message(&self, stream: u32) -> Option<pb::DiscoveryResponse> {
+    pub(crate) async fn message(&self, stream: u32) -> Option<pb::DiscoveryResponse> {
         let taken = |seen: &mut Seen| {
             let body = seen.bodies.entry(stream).or_default();
             let length = body
@@ -339,7 +339,7 @@ fn framed(message: &pb::DiscoveryRequest) -> Vec<u8> {
 }
 
 /// A first request, as a proxy sends it.
-pub fn request(namespace: &str, n: usize, type_url: &str, names: Vec<String>) -> Vec<u8> {
+pub(crate) fn request(namespace: &str, n: usize, type_url: &str, names: Vec<String>) -> Vec<u8> {
     framed(&pb::DiscoveryRequest {
         node: Some(node(namespace, n)),
         type_url: type_url.to_owned(),
@@ -349,7 +349,7 @@ pub fn request(namespace: &str, n: usize, type_url: &str, names: Vec<String>) ->
 }
 
 /// Connects as a new proxy does, and waits for its first clusters.
-pub async fn served(from: IpAddr, to: SocketAddr) -> io::Result<Http2> {
+pub(crate) async fn served(from: IpAddr, to: SocketAddr) -> io::Result<Http2> {
     let mut http = Http2::connect(from, to).await?;
     let stream = http.open(false, 0);
     http.flush().await?;
@@ -362,14 +362,14 @@ pub async fn served(from: IpAddr, to: SocketAddr) -> io::Result<Http2> {
 }
 
 /// A proxy that watches one route configuration.
-pub struct Watcher {
+pub(crate) struct Watcher {
     http: Http2,
     stream: u32,
     names: Vec<String>,
 }
 
 impl Watcher {
-    pub async fn new(from: IpAddr, to: SocketAddr, routes: &str) -> io::Result<Self> {
+    pub(crate) async fn new(from: IpAddr, to: SocketAddr, routes: &str) -> io::Result<Self> {
         let mut http = Http2::connect(from, to).await?;
         let stream = http.open(false, 0);
         http.flush().await?;
@@ -382,7 +382,7 @@ impl Watcher {
     }
 
     /// Waits for the next form, and acks it.
-    pub async fn next(&mut self) -> io::Result<pb::DiscoveryResponse> {
+    pub(crate) async fn next(&mut self) -> io::Result<pb::DiscoveryResponse> {
         let gone =
             || io::Error::new(io::ErrorKind::ConnectionReset, "the watching proxy lost its stream");
         let got = self.http.message(self.stream).await.ok_or_else(gone)?;
@@ -400,7 +400,7 @@ impl Watcher {
 
 /// What hostile clients do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attack {
+pub(crate) enum Attack {
     /// Opens streams, waits for their headers, and resets them.
     OpenReset,
     /// Opens streams and resets them in the same breath.
@@ -426,7 +426,7 @@ pub enum Attack {
 }
 
 impl Attack {
-    pub const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::OpenReset,
         Self::RapidReset,
         Self::HeaderFlood,
@@ -442,7 +442,7 @@ impl Attack {
 
     /// Tries `count` streams (or connections, where it is about those) from several addresses, and holds on to what it
     /// gets. It is over when what is returned is dropped. `tried` counts up.
-    pub fn start(
+    pub(crate) fn start(
         self,
         to: SocketAddr,
         count: usize,

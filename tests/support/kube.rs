@@ -28,7 +28,7 @@ const ADMIN: &str = "admin";
 
 /// A running Kubernetes API. Dropping it stops its processes and removes its folder.
 #[derive(Debug)]
-pub struct KubeCluster {
+pub(crate) struct KubeCluster {
     parts: KubeBinaries,
     port: u16,
     apiserver: Option<Supervised>,
@@ -42,13 +42,13 @@ impl KubeCluster {
     ///
     /// # Panics
     /// If the servers start but do not become ready; the message contains the end of their log.
-    pub fn start(test: &str) -> Option<Self> {
+    pub(crate) fn start(test: &str) -> Option<Self> {
         Self::start_with_users(test, &[])
     }
 
     /// Like [`KubeCluster::start`], with additional users as (name, groups) for [`KubeCluster::kubeconfig_for`]. They
     /// have no permissions until a role binding grants them, which the API server notices shortly after it is written.
-    pub fn start_with_users(test: &str, users: &[(&str, &[&str])]) -> Option<Self> {
+    pub(crate) fn start_with_users(test: &str, users: &[(&str, &[&str])]) -> Option<Self> {
         let parts = match KubeBinaries::find() {
             Ok(parts) => parts,
             Err(skip) => {
@@ -99,31 +99,31 @@ impl KubeCluster {
     }
 
     /// The kubeconfig of a cluster administrator.
-    pub fn kubeconfig_path(&self) -> &Path {
+    pub(crate) fn kubeconfig_path(&self) -> &Path {
         &self.kubeconfig
     }
 
     /// The kubeconfig of one of the additional users.
-    pub fn kubeconfig_for(&self, user: &str) -> PathBuf {
+    pub(crate) fn kubeconfig_for(&self, user: &str) -> PathBuf {
         let path = kubeconfig_path(self.dir.path(), user);
         assert!(path.is_file(), "the cluster was started without user {user}");
         path
     }
 
     /// The kubeconfig of an existing ServiceAccount, with a token as in a pod.
-    pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> PathBuf {
+    pub(crate) fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> PathBuf {
         let token = self.kubectl_ok(&["create", "token", name, "--namespace", namespace]);
         self.write_kubeconfig(&format!("{namespace}.{name}"), token.trim())
             .unwrap_or_else(|why| panic!("{why}"))
     }
 
     /// The address of the API, like `https://127.0.0.1:20000`.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
 
     /// Runs kubectl as the administrator and returns its output, for commands that may fail.
-    pub fn kubectl(&self, args: &[&str]) -> Output {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Output {
         self.run_kubectl(args, "")
     }
 
@@ -131,7 +131,7 @@ impl KubeCluster {
     ///
     /// # Panics
     /// If the command fails.
-    pub fn kubectl_ok(&self, args: &[&str]) -> String {
+    pub(crate) fn kubectl_ok(&self, args: &[&str]) -> String {
         expect_success(args, self.run_kubectl(args, ""))
     }
 
@@ -139,7 +139,7 @@ impl KubeCluster {
     ///
     /// # Panics
     /// If the API server does not accept all of them.
-    pub fn apply(&self, yaml: &str) -> String {
+    pub(crate) fn apply(&self, yaml: &str) -> String {
         let args = ["apply", "-f", "-"];
         expect_success(&args, self.run_kubectl(&args, yaml))
     }
@@ -148,7 +148,7 @@ impl KubeCluster {
     ///
     /// # Panics
     /// If the API server does not accept all of them.
-    pub fn apply_folder(&self, folder: &str) -> String {
+    pub(crate) fn apply_folder(&self, folder: &str) -> String {
         self.kubectl_ok(&["apply", "-f", &in_repository(folder)])
     }
 
@@ -156,12 +156,12 @@ impl KubeCluster {
     ///
     /// # Panics
     /// If the API server does not accept all of it.
-    pub fn apply_kustomization(&self, folder: &str, more: &[&str]) -> String {
+    pub(crate) fn apply_kustomization(&self, folder: &str, more: &[&str]) -> String {
         self.kubectl_ok(&[&["apply", "-k", &in_repository(folder)], more].concat())
     }
 
     /// Applies weir's CRDs for the Istio kinds and waits until the API serves them.
-    pub fn apply_crds(&self) {
+    pub(crate) fn apply_crds(&self) {
         self.apply_kustomization("deploy/crds", &[]);
         let crds = self.kubectl_ok(&["get", "crds", "-o", "name"]);
         let mut wait = vec!["wait", "--for=condition=Established", "--timeout=120s"];
@@ -178,7 +178,7 @@ impl KubeCluster {
     }
 
     /// Stops the API server, to test an outage. Its state stays in etcd.
-    pub fn stop_apiserver(&mut self) {
+    pub(crate) fn stop_apiserver(&mut self) {
         self.apiserver = None;
     }
 
@@ -186,7 +186,7 @@ impl KubeCluster {
     ///
     /// # Panics
     /// If it does not become ready.
-    pub fn start_apiserver(&mut self) {
+    pub(crate) fn start_apiserver(&mut self) {
         if self.apiserver.is_none() {
             self.launch_apiserver().unwrap_or_else(|why| panic!("{why}"));
         }

@@ -12,7 +12,7 @@ use super::{Skip, say};
 
 /// The paths of the binaries.
 #[derive(Debug, Clone)]
-pub struct KubeBinaries {
+pub(crate) struct KubeBinaries {
     pub kube_apiserver: PathBuf,
     pub etcd: PathBuf,
     pub kubectl: PathBuf,
@@ -21,7 +21,7 @@ pub struct KubeBinaries {
 impl KubeBinaries {
     /// Finds kube-apiserver and etcd in `$KUBEBUILDER_ASSETS`, then on PATH, else builds them from `tests/kube`; finds
     /// kubectl at `$KUBECTL`, then on PATH, else installs it. The result is cached per process.
-    pub fn find() -> Result<Self, Skip> {
+    pub(crate) fn find() -> Result<Self, Skip> {
         static FOUND: OnceLock<Result<KubeBinaries, Skip>> = OnceLock::new();
         FOUND
             .get_or_init(|| {

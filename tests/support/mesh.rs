@@ -14,23 +14,23 @@ use weir::envoy::{Admin, EnvoyBinary, EnvoyProcess, SpawnOptions};
 use weir::proto_json;
 
 /// The timeout of every wait; far longer than a successful wait takes.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Backends: three of v1 on 127.0.1.1 to 3, three of v2 on 127.0.2.1 to 3, all on one port.
-pub struct Backends {
+pub(crate) struct Backends {
     pub port: u16,
 }
 
 impl Backends {
     /// Starts them on a thread of their own, so that a test may block. They run until the test program ends.
-    pub fn start() -> Self {
-        let (told, port) = std::sync::mpsc::channel();
+    pub(crate) fn start() -> Self {
+        let (sender, port) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let backends = weir::canary::backends::start().await.unwrap();
-                told.send(backends.port).unwrap();
+                sender.send(backends.port).unwrap();
                 std::future::pending::<()>().await;
             });
         });
@@ -39,14 +39,14 @@ impl Backends {
 }
 
 /// `weir serve` as a child process; killed on drop.
-pub struct Serve {
+pub(crate) struct Serve {
     child: Child,
     pub xds: u16,
     pub admin: u16,
 }
 
 impl Serve {
-    pub fn start(args: &[&str], xds: u16, admin: u16) -> Self {
+    pub(crate) fn start(args: &[&str], xds: u16, admin: u16) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .arg("serve")
             .args(args)
@@ -63,19 +63,19 @@ impl Serve {
     }
 
     /// One that was started already.
-    pub fn of(child: Child, xds: u16, admin: u16) -> Self {
+    pub(crate) fn of(child: Child, xds: u16, admin: u16) -> Self {
         Self { child, xds, admin }
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn admin(&self) -> Admin {
+    pub(crate) fn admin(&self) -> Admin {
         Admin::new(SocketAddr::from(([127, 0, 0, 1], self.admin)))
     }
 
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         until("weir is ready", async || {
             assert!(!self.has_ended(), "weir ended before it was ready");
             self.admin().get("/ready").await.is_ok()
@@ -90,18 +90,18 @@ impl Serve {
     }
 
     /// A value from `/metrics`.
-    pub async fn metric(&self, name: &str) -> Option<u64> {
+    pub(crate) async fn metric(&self, name: &str) -> Option<u64> {
         let text = self.admin().get("/metrics").await.ok()?;
         let text = String::from_utf8(text.to_vec()).ok()?;
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
-    pub async fn revision(&self) -> u64 {
+    pub(crate) async fn revision(&self) -> u64 {
         self.metric("weir_mesh_revision ").await.expect("the metric weir_mesh_revision")
     }
 
     /// Waits until the only proxy has ACKed everything of a revision newer than `revision`.
-    pub async fn acked_after(&self, revision: u64) {
+    pub(crate) async fn acked_after(&self, revision: u64) {
         self.proxies_until("the proxy has acked the newest state", async |list| {
             let Some(proxy) = list.first() else {
                 return false;
@@ -112,7 +112,7 @@ impl Serve {
     }
 
     /// What weir tells of its proxies.
-    pub async fn proxies(&self) -> Option<Vec<v1::Proxy>> {
+    pub(crate) async fn proxies(&self) -> Option<Vec<v1::Proxy>> {
         proxies(&self.admin()).await
     }
 
@@ -136,20 +136,20 @@ impl Serve {
     }
 
     /// Sends SIGTERM, like a supervisor.
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     }
 
     /// The number of object changes received.
-    pub async fn events(&self) -> u64 {
+    pub(crate) async fn events(&self) -> u64 {
         self.metric("pilot_k8s_cfg_events_total ")
             .await
             .expect("the metric pilot_k8s_cfg_events_total")
     }
 
     /// Waits until this many object changes were received and the proxy of pod `client-0` has ACKed all of them.
-    pub async fn live_with(&self, events: u64) {
+    pub(crate) async fn live_with(&self, events: u64) {
         self.proxies_until("the proxy has acked all that was written", async |list| {
             if self.metric("pilot_k8s_cfg_events_total ").await.is_none_or(|seen| seen < events) {
                 return false;
@@ -161,14 +161,14 @@ impl Serve {
         .await;
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 /// What the weir with this admin port tells of its proxies; `None` where it does not answer.
-pub async fn proxies(weir: &Admin) -> Option<Vec<v1::Proxy>> {
+pub(crate) async fn proxies(weir: &Admin) -> Option<Vec<v1::Proxy>> {
     let body = weir.get("/api/v1/proxies").await.ok()?;
     let answer: v1::ListProxiesResponse =
         proto_json::message_from_json(&serde_json::from_slice(&body).unwrap()).unwrap();
@@ -182,7 +182,7 @@ impl Drop for Serve {
 }
 
 /// Waits for a condition and fails with its description on timeout.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !holds().await {
         assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}");
@@ -191,14 +191,14 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 /// The canary's objects in a folder, for clients on the port `service`.
-pub struct Objects {
+pub(crate) struct Objects {
     pub folder: PathBuf,
     pub service: u16,
     pub backend: u16,
 }
 
 impl Objects {
-    pub fn write_all(&self, v1: u32, v2: u32) {
+    pub(crate) fn write_all(&self, v1: u32, v2: u32) {
         self.write("service.yaml", &self.service_yaml());
         self.write("endpoints.yaml", &self.endpoints_yaml());
         self.write("destination-rule.yaml", &rule_yaml(&["v1", "v2"]));
@@ -206,7 +206,7 @@ impl Objects {
     }
 
     /// Writes a file atomically by rename.
-    pub fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let temporary = self.folder.join(format!(".{name}.new"));
         std::fs::write(&temporary, text).unwrap();
         std::fs::rename(temporary, self.folder.join(name)).unwrap();
@@ -216,37 +216,37 @@ impl Objects {
         Ports { service: self.service, backend: self.backend }
     }
 
-    pub fn service_yaml(&self) -> String {
+    pub(crate) fn service_yaml(&self) -> String {
         objects::service(NAMESPACE, self.ports())
     }
 
-    pub fn endpoints_yaml(&self) -> String {
+    pub(crate) fn endpoints_yaml(&self) -> String {
         self.endpoints_of(&[1, 2])
     }
 
     /// The endpoints and pods of only these versions.
-    pub fn endpoints_of(&self, versions: &[u8]) -> String {
+    pub(crate) fn endpoints_of(&self, versions: &[u8]) -> String {
         objects::endpoints(NAMESPACE, self.ports(), versions)
     }
 }
 
 /// A rule with these subsets, each of which selects the version of its name.
-pub fn rule_yaml(subsets: &[&str]) -> String {
+pub(crate) fn rule_yaml(subsets: &[&str]) -> String {
     let subsets: Vec<(&str, &str)> = subsets.iter().map(|name| (*name, *name)).collect();
     objects::rule(NAMESPACE, &subsets)
 }
 
-pub fn route_yaml(v1: u32, v2: u32) -> String {
+pub(crate) fn route_yaml(v1: u32, v2: u32) -> String {
     objects::route(NAMESPACE, &[("v1", v1), ("v2", v2)])
 }
 
 /// Starts Envoy on the bootstrap that `weir bootstrap` prints.
-pub async fn start_envoy(folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess {
+pub(crate) async fn start_envoy(folder: &Path, xds: u16, more: &[&str]) -> EnvoyProcess {
     start_envoy_from(None, folder, xds, more).await
 }
 
 /// The same with this program for Envoy; `None` for the usual one.
-pub async fn start_envoy_from(
+pub(crate) async fn start_envoy_from(
     program: Option<PathBuf>,
     folder: &Path,
     xds: u16,
@@ -284,33 +284,33 @@ pub async fn start_envoy_from(
 }
 
 /// The route with all traffic to `v1` or `v2`, without mentioning the other.
-pub fn only_yaml(subset: &str) -> String {
+pub(crate) fn only_yaml(subset: &str) -> String {
     objects::route(NAMESPACE, &[(subset, 100)])
 }
 
 /// Responses counted by body, status or kind of failure.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     pub answers: BTreeMap<String, u64>,
 }
 
 impl Tally {
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.answers.values().sum()
     }
 
-    pub fn of(&self, answer: &str) -> u64 {
+    pub(crate) fn of(&self, answer: &str) -> u64 {
         self.answers.get(answer).copied().unwrap_or(0)
     }
 
     /// Everything that is neither v1 nor v2.
-    pub fn failed(&self) -> u64 {
+    pub(crate) fn failed(&self) -> u64 {
         self.total() - self.of("v1") - self.of("v2")
     }
 
     /// Fails unless the share of v2 is within 4.4 standard deviations of `percent`, which one correct split in 100 000
     /// would exceed. 0 and 100 percent are exact.
-    pub fn assert_split(&self, percent: u32) {
+    pub(crate) fn assert_split(&self, percent: u32) {
         assert_eq!(self.failed(), 0, "{self:?}");
         let (n, p) = (self.total() as f64, f64::from(percent) / 100.0);
         let bound = 4.4 * (p * (1.0 - p) / n).sqrt();
@@ -323,7 +323,7 @@ impl Tally {
 }
 
 /// Sends `count` requests, 50 on a connection.
-pub fn send(port: u16, count: u64) -> Tally {
+pub(crate) fn send(port: u16, count: u64) -> Tally {
     let mut tally = Tally::default();
     let mut left = count;
     while left > 0 {

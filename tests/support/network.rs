@@ -21,7 +21,7 @@ exec "$0" "$@"
 
 /// Whether this process is inside such a network. If not, runs the calling test inside one and fails if that fails; if
 /// the machine cannot create one, the test is reported as skipped.
-pub fn is_inside() -> bool {
+pub(crate) fn is_inside() -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }

@@ -39,7 +39,7 @@ exit "$status"
 "#;
 
 /// How to start a program under [`Supervised`].
-pub struct Launch<'a> {
+pub(crate) struct Launch<'a> {
     pub program: &'a Path,
     pub args: Vec<String>,
     pub stdout: Stdio,
@@ -55,13 +55,13 @@ pub struct Launch<'a> {
 /// A small shell supervises it: it waits on a pipe that only this process holds, in its own process group so that
 /// Ctrl-C cannot kill the supervisor before it has cleaned up.
 #[derive(Debug)]
-pub struct Supervised {
+pub(crate) struct Supervised {
     keeper: Child,
 }
 
 impl Supervised {
     /// Starts the program. A program that cannot be executed exits with status 126 or 127.
-    pub fn spawn(launch: Launch<'_>) -> io::Result<Self> {
+    pub(crate) fn spawn(launch: Launch<'_>) -> io::Result<Self> {
         let keeper = Command::new("sh")
             .args(["-c", KEEPER])
             .arg(launch.grace_tenths.to_string())
@@ -77,17 +77,17 @@ impl Supervised {
     }
 
     /// Takes the reading end of the program's stderr, if it was started with [`Stdio::piped`].
-    pub fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
+    pub(crate) fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
         self.keeper.stderr.take()
     }
 
     /// The program's exit status if it has ended.
-    pub fn exited(&mut self) -> io::Result<Option<ExitStatus>> {
+    pub(crate) fn exited(&mut self) -> io::Result<Option<ExitStatus>> {
         self.keeper.try_wait()
     }
 
     /// Waits for the program to exit by itself.
-    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
         // Child::wait would close the pipe and thus terminate the program.
         let pipe = self.keeper.stdin.take();
         let status = self.keeper.wait();
@@ -96,12 +96,12 @@ impl Supervised {
     }
 
     /// Asks the program to exit without waiting.
-    pub fn begin_stop(&mut self) {
+    pub(crate) fn begin_stop(&mut self) {
         drop(self.keeper.stdin.take());
     }
 
     /// Terminates the program and waits for it.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.begin_stop();
         // An error means that the child has already exited.
         let _ = self.keeper.wait();
@@ -122,7 +122,7 @@ impl Drop for Supervised {
 ///
 /// # Panics
 /// If no port can be bound, which means that the machine has no loopback interface.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     const FIRST: u64 = 16_384;
     const COUNT: u64 = 16_000;
     // Other tests of this process may not have bound theirs yet.
@@ -139,14 +139,14 @@ pub fn free_port() -> u16 {
 
 /// A reserved address that only programs started by this process can bind, provided that they share ports like Envoy.
 #[derive(Debug)]
-pub struct Reserved {
+pub(crate) struct Reserved {
     _socket: tokio::net::TcpSocket,
 }
 
 impl Reserved {
     /// # Errors
     /// The address is in use.
-    pub fn new(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn new(address: SocketAddr) -> io::Result<Self> {
         let socket = tokio::net::TcpSocket::new_v4()?;
         socket.set_reuseport(true)?;
         socket.bind(address)?;
@@ -155,6 +155,6 @@ impl Reserved {
 }
 
 /// A random number: the standard library seeds its hash maps from the system's randomness.
-pub fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().hash_one(())
 }

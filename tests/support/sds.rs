@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::certs::Certificates;
 
 /// The server's port; it runs as long as this process.
-pub fn start(certificates: &Certificates) -> u16 {
+pub(crate) fn start(certificates: &Certificates) -> u16 {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -43,7 +43,7 @@ pub fn start(certificates: &Certificates) -> u16 {
 }
 
 /// The bootstrap cluster for this server.
-pub fn cluster(port: u16) -> Value {
+pub(crate) fn cluster(port: u16) -> Value {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let address =
         json!({"socket_address": {"address": address.ip().to_string(), "port_value": port}});

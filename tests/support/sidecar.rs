@@ -16,7 +16,7 @@ use super::process::{Launch, Supervised, free_port};
 
 /// How to start them.
 #[derive(Debug, Clone, Default)]
-pub struct Options<'a> {
+pub(crate) struct Options<'a> {
     /// More arguments for `weir serve`.
     pub serve: &'a [&'a str],
     /// More arguments for `weir bootstrap`.
@@ -27,7 +27,7 @@ pub struct Options<'a> {
 
 /// The two processes.
 #[derive(Debug)]
-pub struct Sidecar {
+pub(crate) struct Sidecar {
     envoy: Supervised,
     weir: Supervised,
     envoy_admin: SocketAddr,
@@ -41,7 +41,7 @@ impl Sidecar {
     ///
     /// # Panics
     /// If that does not happen, with weir's status of the proxy and the ends of both logs.
-    pub async fn start(folder: &Path, options: Options<'_>) -> Self {
+    pub(crate) async fn start(folder: &Path, options: Options<'_>) -> Self {
         let (xds, admin) = (free_port(), free_port());
         let weir = Path::new(env!("CARGO_BIN_EXE_weir"));
         let mut serve = ["serve", "--config-dir"].map(str::to_owned).to_vec();
@@ -93,28 +93,28 @@ impl Sidecar {
     }
 
     /// The folder that holds `config`, from which weir reads objects.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Waits until a counter or gauge of Envoy is at least as large as this.
-    pub async fn stat_reaches(&mut self, name: &str, least: u64) {
+    pub(crate) async fn stat_reaches(&mut self, name: &str, least: u64) {
         self.wait(name, async |this| (this.stat(name).await >= least).then_some(())).await;
     }
 
     /// weir's admin interface.
-    pub fn weir(&self) -> Admin {
+    pub(crate) fn weir(&self) -> Admin {
         // Not cached, because its connections belong to the runtime of one test.
         Admin::new(self.weir_admin)
     }
 
     /// Envoy's admin interface.
-    pub fn envoy(&self) -> Admin {
+    pub(crate) fn envoy(&self) -> Admin {
         Admin::new(self.envoy_admin)
     }
 
     /// A counter or gauge of Envoy by its full name; 0 if absent.
-    pub async fn stat(&self, name: &str) -> u64 {
+    pub(crate) async fn stat(&self, name: &str) -> u64 {
         let stats = self
             .envoy()
             .stats(&format!("^{}$", name.replace('.', r"\.").replace('|', r"\|")))
@@ -154,7 +154,7 @@ impl Sidecar {
 
 /// Starts Envoy with a bootstrap file; it writes its log to `folder/NAME.log` and its admin address to
 /// `folder/NAME.admin`.
-pub async fn start_envoy(folder: &Path, name: &str, bootstrap: &Path) -> Supervised {
+pub(crate) async fn start_envoy(folder: &Path, name: &str, bootstrap: &Path) -> Supervised {
     let binary = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
     let mut args = vec!["-c".to_owned(), path(bootstrap)];
     args.extend(["--admin-address-path".into(), path(&folder.join(format!("{name}.admin")))]);
@@ -167,7 +167,7 @@ pub async fn start_envoy(folder: &Path, name: &str, bootstrap: &Path) -> Supervi
 }
 
 /// The address that Envoy wrote, once it has.
-pub fn admin_address(folder: &Path, name: &str) -> Option<SocketAddr> {
+pub(crate) fn admin_address(folder: &Path, name: &str) -> Option<SocketAddr> {
     std::fs::read_to_string(folder.join(format!("{name}.admin"))).ok()?.trim().parse().ok()
 }
 
@@ -186,7 +186,7 @@ fn spawn(program: &Path, args: Vec<String>, log: &Path, remove: Option<&Path>) -
 }
 
 /// The end of a log.
-pub fn log(file: &Path) -> String {
+pub(crate) fn log(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
     format!("{}:\n{}", file.display(), lines[lines.len().saturating_sub(30)..].join("\n"))

@@ -24,7 +24,7 @@ use super::sidecar::{Options, Sidecar};
 
 /// The mesh.
 #[derive(Debug)]
-pub struct Mesh {
+pub(crate) struct Mesh {
     pub backends: Backends,
     pub certificates: Certificates,
     pub sidecar: Sidecar,
@@ -42,12 +42,16 @@ impl Mesh {
     ///
     /// The client is the pod `client-0` in namespace `shop` with the label `app=client`, in `eu/eu-a`, with access to
     /// the secrets of Istio's agent.
-    pub async fn start(objects: &[String], options: Options<'_>) -> Self {
+    pub(crate) async fn start(objects: &[String], options: Options<'_>) -> Self {
         Self::start_in([127, 0, 1], objects, options).await
     }
 
     /// The same with backends in another network than 127.0.1; see [`Backends::start`].
-    pub async fn start_in(network: [u8; 3], objects: &[String], options: Options<'_>) -> Self {
+    pub(crate) async fn start_in(
+        network: [u8; 3],
+        objects: &[String],
+        options: Options<'_>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap().keep();
         let certificates = Certificates::make(&folder);
         let backends = Backends::start(network, &certificates);
@@ -75,8 +79,8 @@ impl Mesh {
         Self { backends, certificates, sidecar, ports: this.ports, _reserved: this.reserved }
     }
 
-    /// Writes the objects of a file anew, or of one more file. In them `$name` is a port that is known.
-    pub fn write(&self, file: &str, text: &str) {
+    /// Replaces the objects of a file, or writes one more file. In them `$name` is a port that is known.
+    pub(crate) fn write(&self, file: &str, text: &str) {
         let known = self.ports.iter();
         let text = known.fold(text.to_owned(), |text, (name, port)| {
             text.replace(&format!("${name}"), &port.to_string())
@@ -88,12 +92,12 @@ impl Mesh {
     }
 
     /// The port of that name.
-    pub fn port(&self, name: &str) -> u16 {
+    pub(crate) fn port(&self, name: &str) -> u16 {
         *self.ports.get(name).unwrap_or_else(|| panic!("no object uses ${name}"))
     }
 
     /// Prepares a request to Envoy's port of that name, for that host.
-    pub fn request(&self, method: &str, port: &str, host: &str, path: &str) -> Request {
+    pub(crate) fn request(&self, method: &str, port: &str, host: &str, path: &str) -> Request {
         let id = format!("{:016x}", random());
         let headers = HeaderMap::from_iter([(
             HeaderName::from_static(ID),
@@ -114,23 +118,29 @@ impl Mesh {
     }
 
     /// A GET to Envoy's port `$web`.
-    pub fn get(&self, host: &str, path: &str) -> Request {
+    pub(crate) fn get(&self, host: &str, path: &str) -> Request {
         self.request("GET", "web", host, path)
     }
 
     /// A connection to Envoy's port of that name, from that address.
-    pub async fn connect(&self, port: &str, from: Ipv4Addr) -> TcpStream {
+    pub(crate) async fn connect(&self, port: &str, from: Ipv4Addr) -> TcpStream {
         connect(from, (Ipv4Addr::LOCALHOST, self.port(port)).into()).await.unwrap()
     }
 
     /// A counter or gauge of a cluster.
-    pub async fn cluster_stat(&self, port: &str, subset: &str, host: &str, name: &str) -> u64 {
+    pub(crate) async fn cluster_stat(
+        &self,
+        port: &str,
+        subset: &str,
+        host: &str,
+        name: &str,
+    ) -> u64 {
         let port = self.port(port);
         self.sidecar.stat(&format!("cluster.outbound|{port}|{subset}|{host};.{name}")).await
     }
 
     /// A counter or gauge of an inbound port.
-    pub async fn http_stat(&self, port: &str, name: &str) -> u64 {
+    pub(crate) async fn http_stat(&self, port: &str, name: &str) -> u64 {
         let port = self.port(port);
         let stats = self
             .sidecar
@@ -142,7 +152,12 @@ impl Mesh {
     }
 
     /// Envoy's state of a cluster's endpoints, by address.
-    pub async fn endpoints(&self, port: &str, subset: &str, host: &str) -> BTreeMap<String, Value> {
+    pub(crate) async fn endpoints(
+        &self,
+        port: &str,
+        subset: &str,
+        host: &str,
+    ) -> BTreeMap<String, Value> {
         let name = format!("outbound|{}|{subset}|{host}", self.port(port));
         let all = self.sidecar.envoy().get("/clusters?format=json").await.unwrap();
         let all: Value = serde_json::from_slice(&all).unwrap();
@@ -202,7 +217,7 @@ impl Names {
 
 /// A ServiceEntry for `host` on port `$port` with `protocol`. Its endpoints are backends; the Nth has the label
 /// `version: vN`.
-pub fn entry(host: &str, port: &str, protocol: &str, backends: &[u8]) -> String {
+pub(crate) fn entry(host: &str, port: &str, protocol: &str, backends: &[u8]) -> String {
     let target = if protocol == "TCP" { "$TCP" } else { "$HTTP" };
     let all = backends
         .iter()
@@ -217,14 +232,14 @@ pub fn entry(host: &str, port: &str, protocol: &str, backends: &[u8]) -> String 
 }
 
 /// A connection from one address to another.
-pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
     socket.connect(to).await
 }
 
 /// The backend that answers a new connection to [`Backends::tcp`], and the connection; `None` if it is closed first.
-pub async fn greeting(stream: TcpStream) -> Option<(u8, BufReader<TcpStream>)> {
+pub(crate) async fn greeting(stream: TcpStream) -> Option<(u8, BufReader<TcpStream>)> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     tokio::time::timeout(DEADLINE, stream.read_line(&mut line))
@@ -236,7 +251,7 @@ pub async fn greeting(stream: TcpStream) -> Option<(u8, BufReader<TcpStream>)> {
 
 /// A request to be sent.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     pub id: String,
     to: SocketAddr,
     from: Ipv4Addr,
@@ -251,56 +266,56 @@ pub struct Request {
 
 impl Request {
     /// Adds a header.
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         self
     }
 
     /// Makes backends respond with these statuses in order; see [`ANSWER`].
-    pub fn answer(self, statuses: &str) -> Self {
+    pub(crate) fn answer(self, statuses: &str) -> Self {
         self.header(ANSWER, statuses)
     }
 
     /// Makes one backend respond with these statuses.
-    pub fn answer_of(self, backend: u8, statuses: &str) -> Self {
+    pub(crate) fn answer_of(self, backend: u8, statuses: &str) -> Self {
         self.header(&format!("{ANSWER}-{backend}"), statuses)
     }
 
     /// Makes backends respond with this header.
-    pub fn reply(self, name: &str, value: &str) -> Self {
+    pub(crate) fn reply(self, name: &str, value: &str) -> Self {
         self.header(&format!("{REPLY}{name}"), value)
     }
 
     /// Makes backends hold it until it is released, from the Nth attempt on.
-    pub fn hold(self, from: usize) -> Self {
+    pub(crate) fn hold(self, from: usize) -> Self {
         self.header(HOLD, &from.to_string())
     }
 
-    pub fn body(mut self, body: &'static str) -> Self {
+    pub(crate) fn body(mut self, body: &'static str) -> Self {
         self.body = Bytes::from_static(body.as_bytes());
         self
     }
 
     /// Sets the source address.
-    pub fn from(mut self, address: Ipv4Addr) -> Self {
+    pub(crate) fn from(mut self, address: Ipv4Addr) -> Self {
         self.from = address;
         self
     }
 
     /// Sets the destination address instead of Envoy's.
-    pub fn to(mut self, address: SocketAddr) -> Self {
+    pub(crate) fn to(mut self, address: SocketAddr) -> Self {
         self.to = address;
         self
     }
 
     /// Uses HTTP/2.
-    pub fn http2(mut self) -> Self {
+    pub(crate) fn http2(mut self) -> Self {
         self.version = Version::HTTP_2;
         self
     }
 
     /// Sends it on a new connection and returns the response with what backends have seen of it so far.
-    pub async fn send(self) -> Answer {
+    pub(crate) async fn send(self) -> Answer {
         let (backends, id) = (self.backends.clone(), self.id.clone());
         let exchange = async {
             let (head, body) = self.begin().await.unwrap().into_parts();
@@ -312,12 +327,12 @@ impl Request {
     }
 
     /// Sends it in a separate task.
-    pub fn spawn(self) -> tokio::task::JoinHandle<Answer> {
+    pub(crate) fn spawn(self) -> tokio::task::JoinHandle<Answer> {
         tokio::spawn(self.send())
     }
 
     /// Sends it and returns the response with its streaming body.
-    pub async fn begin(self) -> hyper::Result<hyper::Response<Incoming>> {
+    pub(crate) async fn begin(self) -> hyper::Result<hyper::Response<Incoming>> {
         let stream = TokioIo::new(connect(self.from, self.to).await.unwrap());
         let http2 = self.version == Version::HTTP_2;
         let uri = if http2 { format!("http://{}{}", self.host, self.path) } else { self.path };
@@ -342,7 +357,7 @@ impl Request {
 
 /// The response.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: String,
@@ -353,26 +368,26 @@ pub struct Answer {
 impl Answer {
     /// The backend that answered, with 200.
     #[track_caller]
-    pub fn backend(&self) -> u8 {
+    pub(crate) fn backend(&self) -> u8 {
         assert_eq!(self.status, 200, "{self:?}");
         self.body.parse().unwrap_or_else(|_| panic!("no backend answered: {self:?}"))
     }
 
     /// The only attempt that a backend saw.
     #[track_caller]
-    pub fn only(&self) -> &Seen {
+    pub(crate) fn only(&self) -> &Seen {
         assert_eq!(self.seen.len(), 1, "{self:?}");
         &self.seen[0]
     }
 
     /// A header's values, joined by commas; empty if absent.
-    pub fn header(&self, name: &str) -> String {
+    pub(crate) fn header(&self, name: &str) -> String {
         joined(&self.headers, name)
     }
 }
 
 /// Sends the same request `count` times and counts the responding backends as `v1`, `v2`, ...
-pub async fn tally(count: usize, request: impl Fn() -> Request) -> Tally {
+pub(crate) async fn tally(count: usize, request: impl Fn() -> Request) -> Tally {
     let mut tally = Tally::default();
     for _ in 0..count {
         let answer = request().send().await;

@@ -56,7 +56,7 @@ is the time from the last write of a step until Envoy has all of it, by its admi
 
 A Kubernetes API accepts no loopback addresses in an EndpointSlice: there the service is a
 ServiceEntry. Exit status: 0 if no more requests failed than --max-failed, 1 otherwise, 2 usage error.")]
-pub struct Args {
+pub(crate) struct Args {
     /// How often each pattern is played
     #[arg(long, value_name = "N", default_value = "5", value_parser = number(100_000))]
     cycles: u64,
@@ -118,7 +118,7 @@ struct Played {
 ///
 /// # Errors
 /// Something does not start, or what was written does not become live.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let binary = match crate::cli::envoy::find(args.envoy.as_deref(), &mut signals).await? {
         Ok(binary) => binary,

@@ -130,7 +130,7 @@ enum Command {
 
 /// A variant of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// State of the world: every response has all resources of its type.
     Sotw,
     /// Only changes are sent.
@@ -155,7 +155,7 @@ impl Mode {
 
 /// Where the objects are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Source {
+pub(crate) enum Source {
     /// They are sent to weir directly.
     Memory,
     /// In files.

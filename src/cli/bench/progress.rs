@@ -19,7 +19,7 @@ struct Activity {
 
 /// What is being done. The reports end when it is dropped.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     activity: Arc<Mutex<Activity>>,
     terminal: bool,
     _reports: AbortOnDropHandle<()>,
@@ -27,7 +27,7 @@ pub struct Progress {
 
 impl Progress {
     /// Begins to report.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let terminal = std::io::stderr().is_terminal();
         let activity =
             Arc::new(Mutex::new(Activity { what: String::new(), since: Instant::now() }));
@@ -50,18 +50,18 @@ impl Progress {
     }
 
     /// This is being done now.
-    pub fn is(&self, what: &str) {
+    pub(crate) fn is(&self, what: &str) {
         let mut activity = self.activity.lock();
         *activity = Activity { what: what.to_owned(), since: Instant::now() };
     }
 
     /// The same, further on; the time goes on as well.
-    pub fn further(&self, what: &str) {
+    pub(crate) fn further(&self, what: &str) {
         what.clone_into(&mut self.activity.lock().what);
     }
 
     /// Removes what a terminal shows.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.is("");
         if self.terminal {
             say(true, "");

@@ -6,7 +6,7 @@ use crate::bench::stream::Type;
 use crate::cli::table::table;
 
 /// Everything that was measured.
-pub fn report(report: &Report) -> String {
+pub(crate) fn report(report: &Report) -> String {
     let rtds = if report.rtds { ", weights by RTDS" } else { "" };
     let mut text =
         format!("{} over {}{rtds}, objects from {}\n\n", report.server, report.mode, report.source);

@@ -27,7 +27,7 @@ const READY: Duration = Duration::from_secs(600);
 
 /// What is running.
 #[derive(Default)]
-pub struct World {
+pub(crate) struct World {
     weir: Option<Weir>,
     objects: Option<Objects>,
     folder: Option<tempfile::TempDir>,
@@ -42,7 +42,7 @@ struct Server {
 
 impl World {
     /// An error, with the reason why weir has ended if it has.
-    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+    pub(crate) fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
         match self.weir.as_mut().and_then(Weir::ended) {
             Some(why) => error.context(why),
             None => error,
@@ -53,7 +53,7 @@ impl World {
     ///
     /// # Errors
     /// See [`super::run`].
-    pub async fn measure(
+    pub(crate) async fn measure(
         &mut self,
         args: &Args,
         size: Size,
@@ -204,7 +204,7 @@ impl World {
     ///
     /// # Errors
     /// The objects cannot be deleted.
-    pub async fn close(self, signals: &mut Signals) -> anyhow::Result<()> {
+    pub(crate) async fn close(self, signals: &mut Signals) -> anyhow::Result<()> {
         if let Some(weir) = self.weir {
             weir.stop().await;
         }

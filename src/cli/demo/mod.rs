@@ -142,8 +142,9 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         objects.folder().display()
     ));
     print_line(&format!(
-        "Envoy    {} as a sidecar of shop/client-0, my-app on 127.0.0.1:{}",
+        "Envoy    {} from {} as a sidecar of shop/client-0, my-app on 127.0.0.1:{}",
         binary.version(),
+        binary.source(),
         objects.port()
     ));
     print_line(&format!(

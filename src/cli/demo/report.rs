@@ -9,13 +9,13 @@ use crate::canary::load::Tally;
 const Z: f64 = 4.4;
 
 /// Prints a line. A closed pipe does not abort a step.
-pub fn print_line(line: &str) {
+pub(crate) fn print_line(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// One step.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     /// The weights that were written.
     pub step: String,
     /// The desired share of v2, in percent.
@@ -28,20 +28,20 @@ pub struct Row {
 
 impl Row {
     /// The observed share of v2, in percent.
-    pub fn observed(&self) -> f64 {
+    pub(crate) fn observed(&self) -> f64 {
         let answered = self.tally.v1 + self.tally.v2;
         if answered == 0 { 0.0 } else { 100.0 * self.tally.v2 as f64 / answered as f64 }
     }
 
     /// The allowed deviation in percent: [`Z`] standard deviations of a binomial distribution. 0 for 0 and 100 percent.
-    pub fn bound(&self) -> f64 {
+    pub(crate) fn bound(&self) -> f64 {
         let p = f64::from(self.wanted_v2) / 100.0;
         let answered = (self.tally.v1 + self.tally.v2).max(1) as f64;
         100.0 * Z * (p * (1.0 - p) / answered).sqrt()
     }
 
     /// Whether the share is within its bound and nothing failed.
-    pub fn is_fine(&self) -> bool {
+    pub(crate) fn is_fine(&self) -> bool {
         self.tally.failed == 0
             && (self.observed() - f64::from(self.wanted_v2)).abs() <= self.bound()
     }
@@ -66,18 +66,18 @@ impl Row {
 
 /// Prints rows; on a terminal also the row in progress.
 #[derive(Debug)]
-pub struct Table {
+pub(crate) struct Table {
     live: bool,
 }
 
 impl Table {
     /// A table on standard output.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { live: std::io::stdout().is_terminal() }
     }
 
     /// Prints the header.
-    pub fn head(&self) {
+    pub(crate) fn head(&self) {
         print_line(&format!(
             "{:<12} {:>9} {:>18} {:>10} {:>8} {:>16}",
             "v1/v2", "desired v2", "observed v2", "requests", "failed", "write to ack"
@@ -85,7 +85,7 @@ impl Table {
     }
 
     /// Shows a row in progress.
-    pub fn progress(&self, row: &Row) {
+    pub(crate) fn progress(&self, row: &Row) {
         if self.live {
             let mut out = std::io::stdout().lock();
             let _ = write!(out, "\r{}", row.text());
@@ -94,7 +94,7 @@ impl Table {
     }
 
     /// Prints a finished row.
-    pub fn done(&self, row: &Row) {
+    pub(crate) fn done(&self, row: &Row) {
         let mark = if row.is_fine() { "" } else { "  !" };
         print_line(&format!("{}{}{mark}", if self.live { "\r" } else { "" }, row.text()));
     }

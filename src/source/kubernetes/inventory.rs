@@ -9,7 +9,7 @@ use super::{list_pages, reason};
 
 /// The objects of some kinds.
 #[derive(Debug, Default)]
-pub struct Inventory {
+pub(crate) struct Inventory {
     /// The objects of the kinds that the API serves.
     pub documents: Vec<Value>,
     /// The kinds that cannot be listed, as `virtualservices.networking.istio.io`, with the reason.
@@ -21,7 +21,7 @@ pub struct Inventory {
 ///
 /// # Errors
 /// The API cannot be asked at all.
-pub async fn list(
+pub(crate) async fn list(
     client: &Client,
     resources: &[(&str, &str)],
     metadata_only: impl Fn(&str, &str) -> bool,
@@ -62,7 +62,7 @@ pub async fn list(
 ///
 /// # Errors
 /// Why they cannot be listed.
-pub async fn config_maps(client: &Client, namespace: &str) -> Result<Vec<Value>, String> {
+pub(crate) async fn config_maps(client: &Client, namespace: &str) -> Result<Vec<Value>, String> {
     let resource = ApiResource::erase::<ConfigMap>(&());
     let api = Api::namespaced_with(client.clone(), namespace, &resource);
     let listed = list_pages(&api, &resource, false).await.map_err(|error| reason(&error))?;

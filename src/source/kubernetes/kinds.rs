@@ -41,7 +41,7 @@ pub(super) struct KindState {
 }
 
 impl KindState {
-    pub fn new(kind: Kind, revision: Option<Arc<str>>) -> Self {
+    pub(crate) fn new(kind: Kind, revision: Option<Arc<str>>) -> Self {
         Self {
             kind,
             complete: false,
@@ -55,21 +55,21 @@ impl KindState {
     }
 
     /// What there is to tell about this kind.
-    pub fn sync(&self) -> KindSync {
+    pub(crate) fn sync(&self) -> KindSync {
         KindSync { kind: self.kind, state: self.state.clone(), complete: self.complete }
     }
 
     /// Whether the API does not serve the kind.
-    pub fn is_absent(&self) -> bool {
+    pub(crate) fn is_absent(&self) -> bool {
         self.state == SyncState::Absent
     }
 
     /// Whether a list is in progress.
-    pub fn lists(&self) -> bool {
+    pub(crate) fn lists(&self) -> bool {
         self.listing.is_some()
     }
 
-    pub fn handle(&mut self, event: Event, out: &mut Vec<SourceEvent>) {
+    pub(crate) fn handle(&mut self, event: Event, out: &mut Vec<SourceEvent>) {
         match event {
             Event::Init => self.listing = Some(BTreeSet::new()),
             Event::Apply(document) => self.apply(document, out),
@@ -98,7 +98,7 @@ impl KindState {
     }
 
     /// Deletes all objects of a namespace.
-    pub fn leave(&mut self, namespace: &str, out: &mut Vec<SourceEvent>) {
+    pub(crate) fn leave(&mut self, namespace: &str, out: &mut Vec<SourceEvent>) {
         let first = ObjectKey::new(self.kind, namespace, "");
         let inside = self.known.range(first..).take_while(|key| *key.namespace == *namespace);
         let gone: Vec<ObjectKey> = inside.cloned().collect();
@@ -151,7 +151,7 @@ impl KindState {
         self.source_problems(None, out);
     }
 
-    pub fn apply(&mut self, document: Value, out: &mut Vec<SourceEvent>) {
+    pub(crate) fn apply(&mut self, document: Value, out: &mut Vec<SourceEvent>) {
         // Without a name nothing can be rejected; the API server guarantees one.
         let Ok(Identity::Known(mut key)) = api::identify(&document) else {
             return;

@@ -12,7 +12,7 @@ use crate::api::{Kind, Labels, is_label_name, is_label_value};
 
 /// The objects of a cluster that are read.
 #[derive(Clone, Debug, Default)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// The revision whose Istio objects are read besides those without a revision; `None` reads all.
     pub revision: Option<Arc<str>>,
     /// The namespaces whose objects are read.
@@ -33,7 +33,7 @@ pub enum Namespaces {
 
 impl Selection {
     /// The kinds that are read.
-    pub fn kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = Kind> + use<> {
         let one = matches!(self.namespaces, Namespaces::One(_));
         Kind::ALL.into_iter().filter(move |kind| kind.namespaced() || !one)
     }
@@ -46,7 +46,7 @@ pub struct DiscoverySelector(Selector);
 
 impl DiscoverySelector {
     /// Whether it selects a namespace with these labels.
-    pub fn matches(&self, labels: &Labels) -> bool {
+    pub(crate) fn matches(&self, labels: &Labels) -> bool {
         self.0.matches(labels)
     }
 }

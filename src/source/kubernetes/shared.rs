@@ -45,11 +45,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn namespace(&mut self, namespace: Arc<str>) -> Arc<str> {
+    pub(crate) fn namespace(&mut self, namespace: Arc<str>) -> Arc<str> {
         self.namespaces.share(namespace)
     }
 
-    pub fn labels(&mut self, labels: Arc<Labels>) -> Arc<Labels> {
+    pub(crate) fn labels(&mut self, labels: Arc<Labels>) -> Arc<Labels> {
         self.labels.share(labels)
     }
 }

@@ -71,7 +71,7 @@ enum Fate {
 }
 
 impl Watches {
-    pub fn new(selection: &Selection) -> Self {
+    pub(crate) fn new(selection: &Selection) -> Self {
         let kinds = selection.kinds().map(|kind| KindState::new(kind, selection.revision.clone()));
         let membership = match &selection.namespaces {
             Namespaces::Matching(selectors) => Some(Membership {
@@ -86,23 +86,23 @@ impl Watches {
     }
 
     /// Whether the first list of every kind is complete.
-    pub fn complete(&self) -> bool {
+    pub(crate) fn complete(&self) -> bool {
         self.kinds.iter().all(|state| state.complete)
     }
 
     /// What there is to tell about every kind.
-    pub fn sync(&self) -> Vec<KindSync> {
+    pub(crate) fn sync(&self) -> Vec<KindSync> {
         self.kinds.iter().map(KindState::sync).collect()
     }
 
     /// The kinds that may be watched now: with discovery selectors, Namespaces come first.
-    pub fn startable(&self) -> Vec<Kind> {
+    pub(crate) fn startable(&self) -> Vec<Kind> {
         let namespaces_first = self.membership.as_ref().is_some_and(|all| !all.begun);
         let kinds = self.kinds.iter().map(|state| state.kind);
         kinds.filter(|kind| !namespaces_first || *kind == Kind::Namespace).collect()
     }
 
-    pub fn handle(&mut self, kind: Kind, event: Event, out: &mut Vec<SourceEvent>) {
+    pub(crate) fn handle(&mut self, kind: Kind, event: Event, out: &mut Vec<SourceEvent>) {
         let Some(state) = self.kinds.iter_mut().find(|state| state.kind == kind) else {
             return;
         };
@@ -127,7 +127,7 @@ impl Watches {
     }
 
     /// What has to be listed now.
-    pub fn take_requests(&mut self) -> Vec<NamespaceRequest> {
+    pub(crate) fn take_requests(&mut self) -> Vec<NamespaceRequest> {
         let Some(membership) = &mut self.membership else {
             return Vec::new();
         };
@@ -153,7 +153,7 @@ impl Watches {
     }
 
     /// Takes the objects of a namespace, unless the namespace has left or a kind was listed in the meantime.
-    pub fn listed(&mut self, listing: NamespaceListing, out: &mut Vec<SourceEvent>) {
+    pub(crate) fn listed(&mut self, listing: NamespaceListing, out: &mut Vec<SourceEvent>) {
         let member =
             self.membership.as_mut().and_then(|all| all.selected.get_mut(&listing.namespace));
         let Some(member) = member else {

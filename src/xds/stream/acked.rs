@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::subscription::Change;
+use super::change::Change;
 use crate::snapshot::{Resource, Resources};
 
 /// What a client has under a name that differs from the shared map.
@@ -28,7 +28,7 @@ pub(super) struct Acked {
 
 impl Acked {
     /// The version under a name: `None` if the client has none, `Some(None)` if it is unknown.
-    pub fn get(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
+    pub(crate) fn get(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
         match self.other.get(name) {
             Some(Form::Known(resource)) => Some(Some(resource)),
             Some(Form::Unknown) => Some(None),
@@ -38,27 +38,27 @@ impl Acked {
     }
 
     /// Whether only the names of [`Acked::differing`] can differ from the target.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.shared.is_some()
     }
 
     /// The names whose version at the client differs from the shared map, or is missing.
-    pub fn differing(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn differing(&self) -> impl Iterator<Item = &Arc<str>> {
         self.other.keys()
     }
 
     /// The names of [`Acked::differing`] under which the client has a version, known or unknown.
-    pub fn own(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn own(&self) -> impl Iterator<Item = &Arc<str>> {
         self.other.iter().filter(|(_, form)| !matches!(form, Form::Absent)).map(|(name, _)| name)
     }
 
     /// The names whose version at the client is unknown.
-    pub fn unknown(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn unknown(&self) -> impl Iterator<Item = &Arc<str>> {
         self.other.iter().filter(|(_, form)| matches!(form, Form::Unknown)).map(|(name, _)| name)
     }
 
     /// Every version that is known.
-    pub fn forms(&self) -> impl Iterator<Item = &Arc<Resource>> {
+    pub(crate) fn forms(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let shared = self.shared.iter().flat_map(|shared| shared.iter());
         let shared =
             shared.filter(|(name, _)| self.other.is_empty() || !self.other.contains_key(*name));
@@ -69,22 +69,22 @@ impl Acked {
     }
 
     /// Records that the client has this version; `None` stands for an unknown one.
-    pub fn set(&mut self, name: &Arc<str>, form: Option<Arc<Resource>>) {
+    pub(crate) fn set(&mut self, name: &Arc<str>, form: Option<Arc<Resource>>) {
         self.put(name, form.map_or(Form::Unknown, Form::Known));
     }
 
     /// Records that the client no longer has the resource.
-    pub fn remove(&mut self, name: &Arc<str>) {
+    pub(crate) fn remove(&mut self, name: &Arc<str>) {
         self.put(name, Form::Absent);
     }
 
     /// Forgets a name that the client no longer asks for.
-    pub fn forget(&mut self, name: &str) {
+    pub(crate) fn forget(&mut self, name: &str) {
         self.other.remove(name);
     }
 
     /// Forgets the names for which `wants` is false: the client no longer asks for them.
-    pub fn retain(&mut self, wants: impl Fn(&str) -> bool) {
+    pub(crate) fn retain(&mut self, wants: impl Fn(&str) -> bool) {
         self.other.retain(|name, _| wants(name));
     }
 
@@ -103,7 +103,7 @@ impl Acked {
     }
 
     /// Describes the same state by its differences from another map.
-    pub fn follow(&mut self, to: &Resources, wants: impl Fn(&str) -> bool) {
+    pub(crate) fn follow(&mut self, to: &Resources, wants: impl Fn(&str) -> bool) {
         let Some(from) = self.shared.as_ref().filter(|from| !from.ptr_eq(to)).cloned() else {
             return;
         };
@@ -122,7 +122,7 @@ impl Acked {
 
     /// Makes `to` the shared map if there is none yet, after the client ACKed `changes` (sorted by name). `names` are
     /// those it asks for, sorted; `None` for all.
-    pub fn share<'a>(
+    pub(crate) fn share<'a>(
         &mut self,
         to: &Resources,
         changes: &[Change],
@@ -161,7 +161,7 @@ impl Acked {
     }
 
     /// Describes the state without the shared map again, before the client asks for more than `wants` says it did.
-    pub fn unshare(&mut self, wants: impl Fn(&str) -> bool) {
+    pub(crate) fn unshare(&mut self, wants: impl Fn(&str) -> bool) {
         let forms: Vec<_> =
             self.forms().filter(|resource| wants(&resource.name)).cloned().collect();
         self.shared = None;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Stream;
+use super::change::Change;
 use super::gate::ClusterReadiness;
 use super::names::name_bytes;
-use super::subscription::Change;
 use crate::snapshot::{Resource, ResourceType};
 
 /// The state of a cluster at this client.
@@ -55,7 +55,7 @@ pub(super) struct Draining {
 
 impl Draining {
     /// A cluster that routes may still reference.
-    pub fn new(cluster: Option<Arc<Resource>>, endpoints: Option<Arc<Resource>>) -> Self {
+    pub(crate) fn new(cluster: Option<Arc<Resource>>, endpoints: Option<Arc<Resource>>) -> Self {
         Self { cluster, endpoints, phase: Phase::InUse }
     }
 }
@@ -81,29 +81,29 @@ pub(super) struct ClusterStates {
 impl ClusterStates {
     /// The client waits for the endpoints of a cluster. A substitute remains a substitute until another version
     /// replaces it.
-    pub fn warm(&mut self, name: Arc<str>) {
+    pub(crate) fn warm(&mut self, name: Arc<str>) {
         self.unsettled.entry(name).or_insert(Unsettled::Warming);
     }
 
     /// The endpoints arrived, or were there before.
-    pub fn warmed(&mut self, name: &str) {
+    pub(crate) fn warmed(&mut self, name: &str) {
         if self.is_warming(name) {
             self.unsettled.remove(name);
         }
     }
 
     /// Settles the warming clusters for which `has_all` holds: the client ACKed the cluster and its endpoints.
-    pub fn settle(&mut self, has_all: impl Fn(&str) -> bool) {
+    pub(crate) fn settle(&mut self, has_all: impl Fn(&str) -> bool) {
         self.unsettled.retain(|name, state| *state != Unsettled::Warming || !has_all(name));
     }
 
     /// The version sent under this name replaces one of an earlier stream.
-    pub fn substitute(&mut self, name: Arc<str>, version: u64) {
+    pub(crate) fn substitute(&mut self, name: Arc<str>, version: u64) {
         self.unsettled.insert(name, Unsettled::Substituted { version });
     }
 
     /// The client ACKed `version`. Returns whether that ended the use of a substitute.
-    pub fn replaced(&mut self, name: &str, version: u64) -> bool {
+    pub(crate) fn replaced(&mut self, name: &str, version: u64) -> bool {
         let replaced = matches!(
             self.unsettled.get(name),
             Some(Unsettled::Substituted { version: substitute }) if *substitute != version
@@ -115,7 +115,10 @@ impl ClusterStates {
     }
 
     /// The mesh defines `clusters`. Substitutes that are equal to what it defines warm from now on; returns their names.
-    pub fn confirm_substitutes(&mut self, is_defined: impl Fn(&str, u64) -> bool) -> Vec<Arc<str>> {
+    pub(crate) fn confirm_substitutes(
+        &mut self,
+        is_defined: impl Fn(&str, u64) -> bool,
+    ) -> Vec<Arc<str>> {
         let mut confirmed = Vec::new();
         for (name, state) in &mut self.unsettled {
             if let Unsettled::Substituted { version } = *state
@@ -129,53 +132,53 @@ impl ClusterStates {
     }
 
     /// The client ACKed that the cluster is gone.
-    pub fn removed(&mut self, name: &str) {
+    pub(crate) fn removed(&mut self, name: &str) {
         self.unsettled.remove(name);
     }
 
     /// The mesh no longer defines a cluster that the client may use.
-    pub fn drain(&mut self, name: Arc<str>, cluster: Draining) {
+    pub(crate) fn drain(&mut self, name: Arc<str>, cluster: Draining) {
         self.draining.insert(name, cluster);
     }
 
     /// Like [`ClusterStates::drain`], unless the cluster drains already.
-    pub fn drain_once(&mut self, name: Arc<str>, cluster: Draining) {
+    pub(crate) fn drain_once(&mut self, name: Arc<str>, cluster: Draining) {
         self.draining.entry(name).or_insert(cluster);
     }
 
     /// Stops draining the clusters for which `stays` is false: they are defined again, or the client dropped them.
-    pub fn retain_draining(&mut self, stays: impl Fn(&str, &Draining) -> bool) {
+    pub(crate) fn retain_draining(&mut self, stays: impl Fn(&str, &Draining) -> bool) {
         self.draining.retain(|name, cluster| stays(name, cluster));
     }
 
-    pub fn is_warming(&self, name: &str) -> bool {
+    pub(crate) fn is_warming(&self, name: &str) -> bool {
         self.unsettled.get(name) == Some(&Unsettled::Warming)
     }
 
-    pub fn is_substituted(&self, name: &str) -> bool {
+    pub(crate) fn is_substituted(&self, name: &str) -> bool {
         matches!(self.unsettled.get(name), Some(Unsettled::Substituted { .. }))
     }
 
     /// The clusters that wait for endpoints.
-    pub fn warming(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn warming(&self) -> impl Iterator<Item = &Arc<str>> {
         let warming = self.unsettled.iter().filter(|(_, state)| **state == Unsettled::Warming);
         warming.map(|(name, _)| name)
     }
 
-    pub fn substituted_count(&self) -> usize {
+    pub(crate) fn substituted_count(&self) -> usize {
         self.unsettled.len() - self.warming().count()
     }
 
-    pub fn draining(&self) -> &BTreeMap<Arc<str>, Draining> {
+    pub(crate) fn draining(&self) -> &BTreeMap<Arc<str>, Draining> {
         &self.draining
     }
 
-    pub fn draining_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut Draining)> {
+    pub(crate) fn draining_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut Draining)> {
         self.draining.iter_mut()
     }
 
     /// The memory that no other stream shares, in bytes.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.unsettled.keys().chain(self.draining.keys()).map(name_bytes).sum()
     }
 }

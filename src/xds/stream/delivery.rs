@@ -19,19 +19,19 @@ pub(super) struct View {
 }
 
 impl View {
-    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Resource>> {
         match self.kept.get(name) {
             Some(form) => form.as_ref(),
             None => self.base.get(name),
         }
     }
 
-    pub fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let base = self.base.iter().filter(|(name, _)| !self.kept.contains_key(*name));
         base.map(|(_, resource)| resource).chain(self.kept.values().flatten())
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.base.contains_key(name) || self.kept.contains_key(name)
     }
 }

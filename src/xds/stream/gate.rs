@@ -24,7 +24,7 @@ pub(super) enum ClusterReadiness {
 
 /// A resource that waits for a cluster that is not defined yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldResource {
+pub(crate) struct HeldResource {
     /// `lds` or `rds`.
     pub kind: &'static str,
     /// The listener or route configuration.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Stream;
-use super::subscription::Change;
+use super::change::Change;
 use crate::snapshot::ResourceType;
 
 impl Stream {

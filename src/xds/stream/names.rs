@@ -22,13 +22,13 @@ impl Names {
     /// The memory for a name of which only the hash is kept, in bytes.
     const UNKNOWN: usize = 16;
 
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.known.contains(name)
             || (!self.unknown.is_empty() && self.unknown.contains(&hash(name)))
     }
 
     /// Adds a name. `known` says whether a resource has it. Returns whether the name is new.
-    pub fn insert(&mut self, name: &Arc<str>, known: bool) -> bool {
+    pub(crate) fn insert(&mut self, name: &Arc<str>, known: bool) -> bool {
         let hash = hash(name);
         let new = !self.known.contains(name)
             && !self.unknown.contains(&hash)
@@ -41,7 +41,7 @@ impl Names {
     }
 
     /// Removes a name. Returns whether it was there.
-    pub fn remove(&mut self, name: &str) -> bool {
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
         let had = self.known.remove(name) || self.unknown.remove(&hash(name));
         if had {
             self.bytes = self.bytes.saturating_sub(name.len());
@@ -51,13 +51,13 @@ impl Names {
     }
 
     /// Whether these are the same names, without looking any of them up.
-    pub fn are(&self, names: &[String]) -> bool {
+    pub(crate) fn are(&self, names: &[String]) -> bool {
         let sum = || names.iter().fold(0u64, |sum, name| sum.wrapping_add(hash(name)));
         names.len() == self.len() && sum() == self.sum
     }
 
     /// Marks these names as known; those that are not in the set are ignored.
-    pub fn learn<'a>(&mut self, names: impl Iterator<Item = &'a Arc<str>>) {
+    pub(crate) fn learn<'a>(&mut self, names: impl Iterator<Item = &'a Arc<str>>) {
         if self.unknown.is_empty() {
             return;
         }
@@ -69,21 +69,21 @@ impl Names {
     }
 
     /// The known names.
-    pub fn known(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn known(&self) -> impl Iterator<Item = &Arc<str>> {
         self.known.iter()
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.known.len() + self.unknown.len()
     }
 
     /// The bytes of all names together.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// The approximate memory that no other stream shares, in bytes.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.unknown.len() * Self::UNKNOWN
     }
 }

@@ -13,7 +13,7 @@ use crate::xds::wire::version_text;
 
 /// A resource that was sent to a client.
 #[derive(Clone, Debug)]
-pub struct SentResource {
+pub(crate) struct SentResource {
     /// The type.
     pub kind: ResourceType,
     /// The newest version that was sent and not rejected.
@@ -24,7 +24,7 @@ pub struct SentResource {
 
 /// The progress of a client with one type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub(crate) enum Progress {
     /// The client did not subscribe to it.
     None,
     /// The client has everything.
@@ -37,7 +37,7 @@ pub enum Progress {
 
 /// A resource that the client rejected; it keeps the last accepted version.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RejectedResource {
+pub(crate) struct RejectedResource {
     /// `cds`, `eds`, `lds`, `rds` or `rtds`.
     pub kind: &'static str,
     /// The name.
@@ -55,7 +55,7 @@ pub struct RejectedResource {
 impl Stream {
     /// The mesh revision that the client has ACKed completely, as far as it subscribed; `None` while anything is in
     /// flight, held back or rejected.
-    pub fn settled(&self) -> Option<MeshRevision> {
+    pub(crate) fn settled(&self) -> Option<MeshRevision> {
         let all = self.switch.held().next().is_none()
             && !self.types.iter().any(Subscription::has_rejections);
         self.reached().filter(|_| all)
@@ -63,17 +63,17 @@ impl Stream {
 
     /// The mesh revision that the client has ACKed except for held-back and rejected resources; `None` while anything
     /// is in flight.
-    pub fn reached(&self) -> Option<MeshRevision> {
+    pub(crate) fn reached(&self) -> Option<MeshRevision> {
         self.at_rest
     }
 
     /// The resources that are held back because they reference an undefined cluster.
-    pub fn held(&self) -> Vec<HeldResource> {
+    pub(crate) fn held(&self) -> Vec<HeldResource> {
         self.switch.held().cloned().collect()
     }
 
     /// Clusters that are kept because they are still referenced although they are no longer defined.
-    pub fn kept(&self) -> Vec<Arc<str>> {
+    pub(crate) fn kept(&self) -> Vec<Arc<str>> {
         let used = self
             .clusters
             .draining()
@@ -83,7 +83,7 @@ impl Stream {
     }
 
     /// The resources that the client rejected and has not received in another version since.
-    pub fn rejected(&self) -> Vec<RejectedResource> {
+    pub(crate) fn rejected(&self) -> Vec<RejectedResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
             self.get(kind).rejected().map(move |(name, host, rejection)| RejectedResource {
                 kind: kind.short_name(),
@@ -99,7 +99,7 @@ impl Stream {
 
     /// The resources that were sent to the client and that it has or is about to have. Route configurations have the
     /// weights that are in force, whether they came in routes or as runtime values.
-    pub fn inventory(&self) -> Vec<SentResource> {
+    pub(crate) fn inventory(&self) -> Vec<SentResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
             self.get(kind).forms().map(move |(resource, acked)| SentResource {
                 kind,
@@ -111,7 +111,7 @@ impl Stream {
     }
 
     /// The progress of the client with each type, in the order of [`ResourceType::ALL`].
-    pub fn progress(&self) -> [Progress; 5] {
+    pub(crate) fn progress(&self) -> [Progress; 5] {
         ResourceType::ALL.map(|kind| {
             let state = self.get(kind);
             let behind = matches!(kind, ResourceType::Listener | ResourceType::Route)
@@ -131,7 +131,7 @@ impl Stream {
     }
 
     /// Why the client is lagging at this time; `None` if it is not.
-    pub fn lag(&self, now: Instant) -> Option<String> {
+    pub(crate) fn lag(&self, now: Instant) -> Option<String> {
         let late = self.waits().filter(|(since, _)| *since + self.settings.ack_timeout <= now);
         late.min_by_key(|(since, _)| *since).map(|(_, reason)| reason)
     }

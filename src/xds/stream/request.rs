@@ -8,7 +8,7 @@ use crate::snapshot::ResourceType;
 
 /// The variant of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variant {
+pub(crate) enum Variant {
     /// State of the world: each response contains all subscribed resources.
     Sotw,
     /// Incremental: each response contains only changes.
@@ -17,7 +17,7 @@ pub enum Variant {
 
 /// A request of either variant.
 #[derive(Clone, Debug, Default)]
-pub struct Request {
+pub(crate) struct Request {
     /// The type URL.
     pub type_url: String,
     /// The nonce of the response that it answers; empty if it answers none.
@@ -65,7 +65,7 @@ impl From<pb::DeltaDiscoveryRequest> for Request {
 
 /// The client's reaction to a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// It accepted the response.
     Acked(ResourceType),
     /// It rejected the response, with the reason.
@@ -74,7 +74,7 @@ pub enum Answer {
 
 /// A request that exceeds a limit; the stream must be closed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RequestError {
+pub(crate) enum RequestError {
     /// Too many names.
     #[error("the stream exceeds the limit of {limit} names")]
     TooManyNames {

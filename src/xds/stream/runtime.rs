@@ -18,7 +18,7 @@ use super::subscription::Subscription;
 use crate::snapshot::{Resource, ResourceType, Resources, RouteTable, RuntimeWeights};
 
 /// The name of the layer, to which [`crate::bootstrap`] subscribes.
-pub const RUNTIME_LAYER: &str = "weir-weights";
+pub(crate) const RUNTIME_LAYER: &str = "weir-weights";
 
 /// A virtual host: the name of its route configuration, and its own.
 type HostKey = (Arc<str>, Arc<str>);
@@ -65,33 +65,33 @@ impl Default for RuntimeLayer {
 
 impl RuntimeLayer {
     /// The layer as the only resource of its type.
-    pub fn resources(&self) -> &Resources {
+    pub(crate) fn resources(&self) -> &Resources {
         &self.resources
     }
 
     /// The layer as a view.
-    pub fn view(&self) -> View {
+    pub(crate) fn view(&self) -> View {
         let resources = self.resources.clone();
         View { base: resources.clone(), target: resources, kept: BTreeMap::new() }
     }
 
     /// When the routes follow if nothing else changes.
-    pub fn follow_at(&self) -> Option<Instant> {
+    pub(crate) fn follow_at(&self) -> Option<Instant> {
         self.follow_at
     }
 
     /// Whether the layer has all weights of the mesh.
-    pub fn covers_all(&self) -> bool {
+    pub(crate) fn covers_all(&self) -> bool {
         self.all_of.is_some()
     }
 
     /// Clusters whose weight becomes 0 with a layer that the client has not ACKed.
-    pub fn emptied(&self) -> &BTreeSet<String> {
+    pub(crate) fn emptied(&self) -> &BTreeSet<String> {
         &self.emptied
     }
 
     /// Routes were sent, with the weights that were due to follow.
-    pub fn routes_sent(&mut self, now: Instant) {
+    pub(crate) fn routes_sent(&mut self, now: Instant) {
         self.follow_at = self.follow_at.filter(|at| *at > now);
     }
 

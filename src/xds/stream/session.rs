@@ -49,26 +49,26 @@ pub(super) struct Earlier {
 
 impl Session {
     /// Whether the client was connected before.
-    pub fn is_returning(&self) -> bool {
+    pub(crate) fn is_returning(&self) -> bool {
         !matches!(self, Self::Fresh)
     }
 
     /// The client reported something that it has from an earlier stream.
-    pub fn resume(&mut self) {
+    pub(crate) fn resume(&mut self) {
         if matches!(self, Self::Fresh) {
             *self = Self::Resuming(Earlier::default());
         }
     }
 
     /// Every listener and route that the client may use is known.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if self.is_returning() {
             *self = Self::Resumed;
         }
     }
 
     /// What the client had before; `None` if it had nothing, or if that no longer matters.
-    pub fn earlier(&self) -> Option<&Earlier> {
+    pub(crate) fn earlier(&self) -> Option<&Earlier> {
         match self {
             Self::Resuming(earlier) => Some(earlier),
             Self::Fresh | Self::Resumed => None,
@@ -76,7 +76,7 @@ impl Session {
     }
 
     /// Like [`Session::earlier`], but mutable.
-    pub fn earlier_mut(&mut self) -> Option<&mut Earlier> {
+    pub(crate) fn earlier_mut(&mut self) -> Option<&mut Earlier> {
         match self {
             Self::Resuming(earlier) => Some(earlier),
             Self::Fresh | Self::Resumed => None,
@@ -86,12 +86,12 @@ impl Session {
 
 impl Earlier {
     /// The client asked for the endpoints of these clusters, which it had on an earlier stream.
-    pub fn report(&mut self, clusters: BTreeSet<Arc<str>>) {
+    pub(crate) fn report(&mut self, clusters: BTreeSet<Arc<str>>) {
         self.unchecked = Some(clusters);
     }
 
     /// Whether the client may have had endpoints for a cluster.
-    pub fn served(&self, cluster: &str) -> bool {
+    pub(crate) fn served(&self, cluster: &str) -> bool {
         self.served.contains(cluster)
     }
 }

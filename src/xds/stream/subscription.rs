@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::acked::Acked;
+use super::change::Change;
 use super::delivery::{Delivery, Turn, View};
 use super::names::{Names, name_bytes};
 use super::rejection::{Rejection, cut, is_named};
@@ -14,32 +15,6 @@ use super::request::{Request, RequestError, Variant};
 use super::trials::Trials;
 use crate::snapshot::{Resource, ResourceType, Resources, empty_endpoints};
 use crate::xds::wire::{Frame, Item};
-
-/// A change in a response: the new version of a resource, or its removal.
-#[derive(Clone, Debug)]
-pub(super) struct Change {
-    pub name: Arc<str>,
-    pub resource: Option<Arc<Resource>>,
-    /// Whether the client had no version of it.
-    pub new: bool,
-    /// Whether it is due even if it did not change.
-    pub asked: bool,
-    /// For a cluster: the client has asked for its endpoints, which shows that it accepted the cluster even before it
-    /// ACKs.
-    pub taken: bool,
-    /// For a cluster: its endpoints are ACKed as well. For endpoints: the client had the cluster when they were sent.
-    pub warms: bool,
-}
-
-impl Change {
-    /// What SotW sends. It cannot remove endpoints; it can only send an empty assignment.
-    fn sotw_item(&self) -> Item {
-        match &self.resource {
-            Some(resource) => resource.clone().into(),
-            None => Item::NoEndpoints(self.name.clone()),
-        }
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -103,25 +78,25 @@ pub(super) struct Subscription {
 
 impl Subscription {
     /// Whether a response may be sent: the client subscribed, and answered the last one.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.subscribed && self.pending.is_none()
     }
 
     /// Whether the client reported resources that are not compared yet.
-    pub fn is_unchecked(&self) -> bool {
+    pub(crate) fn is_unchecked(&self) -> bool {
         !self.claimed.is_empty()
     }
 
-    pub fn wants(&self, name: &str) -> bool {
+    pub(crate) fn wants(&self, name: &str) -> bool {
         self.subscribed && (self.wildcard || self.names.contains(name))
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.had(name).is_some()
     }
 
     /// Like [`Subscription::has`], but counts what the client reported and was not compared yet.
-    pub fn has_or_claims(&self, name: &str) -> bool {
+    pub(crate) fn has_or_claims(&self, name: &str) -> bool {
         self.has(name) || self.claimed.contains_key(name)
     }
 
@@ -132,50 +107,52 @@ impl Subscription {
     }
 
     /// The version that the client has or is about to have.
-    pub fn form(&self, name: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn form(&self, name: &str) -> Option<&Arc<Resource>> {
         self.in_flight(name)
             .and_then(|change| change.resource.as_ref())
             .or_else(|| self.had(name)?)
     }
 
-    pub fn in_flight(&self, name: &str) -> Option<&Change> {
+    pub(crate) fn in_flight(&self, name: &str) -> Option<&Change> {
         let changes = &self.pending.as_ref()?.changes;
         changes.get(changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?)
     }
 
-    pub fn in_flight_mut(&mut self, name: &str) -> Option<&mut Change> {
+    pub(crate) fn in_flight_mut(&mut self, name: &str) -> Option<&mut Change> {
         let changes = &mut self.pending.as_mut()?.changes;
         let at = changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?;
         changes.get_mut(at)
     }
 
     /// Whether the client rejected exactly this version.
-    pub fn rejects(&self, resource: &Resource) -> bool {
+    pub(crate) fn rejects(&self, resource: &Resource) -> bool {
         self.rejected
             .get(&resource.name)
             .is_some_and(|rejection| rejection.version == resource.version)
     }
 
     /// What the client rejected: the resource, the virtual host if it rejected only that, and the rejection.
-    pub fn rejected(&self) -> impl Iterator<Item = (&Arc<str>, Option<&Arc<str>>, &Rejection)> {
+    pub(crate) fn rejected(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<str>, Option<&Arc<str>>, &Rejection)> {
         let whole = self.rejected.iter().map(|(name, rejection)| (name, None, rejection));
         let hosts = self.trials.rejections();
         whole.chain(hosts.map(|(table, host, rejection)| (table, Some(host), rejection)))
     }
 
     /// Whether the client rejected anything that it has not received in another version since.
-    pub fn has_rejections(&self) -> bool {
+    pub(crate) fn has_rejections(&self) -> bool {
         self.rejected().next().is_some()
     }
 
     /// Forgets what the client rejected in versions that are not in `target`.
-    pub fn prune_trials(&mut self, target: &Resources) {
+    pub(crate) fn prune_trials(&mut self, target: &Resources) {
         let Self { trials, subscribed, wildcard, names, .. } = self;
         trials.prune(target, |table| *subscribed && (*wildcard || names.contains(table)));
     }
 
     /// The newest version of each resource that the client has or is about to have, and whether it ACKed it.
-    pub fn forms(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
+    pub(crate) fn forms(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
         let acked = self.taken().filter(|resource| self.in_flight(&resource.name).is_none());
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
         acked
@@ -184,7 +161,7 @@ impl Subscription {
     }
 
     /// Every version that may be in use at the client.
-    pub fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
+    pub(crate) fn in_use(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
         self.taken().chain(pending.filter_map(|change| change.resource.as_ref()))
     }
@@ -195,12 +172,12 @@ impl Subscription {
     }
 
     /// Whether the client has, or asks for, anything that differs from the target of the last response.
-    pub fn differs(&self) -> bool {
+    pub(crate) fn differs(&self) -> bool {
         !self.again.is_empty() || self.acked.differing().any(|name| self.wants(name))
     }
 
     /// Whether everything that the client has is known.
-    pub fn knows_all(&self) -> bool {
+    pub(crate) fn knows_all(&self) -> bool {
         self.pending.is_none()
             && !self.owed
             && self.again.is_empty()
@@ -210,7 +187,7 @@ impl Subscription {
     }
 
     /// Whether an unknown version at the client may become known. `target` is what the client gets in the end.
-    pub fn expects(&self, target: &Resources) -> bool {
+    pub(crate) fn expects(&self, target: &Resources) -> bool {
         let open = |name: &Arc<str>| {
             let rejected = self.rejected.get(name);
             rejected.is_none_or(|rejection| {
@@ -225,24 +202,24 @@ impl Subscription {
     }
 
     /// The names that the client has in an unknown version.
-    pub fn unknown_forms(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn unknown_forms(&self) -> impl Iterator<Item = &Arc<str>> {
         self.acked.unknown()
     }
 
     /// Sends `name` again even if it did not change.
-    pub fn send_again(&mut self, name: &Arc<str>) {
+    pub(crate) fn send_again(&mut self, name: &Arc<str>) {
         if self.wants(name) {
             self.again.insert(name.clone());
         }
     }
 
     /// The number of names that it holds, and their length in bytes.
-    pub fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         (self.names.len(), self.names.bytes())
     }
 
     /// The approximate memory that the client made it hold and that no other stream shares, in bytes.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         let own = self.again.iter().chain(self.claimed.keys()).chain(self.acked.own());
         let gone = self.pending.as_ref().map_or(0, |pending| pending.gone_bytes);
         self.names.held_bytes() + own.map(name_bytes).sum::<usize>() + gone
@@ -265,7 +242,7 @@ impl Subscription {
     }
 
     /// Handles a request. `known` are the resources of its type; their names are shared instead of copied.
-    pub fn take(
+    pub(crate) fn take(
         &mut self,
         kind: ResourceType,
         variant: Variant,
@@ -533,7 +510,7 @@ impl Subscription {
 
     /// Compares what the client reported with the existing resources. `version_of` is as in [`Delivery`]; without it
     /// all of the client's versions count as different.
-    pub fn compare(&mut self, view: &View, version_of: Option<&dyn Fn(&Resource) -> u64>) {
+    pub(crate) fn compare(&mut self, view: &View, version_of: Option<&dyn Fn(&Resource) -> u64>) {
         if self.claimed.is_empty() {
             return;
         }
@@ -552,7 +529,7 @@ impl Subscription {
     }
 
     /// The next response; `None` if there is nothing to send, or the client has not yet answered the last one.
-    pub fn respond(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Option<(Frame, usize)> {
+    pub(crate) fn respond(&mut self, kind: ResourceType, turn: &Turn<'_>) -> Option<Frame> {
         let Turn { variant, view, nonce, now, delivery } = *turn;
         // One response at a time for a type: what comes up meanwhile goes out together after the answer.
         if !self.is_open() {
@@ -575,7 +552,7 @@ impl Subscription {
         if changes.is_empty() && never.is_empty() && !self.owed {
             return None;
         }
-        let (frame, resources) = match variant {
+        let frame = match variant {
             Variant::Delta => delta(kind, nonce, &changes, never, delivery),
             Variant::Sotw => {
                 // Section "Grouping Resources into Responses": a response always has all listeners or all clusters.
@@ -597,7 +574,7 @@ impl Subscription {
         let gone_bytes = gone.map(|change| name_bytes(&change.name)).sum();
         let (nonce, base) = (nonce.to_owned(), view.base.clone());
         self.pending = Some(Pending { nonce, changes, base, gone_bytes, since: now });
-        Some((frame, resources))
+        Some(frame)
     }
 
     /// Forgets the rejections of versions that will not be sent again. A resource that is still deferred, or that is
@@ -657,7 +634,7 @@ impl Subscription {
     }
 
     /// Whether the client has endpoints for a cluster other than the empty fallback assignment.
-    pub fn has_good(&self, name: &str) -> bool {
+    pub(crate) fn has_good(&self, name: &str) -> bool {
         self.had(name).is_some_and(|form| {
             form.is_none_or(|form| form.version != empty_endpoints(name).version)
         })
@@ -765,29 +742,27 @@ enum Due {
     Never,
 }
 
-/// A response of the delta variant, and how many resources it has. The names in `never` do not exist.
+/// A response of the delta variant. The names in `never` do not exist.
 fn delta(
     kind: ResourceType,
     nonce: &str,
     changes: &[Change],
     never: Vec<Arc<str>>,
     delivery: &dyn Delivery,
-) -> (Frame, usize) {
+) -> Frame {
     let sent = changes.iter().filter_map(|change| change.resource.as_ref());
     let resources: Vec<_> = sent
         .map(|resource| Item::Resource(resource.clone(), delivery.version_of(resource)))
         .collect();
     let gone = changes.iter().filter(|change| change.resource.is_none());
     let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
-    let count = resources.len();
-    (Frame::delta(kind, nonce, resources, &removed), count)
+    Frame::delta(kind, nonce, resources, &removed)
 }
 
-/// A response of the SotW variant, and how many resources it has.
-fn sotw(kind: ResourceType, nonce: &str, resources: Vec<Item>) -> (Frame, usize) {
+/// A response of the SotW variant.
+fn sotw(kind: ResourceType, nonce: &str, resources: Vec<Item>) -> Frame {
     let version = resources.iter().fold(0u64, |sum, item| sum.rotate_left(1) ^ item.version());
-    let count = resources.len();
-    (Frame::sotw(kind, version, nonce, resources), count)
+    Frame::sotw(kind, version, nonce, resources)
 }
 
 /// The name as the resources have it, so that clients that ask for it share its text, and whether a resource has it.

@@ -38,36 +38,36 @@ pub(super) struct Switch {
 
 impl Switch {
     /// Whether the client gets listeners and routes.
-    pub fn has_started(&self) -> bool {
+    pub(crate) fn has_started(&self) -> bool {
         matches!(self.stage, Stage::Waiting | Stage::Complete)
     }
 
     /// Whether something waits for clusters that are on their way.
-    pub fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         matches!(self.stage, Stage::FirstClusters | Stage::Waiting)
     }
 
     /// The client asked for clusters for the first time: what it got before was not checked against them.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.stage = if self.is_waiting() { Stage::FirstClusters } else { Stage::Idle };
     }
 
     /// The client rejected something: the next choice considers all listeners and routes again.
-    pub fn choose_again(&mut self) {
+    pub(crate) fn choose_again(&mut self) {
         self.outdated = true;
     }
 
     /// The listeners or routes that the client may have.
-    pub fn given(&self, kind: ResourceType) -> &Resources {
+    pub(crate) fn given(&self, kind: ResourceType) -> &Resources {
         let [listeners, routes] = &self.given;
         if kind == ResourceType::Listener { listeners } else { routes }
     }
 
-    pub fn held(&self) -> impl Iterator<Item = &HeldResource> {
+    pub(crate) fn held(&self) -> impl Iterator<Item = &HeldResource> {
         self.held.iter().flatten()
     }
 
-    pub fn leaving(&self) -> &BTreeSet<Arc<str>> {
+    pub(crate) fn leaving(&self) -> &BTreeSet<Arc<str>> {
         &self.leaving
     }
 
@@ -81,7 +81,7 @@ impl Switch {
     }
 
     /// The given versions as a view. What waits is not reported as missing.
-    pub fn view(&self, kind: ResourceType, target: &Resources) -> View {
+    pub(crate) fn view(&self, kind: ResourceType, target: &Resources) -> View {
         let given = self.given(kind);
         let mut kept = BTreeMap::new();
         if !given.ptr_eq(target) {

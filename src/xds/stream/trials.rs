@@ -39,7 +39,7 @@ pub(super) struct Trials {
 impl Trials {
     /// The client rejected `sent`, and still has `had`. Returns whether only some virtual hosts are at fault; otherwise
     /// the whole route configuration counts as rejected.
-    pub fn contain(
+    pub(crate) fn contain(
         &mut self,
         had: Option<&RouteTable>,
         sent: &Resource,
@@ -77,14 +77,14 @@ impl Trials {
     }
 
     /// Ends the trial of the next group of `table`: the client accepted it, or it cannot be tried now.
-    pub fn end_group(&mut self, table: &str) {
+    pub(crate) fn end_group(&mut self, table: &str) {
         if let Some(trials) = self.tables.get_mut(table) {
             trials.groups.pop();
         }
     }
 
     /// Forgets the versions of virtual hosts that are not in `target`, and tables that the client does not ask for.
-    pub fn prune(&mut self, target: &Resources, wants: impl Fn(&str) -> bool) {
+    pub(crate) fn prune(&mut self, target: &Resources, wants: impl Fn(&str) -> bool) {
         self.tables.retain(|name, trials| {
             let table =
                 target.get(name).filter(|_| wants(name)).and_then(|resource| resource.table());
@@ -103,17 +103,17 @@ impl Trials {
     }
 
     /// Whether virtual hosts of `table` were rejected or are being tried.
-    pub fn concern(&self, table: &str) -> bool {
+    pub(crate) fn concern(&self, table: &str) -> bool {
         self.tables.contains_key(table)
     }
 
     /// The tables with groups that are still to be tried.
-    pub fn pending(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn pending(&self) -> impl Iterator<Item = &Arc<str>> {
         self.tables.iter().filter(|(_, trials)| !trials.groups.is_empty()).map(|(name, _)| name)
     }
 
     /// Whether the client gets this version of a virtual host of `table`.
-    pub fn verdict(&self, table: &str, host: &EncodedVirtualHost) -> HostVerdict {
+    pub(crate) fn verdict(&self, table: &str, host: &EncodedVirtualHost) -> HostVerdict {
         let Some(trials) = self.tables.get(table) else {
             return HostVerdict::Allowed;
         };
@@ -128,7 +128,7 @@ impl Trials {
     }
 
     /// The rejected virtual hosts: table, virtual host and rejection.
-    pub fn rejections(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, &Rejection)> {
+    pub(crate) fn rejections(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, &Rejection)> {
         self.tables.iter().flat_map(|(table, trials)| {
             trials.rejected.iter().map(move |(host, rejection)| (table, host, rejection))
         })

@@ -19,9 +19,9 @@ use crate::snapshot::{
 
 /// Resources as text: type, name, body. A listener's body may end in `>cluster,cluster`; a route configuration's is
 /// a list of virtual hosts `name>cluster,cluster*anything`.
-pub type Parts<'a> = &'a [(ResourceType, &'a str, &'a str)];
+pub(crate) type Parts<'a> = &'a [(ResourceType, &'a str, &'a str)];
 
-pub fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
+pub(crate) fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
     let of = |kind: ResourceType| -> Resources {
         let wanted = parts.iter().filter(|(part, ..)| *part == kind);
         wanted.map(|(_, name, body)| resource(kind, name, body)).collect()
@@ -29,7 +29,7 @@ pub fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
     Arc::new(Snapshot::new(revision.into(), ResourceType::OF_SNAPSHOT.map(of)))
 }
 
-pub fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
+pub(crate) fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
     if kind == Route {
         let head = route::RouteConfiguration { name: name.to_owned(), ..Default::default() };
         let mut table = RouteTable::new(head.encode_to_vec().into());
@@ -49,7 +49,7 @@ pub fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
 }
 
 /// The clusters that the text of a listener or virtual host references.
-pub fn next_references(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn next_references(text: &str) -> impl Iterator<Item = &str> {
     let list = text.split_once('>').map_or("", |(_, list)| list);
     list.split('*').next().unwrap_or_default().split(',')
 }
@@ -134,7 +134,7 @@ fn show_runtime(bytes: &[u8]) -> String {
 }
 
 /// A virtual host's text with the weight that is in force under this runtime layer, and without its prefix.
-pub fn effective(host: &str, layer: &BTreeMap<String, u32>) -> String {
+pub(crate) fn effective(host: &str, layer: &BTreeMap<String, u32>) -> String {
     let Some((text, prefix)) = host.split_once('@') else {
         return host.to_owned();
     };
@@ -150,7 +150,7 @@ const BAD: &str = "bad";
 
 /// A real cluster whose endpoints come by EDS. Its text is `NAME pPOLICY`, with the prefix `bad ` if the client should
 /// reject it.
-pub fn eds_cluster(name: &str, policy: u32, bad: bool) -> Arc<Resource> {
+pub(crate) fn eds_cluster(name: &str, policy: u32, bad: bool) -> Arc<Resource> {
     let message = cluster::Cluster {
         name: name.to_owned(),
         alt_stat_name: if bad { BAD.to_owned() } else { format!("{name};") },
@@ -165,7 +165,7 @@ pub fn eds_cluster(name: &str, policy: u32, bad: bool) -> Arc<Resource> {
 }
 
 /// A real cluster that finds its endpoints through DNS, and warms until it has them.
-pub fn dns_cluster(name: &str, policy: u32) -> Arc<Resource> {
+pub(crate) fn dns_cluster(name: &str, policy: u32) -> Arc<Resource> {
     let message = cluster::Cluster {
         name: name.to_owned(),
         per_connection_buffer_limit_bytes: Some(UInt32Value { value: policy }),
@@ -175,7 +175,7 @@ pub fn dns_cluster(name: &str, policy: u32) -> Arc<Resource> {
 }
 
 /// Real endpoints of a cluster: one endpoint with this number, or none. Their text is `NAME eNUMBER` or `NAME none`.
-pub fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
+pub(crate) fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
     let address = |port: u32| core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {
             address: if bad { BAD.to_owned() } else { "10.0.0.1".to_owned() },
@@ -201,7 +201,7 @@ pub fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
 }
 
 /// The text that an encoded resource was made from.
-pub fn show(kind: ResourceType, bytes: &[u8]) -> String {
+pub(crate) fn show(kind: ResourceType, bytes: &[u8]) -> String {
     let text = match kind {
         Cluster => show_cluster(bytes),
         Endpoints => show_endpoints(bytes),

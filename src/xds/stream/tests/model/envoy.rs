@@ -18,7 +18,7 @@ use crate::xds::stream::{RUNTIME_LAYER, Request, Variant};
 
 /// How an Envoy is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Setup {
+pub(crate) struct Setup {
     pub variant: Variant,
     /// Whether it has a separate stream for clusters in addition to the aggregated one. It does not pause the separate
     /// one.
@@ -28,7 +28,7 @@ pub struct Setup {
 }
 
 /// One resource of a response, as the client reads it.
-pub struct Got {
+pub(crate) struct Got {
     pub name: String,
     pub body: String,
     version: String,
@@ -36,13 +36,13 @@ pub struct Got {
 
 /// A cluster that takes requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Active {
+pub(crate) struct Active {
     pub body: String,
     /// Whether it has endpoints.
     pub serves: bool,
 }
 
-pub struct Envoy {
+pub(crate) struct Envoy {
     pub setup: Setup,
     pub active: BTreeMap<String, Active>,
     pub warming: BTreeMap<String, String>,
@@ -77,9 +77,9 @@ pub struct Envoy {
 }
 
 /// An error message that names no resource.
-pub const BLIND: &str = "something in it is bad";
+pub(crate) const BLIND: &str = "something in it is bad";
 
-pub fn is_eds(cluster: &str) -> bool {
+pub(crate) fn is_eds(cluster: &str) -> bool {
     cluster.starts_with("outbound|")
 }
 
@@ -88,12 +88,12 @@ fn is_external(cluster: &str) -> bool {
 }
 
 /// Whether the text of a resource makes the client reject it.
-pub fn is_bad(text: &str) -> bool {
+pub(crate) fn is_bad(text: &str) -> bool {
     text.contains("bad ") || text.contains("bad>")
 }
 
 /// The parts of a listener or a route configuration that reference clusters: name and clusters.
-pub fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
+pub(crate) fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
     let to = |text: &str| {
         next_references(text).filter(|name| !name.is_empty()).map(str::to_owned).collect()
     };
@@ -106,7 +106,7 @@ pub fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String
 }
 
 impl Envoy {
-    pub fn new(setup: Setup) -> Self {
+    pub(crate) fn new(setup: Setup) -> Self {
         let mut envoy = Self {
             setup,
             active: BTreeMap::new(),
@@ -137,7 +137,7 @@ impl Envoy {
     }
 
     /// Opens a new stream. Envoy requests everything that it requested before, but no clusters while one warms.
-    pub fn connect(&mut self) {
+    pub(crate) fn connect(&mut self) {
         self.out = Default::default();
         self.paused.clear();
         self.asked.clear();
@@ -216,7 +216,12 @@ impl Envoy {
     }
 
     /// Handles and answers a response. Returns why it was rejected, if it was.
-    pub fn take(&mut self, kind: ResourceType, frame: Bytes, dice: &mut Dice) -> Option<String> {
+    pub(crate) fn take(
+        &mut self,
+        kind: ResourceType,
+        frame: Bytes,
+        dice: &mut Dice,
+    ) -> Option<String> {
         let i = kind.index();
         let (got, mut gone, nonce, version) = read(self.setup.variant, kind, frame);
         self.nonces[i].clone_from(&nonce);
@@ -327,7 +332,7 @@ impl Envoy {
     }
 
     /// Resolves the address of an external host. Returns whether there was one to resolve.
-    pub fn resolve(&mut self) -> bool {
+    pub(crate) fn resolve(&mut self) -> bool {
         let Some(name) = self.warming.keys().find(|name| is_external(name)).cloned() else {
             return false;
         };
@@ -457,7 +462,7 @@ impl Envoy {
     }
 
     /// Every listener and virtual host, by name and host, and the clusters that it references.
-    pub fn leads(&self) -> Vec<(ResourceType, &str, String, BTreeSet<String>)> {
+    pub(crate) fn leads(&self) -> Vec<(ResourceType, &str, String, BTreeSet<String>)> {
         let listeners = self.listeners.iter().map(|(name, body)| (Listener, name, body));
         let routes = self.routes.iter().map(|(name, body)| (Route, name, body));
         let all = listeners.chain(routes).flat_map(|(kind, name, body)| {
@@ -469,14 +474,14 @@ impl Envoy {
     }
 
     /// Whether a listener or host may reference a missing cluster.
-    pub fn is_excused(&self, name: &str, host: &str, cluster: &str) -> bool {
+    pub(crate) fn is_excused(&self, name: &str, host: &str, cluster: &str) -> bool {
         let excused = self.excused.get(&(name.to_owned(), host.to_owned()));
         excused.is_some_and(|excused| excused.contains(cluster))
     }
 }
 
 /// Reads a response: its resources, what it removes, its nonce and its version.
-pub fn read(
+pub(crate) fn read(
     variant: Variant,
     kind: ResourceType,
     frame: Bytes,

@@ -8,14 +8,14 @@ use super::Dice;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route};
 use crate::snapshot::{Resource, ResourceType, Resources, Snapshot};
 
-pub const SERVICES: u64 = 3;
-pub const SUBSETS: u64 = 4;
+pub(crate) const SERVICES: u64 = 3;
+pub(crate) const SUBSETS: u64 = 4;
 
 /// A service and one of its subsets; 0 is the service as a whole.
-pub type Subset = (u64, u64);
+pub(crate) type Subset = (u64, u64);
 
 #[derive(Clone, Debug, Default)]
-pub struct Mesh {
+pub(crate) struct Mesh {
     /// Subsets with the policy of their clusters.
     pub clusters: BTreeMap<Subset, u32>,
     /// External hosts, likewise.
@@ -34,48 +34,48 @@ pub struct Mesh {
     pub bad: BTreeSet<(ResourceType, String)>,
 }
 
-pub fn cluster_name((service, subset): Subset) -> String {
+pub(crate) fn cluster_name((service, subset): Subset) -> String {
     let subset = if subset == 0 { String::new() } else { format!("v{subset}") };
     format!("outbound|80|{subset}|service-{service}")
 }
 
-pub fn external_name(number: u64) -> String {
+pub(crate) fn external_name(number: u64) -> String {
     format!("external-{number}")
 }
 
 impl Mesh {
     /// One service, and a host that routes to it.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default().with(&[(0, 0), (0, 1)]).leading(0, &[(0, 0)])
     }
 
     /// With these subsets.
-    pub fn with(mut self, subsets: &[Subset]) -> Self {
+    pub(crate) fn with(mut self, subsets: &[Subset]) -> Self {
         self.clusters.extend(subsets.iter().map(|subset| (*subset, 0)));
         self
     }
 
     /// With a host that routes to these subsets.
-    pub fn leading(mut self, host: u64, to: &[Subset]) -> Self {
+    pub(crate) fn leading(mut self, host: u64, to: &[Subset]) -> Self {
         let names: Vec<_> = to.iter().map(|subset| cluster_name(*subset)).collect();
         self.hosts.insert((80, host), names.join(","));
         self
     }
 
     /// With another policy for the cluster of a subset.
-    pub fn with_policy(mut self, subset: Subset, policy: u32) -> Self {
+    pub(crate) fn with_policy(mut self, subset: Subset, policy: u32) -> Self {
         self.clusters.insert(subset, policy);
         self
     }
 
     /// With no endpoints in a subset.
-    pub fn without_endpoints(mut self, subset: Subset) -> Self {
+    pub(crate) fn without_endpoints(mut self, subset: Subset) -> Self {
         self.empty.insert(subset);
         self
     }
 
     /// One change of any kind.
-    pub fn write(&mut self, dice: &mut Dice) {
+    pub(crate) fn write(&mut self, dice: &mut Dice) {
         match dice.roll(28) {
             0..=3 => {
                 self.clusters.entry(any_subset(dice)).or_insert(0);
@@ -149,7 +149,7 @@ impl Mesh {
         });
     }
 
-    pub fn snapshot(&self, revision: u64) -> Arc<Snapshot> {
+    pub(crate) fn snapshot(&self, revision: u64) -> Arc<Snapshot> {
         let bad = |kind: ResourceType, name: &str| self.bad.contains(&(kind, name.to_owned()));
         let mut clusters = vec![resource(Cluster, "fixed", "fixed")];
         let mut assignments = Vec::new();
