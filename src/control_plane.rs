@@ -28,6 +28,9 @@ use crate::source::sync::KindSync;
 use crate::source::{self, SourceEvent};
 use crate::status::Published;
 use crate::store::Store;
+use crate::webhook::{
+    self, CertificateSource, Issuer, Reviewer, SecretState, Webhook, WebhookOptions,
+};
 use crate::xds::connections::Connections;
 use crate::xds::server::Ads;
 use crate::xds::stream::StreamSettings;
@@ -71,6 +74,8 @@ pub struct Options {
     pub xds_listen: SocketAddr,
     /// The address of the admin listener; port 0 picks a free port.
     pub admin_listen: SocketAddr,
+    /// The validating webhook; `None` if it is off.
+    pub webhook: Option<WebhookOptions>,
     /// Mesh-wide settings.
     pub mesh: MeshConfig,
     /// Settings of the xDS streams.
@@ -86,6 +91,7 @@ pub struct Options {
 pub struct ControlPlane {
     xds_addr: SocketAddr,
     admin_addr: SocketAddr,
+    webhook_addr: Option<SocketAddr>,
     ready: watch::Receiver<bool>,
     revision: watch::Receiver<MeshRevision>,
     connections: Arc<Connections>,
@@ -101,7 +107,11 @@ impl ControlPlane {
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let xds = bind(options.xds_listen, "--xds-listen")?;
         let pages = bind(options.admin_listen, "--admin-listen")?;
+        let webhook_listen = options.webhook.as_ref().map(|webhook| webhook.listen);
+        let reviews =
+            webhook_listen.map(|address| bind(address, "--webhook-listen")).transpose()?;
         let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
+        let webhook_addr = reviews.as_ref().map(TcpListener::local_addr).transpose()?;
         let closing = CancellationToken::new();
         let (connections, metrics) = (Arc::<Connections>::default(), Arc::<Metrics>::default());
         let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
@@ -111,9 +121,11 @@ impl ControlPlane {
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
         let (states_sender, states) = watch::channel(Vec::new());
         let mut tasks = JoinSet::new();
-        let revision_name = options.mesh.revision.clone();
+        let selection = selection(&options.source, &options.mesh);
+        let (stores_sender, stores) = watch::channel(None);
+        let mesh_config = options.mesh.clone();
         let (freshness_probe, client) =
-            read(options.source, revision_name, states_sender, changes_sender, &mut tasks).await?;
+            read(options.source, &selection, states_sender, changes_sender, &mut tasks).await?;
         let engine = Engine {
             snapshots: snapshots.clone(),
             metrics: metrics.clone(),
@@ -122,6 +134,7 @@ impl ControlPlane {
             published: published.clone(),
             reported: BTreeSet::new(),
             store: Store::default(),
+            stores: stores_sender,
             dirty: BTreeSet::new(),
             revision: revision_sender,
             ready: ready_sender,
@@ -132,9 +145,11 @@ impl ControlPlane {
             let _ = snapshots_ended.await;
             anyhow::bail!("the snapshot thread ended")
         });
+        let webhook = Arc::new(Webhook::new(metrics.webhook()));
         let admin = Admin {
             ready: ready.clone(),
             sync: states,
+            webhook: options.webhook.as_ref().map(|_| webhook.health()),
             metrics: metrics.clone(),
             snapshots: snapshots.clone(),
             connections: connections.clone(),
@@ -142,8 +157,28 @@ impl ControlPlane {
             freshness_probe,
             closing: closing.clone(),
         };
+        let mut issuer = None;
+        if let Some((listener, options)) = reviews.zip(options.webhook) {
+            let reviewer = Reviewer::new(selection, mesh_config.clone(), stores, metrics.webhook());
+            let admission = Arc::new(Admission::new(options.limits, "webhook", &metrics));
+            let (router, tls) = (webhook::router(reviewer), webhook.tls()?);
+            let stop = closing.clone();
+            tasks.spawn(async move {
+                admission::serve_tls(listener, router, admission, tls, stop).await;
+                Ok(())
+            });
+            let domain = &mesh_config.domain;
+            issuer = certify(
+                options.certificate,
+                webhook,
+                domain,
+                client.as_ref(),
+                &closing,
+                &mut tasks,
+            );
+        }
         if let Some((client, options)) = client.zip(options.status) {
-            tasks.spawn(Replicas::new(client, options, &admin).run());
+            tasks.spawn(Replicas::new(client, options, issuer, &admin).run());
         }
         let admission = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
         let stop = closing.clone();
@@ -160,7 +195,16 @@ impl ControlPlane {
             closing.clone(),
         );
         tasks.spawn(serve_when_ready(ads, xds, ready.clone(), closing.clone()));
-        Ok(Self { xds_addr, admin_addr, ready, revision, connections, closing, tasks })
+        Ok(Self {
+            xds_addr,
+            admin_addr,
+            webhook_addr,
+            ready,
+            revision,
+            connections,
+            closing,
+            tasks,
+        })
     }
 
     /// The address of the ADS listener.
@@ -171,6 +215,11 @@ impl ControlPlane {
     /// The address of the admin listener.
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
+    }
+
+    /// The address of the webhook's listener; `None` if it is off.
+    pub(crate) fn webhook_addr(&self) -> Option<SocketAddr> {
+        self.webhook_addr
     }
 
     /// Waits until the first complete state is published.
@@ -243,10 +292,57 @@ async fn serve_when_ready(
     Ok(())
 }
 
+/// The objects that are read.
+fn selection(source: &Source, mesh: &MeshConfig) -> Selection {
+    let namespaces = match source {
+        Source::Kubernetes { namespaces, .. } => namespaces.clone(),
+        Source::Directory(_) | Source::Stdin => Namespaces::All,
+    };
+    Selection { revision: mesh.revision.clone(), namespaces }
+}
+
+/// Begins to follow the webhook's certificate, and says who keeps it while this replica is elected.
+fn certify(
+    source: CertificateSource,
+    webhook: Arc<Webhook>,
+    domain: &str,
+    client: Option<&Client>,
+    closing: &CancellationToken,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> Option<Issuer> {
+    let stop = closing.clone().cancelled_owned();
+    match source {
+        CertificateSource::Folder(folder) => {
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = webhook::follow_folder(&folder, &webhook) => {}
+                    () = stop => {}
+                }
+                Ok(())
+            });
+            None
+        }
+        CertificateSource::Secret { namespace, lifetime } => {
+            let client = client?.clone();
+            let (sender, secret) = watch::channel(SecretState::default());
+            let issuer =
+                Issuer::new(client.clone(), &namespace, domain, lifetime, webhook.clone(), secret);
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = webhook::follow_secret(client, &namespace, &webhook, sender) => {}
+                    () = stop => {}
+                }
+                Ok(())
+            });
+            Some(issuer)
+        }
+    }
+}
+
 /// Begins to read a source, and says who knows whether all of it was read, and how to reach the Kubernetes API.
 async fn read(
     source: Source,
-    revision: Option<Arc<str>>,
+    selection: &Selection,
     states: watch::Sender<Vec<KindSync>>,
     changes: mpsc::Sender<Vec<SourceEvent>>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
@@ -254,6 +350,7 @@ async fn read(
     Ok(match source {
         Source::Directory(folder) => {
             let (freshness_probe, scan_requests) = FreshnessProbe::directory();
+            let revision = selection.revision.clone();
             tasks.spawn(async move {
                 Ok(source::directory::watch(folder, revision, changes, scan_requests).await?)
             });
@@ -264,11 +361,10 @@ async fn read(
             tasks.spawn(async move { Ok(source::stdin::watch(input, changes).await?) });
             (FreshnessProbe::none(), None)
         }
-        Source::Kubernetes { kubeconfig, namespaces } => {
+        Source::Kubernetes { kubeconfig, .. } => {
             let client = source::kubernetes::client(kubeconfig.as_deref()).await?;
             let freshness_probe = FreshnessProbe::kubernetes(client.clone());
-            let selection = Selection { revision, namespaces };
-            let watched = client.clone();
+            let (selection, watched) = (selection.clone(), client.clone());
             tasks.spawn(async move {
                 Ok(source::kubernetes::watch(watched, selection, states, changes).await?)
             });
@@ -308,6 +404,8 @@ struct Engine {
     /// The held-back changes that were already logged.
     reported: BTreeSet<String>,
     store: Store,
+    /// Where the webhook finds the store.
+    stores: watch::Sender<Option<Store>>,
     dirty: BTreeSet<ObjectKey>,
     revision: watch::Sender<MeshRevision>,
     ready: watch::Sender<bool>,
@@ -326,7 +424,7 @@ impl Engine {
     }
 
     async fn apply(&mut self, batch: Vec<SourceEvent>) -> anyhow::Result<()> {
-        let (mut events, mut barriers) = (0, Vec::new());
+        let (mut events, mut barriers, mut news) = (0, Vec::new(), false);
         for change in batch {
             if let SourceEvent::Barrier(barrier) = change {
                 barriers.push(barrier);
@@ -335,6 +433,7 @@ impl Engine {
             events += 1;
             // An object whose status was written comes again, and is no news.
             if self.store.apply(change.clone(), &mut self.dirty) {
+                news = true;
                 log(&change);
             }
         }
@@ -351,6 +450,10 @@ impl Engine {
             self.snapshots.publish(mesh, revision).await?;
             self.revision.send_replace(revision);
             self.ready.send_replace(true);
+        }
+        // Nobody receives it if the webhook is off.
+        if news && self.store.synced() && !self.stores.is_closed() {
+            self.stores.send_replace(Some(self.store.clone()));
         }
         self.published.rejected(&self.store);
         barriers.into_iter().for_each(|barrier| self.published.reach_barrier(barrier));

@@ -27,4 +27,5 @@ pub mod source;
 pub(crate) mod status;
 pub mod store;
 pub(crate) mod translate;
+pub mod webhook;
 pub mod xds;

@@ -95,6 +95,77 @@ impl StatusMetrics {
     }
 }
 
+/// What became of a request to the webhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReviewResult {
+    /// The object was admitted without a warning.
+    Admitted,
+    /// It was admitted with warnings.
+    Warned,
+    /// It was refused.
+    Refused,
+    /// It was admitted without a look, because weir does not read it.
+    Skipped,
+    /// The request was not a review.
+    Malformed,
+    /// weir could not answer.
+    Failed,
+}
+
+impl ReviewResult {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::Warned => "warned",
+            Self::Refused => "refused",
+            Self::Skipped => "skipped",
+            Self::Malformed => "malformed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// The metrics of the webhook.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WebhookMetrics {
+    requests: Family<ResultLabel, Counter>,
+    /// The objects that were admitted without having been analyzed among the others.
+    pub unchecked: Counter,
+    /// Until when the certificate is valid, in seconds since 1970; 0 without one.
+    pub expiry: Gauge,
+}
+
+impl WebhookMetrics {
+    /// Counts a request.
+    pub(crate) fn count(&self, result: ReviewResult) {
+        self.requests.get_or_create(&ResultLabel { result: result.name() }).inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "weir_webhook_requests",
+            "Requests to the validating webhook, by result",
+            self.requests.clone(),
+        );
+        registry.register(
+            "weir_webhook_unchecked",
+            "Objects that were admitted without having been analyzed among the others, for lack of time or before they \
+             were known",
+            self.unchecked.clone(),
+        );
+        registry.register(
+            "weir_webhook_certificate_expiry_timestamp_seconds",
+            "When the certificate of the webhook expires, in seconds since 1970; 0 without one",
+            self.expiry.clone(),
+        );
+    }
+}
+
 /// All metrics and their registry.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -115,6 +186,7 @@ pub(crate) struct Metrics {
     admitted: Family<PoolLabels, Gauge>,
     refusals: Family<RefusalLabels, Counter>,
     status: StatusMetrics,
+    webhook: WebhookMetrics,
 }
 
 /// The bucket bounds of `pilot_proxy_convergence_time` in seconds: Istio's, and shorter ones.
@@ -141,10 +213,12 @@ impl Default for Metrics {
             admitted: Family::default(),
             refusals: Family::default(),
             status: StatusMetrics::default(),
+            webhook: WebhookMetrics::default(),
         };
         this.register_istios();
         this.register_weirs();
         this.status.register(&mut this.registry);
+        this.webhook.register(&mut this.registry);
         this
     }
 }
@@ -260,6 +334,11 @@ impl Metrics {
     /// The metrics of the status writer.
     pub(crate) fn status(&self) -> StatusMetrics {
         self.status.clone()
+    }
+
+    /// The metrics of the webhook.
+    pub(crate) fn webhook(&self) -> WebhookMetrics {
+        self.webhook.clone()
     }
 
     /// The metrics of a resource that the clients of a port share.

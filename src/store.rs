@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::OrdMap;
+
 use crate::api::{Kind, Object, ObjectKey, References};
 use crate::revision::Revision;
 use crate::source::{LocatedProblem, Origin, SourceEvent};
@@ -18,7 +20,9 @@ pub struct Entry {
     pub revision: Revision,
 }
 
-type ByName = BTreeMap<(Arc<str>, Arc<str>), Entry>;
+type ByName = OrdMap<(Arc<str>, Arc<str>), Entry>;
+
+type Problems = Arc<[LocatedProblem]>;
 
 /// Why the newest version of an object was rejected, and what it references.
 #[derive(Debug, PartialEq)]
@@ -28,13 +32,14 @@ struct Rejection {
     references: References,
 }
 
-/// All objects by key. A single task owns the store; everything else reads a [`crate::mesh::Mesh`].
-#[derive(Debug, Default)]
+/// All objects by key. A single task owns the store. Everything else reads a [`crate::mesh::Mesh`], except for the
+/// webhook, which analyzes a clone: a clone shares its contents with the original, so it costs little.
+#[derive(Clone, Debug, Default)]
 pub struct Store {
     objects: BTreeMap<Kind, ByName>,
-    rejected: BTreeMap<ObjectKey, Rejection>,
-    warnings: BTreeMap<ObjectKey, Vec<LocatedProblem>>,
-    source_problems: BTreeMap<String, Vec<LocatedProblem>>,
+    rejected: OrdMap<ObjectKey, Arc<Rejection>>,
+    warnings: OrdMap<ObjectKey, Problems>,
+    source_problems: OrdMap<String, Problems>,
     synced: bool,
 }
 
@@ -59,7 +64,7 @@ impl Store {
                 true
             }
             SourceEvent::Reject { key, generation, problems, references } => {
-                let rejection = Rejection { generation, problems, references };
+                let rejection = Arc::new(Rejection { generation, problems, references });
                 let news = self.rejected.get(&key) != Some(&rejection);
                 self.rejected.insert(key, rejection);
                 news
@@ -90,7 +95,7 @@ impl Store {
 
     /// All objects of a kind, by namespace and name.
     pub fn all(&self, kind: Kind) -> impl Iterator<Item = &Entry> {
-        self.objects.get(&kind).into_iter().flat_map(BTreeMap::values)
+        self.objects.get(&kind).into_iter().flat_map(OrdMap::values)
     }
 
     /// One object.
@@ -100,12 +105,12 @@ impl Store {
 
     /// How many objects of a kind there are.
     pub(crate) fn count(&self, kind: Kind) -> usize {
-        self.objects.get(&kind).map_or(0, BTreeMap::len)
+        self.objects.get(&kind).map_or(0, OrdMap::len)
     }
 
     /// The objects whose newest version was rejected, with the reasons.
     pub fn rejected(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
-        self.rejected.iter().map(|(key, rejection)| (key, rejection.problems.as_slice()))
+        self.rejected.iter().map(|(key, rejection)| (key, &*rejection.problems))
     }
 
     /// The `metadata.generation` of an object's rejected version; `None` if its newest version was accepted.
@@ -120,33 +125,31 @@ impl Store {
 
     /// The warnings about one accepted object.
     pub(crate) fn warnings_of(&self, key: &ObjectKey) -> &[LocatedProblem] {
-        self.warnings.get(key).map_or(&[], Vec::as_slice)
+        self.warnings.get(key).map_or(&[], |problems| problems)
     }
 
     /// The warnings about accepted objects.
     pub(crate) fn warnings(&self) -> impl Iterator<Item = (&ObjectKey, &[LocatedProblem])> {
-        self.warnings.iter().map(|(key, problems)| (key, problems.as_slice()))
+        self.warnings.iter().map(|(key, problems)| (key, &**problems))
     }
 
     /// Problems that cannot be attributed to one object, by file or watched kind.
     pub fn source_problems(&self) -> impl Iterator<Item = (&str, &[LocatedProblem])> {
-        self.source_problems
-            .iter()
-            .map(|(subject, problems)| (subject.as_str(), problems.as_slice()))
+        self.source_problems.iter().map(|(subject, problems)| (subject.as_str(), &**problems))
     }
 }
 
-fn set_or_clear<K: Ord>(
-    map: &mut BTreeMap<K, Vec<LocatedProblem>>,
+fn set_or_clear<K: Ord + Clone>(
+    map: &mut OrdMap<K, Problems>,
     key: K,
     problems: Vec<LocatedProblem>,
 ) -> bool {
     if problems.is_empty() {
         map.remove(&key).is_some()
-    } else if map.get(&key) == Some(&problems) {
+    } else if map.get(&key).is_some_and(|known| **known == *problems) {
         false
     } else {
-        map.insert(key, problems);
+        map.insert(key, problems.into());
         true
     }
 }

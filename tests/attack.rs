@@ -209,6 +209,7 @@ async fn hasty(limits: Limits) -> (ControlPlane, tempfile::TempDir) {
     let plane = ControlPlane::start(Options {
         source: Source::Directory(folder.path().to_owned()),
         status: None,
+        webhook: None,
         xds_listen: any,
         admin_listen: any,
         mesh: MeshConfig::default(),

@@ -12,7 +12,7 @@ use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
 
-const OBJECTS: [&str; 11] = [
+const OBJECTS: [&str; 16] = [
     "namespace/weir-system",
     "serviceaccount/weir",
     "clusterrole/weir",
@@ -24,6 +24,11 @@ const OBJECTS: [&str; 11] = [
     "service/weir",
     "poddisruptionbudget/weir",
     "networkpolicy/weir",
+    "validatingwebhookconfiguration/weir",
+    "clusterrole/weir-webhook",
+    "clusterrolebinding/weir-webhook",
+    "role/weir-webhook",
+    "rolebinding/weir-webhook",
 ];
 
 /// The resources that weir reads.
@@ -89,6 +94,7 @@ impl Weir {
             .args(["--admin-listen", &format!("127.0.0.1:{admin}")])
             .args(["--pod-namespace", "weir-system", "--pod-name", "weir-0"])
             .args(["--replicas-service", "weir-replicas", "--status-lease", "6"])
+            .args(["--webhook", "on", "--webhook-listen", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stderr(File::create(&log).unwrap())
             .spawn()
@@ -108,6 +114,13 @@ impl Weir {
             })
             .await;
         }
+    }
+
+    fn doctor(&self) -> std::process::Output {
+        Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["doctor", "--admin", &format!("127.0.0.1:{}", self.serve.admin)])
+            .output()
+            .unwrap()
     }
 
     fn wait(&self, object: &str) -> std::process::Output {
@@ -265,6 +278,105 @@ async fn weir_writes_the_status_with_its_roles_and_needs_each_verb_for_it() {
     }
 }
 
+/// Gives or takes a verb of one rule of a role, which otherwise has `others`, and waits until the API server applies that.
+async fn allow_verb(
+    cluster: &KubeCluster,
+    account: &Path,
+    (role, rule): (&[&str], usize),
+    verb: &str,
+    others: &[&str],
+    allowed: bool,
+) {
+    let mut verbs = others.to_vec();
+    // A rule needs a verb.
+    verbs.push(if allowed { verb } else { "deletecollection" });
+    let path = format!("/rules/{rule}/verbs");
+    let patch = serde_json::json!([{"op": "replace", "path": path, "value": verbs}]).to_string();
+    cluster.kubectl_ok(&[role, &["--type=json", "-p", &patch]].concat());
+    let account = account.to_str().expect("UTF-8");
+    let object = match (role.contains(&"clusterrole"), verb) {
+        (true, _) => "validatingwebhookconfigurations/weir",
+        (false, "create") => "secrets",
+        (false, _) => "secrets/weir-webhook-cert",
+    };
+    let ask = ["--kubeconfig", account, "-n", "weir-system", "auth", "can-i", verb, object];
+    until("the role takes effect", async || cluster.kubectl(&ask).status.success() == allowed)
+        .await;
+}
+
+#[tokio::test]
+async fn weir_keeps_the_certificate_of_its_webhook_with_its_roles_and_needs_each_verb_for_it() {
+    let name =
+        "weir_keeps_the_certificate_of_its_webhook_with_its_roles_and_needs_each_verb_for_it";
+    let Some((cluster, account)) = deployed(name).await else { return };
+    let bundle = || {
+        let path = "jsonpath={.webhooks[0].clientConfig.caBundle}";
+        cluster.kubectl_ok(&["get", "validatingwebhookconfiguration", "weir", "-o", path])
+    };
+    let delete = || {
+        let secret = ["delete", "secret", "weir-webhook-cert", "--ignore-not-found"];
+        cluster.kubectl_ok(&[&["-n", "weir-system"], &secret[..]].concat());
+    };
+    let weir = Weir::start(&account);
+    until("the authority is in the configuration", async || !bundle().is_empty()).await;
+    // A configuration that somebody writes anew gets it again, and so does a Secret.
+    let remove = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
+    let patch = ["patch", "validatingwebhookconfiguration", "weir", "--type=json", "-p", remove];
+    cluster.kubectl_ok(&patch);
+    until("the authority is back", async || !bundle().is_empty()).await;
+    let before = bundle();
+    delete();
+    until("another authority is there", async || {
+        ![String::new(), before.clone()].contains(&bundle())
+    })
+    .await;
+    assert!(!weir.log().contains("forbidden"), "{}", weir.log());
+    let secret = [
+        "-n",
+        "weir-system",
+        "get",
+        "secret",
+        "weir-webhook-cert",
+        "-o",
+        "jsonpath={.data.tls\\.key}",
+    ];
+    let key = cluster.kubectl_ok(&secret);
+    assert!(!key.is_empty() && !weir.log().contains("PRIVATE KEY"), "{}", weir.log());
+    drop(weir);
+
+    let configuration = (&["patch", "clusterrole", "weir-webhook"][..], 0);
+    let role = &["-n", "weir-system", "patch", "role", "weir-webhook"][..];
+    let (created, kept) = ((role, 0), (role, 1));
+    for (rule, verb, others, resource) in [
+        (configuration, "list", &["watch", "patch"][..], "validatingwebhookconfigurations"),
+        (configuration, "watch", &["list", "patch"], "validatingwebhookconfigurations"),
+        (configuration, "patch", &["list", "watch"], "validatingwebhookconfigurations"),
+        (kept, "list", &["watch", "update"], "secrets"),
+        (kept, "watch", &["list", "update"], "secrets"),
+        (kept, "update", &["list", "watch"], "secrets"),
+        (created, "create", &[], "secrets"),
+    ] {
+        delete();
+        if verb == "update" {
+            // One without a certificate is written, not created.
+            let create = ["create", "secret", "generic", "weir-webhook-cert"];
+            cluster.kubectl_ok(&[&["-n", "weir-system"], &create[..]].concat());
+        }
+        allow_verb(&cluster, &account, rule, verb, others, false).await;
+        let weir = Weir::start(&account);
+        weir.lacks(verb, &[resource]).await;
+        // weir serves all the same, and `weir doctor` says what is missing.
+        weir.serve.ready().await;
+        let doctor = weir.doctor();
+        assert_eq!(doctor.status.code(), Some(1), "{doctor:?}");
+        let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        let missing = format!("cannot {verb} resource");
+        assert!(said.contains("the webhook does not work") && said.contains(&missing), "{said}");
+        drop(weir);
+        allow_verb(&cluster, &account, rule, verb, others, true).await;
+    }
+}
+
 /// The objects of YAML, by kind and name.
 fn objects(yaml: &str) -> BTreeMap<String, Value> {
     let documents = weir::source::yaml::documents(yaml.as_bytes()).unwrap();
@@ -329,7 +441,8 @@ fn what_the_chart_renders_fits_a_cluster() {
     };
     let values = "namespace.create=true,image.repository=registry.example/weir,image.tag=1.2.3,image.pullPolicy=Always,\
                   serve.revision=weir,serve.extraArgs={--outbound-policy=registry-only},\
-                  networkPolicy.adminFromNamespaces={monitoring},podDisruptionBudget.minAvailable=50%";
+                  networkPolicy.adminFromNamespaces={monitoring},networkPolicy.webhookFrom={10.0.0.0/28},\
+                  webhook.failurePolicy=Fail,podDisruptionBudget.minAvailable=50%";
     let selectors = "serve.discoverySelectors[0]=team in (a\\,b)";
     let args = ["-n", "weir-system", "--set", values, "--set", selectors];
     let Some(chart) = rendered(test, &args) else {
@@ -343,7 +456,7 @@ fn what_the_chart_renders_fits_a_cluster() {
     let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
     assert_eq!(
         found,
-        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--webhook=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
     );
 }
 
@@ -354,6 +467,9 @@ fn the_chart_refuses_values_that_mean_nothing() {
         "replicas=0",
         "serve.revision=Weir!",
         "topologySpread=Never",
+        "webhook.failurePolicy=Maybe",
+        "webhook.timeoutSeconds=1",
+        "networkPolicy.webhookFrom={everywhere}",
         "serve.onlyNamespace=true,serve.discoverySelectors={a=b}",
     ] {
         let args = [&CHART[..], &["-n", "weir-system", "--set", wrong]].concat();

@@ -37,3 +37,4 @@ mod traffic_redirected;
 mod traffic_routes;
 mod traffic_tcp;
 mod valid;
+mod webhook;

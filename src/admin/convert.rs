@@ -13,6 +13,7 @@ use crate::status::{
     DestinationShare, MissingProxy, NAMED, ObjectReport, ObjectState, ObjectSummary, ObjectVersion,
     ProxyReport, SplitReport,
 };
+use crate::webhook::Health;
 use crate::xds::connections::StreamInfo;
 use crate::xds::stream::{HeldResource, Progress, RejectedResource, Variant};
 
@@ -33,6 +34,13 @@ impl From<&KindSync> for v1::KindSync {
             reason: sync.reason().to_owned(),
             complete: sync.complete,
         }
+    }
+}
+
+impl From<&Health> for v1::Webhook {
+    fn from(health: &Health) -> Self {
+        let valid_until = health.valid_until.map(timestamp);
+        Self { works: health.works(), valid_until, problems: health.problems.clone() }
     }
 }
 

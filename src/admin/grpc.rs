@@ -253,7 +253,8 @@ impl v1::admin_server::Admin for Admin {
         _: Request<v1::GetReadinessRequest>,
     ) -> Result<Response<v1::GetReadinessResponse>, Status> {
         let kinds = self.sync.borrow().iter().map(Into::into).collect();
-        Ok(Response::new(v1::GetReadinessResponse { ready: *self.ready.borrow(), kinds }))
+        let webhook = self.webhook.as_ref().map(|health| v1::Webhook::from(&*health.borrow()));
+        Ok(Response::new(v1::GetReadinessResponse { ready: *self.ready.borrow(), kinds, webhook }))
     }
 
     async fn dump_proxy(

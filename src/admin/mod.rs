@@ -23,6 +23,7 @@ use crate::snapshot::SnapshotCache;
 use crate::source::probe::FreshnessProbe;
 use crate::source::sync::{KindSync, SyncState};
 use crate::status::Published;
+use crate::webhook;
 use crate::xds::connections::Connections;
 
 /// The response before the first complete state.
@@ -36,6 +37,8 @@ pub(crate) struct Admin {
     pub ready: watch::Receiver<bool>,
     /// How far the source is with each kind; empty for a folder.
     pub sync: watch::Receiver<Vec<KindSync>>,
+    /// The state of the webhook; `None` if it is off.
+    pub webhook: Option<watch::Receiver<webhook::Health>>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The snapshots.
@@ -72,7 +75,7 @@ async fn no_such_page(headers: HeaderMap) -> Response {
         .into_response()
 }
 
-/// `/ready`, and `/ready?verbose` with a line for each kind that is read from the Kubernetes API.
+/// `/ready`, and `/ready?verbose` with a line for each kind that is read from the Kubernetes API, and one for the webhook.
 async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
     let ready = *admin.ready.borrow();
     let query = query.unwrap_or_default();
@@ -83,6 +86,11 @@ async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respons
             let works =
                 kind.complete && matches!(kind.state, SyncState::Synced | SyncState::Absent);
             text += &format!("[{}] {kind}\n", if works { '+' } else { '-' });
+        }
+        if let Some(webhook) = &admin.webhook {
+            let health = webhook.borrow();
+            let sign = if health.works() { '+' } else { '-' };
+            text += &format!("[{sign}] webhook: {}\n", *health);
         }
     }
     if ready {

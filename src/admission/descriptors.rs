@@ -10,6 +10,9 @@ const OWN: usize = 128;
 /// The maximum reserved for connections to the admin port.
 pub(crate) const ADMIN: usize = 256;
 
+/// The maximum reserved for connections to the webhook's port, if it is served.
+pub(crate) const WEBHOOK: usize = 64;
+
 /// The file descriptor limits of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
@@ -28,6 +31,11 @@ impl Descriptors {
     /// The number reserved for connections to the admin port.
     pub(crate) fn for_admin(self) -> usize {
         (self.limit / 8).clamp(1, ADMIN)
+    }
+
+    /// The number taken from the proxies for connections to the webhook's port, if it is served.
+    pub(crate) fn for_webhook(self) -> usize {
+        (self.for_proxies() / 8).clamp(1, WEBHOOK)
     }
 }
 

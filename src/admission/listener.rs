@@ -12,9 +12,12 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower_service::Service as _;
@@ -98,6 +101,28 @@ pub(crate) async fn serve(
     protocol: Protocol,
     closing: CancellationToken,
 ) {
+    serve_with(listener, router, admission, protocol, None, closing).await;
+}
+
+/// Like [`serve`], over TLS. A handshake that fails or takes too long ends its connection only.
+pub(crate) async fn serve_tls(
+    listener: TcpListener,
+    router: Router,
+    admission: Arc<Admission>,
+    tls: Arc<ServerConfig>,
+    closing: CancellationToken,
+) {
+    serve_with(listener, router, admission, Protocol::Pages, Some(tls.into()), closing).await;
+}
+
+async fn serve_with(
+    listener: TcpListener,
+    router: Router,
+    admission: Arc<Admission>,
+    protocol: Protocol,
+    tls: Option<TlsAcceptor>,
+    closing: CancellationToken,
+) {
     let builder = protocol.builder(admission.limits());
     let router = router.with_state(());
     // Dropping this future closes the connections.
@@ -115,7 +140,9 @@ pub(crate) async fn serve(
                 match admission.connect(address) {
                     Ok(connection) => {
                         let served = Served { connection, router: router.clone(), protocol };
-                        connections.spawn(served.run(socket, builder.clone(), closing.clone()));
+                        let (tls, builder, closing) =
+                            (tls.clone(), builder.clone(), closing.clone());
+                        connections.spawn(served.accepted(socket, tls, builder, closing));
                     }
                     Err(exhausted) => admission.log("connection refused", &exhausted),
                 }
@@ -163,19 +190,45 @@ struct Served {
 }
 
 impl Served {
-    async fn run(
+    async fn accepted(
         self,
         socket: TcpStream,
+        tls: Option<TlsAcceptor>,
         builder: auto::Builder<TokioExecutor>,
         closing: CancellationToken,
     ) {
         // Messages are sent as a whole; without this option they are slightly delayed.
         let _ = socket.set_nodelay(true);
+        let socket = Paced::new(socket, STALL);
+        let Some(tls) = tls else {
+            return self.run(socket, builder, closing).await;
+        };
+        let limit = self.connection.limits().first_request;
+        let handshake = tokio::select! {
+            handshake = tokio::time::timeout(limit, tls.accept(socket)) => handshake,
+            () = self.connection.over() => return self.connection.log_closing(),
+            () = closing.cancelled() => return,
+        };
+        match handshake {
+            Ok(Ok(stream)) => self.run(stream, builder, closing).await,
+            // The client knows.
+            Ok(Err(error)) => tracing::debug!("TLS handshake failed: {error}"),
+            Err(_) => tracing::debug!("TLS handshake took too long"),
+        }
+    }
+
+    async fn run<S>(
+        self,
+        stream: S,
+        builder: auto::Builder<TokioExecutor>,
+        closing: CancellationToken,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let connection = self.connection.clone();
         let limits = *connection.limits();
         let mut in_use = connection.in_use();
-        let mut http =
-            pin!(builder.serve_connection(TokioIo::new(Paced::new(socket, STALL)), self));
+        let mut http = pin!(builder.serve_connection(TokioIo::new(stream), self));
         // When it became idle, and its idle timeout.
         let mut idle = Some((Instant::now(), limits.first_request));
         let mut seen = 0;
@@ -235,6 +288,7 @@ impl Served {
             Protocol::Pages => {
                 exchange.is_in_use();
                 exchange.makes_sense();
+                request.extensions_mut().insert(exchange.clone());
                 let answered =
                     tokio::time::timeout(PAGE, router.call(request)).await.map(infallible);
                 answered.unwrap_or_else(|_| {

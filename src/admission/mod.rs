@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::metrics::Metrics;
 
 pub(crate) use connection::{Connection, Exchange, Hold};
-pub(crate) use listener::{Protocol, serve};
+pub(crate) use listener::{Protocol, serve, serve_tls};
 pub(crate) use pool::{Exhausted, Permit, Pool, Resource};
 pub(crate) use turns::Turns;
 
@@ -80,6 +80,17 @@ impl Limits {
             connections: descriptors::ADMIN,
             streams: 256,
             memory: 32 << 20,
+            peer_share: 50,
+            ..Self::default()
+        }
+    }
+
+    /// The limits of the webhook's port, which a few API servers use.
+    pub(crate) fn webhook() -> Self {
+        Self {
+            connections: descriptors::WEBHOOK,
+            streams: 128,
+            memory: 64 << 20,
             peer_share: 50,
             ..Self::default()
         }

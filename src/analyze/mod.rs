@@ -23,16 +23,16 @@ mod sidecar;
 mod virtual_service;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cmp::Reverse;
 
 pub(crate) use code::{Code, Severity};
 pub(crate) use lines::refine;
 
-use crate::api::{ObjectKey, Spec};
+use crate::api::{ObjectKey, Problem, Spec};
 use crate::mesh::MeshConfig;
-use crate::source::Origin;
+use crate::source::{LocatedProblem, Origin};
 use crate::store::{Entry, Store};
 
 /// A problem or piece of information.
@@ -55,6 +55,23 @@ pub struct Finding {
 /// All findings about the objects in `store`, in the order of [`sort`]. Their lines are those of the objects;
 /// [`refine`] replaces them with the lines of the fields.
 pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
+    findings(store, config, None)
+}
+
+/// The findings of [`analyze`] about one object of `store`. The relations of other objects are not examined, so this
+/// takes a fraction of the time.
+pub(crate) fn analyze_object(store: &Store, config: &MeshConfig, key: &ObjectKey) -> Vec<Finding> {
+    findings(store, config, Some(key))
+}
+
+/// The findings about one object that follow from the object alone: `problems` are those of its intake.
+pub(crate) fn of_intake(key: &ObjectKey, problems: Vec<Problem>) -> Vec<Finding> {
+    let located = |problem| LocatedProblem { origin: Origin::Cluster, problem };
+    problems.into_iter().map(|problem| problems::finding(key, &located(problem))).collect()
+}
+
+fn findings(store: &Store, config: &MeshConfig, only: Option<&ObjectKey>) -> Vec<Finding> {
+    let is_wanted = |entry: &Entry| only.is_none_or(|key| entry.object.is(key));
     let index = index::Index::new(store, config);
     let mut served = served::Served::new(&index.mesh);
     let mut found = Findings::default();
@@ -62,7 +79,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     annotations::check(store, &mut found);
     service::check(&index, &mut found);
     sidecar::check(&index, &mut found);
-    for virtual_service in &index.virtual_services {
+    for virtual_service in index.virtual_services.iter().filter(|item| is_wanted(item.entry)) {
         virtual_service::check(virtual_service, &mut found);
         routes::check(virtual_service, &mut found);
         references::check(virtual_service, &index, &mut found);
@@ -70,7 +87,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
         protocols::check(virtual_service, &index, &mut found);
     }
     references::delegates(&index, &mut found);
-    for rule in &index.destination_rules {
+    for rule in index.destination_rules.iter().filter(|rule| is_wanted(rule.entry)) {
         destination_rule::check(rule, &index, &mut found);
     }
     conflicts::check(&index, &mut found);
@@ -78,6 +95,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
     host_conflicts::check(&index, &mut found);
     held::check(&index, &mut found);
     let mut found = found.0;
+    found.retain(|finding| only.is_none_or(|key| finding.object.as_ref() == Some(key)));
     sort(&mut found);
     found
 }

@@ -13,14 +13,19 @@ pub(super) fn check(store: &Store, found: &mut Findings) {
             Origin::File { .. } => &code::UNREADABLE,
             Origin::Cluster => &code::NOT_LISTED,
         };
-        add(code, None, problem, found);
+        found.0.push(converted(code, None, problem));
     }
     let of_objects = store.rejected().chain(store.warnings());
     for (key, problem) in
         of_objects.flat_map(|(key, list)| list.iter().map(move |item| (key, item)))
     {
-        add(code_of(problem.problem.kind), Some(key), problem, found);
+        found.0.push(finding(key, problem));
     }
+}
+
+/// The finding about a problem of one object.
+pub(crate) fn finding(key: &ObjectKey, problem: &LocatedProblem) -> Finding {
+    converted(code_of(problem.problem.kind), Some(key), problem)
 }
 
 fn code_of(kind: ProblemKind) -> &'static Code {
@@ -34,20 +39,15 @@ fn code_of(kind: ProblemKind) -> &'static Code {
     }
 }
 
-fn add(
-    code: &'static Code,
-    object: Option<&ObjectKey>,
-    problem: &LocatedProblem,
-    found: &mut Findings,
-) {
-    found.0.push(Finding {
+fn converted(code: &'static Code, object: Option<&ObjectKey>, problem: &LocatedProblem) -> Finding {
+    Finding {
         code,
         object: object.cloned(),
         origin: problem.origin.clone(),
         path: problem.problem.path.clone(),
         message: problem.problem.message.clone(),
         advice: problem.problem.advice.clone(),
-    });
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,9 @@ use std::sync::Arc;
 pub(crate) use destination_rule::*;
 pub(crate) use kubernetes::*;
 pub use parse::{Identity, expand_list, identify, parse};
-pub(crate) use parse::{ObjectError, Parsed, REVISION_LABEL, References, in_revision};
+pub(crate) use parse::{
+    ObjectError, Parsed, REVISION_LABEL, References, describe, in_revision,
+};
 pub(crate) use problem::{Problem, ProblemKind};
 pub(crate) use scalar::Duration;
 pub(crate) use service_entry::*;
@@ -251,6 +253,13 @@ impl Object {
             Spec::WorkloadEntry(_) => Kind::WorkloadEntry,
             Spec::Sidecar(_) => Kind::Sidecar,
         }
+    }
+
+    /// Whether this is its key.
+    pub(crate) fn is(&self, key: &ObjectKey) -> bool {
+        self.kind() == key.kind
+            && self.meta.name == key.name
+            && self.meta.namespace == key.namespace
     }
 
     /// The object's key.

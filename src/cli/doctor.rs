@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use k8s_openapi::jiff::Timestamp;
+
 use super::remote::{AdminArgs, Output, status_error};
 use super::table::table;
 use crate::admin::api::v1;
@@ -15,8 +17,9 @@ use crate::proto_json;
   weir doctor -o json
 
 A kind is `synced`, `waiting` (its first list is not complete), `absent` (the API does not serve it; it
-counts as empty until it does), `forbidden` (a verb is missing in weir's role) or `failing`. The same is
-at /ready?verbose on the admin port.
+counts as empty until it does), `forbidden` (a verb is missing in weir's role) or `failing`. If the
+webhook is on, its certificate and what is wrong with it are reported too. The same is at
+/ready?verbose on the admin port.
 
 Exit status: 0 weir is ready and nothing is wrong, 1 otherwise, 2 usage error.")]
 pub struct Args {
@@ -37,20 +40,34 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let answer = client.get_readiness(request).await.map_err(status_error)?.into_inner();
     args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
     let well = |kind: &v1::KindSync| matches!(kind.state(), State::Synced | State::Absent);
-    let all_well = answer.ready && answer.kinds.iter().all(well);
+    let webhook = answer.webhook.as_ref().is_none_or(|webhook| webhook.works);
+    let all_well = answer.ready && answer.kinds.iter().all(well) && webhook;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn text(answer: &v1::GetReadinessResponse) -> String {
     let ready = if answer.ready { "weir is ready\n" } else { "weir is not ready\n" };
+    let webhook = answer.webhook.as_ref().map(webhook).unwrap_or_default();
     if answer.kinds.is_empty() {
-        return format!("{ready}objects are read from a folder\n");
+        return format!("{ready}objects are read from a folder\n{webhook}");
     }
     let rows = answer
         .kinds
         .iter()
         .map(|kind| [kind.resource.clone(), word(kind.state()).to_owned(), advice(kind)]);
-    format!("{ready}\n{}", table(["RESOURCE", "STATE", "WHAT TO DO"], rows))
+    format!("{ready}{webhook}\n{}", table(["RESOURCE", "STATE", "WHAT TO DO"], rows))
+}
+
+fn webhook(webhook: &v1::Webhook) -> String {
+    let until =
+        webhook.valid_until.as_ref().and_then(|until| Timestamp::from_second(until.seconds).ok());
+    let certificate = match until {
+        Some(until) => format!("its certificate is valid until {until}"),
+        None => "it has no certificate yet".to_owned(),
+    };
+    let works = if webhook.works { "works" } else { "does not work" };
+    let lines = webhook.problems.iter().map(|problem| format!("  {problem}\n"));
+    format!("the webhook {works}: {certificate}\n{}", lines.collect::<String>())
 }
 
 fn word(state: State) -> &'static str {

@@ -15,6 +15,7 @@ use crate::replicas::StatusOptions;
 use crate::source::directory::DirectoryError;
 use crate::source::kubernetes;
 use crate::source::kubernetes::selection::{DiscoverySelector, Namespaces};
+use crate::webhook::{CertificateSource, LIFETIME, WebhookOptions};
 use crate::xds::stream::StreamSettings;
 
 /// Flags of `weir serve`.
@@ -23,13 +24,15 @@ use crate::xds::stream::StreamSettings;
   weir serve --config-dir deploy/examples/canary
   weir serve --kubeconfig ~/.kube/config
   weir serve                                  inside a cluster
+  weir serve --webhook on                     with the validating webhook
 
 Reads *.yaml, *.yml and *.json files in the folder and its subfolders as soon as they are closed or
 renamed into place. A broken file or object keeps its last accepted version, and the log says why;
 deleted objects are removed.
 
 Ports: 15010 ADS in plain text; 15014 /healthz, /ready, /metrics and the API for weir ps, dump,
-splits and wait. With --config-dir both listen on loopback, in a cluster on all addresses.
+splits and wait; 15017 the validating webhook over HTTPS, if it is on. With --config-dir they listen
+on loopback, in a cluster on all addresses.
 
 Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 failure, 2 usage error or unreadable input.")]
 pub struct Args {
@@ -52,6 +55,8 @@ pub struct Args {
     objects_from_stdin: bool,
     #[command(flatten)]
     status: StatusArgs,
+    #[command(flatten)]
+    webhook: WebhookArgs,
     /// The address of the ADS listener [default: port 15010]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     xds_listen: Option<SocketAddr>,
@@ -114,6 +119,58 @@ struct StatusArgs {
     status_lease: Duration,
 }
 
+/// Flags of the validating webhook.
+#[derive(Debug, clap::Args)]
+struct WebhookArgs {
+    /// Whether to serve the validating webhook, which reviews Istio objects before the API server stores them. Needs
+    /// --pod-namespace, where the elected replica keeps the certificate in the Secret weir-webhook-cert, or
+    /// --webhook-cert-dir
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "off")]
+    webhook: Switch,
+    /// The address of the webhook's listener [default: port 15017]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
+    webhook_listen: Option<SocketAddr>,
+    /// Serve the webhook with the certificate in the files tls.crt and tls.key of this folder, which are read again when
+    /// they change. weir then writes neither a Secret nor the webhook configuration
+    #[arg(long, value_name = "DIR")]
+    webhook_cert_dir: Option<PathBuf>,
+    /// How long a certificate that weir makes is valid; tests use this
+    #[arg(long, hide = true, value_name = "SECONDS", value_parser = seconds)]
+    webhook_cert_lifetime: Option<Duration>,
+}
+
+impl WebhookArgs {
+    /// The options of the webhook; `None` if it is off.
+    fn options(
+        self,
+        local: IpAddr,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<Option<WebhookOptions>> {
+        if self.webhook == Switch::Off {
+            if self.webhook_cert_dir.is_some() || self.webhook_listen.is_some() {
+                return Err(super::usage(
+                    "--webhook-cert-dir and --webhook-listen need --webhook on",
+                ));
+            }
+            return Ok(None);
+        }
+        let certificate = match (self.webhook_cert_dir, namespace) {
+            (Some(folder), _) => CertificateSource::Folder(folder),
+            (None, Some(namespace)) => CertificateSource::Secret {
+                namespace: namespace.to_owned(),
+                lifetime: self.webhook_cert_lifetime.unwrap_or(LIFETIME),
+            },
+            (None, None) => {
+                return Err(super::usage(
+                    "--webhook on needs a certificate: inside a cluster --pod-namespace, elsewhere --webhook-cert-dir",
+                ));
+            }
+        };
+        let listen = self.webhook_listen.unwrap_or(SocketAddr::new(local, 15017));
+        Ok(Some(WebhookOptions { listen, certificate, limits: Limits::webhook() }))
+    }
+}
+
 /// On or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Switch {
@@ -122,9 +179,10 @@ enum Switch {
 }
 
 impl StatusArgs {
-    /// The options of the status writer; `None` if nothing is to be written.
-    fn options(self, only: Option<Arc<str>>) -> Option<StatusOptions> {
-        if self.status == Switch::Off {
+    /// The options of the election; `None` if there is nothing to be elected for.
+    fn options(self, only: Option<Arc<str>>, keeps_certificate: bool) -> Option<StatusOptions> {
+        let write = self.status == Switch::On;
+        if !write && !keeps_certificate {
             return None;
         }
         let Some(namespace) = self.pod_namespace else {
@@ -132,7 +190,7 @@ impl StatusArgs {
             return None;
         };
         let (pod, service, lease) = (self.pod_name, self.replicas_service, self.status_lease);
-        Some(StatusOptions { namespace, pod, service, only, lease })
+        Some(StatusOptions { write, namespace, pod, service, only, lease })
     }
 }
 
@@ -204,7 +262,11 @@ fn limits(args: &Args) -> (Limits, Limits) {
         peer_share: args.peer_share,
         ..default
     };
-    (limits.within(descriptors.for_proxies()), Limits::admin().within(descriptors.for_admin()))
+    let mut for_proxies = descriptors.for_proxies();
+    if args.webhook.webhook == Switch::On {
+        for_proxies = for_proxies.saturating_sub(descriptors.for_webhook()).max(1);
+    }
+    (limits.within(for_proxies), Limits::admin().within(descriptors.for_admin()))
 }
 
 /// Runs until SIGINT or SIGTERM, or until a task fails.
@@ -222,7 +284,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         None if args.discovery_selector.is_empty() => Namespaces::All,
         None => Namespaces::Matching(args.discovery_selector.into()),
     };
-    let status = if args.config_dir.is_some() { None } else { args.status.options(only) };
+    // Objects in files have no status, and no API server asks about them.
+    let in_cluster = args.config_dir.is_none() && !args.objects_from_stdin;
+    let namespace = args.status.pod_namespace.clone().filter(|_| in_cluster);
+    let webhook = args.webhook.options(local, namespace.as_deref())?;
+    let keeps_certificate = webhook
+        .as_ref()
+        .is_some_and(|webhook| matches!(webhook.certificate, CertificateSource::Secret { .. }));
+    let status = if in_cluster { args.status.options(only, keeps_certificate) } else { None };
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),
@@ -230,6 +299,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             None => Source::Kubernetes { kubeconfig: args.kubeconfig, namespaces },
         },
         status,
+        webhook,
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         mesh: args.mesh.config(),
@@ -251,6 +321,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         plane.xds_addr(),
         plane.admin_addr()
     );
+    if let Some(address) = plane.webhook_addr() {
+        tracing::info!("serving the webhook on {address}");
+    }
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (interrupted, ended) = tokio::select! {

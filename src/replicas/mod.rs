@@ -1,5 +1,6 @@
 //! What the replicas of weir do together: one of them, elected by a Lease, writes the status of VirtualServices and
-//! DestinationRules, after it has asked the others on how many of their proxies each object is live.
+//! DestinationRules, after it has asked the others on how many of their proxies each object is live. The same one keeps the
+//! webhook's certificate.
 //!
 //! Each replica serves its proxies whether or not it can reach the others.
 
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Admin;
 use crate::metrics::StatusMetrics;
 use crate::status::{self, Published, State, Summarizer};
+use crate::webhook::Issuer;
 use crate::xds::connections::Connections;
 
 pub use queue::{BURST, WRITES_PER_SECOND};
@@ -27,9 +29,11 @@ pub use queue::{BURST, WRITES_PER_SECOND};
 /// The shortest time between two summaries. What happens meanwhile is summarized together.
 const PACE: Duration = Duration::from_millis(250);
 
-/// The options of the status writer.
+/// The options of the election and of what the elected replica does.
 #[derive(Clone, Debug)]
 pub struct StatusOptions {
+    /// Whether the elected replica writes the status of objects.
+    pub write: bool,
     /// The namespace of the Lease and of the replicas' Service: that of this pod.
     pub namespace: String,
     /// The name of this pod.
@@ -54,6 +58,8 @@ pub(crate) struct Replicas {
     pub ready: watch::Receiver<bool>,
     /// Its proxies.
     pub connections: Arc<Connections>,
+    /// Keeps the webhook's certificate while this replica is elected.
+    pub issuer: Option<Issuer>,
     /// The metrics.
     pub metrics: StatusMetrics,
     /// Ends it.
@@ -62,10 +68,16 @@ pub(crate) struct Replicas {
 
 impl Replicas {
     /// With the state that the admin API reports.
-    pub(crate) fn new(client: Client, options: StatusOptions, admin: &Admin) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        options: StatusOptions,
+        issuer: Option<Issuer>,
+        admin: &Admin,
+    ) -> Self {
         Self {
             client,
             options,
+            issuer,
             published: admin.published.clone(),
             ready: admin.ready.clone(),
             connections: admin.connections.clone(),
@@ -96,7 +108,10 @@ impl Replicas {
             };
             tracing::info!("status: this replica holds the Lease {namespace}/{}", lease::NAME);
             self.metrics.leader.set(1);
-            let lost = self.write(&mut candidate, until).await?;
+            let lost = self.hold(&mut candidate, until).await?;
+            if let Some(issuer) = &self.issuer {
+                issuer.resign();
+            }
             self.metrics.leader.set(0);
             self.metrics.pending.set(0);
             self.metrics.unreachable.set(0);
@@ -108,18 +123,36 @@ impl Replicas {
         }
     }
 
-    /// Writes the status while this replica is elected. Returns why it no longer is; `None` if weir shuts down.
-    async fn write(
+    /// Does what the elected replica does, and returns why it no longer is elected; `None` if weir shuts down.
+    async fn hold(
         &self,
         candidate: &mut lease::Candidate,
         until: tokio::time::Instant,
     ) -> anyhow::Result<Option<String>> {
         let (sender, valid) = watch::channel(until);
-        let mut writer = writer::Writer::new(self, valid);
         tokio::select! {
             why = candidate.keep(&sender) => Ok(Some(why)),
-            ended = writer.run() => ended.map(|()| Some("the Lease has expired".to_owned())),
+            ended = self.write(valid.clone()) => {
+                ended.map(|()| Some("the Lease has expired".to_owned()))
+            }
+            () = self.issue(valid) => Ok(Some("the certificate is no longer kept".to_owned())),
             () = self.closing.cancelled() => Ok(None),
+        }
+    }
+
+    /// Writes the status of objects while this replica is elected; waits for ever if it is not written.
+    async fn write(&self, valid: watch::Receiver<tokio::time::Instant>) -> anyhow::Result<()> {
+        match self.options.write {
+            true => writer::Writer::new(self, valid).run().await,
+            false => std::future::pending().await,
+        }
+    }
+
+    /// Keeps the webhook's certificate while this replica is elected; waits for ever if it is given.
+    async fn issue(&self, valid: watch::Receiver<tokio::time::Instant>) {
+        match &self.issuer {
+            Some(issuer) => issuer.run(valid).await,
+            None => std::future::pending().await,
         }
     }
 }

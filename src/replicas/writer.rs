@@ -528,6 +528,7 @@ mod tests {
         Replicas {
             client: Client::try_from(config).unwrap(),
             options: StatusOptions {
+                write: true,
                 namespace: "weir-system".to_owned(),
                 pod: "weir-0".to_owned(),
                 service: None,
@@ -537,6 +538,7 @@ mod tests {
             published: Arc::default(),
             ready,
             connections: Arc::default(),
+            issuer: None,
             metrics: StatusMetrics::default(),
             closing: tokio_util::sync::CancellationToken::new(),
         }

@@ -213,6 +213,8 @@ impl KubeCluster {
             "--disable-admission-plugins=ServiceAccount".into(),
             // Room for a thousand Services and more.
             "--service-cluster-ip-range=10.96.0.0/12".into(),
+            // Nothing forwards the addresses of Services here: a webhook is called at the endpoints of its Service.
+            "--enable-aggregator-routing=true".into(),
             // Loopback addresses must not be published.
             "--endpoint-reconciler-type=none".into(),
             "--allow-privileged=true".into(),

@@ -125,6 +125,7 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         streams: StreamSettings::default(),
         limits: Limits::default(),
         admin_limits: Limits::admin(),
+        webhook: None,
     })
     .await?;
     with_timeout("weir to read its folder", plane.ready()).await?;

@@ -11,6 +11,11 @@ labels:
   app.kubernetes.io/name: weir
 {{- end }}
 
+{{- /* A webhook configuration is for the whole cluster, so a weir for one namespace has none. */ -}}
+{{- define "weir.webhook" -}}
+{{- if and .Values.webhook.enabled (not .Values.serve.onlyNamespace) }}true{{ end }}
+{{- end }}
+
 {{- define "weir.namespacedRules" -}}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]

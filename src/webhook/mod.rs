@@ -1,0 +1,171 @@
+//! The validating admission webhook: the API server asks it about each Istio object before it is stored, so an object
+//! that weir would not accept is refused, and one that is probably not what its author meant comes with warnings.
+//!
+//! It serves HTTPS with a certificate that the elected replica makes and renews, or with one from a folder. Nothing
+//! depends on it: weir checks every object again when it reads it.
+
+mod certificate;
+mod folder;
+mod review;
+mod rotation;
+mod secret;
+mod server;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
+
+use crate::admission::Limits;
+use crate::metrics::WebhookMetrics;
+
+pub use certificate::{CertificateError, ServedCertificate};
+pub(crate) use folder::follow as follow_folder;
+pub use secret::{CONFIGURATION, SECRET};
+pub(crate) use secret::{Issuer, SecretState, follow as follow_secret};
+pub use server::Reviewer;
+pub(crate) use server::router;
+
+/// How long a certificate that weir makes is valid. It is renewed halfway.
+pub(crate) const LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+/// Options of the webhook.
+#[derive(Clone, Debug)]
+pub(crate) struct WebhookOptions {
+    /// The address of the listener; port 0 picks a free port.
+    pub listen: SocketAddr,
+    /// Where its certificate comes from.
+    pub certificate: CertificateSource,
+    /// The limits of its port.
+    pub limits: Limits,
+}
+
+/// Where the webhook's certificate comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum CertificateSource {
+    /// The files `tls.crt` and `tls.key` of a folder.
+    Folder(PathBuf),
+    /// The Secret [`SECRET`], which the elected replica keeps.
+    Secret {
+        /// The namespace that weir runs in.
+        namespace: String,
+        /// How long a certificate is valid.
+        lifetime: Duration,
+    },
+}
+
+/// What there is to tell about the webhook.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Health {
+    /// Until when the served certificate is valid; `None` if there is none.
+    pub valid_until: Option<Timestamp>,
+    /// What is wrong; may be empty.
+    pub problems: Vec<String>,
+}
+
+impl Health {
+    /// Whether the API server can use the webhook, as far as this replica knows.
+    pub(crate) fn works(&self) -> bool {
+        self.problems.is_empty() && self.valid_until.is_some_and(|until| until > Timestamp::now())
+    }
+}
+
+impl std::fmt::Display for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.valid_until {
+            Some(until) if until > Timestamp::now() => {
+                write!(f, "certificate valid until {until}")?
+            }
+            Some(until) => write!(f, "certificate expired at {until}")?,
+            None => f.write_str("no certificate yet")?,
+        }
+        self.problems.iter().try_for_each(|problem| write!(f, "; {problem}"))
+    }
+}
+
+/// Who reports a problem of the webhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reporter {
+    /// The reader of the certificate.
+    Certificate,
+    /// The writer of the Secret.
+    Secret,
+    /// The writer of the webhook configuration.
+    Configuration,
+}
+
+/// The state that the parts of the webhook share: the certificate that is served, and what is wrong.
+#[derive(Debug)]
+pub(crate) struct Webhook {
+    presented: Arc<certificate::Presenter>,
+    problems: Mutex<std::collections::BTreeMap<Reporter, String>>,
+    health: watch::Sender<Health>,
+    metrics: WebhookMetrics,
+}
+
+impl Webhook {
+    /// A webhook without a certificate.
+    pub(crate) fn new(metrics: WebhookMetrics) -> Self {
+        Self {
+            presented: Arc::default(),
+            problems: Mutex::default(),
+            health: watch::Sender::default(),
+            metrics,
+        }
+    }
+
+    /// The TLS of its listener.
+    ///
+    /// # Errors
+    /// The cryptography offers no version of TLS, which cannot happen.
+    pub(crate) fn tls(&self) -> Result<Arc<ServerConfig>, CertificateError> {
+        certificate::server_config(self.presented.clone())
+    }
+
+    /// What there is to tell about it.
+    pub(crate) fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// Serves a certificate from the next handshake on. Open connections continue.
+    fn serve(&self, certificate: ServedCertificate) {
+        let until = certificate.valid_until;
+        if self.presented.present(certificate) {
+            tracing::info!("webhook: serving a certificate that is valid until {until}");
+        }
+        self.metrics.expiry.set(until.as_second());
+        self.resolve(Reporter::Certificate);
+        self.health.send_modify(|health| health.valid_until = Some(until));
+    }
+
+    /// Records what is wrong, and logs it if it is new.
+    fn complain(&self, reporter: Reporter, problem: String) {
+        let mut problems = self.problems.lock();
+        if problems.get(&reporter) != Some(&problem) {
+            problems.insert(reporter, problem.clone());
+            let all = problems.values().cloned().collect();
+            self.health.send_modify(|health| health.problems = all);
+            tracing::warn!("webhook: {problem}");
+        }
+    }
+
+    /// Records that nothing is wrong any more.
+    fn resolve(&self, reporter: Reporter) {
+        let mut problems = self.problems.lock();
+        if problems.remove(&reporter).is_some() {
+            let all = problems.values().cloned().collect();
+            self.health.send_modify(|health| health.problems = all);
+        }
+    }
+
+    /// Forgets what the elected replica alone can know.
+    fn not_elected(&self) {
+        self.resolve(Reporter::Secret);
+        self.resolve(Reporter::Configuration);
+    }
+}

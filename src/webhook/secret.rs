@@ -1,0 +1,494 @@
+//! The Secret with the webhook's certificate, which every replica follows, and the elected one writes. That one also
+//! writes the authorities to trust into the webhook configuration.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Resource};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::certificate::{KeyedCertificate, ServedCertificate};
+use super::rotation::{Contents, Step, Trust, Wanted};
+use super::{Reporter, Webhook};
+use crate::source::kubernetes::reason;
+
+/// The name of the Secret.
+pub(crate) const SECRET: &str = "weir-webhook-cert";
+/// The name of the ValidatingWebhookConfiguration.
+pub(crate) const CONFIGURATION: &str = "weir";
+/// The name of the Service that the API server calls.
+const SERVICE: &str = "weir";
+/// The field manager of the authorities in the configuration.
+const MANAGER: &str = "weir";
+
+/// The keys of the Secret. The first three have the names that others use.
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+const AUTHORITIES: &str = "ca.crt";
+const NEXT_CERTIFICATE: &str = "next-tls.crt";
+const NEXT_KEY: &str = "next-tls.key";
+
+/// How long a write may take.
+const WRITE: Duration = Duration::from_secs(10);
+/// The delay before a failed write is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The longest time between two looks at the clock.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// What is known about the Secret.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum SecretState {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// It does not exist.
+    Absent,
+    /// It exists.
+    Present(Box<StoredSecret>),
+}
+
+/// The Secret in the API.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredSecret {
+    metadata: ObjectMeta,
+    r#type: Option<String>,
+    contents: Contents,
+}
+
+impl From<Secret> for StoredSecret {
+    fn from(secret: Secret) -> Self {
+        let data = secret.data.unwrap_or_default();
+        let text = |key: &str| {
+            let bytes = data.get(key).map(|bytes| bytes.0.clone()).unwrap_or_default();
+            String::from_utf8(bytes).unwrap_or_default()
+        };
+        let pair = |certificate: &str, key: &str| {
+            let pair = KeyedCertificate { certificate: text(certificate), key: text(key) };
+            (!pair.certificate.is_empty()).then_some(pair)
+        };
+        let contents = Contents {
+            current: pair(CERTIFICATE, KEY),
+            next: pair(NEXT_CERTIFICATE, NEXT_KEY),
+            authorities: text(AUTHORITIES),
+        };
+        Self { metadata: secret.metadata, r#type: secret.type_, contents }
+    }
+}
+
+/// The Secret with these contents, in place of the one that was read, if any.
+fn secret(contents: &Contents, old: Option<&StoredSecret>) -> Secret {
+    let mut data = BTreeMap::new();
+    let mut set = |key: &str, text: &str| {
+        data.insert(key.to_owned(), ByteString(text.as_bytes().to_vec()));
+    };
+    if let Some(pair) = &contents.current {
+        set(CERTIFICATE, &pair.certificate);
+        set(KEY, &pair.key);
+    }
+    if let Some(pair) = &contents.next {
+        set(NEXT_CERTIFICATE, &pair.certificate);
+        set(NEXT_KEY, &pair.key);
+    }
+    set(AUTHORITIES, &contents.authorities);
+    let (metadata, r#type) = match old {
+        Some(old) => (old.metadata.clone(), old.r#type.clone()),
+        None => {
+            let labels = [("app.kubernetes.io/name".to_owned(), "weir".to_owned())];
+            let metadata = ObjectMeta {
+                name: Some(SECRET.to_owned()),
+                labels: Some(labels.into()),
+                ..Default::default()
+            };
+            (metadata, Some("kubernetes.io/tls".to_owned()))
+        }
+    };
+    Secret { data: Some(data), metadata, type_: r#type, ..Default::default() }
+}
+
+/// What a watch of a single object says.
+enum Seen<K> {
+    Object(K),
+    Absent,
+    Failed(String),
+}
+
+/// Watches the object with this name.
+fn watched<K>(api: Api<K>, name: &str) -> BoxStream<'static, Seen<K>>
+where
+    K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+    K::DynamicType: Default,
+{
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut listed = false;
+    let events = watcher(api, config).default_backoff().filter_map(move |event| {
+        let seen = match event {
+            Ok(watcher::Event::Init) => {
+                listed = false;
+                None
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                listed = true;
+                Some(Seen::Object(object))
+            }
+            Ok(watcher::Event::Apply(object)) => Some(Seen::Object(object)),
+            Ok(watcher::Event::InitDone) => (!listed).then_some(Seen::Absent),
+            Ok(watcher::Event::Delete(_)) => Some(Seen::Absent),
+            Err(error) => failure(error).map(Seen::Failed),
+        };
+        std::future::ready(seen)
+    });
+    events.boxed()
+}
+
+/// Why a watch fails; `None` if it resumes or lists again by itself.
+fn failure(error: watcher::Error) -> Option<String> {
+    match error {
+        watcher::Error::WatchFailed(_) => None,
+        watcher::Error::WatchError(status) if status.code == 410 => None,
+        watcher::Error::WatchError(status) => Some(status.message.clone()),
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
+            Some(reason(&error))
+        }
+        error @ watcher::Error::NoResourceVersion => Some(error.to_string()),
+    }
+}
+
+/// Serves the certificate in the Secret, and tells `state` what the Secret is. Runs until it is dropped.
+pub(crate) async fn follow(
+    client: Client,
+    namespace: &str,
+    webhook: &Webhook,
+    state: watch::Sender<SecretState>,
+) {
+    let mut seen = watched(Api::<Secret>::namespaced(client, namespace), SECRET);
+    while let Some(seen) = seen.next().await {
+        match seen {
+            Seen::Object(secret) => {
+                let stored = StoredSecret::from(secret);
+                match stored.contents.current.as_ref().map(ServedCertificate::of) {
+                    Some(Ok(certificate)) => webhook.serve(certificate),
+                    Some(Err(error)) => webhook.complain(
+                        Reporter::Certificate,
+                        format!("Secret {namespace}/{SECRET} cannot be used: {error}"),
+                    ),
+                    None => {}
+                }
+                state.send_replace(SecretState::Present(Box::new(stored)));
+            }
+            Seen::Absent => {
+                state.send_replace(SecretState::Absent);
+            }
+            Seen::Failed(why) => webhook.complain(
+                Reporter::Certificate,
+                format!("Secret {namespace}/{SECRET} cannot be watched: {why}"),
+            ),
+        }
+    }
+}
+
+/// What is known about the webhook configuration.
+#[derive(Debug, Default)]
+enum Configuration {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// There is none, or not for this weir.
+    NotForUs,
+    /// It exists: its UID, and its webhooks for this weir with their authorities.
+    Present { uid: Option<String>, webhooks: Vec<(String, String)> },
+}
+
+impl Configuration {
+    fn of(configuration: ValidatingWebhookConfiguration, namespace: &str) -> Self {
+        let webhooks = configuration.webhooks.unwrap_or_default().into_iter();
+        let ours = webhooks.filter(|webhook| {
+            let service = webhook.client_config.service.as_ref();
+            service.is_some_and(|at| at.name == SERVICE && at.namespace == namespace)
+        });
+        let webhooks: Vec<_> = ours
+            .map(|webhook| {
+                let trusted = webhook.client_config.ca_bundle.unwrap_or_default().0;
+                (webhook.name, String::from_utf8(trusted).unwrap_or_default())
+            })
+            .collect();
+        match webhooks.is_empty() {
+            true => Self::NotForUs,
+            false => Self::Present { uid: configuration.metadata.uid, webhooks },
+        }
+    }
+
+    /// Whether every webhook trusts exactly these authorities.
+    fn trusts(&self, authorities: &str) -> bool {
+        match self {
+            Self::Present { webhooks, .. } => {
+                webhooks.iter().all(|(_, trusted)| trusted == authorities)
+            }
+            Self::Unknown | Self::NotForUs => false,
+        }
+    }
+}
+
+/// Writes the Secret and the authorities in the configuration while this replica is elected.
+pub(crate) struct Issuer {
+    client: Client,
+    namespace: String,
+    wanted: Wanted,
+    webhook: std::sync::Arc<Webhook>,
+    secret: watch::Receiver<SecretState>,
+}
+
+impl Issuer {
+    /// An issuer for the Service of weir in a namespace.
+    pub(crate) fn new(
+        client: Client,
+        namespace: &str,
+        domain: &str,
+        lifetime: Duration,
+        webhook: std::sync::Arc<Webhook>,
+        secret: watch::Receiver<SecretState>,
+    ) -> Self {
+        let name = format!("{SERVICE}.{namespace}.svc");
+        let names = vec![format!("{name}.{domain}"), name];
+        let wanted = Wanted { names, lifetime };
+        Self { client, namespace: namespace.to_owned(), wanted, webhook, secret }
+    }
+
+    /// Keeps the Secret and the configuration until this replica is no longer elected, as `valid` says.
+    pub(crate) async fn run(&self, valid: watch::Receiver<Instant>) {
+        let mut duty = Duty {
+            issuer: self,
+            valid,
+            secret: self.secret.clone(),
+            configuration: Configuration::default(),
+            trusted_since: None,
+        };
+        let api = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
+        let mut seen = watched(api, CONFIGURATION);
+        duty.secret.mark_changed();
+        loop {
+            let again_at = duty.act().await;
+            tokio::select! {
+                changed = duty.secret.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                Some(seen) = seen.next() => duty.saw(seen),
+                () = tokio::time::sleep_until(again_at) => {}
+            }
+        }
+    }
+
+    /// Forgets what only an elected replica knows.
+    pub(crate) fn resign(&self) {
+        self.webhook.not_elected();
+    }
+}
+
+/// What an elected replica does.
+struct Duty<'a> {
+    issuer: &'a Issuer,
+    valid: watch::Receiver<Instant>,
+    secret: watch::Receiver<SecretState>,
+    configuration: Configuration,
+    /// Which authorities the configuration has, and since when as far as is known.
+    trusted_since: Option<(String, SystemTime)>,
+}
+
+impl Duty<'_> {
+    fn saw(&mut self, seen: Seen<ValidatingWebhookConfiguration>) {
+        let webhook = &self.issuer.webhook;
+        match seen {
+            Seen::Object(found) => {
+                self.configuration = Configuration::of(found, &self.issuer.namespace);
+                webhook.resolve(Reporter::Configuration);
+            }
+            Seen::Absent => {
+                self.configuration = Configuration::NotForUs;
+                webhook.resolve(Reporter::Configuration);
+            }
+            Seen::Failed(why) => webhook.complain(
+                Reporter::Configuration,
+                format!("ValidatingWebhookConfiguration {CONFIGURATION} cannot be watched: {why}"),
+            ),
+        }
+    }
+
+    /// Does what is due, and returns when to look again if nothing changes.
+    async fn act(&mut self) -> Instant {
+        let retry = Instant::now() + RETRY;
+        let state = self.secret.borrow_and_update().clone();
+        let old = match &state {
+            SecretState::Unknown => return Instant::now() + LONGEST_WAIT,
+            SecretState::Absent => None,
+            SecretState::Present(stored) => Some(&**stored),
+        };
+        let contents = old.map(|stored| stored.contents.clone()).unwrap_or_default();
+        let told = self.tell_configuration(&contents.authorities).await;
+        let trust = self.trust(&contents.authorities);
+        match self.issuer.wanted.step(&contents, trust, SystemTime::now()) {
+            Ok(Step::Write(new)) => {
+                self.write(&new, old).await;
+                retry
+            }
+            Ok(Step::WaitUntil(at)) => {
+                let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
+                // The clock may be set meanwhile.
+                Instant::now() + wait.min(if told { LONGEST_WAIT } else { RETRY })
+            }
+            Err(error) => {
+                self.issuer.webhook.complain(Reporter::Secret, error.to_string());
+                retry
+            }
+        }
+    }
+
+    /// How the API server checks the certificate, given the authorities in the Secret.
+    fn trust(&mut self, authorities: &str) -> Trust {
+        if matches!(self.configuration, Configuration::NotForUs) {
+            return Trust::NotAsked;
+        }
+        if !self.configuration.trusts(authorities) {
+            self.trusted_since = None;
+            return Trust::Outdated;
+        }
+        let known = self.trusted_since.as_ref().filter(|(known, _)| known == authorities);
+        let since = known.map_or_else(SystemTime::now, |(_, since)| *since);
+        self.trusted_since = Some((authorities.to_owned(), since));
+        Trust::Since(since)
+    }
+
+    fn is_elected(&self) -> bool {
+        Instant::now() < *self.valid.borrow()
+    }
+
+    fn deadline(&self) -> Instant {
+        (Instant::now() + WRITE).min(*self.valid.borrow())
+    }
+
+    /// Has the configuration trust these authorities. Returns whether nothing is left to be tried.
+    async fn tell_configuration(&self, authorities: &str) -> bool {
+        let Configuration::Present { uid, webhooks } = &self.configuration else {
+            return true;
+        };
+        if authorities.is_empty() || self.configuration.trusts(authorities) || !self.is_elected() {
+            return true;
+        }
+        let bundle = ByteString(authorities.as_bytes().to_vec());
+        let webhooks = webhooks
+            .iter()
+            .map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}}));
+        let patch = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingWebhookConfiguration",
+            // With its UID, one that was deleted meanwhile is not created.
+            "metadata": {"name": CONFIGURATION, "uid": uid},
+            "webhooks": webhooks.collect::<Vec<_>>(),
+        });
+        let api = Api::<ValidatingWebhookConfiguration>::all(self.issuer.client.clone());
+        let params = PatchParams::apply(MANAGER).force();
+        let patch = Patch::Apply(patch);
+        let written = timeout_at(self.deadline(), api.patch(CONFIGURATION, &params, &patch)).await;
+        let what = format!("the authorities in ValidatingWebhookConfiguration {CONFIGURATION}");
+        self.report(Reporter::Configuration, &what, written.map(|done| done.map(drop)))
+    }
+
+    /// Writes the Secret. Another one's write in the meantime wins.
+    async fn write(&self, contents: &Contents, old: Option<&StoredSecret>) {
+        if !self.is_elected() {
+            return;
+        }
+        let api = Api::<Secret>::namespaced(self.issuer.client.clone(), &self.issuer.namespace);
+        let (secret, params) = (secret(contents, old), PostParams::default());
+        let written = match old {
+            Some(_) => timeout_at(self.deadline(), api.replace(SECRET, &params, &secret)).await,
+            None => timeout_at(self.deadline(), api.create(&params, &secret)).await,
+        };
+        let what = format!("Secret {}/{SECRET}", self.issuer.namespace);
+        self.report(Reporter::Secret, &what, written.map(|done| done.map(drop)));
+    }
+
+    /// Reports a failed write. Returns whether it succeeded. After a conflict the watch delivers what is there.
+    fn report(
+        &self,
+        reporter: Reporter,
+        what: &str,
+        written: Result<Result<(), kube::Error>, tokio::time::error::Elapsed>,
+    ) -> bool {
+        let webhook = &self.issuer.webhook;
+        let why = match written {
+            Ok(Ok(())) => {
+                webhook.resolve(reporter);
+                return true;
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => return false,
+            Ok(Err(error)) => reason(&error),
+            Err(_) => "the API server does not answer".to_owned(),
+        };
+        webhook.complain(reporter, format!("{what} cannot be written: {why}"));
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configuration(
+        service: &str,
+        namespace: &str,
+        bundle: &str,
+    ) -> ValidatingWebhookConfiguration {
+        let bundle = ByteString(bundle.as_bytes().to_vec());
+        let value = json!({
+            "metadata": {"name": CONFIGURATION, "uid": "1"},
+            "webhooks": [{
+                "name": "validation.weir.dev", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+                "clientConfig": {"service": {"name": service, "namespace": namespace}, "caBundle": bundle},
+            }],
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_configuration_of_another_weir_is_left_alone() {
+        let of = |service: &str, namespace: &str| {
+            Configuration::of(configuration(service, namespace, "a"), "weir-system")
+        };
+        assert!(matches!(of("weir", "other"), Configuration::NotForUs));
+        assert!(matches!(of("istiod", "weir-system"), Configuration::NotForUs));
+        let ours = of("weir", "weir-system");
+        assert!(ours.trusts("a") && !ours.trusts("a\nb"));
+    }
+
+    #[test]
+    fn what_is_written_into_the_secret_is_what_is_read_from_it() {
+        let pair = |text: &str| {
+            Some(KeyedCertificate {
+                certificate: format!("{text}.crt"),
+                key: format!("{text}.key"),
+            })
+        };
+        let mut contents =
+            Contents { current: pair("a"), next: pair("b"), authorities: "c".to_owned() };
+        let written = secret(&contents, None);
+        assert_eq!(written.type_.as_deref(), Some("kubernetes.io/tls"));
+        let stored = StoredSecret::from(written);
+        assert_eq!(stored.contents, contents);
+        contents.next = None;
+        let again = secret(&contents, Some(&stored));
+        assert_eq!(again.metadata, stored.metadata);
+        assert_eq!(StoredSecret::from(again).contents, contents);
+    }
+}
