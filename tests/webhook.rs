@@ -166,7 +166,7 @@ async fn kubectl_shows_what_is_refused_and_what_is_doubtful() {
     // What is doubtful is stored, with a warning.
     let doubtful = world.apply(&virtual_service("doubtful", "nobody", 5), &[]);
     assert!(doubtful.status.success(), "{doubtful:?}");
-    let warning = "Warning: VirtualService your-namespace/doubtful: spec.http[0].route[0].destination.host: `nobody";
+    let warning = "Warning: VirtualService your-namespace/doubtful: spec.http[0].route[0].destination.host: service `nobody.";
     assert!(said(&doubtful).contains(warning), "{}", said(&doubtful));
     for good in ["deploy/examples/canary", "deploy/examples/canary"] {
         let folder = format!("{}/{good}", env!("CARGO_MANIFEST_DIR"));

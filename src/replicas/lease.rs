@@ -19,6 +19,9 @@ use crate::source::kubernetes::reason;
 /// The name of the Lease.
 pub(crate) const NAME: &str = "weir-status";
 
+/// How long giving the Lease up may take.
+const RELEASE: Duration = Duration::from_secs(3);
+
 /// Takes part in the election.
 pub(crate) struct Candidate {
     api: Api<Lease>,
@@ -190,8 +193,23 @@ impl Candidate {
             spec.lease_duration_seconds = Some(1);
         }
         // If this fails, it expires.
-        let params = PostParams::default();
-        let _ = timeout(self.interval(), self.api.replace(NAME, &params, &lease)).await;
+        let _ = timeout(RELEASE, self.replace_own(lease)).await;
+    }
+
+    /// Replaces the Lease as long as this replica holds it. A renewal that was interrupted may still arrive meanwhile.
+    async fn replace_own(&self, mut lease: Lease) -> Result<(), kube::Error> {
+        loop {
+            match self.api.replace(NAME, &PostParams::default(), &lease).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                replaced => return replaced.map(drop),
+            }
+            let current = self.api.get(NAME).await?;
+            let holder = current.spec.as_ref().and_then(|spec| spec.holder_identity.as_ref());
+            if holder != Some(&self.identity) {
+                return Ok(());
+            }
+            lease.metadata = current.metadata;
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod certificate;
 mod folder;
+mod object_watch;
 mod review;
 mod rotation;
 mod secret;
@@ -93,10 +94,14 @@ impl std::fmt::Display for Health {
 pub(crate) enum Reporter {
     /// The reader of the certificate.
     Certificate,
+    /// The watch of the Secret.
+    Watch,
     /// The writer of the Secret.
     Secret,
     /// The writer of the webhook configuration.
     Configuration,
+    /// The watch of the webhook configuration.
+    ConfigurationWatch,
 }
 
 /// The state that the parts of the webhook share: the certificate that is served, and what is wrong.
@@ -167,5 +172,6 @@ impl Webhook {
     fn not_elected(&self) {
         self.resolve(Reporter::Secret);
         self.resolve(Reporter::Configuration);
+        self.resolve(Reporter::ConfigurationWatch);
     }
 }

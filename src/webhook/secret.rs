@@ -2,22 +2,21 @@
 //! writes the authorities to trust into the webhook configuration.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Client, Resource};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::certificate::{KeyedCertificate, ServedCertificate};
+use super::object_watch::{ObjectWatch, Seen};
 use super::rotation::{Contents, Step, Trust, Wanted};
 use super::{Reporter, Webhook};
 use crate::source::kubernetes::reason;
@@ -116,54 +115,6 @@ fn secret(contents: &Contents, old: Option<&StoredSecret>) -> Secret {
     Secret { data: Some(data), metadata, type_: r#type, ..Default::default() }
 }
 
-/// What a watch of a single object says.
-enum Seen<K> {
-    Object(K),
-    Absent,
-    Failed(String),
-}
-
-/// Watches the object with this name.
-fn watched<K>(api: Api<K>, name: &str) -> BoxStream<'static, Seen<K>>
-where
-    K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-    K::DynamicType: Default,
-{
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut listed = false;
-    let events = watcher(api, config).default_backoff().filter_map(move |event| {
-        let seen = match event {
-            Ok(watcher::Event::Init) => {
-                listed = false;
-                None
-            }
-            Ok(watcher::Event::InitApply(object)) => {
-                listed = true;
-                Some(Seen::Object(object))
-            }
-            Ok(watcher::Event::Apply(object)) => Some(Seen::Object(object)),
-            Ok(watcher::Event::InitDone) => (!listed).then_some(Seen::Absent),
-            Ok(watcher::Event::Delete(_)) => Some(Seen::Absent),
-            Err(error) => failure(error).map(Seen::Failed),
-        };
-        std::future::ready(seen)
-    });
-    events.boxed()
-}
-
-/// Why a watch fails; `None` if it resumes or lists again by itself.
-fn failure(error: watcher::Error) -> Option<String> {
-    match error {
-        watcher::Error::WatchFailed(_) => None,
-        watcher::Error::WatchError(status) if status.code == 410 => None,
-        watcher::Error::WatchError(status) => Some(status.message.clone()),
-        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
-            Some(reason(&error))
-        }
-        error @ watcher::Error::NoResourceVersion => Some(error.to_string()),
-    }
-}
-
 /// Serves the certificate in the Secret, and tells `state` what the Secret is. Runs until it is dropped.
 pub(crate) async fn follow(
     client: Client,
@@ -171,9 +122,9 @@ pub(crate) async fn follow(
     webhook: &Webhook,
     state: watch::Sender<SecretState>,
 ) {
-    let mut seen = watched(Api::<Secret>::namespaced(client, namespace), SECRET);
-    while let Some(seen) = seen.next().await {
-        match seen {
+    let mut seen = ObjectWatch::new(Api::<Secret>::namespaced(client, namespace), SECRET);
+    loop {
+        match seen.next().await {
             Seen::Object(secret) => {
                 let stored = StoredSecret::from(secret);
                 match stored.contents.current.as_ref().map(ServedCertificate::of) {
@@ -189,8 +140,9 @@ pub(crate) async fn follow(
             Seen::Absent => {
                 state.send_replace(SecretState::Absent);
             }
+            Seen::Works => webhook.resolve(Reporter::Watch),
             Seen::Failed(why) => webhook.complain(
-                Reporter::Certificate,
+                Reporter::Watch,
                 format!("Secret {namespace}/{SECRET} cannot be watched: {why}"),
             ),
         }
@@ -244,7 +196,7 @@ pub(crate) struct Issuer {
     client: Client,
     namespace: String,
     wanted: Wanted,
-    webhook: std::sync::Arc<Webhook>,
+    webhook: Arc<Webhook>,
     secret: watch::Receiver<SecretState>,
 }
 
@@ -255,7 +207,7 @@ impl Issuer {
         namespace: &str,
         domain: &str,
         lifetime: Duration,
-        webhook: std::sync::Arc<Webhook>,
+        webhook: Arc<Webhook>,
         secret: watch::Receiver<SecretState>,
     ) -> Self {
         let name = format!("{SERVICE}.{namespace}.svc");
@@ -274,7 +226,7 @@ impl Issuer {
             trusted_since: None,
         };
         let api = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
-        let mut seen = watched(api, CONFIGURATION);
+        let mut seen = ObjectWatch::new(api, CONFIGURATION);
         duty.secret.mark_changed();
         loop {
             let again_at = duty.act().await;
@@ -284,7 +236,7 @@ impl Issuer {
                         return;
                     }
                 }
-                Some(seen) = seen.next() => duty.saw(seen),
+                seen = seen.next() => duty.saw(seen),
                 () = tokio::time::sleep_until(again_at) => {}
             }
         }
@@ -312,14 +264,14 @@ impl Duty<'_> {
         match seen {
             Seen::Object(found) => {
                 self.configuration = Configuration::of(found, &self.issuer.namespace);
-                webhook.resolve(Reporter::Configuration);
             }
             Seen::Absent => {
                 self.configuration = Configuration::NotForUs;
                 webhook.resolve(Reporter::Configuration);
             }
+            Seen::Works => webhook.resolve(Reporter::ConfigurationWatch),
             Seen::Failed(why) => webhook.complain(
-                Reporter::Configuration,
+                Reporter::ConfigurationWatch,
                 format!("ValidatingWebhookConfiguration {CONFIGURATION} cannot be watched: {why}"),
             ),
         }
@@ -363,6 +315,7 @@ impl Duty<'_> {
             self.trusted_since = None;
             return Trust::Outdated;
         }
+        self.issuer.webhook.resolve(Reporter::Configuration);
         let known = self.trusted_since.as_ref().filter(|(known, _)| known == authorities);
         let since = known.map_or_else(SystemTime::now, |(_, since)| *since);
         self.trusted_since = Some((authorities.to_owned(), since));

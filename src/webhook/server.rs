@@ -110,7 +110,7 @@ impl Reviewer {
         let (result, review) = match verdict {
             Verdict::NotReviewed => (ReviewResult::Skipped, admitted(&request.uid, &[])),
             Verdict::Refused(why) => {
-                tracing::info!("webhook: refused {}", why.replace('\n', "; "));
+                tracing::debug!("webhook: refused {}", why.replace('\n', "; "));
                 (ReviewResult::Refused, refused(&request.uid, &why))
             }
             Verdict::Admitted(key, parsed) => {
