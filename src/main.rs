@@ -39,7 +39,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Run the control plane
-    Serve(cli::serve::Args),
+    Serve(Box<cli::serve::Args>),
     /// Demonstrate a canary rollout with a real Envoy
     Demo(cli::demo::Args),
     /// Print the full configuration of one proxy for some objects
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
         Command::Wait(args) => block_on(cli::wait::run(args)),
         Command::Serve(args) => {
             without_huge_pages();
-            block_on(returning_memory(cli::serve::run(args)))
+            block_on(returning_memory(cli::serve::run(*args)))
         }
         Command::Bench(args) => block_on(cli::bench::run(*args)),
         Command::Demo(args) => block_on(cli::demo::run(args)),

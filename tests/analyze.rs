@@ -1,10 +1,15 @@
 //! Tests the output and exit status of `weir analyze`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::kube::KubeCluster;
 use serde_json::{Value, json};
+use weir::analyze;
+use weir::mesh::MeshConfig;
+use weir::source::directory;
+use weir::store::Store;
 
 const SERVICES: &str = "\
 apiVersion: v1
@@ -410,4 +415,27 @@ fn five_thousand_objects() {
     println!("{} findings in {:?}", all.len(), begun.elapsed());
     assert_eq!(all.len(), 1250);
     assert!(all.iter().all(|item| item["code"] == "IST0101"));
+}
+
+#[test]
+fn the_findings_about_one_object_are_those_of_all_about_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let cases = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    let (mut objects, mut seen) = (0, 0);
+    for case in cases {
+        let (mut store, mut keys) = (Store::default(), BTreeSet::new());
+        for change in directory::load_once(&case.join("input.yaml")).unwrap() {
+            store.apply(change, &mut keys);
+        }
+        let config = MeshConfig::default();
+        let all = analyze::analyze(&store, &config);
+        for key in &keys {
+            let about = all.iter().filter(|finding| finding.object.as_ref() == Some(key));
+            let about: Vec<_> = about.cloned().collect();
+            assert_eq!(analyze::analyze_object(&store, &config, key), about, "{key}");
+            seen += about.len();
+        }
+        objects += keys.len();
+    }
+    assert!(objects > 100 && seen > 20, "{seen} findings about {objects} objects");
 }

@@ -367,11 +367,15 @@ async fn weir_keeps_the_certificate_of_its_webhook_with_its_roles_and_needs_each
         weir.lacks(verb, &[resource]).await;
         // weir serves all the same, and `weir doctor` says what is missing.
         weir.serve.ready().await;
-        let doctor = weir.doctor();
-        assert_eq!(doctor.status.code(), Some(1), "{doctor:?}");
-        let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
         let missing = format!("cannot {verb} resource");
-        assert!(said.contains("the webhook does not work") && said.contains(&missing), "{said}");
+        until(&format!("`weir doctor` says: {missing}"), async || {
+            let doctor = weir.doctor();
+            let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+            doctor.status.code() == Some(1)
+                && said.contains("the webhook does not work")
+                && said.contains(&missing)
+        })
+        .await;
         drop(weir);
         allow_verb(&cluster, &account, rule, verb, others, true).await;
     }

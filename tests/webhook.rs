@@ -17,11 +17,13 @@ use kube::api::{Api, ApiResource, DynamicObject, PostParams};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_util::sync::CancellationToken;
 use weir::api::{Identity, identify, parse};
 use weir::source::yaml;
 
@@ -101,6 +103,17 @@ impl World {
         .await;
     }
 
+    fn api(&self) -> Api<DynamicObject> {
+        let resource = ApiResource {
+            group: "networking.istio.io".to_owned(),
+            version: "v1".to_owned(),
+            api_version: "networking.istio.io/v1".to_owned(),
+            kind: "VirtualService".to_owned(),
+            plural: "virtualservices".to_owned(),
+        };
+        Api::namespaced_with(self.client.clone(), NAMESPACE, &resource)
+    }
+
     /// The authorities in the configuration.
     async fn authorities(&self) -> Vec<u8> {
         let api = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
@@ -168,11 +181,9 @@ async fn kubectl_shows_what_is_refused_and_what_is_doubtful() {
     assert!(doubtful.status.success(), "{doubtful:?}");
     let warning = "Warning: VirtualService your-namespace/doubtful: spec.http[0].route[0].destination.host: service `nobody.";
     assert!(said(&doubtful).contains(warning), "{}", said(&doubtful));
-    for good in ["deploy/examples/canary", "deploy/examples/canary"] {
-        let folder = format!("{}/{good}", env!("CARGO_MANIFEST_DIR"));
-        let applied = world.cluster.kubectl(&["apply", "-f", &folder]);
-        assert!(applied.status.success() && said(&applied).is_empty(), "{applied:?}");
-    }
+    let folder = format!("{}/deploy/examples/canary", env!("CARGO_MANIFEST_DIR"));
+    let applied = world.cluster.kubectl(&["apply", "-f", &folder]);
+    assert!(applied.status.success() && said(&applied).is_empty(), "{applied:?}");
     // The status that weir writes is not reviewed, and what is written can be deleted.
     let deleted = world.cluster.kubectl(&["-n", NAMESPACE, "delete", "vs", "doubtful"]);
     assert!(deleted.status.success() && said(&deleted).is_empty(), "{deleted:?}");
@@ -265,7 +276,55 @@ async fn refusal(requests: &mut SendRequest<Full<Bytes>>, object: &Value) -> Opt
     }
 }
 
-// Two clients go on while kubectl runs.
+/// Writes again and again until it is stopped, and fails if a request fails.
+struct Writing {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Writing {
+    fn start(world: &World) -> Self {
+        let (api, stop) = (world.api(), CancellationToken::new());
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            while !stopped.is_cancelled() {
+                create(&api).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Self { stop, task }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.expect("no request failed");
+    }
+}
+
+/// Has the API server review an object, which it does not store.
+async fn create(api: &Api<DynamicObject>) -> Result<DynamicObject, kube::Error> {
+    let good = serde_json::from_value(virtual_service("good", "my-app", 5)).unwrap();
+    api.create(&PostParams { dry_run: true, ..Default::default() }, &good).await
+}
+
+/// The certificate of each replica, for one who trusts what the configuration says at that time.
+async fn presented(
+    world: &World,
+    replicas: &[&Replica],
+) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut seen = Vec::new();
+    for replica in replicas {
+        let authorities = world.authorities().await;
+        let to = SocketAddr::from(([127, 0, 0, 1], replica.webhook));
+        let (mut requests, certificate) = connect([127, 0, 0, 1], to, &authorities, NAME).await?;
+        let good = virtual_service("good", "my-app", 5);
+        assert_eq!(refusal(&mut requests, &good).await, None);
+        seen.push(certificate);
+    }
+    Ok(seen)
+}
+
+// Clients go on while kubectl runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_while_replicas_renew_the_certificate_one_after_the_other() {
     if !network::is_inside() {
@@ -275,70 +334,40 @@ async fn no_request_fails_while_replicas_renew_the_certificate_one_after_the_oth
     let Some(world) = World::start(test).await else { return };
     let lifetime = ["--webhook-cert-lifetime", "40"];
     let mut replicas = [world.replica(0, &lifetime).await, world.replica(1, &lifetime).await];
+    let both = [&replicas[0], &replicas[1]];
     world.reviewed().await;
+    until("both serve", async || presented(&world, &both).await.is_ok()).await;
     let strict = r#"[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Fail"}]"#;
     let patch = ["patch", "validatingwebhookconfiguration", "weir", "--type=json", "-p", strict];
     world.cluster.kubectl_ok(&patch);
 
-    // The API server asks weir all the time, and a request that weir does not answer fails.
-    let resource = ApiResource {
-        group: "networking.istio.io".to_owned(),
-        version: "v1".to_owned(),
-        api_version: "networking.istio.io/v1".to_owned(),
-        kind: "VirtualService".to_owned(),
-        plural: "virtualservices".to_owned(),
-    };
-    let api = Api::<DynamicObject>::namespaced_with(world.client.clone(), NAMESPACE, &resource);
-    let writing = tokio::spawn(async move {
-        let good: DynamicObject =
-            serde_json::from_value(virtual_service("good", "my-app", 5)).unwrap();
-        let dry_run = PostParams { dry_run: true, ..Default::default() };
-        loop {
-            api.create(&dry_run, &good).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    });
-    // Each handshake succeeds for one who trusts what the configuration says at that time.
-    let seen = async |replicas: &[&Replica]| {
-        let mut seen = Vec::new();
-        for replica in replicas {
-            let authorities = world.authorities().await;
-            let to = SocketAddr::from(([127, 0, 0, 1], replica.webhook));
-            let (mut requests, certificate) =
-                connect([127, 0, 0, 1], to, &authorities, NAME).await.unwrap();
-            let good = virtual_service("good", "my-app", 5);
-            assert_eq!(refusal(&mut requests, &good).await, None);
-            seen.push(certificate);
-        }
-        assert!(!writing.is_finished(), "a request failed");
-        seen
-    };
-    let [first, second] = &replicas;
-    let before = seen(&[first, second]).await;
-    assert_eq!(before[0], before[1], "both have the same certificate");
+    // From now on each handshake succeeds, and so does each request of the API server.
+    let before = presented(&world, &both).await.unwrap();
+    let writing = Writing::start(&world);
     until("both have another certificate", async || {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = seen(&[first, second]).await;
-        now[0] != before[0] && now[0] == now[1]
+        let now = presented(&world, &both).await.unwrap();
+        now[0] == now[1] && !before.contains(&now[0])
     })
     .await;
+    writing.stop().await;
 
     // The one that is elected is killed, and the other one renews the next certificate.
     let leader = usize::from(replicas[1].serve.metric("weir_status_leader ").await == Some(1));
     world.leave(&replicas[leader]);
-    // A request that was routed before may still be on its way.
-    let between = seen(&[&replicas[1 - leader]]).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
     replicas[leader].serve.kill();
     let other = &replicas[1 - leader];
+    let api = world.api();
+    until("the API server asks the other one", async || create(&api).await.is_ok()).await;
+    let between = presented(&world, &[other]).await.unwrap();
+    let writing = Writing::start(&world);
     until("the other one renews it", async || {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        seen(&[other]).await != between
+        presented(&world, &[other]).await.unwrap() != between
     })
     .await;
     assert_eq!(other.serve.metric("weir_status_leader ").await, Some(1));
-    writing.abort();
-    assert!(writing.await.unwrap_err().is_cancelled(), "no request failed");
+    writing.stop().await;
 }
 
 /// weir with objects from a folder, and a webhook with a certificate from another one.
