@@ -1,6 +1,6 @@
 //! Prometheus metrics. Names are Istio's if the meaning is the same.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 
 use crate::revision::MeshRevision;
 use crate::snapshot::{CacheStats, ResourceType};
+use crate::source::sync::KindSync;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TypeLabel {
@@ -21,6 +22,11 @@ struct TypeLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WorkLabel {
     work: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WatchLabel {
+    resource: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -181,6 +187,8 @@ pub(crate) struct Metrics {
     revision: Gauge,
     problems: Gauge,
     held: Gauge,
+    tasks: Gauge,
+    watch_age: Family<WatchLabel, Gauge<f64, AtomicU64>>,
     config_events: Counter,
     convergence: Histogram,
     admitted: Family<PoolLabels, Gauge>,
@@ -208,6 +216,8 @@ impl Default for Metrics {
             revision: Gauge::default(),
             problems: Gauge::default(),
             held: Gauge::default(),
+            tasks: Gauge::default(),
+            watch_age: Family::default(),
             config_events: Counter::default(),
             convergence: Histogram::new(CONVERGENCE),
             admitted: Family::default(),
@@ -285,6 +295,12 @@ impl Metrics {
             "Weight and label changes held back because a subset has no ready endpoint",
             self.held.clone(),
         );
+        registry.register("weir_tasks", "Running asynchronous tasks", self.tasks.clone());
+        registry.register(
+            "weir_watch_age_seconds",
+            "Seconds since the Kubernetes API last answered the watch of a resource, with an event or a bookmark",
+            self.watch_age.clone(),
+        );
         registry.register(
             "weir_config_problems",
             "Objects and files that are currently rejected",
@@ -331,6 +347,14 @@ impl Metrics {
         set(&self.held, count);
     }
 
+    /// Sets the ages of the watches.
+    pub(crate) fn watches(&self, kinds: &[KindSync]) {
+        for kind in kinds {
+            let label = WatchLabel { resource: kind.kind.resource() };
+            self.watch_age.get_or_create(&label).set(kind.answered.age().as_secs_f64());
+        }
+    }
+
     /// The metrics of the status writer.
     pub(crate) fn status(&self) -> StatusMetrics {
         self.status.clone()
@@ -350,11 +374,12 @@ impl Metrics {
         PoolMetrics { used, over_share, exhausted, revoked }
     }
 
-    /// The metrics in the Prometheus text format.
+    /// The metrics in the Prometheus text format, with this number of running tasks.
     ///
     /// # Errors
     /// Fails only if a metric cannot be formatted.
-    pub(crate) fn text(&self, cache: CacheStats) -> Result<String, std::fmt::Error> {
+    pub(crate) fn text(&self, cache: CacheStats, tasks: usize) -> Result<String, std::fmt::Error> {
+        set(&self.tasks, tasks);
         set(&self.connected, cache.proxies);
         set(&self.scopes, cache.scopes);
         set(&self.parts, cache.parts);

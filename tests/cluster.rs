@@ -216,7 +216,7 @@ async fn a_missing_permission_is_named_for_each_kind() {
     let (status, body) = page().await;
     assert_eq!(status, 503, "{body}");
     for line in [
-        "[+] services: synced\n",
+        "[+] services: synced, answered ",
         "[-] pods: forbidden: missing verb watch: ",
         "[-] nodes: forbidden: missing verb list: ",
         "[+] virtualservices.networking.istio.io: absent: the API does not serve it\n",

@@ -229,7 +229,7 @@ async fn no_break_costs_a_request_over_sotw() {
 type ByName = BTreeMap<String, Value>;
 
 /// Checks that Envoy's configuration becomes what weir reports.
-async fn same_at_both_ends(canary: &Canary) {
+pub(crate) async fn same_at_both_ends(canary: &Canary) {
     let mut last = None;
     let same = async || {
         last = differs(canary).await;

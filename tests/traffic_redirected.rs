@@ -9,7 +9,7 @@ use crate::support::traffic::{Mesh, Request, connect, greeting};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// The address of the workload, which is the sixth backend.
 const WORKLOAD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 6);
@@ -342,6 +342,12 @@ async fn open_connections_go_on_when_their_pod_leaves_every_service() {
         status
     };
     assert_eq!(ask().await, 200);
+    let bytes = connect(CALLER, (WORKLOAD, mesh.backends.tcp).into()).await.unwrap();
+    let (_, mut bytes) = greeting(bytes).await.unwrap();
+    let held = get(&mesh, WORKLOAD.octets(), mesh.backends.http, "own").from(CALLER).hold(1);
+    let id = held.id.clone();
+    let held = held.http2().spawn();
+    mesh.backends.wait(&id, 1).await;
     let cluster = format!("cluster.inbound|{}||;.upstream_rq_total", mesh.backends.http);
     // No slice has the pod any more: its filter chains go, and drain.
     let (services, _) = OWN.split_once("---").unwrap();
@@ -354,7 +360,13 @@ async fn open_connections_go_on_when_their_pod_leaves_every_service() {
     for _ in 0..20 {
         assert_eq!(ask().await, 200);
     }
-    assert_eq!(mesh.sidecar.stat(&cluster).await, 21);
+    assert_eq!(mesh.sidecar.stat(&cluster).await, 22);
+    bytes.write_all(b"more").await.unwrap();
+    let mut echoed = [0; 4];
+    bytes.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(&echoed, b"more");
+    mesh.backends.release(&id);
+    assert_eq!(held.await.unwrap().backend(), 6);
     // New connections reach the workload as well, as a port that no service has.
     assert_eq!(
         get(&mesh, WORKLOAD.octets(), mesh.backends.http, "own")

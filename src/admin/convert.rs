@@ -33,6 +33,7 @@ impl From<&KindSync> for v1::KindSync {
             missing_verb: sync.missing_verb().map(|verb| verb.to_string()).unwrap_or_default(),
             reason: sync.reason().to_owned(),
             complete: sync.complete,
+            answered_seconds_ago: u32::try_from(sync.answered.age().as_secs()).unwrap_or(u32::MAX),
         }
     }
 }

@@ -245,7 +245,10 @@ impl v1::admin_server::Admin for Admin {
         let state = self.published.state();
         let proxies =
             status::proxies(&state, &self.connections.list()).into_iter().map(Into::into).collect();
-        Ok(Response::new(v1::ListProxiesResponse { proxies, mesh_revision: state.revision.get() }))
+        let unanswered =
+            self.sync.borrow().iter().filter(|kind| kind.is_old()).map(Into::into).collect();
+        let mesh_revision = state.revision.get();
+        Ok(Response::new(v1::ListProxiesResponse { proxies, mesh_revision, unanswered }))
     }
 
     async fn get_readiness(

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::snapshot::SnapshotCache;
 use crate::source::probe::FreshnessProbe;
-use crate::source::sync::{KindSync, SyncState};
+use crate::source::sync::KindSync;
 use crate::status::Published;
 use crate::webhook;
 use crate::xds::connections::Connections;
@@ -83,9 +83,7 @@ async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respons
     let mut text = String::new();
     if verbose {
         for kind in admin.sync.borrow().iter() {
-            let works =
-                kind.complete && matches!(kind.state, SyncState::Synced | SyncState::Absent);
-            text += &format!("[{}] {kind}\n", if works { '+' } else { '-' });
+            text += &format!("[{}] {kind}\n", if kind.is_well() { '+' } else { '-' });
         }
         if let Some(webhook) = &admin.webhook {
             let health = webhook.borrow();
@@ -101,7 +99,9 @@ async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respons
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    match admin.metrics.text(admin.snapshots.stats()) {
+    admin.metrics.watches(&admin.sync.borrow());
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    match admin.metrics.text(admin.snapshots.stats(), tasks) {
         Ok(text) => (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
             text,

@@ -9,6 +9,7 @@ use super::table::table;
 use crate::admin::api::v1;
 use crate::admin::api::v1::kind_sync::State;
 use crate::proto_json;
+use crate::source::sync::OLD;
 
 /// Report how far weir is with each kind of object that it reads, with advice where it is stuck
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,8 @@ use crate::proto_json;
   weir doctor -o json
 
 A kind is `synced`, `waiting` (its first list is not complete), `absent` (the API does not serve it; it
-counts as empty until it does), `forbidden` (a verb is missing in weir's role) or `failing`. If the
+counts as empty until it does), `forbidden` (a verb is missing in weir's role) or `failing`. ANSWERED is
+how long ago the API sent something about the kind, which it does about every minute. If the
 webhook is on, its certificate and what is wrong with it are reported too. The same is at
 /ready?verbose on the admin port.
 
@@ -39,7 +41,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = v1::GetReadinessRequest {};
     let answer = client.get_readiness(request).await.map_err(status_error)?.into_inner();
     args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
-    let well = |kind: &v1::KindSync| matches!(kind.state(), State::Synced | State::Absent);
+    let well = |kind: &v1::KindSync| {
+        matches!(kind.state(), State::Synced | State::Absent) && !is_old(kind)
+    };
     let webhook = answer.webhook.as_ref().is_none_or(|webhook| webhook.works);
     let all_well = answer.ready && answer.kinds.iter().all(well) && webhook;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -51,11 +55,10 @@ fn text(answer: &v1::GetReadinessResponse) -> String {
     if answer.kinds.is_empty() {
         return format!("{ready}objects are read from a folder\n{webhook}");
     }
-    let rows = answer
-        .kinds
-        .iter()
-        .map(|kind| [kind.resource.clone(), word(kind.state()).to_owned(), advice(kind)]);
-    format!("{ready}{webhook}\n{}", table(["RESOURCE", "STATE", "WHAT TO DO"], rows))
+    let rows = answer.kinds.iter().map(|kind| {
+        [kind.resource.clone(), word(kind.state()).to_owned(), age(kind), advice(kind)]
+    });
+    format!("{ready}{webhook}\n{}", table(["RESOURCE", "STATE", "ANSWERED", "WHAT TO DO"], rows))
 }
 
 fn webhook(webhook: &v1::Webhook) -> String {
@@ -68,6 +71,15 @@ fn webhook(webhook: &v1::Webhook) -> String {
     let works = if webhook.works { "works" } else { "does not work" };
     let lines = webhook.problems.iter().map(|problem| format!("  {problem}\n"));
     format!("the webhook {works}: {certificate}\n{}", lines.collect::<String>())
+}
+
+/// Whether the API has not answered for so long that changes may be missing.
+fn is_old(kind: &v1::KindSync) -> bool {
+    u64::from(kind.answered_seconds_ago) >= OLD.as_secs()
+}
+
+fn age(kind: &v1::KindSync) -> String {
+    format!("{} s ago", kind.answered_seconds_ago)
 }
 
 fn word(state: State) -> &'static str {
@@ -87,6 +99,9 @@ fn advice(kind: &v1::KindSync) -> String {
         false => "weir is not ready until it can be listed",
     };
     match kind.state() {
+        State::Synced if is_old(kind) => {
+            format!("see that the API server answers: changes since then are missing; {kept}")
+        }
         State::Synced => "-".to_owned(),
         State::Waiting => kind.reason.clone(),
         State::Absent => {
@@ -99,5 +114,25 @@ fn advice(kind: &v1::KindSync) -> String {
         State::Failing | State::Unspecified => {
             format!("see that the API server answers; {kept}: {}", kind.reason)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_whose_watch_is_not_answered_is_told_to_be_old() {
+        let kind = |age| v1::KindSync {
+            resource: "services".to_owned(),
+            state: State::Synced.into(),
+            complete: true,
+            answered_seconds_ago: age,
+            ..Default::default()
+        };
+        let told = |age| text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)] });
+        assert!(!is_old(&kind(61)) && told(61).contains("61 s ago"), "{}", told(61));
+        assert!(is_old(&kind(95)), "{}", told(95));
+        assert!(told(95).contains("95 s ago  see that the API server answers"), "{}", told(95));
     }
 }

@@ -20,9 +20,11 @@ use crate::snapshot::ResourceType;
 CDS, EDS, LDS and RDS are `synced` (the proxy ACKed everything), `stale` (an update is pending),
 `rejected` (it ACKed everything except what it rejected) or `-` (it did not subscribe). Proxies with
 the same SCOPE get the same resources. REVISION is that of the mesh: `7` has ACKed the newest one,
-`5 of 7` has not ACKed it yet. Only the proxies of the replica that is asked are listed.
+`5 of 7` has not ACKed it yet. Only the proxies of the replica that is asked are listed. A line above the
+table says so if the Kubernetes API has not answered for 90 s, so that newer changes are not known.
 
-Exit status: 0, or 1 if a proxy is lagging, has rejected something, or has something held back.")]
+Exit status: 0, or 1 if a proxy is lagging, has rejected something, or has something held back, or if the
+objects are old.")]
 pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,
@@ -40,22 +42,38 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let all_well = answer.proxies.iter().all(|proxy| {
         proxy.lagging.is_empty() && proxy.rejected.is_empty() && proxy.held.is_empty()
     });
+    let all_well = all_well && answer.unanswered.is_empty();
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn text(answer: &v1::ListProxiesResponse) -> String {
+    let mut out = old_objects(&answer.unanswered);
     if answer.proxies.is_empty() {
-        return "no proxies connected\n".to_owned();
+        return out + "no proxies connected\n";
     }
     let now = Timestamp::now();
     let head = ["PROXY", "AGE", "CDS", "EDS", "LDS", "RDS", "SCOPE", "REVISION"];
-    let mut out = table(head, answer.proxies.iter().map(|proxy| row(proxy, now)));
+    out.push_str(&table(head, answer.proxies.iter().map(|proxy| row(proxy, now))));
     let problems: Vec<[String; 2]> = answer.proxies.iter().flat_map(problems).collect();
     if !problems.is_empty() {
         out.push('\n');
         out.push_str(&table(["PROXY", "PROBLEM"], problems));
     }
     out
+}
+
+/// A line that says from when the objects are; empty if their watches are answered.
+fn old_objects(unanswered: &[v1::KindSync]) -> String {
+    let Some(age) = unanswered.iter().map(|kind| kind.answered_seconds_ago).max() else {
+        return String::new();
+    };
+    let names: Vec<&str> = unanswered.iter().map(|kind| kind.resource.as_str()).collect();
+    let watches = match names.as_slice() {
+        [only] => format!("the watch of {only} is"),
+        [others @ .., last] => format!("the watches of {} and {last} are", others.join(", ")),
+        [] => return String::new(),
+    };
+    format!("objects as of {age} s ago: {watches} not answered\n\n")
 }
 
 fn name(proxy: &v1::Proxy) -> String {
@@ -144,6 +162,26 @@ fn age(since: i64, now: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn objects_whose_watch_is_not_answered_are_named_with_their_age() {
+        let kind = |resource: &str, age| v1::KindSync {
+            resource: resource.to_owned(),
+            answered_seconds_ago: age,
+            ..Default::default()
+        };
+        let answer = |unanswered| v1::ListProxiesResponse { unanswered, ..Default::default() };
+        assert_eq!(text(&answer(vec![])), "no proxies connected\n");
+        assert_eq!(
+            text(&answer(vec![kind("services", 95)])),
+            "objects as of 95 s ago: the watch of services is not answered\n\nno proxies connected\n"
+        );
+        let all = vec![kind("services", 95), kind("pods", 121), kind("nodes", 92)];
+        assert_eq!(
+            old_objects(&all),
+            "objects as of 121 s ago: the watches of services, pods and nodes are not answered\n\n"
+        );
+    }
 
     #[test]
     fn ages_have_at_most_two_units() {

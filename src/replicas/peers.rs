@@ -88,23 +88,40 @@ pub(crate) struct PeerAnswer {
 }
 
 /// What is known of the other replicas. Pure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PeerTable {
     peers: BTreeMap<String, Peer>,
-    /// Whether it is known who they are.
-    listed: bool,
-    /// Since when they cannot be listed, and why.
-    failing: Option<(Instant, String)>,
+    /// Since when they have been waited for, and why they are not known; `None` once they are.
+    unlisted: Option<(Instant, String)>,
 }
 
 impl PeerTable {
+    /// Replicas that are being listed since `now`.
+    fn new(now: Instant) -> Self {
+        let why = "the API server does not answer the list of their EndpointSlices".to_owned();
+        Self { peers: BTreeMap::new(), unlisted: Some((now, why)) }
+    }
+
+    /// No other replica, for ever.
+    fn empty() -> Self {
+        Self { peers: BTreeMap::new(), unlisted: None }
+    }
+
+    /// Records why the list failed.
+    fn list_failed(&mut self, why: String) {
+        // Once it is known who they are, the watch goes on by itself.
+        if let Some((_, known)) = &mut self.unlisted {
+            *known = why;
+        }
+    }
+
     /// Takes in who the replicas are. Returns those that have to be asked anew, and forgets those that left.
     fn list(
         &mut self,
         found: BTreeMap<String, (SocketAddr, bool)>,
         now: Instant,
     ) -> Vec<(String, SocketAddr)> {
-        (self.listed, self.failing) = (true, None);
+        self.unlisted = None;
         self.peers.retain(|name, _| found.contains_key(name));
         let mut fresh = Vec::new();
         for (name, (address, serving)) in found {
@@ -152,13 +169,14 @@ impl PeerTable {
     /// The answers of all others. Fails with a time while one may still answer: to be asked again then, or as soon as
     /// something changes.
     fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
-        let is_over = |(since, _): &&(Instant, String)| now >= *since + GRACE;
         let mut answers = Vec::new();
-        if let Some((_, why)) = self.failing.as_ref().filter(is_over) {
-            let name = "of an unknown name".to_owned();
-            answers.push(PeerAnswer { name, summaries: Err(why.clone()) });
-        } else if !self.listed {
-            return Err(self.failing.as_ref().map_or(now, |(since, _)| *since) + GRACE);
+        match &self.unlisted {
+            Some((since, why)) if now >= *since + GRACE => {
+                let name = "of an unknown name".to_owned();
+                answers.push(PeerAnswer { name, summaries: Err(why.clone()) });
+            }
+            Some((since, _)) => return Err(*since + GRACE),
+            None => {}
         }
         for (name, peer) in &self.peers {
             let summaries = match (peer.silent(), &peer.summaries) {
@@ -180,7 +198,8 @@ impl PeerTable {
     /// When a replica that fails now will count as unreachable.
     fn next_change(&self, now: Instant) -> Option<Instant> {
         let peers = self.peers.values().filter_map(|peer| Some(peer.silent()?.0));
-        let ends = peers.chain(self.failing.as_ref().map(|(since, _)| *since)).map(|at| at + GRACE);
+        let listed = self.unlisted.as_ref().map(|(since, _)| *since);
+        let ends = peers.chain(listed).map(|at| at + GRACE);
         ends.filter(|end| *end > now).min()
     }
 }
@@ -213,7 +232,10 @@ impl Peers {
             own: own.to_owned(),
             slices,
             known: BTreeMap::new(),
-            table: PeerTable { listed: service.is_none(), ..Default::default() },
+            table: match service {
+                Some(_) => PeerTable::new(Instant::now()),
+                None => PeerTable::empty(),
+            },
             streams: StreamMap::new(),
         }
     }
@@ -245,12 +267,7 @@ impl Peers {
                 self.known.remove(&slice.name_any());
                 self.relist();
             }
-            // Who they are is known; the watch goes on by itself.
-            Err(_) if self.table.listed => {}
-            Err(error) => {
-                let since = self.table.failing.as_ref().map_or_else(Instant::now, |(at, _)| *at);
-                self.table.failing = Some((since, with_causes(&error)));
-            }
+            Err(error) => self.table.list_failed(with_causes(&error)),
         }
     }
 
@@ -387,7 +404,7 @@ mod tests {
     }
 
     fn table(peers: &[(&str, bool)], now: Instant) -> PeerTable {
-        let mut table = PeerTable::default();
+        let mut table = PeerTable::new(now);
         let found = peers.iter().map(|(name, serving)| {
             ((*name).to_owned(), (SocketAddr::from(([10, 0, 0, 1], 15014)), *serving))
         });
@@ -504,14 +521,25 @@ mod tests {
 
     #[test]
     fn until_the_replicas_are_listed_nothing_is_said_and_if_they_cannot_be_that_is_said() {
-        let now = Instant::now();
-        let mut table = PeerTable::default();
-        assert_eq!(answer(&table, now), Err(now + GRACE));
-        table.failing = Some((now, "forbidden".to_owned()));
-        assert_eq!(answer(&table, now), Err(now + GRACE));
-        let told = answer(&table, now + GRACE).unwrap();
-        assert_eq!(told, ["of an unknown name: forbidden"]);
-        table.list(BTreeMap::new(), now);
-        assert_eq!(answer(&table, now + GRACE), Ok(vec![]));
+        let begun = Instant::now();
+        let end = begun + GRACE;
+        // A list that fails and one that has no answer at all get the same time.
+        for failure in [Some("forbidden"), None] {
+            let mut table = PeerTable::new(begun);
+            assert_eq!(answer(&table, begun), Err(end));
+            if let Some(why) = failure {
+                table.list_failed(why.to_owned());
+            }
+            let half = begun + GRACE / 2;
+            assert_eq!((answer(&table, half), table.next_change(half)), (Err(end), Some(end)));
+            let why = failure
+                .unwrap_or("the API server does not answer the list of their EndpointSlices");
+            assert_eq!(answer(&table, end).unwrap(), [format!("of an unknown name: {why}")]);
+            table.list(BTreeMap::new(), end);
+            // A watch that fails later says nothing about who they are.
+            table.list_failed("gone".to_owned());
+            assert_eq!(answer(&table, end + GRACE), Ok(vec![]));
+        }
+        assert_eq!(answer(&PeerTable::empty(), begun), Ok(vec![]));
     }
 }

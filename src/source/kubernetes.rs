@@ -5,6 +5,7 @@
 
 pub(crate) mod inventory;
 mod kinds;
+mod observed;
 pub(crate) mod selection;
 mod shared;
 mod watches;
@@ -31,7 +32,7 @@ use self::selection::{Namespaces, Selection};
 use self::watches::Watches;
 use super::SourceEvent;
 use super::freshness::Freshness;
-use super::sync::{KindSync, Verb};
+use super::sync::{KindSync, LastAnswer, Verb};
 use crate::api::{Kind, ObjectKey};
 
 /// The maximum number of events per batch.
@@ -51,6 +52,10 @@ const LIST_RETRY: Duration = Duration::from_secs(2);
 
 /// How long a watch that was refused before must last until it counts as permitted.
 const SETTLED: Duration = Duration::from_secs(3);
+
+/// How long nothing may arrive on a connection to the API server, which sends a bookmark about every minute on each watch.
+/// Thus an API server that is cut off without a word is noticed after this time at the latest.
+const SILENT_WATCH: Duration = Duration::from_secs(150);
 
 /// The objects per page of a list.
 const PAGE: u32 = 500;
@@ -84,8 +89,8 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
         }
         None => Config::infer().await.map_err(|error| Error::Config(error.to_string()))?,
     };
-    // A watch is silent while nothing changes; the API server closes it within five minutes.
-    config.read_timeout = Some(Duration::from_secs(330));
+    // A watch on which not even bookmarks arrive is dead. It is resumed, so this costs little where there are none.
+    config.read_timeout = Some(SILENT_WATCH);
     Ok(Client::try_from(config)?)
 }
 
@@ -198,9 +203,9 @@ struct Items {
 impl Items {
     /// Starts the watches and lists that are due.
     fn start(&mut self, watches: &mut Watches) {
-        for kind in watches.startable() {
+        for (kind, answered) in watches.startable() {
             if self.started.insert(kind) {
-                self.all.push(events(&self.client, &self.selection, kind));
+                self.all.push(events(&self.client, &self.selection, kind, answered));
             }
         }
         for request in watches.take_requests() {
@@ -265,10 +270,16 @@ fn jitter() -> f64 {
     0.5 + 0.5 * (RandomState::new().hash_one(()) as f64 / u64::MAX as f64)
 }
 
-fn events(client: &Client, selection: &Selection, kind: Kind) -> BoxStream<'static, Item> {
-    let (client, namespaces) = (client.clone(), selection.namespaces.clone());
+fn events(
+    client: &Client,
+    selection: &Selection,
+    kind: Kind,
+    answered: LastAnswer,
+) -> BoxStream<'static, Item> {
+    let client = observed::client(client, kind, answered.clone());
+    let namespaces = selection.namespaces.clone();
     let stream = futures::stream::unfold(WatchAttempt::default(), move |mut attempt| {
-        let (client, namespaces) = (client.clone(), namespaces.clone());
+        let (client, namespaces, answered) = (client.clone(), namespaces.clone(), answered.clone());
         async move {
             loop {
                 if let Some(event) = attempt.next().await {
@@ -279,6 +290,7 @@ fn events(client: &Client, selection: &Selection, kind: Kind) -> BoxStream<'stat
                         attempt.stream = Some(watched(&client, &namespaces, kind, resource));
                     }
                     Ok(None) => {
+                        answered.arrived();
                         attempt.stream = Some(pause(ABSENT_KIND));
                         return Some((Event::Absent, attempt));
                     }

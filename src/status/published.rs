@@ -81,7 +81,8 @@ impl Published {
         self.state.lock()
     }
 
-    /// Publishes a new state of the mesh in which the `dirty` objects changed.
+    /// Publishes a new state of the mesh in which the `dirty` objects changed, with the objects that are rejected in the
+    /// same moment: a version that is accepted now must not count as rejected for another moment.
     pub(crate) fn publish(
         &self,
         mesh: &Mesh,
@@ -128,19 +129,17 @@ impl Published {
         state.mesh = Some(mesh.clone());
         state.wanted = wanted;
         state.revision = revision;
+        let invalid = rejected(store);
+        if *state.invalid != invalid {
+            state.invalid = Arc::new(invalid);
+        }
         drop(state);
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Updates the set of rejected objects.
+    /// Updates the set of rejected objects where the mesh did not change.
     pub(crate) fn rejected(&self, store: &Store) {
-        let invalid: BTreeMap<ObjectKey, RejectedObject> = store
-            .rejected()
-            .map(|(key, problems)| {
-                let generation = store.rejected_generation(key).unwrap_or_default();
-                (key.clone(), RejectedObject { generation, problems: problems.into() })
-            })
-            .collect();
+        let invalid = rejected(store);
         let mut state = self.lock();
         if *state.invalid != invalid {
             state.invalid = Arc::new(invalid);
@@ -168,5 +167,57 @@ impl Published {
     /// Notifies of each new state.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+}
+
+/// The objects whose newest version is rejected.
+fn rejected(store: &Store) -> BTreeMap<ObjectKey, RejectedObject> {
+    let all = store.rejected().map(|(key, problems)| {
+        let generation = store.rejected_generation(key).unwrap_or_default();
+        (key.clone(), RejectedObject { generation, problems: problems.into() })
+    });
+    all.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api;
+    use crate::mesh::{MeshBuilder, MeshConfig};
+    use crate::source::{Origin, SourceEvent, event_from};
+
+    /// A version of a VirtualService, with this timeout.
+    fn version(generation: i64, timeout: &str) -> SourceEvent {
+        let key = ObjectKey::new(Kind::VirtualService, "shop", "web");
+        let document = json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": "web", "namespace": "shop", "generation": generation},
+            "spec": {"hosts": ["web"], "http": [
+                {"timeout": timeout, "route": [{"destination": {"host": "web"}}]}]}});
+        let parsed = api::parse(&key, document, 0);
+        event_from(key, parsed, Origin::Cluster, |_| Origin::Cluster)
+    }
+
+    #[test]
+    fn a_version_that_comes_into_force_is_no_longer_rejected_in_the_same_state() {
+        let key = ObjectKey::new(Kind::VirtualService, "shop", "web");
+        let (published, mut store) = (Published::default(), Store::default());
+        let mut builder = MeshBuilder::new(MeshConfig::default());
+        let mut revision = MeshRevision::NONE;
+        let mut publish = |store: &mut Store, event| {
+            let mut dirty = BTreeSet::new();
+            store.apply(event, &mut dirty);
+            let mesh = builder.update(store, &dirty);
+            let wanted = mesh.virtual_services.clone();
+            revision = revision.next();
+            published.publish(&mesh, revision, wanted, Vec::new(), &dirty, store);
+            published.state()
+        };
+        publish(&mut store, version(1, "1s"));
+        let state = publish(&mut store, version(2, "soon"));
+        assert_eq!(state.invalid[&key].generation, 2);
+        let state = publish(&mut store, version(3, "2s"));
+        assert_eq!((state.invalid.len(), state.active[&key].version.generation), (0, 3));
     }
 }

@@ -1,5 +1,5 @@
-//! HTTP backends that record requests, identify themselves, and are controlled by request headers. They echo WebSockets
-//! and tunnels.
+//! HTTP backends that record requests, identify themselves, and are controlled by request headers. They echo WebSockets,
+//! tunnels and gRPC streams.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue};
@@ -179,7 +180,15 @@ impl Backends {
         let this = self.clone();
         let service = hyper::service::service_fn(move |request| {
             let (this, tls) = (this.clone(), tls.clone());
-            async move { Ok::<_, Infallible>(this.answer(backend, peer, tls, request).await) }
+            async move {
+                if joined(request.headers(), "content-type").starts_with("application/grpc") {
+                    return Ok::<_, Infallible>(echo_stream(backend, request));
+                }
+                Ok(this.answer(backend, peer, tls, request).await.map(|body| {
+                    let body = body.map_err(|never| match never {});
+                    body.boxed()
+                }))
+            }
         });
         let server = auto::Builder::new(TokioExecutor::new());
         // An error means that the client disconnected.
@@ -250,6 +259,18 @@ impl Backends {
         }
         response
     }
+}
+
+/// The header in which a backend that echoes a stream identifies itself.
+pub(crate) const BACKEND: &str = "x-backend";
+
+/// Echoes a stream message by message until the client ends it.
+fn echo_stream(backend: u8, request: Request<Incoming>) -> Response<BoxBody<Bytes, hyper::Error>> {
+    let mut response = Response::new(request.into_body().boxed());
+    let headers = response.headers_mut();
+    headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+    headers.insert(BACKEND, HeaderValue::from(u16::from(backend)));
+    response
 }
 
 async fn echo(backend: u8, mut stream: TcpStream) {

@@ -109,8 +109,20 @@ impl Canary {
 
     /// Continuous requests until stopped.
     pub(crate) fn load(&self) -> Load {
+        Load::start(self.objects.service)
+    }
+}
+
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Tally>,
+}
+
+impl Load {
+    /// Continuous requests to this port until stopped.
+    pub(crate) fn start(port: u16) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (port, stopped) = (self.objects.service, stop.clone());
+        let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             let mut sum = Tally::default();
             // Bounded, so that a hanging test does not send forever.
@@ -124,16 +136,9 @@ impl Canary {
             }
             sum
         });
-        Load { stop, thread }
+        Self { stop, thread }
     }
-}
 
-pub(crate) struct Load {
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Tally>,
-}
-
-impl Load {
     pub(crate) fn end(self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()

@@ -83,6 +83,19 @@ impl Serve {
         .await;
     }
 
+    /// Waits until it has ended.
+    pub(crate) async fn ended(&self) {
+        until("weir has ended", async || self.has_ended()).await;
+    }
+
+    /// The bytes of all responses so far.
+    pub(crate) async fn sent_bytes(&self) -> u64 {
+        let text = self.admin().get("/metrics").await.unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        let own = text.lines().filter(|line| line.starts_with("weir_xds_sent_bytes_total{"));
+        own.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+    }
+
     fn has_ended(&self) -> bool {
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;

@@ -14,6 +14,7 @@ pub(crate) mod hostile;
 pub(crate) mod kube;
 pub(crate) mod kube_binaries;
 pub(crate) mod lint;
+pub mod kube_canary;
 pub(crate) mod mesh;
 pub(crate) mod network;
 pub(crate) mod process;

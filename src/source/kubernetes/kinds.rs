@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::super::sync::{KindSync, SyncState, Verb};
+use super::super::sync::{KindSync, LastAnswer, SyncState, Verb};
 use super::super::{LocatedProblem, Origin, SourceEvent, event_from};
 use super::Event;
 use super::shared::Shared;
@@ -36,6 +36,8 @@ pub(super) struct KindState {
     /// What the known objects have in common.
     shared: Shared,
     state: SyncState,
+    /// When the API last answered its list or watch.
+    pub answered: LastAnswer,
     /// The last reported problem.
     source_problems: Option<String>,
 }
@@ -50,13 +52,19 @@ impl KindState {
             listing: None,
             shared: Shared::default(),
             state: SyncState::Waiting,
+            answered: LastAnswer::none_yet(),
             source_problems: None,
         }
     }
 
     /// What there is to tell about this kind.
     pub(crate) fn sync(&self) -> KindSync {
-        KindSync { kind: self.kind, state: self.state.clone(), complete: self.complete }
+        KindSync {
+            kind: self.kind,
+            state: self.state.clone(),
+            complete: self.complete,
+            answered: self.answered.clone(),
+        }
     }
 
     /// Whether the API does not serve the kind.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::super::SourceEvent;
-use super::super::sync::KindSync;
+use super::super::sync::{KindSync, LastAnswer};
 use super::kinds::KindState;
 use super::selection::{DiscoverySelector, Namespaces, Selection};
 use super::{Event, NamespaceListing, NamespaceRequest};
@@ -95,11 +95,12 @@ impl Watches {
         self.kinds.iter().map(KindState::sync).collect()
     }
 
-    /// The kinds that may be watched now: with discovery selectors, Namespaces come first.
-    pub(crate) fn startable(&self) -> Vec<Kind> {
+    /// The kinds that may be watched now, with where to record that the API answered: with discovery selectors,
+    /// Namespaces come first.
+    pub(crate) fn startable(&self) -> Vec<(Kind, LastAnswer)> {
         let namespaces_first = self.membership.as_ref().is_some_and(|all| !all.begun);
-        let kinds = self.kinds.iter().map(|state| state.kind);
-        kinds.filter(|kind| !namespaces_first || *kind == Kind::Namespace).collect()
+        let kinds = self.kinds.iter().map(|state| (state.kind, state.answered.clone()));
+        kinds.filter(|(kind, _)| !namespaces_first || *kind == Kind::Namespace).collect()
     }
 
     pub(crate) fn handle(&mut self, kind: Kind, event: Event, out: &mut Vec<SourceEvent>) {

@@ -1,5 +1,6 @@
 //! Watches that lag, lists that take time, and namespaces that come and go, in random order: what is held at the end is
-//! what the API has in the selected namespaces, and no batch holds part of a namespace.
+//! what the API has in the selected namespaces, no batch holds part of a namespace, and no object goes back to a version
+//! before one that was held or whose deletion was delivered.
 
 use std::collections::BTreeMap;
 
@@ -70,6 +71,8 @@ struct World {
     answered: Vec<NamespaceListing>,
     watches: Watches,
     held: BTreeMap<ObjectKey, i64>,
+    /// The newest version of each object that was ever held, or at which it is known to be deleted.
+    newest: BTreeMap<ObjectKey, i64>,
 }
 
 fn key(kind: Kind, namespace: &str) -> ObjectKey {
@@ -96,13 +99,14 @@ impl World {
             answered: vec![],
             watches,
             held: BTreeMap::new(),
+            newest: BTreeMap::new(),
         };
         world.start();
         world
     }
 
     fn start(&mut self) {
-        for kind in self.watches.startable() {
+        for (kind, _) in self.watches.startable() {
             let stream = self.streams.iter().position(|stream| stream.kind == kind).unwrap();
             if !std::mem::replace(&mut self.streams[stream].started, true) {
                 self.relist(stream);
@@ -158,6 +162,15 @@ impl World {
         }
         let event = from.remove(0);
         let kind = stream.kind;
+        if let Event::Delete(document) = &event {
+            let key = match api::identify(document) {
+                Ok(Identity::Known(key)) => key,
+                other => panic!("{other:?}"),
+            };
+            let at = i64::try_from(version(&event)).unwrap();
+            let newest = self.newest.entry(key).or_default();
+            *newest = at.max(*newest);
+        }
         let mut out = Vec::new();
         self.watches.handle(kind, event, &mut out);
         self.take(out);
@@ -192,7 +205,11 @@ impl World {
         for event in out {
             match event {
                 SourceEvent::Apply { object, .. } => {
-                    self.held.insert(object.key(), object.meta.generation);
+                    let (key, version) = (object.key(), object.meta.generation);
+                    let newest = self.newest.entry(key.clone()).or_default();
+                    assert!(version >= *newest, "{key} goes back from {newest} to {version}");
+                    *newest = version;
+                    self.held.insert(key, version);
                 }
                 SourceEvent::Delete(key) => {
                     self.held.remove(&key);
