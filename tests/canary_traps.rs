@@ -14,6 +14,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use weir::admin::api::v1;
+use weir::admin::api::v1::type_status::State as TypeState;
 use weir::canary::objects::{self, NAMESPACE};
 use weir::canary::patterns::{self, State, Step, Write};
 
@@ -375,7 +377,7 @@ fn text(canary: &Canary, write: &Write) -> (&'static str, String) {
     }
 }
 
-/// The writes that lead back from `after` to `before`, the last change first.
+/// The writes that take a step back, as those who abort a rollout make them: weights, subsets, pods.
 fn back(before: &State, step: &[Write]) -> Vec<Write> {
     let undo = |write: &Write| match write {
         Write::Rule(_) => Write::Rule(before.rule.iter().map(|(name, of)| (*name, *of)).collect()),
@@ -384,13 +386,34 @@ fn back(before: &State, step: &[Write]) -> Vec<Write> {
         }
         Write::Endpoints(_) => Write::Endpoints(before.endpoints.clone()),
     };
-    step.iter().rev().map(undo).collect()
+    let mut writes: Vec<Write> = step.iter().map(undo).collect();
+    writes.sort_by_key(|write| match write {
+        Write::Route(_) => 0,
+        Write::Rule(_) => 1,
+        Write::Endpoints(_) => 2,
+    });
+    writes
 }
 
 /// Makes writes and waits until weir has read them. Returns the number of object changes that it has read then.
 async fn write_all(canary: &Canary, writes: &[Write]) -> u64 {
     let files: Vec<_> = writes.iter().map(|write| text(canary, write)).collect();
     write_files(canary, &files).await
+}
+
+/// Waits until the proxy has answered everything that so many object changes lead to. It may keep a version, because the
+/// next one waits for a cluster that is not defined.
+async fn rests(canary: &Canary, events: u64) {
+    until("the proxy rests", async || {
+        let Some(list) = canary.weir.proxies().await else { return false };
+        let revision = canary.weir.metric("weir_mesh_revision ").await;
+        let answered = |proxy: &v1::Proxy| {
+            proxy.types.iter().all(|of| of.state() != TypeState::Stale)
+                && (proxy.acked == revision || !proxy.held.is_empty())
+        };
+        canary.weir.events().await >= events && list.first().is_some_and(answered)
+    })
+    .await;
 }
 
 /// Begins a step, takes it back while the first response of a type that it leads to is on its way, and then lets go.
@@ -400,7 +423,7 @@ async fn take_back(canary: &Canary, cutter: &Cutter, before: &State, step: &[Wri
     // A step that needs no such response is taken back after it.
     tokio::select! {
         () = cutter.holding() => {}
-        () = canary.weir.live_with(events) => {}
+        () = rests(canary, events) => {}
     }
     let events = write_all(canary, &back(before, step)).await;
     cutter.release();

@@ -411,6 +411,7 @@ fn own_messages_show_every_field_without_presence_in_the_order_of_their_numbers(
     let proxies = v1::ListProxiesResponse {
         proxies: vec![v1::Proxy { acked: Some(0), ..Default::default() }],
         mesh_revision: 1 << 60,
+        unanswered: vec![],
     };
     let json = message_to_json(&proxies).unwrap();
     assert_eq!(json["meshRevision"], "1152921504606846976");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use prost::Message;
 
@@ -22,6 +23,29 @@ impl Resource {
     /// Whether an endpoint assignment has endpoints; `true` for other resources and for undecodable bytes. Reads the
     /// bytes in place, because it is called for every resource of a response.
     pub(crate) fn has_endpoints(&self) -> bool {
+        self.any_endpoint(|_| true)
+    }
+
+    /// Like [`Resource::has_endpoints`], but only endpoints count to which Envoy sends requests.
+    pub(crate) fn takes_requests(&self) -> bool {
+        /// `LbEndpoint.health_status`.
+        const HEALTH: u32 = 2;
+        self.any_endpoint(|endpoint| {
+            let mut health = HealthStatus::Unknown as u64;
+            for field in Fields::new(endpoint) {
+                match field {
+                    Ok((HEALTH, Payload::Varint(value))) => health = value,
+                    Ok(_) => {}
+                    Err(_) => return true,
+                }
+            }
+            let serves = [HealthStatus::Unknown, HealthStatus::Healthy, HealthStatus::Degraded];
+            serves.into_iter().any(|serves| serves as u64 == health)
+        })
+    }
+
+    /// Whether any endpoint of an assignment is like this.
+    fn any_endpoint(&self, is: impl Fn(&[u8]) -> bool) -> bool {
         /// `ClusterLoadAssignment.endpoints`.
         const LOCALITIES: u32 = 2;
         /// `LocalityLbEndpoints.lb_endpoints`.
@@ -31,7 +55,11 @@ impl Resource {
         };
         Fields::new(bytes).any(|field| match field {
             Ok((LOCALITIES, Payload::Bytes(locality))) => {
-                Fields::new(locality).any(|field| matches!(field, Err(_) | Ok((ENDPOINTS, _))))
+                Fields::new(locality).any(|field| match field {
+                    Ok((ENDPOINTS, Payload::Bytes(endpoint))) => is(endpoint),
+                    Ok(_) => false,
+                    Err(_) => true,
+                })
             }
             Ok(_) => false,
             Err(_) => true,
@@ -83,6 +111,37 @@ mod tests {
         assert!(!empty_endpoints("a").has_endpoints());
         // Undecodable bytes may be endpoints.
         let cut = Resource::new("a", bytes::Bytes::from_static(&[18, 9, 1]), Arc::default());
-        assert!(cut.has_endpoints());
+        assert!(cut.has_endpoints() && cut.takes_requests());
+    }
+
+    #[test]
+    fn only_endpoints_that_are_not_known_to_fail_take_requests() {
+        let with = |all: &[HealthStatus]| {
+            let endpoint = |health: &HealthStatus| LbEndpoint {
+                health_status: *health as i32,
+                ..Default::default()
+            };
+            let locality = LocalityLbEndpoints {
+                lb_endpoints: all.iter().map(endpoint).collect(),
+                ..Default::default()
+            };
+            let assignment = ClusterLoadAssignment {
+                cluster_name: "a".to_owned(),
+                endpoints: vec![locality],
+                ..Default::default()
+            };
+            Resource::new("a", assignment.encode_to_vec().into(), Arc::default())
+        };
+        let (healthy, unhealthy) = (HealthStatus::Healthy, HealthStatus::Unhealthy);
+        for (all, takes_requests) in [
+            (&[][..], false),
+            (&[unhealthy], false),
+            (&[unhealthy, healthy], true),
+            (&[HealthStatus::Unknown], true),
+            (&[HealthStatus::Draining], false),
+        ] {
+            assert_eq!(with(all).takes_requests(), takes_requests, "{all:?}");
+            assert_eq!(with(all).has_endpoints(), !all.is_empty());
+        }
     }
 }

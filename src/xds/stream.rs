@@ -310,7 +310,6 @@ impl Stream {
         }
         self.cover_unknown_routes();
         self.settle_runtime();
-        self.compare(ResourceType::Runtime);
         self.compare(ResourceType::Cluster);
         self.compare(ResourceType::Endpoints);
         self.switch(now);
@@ -318,8 +317,10 @@ impl Stream {
             self.compare(ResourceType::Listener);
             self.compare(ResourceType::Route);
         }
+        // What the layer should have is known only with the routes.
+        self.compare(ResourceType::Runtime);
         self.remove_unused(now);
-        // Weights are sent first: they wait for nothing, and are only a few bytes.
+        // Weights are sent first: they are only a few bytes.
         for kind in [ResourceType::Runtime].into_iter().chain(ResourceType::OF_SNAPSHOT) {
             out.extend(self.respond(kind, now));
         }
@@ -341,6 +342,7 @@ impl Stream {
             && !self.switch.is_waiting()
             && self.warming_since.is_none()
             && !later
+            && !self.layer_waits()
             && !self.may_have_more();
         self.at_rest = self.target.as_ref().filter(|_| done).map(|target| target.revision);
         out
@@ -448,22 +450,34 @@ impl Stream {
             return;
         }
         let Some(view) = self.view(kind) else { return };
+        let variant = self.variant;
         let [clusters, endpoints, listeners, routes, runtime] = &mut self.types;
         match kind {
-            ResourceType::Cluster => clusters.compare(&view, Some(&plain)),
-            // It is unknown which clusters wait for endpoints at a client that does not ask for clusters.
-            ResourceType::Endpoints if !clusters.subscribed => endpoints.compare(&view, None),
-            ResourceType::Endpoints => {
-                endpoints.compare(&view, Some(&|resource| version_for(clusters, resource)));
+            ResourceType::Cluster => clusters.compare(kind, &view, Some(&plain)),
+            // It is unknown which clusters wait for endpoints at a client that does not ask for clusters, and over SotW
+            // at one that got any since it resumed.
+            ResourceType::Endpoints
+                if !clusters.subscribed || (variant == Variant::Sotw && !clusters.resumed) =>
+            {
+                endpoints.compare(kind, &view, None);
             }
-            ResourceType::Listener => listeners.compare(&view, Some(&plain)),
-            ResourceType::Route => routes.compare(&view, Some(&plain)),
-            ResourceType::Runtime => runtime.compare(&view, Some(&plain)),
+            ResourceType::Endpoints => {
+                let version_of = |resource: &Resource| version_for(clusters, resource);
+                endpoints.compare(kind, &view, Some(&version_of));
+            }
+            ResourceType::Listener => listeners.compare(kind, &view, Some(&plain)),
+            ResourceType::Route => routes.compare(kind, &view, Some(&plain)),
+            ResourceType::Runtime => runtime.compare(kind, &view, Some(&plain)),
         }
     }
 
     fn respond(&mut self, kind: ResourceType, now: Instant) -> Option<Response> {
-        if !self.get(kind).is_open() || (kind == ResourceType::Cluster && self.may_have_more()) {
+        let waits = match kind {
+            ResourceType::Cluster => self.may_have_more(),
+            ResourceType::Runtime => self.layer_waits(),
+            _ => false,
+        };
+        if waits || !self.get(kind).is_open() {
             return None;
         }
         let view = self.view(kind)?;

@@ -207,6 +207,54 @@ async fn delta_initial_versions_are_not_sent_again() {
     assert_eq!(client.got(CDS).await.names(), BTreeSet::from([v1.as_str()]));
 }
 
+/// "ACK/NACK and resource type instance version": a version names what a client has on later streams, too.
+#[tokio::test]
+async fn sotw_what_a_version_names_is_not_sent_again() {
+    let weir = Weir::start(&[]).await;
+    let names = ["", "v1", "v2"].map(|subset| weir.cluster(subset));
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let routes = weir.routes();
+    let kinds: [(&str, &[&str]); 4] = [(CDS, &[]), (EDS, &names), (LDS, &[]), (RDS, &[&routes])];
+    // Another version of one type leads to that type alone, and with clusters come their endpoints.
+    let cases = [
+        (None, &[][..]),
+        (Some(RDS), &[]),
+        (Some(LDS), &[LDS]),
+        (Some(EDS), &[EDS]),
+        (Some(CDS), &[CDS, EDS]),
+    ];
+    for (weight, (other, expected)) in (10..).zip(cases) {
+        weir.edit("endpoints.yaml", &weir.objects.endpoints_of(&[1, 2])).await;
+        let mut client = weir.ads(Variant::Sotw).await;
+        let mut versions = Vec::new();
+        for (kind, names) in kinds {
+            versions.push(client.fetch(kind, names).await.version);
+        }
+        // Some endpoints are sent again, and the version is still that of all of them.
+        weir.edit("endpoints.yaml", &weir.objects.endpoints_of(&[1])).await;
+        let got = client.got(EDS).await;
+        assert!(!got.has(&weir.cluster("v1")), "{got:?}");
+        client.ack(&got).await;
+        versions[1] = got.version;
+        drop(client);
+
+        let mut client = weir.ads(Variant::Sotw).await;
+        for ((kind, names), version) in kinds.into_iter().zip(versions) {
+            let version = if Some(kind) == other { "1".to_owned() } else { version };
+            client.send(Ask { version, ..ask(kind, names) }).await;
+        }
+        weir.edit("virtual-service.yaml", &route_yaml(100 - weight, weight)).await;
+        let mut kinds = BTreeSet::new();
+        while !kinds.contains(RDS) {
+            let got = client.next().await.unwrap();
+            client.ack(&got).await;
+            kinds.insert(got.type_url);
+        }
+        let expected = expected.iter().chain([&RDS]).map(|kind| (*kind).to_owned()).collect();
+        assert_eq!(kinds, expected, "{other:?}");
+    }
+}
+
 /// "Deleting Resources": resources removed while the client was disconnected are reported.
 #[tokio::test]
 async fn delta_resources_removed_meanwhile_are_reported() {

@@ -88,12 +88,15 @@ impl Serve {
         until("weir has ended", async || self.has_ended()).await;
     }
 
-    /// The bytes of all responses so far.
-    pub(crate) async fn sent_bytes(&self) -> u64 {
+    /// The bytes of all responses so far, by type.
+    pub(crate) async fn sent_bytes(&self) -> BTreeMap<String, u64> {
         let text = self.admin().get("/metrics").await.unwrap();
         let text = String::from_utf8(text.to_vec()).unwrap();
-        let own = text.lines().filter(|line| line.starts_with("weir_xds_sent_bytes_total{"));
-        own.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+        let own = text.lines().filter_map(|line| {
+            let (of, bytes) = line.strip_prefix("weir_xds_sent_bytes_total")?.rsplit_once(' ')?;
+            Some((of.to_owned(), bytes.parse().ok()?))
+        });
+        own.collect()
     }
 
     fn has_ended(&self) -> bool {

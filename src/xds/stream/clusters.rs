@@ -232,6 +232,9 @@ impl Stream {
     /// Whether a route may reference a cluster now, soon, or not before the mesh changes.
     pub(super) fn readiness(&self, cluster: &str) -> ClusterReadiness {
         match self.cluster_state(cluster) {
+            ClusterState::Ready | ClusterState::Draining if self.awaits_first_endpoint(cluster) => {
+                ClusterReadiness::Making
+            }
             ClusterState::Unmanaged | ClusterState::Ready | ClusterState::Draining => {
                 ClusterReadiness::Ready
             }
@@ -246,6 +249,20 @@ impl Stream {
                 ClusterReadiness::Missing
             }
         }
+    }
+
+    /// Whether the client has no endpoint of a cluster that takes requests, and is about to get one: what gives weight to
+    /// a cluster often comes with its first endpoint, and must not arrive before it.
+    pub(super) fn awaits_first_endpoint(&self, cluster: &str) -> bool {
+        let subscription = self.get(ResourceType::Endpoints);
+        let (Some(has), Some(next)) = (subscription.acked_form(cluster), self.endpoints(cluster))
+        else {
+            return false;
+        };
+        has.version != next.version
+            && !subscription.rejects(next)
+            && !has.takes_requests()
+            && next.takes_requests()
     }
 
     fn wanted_cluster(&self, cluster: &str) -> Option<&Arc<Resource>> {

@@ -115,7 +115,7 @@ impl Delivery for EndpointDelivery<'_> {
                 && (self.may_be_referenced(name, endpoints, has)
                     || self.is_being_left(name)
                     || ((self.keep_last.contains(name) || self.emptied.contains(name))
-                        && !endpoints.has_endpoints())))
+                        && !endpoints.takes_requests())))
     }
 
     fn is_awaited(&self, cluster: &str) -> bool {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::runtime::RuntimeHost;
+use super::runtime::{RuntimeHost, RuntimeLayer};
 use super::trials::{HostVerdict, Trials};
 use crate::snapshot::{
     ClusterRefs, EncodedVirtualHost, Provenance, Resource, ResourceType, Resources, RouteTable,
@@ -60,6 +60,8 @@ pub(super) struct HostGate<'a> {
     pub takes_runtime_weights: bool,
     /// Whether routes get the weights that the client has as runtime values.
     pub routes_follow: bool,
+    /// The weights that the client has as runtime values.
+    pub layer: &'a RuntimeLayer,
 }
 
 /// How the new version of a virtual host reaches the client.
@@ -78,9 +80,11 @@ enum Verdict {
 
 /// A version is sent when every cluster that it references is ready or was referenced by the previous version. A first
 /// version waits only for clusters that are on their way, not for undefined ones: it replaces nothing that works.
+/// `unused` are clusters that get no requests although the previous version references them.
 fn judge(
     new: &ClusterRefs,
     old: Option<&ClusterRefs>,
+    unused: &BTreeSet<&str>,
     readiness: &impl Fn(&str) -> ClusterReadiness,
 ) -> Verdict {
     let mut missing = None;
@@ -88,7 +92,7 @@ fn judge(
     for cluster in new {
         match readiness(cluster) {
             ClusterReadiness::Ready => {}
-            _ if old.is_some_and(|old| old.contains(cluster)) => {}
+            _ if old.is_some_and(|old| old.contains(cluster)) && !unused.contains(&**cluster) => {}
             ClusterReadiness::Making => making = true,
             ClusterReadiness::Missing => missing = missing.or(Some(cluster)),
         }
@@ -168,7 +172,7 @@ impl Chosen {
         readiness: &impl Fn(&str) -> ClusterReadiness,
     ) -> Option<Arc<Resource>> {
         let (to, from) = (new.cluster_refs(), old.map(|old| old.cluster_refs()));
-        match judge(&to, from.as_ref(), readiness) {
+        match judge(&to, from.as_ref(), &BTreeSet::new(), readiness) {
             Verdict::Go => Some(new.clone()),
             Verdict::Wait => {
                 self.wait(&to, from.as_ref());
@@ -265,7 +269,10 @@ impl Chosen {
                 self.wait(&after.receiving, from);
                 return Delivered::NotNow;
             }
-            HostVerdict::Allowed => judge(&after.receiving, from, readiness),
+            HostVerdict::Allowed => {
+                let unused = before.map(|before| gate.layer.unused_by(&table.name, before));
+                judge(&after.receiving, from, &unused.unwrap_or_default(), readiness)
+            }
         };
         match verdict {
             Verdict::Go => {

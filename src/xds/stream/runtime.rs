@@ -15,7 +15,9 @@ use prost::{Message, encoding};
 use super::Stream;
 use super::delivery::View;
 use super::subscription::Subscription;
-use crate::snapshot::{Resource, ResourceType, Resources, RouteTable, RuntimeWeights};
+use crate::snapshot::{
+    EncodedVirtualHost, Resource, ResourceType, Resources, RouteTable, RuntimeWeights,
+};
 
 /// The name of the layer, to which [`crate::bootstrap`] subscribes.
 pub(crate) const RUNTIME_LAYER: &str = "weir-weights";
@@ -45,6 +47,8 @@ pub(super) struct RuntimeLayer {
     follow_at: Option<Instant>,
     /// Clusters whose weight becomes 0 with a layer that the client has not ACKed.
     emptied: BTreeSet<String>,
+    /// Clusters that get weight because such a layer no longer has values of theirs.
+    regained: BTreeSet<String>,
 }
 
 /// The layer without values, which most clients have most of the time.
@@ -59,6 +63,7 @@ impl Default for RuntimeLayer {
             resources: EMPTY.clone(),
             follow_at: None,
             emptied: BTreeSet::new(),
+            regained: BTreeSet::new(),
         }
     }
 }
@@ -90,17 +95,32 @@ impl RuntimeLayer {
         &self.emptied
     }
 
+    /// Clusters that get weight because a layer that the client has not ACKed no longer has values of theirs.
+    pub(crate) fn regained(&self) -> &BTreeSet<String> {
+        &self.regained
+    }
+
+    /// The clusters that get requests by a virtual host as the client has it, and none by its runtime values.
+    pub(crate) fn unused_by(&self, table: &Arc<str>, host: &EncodedVirtualHost) -> BTreeSet<&str> {
+        let values = self.hosts.get(&(table.clone(), host.name.clone()));
+        let both = values.zip(host.weights.as_ref());
+        let both = both.filter(|(values, in_route)| values.same_keys(in_route));
+        both.map(|(values, in_route)| values.emptied_since(in_route)).unwrap_or_default()
+    }
+
     /// Routes were sent, with the weights that were due to follow.
     pub(crate) fn routes_sent(&mut self, now: Instant) {
         self.follow_at = self.follow_at.filter(|at| *at > now);
     }
 
-    /// Takes in the virtual hosts whose weights are runtime values from now on. The others stay as long as `stays`.
-    /// Routes follow `after` the first change.
+    /// Takes in the virtual hosts whose weights are runtime values from now on. The others stay as long as `stays`;
+    /// those that go get their weights from the client's routes again, which `in_route` tells. Routes follow `after` the
+    /// first change.
     fn set(
         &mut self,
         chosen: Vec<RuntimeHost>,
         stays: impl Fn(&HostKey, &RuntimeWeights) -> bool,
+        in_route: impl Fn(&HostKey) -> Option<RuntimeWeights>,
         now: Instant,
         after: Duration,
     ) {
@@ -110,9 +130,17 @@ impl RuntimeLayer {
             .into_iter()
             .map(|host| ((host.table.clone(), host.host.clone()), host))
             .collect();
-        let before = self.hosts.len();
-        self.hosts.retain(|key, weights| chosen.contains_key(key) || stays(key, weights));
-        let mut changed = before != self.hosts.len();
+        let mut changed = false;
+        let Self { hosts, emptied, regained, .. } = self;
+        hosts.retain(|key, values| {
+            let stays = chosen.contains_key(key) || stays(key, values);
+            if !stays && let Some(next) = in_route(key).filter(|next| next.same_keys(values)) {
+                emptied.extend(next.emptied_since(values).into_iter().map(str::to_owned));
+                regained.extend(values.emptied_since(&next).into_iter().map(str::to_owned));
+            }
+            changed |= !stays;
+            stays
+        });
         for (key, RuntimeHost { weights, in_route, .. }) in chosen {
             let old = self.hosts.get(&key).unwrap_or(&in_route);
             if self.hosts.get(&key) != Some(&weights) {
@@ -200,12 +228,16 @@ impl Stream {
         let wanted = target.get(ResourceType::Route);
         let [_, _, _, routes, _] = &self.types;
         let after = self.settings.routes_follow;
-        self.runtime.set(
-            chosen,
-            |key, weights| is_in_use(routes, wanted, key, weights),
-            now,
-            after,
-        );
+        let in_route =
+            |(table, host): &HostKey| routes.form(table)?.table()?.find(host)?.weights.clone();
+        let stays = |key: &HostKey, values: &_| is_in_use(routes, wanted, key, values);
+        self.runtime.set(chosen, stays, in_route, now, after);
+    }
+
+    /// Whether the layer waits for the first endpoint of a cluster that gets weight with it.
+    pub(super) fn layer_waits(&self) -> bool {
+        self.settings.gated
+            && self.runtime.regained().iter().any(|cluster| self.awaits_first_endpoint(cluster))
     }
 
     /// A resuming client may have any numbers in its routes. If they stay unknown, the layer has all weights.
@@ -224,6 +256,7 @@ impl Stream {
         let has = subscription.form(RUNTIME_LAYER).map(|form| form.version);
         if subscription.pending.is_none() && (has == layer || subscription.has_rejections()) {
             self.runtime.emptied.clear();
+            self.runtime.regained.clear();
         }
     }
 

@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+mod responses;
+
+use self::responses::{delta, sotw};
 use super::acked::Acked;
 use super::change::Change;
 use super::delivery::{Delivery, Turn, View};
@@ -25,6 +28,8 @@ pub(super) struct Pending {
     base: Resources,
     /// The memory for the names of removed resources, in bytes.
     gone_bytes: usize,
+    /// What [`Subscription::version`] will be after the ACK.
+    version: Option<u64>,
     pub since: Instant,
 }
 
@@ -63,6 +68,12 @@ pub(super) struct Subscription {
     acked: Acked,
     /// What the client reported from an earlier stream, until it is compared.
     claimed: BTreeMap<Arc<str>, u64>,
+    /// The version of everything that the client reported from an earlier stream over SotW, until it is compared.
+    claimed_version: Option<u64>,
+    /// Whether the client resumed over SotW with exactly what there is, and got nothing since.
+    pub resumed: bool,
+    /// The version of all that the client has by name, as SotW reports it; `None` if it has to be computed.
+    version: Option<u64>,
     /// Names to answer even if nothing changed.
     again: BTreeSet<Arc<str>>,
     /// A response must follow even if nothing differs.
@@ -84,7 +95,7 @@ impl Subscription {
 
     /// Whether the client reported resources that are not compared yet.
     pub(crate) fn is_unchecked(&self) -> bool {
-        !self.claimed.is_empty()
+        !self.claimed.is_empty() || self.claimed_version.is_some()
     }
 
     pub(crate) fn wants(&self, name: &str) -> bool {
@@ -104,6 +115,11 @@ impl Subscription {
     /// earlier stream.
     fn had(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
         if self.wants(name) { self.acked.get(name) } else { None }
+    }
+
+    /// The version that the client ACKed, if it is known.
+    pub(crate) fn acked_form(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.had(name).flatten()
     }
 
     /// The version that the client has or is about to have.
@@ -181,7 +197,7 @@ impl Subscription {
         self.pending.is_none()
             && !self.owed
             && self.again.is_empty()
-            && self.claimed.is_empty()
+            && !self.is_unchecked()
             && self.acked.unknown().next().is_none()
             && self.rejected.keys().all(|name| self.had(name).flatten().is_some())
     }
@@ -197,7 +213,7 @@ impl Subscription {
         self.pending.is_some()
             || self.owed
             || !self.suspects.is_empty()
-            || !self.claimed.is_empty()
+            || self.is_unchecked()
             || self.again.iter().chain(self.acked.unknown()).any(open)
     }
 
@@ -281,7 +297,8 @@ impl Subscription {
     }
 
     fn accepted(&mut self, pending: Pending) -> Vec<Change> {
-        let Pending { changes, base, .. } = pending;
+        let Pending { changes, base, version, .. } = pending;
+        self.version = version;
         self.learn(&base, None);
         if self.acked.is_shared() {
             for change in &changes {
@@ -304,6 +321,7 @@ impl Subscription {
 
     /// Finds out which change was rejected: the only one, those that the message names, or by trying halves.
     fn contain(&mut self, changes: Vec<Change>, message: &str) {
+        self.version = None;
         let sent = || changes.iter().filter_map(|change| change.resource.as_ref());
         let named: BTreeSet<&str> = sent()
             .filter(|resource| is_named(message, &resource.name))
@@ -387,6 +405,16 @@ impl Subscription {
         if is_answer && !self.wildcard && self.names.are(&request.names) {
             // Every SotW request repeats all names.
             return Ok(());
+        }
+        if first {
+            // A version that weir did not create differs from every version of weir's. Clusters on a stream of their own
+            // are ACKed before they are warm, so their version does not tell whether they are.
+            let version = u64::from_str_radix(&request.version, 16).ok();
+            self.claimed_version = version.filter(|_| !self.alone);
+        }
+        self.version = None;
+        if let Some(pending) = &mut self.pending {
+            pending.version = None;
         }
         let asked =
             || request.names.iter().filter(|name| *name != "*").map(|name| shared(known, name));
@@ -510,7 +538,17 @@ impl Subscription {
 
     /// Compares what the client reported with the existing resources. `version_of` is as in [`Delivery`]; without it
     /// all of the client's versions count as different.
-    pub(crate) fn compare(&mut self, view: &View, version_of: Option<&dyn Fn(&Resource) -> u64>) {
+    pub(crate) fn compare(
+        &mut self,
+        kind: ResourceType,
+        view: &View,
+        version_of: Option<&dyn Fn(&Resource) -> u64>,
+    ) {
+        if let Some(version) = self.claimed_version.take()
+            && version_of.is_some()
+        {
+            self.compare_version(kind, view, version);
+        }
         if self.claimed.is_empty() {
             return;
         }
@@ -552,9 +590,13 @@ impl Subscription {
         if changes.is_empty() && never.is_empty() && !self.owed {
             return None;
         }
+        let mut version = None;
         let frame = match variant {
             Variant::Delta => delta(kind, nonce, &changes, never, delivery),
             Variant::Sotw => {
+                if !kind.has_wildcard() {
+                    version = self.version_after(&changes);
+                }
                 // Section "Grouping Resources into Responses": a response always has all listeners or all clusters.
                 let resources: Vec<_> = match trial {
                     _ if !kind.has_wildcard() => changes.iter().map(Change::sotw_item).collect(),
@@ -564,16 +606,17 @@ impl Subscription {
                         .filter_map(|resource| self.allowed(kind, resource).map(Item::from))
                         .collect(),
                 };
-                sotw(kind, nonce, resources)
+                sotw(kind, nonce, version, resources)
             }
         };
+        self.resumed = false;
         changes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         self.owed = false;
         nonce.clone_into(&mut self.last_nonce);
         let gone = changes.iter().filter(|change| change.resource.is_none());
         let gone_bytes = gone.map(|change| name_bytes(&change.name)).sum();
         let (nonce, base) = (nonce.to_owned(), view.base.clone());
-        self.pending = Some(Pending { nonce, changes, base, gone_bytes, since: now });
+        self.pending = Some(Pending { nonce, changes, base, gone_bytes, version, since: now });
         Some(frame)
     }
 
@@ -740,29 +783,6 @@ enum Due {
     Later,
     /// Not at all: the client has it, or rejected it and has no other.
     Never,
-}
-
-/// A response of the delta variant. The names in `never` do not exist.
-fn delta(
-    kind: ResourceType,
-    nonce: &str,
-    changes: &[Change],
-    never: Vec<Arc<str>>,
-    delivery: &dyn Delivery,
-) -> Frame {
-    let sent = changes.iter().filter_map(|change| change.resource.as_ref());
-    let resources: Vec<_> = sent
-        .map(|resource| Item::Resource(resource.clone(), delivery.version_of(resource)))
-        .collect();
-    let gone = changes.iter().filter(|change| change.resource.is_none());
-    let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
-    Frame::delta(kind, nonce, resources, &removed)
-}
-
-/// A response of the SotW variant.
-fn sotw(kind: ResourceType, nonce: &str, resources: Vec<Item>) -> Frame {
-    let version = resources.iter().fold(0u64, |sum, item| sum.rotate_left(1) ^ item.version());
-    Frame::sotw(kind, version, nonce, resources)
 }
 
 /// The name as the resources have it, so that clients that ask for it share its text, and whether a resource has it.

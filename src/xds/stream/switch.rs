@@ -163,6 +163,7 @@ impl Stream {
                 trials: &subscription.trials,
                 takes_runtime_weights: self.takes_runtime_weights(),
                 routes_follow: self.routes_follow(),
+                layer: &self.runtime,
             };
             let has = |name: &str| subscription.form(name);
             let chosen = gate::choose(kind, wanted, has, hosts, |cluster| self.readiness(cluster));

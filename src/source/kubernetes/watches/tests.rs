@@ -116,11 +116,16 @@ impl World {
     }
 
     fn relist(&mut self, stream: usize) {
+        self.streams[stream].list = vec![Event::Init];
+    }
+
+    /// The API answers a list, which the watcher requests after it has told that one starts.
+    fn list(&mut self, stream: usize) {
         let stream = &mut self.streams[stream];
         stream.events.clear();
         let objects = self.objects.iter().filter(|(key, _)| key.kind == stream.kind);
         let listed = objects.map(|(_, document)| Event::Apply(document.clone()));
-        stream.list = [Event::Init].into_iter().chain(listed).chain([Event::InitDone]).collect();
+        stream.list = listed.chain([Event::InitDone]).collect();
     }
 
     fn write(&mut self, key: ObjectKey, labels: Value) {
@@ -154,8 +159,8 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, stream: usize) -> bool {
-        let stream = &mut self.streams[stream];
+    fn deliver(&mut self, number: usize) -> bool {
+        let stream = &mut self.streams[number];
         let from = if stream.list.is_empty() { &mut stream.events } else { &mut stream.list };
         if from.is_empty() {
             return false;
@@ -171,9 +176,13 @@ impl World {
             let newest = self.newest.entry(key).or_default();
             *newest = at.max(*newest);
         }
+        let starts = matches!(event, Event::Init);
         let mut out = Vec::new();
         self.watches.handle(kind, event, &mut out);
         self.take(out);
+        if starts {
+            self.list(number);
+        }
         true
     }
 

@@ -2,6 +2,7 @@ mod model;
 mod resources;
 mod resuming;
 mod trials;
+mod weights;
 
 use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route, Runtime};
@@ -573,35 +574,6 @@ fn a_rejected_route_configuration_keeps_the_clusters_of_its_accepted_version() {
     assert_eq!(client.answer(Some("no"), &[]), Some(Answer::Rejected(Route, "no".into())));
     assert_eq!(client.stream.wake_at(), None, "the client still uses c1");
     assert_eq!((client.stream.kept(), client.stream.rejected().len()), (vec!["c1".into()], 1));
-}
-
-#[test]
-fn the_last_endpoints_of_a_cluster_go_after_the_runtime_value_that_leaves_it() {
-    let state = |revision: u64, weight: u32, v1: &str| {
-        let route = format!("a>c1,c2*{weight}");
-        snapshot(
-            revision,
-            &[
-                (Cluster, "c1", "C1"),
-                (Cluster, "c2", "C2"),
-                (Endpoints, "c1", v1),
-                (Endpoints, "c2", "E2"),
-                (Route, "80", &route),
-            ],
-        )
-    };
-    let mut client = Client::new(Variant::Delta);
-    client.give(state(1, 900_000, "E1"));
-    client.ask(Runtime, &[RUNTIME_LAYER]);
-    client.ask(Cluster, &[]);
-    client.ask(Endpoints, &["c1", "c2"]);
-    client.ask(Route, &["80"]);
-    client.ack_all();
-    client.take_log();
-    client.give(state(2, 0, ""));
-    assert_eq!(client.take_log().len(), 1, "the weights alone");
-    client.ack();
-    assert_eq!(client.take_log(), ["eds +c1= none"]);
 }
 
 #[test]

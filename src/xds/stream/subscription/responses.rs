@@ -1,0 +1,92 @@
+//! Responses and their versions. The delta variant has a version for each resource. SotW has one for everything that the
+//! client has after a response: the same state has the same version in every process, so a client that resumes with it
+//! needs nothing.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::super::change::Change;
+use super::super::delivery::{Delivery, View};
+use super::Subscription;
+use crate::snapshot::{Resource, ResourceType};
+use crate::xds::wire::{Frame, Item};
+
+impl Subscription {
+    /// A client that resumes over SotW with the version of exactly what there is has all of it.
+    pub(super) fn compare_version(&mut self, kind: ResourceType, view: &View, version: u64) {
+        self.learn(&view.base, Some(view));
+        let all: Vec<_> = self.wanted(view).cloned().collect();
+        let current = match kind.has_wildcard() {
+            true => version_of_list(all.iter().map(|resource| resource.version)),
+            false => version_of_names(all.iter()),
+        };
+        if current != version {
+            return;
+        }
+        all.iter().for_each(|resource| self.acked.set(&resource.name, Some(resource.clone())));
+        self.acked.share(&view.base, &[], (!self.wildcard).then(|| self.names.known()));
+        self.again.clear();
+        (self.owed, self.resumed) = (false, true);
+    }
+
+    /// The version of all that the client has by name after these changes; `None` if some of it is unknown.
+    pub(super) fn version_after(&self, changes: &[Change]) -> Option<u64> {
+        let computed =
+            || self.acked.unknown().next().is_none().then(|| version_of_names(self.taken()));
+        let mut version = self.version.or_else(computed)?;
+        for change in changes {
+            if let Some(had) = self.had(&change.name) {
+                version = version.wrapping_sub(version_of_name(had?));
+            }
+            if let Some(resource) = &change.resource {
+                version = version.wrapping_add(version_of_name(resource));
+            }
+        }
+        Some(version)
+    }
+}
+
+/// A response of the delta variant. The names in `never` do not exist.
+pub(super) fn delta(
+    kind: ResourceType,
+    nonce: &str,
+    changes: &[Change],
+    never: Vec<Arc<str>>,
+    delivery: &dyn Delivery,
+) -> Frame {
+    let sent = changes.iter().filter_map(|change| change.resource.as_ref());
+    let resources: Vec<_> = sent
+        .map(|resource| Item::Resource(resource.clone(), delivery.version_of(resource)))
+        .collect();
+    let gone = changes.iter().filter(|change| change.resource.is_none());
+    let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
+    Frame::delta(kind, nonce, resources, &removed)
+}
+
+/// A response of the SotW variant. `version` is that of all that the client has then,
+/// where the response does not have all of it. The same state has the same version in every process.
+pub(super) fn sotw(
+    kind: ResourceType,
+    nonce: &str,
+    version: Option<u64>,
+    resources: Vec<Item>,
+) -> Frame {
+    let version = version.unwrap_or_else(|| version_of_list(resources.iter().map(Item::version)));
+    Frame::sotw(kind, version, nonce, resources)
+}
+
+/// The version of a response that has everything, from the versions of its resources in order.
+fn version_of_list(versions: impl Iterator<Item = u64>) -> u64 {
+    versions.fold(0, |sum, version| sum.rotate_left(1) ^ version)
+}
+
+/// The version of resources that a client has by name, in any order.
+fn version_of_names<'a>(all: impl Iterator<Item = &'a Arc<Resource>>) -> u64 {
+    all.fold(0, |sum, resource| sum.wrapping_add(version_of_name(resource)))
+}
+
+/// What one of them adds to it.
+fn version_of_name(resource: &Arc<Resource>) -> u64 {
+    xxh3_64_with_seed(resource.name.as_bytes(), resource.version)
+}
