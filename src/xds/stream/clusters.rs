@@ -255,14 +255,15 @@ impl Stream {
     /// a cluster often comes with its first endpoint, and must not arrive before it.
     pub(super) fn awaits_first_endpoint(&self, cluster: &str) -> bool {
         let subscription = self.get(ResourceType::Endpoints);
-        let (Some(has), Some(next)) = (subscription.acked_form(cluster), self.endpoints(cluster))
-        else {
+        let Some(next) = self.endpoints(cluster) else {
             return false;
         };
-        has.version != next.version
-            && !subscription.rejects(next)
-            && !has.takes_requests()
-            && next.takes_requests()
+        let fails = |has: &Arc<Resource>| has.version != next.version && !has.takes_requests();
+        // The client may still answer that it takes those in flight.
+        let in_flight = subscription.in_flight(cluster);
+        let lacks_one = in_flight.is_some_and(|change| change.resource.as_ref().is_none_or(fails))
+            || subscription.acked_form(cluster).is_some_and(fails);
+        lacks_one && !subscription.rejects(next) && next.takes_requests()
     }
 
     fn wanted_cluster(&self, cluster: &str) -> Option<&Arc<Resource>> {

@@ -119,3 +119,19 @@ fn weight_does_not_wait_for_endpoints_that_are_rejected_or_stay_away() {
     client.answer(Some("c1 is bad"), &[]);
     assert_eq!(order(&mut client), ["rtds"]);
 }
+
+#[test]
+fn weight_waits_while_the_removal_of_the_last_endpoints_is_in_flight() {
+    for (runtime, weight) in [(true, 500_000), (true, 900_000), (false, 900_000)] {
+        let mut client = started_with_split(runtime, 900_000, BOTH);
+        client.give(split(2, 0, SECOND));
+        client.ack();
+        client.take_log();
+        // The client still has the endpoints, and loses them before it gets what is sent now.
+        client.give(split(3, weight, BOTH));
+        assert_eq!(client.take_log(), NOTHING);
+        client.ack();
+        let last = if runtime { "rtds" } else { "rds" };
+        assert_eq!(order(&mut client), ["eds", last], "{weight}");
+    }
+}
