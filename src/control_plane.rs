@@ -18,7 +18,7 @@ use crate::admission::{self, Admission, Limits, Protocol};
 use crate::api::ObjectKey;
 use crate::mesh::{MeshBuilder, MeshConfig};
 use crate::metrics::Metrics;
-use crate::replicas::{Replicas, StatusOptions};
+use crate::replicas::{PeerAnswers, PeerOptions, PeerTask, Replicas, StatusOptions};
 use crate::revision::MeshRevision;
 use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::snapshot::SnapshotCache;
@@ -70,12 +70,16 @@ pub struct Options {
     pub source: Source,
     /// How the status of objects is written; `None` if it is not. Objects in files have no status.
     pub status: Option<StatusOptions>,
+    /// Which replica this is, and how to find the others; `None` if there are none.
+    pub peers: Option<PeerOptions>,
     /// The address of the ADS listener; port 0 picks a free port.
     pub xds_listen: SocketAddr,
     /// The address of the admin listener; port 0 picks a free port.
     pub admin_listen: SocketAddr,
     /// The validating webhook; `None` if it is off.
     pub webhook: Option<WebhookOptions>,
+    /// The address of the listener for the gates of rollout tools; `None` if only the admin listener serves them.
+    pub gates_listen: Option<SocketAddr>,
     /// Mesh-wide settings.
     pub mesh: MeshConfig,
     /// Settings of the xDS streams.
@@ -92,6 +96,7 @@ pub struct ControlPlane {
     xds_addr: SocketAddr,
     admin_addr: SocketAddr,
     webhook_addr: Option<SocketAddr>,
+    gates_addr: Option<SocketAddr>,
     ready: watch::Receiver<bool>,
     revision: watch::Receiver<MeshRevision>,
     connections: Arc<Connections>,
@@ -110,8 +115,11 @@ impl ControlPlane {
         let webhook_listen = options.webhook.as_ref().map(|webhook| webhook.listen);
         let reviews =
             webhook_listen.map(|address| bind(address, "--webhook-listen")).transpose()?;
+        let gates =
+            options.gates_listen.map(|address| bind(address, "--gates-listen")).transpose()?;
         let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
         let webhook_addr = reviews.as_ref().map(TcpListener::local_addr).transpose()?;
+        let gates_addr = gates.as_ref().map(TcpListener::local_addr).transpose()?;
         let closing = CancellationToken::new();
         let (connections, metrics) = (Arc::<Connections>::default(), Arc::<Metrics>::default());
         let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
@@ -155,8 +163,13 @@ impl ControlPlane {
             connections: connections.clone(),
             published,
             freshness_probe,
+            peers: PeerAnswers::new(options.peers.as_ref()),
             closing: closing.clone(),
         };
+        if let Some((client, options)) = client.clone().zip(options.peers) {
+            let (answers, closing) = (admin.peers.clone(), closing.clone());
+            tasks.spawn(PeerTask { client, options, answers, closing }.run());
+        }
         let mut issuer = None;
         if let Some((listener, options)) = reviews.zip(options.webhook) {
             let reviewer = Reviewer::new(selection, mesh_config.clone(), stores, metrics.webhook());
@@ -180,12 +193,19 @@ impl ControlPlane {
         if let Some((client, options)) = client.zip(options.status) {
             tasks.spawn(Replicas::new(client, options, issuer, &admin).run());
         }
+        // One limit for both listeners.
         let admission = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
-        let stop = closing.clone();
-        tasks.spawn(async move {
-            admission::serve(pages, admin::router(admin), admission, Protocol::Pages, stop).await;
-            Ok(())
-        });
+        let mut serve = |listener, router| {
+            let (admission, stop) = (admission.clone(), closing.clone());
+            tasks.spawn(async move {
+                admission::serve(listener, router, admission, Protocol::Pages, stop).await;
+                Ok(())
+            });
+        };
+        if let Some(gates) = gates {
+            serve(gates, admin::gates_router(admin.clone()));
+        }
+        serve(pages, admin::router(admin));
         let ads = Ads::new(
             snapshots,
             connections.clone(),
@@ -199,6 +219,7 @@ impl ControlPlane {
             xds_addr,
             admin_addr,
             webhook_addr,
+            gates_addr,
             ready,
             revision,
             connections,
@@ -220,6 +241,11 @@ impl ControlPlane {
     /// The address of the webhook's listener; `None` if it is off.
     pub(crate) fn webhook_addr(&self) -> Option<SocketAddr> {
         self.webhook_addr
+    }
+
+    /// The address of the listener for the gates, if there is one.
+    pub(crate) fn gates_addr(&self) -> Option<SocketAddr> {
+        self.gates_addr
     }
 
     /// Waits until the first complete state is published.

@@ -210,6 +210,8 @@ async fn hasty(limits: Limits) -> (ControlPlane, tempfile::TempDir) {
         source: Source::Directory(folder.path().to_owned()),
         status: None,
         webhook: None,
+        peers: None,
+        gates_listen: None,
         xds_listen: any,
         admin_listen: any,
         mesh: MeshConfig::default(),

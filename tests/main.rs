@@ -29,6 +29,7 @@ mod kube_envoy;
 mod kube_harness;
 mod manifests;
 mod replicas;
+mod rollouts;
 mod runtime_weights;
 mod soak;
 mod status;

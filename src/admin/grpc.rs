@@ -30,7 +30,7 @@ type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Admin {
     /// Fails while the state is not complete yet.
-    fn ensure_ready(&self) -> Result<(), Status> {
+    pub(super) fn ensure_ready(&self) -> Result<(), Status> {
         if *self.ready.borrow() {
             return Ok(());
         }
@@ -127,6 +127,20 @@ impl Admin {
         found.map(Into::into).ok_or_else(|| not_found(&key))
     }
 
+    /// How fresh an object is at its source. Anything written before this call is included, or an older version would be
+    /// reported as live.
+    pub(super) async fn newest(&self, key: &ObjectKey) -> Result<Freshness, Status> {
+        let freshness = self.freshness_probe.freshness(key).await;
+        if let Ok(Freshness::Barrier(barrier)) = freshness {
+            self.published.barrier_reached(barrier).await;
+        }
+        freshness.map_err(|error| {
+            Status::unavailable(format!(
+                "the newest version of {key} cannot be determined: {error}"
+            ))
+        })
+    }
+
     /// The streams of a proxy, by `NAMESPACE/POD`, a pod's name or a node id.
     fn find(&self, name: &str) -> Result<(Vec<u64>, ProxyReport), Status> {
         if name.is_empty() {
@@ -183,11 +197,11 @@ impl Admin {
 }
 
 /// A field with an invalid value.
-fn invalid(field: &str, why: impl std::fmt::Display) -> Status {
+pub(super) fn invalid(field: &str, why: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("{field}: {why}"))
 }
 
-fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
+pub(super) fn object_key(request: &v1::GetObjectRequest) -> Result<ObjectKey, Status> {
     let kind = object_kind(&request.kind).ok_or_else(|| {
         invalid(
             "kind",
@@ -231,7 +245,7 @@ fn checked_namespace(namespace: &str) -> Result<(), Status> {
     dns_label(namespace).map(|_| ()).map_err(|why| invalid("namespace", why))
 }
 
-fn not_found(key: &ObjectKey) -> Status {
+pub(super) fn not_found(key: &ObjectKey) -> Status {
     Status::not_found(format!("{key} does not exist"))
 }
 
@@ -342,19 +356,7 @@ impl v1::admin_server::Admin for Admin {
         let request = request.into_inner();
         let key = object_key(&request)?;
         let admin = self.clone();
-        // Anything written before this request must be included, or an older version would be reported as live.
-        let before = async move {
-            let freshness = admin.freshness_probe.freshness(&key).await;
-            if let Ok(Freshness::Barrier(barrier)) = freshness {
-                admin.published.barrier_reached(barrier).await;
-            }
-            freshness.map_err(|error| {
-                Status::unavailable(format!(
-                    "the newest version of {key} cannot be determined: \
-                    {error}"
-                ))
-            })
-        };
+        let before = async move { admin.newest(&key).await };
         Ok(Response::new(self.updates(before, move |admin, freshness| match freshness {
             Freshness::Barrier(_) => admin.object(&request),
             Freshness::Absent => Err(not_found(&object_key(&request)?)),

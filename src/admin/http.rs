@@ -115,7 +115,7 @@ fn internal(error: impl std::error::Error) -> Status {
 }
 
 /// A status as a `google.rpc.Status`.
-fn refuse(status: &Status) -> Response {
+pub(crate) fn refuse(status: &Status) -> Response {
     let http = match status.code() {
         Code::InvalidArgument => StatusCode::BAD_REQUEST,
         Code::NotFound => StatusCode::NOT_FOUND,
@@ -130,7 +130,7 @@ fn refuse(status: &Status) -> Response {
     )
 }
 
-fn json_response(status: StatusCode, text: String) -> Response {
+pub(super) fn json_response(status: StatusCode, text: String) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 

@@ -3,6 +3,7 @@
 pub mod api;
 pub(crate) mod convert;
 mod diff;
+mod gates;
 mod grpc;
 mod http;
 mod summaries;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::replicas::PeerAnswers;
 use crate::snapshot::SnapshotCache;
 use crate::source::probe::FreshnessProbe;
 use crate::source::sync::KindSync;
@@ -49,15 +51,18 @@ pub(crate) struct Admin {
     pub published: Arc<Published>,
     /// Asks the source how fresh an object is.
     pub freshness_probe: FreshnessProbe,
+    /// What the other replicas answer.
+    pub peers: PeerAnswers,
     /// Ends the streaming responses at shutdown.
     pub closing: CancellationToken,
 }
 
-/// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, and the admin API, which is JSON below
-/// `/api/v1` and gRPC.
+/// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, the gates of rollout tools below `/gates`,
+/// and the admin API, which is JSON below `/api/v1` and gRPC.
 pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
         .nest("/api/v1", http::routes())
+        .nest("/gates", gates::routes())
         .route("/healthz", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -66,12 +71,20 @@ pub(crate) fn router(admin: Admin) -> Router {
         .fallback(no_such_page)
 }
 
+/// The gates alone, for a port that rollout tools may reach. Everything else on the admin port is for operators.
+pub(crate) fn gates_router(admin: Admin) -> Router {
+    Router::new().nest("/gates", gates::routes()).with_state(admin).fallback(gates::no_such_page)
+}
+
 async fn no_such_page(headers: HeaderMap) -> Response {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
         return tonic::Status::unimplemented("weir has no such method").into_http::<Body>();
     }
-    (StatusCode::NOT_FOUND, "no such page; there are /healthz, /ready, /metrics and /api/v1/...\n")
+    (
+        StatusCode::NOT_FOUND,
+        "no such page; there are /healthz, /ready, /metrics, /gates/... and /api/v1/...\n",
+    )
         .into_response()
 }
 

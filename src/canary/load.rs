@@ -60,10 +60,15 @@ pub(crate) struct Load {
 impl Load {
     /// Starts sending up to `request_limit` requests for this host to this port on loopback.
     pub(crate) fn start(host: &str, port: u16, request_limit: u64) -> Self {
+        Self::paced(host, port, request_limit, PAUSE)
+    }
+
+    /// The same with this pause between a worker's requests.
+    pub(crate) fn paced(host: &str, port: u16, request_limit: u64, pause: Duration) -> Self {
         let state = Arc::new(State::default());
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
-            workers.spawn(work(state.clone(), host.to_owned(), port, request_limit));
+            workers.spawn(work(state.clone(), host.to_owned(), port, request_limit, pause));
         }
         Self { state, workers }
     }
@@ -112,7 +117,7 @@ impl Load {
     }
 }
 
-async fn work(state: Arc<State>, host: String, port: u16, request_limit: u64) {
+async fn work(state: Arc<State>, host: String, port: u16, request_limit: u64, pause: Duration) {
     let client: Client<HttpConnector, Empty<Bytes>> =
         Client::builder(TokioExecutor::new()).build_http();
     while state.sent.load(Ordering::SeqCst) < request_limit {
@@ -138,7 +143,7 @@ async fn work(state: Arc<State>, host: String, port: u16, request_limit: u64) {
         } else if answer.is_err() {
             state.failed_between.fetch_add(1, Ordering::SeqCst);
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admission::{Limits, descriptors};
 use crate::bootstrap::dns_label;
 use crate::control_plane::{ControlPlane, Options, Source};
-use crate::replicas::StatusOptions;
+use crate::replicas::{PeerOptions, StatusOptions};
 use crate::source::directory::DirectoryError;
 use crate::source::kubernetes;
 use crate::source::kubernetes::selection::{DiscoverySelector, Namespaces};
@@ -63,6 +63,10 @@ pub struct Args {
     /// The address of the admin listener (health, metrics, API) [default: port 15014]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     admin_listen: Option<SocketAddr>,
+    /// The address of a listener that serves the gates of Flagger and Argo Rollouts (/gates/...) and nothing else; the
+    /// admin listener serves them, too
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
+    gates_listen: Option<SocketAddr>,
     /// How long a proxy keeps a cluster that is no longer referenced
     #[arg(long, value_name = "SECONDS", default_value = "1", allow_negative_numbers = true, value_parser = seconds)]
     grace: Duration,
@@ -110,8 +114,8 @@ struct StatusArgs {
     /// The name of the pod that weir runs in
     #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "weir")]
     pod_name: String,
-    /// The headless Service of the replicas, which the one that writes the status asks about their proxies. Without it
-    /// the proxies of other replicas do not count
+    /// The headless Service of the replicas, which are asked about their proxies for the status of objects and for the
+    /// gates of rollout tools. Without it the proxies of other replicas do not count
     #[arg(long, value_name = "NAME", value_parser = dns_label)]
     replicas_service: Option<String>,
     /// How long after the last sign of the replica that writes the status another one takes over
@@ -179,6 +183,12 @@ enum Switch {
 }
 
 impl StatusArgs {
+    /// Which replica this is; `None` if nobody says in which namespace it runs.
+    fn peers(&self) -> Option<PeerOptions> {
+        let (namespace, pod) = (self.pod_namespace.clone()?, self.pod_name.clone());
+        Some(PeerOptions { namespace, pod, service: self.replicas_service.clone() })
+    }
+
     /// The options of the election; `None` if there is nothing to be elected for.
     fn options(self, only: Option<Arc<str>>, keeps_certificate: bool) -> Option<StatusOptions> {
         let write = self.status == Switch::On;
@@ -189,8 +199,8 @@ impl StatusArgs {
             tracing::info!("the status of objects is not written: --pod-namespace is not set");
             return None;
         };
-        let (pod, service, lease) = (self.pod_name, self.replicas_service, self.status_lease);
-        Some(StatusOptions { write, namespace, pod, service, only, lease })
+        let (pod, lease) = (self.pod_name, self.status_lease);
+        Some(StatusOptions { write, namespace, pod, only, lease })
     }
 }
 
@@ -291,6 +301,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let keeps_certificate = webhook
         .as_ref()
         .is_some_and(|webhook| matches!(webhook.certificate, CertificateSource::Secret { .. }));
+    let peers = if in_cluster { args.status.peers() } else { None };
     let status = if in_cluster { args.status.options(only, keeps_certificate) } else { None };
     let mut plane = ControlPlane::start(Options {
         source: match args.config_dir {
@@ -300,8 +311,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
         status,
         webhook,
+        peers,
         xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
+        gates_listen: args.gates_listen,
         mesh: args.mesh.config(),
         streams: StreamSettings {
             grace: args.grace,
@@ -323,6 +336,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     if let Some(address) = plane.webhook_addr() {
         tracing::info!("serving the webhook on {address}");
+    }
+    if let Some(gates) = plane.gates_addr() {
+        tracing::info!("serving the gates of rollout tools on {gates}");
     }
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);

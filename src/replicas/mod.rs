@@ -4,6 +4,7 @@
 //!
 //! Each replica serves its proxies whether or not it can reach the others.
 
+mod answers;
 mod lease;
 mod object;
 mod peers;
@@ -19,11 +20,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
+use crate::api::ObjectKey;
 use crate::metrics::StatusMetrics;
-use crate::status::{self, Published, State, Summarizer};
+use crate::status::{self, ObjectSummary, Published, ReplicaAnswer, State, Summarizer};
 use crate::webhook::Issuer;
 use crate::xds::connections::Connections;
 
+pub(crate) use answers::{PeerAnswers, PeerOptions, PeerReader, PeerTask};
+pub(crate) use peers::PeerAnswer;
 pub use queue::{BURST, WRITES_PER_SECOND};
 
 /// The shortest time between two summaries. What happens meanwhile is summarized together.
@@ -34,12 +38,10 @@ const PACE: Duration = Duration::from_millis(250);
 pub struct StatusOptions {
     /// Whether the elected replica writes the status of objects.
     pub write: bool,
-    /// The namespace of the Lease and of the replicas' Service: that of this pod.
+    /// The namespace of the Lease: that of this pod.
     pub namespace: String,
     /// The name of this pod.
     pub pod: String,
-    /// The headless Service of the replicas; without it there is only this one.
-    pub service: Option<String>,
     /// The only namespace whose objects are read; `None` if weir reads more than one.
     pub only: Option<Arc<str>>,
     /// How long the Lease is valid without renewal.
@@ -60,6 +62,8 @@ pub(crate) struct Replicas {
     pub connections: Arc<Connections>,
     /// Keeps the webhook's certificate while this replica is elected.
     pub issuer: Option<Issuer>,
+    /// What the other replicas answer.
+    pub peers: PeerAnswers,
     /// The metrics.
     pub metrics: StatusMetrics,
     /// Ends it.
@@ -81,6 +85,7 @@ impl Replicas {
             published: admin.published.clone(),
             ready: admin.ready.clone(),
             connections: admin.connections.clone(),
+            peers: admin.peers.clone(),
             metrics: admin.metrics.status(),
             closing: admin.closing.clone(),
         }
@@ -155,6 +160,24 @@ impl Replicas {
             None => std::future::pending().await,
         }
     }
+}
+
+/// What each replica says of an object: this one, whose pod is named, and the others.
+pub(crate) fn answers<'a>(
+    pod: &'a str,
+    own: Option<&'a ObjectSummary>,
+    others: &'a [PeerAnswer],
+    key: &ObjectKey,
+) -> Vec<ReplicaAnswer<'a>> {
+    let other = |other: &'a PeerAnswer| ReplicaAnswer {
+        replica: &other.name,
+        summary: match &other.summaries {
+            Ok(summaries) => Ok(summaries.get(key).map(Arc::as_ref)),
+            Err(why) => Err(why.as_str()),
+        },
+    };
+    let own = ReplicaAnswer { replica: pod, summary: Ok(own) };
+    std::iter::once(own).chain(others.iter().map(other)).collect()
 }
 
 /// Summarizes the state of this replica again and again, without using much of the processor for it.

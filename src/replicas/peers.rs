@@ -12,10 +12,12 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
+use parking_lot::Mutex;
 use tokio_stream::StreamMap;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
+use super::answers::PeerOptions;
 use crate::admin::api::v1;
 use crate::admin::api::v1::admin_client::AdminClient;
 use crate::source::kubernetes::with_causes;
@@ -87,30 +89,43 @@ pub(crate) struct PeerAnswer {
     pub summaries: Result<Arc<Summaries>, String>,
 }
 
+/// Whether it is known who the other replicas are.
+#[derive(Debug)]
+enum Listing {
+    /// Nobody has asked yet.
+    Idle,
+    /// They have been waited for since then, and why they are not known.
+    Since(Instant, String),
+    /// They are known.
+    Done,
+}
+
 /// What is known of the other replicas. Pure.
 #[derive(Debug)]
-struct PeerTable {
+pub(super) struct PeerTable {
     peers: BTreeMap<String, Peer>,
-    /// Since when they have been waited for, and why they are not known; `None` once they are.
-    unlisted: Option<(Instant, String)>,
+    listing: Listing,
 }
 
 impl PeerTable {
-    /// Replicas that are being listed since `now`.
-    fn new(now: Instant) -> Self {
-        let why = "the API server does not answer the list of their EndpointSlices".to_owned();
-        Self { peers: BTreeMap::new(), unlisted: Some((now, why)) }
+    /// A table of the replicas behind a Service, or of none without one.
+    pub(super) fn new(service: Option<&str>) -> Self {
+        let listing = if service.is_some() { Listing::Idle } else { Listing::Done };
+        Self { peers: BTreeMap::new(), listing }
     }
 
-    /// No other replica, for ever.
-    fn empty() -> Self {
-        Self { peers: BTreeMap::new(), unlisted: None }
+    /// They are listed from now on.
+    fn begin(&mut self, now: Instant) {
+        if matches!(self.listing, Listing::Idle) {
+            let why = "the API server does not answer the list of their EndpointSlices".to_owned();
+            self.listing = Listing::Since(now, why);
+        }
     }
 
     /// Records why the list failed.
     fn list_failed(&mut self, why: String) {
         // Once it is known who they are, the watch goes on by itself.
-        if let Some((_, known)) = &mut self.unlisted {
+        if let Listing::Since(_, known) = &mut self.listing {
             *known = why;
         }
     }
@@ -121,7 +136,7 @@ impl PeerTable {
         found: BTreeMap<String, (SocketAddr, bool)>,
         now: Instant,
     ) -> Vec<(String, SocketAddr)> {
-        self.unlisted = None;
+        self.listing = Listing::Done;
         self.peers.retain(|name, _| found.contains_key(name));
         let mut fresh = Vec::new();
         for (name, (address, serving)) in found {
@@ -168,15 +183,19 @@ impl PeerTable {
 
     /// The answers of all others. Fails with a time while one may still answer: to be asked again then, or as soon as
     /// something changes.
-    fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
+    ///
+    /// # Errors
+    /// When to ask again, unless something changes before.
+    pub(crate) fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
         let mut answers = Vec::new();
-        match &self.unlisted {
-            Some((since, why)) if now >= *since + GRACE => {
+        match &self.listing {
+            Listing::Since(since, why) if now >= *since + GRACE => {
                 let name = "of an unknown name".to_owned();
                 answers.push(PeerAnswer { name, summaries: Err(why.clone()) });
             }
-            Some((since, _)) => return Err(*since + GRACE),
-            None => {}
+            Listing::Since(since, _) => return Err(*since + GRACE),
+            Listing::Idle => return Err(now + GRACE),
+            Listing::Done => {}
         }
         for (name, peer) in &self.peers {
             let summaries = match (peer.silent(), &peer.summaries) {
@@ -196,9 +215,12 @@ impl PeerTable {
     }
 
     /// When a replica that fails now will count as unreachable.
-    fn next_change(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn next_change(&self, now: Instant) -> Option<Instant> {
         let peers = self.peers.values().filter_map(|peer| Some(peer.silent()?.0));
-        let listed = self.unlisted.as_ref().map(|(since, _)| *since);
+        let listed = match &self.listing {
+            Listing::Since(since, _) => Some(*since),
+            Listing::Idle | Listing::Done => None,
+        };
         let ends = peers.chain(listed).map(|at| at + GRACE);
         ends.filter(|end| *end > now).min()
     }
@@ -212,30 +234,33 @@ pub(crate) struct Peers {
     own: String,
     slices: BoxStream<'static, SliceEvent>,
     known: BTreeMap<String, EndpointSlice>,
-    table: PeerTable,
+    /// What they answered.
+    table: Arc<Mutex<PeerTable>>,
     streams: StreamMap<String, BoxStream<'static, PeerEvent>>,
 }
 
 impl Peers {
-    /// Those behind the headless Service `service`; none without it.
-    pub(crate) fn new(client: &Client, namespace: &str, service: Option<&str>, own: &str) -> Self {
-        let slices = match service {
+    /// Those behind a headless Service, or none without one. What they answer goes to `table`.
+    pub(crate) fn new(
+        client: &Client,
+        options: &PeerOptions,
+        table: Arc<Mutex<PeerTable>>,
+    ) -> Self {
+        let slices = match &options.service {
             Some(service) => {
-                let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
+                let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &options.namespace);
                 let label = format!("kubernetes.io/service-name={service}");
                 let config = watcher::Config::default().labels(&label);
                 watcher(api, config).default_backoff().boxed()
             }
             None => futures::stream::pending().boxed(),
         };
+        table.lock().begin(Instant::now());
         Self {
-            own: own.to_owned(),
+            own: options.pod.clone(),
             slices,
             known: BTreeMap::new(),
-            table: match service {
-                Some(_) => PeerTable::new(Instant::now()),
-                None => PeerTable::empty(),
-            },
+            table,
             streams: StreamMap::new(),
         }
     }
@@ -245,7 +270,7 @@ impl Peers {
         tokio::select! {
             Some(event) = self.slices.next() => self.slice(event),
             Some((name, event)) = self.streams.next(), if !self.streams.is_empty() => {
-                self.table.told(&name, event, Instant::now());
+                self.table.lock().told(&name, event, Instant::now());
             }
             // Neither ends.
             else => std::future::pending().await,
@@ -267,7 +292,7 @@ impl Peers {
                 self.known.remove(&slice.name_any());
                 self.relist();
             }
-            Err(error) => self.table.list_failed(with_causes(&error)),
+            Err(error) => self.table.lock().list_failed(with_causes(&error)),
         }
     }
 
@@ -278,22 +303,10 @@ impl Peers {
         for name in left {
             self.streams.remove(&name);
         }
-        for (name, address) in self.table.list(found, Instant::now()) {
+        let fresh = self.table.lock().list(found, Instant::now());
+        for (name, address) in fresh {
             self.streams.insert(name, ask(address));
         }
-    }
-
-    /// The answers of all other replicas. Fails with a time while one may still answer.
-    ///
-    /// # Errors
-    /// When to ask again, unless something changes before.
-    pub(crate) fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
-        self.table.answers(now)
-    }
-
-    /// When the answers change even if nothing happens.
-    pub(crate) fn next_change(&self, now: Instant) -> Option<Instant> {
-        self.table.next_change(now)
     }
 }
 
@@ -404,7 +417,8 @@ mod tests {
     }
 
     fn table(peers: &[(&str, bool)], now: Instant) -> PeerTable {
-        let mut table = PeerTable::new(now);
+        let mut table = PeerTable::new(Some("weir-replicas"));
+        table.begin(now);
         let found = peers.iter().map(|(name, serving)| {
             ((*name).to_owned(), (SocketAddr::from(([10, 0, 0, 1], 15014)), *serving))
         });
@@ -525,7 +539,9 @@ mod tests {
         let end = begun + GRACE;
         // A list that fails and one that has no answer at all get the same time.
         for failure in [Some("forbidden"), None] {
-            let mut table = PeerTable::new(begun);
+            let mut table = PeerTable::new(Some("weir-replicas"));
+            assert_eq!(answer(&table, begun), Err(GRACE));
+            table.begin(begun);
             assert_eq!(answer(&table, begun), Err(end));
             if let Some(why) = failure {
                 table.list_failed(why.to_owned());
@@ -540,6 +556,6 @@ mod tests {
             table.list_failed("gone".to_owned());
             assert_eq!(answer(&table, end + GRACE), Ok(vec![]));
         }
-        assert_eq!(answer(&PeerTable::empty(), begun), Ok(vec![]));
+        assert_eq!(answer(&PeerTable::new(None), begun), Ok(vec![]));
     }
 }

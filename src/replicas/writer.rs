@@ -15,12 +15,11 @@ use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
 use super::object::ApiObject;
-use super::peers::{PeerAnswer, Peers};
 use super::queue::{Next, Queue};
-use super::{PACE, Replicas, Summaries};
+use super::{PACE, PeerReader, Replicas, Summaries, answers};
 use crate::api::{Kind, ObjectKey};
 use crate::source::kubernetes::{reason, resource};
-use crate::status::{self, Conditions, ReplicaAnswer, conditions};
+use crate::status::{Conditions, conditions};
 
 /// The field manager of weir's conditions.
 const MANAGER: &str = "weir";
@@ -105,7 +104,7 @@ pub(crate) struct Writer<'a> {
     valid: watch::Receiver<tokio::time::Instant>,
     events: SelectAll<BoxStream<'static, (Kind, ObjectEvent)>>,
     kinds: BTreeMap<Kind, KindObjects>,
-    peers: Peers,
+    peers: PeerReader,
     summaries: Summaries,
     queue: Queue,
     /// What the status of the queued objects should be.
@@ -126,12 +125,6 @@ impl<'a> Writer<'a> {
         valid: watch::Receiver<tokio::time::Instant>,
     ) -> Self {
         let options = &replicas.options;
-        let peers = Peers::new(
-            &replicas.client,
-            &options.namespace,
-            options.service.as_deref(),
-            &options.pod,
-        );
         Self {
             replicas,
             valid,
@@ -140,7 +133,7 @@ impl<'a> Writer<'a> {
                 .map(|kind| objects(&replicas.client, kind, options.only.clone()))
                 .collect(),
             kinds: KINDS.into_iter().map(|kind| (kind, KindObjects::default())).collect(),
-            peers,
+            peers: replicas.peers.read(),
             summaries: Summaries::default(),
             queue: Queue::default(),
             wanted: BTreeMap::new(),
@@ -296,7 +289,8 @@ impl<'a> Writer<'a> {
                 writing.left_out = true;
                 continue;
             }
-            let answers = answers(&options.pod, &own, &others, key);
+            let own = own.get(key).map(Arc::as_ref);
+            let answers = answers(&options.pod, own, &others, key);
             let wanted = conditions(&state, key, &answers)
                 .filter(|wanted| object.is_subject_of(wanted))
                 .and_then(|wanted| Some((object.difference(&wanted)?, wanted)));
@@ -402,24 +396,6 @@ async fn outcome(writing: &mut Option<Writing>) -> Outcome {
     }
 }
 
-/// What each replica says of an object.
-fn answers<'a>(
-    pod: &'a str,
-    own: &'a status::Summaries,
-    others: &'a [PeerAnswer],
-    key: &ObjectKey,
-) -> Vec<ReplicaAnswer<'a>> {
-    let other = |other: &'a PeerAnswer| ReplicaAnswer {
-        replica: &other.name,
-        summary: match &other.summaries {
-            Ok(summaries) => Ok(summaries.get(key).map(Arc::as_ref)),
-            Err(why) => Err(why.as_str()),
-        },
-    };
-    let own = ReplicaAnswer { replica: pod, summary: Ok(own.get(key).map(Arc::as_ref)) };
-    std::iter::once(own).chain(others.iter().map(other)).collect()
-}
-
 /// Waits until a time, or for ever without one.
 async fn at(time: Option<Instant>) {
     match time {
@@ -513,8 +489,8 @@ mod tests {
 
     use super::*;
     use crate::metrics::StatusMetrics;
-    use crate::replicas::StatusOptions;
     use crate::replicas::queue::Urgency;
+    use crate::replicas::{PeerAnswers, StatusOptions};
     use crate::status::{Condition, ConditionStatus};
 
     fn replicas() -> Replicas {
@@ -531,7 +507,6 @@ mod tests {
                 write: true,
                 namespace: "weir-system".to_owned(),
                 pod: "weir-0".to_owned(),
-                service: None,
                 only: None,
                 lease: Duration::from_secs(15),
             },
@@ -539,6 +514,7 @@ mod tests {
             ready,
             connections: Arc::default(),
             issuer: None,
+            peers: PeerAnswers::new(None),
             metrics: StatusMetrics::default(),
             closing: tokio_util::sync::CancellationToken::new(),
         }

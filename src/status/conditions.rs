@@ -122,6 +122,59 @@ pub(crate) fn conditions(
     Some(Conditions { created: Some(created), generation, list })
 }
 
+/// Whether an object is live on every proxy at every replica, for a rollout tool that waits for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Liveness {
+    /// Whether every proxy that sees the object has ACKed its newest version, with nothing held back.
+    pub live: bool,
+    /// The newest `metadata.generation` that this replica has received.
+    pub generation: i64,
+    /// The reason of [`PROGRAMMED`].
+    pub reason: &'static str,
+    /// What is missing, for people.
+    pub message: String,
+    /// How many proxies see the object.
+    pub proxies: usize,
+    /// How many of them have it.
+    pub live_proxies: usize,
+    /// Some proxies that do not have it.
+    pub missing: Vec<MissingProxy>,
+    /// Replicas that have an older version or cannot be asked, in words.
+    pub missing_replicas: Vec<String>,
+}
+
+/// Whether an object is live, as this replica's state and the answers of all replicas, this one included, say. `None` if
+/// this replica does not have the object.
+pub(crate) fn liveness(
+    state: &State,
+    key: &ObjectKey,
+    answers: &[ReplicaAnswer<'_>],
+) -> Option<Liveness> {
+    let Conditions { generation, list, .. } = conditions(state, key, answers)?;
+    let version = state.active.get(key).map(|active| active.version);
+    let all = Merged::of(version.unwrap_or_default(), answers);
+    let [accepted, programmed, held] = list;
+    // Held also tells of proxies, which Programmed has named.
+    let more = match accepted.status {
+        ConditionStatus::True => all.held_changes.iter().take(NAMED).cloned().collect(),
+        _ => vec![accepted.message],
+    };
+    let messages: Vec<String> = std::iter::once(programmed.message).chain(more).collect();
+    let missing_replicas = all.behind.into_iter().chain(all.unreachable).collect();
+    let is_live =
+        programmed.status == ConditionStatus::True && held.status != ConditionStatus::True;
+    Some(Liveness {
+        live: is_live,
+        generation,
+        reason: programmed.reason,
+        message: messages.join("; "),
+        proxies: all.in_scope,
+        live_proxies: all.live,
+        missing: all.missing,
+        missing_replicas,
+    })
+}
+
 /// Problems with their field paths. Where they were read, the cluster, need not be said in the object itself.
 fn problems(list: &[LocatedProblem]) -> String {
     let texts = list.iter().map(|located| quoted(&located.problem.to_string()));

@@ -9,9 +9,12 @@ mod tests;
 
 #[cfg(test)]
 pub(crate) use conditions::{Condition, ConditionStatus};
-pub(crate) use conditions::{Conditions, PROGRAMMED, ReplicaAnswer, TYPES, conditions};
+pub(crate) use conditions::{
+    Conditions, Liveness, PROGRAMMED, ReplicaAnswer, TYPES, conditions, liveness,
+};
 pub(crate) use published::{ActiveObject, ObjectVersion, Published, State};
 pub(crate) use report::{
-    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, object, proxies, splits,
+    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, WeightedRoute, object, proxies,
+    splits, weighted,
 };
-pub(crate) use summary::{MissingProxy, NAMED, ObjectSummary, Summaries, Summarizer};
+pub(crate) use summary::{MissingProxy, NAMED, ObjectSummary, Summaries, Summarizer, summary};

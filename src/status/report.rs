@@ -175,10 +175,10 @@ pub(crate) fn object(
 
 /// Caches which scopes see which objects.
 #[derive(Default)]
-struct VisibilityCache(BTreeMap<(Scope, ObjectKey), bool>);
+pub(super) struct VisibilityCache(BTreeMap<(Scope, ObjectKey), bool>);
 
 impl VisibilityCache {
-    fn sees(&mut self, mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey) -> bool {
+    pub(super) fn sees(&mut self, mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey) -> bool {
         let scope = mesh.scope(&status.proxy);
         *self.0.entry((scope.clone(), key.clone())).or_insert_with(|| {
             let view = ScopeView::new(mesh, &scope);
@@ -260,7 +260,7 @@ pub(crate) fn splits(
         let live = verdicts.iter().filter(|verdict| verdict.state == ObjectState::Live).count();
         found.extend(routes.into_iter().map(|route| SplitReport {
             object: wanted.key.clone(),
-            defined_in: route.key,
+            defined_in: route.defined_in,
             field: route.field,
             name: route.name,
             shares: route.shares,
@@ -273,18 +273,40 @@ pub(crate) fn splits(
 }
 
 /// A route of a VirtualService, and who gets how much of it.
-struct Route {
-    key: ObjectKey,
-    field: String,
-    name: String,
-    shares: Vec<DestinationShare>,
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct WeightedRoute {
+    /// The VirtualService that holds it, which may be a delegate.
+    pub defined_in: ObjectKey,
+    /// Where in that one, like `spec.http[0]`.
+    pub field: String,
+    /// The route's name.
+    pub name: String,
+    /// Its destinations.
+    pub shares: Vec<DestinationShare>,
+}
+
+/// The weighted routes of a VirtualService and of its delegates; for a delegate, those that it holds.
+pub(super) fn weighted(state: &State, key: &ObjectKey) -> Vec<WeightedRoute> {
+    let Some(mesh) = &state.mesh else {
+        return Vec::new();
+    };
+    let is_part =
+        |item: &&Arc<VirtualService>| item.key == *key || item.http().any(|http| *http.key == *key);
+    let active = mesh.virtual_services.iter().filter(is_part).map(|item| (&item.key, item));
+    let active: BTreeMap<&ObjectKey, &Arc<VirtualService>> = active.collect();
+    let wanted = state.wanted.iter().filter(|item| active.contains_key(&item.key));
+    let routes = wanted.flat_map(|item| {
+        let routes = weighted_routes(item, &active, &mesh.config.domain);
+        routes.into_iter().filter(|route| item.key == *key || route.defined_in == *key)
+    });
+    routes.collect()
 }
 
 fn weighted_routes(
     wanted: &VirtualService,
     active: &BTreeMap<&ObjectKey, &Arc<VirtualService>>,
     domain: &str,
-) -> Vec<Route> {
+) -> Vec<WeightedRoute> {
     let Some(effective) = active.get(&wanted.key) else {
         return Vec::new();
     };
@@ -292,8 +314,9 @@ fn weighted_routes(
     for (want, have) in wanted.http().zip(effective.http()) {
         let namespace = &want.key.namespace;
         if let Some(shares) = shares(want.destinations, have.destinations, namespace, domain) {
-            let (key, name) = (want.key.clone(), want.route.name.clone());
-            found.push(Route { key, field: format!("spec.http[{}]", want.index), name, shares });
+            let (defined_in, name) = (want.key.clone(), want.route.name.clone());
+            let field = format!("spec.http[{}]", want.index);
+            found.push(WeightedRoute { defined_in, field, name, shares });
         }
     }
     let plain = |list: &[RouteDestination]| -> Vec<HttpRouteDestination> {
@@ -307,7 +330,7 @@ fn weighted_routes(
     let own = &wanted.key;
     let stream = |want: &[RouteDestination], have: &[RouteDestination], field: String| {
         let shares = shares(&plain(want), &plain(have), &own.namespace, domain)?;
-        Some(Route { key: own.clone(), field, name: String::new(), shares })
+        Some(WeightedRoute { defined_in: own.clone(), field, name: String::new(), shares })
     };
     for (n, (want, have)) in wanted.tcp().zip(effective.tcp()).enumerate() {
         found.extend(stream(want.destinations, have.destinations, format!("spec.tcp[{n}]")));

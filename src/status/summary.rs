@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::published::{ObjectVersion, State};
-use super::report::{ObjectState, verdict};
+use super::report::{ObjectState, VisibilityCache, verdict};
 use crate::api::ObjectKey;
 use crate::mesh::{Mesh, Scope, ScopeView};
 use crate::revision::MeshRevision;
@@ -84,9 +84,7 @@ impl Summarizer {
             for scope in scopes.values().filter(|scope| scope.visible.contains(key)) {
                 add(&mut summary, scope, key, active.since);
             }
-            // Those that rejected it stay among the named ones.
-            summary.missing.sort_by_key(|proxy| std::cmp::Reverse(severity(proxy.state)));
-            summary.missing.truncate(NAMED);
+            sort_missing(&mut summary);
             (key.clone(), Arc::new(summary))
         };
         state.active.iter().map(summary).collect()
@@ -121,6 +119,31 @@ impl Summarizer {
     }
 }
 
+/// The summary of one object; `None` if it has no version in force.
+pub(crate) fn summary(
+    state: &State,
+    connected: &[ProxyStatus],
+    key: &ObjectKey,
+) -> Option<ObjectSummary> {
+    let (mesh, active) = (state.mesh.as_ref()?, state.active.get(key)?);
+    let held = state.held.iter().filter(|held| held.object == *key || held.roots.contains(key));
+    let held_changes = held.take(NAMED).map(ToString::to_string).collect();
+    let mut summary = ObjectSummary { version: active.version, held_changes, ..Default::default() };
+    let mut seen = VisibilityCache::default();
+    for status in connected.iter().filter(|status| seen.sees(mesh, status, key)) {
+        summary.in_scope += 1;
+        add_proxy(&mut summary, status, key, active.since);
+    }
+    sort_missing(&mut summary);
+    Some(summary)
+}
+
+/// Those that rejected the object stay among the named ones.
+fn sort_missing(summary: &mut ObjectSummary) {
+    summary.missing.sort_by_key(|proxy| std::cmp::Reverse(severity(proxy.state)));
+    summary.missing.truncate(NAMED);
+}
+
 /// The VirtualServices and DestinationRules that apply somewhere in a scope.
 fn visible(view: &ScopeView<'_>) -> BTreeSet<ObjectKey> {
     let mut found = BTreeSet::new();
@@ -148,27 +171,35 @@ fn add(
         summary.live += scope.proxies.len();
         return;
     }
-    for status in &scope.proxies {
-        let verdict = verdict(status, key, since);
-        match verdict.state {
-            ObjectState::Live => {
-                summary.live += 1;
-                continue;
-            }
-            ObjectState::Rejected => summary.rejected += 1,
-            ObjectState::Held => summary.held += 1,
-            ObjectState::Lagging => {}
+    scope.proxies.iter().for_each(|status| add_proxy(summary, status, key, since));
+}
+
+/// Adds what a proxy has of an object that it sees; it is in scope already.
+fn add_proxy(
+    summary: &mut ObjectSummary,
+    status: &ProxyStatus,
+    key: &ObjectKey,
+    since: MeshRevision,
+) {
+    let verdict = verdict(status, key, since);
+    match verdict.state {
+        ObjectState::Live => {
+            summary.live += 1;
+            return;
         }
-        let worst = |proxy: &MissingProxy| severity(proxy.state) < severity(verdict.state);
-        if summary.missing.len() >= NAMED {
-            // One that rejected it says more than one that is on its way.
-            let Some(place) = summary.missing.iter().rposition(worst) else { continue };
-            summary.missing.remove(place);
-        }
-        let proxy = format!("{}/{}", status.proxy.namespace, status.proxy.name);
-        let (state, reason) = (verdict.state, verdict.reason);
-        summary.missing.push(MissingProxy { proxy, state, reason });
+        ObjectState::Rejected => summary.rejected += 1,
+        ObjectState::Held => summary.held += 1,
+        ObjectState::Lagging => {}
     }
+    let worst = |proxy: &MissingProxy| severity(proxy.state) < severity(verdict.state);
+    if summary.missing.len() >= NAMED {
+        // One that rejected it says more than one that is on its way.
+        let Some(place) = summary.missing.iter().rposition(worst) else { return };
+        summary.missing.remove(place);
+    }
+    let proxy = format!("{}/{}", status.proxy.namespace, status.proxy.name);
+    let (state, reason) = (verdict.state, verdict.reason);
+    summary.missing.push(MissingProxy { proxy, state, reason });
 }
 
 fn severity(state: ObjectState) -> u8 {

@@ -185,6 +185,7 @@ fn summaries_say_what_the_report_of_one_object_says() {
             assert_eq!(summary.live, count(ObjectState::Live), "{key}");
             assert_eq!(summary.rejected, count(ObjectState::Rejected), "{key}");
             assert_eq!(summary.version.generation, report.generation, "{key}");
+            assert_eq!(super::summary(&state, &connected, &key).as_ref(), Some(&*summary));
         }
     }
 }
@@ -327,4 +328,43 @@ fn warnings_about_an_accepted_object_are_told() {
     world.publish();
     let found = conditions(&world.published.state(), &web(), &[]).unwrap();
     assert!(texts(&found)[0].starts_with("Accepted=True Accepted: spec.htp: "), "{found:?}");
+}
+
+#[test]
+fn an_object_is_live_where_it_is_programmed_and_otherwise_it_is_said_what_is_missing() {
+    let mut world = World::new();
+    let [all, lagging] = [1, 0].map(|acked| world.summary(&[proxy("shop", "a", acked)]));
+    let told = |world: &World, own: &ObjectSummary, other: Result<Option<&ObjectSummary>, &str>| {
+        let answers = [
+            ReplicaAnswer { replica: "weir-0", summary: Ok(Some(own)) },
+            ReplicaAnswer { replica: "weir-1", summary: other },
+        ];
+        liveness(&world.published.state(), &web(), &answers).unwrap()
+    };
+    let found = told(&world, &all, Ok(Some(&all)));
+    assert!(found.live && found.missing.is_empty() && found.missing_replicas.is_empty());
+    assert_eq!((found.proxies, found.live_proxies, found.generation), (2, 2, 1));
+
+    let found = told(&world, &lagging, Err("no route"));
+    assert!(!found.live);
+    assert_eq!((found.proxies, found.live_proxies), (1, 0));
+    assert_eq!(found.missing[0].proxy, "shop/a");
+    assert_eq!(found.missing_replicas, ["replica weir-1 cannot be asked: no route"]);
+    // A replica that cannot be asked may have any number of proxies.
+    assert!(!told(&world, &all, Err("no route")).live);
+    assert!(!told(&world, &all, Ok(None)).live);
+
+    // Held back: every proxy has what is in force, which is not what was asked for.
+    world.route(2, 90, json!(10));
+    world.publish();
+    let own = world.summary(&[proxy("shop", "a", 2)]);
+    let found = told(&world, &own, Ok(Some(&own)));
+    assert!(!found.live && found.message.contains("spec.http[0].route[1]: weight 10"), "{found:?}");
+
+    // Invalid: the last valid version stays in force.
+    world.route(3, 50, json!("fifty"));
+    world.publish();
+    let found = told(&world, &own, Ok(Some(&own)));
+    assert!(!found.live && found.generation == 3, "{found:?}");
+    assert!(found.message.contains("spec.http[0].route[1].weight: is the wrong type"), "{found:?}");
 }

@@ -1,4 +1,5 @@
-//! Finds the Kubernetes binaries (kube-apiserver, etcd, kubectl), or installs them once into the cache.
+//! Finds the Kubernetes binaries (kube-apiserver, etcd, kubectl, kube-controller-manager), or installs them once into the
+//! cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,9 +49,17 @@ fn servers() -> Result<(PathBuf, PathBuf), String> {
     if let (Some(kube_apiserver), Some(etcd)) = (on_path("kube-apiserver"), on_path("etcd")) {
         return Ok((kube_apiserver, etcd));
     }
-    let module = Module::read()?;
-    let folder = once(&module.cache_name(), |folder| module.build(folder))?;
+    let folder = Module::read(&["kube-apiserver", "etcd"])?.built("kube", 5)?;
     Ok((folder.join("kube-apiserver"), folder.join("etcd")))
+}
+
+/// kube-controller-manager on PATH, else built from `tests/kube`.
+pub(crate) fn kube_controller_manager() -> Result<PathBuf, String> {
+    const NAME: &str = "kube-controller-manager";
+    match on_path(NAME) {
+        Some(program) => Ok(program),
+        None => Ok(Module::read(&[NAME])?.built(NAME, 3)?.join(NAME)),
+    }
 }
 
 fn kubectl() -> Result<PathBuf, String> {
@@ -75,18 +84,20 @@ fn kubectl() -> Result<PathBuf, String> {
     }
 }
 
-/// The Go module that builds the two servers from their published sources.
+/// The Go module that builds the servers from their published sources.
 struct Module {
     folder: PathBuf,
+    /// What to build, by the names of their folders.
+    programs: &'static [&'static str],
     /// Version of Kubernetes, as in `v1.37.2`.
     version: String,
     ldflags: String,
-    /// A key that changes with anything that affects the servers.
+    /// A key that changes with anything that affects the programs.
     hash: u64,
 }
 
 impl Module {
-    fn read() -> Result<Self, String> {
+    fn read(programs: &'static [&'static str]) -> Result<Self, String> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kube");
         let read = |name: &str| {
             let path = folder.join(name);
@@ -109,31 +120,30 @@ impl Module {
             .into_iter()
             .chain([set("gitVersion", &version), set("gitMajor", major), set("gitMinor", minor)])
             .collect::<String>();
-        let sources = [
-            &go_mod,
-            &read("go.sum")?,
-            &read("kube-apiserver/main.go")?,
-            &read("etcd/main.go")?,
-            &ldflags,
-        ]
-        .map(|text| format!("{}\n{text}", text.len()))
-        .concat();
-        Ok(Self { folder, version, ldflags, hash: xxh3_64(sources.as_bytes()) })
+        let mut sources = vec![go_mod, read("go.sum")?];
+        for program in programs {
+            sources.push(read(&format!("{program}/main.go"))?);
+        }
+        sources.push(ldflags.clone());
+        let sources: String =
+            sources.iter().map(|text| format!("{}\n{text}", text.len())).collect();
+        Ok(Self { folder, programs, version, ldflags, hash: xxh3_64(sources.as_bytes()) })
     }
 
-    fn cache_name(&self) -> String {
-        format!("kube-{}-{:016x}", self.version, self.hash)
-    }
-
-    /// Builds both programs into `out`, which takes minutes.
-    fn build(&self, out: &Path) -> Result<(), String> {
-        let build = GoBuild {
-            folder: &self.folder,
-            programs: "kube-apiserver and etcd",
-            minutes: 5,
-            ldflags: &self.ldflags,
-            packages: &["./kube-apiserver", "./etcd"],
-        };
-        build.run(out)
+    /// The folder with the programs, which takes `minutes` to build.
+    fn built(&self, name: &str, minutes: u32) -> Result<PathBuf, String> {
+        let packages: Vec<String> =
+            self.programs.iter().map(|program| format!("./{program}")).collect();
+        let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
+        once(&format!("{name}-{}-{:016x}", self.version, self.hash), |out| {
+            let build = GoBuild {
+                folder: &self.folder,
+                programs: &self.programs.join(" and "),
+                minutes,
+                ldflags: &self.ldflags,
+                packages: &packages,
+            };
+            build.run(out)
+        })
     }
 }

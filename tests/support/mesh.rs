@@ -328,14 +328,19 @@ impl Tally {
     /// would exceed. 0 and 100 percent are exact.
     pub(crate) fn assert_split(&self, percent: u32) {
         assert_eq!(self.failed(), 0, "{self:?}");
-        let (n, p) = (self.total() as f64, f64::from(percent) / 100.0);
-        let bound = 4.4 * (p * (1.0 - p) / n).sqrt();
-        let seen = self.of("v2") as f64 / n;
-        assert!(
-            (seen - p).abs() <= bound,
-            "expected {percent} % of v2 within ±{bound:.4}, got {seen:.4} of {n} requests"
-        );
+        assert_share(self.of("v2"), self.total(), percent);
     }
+}
+
+/// Fails unless `seen` of `total` is within 4.4 standard deviations of `percent`.
+pub(crate) fn assert_share(seen: u64, total: u64, percent: u32) {
+    let (n, p) = (total as f64, f64::from(percent) / 100.0);
+    let bound = 4.4 * (p * (1.0 - p) / n).sqrt();
+    let seen = seen as f64 / n;
+    assert!(
+        (seen - p).abs() <= bound,
+        "expected {percent} % of v2 within ±{bound:.4}, got {seen:.4} of {n} requests"
+    );
 }
 
 /// Sends `count` requests, 50 on a connection.

@@ -18,9 +18,11 @@ pub mod kube_canary;
 pub(crate) mod mesh;
 pub(crate) mod network;
 pub(crate) mod process;
+pub mod rollout_tools;
 pub(crate) mod sds;
 pub(crate) mod sidecar;
 pub(crate) mod traffic;
+pub mod workloads;
 
 use std::io::Write;
 

@@ -1,4 +1,5 @@
-//! Runs tests in a network namespace in which connections are redirected to Envoy as in a pod.
+//! Runs tests in a network namespace: one in which connections are redirected to Envoy as in a pod, or one with the
+//! addresses of pods.
 
 use std::process::Command;
 
@@ -19,19 +20,34 @@ iptables -t nat -A OUTPUT -p tcp -s 10.1.0.7 -d 10.1.0.6 -j REDIRECT --to-ports 
 exec "$0" "$@"
 "#;
 
-/// Whether this process is inside such a network. If not, runs the calling test inside one and fails if that fails; if
-/// the machine cannot create one, the test is reported as skipped.
+/// All of 10.2.0.0/16 is here, for pods. Loopback addresses must not be published in a cluster.
+const PODS: &str = r#"
+set -e
+ip link set lo up
+ip route add local 10.2.0.0/16 dev lo
+exec "$0" "$@"
+"#;
+
+/// Whether this process is inside a network with redirection. If not, runs the calling test inside one and fails if that
+/// fails; if the machine cannot create one, the test is reported as skipped.
 pub(crate) fn is_inside() -> bool {
+    is_inside_of(SETUP, &["unshare", "ip", "iptables"])
+}
+
+/// The same with a network in which every address of 10.2.0.0/16 can be bound, and all ports are free.
+pub(crate) fn is_inside_of_pods() -> bool {
+    is_inside_of(PODS, &["unshare", "ip"])
+}
+
+fn is_inside_of(setup: &str, tools: &[&str]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     let thread = std::thread::current();
     // The harness names a test's thread after the test.
     let name = thread.name().unwrap();
-    if let Some(missing) =
-        ["unshare", "ip", "iptables"].into_iter().find(|tool| on_path(tool).is_none())
-    {
-        Skip { why: format!("{missing} is required to redirect connections") }.report(name);
+    if let Some(missing) = tools.iter().find(|tool| on_path(tool).is_none()) {
+        Skip { why: format!("{missing} is required for a network of its own") }.report(name);
         return false;
     }
     let allowed = |args: &[&str]| {
@@ -46,7 +62,7 @@ pub(crate) fn is_inside() -> bool {
     };
     let inside = Command::new("unshare")
         .args(args)
-        .args(["sh", "-c", SETUP])
+        .args(["sh", "-c", setup])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "yes")

@@ -119,6 +119,8 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
     let plane = ControlPlane::start(Options {
         source: Source::Directory(objects.folder()),
         status: None,
+        peers: None,
+        gates_listen: None,
         xds_listen: any,
         admin_listen: any,
         mesh: MeshConfig { weights: WeightDelivery::Runtime, ..MeshConfig::default() },

@@ -1,0 +1,174 @@
+//! The answers of the other replicas, for everybody who needs them: one task asks, as long as somebody reads.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::peers::{PeerAnswer, PeerTable, Peers};
+
+/// How long the other replicas are asked after the last reader has left. A rollout tool reads again every few seconds.
+const LINGER: Duration = Duration::from_secs(120);
+
+/// Which replica this is, and how to find the others.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerOptions {
+    /// The namespace of the Service: that of this pod.
+    pub namespace: String,
+    /// The name of this pod.
+    pub pod: String,
+    /// The headless Service of the replicas; without it there is only this one.
+    pub service: Option<String>,
+}
+
+/// The answers of the other replicas.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerAnswers(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    pod: String,
+    table: Arc<Mutex<PeerTable>>,
+    /// Counts what was new.
+    news: watch::Sender<u64>,
+    /// How many read.
+    readers: watch::Sender<usize>,
+}
+
+impl PeerAnswers {
+    /// Those of the replicas that a [`PeerTask`] asks; without options there is only this one.
+    pub(crate) fn new(options: Option<&PeerOptions>) -> Self {
+        let service = options.and_then(|options| options.service.as_deref());
+        Self(Arc::new(Shared {
+            pod: options.map_or_else(|| "weir".to_owned(), |options| options.pod.clone()),
+            table: Arc::new(Mutex::new(PeerTable::new(service))),
+            news: watch::Sender::default(),
+            readers: watch::Sender::default(),
+        }))
+    }
+
+    /// Reads them. The other replicas are asked at least until the reader is dropped.
+    pub(crate) fn read(&self) -> PeerReader {
+        self.0.readers.send_modify(|count| *count += 1);
+        PeerReader { news: self.0.news.subscribe(), shared: self.0.clone() }
+    }
+}
+
+/// Somebody who reads the answers.
+#[derive(Debug)]
+pub(crate) struct PeerReader {
+    shared: Arc<Shared>,
+    news: watch::Receiver<u64>,
+}
+
+impl PeerReader {
+    /// The name of this replica's pod.
+    pub(crate) fn pod(&self) -> &str {
+        &self.shared.pod
+    }
+
+    /// Waits until something is new. Cancel safe.
+    pub(crate) async fn changed(&mut self) {
+        // The sender cannot be dropped while `self` is borrowed.
+        let _ = self.news.changed().await;
+    }
+
+    /// The answers of all other replicas. Fails with a time while one may still answer.
+    ///
+    /// # Errors
+    /// When to ask again, unless something changes before.
+    pub(crate) fn answers(&self, now: Instant) -> Result<Vec<PeerAnswer>, Instant> {
+        self.shared.table.lock().answers(now)
+    }
+
+    /// When the answers change even if nothing happens.
+    pub(crate) fn next_change(&self, now: Instant) -> Option<Instant> {
+        self.shared.table.lock().next_change(now)
+    }
+}
+
+impl Drop for PeerReader {
+    fn drop(&mut self) {
+        self.shared.readers.send_modify(|count| *count = count.saturating_sub(1));
+    }
+}
+
+/// Asks the other replicas while somebody reads their answers.
+pub(crate) struct PeerTask {
+    /// The Kubernetes API.
+    pub client: Client,
+    /// How to find them.
+    pub options: PeerOptions,
+    /// Where their answers go.
+    pub answers: PeerAnswers,
+    /// Ends it.
+    pub closing: CancellationToken,
+}
+
+impl PeerTask {
+    /// Asks until weir shuts down.
+    ///
+    /// # Errors
+    /// Never.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let shared = &self.answers.0;
+        let mut readers = shared.readers.subscribe();
+        loop {
+            tokio::select! {
+                _ = readers.wait_for(|count| *count > 0) => {}
+                () = self.closing.cancelled() => return Ok(()),
+            }
+            let mut peers = Peers::new(&self.client, &self.options, shared.table.clone());
+            let mut unread = std::pin::pin!(unread(&mut readers, LINGER));
+            loop {
+                tokio::select! {
+                    () = peers.changed() => shared.news.send_modify(|n| *n += 1),
+                    () = &mut unread => break,
+                    () = self.closing.cancelled() => return Ok(()),
+                }
+            }
+            // What they answered once is not what they would answer now.
+            *shared.table.lock() = PeerTable::new(self.options.service.as_deref());
+            shared.news.send_modify(|n| *n += 1);
+        }
+    }
+}
+
+/// Waits until nobody has read for some time.
+async fn unread(readers: &mut watch::Receiver<usize>, time: Duration) {
+    loop {
+        // The sender lives as long as the task.
+        let _ = readers.wait_for(|count| *count == 0).await;
+        let again = readers.wait_for(|count| *count > 0);
+        if tokio::time::timeout(time, again).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_others_are_asked_as_long_as_somebody_reads() {
+        let answers = PeerAnswers::new(None);
+        let mut readers = answers.0.readers.subscribe();
+        let (first, second) = (answers.read(), answers.read());
+        drop(first);
+        let time = Duration::from_millis(1);
+        assert!(tokio::time::timeout(time * 20, unread(&mut readers, time)).await.is_err());
+        drop(second);
+        unread(&mut readers, time).await;
+    }
+
+    #[test]
+    fn without_a_service_of_replicas_there_are_no_others() {
+        let reader = PeerAnswers::new(None).read();
+        assert!(reader.answers(Instant::now()).is_ok_and(|answers| answers.is_empty()));
+        assert_eq!((reader.pod(), reader.next_change(Instant::now())), ("weir", None));
+    }
+}
