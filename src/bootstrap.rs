@@ -15,6 +15,9 @@ use crate::xds::stream::RUNTIME_LAYER;
 /// The name of the xDS cluster, as in Istio.
 const XDS_CLUSTER: &str = "xds-grpc";
 
+/// The name of the listener and of the cluster that serve statistics, as in Istio.
+const STATS: &str = "prometheus_stats";
+
 /// The contents of a bootstrap.
 #[derive(Debug, Clone)]
 pub(crate) struct Bootstrap {
@@ -40,6 +43,8 @@ pub(crate) struct Bootstrap {
     pub weights: WeightDelivery,
     /// The address of Envoy's admin interface.
     pub admin: SocketAddr,
+    /// The address where Envoy serves its statistics for Prometheus and nothing else, if anywhere.
+    pub stats: Option<SocketAddr>,
 }
 
 /// The two variants of the aggregated discovery service.
@@ -253,8 +258,9 @@ impl Bootstrap {
                 "lds_config": over_ads,
                 "cds_config": over_ads,
             },
-            "static_resources": { "clusters": [self.xds.cluster()] },
+            "static_resources": self.static_resources(),
             "layered_runtime": { "layers": self.runtime_layers() },
+            "stats_config": { "stats_tags": stats_tags() },
         })
     }
 
@@ -292,6 +298,15 @@ impl Bootstrap {
         [Some(limit), weights, Some(admin)].into_iter().flatten().collect()
     }
 
+    fn static_resources(&self) -> Value {
+        let mut resources = json!({ "clusters": [self.xds.cluster()] });
+        if let Some(address) = self.stats {
+            resources["listeners"] = json!([stats_listener(address)]);
+            resources["clusters"] = json!([self.xds.cluster(), stats_cluster(self.admin)]);
+        }
+        resources
+    }
+
     fn node(&self) -> Value {
         let NodeId { ip, pod, namespace, .. } = &self.node;
         let workload = self.labels.get("app").unwrap_or(pod);
@@ -324,6 +339,53 @@ impl Bootstrap {
         }
         node
     }
+}
+
+/// Tags beside Envoy's own, which end at the first dot of a name. weir ends the names of clusters and HTTP connection
+/// managers in statistics with a semicolon.
+fn stats_tags() -> Value {
+    json!([
+        { "tag_name": "cluster_name", "regex": r"^cluster\.((.+?);\.)" },
+        { "tag_name": "http_conn_manager_prefix", "regex": r"^http\.((.+?);\.)" },
+    ])
+}
+
+/// Leads to the page of statistics of the admin interface, and to none of the pages that change Envoy or show secrets.
+fn stats_listener(address: SocketAddr) -> Value {
+    let types = "type.googleapis.com/envoy.extensions.filters";
+    json!({
+        "name": STATS,
+        "address": socket_address(&address.ip().to_string(), address.port()),
+        "filter_chains": [{ "filters": [{
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": {
+                "@type": format!("{types}.network.http_connection_manager.v3.HttpConnectionManager"),
+                "stat_prefix": STATS,
+                "route_config": { "virtual_hosts": [{
+                    "name": STATS,
+                    "domains": ["*"],
+                    "routes": [{ "match": { "path": "/stats/prometheus" }, "route": { "cluster": STATS } }],
+                }] },
+                "http_filters": [{
+                    "name": "envoy.filters.http.router",
+                    "typed_config": { "@type": format!("{types}.http.router.v3.Router") },
+                }],
+            },
+        }] }],
+    })
+}
+
+fn stats_cluster(admin: SocketAddr) -> Value {
+    let endpoint = json!({ "address": socket_address(&admin.ip().to_string(), admin.port()) });
+    json!({
+        "name": STATS,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": STATS,
+            "endpoints": [{ "lb_endpoints": [{ "endpoint": endpoint }] }],
+        },
+    })
 }
 
 impl XdsAddress {
@@ -390,6 +452,7 @@ mod tests {
             variant: AdsVariant::Delta,
             weights: WeightDelivery::Runtime,
             admin: "127.0.0.1:15000".parse().unwrap(),
+            stats: None,
         }
     }
 
@@ -440,7 +503,8 @@ admin:
         for variant in [AdsVariant::Delta, AdsVariant::Sotw] {
             for interception in [Interception::None, Interception::Redirect] {
                 for xds in ["127.0.0.1:15010", "[::1]:15010", "localhost:15010"] {
-                    let mut bootstrap = Bootstrap { variant, interception, ..bootstrap() };
+                    let stats = Some("[::]:15090".parse().unwrap());
+                    let mut bootstrap = Bootstrap { variant, interception, stats, ..bootstrap() };
                     bootstrap.xds = xds.parse().unwrap();
                     // The descriptors accept these field names.
                     json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json())

@@ -3,12 +3,13 @@
 use std::process::{Command, Output, Stdio};
 
 use crate::support::canary::Canary;
-use crate::support::mesh::{route_yaml, rule_yaml, until};
+use crate::support::mesh::{only_yaml, post, route_yaml, rule_yaml, until};
+use crate::support::process::free_port;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use prost::{Message, Name};
-use serde_json::Value;
+use serde_json::{Value, json};
 use weir::admin::api::v1::{self, admin_client::AdminClient};
 use weir::proto_json;
 
@@ -256,6 +257,77 @@ async fn http_and_the_commands_print_the_messages_of_grpc_byte_for_byte() {
         assert_eq!((status, &*kind), (200, "application/json"), "{path}: {body}");
         assert_eq!(body, expected, "{path}");
         assert_eq!(text(&weir(&canary, command)), expected, "weir {command:?}");
+    }
+}
+
+#[tokio::test]
+async fn gates_open_when_what_was_written_last_is_live() {
+    let gates = free_port();
+    let address = format!("127.0.0.1:{gates}");
+    let canary = Canary::with(&[], &["--gates-listen", &address]).await;
+    let flagger = async |name: &str, metadata: Value| {
+        let body = json!({"name": name, "namespace": "shop", "phase": "Progressing", "checksum": "1",
+                          "metadata": metadata});
+        post(gates, "/gates/flagger", &body.to_string()).await
+    };
+    for n in 1..=20 {
+        canary.objects.write("virtual-service.yaml", &route_yaml(100 - n, n));
+        let (status, answer) = flagger("my-app", json!(null)).await;
+        assert_eq!(status, 200, "{answer}");
+        let path = "/gates/live?namespace=shop&name=my-app&timeout=0s";
+        let (_, _, body) = http(&canary, "GET", path).await;
+        let live: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(
+            (&live["live"], &live["proxies"], &live["missing"]),
+            (&true.into(), &1.into(), &json!([]))
+        );
+        let route = &live["routes"][0];
+        assert_eq!(route["destinations"][1]["subset"], "v2", "{body}");
+        assert_eq!(route["destinations"][1]["weight"].as_f64(), Some(f64::from(n)), "{body}");
+    }
+    let named = json!({"virtualService": "shop/my-app", "timeout": "1s"});
+    assert_eq!(flagger("canary", named).await.0, 200);
+
+    // Of a route to a subset that no rule defines, the previous version stays in force.
+    let unknown = only_yaml("v3");
+    canary.objects.write("virtual-service.yaml", &unknown);
+    let (status, answer) = flagger("my-app", json!({"timeout": "0s"})).await;
+    assert_eq!(status, 409, "{answer}");
+    assert!(answer.starts_with("VirtualService shop/my-app is not live: "), "{answer}");
+
+    for (method, path, status, said) in [
+        (
+            "GET",
+            "/gates/live?namespace=shop&name=nothing",
+            404,
+            "VirtualService shop/nothing does not exist",
+        ),
+        ("GET", "/gates/live?namespace=shop", 400, "name: is empty"),
+        ("GET", "/gates/live?name=my-app", 400, "namespace: "),
+        ("GET", "/gates/live?kind=pod&namespace=shop&name=a", 400, "kind: is `pod`"),
+        (
+            "GET",
+            "/gates/live?namespace=shop&name=a&timeout=soon",
+            400,
+            "timeout: `soon` is not a duration",
+        ),
+        ("GET", "/gates/flagger", 405, "expected POST /gates/flagger"),
+        ("GET", "/gates/other", 404, "no such page"),
+    ] {
+        let (answered, _, body) = http(&canary, method, path).await;
+        assert_eq!(answered, status, "{path}: {body}");
+        assert!(body.contains(said), "{path}: {body}");
+    }
+    for (body, status) in
+        [("{}", 400), ("no JSON", 400), (r#"{"name": "nothing", "namespace": "shop"}"#, 404)]
+    {
+        let (answered, answer) = post(gates, "/gates/flagger", body).await;
+        assert_eq!(answered, status, "{body}: {answer}");
+    }
+    // The port of the gates serves nothing else.
+    for path in ["/api/v1/proxies", "/api/v1/dump?proxy=client-0", "/metrics", "/ready"] {
+        let (answered, answer) = post(gates, path, "").await;
+        assert_eq!(answered, 404, "{path}: {answer}");
     }
 }
 

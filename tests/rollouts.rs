@@ -18,6 +18,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::wait::await_condition;
 use parking_lot::Mutex;
+use regex::Regex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use weir::canary::load::{Load, Tally};
@@ -97,7 +98,7 @@ impl World {
         let config = kube::config::Kubeconfig::read_from(cluster.kubeconfig_path()).unwrap();
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await;
         let client = kube::Client::try_from(config.unwrap()).unwrap();
-        let workloads = Workloads::start(&client, cluster.kubeconfig_path(), &parts.manager);
+        let workloads = Workloads::start(&client, cluster.kubeconfig_path(), &parts.manager).await;
         let kubeconfig = cluster.kubeconfig_path().to_str().unwrap().to_owned();
         let gates = format!("127.0.0.1:{GATES}");
         let weir =
@@ -119,18 +120,18 @@ impl World {
     }
 
     /// Applies a file of the repository in another namespace, with its documents changed.
-    fn apply_example(&self, file: &str, namespace: &str, change: impl Fn(&mut Value)) {
+    fn apply_example(&self, file: &str, namespace: &str, change: impl FnMut(&mut Value)) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let text = std::fs::read_to_string(path).unwrap();
         let text = text
             .replace("your-namespace", namespace)
             .replace(EXAMPLE_GATES, &format!("http://127.0.0.1:{GATES}"));
-        for document in documents(&text) {
-            let mut document = document;
-            change(&mut document);
-            if !document.is_null() {
-                self.cluster.apply(&document.to_string());
-            }
+        let mut all = documents(&text);
+        all.iter_mut().for_each(change);
+        all.retain(|document| !document.is_null());
+        if !all.is_empty() {
+            self.cluster
+                .apply(&json!({"apiVersion": "v1", "kind": "List", "items": all}).to_string());
         }
     }
 
@@ -206,7 +207,7 @@ impl World {
         })
         .await;
         load.edit_begins();
-        assert_eq!(tally.failed, 0, "{:?}", load.failures());
+        assert!(load.failures().is_empty(), "{:?}: {}", load.failures(), self.causes().await);
         assert_share(tally.v2, tally.total(), v2);
     }
 
@@ -214,13 +215,27 @@ impl World {
     async fn end(&self, loads: Vec<Load>) {
         for load in loads {
             assert!(load.sent() > REQUESTS);
-            assert_eq!(load.failures(), BTreeMap::new());
+            assert!(load.failures().is_empty(), "{:?}: {}", load.failures(), self.causes().await);
             load.end().await;
         }
         for envoy in &self.envoys {
             let rejected = envoy.stats("update_rejected").await.unwrap();
             assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
         }
+    }
+
+    /// What may have failed requests, by Envoy's counters.
+    async fn causes(&self) -> String {
+        let filter =
+            "none_healthy|reset|connect_fail|overflow|no_route|no_cluster|_503|timeout|eject";
+        let mut text = String::new();
+        for envoy in &self.envoys {
+            let stats = envoy.stats(filter).await.unwrap();
+            for (name, count) in stats.into_iter().filter(|(_, count)| *count > 0) {
+                text += &format!("\n{name}: {count}");
+            }
+        }
+        text
     }
 
     /// Waits until the route of the application is live on both proxies, and starts load on both.
@@ -243,6 +258,25 @@ impl World {
         Load::paced(&format!("my-app.{namespace}"), SERVICE, 400_000, Duration::from_millis(25))
     }
 
+    /// Fails unless the proxies count everything that the queries in a file of the examples name.
+    async fn assert_measured(&self, file: &str, names: &[(&str, &str)]) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let mut text = std::fs::read_to_string(path).unwrap();
+        for (name, value) in names {
+            text = text.replace(name, value);
+        }
+        let selectors = selectors(&text);
+        assert!(!selectors.is_empty(), "{file} queries nothing");
+        let mut counted = Vec::new();
+        for envoy in &self.envoys {
+            let stats = envoy.admin_get("/stats/prometheus").await.unwrap();
+            counted.extend(String::from_utf8_lossy(&stats).lines().filter_map(series));
+        }
+        for selector in selectors {
+            assert!(counted.iter().any(|item| selector.matches(item)), "no series is {selector:?}");
+        }
+    }
+
     /// Whether each Envoy has answered requests.
     async fn all_serve(&self) -> bool {
         for envoy in &self.envoys {
@@ -256,6 +290,54 @@ impl World {
 }
 
 type HttpClient = Client<HttpConnector, Empty<Bytes>>;
+
+/// A selector of a query in PromQL: the name of a metric, and what its labels must be.
+#[derive(Debug)]
+struct Selector {
+    metric: String,
+    labels: Vec<(String, String, String)>,
+}
+
+/// A metric and its labels.
+type Series = (String, BTreeMap<String, String>);
+
+impl Selector {
+    fn matches(&self, (metric, labels): &Series) -> bool {
+        *metric == self.metric
+            && self.labels.iter().all(|(name, operator, value)| {
+                let Some(found) = labels.get(name) else { return false };
+                let fits = || Regex::new(&format!("^(?:{value})$")).unwrap().is_match(found);
+                match operator.as_str() {
+                    "=" => found == value,
+                    "!=" => found != value,
+                    "=~" => fits(),
+                    "!~" => !fits(),
+                    other => panic!("{other}"),
+                }
+            })
+    }
+}
+
+/// All selectors in a text.
+fn selectors(text: &str) -> Vec<Selector> {
+    let selector = Regex::new(r#"(envoy_[a-z_]+)\{([^}]*)\}"#).unwrap();
+    let found = selector.captures_iter(text);
+    found.map(|found| Selector { metric: found[1].to_owned(), labels: labels(&found[2]) }).collect()
+}
+
+fn labels(text: &str) -> Vec<(String, String, String)> {
+    let label = Regex::new(r#"([a-z_]+)(=~|!=|!~|=)"([^"]*)""#).unwrap();
+    let found = label.captures_iter(text);
+    found.map(|found| (found[1].to_owned(), found[2].to_owned(), found[3].to_owned())).collect()
+}
+
+/// A line of the Prometheus text format; `None` for a comment.
+fn series(line: &str) -> Option<Series> {
+    let (metric, rest) = line.split_once('{').filter(|_| !line.starts_with('#'))?;
+    let (all, _) = rest.rsplit_once('}')?;
+    let all = labels(all).into_iter().map(|(name, _, value)| (name, value));
+    Some((metric.to_owned(), all.collect()))
+}
 
 /// The documents of a YAML file.
 fn documents(text: &str) -> Vec<Value> {
@@ -384,12 +466,18 @@ async fn flagger_promotes_one_canary_and_rolls_back_another() {
         // There is no Prometheus.
         format!("-metrics-server=http://127.0.0.1:{HOOKS}"),
         "-log-level=info".into(),
+        // Its own port is that of the pods.
+        "-port=18080".into(),
     ];
     let _flagger = supervised(&parts.tool.program, args.to_vec());
     let loads = tokio::join!(
         flagger_canary(&world, &hooks, "good", true),
         flagger_canary(&world, &hooks, "bad", false),
     );
+    for namespace in ["good", "bad"] {
+        let names = [("{{ service }}", "my-app"), ("{{ namespace }}", namespace)];
+        world.assert_measured("deploy/examples/flagger/02-metrics.yaml", &names).await;
+    }
     world.end(vec![loads.0, loads.1]).await;
 }
 
@@ -408,7 +496,10 @@ fn for_argo(document: &mut Value) {
     if document["kind"] != "Rollout" {
         return;
     }
-    let steps = document["spec"]["strategy"]["canary"]["steps"].as_array_mut().unwrap();
+    let canary = &mut document["spec"]["strategy"]["canary"];
+    // The old pods go soon after the last step, still under load.
+    canary["scaleDownDelaySeconds"] = json!(1);
+    let steps = canary["steps"].as_array_mut().unwrap();
     for step in steps {
         if step.get("pause").is_some() {
             *step = json!({"pause": {}});
@@ -436,6 +527,9 @@ fn argo_controller(world: &World, tool: &Tool, plugin: &Path) -> Supervised {
         tool.program.to_str().unwrap().to_owned(),
         format!("--kubeconfig={}", world.kubeconfig()),
         "--leader-elect=false".into(),
+        // Its own ports may be those of the pods.
+        "--healthzPort=18080".into(),
+        "--metricsPort=18090".into(),
     ];
     supervised(Path::new("env"), args.to_vec())
 }
@@ -562,6 +656,9 @@ async fn argo_rollouts_promotes_a_rollout_and_aborts_the_next() {
         })
         .await;
     rollout.assert_weight(0, 100).await;
+    // As the arguments of the Rollout say.
+    let names = [("{{args.host}}", "my-app[.]shop[.]svc[.].+"), ("{{args.subset}}", "canary")];
+    world.assert_measured("deploy/examples/argo-rollouts/02-analysis.yaml", &names).await;
     let load = rollout.load;
     world.end(vec![load]).await;
 }

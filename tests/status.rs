@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use http::StatusCode;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use weir::replicas::{BURST, WRITES_PER_SECOND};
 
 use crate::support::ads::{Ask, CDS, Client, EDS, LDS, RDS, Variant, ask};
 use crate::support::kube::KubeCluster;
-use crate::support::mesh::{DEADLINE, Serve, until};
+use crate::support::mesh::{DEADLINE, Serve, post, until};
 use crate::support::network;
 use crate::support::process::free_port;
 
@@ -471,11 +472,33 @@ async fn a_proxy_counts_whichever_replica_it_is_connected_to() {
         let missing = format!("1/2 proxies; waiting for shop/client-{n}");
         let report = pair.world.until_condition("Programmed", "False", &missing).await;
         assert_eq!(report.condition("Programmed")["observedGeneration"], report.generation);
+        // So do the gates of rollout tools, at whichever replica they ask.
+        for replica in &pair.replicas {
+            until("the gate names the proxy", async || {
+                let (status, answer) = gate(replica.admin, "0s").await;
+                status == StatusCode::CONFLICT && answer.contains(&missing)
+            })
+            .await;
+        }
+        let waiting =
+            pair.replicas.each_ref().map(|replica| tokio::spawn(gate(replica.admin, "20s")));
         pair.proxies[n].ack(true);
+        for answer in waiting {
+            let (status, answer) = answer.await.unwrap();
+            assert_eq!(status, StatusCode::OK, "{answer}");
+            assert!(answer.ends_with("is live: 2/2 proxies\n"), "{answer}");
+        }
         let waited = pair.world.wait("vs/my-app", "60s");
         assert!(waited.status.success(), "{waited:?}");
         pair.world.until_condition("Programmed", "True", "2/2 proxies").await;
     }
+}
+
+/// What a replica's gate for Flagger answers about the canary of the examples within a time.
+async fn gate(admin: u16, timeout: &str) -> (StatusCode, String) {
+    let body = json!({"name": "my-app", "namespace": NAMESPACE, "phase": "Progressing",
+                      "checksum": "1", "metadata": {"timeout": timeout}});
+    post(admin, "/gates/flagger", &body.to_string()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -490,6 +513,11 @@ async fn a_replica_that_is_killed_is_named_and_another_takes_over() {
     pair.replicas[other].kill();
     let (pod, address) = (PODS[other], ADDRESSES[other]);
     let message = format!("1/1 proxy; replica {pod} cannot be asked: {address}");
+    until("the gate names the replica", async || {
+        let (status, answer) = gate(pair.replicas[leader].admin, "0s").await;
+        status == StatusCode::CONFLICT && answer.contains(&message)
+    })
+    .await;
     let report = pair.world.until_condition("Programmed", "Unknown", &message).await;
     assert_eq!(report.condition("Programmed")["reason"], "ReplicaUnreachable");
     assert_eq!(pair.replicas[leader].metric("weir_replicas_unreachable ").await, Some(1));

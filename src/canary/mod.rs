@@ -34,5 +34,6 @@ pub(crate) fn sidecar(namespace: &str, xds: XdsAddress, variant: AdsVariant) -> 
         variant,
         weights: WeightDelivery::Runtime,
         admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        stats: None,
     }
 }

@@ -86,6 +86,11 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:15000")]
     admin_address: SocketAddr,
 
+    /// Serve Envoy's statistics for Prometheus (/stats/prometheus), and nothing else, at this address, such as
+    /// 0.0.0.0:15090
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    stats_listen: Option<SocketAddr>,
+
     /// Output format
     #[arg(long, short = 'o', value_name = "FORMAT", default_value = "yaml")]
     output: Output,
@@ -176,6 +181,7 @@ impl Args {
             variant: if self.sotw { AdsVariant::Sotw } else { AdsVariant::Delta },
             weights: self.weights,
             admin: self.admin_address,
+            stats: self.stats_listen,
         }
     }
 }
@@ -240,7 +246,8 @@ mod tests {
     fn every_flag_shows() {
         let json = json(
             "--xds weir:1234 --label app=web -l version=v1 --cluster-id east --locality eu/eu-a/r7 --intercept none --sotw \
-             --ip 10.1.2.3 --ip fd00::3 --node-name n1 --admin-address [::1]:9901",
+             --ip 10.1.2.3 --ip fd00::3 --node-name n1 --admin-address [::1]:9901 \
+             --stats-listen 0.0.0.0:15090",
         );
         let node = &json["node"];
         assert_eq!(node["cluster"], "web.default");
@@ -260,6 +267,8 @@ mod tests {
         assert_eq!(json["dynamic_resources"]["ads_config"]["api_type"], "GRPC");
         assert_eq!(json["static_resources"]["clusters"][0]["type"], "STRICT_DNS");
         assert_eq!(json["admin"]["address"]["socket_address"]["address"], "::1");
+        let listener = &json["static_resources"]["listeners"][0];
+        assert_eq!(listener["address"]["socket_address"]["port_value"], 15090);
     }
 
     #[test]

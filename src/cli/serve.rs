@@ -31,8 +31,8 @@ renamed into place. A broken file or object keeps its last accepted version, and
 deleted objects are removed.
 
 Ports: 15010 ADS in plain text; 15014 /healthz, /ready, /metrics and the API for weir ps, dump,
-splits and wait; 15017 the validating webhook over HTTPS, if it is on. With --config-dir they listen
-on loopback, in a cluster on all addresses.
+splits and wait, and the gates of rollout tools; 15017 the validating webhook over HTTPS, if it is
+on. With --config-dir they listen on loopback, in a cluster on all addresses.
 
 Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 failure, 2 usage error or unreadable input.")]
 pub struct Args {

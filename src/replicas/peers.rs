@@ -540,7 +540,7 @@ mod tests {
         // A list that fails and one that has no answer at all get the same time.
         for failure in [Some("forbidden"), None] {
             let mut table = PeerTable::new(Some("weir-replicas"));
-            assert_eq!(answer(&table, begun), Err(GRACE));
+            assert_eq!(answer(&table, begun), Err(end));
             table.begin(begun);
             assert_eq!(answer(&table, begun), Err(end));
             if let Some(why) = failure {

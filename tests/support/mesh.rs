@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use weir::admin::api::v1;
 use weir::canary::objects::{self, NAMESPACE, Ports};
@@ -181,6 +185,18 @@ impl Serve {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Posts to a port on loopback. Returns the status and the body of the answer.
+pub(crate) async fn post(port: u16, path: &str, body: &str) -> (http::StatusCode, String) {
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let request = http::Request::post(format!("http://127.0.0.1:{port}{path}"))
+        .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
+        .unwrap();
+    let answer = client.request(request).await.unwrap();
+    let status = answer.status();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
 }
 
 /// What the weir with this admin port tells of its proxies; `None` where it does not answer.

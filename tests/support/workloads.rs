@@ -9,9 +9,10 @@ use std::process::Stdio;
 use axum::Router;
 use axum::routing::any;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::json;
@@ -23,6 +24,9 @@ use super::process::{Launch, Supervised};
 /// The port of every pod.
 const PORT: u16 = 8080;
 
+/// The node of every pod.
+const NODE: &str = "node";
+
 /// Running controllers and pods; they stop when dropped.
 pub(crate) struct Workloads {
     _controllers: Supervised,
@@ -31,7 +35,12 @@ pub(crate) struct Workloads {
 
 impl Workloads {
     /// Starts them in the network of [`super::network::is_inside_of_pods`]. `manager` is kube-controller-manager.
-    pub(crate) fn start(client: &Client, kubeconfig: &Path, manager: &Path) -> Self {
+    pub(crate) async fn start(client: &Client, kubeconfig: &Path, manager: &Path) -> Self {
+        // A pod without a node is in no slice.
+        let node = json!({"metadata": {"name": NODE}});
+        let node: Node = serde_json::from_value(node).expect("a Node");
+        let nodes: Api<Node> = Api::all(client.clone());
+        nodes.create(&PostParams::default(), &node).await.expect("the Node");
         let args = [
             format!("--kubeconfig={}", kubeconfig.display()),
             "--controllers=deployment-controller,replicaset-controller,endpointslice-controller"
@@ -58,7 +67,7 @@ pub(crate) fn supervised(program: &Path, args: Vec<String>) -> Supervised {
     Supervised::spawn(launch).unwrap_or_else(|error| panic!("{}: {error}", program.display()))
 }
 
-/// Makes every pod ready as soon as its backend listens. A backend that no pod needs any more goes on, as one that drains
+/// Makes every pod ready as soon as its backend listens, and lets deleted pods go. A backend that no pod needs any more goes on, as one that drains
 /// does.
 async fn run_pods(client: Client) {
     let pods: Api<Pod> = Api::all(client.clone());
@@ -69,7 +78,13 @@ async fn run_pods(client: Client) {
     while let Some(event) = events.next().await {
         // The watch goes on by itself.
         let Ok(pod) = event else { continue };
-        if pod.metadata.deletion_timestamp.is_some() || !running.insert(pod.uid()) {
+        let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+        // Requests about a pod fail if it is deleted meanwhile.
+        if pod.metadata.deletion_timestamp.is_some() {
+            let _ = api.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await;
+            continue;
+        }
+        if !running.insert(pod.uid()) {
             continue;
         }
         let number = u16::try_from(running.len()).expect("fewer pods than addresses");
@@ -77,11 +92,21 @@ async fn run_pods(client: Client) {
         let address = Ipv4Addr::new(10, 2, high, low);
         let listener = TcpListener::bind((address, PORT)).await.expect("the address of a pod");
         backends.spawn(serve(listener, version(&pod)));
-        let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+        let _ = client.request::<Status>(binding(&pod)).await;
         let status = Patch::Merge(status(address));
-        // It fails if the pod was deleted meanwhile.
         let _ = api.patch_status(&pod.name_any(), &PatchParams::default(), &status).await;
     }
+}
+
+/// Assigns a pod to the node, as the scheduler does.
+fn binding(pod: &Pod) -> http::Request<Vec<u8>> {
+    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+    let body = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+                      "target": {"apiVersion": "v1", "kind": "Node", "name": NODE}});
+    http::Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/binding"))
+        .header("content-type", "application/json")
+        .body(body.to_string().into_bytes())
+        .expect("a request")
 }
 
 fn status(address: Ipv4Addr) -> serde_json::Value {

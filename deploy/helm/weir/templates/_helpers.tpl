@@ -23,7 +23,7 @@ labels:
 - apiGroups: [networking.istio.io]
   resources: [destinationrules, serviceentries, sidecars, virtualservices, workloadentries]
   verbs: [list, watch]
-# weir wait compares what is live with the object's current generation.
+# weir wait and the gates of rollout tools compare what is live with the object's current generation.
 - apiGroups: [networking.istio.io]
   resources: [destinationrules, virtualservices]
   verbs: [get]
