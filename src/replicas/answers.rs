@@ -34,8 +34,16 @@ struct Shared {
     table: Arc<Mutex<PeerTable>>,
     /// Counts what was new.
     news: watch::Sender<u64>,
-    /// How many read.
-    readers: watch::Sender<usize>,
+    readers: watch::Sender<Readers>,
+}
+
+/// Who reads the answers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Readers {
+    /// How many read now.
+    now: usize,
+    /// How many have read so far: one that left before the task has seen it will ask again.
+    ever: u64,
 }
 
 impl PeerAnswers {
@@ -52,7 +60,10 @@ impl PeerAnswers {
 
     /// Reads them. The other replicas are asked at least until the reader is dropped.
     pub(crate) fn read(&self) -> PeerReader {
-        self.0.readers.send_modify(|count| *count += 1);
+        self.0.readers.send_modify(|readers| {
+            readers.now += 1;
+            readers.ever += 1;
+        });
         PeerReader { news: self.0.news.subscribe(), shared: self.0.clone() }
     }
 }
@@ -92,7 +103,7 @@ impl PeerReader {
 
 impl Drop for PeerReader {
     fn drop(&mut self) {
-        self.shared.readers.send_modify(|count| *count = count.saturating_sub(1));
+        self.shared.readers.send_modify(|readers| readers.now = readers.now.saturating_sub(1));
     }
 }
 
@@ -116,13 +127,14 @@ impl PeerTask {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let shared = &self.answers.0;
         let mut readers = shared.readers.subscribe();
+        let mut seen = 0;
         loop {
             tokio::select! {
-                _ = readers.wait_for(|count| *count > 0) => {}
+                () = next_reader(&mut readers, &mut seen) => {}
                 () = self.closing.cancelled() => return Ok(()),
             }
             let mut peers = Peers::new(&self.client, &self.options, shared.table.clone());
-            let mut unread = std::pin::pin!(unread(&mut readers, LINGER));
+            let mut unread = std::pin::pin!(unread(&mut readers, &mut seen, LINGER));
             loop {
                 tokio::select! {
                     () = peers.changed() => shared.news.send_modify(|n| *n += 1),
@@ -137,13 +149,19 @@ impl PeerTask {
     }
 }
 
+/// Waits until somebody reads, or has read since `seen`.
+async fn next_reader(readers: &mut watch::Receiver<Readers>, seen: &mut u64) {
+    // The sender lives as long as the task.
+    if let Ok(found) = readers.wait_for(|readers| readers.now > 0 || readers.ever > *seen).await {
+        *seen = found.ever;
+    }
+}
+
 /// Waits until nobody has read for some time.
-async fn unread(readers: &mut watch::Receiver<usize>, time: Duration) {
+async fn unread(readers: &mut watch::Receiver<Readers>, seen: &mut u64, time: Duration) {
     loop {
-        // The sender lives as long as the task.
-        let _ = readers.wait_for(|count| *count == 0).await;
-        let again = readers.wait_for(|count| *count > 0);
-        if tokio::time::timeout(time, again).await.is_err() {
+        let _ = readers.wait_for(|readers| readers.now == 0).await;
+        if tokio::time::timeout(time, next_reader(readers, seen)).await.is_err() {
             return;
         }
     }
@@ -156,13 +174,25 @@ mod tests {
     #[tokio::test]
     async fn the_others_are_asked_as_long_as_somebody_reads() {
         let answers = PeerAnswers::new(None);
-        let mut readers = answers.0.readers.subscribe();
+        let (mut readers, mut seen) = (answers.0.readers.subscribe(), 0);
         let (first, second) = (answers.read(), answers.read());
         drop(first);
         let time = Duration::from_millis(1);
-        assert!(tokio::time::timeout(time * 20, unread(&mut readers, time)).await.is_err());
+        let ended = tokio::time::timeout(time * 20, unread(&mut readers, &mut seen, time)).await;
+        assert!(ended.is_err());
         drop(second);
-        unread(&mut readers, time).await;
+        unread(&mut readers, &mut seen, time).await;
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_left_already_counts() {
+        let answers = PeerAnswers::new(None);
+        let (mut readers, mut seen) = (answers.0.readers.subscribe(), 0);
+        for n in 1..=2 {
+            drop(answers.read());
+            next_reader(&mut readers, &mut seen).await;
+            assert_eq!(seen, n);
+        }
     }
 
     #[test]
