@@ -294,7 +294,11 @@ async fn gates_open_when_what_was_written_last_is_live() {
     let (status, answer) = flagger("my-app", json!({"timeout": "0s"})).await;
     assert_eq!(status, 409, "{answer}");
     assert!(answer.starts_with("VirtualService shop/my-app is not live: "), "{answer}");
+    assert_refusals(&canary, gates).await;
+}
 
+/// What the gates do not answer, and why.
+async fn assert_refusals(canary: &Canary, gates: u16) {
     for (method, path, status, said) in [
         (
             "GET",
@@ -314,7 +318,7 @@ async fn gates_open_when_what_was_written_last_is_live() {
         ("GET", "/gates/flagger", 405, "expected POST /gates/flagger"),
         ("GET", "/gates/other", 404, "no such page"),
     ] {
-        let (answered, _, body) = http(&canary, method, path).await;
+        let (answered, _, body) = http(canary, method, path).await;
         assert_eq!(answered, status, "{path}: {body}");
         assert!(body.contains(said), "{path}: {body}");
     }
