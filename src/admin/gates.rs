@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 
 use super::Admin;
 use super::api::v1::GetObjectRequest;
-use super::api::{invalid, not_found, object_key};
+use super::grpc::{invalid, not_found, object_key};
 use super::http::{json_response, refuse};
 use crate::api::ObjectKey;
 use crate::replicas::{PeerAnswer, answers};

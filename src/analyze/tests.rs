@@ -13,7 +13,7 @@ pub(super) const BASE_FILE: &str = "mesh.yaml";
 
 /// In `shop`: the service `web` with pods of versions v1 and v2 and matching subsets; `other`, whose pods are unknown;
 /// `many` with two ports; and `hidden`, which is not exported.
-pub(super) fn base() -> String {
+pub(crate) fn base() -> String {
     let mut text = String::new();
     for (name, ports, fields) in [
         ("web", "{name: http, port: 80}", "namespace: shop"),
@@ -42,7 +42,7 @@ pub(super) fn base() -> String {
     text
 }
 
-pub(super) fn store(text: &str) -> Store {
+pub(crate) fn store(text: &str) -> Store {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
     for change in
         Loader::new().update([(PathBuf::from(BASE_FILE), Content::Bytes(text.as_bytes().to_vec()))])

@@ -24,9 +24,7 @@ use std::sync::Arc;
 pub(crate) use destination_rule::*;
 pub(crate) use kubernetes::*;
 pub use parse::{Identity, expand_list, identify, parse};
-pub(crate) use parse::{
-    ObjectError, Parsed, REVISION_LABEL, References, describe, in_revision,
-};
+pub(crate) use parse::{ObjectError, Parsed, REVISION_LABEL, References, describe, in_revision};
 pub(crate) use problem::{Problem, ProblemKind};
 pub(crate) use scalar::Duration;
 pub(crate) use service_entry::*;

@@ -130,7 +130,9 @@ mod tests {
             answered_seconds_ago: age,
             ..Default::default()
         };
-        let told = |age| text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)] });
+        let told = |age| {
+            text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)], webhook: None })
+        };
         assert!(!is_old(&kind(61)) && told(61).contains("61 s ago"), "{}", told(61));
         assert!(is_old(&kind(95)), "{}", told(95));
         assert!(told(95).contains("95 s ago  see that the API server answers"), "{}", told(95));

@@ -14,7 +14,7 @@ pub(crate) use conditions::{
 };
 pub(crate) use published::{ActiveObject, ObjectVersion, Published, State};
 pub(crate) use report::{
-    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, WeightedRoute, object, proxies,
-    splits, weighted,
+    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, WeightedRoute, object,
+    proxies, splits, weighted,
 };
 pub(crate) use summary::{MissingProxy, NAMED, ObjectSummary, Summaries, Summarizer, summary};

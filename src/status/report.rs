@@ -286,7 +286,7 @@ pub(crate) struct WeightedRoute {
 }
 
 /// The weighted routes of a VirtualService and of its delegates; for a delegate, those that it holds.
-pub(super) fn weighted(state: &State, key: &ObjectKey) -> Vec<WeightedRoute> {
+pub(crate) fn weighted(state: &State, key: &ObjectKey) -> Vec<WeightedRoute> {
     let Some(mesh) = &state.mesh else {
         return Vec::new();
     };
@@ -302,7 +302,7 @@ pub(super) fn weighted(state: &State, key: &ObjectKey) -> Vec<WeightedRoute> {
     routes.collect()
 }
 
-fn weighted_routes(
+pub(crate) fn weighted_routes(
     wanted: &VirtualService,
     active: &BTreeMap<&ObjectKey, &Arc<VirtualService>>,
     domain: &str,

@@ -25,11 +25,11 @@ use tokio_rustls::rustls::ServerConfig;
 use crate::admission::Limits;
 use crate::metrics::WebhookMetrics;
 
-pub use certificate::{CertificateError, ServedCertificate};
+pub(crate) use certificate::{CertificateError, ServedCertificate};
 pub(crate) use folder::follow as follow_folder;
-pub use secret::{CONFIGURATION, SECRET};
+
 pub(crate) use secret::{Issuer, SecretState, follow as follow_secret};
-pub use server::Reviewer;
+pub(crate) use server::Reviewer;
 pub(crate) use server::router;
 
 /// How long a certificate that weir makes is valid. It is renewed halfway.
