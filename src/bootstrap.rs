@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use crate::mesh::{Interception, Locality, WeightDelivery};
-use crate::xds::stream::RUNTIME_LAYER;
+use crate::xds::stream::{Variant, runtime_layers};
 
 /// The name of the xDS cluster, as in Istio.
 const XDS_CLUSTER: &str = "xds-grpc";
@@ -54,6 +55,15 @@ pub(crate) enum AdsVariant {
     Delta,
     /// State of the world: every response contains all resources of its type.
     Sotw,
+}
+
+impl From<AdsVariant> for Variant {
+    fn from(variant: AdsVariant) -> Self {
+        match variant {
+            AdsVariant::Delta => Self::Delta,
+            AdsVariant::Sotw => Self::Sotw,
+        }
+    }
 }
 
 /// A node id, `sidecar~IP~POD.NAMESPACE~DNSDOMAIN`, as in Istio.
@@ -281,21 +291,26 @@ impl Bootstrap {
             "name": "static",
             "static_layer": { "re2.max_program_size.error_level": 32768 },
         });
-        // Envoy waits for this layer before it asks for clusters. weir always answers at once; what else may be at that
+        // Envoy waits for these layers before it asks for clusters. weir always answers at once; what else may be at that
         // address does not keep the proxy from starting.
-        let weights = json!({
-            "name": RUNTIME_LAYER,
-            "rtds_layer": {
-                "name": RUNTIME_LAYER,
-                "rtds_config": {
-                    "ads": {}, "initial_fetch_timeout": "1s", "resource_api_version": "V3",
+        let weights = |name: &Arc<str>| {
+            json!({
+                "name": name,
+                "rtds_layer": {
+                    "name": name,
+                    "rtds_config": {
+                        "ads": {}, "initial_fetch_timeout": "1s", "resource_api_version": "V3",
+                    },
                 },
-            },
-        });
+            })
+        };
         // Lets a person override a value by Envoy's `/runtime_modify`.
         let admin = json!({ "name": "admin", "admin_layer": {} });
-        let weights = (self.weights == WeightDelivery::Runtime).then_some(weights);
-        [Some(limit), weights, Some(admin)].into_iter().flatten().collect()
+        let names = match self.weights {
+            WeightDelivery::Runtime => runtime_layers(self.variant.into()),
+            WeightDelivery::Routes => &[],
+        };
+        [limit].into_iter().chain(names.iter().map(weights)).chain([admin]).collect()
     }
 
     fn static_resources(&self) -> Value {

@@ -110,6 +110,30 @@ type RuleHost = (Arc<str>, Host);
 /// Identifies a rule among those for one host in one namespace, and a subset in it.
 type SubsetId = (Option<Labels>, Visibility, String);
 
+/// A map that is written once. Most have one or two entries, for which a `BTreeMap` would take many times the memory.
+#[derive(Debug)]
+struct Sorted<K, V>(Box<[(K, V)]>);
+
+impl<K, V> Default for Sorted<K, V> {
+    fn default() -> Self {
+        Self(Box::default())
+    }
+}
+
+impl<K: Ord, V> Sorted<K, V> {
+    /// Of entries with the same key the first one counts.
+    fn new(mut entries: Vec<(K, V)>) -> Self {
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        entries.dedup_by(|(a, _), (b, _)| a == b);
+        Self(entries.into())
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        let at = self.0.binary_search_by(|(known, _)| known.cmp(key)).ok()?;
+        self.0.get(at).map(|(_, value)| value)
+    }
+}
+
 /// Rules for one host in one namespace with held changes.
 #[derive(Debug, Default)]
 struct HeldRules {
@@ -131,10 +155,10 @@ struct HeldRoutes {
 #[derive(Debug, Default)]
 pub(crate) struct RolloutGuard {
     /// The effective destinations of each route of each VirtualService.
-    routes: BTreeMap<ObjectKey, BTreeMap<RouteId, Vec<HttpRouteDestination>>>,
+    routes: BTreeMap<ObjectKey, Sorted<RouteId, Vec<HttpRouteDestination>>>,
     held_routes: BTreeMap<ObjectKey, HeldRoutes>,
     /// The effective labels of each subset.
-    labels: BTreeMap<RuleHost, BTreeMap<SubsetId, Labels>>,
+    labels: BTreeMap<RuleHost, Sorted<SubsetId, Arc<Labels>>>,
     held_rules: BTreeMap<RuleHost, HeldRules>,
     /// The desired rules and VirtualServices of the last call, to find what changed.
     last_rules: Arc<DestinationRules>,
@@ -180,7 +204,7 @@ impl RolloutGuard {
     ) {
         let old_labels = self.labels.remove(&place).unwrap_or_default();
         let old = self.held_rules.remove(&place).unwrap_or_default();
-        let (mut labels, mut held) = (BTreeMap::new(), HeldRules::default());
+        let (mut labels, mut held) = (Vec::new(), HeldRules::default());
         for rule in rules {
             let mut overlay = BTreeMap::new();
             for (n, subset) in rule.subsets.iter().enumerate() {
@@ -197,7 +221,7 @@ impl RolloutGuard {
                         && !has_ready(known, &subset.labels, None)
                         && has_ready(known, old, None)
                 });
-                labels.insert(id, kept.unwrap_or(&subset.labels).clone());
+                labels.push((id, kept.unwrap_or(&subset.labels).clone()));
                 let (Some(kept), Some(object)) = (kept, rule.keys.first()) else {
                     continue;
                 };
@@ -208,11 +232,11 @@ impl RolloutGuard {
                     host: rule.host.clone(),
                     subset: subset.name.clone(),
                     value: HeldValue::Labels {
-                        wanted: subset.labels.clone(),
-                        effective: kept.clone(),
+                        wanted: (*subset.labels).clone(),
+                        effective: (**kept).clone(),
                     },
                 });
-                overlay.insert(subset.name.clone(), kept.clone());
+                overlay.insert(subset.name.clone(), (**kept).clone());
             }
             if !overlay.is_empty() {
                 let same = old.overlaid.get(&rule.revision).filter(|old| *old.overlay() == overlay);
@@ -222,7 +246,7 @@ impl RolloutGuard {
             }
         }
         if !labels.is_empty() {
-            self.labels.insert(place.clone(), labels);
+            self.labels.insert(place.clone(), Sorted::new(labels));
         }
         if !held.changes.is_empty() {
             self.held_rules.insert(place, held);
@@ -265,7 +289,7 @@ impl RolloutGuard {
             mesh,
             setting,
             before,
-            after: BTreeMap::new(),
+            after: Vec::new(),
             seen: BTreeMap::new(),
             held: Vec::new(),
         };
@@ -295,7 +319,7 @@ impl RolloutGuard {
                 .collect(),
         };
         let Routes { after, held: changes, .. } = routes;
-        self.routes.insert(wanted.key.clone(), after);
+        self.routes.insert(wanted.key.clone(), Sorted::new(after));
         let old = self.held_routes.remove(&wanted.key).filter(|old| old.of == wanted.revision);
         if !overlay.is_empty() {
             let same = old.map(|old| old.overlaid).filter(|old| old.overlay() == Some(&overlay));
@@ -329,8 +353,8 @@ struct Routes<'a> {
     wanted: &'a VirtualService,
     mesh: &'a Mesh,
     setting: EmptySubset,
-    before: BTreeMap<RouteId, Vec<HttpRouteDestination>>,
-    after: BTreeMap<RouteId, Vec<HttpRouteDestination>>,
+    before: Sorted<RouteId, Vec<HttpRouteDestination>>,
+    after: Vec<(RouteId, Vec<HttpRouteDestination>)>,
     /// How many equal routes there were so far.
     seen: BTreeMap<(&'static str, String, u64), usize>,
     held: Vec<HeldChange>,
@@ -371,7 +395,7 @@ impl Routes<'_> {
             }
         };
         let Some(split) = split else {
-            self.after.insert(id, to);
+            self.after.push((id, to));
             return None;
         };
         for (n, (wanted, effective)) in split.held {
@@ -387,7 +411,7 @@ impl Routes<'_> {
                 value: HeldValue::Weight { wanted, effective },
             });
         }
-        self.after.insert(id, split.effective.clone());
+        self.after.push((id, split.effective.clone()));
         Some(split.effective)
     }
 }
@@ -424,7 +448,7 @@ fn split(
     ready: impl Fn(&Destination) -> bool,
 ) -> Option<Split> {
     let parts = shares(wanted.iter().map(|entry| u32::try_from(entry.weight).unwrap_or_default()));
-    let entries: Vec<Entry<'_>> = wanted
+    let entries: Vec<Entry> = wanted
         .iter()
         .zip(parts)
         .map(|(wanted_entry, part)| {
@@ -432,7 +456,7 @@ fn split(
             let had = share_of(old, destination);
             let wants = share_of(wanted, destination);
             let is_held = wants > had + 1e-9 && !destination.is_some_and(&ready);
-            Entry { wanted: wanted_entry, part, had, wants, is_held }
+            Entry { part, had, wants, is_held }
         })
         .collect();
     let held = entries.iter().enumerate().filter(|(_, entry)| entry.is_held);
@@ -448,17 +472,77 @@ fn split(
         return (!old.is_empty()).then(|| Split { effective: old.to_vec(), held });
     }
     let kept: f64 = entries.iter().filter(|entry| entry.is_held).map(Entry::kept_part).sum();
-    let effective = entries.iter().map(|entry| {
-        let part = if entry.is_held { entry.kept_part() } else { entry.part / free * (1.0 - kept) };
-        // Precise enough for any realistic split, and far from overflow.
-        HttpRouteDestination { weight: (part * 10_000.0).round() as i32, ..entry.wanted.clone() }
-    });
+    let parts: Vec<Part> = entries
+        .iter()
+        .map(|entry| {
+            let share =
+                if entry.is_held { entry.kept_part() } else { entry.part / free * (1.0 - kept) };
+            Part { share, is_held: entry.is_held }
+        })
+        .collect();
+    let weights = whole_weights(&parts, wanted.iter().map(|entry| entry.weight));
+    let effective = wanted.iter().zip(weights);
+    let effective =
+        effective.map(|(wanted, weight)| HttpRouteDestination { weight, ..wanted.clone() });
     Some(Split { effective: effective.collect(), held })
 }
 
+/// The effective share of a desired destination.
+struct Part {
+    share: f64,
+    is_held: bool,
+}
+
+/// The sum of effective weights if that of the desired ones is too small to express the shares.
+const FINE_SUM: i32 = 10_000;
+
+/// How far a share may be rounded: whole percents are what people write. What is held keeps its share.
+const ROUNDING: f64 = 0.01;
+
+/// Makes up for the inexact arithmetic of shares.
+const INEXACT: f64 = 1e-9;
+
+/// The same for weights.
+const INEXACT_WEIGHT: f64 = 1e-6;
+
+/// Weights that express these shares. Their sum is that of the desired weights if it is large enough: proxies then take
+/// the weights as runtime values, both when they are held back and when they are released.
+fn whole_weights(parts: &[Part], wanted: impl Iterator<Item = i32>) -> Vec<i32> {
+    let sum: u64 = wanted.map(|weight| u64::try_from(weight).unwrap_or_default()).sum();
+    let is_precise = |weights: &[i32], sum: i32| {
+        let shares = weights.iter().map(|weight| f64::from(*weight) / f64::from(sum));
+        shares.zip(parts).all(|(share, part)| {
+            (share - part.share).abs() < if part.is_held { INEXACT } else { ROUNDING }
+        })
+    };
+    i32::try_from(sum)
+        .ok()
+        .map(|sum| (sum, rounded(parts, sum)))
+        .filter(|(sum, weights)| is_precise(weights, *sum))
+        .map_or_else(|| rounded(parts, FINE_SUM), |(_, weights)| weights)
+}
+
+/// These shares of `sum` as whole numbers with exactly that sum. A held destination never gets more than its share; what
+/// rounding leaves goes to the others, the largest remainders first.
+fn rounded(parts: &[Part], sum: i32) -> Vec<i32> {
+    let exact = |part: &Part| part.share * f64::from(sum) + INEXACT_WEIGHT;
+    let mut weights: Vec<i32> = parts.iter().map(|part| exact(part).floor() as i32).collect();
+    let mut takers: Vec<usize> = (0..parts.len())
+        .filter(|n| parts.get(*n).is_some_and(|part| !part.is_held && part.share > 0.0))
+        .collect();
+    let remainder = |n: &usize| parts.get(*n).map_or(0.0, |part| exact(part).fract());
+    takers.sort_by(|a, b| remainder(b).total_cmp(&remainder(a)));
+    let left = sum.saturating_sub(weights.iter().sum());
+    for n in takers.iter().cycle().take(usize::try_from(left).unwrap_or_default()) {
+        if let Some(weight) = weights.get_mut(*n) {
+            *weight += 1;
+        }
+    }
+    weights
+}
+
 /// A desired destination. A route may list a destination several times, each with a part of its share.
-struct Entry<'a> {
-    wanted: &'a HttpRouteDestination,
+struct Entry {
     /// Its own part of the destination's share.
     part: f64,
     /// The share that the destination had.
@@ -468,7 +552,7 @@ struct Entry<'a> {
     is_held: bool,
 }
 
-impl Entry<'_> {
+impl Entry {
     /// Its part of the share that the destination keeps while it is held.
     fn kept_part(&self) -> f64 {
         self.had * self.part / self.wants

@@ -1,6 +1,7 @@
 //! Istio's DestinationRule. Source of every field: istio/api, `networking/v1alpha3/destination_rule.proto`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -13,9 +14,9 @@ pub struct DestinationRule {
     /// The host: a name, a short name, or a wildcard.
     pub host: String,
     /// The policy for the entire host.
-    pub traffic_policy: Option<TrafficPolicy>,
+    pub traffic_policy: Option<Box<TrafficPolicy>>,
     /// Named subsets, selected by labels.
-    pub subsets: Vec<Subset>,
+    pub subsets: Vec<Arc<Subset>>,
     /// The namespaces that see it: `*`, `.` or names. Empty means all.
     pub export_to: Vec<String>,
     /// The client workloads it applies to; absent means all.
@@ -29,9 +30,9 @@ pub struct Subset {
     /// The name, unique in the rule.
     pub name: String,
     /// Selects the endpoints that have all of these labels; empty means every endpoint.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// Overrides the rule's policy.
-    pub traffic_policy: Option<TrafficPolicy>,
+    pub traffic_policy: Option<Box<TrafficPolicy>>,
 }
 
 /// Selects workloads by labels.

@@ -1,6 +1,6 @@
 //! What a proxy must have received for a write to be live there, and how much of it each has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::proto::{Malformed, Value, fields, has_address};
 
@@ -58,6 +58,8 @@ impl Expectation {
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
     has_splits: bool,
+    /// The canary clusters of the splits that runtime layers have brought.
+    in_runtime: HashSet<Vec<u8>>,
     has_address: Vec<bool>,
     missing_addresses: usize,
 }
@@ -67,6 +69,7 @@ impl Progress {
     pub(crate) fn new(expected: &Expectation) -> Self {
         Self {
             has_splits: expected.splits.is_empty(),
+            in_runtime: HashSet::new(),
             has_address: vec![false; expected.addresses],
             missing_addresses: expected.addresses,
         }
@@ -123,12 +126,15 @@ impl Progress {
                 weights.insert(key.get(at..).unwrap_or_default(), weight);
             }
         }
-        let has = |split: &Split| {
-            let weight = |cluster: &str| weights.get(cluster.as_bytes()).copied();
+        let weight = |cluster: &str| weights.get(cluster.as_bytes()).copied();
+        let is_there = |split: &&Split| {
             let both = weight(&split.stable).zip(weight(&split.canary));
             both.is_some_and(|(stable, canary)| split.is(stable, canary))
         };
-        self.has_splits = expected.splits.values().all(has);
+        // The splits may be spread over several layers.
+        let found = expected.splits.values().filter(is_there);
+        self.in_runtime.extend(found.map(|split| split.canary.clone().into_bytes()));
+        self.has_splits = self.in_runtime.len() == expected.splits.len();
         Ok(())
     }
 
@@ -279,7 +285,7 @@ mod tests {
         progress.runtime(&expected, &layer(&[split("web", 20)])).unwrap();
         progress.runtime(&expected, &layer(&[split("web", 20), split("api", 31)])).unwrap();
         assert!(!progress.is_complete());
-        progress.runtime(&expected, &layer(&[split("web", 20), split("api", 30)])).unwrap();
+        progress.runtime(&expected, &layer(&[split("api", 30)])).unwrap();
         assert!(progress.is_complete());
     }
 }

@@ -1,7 +1,7 @@
 //! The protocol of one proxy, without I/O: which requests Envoy sends on an ADS stream, by what it receives.
 //!
 //! It subscribes to all clusters, to the endpoints of those that ask for them, then to all listeners, then to the routes
-//! that they name, and ACKs every response. A proxy with a runtime layer asks for that first. When a stream begins again
+//! that they name, and ACKs every response. A proxy with runtime layers asks for those first. When a stream begins again
 //! it tells what it has.
 
 use std::collections::BTreeMap;
@@ -65,15 +65,15 @@ impl Type {
 pub(crate) struct Shared {
     /// The variant of the protocol.
     pub variant: AdsVariant,
-    /// The runtime layer to subscribe to.
-    pub runtime: Option<String>,
+    /// The runtime layers to subscribe to.
+    pub runtime: Vec<String>,
     names: [Names; 5],
     versions: Names,
 }
 
 impl Shared {
     /// For proxies of this kind.
-    pub(crate) fn new(variant: AdsVariant, runtime: Option<String>) -> Self {
+    pub(crate) fn new(variant: AdsVariant, runtime: Vec<String>) -> Self {
         Self { variant, runtime, names: Default::default(), versions: Names::default() }
     }
 
@@ -192,9 +192,11 @@ impl Stream {
             return Type::ALL.into_iter().filter_map(|of| self.again(of)).collect();
         }
         let mut requests = Vec::new();
-        if let Some(layer) = self.shared.runtime.clone() {
-            let number = self.shared.names(Type::Runtime).number(layer.as_bytes());
-            requests.extend(self.want(Type::Runtime, [number].into(), &[]));
+        let names = self.shared.names(Type::Runtime);
+        let layers: Vec<u32> =
+            self.shared.runtime.iter().map(|layer| names.number(layer.as_bytes())).collect();
+        if !layers.is_empty() {
+            requests.extend(self.want(Type::Runtime, layers, &[]));
         }
         requests.extend(self.subscribe(Type::Clusters));
         requests
@@ -490,8 +492,9 @@ mod tests {
 
     use super::*;
 
-    fn stream(variant: AdsVariant, runtime: Option<&str>) -> Stream {
-        let shared = Arc::new(Shared::new(variant, runtime.map(str::to_owned)));
+    fn stream(variant: AdsVariant, runtime: &[&str]) -> Stream {
+        let runtime = runtime.iter().map(|layer| (*layer).to_owned()).collect();
+        let shared = Arc::new(Shared::new(variant, runtime));
         let node = Node { id: "node".into(), ..Default::default() };
         Stream::new(shared, node.encode_to_vec().into())
     }
@@ -588,7 +591,7 @@ mod tests {
 
     #[test]
     fn sotw_subscribes_in_envoys_order() {
-        let mut stream = stream(AdsVariant::Sotw, None);
+        let mut stream = stream(AdsVariant::Sotw, &[]);
         let none = Vec::new;
         let first = sotw_requests(stream.begin());
         assert_eq!(first, [(Type::Clusters, none(), text(""), text(""), true)]);
@@ -633,13 +636,13 @@ mod tests {
 
     #[test]
     fn delta_asks_for_what_is_new_and_tells_what_it_has() {
-        let mut stream = stream(AdsVariant::Delta, Some("weir-weights"));
+        let mut stream = stream(AdsVariant::Delta, &["weir-weights", "weir-weights-1"]);
         let first = delta_requests(stream.begin());
         assert_eq!(
             first.iter().map(|(of, _)| *of).collect::<Vec<_>>(),
             [Type::Runtime, Type::Clusters]
         );
-        assert_eq!(first[0].1.resource_names_subscribe, ["weir-weights"]);
+        assert_eq!(first[0].1.resource_names_subscribe, ["weir-weights", "weir-weights-1"]);
         assert!(first[0].1.node.is_some() && first[1].1.node.is_none());
         let both = [("a", eds_cluster("a")), ("b", eds_cluster("b"))];
         let mut ask =
@@ -667,7 +670,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_or_broken_is_no_panic() {
-        let mut stream = stream(AdsVariant::Delta, None);
+        let mut stream = stream(AdsVariant::Delta, &[]);
         stream.begin();
         let unknown = pb::DeltaDiscoveryResponse { type_url: "x".into(), ..Default::default() };
         assert!(stream.response(&unknown.encode_to_vec()).unwrap().requests.is_empty());

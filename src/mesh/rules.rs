@@ -431,8 +431,8 @@ impl DestinationRule {
                 ),
             },
             selector: spec.workload_selector.as_ref().map(|selector| selector.match_labels.clone()),
-            traffic_policy: spec.traffic_policy.clone().map(Arc::new),
-            subsets: spec.subsets.iter().cloned().map(Arc::new).collect(),
+            traffic_policy: spec.traffic_policy.clone().map(Arc::from),
+            subsets: spec.subsets.clone(),
             merged_from: Vec::new(),
             overlay: BTreeMap::new(),
         })
@@ -469,7 +469,7 @@ impl DestinationRule {
     pub(super) fn locality_inputs(&self) -> impl Iterator<Item = LocalityInputs<'_>> {
         let own = self.traffic_policy.as_deref().into_iter();
         let policies =
-            own.chain(self.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref()));
+            own.chain(self.subsets.iter().filter_map(|subset| subset.traffic_policy.as_deref()));
         policies.flat_map(|policy| {
             let ports = policy
                 .port_level_settings
@@ -501,7 +501,7 @@ impl DestinationRule {
 
     /// The effective labels of a subset.
     pub(crate) fn labels(&self, subset: &str) -> Option<&Labels> {
-        self.overlay.get(subset).or_else(|| Some(&self.subset(subset)?.labels))
+        self.overlay.get(subset).or_else(|| Some(&*self.subset(subset)?.labels))
     }
 
     /// The same with other effective labels for these subsets.

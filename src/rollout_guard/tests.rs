@@ -79,16 +79,26 @@ impl World {
                 "spec": {"hosts": ["web"], "http": [{"route": route}]}}))
     }
 
-    /// Subsets and their effective shares in percent.
-    fn split(&mut self) -> Vec<(String, i32)> {
+    /// The effective destinations of the only route.
+    fn effective(&mut self) -> Vec<HttpRouteDestination> {
         let mesh = self.builder.update(&self.store, &BTreeSet::new());
         let (mesh, _) = self.guard.apply(mesh);
         let entry = mesh.virtual_services.iter().next().unwrap().clone();
-        let to = entry.http().next().unwrap().destinations;
+        entry.http().next().unwrap().destinations.to_vec()
+    }
+
+    /// Subsets and their effective shares in percent.
+    fn split(&mut self) -> Vec<(String, i32)> {
+        let to = self.effective();
         let share = |destination: &HttpRouteDestination| {
-            whole_percent(share_of(to, destination.destination.as_ref()))
+            whole_percent(share_of(&to, destination.destination.as_ref()))
         };
         to.iter().map(|item| (item.destination.clone().unwrap().subset, share(item))).collect()
+    }
+
+    /// The effective weights.
+    fn weights(&mut self) -> Vec<i32> {
+        self.effective().iter().map(|to| to.weight).collect()
     }
 }
 
@@ -110,6 +120,27 @@ fn more_weight_for_an_empty_subset_waits_for_an_endpoint() {
     assert!(!world.pods(&[("v1", true), ("v2", false)]).is_empty(), "not ready is not enough");
     assert!(world.pods(&[("v1", true), ("v2", true)]).is_empty());
     assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
+}
+
+#[test]
+fn held_weights_keep_the_sum_of_the_route_if_it_can_express_them() {
+    let held_at = |old: &[(&str, i32)], new: &[(&str, i32)]| -> Vec<i32> {
+        let mut world = World::new();
+        world.rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3"), ("v4", "v4")]);
+        world.pods(&[("v1", true), ("v3", true), ("v4", true)]);
+        world.route(old, "allow");
+        assert!(!world.route(new, "").is_empty());
+        world.weights()
+    };
+    let from = [("v1", 100), ("v2", 0)];
+    assert_eq!(held_at(&from, &[("v1", 90), ("v2", 10)]), [100, 0]);
+    assert_eq!(held_at(&[("v1", 95), ("v2", 5)], &[("v1", 700), ("v2", 300)]), [950, 50]);
+    let thirds = [("v1", 30), ("v2", 10), ("v3", 30), ("v4", 30)];
+    assert_eq!(held_at(&from, &thirds), [34, 0, 33, 33], "what rounding leaves goes to the first");
+    // A sum too small for the shares, and a held share that is no whole number of the sum.
+    assert_eq!(held_at(&from, &[("v1", 1), ("v2", 1), ("v3", 1)]), [5000, 0, 5000]);
+    assert_eq!(held_at(&[("v1", 199), ("v2", 1)], &[("v1", 90), ("v2", 10)]), [9950, 50]);
+    assert_eq!(held_at(&from, &[("v1", i32::MAX), ("v2", i32::MAX)]), [10_000, 0]);
 }
 
 #[test]

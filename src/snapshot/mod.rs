@@ -101,6 +101,11 @@ impl ResourceType {
         self as usize
     }
 
+    /// Whether a SotW response has all resources of the type that the client asks for, changed or not.
+    pub(crate) fn is_sent_whole(self) -> bool {
+        self.has_wildcard() || self == ResourceType::Runtime
+    }
+
     /// Whether an empty list of names subscribes to everything. Source: Envoy's xDS protocol document, "How the client
     /// specifies what resources to return".
     pub(crate) fn has_wildcard(self) -> bool {

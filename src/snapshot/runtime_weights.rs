@@ -63,6 +63,11 @@ impl RuntimeWeights {
             && self.sums.iter().all(|sum| (1..=u64::from(u32::MAX)).contains(sum))
     }
 
+    /// Identifies the virtual hosts that have these keys: a hash of everything in them except the weights.
+    pub(crate) fn shape(&self) -> u64 {
+        self.shape
+    }
+
     /// Whether both are of virtual hosts that differ in nothing but weights, so that they have the same keys.
     pub(crate) fn same_keys(&self, other: &Self) -> bool {
         self.shape == other.shape

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::parts::WorkCounts;
 use super::{ResourceType, SnapshotBuilder};
-use crate::mesh::{Locality, MeshBuilder, MeshConfig, NodeMetadata, Proxy, Scope};
+use crate::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy, Scope};
 use crate::revision::MeshRevision;
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
@@ -25,7 +25,9 @@ const SERVICES: usize = 20;
 fn service(namespace: usize, n: usize) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: s{n}, namespace: ns{namespace}}}\nspec: {{clusterIP: \
-         10.{namespace}.0.{n}, ports: [{{name: http, port: 80}}]}}\n---\n"
+         10.{namespace}.{}.{}, ports: [{{name: http, port: 80}}]}}\n---\n",
+        n / 250,
+        n % 250
     )
 }
 
@@ -33,7 +35,9 @@ fn endpoints(namespace: usize, n: usize, ready: bool) -> String {
     format!(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s{n}-x, namespace: ns{namespace}, \
          labels: {{kubernetes.io/service-name: s{n}}}}}\naddressType: IPv4\nports: [{{name: http, port: \
-         8080}}]\nendpoints: [{{addresses: [10.{namespace}.1.{n}], conditions: {{ready: {ready}}}}}]\n---\n"
+         8080}}]\nendpoints: [{{addresses: [10.{namespace}.{}.{}], conditions: {{ready: {ready}}}}}]\n---\n",
+        100 + n / 250,
+        n % 250
     )
 }
 
@@ -62,6 +66,10 @@ fn scope_of(world: &World, namespace: usize) -> Scope {
 
 impl World {
     fn new(namespaces: usize) -> Self {
+        Self::sized(namespaces, SERVICES)
+    }
+
+    fn sized(namespaces: usize, services: usize) -> Self {
         let mut world = Self {
             loader: Loader::new(),
             store: Store::default(),
@@ -70,7 +78,7 @@ impl World {
             revision: MeshRevision::NONE,
             scopes: namespaces,
         };
-        let all = (0..namespaces).flat_map(|ns| (0..SERVICES).map(move |n| (ns, n)));
+        let all = (0..namespaces).flat_map(|ns| (0..services).map(move |n| (ns, n)));
         let files = all.flat_map(|(ns, n)| {
             [
                 (format!("{ns}-{n}-service.yaml"), service(ns, n)),
@@ -88,6 +96,19 @@ impl World {
 
     /// Writes files. Returns the work that they caused.
     fn write(&mut self, files: Vec<(String, String)>) -> WorkCounts {
+        let mesh = self.read(files);
+        let before = self.snapshots.counts();
+        self.publish(mesh);
+        self.snapshots.counts().since(before)
+    }
+
+    fn publish(&mut self, mesh: Mesh) {
+        self.revision = self.revision.next();
+        self.snapshots.publish(mesh, self.revision, None);
+    }
+
+    /// The mesh after these files are written.
+    fn read(&mut self, files: Vec<(String, String)>) -> Mesh {
         let files = files.into_iter().map(|(name, text)| {
             let content =
                 if text.is_empty() { Content::Gone } else { Content::Bytes(text.into_bytes()) };
@@ -97,11 +118,7 @@ impl World {
         for change in self.loader.update(files) {
             self.store.apply(change, &mut dirty);
         }
-        let mesh = self.builder.update(&self.store, &dirty);
-        self.revision = self.revision.next();
-        let before = self.snapshots.counts();
-        self.snapshots.publish(mesh, self.revision, None);
-        self.snapshots.counts().since(before)
+        self.builder.update(&self.store, &dirty)
     }
 }
 
@@ -138,6 +155,24 @@ fn a_weight_costs_one_virtual_host_and_one_lookup_in_each_scope() {
         };
         assert_eq!(work, wanted);
     }
+}
+
+/// The allocations while a change of one weight becomes the snapshots of all scopes.
+fn allocations_of_a_weight(world: &mut World) -> u64 {
+    let mesh = world.read(vec![("0-3-rules.yaml".into(), rules(0, 3, 20))]);
+    allocation_counter::measure(|| world.publish(mesh)).count_total
+}
+
+#[test]
+fn the_allocations_for_a_weight_depend_on_the_scopes_and_hardly_on_the_services() {
+    let allocations =
+        |namespaces, services| allocations_of_a_weight(&mut World::sized(namespaces, services));
+    let [small, large, wide] = [allocations(1, 20), allocations(1, 1000), allocations(50, 20)];
+    println!("{small} with 20 services, {large} with 1000, {wide} with 1000 in 50 scopes");
+    // Maps with more entries have more levels.
+    assert!(large <= small + 20, "{small} with 20 services, {large} with 1000");
+    assert!(small <= 400, "{small}");
+    assert!(wide <= small + 49 * 70, "{small} for one scope, {wide} for 50");
 }
 
 #[test]

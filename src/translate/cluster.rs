@@ -36,7 +36,7 @@ pub(crate) fn embeds_endpoints(service: &Service, rule: Option<&DestinationRule>
 /// Whether any policy of a rule uses TLS with the certificates of the mesh.
 fn uses_istio_mutual(rule: &DestinationRule) -> bool {
     let own = rule.traffic_policy.as_deref().into_iter();
-    let subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+    let subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_deref());
     own.chain(subsets).any(|policy| {
         let ports = policy.port_level_settings.iter().map(|port| &port.tls);
         let mut tls = ports.chain(std::iter::once(&policy.tls)).flatten();

@@ -108,7 +108,7 @@ pub(crate) fn consistent_hash<'a>(
     subset: &str,
     port: u16,
 ) -> Option<&'a ConsistentHashLb> {
-    let subset = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_ref());
+    let subset = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_deref());
     let policies = subset.into_iter().chain(rule.traffic_policy.as_deref());
     for policy in policies {
         let at_port = policy

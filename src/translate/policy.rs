@@ -36,7 +36,7 @@ impl<'a> Policy<'a> {
             return Self::default();
         };
         let (own, _) = at_port(rule.traffic_policy.as_deref(), port);
-        let subset = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_ref());
+        let subset = rule.subset(subset).and_then(|subset| subset.traffic_policy.as_deref());
         let Some(subset) = subset else { return own };
         let (over, whole) = at_port(Some(subset), port);
         let mut merged = own;

@@ -62,9 +62,9 @@ impl Target {
         // A subset does not inherit the rule's tunnel.
         let tunnel = match subset {
             "" => whole.and_then(|policy| policy.tunnel.as_ref()),
-            name => {
-                rule.subset(name).and_then(|subset| subset.traffic_policy.as_ref()?.tunnel.as_ref())
-            }
+            name => rule
+                .subset(name)
+                .and_then(|subset| subset.traffic_policy.as_deref()?.tunnel.as_ref()),
         };
         this.tunnel = tunnel.map(|tunnel| {
             let host = if tunnel.target_host.contains(':') {

@@ -155,7 +155,7 @@ fn assemble(
 }
 
 /// Lets the weights of routes be overridden by runtime values. A route that names a cluster twice cannot be: both would
-/// take the value of the same key.
+/// take the value of the same key. A hash of the virtual host completes the prefix, so that it needs no name.
 fn set_runtime_key_prefixes(host: &mut pb::VirtualHost) {
     for (at, route) in host.routes.iter_mut().enumerate() {
         let Some(pb::route::Action::Route(action)) = &mut route.action else { continue };
@@ -167,7 +167,7 @@ fn set_runtime_key_prefixes(host: &mut pb::VirtualHost) {
         let names: BTreeSet<&str> =
             clusters.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
         if names.len() > 1 && names.len() == clusters.clusters.len() {
-            clusters.runtime_key_prefix = format!("weir.{}.{at}", host.name);
+            clusters.runtime_key_prefix = format!("weir.{at}");
         }
     }
 }

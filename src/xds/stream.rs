@@ -42,14 +42,13 @@ mod subscription;
 mod switch;
 mod trials;
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use clusters::{ClusterStates, Phase};
 use delivery::{Immediately, Turn, View};
 use endpoints::{EndpointDelivery, version_for};
-use runtime::RuntimeLayer;
+use runtime::RuntimeLayers;
 use session::Session;
 use subscription::{Room, Subscription, Taken};
 use switch::Switch;
@@ -57,7 +56,7 @@ use switch::Switch;
 pub(crate) use gate::HeldResource;
 pub(crate) use progress::{Progress, RejectedResource, SentResource};
 pub(crate) use request::{Answer, Request, RequestError, Variant};
-pub(crate) use runtime::RUNTIME_LAYER;
+pub(crate) use runtime::runtime_layers;
 
 use super::wire::Frame;
 use crate::revision::MeshRevision;
@@ -129,7 +128,7 @@ pub(crate) struct Stream {
     session: Session,
     clusters: ClusterStates,
     switch: Switch,
-    runtime: RuntimeLayer,
+    runtime: RuntimeLayers,
     /// Since when the client waits for endpoints of a cluster.
     warming_since: Option<Instant>,
     /// When something was first ready to be sent.
@@ -151,7 +150,7 @@ impl Stream {
             session: Session::default(),
             clusters: ClusterStates::default(),
             switch: Switch::default(),
-            runtime: RuntimeLayer::default(),
+            runtime: RuntimeLayers::default(),
             warming_since: None,
             serving_since: None,
             now: None,
@@ -206,7 +205,8 @@ impl Stream {
                 self.endpoints_acked(acked.unwrap_or_default());
                 self.endpoints_requested(first, earlier, taken);
             }
-            ResourceType::Listener | ResourceType::Route | ResourceType::Runtime => {}
+            ResourceType::Runtime => self.layers_requested(),
+            ResourceType::Listener | ResourceType::Route => {}
         }
         Ok(answer)
     }
@@ -279,6 +279,7 @@ impl Stream {
         }
         self.clusters.retain_draining(|name, _| !new.contains_key(name));
         if let Some(earlier) = self.session.earlier_mut() {
+            earlier.next = OnceLock::new();
             let endpoints = snapshot.get(ResourceType::Endpoints);
             earlier.fallback.retain(|name, _| {
                 endpoints.get(name).is_some_and(|endpoints| !endpoints.has_endpoints())
@@ -503,9 +504,7 @@ impl Stream {
 
     fn respond_with_endpoints(&mut self, turn: Turn<'_>) -> Option<Frame> {
         let early = self.is_early();
-        let next_references = self
-            .next_references()
-            .map(|names| names.into_iter().map(Arc::from).collect::<BTreeSet<Arc<str>>>());
+        let next_references = self.next_references();
         let [clusters, endpoints, listeners, routes, _] = &mut self.types;
         let leaving = self.switch.leaving().iter();
         let keep_last =

@@ -213,21 +213,25 @@ fn any_len(kind: ResourceType, resource: &Resource) -> usize {
     text_len(1, kind.type_url()) + length_len(2, body) + body
 }
 
-fn put_text(out: &mut BytesMut, field: u32, text: &str) {
+/// Writes a string field.
+pub(super) fn put_text(out: &mut BytesMut, field: u32, text: &str) {
     put_length(out, field, text.len());
     out.put_slice(text.as_bytes());
 }
 
-fn put_length(out: &mut BytesMut, field: u32, len: usize) {
+/// Writes the key and the length of a field of bytes.
+pub(super) fn put_length(out: &mut BytesMut, field: u32, len: usize) {
     encode_key(field, WireType::LengthDelimited, out);
     encode_varint(len as u64, out);
 }
 
-fn text_len(field: u32, text: &str) -> usize {
+/// The length of a string field.
+pub(super) fn text_len(field: u32, text: &str) -> usize {
     length_len(field, text.len()) + text.len()
 }
 
-fn length_len(field: u32, len: usize) -> usize {
+/// The length of what precedes `len` bytes in a field.
+pub(super) fn length_len(field: u32, len: usize) -> usize {
     key_len(field) + encoded_len_varint(len as u64)
 }
 

@@ -29,7 +29,7 @@ pub(super) fn check(spec: &DestinationRule, meta: &Meta, found: &mut Diagnostics
     if let Some(policy) = &spec.traffic_policy {
         traffic_policy(policy, false, "spec.trafficPolicy", found);
     }
-    let inherits_outlier = spec.traffic_policy.as_ref().is_some_and(has_outlier_detection);
+    let inherits_outlier = spec.traffic_policy.as_deref().is_some_and(has_outlier_detection);
     let mut seen = BTreeSet::new();
     for (n, subset) in spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{n}]");

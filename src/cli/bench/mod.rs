@@ -19,6 +19,7 @@ use crate::bench::mesh::Size;
 use crate::bench::phases::{Kind, Settings};
 use crate::bench::report::Report;
 use crate::bootstrap::AdsVariant;
+use crate::xds::stream::runtime_layers;
 use progress::Progress;
 use world::World;
 
@@ -72,12 +73,12 @@ pub struct Args {
     /// The variant of the protocol
     #[arg(long, value_enum, value_name = "MODE", default_value = "delta")]
     mode: Mode,
-    /// Subscribe to a runtime layer as well, and accept a weight that comes in it
+    /// Subscribe to runtime layers as well, and accept a weight that comes in one
     #[arg(long)]
     rtds: bool,
-    /// The name of the runtime layer
-    #[arg(long, value_name = "NAME", default_value = "weir-weights", requires = "rtds")]
-    rtds_name: String,
+    /// The names of the runtime layers [default: those of weir bootstrap]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "rtds")]
+    rtds_name: Vec<String>,
     /// Where the objects are: in weir's memory, in a folder of YAML, or in a Kubernetes API [default: memory;
     /// kubernetes with --address]
     #[arg(long, value_enum, value_name = "SOURCE")]
@@ -269,6 +270,18 @@ impl Args {
                 source.name()
             ))),
             (source, None) => Ok(source.unwrap_or(Source::Memory)),
+        }
+    }
+
+    /// The runtime layers to which proxies subscribe.
+    fn runtime_layers(&self) -> Vec<String> {
+        match (self.rtds, self.rtds_name.as_slice()) {
+            (false, _) => Vec::new(),
+            (true, []) => {
+                let layers = runtime_layers(self.mode.variant().into());
+                layers.iter().map(ToString::to_string).collect()
+            }
+            (true, names) => names.to_vec(),
         }
     }
 

@@ -64,7 +64,7 @@ impl World {
         let source = args.source()?;
         let prefix = format!("weir-bench-{:05x}", RandomState::new().hash_one(()) & 0xf_ffff);
         let mesh = Mesh::new(size, &prefix, source == Source::Kubernetes);
-        let shared = Shared::new(args.mode.variant(), args.rtds.then(|| args.rtds_name.clone()));
+        let shared = Shared::new(args.mode.variant(), args.runtime_layers());
         let shared = Arc::new(shared);
         let server = self.start(args, source, &mesh, &shared, progress).await?;
         let alone = server.pid.and_then(usage).filter(|_| server.ready.is_some());

@@ -9,7 +9,7 @@ use super::clusters::ClusterStates;
 use super::delivery::Delivery;
 use super::gate;
 use super::request::Variant;
-use super::session::Earlier;
+use super::session::{Earlier, References};
 use super::subscription::Subscription;
 use super::switch::Switch;
 use crate::snapshot::{Resource, ResourceType, Snapshot};
@@ -29,7 +29,7 @@ pub(super) struct EndpointDelivery<'a> {
     pub switch: &'a Switch,
     pub earlier: Option<&'a Earlier>,
     /// The clusters that the next routes of a resuming client reference, while its current ones are unknown.
-    pub next_references: Option<BTreeSet<Arc<str>>>,
+    pub next_references: Option<References>,
     /// Clusters that keep their last endpoints, because the routes that no longer reference them wait. They get newer
     /// endpoints at once, because the wait may be long.
     pub keep_last: BTreeSet<Arc<str>>,

@@ -5,13 +5,25 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A set of names. Unknown names, which no resource has, are kept only as a hash: a client may ask for very many, and
-/// no other stream shares them, whereas the text of a known name is shared. If two names have the same hash, only the
-/// client that asked for them is affected: it gets a resource that it did not ask for.
+use crate::snapshot::Resources;
+
+/// A set of names. Most clients ask for nearly all names that resources have, so these are described by their difference
+/// from the names of a shared map.
+///
+/// Unknown names, which no resource has, are kept only as a hash: a client may ask for very many, and no other stream
+/// shares them, whereas the text of a known name is shared. If two names have the same hash, only the client that asked
+/// for them is affected: it gets a resource that it did not ask for.
 #[derive(Debug, Default)]
 pub(super) struct Names {
+    /// The resources whose names were learned last.
+    learned: Option<Resources>,
+    /// Whether the set contains all names of `learned` except those in `without`.
+    has_learned: bool,
+    without: BTreeSet<Arc<str>>,
+    /// The other known names.
     known: BTreeSet<Arc<str>>,
     unknown: BTreeSet<u64>,
+    len: usize,
     /// The bytes of all names together.
     bytes: usize,
     /// The sum of the hashes of all names, which does not depend on their order.
@@ -22,32 +34,54 @@ impl Names {
     /// The memory for a name of which only the hash is kept, in bytes.
     const UNKNOWN: usize = 16;
 
+    /// How many known names are kept in a set of their own, however many resources there are.
+    const FEW: usize = 16;
+
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.known.contains(name)
+            || (self.has_learned && self.is_learned(name) && !self.without.contains(name))
             || (!self.unknown.is_empty() && self.unknown.contains(&hash(name)))
+    }
+
+    /// Whether one of the resources whose names were learned last has this name.
+    fn is_learned(&self, name: &str) -> bool {
+        self.learned.as_ref().is_some_and(|learned| learned.contains_key(name))
     }
 
     /// Adds a name. `known` says whether a resource has it. Returns whether the name is new.
     pub(crate) fn insert(&mut self, name: &Arc<str>, known: bool) -> bool {
-        let hash = hash(name);
-        let new = !self.known.contains(name)
-            && !self.unknown.contains(&hash)
-            && if known { self.known.insert(name.clone()) } else { self.unknown.insert(hash) };
-        if new {
-            self.bytes += name.len();
-            self.sum = self.sum.wrapping_add(hash);
+        if self.contains(name) {
+            return false;
         }
-        new
+        let hash = hash(name);
+        let learned = self.is_learned(name);
+        if learned && self.has_learned {
+            self.without.remove(name);
+        } else if learned || known {
+            self.known.insert(name.clone());
+        } else {
+            self.unknown.insert(hash);
+        }
+        self.len += 1;
+        self.bytes += name.len();
+        self.sum = self.sum.wrapping_add(hash);
+        true
     }
 
     /// Removes a name. Returns whether it was there.
     pub(crate) fn remove(&mut self, name: &str) -> bool {
-        let had = self.known.remove(name) || self.unknown.remove(&hash(name));
-        if had {
-            self.bytes = self.bytes.saturating_sub(name.len());
-            self.sum = self.sum.wrapping_sub(hash(name));
+        if !self.contains(name) {
+            return false;
         }
-        had
+        let learned = self.learned.as_ref().filter(|_| self.has_learned);
+        match learned.and_then(|learned| learned.get(name)) {
+            Some(resource) => _ = self.without.insert(resource.name.clone()),
+            None => _ = self.known.remove(name) || self.unknown.remove(&hash(name)),
+        }
+        self.len -= 1;
+        self.bytes = self.bytes.saturating_sub(name.len());
+        self.sum = self.sum.wrapping_sub(hash(name));
+        true
     }
 
     /// Whether these are the same names, without looking any of them up.
@@ -68,13 +102,64 @@ impl Names {
         }
     }
 
-    /// The known names.
+    /// Marks the names of these resources as known, in time proportional to their difference from the last ones.
+    pub(crate) fn learn_from(&mut self, resources: &Resources) {
+        if self.len == 0 || self.learned.as_ref().is_some_and(|learned| learned.ptr_eq(resources)) {
+            return;
+        }
+        match self.learned.take() {
+            Some(learned) if self.has_learned => self.move_to(&learned, resources),
+            Some(learned) => {
+                let mut added = Vec::new();
+                learned.diff(resources, |name, old, _| added.extend(old.is_none().then_some(name)));
+                self.learn(added.into_iter());
+            }
+            None => self.learn(resources.keys()),
+        }
+        if !self.has_learned
+            && self.known.len() > Self::FEW
+            && self.known.len() * 2 > resources.len()
+        {
+            let Self { without, known, .. } = self;
+            without.extend(resources.keys().filter(|name| !known.remove(*name)).cloned());
+            self.has_learned = true;
+        }
+        self.learned = Some(resources.clone());
+    }
+
+    /// Describes the same set by its difference from `new` instead of `old`.
+    fn move_to(&mut self, old: &Resources, new: &Resources) {
+        let Self { without, known, unknown, .. } = self;
+        old.diff(new, |name, old, new| match (old, new) {
+            (Some(_), None) => {
+                if !without.remove(name) {
+                    known.insert(name.clone());
+                }
+            }
+            (None, Some(_)) => {
+                if !known.remove(name) && !unknown.remove(&hash(name)) {
+                    without.insert(name.clone());
+                }
+            }
+            _ => {}
+        });
+    }
+
+    /// The known names in order.
     pub(crate) fn known(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.known.iter()
+        let learned = self.learned.iter().filter(|_| self.has_learned).flat_map(Resources::keys);
+        let is_asked = |name: &&Arc<str>| self.without.is_empty() || !self.without.contains(*name);
+        let mut learned = learned.filter(is_asked).peekable();
+        let mut others = self.known.iter().peekable();
+        std::iter::from_fn(move || match (learned.peek(), others.peek()) {
+            (Some(name), Some(other)) if other < name => others.next(),
+            (Some(_), _) => learned.next(),
+            (None, _) => others.next(),
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.known.len() + self.unknown.len()
+        self.len
     }
 
     /// The bytes of all names together.
@@ -104,6 +189,8 @@ fn hash(name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::Resource;
+    use bytes::Bytes;
 
     fn name(text: &str) -> Arc<str> {
         text.into()
@@ -150,5 +237,41 @@ mod tests {
         assert!(names.held_bytes() <= 16_000);
         let asked = names.bytes();
         assert!(asked > 40_000, "the names themselves have {asked} bytes");
+    }
+
+    fn resources(names: &[&str]) -> Resources {
+        names.iter().map(|name| Resource::new(*name, Bytes::new(), Arc::default())).collect()
+    }
+
+    #[test]
+    fn names_that_resources_have_are_shared_with_them() {
+        let all: Vec<String> = (0..100).map(|n| format!("name-{n:03}")).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let mut names = Names::default();
+        all.iter().skip(1).chain(&["old", "new"]).for_each(|text| {
+            names.insert(&name(text), *text == "old");
+        });
+        let expected = |names: &Names, texts: &[&str]| {
+            assert_eq!(known(names), texts);
+            assert!(texts.iter().all(|text| names.contains(text)));
+        };
+        names.learn_from(&resources(&all));
+        assert_eq!((names.known.len(), names.without.len(), names.unknown.len()), (1, 1, 1));
+        expected(&names, &[&all[1..], &["old"]].concat());
+        assert!(!names.contains(all[0]) && names.len() == 101);
+
+        assert!(names.remove(all[7]) && !names.remove(all[7]) && !names.remove(all[0]));
+        assert!(names.insert(&name(all[0]), true) && !names.insert(&name(all[0]), true));
+        expected(&names, &[&all[..7], &all[8..], &["old"]].concat());
+
+        // A name that goes stays asked for, and one that comes is asked for only if it was before.
+        names.learn_from(&resources(&[&all[..50], &["new", "other"]].concat()));
+        expected(&names, &[&all[..7], &all[8..], &["new", "old"]].concat());
+        assert!(!names.contains("other") && !names.contains(all[7]));
+        names.learn_from(&resources(&all));
+        expected(&names, &[&all[..7], &all[8..], &["new", "old"]].concat());
+        let asked: Vec<String> = known(&names).into_iter().map(str::to_owned).collect();
+        assert!(names.are(&asked) && names.len() == asked.len());
+        assert_eq!(names.bytes(), asked.iter().map(String::len).sum::<usize>());
     }
 }

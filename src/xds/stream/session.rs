@@ -2,7 +2,7 @@
 //! reports them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::Stream;
@@ -45,7 +45,13 @@ pub(super) struct Earlier {
     /// Endpoints of whole services, for subsets that lost theirs while the client was away: its old routes may
     /// reference them.
     pub fallback: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// The clusters that the listeners and routes of the target reference. There are very many, so they are collected
+    /// once.
+    pub next: OnceLock<References>,
 }
+
+/// The names of clusters.
+pub(super) type References = Arc<BTreeSet<Arc<str>>>;
 
 impl Session {
     /// Whether the client was connected before.
@@ -155,8 +161,7 @@ impl Stream {
     }
 
     fn keep_clusters(&mut self, target: &Snapshot, names: &BTreeSet<Arc<str>>, paused: bool) {
-        let next_references: BTreeSet<Arc<str>> =
-            self.next_references().unwrap_or_default().into_iter().map(Arc::from).collect();
+        let next_references = self.next_references().unwrap_or_default();
         let mut substitutes = self.clusters.substituted_count();
         for name in names {
             let known = target.get(ResourceType::Cluster).contains_key(name);
@@ -230,12 +235,15 @@ impl Stream {
     /// The clusters that the new listeners and routes of a resuming client reference, as long as its old ones are
     /// unknown; `None` if all are known, or never will be. The old ones may reference anything, so the endpoints of all
     /// other clusters stay as they are: the change that moved the traffic away may also have removed the pods.
-    pub(super) fn next_references(&self) -> Option<BTreeSet<&str>> {
+    pub(super) fn next_references(&self) -> Option<References> {
         let target = self.target.as_ref().filter(|_| self.awaits_routes())?;
-        let users = [ResourceType::Listener, ResourceType::Route]
-            .into_iter()
-            .flat_map(|kind| target.get(kind).values());
-        Some(users.flat_map(|resource| resource.clusters()).map(|name| &**name).collect())
+        let references = self.session.earlier()?.next.get_or_init(|| {
+            let users = [ResourceType::Listener, ResourceType::Route]
+                .into_iter()
+                .flat_map(|kind| target.get(kind).values());
+            Arc::new(users.flat_map(|resource| resource.clusters()).cloned().collect())
+        });
+        Some(references.clone())
     }
 
     /// Forgets the earlier stream once it no longer affects what the client gets.
@@ -247,6 +255,7 @@ impl Stream {
         {
             earlier.fallback.clear();
             earlier.served.clear();
+            earlier.next = OnceLock::new();
         }
     }
 }

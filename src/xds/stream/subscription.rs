@@ -62,8 +62,6 @@ pub(super) struct Subscription {
     /// A name was asked for at some time, so that asking for none no longer means all.
     explicit: bool,
     names: Names,
-    /// The resources whose names `names` has learned.
-    learned: Option<Resources>,
     /// What the client has among the names that it asks for.
     acked: Acked,
     /// What the client reported from an earlier stream, until it is compared.
@@ -243,17 +241,7 @@ impl Subscription {
 
     /// Marks the names of the existing resources as known.
     fn learn(&mut self, base: &Resources, kept: Option<&View>) {
-        match &self.learned {
-            None => self.names.learn(base.keys()),
-            Some(learned) => {
-                let mut added = Vec::new();
-                learned.diff(base, |name, old, _| {
-                    added.extend(old.is_none().then_some(name));
-                });
-                self.names.learn(added.into_iter());
-            }
-        }
-        self.learned = Some(base.clone());
+        self.names.learn_from(base);
         self.names.learn(kept.into_iter().flat_map(|view| view.kept.keys()));
     }
 
@@ -451,7 +439,6 @@ impl Subscription {
         }
         self.owed |= kind.has_wildcard() && !taken.news.is_empty();
         self.names = names;
-        self.learned = None;
         Ok(())
     }
 
@@ -480,7 +467,6 @@ impl Subscription {
             let (name, known) = shared(known, &name);
             // The client subscribes by name to what it resumed with.
             if self.names.insert(&name, known || self.claimed.contains_key(&name)) {
-                self.learned = None;
                 if !self.wildcard {
                     self.acked.remove(&name);
                 }
@@ -597,9 +583,10 @@ impl Subscription {
                 if !kind.has_wildcard() {
                     version = self.version_after(&changes);
                 }
-                // Section "Grouping Resources into Responses": a response always has all listeners or all clusters.
+                // Section "Grouping Resources into Responses": a response always has all listeners or all clusters. So
+                // has one with runtime layers: Envoy may take a layer that it lacks for one that is removed.
                 let resources: Vec<_> = match trial {
-                    _ if !kind.has_wildcard() => changes.iter().map(Change::sotw_item).collect(),
+                    _ if !kind.is_sent_whole() => changes.iter().map(Change::sotw_item).collect(),
                     Some(group) => self.with(group).into_iter().map(Item::from).collect(),
                     None => self
                         .wanted(view)

@@ -1,9 +1,11 @@
+mod layers;
 mod model;
 mod resources;
 mod resuming;
 mod trials;
 mod weights;
 
+use super::runtime::RUNTIME_LAYER;
 use super::*;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route, Runtime};
 use crate::xds::wire;

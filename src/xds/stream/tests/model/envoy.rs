@@ -14,7 +14,7 @@ use super::super::resources::{next_references, show};
 use super::Dice;
 use crate::snapshot::ResourceType;
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route, Runtime};
-use crate::xds::stream::{RUNTIME_LAYER, Request, Variant};
+use crate::xds::stream::{Request, Variant, runtime_layers};
 
 /// How an Envoy is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +23,8 @@ pub(crate) struct Setup {
     /// Whether it has a separate stream for clusters in addition to the aggregated one. It does not pause the separate
     /// one.
     pub separate: bool,
-    /// Whether it takes weights as runtime values.
-    pub runtime: bool,
+    /// The number of runtime layers from which it takes weights.
+    pub layers: usize,
 }
 
 /// One resource of a response, as the client reads it.
@@ -51,8 +51,8 @@ pub(crate) struct Envoy {
     names: [BTreeSet<String>; 5],
     versions: [BTreeMap<String, String>; 5],
     pub nonces: [String; 5],
-    /// The runtime layer.
-    pub layer: BTreeMap<String, u32>,
+    /// The runtime layers.
+    layers: BTreeMap<String, BTreeMap<String, u32>>,
     /// The types that it asks for, in the order of the first requests.
     order: Vec<ResourceType>,
     /// The types that it has asked for on this stream.
@@ -116,7 +116,7 @@ impl Envoy {
             names: Default::default(),
             versions: Default::default(),
             nonces: Default::default(),
-            layer: BTreeMap::new(),
+            layers: BTreeMap::new(),
             order: vec![Cluster],
             asked: BTreeSet::new(),
             excused: BTreeMap::new(),
@@ -128,12 +128,22 @@ impl Envoy {
             paused: Vec::new(),
             has_clusters: false,
         };
-        if setup.runtime {
+        let layers = runtime_layers(Variant::Delta).iter().take(setup.layers);
+        envoy.names[Runtime.index()].extend(layers.map(ToString::to_string));
+        if setup.layers > 0 {
             envoy.order.insert(0, Runtime);
-            envoy.names[Runtime.index()].insert(RUNTIME_LAYER.to_owned());
         }
         envoy.connect();
         envoy
+    }
+
+    /// The runtime values in force.
+    pub fn runtime(&self) -> BTreeMap<String, u32> {
+        let mut all = BTreeMap::new();
+        for (key, weight) in self.layers.values().flatten() {
+            assert!(all.insert(key.clone(), *weight).is_none(), "{key} is in two layers");
+        }
+        all
     }
 
     /// Opens a new stream. Envoy requests everything that it requested before, but no clusters while one warms.
@@ -376,13 +386,17 @@ impl Envoy {
                 }
             }
             Runtime => {
-                assert!(gone.is_empty(), "the layer is never removed");
+                assert!(gone.is_empty(), "no layer is ever removed");
+                // Envoy may take a layer that a SotW response lacks for one that is removed.
+                if self.setup.variant == Variant::Sotw {
+                    assert_eq!(good.len(), self.setup.layers);
+                }
                 for got in good {
                     let values = got.body.split_whitespace().map(|value| {
                         let (key, weight) = value.rsplit_once('=').unwrap();
                         (key.to_owned(), weight.parse().unwrap())
                     });
-                    self.layer = values.collect();
+                    self.layers.insert(got.name.clone(), values.collect());
                 }
             }
         }

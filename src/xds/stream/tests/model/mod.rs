@@ -28,14 +28,14 @@ const STEPS: u64 = 120_000;
 const HISTORY: u64 = 1500;
 
 const SETUPS: [Setup; 8] = [
-    Setup { variant: Variant::Delta, separate: false, runtime: false },
-    Setup { variant: Variant::Sotw, separate: false, runtime: false },
-    Setup { variant: Variant::Delta, separate: true, runtime: false },
-    Setup { variant: Variant::Sotw, separate: true, runtime: false },
-    Setup { variant: Variant::Delta, separate: false, runtime: true },
-    Setup { variant: Variant::Sotw, separate: false, runtime: true },
-    Setup { variant: Variant::Delta, separate: true, runtime: true },
-    Setup { variant: Variant::Sotw, separate: true, runtime: true },
+    Setup { variant: Variant::Delta, separate: false, layers: 0 },
+    Setup { variant: Variant::Sotw, separate: false, layers: 0 },
+    Setup { variant: Variant::Delta, separate: true, layers: 0 },
+    Setup { variant: Variant::Sotw, separate: true, layers: 0 },
+    Setup { variant: Variant::Delta, separate: false, layers: 1 },
+    Setup { variant: Variant::Sotw, separate: false, layers: 1 },
+    Setup { variant: Variant::Delta, separate: true, layers: 1 },
+    Setup { variant: Variant::Sotw, separate: true, layers: 1 },
 ];
 
 #[test]
@@ -398,17 +398,18 @@ impl World {
 
     /// Weights only ever grow in this mesh, so no weight in force may be smaller than it was before.
     fn check_weights(&mut self) {
+        let runtime = self.envoy.runtime();
         for (table, body) in &self.envoy.routes {
             for host in body.split_whitespace().filter(|host| host.contains('@')) {
                 let prefix = host.split_once('@').unwrap().1;
-                let keys = self.envoy.layer.iter().filter(|(key, _)| key.starts_with(prefix));
+                let keys = runtime.iter().filter(|(key, _)| key.starts_with(prefix));
                 let sum: u32 = keys.map(|(_, weight)| weight).sum();
                 assert!(
                     sum == 0 || sum == 1_000_000,
                     "{host} has weights of {sum}\n{}",
                     self.log()
                 );
-                let now = effective(host, &self.envoy.layer);
+                let now = effective(host, &runtime);
                 let (to, weight) = now.split_once('*').unwrap();
                 let weight: u32 = weight.parse().unwrap();
                 let before =
@@ -589,7 +590,7 @@ impl World {
                 // A virtual host that the client rejects does not hold back the others.
                 hosts.filter(|host| !is_held(&names(host)) && names(host) != "bad").collect()
             };
-            let in_force = plain(body, &self.envoy.layer);
+            let in_force = plain(body, &self.envoy.runtime());
             assert_eq!(in_force, plain(&wanted, &BTreeMap::new()), "{}", self.state());
         }
         for name in self.envoy.listeners.keys() {
