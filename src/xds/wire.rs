@@ -13,9 +13,22 @@ use crate::snapshot::{Pieces, Resource, ResourceType, empty_endpoints};
 /// The chunk size in bytes: the default maximum frame size of HTTP/2 (RFC 9113, `SETTINGS_MAX_FRAME_SIZE`).
 const CHUNK: usize = 16_384;
 
+/// The length of a version as a string.
+const VERSION: usize = 16;
+
 /// A version as a string.
 pub(crate) fn version_text(version: u64) -> String {
-    format!("{version:016x}")
+    version_digits(version).map(char::from).into_iter().collect()
+}
+
+/// The hexadecimal digits of a version.
+fn version_digits(version: u64) -> [u8; VERSION] {
+    let bytes = version.to_be_bytes();
+    let digit = |four: u8| if four < 10 { b'0' + four } else { b'a' + four - 10 };
+    std::array::from_fn(|at| {
+        let byte = bytes.get(at / 2).copied().unwrap_or_default();
+        digit(if at % 2 == 0 { byte >> 4 } else { byte & 0xf })
+    })
 }
 
 /// A response of either variant that has not been written yet.
@@ -86,8 +99,8 @@ impl Frame {
     fn new(kind: ResourceType, delta: bool, head: Bytes, items: Vec<Item>) -> Self {
         let mut this = Self { kind, delta, head, items, len: 0 };
         let fields = this.items.iter().map(|item| match item {
-            Item::Resource(resource, version) => this.field_len(resource, *version),
-            Item::NoEndpoints(cluster) => this.field_len(&empty_endpoints(cluster), 0),
+            Item::Resource(resource, _) => this.field_len(resource),
+            Item::NoEndpoints(cluster) => this.field_len(&empty_endpoints(cluster)),
         });
         this.len = this.head.len() + fields.map(|len| length_len(2, len) + len).sum::<usize>();
         this
@@ -119,20 +132,21 @@ impl Frame {
     }
 
     /// The length of one `resources` field.
-    fn field_len(&self, resource: &Resource, version: u64) -> usize {
+    fn field_len(&self, resource: &Resource) -> usize {
         let any = any_len(self.kind, resource);
         if !self.delta {
             return any;
         }
-        text_len(1, &version_text(version)) + text_len(3, &resource.name) + length_len(2, any) + any
+        length_len(1, VERSION) + VERSION + text_len(3, &resource.name) + length_len(2, any) + any
     }
 
     /// The bytes before a resource's body.
     fn start(&self, resource: &Resource, version: u64) -> Bytes {
         let mut out = BytesMut::with_capacity(160);
-        put_length(&mut out, 2, self.field_len(resource, version));
+        put_length(&mut out, 2, self.field_len(resource));
         if self.delta {
-            put_text(&mut out, 1, &version_text(version));
+            put_length(&mut out, 1, VERSION);
+            out.put_slice(&version_digits(version));
             put_text(&mut out, 3, &resource.name);
             put_length(&mut out, 2, any_len(self.kind, resource));
         }
@@ -269,6 +283,13 @@ mod tests {
             Resource::new("b", Bytes::new(), Arc::default()),
             table("c", &[vec![7; CHUNK * 3], vec![8; CHUNK - 1], vec![9; 100]]),
         ]
+    }
+
+    #[test]
+    fn a_version_is_written_in_hexadecimal() {
+        for version in [0, 0x0123_4567_89ab_cdef, u64::MAX, 1 << 63] {
+            assert_eq!(version_text(version), format!("{version:016x}"));
+        }
     }
 
     #[test]

@@ -42,6 +42,11 @@ impl Acked {
         self.shared.is_some()
     }
 
+    /// Whether the client has all of `resources` and nothing else, a cheap check; `false` if unknown.
+    pub(crate) fn is_exactly(&self, resources: &Resources) -> bool {
+        self.other.is_empty() && self.shared.as_ref().is_some_and(|shared| shared.ptr_eq(resources))
+    }
+
     /// The names whose version at the client differs from the shared map, or is missing.
     pub(crate) fn differing(&self) -> impl Iterator<Item = &Arc<str>> {
         self.other.keys()

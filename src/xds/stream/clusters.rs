@@ -169,6 +169,11 @@ impl ClusterStates {
         self.unsettled.len() - self.warming().count()
     }
 
+    /// Whether all clusters are at rest.
+    pub(crate) fn are_settled(&self) -> bool {
+        self.unsettled.is_empty() && self.draining.is_empty()
+    }
+
     pub(crate) fn draining(&self) -> &BTreeMap<Arc<str>, Draining> {
         &self.draining
     }
@@ -229,8 +234,21 @@ impl Stream {
         if draining.is_some() { ClusterState::Draining } else { ClusterState::Ready }
     }
 
+    /// Whether every cluster of the target takes requests at the client: a cheap check, `false` if that is unknown.
+    pub(super) fn has_all_clusters(&self) -> bool {
+        let [clusters, endpoints, ..] = &self.types;
+        let target = self.target.as_ref().map(|target| target.get(ResourceType::Cluster));
+        clusters.wildcard
+            && target.is_some_and(|target| clusters.has_exactly(target))
+            && self.clusters.are_settled()
+            && !endpoints.has_rejections()
+    }
+
     /// Whether a route may reference a cluster now, soon, or not before the mesh changes.
     pub(super) fn readiness(&self, cluster: &str) -> ClusterReadiness {
+        if self.has_all_clusters() && self.wanted_cluster(cluster).is_some() {
+            return ClusterReadiness::Ready;
+        }
         match self.cluster_state(cluster) {
             ClusterState::Ready | ClusterState::Draining if self.awaits_first_endpoint(cluster) => {
                 ClusterReadiness::Making
@@ -292,9 +310,10 @@ impl Stream {
     /// Whether the client rejected the endpoints of a cluster and has no others.
     fn rejected_all_endpoints(&self, cluster: &str) -> bool {
         let subscription = self.get(ResourceType::Endpoints);
-        self.endpoints(cluster).is_some_and(|endpoints| {
-            subscription.rejects(endpoints) && !subscription.has_good(cluster)
-        })
+        subscription.has_rejections()
+            && self.endpoints(cluster).is_some_and(|endpoints| {
+                subscription.rejects(endpoints) && !subscription.has_good(cluster)
+            })
     }
 
     /// Whether the client waits for the endpoints of any cluster that will get some.

@@ -190,6 +190,11 @@ impl Subscription {
         !self.again.is_empty() || self.acked.differing().any(|name| self.wants(name))
     }
 
+    /// Whether the client, which asks for everything, has exactly `resources`: a cheap check, `false` if unknown.
+    pub(crate) fn has_exactly(&self, resources: &Resources) -> bool {
+        self.pending.is_none() && self.claimed.is_empty() && self.acked.is_exactly(resources)
+    }
+
     /// Whether everything that the client has is known.
     pub(crate) fn knows_all(&self) -> bool {
         self.pending.is_none()

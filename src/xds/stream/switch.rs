@@ -114,6 +114,9 @@ impl Stream {
         if self.awaits_clusters() {
             return if asks { Stage::FirstClusters } else { Stage::Idle };
         }
+        if self.has_all_clusters() {
+            return if asks { Stage::Complete } else { Stage::Idle };
+        }
         let next_references = self.next_references();
         let is_needed = |name: &str| {
             next_references.as_ref().is_none_or(|references| references.contains(name))
