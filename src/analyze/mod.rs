@@ -60,7 +60,7 @@ pub fn analyze(store: &Store, config: &MeshConfig) -> Vec<Finding> {
 
 /// The findings of [`analyze`] about one object of `store`. The relations of other objects are not examined, so this
 /// takes a fraction of the time.
-pub(crate) fn analyze_object(store: &Store, config: &MeshConfig, key: &ObjectKey) -> Vec<Finding> {
+pub fn analyze_object(store: &Store, config: &MeshConfig, key: &ObjectKey) -> Vec<Finding> {
     findings(store, config, Some(key))
 }
 

@@ -10,7 +10,7 @@ use crate::envoy::{Admin, Error};
 
 /// A canary's service, as Envoy names its clusters.
 #[derive(Debug, Clone)]
-pub(crate) struct Service {
+pub struct Service {
     /// The namespace.
     pub namespace: String,
     /// The port.
@@ -26,7 +26,7 @@ impl Service {
     ///
     /// # Errors
     /// Envoy does not answer.
-    pub(crate) async fn is_live(&self, envoy: &Admin, state: &State) -> Result<bool, Error> {
+    pub async fn is_live(&self, envoy: &Admin, state: &State) -> Result<bool, Error> {
         let positive = state.route.iter().filter(|(_, weight)| **weight > 0);
         let wanted: BTreeMap<String, f64> = positive
             .clone()

@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(3);
 
 /// The responses of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
+pub struct Tally {
     /// From v1.
     pub v1: u64,
     /// From v2.
@@ -32,7 +32,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// All responses.
-    pub(crate) fn total(self) -> u64 {
+    pub fn total(self) -> u64 {
         self.v1 + self.v2 + self.failed
     }
 }
@@ -52,7 +52,7 @@ struct State {
 
 /// A running load; it stops when dropped.
 #[derive(Debug)]
-pub(crate) struct Load {
+pub struct Load {
     state: Arc<State>,
     workers: JoinSet<()>,
 }
@@ -64,7 +64,7 @@ impl Load {
     }
 
     /// The same with this pause between a worker's requests.
-    pub(crate) fn paced(host: &str, port: u16, request_limit: u64, pause: Duration) -> Self {
+    pub fn paced(host: &str, port: u16, request_limit: u64, pause: Duration) -> Self {
         let state = Arc::new(State::default());
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
@@ -74,25 +74,25 @@ impl Load {
     }
 
     /// From now on, responses do not count for a step.
-    pub(crate) fn edit_begins(&self) {
+    pub fn edit_begins(&self) {
         self.state.counting.store(false, Ordering::SeqCst);
         self.state.step.fetch_add(1, Ordering::SeqCst);
     }
 
     /// From now on, responses count for a new step.
-    pub(crate) fn step_begins(&self) {
+    pub fn step_begins(&self) {
         *self.state.tally.lock() = Tally::default();
         self.state.step.fetch_add(1, Ordering::SeqCst);
         self.state.counting.store(true, Ordering::SeqCst);
     }
 
     /// The responses of this step so far.
-    pub(crate) fn tally(&self) -> Tally {
+    pub fn tally(&self) -> Tally {
         *self.state.tally.lock()
     }
 
     /// All requests so far.
-    pub(crate) fn sent(&self) -> u64 {
+    pub fn sent(&self) -> u64 {
         self.state.sent.load(Ordering::SeqCst)
     }
 
@@ -102,7 +102,7 @@ impl Load {
     }
 
     /// All failed requests by status, or kind of error.
-    pub(crate) fn failures(&self) -> BTreeMap<String, u64> {
+    pub fn failures(&self) -> BTreeMap<String, u64> {
         self.state.failures.lock().clone()
     }
 
@@ -112,7 +112,7 @@ impl Load {
     }
 
     /// Stops the workers and waits for them.
-    pub(crate) async fn end(mut self) {
+    pub async fn end(mut self) {
         self.workers.shutdown().await;
     }
 }

@@ -4,8 +4,8 @@
 
 pub mod backends;
 pub(crate) mod folder;
-pub(crate) mod live;
-pub(crate) mod load;
+pub mod live;
+pub mod load;
 pub mod objects;
 pub mod patterns;
 

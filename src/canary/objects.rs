@@ -66,7 +66,7 @@ pub fn endpoints(namespace: &str, ports: Ports, versions: &[u8]) -> String {
 
 /// A ServiceEntry for the service with the backends of these versions. A Kubernetes API refuses addresses of loopback in
 /// an EndpointSlice, and accepts them here.
-pub(crate) fn service_entry(namespace: &str, ports: Ports, versions: &[u8]) -> String {
+pub fn service_entry(namespace: &str, ports: Ports, versions: &[u8]) -> String {
     let Ports { service, backend } = ports;
     let mut text = format!(
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: my-app, namespace: {namespace}}}\nspec:\n  \

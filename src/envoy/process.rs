@@ -126,7 +126,7 @@ impl EnvoyProcess {
     ///
     /// # Errors
     /// [`Error::Admin`] before that; wait for [`EnvoyProcess::ready`] first.
-    pub(crate) fn admin(&self) -> Result<&Admin, Error> {
+    pub fn admin(&self) -> Result<&Admin, Error> {
         if let Some(admin) = self.admin.get() {
             return Ok(admin);
         }

@@ -15,7 +15,7 @@ const LINGER: Duration = Duration::from_secs(120);
 
 /// Which replica this is, and how to find the others.
 #[derive(Clone, Debug)]
-pub(crate) struct PeerOptions {
+pub struct PeerOptions {
     /// The namespace of the Service: that of this pod.
     pub namespace: String,
     /// The name of this pod.

@@ -37,7 +37,7 @@ pub(crate) const LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
 /// Options of the webhook.
 #[derive(Clone, Debug)]
-pub(crate) struct WebhookOptions {
+pub struct WebhookOptions {
     /// The address of the listener; port 0 picks a free port.
     pub listen: SocketAddr,
     /// Where its certificate comes from.
@@ -48,7 +48,7 @@ pub(crate) struct WebhookOptions {
 
 /// Where the webhook's certificate comes from.
 #[derive(Clone, Debug)]
-pub(crate) enum CertificateSource {
+pub enum CertificateSource {
     /// The files `tls.crt` and `tls.key` of a folder.
     Folder(PathBuf),
     /// The Secret [`SECRET`], which the elected replica keeps.

@@ -13,7 +13,7 @@ pub(crate) mod helm;
 pub(crate) mod hostile;
 pub(crate) mod kube;
 pub(crate) mod kube_binaries;
-pub mod kube_canary;
+pub(crate) mod kube_canary;
 pub(crate) mod lint;
 pub(crate) mod mesh;
 pub(crate) mod network;

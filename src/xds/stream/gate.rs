@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::runtime::{RuntimeHost, RuntimeLayer};
+use super::runtime::{RuntimeHost, RuntimeLayers};
 use super::trials::{HostVerdict, Trials};
 use crate::snapshot::{
     ClusterRefs, EncodedVirtualHost, Provenance, Resource, ResourceType, Resources, RouteTable,
@@ -61,7 +61,7 @@ pub(super) struct HostGate<'a> {
     /// Whether routes get the weights that the client has as runtime values.
     pub routes_follow: bool,
     /// The weights that the client has as runtime values.
-    pub layer: &'a RuntimeLayer,
+    pub layer: &'a RuntimeLayers,
 }
 
 /// How the new version of a virtual host reaches the client.

@@ -400,10 +400,7 @@ impl Subscription {
             return Ok(());
         }
         if first {
-            // A version that weir did not create differs from every version of weir's. Clusters on a stream of their own
-            // are ACKed before they are warm, so their version does not tell whether they are.
-            let version = u64::from_str_radix(&request.version, 16).ok();
-            self.claimed_version = version.filter(|_| !self.alone);
+            self.claim_version(&request.version);
         }
         self.version = None;
         if let Some(pending) = &mut self.pending {
@@ -651,36 +648,11 @@ impl Subscription {
         None
     }
 
-    fn wanted<'a>(&'a self, view: &'a View) -> Box<dyn Iterator<Item = &'a Arc<Resource>> + 'a> {
-        if self.wildcard {
-            Box::new(view.all())
-        } else {
-            Box::new(self.names.known().filter_map(|name| view.get(name)))
-        }
-    }
-
-    /// The version of a resource that the client may have: the last one that it accepted if it rejected this one.
-    fn allowed(&self, kind: ResourceType, resource: &Arc<Resource>) -> Option<Arc<Resource>> {
-        if !self.rejects(resource) {
-            return Some(resource.clone());
-        }
-        let none = || (kind == ResourceType::Endpoints).then(|| empty_endpoints(&resource.name));
-        self.had(&resource.name).flatten().cloned().or_else(none)
-    }
-
     /// Whether the client has endpoints for a cluster other than the empty fallback assignment.
     pub(crate) fn has_good(&self, name: &str) -> bool {
         self.had(name).is_some_and(|form| {
             form.is_none_or(|form| form.version != empty_endpoints(name).version)
         })
-    }
-
-    /// What the client has, with these in their new version.
-    fn with(&self, group: Vec<Arc<Resource>>) -> Vec<Arc<Resource>> {
-        let mut all: BTreeMap<&Arc<str>, &Arc<Resource>> =
-            self.taken().map(|resource| (&resource.name, resource)).collect();
-        all.extend(group.iter().map(|resource| (&resource.name, resource)));
-        all.into_values().cloned().collect()
     }
 
     /// What changes, and the requested names that do not exist and that the client never had. Nothing is remembered

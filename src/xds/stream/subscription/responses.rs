@@ -2,6 +2,7 @@
 //! client has after a response: the same state has the same version in every process, so a client that resumes with it
 //! needs nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -9,10 +10,18 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::super::change::Change;
 use super::super::delivery::{Delivery, View};
 use super::Subscription;
-use crate::snapshot::{Resource, ResourceType};
+use crate::snapshot::{Resource, ResourceType, empty_endpoints};
 use crate::xds::wire::{Frame, Item};
 
 impl Subscription {
+    /// Takes in the version that the client reports of all that it has from an earlier stream over SotW.
+    pub(super) fn claim_version(&mut self, version: &str) {
+        // A version that weir did not create differs from every version of weir's. Clusters on a stream of their own are
+        // ACKed before they are warm, so their version does not tell whether they are.
+        let version = u64::from_str_radix(version, 16).ok();
+        self.claimed_version = version.filter(|_| !self.alone);
+    }
+
     /// A client that resumes over SotW with the version of exactly what there is has all of it.
     pub(super) fn compare_version(&mut self, kind: ResourceType, view: &View, version: u64) {
         self.learn(&view.base, Some(view));
@@ -44,6 +53,39 @@ impl Subscription {
             }
         }
         Some(version)
+    }
+
+    /// The resources that the client asks for.
+    pub(super) fn wanted<'a>(
+        &'a self,
+        view: &'a View,
+    ) -> Box<dyn Iterator<Item = &'a Arc<Resource>> + 'a> {
+        if self.wildcard {
+            Box::new(view.all())
+        } else {
+            Box::new(self.names.known().filter_map(|name| view.get(name)))
+        }
+    }
+
+    /// The version of a resource that the client may have: the last one that it accepted if it rejected this one.
+    pub(super) fn allowed(
+        &self,
+        kind: ResourceType,
+        resource: &Arc<Resource>,
+    ) -> Option<Arc<Resource>> {
+        if !self.rejects(resource) {
+            return Some(resource.clone());
+        }
+        let none = || (kind == ResourceType::Endpoints).then(|| empty_endpoints(&resource.name));
+        self.had(&resource.name).flatten().cloned().or_else(none)
+    }
+
+    /// What the client has, with these in their new version.
+    pub(super) fn with(&self, group: Vec<Arc<Resource>>) -> Vec<Arc<Resource>> {
+        let mut all: BTreeMap<&Arc<str>, &Arc<Resource>> =
+            self.taken().map(|resource| (&resource.name, resource)).collect();
+        all.extend(group.iter().map(|resource| (&resource.name, resource)));
+        all.into_values().cloned().collect()
     }
 }
 

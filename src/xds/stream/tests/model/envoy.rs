@@ -138,7 +138,7 @@ impl Envoy {
     }
 
     /// The runtime values in force.
-    pub fn runtime(&self) -> BTreeMap<String, u32> {
+    pub(crate) fn runtime(&self) -> BTreeMap<String, u32> {
         let mut all = BTreeMap::new();
         for (key, weight) in self.layers.values().flatten() {
             assert!(all.insert(key.clone(), *weight).is_none(), "{key} is in two layers");
