@@ -211,9 +211,9 @@ async fn rolling_upgrade(more: &[&str]) {
     let envoys = envoys(&canary, &folder, &known, more).await;
     let load = canary.load();
     for new_one_first in [true, false] {
-        for n in 0..replicas.len() {
+        for replica in &mut replicas {
             // Each writes as rollout tools do while a replica comes or goes.
-            let old = &replicas[n];
+            let old = &*replica;
             let address = (old.xds, old.admin);
             canary.route(80).await;
             let new = if new_one_first {
@@ -234,7 +234,7 @@ async fn rolling_upgrade(more: &[&str]) {
                 new
             };
             free = if new_one_first { address } else { free };
-            replicas[n] = new;
+            *replica = new;
             canary.write(Write::Rule(vec![("v2", "v2")])).await;
             for envoy in &envoys {
                 canary.live(envoy).await;

@@ -137,7 +137,7 @@ impl KubeCanary {
         let service = Service { namespace: NAMESPACE.to_owned(), port: self.ports.service };
         let admin = envoy.admin().unwrap();
         until(&format!("Envoy has {:?}", self.state), async || {
-            service.is_live(&admin, &self.state).await.unwrap_or(false)
+            service.is_live(admin, &self.state).await.unwrap_or(false)
         })
         .await;
     }

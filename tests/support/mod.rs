@@ -18,11 +18,11 @@ pub(crate) mod lint;
 pub(crate) mod mesh;
 pub(crate) mod network;
 pub(crate) mod process;
-pub mod rollout_tools;
+pub(crate) mod rollout_tools;
 pub(crate) mod sds;
 pub(crate) mod sidecar;
 pub(crate) mod traffic;
-pub mod workloads;
+pub(crate) mod workloads;
 
 use std::io::Write;
 

@@ -247,7 +247,10 @@ impl Stream {
     /// Whether a route may reference a cluster now, soon, or not before the mesh changes.
     pub(super) fn readiness(&self, cluster: &str) -> ClusterReadiness {
         if self.has_all_clusters() && self.wanted_cluster(cluster).is_some() {
-            return ClusterReadiness::Ready;
+            return match self.awaits_first_endpoint(cluster) {
+                true => ClusterReadiness::Making,
+                false => ClusterReadiness::Ready,
+            };
         }
         match self.cluster_state(cluster) {
             ClusterState::Ready | ClusterState::Draining if self.awaits_first_endpoint(cluster) => {
