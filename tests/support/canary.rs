@@ -127,7 +127,7 @@ impl Load {
             let mut sum = Tally::default();
             // Bounded, so that a hanging test does not send forever.
             for _ in 0..200_000 {
-                if told.load(Ordering::Relaxed) {
+                if stopped.load(Ordering::Relaxed) {
                     break;
                 }
                 for (answer, count) in send(port, 50).answers {

@@ -130,18 +130,14 @@ impl Names {
     /// Describes the same set by its difference from `new` instead of `old`.
     fn move_to(&mut self, old: &Resources, new: &Resources) {
         let Self { without, known, unknown, .. } = self;
-        old.diff(new, |name, old, new| match (old, new) {
-            (Some(_), None) => {
-                if !without.remove(name) {
-                    known.insert(name.clone());
-                }
+        old.diff(new, |name, old, new| {
+            let gone = old.is_some() && new.is_none();
+            let added = old.is_none() && new.is_some();
+            if gone && !without.remove(name) {
+                known.insert(name.clone());
+            } else if added && !known.remove(name) && !unknown.remove(&hash(name)) {
+                without.insert(name.clone());
             }
-            (None, Some(_)) => {
-                if !known.remove(name) && !unknown.remove(&hash(name)) {
-                    without.insert(name.clone());
-                }
-            }
-            _ => {}
         });
     }
 
