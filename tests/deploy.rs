@@ -460,7 +460,7 @@ fn what_the_chart_renders_fits_a_cluster() {
     let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
     assert_eq!(
         found,
-        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--webhook=on","--gates-listen=[::]:15018","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--webhook=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
     );
 }
 

@@ -223,7 +223,7 @@ async fn sotw_what_a_version_names_is_not_sent_again() {
         (Some(EDS), &[EDS]),
         (Some(CDS), &[CDS, EDS]),
     ];
-    for (weight, (other, expected)) in (10..).zip(cases) {
+    for (seconds, (other, expected)) in (10..).zip(cases) {
         let mut client = weir.ads(Variant::Sotw).await;
         let mut versions = Vec::new();
         for (kind, names) in kinds {
@@ -242,7 +242,9 @@ async fn sotw_what_a_version_names_is_not_sent_again() {
             let version = if Some(kind) == other { "1".to_owned() } else { version };
             client.send(Ask { version, ..ask(kind, names) }).await;
         }
-        weir.edit("virtual-service.yaml", &route_yaml(100 - weight, weight)).await;
+        let route =
+            route_yaml(100, 0).replace("- route:", &format!("- timeout: {seconds}s\n    route:"));
+        weir.edit("virtual-service.yaml", &route).await;
         let mut kinds = BTreeSet::new();
         while !kinds.contains(RDS) {
             let got = client.next().await.unwrap();
