@@ -282,6 +282,26 @@ fn limits(args: &Args) -> (Limits, Limits) {
 /// Runs until SIGINT or SIGTERM, or until a task fails.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
+    let mut plane = ControlPlane::start(options(args)?).await.map_err(as_usage_error)?;
+    announce(&plane);
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (interrupted, ended) = tokio::select! {
+        ended = until_ready_and_after(&mut plane, begun) => (false, ended),
+        _ = interrupt.recv() => (true, Ok(())),
+        _ = terminate.recv() => (true, Ok(())),
+    };
+    if !interrupted {
+        ended.map_err(as_usage_error)?;
+        anyhow::bail!("a task of the control plane ended unexpectedly");
+    }
+    tracing::info!("stopping");
+    plane.shutdown().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the control plane is started with.
+fn options(args: Args) -> anyhow::Result<Options> {
     let local: IpAddr = if args.config_dir.is_some() {
         Ipv4Addr::LOCALHOST.into()
     } else {
@@ -303,7 +323,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         .is_some_and(|webhook| matches!(webhook.certificate, CertificateSource::Secret { .. }));
     let peers = if in_cluster { args.status.peers() } else { None };
     let status = if in_cluster { args.status.options(only, keeps_certificate) } else { None };
-    let mut plane = ControlPlane::start(Options {
+    Ok(Options {
         source: match args.config_dir {
             Some(folder) => Source::Directory(folder),
             None if args.objects_from_stdin => Source::Stdin,
@@ -327,8 +347,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         limits,
         admin_limits,
     })
-    .await
-    .map_err(as_usage_error)?;
+}
+
+/// Logs where the control plane listens.
+fn announce(plane: &ControlPlane) {
     tracing::info!(
         "serving ADS on {}, health and metrics on {}",
         plane.xds_addr(),
@@ -340,20 +362,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(gates) = plane.gates_addr() {
         tracing::info!("serving the gates of rollout tools on {gates}");
     }
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let (interrupted, ended) = tokio::select! {
-        ended = until_ready_and_after(&mut plane, begun) => (false, ended),
-        _ = interrupt.recv() => (true, Ok(())),
-        _ = terminate.recv() => (true, Ok(())),
-    };
-    if !interrupted {
-        ended.map_err(as_usage_error)?;
-        anyhow::bail!("a task of the control plane ended unexpectedly");
-    }
-    tracing::info!("stopping");
-    plane.shutdown().await;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// An unreadable folder or kubeconfig is a usage error; other failures are not.

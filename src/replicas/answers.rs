@@ -8,21 +8,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::peers::{PeerAnswer, PeerTable, Peers};
+use super::peers::{PeerAnswer, PeerOptions, PeerTable, Peers};
 
 /// How long the other replicas are asked after the last reader has left. A rollout tool reads again every few seconds.
 const LINGER: Duration = Duration::from_secs(120);
-
-/// Which replica this is, and how to find the others.
-#[derive(Clone, Debug)]
-pub struct PeerOptions {
-    /// The namespace of the Service: that of this pod.
-    pub namespace: String,
-    /// The name of this pod.
-    pub pod: String,
-    /// The headless Service of the replicas; without it there is only this one.
-    pub service: Option<String>,
-}
 
 /// The answers of the other replicas.
 #[derive(Clone, Debug)]

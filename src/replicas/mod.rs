@@ -26,8 +26,9 @@ use crate::status::{self, ObjectSummary, Published, ReplicaAnswer, State, Summar
 use crate::webhook::Issuer;
 use crate::xds::connections::Connections;
 
-pub(crate) use answers::{PeerAnswers, PeerOptions, PeerReader, PeerTask};
+pub(crate) use answers::{PeerAnswers, PeerReader, PeerTask};
 pub(crate) use peers::PeerAnswer;
+pub use peers::PeerOptions;
 pub use queue::{BURST, WRITES_PER_SECOND};
 
 /// The shortest time between two summaries. What happens meanwhile is summarized together.

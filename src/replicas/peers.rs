@@ -17,7 +17,6 @@ use tokio_stream::StreamMap;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
-use super::answers::PeerOptions;
 use crate::admin::api::v1;
 use crate::admin::api::v1::admin_client::AdminClient;
 use crate::source::kubernetes::with_causes;
@@ -87,6 +86,17 @@ pub(crate) struct PeerAnswer {
     pub name: String,
     /// Its summaries.
     pub summaries: Result<Arc<Summaries>, String>,
+}
+
+/// Which replica this is, and how to find the others.
+#[derive(Clone, Debug)]
+pub struct PeerOptions {
+    /// The namespace of the Service: that of this pod.
+    pub namespace: String,
+    /// The name of this pod.
+    pub pod: String,
+    /// The headless Service of the replicas; without it there is only this one.
+    pub service: Option<String>,
 }
 
 /// Whether it is known who the other replicas are.
