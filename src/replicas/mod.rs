@@ -121,7 +121,8 @@ impl Replicas {
             self.metrics.leader.set(0);
             self.metrics.pending.set(0);
             self.metrics.unreachable.set(0);
-            let Some(why) = lost else {
+            // At shutdown, the tasks that this one listens to may end first.
+            let Some(why) = lost.filter(|_| !self.closing.is_cancelled()) else {
                 candidate.release().await;
                 return Ok(());
             };
