@@ -93,10 +93,7 @@ pub struct Options {
 /// A running control plane. Dropping it stops its tasks.
 #[derive(Debug)]
 pub struct ControlPlane {
-    xds_addr: SocketAddr,
-    admin_addr: SocketAddr,
-    webhook_addr: Option<SocketAddr>,
-    gates_addr: Option<SocketAddr>,
+    addresses: Addresses,
     ready: watch::Receiver<bool>,
     revision: watch::Receiver<MeshRevision>,
     connections: Arc<Connections>,
@@ -105,39 +102,28 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts the control plane and returns as soon as both listeners are bound.
+    /// Starts the control plane and returns as soon as its listeners are bound.
     ///
     /// # Errors
     /// Fails if an address cannot be bound or the source cannot be opened.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
-        let xds = bind(options.xds_listen, "--xds-listen")?;
-        let pages = bind(options.admin_listen, "--admin-listen")?;
-        let webhook_listen = options.webhook.as_ref().map(|webhook| webhook.listen);
-        let reviews =
-            webhook_listen.map(|address| bind(address, "--webhook-listen")).transpose()?;
-        let gates =
-            options.gates_listen.map(|address| bind(address, "--gates-listen")).transpose()?;
-        let (xds_addr, admin_addr) = (xds.local_addr()?, pages.local_addr()?);
-        let webhook_addr = reviews.as_ref().map(TcpListener::local_addr).transpose()?;
-        let gates_addr = gates.as_ref().map(TcpListener::local_addr).transpose()?;
-        let closing = CancellationToken::new();
-        let (connections, metrics) = (Arc::<Connections>::default(), Arc::<Metrics>::default());
+        let listeners = Listeners::bind(&options)?;
+        let addresses = listeners.addresses()?;
         let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
-        let published = Arc::<Published>::default();
+        let (metrics, published) = (Arc::<Metrics>::default(), Arc::<Published>::default());
         let (ready_sender, ready) = watch::channel(false);
         let (revision_sender, revision) = watch::channel(MeshRevision::NONE);
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
-        let (states_sender, states) = watch::channel(Vec::new());
+        let (states_sender, sync) = watch::channel(Vec::new());
+        let (stores_sender, stores) = watch::channel(None);
         let mut tasks = JoinSet::new();
         let selection = selection(&options.source, &options.mesh);
-        let (stores_sender, stores) = watch::channel(None);
-        let mesh_config = options.mesh.clone();
         let (freshness_probe, client) =
             read(options.source, &selection, states_sender, changes_sender, &mut tasks).await?;
         let engine = Engine {
             snapshots: snapshots.clone(),
             metrics: metrics.clone(),
-            builder: MeshBuilder::new(options.mesh),
+            builder: MeshBuilder::new(options.mesh.clone()),
             rollout_guard: RolloutGuard::default(),
             published: published.clone(),
             reported: BTreeSet::new(),
@@ -153,99 +139,49 @@ impl ControlPlane {
             let _ = snapshots_ended.await;
             anyhow::bail!("the snapshot thread ended")
         });
-        let webhook = Arc::new(Webhook::new(metrics.webhook()));
+        let webhook = Webhook::new(metrics.webhook());
         let admin = Admin {
             ready: ready.clone(),
-            sync: states,
+            sync,
             webhook: options.webhook.as_ref().map(|_| webhook.health()),
-            metrics: metrics.clone(),
-            snapshots: snapshots.clone(),
-            connections: connections.clone(),
+            metrics,
+            snapshots,
+            connections: Arc::default(),
             published,
             freshness_probe,
             peers: PeerAnswers::new(options.peers.as_ref()),
-            closing: closing.clone(),
+            closing: CancellationToken::new(),
         };
-        if let Some((client, options)) = client.clone().zip(options.peers) {
-            let (answers, closing) = (admin.peers.clone(), closing.clone());
-            tasks.spawn(PeerTask { client, options, answers, closing }.run());
-        }
-        let mut issuer = None;
-        if let Some((listener, options)) = reviews.zip(options.webhook) {
-            let reviewer = Reviewer::new(selection, mesh_config.clone(), stores, metrics.webhook());
-            let admission = Arc::new(Admission::new(options.limits, "webhook", &metrics));
-            let (router, tls) = (webhook::router(reviewer), webhook.tls()?);
-            let stop = closing.clone();
-            tasks.spawn(async move {
-                admission::serve_tls(listener, router, admission, tls, stop).await;
-                Ok(())
-            });
-            let domain = &mesh_config.domain;
-            issuer = certify(
-                options.certificate,
-                webhook,
-                domain,
-                client.as_ref(),
-                &closing,
-                &mut tasks,
-            );
-        }
-        if let Some((client, options)) = client.zip(options.status) {
-            tasks.spawn(Replicas::new(client, options, issuer, &admin).run());
-        }
-        // One limit for both listeners.
-        let admission = Arc::new(Admission::new(options.admin_limits, "admin", &metrics));
-        let mut serve = |listener, router| {
-            let (admission, stop) = (admission.clone(), closing.clone());
-            tasks.spawn(async move {
-                admission::serve(listener, router, admission, Protocol::Pages, stop).await;
-                Ok(())
-            });
-        };
-        if let Some(gates) = gates {
-            serve(gates, admin::gates_router(admin.clone()));
-        }
-        serve(pages, admin::router(admin));
-        let ads = Ads::new(
-            snapshots,
-            connections.clone(),
-            metrics,
-            options.streams,
-            options.limits,
-            closing.clone(),
-        );
-        tasks.spawn(serve_when_ready(ads, xds, ready.clone(), closing.clone()));
-        Ok(Self {
-            xds_addr,
-            admin_addr,
-            webhook_addr,
-            gates_addr,
-            ready,
-            revision,
-            connections,
-            closing,
-            tasks,
-        })
+        let mut services = Services { admin, client, tasks };
+        services.ask_replicas(options.peers);
+        let reviews = Reviews { selection, mesh: options.mesh, stores };
+        let served = listeners.webhook.zip(options.webhook);
+        let issuer = services.serve_webhook(served, webhook, reviews)?;
+        services.write_status(options.status, issuer);
+        services.serve_pages(listeners.pages, listeners.gates, options.admin_limits);
+        services.serve_proxies(listeners.xds, options.streams, options.limits);
+        let Services { admin: Admin { connections, closing, .. }, tasks, .. } = services;
+        Ok(Self { addresses, ready, revision, connections, closing, tasks })
     }
 
     /// The address of the ADS listener.
     pub fn xds_addr(&self) -> SocketAddr {
-        self.xds_addr
+        self.addresses.xds
     }
 
     /// The address of the admin listener.
     pub fn admin_addr(&self) -> SocketAddr {
-        self.admin_addr
+        self.addresses.admin
     }
 
     /// The address of the webhook's listener; `None` if it is off.
     pub(crate) fn webhook_addr(&self) -> Option<SocketAddr> {
-        self.webhook_addr
+        self.addresses.webhook
     }
 
     /// The address of the listener for the gates, if there is one.
     pub(crate) fn gates_addr(&self) -> Option<SocketAddr> {
-        self.gates_addr
+        self.addresses.gates
     }
 
     /// Waits until the first complete state is published.
@@ -301,6 +237,158 @@ impl ControlPlane {
     }
 }
 
+/// The bound listeners.
+struct Listeners {
+    xds: TcpListener,
+    pages: TcpListener,
+    webhook: Option<TcpListener>,
+    gates: Option<TcpListener>,
+}
+
+/// The addresses of the listeners.
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    xds: SocketAddr,
+    admin: SocketAddr,
+    webhook: Option<SocketAddr>,
+    gates: Option<SocketAddr>,
+}
+
+impl Listeners {
+    fn bind(options: &Options) -> anyhow::Result<Self> {
+        let bind_any = |address: Option<SocketAddr>, flag: &str| {
+            address.map(|address| bind(address, flag)).transpose()
+        };
+        let webhook = options.webhook.as_ref().map(|webhook| webhook.listen);
+        Ok(Self {
+            xds: bind(options.xds_listen, "--xds-listen")?,
+            pages: bind(options.admin_listen, "--admin-listen")?,
+            webhook: bind_any(webhook, "--webhook-listen")?,
+            gates: bind_any(options.gates_listen, "--gates-listen")?,
+        })
+    }
+
+    fn addresses(&self) -> std::io::Result<Addresses> {
+        let any = |listener: &Option<TcpListener>| {
+            listener.as_ref().map(TcpListener::local_addr).transpose()
+        };
+        Ok(Addresses {
+            xds: self.xds.local_addr()?,
+            admin: self.pages.local_addr()?,
+            webhook: any(&self.webhook)?,
+            gates: any(&self.gates)?,
+        })
+    }
+}
+
+/// What the webhook judges objects by.
+struct Reviews {
+    selection: Selection,
+    mesh: MeshConfig,
+    stores: watch::Receiver<Option<Store>>,
+}
+
+/// The tasks beside the engine, and what they share.
+struct Services {
+    admin: Admin,
+    /// The Kubernetes API, if objects come from there.
+    client: Option<Client>,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl Services {
+    /// Asks the other replicas about their proxies while somebody needs to know.
+    fn ask_replicas(&mut self, options: Option<PeerOptions>) {
+        if let Some((client, options)) = self.client.clone().zip(options) {
+            let (answers, closing) = (self.admin.peers.clone(), self.admin.closing.clone());
+            self.tasks.spawn(PeerTask { client, options, answers, closing }.run());
+        }
+    }
+
+    /// Serves the webhook if it is on. Returns what keeps its certificate while this replica is elected.
+    fn serve_webhook(
+        &mut self,
+        served: Option<(TcpListener, WebhookOptions)>,
+        webhook: Webhook,
+        reviews: Reviews,
+    ) -> anyhow::Result<Option<Issuer>> {
+        let Some((listener, options)) = served else {
+            return Ok(None);
+        };
+        let Admin { metrics, closing, .. } = &self.admin;
+        let Reviews { selection, mesh, stores } = reviews;
+        let domain = mesh.domain.clone();
+        let router = webhook::router(Reviewer::new(selection, mesh, stores, metrics.webhook()));
+        let admission = Arc::new(Admission::new(options.limits, "webhook", metrics));
+        let (tls, stop) = (webhook.tls()?, closing.clone());
+        self.tasks.spawn(async move {
+            admission::serve_tls(listener, router, admission, tls, stop).await;
+            Ok(())
+        });
+        Ok(self.follow_certificate(options.certificate, webhook.into(), &domain))
+    }
+
+    /// Serves the webhook's certificate as its source changes. Returns what keeps it while this replica is elected.
+    fn follow_certificate(
+        &mut self,
+        source: CertificateSource,
+        webhook: Arc<Webhook>,
+        domain: &str,
+    ) -> Option<Issuer> {
+        let stop = self.admin.closing.clone();
+        match source {
+            CertificateSource::Folder(folder) => {
+                self.tasks.spawn(async move {
+                    stop.run_until_cancelled(webhook::follow_folder(&folder, &webhook)).await;
+                    Ok(())
+                });
+                None
+            }
+            CertificateSource::Secret { namespace, lifetime } => {
+                let client = self.client.clone()?;
+                let (sender, secret) = watch::channel(SecretState::default());
+                let (api, kept) = (client.clone(), webhook.clone());
+                let issuer = Issuer::new(api, &namespace, domain, lifetime, kept, secret);
+                self.tasks.spawn(async move {
+                    let follow = webhook::follow_secret(client, &namespace, &webhook, sender);
+                    stop.run_until_cancelled(follow).await;
+                    Ok(())
+                });
+                Some(issuer)
+            }
+        }
+    }
+
+    /// Takes part in the election of the replica that writes the status of objects and keeps the certificate.
+    fn write_status(&mut self, options: Option<StatusOptions>, issuer: Option<Issuer>) {
+        if let Some((client, options)) = self.client.clone().zip(options) {
+            self.tasks.spawn(Replicas::new(client, options, issuer, &self.admin).run());
+        }
+    }
+
+    /// Serves the admin pages, and the gates alone on a listener of their own. One limit holds for both.
+    fn serve_pages(&mut self, pages: TcpListener, gates: Option<TcpListener>, limits: Limits) {
+        let admission = Arc::new(Admission::new(limits, "admin", &self.admin.metrics));
+        let gates = gates.map(|gates| (gates, admin::gates_router(self.admin.clone())));
+        for (listener, router) in
+            [(pages, admin::router(self.admin.clone()))].into_iter().chain(gates)
+        {
+            let (admission, stop) = (admission.clone(), self.admin.closing.clone());
+            self.tasks.spawn(async move {
+                admission::serve(listener, router, admission, Protocol::Pages, stop).await;
+                Ok(())
+            });
+        }
+    }
+
+    /// Serves proxies as soon as there is a first complete state.
+    fn serve_proxies(&mut self, listener: TcpListener, streams: StreamSettings, limits: Limits) {
+        let Admin { snapshots, connections, metrics, ready, closing, .. } = self.admin.clone();
+        let ads = Ads::new(snapshots, connections, metrics, streams, limits, closing.clone());
+        self.tasks.spawn(serve_when_ready(ads, listener, ready, closing));
+    }
+}
+
 /// Serves proxies as soon as there is a first complete state. Clients that connect earlier wait in the listen queue.
 async fn serve_when_ready(
     ads: Ads,
@@ -325,44 +413,6 @@ fn selection(source: &Source, mesh: &MeshConfig) -> Selection {
         Source::Directory(_) | Source::Stdin => Namespaces::All,
     };
     Selection { revision: mesh.revision.clone(), namespaces }
-}
-
-/// Begins to follow the webhook's certificate, and says who keeps it while this replica is elected.
-fn certify(
-    source: CertificateSource,
-    webhook: Arc<Webhook>,
-    domain: &str,
-    client: Option<&Client>,
-    closing: &CancellationToken,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> Option<Issuer> {
-    let stop = closing.clone().cancelled_owned();
-    match source {
-        CertificateSource::Folder(folder) => {
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = webhook::follow_folder(&folder, &webhook) => {}
-                    () = stop => {}
-                }
-                Ok(())
-            });
-            None
-        }
-        CertificateSource::Secret { namespace, lifetime } => {
-            let client = client?.clone();
-            let (sender, secret) = watch::channel(SecretState::default());
-            let issuer =
-                Issuer::new(client.clone(), &namespace, domain, lifetime, webhook.clone(), secret);
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = webhook::follow_secret(client, &namespace, &webhook, sender) => {}
-                    () = stop => {}
-                }
-                Ok(())
-            });
-            Some(issuer)
-        }
-    }
 }
 
 /// Begins to read a source, and says who knows whether all of it was read, and how to reach the Kubernetes API.
