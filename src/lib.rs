@@ -26,6 +26,7 @@ pub mod snapshot;
 pub mod source;
 pub(crate) mod status;
 pub mod store;
+pub(crate) mod text;
 pub(crate) mod translate;
 pub mod webhook;
 pub mod xds;

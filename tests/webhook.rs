@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use kube::api::{Api, ApiResource, DynamicObject, PostParams};
+use kube::api::{Api, DynamicObject, PostParams};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use weir::api::{Identity, identify, parse};
 use weir::source::yaml;
 
-use crate::support::kube::KubeCluster;
+use crate::support::kube::{KubeCluster, istio_api};
 use crate::support::mesh::{DEADLINE, Serve, until};
 use crate::support::network;
 use crate::support::process::free_port;
@@ -53,9 +53,7 @@ impl World {
         cluster.apply_crds();
         cluster.apply_kustomization("deploy", &[]);
         cluster.apply_folder("deploy/examples/canary");
-        let config = kube::config::Kubeconfig::read_from(cluster.kubeconfig_path()).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await;
-        let client = kube::Client::try_from(config.unwrap()).unwrap();
+        let client = cluster.client().await;
         let account = cluster.kubeconfig_for_service_account("weir-system", "weir");
         Some(Self { cluster, client, account })
     }
@@ -64,19 +62,13 @@ impl World {
     async fn replica(&self, n: usize, more: &[&str]) -> Replica {
         let (xds, admin, webhook) = (free_port(), free_port(), free_port());
         let pod = format!("weir-{n}");
-        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .arg("serve")
-            .arg("--kubeconfig")
-            .arg(&self.account)
-            .args(["--xds-listen", &format!("127.0.0.1:{xds}")])
-            .args(["--admin-listen", &format!("127.0.0.1:{admin}")])
-            .args(["--webhook", "on", "--webhook-listen", &format!("0.0.0.0:{webhook}")])
-            .args(["--pod-namespace", "weir-system", "--pod-name", &pod, "--status-lease", "6"])
-            .args(more)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let replica = Replica { pod, serve: Serve::of(child, xds, admin), webhook };
+        let listen = format!("0.0.0.0:{webhook}");
+        let args = ["--kubeconfig", self.account.to_str().unwrap(), "--webhook", "on"];
+        let pod_args =
+            ["--pod-namespace", "weir-system", "--pod-name", &pod, "--status-lease", "6"];
+        let args = [&args[..], &["--webhook-listen", &listen], &pod_args, more].concat();
+        let serve = Serve::start(&args, xds, admin);
+        let replica = Replica { pod, serve, webhook };
         replica.serve.ready().await;
         self.cluster.apply(&slice(&replica.pod, ADDRESSES[n], webhook));
         replica
@@ -104,14 +96,7 @@ impl World {
     }
 
     fn api(&self) -> Api<DynamicObject> {
-        let resource = ApiResource {
-            group: "networking.istio.io".to_owned(),
-            version: "v1".to_owned(),
-            api_version: "networking.istio.io/v1".to_owned(),
-            kind: "VirtualService".to_owned(),
-            plural: "virtualservices".to_owned(),
-        };
-        Api::namespaced_with(self.client.clone(), NAMESPACE, &resource)
+        istio_api(&self.client, NAMESPACE, "VirtualService")
     }
 
     /// The authorities in the configuration.
@@ -535,7 +520,7 @@ async fn bytes_that_are_no_review_harm_nobody() {
         assert_eq!(got, status, "{said}");
         assert!(said.starts_with(text), "{said}");
     }
-    let (got, said) = post(&mut another, vec![b' '; (8 << 20) + 1]).await;
+    let (got, said) = post(&mut another, vec![b' '; (7 << 20) + 1]).await;
     assert_eq!(got, 413, "{said}");
     assert_eq!(refusal(&mut good, &object).await, None);
     let mut wrong = http::Request::get("/validate").body(Full::<Bytes>::default()).unwrap();

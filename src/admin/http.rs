@@ -20,6 +20,7 @@ use super::Admin;
 use super::api::v1;
 use super::api::v1::admin_server::Admin as Methods;
 use crate::proto_json;
+use crate::text::listed;
 
 /// The paths below `/api/v1`.
 pub(super) fn routes() -> Router<Admin> {
@@ -155,8 +156,7 @@ fn unknown(name: &str, request: &MessageDescriptor) -> Status {
         request.fields().map(|field| format!("`{}`", field.json_name())).collect();
     let right = match known.as_slice() {
         [] => "this path takes none".to_owned(),
-        [only] => format!("expected {only}"),
-        [others @ .., last] => format!("expected {} or {last}", others.join(", ")),
+        known => format!("expected {}", listed(known, "or")),
     };
     Status::invalid_argument(format!("parameter `{name}`: is unknown; {right}"))
 }

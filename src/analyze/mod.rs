@@ -34,6 +34,7 @@ use crate::api::{ObjectKey, Problem, Spec};
 use crate::mesh::MeshConfig;
 use crate::source::{LocatedProblem, Origin};
 use crate::store::{Entry, Store};
+use crate::text::listed;
 
 /// A problem or piece of information.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,14 +145,6 @@ fn any_of(names: &[String]) -> String {
 /// `one, two and three`.
 fn all_of(names: &[String]) -> String {
     listed(names, "and")
-}
-
-fn listed(names: &[String], last_word: &str) -> String {
-    match names {
-        [] => String::new(),
-        [name] => name.clone(),
-        [first @ .., last] => format!("{} {last_word} {last}", first.join(", ")),
-    }
 }
 
 /// The spec of an entry if `get` accepts its kind.

@@ -10,6 +10,7 @@ use crate::admin::api::v1;
 use crate::admin::api::v1::type_status::State;
 use crate::proto_json;
 use crate::snapshot::ResourceType;
+use crate::text::listed;
 
 /// List the connected proxies and their state
 #[derive(Debug, clap::Args)]
@@ -68,12 +69,9 @@ fn old_objects(unanswered: &[v1::KindSync]) -> String {
         return String::new();
     };
     let names: Vec<&str> = unanswered.iter().map(|kind| kind.resource.as_str()).collect();
-    let watches = match names.as_slice() {
-        [only] => format!("the watch of {only} is"),
-        [others @ .., last] => format!("the watches of {} and {last} are", others.join(", ")),
-        [] => return String::new(),
-    };
-    format!("objects as of {age} s ago: {watches} not answered\n\n")
+    let (watches, are) = if names.len() == 1 { ("watch", "is") } else { ("watches", "are") };
+    let names = listed(&names, "and");
+    format!("objects as of {age} s ago: the {watches} of {names} {are} not answered\n\n")
 }
 
 fn name(proxy: &v1::Proxy) -> String {

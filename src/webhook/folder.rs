@@ -25,7 +25,7 @@ async fn follow_every(interval: Duration, folder: &Path, webhook: &Webhook) {
         let files = match read(folder).await {
             Ok(files) => files,
             Err(why) => {
-                webhook.complain(Reporter::Certificate, why);
+                webhook.report(Reporter::Certificate, why);
                 last = None;
                 tokio::time::sleep(interval).await;
                 continue;
@@ -34,8 +34,9 @@ async fn follow_every(interval: Duration, folder: &Path, webhook: &Webhook) {
         if last.as_ref() != Some(&files) {
             match ServedCertificate::read(&files.0, &files.1) {
                 Ok(certificate) => webhook.serve(certificate),
-                Err(error) => webhook
-                    .complain(Reporter::Certificate, format!("{}: {error}", folder.display())),
+                Err(error) => {
+                    webhook.report(Reporter::Certificate, format!("{}: {error}", folder.display()))
+                }
             }
             last = Some(files);
         }

@@ -12,6 +12,7 @@ mod rotation;
 mod secret;
 mod server;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,7 +52,7 @@ pub struct WebhookOptions {
 pub enum CertificateSource {
     /// The files `tls.crt` and `tls.key` of a folder.
     Folder(PathBuf),
-    /// The Secret [`SECRET`], which the elected replica keeps.
+    /// The Secret `weir-webhook-cert`, which the elected replica writes.
     Secret {
         /// The namespace that weir runs in.
         namespace: String,
@@ -108,7 +109,7 @@ pub(crate) enum Reporter {
 #[derive(Debug)]
 pub(crate) struct Webhook {
     presented: Arc<certificate::Presenter>,
-    problems: Mutex<std::collections::BTreeMap<Reporter, String>>,
+    problems: Mutex<BTreeMap<Reporter, String>>,
     health: watch::Sender<Health>,
     metrics: WebhookMetrics,
 }
@@ -148,24 +149,27 @@ impl Webhook {
         self.health.send_modify(|health| health.valid_until = Some(until));
     }
 
-    /// Records what is wrong, and logs it if it is new.
-    fn complain(&self, reporter: Reporter, problem: String) {
+    /// Records a problem, and logs it if it is new.
+    fn report(&self, reporter: Reporter, problem: String) {
         let mut problems = self.problems.lock();
         if problems.get(&reporter) != Some(&problem) {
-            problems.insert(reporter, problem.clone());
-            let all = problems.values().cloned().collect();
-            self.health.send_modify(|health| health.problems = all);
             tracing::warn!("webhook: {problem}");
+            problems.insert(reporter, problem);
+            self.publish(&problems);
         }
     }
 
-    /// Records that nothing is wrong any more.
+    /// Records that a reporter no longer has a problem.
     fn resolve(&self, reporter: Reporter) {
         let mut problems = self.problems.lock();
         if problems.remove(&reporter).is_some() {
-            let all = problems.values().cloned().collect();
-            self.health.send_modify(|health| health.problems = all);
+            self.publish(&problems);
         }
+    }
+
+    fn publish(&self, problems: &BTreeMap<Reporter, String>) {
+        let all = problems.values().cloned().collect();
+        self.health.send_modify(|health| health.problems = all);
     }
 
     /// Forgets what the elected replica alone can know.

@@ -13,6 +13,7 @@ use crate::mesh::MeshConfig;
 use crate::source::kubernetes::selection::{Namespaces, Selection};
 use crate::source::{LocatedProblem, Origin, SourceEvent};
 use crate::store::Store;
+use crate::text::prefix;
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 
@@ -188,10 +189,9 @@ pub(super) fn warnings(
 fn texts(key: &ObjectKey, findings: Vec<Finding>) -> Vec<String> {
     let shown = findings.into_iter().filter(|finding| finding.code.severity >= Severity::Warning);
     let text = |finding: Finding| {
-        let path = if finding.path.is_empty() { "" } else { &format!("{}: ", finding.path) };
-        let advice = if finding.advice.is_empty() { "" } else { &format!("; {}", finding.advice) };
-        let Finding { code, message, .. } = &finding;
-        shortened(&format!("{key}: {path}{message}{advice} ({})", code.id), MAX_WARNING)
+        let Finding { code, path, message, advice, .. } = finding;
+        let problem = api::Problem::new(path, message, advice);
+        shortened(&format!("{key}: {problem} ({})", code.id), MAX_WARNING)
     };
     let mut texts: Vec<String> = shown.map(text).collect();
     if texts.len() > MAX_WARNINGS {
@@ -208,9 +208,7 @@ fn shortened(text: &str, length: usize) -> String {
     if text.len() <= length {
         return text.to_owned();
     }
-    let room = length.saturating_sub(MORE.len());
-    let end = (0..=room).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
-    format!("{}{MORE}", text.get(..end).unwrap_or_default())
+    format!("{}{MORE}", prefix(text, length.saturating_sub(MORE.len())))
 }
 
 /// The response that admits an object.

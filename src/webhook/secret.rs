@@ -129,7 +129,7 @@ pub(crate) async fn follow(
                 let stored = StoredSecret::from(secret);
                 match stored.contents.current.as_ref().map(ServedCertificate::of) {
                     Some(Ok(certificate)) => webhook.serve(certificate),
-                    Some(Err(error)) => webhook.complain(
+                    Some(Err(error)) => webhook.report(
                         Reporter::Certificate,
                         format!("Secret {namespace}/{SECRET} cannot be used: {error}"),
                     ),
@@ -141,7 +141,7 @@ pub(crate) async fn follow(
                 state.send_replace(SecretState::Absent);
             }
             Seen::Works => webhook.resolve(Reporter::Watch),
-            Seen::Failed(why) => webhook.complain(
+            Seen::Failed(why) => webhook.report(
                 Reporter::Watch,
                 format!("Secret {namespace}/{SECRET} cannot be watched: {why}"),
             ),
@@ -218,7 +218,7 @@ impl Issuer {
 
     /// Keeps the Secret and the configuration until this replica is no longer elected, as `valid` says.
     pub(crate) async fn run(&self, valid: watch::Receiver<Instant>) {
-        let mut duty = Duty {
+        let mut keeper = Keeper {
             issuer: self,
             valid,
             secret: self.secret.clone(),
@@ -227,16 +227,16 @@ impl Issuer {
         };
         let api = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
         let mut seen = ObjectWatch::new(api, CONFIGURATION);
-        duty.secret.mark_changed();
+        keeper.secret.mark_changed();
         loop {
-            let again_at = duty.act().await;
+            let again_at = keeper.act().await;
             tokio::select! {
-                changed = duty.secret.changed() => {
+                changed = keeper.secret.changed() => {
                     if changed.is_err() {
                         return;
                     }
                 }
-                seen = seen.next() => duty.saw(seen),
+                seen = seen.next() => keeper.observe(seen),
                 () = tokio::time::sleep_until(again_at) => {}
             }
         }
@@ -248,8 +248,8 @@ impl Issuer {
     }
 }
 
-/// What an elected replica does.
-struct Duty<'a> {
+/// Keeps the Secret and the configuration while this replica is elected.
+struct Keeper<'a> {
     issuer: &'a Issuer,
     valid: watch::Receiver<Instant>,
     secret: watch::Receiver<SecretState>,
@@ -258,8 +258,8 @@ struct Duty<'a> {
     trusted_since: Option<(String, SystemTime)>,
 }
 
-impl Duty<'_> {
-    fn saw(&mut self, seen: Seen<ValidatingWebhookConfiguration>) {
+impl Keeper<'_> {
+    fn observe(&mut self, seen: Seen<ValidatingWebhookConfiguration>) {
         let webhook = &self.issuer.webhook;
         match seen {
             Seen::Object(found) => {
@@ -270,7 +270,7 @@ impl Duty<'_> {
                 webhook.resolve(Reporter::Configuration);
             }
             Seen::Works => webhook.resolve(Reporter::ConfigurationWatch),
-            Seen::Failed(why) => webhook.complain(
+            Seen::Failed(why) => webhook.report(
                 Reporter::ConfigurationWatch,
                 format!("ValidatingWebhookConfiguration {CONFIGURATION} cannot be watched: {why}"),
             ),
@@ -287,7 +287,7 @@ impl Duty<'_> {
             SecretState::Present(stored) => Some(&**stored),
         };
         let contents = old.map(|stored| stored.contents.clone()).unwrap_or_default();
-        let told = self.tell_configuration(&contents.authorities).await;
+        let written = self.write_authorities(&contents.authorities).await;
         let trust = self.trust(&contents.authorities);
         match self.issuer.wanted.step(&contents, trust, SystemTime::now()) {
             Ok(Step::Write(new)) => {
@@ -297,10 +297,10 @@ impl Duty<'_> {
             Ok(Step::WaitUntil(at)) => {
                 let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
                 // The clock may be set meanwhile.
-                Instant::now() + wait.min(if told { LONGEST_WAIT } else { RETRY })
+                Instant::now() + wait.min(if written { LONGEST_WAIT } else { RETRY })
             }
             Err(error) => {
-                self.issuer.webhook.complain(Reporter::Secret, error.to_string());
+                self.issuer.webhook.report(Reporter::Secret, error.to_string());
                 retry
             }
         }
@@ -330,8 +330,8 @@ impl Duty<'_> {
         (Instant::now() + WRITE).min(*self.valid.borrow())
     }
 
-    /// Has the configuration trust these authorities. Returns whether nothing is left to be tried.
-    async fn tell_configuration(&self, authorities: &str) -> bool {
+    /// Writes the authorities into the configuration if it has others. Returns whether nothing is left to be tried.
+    async fn write_authorities(&self, authorities: &str) -> bool {
         let Configuration::Present { uid, webhooks } = &self.configuration else {
             return true;
         };
@@ -389,7 +389,7 @@ impl Duty<'_> {
             Ok(Err(error)) => reason(&error),
             Err(_) => "the API server does not answer".to_owned(),
         };
-        webhook.complain(reporter, format!("{what} cannot be written: {why}"));
+        webhook.report(reporter, format!("{what} cannot be written: {why}"));
         false
     }
 }

@@ -22,8 +22,9 @@ use crate::metrics::{ReviewResult, WebhookMetrics};
 use crate::source::kubernetes::selection::Selection;
 use crate::store::Store;
 
-/// The largest body. The API server accepts requests of 3 MB, and a review contains the old and the new object.
-const LARGEST: usize = 8 << 20;
+/// The largest body. The API server accepts requests of 3 MB, and a review contains the old and the new object. With
+/// [`MEMORY_PER_BYTE`] it fits into the share of one address ([`Limits::webhook`](crate::admission::Limits::webhook)).
+const LARGEST: usize = 7 << 20;
 
 /// How many bytes of memory a byte of JSON takes at most while it is judged, roughly.
 const MEMORY_PER_BYTE: usize = 4;
@@ -283,8 +284,7 @@ mod tests {
 
     async fn ask(reviewer: &Reviewer, body: impl Into<Body>) -> (StatusCode, String) {
         let mut request = Request::post("/validate").body(body.into()).unwrap();
-        let limits = Limits { peer_share: 100, ..Limits::webhook() };
-        request.extensions_mut().insert(exchange_for_tests(limits));
+        request.extensions_mut().insert(exchange_for_tests(Limits::webhook()));
         let response = router(reviewer.clone()).call(request).await.unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
@@ -356,6 +356,9 @@ mod tests {
         let (status, text) = ask(&reviewer, "hello").await;
         assert_eq!(status, StatusCode::BAD_REQUEST);
         assert!(text.starts_with("the body is not an AdmissionReview"), "{text}");
+        // The largest body fits into the memory that one address may use.
+        let (status, text) = ask(&reviewer, vec![b' '; LARGEST]).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
         let (status, text) = ask(&reviewer, vec![b' '; LARGEST + 1]).await;
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
         reviewer.times.body = Duration::from_millis(10);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::snapshot::Provenance;
+use crate::text::prefix;
 
 /// The maximum length of an error message that is kept, in bytes.
 const MAX_MESSAGE: usize = 2048;
@@ -39,6 +40,5 @@ pub(super) fn is_named(message: &str, name: &str) -> bool {
 
 /// The part of a message that is kept.
 pub(super) fn cut(message: &str) -> &str {
-    let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|at| message.is_char_boundary(*at));
-    message.get(..end.unwrap_or(0)).unwrap_or_default()
+    prefix(message, MAX_MESSAGE)
 }
