@@ -1,7 +1,7 @@
 //! The gates of rollout tools: whether the weights that were written last are live on all proxies of all replicas.
 //!
 //! `POST /gates/flagger` answers a webhook of Flagger: 200, or 409 with what is missing. `GET /gates/live` answers the
-//! same as JSON for a metric of Argo Rollouts, with the weights in force. Both wait a bounded time for a yes.
+//! same as JSON for a metric of Argo Rollouts, with the effective weights. Both wait a limited time for the object to be live.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use super::api::v1::GetObjectRequest;
 use super::grpc::{invalid, not_found, object_key};
 use super::http::{json_response, refuse};
 use crate::api::ObjectKey;
+use crate::proto_json;
 use crate::replicas::{PeerAnswer, answers};
 use crate::source::freshness::Freshness;
 use crate::status::{self, DestinationShare, Liveness, MissingProxy, ObjectState, WeightedRoute};
@@ -156,8 +157,8 @@ async fn live(State(admin): State<Admin>, Query(fields): Query<Vec<(String, Stri
         Ok(question) => ask(&admin, &question).await,
         Err(status) => Err(status),
     };
-    match answer.map(|answer| serde_json::to_string(&answer)) {
-        Ok(Ok(text)) => json_response(StatusCode::OK, text),
+    match answer.map(|answer| serde_json::to_value(&answer)) {
+        Ok(Ok(json)) => json_response(StatusCode::OK, proto_json::to_text(&json)),
         Ok(Err(error)) => refuse(&Status::internal(error.to_string())),
         Err(status) => refuse(&status),
     }
@@ -182,7 +183,7 @@ struct Answer {
     missing_replicas: Vec<String>,
     reason: &'static str,
     message: String,
-    /// The weighted routes that are in force.
+    /// The weighted routes, with their effective weights.
     routes: Vec<Route>,
 }
 
@@ -255,7 +256,7 @@ impl Answer {
         }
     }
 
-    /// One for a version of which nothing is known.
+    /// The answer for a version that is not known yet.
     fn unknown(key: &ObjectKey, message: String) -> Self {
         let found = Liveness {
             live: false,
@@ -388,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_request_that_does_not_say_which_object_is_refused_with_what_is_wrong() {
-        for (body, told) in [
+        for (body, expected) in [
             ("", "the body is not valid"),
             ("[]", "the body is not valid"),
             (r#"{"name": 1}"#, "the body is not valid"),
@@ -405,7 +406,7 @@ mod tests {
         ] {
             let status = Question::of_webhook(body.as_bytes()).unwrap_err();
             assert_eq!(status.code(), Code::InvalidArgument, "{body}");
-            assert!(status.message().starts_with(told), "{body}: {}", status.message());
+            assert!(status.message().starts_with(expected), "{body}: {}", status.message());
         }
         let query = |pairs: &[(&str, &str)]| {
             let owned = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -416,14 +417,14 @@ mod tests {
             query(&right).unwrap(),
             Question { key: vs("shop", "web"), wait: Duration::ZERO }
         );
-        for (pairs, told) in [
+        for (pairs, expected) in [
             (&[("name", "web")][..], "namespace: "),
             (&[("namespace", "shop"), ("name", "web"), ("kind", "pod")], "kind: is `pod`"),
             (&[("namespace", "a"), ("namespace", "b")], "parameter `namespace`: is given twice"),
             (&[("wait", "1s")], "parameter `wait`: is unknown"),
         ] {
             let status = query(pairs).unwrap_err();
-            assert!(status.message().starts_with(told), "{}", status.message());
+            assert!(status.message().starts_with(expected), "{}", status.message());
         }
     }
 }

@@ -147,7 +147,7 @@ pub(crate) struct Stream {
     types: [Subscription; 5],
     /// The route names of each listener.
     routes_of: BTreeMap<Vec<u8>, Vec<u32>>,
-    node_is_told: bool,
+    node_is_sent: bool,
     served: bool,
     expected: Option<(Arc<Expectation>, Progress)>,
 }
@@ -160,7 +160,7 @@ impl Stream {
             node,
             types: Default::default(),
             routes_of: BTreeMap::new(),
-            node_is_told: false,
+            node_is_sent: false,
             served: false,
             expected: None,
         }
@@ -181,7 +181,7 @@ impl Stream {
 
     /// The stream begins: the requests to send.
     pub(crate) fn begin(&mut self) -> Vec<Pieces> {
-        self.node_is_told = false;
+        self.node_is_sent = false;
         self.served = false;
         for of in Type::ALL {
             let state = self.state(of);
@@ -392,7 +392,7 @@ impl Stream {
 
     /// A request of a type that has all but its names.
     fn request(&mut self, of: Type) -> Request {
-        let node = if std::mem::replace(&mut self.node_is_told, true) {
+        let node = if std::mem::replace(&mut self.node_is_sent, true) {
             Bytes::new()
         } else {
             self.node.clone()

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_whose_watch_is_not_answered_is_told_to_be_old() {
+    fn a_kind_whose_watch_is_not_answered_is_reported_as_old() {
         let kind = |age| v1::KindSync {
             resource: "services".to_owned(),
             state: State::Synced.into(),
@@ -130,11 +130,11 @@ mod tests {
             answered_seconds_ago: age,
             ..Default::default()
         };
-        let told = |age| {
+        let shown = |age| {
             text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)], webhook: None })
         };
-        assert!(!is_old(&kind(61)) && told(61).contains("61 s ago"), "{}", told(61));
-        assert!(is_old(&kind(95)), "{}", told(95));
-        assert!(told(95).contains("95 s ago  see that the API server answers"), "{}", told(95));
+        assert!(!is_old(&kind(61)) && shown(61).contains("61 s ago"), "{}", shown(61));
+        assert!(is_old(&kind(95)), "{}", shown(95));
+        assert!(shown(95).contains("95 s ago  see that the API server answers"), "{}", shown(95));
     }
 }

@@ -121,8 +121,7 @@ impl Replicas {
             self.metrics.leader.set(0);
             self.metrics.pending.set(0);
             self.metrics.unreachable.set(0);
-            // At shutdown, the tasks that this one listens to may end first.
-            let Some(why) = lost.filter(|_| !self.closing.is_cancelled()) else {
+            let Some(why) = lost else {
                 candidate.release().await;
                 return Ok(());
             };
@@ -138,12 +137,14 @@ impl Replicas {
     ) -> anyhow::Result<Option<String>> {
         let (sender, valid) = watch::channel(until);
         tokio::select! {
+            // At shutdown, what the others listen to may end at the same moment.
+            biased;
+            () = self.closing.cancelled() => Ok(None),
             why = candidate.keep(&sender) => Ok(Some(why)),
             ended = self.write(valid.clone()) => {
                 ended.map(|()| Some("the Lease has expired".to_owned()))
             }
             () = self.issue(valid) => Ok(Some("the certificate is no longer kept".to_owned())),
-            () = self.closing.cancelled() => Ok(None),
         }
     }
 

@@ -69,7 +69,7 @@ impl Peer {
     }
 }
 
-/// What a replica told, or why it did not.
+/// What a replica answered, or why it did not.
 #[derive(Debug)]
 enum PeerEvent {
     /// The first answer after a connection, with all objects.
@@ -163,7 +163,7 @@ impl PeerTable {
         fresh
     }
 
-    fn told(&mut self, name: &str, event: PeerEvent, now: Instant) {
+    fn record(&mut self, name: &str, event: PeerEvent, now: Instant) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
@@ -280,7 +280,7 @@ impl Peers {
         tokio::select! {
             Some(event) = self.slices.next() => self.slice(event),
             Some((name, event)) = self.streams.next(), if !self.streams.is_empty() => {
-                self.table.lock().told(&name, event, Instant::now());
+                self.table.lock().record(&name, event, Instant::now());
             }
             // Neither ends.
             else => std::future::pending().await,
@@ -350,7 +350,7 @@ fn replicas<'a>(
 /// The connection to a replica.
 enum Link {
     Closed,
-    /// Whether it has told of all objects yet.
+    /// Whether it has answered for all objects yet.
     Open(Box<Streaming<v1::SummariesUpdate>>, bool),
 }
 
@@ -492,14 +492,14 @@ mod tests {
         // Until it has answered or failed for a while, nothing can be said.
         assert_eq!(answer(&table, now), Err(now + GRACE));
         let all = v1::SummariesUpdate { objects: vec![of("a", 1), of("b", 1)], deleted: vec![] };
-        table.told("weir-1", PeerEvent::All(all), now);
+        table.record("weir-1", PeerEvent::All(all), now);
         assert_eq!(answer(&table, now), Ok(vec!["weir-1: a=1 b=1".to_owned()]));
         let deleted = of("a", 1).object.into_iter().collect();
         let update = v1::SummariesUpdate { objects: vec![of("b", 2)], deleted };
-        table.told("weir-1", PeerEvent::Changed(update), now);
+        table.record("weir-1", PeerEvent::Changed(update), now);
         assert_eq!(answer(&table, now), Ok(vec!["weir-1: b=2".to_owned()]));
         // After a new connection only what it tells then counts.
-        table.told("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), now);
+        table.record("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), now);
         assert_eq!(answer(&table, now), Ok(vec!["weir-1: ".to_owned()]));
     }
 
@@ -507,16 +507,16 @@ mod tests {
     fn a_replica_that_fails_for_a_while_is_unreachable_unless_it_does_not_serve() {
         let now = Instant::now();
         let late = now + GRACE;
-        for (serving, told) in
+        for (serving, expected) in
             [(true, vec!["weir-1: 10.0.0.1:15014: refused".to_owned()]), (false, vec![])]
         {
             let mut table = table(&[("weir-1", serving)], now);
-            table.told("weir-1", PeerEvent::Failed("refused".to_owned()), now);
+            table.record("weir-1", PeerEvent::Failed("refused".to_owned()), now);
             assert_eq!(answer(&table, now), Err(late));
             assert_eq!(table.next_change(now), Some(late));
-            table.told("weir-1", PeerEvent::Failed("refused".to_owned()), late);
-            assert_eq!(answer(&table, late), Ok(told));
-            table.told("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), late);
+            table.record("weir-1", PeerEvent::Failed("refused".to_owned()), late);
+            assert_eq!(answer(&table, late), Ok(expected));
+            table.record("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), late);
             assert_eq!(answer(&table, late), Ok(vec!["weir-1: ".to_owned()]));
         }
     }
@@ -525,7 +525,7 @@ mod tests {
     fn a_replica_that_never_sends_its_first_answer_is_unreachable_after_the_same_time() {
         let begun = Instant::now();
         let (half, end) = (begun + GRACE / 2, begun + GRACE);
-        for (serving, told) in
+        for (serving, expected) in
             [(true, vec!["weir-1: 10.0.0.1:15014: it does not answer".to_owned()]), (false, vec![])]
         {
             let mut table = table(&[("weir-1", serving)], begun);
@@ -536,9 +536,9 @@ mod tests {
             let found = BTreeMap::from([("weir-1".to_owned(), (address, serving))]);
             assert_eq!(table.list(found, half), []);
             assert_eq!((answer(&table, half), table.next_change(half)), (Err(end), Some(end)));
-            assert_eq!(answer(&table, end), Ok(told));
+            assert_eq!(answer(&table, end), Ok(expected));
             assert_eq!(table.next_change(end), None);
-            table.told("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), end);
+            table.record("weir-1", PeerEvent::All(v1::SummariesUpdate::default()), end);
             assert_eq!(answer(&table, end), Ok(vec!["weir-1: ".to_owned()]));
         }
     }

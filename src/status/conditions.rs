@@ -81,12 +81,14 @@ pub(crate) fn conditions(
     key: &ObjectKey,
     answers: &[ReplicaAnswer<'_>],
 ) -> Option<Conditions> {
+    conditions_of(state, key, &Merged::of_version_in(state, key, answers))
+}
+
+fn conditions_of(state: &State, key: &ObjectKey, all: &Merged) -> Option<Conditions> {
     let active = state.active.get(key);
-    let rejected = state.invalid.get(key);
     let version = active.map(|active| active.version);
-    let all = Merged::of(version.unwrap_or_default(), answers);
     let held = all.held();
-    if let Some(rejected) = rejected {
+    if let Some(rejected) = state.invalid.get(key) {
         let generation = rejected.generation;
         let accepted = Condition {
             kind: ACCEPTED,
@@ -150,9 +152,8 @@ pub(crate) fn liveness(
     key: &ObjectKey,
     answers: &[ReplicaAnswer<'_>],
 ) -> Option<Liveness> {
-    let Conditions { generation, list, .. } = conditions(state, key, answers)?;
-    let version = state.active.get(key).map(|active| active.version);
-    let all = Merged::of(version.unwrap_or_default(), answers);
+    let all = Merged::of_version_in(state, key, answers);
+    let Conditions { generation, list, .. } = conditions_of(state, key, &all)?;
     let [accepted, programmed, held] = list;
     // Held also tells of proxies, which Programmed has named.
     let more = match accepted.status {
@@ -198,6 +199,12 @@ struct Merged {
 }
 
 impl Merged {
+    /// The answers about the version of an object that this replica has.
+    fn of_version_in(state: &State, key: &ObjectKey, answers: &[ReplicaAnswer<'_>]) -> Self {
+        let version = state.active.get(key).map(|active| active.version);
+        Self::of(version.unwrap_or_default(), answers)
+    }
+
     fn of(version: ObjectVersion, answers: &[ReplicaAnswer<'_>]) -> Self {
         let mut all = Self::default();
         for ReplicaAnswer { replica, summary } in answers {

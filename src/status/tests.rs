@@ -212,7 +212,7 @@ fn an_object_is_programmed_when_every_proxy_at_every_replica_has_it() {
     let [none, all] = [&[][..], &[proxy("shop", "a", 1), proxy("shop", "b", 1)]];
     let [none, all] = [none, all].map(|connected| world.summary(connected));
     let lagging = world.summary(&[proxy("shop", "c", 1), proxy("shop", "d", 0)]);
-    for (own, other, told) in [
+    for (own, other, shown) in [
         (&all, Ok(Some(&all)), "True Programmed: 4/4 proxies"),
         (&all, Ok(Some(&none)), "True Programmed: 2/2 proxies"),
         (&none, Ok(Some(&none)), "True NoProxies: 0/0 proxies; no connected proxy sees it"),
@@ -231,11 +231,11 @@ fn an_object_is_programmed_when_every_proxy_at_every_replica_has_it() {
             "False Pending: 1/2 proxies; waiting for shop/d; replica weir-1 cannot be asked: no route",
         ),
     ] {
-        assert_eq!(decide(&world, own, other)[1], format!("Programmed={told}"));
+        assert_eq!(decide(&world, own, other)[1], format!("Programmed={shown}"));
     }
-    let told = decide(&world, &all, Ok(Some(&all)));
+    let shown = decide(&world, &all, Ok(Some(&all)));
     assert_eq!(
-        (told[0].as_str(), told[2].as_str()),
+        (shown[0].as_str(), shown[2].as_str()),
         ("Accepted=True Accepted: ", "Held=False NothingHeld: ")
     );
 
@@ -257,16 +257,16 @@ fn an_object_is_programmed_when_every_proxy_at_every_replica_has_it() {
 }
 
 #[test]
-fn a_change_that_is_held_back_is_told_by_its_field() {
+fn a_change_that_is_held_back_is_named_by_its_field() {
     let mut world = World::new();
     world.route(2, 90, json!(10));
     world.publish();
     let summary = world.summary(&[proxy("shop", "a", 2)]);
-    let told = decide(&world, &summary, Ok(Some(&summary)));
-    assert_eq!(told[1], "Programmed=False Held: 2/2 proxies; a change is held back");
+    let shown = decide(&world, &summary, Ok(Some(&summary)));
+    assert_eq!(shown[1], "Programmed=False Held: 2/2 proxies; a change is held back");
     assert!(
-        told[2].starts_with("Held=True NoReadyEndpoint: VirtualService shop/web: spec.http[0].route[1]: weight 10 for subset `v2`"),
-        "{told:?}"
+        shown[2].starts_with("Held=True NoReadyEndpoint: VirtualService shop/web: spec.http[0].route[1]: weight 10 for subset `v2`"),
+        "{shown:?}"
     );
 }
 
@@ -279,14 +279,14 @@ fn a_rejected_object_says_which_field_and_which_generation() {
     let answers = [ReplicaAnswer { replica: "weir-0", summary: Ok(Some(&summary)) }];
     let found = conditions(&world.published.state(), &web(), &answers).unwrap();
     assert_eq!(found.generation, 2);
-    let told = texts(&found);
+    let shown = texts(&found);
     assert!(
-        told[0]
+        shown[0]
             .starts_with("Accepted=False Invalid: spec.http[0].route[1].weight: is the wrong type"),
-        "{told:?}"
+        "{shown:?}"
     );
     assert_eq!(
-        told[1],
+        shown[1],
         "Programmed=False Invalid: generation 2 is not valid; generation 1 stays in force: 1/1 proxy"
     );
 
@@ -318,7 +318,7 @@ fn a_rejected_object_says_which_field_and_which_generation() {
 }
 
 #[test]
-fn warnings_about_an_accepted_object_are_told() {
+fn warnings_about_an_accepted_object_are_shown() {
     let mut world = World::new();
     world.apply(
         json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
@@ -334,37 +334,38 @@ fn warnings_about_an_accepted_object_are_told() {
 fn an_object_is_live_where_it_is_programmed_and_otherwise_it_is_said_what_is_missing() {
     let mut world = World::new();
     let [all, lagging] = [1, 0].map(|acked| world.summary(&[proxy("shop", "a", acked)]));
-    let told = |world: &World, own: &ObjectSummary, other: Result<Option<&ObjectSummary>, &str>| {
-        let answers = [
-            ReplicaAnswer { replica: "weir-0", summary: Ok(Some(own)) },
-            ReplicaAnswer { replica: "weir-1", summary: other },
-        ];
-        liveness(&world.published.state(), &web(), &answers).unwrap()
-    };
-    let found = told(&world, &all, Ok(Some(&all)));
+    let shown =
+        |world: &World, own: &ObjectSummary, other: Result<Option<&ObjectSummary>, &str>| {
+            let answers = [
+                ReplicaAnswer { replica: "weir-0", summary: Ok(Some(own)) },
+                ReplicaAnswer { replica: "weir-1", summary: other },
+            ];
+            liveness(&world.published.state(), &web(), &answers).unwrap()
+        };
+    let found = shown(&world, &all, Ok(Some(&all)));
     assert!(found.live && found.missing.is_empty() && found.missing_replicas.is_empty());
     assert_eq!((found.proxies, found.live_proxies, found.generation), (2, 2, 1));
 
-    let found = told(&world, &lagging, Err("no route"));
+    let found = shown(&world, &lagging, Err("no route"));
     assert!(!found.live);
     assert_eq!((found.proxies, found.live_proxies), (1, 0));
     assert_eq!(found.missing[0].proxy, "shop/a");
     assert_eq!(found.missing_replicas, ["replica weir-1 cannot be asked: no route"]);
     // A replica that cannot be asked may have any number of proxies.
-    assert!(!told(&world, &all, Err("no route")).live);
-    assert!(!told(&world, &all, Ok(None)).live);
+    assert!(!shown(&world, &all, Err("no route")).live);
+    assert!(!shown(&world, &all, Ok(None)).live);
 
     // Held back: every proxy has what is in force, which is not what was asked for.
     world.route(2, 90, json!(10));
     world.publish();
     let own = world.summary(&[proxy("shop", "a", 2)]);
-    let found = told(&world, &own, Ok(Some(&own)));
+    let found = shown(&world, &own, Ok(Some(&own)));
     assert!(!found.live && found.message.contains("spec.http[0].route[1]: weight 10"), "{found:?}");
 
     // Invalid: the last valid version stays in force.
     world.route(3, 50, json!("fifty"));
     world.publish();
-    let found = told(&world, &own, Ok(Some(&own)));
+    let found = shown(&world, &own, Ok(Some(&own)));
     assert!(!found.live && found.generation == 3, "{found:?}");
     assert!(found.message.contains("spec.http[0].route[1].weight: is the wrong type"), "{found:?}");
 }

@@ -451,25 +451,17 @@ impl Stream {
             return;
         }
         let Some(view) = self.view(kind) else { return };
-        let variant = self.variant;
-        let [clusters, endpoints, listeners, routes, runtime] = &mut self.types;
-        match kind {
-            ResourceType::Cluster => clusters.compare(kind, &view, Some(&plain)),
-            // It is unknown which clusters wait for endpoints at a client that does not ask for clusters, and over SotW
-            // at one that got any since it resumed.
-            ResourceType::Endpoints
-                if !clusters.subscribed || (variant == Variant::Sotw && !clusters.resumed) =>
-            {
-                endpoints.compare(kind, &view, None);
-            }
-            ResourceType::Endpoints => {
-                let version_of = |resource: &Resource| version_for(clusters, resource);
-                endpoints.compare(kind, &view, Some(&version_of));
-            }
-            ResourceType::Listener => listeners.compare(kind, &view, Some(&plain)),
-            ResourceType::Route => routes.compare(kind, &view, Some(&plain)),
-            ResourceType::Runtime => runtime.compare(kind, &view, Some(&plain)),
+        if kind != ResourceType::Endpoints {
+            return self.state(kind).compare(kind, &view, Some(&plain));
         }
+        let variant = self.variant;
+        let [clusters, endpoints, ..] = &mut self.types;
+        // It is unknown which clusters wait for endpoints at a client that does not ask for clusters, and over SotW at one
+        // that got any since it resumed.
+        let known = clusters.subscribed && (variant == Variant::Delta || clusters.resumed);
+        let version_of = |resource: &Resource| version_for(clusters, resource);
+        let version_of: &dyn Fn(&Resource) -> u64 = &version_of;
+        endpoints.compare(kind, &view, known.then_some(version_of));
     }
 
     fn respond(&mut self, kind: ResourceType, now: Instant) -> Option<Response> {

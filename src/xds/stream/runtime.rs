@@ -176,8 +176,7 @@ impl RuntimeLayers {
         let mut changed: BTreeSet<usize> = BTreeSet::new();
         let Self { hosts, used, emptied, regained, .. } = self;
         hosts.retain(|key, values| {
-            let stays = chosen.contains_key(key) || stays(key, values);
-            if stays {
+            if chosen.contains_key(key) || stays(key, values) {
                 return true;
             }
             changed.insert(place(values, used.len()));

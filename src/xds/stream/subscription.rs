@@ -192,7 +192,7 @@ impl Subscription {
 
     /// Whether the client, which asks for everything, has exactly `resources`: a cheap check, `false` if unknown.
     pub(crate) fn has_exactly(&self, resources: &Resources) -> bool {
-        self.pending.is_none() && self.claimed.is_empty() && self.acked.is_exactly(resources)
+        self.pending.is_none() && !self.is_unchecked() && self.acked.is_exactly(resources)
     }
 
     /// Whether everything that the client has is known.
