@@ -333,11 +333,7 @@ async fn a_nack_of_one_type_does_not_stop_the_others(variant: Variant) {
     weir.edit("virtual-service.yaml", &route_yaml(50, 50)).await;
     let got = client.got(RDS).await;
     client.answer(&got, Some("no")).await;
-    weir.edit(
-        "endpoints.yaml",
-        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
-    )
-    .await;
+    weir.fail_endpoints().await;
     assert_eq!(client.got(EDS).await.resources.len(), 3);
 }
 

@@ -25,7 +25,7 @@ fn weir(canary: &KubeCanary) -> Serve {
 
 /// Waits until the newest version of the route is live on this many proxies, as its status says.
 async fn programmed(canary: &KubeCanary, proxies: &str) {
-    let api = canary.api("VirtualService", "virtualservices");
+    let api = canary.api("VirtualService");
     until(&format!("the status says: {proxies}"), async || {
         let Ok(object) = api.get("my-app").await else { return false };
         let conditions = object.data["status"]["conditions"].as_array().cloned();
@@ -110,15 +110,14 @@ fn one_of_many(kind: &str, n: usize) -> DynamicObject {
     serde_json::from_value(object).unwrap()
 }
 
-const KINDS: [(&str, &str); 2] =
-    [("VirtualService", "virtualservices"), ("DestinationRule", "destinationrules")];
+const KINDS: [&str; 2] = ["VirtualService", "DestinationRule"];
 
 #[tokio::test]
 async fn many_objects_that_go_at_once_cost_no_request() {
     let name = "many_objects_that_go_at_once_cost_no_request";
     let Some(mut canary) = KubeCanary::start(name).await else { return };
-    for (kind, plural) in KINDS {
-        let api = canary.api(kind, plural);
+    for kind in KINDS {
+        let api = canary.api(kind);
         let created = futures::stream::iter(0..MANY).map(|n| {
             let api = api.clone();
             async move { api.create(&PostParams::default(), &one_of_many(kind, n)).await }
@@ -139,7 +138,7 @@ async fn many_objects_that_go_at_once_cost_no_request() {
     })
     .await;
     let before = weir.events().await;
-    let gone = KINDS.map(|(kind, plural)| canary.delete_all(kind, plural, "many=yes"));
+    let gone = KINDS.map(|kind| canary.delete_all(kind, "many=yes"));
     futures::future::join_all(gone).await;
     canary.route(50).await;
     until("all of it is read", async || weir.events().await >= before + 2 * MANY as u64).await;
@@ -152,8 +151,8 @@ async fn many_objects_that_go_at_once_cost_no_request() {
     let tally = load.end();
     assert_eq!(tally.failed(), 0, "{tally:?}");
     // Nothing of them is left, neither here nor there.
-    for (kind, plural) in KINDS {
-        let left = canary.api(kind, plural).list(&Default::default()).await.unwrap();
+    for kind in KINDS {
+        let left = canary.api(kind).list(&Default::default()).await.unwrap();
         let names: Vec<_> = left.items.into_iter().filter_map(|item| item.metadata.name).collect();
         assert_eq!(names, ["my-app"]);
     }

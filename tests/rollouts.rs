@@ -95,9 +95,7 @@ impl World {
             })
             .await;
         }
-        let config = kube::config::Kubeconfig::read_from(cluster.kubeconfig_path()).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await;
-        let client = kube::Client::try_from(config.unwrap()).unwrap();
+        let client = cluster.client().await;
         let workloads = Workloads::start(&client, cluster.kubeconfig_path(), &parts.manager).await;
         let kubeconfig = cluster.kubeconfig_path().to_str().unwrap().to_owned();
         let gates = format!("127.0.0.1:{GATES}");

@@ -1,12 +1,13 @@
 //! The status of VirtualServices and DestinationRules that `weir serve` writes, on a real API server, with scripted
 //! proxies.
 
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Output;
 use std::time::Instant;
 
 use http::StatusCode;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -14,7 +15,7 @@ use tonic::transport::Channel;
 use weir::replicas::{BURST, WRITES_PER_SECOND};
 
 use crate::support::ads::{Ask, CDS, Client, EDS, LDS, RDS, Variant, ask};
-use crate::support::kube::KubeCluster;
+use crate::support::kube::{KubeCluster, istio_api};
 use crate::support::mesh::{DEADLINE, Serve, post, until};
 use crate::support::network;
 use crate::support::process::free_port;
@@ -36,25 +37,16 @@ impl World {
         cluster.apply_crds();
         cluster.kubectl_ok(&["create", "namespace", "weir-system"]);
         cluster.apply_folder("deploy/examples/canary");
-        let config = kube::config::Kubeconfig::read_from(cluster.kubeconfig_path()).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await;
-        let client = kube::Client::try_from(config.unwrap()).unwrap();
+        let client = cluster.client().await;
         Some(Self { cluster, client })
     }
 
     fn weir(&self, pod: &str, more: &[&str]) -> Serve {
-        weir(self.cluster.kubeconfig_path().to_owned(), pod, (free_port(), free_port()), more)
+        weir(self.cluster.kubeconfig_path(), pod, (free_port(), free_port()), more)
     }
 
     fn api(&self, kind: &str) -> Api<DynamicObject> {
-        let resource = ApiResource {
-            group: "networking.istio.io".to_owned(),
-            version: "v1".to_owned(),
-            api_version: "networking.istio.io/v1".to_owned(),
-            kind: kind.to_owned(),
-            plural: format!("{}s", kind.to_lowercase()),
-        };
-        Api::namespaced_with(self.client.clone(), NAMESPACE, &resource)
+        istio_api(&self.client, NAMESPACE, kind)
     }
 
     /// Waits until `holds` is true of the object, and returns it.
@@ -116,19 +108,11 @@ fn spec(weights: &[(&str, i64)]) -> Value {
     json!({"hosts": ["my-app"], "http": [{"route": routes.collect::<Vec<_>>()}]})
 }
 
-fn weir(kubeconfig: PathBuf, pod: &str, (xds, admin): (u16, u16), more: &[&str]) -> Serve {
-    let child = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .arg("serve")
-        .arg("--kubeconfig")
-        .arg(kubeconfig)
-        .args(["--xds-listen", &format!("127.0.0.1:{xds}")])
-        .args(["--admin-listen", &format!("0.0.0.0:{admin}")])
-        .args(["--pod-namespace", "weir-system", "--pod-name", pod, "--status-lease", LEASE])
-        .args(more)
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    Serve::of(child, xds, admin)
+fn weir(kubeconfig: &Path, pod: &str, (xds, admin): (u16, u16), more: &[&str]) -> Serve {
+    let args = ["--kubeconfig", kubeconfig.to_str().unwrap(), "--pod-namespace", "weir-system"];
+    let args = [&args[..], &["--pod-name", pod, "--status-lease", LEASE], more].concat();
+    // Replicas ask one another.
+    Serve::start_at(Ipv4Addr::UNSPECIFIED, &args, xds, admin)
 }
 
 /// An object as the API has it.
@@ -429,8 +413,12 @@ impl Pair {
     }
 
     fn replica(world: &World, n: usize, ports: [(u16, u16); 2]) -> Serve {
-        let config = world.cluster.kubeconfig_path().to_owned();
-        weir(config, PODS[n], ports[n], &["--replicas-service", "weir-replicas"])
+        weir(
+            world.cluster.kubeconfig_path(),
+            PODS[n],
+            ports[n],
+            &["--replicas-service", "weir-replicas"],
+        )
     }
 
     /// Starts a replica that was killed, and its proxy.

@@ -6,7 +6,6 @@ use std::net::Ipv4Addr;
 use crate::support::mesh::{Tally, until};
 use crate::support::sidecar::Options;
 use crate::support::traffic::{Mesh, Request, entry, tally};
-use crate::traffic_failures::eject;
 use tokio::sync::OnceCell;
 
 /// One mesh for all tests; each test has its own hosts.
@@ -16,49 +15,32 @@ async fn mesh() -> &'static Mesh {
         let hosts = ["header", "cookie", "source", "query", "maglev", "ring", "subset", "turns"];
         let mut objects =
             hosts.map(|host| entry(&format!("{host}.test"), "web", "HTTP", &[1, 2, 3])).to_vec();
-        objects.extend([HASHES, LOCALITIES].map(str::to_owned));
+        objects.extend(HASHES.map(|(name, hash)| hashed(name, hash)));
+        objects.extend([BY_SUBSET, LOCALITIES].map(str::to_owned));
         Mesh::start(&objects, Options::default()).await
     })
     .await
 }
 
-const HASHES: &str = "
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: header, namespace: shop}
-spec: {host: header.test, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: cookie, namespace: shop}
-spec:
-  host: cookie.test
-  trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {name: session, path: /here, ttl: 60s}}}}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: source, namespace: shop}
-spec: {host: source.test, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: query, namespace: shop}
-spec: {host: query.test, trafficPolicy: {loadBalancer: {consistentHash: {httpQueryParameterName: user}}}}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: maglev, namespace: shop}
-spec:
-  host: maglev.test
-  trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user, maglev: {tableSize: 1021}}}}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: ring, namespace: shop}
-spec:
-  host: ring.test
-  trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user, ringHash: {minimumRingSize: 2048}}}}
----
+/// A DestinationRule that hashes what is sent to `NAME.test`.
+fn hashed(name: &str, hash: &str) -> String {
+    format!(
+        "{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: {name}, namespace: shop}}, \
+         spec: {{host: {name}.test, trafficPolicy: {{loadBalancer: {{consistentHash: {hash}}}}}}}}}"
+    )
+}
+
+/// By name, what is hashed.
+const HASHES: [(&str, &str); 6] = [
+    ("header", "{httpHeaderName: x-user}"),
+    ("cookie", "{httpCookie: {name: session, path: /here, ttl: 60s}}"),
+    ("source", "{useSourceIp: true}"),
+    ("query", "{httpQueryParameterName: user}"),
+    ("maglev", "{httpHeaderName: x-user, maglev: {tableSize: 1021}}"),
+    ("ring", "{httpHeaderName: x-user, ringHash: {minimumRingSize: 2048}}"),
+];
+
+const BY_SUBSET: &str = "
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: subset, namespace: shop}
@@ -238,7 +220,7 @@ async fn one_after_the_other(mesh: &Mesh, host: &str, steps: &[&[u8]]) {
         }
         assert_eq!(found, wanted, "{host} after {gone:?} are gone");
         if step != steps.last().unwrap() {
-            eject(mesh, host, step).await;
+            mesh.eject(host, step).await;
         }
         gone = Some(step);
     }

@@ -397,27 +397,6 @@ spec:
     outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 3600s, maxEjectionPercent: 100}
 ";
 
-/// The addresses of the endpoints that are ejected.
-pub(crate) async fn ejected(mesh: &Mesh, host: &str) -> Vec<String> {
-    let all = mesh.endpoints("web", "", host).await;
-    let out =
-        all.into_iter().filter(|(_, item)| item["health_status"]["failed_outlier_check"] == true);
-    out.map(|(address, _)| address).collect()
-}
-
-/// Makes these backends fail, in addition to those already ejected, until they are ejected too.
-pub(crate) async fn eject(mesh: &Mesh, host: &str, backends: &[u8]) {
-    let all = ejected(mesh, host).await.len() + backends.len();
-    until("they are ejected", async || {
-        let request = backends
-            .iter()
-            .fold(mesh.get(host, "/"), |request, backend| request.answer_of(*backend, "500"));
-        request.send().await;
-        ejected(mesh, host).await.len() == all
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn an_endpoint_that_fails_is_ejected() {
     let mesh = mesh().await;
@@ -430,7 +409,7 @@ async fn an_endpoint_that_fails_is_ejected() {
         for _ in 0..12 {
             request(harmless).send().await;
         }
-        assert_eq!(ejected(mesh, host).await, [""; 0], "{host}");
+        assert_eq!(mesh.ejected(host).await, [""; 0], "{host}");
         // Every second request goes to the second backend.
         let found = tally(2 * times, || request(harmful)).await;
         assert_eq!(
@@ -438,7 +417,7 @@ async fn an_endpoint_that_fails_is_ejected() {
             (times as u64, times as u64),
             "{host} {found:?}"
         );
-        until("it is ejected", async || ejected(mesh, host).await == ["127.0.1.2"]).await;
+        until("it is ejected", async || mesh.ejected(host).await == ["127.0.1.2"]).await;
         until("the worker knows", async || tally(2, || request(harmful)).await.of("v1") == 2).await;
         let found = tally(20, || request(harmful)).await;
         assert_eq!(found.of("v1"), 20, "{host} {found:?}");
@@ -452,7 +431,7 @@ async fn an_endpoint_that_fails_is_ejected() {
 #[tokio::test]
 async fn no_backend_is_used_when_all_are_ejected() {
     let mesh = mesh().await;
-    eject(mesh, "local.test", &[1, 2]).await;
+    mesh.eject("local.test", &[1, 2]).await;
     let mut answer = None;
     until("no backend answers", async || {
         let last = mesh.get("local.test", "/").send().await;

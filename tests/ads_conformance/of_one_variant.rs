@@ -11,11 +11,7 @@ async fn sotw_an_omitted_name_is_no_longer_sent() {
     let (v1, v2) = (weir.cluster("v1"), weir.cluster("v2"));
     let got = client.fetch(EDS, &[&v1, &v2]).await;
     client.send(Ask { nonce: got.nonce, ..ask(EDS, &[&v2]) }).await;
-    weir.edit(
-        "endpoints.yaml",
-        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
-    )
-    .await;
+    weir.fail_endpoints().await;
     assert_eq!(client.got(EDS).await.names(), BTreeSet::from([v2.as_str()]));
 }
 
@@ -27,11 +23,7 @@ async fn sotw_no_names_after_some_leave_all_endpoints() {
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     let got = client.fetch(EDS, &[&weir.cluster("v1")]).await;
     client.send(Ask { nonce: got.nonce, ..ask(EDS, &[]) }).await;
-    weir.edit(
-        "endpoints.yaml",
-        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
-    )
-    .await;
+    weir.fail_endpoints().await;
     client.nothing_more("probe").await;
 }
 
@@ -59,11 +51,7 @@ async fn sotw_a_request_with_a_stale_nonce_is_ignored() {
     let mut client = weir.ads(Variant::Sotw).await;
     client.fetch(CDS, &[&weir.cluster("v1")]).await;
     let first = client.fetch(EDS, &[&weir.cluster("v1")]).await;
-    weir.edit(
-        "endpoints.yaml",
-        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
-    )
-    .await;
+    weir.fail_endpoints().await;
     let second = client.got(EDS).await;
     client
         .send(Ask { nonce: first.nonce, ..ask(EDS, &[&weir.cluster("v1"), &weir.cluster("v2")]) })
@@ -135,11 +123,7 @@ async fn delta_an_unsubscribed_name_is_no_longer_sent() {
     client.fetch(EDS, &[&v1, &v2]).await;
     client.send(Ask { unsubscribe: vec![v1], ..ask(EDS, &[]) }).await;
     client.nothing_more("probe").await;
-    weir.edit(
-        "endpoints.yaml",
-        &weir.objects.endpoints_yaml().replace("ready: true", "ready: false"),
-    )
-    .await;
+    weir.fail_endpoints().await;
     assert_eq!(client.got(EDS).await.names(), BTreeSet::from([v2.as_str()]));
 }
 

@@ -69,7 +69,13 @@ impl Weir {
         until("the change is applied", async || self.serve.revision().await > before).await;
     }
 
-    /// What weir tells of the only proxy.
+    /// Makes all endpoints not ready.
+    pub(crate) async fn fail_endpoints(&self) {
+        let failing = self.objects.endpoints_yaml().replace("ready: true", "ready: false");
+        self.edit("endpoints.yaml", &failing).await;
+    }
+
+    /// What weir reports of the only proxy.
     pub(crate) async fn status(&self) -> v1::Proxy {
         self.serve.proxies().await.unwrap().pop().unwrap_or_default()
     }

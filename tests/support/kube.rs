@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use ::kube::Client;
+use ::kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -96,6 +98,11 @@ impl KubeCluster {
             }
         }
         Ok(cluster)
+    }
+
+    /// A client with all permissions.
+    pub(crate) async fn client(&self) -> Client {
+        client(self.kubeconfig_path()).await.unwrap()
     }
 
     /// The kubeconfig of a cluster administrator.
@@ -351,11 +358,21 @@ fn poll<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>, Failure>) -> 
     }
 }
 
-/// Whether the API server is ready and has created the namespace `default`, which happens slightly later.
-async fn is_ready(kubeconfig: &Path) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+async fn client(kubeconfig: &Path) -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
     let config = ::kube::config::Kubeconfig::read_from(kubeconfig)?;
     let config = ::kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
-    let client = ::kube::Client::try_from(config)?;
+    Ok(Client::try_from(config)?)
+}
+
+/// The objects of an Istio kind in a namespace.
+pub(crate) fn istio_api(client: &Client, namespace: &str, kind: &str) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("networking.istio.io", "v1", kind);
+    Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk(&kind))
+}
+
+/// Whether the API server is ready and has created the namespace `default`, which happens slightly later.
+async fn is_ready(kubeconfig: &Path) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let client = client(kubeconfig).await?;
     for path in ["/readyz", "/api/v1/namespaces/default"] {
         client.request_text(http::Request::get(path).body(Vec::new())?).await?;
     }

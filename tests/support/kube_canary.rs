@@ -3,9 +3,9 @@
 //! The service is a ServiceEntry, because the API refuses loopback addresses in an EndpointSlice.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 use weir::canary::live::Service;
 use weir::canary::objects::{self, NAMESPACE, Ports};
@@ -13,7 +13,7 @@ use weir::canary::patterns::{State, Write};
 use weir::envoy::{EnvoyBinary, EnvoyProcess, SpawnOptions};
 
 use super::canary::Load;
-use super::kube::KubeCluster;
+use super::kube::{KubeCluster, istio_api};
 use super::mesh::{Backends, DEADLINE, Serve, until};
 use super::process::free_port;
 
@@ -32,9 +32,7 @@ impl KubeCanary {
         cluster.apply_crds();
         cluster.kubectl_ok(&["create", "namespace", NAMESPACE]);
         cluster.kubectl_ok(&["create", "namespace", "weir-system"]);
-        let config = kube::config::Kubeconfig::read_from(cluster.kubeconfig_path()).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await;
-        let client = kube::Client::try_from(config.unwrap()).unwrap();
+        let client = cluster.client().await;
         let ports = Ports { service: free_port(), backend: Backends::start().port };
         let mut this = Self { cluster, client, ports, state: State::default() };
         this.write(Write::Endpoints(vec![1, 2])).await;
@@ -44,33 +42,21 @@ impl KubeCanary {
     }
 
     /// The objects of a kind in the namespace of the canary.
-    pub(crate) fn api(&self, kind: &str, plural: &str) -> Api<DynamicObject> {
-        let resource = ApiResource {
-            group: "networking.istio.io".to_owned(),
-            version: "v1".to_owned(),
-            api_version: "networking.istio.io/v1".to_owned(),
-            kind: kind.to_owned(),
-            plural: plural.to_owned(),
-        };
-        Api::namespaced_with(self.client.clone(), NAMESPACE, &resource)
+    pub(crate) fn api(&self, kind: &str) -> Api<DynamicObject> {
+        istio_api(&self.client, NAMESPACE, kind)
     }
 
     pub(crate) async fn write(&mut self, write: Write) {
-        let (kind, plural, text) = match &write {
-            Write::Rule(subsets) => {
-                ("DestinationRule", "destinationrules", objects::rule(NAMESPACE, subsets))
-            }
-            Write::Route(weights) => {
-                ("VirtualService", "virtualservices", objects::route(NAMESPACE, weights))
-            }
+        let (kind, text) = match &write {
+            Write::Rule(subsets) => ("DestinationRule", objects::rule(NAMESPACE, subsets)),
+            Write::Route(weights) => ("VirtualService", objects::route(NAMESPACE, weights)),
             Write::Endpoints(versions) => {
-                let text = objects::service_entry(NAMESPACE, self.ports, versions);
-                ("ServiceEntry", "serviceentries", text)
+                ("ServiceEntry", objects::service_entry(NAMESPACE, self.ports, versions))
             }
         };
         let document: Value = serde_saphyr::from_str(&text).unwrap();
         let params = PatchParams::apply("test").force();
-        self.api(kind, plural).patch("my-app", &params, &Patch::Apply(document)).await.unwrap();
+        self.api(kind).patch("my-app", &params, &Patch::Apply(document)).await.unwrap();
         self.state.apply(&write);
     }
 
@@ -80,24 +66,15 @@ impl KubeCanary {
     }
 
     /// Deletes the objects of a kind that have this label, in one request.
-    pub(crate) async fn delete_all(&self, kind: &str, plural: &str, label: &str) {
+    pub(crate) async fn delete_all(&self, kind: &str, label: &str) {
         let params = kube::api::ListParams::default().labels(label);
-        self.api(kind, plural).delete_collection(&DeleteParams::default(), &params).await.unwrap();
+        self.api(kind).delete_collection(&DeleteParams::default(), &params).await.unwrap();
     }
 
     /// A replica on these ports, which writes the status of objects if it has a name.
     pub(crate) fn weir(&self, (xds, admin): (u16, u16), more: &[&str]) -> Serve {
-        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .arg("serve")
-            .arg("--kubeconfig")
-            .arg(self.cluster.kubeconfig_path())
-            .args(["--xds-listen", &format!("127.0.0.1:{xds}")])
-            .args(["--admin-listen", &format!("127.0.0.1:{admin}")])
-            .args(more)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Serve::of(child, xds, admin)
+        let kubeconfig = self.cluster.kubeconfig_path().to_str().unwrap();
+        Serve::start(&[&["--kubeconfig", kubeconfig], more].concat(), xds, admin)
     }
 
     /// An Envoy that knows the replicas on these ports.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -51,6 +51,11 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) fn start(args: &[&str], xds: u16, admin: u16) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, args, xds, admin)
+    }
+
+    /// The same with the admin port at this address.
+    pub(crate) fn start_at(address: Ipv4Addr, args: &[&str], xds: u16, admin: u16) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .arg("serve")
             .args(args)
@@ -58,7 +63,7 @@ impl Serve {
                 "--xds-listen",
                 &format!("127.0.0.1:{xds}"),
                 "--admin-listen",
-                &format!("127.0.0.1:{admin}"),
+                &format!("{address}:{admin}"),
             ])
             .stdin(Stdio::null())
             .spawn()

@@ -17,7 +17,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::backend::{ANSWER, Backends, HOLD, ID, REPLY, Seen, joined};
 use super::certs::Certificates;
-use super::mesh::{DEADLINE, Tally};
+use super::mesh::{DEADLINE, Tally, until};
 use super::process::{Reserved, free_port, random};
 use super::sds;
 use super::sidecar::{Options, Sidecar};
@@ -169,6 +169,28 @@ impl Mesh {
             item["address"]["socket_address"]["address"].as_str().unwrap().to_owned()
         };
         hosts.map(|item| (address(item), item.clone())).collect()
+    }
+
+    /// The addresses of the endpoints that are ejected.
+    pub(crate) async fn ejected(&self, host: &str) -> Vec<String> {
+        let all = self.endpoints("web", "", host).await;
+        let out = all
+            .into_iter()
+            .filter(|(_, item)| item["health_status"]["failed_outlier_check"] == true);
+        out.map(|(address, _)| address).collect()
+    }
+
+    /// Makes these backends fail, in addition to those already ejected, until they are ejected too.
+    pub(crate) async fn eject(&self, host: &str, backends: &[u8]) {
+        let all = self.ejected(host).await.len() + backends.len();
+        until("they are ejected", async || {
+            let request = backends
+                .iter()
+                .fold(self.get(host, "/"), |request, backend| request.answer_of(*backend, "500"));
+            request.send().await;
+            self.ejected(host).await.len() == all
+        })
+        .await;
     }
 }
 
