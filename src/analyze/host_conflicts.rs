@@ -9,13 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::conflicts::comes_first;
-use super::index::{Index, IndexedVirtualService};
+use super::index::{ELSEWHERE, Index, IndexedVirtualService};
 use super::{Findings, all_of, code};
 use crate::api::{self, Age, Labels};
 use crate::mesh::Visibility;
-
-/// Stands for any namespace that no object names.
-const ELSEWHERE: &str = "\0elsewhere";
 
 pub(super) fn check(index: &Index<'_>, found: &mut Findings) {
     let mut by_host: HashMap<&str, Vec<(&IndexedVirtualService<'_>, usize)>> = HashMap::new();

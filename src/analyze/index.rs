@@ -12,6 +12,9 @@ use crate::mesh::{
 use crate::rollout_guard::{self, HeldChange, RolloutGuard};
 use crate::store::{Entry, Store};
 
+/// Stands for every namespace that no object names. It is no valid name of a namespace.
+pub(super) const ELSEWHERE: &str = "\0elsewhere";
+
 /// A VirtualService with its names resolved.
 pub(super) struct IndexedVirtualService<'a> {
     pub entry: &'a Entry,

@@ -4,14 +4,12 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::index::{
-    Index, IndexedDestinationRule, IndexedService, IndexedVirtualService, Match, shown, wildcards,
+    ELSEWHERE, Index, IndexedDestinationRule, IndexedService, IndexedVirtualService, Match, shown,
+    wildcards,
 };
 use super::{Findings, any_of, code};
 use crate::api::{Delegate, Destination, Kind, ObjectKey};
 use crate::mesh::{self, Visibility};
-
-/// Represents any namespace that no object names.
-const ELSEWHERE: &str = "\0elsewhere";
 
 pub(super) fn check(
     virtual_service: &IndexedVirtualService<'_>,

@@ -69,10 +69,10 @@ impl Resource {
     }
 
     /// Whether a listener or route configuration references a cluster.
-    pub(crate) fn leads_to(&self, cluster: &str) -> bool {
+    pub(crate) fn routes_to(&self, cluster: &str) -> bool {
         match &self.body {
             Body::Message { clusters, .. } => clusters.contains(cluster),
-            Body::Routes(table) => table.leads_to(cluster),
+            Body::Routes(table) => table.routes_to(cluster),
         }
     }
 

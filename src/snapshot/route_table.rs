@@ -186,7 +186,7 @@ impl RouteTable {
     }
 
     /// Whether any virtual host references a cluster.
-    pub(crate) fn leads_to(&self, cluster: &str) -> bool {
+    pub(crate) fn routes_to(&self, cluster: &str) -> bool {
         self.with_cluster_refs.contains_key(cluster)
     }
 

@@ -81,7 +81,7 @@ fn routes(snapshot: &Snapshot, virtual_host: &str) -> Vec<Value> {
 }
 
 /// The clusters referenced by the routes of a virtual host, in order.
-fn leads_to(snapshot: &Snapshot, virtual_host: &str) -> Vec<String> {
+fn destinations(snapshot: &Snapshot, virtual_host: &str) -> Vec<String> {
     let cluster = |route: &Value| route["route"]["cluster"].as_str().unwrap_or("-").to_owned();
     routes(snapshot, virtual_host).iter().map(cluster).collect()
 }
@@ -103,13 +103,13 @@ fn a_rule_without_a_route_for_a_proxy_has_no_effect() {
     let other = "{hosts: [web], http: [{match: [{sourceLabels: {app: other}}, {port: 81}, {sourceNamespace: pay}, \
                  {gateways: [edge]}], route: [{destination: {host: cart}}]}]}";
     let old = shop() + &rule("VirtualService", "old", "shop", 0, other);
-    assert_eq!(leads_to(&seen(&old), WEB), [web("")]);
+    assert_eq!(destinations(&seen(&old), WEB), [web("")]);
     let both = old + &rule("VirtualService", "young", "shop", 1, &to("v2"));
-    assert_eq!(leads_to(&seen(&both), WEB), [web("v2")]);
+    assert_eq!(destinations(&seen(&both), WEB), [web("v2")]);
     // Port 0 means unset.
     let any = "{hosts: [web], http: [{match: [{port: 0}], route: [{destination: {host: cart}}]}]}";
     let any = shop() + &rule("VirtualService", "a", "shop", 0, any);
-    assert_eq!(leads_to(&seen(&any), WEB), ["outbound|80||cart.shop.svc.cluster.local"]);
+    assert_eq!(destinations(&seen(&any), WEB), ["outbound|80||cart.shop.svc.cluster.local"]);
 }
 
 #[test]
@@ -117,10 +117,10 @@ fn an_exact_host_without_http_takes_precedence_over_a_wildcard() {
     let wildcard =
         "{hosts: ['*.shop.svc.cluster.local'], http: [{route: [{destination: {host: cart}}]}]}";
     let text = shop() + &rule("VirtualService", "all", "shop", 0, wildcard);
-    assert_eq!(leads_to(&seen(&text), WEB), ["outbound|80||cart.shop.svc.cluster.local"]);
+    assert_eq!(destinations(&seen(&text), WEB), ["outbound|80||cart.shop.svc.cluster.local"]);
     let tcp = "{hosts: [web], tcp: [{route: [{destination: {host: web}}]}]}";
     let text = text + &rule("VirtualService", "tcp", "shop", 1, tcp);
-    assert_eq!(leads_to(&seen(&text), WEB), [web("")]);
+    assert_eq!(destinations(&seen(&text), WEB), [web("")]);
 }
 
 #[test]
@@ -132,11 +132,11 @@ fn private_objects_of_a_namespace_come_first() {
         )
     };
     let all = shop() + &rule("VirtualService", "all", "shop", 0, &exported("'*'", "all"));
-    assert_eq!(leads_to(&seen(&all), WEB), [web("all")]);
+    assert_eq!(destinations(&seen(&all), WEB), [web("all")]);
     let named = all + &rule("VirtualService", "named", "pay", 1, &exported("shop", "named"));
-    assert_eq!(leads_to(&seen(&named), WEB), [web("named")]);
+    assert_eq!(destinations(&seen(&named), WEB), [web("named")]);
     let own = named + &rule("VirtualService", "own", "shop", 2, &exported("., pay", "own"));
-    assert_eq!(leads_to(&seen(&own), WEB), [web("own")]);
+    assert_eq!(destinations(&seen(&own), WEB), [web("own")]);
 }
 
 #[test]
@@ -149,11 +149,11 @@ fn hosts_besides_a_service_are_routed_on_its_ports() {
         + &rule("VirtualService", "b", "shop", 1, alone);
     let snapshot = seen(&text);
     assert_eq!(
-        leads_to(&snapshot, "web.example.com:8080"),
+        destinations(&snapshot, "web.example.com:8080"),
         ["outbound|8080||web.shop.svc.cluster.local"]
     );
-    assert!(leads_to(&snapshot, "alone.example.com:8080").is_empty());
-    assert_eq!(leads_to(&snapshot, "alone.example.com:80").len(), 1);
+    assert!(destinations(&snapshot, "alone.example.com:8080").is_empty());
+    assert_eq!(destinations(&snapshot, "alone.example.com:80").len(), 1);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_rule_for_a_short_name_takes_it_from_the_service() {
             0,
             "{hosts: [alias], http: [{route: [{destination: {host: web}}]}]}",
         );
-    assert_eq!(leads_to(&seen(&text), "alias.shop.svc.cluster.local:80"), [web("")]);
+    assert_eq!(destinations(&seen(&text), "alias.shop.svc.cluster.local:80"), [web("")]);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_route_to_an_external_name_resolves_to_its_target() {
         );
     let snapshot = seen(&text);
     let cart = "outbound|80||cart.shop.svc.cluster.local";
-    assert_eq!(leads_to(&snapshot, WEB), [cart]);
+    assert_eq!(destinations(&snapshot, WEB), [cart]);
     assert!(snapshot.get(ResourceType::Cluster).contains_key(cart), "the Sidecar hides it");
 }
 
@@ -392,7 +392,7 @@ fn a_sidecar_of_the_root_namespace_refers_to_each_proxys_own_namespace() {
         + &service("bill", "pay", "10.0.0.3", "{name: http, port: 80}")
         + &object("Sidecar", "default", "namespace: istio-system", "{egress: [{hosts: [./*]}]}");
     let snapshot = seen(&text);
-    assert_eq!(leads_to(&snapshot, WEB), [web("")]);
+    assert_eq!(destinations(&snapshot, WEB), [web("")]);
     assert!(
         !snapshot
             .get(ResourceType::Cluster)
@@ -420,14 +420,14 @@ fn a_port_with_its_own_egress_listener_is_handled_only_by_it() {
         );
     let snapshot = seen(&text);
     assert!(routes(&snapshot, WEB).is_empty(), "shop's hosts are not among those of port 80");
-    assert_eq!(leads_to(&snapshot, "web.shop.svc.cluster.local:81").len(), 1);
+    assert_eq!(destinations(&snapshot, "web.shop.svc.cluster.local:81").len(), 1);
     // The listener of port 80 sees no VirtualService of shop; the listener of all other ports does.
     assert_eq!(
-        leads_to(&snapshot, "bill.pay.svc.cluster.local:80"),
+        destinations(&snapshot, "bill.pay.svc.cluster.local:80"),
         ["outbound|80||bill.pay.svc.cluster.local"]
     );
     assert_eq!(
-        leads_to(&snapshot, "bill.pay.svc.cluster.local:81"),
+        destinations(&snapshot, "bill.pay.svc.cluster.local:81"),
         ["outbound|81||web.shop.svc.cluster.local"]
     );
     // Routes may reference every service that any listener imports.
@@ -443,7 +443,7 @@ fn unknown_hosts_go_through_the_egress_proxy() {
             + &service("out", "edge", "10.0.0.9", "{name: tcp, port: 8443}")
             + &object("Sidecar", "default", "namespace: shop", sidecar);
         let snapshot = seen(&text);
-        let last = leads_to(&snapshot, WEB)
+        let last = destinations(&snapshot, WEB)
             .first()
             .map(|_| resource(&snapshot, ResourceType::Route, "80"))
             .unwrap();

@@ -353,7 +353,7 @@ fn tcp_routes_and_selectors_match_by_location() {
         let all = resources(&seen_by(&mesh, proxy), ResourceType::Cluster);
         all.iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
     };
-    let leads_to = |proxy: &Proxy| {
+    let routes_to = |proxy: &Proxy| {
         let all = resources(&seen_by(&mesh, proxy), ResourceType::Listener);
         let listener =
             all.into_iter().find(|item| item["name"] == "10.96.1.9_81").unwrap().to_string();
@@ -361,8 +361,8 @@ fn tcp_routes_and_selectors_match_by_location() {
     };
     let (near, far) =
         (proxy("web-0", "10.1.1.1", json!({})), proxy("web-1", "10.1.1.2", json!({})));
-    assert_eq!(leads_to(&near), [true, false]);
-    assert_eq!(leads_to(&far), [false, true]);
+    assert_eq!(routes_to(&near), [true, false]);
+    assert_eq!(routes_to(&far), [false, true]);
     let (near, far) = (clusters(&near), clusters(&far));
     assert!(near.contains(&cluster("mine")) && !far.contains(&cluster("mine")));
     assert!(!near.contains("outbound|80||out.example") && far.contains("outbound|80||out.example"));

@@ -21,7 +21,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::wire::{Chunks, Frame};
-use crate::admission::{Exchange, Exhausted, Hold};
+use crate::admission::{Exchange, Exhausted, Hold, Limits};
 
 /// The maximum request size in bytes, enough for the names of about 100 000 clusters.
 const MAX_REQUEST: usize = 8 << 20;
@@ -45,6 +45,9 @@ const COPIES: usize = 3;
 /// allocator adds to it.
 const FIELD: usize = 100;
 
+/// How many times the time of a message may pass while its parts keep coming.
+const LATENESS: u32 = 4;
+
 /// The messages in a request body. Their memory is charged to the peer.
 #[derive(Debug)]
 pub(super) struct Requests<M> {
@@ -53,8 +56,8 @@ pub(super) struct Requests<M> {
     buffer: BytesMut,
     /// A complete message that waits for the memory to decode it, and the number of bytes it needs.
     complete: Option<(Bytes, usize)>,
-    /// The deadline of the message that is being received.
-    due: Option<Instant>,
+    /// When the message that is being received began.
+    began: Option<Instant>,
     /// The bytes charged to the peer for the data received.
     settled: usize,
     hold: Option<Hold>,
@@ -68,7 +71,7 @@ impl<M: Message + Default> Requests<M> {
             exchange,
             buffer: BytesMut::new(),
             complete: None,
-            due: None,
+            began: None,
             settled: 0,
             hold: None,
             message: PhantomData,
@@ -84,11 +87,11 @@ impl<M: Message + Default> Requests<M> {
             {
                 let takes = message.len() * COPIES + count_fields(&message)? * FIELD;
                 self.complete = Some((message, takes));
-                self.due = None;
+                self.began = None;
             }
             if let Some((_, takes)) = self.complete {
                 self.charge_before_due(takes).await?;
-                self.due = None;
+                self.began = None;
             }
             if let Some((message, _)) = self.complete.take() {
                 let decoded = M::decode(message);
@@ -173,7 +176,8 @@ impl<M: Message + Default> Requests<M> {
         if all <= FREE {
             return self.charge(bytes);
         }
-        let due = *self.due.get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
+        let began = *self.began.get_or_insert_with(Instant::now);
+        let due = began + self.exchange.limits().message;
         self.hold()?.resize_before(all, due).await.map_err(exhausted)?;
         self.exchange.memory_free().await.map_err(exhausted)
     }
@@ -183,11 +187,9 @@ impl<M: Message + Default> Requests<M> {
         if self.buffer.is_empty() {
             return Ok(self.body.frame().await);
         }
-        let length = self.length().unwrap_or(0);
-        let within = self.exchange.limits().message_within(length);
-        let due = *self.due.get_or_insert_with(|| Instant::now() + self.exchange.limits().message);
-        // The length may not have been known at first.
-        let due = due + (within - self.exchange.limits().message);
+        let (length, now) = (self.length().unwrap_or(0), Instant::now());
+        let began = *self.began.get_or_insert(now);
+        let due = due(self.exchange.limits(), length, began, now);
         tokio::time::timeout_at(due, self.body.frame()).await.map_err(|_| {
             Status::deadline_exceeded(format!(
                 "a request of {length} bytes was not complete in time"
@@ -223,6 +225,15 @@ impl<M: Message + Default> Requests<M> {
         self.buffer.advance(PREFIX);
         Ok(Some(self.buffer.split_to(length).freeze()))
     }
+}
+
+/// The deadline for the next part of a message of `length` bytes, if the last part came `now`.
+///
+/// While thousands of proxies connect at once, it may be this process that is late with reading. So a client that goes on
+/// sending gets more time.
+fn due(limits: &Limits, length: usize, began: Instant, now: Instant) -> Instant {
+    let within = limits.message_within(length);
+    (began + within).max((now + limits.message).min(began + within * LATENESS))
 }
 
 /// Counts the fields of a request. Rejects requests that would take much more memory once decoded: very many fields, or a
@@ -402,6 +413,19 @@ mod tests {
             assert!(found.is_empty());
             assert_eq!(error.map(|status| status.code()), Some(code));
         }
+    }
+
+    #[test]
+    fn a_message_whose_parts_keep_coming_gets_more_time() {
+        let limits = Limits::default();
+        let (began, length) = (Instant::now(), 64 << 10);
+        let (part, within) = (limits.message, limits.message_within(length));
+        // Silence from the beginning, from just before the deadline, and parts without end.
+        assert_eq!(due(&limits, length, began, began), began + within);
+        let late = began + within;
+        assert_eq!(due(&limits, length, began, late), late + part);
+        let last = began + within * LATENESS;
+        assert_eq!(due(&limits, length, began, last), last);
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use crate::snapshot::{Resource, Resources};
 
 /// What a client has under a name that differs from the shared map.
 #[derive(Clone, Debug)]
-enum Form {
+enum AckedState {
     Known(Arc<Resource>),
     /// It has a version from an earlier stream, with unknown content.
     Unknown,
@@ -23,16 +23,16 @@ enum Form {
 pub(super) struct Acked {
     /// `None` until the client has had a first response; until then `other` lists everything that it has.
     shared: Option<Resources>,
-    other: BTreeMap<Arc<str>, Form>,
+    other: BTreeMap<Arc<str>, AckedState>,
 }
 
 impl Acked {
     /// The version under a name: `None` if the client has none, `Some(None)` if it is unknown.
     pub(crate) fn get(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
         match self.other.get(name) {
-            Some(Form::Known(resource)) => Some(Some(resource)),
-            Some(Form::Unknown) => Some(None),
-            Some(Form::Absent) => None,
+            Some(AckedState::Known(resource)) => Some(Some(resource)),
+            Some(AckedState::Unknown) => Some(None),
+            Some(AckedState::Absent) => None,
             None => self.shared.as_ref()?.get(name).map(Some),
         }
     }
@@ -54,33 +54,39 @@ impl Acked {
 
     /// The names of [`Acked::differing`] under which the client has a version, known or unknown.
     pub(crate) fn own(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.other.iter().filter(|(_, form)| !matches!(form, Form::Absent)).map(|(name, _)| name)
+        self.other
+            .iter()
+            .filter(|(_, state)| !matches!(state, AckedState::Absent))
+            .map(|(name, _)| name)
     }
 
     /// The names whose version at the client is unknown.
     pub(crate) fn unknown(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.other.iter().filter(|(_, form)| matches!(form, Form::Unknown)).map(|(name, _)| name)
+        self.other
+            .iter()
+            .filter(|(_, state)| matches!(state, AckedState::Unknown))
+            .map(|(name, _)| name)
     }
 
     /// Every version that is known.
-    pub(crate) fn forms(&self) -> impl Iterator<Item = &Arc<Resource>> {
+    pub(crate) fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let shared = self.shared.iter().flat_map(|shared| shared.iter());
         let shared =
             shared.filter(|(name, _)| self.other.is_empty() || !self.other.contains_key(*name));
-        let other = self.other.values().filter_map(|form| {
-            if let Form::Known(resource) = form { Some(resource) } else { None }
+        let other = self.other.values().filter_map(|state| {
+            if let AckedState::Known(resource) = state { Some(resource) } else { None }
         });
         shared.map(|(_, resource)| resource).chain(other)
     }
 
     /// Records that the client has this version; `None` stands for an unknown one.
-    pub(crate) fn set(&mut self, name: &Arc<str>, form: Option<Arc<Resource>>) {
-        self.put(name, form.map_or(Form::Unknown, Form::Known));
+    pub(crate) fn set(&mut self, name: &Arc<str>, resource: Option<Arc<Resource>>) {
+        self.put(name, resource.map_or(AckedState::Unknown, AckedState::Known));
     }
 
     /// Records that the client no longer has the resource.
     pub(crate) fn remove(&mut self, name: &Arc<str>) {
-        self.put(name, Form::Absent);
+        self.put(name, AckedState::Absent);
     }
 
     /// Forgets a name that the client no longer asks for.
@@ -93,17 +99,17 @@ impl Acked {
         self.other.retain(|name, _| wants(name));
     }
 
-    fn put(&mut self, name: &Arc<str>, form: Form) {
+    fn put(&mut self, name: &Arc<str>, state: AckedState) {
         let shared = self.shared.as_ref().and_then(|shared| shared.get(name));
-        let same = match (&form, shared) {
-            (Form::Known(form), Some(shared)) => form.version == shared.version,
-            (Form::Absent, None) => true,
+        let same = match (&state, shared) {
+            (AckedState::Known(own), Some(shared)) => own.version == shared.version,
+            (AckedState::Absent, None) => true,
             _ => false,
         };
         if same {
             self.other.remove(name);
         } else {
-            self.other.insert(name.clone(), form);
+            self.other.insert(name.clone(), state);
         }
     }
 
@@ -116,12 +122,14 @@ impl Acked {
         let previous = std::mem::take(&mut self.other);
         compare(&from, to, |name, old, _| {
             if !previous.contains_key(name) && wants(name) {
-                self.other
-                    .insert(name.clone(), old.map_or(Form::Absent, |old| Form::Known(old.clone())));
+                self.other.insert(
+                    name.clone(),
+                    old.map_or(AckedState::Absent, |old| AckedState::Known(old.clone())),
+                );
             }
         });
-        for (name, form) in previous {
-            self.put(&name, form);
+        for (name, state) in previous {
+            self.put(&name, state);
         }
     }
 
@@ -137,29 +145,32 @@ impl Acked {
         self.shared = Some(to.clone());
         // All three are sorted by name, so each is walked once: this runs for every client's first response.
         let mut rest = changes.iter().peekable();
-        let mut form = |name: &str| -> Form {
+        let mut state = |name: &str| -> AckedState {
             while rest.next_if(|change| *change.name < *name).is_some() {}
             match rest.next_if(|change| *change.name == *name) {
-                Some(change) => change.resource.clone().map_or(Form::Absent, Form::Known),
-                None => previous.get(name).cloned().unwrap_or(Form::Absent),
+                Some(change) => {
+                    change.resource.clone().map_or(AckedState::Absent, AckedState::Known)
+                }
+                None => previous.get(name).cloned().unwrap_or(AckedState::Absent),
             }
         };
         match names {
-            Some(names) => names.for_each(|name| self.put(name, form(name))),
+            Some(names) => names.for_each(|name| self.put(name, state(name))),
             None => {
                 for (name, shared) in to.iter() {
-                    let own = form(name);
-                    if !matches!(&own, Form::Known(own) if own.version == shared.version) {
+                    let own = state(name);
+                    if !matches!(&own, AckedState::Known(own) if own.version == shared.version) {
                         self.put(name, own);
                     }
                 }
                 let outside = |name: &&Arc<str>| !to.contains_key(name);
-                for (name, form) in previous.iter().filter(|(name, _)| outside(name)) {
-                    self.put(name, form.clone());
+                for (name, state) in previous.iter().filter(|(name, _)| outside(name)) {
+                    self.put(name, state.clone());
                 }
                 for change in changes.iter().filter(|change| outside(&&change.name)) {
-                    let form = change.resource.clone().map_or(Form::Absent, Form::Known);
-                    self.put(&change.name, form);
+                    let state =
+                        change.resource.clone().map_or(AckedState::Absent, AckedState::Known);
+                    self.put(&change.name, state);
                 }
             }
         }
@@ -167,12 +178,12 @@ impl Acked {
 
     /// Describes the state without the shared map again, before the client asks for more than `wants` says it did.
     pub(crate) fn unshare(&mut self, wants: impl Fn(&str) -> bool) {
-        let forms: Vec<_> =
-            self.forms().filter(|resource| wants(&resource.name)).cloned().collect();
+        let known: Vec<_> =
+            self.resources().filter(|resource| wants(&resource.name)).cloned().collect();
         self.shared = None;
-        self.other.retain(|_, form| !matches!(form, Form::Absent));
+        self.other.retain(|_, state| !matches!(state, AckedState::Absent));
         self.other.extend(
-            forms.into_iter().map(|resource| (resource.name.clone(), Form::Known(resource))),
+            known.into_iter().map(|resource| (resource.name.clone(), AckedState::Known(resource))),
         );
     }
 }

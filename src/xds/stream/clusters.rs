@@ -283,7 +283,7 @@ impl Stream {
         // The client may still answer that it takes those in flight.
         let in_flight = subscription.in_flight(cluster);
         let lacks_one = in_flight.is_some_and(|change| change.resource.as_ref().is_none_or(fails))
-            || subscription.acked_form(cluster).is_some_and(fails);
+            || subscription.acked_resource(cluster).is_some_and(fails);
         lacks_one && !subscription.rejects(next) && next.takes_requests()
     }
 

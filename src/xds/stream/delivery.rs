@@ -21,7 +21,7 @@ pub(super) struct View {
 impl View {
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Resource>> {
         match self.kept.get(name) {
-            Some(form) => form.as_ref(),
+            Some(kept) => kept.as_ref(),
             None => self.base.get(name),
         }
     }

@@ -59,7 +59,7 @@ impl EndpointDelivery<'_> {
             .any(|(kind, subscription)| {
                 let given = self.switch.given(kind);
                 let present = subscription.in_use().filter(|old| subscription.wants(&old.name));
-                present.filter(|old| old.leads_to(cluster)).any(|old| {
+                present.filter(|old| old.routes_to(cluster)).any(|old| {
                     let next = given.get(&old.name).filter(|new| !subscription.rejects(new));
                     next.is_some_and(|new| gate::leaves(old, new, cluster))
                 })
@@ -142,6 +142,6 @@ impl Delivery for EndpointDelivery<'_> {
 /// whose stream ends after it accepted a changed cluster and before it got the endpoints again would otherwise resume
 /// with the current version, get nothing, and warm forever.
 pub(super) fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
-    let cluster = clusters.form(&endpoints.name).map_or(0, |cluster| cluster.version);
+    let cluster = clusters.last_sent(&endpoints.name).map_or(0, |cluster| cluster.version);
     endpoints.version ^ cluster.rotate_left(32)
 }

@@ -106,10 +106,10 @@ fn judge(
 
 /// Whether a listener or a virtual host references a cluster in its old version and not in its new one.
 pub(super) fn leaves(old: &Resource, new: &Resource, cluster: &str) -> bool {
-    if old.version == new.version || !old.leads_to(cluster) {
+    if old.version == new.version || !old.routes_to(cluster) {
         return false;
     }
-    if !new.leads_to(cluster) {
+    if !new.routes_to(cluster) {
         return true;
     }
     let (Some(old), Some(new)) = (old.table(), new.table()) else {
@@ -135,10 +135,10 @@ pub(super) fn choose<'a>(
     readiness: impl Fn(&str) -> ClusterReadiness,
 ) -> Chosen {
     let mut chosen = Chosen::default();
-    let mut forms: Option<Resources> = None;
+    let mut resources: Option<Resources> = None;
     for (name, new) in target.iter() {
         let old = has(name);
-        let form = match old {
+        let allowed = match old {
             Some(old) if old.version == new.version => Some(new.clone()),
             _ if new.table().is_none() => chosen.whole(kind, old, new, &readiness),
             Some(old) => Some(chosen.hosts(kind, Some(old), new, hosts, &readiness)),
@@ -147,13 +147,13 @@ pub(super) fn choose<'a>(
             }
             None => chosen.first(new, &readiness),
         };
-        match form {
-            Some(form) if form.version == new.version => {}
-            Some(form) => forms.get_or_insert_with(|| target.clone()).insert(form),
-            None => drop(forms.get_or_insert_with(|| target.clone()).remove(name)),
+        match allowed {
+            Some(allowed) if allowed.version == new.version => {}
+            Some(allowed) => resources.get_or_insert_with(|| target.clone()).insert(allowed),
+            None => drop(resources.get_or_insert_with(|| target.clone()).remove(name)),
         }
     }
-    chosen.resources = forms;
+    chosen.resources = resources;
     chosen
 }
 

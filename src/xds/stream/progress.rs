@@ -101,7 +101,7 @@ impl Stream {
     /// weights that are in force, whether they came in routes or as runtime values.
     pub(crate) fn inventory(&self) -> Vec<SentResource> {
         let all = ResourceType::ALL.into_iter().flat_map(|kind| {
-            self.get(kind).forms().map(move |(resource, acked)| SentResource {
+            self.get(kind).all_last_sent().map(move |(resource, acked)| SentResource {
                 kind,
                 resource: self.with_runtime_weights(resource),
                 acked,

@@ -19,9 +19,9 @@ impl Stream {
         endpoints: Option<&Arc<Resource>>,
     ) {
         let [clusters, assignments, ..] = &self.types;
-        let endpoints = assignments.form(name).or(endpoints).cloned();
+        let endpoints = assignments.last_sent(name).or(endpoints).cloned();
         let cluster = if clusters.wildcard {
-            let Some(cluster) = clusters.form(name).cloned() else {
+            let Some(cluster) = clusters.last_sent(name).cloned() else {
                 return;
             };
             Some(cluster)
@@ -42,8 +42,8 @@ impl Stream {
     pub(super) fn keep_accepted(&mut self) {
         let [clusters, endpoints, ..] = &self.types;
         for (name, kept) in self.clusters.draining_mut() {
-            kept.cluster = clusters.form(name).or(kept.cluster.as_ref()).cloned();
-            kept.endpoints = endpoints.form(name).or(kept.endpoints.as_ref()).cloned();
+            kept.cluster = clusters.last_sent(name).or(kept.cluster.as_ref()).cloned();
+            kept.endpoints = endpoints.last_sent(name).or(kept.endpoints.as_ref()).cloned();
         }
     }
 
@@ -119,7 +119,7 @@ impl Stream {
             });
             for resource in subscription.in_use().chain(next) {
                 let draining = self.clusters.draining().keys().map(|name| &**name);
-                used.extend(draining.filter(|name| resource.leads_to(name)));
+                used.extend(draining.filter(|name| resource.routes_to(name)));
             }
         }
         used

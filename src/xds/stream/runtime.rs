@@ -305,7 +305,7 @@ impl Stream {
         let [_, _, _, routes, _] = &self.types;
         let after = self.settings.routes_follow;
         let in_route =
-            |(table, host): &HostKey| routes.form(table)?.table()?.find(host)?.weights.clone();
+            |(table, host): &HostKey| routes.last_sent(table)?.table()?.find(host)?.weights.clone();
         let stays = |key: &HostKey, values: &_| is_in_use(routes, wanted, key, values);
         self.runtime.set(chosen, stays, in_route, now, after);
     }
@@ -330,7 +330,7 @@ impl Stream {
         let subscription = self.get(ResourceType::Runtime);
         let has = |layer: &Arc<str>| {
             let wanted = self.runtime.resources().get(layer).map(|layer| layer.version);
-            subscription.form(layer).map(|form| form.version) == wanted
+            subscription.last_sent(layer).map(|layer| layer.version) == wanted
         };
         let has_all = self.runtime.used.iter().all(has);
         if subscription.pending.is_none() && (has_all || subscription.has_rejections()) {
@@ -377,7 +377,7 @@ fn is_in_use(
     let find = |resource: Option<&Arc<Resource>>| {
         resource.and_then(|resource| resource.table()?.find(host).cloned())
     };
-    let Some(has) = find(routes.form(table)) else {
+    let Some(has) = find(routes.last_sent(table)) else {
         return false;
     };
     // Other sums come with the route, and so replace the values.

@@ -116,12 +116,12 @@ impl Subscription {
     }
 
     /// The version that the client ACKed, if it is known.
-    pub(crate) fn acked_form(&self, name: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn acked_resource(&self, name: &str) -> Option<&Arc<Resource>> {
         self.had(name).flatten()
     }
 
     /// The version that the client has or is about to have.
-    pub(crate) fn form(&self, name: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn last_sent(&self, name: &str) -> Option<&Arc<Resource>> {
         self.in_flight(name)
             .and_then(|change| change.resource.as_ref())
             .or_else(|| self.had(name)?)
@@ -166,7 +166,7 @@ impl Subscription {
     }
 
     /// The newest version of each resource that the client has or is about to have, and whether it ACKed it.
-    pub(crate) fn forms(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
+    pub(crate) fn all_last_sent(&self) -> impl Iterator<Item = (&Arc<Resource>, bool)> {
         let acked = self.taken().filter(|resource| self.in_flight(&resource.name).is_none());
         let pending = self.pending.iter().flat_map(|pending| &pending.changes);
         acked
@@ -182,7 +182,7 @@ impl Subscription {
 
     /// Every version that the client ACKed, as far as it is known.
     fn taken(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.acked.forms().filter(|resource| self.wants(&resource.name))
+        self.acked.resources().filter(|resource| self.wants(&resource.name))
     }
 
     /// Whether the client has, or asks for, anything that differs from the target of the last response.
@@ -210,7 +210,7 @@ impl Subscription {
         let open = |name: &Arc<str>| {
             let rejected = self.rejected.get(name);
             rejected.is_none_or(|rejection| {
-                target.get(name).is_some_and(|form| form.version != rejection.version)
+                target.get(name).is_some_and(|resource| resource.version != rejection.version)
             })
         };
         self.pending.is_some()
@@ -337,7 +337,7 @@ impl Subscription {
                 objects: resource.objects_changed_since(had.as_deref()),
                 message: message.clone(),
             };
-            if self.has_form(resource) {
+            if self.has_version(resource) {
                 // The client rejected the version that it has when it was sent again: the rejection of a newer one
                 // still holds.
                 self.rejected.entry(resource.name.clone()).or_insert(rejection);
@@ -360,7 +360,7 @@ impl Subscription {
         // this one.
         for change in changes.iter().filter(|change| change.asked) {
             let due = match &change.resource {
-                Some(resource) => !(rejected(&resource) && self.has_form(resource)),
+                Some(resource) => !(rejected(&resource) && self.has_version(resource)),
                 // A removal was not what the client rejected.
                 None => count > 0,
             };
@@ -370,7 +370,7 @@ impl Subscription {
         }
     }
 
-    fn has_form(&self, resource: &Resource) -> bool {
+    fn has_version(&self, resource: &Resource) -> bool {
         matches!(self.had(&resource.name), Some(Some(had)) if had.version == resource.version)
     }
 
@@ -613,7 +613,7 @@ impl Subscription {
     /// sent for the time being, may have the version that was rejected.
     fn forget_rejections(&mut self, view: &View, delivery: &dyn Delivery) {
         self.rejected.retain(|name, rejection| {
-            let is_rejected = |form: &Arc<Resource>| form.version == rejection.version;
+            let is_rejected = |resource: &Arc<Resource>| resource.version == rejection.version;
             let meanwhile = || delivery.meanwhile(name).filter(|_| view.has(name));
             view.get(name).is_some_and(is_rejected)
                 || view.target.get(name).is_some_and(is_rejected)
@@ -650,8 +650,8 @@ impl Subscription {
 
     /// Whether the client has endpoints for a cluster other than the empty fallback assignment.
     pub(crate) fn has_good(&self, name: &str) -> bool {
-        self.had(name).is_some_and(|form| {
-            form.is_none_or(|form| form.version != empty_endpoints(name).version)
+        self.had(name).is_some_and(|acked| {
+            acked.is_none_or(|acked| acked.version != empty_endpoints(name).version)
         })
     }
 
@@ -668,8 +668,8 @@ impl Subscription {
         let look = |resource: &Arc<Resource>| {
             let asked = !again.is_empty() && again.remove(&resource.name);
             match self.due(kind, resource, asked, delivery) {
-                Due::Now(form) => {
-                    let change = self.change(&resource.name, Some(form));
+                Due::Now(version) => {
+                    let change = self.change(&resource.name, Some(version));
                     changes.push(Change { asked, ..change });
                 }
                 Due::Later if asked => drop(later.insert(resource.name.clone())),
@@ -720,14 +720,14 @@ impl Subscription {
         delivery: &dyn Delivery,
     ) -> Due {
         let name = &resource.name;
-        let Some(form) = self.allowed(kind, resource) else {
+        let Some(allowed) = self.allowed(kind, resource) else {
             return Due::Never;
         };
-        if self.has_form(&form) && !asked {
+        if self.has_version(&allowed) && !asked {
             return Due::Never;
         }
-        if !delivery.defers(name, Some(&form), self.has(name)) {
-            return Due::Now(form);
+        if !delivery.defers(name, Some(&allowed), self.has(name)) {
+            return Due::Now(allowed);
         }
         if !(asked && delivery.is_awaited(name)) {
             return Due::Later;
@@ -735,7 +735,7 @@ impl Subscription {
         // The endpoints that the client has are enough for the change, if they are known.
         let known = self.had(name).flatten().cloned();
         let meanwhile = || delivery.meanwhile(name).filter(|endpoints| !self.rejects(endpoints));
-        Due::Now(known.or_else(meanwhile).unwrap_or(form))
+        Due::Now(known.or_else(meanwhile).unwrap_or(allowed))
     }
 }
 

@@ -168,7 +168,7 @@ impl Stream {
                 routes_follow: self.routes_follow(),
                 layer: &self.runtime,
             };
-            let has = |name: &str| subscription.form(name);
+            let has = |name: &str| subscription.last_sent(name);
             let chosen = gate::choose(kind, wanted, has, hosts, |cluster| self.readiness(cluster));
             // A group that changes nothing now, because its virtual hosts wait for clusters, cannot be tried.
             let given = chosen.resources.as_ref().unwrap_or(wanted);
@@ -177,7 +177,7 @@ impl Stream {
                 .pending()
                 .filter(|table| {
                     let next = given.get(table);
-                    let has = subscription.form(table).map(|has| has.version);
+                    let has = subscription.last_sent(table).map(|has| has.version);
                     let is_sent = next.map(|next| next.version) != has
                         && next.is_none_or(|next| !subscription.rejects(next));
                     !is_sent && subscription.in_flight(table).is_none()

@@ -93,7 +93,7 @@ pub(crate) fn is_bad(text: &str) -> bool {
 }
 
 /// The parts of a listener or a route configuration that reference clusters: name and clusters.
-pub(crate) fn forms(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
+pub(crate) fn references(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
     let to = |text: &str| {
         next_references(text).filter(|name| !name.is_empty()).map(str::to_owned).collect()
     };
@@ -459,11 +459,11 @@ impl Envoy {
             _ => self.listeners.get(name),
         };
         let before = before
-            .map(|body| forms(kind, body))
+            .map(|body| references(kind, body))
             .filter(|_| !self.from_before.contains(name))
             .unwrap_or_default();
         self.from_before.remove(name);
-        for (host, clusters) in forms(kind, body) {
+        for (host, clusters) in references(kind, body) {
             let lacks = clusters.into_iter().filter(|cluster| !self.active.contains_key(cluster));
             let key = (name.to_owned(), host.clone());
             if before.contains_key(&host) {
@@ -480,7 +480,7 @@ impl Envoy {
         let listeners = self.listeners.iter().map(|(name, body)| (Listener, name, body));
         let routes = self.routes.iter().map(|(name, body)| (Route, name, body));
         let all = listeners.chain(routes).flat_map(|(kind, name, body)| {
-            forms(kind, body)
+            references(kind, body)
                 .into_iter()
                 .map(move |(host, clusters)| (kind, name.as_str(), host, clusters))
         });

@@ -18,7 +18,7 @@ use crate::snapshot::ResourceType::{Cluster, Endpoints, Listener, Route, Runtime
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::translate::service_cluster_name;
 use crate::xds::stream::{Request, Response, Stream, StreamSettings, Variant};
-use envoy::{BLIND, Envoy, Got, Setup, forms, is_bad, is_eds, read};
+use envoy::{BLIND, Envoy, Got, Setup, is_bad, is_eds, read, references};
 use mesh::Mesh;
 
 /// How many steps one run takes unless `WEIR_MODEL_STEPS` says otherwise.
@@ -226,14 +226,18 @@ impl World {
     fn check_first(&mut self, table: &Got) {
         let rejected: BTreeSet<String> =
             self.stream.rejected().iter().map(|rejected| rejected.name.to_string()).collect();
-        let has =
-            self.envoy.routes.get(&table.name).map(|body| forms(Route, body)).unwrap_or_default();
+        let has = self
+            .envoy
+            .routes
+            .get(&table.name)
+            .map(|body| references(Route, body))
+            .unwrap_or_default();
         // A client that has neither listeners nor routes and asks for them before clusters, on a separate stream, does
         // not reveal which clusters it is about to ask for. It serves no requests before it has them.
         let initializes = self.envoy.setup.separate
             && self.envoy.from_before.is_empty()
             && !self.stream.asked_for(Cluster);
-        for (host, clusters) in forms(Route, &table.body) {
+        for (host, clusters) in references(Route, &table.body) {
             if !self.given.insert((table.name.clone(), host.clone())) {
                 continue;
             }
@@ -275,12 +279,12 @@ impl World {
         for (kind, table, host, clusters) in self.envoy.leads() {
             let wanted =
                 self.target().get(kind).get(table).map(|wanted| show(kind, &wanted.bytes()));
-            let wanted = wanted.map(|body| forms(kind, &body)).unwrap_or_default();
+            let wanted = wanted.map(|body| references(kind, &body)).unwrap_or_default();
             let stays = wanted.get(&host).is_some_and(|to| to.contains(name));
             let held = self.stream.held().iter().any(|held| *held.name == *table)
                 || rejected.iter().any(|rejected| *rejected.name == *table);
             // If the old routes are unknown, every cluster that a new route references counts.
-            let others = self.envoy.from_before.contains(table) && self.leads_to(name);
+            let others = self.envoy.from_before.contains(table) && self.routes_to(name);
             let moves_first =
                 clusters.contains(name) && !stays && !held && !others && wanted.contains_key(&host);
             assert!(
@@ -292,10 +296,10 @@ impl World {
     }
 
     /// Whether the target listeners and routes reference a cluster.
-    fn leads_to(&self, cluster: &str) -> bool {
+    fn routes_to(&self, cluster: &str) -> bool {
         let mut all =
             [Listener, Route].into_iter().flat_map(|kind| self.target().get(kind).values());
-        all.any(|resource| resource.leads_to(cluster))
+        all.any(|resource| resource.routes_to(cluster))
     }
 
     /// Whether there are no endpoints that could substitute for those of a cluster.
