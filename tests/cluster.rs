@@ -2,12 +2,17 @@
 //! missing permissions; and what `weir preflight` and `weir doctor` tell.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use crate::support::ads::{CDS, Client, EDS, Variant, ask};
+use crate::support::ads::{self, CDS, EDS, Variant, ask};
 use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
@@ -35,10 +40,10 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// A stream of a sidecar.
-async fn client(weir: &Serve) -> Client {
+async fn client(weir: &Serve) -> ads::Client {
     let to = format!("http://127.0.0.1:{}", weir.xds);
     let channel = Channel::from_shared(to).unwrap().connect().await.unwrap();
-    Client::open(channel, Variant::Sotw, None).await
+    ads::Client::open(channel, Variant::Sotw, None).await
 }
 
 /// The namespaces whose service a sidecar gets, and whether each has its endpoint and its subset.
@@ -153,7 +158,6 @@ async fn a_revision_reads_its_own_objects_and_those_without_one() {
     until("it is no longer read", async || !known("ours").await).await;
 }
 
-/// The state of each kind as `weir doctor` prints it.
 /// The exit status of `weir doctor` and what it prints; null where weir does not listen yet.
 fn doctor(weir_: &Serve) -> (Option<i32>, Value) {
     let admin = format!("127.0.0.1:{}", weir_.admin);
@@ -168,6 +172,16 @@ fn state_of(answer: &Value, resource: &str) -> Option<(String, String)> {
     Some((field("state"), field("missingVerb")))
 }
 
+/// Status and body of the page `/ready?verbose`.
+async fn readiness(weir: &Serve) -> (u16, String) {
+    let url = format!("http://127.0.0.1:{}/ready?verbose", weir.admin);
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let response = client.get(url.parse().unwrap()).await.unwrap();
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, text(&body))
+}
+
 #[tokio::test]
 async fn a_missing_permission_is_named_for_each_kind() {
     let users: [(&str, &[&str]); 1] = [("weir", &[])];
@@ -177,14 +191,9 @@ async fn a_missing_permission_is_named_for_each_kind() {
         return;
     };
     cluster.apply(namespace("a", "a: b").split("---\napiVersion: networking").next().unwrap());
-    let allow = |name: &str, verbs: &str, kinds: &str| {
-        let (kinds, verbs) = (format!("--resource={kinds}"), format!("--verb={verbs}"));
-        cluster.kubectl_ok(&["create", "clusterrole", name, &verbs, &kinds]);
-        let role = format!("--clusterrole={name}");
-        cluster.kubectl_ok(&["create", "clusterrolebinding", name, &role, "--user=weir"]);
-    };
-    allow("most", "list,watch", "services,endpoints,namespaces,endpointslices.discovery.k8s.io");
-    allow("pods", "list", "pods");
+    let most = "services,endpoints,namespaces,endpointslices.discovery.k8s.io";
+    cluster.allow("weir", "most", "list,watch", most);
+    cluster.allow("weir", "pods", "list", "pods");
     let kubeconfig = cluster.kubeconfig_for("weir");
     let weir_ =
         Serve::start(&["--kubeconfig", kubeconfig.to_str().unwrap()], free_port(), free_port());
@@ -203,17 +212,7 @@ async fn a_missing_permission_is_named_for_each_kind() {
         })
     })
     .await;
-    let url = format!("http://127.0.0.1:{}/ready?verbose", weir_.admin);
-    let page = async || {
-        let client =
-            hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
-                .build_http::<http_body_util::Empty<bytes::Bytes>>();
-        let response = client.get(url.parse().unwrap()).await.unwrap();
-        let status = response.status().as_u16();
-        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
-        (status, text(&body))
-    };
-    let (status, body) = page().await;
+    let (status, body) = readiness(&weir_).await;
     assert_eq!(status, 503, "{body}");
     for line in [
         "[+] services: synced, answered ",
@@ -227,10 +226,10 @@ async fn a_missing_permission_is_named_for_each_kind() {
     assert!(text(&advice.stdout).contains("allow the verb `list` on nodes"), "{advice:?}");
 
     // It recovers by itself.
-    allow("rest", "list,watch", "nodes,pods");
+    cluster.allow("weir", "rest", "list,watch", "nodes,pods");
     weir_.ready().await;
     until("everything is well", async || doctor(&weir_).0 == Some(0)).await;
-    let (status, body) = page().await;
+    let (status, body) = readiness(&weir_).await;
     assert!(status == 200 && body.ends_with("\nready\n") && !body.contains("[-]"), "{body}");
 }
 
@@ -277,28 +276,9 @@ fn crd(group: &str, plural: &str, kind: &str) -> String {
     )
 }
 
-#[tokio::test]
-async fn preflight_judges_a_cluster_and_names_what_it_may_not_read() {
-    let users: [(&str, &[&str]); 1] = [("jo", &[])];
-    let Some(cluster) = KubeCluster::start_with_users(
-        "preflight_judges_a_cluster_and_names_what_it_may_not_read",
-        &users,
-    ) else {
-        return;
-    };
-    let preflight = |kubeconfig: &std::path::Path, more: &[&str]| {
-        let kubeconfig = kubeconfig.to_str().unwrap();
-        weir(&[&["preflight", "-o", "json", "--kubeconfig", kubeconfig], more].concat())
-    };
-    let json = |output: &Output| -> Value {
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|why| panic!("{why}: {output:?}"))
-    };
-    let admin = cluster.kubeconfig_path().to_owned();
-    // Without any of Istio's kinds.
-    let nothing = preflight(&admin, &[]);
-    assert!(nothing.status.success() && nothing.stderr.is_empty(), "{nothing:?}");
-    assert_eq!(json(&nothing)["namespaces"], serde_json::json!([]));
-
+/// A mesh of Istio: sidecars are injected into `a`, a policy applies to a pod of `b`, and `z` has no objects of Istio's.
+/// Requests may only go to known hosts.
+async fn apply_istio_mesh(cluster: &KubeCluster) {
     cluster.apply_crds();
     cluster.apply(&crd("security.istio.io", "authorizationpolicies", "AuthorizationPolicy"));
     cluster.kubectl_ok(&[
@@ -307,10 +287,6 @@ async fn preflight_judges_a_cluster_and_names_what_it_may_not_read() {
         "--timeout=120s",
         "crd/authorizationpolicies.security.istio.io",
     ]);
-    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: b}\n\
-                  spec: {selector: {matchLabels: {app: web}}}\n---\n\
-                  apiVersion: v1\nkind: Pod\nmetadata: {name: web-0, namespace: b, labels: {app: web}}\n\
-                  spec: {containers: [{name: app, image: app}]}\n";
     cluster.apply(
         &(namespace("a", "istio-injection: enabled")
             + &namespace("b", "a: b")
@@ -322,53 +298,76 @@ async fn preflight_judges_a_cluster_and_names_what_it_may_not_read() {
         cluster.kubectl(&["get", "authorizationpolicies", "-A"]).status.success()
     })
     .await;
-    cluster.apply(policy);
+    cluster.apply(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: b}\n\
+         spec: {selector: {matchLabels: {app: web}}}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {name: web-0, namespace: b, labels: {app: web}}\n\
+         spec: {containers: [{name: app, image: app}]}\n",
+    );
     cluster.apply(
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system}\n---\n\
          apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
          data: {mesh: 'outboundTrafficPolicy: {mode: REGISTRY_ONLY}'}\n",
     );
-    let found = preflight(&admin, &[]);
+}
+
+/// `weir preflight` with JSON output.
+fn preflight(kubeconfig: &Path, more: &[&str]) -> Output {
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    weir(&[&["preflight", "-o", "json", "--kubeconfig", kubeconfig], more].concat())
+}
+
+fn parsed(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|why| panic!("{why}: {output:?}"))
+}
+
+#[tokio::test]
+async fn preflight_judges_a_cluster() {
+    let Some(cluster) = KubeCluster::start("preflight_judges_a_cluster") else { return };
+    let admin = cluster.kubeconfig_path();
+    // Without any of Istio's kinds.
+    let nothing = preflight(admin, &[]);
+    assert!(nothing.status.success() && nothing.stderr.is_empty(), "{nothing:?}");
+    assert_eq!(parsed(&nothing)["namespaces"], json!([]));
+
+    apply_istio_mesh(&cluster).await;
+    let found = preflight(admin, &[]);
     assert_eq!(found.status.code(), Some(1), "{found:?}");
-    let answer = json(&found);
-    let verdicts: Vec<_> = answer["namespaces"].as_array().unwrap().iter().collect();
+    let answer = parsed(&found);
     assert_eq!(
-        verdicts,
-        [
-            &serde_json::json!({"name": "a", "canMove": "yes"}),
-            &serde_json::json!({"name": "b", "canMove": "no"})
-        ]
+        answer["namespaces"],
+        json!([{"name": "a", "canMove": "yes"}, {"name": "b", "canMove": "no"}])
     );
     let findings = answer["findings"].as_array().unwrap();
     assert_eq!(findings[0]["name"], "deny");
     let mesh = findings.iter().find(|finding| finding["kind"] == "ConfigMap").unwrap();
     assert_eq!(mesh["advice"], "start weir with --outbound-policy registry-only");
-    assert_eq!(preflight(&admin, &["-n", "a"]).status.code(), Some(0));
+    assert_eq!(preflight(admin, &["-n", "a"]).status.code(), Some(0));
+}
 
+#[tokio::test]
+async fn preflight_names_what_it_may_not_read() {
+    let users: [(&str, &[&str]); 1] = [("jo", &[])];
+    let Some(cluster) =
+        KubeCluster::start_with_users("preflight_names_what_it_may_not_read", &users)
+    else {
+        return;
+    };
+    apply_istio_mesh(&cluster).await;
     // Permission for all but one kind.
-    cluster.kubectl_ok(&[
-        "create", "clusterrole", "reader", "--verb=list",
-        "--resource=pods,namespaces,virtualservices.networking.istio.io,destinationrules.networking.istio.io,\
-         serviceentries.networking.istio.io,workloadentries.networking.istio.io,sidecars.networking.istio.io",
-    ]);
-    cluster.kubectl_ok(&[
-        "create",
-        "clusterrolebinding",
+    cluster.allow(
         "jo",
-        "--clusterrole=reader",
-        "--user=jo",
-    ]);
+        "reader",
+        "list",
+        "pods,namespaces,virtualservices.networking.istio.io,destinationrules.networking.istio.io,\
+         serviceentries.networking.istio.io,workloadentries.networking.istio.io,sidecars.networking.istio.io",
+    );
     let jo = cluster.kubeconfig_for("jo");
-    until("the role takes effect", async || {
-        cluster
-            .kubectl(&["--kubeconfig", jo.to_str().unwrap(), "get", "sidecars", "-A"])
-            .status
-            .success()
-    })
-    .await;
+    let list_sidecars = ["--kubeconfig", jo.to_str().unwrap(), "get", "sidecars", "-A"];
+    until("the role takes effect", async || cluster.kubectl(&list_sidecars).status.success()).await;
     let partial = preflight(&jo, &["-n", "a"]);
     assert_eq!(partial.status.code(), Some(1), "{partial:?}");
-    let unreadable = &json(&partial)["unreadable"];
+    let unreadable = &parsed(&partial)["unreadable"];
     assert_eq!(unreadable.as_array().map(Vec::len), Some(2), "{unreadable}");
     assert_eq!(unreadable[0]["what"], "authorizationpolicies.security.istio.io");
     assert_eq!(unreadable[1]["what"], "configmaps of istio-system");

@@ -304,46 +304,48 @@ async fn allow_verb(
         .await;
 }
 
+/// The authority in the webhook configuration; empty before weir has written it.
+fn ca_bundle(cluster: &KubeCluster) -> String {
+    let path = "jsonpath={.webhooks[0].clientConfig.caBundle}";
+    cluster.kubectl_ok(&["get", "validatingwebhookconfiguration", "weir", "-o", path])
+}
+
+/// kubectl in the namespace of weir.
+fn in_weir_system(cluster: &KubeCluster, args: &[&str]) -> String {
+    cluster.kubectl_ok(&[&["-n", "weir-system"], args].concat())
+}
+
+fn delete_certificate(cluster: &KubeCluster) {
+    in_weir_system(cluster, &["delete", "secret", "weir-webhook-cert", "--ignore-not-found"]);
+}
+
 #[tokio::test]
-async fn weir_keeps_the_certificate_of_its_webhook_with_its_roles_and_needs_each_verb_for_it() {
-    let name =
-        "weir_keeps_the_certificate_of_its_webhook_with_its_roles_and_needs_each_verb_for_it";
+async fn weir_keeps_the_certificate_of_its_webhook_with_its_roles() {
+    let name = "weir_keeps_the_certificate_of_its_webhook_with_its_roles";
     let Some((cluster, account)) = deployed(name).await else { return };
-    let bundle = || {
-        let path = "jsonpath={.webhooks[0].clientConfig.caBundle}";
-        cluster.kubectl_ok(&["get", "validatingwebhookconfiguration", "weir", "-o", path])
-    };
-    let delete = || {
-        let secret = ["delete", "secret", "weir-webhook-cert", "--ignore-not-found"];
-        cluster.kubectl_ok(&[&["-n", "weir-system"], &secret[..]].concat());
-    };
     let weir = Weir::start(&account);
-    until("the authority is in the configuration", async || !bundle().is_empty()).await;
+    until("the authority is in the configuration", async || !ca_bundle(&cluster).is_empty()).await;
     // A configuration that somebody writes anew gets it again, and so does a Secret.
     let remove = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
     let patch = ["patch", "validatingwebhookconfiguration", "weir", "--type=json", "-p", remove];
     cluster.kubectl_ok(&patch);
-    until("the authority is back", async || !bundle().is_empty()).await;
-    let before = bundle();
-    delete();
+    until("the authority is back", async || !ca_bundle(&cluster).is_empty()).await;
+    let before = ca_bundle(&cluster);
+    delete_certificate(&cluster);
     until("another authority is there", async || {
-        ![String::new(), before.clone()].contains(&bundle())
+        ![String::new(), before.clone()].contains(&ca_bundle(&cluster))
     })
     .await;
     assert!(!weir.log().contains("forbidden"), "{}", weir.log());
-    let secret = [
-        "-n",
-        "weir-system",
-        "get",
-        "secret",
-        "weir-webhook-cert",
-        "-o",
-        "jsonpath={.data.tls\\.key}",
-    ];
-    let key = cluster.kubectl_ok(&secret);
+    let path = "jsonpath={.data.tls\\.key}";
+    let key = in_weir_system(&cluster, &["get", "secret", "weir-webhook-cert", "-o", path]);
     assert!(!key.is_empty() && !weir.log().contains("PRIVATE KEY"), "{}", weir.log());
-    drop(weir);
+}
 
+#[tokio::test]
+async fn weir_needs_each_verb_for_the_certificate_of_its_webhook() {
+    let name = "weir_needs_each_verb_for_the_certificate_of_its_webhook";
+    let Some((cluster, account)) = deployed(name).await else { return };
     let configuration = (&["patch", "clusterrole", "weir-webhook"][..], 0);
     let role = &["-n", "weir-system", "patch", "role", "weir-webhook"][..];
     let (created, kept) = ((role, 0), (role, 1));
@@ -356,11 +358,10 @@ async fn weir_keeps_the_certificate_of_its_webhook_with_its_roles_and_needs_each
         (kept, "update", &["list", "watch"], "secrets"),
         (created, "create", &[], "secrets"),
     ] {
-        delete();
+        delete_certificate(&cluster);
         if verb == "update" {
             // One without a certificate is written, not created.
-            let create = ["create", "secret", "generic", "weir-webhook-cert"];
-            cluster.kubectl_ok(&[&["-n", "weir-system"], &create[..]].concat());
+            in_weir_system(&cluster, &["create", "secret", "generic", "weir-webhook-cert"]);
         }
         allow_verb(&cluster, &account, rule, verb, others, false).await;
         let weir = Weir::start(&account);

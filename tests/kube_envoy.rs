@@ -11,62 +11,141 @@ use weir::envoy::EnvoyProcess;
 
 const NAMESPACE: &str = "your-namespace";
 
+/// The example canary in an API server, served by weir to Envoy.
+struct Example {
+    envoy: EnvoyProcess,
+    weir: Serve,
+    cluster: KubeCluster,
+    _folder: tempfile::TempDir,
+}
+
+impl Example {
+    /// Starts all of it and waits until Envoy has the route and the endpoints; `None` if this machine cannot.
+    async fn start(test: &str) -> Option<Self> {
+        let cluster = KubeCluster::start(test)?;
+        let kubeconfig = cluster.kubeconfig_path().to_str().unwrap();
+        // Without the CRDs weir still becomes ready, and uses them once they are installed.
+        let weir = Serve::start(&["--kubeconfig", kubeconfig], free_port(), free_port());
+        weir.ready().await;
+        cluster.apply_crds();
+        cluster.apply_folder("deploy/examples/canary");
+        // Envoy binds the service's port on loopback, and 80 may be taken.
+        let port = free_port();
+        let patch = json!([{"op": "replace", "path": "/spec/ports/0/port", "value": port}]);
+        let service = ["-n", NAMESPACE, "patch", "service", "my-app", "--type=json"];
+        cluster.kubectl_ok(&[&service[..], &["-p", &patch.to_string()]].concat());
+        let folder = tempfile::tempdir().unwrap();
+        // The numbers in the routes are looked at.
+        let envoy = start_envoy(folder.path(), weir.xds, &["--weights", "routes"]).await;
+        let this = Self { envoy, weir, cluster, _folder: folder };
+        this.until_weights("the route of the example", 90, 10).await;
+        this.until_hosts("three endpoints each", 3, 3).await;
+        Some(this)
+    }
+
+    fn patch_virtual_service(&self, patch: &str) {
+        let object = ["-n", NAMESPACE, "patch", "virtualservice", "my-app", "--type=merge"];
+        self.cluster.kubectl_ok(&[&object[..], &["-p", patch]].concat());
+    }
+
+    fn patch_weights(&self, v1: u32, v2: u32) {
+        let route = json!({"spec": {"http": [{"route": [
+            {"destination": {"host": "my-app", "subset": "v1"}, "weight": v1},
+            {"destination": {"host": "my-app", "subset": "v2"}, "weight": v2},
+        ]}]}});
+        self.patch_virtual_service(&route.to_string());
+    }
+
+    /// Subset and weight of each destination of the first weighted route in Envoy.
+    async fn weights(&self) -> Vec<(String, u64)> {
+        let dump = self.envoy.config_dump().await.unwrap();
+        let Some(clusters) =
+            find(&dump, "weighted_clusters").and_then(|found| found["clusters"].as_array())
+        else {
+            return Vec::new();
+        };
+        let subset = |item: &Value| item["name"].as_str()?.split('|').nth(2).map(str::to_owned);
+        clusters
+            .iter()
+            .filter_map(|cluster| Some((subset(cluster)?, cluster["weight"].as_u64()?)))
+            .collect()
+    }
+
+    async fn assert_weights(&self, v1: u64, v2: u64) {
+        assert_eq!(self.weights().await, [("v1".to_owned(), v1), ("v2".to_owned(), v2)]);
+    }
+
+    async fn until_weights(&self, what: &str, v1: u64, v2: u64) {
+        let expected = [("v1".to_owned(), v1), ("v2".to_owned(), v2)];
+        until(what, async || self.weights().await == expected).await;
+    }
+
+    /// The number of endpoints that Envoy has for a subset.
+    async fn hosts(&self, subset: &str) -> usize {
+        let text = self.envoy.admin_get("/clusters").await.unwrap();
+        let subset = format!("|{subset}|my-app");
+        String::from_utf8_lossy(&text)
+            .lines()
+            .filter(|line| line.contains(&subset) && line.contains("::cx_total::"))
+            .count()
+    }
+
+    async fn until_hosts(&self, what: &str, v1: usize, v2: usize) {
+        until(what, async || self.hosts("v1").await == v1 && self.hosts("v2").await == v2).await;
+    }
+
+    async fn until_problems(&self, what: &str, count: u64) {
+        until(what, async || self.weir.metric("weir_config_problems ").await == Some(count)).await;
+    }
+
+    async fn assert_nothing_rejected(&self) {
+        let rejected = self.envoy.stats("update_rejected").await.unwrap();
+        assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
+    }
+}
+
 #[tokio::test]
 async fn changes_by_kubectl_reach_a_real_envoy() {
-    let Some(mut cluster) = KubeCluster::start("changes_by_kubectl_reach_a_real_envoy") else {
+    let Some(example) = Example::start("changes_by_kubectl_reach_a_real_envoy").await else {
         return;
     };
-    let folder = tempfile::tempdir().unwrap();
-    let kubeconfig = cluster.kubeconfig_path().to_str().unwrap().to_owned();
+    example.patch_weights(70, 30);
+    example.until_weights("a patched weight", 70, 30).await;
 
-    // Without the CRDs weir still becomes ready, and uses them once they are installed.
-    let weir = Serve::start(&["--kubeconfig", &kubeconfig], free_port(), free_port());
-    weir.ready().await;
-    cluster.apply_crds();
-    cluster.apply_folder("deploy/examples/canary");
-    // Envoy binds the service's port on loopback, and 80 may be taken.
-    let port = free_port();
-    let patch = json!([{"op": "replace", "path": "/spec/ports/0/port", "value": port}]).to_string();
-    cluster.kubectl_ok(&[
-        "-n",
-        NAMESPACE,
-        "patch",
-        "service",
-        "my-app",
-        "--type=json",
-        "-p",
-        &patch,
-    ]);
+    let pod = ["-n", NAMESPACE, "label", "pod", "my-app-v1-0", "version=v2", "--overwrite"];
+    example.cluster.kubectl_ok(&pod);
+    example.until_hosts("a relabelled pod", 2, 4).await;
 
-    // The numbers in the routes are looked at.
-    let envoy = start_envoy(folder.path(), weir.xds, &["--weights", "routes"]).await;
-    until("the route of the example", async || {
-        weights(&envoy).await == [("v1".to_owned(), 90), ("v2".to_owned(), 10)]
-    })
-    .await;
-    until("three endpoints each", async || {
-        hosts(&envoy, "v1").await == 3 && hosts(&envoy, "v2").await == 3
-    })
-    .await;
+    let slices = ["-n", NAMESPACE, "get", "endpointslices", "-o", "json"];
+    let mut slices: Value = serde_json::from_str(&example.cluster.kubectl_ok(&slices)).unwrap();
+    let slice = &mut slices["items"][0];
+    slice["endpoints"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|item| item["targetRef"]["name"] != "my-app-v1-1");
+    example.cluster.apply(&slice.to_string());
+    example.until_hosts("a replaced slice", 1, 4).await;
+    example.assert_weights(70, 30).await;
+    example.assert_nothing_rejected().await;
+}
 
-    patch_weights(&cluster, 70, 30);
-    until("a patched weight", async || {
-        weights(&envoy).await == [("v1".to_owned(), 70), ("v2".to_owned(), 30)]
-    })
-    .await;
-
-    // It waits for the version in the API, not for the one that weir has received.
-    let admin = format!("127.0.0.1:{}", weir.admin);
+#[tokio::test]
+async fn wait_waits_for_the_version_in_the_api() {
+    let Some(example) = Example::start("wait_waits_for_the_version_in_the_api").await else {
+        return;
+    };
+    let admin = format!("127.0.0.1:{}", example.weir.admin);
     let wait = |object: &str, more: &[&str]| {
         let args = ["wait", object, "-n", NAMESPACE, "--admin", &admin];
         Command::new(env!("CARGO_BIN_EXE_weir")).args(args).args(more).output().unwrap()
     };
+    // weir may not have received the version yet.
     for n in [31, 32, 33] {
-        patch_weights(&cluster, 100 - n, n);
+        example.patch_weights(100 - n, n);
         let waited = wait("vs/my-app", &[]);
         assert!(waited.status.success(), "{waited:?}");
         let n = u64::from(n);
-        assert_eq!(weights(&envoy).await, [("v1".to_owned(), 100 - n), ("v2".to_owned(), n)]);
+        example.assert_weights(100 - n, n).await;
     }
     assert!(wait("dr/my-app", &["--generation", "1"]).status.success());
     let waited = wait("vs/nothing", &[]);
@@ -74,62 +153,28 @@ async fn changes_by_kubectl_reach_a_real_envoy() {
         String::from_utf8_lossy(&waited.stderr).contains("/nothing does not exist"),
         "{waited:?}"
     );
-    patch_weights(&cluster, 70, 30);
+    example.assert_nothing_rejected().await;
+}
 
-    cluster.kubectl_ok(&[
-        "-n",
-        NAMESPACE,
-        "label",
-        "pod",
-        "my-app-v1-0",
-        "version=v2",
-        "--overwrite",
-    ]);
-    until("a relabelled pod", async || {
-        hosts(&envoy, "v1").await == 2 && hosts(&envoy, "v2").await == 4
-    })
-    .await;
-
-    let slices = cluster.kubectl_ok(&["-n", NAMESPACE, "get", "endpointslices", "-o", "json"]);
-    let mut slices: Value = serde_json::from_str(&slices).unwrap();
-    let slice = &mut slices["items"][0];
-    slice["endpoints"]
-        .as_array_mut()
-        .unwrap()
-        .retain(|item| item["targetRef"]["name"] != "my-app-v1-1");
-    cluster.apply(&slice.to_string());
-    until("a replaced slice", async || {
-        hosts(&envoy, "v1").await == 1 && hosts(&envoy, "v2").await == 4
-    })
-    .await;
-
-    // An invalid object changes nothing and is reported.
+#[tokio::test]
+async fn an_invalid_object_and_an_outage_of_the_api_change_nothing() {
+    let test = "an_invalid_object_and_an_outage_of_the_api_change_nothing";
+    let Some(mut example) = Example::start(test).await else { return };
     let wrong = r#"{"spec":{"http":[{"route":[{"destination":{"host":"my-app"},"weight":-5}]}]}}"#;
-    patch_virtual_service(&cluster, wrong);
-    until("the problem is counted", async || weir.metric("weir_config_problems ").await == Some(1))
-        .await;
-    assert_eq!(weights(&envoy).await, [("v1".to_owned(), 70), ("v2".to_owned(), 30)]);
-    patch_weights(&cluster, 60, 40);
-    until("the mended object", async || {
-        weights(&envoy).await == [("v1".to_owned(), 60), ("v2".to_owned(), 40)]
-    })
-    .await;
+    example.patch_virtual_service(wrong);
+    example.until_problems("the problem is counted", 1).await;
+    example.assert_weights(90, 10).await;
+    example.patch_weights(60, 40);
+    example.until_weights("the mended object", 60, 40).await;
 
-    cluster.stop_apiserver();
-    assert_eq!(weights(&envoy).await, [("v1".to_owned(), 60), ("v2".to_owned(), 40)]);
-    cluster.start_apiserver();
-    patch_weights(&cluster, 10, 90);
-    until("a weight after an outage", async || {
-        weights(&envoy).await == [("v1".to_owned(), 10), ("v2".to_owned(), 90)]
-    })
-    .await;
+    example.cluster.stop_apiserver();
+    example.assert_weights(60, 40).await;
+    example.cluster.start_apiserver();
+    example.patch_weights(10, 90);
+    example.until_weights("a weight after an outage", 10, 90).await;
     // Kinds without changes also report their recovery.
-    until("there are no problems any more", async || {
-        weir.metric("weir_config_problems ").await == Some(0)
-    })
-    .await;
-    let rejected = envoy.stats("update_rejected").await.unwrap();
-    assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
+    example.until_problems("there are no problems any more", 0).await;
+    example.assert_nothing_rejected().await;
 }
 
 #[tokio::test]
@@ -146,13 +191,7 @@ async fn no_proxy_is_answered_until_every_kind_is_listed() {
     let kinds = "services,endpoints,pods,nodes,namespaces,endpointslices.discovery.k8s.io,\
                  virtualservices.networking.istio.io,serviceentries.networking.istio.io,\
                  workloadentries.networking.istio.io,sidecars.networking.istio.io";
-    let allow = |name: &str, kinds: &str| {
-        let kinds = format!("--resource={kinds}");
-        cluster.kubectl_ok(&["create", "clusterrole", name, "--verb=get,list,watch", &kinds]);
-        let role = format!("--clusterrole={name}");
-        cluster.kubectl_ok(&["create", "clusterrolebinding", name, &role, "--user=weir"]);
-    };
-    allow("most", kinds);
+    cluster.allow("weir", "most", "get,list,watch", kinds);
     let kubeconfig = cluster.kubeconfig_for("weir");
     let weir =
         Serve::start(&["--kubeconfig", kubeconfig.to_str().unwrap()], free_port(), free_port());
@@ -182,7 +221,7 @@ async fn no_proxy_is_answered_until_every_kind_is_listed() {
         client.send(ask(CDS, &[])).await;
         client.got(CDS).await
     });
-    allow("rest", "destinationrules.networking.istio.io");
+    cluster.allow("weir", "rest", "get,list,watch", "destinationrules.networking.istio.io");
     weir.ready().await;
     let first = asking.await.unwrap();
     for subset in ["v1", "v2"] {
@@ -282,42 +321,6 @@ async fn priorities(envoy: &EnvoyProcess, cluster: &str) -> Vec<(String, u64)> {
     all
 }
 
-fn patch_virtual_service(cluster: &KubeCluster, patch: &str) {
-    cluster.kubectl_ok(&[
-        "-n",
-        NAMESPACE,
-        "patch",
-        "virtualservice",
-        "my-app",
-        "--type=merge",
-        "-p",
-        patch,
-    ]);
-}
-
-fn patch_weights(cluster: &KubeCluster, v1: u32, v2: u32) {
-    let route = json!({"spec": {"http": [{"route": [
-        {"destination": {"host": "my-app", "subset": "v1"}, "weight": v1},
-        {"destination": {"host": "my-app", "subset": "v2"}, "weight": v2},
-    ]}]}});
-    patch_virtual_service(cluster, &route.to_string());
-}
-
-/// Subset and weight of each destination of the first weighted route in Envoy.
-async fn weights(envoy: &EnvoyProcess) -> Vec<(String, u64)> {
-    let dump = envoy.config_dump().await.unwrap();
-    let Some(clusters) =
-        find(&dump, "weighted_clusters").and_then(|found| found["clusters"].as_array())
-    else {
-        return Vec::new();
-    };
-    let subset = |item: &Value| item["name"].as_str()?.split('|').nth(2).map(str::to_owned);
-    clusters
-        .iter()
-        .filter_map(|cluster| Some((subset(cluster)?, cluster["weight"].as_u64()?)))
-        .collect()
-}
-
 fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     match value {
         Value::Object(map) => {
@@ -326,13 +329,4 @@ fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
         Value::Array(items) => items.iter().find_map(|item| find(item, key)),
         _ => None,
     }
-}
-
-/// The number of endpoints that Envoy has for a subset.
-async fn hosts(envoy: &EnvoyProcess, subset: &str) -> usize {
-    let text = envoy.admin_get("/clusters").await.unwrap();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    text.lines()
-        .filter(|line| line.contains(&format!("|{subset}|my-app")) && line.contains("::cx_total::"))
-        .count()
 }

@@ -184,6 +184,15 @@ impl KubeCluster {
         .unwrap_or_else(|why: Failure| panic!("{why}"));
     }
 
+    /// Gives a user a new ClusterRole with these verbs for these resources, both separated by commas. The API server
+    /// applies it shortly after it is written.
+    pub(crate) fn allow(&self, user: &str, role: &str, verbs: &str, resources: &str) {
+        let (verbs, resources) = (format!("--verb={verbs}"), format!("--resource={resources}"));
+        self.kubectl_ok(&["create", "clusterrole", role, &verbs, &resources]);
+        let (of_role, to_user) = (format!("--clusterrole={role}"), format!("--user={user}"));
+        self.kubectl_ok(&["create", "clusterrolebinding", role, &of_role, &to_user]);
+    }
+
     /// Stops the API server, to test an outage. Its state stays in etcd.
     pub(crate) fn stop_apiserver(&mut self) {
         self.apiserver = None;
@@ -200,12 +209,33 @@ impl KubeCluster {
     }
 
     fn launch_apiserver(&mut self) -> Result<(), Failure> {
+        let log = self.dir.path().join("kube-apiserver.log");
+        let log_start = fs::metadata(&log).map_or(0, |meta| meta.len());
+        let mut server = spawn(&self.parts.kube_apiserver, self.apiserver_args(), &log, 10, None)?;
+        let ready = std::thread::scope(|scope| {
+            // On its own thread, so that async tests can call this too.
+            scope.spawn(|| self.wait_until_ready(&mut server, &log, log_start)).join()
+        });
+        match ready {
+            Ok(Ok(())) => {
+                self.apiserver = Some(server);
+                Ok(())
+            }
+            Ok(Err(Failure::TimedOut(what))) => Err(Failure::Other(format!(
+                "timed out waiting for {what}:\n{}",
+                tail(&log, log_start)
+            ))),
+            Ok(Err(failure)) => Err(failure),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    fn apiserver_args(&self) -> Vec<String> {
         let dir = self.dir.path();
-        let log = dir.join("kube-apiserver.log");
         let file = |name: &str| format!("{}/{name}", dir.display());
         // The server creates its certificate before it reads the token signing key, so one key serves for both.
         let key = file("certs/apiserver.key");
-        let args = [
+        vec![
             format!("--etcd-servers={}", etcd_url(dir)),
             format!("--cert-dir={}", file("certs")),
             "--bind-address=127.0.0.1".into(),
@@ -225,44 +255,31 @@ impl KubeCluster {
             // Loopback addresses must not be published.
             "--endpoint-reconciler-type=none".into(),
             "--allow-privileged=true".into(),
-        ];
-        let log_end = fs::metadata(&log).map_or(0, |meta| meta.len());
-        let mut server = spawn(&self.parts.kube_apiserver, args.to_vec(), &log, 10, None)?;
-        let ready = std::thread::scope(|scope| {
-            // A separate runtime on its own thread, so that async tests can call this too.
-            let check = || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .map_err(|error| Failure::Other(error.to_string()))?;
-                poll("the API server to be ready", || {
-                    if let Some(status) = server.exited().map_err(at(&log))? {
-                        let tail = tail(&log, log_end);
-                        if tail.contains("address already in use") {
-                            return Err(Failure::PortTaken);
-                        }
-                        return Err(Failure::Other(format!(
-                            "kube-apiserver ended ({status}):\n{tail}"
-                        )));
-                    }
-                    let ready = runtime.block_on(is_ready(&self.kubeconfig));
-                    Ok(ready.is_ok_and(|ready| ready).then_some(()))
-                })
-            };
-            scope.spawn(check).join()
-        });
-        match ready {
-            Ok(Ok(())) => {
-                self.apiserver = Some(server);
-                Ok(())
+        ]
+    }
+
+    /// Waits until a server that has just been started is ready. It writes to `log` from the byte `log_start` on.
+    fn wait_until_ready(
+        &self,
+        server: &mut Supervised,
+        log: &Path,
+        log_start: u64,
+    ) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::Other(error.to_string()))?;
+        poll("the API server to be ready", || {
+            if let Some(status) = server.exited().map_err(at(log))? {
+                let tail = tail(log, log_start);
+                if tail.contains("address already in use") {
+                    return Err(Failure::PortTaken);
+                }
+                return Err(Failure::Other(format!("kube-apiserver ended ({status}):\n{tail}")));
             }
-            Ok(Err(Failure::TimedOut(what))) => Err(Failure::Other(format!(
-                "timed out waiting for {what}:\n{}",
-                tail(&log, log_end)
-            ))),
-            Ok(Err(failure)) => Err(failure),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+            let ready = runtime.block_on(is_ready(&self.kubeconfig));
+            Ok(ready.is_ok_and(|ready| ready).then_some(()))
+        })
     }
 
     fn run_kubectl(&self, args: &[&str], stdin: &str) -> Output {
