@@ -29,7 +29,7 @@ fn json(output: &Output) -> Value {
 }
 
 #[tokio::test]
-async fn ps_dump_splits_and_wait_report_the_state_of_a_real_envoy() {
+async fn ps_and_dump_report_the_state_of_a_real_envoy() {
     let canary = Canary::start(&[]).await;
     canary.edit("virtual-service.yaml", &route_yaml(90, 10)).await;
 
@@ -67,6 +67,12 @@ async fn ps_dump_splits_and_wait_report_the_state_of_a_real_envoy() {
         !nobody.status.success() && String::from_utf8_lossy(&nobody.stderr).contains("shop/nobody"),
         "{nobody:?}"
     );
+}
+
+#[tokio::test]
+async fn splits_and_wait_report_the_state_of_a_real_envoy() {
+    let canary = Canary::start(&[]).await;
+    canary.edit("virtual-service.yaml", &route_yaml(90, 10)).await;
 
     let splits = &json(&weir(&canary, &["splits", "-o", "json"]))["splits"];
     let shares = &splits[0]["shares"];
@@ -335,63 +341,56 @@ async fn assert_refusals(canary: &Canary, gates: u16) {
     }
 }
 
+/// Paths with a parameter that is wrong, and what is wrong with it.
+const INVALID: [(&str, &str); 8] = [
+    ("/api/v1/splits?namespaces=shop", "parameter `namespaces`: is unknown; expected `namespace`"),
+    ("/api/v1/splits?namespace=Shop!", "namespace: \"Shop!\" is not a DNS label"),
+    ("/api/v1/proxies?x=1", "parameter `x`: is unknown; this path takes none"),
+    ("/api/v1/dump?proxy=a&proxy=b", "parameter `proxy`: is given twice"),
+    ("/api/v1/dump?proxy=client-0&type=routes", "parameter `type`: is `routes`; expected CDS, EDS"),
+    ("/api/v1/dump", "proxy: is empty; expected NAMESPACE/POD"),
+    ("/api/v1/objects/pod/shop/web", "kind: is `pod`; expected virtualservice or destinationrule"),
+    ("/api/v1/objects/vs/shop/web?watch=true", "parameter `watch`: this path takes none"),
+];
+
+/// Paths of what does not exist.
+const MISSING: [(&str, &str); 3] = [
+    ("/api/v1/dump?proxy=shop/nobody", "no proxy `shop/nobody` is connected"),
+    ("/api/v1/objects/vs/shop/web", "VirtualService shop/web does not exist"),
+    ("/api/v1/routes", "no such path; expected one of /api/v1/proxies"),
+];
+
+/// The answer has this status, and as its body a status of gRPC with this code and a message that begins like this.
+async fn assert_error(
+    canary: &Canary,
+    (method, path): (&str, &str),
+    (status, code): (u16, tonic::Code),
+    message: &str,
+) {
+    let (answered, kind, body) = http(canary, method, path).await;
+    assert_eq!((answered, &*kind), (status, "application/json"), "{path}: {body}");
+    let error: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        (&error["code"], &error["details"]),
+        (&i32::from(code).into(), &Value::Array(vec![])),
+        "{path}: {body}"
+    );
+    assert!(error["message"].as_str().unwrap().starts_with(message), "{path}: {body}");
+}
+
 #[tokio::test]
 async fn what_is_wrong_with_a_request_is_said_in_one_form() {
     let canary = Canary::start(&[]).await;
-    for (method, path, status, code, said) in [
-        (
-            "GET",
-            "/api/v1/splits?namespaces=shop",
-            400,
-            3,
-            "parameter `namespaces`: is unknown; expected `namespace`",
-        ),
-        (
-            "GET",
-            "/api/v1/splits?namespace=Shop!",
-            400,
-            3,
-            "namespace: \"Shop!\" is not a DNS label",
-        ),
-        ("GET", "/api/v1/proxies?x=1", 400, 3, "parameter `x`: is unknown; this path takes none"),
-        ("GET", "/api/v1/dump?proxy=a&proxy=b", 400, 3, "parameter `proxy`: is given twice"),
-        (
-            "GET",
-            "/api/v1/dump?proxy=client-0&type=routes",
-            400,
-            3,
-            "parameter `type`: is `routes`; expected CDS, EDS",
-        ),
-        ("GET", "/api/v1/dump", 400, 3, "proxy: is empty; expected NAMESPACE/POD"),
-        ("GET", "/api/v1/dump?proxy=shop/nobody", 404, 5, "no proxy `shop/nobody` is connected"),
-        (
-            "GET",
-            "/api/v1/objects/pod/shop/web",
-            400,
-            3,
-            "kind: is `pod`; expected virtualservice or destinationrule",
-        ),
-        ("GET", "/api/v1/objects/vs/shop/web", 404, 5, "VirtualService shop/web does not exist"),
-        (
-            "GET",
-            "/api/v1/objects/vs/shop/web?watch=true",
-            400,
-            3,
-            "parameter `watch`: this path takes none",
-        ),
-        ("GET", "/api/v1/routes", 404, 5, "no such path; expected one of /api/v1/proxies"),
-        ("POST", "/api/v1/proxies", 405, 12, "this path takes GET only"),
-    ] {
-        let (answered, kind, body) = http(&canary, method, path).await;
-        assert_eq!((answered, &*kind), (status, "application/json"), "{path}: {body}");
-        let error: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(
-            (&error["code"], &error["details"]),
-            (&code.into(), &Value::Array(vec![])),
-            "{path}: {body}"
-        );
-        assert!(error["message"].as_str().unwrap().starts_with(said), "{path}: {body}");
+    for (path, message) in INVALID {
+        let expected = (400, tonic::Code::InvalidArgument);
+        assert_error(&canary, ("GET", path), expected, message).await;
     }
+    for (path, message) in MISSING {
+        assert_error(&canary, ("GET", path), (404, tonic::Code::NotFound), message).await;
+    }
+    let post = ("POST", "/api/v1/proxies");
+    let unimplemented = (405, tonic::Code::Unimplemented);
+    assert_error(&canary, post, unimplemented, "this path takes GET only").await;
     let (status, _, body) = http(&canary, "GET", "/nothing").await;
     assert!(status == 404 && body.contains("/api/v1/"), "{body}");
     // Over gRPC the same refusals, where it has such requests.

@@ -200,10 +200,9 @@ fn a_rejected_field_has_its_line() {
     assert_eq!(all.len(), 1, "{all:#?}");
 }
 
-/// The lines and paths of the findings in each file.
-#[test]
-fn a_field_has_its_line_in_any_style() {
-    let anchors = "\
+/// Anchors, aliases and a merge, a key with dots, and a second document in flow style. The fields of an alias are at the
+/// line of its anchor.
+const ANCHORS: &str = "\
 # A comment before the document.
 ---
 apiVersion: networking.istio.io/v1
@@ -236,7 +235,9 @@ spec: {hosts: ['*.c.d'], http: [{route: [
     subset: v7}}]}]}
 ...
 ";
-    let json_list = "\
+
+/// JSON in a `List`.
+const JSON_LIST: &str = "\
 {\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [
   {\"apiVersion\": \"networking.istio.io/v1\", \"kind\": \"VirtualService\",
    \"metadata\": {\"name\": \"json\", \"namespace\": \"shop\"},
@@ -245,22 +246,29 @@ spec: {hosts: ['*.c.d'], http: [{route: [
      {\"destination\": {\"host\": \"nobody\"},
       \"weight\": 100}]}]}}]}
 ";
-    let windows = "apiVersion: networking.istio.io/v1\r\nkind: VirtualService\r\nmetadata: {name: crlf, namespace: shop}\r\n\
-                   spec:\r\n  hosts: ['*.g.h']\r\n  http:\r\n  - route:\r\n    - destination: {host: web}\r\n    timeout: soon\r\n";
-    let files = [("anchors.yml", anchors), ("list.json", json_list), ("windows.yaml", windows)];
-    let (_folder, path) = folder(&[&[("services.yaml", SERVICES)], &files[..]].concat());
-    let short: Vec<_> = findings(&path)
-        .iter()
-        .map(|finding| {
-            let file = Path::new(finding["file"].as_str().unwrap())
-                .file_name()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_owned();
-            (file, finding["line"].as_u64().unwrap(), finding["path"].as_str().unwrap().to_owned())
-        })
-        .collect();
+
+/// Lines that end as on Windows.
+const CRLF: &str = "apiVersion: networking.istio.io/v1\r\nkind: VirtualService\r\nmetadata: {name: crlf, namespace: shop}\r\n\
+                    spec:\r\n  hosts: ['*.g.h']\r\n  http:\r\n  - route:\r\n    - destination: {host: web}\r\n    timeout: soon\r\n";
+
+/// The file name, line and path of each finding.
+fn places(path: &str) -> Vec<(String, u64, String)> {
+    let all = findings(path).into_iter().map(|finding| {
+        let file = Path::new(finding["file"].as_str().unwrap()).file_name().unwrap();
+        let (line, path) = (finding["line"].as_u64().unwrap(), finding["path"].as_str().unwrap());
+        (file.to_str().unwrap().to_owned(), line, path.to_owned())
+    });
+    all.collect()
+}
+
+#[test]
+fn a_field_has_its_line_in_any_style() {
+    let (_folder, path) = folder(&[
+        ("services.yaml", SERVICES),
+        ("anchors.yml", ANCHORS),
+        ("list.json", JSON_LIST),
+        ("windows.yaml", CRLF),
+    ]);
     let expected = [
         ("anchors.yml", 16, "spec.http[0].route[1].destination.host"),
         ("anchors.yml", 16, "spec.http[1].route[1].destination.host"),
@@ -268,11 +276,8 @@ spec: {hosts: ['*.c.d'], http: [{route: [
         ("list.json", 6, "spec.http[0].route[1].destination.host"),
         ("windows.yaml", 9, "spec.http[0].timeout"),
     ];
-    let expected: Vec<_> = expected
-        .iter()
-        .map(|(file, line, path)| ((*file).to_owned(), *line, (*path).to_owned()))
-        .collect();
-    assert_eq!(short, expected);
+    let expected = expected.map(|(file, line, path)| (file.to_owned(), line, path.to_owned()));
+    assert_eq!(places(&path), expected);
 }
 
 #[test]

@@ -131,69 +131,105 @@ fn endpoints(name: &str) -> Arc<Resource> {
     Resource::new(name, message.encode_to_vec().into(), Arc::default())
 }
 
-#[test]
-fn a_resuming_sotw_client_keeps_its_clusters_until_its_routes_have_moved() {
-    let (whole, old, new) = ("outbound|80||web", "outbound|80|v1|web", "outbound|80|v2|web");
-    let by_name = |all: Vec<Arc<Resource>>| all.into_iter().collect();
-    let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{new}"))]);
-    let state = Snapshot::new(
+const WEB: &str = "outbound|80||web";
+const WEB_V1: &str = "outbound|80|v1|web";
+const WEB_V2: &str = "outbound|80|v2|web";
+
+/// The subset `v1` no longer exists, and the routes lead to `v2`.
+fn moved_to_v2() -> Arc<Snapshot> {
+    let by_name = |all: [Arc<Resource>; 2]| all.into_iter().collect();
+    let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{WEB_V2}"))]);
+    Arc::new(Snapshot::new(
         1.into(),
         [
-            by_name(vec![cluster(whole), cluster(new)]),
-            by_name(vec![endpoints(whole), endpoints(new)]),
+            by_name([cluster(WEB), cluster(WEB_V2)]),
+            by_name([endpoints(WEB), endpoints(WEB_V2)]),
             rest.get(Listener).clone(),
             rest.get(Route).clone(),
         ],
-    );
-    let mut stream = Stream::new(Variant::Sotw, StreamSettings::default());
-    stream.on_snapshot(Arc::new(state));
-    let begun = Instant::now();
-    let mut send = |request: Request, now: Instant| -> Vec<(ResourceType, Vec<Vec<u8>>, String)> {
-        stream.on_request(request).unwrap();
-        let sent = stream.responses(now).into_iter().map(|response| {
+    ))
+}
+
+/// A response with its resources as bytes.
+#[derive(Debug, PartialEq)]
+struct Sent {
+    kind: ResourceType,
+    resources: Vec<Vec<u8>>,
+    nonce: String,
+}
+
+/// The nonce of the response of this type; empty without one.
+fn nonce(all: &[Sent], kind: ResourceType) -> String {
+    let found = all.iter().find(|sent| sent.kind == kind);
+    found.map(|sent| sent.nonce.clone()).unwrap_or_default()
+}
+
+/// A SotW client that resumes from version 1.
+struct Resuming {
+    stream: Stream,
+    now: Instant,
+}
+
+impl Resuming {
+    fn new(state: Arc<Snapshot>) -> Self {
+        let mut stream = Stream::new(Variant::Sotw, StreamSettings::default());
+        stream.on_snapshot(state);
+        Self { stream, now: Instant::now() }
+    }
+
+    fn send(&mut self, kind: ResourceType, names: &[&str], nonce: &str) -> Vec<Sent> {
+        let request = Request {
+            type_url: kind.type_url().into(),
+            names: owned(names),
+            version: "1".into(),
+            nonce: nonce.into(),
+            ..Default::default()
+        };
+        self.stream.on_request(request).unwrap();
+        let sent = self.stream.responses(self.now).into_iter().map(|response| {
             let message =
                 pb::DiscoveryResponse::decode(Bytes::from(response.frame.bytes())).unwrap();
-            (
-                response.kind,
-                message.resources.into_iter().map(|any| any.value).collect(),
-                message.nonce,
-            )
+            Sent {
+                kind: response.kind,
+                resources: message.resources.into_iter().map(|any| any.value).collect(),
+                nonce: message.nonce,
+            }
         });
         sent.collect()
-    };
-    let request = |kind: ResourceType, names: &[&str], nonce: &str| Request {
-        type_url: kind.type_url().into(),
-        names: owned(names),
-        version: "1".into(),
-        nonce: nonce.into(),
-        ..Default::default()
-    };
-    assert_eq!(send(request(Cluster, &[], ""), begun), [], "it has not reported its clusters yet");
-    let sent = send(request(Endpoints, &[whole, old], ""), begun);
-    assert_eq!(sent.len(), 2, "clusters, and the endpoints of the substitute: {sent:?}");
-    assert_eq!(sent[0].1, [cluster(new).bytes(), cluster(whole).bytes(), cluster(old).bytes()]);
-    assert_eq!(sent[1].1, [endpoints(old).bytes()]);
-    send(request(Listener, &[], ""), begun);
-    send(request(Route, &["80"], ""), begun);
+    }
+}
+
+#[test]
+fn a_resuming_sotw_client_keeps_its_clusters_until_its_routes_have_moved() {
+    let mut client = Resuming::new(moved_to_v2());
+    assert_eq!(client.send(Cluster, &[], ""), [], "it has not reported its clusters yet");
+    let first = client.send(Endpoints, &[WEB, WEB_V1], "");
+    assert_eq!(first.len(), 2, "clusters, and the endpoints of the substitute: {first:?}");
+    assert_eq!(
+        first[0].resources,
+        [cluster(WEB_V2).bytes(), cluster(WEB).bytes(), cluster(WEB_V1).bytes()]
+    );
+    assert_eq!(first[1].resources, [endpoints(WEB_V1).bytes()]);
+    client.send(Listener, &[], "");
+    client.send(Route, &["80"], "");
     // Envoy asks for the endpoints of the new cluster, and ACKs the clusters when none of them warms any more.
-    let more = send(request(Endpoints, &[whole, old, new], &sent[1].2), begun);
-    assert!(more.iter().any(|response| response.1.contains(&endpoints(new).bytes())), "{more:?}");
-    send(request(Endpoints, &[whole, old, new], &more[0].2), begun);
-    let moved = send(request(Cluster, &[], &sent[0].2), begun);
-    let nonce = |all: &[(ResourceType, Vec<Vec<u8>>, String)], kind: ResourceType| -> String {
-        all.iter()
-            .find(|response| response.0 == kind)
-            .map(|response| response.2.clone())
-            .unwrap_or_default()
-    };
-    let again = send(request(Endpoints, &[whole, old, new], &nonce(&moved, Endpoints)), begun);
+    let all = [WEB, WEB_V1, WEB_V2];
+    let more = client.send(Endpoints, &all, &first[1].nonce);
+    assert!(
+        more.iter().any(|sent| sent.resources.contains(&endpoints(WEB_V2).bytes())),
+        "{more:?}"
+    );
+    client.send(Endpoints, &all, &more[0].nonce);
+    let moved = client.send(Cluster, &[], &first[0].nonce);
+    let again = client.send(Endpoints, &all, &nonce(&moved, Endpoints));
     let routes = [nonce(&moved, Route), nonce(&again, Route)].concat();
     let listeners = [nonce(&moved, Listener), nonce(&again, Listener)].concat();
     assert!(!routes.is_empty() && !listeners.is_empty(), "{moved:?} {again:?}");
-    send(request(Listener, &[], &listeners), begun);
-    send(request(Route, &["80"], &routes), begun);
-    let last = send(request(Route, &["80"], "stale"), begun + StreamSettings::default().grace);
-    assert_eq!(last[0].1, [cluster(new).bytes(), cluster(whole).bytes()], "{last:?}");
+    client.send(Listener, &[], &listeners);
+    client.send(Route, &["80"], &routes);
+    client.now += StreamSettings::default().grace;
+    let last = client.send(Route, &["80"], "stale");
+    assert_eq!(last[0].resources, [cluster(WEB_V2).bytes(), cluster(WEB).bytes()], "{last:?}");
 }
 
 #[test]
