@@ -230,6 +230,69 @@ impl Dice<'_> {
         ])
     }
 
+    pub(super) fn cors_policy(&mut self) -> Value {
+        self.some(&[
+            ("allowOrigins", |this| this.list(2, Self::string_match)),
+            ("allowOrigin", |this| json!([this.text()])),
+            ("allowMethods", |this| json!([this.mostly(&["GET", "*", "a b"], 2)])),
+            ("allowHeaders", |this| json!([this.text()])),
+            ("exposeHeaders", |this| json!([this.text()])),
+            ("maxAge", Self::time),
+            ("unmatchedPreflights", |_| json!("IGNORE")),
+        ])
+    }
+
+    pub(super) fn retries(&mut self) -> Value {
+        let mut retries = self.some(&[
+            ("perTryTimeout", Self::time),
+            ("retryOn", |this| {
+                json!(this.mostly(&["5xx,503", "reset, 429,", "x", "700", "\n"], 2))
+            }),
+            ("retryRemoteLocalities", |_| json!(true)),
+            ("retryIgnorePreviousHosts", |_| json!(false)),
+            ("backoff", Self::time),
+        ]);
+        retries["attempts"] = self.mostly(&[3, 1, 0, -1, i32::MAX], 2).into();
+        retries
+    }
+
+    pub(super) fn redirect(&mut self) -> Value {
+        self.some(&[
+            ("uri", |this| json!(this.mostly(&["/a", "", "\n"], 1))),
+            ("authority", Self::text),
+            ("scheme", |this| json!(this.mostly(&["http", "https", "ftp"], 2))),
+            ("port", Self::port),
+            ("prefixRewrite", |this| json!(this.mostly(&["/b", "\r"], 1))),
+            ("redirectCode", |this| json!(this.mostly(&[301, 308, 304, 0], 2))),
+        ])
+    }
+
+    pub(super) fn direct_response(&mut self) -> Value {
+        let body = if self.once_in(9) {
+            json!("x".repeat((1 << 20) + self.below(2)))
+        } else {
+            self.text()
+        };
+        let kind = self.of(&["string", "bytes"]);
+        json!({"status": self.mostly(&[200, 503, 100, 600], 2), "body": {kind: body}})
+    }
+
+    pub(super) fn rewrite(&mut self) -> Value {
+        self.some(&[
+            ("uri", Self::text),
+            ("authority", Self::text),
+            ("uriRegexRewrite", |this| {
+                json!({"match": this.mostly(&PATTERNS, 1), "rewrite": this.mostly(&["\\1", "", "\\9", "\n"], 1)})
+            }),
+        ])
+    }
+
+    pub(super) fn fault(&mut self) -> Value {
+        json!({
+            "delay": {"fixedDelay": self.time(), "percentage": {"value": self.percent()}},
+            "abort": {self.of(&["httpStatus", "httpStatus"]): self.mostly(&[500, 599, 600, 0], 2)}})
+    }
+
     pub(super) fn http_route(&mut self) -> Value {
         let mut route = self.some(&[
             ("name", Self::text),
@@ -238,52 +301,12 @@ impl Dice<'_> {
             ("headers", Self::headers),
             ("mirror", Self::destination),
             ("mirrorPercentage", |this| json!({"value": this.percent()})),
-            ("corsPolicy", |this| {
-                this.some(&[
-                    ("allowOrigins", |this| this.list(2, Self::string_match)),
-                    ("allowOrigin", |this| json!([this.text()])),
-                    ("allowMethods", |this| json!([this.mostly(&["GET", "*", "a b"], 2)])),
-                    ("allowHeaders", |this| json!([this.text()])),
-                    ("exposeHeaders", |this| json!([this.text()])),
-                    ("maxAge", Self::time),
-                    ("unmatchedPreflights", |_| json!("IGNORE")),
-                ])
-            }),
-            ("retries", |this| {
-                let mut retries = this.some(&[
-                    ("perTryTimeout", Self::time),
-                    ("retryOn", |this| {
-                        json!(this.mostly(&["5xx,503", "reset, 429,", "x", "700", "\n"], 2))
-                    }),
-                    ("retryRemoteLocalities", |_| json!(true)),
-                    ("retryIgnorePreviousHosts", |_| json!(false)),
-                    ("backoff", Self::time),
-                ]);
-                retries["attempts"] = this.mostly(&[3, 1, 0, -1, i32::MAX], 2).into();
-                retries
-            }),
+            ("corsPolicy", Self::cors_policy),
+            ("retries", Self::retries),
         ]);
         match self.below(10) {
-            0 => {
-                route["redirect"] = self.some(&[
-                    ("uri", |this| json!(this.mostly(&["/a", "", "\n"], 1))),
-                    ("authority", Self::text),
-                    ("scheme", |this| json!(this.mostly(&["http", "https", "ftp"], 2))),
-                    ("port", Self::port),
-                    ("prefixRewrite", |this| json!(this.mostly(&["/b", "\r"], 1))),
-                    ("redirectCode", |this| json!(this.mostly(&[301, 308, 304, 0], 2))),
-                ]);
-            }
-            1 => {
-                let body = if self.once_in(9) {
-                    json!("x".repeat((1 << 20) + self.below(2)))
-                } else {
-                    self.text()
-                };
-                let kind = self.of(&["string", "bytes"]);
-                route["directResponse"] =
-                    json!({"status": self.mostly(&[200, 503, 100, 600], 2), "body": {kind: body}});
-            }
+            0 => route["redirect"] = self.redirect(),
+            1 => route["directResponse"] = self.direct_response(),
             2 => {
                 route["delegate"] =
                     json!({"name": self.of(&NAMES), "namespace": self.of(&["", "shop", "pay"])});
@@ -294,18 +317,10 @@ impl Dice<'_> {
                     list.push(json!({"destination": {"host": "web"}, "weight": 1}));
                 }
                 if self.once_in(3) {
-                    route["rewrite"] = self.some(&[
-                        ("uri", Self::text),
-                        ("authority", Self::text),
-                        ("uriRegexRewrite", |this| {
-                            json!({"match": this.mostly(&PATTERNS, 1), "rewrite": this.mostly(&["\\1", "", "\\9", "\n"], 1)})
-                        }),
-                    ]);
+                    route["rewrite"] = self.rewrite();
                 }
                 if self.once_in(4) {
-                    route["fault"] = json!({
-                        "delay": {"fixedDelay": self.time(), "percentage": {"value": self.percent()}},
-                        "abort": {self.of(&["httpStatus", "httpStatus"]): self.mostly(&[500, 599, 600, 0], 2)}});
+                    route["fault"] = self.fault();
                 }
             }
         }

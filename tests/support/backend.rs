@@ -11,6 +11,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -57,6 +58,39 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// The request with its whole body, before it is answered.
+    async fn of(
+        backend: u8,
+        peer: SocketAddr,
+        tls: Option<Shown>,
+        request: Request<Incoming>,
+    ) -> Self {
+        let (head, body) = request.into_parts();
+        let host = head.uri.authority().map(ToString::to_string);
+        Self {
+            backend,
+            peer,
+            version: head.version,
+            method: head.method,
+            path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            host: host.unwrap_or_else(|| joined(&head.headers, "host")),
+            headers: head.headers,
+            body: body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default(),
+            answered: false,
+            tls,
+        }
+    }
+
+    /// The status that the request asks for when `before` attempts came before it.
+    fn wanted_status(&self, before: usize) -> StatusCode {
+        let own = self.header(&format!("{ANSWER}-{}", self.backend));
+        let list = if own.is_empty() { self.header(ANSWER) } else { own };
+        let statuses: Vec<&str> = list.split(',').filter(|status| !status.is_empty()).collect();
+        let status =
+            statuses.get(before).or(statuses.last()).map_or(200, |status| status.parse().unwrap());
+        StatusCode::from_u16(status).unwrap()
+    }
+
     /// A header's values, joined by commas; empty if absent.
     pub(crate) fn header(&self, name: &str) -> String {
         joined(&self.headers, name)
@@ -203,20 +237,7 @@ impl Backends {
         mut request: Request<Incoming>,
     ) -> Response<Full<Bytes>> {
         let upgrade = hyper::upgrade::on(&mut request);
-        let (head, body) = request.into_parts();
-        let host = head.uri.authority().map(ToString::to_string);
-        let seen = Seen {
-            backend,
-            peer,
-            version: head.version,
-            method: head.method,
-            path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
-            host: host.unwrap_or_else(|| joined(&head.headers, "host")),
-            headers: head.headers,
-            body: body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default(),
-            answered: false,
-            tls,
-        };
+        let seen = Seen::of(backend, peer, tls, request).await;
         let id = seen.header(ID);
         let (mut at, mut before) = (0, 0);
         self.log.send_modify(|log| {
@@ -230,13 +251,8 @@ impl Backends {
         }
         self.log.send_modify(|log| log.seen[at].answered = true);
 
-        let own = seen.header(&format!("{ANSWER}-{backend}"));
-        let list = if own.is_empty() { seen.header(ANSWER) } else { own };
-        let statuses: Vec<&str> = list.split(',').filter(|status| !status.is_empty()).collect();
-        let status =
-            statuses.get(before).or(statuses.last()).map_or(200, |status| status.parse().unwrap());
         let mut response = Response::new(Full::from(backend.to_string()));
-        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        *response.status_mut() = seen.wanted_status(before);
         for (name, value) in &seen.headers {
             if let Some(name) = name.as_str().strip_prefix(REPLY) {
                 let name: hyper::header::HeaderName = name.parse().unwrap();
@@ -251,14 +267,17 @@ impl Backends {
         }
         if websocket || seen.method == Method::CONNECT {
             *response.body_mut() = Full::default();
-            tokio::spawn(async move {
-                let Ok(upgraded) = upgrade.await else { return };
-                let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
-                let _ = tokio::io::copy(&mut reader, &mut writer).await;
-            });
+            tokio::spawn(echo_upgraded(upgrade));
         }
         response
     }
+}
+
+/// Echoes what a client sends over its WebSocket or through its tunnel.
+async fn echo_upgraded(upgrade: OnUpgrade) {
+    let Ok(upgraded) = upgrade.await else { return };
+    let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
+    let _ = tokio::io::copy(&mut reader, &mut writer).await;
 }
 
 /// The header in which a backend that echoes a stream identifies itself.
