@@ -586,6 +586,9 @@ fn log(change: &SourceEvent) {
                 tracing::warn!("{}: {}: {}", warning.origin, object.key(), warning.problem);
             }
         }
-        SourceEvent::Delete(_) | SourceEvent::Synced | SourceEvent::Barrier(_) => {}
+        SourceEvent::Delete(_)
+        | SourceEvent::Synced
+        | SourceEvent::Resyncing
+        | SourceEvent::Barrier(_) => {}
     }
 }

@@ -84,11 +84,15 @@ impl Store {
                 set_or_clear(&mut self.source_problems, subject, problems)
             }
             SourceEvent::Synced => !std::mem::replace(&mut self.synced, true),
+            SourceEvent::Resyncing => {
+                self.synced = false;
+                false
+            }
             SourceEvent::Barrier(_) => false,
         }
     }
 
-    /// Whether the source has delivered everything that existed when it started.
+    /// Whether the source has delivered everything that existed when it started, and what it missed since.
     pub(crate) fn synced(&self) -> bool {
         self.synced
     }

@@ -6,6 +6,7 @@
 pub(crate) mod inventory;
 mod kinds;
 mod observed;
+mod resync;
 pub(crate) mod selection;
 mod shared;
 mod watches;
@@ -15,7 +16,7 @@ use std::error::Error as StdError;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::{BoxStream, SelectAll};
 use futures::{FutureExt, StreamExt};
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use self::kinds::Failure;
+use self::resync::Resync;
 use self::selection::{Namespaces, Selection};
 use self::watches::Watches;
 use super::SourceEvent;
@@ -107,6 +109,8 @@ enum Event {
     Settled,
     /// An object was deleted.
     Delete(Value),
+    /// The watch ended, and the watcher resumes it; after 410 (Gone) it lists the objects anew.
+    Interrupted { lists: bool },
     /// The list or the watch failed and is retried.
     Failed(Failure),
     /// The API does not serve the kind.
@@ -145,8 +149,9 @@ struct Listed {
 }
 
 /// Watches what is selected and sends events until the receiver is dropped. Sends [`SourceEvent::Synced`] once the first
-/// list of every kind is complete; a kind that the API does not serve counts as complete and empty. `states` tells how
-/// far each kind is.
+/// list of every kind is complete; a kind that the API does not serve counts as complete and empty. While changes of a kind
+/// may be missing, because its watch broke, those of others are sent after [`SourceEvent::Resyncing`]. `states` tells how far
+/// each kind is.
 ///
 /// # Errors
 /// None: failures are retried and reported as [`SourceEvent::SourceProblems`].
@@ -157,13 +162,25 @@ pub(crate) async fn watch(
     changes: mpsc::Sender<Vec<SourceEvent>>,
 ) -> Result<(), Error> {
     let mut watches = Watches::new(&selection);
-    let mut items = Items { client, selection, started: BTreeSet::new(), all: SelectAll::new() };
+    let mut items = Items {
+        client,
+        selection,
+        started: BTreeSet::new(),
+        all: SelectAll::new(),
+        reachable: watch::Sender::default(),
+    };
     items.start(&mut watches);
     states.send_replace(watches.sync());
-    let mut synced = false;
-    while let Some(first) = items.all.next().await {
+    let (mut synced, mut resync) = (false, Resync::default());
+    loop {
         let mut batch = Vec::new();
-        let mut next = Some(first);
+        let mut next = tokio::select! {
+            next = items.all.next() => match next {
+                Some(item) => Some(item),
+                None => return Ok(()),
+            },
+            () = tokio::time::sleep(resync::TICK), if resync.waits() => None,
+        };
         while let Some(item) = next {
             match item {
                 Item::Kind(kind, event) => watches.handle(kind, event, &mut batch),
@@ -185,11 +202,18 @@ pub(crate) async fn watch(
             synced = true;
             batch.push(SourceEvent::Synced);
         }
+        let now = Instant::now();
+        let (behind, changes_objects) = (watches.are_behind(now), batch.iter().any(is_of_object));
+        batch.extend(resync.update(behind, changes_objects, now));
         if !batch.is_empty() && changes.send(batch).await.is_err() {
             return Ok(());
         }
     }
-    Ok(())
+}
+
+/// Whether an event concerns an object.
+fn is_of_object(event: &SourceEvent) -> bool {
+    matches!(event, SourceEvent::Apply { .. } | SourceEvent::Reject { .. } | SourceEvent::Delete(_))
 }
 
 /// The running watches and lists.
@@ -198,6 +222,8 @@ struct Items {
     selection: Selection,
     started: BTreeSet<Kind>,
     all: SelectAll<BoxStream<'static, Item>>,
+    /// Changes when the API answers again after it could not be reached.
+    reachable: watch::Sender<()>,
 }
 
 impl Items {
@@ -205,13 +231,30 @@ impl Items {
     fn start(&mut self, watches: &mut Watches) {
         for (kind, answered) in watches.startable() {
             if self.started.insert(kind) {
-                self.all.push(events(&self.client, &self.selection, kind, answered));
+                let watch = KindWatch {
+                    client: observed::client(&self.client, kind, answered.clone()),
+                    namespaces: self.selection.namespaces.clone(),
+                    kind,
+                    answered,
+                    reachable: self.reachable.clone(),
+                };
+                self.all.push(watch.events());
             }
         }
         for request in watches.take_requests() {
             self.all.push(list_namespace(&self.client, request));
         }
     }
+}
+
+/// How the objects of one kind are watched.
+struct KindWatch {
+    /// Records the answers.
+    client: Client,
+    namespaces: Namespaces,
+    kind: Kind,
+    answered: LastAnswer,
+    reachable: watch::Sender<()>,
 }
 
 /// The watch of one kind and its retry state.
@@ -225,11 +268,13 @@ struct WatchAttempt {
     refused: bool,
     /// Whether the list is complete, but it is not known whether the watch is permitted.
     unsettled: bool,
+    /// Whether the last attempt did not reach the API.
+    unreachable: bool,
 }
 
 impl WatchAttempt {
     /// The next event; `None` at the end of the watch or of the delay.
-    async fn next(&mut self) -> Option<Event> {
+    async fn next(&mut self, reachable: &watch::Sender<()>) -> Option<Event> {
         let stream = self.stream.as_mut()?;
         let next = stream.next();
         let event = if self.unsettled {
@@ -244,7 +289,7 @@ impl WatchAttempt {
         match &event {
             Event::InitDone if self.refused => self.unsettled = true,
             Event::InitDone => self.failures = 0,
-            Event::Failed(failure) => self.failed(failure),
+            Event::Failed(failure) => self.failed(failure, reachable),
             Event::Settled => (self.failures, self.refused) = (0, false),
             Event::Apply(_) | Event::Delete(_) if unsettled => {
                 (self.failures, self.refused) = (0, false);
@@ -256,12 +301,26 @@ impl WatchAttempt {
 
     /// Starts over after a failure, including discovery of the served version: resuming the old watch would neither
     /// clear the problem nor notice that the API now serves another version.
-    fn failed(&mut self, failure: &Failure) {
+    fn failed(&mut self, failure: &Failure, reachable: &watch::Sender<()>) {
         self.refused = failure.forbidden && failure.verb == Verb::Watch;
         let longest = RETRY.saturating_mul(1 << self.failures.min(16)).min(LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         // Jitter spreads the retries of kinds and replicas.
-        self.stream = Some(pause(longest.mul_f64(jitter())));
+        let delay = longest.mul_f64(jitter());
+        self.unreachable = failure.unreachable;
+        self.stream = Some(match failure.unreachable {
+            true => pause_until_reachable(delay, reachable.subscribe()),
+            false => pause(delay),
+        });
+    }
+
+    /// The API answered. If it could not be reached before, the other kinds need not wait any longer: each change is then
+    /// seen soon after those that were written before it.
+    fn reached(&mut self, reachable: &watch::Sender<()>) {
+        if std::mem::take(&mut self.unreachable) {
+            self.failures = 0;
+            reachable.send_replace(());
+        }
     }
 }
 
@@ -270,40 +329,70 @@ fn jitter() -> f64 {
     0.5 + 0.5 * (RandomState::new().hash_one(()) as f64 / u64::MAX as f64)
 }
 
-fn events(
-    client: &Client,
-    selection: &Selection,
-    kind: Kind,
-    answered: LastAnswer,
-) -> BoxStream<'static, Item> {
-    let client = observed::client(client, kind, answered.clone());
-    let namespaces = selection.namespaces.clone();
-    let stream = futures::stream::unfold(WatchAttempt::default(), move |mut attempt| {
-        let (client, namespaces, answered) = (client.clone(), namespaces.clone(), answered.clone());
-        async move {
-            loop {
-                if let Some(event) = attempt.next().await {
-                    return Some((event, attempt));
+impl KindWatch {
+    /// The events of the kind. They do not end.
+    fn events(self) -> BoxStream<'static, Item> {
+        let (kind, watch) = (self.kind, Arc::new(self));
+        let stream = futures::stream::unfold(WatchAttempt::default(), move |mut attempt| {
+            let watch = watch.clone();
+            async move {
+                let event = watch.next(&mut attempt).await;
+                Some((event, attempt))
+            }
+        });
+        stream.map(move |event| Item::Kind(kind, event)).boxed()
+    }
+
+    async fn next(&self, attempt: &mut WatchAttempt) -> Event {
+        loop {
+            if let Some(event) = attempt.next(&self.reachable).await {
+                return event;
+            }
+            match resource(&self.client, self.kind).await {
+                Ok(Some(resource)) => {
+                    attempt.reached(&self.reachable);
+                    attempt.stream = Some(self.watched(resource));
                 }
-                match resource(&client, kind).await {
-                    Ok(Some(resource)) => {
-                        attempt.stream = Some(watched(&client, &namespaces, kind, resource));
-                    }
-                    Ok(None) => {
-                        answered.arrived();
-                        attempt.stream = Some(pause(ABSENT_KIND));
-                        return Some((Event::Absent, attempt));
-                    }
-                    Err(error) => {
-                        let failure = failure(Verb::List, &error);
-                        attempt.failed(&failure);
-                        return Some((Event::Failed(failure), attempt));
-                    }
+                Ok(None) => {
+                    attempt.reached(&self.reachable);
+                    self.answered.arrived();
+                    attempt.stream = Some(pause(ABSENT_KIND));
+                    return Event::Absent;
+                }
+                Err(error) => {
+                    let failure = failure(Verb::List, &error);
+                    attempt.failed(&failure, &self.reachable);
+                    return Event::Failed(failure);
                 }
             }
         }
-    });
-    stream.map(move |event| Item::Kind(kind, event)).boxed()
+    }
+
+    fn watched(&self, resource: ApiResource) -> BoxStream<'static, Event> {
+        let config = watcher::Config::default().page_size(PAGE);
+        if self.kind.metadata_only() {
+            // This type of API requests metadata only.
+            let api: Api<PartialObjectMeta<DynamicObject>> = self.api(&resource);
+            let watch = watcher(api, config).default_backoff();
+            flatten(watch, move |object| metadata(&resource, object))
+        } else {
+            let api: Api<DynamicObject> = self.api(&resource);
+            let watch = watcher(api, config).default_backoff();
+            flatten(watch, move |object| full(&resource, object))
+        }
+    }
+
+    fn api<K>(&self, resource: &ApiResource) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
+    {
+        match &self.namespaces {
+            Namespaces::One(name) => Api::namespaced_with(self.client.clone(), name, resource),
+            Namespaces::All | Namespaces::Matching(_) => {
+                Api::all_with(self.client.clone(), resource)
+            }
+        }
+    }
 }
 
 /// Lists all objects of a namespace. A failure arrives after a delay, so that the next attempt may follow at once.
@@ -370,12 +459,25 @@ async fn list_pages(
 
 fn failure(verb: Verb, error: &kube::Error) -> Failure {
     let forbidden = matches!(error, kube::Error::Api(status) if status.code == 403);
-    Failure { verb, forbidden, reason: reason(error) }
+    let unreachable = !matches!(error, kube::Error::Api(_));
+    Failure { verb, forbidden, unreachable, reason: reason(error) }
 }
 
 /// A stream that ends after a delay.
 fn pause(time: Duration) -> BoxStream<'static, Event> {
     futures::stream::once(tokio::time::sleep(time)).filter_map(async |()| None).boxed()
+}
+
+/// Like [`pause`], but ends early when the API answers another kind.
+fn pause_until_reachable(
+    time: Duration,
+    mut reachable: watch::Receiver<()>,
+) -> BoxStream<'static, Event> {
+    let pause = async move {
+        // It fails if nothing is watched any more.
+        let _ = tokio::time::timeout(time, reachable.changed()).await;
+    };
+    futures::stream::once(pause).filter_map(async |()| None).boxed()
 }
 
 /// The API's message, or else the error with its chain of causes.
@@ -461,35 +563,6 @@ pub(crate) async fn resource(
     Ok(None)
 }
 
-fn watched(
-    client: &Client,
-    namespaces: &Namespaces,
-    kind: Kind,
-    resource: ApiResource,
-) -> BoxStream<'static, Event> {
-    let config = watcher::Config::default().page_size(PAGE);
-    if kind.metadata_only() {
-        // This type of API requests metadata only.
-        let api: Api<PartialObjectMeta<DynamicObject>> = api(client, namespaces, &resource);
-        let watch = watcher(api, config).default_backoff();
-        flatten(watch, move |object| metadata(&resource, object))
-    } else {
-        let api: Api<DynamicObject> = api(client, namespaces, &resource);
-        let watch = watcher(api, config).default_backoff();
-        flatten(watch, move |object| full(&resource, object))
-    }
-}
-
-fn api<K>(client: &Client, namespaces: &Namespaces, resource: &ApiResource) -> Api<K>
-where
-    K: kube::Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
-{
-    match namespaces {
-        Namespaces::One(name) => Api::namespaced_with(client.clone(), name, resource),
-        Namespaces::All | Namespaces::Matching(_) => Api::all_with(client.clone(), resource),
-    }
-}
-
 /// The document of an object of which only the metadata is known.
 fn metadata(resource: &ApiResource, object: PartialObjectMeta<DynamicObject>) -> Value {
     let mut metadata = object.metadata;
@@ -529,9 +602,13 @@ fn flatten<K: Send + 'static>(
                 })
             }
             // The resource version expired: the watcher relists by itself.
-            Err(watcher::Error::WatchError(status)) if status.code == 410 => None,
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => {
+                Some(Event::Interrupted { lists: true })
+            }
             // The connection broke: the watcher resumes, and reports an error if it cannot.
-            Err(watcher::Error::WatchFailed(_)) if !std::mem::replace(&mut broken, true) => None,
+            Err(watcher::Error::WatchFailed(_)) if !std::mem::replace(&mut broken, true) => {
+                Some(Event::Interrupted { lists: false })
+            }
             Err(error) => Some(Event::Failed(match &error {
                 watcher::Error::InitialListFailed(error) => failure(Verb::List, error),
                 watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
@@ -540,10 +617,12 @@ fn flatten<K: Send + 'static>(
                 watcher::Error::WatchError(status) => Failure {
                     verb: Verb::Watch,
                     forbidden: status.code == 403,
+                    unreachable: false,
                     reason: status.message.clone(),
                 },
                 watcher::Error::NoResourceVersion => {
-                    Failure { verb: Verb::List, forbidden: false, reason: error.to_string() }
+                    let reason = error.to_string();
+                    Failure { verb: Verb::List, forbidden: false, unreachable: false, reason }
                 }
             })),
         };

@@ -416,6 +416,7 @@ fn claim(
         SourceEvent::Delete(_)
         | SourceEvent::SourceProblems { .. }
         | SourceEvent::Synced
+        | SourceEvent::Resyncing
         | SourceEvent::Barrier(_) => kept,
     }
 }

@@ -93,8 +93,11 @@ pub enum SourceEvent {
         /// The problems; empty after recovery.
         problems: Vec<LocatedProblem>,
     },
-    /// Everything that existed when the source started has been sent.
+    /// Everything that existed when the source started has been sent; after [`SourceEvent::Resyncing`], everything that was
+    /// missed.
     Synced,
+    /// What follows may lack changes that were written before it, until [`SourceEvent::Synced`].
+    Resyncing,
     /// Everything that existed when [`probe::FreshnessProbe`] requested this number has been sent.
     Barrier(u64),
 }

@@ -46,7 +46,12 @@ impl LastAnswer {
 
     /// How long ago the last answer was.
     pub(crate) fn age(&self) -> Duration {
-        self.begun.elapsed().saturating_sub(Duration::from_millis(self.at.load(Ordering::Relaxed)))
+        self.begun.elapsed().saturating_sub(self.at())
+    }
+
+    /// When the last answer was, counted from a fixed time.
+    pub(crate) fn at(&self) -> Duration {
+        Duration::from_millis(self.at.load(Ordering::Relaxed))
     }
 }
 

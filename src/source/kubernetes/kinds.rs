@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -18,9 +19,25 @@ pub(super) struct Failure {
     pub verb: Verb,
     /// Whether the API server does not permit it.
     pub forbidden: bool,
+    /// Whether there was no answer: the API server is away, or starting.
+    pub unreachable: bool,
     /// The API server's message, or the error with its causes.
     pub reason: String,
 }
+
+/// What ends the time in which changes of a kind may be missing.
+#[derive(Clone, Copy, Debug)]
+enum Behind {
+    /// A complete list.
+    Lists,
+    /// An answer to the resumed watch, after this one.
+    Watch { answer: Duration },
+    /// Nothing: the watch was answered at this time, and what was missed arrives with it.
+    Resumed(Instant),
+}
+
+/// How long what was missed takes to arrive with a resumed watch.
+const ARRIVES: Duration = Duration::from_millis(100);
 
 /// The state of one kind.
 pub(super) struct KindState {
@@ -36,6 +53,8 @@ pub(super) struct KindState {
     /// What the known objects have in common.
     shared: Shared,
     state: SyncState,
+    /// Whether changes that were written before those of other kinds may be missing.
+    behind: Option<Behind>,
     /// When the API last answered its list or watch.
     pub answered: LastAnswer,
     /// The last reported problem.
@@ -52,6 +71,7 @@ impl KindState {
             listing: None,
             shared: Shared::default(),
             state: SyncState::Waiting,
+            behind: None,
             answered: LastAnswer::none_yet(),
             source_problems: None,
         }
@@ -77,6 +97,18 @@ impl KindState {
         self.listing.is_some()
     }
 
+    /// Whether changes may be missing that the API had before `now`, because the watch was lost.
+    pub(crate) fn is_behind(&mut self, now: Instant) -> bool {
+        self.behind = match self.behind {
+            Some(Behind::Watch { answer }) if self.answered.at() > answer => {
+                Some(Behind::Resumed(now))
+            }
+            Some(Behind::Resumed(at)) if now.duration_since(at) >= ARRIVES => None,
+            behind => behind,
+        };
+        self.behind.is_some()
+    }
+
     pub(crate) fn handle(&mut self, event: Event, out: &mut Vec<SourceEvent>) {
         match event {
             Event::Init => self.listing = Some(BTreeSet::new()),
@@ -86,6 +118,7 @@ impl KindState {
                 out.extend(self.known.difference(&listed).cloned().map(SourceEvent::Delete));
                 self.known = listed;
                 self.complete = true;
+                self.behind = None;
                 // A list says nothing about a watch that is not permitted.
                 if !matches!(self.state, SyncState::Forbidden(Verb::Watch, _)) {
                     self.works(out);
@@ -97,8 +130,16 @@ impl KindState {
                     self.delete(key, out);
                 }
             }
+            Event::Interrupted { lists: false } if self.complete => {
+                self.behind.get_or_insert(Behind::Watch { answer: self.answered.at() });
+            }
+            Event::Interrupted { .. } if self.complete => self.behind = Some(Behind::Lists),
+            Event::Interrupted { .. } => {}
             Event::Failed(failure) => {
                 self.listing = None;
+                if self.complete && failure.unreachable {
+                    self.behind = Some(Behind::Lists);
+                }
                 self.failed(failure, out);
             }
             Event::Absent => self.absent(out),
@@ -141,6 +182,10 @@ impl KindState {
 
     fn absent(&mut self, out: &mut Vec<SourceEvent>) {
         self.complete = true;
+        // An API server that has just started serves its own kinds first.
+        if self.known.is_empty() {
+            self.behind = None;
+        }
         self.state = SyncState::Absent;
         let now = if self.known.is_empty() {
             "it counts as empty"
@@ -225,7 +270,8 @@ mod tests {
     }
 
     fn failed(verb: Verb, forbidden: bool) -> Event {
-        Event::Failed(Failure { verb, forbidden, reason: "so it is".to_owned() })
+        let reason = "so it is".to_owned();
+        Event::Failed(Failure { verb, forbidden, unreachable: false, reason })
     }
 
     #[test]
@@ -240,6 +286,42 @@ mod tests {
             vec![failed(Verb::Watch, false), Event::Init, Event::Apply(pod("b")), Event::InitDone];
         assert_eq!(after(&mut state, again), ["trouble 1", "+b", "-a", "trouble 0"]);
         assert_eq!(after(&mut state, vec![Event::Delete(pod("b"))]), ["-b"]);
+    }
+
+    #[test]
+    fn a_kind_is_behind_from_when_its_watch_is_lost_until_what_was_missed_has_arrived() {
+        let now = Instant::now();
+        let mut state = KindState::new(Kind::Pod, None);
+        let list = || vec![Event::Init, Event::Apply(pod("a")), Event::InitDone];
+        let unreachable = || {
+            let reason = "refused".to_owned();
+            Event::Failed(Failure { verb: Verb::List, forbidden: false, unreachable: true, reason })
+        };
+        // Before the first list nothing takes effect anyway.
+        after(&mut state, vec![unreachable()]);
+        assert!(!state.is_behind(now));
+        after(&mut state, list());
+        assert!(!state.is_behind(now));
+        // What is not permitted may last.
+        after(&mut state, vec![failed(Verb::Watch, true)]);
+        assert!(!state.is_behind(now));
+        after(
+            &mut state,
+            vec![unreachable(), Event::Absent, failed(Verb::List, true), Event::Init],
+        );
+        assert!(state.is_behind(now));
+        after(&mut state, vec![Event::Apply(pod("a")), Event::InitDone]);
+        assert!(!state.is_behind(now));
+        after(&mut state, vec![Event::Interrupted { lists: true }, Event::Apply(pod("a"))]);
+        assert!(state.is_behind(now));
+        after(&mut state, list());
+        // The watch goes on with what was missed.
+        after(&mut state, vec![Event::Interrupted { lists: false }]);
+        assert!(state.is_behind(now) && state.is_behind(now + ARRIVES));
+        std::thread::sleep(Duration::from_millis(2));
+        state.answered.arrived();
+        assert!(state.is_behind(now) && state.is_behind(now + ARRIVES / 2));
+        assert!(!state.is_behind(now + ARRIVES));
     }
 
     #[test]

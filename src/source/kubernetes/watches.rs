@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -93,6 +94,11 @@ impl Watches {
     /// What there is to tell about every kind.
     pub(crate) fn sync(&self) -> Vec<KindSync> {
         self.kinds.iter().map(KindState::sync).collect()
+    }
+
+    /// Whether changes of a kind may be missing that were written before those of other kinds.
+    pub(crate) fn are_behind(&mut self, now: Instant) -> bool {
+        self.kinds.iter_mut().fold(false, |behind, state| state.is_behind(now) || behind)
     }
 
     /// The kinds that may be watched now, with where to record that the API answered: with discovery selectors,

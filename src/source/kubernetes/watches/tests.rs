@@ -254,7 +254,12 @@ impl World {
             }
             Step::Relist(stream) if self.streams[stream].started => self.relist(stream),
             Step::FailList(stream) if !self.streams[stream].list.is_empty() => {
-                let failure = Failure { verb: Verb::List, forbidden: false, reason: "no".into() };
+                let failure = Failure {
+                    verb: Verb::List,
+                    forbidden: false,
+                    unreachable: false,
+                    reason: "no".into(),
+                };
                 let kind = self.streams[stream].kind;
                 let mut out = Vec::new();
                 self.watches.handle(kind, Event::Failed(failure), &mut out);
