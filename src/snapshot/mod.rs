@@ -27,7 +27,7 @@ pub(crate) use cache::{CacheStats, SnapshotCache, SnapshotSubscription};
 pub(crate) use cluster_refs::ClusterRefs;
 pub(crate) use fallback::empty_endpoints;
 pub(crate) use provenance::{Provenance, provenance};
-pub(crate) use resource::{Pieces, Resource, Resources};
+pub(crate) use resource::{Cursor, Pieces, Resource, Resources};
 pub(crate) use route_table::{EncodedVirtualHost, RouteTable};
 pub(crate) use runtime_weights::RuntimeWeights;
 pub(crate) use validator::OmittedResource;

@@ -1,11 +1,15 @@
 //! Encoded resources, and maps of them with structural sharing.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
+use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
+use imbl::ordmap::RangedIter;
+use imbl::shared_ptr::DefaultSharedPtr;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::provenance::{Provenance, provenance};
@@ -194,6 +198,15 @@ impl Resources {
         self.0.contains_key(name)
     }
 
+    /// Looks up names that come in about the order of names.
+    pub(crate) fn cursor(&self) -> Cursor<'_> {
+        Cursor {
+            resources: self,
+            next: Some(self.0.range::<_, Arc<str>>(..).peekable()),
+            misses: Cursor::MISSES,
+        }
+    }
+
     /// The names in order.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.0.keys()
@@ -243,6 +256,52 @@ impl Resources {
     }
 }
 
+/// Looks up many names. One that comes soon after the last one in the order of names costs a few steps instead of a search,
+/// and any other is searched for.
+#[derive(Debug)]
+pub(crate) struct Cursor<'a> {
+    resources: &'a Resources,
+    /// The resources from about the last name on; `None` once too many names were not where they were looked for.
+    next: Option<Peekable<RangedIter<'a, Arc<str>, Arc<Resource>, DefaultSharedPtr>>>,
+    /// How many more names may be elsewhere.
+    misses: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// How many resources are passed over in search of a name.
+    const STEPS: usize = 4;
+
+    const MISSES: usize = 16;
+
+    /// The resource of a name, as [`Resources::get`] returns it.
+    pub(crate) fn get(&mut self, name: &str) -> Option<&'a Arc<Resource>> {
+        let Some(next) = &mut self.next else {
+            return self.resources.get(name);
+        };
+        for _ in 0..Self::STEPS {
+            let Some((key, resource)) = next.peek() else { break };
+            match (***key).cmp(name) {
+                Ordering::Less => _ = next.next(),
+                Ordering::Equal => return Some(resource),
+                Ordering::Greater => break,
+            }
+        }
+        self.search(name)
+    }
+
+    /// Searches for a name, and looks for the next ones from there on.
+    fn search(&mut self, name: &str) -> Option<&'a Arc<Resource>> {
+        let found = self.resources.0.get_key_value(name);
+        self.misses = self.misses.saturating_sub(1);
+        self.next = match found {
+            _ if self.misses == 0 => None,
+            Some((key, _)) => Some(self.resources.0.range::<_, Arc<str>>(key.clone()..).peekable()),
+            None => self.next.take(),
+        };
+        found.map(|(_, resource)| resource)
+    }
+}
+
 impl FromIterator<Arc<Resource>> for Resources {
     fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(all: I) -> Self {
         Self(all.into_iter().map(|resource| (resource.name.clone(), resource)).collect())
@@ -254,5 +313,32 @@ impl RouteTable {
     fn after(&self, after: Option<&Arc<str>>, count: usize) -> Vec<Arc<EncodedVirtualHost>> {
         let start = after.map_or(Bound::Unbounded, |name| Bound::Excluded(name.clone()));
         self.range(start).take(count).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_finds_what_a_search_finds(
+            present in proptest::collection::btree_set(0..200_u32, 0..200),
+            mut asked in proptest::collection::vec(0..200_u32, 0..200),
+            sorted: bool,
+        ) {
+            let name = |n: &u32| format!("name-{n:03}");
+            let new = |n| Resource::new(name(n), Bytes::new(), Provenance::default());
+            let resources: Resources = present.iter().map(new).collect();
+            if sorted {
+                asked.sort_unstable();
+            }
+            let mut cursor = resources.cursor();
+            for n in &asked {
+                prop_assert_eq!(cursor.get(&name(n)), resources.get(&name(n)));
+            }
+        }
     }
 }

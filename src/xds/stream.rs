@@ -452,15 +452,16 @@ impl Stream {
         }
         let Some(view) = self.view(kind) else { return };
         if kind != ResourceType::Endpoints {
-            return self.state(kind).compare(kind, &view, Some(&plain));
+            return self.state(kind).compare(kind, &view, Some(&mut plain));
         }
         let variant = self.variant;
         let [clusters, endpoints, ..] = &mut self.types;
         // It is unknown which clusters wait for endpoints at a client that does not ask for clusters, and over SotW at one
         // that got any since it resumed.
         let known = clusters.subscribed && (variant == Variant::Delta || clusters.resumed);
-        let version_of = |resource: &Resource| version_for(clusters, resource);
-        let version_of: &dyn Fn(&Resource) -> u64 = &version_of;
+        let mut clusters = clusters.reader();
+        let mut version_of = |resource: &Resource| version_for(&mut clusters, resource);
+        let version_of: &mut dyn FnMut(&Resource) -> u64 = &mut version_of;
         endpoints.compare(kind, &view, known.then_some(version_of));
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::change::Change;
-use crate::snapshot::{Resource, Resources};
+use crate::snapshot::{Cursor, Resource, Resources};
 
 /// What a client has under a name that differs from the shared map.
 #[derive(Clone, Debug)]
@@ -29,12 +29,39 @@ pub(super) struct Acked {
 impl Acked {
     /// The version under a name: `None` if the client has none, `Some(None)` if it is unknown.
     pub(crate) fn get(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
+        self.look_up(name, |shared| shared.get(name))
+    }
+
+    /// Like [`Acked::get`], with a cursor of [`Acked::cursor`].
+    pub(crate) fn get_at<'a>(
+        &'a self,
+        cursor: &mut Option<Cursor<'a>>,
+        name: &str,
+    ) -> Option<Option<&'a Arc<Resource>>> {
+        self.look_up(name, |_| cursor.as_mut()?.get(name))
+    }
+
+    /// Looks names of the shared map up.
+    pub(crate) fn cursor(&self) -> Option<Cursor<'_>> {
+        self.shared.as_ref().map(Resources::cursor)
+    }
+
+    fn look_up<'a>(
+        &'a self,
+        name: &str,
+        shared: impl FnOnce(&'a Resources) -> Option<&'a Arc<Resource>>,
+    ) -> Option<Option<&'a Arc<Resource>>> {
         match self.other.get(name) {
             Some(AckedState::Known(resource)) => Some(Some(resource)),
             Some(AckedState::Unknown) => Some(None),
             Some(AckedState::Absent) => None,
-            None => self.shared.as_ref()?.get(name).map(Some),
+            None => shared(self.shared.as_ref()?).map(Some),
         }
+    }
+
+    /// Whether the client is known to have nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shared.is_none() && self.other.is_empty()
     }
 
     /// Whether only the names of [`Acked::differing`] can differ from the target.
@@ -100,7 +127,12 @@ impl Acked {
     }
 
     fn put(&mut self, name: &Arc<str>, state: AckedState) {
-        let shared = self.shared.as_ref().and_then(|shared| shared.get(name));
+        let shared = self.shared.as_ref().and_then(|shared| shared.get(name)).cloned();
+        self.put_over(shared.as_ref(), name, state);
+    }
+
+    /// Like [`Acked::put`]; `shared` is what the shared map has under the name.
+    fn put_over(&mut self, shared: Option<&Arc<Resource>>, name: &Arc<str>, state: AckedState) {
         let same = match (&state, shared) {
             (AckedState::Known(own), Some(shared)) => own.version == shared.version,
             (AckedState::Absent, None) => true,
@@ -155,12 +187,15 @@ impl Acked {
             }
         };
         match names {
-            Some(names) => names.for_each(|name| self.put(name, state(name))),
+            Some(names) => {
+                let mut shared = to.cursor();
+                names.for_each(|name| self.put_over(shared.get(name), name, state(name)));
+            }
             None => {
                 for (name, shared) in to.iter() {
                     let own = state(name);
                     if !matches!(&own, AckedState::Known(own) if own.version == shared.version) {
-                        self.put(name, own);
+                        self.put_over(Some(shared), name, own);
                     }
                 }
                 let outside = |name: &&Arc<str>| !to.contains_key(name);

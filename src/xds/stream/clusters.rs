@@ -276,6 +276,12 @@ impl Stream {
     /// a cluster often comes with its first endpoint, and must not arrive before it.
     pub(super) fn awaits_first_endpoint(&self, cluster: &str) -> bool {
         let subscription = self.get(ResourceType::Endpoints);
+        let target = self.target.as_ref().map(|target| target.get(ResourceType::Endpoints));
+        if self.clusters.draining().is_empty()
+            && target.is_some_and(|target| subscription.has_exactly(target))
+        {
+            return false;
+        }
         let Some(next) = self.endpoints(cluster) else {
             return false;
         };

@@ -54,9 +54,9 @@ pub(super) trait Delivery {
         None
     }
 
-    /// The version to report of a resource.
-    fn version_of(&self, resource: &Resource) -> u64 {
-        resource.version
+    /// The versions to report of resources.
+    fn versions_of(&self, resources: &[&Arc<Resource>]) -> Vec<u64> {
+        resources.iter().map(|resource| resource.version).collect()
     }
 
     /// Whether names of resources that do not exist are answered over SotW. The delta variant always answers them.

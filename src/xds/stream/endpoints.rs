@@ -10,7 +10,7 @@ use super::delivery::Delivery;
 use super::gate;
 use super::request::Variant;
 use super::session::{Earlier, References};
-use super::subscription::Subscription;
+use super::subscription::{Reader, Subscription};
 use super::switch::Switch;
 use crate::snapshot::{Resource, ResourceType, Snapshot};
 
@@ -129,8 +129,9 @@ impl Delivery for EndpointDelivery<'_> {
         (self.gated && endpoints.has_endpoints()).then_some(endpoints)
     }
 
-    fn version_of(&self, endpoints: &Resource) -> u64 {
-        version_for(self.clusters, endpoints)
+    fn versions_of(&self, endpoints: &[&Arc<Resource>]) -> Vec<u64> {
+        let mut clusters = self.clusters.reader();
+        endpoints.iter().map(|endpoints| version_for(&mut clusters, endpoints)).collect()
     }
 
     fn answers_missing(&self) -> bool {
@@ -141,7 +142,7 @@ impl Delivery for EndpointDelivery<'_> {
 /// The version to report for endpoints: a combination of their own and that of the cluster they were sent for. A client
 /// whose stream ends after it accepted a changed cluster and before it got the endpoints again would otherwise resume
 /// with the current version, get nothing, and warm forever.
-pub(super) fn version_for(clusters: &Subscription, endpoints: &Resource) -> u64 {
+pub(super) fn version_for(clusters: &mut Reader<'_>, endpoints: &Resource) -> u64 {
     let cluster = clusters.last_sent(&endpoints.name).map_or(0, |cluster| cluster.version);
     endpoints.version ^ cluster.rotate_left(32)
 }

@@ -9,6 +9,9 @@ use crate::snapshot::ResourceType;
 impl Stream {
     /// The client ACKed clusters: new ones warm until their endpoints arrive.
     pub(super) fn clusters_acked(&mut self, changes: Vec<Change>) {
+        let target = self.target.clone();
+        let mut endpoints =
+            target.as_ref().map(|target| target.get(ResourceType::Endpoints).cursor());
         for change in changes {
             let name = &change.name;
             let Some(resource) = &change.resource else {
@@ -16,7 +19,11 @@ impl Stream {
                 continue;
             };
             let replaced = self.clusters.replaced(name, resource.version);
-            if ((change.new && !change.warms) || replaced) && self.needs_endpoints(name) {
+            let mut needs_endpoints = || {
+                let defined = endpoints.as_mut().and_then(|endpoints| endpoints.get(name));
+                defined.is_some() || self.needs_endpoints(name)
+            };
+            if ((change.new && !change.warms) || replaced) && needs_endpoints() {
                 self.clusters.warm(name.clone());
             }
             if replaced || (change.new && !change.taken) {
@@ -37,17 +44,23 @@ impl Stream {
 
     /// The client ACKed endpoints: the clusters that waited for them take requests.
     pub(super) fn endpoints_acked(&mut self, changes: Vec<Change>) {
+        let [clusters, endpoints, ..] = &self.types;
+        let (mut asked, mut acked) = (endpoints.reader(), clusters.reader());
+        let mut in_flight = Vec::new();
         for change in changes.iter().filter(|change| change.warms && change.resource.is_some()) {
             // The client dropped the cluster before these endpoints arrived: they do not belong to a later one of that
             // name.
-            if !self.get(ResourceType::Endpoints).wants(&change.name) {
+            if !asked.wants(&change.name) {
                 continue;
             }
-            if self.get(ResourceType::Cluster).has(&change.name) {
+            if acked.has(&change.name) {
                 self.clusters.warmed(&change.name);
-            } else if let Some(cluster) =
-                self.state(ResourceType::Cluster).in_flight_mut(&change.name)
-            {
+            } else {
+                in_flight.push(&change.name);
+            }
+        }
+        for name in in_flight {
+            if let Some(cluster) = self.state(ResourceType::Cluster).in_flight_mut(name) {
                 cluster.warms = true;
             }
         }
@@ -68,13 +81,13 @@ impl Stream {
     /// Endpoints were just sent: marks those whose cluster the client has, because they end its warming.
     pub(super) fn mark_warming(&mut self) {
         let [clusters, endpoints, ..] = &mut self.types;
+        let mut acked = clusters.reader();
         for change in endpoints.pending.iter_mut().flat_map(|pending| &mut pending.changes) {
             let in_flight = clusters.in_flight(&change.name);
             let (taken, removed) = in_flight
                 .map_or((false, false), |cluster| (cluster.taken, cluster.resource.is_none()));
             // A client that does not ask for clusters has the clusters for which it asks for endpoints.
-            change.warms =
-                (clusters.has(&change.name) && !removed) || taken || !clusters.subscribed;
+            change.warms = (acked.has(&change.name) && !removed) || taken || !clusters.subscribed;
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::snapshot::Resources;
+use crate::snapshot::{Cursor, Resources};
 
 /// A set of names. Most clients ask for nearly all names that resources have, so these are described by their difference
 /// from the names of a shared map.
@@ -46,6 +46,53 @@ impl Names {
     /// Whether one of the resources whose names were learned last has this name.
     fn is_learned(&self, name: &str) -> bool {
         self.learned.as_ref().is_some_and(|learned| learned.contains_key(name))
+    }
+
+    /// Like [`Names::contains`], with a cursor of [`Names::cursor`].
+    pub(crate) fn contains_at(&self, cursor: &mut Option<Cursor<'_>>, name: &str) -> bool {
+        match cursor {
+            Some(learned) if self.known.is_empty() && self.unknown.is_empty() => {
+                learned.get(name).is_some() && !self.without.contains(name)
+            }
+            _ => self.contains(name),
+        }
+    }
+
+    /// Looks up names among those that were learned last, if the set is described by them.
+    pub(crate) fn cursor(&self) -> Option<Cursor<'_>> {
+        self.learned.as_ref().filter(|_| self.has_learned).map(Resources::cursor)
+    }
+
+    /// Whether the set has exactly the names of `resources`, a cheap check; `false` if unknown.
+    pub(crate) fn are_those_of(&self, resources: &Resources) -> bool {
+        self.has_learned
+            && self.without.is_empty()
+            && self.known.is_empty()
+            && self.unknown.is_empty()
+            && self.learned.as_ref().is_some_and(|learned| learned.ptr_eq(resources))
+    }
+
+    /// Adds names, each with whether a resource has it. Returns those that are new.
+    pub(crate) fn extend(&mut self, mut names: Vec<(Arc<str>, bool)>) -> Vec<Arc<str>> {
+        if self.len > 0 || self.learned.is_some() {
+            names.retain(|(name, known)| self.insert(name, *known));
+            return names.into_iter().map(|(name, _)| name).collect();
+        }
+        // A set that is made at once from sorted names needs hardly any comparison.
+        names.sort_unstable();
+        names.dedup_by(|next, name| next.0 == name.0);
+        for (name, known) in &names {
+            let hash = hash(name);
+            if !known {
+                self.unknown.insert(hash);
+            }
+            self.bytes += name.len();
+            self.sum = self.sum.wrapping_add(hash);
+        }
+        self.len = names.len();
+        self.known =
+            names.iter().filter(|(_, known)| *known).map(|(name, _)| name.clone()).collect();
+        names.into_iter().map(|(name, _)| name).collect()
     }
 
     /// Adds a name. `known` says whether a resource has it. Returns whether the name is new.
@@ -120,8 +167,18 @@ impl Names {
             && self.known.len() > Self::FEW
             && self.known.len() * 2 > resources.len()
         {
-            let Self { without, known, .. } = self;
-            without.extend(resources.keys().filter(|name| !known.remove(*name)).cloned());
+            // Both are sorted, so each is walked once.
+            let mut known = std::mem::take(&mut self.known).into_iter().peekable();
+            let (mut others, mut without) = (Vec::new(), Vec::new());
+            for name in resources.keys() {
+                others.extend(std::iter::from_fn(|| known.next_if(|known| known < name)));
+                if known.next_if_eq(name).is_none() {
+                    without.push(name.clone());
+                }
+            }
+            others.extend(known);
+            self.known = others.into_iter().collect();
+            self.without.extend(without);
             self.has_learned = true;
         }
         self.learned = Some(resources.clone());
@@ -209,6 +266,23 @@ mod tests {
         assert!(are(&["bb", "a"]) && !are(&["a", "a"]) && !are(&["a"]) && !are(&["a", "c"]));
         assert!(names.remove("a") && names.remove("bb") && !names.remove("c"));
         assert_eq!((names.len(), names.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn names_added_at_once_are_those_added_one_by_one() {
+        let asked = [("d", true), ("b", false), ("a", true), ("b", false), ("c", true)];
+        let asked = || asked.map(|(text, known)| (name(text), known));
+        let (mut all, mut each) = (Names::default(), Names::default());
+        let new = all.extend(asked().to_vec());
+        assert_eq!(new, ["a", "b", "c", "d"].map(name));
+        asked().iter().for_each(|(name, known)| _ = each.insert(name, *known));
+        let state = |names: &Names| {
+            (names.known.clone(), names.unknown.clone(), names.len, names.bytes, names.sum)
+        };
+        assert_eq!(state(&all), state(&each));
+        let more = vec![(name("e"), true), (name("a"), true)];
+        assert_eq!(all.extend(more), [name("e")]);
+        assert_eq!(known(&all), ["a", "c", "d", "e"]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::names::{Names, name_bytes};
 use super::rejection::{Rejection, cut, is_named};
 use super::request::{Request, RequestError, Variant};
 use super::trials::Trials;
-use crate::snapshot::{Resource, ResourceType, Resources, empty_endpoints};
+use crate::snapshot::{Cursor, Resource, ResourceType, Resources, empty_endpoints};
 use crate::xds::wire::{Frame, Item};
 
 #[derive(Debug)]
@@ -112,7 +112,12 @@ impl Subscription {
     /// What the client has under a name: `None` if it has nothing, `Some(None)` if it has an unknown version from an
     /// earlier stream.
     fn had(&self, name: &str) -> Option<Option<&Arc<Resource>>> {
-        if self.wants(name) { self.acked.get(name) } else { None }
+        if !self.acked.is_empty() && self.wants(name) { self.acked.get(name) } else { None }
+    }
+
+    /// Looks up many names that come in about their order.
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader { names: self.names.cursor(), acked: self.acked.cursor(), subscription: self }
     }
 
     /// The version that the client ACKed, if it is known.
@@ -406,8 +411,11 @@ impl Subscription {
         if let Some(pending) = &mut self.pending {
             pending.version = None;
         }
-        let asked =
-            || request.names.iter().filter(|name| *name != "*").map(|name| shared(known, name));
+        let asked = || {
+            let mut known = known.map(Resources::cursor);
+            let names = request.names.iter().filter(|name| *name != "*");
+            names.map(move |name| shared(known.as_mut(), name))
+        };
         let mut names = Names::default();
         for (name, known) in asked() {
             names.insert(&name, known);
@@ -453,32 +461,42 @@ impl Subscription {
         known: Option<&Resources>,
         taken: &mut Taken,
     ) -> Result<(), RequestError> {
-        let Request { names, unsubscribe, initial_versions, .. } = request;
+        let Request { mut names, unsubscribe, initial_versions, .. } = request;
         if first {
             self.resume(kind, &names, initial_versions, room)?;
         }
-        for name in names {
-            self.explicit = true;
-            if name == "*" {
-                self.owed |= !self.wildcard && !first;
-                if !std::mem::replace(&mut self.wildcard, true) {
-                    self.acked.unshare(|name| self.names.contains(name));
-                }
-                continue;
+        self.explicit |= !names.is_empty();
+        let asked = names.len();
+        names.retain(|name| name != "*");
+        if names.len() < asked {
+            self.owed |= !self.wildcard && !first;
+            if !std::mem::replace(&mut self.wildcard, true) {
+                self.acked.unshare(|name| self.names.contains(name));
             }
-            let (name, known) = shared(known, &name);
-            // The client subscribes by name to what it resumed with.
-            if self.names.insert(&name, known || self.claimed.contains_key(&name)) {
-                if !self.wildcard {
-                    self.acked.remove(&name);
-                }
-                self.check(self.names.len(), self.names.bytes(), room)?;
-                taken.news.push(name.clone());
-            }
+        }
+        let mut cursor = known.map(Resources::cursor);
+        // The client subscribes by name to what it resumed with.
+        let mut due = Vec::with_capacity(names.len());
+        let mut asked = Vec::with_capacity(names.len());
+        for name in &names {
+            let (name, known) = shared(cursor.as_mut(), name);
+            let claimed = self.claimed.contains_key(&name);
             // Section "Subscribing to Resources": even a resource that the client should have must be sent.
-            if !(first && self.claimed.contains_key(&name)) {
-                self.again.insert(name);
+            if !(first && claimed) {
+                due.push(name.clone());
             }
+            asked.push((name, known || claimed));
+        }
+        taken.news = self.names.extend(asked);
+        self.check(self.names.len(), self.names.bytes(), room)?;
+        if !self.wildcard {
+            taken.news.iter().for_each(|name| self.acked.remove(name));
+        }
+        if self.again.is_empty() {
+            // Made at once, like the names.
+            self.again = due.into_iter().collect();
+        } else {
+            self.again.extend(due);
         }
         unsubscribe.iter().for_each(|name| self.unsubscribe(name));
         Ok(())
@@ -530,7 +548,7 @@ impl Subscription {
         &mut self,
         kind: ResourceType,
         view: &View,
-        version_of: Option<&dyn Fn(&Resource) -> u64>,
+        mut version_of: Option<&mut dyn FnMut(&Resource) -> u64>,
     ) {
         if let Some(version) = self.claimed_version.take()
             && version_of.is_some()
@@ -543,9 +561,9 @@ impl Subscription {
         self.learn(&view.base, Some(view));
         for (name, version) in std::mem::take(&mut self.claimed) {
             if self.wants(&name) && !self.has(&name) {
-                let same = view
-                    .get(&name)
-                    .filter(|resource| version_of.is_some_and(|of| of(resource) == version));
+                let same = view.get(&name).filter(|resource| {
+                    version_of.as_mut().is_some_and(|of| of(resource) == version)
+                });
                 self.acked.set(&name, same.cloned());
             }
         }
@@ -739,6 +757,41 @@ impl Subscription {
     }
 }
 
+/// Looks up what a client asks for and has.
+pub(super) struct Reader<'a> {
+    subscription: &'a Subscription,
+    names: Option<Cursor<'a>>,
+    acked: Option<Cursor<'a>>,
+}
+
+impl<'a> Reader<'a> {
+    /// As [`Subscription::wants`].
+    pub(crate) fn wants(&mut self, name: &str) -> bool {
+        let Subscription { subscribed, wildcard, names, .. } = self.subscription;
+        *subscribed && (*wildcard || names.contains_at(&mut self.names, name))
+    }
+
+    /// As [`Subscription::has`].
+    pub(crate) fn has(&mut self, name: &str) -> bool {
+        self.had(name).is_some()
+    }
+
+    /// As [`Subscription::last_sent`].
+    pub(crate) fn last_sent(&mut self, name: &str) -> Option<&'a Arc<Resource>> {
+        let in_flight = self.subscription.in_flight(name);
+        in_flight.and_then(|change| change.resource.as_ref()).or_else(|| self.had(name)?)
+    }
+
+    fn had(&mut self, name: &str) -> Option<Option<&'a Arc<Resource>>> {
+        let acked = &self.subscription.acked;
+        if !acked.is_empty() && self.wants(name) {
+            acked.get_at(&mut self.acked, name)
+        } else {
+            None
+        }
+    }
+}
+
 /// Whether a resource is sent in the next response.
 enum Due {
     /// In this version.
@@ -750,7 +803,7 @@ enum Due {
 }
 
 /// The name as the resources have it, so that clients that ask for it share its text, and whether a resource has it.
-fn shared(known: Option<&Resources>, name: &str) -> (Arc<str>, bool) {
+fn shared(known: Option<&mut Cursor<'_>>, name: &str) -> (Arc<str>, bool) {
     let known = known.and_then(|known| known.get(name));
     known.map_or_else(|| (name.into(), false), |known| (known.name.clone(), true))
 }

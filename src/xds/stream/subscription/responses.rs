@@ -60,7 +60,7 @@ impl Subscription {
         &'a self,
         view: &'a View,
     ) -> Box<dyn Iterator<Item = &'a Arc<Resource>> + 'a> {
-        if self.wildcard {
+        if self.wildcard || (view.kept.is_empty() && self.names.are_those_of(&view.base)) {
             Box::new(view.all())
         } else {
             Box::new(self.names.known().filter_map(|name| view.get(name)))
@@ -97,10 +97,11 @@ pub(super) fn delta(
     never: Vec<Arc<str>>,
     delivery: &dyn Delivery,
 ) -> Frame {
-    let sent = changes.iter().filter_map(|change| change.resource.as_ref());
-    let resources: Vec<_> = sent
-        .map(|resource| Item::Resource(resource.clone(), delivery.version_of(resource)))
-        .collect();
+    let sent: Vec<_> = changes.iter().filter_map(|change| change.resource.as_ref()).collect();
+    let versions = delivery.versions_of(&sent);
+    let resources = sent.into_iter().cloned().zip(versions);
+    let resources: Vec<_> =
+        resources.map(|(resource, version)| Item::Resource(resource, version)).collect();
     let gone = changes.iter().filter(|change| change.resource.is_none());
     let removed: Vec<_> = gone.map(|change| change.name.clone()).chain(never).collect();
     Frame::delta(kind, nonce, resources, &removed)
