@@ -270,7 +270,11 @@ impl Parts {
                 let objects = objects();
                 let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
                 let encode = |assignment: ClusterLoadAssignment| {
-                    let name: Arc<str> = assignment.cluster_name.as_str().into();
+                    // Clusters and their endpoints share names, which takes less memory and time to compare.
+                    let name = &assignment.cluster_name;
+                    let cluster = clusters.resources.iter().find(|cluster| *cluster.name == **name);
+                    let name = cluster
+                        .map_or_else(|| name.as_str().into(), |cluster| cluster.name.clone());
                     Resource::new(
                         name,
                         validator.checked_assignment(assignment, objects.first()),

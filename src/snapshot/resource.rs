@@ -203,6 +203,7 @@ impl Resources {
         Cursor {
             resources: self,
             next: Some(self.0.range::<_, Arc<str>>(..).peekable()),
+            found: false,
             misses: Cursor::MISSES,
         }
     }
@@ -262,10 +263,14 @@ impl Resources {
 pub(crate) struct Cursor<'a> {
     resources: &'a Resources,
     /// The resources from about the last name on; `None` once too many names were not where they were looked for.
-    next: Option<Peekable<RangedIter<'a, Arc<str>, Arc<Resource>, DefaultSharedPtr>>>,
+    next: Option<Peekable<Rest<'a>>>,
+    /// Whether the first of them was the last one found.
+    found: bool,
     /// How many more names may be elsewhere.
     misses: usize,
 }
+
+type Rest<'a> = RangedIter<'a, Arc<str>, Arc<Resource>, DefaultSharedPtr>;
 
 impl<'a> Cursor<'a> {
     /// How many resources are passed over in search of a name.
@@ -278,11 +283,19 @@ impl<'a> Cursor<'a> {
         let Some(next) = &mut self.next else {
             return self.resources.get(name);
         };
+        if std::mem::take(&mut self.found) {
+            next.next_if(|(key, _)| !is_same(key, name));
+        }
         for _ in 0..Self::STEPS {
             let Some((key, resource)) = next.peek() else { break };
-            match (***key).cmp(name) {
+            // Most names are shared with the resources. Then their text, which is rarely in a cache, need not be read.
+            let order = if is_same(key, name) { Ordering::Equal } else { (***key).cmp(name) };
+            match order {
                 Ordering::Less => _ = next.next(),
-                Ordering::Equal => return Some(resource),
+                Ordering::Equal => {
+                    self.found = true;
+                    return Some(resource);
+                }
                 Ordering::Greater => break,
             }
         }
@@ -298,8 +311,14 @@ impl<'a> Cursor<'a> {
             Some((key, _)) => Some(self.resources.0.range::<_, Arc<str>>(key.clone()..).peekable()),
             None => self.next.take(),
         };
+        self.found = found.is_some();
         found.map(|(_, resource)| resource)
     }
+}
+
+/// Whether two names are the same text at the same place.
+fn is_same(a: &str, b: &str) -> bool {
+    std::ptr::eq(a, b)
 }
 
 impl FromIterator<Arc<Resource>> for Resources {

@@ -98,7 +98,8 @@ impl Watches {
 
     /// Whether changes of a kind may be missing that were written before those of other kinds.
     pub(crate) fn are_behind(&mut self, now: Instant) -> bool {
-        self.kinds.iter_mut().fold(false, |behind, state| state.is_behind(now) || behind)
+        // Each one is asked, because that also notices what has arrived.
+        self.kinds.iter_mut().filter_map(|state| state.is_behind(now).then_some(())).count() > 0
     }
 
     /// The kinds that may be watched now, with where to record that the API answered: with discovery selectors,

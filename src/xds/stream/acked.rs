@@ -4,6 +4,7 @@
 //! they are also what is examined for the next response.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::sync::Arc;
 
 use super::change::Change;
@@ -16,6 +17,13 @@ enum AckedState {
     /// It has a version from an earlier stream, with unknown content.
     Unknown,
     Absent,
+}
+
+impl AckedState {
+    /// The state after the client ACKed a change.
+    fn after(change: &Change) -> Self {
+        change.resource.clone().map_or(Self::Absent, Self::Known)
+    }
 }
 
 /// What a client has of a type. Names without a subscription are not tracked; callers must skip them.
@@ -173,18 +181,25 @@ impl Acked {
         changes: &[Change],
         names: Option<impl Iterator<Item = &'a Arc<str>>>,
     ) {
-        let previous = std::mem::take(&mut self.other);
+        let mut before = std::mem::take(&mut self.other).into_iter().peekable();
         self.shared = Some(to.clone());
-        // All three are sorted by name, so each is walked once: this runs for every client's first response.
-        let mut rest = changes.iter().peekable();
-        let mut state = |name: &str| -> AckedState {
-            while rest.next_if(|change| *change.name < *name).is_some() {}
-            match rest.next_if(|change| *change.name == *name) {
-                Some(change) => {
-                    change.resource.clone().map_or(AckedState::Absent, AckedState::Known)
-                }
-                None => previous.get(name).cloned().unwrap_or(AckedState::Absent),
+        let mut changed =
+            changes.iter().map(|change| (&change.name, AckedState::after(change))).peekable();
+        // All are sorted by name, so each is walked once: this runs for every client's first response.
+        let mut elsewhere = Vec::new();
+        let mut state = |name: &Arc<str>| -> AckedState {
+            elsewhere.extend(iter::from_fn(|| before.next_if(|(other, _)| other < name)));
+            let had = before.next_if(|(other, _)| other == name).map(|(_, state)| state);
+            // Most names are shared, so that their text need not be read.
+            let same = changed.next_if(|(other, _)| Arc::ptr_eq(other, name));
+            if let Some((_, state)) = same {
+                return state;
             }
+            while let Some((other, state)) = changed.next_if(|(other, _)| *other < name) {
+                elsewhere.push((other.clone(), state));
+            }
+            let change = changed.next_if(|(other, _)| *other == name).map(|(_, state)| state);
+            change.or(had).unwrap_or(AckedState::Absent)
         };
         match names {
             Some(names) => {
@@ -192,21 +207,10 @@ impl Acked {
                 names.for_each(|name| self.put_over(shared.get(name), name, state(name)));
             }
             None => {
-                for (name, shared) in to.iter() {
-                    let own = state(name);
-                    if !matches!(&own, AckedState::Known(own) if own.version == shared.version) {
-                        self.put_over(Some(shared), name, own);
-                    }
-                }
-                let outside = |name: &&Arc<str>| !to.contains_key(name);
-                for (name, state) in previous.iter().filter(|(name, _)| outside(name)) {
-                    self.put(name, state.clone());
-                }
-                for change in changes.iter().filter(|change| outside(&&change.name)) {
-                    let state =
-                        change.resource.clone().map_or(AckedState::Absent, AckedState::Known);
-                    self.put(&change.name, state);
-                }
+                to.iter().for_each(|(name, own)| self.put_over(Some(own), name, state(name)));
+                elsewhere.extend(before);
+                elsewhere.extend(changed.map(|(name, state)| (name.clone(), state)));
+                elsewhere.into_iter().for_each(|(name, state)| self.put_over(None, &name, state));
             }
         }
     }

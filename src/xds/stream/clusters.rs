@@ -174,6 +174,12 @@ impl ClusterStates {
         self.unsettled.is_empty() && self.draining.is_empty()
     }
 
+    /// Whether all clusters are at rest, or wait for endpoints.
+    pub(crate) fn are_settled_or_warm(&self) -> bool {
+        let warms = |state: &Unsettled| *state == Unsettled::Warming;
+        self.draining.is_empty() && self.unsettled.values().all(warms)
+    }
+
     pub(crate) fn draining(&self) -> &BTreeMap<Arc<str>, Draining> {
         &self.draining
     }
@@ -224,14 +230,33 @@ impl Stream {
         if self.rejected_all_endpoints(cluster) {
             return ClusterState::WithoutEndpoints;
         }
-        let endpoints = self.get(ResourceType::Endpoints);
-        let asks = endpoints.subscribed
-            || clusters.alone
-            || (self.session.is_returning() && self.is_early());
-        if asks && self.clusters.is_warming(cluster) && self.needs_endpoints(cluster) {
+        if self.asks_for_endpoints()
+            && self.clusters.is_warming(cluster)
+            && self.needs_endpoints(cluster)
+        {
             return ClusterState::Warming;
         }
         if draining.is_some() { ClusterState::Draining } else { ClusterState::Ready }
+    }
+
+    /// Whether the client asks for endpoints, or is about to.
+    fn asks_for_endpoints(&self) -> bool {
+        self.asked_for(ResourceType::Endpoints)
+            || self.get(ResourceType::Cluster).alone
+            || (self.session.is_returning() && self.is_early())
+    }
+
+    /// Whether the client has every cluster of the target and asks for no endpoints, so that it waits for none: a cheap
+    /// check, `false` if that is unknown.
+    pub(super) fn waits_for_no_endpoints(&self) -> bool {
+        let [clusters, endpoints, ..] = &self.types;
+        let target = self.target.as_ref().map(|target| target.get(ResourceType::Cluster));
+        !self.session.is_returning()
+            && !self.asks_for_endpoints()
+            && clusters.wildcard
+            && target.is_some_and(|target| clusters.has_exactly(target))
+            && self.clusters.are_settled_or_warm()
+            && !endpoints.has_rejections()
     }
 
     /// Whether every cluster of the target takes requests at the client: a cheap check, `false` if that is unknown.
@@ -327,6 +352,7 @@ impl Stream {
 
     /// Whether the client waits for the endpoints of any cluster that will get some.
     pub(super) fn is_warming(&self) -> bool {
-        self.clusters.warming().any(|name| self.readiness(name) == ClusterReadiness::Making)
+        !self.waits_for_no_endpoints()
+            && self.clusters.warming().any(|name| self.readiness(name) == ClusterReadiness::Making)
     }
 }

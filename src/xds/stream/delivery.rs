@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::request::Variant;
-use crate::snapshot::{Resource, Resources};
+use crate::snapshot::{Cursor, Resource, Resources};
 
 /// What a client gets of a type: the resources of a snapshot, and those that it keeps for a while, in addition or
 /// instead of one with the same name. A kept one without a body comes from an earlier stream: the client has it, and
@@ -23,6 +23,18 @@ impl View {
         match self.kept.get(name) {
             Some(kept) => kept.as_ref(),
             None => self.base.get(name),
+        }
+    }
+
+    /// Like [`View::get`], with a cursor over the base.
+    pub(crate) fn get_at<'a>(
+        &'a self,
+        base: &mut Cursor<'a>,
+        name: &str,
+    ) -> Option<&'a Arc<Resource>> {
+        match self.kept.get(name) {
+            Some(kept) => kept.as_ref(),
+            None => base.get(name),
         }
     }
 

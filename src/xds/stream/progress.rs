@@ -150,11 +150,10 @@ impl Stream {
             ))
         });
         let endpoints = self.warming_since.and_then(|since| {
-            let asked = |name: &&Arc<str>| self.get(ResourceType::Endpoints).wants(name);
-            let name = self
-                .clusters
-                .warming()
-                .find(|name| !asked(name) && self.readiness(name) == ClusterReadiness::Making)?;
+            let mut endpoints = self.get(ResourceType::Endpoints).reader();
+            let name = self.clusters.warming().find(|name| {
+                !endpoints.wants(name) && self.readiness(name) == ClusterReadiness::Making
+            })?;
             Some((since, format!("no request for the endpoints of cluster {name}")))
         });
         let clusters =

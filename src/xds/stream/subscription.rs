@@ -4,10 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
 
+mod pending;
+mod reader;
 mod responses;
 
+pub(super) use self::pending::Pending;
+pub(super) use self::reader::Reader;
 use self::responses::{delta, sotw};
 use super::acked::Acked;
 use super::change::Change;
@@ -18,20 +21,6 @@ use super::request::{Request, RequestError, Variant};
 use super::trials::Trials;
 use crate::snapshot::{Cursor, Resource, ResourceType, Resources, empty_endpoints};
 use crate::xds::wire::{Frame, Item};
-
-#[derive(Debug)]
-pub(super) struct Pending {
-    pub nonce: String,
-    /// Sorted by name.
-    pub changes: Vec<Change>,
-    /// The resources when the response was made; it has those that the client lacked.
-    base: Resources,
-    /// The memory for the names of removed resources, in bytes.
-    gone_bytes: usize,
-    /// What [`Subscription::version`] will be after the ACK.
-    version: Option<u64>,
-    pub since: Instant,
-}
 
 /// What a request brought.
 #[derive(Debug, Default)]
@@ -117,7 +106,7 @@ impl Subscription {
 
     /// Looks up many names that come in about their order.
     pub(crate) fn reader(&self) -> Reader<'_> {
-        Reader { names: self.names.cursor(), acked: self.acked.cursor(), subscription: self }
+        Reader::new(self)
     }
 
     /// The version that the client ACKed, if it is known.
@@ -133,14 +122,14 @@ impl Subscription {
     }
 
     pub(crate) fn in_flight(&self, name: &str) -> Option<&Change> {
-        let changes = &self.pending.as_ref()?.changes;
-        changes.get(changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?)
+        let pending = self.pending.as_ref()?;
+        pending.changes.get(pending.find(name)?)
     }
 
     pub(crate) fn in_flight_mut(&mut self, name: &str) -> Option<&mut Change> {
-        let changes = &mut self.pending.as_mut()?.changes;
-        let at = changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?;
-        changes.get_mut(at)
+        let pending = self.pending.as_mut()?;
+        let at = pending.find(name)?;
+        pending.changes.get_mut(at)
     }
 
     /// Whether the client rejected exactly this version.
@@ -411,20 +400,12 @@ impl Subscription {
         if let Some(pending) = &mut self.pending {
             pending.version = None;
         }
-        let asked = || {
-            let mut known = known.map(Resources::cursor);
-            let names = request.names.iter().filter(|name| *name != "*");
-            names.map(move |name| shared(known.as_mut(), name))
-        };
+        let mut known = known.map(Resources::cursor);
+        let asked = request.names.iter().filter(|name| *name != "*");
         let mut names = Names::default();
-        for (name, known) in asked() {
-            names.insert(&name, known);
-            if !self.names.contains(&name) {
-                taken.news.push(name);
-            }
-        }
-        taken.news.sort_unstable();
-        taken.news.dedup();
+        let asked = names.extend(asked.map(|name| shared(known.as_mut(), name)).collect());
+        let news = asked.iter().filter(|name| !self.names.contains(name));
+        taken.news = news.cloned().collect();
         let star = request.names.iter().any(|name| name == "*");
         self.explicit |= !request.names.is_empty();
         // Section "How the client specifies what resources to return": an empty list of names asks for everything only
@@ -445,7 +426,7 @@ impl Subscription {
         if !first && request.nonce.is_empty() && self.pending.is_none() {
             // A request without a nonce is not an answer: the client starts over.
             self.owed |= kind.has_wildcard();
-            self.again.extend(asked().map(|(name, _)| name));
+            self.again.extend(asked);
         }
         self.owed |= kind.has_wildcard() && !taken.news.is_empty();
         self.names = names;
@@ -559,12 +540,15 @@ impl Subscription {
             return;
         }
         self.learn(&view.base, Some(view));
-        for (name, version) in std::mem::take(&mut self.claimed) {
-            if self.wants(&name) && !self.has(&name) {
-                let same = view.get(&name).filter(|resource| {
+        let Self { subscribed, wildcard, names, acked, claimed, .. } = &mut *self;
+        let (mut asked, mut base) = (names.cursor(), view.base.cursor());
+        for (name, version) in std::mem::take(claimed) {
+            let wants = *subscribed && (*wildcard || names.contains_at(&mut asked, &name));
+            if wants && acked.get(&name).is_none() {
+                let same = view.get_at(&mut base, &name).filter(|resource| {
                     version_of.as_mut().is_some_and(|of| of(resource) == version)
                 });
-                self.acked.set(&name, same.cloned());
+                acked.set(&name, same.cloned());
             }
         }
         if !self.acked.is_shared() {
@@ -620,10 +604,7 @@ impl Subscription {
         changes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         self.owed = false;
         nonce.clone_into(&mut self.last_nonce);
-        let gone = changes.iter().filter(|change| change.resource.is_none());
-        let gone_bytes = gone.map(|change| name_bytes(&change.name)).sum();
-        let (nonce, base) = (nonce.to_owned(), view.base.clone());
-        self.pending = Some(Pending { nonce, changes, base, gone_bytes, version, since: now });
+        self.pending = Some(Pending::new(nonce, changes, view.base.clone(), version, now));
         Some(frame)
     }
 
@@ -754,41 +735,6 @@ impl Subscription {
         let known = self.had(name).flatten().cloned();
         let meanwhile = || delivery.meanwhile(name).filter(|endpoints| !self.rejects(endpoints));
         Due::Now(known.or_else(meanwhile).unwrap_or(allowed))
-    }
-}
-
-/// Looks up what a client asks for and has.
-pub(super) struct Reader<'a> {
-    subscription: &'a Subscription,
-    names: Option<Cursor<'a>>,
-    acked: Option<Cursor<'a>>,
-}
-
-impl<'a> Reader<'a> {
-    /// As [`Subscription::wants`].
-    pub(crate) fn wants(&mut self, name: &str) -> bool {
-        let Subscription { subscribed, wildcard, names, .. } = self.subscription;
-        *subscribed && (*wildcard || names.contains_at(&mut self.names, name))
-    }
-
-    /// As [`Subscription::has`].
-    pub(crate) fn has(&mut self, name: &str) -> bool {
-        self.had(name).is_some()
-    }
-
-    /// As [`Subscription::last_sent`].
-    pub(crate) fn last_sent(&mut self, name: &str) -> Option<&'a Arc<Resource>> {
-        let in_flight = self.subscription.in_flight(name);
-        in_flight.and_then(|change| change.resource.as_ref()).or_else(|| self.had(name)?)
-    }
-
-    fn had(&mut self, name: &str) -> Option<Option<&'a Arc<Resource>>> {
-        let acked = &self.subscription.acked;
-        if !acked.is_empty() && self.wants(name) {
-            acked.get_at(&mut self.acked, name)
-        } else {
-            None
-        }
     }
 }
 

@@ -114,7 +114,7 @@ impl Stream {
         if self.awaits_clusters() {
             return if asks { Stage::FirstClusters } else { Stage::Idle };
         }
-        if self.has_all_clusters() {
+        if self.has_all_clusters() || self.waits_for_no_endpoints() {
             return if asks { Stage::Complete } else { Stage::Idle };
         }
         let next_references = self.next_references();
