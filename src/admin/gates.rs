@@ -13,12 +13,12 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::Admin;
 use super::api::v1::GetObjectRequest;
 use super::grpc::{invalid, not_found, object_key};
-use super::http::{json_response, refuse};
+use super::http::{http_status, json_response, refuse};
 use crate::api::ObjectKey;
 use crate::proto_json;
 use crate::replicas::{PeerAnswer, answers};
@@ -141,14 +141,7 @@ async fn flagger(State(admin): State<Admin>, body: Bytes) -> Response {
             let text = format!("{} is not live: {message}\n", question.key);
             (StatusCode::CONFLICT, text).into_response()
         }
-        Err(status) => {
-            let code = match status.code() {
-                Code::InvalidArgument => StatusCode::BAD_REQUEST,
-                Code::NotFound => StatusCode::NOT_FOUND,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            (code, format!("{}\n", status.message())).into_response()
-        }
+        Err(status) => (http_status(&status), format!("{}\n", status.message())).into_response(),
     }
 }
 
@@ -359,6 +352,8 @@ async fn evaluate(
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
     use crate::api::Kind;
 

@@ -115,18 +115,22 @@ fn internal(error: impl std::error::Error) -> Status {
     Status::internal(error.to_string())
 }
 
-/// A status as a `google.rpc.Status`.
-pub(crate) fn refuse(status: &Status) -> Response {
-    let http = match status.code() {
+/// The HTTP status of an answer with this status.
+pub(super) fn http_status(status: &Status) -> StatusCode {
+    match status.code() {
         Code::InvalidArgument => StatusCode::BAD_REQUEST,
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::Unimplemented => StatusCode::METHOD_NOT_ALLOWED,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
-    };
+    }
+}
+
+/// A status as a `google.rpc.Status`.
+pub(crate) fn refuse(status: &Status) -> Response {
     let code = i32::from(status.code());
     json_response(
-        http,
+        http_status(status),
         proto_json::to_text(&json!({"code": code, "message": status.message(), "details": []})),
     )
 }

@@ -33,9 +33,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// How long a closing connection may take to finish its requests.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// The keepalive interval and timeout.
+/// The keepalive interval and timeout. Envoy does not answer while its main thread takes in a large configuration, which takes
+/// many seconds where a sidecar has a tenth of a core.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(30);
 
 /// How long a client may fail to read pending data. A briefly paused client is not disconnected.
 const STALL: Duration = Duration::from_secs(60);

@@ -36,7 +36,7 @@ References are resolved among the given objects, so include the Services, not on
 Checks that depend on pods, such as empty subsets, need pods or endpoints among the objects.
 
 Exit status: 0 no finding at or above --fail-on, 1 such a finding, 2 usage error or no input.")]
-pub struct Args {
+pub(crate) struct Args {
     /// A YAML or JSON file, or a folder of them, with Kubernetes and Istio objects
     #[arg(short, long, value_name = "FILE|DIR", required_unless_present_any = ["kubeconfig", "list_codes"])]
     file: Option<PathBuf>,
@@ -75,7 +75,7 @@ pub(crate) enum Output {
 ///
 /// # Errors
 /// The result cannot be written.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.list_codes {
         return print_out(&list(args.output)?, ExitCode::SUCCESS);
     }

@@ -25,7 +25,7 @@ Examples:
 /// and labels, its pod's address, its locality and how traffic is intercepted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
-pub struct Args {
+pub(crate) struct Args {
     /// The address of weir's xDS port; the host may be a DNS name
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
     xds: XdsAddress,
@@ -127,7 +127,7 @@ enum Output {
 ///
 /// # Errors
 /// The file or stdout cannot be written to. A reader that has closed the pipe is not an error.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let file = args.file.clone();
     let text = args.render()?;
     if let Some(file) = file {

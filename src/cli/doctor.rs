@@ -24,7 +24,7 @@ webhook is on, its certificate and what is wrong with it are reported too. The s
 /ready?verbose on the admin port.
 
 Exit status: 0 weir is ready and nothing is wrong, 1 otherwise, 2 usage error.")]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     admin: AdminArgs,
     /// Output format
@@ -36,7 +36,7 @@ pub struct Args {
 ///
 /// # Errors
 /// weir cannot be asked, or the result cannot be written.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
     let request = v1::GetReadinessRequest {};
     let answer = client.get_readiness(request).await.map_err(status_error)?.into_inner();

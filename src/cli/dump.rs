@@ -22,7 +22,7 @@ use crate::proto_json;
 something is held back, or because of a bug in weir.
 
 Exit status: 0 success, 1 the proxy is not connected or --diff found a difference.")]
-pub struct Args {
+pub(crate) struct Args {
     /// The proxy: NAMESPACE/POD, a unique pod name, or a node id
     #[arg(value_name = "POD")]
     pod: String,
@@ -67,7 +67,7 @@ impl From<SentType> for v1::ResourceType {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
     let kind = args.kind.map_or(v1::ResourceType::Unspecified, v1::ResourceType::from).into();
     if args.diff {

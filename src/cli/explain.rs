@@ -22,7 +22,7 @@ use crate::snapshot::SnapshotBuilder;
 The result is computed from the resources that the client's Envoy gets from a weir serve started with
 these objects: weight for a subset without a ready endpoint is held back, see --empty-subset.
 Exit status 1 if the request ends in an error: no route, a missing cluster, or no healthy endpoint.")]
-pub struct Args {
+pub(crate) struct Args {
     /// A YAML file, or a folder of them, with the objects
     #[arg(short, long, value_name = "FILE|DIR")]
     file: PathBuf,
@@ -60,7 +60,7 @@ pub(crate) enum Output {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let traffic = match (&args.request, &args.tcp) {
         (Some(request), _) => {
             Request::parse(request, &args.headers).map(TrafficQuery::Http).map_err(super::usage)?

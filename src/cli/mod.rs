@@ -1,26 +1,28 @@
 //! The commands, one file each: arguments and output.
 
-pub mod analyze;
-pub mod bench;
-pub mod bootstrap;
-pub mod demo;
-pub mod doctor;
-pub mod dump;
+pub(crate) mod analyze;
+pub(crate) mod bench;
+pub(crate) mod bootstrap;
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod dump;
 mod envoy;
-pub mod explain;
+pub(crate) mod explain;
 pub mod objects;
-pub mod preflight;
-pub mod ps;
+pub(crate) mod preflight;
+mod program;
+pub(crate) mod ps;
 pub(crate) mod remote;
-pub mod serve;
+pub(crate) mod serve;
 mod signals;
-pub mod splits;
+pub(crate) mod splits;
 pub(crate) mod table;
 pub mod translate;
-pub mod wait;
+pub(crate) mod wait;
 
 use std::io::Write as _;
 
+pub use self::program::main;
 use crate::bootstrap::{dns_label, dns_name};
 use crate::mesh::{EmptySubset, MeshConfig, OutboundPolicy, WeightDelivery};
 

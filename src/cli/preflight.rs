@@ -28,7 +28,7 @@ are read by their metadata; in files, the pod templates of Deployments and the l
 
 Exit status: 0 every listed namespace can move, 1 some cannot or something cannot be read, 2 usage
 error or no input.")]
-pub struct Args {
+pub(crate) struct Args {
     /// A YAML or JSON file, or a folder of them, instead of a cluster
     #[arg(short, long, value_name = "FILE|DIR", conflicts_with = "kubeconfig")]
     file: Option<PathBuf>,
@@ -58,7 +58,7 @@ struct Input {
 ///
 /// # Errors
 /// There is no input, or the result cannot be written.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let input = match &args.file {
         Some(path) => from_files(path)?,
         None => from_cluster(&args).await?,

@@ -26,7 +26,7 @@ table says so if the Kubernetes API has not answered for 90 s, so that newer cha
 
 Exit status: 0, or 1 if a proxy is lagging, has rejected something, or has something held back, or if the
 objects are old.")]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     admin: AdminArgs,
     /// Output format
@@ -35,7 +35,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
     let answer =
         client.list_proxies(v1::ListProxiesRequest {}).await.map_err(status_error)?.into_inner();

@@ -35,7 +35,7 @@ splits and wait, and the gates of rollout tools; 15017 the validating webhook ov
 on. With --config-dir they listen on loopback, in a cluster on all addresses.
 
 Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 failure, 2 usage error or unreadable input.")]
-pub struct Args {
+pub(crate) struct Args {
     /// Read objects from the YAML files in this folder and reload them when they change
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     config_dir: Option<PathBuf>,
@@ -280,7 +280,7 @@ fn limits(args: &Args) -> (Limits, Limits) {
 }
 
 /// Runs until SIGINT or SIGTERM, or until a task fails.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let mut plane = ControlPlane::start(options(args)?).await.map_err(as_usage_error)?;
     announce(&plane);

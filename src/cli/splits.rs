@@ -19,7 +19,7 @@ LIVE counts the proxies that have ACKed the effective weights, of those connecte
 replica that is asked that see them.
 
 Exit status: 0 success, 1 weir cannot be reached.")]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     admin: AdminArgs,
     /// Only this namespace
@@ -34,7 +34,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut client = args.admin.client().await?;
     let request = v1::ListSplitsRequest { namespace: args.namespace.unwrap_or_default() };
     if !args.watch {

@@ -20,7 +20,7 @@ Counts the proxies of the replica that is asked. Those of all replicas, in a clu
 
 Exit status: 0 the current version of the object is live; 1 timeout, with what is missing on which
 proxy, or the object does not exist; 2 usage error.")]
-pub struct Args {
+pub(crate) struct Args {
     /// The object: virtualservice/NAME (vs) or destinationrule/NAME (dr)
     #[arg(value_name = "KIND/NAME")]
     object: String,
@@ -45,7 +45,7 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Some((kind, name)) = args.object.split_once('/').filter(|(_, name)| !name.is_empty())
     else {
         return Err(super::usage(format!("`{}`: expected KIND/NAME", args.object)));

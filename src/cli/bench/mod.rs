@@ -55,7 +55,7 @@ counts until nothing more is sent. Phases of a single change are repeated (--rou
 shows the median. With a Kubernetes API the objects are in namespaces weir-bench-*, which are deleted
 at the end. Exit status: 0 if every proxy got everything, 1 otherwise, 2 usage error."
 )]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
     /// The number of services, each with a VirtualService and a DestinationRule of two subsets
@@ -306,7 +306,7 @@ const MAX_PODS: usize = 1 << 20;
 ///
 /// # Errors
 /// The mesh cannot be made, or the server does not serve it.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(Command::Canary(args)) = args.command {
         return canary::run(args).await;
     }

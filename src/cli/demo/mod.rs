@@ -37,7 +37,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 The bound after ± is 4.4 standard deviations of a fair split of that many requests, and 0 for 0 and
 100 percent. Exit status: 0 if every observed share is within its bound and no request failed,
 1 otherwise, 2 usage error.")]
-pub struct Args {
+pub(crate) struct Args {
     /// The Envoy binary [default: $ENVOY, then PATH, else installed once into ~/.cache/weir]
     #[arg(long, value_name = "FILE")]
     envoy: Option<PathBuf>,
@@ -61,7 +61,7 @@ fn percent(text: &str) -> Result<u32, String> {
 }
 
 /// Runs the demo until it finishes or is interrupted; everything it started is stopped.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let kept = AtomicBool::new(false);
     let status = match super::envoy::find(args.envoy.as_deref(), &mut signals).await? {

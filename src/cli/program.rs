@@ -1,0 +1,180 @@
+//! The program: its commands, its log, and its exit status.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli;
+
+/// Envoy control plane for Istio's VirtualService and DestinationRule
+///
+/// weir watches VirtualServices, DestinationRules and the Services, EndpointSlices and Pods they reference, translates
+/// them into Envoy configuration, and streams it to sidecars over ADS.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Getting started:
+  weir demo                                        a canary demo in under a minute
+  weir serve --config-dir deploy/examples/canary   serve a folder of YAML
+  weir bootstrap --intercept none > envoy.yaml     then run: envoy -c envoy.yaml
+  weir ps                                          show the connected sidecars
+  weir splits -w                                   watch the weights go live
+
+Every command has --help with examples. Exit status: 0 success, 1 problems found, 2 usage error."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log level: error, warn, info, debug or trace, optionally per module (info,weir::xds=debug) [default: info for
+    /// serve, warn otherwise]
+    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
+    log: Option<String>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Run the control plane
+    Serve(Box<cli::serve::Args>),
+    /// Demonstrate a canary rollout with a real Envoy
+    Demo(cli::demo::Args),
+    /// Print the full configuration of one proxy for some objects
+    Translate(cli::translate::Args),
+    Explain(cli::explain::Args),
+    /// Report problems in objects, from files or a cluster
+    Analyze(cli::analyze::Args),
+    Preflight(cli::preflight::Args),
+    Doctor(cli::doctor::Args),
+    Bootstrap(Box<cli::bootstrap::Args>),
+    Ps(cli::ps::Args),
+    Dump(cli::dump::Args),
+    Splits(cli::splits::Args),
+    Wait(cli::wait::Args),
+    Bench(Box<cli::bench::Args>),
+}
+
+/// Runs the command that the arguments of the process name, and returns its exit status.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // weir logs the failures of the Kubernetes client itself, once per kind.
+    let usual = if matches!(cli.command, Command::Serve(_)) {
+        "info,kube_client=off,kube_runtime=off"
+    } else {
+        "warn,kube_client=off,kube_runtime=off"
+    };
+    let levels = cli.log.as_deref().unwrap_or(usual);
+    let filter = match tracing_subscriber::EnvFilter::try_new(levels) {
+        Ok(filter) if levels.split(',').all(has_level) => filter,
+        _ => {
+            eprintln!(
+                "weir: --log `{levels}`: expected something like info, or info,weir::xds=debug"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let result = match cli.command {
+        Command::Translate(args) => cli::translate::run(args),
+        Command::Explain(args) => cli::explain::run(args),
+        Command::Bootstrap(args) => cli::bootstrap::run(*args),
+        Command::Analyze(args) => block_on(cli::analyze::run(args)),
+        Command::Doctor(args) => block_on(cli::doctor::run(args)),
+        Command::Preflight(args) => block_on(cli::preflight::run(args)),
+        Command::Ps(args) => block_on(cli::ps::run(args)),
+        Command::Dump(args) => block_on(cli::dump::run(args)),
+        Command::Splits(args) => block_on(cli::splits::run(args)),
+        Command::Wait(args) => block_on(cli::wait::run(args)),
+        Command::Serve(args) => {
+            without_huge_pages();
+            block_on(returning_memory(cli::serve::run(*args)))
+        }
+        Command::Bench(args) => block_on(cli::bench::run(*args)),
+        Command::Demo(args) => block_on(cli::demo::run(args)),
+    };
+    result.unwrap_or_else(|error| {
+        if error.is::<cli::OutputClosed>() {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("weir: {error:#}");
+        if error.is::<cli::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    })
+}
+
+/// Keeps the kernel from backing the heap with huge pages: they nearly double resident memory, because few of them are
+/// ever full, and clearing them costs more than they save. Child processes inherit this.
+fn without_huge_pages() {
+    #[cfg(target_os = "linux")]
+    {
+        // If this fails, weir still works, but needs more memory.
+        let _ = nix::sys::prctl::set_thp_disable(true);
+    }
+}
+
+/// Runs a command and lets the allocator return memory meanwhile. mimalloc returns freed memory a moment later, when it is
+/// next called, so a process that becomes idle after a peak would keep it.
+async fn returning_memory<T>(command: impl Future<Output = T>) -> T {
+    const INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+    /// Large enough that the allocator cannot serve it from a page in use.
+    const OWN_PAGE: usize = 1 << 20;
+    let tick = async {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(OWN_PAGE)));
+        }
+    };
+    tokio::select! {
+        result = command => result,
+        () = tick => std::future::pending().await,
+    }
+}
+
+/// Whether a directive of `--log` ends in a level. Without this check a misspelt level would be taken for a module name
+/// and nothing would be logged.
+fn has_level(part: &str) -> bool {
+    let level = part.rsplit('=').next().unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(level.as_str(), "off" | "error" | "warn" | "info" | "debug" | "trace")
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(command);
+    // A blocked thread, for example on an unresponsive file system, must not keep the process alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_examples_within_100_columns() {
+        let mut weir = Cli::command();
+        weir.build();
+        let mut all = vec![(String::new(), weir)];
+        while let Some((name, mut command)) = all.pop() {
+            let nested = command.get_subcommands().filter(|command| command.get_name() != "help");
+            all.extend(nested.map(|command| {
+                (format!("{name} {}", command.get_name()).trim().to_owned(), command.clone())
+            }));
+            let help = command.render_long_help().to_string();
+            assert!(help.contains(&format!("  weir {name}")), "no example:\n{help}");
+            let long = help.lines().find(|line| line.chars().count() > 100);
+            assert_eq!(long, None, "weir {name} --help");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_level_is_detected() {
+        assert!(["info", "WARN", "weir::xds=debug", " off"].into_iter().all(has_level));
+        assert!(!["verbose", "weir=loud", "", "weir::xds"].into_iter().any(has_level));
+    }
+}
