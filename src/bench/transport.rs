@@ -202,13 +202,9 @@ async fn send(
 
 /// A status other than OK is an error.
 fn check(headers: &http::HeaderMap) -> anyhow::Result<()> {
-    let text = |name: &str| {
-        headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-    };
-    match text("grpc-status") {
-        Some(status) if status != "0" => {
-            let message = text("grpc-message").unwrap_or_default();
-            bail!("the server ended the stream with gRPC status {status}: {message}")
+    match tonic::Status::from_header_map(headers) {
+        Some(status) if status.code() != tonic::Code::Ok => {
+            bail!("the server ended the stream: {:?}: {}", status.code(), status.message())
         }
         _ => Ok(()),
     }
