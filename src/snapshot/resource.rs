@@ -276,6 +276,7 @@ impl<'a> Cursor<'a> {
     /// How many resources are passed over in search of a name.
     const STEPS: usize = 4;
 
+    /// How many names are searched for before every further one is.
     const MISSES: usize = 16;
 
     /// The resource of a name, as [`Resources::get`] returns it.

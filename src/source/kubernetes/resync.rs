@@ -1,6 +1,6 @@
-//! Keeps the changes of all kinds together after a watch was lost. The kinds come back one after the other, and a change of one
-//! may have been written after a change of another that has not arrived yet: pods that go after the weight moved away from
-//! them, for example. So nothing that arrives meanwhile takes effect, for a limited time.
+//! Lets the changes of all kinds take effect together after a watch was lost. The watches come back one after the other, so a
+//! later change may arrive before an earlier one of another kind: pods are gone, and the weight that moved away from them has
+//! not arrived yet. Until all are back, nothing takes effect, for a limited time.
 
 use std::time::{Duration, Instant};
 
