@@ -27,6 +27,7 @@ pub mod source;
 pub(crate) mod status;
 pub mod store;
 pub(crate) mod text;
+pub(crate) mod tls;
 pub(crate) mod translate;
 pub mod webhook;
 pub mod xds;

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::certificate::ServedCertificate;
 use super::{Reporter, Webhook};
+use crate::tls::ServedCertificate;
 
 /// The interval at which the files are read again. They are small, and whoever replaces them does so in several steps, so
 /// noticing each step would be of no use.
@@ -65,9 +65,9 @@ mod tests {
     use std::time::SystemTime;
 
     use super::super::Health;
-    use super::super::certificate::{KeyedCertificate, issue};
     use super::*;
     use crate::metrics::WebhookMetrics;
+    use crate::tls::{KeyedCertificate, issue};
 
     fn write(folder: &Path, pair: &KeyedCertificate) {
         std::fs::write(folder.join("tls.crt"), &pair.certificate).unwrap();

@@ -4,7 +4,6 @@
 //! It serves HTTPS with a certificate that the elected replica makes and renews, or with one from a folder. Nothing
 //! depends on it: weir checks every object again when it reads it.
 
-mod certificate;
 mod folder;
 mod object_watch;
 mod review;
@@ -25,8 +24,8 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::admission::Limits;
 use crate::metrics::WebhookMetrics;
+use crate::tls::{self, CertificateError, Presenter, ServedCertificate};
 
-pub(crate) use certificate::{CertificateError, ServedCertificate};
 pub(crate) use folder::follow as follow_folder;
 
 pub(crate) use secret::{Issuer, SecretState, follow as follow_secret};
@@ -108,7 +107,7 @@ pub(crate) enum Reporter {
 /// The state that the parts of the webhook share: the certificate that is served, and what is wrong.
 #[derive(Debug)]
 pub(crate) struct Webhook {
-    presented: Arc<certificate::Presenter>,
+    presented: Arc<Presenter>,
     problems: Mutex<BTreeMap<Reporter, String>>,
     health: watch::Sender<Health>,
     metrics: WebhookMetrics,
@@ -130,7 +129,7 @@ impl Webhook {
     /// # Errors
     /// The cryptography offers no version of TLS, which cannot happen.
     pub(crate) fn tls(&self) -> Result<Arc<ServerConfig>, CertificateError> {
-        certificate::server_config(self.presented.clone())
+        tls::server_config(self.presented.clone())
     }
 
     /// What there is to tell about it.

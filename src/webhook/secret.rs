@@ -15,11 +15,11 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::certificate::{KeyedCertificate, ServedCertificate};
 use super::object_watch::{ObjectWatch, Seen};
 use super::rotation::{Contents, Step, Trust, Wanted};
 use super::{Reporter, Webhook};
 use crate::source::kubernetes::reason;
+use crate::tls::{KeyedCertificate, ServedCertificate};
 
 /// The name of the Secret.
 pub(crate) const SECRET: &str = "weir-webhook-cert";
