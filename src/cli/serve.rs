@@ -1,5 +1,7 @@
 //! `weir serve`: the control plane.
 
+mod identity;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +20,8 @@ use crate::source::kubernetes::selection::{DiscoverySelector, Namespaces};
 use crate::webhook::{CertificateSource, LIFETIME, WebhookOptions};
 use crate::xds::stream::StreamSettings;
 
+use identity::{IdentityArgs, Plain, Surroundings};
+
 /// Flags of `weir serve`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -30,7 +34,8 @@ Reads *.yaml, *.yml and *.json files in the folder and its subfolders as soon as
 renamed into place. A broken file or object keeps its last accepted version, and the log says why;
 deleted objects are removed.
 
-Ports: 15010 ADS in plain text; 15014 /healthz, /ready, /metrics and the API for weir ps, dump,
+Ports: 15010 ADS in plain text; 15012 ADS over TLS and Istio's certificate API, if identity is on;
+15014 /healthz, /ready, /metrics and the API for weir ps, dump,
 splits and wait, and the gates of rollout tools; 15017 the validating webhook over HTTPS, if it is
 on. With --config-dir they listen on loopback, in a cluster on all addresses.
 
@@ -57,9 +62,12 @@ pub(crate) struct Args {
     status: StatusArgs,
     #[command(flatten)]
     webhook: WebhookArgs,
-    /// The address of the ADS listener [default: port 15010]
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
-    xds_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    /// The address of the ADS listener in plain text, where everyone is served, or off [default: port 15010; with
+    /// --identity on, only on loopback]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = identity::plain)]
+    xds_listen: Option<Plain>,
     /// The address of the admin listener (health, metrics, API) [default: port 15014]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     admin_listen: Option<SocketAddr>,
@@ -318,9 +326,25 @@ fn options(args: Args) -> anyhow::Result<Options> {
     let in_cluster = args.config_dir.is_none() && !args.objects_from_stdin;
     let namespace = args.status.pod_namespace.clone().filter(|_| in_cluster);
     let webhook = args.webhook.options(local, namespace.as_deref())?;
-    let keeps_certificate = webhook
-        .as_ref()
-        .is_some_and(|webhook| matches!(webhook.certificate, CertificateSource::Secret { .. }));
+    let mesh = args.mesh.config();
+    let anonymous = match args.xds_listen {
+        Some(Plain::Off) => None,
+        Some(Plain::At(address)) => Some(address),
+        // Whoever has an identity need not be trusted without one.
+        None if args.identity.is_on() => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15010))),
+        None => Some(SocketAddr::new(local, 15010)),
+    };
+    let secure = args.identity.options(&Surroundings {
+        local,
+        namespace: namespace.as_deref(),
+        domain: &mesh.domain,
+        revision: mesh.revision.as_deref(),
+        only: only.clone(),
+    })?;
+    let keeps_certificate = secure.is_some()
+        || webhook
+            .as_ref()
+            .is_some_and(|webhook| matches!(webhook.certificate, CertificateSource::Secret { .. }));
     let peers = if in_cluster { args.status.peers() } else { None };
     let status = if in_cluster { args.status.options(only, keeps_certificate) } else { None };
     Ok(Options {
@@ -332,10 +356,11 @@ fn options(args: Args) -> anyhow::Result<Options> {
         status,
         webhook,
         peers,
-        xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
+        xds_listen: anonymous,
+        secure,
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         gates_listen: args.gates_listen,
-        mesh: args.mesh.config(),
+        mesh,
         streams: StreamSettings {
             grace: args.grace,
             drain: args.drain_time,
@@ -351,11 +376,14 @@ fn options(args: Args) -> anyhow::Result<Options> {
 
 /// Logs where the control plane listens.
 fn announce(plane: &ControlPlane) {
-    tracing::info!(
-        "serving ADS on {}, health and metrics on {}",
-        plane.xds_addr(),
-        plane.admin_addr()
-    );
+    let admin = plane.admin_addr();
+    match plane.xds_addr() {
+        Some(address) => tracing::info!("serving ADS on {address}, health and metrics on {admin}"),
+        None => tracing::info!("serving health and metrics on {admin}"),
+    }
+    if let Some(address) = plane.secure_addr() {
+        tracing::info!("serving ADS over TLS on {address}");
+    }
     if let Some(address) = plane.webhook_addr() {
         tracing::info!("serving the webhook on {address}");
     }

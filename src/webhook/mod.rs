@@ -4,8 +4,6 @@
 //! It serves HTTPS with a certificate that the elected replica makes and renews, or with one from a folder. Nothing
 //! depends on it: weir checks every object again when it reads it.
 
-mod folder;
-mod object_watch;
 mod review;
 mod rotation;
 mod secret;
@@ -25,8 +23,6 @@ use tokio_rustls::rustls::ServerConfig;
 use crate::admission::Limits;
 use crate::metrics::WebhookMetrics;
 use crate::tls::{self, CertificateError, Presenter, ServedCertificate};
-
-pub(crate) use folder::follow as follow_folder;
 
 pub(crate) use secret::{Issuer, SecretState, follow as follow_secret};
 pub(crate) use server::Reviewer;
@@ -135,6 +131,14 @@ impl Webhook {
     /// What there is to tell about it.
     pub(crate) fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
+    }
+
+    /// Serves a certificate that was read, or reports why it cannot be used. The last good one stays.
+    pub(crate) fn read(&self, certificate: Result<ServedCertificate, String>) {
+        match certificate {
+            Ok(certificate) => self.serve(certificate),
+            Err(problem) => self.report(Reporter::Certificate, problem),
+        }
     }
 
     /// Serves a certificate from the next handshake on. Open connections continue.

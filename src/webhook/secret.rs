@@ -15,9 +15,9 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::object_watch::{ObjectWatch, Seen};
 use super::rotation::{Contents, Step, Trust, Wanted};
 use super::{Reporter, Webhook};
+use crate::source::kubernetes::object_watch::{ObjectWatch, Seen};
 use crate::source::kubernetes::reason;
 use crate::tls::{KeyedCertificate, ServedCertificate};
 

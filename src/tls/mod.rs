@@ -1,5 +1,7 @@
 //! Makes certificates, reads them, and presents the newest one in TLS handshakes. Private keys are never printed.
 
+mod folder;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,6 +22,8 @@ use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use x509_parser::parse_x509_certificate;
+
+pub(crate) use folder::follow_folder;
 
 /// The protocols that the listener speaks.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
