@@ -12,7 +12,7 @@ use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
 
-const OBJECTS: [&str; 16] = [
+const OBJECTS: [&str; 20] = [
     "namespace/weir-system",
     "serviceaccount/weir",
     "clusterrole/weir",
@@ -29,6 +29,10 @@ const OBJECTS: [&str; 16] = [
     "clusterrolebinding/weir-webhook",
     "role/weir-webhook",
     "rolebinding/weir-webhook",
+    "clusterrole/weir-identity",
+    "clusterrolebinding/weir-identity",
+    "role/weir-identity",
+    "rolebinding/weir-identity",
 ];
 
 /// The resources that weir reads.

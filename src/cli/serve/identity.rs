@@ -35,6 +35,10 @@ pub(super) struct IdentityArgs {
     /// they change, in place of one that weir signs
     #[arg(long, value_name = "DIR")]
     tls_cert_dir: Option<PathBuf>,
+    /// Another name or address by which proxies know weir, for the certificate that it signs for its TLS port; may be
+    /// repeated
+    #[arg(long, value_name = "NAME", value_parser = name_or_address)]
+    tls_name: Vec<String>,
     /// The trust domain of the identities in certificates [default: the cluster's domain]
     #[arg(long, value_name = "NAME", value_parser = dns_name)]
     trust_domain: Option<String>,
@@ -92,7 +96,7 @@ impl IdentityArgs {
         };
         Ok(Some(SecureOptions {
             listen: self.tls_listen.unwrap_or(SocketAddr::new(around.local, 15012)),
-            names: names(namespace, around.domain, around.revision),
+            names: names(namespace, around.domain, around.revision).chain(self.tls_name).collect(),
             certificate: self.tls_cert_dir,
             authority,
             only: around.only.clone(),
@@ -101,14 +105,20 @@ impl IdentityArgs {
 }
 
 /// The names by which proxies know weir, and those by which they know the Istiod that it replaces.
-fn names(namespace: &str, domain: &str, revision: Option<&str>) -> Vec<String> {
+fn names(namespace: &str, domain: &str, revision: Option<&str>) -> impl Iterator<Item = String> {
     let istiod = revision.map(|revision| format!("{ISTIOD}-{revision}.{ISTIO_NAMESPACE}.svc"));
     let own = format!("{SERVICE}.{namespace}.svc");
     [format!("{own}.{domain}"), own, format!("{SERVICE}.{namespace}")]
         .into_iter()
         .chain([format!("{ISTIOD}.{ISTIO_NAMESPACE}.svc")])
         .chain(istiod)
-        .collect()
+}
+
+fn name_or_address(text: &str) -> Result<String, String> {
+    match text.parse::<IpAddr>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => dns_name(text),
+    }
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
@@ -147,8 +157,9 @@ mod tests {
 
     #[test]
     fn a_certificate_names_weir_and_the_istiod_it_replaces() {
+        let names: Vec<_> = names("weir-system", "cluster.local", Some("canary")).collect();
         assert_eq!(
-            names("weir-system", "cluster.local", Some("canary")),
+            names,
             [
                 "weir.weir-system.svc.cluster.local",
                 "weir.weir-system.svc",
