@@ -311,12 +311,15 @@ mod tests {
         assert!(found.unwrap_err().to_string().contains("not supported yet"));
     }
 
+    fn with_id(id: &str) -> Result<Proxy, ProxyError> {
+        Proxy::new(id, NodeMetadata::default(), Locality::default())
+    }
+
     #[test]
     fn invalid_node_ids_are_rejected() {
-        let new = |id: &str| Proxy::new(id, NodeMetadata::default(), Locality::default());
-        assert!(matches!(new("x"), Err(ProxyError::Id(_))));
-        assert!(matches!(new("sidecar~10.0.0.1~pod~x"), Err(ProxyError::Id(_))));
-        assert!(matches!(new("router~10.0.0.1~pod.ns~x"), Err(ProxyError::Type { .. })));
-        assert!(matches!(new("sidecar~here~pod.ns~x"), Err(ProxyError::Address { .. })));
+        assert!(matches!(with_id("x"), Err(ProxyError::Id(_))));
+        assert!(matches!(with_id("sidecar~10.0.0.1~pod~x"), Err(ProxyError::Id(_))));
+        assert!(matches!(with_id("router~10.0.0.1~pod.ns~x"), Err(ProxyError::Type { .. })));
+        assert!(matches!(with_id("sidecar~here~pod.ns~x"), Err(ProxyError::Address { .. })));
     }
 }

@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::inotify::{FileEvents, InotifyWatcher, WatchedName};
-use super::loader::{Content, Loader};
+use super::loader::{Content, Loader, problem_at};
 use super::scan::{self, FileStamp, Scan, parent, scan};
 use super::{LocatedProblem, Origin, SourceEvent, yaml};
 use crate::api::{Problem, expand_list};
@@ -88,28 +88,25 @@ pub(crate) fn documents(path: &Path) -> Result<Documents, DirectoryError> {
     }
     let (mut documents, mut problems) = (Vec::new(), Vec::new());
     for file in found.files.into_keys() {
-        let at = |line| Origin::File { path: Arc::new(file.clone()), line };
-        let mut problem = |line, message: String| {
-            let problem = Problem::new("", message, "");
-            problems.push(LocatedProblem { origin: at(line), problem });
-        };
-        let bytes = match scan::read(&file) {
-            Some((_, Content::Bytes(bytes))) => bytes,
-            Some((_, Content::Unreadable(why))) => {
-                problem(1, why);
-                continue;
+        let read = match scan::read(&file) {
+            Some((_, Content::Bytes(bytes))) => {
+                yaml::documents(&bytes).map_err(|error| (error.line, error.message))
             }
+            Some((_, Content::Unreadable(why))) => Err((1, why)),
             Some((_, Content::Gone)) | None => continue,
         };
-        match yaml::documents(&bytes) {
+        let path = Arc::new(file);
+        match read {
             Ok(list) => {
                 for document in list {
-                    let line = document.line;
+                    let origin = Origin::File { path: path.clone(), line: document.line };
                     let members = expand_list(document.value).into_iter();
-                    documents.extend(members.map(|(_, value)| (at(line), value)));
+                    documents.extend(members.map(|(_, value)| (origin.clone(), value)));
                 }
             }
-            Err(error) => problem(error.line, error.message),
+            Err((line, message)) => {
+                problems.push(problem_at(&path, line, Problem::new("", message, "")));
+            }
         }
     }
     Ok((documents, problems))
@@ -361,11 +358,11 @@ impl DirectoryWatcher {
             events.end_scan();
         }
         // `to_read` is sorted by path, like `scan.files`.
-        let was_moved = |path: &Path| {
+        let deleted = self.deleted_files(&scan, now, &mut next, |path| {
             let to = file_events.moved_to(path);
             to.is_some_and(|to| to_read.binary_search_by(|(path, ..)| path.cmp(&to)).is_ok())
-        };
-        updates.extend(self.deleted_files(&scan, was_moved, now, &mut next));
+        });
+        updates.extend(deleted);
         let (known, events) = (&mut self.known, &mut self.events);
         let read = to_read.into_iter().filter_map(|(path, stamp, watched_names)| {
             read_stable(path, stamp, &watched_names, known, events)
@@ -408,9 +405,9 @@ impl DirectoryWatcher {
     fn deleted_files(
         &mut self,
         scan: &Scan,
-        moved: impl Fn(&Path) -> bool,
         now: Instant,
         next: &mut Instant,
+        moved: impl Fn(&Path) -> bool,
     ) -> Vec<(PathBuf, Content)> {
         let mut deleted_files = Vec::new();
         self.known.retain(|path, known| {

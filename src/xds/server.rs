@@ -505,14 +505,12 @@ impl StreamTask<'_> {
         requests: &mut Requests<M>,
     ) -> Result<Option<M>, Status> {
         let within = self.exchange.limits().first_request;
-        let late = || {
-            Status::deadline_exceeded(format!(
-                "no request arrived within {} s",
-                within.as_secs_f64()
-            ))
-        };
         let first = async {
-            if !tokio::time::timeout(within, requests.begun()).await.map_err(|_| late())?? {
+            let begun = tokio::time::timeout(within, requests.begun()).await.map_err(|_| {
+                let within = within.as_secs_f64();
+                Status::deadline_exceeded(format!("no request arrived within {within} s"))
+            })??;
+            if !begun {
                 return Ok(None);
             }
             self.exchange.is_in_use();
