@@ -388,7 +388,7 @@ async fn a_certificate_is_for_whom_the_token_says_whatever_the_request_says() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap() {
     let test = "a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap";
-    let Some(world) = World::start(test, &["--root-delay", "3"]).await else {
+    let Some(mut world) = World::start(test, &["--root-delay", "3"]).await else {
         return;
     };
     let made = world.roots.clone();
@@ -434,7 +434,7 @@ async fn a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap() {
     let provided = std::fs::read_to_string(&certificate).unwrap();
     // Both are trusted while the old one still signs, and after the new one does.
     let both = format!("{made}{provided}");
-    world.roots_in("shop", |roots| roots == both).await;
+    world.roots = world.roots_in("shop", |roots| roots == both).await;
     let signer = async |csr: &str| world.sign(Some(&token), csr, 0).await.unwrap().pop().unwrap();
     assert_eq!(signer(&csr).await, made);
     until("the provided authority signs", async || signer(&csr).await == provided).await;

@@ -327,13 +327,7 @@ fn options(args: Args) -> anyhow::Result<Options> {
     let namespace = args.status.pod_namespace.clone().filter(|_| in_cluster);
     let webhook = args.webhook.options(local, namespace.as_deref())?;
     let mesh = args.mesh.config();
-    let anonymous = match args.xds_listen {
-        Some(Plain::Off) => None,
-        Some(Plain::At(address)) => Some(address),
-        // Whoever has an identity need not be trusted without one.
-        None if args.identity.is_on() => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15010))),
-        None => Some(SocketAddr::new(local, 15010)),
-    };
+    let plain = args.identity.plain(args.xds_listen, local);
     let secure = args.identity.options(&Surroundings {
         local,
         namespace: namespace.as_deref(),
@@ -356,7 +350,7 @@ fn options(args: Args) -> anyhow::Result<Options> {
         status,
         webhook,
         peers,
-        xds_listen: anonymous,
+        xds_listen: plain,
         secure,
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         gates_listen: args.gates_listen,

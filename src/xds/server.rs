@@ -26,12 +26,14 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 
 use super::connections::{Connections, ProxyStatus, StreamInfo};
+use super::credentials::Credentials;
 use super::grpc::{self, Outgoing, Requests};
+use super::secrets;
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
-use crate::ca::CertificateService;
-use crate::identity::TokenReviewer;
+use crate::ca::{CertificateAuthority, CertificateService};
+use crate::identity::{Identity, TokenReviewer};
 use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
@@ -107,8 +109,10 @@ impl Ads {
             }
         };
         let secure = async {
-            if let Some(SecurePort { listener, tls, tokens, certificates }) = secure {
-                let routes = self.routes(Some(tokens)).add_service(certificates);
+            if let Some(SecurePort { listener, tls, tokens, authority }) = secure {
+                let certificates = CertificateService::new(authority.clone(), tokens.clone());
+                let access = Access { tokens, authority };
+                let routes = self.routes(Some(&access)).add_service(certificates);
                 let (routes, protocol) = (routes.into_axum_router(), Protocol::Grpc);
                 let (admission, closing) = (shared.admission.clone(), shared.closing.clone());
                 admission::serve_tls(listener, routes, admission, protocol, tls, closing).await;
@@ -122,17 +126,17 @@ impl Ads {
         shared.tasks.wait().await;
     }
 
-    /// The services. Their clients identify themselves if `tokens` are checked.
-    fn routes(&self, tokens: Option<Arc<TokenReviewer>>) -> Routes {
-        Routes::new(self.service::<Aggregated>(&tokens))
-            .add_service(self.service::<Clusters>(&tokens))
-            .add_service(self.service::<Endpoints>(&tokens))
-            .add_service(self.service::<Listeners>(&tokens))
-            .add_service(self.service::<RouteTables>(&tokens))
+    /// The services. Their clients identify themselves if `access` asks for it.
+    fn routes(&self, access: Option<&Access>) -> Routes {
+        Routes::new(self.service::<Aggregated>(access))
+            .add_service(self.service::<Clusters>(access))
+            .add_service(self.service::<Endpoints>(access))
+            .add_service(self.service::<Listeners>(access))
+            .add_service(self.service::<RouteTables>(access))
     }
 
-    fn service<P>(&self, tokens: &Option<Arc<TokenReviewer>>) -> Service<P> {
-        Service { shared: self.shared.clone(), tokens: tokens.clone(), path: PhantomData }
+    fn service<P>(&self, access: Option<&Access>) -> Service<P> {
+        Service { shared: self.shared.clone(), access: access.cloned(), path: PhantomData }
     }
 }
 
@@ -146,7 +150,14 @@ pub(crate) struct SecurePort {
     /// Checks the tokens.
     pub tokens: Arc<TokenReviewer>,
     /// Signs certificates for clients.
-    pub certificates: CertificateService,
+    pub authority: CertificateAuthority,
+}
+
+/// How clients of the TLS port are identified, and get certificates.
+#[derive(Clone, Debug)]
+struct Access {
+    tokens: Arc<TokenReviewer>,
+    authority: CertificateAuthority,
 }
 
 /// A discovery service of the xDS protocol. Source: Envoy's protocol document, "RPC Services and Methods for Each
@@ -212,7 +223,7 @@ path!(
 #[derive(Clone, Debug)]
 struct Service<P> {
     shared: Arc<Shared>,
-    tokens: Option<Arc<TokenReviewer>>,
+    access: Option<Access>,
     path: PhantomData<fn() -> P>,
 }
 
@@ -290,8 +301,8 @@ impl<P: Path> Service<P> {
         };
         let id = shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, frames) = mpsc::channel(WAITING);
-        let caller = self.tokens.map_or(Caller::Anonymous, |tokens| Caller::Bearer {
-            tokens,
+        let caller = self.access.map_or(Caller::Anonymous, |access| Caller::Bearer {
+            access,
             headers: Box::new(head.headers),
         });
         // The task owns both halves of the stream, so it ends when the client disconnects.
@@ -342,7 +353,7 @@ enum Caller {
     /// Nobody asks.
     Anonymous,
     /// Whom the token in these headers names.
-    Bearer { tokens: Arc<TokenReviewer>, headers: Box<http::HeaderMap> },
+    Bearer { access: Access, headers: Box<http::HeaderMap> },
 }
 
 /// A stream and the state needed to serve it.
@@ -367,6 +378,8 @@ struct Served {
     node_bytes: usize,
     /// When the token of the client expires, if it has one.
     token_expires: Option<tokio::time::Instant>,
+    /// Its certificate, if it has an identity and the stream is for all types.
+    credentials: Option<Credentials>,
 }
 
 impl StreamTask<'_> {
@@ -401,6 +414,7 @@ impl StreamTask<'_> {
                     // The requester may have gone away.
                     let _ = requester.send(served.machine.inventory());
                 }
+                () = credentials_changed(&mut served.credentials) => {}
                 () = wake => {}
                 () = self.exchange.over() => return Err(self.revoked()),
                 () = shared.closing.cancelled(), if leave_at.is_none() => {
@@ -415,13 +429,13 @@ impl StreamTask<'_> {
         }
     }
 
-    /// Checks that the client may have the configuration of this proxy. Returns when its token expires.
-    async fn identify(&self, proxy: &Proxy) -> Result<Option<tokio::time::Instant>, Status> {
-        let Caller::Bearer { tokens, headers } = &self.caller else {
+    /// Checks that the client may have the configuration of this proxy. Returns its identity, unless it is anonymous.
+    async fn identify(&self, proxy: &Proxy) -> Result<Option<(Identity, Access)>, Status> {
+        let Caller::Bearer { access, headers } = &self.caller else {
             return Ok(None);
         };
         let identity = tokio::select! {
-            identity = tokens.identify(headers) => identity.map_err(Status::from),
+            identity = access.tokens.identify(headers) => identity.map_err(Status::from),
             () = self.sender.closed() => Err(Status::cancelled("the client has left")),
             () = self.exchange.over() => Err(self.revoked()),
             () = self.shared.closing.cancelled() => Err(shutting_down()),
@@ -433,8 +447,7 @@ impl StreamTask<'_> {
             tracing::warn!(proxy = %proxy.id, reason, "a client is not served");
             Status::permission_denied(reason)
         })?;
-        let left = identity.expires.map(|at| at.duration_since(SystemTime::now()));
-        Ok(left.map(|left| tokio::time::Instant::now() + left.unwrap_or_default()))
+        Ok(Some((identity, access.clone())))
     }
 
     /// Begins to serve the proxy that sent this first request.
@@ -443,7 +456,16 @@ impl StreamTask<'_> {
             Status::invalid_argument("the first request of a stream must carry `node`")
         })?;
         let proxy = read_node(node).map_err(|error| not_served(&error))?;
-        let token_expires = self.identify(&proxy).await?;
+        let (identity, access) = self.identify(&proxy).await?.unzip();
+        let expires = identity.as_ref().and_then(|identity| identity.expires);
+        let token_expires = expires.map(|at| {
+            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::Instant::now() + left
+        });
+        let credentials = identity.zip(access).filter(|_| self.kind.is_none());
+        let credentials = credentials.map(|(identity, access)| {
+            Credentials::new(self.variant, identity, access.authority, random_fraction())
+        });
         self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
         if let Some(kind) = self.kind {
@@ -463,6 +485,7 @@ impl StreamTask<'_> {
             changed_at: None,
             node_bytes: node.encoded_len().saturating_mul(NODE),
             token_expires,
+            credentials,
         })
     }
 
@@ -492,6 +515,11 @@ impl StreamTask<'_> {
             if !self.send(response.frame).await? {
                 return Ok(false);
             }
+        }
+        if let Some(message) = served.credentials.as_mut().and_then(Credentials::response)
+            && !self.send(Frame::encoded(message)).await?
+        {
+            return Ok(false);
         }
         update_status(&mut served.status, &served.machine, now);
         Ok(true)
@@ -580,6 +608,17 @@ impl StreamTask<'_> {
             }
             _ => {}
         }
+        if request.type_url == secrets::TYPE_URL
+            && let Some(credentials) = &mut served.credentials
+        {
+            let rejected = credentials
+                .on_request(request)
+                .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+            if let Some(reason) = rejected {
+                tracing::warn!(%proxy, kind = "SDS", reason, "proxy rejected resources");
+            }
+            return Ok(());
+        }
         if ResourceType::from_type_url(&request.type_url).is_none() {
             tracing::debug!(%proxy, type_url = request.type_url, "requested an unsupported type");
         }
@@ -657,7 +696,14 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     status.kept = machine.kept();
 }
 
-async fn at(time: Option<tokio::time::Instant>) {
+async fn credentials_changed(credentials: &mut Option<Credentials>) {
+    match credentials {
+        Some(credentials) => credentials.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) async fn at(time: Option<tokio::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
