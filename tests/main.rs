@@ -27,6 +27,7 @@ mod fuzz;
 mod hosts;
 mod kube_envoy;
 mod kube_harness;
+mod log;
 mod manifests;
 mod replicas;
 mod rollouts;

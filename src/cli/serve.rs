@@ -196,7 +196,7 @@ impl StatusArgs {
             return None;
         }
         let Some(namespace) = self.pod_namespace else {
-            tracing::info!("the status of objects is not written: --pod-namespace is not set");
+            tracing::info!("not writing the status of objects: --pod-namespace is not set");
             return None;
         };
         let (pod, lease) = (self.pod_name, self.status_lease);
@@ -263,7 +263,12 @@ fn bytes(text: &str) -> Result<usize, String> {
 /// The limits of the ADS port and of the admin port.
 fn limits(args: &Args) -> (Limits, Limits) {
     let descriptors = descriptors::raise();
-    tracing::info!("{descriptors}");
+    tracing::info!(
+        soft_limit = descriptors.before,
+        limit = descriptors.limit,
+        for_proxies = descriptors.for_proxies(),
+        "limit of file descriptors"
+    );
     let default = Limits::default();
     let limits = Limits {
         streams: args.max_streams,
@@ -351,16 +356,13 @@ fn options(args: Args) -> anyhow::Result<Options> {
 
 /// Logs where the control plane listens.
 fn announce(plane: &ControlPlane) {
-    tracing::info!(
-        "serving ADS on {}, health and metrics on {}",
-        plane.xds_addr(),
-        plane.admin_addr()
-    );
+    tracing::info!(address = %plane.xds_addr(), "serving ADS");
+    tracing::info!(address = %plane.admin_addr(), "serving health, metrics and the admin API");
     if let Some(address) = plane.webhook_addr() {
-        tracing::info!("serving the webhook on {address}");
+        tracing::info!(%address, "serving the webhook");
     }
-    if let Some(gates) = plane.gates_addr() {
-        tracing::info!("serving the gates of rollout tools on {gates}");
+    if let Some(address) = plane.gates_addr() {
+        tracing::info!(%address, "serving the gates of rollout tools");
     }
 }
 
@@ -378,6 +380,6 @@ async fn until_ready_and_after(plane: &mut ControlPlane, begun: Instant) -> anyh
         ended = plane.failed() => return ended,
         _ = ready.wait_for(|ready| *ready) => {}
     }
-    tracing::info!("ready after {} ms", begun.elapsed().as_millis());
+    tracing::info!(seconds = begun.elapsed().as_secs_f64(), "ready");
     plane.failed().await
 }

@@ -67,7 +67,7 @@ impl Candidate {
                 Ok(false) => self.failure = None,
                 Err(error) => {
                     if self.failure.as_ref() != Some(&error) {
-                        tracing::warn!("status: Lease {NAME}: {error}; retrying");
+                        tracing::warn!(lease = NAME, error, "cannot acquire the lease; retrying");
                     }
                     self.failure = Some(error);
                 }

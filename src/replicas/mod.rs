@@ -18,6 +18,7 @@ use kube::Client;
 use kube::api::Api;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::admin::Admin;
 use crate::api::ObjectKey;
@@ -112,7 +113,7 @@ impl Replicas {
                 until = candidate.acquire() => until,
                 () = self.closing.cancelled() => return Ok(()),
             };
-            tracing::info!("status: this replica holds the Lease {namespace}/{}", lease::NAME);
+            tracing::info!(namespace, lease = lease::NAME, "this replica is elected");
             self.metrics.leader.set(1);
             let lost = self.hold(&mut candidate, until).await?;
             if let Some(issuer) = &self.issuer {
@@ -121,11 +122,16 @@ impl Replicas {
             self.metrics.leader.set(0);
             self.metrics.pending.set(0);
             self.metrics.unreachable.set(0);
-            let Some(why) = lost else {
+            let Some(reason) = lost else {
                 candidate.release().await;
                 return Ok(());
             };
-            tracing::warn!("status: this replica no longer writes: {why}");
+            tracing::warn!(
+                namespace,
+                lease = lease::NAME,
+                reason,
+                "this replica is no longer elected"
+            );
         }
     }
 
@@ -151,7 +157,10 @@ impl Replicas {
     /// Writes the status of objects while this replica is elected; waits for ever if it is not written.
     async fn write(&self, valid: watch::Receiver<tokio::time::Instant>) -> anyhow::Result<()> {
         match self.options.write {
-            true => writer::Writer::new(self, valid).run().await,
+            true => {
+                let span = tracing::info_span!("status_writer");
+                writer::Writer::new(self, valid).run().instrument(span).await
+            }
             false => std::future::pending().await,
         }
     }

@@ -245,8 +245,11 @@ impl<'a> Writer<'a> {
             }
             ObjectEvent::Deleted(key) => return self.forget(&key),
             ObjectEvent::Failed(failure) => {
-                let what = format!("{} cannot be watched", kind.plural());
-                return self.complain(kind, &what, &failure);
+                if self.is_new_failure(kind, &failure) {
+                    let (kind, error) = (kind.plural(), failure.text);
+                    tracing::warn!(kind, error, "cannot watch objects; retrying");
+                }
+                return;
             }
         }
         self.schedule();
@@ -260,11 +263,9 @@ impl<'a> Writer<'a> {
         self.wanted.remove(key);
     }
 
-    /// Logs a failure, unless the last one of this kind was the same.
-    fn complain(&mut self, kind: Kind, what: &str, failure: &Failure) {
-        if self.failures.insert(kind, failure.code) != Some(failure.code) {
-            tracing::warn!("status: {what}: {}; retrying", failure.text);
-        }
+    /// Whether a failure differs from the last one of this kind; only such failures are logged.
+    fn is_new_failure(&mut self, kind: Kind, failure: &Failure) -> bool {
+        self.failures.insert(kind, failure.code) != Some(failure.code)
     }
 
     /// Compares what the status of every object should be with what it is.
@@ -366,12 +367,14 @@ impl<'a> Writer<'a> {
                 if let Some(object) = of.and_then(|of| of.objects.get_mut(&key)) {
                     object.wrote(&conditions, ApiObject::read(&answer));
                 }
+                tracing::debug!(object = %key, "wrote the status of an object");
                 self.wanted.remove(&key);
                 self.queue.clear(&key);
                 self.failures.remove(&key.kind);
                 metrics.pending.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
             }
             Err(WriteError::Conflict) => {
+                tracing::debug!(object = %key, "the object has changed; its status is evaluated again");
                 // The watch has delivered the change, or is about to.
                 self.queue.failed(&key, Instant::now());
                 if delivered {
@@ -381,8 +384,10 @@ impl<'a> Writer<'a> {
             Err(WriteError::Failed(failure)) => {
                 metrics.errors.inc();
                 self.queue.failed(&key, Instant::now());
-                let what = format!("the status of {key} cannot be written");
-                self.complain(key.kind, &what, &failure);
+                if self.is_new_failure(key.kind, &failure) {
+                    let error = failure.text;
+                    tracing::warn!(object = %key, error, "cannot write the status of an object; retrying");
+                }
             }
         }
     }

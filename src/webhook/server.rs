@@ -13,6 +13,7 @@ use axum::{Extension, Router};
 use http_body_util::BodyExt as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::review::{AdmissionRequest, Verdict, admitted, own_warnings, refused, warnings};
 use crate::admission::{Exchange, Hold};
@@ -108,10 +109,11 @@ impl Reviewer {
             .await
             .ok_or_else(busy)?
             .map_err(|why: String| Refused(StatusCode::BAD_REQUEST, why))?;
+        tracing::Span::current().record("uid", &request.uid);
         let (result, review) = match verdict {
             Verdict::NotReviewed => (ReviewResult::Skipped, admitted(&request.uid, &[])),
             Verdict::Refused(why) => {
-                tracing::debug!("webhook: refused {}", why.replace('\n', "; "));
+                tracing::debug!(reason = why, "refused an object");
                 (ReviewResult::Refused, refused(&request.uid, &why))
             }
             Verdict::Admitted(key, parsed) => {
@@ -124,6 +126,7 @@ impl Reviewer {
                 (result, admitted(&request.uid, &texts))
             }
         };
+        tracing::debug!(?result, "reviewed an object");
         self.metrics.count(result);
         let json = (header::CONTENT_TYPE, "application/json");
         Ok(([json], review.to_string()).into_response())
@@ -181,7 +184,7 @@ async fn blocking<T: Send + 'static>(
     match timeout_at(due, task).await.ok()? {
         Ok(done) => Some(done),
         Err(error) => {
-            tracing::error!("webhook: a review failed: {error}");
+            tracing::error!(%error, "a review failed");
             None
         }
     }
@@ -237,13 +240,15 @@ async fn validate(
     Extension(exchange): Extension<Arc<Exchange>>,
     body: Body,
 ) -> Response {
-    match reviewer.answer(body, exchange).await {
+    let span = tracing::info_span!("review", uid = tracing::field::Empty);
+    match reviewer.answer(body, exchange).instrument(span).await {
         Ok(response) => response,
         Err(Refused(status, why)) => {
             let result = match status.is_client_error() {
                 true => ReviewResult::Malformed,
                 false => ReviewResult::Failed,
             };
+            tracing::debug!(%status, reason = why, "refused a review");
             reviewer.metrics.count(result);
             (status, format!("{why}\n")).into_response()
         }

@@ -23,6 +23,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tracing::Instrument as _;
+use tracing::field::{Empty, display};
 
 use super::connections::{Connections, ProxyStatus, StreamInfo};
 use super::grpc::{self, Outgoing, Requests};
@@ -31,6 +33,7 @@ use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
 use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
+use crate::revision::MeshRevision;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
 
 /// How many responses may be queued for a client: one per type, and as many again for a client that answers responses
@@ -268,9 +271,10 @@ fn open<M: DiscoveryRequest>(
     };
     let id = shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
     let (sender, frames) = mpsc::channel(WAITING);
+    let span = tracing::info_span!("stream", stream = id, variant = variant.name(), proxy = Empty);
     // The task owns both halves of the stream, so it ends when the client disconnects.
     let tasks = shared.tasks.clone();
-    tasks.spawn(async move {
+    let task = async move {
         let served =
             StreamTask { shared: &shared, exchange: &exchange, id, variant, kind, sender: &sender };
         let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone())))
@@ -278,18 +282,13 @@ fn open<M: DiscoveryRequest>(
             .await;
         let status = match ended {
             Ok(Ok(())) => Status::ok(""),
-            Ok(Err(status)) => {
-                tracing::debug!(stream = id, %status, "stream closed");
-                status
-            }
+            Ok(Err(status)) => status,
             Err(_) => {
-                tracing::error!(
-                    stream = id,
-                    "the task of a stream panicked; the proxy will reconnect"
-                );
+                tracing::error!("the task of a stream panicked; the proxy will reconnect");
                 Status::internal("internal error of the stream")
             }
         };
+        tracing::debug!(code = ?status.code(), reason = status.message(), "stream ended");
         shared.connections.remove(id);
         let farewell = async {
             let _ = sender.send(Err(status)).await;
@@ -298,7 +297,8 @@ fn open<M: DiscoveryRequest>(
         // Responses that the client has not read by then are dropped.
         let _ = tokio::time::timeout(FINAL_STATUS_TIMEOUT, farewell).await;
         exchange.end();
-    });
+    };
+    tasks.spawn(task.instrument(span));
     grpc::response(frames)
 }
 
@@ -373,11 +373,11 @@ impl StreamTask<'_> {
         })?;
         let proxy = read_node(node).map_err(|error| not_served(&error))?;
         self.exchange.makes_sense();
-        tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
+        tracing::Span::current().record("proxy", display(&proxy));
+        tracing::info!(node_id = %proxy.id, "proxy connected");
         if let Some(kind) = self.kind {
             tracing::warn!(
-                proxy = %proxy.id,
-                kind = kind.short_name(),
+                resource_type = kind.short_name(),
                 "proxy opened a stream for one type: changes of several types are not ordered across its streams, and \
                  requests may be lost; use ADS"
             );
@@ -408,6 +408,9 @@ impl StreamTask<'_> {
         let is_new = served.take_snapshot();
         let now = Instant::now();
         let responses = served.machine.responses(now);
+        if is_new {
+            tracing::debug!(revision = served.wanted(), "new revision for the proxy");
+        }
         if served.machine.reached().is_some()
             && let Some(begun) = served.changed_at.take()
             && !is_new
@@ -415,7 +418,9 @@ impl StreamTask<'_> {
             metrics.converged(now.saturating_duration_since(begun));
         }
         for response in responses {
-            metrics.pushed(response.kind, response.frame.len());
+            let (resource_type, bytes) = (response.kind.short_name(), response.frame.len());
+            tracing::debug!(resource_type, bytes, "sending a response");
+            metrics.pushed(response.kind, bytes);
             if !self.send(response.frame).await? {
                 return Ok(false);
             }
@@ -488,7 +493,6 @@ impl StreamTask<'_> {
         served: &mut Served,
         message: M,
     ) -> Result<(), Status> {
-        let proxy = &served.status.id;
         let mut request: stream::Request = message.into();
         request.alone = self.kind.is_some();
         match self.kind {
@@ -510,15 +514,22 @@ impl StreamTask<'_> {
             _ => {}
         }
         if ResourceType::from_type_url(&request.type_url).is_none() {
-            tracing::debug!(%proxy, type_url = request.type_url, "requested an unsupported type");
+            tracing::debug!(type_url = request.type_url, "proxy requested an unsupported type");
         }
         let answer = served
             .machine
             .on_request(request)
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-        if let Some(Answer::Rejected(kind, reason)) = answer {
-            self.shared.metrics.rejected(kind);
-            tracing::warn!(%proxy, kind = kind.short_name(), reason, "proxy rejected resources");
+        match answer {
+            Some(Answer::Rejected(kind, reason)) => {
+                self.shared.metrics.rejected(kind);
+                let resource_type = kind.short_name();
+                tracing::warn!(resource_type, reason, "proxy rejected resources");
+            }
+            Some(Answer::Acked(kind)) => {
+                tracing::debug!(resource_type = kind.short_name(), "proxy acknowledged a response");
+            }
+            None => {}
         }
         Ok(())
     }
@@ -554,6 +565,11 @@ impl Served {
         self.machine.on_snapshot(snapshot);
         true
     }
+
+    /// The revision that the client gets in the end, for the log.
+    fn wanted(&self) -> Option<u64> {
+        self.status.wanted.map(MeshRevision::get)
+    }
 }
 
 /// How long a stream waits before it closes when all streams close: a random part of the total time, so that the
@@ -570,6 +586,9 @@ fn random_fraction() -> f64 {
 }
 
 fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
+    if let Some(reached) = machine.reached().filter(|reached| status.reached != Some(*reached)) {
+        tracing::debug!(revision = reached.get(), "proxy has all of the revision");
+    }
     status.acked = machine.settled().or(status.acked);
     status.resting = machine.reached().is_some();
     status.reached = machine.reached().or(status.reached);
@@ -577,7 +596,9 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     if status.lagging.is_none()
         && let Some(reason) = &lagging
     {
-        tracing::warn!(proxy = %status.id, reason, "proxy is lagging; it keeps its last complete configuration");
+        tracing::warn!(reason, "proxy is lagging; it keeps its last complete configuration");
+    } else if status.lagging.is_some() && lagging.is_none() {
+        tracing::info!("proxy is no longer lagging");
     }
     status.lagging = lagging;
     status.types = machine.progress();
@@ -598,7 +619,7 @@ fn shutting_down() -> Status {
 }
 
 fn not_served(error: &ProxyError) -> Status {
-    tracing::warn!(%error, "a client is not served");
+    tracing::warn!(%error, "refused a client");
     match error {
         ProxyError::Generator { .. } => Status::unimplemented(error.to_string()),
         ProxyError::Id(_) | ProxyError::Type { .. } | ProxyError::Address { .. } => {
