@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -163,10 +162,9 @@ impl FromStr for XdsAddress {
 /// # Errors
 /// A description of what is wrong.
 pub(crate) fn dns_label(text: &str) -> Result<String, String> {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.is_empty()
         || text.len() > 63
-        || !text.chars().all(inner)
+        || !text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'))
         || text.starts_with('-')
         || text.ends_with('-')
     {
@@ -202,14 +200,6 @@ pub(crate) fn dns_name(text: &str) -> Result<String, String> {
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) =
         text.split_once('=').ok_or("it is not of the form KEY=VALUE, as app=reviews")?;
-    let fits = |text: &str| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-        let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        text.len() <= 63
-            && edge(text.chars().next())
-            && edge(text.chars().next_back())
-            && text.chars().all(inner)
-    };
     let name = match key.split_once('/') {
         Some((prefix, name)) => {
             dns_name(prefix).map_err(|reason| format!("the prefix of the key: {reason}"))?;
@@ -218,13 +208,21 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
         None => key,
     };
     let rule = "1 to 63 of A-Z, a-z, 0-9, \"-\", \"_\" and \".\", a letter or digit at both ends";
-    if !fits(name) {
+    if !is_qualified(name) {
         return Err(format!("{key:?} is not the key of a label: {rule}"));
     }
-    if !value.is_empty() && !fits(value) {
+    if !value.is_empty() && !is_qualified(value) {
         return Err(format!("{value:?} is not the value of a label: nothing, or {rule}"));
     }
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Whether this has 1 to 63 of the characters of a label, and a letter or digit at both ends.
+fn is_qualified(text: &str) -> bool {
+    text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 /// Parses a locality, `REGION[/ZONE[/SUBZONE]]`, without empty parts.
@@ -291,26 +289,17 @@ impl Bootstrap {
             "name": "static",
             "static_layer": { "re2.max_program_size.error_level": 32768 },
         });
-        // Envoy waits for these layers before it asks for clusters. weir always answers at once; what else may be at that
-        // address does not keep the proxy from starting.
-        let weights = |name: &Arc<str>| {
-            json!({
-                "name": name,
-                "rtds_layer": {
-                    "name": name,
-                    "rtds_config": {
-                        "ads": {}, "initial_fetch_timeout": "1s", "resource_api_version": "V3",
-                    },
-                },
-            })
-        };
         // Lets a person override a value by Envoy's `/runtime_modify`.
         let admin = json!({ "name": "admin", "admin_layer": {} });
         let names = match self.weights {
             WeightDelivery::Runtime => runtime_layers(self.variant.into()),
             WeightDelivery::Routes => &[],
         };
-        [limit].into_iter().chain(names.iter().map(weights)).chain([admin]).collect()
+        [limit]
+            .into_iter()
+            .chain(names.iter().map(|name| rtds_layer(name)))
+            .chain([admin])
+            .collect()
     }
 
     fn static_resources(&self) -> Value {
@@ -363,6 +352,20 @@ fn stats_tags() -> Value {
         { "tag_name": "cluster_name", "regex": r"^cluster\.((.+?);\.)" },
         { "tag_name": "http_conn_manager_prefix", "regex": r"^http\.((.+?);\.)" },
     ])
+}
+
+/// A layer of runtime values from weir. Envoy waits for it before it asks for clusters. weir always answers at once; what
+/// else may be at that address does not keep the proxy from starting.
+fn rtds_layer(name: &str) -> Value {
+    json!({
+        "name": name,
+        "rtds_layer": {
+            "name": name,
+            "rtds_config": {
+                "ads": {}, "initial_fetch_timeout": "1s", "resource_api_version": "V3",
+            },
+        },
+    })
 }
 
 /// Leads to the page of statistics of the admin interface, and to none of the pages that change Envoy or show secrets.

@@ -256,27 +256,23 @@ struct Addresses {
 
 impl Listeners {
     fn bind(options: &Options) -> anyhow::Result<Self> {
-        let bind_any = |address: Option<SocketAddr>, flag: &str| {
-            address.map(|address| bind(address, flag)).transpose()
-        };
         let webhook = options.webhook.as_ref().map(|webhook| webhook.listen);
+        let webhook = webhook.map(|address| bind(address, "--webhook-listen"));
+        let gates = options.gates_listen.map(|address| bind(address, "--gates-listen"));
         Ok(Self {
             xds: bind(options.xds_listen, "--xds-listen")?,
             pages: bind(options.admin_listen, "--admin-listen")?,
-            webhook: bind_any(webhook, "--webhook-listen")?,
-            gates: bind_any(options.gates_listen, "--gates-listen")?,
+            webhook: webhook.transpose()?,
+            gates: gates.transpose()?,
         })
     }
 
     fn addresses(&self) -> std::io::Result<Addresses> {
-        let any = |listener: &Option<TcpListener>| {
-            listener.as_ref().map(TcpListener::local_addr).transpose()
-        };
         Ok(Addresses {
             xds: self.xds.local_addr()?,
             admin: self.pages.local_addr()?,
-            webhook: any(&self.webhook)?,
-            gates: any(&self.gates)?,
+            webhook: self.webhook.as_ref().map(TcpListener::local_addr).transpose()?,
+            gates: self.gates.as_ref().map(TcpListener::local_addr).transpose()?,
         })
     }
 }

@@ -131,21 +131,20 @@ fn routes_of(
     found: &mut Findings,
 ) {
     let field = kind.field();
-    let is_wrong = |port: &Option<u32>| never_applies(kind, *port, ports);
-    let all_wrong =
-        |matches: &Vec<Option<u32>>| !matches.is_empty() && matches.iter().all(is_wrong);
     let mut wrong: Vec<(String, Vec<(u16, Protocol)>)> = Vec::new();
-    if routes.len() > 1 && routes.iter().all(all_wrong) {
+    if routes.len() > 1 && routes.iter().all(|matches| none_applies(kind, matches, ports)) {
         wrong.push((format!("spec.{field}"), all_meant(&routes.concat(), ports)));
     } else {
         for (n, matches) in routes.iter().enumerate() {
-            if all_wrong(matches) {
+            if none_applies(kind, matches, ports) {
                 wrong.push((format!("spec.{field}[{n}]"), all_meant(matches, ports)));
                 continue;
             }
-            for (m, port) in matches.iter().enumerate().filter(|(_, port)| is_wrong(port)) {
-                let path = format!("spec.{field}[{n}].match[{m}].port");
-                wrong.push((path, meant(*port, ports)));
+            for (m, port) in matches.iter().enumerate() {
+                if never_applies(kind, *port, ports) {
+                    let path = format!("spec.{field}[{n}].match[{m}].port");
+                    wrong.push((path, meant(*port, ports)));
+                }
             }
         }
     }
@@ -153,6 +152,11 @@ fn routes_of(
         let message = format!("has no effect: {field} routes do not apply to {}", list(&meant));
         found.add(&code::NO_EFFECT, virtual_service.entry, path, message, kind.advice());
     }
+}
+
+/// Whether a route has matches, all of which are only for ports to which routes of its kind do not apply.
+fn none_applies(kind: Kind, matches: &[Option<u32>], ports: &[(u16, Protocol)]) -> bool {
+    !matches.is_empty() && matches.iter().all(|port| never_applies(kind, *port, ports))
 }
 
 /// Whether a match is only for ports to which routes of its kind do not apply. A port that no host has is reported by

@@ -23,6 +23,13 @@ impl Split {
         let sum = stable + canary;
         sum > 0.0 && (canary * 100.0 - f64::from(self.percent) * sum).abs() < sum * 1e-6
     }
+
+    /// Whether the weights of the clusters are the split.
+    fn is_in(&self, weights: &HashMap<&[u8], f64>) -> bool {
+        let stable = weights.get(self.stable.as_bytes());
+        let canary = weights.get(self.canary.as_bytes());
+        stable.zip(canary).is_some_and(|(stable, canary)| self.is(*stable, *canary))
+    }
 }
 
 /// What a write leads to at each proxy.
@@ -126,13 +133,8 @@ impl Progress {
                 weights.insert(key.get(at..).unwrap_or_default(), weight);
             }
         }
-        let weight = |cluster: &str| weights.get(cluster.as_bytes()).copied();
-        let is_there = |split: &&Split| {
-            let both = weight(&split.stable).zip(weight(&split.canary));
-            both.is_some_and(|(stable, canary)| split.is(stable, canary))
-        };
         // The splits may be spread over several layers.
-        let found = expected.splits.values().filter(is_there);
+        let found = expected.splits.values().filter(|split| split.is_in(&weights));
         self.in_runtime.extend(found.map(|split| split.canary.clone().into_bytes()));
         self.has_splits = self.in_runtime.len() == expected.splits.len();
         Ok(())

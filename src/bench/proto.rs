@@ -11,6 +11,12 @@ use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_va
 #[error("a response is not valid protobuf: {0}")]
 pub(crate) struct Malformed(pub String);
 
+impl From<prost::DecodeError> for Malformed {
+    fn from(error: prost::DecodeError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// The value of a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Value<'a> {
@@ -49,12 +55,11 @@ impl<'a> Fields<'a> {
     }
 
     fn field(&mut self) -> Result<(u32, Value<'a>), Malformed> {
-        let wrong = |error: prost::DecodeError| Malformed(error.to_string());
-        let (tag, kind) = decode_key(&mut self.rest).map_err(wrong)?;
+        let (tag, kind) = decode_key(&mut self.rest)?;
         let value = match kind {
-            WireType::Varint => Value::Number(decode_varint(&mut self.rest).map_err(wrong)?),
+            WireType::Varint => Value::Number(decode_varint(&mut self.rest)?),
             WireType::LengthDelimited => {
-                let length = decode_varint(&mut self.rest).map_err(wrong)?;
+                let length = decode_varint(&mut self.rest)?;
                 Value::Bytes(self.take(length)?)
             }
             WireType::SixtyFourBit => match <[u8; 8]>::try_from(self.take(8)?) {

@@ -459,8 +459,7 @@ impl Stream {
 
 /// The names of the route configurations that a listener asks for.
 fn route_names(body: &[u8]) -> Result<Vec<String>, Malformed> {
-    let wrong = |error: prost::DecodeError| Malformed(error.to_string());
-    let decoded = listener::Listener::decode(body).map_err(wrong)?;
+    let decoded = listener::Listener::decode(body)?;
     let chains = decoded.filter_chains.iter().chain(&decoded.default_filter_chain);
     let mut names = Vec::new();
     for filter in chains.flat_map(|chain| &chain.filters) {
@@ -473,7 +472,7 @@ fn route_names(body: &[u8]) -> Result<Vec<String>, Malformed> {
         // Only the field of the routes: the rest of it is large.
         for field in fields(&config.value) {
             if let (3, Value::Bytes(bytes)) = field? {
-                let rds = http::Rds::decode(bytes).map_err(wrong)?;
+                let rds = http::Rds::decode(bytes)?;
                 names.push(rds.route_config_name);
             }
         }

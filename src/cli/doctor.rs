@@ -41,12 +41,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = v1::GetReadinessRequest {};
     let answer = client.get_readiness(request).await.map_err(status_error)?.into_inner();
     args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
-    let well = |kind: &v1::KindSync| {
-        matches!(kind.state(), State::Synced | State::Absent) && !is_old(kind)
-    };
     let webhook = answer.webhook.as_ref().is_none_or(|webhook| webhook.works);
-    let all_well = answer.ready && answer.kinds.iter().all(well) && webhook;
+    let all_well = answer.ready && answer.kinds.iter().all(is_well) && webhook;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn is_well(kind: &v1::KindSync) -> bool {
+    matches!(kind.state(), State::Synced | State::Absent) && !is_old(kind)
 }
 
 fn text(answer: &v1::GetReadinessResponse) -> String {

@@ -206,9 +206,11 @@ impl StatusArgs {
 
 /// Long enough to renew a Lease several times, even if the API server is slow.
 fn lease(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a number of seconds from 3 to 3600, such as 15 or 15s".to_owned();
-    let number = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| wrong())?;
-    if (3..=3600).contains(&number) { Ok(Duration::from_secs(number)) } else { Err(wrong()) }
+    let number = text.strip_suffix('s').unwrap_or(text).parse().ok();
+    number
+        .filter(|number| (3..=3600).contains(number))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected a number of seconds from 3 to 3600, such as 15 or 15s".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

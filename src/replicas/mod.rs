@@ -181,15 +181,15 @@ pub(crate) fn answers<'a>(
     others: &'a [PeerAnswer],
     key: &ObjectKey,
 ) -> Vec<ReplicaAnswer<'a>> {
-    let other = |other: &'a PeerAnswer| ReplicaAnswer {
+    let own = ReplicaAnswer { replica: pod, summary: Ok(own) };
+    let others = others.iter().map(|other| ReplicaAnswer {
         replica: &other.name,
         summary: match &other.summaries {
             Ok(summaries) => Ok(summaries.get(key).map(Arc::as_ref)),
             Err(why) => Err(why.as_str()),
         },
-    };
-    let own = ReplicaAnswer { replica: pod, summary: Ok(own) };
-    std::iter::once(own).chain(others.iter().map(other)).collect()
+    });
+    std::iter::once(own).chain(others).collect()
 }
 
 /// Summarizes the state of this replica again and again, without using much of the processor for it.
@@ -220,11 +220,11 @@ impl Summaries {
         let mut summarizer = self.summarizer.take().unwrap_or_default();
         let (state, connected) = (published.state(), connections.list());
         // With many proxies that keeps a thread busy.
-        let work = move || {
+        let work = tokio::task::spawn_blocking(move || {
             let summaries = summarizer.summaries(&state, &connected);
             (summarizer, state, summaries)
-        };
-        let (summarizer, state, summaries) = tokio::task::spawn_blocking(work).await?;
+        });
+        let (summarizer, state, summaries) = work.await?;
         self.summarizer = Some(summarizer);
         // At most a fifth of the time.
         let now = Instant::now();

@@ -1,6 +1,7 @@
 //! Writes the status of objects while this replica is elected.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -457,35 +458,39 @@ fn watched(
         None => Api::all_with(client.clone(), &resource),
     };
     let config = watcher::Config::default().page_size(500);
-    let key = move |object: &DynamicObject| {
-        ObjectKey::new(kind, &object.namespace().unwrap_or_default(), &object.name_any())
-    };
-    let found = move |object: DynamicObject| {
-        ObjectEvent::Found(key(&object), Box::new(ApiObject::read(&object)))
-    };
-    let event = move |event| {
-        let event = match event {
-            Ok(watcher::Event::Init) => ObjectEvent::Init(resource.clone()),
-            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => found(object),
-            Ok(watcher::Event::InitDone) => ObjectEvent::Listed,
-            Ok(watcher::Event::Delete(object)) => ObjectEvent::Deleted(key(&object)),
-            // The watcher lists anew by itself, or resumes.
-            Err(watcher::Error::WatchError(status)) if status.code == 410 => return None,
-            Err(watcher::Error::WatchFailed(_)) => return None,
-            Err(
-                watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error),
-            ) => ObjectEvent::Failed((&error).into()),
-            Err(watcher::Error::WatchError(status)) => {
-                ObjectEvent::Failed(Failure { code: status.code, text: status.message })
-            }
-            Err(error @ watcher::Error::NoResourceVersion) => {
-                ObjectEvent::Failed(Failure { code: 0, text: error.to_string() })
-            }
-        };
-        Some(event)
-    };
     let events = watcher(api, config).default_backoff();
-    events.filter_map(move |item| std::future::ready(event(item))).boxed()
+    events.filter_map(move |event| ready(object_event(kind, &resource, event))).boxed()
+}
+
+/// An event of the watcher in the writer's terms; `None` if the watcher resumes or lists anew by itself.
+fn object_event(
+    kind: Kind,
+    resource: &ApiResource,
+    event: Result<watcher::Event<DynamicObject>, watcher::Error>,
+) -> Option<ObjectEvent> {
+    Some(match event {
+        Ok(watcher::Event::Init) => ObjectEvent::Init(resource.clone()),
+        Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+            ObjectEvent::Found(key_of(kind, &object), Box::new(ApiObject::read(&object)))
+        }
+        Ok(watcher::Event::InitDone) => ObjectEvent::Listed,
+        Ok(watcher::Event::Delete(object)) => ObjectEvent::Deleted(key_of(kind, &object)),
+        Err(watcher::Error::WatchError(status)) if status.code == 410 => return None,
+        Err(watcher::Error::WatchFailed(_)) => return None,
+        Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) => {
+            ObjectEvent::Failed((&error).into())
+        }
+        Err(watcher::Error::WatchError(status)) => {
+            ObjectEvent::Failed(Failure { code: status.code, text: status.message })
+        }
+        Err(error @ watcher::Error::NoResourceVersion) => {
+            ObjectEvent::Failed(Failure { code: 0, text: error.to_string() })
+        }
+    })
+}
+
+fn key_of(kind: Kind, object: &DynamicObject) -> ObjectKey {
+    ObjectKey::new(kind, &object.namespace().unwrap_or_default(), &object.name_any())
 }
 
 #[cfg(test)]

@@ -127,11 +127,14 @@ pub(super) enum Verdict {
 }
 
 /// Adds what the API server adds to the object after the review.
+fn is_empty(value: Option<&Value>) -> bool {
+    value.and_then(Value::as_str).is_none_or(str::is_empty)
+}
+
 fn complete(document: &mut Value, namespace: &str) {
     let Some(metadata) = document.get_mut("metadata").and_then(Value::as_object_mut) else {
         return;
     };
-    let is_empty = |value: Option<&Value>| value.and_then(Value::as_str).is_none_or(str::is_empty);
     if is_empty(metadata.get("namespace")) && !namespace.is_empty() {
         metadata.insert("namespace".to_owned(), namespace.into());
     }
@@ -173,14 +176,14 @@ pub(super) fn warnings(
     key: &ObjectKey,
     parsed: &Parsed,
 ) -> Vec<String> {
-    let located = |problem: &api::Problem| LocatedProblem {
-        origin: Origin::Cluster,
-        problem: problem.clone(),
-    };
+    let warnings = parsed
+        .warnings
+        .iter()
+        .map(|problem| LocatedProblem { origin: Origin::Cluster, problem: problem.clone() });
     let event = SourceEvent::Apply {
         object: Arc::new(parsed.object.clone()),
         origin: Origin::Cluster,
-        warnings: parsed.warnings.iter().map(located).collect(),
+        warnings: warnings.collect(),
     };
     store.apply(event, &mut BTreeSet::new());
     texts(key, analyze::analyze_object(&store, config, key))
@@ -188,12 +191,11 @@ pub(super) fn warnings(
 
 fn texts(key: &ObjectKey, findings: Vec<Finding>) -> Vec<String> {
     let shown = findings.into_iter().filter(|finding| finding.code.severity >= Severity::Warning);
-    let text = |finding: Finding| {
-        let Finding { code, path, message, advice, .. } = finding;
+    let texts = shown.map(|Finding { code, path, message, advice, .. }| {
         let problem = api::Problem::new(path, message, advice);
         shortened(&format!("{key}: {problem} ({})", code.id), MAX_WARNING)
-    };
-    let mut texts: Vec<String> = shown.map(text).collect();
+    });
+    let mut texts: Vec<String> = texts.collect();
     if texts.len() > MAX_WARNINGS {
         let more = texts.len() - (MAX_WARNINGS - 1);
         texts.truncate(MAX_WARNINGS - 1);

@@ -226,12 +226,12 @@ async fn read(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold)
 
 /// The pages of the webhook's port.
 pub(crate) fn router(reviewer: Reviewer) -> Router {
-    let other = async || (StatusCode::NOT_FOUND, "no such page; there is POST /validate\n");
-    let method = async || (StatusCode::METHOD_NOT_ALLOWED, "this page takes POST only\n");
     Router::new()
         .route("/validate", post(validate))
-        .fallback(other)
-        .method_not_allowed_fallback(method)
+        .fallback(async || (StatusCode::NOT_FOUND, "no such page; there is POST /validate\n"))
+        .method_not_allowed_fallback(async || {
+            (StatusCode::METHOD_NOT_ALLOWED, "this page takes POST only\n")
+        })
         .with_state(reviewer)
 }
 
