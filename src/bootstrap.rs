@@ -542,24 +542,27 @@ admin:
         }
     }
 
+    fn summary(xds: &str, variant: AdsVariant) -> [String; 3] {
+        let json = Bootstrap { xds: xds.parse().unwrap(), variant, ..bootstrap() }.to_json();
+        let cluster = &json["static_resources"]["clusters"][0];
+        let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+        let texts = [
+            &json["dynamic_resources"]["ads_config"]["api_type"],
+            &cluster["type"],
+            &endpoint["address"]["socket_address"]["address"],
+        ];
+        texts.map(|text| text.as_str().unwrap().to_owned())
+    }
+
     #[test]
     fn what_differs_between_the_combinations() {
-        let of = |xds: &str, variant| {
-            let json = Bootstrap { xds: xds.parse().unwrap(), variant, ..bootstrap() }.to_json();
-            let cluster = &json["static_resources"]["clusters"][0];
-            let endpoint =
-                &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
-            let texts = [
-                &json["dynamic_resources"]["ads_config"]["api_type"],
-                &cluster["type"],
-                &endpoint["address"]["socket_address"]["address"],
-            ];
-            texts.map(|text| text.as_str().unwrap().to_owned())
-        };
-        assert_eq!(of("10.0.0.1:1", AdsVariant::Delta), ["DELTA_GRPC", "STATIC", "10.0.0.1"]);
-        assert_eq!(of("[::1]:1", AdsVariant::Sotw), ["GRPC", "STATIC", "::1"]);
+        assert_eq!(summary("10.0.0.1:1", AdsVariant::Delta), ["DELTA_GRPC", "STATIC", "10.0.0.1"]);
+        assert_eq!(summary("[::1]:1", AdsVariant::Sotw), ["GRPC", "STATIC", "::1"]);
         let name = "weir.weir-system.svc";
-        assert_eq!(of(&format!("{name}:1"), AdsVariant::Delta), ["DELTA_GRPC", "STRICT_DNS", name]);
+        assert_eq!(
+            summary(&format!("{name}:1"), AdsVariant::Delta),
+            ["DELTA_GRPC", "STRICT_DNS", name]
+        );
     }
 
     #[test]
@@ -570,21 +573,30 @@ admin:
         assert_eq!(id.to_string(), text);
     }
 
+    fn node_id_error(text: &str) -> String {
+        text.parse::<NodeId>().unwrap_err()
+    }
+
+    fn xds_error(text: &str) -> String {
+        text.parse::<XdsAddress>().unwrap_err()
+    }
+
     #[test]
     fn errors_describe_what_was_found() {
-        let id = |text: &str| text.parse::<NodeId>().unwrap_err();
         assert_eq!(
-            id("sidecar~1.2.3.4"),
+            node_id_error("sidecar~1.2.3.4"),
             "it has 2 parts where TYPE~IP~POD.NAMESPACE~DNSDOMAIN has 4"
         );
-        assert_eq!(id("router~1.2.3.4~a.b~c"), r#"the type is "router"; only "sidecar" is served"#);
-        assert_eq!(id("sidecar~1.2.3~a.b~c"), r#""1.2.3" is not an IP address"#);
-        assert_eq!(id("sidecar~1.2.3.4~a~c"), r#""a" is not of the form POD.NAMESPACE"#);
-        let xds = |text: &str| text.parse::<XdsAddress>().unwrap_err();
-        assert!(xds("weir").starts_with("it is not of the form HOST:PORT"));
-        assert_eq!(xds("weir:0"), r#""0" is not a port (1 to 65535)"#);
-        assert_eq!(xds("::1:15010"), "an IPv6 address goes in brackets: [::1]:15010");
-        assert!(xds("we_ir:1").starts_with(r#""we_ir" is not a DNS name"#));
+        assert_eq!(
+            node_id_error("router~1.2.3.4~a.b~c"),
+            r#"the type is "router"; only "sidecar" is served"#
+        );
+        assert_eq!(node_id_error("sidecar~1.2.3~a.b~c"), r#""1.2.3" is not an IP address"#);
+        assert_eq!(node_id_error("sidecar~1.2.3.4~a~c"), r#""a" is not of the form POD.NAMESPACE"#);
+        assert!(xds_error("weir").starts_with("it is not of the form HOST:PORT"));
+        assert_eq!(xds_error("weir:0"), r#""0" is not a port (1 to 65535)"#);
+        assert_eq!(xds_error("::1:15010"), "an IPv6 address goes in brackets: [::1]:15010");
+        assert!(xds_error("we_ir:1").starts_with(r#""we_ir" is not a DNS name"#));
         assert!(label("app").unwrap_err().starts_with("it is not of the form KEY=VALUE"));
         assert!(label("=x").unwrap_err().starts_with(r#""" is not the key"#));
         assert!(label("app=a b").unwrap_err().starts_with(r#""a b" is not the value"#));

@@ -385,6 +385,11 @@ mod tests {
         }
     }
 
+    fn query(pairs: &[(&str, &str)]) -> Result<Question, Status> {
+        let owned = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Question::of_query(owned.collect())
+    }
+
     #[test]
     fn a_request_that_does_not_say_which_object_is_refused_with_what_is_wrong() {
         for (body, expected) in [
@@ -406,10 +411,6 @@ mod tests {
             assert_eq!(status.code(), Code::InvalidArgument, "{body}");
             assert!(status.message().starts_with(expected), "{body}: {}", status.message());
         }
-        let query = |pairs: &[(&str, &str)]| {
-            let owned = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-            Question::of_query(owned.collect())
-        };
         let right = [("namespace", "shop"), ("name", "web"), ("timeout", "0s")];
         assert_eq!(
             query(&right).unwrap(),

@@ -1,6 +1,5 @@
 //! Tells another replica on how many proxies of this one each object is live.
 
-
 use tokio::sync::mpsc;
 use tonic::Status;
 

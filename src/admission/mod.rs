@@ -222,9 +222,12 @@ pub(crate) fn exchange_for_tests(limits: Limits) -> Arc<Exchange> {
 mod tests {
     use super::*;
 
+    fn peer(text: &str) -> Peer {
+        Peer::from(text.parse::<IpAddr>().unwrap())
+    }
+
     #[test]
     fn addresses_that_one_machine_may_own_are_one_peer() {
-        let peer = |text: &str| Peer::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(peer("::ffff:10.0.0.1"), peer("10.0.0.1"));
         assert_ne!(peer("10.0.0.1"), peer("10.0.0.2"));
         assert_eq!(peer("fd00:1:2:3::1"), peer("fd00:1:2:3:4:5:6:7"));

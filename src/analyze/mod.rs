@@ -25,7 +25,6 @@ mod virtual_service;
 #[cfg(test)]
 pub(crate) mod tests;
 
-
 pub(crate) use code::{Code, Severity};
 pub(crate) use lines::refine;
 

@@ -208,15 +208,24 @@ mod tests {
         vec![("WEIR0203", path.to_owned())]
     }
 
+    fn route(port: u16) -> String {
+        format!("route: [{{destination: {{host: db, port: {{number: {port}}}}}}}]")
+    }
+
+    fn http(port: u16) -> String {
+        format!("hosts: [db], http: [{{{}}}]", route(port))
+    }
+
+    fn tcp(port: u16) -> String {
+        format!("hosts: [db], tcp: [{{{}}}]", route(port))
+    }
+
+    fn tls(port: u16) -> String {
+        format!("hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]", route(port))
+    }
+
     #[test]
     fn routes_apply_to_ports_of_their_protocol() {
-        let route =
-            |port: u16| format!("route: [{{destination: {{host: db, port: {{number: {port}}}}}}}]");
-        let http = |port: u16| format!("hosts: [db], http: [{{{}}}]", route(port));
-        let tcp = |port: u16| format!("hosts: [db], tcp: [{{{}}}]", route(port));
-        let tls = |port: u16| {
-            format!("hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]", route(port))
-        };
         for (ports, port, [http_is_fine, tls_is_fine, tcp_is_fine]) in [
             (HTTP, 80, [true, false, false]),
             ("{name: grpc-web, port: 80}", 80, [true, false, false]),
@@ -243,20 +252,26 @@ mod tests {
         }
     }
 
+    fn found_in_http(routes: &str) -> Vec<(&'static str, String)> {
+        let both = format!("{HTTP}, {TLS}");
+        with(&both, &format!("hosts: [db], http: [{routes}]"))
+    }
+
     #[test]
     fn each_match_is_checked_against_its_own_port() {
-        let both = format!("{HTTP}, {TLS}");
         let to = "route: [{destination: {host: db, port: {number: 80}}}]";
-        let http = |routes: &str| with(&both, &format!("hosts: [db], http: [{routes}]"));
-        assert_eq!(http(&format!("{{{to}}}")), []);
-        assert_eq!(http(&format!("{{match: [{{port: 80}}], {to}}}")), []);
-        assert_eq!(http(&format!("{{match: [{{port: 443}}], {to}}}")), none("spec.http[0]"));
+        assert_eq!(found_in_http(&format!("{{{to}}}")), []);
+        assert_eq!(found_in_http(&format!("{{match: [{{port: 80}}], {to}}}")), []);
         assert_eq!(
-            http(&format!("{{match: [{{port: 443}}, {{port: 80}}], {to}}}")),
+            found_in_http(&format!("{{match: [{{port: 443}}], {to}}}")),
+            none("spec.http[0]")
+        );
+        assert_eq!(
+            found_in_http(&format!("{{match: [{{port: 443}}, {{port: 80}}], {to}}}")),
             none("spec.http[0].match[0].port")
         );
         let unknown = [("WEIR0106", "spec.http[0].match[0].port".to_owned())];
-        assert_eq!(http(&format!("{{match: [{{port: 99}}], {to}}}")), unknown);
+        assert_eq!(found_in_http(&format!("{{match: [{{port: 99}}], {to}}}")), unknown);
         let several = format!("{{match: [{{uri: {{prefix: /a}}}}], {to}}}, {{{to}}}");
         let to_db = several.replace("number: 80", "number: 5432");
         assert_eq!(with(TCP, &format!("hosts: [db], http: [{to_db}]")), none("spec.http"));

@@ -131,20 +131,24 @@ mod tests {
         )
     }
 
+    fn found_in_all(specs: &[&str]) -> Vec<(&'static str, String)> {
+        let objects = specs.iter().enumerate().map(|(n, spec)| sidecar(&format!("s{n}"), spec));
+        found(&(base() + &objects.collect::<String>()))
+    }
+
     #[test]
     fn one_sidecar_applies_to_a_pod() {
-        let all = |specs: &[&str]| {
-            let objects = specs.iter().enumerate().map(|(n, spec)| sidecar(&format!("s{n}"), spec));
-            found(&(base() + &objects.collect::<String>()))
-        };
         let app = "workloadSelector: {labels: {app: web}}";
         let version = "workloadSelector: {labels: {version: v1}}";
-        assert_eq!(all(&["", app]), []);
-        assert_eq!(all(&["", ""]), [("IST0111", String::new())]);
-        assert_eq!(all(&[app, version]), [("IST0110", "spec.workloadSelector".to_owned())]);
-        assert_eq!(all(&[version, "workloadSelector: {labels: {version: v2}}"]), []);
+        assert_eq!(found_in_all(&["", app]), []);
+        assert_eq!(found_in_all(&["", ""]), [("IST0111", String::new())]);
+        assert_eq!(
+            found_in_all(&[app, version]),
+            [("IST0110", "spec.workloadSelector".to_owned())]
+        );
+        assert_eq!(found_in_all(&[version, "workloadSelector: {labels: {version: v2}}"]), []);
         let nobody = "workloadSelector: {labels: {app: nobody}}";
-        assert_eq!(all(&[nobody]), [("IST0127", "spec.workloadSelector".to_owned())]);
+        assert_eq!(found_in_all(&[nobody]), [("IST0127", "spec.workloadSelector".to_owned())]);
     }
 
     #[test]

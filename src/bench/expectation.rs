@@ -202,21 +202,23 @@ mod tests {
     use super::*;
 
     fn split(service: &str, percent: u32) -> Split {
-        let cluster = |subset: &str| format!("outbound|80|{subset}|{service}.a.svc.cluster.local");
         Split {
             virtual_host: format!("{service}.a.svc.cluster.local:80"),
-            stable: cluster("v1"),
-            canary: cluster("v2"),
+            stable: format!("outbound|80|v1|{service}.a.svc.cluster.local"),
+            canary: format!("outbound|80|v2|{service}.a.svc.cluster.local"),
             percent,
         }
     }
 
-    fn table(splits: &[Split], scale: u32) -> Vec<u8> {
-        let weighted = |name: &str, weight: u32| route::weighted_cluster::ClusterWeight {
+    fn weighted(name: &str, weight: u32) -> route::weighted_cluster::ClusterWeight {
+        route::weighted_cluster::ClusterWeight {
             name: name.to_owned(),
-            weight: Some(UInt32Value { value: weight * scale }),
+            weight: Some(UInt32Value { value: weight }),
             ..Default::default()
-        };
+        }
+    }
+
+    fn table(splits: &[Split], scale: u32) -> Vec<u8> {
         let host = |split: &Split| route::VirtualHost {
             name: split.virtual_host.clone(),
             domains: vec!["x".into()],
@@ -226,8 +228,8 @@ mod tests {
                         route::route_action::ClusterSpecifier::WeightedClusters(
                             route::WeightedCluster {
                                 clusters: vec![
-                                    weighted(&split.stable, 100 - split.percent),
-                                    weighted(&split.canary, split.percent),
+                                    weighted(&split.stable, (100 - split.percent) * scale),
+                                    weighted(&split.canary, split.percent * scale),
                                 ],
                                 ..Default::default()
                             },
@@ -245,10 +247,13 @@ mod tests {
     }
 
     fn layer(splits: &[Split]) -> Vec<u8> {
-        let number = |number: u32| Json { kind: Some(Kind::NumberValue(f64::from(number))) };
         let fields = splits.iter().flat_map(|split| {
-            [(&split.stable, 100 - split.percent), (&split.canary, split.percent)]
-                .map(|(cluster, weight)| (format!("weir.prefix.{cluster}"), number(weight * 100)))
+            [(&split.stable, 100 - split.percent), (&split.canary, split.percent)].map(
+                |(cluster, weight)| {
+                    let kind = Some(Kind::NumberValue(f64::from(weight * 100)));
+                    (format!("weir.prefix.{cluster}"), Json { kind })
+                },
+            )
         });
         let layer = Some(Struct { fields: fields.collect() });
         Runtime { name: "weir-weights".into(), layer }.encode_to_vec()

@@ -280,11 +280,14 @@ mod tests {
         assert_eq!(endpoints_name(&cluster.encode_to_vec()).unwrap(), Some(&b"s"[..]));
     }
 
+    fn endpoint_at(address: &str) -> Bytes {
+        Request::default().field(2, address.as_bytes()).done()
+    }
+
     #[test]
     fn an_address_is_not_found_within_a_longer_one() {
-        let message = |address: &str| Request::default().field(2, address.as_bytes()).done();
-        assert!(has_address(&message("10.0.0.1"), b"10.0.0.1"));
-        assert!(!has_address(&message("10.0.0.11"), b"10.0.0.1"));
+        assert!(has_address(&endpoint_at("10.0.0.1"), b"10.0.0.1"));
+        assert!(!has_address(&endpoint_at("10.0.0.11"), b"10.0.0.1"));
         assert!(!has_address(b"", b"10.0.0.1"));
     }
 

@@ -207,15 +207,12 @@ mod tests {
         assert_eq!(percentile(&[], 50), 0.0);
     }
 
+    fn round(last_ms: f64, arrived: usize) -> Round {
+        Round { last_ms, arrived, streams: 4, cpu_s: Some(last_ms), ..Default::default() }
+    }
+
     #[test]
     fn a_phase_has_the_medians_of_its_rounds() {
-        let round = |last_ms: f64, arrived| Round {
-            last_ms,
-            arrived,
-            streams: 4,
-            cpu_s: Some(last_ms),
-            ..Default::default()
-        };
         let phase = Phase::new("weight", vec![round(9.0, 4), round(1.0, 3), round(2.0, 4)]);
         assert_eq!(
             (phase.median.last_ms, phase.median.cpu_s, phase.median.arrived),

@@ -567,21 +567,21 @@ mod tests {
     }
 
     fn sotw_requests(all: Vec<Pieces>) -> Vec<(Type, Vec<String>, String, String, bool)> {
-        let read = |pieces: Pieces| {
+        let requests = all.into_iter().map(|pieces| {
             let request = pb::DiscoveryRequest::decode(pieces.concat().as_slice()).unwrap();
             let of = Type::ALL.into_iter().find(|of| of.url() == request.type_url).unwrap();
             let node = request.node.is_some();
             (of, request.resource_names, request.version_info, request.response_nonce, node)
-        };
-        all.into_iter().map(read).collect()
+        });
+        requests.collect()
     }
 
     fn delta_requests(all: Vec<Pieces>) -> Vec<(Type, pb::DeltaDiscoveryRequest)> {
-        let read = |pieces: Pieces| {
+        let requests = all.into_iter().map(|pieces| {
             let request = pb::DeltaDiscoveryRequest::decode(pieces.concat().as_slice()).unwrap();
             (Type::ALL.into_iter().find(|of| of.url() == request.type_url).unwrap(), request)
-        };
-        all.into_iter().map(read).collect()
+        });
+        requests.collect()
     }
 
     fn text(text: &str) -> String {

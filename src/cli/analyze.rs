@@ -417,9 +417,8 @@ mod tests {
         assert!(code::ALL.iter().all(|code| text.contains(code.id) && text.contains(code.name)));
     }
 
-    #[test]
-    fn a_table_fits_the_terminal() {
-        let finding = |origin| Finding {
+    fn finding(origin: Origin) -> Finding {
+        Finding {
             code: &code::SCHEMA,
             object: Some(crate::api::ObjectKey::new(
                 Kind::VirtualService,
@@ -430,7 +429,11 @@ mod tests {
             path: "spec.http[0].route[0].destination.host".to_owned(),
             message: "is not what anyone would have expected to find in this place".to_owned(),
             advice: "write something else, something that is expected".to_owned(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_table_fits_the_terminal() {
         let file = Origin::File {
             path: std::sync::Arc::new("some/folder/with/a/file.yaml".into()),
             line: 1234,

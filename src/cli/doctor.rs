@@ -122,18 +122,22 @@ fn advice(kind: &v1::KindSync) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_kind_whose_watch_is_not_answered_is_reported_as_old() {
-        let kind = |age| v1::KindSync {
+    fn kind(age: u32) -> v1::KindSync {
+        v1::KindSync {
             resource: "services".to_owned(),
             state: State::Synced.into(),
             complete: true,
             answered_seconds_ago: age,
             ..Default::default()
-        };
-        let shown = |age| {
-            text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)], webhook: None })
-        };
+        }
+    }
+
+    fn shown(age: u32) -> String {
+        text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)], webhook: None })
+    }
+
+    #[test]
+    fn a_kind_whose_watch_is_not_answered_is_reported_as_old() {
         assert!(!is_old(&kind(61)) && shown(61).contains("61 s ago"), "{}", shown(61));
         assert!(is_old(&kind(95)), "{}", shown(95));
         assert!(shown(95).contains("95 s ago  see that the API server answers"), "{}", shown(95));

@@ -274,12 +274,17 @@ mod tests {
         }
     }
 
+    fn seen(text: &str, headers: &[&str]) -> Result<Request, (u32, &'static str)> {
+        let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
+        Request::parse(text, &headers).unwrap().received(&manager())
+    }
+
+    fn rejected(text: &str, headers: &[&str]) -> u32 {
+        seen(text, headers).unwrap_err().0
+    }
+
     #[test]
     fn a_request_is_processed_as_before_envoys_routing() {
-        let seen = |text: &str, headers: &[&str]| {
-            let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
-            Request::parse(text, &headers).unwrap().received(&manager())
-        };
         let plain = seen("GET http://web/a/%2e%2e/p?a=/../1", &[]).unwrap();
         assert_eq!(plain.header(":path").as_deref(), Some("/p?a=/../1"));
         assert_eq!(
@@ -312,7 +317,6 @@ mod tests {
         let upgraded =
             seen("GET http://web/", &["connection: upgrade", "upgrade: WebSocket"]).unwrap();
         assert_eq!(upgraded.header("upgrade").as_deref(), Some("WebSocket"));
-        let rejected = |text: &str, headers: &[&str]| seen(text, headers).unwrap_err().0;
         assert_eq!(rejected("GET http://web/", &["connection: upgrade", "upgrade: other"]), 403);
         assert_eq!(rejected("GET http://web/%00", &[]), 400);
         assert_eq!(rejected("GET http://web/", &["x-forwarded-proto:"]), 404);

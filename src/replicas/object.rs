@@ -210,13 +210,16 @@ mod tests {
     use crate::api::Kind;
     use crate::status::{Condition, ConditionStatus};
 
+    fn condition(
+        kind: &'static str,
+        status: ConditionStatus,
+        reason: &'static str,
+        message: &str,
+    ) -> Condition {
+        Condition { kind, status, reason, message: message.to_owned() }
+    }
+
     fn conditions(generation: i64, programmed: ConditionStatus, message: &str) -> Conditions {
-        let condition = |kind, status, reason, message: &str| Condition {
-            kind,
-            status,
-            reason,
-            message: message.to_owned(),
-        };
         Conditions {
             created: Some(1_767_225_600_000_000),
             generation,

@@ -140,10 +140,10 @@ fn rejecting(pod: &str, reached: u64) -> ProxyStatus {
 
 /// Type, status and reason of each condition, and its message.
 fn texts(conditions: &Conditions) -> Vec<String> {
-    let text = |item: &Condition| {
+    let texts = conditions.list.iter().map(|item| {
         format!("{}={} {}: {}", item.kind, item.status.as_str(), item.reason, item.message)
-    };
-    conditions.list.iter().map(text).collect()
+    });
+    texts.collect()
 }
 
 fn decide(

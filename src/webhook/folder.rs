@@ -74,13 +74,14 @@ mod tests {
         std::fs::write(folder.join("tls.key"), &pair.key).unwrap();
     }
 
+    fn certificate(days: u64) -> KeyedCertificate {
+        let lifetime = Duration::from_secs(days * 86_400);
+        issue(&["weir.test".to_owned()], SystemTime::now(), lifetime).unwrap().certificate
+    }
+
     #[tokio::test]
     async fn a_replaced_certificate_is_served_and_a_broken_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let made = |days: u64| {
-            let lifetime = Duration::from_secs(days * 86_400);
-            issue(&["weir.test".to_owned()], SystemTime::now(), lifetime).unwrap().certificate
-        };
         let webhook = Webhook::new(WebhookMetrics::default());
         let mut health = webhook.health();
         let following = follow_every(Duration::from_millis(1), folder.path(), &webhook);
@@ -88,17 +89,17 @@ mod tests {
             let missing = health.wait_for(|health| !health.problems.is_empty()).await.unwrap();
             assert!(missing.problems[0].contains("tls.crt"), "{missing:?}");
             drop(missing);
-            write(folder.path(), &made(1));
+            write(folder.path(), &certificate(1));
             let first = health.wait_for(|health| health.works()).await.unwrap().valid_until;
-            write(folder.path(), &made(2));
+            write(folder.path(), &certificate(2));
             let second =
                 health.wait_for(|health| health.valid_until > first).await.unwrap().valid_until;
-            std::fs::write(folder.path().join("tls.key"), made(3).key).unwrap();
+            std::fs::write(folder.path().join("tls.key"), certificate(3).key).unwrap();
             let broken = health.wait_for(|health| !health.problems.is_empty()).await.unwrap();
             assert_eq!(broken.valid_until, second, "the last good one stays");
             assert!(broken.problems[0].contains("tls.key does not fit tls.crt"), "{broken:?}");
             drop(broken);
-            write(folder.path(), &made(4));
+            write(folder.path(), &certificate(4));
             assert!(health.wait_for(Health::works).await.unwrap().valid_until > second);
         };
         tokio::select! {

@@ -265,10 +265,12 @@ mod tests {
         }
     }
 
+    fn judge(operation: &str, object: Value) -> String {
+        judged(&Selection::default(), None, request(operation, object))
+    }
+
     #[test]
     fn an_invalid_object_is_refused_with_its_name_and_field() {
-        let judge =
-            |operation, object| judged(&Selection::default(), None, request(operation, object));
         for operation in ["CREATE", "UPDATE"] {
             assert_eq!(judge(operation, virtual_service(json!({}), 5)), "+");
             let why = judge(operation, virtual_service(json!({}), -5));
@@ -284,7 +286,6 @@ mod tests {
 
     #[test]
     fn what_weir_does_not_read_is_not_reviewed() {
-        let judge = |object| judged(&Selection::default(), None, request("CREATE", object));
         for (api_version, kind) in [
             ("networking.istio.io/v1", "Gateway"),
             ("networking.istio.io/v1", "VirtualServise"),
@@ -294,7 +295,7 @@ mod tests {
             let mut object = virtual_service(json!({}), -5);
             object["apiVersion"] = json!(api_version);
             object["kind"] = json!(kind);
-            assert_eq!(judge(object), "-", "{api_version} {kind}");
+            assert_eq!(judge("CREATE", object), "-", "{api_version} {kind}");
         }
         let selection = Selection { revision: Some("weir".into()), ..Default::default() };
         for (label, is_reviewed) in [("weir", true), ("stable", false)] {

@@ -419,25 +419,24 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
+    fn configuration_of(service: &str, namespace: &str) -> Configuration {
+        Configuration::of(configuration(service, namespace, "a"), "weir-system")
+    }
+
     #[test]
     fn a_configuration_of_another_weir_is_left_alone() {
-        let of = |service: &str, namespace: &str| {
-            Configuration::of(configuration(service, namespace, "a"), "weir-system")
-        };
-        assert!(matches!(of("weir", "other"), Configuration::NotForUs));
-        assert!(matches!(of("istiod", "weir-system"), Configuration::NotForUs));
-        let ours = of("weir", "weir-system");
+        assert!(matches!(configuration_of("weir", "other"), Configuration::NotForUs));
+        assert!(matches!(configuration_of("istiod", "weir-system"), Configuration::NotForUs));
+        let ours = configuration_of("weir", "weir-system");
         assert!(ours.trusts("a") && !ours.trusts("a\nb"));
+    }
+
+    fn pair(text: &str) -> Option<KeyedCertificate> {
+        Some(KeyedCertificate { certificate: format!("{text}.crt"), key: format!("{text}.key") })
     }
 
     #[test]
     fn what_is_written_into_the_secret_is_what_is_read_from_it() {
-        let pair = |text: &str| {
-            Some(KeyedCertificate {
-                certificate: format!("{text}.crt"),
-                key: format!("{text}.key"),
-            })
-        };
         let mut contents =
             Contents { current: pair("a"), next: pair("b"), authorities: "c".to_owned() };
         let written = secret(&contents, None);
