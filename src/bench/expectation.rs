@@ -219,7 +219,7 @@ mod tests {
     }
 
     fn table(splits: &[Split], scale: u32) -> Vec<u8> {
-        let host = |split: &Split| route::VirtualHost {
+        let hosts = splits.iter().map(|split| route::VirtualHost {
             name: split.virtual_host.clone(),
             domains: vec!["x".into()],
             routes: vec![route::Route {
@@ -240,10 +240,13 @@ mod tests {
                 ..Default::default()
             }],
             ..Default::default()
-        };
-        let hosts = splits.iter().map(host).collect();
-        route::RouteConfiguration { name: "80".into(), virtual_hosts: hosts, ..Default::default() }
-            .encode_to_vec()
+        });
+        route::RouteConfiguration {
+            name: "80".into(),
+            virtual_hosts: hosts.collect(),
+            ..Default::default()
+        }
+        .encode_to_vec()
     }
 
     fn layer(splits: &[Split]) -> Vec<u8> {

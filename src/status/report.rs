@@ -287,10 +287,12 @@ pub(crate) fn weighted(state: &State, key: &ObjectKey) -> Vec<WeightedRoute> {
     let Some(mesh) = &state.mesh else {
         return Vec::new();
     };
-    let is_part =
-        |item: &&Arc<VirtualService>| item.key == *key || item.http().any(|http| *http.key == *key);
-    let active = mesh.virtual_services.iter().filter(is_part).map(|item| (&item.key, item));
-    let active: BTreeMap<&ObjectKey, &Arc<VirtualService>> = active.collect();
+    let parts = mesh
+        .virtual_services
+        .iter()
+        .filter(|item| item.key == *key || item.http().any(|http| *http.key == *key));
+    let active: BTreeMap<&ObjectKey, &Arc<VirtualService>> =
+        parts.map(|item| (&item.key, item)).collect();
     let wanted = state.wanted.iter().filter(|item| active.contains_key(&item.key));
     let routes = wanted.flat_map(|item| {
         let routes = weighted_routes(item, &active, &mesh.config.domain);

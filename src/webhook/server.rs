@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
 use super::review::{AdmissionRequest, Verdict, admitted, own_warnings, refused, warnings};
-use crate::admission::{Exchange, Hold};
+use crate::admission::{Exchange, Exhausted, Hold};
 use crate::api::{ObjectKey, Parsed};
 use crate::mesh::MeshConfig;
 use crate::metrics::{ReviewResult, WebhookMetrics};
@@ -193,6 +193,12 @@ async fn blocking<T: Send + 'static>(
 /// Why a request gets no review.
 struct Refused(StatusCode, String);
 
+impl From<Exhausted> for Refused {
+    fn from(why: Exhausted) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
+    }
+}
+
 fn busy() -> Refused {
     Refused(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -202,9 +208,7 @@ fn busy() -> Refused {
 
 /// Reads a body within its limits.
 async fn read(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold), Refused> {
-    let exhausted =
-        |why: &dyn std::fmt::Display| Refused(StatusCode::SERVICE_UNAVAILABLE, why.to_string());
-    let mut memory = exchange.hold(0).map_err(|why| exhausted(&why))?;
+    let mut memory = exchange.hold(0)?;
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
@@ -218,7 +222,7 @@ async fn read(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold)
             let why = format!("the body has more than {LARGEST} bytes");
             return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, why));
         }
-        memory.resize(length * MEMORY_PER_BYTE).map_err(|why| exhausted(&why))?;
+        memory.resize(length * MEMORY_PER_BYTE)?;
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, memory))
