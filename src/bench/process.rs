@@ -58,6 +58,7 @@ impl Weir {
             .args(["--peer-share", "100"])
             .args(&launch.more)
             .env_remove("WEIR_LOG")
+            .env_remove("WEIR_LOG_FORMAT")
             .args(["--log", "warn,kube_client=off,kube_runtime=off"])
             .stdin(if launch.from_stdin { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::null())
