@@ -114,7 +114,7 @@ impl Weir {
     async fn lacks(&self, verb: &str, resources: &[&str]) {
         for resource in resources {
             until(&format!("the log names {verb} of {resource}"), async || {
-                self.log().contains(&format!("cannot {verb} resource \"{resource}\""))
+                self.log().contains(&format!("cannot {verb} resource \\\"{resource}\\\""))
             })
             .await;
         }

@@ -28,6 +28,7 @@ mod hosts;
 mod identity;
 mod kube_envoy;
 mod kube_harness;
+mod log;
 mod manifests;
 mod replicas;
 mod rollouts;

@@ -24,6 +24,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tracing::Instrument as _;
+use tracing::field::{Empty, display};
 
 use super::connections::{Connections, ProxyStatus, StreamInfo};
 use super::credentials::Credentials;
@@ -36,6 +38,7 @@ use crate::ca::{CertificateAuthority, CertificateService};
 use crate::identity::{Identity, TokenReviewer};
 use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
+use crate::revision::MeshRevision;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
 
 /// How many responses may be queued for a client: one per type, and as many again for a client that answers responses
@@ -305,9 +308,11 @@ impl<P: Path> Service<P> {
             access,
             headers: Box::new(head.headers),
         });
+        let span =
+            tracing::info_span!("stream", stream = id, variant = variant.name(), proxy = Empty);
         // The task owns both halves of the stream, so it ends when the client disconnects.
         let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
+        let task = async move {
             let served = StreamTask {
                 shared: &shared,
                 exchange: &exchange,
@@ -322,18 +327,13 @@ impl<P: Path> Service<P> {
                 .await;
             let status = match ended {
                 Ok(Ok(())) => Status::ok(""),
-                Ok(Err(status)) => {
-                    tracing::debug!(stream = id, %status, "stream closed");
-                    status
-                }
+                Ok(Err(status)) => status,
                 Err(_) => {
-                    tracing::error!(
-                        stream = id,
-                        "the task of a stream panicked; the proxy will reconnect"
-                    );
+                    tracing::error!("the task of a stream panicked; the proxy will reconnect");
                     Status::internal("internal error of the stream")
                 }
             };
+            tracing::debug!(code = ?status.code(), reason = status.message(), "stream ended");
             shared.connections.remove(id);
             let farewell = async {
                 let _ = sender.send(Err(status)).await;
@@ -342,7 +342,8 @@ impl<P: Path> Service<P> {
             // Responses that the client has not read by then are dropped.
             let _ = tokio::time::timeout(FINAL_STATUS_TIMEOUT, farewell).await;
             exchange.end();
-        });
+        };
+        tasks.spawn(task.instrument(span));
         grpc::response(frames)
     }
 }
@@ -441,10 +442,10 @@ impl StreamTask<'_> {
             () = self.shared.closing.cancelled() => Err(shutting_down()),
         };
         let identity = identity.inspect_err(|status| {
-            tracing::warn!(proxy = %proxy.id, reason = status.message(), "a client is not served");
+            tracing::warn!(node_id = %proxy.id, reason = status.message(), "a client is not served");
         })?;
         identity.permits(proxy).map_err(|reason| {
-            tracing::warn!(proxy = %proxy.id, reason, "a client is not served");
+            tracing::warn!(node_id = %proxy.id, reason, "a client is not served");
             Status::permission_denied(reason)
         })?;
         Ok(Some((identity, access.clone())))
@@ -467,11 +468,11 @@ impl StreamTask<'_> {
             Credentials::new(self.variant, identity, access.authority, random_fraction())
         });
         self.exchange.makes_sense();
-        tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
+        tracing::Span::current().record("proxy", display(&proxy));
+        tracing::info!(node_id = %proxy.id, "proxy connected");
         if let Some(kind) = self.kind {
             tracing::warn!(
-                proxy = %proxy.id,
-                kind = kind.short_name(),
+                resource_type = kind.short_name(),
                 "proxy opened a stream for one type: changes of several types are not ordered across its streams, and \
                  requests may be lost; use ADS"
             );
@@ -504,6 +505,9 @@ impl StreamTask<'_> {
         let is_new = served.take_snapshot();
         let now = Instant::now();
         let responses = served.machine.responses(now);
+        if is_new {
+            tracing::debug!(revision = served.wanted(), "new revision for the proxy");
+        }
         if served.machine.reached().is_some()
             && let Some(begun) = served.changed_at.take()
             && !is_new
@@ -511,7 +515,9 @@ impl StreamTask<'_> {
             metrics.converged(now.saturating_duration_since(begun));
         }
         for response in responses {
-            metrics.pushed(response.kind, response.frame.len());
+            let (resource_type, bytes) = (response.kind.short_name(), response.frame.len());
+            tracing::debug!(resource_type, bytes, "sending a response");
+            metrics.pushed(response.kind, bytes);
             if !self.send(response.frame).await? {
                 return Ok(false);
             }
@@ -587,7 +593,6 @@ impl StreamTask<'_> {
         served: &mut Served,
         message: M,
     ) -> Result<(), Status> {
-        let proxy = &served.status.id;
         let mut request: stream::Request = message.into();
         request.alone = self.kind.is_some();
         match self.kind {
@@ -615,20 +620,27 @@ impl StreamTask<'_> {
                 .on_request(request)
                 .map_err(|error| Status::resource_exhausted(error.to_string()))?;
             if let Some(reason) = rejected {
-                tracing::warn!(%proxy, kind = "SDS", reason, "proxy rejected resources");
+                tracing::warn!(resource_type = "sds", reason, "proxy rejected resources");
             }
             return Ok(());
         }
         if ResourceType::from_type_url(&request.type_url).is_none() {
-            tracing::debug!(%proxy, type_url = request.type_url, "requested an unsupported type");
+            tracing::debug!(type_url = request.type_url, "proxy requested an unsupported type");
         }
         let answer = served
             .machine
             .on_request(request)
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-        if let Some(Answer::Rejected(kind, reason)) = answer {
-            self.shared.metrics.rejected(kind);
-            tracing::warn!(%proxy, kind = kind.short_name(), reason, "proxy rejected resources");
+        match answer {
+            Some(Answer::Rejected(kind, reason)) => {
+                self.shared.metrics.rejected(kind);
+                let resource_type = kind.short_name();
+                tracing::warn!(resource_type, reason, "proxy rejected resources");
+            }
+            Some(Answer::Acked(kind)) => {
+                tracing::debug!(resource_type = kind.short_name(), "proxy acknowledged a response");
+            }
+            None => {}
         }
         Ok(())
     }
@@ -664,6 +676,11 @@ impl Served {
         self.machine.on_snapshot(snapshot);
         true
     }
+
+    /// The revision that the client gets in the end, for the log.
+    fn wanted(&self) -> Option<u64> {
+        self.status.wanted.map(MeshRevision::get)
+    }
 }
 
 /// How long a stream waits before it closes when all streams close: a random part of the total time, so that the
@@ -680,6 +697,9 @@ fn random_fraction() -> f64 {
 }
 
 fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
+    if let Some(reached) = machine.reached().filter(|reached| status.reached != Some(*reached)) {
+        tracing::debug!(revision = reached.get(), "proxy has all of the revision");
+    }
     status.acked = machine.settled().or(status.acked);
     status.resting = machine.reached().is_some();
     status.reached = machine.reached().or(status.reached);
@@ -687,7 +707,9 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     if status.lagging.is_none()
         && let Some(reason) = &lagging
     {
-        tracing::warn!(proxy = %status.id, reason, "proxy is lagging; it keeps its last complete configuration");
+        tracing::warn!(reason, "proxy is lagging; it keeps its last complete configuration");
+    } else if status.lagging.is_some() && lagging.is_none() {
+        tracing::info!("proxy is no longer lagging");
     }
     status.lagging = lagging;
     status.types = machine.progress();
@@ -715,7 +737,7 @@ fn shutting_down() -> Status {
 }
 
 fn not_served(error: &ProxyError) -> Status {
-    tracing::warn!(%error, "a client is not served");
+    tracing::warn!(%error, "refused a client");
     match error {
         ProxyError::Generator { .. } => Status::unimplemented(error.to_string()),
         ProxyError::Id(_) | ProxyError::Type { .. } | ProxyError::Address { .. } => {
