@@ -21,10 +21,12 @@ pub struct CaOptions {
     pub namespace: String,
     /// The trust domain of the SPIFFE IDs.
     pub trust_domain: String,
-    /// How long a workload's certificate is valid.
+    /// How long a workload's certificate is valid at most.
     pub lifetime: Duration,
     /// How long proxies have to learn of a new root before it signs.
     pub learn: Duration,
+    /// Whether the roots that another controller has written into namespaces are overwritten.
+    pub take_over: bool,
 }
 
 /// What is signed and trusted at some time.
@@ -35,6 +37,8 @@ pub(crate) struct Current {
     /// The roots to trust, in PEM.
     pub roots: String,
     count: u32,
+    /// Whether the roots that were trusted before weir started are known. Until then nobody else is told of these.
+    pub complete: bool,
 }
 
 impl fmt::Display for Current {
@@ -70,7 +74,7 @@ pub(crate) enum SignError {
 /// A certificate that weir has made together with its key.
 #[derive(Clone)]
 pub(crate) struct KeyedChain {
-    /// The certificate and its intermediates, in PEM, without the root.
+    /// The certificate and its intermediates, in PEM.
     pub chain: String,
     /// The private key in PEM.
     pub key: String,
@@ -94,7 +98,9 @@ impl CertificateAuthority {
         self.current.clone()
     }
 
-    /// Signs the key of a certificate signing request in PEM for a workload.
+    /// Signs the key of a certificate signing request in PEM for a workload, for the time that it wants, and for no longer
+    /// than others. Returns the certificate, its intermediates, and all roots to trust last, because Istio's agent knows no
+    /// others.
     ///
     /// # Errors
     /// The request is wrong, or the authority cannot sign.
@@ -103,9 +109,12 @@ impl CertificateAuthority {
         identity: &Identity,
         request: &str,
         lifetime: Option<Duration>,
-    ) -> Result<Issued, SignError> {
+    ) -> Result<Vec<String>, SignError> {
         let key = request::public_key(request).map_err(SignError::Request)?;
-        self.sign(identity, &key, lifetime)
+        let current = self.current()?;
+        let mut chain = self.sign(&current, identity, &key, lifetime)?.chain;
+        chain.push(current.roots.clone());
+        Ok(chain)
     }
 
     /// Makes a key and signs it for a workload.
@@ -114,7 +123,7 @@ impl CertificateAuthority {
     /// The authority cannot sign.
     pub(crate) fn make(&self, identity: &Identity) -> Result<KeyedChain, SignError> {
         let key = KeyPair::generate().map_err(AuthorityError::from)?;
-        let issued = self.sign(identity, &key, None)?;
+        let issued = self.sign(&*self.current()?, identity, &key, None)?;
         Ok(KeyedChain::new(&issued, &key))
     }
 
@@ -123,22 +132,27 @@ impl CertificateAuthority {
     /// # Errors
     /// The authority cannot sign.
     pub(crate) fn make_server(&self, names: &[String]) -> Result<KeyedChain, SignError> {
-        let current = self.current.borrow().clone().ok_or(SignError::NotReady)?;
+        let current = self.current()?;
         let key = KeyPair::generate().map_err(AuthorityError::from)?;
         let now = SystemTime::now();
         let issued = current.signing.sign_server(names, &key, self.lifetime, now)?;
         Ok(KeyedChain::new(&issued, &key))
     }
 
+    fn current(&self) -> Result<Arc<Current>, SignError> {
+        self.current.borrow().clone().ok_or(SignError::NotReady)
+    }
+
     fn sign(
         &self,
+        current: &Current,
         identity: &Identity,
         key: &impl PublicKeyData,
         lifetime: Option<Duration>,
     ) -> Result<Issued, SignError> {
-        let current = self.current.borrow().clone().ok_or(SignError::NotReady)?;
-        let (id, lifetime) =
-            (identity.spiffe_id(&self.trust_domain), lifetime.unwrap_or(self.lifetime));
+        let id = identity.spiffe_id(&self.trust_domain);
+        // Roots are trusted for this time after they have stopped signing.
+        let lifetime = lifetime.map_or(self.lifetime, |wanted| wanted.min(self.lifetime));
         let issued = current.signing.sign_workload(&id, key, lifetime, SystemTime::now())?;
         self.metrics.certificates.inc();
         Ok(issued)
@@ -147,9 +161,13 @@ impl CertificateAuthority {
 
 impl Current {
     /// What `signing` signs and `roots` trust.
-    pub(super) fn new(signing: Arc<Authority>, roots: &[CertificateDer<'static>]) -> Self {
+    pub(super) fn new(
+        signing: Arc<Authority>,
+        roots: &[CertificateDer<'static>],
+        complete: bool,
+    ) -> Self {
         let count = u32::try_from(roots.len()).unwrap_or(u32::MAX);
-        Self { signing, roots: roots.iter().map(|root| pem(root)).collect(), count }
+        Self { signing, roots: roots.iter().map(|root| pem(root)).collect(), count, complete }
     }
 
     /// Until when the certificates of the authority are valid.
@@ -163,8 +181,8 @@ impl Current {
     }
 
     /// Whether the same authority signs and the same roots are trusted.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.signs_like(other) && self.roots == other.roots
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.signs_like(other) && self.roots == other.roots && self.complete == other.complete
     }
 
     /// Whether the same authority signs.
@@ -175,9 +193,8 @@ impl Current {
 
 impl KeyedChain {
     fn new(issued: &Issued, key: &KeyPair) -> Self {
-        let without_root = issued.chain.len().saturating_sub(1);
         Self {
-            chain: issued.chain.iter().take(without_root).map(String::as_str).collect(),
+            chain: issued.chain.concat(),
             key: key.serialize_pem(),
             valid_until: issued.valid_until,
         }
