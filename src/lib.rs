@@ -15,6 +15,7 @@ pub mod control_plane;
 pub mod envoy;
 pub mod envoy_validate;
 pub mod explain;
+pub(crate) mod inject;
 pub mod mesh;
 pub(crate) mod metrics;
 pub(crate) mod preflight;

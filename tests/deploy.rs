@@ -12,7 +12,7 @@ use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
 
-const OBJECTS: [&str; 16] = [
+const OBJECTS: [&str; 19] = [
     "namespace/weir-system",
     "serviceaccount/weir",
     "clusterrole/weir",
@@ -29,6 +29,9 @@ const OBJECTS: [&str; 16] = [
     "clusterrolebinding/weir-webhook",
     "role/weir-webhook",
     "rolebinding/weir-webhook",
+    "mutatingwebhookconfiguration/weir-sidecar-injector",
+    "clusterrole/weir-sidecar-injector",
+    "clusterrolebinding/weir-sidecar-injector",
 ];
 
 /// The resources that weir reads.
@@ -461,7 +464,7 @@ fn what_the_chart_renders_fits_a_cluster() {
     let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
     assert_eq!(
         found,
-        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--webhook=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--webhook=on","--injection=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
     );
 }
 
@@ -474,6 +477,8 @@ fn the_chart_refuses_values_that_mean_nothing() {
         "topologySpread=Never",
         "webhook.failurePolicy=Maybe",
         "webhook.timeoutSeconds=1",
+        "injection.failurePolicy=Maybe",
+        "injection.timeoutSeconds=1",
         "networkPolicy.webhookFrom={everywhere}",
         "serve.onlyNamespace=true,serve.discoverySelectors={a=b}",
     ] {

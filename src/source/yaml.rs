@@ -108,10 +108,16 @@ impl Document {
                 best = (followed, line);
             }
         };
-        if let Some((index, rest)) = path.strip_prefix('[').and_then(|rest| rest.split_once(']'))
-            && let Ok(index) = index.parse::<usize>()
-        {
-            follow(self.children(at).filter(|&child| self.key_at(child) == 0).nth(index), rest);
+        if let Some((inside, rest)) = path.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            let child = match inside.parse::<usize>() {
+                Ok(index) => self.children(at).filter(|&child| self.key_at(child) == 0).nth(index),
+                // A key that is no identifier, as in `annotations[example.com/name]`.
+                Err(_) => {
+                    let key = hash(inside);
+                    self.children(at).find(|&child| self.key_at(child) == key)
+                }
+            };
+            follow(child, rest);
         }
         // A key may contain path separators, so every possible end is tried and the longest match wins. Paths come from
         // problems, not from files, so there are few ends.
