@@ -97,7 +97,7 @@ impl Weir {
             .args(["--admin-listen", &format!("127.0.0.1:{admin}")])
             .args(["--pod-namespace", "weir-system", "--pod-name", "weir-0"])
             .args(["--replicas-service", "weir-replicas", "--status-lease", "6"])
-            .args(["--webhook", "on", "--webhook-listen", "127.0.0.1:0"])
+            .args(["--webhook", "on", "--injection", "on", "--webhook-listen", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stderr(File::create(&log).unwrap())
             .spawn()
@@ -298,6 +298,9 @@ async fn allow_verb(
     cluster.kubectl_ok(&[role, &["--type=json", "-p", &patch]].concat());
     let account = account.to_str().expect("UTF-8");
     let object = match (role.contains(&"clusterrole"), verb) {
+        (true, _) if role.contains(&"weir-sidecar-injector") => {
+            "mutatingwebhookconfigurations/weir-sidecar-injector"
+        }
         (true, _) => "validatingwebhookconfigurations/weir",
         (false, "create") => "secrets",
         (false, _) => "secrets/weir-webhook-cert",
@@ -307,10 +310,26 @@ async fn allow_verb(
         .await;
 }
 
-/// The authority in the webhook configuration; empty before weir has written it.
+/// The webhook configurations, and how many webhooks they have.
+const CONFIGURATIONS: [(&str, &str, usize); 2] = [
+    ("validatingwebhookconfiguration", "weir", 1),
+    ("mutatingwebhookconfiguration", "weir-sidecar-injector", 4),
+];
+
+/// The authority in the webhook configurations; empty before weir has written it into all of them.
 fn ca_bundle(cluster: &KubeCluster) -> String {
-    let path = "jsonpath={.webhooks[0].clientConfig.caBundle}";
-    cluster.kubectl_ok(&["get", "validatingwebhookconfiguration", "weir", "-o", path])
+    let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+    let mut all = Vec::new();
+    for (kind, name, count) in CONFIGURATIONS {
+        let bundles = cluster.kubectl_ok(&["get", kind, name, "-o", path]);
+        let bundles: Vec<_> = bundles.split_whitespace().map(str::to_owned).collect();
+        if bundles.len() < count {
+            return String::new();
+        }
+        all.extend(bundles);
+    }
+    let first = all.remove(0);
+    if all.iter().all(|bundle| *bundle == first) { first } else { String::new() }
 }
 
 /// kubectl in the namespace of weir.
@@ -330,9 +349,10 @@ async fn weir_keeps_the_certificate_of_its_webhook_with_its_roles() {
     until("the authority is in the configuration", async || !ca_bundle(&cluster).is_empty()).await;
     // A configuration that somebody writes anew gets it again, and so does a Secret.
     let remove = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
-    let patch = ["patch", "validatingwebhookconfiguration", "weir", "--type=json", "-p", remove];
-    cluster.kubectl_ok(&patch);
-    until("the authority is back", async || !ca_bundle(&cluster).is_empty()).await;
+    for (kind, name, _) in CONFIGURATIONS {
+        cluster.kubectl_ok(&["patch", kind, name, "--type=json", "-p", remove]);
+        until("the authority is back", async || !ca_bundle(&cluster).is_empty()).await;
+    }
     let before = ca_bundle(&cluster);
     delete_certificate(&cluster);
     until("another authority is there", async || {
@@ -350,12 +370,16 @@ async fn weir_needs_each_verb_for_the_certificate_of_its_webhook() {
     let name = "weir_needs_each_verb_for_the_certificate_of_its_webhook";
     let Some((cluster, account)) = deployed(name).await else { return };
     let configuration = (&["patch", "clusterrole", "weir-webhook"][..], 0);
+    let injection = (&["patch", "clusterrole", "weir-sidecar-injector"][..], 0);
     let role = &["-n", "weir-system", "patch", "role", "weir-webhook"][..];
     let (created, kept) = ((role, 0), (role, 1));
     for (rule, verb, others, resource) in [
         (configuration, "list", &["watch", "patch"][..], "validatingwebhookconfigurations"),
         (configuration, "watch", &["list", "patch"], "validatingwebhookconfigurations"),
         (configuration, "patch", &["list", "watch"], "validatingwebhookconfigurations"),
+        (injection, "list", &["watch", "patch"], "mutatingwebhookconfigurations"),
+        (injection, "watch", &["list", "patch"], "mutatingwebhookconfigurations"),
+        (injection, "patch", &["list", "watch"], "mutatingwebhookconfigurations"),
         (kept, "list", &["watch", "update"], "secrets"),
         (kept, "watch", &["list", "update"], "secrets"),
         (kept, "update", &["list", "watch"], "secrets"),

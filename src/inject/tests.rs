@@ -585,7 +585,7 @@ fn what_is_wrong_is_named_with_its_line_and_field() {
           expected an amount such as 100m, 2, 128Mi or 1Gi"
         ]
     );
-    let text = text.replace("fast", "1");
+    let text = text.replace("fast", "100m");
     assert_eq!(
         said(&text),
         [
